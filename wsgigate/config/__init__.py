@@ -1,0 +1,1 @@
+"""The file that describes a gateway, and the only place that knows everything."""

@@ -1,0 +1,1 @@
+"""What the servers and frameworks around a gateway need from it."""

@@ -1,0 +1,82 @@
+"""Refusals as values: an RFC 9457 problem document that is also the WSGI app answering with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TypeAlias
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+__all__ = ["Problem", "Refuse", "status_line", "answer_with"]
+
+
+def status_line(status: int) -> str:
+    """Return *status* with its registered phrase: ``404 Not Found``; an unregistered one has none."""
+    return _LINES.get(status) or f"{status} Unknown"
+
+
+_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem document (RFC 9457), and the WSGI application that answers with it.
+
+    Beside the standard members it carries ``success: false`` and ``message`` (the detail again), so
+    that clients which look for those find them. A detail names the rule that refused, never a host,
+    a token's flaw or a stack: that goes to the log, as ``environ["wsgigate.reason"]``.
+
+    :param status: The HTTP status code.
+    :param detail: One sentence for the client.
+    :param type: A URI that names the kind of problem.
+    :param title: The kind in words; the status's own phrase unless said.
+    :param extensions: Further members of the document.
+    :param headers: Further response fields, such as ``Retry-After``.
+    """
+
+    status: int
+    detail: str = ""
+    type: str = "about:blank"
+    title: str = ""
+    extensions: Mapping[str, object] = field(default_factory=dict)
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def document(self) -> dict[str, object]:
+        """Return the members of the document in the order they are written."""
+        title = self.title or status_line(self.status).partition(" ")[2]
+        detail = self.detail or title
+        return {
+            "type": self.type,
+            "title": title,
+            "status": self.status,
+            "detail": detail,
+            "success": False,
+            "message": detail,
+            **self.extensions,
+        }
+
+    def __call__(
+        self, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        body = json.dumps(self.document()).encode("ascii")
+        start_response(
+            status_line(self.status),
+            [
+                ("Content-Type", "application/problem+json"),
+                ("Content-Length", str(len(body))),
+                ("Cache-Control", "no-store"),
+                *self.headers,
+            ],
+        )
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+
+
+Refuse: TypeAlias = Callable[[Problem], WSGIApplication]
+"""Turns a problem into the app that answers it, for those who want HTML or another shape."""
+
+
+def answer_with(problem: Problem) -> WSGIApplication:
+    """Return the app that answers with *problem* as it is: what every middleware does by default."""
+    return problem

@@ -1,0 +1,1 @@
+"""The inside of the onion: from a route to a backend and back."""

@@ -1,0 +1,100 @@
+"""What workers share: small values under string keys, each gone after its time to live."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
+
+__all__ = ["Change", "Store", "StoreError", "Updates", "open_store", "update"]
+
+R = TypeVar("R")
+
+Change: TypeAlias = Callable[[bytes | None, float], tuple[bytes | None, float, R]]
+"""``change(old, now) -> (new, ttl, result)``: what becomes of a value, decided in one step.
+
+*old* is the live value or ``None``; *now* is the store's own time in seconds. A *new* that is *old*
+itself leaves the value and its time to live as they are; ``None`` removes it.
+"""
+
+
+class StoreError(Exception):
+    """The store could not be read or written; says which and why, in the operator's words."""
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Small values shared by workers. Every value may vanish after its ttl.
+
+    The store tells the time: those who share a counter must share a clock. A key is at most 480
+    bytes of UTF-8, a value at most 64 KiB; more is a ``ValueError``. Every method raises
+    :class:`StoreError` when the store fails.
+    """
+
+    def get(self, key: str) -> tuple[bytes | None, float]:
+        """Return the live value, or None, and the store's own time in seconds."""
+
+    def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
+        """Replace *old* by *new* if it is still there; ``None`` means absent.
+
+        :param ttl: How long *new* lives, in seconds from now.
+        :returns: Whether *old* was there and *new* is now.
+        """
+
+    def items(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        """Yield the live items whose key starts with *prefix*, in the order of their keys."""
+
+    def close(self) -> None:
+        """Release what this process holds open; the next call opens it again."""
+
+
+class Updates(Protocol):
+    """What a store offers besides when it can decide and write in one step of its own."""
+
+    def update(self, key: str, change: Change[R]) -> R:
+        """Replace the value of *key* by what *change* makes of it, atomically; return its result."""
+
+
+ATTEMPTS = 100
+"""How often a value changed by others is read again before the store counts as failed."""
+
+
+def update(store: Store, key: str, change: Change[R]) -> R:
+    """Replace the value of *key* by what *change* makes of it, atomically; return its result.
+
+    One step of the store's own where it has one; else read, decide, and swap until nobody was
+    faster. *change* must be pure, as it may be called more than once.
+
+    :raises StoreError: The store failed, or others changed the value every time.
+    """
+    own = getattr(store, "update", None)
+    if own is not None:
+        result: R = own(key, change)
+        return result
+    for _ in range(ATTEMPTS):
+        old, now = store.get(key)
+        new, ttl, result = change(old, now)
+        if new is old or store.swap(key, old, new, ttl):
+            return result
+    raise StoreError(f"{key!r} is changed by others faster than it can be read")
+
+
+def open_store(url: str, *, owner: str = "") -> Store:
+    """Return the store that *url* names. Nothing is opened before its first use.
+
+    :param url: ``memory:`` for one process; ``lmdb:`` or ``lmdb:PATH`` for every worker of this
+        machine.
+    :param owner: Whose folder a plain ``lmdb:`` is: one per gateway or app, so that two of them
+        never share counters by accident.
+    :raises ValueError: No store goes by that URL.
+    :raises StoreError: The folder of a plain ``lmdb:`` can not be had.
+    """
+    scheme, colon, rest = url.partition(":")
+    if scheme == "memory" and colon and not rest:
+        from wsgigate.store.memory import MemoryStore
+
+        return MemoryStore()
+    if scheme == "lmdb" and colon:
+        from wsgigate.store.lmdb import LmdbStore, private_folder
+
+        return LmdbStore(rest or private_folder(owner))
+    raise ValueError(f'a store is "memory:", "lmdb:" or "lmdb:PATH", not {url!r}')

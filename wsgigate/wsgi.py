@@ -1,0 +1,248 @@
+"""What every middleware shares: the environ keys, the key functions, and how a response ends.
+
+The middlewares never import each other. They meet in ``environ``, under the keys listed here,
+and each of them works when a key is missing.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from hashlib import sha256
+from types import TracebackType
+from typing import Any, TypeAlias
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+__all__ = [
+    "BodyError",
+    "BodyTooLarge",
+    "ExcInfo",
+    "Headers",
+    "Key",
+    "Observed",
+    "address_key",
+    "api_key",
+    "client_address",
+    "combined",
+    "header",
+    "observe",
+    "path_parameter",
+    "peer",
+    "route",
+    "subject",
+]
+
+REQUEST_ID = "wsgigate.request_id"
+"""``str``: names this request in logs; set by RequestId."""
+
+CLIENT = "wsgigate.client"
+"""``str``: the client's address behind trusted proxies, without port; set by ClientAddress."""
+
+PEER_TRUSTED = "wsgigate.peer_trusted"
+"""``True``: the peer is a trusted proxy, its forwarding fields may be kept; set by ClientAddress."""
+
+CLAIMS = "wsgigate.claims"
+"""``dict``: the verified claims of the caller's token; set by Authenticator."""
+
+TARGET = "wsgigate.target"
+"""``Target``: the canonical request target; set by the first one to ask for it."""
+
+ROUTE = "wsgigate.route"
+"""``str``: the name of the route that matched; set by Dispatcher."""
+
+PARAMS = "wsgigate.params"
+"""``dict[str, str]``: the path parameters of that route, percent-decoded; set by Dispatcher."""
+
+SERVICE = "wsgigate.service"
+"""``str``: the service the request was forwarded to; set by Forwarder."""
+
+INSTANCE = "wsgigate.instance"
+"""``str``: the address of the instance that answered; set by Forwarder."""
+
+REASON = "wsgigate.reason"
+"""``str``: why a request was refused, for the log only: it may say what a client must not know."""
+
+Headers: TypeAlias = list[tuple[str, str]]
+ExcInfo: TypeAlias = (
+    tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
+)
+Key: TypeAlias = Callable[[WSGIEnvironment], str | None]
+"""Names a caller; ``None`` exempts the request."""
+
+
+class BodyError(Exception):
+    """The client's request body could not be read to its end."""
+
+
+class BodyTooLarge(BodyError):
+    """The client's request body is longer than allowed; answered with 413."""
+
+
+class Observed:
+    """One response on its way out: its status, its size, and how it ended.
+
+    ``close()`` is the only end that PEP 3333 promises, so it is where *done* is told, once.
+    """
+
+    __slots__ = ("_done", "_start_response", "body", "error", "sent", "status")
+
+    def __init__(
+        self, start_response: StartResponse, done: Callable[[Observed], object]
+    ) -> None:
+        self.status = ""
+        self.sent = 0
+        self.error: BaseException | None = None
+        self.body: Iterable[bytes] = ()
+        self._start_response = start_response
+        self._done: Callable[[Observed], object] | None = done
+
+    def start_response(
+        self, status: str, headers: Headers, exc_info: ExcInfo | None = None
+    ) -> Callable[[bytes], object]:
+        self.status = status
+        if exc_info:
+            return self._counted(self._start_response(status, headers, exc_info))
+        return self._counted(self._start_response(status, headers))
+
+    def _counted(self, write: Callable[[bytes], object]) -> Callable[[bytes], object]:
+        def counting(data: bytes) -> object:
+            self.sent += len(data)
+            return write(data)
+
+        return counting
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            for chunk in self.body:
+                self.sent += len(chunk)
+                yield chunk
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            self.error = error
+            raise
+
+    def close(self) -> None:
+        done, self._done = self._done, None
+        if done is None:  # some servers and test clients close twice
+            return
+        try:
+            close = getattr(self.body, "close", None)
+            if close is not None:
+                close()
+        finally:
+            done(self)
+
+
+def observe(
+    app: WSGIApplication,
+    environ: WSGIEnvironment,
+    start_response: StartResponse,
+    done: Callable[[Observed], object],
+) -> Observed:
+    """Call *app* and have *done* told once, when its response has ended or failed.
+
+    :param done: Called with the :class:`Observed` response: its ``status`` line (empty when none was
+        started), the bytes ``sent``, and the ``error`` that ended it, if one did.
+    """
+    response = Observed(start_response, done)
+    try:
+        response.body = app(environ, response.start_response)
+    except BaseException as error:
+        response.error = error
+        done(response)
+        raise
+    return response
+
+
+def peer(environ: WSGIEnvironment) -> str:
+    """Return the address of the client: as a trusted proxy told it, else the peer's own.
+
+    A peer without an address (a Unix socket) is ``"unix"``: one name, never the empty string.
+    """
+    client: str = environ.get(CLIENT) or environ.get("REMOTE_ADDR") or "unix"
+    return client
+
+
+@lru_cache(maxsize=4096)
+def address_key(address: str, ipv6_prefix: int = 64) -> str:
+    """Return the name a limit counts *address* under.
+
+    An IPv6 client owns a whole network, so it is counted by its first *ipv6_prefix* bits; an IPv4
+    address written as IPv6 (``::ffff:192.0.2.1``) counts as the IPv4 address it is.
+    """
+    if ":" not in address:
+        return address
+    try:
+        parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((parsed, ipv6_prefix), strict=False))
+
+
+def client_address(environ: WSGIEnvironment) -> str:
+    """Name the caller by its address: IPv4 whole, IPv6 by its /64."""
+    return address_key(peer(environ))
+
+
+def subject(environ: WSGIEnvironment) -> str | None:
+    """Name the caller by the ``sub`` claim of its verified token; exempt a caller without one."""
+    claims: dict[str, Any] = environ.get(CLAIMS) or {}
+    sub = claims.get("sub")
+    return sub if isinstance(sub, str) and sub else None
+
+
+def route(environ: WSGIEnvironment) -> str | None:
+    """Name the route that matched, so that every route has a count of its own."""
+    name: str | None = environ.get(ROUTE)
+    return name
+
+
+def path_parameter(name: str) -> Key:
+    """Return a key function that names the caller by the path parameter *name*."""
+
+    def key(environ: WSGIEnvironment) -> str | None:
+        params: dict[str, str] = environ.get(PARAMS) or {}
+        return params.get(name)
+
+    return key
+
+
+def environ_key(name: str) -> str:
+    """Return the environ key of the request field *name*: ``X-Api-Key`` is ``HTTP_X_API_KEY``."""
+    key = name.upper().replace("-", "_")
+    return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + key
+
+
+def header(name: str) -> Key:
+    """Return a key function that names the caller by the request field *name*.
+
+    The value is the client's to choose, so it is hashed: the store sees neither its length nor its
+    characters, and no secret.
+    """
+    key_name = environ_key(name)
+
+    def key(environ: WSGIEnvironment) -> str | None:
+        value: str = environ.get(key_name, "")
+        return sha256(value.encode("utf-8", "replace")).hexdigest()[:32] if value else None
+
+    return key
+
+
+api_key = header("X-API-Key")
+"""Names the caller by its ``X-API-Key`` field, hashed."""
+
+
+def combined(*keys: Key) -> Key:
+    """Return a key function that joins what *keys* say; exempt when any of them exempts."""
+
+    def key(environ: WSGIEnvironment) -> str | None:
+        parts = [part(environ) for part in keys]
+        if any(part is None for part in parts):
+            return None
+        return "|".join(f"{len(part)}:{part}" for part in parts if part is not None)
+
+    return key
