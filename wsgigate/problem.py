@@ -9,11 +9,11 @@ from http import HTTPStatus
 from typing import TypeAlias
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["Problem", "Refuse", "status_line", "answer_with"]
+__all__ = ["Problem", "Refusal", "Refuse", "answer_with", "status_line"]
 
 
 def status_line(status: int) -> str:
-    """Return *status* with its registered phrase: ``404 Not Found``; an unregistered one has none."""
+    """Return *status* with its registered phrase: ``404 Not Found``."""
     return _LINES.get(status) or f"{status} Unknown"
 
 
@@ -57,9 +57,7 @@ class Problem:
             **self.extensions,
         }
 
-    def __call__(
-        self, environ: WSGIEnvironment, start_response: StartResponse
-    ) -> Iterable[bytes]:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         body = json.dumps(self.document()).encode("ascii")
         start_response(
             status_line(self.status),
@@ -73,10 +71,29 @@ class Problem:
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
 
+class Refusal(Exception):
+    """Raised where a request turns out to be refused, and answered at the edge of the same app.
+
+    It never leaves a middleware: one used alone has nobody outside to catch it.
+
+    :param problem: The answer.
+    :param reason: Why, for the log.
+    """
+
+    def __init__(self, problem: Problem, reason: str = "") -> None:
+        super().__init__(reason or problem.detail)
+        self.problem = problem
+
+    @classmethod
+    def of(cls, status: int, detail: str, reason: str = "") -> Refusal:
+        """Return a refusal whose problem has nothing but a status and a detail."""
+        return cls(Problem(status, detail), reason)
+
+
 Refuse: TypeAlias = Callable[[Problem], WSGIApplication]
 """Turns a problem into the app that answers it, for those who want HTML or another shape."""
 
 
 def answer_with(problem: Problem) -> WSGIApplication:
-    """Return the app that answers with *problem* as it is: what every middleware does by default."""
+    """Return *problem* as it is: how every middleware refuses by default."""
     return problem

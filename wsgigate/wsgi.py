@@ -40,7 +40,7 @@ CLIENT = "wsgigate.client"
 """``str``: the client's address behind trusted proxies, without port; set by ClientAddress."""
 
 PEER_TRUSTED = "wsgigate.peer_trusted"
-"""``True``: the peer is a trusted proxy, its forwarding fields may be kept; set by ClientAddress."""
+"""``True``: the peer is a trusted proxy, its forwarding fields are kept; set by ClientAddress."""
 
 CLAIMS = "wsgigate.claims"
 """``dict``: the verified claims of the caller's token; set by Authenticator."""
@@ -85,13 +85,12 @@ class Observed:
     ``close()`` is the only end that PEP 3333 promises, so it is where *done* is told, once.
     """
 
-    __slots__ = ("_done", "_start_response", "body", "error", "sent", "status")
+    __slots__ = ("_done", "_start_response", "body", "complete", "error", "sent", "status")
 
-    def __init__(
-        self, start_response: StartResponse, done: Callable[[Observed], object]
-    ) -> None:
+    def __init__(self, start_response: StartResponse, done: Callable[[Observed], object]) -> None:
         self.status = ""
         self.sent = 0
+        self.complete = False
         self.error: BaseException | None = None
         self.body: Iterable[bytes] = ()
         self._start_response = start_response
@@ -117,6 +116,7 @@ class Observed:
             for chunk in self.body:
                 self.sent += len(chunk)
                 yield chunk
+            self.complete = True  # else the client left, or the app failed
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -143,8 +143,9 @@ def observe(
 ) -> Observed:
     """Call *app* and have *done* told once, when its response has ended or failed.
 
-    :param done: Called with the :class:`Observed` response: its ``status`` line (empty when none was
-        started), the bytes ``sent``, and the ``error`` that ended it, if one did.
+    :param done: Called with the :class:`Observed` response: its ``status`` line (empty when none
+        was started), the bytes ``sent``, whether it went out ``complete``, and the ``error`` that
+        ended it, if one did.
     """
     response = Observed(start_response, done)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 __all__ = ["Instance"]
@@ -18,21 +18,29 @@ class Instance:
 
     :param url: ``http://HOST[:PORT]`` or ``https://HOST[:PORT]``, nothing behind it.
     :param weight: Its share of the traffic relative to its siblings; 0 drains it.
+    :ivar scheme: ``http`` or ``https``.
+    :ivar authority: ``HOST[:PORT]`` as a ``Host`` field has it: lower case, without a default port.
     :raises ValueError: *url* is not of that form; says what is wrong with it.
     """
 
     url: str
     weight: int = 1
+    scheme: str = field(init=False, repr=False, compare=False)
+    authority: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https"):
-            raise ValueError(f"an instance's URL starts with http:// or https://, not {self.url!r}")
+        try:
+            parts = urlsplit(self.url)
+        except ValueError:
+            raise ValueError("an instance's URL has no valid host") from None
         if parts.username is not None or parts.password is not None:
             raise ValueError("an instance's URL must not carry credentials")
+        if parts.scheme not in ("http", "https"):
+            raise ValueError(f"an instance's URL starts with http:// or https://, not {self.url!r}")
         if parts.path not in ("", "/") or parts.query or parts.fragment:
             raise ValueError(
-                f"an instance's URL ends after the port, got {self.url!r}; use add_prefix for a path"
+                f"an instance's URL ends after the port, not as {self.url!r}; "
+                "a path goes into add_prefix"
             )
         host = parts.hostname or ""
         if not (_is_ipv6(host) if ":" in host else _HOST.fullmatch(host)):
@@ -43,23 +51,14 @@ class Instance:
             port = 0
         if port == 0:
             raise ValueError(f"{self.url!r} has no valid port")
-        object.__setattr__(self, "url", f"{parts.scheme}://{self.authority}")
         if self.weight < 0:
             raise ValueError(f"a weight is 0 or more, got {self.weight}")
-
-    @property
-    def scheme(self) -> str:
-        """``http`` or ``https``."""
-        return urlsplit(self.url).scheme
-
-    @property
-    def authority(self) -> str:
-        """``HOST[:PORT]`` as a ``Host`` field carries it: lower case, without a default port."""
-        parts = urlsplit(self.url)
-        host = parts.hostname or ""
         host = f"[{host}]" if ":" in host else host
         default = 443 if parts.scheme == "https" else 80
-        return host if parts.port in (None, default) else f"{host}:{parts.port}"
+        authority = host if port in (None, default) else f"{host}:{port}"
+        object.__setattr__(self, "scheme", parts.scheme)
+        object.__setattr__(self, "authority", authority)
+        object.__setattr__(self, "url", f"{parts.scheme}://{authority}")
 
 
 def _is_ipv6(host: str) -> bool:

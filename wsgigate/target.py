@@ -1,0 +1,241 @@
+"""The request target: one canonical form, made once, that is matched and forwarded alike.
+
+Most ways around a gateway's rules are a path that the rules read in one way and the backend in
+another. So there is one form. What only spells the same path differently is brought to it; what
+could mean two things is refused:
+
+=====================================================  =========================================
+in the path                                            what becomes of it
+=====================================================  =========================================
+escape of an unreserved character, ``%73``             decoded, ``s``
+any other escape, ``%3b``                              kept, with upper-case digits, ``%3B``
+``//``                                                 one ``/``
+a dot segment, plain, encoded or before a ``;``        refused
+``%2f``                                                kept; most routes refuse it
+backslash, ``%5c``; control bytes, ``%00``; ``#``      refused
+a broken escape, ``%zz``                               refused
+a character no path may hold raw, such as ``|``        escaped
+=====================================================  =========================================
+
+The query is not read at all: it is passed byte for byte. Decisions after RFC 3986 section 6.2.2
+and RFC 9112 section 3.2; unlike those, nothing is resolved, because a resolved dot segment is how
+a path leaves the place it was matched in.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import NamedTuple
+from urllib.parse import quote, unquote_to_bytes
+from wsgiref.types import WSGIEnvironment
+
+from wsgigate.wsgi import TARGET
+
+__all__ = ["BadTarget", "Target", "canonical_path", "canonical_pattern", "normal_host", "target_of"]
+
+MAX_LENGTH = 8190
+"""Bytes of a request target; what gunicorn's own largest request line leaves room for."""
+
+_SIMPLE = re.compile(r"(?:/(?!\.\.?(?:[/;]|\Z))[A-Za-z0-9._~!$&'()*+,;=:@-]+)+/?|/")
+_ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})?")
+_SLASHES = re.compile(r"//+")
+_DOTS = re.compile(r"/\.\.?(?:[/;]|\Z)")
+_RAW = re.compile(r"""[^A-Za-z0-9._~!$&'()*+,;=:@/%-]""")
+_REFUSED_RAW = re.compile(r"[\x00-\x20\x7f\\#?]")
+_QUERY = re.compile(r"[\x21\x22\x24-\x7e]*")
+_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_SAFE = "!$&'()*+,;=:@/~"
+_ABSOLUTE = re.compile(r"(https?)://([^/?#]*)([^#]*)", re.IGNORECASE)
+_HOST = re.compile(
+    r"([A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?\.?|\[[0-9A-Fa-f:.]+\])(?::(\d{0,5}))?"
+)
+
+
+class BadTarget(ValueError):
+    """The request target, or the host it is for, can not be brought to one meaning."""
+
+
+class Target(NamedTuple):
+    """A canonical request target.
+
+    :ivar path: In canonical form, relative to where the gateway is mounted; starts with ``/``.
+    :ivar query: What stood behind the ``?``, byte for byte; ``None`` without one.
+    :ivar host: The host asked for: lower case, no port, no trailing dot; empty when none was named.
+    """
+
+    path: str
+    query: str | None
+    host: str
+
+    @property
+    def has_encoded_slash(self) -> bool:
+        """Whether a part of a segment is a ``/`` to those who decode it."""
+        return "%2F" in self.path
+
+    @property
+    def text(self) -> str:
+        """The target in origin form."""
+        return self.path if self.query is None else f"{self.path}?{self.query}"
+
+
+def canonical_path(path: str) -> str:
+    """Return *path* in canonical form.
+
+    :param path: A raw path: percent-encoded, starting with ``/``.
+    :raises BadTarget: It has no single meaning; says why.
+    """
+    if _SIMPLE.fullmatch(path):
+        return path
+    if not path.startswith("/"):
+        raise BadTarget("a path starts with /")
+    refused = _REFUSED_RAW.search(path)
+    if refused:
+        raise BadTarget(f"{refused[0]!r} in the path")
+    if "%" in path:
+        path = _ESCAPE.sub(_escape_of, path)
+    path = _RAW.sub(_escaped, path)
+    path = _SLASHES.sub("/", path)
+    if _DOTS.search(path) or ("%2F" in path and _DOTS.search(path.replace("%2F", "/"))):
+        raise BadTarget("a dot segment in the path")
+    return path
+
+
+def _escape_of(match: re.Match[str]) -> str:
+    digits = match[1]
+    if digits is None:
+        raise BadTarget("a broken escape in the path")
+    code = int(digits, 16)
+    if code < 0x20 or code == 0x7F:
+        raise BadTarget("an encoded control character in the path")
+    if code == 0x5C:
+        raise BadTarget("an encoded backslash in the path")
+    character = chr(code)
+    return character if character in _UNRESERVED else f"%{digits.upper()}"
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match[0].encode("latin-1", "replace"))
+
+
+def canonical_pattern(path: str) -> str:
+    """Return a route's *path* with its literal segments in canonical form, ``/caf%C3%A9``.
+
+    :raises BadTarget: A literal segment could never be matched; says why.
+    """
+    return "/".join(
+        segment
+        if segment in ("", "*") or "{" in segment or "}" in segment
+        else canonical_path("/" + quote(segment, safe=_SAFE + "%"))[1:]
+        for segment in path.split("/")
+    )
+
+
+@lru_cache(maxsize=1024)
+def normal_host(value: str) -> str:
+    """Return the name in a ``Host`` field value: lower case, without port and trailing dot.
+
+    :raises BadTarget: It is not ``name[:port]`` or ``[address][:port]``.
+    """
+    match = _HOST.fullmatch(value)
+    if match is None or (match[2] and int(match[2]) > 65535):
+        raise BadTarget("a malformed Host")
+    return match[1].lower().rstrip(".")
+
+
+def target_of(environ: WSGIEnvironment) -> Target:
+    """Return the request's canonical target, made once and kept in ``environ``.
+
+    The target as the client sent it is used where the server hands it on (``RAW_URI``,
+    ``REQUEST_URI``); else ``PATH_INFO`` is encoded again, in which an escaped slash can no longer
+    be told from a plain one.
+
+    :raises BadTarget: The target or the host has no single meaning; says why.
+    """
+    known: Target | None = environ.get(TARGET)
+    if known is None:
+        known = environ[TARGET] = _make(environ)
+    return known
+
+
+def _make(environ: WSGIEnvironment) -> Target:
+    raw: str | None = environ.get("RAW_URI") or environ.get("REQUEST_URI")
+    host = _host(environ)
+    mount: str = environ.get("SCRIPT_NAME", "")
+    below: str = environ.get("PATH_INFO", "")
+    if raw is None:
+        return Target(*_encoded(environ), host)
+    if len(raw) > MAX_LENGTH:
+        raise BadTarget("a request target that is too long")
+    if not raw.startswith("/"):
+        raw = _origin_form(raw, environ)
+    path, mark, query = raw.partition("?")
+    if not _QUERY.fullmatch(query):
+        raise BadTarget("a character in the query that must be escaped")
+    # What was mounted or looked at by PATH_INFO so far must be this very path. Some test clients
+    # leave the mount out of the raw one.
+    whole = _same(path, mount + below or "/")
+    if not whole and not _same(path, below):
+        raise BadTarget("a path other than the one the server read")
+    path = canonical_path(path)
+    if whole and mount and mount != "/":
+        path = _below(mount, path)
+    return Target(path, query if mark else None, host)
+
+
+def _same(raw: str, decoded: str) -> bool:
+    if raw == decoded:
+        return True
+    read = unquote_to_bytes(raw.encode("latin-1", "replace")).decode("latin-1")
+    return _SLASHES.sub("/", read) == _SLASHES.sub("/", decoded)
+
+
+def _encoded(environ: WSGIEnvironment) -> tuple[str, str | None]:
+    path: str = environ.get("PATH_INFO", "") or "/"
+    query: str = environ.get("QUERY_STRING", "")
+    if not path.startswith("/"):
+        raise BadTarget("a path starts with /")
+    if not _QUERY.fullmatch(query):
+        raise BadTarget("a character in the query that must be escaped")
+    refused = re.search(r"[\x00-\x1f\x7f\\]", path)
+    if refused:
+        raise BadTarget(f"{refused[0]!r} in the path")
+    path = quote(path.encode("latin-1", "replace"), safe=_SAFE)
+    return canonical_path(path), query or None
+
+
+def _host(environ: WSGIEnvironment) -> str:
+    value: str | None = environ.get("HTTP_HOST")
+    if value is None:
+        if environ.get("SERVER_PROTOCOL") == "HTTP/1.0":
+            return ""
+        raise BadTarget("no Host")
+    return normal_host(value)
+
+
+def _origin_form(raw: str, environ: WSGIEnvironment) -> str:
+    absolute = _ABSOLUTE.fullmatch(raw)
+    if absolute is None or "@" in absolute[2]:
+        raise BadTarget("a request target that is neither a path nor an http URL")
+    default = "443" if absolute[1].lower() == "https" else "80"
+    if _authority(absolute[2], default) != _authority(environ.get("HTTP_HOST", ""), default):
+        raise BadTarget("a request target for another host than the Host field's")
+    rest = absolute[3]
+    return rest if rest.startswith("/") else "/" + rest
+
+
+def _authority(value: str, default_port: str) -> tuple[str, str]:
+    match = _HOST.fullmatch(value)
+    if match is None:
+        raise BadTarget("a malformed Host")
+    return match[1].lower().rstrip("."), match[2] or default_port
+
+
+def _below(mount: str, path: str) -> str:
+    """Return what of the canonical *path* lies below *mount*, a decoded ``SCRIPT_NAME``."""
+    prefix = canonical_path(quote(mount.encode("latin-1", "replace"), safe=_SAFE).rstrip("/"))
+    if path == prefix:
+        return "/"
+    if not path.startswith(prefix + "/"):
+        raise BadTarget("a path outside of where the gateway is mounted")
+    return path[len(prefix) :]
