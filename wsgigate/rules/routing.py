@@ -1,0 +1,296 @@
+"""Which route serves a request: host, path and method against a table made once.
+
+The more specific route wins, whatever order they were written in: a higher ``priority`` first, then
+an exact host before a wildcard before none, then from the left a literal segment before a variable
+one, the longer path before the shorter, an exact path before a prefix, and a route limited to some
+methods before one that takes all. Two routes that none of this tells apart are refused when the
+table is made. Looking one up walks a tree of path segments, so ten thousand routes cost about what
+ten do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, NamedTuple, TypeVar
+from urllib.parse import unquote
+
+__all__ = ["Match", "MethodNotAllowed", "Route", "RouteConflict", "Router", "listing"]
+
+E = TypeVar("E")
+
+_PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_LITERAL = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-F]{2})+")
+_HOST = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\]")
+_METHOD = re.compile(r"[A-Z][A-Z-]*")
+
+_LITERAL_SEGMENT, _VARIABLE_SEGMENT, _BELOW = 0, 1, 2
+
+
+class RouteConflict(ValueError):
+    """Two routes of a table match the same requests and neither is more specific.
+
+    :ivar first: Index of the one that was there.
+    :ivar second: Index of the one that clashes with it.
+    """
+
+    def __init__(self, first: int, second: int, text: str) -> None:
+        super().__init__(text)
+        self.first = first
+        self.second = second
+
+
+@dataclass(frozen=True)
+class Route(Generic[E]):
+    """Requests that belong together, and the *endpoint* that serves them.
+
+    :param path: ``/orders`` is that path and everything below it, by whole segments; ``{name}``
+        stands for one segment and keeps it, ``*`` for any one segment.
+    :param host: ``api.example.com``, ``*.example.com`` for every name below it, or any when empty.
+    :param methods: The methods it takes, all when empty; ``GET`` takes ``HEAD`` too.
+    :param exact: Match *path* alone, nothing below it.
+    :param priority: A higher one is asked first, however unspecific.
+    :param name: How logs call it; its path unless said.
+    :param listed: How it stands in the 404's ``availableRoutes``; worked out when ``None``.
+    :param summary: One line for people.
+    :param encoded_slash: Whether a path may hold ``%2F``, a slash to those who decode it.
+    :raises ValueError: A part is not of its form; says which.
+    """
+
+    path: str
+    endpoint: E
+    host: str = ""
+    methods: Sequence[str] = ()
+    exact: bool = False
+    priority: int = 0
+    name: str = ""
+    listed: Sequence[str] | None = None
+    summary: str = ""
+    encoded_slash: Literal["reject", "keep"] = "reject"
+
+    def __post_init__(self) -> None:
+        if not self.path.startswith("/"):
+            raise ValueError(f"a route's path starts with /, got {self.path!r}")
+        for segment in self.segments:
+            if ("{" in segment or "}" in segment) and not _PARAMETER.fullmatch(segment):
+                raise ValueError(
+                    f"{segment!r} in the path {self.path!r}: a parameter is a whole segment, "
+                    "such as {id}"
+                )
+        if "" in self.segments[:-1]:
+            raise ValueError(f"the path {self.path!r} has an empty segment")
+        names = _PARAMETER.findall(self.path)
+        if len(set(names)) != len(names):
+            raise ValueError(f"the path {self.path!r} names a parameter twice")
+        host = self.host.lower().rstrip(".")
+        if host and not _HOST.fullmatch(host):
+            raise ValueError(
+                f'a host is a name such as "api.example.com" or "*.example.com", got {self.host!r}'
+            )
+        object.__setattr__(self, "host", host)
+        methods = tuple(dict.fromkeys(method.upper() for method in self.methods))
+        for method in methods:
+            if not _METHOD.fullmatch(method):
+                raise ValueError(f"{method!r} is not a method")
+        object.__setattr__(self, "methods", methods)
+        if self.encoded_slash not in ("reject", "keep"):
+            raise ValueError(f'encoded_slash is "reject" or "keep", got {self.encoded_slash!r}')
+        if not self.name:
+            object.__setattr__(self, "name", self.path)
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """The pattern by segments; the root has none, a trailing slash of an exact path is one."""
+        parts = tuple(self.path.split("/")[1:])
+        if parts == ("",) or (parts[-1] == "" and not self.exact):
+            return parts[:-1]
+        return parts
+
+    @property
+    def accepted(self) -> frozenset[str]:
+        """The methods it takes, with the ones that come along; empty when it takes all."""
+        extra = {"HEAD"} if "GET" in self.methods else set()
+        return frozenset(self.methods) | extra
+
+    def _rank(self) -> tuple[object, ...]:
+        host = 0 if self.host and self.host[0] != "*" else 1 if self.host else 2
+        shape = tuple(
+            _VARIABLE_SEGMENT if segment == "*" or segment[:1] == "{" else _LITERAL_SEGMENT
+            for segment in self.segments
+        )
+        end = -1 if self.exact else _BELOW
+        return (-self.priority, host, -len(self.host), (*shape, end), not self.methods)
+
+    def _shape(self) -> tuple[object, ...]:
+        segments = tuple("*" if s == "*" or s[:1] == "{" else s for s in self.segments)
+        return (self.priority, self.host, segments, self.exact)
+
+
+class Match(NamedTuple, Generic[E]):
+    """A route that takes the request, and the parameters of its path, percent-decoded."""
+
+    route: Route[E]
+    params: dict[str, str]
+
+
+class MethodNotAllowed(NamedTuple):
+    """Routes match the path, but none takes the method; the ones they do take, sorted."""
+
+    allowed: tuple[str, ...]
+
+
+class _Entry(NamedTuple, Generic[E]):
+    rank: int
+    route: Route[E]
+    accepted: frozenset[str]
+    names: tuple[tuple[int, str], ...]
+
+
+class _Node(Generic[E]):
+    __slots__ = ("below", "ends", "literals", "variable")
+
+    def __init__(self) -> None:
+        self.literals: dict[str, _Node[E]] = {}
+        self.variable: _Node[E] | None = None
+        self.ends: list[_Entry[E]] = []
+        self.below: list[_Entry[E]] = []
+
+
+class Router(Generic[E]):
+    """A table of routes, compiled.
+
+    :param routes: The routes, in any order, their literal segments in the canonical form in which
+        paths are matched (see :mod:`wsgigate.target`).
+    :raises ValueError: A literal segment is in another form.
+    :raises RouteConflict: Two of them can not be told apart.
+    """
+
+    def __init__(self, routes: Iterable[Route[E]]) -> None:
+        self.routes: tuple[Route[E], ...] = tuple(routes)
+        _refuse_conflicts(self.routes)
+        ordered = sorted(self.routes, key=Route._rank)
+        self._hosts: dict[str, _Node[E]] = {}
+        self._wildcards = False
+        for rank, route in enumerate(ordered):
+            self._wildcards = self._wildcards or route.host.startswith("*.")
+            self._insert(self._hosts.setdefault(route.host, _Node()), rank, route)
+        self._any = self._hosts.get("")
+
+    @staticmethod
+    def _insert(node: _Node[E], rank: int, route: Route[E]) -> None:
+        names: list[tuple[int, str]] = []
+        for position, segment in enumerate(route.segments):
+            if segment == "*" or segment[:1] == "{":
+                if segment != "*":
+                    names.append((position, segment[1:-1]))
+                if node.variable is None:
+                    node.variable = _Node()
+                node = node.variable
+            else:
+                if segment in (".", "..") or (not _LITERAL.fullmatch(segment) and segment):
+                    raise ValueError(f"{segment!r} in {route.path!r} is not in canonical form")
+                node = node.literals.setdefault(segment, _Node())
+        entry = _Entry(rank, route, route.accepted, tuple(names))
+        (node.ends if route.exact else node.below).append(entry)
+
+    def match(self, host: str, path: str, method: str) -> Match[E] | MethodNotAllowed | None:
+        """Return the route for a request, what is allowed instead, or None.
+
+        :param host: Lower case, without port or trailing dot; empty when the request has none.
+        :param path: In canonical form.
+        """
+        segments = path.split("/")[1:]
+        if segments == [""]:
+            segments = []
+        found: list[_Entry[E]] = []
+        for tree in self._trees(host):
+            _collect(tree, segments, found)
+        best: _Entry[E] | None = None
+        for entry in found:
+            if (best is None or entry.rank < best.rank) and (
+                not entry.accepted or method in entry.accepted
+            ):
+                best = entry
+        if best is not None:
+            return Match(best.route, {name: unquote(segments[at]) for at, name in best.names})
+        if found:
+            return MethodNotAllowed(tuple(sorted(set().union(*(e.accepted for e in found)))))
+        return None
+
+    def _trees(self, host: str) -> list[_Node[E]]:
+        trees = [self._any] if self._any is not None else []
+        if host:
+            exact = self._hosts.get(host)
+            if exact is not None:
+                trees.append(exact)
+            if self._wildcards:
+                while "." in host:
+                    host = host.partition(".")[2]
+                    tree = self._hosts.get("*." + host)
+                    if tree is not None:
+                        trees.append(tree)
+        return trees
+
+
+def _collect(root: _Node[E], segments: Sequence[str], found: list[_Entry[E]]) -> None:
+    """Append every entry of the tree whose path matches; each node is visited at most once."""
+    level = [root]
+    for segment in segments:
+        following = []
+        for node in level:
+            found += node.below
+            literal = node.literals.get(segment)
+            if literal is not None:
+                following.append(literal)
+            if node.variable is not None and segment:
+                following.append(node.variable)
+        if not following:
+            return
+        level = following
+    for node in level:
+        found += node.below
+        found += node.ends
+
+
+def _refuse_conflicts(routes: Sequence[Route[E]]) -> None:
+    seen: dict[tuple[object, ...], list[int]] = {}
+    for index, route in enumerate(routes):
+        for other in seen.setdefault(route._shape(), []):
+            if _overlap(route.accepted, routes[other].accepted):
+                raise RouteConflict(
+                    other,
+                    index,
+                    f"{_describe(routes[other])} and {_describe(route)} match the same requests; "
+                    "change one of them, or give one a higher priority",
+                )
+        seen[route._shape()].append(index)
+
+
+def _overlap(these: frozenset[str], those: frozenset[str]) -> bool:
+    if not these or not those:  # all methods beside some: the one with some is more specific
+        return not these and not those
+    return bool(these & those)
+
+
+def _describe(route: Route[E]) -> str:
+    kind = "exactly " if route.exact else ""
+    methods = " ".join(route.methods) + " " if route.methods else ""
+    return f"{methods}{kind}{route.host}{route.path}"
+
+
+def listing(routes: Iterable[Route[E]], notes: Mapping[str, str] | None = None) -> list[str]:
+    """Return how *routes* stand in a list for people: ``GET /orders``.
+
+    :param notes: By route name, what to add in parentheses, such as ``auth required``.
+    """
+    lines: list[str] = []
+    for route in routes:
+        if route.listed is not None:
+            lines += route.listed
+            continue
+        note = (notes or {}).get(route.name)
+        suffix = f" ({note})" if note else ""
+        path = route.host + route.path
+        lines += [f"{method} {path}{suffix}" for method in route.methods or ("ANY",)]
+    return list(dict.fromkeys(lines))
