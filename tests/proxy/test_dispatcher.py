@@ -1,0 +1,162 @@
+"""To each request its route's app, and what is refused before any route sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+import pytest
+from werkzeug.test import Client, EnvironBuilder
+
+from wsgigate.problem import Problem
+from wsgigate.proxy.dispatcher import Dispatcher
+from wsgigate.rules.routing import Match, Route, RouteConflict
+from wsgigate.target import BadTarget
+from wsgigate.wsgi import PARAMS, REASON, ROUTE
+
+
+def app(name: str) -> WSGIApplication:
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("200 OK", [("X-Path", environ["PATH_INFO"]), ("X-App", name)])
+        seen = f"{name} {environ.get(ROUTE)} {environ.get(PARAMS)}"
+        return [seen.encode(), environ.get("HTTP_X_USER_ID", "").encode()]
+
+    return answer
+
+
+ROUTES = [
+    Route("/café/{id}", app("cafe"), name="cafés"),
+    Route("/api", app("api"), methods=["GET", "POST"]),
+    Route("/files", app("files"), encoded_slash="keep"),
+    Route("/login", app("login"), listed=["POST /login"]),
+]
+
+
+def dispatcher(**options: Any) -> Client:
+    return Client(Dispatcher(ROUTES, **options))
+
+
+def test_the_matching_route_serves_and_tells_its_name_and_parameters() -> None:
+    answer = dispatcher().get("/caf%C3%A9/7%208")
+    assert answer.text == "cafe cafés {'id': '7 8'}"
+
+
+def test_what_no_route_matches_is_404_with_the_routes_there_are() -> None:
+    answer = dispatcher(notes={"/api": "auth required"}).get("/nothing")
+    assert answer.status_code == 404
+    assert answer.json == {
+        "type": "about:blank",
+        "title": "Not Found",
+        "status": 404,
+        "detail": "Route not found!",
+        "success": False,
+        "message": "Route not found!",
+        "availableRoutes": [
+            "ANY /caf%C3%A9/{id}",
+            "GET /api (auth required)",
+            "POST /api (auth required)",
+            "ANY /files",
+            "POST /login",
+        ],
+    }
+
+
+def test_the_routes_need_not_be_told() -> None:
+    assert "availableRoutes" not in (dispatcher(list_routes=False).get("/x").json or {})
+
+
+def test_a_method_no_route_takes_is_405_with_those_they_do() -> None:
+    answer = dispatcher().delete("/api")
+    assert answer.status_code == 405
+    assert answer.headers["Allow"] == "GET, HEAD, POST"
+
+
+@pytest.mark.parametrize("method", ["TRACE", "CONNECT", "TRACK"])
+def test_some_methods_are_never_dispatched(method: str) -> None:
+    """F13, F14"""
+    assert dispatcher(fallback=app("old")).open("/api", method=method).status_code == 405
+
+
+def test_options_of_the_server_itself_are_answered_here() -> None:
+    """F14"""
+    environ = {"PATH_INFO": "*", "RAW_URI": "*", "REQUEST_URI": "*"}
+    answer = dispatcher().open("/", method="OPTIONS", environ_overrides=environ)
+    assert answer.status_code == 204
+    assert "GET" in answer.headers["Allow"]
+
+
+def test_everything_else_falls_through_to_the_app_around_which_it_is_mounted() -> None:
+    client = dispatcher(fallback=app("old"))
+    assert client.get("/old/page").headers["X-App"] == "old"
+    assert client.get("/api/x").headers["X-App"] == "api"
+
+
+@pytest.mark.parametrize("fallback", [None, app("old")])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/pub/../api",
+        "/pub/%2e%2e/api",
+        "/api%2fusers",  # E08
+        "/api%2Fusers",
+        "/x%00",
+        "/x%5cy",
+        "/x%zz",
+        "/x;/..;/api",
+    ],
+)
+def test_an_ambiguous_target_reaches_no_app(path: str, fallback: WSGIApplication | None) -> None:
+    answer = dispatcher(fallback=fallback).get(
+        "/", environ_overrides={"RAW_URI": path, "PATH_INFO": EnvironBuilder(path).path}
+    )
+    assert answer.status_code == 400
+    assert (answer.json or {})["message"] == "Malformed request target."
+
+
+def test_a_route_may_keep_encoded_slashes() -> None:
+    assert dispatcher().get("/files/a%2Fb").status_code == 200
+    assert dispatcher().get("/files/%2E%2E%2Fapi").status_code == 400
+
+
+def test_why_a_target_was_refused_is_for_the_log_only() -> None:
+    environ = EnvironBuilder("/a/../b").get_environ()
+    answered = b"".join(Dispatcher(ROUTES)(environ, lambda *_: lambda _: None))  # type: ignore[arg-type]
+    assert environ[REASON] == "a dot segment in the path"
+    assert b"segment" not in answered
+
+
+def test_fields_that_say_who_the_caller_is_are_removed_on_every_route() -> None:
+    """D01, D03: by environ key, so that no spelling survives."""
+    client = dispatcher(identity_fields=["X-User-Id"], fallback=app("old"))
+    for path in ("/api", "/old"):
+        answer = client.get(path, environ_overrides={"HTTP_X_USER_ID": "admin"})
+        assert "admin" not in answer.text
+
+
+def test_the_answers_can_be_replaced() -> None:
+    def as_text(problem: Problem) -> WSGIApplication:
+        def answer(_environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            start_response(f"{problem.status} X", [("Content-Type", "text/plain")])
+            return [problem.detail.encode()]
+
+        return answer
+
+    client = dispatcher(refuse=as_text)
+    assert client.get("/nothing").text == "Route not found!"
+    assert client.delete("/api").text == "Method not allowed."
+    assert client.get("/a/../b").text == "Malformed request target."
+
+
+def test_a_route_can_be_found_without_serving_it() -> None:
+    table = Dispatcher(ROUTES)
+    found = table.find(EnvironBuilder("/api/x").get_environ())
+    assert isinstance(found, Match)
+    assert found.route.name == "/api"
+    with pytest.raises(BadTarget):
+        table.find(EnvironBuilder("/api%2Fx").get_environ())
+
+
+def test_conflicts_are_found_when_it_is_made() -> None:
+    with pytest.raises(RouteConflict):
+        Dispatcher([*ROUTES, Route("/caf%c3%a9/{name}", app("again"))])

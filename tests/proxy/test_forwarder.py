@@ -1,0 +1,788 @@
+"""What an instance gets and what a client gets, seen on the wire.
+
+Ids such as C02 are those of the attack catalogue that the documentation lists.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
+
+from wsgigate.discovery import Instance
+from wsgigate.fields import FieldRules
+from wsgigate.proxy.forwarder import Forwarder
+from wsgigate.proxy.pool import Pool
+from wsgigate.proxy.response import UpstreamCut
+from wsgigate.proxy.transport import Sessions
+from wsgigate.testing.backend import Backend, Received, cut, reply
+from wsgigate.wsgi import CLAIMS, INSTANCE, PEER_TRUSTED, REASON, REQUEST_ID, SERVICE, BodyTooLarge
+
+Forward = Callable[..., Client]
+
+
+def test_a_request_arrives_as_it_was_sent(backend: Backend, forward: Forward) -> None:
+    answer = forward(backend.url).put(
+        "/a/b;c=1?x=%zz&y=%3a&z=a+b",
+        data=b"body",
+        headers={"X-Custom": "v", "Accept": "x/y", "Content-Type": "text/x"},
+    )
+    assert (answer.status_code, answer.data) == (200, b"ok")
+    request = backend.requests[0]
+    assert request.line == "PUT /a/b;c=1?x=%zz&y=%3a&z=a+b HTTP/1.1"
+    assert request.body == b"body"
+    assert request.value("X-Custom") == "v"
+    assert request.value("Accept") == "x/y"
+    assert request.value("Content-Type") == "text/x"
+    assert request.value("Host") == f"127.0.0.1:{backend.port}"
+
+
+def test_nothing_is_added_that_the_client_did_not_send(backend: Backend, forward: Forward) -> None:
+    forward(backend.url).get("/")
+    names = {name for name, _ in backend.requests[0].fields}
+    assert names == {
+        "Host",
+        "Forwarded",
+        "Via",
+        "X-Forwarded-For",
+        "X-Forwarded-Host",
+        "X-Forwarded-Port",
+        "X-Forwarded-Proto",
+    }
+
+
+def test_the_query_mark_alone_is_kept(backend: Backend, forward: Forward) -> None:
+    """E23"""
+    client = forward(backend.url)
+    client.get("/a?", environ_overrides={"RAW_URI": "/a?"})
+    client.get("/a", environ_overrides={"RAW_URI": "/a"})
+    assert [request.target for request in backend.requests] == ["/a?", "/a"]
+
+
+def test_bytes_of_a_field_value_pass_unchanged(backend: Backend, forward: Forward) -> None:
+    """B10"""
+    forward(backend.url).get("/", environ_overrides={"HTTP_X_RAW": "\xff\xe9"})
+    assert b"X-Raw: \xff\xe9\r\n" in backend.requests[0].head
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"HTTP_X": "a\r\nX-Evil: 1"},  # B04
+        {"HTTP_X": "a\x00b"},
+        {"HTTP_": "v"},  # B06
+        {"HTTP_X Y": "v"},
+        {"REQUEST_METHOD": "GET\r\n"},
+        {"REQUEST_METHOD": "A" * 21},
+        {"CONTENT_LENGTH": "+3"},
+        {"CONTENT_LENGTH": "1" * 19},
+        {"HTTP_CONNECTION": ",".join(f"x{n}" for n in range(10_000))},  # C05
+        {"HTTP_TRANSFER_ENCODING": "chunked", "CONTENT_LENGTH": "3"},
+    ],
+)
+def test_a_malformed_request_goes_nowhere(
+    environ: dict[str, str], backend: Backend, forward: Forward
+) -> None:
+    answer = forward(backend.url).get("/", environ_overrides=environ)
+    assert answer.status_code == 400
+    assert backend.requests == []
+
+
+@pytest.mark.parametrize("coding", ["gzip, chunked", "identity, chunked", "xchunked"])
+def test_a_coding_that_the_gateway_does_not_speak_is_501(
+    coding: str, backend: Backend, forward: Forward
+) -> None:
+    """A09"""
+    answer = forward(backend.url).post(
+        "/", environ_overrides={"HTTP_TRANSFER_ENCODING": coding, "wsgi.input_terminated": True}
+    )
+    assert answer.status_code == 501
+    assert backend.requests == []
+
+
+def test_a_version_that_is_none_is_505(backend: Backend, forward: Forward) -> None:
+    """B09"""
+    answer = forward(backend.url).get("/", environ_overrides={"SERVER_PROTOCOL": "HTTP/1.2"})
+    assert answer.status_code == 505
+
+
+HOP = {
+    "HTTP_CONNECTION": "close, X-Foo, x_user_id, authorization, x-forwarded-for, via, host, cookie",
+    "HTTP_X_FOO": "1",
+    "HTTP_KEEP_ALIVE": "timeout=5",
+    "HTTP_PROXY_CONNECTION": "keep-alive",
+    "HTTP_TE": "trailers",
+    "HTTP_TRAILER": "X",
+    "HTTP_UPGRADE": "h2c",
+    "HTTP_HTTP2_SETTINGS": "AAMAAABkAAQ",
+    "HTTP_PROXY_AUTHORIZATION": "Basic eA==",
+    "HTTP_PROXY": "http://evil",
+    "HTTP_EXPECT": "100-continue",
+    "HTTP_AUTHORIZATION": "Bearer x",
+    "HTTP_COOKIE": "a=1; b=2",
+}
+
+
+def test_what_concerns_one_connection_only_stays_there(backend: Backend, forward: Forward) -> None:
+    """C01 to C08, A20"""
+    forward(backend.url).get("/", environ_overrides=HOP | {"REMOTE_ADDR": "192.0.2.7"})
+    request = backend.requests[0]
+    names = {name.lower() for name, _ in request.fields}
+    assert not names & {
+        "connection",
+        "x-foo",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "upgrade",
+        "http2-settings",
+        "proxy-authorization",
+        "proxy",
+        "expect",
+    }
+    assert request.value("Authorization") == "Bearer x"
+    assert request.value("Cookie") == "a=1; b=2"
+    assert request.value("X-Forwarded-For") == "192.0.2.7"
+    assert request.value("Via") == "1.1 wsgigate"
+
+
+FORGED = {
+    "REMOTE_ADDR": "192.0.2.7",
+    "HTTP_X_FORWARDED_FOR": "6.6.6.6",
+    "HTTP_X_FORWARDED_PROTO": "https",
+    "HTTP_X_FORWARDED_HOST": "evil.test",
+    "HTTP_X_FORWARDED_PORT": "1",
+    "HTTP_X_FORWARDED_PREFIX": "/evil",
+    "HTTP_X_FORWARDED_USER": "root",
+    "HTTP_FORWARDED": "for=6.6.6.6",
+    "HTTP_X_REAL_IP": "6.6.6.6",
+    "HTTP_X_ORIGINAL_URL": "/admin",
+    "HTTP_X_REWRITE_URL": "/admin",
+    "HTTP_X_HTTP_METHOD_OVERRIDE": "DELETE",
+}
+
+
+def test_what_only_a_trusted_proxy_may_say_is_said_anew(backend: Backend, forward: Forward) -> None:
+    """D08, D13"""
+    forward(backend.url).get("/", base_url="http://a.test:8080", environ_overrides=FORGED)
+    request = backend.requests[0]
+    assert "6.6.6.6" not in request.head.decode()
+    assert "evil" not in request.head.decode()
+    assert "/admin" not in request.head.decode()
+    assert request.value("X-Forwarded-For") == "192.0.2.7"
+    assert request.value("X-Forwarded-Proto") == "http"
+    assert request.value("X-Forwarded-Host") == "a.test:8080"
+    assert request.value("X-Forwarded-Port") == "8080"
+    assert request.value("Forwarded") == 'for=192.0.2.7;host="a.test:8080";proto=http'
+
+
+def test_a_trusted_proxys_word_is_passed_on_with_the_proxy_added(
+    backend: Backend, forward: Forward
+) -> None:
+    forward(backend.url).get("/", environ_overrides=FORGED | {PEER_TRUSTED: True})
+    request = backend.requests[0]
+    assert request.value("X-Forwarded-For") == "6.6.6.6, 192.0.2.7"
+    assert request.value("X-Forwarded-Proto") == "https"
+    assert request.value("X-Forwarded-Host") == "evil.test"
+    assert (request.value("Forwarded") or "").startswith("for=6.6.6.6, for=192.0.2.7")
+    assert request.value("X-Real-Ip") is None
+    assert request.value("X-Forwarded-User") is None
+
+
+IDENTITY = {"X-User-Id": "sub", "X-Roles": "roles", "X-Plan": "plan"}
+
+
+@pytest.mark.parametrize("claims", [None, {"sub": "7", "roles": ["a", "b"]}])
+def test_who_the_caller_is_only_verified_claims_say(
+    claims: dict[str, Any] | None, backend: Backend, forward: Forward
+) -> None:
+    """D01 to D04"""
+    environ: dict[str, Any] = {
+        "HTTP_X_USER_ID": "admin",
+        "HTTP_X_ROLES": "admin",
+        "HTTP_X_PLAN": "gold",
+        "HTTP_CONNECTION": "X-User-Id",
+        "HTTP_AUTHORIZATION": "Bearer token",
+    }
+    if claims is not None:
+        environ[CLAIMS] = claims
+    forward(backend.url, identity=IDENTITY).get("/", environ_overrides=environ)
+    request = backend.requests[0]
+    assert request.value("X-User-Id") == ("7" if claims else None)
+    assert request.value("X-Roles") == ("a b" if claims else None)
+    assert request.value("X-Plan") is None
+    assert request.value("Authorization") == (None if claims else "Bearer token")  # J34
+
+
+@pytest.mark.parametrize(("forward_it", "sent"), [(True, "Bearer t"), (False, None)])
+def test_credentials_go_along_when_told_to(
+    forward_it: bool, sent: str | None, backend: Backend, forward: Forward
+) -> None:
+    client = forward(backend.url, identity=IDENTITY, forward_authorization=forward_it)
+    client.get("/", environ_overrides={"HTTP_AUTHORIZATION": "Bearer t", CLAIMS: {"sub": "7"}})
+    assert backend.requests[0].value("Authorization") == sent
+
+
+@pytest.mark.parametrize("sub", ["a\r\nX-Evil: 1", "a\x00", "€", "x" * 9000])
+def test_a_claim_that_is_no_field_value_is_never_injected(
+    sub: str, backend: Backend, forward: Forward
+) -> None:
+    """B11"""
+    answer = forward(backend.url, identity=IDENTITY).get(
+        "/", environ_overrides={CLAIMS: {"sub": sub}}
+    )
+    assert answer.status_code == 403
+    assert backend.requests == []
+
+
+def test_the_request_id_can_not_be_taken_away(backend: Backend, forward: Forward) -> None:
+    environ = {
+        "HTTP_X_TRACE": "abc",
+        "HTTP_CONNECTION": "X-Trace",
+        REQUEST_ID: "abc",
+    }
+    forward(backend.url).get("/", environ_overrides=environ)
+    assert backend.requests[0].value("X-Trace") == "abc"
+
+
+def test_a_request_that_has_passed_this_gateway_is_a_loop(
+    backend: Backend, forward: Forward
+) -> None:
+    """C13"""
+    client = forward(backend.url, via="edge-1")
+    client.get("/", environ_overrides={"HTTP_VIA": "1.1 other"})
+    assert backend.requests[0].value("Via") == "1.1 other, 1.1 edge-1"
+    answer = client.get("/", environ_overrides={"HTTP_VIA": "1.1 other, 1.1 edge-1"})
+    assert answer.status_code == 508
+
+
+PREFIXES = [
+    # strip, add, client's path, instance's path, X-Forwarded-Prefix
+    ("/api/users", "", "/api/users/7", "/7", "/api/users"),
+    ("/api/users", "", "/api/users", "/", "/api/users"),
+    ("/api/users", "", "/api/users/", "/", "/api/users"),
+    ("/api/users/", "", "/api/users/7", "/7", "/api/users"),
+    ("/api", "/v1", "/api/a", "/v1/a", "/api"),
+    ("", "/v1", "/a", "/v1/a", None),
+    ("", "/v1", "/", "/v1/", None),
+    ("/api", "", "/apisecret", "/apisecret", None),
+    ("/t/{tenant}/*", "", "/t/acme/x/users", "/users", "/t/acme/x"),
+    ("/t/{tenant}", "", "/t", "/t", None),
+]
+
+
+@pytest.mark.parametrize(("strip", "add", "path", "arrives", "prefix"), PREFIXES)
+def test_a_prefix_is_stripped_and_added_by_whole_segments(
+    strip: str,
+    add: str,
+    path: str,
+    arrives: str,
+    prefix: str | None,
+    backend: Backend,
+    forward: Forward,
+) -> None:
+    forward(backend.url, strip_prefix=strip, add_prefix=add).get(path)
+    assert backend.requests[0].target == arrives
+    assert backend.requests[0].value("X-Forwarded-Prefix") == prefix
+
+
+def test_where_the_gateway_is_mounted_is_no_part_of_the_path(
+    backend: Backend, forward: Forward
+) -> None:
+    """E34, S06"""
+    client = forward(backend.url, strip_prefix="/api")
+    client.get("/api/7", base_url="http://a.test/gw")
+    assert backend.requests[0].target == "/7"
+    assert backend.requests[0].value("X-Forwarded-Prefix") == "/gw/api"
+
+
+def test_the_client_s_host_is_passed_on_when_told_to(backend: Backend, forward: Forward) -> None:
+    forward(backend.url, preserve_host=True).get("/", base_url="http://a.test:81")
+    assert backend.requests[0].value("Host") == "a.test:81"
+
+
+def test_fields_are_changed_by_rules_on_both_ways(backend: Backend, forward: Forward) -> None:
+    backend.answers = [reply(b"", fields=[("X-Powered-By", "x"), ("X-Keep", "1")])]
+    answer = forward(
+        backend.url,
+        request_fields=FieldRules(set={"X-Env": "prod"}, remove=["X-Debug"]),
+        response_fields=FieldRules(add={"X-Served-By": "gate"}, remove=["X-Powered-By"]),
+    ).get("/", headers={"X-Debug": "1", "X-Env": "forged"})
+    assert backend.requests[0].value("X-Env") == "prod"
+    assert backend.requests[0].value("X-Debug") is None
+    assert answer.headers["X-Served-By"] == "gate"
+    assert answer.headers["X-Keep"] == "1"
+    assert "X-Powered-By" not in answer.headers
+
+
+FRAMINGS = [
+    # method, environ, body, (Content-Length, Transfer-Encoding) at the instance
+    ("GET", {}, b"", (None, None)),
+    ("DELETE", {}, b"", (None, None)),
+    ("POST", {"CONTENT_LENGTH": None}, b"", ("0", None)),  # A23
+    ("POST", {"CONTENT_LENGTH": "0"}, b"", ("0", None)),
+    ("POST", {"CONTENT_LENGTH": "003"}, b"abc", ("3", None)),  # A05
+    ("GET", {"CONTENT_LENGTH": "3"}, b"abc", ("3", None)),  # A22
+    (
+        "POST",
+        {"HTTP_TRANSFER_ENCODING": "Chunked", "wsgi.input_terminated": True},
+        b"abc",
+        (None, "chunked"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("method", "environ", "body", "framing"), FRAMINGS)
+def test_a_body_is_framed_in_one_way(
+    method: str,
+    environ: dict[str, Any],
+    body: bytes,
+    framing: tuple[str | None, str | None],
+    backend: Backend,
+    forward: Forward,
+) -> None:
+    """A24: never by both, whatever the client said."""
+    client = forward(backend.url)
+    env = EnvironBuilder("/", method=method).get_environ()
+    env.update({"wsgi.input": io.BytesIO(body), **environ})
+    env = {key: value for key, value in env.items() if value is not None}
+    _, status, _ = run_wsgi_app(client.application, env)
+    assert status == "200 OK"
+    request = backend.requests[0]
+    assert (request.value("Content-Length"), request.value("Transfer-Encoding")) == framing
+    assert (request.body, request.complete) == (body, True)
+
+
+class Failing:
+    """A ``wsgi.input`` that gives some bytes and then fails."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+        self.first = True
+
+    def read(self, _size: int) -> bytes:
+        if self.first:
+            self.first = False
+            return b"begun"
+        if self.error is not None:
+            raise self.error
+        return b""
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(None, 400), (OSError("gone"), 400), (ValueError("chunk"), 400), (BodyTooLarge("x"), 413)],
+)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_cut_short_is_never_completed(
+    error: Exception | None, status: int, chunked: bool, backend: Backend, forward: Forward
+) -> None:
+    """A12, A13, A15, A16: the instance sees no complete request, the client no success."""
+    if chunked and error is None:
+        return  # the end of a chunked body is the server's to tell
+    client = forward(backend.url)
+    env = EnvironBuilder("/", method="POST").get_environ()
+    env["wsgi.input"] = Failing(error)
+    if chunked:
+        env |= {"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input_terminated": True}
+        env.pop("CONTENT_LENGTH", None)
+    else:
+        env["CONTENT_LENGTH"] = "100"
+    _, line, _ = run_wsgi_app(client.application, env)
+    assert int(line[:3]) == status
+    backend.wait_for_requests(1)
+    backend.wait_until_closed()
+    assert [request.complete for request in backend.requests] == [False]
+    assert client.pool.in_flight() == {backend.url: 0}  # type: ignore[attr-defined]
+
+
+def test_an_upload_that_is_answered_early_is_answered(backend: Backend, forward: Forward) -> None:
+    """G39"""
+
+    def early(connection: socket.socket, _request: Received) -> bool:
+        connection.sendall(reply(b"too large", status="413 Content Too Large"))
+        return False
+
+    backend.answers = [early]
+    answer = forward(backend.url).post("/", data=b"x" * 100_000)
+    assert answer.status_code == 413
+
+
+def test_users_share_connections_but_nothing_else(backend: Backend, forward: Forward) -> None:
+    """D24: one user's cookie is not sent with the next user's request."""
+    backend.answers = [reply(b"", fields=[("Set-Cookie", "sid=alice")]), reply(b"ok")]
+    client = forward(backend.url)
+    assert client.get("/").headers["Set-Cookie"] == "sid=alice"
+    client.get("/")
+    assert backend.requests[1].value("Cookie") is None
+    assert backend.connections == 1
+
+
+def test_the_environment_of_the_process_changes_nothing(
+    backend: Backend, forward: Forward, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """D25"""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login evil password evil\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    answer = forward(backend.url).get("/", headers={"Authorization": "Bearer mine"})
+    assert answer.status_code == 200
+    assert backend.requests[0].value("Authorization") == "Bearer mine"
+
+
+def test_several_cookies_stay_several_and_in_order(backend: Backend, forward: Forward) -> None:
+    """D23"""
+    cookies = [("Set-Cookie", f"c{n}={n}") for n in range(3)]
+    backend.answers = [reply(b"", fields=cookies)]
+    answer = forward(backend.url).get("/")
+    assert answer.headers.getlist("Set-Cookie") == ["c0=0", "c1=1", "c2=2"]
+
+
+def test_a_redirect_is_passed_on_with_its_body_and_never_followed(
+    backend: Backend, forward: Forward
+) -> None:
+    """G33, N22"""
+    backend.answers = [reply(b"moved", status="302 Found", fields=[("Location", "http://[broken")])]
+    answer = forward(backend.url).get("/")
+    assert (answer.status_code, answer.data) == (302, b"moved")
+    assert answer.headers["Location"] == "http://[broken"
+    assert len(backend.requests) == 1
+
+
+LOCATIONS = [
+    ("/7", "/api/users/7"),
+    ("{origin}/7?x=1", "/api/users/7?x=1"),
+    ("http://other.test/7", "http://other.test/7"),
+    ("//evil.test/7", "//evil.test/7"),
+    ("7", "7"),
+    ("javascript:alert(1)", "javascript:alert(1)"),
+]
+
+
+@pytest.mark.parametrize(("sent", "seen"), LOCATIONS)
+def test_a_location_is_brought_back_to_what_the_client_sees(
+    sent: str, seen: str, backend: Backend, forward: Forward
+) -> None:
+    location = ("Location", sent.format(origin=backend.url))
+    backend.answers = [reply(b"", status="201 Created", fields=[location])]
+    answer = forward(backend.url, strip_prefix="/api/users").post("/api/users")
+    assert answer.headers["Location"] == seen
+    untouched = forward(backend.url, strip_prefix="/api/users", rewrite_location=False)
+    assert untouched.post("/api/users").headers["Location"] == location[1]
+
+
+def test_a_cookies_path_is_brought_back_too(backend: Backend, forward: Forward) -> None:
+    cookies = [
+        ("Set-Cookie", "a=1; Path=/cart; HttpOnly"),
+        ("Set-Cookie", "b=2; Path=/"),
+        ("Set-Cookie", "c=3; Domain=127.0.0.1"),
+    ]
+    backend.answers = [reply(b"", fields=cookies)]
+    answer = forward(backend.url, strip_prefix="/shop").get("/shop")
+    assert answer.headers.getlist("Set-Cookie") == [
+        "a=1; Path=/shop/cart; HttpOnly",
+        "b=2; Path=/",
+        "c=3",
+    ]
+
+
+def test_what_is_the_instances_own_connections_stays_there(
+    backend: Backend, forward: Forward
+) -> None:
+    """C09, C10, C11"""
+    backend.answers = [
+        cut(
+            b"HTTP/1.1 200 OK\r\nConnection: close, X-Secret, Content-Type, Set-Cookie\r\n"
+            b"X-Secret: 1\r\nContent-Type: a/b\r\nSet-Cookie: a=1\r\nKeep-Alive: timeout=9\r\n"
+            b"Trailer: X\r\nUpgrade: h2c\r\nProxy-Authenticate: Basic\r\nProxy-Connection: x\r\n"
+            b"Content-Length: 2\r\n\r\nok"
+        )
+    ]
+    answer = forward(backend.url).get("/")
+    assert set(answer.headers.keys()) == {"Content-Type", "Set-Cookie", "Content-Length"}
+
+
+def test_a_compressed_body_passes_as_it_is(backend: Backend, forward: Forward) -> None:
+    """G35"""
+    squeezed = b"\x1f\x8b\x08\x00 not even valid gzip"
+    backend.answers = [reply(squeezed, fields=[("Content-Encoding", "gzip")])]
+    answer = forward(backend.url).get("/")
+    assert answer.data == squeezed
+    assert answer.headers["Content-Encoding"] == "gzip"
+    assert answer.headers["Content-Length"] == str(len(squeezed))
+
+
+BODILESS = [
+    # method, head of the response, status, Content-Length at the client
+    ("HEAD", "200 OK\r\nContent-Length: 5", "200 OK", "5"),
+    ("HEAD", "200 OK\r\nTransfer-Encoding: chunked", "200 OK", None),  # G15
+    ("GET", "204 No Content", "204 No Content", None),
+    ("GET", "204 No Content\r\nContent-Length: 0", "204 No Content", None),
+    ("GET", "304 Not Modified\r\nContent-Length: 5", "304 Not Modified", "5"),  # G28
+    ("GET", "205 Reset Content\r\nContent-Length: 0", "205 Reset Content", "0"),
+    ("GET", "200 OK\r\nContent-Length: 0", "200 OK", "0"),
+]
+
+
+@pytest.mark.parametrize(("method", "head", "status", "length"), BODILESS)
+def test_a_response_without_a_body_has_none_and_keeps_its_connection(
+    method: str, head: str, status: str, length: str | None, backend: Backend, forward: Forward
+) -> None:
+    backend.answers = [f"HTTP/1.1 {head}\r\n\r\n".encode(), reply(b"next")]
+    client = forward(backend.url)
+    answer = client.open("/", method=method)
+    assert (answer.status, answer.data) == (status, b"")
+    assert answer.headers.get("Content-Length") == length
+    assert client.get("/").data == b"next"
+    assert backend.connections == (2 if "205" in status else 1)
+
+
+def test_a_status_has_its_own_phrase_whatever_the_instance_says(
+    backend: Backend, forward: Forward
+) -> None:
+    """G27"""
+    backend.answers = [b"HTTP/1.1 404 \x1b[31mEvil\r\nContent-Length: 0\r\n\r\n"]
+    assert forward(backend.url).get("/").status == "404 Not Found"
+
+
+BAD_RESPONSES = [
+    b"HTTP/1.1 101 Switching Protocols\r\n\r\n",  # G24
+    b"HTTP/1.1 103 Early Hints\r\n\r\n",  # G22
+    b"HTTP/1.1 103 Early Hints\r\n\r\n" * 11 + reply(b"late"),  # G23
+    b"HTTP/1.1 199 x\r\n\r\n",
+    b"HTTP/1.1 600 x\r\nContent-Length: 0\r\n\r\n",  # G26
+    b"HTTP/1.1 999 x\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 099 x\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 2O0 OK\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",  # G08
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: xchunked\r\nContent-Length: 2\r\n\r\nok",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",  # G09
+    b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n",  # G11
+    b"HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5x\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nX: a\x00b\r\nContent-Length: 0\r\n\r\n",  # G30
+    b"HTTP/1.1 200 OK\r\nX: a\rb\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nno colon\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nX : a\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nX Y: a\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\n: a\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nX: a\r\n folded\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 200 OK\nContent-Length: 0\n\n",
+    b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\nSet-Cookie: evil=1\r\n\r\n",  # G31
+    b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n",  # G05
+    b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000 + b"\r\n\r\n",  # G32
+    b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 120 + b"\r\n",
+    b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+    b"SSH-2.0-OpenSSH_9.2\r\n",  # G38
+    b"\x15\x03\x01\x00\x02\x02\x28",
+    b"",  # G40
+]
+
+
+@pytest.mark.parametrize("data", BAD_RESPONSES)
+def test_a_response_that_is_none_is_502_and_its_connection_closed(
+    data: bytes, backend: Backend, forward: Forward
+) -> None:
+    backend.answers = [cut(data)]
+    client = forward(backend.url)
+    answer = client.get("/")
+    assert answer.status_code == 502
+    assert answer.json is not None
+    assert (answer.json["message"], answer.json["error"]) == ("Bad gateway", "Invalid response")
+    backend.wait_until_closed()
+    assert client.pool.in_flight() == {backend.url: 0}  # type: ignore[attr-defined]
+
+
+def test_an_interim_response_is_not_the_answer_nor_the_next_users(
+    backend: Backend, forward: Forward
+) -> None:
+    """G20, G21: the response behind it must not be read by whoever comes next."""
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n"
+    backend.answers = [hints + reply(b"for alice"), reply(b"for bob")]
+    client = forward(backend.url)
+    assert client.get("/").data == b"for alice"
+    assert client.get("/").data == b"for bob"
+
+
+def test_an_unasked_second_response_is_nobodys(backend: Backend, forward: Forward) -> None:
+    """G07, G13, G25"""
+    backend.answers = [reply(b"one") + reply(b"stray"), reply(b"two")]
+    client = forward(backend.url)
+    assert client.get("/").data == b"one"
+    assert client.get("/").data == b"two"
+
+
+CUTS = [
+    b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nshort",  # G01
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\n",  # G02
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nshort",  # G03
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\nzz\r\n",  # G12
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\n0x5\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\n-5\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshortXX5\r\nabcde\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\n0\r\n",  # G04
+]
+
+
+@pytest.mark.parametrize("data", CUTS)
+def test_a_body_cut_short_by_the_instance_is_cut_short_for_the_client(
+    data: bytes, backend: Backend, forward: Forward
+) -> None:
+    backend.answers = [cut(data)]
+    client = forward(backend.url)
+    body, status, _ = run_wsgi_app(client.application, EnvironBuilder("/").get_environ())
+    received: list[bytes] = []
+    with pytest.raises(UpstreamCut):
+        received.extend(body)
+    body.close()  # type: ignore[attr-defined]
+    assert (status, b"".join(received)) == ("200 OK", b"short")
+    backend.wait_until_closed()
+    assert client.pool.in_flight() == {backend.url: 0}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("framing", ["chunked", "close"])
+def test_events_arrive_one_by_one(framing: str, backend: Backend, forward: Forward) -> None:
+    """R07: each event is read before the instance sends the next one."""
+    client_read: list[bytes] = []
+    said = socket.socketpair()
+
+    def events(connection: socket.socket, _request: Received) -> bool:
+        coding = "Transfer-Encoding: chunked\r\n" if framing == "chunked" else ""
+        connection.sendall(
+            f"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n{coding}\r\n".encode()
+        )
+        for number in range(3):
+            data = f"data: {number}\n\n".encode()
+            if framing == "chunked":
+                data = f"{len(data):x}\r\n".encode() + data + b"\r\n"
+            connection.sendall(data)
+            assert said[1].recv(1) == b"."  # the client has it
+        if framing == "chunked":
+            connection.sendall(b"0\r\n\r\n")
+        return False
+
+    backend.answers = [events]
+    environ = EnvironBuilder("/").get_environ()
+    body, _, _ = run_wsgi_app(forward(backend.url).application, environ)
+    for chunk in body:
+        client_read.append(chunk)
+        said[0].sendall(b".")
+    body.close()  # type: ignore[attr-defined]
+    for end in said:
+        end.close()
+    assert client_read == [b"data: 0\n\n", b"data: 1\n\n", b"data: 2\n\n"]
+
+
+def test_a_client_that_leaves_frees_the_instances_connection(
+    backend: Backend, forward: Forward
+) -> None:
+    """N18"""
+
+    def endless(connection: socket.socket, _request: Received) -> bool:
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\nbegun")
+        return connection.recv(1) != b""
+
+    backend.answers = [endless, reply(b"ok")]
+    client = forward(backend.url)
+    body, _, _ = run_wsgi_app(client.application, EnvironBuilder("/").get_environ())
+    assert next(iter(body)) == b"begun"
+    assert client.pool.in_flight() == {backend.url: 1}  # type: ignore[attr-defined]
+    body.close()  # type: ignore[attr-defined]
+    backend.wait_until_closed()
+    assert client.pool.in_flight() == {backend.url: 0}  # type: ignore[attr-defined]
+    assert client.get("/").data == b"ok"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def test_a_service_that_is_down_is_503(forward: Forward) -> None:
+    answer = forward(f"http://127.0.0.1:{free_port()}").get("/")
+    assert answer.status_code == 503
+    assert answer.json is not None
+    assert answer.json["success"] is False
+    assert answer.json["message"] == "Service unavailable"
+    assert answer.json["error"] == "Connection refused"
+    assert "127.0.0.1" not in answer.text
+
+
+def test_a_service_that_has_no_address_is_503(forward: Forward) -> None:
+    answer = forward("http://no-such-host.invalid").get("/")
+    assert answer.status_code == 503
+
+
+def test_a_service_that_is_slow_is_504(backend: Backend, forward: Forward) -> None:
+    def silent(connection: socket.socket, _request: Received) -> bool:
+        return connection.recv(1) != b""
+
+    backend.answers = [silent]
+    client = forward(backend.url, timeout=0.2)
+    answer = client.get("/")
+    assert answer.status_code == 504
+    assert answer.json is not None
+    assert (answer.json["message"], answer.json["error"]) == ("Service timeout", "Request timeout")
+    backend.wait_until_closed()
+
+
+def test_an_instance_that_stalls_in_the_middle_is_cut(backend: Backend, forward: Forward) -> None:
+    def stalling(connection: socket.socket, _request: Received) -> bool:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nbegun")
+        return connection.recv(1) != b""
+
+    backend.answers = [stalling]
+    client = forward(backend.url, read_timeout=0.2)
+    body, _, _ = run_wsgi_app(client.application, EnvironBuilder("/").get_environ())
+    with pytest.raises(UpstreamCut):
+        b"".join(body)
+    body.close()  # type: ignore[attr-defined]
+    backend.wait_until_closed()
+
+
+def test_a_service_without_instances_is_503_with_retry_after(sessions: Sessions) -> None:
+    answer = Client(Forwarder(Pool("svc", []), sessions=sessions)).get("/")
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"] == "5"
+
+
+def test_the_log_learns_where_it_went_and_why_it_failed(backend: Backend, forward: Forward) -> None:
+    backend.answers = [cut(b"")]
+    environ = EnvironBuilder("/").get_environ()
+    run_wsgi_app(forward(backend.url).application, environ)[0]
+    builder = EnvironBuilder("/")
+    environ = builder.get_environ()
+    forward(backend.url).application(environ, lambda *_: lambda _: None)  # type: ignore[arg-type]
+    assert environ[SERVICE] == "svc"
+    assert environ[INSTANCE] == f"127.0.0.1:{backend.port}"
+    assert "RemoteDisconnected" in environ[REASON]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"timeout": 0}, "timeout"),
+        ({"connect_timeout": -1}, "connect_timeout"),
+        ({"read_timeout": float("inf")}, "read_timeout"),
+        ({"strip_prefix": "api"}, "strip_prefix"),
+        ({"add_prefix": "/a/../b"}, "add_prefix"),
+        ({"add_prefix": "/{id}"}, "add_prefix"),
+        ({"via": "a b"}, "via"),
+        ({"identity": {"X Y": "sub"}}, "identity"),
+        ({"identity": {"Authorization": "sub"}}, "identity"),
+        ({"identity": {"Connection": "sub"}}, "identity"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Forwarder(Pool("svc", [Instance("http://127.0.0.1:1")]), **options)

@@ -1,0 +1,197 @@
+"""Who the client behind the proxies is: ``X-Forwarded-For`` and ``Forwarded`` (RFC 7239).
+
+Text in, text out. What counts as trusted is the caller's to say; these functions only read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+
+from wsgigate.addresses import address_of
+
+__all__ = [
+    "CLIENT_FORGED",
+    "MAX_ENTRIES",
+    "client_of",
+    "forged_keys",
+    "format_forwarded",
+    "forwarded_chain",
+    "forwarded_for",
+    "parse_forwarded",
+]
+
+MAX_ENTRIES = 32
+"""How many proxies one request may name; more is an attempt to make us work."""
+
+FAMILY = "HTTP_X_FORWARDED"
+"""Every environ key that begins so is a proxy's to set, those not invented yet included."""
+
+CLIENT_FORGED = frozenset(
+    "HTTP_" + name
+    for name in (
+        # who and what the client asked, as a proxy in front tells it
+        "FORWARDED",
+        "X_FORWARDED",
+        "X_FORWARDED_FOR",
+        "X_FORWARDED_PROTO",
+        "X_FORWARDED_PROTOCOL",
+        "X_FORWARDED_SCHEME",
+        "X_FORWARDED_SSL",
+        "X_FORWARDED_HOST",
+        "X_FORWARDED_PORT",
+        "X_FORWARDED_PREFIX",
+        "X_FORWARDED_BY",
+        "X_FORWARDED_SERVER",
+        "X_FORWARDED_URI",
+        "X_FORWARDED_METHOD",
+        "X_FORWARDED_USER",
+        "X_FORWARDED_EMAIL",
+        "X_FORWARDED_GROUPS",
+        "X_ORIGINAL_FORWARDED_FOR",
+        "FRONT_END_HTTPS",
+        "X_SCHEME",
+        "X_URL_SCHEME",
+        # addresses, each one product's own spelling
+        "X_REAL_IP",
+        "CLIENT_IP",
+        "X_CLIENT_IP",
+        "TRUE_CLIENT_IP",
+        "CF_CONNECTING_IP",
+        "CF_CONNECTING_IPV6",
+        "FASTLY_CLIENT_IP",
+        "FLY_CLIENT_IP",
+        "X_CLUSTER_CLIENT_IP",
+        "X_ENVOY_EXTERNAL_ADDRESS",
+        # another target or method than the one that was matched
+        "X_ORIGINAL_HOST",
+        "X_ORIGINAL_METHOD",
+        "X_ORIGINAL_URI",
+        "X_ORIGINAL_URL",
+        "X_REWRITE_URL",
+        "X_HTTP_METHOD",
+        "X_HTTP_METHOD_OVERRIDE",
+        "X_METHOD_OVERRIDE",
+        # httpoxy: becomes the variable HTTP_PROXY of a CGI program
+        "PROXY",
+    )
+)
+"""The environ keys that only a trusted proxy may set. Keys, not field names: ``X-Real-IP`` and
+``X_Real_IP`` are one key, and so one decision. The rest of :data:`FAMILY` belongs to it."""
+
+_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
+_QUOTED = r'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*+"'
+# Many proxies leave the quotes off around a port or an IPv6 address, so ":[]" pass bare.
+_BARE = r"[!#$%&'*+.^_`|~0-9A-Za-z:\[\]-]++"
+_PAIR = re.compile(rf"({_NAME})=({_QUOTED}|{_BARE})")
+_ELEMENT = re.compile(
+    rf"[ \t]*+(?:{_PAIR.pattern})?(?:[ \t]*+;[ \t]*+(?:{_PAIR.pattern})?)*+[ \t]*+"
+)
+
+
+def forged_keys(environ: Iterable[str]) -> list[str]:
+    """Return those keys of *environ* that only a trusted proxy may set."""
+    return [key for key in environ if key in CLIENT_FORGED or key.startswith(FAMILY)]
+
+
+def forwarded_for(value: str) -> list[str]:
+    """Return the entries of an ``X-Forwarded-For`` value, left to right, empty ones left out.
+
+    :raises ValueError: There are more than :data:`MAX_ENTRIES`.
+    """
+    if value.count(",") >= MAX_ENTRIES:
+        raise ValueError(f"X-Forwarded-For has more than {MAX_ENTRIES} entries")
+    return [entry for entry in (part.strip(" \t") for part in value.split(",")) if entry]
+
+
+def parse_forwarded(value: str) -> list[dict[str, str]]:
+    """Return the elements of a ``Forwarded`` value (RFC 7239 section 4), left to right.
+
+    The right end is what the nearest proxy wrote and the left end what the client may have made
+    up, so reading goes from the right and stops at the first element that is malformed: nothing a
+    client sends, an open quote say, can hide what was written after it.
+
+    :returns: One dict for each element: lower-case parameter names, values without quotes.
+    :raises ValueError: There are more than :data:`MAX_ENTRIES`.
+    """
+    if value.count(",") >= MAX_ENTRIES:
+        raise ValueError(f"Forwarded has more than {MAX_ENTRIES} elements")
+    elements: list[dict[str, str]] = []
+    end = start = len(value)
+    while start >= 0:
+        start = value.rfind(",", 0, start)  # -1: the whole rest
+        if _ELEMENT.fullmatch(value, start + 1, end) is None:
+            continue  # a comma inside a quoted value, or the malformed element
+        pairs = _PAIR.findall(value, start + 1, end)
+        element = {name.lower(): _unquoted(text) for name, text in pairs}
+        if len(element) < len(pairs):  # "MUST NOT occur more than once"
+            break
+        if element:  # empty elements of a list mean nothing (RFC 9110 section 5.6.1)
+            elements.append(element)
+        end = start
+    return elements[::-1]
+
+
+def _unquoted(text: str) -> str:
+    return re.sub(r"\\(.)", r"\1", text[1:-1]) if text.startswith('"') else text
+
+
+@lru_cache(maxsize=4096)
+def format_forwarded(for_: str, host: str = "", proto: str = "") -> str:
+    """Return one ``Forwarded`` element: ``for="[2001:db8::1]";host=example.com;proto=https``.
+
+    :param for_: The client's address; anything else, a Unix socket say, is told as ``unknown``.
+    :param host: The ``Host`` field the client sent; empty leaves it out.
+    :param proto: The scheme the client used; empty leaves it out.
+    :raises ValueError: *host* or *proto* holds what no field value may hold.
+    """
+    address = address_of(for_.partition("%")[0]) or "unknown"
+    pairs = [
+        ("for", f"[{address}]" if ":" in address else address),
+        ("host", host),
+        ("proto", proto),
+    ]
+    return ";".join(f"{name}={_quoted(text)}" for name, text in pairs if text)
+
+
+def _quoted(text: str) -> str:
+    if re.fullmatch(_NAME, text):
+        return text
+    if not re.fullmatch(r"[\t\x20-\x7e\x80-\xff]*", text):
+        raise ValueError(f"a field value cannot hold {text!r}")
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def forwarded_chain(
+    peer: str, entries: Iterable[str], is_trusted: Callable[[str], bool]
+) -> list[str]:
+    """Return the part of *entries* that can be believed: the client, then the proxies it came by.
+
+    Each hop vouches for the entry that it wrote, so reading goes from the right, from the peer on,
+    and ends with the first entry that is not a trusted proxy, or before the first invalid one.
+
+    :param peer: The address of the peer.
+    :param entries: Addresses as the hops wrote them, left to right, ports allowed.
+    :param is_trusted: Tells whether an address is a trusted proxy's.
+    :returns: Normal forms of addresses; empty when the peer itself is the client.
+    """
+    chain: list[str] = []
+    hop = peer
+    for entry in reversed(list(entries)):
+        address = address_of(entry) if is_trusted(hop) else None
+        if address is None:
+            break
+        chain.append(address)
+        hop = address
+    return chain[::-1]
+
+
+def client_of(peer: str, entries: Iterable[str], is_trusted: Callable[[str], bool]) -> str:
+    """Return the client: the right-most of *entries* that is not a trusted proxy, else *peer*.
+
+    :param peer: The address of the peer.
+    :param entries: Addresses as the hops wrote them, left to right, ports allowed.
+    :param is_trusted: Tells whether an address is a trusted proxy's.
+    """
+    return next(iter(forwarded_chain(peer, entries, is_trusted)), peer)

@@ -1,0 +1,191 @@
+"""The app at the end of a route: it passes the request to an instance and streams both ways."""
+
+from __future__ import annotations
+
+import http.client
+import re
+from collections.abc import Iterable, Mapping
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+import requests
+from urllib3.exceptions import HTTPError
+
+from wsgigate.fields import FieldRules
+from wsgigate.problem import Problem, Refusal, Refuse, answer_with
+from wsgigate.proxy.client_body import ClientBody
+from wsgigate.proxy.pool import Lease, Pool
+from wsgigate.proxy.request import Outgoing, RequestMaker
+from wsgigate.proxy.response import BadResponse, Body, ResponseMaker, problem_of
+from wsgigate.proxy.transport import Sessions
+from wsgigate.target import BadTarget, target_of
+from wsgigate.wsgi import INSTANCE, REASON, SERVICE, BodyTooLarge
+
+__all__ = ["Forwarder"]
+
+NO_INSTANCE = Problem(
+    503,
+    "Service temporarily unavailable",
+    extensions={"error": "No instance available"},
+    headers=(("Retry-After", "5"),),
+)
+_SEND_ERRORS = (
+    requests.RequestException,
+    HTTPError,
+    OSError,
+    http.client.HTTPException,
+    ValueError,
+)
+
+
+class Forwarder:
+    """Forward requests to the instances of a service.
+
+    Bodies stream both ways in constant memory. Nothing is sent that the client did not send, but
+    for the fields that say which way the request came and who verified it; see
+    :class:`wsgigate.proxy.request.RequestMaker` for those.
+
+    :param pool: The instances of the service.
+    :param strip_prefix: What to take off the front of the path.
+    :param add_prefix: What to put in front of it then.
+    :param preserve_host: Send the client's ``Host`` instead of the instance's own.
+    :param request_fields: Changes to the request fields.
+    :param response_fields: Changes to the response fields.
+    :param identity: Field name to claim name, such as ``{"X-User-Id": "sub"}``: who the caller is.
+    :param forward_authorization: Whether the client's ``Authorization`` goes along; by default
+        unless verified claims are told by *identity* instead.
+    :param connect_timeout: Seconds to wait for a connection.
+    :param read_timeout: Seconds to wait for the response to begin, and between its parts.
+    :param timeout: Seconds for all of it until the response begins; caps the other two.
+    :param rewrite_location: Bring ``Location`` fields and cookie paths back to what clients see.
+    :param via: The gateway's name in ``Via``. A request that has passed it already is refused.
+    :param verify: Whether to verify the instances' TLS certificates, or a bundle to do it by.
+    :param cert: A client certificate: the path of a PEM file, or of one and of its key.
+    :param sessions: Where connections come from; shared by forwarders to share theirs.
+    :param refuse: Turns a problem into the app that answers it.
+    :raises ValueError: A setting is not of its form; says which.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        strip_prefix: str = "",
+        add_prefix: str = "",
+        preserve_host: bool = False,
+        request_fields: FieldRules | None = None,
+        response_fields: FieldRules | None = None,
+        identity: Mapping[str, str] | None = None,
+        forward_authorization: bool | None = None,
+        connect_timeout: float = 2.0,
+        read_timeout: float = 30.0,
+        timeout: float = 30.0,
+        rewrite_location: bool = True,
+        via: str = "wsgigate",
+        verify: bool | str = True,
+        cert: str | tuple[str, str] | None = None,
+        sessions: Sessions | None = None,
+        refuse: Refuse = answer_with,
+    ) -> None:
+        for name, seconds in (
+            ("connect_timeout", connect_timeout),
+            ("read_timeout", read_timeout),
+            ("timeout", timeout),
+        ):
+            if not 0 < seconds < float("inf"):
+                raise ValueError(f"{name} is a number of seconds above 0, got {seconds}")
+        self.pool = pool
+        self._requests = RequestMaker(
+            strip_prefix=strip_prefix,
+            add_prefix=add_prefix,
+            preserve_host=preserve_host,
+            fields=request_fields,
+            identity=identity,
+            forward_authorization=forward_authorization,
+            via=via,
+        )
+        self._responses = ResponseMaker(
+            fields=response_fields,
+            rewrite_location=rewrite_location,
+            preserve_host=preserve_host,
+            add_prefix=add_prefix,
+        )
+        self._timeout = (min(connect_timeout, timeout), min(read_timeout, timeout))
+        self._verify = verify
+        self._cert = cert
+        self._sessions = sessions or Sessions()
+        self._refuse = refuse
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        environ[SERVICE] = self.pool.service
+        lease = self.pool.pick()
+        if lease is None:
+            return self._refused(NO_INSTANCE, "no instance", environ, start_response)
+        try:
+            return self._forward(lease, environ, start_response)
+        except BadTarget as error:
+            lease.release()
+            problem = Problem(400, "Malformed request target.")
+            return self._refused(problem, str(error), environ, start_response)
+        except Refusal as error:
+            lease.release()
+            return self._refused(error.problem, str(error), environ, start_response)
+        except BaseException:
+            lease.release()
+            raise
+
+    def _forward(
+        self, lease: Lease, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        instance = lease.instance
+        environ[INSTANCE] = instance.authority
+        request = self._requests.make(environ, target_of(environ), instance)
+        response = self._send(request, environ)
+        body = Body(response, lambda _error: lease.release())
+        try:
+            status, headers, length = self._responses.head(response, request, instance)
+            if length == 0:
+                body.skip()
+            start_response(status, headers)
+        except BadResponse as error:
+            body.close()
+            raise Refusal(problem_of(error), str(error)) from error
+        except BaseException:
+            body.close()
+            raise
+        if length == 0:
+            return []
+        body.promised = length
+        return body
+
+    def _send(self, request: Outgoing, environ: WSGIEnvironment) -> requests.Response:
+        session = self._sessions.current()
+        try:
+            return session.get_adapter(request.url or "").send(
+                request, stream=True, timeout=self._timeout, verify=self._verify, cert=self._cert
+            )
+        except Exception as error:
+            body = request.body
+            broken = body.error if isinstance(body, ClientBody) else None
+            if isinstance(broken, BodyTooLarge):
+                raise Refusal(Problem(413, "Request body too large."), str(broken)) from error
+            if broken is not None:
+                raise Refusal(Problem(400, "Request body ended early."), str(broken)) from error
+            if isinstance(error, _SEND_ERRORS):
+                raise Refusal(problem_of(error), _reason(error)) from error
+            raise
+
+    def _refused(
+        self,
+        problem: Problem,
+        reason: str,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+    ) -> Iterable[bytes]:
+        environ[REASON] = reason
+        return self._refuse(problem)(environ, start_response)
+
+
+def _reason(error: BaseException) -> str:
+    """Return what went wrong, for the log: the innermost error's own words."""
+    text = re.sub(r"<[^<>]* object at 0x[0-9a-f]+>:? ?", "", str(error))
+    return f"{type(error).__name__}: {text}"[:300]

@@ -1,0 +1,233 @@
+"""From an instance's response to the client's: checked, rid of what is the hop's own, streamed."""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import requests
+from urllib3.exceptions import HTTPError, NewConnectionError
+
+from wsgigate.discovery import Instance
+from wsgigate.fields import (
+    HOP_BY_HOP,
+    FieldRules,
+    connection_tokens,
+    is_token,
+)
+from wsgigate.problem import Problem, status_line
+from wsgigate.proxy.request import Outgoing
+from wsgigate.proxy.transport import BLOCK
+from wsgigate.rewriting import cookie_path, location
+from wsgigate.wsgi import Headers
+
+__all__ = ["BadResponse", "Body", "ResponseMaker", "UpstreamCut", "problem_of"]
+
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_KEPT = frozenset(("cache-control", "content-length", "content-type", "set-cookie"))
+_BODILESS = frozenset((204, 205, 304))
+_READ_ERRORS = (HTTPError, OSError, http.client.HTTPException, ValueError)
+
+
+class BadResponse(Exception):
+    """The instance answered with something that is not a valid response."""
+
+
+class UpstreamCut(ConnectionResetError):
+    """The instance's response ended early, so the client's must not look complete.
+
+    A kind of connection reset, because that is what the server is to make of it: no final chunk, no
+    second answer, the connection closed.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(errno.ECONNRESET, text)
+
+
+class Body:
+    """The body of an instance's response, as it arrives; closing it frees everything.
+
+    :param response: The response, its head read.
+    :ivar promised: The bytes still to come, ``None`` when the end is marked otherwise.
+    :param done: Called once, at the end: with the error that ended it, or ``None``.
+    """
+
+    __slots__ = ("_done", "_read", "_response", "error", "promised")
+
+    def __init__(
+        self, response: requests.Response, done: Callable[[Exception | None], object]
+    ) -> None:
+        self._response = response
+        self._read = getattr(response.raw, "read1", None) or response.raw.read
+        self.promised: int | None = None
+        self._done: Callable[[Exception | None], object] | None = done
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            block: bytes = self._read(BLOCK, decode_content=False)
+        except _READ_ERRORS as error:
+            self.error = UpstreamCut(f"the response was cut: {type(error).__name__}")
+            raise self.error from error
+        if block:
+            if self.promised is not None:
+                self.promised -= len(block)
+            return block
+        if self.promised:
+            self.error = UpstreamCut(f"the response ended {self.promised} bytes early")
+            raise self.error
+        raise StopIteration
+
+    def skip(self) -> None:
+        """Close a body that has nothing in it, keeping the connection where that is certain."""
+        if self._response.status_code != 205:
+            try:
+                self._read(1, decode_content=False)
+            except _READ_ERRORS:
+                pass
+        self.close()
+
+    def close(self) -> None:
+        """Give the connection back when the body was read to its end, and close it otherwise."""
+        done, self._done = self._done, None
+        if done is None:
+            return
+        try:
+            self._response.close()
+        finally:
+            done(self.error)
+
+
+class ResponseMaker:
+    """Makes the client's response head out of the instance's.
+
+    :param fields: Changes to the response fields, made last.
+    :param rewrite_location: Bring a ``Location`` and the path of a cookie that name the instance's
+        own addresses back to the ones the client sees.
+    :param preserve_host: Whether the instance was asked under the client's own host, and so knows
+        itself by that name too.
+    :param add_prefix: What was put in front of the path for the instance.
+    """
+
+    def __init__(
+        self,
+        *,
+        fields: FieldRules | None = None,
+        rewrite_location: bool = True,
+        preserve_host: bool = False,
+        add_prefix: str = "",
+    ) -> None:
+        self._fields = fields or None
+        self._rewrite = rewrite_location
+        self._preserve_host = preserve_host
+        self._added = add_prefix.rstrip("/")
+
+    def head(
+        self, response: requests.Response, request: Outgoing, instance: Instance
+    ) -> tuple[str, Headers, int | None]:
+        """Return the status line, the fields, and the length of the body to come.
+
+        :returns: A length of 0 for a response without a body, ``None`` for one of unknown length.
+        :raises BadResponse: The head is not a valid one; says why.
+        """
+        status = response.status_code
+        if not 200 <= status <= 599:
+            raise BadResponse(f"status {status}")
+        headers, lengths, codings = self._checked(response)
+        if codings and (lengths or codings != ["chunked"]):
+            raise BadResponse(f"Transfer-Encoding {', '.join(codings)!r}")
+        length = _length(lengths)
+        bodiless = request.method == "HEAD" or status in _BODILESS
+        if length is not None and status not in (204, 205):
+            headers.append(("Content-Length", str(length)))
+        elif status == 205:
+            headers.append(("Content-Length", "0"))
+        if self._rewrite:
+            headers = self._rewritten(headers, request, instance)
+        if self._fields is not None:
+            headers = self._fields.apply(headers)
+        return status_line(status), headers, 0 if bodiless else length
+
+    @staticmethod
+    def _checked(response: requests.Response) -> tuple[Headers, list[str], list[str]]:
+        """Return the end-to-end fields, and apart from them the framing."""
+        headers: Headers = []
+        lengths: list[str] = []
+        codings: list[str] = []
+        named: frozenset[str] = frozenset()
+        for name, value in response.raw.headers.items():
+            if not is_token(name) or _CONTROL.search(value):
+                raise BadResponse("a malformed field")
+            lower = name.lower()
+            if lower == "content-length":
+                lengths.append(value)
+            elif lower == "transfer-encoding":
+                codings.append(value.strip().lower())
+            elif lower == "connection":
+                try:
+                    named |= connection_tokens(value)
+                except ValueError as error:
+                    raise BadResponse(str(error)) from None
+            elif lower not in HOP_BY_HOP:
+                headers.append((name, value))
+        named -= _KEPT
+        if named - HOP_BY_HOP - {"close", "keep-alive"}:
+            headers = [field for field in headers if field[0].lower() not in named]
+        return headers, lengths, codings
+
+    def _rewritten(self, headers: Headers, request: Outgoing, instance: Instance) -> Headers:
+        outside = request.outside
+        own_host = self._preserve_host
+        aliases = (f"{request.scheme}://{request.headers['Host']}",) if own_host else ()
+        domain = None if own_host else instance.authority.partition(":")[0]
+        rewritten = []
+        for name, value in headers:
+            lower = name.lower()
+            if lower in ("location", "content-location"):
+                value = location(value, instance.url, outside, self._added, aliases=aliases)
+            elif lower == "set-cookie":
+                value = cookie_path(value, self._added, outside, domain)
+            rewritten.append((name, value))
+        return rewritten
+
+
+def _length(values: list[str]) -> int | None:
+    if not values:
+        return None
+    value = values[0].strip()
+    if len(values) > 1 or not (value.isascii() and value.isdigit()) or len(value) > 18:
+        raise BadResponse(f"Content-Length {', '.join(values)!r}")
+    return int(value)
+
+
+def problem_of(error: Exception) -> Problem:
+    """Return what the client is told of an instance that gave no response."""
+    if isinstance(error, requests.Timeout):
+        return Problem(504, "Service timeout", extensions={"error": "Request timeout"})
+    if was_refused(error):
+        return Problem(
+            503,
+            "Service unavailable",
+            extensions={"error": "Connection refused"},
+            headers=(("Retry-After", "1"),),
+        )
+    return Problem(502, "Bad gateway", extensions={"error": "Invalid response"})
+
+
+def was_refused(error: BaseException) -> bool:
+    """Return whether no connection came about, so that nothing of the request was sent."""
+    seen: Any = error
+    for _ in range(5):
+        if isinstance(seen, NewConnectionError):
+            return True
+        following = getattr(seen, "reason", None) or (seen.args[0] if seen.args else None)
+        if not isinstance(following, BaseException):
+            return False
+        seen = following
+    return False

@@ -1,0 +1,244 @@
+"""A backend on a real socket that answers as it is told to: late, cut, or lying about lengths.
+
+What a proxy does wrong it does on the wire, where a faked HTTP client shows nothing of it.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TypeAlias
+
+__all__ = ["Answer", "Backend", "Received", "cut", "reply"]
+
+
+@dataclass
+class Received:
+    """One request as it came over the wire.
+
+    :ivar head: The bytes up to and including the empty line.
+    :ivar body: The body, without its framing.
+    :ivar complete: Whether the body came to the end that its framing announced.
+    """
+
+    head: bytes
+    body: bytes = b""
+    complete: bool = False
+    connection: int = 0
+    fields: list[tuple[str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        lines = self.head.decode("latin-1").split("\r\n")
+        self.line = lines[0]
+        self.method, self.target, self.protocol = [*lines[0].split(" "), "", ""][:3]
+        for line in lines[1:]:
+            name, colon, value = line.partition(":")
+            if colon:
+                self.fields.append((name, value.strip()))
+
+    def values(self, name: str) -> list[str]:
+        """Return the values of every field of that name, in order."""
+        return [value for key, value in self.fields if key.lower() == name.lower()]
+
+    def value(self, name: str) -> str | None:
+        """Return the value of the only field of that name, or None; more than one is an error."""
+        values = self.values(name)
+        if len(values) > 1:
+            raise AssertionError(f"{name} came {len(values)} times: {values}")
+        return values[0] if values else None
+
+
+Answer: TypeAlias = bytes | Callable[[socket.socket, Received], object]
+"""Bytes to send, after which the connection is kept; or what to do with the socket. A callable that
+returns ``False`` has the connection closed."""
+
+
+def reply(
+    body: bytes = b"",
+    *,
+    status: str = "200 OK",
+    fields: Iterable[tuple[str, str]] = (),
+) -> bytes:
+    """Return a well-formed response with a ``Content-Length``."""
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields)
+    return (
+        f"HTTP/1.1 {status}\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode("latin-1") + body
+    )
+
+
+def cut(data: bytes) -> Answer:
+    """Return the answer that sends *data* and closes the connection."""
+
+    def answer(connection: socket.socket, _request: Received) -> bool:
+        connection.sendall(data)
+        return False
+
+    return answer
+
+
+class Backend:
+    """A server on loopback; use it as a context manager.
+
+    :param answers: What to answer to the first request, the second and so on, whatever connection
+        they come by; the last one answers all that follow.
+    :param tls: Wraps each accepted socket, for a backend that speaks TLS.
+    :ivar requests: What was received, in the order in which it was.
+    """
+
+    def __init__(
+        self,
+        *answers: Answer,
+        tls: Callable[[socket.socket], socket.socket] | None = None,
+    ) -> None:
+        self.answers: list[Answer] = list(answers) or [reply(b"ok")]
+        self.requests: list[Received] = []
+        self._tls = tls
+        self._changed = threading.Condition()
+        self._open: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self._accepted = 0
+
+    def __enter__(self) -> Backend:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.url = f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
+        self._start(self._accept)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        with self._changed:
+            still_open = list(self._open)
+        for connection in still_open:
+            _shut(connection)
+        for thread in self._threads:
+            thread.join(timeout=10)
+
+    @property
+    def connections(self) -> int:
+        """How many connections were accepted so far."""
+        return self._accepted
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections are open now, as this end sees it."""
+        with self._changed:
+            return len(self._open)
+
+    def wait(self, condition: Callable[[], bool], timeout: float = 10.0) -> None:
+        """Wait until *condition* holds; it is asked whenever something was received or closed.
+
+        :raises AssertionError: It did not hold within *timeout* seconds.
+        """
+        with self._changed:
+            if not self._changed.wait_for(condition, timeout):
+                raise AssertionError("the backend waited in vain")
+
+    def wait_for_requests(self, number: int, timeout: float = 10.0) -> None:
+        """Wait until *number* requests have been received, bodies aside."""
+        self.wait(lambda: len(self.requests) >= number, timeout)
+
+    def wait_until_closed(self, timeout: float = 10.0) -> None:
+        """Wait until every connection has been closed."""
+        self.wait(lambda: not self._open, timeout)
+
+    def _start(self, target: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            connection.settimeout(30)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self._changed:
+                self._accepted += 1
+                self._open.add(connection)
+                number = self._accepted
+                self._changed.notify_all()
+            self._start(self._serve, connection, number)
+
+    def _serve(self, connection: socket.socket, number: int) -> None:
+        plain = connection
+        try:
+            if self._tls is not None:
+                connection = self._tls(connection)
+            with connection, connection.makefile("rb") as stream:
+                while self._serve_one(connection, stream.readline, stream.read, number):
+                    pass
+        except (OSError, ValueError):
+            pass
+        finally:
+            plain.close()
+            with self._changed:
+                self._open.discard(plain)
+                self._changed.notify_all()
+
+    def _serve_one(
+        self,
+        connection: socket.socket,
+        readline: Callable[[], bytes],
+        read: Callable[[int], bytes],
+        number: int,
+    ) -> bool:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            line = readline()
+            if not line:
+                return False
+            head += line
+        request = Received(head, connection=number)
+        with self._changed:
+            self.requests.append(request)
+            at = min(len(self.requests), len(self.answers)) - 1
+            self._changed.notify_all()
+        _read_body(request, readline, read)
+        with self._changed:
+            self._changed.notify_all()
+        answer = self.answers[at]
+        if isinstance(answer, bytes):
+            connection.sendall(answer)
+            return True
+        return answer(connection, request) is not False
+
+
+def _read_body(
+    request: Received, readline: Callable[[], bytes], read: Callable[[int], bytes]
+) -> None:
+    coding = request.values("Transfer-Encoding")
+    if coding:
+        while True:
+            size = int(readline().strip() or b"-1", 16)
+            if size < 0:
+                return
+            block = read(size)
+            request.body += block
+            if len(block) < size or readline() != b"\r\n":
+                break
+            if size == 0:
+                request.complete = True
+                return
+        return
+    length = int((request.values("Content-Length") or ["0"])[0])
+    request.body = read(length)
+    request.complete = len(request.body) == length
+
+
+def _shut(connection: socket.socket) -> None:
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
