@@ -1,1 +1,87 @@
+"""API gateway and service registry as a stack of WSGI middlewares.
+
+The names below are loaded when they are first asked for: whoever takes one middleware loads neither
+the proxy nor what it stands on.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wsgigate.config.build import load_gateway as load
+    from wsgigate.discovery import Instance
+    from wsgigate.fields import FieldRules
+    from wsgigate.gateway import Gateway
+    from wsgigate.middleware.authenticator import Authenticator
+    from wsgigate.middleware.body_limit import BodyLimit
+    from wsgigate.middleware.client_address import ClientAddress
+    from wsgigate.middleware.cors import Cors
+    from wsgigate.middleware.guard import Guard
+    from wsgigate.middleware.limiter import Limiter
+    from wsgigate.middleware.logger import Logger
+    from wsgigate.middleware.request_id import RequestId
+    from wsgigate.problem import Problem
+    from wsgigate.proxy.dispatcher import Dispatcher
+    from wsgigate.proxy.forwarder import Forwarder
+    from wsgigate.proxy.pool import Pool
+    from wsgigate.rules.quota import Quota
+    from wsgigate.rules.routing import Route
+    from wsgigate.store import open_store
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Authenticator",
+    "BodyLimit",
+    "ClientAddress",
+    "Cors",
+    "Dispatcher",
+    "FieldRules",
+    "Forwarder",
+    "Gateway",
+    "Guard",
+    "Instance",
+    "Limiter",
+    "Logger",
+    "Pool",
+    "Problem",
+    "Quota",
+    "RequestId",
+    "Route",
+    "load",
+    "open_store",
+]
+
+_HOMES = {
+    "Authenticator": "middleware.authenticator",
+    "BodyLimit": "middleware.body_limit",
+    "ClientAddress": "middleware.client_address",
+    "Cors": "middleware.cors",
+    "Dispatcher": "proxy.dispatcher",
+    "FieldRules": "fields",
+    "Forwarder": "proxy.forwarder",
+    "Gateway": "gateway",
+    "Guard": "middleware.guard",
+    "Instance": "discovery",
+    "Limiter": "middleware.limiter",
+    "Logger": "middleware.logger",
+    "Pool": "proxy.pool",
+    "Problem": "problem",
+    "Quota": "rules.quota",
+    "RequestId": "middleware.request_id",
+    "Route": "rules.routing",
+    "load": "config.build:load_gateway",
+    "open_store": "store",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'wsgigate' has no attribute {name!r}")
+    module, _, there = home.partition(":")
+    value: object = getattr(import_module(f"wsgigate.{module}"), there or name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,100 @@
+"""Imports only go down: who may import whom, read from the sources."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "wsgigate"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+GROUND = {
+    "addresses",
+    "fields",
+    "forwarding",
+    "held",
+    "problem",
+    "rewriting",
+    "target",
+    "tokens",
+    "units",
+    "wsgi",
+}
+
+ALLOWED: dict[str, set[str]] = {
+    **dict.fromkeys(GROUND, GROUND),
+    "rules": {"rules"},
+    "store": {"store"},
+    "middleware": GROUND | {"rules", "store"},
+    "discovery": GROUND | {"rules", "store", "discovery"},
+    "proxy": GROUND | {"rules", "discovery", "proxy"},
+    "admin": GROUND | {"rules", "discovery", "admin"},
+    "gateway": GROUND | {"rules", "store", "discovery", "proxy"},
+    "testing": GROUND | {"rules", "store", "testing"},
+}
+ROOF = {"config", "cli", "integrations", "__init__", "__main__"}
+"""May import everything."""
+
+DRIVERS = {
+    "lmdb": {"store/lmdb.py"},
+    "jwt": {"tokens.py"},
+    "cryptography": {"tokens.py"},
+    "requests": {"proxy", "discovery"},
+    "urllib3": {"proxy", "discovery"},
+    "gunicorn": {"integrations/gunicorn.py"},
+    "yaml": {"config/yaml.py"},
+    "werkzeug": set(),
+}
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+            if node.module == "wsgigate":
+                names |= {f"wsgigate.{alias.name}" for alias in node.names}
+    return names
+
+
+def floor(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_its_own_floor_and_below(path: Path) -> None:
+    here = floor(path)
+    if here not in ROOF:
+        assert here in ALLOWED, f"{here} is on no floor"
+    for name in imported(path):
+        if name.startswith("wsgigate."):
+            other = name.split(".")[1]
+            if here not in ROOF:
+                assert other in ALLOWED[here], f"{here} imports {name}"
+                assert other not in ROOF
+    if here == "middleware":
+        siblings = [name for name in imported(path) if name.startswith("wsgigate.middleware.")]
+        assert not siblings, "middlewares do not know each other"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_other_package_has_its_place(path: Path) -> None:
+    inside = str(path.relative_to(PACKAGE))
+    for name in imported(path):
+        top = name.partition(".")[0]
+        if top in ("", "wsgigate") or top in sys.stdlib_module_names:
+            continue
+        places = DRIVERS.get(top)
+        assert places is not None, f"{inside} imports {top}"
+        assert inside in places or inside.split("/")[0] in places, f"{inside} imports {top}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_file_is_two_things(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 300

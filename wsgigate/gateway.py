@@ -1,0 +1,78 @@
+"""A gateway put together: the stack that answers, and what runs beside it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from wsgigate.discovery.health import HealthChecker
+from wsgigate.proxy.pool import Pool
+from wsgigate.rules.routing import Route
+from wsgigate.store import Store
+
+__all__ = ["Gateway"]
+
+
+class Gateway:
+    """A WSGI application made of a stack of middlewares, and the health checks beside it.
+
+    What runs beside it is started once in every process that serves: by the first request, or
+    earlier by whoever knows that the process is going to.
+
+    :param app: The outermost app of the stack.
+    :param name: The gateway's name.
+    :param version: Its version, as its operators count.
+    :param store: What its workers share.
+    :param pools: Its services' instances, by service name.
+    :param health: Checks them, unless nothing is to be checked.
+    :param routes: The routes, for those who list and explain them.
+    :param closing: Called when the gateway is closed: releases what its middlewares opened.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        *,
+        name: str,
+        store: Store,
+        pools: Mapping[str, Pool],
+        version: str = "0.0.0",
+        health: HealthChecker | None = None,
+        routes: Sequence[Route[WSGIApplication]] = (),
+        closing: Iterable[Callable[[], object]] = (),
+    ) -> None:
+        self.app = app
+        self.name = name
+        self.version = version
+        self.store = store
+        self.pools = pools
+        self.health = health
+        self.routes = tuple(routes)
+        self._closing = tuple(closing)
+        self._lock = threading.Lock()
+        self._started_in = 0
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if self._started_in != os.getpid():
+            self.start()
+        return self.app(environ, start_response)
+
+    def start(self) -> None:
+        """Start what runs beside the app, in this process, unless it does already."""
+        with self._lock:
+            if self._started_in != os.getpid():
+                self._started_in = os.getpid()
+                if self.health is not None:
+                    self.health.start()
+
+    def close(self) -> None:
+        """Stop what runs in this process and release what it holds open."""
+        with self._lock:
+            running, self._started_in = self._started_in == os.getpid(), 0
+        if running and self.health is not None:
+            self.health.stop()
+        for release in self._closing:
+            release()
+        self.store.close()

@@ -1,0 +1,190 @@
+"""A gateway under gunicorn: its settings, and a reload that no broken file turns into an outage.
+
+The master reads the file and keeps the last one that was good; workers are forked from it and build
+what it kept. A reload (SIGHUP) reads the file again: a good one is what the new workers build, a
+broken one is told to the log and the old one goes on. Whether a file is good is found out by a
+process of its own, so that the master never imports what the file names and new workers see new
+code.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import gunicorn
+from gunicorn.app.base import BaseApplication
+
+from wsgigate.config.build import build
+from wsgigate.config.errors import ConfigError
+from wsgigate.config.load import load
+from wsgigate.config.model import Config
+from wsgigate.gateway import Gateway
+
+__all__ = ["application", "serve", "settings"]
+
+log = logging.getLogger("gunicorn.error")
+
+
+class _Good(NamedTuple):
+    path: str
+    config: Config
+
+
+_good: _Good | None = None
+
+
+def settings(path: str | None = None) -> dict[str, Any]:
+    """Return gunicorn's settings for the gateway that the file at *path* describes.
+
+    Called by the master at its start and at every reload. What is set here, and why:
+
+    - ``http_parser`` pins gunicorn's own strict parser; ``auto`` would take any other that happens
+      to be installed.
+    - ``forwarded_allow_ips`` and ``forwarder_headers`` are empty: who may speak for a client is the
+      gateway's ``trusted_proxies`` to say, and ``SCRIPT_NAME`` nobody's.
+    - ``header_map = "refuse"``: ``X_User_Id`` would be read as ``X-User-Id``.
+
+    :param path: The file; ``$WSGIGATE_CONFIG`` when ``None``.
+    :raises SystemExit: At the first start the file is missing or broken; told on stderr.
+    """
+    config = _read(_path(path))
+    gateway = config.gateway
+    return {
+        "bind": gateway.bind,
+        "workers": gateway.workers or multiprocessing.cpu_count(),
+        "threads": gateway.threads,
+        "worker_class": _worker_class(),
+        "proc_name": gateway.name,
+        "http_parser": "python",
+        "forwarded_allow_ips": "",
+        "forwarder_headers": "",
+        "header_map": "refuse",
+        "limit_request_line": 8190,
+        "limit_request_fields": 100,
+        "limit_request_field_size": 8190,
+        "keepalive": 5,
+        "timeout": 60,
+        "graceful_timeout": 30,
+        "max_requests": 10_000,
+        "max_requests_jitter": 1_000,
+        "preload_app": False,
+        "control_socket_disable": True,
+        "accesslog": None,
+        "post_worker_init": _started,
+        "worker_exit": _stopped,
+    }
+
+
+def _worker_class() -> str:
+    from wsgigate.integrations.gate_worker import TESTED
+
+    if TESTED[0] <= gunicorn.version_info[:2] < TESTED[1]:
+        return "wsgigate.integrations.gate_worker.GateWorker"
+    log.warning(
+        "gunicorn %s is not one that GateWorker was tested with: its plain gthread worker serves, "
+        "which slow clients can hold; put a buffering proxy in front",
+        gunicorn.__version__,
+    )
+    return "gthread"
+
+
+def application() -> Gateway:
+    """Return the gateway of the last good file; what a worker loads."""
+    if _good is None:
+        return build(load(_path(None)), path=_path(None))
+    return build(_good.config, path=_good.path)
+
+
+def serve(
+    path: str,
+    *,
+    bind: str | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+    reload: bool = False,
+) -> None:
+    """Run the gateway that the file at *path* describes, until a signal ends it.
+
+    :param bind: ``HOST:PORT`` or ``unix:PATH``, instead of the file's.
+    :param workers: Processes, instead of the file's.
+    :param threads: Threads a process, instead of the file's.
+    :param reload: Restart workers when the file or the code they loaded changes; for development.
+    :raises SystemExit: The server has ended, or could not start.
+    """
+    given = {"bind": bind, "workers": workers, "threads": threads}
+    _Server(path, {name: value for name, value in given.items() if value is not None}, reload).run()
+
+
+class _Server(BaseApplication):  # type: ignore[misc]
+    def __init__(self, path: str, given: dict[str, Any], reload: bool) -> None:
+        self._path = path
+        self._given = given
+        self._reload = reload
+        super().__init__()
+
+    def load_config(self) -> None:
+        chosen = settings(self._path) | self._given
+        if self._reload:
+            chosen |= {"reload": True, "reload_extra_files": [self._path]}
+        for name, value in chosen.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Gateway:
+        return application()
+
+
+def _path(path: str | None) -> str:
+    path = path or os.environ.get("WSGIGATE_CONFIG")
+    if not path:
+        raise SystemExit("wsgigate: WSGIGATE_CONFIG must name the gateway's file")
+    return os.path.abspath(path)
+
+
+def _read(path: str) -> Config:
+    """Return the file's configuration when it is good, else the last one that was."""
+    global _good
+    try:
+        config = load(path)
+        failure = _check(path)
+    except ConfigError as error:
+        failure = str(error)
+    if not failure:
+        _good = _Good(path, config)
+        return config
+    if _good is None:
+        print(failure, file=sys.stderr)
+        raise SystemExit(2)
+    log.error("The changed file is refused, the old gateway goes on:\n%s", failure)
+    return _good.config
+
+
+def _check(path: str) -> str:
+    """Return what is wrong with the gateway that the file describes; empty when nothing is."""
+    try:
+        done = subprocess.run(  # noqa: S603
+            [sys.executable, "-m", "wsgigate", "check", path],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{path}: can not be checked: {error}"
+    return "" if done.returncode == 0 else done.stderr.strip() or f"check: exit {done.returncode}"
+
+
+def _started(worker: Any) -> None:
+    gateway = worker.wsgi
+    if isinstance(gateway, Gateway):
+        gateway.start()
+
+
+def _stopped(_server: Any, worker: Any) -> None:
+    gateway = getattr(worker, "wsgi", None)
+    if isinstance(gateway, Gateway):
+        gateway.close()
