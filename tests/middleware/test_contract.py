@@ -1,0 +1,243 @@
+"""Every middleware keeps the WSGI contract, and the suite that says so finds those that do not."""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jwt
+import pytest
+
+from wsgigate.middleware.authenticator import Authenticator
+from wsgigate.middleware.body_limit import BodyLimit
+from wsgigate.middleware.client_address import ClientAddress
+from wsgigate.middleware.cors import Cors
+from wsgigate.middleware.guard import Guard
+from wsgigate.middleware.limiter import Limiter
+from wsgigate.middleware.logger import Logger
+from wsgigate.middleware.request_id import RequestId
+from wsgigate.store.memory import MemoryStore
+from wsgigate.testing import check_middleware
+
+SECRET = "a secret of the tests, thirty-two bytes or more"
+
+
+def authenticator(app):
+    token = jwt.encode({"sub": "u1", "exp": int(time.time()) + 60}, SECRET, "HS256")
+    checked = Authenticator(app, algorithms=["HS256"], secret=SECRET)
+
+    def with_token(environ, start_response):
+        environ["HTTP_AUTHORIZATION"] = f"Bearer {token}"
+        return checked(environ, start_response)
+
+    return with_token
+
+
+# name, middleware, whether it returns the app's own iterable
+MIDDLEWARES: list[tuple[str, Callable[[Any], Any], bool]] = [
+    ("authenticator", authenticator, True),
+    ("body_limit", BodyLimit, True),
+    ("client_address", ClientAddress, True),
+    ("cors", lambda app: Cors(app, origins=["https://app.example.com"]), True),
+    ("guard", Guard, False),
+    ("limiter", lambda app: Limiter(app, "10000 per minute", store=MemoryStore()), True),
+    ("logger", lambda app: Logger(app, stream=io.StringIO()), False),
+    ("request_id", RequestId, True),
+]
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Keep the tracebacks that Guard logs out of the report."""
+    log = logging.getLogger("wsgigate")
+    log.disabled = True
+    yield
+    log.disabled = False
+
+
+@pytest.mark.parametrize(
+    ("make", "leaves_body"), [row[1:] for row in MIDDLEWARES], ids=[row[0] for row in MIDDLEWARES]
+)
+def test_each_middleware_keeps_the_contract(make, leaves_body):
+    check_middleware(make, leaves_body=leaves_body)
+
+
+def test_all_middlewares_together_keep_the_contract():
+    def stack(app):
+        for _, make, _ in MIDDLEWARES:
+            app = make(app)
+        return app
+
+    check_middleware(stack)
+
+
+def test_no_middleware_at_all_keeps_the_contract():
+    check_middleware(lambda app: app, leaves_body=True)
+
+
+# -- the suite itself: each of these breaks one rule, and must be found out -------------------
+
+
+def joins(app):
+    return lambda environ, start: [b"".join(app(environ, start))]
+
+
+def prefetches(app):
+    def middleware(environ, start):
+        body = app(environ, start)
+        chunks = list(body)
+        if hasattr(body, "close"):
+            body.close()
+        return iter(chunks)
+
+    return middleware
+
+
+def closes_in_a_generator(app):
+    def middleware(environ, start):
+        body = app(environ, start)
+
+        def chunks():
+            try:
+                yield from body
+            finally:
+                if hasattr(body, "close"):
+                    body.close()
+
+        return chunks()
+
+    return middleware
+
+
+def never_closes_generators(app):
+    return lambda environ, start: (chunk for chunk in app(environ, start))
+
+
+def appends_to_the_fields(app):
+    def middleware(environ, start):
+        def started(status, headers, exc_info=None):
+            headers.append(("X-Mine", "1"))
+            return start(status, headers, exc_info) if exc_info else start(status, headers)
+
+        return app(environ, started)
+
+    return middleware
+
+
+def forgets_exc_info(app):
+    return lambda environ, start: app(environ, lambda s, h, e=None: start(s, h))
+
+
+def forgets_write(app):
+    def middleware(environ, start):
+        def started(status, headers, exc_info=None):
+            start(status, headers, exc_info) if exc_info else start(status, headers)
+
+        return app(environ, started)
+
+    return middleware
+
+
+def answers_for_failures(app):
+    def middleware(environ, start):
+        try:
+            return app(environ, start)
+        except BaseException:
+            start("200 OK", [("Content-Type", "text/plain")])
+            return [b"fine"]
+
+    return middleware
+
+
+def ends_cut_bodies(app):
+    def middleware(environ, start):
+        body = app(environ, start)
+
+        class Cut:
+            def __iter__(self):
+                try:
+                    yield from iter(body.__next__, None) if hasattr(body, "__next__") else body
+                except Exception:
+                    return
+
+            def close(self):
+                if hasattr(body, "close"):
+                    body.close()
+
+        return Cut()
+
+    return middleware
+
+
+def reads_the_body(app):
+    def middleware(environ, start):
+        environ["wsgi.input"].read(1)
+        return app(environ, start)
+
+    return middleware
+
+
+def adds_a_hop_by_hop_field(app):
+    def middleware(environ, start):
+        def started(status, headers, exc_info=None):
+            fields = [*headers, ("Connection", "close")]
+            return start(status, fields, exc_info) if exc_info else start(status, fields)
+
+        return app(environ, started)
+
+    return middleware
+
+
+def joins_cookies(app):
+    def middleware(environ, start):
+        def started(status, headers, exc_info=None):
+            fields = list(dict(headers).items())
+            return start(status, fields, exc_info) if exc_info else start(status, fields)
+
+        return app(environ, started)
+
+    return middleware
+
+
+def replaces_the_environ(app):
+    class Environ(dict):
+        pass
+
+    return lambda environ, start: app(Environ(environ), start)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        joins,
+        prefetches,
+        closes_in_a_generator,
+        never_closes_generators,
+        appends_to_the_fields,
+        forgets_exc_info,
+        forgets_write,
+        answers_for_failures,
+        ends_cut_bodies,
+        reads_the_body,
+        adds_a_hop_by_hop_field,
+        joins_cookies,
+        replaces_the_environ,
+    ],
+    ids=lambda broken: broken.__name__,
+)
+def test_a_middleware_that_breaks_a_rule_is_found_out(broken):
+    with pytest.raises((AssertionError, TypeError)) as caught:
+        check_middleware(broken)
+    assert any("check_middleware" in note for note in caught.value.__notes__)
+
+
+def test_wrapping_the_iterable_is_found_out_where_it_is_to_be_left():
+    def wraps(app):
+        return lambda environ, start: Logger(app, stream=io.StringIO())(environ, start)
+
+    check_middleware(wraps)
+    with pytest.raises(AssertionError, match="own list was not returned"):
+        check_middleware(wraps, leaves_body=True)

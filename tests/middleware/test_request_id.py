@@ -1,0 +1,142 @@
+"""Every request has one id, and a client cannot write into a log through it."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+from wsgigate.middleware.request_id import RequestId
+from wsgigate.testing.server import Server, new_environ
+from wsgigate.wsgi import PEER_TRUSTED, REQUEST_ID
+
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [f"{environ[REQUEST_ID]} {environ['HTTP_X_REQUEST_ID']}".encode()]
+
+
+def get(middleware, sent=None, trusted=None):
+    environ = new_environ()
+    if sent is not None:
+        environ["HTTP_X_REQUEST_ID"] = sent
+    if trusted is not None:
+        environ[PEER_TRUSTED] = trusted
+    server = Server().serve(middleware, environ)
+    (field,) = [value for name, value in server.headers if name == "X-Request-ID"]
+    inside, header = b"".join(server.chunks).decode().split(" ")
+    assert inside == header == field
+    return field
+
+
+def test_a_request_gets_an_id_of_its_own():
+    middleware = RequestId(app)
+    ids = {get(middleware) for _ in range(100)}
+    assert len(ids) == 100
+    assert all(re.fullmatch("[0-9a-f]{32}", each) for each in ids)
+
+
+@pytest.mark.parametrize(
+    ("accept", "trusted", "believed"),
+    [
+        ("trusted", None, False),
+        ("trusted", False, False),
+        ("trusted", True, True),
+        ("always", None, True),
+        ("always", True, True),
+        ("never", True, False),
+        ("never", None, False),
+    ],
+)
+def test_whose_ids_are_believed(accept, trusted, believed):
+    """L06."""
+    middleware = RequestId(app, accept=accept, mint=lambda: "minted")
+    assert get(middleware, "from-the-client", trusted) == (
+        "from-the-client" if believed else "minted"
+    )
+
+
+@pytest.mark.parametrize(
+    ("sent", "believed"),
+    [
+        ("a", True),
+        ("A-b_c.9", True),
+        ("x" * 64, True),
+        ("x" * 65, False),
+        ("x" * 5000, False),
+        ("", False),
+        ("<script>", False),
+        ("a b", False),
+        ("a\r\nSet-Cookie: x", False),
+        ("a\n", False),
+        ("a,b", False),
+        ("a\x1b[31m", False),
+        ("é", False),
+        ("١", False),
+    ],
+)
+def test_what_an_id_may_look_like(sent, believed):
+    """L06."""
+    middleware = RequestId(app, accept="always", mint=lambda: "minted")
+    assert get(middleware, sent) == (sent if believed else "minted")
+
+
+def test_the_apps_own_field_gives_way():
+    def echo(environ, start_response):
+        start_response("200 OK", [("x-request-id", "backend"), ("X-REQUEST-ID", "again")])
+        return []
+
+    server = Server().serve(RequestId(echo, mint=lambda: "ours"))
+    assert server.headers == [("X-Request-ID", "ours")]
+
+
+def test_an_id_from_further_out_is_kept():
+    middleware = RequestId(RequestId(app, mint=lambda: "inner"), mint=lambda: "outer")
+    assert get(middleware) == "outer"
+
+
+def test_the_field_can_have_another_name():
+    def inside(environ, start_response):
+        start_response("200 OK", [])
+        return [environ["HTTP_X_TRACE"].encode()]
+
+    environ = {**new_environ(), "HTTP_X_TRACE": "t1", "HTTP_X_REQUEST_ID": "other"}
+    server = Server().serve(RequestId(inside, header="X-Trace", accept="always"), environ)
+    assert server.headers == [("X-Trace", "t1")]
+    assert server.chunks == [b"t1"]
+
+
+def test_workers_forked_from_one_process_mint_different_ids():
+    middleware = RequestId(app)
+    get(middleware)
+    ids = set()
+    for _ in range(3):
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.write(write, get(middleware).encode())
+            finally:
+                os._exit(0)
+        os.close(write)
+        os.waitpid(pid, 0)
+        ids.add(os.read(read, 100))
+        os.close(read)
+    assert len(ids) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"header": ""}, "header"),
+        ({"header": "X Request"}, "header"),
+        ({"header": "X-A\r\n"}, "header"),
+        ({"header": "Connection"}, "header"),
+        ({"header": "content-length"}, "header"),
+        ({"accept": "sometimes"}, 'accept is "trusted", "always" or "never"'),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        RequestId(app, **settings)

@@ -1,0 +1,139 @@
+"""Responses held back until their first chunk, so that another answer can take their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from wsgigate.wsgi import ExcInfo, Headers
+
+__all__ = ["Held"]
+
+
+class Held:
+    """One response that may still be replaced by another until its first chunk is handed on.
+
+    The head is held back rather than replaced by a second ``start_response`` with ``exc_info``,
+    which PEP 3333 allows too: gunicorn keeps the fields of the first call, its Content-Length among
+    them, and would send both.
+
+    A subclass says what to answer, by :meth:`instead`. The object is the body as well, with the one
+    ``close()`` that PEP 3333 promises.
+    """
+
+    __slots__ = ("_body", "_environ", "_head", "_other", "_start_response", "_write", "begun")
+
+    def __init__(self, environ: WSGIEnvironment, start_response: StartResponse) -> None:
+        self.begun = False
+        self._environ = environ
+        self._start_response = start_response
+        self._head: tuple[str, Headers, ExcInfo | None] | None = None
+        self._write: Callable[[bytes], object] | None = None
+        self._body: Iterable[bytes] = ()
+        self._other: Iterable[bytes] | None = None
+
+    def instead(self, error: BaseException | None) -> WSGIApplication | None:
+        """Return the app that answers in the place of this response, or ``None`` to let it go on.
+
+        Asked once, when the response is about to begin or has failed before it did.
+
+        :param error: What ended it, raised again unless an app is returned; ``None`` if nothing
+            did.
+        """
+        raise NotImplementedError
+
+    def call(self, app: WSGIApplication) -> Iterable[bytes]:
+        """Return the body of *app*'s response, or of what is answered instead."""
+        body: Iterable[bytes] = ()
+        try:
+            body = self._body = app(self._environ, self.start_response)
+            if type(body) is not list and type(body) is not tuple:
+                return self
+            # Nothing of a list is left to fail: it is handed on as it is, with its length.
+            if not self.begun:
+                self._begin()
+        except (Exception, SystemExit) as error:
+            self._fail(error)
+        return body if self._other is None else self._other
+
+    def start_response(
+        self, status: str, headers: Headers, exc_info: ExcInfo | None = None
+    ) -> Callable[[bytes], object]:
+        if not self.begun:
+            if self._head is not None and not exc_info:
+                raise AssertionError("start_response was called twice without exc_info")
+            self._head = (status, list(headers), exc_info)
+        elif self._other is None:
+            if exc_info:
+                return self._start_response(status, headers, exc_info)
+            return self._start_response(status, headers)
+        return self.write
+
+    def write(self, data: bytes) -> None:
+        """Send *data* at once: what ``start_response`` returns."""
+        if not self.begun:
+            self._begin()
+        if self._write is not None:  # a response that was replaced speaks to nobody
+            self._write(data)
+
+    def __iter__(self) -> Iterator[bytes]:
+        chunks: Iterator[bytes] = iter(())
+        first: list[bytes] = []
+        if self._other is None:
+            try:
+                chunks = iter(self._body)
+                first.extend(islice(chunks, 1))
+                if not self.begun:
+                    self._begin()
+            except (Exception, SystemExit) as error:
+                self._fail(error)
+        if self._other is not None:
+            chunks = iter(self._other)
+        else:
+            yield from first
+        # Not "yield from", which would close an iterator that close() closes again.
+        for chunk in chunks:  # noqa: UP028
+            yield chunk
+
+    def close(self) -> None:
+        body, self._body = self._body, ()  # some servers and test clients close twice
+        other, self._other = self._other, ()
+        try:
+            _close(body)
+        finally:
+            _close(other)
+
+    def _begin(self) -> None:
+        """Hand on the head, or start the answer that takes its place."""
+        app = self.instead(None)
+        if app is not None:
+            self._replace(app)
+            return
+        if self._head is None:
+            raise AssertionError("the application answered without calling start_response")
+        status, headers, exc_info = self._head
+        self._head = None
+        self.begun = True  # before the call: should the server refuse the head, it answers for it
+        if exc_info:
+            self._write = self._start_response(status, headers, exc_info)
+        else:
+            self._write = self._start_response(status, headers)
+
+    def _fail(self, error: BaseException) -> None:
+        """Start the answer that takes the place of a response ended by *error*, or raise it."""
+        if not self.begun and (app := self.instead(error)) is not None:
+            self._replace(app)
+        if self._other is None:
+            raise error
+
+    def _replace(self, app: WSGIApplication) -> None:
+        self.begun = True
+        self._head = None
+        self._other = app(self._environ, self._start_response)
+
+
+def _close(body: Iterable[bytes] | None) -> None:
+    close = getattr(body, "close", None)
+    if close is not None:
+        close()

@@ -1,0 +1,188 @@
+"""A limit to the size of request bodies, and an end to those that have none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from wsgigate.held import Held
+from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.units import parse_size
+from wsgigate.wsgi import REASON, BodyTooLarge
+
+__all__ = ["BodyLimit"]
+
+
+class BodyLimit:
+    """Refuse a request whose body is larger than *limit*, before it is read or while it is.
+
+    A body of a length told beforehand is refused before the application is called. One that comes
+    in chunks is counted while the application reads it: past the limit the reader gets
+    :class:`~wsgigate.wsgi.BodyTooLarge`, and whatever the application answers then, if its response
+    has not begun, becomes the 413.
+
+    Where the server does not mark the end of the body (no ``wsgi.input_terminated``), reading ends
+    at the Content-Length, and at once without one, so that no reader waits for ever.
+
+    :param app: The WSGI application to protect.
+    :param limit: The largest body in bytes, or as text such as ``"64KiB"``.
+    :param refuse: Turns a problem into the app that answers with it.
+    :raises ValueError: *limit* is not a size.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        limit: int | str = "10MiB",
+        *,
+        refuse: Refuse = answer_with,
+    ) -> None:
+        try:
+            self.limit = parse_size(limit)
+        except ValueError as error:
+            raise ValueError(f"limit: {error}") from None
+        self.app = app
+        self._too_large = refuse(
+            Problem(413, f"The request body is larger than {self.limit} bytes.")
+        )
+        self._malformed = refuse(Problem(400, "Content-Length is not a decimal number."))
+        self._no_length = refuse(Problem(411, "The request body has no Content-Length."))
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        terminated = bool(environ.get("wsgi.input_terminated"))
+        chunked = "HTTP_TRANSFER_ENCODING" in environ
+        text = environ.get("CONTENT_LENGTH") or ""
+        length = _length(text) if text else 0
+        if length is None:
+            environ[REASON] = f"Content-Length is {text[:64]!r}"
+            return self._malformed(environ, start_response)
+        if length > self.limit:
+            environ[REASON] = f"body of {text[:64]} bytes, limit {self.limit}"
+            return self._too_large(environ, start_response)
+        if not terminated:
+            if chunked and not text:
+                # This server leaves the chunks unread: the app would take the body for empty.
+                environ[REASON] = "chunked body, which this server does not read"
+                return self._no_length(environ, start_response)
+            environ["wsgi.input"] = _Bounded(environ["wsgi.input"], length)
+            environ["wsgi.input_terminated"] = True
+            return self.app(environ, start_response)
+        if text and not chunked:
+            return self.app(environ, start_response)  # the server ends it at its length
+        counted = _Counted(environ["wsgi.input"], self.limit)
+        environ["wsgi.input"] = counted
+        return _Limited(environ, start_response, counted, self._too_large).call(self.app)
+
+
+def _length(text: str) -> int | None:
+    """Return the number of bytes that *text* says, or ``None`` if it is not plain decimal.
+
+    (RFC 9110 section 8.6.) More digits than any disk holds bytes are cut: too large all the same.
+    """
+    if not (text.isascii() and text.isdigit()):
+        return None
+    return int(text.lstrip("0")[:30] or "0")
+
+
+class _Input(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+    def readline(self, size: int, /) -> bytes: ...
+
+
+class _Bounded:
+    """An input that ends after a number of bytes, whatever the server would let one read."""
+
+    __slots__ = ("_input", "_left")
+
+    def __init__(self, input: _Input, length: int) -> None:
+        self._input = input
+        self._left = length
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return self._taken(self._input.read, size)
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        return self._taken(self._input.readline, size)
+
+    def readlines(self, hint: int | None = -1, /) -> list[bytes]:
+        lines: list[bytes] = []
+        total = 0
+        for line in self:
+            lines.append(line)
+            total += len(line)
+            if hint is not None and 0 < hint <= total:
+                break
+        return lines
+
+    def __iter__(self) -> Iterator[bytes]:
+        while line := self.readline():
+            yield line
+
+    def _taken(self, take: _Take, size: int | None) -> bytes:
+        if size is None or size < 0 or size > self._left:
+            size = self._left
+        if size == 0:
+            return b""
+        data = take(size)
+        self._left -= len(data)
+        return data
+
+
+class _Take(Protocol):
+    def __call__(self, size: int, /) -> bytes: ...
+
+
+class _Counted(_Bounded):
+    """An input that refuses to go on past a number of bytes."""
+
+    __slots__ = ("exceeded", "limit")
+
+    def __init__(self, input: _Input, limit: int) -> None:
+        super().__init__(input, limit + 1)  # the one byte more tells too long from just fitting
+        self.limit = limit
+        self.exceeded = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size >= 0:
+            return super().read(size)
+        parts = []
+        while part := super().read(-1):  # some servers return what has come so far
+            parts.append(part)
+        return b"".join(parts)
+
+    def _taken(self, take: _Take, size: int | None) -> bytes:
+        if self.exceeded:
+            raise self._error()
+        data = super()._taken(take, size)
+        if self._left == 0:
+            self.exceeded = True
+            raise self._error()
+        return data
+
+    def _error(self) -> BodyTooLarge:
+        return BodyTooLarge(f"the request body is larger than {self.limit} bytes")
+
+
+class _Limited(Held):
+    """A response that becomes the 413 when the body turned out too large before it began."""
+
+    __slots__ = ("_answer", "_counted")
+
+    def __init__(
+        self,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+        counted: _Counted,
+        answer: WSGIApplication,
+    ) -> None:
+        super().__init__(environ, start_response)
+        self._counted = counted
+        self._answer = answer
+
+    def instead(self, error: BaseException | None) -> WSGIApplication | None:
+        if not self._counted.exceeded:
+            return None
+        self._environ[REASON] = f"body of more than {self._counted.limit} bytes"
+        return self._answer

@@ -1,0 +1,7 @@
+"""What tests of gateways, middlewares and stores need: no ports, no sleeps, no containers."""
+
+from wsgigate.testing.clock import FakeClock, Script
+from wsgigate.testing.contract import check_middleware
+from wsgigate.testing.store import BrokenStore, check_store
+
+__all__ = ["BrokenStore", "FakeClock", "Script", "check_middleware", "check_store"]
