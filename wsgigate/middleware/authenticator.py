@@ -1,0 +1,213 @@
+"""Who the caller is: a bearer token (RFC 6750), verified, and its claims for those behind."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
+from typing import Any, NamedTuple
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.rules.claims import ClaimRules, granted_scopes
+from wsgigate.rules.compact import MAX_LENGTH, TokenRejected, read_compact, read_object, shown
+from wsgigate.tokens import Keys, Text
+from wsgigate.wsgi import CLAIMS, REASON
+
+__all__ = ["Authenticator"]
+
+# One value of another scheme; a comma may be the seam of two fields that the server joined.
+_OTHER_SCHEME = re.compile(r"(?!bearer)[!#$%&'*+.^_`|~0-9a-z-]+(?: [^,]*)?", re.IGNORECASE)
+_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 section 3.3
+
+
+class Verified(NamedTuple):
+    """What is known of a token once its signature was verified."""
+
+    claims: dict[str, Any]
+    text: str  # the payload, to be read again where claims hold lists or objects; else empty
+    until: float
+    missing: frozenset[str]
+
+
+class Authenticator:
+    """Let pass who brings a good token, with its claims in ``environ["wsgigate.claims"]``.
+
+    The token is that of the ``Authorization: Bearer`` field and of nowhere else. It must be signed
+    by a key that was given here, with an algorithm that was named here, and say itself when it
+    ends. Every flaw gets the same answer; which one it was is in ``environ["wsgigate.reason"]``.
+
+    A token that was verified is remembered by its hash until it ends. Each request gets claims of
+    its own to change.
+
+    :param app: The WSGI application to protect.
+    :param algorithms: Names such as ``HS256`` or ``RS256``; symmetric and asymmetric never mixed.
+    :param secret: For ``HS*``: the shared secret, or several while they are rotated.
+    :param public_key: For the others: the public key as PEM text, or several.
+    :param issuer: What ``iss`` must be, to the letter.
+    :param audience: One or several names of this gateway; ``aud`` must hold one of them. A token
+        that has an ``aud`` is refused when none is given here.
+    :param required: Whether a request without a token is refused. A bad token always is.
+    :param scopes: What the token must grant, all of it; else the answer is 403.
+    :param invalid_token_status: The answer to a bad token: 401 (RFC 6750), or 403.
+    :param leeway: How many seconds the issuer's clock may differ from ours.
+    :param max_lifetime: How many seconds may lie between ``iat`` and ``exp``.
+    :param typ: What the header's ``typ`` must be: ``at+jwt`` for access tokens of RFC 9068.
+    :param realm: Names what is protected in ``WWW-Authenticate``.
+    :param cache_size: How many verified tokens are remembered.
+    :param clock: Unix time in seconds.
+    :param refuse: Turns a problem into the app that answers it.
+    :raises ValueError: A setting cannot be, or a key is missing, weak or of the wrong kind.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        *,
+        algorithms: Sequence[str],
+        secret: Text | Sequence[Text] | None = None,
+        public_key: Text | Sequence[Text] | None = None,
+        issuer: str | None = None,
+        audience: str | Sequence[str] | None = None,
+        required: bool = True,
+        scopes: Sequence[str] = (),
+        invalid_token_status: int = 401,
+        leeway: float = 30.0,
+        max_lifetime: float | None = None,
+        typ: str | None = None,
+        realm: str = "api",
+        cache_size: int = 10_000,
+        clock: Callable[[], float] = time.time,
+        refuse: Refuse = answer_with,
+    ) -> None:
+        if invalid_token_status not in (401, 403):
+            raise ValueError(f"invalid_token_status is 401 or 403, not {invalid_token_status!r}")
+        if scopes and not required:
+            raise ValueError("scopes: cannot be asked for where a token is not required")
+        self.app = app
+        self._keys = Keys(algorithms, secret=secret, public_key=public_key)
+        self._rules = ClaimRules(
+            issuer=issuer, audience=audience, leeway=leeway, max_lifetime=max_lifetime, typ=typ
+        )
+        self._scopes = _checked_scopes(scopes)
+        self._recent = Recent(cache_size)
+        self._clock = clock
+
+        def answer(status: int, detail: str, error: str = "", scope: str = "") -> WSGIApplication:
+            said = [("realm", realm), ("error", error), ("scope", scope)]
+            challenge = ", ".join(f'{name}="{value}"' for name, value in said if value)
+            return refuse(
+                Problem(status, detail, headers=(("WWW-Authenticate", f"Bearer {challenge}"),))
+            )
+
+        _check_realm(realm)
+        missing = answer(401, "Access token required!")
+        self._without_token = missing if required else app
+        self._invalid = answer(invalid_token_status, "Invalid or expired token!", "invalid_token")
+        self._insufficient = answer(
+            403, "Insufficient scope.", "insufficient_scope", " ".join(sorted(self._scopes))
+        )
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        environ.pop(CLAIMS, None)
+        value: str | None = environ.get("HTTP_AUTHORIZATION")
+        if not value:
+            return self._without_token(environ, start_response)
+        try:
+            verified = self._look(value)
+        except TokenRejected as error:
+            environ[REASON] = f"bad token: {error}"
+            return self._invalid(environ, start_response)
+        if verified is None:
+            return self._without_token(environ, start_response)
+        if verified.missing:
+            environ[REASON] = f"the token does not grant {', '.join(sorted(verified.missing))}"
+            return self._insufficient(environ, start_response)
+        text = verified.text
+        environ[CLAIMS] = json.loads(text) if text else verified.claims.copy()
+        return self.app(environ, start_response)
+
+    def _look(self, value: str) -> Verified | None:
+        """Return what the ``Authorization`` field *value* proves; None when it is no bearer's."""
+        scheme, _, token = value.partition(" ")
+        if scheme != "Bearer" and scheme.lower() != "bearer":
+            if _OTHER_SCHEME.fullmatch(value):
+                return None
+            raise TokenRejected(f"the Authorization field is {shown(scheme)} and more")
+        if len(token) > MAX_LENGTH:
+            raise TokenRejected(f"a token of {len(token)} characters")
+        now = self._clock()
+        # All of the token and nothing but the token: two tokens never share an entry.
+        name = sha256(token.encode("utf-8", "replace")).digest()
+        verified = self._recent.get(name)
+        if verified is None:
+            verified = self._verify(token, now)
+            self._recent.put(name, verified)
+        elif now >= verified.until:
+            raise TokenRejected("expired since it was verified")
+        return verified
+
+    def _verify(self, token: str, now: float) -> Verified:
+        if "," in token:
+            raise TokenRejected("more than one Authorization field")
+        compact = read_compact(token)
+        algorithm = compact.header.get("alg")
+        if not isinstance(algorithm, str) or algorithm not in self._keys:
+            raise TokenRejected(f"alg is {shown(algorithm)}")
+        self._rules.check_header(compact.header)
+        if not self._keys.verify(algorithm, compact.signed, compact.signature):
+            raise TokenRejected("the signature is by no key of ours")
+        claims = read_object(compact.payload, "payload")
+        until = self._rules.check(claims, now)
+        flat = not any(isinstance(claim, (dict, list)) for claim in claims.values())
+        text = "" if flat else compact.payload.decode("utf-8")
+        missing = self._scopes - granted_scopes(claims) if self._scopes else self._scopes
+        return Verified(claims, text, until, missing)
+
+
+class Recent:
+    """The tokens that were verified lately, at most *size*: two generations, the older dropped.
+
+    Every step is one atomic operation on a dict, so no lock is needed; the worst that two threads
+    can do to each other is a token verified twice.
+    """
+
+    def __init__(self, size: int) -> None:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise ValueError(f"cache_size: a number of tokens, 0 or more, not {size!r}")
+        self._half = size // 2
+        self._young: dict[bytes, Verified] = {}
+        self._old: dict[bytes, Verified] = {}
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._old)
+
+    def get(self, name: bytes) -> Verified | None:
+        found = self._young.get(name)
+        if found is None:
+            found = self._old.get(name)
+            if found is not None:
+                self.put(name, found)
+        return found
+
+    def put(self, name: bytes, verified: Verified) -> None:
+        if len(self._young) >= self._half:
+            self._old, self._young = self._young, {}
+        if self._half:
+            self._young[name] = verified
+
+
+def _checked_scopes(scopes: Sequence[str]) -> frozenset[str]:
+    if isinstance(scopes, str):
+        raise ValueError(f"scopes: expected a list of names, not {scopes!r}")
+    for scope in scopes:
+        if not isinstance(scope, str) or not _SCOPE.fullmatch(scope):
+            raise ValueError(f"scopes: {scope!r} cannot be the name of a scope")
+    return frozenset(scopes)
+
+
+def _check_realm(realm: str) -> None:
+    if not realm or not re.fullmatch(r"[ !\x23-\x5b\x5d-\x7e]+", realm):
+        raise ValueError(f"realm: printable ASCII without quotes and backslashes, not {realm!r}")
