@@ -1,0 +1,348 @@
+"""The gateway's own endpoints, field by field."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+from wsgiref.types import WSGIApplication
+from wsgiref.validate import validator
+
+import pytest
+from werkzeug.test import Client, TestResponse
+
+from wsgigate.admin.endpoints import Facts, ServiceFacts, routes
+from wsgigate.admin.info import describe_features, describe_routes
+from wsgigate.discovery import Instance
+from wsgigate.discovery.health import HealthChecker
+from wsgigate.proxy.dispatcher import Dispatcher
+from wsgigate.proxy.pool import Pool
+from wsgigate.rules.health import HealthCheck, Outcome
+from wsgigate.rules.routing import Route, listing
+from wsgigate.store.memory import MemoryStore
+from wsgigate.wsgi import REASON
+
+STARTED = 1_735_689_600.0
+NOW = STARTED + 12.3456
+TIME = "2025-01-01T00:00:12.345Z"
+
+
+def service(*urls: str, routes: tuple[str, ...] = ()) -> ServiceFacts:
+    return ServiceFacts(SimpleNamespace(instances=[Instance(url) for url in urls]), routes)
+
+
+SHOP = Facts(
+    "api-gateway",
+    "1.0.0",
+    3000,
+    {
+        "user-service": service("http://localhost:3001", routes=("/users", "/login")),
+        "product-service": service("http://localhost:3002", routes=("/products",)),
+        "order-service": service("http://localhost:3003"),
+    },
+    {"GET /health": "Gateway health check", "GET /api/*": "Proxied service routes"},
+    ("Request logging", "Rate limiting"),
+)
+
+WELL = {"healthy": True, "lastCheck": TIME, "responseTime": "1.53ms", "status": 200}
+DOWN = {"healthy": False, "lastCheck": TIME, "error": "Connection refused", "status": "N/A"}
+NOT_CHECKED = {"healthy": False, "error": "Not checked yet"}
+
+
+class Known:
+    """Stands for a health checker that has read these statuses."""
+
+    def __init__(self, **statuses: dict[str, Any]) -> None:
+        self.statuses = {name.replace("_", "-"): status for name, status in statuses.items()}
+
+    def status(self, service: str) -> dict[str, Any]:
+        return self.statuses.get(service, NOT_CHECKED)
+
+    def all(self) -> dict[str, dict[str, Any]]:
+        return self.statuses
+
+
+class Browser(Client):
+    """A client that reads each response to its end and closes it."""
+
+    def open(self, *args: Any, **options: Any) -> TestResponse:
+        return super().open(*args, **{"buffered": True, **options})
+
+
+def client(facts: Facts = SHOP, prefix: str = "", **options: Any) -> Browser:
+    own = routes(facts, prefix, started=lambda: STARTED, now=lambda: NOW, **options)
+    return Browser(validator(Dispatcher(own)))
+
+
+def get(facts: Facts, path: str, **options: Any) -> Any:
+    response = client(facts, **options).get(path)
+    assert response.status_code == 200
+    return response.get_json()
+
+
+def test_health_tells_of_the_gateway_its_services_and_their_sum() -> None:
+    health = Known(user_service=WELL, product_service=DOWN, order_service=WELL)
+    assert get(SHOP, "/health", health=health) == {
+        "gateway": {
+            "name": "api-gateway",
+            "version": "1.0.0",
+            "status": "healthy",
+            "timestamp": TIME,
+            "uptime": 12.346,
+        },
+        "services": {"user-service": WELL, "product-service": DOWN, "order-service": WELL},
+        "summary": {"healthy": 2, "total": 3, "healthPercentage": "66.67"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("health", "summary"),
+    [
+        (Known(), {"healthy": 0, "total": 3, "healthPercentage": "0.00"}),
+        (Known(user_service=WELL), {"healthy": 1, "total": 3, "healthPercentage": "33.33"}),
+        (
+            Known(user_service=WELL, product_service=WELL, order_service=WELL),
+            {"healthy": 3, "total": 3, "healthPercentage": "100.00"},
+        ),
+        (None, {"healthy": 3, "total": 3, "healthPercentage": "100.00"}),
+    ],
+    ids=["before the first check", "one checked", "all well", "no checks"],
+)
+def test_the_sum_counts_the_services_whose_status_is_healthy(
+    health: Known | None, summary: dict[str, Any]
+) -> None:
+    told = get(SHOP, "/health", health=health)
+    assert told["summary"] == summary
+    assert told["services"] == (health.statuses if health else {})
+
+
+def test_a_gateway_without_services_has_nothing_to_divide_by() -> None:
+    told = get(Facts("g", "1"), "/health")
+    assert told["summary"] == {"healthy": 0, "total": 0, "healthPercentage": "0.00"}
+
+
+def test_a_clock_that_was_set_back_gives_no_negative_uptime() -> None:
+    own = routes(SHOP, started=lambda: NOW, now=lambda: STARTED)
+    told = Browser(Dispatcher(own)).get("/health").get_json()
+    assert told["gateway"]["uptime"] == 0.0
+    assert isinstance(told["gateway"]["uptime"], float)
+
+
+def test_info_tells_what_the_gateway_is() -> None:
+    assert get(SHOP, "/info") == {
+        "gateway": {"name": "api-gateway", "version": "1.0.0", "port": 3000},
+        "services": ["user-service", "product-service", "order-service"],
+        "routes": {"GET /health": "Gateway health check", "GET /api/*": "Proxied service routes"},
+        "features": ["Request logging", "Rate limiting"],
+    }
+
+
+def test_services_lists_them_in_their_order_with_their_status() -> None:
+    told = get(SHOP, "/services", health=Known(user_service=WELL, product_service=DOWN))
+    assert told == {
+        "success": True,
+        "services": [
+            {
+                "name": "user-service",
+                "url": "http://localhost:3001",
+                "routes": ["/users", "/login"],
+                "status": WELL,
+            },
+            {
+                "name": "product-service",
+                "url": "http://localhost:3002",
+                "routes": ["/products"],
+                "status": DOWN,
+            },
+            {
+                "name": "order-service",
+                "url": "http://localhost:3003",
+                "routes": [],
+                "status": NOT_CHECKED,
+            },
+        ],
+        "count": 3,
+    }
+
+
+def test_discover_tells_of_one_service() -> None:
+    assert get(SHOP, "/discover/user-service", health=Known(user_service=WELL)) == {
+        "success": True,
+        "service": {
+            "name": "user-service",
+            "url": "http://localhost:3001",
+            "routes": ["/users", "/login"],
+            "status": WELL,
+        },
+    }
+
+
+def test_a_service_without_a_check_is_told_as_healthy() -> None:
+    told = get(SHOP, "/discover/user-service")
+    assert told["service"]["status"] == {"healthy": True, "status": "No health check"}
+
+
+@pytest.mark.parametrize("name", ["nothing", "User-Service", "user%2Dservice%20", "__class__"])
+def test_discover_does_not_find_what_is_not_there(name: str) -> None:
+    response = client().get(f"/discover/{name}")
+    assert response.status_code == 404
+    assert response.content_type == "application/problem+json"
+    told = response.get_json()
+    assert (told["success"], told["message"]) == (False, "Service not found!")
+
+
+def test_several_instances_are_told_beside_the_first_and_none_is_null() -> None:
+    pool = SimpleNamespace(instances=[Instance("http://b:1"), Instance("http://a:1")])
+    facts = Facts("g", "1", services={"s": ServiceFacts(pool)})
+    told = get(facts, "/discover/s")["service"]
+    assert (told["url"], told["instances"]) == ("http://b:1", ["http://b:1", "http://a:1"])
+    pool.instances = []
+    told = get(facts, "/discover/s")["service"]
+    assert told["url"] is None
+    assert "instances" not in told
+
+
+@pytest.mark.parametrize("path", ["/health", "/info", "/services", "/discover/user-service"])
+def test_every_answer_is_json_of_known_length_that_nobody_keeps(path: str) -> None:
+    response = client().get(path)
+    assert response.headers.to_wsgi_list() == [
+        ("Content-Type", "application/json; charset=utf-8"),
+        ("Content-Length", str(len(response.data))),
+        ("Cache-Control", "no-store"),
+        ("X-Content-Type-Options", "nosniff"),
+    ]
+    head = client().head(path)
+    assert head.data == b""
+    assert head.headers == response.headers
+    assert head.status == "200 OK"
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
+def test_nothing_can_be_changed(method: str) -> None:
+    response = client().open("/services", method=method)
+    assert response.status_code == 405
+    assert response.headers["Allow"] == "GET, HEAD"
+
+
+def test_names_that_are_pages_stay_json() -> None:
+    name = "<script>alert(1)</script>\u2028é"
+    facts = Facts(name, "1", services={name: service("http://a", routes=("</script>",))})
+    for path in ("/health", "/info", "/services"):
+        response = client(facts).get(path)
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert name in json.dumps(response.get_json(), ensure_ascii=False).replace(
+            "\\u2028", "\u2028"
+        )
+
+
+def test_the_endpoints_are_below_their_prefix_and_nowhere_else() -> None:
+    prefixed = client(prefix="/_gateway")
+    paths = ("/health", "/info", "/services", "/discover/user-service")
+    for path in paths:
+        assert prefixed.get("/_gateway" + path).status_code == 200
+        assert prefixed.get(path).status_code == 404
+    for path in ("/_GATEWAY/info", "/_gateway/info/", "/_gateway/info/x", "/_gateway/discover/a/b"):
+        assert prefixed.get(path).status_code == 404, path
+    for path in ("/%5fgateway/info", "//_gateway/info"):  # the same path, written otherwise
+        environ = {"RAW_URI": path}
+        response = prefixed.get("/_gateway/info", environ_overrides=environ)
+        assert response.status_code == 200, path
+
+
+@pytest.mark.parametrize("prefix", ["gateway", "/gateway/", "/"])
+def test_a_prefix_that_is_no_path_is_refused(prefix: str) -> None:
+    with pytest.raises(ValueError, match="prefix"):
+        client(prefix=prefix)
+
+
+def test_the_listing_names_three_of_them() -> None:
+    own = routes(SHOP, started=lambda: STARTED)
+    assert listing(own) == ["GET /health", "GET /info", "GET /services"]
+    own = routes(SHOP, "/_gateway", started=lambda: STARTED)
+    assert listing(own)[0] == "GET /_gateway/health"
+
+
+def test_the_operator_learns_why_and_another_answer_can_be_given() -> None:
+    reasons = []
+
+    def page(problem: Any) -> WSGIApplication:
+        def app(environ: Any, start_response: Any) -> list[bytes]:
+            reasons.append(environ[REASON])
+            start_response("404 Not Found", [("Content-Type", "text/html")])
+            return [b"<p>no</p>"]
+
+        return app
+
+    assert client(refuse=page).get("/discover/x").data == b"<p>no</p>"
+    assert reasons == ["Service not found!"]
+
+
+def test_with_a_real_checker_and_pool_the_answers_follow_the_checks() -> None:
+    pool = Pool("shop", [Instance("http://a:1"), Instance("http://b:1")])
+    checker = HealthChecker(
+        {"shop": pool},
+        {"shop": HealthCheck("/health")},
+        MemoryStore(clock=lambda: NOW),
+        probe=lambda instance, check: Outcome(instance.url == "http://b:1", 200, "2ms", "Timeout"),
+        random=lambda: 0.0,
+        spawn=lambda work: work(),
+    )
+    facts = Facts("g", "1", services={"shop": ServiceFacts(pool), "free": service("http://c")})
+    told = get(facts, "/health", health=checker)
+    assert told["services"] == {}
+    assert told["summary"] == {"healthy": 1, "total": 2, "healthPercentage": "50.00"}
+    checker.step()
+    checker.refresh()
+    told = get(facts, "/health", health=checker)
+    assert list(told["services"]) == ["shop"]
+    assert list(told["services"]["shop"]["instances"]) == ["http://a:1", "http://b:1"]
+    assert told["summary"]["healthPercentage"] == "100.00"
+    assert [instance.url for instance in pool.available()] == ["http://b:1"]
+
+
+APP = object()
+
+
+def test_the_routes_are_described_from_the_table() -> None:
+    table = [
+        *routes(SHOP, started=lambda: STARTED),
+        Route("/api/orders", APP, summary="Orders"),
+        Route("/api/users/{id}", APP, methods=("GET", "POST"), exact=True),
+        Route("/", APP, host="www.example.com"),
+        Route("/secret", APP, listed=()),
+        Route("/auth", APP, listed=("POST /auth/login",), summary="Authentication routes"),
+    ]
+    assert describe_routes(table) == {
+        "GET /health": "Gateway health check",
+        "GET /info": "Gateway information",
+        "GET /services": "List all services",
+        "ANY /api/orders/*": "Orders",
+        "GET /api/users/{id}": "Proxied service routes",
+        "POST /api/users/{id}": "Proxied service routes",
+        "ANY www.example.com/*": "Proxied service routes",
+        "POST /auth/login": "Authentication routes",
+    }
+
+
+def test_the_operator_may_describe_them_otherwise() -> None:
+    given = {"POST /auth/*": "Authentication routes", "GET /health": "How are you?"}
+    assert describe_routes([Route("/x", APP)], prefix="/_g", given=given) == {
+        "GET /_g/health": "Gateway health check",
+        "GET /_g/info": "Gateway information",
+        "GET /_g/services": "List all services",
+        **given,
+    }
+
+
+def test_the_features_are_those_of_what_is_in_use_in_a_fixed_order() -> None:
+    middlewares = ["cors", "authenticator", "limiter", "logger"]
+    assert describe_features(middlewares, health=True) == (
+        "Request logging",
+        "Rate limiting",
+        "Authentication",
+        "Service discovery",
+        "Load balancing",
+        "Health monitoring",
+    )
+    assert describe_features([], services=False) == ()
+    assert describe_features(middlewares, given=["Tea"]) == ("Tea",)

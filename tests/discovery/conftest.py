@@ -1,0 +1,165 @@
+"""A fleet in one process: workers that share a store and a clock, driven round by round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from wsgigate.discovery import Instance
+from wsgigate.discovery.health import HealthChecker
+from wsgigate.rules.health import HealthCheck, Outcome
+from wsgigate.store import Store, StoreError
+from wsgigate.store.lmdb import LmdbStore
+from wsgigate.store.memory import MemoryStore
+
+UP = Outcome(True, 200, "1.00ms")
+DOWN = Outcome(False, error="Connection refused")
+
+
+class Clock:
+    """A clock that stands still until it is told."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FakePool:
+    """A pool that notes what it is told."""
+
+    def __init__(self, *urls: str) -> None:
+        self.instances = tuple(Instance(url) for url in urls)
+        self.marks: dict[str, bool] = {}
+
+    def mark(self, url: str, healthy: bool) -> None:
+        self.marks[url] = healthy
+
+
+class Network:
+    """Stands for all instances: each is up unless said, and every check of it is counted."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, Outcome] = {}
+        self.asked: list[str] = []
+
+    def __call__(self, instance: Instance, check: HealthCheck) -> Outcome:
+        self.asked.append(instance.url)
+        return self.outcomes.get(instance.url, UP)
+
+
+class Fickle:
+    """A store that fails while it is told to."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.broken = False
+
+    def get(self, key: str) -> tuple[bytes | None, float]:
+        self._check()
+        return self.store.get(key)
+
+    def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
+        self._check()
+        return self.store.swap(key, old, new, ttl)
+
+    def items(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        self._check()
+        return self.store.items(prefix)
+
+    def close(self) -> None:
+        self.store.close()
+
+    def _check(self) -> None:
+        if self.broken:
+            raise StoreError("the disk is full")
+
+
+class Worker:
+    """One worker: its pools and its checker, whose threads run when and as the test says.
+
+    :ivar pending: Checks that were started and have not ended, while *hold* is set.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        network: Network,
+        pools: dict[str, FakePool],
+        check: HealthCheck,
+        **options: object,
+    ) -> None:
+        self.pools = pools
+        self.hold = False
+        self.pending: list[Callable[[], None]] = []
+        self.checker = HealthChecker(
+            pools,
+            dict.fromkeys(pools, check),
+            store,
+            probe=network,
+            clock=clock,
+            random=lambda: 0.5,
+            spawn=self._spawn,
+            **options,  # type: ignore[arg-type]
+        )
+        # as if in a process of its own
+        self.checker._lease._owner = str(id(self)).encode()
+        self.checker._lease._pid = self.checker._pid
+
+    def _spawn(self, work: Callable[[], None]) -> None:
+        if self.hold:
+            self.pending.append(work)
+        else:
+            work()
+
+    def let_go(self) -> None:
+        """End the checks that were held."""
+        pending, self.pending = self.pending, []
+        for work in pending:
+            work()
+
+
+class Fleet:
+    """Workers over one store and one clock."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self.store = Fickle(store)
+        self.clock = clock
+        self.network = Network()
+        self.workers: list[Worker] = []
+
+    def worker(
+        self,
+        *urls: str,
+        check: HealthCheck = HealthCheck("/health"),  # noqa: B008 - it is frozen
+        **options: object,
+    ) -> Worker:
+        """Add a worker with the service ``shop`` at *urls*."""
+        pools = {"shop": FakePool(*(urls or ("http://a",)))}
+        worker = Worker(self.store, self.clock, self.network, pools, check, **options)
+        self.workers.append(worker)
+        return worker
+
+    def run(self, seconds: float, workers: Iterable[Worker] = ()) -> None:
+        """Let *seconds* pass, with a round of each worker (all of them) every half second."""
+        for _ in range(round(seconds * 2)):
+            self.clock.now += 0.5
+            for worker in workers or self.workers:
+                worker.checker.step()
+
+
+@pytest.fixture(params=["memory", "lmdb"])
+def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Fleet]:
+    """Yield a fleet without workers, over each of the stores."""
+    clock = Clock()
+    store: Store
+    if request.param == "memory":
+        store = MemoryStore(clock=clock)
+    else:
+        store = LmdbStore(tmp_path / "store", map_size=1 << 20, clock=clock)
+    yield Fleet(store, clock)
+    store.close()

@@ -1,0 +1,323 @@
+"""One health check against real sockets: what is asked, what counts, and that it always ends."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+import requests
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from wsgigate.discovery import Instance
+from wsgigate.discovery.probe import HttpProbe
+from wsgigate.rules.health import HealthCheck, Outcome
+from wsgigate.testing.backend import Answer, Backend, Received, cut, reply
+
+CHECK = HealthCheck("/health?deep=1", timeout=5.0)
+HASTY = HealthCheck("/health", timeout=0.3)
+
+
+def probe(answer: Answer, check: HealthCheck = CHECK) -> Outcome:
+    with Backend(answer) as backend:
+        outcome = HttpProbe()(Instance(backend.url), check)
+        backend.wait_until_closed()
+        assert backend.connections == 1
+    return outcome
+
+
+def drip(head: bytes, drop: bytes) -> Answer:
+    """Send *head*, then *drop* again and again until the client leaves."""
+
+    def answer(connection: socket.socket, _request: Received) -> bool:
+        connection.sendall(head)
+        connection.settimeout(0.01)
+        while True:
+            try:
+                if not connection.recv(1):
+                    return False
+            except TimeoutError:
+                connection.sendall(drop)
+
+    return answer
+
+
+def test_a_check_asks_for_the_path_at_the_instance_and_says_who_asks(backend: Backend) -> None:
+    outcome = HttpProbe()(Instance(backend.url), CHECK)
+    assert (outcome.ok, outcome.status, outcome.error) == (True, 200, "")
+    (request,) = backend.requests
+    assert request.line == "GET /health?deep=1 HTTP/1.1"
+    assert sorted(request.fields) == [
+        ("Accept", "*/*"),
+        ("Accept-Encoding", "identity"),
+        ("Connection", "close"),
+        ("Host", f"127.0.0.1:{backend.port}"),
+        ("User-Agent", "wsgigate-health"),
+    ]
+
+
+def test_a_check_takes_nothing_from_the_environment(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login someone password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    assert HttpProbe()(Instance(backend.url), CHECK).ok
+    assert backend.requests[0].values("Authorization") == []
+
+
+@pytest.mark.parametrize("status", ["200 OK", "204 No Content", "206 Partial Content", "299 Odd"])
+def test_any_2xx_is_healthy(status: str) -> None:
+    outcome = probe(reply(status=status))
+    assert (outcome.ok, outcome.status) == (True, int(status[:3]))
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        ("301 Moved", "Redirected"),
+        ("304 Not Modified", "Redirected"),
+        ("404 Not Found", "Status 404"),
+        ("500 Internal Server Error", "Status 500"),
+        ("503 Service Unavailable", "Status 503"),
+    ],
+)
+def test_any_other_status_is_a_failure(status: str, error: str) -> None:
+    outcome = probe(reply(status=status))
+    assert (outcome.ok, outcome.status, outcome.error) == (False, int(status[:3]), error)
+
+
+def test_a_redirect_is_not_followed_wherever_it_leads() -> None:
+    with Backend() as inside:
+        for location in (
+            f"{inside.url}/latest",
+            "http://169.254.169.254/",
+            "//evil",
+            "http://[",
+            "",
+        ):
+            outcome = probe(reply(status="302 Found", fields=[("Location", location)]))
+            assert (outcome.ok, outcome.status, outcome.error) == (False, 302, "Redirected")
+        assert inside.connections == 0
+
+
+def test_an_interim_response_is_not_taken_for_the_answer() -> None:
+    early = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
+    assert probe(early + reply()).status == 200
+    assert probe(early + reply(status="503 Down")).error == "Status 503"
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ([("Response-Time", "12ms")], "12ms"),
+        ([("X-Response-Time", "3.1 ms")], "3.1 ms"),
+        ([("X-Response-Time", "2"), ("response-time", "1")], "1"),
+    ],
+)
+def test_the_instance_may_tell_its_own_response_time(
+    fields: list[tuple[str, str]], told: str
+) -> None:
+    assert probe(reply(fields=fields)).response_time == told
+
+
+@pytest.mark.parametrize("fields", [[], [("Response-Time", "x" * 33)], [("Response-Time", "\xe9")]])
+def test_else_it_is_measured(fields: list[tuple[str, str]]) -> None:
+    clock = iter([10.0, 10.00153, 10.002, 10.003]).__next__
+    with Backend(reply(b"ok", fields=fields)) as backend:
+        outcome = HttpProbe(clock=clock)(Instance(backend.url), CHECK)
+    assert outcome.response_time == "1.53ms"
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (drip(b"", b""), None),
+        (drip(b"", b"x"), None),
+        (drip(b"HTTP/1.1 200 OK\r\n", b"X-Drop: 1\r\n"), None),
+        (drip(b"HTTP/1.1 200 OK\r\nX-Long: ", b"x"), None),
+        (drip(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", b"x"), 200),
+        (drip(b"HTTP/1.1 200 OK\r\n\r\n", b"x"), 200),
+        (drip(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"), 200),
+        (drip(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0"), 200),
+    ],
+    ids=["silence", "status line", "head", "field", "length", "to the end", "chunks", "chunk size"],
+)
+def test_a_server_that_drips_does_not_outlast_the_deadline(
+    answer: Answer, status: int | None
+) -> None:
+    started = time.monotonic()
+    outcome = probe(answer, HASTY)
+    assert time.monotonic() - started < 2.0
+    assert outcome == Outcome(False, status, error="Timeout") or outcome.error == "Bad response"
+    if outcome.error == "Bad response":  # 100 fields, before the time was up
+        assert status is None
+
+
+def test_interim_responses_without_end_do_not_outlast_the_deadline_either() -> None:
+    outcome = probe(drip(b"", b"HTTP/1.1 102 Processing\r\n\r\n"), HASTY)
+    assert outcome == Outcome(False, None, error="Timeout")
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 1073741824\r\n", b""])
+def test_of_a_gigabyte_no_more_than_is_needed_is_read(framing: bytes) -> None:
+    sent = 0
+
+    def answer(connection: socket.socket, _request: Received) -> bool:
+        nonlocal sent
+        connection.sendall(b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n")
+        try:
+            while sent < 1_073_741_824:
+                sent += connection.send(bytes(65_536))
+        except OSError:
+            pass
+        return False
+
+    outcome = probe(answer)
+    assert (outcome.ok, outcome.status) == (True, 200)
+    assert sent < 32_000_000  # what fits into the buffers between the two
+
+
+def test_a_compressed_body_is_not_unpacked() -> None:
+    assert probe(reply(b"not gzip at all", fields=[("Content-Encoding", "gzip")])).ok
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (cut(b""), "Connection closed"),
+        (cut(b"\x16\x03\x01\x02\x00\r\n\r\n"), "Bad response"),
+        (cut(b"SSH-2.0-OpenSSH_9.6\r\n"), "Bad response"),
+        (cut(b"HTTP/1.1 abc\r\n\r\n"), "Bad response"),
+        (cut(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n"), "Bad response"),
+        (cut(b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n"), "Bad response"),
+        (cut((b"HTTP/1.1 102 P\r\nX: " + b"y" * 60_000 + b"\r\n\r\n") * 5), "Bad response"),
+        (cut(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc"), "Incomplete response"),
+        (
+            cut(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabc"),
+            "Incomplete response",
+        ),
+        (
+            cut(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n"),
+            "Incomplete response",
+        ),
+    ],
+)
+def test_garbage_is_a_failure_in_words_that_name_no_host(answer: Answer, error: str) -> None:
+    outcome = probe(answer)
+    assert (outcome.ok, outcome.error) == (False, error)
+
+
+def test_a_connection_reset_is_told_as_one() -> None:
+    def answer(connection: socket.socket, _request: Received) -> bool:
+        linger = b"\x01\x00\x00\x00\x00\x00\x00\x00"
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        return False
+
+    assert probe(answer).error == "Connection reset"
+
+
+def test_nobody_listening_is_connection_refused() -> None:
+    with Backend() as backend:
+        url = backend.url
+    assert HttpProbe()(Instance(url), CHECK) == Outcome(False, error="Connection refused")
+
+
+def test_a_name_that_does_not_exist_is_host_not_found() -> None:
+    outcome = HttpProbe()(Instance("http://no-such-host.invalid"), CHECK)
+    assert outcome == Outcome(False, error="Host not found")
+
+
+def test_a_session_of_ones_own_is_asked_through_its_adapters(backend: Backend) -> None:
+    class Counting(requests.adapters.HTTPAdapter):
+        sent = 0
+
+        def send(self, request, **options):  # type: ignore[no-untyped-def]
+            self.sent += 1
+            return super().send(request, **options)
+
+    with requests.Session() as session:
+        session.mount("http://", adapter := Counting())
+        assert HttpProbe(session=session)(Instance(backend.url), CHECK).ok
+        assert adapter.sent == 1
+
+
+def test_a_plain_adapter_is_held_to_the_deadline_between_reads() -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"
+    with requests.Session() as session, Backend(drip(head, b"x")) as backend:
+        outcome = HttpProbe(session=session)(Instance(backend.url), HASTY)
+    assert outcome == Outcome(False, 200, error="Timeout")
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file with a key and a certificate for 127.0.0.1 that vouches for itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        + certificate.public_bytes(serialization.Encoding.PEM)
+    )
+    return path
+
+
+def test_tls_is_verified_against_the_authorities_that_are_named(authority: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority)
+
+    def wrap(connection: socket.socket) -> socket.socket:
+        return context.wrap_socket(connection, server_side=True)
+
+    with Backend(reply(b"ok"), tls=wrap) as backend:
+        instance = Instance(backend.url)
+        assert HttpProbe(verify=str(authority))(instance, CHECK).ok
+        assert HttpProbe(verify=False)(instance, CHECK).ok
+        assert HttpProbe()(instance, CHECK) == Outcome(False, error="TLS failed")
+
+
+def test_a_tls_handshake_that_hangs_does_not_outlast_the_deadline() -> None:
+    def stall(connection: socket.socket) -> socket.socket:
+        while connection.recv(4096):
+            pass
+        raise OSError
+
+    with Backend(tls=stall) as backend:
+        outcome = HttpProbe(verify=False)(Instance(backend.url), HASTY)
+    assert outcome == Outcome(False, error="Timeout")
+
+
+def test_tls_files_that_can_not_be_used_are_told_at_construction(tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").write_text("")
+    with pytest.raises(ValueError, match="verify"):
+        HttpProbe(verify=str(tmp_path / "missing.pem"))
+    with pytest.raises(ValueError, match="verify"):
+        HttpProbe(verify=str(tmp_path / "empty.pem"))
+    with pytest.raises(ValueError, match="cert"):
+        HttpProbe(cert=str(tmp_path / "missing.pem"))

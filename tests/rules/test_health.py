@@ -1,0 +1,229 @@
+"""Health checks as tables: which settings hold, and what a row of outcomes makes of an instance."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from wsgigate.rules.health import Health, HealthCheck, Outcome, first_due, next_due, record
+
+OK = Outcome(True, 200, "1.53ms")
+FAIL = Outcome(False, 503, "2.00ms", "Status 503")
+CHECK = HealthCheck("/health")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/health", "/a/b-c_d~e/", "/health?deep=1&a=%2F", "/caf%C3%A9", "/h;v=1", "/...", "/.x"],
+)
+def test_a_relative_path_is_taken_as_it_is(path: str) -> None:
+    assert HealthCheck(path).path == path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "health",
+        "http://evil/",
+        "//evil/x",
+        "/x//evil",
+        "/%2f/evil",
+        "/%2f%2fevil",
+        "/../admin",
+        "/a/..",
+        "/a/./b",
+        "/%2e%2e/admin",
+        "/a%2f..%2fadmin",
+        "/.%2E/admin",
+        "/a\r\nHost: evil",
+        "/a%0d%0aHost:%20evil",
+        "/a b",
+        "/a\\b",
+        "/a%5c..",
+        "/a%00",
+        "/a\x7f",
+        "/a#fragment",
+        "/a%zz",
+        "/a%2",
+        "/é",
+        "/a\n",
+        "@evil/",
+    ],
+)
+def test_a_path_that_could_leave_the_instance_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match="path"):
+        HealthCheck(path)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("interval", 0),
+        ("interval", -1.0),
+        ("interval", float("nan")),
+        ("interval", float("inf")),
+        ("timeout", 0.0),
+        ("timeout", float("nan")),
+        ("timeout", 86_401),
+        ("healthy_after", 0),
+        ("healthy_after", True),
+        ("unhealthy_after", 0),
+        ("unhealthy_after", 1.5),
+        ("unhealthy_after", 1_001),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_its_name(setting: str, value: object) -> None:
+    with pytest.raises(ValueError, match=setting):
+        HealthCheck("/health", **{setting: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "verdicts"),
+    [
+        # one letter a check, ten seconds apart: + good, - failed; below: U healthy, D not
+        ("+", "U"),
+        ("-", "D"),
+        ("+---", "UUUD"),
+        ("+--+---", "UUUUUUD"),
+        ("-+-++", "DDDDU"),
+        ("-++--+---", "DDUUUUUUD"),
+        ("+---+-++-", "UUUDDDDUU"),
+    ],
+)
+def test_the_first_check_decides_and_then_it_takes_several_in_a_row(
+    outcomes: str, verdicts: str
+) -> None:
+    health: Health | None = None
+    seen = ""
+    for second, letter in enumerate(outcomes):
+        health = record(health, OK if letter == "+" else FAIL, 10.0 * second, CHECK)
+        seen += "U" if health.healthy else "D"
+    assert seen == verdicts
+
+
+def test_since_tells_when_the_verdict_changed_and_checked_when_it_was_last_asked() -> None:
+    health = record(None, OK, 100.0, CHECK)
+    assert (health.since, health.checked, health.streak) == (100.0, 100.0, 1)
+    for now in (110.0, 120.0):
+        health = record(health, FAIL, now, CHECK)
+    assert (health.healthy, health.since, health.checked, health.streak) == (True, 100.0, 120.0, 2)
+    health = record(health, FAIL, 130.0, CHECK)
+    assert (health.healthy, health.since, health.checked, health.last) == (
+        False,
+        130.0,
+        130.0,
+        FAIL,
+    )
+
+
+def test_thresholds_of_one_follow_every_outcome() -> None:
+    eager = HealthCheck("/", healthy_after=1, unhealthy_after=1)
+    health: Health | None = None
+    for ok in (True, False, True, True, False):
+        health = record(health, OK if ok else FAIL, 1.0, eager)
+        assert health.healthy is ok
+
+
+def test_a_streak_stops_growing() -> None:
+    health = record(None, OK, 0.0, CHECK)
+    for _ in range(3_000):
+        health = record(health, OK, 1.0, CHECK)
+    assert health.streak == 1_000
+
+
+def test_the_verdict_never_differs_from_a_full_streak_in_any_history() -> None:
+    chance = random.Random(7)
+    for _ in range(200):
+        check = HealthCheck(
+            "/", healthy_after=chance.randint(1, 4), unhealthy_after=chance.randint(1, 4)
+        )
+        health: Health | None = None
+        history: list[bool] = []
+        for now in range(40):
+            history.append(chance.random() < 0.5)
+            health = record(health, OK if history[-1] else FAIL, float(now), check)
+            needed = check.healthy_after if history[-1] else check.unhealthy_after
+            if len(set(history[-needed:])) == 1 and len(history) >= needed:
+                assert health.healthy is history[-1]
+
+
+def test_the_next_check_is_an_interval_later_give_or_take_a_fifth() -> None:
+    assert next_due(100.0, 10.0, 0.0) == 108.0
+    assert next_due(100.0, 10.0, 0.5) == 110.0
+    assert next_due(100.0, 10.0, 0.999) == pytest.approx(112.0, abs=0.01)
+
+
+def test_first_checks_are_spread_over_a_second_or_a_shorter_interval() -> None:
+    assert first_due(100.0, 30.0, 0.0) == 100.0
+    assert first_due(100.0, 30.0, 0.5) == 100.5
+    assert first_due(100.0, 0.2, 0.5) == 100.1
+
+
+@pytest.mark.parametrize(
+    "health",
+    [
+        Health(True, 1.5, 3, 1_763_000_000.123, OK),
+        Health(False, 0, 1, 0, Outcome(False, None, "N/A", "Connection refused")),
+        record(record(None, OK, 1.0, CHECK), FAIL, 2.0, CHECK),
+    ],
+)
+def test_a_record_comes_back_from_its_bytes_as_it_was(health: Health) -> None:
+    assert Health.from_bytes(health.to_bytes()) == health
+
+
+GOOD = [True, 1.0, 1, 2.0, [True, 200, "1ms", ""]]
+
+
+def _with(index: int, value: object) -> list[object]:
+    changed: list[object] = [*GOOD]
+    changed[index] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"",
+        b"\xff\xfe",
+        b"null",
+        b"{}",
+        b"[]",
+        b"[" * 900,
+        b'"abcde"',
+        b'[true,NaN,1,2,[true,200,"",""]]',
+        b'[true,1,1,1e999,[true,200,"",""]]',
+        *(
+            json.dumps(members).encode()
+            for members in (
+                _with(0, 1),
+                _with(0, None),
+                _with(1, -1),
+                _with(1, "1"),
+                _with(1, True),
+                _with(2, 0),
+                _with(2, 1.0),
+                _with(2, 10**30),
+                _with(3, 10**30),
+                _with(4, None),
+                _with(4, [True, 200, "1ms"]),
+                _with(4, [True, "200", "1ms", ""]),
+                _with(4, [True, 99, "1ms", ""]),
+                _with(4, [True, 200, 1, ""]),
+                _with(4, [True, 200, "x" * 65, ""]),
+                _with(4, [True, 200, "1ms", "a\nb"]),
+                [*GOOD, 1],
+            )
+        ),
+        json.dumps(GOOD).encode() + b" " * 2_000,
+    ],
+)
+def test_garbage_in_the_store_is_a_value_error_and_nothing_else(garbage: bytes) -> None:
+    with pytest.raises(ValueError, match="health record"):
+        Health.from_bytes(garbage)
+
+
+def test_the_good_record_the_garbage_is_made_of_is_good() -> None:
+    assert Health.from_bytes(json.dumps(GOOD).encode()).healthy is True

@@ -1,0 +1,233 @@
+"""Active health checks: one worker asks, all of them know.
+
+Every worker runs one thread that reads the results from the store and marks its own pools. The one
+that holds the lease ``health/leader`` also does the checks, each in a thread that ends with it, so
+that one that hangs delays neither the others nor the lease. When the leader dies or is stopped,
+another worker goes on where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random as _random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeAlias
+
+from wsgigate.discovery import Instance
+from wsgigate.discovery.lease import Lease
+from wsgigate.discovery.probe import HttpProbe
+from wsgigate.discovery.results import Markable, Results, Target
+from wsgigate.discovery.schedule import Flight, Schedule
+from wsgigate.discovery.status import not_monitored, service_status
+from wsgigate.rules.health import HealthCheck, Outcome
+from wsgigate.store import Store, StoreError
+
+__all__ = ["HealthChecker", "Markable", "Probe"]
+
+LOG = logging.getLogger("wsgigate.health")
+
+ROUND = 0.5
+"""Seconds between two rounds of the thread."""
+
+CATCH_UP = 0.05
+"""Seconds between two rounds while checks that are due wait for others to end."""
+
+REFRESH = 1.0
+"""Seconds after which the lease is renewed, and the results are read again."""
+
+COMPLAIN = 60.0
+"""Seconds for which the same trouble is logged once."""
+
+Probe: TypeAlias = Callable[[Instance, HealthCheck], Outcome]
+"""Asks one instance once whether it is well. Runs in any thread."""
+
+_TIMED_OUT = Outcome(False, error="Timeout")
+
+
+class HealthChecker:
+    """Check the instances of services, and keep the pools of every worker in the know.
+
+    Nothing runs before :meth:`start`, which every worker calls for itself, after the fork. While
+    the store fails, nothing is checked and the pools stay as they were last marked.
+
+    :param pools: The pools of this process, by service.
+    :param checks: How a service is checked; one that is not in here is not.
+    :param store: Where the workers meet. Two gateways that share one need a *prefix* each.
+    :param probe: Asks one instance once, and returns within the check's timeout.
+    :param probes: By service, what asks its instances instead, with TLS settings of their own.
+    :param workers: How many checks are under way at most. No more than half of them are checks of
+        instances that did not answer the last time: a thousand dead hosts do not keep the others
+        from being checked.
+    :param prefix: What the keys in the store begin with.
+    :param clock: Seconds of a clock that never steps back.
+    :param random: Gives numbers in [0, 1).
+    :param spawn: Runs a function in the background.
+    :raises ValueError: A check is for a service that has no pool, or *workers* is below 1.
+    """
+
+    def __init__(
+        self,
+        pools: Mapping[str, Markable],
+        checks: Mapping[str, HealthCheck],
+        store: Store,
+        *,
+        probe: Probe | None = None,
+        probes: Mapping[str, Probe] | None = None,
+        workers: int = 16,
+        prefix: str = "health/",
+        clock: Callable[[], float] = time.monotonic,
+        random: Callable[[], float] = _random.random,
+        spawn: Callable[[Callable[[], None]], None] | None = None,
+    ) -> None:
+        for service in checks:
+            if service not in pools:
+                raise ValueError(f"there is a health check for {service!r}, but no such service")
+        if workers < 1:
+            raise ValueError(f"workers is 1 or more, got {workers}")
+        self._checks = dict(checks)
+        self._probe = probe or HttpProbe()
+        self._probes = dict(probes or {})
+        self._workers = workers
+        self._clock = clock
+        self._random = random
+        self._spawn = spawn or _spawn_thread
+        self._lease = Lease(store, prefix + "leader")
+        self._results = Results(pools, self._checks, store, self._lease, prefix=prefix)
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Forget what belongs to a thread that ran before, perhaps in the process forked from."""
+        self._pid = os.getpid()
+        self._stopping = threading.Event()
+        self._schedule = Schedule(self._workers, self._random)
+        self._leading = False
+        self._backlog = False
+        self._lead_at = self._read_at = float("-inf")
+        self._complained: dict[str, float] = {}
+
+    def start(self) -> None:
+        """Start this process's thread unless it runs; without checks there is none."""
+        if not self._checks:
+            return
+        with self._starting:
+            if self._thread is not None and self._thread.is_alive() and self._pid == os.getpid():
+                return
+            if self._pid != os.getpid():
+                self._results.after_fork()
+            self._begin_anew()
+            self._thread = threading.Thread(
+                target=self._run, args=(self._stopping,), name="wsgigate-health", daemon=True
+            )
+            self._thread.start()
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """End this process's thread and let go of the lease; checks under way are abandoned.
+
+        :param timeout: Seconds to wait for the thread; the lease of one that hangs runs out.
+        """
+        with self._starting:
+            thread, self._thread = self._thread, None
+            if thread is None or self._pid != os.getpid():
+                return
+            self._stopping.set()
+        thread.join(timeout)
+
+    def _run(self, stopping: threading.Event) -> None:
+        try:
+            while not stopping.is_set():
+                try:
+                    self.step()
+                except Exception:
+                    self._complain("A round of health checks failed", traceback=True)
+                stopping.wait(CATCH_UP if self._backlog else ROUND)
+        finally:
+            try:
+                self._lease.release()
+            except StoreError:
+                pass  # it runs out by itself
+
+    def step(self) -> None:
+        """Do one round: lead if nobody else does, read what is known, start the checks due."""
+        now = self._clock()
+        targets = self._results.targets()
+        self._backlog = False
+        try:
+            if now >= self._lead_at:
+                self._lead_at = now + REFRESH
+                self._leading = self._lease.take()
+            if now >= self._read_at:
+                self._read_at = now + REFRESH
+                self._results.read(targets)
+        except StoreError as error:
+            self._leading = False
+            self._complain("Health checks rest while the store fails: %s", error)
+        if not self._leading:
+            self._schedule.rest()
+            return
+        due = self._schedule.due(targets, self._results, now)
+        for target in due.overdue:
+            self._write(target, _TIMED_OUT, self._results.known(target).raw)
+        for target, flight in due.checks:
+            self._start_check(target, flight)
+        self._backlog = due.backlog
+
+    def refresh(self) -> None:
+        """Read the results from the store now, whether or not the thread runs."""
+        try:
+            self._results.read(self._results.targets())
+        except StoreError as error:
+            self._complain("Health results can not be read: %s", error)
+
+    def status(self, service: str) -> dict[str, Any]:
+        """Return the status of *service* as it was last read, as members of a JSON object."""
+        if service not in self._checks:
+            return not_monitored()
+        return service_status(self._results.healths(service))
+
+    def all(self) -> dict[str, dict[str, Any]]:
+        """Return the status of every service of which an instance has been checked."""
+        healths = {service: self._results.healths(service) for service in self._checks}
+        return {
+            service: service_status(instances)
+            for service, instances in healths.items()
+            if any(instances.values())
+        }
+
+    def _start_check(self, target: Target, flight: Flight) -> None:
+        try:
+            self._spawn(partial(self._check, target, flight, self._schedule))
+        except Exception:  # no thread to be had at the moment
+            self._schedule.land(target, flight)
+            self._complain("A health check could not be started", traceback=True)
+
+    def _check(self, target: Target, flight: Flight, schedule: Schedule) -> None:
+        try:
+            probe = self._probes.get(target.service, self._probe)
+            outcome = probe(target.instance, target.check)
+            self._write(target, outcome, flight.raw)
+        except Exception:
+            self._complain("A health check failed", traceback=True)
+        finally:
+            schedule.land(target, flight)
+
+    def _write(self, target: Target, outcome: Outcome, raw: bytes | None) -> None:
+        try:
+            self._results.write(target, outcome, raw)
+        except StoreError as error:
+            self._complain("A health result could not be stored: %s", error)
+
+    def _complain(self, trouble: str, *args: object, traceback: bool = False) -> None:
+        now = self._clock()
+        if now - self._complained.get(trouble, float("-inf")) >= COMPLAIN:
+            self._complained[trouble] = now
+            LOG.error(trouble, *args, exc_info=traceback)
+
+
+def _spawn_thread(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, name="wsgigate-health-check", daemon=True).start()

@@ -1,0 +1,172 @@
+"""Active health checks, decided: what is asked, when, and what an instance is taken for.
+
+Each check is one :class:`Outcome`; :func:`record` makes of it and of what was known the new
+:class:`Health`. The first check decides at once, so that a service is usable after one answer; from
+then on several in a row are needed to change the verdict, so that one lost packet does not.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+__all__ = ["Health", "HealthCheck", "Outcome", "first_due", "next_due", "record"]
+
+JITTER = 0.2
+"""How far from the interval two checks may be apart, as a share of it."""
+
+SPREAD = 1.0
+"""Seconds over which the first checks of many instances are spread."""
+
+_LONGEST = 86_400.0
+_MOST_IN_A_ROW = 1_000
+_MOST_BYTES = 1_024
+_LATEST = 253_402_300_800.0  # the year 10000: what a date can not say is not a time
+_PATH = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
+_WORDS = re.compile(r"[\x20-\x7e]{0,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """How the instances of a service are asked whether they are well.
+
+    :param path: What is asked for at each instance, with a query if need be. It is relative to the
+        instance: a path that could name another host or climb out of a prefix is refused.
+    :param interval: Seconds from one check of an instance to the next.
+    :param timeout: Seconds one check may take in all.
+    :param healthy_after: Good checks in a row that make an unhealthy instance healthy.
+    :param unhealthy_after: Failed checks in a row that make a healthy instance unhealthy.
+    :raises ValueError: A setting is out of its range; says which.
+    """
+
+    path: str
+    interval: float = 10.0
+    timeout: float = 2.0
+    healthy_after: int = 2
+    unhealthy_after: int = 3
+
+    def __post_init__(self) -> None:
+        _check_path(self.path)
+        for name in ("interval", "timeout"):
+            seconds = getattr(self, name)
+            if not 0 < seconds <= _LONGEST:
+                raise ValueError(f"{name} is more than 0 s and at most a day, got {seconds!r}")
+        for name in ("healthy_after", "unhealthy_after"):
+            count = getattr(self, name)
+            if type(count) is not int or not 1 <= count <= _MOST_IN_A_ROW:
+                raise ValueError(f"{name} is 1 to {_MOST_IN_A_ROW} checks, got {count!r}")
+
+
+def _check_path(path: str) -> None:
+    if not path.startswith("/"):
+        raise ValueError(f"a health check's path starts with /, got {path!r}")
+    if not _PATH.fullmatch(path):
+        raise ValueError(f"a health check's path has a character that no path has, got {path!r}")
+    plain = unquote(path.partition("?")[0], errors="replace")
+    if "//" in plain or _CONTROL.search(plain):
+        raise ValueError(f"a health check's path has no //, no \\ and no controls, got {path!r}")
+    if not {".", ".."}.isdisjoint(plain.split("/")):
+        raise ValueError(f"a health check's path has no dot segments, got {path!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one check found.
+
+    :param ok: Whether the instance answered as a healthy one does.
+    :param status: The status code it answered with, ``None`` when there was no answer.
+    :param response_time: How long it took, in the instance's own words or as ``1.53ms``.
+    :param error: What was wrong, in a few words that name no host.
+    """
+
+    ok: bool
+    status: int | None = None
+    response_time: str = "N/A"
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What is known of one instance. Moments are seconds of the clock that its store keeps.
+
+    :param healthy: The verdict.
+    :param since: When the verdict last changed.
+    :param streak: How many checks in a row ended as the last one did.
+    :param checked: When the last check ended.
+    :param last: What the last check found, which may differ from the verdict.
+    """
+
+    healthy: bool
+    since: float
+    streak: int
+    checked: float
+    last: Outcome
+
+    def to_bytes(self) -> bytes:
+        """Return the record as it is shared with other workers."""
+        last = [self.last.ok, self.last.status, self.last.response_time, self.last.error]
+        members = [self.healthy, self.since, self.streak, self.checked, last]
+        return json.dumps(members, separators=(",", ":")).encode("ascii")
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Health:
+        """Return the record that :meth:`to_bytes` wrote.
+
+        :raises ValueError: *raw* is not such a record.
+        """
+        if len(raw) > _MOST_BYTES:
+            raise ValueError("a health record is not that long")
+        try:
+            healthy, since, streak, checked, last = json.loads(raw)
+            ok, status, response_time, error = last
+        except (ValueError, TypeError, RecursionError) as problem:
+            raise ValueError("not a health record") from problem
+        if not (
+            type(healthy) is bool
+            and type(ok) is bool
+            and _is_moment(since)
+            and _is_moment(checked)
+            and type(streak) is int
+            and 1 <= streak <= _MOST_IN_A_ROW
+            and (status is None or (type(status) is int and 100 <= status <= 999))
+            and all(isinstance(t, str) and _WORDS.fullmatch(t) for t in (response_time, error))
+        ):
+            raise ValueError("not a health record")
+        return cls(healthy, since, streak, checked, Outcome(ok, status, response_time, error))
+
+
+def _is_moment(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value < _LATEST  # type: ignore[operator]
+
+
+def record(health: Health | None, outcome: Outcome, now: float, check: HealthCheck) -> Health:
+    """Return what is known of an instance after one more check.
+
+    :param health: What was known before, ``None`` for an instance never checked.
+    """
+    if health is None:
+        return Health(outcome.ok, now, 1, now, outcome)
+    streak = min(health.streak + 1, _MOST_IN_A_ROW) if outcome.ok == health.last.ok else 1
+    needed = check.healthy_after if outcome.ok else check.unhealthy_after
+    if outcome.ok == health.healthy or streak < needed:
+        return Health(health.healthy, health.since, streak, now, outcome)
+    return Health(outcome.ok, now, streak, now, outcome)
+
+
+def next_due(now: float, interval: float, chance: float) -> float:
+    """Return when the check after one at *now* is due: an interval later, 20 % more or less.
+
+    :param chance: A number in [0, 1).
+    """
+    return now + interval * (1 - JITTER + 2 * JITTER * chance)
+
+
+def first_due(now: float, interval: float, chance: float) -> float:
+    """Return when an instance first seen at *now* is due: soon, but not all of them at once.
+
+    :param chance: A number in [0, 1).
+    """
+    return now + min(interval, SPREAD) * chance
