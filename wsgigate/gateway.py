@@ -66,6 +66,7 @@ class Gateway:
                 self._started_in = os.getpid()
                 if self.health is not None:
                     self.health.start()
+                    self.health.refresh()  # what other workers have found out already
 
     def close(self) -> None:
         """Stop what runs in this process and release what it holds open."""

@@ -320,9 +320,14 @@ def test_a_truncated_answer_is_cut_at_the_client_too(serve: Serve, backend: Back
     for _ in range(2):
         with pytest.raises((requests.exceptions.ChunkedEncodingError, requests.ConnectionError)):
             get(gateway.url + "/svc")
+
+    def errors() -> list[str]:
+        records = [json.loads(line) for line in gateway.log.splitlines() if line[:1] == "{"]
+        return [record["error"] for record in records if "error" in record]
+
+    until(lambda: len(errors()) >= 2)
+    assert errors() == ["UpstreamCut"] * 2
     assert "Traceback" not in gateway.log
-    records = [json.loads(line) for line in gateway.log.splitlines() if line.startswith("{")]
-    assert [record["error"] for record in records if "error" in record] == ["UpstreamCut"] * 2
 
 
 def test_down_and_slow_services_answer_as_listed(serve: Serve, backend: Backend) -> None:
@@ -369,7 +374,8 @@ def test_hostile_requests_reach_no_service(serve: Serve, backend: Backend) -> No
         with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as sock:
             sock.sendall(data)
             answer = sock.recv(65536)
-        assert answer[:10] in (b"HTTP/1.1 4", b"HTTP/1.1 5", b"HTTP/1.0 4"), (data, answer)
+        # gunicorn says its own refusals in the version it was asked in, even in one that is none.
+        assert answer[9:10] in (b"4", b"5"), (data, answer)
     assert backend.requests == []
     assert get(gateway.url + "/svc").status_code == 200
 

@@ -56,7 +56,9 @@ class Forwarder:
     :param connect_timeout: Seconds to wait for a connection.
     :param read_timeout: Seconds to wait for the response to begin, and between its parts.
     :param timeout: Seconds for all of it until the response begins; caps the other two.
-    :param rewrite_location: Bring ``Location`` fields and cookie paths back to what clients see.
+    :param rewrite_location: Bring ``Location`` fields back to what clients see.
+    :param rewrite_cookies: Bring the paths of cookies back to what clients see, so that a cookie
+        of one service is not sent to all; off for a service whose cookies are for all of them.
     :param via: The gateway's name in ``Via``. A request that has passed it already is refused.
     :param verify: Whether to verify the instances' TLS certificates, or a bundle to do it by.
     :param cert: A client certificate: the path of a PEM file, or of one and of its key.
@@ -80,6 +82,7 @@ class Forwarder:
         read_timeout: float = 30.0,
         timeout: float = 30.0,
         rewrite_location: bool = True,
+        rewrite_cookies: bool = True,
         via: str = "wsgigate",
         verify: bool | str = True,
         cert: str | tuple[str, str] | None = None,
@@ -106,6 +109,7 @@ class Forwarder:
         self._responses = ResponseMaker(
             fields=response_fields,
             rewrite_location=rewrite_location,
+            rewrite_cookies=rewrite_cookies,
             preserve_host=preserve_host,
             add_prefix=add_prefix,
         )

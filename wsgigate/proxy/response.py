@@ -108,8 +108,8 @@ class ResponseMaker:
     """Makes the client's response head out of the instance's.
 
     :param fields: Changes to the response fields, made last.
-    :param rewrite_location: Bring a ``Location`` and the path of a cookie that name the instance's
-        own addresses back to the ones the client sees.
+    :param rewrite_location: Bring a ``Location`` of the instance's own back to what the client sees.
+    :param rewrite_cookies: Bring the path of a cookie back to what the client sees.
     :param preserve_host: Whether the instance was asked under the client's own host, and so knows
         itself by that name too.
     :param add_prefix: What was put in front of the path for the instance.
@@ -120,11 +120,13 @@ class ResponseMaker:
         *,
         fields: FieldRules | None = None,
         rewrite_location: bool = True,
+        rewrite_cookies: bool = True,
         preserve_host: bool = False,
         add_prefix: str = "",
     ) -> None:
         self._fields = fields or None
-        self._rewrite = rewrite_location
+        self._rewrite_location = rewrite_location
+        self._rewrite_cookies = rewrite_cookies
         self._preserve_host = preserve_host
         self._added = add_prefix.rstrip("/")
 
@@ -148,7 +150,7 @@ class ResponseMaker:
             headers.append(("Content-Length", str(length)))
         elif status == 205:
             headers.append(("Content-Length", "0"))
-        if self._rewrite:
+        if self._rewrite_location or self._rewrite_cookies:
             headers = self._rewritten(headers, request, instance)
         if self._fields is not None:
             headers = self._fields.apply(headers)
@@ -189,9 +191,9 @@ class ResponseMaker:
         rewritten = []
         for name, value in headers:
             lower = name.lower()
-            if lower in ("location", "content-location"):
+            if self._rewrite_location and lower in ("location", "content-location"):
                 value = location(value, instance.url, outside, self._added, aliases=aliases)
-            elif lower == "set-cookie":
+            elif self._rewrite_cookies and lower == "set-cookie":
                 value = cookie_path(value, self._added, outside, domain)
             rewritten.append((name, value))
         return rewritten
