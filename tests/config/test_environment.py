@@ -1,0 +1,80 @@
+"""References to environment variables."""
+
+from __future__ import annotations
+
+import pytest
+
+from wsgigate.config.environment import MISSING, FromEnvironment, substitute
+from wsgigate.config.errors import Errors
+
+ENVIRON = {
+    "HOST": "orders",
+    "PORT": "8000",
+    "EMPTY": "",
+    "MONEY": "$5 ${HOST}",
+    "A_SECRET": "hush!",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain", "plain"),
+        ("${HOST}", "orders"),
+        ("http://${HOST}:${PORT}/", "http://orders:8000/"),
+        ("${NOPE:-fallback}", "fallback"),
+        ("${NOPE:-}", ""),
+        ("${NOPE:-http://127.0.0.1:3001}", "http://127.0.0.1:3001"),
+        ("${NOPE:-a:-b}", "a:-b"),
+        ("${EMPTY}", ""),
+        ("${EMPTY:-fallback}", "fallback"),
+        ("${HOST:-fallback}", "orders"),
+        ("$$", "$"),
+        ("$${HOST}", "${HOST}"),
+        ("$$${HOST}", "$orders"),
+        ("a $HOST costs $5", "a $HOST costs $5"),
+        ("${NOPE:-$$5}", "$5"),
+        ("${MONEY}", "$5 ${HOST}"),
+        ("{HOST}", "{HOST}"),
+    ],
+)
+def test_a_reference_is_replaced_by_the_variable(text: str, expected: str) -> None:
+    errors = Errors()
+    assert substitute(text, ENVIRON, errors) == expected
+    assert list(errors) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("${NOPE}", "the environment variable NOPE is not set, and ${NOPE} has no default"),
+        ("${HOST", 'a "${" without its "}"'),
+        ("${}", 'a reference to a variable is "${NAME}"'),
+        ("${1ST}", 'a reference to a variable is "${NAME}"'),
+        ("${HOST:+x}", 'a reference to a variable is "${NAME}"'),
+        ("${HOST-x}", 'a reference to a variable is "${NAME}"'),
+        ("${NOPE:-${HOST}}", "can not stand inside of another"),
+    ],
+)
+def test_a_reference_that_has_no_value_is_an_error(text: str, said: str) -> None:
+    errors = Errors()
+    assert substitute({"a": [text]}, ENVIRON, errors) == {"a": [MISSING]}
+    ((path, found),) = errors
+    assert path == "a[0]"
+    assert said in found
+
+
+def test_keys_and_what_is_no_text_stay_as_they_are() -> None:
+    data = {"${HOST}": [1, True, 2.5, None, {"b": "${PORT}"}]}
+    assert substitute(data, ENVIRON, Errors()) == {"${HOST}": [1, True, 2.5, None, {"b": "8000"}]}
+
+
+def test_only_text_that_a_variable_took_part_in_may_become_a_number() -> None:
+    assert type(substitute("${PORT}", ENVIRON, Errors())) is FromEnvironment
+    assert type(substitute("$$5", ENVIRON, Errors())) is str
+
+
+def test_what_a_variable_with_the_name_of_a_secret_holds_is_never_told() -> None:
+    errors = Errors()
+    errors.add("bind", f"expected an address, got {substitute('${A_SECRET}', ENVIRON, errors)}")
+    assert list(errors) == [("bind", "expected an address, got ***")]

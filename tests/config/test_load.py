@@ -1,0 +1,284 @@
+"""Whole files: what becomes of a right one, and everything that is said of a wrong one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from wsgigate.config.errors import ConfigError
+from wsgigate.config.load import MAX_SIZE, load, parse, read
+from wsgigate.config.model import Config, Gateway
+from wsgigate.config.options import LimiterOptions
+from wsgigate.rules.quota import Quota
+
+ORDERS = '[services.orders]\ninstances = ["http://127.0.0.1:8000"]\n'
+ROUTE = '[[routes]]\npath = "/orders"\nservice = "orders"\n'
+
+WRONG = """\
+[gateway]
+name = 3
+bind = "unix:/run/gateway.sock"
+worker = 4
+trusted_proxies = ["10.0.0.1/8"]
+
+[store]
+urls = "lmdb:"
+
+[admin]
+token = 33333
+
+[[middleware]]
+use = "limitr"
+
+[[middleware]]
+use = "limiter"
+quota = "100 per fortnight"
+key = "path:id"
+
+[[middleware]]
+quota = "1/s"
+
+[services.orders]
+instances = ["ftp://user:hunter2@orders", "http://orders:99999"]
+timeout = "30 parsecs"
+retry = { attempts = 3 }
+health = { interval = 30 }
+
+[services.empty]
+instances = []
+
+[[routes]]
+path = "api"
+service = "order"
+stripPrefix = true
+
+[[routes]]
+service = "orders"
+app = "shop.wsgi:app"
+
+[[routes]]
+path = "/a"
+app = "shop.wsgi:app"
+add_prefix = "/b"
+middleware = [{ use = "authenticator", algorithms = ["none"], secret = "${NOPE}" }]
+
+[[routes]]
+path = "/users/{id}"
+service = "empty"
+strip_prefix = "/user"
+"""
+
+SAID = {
+    "gateway.name": "expected a name of one line, got the number 3",
+    "gateway.bind": 'add "unix" to gateway.trusted_proxies',
+    "gateway.worker": 'is not a known key; did you mean "workers"?',
+    "gateway.trusted_proxies[0]": "the network is '10.0.0.0/8'",
+    "store.urls": 'did you mean "url"?',
+    "admin.token": "expected text (a secret), got something else",
+    "middleware[0].use": '"limitr" is not a middleware; did you mean "limiter"?',
+    "middleware[1].quota": "counts in 'fortnight'",
+    "middleware[1].key": '"path:id" is known to the middlewares of a route only',
+    "middleware[2].use": "is missing: the middleware's name",
+    "services.orders.instances[0]": "an instance's URL must not carry credentials",
+    "services.orders.instances[1]": "has no valid port",
+    "services.orders.timeout": 'expected a duration such as "30s", got "30 parsecs"',
+    "services.orders.retry": "is not supported by this version of wsgigate",
+    "services.orders.health.path": "is missing: what is asked for",
+    "services.empty.instances": "expected a list with at least one item, got an empty one",
+    "routes[0].path": "a route's path starts with /",
+    "routes[0].service": 'there is no service "order"; did you mean "orders"?',
+    "routes[0].stripPrefix": 'did you mean "strip_prefix"?',
+    "routes[1]": "needs a path, or several paths",
+    "routes[2].add_prefix": "is for routes to a service, not to an app",
+    "routes[2].middleware[0].algorithms[0]": 'got "none"',
+    "routes[2].middleware[0].secret": "the environment variable NOPE is not set",
+    "routes[3].strip_prefix": 'the path "/users/{id}" does not begin with "/user"',
+}
+
+
+def wrong(text: str, path: str = "gateway.toml", **environ: str) -> list[tuple[str, str]]:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, path, environ=environ)
+    return caught.value.errors
+
+
+def test_every_error_of_a_file_is_told_at_once_each_with_its_key_path() -> None:
+    errors = wrong(WRONG)
+    told = dict(reversed(errors))
+    for path, said in SAID.items():
+        assert said in told[path], path
+    assert ("routes[1]", "service and app: a route is served by one of them") in errors
+    assert told.keys() == SAID.keys()
+
+
+def test_the_text_of_an_error_has_one_line_each_with_the_file_in_front() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(WRONG, "shop/gateway.toml", environ={})
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(SAID) + 1
+    assert all(line.startswith("shop/gateway.toml: ") for line in lines)
+    assert "hunter2" not in str(caught.value)
+    assert "33333" not in str(caught.value)
+
+
+def test_an_empty_file_is_a_gateway_of_defaults() -> None:
+    assert parse("") == Config()
+    assert parse("").gateway == Gateway(bind="127.0.0.1:3000", name="wsgigate")
+    assert parse("").admin is None
+
+
+def test_a_full_file_is_read_key_by_key(full: Path) -> None:
+    config = load(str(full))
+    assert config.gateway.trusted_proxies == ("10.0.0.0/8", "unix")
+    assert config.gateway.identity == {"X-User-Id": "sub"}
+    limiter = config.middleware[2].options
+    assert isinstance(limiter, LimiterOptions)
+    assert limiter.quota == Quota(1000, 3600)
+    assert config.middleware[4].options == {"text": "outside"}
+    orders = config.services["orders"]
+    assert orders.timeout == 5.0
+    assert orders.health is not None
+    assert orders.health.interval == 30.0
+    assert config.routes[0].strip_prefix == "/api"
+    assert config.routes[1].paths == ("/echo", "/say")
+
+
+def test_what_is_secret_is_in_no_representation_of_a_config(full: Path) -> None:
+    shown = repr(load(str(full)))
+    assert "thirty-two" not in shown
+    assert "of-32-or-more" not in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[gateway\n", "line 1, column 9"),
+        ('a = 1\nb = "x\n', "line 2, column 7"),
+        ("a = 1\na = 2\n", "line 2, column 6"),
+        ("[x]\n[x]\n", "line 2, column 3"),
+    ],
+)
+def test_broken_toml_is_told_with_line_and_column(text: str, said: str) -> None:
+    ((path, told),) = wrong(text)
+    assert path == ""
+    assert said in told
+
+
+def test_a_file_that_is_no_text_is_told_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_bytes(b'a = 1\nb = "\xff"\n')
+    with pytest.raises(ConfigError, match="is not text in UTF-8: line 2"):
+        load(str(file))
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_bytes(b'\xef\xbb\xbf[gateway]\nname = "shop"\n')
+    assert load(str(file)).gateway.name == "shop"
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text("#" * (MAX_SIZE + 1))
+    with pytest.raises(ConfigError, match="is larger than 1024 KiB"):
+        load(str(file))
+
+
+@pytest.mark.parametrize("name", ["missing.toml", ""])
+def test_a_file_that_can_not_be_read_is_one_error(tmp_path: Path, name: str) -> None:
+    path = str(tmp_path / name)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path}: can not be read: ")
+
+
+def test_a_file_that_is_nested_without_end_is_refused() -> None:
+    assert wrong("a = " + "[" * 5000 + "]" * 5000) == [("", "is nested too deeply")]
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "said"),
+    [
+        (ORDERS, "services.orders", "no route leads to it"),
+        ("", "routes", "every request is answered with 404"),
+        (
+            ORDERS + "tls = { verify = false }\n" + ROUTE,
+            "services.orders.tls",
+            "none of its instances is https://",
+        ),
+        (
+            ORDERS.replace("http:", "https:") + "tls = { verify = false }\n" + ROUTE,
+            "services.orders.tls.verify",
+            "anybody can pose as this service",
+        ),
+        (
+            '[gateway]\nidentity = { X-User = "sub" }\n' + ORDERS + ROUTE,
+            "gateway.identity",
+            "never sent",
+        ),
+    ],
+)
+def test_what_is_likely_not_meant_is_a_warning(text: str, path: str, said: str) -> None:
+    reading = read(text, environ={})
+    assert not reading.errors
+    found = dict(reading.warnings)
+    assert said in found[path]
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "said"),
+    [
+        ("routes = 3", "routes", "expected a list, got the number 3"),
+        ("routes = [3]", "routes[0]", "expected a table, got the number 3"),
+        ("routes = [{}]", "routes[0]", "needs a service or an app that serves it"),
+        ("middleware = ['logger']", "middleware[0]", 'a table such as { use = "logger" }'),
+        ("[[middleware]]\nuse = 3", "middleware[0].use", "expected a middleware's name"),
+        ("[[middleware]]\nuse = 'a b:c'", "middleware[0].use", "expected a factory such as"),
+        ("[service.orders]", "service", 'did you mean "services"?'),
+        ("[services.'a b']\ninstances = ['http://a']", 'services."a b"', "is not a service's name"),
+        ("[services.a]\ninstances = ['http://a']\nbreaker = {}", "services.a.breaker", "supported"),
+        ("[services.a]\ndiscover = 'registry'", "services.a.discover", "not supported"),
+        ("[gateway]\nworkers = 1979-05-27", "gateway.workers", "got a date or time"),
+        (
+            "[[middleware]]\nuse = 'limiter'\nquota = '1/s'\nkey = 'subject'",
+            "middleware[0].key",
+            "needs an authenticator further out",
+        ),
+        (
+            "[services.a]\ninstances = ['https://a']\ntls = { verify = false, ca = 'x' }",
+            "services.a.tls",
+            "verify = false makes ca useless",
+        ),
+        (
+            "[[routes]]\npath = '/a'\npaths = ['/b']\napp = 'a:b'",
+            "routes[0]",
+            "path and paths say the same thing",
+        ),
+    ],
+)
+def test_one_mistake_is_told_at_its_place(text: str, path: str, said: str) -> None:
+    assert said in dict(wrong(text))[path]
+
+
+def test_a_limiter_may_count_subjects_behind_whatever_verifies_tokens() -> None:
+    limiter = '[[middleware]]\nuse = "limiter"\nquota = "1/s"\nkey = "subject"\n'
+    parse('[[middleware]]\nuse = "somebody.elses:Tokens"\n' + limiter)
+
+
+def test_numbers_switches_and_lists_may_come_from_the_environment() -> None:
+    text = (
+        '[gateway]\nworkers = "${W}"\nlist_routes = "${L}"\ntrusted_proxies = "${P:-}"\n'
+        '[services.orders]\ninstances = "${ORDERS}"\ntimeout = "${T:-5s}"\n'
+    )
+    config = parse(text, environ={"W": "3", "L": "false", "ORDERS": "http://a:1,http://b:2"})
+    assert config.gateway.workers == 3
+    assert config.gateway.list_routes is False
+    assert config.gateway.trusted_proxies == ()
+    assert config.services["orders"].instances == ("http://a:1", "http://b:2")
+    assert config.services["orders"].timeout == 5.0
+
+
+def test_a_place_of_a_wrong_item_does_not_shift_the_others() -> None:
+    text = 'middleware = [{ use = "nothing" }, { use = "limiter", quota = "1/s", key = "route" }]'
+    assert [path for path, _ in wrong(text)] == ["middleware[0].use", "middleware[1].key"]

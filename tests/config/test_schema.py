@@ -1,0 +1,103 @@
+"""The JSON Schema of the file, held against files."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from wsgigate.config.middlewares import USES
+from wsgigate.config.schema import schema
+from wsgigate.middleware.authenticator import Authenticator
+from wsgigate.middleware.body_limit import BodyLimit
+from wsgigate.middleware.cors import Cors
+from wsgigate.middleware.limiter import Limiter
+from wsgigate.middleware.logger import Logger
+from wsgigate.middleware.request_id import RequestId
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.toml"))
+
+MADE = {
+    "authenticator": Authenticator,
+    "body-limit": BodyLimit,
+    "cors": Cors,
+    "limiter": Limiter,
+    "logger": Logger,
+    "request-id": RequestId,
+}
+NOT_IN_FILES = {"app", "refuse", "clock", "now", "mint", "store"}
+ONLY_IN_FILES = {"secret_file", "public_key_file"}
+
+
+@pytest.fixture(scope="module")
+def validator() -> Draft202012Validator:
+    return Draft202012Validator(schema())
+
+
+def errors_of(validator: Draft202012Validator, text: str) -> list[str]:
+    return [error.json_path for error in validator.iter_errors(tomllib.loads(text))]
+
+
+def test_the_schema_is_one() -> None:
+    Draft202012Validator.check_schema(schema())
+    json.dumps(schema())
+
+
+def test_every_key_has_a_description() -> None:
+    def properties(node: Any, path: str) -> list[str]:
+        if isinstance(node, list):
+            return [bare for item in node for bare in properties(item, path)]
+        if not isinstance(node, dict):
+            return []
+        found = []
+        for name, shape in (node.get("properties") or {}).items():
+            if "description" not in shape and "const" not in shape and name != "use":
+                found.append(f"{path}.{name}")
+        return found + [bare for key in node for bare in properties(node[key], f"{path}.{key}")]
+
+    assert properties(schema(), "") == []
+
+
+def test_a_file_with_every_key_is_valid(validator: Draft202012Validator, full: Path) -> None:
+    data = tomllib.loads(full.read_text())
+    assert list(validator.iter_errors(data)) == []
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_the_examples_are_valid(validator: Draft202012Validator, path: Path) -> None:
+    assert [error.message for error in validator.iter_errors(tomllib.loads(path.read_text()))] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("gatewy = {}", "$"),
+        ("[gateway]\nworkers = 'two'", "$.gateway.workers"),
+        ("[gateway]\nworkers = 0", "$.gateway.workers"),
+        ("[services.a]", "$.services.a"),
+        ("[services.a]\ninstances = []", "$.services.a.instances"),
+        ("[services.a]\ninstances = ['http://a']\ntimeout = 'soon'", "$.services.a.timeout"),
+        ("[services.a]\ninstances = ['http://a']\nretry = {}", "$.services.a"),
+        ("[[middleware]]\nuse = 'limitr'", "$.middleware[0]"),
+        ("[[middleware]]\nuse = 'limiter'", "$.middleware[0]"),
+        ("[[middleware]]\nuse = 'logger'\nquota = '1/s'", "$.middleware[0]"),
+        ("[[routes]]\npath = 'api'", "$.routes[0].path"),
+    ],
+)
+def test_a_wrong_file_is_invalid_at_its_place(
+    validator: Draft202012Validator, text: str, path: str
+) -> None:
+    assert errors_of(validator, text) == [path]
+
+
+@pytest.mark.parametrize("use", sorted(USES))
+def test_a_file_can_say_what_a_middleware_takes(use: str) -> None:
+    options = {field.name for field in dataclasses.fields(USES[use].options)}
+    parameters = set(inspect.signature(MADE[use]).parameters)
+    assert options - ONLY_IN_FILES == parameters - NOT_IN_FILES

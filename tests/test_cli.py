@@ -1,0 +1,419 @@
+"""The command line, called in this process and as one of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jwt
+import pytest
+
+from wsgigate import __version__
+from wsgigate.cli import main
+
+SECRET = "a-secret-of-at-least-thirty-two-bytes"
+
+SHOP = """\
+[store]
+url = "memory:"
+
+[gateway]
+fallback = "wsgiref.simple_server:demo_app"
+
+[admin]
+prefix = "/_gateway"
+
+[[middleware]]
+use = "limiter"
+quota = "100 per 15 minutes"
+
+[services.users]
+instances = ["http://127.0.0.1:3001", "http://127.0.0.1:3002"]
+
+[[routes]]
+path = "/api/users/{id}"
+service = "users"
+methods = ["GET", "PUT"]
+strip_prefix = "/api"
+add_prefix = "/v1"
+
+[[routes.middleware]]
+use = "authenticator"
+algorithms = ["HS256"]
+secret = "${SHOP_SECRET}"
+issuer = "https://id.example.com"
+audience = "shop"
+scopes = ["users"]
+
+[[routes]]
+path = "/old"
+host = "old.example.com"
+exact = true
+app = "wsgiref.simple_server:demo_app"
+"""
+
+BROKEN = """\
+[gateway]
+bind = "localhost"
+
+[services.users]
+timeout = "soon"
+
+[[routes]]
+path = "/a"
+app = "not_there:app"
+"""
+
+
+class Cli:
+    """Calls the command line."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder = folder
+        self._capsys = capsys
+
+    def file(self, text: str, name: str = "gateway.toml") -> str:
+        path = self.folder / name
+        path.write_text(text)
+        return str(path)
+
+    def __call__(self, *argv: str) -> tuple[int, str, str]:
+        try:
+            code = main(argv)
+        except SystemExit as left:  # how argparse ends
+            code = left.code if isinstance(left.code, int) else 1
+        out, err = self._capsys.readouterr()
+        return code, out, err
+
+
+@pytest.fixture
+def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    monkeypatch.setenv("SHOP_SECRET", SECRET)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return Cli(tmp_path, capsys)
+
+
+def test_check_says_what_a_good_file_holds(cli: Cli) -> None:
+    path = cli.file(SHOP)
+    assert cli("check", path) == (0, f"{path}: ok: 1 service, 2 routes\n", "")
+
+
+def test_check_tells_every_error_and_warning_and_exits_with_2(cli: Cli) -> None:
+    path = cli.file(BROKEN)
+    code, out, err = cli("check", path)
+    assert (code, out) == (2, "")
+    assert err.splitlines() == [
+        f"{path}: warning: services.users: no route leads to it",
+        f"{path}: gateway.bind: expected an address such as "
+        '"127.0.0.1:3000", "[::1]:3000" or "unix:/run/gateway.sock", got "localhost"',
+        f'{path}: services.users.timeout: expected a duration such as "30s", got "soon"',
+        f"{path}: services.users.instances: is missing: where it runs: "
+        '"http://10.0.0.5:8000", or { url = "...", weight = 2 }',
+        f"{path}: routes[0].app: not_there can not be imported: "
+        "ModuleNotFoundError: No module named 'not_there'",
+    ]
+
+
+def test_check_looks_whether_the_store_can_be_used(cli: Cli) -> None:
+    (cli.folder / "taken").write_text("")
+    path = cli.file('[store]\nurl = "lmdb:taken"\n')
+    code, _, err = cli("check", path)
+    assert code == 2
+    assert f"{path}: store.url: " in err
+
+
+@pytest.mark.parametrize("command", [("check",), ("routes",), ("token",)])
+@pytest.mark.parametrize(
+    ("name", "said"), [("missing.toml", "No such file"), ("", "Is a directory")]
+)
+def test_a_file_that_can_not_be_read_is_one_clear_line(
+    cli: Cli, command: tuple[str], name: str, said: str
+) -> None:
+    path = str(cli.folder / name)
+    code, out, err = cli(*command, path)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"{path}: can not be read: {said}")
+    assert err.count("\n") == 1
+
+
+def test_routes_is_a_table_of_all_that_is_served(cli: Cli) -> None:
+    code, out, err = cli("routes", cli.file(SHOP))
+    assert (code, err) == (0, "")
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[0] == ["METHODS", "HOST", "PATH", "MIDDLEWARES", "TO"]
+    assert ["GET", "any", "/_gateway/health", "-", "the", "gateway", "itself"] in rows
+    assert [
+        *("GET,PUT", "any", "/api/users/{id}/...", "authenticator", "users", "->"),
+        *("http://127.0.0.1:3001,", "http://127.0.0.1:3002", "(/api", "becomes", "/v1)"),
+    ] in rows
+    app = "wsgiref.simple_server:demo_app"
+    assert ["any", "old.example.com", "/old", "-", app] in rows
+    assert ["any", "any", "all", "else", "-", app] in rows
+    assert out.endswith("\nbefore all of them: limiter\n")
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "code", "lines"),
+    [
+        (
+            "get",
+            "http://shop.example:3000//api/%75sers/a%20b?x=%31",
+            0,
+            [
+                "target       GET /api/users/a%20b?x=%31",
+                "host         shop.example",
+                "route        /api/users/{id}   (routes[0])",
+                "parameter    id = a b",
+                "middlewares  client-address, request-id, limiter (100 per 15 minutes), "
+                "authenticator",
+                "service      users",
+                "upstream     GET http://127.0.0.1:3001/v1/users/a%20b?x=%31",
+                "upstream     GET http://127.0.0.1:3002/v1/users/a%20b?x=%31",
+            ],
+        ),
+        (
+            "DELETE",
+            "/api/users/7",
+            1,
+            [
+                "target       DELETE /api/users/7",
+                "host         localhost",
+                "refused      405: the routes of this path take GET, HEAD, PUT",
+            ],
+        ),
+        ("GET", "/a/../b", 1, ["refused      400: a dot segment in the path"]),
+        ("GET", "/a%2Fb", 1, ["refused      400: an encoded slash in the path"]),
+        ("TRACE", "/", 1, ["refused      405: TRACE is never passed on"]),
+        (
+            "GET",
+            "http://old.example.com/old",
+            0,
+            [
+                "target       GET /old",
+                "host         old.example.com",
+                "route        /old   (routes[1])",
+                "middlewares  client-address, request-id, limiter (100 per 15 minutes)",
+                "app          wsgiref.simple_server:demo_app",
+            ],
+        ),
+        (
+            "GET",
+            "/elsewhere",
+            0,
+            [
+                "target       GET /elsewhere",
+                "host         localhost",
+                "route        none matches",
+                "middlewares  client-address, request-id, limiter (100 per 15 minutes)",
+                "app          wsgiref.simple_server:demo_app (the fallback)",
+            ],
+        ),
+        (
+            "GET",
+            "/_gateway/discover/users",
+            0,
+            [
+                "target       GET /_gateway/discover/users",
+                "host         localhost",
+                "route        /_gateway/discover/{name}",
+                "parameter    name = users",
+                "middlewares  client-address, request-id, limiter (100 per 15 minutes)",
+                "app          the gateway itself",
+            ],
+        ),
+    ],
+)
+def test_explain_tells_what_becomes_of_a_request(
+    cli: Cli, method: str, url: str, code: int, lines: list[str]
+) -> None:
+    found, out, err = cli("explain", cli.file(SHOP), method, url)
+    assert (found, err) == (code, "")
+    assert out.splitlines() == lines
+
+
+def test_explain_says_when_nothing_matches(cli: Cli) -> None:
+    text = SHOP.replace('fallback = "wsgiref.simple_server:demo_app"', "")
+    code, out, _ = cli("explain", cli.file(text), "GET", "/elsewhere")
+    assert code == 1
+    assert out.endswith("refused      404: no route matches\n")
+
+
+def test_explain_needs_a_good_file(cli: Cli) -> None:
+    code, _, err = cli("explain", cli.file(BROKEN), "GET", "/")
+    assert code == 2
+    assert "services.users.timeout" in err
+
+
+def decoded(token: str, secret: str = SECRET) -> dict[str, object]:
+    claims: dict[str, object] = jwt.decode(
+        token, secret, algorithms=["HS256"], options={"verify_aud": False}
+    )
+    return claims
+
+
+def test_token_is_one_that_the_files_authenticator_takes(cli: Cli) -> None:
+    code, out, err = cli(
+        *("token", cli.file(SHOP), "--sub", "7", "--expires", "5m"),
+        *("--claim", "role=admin", "--claim", "groups=[1, 2]"),
+    )
+    assert (code, err) == (0, "")
+    claims = decoded(out.strip())
+    issued, until = claims.pop("iat"), claims.pop("exp")
+    assert isinstance(issued, int)
+    assert until == issued + 300
+    assert claims == {
+        "sub": "7",
+        "iss": "https://id.example.com",
+        "aud": "shop",
+        "scope": "users",
+        "role": "admin",
+        "groups": [1, 2],
+    }
+
+
+def test_token_without_a_file_takes_the_secret_of_a_variable(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = cli("token", "--secret-env", "SHOP_SECRET")
+    assert code == 0
+    assert decoded(out.strip())["sub"] == "test"
+    monkeypatch.delenv("SHOP_SECRET")
+    code, out, err = cli("token", "--secret-env", "SHOP_SECRET")
+    assert (code, out) == (2, "")
+    assert "the environment variable SHOP_SECRET holds no secret" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--claim", "role"], "a claim is NAME=VALUE, not 'role'"),
+        (["--expires", "soon"], "expected a duration"),
+        (["--secret-env", "SHORT"], "HS256 needs at least 32"),
+    ],
+)
+def test_token_says_what_it_can_not_do(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, argv: list[str], said: str
+) -> None:
+    monkeypatch.setenv("JWT_SECRET", SECRET)
+    monkeypatch.setenv("SHORT", "hunter2")
+    code, out, err = cli("token", *argv)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert "hunter2" not in err
+
+
+def test_token_needs_an_authenticator_with_a_secret(cli: Cli) -> None:
+    code, _, err = cli("token", cli.file(""))
+    assert code == 2
+    assert "has no authenticator whose tokens are signed with a secret" in err
+
+
+def test_schema_is_json(cli: Cli) -> None:
+    code, out, _ = cli("schema")
+    assert code == 0
+    assert json.loads(out)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+def test_granian_is_said_to_come_later(cli: Cli) -> None:
+    code, _, err = cli("run", cli.file(SHOP), "--server", "granian")
+    assert code == 2
+    assert "granian is not supported yet" in err
+
+
+@pytest.mark.parametrize(
+    ("bind", "said"),
+    [
+        ("localhost", "--bind: expected an address such as"),
+        ("unix:/run/gateway.sock", 'add "unix" to gateway.trusted_proxies'),
+    ],
+)
+def test_an_address_to_listen_on_is_held_to_what_the_file_is(
+    cli: Cli, bind: str, said: str
+) -> None:
+    code, _, err = cli("run", cli.file(SHOP), "--bind", bind)
+    assert code == 2
+    assert said in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "COMMAND"),
+        (["chek", "x"], "invalid choice: 'chek'"),
+        (["run", "x", "--workers", "0"], "invalid count of 1 or more value: '0'"),
+        (["explain", "x"], "METHOD, URL"),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2(cli: Cli, argv: list[str], said: str) -> None:
+    code, _, err = cli(*argv)
+    assert code == 2
+    assert said in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--help"], "wsgigate explain gateway.toml GET /api/orders/7"),
+        (["token", "--help"], 'curl -H "Authorization: Bearer $(wsgigate token'),
+        (["run", "--help"], "SIGHUP reads the file again"),
+        (["--version"], f"wsgigate {__version__}"),
+    ],
+)
+def test_help_teaches(cli: Cli, argv: list[str], said: str) -> None:
+    code, out, _ = cli(*argv)
+    assert code == 0
+    assert said in out
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def run(*argv: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-W", "error", "-m", "wsgigate", *argv],
+            cwd=tmp_path,
+            env={**os.environ, "SHOP_SECRET": SECRET},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    return run
+
+
+def test_apps_beside_the_file_are_found(
+    tmp_path: Path, process: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    (tmp_path / "my_site.py").write_text("def app(environ, start): ...\n")
+    (tmp_path / "gateway.toml").write_text(SHOP.replace("wsgiref.simple_server:demo_", "my_site:"))
+    done = process("check", "gateway.toml")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "gateway.toml: ok: 1 service, 2 routes\n"
+
+
+def test_a_broken_file_is_not_run(
+    tmp_path: Path, process: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    (tmp_path / "gateway.toml").write_text(BROKEN)
+    done = process("run", "gateway.toml")
+    assert done.returncode == 2
+    assert "services.users.timeout: expected a duration" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_stops_reading_is_no_error(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "wsgigate", "schema"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        assert running.stderr.read() == ""
+    assert running.returncode == 141

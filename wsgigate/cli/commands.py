@@ -1,0 +1,133 @@
+"""The commands that say little of their own: run, check, routes, schema."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+
+from wsgigate.config.build import Built, assemble, check_reading
+from wsgigate.config.checks import check_across
+from wsgigate.config.errors import ConfigError, Errors
+from wsgigate.config.load import load, read_file
+from wsgigate.config.model import Config
+from wsgigate.config.routes import Entry
+from wsgigate.config.schema import schema as schema_of_file
+from wsgigate.config.texts import Bind
+
+__all__ = ["check", "routes", "run", "schema"]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until a signal ends it."""
+    if arguments.server == "granian":
+        return _failed("granian is not supported yet; leave --server out to run under gunicorn")
+    try:
+        from wsgigate.integrations.gunicorn import serve
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "gunicorn":
+            raise
+        return _failed('run needs gunicorn: pip install "wsgigate[server]"')
+    try:
+        if arguments.bind is not None:
+            _check_bind(arguments.bind, load(arguments.file))
+    except ConfigError as error:
+        return _wrong(error)
+    except ValueError as error:
+        return _failed(f"--bind: {error}")
+    serve(
+        arguments.file,
+        bind=arguments.bind,
+        workers=arguments.workers,
+        threads=arguments.threads,
+        reload=arguments.reload,
+    )
+    return 0
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Tell all that is wrong with a file, and what is likely not meant."""
+    path: str = arguments.file
+    try:
+        reading = read_file(path)
+        for key, text in reading.warnings:
+            print(f"{path}: warning: {key}: {text}", file=sys.stderr)
+        built = check_reading(reading, path)
+    except ConfigError as error:
+        return _wrong(error)
+    services, count = len(built.gateway.pools), len(built.entries)
+    built.gateway.close()
+    print(f"{path}: ok: {_counted(services, 'service')}, {_counted(count, 'route')}")
+    return 0
+
+
+def routes(arguments: argparse.Namespace) -> int:
+    """Print the routes as a table."""
+    try:
+        reading = read_file(arguments.file)
+        built = assemble(reading.config, path=arguments.file, errors=reading.errors)
+    except ConfigError as error:
+        return _wrong(error)
+    rows = [("METHODS", "HOST", "PATH", "MIDDLEWARES", "TO")]
+    rows += [("GET", "any", own.path, "-", "the gateway itself") for own in built.own]
+    rows += [_row(entry, built) for entry in built.entries]
+    fallback = reading.config.gateway.fallback
+    if fallback:
+        rows.append(("any", "any", "all else", "-", fallback))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        print("  ".join([*cells, row[4]]).rstrip())
+    outside = ", ".join(entry.use for entry in reading.config.middleware)
+    if outside:
+        print(f"\nbefore all of them: {outside}")
+    return 0
+
+
+def schema(_arguments: argparse.Namespace) -> int:
+    """Print the JSON Schema of the file."""
+    print(json.dumps(schema_of_file(), indent=2))
+    return 0
+
+
+def _check_bind(bind: str, config: Config) -> None:
+    """Raise ValueError when the gateway can not listen at *bind*, as if the file said so."""
+    instead = replace(config, gateway=replace(config.gateway, bind=bind))
+    errors = Errors()
+    Bind().read(bind, "gateway.bind", errors)
+    check_across(instead, errors, [])
+    for _, text in errors:
+        raise ValueError(text)
+
+
+def _row(entry: Entry, built: Built) -> tuple[str, str, str, str, str]:
+    table, route = entry.table, entry.route
+    to = table.app or ""
+    if table.service is not None:
+        instances = ", ".join(each.url for each in built.gateway.pools[table.service].instances)
+        to = f"{table.service} -> {instances}"
+        if entry.strip_prefix or table.add_prefix:
+            to += f" ({entry.strip_prefix or '/'} becomes {table.add_prefix or '/'})"
+    below = "" if table.exact else "/..." if route.path != "/" else "..."
+    return (
+        ",".join(table.methods) or "any",
+        route.host or "any",
+        route.path.rstrip("/") + below if not table.exact else route.path,
+        ", ".join(each.use for each in table.middleware) or "-",
+        to,
+    )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _wrong(error: ConfigError) -> int:
+    print(error, file=sys.stderr)
+    return 2
+
+
+def _failed(text: str) -> int:
+    print(f"wsgigate: {text}", file=sys.stderr)
+    return 2

@@ -1,0 +1,128 @@
+"""The command explain: what would become of a request, without sending one."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from wsgigate.config.build import Built, assemble
+from wsgigate.config.errors import ConfigError
+from wsgigate.config.load import read_file
+from wsgigate.config.middlewares import Middleware
+from wsgigate.config.model import Config
+from wsgigate.config.options import LimiterOptions
+from wsgigate.config.routes import Entry
+from wsgigate.discovery import Instance
+from wsgigate.problem import Refusal
+from wsgigate.proxy.request import RequestMaker
+from wsgigate.rules.routing import MethodNotAllowed
+from wsgigate.target import BadTarget, target_of
+
+__all__ = ["explain"]
+
+NEVER = ("CONNECT", "TRACE", "TRACK")
+
+
+def explain(arguments: argparse.Namespace) -> int:
+    """Print what becomes of a request; return 1 when it is refused."""
+    try:
+        reading = read_file(arguments.file)
+        built = assemble(reading.config, path=arguments.file, errors=reading.errors)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    environ = request(arguments.method.upper(), arguments.url)
+    return _explained(environ, built, reading.config)
+
+
+def request(method: str, url: str) -> dict[str, Any]:
+    """Return the environ of a request for *url* as gunicorn would make it."""
+    scheme, host, raw = "http", "localhost", url
+    if not url.startswith("/"):
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.netloc:
+            scheme, host = parts.scheme, parts.netloc.rpartition("@")[2]
+            raw = url.partition("://")[2][len(parts.netloc) :]
+            raw = raw if raw.startswith("/") else "/" + raw
+    path, _, query = raw.partition("#")[0].partition("?")
+    return {
+        "REQUEST_METHOD": method,
+        "SCRIPT_NAME": "",
+        "PATH_INFO": unquote_to_bytes(path).decode("latin-1"),
+        "QUERY_STRING": query,
+        "RAW_URI": raw.partition("#")[0],
+        "HTTP_HOST": host,
+        "REMOTE_ADDR": "127.0.0.1",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "wsgi.url_scheme": scheme,
+    }
+
+
+def _explained(environ: dict[str, Any], built: Built, config: Config) -> int:
+    method: str = environ["REQUEST_METHOD"]
+    if method in NEVER:
+        return _refused(405, f"{method} is never passed on")
+    try:
+        target = target_of(environ)
+        found = built.dispatcher.find(environ)
+    except BadTarget as error:
+        return _refused(400, str(error))
+    _line("target", f"{method} {target.text}")
+    _line("host", target.host)
+    if isinstance(found, MethodNotAllowed):
+        return _refused(405, f"the routes of this path take {', '.join(found.allowed)}")
+    outside = ["client-address"]
+    if config.gateway.request_id and not any(e.use == "request-id" for e in config.middleware):
+        outside.append("request-id")
+    outside += [_named(entry) for entry in config.middleware]
+    if found is None:
+        if config.gateway.fallback is None:
+            return _refused(404, "no route matches")
+        _line("route", "none matches")
+        _line("middlewares", ", ".join(outside))
+        _line("app", f"{config.gateway.fallback} (the fallback)")
+        return 0
+    at = built.dispatcher.routes.index(found.route) - len(built.own)
+    entry = built.entries[at] if at >= 0 else None
+    _line("route", found.route.name + (f"   ({entry.path})" if entry else ""))
+    for name, value in found.params.items():
+        _line("parameter", f"{name} = {value}")
+    inside = [_named(each) for each in entry.table.middleware] if entry else []
+    _line("middlewares", ", ".join([*outside, *inside]))
+    if entry is None:
+        _line("app", "the gateway itself")
+        return 0
+    if entry.table.service is None:
+        _line("app", str(entry.table.app))
+        return 0
+    return _forwarded(environ, entry, built)
+
+
+def _forwarded(environ: dict[str, Any], entry: Entry, built: Built) -> int:
+    _line("service", str(entry.table.service))
+    maker = RequestMaker(strip_prefix=entry.strip_prefix, add_prefix=entry.table.add_prefix)
+    instances: tuple[Instance, ...] = built.gateway.pools[str(entry.table.service)].instances
+    for instance in instances:
+        try:
+            request = maker.make(environ, target_of(environ), instance)
+        except Refusal as error:
+            return _refused(error.problem.status, str(error))
+        _line("upstream", f"{request.method} {request.url}")
+    return 0
+
+
+def _named(entry: Middleware) -> str:
+    if isinstance(entry.options, LimiterOptions):
+        return f"{entry.use} ({entry.options.quota})"
+    return entry.use
+
+
+def _refused(status: int, reason: str) -> int:
+    _line("refused", f"{status}: {reason}")
+    return 1
+
+
+def _line(what: str, value: str) -> None:
+    print(f"{what:<12} {value}")

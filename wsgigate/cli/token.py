@@ -1,0 +1,106 @@
+"""The command token: a signed token for trying things out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from wsgigate.config.errors import ConfigError
+from wsgigate.config.load import load
+from wsgigate.config.model import Config
+from wsgigate.config.options import AuthenticatorOptions
+from wsgigate.tokens import SECRET_BYTES, mint
+from wsgigate.units import parse_duration
+
+__all__ = ["token"]
+
+
+class _Signing(NamedTuple):
+    algorithm: str
+    secret: str
+    claims: dict[str, Any]
+
+
+def token(arguments: argparse.Namespace) -> int:
+    """Print a token and nothing else."""
+    try:
+        signing = _signing(arguments)
+        minted = mint(
+            signing.secret,
+            signing.algorithm,
+            arguments.sub,
+            parse_duration(arguments.expires),
+            **{**signing.claims, **_claims(arguments.claim)},
+        )
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except ValueError as error:
+        print(f"wsgigate: {error}", file=sys.stderr)
+        return 2
+    print(minted)
+    return 0
+
+
+def _signing(arguments: argparse.Namespace) -> _Signing:
+    if arguments.file is None:
+        name: str = arguments.secret_env
+        secret = os.environ.get(name, "")
+        if not secret:
+            raise ValueError(
+                f"the environment variable {name} holds no secret; set it, or name a FILE"
+            )
+        return _Signing("HS256", secret, {})
+    return _of_file(load(arguments.file), arguments.file)
+
+
+def _of_file(config: Config, path: str) -> _Signing:
+    entries = [*config.middleware, *(one for route in config.routes for one in route.middleware)]
+    for options in (entry.options for entry in entries):
+        if not isinstance(options, AuthenticatorOptions):
+            continue
+        algorithm = next((name for name in options.algorithms if name in SECRET_BYTES), None)
+        if algorithm is None:
+            continue
+        claims = {"iss": options.issuer, "aud": _first(options.audience)}
+        if options.scopes:
+            claims["scope"] = " ".join(options.scopes)
+        return _Signing(
+            algorithm,
+            _secret(options, path),
+            {key: value for key, value in claims.items() if value},
+        )
+    raise ValueError(f"{path} has no authenticator whose tokens are signed with a secret")
+
+
+def _secret(options: AuthenticatorOptions, path: str) -> str:
+    secret = _first(options.secret)
+    if secret is None and options.secret_file is not None:
+        file = Path(path).resolve().parent / options.secret_file
+        try:
+            secret = file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ValueError(f"{file} can not be read: {error.strerror}") from error
+    return secret or ""
+
+
+def _first(value: tuple[str, ...] | str | None) -> str | None:
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _claims(texts: Sequence[str]) -> dict[str, Any]:
+    claims: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise ValueError(f"a claim is NAME=VALUE, not {text!r}")
+        try:
+            claims[name] = json.loads(value)
+        except ValueError:
+            claims[name] = value
+    return claims

@@ -1,0 +1,197 @@
+"""From a configuration to a gateway: the one place where everything meets.
+
+Nothing is opened and nothing starts here. What a constructor refuses becomes an error at the key
+path of what it was to be made from; the rest is still built, so that all errors are told at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+from wsgiref.types import WSGIApplication
+
+from wsgigate.config.errors import ConfigError, Errors
+from wsgigate.config.imports import import_app
+from wsgigate.config.load import Reading, read_file
+from wsgigate.config.model import Config
+from wsgigate.config.own import own_routes
+from wsgigate.config.routes import Entry, Routes
+from wsgigate.config.services import Services
+from wsgigate.config.stack import Stacker, policy_name
+from wsgigate.gateway import Gateway
+from wsgigate.middleware.client_address import ClientAddress
+from wsgigate.middleware.guard import Guard
+from wsgigate.middleware.request_id import RequestId
+from wsgigate.proxy.dispatcher import Dispatcher
+from wsgigate.proxy.request import RequestMaker
+from wsgigate.rules.routing import Route
+from wsgigate.store import Store, StoreError, open_store
+from wsgigate.store.memory import MemoryStore
+
+__all__ = ["Built", "assemble", "build", "check", "check_reading", "load_gateway"]
+
+
+class Built(NamedTuple):
+    """A gateway, and what it was made of.
+
+    :ivar own: The routes of its own endpoints; in the dispatcher they come before the entries.
+    """
+
+    gateway: Gateway
+    dispatcher: Dispatcher
+    own: tuple[Route[WSGIApplication], ...]
+    entries: tuple[Entry, ...]
+
+
+def build(config: Config, *, path: str = "") -> Gateway:
+    """Return the gateway that *config* describes.
+
+    :param path: The file it was read from: names the gateway's own store, and relative file names
+        start in its folder.
+    :raises ConfigError: It can not be built; says why, at the key path of each reason.
+    """
+    return assemble(config, path=path).gateway
+
+
+def load_gateway(path: str | None = None) -> Gateway:
+    """Return the gateway that the file at *path* describes.
+
+    :param path: The file; ``$WSGIGATE_CONFIG`` when ``None``.
+    :raises ConfigError: It can not be read or built; says all that is wrong.
+    """
+    if path is None:
+        path = os.environ.get("WSGIGATE_CONFIG", "")
+        if not path:
+            raise ConfigError("", [("", "the environment variable WSGIGATE_CONFIG names no file")])
+    reading = read_file(path)
+    return assemble(reading.config, path=path, errors=reading.errors).gateway
+
+
+def check(config: Config, *, path: str = "") -> None:
+    """See that the gateway can be built, and that its store can be used here and now.
+
+    :raises ConfigError: It can not.
+    """
+    check_reading(Reading(config, Errors(), []), path)
+
+
+def check_reading(reading: Reading, path: str) -> Built:
+    """Return what is built of *reading*, after a look whether its store can be used here and now.
+
+    :raises ConfigError: Something is wrong with the file, or with the store.
+    """
+    built = assemble(reading.config, path=path, errors=reading.errors)
+    look = getattr(built.gateway.store, "check", None)
+    try:
+        if look is not None:
+            look()
+    except StoreError as error:
+        reading.errors.add("store.url", str(error))
+    reading.errors.raise_any(path)
+    return built
+
+
+def assemble(config: Config, *, path: str = "", errors: Errors | None = None) -> Built:
+    """Return the gateway and what it was made of.
+
+    :param errors: What is known to be wrong already: it is left out, and told with the rest.
+    :raises ConfigError: Anything is wrong.
+    """
+    errors = Errors() if errors is None else errors
+    builder = _Builder(config, path, errors)
+    built = builder.built()
+    errors.raise_any(path)
+    return built
+
+
+class _Builder:
+    def __init__(self, config: Config, path: str, errors: Errors) -> None:
+        self._config = config
+        self._errors = errors
+        self._file = os.path.abspath(path) if path else ""
+        self._folder = Path(self._file).parent if self._file else Path.cwd()
+        self._store = self._open_store()
+        self._stacker = Stacker(config, self._store, self._folder, errors)
+        self._identity = self._checked_identity()
+        self._services = Services(
+            config, via=self._via(), identity=self._identity, folder=self._folder, errors=errors
+        )
+
+    def built(self) -> Built:
+        gateway, services = self._config.gateway, self._services
+        health = services.checker(self._store, prefix=f"health/{policy_name(gateway.name)}/")
+        routes = Routes(self._config, services, self._stacker, self._errors)
+        described = [entry.route for entry in routes.entries]
+        own = own_routes(self._config, services, health, described, self._errors)
+        dispatcher = routes.dispatcher(own, fallback=self._fallback(), identity=self._identity)
+        made = Gateway(
+            self._around(dispatcher),
+            name=gateway.name,
+            version=gateway.version,
+            store=self._store,
+            pools=services.pools,
+            health=health,
+            routes=dispatcher.routes,
+            closing=[
+                *self._stacker.closing,
+                *(sessions.close for sessions in services.sessions.values()),
+            ],
+        )
+        return Built(made, dispatcher, tuple(own), tuple(routes.entries))
+
+    def _open_store(self) -> Store:
+        url = self._config.store.url
+        scheme, _, place = url.partition(":")
+        if scheme == "lmdb" and place:
+            url = f"lmdb:{self._folder / Path(place).expanduser()}"
+        try:
+            store = self._errors.tried("store.url", lambda: open_store(url, owner=self._owner()))
+        except StoreError as error:
+            self._errors.add("store.url", str(error))
+            store = None
+        return MemoryStore() if store is None else store  # so that the rest can be tried
+
+    def _fallback(self) -> WSGIApplication | None:
+        name = self._config.gateway.fallback
+        if name is None:
+            return None
+        return self._errors.tried("gateway.fallback", partial(import_app, name))
+
+    def _around(self, app: WSGIApplication) -> WSGIApplication:
+        """Return *app* in all that is gateway-wide.
+
+        There are two guards. What fails inside is answered by the inner one, and this answer is
+        logged, counted and named like any other; the outer one is for the middlewares themselves.
+        """
+        gateway, entries = self._config.gateway, self._config.middleware
+        app = self._stacker.around(Guard(app), entries, "middleware", "default")
+        if gateway.request_id and not any(entry.use == "request-id" for entry in entries):
+            app = RequestId(app)
+        return Guard(
+            ClientAddress(app, trusted_proxies=gateway.trusted_proxies, source=gateway.forwarded)
+        )
+
+    def _checked_identity(self) -> Mapping[str, str]:
+        identity = self._config.gateway.identity
+        if self._errors.under("gateway.identity"):
+            return {}
+        made = self._errors.tried("gateway.identity", lambda: RequestMaker(identity=identity))
+        return {} if made is None else identity
+
+    def _owner(self) -> str:
+        name = self._config.gateway.name
+        return f"{name} {self._file}" if self._file else name
+
+    def _via(self) -> str:
+        gateway = self._config.gateway
+        if gateway.via:
+            return gateway.via
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", gateway.name).strip("-") or "wsgigate"
+        place = f"{socket.gethostname()} {self._file}"
+        return f"{name}-{sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"

@@ -1,0 +1,139 @@
+"""What no single key can tell: whether the parts of a file agree with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wsgigate.config.errors import Errors, at, shown
+from wsgigate.config.middlewares import Middleware
+from wsgigate.config.model import Config, Route, Weighted
+from wsgigate.config.options import LimiterOptions
+from wsgigate.config.tables import suggestion
+
+__all__ = ["check_across"]
+
+_OF_SERVICES = (
+    *("strip_prefix", "add_prefix", "request_fields", "response_fields"),
+    *("preserve_host", "rewrite_location", "forward_authorization"),
+)
+
+Warnings = list[tuple[str, str]]
+
+
+def check_across(config: Config, errors: Errors, warnings: Warnings) -> None:
+    """Add to *errors* what contradicts itself, and to *warnings* what is likely not meant."""
+    _check_gateway(config, errors, warnings)
+    for index, route in enumerate(config.routes):
+        _check_route(route, at("routes", index), config, errors)
+    _check_services(config, errors, warnings)
+    _check_keys(config.middleware, (), "middleware", errors)
+    for index, route in enumerate(config.routes):
+        path = at(at("routes", index), "middleware")
+        _check_keys(route.middleware, config.middleware, path, errors)
+
+
+def _check_gateway(config: Config, errors: Errors, warnings: Warnings) -> None:
+    gateway = config.gateway
+    if gateway.bind.startswith("unix:") and "unix" not in gateway.trusted_proxies:
+        errors.add(
+            "gateway.bind",
+            'the peers of a Unix socket have no address: add "unix" to gateway.trusted_proxies, '
+            "so that the proxy in front can tell the clients apart",
+        )
+    if gateway.identity and not any(
+        entry.verifies
+        for entry in [*config.middleware, *(m for r in config.routes for m in r.middleware)]
+    ):
+        warnings.append(
+            ("gateway.identity", "no middleware verifies a token, so these fields are never sent")
+        )
+    if not (config.routes or config.admin or gateway.fallback or errors):
+        warnings.append(("routes", "there are none, so every request is answered with 404"))
+
+
+def _check_route(route: Route, path: str, config: Config, errors: Errors) -> None:
+    if errors.exactly(path):  # not a table
+        return
+    if route.path and route.paths:
+        errors.add(path, "path and paths say the same thing; give one of them")
+    elif not (
+        route.path
+        or route.paths
+        or errors.under(at(path, "path"))
+        or errors.under(at(path, "paths"))
+    ):
+        errors.add(path, "needs a path, or several paths")
+    if route.service is not None and route.app is not None:
+        errors.add(path, "service and app: a route is served by one of them")
+    elif route.app is not None:
+        for key in _OF_SERVICES:
+            if getattr(route, key):
+                errors.add(at(path, key), "is for routes to a service, not to an app")
+    elif route.service is None:
+        if not (errors.under(at(path, "service")) or errors.under(at(path, "app"))):
+            errors.add(path, "needs a service or an app that serves it")
+    elif route.service not in config.services and not errors.under(at("services", route.service)):
+        near = suggestion(route.service, list(config.services))
+        errors.add(at(path, "service"), f"there is no service {shown(route.service)}{near}")
+    if isinstance(route.strip_prefix, str):
+        for pattern in route.paths or ((route.path,) if route.path else ()):
+            if not _begins(pattern, route.strip_prefix):
+                errors.add(
+                    at(path, "strip_prefix"),
+                    f"the path {shown(pattern)} does not begin with {shown(route.strip_prefix)}",
+                )
+
+
+def _begins(pattern: str, prefix: str) -> bool:
+    parts, wanted = pattern.split("/"), prefix.rstrip("/").split("/")
+    return len(parts) >= len(wanted) and all(
+        have == want or (_any(have) and _any(want))
+        for have, want in zip(parts, wanted, strict=False)
+    )
+
+
+def _any(segment: str) -> bool:
+    return segment == "*" or segment.startswith("{")
+
+
+def _check_services(config: Config, errors: Errors, warnings: Warnings) -> None:
+    routed = {route.service for route in config.routes}
+    for name, service in config.services.items():
+        path = at("services", name)
+        if name not in routed:
+            warnings.append((path, "no route leads to it"))
+        if service.tls is not None:
+            if service.tls.ca is not None and not service.tls.verify:
+                errors.add(at(path, "tls"), "verify = false makes ca useless; drop one of them")
+            urls = [i.url if isinstance(i, Weighted) else i for i in service.instances or ()]
+            if urls and not any(url and url.startswith("https:") for url in urls):
+                warnings.append((at(path, "tls"), "none of its instances is https://"))
+        if service.tls is not None and not service.tls.verify:
+            warnings.append((at(at(path, "tls"), "verify"), "anybody can pose as this service"))
+
+
+def _check_keys(
+    entries: Sequence[Middleware], outside: Sequence[Middleware], path: str, errors: Errors
+) -> None:
+    """Refuse limiters whose callers have no name where they stand: they would limit nothing."""
+    known = {"subject"} if any(entry.verifies for entry in outside) else set()
+    if path != "middleware":
+        known |= {"route", "path"}
+    for index, entry in enumerate(entries):
+        if entry.verifies:
+            known.add("subject")
+        if not isinstance(entry.options, LimiterOptions) or entry.options.key is None:
+            continue
+        keys = entry.options.key if isinstance(entry.options.key, tuple) else (entry.options.key,)
+        for key in keys:
+            kind = key.partition(":")[0]
+            if kind in ("route", "path") and kind not in known:
+                errors.add(
+                    at(at(path, index), "key"),
+                    f"{shown(key)} is known to the middlewares of a route only",
+                )
+            elif kind == "subject" and kind not in known:
+                errors.add(
+                    at(at(path, index), "key"),
+                    '"subject" needs an authenticator further out: before it in the list',
+                )

@@ -1,0 +1,159 @@
+"""The shape of the file: its tables, their keys, and one line on each. No behaviour.
+
+A key that may be left out and whose default is a constructor's is None here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from wsgigate.config.kinds import Choice, Flag, Integer, Secret, Text
+from wsgigate.config.middlewares import Middleware, MiddlewareEntry
+from wsgigate.config.model_services import (
+    FieldChanges,
+    Health,
+    Route,
+    Service,
+    Tls,
+    Weighted,
+)
+from wsgigate.config.tables import ListOf, MapOf, Table, setting, table
+from wsgigate.config.texts import Bind, Checked, ImportPath
+from wsgigate.fields import AddressList
+
+__all__ = [
+    "Admin",
+    "Config",
+    "FieldChanges",
+    "Gateway",
+    "Health",
+    "Route",
+    "Service",
+    "StoreTable",
+    "Tls",
+    "Weighted",
+]
+
+
+def _address(text: str) -> str:
+    AddressList([text])
+    return text
+
+
+_FIELD = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
+_SERVICE = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}"
+_ONE_LINE = r"[^\x00-\x1f\x7f]+"
+
+
+@table
+class Gateway:
+    """The gateway itself."""
+
+    name: str = setting(
+        Text("a name of one line", pattern=_ONE_LINE), "What it is called.", default="wsgigate"
+    )
+    version: str = setting(
+        Text("a version of one line", pattern=_ONE_LINE), "Its version.", default="0.0.0"
+    )
+    bind: str = setting(
+        Bind(), "Where it listens: HOST:PORT, [IPv6]:PORT or unix:PATH.", default="127.0.0.1:3000"
+    )
+    workers: int | None = setting(
+        Integer(1, 1024), "How many processes serve; one for each CPU unless said.", default=None
+    )
+    threads: int = setting(
+        Integer(1, 4096), "How many requests one process serves at a time.", default=16
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        ListOf(Checked(_address, 'an address, a network, or "unix"', reason=True)),
+        'Whose forwarding fields are believed: addresses, networks, "unix" for Unix sockets.',
+        default=(),
+    )
+    forwarded: str = setting(
+        Choice("x-forwarded-for", "forwarded"),
+        "The one field in which trusted proxies tell the client's address.",
+        default="x-forwarded-for",
+    )
+    request_id: bool = setting(
+        Flag(), "Whether every request gets an id, in logs and fields.", default=True
+    )
+    identity: Mapping[str, str] = setting(
+        MapOf(Text('a claim such as "sub"'), key=_FIELD, called="a field name"),
+        "Request fields that tell services the verified caller, and the claim each holds.",
+        default_factory=dict,
+    )
+    via: str = setting(
+        Text("a name without spaces", pattern=_FIELD),
+        "What it is called in Via fields, by which loops are seen; made from its name unless said.",
+        default="",
+    )
+    encoded_slash: Literal["reject", "keep"] = setting(
+        Choice("reject", "keep"),
+        "What becomes of %2F in a path, where the route does not say.",
+        default="reject",
+    )
+    list_routes: bool = setting(
+        Flag(), "Whether the answer 404 lists the routes there are.", default=True
+    )
+    fallback: str | None = setting(
+        ImportPath("a WSGI application"), "The app that serves what no route matches.", default=None
+    )
+
+
+@table
+class StoreTable:
+    """Where the workers keep what they share."""
+
+    url: str = setting(
+        Text('"lmdb:", "lmdb:FOLDER" or "memory:"'),
+        "lmdb: for the workers of one machine; memory: for one process.",
+        default="lmdb:",
+    )
+
+
+@table
+class Admin:
+    """The gateway's own endpoints; without this table there are none."""
+
+    prefix: str = setting(
+        Text('"" or a path such as "/_gateway"', pattern=r"|(?:/[A-Za-z0-9._~-]+)+"),
+        "The path they are below.",
+        default="/_gateway",
+    )
+    token: str | None = setting(
+        Secret(),
+        "What a request that changes something must present.",
+        default=None,
+        repr=False,
+    )
+    routes: Mapping[str, str] = setting(
+        MapOf(Text()),
+        "What /info says of the routes; listed from them unless said.",
+        default_factory=dict,
+    )
+    features: tuple[str, ...] = setting(
+        ListOf(Text()), "What /info says the gateway can do.", default=()
+    )
+
+
+@table
+class Config:
+    """A gateway: its middlewares, its routes, and the services behind them."""
+
+    gateway: Gateway = setting(Table(Gateway), "The gateway itself.", default_factory=Gateway)
+    store: StoreTable = setting(
+        Table(StoreTable, name="Store"), "What workers share.", default_factory=StoreTable
+    )
+    admin: Admin | None = setting(Table(Admin), "The gateway's own endpoints.", default=None)
+    middleware: tuple[Middleware, ...] = setting(
+        ListOf(MiddlewareEntry()), "The middlewares around everything, outermost first.", default=()
+    )
+    services: Mapping[str, Service] = setting(
+        MapOf(Table(Service), key=_SERVICE, called="a service's name"),
+        "The services, by name.",
+        default_factory=dict,
+    )
+    routes: tuple[Route, ...] = setting(
+        ListOf(Table(Route)), "The routes, in any order: the more specific one wins.", default=()
+    )

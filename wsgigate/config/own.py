@@ -1,0 +1,66 @@
+"""The gateway's own endpoints, as the ``[admin]`` table wants them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from wsgiref.types import WSGIApplication
+
+from wsgigate.admin.access import require_token
+from wsgigate.admin.endpoints import Facts, ServiceFacts, routes
+from wsgigate.admin.info import describe_features, describe_routes
+from wsgigate.config.errors import Errors
+from wsgigate.config.model import Config
+from wsgigate.config.services import Services
+from wsgigate.discovery.health import HealthChecker
+from wsgigate.problem import Problem
+from wsgigate.rules.routing import Route
+
+__all__ = ["own_routes"]
+
+
+def own_routes(
+    config: Config,
+    services: Services,
+    health: HealthChecker,
+    others: Sequence[Route[WSGIApplication]],
+    errors: Errors,
+) -> list[Route[WSGIApplication]]:
+    """Return the routes of the gateway's own endpoints; none without an ``[admin]`` table.
+
+    :param others: The routes of the file, which ``/info`` tells.
+    :param errors: Where it is told what can not be made.
+    """
+    admin, gateway = config.admin, config.gateway
+    if admin is None or errors.under("admin.prefix"):
+        return []
+    token = admin.token
+    if token is not None:
+        errors.tried("admin.token", lambda: require_token(Problem(404), token))
+    entries = [*config.middleware, *(entry for each in config.routes for entry in each.middleware)]
+    facts = Facts(
+        gateway.name,
+        gateway.version,
+        _port(gateway.bind),
+        {
+            name: ServiceFacts(pool, config.services[name].routes)
+            for name, pool in services.pools.items()
+        },
+        describe_routes(others, prefix=admin.prefix, given=admin.routes),
+        describe_features(
+            {entry.use for entry in entries},
+            services=bool(config.services),
+            health=bool(services.checks),
+            given=admin.features,
+        ),
+    )
+    began = time.time()  # a gateway is built in the process that serves it
+    made = errors.tried(
+        "admin.prefix",
+        lambda: routes(facts, admin.prefix, health=health, started=lambda: began),
+    )
+    return made or []
+
+
+def _port(bind: str) -> int | None:
+    return None if bind.startswith("unix:") else int(bind.rpartition(":")[2])

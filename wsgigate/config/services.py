@@ -1,0 +1,150 @@
+"""Services of the file as pools, health checks, and forwarders for their routes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsgigate.config.errors import Errors, at
+from wsgigate.config.model import Config, FieldChanges, Route, Service, Weighted
+from wsgigate.config.tables import given
+from wsgigate.discovery import Instance
+from wsgigate.discovery.health import HealthChecker
+from wsgigate.discovery.probe import HttpProbe
+from wsgigate.fields import FieldRules
+from wsgigate.proxy.forwarder import Forwarder
+from wsgigate.proxy.pool import Pool
+from wsgigate.proxy.transport import Sessions
+from wsgigate.rules.health import HealthCheck, Outcome
+from wsgigate.store import Store
+
+__all__ = ["Check", "Probe", "Services"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check(HealthCheck):
+    """How the instances of one service are asked, over TLS as its requests go."""
+
+    verify: bool | str = True
+
+
+class Probe:
+    """Asks each instance with the TLS settings of its service.
+
+    :param checks: The checks it will be given.
+    """
+
+    def __init__(self, checks: Iterable[Check]) -> None:
+        self._probes = {verify: HttpProbe(verify=verify) for verify in {c.verify for c in checks}}
+
+    def __call__(self, instance: Instance, check: HealthCheck) -> Outcome:
+        """Ask *instance* once."""
+        verify = check.verify if isinstance(check, Check) else True
+        return self._probes[verify](instance, check)
+
+
+class Services:
+    """The services of a gateway.
+
+    :param via: The gateway's name in ``Via``.
+    :param identity: The request fields that tell who the caller is, and their claims.
+    :param folder: Where relative file names start.
+    :param errors: Where it is told what can not be made.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        via: str,
+        identity: Mapping[str, str],
+        folder: Path,
+        errors: Errors,
+    ) -> None:
+        self.pools: dict[str, Pool] = {}
+        self.checks: dict[str, Check] = {}
+        self.sessions: dict[str, Sessions] = {}
+        self._common: dict[str, dict[str, Any]] = {}
+        self._gateway = {"via": via, "identity": dict(identity)}
+        self._folder = folder
+        self._errors = errors
+        for name, service in config.services.items():
+            if not errors.under(at("services", name)):
+                self._add(name, service, at("services", name))
+
+    def _add(self, name: str, service: Service, path: str) -> None:
+        instances = [
+            Instance(item.url, item.weight) if isinstance(item, Weighted) else Instance(item)
+            for item in service.instances
+        ]
+        tried = self._errors.tried
+        pool = tried(at(path, "instances"), lambda: Pool(name, instances))
+        verify = tried(at(path, "tls"), lambda: self._verify(service), keys=["ca"])
+        health = service.health
+        if health is not None:
+            settings = given(health, without=("path",))
+            if verify is not None:
+                settings["verify"] = verify
+            check = tried(at(path, "health"), lambda: Check(health.path, **settings))
+            if check is not None:
+                self.checks[name] = check
+        if pool is None or verify is None:
+            self.checks.pop(name, None)
+            return
+        self.pools[name] = pool
+        self.sessions[name] = Sessions()
+        self._common[name] = {
+            **given(service, only=("timeout", "connect_timeout", "read_timeout", "preserve_host")),
+            "verify": verify,
+            "sessions": self.sessions[name],
+        }
+
+    def _verify(self, service: Service) -> bool | str:
+        tls = service.tls
+        if tls is None or tls.ca is None:
+            return tls is None or tls.verify
+        authorities = self._folder / tls.ca
+        if not authorities.exists():
+            raise ValueError(f"ca: there is no {authorities}")
+        return str(authorities)
+
+    def checker(self, store: Store, *, prefix: str) -> HealthChecker:
+        """Return what checks the health of the services, not started.
+
+        :param prefix: What its keys in the store begin with.
+        """
+        probe = Probe(self.checks.values())
+        return HealthChecker(self.pools, self.checks, store, probe=probe, prefix=prefix)
+
+    def forwarder(self, route: Route, strip_prefix: str, path: str) -> Forwarder | None:
+        """Return the app that forwards the requests of *route*, None when it can not be made.
+
+        :param strip_prefix: What is taken off the front of the path.
+        :param path: The route's key path.
+        """
+        pool = self.pools.get(route.service or "")
+        if pool is None:
+            return None
+        request = self._changes(route.request_fields, at(path, "request_fields"))
+        response = self._changes(route.response_fields, at(path, "response_fields"))
+        settings = {
+            **self._gateway,
+            **self._common[pool.service],
+            **given(route, only=("preserve_host", "rewrite_location", "forward_authorization")),
+            "strip_prefix": strip_prefix,
+            "add_prefix": route.add_prefix,
+            "request_fields": request,
+            "response_fields": response,
+        }
+        return self._errors.tried(path, lambda: Forwarder(pool, **settings))
+
+    def _changes(self, changes: FieldChanges | None, path: str) -> FieldRules | None:
+        if changes is None:
+            return None
+        return self._errors.tried(
+            path,
+            lambda: FieldRules(changes.set, changes.add, changes.remove),
+            keys=["set", "add", "remove"],
+        )
