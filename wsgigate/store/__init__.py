@@ -51,7 +51,7 @@ class Updates(Protocol):
     """What a store offers besides when it can decide and write in one step of its own."""
 
     def update(self, key: str, change: Change[R]) -> R:
-        """Replace the value of *key* by what *change* makes of it, atomically; return its result."""
+        """Replace the value of *key* by what *change* makes of it at once; return its result."""
 
 
 ATTEMPTS = 100

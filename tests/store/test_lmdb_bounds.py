@@ -1,0 +1,134 @@
+"""The store of one machine stays as small as it was told, and recovers when it is full."""
+
+import lmdb
+import pytest
+
+from wsgigate.store import StoreError
+from wsgigate.store.environment import FULL_LOOKS
+from wsgigate.store.lmdb import LmdbStore
+
+
+def count(old, now):
+    number = int(old or 0) + 1
+    return b"%d" % number, 60.0, number
+
+
+def entries(folder):
+    with lmdb.open(str(folder), readonly=True) as env, env.begin() as txn:
+        return txn.stat()["entries"]
+
+
+def test_the_file_stays_small_while_callers_come_and_go(folder, clock, store):
+    for number in range(30_000):
+        store.update(f"caller/{number}", lambda old, now: (bytes(100), 10.0, None))
+        clock.advance(0.05)  # so 200 are alive at any time
+    store.close()
+    assert entries(folder) < 1000
+    assert (folder / "data.mdb").stat().st_size < 1024 * 1024
+
+
+def test_workers_that_write_little_go_on_where_others_stopped_sweeping(folder, clock):
+    first = LmdbStore(folder, clock=clock)
+    for number in range(2000):
+        first.swap(f"caller/{number:05}", None, b"", 10)
+    first.close()
+    clock.advance(100)
+    for _ in range(100):
+        short_lived = LmdbStore(folder, clock=clock)
+        for _ in range(33):
+            short_lived.update("one", count)
+        short_lived.close()
+    assert entries(folder) < 100
+
+
+def fill(store, prefix, size, ttl):
+    """Add values until the store refuses; return how many it took, and what it says then."""
+    for number in range(100_000):
+        try:
+            store.swap(f"{prefix}/{number}", None, bytes(size), ttl)
+        except StoreError as error:
+            return number, str(error)
+    raise AssertionError("the store is never full")
+
+
+@pytest.mark.parametrize("size", [16, 1000, 4000, 60_000])
+def test_a_full_store_is_swept_and_written_on(folder, clock, size):
+    store = LmdbStore(folder, map_size=1024 * 1024, clock=clock)
+    stored, words = fill(store, "first", size, 10)
+    assert words == (
+        f"{folder}/data.mdb is full of values that are still alive: map_size is 1048576 bytes"
+    )
+    for _ in range(4):
+        clock.advance(11)
+        again, _ = fill(store, "again", size, 10)
+        assert stored * 0.8 - 40 < again < stored * 1.2 + 40
+    store.close()
+    assert (folder / "data.mdb").stat().st_size < 6 * 1024 * 1024
+
+
+def test_what_a_full_store_holds_can_still_be_changed_and_removed(folder, clock):
+    store = LmdbStore(folder, map_size=1024 * 1024, clock=clock)
+    stored, _ = fill(store, "key", 1000, 3600)
+    for number in range(stored):
+        assert store.swap(f"key/{number}", bytes(1000), b"x" * 1000, 3600)
+    for number in range(stored):
+        assert store.swap(f"key/{number}", b"x" * 1000, None, 0)
+    assert store.swap("new", None, b"", 3600)
+    store.close()
+
+
+def test_a_full_store_is_not_searched_from_end_to_end_for_every_new_value(folder, clock):
+    store = LmdbStore(folder, map_size=4 * 1024 * 1024, clock=clock)
+    stored, _ = fill(store, "live", 100, 3600)
+    assert stored > 3 * FULL_LOOKS
+    looks = []
+    store._environment.sweep = lambda txn, now, looked: looks.append(looked)
+    for _ in range(10):
+        with pytest.raises(StoreError, match="full of values"):
+            store.swap("more", None, b"", 3600)
+    assert looks == [FULL_LOOKS] * 10
+    store.close()
+
+
+def test_a_full_store_finds_the_few_expired_among_many_live_in_the_end(folder, clock):
+    store = LmdbStore(folder, map_size=4 * 1024 * 1024, clock=clock)
+    for number in range(200):
+        store.swap(f"z/{number}", None, bytes(1000), 10)
+    fill(store, "live", 100, 3600)
+    clock.advance(11)
+    failed = 0
+    while failed < 20:
+        try:
+            store.swap("more", None, b"", 3600)
+        except StoreError:
+            failed += 1
+        else:
+            break
+    assert 0 < failed < 20
+    store.close()
+
+
+def test_a_map_that_another_process_was_allowed_to_make_larger_is_followed(output, folder):
+    small = LmdbStore(folder, map_size=1024 * 1024)
+    small.update("key", count)
+    text = """
+import sys
+from wsgigate.store.lmdb import LmdbStore
+store = LmdbStore(sys.argv[1], map_size=32 * 1024 * 1024)
+for number in range(500):
+    store.swap(f"large/{number}", None, bytes(20000), 60)
+"""
+    output(text, folder)
+    assert small.update("key", count) == 2
+    assert len(list(small.items("large/"))) == 500
+    small.close()
+
+
+def test_a_file_that_was_removed_is_made_anew_where_the_others_look_for_it(folder, clock, store):
+    store.update("key", count)
+    for path in folder.iterdir():
+        path.unlink()
+    for _ in range(64):
+        store.update("key", count)
+    store.close()
+    assert LmdbStore(folder, clock=clock).get("key")[0] is not None

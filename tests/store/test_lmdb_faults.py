@@ -1,0 +1,255 @@
+"""What the store of one machine does when its folder, its disk or a process of it fails."""
+
+import os
+import signal
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from wsgigate.store import StoreError
+from wsgigate.store.folder import check_file
+from wsgigate.store.lmdb import LmdbStore
+
+
+def count(old, now):
+    number = int(old or 0) + 1
+    return b"%d" % number, 60.0, number
+
+
+HOLD = """
+import signal, sys
+from wsgigate.store.lmdb import LmdbStore
+def change(old, now):
+    print("inside", flush=True)
+    signal.pause()
+LmdbStore(sys.argv[1]).update("key", change)
+"""
+
+
+def test_a_writer_killed_inside_its_transaction_blocks_nobody_and_leaves_nothing(
+    program, folder, store
+):
+    store.update("key", count)
+    for expected in (2, 3, 4):
+        writer = program(HOLD, folder)
+        assert writer.stdout.readline() == "inside\n"
+        writer.send_signal(signal.SIGKILL)
+        assert writer.wait(10) == -signal.SIGKILL
+        assert store.update("key", count) == expected
+
+
+FOREIGN_UID = 65534
+
+
+def foreign(path):
+    """Make *path* another user's, whoever runs the tests: only root can give a file away."""
+    if os.geteuid() == 0:
+        os.chown(path, FOREIGN_UID, FOREIGN_UID)
+        return path
+    return Path("/proc")  # never ours, and nothing can be made in it
+
+
+def damaged(folder, text):
+    folder.mkdir(mode=0o700)
+    (folder / "data.mdb").write_bytes(text)
+
+
+def other_program(folder):
+    with lmdb.open(str(folder)) as env, env.begin(write=True) as txn:
+        txn.put(b"theirs", b"value")
+
+
+def other_version(folder):
+    LmdbStore(folder).check()
+    with lmdb.open(str(folder)) as env, env.begin(write=True) as txn:
+        txn.put(b"\0wsgigate", b"99")
+
+
+def linked(folder):
+    (folder.parent / "elsewhere").mkdir(mode=0o700)
+    folder.symlink_to(folder.parent / "elsewhere")
+
+
+def linked_file(folder):
+    folder.mkdir(mode=0o700)
+    (folder / "data.mdb").symlink_to(folder.parent / "elsewhere")
+
+
+def in_the_way(folder):
+    folder.mkdir(mode=0o700)
+    (folder / "data.mdb").mkdir()
+
+
+def open_to_others(folder):
+    folder.mkdir()
+    folder.chmod(0o777)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: folder.write_text(""), "is not a folder"),
+        (lambda folder: damaged(folder, b"some text " * 5000), "damaged or no LMDB file"),
+        (lambda folder: damaged(folder, b"short"), "damaged or no LMDB file"),
+        (other_program, "is the LMDB file of some other program"),
+        (other_version, "has the format b'99' of another version of wsgigate, this one has b'1'"),
+        (linked, "is a symbolic link, which is not followed"),
+        (linked_file, "data.mdb is not a plain file"),
+        (in_the_way, "data.mdb is not a plain file"),
+        (open_to_others, "is open to other users; chmod go-w"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_refused_in_words(folder, spoil, words):
+    spoil(folder)
+    store = LmdbStore(folder)
+    for call in (store.check, lambda: store.get("key"), lambda: store.update("key", count)):
+        with pytest.raises(StoreError, match=words) as caught:
+            call()
+        assert str(folder) in str(caught.value)
+    assert not (folder.parent / "elsewhere").is_file()
+
+
+def test_a_folder_of_another_user_is_refused(folder):
+    folder.mkdir(mode=0o700)
+    with pytest.raises(StoreError, match=r"belongs to user \d+, this is user \d+"):
+        LmdbStore(foreign(folder)).check()
+
+
+def test_a_file_of_another_user_is_refused(tmp_path):
+    if os.geteuid() == 0:
+        theirs = tmp_path / "data.mdb"
+        theirs.write_bytes(b"")
+        os.chown(theirs, FOREIGN_UID, FOREIGN_UID)
+    else:
+        theirs = Path("/proc/version")
+    with pytest.raises(StoreError, match=rf"{theirs} belongs to user \d+, this is user \d+"):
+        check_file(str(theirs))
+
+
+def test_a_file_cut_short_is_an_error_and_no_crash(folder, output):
+    store = LmdbStore(folder)
+    for number in range(500):
+        store.swap(f"key/{number}", None, bytes(500), 600)
+    store.close()
+    os.truncate(folder / "data.mdb", 3 * 4096)
+    text = """
+import sys
+from wsgigate.store import StoreError
+from wsgigate.store.folder import check_file
+from wsgigate.store.lmdb import LmdbStore
+store = LmdbStore(sys.argv[1])
+try:
+    for number in range(500):
+        store.get(f"key/{number}")
+        store.swap(f"new/{number}", None, b"", 60)
+    print("usable")
+except StoreError as error:
+    print(error)
+"""
+    assert "damaged" in output(text, folder)
+
+
+NOBODY = f"""
+import os, sys
+from wsgigate.store import StoreError
+from wsgigate.store.folder import check_file
+from wsgigate.store.lmdb import LmdbStore
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid({FOREIGN_UID})
+    os.setuid({FOREIGN_UID})
+try:
+    LmdbStore(sys.argv[1]).check()
+except StoreError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def nobodys(tmp_path):
+    """A folder of the user that the programs above run as, below folders it may pass through."""
+    folder = tmp_path / "nobodys"
+    folder.mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        os.chown(folder, FOREIGN_UID, FOREIGN_UID)
+        for parent in folder.parents:
+            if parent.stat().st_uid == 0 and parent.is_relative_to("/tmp/pytest-of-root"):
+                parent.chmod(parent.stat().st_mode | 0o011)
+    yield folder
+    folder.chmod(0o700)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(nobodys, output):
+    nobodys.chmod(0o500)
+    said = output(NOBODY, nobodys)
+    assert said == f"{nobodys}/data.mdb cannot be used: Permission denied\n"
+    assert output(NOBODY, nobodys / "new") == (
+        f"the folder {nobodys}/new cannot be made: Permission denied\n"
+    )
+
+
+FULL_DISK = """
+import ctypes, os, resource, sys
+from wsgigate.store import StoreError
+from wsgigate.store.folder import check_file
+from wsgigate.store.lmdb import LmdbStore
+folder, room = sys.argv[1], int(sys.argv[2])
+libc = ctypes.CDLL(None, use_errno=True)
+NEWNS, PRIVATE = 0x20000, 0x44000
+options = f"size={room},mode=0700".encode()
+filler = folder + "/filler"
+if (
+    os.geteuid() == 0
+    and libc.unshare(NEWNS) == 0
+    and libc.mount(b"none", b"/", None, PRIVATE, None) == 0
+    and libc.mount(b"none", folder.encode(), b"tmpfs", 0, options) == 0
+):
+    with open(filler, "wb") as file:
+        file.write(bytes(room // 2))
+    more_room = lambda: os.remove(filler)
+else:  # no disk of our own can be had: a limit on files does the same with another errno
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room // 2, hard))
+    more_room = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+store = LmdbStore(folder)
+stored = 0
+try:
+    store.check()
+    while stored < 10_000:
+        store.swap(f"key/{stored}", None, bytes(4000), 60)
+        stored += 1
+except StoreError as error:
+    print("refused", error)
+if stored:
+    assert store.get("key/0")[0] == bytes(4000)
+    more_room()
+    assert store.swap("key/0", bytes(4000), b"changed", 60)
+    assert store.get("key/0")[0] == b"changed"
+"""
+
+
+def test_a_full_disk_is_an_error_in_words_and_is_recovered_from(tmp_path, output):
+    said = output(FULL_DISK, tmp_path, 1024 * 1024)
+    assert said.startswith(f"refused {tmp_path}/data.mdb cannot be used:")
+    assert "No space left on device" in said or "File too large" in said
+
+
+@pytest.mark.parametrize("room", [8192, 65536, 163840])
+def test_a_disk_too_full_to_begin_with_is_an_error_that_kills_nobody(tmp_path, output, room):
+    assert "refused" in output(FULL_DISK, tmp_path, room)
+
+
+def test_a_check_leaves_nothing_behind_and_nothing_open(folder):
+    store = LmdbStore(folder)
+    store.check()
+    with lmdb.open(str(folder)) as env, env.begin() as txn:
+        assert [key for key, _ in txn.cursor()] == [b"\0wsgigate"]
+
+
+def test_a_check_of_a_store_in_use_leaves_it_open(folder, store):
+    store.update("key", count)
+    store.check()
+    with pytest.raises(lmdb.Error):
+        lmdb.open(str(folder))
+    assert store.update("key", count) == 2

@@ -1,0 +1,201 @@
+"""A store for all processes of one machine: a memory-mapped file, and no server to run."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar, cast
+
+from wsgigate.store import Change
+from wsgigate.store.environment import (
+    FAILURES,
+    FIRST,
+    SWEEP_EVERY,
+    Environment,
+    Full,
+    environment_on,
+    expiry,
+)
+from wsgigate.store.folder import private_folder
+from wsgigate.store.limits import check_value, encoded
+
+__all__ = ["LmdbStore", "private_folder"]
+
+R = TypeVar("R")
+
+PAGE = 256
+"""How many items are read in one transaction: none stays open while the caller uses them."""
+
+_pack = expiry.pack
+_expiry_of = expiry.unpack_from
+
+
+class LmdbStore:
+    """Keeps values in a folder of this machine, for all processes that name the same folder.
+
+    Its time is the wall clock, since the file may outlive a boot; whoever keeps moments in it must
+    bear with a clock that is set back. Stores of one process on one folder share what is open.
+
+    :param path: The folder; made with mode 0700 on first use if it is missing.
+    :param map_size: How many bytes may be kept, expired ones included until they are swept; when
+        it is full, what is there can be changed but nothing added. Of several stores of this
+        process on one folder, the first one's counts.
+    :param clock: Tells the time in seconds, the same in every process.
+    :raises ValueError: *path* is empty, or *map_size* is below 1 MiB.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        map_size: int = 256 * 1024 * 1024,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if not os.fspath(path):
+            raise ValueError("the path of an lmdb store is empty")
+        if map_size < 1024 * 1024:
+            raise ValueError(f"map_size is at least 1048576 bytes (1 MiB), got {map_size}")
+        self.path = os.path.abspath(os.path.expanduser(path))
+        self._map_size = map_size
+        self._clock = clock
+        self._environment: Environment | None = None
+
+    def __repr__(self) -> str:
+        return f"LmdbStore({self.path!r})"
+
+    def get(self, key: str) -> tuple[bytes | None, float]:
+        name = FIRST + encoded(key)
+        environment = self._environment or self._attach()
+        with environment.lock:
+            for last in (False, True):
+                try:
+                    txn = (environment.begin or environment.open())()
+                    try:
+                        raw = txn.get(name)
+                    finally:
+                        txn.abort()
+                    now = self._clock()
+                    if raw is None or _expiry_of(raw)[0] <= now:
+                        return None, now
+                    return raw[8:], now
+                except FAILURES as error:
+                    _second(environment, error, 0.0, last)
+        raise AssertionError("the second attempt returns or raises")
+
+    def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
+        # a copy, as update() leaves the value alone when it is given the very object it handed out
+        fresh = None if new is None else cast("bytes", bytearray(new))
+
+        def change(live: bytes | None, now: float) -> tuple[bytes | None, float, bool]:
+            return (fresh, ttl, True) if live == old else (live, ttl, False)
+
+        return self.update(key, change)
+
+    def update(self, key: str, change: Change[R]) -> R:
+        name = FIRST + encoded(key)
+        environment = self._environment or self._attach()
+        with environment.lock:
+            for last in (False, True):
+                now = 0.0
+                try:
+                    txn = (environment.begin or environment.open())(None, None, True)
+                    try:
+                        now = (
+                            self._clock()
+                        )  # read when it is our turn: no decision goes back in time
+                        raw = txn.get(name)
+                        old = None if raw is None or _expiry_of(raw)[0] <= now else raw[8:]
+                        new, ttl, result = change(old, now)
+                        if new is old:
+                            txn.abort()
+                            return result
+                        if new is None:
+                            txn.delete(name)
+                        else:
+                            check_value(new)
+                            if raw is None and environment.full:
+                                raise Full
+                            txn.put(name, _pack(now + ttl) + new)
+                        environment.writes += 1
+                        sweeping = environment.writes % SWEEP_EVERY == 0
+                        if sweeping:
+                            environment.sweep(txn, now)
+                        txn.commit()
+                    except BaseException:
+                        txn.abort()
+                        raise
+                    if sweeping:
+                        environment.look_after()
+                    return result
+                except FAILURES as error:
+                    _second(environment, error, now, last)
+        raise AssertionError("the second attempt returns or raises")
+
+    def items(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        first = position = FIRST + encoded(prefix)
+        while position:
+            page, position = self._page(first, position)
+            for name, value in page:
+                yield name[len(FIRST) :].decode(), value
+
+    def close(self) -> None:
+        environment, self._environment = self._environment, None
+        if environment is None:
+            return
+        with environment.lock:
+            environment.users.discard(self)
+            if not environment.users:
+                environment.close()
+
+    def check(self) -> None:
+        """See that values can be kept: write one, remove it, and leave nothing open.
+
+        :raises StoreError: They cannot; names the path and the cause.
+        """
+        used = self._environment is not None
+        key = f"wsgigate/check/{os.getpid()}"
+        try:
+            self.update(key, lambda old, now: (bytes(16384), 1.0, None))
+            self.update(key, lambda old, now: (None, 0.0, None))
+        finally:
+            if not used:
+                self.close()
+
+    def _attach(self) -> Environment:
+        environment = self._environment = environment_on(self.path, self._map_size, self)
+        return environment
+
+    def _page(self, first: bytes, position: bytes) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        """Return the live items of one page from *position* on, and where the next page begins."""
+        environment = self._environment or self._attach()
+        with environment.lock:
+            for last in (False, True):
+                page = []
+                following = b""
+                try:
+                    with (
+                        (environment.begin or environment.open())() as txn,
+                        txn.cursor() as cursor,
+                    ):
+                        now = self._clock()
+                        cursor.set_range(position)
+                        for seen, (name, raw) in enumerate(cursor):
+                            if not name.startswith(first):
+                                break
+                            if seen == PAGE:
+                                following = name
+                                break
+                            if _expiry_of(raw)[0] > now:
+                                page.append((name, raw[8:]))
+                    return page, following
+                except FAILURES as error:
+                    _second(environment, error, 0.0, last)
+        raise AssertionError("the second attempt returns or raises")
+
+
+def _second(environment: Environment, error: Exception, now: float, last: bool) -> None:
+    """Prepare the second attempt after *error*, or raise what it means when there is none."""
+    if last:
+        raise environment.failure(error) from error
+    environment.recover(error, now)
