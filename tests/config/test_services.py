@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from urllib3.exceptions import InsecureRequestWarning
 from werkzeug.test import Client
 
 from wsgigate.config.build import build
-from wsgigate.config.errors import Errors
 from wsgigate.config.load import parse
-from wsgigate.config.services import Check, Probe, Services
-from wsgigate.discovery import Instance
 from wsgigate.gateway import Gateway
 from wsgigate.testing.backend import Backend, reply
 from wsgigate.tokens import mint
@@ -109,38 +114,63 @@ def test_the_host_is_the_clients_when_the_route_says_so(
     assert (backend.requests[0].value("Host") == "shop.example") is preserved
 
 
-def test_health_is_asked_for_with_the_tls_settings_of_the_service(tmp_path: Path) -> None:
-    (tmp_path / "ca.pem").write_text("")
-    services = Services(
-        parse(
-            """
-            [services.public]
-            instances = ["https://a.example"]
-            health = { path = "/health" }
-            [services.private]
-            instances = ["https://b.example"]
-            health = { path = "/health" }
-            tls = { ca = "ca.pem" }
-            [services.careless]
-            instances = ["https://c.example"]
-            health = { path = "/health", interval = "1m" }
-            tls = { verify = false }
-            """
-        ),
-        via="here",
-        identity={},
-        folder=tmp_path,
-        errors=Errors(),
+def self_signed(folder: Path) -> Path:
+    """Write a certificate for 127.0.0.1 and its key into one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
     )
-    assert services.checks == {
-        "public": Check("/health", verify=True),
-        "private": Check("/health", verify=str(tmp_path / "ca.pem")),
-        "careless": Check("/health", interval=60.0, verify=False),
-    }
+    path = folder / "both.pem"
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + private)
+    return path
 
 
-def test_a_health_check_reaches_the_instance(backend: Backend) -> None:
-    check = Check("/health")
-    outcome = Probe([check])(Instance(backend.url), check)
-    assert outcome.ok
-    assert backend.requests[0].line == "GET /health HTTP/1.1"
+def test_requests_and_health_checks_go_by_the_tls_settings_of_the_service(tmp_path: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(self_signed(tmp_path))
+    with Backend(reply(b"ok"), tls=lambda sock: context.wrap_socket(sock, True)) as backend:
+        services = "".join(
+            f"""
+            [services.{name}]
+            instances = ["{backend.url}"]
+            health = {{ path = "/health", interval = "1h" }}
+            {tls}
+            [[routes]]
+            path = "/{name}"
+            service = "{name}"
+            """
+            for name, tls in [
+                ("stranger", ""),
+                ("known", 'tls = { ca = "both.pem" }'),
+                ("careless", "tls = { verify = false }"),
+            ]
+        )
+        text = f'[store]\nurl = "memory:"\n[admin]\nprefix = ""\n{services}'
+        gateway = build(parse(text, environ={}), path=str(tmp_path / "gateway.toml"))
+        client = Client(gateway)
+        try:
+            with pytest.warns(InsecureRequestWarning):
+                statuses = {
+                    name: client.get(f"/{name}").status_code
+                    for name in ("stranger", "known", "careless")
+                }
+            assert statuses == {"stranger": 502, "known": 200, "careless": 200}
+            asked = {"/health", "/known", "/careless"}
+            backend.wait(lambda: len(backend.requests) >= 4)
+            assert {request.target for request in backend.requests} == asked
+        finally:
+            gateway.close()

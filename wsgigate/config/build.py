@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import time
 from collections.abc import Mapping
 from functools import partial
 from hashlib import sha256
@@ -49,14 +50,16 @@ class Built(NamedTuple):
     entries: tuple[Entry, ...]
 
 
-def build(config: Config, *, path: str = "") -> Gateway:
+def build(config: Config, *, path: str = "", started: float | None = None) -> Gateway:
     """Return the gateway that *config* describes.
 
     :param path: The file it was read from: names the gateway's own store, and relative file names
         start in its folder.
+    :param started: Since when it serves, in seconds since 1970: now, unless other processes have
+        been serving it before.
     :raises ConfigError: It can not be built; says why, at the key path of each reason.
     """
-    return assemble(config, path=path).gateway
+    return assemble(config, path=path, started=started).gateway
 
 
 def load_gateway(path: str | None = None) -> Gateway:
@@ -97,22 +100,25 @@ def check_reading(reading: Reading, path: str) -> Built:
     return built
 
 
-def assemble(config: Config, *, path: str = "", errors: Errors | None = None) -> Built:
+def assemble(
+    config: Config, *, path: str = "", errors: Errors | None = None, started: float | None = None
+) -> Built:
     """Return the gateway and what it was made of.
 
     :param errors: What is known to be wrong already: it is left out, and told with the rest.
     :raises ConfigError: Anything is wrong.
     """
     errors = Errors() if errors is None else errors
-    builder = _Builder(config, path, errors)
+    builder = _Builder(config, path, errors, time.time() if started is None else started)
     built = builder.built()
     errors.raise_any(path)
     return built
 
 
 class _Builder:
-    def __init__(self, config: Config, path: str, errors: Errors) -> None:
+    def __init__(self, config: Config, path: str, errors: Errors, started: float) -> None:
         self._config = config
+        self._started = started
         self._errors = errors
         self._file = os.path.abspath(path) if path else ""
         self._folder = Path(self._file).parent if self._file else Path.cwd()
@@ -128,7 +134,9 @@ class _Builder:
         health = services.checker(self._store, prefix=f"health/{policy_name(gateway.name)}/")
         routes = Routes(self._config, services, self._stacker, self._errors)
         described = [entry.route for entry in routes.entries]
-        own = own_routes(self._config, services, health, described, self._errors)
+        own = own_routes(
+            self._config, services, health, described, self._errors, started=self._started
+        )
         dispatcher = routes.dispatcher(own, fallback=self._fallback(), identity=self._identity)
         made = Gateway(
             self._around(dispatcher),

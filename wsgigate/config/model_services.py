@@ -172,6 +172,11 @@ class Route:
     rewrite_location: bool | None = setting(
         Flag(), "Whether redirects to the instance are led back to the gateway.", default=None
     )
+    rewrite_cookies: bool | None = setting(
+        Flag(),
+        "Whether the paths of a service's cookies are brought back to what clients see.",
+        default=None,
+    )
     forward_authorization: bool | None = setting(
         Flag(),
         "Whether the service gets the Authorization field too; not when identity fields are set.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from wsgiref.types import WSGIApplication
 
@@ -25,11 +24,14 @@ def own_routes(
     health: HealthChecker,
     others: Sequence[Route[WSGIApplication]],
     errors: Errors,
+    *,
+    started: float,
 ) -> list[Route[WSGIApplication]]:
     """Return the routes of the gateway's own endpoints; none without an ``[admin]`` table.
 
     :param others: The routes of the file, which ``/info`` tells.
     :param errors: Where it is told what can not be made.
+    :param started: Since when the gateway serves, in seconds since 1970.
     """
     admin, gateway = config.admin, config.gateway
     if admin is None or errors.under("admin.prefix"):
@@ -54,10 +56,9 @@ def own_routes(
             given=admin.features,
         ),
     )
-    began = time.time()  # a gateway is built in the process that serves it
     made = errors.tried(
         "admin.prefix",
-        lambda: routes(facts, admin.prefix, health=health, started=lambda: began),
+        lambda: routes(facts, admin.prefix, health=health, started=lambda: started),
     )
     return made or []
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +16,14 @@ from wsgigate.fields import FieldRules
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.transport import Sessions
-from wsgigate.rules.health import HealthCheck, Outcome
+from wsgigate.rules.health import HealthCheck
 from wsgigate.store import Store
 
-__all__ = ["Check", "Probe", "Services"]
+__all__ = ["Services"]
 
 
-@dataclass(frozen=True, slots=True)
-class Check(HealthCheck):
-    """How the instances of one service are asked, over TLS as its requests go."""
-
-    verify: bool | str = True
-
-
-class Probe:
-    """Asks each instance with the TLS settings of its service.
-
-    :param checks: The checks it will be given.
-    """
-
-    def __init__(self, checks: Iterable[Check]) -> None:
-        self._probes = {verify: HttpProbe(verify=verify) for verify in {c.verify for c in checks}}
-
-    def __call__(self, instance: Instance, check: HealthCheck) -> Outcome:
-        """Ask *instance* once."""
-        verify = check.verify if isinstance(check, Check) else True
-        return self._probes[verify](instance, check)
+FORWARDING = ("preserve_host", "rewrite_location", "rewrite_cookies", "forward_authorization")
+"""Keys of a route that are options of its forwarder."""
 
 
 class Services:
@@ -64,7 +45,7 @@ class Services:
         errors: Errors,
     ) -> None:
         self.pools: dict[str, Pool] = {}
-        self.checks: dict[str, Check] = {}
+        self.checks: dict[str, HealthCheck] = {}
         self.sessions: dict[str, Sessions] = {}
         self._common: dict[str, dict[str, Any]] = {}
         self._gateway = {"via": via, "identity": dict(identity)}
@@ -85,9 +66,7 @@ class Services:
         health = service.health
         if health is not None:
             settings = given(health, without=("path",))
-            if verify is not None:
-                settings["verify"] = verify
-            check = tried(at(path, "health"), lambda: Check(health.path, **settings))
+            check = tried(at(path, "health"), lambda: HealthCheck(health.path, **settings))
             if check is not None:
                 self.checks[name] = check
         if pool is None or verify is None:
@@ -115,8 +94,8 @@ class Services:
 
         :param prefix: What its keys in the store begin with.
         """
-        probe = Probe(self.checks.values())
-        return HealthChecker(self.pools, self.checks, store, probe=probe, prefix=prefix)
+        probes = {name: HttpProbe(verify=self._common[name]["verify"]) for name in self.checks}
+        return HealthChecker(self.pools, self.checks, store, probes=probes, prefix=prefix)
 
     def forwarder(self, route: Route, strip_prefix: str, path: str) -> Forwarder | None:
         """Return the app that forwards the requests of *route*, None when it can not be made.
@@ -132,7 +111,7 @@ class Services:
         settings = {
             **self._gateway,
             **self._common[pool.service],
-            **given(route, only=("preserve_host", "rewrite_location", "forward_authorization")),
+            **given(route, only=FORWARDING),
             "strip_prefix": strip_prefix,
             "add_prefix": route.add_prefix,
             "request_fields": request,

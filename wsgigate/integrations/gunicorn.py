@@ -14,6 +14,8 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import gunicorn
@@ -36,9 +38,10 @@ class _Good(NamedTuple):
 
 
 _good: _Good | None = None
+_started = time.time()
 
 
-def settings(path: str | None = None) -> dict[str, Any]:
+def settings(path: str | None = None, *, bind: str | None = None) -> dict[str, Any]:
     """Return gunicorn's settings for the gateway that the file at *path* describes.
 
     Called by the master at its start and at every reload. What is set here, and why:
@@ -50,9 +53,10 @@ def settings(path: str | None = None) -> dict[str, Any]:
     - ``header_map = "refuse"``: ``X_User_Id`` would be read as ``X-User-Id``.
 
     :param path: The file; ``$WSGIGATE_CONFIG`` when ``None``.
+    :param bind: ``HOST:PORT`` or ``unix:PATH``, instead of the file's.
     :raises SystemExit: At the first start the file is missing or broken; told on stderr.
     """
-    config = _read(_path(path))
+    config = _read(_path(path), bind)
     gateway = config.gateway
     return {
         "bind": gateway.bind,
@@ -75,8 +79,8 @@ def settings(path: str | None = None) -> dict[str, Any]:
         "preload_app": False,
         "control_socket_disable": True,
         "accesslog": None,
-        "post_worker_init": _started,
-        "worker_exit": _stopped,
+        "post_worker_init": _worker_started,
+        "worker_exit": _worker_stopped,
     }
 
 
@@ -97,7 +101,7 @@ def application() -> Gateway:
     """Return the gateway of the last good file; what a worker loads."""
     if _good is None:
         return build(load(_path(None)), path=_path(None))
-    return build(_good.config, path=_good.path)
+    return build(_good.config, path=_good.path, started=_started)
 
 
 def serve(
@@ -116,19 +120,21 @@ def serve(
     :param reload: Restart workers when the file or the code they loaded changes; for development.
     :raises SystemExit: The server has ended, or could not start.
     """
-    given = {"bind": bind, "workers": workers, "threads": threads}
-    _Server(path, {name: value for name, value in given.items() if value is not None}, reload).run()
+    given = {"workers": workers, "threads": threads}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    _Server(path, bind, chosen, reload).run()
 
 
 class _Server(BaseApplication):  # type: ignore[misc]
-    def __init__(self, path: str, given: dict[str, Any], reload: bool) -> None:
+    def __init__(self, path: str, bind: str | None, given: dict[str, Any], reload: bool) -> None:
         self._path = path
+        self._bind = bind
         self._given = given
         self._reload = reload
         super().__init__()
 
     def load_config(self) -> None:
-        chosen = settings(self._path) | self._given
+        chosen = settings(self._path, bind=self._bind) | self._given
         if self._reload:
             chosen |= {"reload": True, "reload_extra_files": [self._path]}
         for name, value in chosen.items():
@@ -145,11 +151,13 @@ def _path(path: str | None) -> str:
     return os.path.abspath(path)
 
 
-def _read(path: str) -> Config:
+def _read(path: str, bind: str | None) -> Config:
     """Return the file's configuration when it is good, else the last one that was."""
     global _good
     try:
         config = load(path)
+        if bind is not None:
+            config = replace(config, gateway=replace(config.gateway, bind=bind))
         failure = _check(path)
     except ConfigError as error:
         failure = str(error)
@@ -178,13 +186,13 @@ def _check(path: str) -> str:
     return "" if done.returncode == 0 else done.stderr.strip() or f"check: exit {done.returncode}"
 
 
-def _started(worker: Any) -> None:
+def _worker_started(worker: Any) -> None:
     gateway = worker.wsgi
     if isinstance(gateway, Gateway):
         gateway.start()
 
 
-def _stopped(_server: Any, worker: Any) -> None:
+def _worker_stopped(_server: Any, worker: Any) -> None:
     gateway = getattr(worker, "wsgi", None)
     if isinstance(gateway, Gateway):
         gateway.close()

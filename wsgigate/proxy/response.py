@@ -108,7 +108,7 @@ class ResponseMaker:
     """Makes the client's response head out of the instance's.
 
     :param fields: Changes to the response fields, made last.
-    :param rewrite_location: Bring a ``Location`` of the instance's own back to what the client sees.
+    :param rewrite_location: Bring a ``Location`` of the instance's own back to the client's view.
     :param rewrite_cookies: Bring the path of a cookie back to what the client sees.
     :param preserve_host: Whether the instance was asked under the client's own host, and so knows
         itself by that name too.
