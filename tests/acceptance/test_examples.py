@@ -32,13 +32,12 @@ SECRET = "tests-need-32-bytes-of-a-secret-too"
 HOME = "127.0.0.1"
 
 
-def until(condition: Callable[[], object], *, seconds: float = 20.0) -> object:
-    """Return what *condition* returns as soon as that is true."""
+def until(condition: Callable[[], object], *, seconds: float = 20.0) -> None:
+    """Wait until *condition* is true."""
     deadline = time.monotonic() + seconds
-    while not (found := condition()):
+    while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s in vain"
         time.sleep(0.05)
-    return found
 
 
 def is_free(port: int) -> bool:
@@ -53,16 +52,10 @@ def is_free(port: int) -> bool:
 
 def free_ports(many: int = 1) -> int:
     """Return the first of *many* free ports in a row, below those that clients are given."""
-    return until(
-        lambda: next(
-            (
-                base
-                for base in [randrange(15_000, 30_000)]
-                if all(map(is_free, range(base, base + many)))
-            ),
-            None,
-        )
-    )
+    while True:
+        base = randrange(15_000, 30_000)
+        if all(map(is_free, range(base, base + many))):
+            return base
 
 
 def session_of(leader: int) -> list[str]:
@@ -78,6 +71,9 @@ def session_of(leader: int) -> list[str]:
     return found
 
 
+_FOLDERS = ("HOME", "TMPDIR", "XDG_RUNTIME_DIR", "XDG_STATE_HOME")
+
+
 class Program:
     """A program in a session of its own, its output in a file; nothing of it is left behind."""
 
@@ -89,7 +85,7 @@ class Program:
             self.popen = subprocess.Popen(
                 [sys.executable, *command],
                 cwd=folder,
-                env={**kept, "HOME": self.home, "XDG_RUNTIME_DIR": self.home, **environ},
+                env={**kept, **dict.fromkeys(_FOLDERS, self.home), **environ},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -113,10 +109,17 @@ class Program:
         return code
 
     def clean(self) -> None:
-        for process in session_of(self.popen.pid):
-            os.kill(int(process), signal.SIGKILL)
+        until(self._kill_all)
         self.popen.wait(10)
         shutil.rmtree(self.home)
+
+    def _kill_all(self) -> bool:
+        for process in session_of(self.popen.pid):
+            try:
+                os.kill(int(process), signal.SIGKILL)
+            except ProcessLookupError:  # it has just ended
+                pass
+        return not session_of(self.popen.pid)
 
 
 @contextmanager

@@ -175,7 +175,10 @@ class Backend:
         plain = connection
         try:
             if self._tls is not None:
-                connection = self._tls(connection)
+                connection = self._tls(plain)  # it takes the plain one's place
+                with self._changed:
+                    self._open.discard(plain)
+                    self._open.add(connection)
             with connection, connection.makefile("rb") as stream:
                 while self._serve_one(connection, stream.readline, stream.read, number):
                     pass
@@ -183,8 +186,9 @@ class Backend:
             pass
         finally:
             plain.close()
+            connection.close()
             with self._changed:
-                self._open.discard(plain)
+                self._open -= {plain, connection}
                 self._changed.notify_all()
 
     def _serve_one(
