@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import NamedTuple, Protocol
@@ -15,6 +16,8 @@ LONGEST = 4096
 _LIMITS = (512, 128, 24)  # characters of a value: the first at which the line is not too long
 
 _COLOURS = {"2": "32", "3": "36", "4": "33", "5": "31"}  # of a status class, ECMA-48 SGR
+
+_SPECIAL = re.compile(r'[ "\\]')
 
 _SAFE = "/:@!$&'()*+,;=~"  # what a path may carry besides letters and digits, RFC 3986 section 3.3
 
@@ -112,8 +115,9 @@ class JsonLines:
 class TextLines:
     """One line for people, in columns; values that nobody set are left out.
 
-    Whatever does not print, a space or a backslash in a value is written as an escape, so that no
-    value can end the line, colour the terminal or pass for another value.
+    Whatever does not print, a space, a quote or a backslash in a value is written as an escape, so
+    that no value can end the line, colour the terminal or pass for another value. Only a reason,
+    which is made of words, has its spaces, in quotes.
 
     :param encoding: Of the stream that the lines are for.
     :param colour: Whether the status is coloured by its class.
@@ -149,11 +153,12 @@ class TextLines:
             ("instance", r.instance),
             ("subject", r.subject),
             ("request_id", r.request_id),
-            ("reason", r.reason),
             ("error", r.error),
         ):
             if value is not None:
                 line += f" {name}={text(value)}"
+        if r.reason is not None:
+            line += f" reason={_words(_cut(r.reason, limit))}"
         return (line + (" aborted\n" if r.aborted else "\n")).encode(
             self._encoding, "backslashreplace"
         )
@@ -188,13 +193,17 @@ def _path(record: Record) -> str:
 
 
 def _escaped(value: str) -> str:
-    if value.isprintable() and " " not in value and "\\" not in value:
+    if value.isprintable() and not _SPECIAL.search(value):
         return value
     return "".join(map(_escape, value))
 
 
+def _words(value: str) -> str:
+    return f'"{" ".join(map(_escaped, value.split(" ")))}"'
+
+
 def _escape(character: str) -> str:
-    if character.isprintable() and character not in " \\":
+    if character.isprintable() and character not in ' "\\':
         return character
     code = ord(character)
     if code < 0x100:

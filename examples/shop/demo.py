@@ -11,6 +11,7 @@ import socket
 import sys
 import tempfile
 import time
+from errno import EADDRNOTAVAIL
 from http.client import HTTPConnection, HTTPException
 from threading import Event
 
@@ -82,14 +83,20 @@ def start(name: str, port: int, environ: dict[str, str]) -> Process:
 
 
 def healthy(port: int) -> bool:
-    connection = HTTPConnection("127.0.0.1", port, timeout=2)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except (OSError, HTTPException):
-        return False
-    finally:
-        connection.close()
+    """Ask from an address of our own, where there is one, to leave the whole quota to people."""
+    for source in (("127.0.0.9", 0), None):
+        connection = HTTPConnection("127.0.0.1", port, timeout=2, source_address=source)
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        except HTTPException:
+            return False
+        except OSError as error:
+            if error.errno != EADDRNOTAVAIL:
+                return False
+        finally:
+            connection.close()
+    return False
 
 
 def demo_token(secret: str) -> str:

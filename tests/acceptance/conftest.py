@@ -47,7 +47,7 @@ class Served:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, **env},
+                env={**os.environ, "PYTHONFAULTHANDLER": "1", **env},
                 cwd=log.parent,
             )
 
@@ -76,17 +76,22 @@ class Served:
         self.process.send_signal(number)
 
     def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(15)
-            except subprocess.TimeoutExpired:
-                pass
+        """Stop it as an operator would; one that does not stop shows where its threads are."""
         try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        self.process.wait(5)
+            if self.process.poll() is None:
+                self.process.terminate()
+                self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            for worker in self.workers():
+                os.kill(worker, signal.SIGABRT)
+            time.sleep(1)
+            raise AssertionError(f"the server does not stop:\n{self.log[-10_000:]}") from None
+        finally:
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            self.process.wait(5)
 
 
 @pytest.fixture

@@ -767,7 +767,7 @@ def test_the_log_learns_where_it_went_and_why_it_failed(backend: Backend, forwar
     forward(backend.url).application(environ, lambda *_: lambda _: None)  # type: ignore[arg-type]
     assert environ[SERVICE] == "svc"
     assert environ[INSTANCE] == f"127.0.0.1:{backend.port}"
-    assert "RemoteDisconnected" in environ[REASON]
+    assert environ[REASON] == ("RemoteDisconnected: Remote end closed connection without response")
 
 
 @pytest.mark.parametrize(

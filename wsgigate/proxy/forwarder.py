@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import re
 from collections.abc import Iterable, Mapping
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -15,7 +14,7 @@ from wsgigate.problem import Problem, Refusal, Refuse, answer_with
 from wsgigate.proxy.client_body import ClientBody
 from wsgigate.proxy.pool import Lease, Pool
 from wsgigate.proxy.request import Outgoing, RequestMaker
-from wsgigate.proxy.response import BadResponse, Body, ResponseMaker, problem_of
+from wsgigate.proxy.response import BadResponse, Body, ResponseMaker, problem_of, reason_of
 from wsgigate.proxy.transport import Sessions
 from wsgigate.target import BadTarget, target_of
 from wsgigate.wsgi import INSTANCE, REASON, SERVICE, BodyTooLarge
@@ -175,7 +174,7 @@ class Forwarder:
             if broken is not None:
                 raise Refusal(Problem(400, "Request body ended early."), str(broken)) from error
             if isinstance(error, _SEND_ERRORS):
-                raise Refusal(problem_of(error), _reason(error)) from error
+                raise Refusal(problem_of(error), reason_of(error)) from error
             raise
 
     def _refused(
@@ -187,9 +186,3 @@ class Forwarder:
     ) -> Iterable[bytes]:
         environ[REASON] = reason
         return self._refuse(problem)(environ, start_response)
-
-
-def _reason(error: BaseException) -> str:
-    """Return what went wrong, for the log: the innermost error's own words."""
-    text = re.sub(r"<[^<>]* object at 0x[0-9a-f]+>:? ?", "", str(error))
-    return f"{type(error).__name__}: {text}"[:300]

@@ -24,11 +24,12 @@ from wsgigate.proxy.transport import BLOCK
 from wsgigate.rewriting import cookie_path, location
 from wsgigate.wsgi import Headers
 
-__all__ = ["BadResponse", "Body", "ResponseMaker", "UpstreamCut", "problem_of"]
+__all__ = ["BadResponse", "Body", "ResponseMaker", "UpstreamCut", "problem_of", "reason_of"]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _KEPT = frozenset(("cache-control", "content-length", "content-type", "set-cookie"))
 _BODILESS = frozenset((204, 205, 304))
+_WRAPPING = re.compile(r"^(?:<[^<>]* object at 0x[0-9a-f]+>|\w*(?:Pool|Connection)\([^()]*\)): ")
 _READ_ERRORS = (HTTPError, OSError, http.client.HTTPException, ValueError)
 
 
@@ -224,12 +225,21 @@ def problem_of(error: Exception) -> Problem:
 
 def was_refused(error: BaseException) -> bool:
     """Return whether no connection came about, so that nothing of the request was sent."""
+    return any(isinstance(inner, NewConnectionError) for inner in _chain(error))
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what went wrong in the words of the innermost error, for the log."""
+    *_, inner = _chain(error)
+    return f"{type(inner).__name__}: {_WRAPPING.sub('', str(inner))}"[:300]
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield *error* and what it wraps, which ``requests`` and ``urllib3`` keep in arguments."""
     seen: Any = error
     for _ in range(5):
-        if isinstance(seen, NewConnectionError):
-            return True
-        following = getattr(seen, "reason", None) or (seen.args[0] if seen.args else None)
-        if not isinstance(following, BaseException):
-            return False
-        seen = following
-    return False
+        yield seen
+        wrapped = [arg for arg in seen.args if isinstance(arg, BaseException)]
+        seen = getattr(seen, "reason", None) or (wrapped[-1] if wrapped else None)
+        if not isinstance(seen, BaseException):
+            return
