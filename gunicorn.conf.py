@@ -1,4 +1,4 @@
-"""gunicorn's settings for a gateway: ``WSGIGATE_CONFIG=gateway.toml gunicorn -c gunicorn.conf.py``."""
+"""gunicorn for a gateway: ``WSGIGATE_CONFIG=gateway.toml gunicorn -c gunicorn.conf.py``."""
 
 from wsgigate.integrations.gunicorn import settings
 
