@@ -1,7 +1,7 @@
 """HTTP field rules: names and values, hop-by-hop, added and removed ones, RateLimit.
 
-Text in, text out. The rules for single fields that fill a file of their own (``Forwarded`` and
-addresses, ``Location`` and ``Set-Cookie``) can be had from here as well.
+Text in, text out. :mod:`wsgigate.forwarding` has those for ``Forwarded`` and its kin,
+:mod:`wsgigate.rewriting` those for ``Location`` and ``Set-Cookie``.
 """
 
 from __future__ import annotations
@@ -12,32 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from wsgigate.addresses import AddressList
-from wsgigate.forwarding import (
-    CLIENT_FORGED,
-    client_of,
-    forged_keys,
-    format_forwarded,
-    forwarded_for,
-    parse_forwarded,
-)
-from wsgigate.rewriting import cookie_path, location
-
 __all__ = [
-    "CLIENT_FORGED",
     "HOP_BY_HOP",
-    "AddressList",
     "FieldRules",
-    "client_of",
     "connection_tokens",
-    "cookie_path",
-    "forged_keys",
-    "format_forwarded",
-    "forwarded_for",
     "is_field_value",
     "is_token",
-    "location",
-    "parse_forwarded",
     "rate_limit",
     "rate_limit_policy",
     "retry_after",

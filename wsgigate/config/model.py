@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from wsgigate.addresses import AddressList
 from wsgigate.config.kinds import Choice, Flag, Integer, Secret, Text
 from wsgigate.config.middlewares import Middleware, MiddlewareEntry
 from wsgigate.config.model_services import (
@@ -20,7 +21,6 @@ from wsgigate.config.model_services import (
 )
 from wsgigate.config.tables import ListOf, MapOf, Table, setting, table
 from wsgigate.config.texts import Bind, Checked, ImportPath
-from wsgigate.fields import AddressList
 
 __all__ = [
     "Admin",
