@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from wsgigate.addresses import AddressList
@@ -39,10 +37,8 @@ def test_x_forwarded_for_is_a_list(value, entries):
 def test_more_than_32_entries_are_an_error_at_once(read):
     """Security D10."""
     assert len(read(",".join(["for=1.2.3.4"] * 32))) == 32
-    began = time.perf_counter()
     with pytest.raises(ValueError, match="more than 32"):
-        read(",".join(["for=1.2.3.4"] * 50_000))
-    assert time.perf_counter() - began < 0.5
+        read(",".join(["for=1.2.3.4"] * 500_000))
 
 
 @pytest.mark.parametrize(
@@ -78,13 +74,11 @@ def test_forwarded_is_read_from_the_right_until_it_is_malformed(value, elements)
 
 
 @pytest.mark.parametrize(
-    "text", ['"' * 20_000, "a=b;" * 20_000, 'a="' + "\\" * 20_000, " ;" * 20_000]
+    "text", ['"' * 500_000, "a=b;" * 500_000, 'a="' + "\\" * 500_000, " ;" * 500_000]
 )
-def test_no_text_takes_long_to_read(text):
-    """Security D16."""
-    began = time.perf_counter()
+def test_no_text_takes_more_than_one_walk_to_read(text):
+    """Security D16: with anything more than linear this would not end."""
     parse_forwarded(text + ", " * 30)
-    assert time.perf_counter() - began < 0.5
 
 
 @pytest.mark.parametrize(
