@@ -1,7 +1,10 @@
 """gunicorn for a gateway: ``WSGIGATE_CONFIG=gateway.toml gunicorn -c gunicorn.conf.py``."""
 
+import os
+
 from wsgigate.integrations.gunicorn import settings
 
-globals().update(settings())
-
-wsgi_app = "wsgigate.integrations.gunicorn:application()"
+# gunicorn reads a file of this name for whatever it starts in this folder.
+if "WSGIGATE_CONFIG" in os.environ:
+    globals().update(settings())
+    wsgi_app = "wsgigate.integrations.gunicorn:application()"

@@ -10,7 +10,6 @@ code.
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -60,7 +59,7 @@ def settings(path: str | None = None, *, bind: str | None = None) -> dict[str, A
     gateway = config.gateway
     return {
         "bind": gateway.bind,
-        "workers": gateway.workers or multiprocessing.cpu_count(),
+        "workers": gateway.workers or _processors(),
         "threads": gateway.threads,
         "worker_class": _worker_class(),
         "proc_name": gateway.name,
@@ -82,6 +81,12 @@ def settings(path: str | None = None, *, bind: str | None = None) -> dict[str, A
         "post_worker_init": _worker_started,
         "worker_exit": _worker_stopped,
     }
+
+
+def _processors() -> int:
+    """Return how many processors this process may use, which is fewer in many containers."""
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def _worker_class() -> str:
@@ -187,6 +192,10 @@ def _check(path: str) -> str:
 
 
 def _worker_started(worker: Any) -> None:
+    own = logging.getLogger("wsgigate")
+    if not own.handlers:  # what the gateway has to say looks like what its server says
+        own.handlers = log.handlers
+        own.propagate = False
     gateway = worker.wsgi
     if isinstance(gateway, Gateway):
         gateway.start()

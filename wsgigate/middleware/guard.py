@@ -20,8 +20,8 @@ _FAILED = Problem(500, "Gateway error occurred", extensions={"error": "Internal 
 class Guard:
     """Answer with 500 when everything inside fails before its response began. Goes outermost.
 
-    What failed is logged with its traceback, under the request id, by ``logging.getLogger
-    ("wsgigate")``; the client learns nothing of it. A failure after the response began goes on to
+    What failed is logged with its traceback, under the request id, by the logger ``wsgigate``; the
+    client learns nothing of it. A failure after the response began goes on to
     the server, which cuts the connection: a short answer must not look like a whole one.
 
     ``SystemExit`` counts as a failure: raised in one request it would end a threaded server's

@@ -1,7 +1,18 @@
 """What tests of gateways, middlewares and stores need: no ports, no sleeps, no containers."""
 
+from wsgigate.testing.backend import Backend, Received, cut, reply
 from wsgigate.testing.clock import FakeClock, Script
 from wsgigate.testing.contract import check_middleware
 from wsgigate.testing.store import BrokenStore, check_store
 
-__all__ = ["BrokenStore", "FakeClock", "Script", "check_middleware", "check_store"]
+__all__ = [
+    "Backend",
+    "BrokenStore",
+    "FakeClock",
+    "Received",
+    "Script",
+    "check_middleware",
+    "check_store",
+    "cut",
+    "reply",
+]

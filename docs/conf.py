@@ -1,0 +1,26 @@
+"""How Sphinx builds these pages: ``make docs``."""
+
+from wsgigate import __version__
+
+project = "wsgigate"
+author = "the wsgigate authors"
+copyright = "the wsgigate authors"
+version = release = __version__
+
+extensions = ["sphinx.ext.autodoc"]
+exclude_patterns = ["_build", "reference.rst", "environ.rst"]  # the last two are included
+highlight_language = "none"
+
+autodoc_class_signature = "mixed"
+autodoc_preserve_defaults = True
+autodoc_typehints = "none"
+
+html_theme = "alabaster"
+html_theme_options = {
+    "description": "An API gateway as a stack of WSGI middlewares",
+    "fixed_sidebar": True,
+    "page_width": "1080px",
+    "show_powered_by": False,
+}
+html_sidebars = {"**": ["about.html", "searchfield.html", "navigation.html"]}
+html_show_sourcelink = False

@@ -1,0 +1,248 @@
+"""Write ``reference.rst`` and ``environ.rst``, the parts of these pages that the code knows best.
+
+Run it after a change of the file's keys or of the environ keys::
+
+    python docs/generate_reference.py
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from wsgigate import (
+    Authenticator,
+    BodyLimit,
+    Cors,
+    Forwarder,
+    Limiter,
+    Logger,
+    RequestId,
+    wsgi,
+)
+from wsgigate.config import model, options
+from wsgigate.config.kinds import Duration, Kind
+from wsgigate.config.middlewares import USES
+from wsgigate.config.tables import PLANNED, Either, ListOf, MapOf, Table
+from wsgigate.rules.health import HealthCheck
+
+FOLDER = Path(__file__).parent
+
+CONSTRUCTORS: dict[type[Any], Any] = {
+    model.Health: HealthCheck,
+    model.Service: Forwarder,
+    model.Route: Forwarder,
+    options.AuthenticatorOptions: Authenticator,
+    options.BodyLimitOptions: BodyLimit,
+    options.CorsOptions: Cors,
+    options.LimiterOptions: Limiter,
+    options.LoggerOptions: Logger,
+    options.RequestIdOptions: RequestId,
+}
+"""Whose defaults count where a key that is left out is not passed on."""
+
+DEFAULTS = {
+    "gateway.workers": "the number of CPUs",
+    "gateway.via": "made from the name, the machine and the file",
+    "limiter.name": 'made from the route; ``"default"`` around everything',
+    "logger.stream": '``"stdout"``',
+    "routes.encoded_slash": "that of the gateway",
+    "routes.forward_authorization": "``true``, unless identity fields tell who the caller is",
+    "routes.listed": "worked out",
+    "routes.preserve_host": "that of the service",
+}
+"""Defaults that are worked out where the gateway is built."""
+
+HEADINGS = {
+    "gateway": "``[gateway]``",
+    "store": "``[store]``",
+    "admin": "``[admin]``",
+    "middleware": "``[[middleware]]``",
+    "services": "``[services.NAME]``",
+    "routes": "``[[routes]]``",
+}
+
+
+def reference() -> str:
+    """Return the text of ``reference.rst``: every key of the file."""
+    parts = [".. Written by generate_reference.py; changes made here are lost.\n"]
+    for field in dataclasses.fields(model.Config):
+        kind = field.metadata["kind"]
+        parts.append(_heading(HEADINGS[field.name], "-"))
+        parts.append(f"{field.metadata['doc']}\n")
+        if field.name == "middleware":
+            parts += _middlewares()
+        elif isinstance(kind, MapOf):
+            parts += _table(kind._item, f"{field.name}.NAME")
+            parts.append(f"Not supported by this version: {_words(sorted(PLANNED))}.\n")
+        else:
+            parts += _table(kind, field.name)
+    return "\n".join(parts)
+
+
+def _middlewares() -> Iterator[str]:
+    yield (
+        "``use`` names the middleware; all other keys are its options. With "
+        '``use = "package.module:factory"`` they are passed on as they are: '
+        "``factory(app, **options)``.\n"
+    )
+    for use in sorted(USES):
+        yield _heading(f'``use = "{use}"``', "~")
+        yield f"{inspect.getdoc(USES[use].options)}\n"
+        yield from _keys(USES[use].options, use)
+
+
+def _table(kind: Kind[Any], path: str) -> Iterator[str]:
+    while isinstance(kind, ListOf):
+        kind = kind._item
+    if not isinstance(kind, Table):
+        raise TypeError(f"{path}: {kind!r} is no table")
+    yield from _keys(kind._cls, path)
+
+
+def _keys(cls: type[Any], path: str) -> Iterator[str]:
+    """Yield the description of each key of a table, the tables below it after all of them."""
+    below: list[str] = []
+    for field in dataclasses.fields(cls):
+        kind: Kind[Any] = field.metadata["kind"]
+        name = f"{path}.{field.name}"
+        yield (
+            f".. confval:: {name}\n"
+            f"   :type: {_literal(_type(kind))}\n"
+            f"   :default: {DEFAULTS.get(name) or _default(cls, field)}\n"
+            "\n"
+            f"   {_literal(field.metadata['doc'])}\n"
+        )
+        inner = _inner_table(kind)
+        if inner is not None:
+            below += [f".. rubric:: ``{name}``\n", f"{inspect.getdoc(inner)}\n"]
+            below += _keys(inner, name)
+    yield from below
+
+
+def _inner_table(kind: Kind[Any]) -> type[Any] | None:
+    if isinstance(kind, ListOf | MapOf):
+        return _inner_table(kind._item)
+    if isinstance(kind, Either):
+        return _inner_table(kind._first) or _inner_table(kind._second)
+    return kind._cls if isinstance(kind, Table) else None
+
+
+def _type(kind: Kind[Any]) -> str:
+    if isinstance(kind, ListOf):
+        return f"{kind.expected}, each {_type(kind._item)}"
+    if isinstance(kind, MapOf):
+        return f"a table, each value {_type(kind._item)}"
+    if not isinstance(kind, Either):
+        return kind.expected
+    first, second = kind._first, _type(kind._second)
+    if isinstance(first, Table):
+        return f"{second}, or a table"
+    if isinstance(first, ListOf) and "list" not in second:
+        return f"{second}, or a list of them"
+    return second
+
+
+def _default(cls: type[Any], field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        value = field.default
+    elif field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    else:
+        return "none: the key is required"
+    if value is None and cls in CONSTRUCTORS:
+        parameter = inspect.signature(CONSTRUCTORS[cls]).parameters.get(field.name)
+        if parameter is not None and parameter.default is not inspect.Parameter.empty:
+            value = parameter.default
+    if isinstance(field.metadata["kind"], Duration) and value is not None:
+        value = f"{value:g}s"
+    return _shown(value)
+
+
+def _shown(value: object) -> str:
+    if callable(value):  # a key function
+        value = {"client_address": "address"}[value.__name__]
+    if value is None or value == "":
+        return "not set"
+    if isinstance(value, bool):
+        return "``true``" if value else "``false``"
+    if isinstance(value, tuple):
+        return f"``[{', '.join(_plain(item) for item in value)}]``"
+    if isinstance(value, dict):
+        return "``{}``"
+    return f"``{_plain(value)}``"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
+
+
+def _literal(text: str) -> str:
+    """Return *text* with what is between quotes as literals, and nothing in it that is markup."""
+    text = re.sub(r'(\{ [^}]*\}|"[^"]*")', r"``\1``", text)
+    return "".join(
+        part if part.startswith("``") else re.sub(r"([*_|])", r"\\\1", part)
+        for part in re.split(r"(``.*?``)", text)
+    )
+
+
+def _heading(text: str, line: str) -> str:
+    return f"{text}\n{line * len(text)}\n"
+
+
+def _words(names: list[str]) -> str:
+    return ", ".join(f"``{name}``" for name in names)
+
+
+def environ() -> str:
+    """Return the text of ``environ.rst``: the table of environ keys."""
+    lines = [
+        ".. Written by generate_reference.py; changes made here are lost.",
+        "",
+        ".. list-table::",
+        "   :header-rows: 1",
+        "",
+        "   * - Constant",
+        "     - Key",
+        "     - Type",
+        "     - What it is",
+    ]
+    for name, doc in _documented():
+        kind, _, meaning = doc.partition(": ")
+        lines += [
+            f"   * - ``{name}``",
+            f'     - ``"{getattr(wsgi, name)}"``',
+            f"     - {kind}",
+            f"     - {meaning[:1].upper()}{' '.join(meaning[1:].split())}",
+        ]
+    return "\n".join([*lines, ""])
+
+
+def _documented() -> Iterator[tuple[str, str]]:
+    """Yield the environ keys of ``wsgigate.wsgi`` with the text below each."""
+    body = ast.parse(inspect.getsource(wsgi)).body
+    for statement, following in pairwise(body):
+        if (
+            isinstance(statement, ast.Assign)
+            and isinstance(statement.targets[0], ast.Name)
+            and isinstance(statement.value, ast.Constant)
+            and str(statement.value.value).startswith("wsgigate.")
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
+            yield statement.targets[0].id, str(following.value.value)
+
+
+if __name__ == "__main__":
+    (FOLDER / "reference.rst").write_text(reference(), encoding="utf-8")
+    (FOLDER / "environ.rst").write_text(environ(), encoding="utf-8")

@@ -1,0 +1,93 @@
+"""The servers that the pages start, run as they are printed, but for ports that are free here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jwt
+import pytest
+import requests
+
+from tests.acceptance.conftest import Served, free_port
+from tests.docs.pages import NAMED, commands, write_all
+from wsgigate.testing.backend import Backend
+
+SECRET = "change me: at least 32 bytes long"
+
+
+@pytest.fixture
+def run(tmp_path: Path, backend: Backend) -> Iterator[Callable[[str], Served]]:
+    """Return a starter of what a console block starts: ``run("limited")``."""
+    started: list[Served] = []
+
+    def start(name: str) -> Served:
+        port = free_port()
+        write_all(tmp_path)
+        lines = commands(NAMED[f"{name}.sh"])
+        lines[-1] = f"exec {lines[-1]}"
+        if "--bind" not in lines[-1] and lines[-1].startswith("exec gunicorn --"):
+            lines[-1] += " --bind 127.0.0.1:8000"
+        (tmp_path / f"{name}.sh").write_text("\n".join(lines))
+        ports = {"8000": port, "3000": port, "3003": backend.port, "3013": backend.port}
+        for file in (*tmp_path.glob("*.py"), *tmp_path.glob("*.toml"), *tmp_path.glob("*.sh")):
+            text = file.read_text().replace(', "http://127.0.0.1:3013"', "")
+            for printed, free in ports.items():
+                text = text.replace(f":{printed}", f":{free}")
+            file.write_text(text)
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        env = {"PATH": path, "HOME": str(tmp_path), "XDG_RUNTIME_DIR": "", "XDG_STATE_HOME": ""}
+        command = ["sh", "-e", str(tmp_path / f"{name}.sh")]
+        served = Served(command, port, tmp_path / "log", env)
+        started.append(served)
+        served.wait_until_up()
+        return served
+
+    yield start
+    for served in started:
+        served.stop()
+
+
+def bearer() -> dict[str, str]:
+    token = jwt.encode({"sub": "7", "exp": 2**33}, SECRET, algorithm="HS256")
+    return {"Authorization": f"Bearer {token}"}
+
+
+def test_workers_count_together(run: Callable[[str], Served]) -> None:
+    served = run("limited")
+    counts = [
+        int(requests.get(served.url, timeout=5).headers["X-RateLimit-Remaining"]) for _ in range(5)
+    ]
+    assert counts == [99, 98, 97, 96, 95]
+
+
+@pytest.mark.parametrize("name", ["monolith", "gate_worker"])
+def test_a_gateway_around_an_app_tells_both_who_the_caller_is(
+    name: str, run: Callable[[str], Served], backend: Backend
+) -> None:
+    served = run(name)
+    assert requests.get(served.url, timeout=5).text == "Still served here.\n"
+    assert requests.get(f"{served.url}/me", timeout=5).status_code == 401
+    assert requests.get(f"{served.url}/me", headers=bearer(), timeout=5).text == "You are 7.\n"
+    forged = {**bearer(), "X-User-Id": "1"}
+    assert requests.get(f"{served.url}/orders/7", headers=forged, timeout=5).text == "ok"
+    assert backend.requests[-1].value("X-User-Id") == "7"
+
+
+def test_a_gateway_of_its_own(run: Callable[[str], Served], backend: Backend) -> None:
+    served = run("shop")
+    orders = f"{served.url}/api/orders/7"
+    assert requests.get(orders, timeout=5).status_code == 401
+    assert requests.get(orders, headers=bearer(), timeout=5).text == "ok"
+    targets = {request.target for request in backend.requests}
+    assert "/7" in targets <= {"/7", "/health"}
+    assert requests.get(f"{served.url}/_gateway/services", timeout=5).json()["count"] == 1
+
+
+@pytest.mark.parametrize("name", ["run", "gunicorn"])
+def test_a_gateway_runs_by_either_command(name: str, run: Callable[[str], Served]) -> None:
+    served = run(name)
+    assert requests.get(f"{served.url}/orders", timeout=5).text == "ok"
+    assert requests.get(f"{served.url}/_gateway/health", timeout=5).status_code == 200
