@@ -158,6 +158,16 @@ def test_a_server_that_drips_does_not_outlast_the_deadline(
         assert status is None
 
 
+def test_each_check_has_a_connection_of_its_own_whatever_the_server_keeps() -> None:
+    """A kept one would come with the deadline of the check that opened it."""
+    with Backend(reply(b"ok")) as backend:
+        ask = HttpProbe()
+        for number in range(1, 4):
+            assert ask(Instance(backend.url), CHECK).ok
+            assert backend.connections == number
+        backend.wait_until_closed()
+
+
 def test_interim_responses_without_end_do_not_outlast_the_deadline_either() -> None:
     outcome = probe(drip(b"", b"HTTP/1.1 102 Processing\r\n\r\n"), HASTY)
     assert outcome == Outcome(False, None, error="Timeout")

@@ -118,11 +118,20 @@ class _TLSConnection(_Deadline, HTTPSConnection):  # type: ignore[misc]
         self.is_verified = True  # unverified only by the user's choice: no warning at each check
 
 
-class _Pool(HTTPConnectionPool):
+class _Once:
+    """A pool that keeps nothing: a server may well ignore ``Connection: close``."""
+
+    def _put_conn(self, conn: Any) -> None:
+        if conn is not None:
+            conn.close()
+        super()._put_conn(None)  # type: ignore[misc]
+
+
+class _Pool(_Once, HTTPConnectionPool):
     ConnectionCls = _Connection
 
 
-class _TLSPool(HTTPSConnectionPool):
+class _TLSPool(_Once, HTTPSConnectionPool):
     ConnectionCls = _TLSConnection
 
 
