@@ -23,6 +23,7 @@ import pytest
 import requests
 from requests.adapters import HTTPAdapter
 
+from tests.acceptance.conftest import until
 from tests.examples.lesson import BAD_TOKEN, LESSON, TIME, difference
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -30,14 +31,6 @@ DEMO = str(EXAMPLES / "shop" / "demo.py")
 ADDRESSES = count(1)
 SECRET = "tests-need-32-bytes-of-a-secret-too"
 HOME = "127.0.0.1"
-
-
-def until(condition: Callable[[], object], *, seconds: float = 20.0) -> None:
-    """Wait until *condition* is true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain"
-        time.sleep(0.05)
 
 
 def is_free(port: int) -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import requests
 
+from tests.acceptance.conftest import until
 from wsgigate.testing.backend import Backend, Received, cut, reply
 
 Serve = Callable[..., Any]
@@ -44,14 +45,6 @@ def plain(url: str, *, service: str = "", route: str = "", more: str = "") -> st
 
 def get(url: str, **options: Any) -> requests.Response:
     return requests.get(url, timeout=20, **options)
-
-
-def until(condition: Callable[[], object], *, seconds: float = 20.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain"
-        time.sleep(0.02)
-    return found
 
 
 @pytest.mark.parametrize("algorithm", ["fixed-window", "token-bucket"])
