@@ -5,10 +5,16 @@ threads that send half a head, half a body, or never read, block it for ever; an
 keeps its socket open after ``Connection: close`` stops it from accepting for two seconds. Here
 
 - a new connection waits in the poller, and takes a thread only when there is something to read;
-- a request head must be complete ``HEAD_TIMEOUT`` seconds after its first byte;
-- a body that stalls, or a response that is not taken, ends after ``IDLE_TIMEOUT`` seconds;
+- a request head, and the TLS handshake before it, must be complete ``head_timeout`` seconds after
+  its first byte;
+- a body that stalls or trickles, or a response that is not taken, ends after ``idle_timeout``
+  seconds;
 - a connection that was answered for the last time lingers in the poller, not in the accept loop;
-- a worker whose threads are all busy leaves new connections to the other workers.
+- a worker whose threads are all busy leaves new connections to the other workers;
+- a worker with as many connections as it may have closes the one that has been silent for longest,
+  and one without a file descriptor left rests from accepting, where gunicorn's dies;
+- a signal to stop that comes while a worker is being forked is heeded, not lost;
+- a worker that is to end at once does so, whatever its threads wait for.
 
 It builds on the inside of ``gunicorn.workers.gthread``, no public interface: see ``TESTED``.
 """
@@ -16,7 +22,10 @@ It builds on the inside of ``gunicorn.workers.gthread``, no public interface: se
 from __future__ import annotations
 
 import errno
+import queue
+import signal
 import socket
+import ssl
 import time
 from functools import partial
 from typing import Any
@@ -24,41 +33,77 @@ from typing import Any
 from gunicorn import util
 from gunicorn.workers import gthread
 
+from wsgigate.integrations.gate_client import Connection
+from wsgigate.integrations.gate_threads import Threads
+
 __all__ = ["TESTED", "GateWorker"]
 
 TESTED = ((27, 0), (28, 0))
 """The gunicorn releases it was tested with: from the first, before the second."""
 
-HEAD_TIMEOUT = 10.0
-IDLE_TIMEOUT = 30.0
-LINGER = 2.0
 MOST_DRAINED = 65536
+REST = 1.0
+"""Seconds without accepting when nothing was left to accept with."""
 
-
-class _Connection(gthread.TConn):  # type: ignore[misc]
-    def __init__(self, worker: GateWorker, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._worker = worker
-
-    def close(self, graceful: bool = False) -> None:
-        if graceful:
-            self._worker.linger(self.sock)
-        else:
-            super().close()
+_BROKEN = (errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ENOTSOCK)
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_STOP = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
 
 
 class GateWorker(gthread.ThreadWorker):  # type: ignore[misc]
-    """gunicorn's threaded worker with deadlines for clients; ``--worker-class`` takes its path."""
+    """gunicorn's threaded worker with deadlines for clients; ``--worker-class`` takes its path.
+
+    :cvar head_timeout: Seconds for a request head, and for the TLS handshake before it.
+    :cvar idle_timeout: Seconds for a client to send more of a body or take more of a response.
+    :cvar body_rate: Bytes of a body that earn its client one more second in all.
+    :cvar linger_timeout: Seconds for a client to close a connection that was answered.
+    """
+
+    head_timeout = 10.0
+    idle_timeout = 30.0
+    body_rate = 500.0
+    linger_timeout = 2.0
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._busy = 0  # connections given to the threads
         self._heads: dict[Any, float] = {}  # connections whose head is being read: until when
         self._lingering: dict[socket.socket, tuple[float, list[int]]] = {}
+        self._rests_until = 0.0
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        """Warn of settings that undo what the worker is for."""
+        super().check_config(cfg, log)
+        if cfg.is_ssl and cfg.do_handshake_on_connect:
+            log.warning("do_handshake_on_connect leaves TLS handshakes without a deadline")
+
+    def init_signals(self) -> None:
+        """Listen to signals, and to what came while the master's handlers were still in place.
+
+        A worker that was just forked has them, and they put the signal into its copy of the
+        master's queue, which nobody reads. gunicorn's master sends each signal once and then waits
+        for ``graceful_timeout`` before it kills.
+        """
+        inherited = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        super().init_signals()
+        signals = getattr(inherited, "SIG_QUEUE", None)
+        while signals is not None:
+            try:
+                number = signals.get_nowait()
+            except queue.Empty:
+                return
+            if number in _STOP:
+                self.handle_exit(number, None)
+
+    def get_thread_pool(self) -> Threads:
+        """Return threads that the end of the process does not wait for."""
+        return Threads(self.cfg.threads)
 
     def set_accept_enabled(self, enabled: bool) -> None:
         """Accept while a thread is free; a connection that would wait is another worker's."""
-        super().set_accept_enabled(enabled and self._busy < self.cfg.threads)
+        free = self._busy < self.cfg.threads and time.monotonic() >= self._rests_until
+        super().set_accept_enabled(enabled and free)
 
     def enqueue_req(self, conn: Any) -> None:
         """Give *conn* to the threads."""
@@ -77,33 +122,63 @@ class GateWorker(gthread.ThreadWorker):  # type: ignore[misc]
         try:
             client, address = listener.accept()
         except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK):
+            if error.errno in _BROKEN:
                 raise
+            if error.errno in _SHORT:
+                self.log.warning("Resting from accepting connections: %s", error)
+                self._rests_until = time.monotonic() + REST
+                self.set_accept_enabled(False)
+                self._make_room()
             return
         self.nr_conns += 1
-        connection = _Connection(self, self.cfg, client, address, listener.getsockname())
-        connection.timeout = time.monotonic() + HEAD_TIMEOUT
-        self.pending_conns.append(connection)
+        connection = Connection(self, self.cfg, client, address, listener.getsockname())
+        connection.timeout = time.monotonic() + self.head_timeout
         readable = partial(self.on_pending_socket_readable, connection)
         self.poller.register(client, gthread.selectors.EVENT_READ, readable)
+        if self.nr_conns >= self.worker_connections:
+            self._make_room()
+        self.pending_conns.append(connection)
+
+    def _make_room(self) -> None:
+        """Close the connection from which nothing has come for longest, if there is one."""
+        if self._lingering:
+            self._end(next(iter(self._lingering)))
+            return
+        waiting = self.pending_conns or self.keepalived_conns
+        if waiting:
+            connection = waiting.popleft()
+            self.poller.unregister(connection.sock)
+            self.nr_conns -= 1
+            connection.close()
+
+    def on_pending_socket_readable(self, conn: Any, client: Any) -> None:
+        """Serve a new connection, unless it was closed since it became readable."""
+        if conn in self.pending_conns:
+            super().on_pending_socket_readable(conn, client)
+
+    def on_client_socket_readable(self, conn: Any, client: Any) -> None:
+        """Serve a kept connection, unless it was closed since it became readable."""
+        if conn in self.keepalived_conns:
+            super().on_client_socket_readable(conn, client)
 
     def handle(self, conn: Any) -> Any:
         """Serve what has begun to arrive on *conn*, in a thread of the pool."""
-        self._heads[conn] = time.monotonic() + HEAD_TIMEOUT
+        self._heads[conn] = time.monotonic() + self.head_timeout
+        conn.begin_head()
         try:
             return super().handle(conn)
+        except (SystemExit, KeyboardInterrupt) as error:
+            # An application's, which would end the worker and everybody else's requests.
+            self.handle_error(None, conn.sock, conn.client, RuntimeError(repr(error)))
+            return False
         finally:
             self._heads.pop(conn, None)
 
     def handle_request(self, req: Any, conn: Any) -> Any:
         """Serve a request whose head has been read."""
         self._heads.pop(conn, None)
-        conn.sock.settimeout(IDLE_TIMEOUT)
-        try:
-            return super().handle_request(req, conn)
-        except TimeoutError:
-            # A stalled client is gone as far as anybody here is concerned, and no news.
-            raise ConnectionResetError(errno.ECONNRESET, "the client stalled") from None
+        conn.begin_body(self.idle_timeout)
+        return super().handle_request(req, conn)
 
     def handle_http2(self, conn: Any) -> Any:
         """Serve an HTTP/2 connection, which has deadlines of its own."""
@@ -111,19 +186,25 @@ class GateWorker(gthread.ThreadWorker):  # type: ignore[misc]
         return super().handle_http2(conn)
 
     def linger(self, client: socket.socket) -> None:
-        """Close *client* as RFC 9112 section 9.6 says, without waiting for it."""
+        """Close *client* as RFC 9112 section 9.6 says, without waiting for it.
+
+        A stopping worker waits for it as for a request, or what was sent last could be lost.
+        """
         try:
-            client.shutdown(socket.SHUT_WR)
             client.setblocking(False)
-            if len(self._lingering) >= self.worker_connections:
-                raise OSError("too many lingering connections")
+            if isinstance(client, ssl.SSLSocket):
+                _say_goodbye(client)
+            client.shutdown(socket.SHUT_WR)
             self.poller.register(client, gthread.selectors.EVENT_READ, partial(self._drain, client))
         except (OSError, ValueError, KeyError):
             util.close(client)
             return
-        self._lingering[client] = (time.monotonic() + LINGER, [0])
+        self.nr_conns += 1
+        self._lingering[client] = (time.monotonic() + self.linger_timeout, [0])
 
     def _drain(self, client: socket.socket, _fileobj: object) -> None:
+        if client not in self._lingering:
+            return
         drained = self._lingering[client][1]
         try:
             data = client.recv(4096)
@@ -137,6 +218,7 @@ class GateWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def _end(self, client: socket.socket) -> None:
         del self._lingering[client]
+        self.nr_conns -= 1
         try:
             self.poller.unregister(client)
         except (OSError, KeyError, ValueError):
@@ -151,14 +233,19 @@ class GateWorker(gthread.ThreadWorker):  # type: ignore[misc]
             if until > now:
                 break  # they are in the order of their deadlines
             self._end(client)
-        for connection, until in list(self._heads.items()):
+        for connection, until in self._heads.copy().items():
             if until < now:
-                try:
-                    connection.sock.shutdown(socket.SHUT_RDWR)  # ends the read in its thread
-                except OSError:
-                    pass
+                connection.cut()
 
     def _cap_keepalive(self, deadline: float) -> None:
         super()._cap_keepalive(deadline)
         for connection in self.pending_conns:
             connection.timeout = min(connection.timeout, deadline)
+
+
+def _say_goodbye(client: ssl.SSLSocket) -> None:
+    """Tell the client that nothing was cut off (RFC 8446 section 6.1) without waiting."""
+    try:
+        client.unwrap()
+    except (OSError, ValueError):
+        pass

@@ -1,0 +1,146 @@
+"""A client's connection to a GateWorker, with its deadlines."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+import time
+from typing import Any
+
+from gunicorn.http.unreader import SocketUnreader
+from gunicorn.workers.gthread import TConn
+
+__all__ = ["ClientStalled", "Connection"]
+
+SLICE = 65536
+"""Bytes of a response that must be taken within the idle timeout."""
+
+
+class ClientStalled(ConnectionResetError, TimeoutError):
+    """The client sends or takes too slowly, and is gone as far as anybody here is concerned.
+
+    A kind of connection reset, as that is no news to gunicorn: it closes and says nothing.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(errno.ECONNRESET, text)
+
+
+class Connection(TConn):  # type: ignore[misc]
+    """A connection whose client may not keep a thread waiting for longer than its worker says.
+
+    :param worker: The worker it is served by.
+    """
+
+    def __init__(self, worker: Any, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._worker = worker
+
+    def init(self) -> None:
+        """Speak TLS if that is what the port speaks, and get ready to read requests."""
+        if self.initialized:
+            return
+        super().init()
+        if self.is_http2:
+            return  # it has deadlines of its own
+        self.sock.__class__ = _PatientTLS if isinstance(self.sock, ssl.SSLSocket) else _Patient
+        reader = _Reader(self.sock, self._worker.body_rate)
+        reader.unread(self.parser.unreader.take_buffered())
+        self.parser.unreader = reader
+
+    def begin_head(self) -> None:
+        """Say that a head is to be read, whose deadline is the worker's to keep."""
+        if self.initialized and not self.is_http2:
+            self.parser.unreader.patience = None
+
+    def begin_body(self, patience: float) -> None:
+        """Say that a head has been read, and what follows is to stall no longer than *patience*."""
+        self.sock.settimeout(patience)
+        self.parser.unreader.begin(patience)
+
+    def cut(self) -> None:
+        """End what another thread reads or writes on the connection."""
+        try:
+            # Not SSLSocket.shutdown(), which takes the TLS away from under that thread.
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+    def close(self, graceful: bool = False) -> None:
+        """Close the connection; gracefully without waiting for the client to do so."""
+        if graceful:
+            self._worker.linger(self.sock)
+        else:
+            super().close()
+
+
+class _Reader(SocketUnreader):  # type: ignore[misc]
+    """What a request's body is read by: the client is waited for so long, and so long in all.
+
+    In all it is the patience once, and a second more for each *rate* bytes that have come: a client
+    that sends a byte now and then is let go too. Only the time spent waiting for the client counts:
+    an application that takes its time is not the client's fault.
+    """
+
+    def __init__(self, sock: socket.socket, rate: float) -> None:
+        super().__init__(sock)
+        self.patience: float | None = None
+        self._rate = rate
+        self._waited = 0.0
+        self._received = 0
+
+    def begin(self, patience: float) -> None:
+        self.patience = patience
+        self._waited, self._received = 0.0, 0
+
+    def chunk(self, size_hint: int | None = None) -> bytes:
+        if self.patience is None:
+            head: bytes = super().chunk(size_hint)
+            return head
+        usual = self.sock.gettimeout()
+        left = self.patience + self._received / self._rate - self._waited
+        if left <= 0:
+            raise ClientStalled("the request body came too slowly")
+        if usual is None or left < usual:
+            self.sock.settimeout(left)
+        began = time.monotonic()
+        try:
+            data: bytes = super().chunk(size_hint)
+        except TimeoutError:
+            raise ClientStalled("the request body came too slowly") from None
+        finally:
+            if usual is None or left < usual:
+                self.sock.settimeout(usual)
+        self._waited += time.monotonic() - began
+        self._received += len(data)
+        return data
+
+
+class _Slices:
+    """Sends slice by slice, because a timeout is one for all that is sent by one call."""
+
+    __slots__ = ()
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        view = memoryview(data).cast("B")
+        try:
+            for start in range(0, len(view), SLICE):
+                super().sendall(view[start : start + SLICE], flags)  # type: ignore[misc]
+        except TimeoutError:
+            raise ClientStalled("the response was not taken") from None
+
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        try:
+            sent: int = super().sendfile(file, offset, count)  # type: ignore[misc]
+        except TimeoutError:
+            raise ClientStalled("the response was not taken") from None
+        return sent
+
+
+class _Patient(_Slices, socket.socket):
+    __slots__ = ()
+
+
+class _PatientTLS(_Slices, ssl.SSLSocket):
+    __slots__ = ()
