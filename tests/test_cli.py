@@ -242,6 +242,13 @@ def test_explain_says_when_nothing_matches(cli: Cli) -> None:
     assert out.endswith("refused      404: no route matches\n")
 
 
+def test_explain_says_which_hosts_are_not_served(cli: Cli) -> None:
+    text = SHOP.replace("[gateway]", '[gateway]\nallowed_hosts = ["a.test"]', 1)
+    code, out, _ = cli("explain", cli.file(text), "GET", "/elsewhere")
+    assert code == 1
+    assert out.endswith("refused      421: the host is none of gateway.allowed_hosts\n")
+
+
 def test_explain_needs_a_good_file(cli: Cli) -> None:
     code, _, err = cli("explain", cli.file(BROKEN), "GET", "/")
     assert code == 2

@@ -32,7 +32,15 @@ from wsgiref.types import WSGIEnvironment
 
 from wsgigate.wsgi import TARGET
 
-__all__ = ["BadTarget", "Target", "canonical_path", "canonical_pattern", "normal_host", "target_of"]
+__all__ = [
+    "BadTarget",
+    "Target",
+    "canonical_path",
+    "canonical_pattern",
+    "host_of",
+    "normal_host",
+    "target_of",
+]
 
 MAX_LENGTH = 8190
 """Bytes of a request target; what gunicorn's own largest request line leaves room for."""
@@ -160,7 +168,7 @@ def target_of(environ: WSGIEnvironment) -> Target:
 
 def _make(environ: WSGIEnvironment) -> Target:
     raw: str | None = environ.get("RAW_URI") or environ.get("REQUEST_URI")
-    host = _host(environ)
+    host = host_of(environ)
     mount: str = environ.get("SCRIPT_NAME", "")
     below: str = environ.get("PATH_INFO", "")
     if raw is None:
@@ -204,7 +212,11 @@ def _encoded(environ: WSGIEnvironment) -> tuple[str, str | None]:
     return canonical_path(path), query or None
 
 
-def _host(environ: WSGIEnvironment) -> str:
+def host_of(environ: WSGIEnvironment) -> str:
+    """Return the host the request is for; empty for an HTTP/1.0 request that names none.
+
+    :raises BadTarget: It names none, or a malformed one (RFC 9112 section 3.2).
+    """
     value: str | None = environ.get("HTTP_HOST")
     if value is None:
         if environ.get("SERVER_PROTOCOL") == "HTTP/1.0":

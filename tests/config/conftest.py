@@ -24,6 +24,7 @@ forwarded = "forwarded"
 request_id = true
 identity = { X-User-Id = "sub" }
 via = "shop-1"
+allowed_hosts = ["localhost", "*.example.com"]
 encoded_slash = "reject"
 list_routes = true
 fallback = "full_site:fallback"

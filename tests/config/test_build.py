@@ -369,3 +369,10 @@ def test_a_problem_is_json(site: ModuleType) -> None:
     response = Client(small(APP)).get("/nowhere")
     assert response.mimetype == "application/problem+json"
     assert json.loads(response.data)["status"] == 404
+
+
+def test_only_the_hosts_of_the_file_are_served(site: ModuleType) -> None:
+    client = Client(small('[gateway]\nallowed_hosts = ["A.test", "*.b.test"]\n' + APP))
+    assert client.get("/echo", headers={"Host": "a.test:3000"}).status_code == 200
+    assert client.get("/echo", headers={"Host": "c.b.test"}).status_code == 200
+    assert client.get("/echo").status_code == 421

@@ -7,7 +7,7 @@ from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import pytest
-from werkzeug.test import Client, EnvironBuilder
+from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 
 from wsgigate.problem import Problem
 from wsgigate.proxy.dispatcher import Dispatcher
@@ -160,3 +160,43 @@ def test_a_route_can_be_found_without_serving_it() -> None:
 def test_conflicts_are_found_when_it_is_made() -> None:
     with pytest.raises(RouteConflict):
         Dispatcher([*ROUTES, Route("/caf%c3%a9/{name}", app("again"))])
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("api.test", 200),
+        ("API.test.:8080", 200),
+        ("eu.shop.test", 200),
+        ("shop.test", 421),
+        ("169.254.169.254", 421),
+        ("api.test.evil", 421),
+    ],
+)
+def test_only_allowed_hosts_are_served(host: str, status: int) -> None:
+    """F05"""
+    client = dispatcher(allowed_hosts=["api.test", "*.shop.test"], fallback=app("old"))
+    for path in ("/api/x", "/old"):
+        answer = client.get(path, environ_overrides={"HTTP_HOST": host})
+        assert answer.status_code == status
+        if status == 421:
+            assert (answer.json or {})["message"] == "Misdirected request."
+
+
+def test_a_request_without_any_host_is_for_none_of_the_allowed() -> None:
+    environ = EnvironBuilder("/api/x").get_environ() | {"SERVER_PROTOCOL": "HTTP/1.0"}
+    del environ["HTTP_HOST"]
+    _, status, _ = run_wsgi_app(Dispatcher(ROUTES, allowed_hosts=["api.test"]), environ)
+    assert status.startswith("421")
+
+
+@pytest.mark.parametrize(("host", "status"), [("api.test", 204), ("b.test", 421), ("a b", 400)])
+def test_options_of_the_server_itself_are_for_a_host_too(host: str, status: int) -> None:
+    environ = {"PATH_INFO": "*", "RAW_URI": "*", "REQUEST_URI": "*", "HTTP_HOST": host}
+    client = dispatcher(allowed_hosts=["api.test"])
+    assert client.open("/", method="OPTIONS", environ_overrides=environ).status_code == status
+
+
+def test_an_allowed_host_that_is_none_is_told_when_it_is_made() -> None:
+    with pytest.raises(ValueError, match=r"got 'api\.test:80'"):
+        Dispatcher(ROUTES, allowed_hosts=["api.test:80"])

@@ -16,13 +16,12 @@ from wsgigate.config.options import LimiterOptions
 from wsgigate.config.routes import Entry
 from wsgigate.discovery import Instance
 from wsgigate.problem import Refusal
+from wsgigate.proxy.hops import NEVER
 from wsgigate.proxy.request import RequestMaker
 from wsgigate.rules.routing import MethodNotAllowed
 from wsgigate.target import BadTarget, target_of
 
 __all__ = ["explain"]
-
-NEVER = ("CONNECT", "TRACE", "TRACK")
 
 
 def explain(arguments: argparse.Namespace) -> int:
@@ -71,6 +70,8 @@ def _explained(environ: dict[str, Any], built: Built, config: Config) -> int:
         return _refused(400, str(error))
     _line("target", f"{method} {target.text}")
     _line("host", target.host)
+    if not built.dispatcher.serves(target.host):
+        return _refused(421, "the host is none of gateway.allowed_hosts")
     if isinstance(found, MethodNotAllowed):
         return _refused(405, f"the routes of this path take {', '.join(found.allowed)}")
     outside = ["client-address"]

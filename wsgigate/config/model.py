@@ -21,6 +21,7 @@ from wsgigate.config.model_services import (
 )
 from wsgigate.config.tables import ListOf, MapOf, Table, setting, table
 from wsgigate.config.texts import Bind, Checked, ImportPath
+from wsgigate.rules.hosts import host_pattern
 
 __all__ = [
     "Admin",
@@ -87,6 +88,15 @@ class Gateway:
         Text("a name without spaces", pattern=_FIELD),
         "What it is called in Via fields, by which loops are seen; made from its name unless said.",
         default="",
+    )
+    allowed_hosts: tuple[str, ...] = setting(
+        ListOf(
+            Checked(
+                host_pattern, 'a host such as "api.example.com" or "*.example.com"', reason=True
+            )
+        ),
+        "The hosts it serves; a request for another is answered with 421. All unless said.",
+        default=(),
     )
     encoded_slash: Literal["reject", "keep"] = setting(
         Choice("reject", "keep"),

@@ -80,6 +80,7 @@ class Routes:
                     [route for _, route in routes],
                     fallback=fallback,
                     identity_fields=identity,
+                    allowed_hosts=self._config.gateway.allowed_hosts,
                     list_routes=self._config.gateway.list_routes,
                     notes={name: note for name, note in known.items() if note},
                 )

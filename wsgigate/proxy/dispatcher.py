@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.proxy.hops import NEVER
+from wsgigate.rules.hosts import Hosts
 from wsgigate.rules.routing import Match, MethodNotAllowed, Route, Router, listing
-from wsgigate.target import BadTarget, canonical_pattern, target_of
+from wsgigate.target import BadTarget, canonical_pattern, host_of, target_of
 from wsgigate.wsgi import PARAMS, REASON, ROUTE, environ_key
 
 __all__ = ["Dispatcher"]
 
-_NEVER = frozenset(("CONNECT", "TRACE", "TRACK"))
 _EVERY = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 
 
@@ -30,10 +31,12 @@ class Dispatcher:
         gateway is mounted around; a 404 when there is none.
     :param identity_fields: Names of the fields by which backends are told who the caller is. They
         are removed from every request before a route sees it, whatever their spelling.
+    :param allowed_hosts: The hosts it serves, ``api.example.com`` or ``*.example.com`` for every
+        name below it; a request for another is answered with 421. All when empty.
     :param list_routes: Whether the 404 names the routes there are.
     :param notes: By route name, what to add in that list, such as ``auth required``.
     :param refuse: Turns a problem into the app that answers it.
-    :raises ValueError: A route is malformed.
+    :raises ValueError: A route or a host is malformed.
     :raises RouteConflict: Two routes can not be told apart.
     """
 
@@ -43,6 +46,7 @@ class Dispatcher:
         *,
         fallback: WSGIApplication | None = None,
         identity_fields: Iterable[str] = (),
+        allowed_hosts: Collection[str] = (),
         list_routes: bool = True,
         notes: Mapping[str, str] | None = None,
         refuse: Refuse = answer_with,
@@ -50,25 +54,32 @@ class Dispatcher:
         self.routes = tuple(replace(route, path=canonical_pattern(route.path)) for route in routes)
         self._router = Router(self.routes)
         self._identity = tuple(environ_key(name) for name in identity_fields)
+        self._hosts = Hosts(allowed_hosts) if allowed_hosts else None
         self._fallback = fallback
         self._refuse = refuse
         extensions = {"availableRoutes": listing(self.routes, notes)} if list_routes else {}
         self._not_found = refuse(Problem(404, "Route not found!", extensions=extensions))
+        self._elsewhere = refuse(Problem(421, "Misdirected request."))
         self._no_method = refuse(Problem(405, "Method not allowed.", headers=(("Allow", _EVERY),)))
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         method = environ["REQUEST_METHOD"]
-        if method in _NEVER:
+        if method in NEVER:
             return self._no_method(environ, start_response)
         for key in self._identity:
             environ.pop(key, None)
-        if method == "OPTIONS" and environ.get("RAW_URI", environ.get("PATH_INFO")) == "*":
-            start_response("204 No Content", [("Allow", _EVERY)])
-            return []
+        whole = method == "OPTIONS" and environ.get("RAW_URI", environ.get("PATH_INFO")) == "*"
         try:
-            target = target_of(environ)
+            host = host_of(environ) if whole else target_of(environ).host
         except BadTarget as error:
             return self._bad_target(str(error), environ, start_response)
+        if not self.serves(host):
+            environ[REASON] = f"the host {host!r} is none of the allowed ones"
+            return self._elsewhere(environ, start_response)
+        if whole:
+            start_response("204 No Content", [("Allow", _EVERY)])
+            return []
+        target = target_of(environ)
         found = self._router.match(target.host, target.path, method)
         if target.has_encoded_slash and not _keeps_encoded_slash(found):
             return self._bad_target("an encoded slash in the path", environ, start_response)
@@ -83,6 +94,10 @@ class Dispatcher:
         environ[ROUTE] = found.route.name
         environ[PARAMS] = found.params
         return found.route.endpoint(environ, start_response)
+
+    def serves(self, host: str) -> bool:
+        """Return whether requests for *host*, as a target has it, are for this gateway."""
+        return self._hosts is None or host in self._hosts
 
     def find(self, environ: WSGIEnvironment) -> Match[WSGIApplication] | MethodNotAllowed | None:
         """Return what would serve the request, without serving it.

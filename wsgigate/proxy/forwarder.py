@@ -12,6 +12,7 @@ from urllib3.exceptions import HTTPError
 from wsgigate.fields import FieldRules
 from wsgigate.problem import Problem, Refusal, Refuse, answer_with
 from wsgigate.proxy.client_body import ClientBody
+from wsgigate.proxy.hops import is_last_hop
 from wsgigate.proxy.pool import Lease, Pool
 from wsgigate.proxy.request import Outgoing, RequestMaker
 from wsgigate.proxy.response import BadResponse, Body, ResponseMaker, problem_of, reason_of
@@ -120,6 +121,12 @@ class Forwarder:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ[SERVICE] = self.pool.service
+        try:
+            if is_last_hop(environ):
+                start_response("204 No Content", [])
+                return []
+        except Refusal as error:
+            return self._refused(error.problem, str(error), environ, start_response)
         lease = self.pool.pick()
         if lease is None:
             return self._refused(NO_INSTANCE, "no instance", environ, start_response)

@@ -28,6 +28,7 @@ from wsgigate.fields import (
 from wsgigate.forwarding import CLIENT_FORGED, FAMILY, format_forwarded
 from wsgigate.problem import Refusal
 from wsgigate.proxy.client_body import client_body
+from wsgigate.proxy.hops import NEVER, hops_left
 from wsgigate.proxy.transport import Fields
 from wsgigate.target import BadTarget, Target, canonical_path, canonical_pattern
 from wsgigate.wsgi import CLAIMS, PEER_TRUSTED, REQUEST_ID, environ_key
@@ -117,6 +118,8 @@ class RequestMaker:
         method = environ["REQUEST_METHOD"]
         if not _METHOD.fullmatch(method):
             raise Refusal.of(400, "Malformed method.")
+        if method in NEVER:
+            raise Refusal.of(405, "Method not allowed.")
         if environ.get("SERVER_PROTOCOL", "HTTP/1.1") not in ("HTTP/1.1", "HTTP/1.0", "HTTP/2.0"):
             raise Refusal.of(505, "HTTP version not supported.")
         fields = self._copied(environ)
@@ -127,6 +130,8 @@ class RequestMaker:
             fields["Content-Length"] = str(body.length)
         elif body is None and (method in _BODY_METHODS or environ.get("CONTENT_LENGTH")):
             fields["Content-Length"] = "0"
+        if method == "OPTIONS" and "Max-Forwards" in fields:
+            fields["Max-Forwards"] = str(hops_left(fields["Max-Forwards"]) - 1)
         self._tell_identity(environ, fields)
         path, stripped = self._rewritten(target.path)
         request.scheme = environ["wsgi.url_scheme"]

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from typing import Generic, Literal, NamedTuple, TypeVar
 from urllib.parse import unquote
 
+from wsgigate.rules.hosts import host_pattern
+
 __all__ = ["Match", "MethodNotAllowed", "Route", "RouteConflict", "Router", "listing"]
 
 E = TypeVar("E")
 
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _LITERAL = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-F]{2})+")
-_HOST = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\]")
 _METHOD = re.compile(r"[A-Z][A-Z-]*")
 
 _LITERAL_SEGMENT, _VARIABLE_SEGMENT, _BELOW = 0, 1, 2
@@ -83,12 +84,7 @@ class Route(Generic[E]):
         names = _PARAMETER.findall(self.path)
         if len(set(names)) != len(names):
             raise ValueError(f"the path {self.path!r} names a parameter twice")
-        host = self.host.lower().rstrip(".")
-        if host and not _HOST.fullmatch(host):
-            raise ValueError(
-                f'a host is a name such as "api.example.com" or "*.example.com", got {self.host!r}'
-            )
-        object.__setattr__(self, "host", host)
+        object.__setattr__(self, "host", host_pattern(self.host) if self.host else "")
         methods = tuple(dict.fromkeys(method.upper() for method in self.methods))
         for method in methods:
             if not _METHOD.fullmatch(method):
