@@ -1,0 +1,98 @@
+"""The forwarder, held against the public cases for WSGI proxies; and the cases themselves."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import urlsplit
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+import pytest
+
+from wsgigate.discovery import Instance
+from wsgigate.proxy.forwarder import Forwarder
+from wsgigate.proxy.pool import Pool
+from wsgigate.proxy.transport import Sessions
+from wsgigate.testing.proxy_safety import CASES, Case, Exchange, check_proxy
+
+Make = Callable[..., WSGIApplication]
+
+
+@pytest.fixture
+def make(sessions: Sessions) -> Make:
+    def make(url: str, **options: Any) -> WSGIApplication:
+        return Forwarder(Pool("svc", [Instance(url)]), sessions=sessions, **options)
+
+    return make
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_forwarder_is_safe(case: Case, make: Make) -> None:
+    case.check(make)
+
+
+def test_every_rule_has_its_cases() -> None:
+    assert {case.rule for case in CASES} == set(range(1, 11))
+    assert len({case.id for case in CASES}) == len(CASES)
+    assert all(case.says.endswith(".") for case in CASES)
+
+
+def naive(url: str) -> WSGIApplication:
+    """A proxy as one writes it in ten minutes."""
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        fields = {
+            key[5:].replace("_", "-").title(): value
+            for key, value in environ.items()
+            if key.startswith("HTTP_")
+        }
+        body = environ["wsgi.input"].read()
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=5)
+        try:
+            connection.request(environ["REQUEST_METHOD"], environ["PATH_INFO"], body, fields)
+            response = connection.getresponse()
+            start_response(f"{response.status} {response.reason}", response.getheaders())
+            return [response.read()]
+        finally:
+            connection.close()
+
+    return app
+
+
+def test_a_naive_proxy_fails_by_name() -> None:
+    with pytest.raises(AssertionError) as caught:
+        check_proxy(naive)
+    text = str(caught.value)
+    for id in ("dot-segments", "early-hints", "request-hop-by-hop", "httpoxy", "upload-held-back"):
+        assert f"\n{id}: " in text
+    for id in ("several-cookies", "identity-forged", "compressed"):
+        assert id not in text
+
+
+def test_all_pass_at_once(make: Make) -> None:
+    check_proxy(make)
+
+
+def test_a_case_that_needs_what_a_proxy_has_not_says_so() -> None:
+    [case] = [case for case in CASES if case.id == "identity-forged"]
+
+    def without(url: str, **options: Any) -> WSGIApplication:
+        raise NotImplementedError(str(sorted(options)))
+
+    with pytest.raises(NotImplementedError, match="identity"):
+        case.check(without)
+
+
+def test_an_app_that_raises_is_a_500(make: Make) -> None:
+    def failing(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        raise OSError("no")
+
+    seen: list[object] = []
+
+    def script(exchange: Exchange) -> None:
+        answer = exchange.send()
+        seen.extend([answer.status, str(answer.raised)])
+
+    Case("raising", 1, "It is.", script).check(lambda url: failing)
+    assert seen == [500, "no"]
