@@ -48,12 +48,12 @@ def naive(url: str) -> WSGIApplication:
             if key.startswith("HTTP_")
         }
         body = environ["wsgi.input"].read()
-        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=5)
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=0.5)
         try:
             connection.request(environ["REQUEST_METHOD"], environ["PATH_INFO"], body, fields)
-            response = connection.getresponse()
-            start_response(f"{response.status} {response.reason}", response.getheaders())
-            return [response.read()]
+            with connection.getresponse() as response:
+                start_response(f"{response.status} {response.reason}", response.getheaders())
+                return [response.read()]
         finally:
             connection.close()
 

@@ -16,7 +16,7 @@ __all__ = ["Case", "Cases", "Make"]
 Make: TypeAlias = Callable[..., WSGIApplication]
 """``make(url, **options)``: a proxy in front of the backend at *url*."""
 
-LONGEST = 20.0
+LONGEST = 10.0
 """Seconds after which a case that has not ended never will."""
 
 

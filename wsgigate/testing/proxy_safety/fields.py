@@ -44,7 +44,7 @@ def _(x: Exchange) -> None:
 def _(x: Exchange) -> None:
     """A client can not have what the proxy itself adds taken away by naming it in Connection."""
     x.send("/plain")
-    names = [name for name, _ in x.backend.requests[0].fields if name.lower() != "connection"]
+    names = [name for name, _ in x.received.fields if name.lower() != "connection"]
     x.send("/named", fields=[("Connection", ", ".join(names).lower())])
     assert len(x.backend.requests) == 2, "the request was lost"
     left = {name.lower() for name, _ in x.backend.requests[1].fields}

@@ -23,7 +23,8 @@ def _(x: Exchange) -> None:
     """Three Set-Cookie fields stay three, in their order."""
     cookies = ["a=1; Expires=Wed, 09 Jun 2100 10:18:14 GMT", "b=2", "a=3"]
     x.backend.answers = [reply(b"", fields=[("Set-Cookie", cookie) for cookie in cookies])]
-    assert x.send().values("Set-Cookie") == cookies
+    set_ = [value.partition(";")[0].strip() for value in x.send().values("Set-Cookie")]
+    assert set_ == ["a=1", "b=2", "a=3"], f"they became {set_}"
 
 
 @cases(5, "compressed")
@@ -45,14 +46,14 @@ def _(x: Exchange) -> None:
 
     def events(connection: socket.socket, _request: Received) -> bool:
         connection.sendall(OK + b"Content-Type: text/event-stream\r\n\r\ndata: 1\n\n")
-        seen.append(read.wait(3))
+        seen.append(read.wait(2))
         connection.sendall(b"data: 2\n\n")
         return False
 
     x.backend.answers = [events]
     answer = x.open()
-    if not answer.body:  # what came with the start of the response is in it already
-        answer.next()
+    while b"\n\n" not in answer.body and answer.next():
+        pass
     first = answer.body
     read.set()
     answer.finish()

