@@ -39,7 +39,7 @@ class Served:
     def __init__(self, command: list[str], port: int, log: Path, env: dict[str, str]) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.port = port
-        self._log = log
+        self.log_file = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
@@ -53,7 +53,7 @@ class Served:
 
     @property
     def log(self) -> str:
-        return self._log.read_text(errors="replace")
+        return self.log_file.read_text(errors="replace")
 
     def wait_until_up(self) -> None:
         def up() -> bool:
@@ -97,17 +97,27 @@ class Served:
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
     """Return a starter of gateways: ``serve(toml, workers=2, env={...})``."""
+    yield from _starter(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def serve_for_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """Return one whose gateways serve all the tests of a module."""
+    yield from _starter(tmp_path_factory.mktemp("gateways"))
+
+
+def _starter(folder: Path) -> Iterator[Serve]:
     started: list[Served] = []
 
     def start(text: str, *, workers: int = 2, env: dict[str, str] | None = None) -> Served:
         number = len(started)
-        file = tmp_path / f"gateway{number}.toml"
+        file = folder / f"gateway{number}.toml"
         file.write_text(text)
         port = free_port()
         command = [sys.executable, "-m", "wsgigate", "run", str(file)]
         command += ["--bind", f"127.0.0.1:{port}", "--workers", str(workers)]
-        home = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": "", "XDG_STATE_HOME": ""}
-        served = Served(command, port, tmp_path / f"log{number}", home | (env or {}))
+        home = {"HOME": str(folder), "XDG_RUNTIME_DIR": "", "XDG_STATE_HOME": ""}
+        served = Served(command, port, folder / f"log{number}", home | (env or {}))
         started.append(served)
         served.file = file  # type: ignore[attr-defined]
         served.wait_until_up()

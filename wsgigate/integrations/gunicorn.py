@@ -50,6 +50,8 @@ def settings(path: str | None = None, *, bind: str | None = None) -> dict[str, A
     - ``forwarded_allow_ips`` and ``forwarder_headers`` are empty: who may speak for a client is the
       gateway's ``trusted_proxies`` to say, and ``SCRIPT_NAME`` nobody's.
     - ``header_map = "refuse"``: ``X_User_Id`` would be read as ``X-User-Id``.
+    - ``pre_request`` makes one field of several ``Cookie`` fields, which gunicorn would join with a
+      comma: that is part of a cookie's value.
 
     :param path: The file; ``$WSGIGATE_CONFIG`` when ``None``.
     :param bind: ``HOST:PORT`` or ``unix:PATH``, instead of the file's.
@@ -78,6 +80,7 @@ def settings(path: str | None = None, *, bind: str | None = None) -> dict[str, A
         "preload_app": False,
         "control_socket_disable": True,
         "accesslog": None,
+        "pre_request": _one_cookie_field,
         "post_worker_init": _worker_started,
         "worker_exit": _worker_stopped,
     }
@@ -189,6 +192,14 @@ def _check(path: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{path}: can not be checked: {error}"
     return "" if done.returncode == 0 else done.stderr.strip() or f"check: exit {done.returncode}"
+
+
+def _one_cookie_field(_worker: Any, request: Any) -> None:
+    """Join the Cookie fields of a request as RFC 9113 section 8.2.3 says."""
+    cookies = [value for name, value in request.headers if name == "COOKIE"]
+    if len(cookies) > 1:
+        others = [field for field in request.headers if field[0] != "COOKIE"]
+        request.headers = [*others, ("COOKIE", "; ".join(cookies))]
 
 
 def _worker_started(worker: Any) -> None:
