@@ -199,6 +199,8 @@ BAD_TARGETS = [
     (None, "/a\x00", {}),
     (None, "/a\r\nX: y", {}),
     (None, "/a", {"QUERY_STRING": "a b"}),
+    (None, "/" + "a" * 9000, {}),
+    (None, "/a", {"QUERY_STRING": "a" * 9000}),
     ("/a", "/a", {"HTTP_HOST": None}),  # F01
     ("/a", "/a", {"HTTP_HOST": ""}),  # F03
     ("/a", "/a", {"HTTP_HOST": "a@evil"}),  # F04

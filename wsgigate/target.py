@@ -209,6 +209,8 @@ def _encoded(environ: WSGIEnvironment) -> tuple[str, str | None]:
     if refused:
         raise BadTarget(f"{refused[0]!r} in the path")
     path = quote(path.encode("latin-1", "replace"), safe=_SAFE)
+    if len(path) + len(query) > MAX_LENGTH:
+        raise BadTarget("a request target that is too long")
     return canonical_path(path), query or None
 
 

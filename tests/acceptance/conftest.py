@@ -128,6 +128,29 @@ def _starter(folder: Path) -> Iterator[Serve]:
         served.stop()
 
 
+@pytest.fixture(scope="module")
+def run_for_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """Return a starter of any server, for a module: ``run_for_all(source, *command)``.
+
+    The command runs beside ``served.py``, which holds *source*; ``{port}`` in it is a free one.
+    """
+    started: list[Served] = []
+
+    def start(source: str, *command: str) -> Served:
+        folder = tmp_path_factory.mktemp("server")
+        (folder / "served.py").write_text(source)
+        port = free_port()
+        filled = [sys.executable, *(part.format(port=port) for part in command)]
+        served = Served(filled, port, folder / "log", {"PYTHONPATH": str(folder)})
+        started.append(served)
+        served.wait_until_up()
+        return served
+
+    yield start
+    for served in started:
+        served.stop()
+
+
 @pytest.fixture
 def serve_app(tmp_path: Path) -> Iterator[Serve]:
     """Return a starter of apps under gunicorn: ``serve_app(source of a module with an app)``."""
