@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -36,6 +37,13 @@ def test_every_rule_has_its_cases() -> None:
     assert {case.rule for case in CASES} == set(range(1, 11))
     assert len({case.id for case in CASES}) == len(CASES)
     assert all(case.says.endswith(".") for case in CASES)
+
+
+def test_the_table_of_the_documentation_is_of_these_cases() -> None:
+    lines = (Path(__file__).parents[2] / "docs" / "safety_table.rst").read_text().splitlines()
+    rows = [at for at, line in enumerate(lines) if line[7:] in {case.says for case in CASES}]
+    assert len(rows) == len(CASES)
+    assert all(lines[at + 1].strip() == "- yes" for at in rows)
 
 
 def naive(url: str) -> WSGIApplication:
