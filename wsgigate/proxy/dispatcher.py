@@ -68,18 +68,14 @@ class Dispatcher:
             return self._no_method(environ, start_response)
         for key in self._identity:
             environ.pop(key, None)
-        whole = method == "OPTIONS" and environ.get("RAW_URI", environ.get("PATH_INFO")) == "*"
+        if method == "OPTIONS" and environ.get("RAW_URI", environ.get("PATH_INFO")) == "*":
+            return self._of_the_server(environ, start_response)
         try:
-            host = host_of(environ) if whole else target_of(environ).host
+            target = target_of(environ)
         except BadTarget as error:
             return self._bad_target(str(error), environ, start_response)
-        if not self.serves(host):
-            environ[REASON] = f"the host {host!r} is none of the allowed ones"
-            return self._elsewhere(environ, start_response)
-        if whole:
-            start_response("204 No Content", [("Allow", _EVERY)])
-            return []
-        target = target_of(environ)
+        if self._hosts is not None and target.host not in self._hosts:
+            return self._misdirected(target.host, environ, start_response)
         found = self._router.match(target.host, target.path, method)
         if target.has_encoded_slash and not _keeps_encoded_slash(found):
             return self._bad_target("an encoded slash in the path", environ, start_response)
@@ -109,6 +105,25 @@ class Dispatcher:
         if target.has_encoded_slash and not _keeps_encoded_slash(found):
             raise BadTarget("an encoded slash in the path")
         return found
+
+    def _of_the_server(
+        self, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """Answer ``OPTIONS *``, which asks about the server as a whole."""
+        try:
+            host = host_of(environ)
+        except BadTarget as error:
+            return self._bad_target(str(error), environ, start_response)
+        if not self.serves(host):
+            return self._misdirected(host, environ, start_response)
+        start_response("204 No Content", [("Allow", _EVERY)])
+        return []
+
+    def _misdirected(
+        self, host: str, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        environ[REASON] = f"the host {host!r} is none of the allowed ones"
+        return self._elsewhere(environ, start_response)
 
     def _bad_target(
         self, reason: str, environ: WSGIEnvironment, start_response: StartResponse

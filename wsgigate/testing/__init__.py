@@ -3,6 +3,7 @@
 from wsgigate.testing.backend import Backend, Received, cut, reply
 from wsgigate.testing.clock import FakeClock, Script
 from wsgigate.testing.contract import check_middleware
+from wsgigate.testing.proxy_safety import check_proxy
 from wsgigate.testing.store import BrokenStore, check_store
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Received",
     "Script",
     "check_middleware",
+    "check_proxy",
     "check_store",
     "cut",
     "reply",
