@@ -11,13 +11,13 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.acceptance.conftest import until
 from wsgigate.testing.backend import Answer, Backend, Received, reply
 from wsgigate.tokens import mint
 
@@ -237,13 +237,6 @@ def was_closed(sock: socket.socket, answer: Reply) -> bool:
         return sock.recv(1) == b""
     except ConnectionResetError:
         return True
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 MakeGate = Callable[..., Gate]
