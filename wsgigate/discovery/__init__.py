@@ -5,21 +5,26 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 __all__ = ["Instance"]
 
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?\.?")
+_MOST_SOCKET_PATH = 107  # what the kernel takes
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
     """One running copy of a service, at one address.
 
-    :param url: ``http://HOST[:PORT]`` or ``https://HOST[:PORT]``, nothing behind it.
+    :param url: ``http://HOST[:PORT]`` or ``https://HOST[:PORT]``, nothing behind it; or
+        ``http+unix://%2Frun%2Fapp.sock``, with the absolute path of a socket percent-encoded.
     :param weight: Its share of the traffic relative to its siblings; 0 drains it.
-    :ivar scheme: ``http`` or ``https``.
-    :ivar authority: ``HOST[:PORT]`` as a ``Host`` field has it: lower case, without a default port.
+    :ivar scheme: ``http``, ``https`` or ``http+unix``.
+    :ivar authority: ``HOST[:PORT]`` as a ``Host`` field has it: lower case, without a default port;
+        ``localhost`` behind a socket.
+    :ivar origin: The URL by which it may name itself in a ``Location``.
+    :ivar address: Where it is, for the log: the authority, or ``unix:`` and the path.
     :raises ValueError: *url* is not of that form; says what is wrong with it.
     """
 
@@ -27,6 +32,8 @@ class Instance:
     weight: int = 1
     scheme: str = field(init=False, repr=False, compare=False)
     authority: str = field(init=False, repr=False, compare=False)
+    origin: str = field(init=False, repr=False, compare=False)
+    address: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         try:
@@ -35,13 +42,20 @@ class Instance:
             raise ValueError("an instance's URL has no valid host") from None
         if parts.username is not None or parts.password is not None:
             raise ValueError("an instance's URL must not carry credentials")
-        if parts.scheme not in ("http", "https"):
+        if parts.scheme not in ("http", "https", "http+unix"):
             raise ValueError(f"an instance's URL starts with http:// or https://, not {self.url!r}")
+        if self.weight < 0:
+            raise ValueError(f"a weight is 0 or more, got {self.weight}")
         if parts.path not in ("", "/") or parts.query or parts.fragment:
             raise ValueError(
                 f"an instance's URL ends after the port, not as {self.url!r}; "
                 "a path goes into add_prefix"
             )
+        if parts.scheme == "http+unix":
+            path = _socket_path(parts.netloc)
+            self._set(f"http+unix://{quote(path, safe='')}", parts.scheme, "localhost")
+            object.__setattr__(self, "address", f"unix:{path}")
+            return
         host = parts.hostname or ""
         if not (_is_ipv6(host) if ":" in host else _HOST.fullmatch(host)):
             raise ValueError(f"{self.url!r} has no valid host")
@@ -51,14 +65,33 @@ class Instance:
             port = 0
         if port == 0:
             raise ValueError(f"{self.url!r} has no valid port")
-        if self.weight < 0:
-            raise ValueError(f"a weight is 0 or more, got {self.weight}")
         host = f"[{host}]" if ":" in host else host
         default = 443 if parts.scheme == "https" else 80
         authority = host if port in (None, default) else f"{host}:{port}"
-        object.__setattr__(self, "scheme", parts.scheme)
-        object.__setattr__(self, "authority", authority)
-        object.__setattr__(self, "url", f"{parts.scheme}://{authority}")
+        self._set(f"{parts.scheme}://{authority}", parts.scheme, authority)
+
+    def _set(self, url: str, scheme: str, authority: str) -> None:
+        for name, value in (
+            ("url", url),
+            ("scheme", scheme),
+            ("authority", authority),
+            ("origin", f"{'https' if scheme == 'https' else 'http'}://{authority}"),
+            ("address", authority),
+        ):
+            object.__setattr__(self, name, value)
+
+
+def _socket_path(encoded: str) -> str:
+    """Return the path of a Unix socket out of the place where other URLs have a host."""
+    path = unquote(encoded, errors="strict")
+    if not path.startswith("/") or not path.isprintable() or not path.isascii():
+        raise ValueError(
+            "an http+unix:// URL holds the absolute path of a socket with its slashes encoded, "
+            f"as in http+unix://%2Frun%2Fapp.sock, not {encoded!r}"
+        )
+    if len(path) > _MOST_SOCKET_PATH:
+        raise ValueError(f"the path of a socket has at most {_MOST_SOCKET_PATH} bytes: {path!r}")
+    return path
 
 
 def _is_ipv6(host: str) -> bool:

@@ -14,7 +14,7 @@ import socket
 import ssl
 import time
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from requests.adapters import HTTPAdapter
 from requests.models import PreparedRequest, Response
@@ -22,6 +22,7 @@ from requests.structures import CaseInsensitiveDict
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 from urllib3.util.ssl_ import create_urllib3_context
 
 __all__ = ["DeadlineAdapter"]
@@ -118,6 +119,24 @@ class _TLSConnection(_Deadline, HTTPSConnection):  # type: ignore[misc]
         self.is_verified = True  # unverified only by the user's choice: no warning at each check
 
 
+class _UnixConnection(_Connection):
+    """A connection to a socket, whose path stands in hexadecimal where others have a host."""
+
+    def _new_conn(self) -> socket.socket:
+        path = bytes.fromhex(self.host).decode()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(_until(self._deadline))
+            sock.connect(path)
+        except TimeoutError as error:
+            sock.close()
+            raise ConnectTimeoutError(self, "no connection in time") from error
+        except OSError as error:
+            sock.close()
+            raise NewConnectionError(self, f"no connection: {error}") from error
+        return sock
+
+
 class _Once:
     """A pool that keeps nothing: a server may well ignore ``Connection: close``."""
 
@@ -129,6 +148,10 @@ class _Once:
 
 class _Pool(_Once, HTTPConnectionPool):
     ConnectionCls = _Connection
+
+
+class _UnixPool(_Once, HTTPConnectionPool):
+    ConnectionCls = _UnixConnection
 
 
 class _TLSPool(_Once, HTTPSConnectionPool):
@@ -159,12 +182,21 @@ class DeadlineAdapter(HTTPAdapter):
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
+        manager = self.poolmanager
+        manager.pool_classes_by_scheme = {
+            "http": _Pool,
+            "https": _TLSPool,
+            "http+unix": _UnixPool,
+        }
+        manager.key_fn_by_scheme["http+unix"] = manager.key_fn_by_scheme["http"]
 
     def build_connection_pool_key_attributes(
         self, request: PreparedRequest, verify: Any, cert: Any = None
     ) -> tuple[Any, Any]:
         parts = urlsplit(request.url or "")
+        if parts.scheme == "http+unix":
+            path = unquote(parts.netloc).encode().hex()  # names of hosts lose their upper case
+            return {"scheme": parts.scheme, "host": path, "port": None}, {}
         host = {"scheme": parts.scheme, "host": parts.hostname, "port": parts.port}
         return host, {"ssl_context": self._tls()} if parts.scheme == "https" else {}
 

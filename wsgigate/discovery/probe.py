@@ -54,8 +54,8 @@ class HttpProbe:
             session = requests.Session()
             session.trust_env = False
             adapter = DeadlineAdapter(verify, cert)
-            session.mount("http://", adapter)
-            session.mount("https://", adapter)
+            for prefix in ("http://", "https://", "http+unix://"):
+                session.mount(prefix, adapter)
         self._session = session
         self._clock = clock
 

@@ -16,7 +16,7 @@ from wsgigate.proxy.hops import is_last_hop
 from wsgigate.proxy.pool import Lease, Pool
 from wsgigate.proxy.request import Outgoing, RequestMaker
 from wsgigate.proxy.response import BadResponse, Body, ResponseMaker, problem_of, reason_of
-from wsgigate.proxy.transport import Sessions
+from wsgigate.proxy.transport import Sessions, Timeout
 from wsgigate.target import BadTarget, target_of
 from wsgigate.wsgi import INSTANCE, REASON, SERVICE, BodyTooLarge
 
@@ -55,7 +55,8 @@ class Forwarder:
         unless verified claims are told by *identity* instead.
     :param connect_timeout: Seconds to wait for a connection.
     :param read_timeout: Seconds to wait for the response to begin, and between its parts.
-    :param timeout: Seconds for all of it until the response begins; caps the other two.
+    :param timeout: Seconds for all of it until the response begins, but for what a long request
+        body takes to be sent; caps the other two.
     :param rewrite_location: Bring ``Location`` fields back to what clients see.
     :param rewrite_cookies: Bring the paths of cookies back to what clients see, so that a cookie
         of one service is not sent to all; off for a service whose cookies are for all of them.
@@ -113,7 +114,7 @@ class Forwarder:
             preserve_host=preserve_host,
             add_prefix=add_prefix,
         )
-        self._timeout = (min(connect_timeout, timeout), min(read_timeout, timeout))
+        self._timeout = Timeout(min(connect_timeout, timeout), min(read_timeout, timeout), timeout)
         self._verify = verify
         self._cert = cert
         self._sessions = sessions or Sessions()
@@ -147,7 +148,7 @@ class Forwarder:
         self, lease: Lease, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
         instance = lease.instance
-        environ[INSTANCE] = instance.authority
+        environ[INSTANCE] = instance.address
         request = self._requests.make(environ, target_of(environ), instance)
         response = self._send(request, environ)
         body = Body(response, lambda _error: lease.release())

@@ -29,7 +29,7 @@ from wsgigate.forwarding import CLIENT_FORGED, FAMILY, format_forwarded
 from wsgigate.problem import Refusal
 from wsgigate.proxy.client_body import client_body
 from wsgigate.proxy.hops import NEVER, hops_left
-from wsgigate.proxy.transport import Fields
+from wsgigate.proxy.sending import Fields
 from wsgigate.target import BadTarget, Target, canonical_path, canonical_pattern
 from wsgigate.wsgi import CLAIMS, PEER_TRUSTED, REQUEST_ID, environ_key
 
@@ -47,6 +47,8 @@ class Outgoing(requests.PreparedRequest):
     """A request filled by hand: preparing one would rewrite its target and guess its framing."""
 
     target: str
+    origin: str
+    """The instance's URL."""
     scheme: str
     """The one the client came by."""
     outside: str
@@ -142,6 +144,7 @@ class RequestMaker:
         if self._fields is not None:
             fields = Fields(self._fields.apply(list(fields.items())))
         request.method = method
+        request.origin = instance.url
         request.target = path if target.query is None else f"{path}?{target.query}"
         request.url = instance.url + request.target
         fields.target = request.target

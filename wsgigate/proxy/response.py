@@ -19,8 +19,9 @@ from wsgigate.fields import (
     is_token,
 )
 from wsgigate.problem import Problem, status_line
+from wsgigate.proxy.faults import NotConnected, PoolFull
 from wsgigate.proxy.request import Outgoing
-from wsgigate.proxy.transport import BLOCK
+from wsgigate.proxy.wire import BLOCK
 from wsgigate.rewriting import cookie_path, location
 from wsgigate.wsgi import Headers
 
@@ -30,6 +31,12 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _KEPT = frozenset(("cache-control", "content-length", "content-type", "set-cookie"))
 _BODILESS = frozenset((204, 205, 304))
 _WRAPPING = re.compile(r"^(?:<[^<>]* object at 0x[0-9a-f]+>|\w*(?:Pool|Connection)\([^()]*\)): ")
+_FULL = Problem(
+    503,
+    "Service unavailable",
+    extensions={"error": "Too many connections"},
+    headers=(("Retry-After", "1"),),
+)
 _READ_ERRORS = (HTTPError, OSError, http.client.HTTPException, ValueError)
 
 
@@ -193,7 +200,7 @@ class ResponseMaker:
         for name, value in headers:
             lower = name.lower()
             if self._rewrite_location and lower in ("location", "content-location"):
-                value = location(value, instance.url, outside, self._added, aliases=aliases)
+                value = location(value, instance.origin, outside, self._added, aliases=aliases)
             elif self._rewrite_cookies and lower == "set-cookie":
                 value = cookie_path(value, self._added, outside, domain)
             rewritten.append((name, value))
@@ -213,6 +220,8 @@ def problem_of(error: Exception) -> Problem:
     """Return what the client is told of an instance that gave no response."""
     if isinstance(error, requests.Timeout):
         return Problem(504, "Service timeout", extensions={"error": "Request timeout"})
+    if isinstance(error, PoolFull):
+        return _FULL
     if was_refused(error):
         return Problem(
             503,
@@ -225,7 +234,7 @@ def problem_of(error: Exception) -> Problem:
 
 def was_refused(error: BaseException) -> bool:
     """Return whether no connection came about, so that nothing of the request was sent."""
-    return any(isinstance(inner, NewConnectionError) for inner in _chain(error))
+    return any(isinstance(inner, (NotConnected, NewConnectionError)) for inner in _chain(error))
 
 
 def reason_of(error: BaseException) -> str:

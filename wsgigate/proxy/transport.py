@@ -1,4 +1,4 @@
-"""How a request reaches an instance: a ``requests`` session fit for a gateway.
+"""How a request reaches an instance: a transport adapter of our own, and sessions that carry it.
 
 A session only carries configuration here: adapters, TLS verification, client certificates.
 Requests go through ``session.get_adapter(url).send(...)``, never through ``session.send``: that
@@ -9,168 +9,194 @@ would replace the client's own credentials.
 
 from __future__ import annotations
 
-import http.client
 import os
-import re
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
-from requests.models import Response
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.util import SKIP_HEADER
+from requests.adapters import BaseAdapter
 
-__all__ = ["Adapter", "Fields", "Sessions", "gateway_session"]
+from wsgigate.proxy.connections import ConnectionPool, Limits
+from wsgigate.proxy.dial import Cert, Contexts, Verify, dialer
+from wsgigate.proxy.exchange import Deadline, exchange
+from wsgigate.proxy.reply import RawResponse, Reply
+from wsgigate.proxy.sending import request_head, upload_of
+from wsgigate.proxy.wire import ResponseReader
 
-BLOCK = 65536
-"""Bytes moved at a time, each way."""
+__all__ = ["Adapter", "Sessions", "Timeout", "gateway_session"]
 
-_MOST_INTERIM = 10
-_MOST_TRAILERS = 100
-_LONGEST_CHUNK_LINE = 8192
-_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,15}[ \t]*(?:;[^\r\n]*)?\r\n")
-
-
-class Fields(dict[str, str]):
-    """Request fields on their way to the wire, with the exact request target they go with."""
-
-    __slots__ = ("target",)
-
-    def __init__(self, fields: Mapping[str, str] | Any = (), target: str = "") -> None:
-        super().__init__(fields)
-        self.target = target
-
-    def copy(self) -> Fields:
-        return Fields(self, self.target)
+_REPEATABLE = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
+_MOST_POOLS = 1000
+_FOREVER = 86_400.0
 
 
-class _Head:
-    """A response head as ``http.client`` reads it, line by line, that lets no odd line pass."""
+class Timeout(tuple[float, float]):
+    """A timeout as ``requests`` takes it, and one for all of it until the response has begun.
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self.complete = False
+    Without one, a head that comes byte by byte is never late. The time that the request's body
+    takes to be sent is not part of it.
 
-    def readline(self, limit: int = -1) -> bytes:
-        line: bytes = self._stream.readline(limit)
-        if line and (not line.endswith(b"\r\n") or line[:1] in (b" ", b"\t")):
-            raise http.client.HTTPException("malformed response head")
-        self.complete = line == b"\r\n"
-        return line
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-class _Reply(http.client.HTTPResponse):
-    """A response read as strictly as one that somebody else's may be hidden behind.
-
-    ``http.client`` takes every 1xx but 100 for the final response: its connection would go back to
-    the pool, and the next user would read this user's answer. It also takes a head without an end
-    for a whole one, drops what follows a malformed line, and reads chunk sizes as Python would.
+    :param connect: Seconds to wait for a connection.
+    :param read: Seconds to wait for each part of the response.
+    :param total: Seconds until the head of the response is in.
     """
 
-    chunk_left: int | None
+    total: float
 
-    def begin(self) -> None:
-        stream = self.fp
-        head = _Head(stream)
-        self.fp = head  # type: ignore[assignment]
-        try:
-            super().begin()
-        finally:
-            self.fp = stream
-        if not head.complete or self.msg.defects:
-            raise http.client.HTTPException("malformed response head")
-
-    def _get_chunk_left(self) -> int | None:
-        if not self.chunk_left:
-            if self.chunk_left is not None and self._safe_read(2) != b"\r\n":  # type: ignore[attr-defined]
-                raise http.client.HTTPException("malformed chunk")
-            size = self.fp.readline(_LONGEST_CHUNK_LINE)
-            if not _CHUNK_SIZE.fullmatch(size):
-                raise http.client.HTTPException("malformed chunk size")
-            self.chunk_left = int(size.partition(b";")[0], 16) or None
-            if self.chunk_left is None:
-                self._end_chunks()
-        return self.chunk_left
-
-    def _end_chunks(self) -> None:
-        for _ in range(_MOST_TRAILERS):
-            line = self.fp.readline(_LONGEST_CHUNK_LINE)
-            if line == b"\r\n":
-                self._close_conn()  # type: ignore[attr-defined]
-                return
-            if not line.endswith(b"\r\n"):
-                break
-        raise http.client.HTTPException("malformed end of chunks")
-
-    def _read_status(self) -> tuple[str, int, str]:
-        for _ in range(_MOST_INTERIM):
-            version, status, reason = super()._read_status()  # type: ignore[misc]
-            if not 100 <= status < 200 or status == 101:
-                return version, status, reason
-            http.client.parse_headers(self.fp)
-        raise http.client.HTTPException("too many interim responses")
+    def __new__(cls, connect: float, read: float, total: float) -> Timeout:
+        made = super().__new__(cls, (connect, read))
+        made.total = total
+        return made
 
 
-class _Exact:
-    """A connection that sends the target as it is, and no field that was not asked for."""
+class Adapter(BaseAdapter):
+    """A transport adapter for HTTP/1.1 over TCP, TLS and Unix sockets.
 
-    def request(
-        self, method: str, url: str, body: Any = None, headers: Any = None, **options: Any
+    It sends what it is given and adds nothing but a framing that is missing, is strict about what
+    comes back, and keeps connections for the worker's threads to share.
+
+    :param max_idle: How many connections are kept for each instance.
+    :param max_open: How many there are for each instance at most; a request waits its connect
+        timeout for one of them.
+    :param idle_timeout: Seconds for which a connection is kept; below the backends' own.
+    :param max_age: Seconds after which a connection is not used again.
+    :param clock: Seconds of a clock that never steps back.
+    :raises ValueError: A setting is not of its form; says which.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_idle: int = 32,
+        max_open: int = 1000,
+        idle_timeout: float = 4.0,
+        max_age: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if isinstance(headers, Fields):
-            url = headers.target
-            names = {name.lower() for name in headers}
-            for name in ("user-agent", "accept-encoding"):
-                if name not in names:
-                    headers[name] = SKIP_HEADER
-        super().request(method, url, body=body, headers=headers, **options)  # type: ignore[misc]
+        super().__init__()
+        self._limits = Limits(max_idle, max_open, idle_timeout, max_age)
+        self._clock = clock
+        self._contexts = Contexts()
+        self._pid = os.getpid()
+        self._pools: dict[tuple[str, Verify, Cert], ConnectionPool] = {}
+        self._sweep_at = 0.0
+
+    def send(
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = False,
+        timeout: Any = None,
+        verify: Verify = True,
+        cert: Any = None,
+        proxies: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """Send a request and return its response, the body unread.
+
+        :raises requests.RequestException: There is no response; says why.
+        """
+        if proxies:
+            raise requests.exceptions.ProxyError("this adapter asks instances, not proxies")
+        now = self._clock()
+        if now >= self._sweep_at:
+            self._sweep(now)
+        connect, read, total = _limits(timeout)
+        deadline = Deadline(read, total, now, self._clock)
+        origin: str = getattr(request, "origin", None) or _origin(request.url or "")
+        pool = self._pool(origin, verify, cert)
+        method = request.method or "GET"
+        upload = upload_of(request)
+        head = request_head(request, upload, origin.partition("://")[2])
+        upgrade = "Upgrade" in (request.headers or ())
+        until = min(now + connect, deadline.until)
+        connection = pool.take(now, until)
+        while True:
+            reader = ResponseReader(method, upgrade)
+            try:
+                exchange(connection, head, upload, reader, deadline)
+                break
+            except requests.Timeout:
+                connection.close()
+                raise
+            except requests.ConnectionError:
+                connection.close()
+                unread = upload is None or upload.replayable
+                if not connection.reused or reader.begun or not unread:
+                    raise
+                if method not in _REPEATABLE:
+                    raise
+            except BaseException:
+                connection.close()
+                raise
+            # the instance had closed it, or did so when the request was on its way
+            again = self._clock()
+            connection = pool.take(again, min(again + connect, deadline.until), fresh=True)
+        return Reply(request, RawResponse(connection, reader, read), reader)
+
+    def close(self) -> None:
+        """Close the idle connections, and those in use once they are given back."""
+        pools, self._pools = self._pools, {}
+        if self._pid == os.getpid():
+            for pool in pools.values():
+                pool.close()
+
+    def pools(self) -> dict[str, ConnectionPool]:
+        """Return this process's connections by the instances' URLs."""
+        return {key[0]: pool for key, pool in self._pools.items()}
+
+    def _pool(self, origin: str, verify: Verify, cert: Any) -> ConnectionPool:
+        if self._pid != os.getpid():
+            self._forked()
+        key = (origin, verify, tuple(cert) if isinstance(cert, list) else cert)
+        pool = self._pools.get(key)
+        if pool is None:
+            if len(self._pools) >= _MOST_POOLS:
+                self._prune()
+            dial = dialer(origin, verify, key[2], self._contexts, self._clock)
+            pool = self._pools.setdefault(key, ConnectionPool(dial, self._limits, self._clock))
+        return pool
+
+    def _forked(self) -> None:
+        """Leave the parent's connections alone: two who share one get each other's answers."""
+        pools, self._pools = self._pools, {}
+        self._pid = os.getpid()
+        for pool in pools.values():
+            pool.abandon()
+
+    def _sweep(self, now: float) -> None:
+        self._sweep_at = now + self._limits.idle_timeout
+        if self._pid == os.getpid():
+            for pool in list(self._pools.values()):
+                pool.sweep(now)
+
+    def _prune(self) -> None:
+        """Forget the instances that have no connection at the moment."""
+        for key, pool in list(self._pools.items()):
+            if not pool.open_connections:
+                self._pools.pop(key, None)
 
 
-class _Connection(_Exact, HTTPConnection):
-    response_class = _Reply
+def _limits(timeout: Any) -> tuple[float, float, float]:
+    """Return the seconds to connect, for each read, and for all until the head is in."""
+    if type(timeout) is Timeout:
+        return timeout[0], timeout[1], timeout.total
+    if isinstance(timeout, tuple):
+        connect, read = timeout
+    else:
+        connect = read = timeout
+    connect = _FOREVER if connect is None else connect
+    read = _FOREVER if read is None else read
+    return connect, read, connect + read
 
 
-class _TLSConnection(_Exact, HTTPSConnection):
-    response_class = _Reply
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TLSPool(HTTPSConnectionPool):
-    ConnectionCls = _TLSConnection
-
-
-class Adapter(HTTPAdapter):
-    """``requests``' own transport adapter, kept from changing what it sends.
-
-    :param instances: For how many instances connections are kept; one more would close another's.
-    :param connections: How many idle connections are kept for each; as many as there are threads.
-    """
-
-    def __init__(self, *, instances: int = 100, connections: int = 32) -> None:
-        super().__init__(pool_connections=instances, pool_maxsize=connections, max_retries=0)
-
-    def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        super().init_poolmanager(*args, blocksize=BLOCK, **options)
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
-
-    def build_response(self, req: requests.PreparedRequest, resp: Any) -> Response:
-        """Return *resp* as a ``Response`` without the parts a gateway must not or need not fill."""
-        response = Response()
-        response.status_code = resp.status
-        response.reason = resp.reason
-        response.raw = resp
-        response.url = req.url or ""
-        response.request = req
-        return response
+def _origin(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise requests.exceptions.InvalidURL(str(error)) from None
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def gateway_session() -> requests.Session:
@@ -179,8 +205,8 @@ def gateway_session() -> requests.Session:
     session.trust_env = False
     session.headers.clear()
     adapter = Adapter()
-    session.mount("http://", adapter)
-    session.mount("https://", adapter)
+    for prefix in ("http://", "https://", "http+unix://"):
+        session.mount(prefix, adapter)
     return session
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TypeAlias
+from urllib.parse import quote
 
 __all__ = ["Answer", "Backend", "Received", "cut", "reply"]
 
@@ -85,6 +86,7 @@ class Backend:
     :param answers: What to answer to the first request, the second and so on, whatever connection
         they come by; the last one answers all that follow.
     :param tls: Wraps each accepted socket, for a backend that speaks TLS.
+    :param unix: Path of a socket to listen on, instead of a port of loopback.
     :ivar requests: What was received, in the order in which it was.
     """
 
@@ -92,19 +94,28 @@ class Backend:
         self,
         *answers: Answer,
         tls: Callable[[socket.socket], socket.socket] | None = None,
+        unix: str | None = None,
     ) -> None:
         self.answers: list[Answer] = list(answers) or [reply(b"ok")]
         self.requests: list[Received] = []
         self._tls = tls
+        self._unix = unix
         self._changed = threading.Condition()
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._accepted = 0
 
     def __enter__(self) -> Backend:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self.url = f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
+        self.port = 0
+        if self._unix is not None:
+            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._listener.bind(self._unix)
+            self._listener.listen()
+            self.url = f"http+unix://{quote(self._unix, safe='')}"
+        else:
+            self._listener = socket.create_server(("127.0.0.1", 0))
+            self.port = self._listener.getsockname()[1]
+            self.url = f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
         self._start(self._accept)
         return self
 
@@ -163,7 +174,8 @@ class Backend:
             except OSError:
                 return
             connection.settimeout(30)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._unix is None:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._changed:
                 self._accepted += 1
                 self._open.add(connection)

@@ -1,0 +1,157 @@
+"""From an instance's address to an open connection: every address tried, TLS by one policy."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from urllib.parse import unquote, urlsplit
+
+import requests
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
+
+from wsgigate.proxy.faults import NotConnected
+
+__all__ = ["Cert", "Contexts", "Dial", "Verify", "dialer"]
+
+Verify = bool | str
+Cert = str | tuple[str, str] | None
+Dial = Callable[[float], socket.socket]
+"""Opens a connection before a moment of the monotonic clock."""
+
+_BUSY_PAUSE = 0.01
+
+
+class Contexts:
+    """One TLS context for each policy: to read the authorities anew costs 10 to 20 ms."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[Verify, Cert], ssl.SSLContext] = {}
+
+    def get(self, verify: Verify, cert: Cert) -> ssl.SSLContext:
+        """Return the context for these settings.
+
+        :raises OSError: A file that they name can not be used.
+        """
+        context = self._made.get((verify, cert))
+        if context is None:
+            context = self._made.setdefault((verify, cert), _context(verify, cert))
+        return context
+
+
+def _context(verify: Verify, cert: Cert) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    if verify is False:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    else:
+        bundle = DEFAULT_CA_BUNDLE_PATH if verify is True else verify
+        folder = os.path.isdir(bundle)
+        context.load_verify_locations(
+            cafile=None if folder else bundle, capath=bundle if folder else None
+        )
+    if cert is not None:
+        context.load_cert_chain(*((cert,) if isinstance(cert, str) else cert))
+    return context
+
+
+def dialer(
+    origin: str, verify: Verify, cert: Cert, contexts: Contexts, clock: Callable[[], float]
+) -> Dial:
+    """Return what opens connections to *origin*.
+
+    :param origin: ``http://HOST[:PORT]``, ``https://HOST[:PORT]``, or ``http+unix://PATH`` with the
+        path of a socket percent-encoded.
+    :raises requests.exceptions.InvalidURL: It is none of these.
+    """
+    try:
+        parts = urlsplit(origin)
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise requests.exceptions.InvalidURL(str(error)) from None
+    if parts.scheme == "http+unix":
+        path = unquote(parts.netloc)
+        return lambda until: _mapped(lambda: _dial_unix(path, until, clock))
+    if parts.scheme not in ("http", "https") or not host:
+        raise requests.exceptions.InvalidURL(f"no address of an instance: {origin!r}")
+    secure = parts.scheme == "https"
+    address = (host, port or (443 if secure else 80))
+    if not secure:
+        return lambda until: _mapped(lambda: _dial_tcp(address, until, clock))
+
+    def dial(until: float) -> socket.socket:
+        context = contexts.get(verify, cert)
+        plain = _mapped(lambda: _dial_tcp(address, until, clock))
+        try:
+            plain.settimeout(max(until - clock(), 0.001))
+            return context.wrap_socket(
+                plain, server_hostname=host.rstrip("."), suppress_ragged_eofs=False
+            )
+        except TimeoutError as error:
+            plain.close()
+            raise requests.ConnectTimeout(error) from error
+        except (OSError, ValueError) as error:
+            plain.close()
+            raise requests.exceptions.SSLError(error) from error
+        except BaseException:
+            plain.close()
+            raise
+
+    return dial
+
+
+def _mapped(dial: Callable[[], socket.socket]) -> socket.socket:
+    try:
+        return dial()
+    except TimeoutError as error:
+        raise requests.ConnectTimeout(error) from error
+    except (OSError, UnicodeError) as error:
+        raise NotConnected(error) from error
+
+
+def _dial_tcp(address: tuple[str, int], until: float, clock: Callable[[], float]) -> socket.socket:
+    """Try each address of the host; one that does not answer leaves the others their share."""
+    found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+    failure: OSError = OSError("the host has no address")
+    for number, (family, kind, protocol, _, target) in enumerate(found):
+        left = until - clock()
+        if left <= 0:
+            raise TimeoutError("connecting took too long")
+        sock = None
+        try:
+            sock = socket.socket(family, kind, protocol)
+            sock.settimeout(left / (len(found) - number))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.connect(target)
+            return sock
+        except OSError as error:
+            failure = error
+            if sock is not None:
+                sock.close()
+        except BaseException:
+            if sock is not None:
+                sock.close()
+            raise
+    raise failure
+
+
+def _dial_unix(path: str, until: float, clock: Callable[[], float]) -> socket.socket:
+    while True:
+        left = until - clock()
+        if left <= 0:
+            raise TimeoutError("connecting took too long")
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(left)
+            sock.connect(path)
+            return sock
+        except BlockingIOError:  # its queue is full, which a socket with a timeout is told at once
+            sock.close()
+            time.sleep(_BUSY_PAUSE)
+        except BaseException:
+            sock.close()
+            raise

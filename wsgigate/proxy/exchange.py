@@ -1,0 +1,158 @@
+"""One request over one connection, until the head of its response is in."""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+import time
+from collections.abc import Callable
+
+import requests
+
+from wsgigate.proxy.connections import Connection
+from wsgigate.proxy.sending import Upload
+from wsgigate.proxy.wire import BLOCK, ResponseReader
+
+__all__ = ["Deadline", "exchange", "receive"]
+
+_HEAD_BLOCK = 16384
+_SINGLE = 16384
+"""Up to this many bytes go out in one piece: every socket's buffer takes them at once."""
+
+
+class Deadline:
+    """Until when the head of the response has to be in, and how long one step may take.
+
+    The time that a body takes on its way is not part of it: once it has been sent, the whole of
+    the time is there for the response again.
+
+    :param step: Seconds for each step.
+    :param total: Seconds for all of them together.
+    """
+
+    __slots__ = ("_clock", "_step", "_total", "until")
+
+    def __init__(
+        self, step: float, total: float, now: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._step = step
+        self._total = total
+        self._clock = clock
+        self.until = now + total
+
+    def left(self) -> float:
+        """Return the seconds that the next step has.
+
+        :raises TimeoutError: There are none.
+        """
+        left = self.until - self._clock()
+        if left <= 0:
+            raise TimeoutError("the response did not begin in time")
+        return min(left, self._step)
+
+    def step(self) -> float:
+        """Return the seconds that a step has by itself."""
+        return self._step
+
+    def restart(self) -> None:
+        """Count anew, as the body has been sent."""
+        self.until = self._clock() + self._total
+
+
+def exchange(
+    connection: Connection,
+    head: bytes,
+    upload: Upload | None,
+    reader: ResponseReader,
+    deadline: Deadline,
+) -> None:
+    """Send a request and read the head of its response into *reader*.
+
+    :raises requests.RequestException: There is none; the connection is to be closed.
+    """
+    try:
+        try:
+            answered = _send(connection, head, upload, reader, deadline)
+        except (BrokenPipeError, ConnectionResetError):
+            reader.keep = answered = False  # it may have answered before it hung up
+        if not answered:
+            _read_head(connection, reader, deadline)
+    except TimeoutError as error:
+        raise requests.ReadTimeout(error) from error
+    except ssl.SSLError as error:
+        raise requests.exceptions.SSLError(error) from error
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, requests.RequestException):
+            raise
+        raise requests.ConnectionError(error) from error
+
+
+def receive(connection: Connection, size: int) -> bytes:
+    """Return what comes next, nothing at the end of the connection."""
+    return connection.recv(size)
+
+
+def _read_head(connection: Connection, reader: ResponseReader, deadline: Deadline) -> None:
+    while True:
+        connection.set_timeout(deadline.left())
+        try:
+            data = connection.recv(_HEAD_BLOCK)
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            data = b""
+        if not data:
+            if reader.begun:
+                reader.feed_end()
+            raise http.client.RemoteDisconnected("Remote end closed connection without response")
+        if reader.feed_head(data):
+            return
+
+
+def _send(
+    connection: Connection,
+    head: bytes,
+    upload: Upload | None,
+    reader: ResponseReader,
+    deadline: Deadline,
+) -> bool:
+    """Send it all; tell whether the response was there before the end of that."""
+    connection.set_timeout(deadline.left())
+    if upload is None:
+        connection.sock.sendall(head)
+        return False
+    block = upload.first
+    if len(head) + len(block) <= _SINGLE:
+        connection.sock.sendall(head + block)
+    else:
+        connection.sock.sendall(head)
+        if _push(connection, block, reader, deadline):
+            return True
+    if upload.ended:
+        return False
+    for block in upload.rest():
+        if _push(connection, block, reader, deadline):
+            return True
+    deadline.restart()
+    return False
+
+
+def _push(connection: Connection, block: bytes, reader: ResponseReader, deadline: Deadline) -> bool:
+    """Send a block; stop at a response, which then is the last on this connection."""
+    view = memoryview(block)
+    while view:
+        answered, writable = connection.wait(deadline.step())
+        if answered:
+            data = connection.recv_now(BLOCK)
+            if data is not None:
+                if not data:
+                    if reader.begun:
+                        reader.feed_end()
+                    raise http.client.RemoteDisconnected("closed while the body was being sent")
+                if reader.feed_head(data):
+                    reader.keep = False
+                    return True
+        elif not writable:
+            raise TimeoutError("the body was not taken in time")
+        if writable:
+            connection.set_timeout(deadline.step())
+            view = view[connection.sock.send(view) :]
+    return False

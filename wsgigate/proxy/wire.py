@@ -1,0 +1,282 @@
+"""A response out of the bytes of a connection: strict, and without a socket.
+
+``httptools`` (llhttp) refuses by itself both framings at once, duplicate, signed, listed and
+overflowing lengths, odd chunk sizes, bare CR and LF, folded fields, NUL, names with spaces. Left to
+this module is what a parser of single messages can not know or does not mind: versions, statuses,
+codings, what ends early or goes on too long, to which method it answers, and which of the messages
+is the final one. Heads alone are handed to it, so that where each of them ends is certain.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+from wsgigate.proxy.faults import BrokenResponse
+
+__all__ = ["BLOCK", "MOST_FIELDS", "MOST_HEAD_BYTES", "ResponseReader"]
+
+BLOCK = 65536
+"""Bytes moved at a time, each way."""
+
+MOST_HEAD_BYTES = 65536
+MOST_FIELDS = 100
+MOST_INTERIM = 10
+MOST_CHUNK_OVERHEAD = 65536
+"""Bytes of chunk extensions or trailers in a row without any of the body among them."""
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([^\r\n]*))?\r\n")
+_START = b"HTTP/1."
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_ORDINARY, _LENGTH, _CODING, _CONNECTION = range(4)
+_FRAMING = {
+    b"content-length": _LENGTH,
+    b"transfer-encoding": _CODING,
+    b"connection": _CONNECTION,
+}
+_MOST_NAMES = 1024
+_names: dict[bytes, tuple[str, int]] = {}  # bounded; a name costs a look-up, not a decoding
+
+
+class ResponseReader:
+    """Reads the response to one request: its head, over interim ones, then its body.
+
+    :param method: The request's method; ``HEAD`` has a response without a body.
+    :param upgrade: Whether the request asked for another protocol, so that a 101 is final.
+    :ivar begun: Whether any byte of a response has come.
+    :ivar fields: Names and values in order, duplicates kept.
+    :ivar complete: Whether the response has come to its end.
+    :ivar keep: Whether the connection is fit for another request once it has.
+    :ivar body: What of the body came with the head.
+    """
+
+    __slots__ = (
+        "_bodiless",
+        "_chunked",
+        "_decoded",
+        "_error",
+        "_held",
+        "_interim",
+        "_left",
+        "_overhead",
+        "_parser",
+        "_tail",
+        "_upgrade",
+        "begun",
+        "body",
+        "complete",
+        "fields",
+        "keep",
+        "reason",
+        "status",
+        "version",
+    )
+
+    def __init__(self, method: str, upgrade: bool = False) -> None:
+        self._bodiless = method == "HEAD"
+        self._upgrade = upgrade
+        self._held = b""
+        self._interim = 0
+        self._left: int | None = None
+        self._chunked = False
+        self._decoded: list[bytes] = []
+        self._error: BrokenResponse | None = None
+        self._parser: Any = None
+        self.begun = False
+        self.body = b""
+        self.complete = False
+        self.fields: list[tuple[str, str]] = []
+        self.keep = True
+        self.status = 0
+        self.reason = ""
+        self.version = 0
+
+    def feed_head(self, data: bytes) -> bool:
+        """Take bytes until the final head is in; tell whether it is.
+
+        :raises BrokenResponse: It is not a valid one.
+        """
+        if data:
+            self.begun = True
+        if self._held:
+            data = self._held + data
+        while True:
+            end = data.find(b"\r\n\r\n") + 4
+            if end == 3:
+                self._held = data
+                _check_unfinished(data)
+                return False
+            if end > MOST_HEAD_BYTES:
+                raise BrokenResponse("the response head is too long")
+            self._read_head(data[:end])
+            data = data[end:]
+            if self.status >= 200 or (self.status == 101 and self._upgrade):
+                self._held = b""
+                self.body = self.feed_body(data)
+                return True
+            self._interim += 1
+            if self.status == 101 or self._interim > MOST_INTERIM:
+                raise BrokenResponse(f"an interim response nobody asked for: {self.status}")
+            if not data:
+                self._held = b""
+                return False
+
+    def feed_body(self, data: bytes) -> bytes:
+        """Return what *data* holds of the body; ``complete`` tells whether it was the last of it.
+
+        :raises BrokenResponse: It is not framed as it should be.
+        """
+        left = self._left
+        if left is not None:
+            size = len(data)
+            if size < left:
+                self._left = left - size
+                return data
+            self.complete = True
+            self._left = 0
+            if size == left:
+                return data
+            self.keep = False  # what follows an answer is nobody's
+            return data[:left]
+        return self._feed_chunks(data) if self._chunked else data
+
+    def feed_end(self) -> None:
+        """Take note that the connection has ended.
+
+        :raises BrokenResponse: The response had not, by its own framing.
+        """
+        self.keep = False
+        if self.status < 200:
+            raise BrokenResponse("the response head was cut short")
+        if self._error is not None:
+            raise self._error
+        if self._chunked or self._left:
+            raise BrokenResponse("the response was cut short")
+        self.complete = True
+
+    def _read_head(self, head: bytes) -> None:
+        line = _STATUS_LINE.match(head)  # as the parser skips empty lines before a message
+        if line is None:
+            raise BrokenResponse("malformed status line")
+        self.fields = fields = []
+        self._left = None
+        codings = []
+        raw_fields: list[tuple[bytes, bytes]] = []
+        parser = self._parser = HttpResponseParser(_Messages(self, raw_fields))
+        try:
+            parser.feed_data(head)
+        except HttpParserUpgrade:
+            pass
+        except HttpParserError as error:
+            raise BrokenResponse(f"malformed response head: {error}") from None
+        if len(raw_fields) > MOST_FIELDS:
+            raise BrokenResponse("the response has too many fields")
+        self.version = 10 + (line[1] == b"1")
+        self.status = int(line[2])
+        self.keep = self.version == 11
+        length: int | None = None
+        for raw_name, raw_value in raw_fields:
+            name, kind = _names.get(raw_name) or _learn(raw_name)
+            if kind:
+                if kind == _LENGTH:
+                    length = int(raw_value)
+                elif kind == _CODING:
+                    codings.append(raw_value.strip().lower())
+                elif b"close" in raw_value.lower():
+                    self.keep = False
+            fields.append((name, raw_value.decode("latin-1").rstrip(" \t")))
+        reason = line[3] or b""
+        self.reason = "" if _CONTROL.search(reason) else reason.decode("latin-1")
+        self._frame(length, codings)
+
+    def _frame(self, length: int | None, codings: list[bytes]) -> None:
+        if codings and (codings != [b"chunked"] or self.version != 11):
+            raise BrokenResponse(f"Transfer-Encoding {b', '.join(codings)!r}")
+        status = self.status
+        if status == 101:
+            self.keep = False  # what follows is another protocol's
+        elif self._bodiless or status < 200 or status in (204, 304):
+            self._left = 0
+            if status == 204 and (length or codings):
+                self.keep = False
+        elif codings:
+            self._chunked = True
+            self._overhead = 0
+            self._tail = b""
+            return
+        elif length is not None:
+            self._left = length
+        else:
+            self.keep = False  # its end is the connection's
+        self._parser = None
+
+    def _feed_chunks(self, data: bytes) -> bytes:
+        if self._error is not None:
+            raise self._error
+        if not data:
+            return data
+        decoded: list[bytes] = []
+        self._decoded = decoded
+        try:
+            self._parser.feed_data(data)
+        except HttpParserError as error:
+            if not self.complete:  # what came before the error is passed on, then it is told
+                self._error = BrokenResponse(f"malformed chunk: {error}")
+        self._tail = tail = (self._tail + data[-5:])[-5:]
+        if self.complete:
+            self._parser = None
+            if tail[1:] != b"\r\n\r\n" or tail[:1] == b"\n":
+                self.keep = False  # there is more than the empty line that ends the trailers
+        elif decoded:
+            self._overhead = 0
+        else:
+            self._overhead += len(data)
+            if self._overhead > MOST_CHUNK_OVERHEAD:
+                self._error = BrokenResponse("too much between the chunks")
+        if self._error is not None and not decoded:
+            raise self._error
+        return decoded[0] if len(decoded) == 1 else b"".join(decoded)
+
+
+class _Messages:
+    """What the parser reports to: fields of the head, then the data of chunks, nothing behind."""
+
+    __slots__ = ("_fields", "_reader")
+
+    def __init__(self, reader: ResponseReader, fields: list[tuple[bytes, bytes]]) -> None:
+        self._reader = reader
+        self._fields = fields
+
+    def on_message_begin(self) -> None:
+        if self._reader.complete:
+            self._reader.keep = False  # a second message: an answer to nothing
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields.append((name, value))
+
+    def on_body(self, data: bytes) -> None:
+        if not self._reader.complete:
+            self._reader._decoded.append(data)
+
+    def on_message_complete(self) -> None:
+        if self._reader._chunked:
+            self._reader.complete = True
+
+
+def _learn(raw: bytes) -> tuple[str, int]:
+    known = (raw.decode("latin-1"), _FRAMING.get(raw.lower(), _ORDINARY))
+    if len(_names) < _MOST_NAMES and len(raw) <= 64:
+        _names[raw] = known
+    return known
+
+
+def _check_unfinished(data: bytes) -> None:
+    """Refuse early what can not become a head, rather than wait for the end of it."""
+    if len(data) > MOST_HEAD_BYTES:
+        raise BrokenResponse("the response head is too long")
+    if data[:7] != _START[: len(data)]:
+        raise BrokenResponse("what came is not HTTP/1")
+    if data.count(b"\n") != data.count(b"\r\n"):
+        raise BrokenResponse("malformed response head: a bare line feed")
