@@ -90,8 +90,10 @@ class _Reply(http.client.HTTPResponse):
         raise http.client.HTTPException("malformed end of chunks")
 
     def _read_status(self) -> tuple[str, int, str]:
-        for _ in range(_MOST_INTERIM):
+        for _ in range(_MOST_INTERIM + 1):
             version, status, reason = super()._read_status()  # type: ignore[misc]
+            if version not in ("HTTP/1.0", "HTTP/1.1"):
+                raise http.client.UnknownProtocol(version)
             if not 100 <= status < 200 or status == 101:
                 return version, status, reason
             http.client.parse_headers(self.fp)

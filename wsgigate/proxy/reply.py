@@ -158,6 +158,8 @@ class RawResponse:
             return b""
         block = b""
         try:
+            if reader.error is not None:
+                raise reader.error
             connection.set_timeout(self._timeout)
             while not block and not reader.complete:
                 data = connection.recv(BLOCK)

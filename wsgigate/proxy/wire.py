@@ -50,13 +50,13 @@ class ResponseReader:
     :ivar complete: Whether the response has come to its end.
     :ivar keep: Whether the connection is fit for another request once it has.
     :ivar body: What of the body came with the head.
+    :ivar error: What is wrong with the body behind what has been returned of it.
     """
 
     __slots__ = (
         "_bodiless",
         "_chunked",
         "_decoded",
-        "_error",
         "_held",
         "_interim",
         "_left",
@@ -67,6 +67,7 @@ class ResponseReader:
         "begun",
         "body",
         "complete",
+        "error",
         "fields",
         "keep",
         "reason",
@@ -82,7 +83,7 @@ class ResponseReader:
         self._left: int | None = None
         self._chunked = False
         self._decoded: list[bytes] = []
-        self._error: BrokenResponse | None = None
+        self.error: BrokenResponse | None = None
         self._parser: Any = None
         self.begun = False
         self.body = b""
@@ -150,8 +151,8 @@ class ResponseReader:
         self.keep = False
         if self.status < 200:
             raise BrokenResponse("the response head was cut short")
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         if self._chunked or self._left:
             raise BrokenResponse("the response was cut short")
         self.complete = True
@@ -213,8 +214,8 @@ class ResponseReader:
         self._parser = None
 
     def _feed_chunks(self, data: bytes) -> bytes:
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         if not data:
             return data
         decoded: list[bytes] = []
@@ -223,7 +224,7 @@ class ResponseReader:
             self._parser.feed_data(data)
         except HttpParserError as error:
             if not self.complete:  # what came before the error is passed on, then it is told
-                self._error = BrokenResponse(f"malformed chunk: {error}")
+                self.error = BrokenResponse(f"malformed chunk: {error}")
         self._tail = tail = (self._tail + data[-5:])[-5:]
         if self.complete:
             self._parser = None
@@ -234,9 +235,9 @@ class ResponseReader:
         else:
             self._overhead += len(data)
             if self._overhead > MOST_CHUNK_OVERHEAD:
-                self._error = BrokenResponse("too much between the chunks")
-        if self._error is not None and not decoded:
-            raise self._error
+                self.error = BrokenResponse("too much between the chunks")
+        if self.error is not None and not decoded:
+            raise self.error
         return decoded[0] if len(decoded) == 1 else b"".join(decoded)
 
 
