@@ -37,7 +37,8 @@ def ask(
     request.method = method
     request.url = url + "/"
     request.body = body  # type: ignore[assignment]
-    request.headers = Fields({"Host": "a.test"}, "/")  # type: ignore[assignment]
+    request.headers = Fields({"Host": "a.test"})  # type: ignore[assignment]
+    request.headers.target = "/"  # type: ignore[attr-defined]
     options.setdefault("timeout", Timeout(5, 5, 5))
     return adapter.send(request, **options)  # type: ignore[arg-type]
 

@@ -102,7 +102,8 @@ def outgoing(url: str, method: str = "GET", body: Any = None, **fields: str) -> 
     request = requests.PreparedRequest()
     request.method, request.url, request.body = method, url + "/", body
     named = {name.replace("_", "-"): value for name, value in fields.items()}
-    request.headers = Fields({"Host": "a.test", **named}, "/")  # type: ignore[assignment]
+    request.headers = Fields({"Host": "a.test", **named})  # type: ignore[assignment]
+    request.headers.target = "/"  # type: ignore[attr-defined]
     return request
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 from urllib.parse import quote
 from wsgiref.types import WSGIEnvironment
 
@@ -40,6 +39,7 @@ _PROTECTED = frozenset(
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,20}")
+_MOST_NAMES = 2048
 _BODY_METHODS = frozenset(("POST", "PUT", "PATCH"))
 
 
@@ -104,6 +104,7 @@ class RequestMaker:
         if not is_token(via):
             raise ValueError(f"via is a word such as wsgigate, got {via!r}")
         self._via = via
+        self._names: dict[str, str | None] = {}  # bounded
         self._dropped = (
             frozenset(environ_key(name) for name in HOP_BY_HOP)
             | frozenset(environ_key(name) for name in identity)
@@ -152,14 +153,15 @@ class RequestMaker:
         return request
 
     def _copied(self, environ: WSGIEnvironment) -> Fields:
-        dropped = self._dropped
-        fields = Fields(
-            {
-                _field_name(key): value
-                for key, value in environ.items()
-                if key[:5] == "HTTP_" and key not in dropped and not key.startswith(FAMILY)
-            }
-        )
+        names = self._names
+        fields = Fields()
+        for key, value in environ.items():
+            try:
+                name = names[key]
+            except KeyError:
+                name = self._name(key)
+            if name is not None:
+                fields[name] = value
         content_type = environ.get("CONTENT_TYPE")
         if content_type:
             fields["Content-Type"] = content_type
@@ -180,6 +182,15 @@ class RequestMaker:
                 if request_id is None or fields[name] != request_id:
                     del fields[name]
         return fields
+
+    def _name(self, key: str) -> str | None:
+        """Return the field that an environ key stands for; None when there is none to copy."""
+        name = None
+        if key[:5] == "HTTP_" and key not in self._dropped and not key.startswith(FAMILY):
+            name = _field_name(key)
+        if len(self._names) < _MOST_NAMES and len(key) <= 64:
+            self._names[key] = name
+        return name
 
     def _tell_identity(self, environ: WSGIEnvironment, fields: Fields) -> None:
         claims: Mapping[str, object] | None = environ.get(CLAIMS)
@@ -247,7 +258,6 @@ class RequestMaker:
         fields["Via"] = f"{via}, {version} {self._via}" if via else f"{version} {self._via}"
 
 
-@lru_cache(maxsize=1024)
 def _field_name(key: str) -> str:
     """Return the field name of an environ key, ``X-Api-Key``; empty when it is no field name."""
     name = key[5:].replace("_", "-").title()

@@ -6,6 +6,7 @@ import errno
 import http.client
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import requests
@@ -149,7 +150,7 @@ class ResponseMaker:
         status = response.status_code
         if not 200 <= status <= 599:
             raise BadResponse(f"status {status}")
-        headers, lengths, codings = self._checked(response)
+        headers, lengths, codings, own = self._checked(response)
         if codings and (lengths or codings != ["chunked"]):
             raise BadResponse(f"Transfer-Encoding {', '.join(codings)!r}")
         length = _length(lengths)
@@ -158,38 +159,45 @@ class ResponseMaker:
             headers.append(("Content-Length", str(length)))
         elif status == 205:
             headers.append(("Content-Length", "0"))
-        if self._rewrite_location or self._rewrite_cookies:
+        if own and (self._rewrite_location or self._rewrite_cookies):
             headers = self._rewritten(headers, request, instance)
         if self._fields is not None:
             headers = self._fields.apply(headers)
         return status_line(status), headers, 0 if bodiless else length
 
     @staticmethod
-    def _checked(response: requests.Response) -> tuple[Headers, list[str], list[str]]:
-        """Return the end-to-end fields, and apart from them the framing."""
+    def _checked(response: requests.Response) -> tuple[Headers, list[str], list[str], bool]:
+        """Return the end-to-end fields, apart from them the framing, and whether any is the
+        instance's own view of where it is."""
         headers: Headers = []
         lengths: list[str] = []
         codings: list[str] = []
         named: frozenset[str] = frozenset()
-        for name, value in response.raw.headers.items():
-            if not is_token(name) or _CONTROL.search(value):
-                raise BadResponse("a malformed field")
-            lower = name.lower()
-            if lower == "content-length":
-                lengths.append(value)
-            elif lower == "transfer-encoding":
-                codings.append(value.strip().lower())
-            elif lower == "connection":
+        fields = response.raw.headers.items()
+        if _CONTROL.search("".join([value for _, value in fields])):
+            raise BadResponse("a malformed field")
+        own = False
+        for field in fields:
+            kind = _kind(field[0])
+            if kind == "end-to-end":
+                headers.append(field)
+            elif kind == "own":
+                own = True
+                headers.append(field)
+            elif kind == "content-length":
+                lengths.append(field[1])
+            elif kind == "transfer-encoding":
+                codings.append(field[1].strip().lower())
+            elif kind == "connection":
                 try:
-                    named |= connection_tokens(value)
+                    named |= _named(field[1])
                 except ValueError as error:
                     raise BadResponse(str(error)) from None
-            elif lower not in HOP_BY_HOP:
-                headers.append((name, value))
-        named -= _KEPT
-        if named - HOP_BY_HOP - {"close", "keep-alive"}:
+            elif kind == "malformed":
+                raise BadResponse("a malformed field")
+        if named:
             headers = [field for field in headers if field[0].lower() not in named]
-        return headers, lengths, codings
+        return headers, lengths, codings, own
 
     def _rewritten(self, headers: Headers, request: Outgoing, instance: Instance) -> Headers:
         outside = request.outside
@@ -205,6 +213,25 @@ class ResponseMaker:
                 value = cookie_path(value, self._added, outside, domain)
             rewritten.append((name, value))
         return rewritten
+
+
+@lru_cache(maxsize=2048)
+def _kind(name: str) -> str:
+    """Return what is done with the response fields of that name."""
+    lower = name.lower()
+    if lower in ("content-length", "transfer-encoding", "connection"):
+        return lower
+    if not is_token(name):
+        return "malformed"
+    if lower in ("location", "content-location", "set-cookie"):
+        return "own"
+    return "hop-by-hop" if lower in HOP_BY_HOP else "end-to-end"
+
+
+@lru_cache(maxsize=256)
+def _named(connection: str) -> frozenset[str]:
+    """Return the fields that a ``Connection`` value names and that would not be dropped anyway."""
+    return connection_tokens(connection) - _KEPT - HOP_BY_HOP - {"close", "keep-alive"}
 
 
 def _length(values: list[str]) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import requests
@@ -13,9 +13,6 @@ from wsgigate.proxy.wire import BLOCK
 
 __all__ = ["Fields", "Upload", "request_head", "upload_of"]
 
-_SINGLE = 16384
-"""Up to this many bytes go out in one piece, which every socket's buffer takes at once."""
-
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -24,12 +21,12 @@ class Fields(dict[str, str]):
 
     __slots__ = ("target",)
 
-    def __init__(self, fields: Mapping[str, str] | Any = (), target: str = "") -> None:
-        super().__init__(fields)
-        self.target = target
+    target: str
 
     def copy(self) -> Fields:
-        return Fields(self, self.target)
+        copied = Fields(self)
+        copied.target = self.target
+        return copied
 
 
 def request_head(
