@@ -10,6 +10,7 @@ import pytest
 from werkzeug.test import Client, EnvironBuilder
 
 from tests.docs.pages import FOLDER, NAMED, PAGES, table
+from tests.proxy.conftest import URLLIB_CAN_NOT
 from wsgigate import Forwarder, Instance, Pool
 from wsgigate.cli.explain import request
 from wsgigate.config.build import assemble
@@ -17,6 +18,7 @@ from wsgigate.config.load import parse
 from wsgigate.config.middlewares import USES, key_named
 from wsgigate.integrations.gunicorn import settings
 from wsgigate.proxy.request import RequestMaker
+from wsgigate.proxy.transport import Adapter, Sessions, gateway_session
 from wsgigate.rewriting import cookie_path, location
 from wsgigate.rules.quota import Quota
 from wsgigate.rules.routing import Match, MethodNotAllowed, Route, RouteConflict, Router
@@ -100,6 +102,17 @@ def _nothing_listens(backend: Backend) -> Any:
     return _to(closed).get("/")
 
 
+def _full(backend: Backend) -> Any:
+    backend.answers = [lambda connection, request: connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")]
+    with gateway_session() as session:
+        session.mount("http://", Adapter(max_open=1))
+        client = _to(backend, sessions=Sessions(lambda: session), connect_timeout=0.05)
+        held = client.application(EnvironBuilder().get_environ(), lambda *_: lambda _: None)
+        answer = client.get("/")
+        held.close()
+        return answer
+
+
 def _no_instance(backend: Backend) -> Any:
     return Client(Forwarder(Pool("orders", []))).get("/")
 
@@ -132,6 +145,7 @@ def _short(backend: Backend) -> Any:
 
 HAPPENINGS: dict[str, Callable[[Backend], Any]] = {
     "Nothing listens at the instance": _nothing_listens,
+    "The instance has all the connections it may have": _full,
     "The service has no instance that takes requests": _no_instance,
     "The instance did not answer in time": _late,
     "The instance closed the connection, or its answer is malformed": _cut,
@@ -151,6 +165,11 @@ def test_an_error_is_answered_as_the_table_says(
     assert answer.json["message"] == message
     assert answer.json.get("error", "") == error
     answer.close()
+
+
+@pytest.mark.parametrize("what", URLLIB_CAN_NOT)
+def test_what_the_other_transport_does_not_do_is_said(what: str) -> None:
+    assert f"\n- {what}\n" in PAGES["proxy.rst"]
 
 
 def test_every_setting_for_gunicorn_is_explained(

@@ -23,9 +23,10 @@ URLLIB_CAN_NOT = (
     "bound the time of a head that comes byte by byte",
     "bound how many connections an instance gets, and how old they get",
     "stop an upload at the answer that comes before its end",
-    "refuse what it does not mind, such as chunk extensions with control characters",
+    "refuse all that it does not mind, such as control characters in chunk extensions",
 )
-"""What ``requests``' own adapter does not do. Tests of it use ``own``, all others both."""
+"""What ``requests``' own adapter does not do, as the documentation lists it too. Tests of it use
+``own``, all others both."""
 
 
 def urllib_session() -> requests.Session:
