@@ -5,6 +5,7 @@ Ids such as N01 are those of the attack catalogue that the documentation lists.
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import threading
@@ -308,6 +309,14 @@ def test_a_closed_adapter_keeps_nothing(backend: Backend) -> None:
     held = ask(adapter, backend.url)
     assert held.content == b"ok"
     adapter.close()
+    backend.wait_until_closed()
+
+
+def test_an_adapter_that_is_forgotten_leaves_nothing_open(backend: Backend) -> None:
+    adapter = Adapter()
+    assert ask(adapter, backend.url).content == b"ok"
+    del adapter
+    gc.collect()
     backend.wait_until_closed()
 
 

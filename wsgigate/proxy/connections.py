@@ -14,6 +14,7 @@ import select
 import socket
 import ssl
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -50,7 +51,7 @@ class Limits:
 
 
 class Connection:
-    """One open connection.
+    """One open connection; it knows its pool only while a request has it.
 
     :ivar reused: Whether another request went over it before, so that it may have ended unseen.
     """
@@ -58,7 +59,7 @@ class Connection:
     __slots__ = ("_poll", "_pool", "_timeout", "idle_since", "made", "recv", "reused", "sock")
 
     def __init__(self, pool: ConnectionPool, sock: socket.socket, now: float) -> None:
-        self._pool = pool
+        self._pool: ConnectionPool | None = pool
         self.sock = sock
         self.recv = sock.recv
         self._poll = select.poll()
@@ -101,11 +102,19 @@ class Connection:
 
     def give_back(self, keep: bool) -> None:
         """Let the connection go: to the next request if *keep*, else closed."""
-        self._pool.take_back(self, keep)
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.take_back(self, keep)
 
     def close(self) -> None:
         """Close it and make room for another."""
-        self._pool.take_back(self, False)
+        self.give_back(False)
+
+    def lent(self, pool: ConnectionPool) -> Connection:
+        """Return it as the next request gets it."""
+        self._pool = pool
+        self.reused = True
+        return self
 
 
 class ConnectionPool:
@@ -125,6 +134,7 @@ class ConnectionPool:
         self._closed = False
         self._lock = threading.Lock()
         self._freed = threading.Condition(self._lock)
+        weakref.finalize(self, _close_all, self._idle)  # for those who forget to
 
     def take(self, now: float, until: float, *, fresh: bool = False) -> Connection:
         """Return a connection for one request: a kept one, else a new one.
@@ -141,14 +151,12 @@ class ConnectionPool:
             except IndexError:
                 break  # another thread was faster
             if self._usable(connection, now):
-                connection.reused = True
-                return connection
+                return connection.lent(self)
             self.take_back(connection, False)
         kept = self._await_place(until)
         if kept is not None:
             if not fresh and self._usable(kept, now):
-                kept.reused = True
-                return kept
+                return kept.lent(self)
             kept.sock.close()  # and a new one in its place
         try:
             return Connection(self, self._dial(until), self._clock())
@@ -196,9 +204,7 @@ class ConnectionPool:
 
         Nothing is said on them: to close a copy of a socket tells the other side nothing.
         """
-        idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.sock.close()
+        _close_all(self._idle)
 
     def _close_if_closed(self) -> None:
         if self._closed:
@@ -250,3 +256,11 @@ class ConnectionPool:
         with self._lock:
             self._open -= 1
             self._freed.notify()
+
+
+def _close_all(idle: list[Connection]) -> None:
+    while idle:
+        try:
+            idle.pop().sock.close()
+        except IndexError:
+            return
