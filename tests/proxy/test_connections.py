@@ -320,6 +320,22 @@ def test_an_adapter_that_is_forgotten_leaves_nothing_open(backend: Backend) -> N
     backend.wait_until_closed()
 
 
+def test_a_client_slow_to_begin_its_body_uses_up_nothing(backend: Backend) -> None:
+    clock = FakeClock()
+
+    class Slow:
+        length = 3
+
+        def read(self, _size: int) -> bytes:
+            clock.advance(100)
+            return b"abc"
+
+    adapter = Adapter(clock=clock)
+    assert ask(adapter, backend.url, "POST", Slow()).content == b"ok"
+    assert backend.requests[0].body == b"abc"
+    adapter.close()
+
+
 def test_every_address_of_a_host_is_tried(
     backend: Backend, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -249,7 +249,10 @@ def test_a_socket_of_this_machine_is_an_instance_too(tmp_path: Path, own: Forwar
         assert backend.requests[0].line == "GET /a?b HTTP/1.1"
         assert backend.requests[0].value("Host") == "localhost"
         assert backend.requests[1].body == b"body"
-        assert backend.connections == 1
+        with gateway_session() as session:
+            assert session.get(backend.url + "/b", timeout=5).status_code == 200
+        assert backend.requests[3].value("Host") == "localhost"
+        assert backend.connections == 2
 
 
 def test_a_socket_that_nobody_listens_on_is_503(tmp_path: Path, own: Forward) -> None:

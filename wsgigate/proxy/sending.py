@@ -29,9 +29,7 @@ class Fields(dict[str, str]):
         return copied
 
 
-def request_head(
-    request: requests.PreparedRequest, upload: Upload | None, default_host: str
-) -> bytes:
+def request_head(request: requests.PreparedRequest, upload: Upload | None, origin: str) -> bytes:
     """Return the bytes of the request's head, target and fields as they are.
 
     :raises ValueError: It can not be told from something else on the wire.
@@ -47,7 +45,8 @@ def request_head(
         if "expect" in names:
             del fields[names["expect"]]  # to wait for leave to send costs more than it saves
         if "host" not in names:
-            fields = {"Host": default_host, **fields}
+            scheme, _, host = origin.partition("://")
+            fields = {"Host": "localhost" if scheme == "http+unix" else host, **fields}
     if upload is not None and upload.field is not None:
         fields = {**fields, upload.field[0]: upload.field[1]}
     lines = [f"{method} {target} HTTP/1.1", *map(": ".join, fields.items()), "\r\n"]

@@ -108,17 +108,17 @@ class Adapter(BaseAdapter):
         """
         if proxies:
             raise requests.exceptions.ProxyError("this adapter asks instances, not proxies")
-        now = self._clock()
-        if now >= self._sweep_at:
-            self._sweep(now)
         connect, read, total = _limits(timeout)
-        deadline = Deadline(read, total, now, self._clock)
         origin: str = getattr(request, "origin", None) or _origin(request.url or "")
         pool = self._pool(origin, verify, cert)
         method = request.method or "GET"
         upload = upload_of(request)
-        head = request_head(request, upload, origin.partition("://")[2])
+        head = request_head(request, upload, origin)
         upgrade = "Upgrade" in (request.headers or ())
+        now = self._clock()  # a client slow to begin its body is not the instance's fault
+        if now >= self._sweep_at:
+            self._sweep(now)
+        deadline = Deadline(read, total, now, self._clock)
         until = min(now + connect, deadline.until)
         connection = pool.take(now, until)
         while True:
