@@ -233,8 +233,8 @@ def test_an_answer_becomes_what_it_should(case: Case, backend: Backend, forward:
     check(case, backend, forward(backend.url), "closes")
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_with_our_transport_too_what_requests_does_not_mind(
+@pytest.mark.parametrize("case", OURS, ids=lambda case: case.id)
+def test_our_transport_minds_what_requests_does_not(
     case: Case, backend: Backend, own: Forward
 ) -> None:
     check(case, backend, own(backend.url), "closes")
