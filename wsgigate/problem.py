@@ -18,6 +18,7 @@ def status_line(status: int) -> str:
 
 
 _LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
+_LINES[499] = "499 Client Closed Request"  # nginx's word for it, for the log alone
 
 
 @dataclass(frozen=True)

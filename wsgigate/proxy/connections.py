@@ -17,6 +17,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from wsgigate.proxy.dial import Dial
 from wsgigate.proxy.faults import PoolFull
@@ -54,14 +55,18 @@ class Connection:
     """One open connection; it knows its pool only while a request has it.
 
     :ivar reused: Whether another request went over it before, so that it may have ended unseen.
+    :ivar holds: Told ``None`` before it may serve another request.
     """
 
-    __slots__ = ("_poll", "_pool", "_timeout", "idle_since", "made", "recv", "reused", "sock")
+    __slots__ = (
+        *("_poll", "_pool", "_timeout", "holds", "idle_since", "made", "recv", "reused", "sock"),
+    )
 
     def __init__(self, pool: ConnectionPool, sock: socket.socket, now: float) -> None:
         self._pool: ConnectionPool | None = pool
         self.sock = sock
         self.recv = sock.recv
+        self.holds: Callable[[Any], object] | None = None
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._timeout = -1.0
@@ -103,6 +108,9 @@ class Connection:
     def give_back(self, keep: bool) -> None:
         """Let the connection go: to the next request if *keep*, else closed."""
         pool, self._pool = self._pool, None
+        if self.holds is not None:
+            self.holds(None)
+            self.holds = None
         if pool is not None:
             pool.take_back(self, keep)
 

@@ -12,13 +12,14 @@ from urllib3.exceptions import HTTPError
 from wsgigate.fields import FieldRules
 from wsgigate.problem import Problem, Refusal, Refuse, answer_with
 from wsgigate.proxy.client_body import ClientBody
+from wsgigate.proxy.departure import Departure, Departures
 from wsgigate.proxy.hops import is_last_hop
 from wsgigate.proxy.pool import Lease, Pool
 from wsgigate.proxy.request import Outgoing, RequestMaker
 from wsgigate.proxy.response import BadResponse, Body, ResponseMaker, problem_of, reason_of
 from wsgigate.proxy.transport import Sessions, Timeout
 from wsgigate.target import BadTarget, target_of
-from wsgigate.wsgi import INSTANCE, REASON, SERVICE, BodyTooLarge
+from wsgigate.wsgi import INSTANCE, REASON, SERVICE, BodyError, BodyTooLarge
 
 __all__ = ["Forwarder"]
 
@@ -28,6 +29,10 @@ NO_INSTANCE = Problem(
     extensions={"error": "No instance available"},
     headers=(("Retry-After", "5"),),
 )
+DEPARTURES = Departures()
+CLIENT_LEFT = Problem(499)
+"""Read by nobody but the log, under the status that nginx has for it."""
+
 _SEND_ERRORS = (
     requests.RequestException,
     HTTPError,
@@ -64,6 +69,7 @@ class Forwarder:
     :param verify: Whether to verify the instances' TLS certificates, or a bundle to do it by.
     :param cert: A client certificate: the path of a PEM file, or of one and of its key.
     :param sessions: Where connections come from; shared by forwarders to share theirs.
+    :param departures: Looks after clients that leave meanwhile; one for a process is enough.
     :param refuse: Turns a problem into the app that answers it.
     :raises ValueError: A setting is not of its form; says which.
     """
@@ -88,6 +94,7 @@ class Forwarder:
         verify: bool | str = True,
         cert: str | tuple[str, str] | None = None,
         sessions: Sessions | None = None,
+        departures: Departures = DEPARTURES,
         refuse: Refuse = answer_with,
     ) -> None:
         for name, seconds in (
@@ -118,6 +125,7 @@ class Forwarder:
         self._verify = verify
         self._cert = cert
         self._sessions = sessions or Sessions()
+        self._departures = departures
         self._refuse = refuse
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -150,8 +158,13 @@ class Forwarder:
         instance = lease.instance
         environ[INSTANCE] = instance.address
         request = self._requests.make(environ, target_of(environ), instance)
-        response = self._send(request, environ)
-        body = Body(response, lambda _error: lease.release())
+        departure = self._departures.watch(environ)
+        try:
+            response = self._send(request, departure)
+        except BaseException:
+            departure.close()
+            raise
+        body = Body(response, lambda _error: lease.release(), departure)
         try:
             status, headers, length = self._responses.head(response, request, instance)
             if length == 0:
@@ -168,17 +181,21 @@ class Forwarder:
         body.promised = length
         return body
 
-    def _send(self, request: Outgoing, environ: WSGIEnvironment) -> requests.Response:
+    def _send(self, request: Outgoing, departure: Departure) -> requests.Response:
+        request.headers.holds = departure.holds  # type: ignore[attr-defined]
         session = self._sessions.current()
         try:
             return session.get_adapter(request.url or "").send(
                 request, stream=True, timeout=self._timeout, verify=self._verify, cert=self._cert
             )
         except Exception as error:
-            body = request.body
-            broken = body.error if isinstance(body, ClientBody) else None
+            broken = _broken(request.body)
             if isinstance(broken, BodyTooLarge):
                 raise Refusal(Problem(413, "Request body too large."), str(broken)) from error
+            if departure.gone:
+                raise Refusal(CLIENT_LEFT, "the client has left") from error
+            if broken is not None and isinstance(broken.__cause__, TimeoutError):
+                raise Refusal(Problem(408, "Request body came too slowly."), str(broken)) from error
             if broken is not None:
                 raise Refusal(Problem(400, "Request body ended early."), str(broken)) from error
             if isinstance(error, _SEND_ERRORS):
@@ -194,3 +211,7 @@ class Forwarder:
     ) -> Iterable[bytes]:
         environ[REASON] = reason
         return self._refuse(problem)(environ, start_response)
+
+
+def _broken(body: object) -> BodyError | None:
+    return body.error if isinstance(body, ClientBody) else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import re
+from collections.abc import Callable
 from typing import Any
 
 import requests
@@ -103,6 +104,8 @@ class _Reply(http.client.HTTPResponse):
 class _Exact:
     """A connection that sends the target as it is, and no field that was not asked for."""
 
+    holds: Callable[[Any], object] | None = None
+
     def request(
         self, method: str, url: str, body: Any = None, headers: Any = None, **options: Any
     ) -> None:
@@ -112,6 +115,12 @@ class _Exact:
             for name in ("user-agent", "accept-encoding"):
                 if name not in names:
                     headers[name] = SKIP_HEADER
+            self.holds = getattr(headers, "holds", None)
+            if self.holds is not None:
+                connection: Any = self
+                if connection.sock is None:
+                    connection.connect()
+                self.holds(connection.sock)
         super().request(method, url, body=body, headers=headers, **options)  # type: ignore[misc]
 
 
@@ -123,11 +132,19 @@ class _TLSConnection(_Exact, HTTPSConnection):
     response_class = _Reply
 
 
-class _Pool(HTTPConnectionPool):
+class _Releasing:
+    def _put_conn(self, conn: Any) -> None:
+        if conn is not None and conn.holds is not None:
+            conn.holds(None)
+            conn.holds = None
+        super()._put_conn(conn)  # type: ignore[misc]
+
+
+class _Pool(_Releasing, HTTPConnectionPool):
     ConnectionCls = _Connection
 
 
-class _TLSPool(HTTPSConnectionPool):
+class _TLSPool(_Releasing, HTTPSConnectionPool):
     ConnectionCls = _TLSConnection
 
 

@@ -20,6 +20,7 @@ from wsgigate.fields import (
     is_token,
 )
 from wsgigate.problem import Problem, status_line
+from wsgigate.proxy.departure import ClientLeft, Departure
 from wsgigate.proxy.faults import NotConnected, PoolFull
 from wsgigate.proxy.request import Outgoing
 from wsgigate.proxy.wire import BLOCK
@@ -62,14 +63,19 @@ class Body:
     :param response: The response, its head read.
     :ivar promised: The bytes still to come, ``None`` when the end is marked otherwise.
     :param done: Called once, at the end: with the error that ended it, or ``None``.
+    :param departure: Tells whether it was the client that ended it.
     """
 
-    __slots__ = ("_done", "_read", "_response", "error", "promised")
+    __slots__ = ("_departure", "_done", "_read", "_response", "error", "promised")
 
     def __init__(
-        self, response: requests.Response, done: Callable[[Exception | None], object]
+        self,
+        response: requests.Response,
+        done: Callable[[Exception | None], object],
+        departure: Departure,
     ) -> None:
         self._response = response
+        self._departure = departure
         self._read = getattr(response.raw, "read1", None) or response.raw.read
         self.promised: int | None = None
         self._done: Callable[[Exception | None], object] | None = done
@@ -82,16 +88,20 @@ class Body:
         try:
             block: bytes = self._read(BLOCK, decode_content=False)
         except _READ_ERRORS as error:
-            self.error = UpstreamCut(f"the response was cut: {type(error).__name__}")
-            raise self.error from error
+            raise self._cut(f"the response was cut: {type(error).__name__}") from error
         if block:
             if self.promised is not None:
                 self.promised -= len(block)
             return block
         if self.promised:
-            self.error = UpstreamCut(f"the response ended {self.promised} bytes early")
-            raise self.error
+            raise self._cut(f"the response ended {self.promised} bytes early")
+        if self._departure.gone:  # its end is not told from that of the connection
+            raise self._cut("")
         raise StopIteration
+
+    def _cut(self, text: str) -> Exception:
+        self.error = ClientLeft() if self._departure.gone else UpstreamCut(text)
+        return self.error
 
     def skip(self) -> None:
         """Close a body that has nothing in it, keeping the connection where that is certain."""
@@ -107,6 +117,7 @@ class Body:
         done, self._done = self._done, None
         if done is None:
             return
+        self._departure.close()
         try:
             self._response.close()
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import requests
 from requests.exceptions import InvalidHeader, InvalidURL
@@ -16,16 +16,27 @@ __all__ = ["Fields", "Upload", "request_head", "upload_of"]
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
-class Fields(dict[str, str]):
-    """Request fields on their way to the wire, with the exact request target they go with."""
+Holds: TypeAlias = Callable[[Any], object]
 
-    __slots__ = ("target",)
+
+class Fields(dict[str, str]):
+    """Request fields on their way to the wire, with the exact request target they go with.
+
+    :ivar holds: Told which socket the request goes by, and ``None`` before that may serve another;
+        there when somebody wants to know.
+    """
+
+    __slots__ = ("holds", "target")
 
     target: str
+    holds: Holds
 
     def copy(self) -> Fields:
         copied = Fields(self)
         copied.target = self.target
+        holds = getattr(self, "holds", None)
+        if holds is not None:
+            copied.holds = holds
         return copied
 
 

@@ -120,9 +120,13 @@ class Adapter(BaseAdapter):
             self._sweep(now)
         deadline = Deadline(read, total, now, self._clock)
         until = min(now + connect, deadline.until)
+        holds = getattr(request.headers, "holds", None)
         connection = pool.take(now, until)
         while True:
             reader = ResponseReader(method, upgrade)
+            if holds is not None:
+                connection.holds = holds
+                holds(connection.sock)
             try:
                 exchange(connection, head, upload, reader, deadline)
                 break
