@@ -5,13 +5,17 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
+import struct
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import TConn
 
 __all__ = ["ClientStalled", "Connection"]
+
+ABANDONED = struct.pack("ii", 1, 0)
+"""``SO_LINGER`` for a connection that is reset, not closed."""
 
 SLICE = 65536
 """Bytes of a response that must be taken within the idle timeout."""
@@ -69,10 +73,17 @@ class Connection(TConn):  # type: ignore[misc]
 
     def close(self, graceful: bool = False) -> None:
         """Close the connection; gracefully without waiting for the client to do so."""
-        if graceful:
+        if graceful and not self._abandoned():
             self._worker.linger(self.sock)
         else:
             super().close()
+
+    def _abandoned(self) -> bool:
+        try:
+            setting: bytes = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+        except OSError:  # closed already
+            return True
+        return setting == ABANDONED
 
 
 class _Reader(SocketUnreader):  # type: ignore[misc]
@@ -128,14 +139,19 @@ class _Slices:
             for start in range(0, len(view), SLICE):
                 super().sendall(view[start : start + SLICE], flags)  # type: ignore[misc]
         except TimeoutError:
-            raise ClientStalled("the response was not taken") from None
+            self._abandon()
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         try:
             sent: int = super().sendfile(file, offset, count)  # type: ignore[misc]
         except TimeoutError:
-            raise ClientStalled("the response was not taken") from None
+            self._abandon()
         return sent
+
+    def _abandon(self) -> NoReturn:
+        """Have what is left in the system's buffers thrown away when the socket is closed."""
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABANDONED)  # type: ignore[attr-defined]
+        raise ClientStalled("the response was not taken")
 
 
 class _Patient(_Slices, socket.socket):
