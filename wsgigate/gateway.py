@@ -28,6 +28,7 @@ class Gateway:
     :param pools: Its services' instances, by service name.
     :param health: Checks them, unless nothing is to be checked.
     :param routes: The routes, for those who list and explain them.
+    :param stopping: Called when the process begins to stop: what would outlast its requests ends.
     :param closing: Called when the gateway is closed: releases what its middlewares opened.
     """
 
@@ -41,6 +42,7 @@ class Gateway:
         version: str = "0.0.0",
         health: HealthChecker | None = None,
         routes: Sequence[Route[WSGIApplication]] = (),
+        stopping: Iterable[Callable[[], object]] = (),
         closing: Iterable[Callable[[], object]] = (),
     ) -> None:
         self.app = app
@@ -50,6 +52,7 @@ class Gateway:
         self.pools = pools
         self.health = health
         self.routes = tuple(routes)
+        self._stopping = tuple(stopping)
         self._closing = tuple(closing)
         self._lock = threading.Lock()
         self._started_in = 0
@@ -67,6 +70,11 @@ class Gateway:
                 if self.health is not None:
                     self.health.start()
                     self.health.refresh()  # what other workers have found out already
+
+    def stopping(self) -> None:
+        """Have what lasts for long end soon, while requests are finished; does not wait."""
+        for stop in self._stopping:
+            stop()
 
     def close(self) -> None:
         """Stop what runs in this process and release what it holds open."""

@@ -63,6 +63,9 @@ INSTANCE = "wsgigate.instance"
 REASON = "wsgigate.reason"
 """``str``: why a request was refused, for the log only: it may say what a client must not know."""
 
+TUNNELLED = "wsgigate.tunnelled"
+"""``tuple[int, int]``: bytes from and to the client of a WebSocket; set by Forwarder at its end."""
+
 Headers: TypeAlias = list[tuple[str, str]]
 ExcInfo: TypeAlias = (
     tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]

@@ -173,6 +173,24 @@ def serve_app(tmp_path: Path) -> Iterator[Serve]:
 
 
 @pytest.fixture
+def serve_command(tmp_path: Path) -> Iterator[Serve]:
+    """Return a starter of servers of any kind: ``serve_command(lambda port: [...])``."""
+    started: list[Served] = []
+
+    def start(command: Callable[[int], list[str]]) -> Served:
+        port = free_port()
+        log = tmp_path / f"command{len(started)}.log"
+        served = Served(command(port), port, log, {"HOME": str(tmp_path)})
+        started.append(served)
+        served.wait_until_up()
+        return served
+
+    yield start
+    for served in started:
+        served.stop()
+
+
+@pytest.fixture
 def http() -> Iterator[requests.Session]:
     """Return a client that keeps its connections."""
     with requests.Session() as session:

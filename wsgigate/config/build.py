@@ -146,6 +146,7 @@ class _Builder:
             pools=services.pools,
             health=health,
             routes=dispatcher.routes,
+            stopping=[services.tunnels.stop],
             closing=[
                 *self._stacker.closing,
                 *(sessions.close for sessions in services.sessions.values()),

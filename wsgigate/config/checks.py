@@ -15,6 +15,7 @@ __all__ = ["check_across"]
 _OF_SERVICES = (
     *("strip_prefix", "add_prefix", "request_fields", "response_fields"),
     *("preserve_host", "rewrite_location", "rewrite_cookies", "forward_authorization"),
+    "websocket",
 )
 
 Warnings = list[tuple[str, str]]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from wsgigate.addresses import AddressList
-from wsgigate.config.kinds import Choice, Flag, Integer, Secret, Text
+from wsgigate.config.kinds import Choice, Duration, Flag, Integer, Secret, Text
 from wsgigate.config.middlewares import Middleware, MiddlewareEntry
 from wsgigate.config.model_services import (
     FieldChanges,
@@ -65,6 +65,19 @@ class Gateway:
     )
     threads: int = setting(
         Integer(1, 4096), "How many requests one process serves at a time.", default=16
+    )
+    head_timeout: float | None = setting(
+        Duration(), "How long a client may take to send a request's head; 10 s.", default=None
+    )
+    idle_timeout: float | None = setting(
+        Duration(),
+        "How long a client may take to send more of a body, or take more of a response; 30 s.",
+        default=None,
+    )
+    websockets: int | None = setting(
+        Integer(0, 4096),
+        "How many threads of a process WebSockets may hold; half of them unless said.",
+        default=None,
     )
     trusted_proxies: tuple[str, ...] = setting(
         ListOf(Checked(_address, 'an address, a network, or "unix"', reason=True)),

@@ -13,7 +13,7 @@ from wsgigate.config.middlewares import Middleware, MiddlewareEntry
 from wsgigate.config.tables import Either, ListOf, MapOf, Table, setting, table
 from wsgigate.config.texts import ImportPath, PathPattern, Url
 
-__all__ = ["FieldChanges", "Health", "Route", "Service", "Tls", "Weighted"]
+__all__ = ["FieldChanges", "Health", "Route", "Service", "Tls", "WebSockets", "Weighted"]
 
 _ONE_LINE = r"[^\x00-\x1f\x7f]+"
 _SLASHES = Choice("reject", "keep")
@@ -103,6 +103,15 @@ class FieldChanges:
 
 
 @table
+class WebSockets:
+    """What the WebSockets of a route may take."""
+
+    idle_timeout: float | None = setting(
+        Duration(), "How long one may be silent; 60 s unless said.", default=None
+    )
+
+
+@table
 class Route:
     """Which requests go to which service, or to which WSGI application."""
 
@@ -176,6 +185,11 @@ class Route:
         Flag(),
         "Whether the paths of a service's cookies are brought back to what clients see.",
         default=None,
+    )
+    websocket: bool | WebSockets = setting(
+        Either(_is_flag, Flag(), Table(WebSockets)),
+        "Whether requests that ask for it become WebSockets.",
+        default=False,
     )
     forward_authorization: bool | None = setting(
         Flag(),

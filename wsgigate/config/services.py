@@ -16,6 +16,8 @@ from wsgigate.fields import FieldRules
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.transport import Sessions
+from wsgigate.proxy.tunnel import Tunnels
+from wsgigate.proxy.upgrade import WebSocketLimits
 from wsgigate.rules.health import HealthCheck
 from wsgigate.store import Store
 
@@ -47,6 +49,9 @@ class Services:
         self.pools: dict[str, Pool] = {}
         self.checks: dict[str, HealthCheck] = {}
         self.sessions: dict[str, Sessions] = {}
+        gateway = config.gateway
+        most = max(1, gateway.threads // 2) if gateway.websockets is None else gateway.websockets
+        self.tunnels = Tunnels(most)
         self._common: dict[str, dict[str, Any]] = {}
         self._gateway = {"via": via, "identity": dict(identity)}
         self._folder = folder
@@ -116,8 +121,16 @@ class Services:
             "add_prefix": route.add_prefix,
             "request_fields": request,
             "response_fields": response,
+            "websocket": self._websocket(route),
+            "tunnels": self.tunnels,
         }
         return self._errors.tried(path, lambda: Forwarder(pool, **settings))
+
+    @staticmethod
+    def _websocket(route: Route) -> bool | WebSocketLimits:
+        if isinstance(route.websocket, bool):
+            return route.websocket
+        return WebSocketLimits(**given(route.websocket))
 
     def _changes(self, changes: FieldChanges | None, path: str) -> FieldRules | None:
         if changes is None:

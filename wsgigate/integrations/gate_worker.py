@@ -72,6 +72,12 @@ class GateWorker(gthread.ThreadWorker):  # type: ignore[misc]
         self._rests_until = 0.0
 
     @classmethod
+    def with_timeouts(cls, **timeouts: float | None) -> type[GateWorker]:
+        """Return the class with other timeouts, those that are not ``None``."""
+        given = {name: value for name, value in timeouts.items() if value is not None}
+        return type(cls.__name__, (cls,), given) if given else cls
+
+    @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
         """Warn of settings that undo what the worker is for."""
         super().check_config(cfg, log)
@@ -238,7 +244,10 @@ class GateWorker(gthread.ThreadWorker):  # type: ignore[misc]
                 connection.cut()
 
     def _cap_keepalive(self, deadline: float) -> None:
-        super()._cap_keepalive(deadline)
+        super()._cap_keepalive(deadline)  # called once, when the worker begins to stop
+        stopping = getattr(self.wsgi, "stopping", None)
+        if callable(stopping):
+            stopping()
         for connection in self.pending_conns:
             connection.timeout = min(connection.timeout, deadline)
 

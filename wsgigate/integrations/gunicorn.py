@@ -63,7 +63,7 @@ def settings(path: str | None = None, *, bind: str | None = None) -> dict[str, A
         "bind": gateway.bind,
         "workers": gateway.workers or _processors(),
         "threads": gateway.threads,
-        "worker_class": _worker_class(),
+        "worker_class": _worker_class(gateway.head_timeout, gateway.idle_timeout),
         "proc_name": gateway.name,
         "http_parser": "python",
         "forwarded_allow_ips": "",
@@ -92,10 +92,12 @@ def _processors() -> int:
     return len(usable(0)) if usable else os.cpu_count() or 1
 
 
-def _worker_class() -> str:
-    from wsgigate.integrations.gate_worker import TESTED
+def _worker_class(head_timeout: float | None, idle_timeout: float | None) -> str | type:
+    from wsgigate.integrations.gate_worker import TESTED, GateWorker
 
     if TESTED[0] <= gunicorn.version_info[:2] < TESTED[1]:
+        if head_timeout is not None or idle_timeout is not None:
+            return GateWorker.with_timeouts(head_timeout=head_timeout, idle_timeout=idle_timeout)
         return "wsgigate.integrations.gate_worker.GateWorker"
     log.warning(
         "gunicorn %s is not one that GateWorker was tested with: its plain gthread worker serves, "

@@ -16,6 +16,7 @@ from wsgigate.wsgi import (
     REQUEST_ID,
     ROUTE,
     SERVICE,
+    TUNNELLED,
     Observed,
     observe,
     peer,
@@ -33,6 +34,7 @@ _KEYS = (
     SERVICE,
     INSTANCE,
     REASON,
+    TUNNELLED,
 )
 
 _record = tuple.__new__
@@ -84,7 +86,9 @@ class Logger:
 
         def done(response: Observed) -> None:
             get = environ.get
-            request_id, method, raw, uri, route, service, instance, reason = map(get, _KEYS)
+            request_id, method, raw, uri, route, service, instance, reason, tunnelled = map(
+                get, _KEYS
+            )
             error = response.error
             failed = error is not None and not response.sent
             target = raw or uri
@@ -96,7 +100,7 @@ class Logger:
                 target,
                 "" if target else get("SCRIPT_NAME", "") + get("PATH_INFO", ""),
                 "500" if failed else response.status,
-                0 if method == "HEAD" else response.sent,
+                0 if method == "HEAD" else tunnelled[1] if tunnelled else response.sent,
                 self._clock() - began,
                 route,
                 service,

@@ -13,11 +13,14 @@ from wsgigate.fields import FieldRules
 from wsgigate.problem import Problem, Refusal, Refuse, answer_with
 from wsgigate.proxy.client_body import ClientBody
 from wsgigate.proxy.departure import Departure, Departures
+from wsgigate.proxy.handshake import asks_for_websocket
 from wsgigate.proxy.hops import is_last_hop
 from wsgigate.proxy.pool import Lease, Pool
 from wsgigate.proxy.request import Outgoing, RequestMaker
 from wsgigate.proxy.response import BadResponse, Body, ResponseMaker, problem_of, reason_of
 from wsgigate.proxy.transport import Sessions, Timeout
+from wsgigate.proxy.tunnel import Tunnels
+from wsgigate.proxy.upgrade import Upgrader, WebSocketLimits
 from wsgigate.target import BadTarget, target_of
 from wsgigate.wsgi import INSTANCE, REASON, SERVICE, BodyError, BodyTooLarge
 
@@ -70,6 +73,9 @@ class Forwarder:
     :param cert: A client certificate: the path of a PEM file, or of one and of its key.
     :param sessions: Where connections come from; shared by forwarders to share theirs.
     :param departures: Looks after clients that leave meanwhile; one for a process is enough.
+    :param websocket: Whether requests that ask for it become WebSockets, and what those may take.
+        Where it is off they are forwarded as plain ones.
+    :param tunnels: Counts the WebSockets of this process; shared by forwarders to count together.
     :param refuse: Turns a problem into the app that answers it.
     :raises ValueError: A setting is not of its form; says which.
     """
@@ -95,6 +101,8 @@ class Forwarder:
         cert: str | tuple[str, str] | None = None,
         sessions: Sessions | None = None,
         departures: Departures = DEPARTURES,
+        websocket: bool | WebSocketLimits = False,
+        tunnels: Tunnels | None = None,
         refuse: Refuse = answer_with,
     ) -> None:
         for name, seconds in (
@@ -126,6 +134,17 @@ class Forwarder:
         self._cert = cert
         self._sessions = sessions or Sessions()
         self._departures = departures
+        self._upgrade: Upgrader | None = None
+        if websocket:
+            self._upgrade = Upgrader(
+                WebSocketLimits() if websocket is True else websocket,
+                tunnels or Tunnels(),
+                fields=response_fields,
+                connect_timeout=self._timeout[0],
+                timeout=self._timeout[1],
+                verify=verify,
+                cert=cert,
+            )
         self._refuse = refuse
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -158,6 +177,8 @@ class Forwarder:
         instance = lease.instance
         environ[INSTANCE] = instance.address
         request = self._requests.make(environ, target_of(environ), instance)
+        if self._upgrade is not None and asks_for_websocket(environ):
+            return self._upgrade(environ, start_response, request, instance, lease.release)
         departure = self._departures.watch(environ)
         try:
             response = self._send(request, departure)

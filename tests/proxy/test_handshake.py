@@ -1,0 +1,124 @@
+"""The opening handshake of WebSockets, as tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from wsgigate.problem import Refusal
+from wsgigate.proxy.handshake import BadHandshake, asks_for_websocket, check_request, read_answer
+from wsgigate.testing.server import new_environ
+
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 section 1.3, and the answer to it below
+ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+
+ASKING = {
+    "SERVER_PROTOCOL": "HTTP/1.1",
+    "HTTP_UPGRADE": "websocket",
+    "HTTP_CONNECTION": "keep-alive, Upgrade",
+    "HTTP_SEC_WEBSOCKET_KEY": KEY,
+    "HTTP_SEC_WEBSOCKET_VERSION": "13",
+}
+
+
+def asking(**changes: Any) -> dict[str, Any]:
+    return {**new_environ(), **ASKING, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "asks"),
+    [
+        ({}, True),
+        ({"HTTP_UPGRADE": "WebSocket"}, True),
+        ({"HTTP_UPGRADE": "h2c"}, False),
+        ({"HTTP_UPGRADE": ""}, False),
+        ({"HTTP_CONNECTION": "keep-alive"}, False),
+        ({"HTTP_CONNECTION": ",".join(f"a{n}" for n in range(200))}, False),
+    ],
+)
+def test_a_request_asks_for_a_websocket_in_both_fields(changes: dict[str, Any], asks: bool) -> None:
+    assert asks_for_websocket(asking(**changes)) is asks
+
+
+def test_a_proper_handshake_has_a_key() -> None:
+    assert check_request(asking()) == KEY
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"REQUEST_METHOD": "POST"}, 400),
+        ({"SERVER_PROTOCOL": "HTTP/1.0"}, 400),
+        ({"HTTP_UPGRADE": "websocket, h2c"}, 400),
+        ({"CONTENT_LENGTH": "3"}, 400),
+        ({"HTTP_TRANSFER_ENCODING": "chunked"}, 400),
+        ({"HTTP_SEC_WEBSOCKET_VERSION": "8"}, 426),
+        ({"HTTP_SEC_WEBSOCKET_KEY": ""}, 400),
+        ({"HTTP_SEC_WEBSOCKET_KEY": "c2hvcnQ="}, 400),
+        ({"HTTP_SEC_WEBSOCKET_KEY": f"{KEY},{KEY}"}, 400),
+        ({"HTTP_SEC_WEBSOCKET_KEY": "dGhlIHNhbXBsZSBub25jZ\xff=="}, 400),
+    ],
+)
+def test_a_malformed_one_is_refused(changes: dict[str, Any], status: int) -> None:
+    with pytest.raises(Refusal) as refused:
+        check_request(asking(**changes))
+    assert refused.value.problem.status == status
+
+
+def answer(
+    *fields: str,
+    line: str = "HTTP/1.1 101 Switching Protocols",
+    upgrade: str = "Upgrade: websocket",
+    connection: str = "Connection: Upgrade",
+    accept: str = f"Sec-WebSocket-Accept: {ACCEPT}",
+) -> bytes:
+    return "\r\n".join([line, upgrade, connection, accept, *fields, "", ""]).encode("latin-1")
+
+
+def test_what_the_client_gets_is_end_to_end_and_the_upgrade() -> None:
+    head = answer(
+        "Sec-WebSocket-Protocol: chat",
+        "Set-Cookie: a=1",
+        "Set-Cookie: b=2",
+        "Content-Length: 5",
+        "X-Hop: 1",
+        connection="Connection: X-Hop, upgrade",
+    )
+    assert read_answer(head, KEY, "other, chat", "") == [
+        ("Sec-WebSocket-Accept", ACCEPT),
+        ("Sec-WebSocket-Protocol", "chat"),
+        ("Set-Cookie", "a=1"),
+        ("Set-Cookie", "b=2"),
+        ("Upgrade", "websocket"),
+        ("Connection", "Upgrade"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (answer(line="HTTP/1.1 403 Forbidden"), 403),
+        (answer(line="HTTP/1.1 200 OK"), 200),
+        (answer(line="HTTP/1.0 101 Switching Protocols"), 0),
+        (answer(line="HTTP/1.1 101\x00"), 0),
+        (answer(line="101"), 0),
+        (answer(upgrade="Upgrade: h2c"), 0),
+        (answer("Upgrade: websocket"), 0),
+        (answer(connection="Connection: close"), 0),
+        (answer(accept="Sec-WebSocket-Accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA="), 0),
+        (answer(f"Sec-WebSocket-Accept: {ACCEPT}"), 0),
+        (answer("Sec-WebSocket-Protocol: secret"), 0),
+        (answer("Sec-WebSocket-Protocol: chat", "Sec-WebSocket-Protocol: chat"), 0),
+        (answer("Sec-WebSocket-Extensions: permessage-deflate"), 0),
+        (answer("no colon"), 0),
+        (answer(" folded: 1"), 0),
+        (answer("Bad Name: 1"), 0),
+        (answer("X: a\nSet-Cookie: b=1"), 0),
+        (answer("X: a\rb"), 0),
+    ],
+)
+def test_an_answer_that_opens_none_is_no_answer(head: bytes, status: int) -> None:
+    with pytest.raises(BadHandshake) as bad:
+        read_answer(head, KEY, "chat", "")
+    assert bad.value.status == status

@@ -1,0 +1,121 @@
+"""Bytes through a tunnel, over real sockets."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from wsgigate.proxy.tunnel import Tunnels, relay
+
+
+class Ends:
+    """A tunnel between two connections; *client* and *instance* are the outer ends."""
+
+    def __init__(self) -> None:
+        self.client, self._left = socket.socketpair()
+        self.instance, self._right = socket.socketpair()
+        self.moved: tuple[int, int] | None = None
+        for end in (self.client, self.instance):
+            end.settimeout(10)
+
+    def start(self, **options: object) -> threading.Thread:
+        def run() -> None:
+            self.moved = relay(
+                self._left,
+                self._right,
+                **{"idle_timeout": 20.0, **options},  # type: ignore[arg-type]
+            )
+            self._left.close()
+            self._right.close()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    def close(self) -> None:
+        for end in (self.client, self.instance, self._left, self._right):
+            end.close()
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    made = Ends()
+    yield made
+    made.close()
+
+
+def read(sock: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count and (block := sock.recv(count - len(data))):
+        data += block
+    return data
+
+
+def test_bytes_pass_both_ways_until_one_end_closes(ends: Ends) -> None:
+    thread = ends.start(first=b"early ")
+    ends.client.sendall(b"question")
+    assert read(ends.instance, 8) == b"question"
+    ends.instance.sendall(b"answer")
+    assert read(ends.client, 12) == b"early answer"
+    ends.instance.sendall(b"!")
+    ends.instance.close()
+    assert ends.client.recv(10) == b"!"
+    assert ends.client.recv(10) == b""
+    thread.join(10)
+    assert ends.moved == (8, 13)
+
+
+def test_two_that_both_talk_before_they_listen_do_not_block_each_other(ends: Ends) -> None:
+    large = bytes(1 << 22)
+    thread = ends.start()
+    talkers = [
+        threading.Thread(target=end.sendall, args=(large,)) for end in (ends.client, ends.instance)
+    ]
+    for talker in talkers:
+        talker.start()
+    assert read(ends.client, len(large)) == large  # the other way is full by now
+    assert read(ends.instance, len(large)) == large
+    for talker in talkers:
+        talker.join()
+    ends.client.close()
+    thread.join(10)
+    assert ends.moved == (len(large), len(large))
+
+
+def test_a_silent_tunnel_ends(ends: Ends) -> None:
+    thread = ends.start(idle_timeout=0.001)
+    assert ends.client.recv(1) == b""
+    thread.join(10)
+    assert ends.moved == (0, 0)
+
+
+def test_a_tunnel_that_is_to_end_does_though_it_is_busy(ends: Ends) -> None:
+    over = float("inf")
+    thread = ends.start(end_at=lambda: over)
+    ends.client.sendall(b"1")
+    assert read(ends.instance, 1) == b"1"
+    over = 0.0
+    ends.client.sendall(b"2")
+    assert read(ends.instance, 2) == b"2"
+    thread.join(10)
+
+
+def test_no_more_enter_than_may() -> None:
+    tunnels = Tunnels(2)
+    assert [tunnels.enter() for _ in range(3)] == [True, True, False]
+    tunnels.leave()
+    assert tunnels.enter()
+
+
+def test_none_enters_once_they_are_to_end() -> None:
+    tunnels = Tunnels(2)
+    tunnels.stop()
+    assert not tunnels.enter()
+
+
+def test_their_number_is_not_negative() -> None:
+    with pytest.raises(ValueError, match="0 or more"):
+        Tunnels(-1)
