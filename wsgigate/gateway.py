@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.discovery.health import HealthChecker
@@ -28,6 +29,9 @@ class Gateway:
     :param pools: Its services' instances, by service name.
     :param health: Checks them, unless nothing is to be checked.
     :param routes: The routes, for those who list and explain them.
+    :param self_check: What is done under a server that makes it unsafe.
+    :param first: Asked at the first request, in a process that was not started before it: what
+        answers instead of *app*, if anything.
     :param stopping: Called when the process begins to stop: what would outlast its requests ends.
     :param closing: Called when the gateway is closed: releases what its middlewares opened.
     """
@@ -42,6 +46,8 @@ class Gateway:
         version: str = "0.0.0",
         health: HealthChecker | None = None,
         routes: Sequence[Route[WSGIApplication]] = (),
+        self_check: Literal["refuse", "warn"] = "refuse",
+        first: Callable[[WSGIEnvironment], WSGIApplication | None] | None = None,
         stopping: Iterable[Callable[[], object]] = (),
         closing: Iterable[Callable[[], object]] = (),
     ) -> None:
@@ -52,6 +58,8 @@ class Gateway:
         self.pools = pools
         self.health = health
         self.routes = tuple(routes)
+        self.self_check = self_check
+        self._first = first
         self._stopping = tuple(stopping)
         self._closing = tuple(closing)
         self._lock = threading.Lock()
@@ -60,6 +68,8 @@ class Gateway:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if self._started_in != os.getpid():
             self.start()
+            if self._first is not None:
+                self.app = self._first(environ) or self.app
         return self.app(environ, start_response)
 
     def start(self) -> None:

@@ -177,10 +177,10 @@ def serve_command(tmp_path: Path) -> Iterator[Serve]:
     """Return a starter of servers of any kind: ``serve_command(lambda port: [...])``."""
     started: list[Served] = []
 
-    def start(command: Callable[[int], list[str]]) -> Served:
+    def start(command: Callable[[int], list[str]], **env: str) -> Served:
         port = free_port()
         log = tmp_path / f"command{len(started)}.log"
-        served = Served(command(port), port, log, {"HOME": str(tmp_path)})
+        served = Served(command(port), port, log, {"HOME": str(tmp_path), **env})
         started.append(served)
         served.wait_until_up()
         return served

@@ -21,6 +21,8 @@ from websockets.sync.server import Server, ServerConnection
 from websockets.sync.server import serve as serve_websockets
 from websockets.typing import Subprotocol
 
+from tests.acceptance.conftest import until
+
 Serve = Callable[..., Any]
 
 GATEWAY = """
@@ -102,15 +104,6 @@ def converse(server: Any) -> None:
             client.send(large)
         for _ in range(3):
             assert client.recv(timeout=20) == large
-
-
-def until(condition: Callable[[], object], seconds: float = 20.0) -> Any:
-    waiting = threading.Event()
-    for _ in range(int(seconds / 0.02)):
-        if found := condition():
-            return found
-        waiting.wait(0.02)
-    raise AssertionError(f"waited {seconds} s in vain")
 
 
 def records(server: Any) -> list[dict[str, Any]]:

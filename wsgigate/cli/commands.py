@@ -15,6 +15,7 @@ from wsgigate.config.model import Config
 from wsgigate.config.routes import Entry
 from wsgigate.config.schema import schema as schema_of_file
 from wsgigate.config.texts import Bind
+from wsgigate.rules.serving import Finding, findings
 
 __all__ = ["check", "routes", "run", "schema"]
 
@@ -58,6 +59,8 @@ def check(arguments: argparse.Namespace) -> int:
         return _wrong(error)
     services, count = len(built.gateway.pools), len(built.entries)
     built.gateway.close()
+    for finding in _of_server(reading.config):
+        print(f"{path}: warning: {finding}", file=sys.stderr)
     print(f"{path}: ok: {_counted(services, 'service')}, {_counted(count, 'route')}")
     return 0
 
@@ -89,6 +92,17 @@ def schema(_arguments: argparse.Namespace) -> int:
     """Print the JSON Schema of the file."""
     print(json.dumps(schema_of_file(), indent=2))
     return 0
+
+
+def _of_server(config: Config) -> list[Finding]:
+    """Return what is wrong with the server that ``run`` would start, where it is installed."""
+    try:
+        from wsgigate.integrations.gunicorn import planned
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "gunicorn":
+            raise
+        return []
+    return findings(planned(config))
 
 
 def _check_bind(bind: str, config: Config) -> None:

@@ -26,6 +26,7 @@ from wsgigate.config.routes import Entry, Routes
 from wsgigate.config.services import Services
 from wsgigate.config.stack import Stacker, policy_name
 from wsgigate.gateway import Gateway
+from wsgigate.integrations.self_check import checked_at_first_request
 from wsgigate.middleware.client_address import ClientAddress
 from wsgigate.middleware.guard import Guard
 from wsgigate.middleware.request_id import RequestId
@@ -146,6 +147,8 @@ class _Builder:
             pools=services.pools,
             health=health,
             routes=dispatcher.routes,
+            self_check=gateway.self_check,
+            first=checked_at_first_request(gateway.self_check),
             stopping=[services.tunnels.stop],
             closing=[
                 *self._stacker.closing,

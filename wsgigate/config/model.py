@@ -74,6 +74,11 @@ class Gateway:
         "How long a client may take to send more of a body, or take more of a response; 30 s.",
         default=None,
     )
+    self_check: Literal["refuse", "warn"] = setting(
+        Choice("refuse", "warn"),
+        "What is done when the server or its settings make the gateway unsafe.",
+        default="refuse",
+    )
     websockets: int | None = setting(
         Integer(0, 4096),
         "How many threads of a process WebSockets may hold; half of them unless said.",

@@ -31,10 +31,13 @@ from functools import partial
 from typing import Any
 
 from gunicorn import util
+from gunicorn.arbiter import Arbiter
 from gunicorn.workers import gthread
 
 from wsgigate.integrations.gate_client import Connection
 from wsgigate.integrations.gate_threads import Threads
+from wsgigate.integrations.self_check import facts_of_gunicorn, tell
+from wsgigate.rules.serving import findings
 
 __all__ = ["TESTED", "GateWorker"]
 
@@ -72,9 +75,13 @@ class GateWorker(gthread.ThreadWorker):  # type: ignore[misc]
         self._rests_until = 0.0
 
     @classmethod
-    def with_timeouts(cls, **timeouts: float | None) -> type[GateWorker]:
-        """Return the class with other timeouts, those that are not ``None``."""
-        given = {name: value for name, value in timeouts.items() if value is not None}
+    def having(cls, **changes: float | None) -> type[GateWorker]:
+        """Return the class with other values in the place of its own, those that are not None."""
+        given = {
+            name: value
+            for name, value in changes.items()
+            if value is not None and value != getattr(cls, name)
+        }
         return type(cls.__name__, (cls,), given) if given else cls
 
     @classmethod
@@ -83,6 +90,18 @@ class GateWorker(gthread.ThreadWorker):  # type: ignore[misc]
         super().check_config(cfg, log)
         if cfg.is_ssl and cfg.do_handshake_on_connect:
             log.warning("do_handshake_on_connect leaves TLS handshakes without a deadline")
+
+    def load_wsgi(self) -> None:
+        """Load the app; for a gateway, see whether it is safe under these settings.
+
+        :raises SystemExit: It is not, and the gateway is one that refuses then.
+        """
+        super().load_wsgi()
+        mode = getattr(self.wsgi, "self_check", None)
+        if mode is not None:
+            facts = facts_of_gunicorn(self.cfg, worker="GateWorker", tested=TESTED)
+            if tell(findings(facts), mode, self.log):
+                raise SystemExit(Arbiter.WORKER_BOOT_ERROR)  # ends the master too
 
     def init_signals(self) -> None:
         """Listen to signals, and to what came while the master's handlers were still in place.

@@ -19,14 +19,18 @@ from typing import Any, NamedTuple
 
 import gunicorn
 from gunicorn.app.base import BaseApplication
+from gunicorn.config import Config as Settings
 
 from wsgigate.config.build import build
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import load
 from wsgigate.config.model import Config
+from wsgigate.config.model import Gateway as Table
 from wsgigate.gateway import Gateway
+from wsgigate.integrations.self_check import facts_of_gunicorn
+from wsgigate.rules.serving import ServerFacts
 
-__all__ = ["application", "serve", "settings"]
+__all__ = ["application", "planned", "serve", "settings"]
 
 log = logging.getLogger("gunicorn.error")
 
@@ -57,13 +61,27 @@ def settings(path: str | None = None, *, bind: str | None = None) -> dict[str, A
     :param bind: ``HOST:PORT`` or ``unix:PATH``, instead of the file's.
     :raises SystemExit: At the first start the file is missing or broken; told on stderr.
     """
-    config = _read(_path(path), bind)
+    return _settings(_read(_path(path), bind))
+
+
+def planned(config: Config) -> ServerFacts:
+    """Return the facts of the server that would run the gateway of *config*."""
+    from wsgigate.integrations.gate_worker import TESTED
+
+    cfg = Settings()
+    for name, value in _settings(config).items():
+        cfg.set(name, value)
+    worker = "gthread" if cfg.worker_class_str == "gthread" else "GateWorker"
+    return facts_of_gunicorn(cfg, worker=worker, tested=TESTED)
+
+
+def _settings(config: Config) -> dict[str, Any]:
     gateway = config.gateway
     return {
         "bind": gateway.bind,
         "workers": gateway.workers or _processors(),
         "threads": gateway.threads,
-        "worker_class": _worker_class(gateway.head_timeout, gateway.idle_timeout),
+        "worker_class": _worker_class(gateway),
         "proc_name": gateway.name,
         "http_parser": "python",
         "forwarded_allow_ips": "",
@@ -92,13 +110,15 @@ def _processors() -> int:
     return len(usable(0)) if usable else os.cpu_count() or 1
 
 
-def _worker_class(head_timeout: float | None, idle_timeout: float | None) -> str | type:
+def _worker_class(gateway: Table) -> str | type:
     from wsgigate.integrations.gate_worker import TESTED, GateWorker
 
     if TESTED[0] <= gunicorn.version_info[:2] < TESTED[1]:
-        if head_timeout is not None or idle_timeout is not None:
-            return GateWorker.with_timeouts(head_timeout=head_timeout, idle_timeout=idle_timeout)
-        return "wsgigate.integrations.gate_worker.GateWorker"
+        worker = GateWorker.having(
+            head_timeout=gateway.head_timeout,
+            idle_timeout=gateway.idle_timeout,
+        )
+        return f"{worker.__module__}.GateWorker" if worker is GateWorker else worker
     log.warning(
         "gunicorn %s is not one that GateWorker was tested with: its plain gthread worker serves, "
         "which slow clients can hold; put a buffering proxy in front",

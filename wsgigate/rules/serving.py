@@ -1,0 +1,154 @@
+"""What a server gets wrong for a gateway: findings from facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Finding", "ServerFacts", "findings"]
+
+STRICT_PARSER = (0, 6, 14)
+"""The first ``gunicorn_h1c`` that reads requests as strictly as gunicorn itself."""
+
+_HELD_BY_SLOW_CLIENTS = ("sync", "gthread")
+_RUINED_BY_FORWARDERS = {"SCRIPT_NAME", "PATH_INFO"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it should be.
+
+    :ivar severity: ``error`` for what makes a gateway unsafe, ``warning`` for what makes it worse.
+    :ivar setting: The setting to change, or the server.
+    :ivar text: What is wrong with it, and what to do.
+    """
+
+    severity: Literal["error", "warning"]
+    setting: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.setting}: {self.text}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerFacts:
+    """What is known of a server; what is not keeps its default, with which nothing is wrong.
+
+    :ivar server: What it calls itself: ``gunicorn``, ``werkzeug``, ``wsgiref``.
+    :ivar version: Its version.
+    :ivar tested: The versions that the gateway was tested with: from the first, before the second.
+    :ivar worker: gunicorn's kind of worker, or ``GateWorker``.
+    :ivar parser: gunicorn's ``http_parser``.
+    :ivar other_parser: The version of ``gunicorn_h1c`` that is installed.
+    :ivar trusts: Whose word gunicorn takes for the scheme: its ``forwarded_allow_ips``.
+    :ivar forwarders_set: The fields by which those set parts of the environ: ``forwarder_headers``.
+    :ivar unix_socket: Whether it listens on a Unix socket, all of whose peers it trusts so.
+    :ivar header_map: What gunicorn does with fields that have underscores in their names.
+    :ivar preload: Whether the gateway is made before the workers are forked.
+    :ivar raw_target: Whether the request target arrives as the client sent it.
+    :ivar debugger: Whether werkzeug's debugger runs what clients of other machines type.
+    """
+
+    server: str = ""
+    version: tuple[int, ...] = ()
+    tested: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    worker: str = "GateWorker"
+    parser: str = "python"
+    other_parser: tuple[int, ...] | None = None
+    trusts: tuple[str, ...] = ()
+    forwarders_set: tuple[str, ...] = ()
+    unix_socket: bool = False
+    header_map: str = "refuse"
+    preload: bool = False
+    raw_target: bool = True
+    debugger: bool = False
+
+
+def findings(facts: ServerFacts) -> list[Finding]:
+    """Return what is not as it should be, errors first."""
+    return sorted(_all(facts), key=lambda finding: finding.severity)
+
+
+def _all(facts: ServerFacts) -> Iterator[Finding]:
+    yield from _parser(facts)
+    yield from _forwarders(facts)
+    if facts.header_map == "dangerous":
+        yield Finding(
+            "error", "header_map", 'X_User_Id is read as X-User-Id; set it to "refuse" or "drop"'
+        )
+    if facts.debugger:
+        yield Finding("error", "werkzeug", "its debugger lets clients run code; turn it off")
+    if facts.server in ("werkzeug", "wsgiref"):
+        yield Finding("warning", facts.server, "it is a server for development; use gunicorn")
+    if not facts.raw_target:
+        yield Finding(
+            "warning",
+            facts.server or "the server",
+            "it hides the request target as it was sent: an encoded slash is taken for a slash",
+        )
+    if facts.worker in _HELD_BY_SLOW_CLIENTS:
+        yield Finding(
+            "warning",
+            "worker_class",
+            f"slow clients can hold {facts.worker} workers; use "
+            "wsgigate.integrations.gate_worker.GateWorker or put a buffering proxy in front",
+        )
+    if facts.preload:
+        yield Finding(
+            "warning",
+            "preload_app",
+            "a reload reads neither the file nor code again, and what middlewares open before "
+            "the fork is shared by all workers; turn it off",
+        )
+    if facts.tested is not None and not facts.tested[0] <= facts.version[:2] < facts.tested[1]:
+        first, end = (".".join(map(str, version)) for version in facts.tested)
+        yield Finding(
+            "warning",
+            facts.server,
+            f"{'.'.join(map(str, facts.version))} is not a release this was tested with: "
+            f"from {first}, before {end}",
+        )
+
+
+def _parser(facts: ServerFacts) -> Iterator[Finding]:
+    other = facts.other_parser
+    if facts.parser == "python" or other is None:
+        return
+    if other < STRICT_PARSER:
+        yield Finding(
+            "error",
+            "http_parser",
+            f"{facts.parser!r} takes gunicorn_h1c {'.'.join(map(str, other))}, which lets bare "
+            'line feeds and folded fields pass; set it to "python"',
+        )
+    else:
+        yield Finding(
+            "warning",
+            "http_parser",
+            f'{facts.parser!r} takes gunicorn_h1c, which was not tested; set it to "python"',
+        )
+
+
+def _forwarders(facts: ServerFacts) -> Iterator[Finding]:
+    rewriting = _RUINED_BY_FORWARDERS.intersection(facts.forwarders_set)
+    if "*" in facts.trusts:
+        yield Finding(
+            "error",
+            "forwarded_allow_ips",
+            'every client may say that it came by https; set it to "", and gateway.trusted_proxies',
+        )
+    elif facts.trusts:
+        yield Finding(
+            "warning",
+            "forwarded_allow_ips",
+            "whom to believe is for gateway.trusted_proxies to say; "
+            f'set it to "", not {",".join(facts.trusts)!r}',
+        )
+    if rewriting and (facts.trusts or facts.unix_socket):
+        yield Finding(
+            "error",
+            "forwarder_headers",
+            f'clients could rewrite the path by {" and ".join(sorted(rewriting))}; set it to ""',
+        )
