@@ -47,6 +47,7 @@ DRIVERS = {
     "cryptography": {"tokens.py"},
     "requests": {"proxy", "discovery"},
     "urllib3": {"proxy", "discovery"},
+    "granian": {"integrations/granian.py"},
     "gunicorn": {"integrations"},
     "yaml": {"config/yaml.py"},
     "werkzeug": set(),

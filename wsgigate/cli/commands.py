@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from dataclasses import replace
+from importlib import import_module
 
 from wsgigate.config.build import Built, assemble, check_reading
 from wsgigate.config.checks import check_across
@@ -22,14 +23,14 @@ __all__ = ["check", "routes", "run", "schema"]
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal ends it."""
-    if arguments.server == "granian":
-        return _failed("granian is not supported yet; leave --server out to run under gunicorn")
+    server: str = arguments.server
     try:
-        from wsgigate.integrations.gunicorn import serve
+        serve = import_module(f"wsgigate.integrations.{server}").serve
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != "gunicorn":
+        if error.name is None or error.name.partition(".")[0] != server:
             raise
-        return _failed('run needs gunicorn: pip install "wsgigate[server]"')
+        extra = {"gunicorn": "server"}.get(server, server)
+        return _failed(f'run needs {server}: pip install "wsgigate[{extra}]"')
     try:
         if arguments.bind is not None:
             _check_bind(arguments.bind, load(arguments.file))
@@ -37,13 +38,18 @@ def run(arguments: argparse.Namespace) -> int:
         return _wrong(error)
     except ValueError as error:
         return _failed(f"--bind: {error}")
-    serve(
-        arguments.file,
-        bind=arguments.bind,
-        workers=arguments.workers,
-        threads=arguments.threads,
-        reload=arguments.reload,
-    )
+    try:
+        serve(
+            arguments.file,
+            bind=arguments.bind,
+            workers=arguments.workers,
+            threads=arguments.threads,
+            reload=arguments.reload,
+        )
+    except ConfigError as error:
+        return _wrong(error)
+    except ValueError as error:
+        return _failed(str(error))
     return 0
 
 

@@ -35,8 +35,8 @@ then:
 """
 
 RUN = """\
-Serve the gateway with gunicorn until a signal ends it. SIGHUP reads the file again: requests under
-way are finished by the old workers, and a file with errors changes nothing."""
+Serve the gateway with gunicorn, or granian, until a signal ends it. SIGHUP reads the file again:
+requests under way are finished by the old workers, and a file with errors changes nothing."""
 
 CHECK = """\
 Read the file, build the gateway without starting it, and see that its store can be used here.

@@ -1,0 +1,1 @@
+"""Measures wsgigate beside other proxies, in one run on one machine: ``make bench``."""

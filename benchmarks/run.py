@@ -1,0 +1,144 @@
+"""``make bench``: measure all contenders side by side and tell how they compare.
+
+The server under test has one processor for itself; the service behind it and the load have
+another.
+In every round each contender is started anew, warmed up and driven over 16 connections; what is
+told is the median of the rounds. Processor time per request comes first: it depends least on what
+else the machine does.
+
+wrk and nginx come from the system: ``apt-get install wrk nginx-light``. Whoever is missing is
+skipped, and said to be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks import contenders, load, meter, micro, table
+from benchmarks.bout import PATH, Bout, fight, free_port, served
+from benchmarks.picture import draw
+from wsgigate.tokens import mint
+
+ISSUER = "bench"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what the command line *argv* asks for; return the exit code."""
+    given = _parser().parse_args(argv)
+    costs = micro.costs(requests=200, repeats=1) if given.quick else {}
+    if given.quick:
+        print(table.micro_table(costs))
+        return 0
+    rounds = {} if given.micro else _rounds(given)
+    if given.only is None:
+        costs = micro.costs()
+    found = {name: table.median(bouts) for name, bouts in rounds.items()}
+    told = [table.server_table(found), table.target_table(found)] if found else []
+    told += [table.micro_table(costs)] if costs else []
+    print("\n" + "\n\n".join(text for text in told if text))
+    if given.json:
+        settings = {name: getattr(given, name) for name in ("rounds", "seconds", "threads")}
+        document = table.document(
+            rounds, found, costs, settings | {"connections": load.CONNECTIONS}
+        )
+        given.json.write_text(json.dumps(document, indent=2) + "\n")
+    if given.svg and found:
+        given.svg.write_text(
+            draw(
+                "Requests served per second of processor time",
+                f"one core, {load.CONNECTIONS} connections; longer is better",
+                table.bars(found),
+            )
+        )
+    return 0
+
+
+def _rounds(given: argparse.Namespace) -> dict[str, list[Bout]]:
+    """Return by name what each contender did in each round."""
+    chosen = []
+    for contender in contenders.CONTENDERS:
+        if given.only is None or contender.name in given.only:
+            missing = contender.missing()
+            if missing:
+                print(f"skipped: {contender.title}: {missing}")
+            else:
+                chosen.append(contender)
+    if not load.available() or contenders.program("nginx") is None:
+        print("skipped: all servers: wrk and nginx are needed: apt-get install wrk nginx-light")
+        return {}
+    cores = meter.cores()
+    if cores[0] == cores[1]:
+        print("there is one processor only: the load takes its share of it", file=sys.stderr)
+    rounds: dict[str, list[Bout]] = {}
+    with tempfile.TemporaryDirectory(prefix="wsgigate-bench-") as folder:
+        setup = contenders.Setup(
+            Path(folder),
+            0,
+            (free_port(), free_port(), free_port()),
+            given.threads,
+            micro.SECRET,
+            ISSUER,
+            given.switch_interval,
+        )
+        token = mint(setup.secret, "HS256", "7", 86400, iss=ISSUER)
+        headers = {
+            "Authorization": f"Bearer {token}",
+            "Accept": "application/json",
+            "User-Agent": "bench/1.0",
+        }
+        behind = f"http://127.0.0.1:{setup.backends[0]}{PATH}"
+        start = contenders.backend(setup)
+        with served(start, behind, {}, core=cores[1], folder=setup.folder, given=setup):
+            for number in range(1, given.rounds + 1):
+                for contender in list(chosen):
+                    mine = _own(setup)
+                    try:
+                        bout = fight(contender, mine, headers, seconds=given.seconds, cores=cores)
+                    except RuntimeError as error:
+                        print(f"skipped: {contender.title}: {error}", file=sys.stderr)
+                        chosen.remove(contender)
+                        continue
+                    rounds.setdefault(contender.name, []).append(bout)
+                    print(
+                        f"round {number}  {contender.title:<38} {bout.cpu:8.1f} µs "
+                        f"{bout.rate:9.0f}/s",
+                        flush=True,
+                    )
+    return rounds
+
+
+def _own(setup: contenders.Setup) -> contenders.Setup:
+    """Return *setup* with a port and a folder that were not used before."""
+    folder = setup.folder / f"{time.monotonic_ns()}"
+    folder.mkdir()
+    return replace(setup, folder=folder, port=free_port())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    names = [contender.name for contender in contenders.CONTENDERS]
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured")
+    parser.add_argument("--seconds", type=int, default=5, help="how long each time")
+    parser.add_argument("--threads", type=int, default=4, help="of those that have them")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", choices=names, help=f"some of {', '.join(names)}"
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures there")
+    parser.add_argument("--svg", type=Path, metavar="PATH", help="write a picture there")
+    parser.add_argument(
+        "--switch-interval", type=float, metavar="SECONDS", help="sys.setswitchinterval() for all"
+    )
+    parser.add_argument("--micro", action="store_true", help="only what each middleware costs")
+    parser.add_argument("--quick", action="store_true", help="see that it runs; measures nothing")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""A gateway under granian: its settings, and what of a request granian tells otherwise.
+
+granian is the fastest server there is for a gateway, and can not give it some of what gunicorn can:
+
+- no request target as it was sent: an escaped slash can not be told from a plain one, so a route
+  that keeps them (``encoded_slash = "keep"``) is refused here;
+- ``X_User_Id`` is the same field as ``X-User-Id``. The gateway removes what a client must not say
+  by environ key, so neither spelling survives; no other field must be trusted by its name;
+- a chunked request body that was cut looks complete, so a body without a length is refused (411);
+- a chunked response that the backend cut looks complete to the client. Nothing here can help it:
+  where that matters, run under gunicorn. One with a length is cut for the client, too;
+- no deadline for a request body: slow clients can hold its threads, unless a proxy in front reads
+  bodies first;
+- bytes outside of ASCII in a field's value: the field is empty.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from multiprocessing.util import Finalize
+from pathlib import Path
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from granian import Granian
+from granian.constants import Interfaces
+from granian.http import HTTP1Settings, HTTP2Settings
+
+from wsgigate.config.build import build
+from wsgigate.config.errors import ConfigError
+from wsgigate.config.load import load
+from wsgigate.config.model import Config
+from wsgigate.gateway import Gateway
+from wsgigate.problem import Problem
+from wsgigate.wsgi import REASON
+
+__all__ = ["Told", "application", "serve"]
+
+HEAD_TIMEOUT = 10.0
+LONGEST_HEAD = 65536
+
+log = logging.getLogger("wsgigate")
+
+_PROTOCOLS = {"HTTP/1": "HTTP/1.0", "HTTP/2": "HTTP/2.0"}
+_WITH_BODY = frozenset(("PATCH", "POST", "PUT"))
+_NO_LENGTH = Problem(411, "Length required.")
+
+
+class Told:
+    """Give *app* the environ that other servers would have given it.
+
+    :param app: The WSGI application.
+    :param inherited: The environment variables of this process, which granian puts into every
+        environ: one called ``HTTP_...`` would pass for a request field.
+    """
+
+    def __init__(self, app: WSGIApplication, inherited: Iterable[tuple[str, str]] = ()) -> None:
+        self.app = app
+        self._inherited = tuple(
+            (name, value)
+            for name, value in inherited
+            if name.startswith(("HTTP_", "CONTENT_", "REQUEST_", "RAW_", "REMOTE_", "wsgi"))
+        )
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        for name, value in self._inherited:
+            if environ.get(name) == value:
+                del environ[name]
+        protocol = environ["SERVER_PROTOCOL"]
+        if protocol != "HTTP/1.1":
+            environ["SERVER_PROTOCOL"] = _PROTOCOLS.get(protocol, protocol)
+            if protocol == "HTTP/1" and not environ.get("HTTP_HOST"):
+                environ.pop("HTTP_HOST", None)
+        if not environ.get("CONTENT_LENGTH") and (
+            "HTTP_TRANSFER_ENCODING" in environ
+            or (protocol == "HTTP/2" and environ["REQUEST_METHOD"] in _WITH_BODY)
+        ):
+            environ[REASON] = "a body without a length, which granian would not tell from a cut one"
+            return _NO_LENGTH(environ, start_response)
+        return self.app(environ, start_response)
+
+
+def application() -> WSGIApplication:
+    """Return the gateway of the file that ``$WSGIGATE_CONFIG`` names, to be served by granian.
+
+    For ``granian --interface wsgi --factory wsgigate.integrations.granian:application``.
+
+    :raises SystemExit: No file is named.
+    :raises ConfigError: It is broken.
+    :raises ValueError: It asks for what granian can not give.
+    """
+    path = os.environ.get("WSGIGATE_CONFIG")
+    if not path:
+        raise SystemExit("wsgigate: WSGIGATE_CONFIG must name the gateway's file")
+    config = load(path)
+    check(config)
+    return _started(build(config, path=path))
+
+
+def check(config: Config) -> None:
+    """See that granian can serve what *config* describes.
+
+    :raises ValueError: It can not; says why.
+    """
+    for route in config.routes:
+        if (route.encoded_slash or config.gateway.encoded_slash) == "keep":
+            raise ValueError(
+                f"the route {route.path!r} keeps encoded slashes, which granian does not tell "
+                "from plain ones; run under gunicorn"
+            )
+
+
+def serve(
+    path: str,
+    *,
+    bind: str | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+    reload: bool = False,
+) -> None:
+    """Run the gateway that the file at *path* describes, until a signal ends it.
+
+    SIGHUP has new workers read the file again; where it is broken they serve what it said at the
+    start.
+
+    :param bind: ``HOST:PORT`` or ``unix:PATH``, instead of the file's.
+    :param workers: Processes, instead of the file's.
+    :param threads: Threads a process, instead of the file's.
+    :param reload: Restart workers when the code or the file changes; needs ``granian[reload]``.
+    :raises ConfigError: The file is broken.
+    :raises ValueError: It asks for what granian can not give.
+    """
+    path = os.path.abspath(path)
+    config = _bound(load(path), bind)
+    check(config)
+    build(config, path=path).close()
+    gateway = config.gateway
+    place = gateway.bind
+    host, _, port = place.rpartition(":")
+    server = Granian(
+        "wsgigate.integrations.granian:application",
+        address=host.strip("[]") if not place.startswith("unix:") else "127.0.0.1",
+        port=int(port) if port.isdigit() else 0,
+        uds=Path(place.removeprefix("unix:")) if place.startswith("unix:") else None,
+        interface=Interfaces.WSGI,
+        workers=workers or gateway.workers or os.cpu_count() or 1,
+        blocking_threads=threads or gateway.threads,
+        backpressure=1024,
+        http1_settings=HTTP1Settings(
+            header_read_timeout=int(HEAD_TIMEOUT * 1000), max_buffer_size=LONGEST_HEAD
+        ),
+        http2_settings=HTTP2Settings(max_headers_size=LONGEST_HEAD),
+        websockets=False,
+        respawn_failed_workers=True,
+        workers_kill_timeout=30,
+        reload=reload,
+        reload_paths=[Path(path).parent] if reload else None,
+    )
+    server.serve(target_loader=partial(_load, path, bind, config), wrap_loader=False)
+
+
+def _load(path: str, bind: str | None, before: Config) -> WSGIApplication:
+    """Return what a new worker serves: the file as it is now, or as it was *before*."""
+    try:
+        config = _bound(load(path), bind)
+        check(config)
+        gateway = build(config, path=path)
+    except (ConfigError, ValueError) as error:
+        log.error("The changed file is refused, the old gateway goes on:\n%s", error)
+        gateway = build(before, path=path)
+    return _started(gateway)
+
+
+def _started(gateway: Gateway) -> WSGIApplication:
+    """Start *gateway* in this worker, and close it at the worker's end."""
+    gateway.start()
+    Finalize(None, gateway.close, exitpriority=10)  # a worker's end runs these, not atexit's
+    return Told(gateway, os.environ.items())
+
+
+def _bound(config: Config, bind: str | None) -> Config:
+    if bind is None:
+        return config
+    return replace(config, gateway=replace(config.gateway, bind=bind))
