@@ -61,16 +61,15 @@ class _Clock:
     """Writes times, a second's worth of work at once."""
 
     def __init__(self) -> None:
-        self._second = -1
-        self._text = ""
+        self._last = (-1, "")  # a second and its text together: threads share this
 
     def __call__(self, now: float) -> str:
-        milliseconds = int(now * 1000)
-        second, rest = divmod(milliseconds, 1000)
-        if second != self._second:
-            self._second = second
-            self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._text}.{rest:03d}Z"
+        second, rest = divmod(int(now * 1000), 1000)
+        known, text = self._last
+        if second != known:
+            text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._last = (second, text)
+        return f"{text}.{rest:03d}Z"
 
 
 class JsonLines:
@@ -88,7 +87,11 @@ class JsonLines:
 
     def _line(self, r: Record, limit: int) -> bytes:
         def text(value: object) -> str:
-            return "null" if value is None else _quoted(_cut(value, limit))
+            if value is None:
+                return "null"
+            if type(value) is str and len(value) <= limit:
+                return _quoted(value)
+            return _quoted(_cut(value, limit))
 
         line = (
             f'{{"time":"{self._time(r.time)}","request_id":{text(r.request_id)},'
@@ -181,6 +184,8 @@ def _status(line: str) -> str:
 def _path(record: Record) -> str:
     """Return the path of the request, without its query and fragment: tokens live there."""
     target = record.target
+    if target and target[0] == "/" and "?" not in target and "#" not in target:
+        return target
     if not target:
         return quote(record.path, safe=_SAFE, encoding="latin-1", errors="replace")
     path = target.partition("?")[0].partition("#")[0]

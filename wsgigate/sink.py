@@ -6,11 +6,12 @@ import atexit
 import io
 import os
 import select
+import stat
 import sys
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
 from typing import TextIO
 
 from wsgigate.records import LONGEST, Lines, Record
@@ -20,19 +21,25 @@ __all__ = ["Sink"]
 AT_EXIT = 2.0
 """Seconds that the end of the process waits for what is not written yet."""
 
-LINGER = 0.01
-"""Seconds from the first record to the writing: one wake-up for all that come in between."""
+LINGER = 0.1
+"""Seconds from the first line to the writing: one wake-up for all that come in between.
 
-_ROUND = 1000  # records taken at a time
+Each wake-up has the thread ask for the interpreter while requests use it, which costs them more
+than all the rest of the log.
+"""
+
+_ROUND = 1000  # lines taken at a time
+_BLOCK = 65536  # bytes written at a time to what is no pipe
 
 
 class Sink:
-    """A bounded queue of records, and the thread that writes them to a stream.
+    """A bounded queue of lines, and the thread that writes them to a stream.
 
-    The thread starts with the first record of a process, and again in a child that was forked: what
-    the parent had not written yet is the parent's to write. A record that finds the queue full, or
-    that the stream does not take, is dropped and counted; the count is written as soon as something
-    can be written again.
+    A record becomes a line at once, where it comes from: threads that work at the same time hinder
+    each other, so the one that writes does nothing else. It starts with the first record of a
+    process, and again in a child that was forked: what the parent had not written yet is the
+    parent's to write. A record that finds the queue full, or that the stream does not take, is
+    dropped and counted; the count is written as soon as something can be written again.
 
     :param stream: Where the lines go; ``None`` is ``sys.stdout`` as it is then.
     :param lines: Makes what turns records into lines for a stream.
@@ -63,8 +70,8 @@ class Sink:
     def put(self, record: Record) -> None:
         """Have *record* written soon; never waits."""
         writer = self._writers.get(os.getpid()) or self._start()
-        if writer.queue.qsize() < self._queue_size:
-            writer.queue.put(record)
+        if len(writer.queue) < self._queue_size:
+            writer.put(record)
         else:
             writer.lose(1)
 
@@ -81,7 +88,7 @@ class Sink:
     def _start(self) -> _Writer:
         # No lock: a thread of the parent may have held it at the fork, and never lets go here.
         pid = os.getpid()
-        fresh = _Writer(self._stream, self._lines, self._now)
+        fresh = _Writer(self._stream, self._lines, self._now, self._queue_size // 2)
         writer = self._writers.setdefault(pid, fresh)
         if writer is fresh:
             for other in [each for each in self._writers if each != pid]:
@@ -92,7 +99,7 @@ class Sink:
                 self._writers.pop(pid, None)
                 return fresh
             atexit.register(fresh.flush_at_exit)
-            weakref.finalize(self, fresh.queue.put, None).atexit = False
+            weakref.finalize(self, fresh.add, None).atexit = False
         return writer
 
 
@@ -100,31 +107,58 @@ class _Writer:
     """The thread of one process; knows its Sink's settings, not the Sink, which may vanish."""
 
     def __init__(
-        self, stream: TextIO | None, lines: Callable[[TextIO], Lines], now: Callable[[], float]
+        self,
+        stream: TextIO | None,
+        lines: Callable[[TextIO], Lines],
+        now: Callable[[], float],
+        many: int,
     ) -> None:
-        self.queue: SimpleQueue[Record | threading.Event | None] = SimpleQueue()
+        self.queue: deque[bytes | threading.Event | None] = deque()
         self.dropped = 0
         self.thread = threading.Thread(target=self._run, name="wsgigate-log", daemon=True)
         self._stream = stream
         self._make_lines = lines
         self._now = now
+        self._many = many
         self._pid = os.getpid()
         self._lock = threading.Lock()
+        self._idle = False
+        self._wake = threading.Event()
         self._hurry = threading.Event()
         self._reported = 0
         self._output: _Output | None = None
         self._lines: Lines | None = None
 
+    def put(self, record: Record) -> None:
+        try:
+            line = (self._lines or self._opened()).line(record)
+        except Exception:  # no stream, or a value that is none: the log never fails anyone
+            self.lose(1)
+            return
+        queue = self.queue
+        queue.append(line)
+        if self._idle:
+            self._wake.set()
+        if len(queue) > self._many and not self._hurry.is_set():
+            self._hurry.set()
+
+    def add(self, item: threading.Event | None) -> None:
+        """Queue what is no line: an event to set when all before it is written, or the end."""
+        self.queue.append(item)
+        self._hurry.set()
+        self._wake.set()
+
     def lose(self, count: int) -> None:
         with self._lock:
             self.dropped += count
+        if self._idle:
+            self._wake.set()
 
     def flush(self, timeout: float) -> bool:
         if not self.thread.is_alive():
-            return self.queue.empty()
+            return not self.queue
         written = threading.Event()
-        self.queue.put(written)
-        self._hurry.set()
+        self.add(written)
         return written.wait(timeout)
 
     def flush_at_exit(self) -> None:
@@ -132,42 +166,38 @@ class _Writer:
             self.flush(AT_EXIT)
 
     def stop(self, timeout: float) -> bool:
-        self.queue.put(None)
-        self._hurry.set()
+        self.add(None)
         self.thread.join(timeout)
         return not self.thread.is_alive()
 
     def _run(self) -> None:
+        queue = self.queue
         going_on = True
         while going_on:
-            items = [self.queue.get()]
-            if self.queue.empty():
+            self._idle = True
+            if not queue:  # looked at after the flag: whoever adds from here on sees it
+                self._wake.wait()
+            self._idle = False
+            self._wake.clear()
+            if len(queue) < _ROUND:
                 self._hurry.wait(LINGER)
             self._hurry.clear()
-            try:
-                while len(items) < _ROUND:
-                    items.append(self.queue.get_nowait())
-            except Empty:
-                pass
+            items = [queue.popleft() for _ in range(min(len(queue), _ROUND))]
             going_on = None not in items
             self._write(items)
         atexit.unregister(self.flush_at_exit)
 
-    def _write(self, items: list[Record | threading.Event | None]) -> None:
+    def _write(self, items: list[bytes | threading.Event | None]) -> None:
         batch: list[bytes] = []
         size = 0
+        most = self._output.most if self._output is not None else LONGEST
         for item in items:
-            if isinstance(item, Record):
-                try:
-                    line = self._opened().line(item)
-                except Exception:  # no stream, or a value that is none: the log never fails anyone
-                    self.lose(1)
-                    continue
-                if size + len(line) > LONGEST:
+            if isinstance(item, bytes):
+                if size + len(item) > most:
                     self._out(batch)
                     batch, size = [], 0
-                batch.append(line)
-                size += len(line)
+                batch.append(item)
+                size += len(item)
             elif item is not None:
                 self._out(batch)
                 batch, size = [], 0
@@ -178,22 +208,29 @@ class _Writer:
         """Write the lines of *batch* at once, after the number of those that were lost before."""
         try:
             lost = self.dropped - self._reported
+            if not batch and not lost:
+                return
+            lines = self._opened()
+            if self._output is None:
+                self._output = _Output(self._told())
             if lost:
-                line = self._opened().dropped(self._now(), lost)
-                if self._output is not None:
-                    self._output.write(line)
-                    self._reported += lost
-            if batch and self._output is not None:
+                self._output.write(lines.dropped(self._now(), lost))
+                self._reported += lost
+            if batch:
                 self._output.write(b"".join(batch))
         except Exception:  # a full disk, a reader that left, a stream that was closed
             self.lose(len(batch))
 
     def _opened(self) -> Lines:
-        if self._lines is None:
-            stream = self._stream if self._stream is not None else sys.stdout
-            self._output = _Output(stream)
-            self._lines = self._make_lines(stream)
-        return self._lines
+        with self._lock:
+            if self._lines is None:
+                self._lines = self._make_lines(self._told())
+            return self._lines
+
+    def _told(self) -> TextIO:
+        if self._stream is None:
+            self._stream = sys.stdout
+        return self._stream
 
 
 class _Output:
@@ -206,8 +243,15 @@ class _Output:
         self._raw: io.RawIOBase | None = raw if isinstance(raw, io.RawIOBase) else None
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
         self._torn = False
+        self.most = LONGEST  # a longer write to a pipe may be mixed with those of other workers
         if self._raw is not None:
             stream.flush()
+            try:
+                mode = os.fstat(self._raw.fileno()).st_mode
+            except OSError:  # no file at all
+                mode = 0
+            if stat.S_ISREG(mode) or stat.S_ISCHR(mode):
+                self.most = _BLOCK
 
     def write(self, data: bytes) -> None:
         if self._raw is None:
