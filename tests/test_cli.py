@@ -325,10 +325,19 @@ def test_schema_is_json(cli: Cli) -> None:
     assert json.loads(out)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
 
 
-def test_granian_is_said_to_come_later(cli: Cli) -> None:
-    code, _, err = cli("run", cli.file(SHOP), "--server", "granian")
+def test_granian_does_not_serve_a_route_that_keeps_encoded_slashes(cli: Cli) -> None:
+    path = 'path = "/api/users/{id}"'
+    assert path in SHOP
+    keeping = SHOP.replace(path, path + '\nencoded_slash = "keep"')
+    code, _, err = cli("run", cli.file(keeping), "--server", "granian")
     assert code == 2
-    assert "granian is not supported yet" in err
+    assert "the route '/api/users/{id}' keeps encoded slashes" in err
+
+
+def test_a_broken_file_is_not_run_by_granian_either(cli: Cli) -> None:
+    code, _, err = cli("run", cli.file("[gateway]\nthreads = 0\n"), "--server", "granian")
+    assert code == 2
+    assert "gateway.threads" in err
 
 
 @pytest.mark.parametrize(

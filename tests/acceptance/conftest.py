@@ -96,7 +96,7 @@ class Served:
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Return a starter of gateways: ``serve(toml, workers=2, env={...})``."""
+    """Return a starter of gateways: ``serve(toml, workers=2, env={...}, server="granian")``."""
     yield from _starter(tmp_path)
 
 
@@ -109,13 +109,16 @@ def serve_for_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
 def _starter(folder: Path) -> Iterator[Serve]:
     started: list[Served] = []
 
-    def start(text: str, *, workers: int = 2, env: dict[str, str] | None = None) -> Served:
+    def start(
+        text: str, *, workers: int = 2, env: dict[str, str] | None = None, server: str = "gunicorn"
+    ) -> Served:
         number = len(started)
         file = folder / f"gateway{number}.toml"
         file.write_text(text)
         port = free_port()
         command = [sys.executable, "-m", "wsgigate", "run", str(file)]
         command += ["--bind", f"127.0.0.1:{port}", "--workers", str(workers)]
+        command += ["--server", server]
         home = {"HOME": str(folder), "XDG_RUNTIME_DIR": "", "XDG_STATE_HOME": ""}
         served = Served(command, port, folder / f"log{number}", home | (env or {}))
         started.append(served)

@@ -8,7 +8,7 @@ granian is the fastest server there is for a gateway, and can not give it some o
   by environ key, so neither spelling survives; no other field must be trusted by its name;
 - a chunked request body that was cut looks complete, so a body without a length is refused (411);
 - a chunked response that the backend cut looks complete to the client. Nothing here can help it:
-  where that matters, run under gunicorn. One with a length is cut for the client, too;
+  where that matters, run under gunicorn. One with a length is cut for the client, too, or a 502;
 - no deadline for a request body: slow clients can hold its threads, unless a proxy in front reads
   bodies first;
 - bytes outside of ASCII in a field's value: the field is empty.
@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from multiprocessing.util import Finalize
 from pathlib import Path
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -35,22 +36,29 @@ from wsgigate.config.load import load
 from wsgigate.config.model import Config
 from wsgigate.gateway import Gateway
 from wsgigate.problem import Problem
-from wsgigate.wsgi import REASON
+from wsgigate.wsgi import REASON, ExcInfo, Headers
 
 __all__ = ["Told", "application", "serve"]
 
 HEAD_TIMEOUT = 10.0
 LONGEST_HEAD = 65536
+MOST_AT_ONCE = 65536
+"""Bytes of a response that is read to its end before it is sent, when it says its length."""
 
 log = logging.getLogger("wsgigate")
 
 _PROTOCOLS = {"HTTP/1": "HTTP/1.0", "HTTP/2": "HTTP/2.0"}
 _WITH_BODY = frozenset(("PATCH", "POST", "PUT"))
 _NO_LENGTH = Problem(411, "Length required.")
+_CUT = Problem(502, "Bad gateway", extensions={"error": "Invalid response"})
 
 
 class Told:
-    """Give *app* the environ that other servers would have given it.
+    """Tell *app* of requests, and granian of responses, what each expects of the other.
+
+    granian sends the head before it asks for the first chunk, though an app may start its response
+    as late as then (PEP 3333): so the first chunk is asked for here. A short response is read to
+    its end, as one that is sent at once costs granian much less.
 
     :param app: The WSGI application.
     :param inherited: The environment variables of this process, which granian puts into every
@@ -80,7 +88,73 @@ class Told:
         ):
             environ[REASON] = "a body without a length, which granian would not tell from a cut one"
             return _NO_LENGTH(environ, start_response)
-        return self.app(environ, start_response)
+        head = _Head(start_response)
+        body = self.app(environ, head)
+        if type(body) is list:
+            return body
+        rest = _Rest(body)
+        if head.length is None or head.length > MOST_AT_ONCE:
+            return rest
+        try:
+            whole = b"".join(rest)
+        except ConnectionError:
+            return _CUT(environ, start_response)
+        finally:
+            rest.close()
+        if len(whole) != head.length and environ["REQUEST_METHOD"] != "HEAD" and not head.bodiless:
+            return _CUT(environ, start_response)
+        return [whole]
+
+
+class _Head:
+    """A ``start_response`` that remembers the length of what is to come."""
+
+    __slots__ = ("_start_response", "bodiless", "length")
+
+    def __init__(self, start_response: StartResponse) -> None:
+        self._start_response = start_response
+        self.length: int | None = None
+        self.bodiless = False
+
+    def __call__(
+        self, status: str, headers: Headers, exc_info: ExcInfo | None = None
+    ) -> Callable[[bytes], object]:
+        self.bodiless = status[:3] in ("204", "304")
+        self.length = None
+        for name, value in headers:
+            if name.lower() == "content-length" and value.isdigit():
+                self.length = int(value)
+        if exc_info:
+            return self._start_response(status, headers, exc_info)
+        return self._start_response(status, headers)
+
+
+class _Rest:
+    """A body whose first chunk has been asked for."""
+
+    __slots__ = ("_body", "_chunks", "_first")
+
+    def __init__(self, body: Iterable[bytes]) -> None:
+        self._body = body
+        self._first: tuple[bytes, ...] = ()
+        try:
+            self._chunks = iter(body)
+            self._first = tuple(islice(self._chunks, 1))
+        except BaseException:
+            self.close()
+            raise
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._first
+        # Not "yield from", which would close an iterator that close() closes again.
+        for chunk in self._chunks:  # noqa: UP028
+            yield chunk
+
+    def close(self) -> None:
+        body, self._body = self._body, ()
+        close = getattr(body, "close", None)
+        if close is not None:
+            close()
 
 
 def application() -> WSGIApplication:

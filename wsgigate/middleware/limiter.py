@@ -39,7 +39,8 @@ _log = logging.getLogger("wsgigate.limiter")
 class _Taken(NamedTuple):
     verdict: Verdict
     now: float
-    name: str
+    begins: str
+    """What its ``RateLimit`` begins with, up to what remains."""
     policy: str
 
 
@@ -105,6 +106,7 @@ class Limiter:
             raise ValueError(f"store is a store or the URL of one, not {store!r}")
         self._take = ALGORITHMS[algorithm](quota).take
         self._policy = rate_limit_policy(name, quota.limit, quota.period)
+        self._begins = rate_limit(name, 0, 0).removesuffix("0;t=0")
         self._standard = "ratelimit" in fields
         self._customary = "x-ratelimit" in fields
         self._replaced = frozenset(field.lower() for family in fields for field in FAMILIES[family])
@@ -130,7 +132,7 @@ class Limiter:
             return self._without_store(error, environ, start_response)
 
         taken: list[_Taken] = environ.setdefault(LIMITS, [])
-        mine = _Taken(verdict, now, self.name, self._policy)
+        mine = _Taken(verdict, now, self._begins, self._policy)
         if verdict.allowed:
             taken.append(mine)
         else:
@@ -167,17 +169,22 @@ class Limiter:
 
     def _fields(self, taken: list[_Taken]) -> Headers:
         fields: Headers = []
+        tightest = taken[0]
         if self._standard:
-            fields.append(("RateLimit-Policy", ", ".join([one.policy for one in taken])))
-            fields.append(
-                ("RateLimit", ", ".join([_limit(one.name, one.verdict) for one in taken]))
-            )
+            if len(taken) == 1:
+                fields = [("RateLimit-Policy", tightest.policy), ("RateLimit", _limit(tightest))]
+            else:
+                fields = [
+                    ("RateLimit-Policy", ", ".join([one.policy for one in taken])),
+                    ("RateLimit", ", ".join([_limit(one) for one in taken])),
+                ]
         if self._customary:
-            tightest = min(taken, key=_left) if len(taken) > 1 else taken[0]
-            verdict = tightest.verdict
-            fields.append(("X-RateLimit-Limit", str(verdict.limit)))
-            fields.append(("X-RateLimit-Remaining", str(verdict.remaining)))
-            fields.append(("X-RateLimit-Reset", _iso(tightest.now + verdict.reset_after)))
+            if len(taken) > 1:
+                tightest = min(taken, key=_left)
+            _, limit, remaining, reset_after, _ = tightest.verdict
+            fields.append(("X-RateLimit-Limit", str(limit)))
+            fields.append(("X-RateLimit-Remaining", str(remaining)))
+            fields.append(("X-RateLimit-Reset", _iso(tightest.now + reset_after)))
         return fields
 
     def _problem(self, verdict: Verdict) -> Problem:
@@ -228,9 +235,10 @@ def _left(taken: _Taken) -> tuple[int, float]:
     return taken.verdict.remaining, -taken.verdict.reset_after
 
 
-def _limit(name: str, verdict: Verdict) -> str:
+def _limit(one: _Taken) -> str:
     """Tell what remains, and how long that is so: until there is more of it."""
-    return rate_limit(name, verdict.remaining, verdict.retry_after or verdict.reset_after)
+    _, _, remaining, reset_after, retry_after = one.verdict
+    return f"{one.begins}{remaining};t={math.ceil(retry_after or reset_after)}"
 
 
 def _iso(moment: float) -> str:

@@ -1,0 +1,210 @@
+"""A gateway under granian: what it does as under gunicorn, and what it can not."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import requests
+
+from wsgigate.testing.backend import Backend, Received, cut, reply
+
+Serve = Callable[..., Any]
+
+GATEWAY = """
+[gateway]
+threads = 4
+[gateway.identity]
+X-User-Id = "sub"
+[store]
+url = "memory:"
+[[middleware]]
+use = "logger"
+format = "json"
+[services.svc]
+instances = ["{url}"]
+[[routes]]
+path = "/svc"
+service = "svc"
+strip_prefix = true
+{more}
+"""
+
+
+@pytest.fixture
+def gateway(serve: Serve, backend: Backend) -> Any:
+    return serve(GATEWAY.format(url=backend.url, more=""), workers=1, server="granian")
+
+
+def ask(gateway: Any, raw: bytes) -> bytes:
+    """Return all that comes back for *raw* until the gateway closes or nothing more comes."""
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=2) as connection:
+        connection.sendall(raw)
+        got = b""
+        try:
+            while data := connection.recv(65536):
+                got += data
+        except TimeoutError:
+            pass
+        return got
+
+
+def until(condition: Callable[[], object], *, seconds: float = 20.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain"
+        time.sleep(0.02)
+    return found
+
+
+def test_a_request_is_forwarded_and_its_way_told(
+    gateway: Any, backend: Backend, http: requests.Session
+) -> None:
+    backend.answers = [reply(b"made", status="201 Created", fields=[("X-Made", "1")])]
+    answer = http.post(f"{gateway.url}/svc/a%20b/%7e?x=%20&y", data=b"body")
+    assert (answer.status_code, answer.content, answer.headers["X-Made"]) == (201, b"made", "1")
+    assert "X-Request-ID" in answer.headers
+    (request,) = backend.requests
+    assert request.target == "/a%20b/~?x=%20&y"
+    assert request.body == b"body"
+    assert request.value("X-Forwarded-For") == "127.0.0.1"
+    assert (request.value("Via") or "").startswith("1.1 ")
+
+
+def test_what_is_refused_says_so(gateway: Any, http: requests.Session) -> None:
+    answer = http.get(f"{gateway.url}/nowhere")
+    assert (answer.status_code, answer.json()["message"]) == (404, "Route not found!")
+    for path in ("/svc/../x", "/svc/%2e%2e/x", "/svc/%5cx", "/svc/%00"):
+        assert b" 400 Bad Request" in ask(
+            gateway, f"GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode()
+        )
+
+
+def test_an_escaped_slash_is_a_plain_one(gateway: Any, backend: Backend) -> None:
+    """granian decodes the path: what is matched is still what is forwarded."""
+    ask(gateway, b"GET /svc%2fa%2Fb HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert backend.requests[0].target == "/a/b"
+
+
+@pytest.mark.parametrize("name", ["X-User-Id", "X_User_Id", "x_user-id"])
+def test_no_spelling_of_an_identity_field_survives(
+    name: str, gateway: Any, backend: Backend
+) -> None:
+    head = f"GET /svc HTTP/1.1\r\nHost: a\r\n{name}: admin\r\nConnection: close\r\n\r\n"
+    assert b" 200 OK" in ask(gateway, head.encode())
+    assert "admin" not in backend.requests[0].head.decode()
+
+
+def test_the_process_s_environment_is_no_part_of_a_request(serve: Serve, backend: Backend) -> None:
+    text = GATEWAY.format(url=backend.url, more="")
+    gateway = serve(text, workers=1, server="granian", env={"HTTP_PASSWORD": "secret"})
+    ask(gateway, b"GET /svc HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert b"secret" not in backend.requests[0].head
+
+
+def test_http_1_0_without_a_host(gateway: Any, backend: Backend) -> None:
+    assert b" 200 OK" in ask(gateway, b"GET /svc HTTP/1.0\r\n\r\n")
+    assert (backend.requests[0].value("Via") or "").startswith("1.0 ")
+
+
+def test_http_1_1_without_a_host_is_refused(gateway: Any, backend: Backend) -> None:
+    assert b" 400 Bad Request" in ask(gateway, b"GET /svc HTTP/1.1\r\nConnection: close\r\n\r\n")
+    assert not backend.requests
+
+
+def test_a_body_without_a_length_is_refused(gateway: Any, backend: Backend) -> None:
+    """granian would not tell it from one that was cut."""
+    head = b"POST /svc HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert b" 411 Length Required" in ask(gateway, head + b"3\r\nabc\r\n0\r\n\r\n")
+    assert not backend.requests
+
+
+def test_a_cut_upload_does_not_arrive_whole(gateway: Any, backend: Backend) -> None:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=5) as connection:
+        connection.sendall(b"POST /svc HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
+    until(lambda: '"status":400' in gateway.log)
+    assert not any(request.complete for request in backend.requests)
+
+
+def test_a_head_keeps_its_length(gateway: Any, backend: Backend) -> None:
+    backend.answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"]
+    head = ask(gateway, b"HEAD /svc HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert b"\r\ncontent-length: 100\r\n" in head.lower()
+
+
+def test_a_short_response_that_is_cut_is_a_502(gateway: Any, backend: Backend) -> None:
+    backend.answers = [cut(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")]
+    assert requests.get(f"{gateway.url}/svc", timeout=5).status_code == 502
+
+
+def test_a_long_response_that_is_cut_is_cut_for_the_client_too(
+    gateway: Any, backend: Backend
+) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n"
+    backend.answers = [cut(head + b"x" * 1_000_000)]
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=5)
+    connection.request("GET", "/svc")
+    with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+        connection.getresponse().read()
+    connection.close()
+
+
+def test_a_chunked_response_that_is_cut_looks_complete(gateway: Any, backend: Backend) -> None:
+    """What granian can not give, and the docs say; to be told apart here should it learn to."""
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    backend.answers = [cut(head + b"3\r\nabc\r\n")]
+    got = ask(gateway, b"GET /svc HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert got.endswith(b"3\r\nabc\r\n0\r\n\r\n")
+
+
+def test_events_arrive_as_they_are_sent(gateway: Any, backend: Backend) -> None:
+    seen = threading.Event()
+
+    def answer(connection: socket.socket, _request: Received) -> bool:
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+        connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n")
+        assert seen.wait(10)
+        connection.sendall(b"9\r\ndata: 2\n\n\r\n0\r\n\r\n")
+        return True
+
+    backend.answers = [answer]
+    with requests.get(f"{gateway.url}/svc", stream=True, timeout=5) as response:
+        chunks = response.iter_content(None)
+        assert next(chunks) == b"data: 1\n\n"
+        seen.set()
+        assert next(chunks) == b"data: 2\n\n"
+
+
+def test_a_reload_reads_the_file_again_and_a_broken_one_changes_nothing(
+    gateway: Any, backend: Backend
+) -> None:
+    def status(path: str) -> int:
+        try:
+            return requests.get(f"{gateway.url}{path}", timeout=5).status_code
+        except requests.ConnectionError:
+            return 0
+
+    text = gateway.file.read_text()
+    gateway.file.write_text(text.replace('path = "/svc"', 'path = "/new"'))
+    gateway.signal(signal.SIGHUP)
+    until(lambda: status("/new") == 200)
+    gateway.file.write_text("broken")
+    gateway.signal(signal.SIGHUP)
+    until(lambda: "The changed file is refused" in gateway.log)
+    until(lambda: status("/svc") == 200)
+
+
+def test_nothing_of_the_log_is_lost_at_the_end(gateway: Any, http: requests.Session) -> None:
+    for number in range(50):
+        assert http.get(f"{gateway.url}/svc/{number}").status_code == 200
+    gateway.signal(signal.SIGTERM)
+    assert gateway.process.wait(15) == 0
+    lines = [json.loads(line) for line in gateway.log.splitlines() if line.startswith("{")]
+    assert len(lines) == 50
