@@ -7,13 +7,13 @@ import json
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import requests
 
+from tests.acceptance.conftest import until
 from wsgigate.testing.backend import Backend, Received, cut, reply
 
 Serve = Callable[..., Any]
@@ -54,14 +54,6 @@ def ask(gateway: Any, raw: bytes) -> bytes:
         except TimeoutError:
             pass
         return got
-
-
-def until(condition: Callable[[], object], *, seconds: float = 20.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain"
-        time.sleep(0.02)
-    return found
 
 
 def test_a_request_is_forwarded_and_its_way_told(
