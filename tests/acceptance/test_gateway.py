@@ -399,6 +399,28 @@ def test_silent_and_lingering_clients_hold_nobody_up(serve: Serve, backend: Back
         client.close()
 
 
+def test_kept_connections_keep_nobody_from_having_one(serve: Serve, backend: Backend) -> None:
+    """As many as there are threads ask without a pause, and another client comes along."""
+    gateway = serve(plain(backend.url).replace("threads = 8", "threads = 2"), workers=2)
+    stop = threading.Event()
+
+    def keep_asking() -> None:
+        with requests.Session() as session:
+            while not stop.is_set():
+                assert session.get(gateway.url + "/svc", timeout=20).status_code == 200
+
+    with ThreadPoolExecutor(12) as threads:
+        asking = [threads.submit(keep_asking) for _ in range(12)]
+        try:
+            backend.wait_for_requests(500)
+            for _ in range(20):
+                assert get(gateway.url + "/svc").status_code == 200
+        finally:
+            stop.set()
+        for one in asking:
+            one.result()
+
+
 def test_a_client_that_never_ends_its_head_is_let_go(serve: Serve, backend: Backend) -> None:
     """M01: as many of them as there are threads, each still sending now and then."""
     gateway = serve(plain(backend.url), workers=1)

@@ -320,6 +320,15 @@ def test_fields_are_changed_by_rules_on_both_ways(backend: Backend, forward: For
     assert "X-Powered-By" not in answer.headers
 
 
+def test_a_field_that_is_added_joins_the_client_s(backend: Backend, forward: Forward) -> None:
+    added = FieldRules(add={"X-Color": "blue", "Cookie": "b=2", "X-New": "1"})
+    forward(backend.url, request_fields=added).get("/", headers={"X-Color": "red", "Cookie": "a=1"})
+    request = backend.requests[0]
+    assert request.value("X-Color") == "red, blue"
+    assert request.value("Cookie") == "a=1; b=2"
+    assert request.value("X-New") == "1"
+
+
 FRAMINGS = [
     # method, environ, body, (Content-Length, Transfer-Encoding) at the instance
     ("GET", {}, b"", (None, None)),

@@ -10,7 +10,7 @@ keeps its socket open after ``Connection: close`` stops it from accepting for tw
 - a body that stalls or trickles, or a response that is not taken, ends after ``idle_timeout``
   seconds;
 - a connection that was answered for the last time lingers in the poller, not in the accept loop;
-- a worker whose threads are all busy leaves new connections to the other workers;
+- a worker whose threads are all busy leaves new connections to the other workers first;
 - a worker with as many connections as it may have closes the one that has been silent for longest,
   and one without a file descriptor left rests from accepting, where gunicorn's dies;
 - a signal to stop that comes while a worker is being forked is heeded, not lost;
@@ -23,18 +23,18 @@ from __future__ import annotations
 
 import errno
 import queue
+import select
 import signal
 import socket
-import ssl
 import time
 from functools import partial
 from typing import Any
 
-from gunicorn import util
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers import gthread
 
 from wsgigate.integrations.gate_client import Connection
+from wsgigate.integrations.gate_linger import LingeringWorker
 from wsgigate.integrations.gate_threads import Threads
 from wsgigate.integrations.self_check import facts_of_gunicorn, tell
 from wsgigate.rules.serving import findings
@@ -44,35 +44,35 @@ __all__ = ["TESTED", "GateWorker"]
 TESTED = ((27, 0), (28, 0))
 """The gunicorn releases it was tested with: from the first, before the second."""
 
-MOST_DRAINED = 65536
 REST = 1.0
 """Seconds without accepting when nothing was left to accept with."""
+
+TURN = 0.02
+"""Seconds for which a connection is left to the other workers while all threads are busy."""
 
 _BROKEN = (errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ENOTSOCK)
 _SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _STOP = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
 
 
-class GateWorker(gthread.ThreadWorker):  # type: ignore[misc]
+class GateWorker(LingeringWorker):
     """gunicorn's threaded worker with deadlines for clients; ``--worker-class`` takes its path.
 
     :cvar head_timeout: Seconds for a request head, and for the TLS handshake before it.
     :cvar idle_timeout: Seconds for a client to send more of a body or take more of a response.
     :cvar body_rate: Bytes of a body that earn its client one more second in all.
-    :cvar linger_timeout: Seconds for a client to close a connection that was answered.
     """
 
     head_timeout = 10.0
     idle_timeout = 30.0
     body_rate = 500.0
-    linger_timeout = 2.0
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._busy = 0  # connections given to the threads
         self._heads: dict[Any, float] = {}  # connections whose head is being read: until when
-        self._lingering: dict[socket.socket, tuple[float, list[int]]] = {}
         self._rests_until = 0.0
+        self._untaken_since: float | None = None
 
     @classmethod
     def having(cls, **changes: float | None) -> type[GateWorker]:
@@ -127,15 +127,56 @@ class GateWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def set_accept_enabled(self, enabled: bool) -> None:
         """Accept while a thread is free; a connection that would wait is another worker's."""
-        free = self._busy < self.cfg.threads and time.monotonic() >= self._rests_until
-        super().set_accept_enabled(enabled and free)
+        rested = time.monotonic() >= self._rests_until
+        super().set_accept_enabled(enabled and rested and not self._crowded())
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        """Wait for something to happen, and while all threads are busy look after newcomers."""
+        if self._crowded():
+            super().wait_for_and_dispatch_events(min(timeout, TURN))
+            self._take_turn()
+        else:
+            self._untaken_since = None
+            super().wait_for_and_dispatch_events(timeout)
+
+    def _crowded(self) -> bool:
+        """Return whether every thread is busy while other workers may have a free one."""
+        return self._busy >= int(self.cfg.threads) and int(self.cfg.workers) > 1
+
+    def _take_turn(self) -> None:
+        """Accept what no other worker has taken for a while: they are all busy.
+
+        Clients that keep their connections must not keep others from having one.
+        """
+        now = time.monotonic()
+        if not self.alive or not self._crowded() or not self._anybody_waits():
+            self._untaken_since = None
+        elif self._untaken_since is None:
+            self._untaken_since = now
+        elif now - self._untaken_since >= TURN and self.nr_conns < self.worker_connections:
+            self._untaken_since = None
+            for listener in self.sockets:
+                self._accept_waiting(listener)
+
+    def _anybody_waits(self) -> bool:
+        poll = select.poll()
+        for listener in self.sockets:
+            poll.register(listener.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _accept_waiting(self, listener: socket.socket) -> None:
+        for _ in range(self.cfg.threads):
+            before = self.nr_conns
+            self.accept(listener)
+            if self.nr_conns == before:
+                return
 
     def enqueue_req(self, conn: Any) -> None:
         """Give *conn* to the threads."""
         self._busy += 1
         super().enqueue_req(conn)
-        if self._busy >= self.cfg.threads:
-            self.set_accept_enabled(False)
+        if self._crowded():
+            super().set_accept_enabled(False)
 
     def finish_request(self, conn: Any, fs: Any) -> None:
         """Take *conn* back from the threads."""
@@ -166,8 +207,7 @@ class GateWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def _make_room(self) -> None:
         """Close the connection from which nothing has come for longest, if there is one."""
-        if self._lingering:
-            self._end(next(iter(self._lingering)))
+        if self.end_oldest_lingering():
             return
         waiting = self.pending_conns or self.keepalived_conns
         if waiting:
@@ -210,54 +250,11 @@ class GateWorker(gthread.ThreadWorker):  # type: ignore[misc]
         self._heads.pop(conn, None)
         return super().handle_http2(conn)
 
-    def linger(self, client: socket.socket) -> None:
-        """Close *client* as RFC 9112 section 9.6 says, without waiting for it.
-
-        A stopping worker waits for it as for a request, or what was sent last could be lost.
-        """
-        try:
-            client.setblocking(False)
-            if isinstance(client, ssl.SSLSocket):
-                _say_goodbye(client)
-            client.shutdown(socket.SHUT_WR)
-            self.poller.register(client, gthread.selectors.EVENT_READ, partial(self._drain, client))
-        except (OSError, ValueError, KeyError):
-            util.close(client)
-            return
-        self.nr_conns += 1
-        self._lingering[client] = (time.monotonic() + self.linger_timeout, [0])
-
-    def _drain(self, client: socket.socket, _fileobj: object) -> None:
-        if client not in self._lingering:
-            return
-        drained = self._lingering[client][1]
-        try:
-            data = client.recv(4096)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        drained[0] += len(data)
-        if not data or drained[0] > MOST_DRAINED:
-            self._end(client)
-
-    def _end(self, client: socket.socket) -> None:
-        del self._lingering[client]
-        self.nr_conns -= 1
-        try:
-            self.poller.unregister(client)
-        except (OSError, KeyError, ValueError):
-            pass
-        util.close(client)
-
     def murder_pending(self) -> None:
         """Close what has waited too long; called by the loop, at least once a second."""
         super().murder_pending()
         now = time.monotonic()
-        for client, (until, _) in list(self._lingering.items()):
-            if until > now:
-                break  # they are in the order of their deadlines
-            self._end(client)
+        self.end_lingering(now)
         for connection, until in self._heads.copy().items():
             if until < now:
                 connection.cut()
@@ -269,11 +266,3 @@ class GateWorker(gthread.ThreadWorker):  # type: ignore[misc]
             stopping()
         for connection in self.pending_conns:
             connection.timeout = min(connection.timeout, deadline)
-
-
-def _say_goodbye(client: ssl.SSLSocket) -> None:
-    """Tell the client that nothing was cut off (RFC 8446 section 6.1) without waiting."""
-    try:
-        client.unwrap()
-    except (OSError, ValueError):
-        pass

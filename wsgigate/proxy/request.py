@@ -143,7 +143,7 @@ class RequestMaker:
         host = environ.get("HTTP_HOST") if self._preserve_host else None
         fields["Host"] = host or instance.authority
         if self._fields is not None:
-            fields = Fields(self._fields.apply(list(fields.items())))
+            fields = Fields.joined(self._fields.apply(list(fields.items())))
         request.method = method
         request.origin = instance.url
         request.target = path if target.query is None else f"{path}?{target.query}"

@@ -31,6 +31,22 @@ class Fields(dict[str, str]):
     target: str
     holds: Holds
 
+    @classmethod
+    def joined(cls, fields: Iterable[tuple[str, str]]) -> Fields:
+        """Return *fields*, those of one name joined as RFC 9110 section 5.2 says; cookies by ``;``.
+
+        A field that is added must not take the place of the client's.
+        """
+        made = cls()
+        names: dict[str, str] = {}
+        for name, value in fields:
+            known = names.setdefault(name.lower(), name)
+            if known in made:
+                made[known] += ("; " if known.lower() == "cookie" else ", ") + value
+            else:
+                made[known] = value
+        return made
+
     def copy(self) -> Fields:
         copied = Fields(self)
         copied.target = self.target
