@@ -120,17 +120,16 @@ use = "worker_name:factory"
         """Return which worker has which request in its hands."""
         return {int(r.target[1:]): int(r.value("X-Worker") or 0) for r in backend.requests}
 
-    with ThreadPoolExecutor(40) as threads:
-        answers = []
-        while len(answers) < 4 or len(set(served_by().values())) < 2:
-            answers.append(threads.submit(ask, len(answers)))
-            backend.wait_for_requests(len(answers))
-        victim = served_by()[0]
+    with ThreadPoolExecutor(24) as threads:
+        answers = [threads.submit(ask, number) for number in range(24)]  # for 16 threads in all
+        until(lambda: len(set(served_by().values())) == 2)
+        in_hand = served_by()
+        victim = min(in_hand.values())
         # The limiter's store is in use by both when one of them dies.
         os.kill(victim, signal.SIGKILL)
         until(lambda: victim not in gateway.workers())
         release.set()
-        for number, worker in served_by().items():
+        for number, worker in in_hand.items():
             assert answers[number].result() == ("lost" if worker == victim else "done")
     assert get(gateway.url + "/svc/0").text == "done"
 

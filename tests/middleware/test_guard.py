@@ -174,7 +174,9 @@ def test_the_inner_iterable_is_closed_once_when_its_first_chunk_fails(caplog):
     assert body.closed == 1
 
 
-@pytest.mark.parametrize("body", [[b"x"], (b"x",), iter([b"x"]), []], ids=repr)
+@pytest.mark.parametrize(
+    "body", [[b"x"], (b"x",), iter([b"x"]), []], ids=["list", "tuple", "iterator", "nothing"]
+)
 def test_an_app_that_never_starts_its_response_is_a_failure(body, caplog):
     """R11: gunicorn's sync worker would send "HTTP/1.1 None"."""
     server = Server().serve(Guard(lambda environ, start_response: body))
