@@ -104,10 +104,9 @@ use = "worker_name:factory"
     release = threading.Event()
 
     def held(connection: socket.socket, _request: Received) -> None:
-        release.wait(20)
+        release.wait(60)
         connection.sendall(reply(b"done"))
 
-    backend.answers = [held]
     gateway = serve(plain(backend.url, more=more), env={"PYTHONPATH": str(tmp_path)})
 
     def ask(number: int) -> str:
@@ -116,14 +115,19 @@ use = "worker_name:factory"
         except requests.ConnectionError:
             return "lost"
 
-    def served_by() -> dict[int, int]:
-        """Return which worker has which request in its hands."""
-        return {int(r.target[1:]): int(r.value("X-Worker") or 0) for r in backend.requests}
+    def served_by(first: int = 0) -> dict[int, int]:
+        """Return which worker got which request, from the *first* that the backend got on."""
+        received = backend.requests[first:]
+        return {int(r.target[1:]): int(r.value("X-Worker") or 0) for r in received}
 
     with ThreadPoolExecutor(24) as threads:
+        # Both are up once each of them has served something.
+        until(lambda: list(threads.map(ask, range(24))) and len(set(served_by().values())) == 2)
+        before = len(backend.requests)
+        backend.answers = [held]
         answers = [threads.submit(ask, number) for number in range(24)]  # for 16 threads in all
-        until(lambda: len(set(served_by().values())) == 2)
-        in_hand = served_by()
+        until(lambda: len(set(served_by(before).values())) == 2)
+        in_hand = served_by(before)
         victim = min(in_hand.values())
         # The limiter's store is in use by both when one of them dies.
         os.kill(victim, signal.SIGKILL)
