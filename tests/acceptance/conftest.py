@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import requests
@@ -75,17 +77,18 @@ class Served:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def stop(self) -> None:
+    def stop(self, within: float = 15.0) -> None:
         """Stop it as an operator would; one that does not stop shows where its threads are."""
         try:
             if self.process.poll() is None:
                 self.process.terminate()
-                self.process.wait(15)
+                self.process.wait(within)
         except subprocess.TimeoutExpired:
-            for worker in self.workers():
-                os.kill(worker, signal.SIGABRT)
+            for process in (*self.workers(), self.process.pid):
+                os.kill(process, signal.SIGABRT)
             time.sleep(1)
-            raise AssertionError(f"the server does not stop:\n{self.log[-10_000:]}") from None
+            what = shlex.join(map(str, self.process.args))  # type: ignore[arg-type]
+            raise AssertionError(f"{what} does not stop:\n{self.log[-10_000:]}") from None
         finally:
             try:
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -94,41 +97,95 @@ class Served:
             self.process.wait(5)
 
 
+class Servers:
+    """The servers of a test: each of them is stopped, whatever becomes of the others.
+
+    :param within: Seconds that each has to stop.
+    """
+
+    def __init__(self, within: float = 15.0) -> None:
+        self._within = within
+        self._failures: list[BaseException] = []
+        self._stack = ExitStack()
+        self.number = 0
+
+    def start(
+        self,
+        command: list[str] | Callable[[int], list[str]],
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        *,
+        port: int = 0,
+    ) -> Served:
+        """Return the server that *command* starts, as soon as it takes connections.
+
+        :param command: It, or what returns it for a port.
+        :param log: Where its output goes, and in whose folder it runs.
+        :param port: The port, one that is free unless said.
+        """
+        port = port or free_port()
+        served = Served(command(port) if callable(command) else command, port, log, dict(env or {}))
+        self.number += 1
+        self._stack.callback(self._stop, served)
+        served.wait_until_up()
+        return served
+
+    def _stop(self, served: Served) -> None:
+        try:
+            served.stop(self._within)
+        except BaseException as error:
+            self._failures.append(error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop them all, the last first.
+
+        :raises BaseExceptionGroup: Some did not; each tells its command and its log.
+        """
+        self._stack.close()
+        if self._failures:
+            text = f"{len(self._failures)} of {self.number} servers did not stop as they should"
+            raise BaseExceptionGroup(text, self._failures)
+
+
+def home(folder: Path) -> dict[str, str]:
+    """Return the environment in which a gateway keeps its state in *folder*."""
+    return {"HOME": str(folder), "XDG_RUNTIME_DIR": "", "XDG_STATE_HOME": ""}
+
+
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
     """Return a starter of gateways: ``serve(toml, workers=2, env={...}, server="granian")``."""
-    yield from _starter(tmp_path)
+    with Servers() as servers:
+        yield _gateways(servers, tmp_path)
 
 
 @pytest.fixture(scope="module")
 def serve_for_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """Return one whose gateways serve all the tests of a module."""
-    yield from _starter(tmp_path_factory.mktemp("gateways"))
+    with Servers() as servers:
+        yield _gateways(servers, tmp_path_factory.mktemp("gateways"))
 
 
-def _starter(folder: Path) -> Iterator[Serve]:
-    started: list[Served] = []
-
+def _gateways(servers: Servers, folder: Path) -> Serve:
     def start(
         text: str, *, workers: int = 2, env: dict[str, str] | None = None, server: str = "gunicorn"
     ) -> Served:
-        number = len(started)
+        number = servers.number
         file = folder / f"gateway{number}.toml"
         file.write_text(text)
-        port = free_port()
-        command = [sys.executable, "-m", "wsgigate", "run", str(file)]
-        command += ["--bind", f"127.0.0.1:{port}", "--workers", str(workers)]
-        command += ["--server", server]
-        home = {"HOME": str(folder), "XDG_RUNTIME_DIR": "", "XDG_STATE_HOME": ""}
-        served = Served(command, port, folder / f"log{number}", home | (env or {}))
-        started.append(served)
+
+        def command(port: int) -> list[str]:
+            run = [sys.executable, "-m", "wsgigate", "run", str(file), "--server", server]
+            return [*run, "--bind", f"127.0.0.1:{port}", "--workers", str(workers)]
+
+        served = servers.start(command, folder / f"log{number}", home(folder) | (env or {}))
         served.file = file  # type: ignore[attr-defined]
-        served.wait_until_up()
         return served
 
-    yield start
-    for served in started:
-        served.stop()
+    return start
 
 
 @pytest.fixture(scope="module")
@@ -137,60 +194,49 @@ def run_for_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
 
     The command runs beside ``served.py``, which holds *source*; ``{port}`` in it is a free one.
     """
-    started: list[Served] = []
+    with Servers() as servers:
 
-    def start(source: str, *command: str) -> Served:
-        folder = tmp_path_factory.mktemp("server")
-        (folder / "served.py").write_text(source)
-        port = free_port()
-        filled = [sys.executable, *(part.format(port=port) for part in command)]
-        served = Served(filled, port, folder / "log", {"PYTHONPATH": str(folder)})
-        started.append(served)
-        served.wait_until_up()
-        return served
+        def start(source: str, *command: str) -> Served:
+            folder = tmp_path_factory.mktemp("server")
+            (folder / "served.py").write_text(source)
+            return servers.start(
+                lambda port: [sys.executable, *(part.format(port=port) for part in command)],
+                folder / "log",
+                {"PYTHONPATH": str(folder)},
+            )
 
-    yield start
-    for served in started:
-        served.stop()
+        yield start
 
 
 @pytest.fixture
 def serve_app(tmp_path: Path) -> Iterator[Serve]:
     """Return a starter of apps under gunicorn: ``serve_app(source of a module with an app)``."""
-    started: list[Served] = []
+    with Servers() as servers:
 
-    def start(source: str, *arguments: str) -> Served:
-        name = f"served{len(started)}"
-        (tmp_path / f"{name}.py").write_text(source)
-        port = free_port()
-        command = [sys.executable, "-m", "gunicorn", f"{name}:app", "-b", f"127.0.0.1:{port}"]
-        command += arguments or ["--workers", "1", "--threads", "16"]
-        served = Served(command, port, tmp_path / f"{name}.log", {"PYTHONPATH": str(tmp_path)})
-        started.append(served)
-        served.wait_until_up()
-        return served
+        def start(source: str, *arguments: str) -> Served:
+            name = f"served{servers.number}"
+            (tmp_path / f"{name}.py").write_text(source)
+            options = arguments or ("--workers", "1", "--threads", "16")
+            gunicorn = [sys.executable, "-m", "gunicorn", f"{name}:app"]
+            return servers.start(
+                lambda port: [*gunicorn, "-b", f"127.0.0.1:{port}", *options],
+                tmp_path / f"{name}.log",
+                {"PYTHONPATH": str(tmp_path)},
+            )
 
-    yield start
-    for served in started:
-        served.stop()
+        yield start
 
 
 @pytest.fixture
 def serve_command(tmp_path: Path) -> Iterator[Serve]:
     """Return a starter of servers of any kind: ``serve_command(lambda port: [...])``."""
-    started: list[Served] = []
+    with Servers() as servers:
 
-    def start(command: Callable[[int], list[str]], **env: str) -> Served:
-        port = free_port()
-        log = tmp_path / f"command{len(started)}.log"
-        served = Served(command(port), port, log, {"HOME": str(tmp_path), **env})
-        started.append(served)
-        served.wait_until_up()
-        return served
+        def start(command: Callable[[int], list[str]], **env: str) -> Served:
+            log = tmp_path / f"command{servers.number}.log"
+            return servers.start(command, log, {"HOME": str(tmp_path), **env})
 
-    yield start
-    for served in started:
-        served.stop()
+        yield start
 
 
 @pytest.fixture

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import jwt
 import pytest
 import requests
 
-from tests.acceptance.conftest import Served, free_port
+from tests.acceptance.conftest import Served, Servers, home
 from tests.docs.pages import NAMED, commands, write_all
 from wsgigate.testing.backend import Backend
 
@@ -21,10 +22,8 @@ SECRET = "change me: at least 32 bytes long"
 @pytest.fixture
 def run(tmp_path: Path, backend: Backend) -> Iterator[Callable[[str], Served]]:
     """Return a starter of what a console block starts: ``run("limited")``."""
-    started: list[Served] = []
 
-    def start(name: str) -> Served:
-        port = free_port()
+    def command(name: str, port: int) -> list[str]:
         write_all(tmp_path)
         lines = commands(NAMED[f"{name}.sh"])
         lines[-1] = f"exec {lines[-1]}"
@@ -37,17 +36,12 @@ def run(tmp_path: Path, backend: Backend) -> Iterator[Callable[[str], Served]]:
             for printed, free in ports.items():
                 text = text.replace(f":{printed}", f":{free}")
             file.write_text(text)
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        env = {"PATH": path, "HOME": str(tmp_path), "XDG_RUNTIME_DIR": "", "XDG_STATE_HOME": ""}
-        command = ["sh", "-e", str(tmp_path / f"{name}.sh")]
-        served = Served(command, port, tmp_path / "log", env)
-        started.append(served)
-        served.wait_until_up()
-        return served
+        return ["sh", "-e", str(tmp_path / f"{name}.sh")]
 
-    yield start
-    for served in started:
-        served.stop()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {"PATH": path, **home(tmp_path)}
+    with Servers() as servers:
+        yield lambda name: servers.start(partial(command, name), tmp_path / "log", env)
 
 
 def bearer() -> dict[str, str]:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.acceptance.conftest import until
+from tests.acceptance.conftest import Servers, free_port, until
 from wsgigate.testing.backend import Backend, Received, cut, reply
 
 Serve = Callable[..., Any]
@@ -453,37 +453,20 @@ def test_the_configuration_for_gunicorn_itself_does_the_same(
     tmp_path: Path, backend: Backend
 ) -> None:
     file = tmp_path / "gateway.toml"
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     text = plain(backend.url).replace("threads = 8", f'workers = 2\nbind = "127.0.0.1:{port}"')
     file.write_text(text)
     conf = Path(__file__).parents[2] / "gunicorn.conf.py"
     commands = [
-        [sys.executable, "-m", "gunicorn", "-c", str(conf)],
-        [
-            sys.executable,
-            "-m",
-            "gunicorn",
-            "-b",
-            f"127.0.0.1:{port}",
-            f"wsgigate:load({str(file)!r})",
-        ],
+        ["-c", str(conf)],
+        ["-b", f"127.0.0.1:{port}", f"wsgigate:load({str(file)!r})"],
     ]
-    for command in commands:
-        env = {**os.environ, "WSGIGATE_CONFIG": str(file), "HOME": str(tmp_path)}
-        with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE) as process:
-            try:
-
-                def answered() -> bool:
-                    try:
-                        return get(f"http://127.0.0.1:{port}/svc").text == "ok"
-                    except requests.ConnectionError:
-                        return False
-
-                until(answered)
-            finally:
-                process.terminate()
-                process.communicate(timeout=20)
+    for number, options in enumerate(commands):
+        env = {"WSGIGATE_CONFIG": str(file), "HOME": str(tmp_path)}
+        command = [sys.executable, "-m", "gunicorn", *options]
+        with Servers() as servers:
+            served = servers.start(command, tmp_path / f"log{number}", env, port=port)
+            assert get(served.url + "/svc").text == "ok"
 
 
 def test_a_broken_file_is_told_whole_and_nothing_starts(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import jwt
 import pytest
 import requests
 
-from tests.acceptance.conftest import free_port, until
+from tests.acceptance.conftest import Servers, home
 from wsgigate.testing.backend import Backend
 
 README = Path(__file__).parents[2] / "README.rst"
@@ -40,36 +40,20 @@ def test_every_program_of_the_readme_is_run_here() -> None:
 @contextmanager
 def running(name: str, folder: Path, backend: Backend) -> Iterator[str]:
     """Run what is printed under *name*; yield the URL at which it serves."""
-    port = free_port()
-    for file, text in PRINTED.items():
-        text = text.replace("3003", str(backend.port)).replace("3000", str(port))
-        (folder / file).write_text(text)
-    lines = [line.removeprefix("$ ") for line in PRINTED[f"{name}.sh"].splitlines()]
-    lines[-1] = f"exec {lines[-1]}"
-    if "gunicorn" in lines[-1]:
-        lines[-1] += f" --bind 127.0.0.1:{port}"
+
+    def command(port: int) -> list[str]:
+        for file, text in PRINTED.items():
+            text = text.replace("3003", str(backend.port)).replace("3000", str(port))
+            (folder / file).write_text(text)
+        lines = [line.removeprefix("$ ") for line in PRINTED[f"{name}.sh"].splitlines()]
+        lines[-1] = f"exec {lines[-1]}"
+        if "gunicorn" in lines[-1]:
+            lines[-1] += f" --bind 127.0.0.1:{port}"
+        return ["sh", "-ec", "\n".join(lines)]
+
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = {"PATH": path, "HOME": str(folder)}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            ["sh", "-ec", "\n".join(lines)], cwd=folder, env=env, stdout=log, stderr=log
-        )
-    url = f"http://127.0.0.1:{port}"
-
-    def up() -> bool:
-        assert process.poll() is None, (folder / "log").read_text()
-        try:
-            requests.get(url + "/up", timeout=5).close()
-        except requests.ConnectionError:
-            return False
-        return True
-
-    try:
-        until(up)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(20)
+    with Servers() as servers:
+        yield servers.start(command, folder / "log", {"PATH": path, **home(folder)}).url
 
 
 def token() -> dict[str, str]:
