@@ -65,6 +65,48 @@ def test_a_token_that_the_route_asks_for_lets_pass(gateway: Gateway) -> None:
     assert client.get("/private/x").text == "the old site"
 
 
+TRUSTING = '[gateway]\ntrusted_proxies = ["127.0.0.1"]\n' + APP
+LOGGER = '[[middleware]]\nuse = "logger"\nformat = "json"\n'
+IDS = '[[middleware]]\nuse = "request-id"\nheader = "X-Name"\n'
+LIMITER = '[[middleware]]\nuse = "limiter"\nquota = "1000 per second"\n'
+TOO_MANY = ",".join(["192.0.2.9"] * 33)
+
+
+def by_proxy(gateway: Gateway, forwarded_for: str) -> Any:
+    fields, peer = {"X-Forwarded-For": forwarded_for}, {"REMOTE_ADDR": "127.0.0.1"}
+    return Client(gateway).get("/echo", headers=fields, environ_base=peer, buffered=True)
+
+
+@pytest.mark.parametrize(
+    ("middleware", "header"),
+    [(LOGGER, "X-Request-ID"), (IDS + LOGGER, "X-Name"), (LOGGER + IDS + LIMITER, "X-Name")],
+)
+@pytest.mark.usefixtures("full")
+def test_what_a_proxy_may_not_send_is_logged_with_who_sent_it(
+    middleware: str, header: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = small(TRUSTING + middleware)
+    refused, passed = by_proxy(made, TOO_MANY), by_proxy(made, "192.0.2.9")
+    made.close()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (refused.status_code, passed.status_code) == (400, 200)
+    assert [(line["status"], line["client"]) for line in lines] == [
+        (400, "127.0.0.1"),
+        (200, "192.0.2.9"),
+    ]
+    assert "more than 32 entries" in lines[0]["reason"]
+    for line, answer in zip(lines, (refused, passed), strict=True):
+        assert line["request_id"] == answer.headers[header] != ""
+
+
+@pytest.mark.usefixtures("full")
+def test_a_logger_behind_another_middleware_stays_there(capsys: pytest.CaptureFixture[str]) -> None:
+    made = small(TRUSTING + LIMITER + LOGGER)
+    assert by_proxy(made, TOO_MANY).status_code == 400
+    made.close()
+    assert capsys.readouterr().out == ""
+
+
 def test_what_no_route_matches_is_the_fallbacks(gateway: Gateway) -> None:
     assert Client(gateway).get("/elsewhere").text == "the old site"
 

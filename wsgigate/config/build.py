@@ -24,12 +24,13 @@ from wsgigate.config.model import Config
 from wsgigate.config.own import own_routes
 from wsgigate.config.routes import Entry, Routes
 from wsgigate.config.services import Services
-from wsgigate.config.stack import Stacker, policy_name
+from wsgigate.config.stack import Stacker, leading_loggers, policy_name
 from wsgigate.gateway import Gateway
 from wsgigate.integrations.self_check import checked_at_first_request
 from wsgigate.middleware.client_address import ClientAddress
 from wsgigate.middleware.guard import Guard
 from wsgigate.middleware.request_id import RequestId
+from wsgigate.problem import Refuse, answer_with
 from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.proxy.request import RequestMaker
 from wsgigate.rules.routing import Route
@@ -180,14 +181,26 @@ class _Builder:
 
         There are two guards. What fails inside is answered by the inner one, and this answer is
         logged, counted and named like any other; the outer one is for the middlewares themselves.
+
+        The loggers that nothing but a request id precedes stand outside of what tells the client's
+        address, so that what that refuses has its line too: they ask who it was at the end.
         """
         gateway, entries = self._config.gateway, self._config.middleware
-        app = self._stacker.around(Guard(app), entries, "middleware", "default")
-        if gateway.request_id and not any(entry.use == "request-id" for entry in entries):
-            app = RequestId(app)
-        return Guard(
-            ClientAddress(app, trusted_proxies=gateway.trusted_proxies, source=gateway.forwarded)
+        outside = leading_loggers(entries)
+        inside = set(range(len(entries))) - outside
+        app = self._stacker.around(Guard(app), entries, "middleware", "default", without=outside)
+        ids = [entry.options for entry in entries if entry.use == "request-id"]
+        refuse: Refuse = answer_with
+        if gateway.request_id:
+            refuse = _named(getattr(ids[0], "header", None) if ids else None)
+            app = app if ids else RequestId(app)
+        app = ClientAddress(
+            app,
+            trusted_proxies=gateway.trusted_proxies,
+            source=gateway.forwarded,
+            refuse=refuse,
         )
+        return Guard(self._stacker.around(app, entries, "middleware", "default", without=inside))
 
     def _checked_identity(self) -> Mapping[str, str]:
         identity = self._config.gateway.identity
@@ -207,3 +220,8 @@ class _Builder:
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", gateway.name).strip("-") or "wsgigate"
         place = f"{socket.gethostname()} {self._file}"
         return f"{name}-{sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+
+
+def _named(header: str | None) -> Refuse:
+    """Return what answers a problem under a request id."""
+    return lambda problem: RequestId(problem, header=header or "X-Request-ID", accept="never")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -15,7 +16,7 @@ from wsgigate.config.options import CorsOptions, LimiterOptions
 from wsgigate.problem import Problem
 from wsgigate.store import Store
 
-__all__ = ["OnlyMethods", "Stacker", "answers_preflights", "policy_name"]
+__all__ = ["OnlyMethods", "Stacker", "answers_preflights", "leading_loggers", "policy_name"]
 
 
 class Stacker:
@@ -41,17 +42,24 @@ class Stacker:
                 self._take_name(at(path, index), entry)
 
     def around(
-        self, app: WSGIApplication, entries: Sequence[Middleware], path: str, name: str
+        self,
+        app: WSGIApplication,
+        entries: Sequence[Middleware],
+        path: str,
+        name: str,
+        *,
+        without: Collection[int] = (),
     ) -> WSGIApplication:
         """Return *app* in the middlewares of *entries*, the first outermost.
 
         :param path: The key path of the list.
         :param name: What its limiters are called that have no name.
+        :param without: Positions of entries that are left out.
         """
         named = [self._name_of(at(path, n), entry, name) for n, entry in enumerate(entries)]
         for index, entry in reversed(list(enumerate(entries))):
             where = at(path, index)
-            if self._errors.under(where) or entry.options is None:
+            if index in without or self._errors.under(where) or entry.options is None:
                 continue
             surroundings = Surroundings(self._store, named[index], self._folder)
             made = self._errors.tried(
@@ -99,6 +107,12 @@ def policy_name(text: str) -> str:
 def answers_preflights(entries: Iterable[Middleware]) -> bool:
     """Return whether one of *entries* answers preflight requests, and so needs to get them."""
     return any(isinstance(entry.options, CorsOptions) for entry in entries)
+
+
+def leading_loggers(entries: Iterable[Middleware]) -> set[int]:
+    """Return the positions of the loggers that nothing but loggers and request ids precede."""
+    leading = takewhile(lambda at: at[1].use in ("logger", "request-id"), enumerate(entries))
+    return {index for index, entry in leading if entry.use == "logger"}
 
 
 class OnlyMethods:
