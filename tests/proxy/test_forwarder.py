@@ -531,6 +531,53 @@ def test_a_compressed_body_passes_as_it_is(backend: Backend, forward: Forward) -
     assert answer.headers["Content-Length"] == str(len(squeezed))
 
 
+LARGE = 1 << 21
+
+
+class Measured:
+    """A request body that keeps how much of it was asked for at a time."""
+
+    def __init__(self) -> None:
+        self.left = LARGE
+        self.sizes: list[int] = []
+
+    def read(self, size: int) -> bytes:
+        self.sizes.append(size)
+        size = min(size, self.left)
+        self.left -= size
+        return b"x" * size
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "one chunk", "close"])
+def test_no_more_than_64_kib_are_held_each_way(
+    framing: str, backend: Backend, forward: Forward
+) -> None:
+    """G36"""
+    field, data = {
+        "length": (f"Content-Length: {LARGE}\r\n", b"x" * LARGE),
+        "chunked": (
+            "Transfer-Encoding: chunked\r\n",
+            (b"200\r\n%b\r\n" % (b"x" * 512)) * (LARGE // 512) + b"0\r\n\r\n",
+        ),
+        "one chunk": (
+            "Transfer-Encoding: chunked\r\n",
+            b"%x\r\n%b\r\n0\r\n\r\n" % (LARGE, b"x" * LARGE),
+        ),
+        "close": ("", b"x" * LARGE),
+    }[framing]
+    backend.answers = [cut(f"HTTP/1.1 200 OK\r\n{field}\r\n".encode() + data)]
+    sent = Measured()
+    environ = EnvironBuilder("/", method="POST").get_environ()
+    environ.update({"wsgi.input": sent, "CONTENT_LENGTH": str(LARGE)})
+    body, _, _ = run_wsgi_app(forward(backend.url).application, environ)
+    blocks = [len(block) for block in body]
+    body.close()  # type: ignore[attr-defined]
+    assert sum(blocks) == LARGE
+    assert max(blocks) <= 65536
+    assert backend.requests[0].complete
+    assert max(sent.sizes) <= 65536
+
+
 @pytest.mark.parametrize("framing", ["chunked", "close"])
 def test_events_arrive_one_by_one(framing: str, backend: Backend, forward: Forward) -> None:
     """R07: each event is read before the instance sends the next one."""
