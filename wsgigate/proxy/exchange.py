@@ -71,12 +71,15 @@ def exchange(
     :raises requests.RequestException: There is none; the connection is to be closed.
     """
     try:
+        hung_up = False
         try:
             answered = _send(connection, head, upload, reader, deadline)
         except (BrokenPipeError, ConnectionResetError):
-            reader.keep = answered = False  # it may have answered before it hung up
+            answered, hung_up = False, True  # it may have answered before it did
         if not answered:
             _read_head(connection, reader, deadline)
+        if hung_up:
+            reader.keep = False  # whatever the head says
     except TimeoutError as error:
         raise requests.ReadTimeout(error) from error
     except ssl.SSLError as error:
