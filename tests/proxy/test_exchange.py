@@ -1,0 +1,290 @@
+"""One request over one connection, and the pool it comes from, with the instance's end in hand."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+import requests
+
+from wsgigate.proxy.connections import Connection, ConnectionPool, Limits
+from wsgigate.proxy.exchange import Deadline, exchange
+from wsgigate.proxy.faults import BrokenResponse, PoolFull
+from wsgigate.proxy.reply import RawResponse
+from wsgigate.proxy.sending import Upload
+from wsgigate.proxy.wire import BLOCK, ResponseReader
+from wsgigate.testing.clock import FakeClock
+
+HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 65536\r\n\r\n"
+ANSWER = b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno"
+
+
+class Pairs:
+    """Dials: one end of a pair is the connection's, the other stays in ``theirs``."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.ours: list[socket.socket] = []
+        self.theirs: list[socket.socket] = []
+        self._failures = failures
+
+    def __call__(self, until: float) -> socket.socket:
+        if self._failures:
+            self._failures -= 1
+            raise requests.ConnectTimeout("no")
+        ours, theirs = socket.socketpair()
+        self.ours.append(ours)
+        self.theirs.append(theirs)
+        return ours
+
+    def close(self) -> None:
+        for end in (*self.ours, *self.theirs):
+            end.close()
+
+
+@pytest.fixture
+def pairs() -> Iterator[Pairs]:
+    made = Pairs()
+    yield made
+    made.close()
+
+
+def pool_of(pairs: Pairs, **limits: float) -> ConnectionPool:
+    return ConnectionPool(pairs, Limits(**limits), FakeClock(0.0))  # type: ignore[arg-type]
+
+
+def connection_of(pairs: Pairs) -> Connection:
+    return pool_of(pairs).take(0.0, 5.0)
+
+
+def upload(*blocks: bytes) -> Upload:
+    return Upload(iter(blocks), sum(map(len, blocks)))
+
+
+def plenty() -> Deadline:
+    return Deadline(5.0, 5.0, 0.0, FakeClock(0.0))
+
+
+def test_a_step_ends_with_the_deadline_or_before() -> None:
+    clock = FakeClock()
+    deadline = Deadline(2.0, 5.0, clock(), clock)
+    assert deadline.left() == 2.0
+    clock.advance(4)
+    assert deadline.left() == 1.0
+    assert deadline.step() == 2.0
+    clock.advance(1)
+    with pytest.raises(TimeoutError, match="did not begin in time"):
+        deadline.left()
+    deadline.restart()
+    assert deadline.left() == 2.0
+
+
+def test_an_answer_before_the_body_is_sent_ends_the_sending(pairs: Pairs) -> None:
+    """G39: with its first block already."""
+    connection, reader = connection_of(pairs), ResponseReader("POST")
+    pairs.theirs[0].sendall(ANSWER)
+    exchange(connection, HEAD, upload(b"x" * BLOCK), reader, plenty())
+    assert (reader.status, reader.complete, reader.keep) == (413, True, False)
+    connection.close()
+    sent = b""
+    while block := pairs.theirs[0].recv(1 << 20):
+        sent += block
+    assert sent == HEAD
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_an_instance_that_hangs_up_has_maybe_answered(small: bool, pairs: Pairs) -> None:
+    """N03, G39: it is not sent another request, whatever it says of the connection."""
+    connection, reader = connection_of(pairs), ResponseReader("POST")
+    pairs.theirs[0].sendall(ANSWER)
+    pairs.theirs[0].shutdown(socket.SHUT_RD)
+    body = b"x" * (10 if small else BLOCK)
+    exchange(connection, HEAD, upload(body), reader, plenty())
+    assert (reader.status, reader.complete, reader.keep) == (413, True, False)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_an_answer_that_ends_in_its_head_is_told_from_none(large: bool, pairs: Pairs) -> None:
+    """G05"""
+    for said, error, text in (
+        (b"HTTP/1.1 200 O", BrokenResponse, "head was cut short"),
+        (b"", requests.ConnectionError, "without response|while the body"),
+    ):
+        connection, reader = connection_of(pairs), ResponseReader("POST")
+        pairs.theirs[-1].sendall(said)
+        pairs.theirs[-1].shutdown(socket.SHUT_WR)
+        body = upload(b"x" * BLOCK) if large else None
+        with pytest.raises(error, match=text):
+            exchange(connection, HEAD, body, reader, plenty())
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_each_step_of_an_exchange_has_its_time(large: bool, pairs: Pairs) -> None:
+    """N25: the instance takes nothing and says nothing."""
+    connection = connection_of(pairs)
+    connection.set_timeout(60.0)
+    body = upload(*[b"x" * BLOCK] * 40) if large else None
+    with pytest.raises(requests.ReadTimeout):
+        exchange(
+            connection, HEAD, body, ResponseReader("POST"), Deadline(0.05, 0.1, 0.0, FakeClock(0.0))
+        )
+
+
+def test_a_connection_that_sent_a_large_body_is_good_for_another_request(pairs: Pairs) -> None:
+    pool = pool_of(pairs)
+    connection, reader = pool.take(0.0, 5.0), ResponseReader("POST")
+
+    def instance() -> None:
+        left = len(HEAD) + BLOCK
+        while left:
+            left -= len(pairs.theirs[0].recv(left))
+        pairs.theirs[0].sendall(ANSWER)
+
+    thread = threading.Thread(target=instance)
+    thread.start()
+    exchange(connection, HEAD, upload(b"x" * BLOCK), reader, plenty())
+    thread.join()
+    RawResponse(connection, reader, 5.0)
+    assert pool.idle_connections == 1
+    assert pool.take(0.0, 5.0) is connection
+
+
+def test_a_body_is_waited_for_as_long_as_its_own_time_says(pairs: Pairs) -> None:
+    """Whatever time the steps before had: none, after a look whether there was an answer."""
+    connection, reader = connection_of(pairs), ResponseReader("GET")
+    pairs.theirs[0].sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+    assert reader.feed_head(connection.recv_now(BLOCK) or b"")
+    raw = RawResponse(connection, reader, 5.0)
+    later = threading.Timer(0.05, pairs.theirs[0].sendall, [b"ok"])
+    later.start()
+    assert raw.read() == b"ok"
+    later.join()
+
+
+def begun(pairs: Pairs, data: bytes, timeout: float = 5.0) -> tuple[ConnectionPool, RawResponse]:
+    """Return the response that begins with *data*, its head read."""
+    pool = pool_of(pairs)
+    connection, reader = pool.take(0.0, 5.0), ResponseReader("GET")
+    assert reader.feed_head(data)
+    return pool, RawResponse(connection, reader, timeout)
+
+
+LENGTH = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "error"),
+    [
+        (LENGTH, b"short", BrokenResponse),
+        (CHUNKED, b"zz\r\n", BrokenResponse),
+        (LENGTH, None, requests.ReadTimeout),
+    ],
+)
+def test_a_body_that_fails_frees_its_connection_at_once(
+    head: bytes, body: bytes | None, error: type[Exception], pairs: Pairs
+) -> None:
+    pool, raw = begun(pairs, head, 0.05)
+    if body is not None:
+        pairs.theirs[0].sendall(body)
+        pairs.theirs[0].shutdown(socket.SHUT_WR)
+    with pytest.raises(error):
+        raw.read()
+    assert pool.open_connections == 0
+    assert raw.closed
+    assert raw.read() == b""
+
+
+def test_a_socket_that_fails_is_an_error_of_the_connection(pairs: Pairs) -> None:
+    pool, raw = begun(pairs, LENGTH)
+    pairs.ours[0].close()
+    with pytest.raises(requests.ConnectionError):
+        raw.read()
+    assert pool.open_connections == 0
+
+
+def test_a_body_that_came_in_two_is_kept_to_its_end(pairs: Pairs) -> None:
+    """G07: what came behind it is nobody's, so the connection is not either."""
+    for more, kept in ((b"56789", 1), (b"56789stray", 0)):
+        pool, raw = begun(pairs, LENGTH + b"1234")
+        pairs.theirs[-1].sendall(more)
+        assert raw.read() == b"123456789"
+        assert pool.idle_connections == kept
+
+
+def test_parts_of_a_body_are_never_read_twice(pairs: Pairs) -> None:
+    _, raw = begun(pairs, LENGTH + b"123456789")
+    assert [raw.read1(4), raw.read1(4), raw.read1(4), raw.read1(4)] == [b"1234", b"5678", b"9", b""]
+    _, raw = begun(pairs, LENGTH + b"123456789")
+    assert raw.read1(4) == b"1234"
+    raw.close()
+    assert (raw.read1(4), raw.closed) == (b"", True)
+    _, raw = begun(pairs, LENGTH + b"1234")
+    assert raw.read(6 - 4) == b"12"
+    connection, rest = raw.take_over()
+    assert rest == b"34"
+    connection.close()
+    with pytest.raises(ValueError, match="the response has ended"):
+        raw.take_over()
+
+
+def test_who_holds_a_connection_is_told_before_another_does(pairs: Pairs) -> None:
+    told: list[object] = []
+    pool = pool_of(pairs)
+    connection = pool.take(0.0, 5.0)
+    connection.holds = told.append
+    connection.give_back(True)
+    connection.give_back(True)
+    assert told == [None]
+    assert pool.idle_connections == 1
+    assert pool.take(0.0, 5.0).holds is None
+
+
+def test_a_place_is_free_again_when_nothing_came_of_it() -> None:
+    pairs = Pairs(failures=2)
+    pool = pool_of(pairs, max_open=1)
+    for _ in range(2):
+        with pytest.raises(requests.ConnectTimeout):
+            pool.take(0.0, 5.0)
+    pool.take(0.0, 5.0).close()
+    assert pool.open_connections == 0
+    pairs.close()
+
+
+def test_no_more_are_kept_than_there_is_room_for(pairs: Pairs) -> None:
+    pool = pool_of(pairs, max_idle=1)
+    taken = [pool.take(0.0, 5.0) for _ in range(3)]
+    for connection in taken:
+        connection.give_back(True)
+    assert (pool.open_connections, pool.idle_connections) == (1, 1)
+
+
+def test_a_fresh_connection_is_none_that_was_kept(pairs: Pairs) -> None:
+    pool = pool_of(pairs)
+    pool.take(0.0, 5.0).give_back(True)
+    fresh = pool.take(0.0, 5.0, fresh=True)
+    assert not fresh.reused
+    assert len(pairs.ours) == 2
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_who_waits_for_a_place_gets_a_new_connection_where_the_old_one_is_gone(
+    keep: bool, pairs: Pairs
+) -> None:
+    """It was closed when its request ended, or by the instance just before it was kept."""
+    pool = pool_of(pairs, max_open=1)
+    held = pool.take(0.0, 5.0)
+    taken: list[Connection] = []
+    waiter = threading.Thread(target=lambda: taken.append(pool.take(0.0, 5.0)))
+    waiter.start()
+    while not pool._waiting:
+        threading.Event().wait(0.001)
+    pairs.theirs[0].close()
+    held.give_back(keep)
+    waiter.join(5)
+    [connection] = taken
+    assert not connection.reused
+    assert (pool.open_connections, len(pairs.ours)) == (1, 2)
+    with pytest.raises(PoolFull):
+        pool.take(0.0, 0.0)

@@ -1,0 +1,149 @@
+"""The reader of responses as a table: bytes in, what they are out, without a socket."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from wsgigate.proxy import wire
+from wsgigate.proxy.faults import BrokenResponse
+from wsgigate.proxy.wire import ResponseReader
+
+OK = b"HTTP/1.1 200 OK\r\n"
+NONE = b"Content-Length: 0\r\n\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
+FINAL = OK + b"Content-Length: 2\r\n\r\nok"
+
+HEADS: list[tuple[bytes, dict[str, Any]]] = [
+    # what came: what it is
+    (FINAL, {"status": 200, "version": 11, "keep": True, "complete": True, "body": b"ok"}),
+    (OK + NONE, {"keep": True, "complete": True, "body": b""}),
+    (OK + b"Connection: close\r\n" + NONE, {"keep": False}),
+    (OK + b"Connection: x, CLOSE\r\n" + NONE, {"keep": False}),
+    (OK + b"Connection: keep-alive\r\n" + NONE, {"keep": True}),
+    (b"HTTP/1.0 200 OK\r\n" + NONE, {"version": 10, "keep": False, "complete": True}),
+    (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n" + NONE, {"keep": False}),
+    (OK + b"\r\nto the end", {"keep": False, "complete": False, "body": b"to the end"}),
+    (OK + b"X: a \t \r\nY:b\r\n" + NONE, {"fields": [("X", "a"), ("Y", "b")]}),
+    (b"HTTP/1.1 200 Fine\r\n" + NONE, {"reason": "Fine"}),
+    (b"HTTP/1.1 200 F\x07ne\r\n" + NONE, {"reason": ""}),
+    (b"HTTP/1.1 200\r\n" + NONE, {"reason": ""}),
+    (OK + b"Transfer-Encoding: Chunked\r\n\r\n", {"complete": False, "keep": True}),
+    (CHUNKED + b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n", {"body": b"abc", "complete": True, "keep": True}),
+    (CHUNKED + b"2\r\nab\r\n0\r\nX: y\r\n\r\n", {"body": b"ab", "complete": True, "keep": True}),
+    (CHUNKED + b"2\r\nab\r\n0\r\n\r\n\r", {"body": b"ab", "complete": True, "keep": False}),
+    (CHUNKED + b"2\r\nab\r\n0\r\n\r\n\r\n", {"body": b"ab", "complete": True, "keep": False}),
+    (CHUNKED + b"2\r\nab\r\n0\r\n\r\n" + FINAL, {"body": b"ab", "complete": True, "keep": False}),
+    (FINAL + FINAL, {"body": b"ok", "complete": True, "keep": False}),
+    (b"HTTP/1.1 204 None\r\n\r\n", {"complete": True, "keep": True}),
+    (b"HTTP/1.1 204 None\r\n" + NONE, {"complete": True, "keep": True}),
+    (b"HTTP/1.1 204 None\r\nContent-Length: 5\r\n\r\n", {"complete": True, "keep": False}),
+    (b"HTTP/1.1 204 None\r\nTransfer-Encoding: chunked\r\n\r\n", {"complete": True, "keep": False}),
+    (b"HTTP/1.1 304 Same\r\nContent-Length: 5\r\n\r\n", {"complete": True, "keep": True}),
+    # what an interim answer says of its body is nothing to the final one's
+    (
+        b"HTTP/1.1 103 Hints\r\nTransfer-Encoding: chunked\r\n\r\n" + OK + b"\r\nplain",
+        {"status": 200, "body": b"plain", "complete": False},
+    ),
+    (b"HTTP/1.1 103 Hints\r\nContent-Length: 9\r\n\r\n" + FINAL, {"body": b"ok", "keep": True}),
+    (b"HTTP/1.1 103 Hints\r\nConnection: close\r\n\r\n" + FINAL, {"body": b"ok", "keep": True}),
+]
+
+
+@pytest.mark.parametrize(("data", "wanted"), HEADS)
+def test_a_response_is_what_its_head_says(data: bytes, wanted: dict[str, Any]) -> None:
+    reader = ResponseReader("GET")
+    assert reader.feed_head(data)
+    fields = [field for field in reader.fields if field[0] != "Content-Length"]
+    found = {name: fields if name == "fields" else getattr(reader, name) for name in wanted}
+    assert found == wanted
+
+
+@pytest.mark.parametrize("more", [b"", FINAL])
+def test_another_protocol_is_for_those_who_asked(more: bytes) -> None:
+    """G24: what follows would be taken for the answer."""
+    asked = ResponseReader("GET", upgrade=True)
+    assert asked.feed_head(SWITCHED + more)
+    assert (asked.status, asked.keep, asked.complete, asked.body) == (101, False, False, more)
+    with pytest.raises(BrokenResponse, match="nobody asked for: 101"):
+        ResponseReader("GET").feed_head(SWITCHED + more)
+
+
+def test_ten_interim_answers_are_enough() -> None:
+    """G23"""
+    hints = b"HTTP/1.1 103 Hints\r\n\r\n"
+    assert ResponseReader("GET").feed_head(hints * 10 + FINAL)
+    with pytest.raises(BrokenResponse, match="103"):
+        ResponseReader("GET").feed_head(hints * 11 + FINAL)
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (b"HTTP/1.1 20", "the response head was cut short"),
+        (b"HTTP/1.1 103 Hints\r\n\r\n", "the response head was cut short"),
+        (OK + b"Content-Length: 3\r\n\r\nok", "the response was cut short"),
+        (CHUNKED + b"2\r\nok\r\n0\r\n", "the response was cut short"),
+        (CHUNKED + b"2\r\nok\r\nzz\r\n", "malformed chunk"),
+        (OK + b"\r\nok", None),
+    ],
+)
+def test_the_end_is_the_end_where_the_framing_says_so(data: bytes, error: str | None) -> None:
+    """G01 to G06"""
+    reader = ResponseReader("GET")
+    reader.feed_head(data)
+    assert not reader.complete
+    if error is None:
+        reader.feed_end()
+        assert (reader.complete, reader.keep) == (True, False)
+    else:
+        with pytest.raises(BrokenResponse, match=error):
+            reader.feed_end()
+        assert not reader.complete
+
+
+def test_what_came_before_a_malformed_chunk_is_told_first() -> None:
+    reader = ResponseReader("GET")
+    assert reader.feed_head(CHUNKED)
+    assert reader.feed_body(b"2\r\nok\r\nzz\r\n") == b"ok"
+    with pytest.raises(BrokenResponse, match="malformed chunk"):
+        reader.feed_body(b"2\r\nok\r\n")
+    alone = ResponseReader("GET")
+    assert alone.feed_head(CHUNKED)
+    with pytest.raises(BrokenResponse, match="malformed chunk"):
+        alone.feed_body(b"zz\r\n")
+
+
+def test_what_comes_behind_the_end_is_not_the_answers_fault() -> None:
+    """G13"""
+    reader = ResponseReader("GET")
+    assert reader.feed_head(CHUNKED)
+    assert reader.feed_body(b"2\r\nok\r\n") == b"ok"
+    assert reader.feed_body(b"0\r\n\r\n\x00\x01") == b""
+    assert (reader.complete, reader.keep, reader.error) == (True, False, None)
+
+
+def test_much_between_chunks_is_too_much_and_much_in_all_is_not() -> None:
+    extended = b"2;" + b"x" * 8000 + b"\r\n"
+    reader = ResponseReader("GET")
+    reader.feed_head(CHUNKED)
+    for _ in range(20):
+        assert reader.feed_body(extended) + reader.feed_body(b"ok\r\n") == b"ok"
+    endless = ResponseReader("GET")
+    endless.feed_head(CHUNKED + b"2;")
+    for _ in range(8):
+        assert endless.feed_body(b"x" * 8000) == b""
+    with pytest.raises(BrokenResponse, match="too much between the chunks"):
+        endless.feed_body(b"x" * 8000)
+
+
+def test_names_are_remembered_within_bounds() -> None:
+    for number in range(30):
+        many = b"".join(b"X-%d-%d: y\r\n" % (number, each) for each in range(90))
+        reader = ResponseReader("GET")
+        assert reader.feed_head(OK + many + b"X-" + b"y" * 70 + b": z\r\n" + NONE)
+        assert len(reader.fields) == 92
+    assert len(wire._names) <= 1024
+    assert max(map(len, wire._names)) <= 64
