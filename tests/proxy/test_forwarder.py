@@ -337,6 +337,7 @@ FRAMINGS = [
     ("POST", {"CONTENT_LENGTH": "0"}, b"", ("0", None)),
     ("POST", {"CONTENT_LENGTH": "003"}, b"abc", ("3", None)),  # A05
     ("GET", {"CONTENT_LENGTH": "3"}, b"abc", ("3", None)),  # A22
+    ("GET", {"CONTENT_LENGTH": "0"}, b"", ("0", None)),
     (
         "POST",
         {"HTTP_TRANSFER_ENCODING": "Chunked", "wsgi.input_terminated": True},

@@ -14,6 +14,7 @@ from wsgigate.config.middlewares import Middleware
 from wsgigate.config.model import Config
 from wsgigate.config.options import LimiterOptions
 from wsgigate.config.routes import Entry
+from wsgigate.config.stack import leading_loggers
 from wsgigate.discovery import Instance
 from wsgigate.problem import Refusal
 from wsgigate.proxy.hops import NEVER
@@ -74,10 +75,12 @@ def _explained(environ: dict[str, Any], built: Built, config: Config) -> int:
         return _refused(421, "the host is none of gateway.allowed_hosts")
     if isinstance(found, MethodNotAllowed):
         return _refused(405, f"the routes of this path take {', '.join(found.allowed)}")
-    outside = ["client-address"]
+    loggers = leading_loggers(config.middleware)
+    outside = [_named(config.middleware[index]) for index in sorted(loggers)]
+    outside.append("client-address")
     if config.gateway.request_id and not any(e.use == "request-id" for e in config.middleware):
         outside.append("request-id")
-    outside += [_named(entry) for entry in config.middleware]
+    outside += [_named(e) for n, e in enumerate(config.middleware) if n not in loggers]
     if found is None:
         if config.gateway.fallback is None:
             return _refused(404, "no route matches")

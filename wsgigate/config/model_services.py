@@ -76,7 +76,9 @@ class Service:
         ListOf(Text()), "The paths it has, for people to read in /services.", default=()
     )
     health: Health | None = setting(Table(Health), "How its health is checked.", default=None)
-    timeout: float | None = setting(Duration(), "How long a request may take in all.", default=None)
+    timeout: float | None = setting(
+        Duration(), "How long until the answer begins; caps the next two.", default=None
+    )
     connect_timeout: float | None = setting(
         Duration(), "How long connecting may take.", default=None
     )
