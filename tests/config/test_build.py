@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from werkzeug.test import Client
+from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 
 from wsgigate.config.build import assemble, build, check, load_gateway
 from wsgigate.config.errors import ConfigError
@@ -105,6 +105,24 @@ def test_a_logger_behind_another_middleware_stays_there(capsys: pytest.CaptureFi
     assert by_proxy(made, TOO_MANY).status_code == 400
     made.close()
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("keep", "raw", "status"), [("reject", False, 200), ("keep", False, 503), ("keep", True, 200)]
+)
+@pytest.mark.usefixtures("full")
+def test_a_server_that_hides_the_target_can_keep_no_encoded_slash(
+    keep: str, raw: bool, status: int
+) -> None:
+    """E35: the routes would take %2F for a slash there."""
+    made = small(APP + f'encoded_slash = "{keep}"\n')
+    environ = EnvironBuilder("/echo").get_environ()
+    environ["SERVER_SOFTWARE"] = "WSGIServer/0.2"
+    if not raw:
+        del environ["RAW_URI"], environ["REQUEST_URI"]
+    _, answered, _ = run_wsgi_app(made, environ)
+    assert int(answered[:3]) == status
+    made.close()
 
 
 def test_what_no_route_matches_is_the_fallbacks(gateway: Gateway) -> None:

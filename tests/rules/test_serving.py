@@ -49,6 +49,11 @@ TABLE: list[tuple[dict[str, Any], list[str]]] = [
         {"server": "wsgiref", "tested": None, "raw_target": False},
         ["warning wsgiref", "warning wsgiref"],
     ),
+    (  # E35
+        {"server": "granian", "tested": None, "raw_target": False, "keeps_slashes": True},
+        ["error granian"],
+    ),
+    ({"keeps_slashes": True}, []),
 ]
 
 

@@ -149,7 +149,10 @@ class _Builder:
             health=health,
             routes=dispatcher.routes,
             self_check=gateway.self_check,
-            first=checked_at_first_request(gateway.self_check),
+            first=checked_at_first_request(
+                gateway.self_check,
+                keeps_slashes=any(route.encoded_slash == "keep" for route in dispatcher.routes),
+            ),
             stopping=[services.tunnels.stop],
             closing=[
                 *self._stacker.closing,

@@ -47,8 +47,11 @@ def facts_of_gunicorn(cfg: Any, *, worker: str, tested: Any = None) -> ServerFac
     )
 
 
-def facts_of_environ(environ: WSGIEnvironment) -> ServerFacts:
-    """Return what a request tells of its server."""
+def facts_of_environ(environ: WSGIEnvironment, *, keeps_slashes: bool = False) -> ServerFacts:
+    """Return what a request tells of its server.
+
+    :param keeps_slashes: Whether a route of the gateway tells ``%2F`` from ``/``.
+    """
     software = environ.get("SERVER_SOFTWARE", "")
     name, version = "", tuple[int, ...]()
     found = _SOFTWARE.search(software)
@@ -59,6 +62,7 @@ def facts_of_environ(environ: WSGIEnvironment) -> ServerFacts:
         version=version,
         worker="gthread" if name == "gunicorn" and _is_gunicorns_own(environ) else "",
         raw_target=not name or bool(environ.get("RAW_URI") or environ.get("REQUEST_URI")),
+        keeps_slashes=keeps_slashes,
         debugger="werkzeug.debug.preserve_context" in environ
         and not environ.get("REMOTE_ADDR", "").startswith(("127.", "::1")),
     )
@@ -75,12 +79,12 @@ def tell(found: list[Finding], mode: Mode, log: Any = _log) -> bool:
 
 
 def checked_at_first_request(
-    mode: Mode,
+    mode: Mode, *, keeps_slashes: bool = False
 ) -> Callable[[WSGIEnvironment], WSGIApplication | None]:
     """Return what looks at the first request, and says what answers instead if it must not pass."""
 
     def check(environ: WSGIEnvironment) -> WSGIApplication | None:
-        refused = tell(findings(facts_of_environ(environ)), mode)
+        refused = tell(findings(facts_of_environ(environ, keeps_slashes=keeps_slashes)), mode)
         return Problem(503, "The gateway refuses to serve under this server.") if refused else None
 
     return check

@@ -48,6 +48,7 @@ class ServerFacts:
     :ivar header_map: What gunicorn does with fields that have underscores in their names.
     :ivar preload: Whether the gateway is made before the workers are forked.
     :ivar raw_target: Whether the request target arrives as the client sent it.
+    :ivar keeps_slashes: Whether a route of the gateway tells ``%2F`` from ``/``.
     :ivar debugger: Whether werkzeug's debugger runs what clients of other machines type.
     """
 
@@ -63,6 +64,7 @@ class ServerFacts:
     header_map: str = "refuse"
     preload: bool = False
     raw_target: bool = True
+    keeps_slashes: bool = False
     debugger: bool = False
 
 
@@ -84,9 +86,10 @@ def _all(facts: ServerFacts) -> Iterator[Finding]:
         yield Finding("warning", facts.server, "it is a server for development; use gunicorn")
     if not facts.raw_target:
         yield Finding(
-            "warning",
+            "error" if facts.keeps_slashes else "warning",
             facts.server or "the server",
-            "it hides the request target as it was sent: an encoded slash is taken for a slash",
+            "it hides the request target as it was sent: an encoded slash is taken for a slash"
+            + (', so no route can have encoded_slash = "keep"' if facts.keeps_slashes else ""),
         )
     if facts.worker in _HELD_BY_SLOW_CLIENTS:
         yield Finding(
