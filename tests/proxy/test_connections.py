@@ -308,7 +308,9 @@ def test_a_closed_adapter_keeps_nothing(backend: Backend) -> None:
     adapter = Adapter()
     held = ask(adapter, backend.url)
     assert held.content == b"ok"
+    pool = adapter.pools()[backend.url]
     adapter.close()
+    assert pool.open_connections == 0
     backend.wait_until_closed()
 
 

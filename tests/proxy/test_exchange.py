@@ -93,6 +93,23 @@ def test_an_answer_before_the_body_is_sent_ends_the_sending(pairs: Pairs) -> Non
     assert sent == HEAD
 
 
+def test_an_answer_between_two_blocks_ends_the_sending(pairs: Pairs) -> None:
+    """G39"""
+    connection, reader = connection_of(pairs), ResponseReader("POST")
+    asked: list[int] = []
+
+    def blocks() -> Iterator[bytes]:
+        for number in range(9):
+            asked.append(number)
+            if number == 2:
+                pairs.theirs[0].sendall(ANSWER)
+            yield b"x" * 10
+
+    exchange(connection, HEAD, Upload(blocks(), 90), reader, plenty())
+    assert (reader.status, reader.complete, reader.keep) == (413, True, False)
+    assert asked == [0, 1, 2]
+
+
 @pytest.mark.parametrize("small", [False, True])
 def test_an_instance_that_hangs_up_has_maybe_answered(small: bool, pairs: Pairs) -> None:
     """N03, G39: it is not sent another request, whatever it says of the connection."""
@@ -153,6 +170,8 @@ def test_a_connection_that_sent_a_large_body_is_good_for_another_request(pairs: 
 def test_a_body_is_waited_for_as_long_as_its_own_time_says(pairs: Pairs) -> None:
     """Whatever time the steps before had: none, after a look whether there was an answer."""
     connection, reader = connection_of(pairs), ResponseReader("GET")
+    connection.set_timeout(5.0)
+    assert connection.recv_now(BLOCK) is None
     pairs.theirs[0].sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
     assert reader.feed_head(connection.recv_now(BLOCK) or b"")
     raw = RawResponse(connection, reader, 5.0)
@@ -268,23 +287,48 @@ def test_a_fresh_connection_is_none_that_was_kept(pairs: Pairs) -> None:
     assert len(pairs.ours) == 2
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_who_waits_for_a_place_gets_a_new_connection_where_the_old_one_is_gone(
-    keep: bool, pairs: Pairs
+@pytest.mark.parametrize(("keep", "leaves", "fresh"), [(0, 1, 0), (1, 1, 0), (1, 0, 1), (1, 0, 0)])
+def test_who_waits_for_a_place_gets_a_connection_that_lives(
+    keep: int, leaves: int, fresh: int, pairs: Pairs
 ) -> None:
-    """It was closed when its request ended, or by the instance just before it was kept."""
+    """The old one was closed when its request ended, or by the instance just before it was kept,
+    or a new one is wanted; else it goes on."""
     pool = pool_of(pairs, max_open=1)
     held = pool.take(0.0, 5.0)
     taken: list[Connection] = []
-    waiter = threading.Thread(target=lambda: taken.append(pool.take(0.0, 5.0)))
+
+    def wait() -> None:
+        taken.append(pool.take(0.0, 5.0, fresh=bool(fresh)))
+
+    waiter = threading.Thread(target=wait)
     waiter.start()
     while not pool._waiting:
         threading.Event().wait(0.001)
-    pairs.theirs[0].close()
-    held.give_back(keep)
+    if leaves:
+        pairs.theirs[0].close()
+    held.give_back(bool(keep))
     waiter.join(5)
     [connection] = taken
-    assert not connection.reused
-    assert (pool.open_connections, len(pairs.ours)) == (1, 2)
+    assert connection.reused == (not leaves and not fresh)
+    assert (pairs.ours[0].fileno() == -1) == (connection is not held)
+    assert (pool.open_connections, len(pairs.ours)) == (1, 2 - connection.reused)
     with pytest.raises(PoolFull):
         pool.take(0.0, 0.0)
+
+
+def test_a_closed_pool_closes_what_comes_back(pairs: Pairs) -> None:
+    pool = pool_of(pairs)
+    held, kept = pool.take(0.0, 5.0), pool.take(0.0, 5.0)
+    kept.give_back(True)
+    pool.close()
+    assert (pool.open_connections, pool.idle_connections) == (1, 0)
+    held.give_back(True)
+    assert pool.open_connections == 0
+    assert [end.fileno() for end in pairs.ours] == [-1, -1]
+
+
+def test_an_abandoned_pool_lets_go_of_its_sockets(pairs: Pairs) -> None:
+    pool = pool_of(pairs)
+    pool.take(0.0, 5.0).give_back(True)
+    pool.abandon()
+    assert (pool.idle_connections, pairs.ours[0].fileno()) == (0, -1)

@@ -1,0 +1,223 @@
+"""From the client's request to the instance's, without either: what each decision is for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from wsgigate.discovery import Instance
+from wsgigate.fields import FieldRules
+from wsgigate.problem import Refusal
+from wsgigate.proxy.request import Outgoing, RequestMaker
+from wsgigate.target import BadTarget, Target
+from wsgigate.testing.server import new_environ
+from wsgigate.wsgi import CLAIMS, PEER_TRUSTED
+
+INSTANCE = Instance("http://10.0.0.1:8000")
+
+
+def made(
+    path: str = "/x", environ: dict[str, Any] | None = None, method: str = "GET", **options: Any
+) -> Outgoing:
+    whole = {**new_environ(method), "SERVER_PROTOCOL": "HTTP/1.1", "HTTP_HOST": "a.test"}
+    whole["REMOTE_ADDR"] = "192.0.2.1"
+    whole.update(environ or {})
+    return RequestMaker(**options).make(whole, Target(path, None, "a.test"), INSTANCE)
+
+
+def fields(environ: dict[str, Any] | None = None, **options: Any) -> dict[str, str]:
+    return dict(made(environ=environ, **options).headers)
+
+
+def refused(status: int, *args: Any, **options: Any) -> None:
+    with pytest.raises(Refusal) as caught:
+        made(*args, **options)
+    assert caught.value.problem.status == status
+
+
+@pytest.mark.parametrize("method", ["TRACE", "CONNECT", "TRACK"])
+def test_some_methods_are_never_passed_on(method: str) -> None:
+    """F13, F14"""
+    refused(405, method=method)
+
+
+@pytest.mark.parametrize("method", ["", "G T", "G" * 21, "GÉT", "G\n"])
+def test_a_method_is_a_short_word(method: str) -> None:
+    """F15"""
+    refused(400, method=method)
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.2", "HTTP/0.9", "HTTP/3", ""])
+def test_another_version_is_not_spoken(version: str) -> None:
+    """B09"""
+    refused(505, environ={"SERVER_PROTOCOL": version})
+
+
+@pytest.mark.parametrize(
+    ("method", "forwards", "sent"),
+    [("OPTIONS", "3", "2"), ("OPTIONS", "1", "0"), ("GET", "3", "3"), ("GET", "x", "x")],
+)
+def test_only_options_are_counted_down(method: str, forwards: str, sent: str) -> None:
+    """F14"""
+    request = made(method=method, environ={"HTTP_MAX_FORWARDS": forwards})
+    assert request.headers["Max-Forwards"] == sent
+
+
+def test_nothing_of_the_hop_goes_on() -> None:
+    """C06: nor a length that a server put among the fields, nor what is told of old settings."""
+    gone = {
+        "HTTP_HTTP2_SETTINGS": "x",
+        "HTTP_EXPECT": "100-continue",
+        "HTTP_CONTENT_LENGTH": "9",
+        "HTTP_CONTENT_TYPE": "a/b",
+        "HTTP_X_FORWARDED_NOVEL": "x",
+        "HTTP_X_FORWARDED_FOR": "1.2.3.4",
+    }
+    told = fields(gone)
+    assert {"Http2-Settings", "Expect", "Content-Length", "Content-Type"}.isdisjoint(told)
+    assert "X-Forwarded-Novel" not in told
+    assert told["X-Forwarded-For"] == "192.0.2.1"
+    assert told["Host"] == "10.0.0.1:8000"
+    assert list(told).count("Host") == 1
+
+
+def test_via_is_continued_and_a_circle_is_one_by_the_whole_name() -> None:
+    """C13"""
+    assert fields({"HTTP_VIA": "1.0 other"})["Via"] == "1.0 other, 1.1 wsgigate"
+    assert fields({"HTTP_VIA": "1.0 wsgigate-2"})["Via"] == "1.0 wsgigate-2, 1.1 wsgigate"
+    refused(508, environ={"HTTP_VIA": "1.0 x, 1.1 wsgigate"})
+
+
+@pytest.mark.parametrize(
+    ("told", "claims", "options", "passes"),
+    [
+        ({"X-User": "sub"}, {"sub": "7"}, {}, False),
+        ({"X-User": "sub"}, None, {}, True),
+        ({}, {"sub": "7"}, {}, True),
+        ({"X-User": "sub"}, {"sub": "7"}, {"forward_authorization": True}, True),
+        ({}, None, {"forward_authorization": False}, False),
+    ],
+)
+def test_the_token_goes_along_where_nobody_tells_who_it_is(
+    told: dict[str, str], claims: Any, options: dict[str, Any], passes: bool
+) -> None:
+    """J34"""
+    environ = {"HTTP_AUTHORIZATION": "Bearer x", **({CLAIMS: claims} if claims else {})}
+    assert ("Authorization" in fields(environ, identity=told, **options)) == passes
+
+
+@pytest.mark.parametrize(
+    ("claim", "told"),
+    [
+        (True, "true"),
+        (False, "false"),
+        (7, "7"),
+        ("a b", "a b"),
+        (["a", "b"], "a b"),
+        ([], ""),
+        ([1], None),
+        (["a", 1], None),
+        (1.5, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_a_claim_is_told_in_plain_text_or_not_at_all(claim: Any, told: str | None) -> None:
+    """D04: nor does what the client said take its place."""
+    environ = {CLAIMS: {"c": claim}, "HTTP_X_CLAIM": "forged"}
+    assert fields(environ, identity={"X-Claim": "c"}).get("X-Claim") == told
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "target"),
+    [
+        ("/", {"add_prefix": "/v1"}, "/v1/"),
+        ("/x", {"add_prefix": "/v1"}, "/v1/x"),
+        ("/v1", {"strip_prefix": "/v1", "add_prefix": "/w"}, "/w/"),
+        ("/v1/x", {"strip_prefix": "/v1"}, "/x"),
+        ("/v1x", {"strip_prefix": "/v1"}, "/v1x"),
+        ("/a/b/x", {"strip_prefix": "/{one}/*"}, "/x"),
+        ("/a", {"strip_prefix": "/{one}/*"}, "/a"),
+    ],
+)
+def test_a_path_is_rewritten_in_whole_segments(
+    path: str, options: dict[str, str], target: str
+) -> None:
+    """E26"""
+    assert made(path, **options).target == target
+
+
+@pytest.mark.parametrize("options", [{"strip_prefix": "/v1"}, {"add_prefix": "/w"}])
+def test_a_rewritten_path_is_checked_again(options: dict[str, str]) -> None:
+    """E27, CVE-2026-65600: whatever came to hold a path that was none before."""
+    refused(400, "/v1//x", **options)
+    with pytest.raises(BadTarget):
+        made("/v1/../x", **options)
+
+
+TOLD = {
+    "HTTP_X_FORWARDED_FOR": "1.2.3.4",
+    "HTTP_X_FORWARDED_PROTO": "https",
+    "HTTP_X_FORWARDED_HOST": "shop.test",
+    "HTTP_X_FORWARDED_PORT": "8443",
+    "HTTP_X_FORWARDED_PREFIX": "/shop/",
+    "HTTP_FORWARDED": "for=1.2.3.4",
+}
+
+
+def test_what_a_trusted_proxy_told_is_continued() -> None:
+    """D09"""
+    told = fields({**TOLD, PEER_TRUSTED: True}, strip_prefix="/x")
+    assert told["X-Forwarded-For"] == "1.2.3.4, 192.0.2.1"
+    assert told["X-Forwarded-Proto"] == "https"
+    assert told["X-Forwarded-Host"] == "shop.test"
+    assert told["X-Forwarded-Port"] == "8443"
+    assert told["X-Forwarded-Prefix"] == "/shop/x"
+    assert told["Forwarded"] == "for=1.2.3.4, for=192.0.2.1;host=a.test;proto=http"
+
+
+def test_what_anybody_else_told_is_forgotten() -> None:
+    """D08, D13"""
+    told = fields(TOLD)
+    assert told["X-Forwarded-For"] == "192.0.2.1"
+    assert told["X-Forwarded-Proto"] == "http"
+    assert told["X-Forwarded-Host"] == "a.test"
+    assert told["X-Forwarded-Port"] == "80"
+    assert "X-Forwarded-Prefix" not in told
+    assert told["Forwarded"] == "for=192.0.2.1;host=a.test;proto=http"
+
+
+@pytest.mark.parametrize(
+    ("host", "scheme", "port"),
+    [
+        ("a.test", "http", "80"),
+        ("a.test", "https", "443"),
+        ("a.test:81", "https", "81"),
+        ("[::1]", "http", "80"),
+        ("[::1]:81", "http", "81"),
+    ],
+)
+def test_the_port_is_the_one_the_client_came_by(host: str, scheme: str, port: str) -> None:
+    told = fields({"HTTP_HOST": host, "wsgi.url_scheme": scheme})
+    assert told["X-Forwarded-Port"] == port
+
+
+def test_the_mount_is_told_in_escapes() -> None:
+    """E34"""
+    assert fields({"SCRIPT_NAME": "/a b\xe9/"})["X-Forwarded-Prefix"] == "/a%20b%E9"
+
+
+def test_names_are_remembered_within_bounds() -> None:
+    maker = RequestMaker()
+    for number in range(5000):
+        environ = {**new_environ(), f"HTTP_X_{number}": "y", "HTTP_" + "Y" * 100: "z"}
+        maker.make({**environ, "HTTP_HOST": "a"}, Target("/", None, "a"), INSTANCE)
+    assert len(maker._names) <= 2048
+    assert max(map(len, maker._names)) <= 64
+
+
+def test_changes_come_last_and_join_fields_of_one_name() -> None:
+    rules = FieldRules(add={"x-color": "blue"}, set={"Via": "nobody"})
+    told = fields({"HTTP_X_COLOR": "red"}, fields=rules)
+    assert (told["X-Color"], told["Via"]) == ("red, blue", "nobody")
