@@ -66,8 +66,9 @@ def test_connection_names_fields_and_rubbish_names_none(value, tokens):
 
 def test_a_connection_field_of_ten_thousand_names_is_refused_at_once():
     """Security C05."""
-    with pytest.raises(ValueError, match="Connection lists more than 100 names"):
-        connection_tokens("a," * 1_000_000)
+    for names in ("a," * 1_000_000, ",".join(["a"] * 101)):
+        with pytest.raises(ValueError, match="Connection lists more than 100 names"):
+            connection_tokens(names)
     assert len(connection_tokens(",".join(f"a{i}" for i in range(100)))) == 100
 
 
@@ -84,7 +85,8 @@ def test_the_hop_by_hop_fields_are_those_of_the_standards():
         "http2-settings",
         "proxy-authorization",
         "proxy-authenticate",
-    } <= HOP_BY_HOP
+        "proxy-authentication-info",
+    } == HOP_BY_HOP
 
 
 HEADERS = [("Server", "x"), ("X-A", "1"), ("x-a", "2"), ("X_A", "3"), ("Set-Cookie", "a=1")]

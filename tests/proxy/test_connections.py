@@ -1,6 +1,6 @@
 """How long connections live, who gets them, and which requests may be sent again over another.
 
-Ids such as N01 are those of the attack catalogue that the documentation lists.
+Ids such as N01 are those of a catalogue of attacks and faults.
 """
 
 from __future__ import annotations

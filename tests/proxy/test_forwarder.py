@@ -1,6 +1,6 @@
 """What an instance gets and what a client gets, seen on the wire.
 
-Ids such as C02 are those of the attack catalogue that the documentation lists.
+Ids such as C02 are those of a catalogue of attacks and faults.
 """
 
 from __future__ import annotations

@@ -82,6 +82,22 @@ def test_nothing_of_the_hop_goes_on() -> None:
     assert list(told).count("Host") == 1
 
 
+@pytest.mark.parametrize(
+    ("method", "length", "told"),
+    [
+        ("POST", "003", "3"),
+        ("GET", "3", "3"),
+        ("GET", "0", "0"),
+        ("POST", "", "0"),
+        ("GET", "", None),
+    ],
+)
+def test_a_length_is_told_by_the_gateway(method: str, length: str, told: str | None) -> None:
+    """A05, A22, A23"""
+    request = made(method=method, environ={"CONTENT_LENGTH": length})
+    assert request.headers.get("Content-Length") == told
+
+
 def test_via_is_continued_and_a_circle_is_one_by_the_whole_name() -> None:
     """C13"""
     assert fields({"HTTP_VIA": "1.0 other"})["Via"] == "1.0 other, 1.1 wsgigate"

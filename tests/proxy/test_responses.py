@@ -1,6 +1,6 @@
 """What an instance may answer, and what a client gets then: every answer as bytes on a socket.
 
-Ids such as G01 are those of the attack catalogue that the documentation lists. Each case is held
+Ids such as G01 are those of a catalogue of attacks and faults. Each case is held
 against both transports; a poisoned connection is looked for by a second request behind each.
 """
 

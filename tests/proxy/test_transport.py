@@ -344,6 +344,25 @@ def test_a_known_instance_is_asked_over_tls(authority: Authority, forward: Forwa
         assert backend.connections == 1
 
 
+def test_what_tls_says_by_itself_is_no_answer(authority: Authority, own: Forward) -> None:
+    """Tickets for the next session come while the first body is on its way."""
+    context = server_context(authority.issue("ticketing", [LOOPBACK]))
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    spoken: list[str | None] = []
+
+    def tell(connection: socket.socket, _request: Received) -> None:
+        assert isinstance(connection, ssl.SSLSocket)
+        spoken.append(connection.selected_alpn_protocol())
+        connection.sendall(reply(b"ok"))
+
+    large = b"x" * 300_000
+    with over_tls(context) as backend:
+        backend.answers = [tell]
+        assert own(backend.url, verify=str(authority.path)).post("/", data=large).data == b"ok"
+        assert backend.requests[0].body == large
+    assert spoken == ["http/1.1"]
+
+
 @pytest.mark.parametrize(("verify", "status"), [(True, 502), (False, 200)])
 def test_a_stranger_is_not_asked_unless_told_to(
     verify: bool, status: int, authority: Authority, own: Forward

@@ -1,6 +1,6 @@
 """A gateway under gunicorn in front of a scripted backend, and a client that sends raw bytes.
 
-The ids in these tests are those of the attack catalogue that the documentation lists. Every case
+The ids in these tests are those of a catalogue of attacks and faults. Every case
 that goes through :meth:`Gate.ask` also sees to it that the client is shown no traceback, that the
 request has one line in the access log when the gateway answered it (and none when gunicorn did,
 before there was a request), and that nothing is left in flight.
