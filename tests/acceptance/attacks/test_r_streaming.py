@@ -1,7 +1,8 @@
 """R: the WSGI contract and streaming, as far as a server in front of it shows.
 
 R01, R02, R09 and R10 are also held to without a server, in tests/proxy and tests/middleware; R13 is
-the gibibyte of test_gateway.
+the gibibyte of test_gateway. R15 is not tried, as it wants gevent or a Python without a
+global lock; the transport only uses names that monkey patching replaces.
 """
 
 from __future__ import annotations
