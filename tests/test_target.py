@@ -77,6 +77,7 @@ REFUSED = [
     "/api/%",
     "/api/%2",
     "/api/users#frag",  # E20
+    "/api/users?x",
 ]
 
 
@@ -163,6 +164,12 @@ TARGETS = [
     ("/%67w/api", "/api", {"SCRIPT_NAME": "/gw"}, ("/api", None)),  # S06
     ("/gw", "", {"SCRIPT_NAME": "/gw"}, ("/", None)),
     ("/gw//api", "//api", {"SCRIPT_NAME": "/gw"}, ("/api", None)),
+    ("/api", "/api", {"SCRIPT_NAME": "/gw"}, ("/api", None)),  # a test client's, without the mount
+    ("/api", "/api", {"SCRIPT_NAME": "/"}, ("/api", None)),
+    ("/gw/api", "/api", {"SCRIPT_NAME": "/gw/"}, ("/api", None)),
+    ("//api", "/api", {}, ("/api", None)),  # a server's that merges slashes
+    ("HTTP://a.test/api", "/api", {}, ("/api", None)),
+    (None, "/caf\xc3\xa9;x", {"REQUEST_URI": "/caf%C3%A9%3bx"}, ("/caf%C3%A9%3Bx", None)),
     (None, "/api/us ers", {"QUERY_STRING": "q=1"}, ("/api/us%20ers", "q=1")),
     (None, "/api/%75", {}, ("/api/%2575", None)),
     (None, "/caf\xc3\xa9", {}, ("/caf%C3%A9", None)),
