@@ -10,7 +10,8 @@ from wsgigate.config.kinds import Choice, Duration, Flag, Integer, Secret, Size,
 from wsgigate.config.tables import Either, ListOf, setting, table
 from wsgigate.config.texts import QuotaText
 from wsgigate.middleware.limiter import FAMILIES
-from wsgigate.rules.quota import ALGORITHMS, Quota
+from wsgigate.rules.algorithms import ALGORITHMS
+from wsgigate.rules.quota import Quota
 from wsgigate.tokens import ALGORITHMS as SIGNATURES
 
 __all__ = [
