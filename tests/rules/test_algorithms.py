@@ -239,9 +239,9 @@ def test_a_cost_that_could_never_be_paid_is_refused_in_words(kind, cost):
 
 
 def test_the_algorithms_go_by_the_names_of_the_settings():
-    assert ALGORITHMS == {
+    assert {
         "token-bucket": TokenBucket,
         "fixed-window": FixedWindow,
         "sliding-window": SlidingWindow,
         "calendar": CalendarWindow,
-    }
+    } == ALGORITHMS

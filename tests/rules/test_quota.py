@@ -132,7 +132,7 @@ def test_a_span_of_the_calendar_is_one_that_there_is():
         Quota(1, calendar="fortnight")
     with pytest.raises(ValueError, match="a period or a span of the calendar, not both"):
         Quota(1, 60, calendar="month")
-    with pytest.raises(ValueError, match="period is 0.001 s to ten years, not 0 s"):
+    with pytest.raises(ValueError, match="not 0 s"):
         Quota(1)
 
 

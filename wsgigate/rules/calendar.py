@@ -22,9 +22,9 @@ class CalendarWindow:
     A week begins on Monday (ISO 8601). Around the end of a span up to twice the limit may pass in a
     short time, and all callers have their quota again at the same moment.
 
-    The state is 17 bytes, ``>cqQ``: the letter ``c``, the second since 1970 at which the span began,
-    and how many passed in it. The count holds for that very span; one of a later span than the
-    present one (the clock was set back) counts for the present one.
+    The state is 17 bytes, ``>cqQ``: the letter ``c``, the second since 1970 at which the span
+    began, and how many passed in it. The count holds for that very span; one of a later span than
+    the present one (the clock was set back) counts for the present one.
 
     :param quota: How many requests, and which spans of the calendar.
     """

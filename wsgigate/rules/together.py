@@ -1,4 +1,4 @@
-"""Several quotas of one caller, decided about at once: all of them allow a request, or none counts it."""
+"""Several quotas of one caller, decided about at once: all allow a request, or none counts it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Together:
             one.quota.check_cost(cost)
         states = self._read(old) if old is not None else [None] * len(self._takes)
         results = [take(state, now, cost) for take, state in zip(self._takes, states, strict=True)]
-        if cost and not all([verdict.allowed for _, _, verdict in results]):
+        if cost and not all(verdict.allowed for _, _, verdict in results):
             results = [
                 take(state, now, 0) if result[2].allowed else result
                 for take, state, result in zip(self._takes, states, results, strict=True)
