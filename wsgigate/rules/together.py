@@ -34,9 +34,9 @@ class Together:
         self._takes = tuple(one.take for one in self.algorithms)
         self._tags = tuple(_tag(one) for one in self.algorithms)
         self._order = {tag: place for place, tag in enumerate(self._tags)}
-        self._most = min(one.quota.limit for one in self.algorithms)
-        if len(self._order) < len(self._tags):
-            raise ValueError("two of the quotas are the same")
+        for place, tag in enumerate(self._tags):
+            if tag in self._tags[:place]:
+                raise ValueError(f"two of the quotas are the same: {self.algorithms[place].quota}")
 
     def take(
         self, old: bytes | None, now: float, cost: int = 1
@@ -49,8 +49,9 @@ class Together:
             and each quota's verdict, in the order of the algorithms.
         :raises ValueError: *cost* is no whole number, negative, or more than one of the limits.
         """
-        for one in self.algorithms:
-            one.quota.check_cost(cost)
+        if cost != 1 or cost.__class__ is not int:
+            for one in self.algorithms:
+                one.quota.check_cost(cost)
         states = self._read(old) if old is not None else [None] * len(self._takes)
         results = [take(state, now, cost) for take, state in zip(self._takes, states, strict=True)]
         if cost and not all(verdict.allowed for _, _, verdict in results):
