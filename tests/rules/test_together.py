@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.rules.models import MODELS
 
+from tests.rules.models import MODELS
 from wsgigate.rules.algorithms import (
     CalendarWindow,
     FixedWindow,
