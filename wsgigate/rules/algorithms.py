@@ -49,7 +49,7 @@ class Algorithm(Protocol):
     ) -> tuple[bytes | None, float, Verdict]:
         """Decide about a request of *cost* at *now*, given the caller's state *old*.
 
-        :param now: Seconds since 1970; counted in whole microseconds.
+        :param now: Seconds since 1970; counted in whole microseconds, halves up.
         :param cost: How many requests it counts as; 0 only looks.
         :returns: The new state (*old* itself if it stays as it is), how many seconds it is needed,
             and the verdict.
