@@ -30,10 +30,11 @@ ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(GROUND, GROUND),
     "rules": {"rules"},
     "store": {"store"},
-    "middleware": GROUND | {"rules", "store"},
+    "denylist": {"rules", "store"},
+    "middleware": GROUND | {"rules", "store", "denylist"},
     "discovery": GROUND | {"rules", "store", "discovery"},
     "proxy": GROUND | {"rules", "discovery", "proxy"},
-    "admin": GROUND | {"rules", "discovery", "admin"},
+    "admin": GROUND | {"rules", "store", "denylist", "discovery", "admin"},
     "gateway": GROUND | {"rules", "store", "discovery", "proxy"},
     "testing": GROUND | {"rules", "store", "testing"},
 }

@@ -130,6 +130,16 @@ class AuthenticatorOptions:
     )
     realm: str | None = setting(Text(), "Names the protected area.", default=None)
     cache_size: int | None = setting(Integer(0), "How many verified tokens are kept.", default=None)
+    deny_list: bool | None = setting(
+        Flag(),
+        "Whether tokens can be denied before they end; the store of the gateway has the list.",
+        default=None,
+    )
+    on_store_error: str | None = setting(
+        Choice("refuse", "allow"),
+        "What happens while the store of the denied tokens fails.",
+        default=None,
+    )
 
 
 @table
