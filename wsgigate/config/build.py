@@ -141,7 +141,7 @@ class _Builder:
             health,
             described,
             self._errors,
-            self._store,
+            self._stacker.deny_list,
             started=self._started,
         )
         dispatcher = routes.dispatcher(own, fallback=self._fallback(), identity=self._identity)

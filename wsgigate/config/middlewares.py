@@ -70,11 +70,13 @@ class Surroundings(NamedTuple):
     :ivar store: What the gateway's workers share.
     :ivar name: What a limiter is called that has no name; unique in the gateway.
     :ivar folder: Where relative file names start.
+    :ivar deny_list: The tokens that are denied, for those who ask.
     """
 
     store: Store
     name: str
     folder: Path
+    deny_list: DenyList
 
 
 Build: TypeAlias = Callable[[App, Any, Surroundings], App]
@@ -133,9 +135,9 @@ def _limiter(app: App, options: LimiterOptions, around: Surroundings) -> App:
 def _authenticator(app: App, options: AuthenticatorOptions, around: Surroundings) -> App:
     arguments = given(options, without=("secret_file", "public_key_file", "deny_list"))
     if options.deny_list:
-        arguments["deny_list"] = DenyList(around.store)
+        arguments["deny_list"] = around.deny_list
     elif "on_store_error" in arguments:
-        raise ValueError("on_store_error is for deny_list = true")
+        raise ValueError("on_store_error: only together with deny_list = true")
     for kind in ("secret", "public_key"):
         files = getattr(options, f"{kind}_file") or ()
         if files and kind in arguments:

@@ -17,7 +17,6 @@ from wsgigate.denylist import DenyList
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.problem import Problem
 from wsgigate.rules.routing import Route
-from wsgigate.store import Store
 
 __all__ = ["own_routes"]
 
@@ -28,7 +27,7 @@ def own_routes(
     health: HealthChecker,
     others: Sequence[Route[WSGIApplication]],
     errors: Errors,
-    store: Store,
+    deny_list: DenyList,
     *,
     started: float,
 ) -> list[Route[WSGIApplication]]:
@@ -36,7 +35,7 @@ def own_routes(
 
     :param others: The routes of the file, which ``/info`` tells.
     :param errors: Where it is told what can not be made.
-    :param store: What the workers share.
+    :param deny_list: The tokens that are denied, for the authenticators that ask.
     :param started: Since when the gateway serves, in seconds since 1970.
     """
     admin, gateway = config.admin, config.gateway
@@ -72,7 +71,7 @@ def own_routes(
         for entry in entries
     )
     if denies and own and not errors.under("admin.token"):
-        own.append(deny_route(DenyList(store), admin.prefix, token))
+        own.append(deny_route(deny_list, admin.prefix, token))
     return own
 
 
