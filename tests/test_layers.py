@@ -100,6 +100,31 @@ def test_every_other_package_has_its_place(path: Path) -> None:
         assert inside in places or inside.split("/")[0] in places, f"{inside} imports {top}"
 
 
+DATABASES = {"dbm", "fcntl", "mmap", "shelve", "sqlite3", "multiprocessing.shared_memory"}
+"""What of the standard library keeps state that others see."""
+
+OPENERS = {"config/build.py", "denylist.py", "middleware/limiter.py"}
+"""Who may be given the URL of a store; everybody else is given the store."""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_what_workers_share_goes_through_a_store(path: Path) -> None:
+    inside = str(path.relative_to(PACKAGE))
+    names = imported(path)
+    if floor(path) == "store":
+        return
+    assert names.isdisjoint(DATABASES), f"{inside} keeps state of its own"
+    kinds = {name for name in names if name.startswith("wsgigate.store.")}
+    assert kinds <= ({"wsgigate.store.memory"} if inside in OPENERS else set()), (
+        f"{inside} opens a store of one kind"
+    )
+    opens = any(
+        isinstance(node, ast.Name) and node.id == "open_store"
+        for node in ast.walk(ast.parse(path.read_text()))
+    )
+    assert not opens or inside in OPENERS, f"{inside} opens a store"
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_file_is_two_things(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 300
