@@ -126,7 +126,7 @@ def events_of(algorithm, moves):
     """Return the moments, in microseconds, and the costs."""
     now, events = TODAY, []
     for step, cost in moves:
-        now += int(step * algorithm.quota.period)
+        now = max(0, now + int(step * algorithm.quota.period))
         events.append((now, cost))
     return events
 

@@ -161,6 +161,7 @@ class SlidingWindow:
 
     name: ClassVar[str] = "sliding-window"
     SLOTS: ClassVar[int] = 30
+    _HEAD = struct.Struct(">cq")
 
     def __init__(self, quota: Quota) -> None:
         _no_calendar(quota, self.name)
@@ -168,57 +169,76 @@ class SlidingWindow:
         self.slot = -(-quota.micros // self.SLOTS)
         """How many microseconds a slot has."""
         self._limit = quota.limit
-        self._state = struct.Struct(f">cq{self.SLOTS + 1}{'H' if quota.limit <= 0xFFFF else 'I'}")
+        self._width = 2 if quota.limit <= 0xFFFF else 4
+        self._counts = struct.Struct(f">{self.SLOTS + 1}{'H' if self._width == 2 else 'I'}")
+        self._size = self._HEAD.size + self._counts.size
 
     def take(
         self, old: bytes | None, now: float, cost: int = 1
     ) -> tuple[bytes | None, float, Verdict]:
-        limit, slot, last = self._limit, self.slot, self.SLOTS
+        limit, slot, last, width = self._limit, self.slot, self.SLOTS, self._width
         if cost != 1 or cost.__class__ is not int:
             self.quota.check_cost(cost)
         moment = int(now * 1_000_000 + 0.5)
         present = moment // slot
-        counts, total, state = None, 0, old
-        if old is not None and len(old) == self._state.size:
-            tag, newest, *counted = self._state.unpack(old)
+        # What still counts, from the oldest slot on, as numbers and as they are written. It is left
+        # as written where it can be: to write all of the counts anew takes longer than the rest.
+        counts: tuple[int, ...] = ()
+        kept, total, state = b"", 0, old
+        if old is not None and len(old) == self._size:
+            tag, newest = self._HEAD.unpack_from(old)
             passed = present - newest
-            if tag == b"s" and passed <= last and sum(counted) <= limit:
+            if tag == b"s" and passed <= last:
+                counts = self._counts.unpack_from(old, 9)
                 if passed > 0:
-                    counts = counted[passed:] + [0] * passed
-                elif passed == 0:
-                    counts = counted
-                else:  # the clock was set back
-                    kept = max(0, last + passed)
-                    counts = [0] * (last - kept) + counted[:kept] + [sum(counted[kept:])]
-                    state = None
+                    counts = counts[passed:]
                 total = sum(counts)
-        if counts is None:
-            counts = [0] * (last + 1)
+                if total > limit:
+                    counts, total = (), 0
+                elif passed < 0:  # the clock was set back
+                    counts, state = _set_back(counts, -passed), None
+                    kept = self._counts.pack(*counts)
+                else:
+                    kept = old[9 + passed * width :]
         allowed = total + cost <= limit
         if allowed and cost:
-            counts[last] += cost
             total += cost
+            empty = self._size - 9 - len(kept)
+            if empty:
+                kept += bytes(empty - width) + cost.to_bytes(width, "big")
+            else:
+                kept = kept[:-width] + (counts[last] + cost).to_bytes(width, "big")
             state = None
         reset_after = retry_after = 0.0
         if total:
             if state is None:
-                state = self._state.pack(b"s", present, *counts)
-            newest = last
-            while not counts[newest]:
-                newest -= 1
-            reset_after = ((present + newest + 1) * slot - moment) / 1_000_000
+                state = self._HEAD.pack(b"s", present) + kept
+            leaving = last
+            if not (allowed and cost):
+                leaving = len(counts) - 1
+                while not counts[leaving]:
+                    leaving -= 1
+            reset_after = ((present + leaving + 1) * slot - moment) / 1_000_000
             missing = total + (1 if allowed else cost) - limit
             if missing > 0:
-                oldest = -1
-                while missing > 0:
-                    oldest += 1
-                    missing -= counts[oldest]
-                retry_after = ((present + oldest + 1) * slot - moment) / 1_000_000
+                leaving = last
+                for place, count in enumerate(counts):
+                    missing -= count
+                    if missing <= 0:
+                        leaving = place
+                        break
+                retry_after = ((present + leaving + 1) * slot - moment) / 1_000_000
         return (
             state,
             reset_after + 0.001,
             Verdict(allowed, limit, limit - total, reset_after, retry_after),
         )
+
+
+def _set_back(counts: tuple[int, ...], slots: int) -> tuple[int, ...]:
+    """Return *counts* as of so many *slots* earlier; what is later by then counts as of then."""
+    kept = max(0, len(counts) - 1 - slots)
+    return (0,) * (len(counts) - 1 - kept) + counts[:kept] + (sum(counts[kept:]),)
 
 
 def _no_calendar(quota: Quota, name: str) -> None:
