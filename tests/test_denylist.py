@@ -14,7 +14,6 @@ from wsgigate.denylist import RECHECK, DenyList
 from wsgigate.rules.compact import read_compact
 from wsgigate.rules.denial import GRACE, LONGEST, covers, extended_subject, identity
 from wsgigate.store import Store, StoreError
-from wsgigate.store.lmdb import LmdbStore
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import BrokenStore, FakeClock
 from wsgigate.tokens import mint
@@ -300,10 +299,20 @@ def test_lists_of_one_folder_share_what_is_denied(tmp_path):
     other.close()
 
 
+def test_a_folder_of_its_own_is_not_made_before_it_is_needed(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    denied = DenyList("lmdb:")
+    denied.close()
+    assert list(tmp_path.iterdir()) == []
+    denied.deny_token(TOKEN)
+    assert list(tmp_path.iterdir()) != []
+    assert denied.why_denied(ANN)
+    denied.close()
+
+
 def test_a_store_that_was_given_is_not_closed(store):
     closed = []
     store.close = partial(closed.append, True)
     assert isinstance(store, Store)
     DenyList(store).close()
     assert not closed
-    assert isinstance(LmdbStore("/nowhere"), Store)

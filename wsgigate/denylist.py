@@ -67,11 +67,20 @@ class DenyList:
         if not isinstance(store, (str, Store)):
             raise ValueError(f"store: a store or the URL of one, not {store!r}")
         self._owned = isinstance(store, str)
-        self._store: Store = open_store(store) if isinstance(store, str) else store
+        self._store: Store | None = None
+        if store != "lmdb:":  # its folder is not to be made before it is needed
+            self._store = open_store(store) if isinstance(store, str) else store
         self._staleness = staleness
         self._size = cache_size
         self._clock = clock
         self._known: _Known | None = None
+
+    @property
+    def store(self) -> Store:
+        """What the workers share."""
+        if self._store is None:
+            self._store = open_store("lmdb:")
+        return self._store
 
     def deny_token(self, token: str, until: float | None = None) -> float:
         """Deny this one token, whatever signature it is sent with.
@@ -124,7 +133,7 @@ class DenyList:
         if token.token in known.good:
             return ""
         for entry, reason in hit(token):
-            value = self._store.get(self.PREFIX + entry)[0]
+            value = self.store.get(self.PREFIX + entry)[0]
             if value is not None and covers(entry, value, token.issued):
                 return reason
         if len(known.good) >= self._size:
@@ -135,12 +144,12 @@ class DenyList:
 
     def close(self) -> None:
         """Close the store, if it is the list's own and not one it was given."""
-        if self._owned:
+        if self._owned and self._store is not None:
             self._store.close()
 
     def _read(self, known: _Known | None, now: float) -> _Known:
         # Threads that do so at once may overwrite each other's: each is right for its own moment.
-        generation = self._store.get(self.PREFIX + "mark")[0]
+        generation = self.store.get(self.PREFIX + "mark")[0]
         if known is None or generation != known.generation or now - known.since >= RECHECK:
             return _Known(generation, now, now, set())
         return known._replace(read=now)
@@ -159,14 +168,14 @@ class DenyList:
             new, end = make(old, until)
             return new, max(end - now, 0.0) + GRACE, end
 
-        end = update(self._store, self.PREFIX + entry, change)
+        end = update(self.store, self.PREFIX + entry, change)
         if end is None:
             raise ValueError(f"until: a Unix time at most ten years ahead, not {until!r}")
         # Not before the entry is there, lest another worker reads the mark first; and never a mark
         # that has been there before.
         mark = secrets.token_bytes(16)
         renew: Change[None] = lambda old, now: (mark, LONGEST, None)  # noqa: E731
-        update(self._store, self.PREFIX + "mark", renew)
+        update(self.store, self.PREFIX + "mark", renew)
         self._known = None
         return end
 

@@ -151,7 +151,7 @@ def test_what_is_wrong_is_told_by_its_name(
     assert words in told["detail"]
     assert told.get("field") == field
     assert TOKEN not in response.text
-    assert list(denied._store.items("")) == []
+    assert list(denied.store.items("")) == []
 
 
 @pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded"])
@@ -196,7 +196,7 @@ def test_a_body_comes_in_pieces_and_with_or_without_a_length(denied: DenyList) -
 def test_a_body_whose_length_is_not_right(denied: DenyList, length: str, status: int) -> None:
     body = Slow(b'{"jti": "j-1", "until": 1}')
     assert send(denied, b"", **{"wsgi.input": body, "CONTENT_LENGTH": length}).status_code == status
-    assert list(denied._store.items("")) == []
+    assert list(denied.store.items("")) == []
 
 
 @pytest.mark.parametrize("error", [BodyError("cut"), OSError("cut")])
