@@ -190,8 +190,6 @@ class SlidingWindow:
             passed = present - newest
             if tag == b"s" and passed <= last:
                 counts = self._counts.unpack_from(old, 9)
-                if passed > 0:
-                    counts = counts[passed:]
                 total = sum(counts)
                 if total > limit:
                     counts, total = (), 0
@@ -200,6 +198,9 @@ class SlidingWindow:
                     kept = self._counts.pack(*counts)
                 else:
                     kept = old[9 + passed * width :]
+                    if passed:
+                        counts = counts[passed:]
+                        total = sum(counts)
         allowed = total + cost <= limit
         if allowed and cost:
             total += cost
