@@ -7,7 +7,7 @@ import struct
 from functools import partial
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsgigate.denylist import RECHECK, DenyList
@@ -221,6 +221,7 @@ def test_an_entry_that_cannot_be_read_denies(store, entry, value):
     assert DenyList(store).why_denied(ANN)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1e10), st.floats(0, 1e10)), min_size=1), st.floats(0, 1e10))
 def test_denials_of_one_subject_add_up(denials, issued):
     value = None

@@ -3,7 +3,7 @@
 import struct
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.rules.models import MODELS
@@ -17,6 +17,8 @@ from wsgigate.rules.algorithms import (
 )
 from wsgigate.rules.quota import LARGEST, LONGEST, Quota, Verdict
 
+# how long it takes to draw a story says something of the machine, and nothing of the algorithm
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 KINDS = [TokenBucket, FixedWindow, SlidingWindow, CalendarWindow]
 TODAY = 1_764_547_200_000_000  # in microseconds: 2025-12-01, a Monday
 
@@ -135,6 +137,7 @@ def events_of(algorithm, moves):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@PATIENT
 @given(stories())
 def test_whatever_happens_it_decides_as_a_slow_model_does(kind, story):
     limit, period, moves = story
@@ -147,6 +150,7 @@ def test_whatever_happens_it_decides_as_a_slow_model_does(kind, story):
 
 
 @pytest.mark.parametrize("kind", [FixedWindow, SlidingWindow, CalendarWindow])
+@PATIENT
 @given(stories(back=True))
 def test_a_clock_set_back_makes_of_later_moments_the_present_one(kind, story):
     limit, period, moves = story
@@ -157,6 +161,7 @@ def test_a_clock_set_back_makes_of_later_moments_the_present_one(kind, story):
         assert verdict.allowed is model.take(now, cost)
 
 
+@PATIENT
 @given(stories(back=True))
 def test_a_clock_set_back_never_fills_a_bucket(story):
     limit, period, moves = story
@@ -174,6 +179,7 @@ def test_a_clock_set_back_never_fills_a_bucket(story):
 
 
 @pytest.mark.parametrize("kind", [TokenBucket, SlidingWindow])
+@PATIENT
 @given(stories())
 def test_how_much_may_pass_in_any_span_of_time(kind, story):
     limit, period, moves = story
@@ -194,6 +200,7 @@ def test_how_much_may_pass_in_any_span_of_time(kind, story):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@PATIENT
 @given(stories(back=True))
 @example((LARGEST, LONGEST, [(0, LARGEST), (3, 1), (0, LARGEST)]))
 def test_what_a_verdict_promises_comes_true_and_not_a_microsecond_earlier(kind, story):
@@ -332,6 +339,7 @@ def test_bytes_of_somebody_else_count_as_none(kind, state):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@PATIENT
 @given(
     st.binary(max_size=80)
     | st.builds(bytes.__add__, st.sampled_from([b"b", b"f", b"c"]), st.binary(min_size=16))

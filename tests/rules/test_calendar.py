@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wsgigate.rules.algorithms import CalendarWindow
@@ -61,6 +61,7 @@ def by_datetime(calendar: str, second: int) -> tuple[datetime, datetime]:
 
 
 @pytest.mark.parametrize("calendar", CALENDAR)
+@settings(deadline=None)
 @given(st.integers(-(10**9), 200 * 10**9))
 @example(951_782_400)  # 2000-02-29
 @example(4_107_542_400)  # 2100-03-01

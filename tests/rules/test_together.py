@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.rules.models import MODELS
@@ -18,6 +18,8 @@ from wsgigate.rules.algorithms import (
 from wsgigate.rules.quota import Quota, Verdict
 
 NOW = 1_764_547_200.0
+# how long it takes to draw a story says something of the machine, and nothing of the algorithms
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SECOND = FixedWindow(Quota(2, 1))
 MINUTE = SlidingWindow(Quota(3, 60))
 MONTH = CalendarWindow(Quota(4, calendar="month"))
@@ -56,6 +58,7 @@ def sets(draw):
     return algorithms, moves
 
 
+@PATIENT
 @given(sets())
 def test_it_decides_as_slow_models_asked_one_after_the_other(drawn):
     algorithms, moves = drawn
@@ -117,12 +120,14 @@ def test_a_value_cut_short_holds_as_far_as_it_goes():
     assert seen == {0, 1, 2, 3}
 
 
+@PATIENT
 @given(st.binary(max_size=120) | st.binary(max_size=120).map(lambda rest: b"t" + rest))
 def test_bytes_of_somebody_else_count_as_none(state):
     verdicts = Together([SECOND, MINUTE, MONTH]).take(state, NOW)[2]
     assert [verdict.remaining for verdict in verdicts] == [1, 2, 3]
 
 
+@PATIENT
 @given(st.data())
 def test_no_change_of_its_bytes_locks_a_caller_out_for_longer_than_a_period(data):
     together = Together([SECOND, MINUTE, TokenBucket(Quota(2, 10))])
