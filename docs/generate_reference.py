@@ -48,6 +48,7 @@ CONSTRUCTORS: dict[type[Any], Any] = {
 """Whose defaults count where a key that is left out is not passed on."""
 
 DEFAULTS = {
+    "authenticator.deny_list": "``false``",
     "gateway.workers": "the number of CPUs",
     "gateway.via": "made from the name, the machine and the file",
     "limiter.name": 'made from the route; ``"default"`` around everything',

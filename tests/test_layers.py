@@ -30,10 +30,11 @@ ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(GROUND, GROUND),
     "rules": {"rules"},
     "store": {"store"},
-    "middleware": GROUND | {"rules", "store"},
+    "denylist": {"rules", "store"},
+    "middleware": GROUND | {"rules", "store", "denylist"},
     "discovery": GROUND | {"rules", "store", "discovery"},
     "proxy": GROUND | {"rules", "discovery", "proxy"},
-    "admin": GROUND | {"rules", "discovery", "admin"},
+    "admin": GROUND | {"rules", "store", "denylist", "discovery", "admin"},
     "gateway": GROUND | {"rules", "store", "discovery", "proxy"},
     "testing": GROUND | {"rules", "store", "testing"},
 }
@@ -97,6 +98,23 @@ def test_every_other_package_has_its_place(path: Path) -> None:
         places = DRIVERS.get(top)
         assert places is not None, f"{inside} imports {top}"
         assert inside in places or inside.split("/")[0] in places, f"{inside} imports {top}"
+
+
+DATABASES = {"dbm", "fcntl", "mmap", "shelve", "sqlite3", "multiprocessing.shared_memory"}
+"""What of the standard library keeps state that others see."""
+
+STORES = {"lmdb", "environment", "memory", "redis"}
+"""The kinds of stores: all but those who put a gateway together take any of them, by its URL."""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_what_workers_share_goes_through_a_store(path: Path) -> None:
+    here, names = floor(path), imported(path)
+    if here == "store":
+        return
+    assert names.isdisjoint(DATABASES), "it keeps state of its own"
+    kinds = {name for name in names if name.removeprefix("wsgigate.store.") in STORES - {name}}
+    assert not kinds or here == "config", f"it knows {kinds}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

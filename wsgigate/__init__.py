@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from wsgigate.config.build import load_gateway as load
+    from wsgigate.denylist import DenyList
     from wsgigate.discovery import Instance
     from wsgigate.fields import FieldRules
     from wsgigate.gateway import Gateway
@@ -37,6 +38,7 @@ __all__ = [
     "BodyLimit",
     "ClientAddress",
     "Cors",
+    "DenyList",
     "Dispatcher",
     "FieldRules",
     "Forwarder",
@@ -59,6 +61,7 @@ _HOMES = {
     "BodyLimit": "middleware.body_limit",
     "ClientAddress": "middleware.client_address",
     "Cors": "middleware.cors",
+    "DenyList": "denylist",
     "Dispatcher": "proxy.dispatcher",
     "FieldRules": "fields",
     "Forwarder": "proxy.forwarder",

@@ -109,6 +109,8 @@ max_lifetime = "1d"
 typ = "at+jwt"
 realm = "shop"
 cache_size = 10
+deny_list = true
+on_store_error = "refuse"
 
 [[routes.middleware]]
 use = "limiter"

@@ -59,6 +59,17 @@ examples:
   wsgigate token --secret-env JWT_SECRET --claim role=admin --claim 'scopes=["read"]' --expires 5m
 """
 
+DENY = """\
+Deny tokens before they end: the authenticators of the gateway with deny_list = true refuse them
+within a second. A token is read from standard input, so that no list of processes shows it."""
+
+DENY_EXAMPLES = """\
+examples:
+
+  wsgigate deny gateway.toml < token.txt
+  wsgigate deny gateway.toml --sub ann --last 1h
+"""
+
 SCHEMA = "Print the JSON Schema of the file, by which editors complete and check it."
 
 
@@ -149,6 +160,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     token.add_argument(
         "--expires", metavar="TIME", default="1h", help="how long it is valid (default: 1h)"
+    )
+    deny = command("deny", "deny:deny", DENY, DENY_EXAMPLES)
+    _file(deny)
+    what = deny.add_mutually_exclusive_group()
+    what.add_argument("--jti", metavar="ID", help="deny the token with this jti")
+    what.add_argument("--sub", metavar="SUBJECT", help="deny all that this subject has until now")
+    deny.add_argument(
+        "--last", metavar="TIME", help="for how long the last of these tokens is good, such as 1h"
     )
     command("schema", "commands:schema", SCHEMA)
     return parser

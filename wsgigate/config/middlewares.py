@@ -25,6 +25,7 @@ from wsgigate.config.options import (
 )
 from wsgigate.config.tables import Table, given, suggestion
 from wsgigate.config.texts import ImportPath
+from wsgigate.denylist import DenyList
 from wsgigate.middleware.authenticator import Authenticator
 from wsgigate.middleware.body_limit import BodyLimit
 from wsgigate.middleware.cors import Cors
@@ -69,11 +70,13 @@ class Surroundings(NamedTuple):
     :ivar store: What the gateway's workers share.
     :ivar name: What a limiter is called that has no name; unique in the gateway.
     :ivar folder: Where relative file names start.
+    :ivar deny_list: The tokens that are denied, for those who ask.
     """
 
     store: Store
     name: str
     folder: Path
+    deny_list: DenyList
 
 
 Build: TypeAlias = Callable[[App, Any, Surroundings], App]
@@ -130,7 +133,11 @@ def _limiter(app: App, options: LimiterOptions, around: Surroundings) -> App:
 
 
 def _authenticator(app: App, options: AuthenticatorOptions, around: Surroundings) -> App:
-    arguments = given(options, without=("secret_file", "public_key_file"))
+    arguments = given(options, without=("secret_file", "public_key_file", "deny_list"))
+    if options.deny_list:
+        arguments["deny_list"] = around.deny_list
+    elif "on_store_error" in arguments:
+        raise ValueError("on_store_error: only together with deny_list = true")
     for kind in ("secret", "public_key"):
         files = getattr(options, f"{kind}_file") or ()
         if files and kind in arguments:

@@ -10,7 +10,8 @@ from wsgigate.config.kinds import Choice, Duration, Flag, Integer, Secret, Size,
 from wsgigate.config.tables import Either, ListOf, setting, table
 from wsgigate.config.texts import QuotaText
 from wsgigate.middleware.limiter import FAMILIES
-from wsgigate.rules.quota import ALGORITHMS, Quota
+from wsgigate.rules.algorithms import ALGORITHMS
+from wsgigate.rules.quota import Quota
 from wsgigate.tokens import ALGORITHMS as SIGNATURES
 
 __all__ = [
@@ -129,6 +130,16 @@ class AuthenticatorOptions:
     )
     realm: str | None = setting(Text(), "Names the protected area.", default=None)
     cache_size: int | None = setting(Integer(0), "How many verified tokens are kept.", default=None)
+    deny_list: bool | None = setting(
+        Flag(),
+        "Whether tokens can be denied before they end; the store of the gateway has the list.",
+        default=None,
+    )
+    on_store_error: str | None = setting(
+        Choice("refuse", "allow"),
+        "What happens while the store of the denied tokens fails.",
+        default=None,
+    )
 
 
 @table

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from wsgiref.types import WSGIApplication
 
 from wsgigate.admin.access import require_token
+from wsgigate.admin.denial import deny_route
 from wsgigate.admin.endpoints import Facts, ServiceFacts, routes
 from wsgigate.admin.info import describe_features, describe_routes
 from wsgigate.config.errors import Errors
 from wsgigate.config.model import Config
+from wsgigate.config.options import AuthenticatorOptions
 from wsgigate.config.services import Services
+from wsgigate.denylist import DenyList
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.problem import Problem
 from wsgigate.rules.routing import Route
@@ -24,6 +27,7 @@ def own_routes(
     health: HealthChecker,
     others: Sequence[Route[WSGIApplication]],
     errors: Errors,
+    deny_list: DenyList,
     *,
     started: float,
 ) -> list[Route[WSGIApplication]]:
@@ -31,6 +35,7 @@ def own_routes(
 
     :param others: The routes of the file, which ``/info`` tells.
     :param errors: Where it is told what can not be made.
+    :param deny_list: The tokens that are denied, for the authenticators that ask.
     :param started: Since when the gateway serves, in seconds since 1970.
     """
     admin, gateway = config.admin, config.gateway
@@ -60,7 +65,14 @@ def own_routes(
         "admin.prefix",
         lambda: routes(facts, admin.prefix, health=health, started=lambda: started),
     )
-    return made or []
+    own = made or []
+    denies = any(
+        isinstance(entry.options, AuthenticatorOptions) and entry.options.deny_list
+        for entry in entries
+    )
+    if denies and own and not errors.under("admin.token"):
+        own.append(deny_route(deny_list, admin.prefix, token))
+    return own
 
 
 def _port(bind: str) -> int | None:

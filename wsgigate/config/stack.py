@@ -13,6 +13,7 @@ from wsgigate.config.errors import Errors, at, shown
 from wsgigate.config.middlewares import Middleware, Surroundings, wrap
 from wsgigate.config.model import Config
 from wsgigate.config.options import CorsOptions, LimiterOptions
+from wsgigate.denylist import DenyList
 from wsgigate.problem import Problem
 from wsgigate.store import Store
 
@@ -29,6 +30,8 @@ class Stacker:
 
     def __init__(self, config: Config, store: Store, folder: Path, errors: Errors) -> None:
         self.closing: list[Callable[[], object]] = []
+        self.deny_list = DenyList(store)
+        """One for all, so that what the gateway is told to deny holds at once where it was told."""
         self._store = store
         self._folder = folder
         self._errors = errors
@@ -61,7 +64,7 @@ class Stacker:
             where = at(path, index)
             if index in without or self._errors.under(where) or entry.options is None:
                 continue
-            surroundings = Surroundings(self._store, named[index], self._folder)
+            surroundings = Surroundings(self._store, named[index], self._folder, self.deny_list)
             made = self._errors.tried(
                 where, partial(wrap, app, entry, surroundings), keys=entry.keys
             )

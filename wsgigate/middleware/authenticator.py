@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from wsgigate.denylist import DenyList
 from wsgigate.problem import Problem, Refuse, answer_with
 from wsgigate.rules.claims import ClaimRules, granted_scopes
 from wsgigate.rules.compact import MAX_LENGTH, TokenRejected, read_compact, read_object, shown
+from wsgigate.rules.denial import GRACE, Identity, identity
+from wsgigate.store import StoreError
 from wsgigate.tokens import Keys, Text
 from wsgigate.wsgi import CLAIMS, REASON
 
@@ -21,6 +26,9 @@ __all__ = ["Authenticator"]
 # One value of another scheme; a comma may be the seam of two fields that the server joined.
 _OTHER_SCHEME = re.compile(r"(?!bearer)[!#$%&'*+.^_`|~0-9a-z-]+(?: [^,]*)?", re.IGNORECASE)
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 section 3.3
+SILENCE = 60.0  # seconds between two log records about a store that fails
+
+_log = logging.getLogger("wsgigate.authenticator")
 
 
 class Verified(NamedTuple):
@@ -30,6 +38,7 @@ class Verified(NamedTuple):
     text: str  # the payload, to be read again where claims hold lists or objects; else empty
     until: float
     missing: frozenset[str]
+    identity: Identity
 
 
 class Authenticator:
@@ -57,6 +66,10 @@ class Authenticator:
     :param typ: What the header's ``typ`` must be: ``at+jwt`` for access tokens of RFC 9068.
     :param realm: Names what is protected in ``WWW-Authenticate``.
     :param cache_size: How many verified tokens are remembered.
+    :param deny_list: Tokens that are refused before they end; asked for each request, a remembered
+        token's too.
+    :param on_store_error: What to do when the store of the deny-list fails: ``"refuse"`` every
+        token with 503, or ``"allow"`` those that are good otherwise; counted in ``store_errors``.
     :param clock: Unix time in seconds.
     :param refuse: Turns a problem into the app that answers it.
     :raises ValueError: A setting cannot be, or a key is missing, weak or of the wrong kind.
@@ -79,6 +92,8 @@ class Authenticator:
         typ: str | None = None,
         realm: str = "api",
         cache_size: int = 10_000,
+        deny_list: DenyList | None = None,
+        on_store_error: str = "refuse",
         clock: Callable[[], float] = time.time,
         refuse: Refuse = answer_with,
     ) -> None:
@@ -86,11 +101,22 @@ class Authenticator:
             raise ValueError(f"invalid_token_status is 401 or 403, not {invalid_token_status!r}")
         if scopes and not required:
             raise ValueError("scopes: cannot be asked for where a token is not required")
+        if on_store_error not in ("allow", "refuse"):
+            raise ValueError(f'on_store_error is "allow" or "refuse", not {on_store_error!r}')
+        if deny_list is not None and not isinstance(deny_list, DenyList):
+            raise ValueError(f"deny_list: expected a DenyList, not {deny_list!r}")
         self.app = app
+        self.store_errors = 0
         self._keys = Keys(algorithms, secret=secret, public_key=public_key)
         self._rules = ClaimRules(
             issuer=issuer, audience=audience, leeway=leeway, max_lifetime=max_lifetime, typ=typ
         )
+        if deny_list is not None and self._rules.leeway > GRACE:
+            raise ValueError(f"leeway: at most {GRACE:g} s with a deny_list, not {leeway!r}")
+        self._deny_list = deny_list
+        self._allows_on_error = on_store_error == "allow"
+        self._lock = threading.Lock()
+        self._told = float("-inf")
         self._scopes = _checked_scopes(scopes)
         self._recent = Recent(cache_size)
         self._clock = clock
@@ -109,6 +135,10 @@ class Authenticator:
         self._insufficient = answer(
             403, "Insufficient scope.", "insufficient_scope", " ".join(sorted(self._scopes))
         )
+        unknown = Problem(
+            503, "Tokens cannot be checked at the moment.", headers=(("Retry-After", "5"),)
+        )
+        self._unknown = unknown if deny_list is None else refuse(unknown)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ.pop(CLAIMS, None)
@@ -122,12 +152,41 @@ class Authenticator:
             return self._invalid(environ, start_response)
         if verified is None:
             return self._without_token(environ, start_response)
+        if self._deny_list is not None:
+            refusal = self._refusal(self._deny_list, verified.identity, environ)
+            if refusal is not None:
+                return refusal(environ, start_response)
         if verified.missing:
             environ[REASON] = f"the token does not grant {', '.join(sorted(verified.missing))}"
             return self._insufficient(environ, start_response)
         text = verified.text
         environ[CLAIMS] = json.loads(text) if text else verified.claims.copy()
         return self.app(environ, start_response)
+
+    def _refusal(
+        self, deny_list: DenyList, token: Identity, environ: WSGIEnvironment
+    ) -> WSGIApplication | None:
+        """Return what answers a *token* that is denied, or of which that cannot be told."""
+        try:
+            reason = deny_list.why_denied(token)
+        except StoreError as error:
+            now = self._clock()
+            with self._lock:
+                self.store_errors += 1
+                telling = abs(now - self._told) >= SILENCE
+                if telling:
+                    self._told = now
+            if telling:
+                said = "are not asked for" if self._allows_on_error else "cannot be told apart"
+                _log.error("denied tokens %s, %s so far: %s", said, self.store_errors, error)
+            if self._allows_on_error:
+                return None
+            environ[REASON] = f"the deny-list cannot be read: {error}"
+            return self._unknown
+        if not reason:
+            return None
+        environ[REASON] = f"bad token: {reason}"
+        return self._invalid
 
     def _look(self, value: str) -> Verified | None:
         """Return what the ``Authorization`` field *value* proves; None when it is no bearer's."""
@@ -164,7 +223,7 @@ class Authenticator:
         flat = not any(isinstance(claim, (dict, list)) for claim in claims.values())
         text = "" if flat else compact.payload.decode("utf-8")
         missing = self._scopes - granted_scopes(claims) if self._scopes else self._scopes
-        return Verified(claims, text, until, missing)
+        return Verified(claims, text, until, missing, identity(compact.signed, claims))
 
 
 class Recent:

@@ -16,7 +16,8 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.fields import rate_limit, rate_limit_policy, retry_after
 from wsgigate.problem import Problem, Refuse, answer_with
-from wsgigate.rules.quota import ALGORITHMS, Quota, Verdict
+from wsgigate.rules.algorithms import ALGORITHMS
+from wsgigate.rules.quota import Quota, Verdict
 from wsgigate.store import Store, StoreError, open_store, update
 from wsgigate.wsgi import REASON, ExcInfo, Headers, Key, client_address
 

@@ -1,18 +1,12 @@
-"""How many requests a caller may make, decided one at a time.
-
-The state of a caller is a few bytes that a store keeps between decisions. Bytes that the algorithm
-did not write itself count as none, and moments in them are bounded by the quota's period: a clock
-that is set back locks nobody out for longer than that.
-"""
+"""How many requests a caller may make in what time, and what was decided about one of them."""
 
 from __future__ import annotations
 
 import re
-import struct
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import KW_ONLY, dataclass
+from typing import NamedTuple
 
-__all__ = ["ALGORITHMS", "Algorithm", "FixedWindow", "Quota", "TokenBucket", "Verdict"]
+__all__ = ["CALENDAR", "Quota", "Verdict"]
 
 _UNITS = {
     1: ("s", "sec", "secs", "second", "seconds"),
@@ -24,25 +18,42 @@ _UNITS = {
 _SECONDS = {name: seconds for seconds, names in _UNITS.items() for name in names}
 _WRITTEN = re.compile(
     r"(?P<limit>[0-9][0-9_]*)\s*(?:requests?\s*)?(?:/|\bper\b)\s*"
-    r"(?P<count>[0-9][0-9_]*(?:\.[0-9]+)?)?\s*(?P<unit>[a-z]+)",
+    r"(?:(?P<count>[0-9][0-9_]*(?:\.[0-9]+)?)?|(?P<calendar>calendar\s))\s*(?P<unit>[a-z]+)",
     re.IGNORECASE | re.ASCII,
 )
 
+CALENDAR = {
+    "hour": 3600.0,
+    "day": 86400.0,
+    "week": 7 * 86400.0,
+    "month": 31 * 86400.0,
+    "year": 366 * 86400.0,
+}
+"""The spans of the calendar that a quota may be for, and how many seconds the longest has."""
+
 LONGEST = 3660 * 86400.0
 LARGEST = 1_000_000_000
+_NAME = re.compile(r"[A-Za-z0-9._:~-]{0,64}")
 
 
 @dataclass(frozen=True)
 class Quota:
-    """*limit* requests per *period* seconds.
+    """*limit* requests per *period* seconds, or per hour, day, week, month or year of the calendar.
 
     :param limit: How many requests, 1 to 1,000,000,000.
-    :param period: In how many seconds, a millisecond to ten years.
+    :param period: In how many seconds, a millisecond to ten years; counted in whole microseconds.
+        Not for a span of the calendar: it tells its own, which is the longest that it can be.
+    :param calendar: ``"hour"``, ``"day"``, ``"week"`` (from Monday), ``"month"`` or ``"year"``: the
+        limit is for each of these as the calendar has them, in UTC.
+    :param name: What this quota is called where a caller has several.
     :raises ValueError: One of them is out of its range.
     """
 
     limit: int
-    period: float
+    period: float = 0.0
+    _: KW_ONLY
+    calendar: str | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.limit, int) or isinstance(self.limit, bool):
@@ -51,12 +62,26 @@ class Quota:
             raise ValueError(f"a quota's limit is 1 to {LARGEST:_}, not {self.limit}")
         if not isinstance(self.period, int | float) or isinstance(self.period, bool):
             raise ValueError(f"a quota's period is a number of seconds, not {self.period!r}")
+        if self.calendar is not None:
+            if self.calendar not in CALENDAR:
+                raise ValueError(
+                    f"a quota's calendar is one of {', '.join(CALENDAR)}, not {self.calendar!r}"
+                )
+            if self.period not in (0.0, CALENDAR[self.calendar]):
+                raise ValueError("a quota has a period or a span of the calendar, not both")
+            object.__setattr__(self, "period", CALENDAR[self.calendar])
         if not 0.001 <= self.period <= LONGEST:
             raise ValueError(f"a quota's period is 0.001 s to ten years, not {self.period:g} s")
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise ValueError(
+                f"a quota's name is up to 64 letters, digits and any of ._:~-, not {self.name!r}"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Quota:
-        """Return the quota that *text* describes: ``100 per 15 minutes``, ``100/15m``, ``10/s``.
+        """Return the quota that *text* describes.
+
+        ``100 per 15 minutes``, ``100/15m``, ``10/s``; ``1000 per calendar month``.
 
         :raises ValueError: It describes none; says what is wrong with it.
         """
@@ -64,8 +89,19 @@ class Quota:
         if found is None:
             raise ValueError(f'a quota is written "100 per 15 minutes" or "100/15m", not {text!r}')
         unit = found["unit"].lower()
-        if unit not in _SECONDS:
-            hint = ", as its length varies; count days" if unit[:5] in ("month", "year") else ""
+        calendar = unit if found["calendar"] else None
+        if calendar and calendar not in CALENDAR:
+            raise ValueError(
+                f"the quota {text!r} is for a calendar {unit!r}, "
+                f"which is not one of {', '.join(CALENDAR)}"
+            )
+        if not calendar and unit not in _SECONDS:
+            hint = ""
+            if unit in ("month", "months", "year", "years"):
+                hint = (
+                    f', as its length varies: write "per calendar {unit.removesuffix("s")}" '
+                    "for those of the calendar, or count days"
+                )
             raise ValueError(
                 f"the quota {text!r} counts in {found['unit']!r}, "
                 f"which is not one of s, m, h, d, w or their names{hint}"
@@ -75,11 +111,27 @@ class Quota:
         except ValueError:
             raise ValueError(f"the quota {text!r} has a number that cannot be read") from None
         try:
+            if calendar:
+                return cls(limit, calendar=calendar)
             return cls(limit, count * _SECONDS[unit])
         except ValueError as error:
             raise ValueError(f"the quota {text!r} cannot be had: {error}") from None
 
+    @property
+    def micros(self) -> int:
+        """The period in microseconds, in which all algorithms count time."""
+        return round(self.period * 1_000_000)
+
+    def check_cost(self, cost: int) -> None:
+        """Raise the ValueError of a *cost* that no request against this quota can have."""
+        if cost.__class__ is not int or not 0 <= cost <= self.limit:
+            raise ValueError(
+                f"a request may cost 0 to {self.limit}, which is the limit, not {cost!r}"
+            )
+
     def __str__(self) -> str:
+        if self.calendar:
+            return f"{self.limit} per calendar {self.calendar}"
         seconds = next((unit for unit in reversed(_UNITS) if self.period % unit == 0), 1)
         name, count = _UNITS[seconds][-1], self.period / seconds
         if count == 1:
@@ -101,133 +153,3 @@ class Verdict(NamedTuple):
 
     After a refusal: in how many seconds the refused one would be.
     """
-
-
-class Algorithm(Protocol):
-    """A way to count requests against a quota."""
-
-    def __init__(self, quota: Quota) -> None: ...
-
-    def take(
-        self, old: bytes | None, now: float, cost: int = 1
-    ) -> tuple[bytes | None, float, Verdict]:
-        """Decide about a request of *cost* at *now*, given the caller's state *old*.
-
-        :returns: The new state (*old* itself if it stays as it is), how many seconds it is needed,
-            and the verdict.
-        :raises ValueError: *cost* is negative, or more than the limit, so that it could never pass.
-        """
-
-
-def _check_cost(cost: int, limit: int) -> None:
-    if not 0 <= cost <= limit:
-        raise ValueError(f"a request may cost 0 to {limit}, which is the limit, not {cost}")
-
-
-class TokenBucket:
-    """A bucket of *limit* tokens that fills evenly, by the generic cell rate algorithm.
-
-    The state is one moment: when the bucket is full again. It is counted in nanoseconds times the
-    limit, in which a token is a whole number: nothing is lost to rounding, so never one too many
-    passes. (ITU-T I.371, the virtual scheduling algorithm.)
-
-    :param quota: How many tokens there are, and in how many seconds an empty bucket fills.
-    """
-
-    _TAG = b"g"
-
-    def __init__(self, quota: Quota) -> None:
-        self.quota = quota
-        self._limit = quota.limit
-        self._token = max(1, round(quota.period * 1e9))
-        self._bucket = self._token * quota.limit
-        self._second = 1e9 * quota.limit
-
-    def take(
-        self, old: bytes | None, now: float, cost: int = 1
-    ) -> tuple[bytes | None, float, Verdict]:
-        limit, token, bucket = self._limit, self._token, self._bucket
-        if cost != 1:
-            _check_cost(cost, limit)
-        time = int(now * 1e9) * limit
-        full, state = time, old
-        if old is not None and len(old) == 17 and old[:1] == b"g":
-            full = int.from_bytes(old[1:], "big", signed=True)
-            if full < time:
-                full = time
-            elif full > time + bucket:  # the clock was set back
-                full = time + bucket
-                state = None
-        room = time + bucket - full
-        asked = cost * token
-        allowed = room >= asked
-        if allowed and cost:
-            full += asked
-            room -= asked
-            state = None
-        if state is None and full > time:
-            state = b"g" + full.to_bytes(16, "big", signed=True)
-        lacking = (token if allowed else asked) - room
-        second = self._second
-        reset_after = (full - time) / second
-        return (
-            state,
-            reset_after + 0.001,  # no state may be lost to rounding before its time
-            Verdict(
-                allowed,
-                limit,
-                room // token,
-                reset_after,
-                lacking / second if lacking > 0 else 0.0,
-            ),
-        )
-
-
-class FixedWindow:
-    """A count that starts with the caller's first request and is forgotten a period later.
-
-    Around the end of a window up to twice the limit may pass in a short time.
-
-    :param quota: How many requests a window holds, and how long it is.
-    """
-
-    _STATE = struct.Struct(">cdQ")
-
-    def __init__(self, quota: Quota) -> None:
-        self.quota = quota
-        self._limit = quota.limit
-        self._period = float(quota.period)
-
-    def take(
-        self, old: bytes | None, now: float, cost: int = 1
-    ) -> tuple[bytes | None, float, Verdict]:
-        limit, period = self._limit, self._period
-        if cost != 1:
-            _check_cost(cost, limit)
-        start, count, state = now, 0, old
-        if old is not None and len(old) == 17:
-            tag, began, counted = self._STATE.unpack(old)
-            if tag == b"w" and counted <= limit and began + period > now:
-                start, count = began, counted
-                if began > now:  # the clock was set back
-                    start, state = now, None
-        allowed = count + cost <= limit
-        if allowed and cost:
-            count += cost
-            state = None
-        if state is None and count:
-            state = self._STATE.pack(b"w", start, count)
-        reset_after = start + period - now if count else 0.0
-        waits = not allowed or count == limit
-        return (
-            state,
-            reset_after + 0.001,
-            Verdict(allowed, limit, limit - count, reset_after, reset_after if waits else 0.0),
-        )
-
-
-ALGORITHMS: dict[str, type[Algorithm]] = {
-    "token-bucket": TokenBucket,
-    "fixed-window": FixedWindow,
-}
-"""The algorithms by the names that settings use."""

@@ -1,4 +1,4 @@
-"""Processes that swap one value at the same time, for the conformance suite of stores."""
+"""Processes that do something at the same time, for the conformance suites of stores."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 from wsgigate.store import Store
 
-__all__ = ["count_up", "one_more", "swap_in_processes"]
+__all__ = ["count_up", "in_processes", "one_more", "swap_in_processes"]
 
 PROCESSES, SWAPS = 2, 200
 
@@ -30,17 +31,12 @@ def count_up(store: Store, key: str, times: int) -> None:
                 break
 
 
-_PROCESS = """
-import pickle, sys
-from wsgigate.testing.processes import count_up
-make_store, key, times = pickle.load(sys.stdin.buffer)
-store = make_store()
-store.get(key)
-print("ready", flush=True)
-sys.stdin.buffer.read(1)
-count_up(store, key, times)
-store.close()
-"""
+def _count_up(make_store: Callable[[], Store], key: str, begin: Callable[[], None]) -> None:
+    store = make_store()
+    store.get(key)
+    begin()
+    count_up(store, key, SWAPS)
+    store.close()
 
 
 def swap_in_processes(make_store: Callable[[], Store], key: str) -> int:
@@ -48,11 +44,38 @@ def swap_in_processes(make_store: Callable[[], Store], key: str) -> int:
 
     :raises AssertionError: One of them failed; its own words are on stderr.
     """
-    task = pickle.dumps((make_store, key, SWAPS))
+    in_processes([(_count_up, make_store, key)] * PROCESSES)
+    return PROCESSES * SWAPS
+
+
+_PROCESS = """
+import os, pickle, sys
+results = os.fdopen(os.dup(1), "wb")
+os.dup2(2, 1)
+function, *arguments = pickle.load(sys.stdin.buffer)
+def begin():
+    results.write(b"ready\\n")
+    results.flush()
+    sys.stdin.buffer.read(1)
+result = function(*arguments, begin)
+results.write(b"done\\n")
+pickle.dump(result, results)
+results.close()
+"""
+
+
+def in_processes(tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Call each ``(function, *arguments)`` in a process of its own; return what they returned.
+
+    All of it is pickled. Each function gets one argument more: it calls that when it is ready, and
+    that returns when all of them are. It may do so again, if all do as often.
+
+    :raises AssertionError: One of them failed; its own words are on stderr.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with ExitStack() as stack:
         processes = []
-        for _ in range(PROCESSES):
+        for _ in tasks:
             # started anew, not forked: a fork takes the locks of this process's threads along
             process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-c", _PROCESS],
@@ -63,16 +86,19 @@ def swap_in_processes(make_store: Callable[[], Store], key: str) -> int:
             stack.enter_context(process)
             stack.callback(process.kill)
             processes.append(process)
+        for process, task in zip(processes, tasks, strict=True):
+            _tell(process, pickle.dumps(task))
+        # they begin together, or one would be done before the other
+        while {process.stdout.readline() for process in processes} == {b"ready\n"}:  # type: ignore[union-attr]
+            for process in processes:
+                _tell(process, b"\n")
         for process in processes:
-            _tell(process, task)
-        for process in processes:  # they begin together, or one would be done before the other
-            process.stdout.readline()  # type: ignore[union-attr]
-        for process in processes:
-            _tell(process, b"\n")
+            process.stdin.close()  # type: ignore[union-attr]
+        results = [process.stdout.read() for process in processes]  # type: ignore[union-attr]
         for process in processes:
             if process.wait(timeout=60):
                 raise AssertionError(f"a process ended with {process.returncode}")
-    return PROCESSES * SWAPS
+        return [pickle.loads(result) for result in results]  # noqa: S301 (it is our own)
 
 
 def _tell(process: subprocess.Popen[bytes], words: bytes) -> None:

@@ -1,0 +1,127 @@
+"""A token that was denied is no good token, remembered or not, and what happens without a store."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.middleware.test_authenticator import GOOD, INVALID, NOW, Gate, claims, signed
+from wsgigate.denylist import DenyList
+from wsgigate.problem import Problem
+from wsgigate.store.memory import MemoryStore
+from wsgigate.testing import BrokenStore, FakeClock
+
+TOKEN = signed(claims(jti="j", iat=NOW - 5))
+UNCHECKED = (503, "Tokens cannot be checked at the moment.")
+
+
+@pytest.fixture
+def denied():
+    return DenyList(MemoryStore(clock=FakeClock(NOW)))
+
+
+@pytest.mark.parametrize("remembered", [True, False])
+@pytest.mark.parametrize(
+    ("deny", "reason"),
+    [
+        (lambda denied: denied.deny_token(TOKEN), "bad token: the token was denied"),
+        (lambda denied: denied.deny_jti("j", NOW + 60), "bad token: its jti was denied"),
+        (
+            lambda denied: denied.deny_subject("user-1", NOW - 4, NOW + 60),
+            "bad token: what its subject was issued by then was denied",
+        ),
+    ],
+)
+def test_a_denied_token_gets_the_answer_of_a_bad_one(denied, deny, reason, remembered):
+    gate = Gate(deny_list=denied)
+    if remembered:
+        assert gate.bearer(TOKEN) == (200, "")
+    deny(denied)
+    assert gate.bearer(TOKEN) == INVALID
+    assert gate.challenge == 'Bearer realm="api", error="invalid_token"'
+    assert gate.reason == reason
+    assert gate.bearer(signed(claims(jti="other", iat=NOW))) == (200, "")
+
+
+def test_a_denied_token_is_none_where_a_token_is_not_required_either(denied):
+    gate = Gate(deny_list=denied, required=False, invalid_token_status=403)
+    denied.deny_token(TOKEN)
+    assert gate.bearer(TOKEN) == (403, INVALID[1])
+    assert gate.ask() == (200, "")
+    assert len(gate.seen) == 1
+
+
+def test_a_denied_token_is_not_told_what_scope_it_lacks(denied):
+    gate = Gate(deny_list=denied, scopes=["orders"])
+    assert gate.bearer(TOKEN)[0] == 403
+    denied.deny_token(TOKEN)
+    assert gate.bearer(TOKEN) == INVALID
+
+
+def test_a_token_with_lists_in_it_can_be_denied_too(denied):
+    gate = Gate(deny_list=denied)
+    token = signed(claims(jti="j", roles=["a"]))
+    assert gate.bearer(token) == (200, "")
+    denied.deny_jti("j", NOW + 60)
+    assert gate.bearer(token) == INVALID
+
+
+@pytest.mark.parametrize("jti", [7, None, "", ["j"]])
+def test_a_jti_that_is_no_text_is_none(denied, jti):
+    gate = Gate(deny_list=denied)
+    assert gate.bearer(signed(claims(jti=jti))) == (200, "")
+
+
+def test_without_the_list_nothing_is_denied_nor_read(denied):
+    denied.deny_token(TOKEN)
+    assert Gate().bearer(TOKEN) == (200, "")
+
+
+def test_while_the_store_fails_tokens_are_refused(caplog):
+    gate = Gate(deny_list=DenyList(BrokenStore()))
+    for _ in range(3):
+        assert gate.bearer(TOKEN) == UNCHECKED
+    assert gate.reason == "the deny-list cannot be read: the store is down"
+    assert gate.stack.store_errors == 3
+    assert gate.seen == []
+    [record] = caplog.records
+    assert record.getMessage() == (
+        "denied tokens cannot be told apart, 1 so far: the store is down"
+    )
+    gate.clock.now += 60
+    gate.bearer(signed(claims(exp=NOW + 600)))
+    assert len(caplog.records) == 2
+    assert gate.bearer("bad") == INVALID, "a bad token is known without the store"
+    assert gate.ask()[0] == 401
+
+
+def test_while_the_store_fails_good_tokens_pass_where_that_is_wanted(caplog):
+    gate = Gate(deny_list=DenyList(BrokenStore()), on_store_error="allow")
+    assert gate.bearer(TOKEN) == (200, "")
+    assert gate.bearer("bad") == INVALID
+    assert gate.stack.store_errors == 1
+    [record] = caplog.records
+    assert record.getMessage() == "denied tokens are not asked for, 1 so far: the store is down"
+
+
+def test_the_answer_without_a_store_can_be_replaced():
+    gate = Gate(deny_list=DenyList(BrokenStore()), refuse=lambda problem: Problem(418))
+    assert gate.bearer(TOKEN)[0] == 418
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"on_store_error": "ignore"}, 'on_store_error is "allow" or "refuse", not \'ignore\''),
+        ({"deny_list": MemoryStore()}, "deny_list: expected a DenyList"),
+        ({"deny_list": True}, "deny_list: expected a DenyList, not True"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_told(options, words):
+    with pytest.raises(ValueError, match=words):
+        Gate(**options)
+
+
+def test_a_leeway_longer_than_denials_are_kept_is_refused(denied):
+    with pytest.raises(ValueError, match="leeway: at most 86400 s with a deny_list, not 86401"):
+        Gate(deny_list=denied, leeway=86401)
+    assert Gate(leeway=86401).bearer(signed(GOOD)) == (200, "")

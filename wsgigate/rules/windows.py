@@ -1,0 +1,247 @@
+"""Requests counted per period: by a bucket that fills, by windows of one caller, by all that slide.
+
+See :mod:`wsgigate.rules.algorithms` for what holds of each of them.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import ClassVar
+
+from wsgigate.rules.quota import Quota, Verdict
+
+__all__ = ["FixedWindow", "SlidingWindow", "TokenBucket"]
+
+_EXACT = 1 << 53
+"""Whole numbers up to here are told apart by doubles, too."""
+
+
+class TokenBucket:
+    """A bucket of *limit* tokens that fills evenly, by the generic cell rate algorithm.
+
+    Of all requests in any span of time, no more pass than *limit* and what flows in meanwhile.
+    Time is counted in ticks, each a microsecond where limit times period allow. In one tick *limit*
+    units flow in, and a token is as many units as the period has ticks: whole numbers both.
+    (ITU-T I.371, I.356; the continuous-state leaky bucket.)
+
+    The state is 17 bytes, ``>cqQ``: the letter ``b``, the tick of the last request that passed, and
+    how many units the bucket lacked after it. At tick *t* it lacks ``max(0, lacked - (t - tick) *
+    limit)``; a request of *cost* passes if with ``cost * token`` more it lacks no more than ``limit
+    * token``.
+
+    :param quota: How many tokens there are, and in how many seconds an empty bucket fills.
+    """
+
+    name: ClassVar[str] = "token-bucket"
+    _STATE = struct.Struct(">cqQ")
+
+    def __init__(self, quota: Quota) -> None:
+        _no_calendar(quota, self.name)
+        self.quota = quota
+        self.tick = 1
+        """How many microseconds a tick has: the least power of ten that keeps all numbers exact."""
+        while -(-quota.micros // self.tick) * quota.limit >= _EXACT:
+            self.tick *= 10
+        self._limit = quota.limit
+        self._token = -(-quota.micros // self.tick)
+        self._bucket = self._token * quota.limit
+
+    def take(
+        self, old: bytes | None, now: float, cost: int = 1
+    ) -> tuple[bytes | None, float, Verdict]:
+        limit, token, tick = self._limit, self._token, self.tick
+        if cost != 1 or cost.__class__ is not int:
+            self.quota.check_cost(cost)
+        moment = int(now * 1_000_000 + 0.5)
+        time = moment // tick
+        lacks, state = 0, old
+        if old is not None and len(old) == 17:
+            tag, since, lacked = self._STATE.unpack(old)
+            if tag == b"b" and lacked <= self._bucket:
+                if since > time:  # the clock was set back
+                    lacks, state = lacked, None
+                else:
+                    lacks = lacked - (time - since) * limit
+                    if lacks < 0:
+                        lacks = 0
+        room = self._bucket - lacks
+        asked = cost * token
+        allowed = room >= asked
+        if allowed and cost:
+            lacks += asked
+            room -= asked
+            state = None
+        if state is None and lacks:
+            state = self._STATE.pack(b"b", time, lacks)
+        missing = (token if allowed else asked) - room
+        early = moment - time * tick
+        reset_after = (-(-lacks // limit) * tick - early) / 1_000_000 if lacks else 0.0
+        return (
+            state,
+            reset_after + 0.001,  # no state may be lost to rounding before its time
+            Verdict(
+                allowed,
+                limit,
+                room // token,
+                reset_after,
+                (-(-missing // limit) * tick - early) / 1_000_000 if missing > 0 else 0.0,
+            ),
+        )
+
+
+class FixedWindow:
+    """A count that starts with the caller's first request and is forgotten a period later.
+
+    Around the end of a window up to twice the limit may pass in a short time.
+
+    The state is 17 bytes, ``>cqQ``: the letter ``f``, the microsecond at which the window began,
+    and how many passed in it. It is over at that microsecond plus the period.
+
+    :param quota: How many requests a window holds, and how long it is.
+    """
+
+    name: ClassVar[str] = "fixed-window"
+    _STATE = struct.Struct(">cqQ")
+
+    def __init__(self, quota: Quota) -> None:
+        _no_calendar(quota, self.name)
+        self.quota = quota
+        self._limit = quota.limit
+        self._period = quota.micros
+
+    def take(
+        self, old: bytes | None, now: float, cost: int = 1
+    ) -> tuple[bytes | None, float, Verdict]:
+        limit = self._limit
+        if cost != 1 or cost.__class__ is not int:
+            self.quota.check_cost(cost)
+        moment = int(now * 1_000_000 + 0.5)
+        start, count, state = moment, 0, old
+        if old is not None and len(old) == 17:
+            tag, began, counted = self._STATE.unpack(old)
+            if tag == b"f" and counted <= limit and began + self._period > moment:
+                count = counted
+                if began > moment:  # the clock was set back
+                    state = None
+                else:
+                    start = began
+        allowed = count + cost <= limit
+        if allowed and cost:
+            count += cost
+            state = None
+        if state is None and count:
+            state = self._STATE.pack(b"f", start, count)
+        reset_after = (start + self._period - moment) / 1_000_000 if count else 0.0
+        waits = not allowed or count == limit
+        return (
+            state,
+            reset_after + 0.001,
+            Verdict(allowed, limit, limit - count, reset_after, reset_after if waits else 0.0),
+        )
+
+
+class SlidingWindow:
+    """No more than *limit* requests in any span of one period, wherever it begins.
+
+    Time is cut into slots, of which :data:`SLOTS` make a period. A request passes if together with
+    all that passed in its own slot and in the :data:`SLOTS` slots before it there are no more than
+    *limit*. These span at least a period; so the promise holds without any estimate, and a request
+    is forgotten after at least one period and at most one period and one slot.
+
+    A slot has the period's microseconds divided by :data:`SLOTS`, rounded up; slot *n* begins at
+    microsecond *n* times that, since 1970.
+
+    The state is 9 bytes and ``SLOTS + 1`` counts, ``>cq31H``, or ``>cq31I`` for a limit above
+    65,535: the letter ``s``, the newest slot that is counted, and how many passed in each, from the
+    oldest, which is ``SLOTS`` before it, to the newest. Counts of slots later than the present one
+    count as of the present one.
+
+    :param quota: How many requests, and in how many seconds.
+    """
+
+    name: ClassVar[str] = "sliding-window"
+    SLOTS: ClassVar[int] = 30
+    _HEAD = struct.Struct(">cq")
+
+    def __init__(self, quota: Quota) -> None:
+        _no_calendar(quota, self.name)
+        self.quota = quota
+        self.slot = -(-quota.micros // self.SLOTS)
+        """How many microseconds a slot has."""
+        self._limit = quota.limit
+        self._width = 2 if quota.limit <= 0xFFFF else 4
+        self._counts = struct.Struct(f">{self.SLOTS + 1}{'H' if self._width == 2 else 'I'}")
+        self._size = self._HEAD.size + self._counts.size
+
+    def take(
+        self, old: bytes | None, now: float, cost: int = 1
+    ) -> tuple[bytes | None, float, Verdict]:
+        limit, slot, last, width = self._limit, self.slot, self.SLOTS, self._width
+        if cost != 1 or cost.__class__ is not int:
+            self.quota.check_cost(cost)
+        moment = int(now * 1_000_000 + 0.5)
+        present = moment // slot
+        # What still counts, from the oldest slot on, as numbers and as they are written. It is left
+        # as written where it can be: to write all of the counts anew takes longer than the rest.
+        counts: tuple[int, ...] = ()
+        kept, total, state = b"", 0, old
+        if old is not None and len(old) == self._size:
+            tag, newest = self._HEAD.unpack_from(old)
+            passed = present - newest
+            if tag == b"s" and passed <= last:
+                counts = self._counts.unpack_from(old, 9)
+                total = sum(counts)
+                if total > limit:
+                    counts, total = (), 0
+                elif passed < 0:  # the clock was set back
+                    counts, state = _set_back(counts, -passed), None
+                    kept = self._counts.pack(*counts)
+                else:
+                    kept = old[9 + passed * width :]
+                    if passed:
+                        counts = counts[passed:]
+                        total = sum(counts)
+        allowed = total + cost <= limit
+        if allowed and cost:
+            total += cost
+            empty = self._size - 9 - len(kept)
+            if empty:
+                kept += bytes(empty - width) + cost.to_bytes(width, "big")
+            else:
+                kept = kept[:-width] + (counts[last] + cost).to_bytes(width, "big")
+            state = None
+        reset_after = retry_after = 0.0
+        if total:
+            if state is None:
+                state = self._HEAD.pack(b"s", present) + kept
+            leaving = last
+            if not (allowed and cost):
+                leaving = len(counts) - 1
+                while not counts[leaving]:
+                    leaving -= 1
+            reset_after = ((present + leaving + 1) * slot - moment) / 1_000_000
+            missing = total + (1 if allowed else cost) - limit
+            if missing > 0:
+                leaving = last
+                for place, count in enumerate(counts):
+                    missing -= count
+                    if missing <= 0:
+                        leaving = place
+                        break
+                retry_after = ((present + leaving + 1) * slot - moment) / 1_000_000
+        return (
+            state,
+            reset_after + 0.001,
+            Verdict(allowed, limit, limit - total, reset_after, retry_after),
+        )
+
+
+def _set_back(counts: tuple[int, ...], slots: int) -> tuple[int, ...]:
+    """Return *counts* as of so many *slots* earlier; what is later by then counts as of then."""
+    kept = max(0, len(counts) - 1 - slots)
+    return (0,) * (len(counts) - 1 - kept) + counts[:kept] + (sum(counts[kept:]),)
+
+
+def _no_calendar(quota: Quota, name: str) -> None:
+    if quota.calendar:
+        raise ValueError(f'{quota} is counted by the algorithm "calendar", not by {name!r}')
