@@ -24,7 +24,7 @@ def test_the_file_stays_small_while_callers_come_and_go(folder, clock, store):
         clock.advance(0.05)  # so 200 are alive at any time
     store.close()
     assert entries(folder) < 1000
-    assert (folder / "data.mdb").stat().st_size < 1024 * 1024
+    assert (folder / "data.mdb").stat().st_size == 1024 * 1024
 
 
 def test_workers_that_write_little_go_on_where_others_stopped_sweeping(folder, clock):
@@ -128,7 +128,8 @@ def test_a_file_that_was_removed_is_made_anew_where_the_others_look_for_it(folde
     store.update("key", count)
     for path in folder.iterdir():
         path.unlink()
-    for _ in range(64):
+    clock.advance(1)
+    for _ in range(2):
         store.update("key", count)
     store.close()
     assert LmdbStore(folder, clock=clock).get("key")[0] is not None

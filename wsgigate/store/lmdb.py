@@ -8,17 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar, cast
 
 from wsgigate.store import Change
-from wsgigate.store.environment import (
-    FAILURES,
-    FIRST,
-    SWEEP_EVERY,
-    Environment,
-    Full,
-    environment_on,
-    expiry,
-)
+from wsgigate.store.environment import LOOK_EVERY, Environment, environment_on
+from wsgigate.store.failures import FAILURES, Full
 from wsgigate.store.folder import private_folder
 from wsgigate.store.limits import check_value, encoded
+from wsgigate.store.sweep import FIRST, SWEEP_EVERY, expiry
 
 __all__ = ["LmdbStore", "private_folder"]
 
@@ -101,9 +95,8 @@ class LmdbStore:
                 try:
                     txn = (environment.begin or environment.open())(None, None, True)
                     try:
-                        now = (
-                            self._clock()
-                        )  # read when it is our turn: no decision goes back in time
+                        # read when it is our turn: no decision goes back in time
+                        now = self._clock()
                         raw = txn.get(name)
                         old = None if raw is None or _expiry_of(raw)[0] <= now else raw[8:]
                         new, ttl, result = change(old, now)
@@ -113,20 +106,25 @@ class LmdbStore:
                         if new is None:
                             txn.delete(name)
                         else:
-                            check_value(new)
-                            if raw is None and environment.full:
-                                raise Full
+                            size = len(new)
+                            if raw is None or size > len(raw) - 8:
+                                check_value(new)
+                                if environment.full:
+                                    raise Full
+                                environment.added += 1 + (size >> 8)
                             txn.put(name, _pack(now + ttl) + new)
-                        environment.writes += 1
-                        sweeping = environment.writes % SWEEP_EVERY == 0
-                        if sweeping:
+                        looking = (
+                            environment.added >= SWEEP_EVERY
+                            or not 0.0 <= now - environment.looked < LOOK_EVERY
+                        )
+                        if looking:
                             environment.sweep(txn, now)
                         txn.commit()
                     except BaseException:
                         txn.abort()
                         raise
-                    if sweeping:
-                        environment.look_after()
+                    if looking:
+                        environment.look_after(now)
                     return result
                 except FAILURES as error:
                     _second(environment, error, now, last)
