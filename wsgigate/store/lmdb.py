@@ -11,7 +11,7 @@ from wsgigate.store import Change
 from wsgigate.store.environment import LOOK_EVERY, Environment, environment_on
 from wsgigate.store.failures import FAILURES, Full
 from wsgigate.store.folder import private_folder
-from wsgigate.store.limits import check_value, encoded
+from wsgigate.store.limits import KEY_BYTES, check_value, encoded
 from wsgigate.store.sweep import FIRST, SWEEP_EVERY, expiry
 
 __all__ = ["LmdbStore", "private_folder"]
@@ -20,6 +20,8 @@ R = TypeVar("R")
 
 PAGE = 256
 """How many items are read in one transaction: none stays open while the caller uses them."""
+
+LONGEST = len(FIRST) + KEY_BYTES
 
 _pack = expiry.pack
 _expiry_of = expiry.unpack_from
@@ -59,7 +61,9 @@ class LmdbStore:
         return f"LmdbStore({self.path!r})"
 
     def get(self, key: str) -> tuple[bytes | None, float]:
-        name = FIRST + encoded(key)
+        name = FIRST + key.encode()
+        if len(name) > LONGEST:
+            encoded(key)
         environment = self._environment or self._attach()
         with environment.lock:
             for last in (False, True):
@@ -87,7 +91,9 @@ class LmdbStore:
         return self.update(key, change)
 
     def update(self, key: str, change: Change[R]) -> R:
-        name = FIRST + encoded(key)
+        name = FIRST + key.encode()
+        if len(name) > LONGEST:
+            encoded(key)
         environment = self._environment or self._attach()
         with environment.lock:
             for last in (False, True):
