@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 __all__ = ["STEP", "allocate", "alone", "keeps_its_space", "rounded", "unused"]
 
@@ -21,6 +22,10 @@ STEP = 1024 * 1024
 SURE = frozenset({"ext4", "tmpfs", "xfs"})
 """File systems that write a page where it is. Others (btrfs, zfs) write it anew somewhere else, for
 which they need space each time; and nothing is known of those that are not named here."""
+
+
+FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_NOCOW_FL = 0x80086601, 0x40086602, 0x00800000
+"""ioctl_iflags(2), as on 64 bits."""
 
 
 def rounded(size: int) -> int:
@@ -50,13 +55,26 @@ def allocate(path: str, size: int) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         before = os.fstat(descriptor).st_size
+        if not before:
+            _keep_in_place(descriptor)
         try:
-            os.posix_fallocate(descriptor, 0, size)
+            if size:
+                os.posix_fallocate(descriptor, 0, size)
         except OSError:
             os.ftruncate(descriptor, before)  # else it keeps what little there was
             raise
     finally:
         os.close(descriptor)
+
+
+def _keep_in_place(descriptor: int) -> None:
+    """Have an empty file written where it is on btrfs too (``chattr +C``): LMDB maps its lock file
+    for writing everywhere."""
+    flags = bytearray(8)
+    with suppress(OSError):  # other file systems know no such thing
+        fcntl.ioctl(descriptor, FS_IOC_GETFLAGS, flags)
+        number = int.from_bytes(flags, sys.byteorder) | FS_NOCOW_FL
+        fcntl.ioctl(descriptor, FS_IOC_SETFLAGS, number.to_bytes(8, sys.byteorder))
 
 
 def unused(lock: str) -> bool:

@@ -114,6 +114,7 @@ class Environment:
         """
         if not os.path.exists(self._data) or not os.path.getsize(self._data):
             try:
+                allocate(self._data, 0)
                 self._open(STEP, writemap=False).close()
                 allocate(self._data, STEP)
             except (lmdb.Error, OSError):
