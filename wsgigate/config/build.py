@@ -136,7 +136,13 @@ class _Builder:
         routes = Routes(self._config, services, self._stacker, self._errors)
         described = [entry.route for entry in routes.entries]
         own = own_routes(
-            self._config, services, health, described, self._errors, started=self._started
+            self._config,
+            services,
+            health,
+            described,
+            self._errors,
+            store=self._store,
+            started=self._started,
         )
         dispatcher = routes.dispatcher(own, fallback=self._fallback(), identity=self._identity)
         made = Gateway(

@@ -50,7 +50,7 @@ class Environment:
         self.users: weakref.WeakSet[object] = weakref.WeakSet()
         self._folder = folder
         self._data = os.path.join(folder, "data.mdb")
-        self._map_size = map_size
+        self.map_size = map_size
         self._most = rounded(map_size + max(RESERVE, map_size // 8))
         self._size = 0
         self._lacking: OSError | None = None
@@ -164,7 +164,7 @@ class Environment:
         """Return what the operator is to know of *error*."""
         if isinstance(error, Full | lmdb.MapFullError):
             error = Full(self._lacking)
-        return explained(error, self._data, most=self._map_size, readers=READERS)
+        return explained(error, self._data, most=self.map_size, readers=READERS)
 
     def recover(self, error: Exception, now: float) -> None:
         """Do what may let a second attempt succeed.
@@ -202,7 +202,7 @@ class Environment:
         found = txn.stat()
         pages = found["branch_pages"] + found["leaf_pages"] + found["overflow_pages"]
         used = pages * found["psize"]
-        room = self._map_size
+        room = self.map_size
         if self._size < self._most:
             room = min(room, self._size - max(self._size // 8, STEP // 4))
         self.full = used > room

@@ -12,7 +12,7 @@ from wsgigate.store.environment import LOOK_EVERY, Environment, environment_on
 from wsgigate.store.failures import FAILURES, Full
 from wsgigate.store.folder import private_folder
 from wsgigate.store.limits import KEY_BYTES, check_value, encoded
-from wsgigate.store.sweep import FIRST, SWEEP_EVERY, expiry
+from wsgigate.store.sweep import FIRST, OWN, SWEEP_EVERY, expiry
 
 __all__ = ["LmdbStore", "private_folder"]
 
@@ -142,6 +142,25 @@ class LmdbStore:
             page, position = self._page(first, position)
             for name, value in page:
                 yield name[len(FIRST) :].decode(), value
+
+    def usage(self) -> dict[str, int]:
+        """Return how many bytes are ``used`` of the ``limit``, and how many ``items`` they are.
+
+        Values that have expired count until they are swept.
+
+        :raises StoreError: The store fails.
+        """
+        environment = self._environment or self._attach()
+        with environment.lock:
+            for last in (False, True):
+                try:
+                    with (environment.begin or environment.open())() as txn:
+                        used, entries = environment.measure(txn)
+                        own = sum(txn.get(name) is not None for name in OWN)
+                    return {"used": used, "limit": environment.map_size, "items": entries - own}
+                except FAILURES as error:
+                    _second(environment, error, 0.0, last)
+        raise AssertionError("the second attempt returns or raises")
 
     def close(self) -> None:
         environment, self._environment = self._environment, None

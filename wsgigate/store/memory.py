@@ -106,6 +106,10 @@ class MemoryStore:
         live.sort()
         yield from live
 
+    def usage(self) -> dict[str, int]:
+        """Return how many ``items`` there are, the expired included, and how many at most."""
+        return {"items": len(self._items), "maxItems": self.max_items}
+
     def close(self) -> None:
         """Do nothing: the values are the store, and there is nothing to open again."""
 

@@ -12,11 +12,12 @@ import struct
 from itertools import islice
 from typing import Any
 
-__all__ = ["FIRST", "FORMAT", "MARKER", "SWEEP_EVERY", "SWEEP_LOOKS", "expiry", "sweep"]
+__all__ = ["FIRST", "FORMAT", "MARKER", "OWN", "SWEEP_EVERY", "SWEEP_LOOKS", "expiry", "sweep"]
 
 FIRST = b"="  # every key of ours starts with it, which keeps them apart from the next two
 MARKER = b"\0wsgigate"  # no other program's file has it
 POSITION = b"\0sweep"  # how far the sweep has come, over all processes
+OWN = (MARKER, POSITION)
 FORMAT = b"1"  # a value is its expiry, a big-endian double, and then the bytes that were stored
 
 SWEEP_EVERY = 32  # new values; a large one counts for several
