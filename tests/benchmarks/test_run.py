@@ -116,5 +116,5 @@ def test_decisions_are_told_of_every_store_at_hand_and_exact(tmp_path):
 
 
 def test_a_count_that_is_not_exact_is_told():
-    wrong = {"other": {1: decisions.Race(100, 60, 50, 1.0)}}
+    wrong = {"other": {1: decisions.Race(100, 60, 50, 1.0, 1.0)}}
     assert decisions.tables(wrong, {}).splitlines()[2].endswith("60 of 50")

@@ -5,6 +5,7 @@ import pytest
 DISK = """
 import ctypes, os, resource, sys
 folder, room = sys.argv[1], int(sys.argv[2])
+left = room // 2
 libc = ctypes.CDLL(None, use_errno=True)
 NEWNS, PRIVATE = 0x20000, 0x44000
 options = f"size={room},mode=0700".encode()
@@ -16,11 +17,11 @@ if (
     and libc.mount(b"none", folder.encode(), b"tmpfs", 0, options) == 0
 ):
     with open(filler, "wb") as file:
-        file.write(bytes(room // 2))
+        file.write(bytes(room - left))
     more_room = lambda: os.remove(filler)
 else:  # no disk of our own can be had: a limit on files does the same with another errno
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room // 2, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (left, hard))
     more_room = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 from wsgigate.store import StoreError
 from wsgigate.store.lmdb import LmdbStore
@@ -70,13 +71,16 @@ more_room()
     assert refused.startswith(f"refused {tmp_path}/data.mdb cannot be used: ")
 
 
-def test_a_store_that_found_no_room_at_first_is_made_when_there_is_some(tmp_path, output):
+# the second is room for the lock file and one page of the other
+@pytest.mark.parametrize("left", [1024 * 1024, 65536 + 4096])
+def test_a_store_that_found_no_room_at_first_is_made_when_there_is_some(tmp_path, output, left):
     then = """
 more_room()
 store.swap("key", None, b"value", 60)
 assert store.get("key")[0] == b"value"
 """
-    assert "refused" in output(DISK + FILL + then, tmp_path, 2 * 1024 * 1024)
+    disk = DISK.replace("left = room // 2", f"left = {left}")
+    assert "refused" in output(disk + FILL + then, tmp_path, 2 * 1024 * 1024)
 
 
 LIMITED = """

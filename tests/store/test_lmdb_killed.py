@@ -7,12 +7,15 @@ import signal
 import struct
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import lmdb
 import pytest
 
 from wsgigate.store import StoreError
+from wsgigate.store.datafile import alone
 from wsgigate.store.lmdb import LmdbStore
+from wsgigate.store.sweep import expiry
 from wsgigate.store.verify import verify
 
 
@@ -172,22 +175,78 @@ def test_a_reader_killed_while_it_reads_does_not_make_the_file_grow(program, fol
     assert (folder / "data.mdb").stat().st_size == 1024 * 1024
 
 
-def test_a_stopped_reader_keeps_the_file_growing_and_everybody_writing(program, folder):
-    """What it sees is kept for it, and no more than the file may hold."""
-    store = LmdbStore(folder)
+def test_a_stopped_reader_makes_the_file_grow_to_its_bound_and_no_further(program, folder):
+    """What it sees is kept for it, and so are all pages that came later."""
+    store = LmdbStore(folder, map_size=1024 * 1024)
     store.update("key", count)
     reader = program(PIN, folder)
     assert reader.stdout.readline() == "reading\n"
     reader.send_signal(signal.SIGSTOP)
-    for _ in range(2000):
+
+    def change():
         store.update("key", lambda old, now: (os.urandom(1000), 600.0, None))
-    assert (folder / "data.mdb").stat().st_size > 2 * 1024 * 1024
+
+    def change_often():
+        for _ in range(20_000):
+            change()
+
+    with pytest.raises(StoreError, match="is full"):
+        change_often()
+    length = (folder / "data.mdb").stat().st_size
+    assert 5 * 1024 * 1024 <= length <= 9 * 1024 * 1024
     reader.kill()
     reader.wait()
-    size = (folder / "data.mdb").stat().st_size
-    for _ in range(4000):
-        store.update("key", lambda old, now: (os.urandom(1000), 600.0, None))
-    assert (folder / "data.mdb").stat().st_size <= 2 * size
+    for _ in range(10_000):
+        change()
+    assert (folder / "data.mdb").stat().st_size == length
+    store.close()
+
+
+def test_a_file_without_one_page_left_gets_what_it_takes_to_sweep_it(folder):
+    store = LmdbStore(folder, map_size=1024 * 1024)
+    store.check()
+    path = folder / "data.mdb"
+    bound = 5 * 1024 * 1024
+    os.truncate(path, bound)
+    with lmdb.open(str(folder), map_size=bound) as env:
+        for size in (3000, 1000, 10):
+            with suppress(lmdb.MapFullError):
+                for number in range(100_000):
+                    with env.begin(write=True) as txn:
+                        txn.put(b"=%d/%d" % (size, number), expiry.pack(0.0) + bytes(size))
+    assert store.update("new", count) == 1
+    assert path.stat().st_size == bound + 1024 * 1024
+    for number in range(1000):
+        store.update(f"new/{number}", count)
+    assert path.stat().st_size == bound + 1024 * 1024
+    store.close()
+
+
+def fill(tell, folder):
+    store = LmdbStore(folder)
+    for number in range(1000):
+        store.swap(f"key/{number}", None, bytes(4000), 600)
+        tell(number)
+
+
+def test_the_file_is_made_larger_by_one_process_at_a_time(child, folder):
+    LmdbStore(folder).check()
+    writer = child(fill, folder)
+    writer.wait(1)
+    with alone(str(folder)):
+        inode = f":{folder.stat().st_ino} "
+        patience = time.monotonic() + 60
+        waiting = False
+        while not waiting and writer.number < 999:
+            assert time.monotonic() < patience
+            waiting = any(
+                "->" in line and "FLOCK" in line and inode in line
+                for line in Path("/proc/locks").read_text().splitlines()
+            )
+        assert waiting
+        assert (folder / "data.mdb").stat().st_size < 4 * 1024 * 1024
+    writer.wait(999)
+    assert (folder / "data.mdb").stat().st_size > 4 * 1024 * 1024
 
 
 def test_two_processes_grow_the_file_at_once_and_agree_on_it(program, folder):

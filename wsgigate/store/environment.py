@@ -176,8 +176,6 @@ class Environment:
                 self._grow(0)  # another process did
             elif isinstance(error, lmdb.PanicError):
                 self.close()  # LMDB refuses everything from here on until it is opened anew
-            elif isinstance(error, lmdb.ReadersFullError) and self._env.reader_check():
-                pass  # there are slots again, of processes that were killed
             elif isinstance(error, lmdb.MapFullError) and self._env.reader_check():
                 pass  # there are pages again, which were kept for a reader that was killed
             elif isinstance(error, Full | lmdb.MapFullError):
@@ -225,13 +223,16 @@ class Environment:
 
     def _sweep_far(self, now: float) -> None:
         """Sweep further than usual, but not over all: a full file must not make everybody wait."""
-        try:
-            with self._env.begin(write=True) as txn:
-                self.sweep(txn, now, FULL_LOOKS)
-        except lmdb.MapFullError:
-            # not even pages to remove something with: it gets a little more than it may have
-            if not self._grow(self._size + STEP):
-                raise
+        while self._env is not None:
+            try:
+                with self._env.begin(write=True) as txn:
+                    self.sweep(txn, now, FULL_LOOKS)
+                return
+            except lmdb.MapFullError:
+                # not even pages to remove something with: it gets a little more than it may have,
+                # but not for ever, as a reader that is stopped has all of them kept for it
+                if not self._grow(min(self._size + STEP, self._most + RESERVE)):
+                    raise
 
     def _grow(self, most: int) -> bool:
         """Make the file larger, up to *most* bytes, or use what another process made it."""
