@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from io import BytesIO
 from pathlib import Path
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -24,10 +25,13 @@ from wsgigate import (
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.tokens import mint
 
-__all__ = ["BUDGET", "costs"]
+__all__ = ["BUDGET", "ONE", "costs", "serve"]
 
 BUDGET = 40.0
 """Microseconds that all middlewares of a full stack may take together."""
+
+ONE = 8.0
+"""Microseconds that one middleware may add, if it asks the store."""
 
 SECRET = "only for measuring, and thirty-two bytes long"
 _TOKEN = mint(SECRET, "HS256", "7")
@@ -50,7 +54,7 @@ _ENVIRON: WSGIEnvironment = {
     "wsgi.multithread": True,
     "wsgi.multiprocess": True,
     "wsgi.run_once": False,
-    "wsgi.input": None,
+    "wsgi.input": BytesIO(),
     "wsgi.errors": None,
 }
 _HEADERS = [("Content-Type", "application/json"), ("Content-Length", "2"), ("ETag", '"1"')]
@@ -71,7 +75,7 @@ def _write(_data: bytes) -> None:
     pass
 
 
-def _serve(app: WSGIApplication, count: int) -> None:
+def serve(app: WSGIApplication, count: int) -> None:
     """Have *app* answer *count* requests as a server would."""
     for _ in range(count):
         body = app(_ENVIRON.copy(), _start)
@@ -85,7 +89,7 @@ def _serve(app: WSGIApplication, count: int) -> None:
 def _seconds(app: WSGIApplication, count: int, settle: Callable[[], object]) -> float:
     """Return the processor time of *count* requests, that of the log's own thread included."""
     before = time.process_time()
-    _serve(app, count)
+    serve(app, count)
     settle()
     return time.process_time() - before
 

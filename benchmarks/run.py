@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import contenders, load, meter, micro, table
+from benchmarks import contenders, decisions, load, meter, micro, table
 from benchmarks.bout import PATH, Bout, fight, free_port, served
 from benchmarks.picture import draw
 from wsgigate.tokens import mint
@@ -37,17 +37,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(table.micro_table(costs))
         return 0
     rounds = {} if given.micro else _rounds(given)
+    decided = None
     if given.only is None:
         costs = micro.costs()
+        decided = decisions.measure()
     found = {name: table.median(bouts) for name, bouts in rounds.items()}
     told = [table.server_table(found), table.target_table(found)] if found else []
     told += [table.micro_table(costs)] if costs else []
+    told += [decisions.tables(*decided)] if decided else []
     print("\n" + "\n\n".join(text for text in told if text))
     if given.json:
         settings = {name: getattr(given, name) for name in ("rounds", "seconds", "threads")}
         document = table.document(
             rounds, found, costs, settings | {"connections": load.CONNECTIONS}
         )
+        document |= decisions.document(*decided) if decided else {}
         given.json.write_text(json.dumps(document, indent=2) + "\n")
     if given.svg and found:
         given.svg.write_text(
@@ -135,7 +139,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--switch-interval", type=float, metavar="SECONDS", help="sys.setswitchinterval() for all"
     )
-    parser.add_argument("--micro", action="store_true", help="only what each middleware costs")
+    parser.add_argument(
+        "--micro", action="store_true", help="only what each middleware and decision costs"
+    )
     parser.add_argument("--quick", action="store_true", help="see that it runs; measures nothing")
     return parser
 

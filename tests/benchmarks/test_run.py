@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import table
+from benchmarks import decisions, table
 from benchmarks.bout import Bout
 from benchmarks.contenders import CONTENDERS, TARGETS
 from benchmarks.picture import Bar, draw
+from wsgigate.store.lmdb import LmdbStore
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,3 +63,58 @@ def test_the_picture_is_well_formed(bars):
 def test_the_picture_has_a_bar_for_each():
     picture = ElementTree.fromstring(draw("Title", "", table.bars(FOUND)))
     assert len(picture.findall("{http://www.w3.org/2000/svg}rect")) == len(CONTENDERS)
+
+
+def test_the_processes_of_a_race_start_together_and_their_decisions_are_added_up(tmp_path):
+    def make(quota):
+        store, passed = LmdbStore(tmp_path / "store"), iter(range(100))
+        store.update("ready", lambda old, now: (b"%d" % (int(old or 0) + 1), 60.0, None))
+
+        def decide():
+            assert store.get("ready")[0] == b"3"
+            return next(passed) < quota // 3
+
+        return decide
+
+    race = decisions.race(make, 3, 20)
+    assert (race.decisions, race.quota, race.allowed) == (60, 30, 30)
+    assert race.rate > 0
+
+
+def test_a_process_that_fails_fails_the_race(capfd):
+    def make(quota):
+        raise ValueError("no such store")
+
+    with pytest.raises(RuntimeError, match="2 of 2 processes failed"):
+        decisions.race(make, 2, 10)
+    assert "no such store" in capfd.readouterr().err
+
+
+def test_decisions_are_told_of_every_store_at_hand_and_exact(tmp_path):
+    options = ["--decisions=20", "--rounds=1", "--requests=2", "--json", tmp_path / "all.json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.decisions", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    document = json.loads((tmp_path / "all.json").read_text())
+    found, limiters = document["decisions"], document["limiters"]
+    assert found["wsgigate token-bucket, memory"].keys() == {"1"}
+    assert found["wsgigate fixed-window, lmdb"].keys() == {"1", "2", "4", "8"}
+    eight = found["wsgigate token-bucket, lmdb"]["8"]
+    assert (eight["decisions"], eight["allowed"], eight["quota"]) == (160, 80, 80)
+    assert {"Flask, wsgigate, lmdb", "Django, wsgigate, memory"} <= limiters.keys()
+    told = done.stdout.splitlines()
+    assert {*found, *limiters} == {
+        title for title in (*found, *limiters) if any(line.startswith(title) for line in told)
+    }
+    skipped = sum(line.startswith("skipped: ") for line in told)
+    assert skipped + len(found) + len(limiters) == len(decisions.CONTENDERS) + 10
+
+
+def test_a_count_that_is_not_exact_is_told():
+    wrong = {"other": {1: decisions.Race(100, 60, 50, 1.0, 1.0)}}
+    assert decisions.tables(wrong, {}).splitlines()[2].endswith("60 of 50")

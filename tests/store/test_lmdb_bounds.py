@@ -6,6 +6,7 @@ import pytest
 from wsgigate.store import StoreError
 from wsgigate.store.environment import FULL_LOOKS
 from wsgigate.store.lmdb import LmdbStore
+from wsgigate.store.sweep import SWEEP_LOOKS
 
 
 def count(old, now):
@@ -24,7 +25,7 @@ def test_the_file_stays_small_while_callers_come_and_go(folder, clock, store):
         clock.advance(0.05)  # so 200 are alive at any time
     store.close()
     assert entries(folder) < 1000
-    assert (folder / "data.mdb").stat().st_size < 1024 * 1024
+    assert (folder / "data.mdb").stat().st_size == 1024 * 1024
 
 
 def test_workers_that_write_little_go_on_where_others_stopped_sweeping(folder, clock):
@@ -114,6 +115,7 @@ def test_a_map_that_another_process_was_allowed_to_make_larger_is_followed(outpu
     text = """
 import sys
 from wsgigate.store.lmdb import LmdbStore
+from wsgigate.store.sweep import SWEEP_LOOKS
 store = LmdbStore(sys.argv[1], map_size=32 * 1024 * 1024)
 for number in range(500):
     store.swap(f"large/{number}", None, bytes(20000), 60)
@@ -128,7 +130,68 @@ def test_a_file_that_was_removed_is_made_anew_where_the_others_look_for_it(folde
     store.update("key", count)
     for path in folder.iterdir():
         path.unlink()
-    for _ in range(64):
+    clock.advance(1)
+    for _ in range(2):
         store.update("key", count)
     store.close()
     assert LmdbStore(folder, clock=clock).get("key")[0] is not None
+
+
+def test_what_has_expired_goes_where_nothing_is_added_too(folder, clock, store):
+    for number in range(500):
+        store.swap(f"caller/{number}", None, b"", 10)
+    store.swap("renewed", None, b"1", 1e6)
+    clock.advance(11)
+    for _ in range(500 // 64 + 2):
+        clock.advance(1)
+        store.update("renewed", lambda old, now: (b"again", 1e6, None))
+    assert store.usage()["items"] == 1
+
+
+def test_a_write_looks_at_a_few_others_at_most(folder, clock, store):
+    for number in range(2000):
+        store.swap(f"caller/{number}", None, b"", 10)
+    clock.advance(11)
+    before = store.usage()["items"]
+    store.swap("new", None, b"", 10)
+    assert before - SWEEP_LOOKS < store.usage()["items"] < before
+
+
+def test_a_full_store_lets_no_value_become_larger(folder, clock):
+    store = LmdbStore(folder, map_size=1024 * 1024, clock=clock)
+    stored, _ = fill(store, "key", 1000, 3600)
+    with pytest.raises(StoreError, match="full of values"):
+        store.swap("key/0", bytes(1000), bytes(1001), 3600)
+    assert store.swap("key/0", bytes(1000), bytes(999), 3600)
+    assert store.usage()["items"] == stored
+    store.close()
+
+
+def test_the_file_begins_small_and_doubles_up_to_its_bound(folder, clock):
+    megabyte = 1024 * 1024
+    store = LmdbStore(folder, map_size=5 * megabyte, clock=clock)
+    lengths = set()
+    for number in range(100_000):
+        try:
+            store.swap(f"key/{number}", None, bytes(4000), 3600)
+        except StoreError:
+            break
+        finally:
+            lengths.add((folder / "data.mdb").stat().st_size // megabyte)
+    assert sorted(lengths) == [1, 2, 4, 8, 9]
+    used = store.usage()
+    assert used["limit"] == 5 * megabyte < used["used"] < 5.5 * megabyte
+    store.close()
+
+
+def test_a_store_that_is_only_looked_at_does_not_grow(folder, clock, store):
+    for number in range(100):
+        store.swap(f"caller/{number}", None, b"", 10)
+    before = (folder / "data.mdb").read_bytes()
+    for _ in range(100):
+        clock.advance(1)
+        for number in range(100):
+            store.get(f"caller/{number}")
+        list(store.items(""))
+        store.usage()
+    assert (folder / "data.mdb").read_bytes() == before

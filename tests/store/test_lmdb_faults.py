@@ -189,57 +189,6 @@ def test_a_folder_that_cannot_be_written_is_refused(nobodys, output):
     )
 
 
-FULL_DISK = """
-import ctypes, os, resource, sys
-from wsgigate.store import StoreError
-from wsgigate.store.folder import check_file
-from wsgigate.store.lmdb import LmdbStore
-folder, room = sys.argv[1], int(sys.argv[2])
-libc = ctypes.CDLL(None, use_errno=True)
-NEWNS, PRIVATE = 0x20000, 0x44000
-options = f"size={room},mode=0700".encode()
-filler = folder + "/filler"
-if (
-    os.geteuid() == 0
-    and libc.unshare(NEWNS) == 0
-    and libc.mount(b"none", b"/", None, PRIVATE, None) == 0
-    and libc.mount(b"none", folder.encode(), b"tmpfs", 0, options) == 0
-):
-    with open(filler, "wb") as file:
-        file.write(bytes(room // 2))
-    more_room = lambda: os.remove(filler)
-else:  # no disk of our own can be had: a limit on files does the same with another errno
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room // 2, hard))
-    more_room = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
-store = LmdbStore(folder)
-stored = 0
-try:
-    store.check()
-    while stored < 10_000:
-        store.swap(f"key/{stored}", None, bytes(4000), 60)
-        stored += 1
-except StoreError as error:
-    print("refused", error)
-if stored:
-    assert store.get("key/0")[0] == bytes(4000)
-    more_room()
-    assert store.swap("key/0", bytes(4000), b"changed", 60)
-    assert store.get("key/0")[0] == b"changed"
-"""
-
-
-def test_a_full_disk_is_an_error_in_words_and_is_recovered_from(tmp_path, output):
-    said = output(FULL_DISK, tmp_path, 1024 * 1024)
-    assert said.startswith(f"refused {tmp_path}/data.mdb cannot be used:")
-    assert "No space left on device" in said or "File too large" in said
-
-
-@pytest.mark.parametrize("room", [8192, 65536, 163840])
-def test_a_disk_too_full_to_begin_with_is_an_error_that_kills_nobody(tmp_path, output, room):
-    assert "refused" in output(FULL_DISK, tmp_path, room)
-
-
 def test_a_check_leaves_nothing_behind_and_nothing_open(folder):
     store = LmdbStore(folder)
     store.check()

@@ -1,7 +1,7 @@
 """The gateway's own endpoints: its health, what it is, and which services it knows.
 
 None of them changes anything. What they tell of health is what the worker read last, so that a
-request costs the store nothing.
+request costs the store nothing but a look at how full it is.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ def routes(
     prefix: str = "",
     *,
     health: Statuses | None = None,
+    store: Callable[[], dict[str, Any]] | None = None,
     started: Callable[[], float],
     now: Callable[[], float] = time.time,
     refuse: Refuse = answer_with,
@@ -84,6 +85,7 @@ def routes(
 
     :param prefix: The path they are below, such as ``/_gateway``.
     :param health: Tells how the services are; without one they are taken to be healthy.
+    :param store: Tells of the store, which nothing is said of without.
     :param started: Tells since when this process serves, in Unix time.
     :param now: Tells the Unix time.
     :param refuse: Turns a problem into the app that answers it.
@@ -91,7 +93,7 @@ def routes(
     """
     if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
         raise ValueError(f'prefix is "" or a path such as "/_gateway", got {prefix!r}')
-    endpoints = _Endpoints(facts, health, started, now)
+    endpoints = _Endpoints(facts, health, store, started, now)
     own = {
         text: Route(
             text.removeprefix("GET "),
@@ -123,11 +125,13 @@ class _Endpoints:
         self,
         facts: Facts,
         health: Statuses | None,
+        store: Callable[[], dict[str, Any]] | None,
         started: Callable[[], float],
         now: Callable[[], float],
     ) -> None:
         self._facts = facts
         self._health = health
+        self._store = store
         self._started = started
         self._now = now
 
@@ -150,6 +154,7 @@ class _Endpoints:
                 "total": total,
                 "healthPercentage": f"{100 * healthy / total if total else 0:.2f}",
             },
+            **({"store": self._store()} if self._store else {}),
         }
 
     def info(self, environ: WSGIEnvironment) -> object:

@@ -143,6 +143,7 @@ class _Builder:
             described,
             self._errors,
             self._stacker.deny_list,
+            store=self._store,
             started=self._started,
         )
         dispatcher = routes.dispatcher(own, fallback=self._fallback(), identity=self._identity)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 from wsgiref.types import WSGIApplication
 
 from wsgigate.admin.access import require_token
@@ -17,6 +18,7 @@ from wsgigate.denylist import DenyList
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.problem import Problem
 from wsgigate.rules.routing import Route
+from wsgigate.store import Store, StoreError, usage
 
 __all__ = ["own_routes"]
 
@@ -29,6 +31,7 @@ def own_routes(
     errors: Errors,
     deny_list: DenyList,
     *,
+    store: Store,
     started: float,
 ) -> list[Route[WSGIApplication]]:
     """Return the routes of the gateway's own endpoints; none without an ``[admin]`` table.
@@ -36,6 +39,7 @@ def own_routes(
     :param others: The routes of the file, which ``/info`` tells.
     :param errors: Where it is told what can not be made.
     :param deny_list: The tokens that are denied, for the authenticators that ask.
+    :param store: How full it is, ``/health`` tells.
     :param started: Since when the gateway serves, in seconds since 1970.
     """
     admin, gateway = config.admin, config.gateway
@@ -61,9 +65,16 @@ def own_routes(
             given=admin.features,
         ),
     )
+    kind = config.store.url.partition(":")[0]  # no more of it: it may have a password
     made = errors.tried(
         "admin.prefix",
-        lambda: routes(facts, admin.prefix, health=health, started=lambda: started),
+        lambda: routes(
+            facts,
+            admin.prefix,
+            health=health,
+            store=lambda: _store_told(kind, store),
+            started=lambda: started,
+        ),
     )
     own = made or []
     denies = any(
@@ -73,6 +84,13 @@ def own_routes(
     if denies and own and not errors.under("admin.token"):
         own.append(deny_route(deny_list, admin.prefix, token))
     return own
+
+
+def _store_told(kind: str, store: Store) -> dict[str, Any]:
+    try:
+        return {"kind": kind, **usage(store)}
+    except StoreError:  # it names files and hosts, which are the log's to tell
+        return {"kind": kind, "error": "Store unavailable"}
 
 
 def _port(bind: str) -> int | None:

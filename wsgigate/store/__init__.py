@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
-__all__ = ["Change", "Store", "StoreError", "Updates", "open_store", "update"]
+__all__ = ["Change", "Store", "StoreError", "Updates", "open_store", "update", "usage"]
 
 R = TypeVar("R")
 
@@ -76,6 +76,17 @@ def update(store: Store, key: str, change: Change[R]) -> R:
         if new is old or store.swap(key, old, new, ttl):
             return result
     raise StoreError(f"{key!r} is changed by others faster than it can be read")
+
+
+def usage(store: Store) -> dict[str, int]:
+    """Return how full *store* is: ``used`` and ``limit`` in bytes, ``items``, ``maxItems``.
+
+    What it does not know or bound is left out; of a store that tells nothing the result is empty.
+
+    :raises StoreError: The store fails.
+    """
+    own = getattr(store, "usage", None)
+    return {} if own is None else dict(own())
 
 
 def open_store(url: str, *, owner: str = "") -> Store:

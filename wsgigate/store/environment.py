@@ -3,54 +3,32 @@
 from __future__ import annotations
 
 import os
-import struct
 import threading
 import weakref
-from itertools import islice
+from contextlib import suppress
 from typing import Any
 
 import lmdb
 
 from wsgigate.store import StoreError
+from wsgigate.store.datafile import STEP, allocate, alone, keeps_its_space, rounded, unused
+from wsgigate.store.failures import Full, explained
 from wsgigate.store.folder import check_file, own_folder
 from wsgigate.store.forking import rest_at_fork
+from wsgigate.store.sweep import FORMAT, MARKER, SWEEP_LOOKS, sweep
+from wsgigate.store.verify import Damaged, reach, verify
 
-__all__ = [
-    "FAILURES",
-    "FIRST",
-    "SWEEP_EVERY",
-    "Environment",
-    "Full",
-    "environment_on",
-    "expiry",
-]
-
-
-class Full(Exception):
-    """There is no room for another value."""
-
-
-FAILURES = (Full, lmdb.Error, struct.error)
-"""What a transaction fails with; ``struct.error``: a value too short to begin with its expiry."""
-
-FIRST = b"="  # every key of ours starts with it, which keeps them apart from the next two
-MARKER = b"\0wsgigate"  # no other program's file has it
-POSITION = b"\0sweep"  # how far the sweep has come, over all processes
-FORMAT = b"1"  # a value is its expiry, a big-endian double, and then the bytes that were stored
+__all__ = ["LOOK_EVERY", "Environment", "environment_on"]
 
 READERS = 1022
 LOCK_BYTES = READERS * 64 + 128  # the size LMDB itself gives the lock file for so many readers
 
-SWEEP_EVERY = 32  # writes
-SWEEP_LOOKS = 64  # at keys: twice the writes, so the file holds at most twice what is alive
 FULL_LOOKS = 4096  # at keys before each new one that a full file may have no room for
+LOOK_EVERY = 1.0  # seconds: sweeps where nothing is added, and sees whether the file is there
 
-# LMDB never recovers from a map that is really full: even to remove something takes pages. So the
-# map is larger than what may be filled, by what is written between two looks at how full it is.
+# From a map that is really full LMDB removes nothing either, as even that takes pages. So what may
+# be filled is less than the map, by what is written between two looks at how full it is.
 RESERVE = 4 * 1024 * 1024
-
-expiry = struct.Struct(">d")
-_expiry_of = expiry.unpack_from
 
 
 class Environment:
@@ -66,12 +44,16 @@ class Environment:
     def __init__(self, folder: str, map_size: int) -> None:
         self.lock = threading.RLock()
         self.begin: Any = None
-        self.writes = 0
+        self.added = 0
+        self.looked = float("-inf")
         self.full = False
         self.users: weakref.WeakSet[object] = weakref.WeakSet()
         self._folder = folder
         self._data = os.path.join(folder, "data.mdb")
-        self._map_size = map_size
+        self.map_size = map_size
+        self._most = rounded(map_size + max(RESERVE, map_size // 8))
+        self._size = 0
+        self._lacking: OSError | None = None
         self._env: Any = None
         self._file = (0, 0)
         rest_at_fork(self)
@@ -86,52 +68,70 @@ class Environment:
         check_file(os.path.join(self._folder, "lock.mdb"))
         env = None
         try:
-            self._fill_lock_file()
-            # Nothing is flushed to disk: a process that dies loses nothing, as the kernel has its
-            # writes; a machine that dies may lose the last ones or, where the file system reorders
-            # them, leave a file that must be removed. For counters and leases that is cheap.
-            env = lmdb.open(
-                self._folder,
-                map_size=self._map_size + max(RESERVE, self._map_size // 8),
-                max_readers=READERS,
-                max_spare_txns=1,
-                sync=False,
-                metasync=False,
-                mode=0o600,
-                create=False,
-            )
+            with alone(self._folder):
+                self._fill_lock_file()
+                size = self._prepare()
+                found = os.stat(self._data)
+                env = self._open(size, writemap=keeps_its_space(found.st_dev))
             env.reader_check()  # frees the slots of processes that were killed
-            found = os.stat(self._data)
-            if found.st_size < _reach(env):
-                self._fill_up(env)
+            self._size = size
             self._claim(env)
-        except (lmdb.Error, OSError, StoreError) as error:
+        except (lmdb.Error, OSError, Damaged, StoreError) as error:
             if env is not None:
                 env.close()
             raise self.failure(error) from error
         self._env, self._file, self.begin = env, (found.st_dev, found.st_ino), env.begin
         return self.begin
 
+    def _open(self, size: int, *, writemap: bool) -> Any:
+        # Nothing is flushed to disk: a process that dies loses nothing, as the kernel has its
+        # writes; a machine that dies may lose the last ones or, where the file system reorders
+        # them, leave a file that must be removed. For counters and leases that is cheap.
+        return lmdb.open(
+            self._folder,
+            map_size=size,
+            max_readers=READERS,
+            max_spare_txns=1,
+            sync=False,
+            metasync=False,
+            writemap=writemap,
+            mode=0o600,
+            create=False,
+        )
+
     def _fill_lock_file(self) -> None:
         """Take the disk space of the lock file now: LMDB maps it, and a full disk would kill us."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(os.path.join(self._folder, "lock.mdb"), flags, 0o600)
-        try:
-            # never made larger than it is, as others may have mapped it so
-            size = os.fstat(descriptor).st_size or LOCK_BYTES
-            os.posix_fallocate(descriptor, 0, size)
-        finally:
-            os.close(descriptor)
+        path = os.path.join(self._folder, "lock.mdb")
+        # never made larger than it is, as others may have mapped it so
+        found = os.stat(path).st_size if os.path.exists(path) else 0
+        allocate(path, found or LOCK_BYTES)
 
-    def _fill_up(self, env: Any) -> None:
-        """Add zeros to a file cut short: reading beyond its end kills, reading zeros does not."""
-        with env.begin(write=True):  # so that nobody else makes it longer meanwhile
-            if os.stat(self._data).st_size < _reach(env):
-                os.truncate(self._data, _reach(env))
+    def _prepare(self) -> int:
+        """Make the file unless it is there, and take its disk space; return its length.
+
+        Who is the first to open it reads all of it before: a machine that went down may have left
+        it damaged, and others are not to meet that.
+        """
+        if not os.path.exists(self._data) or not os.path.getsize(self._data):
+            try:
+                allocate(self._data, 0)
+                self._open(STEP, writemap=False).close()
+                allocate(self._data, STEP)
+            except (lmdb.Error, OSError):
+                with suppress(OSError):
+                    os.truncate(self._data, 0)  # else there is half a head, which nobody can read
+                raise
+        with open(self._data, "rb") as file:
+            if unused(os.path.join(self._folder, "lock.mdb")):
+                verify(file)
+            size = rounded(max(os.fstat(file.fileno()).st_size, reach(file)))
+        # all of it: of a file that was cut short, or copied without its zeros, some is missing
+        allocate(self._data, size)
+        return size
 
     def _claim(self, env: Any) -> None:
         with env.begin() as txn:
-            self._measure(txn)
+            self.measure(txn)
             if txn.get(MARKER) == FORMAT:
                 return
         with env.begin(write=True) as txn:
@@ -147,7 +147,7 @@ class Environment:
 
     def close(self) -> None:
         """Close the environment; the next use opens it again."""
-        env, self._env, self.begin = self._env, None, None
+        env, self._env, self.begin, self.full = self._env, None, None, False
         if env is not None:
             env.close()
 
@@ -162,94 +162,104 @@ class Environment:
 
     def failure(self, error: Exception) -> StoreError:
         """Return what the operator is to know of *error*."""
-        if isinstance(error, StoreError):
-            return error
         if isinstance(error, Full | lmdb.MapFullError):
-            return StoreError(
-                f"{self._data} is full of values that are still alive: map_size is "
-                f"{self._map_size} bytes"
-            )
-        if isinstance(error, lmdb.ReadersFullError):
-            return StoreError(f"{self._data} is in use by more than {READERS} processes")
-        if isinstance(error, _DAMAGE):
-            return StoreError(
-                f"{self._data} is damaged or no LMDB file ({error}); "
-                "remove it or name another folder"
-            )
-        cause = error.strerror if isinstance(error, OSError) else str(error)
-        return StoreError(f"{self._data} cannot be used: {cause}")
+            error = Full(self._lacking)
+        return explained(error, self._data, most=self.map_size, readers=READERS)
 
     def recover(self, error: Exception, now: float) -> None:
         """Do what may let a second attempt succeed.
 
         :raises StoreError: There is nothing to be done.
         """
-        if isinstance(error, lmdb.MapResizedError):
-            self._env.set_mapsize(0)  # a process with a larger map_size has made use of it
-        elif isinstance(error, lmdb.PanicError):
-            self.close()  # LMDB refuses everything from here on until it is opened anew
-        elif isinstance(error, Full | lmdb.MapFullError):
-            self._make_room(now)
-        else:
-            raise self.failure(error) from error
+        try:
+            if isinstance(error, lmdb.MapResizedError):
+                self._grow(0)  # another process did
+            elif isinstance(error, lmdb.PanicError):
+                self.close()  # LMDB refuses everything from here on until it is opened anew
+            elif isinstance(error, lmdb.MapFullError) and self._env.reader_check():
+                pass  # there are pages again, which were kept for a reader that was killed
+            elif isinstance(error, Full | lmdb.MapFullError):
+                self._lacking = None
+                if not self._grow(self._most) or self.full:
+                    self._sweep_far(now)
+            else:
+                raise self.failure(error)
+        except OSError as lost:
+            self.close()
+            raise self.failure(lost) from lost
+        except lmdb.Error as again:
+            raise self.failure(again) from again
 
     def sweep(self, txn: Any, now: float, looks: int = SWEEP_LOOKS) -> None:
-        """Remove the expired among the next *looks* keys, as a part of *txn*."""
-        position = txn.get(POSITION, FIRST)
-        following = _expire(txn, position, looks, now) or FIRST
-        if following != position:
-            txn.put(POSITION, following)
-        self._measure(txn)
+        """Sweep as a part of *txn*, and see how full the file is then."""
+        sweep(txn, now, looks)
+        self.measure(txn)
 
-    def _measure(self, txn: Any) -> None:
+    def measure(self, txn: Any) -> tuple[int, int]:
+        """Return how many bytes are in use, and how many keys; see whether that is too much."""
         found = txn.stat()
         pages = found["branch_pages"] + found["leaf_pages"] + found["overflow_pages"]
-        self.full = pages * found["psize"] > self._map_size
+        used = pages * found["psize"]
+        room = self.map_size
+        if self._size < self._most:
+            room = min(room, self._size - max(self._size // 8, STEP // 4))
+        self.full = used > room
+        return used, found["entries"]
 
-    def look_after(self) -> None:
+    def look_after(self, now: float) -> None:
         """Let go of a file that somebody has removed or replaced: others have a new one by now."""
+        self.added, self.looked = 0, now
+        self._lost()
+
+    def _lost(self) -> bool:
         try:
             found = os.stat(self._data)
         except OSError:
             self.close()
-            return
+            return True
         if (found.st_dev, found.st_ino) != self._file:
             self.close()
+        return self._env is None
 
-    def _make_room(self, now: float) -> None:
+    def _sweep_far(self, now: float) -> None:
         """Sweep further than usual, but not over all: a full file must not make everybody wait."""
-        try:
-            self._env.reader_check()  # what a dead reader has seen is kept for it
-            with self._env.begin(write=True) as txn:
-                self.sweep(txn, now, FULL_LOOKS)
-        except lmdb.Error as error:
-            raise self.failure(error) from error
+        while self._env is not None:
+            try:
+                with self._env.begin(write=True) as txn:
+                    self.sweep(txn, now, FULL_LOOKS)
+                return
+            except lmdb.MapFullError:
+                # not even pages to remove something with: it gets a little more than it may have,
+                # but not for ever, as a reader that is stopped has all of them kept for it
+                if not self._grow(min(self._size + STEP, self._most + RESERVE)):
+                    raise
 
+    def _grow(self, most: int) -> bool:
+        """Make the file larger, up to *most* bytes, or use what another process made it."""
+        with alone(self._folder):
+            if self._lost():
+                return True
+            size = rounded(os.stat(self._data).st_size)
+            if size <= self._size:
+                size = self._allocate(min(2 * self._size, most))
+            if size <= self._size:
+                return False
+            self._env.set_mapsize(size)
+            self._size = size
+        with self._env.begin() as txn:
+            self.measure(txn)
+        return True
 
-_DAMAGE = (
-    lmdb.InvalidError,
-    lmdb.VersionMismatchError,
-    lmdb.CorruptedError,
-    lmdb.PageNotFoundError,
-    struct.error,
-)
-
-
-def _reach(env: Any) -> int:
-    """Return where the last page of *env* ends in its file."""
-    return int((env.info()["last_pgno"] + 1) * env.stat()["psize"])
-
-
-def _expire(txn: Any, position: bytes, looks: int, now: float) -> bytes | None:
-    """Remove the expired of *looks* keys from *position* on; return where to go on, if anywhere."""
-    with txn.cursor() as cursor:
-        if not cursor.set_range(position):
-            return None
-        seen = [(key, _expiry_of(value)[0] <= now) for key, value in islice(cursor, looks + 1)]
-    for key, expired in seen[:looks]:
-        if expired:
-            txn.delete(key)
-    return seen[looks][0] if len(seen) > looks else None
+    def _allocate(self, size: int) -> int:
+        """Give the file *size* bytes, or else some more than it has; return what it has then."""
+        for wanted in (size, self._size + STEP):
+            if self._size < wanted <= size:
+                try:
+                    allocate(self._data, wanted)
+                    return wanted
+                except OSError as error:
+                    self._lacking = error
+        return self._size
 
 
 _environments: weakref.WeakValueDictionary[str, Environment] = weakref.WeakValueDictionary()

@@ -8,17 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar, cast
 
 from wsgigate.store import Change
-from wsgigate.store.environment import (
-    FAILURES,
-    FIRST,
-    SWEEP_EVERY,
-    Environment,
-    Full,
-    environment_on,
-    expiry,
-)
+from wsgigate.store.environment import LOOK_EVERY, Environment, environment_on
+from wsgigate.store.failures import FAILURES, Full
 from wsgigate.store.folder import private_folder
-from wsgigate.store.limits import check_value, encoded
+from wsgigate.store.limits import KEY_BYTES, check_value, encoded
+from wsgigate.store.sweep import FIRST, OWN, SWEEP_EVERY, expiry
 
 __all__ = ["LmdbStore", "private_folder"]
 
@@ -26,6 +20,8 @@ R = TypeVar("R")
 
 PAGE = 256
 """How many items are read in one transaction: none stays open while the caller uses them."""
+
+LONGEST = len(FIRST) + KEY_BYTES
 
 _pack = expiry.pack
 _expiry_of = expiry.unpack_from
@@ -65,7 +61,9 @@ class LmdbStore:
         return f"LmdbStore({self.path!r})"
 
     def get(self, key: str) -> tuple[bytes | None, float]:
-        name = FIRST + encoded(key)
+        name = FIRST + key.encode()
+        if len(name) > LONGEST:
+            encoded(key)
         environment = self._environment or self._attach()
         with environment.lock:
             for last in (False, True):
@@ -93,7 +91,9 @@ class LmdbStore:
         return self.update(key, change)
 
     def update(self, key: str, change: Change[R]) -> R:
-        name = FIRST + encoded(key)
+        name = FIRST + key.encode()
+        if len(name) > LONGEST:
+            encoded(key)
         environment = self._environment or self._attach()
         with environment.lock:
             for last in (False, True):
@@ -101,9 +101,8 @@ class LmdbStore:
                 try:
                     txn = (environment.begin or environment.open())(None, None, True)
                     try:
-                        now = (
-                            self._clock()
-                        )  # read when it is our turn: no decision goes back in time
+                        # read when it is our turn: no decision goes back in time
+                        now = self._clock()
                         raw = txn.get(name)
                         old = None if raw is None or _expiry_of(raw)[0] <= now else raw[8:]
                         new, ttl, result = change(old, now)
@@ -113,20 +112,25 @@ class LmdbStore:
                         if new is None:
                             txn.delete(name)
                         else:
-                            check_value(new)
-                            if raw is None and environment.full:
-                                raise Full
+                            size = len(new)
+                            if raw is None or size > len(raw) - 8:
+                                check_value(new)
+                                if environment.full:
+                                    raise Full
+                                environment.added += 1 + (size >> 8)
                             txn.put(name, _pack(now + ttl) + new)
-                        environment.writes += 1
-                        sweeping = environment.writes % SWEEP_EVERY == 0
-                        if sweeping:
+                        looking = (
+                            environment.added >= SWEEP_EVERY
+                            or not 0.0 <= now - environment.looked < LOOK_EVERY
+                        )
+                        if looking:
                             environment.sweep(txn, now)
                         txn.commit()
                     except BaseException:
                         txn.abort()
                         raise
-                    if sweeping:
-                        environment.look_after()
+                    if looking:
+                        environment.look_after(now)
                     return result
                 except FAILURES as error:
                     _second(environment, error, now, last)
@@ -138,6 +142,25 @@ class LmdbStore:
             page, position = self._page(first, position)
             for name, value in page:
                 yield name[len(FIRST) :].decode(), value
+
+    def usage(self) -> dict[str, int]:
+        """Return how many bytes are ``used`` of the ``limit``, and how many ``items`` they are.
+
+        Values that have expired count until they are swept.
+
+        :raises StoreError: The store fails.
+        """
+        environment = self._environment or self._attach()
+        with environment.lock:
+            for last in (False, True):
+                try:
+                    with (environment.begin or environment.open())() as txn:
+                        used, entries = environment.measure(txn)
+                        own = sum(txn.get(name) is not None for name in OWN)
+                    return {"used": used, "limit": environment.map_size, "items": entries - own}
+                except FAILURES as error:
+                    _second(environment, error, 0.0, last)
+        raise AssertionError("the second attempt returns or raises")
 
     def close(self) -> None:
         environment, self._environment = self._environment, None

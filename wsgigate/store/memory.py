@@ -6,11 +6,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
-from typing import NamedTuple, TypeVar, cast
+from typing import TypeAlias, TypeVar, cast
 
 from wsgigate.store import Change
 from wsgigate.store.forking import rest_at_fork
-from wsgigate.store.limits import KEY_BYTES, check_value, encoded
+from wsgigate.store.limits import KEY_BYTES, VALUE_BYTES, check_value, encoded
 
 __all__ = ["MemoryStore"]
 
@@ -20,11 +20,9 @@ SWEPT_PER_WRITE = 2
 """More than the one item a write can add, so that the expired ones never pile up."""
 
 
-class _Item(NamedTuple):
-    value: bytes
-    expires: float
-    queued: float
-    """Under which moment the item stands in the queue: its expiry when it was last looked at."""
+_Item: TypeAlias = tuple[bytes, float, float]
+"""A value, when it expires, and under which moment it stands in the queue: its expiry when it was
+last looked at. A plain tuple, as one is made at every write."""
 
 
 class MemoryStore:
@@ -54,7 +52,7 @@ class MemoryStore:
         _check(key)
         now = self._clock()
         item = self._items.get(key)
-        return (item.value if item is not None and item.expires > now else None), now
+        return (item[0] if item is not None and item[1] > now else None), now
 
     def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
         # a copy, because update() leaves the value alone when it is given the same object again
@@ -66,21 +64,34 @@ class MemoryStore:
         return self.update(key, change)
 
     def update(self, key: str, change: Change[R]) -> R:
-        _check(key)
+        if len(key) > KEY_BYTES or not key.isascii():
+            encoded(key)
         with self.lock:
             now = self._clock()
             item = self._items.get(key)
-            old = item.value if item is not None and item.expires > now else None
+            old = item[0] if item is not None and item[1] > now else None
             new, ttl, result = change(old, now)
             if new is old:
                 return result
             if new is None:
                 del self._items[key]
             else:
-                check_value(new)
+                if len(new) > VALUE_BYTES:
+                    check_value(new)
                 # a copy: only the *old* handed out is that very object, never a caller's constant
-                self._put(key, bytes(memoryview(new)), now + ttl, item)
-            self._sweep(now)
+                value, expires = b"%b" % (new,), now + ttl
+                if item is not None and item[2] <= expires:
+                    self._items[key] = (value, expires, item[2])
+                else:
+                    self._items[key] = (value, expires, expires)
+                    heappush(self._queue, (expires, key))
+            held = len(self._items)
+            if (
+                self._queue[0][0] <= now  # it has this key at least
+                or held > self.max_items
+                or len(self._queue) > 2 * held + 64
+            ):
+                self._sweep(now)
             return result
 
     def items(self, prefix: str) -> Iterator[tuple[str, bytes]]:
@@ -88,12 +99,16 @@ class MemoryStore:
         with self.lock:
             now = self._clock()
             live = [
-                (key, item.value)
-                for key, item in self._items.items()
-                if item.expires > now and key.startswith(prefix)
+                (key, value)
+                for key, (value, expires, _) in self._items.items()
+                if expires > now and key.startswith(prefix)
             ]
         live.sort()
         yield from live
+
+    def usage(self) -> dict[str, int]:
+        """Return how many ``items`` there are, the expired included, and how many at most."""
+        return {"items": len(self._items), "maxItems": self.max_items}
 
     def close(self) -> None:
         """Do nothing: the values are the store, and there is nothing to open again."""
@@ -104,13 +119,6 @@ class MemoryStore:
     def after_unseen_fork(self) -> None:
         """Queue every item anew, as the fork may have fallen between an item and its queueing."""
         self._requeue()
-
-    def _put(self, key: str, value: bytes, expires: float, item: _Item | None) -> None:
-        if item is not None and item.queued <= expires:
-            self._items[key] = _Item(value, expires, item.queued)
-            return
-        self._items[key] = _Item(value, expires, expires)
-        heappush(self._queue, (expires, key))
 
     def _sweep(self, now: float) -> None:
         """Remove a few expired items, and whatever there is too much of."""
@@ -127,17 +135,20 @@ class MemoryStore:
         """Take the head of the queue; forget its item if it is expired at *now* (None: anyway)."""
         queued, key = heappop(self._queue)
         item = self._items.get(key)
-        if item is None or item.queued != queued:
+        if item is None or item[2] != queued:
             return  # left behind by an item that is gone or stands elsewhere
-        if item.expires > queued:
-            self._items[key] = item._replace(queued=item.expires)
-            heappush(self._queue, (item.expires, key))
-        elif now is None or item.expires <= now:
+        value, expires, _ = item
+        if expires > queued:
+            self._items[key] = (value, expires, expires)
+            heappush(self._queue, (expires, key))
+        elif now is None or expires <= now:
             del self._items[key]
 
     def _requeue(self) -> None:
-        self._items = {key: item._replace(queued=item.expires) for key, item in self._items.items()}
-        self._queue = [(item.expires, key) for key, item in self._items.items()]
+        self._items = {
+            key: (value, expires, expires) for key, (value, expires, _) in self._items.items()
+        }
+        self._queue = [(expires, key) for key, (_, expires, _) in self._items.items()]
         heapify(self._queue)
 
 

@@ -1,0 +1,112 @@
+"""A gateway and its store: what is told of it, and what two gateways share in one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from werkzeug.test import Client
+
+from wsgigate.config.build import build
+from wsgigate.config.load import parse
+from wsgigate.store.lmdb import LmdbStore
+
+GATEWAY = """
+[gateway]
+name = "{name}"
+[store]
+url = "{url}"
+[admin]
+[[middleware]]
+use = "limiter"
+quota = "50 per hour"
+name = "{limit}"
+on_store_error = "allow"
+"""
+
+
+def health(text: str, path: str = "") -> dict[str, Any]:
+    gateway = build(parse(text, environ={}), path=path)
+    try:
+        told = Client(gateway).get("/_gateway/health").get_json()
+    finally:
+        gateway.close()
+    assert {"gateway", "services", "summary"} < told.keys()
+    store: dict[str, Any] = told["store"]
+    return store
+
+
+def text(url: str, name: str = "shop", limit: str = "all") -> str:
+    return GATEWAY.format(url=url, name=name, limit=limit)
+
+
+def test_health_tells_how_full_the_file_of_the_store_is_and_not_where(tmp_path: Path) -> None:
+    told = health(text(f"lmdb:{tmp_path}/store"))
+    assert told == {"kind": "lmdb", "used": told["used"], "limit": 256 * 1024 * 1024, "items": 1}
+    assert 0 < told["used"] < 100_000
+    assert str(tmp_path) not in json.dumps(told)
+
+
+def test_health_tells_how_many_values_a_store_of_one_process_has() -> None:
+    assert health(text("memory:")) == {"kind": "memory", "items": 1, "maxItems": 100_000}
+
+
+def test_health_answers_when_the_store_does_not(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "data.mdb").write_text("not a store " * 1000)
+    assert health(text(f"lmdb:{tmp_path}/store")) == {
+        "kind": "lmdb",
+        "error": "Store unavailable",
+    }
+
+
+SERVE = """
+import sys
+from werkzeug.test import Client
+from wsgigate.config.build import load_gateway
+gateway = load_gateway(sys.argv[1])
+client = Client(gateway)
+print("ready", flush=True)
+sys.stdin.readline()
+print(sum(client.get("/").status_code != 429 for _ in range(60)))
+gateway.close()
+"""
+
+
+@pytest.mark.parametrize(("limits", "allowed"), [(("all", "all"), 50), (("one", "two"), 100)])
+def test_two_gateways_on_one_folder_share_what_has_one_name_and_nothing_else(
+    tmp_path: Path, limits: tuple[str, str], allowed: int
+) -> None:
+    processes = []
+    for number, limit in enumerate(limits):
+        file = tmp_path / f"{number}.toml"
+        file.write_text(text("lmdb:store", f"gateway-{number}", limit))
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-W", "error", "-c", SERVE, str(file)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+        )
+    passed = 0
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in processes:
+        passed += int(process.communicate(timeout=60)[0])
+        assert process.returncode == 0
+    assert passed == allowed
+    store = LmdbStore(tmp_path / "store")
+    assert store.usage()["items"] == len(set(limits))
+    store.close()

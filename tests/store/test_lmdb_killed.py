@@ -1,0 +1,268 @@
+"""A process that is killed loses nothing it had written, and blocks nobody."""
+
+import mmap
+import os
+import random
+import signal
+import struct
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from wsgigate.store import StoreError
+from wsgigate.store.datafile import alone
+from wsgigate.store.lmdb import LmdbStore
+from wsgigate.store.sweep import expiry
+from wsgigate.store.verify import verify
+
+
+def count(old, now):
+    number = int(old or 0) + 1
+    return b"%d" % number, 600.0, number
+
+
+def value(store, key):
+    return int(store.get(key)[0] or 0)
+
+
+class Child:
+    """A fork of this process that does one thing until it is killed, and tells of it.
+
+    What it tells is in memory that both have, so that it never waits for this process to listen.
+    """
+
+    def __init__(self, work, *arguments):
+        self.told = mmap.mmap(-1, 8)
+        self.pid = os.fork()
+        if self.pid == 0:
+            signal.alarm(120)
+            try:
+                work(self.tell, *arguments)
+            finally:
+                os._exit(1)
+
+    def tell(self, number):
+        self.told[:] = struct.pack("=q", number)
+
+    @property
+    def number(self):
+        return struct.unpack("=q", self.told[:])[0]
+
+    def wait(self, number):
+        """Wait until it has told *number* or a higher one."""
+        patience = time.monotonic() + 60
+        while self.number < number:
+            assert time.monotonic() < patience
+            os.sched_yield()
+
+    def kill(self):
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+@pytest.fixture
+def child():
+    """Start a child; it is killed in the end."""
+    started = []
+
+    def start(work, *arguments):
+        started.append(Child(work, *arguments))
+        return started[-1]
+
+    yield start
+    for each in started:
+        with suppress(ProcessLookupError, ChildProcessError):
+            each.kill()
+
+
+def count_up(tell, folder, name):
+    store = LmdbStore(folder)
+
+    def change(old, now):
+        number = int(old or 0) + 1
+        # of different lengths, so that pages are split, merged and freed, and the sweep has work
+        return str(number).encode().ljust(number % 900), 600.0, number
+
+    while True:
+        number = store.update(name, change)
+        tell(number)
+        store.update(f"passing/{name}/{number}", lambda old, now: (bytes(2000), 0.001, None))
+
+
+def test_whoever_is_killed_at_whatever_moment_has_written_what_it_told_it_had(child, folder):
+    """Three writers each count up a key of their own, one of them is killed, and so on."""
+    chance = random.Random(1)
+    store = LmdbStore(folder)
+    writers = {name: child(count_up, folder, name) for name in "abc"}
+    for turn in range(1, 41):
+        name = chance.choice("abc")
+        writers[name].wait(writers[name].number + chance.randrange(1, 60))
+        writers[name].kill()
+        told, kept = writers[name].number, value(store, name)
+        # it may have been killed after it wrote and before it told
+        assert kept in (told, told + 1)
+        for other in set("abc") - {name}:
+            writers[other].wait(writers[other].number + 20)  # nobody waits for the dead
+        assert store.update("own", count) == turn
+        writers[name] = child(count_up, folder, name)
+        writers[name].wait(kept + 1)
+        for each, writer in writers.items():
+            told = writer.number
+            assert value(store, each) >= told
+    store.close()
+    for writer in writers.values():
+        writer.kill()
+    with (folder / "data.mdb").open("rb") as file:
+        verify(file)
+
+
+READING, REFUSED = 1, 2
+
+
+def look(tell, folder):
+    store = LmdbStore(folder)
+    while True:
+        try:
+            store.get("key")
+            list(store.items("k"))
+            tell(READING)
+        except StoreError:
+            tell(REFUSED)
+
+
+def test_slots_of_killed_readers_are_had_again(child, folder, monkeypatch):
+    monkeypatch.setattr("wsgigate.store.environment.READERS", 4)
+    monkeypatch.setattr("wsgigate.store.environment.LOCK_BYTES", 4 * 64 + 128)
+    store = LmdbStore(folder)
+    store.update("key", count)
+    for _ in range(5):
+        readers = [child(look, folder) for _ in range(6)]
+        for reader in readers:
+            reader.wait(READING)
+        assert {reader.number for reader in readers} == {READING, REFUSED}
+        for reader in readers:
+            reader.kill()
+        assert value(store, "key") == 1
+        last = child(look, folder)
+        last.wait(READING)
+        assert last.number == READING
+        last.kill()
+    store.close()
+
+
+PIN = """
+import lmdb, signal, sys
+env = lmdb.open(sys.argv[1], max_readers=1022, map_size=1024 * 1024)
+txn = env.begin()
+txn.get(b"key")
+print("reading", flush=True)
+signal.pause()
+"""
+
+
+def test_a_reader_killed_while_it_reads_does_not_make_the_file_grow(program, folder):
+    store = LmdbStore(folder)
+    store.update("key", count)
+    reader = program(PIN, folder)
+    assert reader.stdout.readline() == "reading\n"
+    reader.kill()
+    reader.wait()
+    for _ in range(3000):  # three times what the file holds, if no page were used again
+        store.update("key", lambda old, now: (os.urandom(1000), 600.0, None))
+    assert (folder / "data.mdb").stat().st_size == 1024 * 1024
+
+
+def test_a_stopped_reader_makes_the_file_grow_to_its_bound_and_no_further(program, folder, clock):
+    """What it sees is kept for it, and so are all pages that came later."""
+    store = LmdbStore(folder, map_size=1024 * 1024, clock=clock)
+    store.update("key", count)
+    reader = program(PIN, folder)
+    assert reader.stdout.readline() == "reading\n"
+    reader.send_signal(signal.SIGSTOP)
+
+    def change_often():
+        for number in range(20_000):
+            # the sweep finds something to remove each time, which takes pages as well
+            store.update(f"key/{number % 100}", lambda old, now: (os.urandom(1000), 10.0, None))
+
+    for _ in range(12):
+        with pytest.raises(StoreError, match="is full"):
+            change_often()
+        clock.advance(11)
+    length = (folder / "data.mdb").stat().st_size
+    assert 5 * 1024 * 1024 <= length <= 9 * 1024 * 1024
+    reader.kill()
+    reader.wait()
+    change_often()
+    assert (folder / "data.mdb").stat().st_size == length
+    store.close()
+
+
+def test_a_file_without_one_page_left_gets_what_it_takes_to_sweep_it(folder):
+    store = LmdbStore(folder, map_size=1024 * 1024)
+    store.check()
+    path = folder / "data.mdb"
+    bound = 5 * 1024 * 1024
+    os.truncate(path, bound)
+    with lmdb.open(str(folder), map_size=bound) as env:
+        for size in (3000, 1000, 10):
+            with suppress(lmdb.MapFullError):
+                for number in range(100_000):
+                    with env.begin(write=True) as txn:
+                        txn.put(b"=%d/%d" % (size, number), expiry.pack(0.0) + bytes(size))
+    assert store.update("new", count) == 1
+    assert path.stat().st_size == bound + 1024 * 1024
+    for number in range(1000):
+        store.update(f"new/{number}", count)
+    assert path.stat().st_size == bound + 1024 * 1024
+    store.close()
+
+
+def fill(tell, folder):
+    store = LmdbStore(folder)
+    for number in range(1000):
+        store.swap(f"key/{number}", None, bytes(4000), 600)
+        tell(number)
+
+
+def test_the_file_is_made_larger_by_one_process_at_a_time(child, folder):
+    LmdbStore(folder).check()
+    writer = child(fill, folder)
+    writer.wait(1)
+    with alone(str(folder)):
+        inode = f":{folder.stat().st_ino} "
+        patience = time.monotonic() + 60
+        waiting = False
+        while not waiting and writer.number < 999:
+            assert time.monotonic() < patience
+            waiting = any(
+                "->" in line and "FLOCK" in line and inode in line
+                for line in Path("/proc/locks").read_text().splitlines()
+            )
+        assert waiting
+        assert (folder / "data.mdb").stat().st_size < 4 * 1024 * 1024
+    writer.wait(999)
+    assert (folder / "data.mdb").stat().st_size > 4 * 1024 * 1024
+
+
+def test_two_processes_grow_the_file_at_once_and_agree_on_it(program, folder):
+    text = """
+import os, sys
+from wsgigate.store.lmdb import LmdbStore
+store = LmdbStore(sys.argv[1])
+for number in range(700):
+    store.swap(f"{sys.argv[2]}/{number}", None, os.urandom(4000), 600)
+print("done", flush=True)
+"""
+    writers = [program(text, folder, name) for name in "abcd"]
+    for writer in writers:
+        assert writer.communicate(timeout=60)[0] == "done\n"
+    store = LmdbStore(folder)
+    assert store.usage()["items"] == 2800
+    assert len(list(store.items(""))) == 2800
+    store.close()
+    with lmdb.open(str(folder), readonly=True) as env:
+        assert env.info()["map_size"] <= (folder / "data.mdb").stat().st_size

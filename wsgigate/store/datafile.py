@@ -1,0 +1,115 @@
+"""The file beneath LMDB: its disk space is taken before it is used.
+
+LMDB writes into memory that is the file, which costs a quarter of what writing to the file does.
+Where a page has no disk space behind it, a full disk is then no error but a signal that kills the
+process (SIGBUS). So the file is never longer than the space it has been given, and grows by one
+process at a time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+__all__ = ["STEP", "allocate", "alone", "keeps_its_space", "rounded", "unused"]
+
+STEP = 1024 * 1024
+"""The file's length is a multiple of it."""
+
+SURE = frozenset({"ext4", "tmpfs", "xfs"})
+"""File systems that write a page where it is. Others (btrfs, zfs) write it anew somewhere else, for
+which they need space each time; and nothing is known of those that are not named here."""
+
+
+FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_NOCOW_FL = 0x80086601, 0x40086602, 0x00800000
+"""ioctl_iflags(2), as on 64 bits."""
+
+
+def rounded(size: int) -> int:
+    """Return *size* rounded up to a length that the file may have."""
+    return max(STEP, -(-size // STEP) * STEP)
+
+
+@contextmanager
+def alone(folder: str) -> Iterator[None]:
+    """Let no other process open the file or make it larger meanwhile.
+
+    The kernel takes the lock from a process that dies.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def allocate(path: str, size: int) -> None:
+    """Give the file *path*, which is made if missing, disk space for *size* bytes at least.
+
+    :raises OSError: There is not so much; the file is as long as before.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        before = os.fstat(descriptor).st_size
+        if not before:
+            _keep_in_place(descriptor)
+        try:
+            if size:
+                os.posix_fallocate(descriptor, 0, size)
+        except OSError:
+            os.ftruncate(descriptor, before)  # else it keeps what little there was
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _keep_in_place(descriptor: int) -> None:
+    """Have an empty file written where it is on btrfs too (``chattr +C``): LMDB maps its lock file
+    for writing everywhere."""
+    flags = bytearray(8)
+    with suppress(OSError):  # other file systems know no such thing
+        fcntl.ioctl(descriptor, FS_IOC_GETFLAGS, flags)
+        number = int.from_bytes(flags, sys.byteorder) | FS_NOCOW_FL
+        fcntl.ioctl(descriptor, FS_IOC_SETFLAGS, number.to_bytes(8, sys.byteorder))
+
+
+def unused(lock: str) -> bool:
+    """Tell whether no process has the environment open whose lock file is *lock*.
+
+    Not to be asked while this process has: to close a file drops all locks on it (POSIX).
+    """
+    descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        # whoever has LMDB open holds its first byte, shared
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+    except BlockingIOError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def keeps_its_space(device: int, mounts: str | None = None) -> bool:
+    """Tell whether what was allocated on *device* can be written there for ever after.
+
+    :param device: ``st_dev`` of the file.
+    :param mounts: What ``/proc/self/mountinfo`` says (proc(5)); read unless given.
+    """
+    if mounts is None:
+        try:
+            with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+                mounts = file.read()
+        except OSError:
+            return False
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    kinds = set()
+    for line in mounts.splitlines():
+        mount, _, source = line.partition(" - ")
+        if mount.split(" ")[2:3] == [wanted]:
+            kinds.add(source.partition(" ")[0])
+    return bool(kinds) and kinds <= SURE

@@ -1,0 +1,61 @@
+"""What LMDB's failures mean, in the operator's words."""
+
+from __future__ import annotations
+
+import struct
+
+import lmdb
+
+from wsgigate.store import StoreError
+from wsgigate.store.verify import Damaged
+
+__all__ = ["FAILURES", "Full", "explained"]
+
+
+class Full(Exception):
+    """There is no room for another value.
+
+    :param lacking: Why the file cannot be made larger, if it might be.
+    """
+
+    def __init__(self, lacking: OSError | None = None) -> None:
+        super().__init__(lacking)
+        self.lacking = lacking
+
+
+FAILURES = (Full, lmdb.Error, struct.error)
+"""What a transaction fails with; ``struct.error``: a value too short to begin with its expiry."""
+
+_DAMAGE = (
+    Damaged,
+    lmdb.InvalidError,
+    lmdb.VersionMismatchError,
+    lmdb.CorruptedError,
+    lmdb.PageNotFoundError,
+    struct.error,
+)
+
+
+def explained(error: Exception, path: str, *, most: int, readers: int) -> StoreError:
+    """Return what the operator is to know of *error*.
+
+    :param path: The file.
+    :param most: How many bytes may be kept in it.
+    :param readers: How many processes may use it.
+    """
+    if isinstance(error, StoreError):
+        return error
+    if isinstance(error, Full) and error.lacking is not None:
+        return StoreError(f"{path} cannot be made larger: {error.lacking.strerror}")
+    if isinstance(error, Full | lmdb.MapFullError):
+        return StoreError(
+            f"{path} is full of values that are still alive: map_size is {most} bytes"
+        )
+    if isinstance(error, lmdb.ReadersFullError):
+        return StoreError(f"{path} is in use by more than {readers} processes")
+    if isinstance(error, _DAMAGE):
+        return StoreError(
+            f"{path} is damaged or no LMDB file ({error}); remove it or name another folder"
+        )
+    cause = error.strerror if isinstance(error, OSError) else str(error)
+    return StoreError(f"{path} cannot be used: {cause}")

@@ -1,0 +1,183 @@
+"""Reads an LMDB file from its root to its last page, since LMDB itself trusts what it finds.
+
+A page that points to where there is none makes LMDB stop the process or read foreign memory, which
+no exception handler helps against. The format is that of LMDB 0.9 on 64 bits (mdb.c: MDB_page,
+MDB_node, MDB_meta, MDB_db; data version 1).
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from array import array
+from collections.abc import Iterator
+from typing import IO, NamedTuple
+
+__all__ = ["Damaged", "reach", "verify"]
+
+MAGIC, VERSION = 0xBEEFC0DE, 1
+HEAD = 16  # bytes of a page before its node offsets: pgno, pad, flags, lower, upper
+NODE = 8  # bytes of a node before its key: size or page (low, high), flags, length of the key
+BRANCH, LEAF, OVERFLOW, META = 0x01, 0x02, 0x04, 0x08
+BIG = 0x01  # a node's value is on pages of its own
+INTEGER_KEYS = 0x08
+PAGES = {1 << bits for bits in range(9, 17)}
+NONE = 2**64 - 1  # the root of an empty tree
+DEEPEST = 32  # levels that LMDB itself can follow
+KEY_BYTES = 511  # the longest that LMDB takes
+
+_head = struct.Struct("<QHHHH")
+_meta = struct.Struct("<II16x")
+_tree = struct.Struct("<IHHQQQQQ")
+_last = struct.Struct("<QQ")
+_node = struct.Struct("<HHHH")
+_number = struct.Struct("<Q")
+
+
+class Damaged(Exception):
+    """The file is none of LMDB's, or not whole; says where."""
+
+
+class _Tree(NamedTuple):
+    pad: int
+    flags: int
+    depth: int
+    branches: int
+    leaves: int
+    overflows: int
+    entries: int
+    root: int
+
+
+class _Meta(NamedTuple):
+    size: int
+    """Bytes in a page."""
+    free: _Tree
+    main: _Tree
+    last: int
+    """The last page in use."""
+    transaction: int
+
+
+def reach(file: IO[bytes]) -> int:
+    """Return where the last page in use ends.
+
+    :raises Damaged: It is no LMDB file.
+    """
+    meta = _newest(file)
+    return (meta.last + 1) * meta.size
+
+
+def verify(file: IO[bytes]) -> None:
+    """See that every page in use is where it should be, and what it should be.
+
+    The contents of keys and values are not judged: a flipped bit in one of them is another value.
+
+    :raises Damaged: One is not; says which.
+    """
+    if sys.byteorder != "little" or sys.maxsize < 2**32:
+        return  # another layout
+    meta = _newest(file)
+    length = file.seek(0, 2)
+    if length < (meta.last + 1) * meta.size:
+        raise Damaged(f"it is cut short: {length} bytes of {(meta.last + 1) * meta.size}")
+    seen = bytearray(meta.last + 1)
+    seen[0] = seen[1] = 1
+    for value in _walk(file, meta, meta.free, seen):
+        pages = array("Q", value[: len(value) & ~7])
+        if not pages or pages[0] >= len(pages):
+            raise Damaged("its list of free pages is broken")
+        for page in pages[1 : 1 + pages[0]]:
+            _mark(seen, page)
+    for _ in _walk(file, meta, meta.main, seen):
+        pass
+
+
+def _newest(file: IO[bytes]) -> _Meta:
+    file.seek(0)
+    raw = file.read(HEAD + 136)
+    metas = [_meta_of(raw)]
+    size = metas[0].size
+    file.seek(size)
+    metas.append(_meta_of(file.read(HEAD + 136)))
+    if metas[1].size != size:
+        raise Damaged("its two heads differ")
+    return max(metas, key=lambda meta: meta.transaction)
+
+
+def _meta_of(raw: bytes) -> _Meta:
+    if len(raw) < HEAD + 136:
+        raise Damaged("it is too short")
+    if not _head.unpack_from(raw)[2] & META or _meta.unpack_from(raw, HEAD) != (MAGIC, VERSION):
+        raise Damaged("it does not begin as one")
+    free = _Tree(*_tree.unpack_from(raw, HEAD + 24))
+    main = _Tree(*_tree.unpack_from(raw, HEAD + 72))
+    last, transaction = _last.unpack_from(raw, HEAD + 120)
+    if free.pad not in PAGES or not 1 <= last < 2**40:
+        raise Damaged("its head is broken")
+    if (free.flags & 0x7FFF, main.flags & 0x7FFF) != (INTEGER_KEYS, 0):
+        raise Damaged("its trees are of an unknown kind")
+    return _Meta(free.pad, free, main, last, transaction)
+
+
+def _mark(seen: bytearray, page: int, count: int = 1) -> None:
+    if page + count > len(seen) or any(seen[page : page + count]):
+        raise Damaged(f"page {page} is used twice, or beyond the end")
+    seen[page : page + count] = b"\1" * count
+
+
+def _walk(file: IO[bytes], meta: _Meta, tree: _Tree, seen: bytearray) -> Iterator[bytes]:
+    """Yield the values of *tree*: of all when it is that of free pages, else the first 8 bytes."""
+    if tree.root == NONE:
+        return
+    whole = tree is meta.free
+    entries = 0
+    if tree.depth > DEEPEST:
+        raise Damaged("it is too deep")
+    waiting = [(tree.root, tree.depth)]
+    while waiting:
+        number, level = waiting.pop()
+        _mark(seen, number)
+        file.seek(number * meta.size)
+        page = file.read(meta.size)
+        for at, low, high, flags, length in _nodes(page, number, LEAF if level == 1 else BRANCH):
+            if level > 1:
+                waiting.append((low | high << 16 | flags << 32, level - 1))
+                continue
+            entries += 1
+            size, begin = low | high << 16, at + NODE + length
+            if flags & ~BIG or (whole and length != 8):
+                raise Damaged(f"page {number} has a value of an unknown kind")
+            if not flags:
+                if begin + size > meta.size:
+                    raise Damaged(f"page {number} has a value beyond its end")
+                yield page[begin : begin + size]
+                continue
+            first = _number.unpack_from(page + bytes(8), begin)[0]
+            count = (HEAD + size - 1) // meta.size + 1
+            _mark(seen, first, count)
+            file.seek(first * meta.size)
+            head = file.read(HEAD + (size if whole else min(size, 8)))
+            if _head.unpack_from(head)[0] != first or not _head.unpack_from(head)[2] & OVERFLOW:
+                raise Damaged(f"page {first} is not what it should be")
+            if int.from_bytes(head[12:16], "little") != count:
+                raise Damaged(f"page {first} has another length than it should")
+            yield head[HEAD:]
+    if entries != tree.entries:
+        raise Damaged(f"it has {entries} entries of {tree.entries}")
+
+
+def _nodes(page: bytes, number: int, kind: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """Yield of each node of *page*: where it is, the two halves of its size, flags, key length."""
+    own, _, flags, lower, upper = _head.unpack_from(page)
+    if own != number or flags & (BRANCH | LEAF | OVERFLOW | META) != kind:
+        raise Damaged(f"page {number} is not what it should be")
+    if not HEAD < lower <= upper <= len(page) or lower % 2:
+        raise Damaged(f"page {number} is broken")
+    for at in struct.unpack_from(f"<{(lower - HEAD) // 2}H", page, HEAD):
+        if not upper <= at <= len(page) - NODE:
+            raise Damaged(f"page {number} has a node outside of it")
+        node = _node.unpack_from(page, at)
+        if node[3] > KEY_BYTES or at + NODE + node[3] > len(page):
+            raise Damaged(f"page {number} has a key that is too long")
+        yield at, *node
