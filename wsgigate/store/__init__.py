@@ -132,6 +132,7 @@ def open_store(url: str, *, owner: str = "") -> Store:
                     f'a store at {scheme}:// needs redis-py: pip install "wsgigate[redis]"'
                 ) from None
             return RedisStore(url, owner=owner)
+    if "//" in url:
         url = f"{scheme}://..."  # what follows may be a secret
     raise ValueError(
         'a store is "memory:", "lmdb:", "lmdb:PATH" or a URL such as "redis://HOST:PORT/DB", '

@@ -28,6 +28,8 @@ SCHEMES = frozenset(
 
 USERNAME, PASSWORD = "WSGIGATE_STORE_USERNAME", "WSGIGATE_STORE_PASSWORD"
 
+_HINT = "signs in its password are written with % (%40 for @, %2F for /, %23 for #)"
+
 _URL = re.compile(
     r"(?P<scheme>[a-z+]+)://(?:(?P<user>[^:/?#]*)(?P<pass>:[^/?#]*)?@)?"
     r"(?P<hosts>[^@/?#]*)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?"
@@ -123,8 +125,7 @@ def read_url(url: str, *, owner: str = "", environ: Mapping[str, str] = os.envir
     found = _URL.fullmatch(url)
     if found is None or found["scheme"] not in SCHEMES:
         raise ValueError(
-            'the URL of a Redis is "redis://HOST:PORT/DB"; what is special in its name and '
-            "password is written with % (%40 for @, %2F for /, %23 for #)"
+            f'the URL of a Redis is "redis://HOST:PORT/DB"; {_HINT}'
         )
     base, _, kind = found["scheme"].partition("+")
     tls = base in ("rediss", "valkeys")
@@ -216,7 +217,7 @@ def _addresses(text: str, port: int) -> tuple[Address, ...]:
     for part in (text or "localhost").split(","):
         found = _HOST.fullmatch(part)
         if found is None or int(found["port"] or port) not in range(1, 65536):
-            raise ValueError("a host of a Redis is HOST, HOST:PORT or [IPv6]:PORT")
+            raise ValueError(f"a host of a Redis is HOST, HOST:PORT or [IPv6]:PORT; {_HINT}")
         host = found["six"] or unquote(found["name"])
         addresses.append((host, int(found["port"] or port)))
     return tuple(addresses)
