@@ -124,9 +124,7 @@ def read_url(url: str, *, owner: str = "", environ: Mapping[str, str] = os.envir
     """
     found = _URL.fullmatch(url)
     if found is None or found["scheme"] not in SCHEMES:
-        raise ValueError(
-            f'the URL of a Redis is "redis://HOST:PORT/DB"; {_HINT}'
-        )
+        raise ValueError(f'the URL of a Redis is "redis://HOST:PORT/DB"; {_HINT}')
     base, _, kind = found["scheme"].partition("+")
     tls = base in ("rediss", "valkeys")
     if "unix" in (base, kind):
