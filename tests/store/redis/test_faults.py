@@ -273,7 +273,7 @@ GOOD = value(b"second")
         (value(b"first")[:9], "closed"),
         (b"*2\r\n$5\r\nfir", "closed"),
         (b"", "closed"),
-        (b"*2\r\n$x\r\n", "invalid literal|Protocol"),
+        (b"*2\r\n$x\r\n", "invalid literal|Protocol|Bad bulk"),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "Protocol"),
     ],
 )
