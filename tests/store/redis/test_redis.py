@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import threading
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from ipaddress import ip_address
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from wsgigate.rules.algorithms import FixedWindow, SlidingWindow, TokenBucket
 from wsgigate.rules.quota import Quota
@@ -288,11 +292,24 @@ def test_a_password_alone_may_be_in_the_environment(start, connect, monkeypatch)
 @pytest.fixture
 def certificate(tmp_path):
     """Return the files of a key and a certificate for 127.0.0.1."""
-    key, file = tmp_path / "key.pem", tmp_path / "cert.pem"
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=redis"
-    command += f" -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {file}"
-    subprocess.run(command.split(), check=True, capture_output=True)
-    return key, file
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "redis")])
+    begins = datetime.now(UTC) - timedelta(days=1)
+    signed = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(begins)
+        .not_valid_after(begins + timedelta(days=3))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    files = tmp_path / "key.pem", tmp_path / "cert.pem"
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    files[0].write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    files[1].write_bytes(signed.public_bytes(pem))
+    return files
 
 
 def test_tls_is_spoken_and_the_certificate_checked(start, connect, certificate):
