@@ -91,7 +91,7 @@ class RedisStore:
         """
         ready = prepared(tuple(algorithms))
         if ready is None:
-            return update(self, key, partial(_together, Together(algorithms), cost))
+            return update(self, key, partial(_by_rules, tuple(algorithms), cost))
         return self._taken(key, ready, cost, b"")
 
     def _taken(
@@ -195,10 +195,13 @@ class RedisStore:
         return StoreError(f"the store {self._place.shown} refuses: {refusal.text}")
 
 
-def _together(
-    together: Together, cost: int, old: bytes | None, now: float
+def _by_rules(
+    algorithms: tuple[Algorithm, ...], cost: int, old: bytes | None, now: float
 ) -> tuple[bytes | None, float, tuple[tuple[Verdict, ...], float]]:
-    new, ttl, verdicts = together.take(old, now, cost)
+    if len(algorithms) == 1:
+        new, ttl, verdict = algorithms[0].take(old, now, cost)
+        return new, ttl, ((verdict,), now)
+    new, ttl, verdicts = Together(algorithms).take(old, now, cost)
     return new, ttl, (verdicts, now)
 
 

@@ -145,9 +145,12 @@ class Sentinels:
             with self._lock:
                 if self._primary is None:
                     self._primary = primary
+                found = self._primary
                 self._sentinels.remove(sentinel)  # who answered is asked first the next time
                 self._sentinels.insert(0, sentinel)
-                return self._primary
+            if found is not primary:
+                primary.close()  # another thread was faster
+            return found
         raise Unreachable("; ".join(reasons))
 
     def _named_by(self, sentinel: Connections) -> Connections:

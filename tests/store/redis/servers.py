@@ -74,8 +74,8 @@ class Server:
 
     @property
     def impatient(self) -> str:
-        """The same with the time limits that are usual."""
-        return f"redis://127.0.0.1:{self.port}/0"
+        """The same, waiting for a hung server for half a second."""
+        return f"redis://127.0.0.1:{self.port}/0?socket_timeout=0.5&socket_connect_timeout=0.5"
 
     def start(self, *, ready: bool = True) -> None:
         """Start it, and wait until it takes connections."""

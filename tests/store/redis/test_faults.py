@@ -217,7 +217,8 @@ class Peer:
 
     def __init__(self, *connections):
         self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"redis://127.0.0.1:{self.listener.getsockname()[1]}"
+        port = self.listener.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{port}?socket_timeout=0.5&socket_connect_timeout=0.5"
         self.connections = connections
         self.kept = []
         self.thread = threading.Thread(target=self._serve)
