@@ -33,9 +33,8 @@ from wsgigate.middleware.request_id import RequestId
 from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.proxy.request import RequestMaker
 from wsgigate.rules.routing import Route
-from wsgigate.store import Store, StoreError, open_store
+from wsgigate.store import NETWORKED, Store, StoreError, open_store
 from wsgigate.store.memory import MemoryStore
-from wsgigate.store.redis_url import SCHEMES
 
 __all__ = ["Built", "assemble", "build", "check", "check_reading", "load_gateway"]
 
@@ -168,7 +167,7 @@ class _Builder:
         url = self._config.store.url
         scheme, _, place = url.partition(":")
         # on many machines a gateway is known by its name alone, wherever its file is on each
-        owner = self._config.gateway.name if scheme in SCHEMES else self._owner()
+        owner = self._config.gateway.name if scheme in NETWORKED else self._owner()
         if scheme == "lmdb" and place:
             url = f"lmdb:{self._folder / Path(place).expanduser()}"
         try:

@@ -9,7 +9,7 @@ from wsgigate.config.middlewares import Middleware
 from wsgigate.config.model import Config, Gateway, Route, Weighted
 from wsgigate.config.options import LimiterOptions
 from wsgigate.config.tables import suggestion
-from wsgigate.store.redis_url import SCHEMES
+from wsgigate.store import NETWORKED
 
 __all__ = ["check_across"]
 
@@ -50,7 +50,7 @@ def _check_gateway(config: Config, errors: Errors, warnings: Warnings) -> None:
             ("gateway.identity", "no middleware verifies a token, so these fields are never sent")
         )
     scheme, _, rest = config.store.url.partition(":")
-    if scheme in SCHEMES and gateway.name == Gateway().name and "prefix=" not in rest:
+    if scheme in NETWORKED and gateway.name == Gateway().name and "prefix=" not in rest:
         warnings.append(
             (
                 "gateway.name",

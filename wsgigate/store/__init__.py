@@ -9,7 +9,16 @@ if TYPE_CHECKING:
     from wsgigate.rules.algorithms import Algorithm
     from wsgigate.rules.quota import Verdict
 
-__all__ = ["Change", "Quotas", "Store", "StoreError", "Updates", "open_store", "update"]
+__all__ = [
+    "NETWORKED",
+    "Change",
+    "Quotas",
+    "Store",
+    "StoreError",
+    "Updates",
+    "open_store",
+    "update",
+]
 
 R = TypeVar("R")
 
@@ -97,6 +106,19 @@ def update(store: Store, key: str, change: Change[R]) -> R:
     raise StoreError(f"{key!r} is changed by others faster than it can be read")
 
 
+NETWORKED = frozenset(
+    [
+        *("redis", "rediss", "valkey", "valkeys", "unix", "redis+unix", "valkey+unix"),
+        *(
+            f"{name}+{kind}"
+            for name in ("redis", "rediss", "valkey", "valkeys")
+            for kind in ("sentinel", "cluster")
+        ),
+    ]
+)
+"""What the URLs of stores begin with that many machines may share."""
+
+
 def open_store(url: str, *, owner: str = "") -> Store:
     """Return the store that *url* names. Nothing is opened before its first use.
 
@@ -119,19 +141,16 @@ def open_store(url: str, *, owner: str = "") -> Store:
         from wsgigate.store.lmdb import LmdbStore, private_folder
 
         return LmdbStore(rest or private_folder(owner))
-    if rest.startswith("//"):
-        from wsgigate.store.redis_url import SCHEMES
-
-        if scheme in SCHEMES:
-            try:
-                from wsgigate.store.redis import RedisStore
-            except ModuleNotFoundError as error:
-                if error.name != "redis":
-                    raise
-                raise ValueError(
-                    f'a store at {scheme}:// needs redis-py: pip install "wsgigate[redis]"'
-                ) from None
-            return RedisStore(url, owner=owner)
+    if scheme in NETWORKED and rest.startswith("//"):
+        try:
+            from wsgigate.store.redis import RedisStore
+        except ModuleNotFoundError as error:
+            if error.name != "redis":
+                raise
+            raise ValueError(
+                f'a store at {scheme}:// needs redis-py: pip install "wsgigate[redis]"'
+            ) from None
+        return RedisStore(url, owner=owner)
     if "//" in url:
         url = f"{scheme}://..."  # what follows may be a secret
     raise ValueError(

@@ -10,21 +10,12 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
-__all__ = ["SCHEMES", "Address", "Place", "read_url"]
+from wsgigate.store import NETWORKED
+
+__all__ = ["Address", "Place", "read_url"]
 
 Address = tuple[str, int]
 """A host and its port; for a Unix socket its path and 0."""
-
-SCHEMES = frozenset(
-    [
-        *("redis", "rediss", "valkey", "valkeys", "unix", "redis+unix", "valkey+unix"),
-        *(
-            f"{name}+{kind}"
-            for name in ("redis", "rediss", "valkey", "valkeys")
-            for kind in ("sentinel", "cluster")
-        ),
-    ]
-)
 
 USERNAME, PASSWORD = "WSGIGATE_STORE_USERNAME", "WSGIGATE_STORE_PASSWORD"
 
@@ -123,7 +114,7 @@ def read_url(url: str, *, owner: str = "", environ: Mapping[str, str] = os.envir
     :raises ValueError: It is no such URL; says why without showing what may be secret.
     """
     found = _URL.fullmatch(url)
-    if found is None or found["scheme"] not in SCHEMES:
+    if found is None or found["scheme"] not in NETWORKED:
         raise ValueError(f'the URL of a Redis is "redis://HOST:PORT/DB"; {_HINT}')
     base, _, kind = found["scheme"].partition("+")
     tls = base in ("rediss", "valkeys")
