@@ -126,6 +126,18 @@ def test_check_looks_whether_the_store_can_be_used(cli: Cli) -> None:
     assert f"{path}: store.url: " in err
 
 
+def test_check_looks_whether_a_redis_can_be_reached_and_whose_names_it_holds(cli: Cli) -> None:
+    path = cli.file('[store]\nurl = "redis://127.0.0.1:1/0"\n[admin]\n')
+    code, _, err = cli("check", path)
+    warning, error = err.splitlines()
+    assert code == 2
+    assert warning.startswith(f"{path}: warning: gateway.name: all gateways without a name ")
+    assert error.startswith(f"{path}: store.url: the store redis://127.0.0.1:1/0 fails: ")
+    for more in ('?prefix=mine"\n[admin]\n', '"\n[admin]\n[gateway]\nname = "shop"\n'):
+        path = cli.file(f'[store]\nurl = "redis://127.0.0.1:1/0{more}')
+        assert "without a name" not in cli("check", path)[2]
+
+
 @pytest.mark.parametrize("command", [("check",), ("routes",), ("token",)])
 @pytest.mark.parametrize(
     ("name", "said"), [("missing.toml", "No such file"), ("", "Is a directory")]

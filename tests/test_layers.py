@@ -29,7 +29,7 @@ GROUND = {
 ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(GROUND, GROUND),
     "rules": {"rules"},
-    "store": {"store"},
+    "store": {"rules", "store"},
     "denylist": {"rules", "store"},
     "middleware": GROUND | {"rules", "store", "denylist"},
     "discovery": GROUND | {"rules", "store", "discovery"},
@@ -43,6 +43,7 @@ ROOF = {"config", "cli", "integrations", "__init__", "__main__"}
 
 DRIVERS = {
     "lmdb": {"store/environment.py", "store/failures.py"},
+    "redis": {"store/redis_connections.py", "store/redis_cluster.py"},
     "httptools": {"proxy/wire.py"},
     "jwt": {"tokens.py"},
     "cryptography": {"tokens.py"},

@@ -373,6 +373,36 @@ def test_the_check_says_whether_the_store_can_be_used_here(tmp_path: Path) -> No
     assert key == "store.url"
 
 
+def test_a_gateway_is_known_by_its_name_in_a_redis_wherever_its_file_is(tmp_path: Path) -> None:
+    text = '[gateway]\nname = "shop"\n[store]\nurl = "redis://h"\n'
+    prefixes = {
+        build(parse(text), path=str(tmp_path / file)).store.prefix  # type: ignore[attr-defined]
+        for file in ("one.toml", "two.toml")
+    }
+    assert prefixes == {"wsgigate:shop:"}
+
+
+def test_the_check_says_when_a_redis_can_not_be_reached() -> None:
+    text = '[store]\nurl = "redis://name:secret-word@127.0.0.1:1/0?prefix=x"\n'
+    with pytest.raises(ConfigError) as caught:
+        check(parse(text))
+    ((key, said),) = caught.value.errors
+    assert key == "store.url"
+    assert said.startswith("the store redis://127.0.0.1:1/0 fails: ")
+    assert "refused" in said
+    assert "secret-word" not in said
+
+
+@pytest.mark.parametrize("url", ["redis://:secret-word@h/x", "redis://:secret/word@h", "redis:h"])
+def test_a_url_of_a_redis_that_is_none_is_an_error_of_the_file(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(parse(f'[store]\nurl = "{url}"\n'))
+    ((key, said),) = caught.value.errors
+    assert key == "store.url"
+    assert "secret" not in said
+    assert "word" not in said.replace("password", "")
+
+
 def test_two_files_never_share_a_store_by_accident(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

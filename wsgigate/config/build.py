@@ -34,7 +34,7 @@ from wsgigate.problem import Refuse, answer_with
 from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.proxy.request import RequestMaker
 from wsgigate.rules.routing import Route
-from wsgigate.store import Store, StoreError, open_store
+from wsgigate.store import NETWORKED, Store, StoreError, open_store
 from wsgigate.store.memory import MemoryStore
 
 __all__ = ["Built", "assemble", "build", "check", "check_reading", "load_gateway"]
@@ -171,10 +171,12 @@ class _Builder:
     def _open_store(self) -> Store:
         url = self._config.store.url
         scheme, _, place = url.partition(":")
+        # on many machines a gateway is known by its name alone, wherever its file is on each
+        owner = self._config.gateway.name if scheme in NETWORKED else self._owner()
         if scheme == "lmdb" and place:
             url = f"lmdb:{self._folder / Path(place).expanduser()}"
         try:
-            store = self._errors.tried("store.url", lambda: open_store(url, owner=self._owner()))
+            store = self._errors.tried("store.url", lambda: open_store(url, owner=owner))
         except StoreError as error:
             self._errors.add("store.url", str(error))
             store = None

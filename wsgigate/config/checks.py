@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from wsgigate.config.errors import Errors, at, shown
 from wsgigate.config.middlewares import Middleware
-from wsgigate.config.model import Config, Route, Weighted
+from wsgigate.config.model import Config, Gateway, Route, Weighted
 from wsgigate.config.options import LimiterOptions
 from wsgigate.config.tables import suggestion
+from wsgigate.store import NETWORKED
 
 __all__ = ["check_across"]
 
@@ -47,6 +48,15 @@ def _check_gateway(config: Config, errors: Errors, warnings: Warnings) -> None:
     ):
         warnings.append(
             ("gateway.identity", "no middleware verifies a token, so these fields are never sent")
+        )
+    scheme, _, rest = config.store.url.partition(":")
+    if scheme in NETWORKED and gateway.name == Gateway().name and "prefix=" not in rest:
+        warnings.append(
+            (
+                "gateway.name",
+                "all gateways without a name that use this store count together; name yours, "
+                "or give store.url a ?prefix=",
+            )
         )
     if not (config.routes or config.admin or gateway.fallback or errors):
         warnings.append(("routes", "there are none, so every request is answered with 404"))

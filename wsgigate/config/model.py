@@ -134,8 +134,8 @@ class StoreTable:
     """Where the workers keep what they share."""
 
     url: str = setting(
-        Text('"lmdb:", "lmdb:FOLDER" or "memory:"'),
-        "lmdb: for the workers of one machine; memory: for one process.",
+        Text('"lmdb:", "lmdb:FOLDER", "memory:", or a URL such as "redis://HOST:6379/0"'),
+        "lmdb: for the workers of one machine; redis:// for many; memory: for one process.",
         default="lmdb:",
     )
 

@@ -115,7 +115,8 @@ class Results:
         :raises StoreError: The store failed; nothing has changed.
         """
         with self._storing:  # else what is read could replace what is written meanwhile
-            found = dict(self._store.items(self._prefix))
+            # one by one: a store on the network would look through all its keys for a prefix
+            found = {key: self._store.get(key)[0] for key in targets}
             _, self.store_now = self._store.get(self._lease.key)
             before = self._known
             known = {key: _decoded(found.get(key), before.get(key, _NOTHING)) for key in targets}

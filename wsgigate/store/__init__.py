@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar, runtime_checkable
 
-__all__ = ["Change", "Store", "StoreError", "Updates", "open_store", "update", "usage"]
+if TYPE_CHECKING:
+    from wsgigate.rules.algorithms import Algorithm
+    from wsgigate.rules.quota import Verdict
+
+__all__ = [
+    "NETWORKED",
+    "Change",
+    "Quotas",
+    "Store",
+    "StoreError",
+    "Updates",
+    "open_store",
+    "update",
+    "usage",
+]
 
 R = TypeVar("R")
 
@@ -54,6 +68,21 @@ class Updates(Protocol):
         """Replace the value of *key* by what *change* makes of it at once; return its result."""
 
 
+class Quotas(Protocol):
+    """What a store offers besides when it can decide about quotas by itself, in one step."""
+
+    def take(
+        self, key: str, algorithms: Sequence[Algorithm], cost: int = 1
+    ) -> tuple[tuple[Verdict, ...], float]:
+        """Decide about one request against all *algorithms*: all allow it, or none is charged.
+
+        :param cost: How many requests it counts as; 0 only looks.
+        :returns: Each quota's own verdict, and the store's time in seconds.
+        :raises ValueError: There is no algorithm, two are the same, or *cost* is not one that all
+            of the quotas allow.
+        """
+
+
 ATTEMPTS = 100
 """How often a value changed by others is read again before the store counts as failed."""
 
@@ -89,14 +118,30 @@ def usage(store: Store) -> dict[str, int]:
     return {} if own is None else dict(own())
 
 
+NETWORKED = frozenset(
+    [
+        *("redis", "rediss", "valkey", "valkeys", "unix", "redis+unix", "valkey+unix"),
+        *(
+            f"{name}+{kind}"
+            for name in ("redis", "rediss", "valkey", "valkeys")
+            for kind in ("sentinel", "cluster")
+        ),
+    ]
+)
+"""What the URLs of stores begin with that many machines may share."""
+
+
 def open_store(url: str, *, owner: str = "") -> Store:
     """Return the store that *url* names. Nothing is opened before its first use.
 
     :param url: ``memory:`` for one process; ``lmdb:`` or ``lmdb:PATH`` for every worker of this
-        machine.
-    :param owner: Whose folder a plain ``lmdb:`` is: one per gateway or app, so that two of them
-        never share counters by accident.
-    :raises ValueError: No store goes by that URL.
+        machine; ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://``, ``unix://``,
+        ``redis+sentinel://`` or ``redis+cluster://`` for many machines, see
+        :class:`wsgigate.store.redis.RedisStore`.
+    :param owner: Whose store it is: one per gateway or app, so that two of them never share
+        counters by accident. A plain ``lmdb:`` then is a folder of its own; in a Redis, the names
+        of the keys begin with it.
+    :raises ValueError: No store goes by that URL, or it needs a package that is not installed.
     :raises StoreError: The folder of a plain ``lmdb:`` can not be had.
     """
     scheme, colon, rest = url.partition(":")
@@ -108,4 +153,19 @@ def open_store(url: str, *, owner: str = "") -> Store:
         from wsgigate.store.lmdb import LmdbStore, private_folder
 
         return LmdbStore(rest or private_folder(owner))
-    raise ValueError(f'a store is "memory:", "lmdb:" or "lmdb:PATH", not {url!r}')
+    if scheme in NETWORKED and rest.startswith("//"):
+        try:
+            from wsgigate.store.redis import RedisStore
+        except ModuleNotFoundError as error:
+            if error.name != "redis":
+                raise
+            raise ValueError(
+                f'a store at {scheme}:// needs redis-py: pip install "wsgigate[redis]"'
+            ) from None
+        return RedisStore(url, owner=owner)
+    if "//" in url:
+        url = f"{scheme}://..."  # what follows may be a secret
+    raise ValueError(
+        'a store is "memory:", "lmdb:", "lmdb:PATH" or a URL such as "redis://HOST:PORT/DB", '
+        f"not {url!r}"
+    )

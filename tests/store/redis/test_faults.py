@@ -1,0 +1,337 @@
+"""What a store in a Redis does when the server fails: a bounded wait, then none, then back."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from contextlib import contextmanager
+
+import pytest
+import redis
+
+from wsgigate.rules.algorithms import TokenBucket
+from wsgigate.rules.quota import Quota
+from wsgigate.store import StoreError
+from wsgigate.store.redis import RedisStore
+from wsgigate.store.redis_servers import Single
+from wsgigate.store.redis_watch import Watch
+from wsgigate.testing import FakeClock
+
+QUOTA = TokenBucket(Quota(5, 3600))
+
+
+@pytest.fixture
+def watched(connect):
+    """Return a maker of stores whose watch has a clock to be set by hand, and no chance."""
+
+    def make(url):
+        store = connect(url)
+        clock = FakeClock()
+        servers = store._ready()
+        assert isinstance(servers, Single)
+        servers._watch = Watch(store._place.shown, clock=clock, chance=lambda: 0.0)
+        return store, clock
+
+    return make
+
+
+def failures(store, count):
+    """Ask so many times in vain; return what the errors said."""
+    told = []
+    for _ in range(count):
+        with pytest.raises(StoreError) as caught:
+            store.get("key")
+        told.append(str(caught.value))
+    return told
+
+
+def counted(server):
+    """Have connections to *server* be counted: return what tells how many there have been."""
+    with server.admin() as admin:
+        return int(admin.info("stats")["total_connections_received"])
+
+
+def test_a_restart_costs_no_request_anything(start, connect):
+    server = start()
+    store = connect(server.url)
+    store.swap("key", None, b"value", 60)
+    server.stop()
+    server.start()
+    assert store.get("key")[0] is None
+    assert store.swap("key", None, b"again", 60)
+
+
+def test_a_dead_server_is_asked_a_few_times_and_then_only_by_a_probe(start, watched, caplog):
+    server = start()
+    store, clock = watched(server.impatient)
+    store.swap("key", None, b"value", 60)
+    server.stop()
+    with caplog.at_level(logging.INFO, "wsgigate.store"):
+        asked = failures(store, 3)
+        assert all("refused" in told or "closed" in told.lower() for told in asked)
+        assert all("it is asked again in 0.5 s" in told for told in failures(store, 20))
+        clock.advance(0.5)
+        assert "asked again" not in failures(store, 1)[0], "this one was the probe"
+        assert "asked again in 1.0 s" in failures(store, 1)[0]
+        server.start()
+        assert "asked again" in failures(store, 1)[0], "nobody knows yet"
+        clock.advance(1.0)
+        assert store.get("key")[0] is None
+        assert store.swap("key", None, b"again", 60)
+    [fails, back] = [record.getMessage() for record in caplog.records]
+    address = f"redis://127.0.0.1:{server.port}/0"
+    assert fails.startswith(f"the store {address} fails: ")
+    assert fails.endswith("until it answers again, nobody waits for it")
+    assert back == f"the store {address} answers again after 1.5 s"
+
+
+def test_a_server_that_was_never_there_is_no_worse(watched):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    store, _ = watched(f"redis://name:secret-word@127.0.0.1:{port}")
+    told = failures(store, 5)
+    assert ["asked again" in each for each in told] == [False] * 3 + [True] * 2
+    assert not any("secret-word" in each for each in told)
+    for call in (
+        lambda: store.swap("key", None, b"", 1),
+        lambda: store.take("key", [QUOTA], 1),
+        lambda: list(store.items("")),
+        store.check,
+    ):
+        with pytest.raises(StoreError, match="asked again"):
+            call()
+
+
+def test_a_server_that_hangs_is_waited_for_a_bounded_time_and_is_asked_again_later(start, watched):
+    server = start()
+    store, clock = watched(server.impatient)
+    store.swap("key", None, b"value", 60)
+    received = counted(server)
+    server.pause()
+    try:
+        told = failures(store, 10)
+        assert all("Timeout" in each for each in told[:3])
+        assert all("asked again" in each for each in told[3:])
+    finally:
+        server.resume()
+    clock.advance(5.0)
+    assert store.get("key")[0] == b"value"
+    assert counted(server) - received == 3 + 1, "a connection that timed out is not used again"
+
+
+def test_many_threads_together_wait_for_a_server_that_hangs_no_longer_than_one(start, connect):
+    server = start()
+    store = connect(f"redis://127.0.0.1:{server.port}?socket_timeout=0.2&max_connections=64")
+    store.get("key")
+    server.pause()
+    told, lock = [], threading.Lock()
+
+    def work():
+        for _ in range(20):
+            try:
+                store.get("key")
+            except StoreError as error:
+                with lock:
+                    told.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(16)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        server.resume()
+    assert len(told) == 16 * 20
+    waited = sum("asked again" not in each for each in told)
+    assert waited < 16 * 4, "the first of each, and probes"
+
+
+def test_what_was_sent_may_have_been_done_and_is_not_sent_again(start, watched):
+    server = start()
+    store, _ = watched(server.impatient)
+    store.take("key", [QUOTA], 1)
+    server.pause()
+    with pytest.raises(StoreError, match="Timeout"):
+        store.take("key", [QUOTA], 1)
+    server.resume()
+    (verdict,), _ = store.take("key", [QUOTA], 0)
+    assert verdict.remaining in (3, 4)
+
+
+def test_a_full_server_is_an_error_in_words_and_still_answers(start, watched):
+    server = start("--maxmemory-policy", "noeviction")
+    store, _ = watched(server.url)
+    store.swap("key", None, b"value", 60)
+    with server.admin() as admin:
+        admin.config_set("maxmemory", 1)
+        for _ in range(5):
+            with pytest.raises(StoreError, match=r"refuses: .*OOM"):
+                store.swap("other", None, bytes(1000), 60)
+            with pytest.raises(StoreError, match="OOM"):
+                store.take("quota", [QUOTA], 1)
+        admin.config_set("maxmemory", 0)
+    assert store.swap("other", None, b"", 60), "it was asked all the time"
+
+
+def test_a_replica_that_may_not_be_written_counts_as_failing(start, watched):
+    primary = start()
+    replica = start("--replicaof", "127.0.0.1", str(primary.port))
+    store, clock = watched(replica.url)
+    for _ in range(3):
+        with pytest.raises(StoreError, match="READONLY"):
+            store.swap("key", None, b"value", 60)
+    with pytest.raises(StoreError, match=r"READONLY.*asked again"):
+        store.swap("key", None, b"value", 60)
+    with replica.admin() as admin:
+        admin.replicaof("NO", "ONE")
+    clock.advance(5)
+    assert store.swap("key", None, b"value", 60)
+
+
+def test_a_server_that_is_still_loading_counts_as_failing(start, watched):
+    server = start("--loading-process-events-interval-bytes", "1024")
+    with server.admin() as admin:
+        for number in range(100):
+            admin.set(f"{number}", bytes(1000))
+        admin.config_set("rdbcompression", "no")
+        admin.save()
+    server.stop()
+    server.options += ("--key-load-delay", "20000")
+    server.start(ready=False)
+    server.until("RDB memory usage")
+    store, clock = watched(server.url)
+    assert all("LOADING" in told for told in failures(store, 3))
+    assert "asked again" in failures(store, 1)[0]
+    server.until("Ready to accept connections")
+    clock.advance(5)
+    assert store.get("key")[0] is None
+
+
+class Peer:
+    """A peer that reads one command per turn, and answers it with the bytes it was told to.
+
+    ``None`` for an answer closes the connection, ``...`` leaves it without one.
+    """
+
+    def __init__(self, *connections):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        port = self.listener.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{port}?socket_timeout=0.5&socket_connect_timeout=0.5"
+        self.connections = connections
+        self.kept = []
+        self.thread = threading.Thread(target=self._serve)
+        self.thread.start()
+
+    def _serve(self):
+        for answers in self.connections:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            self.kept.append(connection)
+            for answer in answers:
+                if not connection.recv(65536):
+                    break
+                if answer is None:
+                    break
+                if answer is not ...:
+                    connection.sendall(answer)
+            if answers[-1] is not ...:
+                connection.close()
+
+    def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.thread.join()
+        for connection in self.kept:
+            connection.close()
+
+
+@contextmanager
+def peer(*connections):
+    one = Peer(*connections)
+    store = RedisStore(one.url)
+    try:
+        yield store
+    finally:
+        store.close()
+        one.close()
+
+
+def value(text):
+    return b"*2\r\n$%d\r\n%b\r\n*2\r\n$1\r\n7\r\n$1\r\n0\r\n" % (len(text), text)
+
+
+GOOD = value(b"second")
+
+
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [
+        (value(b"first")[:-9], "closed"),  # cut in the middle of its last part
+        (value(b"first")[:9], "closed"),
+        (b"*2\r\n$5\r\nfir", "closed"),
+        (b"", "closed"),
+        (b"*2\r\n$x\r\n", "invalid literal|Protocol|Bad bulk"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "Protocol"),
+    ],
+)
+def test_an_answer_that_is_cut_or_none_is_never_taken_for_one(first, words):
+    with peer((first,), (GOOD,)) as store:
+        with pytest.raises(StoreError, match=words):
+            store.get("first")
+        assert store.get("second") == (b"second", 7.0)
+
+
+def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_one():
+    """The peer answers the first question only when the second comes, on whatever connection."""
+    with peer((..., value(b"first")), (GOOD,)) as store:
+        with pytest.raises(StoreError, match="Timeout"):
+            store.get("first")
+        assert store.get("second") == (b"second", 7.0)
+
+
+def test_an_answer_too_many_spoils_its_connection():
+    with peer((value(b"first") + value(b"spare"), value(b"spare")), (GOOD,)) as store:
+        assert store.get("first") == (b"first", 7.0)
+        assert store.get("second") == (b"second", 7.0)
+
+
+def test_an_answer_that_stops_in_the_middle_is_waited_for_a_bounded_time():
+    with peer((b"*2\r\n$5\r\nfir", ...), (GOOD,)) as store:
+        with pytest.raises(StoreError, match="Timeout"):
+            store.get("first")
+        assert store.get("second") == (b"second", 7.0)
+
+
+def test_an_exception_from_outside_spoils_its_connection():
+    """A signal handler that raises in the middle of an exchange leaves an answer behind."""
+    with peer((..., GOOD), (GOOD,)) as store:
+        servers = store._ready()
+        assert isinstance(servers, Single)
+
+        class Interrupted(BaseException):
+            pass
+
+        connections = servers._connections
+        kind = connections._kind
+
+        class Interrupting(kind):
+            def read_response(self, *args, **kwargs):
+                raise Interrupted
+
+        connections._kind = Interrupting
+        with pytest.raises(Interrupted):
+            store.get("first")
+        connections._kind = kind
+        assert store.get("second") == (b"second", 7.0)
+
+
+def test_a_connection_cut_while_it_was_idle_is_replaced_unnoticed():
+    with peer((GOOD,), (value(b"third"),)) as store:
+        assert store.get("second") == (b"second", 7.0)
+        with pytest.raises(redis.ConnectionError):
+            store._ready()._connections._free[0].can_read(10)  # wait for its end to come in
+        assert store.get("third") == (b"third", 7.0)

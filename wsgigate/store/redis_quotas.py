@@ -1,0 +1,82 @@
+"""Quotas as the script of a Redis takes them, and its answer as verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+from zlib import crc32
+
+from wsgigate.rules.algorithms import (
+    ALGORITHMS,
+    Algorithm,
+    SlidingWindow,
+    TokenBucket,
+)
+from wsgigate.rules.quota import Quota, Verdict
+from wsgigate.store.redis_scripts import Script, take_script
+
+__all__ = ["Prepared", "prepared", "verdicts_of"]
+
+
+class Prepared(NamedTuple):
+    """Algorithms as arguments of the script."""
+
+    script: Script
+    arguments: tuple[bytes, ...]
+    limits: tuple[int, ...]
+    quotas: tuple[Quota, ...]
+
+
+@lru_cache(maxsize=1024)
+def prepared(algorithms: tuple[Algorithm, ...]) -> Prepared | None:
+    """Return what the script needs of *algorithms*; None if one of them is not in the script.
+
+    :raises ValueError: There is none, or two are the same.
+    """
+    if not algorithms:
+        raise ValueError("there has to be at least one quota")
+    arguments: list[bytes] = []
+    tags = set()
+    for one in algorithms:
+        if ALGORITHMS.get(one.name) is not type(one):
+            return None  # somebody's own, even if it has the name of one of ours
+        told, quota = _numbers(one), one.quota
+        # as in the states that wsgigate.rules.together writes: either can read the other's
+        tag = crc32(
+            f"{one.name}/{quota.limit}/{quota.micros}/{quota.calendar or ''}".encode()
+        ).to_bytes(4, "big")
+        tags.add(tag)
+        arguments += (
+            one.name.encode(),
+            tag,
+            b"%d" % quota.limit,
+            b"%d" % told[0],
+            b"%d" % told[1],
+            (quota.calendar or "").encode(),
+        )
+    if len(tags) < len(algorithms):
+        raise ValueError("two of the quotas are the same")
+    quotas = tuple(one.quota for one in algorithms)
+    script = take_script(frozenset(one.name for one in algorithms), len(algorithms) > 1)
+    return Prepared(script, tuple(arguments), tuple(quota.limit for quota in quotas), quotas)
+
+
+def verdicts_of(limits: Sequence[int], answer: list[int]) -> tuple[tuple[Verdict, ...], float]:
+    """Return each quota's verdict, and the store's time, out of the script's *answer*."""
+    verdicts = []
+    for place, limit in enumerate(limits):
+        allowed, remaining, reset, retry = answer[4 * place + 1 : 4 * place + 5]
+        verdicts.append(
+            Verdict(allowed == 1, limit, remaining, reset / 1_000_000, retry / 1_000_000)
+        )
+    return tuple(verdicts), answer[0] / 1_000_000
+
+
+def _numbers(algorithm: Algorithm) -> tuple[int, int]:
+    micros = algorithm.quota.micros
+    if isinstance(algorithm, TokenBucket):
+        return -(-micros // algorithm.tick), algorithm.tick
+    if isinstance(algorithm, SlidingWindow):
+        return algorithm.slot, algorithm.SLOTS
+    return micros, 0
