@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from wsgigate.proxy.dispatcher import Dispatcher
     from wsgigate.proxy.forwarder import Forwarder
     from wsgigate.proxy.pool import Pool
+    from wsgigate.proxy.upgrade import WebSocketLimits
     from wsgigate.rules.quota import Quota
     from wsgigate.rules.routing import Route
     from wsgigate.store import open_store
@@ -50,6 +51,7 @@ __all__ = [
     "Quota",
     "RequestId",
     "Route",
+    "WebSocketLimits",
     "load",
     "open_store",
 ]
@@ -72,6 +74,7 @@ _HOMES = {
     "Quota": "rules.quota",
     "RequestId": "middleware.request_id",
     "Route": "rules.routing",
+    "WebSocketLimits": "proxy.upgrade",
     "load": "config.build:load_gateway",
     "open_store": "store",
 }
