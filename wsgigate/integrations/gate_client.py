@@ -113,6 +113,9 @@ class _Reader(SocketUnreader):  # type: ignore[misc]
     an application that takes its time is not the client's fault.
     """
 
+    max_body_chunk = 65536
+    """As much as is read at a time. Of more, gunicorn copies all that is left at each read."""
+
     def __init__(self, sock: socket.socket, rate: float) -> None:
         super().__init__(sock)
         self.patience: float | None = None
