@@ -33,6 +33,9 @@ from wsgigate.rules.serving import ServerFacts
 
 __all__ = ["application", "planned", "serve", "settings"]
 
+WAITING = 1000
+"""Connections of a worker beside those that its threads serve."""
+
 log = logging.getLogger("gunicorn.error")
 
 
@@ -56,6 +59,7 @@ def settings(path: str | None = None, *, bind: str | None = None) -> dict[str, A
       gateway's ``trusted_proxies`` to say, and ``SCRIPT_NAME`` nobody's.
     - ``header_map = "refuse"``: ``X_User_Id`` would be read as ``X-User-Id``.
     - ``certfile``, ``keyfile`` and ``http_protocols`` are set where the file has ``gateway.tls``.
+    - ``worker_connections`` grow with the threads: gunicorn's 1000 would be less than many threads.
     - ``pre_request`` makes one field of several ``Cookie`` fields, which gunicorn would join with a
       comma: that is part of a cookie's value.
 
@@ -87,6 +91,7 @@ def _settings(config: Config, path: str = "") -> dict[str, Any]:
         "bind": gateway.bind,
         "workers": gateway.workers or _processors(),
         "threads": gateway.threads,
+        "worker_connections": gateway.threads + WAITING,
         "worker_class": _worker_class(gateway),
         "proc_name": gateway.name,
         "http_parser": "python",
@@ -171,6 +176,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
 
     def load_config(self) -> None:
         chosen = settings(self._path, bind=self._bind) | self._given
+        chosen["worker_connections"] = chosen["threads"] + WAITING
         if self._reload:
             chosen |= {"reload": True, "reload_extra_files": [self._path]}
         for name, value in chosen.items():
