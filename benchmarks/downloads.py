@@ -54,7 +54,7 @@ strip_prefix = true
 """
 
 GEVENT = ("--worker-class", "gevent", "--http-parser", "python", "--header-map", "refuse")
-GEVENT += ("--forwarded-allow-ips", "", "--forwarder-headers", "")
+GEVENT += ("--forwarded-allow-ips", "", "--forwarder-headers", "", "--timeout", "300")
 
 
 class Held(NamedTuple):
