@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from wsgigate.proxy.dispatcher import Dispatcher
     from wsgigate.proxy.forwarder import Forwarder
     from wsgigate.proxy.pool import Pool
+    from wsgigate.proxy.upgrade import WebSocketLimits
     from wsgigate.rules.quota import Quota
     from wsgigate.rules.routing import Route
     from wsgigate.store import open_store
@@ -52,6 +53,7 @@ __all__ = [
     "Quota",
     "RequestId",
     "Route",
+    "WebSocketLimits",
     "load",
     "open_store",
 ]
@@ -75,6 +77,7 @@ _HOMES = {
     "Quota": "rules.quota",
     "RequestId": "middleware.request_id",
     "Route": "rules.routing",
+    "WebSocketLimits": "proxy.upgrade",
     "load": "config.build:load_gateway",
     "open_store": "store",
 }

@@ -80,7 +80,7 @@ def test_a_gateway_of_its_own(run: Callable[[str], Served], backend: Backend) ->
     assert requests.get(f"{served.url}/_gateway/services", timeout=5).json()["count"] == 1
 
 
-@pytest.mark.parametrize("name", ["run", "gunicorn"])
+@pytest.mark.parametrize("name", ["run", "gunicorn", "gevent"])
 def test_a_gateway_runs_by_either_command(name: str, run: Callable[[str], Served]) -> None:
     served = run(name)
     assert requests.get(f"{served.url}/orders", timeout=5).text == "ok"

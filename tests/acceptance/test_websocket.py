@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from websockets.sync.server import Server, ServerConnection
 from websockets.sync.server import serve as serve_websockets
 from websockets.typing import Subprotocol
 
+from tests.acceptance.certificates import make_certificate
 from tests.acceptance.conftest import until
 
 Serve = Callable[..., Any]
@@ -31,7 +33,8 @@ name = "test"
 threads = 8
 {gateway}
 [services.echo]
-instances = ["http://127.0.0.1:{port}"]
+instances = ["{scheme}://127.0.0.1:{port}"]
+{service}
 [[routes]]
 path = "/ws"
 service = "echo"
@@ -50,7 +53,8 @@ use = "logger"
 class Echo:
     """A server that sends back what it gets, and remembers the handshakes."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.scheme = "https" if tls else "http"
         self.requests: list[Any] = []
         self.server: Server = serve_websockets(
             self._serve,
@@ -59,6 +63,7 @@ class Echo:
             select_subprotocol=lambda _, asked: Subprotocol("chat") if "chat" in asked else None,
             max_size=None,
             ping_interval=None,
+            ssl=tls,
         )
         self.port = self.server.socket.getsockname()[1]
 
@@ -71,9 +76,24 @@ class Echo:
             pass
 
 
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_certificate(tmp_path_factory.mktemp("tls"))
+
+
 @pytest.fixture
 def echo() -> Iterator[Echo]:
-    made = Echo()
+    yield from echoing(Echo())
+
+
+@pytest.fixture
+def tls_echo(certificate: Path) -> Iterator[Echo]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    yield from echoing(Echo(context))
+
+
+def echoing(made: Echo) -> Iterator[Echo]:
     thread = threading.Thread(target=made.server.serve_forever)
     thread.start()
     yield made
@@ -82,21 +102,24 @@ def echo() -> Iterator[Echo]:
 
 
 def gateway(echo: Echo, **parts: str) -> str:
-    empty = dict.fromkeys(("gateway", "route", "more"), "")
-    return GATEWAY.format(**{**empty, "websocket": "true", "port": echo.port, **parts})
+    empty = dict.fromkeys(("gateway", "service", "route", "more"), "")
+    known = {"websocket": "true", "scheme": echo.scheme, "port": echo.port}
+    return GATEWAY.format(**{**empty, **known, **parts})
 
 
-def url(server: Any, path: str = "/ws/room?x=1") -> str:
-    return f"ws://127.0.0.1:{server.port}{path}"
+def url(server: Any, path: str = "/ws/room?x=1", tls: object = None) -> str:
+    scheme = "ws" if tls is None else "wss"
+    return f"{scheme}://127.0.0.1:{server.port}{path}"
 
 
 def opened(server: Any, path: str = "/ws/room?x=1", **options: Any) -> Any:
-    return connect(url(server, path), proxy=None, ping_interval=None, max_size=None, **options)
+    address = url(server, path, options.get("ssl"))
+    return connect(address, proxy=None, ping_interval=None, max_size=None, **options)
 
 
-def converse(server: Any) -> None:
+def converse(server: Any, **options: Any) -> None:
     large = os.urandom(1 << 21)  # nothing that could be compressed
-    with opened(server, subprotocols=["other", "chat"]) as client:
+    with opened(server, subprotocols=["other", "chat"], **options) as client:
         assert client.subprotocol == "chat"
         client.send("hello")
         assert client.recv(timeout=20) == "hello"
@@ -136,6 +159,52 @@ def test_gunicorns_own_worker_serves_them_too(serve_app: Serve, echo: Echo, tmp_
     server = serve_app(source, "-k", "gthread", "--threads", "4")
     converse(server)
     until(lambda: records(server))
+    assert "Traceback" not in server.log
+
+
+def test_they_pass_through_tls_on_both_sides(
+    serve: Serve, tls_echo: Echo, certificate: Path
+) -> None:
+    """Of both TLS holds back what no poller sees: messages larger than its records."""
+    own = f'tls = {{ cert = "{certificate}" }}\n'
+    service = f'tls = {{ ca = "{certificate}" }}'
+    server = serve(gateway(tls_echo, gateway=own, service=service), workers=1)
+    tls = ssl.create_default_context(cafile=str(certificate))
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(converse, server, ssl=tls) for _ in range(4)]:
+            done.result()
+    until(lambda: len(records(server)) == 4)
+    assert {record["status"] for record in records(server)} == {101}
+    assert not any(record.get("aborted") for record in records(server))
+    assert "Traceback" not in server.log
+
+
+def test_an_instance_whose_certificate_is_not_believed_gets_none(
+    serve: Serve, tls_echo: Echo
+) -> None:
+    server = serve(gateway(tls_echo), workers=1)
+    assert refusal(server) == 502
+    assert tls_echo.requests == []
+
+
+def test_gunicorns_gevent_worker_serves_many_at_a_time(
+    serve_app: Serve, echo: Echo, tmp_path: Path
+) -> None:
+    """More than there are threads anywhere, and a plain request beside them."""
+    text = gateway(echo, gateway="websockets = 50")
+    (tmp_path / "gateway.toml").write_text(text)
+    source = f"import wsgigate\napp = wsgigate.load({str(tmp_path / 'gateway.toml')!r})\n"
+    server = serve_app(source, "-k", "gevent", "--workers", "1")
+    with ExitStack() as stack:
+        clients = [stack.enter_context(opened(server)) for _ in range(50)]
+        assert refusal(server) == 503
+        assert requests.get(server.url + "/none", timeout=20).status_code == 404
+        for number, client in enumerate(clients):
+            client.send(f"hello {number}")
+        for number, client in enumerate(clients):
+            assert client.recv(timeout=20) == f"hello {number}"
+    until(lambda: len([record for record in records(server) if record["status"] == 101]) == 50)
+    converse(server)
     assert "Traceback" not in server.log
 
 

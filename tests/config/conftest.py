@@ -19,6 +19,8 @@ version = "1.2.3"
 bind = "[::1]:3000"
 workers = 2
 threads = 8
+tls = { cert = "gateway.pem", key = "gateway.key" }
+http2 = true
 trusted_proxies = ["10.0.0.0/8", "unix"]
 forwarded = "forwarded"
 request_id = true

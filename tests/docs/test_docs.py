@@ -20,7 +20,7 @@ from wsgigate.config.build import build
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import read_file
 
-SERVED = {"limited", "monolith", "shop", "run", "gunicorn", "gate_worker"}
+SERVED = {"limited", "monolith", "shop", "run", "gunicorn", "gevent", "gate_worker"}
 """Console blocks that start a server: tests/acceptance/test_docs.py runs them."""
 
 APART = {"mysite/wsgi.py"}

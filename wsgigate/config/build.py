@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 from wsgiref.types import WSGIApplication
 
+from wsgigate.config.certificate import check_certificate
 from wsgigate.config.errors import ConfigError, Errors
 from wsgigate.config.imports import import_app
 from wsgigate.config.load import Reading, read_file
@@ -87,9 +88,9 @@ def check(config: Config, *, path: str = "") -> None:
 
 
 def check_reading(reading: Reading, path: str) -> Built:
-    """Return what is built of *reading*, after a look whether its store can be used here and now.
+    """Return what is built of *reading*, and see that its store and certificate can be used.
 
-    :raises ConfigError: Something is wrong with the file, or with the store.
+    :raises ConfigError: Something is wrong with the file, with the store or the certificate.
     """
     built = assemble(reading.config, path=path, errors=reading.errors)
     look = getattr(built.gateway.store, "check", None)
@@ -98,6 +99,9 @@ def check_reading(reading: Reading, path: str) -> Built:
             look()
     except StoreError as error:
         reading.errors.add("store.url", str(error))
+    reading.errors.tried(
+        "gateway.tls", lambda: check_certificate(reading.config, path), keys=["cert", "key"]
+    )
     reading.errors.raise_any(path)
     return built
 

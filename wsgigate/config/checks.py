@@ -42,6 +42,8 @@ def _check_gateway(config: Config, errors: Errors, warnings: Warnings) -> None:
             'the peers of a Unix socket have no address: add "unix" to gateway.trusted_proxies, '
             "so that the proxy in front can tell the clients apart",
         )
+    if gateway.http2 and gateway.tls is None and not errors.under("gateway.tls"):
+        errors.add("gateway.http2", "is spoken over TLS only: give gateway.tls a certificate")
     if gateway.identity and not any(
         entry.verifies
         for entry in [*config.middleware, *(m for r in config.routes for m in r.middleware)]

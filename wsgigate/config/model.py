@@ -15,6 +15,7 @@ from wsgigate.config.model_services import (
     FieldChanges,
     Health,
     Route,
+    ServerTls,
     Service,
     Tls,
     Weighted,
@@ -30,6 +31,7 @@ __all__ = [
     "Gateway",
     "Health",
     "Route",
+    "ServerTls",
     "Service",
     "StoreTable",
     "Tls",
@@ -59,6 +61,12 @@ class Gateway:
     )
     bind: str = setting(
         Bind(), "Where it listens: HOST:PORT, [IPv6]:PORT or unix:PATH.", default="127.0.0.1:3000"
+    )
+    tls: ServerTls | None = setting(
+        Table(ServerTls), "The certificate with which it speaks TLS to clients.", default=None
+    )
+    http2: bool = setting(
+        Flag(), "Whether clients may speak HTTP/2, which needs tls; as well as 1.1.", default=False
     )
     workers: int | None = setting(
         Integer(1, 1024), "How many processes serve; one for each CPU unless said.", default=None

@@ -13,7 +13,16 @@ from wsgigate.config.middlewares import Middleware, MiddlewareEntry
 from wsgigate.config.tables import Either, ListOf, MapOf, Table, setting, table
 from wsgigate.config.texts import ImportPath, PathPattern, Url
 
-__all__ = ["FieldChanges", "Health", "Route", "Service", "Tls", "WebSockets", "Weighted"]
+__all__ = [
+    "FieldChanges",
+    "Health",
+    "Route",
+    "ServerTls",
+    "Service",
+    "Tls",
+    "WebSockets",
+    "Weighted",
+]
 
 _ONE_LINE = r"[^\x00-\x1f\x7f]+"
 _SLASHES = Choice("reject", "keep")
@@ -61,6 +70,16 @@ class Tls:
         Text(),
         "A file or folder with the authorities to believe instead of the usual.",
         default=None,
+    )
+
+
+@table
+class ServerTls:
+    """The gateway's own certificate."""
+
+    cert: str = setting(Text(), "A PEM file with the certificate and those that vouch for it.")
+    key: str | None = setting(
+        Text(), "A PEM file with its key, unless the same file holds it.", default=None
     )
 
 

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import TConn
 
+from wsgigate.integrations.gate_http2 import Http2Client
+
 __all__ = ["ClientStalled", "Connection"]
 
 ABANDONED = struct.pack("ii", 1, 0)
@@ -37,6 +39,8 @@ class Connection(TConn):  # type: ignore[misc]
     :param worker: The worker it is served by.
     """
 
+    timeout: float
+
     def __init__(self, worker: Any, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._worker = worker
@@ -47,7 +51,14 @@ class Connection(TConn):  # type: ignore[misc]
             return
         super().init()
         if self.is_http2:
-            return  # it has deadlines of its own
+            worker = self._worker
+            Http2Client.take(
+                self.parser,
+                patience=worker.idle_timeout,
+                rate=worker.body_rate,
+                idle=self.cfg.keepalive,
+            )
+            return
         self.sock.__class__ = _PatientTLS if isinstance(self.sock, ssl.SSLSocket) else _Patient
         reader = _Reader(self.sock, self._worker.body_rate)
         reader.unread(self.parser.unreader.take_buffered())
@@ -63,6 +74,12 @@ class Connection(TConn):  # type: ignore[misc]
         self.sock.settimeout(patience)
         self.parser.unreader.begin(patience)
 
+    def set_timeout(self) -> None:
+        """Say until when the next request is waited for: of HTTP/2, frames alone are none."""
+        super().set_timeout()
+        if self.is_http2:
+            self.timeout = min(self.timeout, self.parser.idle_from + self.parser.idle)
+
     def cut(self) -> None:
         """End what another thread reads or writes on the connection."""
         try:
@@ -73,6 +90,8 @@ class Connection(TConn):  # type: ignore[misc]
 
     def close(self, graceful: bool = False) -> None:
         """Close the connection; gracefully without waiting for the client to do so."""
+        if self.is_http2:
+            self.parser.say_goodbye()
         if graceful and not self._abandoned():
             self._worker.linger(self.sock)
         else:
@@ -93,6 +112,9 @@ class _Reader(SocketUnreader):  # type: ignore[misc]
     that sends a byte now and then is let go too. Only the time spent waiting for the client counts:
     an application that takes its time is not the client's fault.
     """
+
+    max_body_chunk = 65536
+    """As much as is read at a time. Of more, gunicorn copies all that is left at each read."""
 
     def __init__(self, sock: socket.socket, rate: float) -> None:
         super().__init__(sock)

@@ -34,7 +34,7 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.workers import gthread
 
 from wsgigate.integrations.gate_client import Connection
-from wsgigate.integrations.gate_linger import LingeringWorker
+from wsgigate.integrations.gate_http2 import Http2Worker
 from wsgigate.integrations.gate_threads import Threads
 from wsgigate.integrations.self_check import facts_of_gunicorn, tell
 from wsgigate.rules.serving import findings
@@ -55,7 +55,7 @@ _SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _STOP = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
 
 
-class GateWorker(LingeringWorker):
+class GateWorker(Http2Worker):
     """gunicorn's threaded worker with deadlines for clients; ``--worker-class`` takes its path.
 
     :cvar head_timeout: Seconds for a request head, and for the TLS handshake before it.
@@ -246,7 +246,7 @@ class GateWorker(LingeringWorker):
         return super().handle_request(req, conn)
 
     def handle_http2(self, conn: Any) -> Any:
-        """Serve an HTTP/2 connection, which has deadlines of its own."""
+        """Serve what has arrived on an HTTP/2 connection, which has deadlines of its own."""
         self._heads.pop(conn, None)
         return super().handle_http2(conn)
 

@@ -27,10 +27,11 @@ from pathlib import Path
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from granian import Granian
-from granian.constants import Interfaces
+from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.http import HTTP1Settings, HTTP2Settings
 
 from wsgigate.config.build import build
+from wsgigate.config.certificate import certificate_files, check_certificate
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import load
 from wsgigate.config.model import Config
@@ -210,8 +211,10 @@ def serve(
     path = os.path.abspath(path)
     config = _bound(load(path), bind)
     check(config)
+    check_certificate(config, path)
     build(config, path=path).close()
     gateway = config.gateway
+    certificate, key = certificate_files(config, path) or (None, None)
     place = gateway.bind
     host, _, port = place.rpartition(":")
     server = Granian(
@@ -226,6 +229,10 @@ def serve(
         http1_settings=HTTP1Settings(
             header_read_timeout=int(HEAD_TIMEOUT * 1000), max_buffer_size=LONGEST_HEAD
         ),
+        http=HTTPModes.auto if gateway.http2 else HTTPModes.http1,
+        ssl_cert=Path(certificate) if certificate else None,
+        ssl_key=Path(key) if key else None,
+        ssl_protocol_min=SSLProtocols.tls12,
         http2_settings=HTTP2Settings(max_headers_size=LONGEST_HEAD),
         websockets=False,
         respawn_failed_workers=True,

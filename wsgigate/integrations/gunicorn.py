@@ -22,6 +22,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.config import Config as Settings
 
 from wsgigate.config.build import build
+from wsgigate.config.certificate import certificate_files
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import load
 from wsgigate.config.model import Config
@@ -31,6 +32,9 @@ from wsgigate.integrations.self_check import facts_of_gunicorn
 from wsgigate.rules.serving import ServerFacts
 
 __all__ = ["application", "planned", "serve", "settings"]
+
+WAITING = 1000
+"""Connections of a worker beside those that its threads serve."""
 
 log = logging.getLogger("gunicorn.error")
 
@@ -54,6 +58,8 @@ def settings(path: str | None = None, *, bind: str | None = None) -> dict[str, A
     - ``forwarded_allow_ips`` and ``forwarder_headers`` are empty: who may speak for a client is the
       gateway's ``trusted_proxies`` to say, and ``SCRIPT_NAME`` nobody's.
     - ``header_map = "refuse"``: ``X_User_Id`` would be read as ``X-User-Id``.
+    - ``certfile``, ``keyfile`` and ``http_protocols`` are set where the file has ``gateway.tls``.
+    - ``worker_connections`` grow with the threads: gunicorn's 1000 would be less than many threads.
     - ``pre_request`` makes one field of several ``Cookie`` fields, which gunicorn would join with a
       comma: that is part of a cookie's value.
 
@@ -61,7 +67,8 @@ def settings(path: str | None = None, *, bind: str | None = None) -> dict[str, A
     :param bind: ``HOST:PORT`` or ``unix:PATH``, instead of the file's.
     :raises SystemExit: At the first start the file is missing or broken; told on stderr.
     """
-    return _settings(_read(_path(path), bind))
+    path = _path(path)
+    return _settings(_read(path, bind), path)
 
 
 def planned(config: Config) -> ServerFacts:
@@ -75,12 +82,16 @@ def planned(config: Config) -> ServerFacts:
     return facts_of_gunicorn(cfg, worker=worker, tested=TESTED)
 
 
-def _settings(config: Config) -> dict[str, Any]:
+def _settings(config: Config, path: str = "") -> dict[str, Any]:
     gateway = config.gateway
+    files = certificate_files(config, path)
     return {
+        **({"certfile": files[0], "keyfile": files[1]} if files else {}),
+        "http_protocols": "h2,h1" if gateway.http2 else "h1",
         "bind": gateway.bind,
         "workers": gateway.workers or _processors(),
         "threads": gateway.threads,
+        "worker_connections": gateway.threads + WAITING,
         "worker_class": _worker_class(gateway),
         "proc_name": gateway.name,
         "http_parser": "python",
@@ -165,6 +176,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
 
     def load_config(self) -> None:
         chosen = settings(self._path, bind=self._bind) | self._given
+        chosen["worker_connections"] = chosen["threads"] + WAITING
         if self._reload:
             chosen |= {"reload": True, "reload_extra_files": [self._path]}
         for name, value in chosen.items():

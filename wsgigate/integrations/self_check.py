@@ -31,6 +31,7 @@ def facts_of_gunicorn(cfg: Any, *, worker: str, tested: Any = None) -> ServerFac
     :param tested: The releases that the worker was tested with.
     """
     import gunicorn
+    from gunicorn.http2 import is_http2_available
 
     return ServerFacts(
         server="gunicorn",
@@ -44,6 +45,7 @@ def facts_of_gunicorn(cfg: Any, *, worker: str, tested: Any = None) -> ServerFac
         unix_socket=any(isinstance(address, str) for address in cfg.address),
         header_map=cfg.header_map,
         preload=cfg.preload_app,
+        http2=("h2" in cfg.http_protocols, is_http2_available()),
     )
 
 

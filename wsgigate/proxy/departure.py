@@ -16,6 +16,7 @@ import errno
 import os
 import select
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -111,7 +112,7 @@ class Departures:
 
     def look(self) -> None:
         """Look at every client once."""
-        poll = select.poll()
+        poll = _poll()
         clients: dict[int, Departure] = {}
         for departure in self._watched.copy().values():
             number = departure.client.fileno() if departure.client is not None else -1
@@ -134,6 +135,13 @@ def client_socket(environ: WSGIEnvironment) -> Any:
     if environ.get("SERVER_PROTOCOL") not in ("HTTP/1.1", "HTTP/1.0"):
         return None
     return environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+
+
+def _poll() -> select.poll:
+    """Return what looks without waiting; gevent's in its place knows no ``POLLRDHUP``."""
+    gevent: Any = sys.modules.get("gevent.monkey")
+    made: select.poll = (gevent.get_original("select", "poll") if gevent else select.poll)()
+    return made
 
 
 def _shut(upstream: socket.socket | None) -> None:

@@ -47,6 +47,7 @@ class ServerFacts:
     :ivar unix_socket: Whether it listens on a Unix socket, all of whose peers it trusts so.
     :ivar header_map: What gunicorn does with fields that have underscores in their names.
     :ivar preload: Whether the gateway is made before the workers are forked.
+    :ivar http2: Whether it is to speak HTTP/2, and whether it can: what that takes is installed.
     :ivar raw_target: Whether the request target arrives as the client sent it.
     :ivar keeps_slashes: Whether a route of the gateway tells ``%2F`` from ``/``.
     :ivar debugger: Whether werkzeug's debugger runs what clients of other machines type.
@@ -63,6 +64,7 @@ class ServerFacts:
     unix_socket: bool = False
     header_map: str = "refuse"
     preload: bool = False
+    http2: tuple[bool, bool] = (False, True)
     raw_target: bool = True
     keeps_slashes: bool = False
     debugger: bool = False
@@ -79,6 +81,10 @@ def _all(facts: ServerFacts) -> Iterator[Finding]:
     if facts.header_map == "dangerous":
         yield Finding(
             "error", "header_map", 'X_User_Id is read as X-User-Id; set it to "refuse" or "drop"'
+        )
+    if facts.http2 == (True, False):
+        yield Finding(
+            "error", "http_protocols", 'HTTP/2 needs the package h2: pip install "wsgigate[http2]"'
         )
     if facts.debugger:
         yield Finding("error", "werkzeug", "its debugger lets clients run code; turn it off")

@@ -1,0 +1,68 @@
+"""The gateway's own certificate, as the file names it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.certificates import make_certificate
+from wsgigate.config.build import check
+from wsgigate.config.certificate import certificate_files
+from wsgigate.config.errors import ConfigError
+from wsgigate.config.load import parse
+
+MEMORY = '[store]\nurl = "memory:"\n[admin]\n[gateway]\n'
+
+
+def wrong(text: str, folder: Path) -> list[tuple[str, str]]:
+    with pytest.raises(ConfigError) as caught:
+        check(parse(MEMORY + text, environ={}), path=str(folder / "gateway.toml"))
+    return caught.value.errors
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    make_certificate(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(make_certificate(other), tmp_path / "other.pem")
+    (tmp_path / "none.pem").write_text("nothing")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "tls", ['{ cert = "both.pem" }', '{ cert = "both.pem", key = "both.pem" }']
+)
+def test_a_good_one_is_good_from_wherever_it_is_looked_at(tls: str, folder: Path) -> None:
+    config = parse(f"{MEMORY}http2 = true\ntls = {tls}\n", environ={})
+    path = str(folder / "gateway.toml")
+    check(config, path=path)
+    assert certificate_files(config, path) == (str(folder / "both.pem"), str(folder / "both.pem"))
+
+
+def test_without_one_there_are_no_files() -> None:
+    assert certificate_files(parse(MEMORY, environ={}), "gateway.toml") is None
+
+
+@pytest.mark.parametrize(
+    ("tls", "key", "text"),
+    [
+        ('{ cert = "missing.pem" }', "gateway.tls.cert", "there is no "),
+        ('{ cert = "both.pem", key = "missing.key" }', "gateway.tls.key", "there is no "),
+        ('{ cert = "both.pem", key = "other.pem" }', "gateway.tls", "KEY_VALUES_MISMATCH"),
+        ('{ cert = "none.pem" }', "gateway.tls", "can not be used"),
+        ('{ key = "both.pem" }', "gateway.tls.cert", "is missing"),
+    ],
+)
+def test_a_bad_one_is_told_at_its_key(tls: str, key: str, text: str, folder: Path) -> None:
+    [(where, what)] = wrong(f"tls = {tls}\n", folder)
+    assert where == key
+    assert text in what
+
+
+def test_http2_needs_one(folder: Path) -> None:
+    assert wrong("http2 = true\n", folder) == [
+        ("gateway.http2", "is spoken over TLS only: give gateway.tls a certificate")
+    ]
