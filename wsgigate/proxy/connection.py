@@ -49,9 +49,8 @@ class Connection:
         self._recv = sock.recv
         # With a timeout of Python's own each operation is two system calls, and twice gives up the
         # interpreter to other threads. gevent's sockets and TLS have no other.
-        secure = isinstance(sock, ssl.SSLSocket)
-        self._kernel = isinstance(sock, _socket.socket) and not secure
-        self.pending: Callable[[], int] = sock.pending if secure else _nothing
+        self._kernel = isinstance(sock, _socket.socket) and not isinstance(sock, ssl.SSLSocket)
+        self.pending = sock.pending if isinstance(sock, ssl.SSLSocket) else _nothing
         if self._kernel:
             sock.settimeout(None)
         self.holds: Callable[[Any], object] | None = None

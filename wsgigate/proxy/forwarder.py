@@ -230,9 +230,8 @@ class Forwarder:
     def _send(self, request: Outgoing, departure: Departure) -> requests.Response:
         if departure is not UNSEEN:
             request.headers.holds = departure.holds  # type: ignore[attr-defined]
-        session = self._sessions.current()
         try:
-            return session.get_adapter(request.url or "").send(
+            return self._sessions.adapter(request.origin).send(
                 request, stream=True, timeout=self._timeout, verify=self._verify, cert=self._cert
             )
         except Exception as error:

@@ -238,6 +238,7 @@ class Sessions:
         self._lock = threading.Lock()
         self._pid = 0
         self._session: requests.Session | None = None
+        self._adapters: dict[str, BaseAdapter] = {}
         self._inherited: list[requests.Session] = []
 
     def current(self) -> requests.Session:
@@ -249,8 +250,24 @@ class Sessions:
                 if self._session is not None:
                     self._inherited.append(self._session)
                 self._session = self._make()
+                self._adapters = {}
                 self._pid = _pid
             return self._session
+
+    def adapter(self, url: str) -> BaseAdapter:
+        """Return what this process's session has mounted for the instance at *url*.
+
+        Looked up once for each instance: what is mounted later is for instances yet unknown.
+
+        :raises requests.exceptions.InvalidSchema: There is nothing for such a URL.
+        """
+        session = self.current()
+        adapter = self._adapters.get(url)
+        if adapter is None:
+            adapter = session.get_adapter(url)
+            if len(self._adapters) < _MOST_POOLS:
+                self._adapters[url] = adapter
+        return adapter
 
     def close(self) -> None:
         """Close this process's session and its idle connections."""
@@ -258,3 +275,4 @@ class Sessions:
             if self._session is not None and self._pid == _pid:
                 self._session.close()
                 self._session = None
+                self._adapters = {}
