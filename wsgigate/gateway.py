@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from wsgigate import process
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.proxy.pool import Pool
 from wsgigate.rules.routing import Route
 from wsgigate.store import Store
 
 __all__ = ["Gateway"]
-
-_pid = os.getpid()
-
-
-def _after_fork() -> None:
-    global _pid
-    _pid = os.getpid()
-
-
-os.register_at_fork(after_in_child=_after_fork)  # to ask for each request is a system call
 
 
 class Gateway:
@@ -76,7 +66,7 @@ class Gateway:
         self._started_in = 0
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if self._started_in != _pid:
+        if self._started_in != process.pid:
             self.start()
             if self._first is not None:
                 self.app = self._first(environ) or self.app
@@ -85,8 +75,8 @@ class Gateway:
     def start(self) -> None:
         """Start what runs beside the app, in this process, unless it does already."""
         with self._lock:
-            if self._started_in != _pid:
-                self._started_in = _pid
+            if self._started_in != process.pid:
+                self._started_in = process.pid
                 if self.health is not None:
                     self.health.start()
                     self.health.refresh()  # what other workers have found out already
@@ -99,7 +89,7 @@ class Gateway:
     def close(self) -> None:
         """Stop what runs in this process and release what it holds open."""
         with self._lock:
-            running, self._started_in = self._started_in == _pid, 0
+            running, self._started_in = self._started_in == process.pid, 0
         if running and self.health is not None:
             self.health.stop()
         for release in self._closing:

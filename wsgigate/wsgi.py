@@ -155,8 +155,11 @@ def observe(
     environ: WSGIEnvironment,
     start_response: StartResponse,
     done: Callable[[Observed], object],
-) -> Observed:
+) -> Iterable[bytes]:
     """Call *app* and have *done* told once, when its response has ended or failed.
+
+    A body that is a list has ended when it is returned: nothing of it can fail any more, and it has
+    nothing to close. It is handed on as it is, and counts as sent.
 
     :param done: Called with the :class:`Observed` response: its ``status`` line (empty when none
         was started), the bytes ``sent``, whether it went out ``complete``, and the ``error`` that
@@ -164,11 +167,16 @@ def observe(
     """
     response = Observed(start_response, done)
     try:
-        response.body = app(environ, response.start_response)
+        response.body = body = app(environ, response.start_response)
     except BaseException as error:
         response.error = error
         done(response)
         raise
+    if type(body) is list:
+        response.sent += sum(map(len, body))
+        response.complete = True
+        done(response)
+        return body
     return response
 
 

@@ -23,6 +23,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from multiprocessing.util import Finalize
+from operator import itemgetter
 from pathlib import Path
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -51,6 +52,7 @@ log = logging.getLogger("wsgigate")
 _PROTOCOLS = {"HTTP/1": "HTTP/1.0", "HTTP/2": "HTTP/2.0"}
 _WITH_BODY = frozenset(("PATCH", "POST", "PUT"))
 _NO_LENGTH = Problem(411, "Length required.")
+_name_of = itemgetter(0)
 _CUT = Problem(502, "Bad gateway", extensions={"error": "Invalid response"})
 
 
@@ -134,8 +136,11 @@ class _Head:
 
     def length(self) -> int | None:
         """Return the length that the head promises, None when it promises none."""
-        lengths = [value for name, value in self._headers if name.lower() == "content-length"]
-        return int(lengths[-1]) if lengths and lengths[-1].isdigit() else None
+        names = [*map(str.lower, map(_name_of, self._headers))]
+        if "content-length" not in names:
+            return None
+        value = self._headers[names.index("content-length")][1]
+        return int(value) if value.isdigit() else None
 
     def bodiless(self) -> bool:
         """Return whether the status has no body, whatever the length."""

@@ -13,7 +13,6 @@ does not count as leaving; closing its sending side does, as it does for nginx.
 from __future__ import annotations
 
 import errno
-import os
 import select
 import socket
 import sys
@@ -22,6 +21,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 from wsgiref.types import WSGIEnvironment
+
+from wsgigate import process
 
 __all__ = ["UNSEEN", "ClientLeft", "Departure", "Departures", "client_socket"]
 
@@ -109,7 +110,7 @@ class Departures:
         if client is None:
             return UNSEEN
         departure = Departure(client, self._forget)
-        if self._pid != os.getpid():
+        if self._pid != process.pid:
             self._start()
         self._watched[id(departure)] = departure
         return departure
@@ -119,10 +120,10 @@ class Departures:
 
     def _start(self) -> None:
         with self._lock:
-            if self._pid != os.getpid():
+            if self._pid != process.pid:
                 self._watched = {}  # another process's
                 threading.Thread(target=self._run, name="wsgigate-departures", daemon=True).start()
-                self._pid = os.getpid()
+                self._pid = process.pid
 
     def _run(self) -> None:
         while True:
