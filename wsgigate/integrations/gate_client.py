@@ -80,6 +80,12 @@ class Connection(TConn):  # type: ignore[misc]
         if self.is_http2:
             self.timeout = min(self.timeout, self.parser.idle_from + self.parser.idle)
 
+    def has_read_ahead(self) -> bool:
+        """Return whether more of what the client sent was read than has been served."""
+        if self.parser.unreader.buf.getvalue():
+            return True
+        return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
+
     def cut(self) -> None:
         """End what another thread reads or writes on the connection."""
         try:
