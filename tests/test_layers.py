@@ -17,6 +17,7 @@ GROUND = {
     "forwarding",
     "held",
     "problem",
+    "process",
     "records",
     "rewriting",
     "sink",

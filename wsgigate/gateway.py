@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from wsgigate import process
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.proxy.pool import Pool
 from wsgigate.rules.routing import Route
@@ -66,7 +66,7 @@ class Gateway:
         self._started_in = 0
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if self._started_in != os.getpid():
+        if self._started_in != process.pid:
             self.start()
             if self._first is not None:
                 self.app = self._first(environ) or self.app
@@ -75,8 +75,8 @@ class Gateway:
     def start(self) -> None:
         """Start what runs beside the app, in this process, unless it does already."""
         with self._lock:
-            if self._started_in != os.getpid():
-                self._started_in = os.getpid()
+            if self._started_in != process.pid:
+                self._started_in = process.pid
                 if self.health is not None:
                     self.health.start()
                     self.health.refresh()  # what other workers have found out already
@@ -89,7 +89,7 @@ class Gateway:
     def close(self) -> None:
         """Stop what runs in this process and release what it holds open."""
         with self._lock:
-            running, self._started_in = self._started_in == os.getpid(), 0
+            running, self._started_in = self._started_in == process.pid, 0
         if running and self.health is not None:
             self.health.stop()
         for release in self._closing:

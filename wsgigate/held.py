@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.wsgi import ExcInfo, Headers
@@ -22,10 +21,17 @@ class Held:
     ``close()`` that PEP 3333 promises.
     """
 
-    __slots__ = ("_body", "_environ", "_head", "_other", "_start_response", "_write", "begun")
+    __slots__ = (
+        *("_body", "_chunks", "_environ", "_head", "_other", "_start_response", "_write"),
+        "begun",
+    )
+
+    asks = True
+    """Whether :meth:`instead` has something to say to a response that is about to begin."""
 
     def __init__(self, environ: WSGIEnvironment, start_response: StartResponse) -> None:
         self.begun = False
+        self._chunks: Iterator[bytes] | None = None
         self._environ = environ
         self._start_response = start_response
         self._head: tuple[str, Headers, ExcInfo | None] | None = None
@@ -78,23 +84,29 @@ class Held:
             self._write(data)
 
     def __iter__(self) -> Iterator[bytes]:
-        chunks: Iterator[bytes] = iter(())
-        first: list[bytes] = []
+        return self
+
+    def __next__(self) -> bytes:
+        chunks = self._chunks
+        return self._first() if chunks is None else next(chunks)
+
+    def _first(self) -> bytes:
+        """Return the first chunk, of this response or of what is answered instead."""
+        chunk: bytes | None = None
         if self._other is None:
             try:
-                chunks = iter(self._body)
-                first.extend(islice(chunks, 1))
+                self._chunks = chunks = iter(self._body)
+                chunk = next(chunks, None)
                 if not self.begun:
                     self._begin()
             except (Exception, SystemExit) as error:
                 self._fail(error)
         if self._other is not None:
-            chunks = iter(self._other)
-        else:
-            yield from first
-        # Not "yield from", which would close an iterator that close() closes again.
-        for chunk in chunks:  # noqa: UP028
-            yield chunk
+            self._chunks = chunks = iter(self._other)
+            chunk = next(chunks, None)
+        if chunk is None:
+            raise StopIteration
+        return chunk
 
     def close(self) -> None:
         body, self._body = self._body, ()  # some servers and test clients close twice
@@ -106,7 +118,7 @@ class Held:
 
     def _begin(self) -> None:
         """Hand on the head, or start the answer that takes its place."""
-        app = self.instead(None)
+        app = self.instead(None) if self.asks else None
         if app is not None:
             self._replace(app)
             return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
+from functools import lru_cache
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import NamedTuple, Protocol
 from urllib.parse import quote
@@ -72,6 +74,15 @@ class _Clock:
         return f"{text}.{rest:03d}Z"
 
 
+def _short_enough(write: Callable[[Record, int], bytes], record: Record) -> bytes:
+    """Return the line that *write* makes of *record* with its values cut as little as need be."""
+    for limit in _LIMITS:
+        line = write(record, limit)
+        if len(line) <= LONGEST:
+            break
+    return line
+
+
 class JsonLines:
     """One JSON object per line, in ASCII."""
 
@@ -79,32 +90,22 @@ class JsonLines:
         self._time = _Clock()
 
     def line(self, record: Record) -> bytes:
-        for limit in _LIMITS:
-            line = self._line(record, limit)
-            if len(line) <= LONGEST:
-                break
-        return line
+        return _short_enough(self._line, record)
 
     def _line(self, r: Record, limit: int) -> bytes:
-        def text(value: object) -> str:
-            if value is None:
-                return "null"
-            if type(value) is str and len(value) <= limit:
-                return _quoted(value)
-            return _quoted(_cut(value, limit))
-
         line = (
-            f'{{"time":"{self._time(r.time)}","request_id":{text(r.request_id)},'
-            f'"client":{text(r.client)},"method":{text(r.method)},"path":{text(_path(r))},'
+            f'{{"time":"{self._time(r.time)}","request_id":{_json(r.request_id, limit)},'
+            f'"client":{_known(r.client, limit)},"method":{_known(r.method, limit)},'
+            f'"path":{_json(_path(r), limit)},'
             f'"status":{_status(r.status) or "null"},"bytes":{r.bytes},'
-            f'"duration_ms":{r.duration * 1000:.3f},"route":{text(r.route)},'
-            f'"service":{text(r.service)},"instance":{text(r.instance)},'
-            f'"subject":{text(r.subject)}'
+            f'"duration_ms":{r.duration * 1000:.3f},"route":{_known(r.route, limit)},'
+            f'"service":{_known(r.service, limit)},"instance":{_known(r.instance, limit)},'
+            f'"subject":{_json(r.subject, limit)}'
         )
         if r.reason is not None:
-            line += f',"reason":{text(r.reason)}'
+            line += f',"reason":{_json(r.reason, limit)}'
         if r.error is not None:
-            line += f',"error":{text(r.error)}'
+            line += f',"error":{_json(r.error, limit)}'
         if r.aborted:
             line += ',"aborted":true'
         # DEL is the one control character that JSON lets stand for itself.
@@ -132,11 +133,7 @@ class TextLines:
         self._colour = colour
 
     def line(self, record: Record) -> bytes:
-        for limit in _LIMITS:
-            line = self._line(record, limit)
-            if len(line) <= LONGEST:
-                break
-        return line
+        return _short_enough(self._line, record)
 
     def _line(self, r: Record, limit: int) -> bytes:
         def text(value: object) -> str:
@@ -175,6 +172,17 @@ def _cut(value: object, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def _json(value: object, limit: int) -> str:
+    if value is None:
+        return "null"
+    return _quoted(value if type(value) is str and len(value) <= limit else _cut(value, limit))
+
+
+_known = lru_cache(maxsize=4096)(_json)
+"""The same for values that come again and again."""
+
+
+@lru_cache(maxsize=256)
 def _status(line: str) -> str:
     """Return the code of a status line, empty if there is none."""
     code = line[:3]

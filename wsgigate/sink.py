@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TextIO
 
+from wsgigate import process
 from wsgigate.records import LONGEST, Lines, Record
 
 __all__ = ["Sink"]
@@ -64,12 +65,12 @@ class Sink:
     @property
     def dropped(self) -> int:
         """How many records this process has lost."""
-        writer = self._writers.get(os.getpid())
+        writer = self._writers.get(process.pid)
         return writer.dropped if writer is not None else 0
 
     def put(self, record: Record) -> None:
         """Have *record* written soon; never waits."""
-        writer = self._writers.get(os.getpid()) or self._start()
+        writer = self._writers.get(process.pid) or self._start()
         if len(writer.queue) < self._queue_size:
             writer.put(record)
         else:
@@ -77,17 +78,17 @@ class Sink:
 
     def flush(self, timeout: float = AT_EXIT) -> bool:
         """Wait until all is written or lost; return whether that came to pass in time."""
-        writer = self._writers.get(os.getpid())
+        writer = self._writers.get(process.pid)
         return writer is None or writer.flush(timeout)
 
     def close(self, timeout: float = AT_EXIT) -> bool:
         """Flush and end the thread; the next record starts another. The stream stays open."""
-        writer = self._writers.pop(os.getpid(), None)
+        writer = self._writers.pop(process.pid, None)
         return writer is None or writer.stop(timeout)
 
     def _start(self) -> _Writer:
         # No lock: a thread of the parent may have held it at the fork, and never lets go here.
-        pid = os.getpid()
+        pid = process.pid
         fresh = _Writer(self._stream, self._lines, self._now, self._queue_size // 2)
         writer = self._writers.setdefault(pid, fresh)
         if writer is fresh:
@@ -120,7 +121,7 @@ class _Writer:
         self._make_lines = lines
         self._now = now
         self._many = many
-        self._pid = os.getpid()
+        self._pid = process.pid
         self._lock = threading.Lock()
         self._idle = False
         self._wake = threading.Event()
@@ -162,7 +163,7 @@ class _Writer:
         return written.wait(timeout)
 
     def flush_at_exit(self) -> None:
-        if self._pid == os.getpid():
+        if self._pid == process.pid:
             self.flush(AT_EXIT)
 
     def stop(self, timeout: float) -> bool:

@@ -178,13 +178,15 @@ def _make(environ: WSGIEnvironment) -> Target:
     if not raw.startswith("/"):
         raw = _origin_form(raw, environ)
     path, mark, query = raw.partition("?")
-    if not _QUERY.fullmatch(query):
+    if query and not _QUERY.fullmatch(query):
         raise BadTarget("a character in the query that must be escaped")
     # What was mounted or looked at by PATH_INFO so far must be this very path. Some test clients
     # leave the mount out of the raw one.
-    whole = _same(path, mount + below or "/")
-    if not whole and not _same(path, below):
-        raise BadTarget("a path other than the one the server read")
+    whole = path == below and not mount  # the usual case, seen at once
+    if not whole:
+        whole = _same(path, mount + below or "/")
+        if not whole and not _same(path, below):
+            raise BadTarget("a path other than the one the server read")
     path = canonical_path(path)
     if whole and mount and mount != "/":
         path = _below(mount, path)
@@ -201,10 +203,12 @@ def _same(raw: str, decoded: str) -> bool:
 def _encoded(environ: WSGIEnvironment) -> tuple[str, str | None]:
     path: str = environ.get("PATH_INFO", "") or "/"
     query: str = environ.get("QUERY_STRING", "")
+    if query and not _QUERY.fullmatch(query):
+        raise BadTarget("a character in the query that must be escaped")
+    if len(path) + len(query) <= MAX_LENGTH and _SIMPLE.fullmatch(path):
+        return path, query or None
     if not path.startswith("/"):
         raise BadTarget("a path starts with /")
-    if not _QUERY.fullmatch(query):
-        raise BadTarget("a character in the query that must be escaped")
     refused = re.search(r"[\x00-\x1f\x7f\\]", path)
     if refused:
         raise BadTarget(f"{refused[0]!r} in the path")

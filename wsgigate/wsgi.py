@@ -10,6 +10,7 @@ import ipaddress
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from hashlib import sha256
+from operator import itemgetter
 from types import TracebackType
 from typing import Any, TypeAlias
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -31,6 +32,7 @@ __all__ = [
     "peer",
     "route",
     "subject",
+    "without",
 ]
 
 REQUEST_ID = "wsgigate.request_id"
@@ -88,7 +90,10 @@ class Observed:
     ``close()`` is the only end that PEP 3333 promises, so it is where *done* is told, once.
     """
 
-    __slots__ = ("_done", "_start_response", "body", "complete", "error", "sent", "status")
+    __slots__ = (
+        *("_chunks", "_done", "_start_response", "_write"),
+        *("body", "complete", "error", "sent", "status"),
+    )
 
     def __init__(self, start_response: StartResponse, done: Callable[[Observed], object]) -> None:
         self.status = ""
@@ -96,6 +101,8 @@ class Observed:
         self.complete = False
         self.error: BaseException | None = None
         self.body: Iterable[bytes] = ()
+        self._chunks: Iterator[bytes] | None = None
+        self._write: Callable[[bytes], object] | None = None
         self._start_response = start_response
         self._done: Callable[[Observed], object] | None = done
 
@@ -104,27 +111,32 @@ class Observed:
     ) -> Callable[[bytes], object]:
         self.status = status
         if exc_info:
-            return self._counted(self._start_response(status, headers, exc_info))
-        return self._counted(self._start_response(status, headers))
+            self._write = self._start_response(status, headers, exc_info)
+        else:
+            self._write = self._start_response(status, headers)
+        return self._counted
 
-    def _counted(self, write: Callable[[bytes], object]) -> Callable[[bytes], object]:
-        def counting(data: bytes) -> object:
-            self.sent += len(data)
-            return write(data)
-
-        return counting
+    def _counted(self, data: bytes) -> object:
+        self.sent += len(data)
+        return self._write(data) if self._write is not None else None
 
     def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
         try:
-            for chunk in self.body:
-                self.sent += len(chunk)
-                yield chunk
+            chunks = self._chunks
+            if chunks is None:
+                chunks = self._chunks = iter(self.body)
+            chunk = next(chunks)
+        except StopIteration:
             self.complete = True  # else the client left, or the app failed
-        except GeneratorExit:
             raise
         except BaseException as error:
             self.error = error
             raise
+        self.sent += len(chunk)
+        return chunk
 
     def close(self) -> None:
         done, self._done = self._done, None
@@ -143,8 +155,11 @@ def observe(
     environ: WSGIEnvironment,
     start_response: StartResponse,
     done: Callable[[Observed], object],
-) -> Observed:
+) -> Iterable[bytes]:
     """Call *app* and have *done* told once, when its response has ended or failed.
+
+    A body that is a list has ended when it is returned: nothing of it can fail any more, and it has
+    nothing to close. It is handed on as it is, and counts as sent.
 
     :param done: Called with the :class:`Observed` response: its ``status`` line (empty when none
         was started), the bytes ``sent``, whether it went out ``complete``, and the ``error`` that
@@ -152,12 +167,32 @@ def observe(
     """
     response = Observed(start_response, done)
     try:
-        response.body = app(environ, response.start_response)
+        response.body = body = app(environ, response.start_response)
     except BaseException as error:
         response.error = error
         done(response)
         raise
+    if type(body) is list:
+        response.sent += sum(map(len, body))
+        response.complete = True
+        done(response)
+        return body
     return response
+
+
+_name_of = itemgetter(0)
+
+
+def without(headers: Headers, names: frozenset[str]) -> Headers:
+    """Return a copy of *headers* without the fields of those *names*.
+
+    Nearly always there is none of them, which is seen without a step of Python for each field.
+
+    :param names: In lower case.
+    """
+    if names.isdisjoint(map(str.lower, map(_name_of, headers))):
+        return headers.copy()
+    return [field for field in headers if field[0].lower() not in names]
 
 
 def peer(environ: WSGIEnvironment) -> str:

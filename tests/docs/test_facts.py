@@ -21,7 +21,8 @@ from wsgigate.proxy.request import RequestMaker
 from wsgigate.proxy.transport import Adapter, Sessions, gateway_session
 from wsgigate.rewriting import cookie_path, location
 from wsgigate.rules.quota import Quota
-from wsgigate.rules.routing import Match, MethodNotAllowed, Route, RouteConflict, Router
+from wsgigate.rules.router import Router
+from wsgigate.rules.routing import Match, MethodNotAllowed, Route, RouteConflict
 from wsgigate.target import BadTarget, canonical_path, target_of
 from wsgigate.testing.backend import Backend, cut
 

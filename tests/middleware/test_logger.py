@@ -29,6 +29,18 @@ def hello(environ, start_response):
     return [b"hello, ", b"world"]
 
 
+class Chunks:
+    """A body that is no list, so that its end is told by ``close()``."""
+
+    def __iter__(self):
+        return iter([b"hello, ", b"world"])
+
+
+def streamed(environ, start_response):
+    hello(environ, start_response)
+    return Chunks()
+
+
 def logged(app, environ=None, serve=None):
     """Return the record that a Logger around *app* writes of one request."""
     stream = io.StringIO()
@@ -190,7 +202,7 @@ def test_a_response_that_was_never_iterated():
     def never(app, environ):
         app(environ, Server().start_response).close()
 
-    record = logged(hello, serve=never)
+    record = logged(streamed, serve=never)
     assert (record["status"], record["bytes"], record["aborted"]) == (200, 0, True)
 
 
@@ -201,7 +213,15 @@ def test_one_record_though_the_server_closes_twice():
         result.close()
         result.close()
 
-    assert logged(hello, serve=twice)["bytes"] == 12
+    assert logged(streamed, serve=twice)["bytes"] == 12
+
+
+def test_a_body_that_is_a_list_is_whole_when_it_is_returned():
+    def returned(app, environ):
+        assert type(app(environ, Server().start_response)) is list
+
+    record = logged(hello, serve=returned)
+    assert (record["status"], record["bytes"], "aborted" in record) == (200, 12, False)
 
 
 def test_what_guard_answers_inside_is_what_is_logged():

@@ -20,7 +20,8 @@ from wsgigate.discovery import Instance
 from wsgigate.problem import Problem, Refusal
 from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.proxy.request import RequestMaker
-from wsgigate.rules.routing import Match, Route, Router
+from wsgigate.rules.router import Router
+from wsgigate.rules.routing import Match, Route
 from wsgigate.target import BadTarget, canonical_path, target_of
 from wsgigate.testing.server import Server
 from wsgigate.wsgi import PARAMS, ROUTE

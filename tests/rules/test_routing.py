@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from wsgigate.rules.routing import Match, MethodNotAllowed, Route, RouteConflict, Router, listing
+from wsgigate.rules.router import Router
+from wsgigate.rules.routing import Match, MethodNotAllowed, Route, RouteConflict, listing
 
 
 def route(path: str, endpoint: str = "", **options: Any) -> Route[str]:

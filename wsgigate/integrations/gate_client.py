@@ -19,6 +19,8 @@ __all__ = ["ClientStalled", "Connection"]
 ABANDONED = struct.pack("ii", 1, 0)
 """``SO_LINGER`` for a connection that is reset, not closed."""
 
+_TIMEVAL = struct.Struct("ll")
+
 SLICE = 65536
 """Bytes of a response that must be taken within the idle timeout."""
 
@@ -59,7 +61,11 @@ class Connection(TConn):  # type: ignore[misc]
                 idle=self.cfg.keepalive,
             )
             return
-        self.sock.__class__ = _PatientTLS if isinstance(self.sock, ssl.SSLSocket) else _Patient
+        if isinstance(self.sock, ssl.SSLSocket):
+            self.sock.__class__ = _PatientTLS
+        else:
+            self.sock.__class__ = _Patient
+            self.sock.wait_at_most(self._worker.idle_timeout)
         reader = _Reader(self.sock, self._worker.body_rate)
         reader.unread(self.parser.unreader.take_buffered())
         self.parser.unreader = reader
@@ -71,7 +77,8 @@ class Connection(TConn):  # type: ignore[misc]
 
     def begin_body(self, patience: float) -> None:
         """Say that a head has been read, and what follows is to stall no longer than *patience*."""
-        self.sock.settimeout(patience)
+        if isinstance(self.sock, ssl.SSLSocket):
+            self.sock.settimeout(patience)
         self.parser.unreader.begin(patience)
 
     def set_timeout(self) -> None:
@@ -79,6 +86,12 @@ class Connection(TConn):  # type: ignore[misc]
         super().set_timeout()
         if self.is_http2:
             self.timeout = min(self.timeout, self.parser.idle_from + self.parser.idle)
+
+    def has_read_ahead(self) -> bool:
+        """Return whether more of what the client sent was read than has been served."""
+        if self.parser.unreader.buf.getvalue():
+            return True
+        return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
 
     def cut(self) -> None:
         """End what another thread reads or writes on the connection."""
@@ -129,21 +142,25 @@ class _Reader(SocketUnreader):  # type: ignore[misc]
 
     def chunk(self, size_hint: int | None = None) -> bytes:
         if self.patience is None:
-            head: bytes = super().chunk(size_hint)
+            try:
+                head: bytes = super().chunk(size_hint)
+            except BlockingIOError:
+                raise ClientStalled("the request head came too slowly") from None
             return head
         usual = self.sock.gettimeout()
         left = self.patience + self._received / self._rate - self._waited
         if left <= 0:
             raise ClientStalled("the request body came too slowly")
-        if usual is None or left < usual:
+        short = left < self.patience  # else what the socket waits anyway is as good
+        if short:
             self.sock.settimeout(left)
         began = time.monotonic()
         try:
             data: bytes = super().chunk(size_hint)
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             raise ClientStalled("the request body came too slowly") from None
         finally:
-            if usual is None or left < usual:
+            if short:
                 self.sock.settimeout(usual)
         self._waited += time.monotonic() - began
         self._received += len(data)
@@ -160,7 +177,7 @@ class _Slices:
         try:
             for start in range(0, len(view), SLICE):
                 super().sendall(view[start : start + SLICE], flags)  # type: ignore[misc]
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             self._abandon()
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
@@ -177,7 +194,32 @@ class _Slices:
 
 
 class _Patient(_Slices, socket.socket):
+    """A socket whose timeouts are the kernel's: with Python's own each operation is two system
+    calls, and twice gives up the interpreter to other threads."""
+
     __slots__ = ()
+
+    def wait_at_most(self, seconds: float) -> None:
+        """Have each operation end after *seconds*, with a ``BlockingIOError``."""
+        whole, rest = divmod(seconds, 1)
+        value = _TIMEVAL.pack(int(whole), int(rest * 1e6))
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+
+    def setblocking(self, flag: bool) -> None:
+        """Do as is said, without a system call when that is so already."""
+        if not flag or self.gettimeout() is not None:
+            super().setblocking(flag)
+
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        # It waits by itself, and for Python's timeout only.
+        value = self.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.size)
+        whole, rest = _TIMEVAL.unpack(value)
+        self.settimeout(whole + rest / 1e6)
+        try:
+            return super().sendfile(file, offset, count)
+        finally:
+            self.settimeout(None)
 
 
 class _PatientTLS(_Slices, ssl.SSLSocket):

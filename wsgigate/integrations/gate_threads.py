@@ -1,63 +1,197 @@
-"""The threads of a worker, none of which keeps its process from ending."""
+"""The threads of a worker, and the connections they serve: whoever is free takes what is next.
+
+gunicorn has one thread that watches all connections and hands each request to another one, which
+hands the connection back by a pipe: two wake-ups of another thread for a request. Here all threads
+watch. The kernel tells one of them of each connection that has something to read, and no other
+until it is watched again (epoll's ``EPOLLONESHOT``).
+"""
 
 from __future__ import annotations
 
+import math
+import select
+import selectors
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
-from queue import Empty, SimpleQueue
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, Protocol
 
-__all__ = ["Threads"]
+__all__ = ["Parked", "Threads", "Turns", "Watch"]
 
-_Task: TypeAlias = "tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]"
+
+class Watch(Protocol):
+    """Tells of descriptors that something can be done with, each once."""
+
+    def arm(self, descriptor: int, writable: bool) -> None:
+        """Tell of *descriptor* when it can be read, or when it can be written."""
+
+    def forget(self, descriptor: int) -> None:
+        """Tell nothing of *descriptor*, which is to be closed."""
+
+    def wait(self, seconds: float) -> int | None:
+        """Return a descriptor that is ready, None when there is none for so long."""
+
+
+class _Epoll:
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+
+    def arm(self, descriptor: int, writable: bool) -> None:
+        events = (select.EPOLLOUT if writable else select.EPOLLIN) | select.EPOLLONESHOT
+        try:
+            self._epoll.modify(descriptor, events)
+        except FileNotFoundError:
+            self._epoll.register(descriptor, events)
+
+    def forget(self, descriptor: int) -> None:
+        """Do nothing: closing it is enough."""
+
+    def wait(self, seconds: float) -> int | None:
+        for descriptor, _ in self._epoll.poll(seconds, 1):
+            return descriptor
+        return None
+
+
+class Turns:
+    """The same by one thread at a time, for systems without epoll.
+
+    :param selector: One that can be told of descriptors while it waits, as kqueue can.
+    """
+
+    def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
+        self._selector = selector or selectors.DefaultSelector()
+        self._lock = threading.Lock()
+
+    def arm(self, descriptor: int, writable: bool) -> None:
+        self._selector.register(
+            descriptor, selectors.EVENT_WRITE if writable else selectors.EVENT_READ
+        )
+
+    def forget(self, descriptor: int) -> None:
+        try:
+            self._selector.unregister(descriptor)
+        except (KeyError, ValueError):
+            pass
+
+    def wait(self, seconds: float) -> int | None:
+        with self._lock:
+            for key, _ in self._selector.select(seconds):
+                self.forget(key.fd)
+                return key.fd
+        return None
+
+
+_NOBODY = SimpleNamespace(timeout=0.0)
+
+
+class Parked:
+    """Connections that wait for their clients, in the order in which they began to.
+
+    One thread closes connections and adds new ones; all may take one and add it again.
+
+    :param watch: What tells which of them has something to read.
+    """
+
+    def __init__(self, watch: Watch | None = None) -> None:
+        self._watch: Watch = watch or (_Epoll() if hasattr(select, "epoll") else Turns())
+        self._waiting: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(list(self._waiting.values()))
+
+    def __getitem__(self, at: int) -> Any:
+        """Return one of them, whose ``timeout`` gunicorn's loop looks at; nobody's when all are
+        being served by now."""
+        waiting = list(self._waiting.values())
+        return waiting[at] if waiting else _NOBODY
+
+    def add(self, connection: Any, *, read_ahead: bool = False) -> None:
+        """Have *connection* served by the next free thread once there is something to read.
+
+        It is not to be touched any more: it may be another thread's already.
+
+        :param read_ahead: Its next request was read together with the last one: whoever is next
+            takes it, but behind those that wait already.
+        """
+        descriptor = connection.sock.fileno()
+        self._waiting[descriptor] = connection
+        self._watch.arm(descriptor, read_ahead)
+
+    def take(self, seconds: float) -> Any:
+        """Return a connection to serve; None when there is none for so long."""
+        descriptor = self._watch.wait(seconds)
+        # It is gone when it has waited too long just now, and was closed.
+        return None if descriptor is None else self._waiting.pop(descriptor, None)
+
+    def take_oldest(self) -> Any:
+        """Return the connection that has been silent for longest, which is to be closed."""
+        for descriptor in list(self._waiting):
+            if _readable(descriptor):
+                continue
+            connection = self._waiting.pop(descriptor, None)
+            if connection is not None:
+                self._watch.forget(descriptor)
+                return connection
+        return None
+
+    def take_expired(self, now: float) -> Iterator[Any]:
+        """Yield the connections that have been silent for too long, which are to be closed.
+
+        One whose request only waits for a thread is not among them.
+
+        :param now: Seconds of the monotonic clock; infinite for all of them.
+        """
+        for descriptor, connection in list(self._waiting.items()):
+            if connection.timeout > now or (now < math.inf and _readable(descriptor)):
+                continue
+            if self._waiting.pop(descriptor, None) is None:
+                continue  # it is being served
+            self._watch.forget(descriptor)
+            if connection.timeout > now:  # it was served in between
+                self.add(connection)
+            else:
+                yield connection
+
+
+def _readable(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class Threads:
-    """A pool as ``concurrent.futures`` has it, of threads that a process does not wait for.
+    """Threads that do the same over and over, and that a process does not wait for.
 
     The interpreter waits at its end for the threads of a ``ThreadPoolExecutor``, whatever they wait
     for themselves: a worker told to quit at once, or whose time to finish is over, would stay as
     long as its slowest backend.
 
-    :param most: How many threads there are at most; they start as they are needed.
+    :param count: How many threads there are.
+    :param work: What each does until :meth:`shutdown`; returns after a while.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._started = 0
-        self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
-        self._idle = threading.Semaphore(0)
+    def __init__(self, count: int, work: Callable[[], object]) -> None:
+        self._count = count
+        self._work = work
+        self._started = False
+        self._ended = False
 
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Have *function* called with *arguments* in one of the threads."""
-        future: Future[Any] = Future()
-        self._tasks.put((future, function, arguments))
-        if not self._idle.acquire(blocking=False) and self._started < self._most:
-            self._started += 1
-            name = f"gate-worker-{self._started}"
+    def start(self) -> None:
+        """Start the threads, unless they run already."""
+        if self._started:
+            return
+        self._started = True
+        for number in range(1, self._count + 1):
+            name = f"gate-worker-{number}"
             threading.Thread(target=self._run, name=name, daemon=True).start()
-        return future
 
     def shutdown(self, wait: bool = False) -> None:
-        """Let the threads end once nothing is left to do."""
-        self._tasks.put(None)
+        """Let the threads end once they have done what they are at; does not wait."""
+        self._ended = True
 
     def _run(self) -> None:
-        while True:
-            try:
-                task = self._tasks.get_nowait()
-            except Empty:
-                self._idle.release()
-                task = self._tasks.get()
-            if task is None:
-                self._tasks.put(None)  # for the next one
-                return
-            future, function, arguments = task
-            try:
-                result = function(*arguments)
-            except BaseException as error:
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-            del task, future, function, arguments
+        while not self._ended:
+            self._work()

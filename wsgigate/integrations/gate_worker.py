@@ -4,7 +4,8 @@ gunicorn's own has no deadline for a client once its first byte has come: as man
 threads that send half a head, half a body, or never read, block it for ever; and each client that
 keeps its socket open after ``Connection: close`` stops it from accepting for two seconds. Here
 
-- a new connection waits in the poller, and takes a thread only when there is something to read;
+- all threads watch all connections: a request is served by whichever thread is free, without being
+  handed from one to another, and a connection takes none until there is something to read;
 - a request head, and the TLS handshake before it, must be complete ``head_timeout`` seconds after
   its first byte;
 - a body that stalls or trickles, or a response that is not taken, ends after ``idle_timeout``
@@ -22,12 +23,13 @@ It builds on the inside of ``gunicorn.workers.gthread``, no public interface: se
 from __future__ import annotations
 
 import errno
+import math
 import queue
 import select
 import signal
 import socket
+import threading
 import time
-from functools import partial
 from typing import Any
 
 from gunicorn.arbiter import Arbiter
@@ -35,7 +37,7 @@ from gunicorn.workers import gthread
 
 from wsgigate.integrations.gate_client import Connection
 from wsgigate.integrations.gate_http2 import Http2Worker
-from wsgigate.integrations.gate_threads import Threads
+from wsgigate.integrations.gate_threads import Parked, Threads
 from wsgigate.integrations.self_check import facts_of_gunicorn, tell
 from wsgigate.rules.serving import findings
 
@@ -46,6 +48,9 @@ TESTED = ((27, 0), (28, 0))
 
 REST = 1.0
 """Seconds without accepting when nothing was left to accept with."""
+
+PATIENCE = 1.0
+"""Seconds for which a thread waits for a request before it sees whether it is still wanted."""
 
 TURN = 0.02
 """Seconds for which a connection is left to the other workers while all threads are busy."""
@@ -69,7 +74,7 @@ class GateWorker(Http2Worker):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._busy = 0  # connections given to the threads
+        self._at_work: set[int] = set()  # threads that serve a request
         self._heads: dict[Any, float] = {}  # connections whose head is being read: until when
         self._rests_until = 0.0
         self._untaken_since: float | None = None
@@ -122,8 +127,9 @@ class GateWorker(Http2Worker):
                 self.handle_exit(number, None)
 
     def get_thread_pool(self) -> Threads:
-        """Return threads that the end of the process does not wait for."""
-        return Threads(self.cfg.threads)
+        """Return the threads, and have them watch the connections, once there are any."""
+        self.keepalived_conns = Parked()
+        return Threads(int(self.cfg.threads), self._serve_next)
 
     def set_accept_enabled(self, enabled: bool) -> None:
         """Accept while a thread is free; a connection that would wait is another worker's."""
@@ -133,6 +139,7 @@ class GateWorker(Http2Worker):
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """Wait for something to happen, and while all threads are busy look after newcomers."""
         if self._crowded():
+            self.set_accept_enabled(False)
             super().wait_for_and_dispatch_events(min(timeout, TURN))
             self._take_turn()
         else:
@@ -141,7 +148,7 @@ class GateWorker(Http2Worker):
 
     def _crowded(self) -> bool:
         """Return whether every thread is busy while other workers may have a free one."""
-        return self._busy >= int(self.cfg.threads) and int(self.cfg.workers) > 1
+        return len(self._at_work) >= int(self.cfg.threads) and int(self.cfg.workers) > 1
 
     def _take_turn(self) -> None:
         """Accept what no other worker has taken for a while: they are all busy.
@@ -167,24 +174,53 @@ class GateWorker(Http2Worker):
     def _accept_waiting(self, listener: socket.socket) -> None:
         for _ in range(self.cfg.threads):
             before = self.nr_conns
-            self.accept(listener)
+            self._accept(listener)
             if self.nr_conns == before:
                 return
 
-    def enqueue_req(self, conn: Any) -> None:
-        """Give *conn* to the threads."""
-        self._busy += 1
-        super().enqueue_req(conn)
-        if self._crowded():
-            super().set_accept_enabled(False)
+    def _serve_next(self) -> None:
+        """Serve the next request of any connection, if one comes soon; runs in each thread."""
+        connection = self.keepalived_conns.take(PATIENCE)
+        if connection is None:
+            return
+        me = threading.get_ident()
+        self._at_work.add(me)
+        try:
+            connection.data_ready = True
+            try:
+                kept = self.handle(connection)
+            except BaseException:
+                self.log.exception("Error serving a connection")
+                kept = False
+            if not kept:
+                self.method_queue.defer(self._let_go, connection)
+                return
+            connection.set_timeout()
+            if not self.alive:
+                until = time.monotonic() + gthread.STOP_KEEPALIVE_LINGER
+                connection.timeout = min(connection.timeout, until)
+                self.method_queue.defer(_look_again)
+            self.keepalived_conns.add(connection, read_ahead=connection.has_read_ahead())
+        finally:
+            self._at_work.discard(me)
 
-    def finish_request(self, conn: Any, fs: Any) -> None:
-        """Take *conn* back from the threads."""
-        self._busy -= 1
-        super().finish_request(conn, fs)
+    def _let_go(self, connection: Any) -> None:
+        """Close a connection that was answered for the last time; runs in the loop."""
+        self.nr_conns -= 1
+        try:
+            connection.close(graceful=True)
+        except Exception:
+            connection.close()
 
     def accept(self, listener: socket.socket) -> None:
-        """Accept a connection and wait for its first byte in the poller."""
+        """Accept a connection, unless another worker should."""
+        if self._crowded():
+            self.set_accept_enabled(False)
+        else:
+            self._accept(listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Accept a connection and wait for its first byte."""
         try:
             client, address = listener.accept()
         except OSError as error:
@@ -199,32 +235,19 @@ class GateWorker(Http2Worker):
         self.nr_conns += 1
         connection = Connection(self, self.cfg, client, address, listener.getsockname())
         connection.timeout = time.monotonic() + self.head_timeout
-        readable = partial(self.on_pending_socket_readable, connection)
-        self.poller.register(client, gthread.selectors.EVENT_READ, readable)
         if self.nr_conns >= self.worker_connections:
             self._make_room()
-        self.pending_conns.append(connection)
+        self.keepalived_conns.add(connection)
+        self.tpool.start()
 
     def _make_room(self) -> None:
         """Close the connection from which nothing has come for longest, if there is one."""
         if self.end_oldest_lingering():
             return
-        waiting = self.pending_conns or self.keepalived_conns
-        if waiting:
-            connection = waiting.popleft()
-            self.poller.unregister(connection.sock)
+        connection = self.keepalived_conns.take_oldest()
+        if connection is not None:
             self.nr_conns -= 1
             connection.close()
-
-    def on_pending_socket_readable(self, conn: Any, client: Any) -> None:
-        """Serve a new connection, unless it was closed since it became readable."""
-        if conn in self.pending_conns:
-            super().on_pending_socket_readable(conn, client)
-
-    def on_client_socket_readable(self, conn: Any, client: Any) -> None:
-        """Serve a kept connection, unless it was closed since it became readable."""
-        if conn in self.keepalived_conns:
-            super().on_client_socket_readable(conn, client)
 
     def handle(self, conn: Any) -> Any:
         """Serve what has begun to arrive on *conn*, in a thread of the pool."""
@@ -250,10 +273,12 @@ class GateWorker(Http2Worker):
         self._heads.pop(conn, None)
         return super().handle_http2(conn)
 
-    def murder_pending(self) -> None:
-        """Close what has waited too long; called by the loop, at least once a second."""
-        super().murder_pending()
+    def murder_keepalived(self, force: bool = False) -> None:
+        """Close what has waited too long, or all; called by the loop, at least once a second."""
         now = time.monotonic()
+        for connection in self.keepalived_conns.take_expired(math.inf if force else now):
+            self.nr_conns -= 1
+            connection.close()
         self.end_lingering(now)
         for connection, until in self._heads.copy().items():
             if until < now:
@@ -264,5 +289,7 @@ class GateWorker(Http2Worker):
         stopping = getattr(self.wsgi, "stopping", None)
         if callable(stopping):
             stopping()
-        for connection in self.pending_conns:
-            connection.timeout = min(connection.timeout, deadline)
+
+
+def _look_again() -> None:
+    """Do nothing: the loop is to see that the worker stops."""

@@ -23,6 +23,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from multiprocessing.util import Finalize
+from operator import itemgetter
 from pathlib import Path
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -51,6 +52,7 @@ log = logging.getLogger("wsgigate")
 _PROTOCOLS = {"HTTP/1": "HTTP/1.0", "HTTP/2": "HTTP/2.0"}
 _WITH_BODY = frozenset(("PATCH", "POST", "PUT"))
 _NO_LENGTH = Problem(411, "Length required.")
+_name_of = itemgetter(0)
 _CUT = Problem(502, "Bad gateway", extensions={"error": "Invalid response"})
 
 
@@ -75,9 +77,8 @@ class Told:
         )
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        for name, value in self._inherited:
-            if environ.get(name) == value:
-                del environ[name]
+        if self._inherited:
+            self._forget(environ)
         protocol = environ["SERVER_PROTOCOL"]
         if protocol != "HTTP/1.1":
             environ["SERVER_PROTOCOL"] = _PROTOCOLS.get(protocol, protocol)
@@ -90,11 +91,12 @@ class Told:
             environ[REASON] = "a body without a length, which granian would not tell from a cut one"
             return _NO_LENGTH(environ, start_response)
         head = _Head(start_response)
-        body = self.app(environ, head)
+        body = self.app(environ, head.start_response)
         if type(body) is list:
             return body
         rest = _Rest(body)
-        if head.length is None or head.length > MOST_AT_ONCE:
+        length = head.length()
+        if length is None or length > MOST_AT_ONCE:
             return rest
         try:
             whole = b"".join(rest)
@@ -102,32 +104,47 @@ class Told:
             return _CUT(environ, start_response)
         finally:
             rest.close()
-        if len(whole) != head.length and environ["REQUEST_METHOD"] != "HEAD" and not head.bodiless:
+        if len(whole) != length and environ["REQUEST_METHOD"] != "HEAD" and not head.bodiless():
             return _CUT(environ, start_response)
         return [whole]
 
+    def _forget(self, environ: WSGIEnvironment) -> None:
+        """Remove what comes from the environment of this process."""
+        for name, value in self._inherited:
+            if environ.get(name) == value:
+                del environ[name]
+
 
 class _Head:
-    """A ``start_response`` that remembers the length of what is to come."""
+    """A response's head, kept for what it says of what is to come."""
 
-    __slots__ = ("_start_response", "bodiless", "length")
+    __slots__ = ("_headers", "_start_response", "_status")
 
     def __init__(self, start_response: StartResponse) -> None:
         self._start_response = start_response
-        self.length: int | None = None
-        self.bodiless = False
+        self._status = ""
+        self._headers: Headers = []
 
-    def __call__(
+    def start_response(
         self, status: str, headers: Headers, exc_info: ExcInfo | None = None
     ) -> Callable[[bytes], object]:
-        self.bodiless = status[:3] in ("204", "304")
-        self.length = None
-        for name, value in headers:
-            if name.lower() == "content-length" and value.isdigit():
-                self.length = int(value)
+        self._status = status
+        self._headers = headers
         if exc_info:
             return self._start_response(status, headers, exc_info)
         return self._start_response(status, headers)
+
+    def length(self) -> int | None:
+        """Return the length that the head promises, None when it promises none."""
+        names = [*map(str.lower, map(_name_of, self._headers))]
+        if "content-length" not in names:
+            return None
+        value = self._headers[names.index("content-length")][1]
+        return int(value) if value.isdigit() else None
+
+    def bodiless(self) -> bool:
+        """Return whether the status has no body, whatever the length."""
+        return self._status[:3] in ("204", "304")
 
 
 class _Rest:

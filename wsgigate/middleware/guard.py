@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.held import Held
@@ -45,6 +45,8 @@ class Guard:
 class _Guarded(Held):
     __slots__ = ("_answer",)
 
+    asks = False
+
     def __init__(
         self, environ: WSGIEnvironment, start_response: StartResponse, answer: WSGIApplication
     ) -> None:
@@ -60,9 +62,10 @@ class _Guarded(Held):
         _log.error("request %s failed with %s", request_id, name, exc_info=error)
         return self._answer
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __next__(self) -> bytes:
+        chunks = self._chunks
         try:
-            yield from super().__iter__()
+            return self._first() if chunks is None else next(chunks)
         except SystemExit as error:
             raise _exited(error) from error
 

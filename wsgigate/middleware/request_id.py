@@ -9,7 +9,7 @@ from typing import Literal
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.fields import HOP_BY_HOP, is_token
-from wsgigate.wsgi import PEER_TRUSTED, REQUEST_ID, ExcInfo, Headers, environ_key
+from wsgigate.wsgi import PEER_TRUSTED, REQUEST_ID, ExcInfo, Headers, environ_key, without
 
 __all__ = ["RequestId"]
 
@@ -53,7 +53,7 @@ class RequestId:
             raise ValueError(f'accept is "trusted", "always" or "never", not {accept!r}')
         self.app = app
         self._header = header
-        self._name = header.lower()
+        self._names = frozenset((header.lower(),))
         self._key = environ_key(header)
         self._always = accept == "always"
         self._trusted = accept == "trusted"
@@ -66,13 +66,13 @@ class RequestId:
             environ[REQUEST_ID] = request_id
         environ[self._key] = request_id
         field = (self._header, request_id)
-        name = self._name
+        names = self._names
 
         def start(
             status: str, headers: Headers, exc_info: ExcInfo | None = None
         ) -> Callable[[bytes], object]:
             # A backend's own id would contradict the one in our log: it gives way.
-            fields = [each for each in headers if each[0].lower() != name]
+            fields = without(headers, names)
             fields.append(field)
             if exc_info:
                 return start_response(status, fields, exc_info)

@@ -10,19 +10,16 @@ Only names that gevent's monkey patching replaces are used (``socket``, ``ssl``,
 
 from __future__ import annotations
 
-import select
-import socket
-import ssl
 import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+from wsgigate.proxy.connection import Connection
 from wsgigate.proxy.dial import Dial
 from wsgigate.proxy.faults import PoolFull
 
-__all__ = ["Connection", "ConnectionPool", "Limits"]
+__all__ = ["ConnectionPool", "Limits"]
 
 
 @dataclass(frozen=True)
@@ -49,80 +46,6 @@ class Limits:
             raise ValueError(f"idle_timeout is a number of seconds, got {self.idle_timeout}")
         if not self.max_age > 0:
             raise ValueError(f"max_age is a number of seconds, got {self.max_age}")
-
-
-class Connection:
-    """One open connection; it knows its pool only while a request has it.
-
-    :ivar reused: Whether another request went over it before, so that it may have ended unseen.
-    :ivar holds: Told ``None`` before it may serve another request.
-    """
-
-    __slots__ = (
-        *("_poll", "_pool", "_timeout", "holds", "idle_since", "made", "recv", "reused", "sock"),
-    )
-
-    def __init__(self, pool: ConnectionPool, sock: socket.socket, now: float) -> None:
-        self._pool: ConnectionPool | None = pool
-        self.sock = sock
-        self.recv = sock.recv
-        self.holds: Callable[[Any], object] | None = None
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
-        self._timeout = -1.0
-        self.made = now
-        self.idle_since = now
-        self.reused = False
-
-    def set_timeout(self, seconds: float) -> None:
-        """Have operations end within *seconds*; to the percent, as each change is a system call."""
-        if not 0.99 * seconds < self._timeout <= 1.01 * seconds:
-            self.sock.settimeout(seconds)
-            self._timeout = seconds
-
-    def readable(self) -> bool:
-        """Tell whether there is anything to read, the end included."""
-        return bool(self._poll.poll(0))
-
-    def wait(self, seconds: float) -> tuple[bool, bool]:
-        """Wait until there is something to read, or room to write; tell which."""
-        poll = self._poll
-        poll.modify(self.sock, select.POLLIN | select.POLLOUT)
-        try:
-            events = poll.poll(seconds * 1000)
-        finally:
-            poll.modify(self.sock, select.POLLIN)
-        got = events[0][1] if events else 0
-        return bool(got & ~select.POLLOUT), bool(got & select.POLLOUT)
-
-    def recv_now(self, size: int) -> bytes | None:
-        """Return what there is without waiting, None when it is nothing that concerns us yet."""
-        sock = self.sock
-        sock.settimeout(0)
-        self._timeout = 0.0
-        try:
-            return sock.recv(size)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return None  # in TLS, such as a ticket for the next session
-
-    def give_back(self, keep: bool) -> None:
-        """Let the connection go: to the next request if *keep*, else closed."""
-        pool, self._pool = self._pool, None
-        if self.holds is not None:
-            self.holds(None)
-            self.holds = None
-        if pool is not None:
-            pool.take_back(self, keep)
-
-    def close(self) -> None:
-        """Close it and make room for another."""
-        self.give_back(False)
-
-    def lent(self, pool: ConnectionPool) -> Connection:
-        """Return it as the next request gets it."""
-        self._pool = pool
-        self.reused = True
-        return self
 
 
 class ConnectionPool:
@@ -174,16 +97,16 @@ class ConnectionPool:
 
     def take_back(self, connection: Connection, keep: bool) -> None:
         """Keep a connection for the next request, or close it."""
-        if keep and len(self._idle) < self._limits.max_idle and not self._closed:
-            sock = connection.sock
-            if not (isinstance(sock, ssl.SSLSocket) and sock.pending()):
-                connection.idle_since = self._clock()
-                self._idle.append(connection)
-                if self._waiting:
-                    with self._lock:
-                        self._freed.notify()
-                self._close_if_closed()  # which may have happened meanwhile
-                return
+        room = len(self._idle) < self._limits.max_idle and not self._closed
+        if keep and room and not connection.pending():
+            connection.idle_since = self._clock()
+            self._idle.append(connection)
+            if self._waiting:
+                with self._lock:
+                    self._freed.notify()
+            if self._closed:  # meanwhile
+                self.close()
+            return
         connection.sock.close()
         self._count_closed()
 
@@ -213,10 +136,6 @@ class ConnectionPool:
         Nothing is said on them: to close a copy of a socket tells the other side nothing.
         """
         _close_all(self._idle)
-
-    def _close_if_closed(self) -> None:
-        if self._closed:
-            self.close()
 
     @property
     def open_connections(self) -> int:

@@ -13,7 +13,6 @@ does not count as leaving; closing its sending side does, as it does for nginx.
 from __future__ import annotations
 
 import errno
-import os
 import select
 import socket
 import sys
@@ -23,7 +22,9 @@ from collections.abc import Callable
 from typing import Any
 from wsgiref.types import WSGIEnvironment
 
-__all__ = ["ClientLeft", "Departure", "Departures", "client_socket"]
+from wsgigate import process
+
+__all__ = ["UNSEEN", "ClientLeft", "Departure", "Departures", "client_socket"]
 
 TICK = 0.25
 """Seconds between two looks."""
@@ -73,6 +74,24 @@ class Departure:
         self._close(self)
 
 
+class _Unseen(Departure):
+    """The departure of a client that nobody can see: it never happens."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(None, lambda departure: None)
+
+    def holds(self, upstream: socket.socket | None) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+UNSEEN = _Unseen()
+
+
 class Departures:
     """Looks after the clients of one process, in a thread that the first of them starts.
 
@@ -88,11 +107,12 @@ class Departures:
     def watch(self, environ: WSGIEnvironment) -> Departure:
         """Return what tells whether the client of *environ* has left; to be closed."""
         client = client_socket(environ) if _HUNG_UP else None
+        if client is None:
+            return UNSEEN
         departure = Departure(client, self._forget)
-        if client is not None:
-            if self._pid != os.getpid():
-                self._start()
-            self._watched[id(departure)] = departure
+        if self._pid != process.pid:
+            self._start()
+        self._watched[id(departure)] = departure
         return departure
 
     def _forget(self, departure: Departure) -> None:
@@ -100,10 +120,10 @@ class Departures:
 
     def _start(self) -> None:
         with self._lock:
-            if self._pid != os.getpid():
+            if self._pid != process.pid:
                 self._watched = {}  # another process's
                 threading.Thread(target=self._run, name="wsgigate-departures", daemon=True).start()
-                self._pid = os.getpid()
+                self._pid = process.pid
 
     def _run(self) -> None:
         while True:

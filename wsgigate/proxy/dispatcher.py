@@ -9,7 +9,8 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgigate.problem import Problem, Refuse, answer_with
 from wsgigate.proxy.hops import NEVER
 from wsgigate.rules.hosts import Hosts
-from wsgigate.rules.routing import Match, MethodNotAllowed, Route, Router, listing
+from wsgigate.rules.router import Router
+from wsgigate.rules.routing import Match, MethodNotAllowed, Route, listing
 from wsgigate.target import BadTarget, canonical_pattern, host_of, target_of
 from wsgigate.wsgi import PARAMS, REASON, ROUTE, environ_key
 

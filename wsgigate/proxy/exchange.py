@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import requests
 
-from wsgigate.proxy.connections import Connection
+from wsgigate.proxy.connection import Connection
 from wsgigate.proxy.sending import Upload
 from wsgigate.proxy.wire import BLOCK, ResponseReader
 
-__all__ = ["Deadline", "exchange", "receive"]
+__all__ = ["Deadline", "exchange"]
 
 _HEAD_BLOCK = 16384
 _SINGLE = 16384
@@ -26,16 +26,16 @@ class Deadline:
     The time that a body takes on its way is not part of it: once it has been sent, the whole of
     the time is there for the response again.
 
-    :param step: Seconds for each step.
+    :param step: Seconds for each step; no more than for all.
     :param total: Seconds for all of them together.
     """
 
-    __slots__ = ("_clock", "_step", "_total", "until")
+    __slots__ = ("_clock", "_total", "step", "until")
 
     def __init__(
         self, step: float, total: float, now: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._step = step
+        self.step = min(step, total)
         self._total = total
         self._clock = clock
         self.until = now + total
@@ -48,11 +48,7 @@ class Deadline:
         left = self.until - self._clock()
         if left <= 0:
             raise TimeoutError("the response did not begin in time")
-        return min(left, self._step)
-
-    def step(self) -> float:
-        """Return the seconds that a step has by itself."""
-        return self._step
+        return min(left, self.step)
 
     def restart(self) -> None:
         """Count anew, as the body has been sent."""
@@ -77,7 +73,7 @@ def exchange(
         except (BrokenPipeError, ConnectionResetError):
             answered, hung_up = False, True  # it may have answered before it did
         if not answered:
-            _read_head(connection, reader, deadline)
+            _read_head(connection, reader, deadline, fresh=_at_once(connection, upload))
         if hung_up:
             reader.keep = False  # whatever the head says
     except TimeoutError as error:
@@ -90,14 +86,23 @@ def exchange(
         raise requests.ConnectionError(error) from error
 
 
-def receive(connection: Connection, size: int) -> bytes:
-    """Return what comes next, nothing at the end of the connection."""
-    return connection.recv(size)
+def _at_once(connection: Connection, upload: Upload | None) -> bool:
+    """Return whether nothing took any of the time so far: no connecting, and no body."""
+    return upload is None and connection.reused
 
 
-def _read_head(connection: Connection, reader: ResponseReader, deadline: Deadline) -> None:
+def _read_head(
+    connection: Connection, reader: ResponseReader, deadline: Deadline, *, fresh: bool
+) -> None:
+    """Read until the head is in.
+
+    :param fresh: Whether a step's time is set already and as good as all there: the usual case, in
+        which the clock need not be asked.
+    """
     while True:
-        connection.set_timeout(deadline.left())
+        if not fresh:
+            connection.set_timeout(deadline.left())
+        fresh = False
         try:
             data = connection.recv(_HEAD_BLOCK)
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
@@ -118,15 +123,15 @@ def _send(
     deadline: Deadline,
 ) -> bool:
     """Send it all; tell whether the response was there before the end of that."""
-    connection.set_timeout(deadline.left())
+    connection.set_timeout(deadline.step if _at_once(connection, upload) else deadline.left())
     if upload is None:
-        connection.sock.sendall(head)
+        connection.send_all(head)
         return False
     block = upload.first
     if len(head) + len(block) <= _SINGLE:
-        connection.sock.sendall(head + block)
+        connection.send_all(head + block)
     else:
-        connection.sock.sendall(head)
+        connection.send_all(head)
         if _push(connection, block, reader, deadline):
             return True
     if upload.ended:
@@ -142,7 +147,7 @@ def _push(connection: Connection, block: bytes, reader: ResponseReader, deadline
     """Send a block; stop at a response, which then is the last on this connection."""
     view = memoryview(block)
     while view:
-        answered, writable = connection.wait(deadline.step())
+        answered, writable = connection.wait(deadline.step)
         if answered:
             data = connection.recv_now(BLOCK)
             if data is not None:
@@ -156,6 +161,5 @@ def _push(connection: Connection, block: bytes, reader: ResponseReader, deadline
         elif not writable:
             raise TimeoutError("the body was not taken in time")
         if writable:
-            connection.set_timeout(deadline.step())
-            view = view[connection.sock.send(view) :]
+            view = view[connection.send_now(view, deadline.step) :]
     return False

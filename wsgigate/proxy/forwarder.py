@@ -12,10 +12,11 @@ from urllib3.exceptions import HTTPError
 from wsgigate.fields import FieldRules
 from wsgigate.problem import Problem, Refusal, Refuse, answer_with
 from wsgigate.proxy.client_body import ClientBody
-from wsgigate.proxy.departure import Departure, Departures
+from wsgigate.proxy.departure import UNSEEN, Departure, Departures
 from wsgigate.proxy.handshake import asks_for_websocket
 from wsgigate.proxy.hops import is_last_hop
 from wsgigate.proxy.pool import Lease, Pool
+from wsgigate.proxy.reply import RawResponse
 from wsgigate.proxy.request import Outgoing, RequestMaker
 from wsgigate.proxy.response import BadResponse, Body, ResponseMaker, problem_of, reason_of
 from wsgigate.proxy.transport import Sessions, Timeout
@@ -150,7 +151,7 @@ class Forwarder:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ[SERVICE] = self.pool.service
         try:
-            if is_last_hop(environ):
+            if environ["REQUEST_METHOD"] == "OPTIONS" and is_last_hop(environ):
                 start_response("204 No Content", [])
                 return []
         except Refusal as error:
@@ -185,6 +186,9 @@ class Forwarder:
         except BaseException:
             departure.close()
             raise
+        whole = response.raw.whole() if type(response.raw) is RawResponse else None
+        if whole is not None:
+            return self._at_once(whole, response, request, lease, departure, start_response)
         body = Body(response, lambda _error: lease.release(), departure)
         try:
             status, headers, length = self._responses.head(response, request, instance)
@@ -202,11 +206,32 @@ class Forwarder:
         body.promised = length
         return body
 
-    def _send(self, request: Outgoing, departure: Departure) -> requests.Response:
-        request.headers.holds = departure.holds  # type: ignore[attr-defined]
-        session = self._sessions.current()
+    def _at_once(
+        self,
+        block: bytes,
+        response: requests.Response,
+        request: Outgoing,
+        lease: Lease,
+        departure: Departure,
+        start_response: StartResponse,
+    ) -> Iterable[bytes]:
+        """Answer with a body that came together with its head, as a list: it costs the least."""
+        departure.close()
+        if departure.gone:  # its end is not told from that of the connection
+            raise Refusal(CLIENT_LEFT, "the client has left")
         try:
-            return session.get_adapter(request.url or "").send(
+            status, headers, length = self._responses.head(response, request, lease.instance)
+        except BadResponse as error:
+            raise Refusal(problem_of(error), str(error)) from error
+        start_response(status, headers)
+        lease.release()
+        return [block] if block and length != 0 else []
+
+    def _send(self, request: Outgoing, departure: Departure) -> requests.Response:
+        if departure is not UNSEEN:
+            request.headers.holds = departure.holds  # type: ignore[attr-defined]
+        try:
+            return self._sessions.adapter(request.origin).send(
                 request, stream=True, timeout=self._timeout, verify=self._verify, cert=self._cert
             )
         except Exception as error:

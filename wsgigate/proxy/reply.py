@@ -11,7 +11,7 @@ from requests.cookies import RequestsCookieJar
 from requests.structures import CaseInsensitiveDict
 from requests.utils import get_encoding_from_headers
 
-from wsgigate.proxy.connections import Connection
+from wsgigate.proxy.connection import Connection
 from wsgigate.proxy.wire import BLOCK, ResponseReader
 
 __all__ = ["FieldList", "RawResponse", "Reply"]
@@ -82,6 +82,13 @@ class RawResponse:
     def closed(self) -> bool:
         """Whether there is nothing more to read."""
         return self._connection is None and not self._ready
+
+    def whole(self) -> bytes | None:
+        """Return all of the body when it has come already, else ``None`` and leave it alone."""
+        if self._connection is not None or self._at or self._reader.error is not None:
+            return None
+        block, self._ready = self._ready, b""
+        return block
 
     def read1(self, amt: int | None = -1, decode_content: bool | None = False) -> bytes:
         """Return what has come, at most *amt* bytes; nothing at the end, and only then.

@@ -17,34 +17,31 @@ from wsgiref.types import WSGIEnvironment
 import requests
 
 from wsgigate.discovery import Instance
-from wsgigate.fields import (
-    HOP_BY_HOP,
-    FieldRules,
-    connection_tokens,
-    is_field_value,
-    is_token,
-)
-from wsgigate.forwarding import CLIENT_FORGED, FAMILY, format_forwarded
+from wsgigate.fields import HOP_BY_HOP, FieldRules, is_field_value, is_token
 from wsgigate.problem import Refusal
 from wsgigate.proxy.client_body import client_body
+from wsgigate.proxy.copying import PROTECTED, FieldCopier
 from wsgigate.proxy.hops import NEVER, hops_left
 from wsgigate.proxy.sending import Fields
+from wsgigate.proxy.way import Way
 from wsgigate.target import BadTarget, Target, canonical_path, canonical_pattern
-from wsgigate.wsgi import CLAIMS, PEER_TRUSTED, REQUEST_ID, environ_key
+from wsgigate.wsgi import CLAIMS
 
 __all__ = ["Outgoing", "RequestMaker"]
 
-_PROTECTED = frozenset(
-    ("authorization", "content-length", "content-type", "cookie", "host", "x-request-id")
-)
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,20}")
-_MOST_NAMES = 2048
 _BODY_METHODS = frozenset(("POST", "PUT", "PATCH"))
+_USUAL_METHODS = _BODY_METHODS | {"DELETE", "GET", "HEAD", "OPTIONS"}
+_PROTOCOLS = frozenset(("HTTP/1.0", "HTTP/1.1", "HTTP/2.0"))
 
 
 class Outgoing(requests.PreparedRequest):
     """A request filled by hand: preparing one would rewrite its target and guess its framing."""
+
+    # What a prepared request has besides, and nobody here fills or changes.
+    _cookies = None
+    _body_position = None
+    hooks: Mapping[str, list[object]] = {"response": []}
 
     target: str
     origin: str
@@ -53,6 +50,9 @@ class Outgoing(requests.PreparedRequest):
     """The one the client came by."""
     outside: str
     """What the client's path begins with and the instance does not see: mount and prefix."""
+
+    def __init__(self) -> None:
+        self.body = None
 
     @property
     def path_url(self) -> str:
@@ -97,21 +97,12 @@ class RequestMaker:
         self._fields = fields or None
         identity = dict(identity or {})
         for name in identity:
-            if not is_token(name) or name.lower() in HOP_BY_HOP | _PROTECTED:
+            if not is_token(name) or name.lower() in HOP_BY_HOP | PROTECTED:
                 raise ValueError(f"{name!r} can not be an identity field")
         self._identity = tuple(identity.items())
         self._forward_authorization = forward_authorization
-        if not is_token(via):
-            raise ValueError(f"via is a word such as wsgigate, got {via!r}")
-        self._via = via
-        self._names: dict[str, str | None] = {}  # bounded
-        self._dropped = (
-            frozenset(environ_key(name) for name in HOP_BY_HOP)
-            | frozenset(environ_key(name) for name in identity)
-            | CLIENT_FORGED
-            | {"HTTP_EXPECT", "HTTP_HOST", "HTTP_HTTP2_SETTINGS", "HTTP_VIA"}
-            | {"HTTP_CONTENT_LENGTH", "HTTP_CONTENT_TYPE"}
-        )
+        self._way = Way(via)
+        self._copier = FieldCopier(identity)
 
     def make(self, environ: WSGIEnvironment, target: Target, instance: Instance) -> Outgoing:
         """Return the request for *instance*.
@@ -119,27 +110,31 @@ class RequestMaker:
         :raises Refusal: It can not be forwarded; carries the answer.
         """
         method = environ["REQUEST_METHOD"]
-        if not _METHOD.fullmatch(method):
-            raise Refusal.of(400, "Malformed method.")
-        if method in NEVER:
-            raise Refusal.of(405, "Method not allowed.")
-        if environ.get("SERVER_PROTOCOL", "HTTP/1.1") not in ("HTTP/1.1", "HTTP/1.0", "HTTP/2.0"):
+        if method not in _USUAL_METHODS:
+            _check_method(method)
+        protocol = environ.get("SERVER_PROTOCOL", "HTTP/1.1")
+        if protocol not in _PROTOCOLS:
             raise Refusal.of(505, "HTTP version not supported.")
-        fields = self._copied(environ)
+        fields = self._copier.copied(environ)
         request = Outgoing()
         body = client_body(environ)
-        request.body = body  # type: ignore[assignment]  # a reader is what requests streams
-        if body is not None and body.length is not None:
-            fields["Content-Length"] = str(body.length)
-        elif body is None and (method in _BODY_METHODS or environ.get("CONTENT_LENGTH")):
+        if body is not None:
+            request.body = body  # type: ignore[assignment]  # a reader is what requests streams
+            if body.length is not None:
+                fields["Content-Length"] = str(body.length)
+        elif method in _BODY_METHODS or environ.get("CONTENT_LENGTH"):
             fields["Content-Length"] = "0"
         if method == "OPTIONS" and "Max-Forwards" in fields:
             fields["Max-Forwards"] = str(hops_left(fields["Max-Forwards"]) - 1)
-        self._tell_identity(environ, fields)
-        path, stripped = self._rewritten(target.path)
+        if self._identity or self._forward_authorization is False:
+            self._tell_identity(environ, fields)
+        path = target.path
+        stripped = ""
+        if self._strip or self._add:
+            path, stripped = self._rewritten(path)
         request.scheme = environ["wsgi.url_scheme"]
-        request.outside = _mount(environ) + stripped
-        self._tell_way(environ, fields, request.outside)
+        request.outside = outside = _mount(environ) + stripped
+        self._way.tell(environ, fields, protocol, outside)
         host = environ.get("HTTP_HOST") if self._preserve_host else None
         fields["Host"] = host or instance.authority
         if self._fields is not None:
@@ -151,46 +146,6 @@ class RequestMaker:
         fields.target = request.target
         request.headers = fields  # type: ignore[assignment]
         return request
-
-    def _copied(self, environ: WSGIEnvironment) -> Fields:
-        names = self._names
-        fields = Fields()
-        for key, value in environ.items():
-            try:
-                name = names[key]
-            except KeyError:
-                name = self._name(key)
-            if name is not None:
-                fields[name] = value
-        content_type = environ.get("CONTENT_TYPE")
-        if content_type:
-            fields["Content-Type"] = content_type
-        if "" in fields:
-            raise Refusal.of(400, "Malformed request field.", "a request field without a name")
-        if _CONTROL.search("".join(fields.values())):
-            raise Refusal.of(
-                400, "Malformed request field.", "a control character in a request field"
-            )
-        connection = environ.get("HTTP_CONNECTION")
-        if connection and connection.lower() not in ("keep-alive", "close"):
-            try:
-                named = connection_tokens(connection) - _PROTECTED
-            except ValueError as error:
-                raise Refusal.of(400, "Malformed Connection field.", str(error)) from None
-            request_id = environ.get(REQUEST_ID)
-            for name in [name for name in fields if name.lower() in named]:
-                if request_id is None or fields[name] != request_id:
-                    del fields[name]
-        return fields
-
-    def _name(self, key: str) -> str | None:
-        """Return the field that an environ key stands for; None when there is none to copy."""
-        name = None
-        if key[:5] == "HTTP_" and key not in self._dropped and not key.startswith(FAMILY):
-            name = _field_name(key)
-        if len(self._names) < _MOST_NAMES and len(key) <= 64:
-            self._names[key] = name
-        return name
 
     def _tell_identity(self, environ: WSGIEnvironment, fields: Fields) -> None:
         claims: Mapping[str, object] | None = environ.get(CLAIMS)
@@ -232,36 +187,12 @@ class RequestMaker:
         )
         return "/" + "/".join(parts) if fits else ""
 
-    def _tell_way(self, environ: WSGIEnvironment, fields: Fields, outside: str) -> None:
-        """Say which way the request came: ``X-Forwarded-*``, ``Forwarded`` (RFC 7239), ``Via``."""
-        peer = environ.get("REMOTE_ADDR") or "unknown"
-        scheme = environ["wsgi.url_scheme"]
-        host = environ.get("HTTP_HOST", "")
-        before: Mapping[str, str] = environ if environ.get(PEER_TRUSTED) else {}
-        chain = before.get("HTTP_X_FORWARDED_FOR")
-        fields["X-Forwarded-For"] = f"{chain}, {peer}" if chain else peer
-        fields["X-Forwarded-Proto"] = before.get("HTTP_X_FORWARDED_PROTO") or scheme
-        known_host = before.get("HTTP_X_FORWARDED_HOST") or host
-        if known_host:
-            fields["X-Forwarded-Host"] = known_host
-        fields["X-Forwarded-Port"] = before.get("HTTP_X_FORWARDED_PORT") or _port(host, scheme)
-        element = format_forwarded(peer, host, scheme)
-        chain = before.get("HTTP_FORWARDED")
-        fields["Forwarded"] = f"{chain}, {element}" if chain else element
-        prefix = before.get("HTTP_X_FORWARDED_PREFIX", "").rstrip("/") + outside
-        if prefix:
-            fields["X-Forwarded-Prefix"] = prefix
-        via = environ.get("HTTP_VIA")
-        if via and self._via in via and self._via in re.split(r"[\s,]+", via):
-            raise Refusal.of(508, "Loop detected.", f"{self._via} is in Via already")
-        version = environ.get("SERVER_PROTOCOL", "HTTP/1.1").partition("/")[2]
-        fields["Via"] = f"{via}, {version} {self._via}" if via else f"{version} {self._via}"
 
-
-def _field_name(key: str) -> str:
-    """Return the field name of an environ key, ``X-Api-Key``; empty when it is no field name."""
-    name = key[5:].replace("_", "-").title()
-    return name if is_token(name) else ""
+def _check_method(method: str) -> None:
+    if not _METHOD.fullmatch(method):
+        raise Refusal.of(400, "Malformed method.")
+    if method in NEVER:
+        raise Refusal.of(405, "Method not allowed.")
 
 
 def _mount(environ: WSGIEnvironment) -> str:
@@ -279,11 +210,6 @@ def _claim_text(value: object) -> str | None:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return " ".join(value)
     return None
-
-
-def _port(host: str, scheme: str) -> str:
-    port = host.rpartition(":")[2] if not host.endswith("]") and ":" in host else ""
-    return port or ("443" if scheme == "https" else "80")
 
 
 def _prefix(value: str, setting: str) -> str:

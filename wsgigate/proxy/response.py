@@ -6,22 +6,18 @@ import errno
 import http.client
 import re
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 import requests
 from urllib3.exceptions import HTTPError, NewConnectionError
 
 from wsgigate.discovery import Instance
-from wsgigate.fields import (
-    HOP_BY_HOP,
-    FieldRules,
-    connection_tokens,
-    is_token,
-)
+from wsgigate.fields import FieldRules
 from wsgigate.problem import Problem, status_line
 from wsgigate.proxy.departure import ClientLeft, Departure
 from wsgigate.proxy.faults import NotConnected, PoolFull
+from wsgigate.proxy.head_plan import BadResponse, content_length, plan_of, without_named
 from wsgigate.proxy.request import Outgoing
 from wsgigate.proxy.wire import BLOCK
 from wsgigate.rewriting import cookie_path, location
@@ -30,7 +26,6 @@ from wsgigate.wsgi import Headers
 __all__ = ["BadResponse", "Body", "ResponseMaker", "UpstreamCut", "problem_of", "reason_of"]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-_KEPT = frozenset(("cache-control", "content-length", "content-type", "set-cookie"))
 _BODILESS = frozenset((204, 205, 304))
 _WRAPPING = re.compile(r"^(?:<[^<>]* object at 0x[0-9a-f]+>|\w*(?:Pool|Connection)\([^()]*\)): ")
 _FULL = Problem(
@@ -39,11 +34,8 @@ _FULL = Problem(
     extensions={"error": "Too many connections"},
     headers=(("Retry-After", "1"),),
 )
+_name_of, _value_of = itemgetter(0), itemgetter(1)
 _READ_ERRORS = (HTTPError, OSError, http.client.HTTPException, ValueError)
-
-
-class BadResponse(Exception):
-    """The instance answered with something that is not a valid response."""
 
 
 class UpstreamCut(ConnectionResetError):
@@ -161,54 +153,29 @@ class ResponseMaker:
         status = response.status_code
         if not 200 <= status <= 599:
             raise BadResponse(f"status {status}")
-        headers, lengths, codings, own = self._checked(response)
-        if codings and (lengths or codings != ["chunked"]):
-            raise BadResponse(f"Transfer-Encoding {', '.join(codings)!r}")
-        length = _length(lengths)
+        fields = list(response.raw.headers.items())
+        plan = plan_of(tuple(map(_name_of, fields)))
+        if plan.malformed or _CONTROL.search("".join(map(_value_of, fields))):
+            raise BadResponse("a malformed field")
+        headers = list(plan.kept(fields))
+        if plan.connections:
+            headers = without_named(headers, [fields[at][1] for at in plan.connections])
+        lengths = [fields[at][1] for at in plan.lengths]
+        if plan.codings:
+            codings = [fields[at][1].strip().lower() for at in plan.codings]
+            if lengths or codings != ["chunked"]:
+                raise BadResponse(f"Transfer-Encoding {', '.join(codings)!r}")
+        length = content_length(lengths)
         bodiless = request.method == "HEAD" or status in _BODILESS
         if length is not None and status not in (204, 205):
             headers.append(("Content-Length", str(length)))
         elif status == 205:
             headers.append(("Content-Length", "0"))
-        if own and (self._rewrite_location or self._rewrite_cookies):
+        if plan.own and (self._rewrite_location or self._rewrite_cookies):
             headers = self._rewritten(headers, request, instance)
         if self._fields is not None:
             headers = self._fields.apply(headers)
         return status_line(status), headers, 0 if bodiless else length
-
-    @staticmethod
-    def _checked(response: requests.Response) -> tuple[Headers, list[str], list[str], bool]:
-        """Return the end-to-end fields, apart from them the framing, and whether any is the
-        instance's own view of where it is."""
-        headers: Headers = []
-        lengths: list[str] = []
-        codings: list[str] = []
-        named: frozenset[str] = frozenset()
-        fields = response.raw.headers.items()
-        if _CONTROL.search("".join([value for _, value in fields])):
-            raise BadResponse("a malformed field")
-        own = False
-        for field in fields:
-            kind = _kind(field[0])
-            if kind == "end-to-end":
-                headers.append(field)
-            elif kind == "own":
-                own = True
-                headers.append(field)
-            elif kind == "content-length":
-                lengths.append(field[1])
-            elif kind == "transfer-encoding":
-                codings.append(field[1].strip().lower())
-            elif kind == "connection":
-                try:
-                    named |= _named(field[1])
-                except ValueError as error:
-                    raise BadResponse(str(error)) from None
-            elif kind == "malformed":
-                raise BadResponse("a malformed field")
-        if named:
-            headers = [field for field in headers if field[0].lower() not in named]
-        return headers, lengths, codings, own
 
     def _rewritten(self, headers: Headers, request: Outgoing, instance: Instance) -> Headers:
         outside = request.outside
@@ -224,34 +191,6 @@ class ResponseMaker:
                 value = cookie_path(value, self._added, outside, domain)
             rewritten.append((name, value))
         return rewritten
-
-
-@lru_cache(maxsize=2048)
-def _kind(name: str) -> str:
-    """Return what is done with the response fields of that name."""
-    lower = name.lower()
-    if lower in ("content-length", "transfer-encoding", "connection"):
-        return lower
-    if not is_token(name):
-        return "malformed"
-    if lower in ("location", "content-location", "set-cookie"):
-        return "own"
-    return "hop-by-hop" if lower in HOP_BY_HOP else "end-to-end"
-
-
-@lru_cache(maxsize=256)
-def _named(connection: str) -> frozenset[str]:
-    """Return the fields that a ``Connection`` value names and that would not be dropped anyway."""
-    return connection_tokens(connection) - _KEPT - HOP_BY_HOP - {"close", "keep-alive"}
-
-
-def _length(values: list[str]) -> int | None:
-    if not values:
-        return None
-    value = values[0].strip()
-    if len(values) > 1 or not (value.isascii() and value.isdigit()) or len(value) > 18:
-        raise BadResponse(f"Content-Length {', '.join(values)!r}")
-    return int(value)
 
 
 def problem_of(error: Exception) -> Problem:

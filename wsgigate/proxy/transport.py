@@ -9,7 +9,6 @@ would replace the client's own credentials.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 import requests
 from requests.adapters import BaseAdapter
 
+from wsgigate import process
 from wsgigate.proxy.connections import ConnectionPool, Limits
 from wsgigate.proxy.dial import Cert, Contexts, Verify, dialer
 from wsgigate.proxy.exchange import Deadline, exchange
@@ -31,15 +31,6 @@ __all__ = ["Adapter", "Sessions", "Timeout", "gateway_session"]
 _REPEATABLE = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
 _MOST_POOLS = 1000
 _FOREVER = 86_400.0
-_pid = os.getpid()
-
-
-def _after_fork() -> None:
-    global _pid
-    _pid = os.getpid()
-
-
-os.register_at_fork(after_in_child=_after_fork)  # cheaper than to ask each time
 
 
 class Timeout(tuple[float, float]):
@@ -89,7 +80,7 @@ class Adapter(BaseAdapter):
         self._limits = Limits(max_idle, max_open, idle_timeout, max_age)
         self._clock = clock
         self._contexts = Contexts()
-        self._pid = _pid
+        self._pid = process.pid
         self._pools: dict[tuple[str, Verify, Cert], ConnectionPool] = {}
         self._sweep_at = 0.0
 
@@ -151,7 +142,7 @@ class Adapter(BaseAdapter):
     def close(self) -> None:
         """Close the idle connections, and those in use once they are given back."""
         pools, self._pools = self._pools, {}
-        if self._pid == _pid:
+        if self._pid == process.pid:
             for pool in pools.values():
                 pool.close()
 
@@ -160,7 +151,7 @@ class Adapter(BaseAdapter):
         return {key[0]: pool for key, pool in self._pools.items()}
 
     def _pool(self, origin: str, verify: Verify, cert: Any) -> ConnectionPool:
-        if self._pid != _pid:
+        if self._pid != process.pid:
             self._forked()
         key = (origin, verify, tuple(cert) if isinstance(cert, list) else cert)
         pool = self._pools.get(key)
@@ -174,13 +165,13 @@ class Adapter(BaseAdapter):
     def _forked(self) -> None:
         """Leave the parent's connections alone: two who share one get each other's answers."""
         pools, self._pools = self._pools, {}
-        self._pid = _pid
+        self._pid = process.pid
         for pool in pools.values():
             pool.abandon()
 
     def _sweep(self, now: float) -> None:
         self._sweep_at = now + self._limits.idle_timeout
-        if self._pid == _pid:
+        if self._pid == process.pid:
             for pool in list(self._pools.values()):
                 pool.sweep(now)
 
@@ -238,23 +229,41 @@ class Sessions:
         self._lock = threading.Lock()
         self._pid = 0
         self._session: requests.Session | None = None
+        self._adapters: dict[str, BaseAdapter] = {}
         self._inherited: list[requests.Session] = []
 
     def current(self) -> requests.Session:
         """Return this process's session."""
-        if self._pid == _pid and self._session is not None:
+        if self._pid == process.pid and self._session is not None:
             return self._session
         with self._lock:
-            if self._pid != _pid or self._session is None:
+            if self._pid != process.pid or self._session is None:
                 if self._session is not None:
                     self._inherited.append(self._session)
                 self._session = self._make()
-                self._pid = _pid
+                self._adapters = {}
+                self._pid = process.pid
             return self._session
+
+    def adapter(self, url: str) -> BaseAdapter:
+        """Return what this process's session has mounted for the instance at *url*.
+
+        Looked up once for each instance: what is mounted later is for instances yet unknown.
+
+        :raises requests.exceptions.InvalidSchema: There is nothing for such a URL.
+        """
+        session = self.current()
+        adapter = self._adapters.get(url)
+        if adapter is None:
+            adapter = session.get_adapter(url)
+            if len(self._adapters) < _MOST_POOLS:
+                self._adapters[url] = adapter
+        return adapter
 
     def close(self) -> None:
         """Close this process's session and its idle connections."""
         with self._lock:
-            if self._session is not None and self._pid == _pid:
+            if self._session is not None and self._pid == process.pid:
                 self._session.close()
                 self._session = None
+                self._adapters = {}

@@ -10,6 +10,8 @@ is the final one. Heads alone are handed to it, so that where each of them ends 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -30,14 +32,17 @@ MOST_CHUNK_OVERHEAD = 65536
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([^\r\n]*))?\r\n")
 _START = b"HTTP/1."
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_ORDINARY, _LENGTH, _CODING, _CONNECTION = range(4)
+_FIELD = re.compile(r"([^:\r\n]++):[ \t]*+([^\r\n]*+)\r\n")
+_LENGTH, _CODING, _CONNECTION = range(3)
 _FRAMING = {
-    b"content-length": _LENGTH,
-    b"transfer-encoding": _CODING,
-    b"connection": _CONNECTION,
+    "content-length": _LENGTH,
+    "transfer-encoding": _CODING,
+    "connection": _CONNECTION,
 }
-_MOST_NAMES = 1024
-_names: dict[bytes, tuple[str, int]] = {}  # bounded; a name costs a look-up, not a decoding
+_NOBODY = object()
+"""What a parser reports to that is only asked whether it takes a head."""
+
+_name_of = itemgetter(0)
 
 
 class ResponseReader:
@@ -53,46 +58,28 @@ class ResponseReader:
     :ivar error: What is wrong with the body behind what has been returned of it.
     """
 
-    __slots__ = (
-        "_bodiless",
-        "_chunked",
-        "_decoded",
-        "_held",
-        "_interim",
-        "_left",
-        "_overhead",
-        "_parser",
-        "_tail",
-        "_upgrade",
-        "begun",
-        "body",
-        "complete",
-        "error",
-        "fields",
-        "keep",
-        "reason",
-        "status",
-        "version",
-    )
+    # What most responses leave as it is stands here, so that it costs nothing to make a reader.
+    begun = False
+    body = b""
+    complete = False
+    error: BrokenResponse | None = None
+    keep = True
+    reason = ""
+    status = 0
+    version = 0
+    fields: list[tuple[str, str]]
+    _chunked = False
+    _decoded: list[bytes]
+    _held = b""
+    _interim = 0
+    _left: int | None = None
+    _overhead = 0
+    _parser: Any = None
+    _tail = b""
 
     def __init__(self, method: str, upgrade: bool = False) -> None:
         self._bodiless = method == "HEAD"
         self._upgrade = upgrade
-        self._held = b""
-        self._interim = 0
-        self._left: int | None = None
-        self._chunked = False
-        self._decoded: list[bytes] = []
-        self.error: BrokenResponse | None = None
-        self._parser: Any = None
-        self.begun = False
-        self.body = b""
-        self.complete = False
-        self.fields: list[tuple[str, str]] = []
-        self.keep = True
-        self.status = 0
-        self.reason = ""
-        self.version = 0
 
     def feed_head(self, data: bytes) -> bool:
         """Take bytes until the final head is in; tell whether it is.
@@ -161,40 +148,53 @@ class ResponseReader:
         line = _STATUS_LINE.match(head)  # as the parser skips empty lines before a message
         if line is None:
             raise BrokenResponse("malformed status line")
-        self.fields = fields = []
+        self._feed(HttpResponseParser(_NOBODY), head)
+        # The parser has seen that these are fields; that they are all there is, is seen here.
+        text = head[line.end() :].decode("latin-1")
+        fields = _FIELD.findall(text)
+        if len(fields) != text.count("\n") - 1:
+            raise BrokenResponse("malformed response head")
+        if len(fields) > MOST_FIELDS:
+            raise BrokenResponse("the response has too many fields")
+        if " \r" in text or "\t\r" in text:
+            fields = [(name, value.rstrip(" \t")) for name, value in fields]
+        self.fields = fields
+        self.version = 11 if line[1] == b"1" else 10
+        self.status = int(line[2])
+        self.keep = self.version == 11
         self._left = None
-        codings = []
-        raw_fields: list[tuple[bytes, bytes]] = []
-        parser = self._parser = HttpResponseParser(_Messages(self, raw_fields))
+        length: int | None = None
+        codings: list[str] = []
+        for at, kind in _framing(tuple(map(_name_of, fields))):
+            value = fields[at][1]
+            if kind == _LENGTH:
+                length = int(value)
+            elif kind == _CODING:
+                codings.append(value.strip().lower())
+            elif "close" in value.lower():
+                self.keep = False
+        reason = line[3]
+        if reason and not _CONTROL.search(reason):
+            self.reason = reason.decode("latin-1")
+        else:
+            self.reason = ""
+        self._frame(length, codings)
+        if self._chunked:
+            self._parser = HttpResponseParser(_Messages(self))
+            self._feed(self._parser, head)
+
+    @staticmethod
+    def _feed(parser: Any, head: bytes) -> None:
         try:
             parser.feed_data(head)
         except HttpParserUpgrade:
             pass
         except HttpParserError as error:
             raise BrokenResponse(f"malformed response head: {error}") from None
-        if len(raw_fields) > MOST_FIELDS:
-            raise BrokenResponse("the response has too many fields")
-        self.version = 10 + (line[1] == b"1")
-        self.status = int(line[2])
-        self.keep = self.version == 11
-        length: int | None = None
-        for raw_name, raw_value in raw_fields:
-            name, kind = _names.get(raw_name) or _learn(raw_name)
-            if kind:
-                if kind == _LENGTH:
-                    length = int(raw_value)
-                elif kind == _CODING:
-                    codings.append(raw_value.strip().lower())
-                elif b"close" in raw_value.lower():
-                    self.keep = False
-            fields.append((name, raw_value.decode("latin-1").rstrip(" \t")))
-        reason = line[3] or b""
-        self.reason = "" if _CONTROL.search(reason) else reason.decode("latin-1")
-        self._frame(length, codings)
 
-    def _frame(self, length: int | None, codings: list[bytes]) -> None:
-        if codings and (codings != [b"chunked"] or self.version != 11):
-            raise BrokenResponse(f"Transfer-Encoding {b', '.join(codings)!r}")
+    def _frame(self, length: int | None, codings: list[str]) -> None:
+        if codings and (codings != ["chunked"] or self.version != 11):
+            raise BrokenResponse(f"Transfer-Encoding {', '.join(codings)!r}")
         status = self.status
         if status == 101:
             self.keep = False  # what follows is another protocol's
@@ -204,14 +204,10 @@ class ResponseReader:
                 self.keep = False
         elif codings:
             self._chunked = True
-            self._overhead = 0
-            self._tail = b""
-            return
         elif length is not None:
             self._left = length
         else:
             self.keep = False  # its end is the connection's
-        self._parser = None
 
     def _feed_chunks(self, data: bytes) -> bytes:
         if self.error is not None:
@@ -242,35 +238,33 @@ class ResponseReader:
 
 
 class _Messages:
-    """What the parser reports to: fields of the head, then the data of chunks, nothing behind."""
+    """What the parser reports to of a chunked body: the data of chunks, nothing behind them."""
 
-    __slots__ = ("_fields", "_reader")
+    __slots__ = ("_reader",)
 
-    def __init__(self, reader: ResponseReader, fields: list[tuple[bytes, bytes]]) -> None:
+    def __init__(self, reader: ResponseReader) -> None:
         self._reader = reader
-        self._fields = fields
 
     def on_message_begin(self) -> None:
         if self._reader.complete:
             self._reader.keep = False  # a second message: an answer to nothing
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._fields.append((name, value))
 
     def on_body(self, data: bytes) -> None:
         if not self._reader.complete:
             self._reader._decoded.append(data)
 
     def on_message_complete(self) -> None:
-        if self._reader._chunked:
-            self._reader.complete = True
+        self._reader.complete = True
 
 
-def _learn(raw: bytes) -> tuple[str, int]:
-    known = (raw.decode("latin-1"), _FRAMING.get(raw.lower(), _ORDINARY))
-    if len(_names) < _MOST_NAMES and len(raw) <= 64:
-        _names[raw] = known
-    return known
+@lru_cache(maxsize=1024)
+def _framing(names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+    """Return where in a head with these *names* are fields that frame the body, and which ones.
+
+    An instance sends the same names over and over: what they mean is found out once.
+    """
+    kinds = [(at, _FRAMING.get(name.lower())) for at, name in enumerate(names)]
+    return tuple((at, kind) for at, kind in kinds if kind is not None)
 
 
 def _check_unfinished(data: bytes) -> None:

@@ -1,0 +1,94 @@
+"""Which way a request came: ``X-Forwarded-*``, ``Forwarded`` (RFC 7239) and ``Via`` (RFC 9110)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from wsgiref.types import WSGIEnvironment
+
+from wsgigate.fields import is_token
+from wsgigate.forwarding import format_forwarded
+from wsgigate.problem import Refusal
+from wsgigate.wsgi import PEER_TRUSTED
+
+__all__ = ["Way"]
+
+
+class Way:
+    """Tells the next hop which way a request came.
+
+    :param via: The gateway's name in ``Via`` (RFC 9110 section 7.6.3).
+    :raises ValueError: It is no word.
+    """
+
+    def __init__(self, via: str) -> None:
+        if not is_token(via):
+            raise ValueError(f"via is a word such as wsgigate, got {via!r}")
+        self._via = via
+
+    def tell(
+        self, environ: WSGIEnvironment, fields: dict[str, str], protocol: str, outside: str
+    ) -> None:
+        """Add to *fields* the way that the request of *environ* came.
+
+        :param protocol: The client's, ``HTTP/1.1``.
+        :param outside: What the client's path begins with and the next hop does not see.
+        :raises Refusal: It came by here already.
+        """
+        peer = environ.get("REMOTE_ADDR") or "unknown"
+        scheme = environ["wsgi.url_scheme"]
+        host = environ.get("HTTP_HOST", "")
+        told = _first_hop(peer, scheme, host)
+        if environ.get(PEER_TRUSTED):
+            told = _next_hop(environ, told)
+        fields.update(told)
+        before = environ.get("HTTP_X_FORWARDED_PREFIX") if environ.get(PEER_TRUSTED) else None
+        if outside or before:
+            prefix = (before or "").rstrip("/") + outside
+            if prefix:
+                fields["X-Forwarded-Prefix"] = prefix
+        via = environ.get("HTTP_VIA")
+        mine = f"{protocol[5:]} {self._via}"
+        if via:
+            if self._via in via and self._via in re.split(r"[\s,]+", via):
+                raise Refusal.of(508, "Loop detected.", f"{self._via} is in Via already")
+            mine = f"{via}, {mine}"
+        fields["Via"] = mine
+
+
+@lru_cache(maxsize=4096)
+def _first_hop(peer: str, scheme: str, host: str) -> Mapping[str, str]:
+    """Return what is told of a request that nobody passed on before."""
+    told = {"X-Forwarded-For": peer, "X-Forwarded-Proto": scheme}
+    if host:
+        told["X-Forwarded-Host"] = host
+    told["X-Forwarded-Port"] = _port(host, scheme)
+    told["Forwarded"] = format_forwarded(peer, host, scheme)
+    return told
+
+
+def _next_hop(environ: WSGIEnvironment, told: Mapping[str, str]) -> Mapping[str, str]:
+    """Return *told* behind what the trusted proxies before this one told."""
+    merged = dict(told)
+    for name, key in (
+        ("X-Forwarded-For", "HTTP_X_FORWARDED_FOR"),
+        ("Forwarded", "HTTP_FORWARDED"),
+    ):
+        chain = environ.get(key)
+        if chain:
+            merged[name] = f"{chain}, {told[name]}"
+    for name, key in (
+        ("X-Forwarded-Proto", "HTTP_X_FORWARDED_PROTO"),
+        ("X-Forwarded-Host", "HTTP_X_FORWARDED_HOST"),
+        ("X-Forwarded-Port", "HTTP_X_FORWARDED_PORT"),
+    ):
+        value = environ.get(key)
+        if value:
+            merged[name] = value
+    return merged
+
+
+def _port(host: str, scheme: str) -> str:
+    port = host.rpartition(":")[2] if not host.endswith("]") and ":" in host else ""
+    return port or ("443" if scheme == "https" else "80")
