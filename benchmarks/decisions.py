@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 from benchmarks.around import ADDED, Added, added
 from benchmarks.redis_server import redis_server
 from benchmarks.table import aligned
-from wsgigate.rules.quota import ALGORITHMS, Quota
+from wsgigate.rules.algorithms import ALGORITHMS
+from wsgigate.rules.quota import Quota
 from wsgigate.store import open_store, update
 
 __all__ = ["PROCESSES", "Race", "document", "measure", "race", "tables"]
