@@ -109,6 +109,7 @@ class LimitFields:
         self._customary = "x-ratelimit" in families
         self._replaced = frozenset(name.lower() for each in families for name in FAMILIES[each])
         self._both = self._standard and self._customary
+        self._wanted = slice(0, 2) if self._standard else slice(2, 5)
         self._harmless: set[str] = set()
         self._start = self._started
 
@@ -146,19 +147,19 @@ class LimitFields:
             verdicts, now, several = taken[0]
             _, _, remaining, reset_after, retry_after = verdicts[0]
             _, _, begins, policy_field, limit_field = several[0]
-            if limit_field is None or not self._both:
+            if limit_field is None:
                 fields = headers + self._of_all(taken)
             else:  # nearly all requests come by here, and each call would cost as much as a field
                 left = str(remaining)
                 moment = ceil((now + reset_after) * 1000)
                 fields = [
-                    *headers,
                     policy_field,
                     ("RateLimit", f"{begins}{left};t={ceil(retry_after or reset_after)}"),
                     limit_field,
                     ("X-RateLimit-Remaining", left),
                     ("X-RateLimit-Reset", _seconds(moment // 1000) + _MILLISECONDS[moment % 1000]),
                 ]
+                fields = headers + (fields if self._both else fields[self._wanted])
         if exc_info:
             return start_response(status, fields, exc_info)
         return start_response(status, fields)
