@@ -19,6 +19,7 @@ from typing import Any
 from wsgigate import (
     Authenticator,
     BodyLimit,
+    ConcurrencyLimiter,
     Cors,
     Forwarder,
     Limiter,
@@ -40,6 +41,7 @@ CONSTRUCTORS: dict[type[Any], Any] = {
     model.Route: Forwarder,
     options.AuthenticatorOptions: Authenticator,
     options.BodyLimitOptions: BodyLimit,
+    options.ConcurrencyOptions: ConcurrencyLimiter,
     options.CorsOptions: Cors,
     options.LimiterOptions: Limiter,
     options.LoggerOptions: Logger,
@@ -51,6 +53,7 @@ DEFAULTS = {
     "authenticator.deny_list": "``false``",
     "gateway.workers": "the number of CPUs",
     "gateway.via": "made from the name, the machine and the file",
+    "concurrency-limiter.name": 'made from the route; ``"default"`` around everything',
     "limiter.name": 'made from the route; ``"default"`` around everything',
     "logger.stream": '``"stdout"``',
     "routes.encoded_slash": "that of the gateway",

@@ -254,6 +254,21 @@ def test_explain_says_when_nothing_matches(cli: Cli) -> None:
     assert out.endswith("refused      404: no route matches\n")
 
 
+def test_explain_shows_all_that_is_limited(cli: Cli) -> None:
+    limits = (
+        'quota = ["9/s", "90/h"]\nplans = { big = ["99/s", "1 per calendar day"] }\n'
+        'plan = "header:X-Plan"\nobserve = true\n'
+        '[[middleware]]\nuse = "concurrency-limiter"\nlimit = 7'
+    )
+    text = SHOP.replace('quota = "100 per 15 minutes"', limits)
+    code, out, _ = cli("explain", cli.file(text), "GET", "/elsewhere")
+    assert code == 0
+    assert (
+        "limiter (9 per second, 90 per hour; big: 99 per second, 1 per calendar day; "
+        "only observed), concurrency-limiter (7 at a time)"
+    ) in out
+
+
 def test_explain_says_which_hosts_are_not_served(cli: Cli) -> None:
     text = SHOP.replace("[gateway]", '[gateway]\nallowed_hosts = ["a.test"]', 1)
     code, out, _ = cli("explain", cli.file(text), "GET", "/elsewhere")

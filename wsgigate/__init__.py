@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from wsgigate.middleware.authenticator import Authenticator
     from wsgigate.middleware.body_limit import BodyLimit
     from wsgigate.middleware.client_address import ClientAddress
+    from wsgigate.middleware.concurrency import ConcurrencyLimiter
     from wsgigate.middleware.cors import Cors
     from wsgigate.middleware.guard import Guard
     from wsgigate.middleware.limiter import Limiter
@@ -38,6 +39,7 @@ __all__ = [
     "Authenticator",
     "BodyLimit",
     "ClientAddress",
+    "ConcurrencyLimiter",
     "Cors",
     "DenyList",
     "Dispatcher",
@@ -62,6 +64,7 @@ _HOMES = {
     "Authenticator": "middleware.authenticator",
     "BodyLimit": "middleware.body_limit",
     "ClientAddress": "middleware.client_address",
+    "ConcurrencyLimiter": "middleware.concurrency",
     "Cors": "middleware.cors",
     "DenyList": "denylist",
     "Dispatcher": "proxy.dispatcher",

@@ -404,3 +404,35 @@ def test_a_secret_that_can_be_guessed_is_one_clear_line():
         assert demo.told() == (
             "demo: JWT_SECRET must have at least 32 bytes; unset, the demo makes one up\n"
         )
+
+
+def test_the_flask_example_of_limits_counts_by_plan_by_cost_and_by_address():
+    with as_its_readme_says("limits_flask") as client:
+        anonymous = client.ask("GET", "/")
+        assert anonymous.headers["X-RateLimit-Limit"] == "20"
+        assert '"concurrency";r=9' in anonymous.headers["RateLimit"]
+        ada = client.ask("GET", "/", headers={"X-API-Key": "key-of-ada"})
+        assert '"api-month";r=999999;' in ada.headers["RateLimit"]
+        bob = client.ask("GET", "/report", headers={"X-API-Key": "key-of-bob"})
+        assert bob.headers["X-RateLimit-Remaining"] == "90"
+        made_up = client.ask("GET", "/", headers={"X-API-Key": "made-up"})
+        assert made_up.headers["X-RateLimit-Remaining"] == "18"
+        assert client.ask("GET", "/report").status_code == 200
+        assert client.ask("GET", "/report").status_code == 429
+        logins = [client.ask("POST", "/login") for _ in range(6)]
+        assert [each.status_code for each in logins] == [200] * 5 + [429]
+        assert logins[5].json()["violated-policies"] == ["login"]
+        assert "RateLimit" not in client.ask("GET", "/health").headers
+
+
+def test_the_django_example_of_limits_counts_what_its_readme_says():
+    with as_its_readme_says("limits_django") as client:
+        assert client.ask("GET", "/").headers["X-RateLimit-Limit"] == "1000"
+        logins = [client.ask("POST", "/login") for _ in range(6)]
+        assert [each.status_code for each in logins] == [200] * 5 + [429]
+        searches = [client.ask("GET", "/search") for _ in range(45)]
+        assert '"search-1s"' in searches[0].headers["RateLimit-Policy"]
+        refused = [each for each in searches if each.status_code == 429]
+        assert refused, "by one quota or the other, however slow the machine is"
+        for each in refused:
+            assert set(each.json()["violated-policies"]) <= {"search-1s", "search-1m"}

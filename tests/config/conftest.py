@@ -56,9 +56,30 @@ use = "limiter"
 quota = "1000 per hour"
 algorithm = "fixed-window"
 key = "address"
+cost = 2
+plans = { free = "100 per hour", pro = ["50/s", "10_000 per calendar month"] }
+plan = "header:X-Plan"
+observe = false
 name = "everybody"
 fields = ["ratelimit"]
 on_store_error = "refuse"
+
+[middleware.exempt]
+addresses = ["10.9.0.0/16"]
+paths = ["/health", "/static/*"]
+methods = ["TRACE"]
+rule = "full_site:exempted"
+
+[[middleware]]
+use = "concurrency-limiter"
+limit = 10
+key = "address"
+exempt = { paths = ["/health"] }
+lease = "15s"
+observe = false
+name = "at-once"
+fields = ["ratelimit"]
+on_store_error = "allow"
 
 [[middleware]]
 use = "body-limit"
@@ -201,6 +222,10 @@ def site() -> Iterator[ModuleType]:
     module = ModuleType("full_site")
     vars(module).update(echo=echo, fallback=fallback, broken=broken, Stamp=Stamp, number=3)
     module.nothing = lambda app: None  # type: ignore[attr-defined]
+    module.exempted = lambda environ: "HTTP_X_FREE" in environ  # type: ignore[attr-defined]
+    module.cost = lambda environ: int(environ.get("HTTP_X_COST", 1))  # type: ignore[attr-defined]
+    module.plan = lambda environ: environ.get("HTTP_X_PLAN")  # type: ignore[attr-defined]
+    module.caller = lambda environ: environ["PATH_INFO"]  # type: ignore[attr-defined]
     sys.modules["full_site"] = module
     yield module
     del sys.modules["full_site"]

@@ -19,6 +19,8 @@ from wsgigate.tokens import mint
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
 MEMORY = '[store]\nurl = "memory:"\n'
+LIMITER = "[[middleware]]\nuse = 'limiter'\nquota = '5/s'\n"
+AT_ONCE = "[[middleware]]\nuse = 'concurrency-limiter'\n"
 APP = '[[routes]]\npath = "/echo"\napp = "full_site:echo"\n'
 ORDERS = '[services.orders]\ninstances = ["http://127.0.0.1:8000"]\n'
 
@@ -47,7 +49,9 @@ def test_a_request_passes_the_middlewares_of_the_gateway_and_of_its_route(
     assert response.text == "GET /echo/x"
     assert response.headers.getlist("X-Stamp") == ["inside", "outside"]
     assert response.headers["X-Request-ID"]
-    assert response.headers["RateLimit-Policy"] == '"everybody";q=1000;w=3600, "echo";q=3;w=60'
+    assert response.headers["RateLimit-Policy"] == (
+        '"everybody";q=1000;w=3600, "at-once";q=10;qu="concurrent-requests", "echo";q=3;w=60'
+    )
 
 
 def test_both_paths_of_a_route_are_counted_together(gateway: Gateway) -> None:
@@ -308,6 +312,45 @@ def test_unnamed_limiters_have_names_of_their_own(site: ModuleType) -> None:
             "middleware[1]",
             "counts together with the one at middleware[0]",
         ),
+        (
+            "[[middleware]]\nuse = 'limiter'\nquota = '1/s'\nname = 'a'\n"
+            "[[middleware]]\nuse = 'concurrency-limiter'\nlimit = 2\nname = 'a'\n",
+            "middleware[1]",
+            "counts together with the one at middleware[0]",
+        ),
+        (LIMITER + "key = 'full_site:nobody'", "middleware[0].key", "full_site has no nobody"),
+        (LIMITER + "key = 'full_site:number'", "middleware[0].key", "is not a function"),
+        (LIMITER + "cost = 'full_site:number'", "middleware[0].cost", "is not a function"),
+        (LIMITER + "cost = 6", "middleware[0].cost", "more than a quota of 5 ever allows"),
+        (LIMITER + "cost = 0", "middleware[0].cost", "a whole number, at least 1"),
+        (LIMITER + "cost = 'many'", "middleware[0].cost", "package.module:name"),
+        (LIMITER + "plans = { a = 'many' }", "middleware[0].plans.a", "a quota is written"),
+        (LIMITER + "plans = { a = '1/s' }", "middleware[0].plan", "plans needs it"),
+        (LIMITER + "plan = 'header:X-Plan'", "middleware[0].plans", "plan needs it"),
+        (LIMITER + "plan = 'cookie:a'", "middleware[0].plan", "cookie can not be imported"),
+        (LIMITER + "plan = 'claim:plan'\nplans = { a = '1/s' }", "middleware[0].plan", "needs an"),
+        (LIMITER + "key = 'claim:team'", "middleware[0].key", "needs an authenticator"),
+        (LIMITER + "key = 'address|subject'", "middleware[0].key", "needs an authenticator"),
+        (LIMITER + "key = 'address|who'", "middleware[0].key", "expected"),
+        (LIMITER + "observe = 1", "middleware[0].observe", "true or false"),
+        (LIMITER + "exempt = { paths = ['health'] }", "middleware[0].exempt.paths[0]", "/health"),
+        (LIMITER + "exempt = { paths = ['/a/../b'] }", "middleware[0].exempt", "a dot segment"),
+        (LIMITER + "exempt = { addresses = ['here'] }", "middleware[0].exempt", "'here'"),
+        (LIMITER + "exempt = { methods = ['get'] }", "middleware[0].exempt.methods[0]", "OPTIONS"),
+        (LIMITER + "exempt = { rule = 'full_site:no' }", "middleware[0].exempt", "has no no"),
+        (LIMITER + "exempt = { path = [] }", "middleware[0].exempt.path", "is not a known key"),
+        (
+            "[[middleware]]\nuse = 'limiter'\nquota = ['5/s', '6/s']",
+            "middleware[0].quota",
+            "two of one name",
+        ),
+        ("[[middleware]]\nuse = 'limiter'\nquota = []", "middleware[0].quota", "at least one"),
+        ("[[middleware]]\nuse = 'limiter'\nquota = ['1/s', 'x']", "middleware[0].quota[1]", "'x'"),
+        (AT_ONCE + "limit = 0", "middleware[0].limit", "from 1 to 4000"),
+        (AT_ONCE + "limit = 4001", "middleware[0].limit", "from 1 to 4000"),
+        (AT_ONCE + "limit = 1\nlease = '10ms'", "middleware[0].lease", "0.1 to 3600"),
+        (AT_ONCE + "limit = 1\nfields = ['x-ratelimit']", "middleware[0].fields[0]", "ratelimit"),
+        (AT_ONCE + "limit = 1\nkey = 'route'", "middleware[0].key", "of a route only"),
     ],
 )
 def test_what_a_constructor_refuses_is_told_at_its_key_path(
@@ -466,3 +509,45 @@ def test_only_the_hosts_of_the_file_are_served(site: ModuleType) -> None:
     assert client.get("/echo", headers={"Host": "a.test:3000"}).status_code == 200
     assert client.get("/echo", headers={"Host": "c.b.test"}).status_code == 200
     assert client.get("/echo").status_code == 421
+
+
+LIMITED = """
+store.url = "memory:"
+
+[[middleware]]
+use = "limiter"
+quota = ["9/m", "90/h"]
+key = "full_site:caller"
+cost = "full_site:cost"
+plans = { big = "12/m" }
+plan = "full_site:plan"
+
+[middleware.exempt]
+rule = "full_site:exempted"
+
+[[middleware]]
+use = "concurrency-limiter"
+limit = 3
+
+[[routes]]
+path = "/"
+app = "full_site:echo"
+"""
+
+
+def test_functions_of_the_site_say_who_is_counted_as_how_many_and_by_which_plan(
+    site: ModuleType,
+) -> None:
+    client = Client(build(parse(LIMITED, environ={})))
+
+    def left(path: str, **fields: str) -> list[str]:
+        headers = {name.replace("_", "-"): value for name, value in fields.items()}
+        answer = client.get(path, headers=headers, buffered=True)
+        return [part.partition(";t=")[0] for part in answer.headers["RateLimit"].split(", ")]
+
+    places = '"default-2";r=2'
+    assert left("/a") == ['"default-1m";r=8', '"default-1h";r=89', places]
+    assert left("/a", X_Cost="3") == ['"default-1m";r=5', '"default-1h";r=86', places]
+    assert left("/b") == ['"default-1m";r=8', '"default-1h";r=89', places]
+    assert left("/a", X_Plan="big") == ['"default";r=11', places]
+    assert left("/a", X_Free="1") == [places]

@@ -135,7 +135,7 @@ def test_a_full_file_is_read_key_by_key(full: Path) -> None:
     limiter = config.middleware[2].options
     assert isinstance(limiter, LimiterOptions)
     assert limiter.quota == Quota(1000, 3600)
-    assert config.middleware[4].options == {"text": "outside"}
+    assert config.middleware[5].options == {"text": "outside"}
     orders = config.services["orders"]
     assert orders.timeout == 5.0
     assert orders.health is not None

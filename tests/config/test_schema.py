@@ -16,6 +16,7 @@ from wsgigate.config.middlewares import USES
 from wsgigate.config.schema import schema
 from wsgigate.middleware.authenticator import Authenticator
 from wsgigate.middleware.body_limit import BodyLimit
+from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.cors import Cors
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.middleware.logger import Logger
@@ -26,6 +27,7 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.toml"))
 MADE = {
     "authenticator": Authenticator,
     "body-limit": BodyLimit,
+    "concurrency-limiter": ConcurrencyLimiter,
     "cors": Cors,
     "limiter": Limiter,
     "logger": Logger,

@@ -23,6 +23,7 @@ from flask import Flask, Response, request, session
 from wsgigate.middleware.authenticator import Authenticator
 from wsgigate.middleware.body_limit import BodyLimit
 from wsgigate.middleware.client_address import ClientAddress
+from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.cors import Cors
 from wsgigate.middleware.guard import Guard
 from wsgigate.middleware.limiter import Limiter
@@ -39,6 +40,7 @@ MIDDLEWARES: dict[str, Callable[[Any], Any]] = {
     "authenticator": lambda app: Authenticator(app, algorithms=["HS256"], secret=SECRET),
     "body_limit": lambda app: BodyLimit(app, 1000),
     "client_address": ClientAddress,
+    "concurrency": lambda app: ConcurrencyLimiter(app, 1000, store=MemoryStore()),
     "cors": lambda app: Cors(app, origins=[ORIGIN]),
     "guard": Guard,
     "limiter": lambda app: Limiter(app, "1000 per minute", store=MemoryStore()),

@@ -14,6 +14,7 @@ import pytest
 from wsgigate.middleware.authenticator import Authenticator
 from wsgigate.middleware.body_limit import BodyLimit
 from wsgigate.middleware.client_address import ClientAddress
+from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.cors import Cors
 from wsgigate.middleware.guard import Guard
 from wsgigate.middleware.limiter import Limiter
@@ -41,6 +42,7 @@ MIDDLEWARES: list[tuple[str, Callable[[Any], Any], bool]] = [
     ("authenticator", authenticator, True),
     ("body_limit", BodyLimit, True),
     ("client_address", ClientAddress, True),
+    ("concurrency", lambda app: ConcurrencyLimiter(app, 1000, store=MemoryStore()), False),
     ("cors", lambda app: Cors(app, origins=["https://app.example.com"]), True),
     ("guard", Guard, False),
     ("limiter", lambda app: Limiter(app, "10000 per minute", store=MemoryStore()), True),

@@ -12,7 +12,7 @@ from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import read_file
 from wsgigate.config.middlewares import Middleware
 from wsgigate.config.model import Config
-from wsgigate.config.options import LimiterOptions
+from wsgigate.config.options import ConcurrencyOptions, LimiterOptions
 from wsgigate.config.routes import Entry
 from wsgigate.config.stack import leading_loggers
 from wsgigate.discovery import Instance
@@ -119,7 +119,15 @@ def _forwarded(environ: dict[str, Any], entry: Entry, built: Built) -> int:
 
 def _named(entry: Middleware) -> str:
     if isinstance(entry.options, LimiterOptions):
-        return f"{entry.use} ({entry.options.quota})"
+        quota = entry.options.quota
+        told = ", ".join(map(str, quota)) if isinstance(quota, tuple) else str(quota)
+        for plan, quotas in (entry.options.plans or {}).items():
+            several = quotas if isinstance(quotas, tuple) else (quotas,)
+            told += f"; {plan}: {', '.join(map(str, several))}"
+        return f"{entry.use} ({told}{'; only observed' if entry.options.observe else ''})"
+    if isinstance(entry.options, ConcurrencyOptions):
+        watched = "; only observed" if entry.options.observe else ""
+        return f"{entry.use} ({entry.options.limit} at a time{watched})"
     return entry.use
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from wsgigate.config.errors import Errors, at, shown
 from wsgigate.config.middlewares import Middleware
 from wsgigate.config.model import Config, Gateway, Route, Weighted
-from wsgigate.config.options import LimiterOptions
+from wsgigate.config.options import ConcurrencyOptions, LimiterOptions
 from wsgigate.config.tables import suggestion
 from wsgigate.store import NETWORKED
 
@@ -135,18 +135,25 @@ def _check_keys(
     for index, entry in enumerate(entries):
         if entry.verifies:
             known.add("subject")
-        if not isinstance(entry.options, LimiterOptions) or entry.options.key is None:
+        options = entry.options
+        if not isinstance(options, LimiterOptions | ConcurrencyOptions):
             continue
-        keys = entry.options.key if isinstance(entry.options.key, tuple) else (entry.options.key,)
+        here = at(path, index)
+        keys = (options.key,) if isinstance(options.key, str) else options.key or ()
         for key in keys:
-            kind = key.partition(":")[0]
-            if kind in ("route", "path") and kind not in known:
-                errors.add(
-                    at(at(path, index), "key"),
-                    f"{shown(key)} is known to the middlewares of a route only",
-                )
-            elif kind == "subject" and kind not in known:
-                errors.add(
-                    at(at(path, index), "key"),
-                    '"subject" needs an authenticator further out: before it in the list',
-                )
+            # of alternatives the last one is there for those whom the others do not know
+            _check_key(key.rpartition("|")[2].strip(), key, known, at(here, "key"), errors)
+        plan = getattr(options, "plan", None)
+        if plan is not None and plan.startswith("claim:") and "subject" not in known:
+            errors.add(at(here, "plan"), _NEEDS_AUTHENTICATOR.format(shown(plan)))
+
+
+_NEEDS_AUTHENTICATOR = "{} needs an authenticator further out: before it in the list"
+
+
+def _check_key(last: str, key: str, known: set[str], path: str, errors: Errors) -> None:
+    kind = last.partition(":")[0]
+    if kind in ("route", "path") and kind not in known:
+        errors.add(path, f"{shown(key)} is known to the middlewares of a route only")
+    elif kind in ("subject", "claim") and "subject" not in known:
+        errors.add(path, _NEEDS_AUTHENTICATOR.format(shown(key)))

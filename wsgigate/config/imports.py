@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 from wsgiref.types import WSGIApplication
 
-__all__ = ["import_app", "import_object", "made_by"]
+__all__ = ["import_app", "import_function", "import_object", "made_by"]
 
 
 def import_object(name: str) -> Any:
@@ -36,6 +36,17 @@ def import_app(name: str) -> WSGIApplication:
     if not callable(app):
         raise ValueError(f"{name} is not a WSGI application: it can not be called")
     return app
+
+
+def import_function(name: str) -> Any:
+    """Return the function that *name* stands for.
+
+    :raises ValueError: There is none.
+    """
+    found = import_object(name)
+    if not callable(found):
+        raise ValueError(f"{name} is not a function: it can not be called")
+    return found
 
 
 def made_by(name: str, app: WSGIApplication, options: dict[str, Any]) -> WSGIApplication:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from wsgiref.types import WSGIApplication
 from wsgigate import wsgi
 from wsgigate.config.environment import MISSING
 from wsgigate.config.errors import Errors, at, shown
-from wsgigate.config.imports import made_by
+from wsgigate.config.imports import import_function, made_by
 from wsgigate.config.kinds import Kind, Schema
 from wsgigate.config.options import (
     AuthenticatorOptions,
     BodyLimitOptions,
+    ConcurrencyOptions,
     CorsOptions,
     LimiterOptions,
     LoggerOptions,
@@ -26,8 +28,10 @@ from wsgigate.config.options import (
 from wsgigate.config.tables import Table, given, suggestion
 from wsgigate.config.texts import ImportPath
 from wsgigate.denylist import DenyList
+from wsgigate.limit_keys import key_of
 from wsgigate.middleware.authenticator import Authenticator
 from wsgigate.middleware.body_limit import BodyLimit
+from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.cors import Cors
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.middleware.logger import Logger
@@ -94,21 +98,15 @@ class Use(NamedTuple):
 
 
 def key_named(name: str) -> wsgi.Key:
-    """Return the key function that a file calls *name*."""
-    kind, _, argument = name.partition(":")
-    if kind == "header":
-        return wsgi.header(argument)
-    if kind == "path":
-        return wsgi.path_parameter(argument)
-    return _KEYS[kind]
+    """Return the key function that a file calls *name*.
 
-
-_KEYS: dict[str, wsgi.Key] = {
-    "address": wsgi.client_address,
-    "api-key": wsgi.api_key,
-    "route": wsgi.route,
-    "subject": wsgi.subject,
-}
+    :raises ValueError: There is none; it may be a function that can not be imported.
+    """
+    try:
+        return key_of(name)
+    except ValueError:
+        found: wsgi.Key = import_function(name)
+        return found
 
 
 def _request_id(app: App, options: RequestIdOptions, around: Surroundings) -> App:
@@ -123,13 +121,47 @@ def _logger(app: App, options: LoggerOptions, around: Surroundings) -> App:
 
 
 def _limiter(app: App, options: LimiterOptions, around: Surroundings) -> App:
-    arguments = given(options, without=("quota", "key"))
-    if options.key is not None:
-        names = (options.key,) if isinstance(options.key, str) else options.key
-        keys = [key_named(name) for name in names]
-        arguments["key"] = keys[0] if len(keys) == 1 else wsgi.combined(*keys)
+    arguments = given(options, without=("quota", "key", "exempt"))
+    arguments |= _whom(options)
+    for key in ("cost", "plan"):
+        if _IS_OBJECT.fullmatch(str(arguments.get(key, ""))):
+            arguments[key] = _told(key, arguments[key])
     arguments.setdefault("name", around.name)
     return Limiter(app, options.quota, store=around.store, **arguments)
+
+
+def _concurrency(app: App, options: ConcurrencyOptions, around: Surroundings) -> App:
+    arguments = given(options, without=("limit", "key", "exempt"))
+    arguments |= _whom(options)
+    arguments.setdefault("name", around.name)
+    return ConcurrencyLimiter(app, options.limit, store=around.store, **arguments)
+
+
+def _whom(options: LimiterOptions | ConcurrencyOptions) -> dict[str, Any]:
+    """Return who is counted, and who is not, as the arguments of either limiter."""
+    arguments: dict[str, Any] = {}
+    if options.key is not None:
+        names = (options.key,) if isinstance(options.key, str) else options.key
+        try:
+            arguments["key"] = [key_named(name) for name in names]
+        except ValueError as error:
+            raise ValueError(f"key: {error}") from None
+    if options.exempt is not None:
+        exempt = given(options.exempt)
+        if "rule" in exempt:
+            exempt["rule"] = _told("exempt", exempt["rule"])
+        arguments["exempt"] = exempt
+    return arguments
+
+
+_IS_OBJECT = re.compile(r"(?!claim:|header:)[\w.]+:[\w.]+")
+
+
+def _told(key: str, name: str) -> Any:
+    try:
+        return import_function(name)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
 
 
 def _authenticator(app: App, options: AuthenticatorOptions, around: Surroundings) -> App:
@@ -176,6 +208,7 @@ def _cors(app: App, options: CorsOptions, around: Surroundings) -> App:
 USES: dict[str, Use] = {
     "authenticator": Use(AuthenticatorOptions, _authenticator),
     "body-limit": Use(BodyLimitOptions, _body_limit),
+    "concurrency-limiter": Use(ConcurrencyOptions, _concurrency),
     "cors": Use(CorsOptions, _cors),
     "limiter": Use(LimiterOptions, _limiter),
     "logger": Use(LoggerOptions, _logger),

@@ -6,28 +6,39 @@ the middleware's own constructor.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from wsgigate.config.kinds import Choice, Duration, Flag, Integer, Secret, Size, Text
-from wsgigate.config.tables import Either, ListOf, setting, table
-from wsgigate.config.texts import QuotaText
-from wsgigate.middleware.limiter import FAMILIES
+from wsgigate.config.tables import Either, ListOf, MapOf, Table, setting, table
+from wsgigate.config.texts import ImportPath, QuotaText
+from wsgigate.limit_fields import FAMILIES
 from wsgigate.rules.algorithms import ALGORITHMS
+from wsgigate.rules.concurrency import LARGEST
 from wsgigate.rules.quota import Quota
 from wsgigate.tokens import ALGORITHMS as SIGNATURES
 
 __all__ = [
     "AuthenticatorOptions",
     "BodyLimitOptions",
+    "ConcurrencyOptions",
     "CorsOptions",
     "LimiterOptions",
     "LoggerOptions",
     "RequestIdOptions",
 ]
 
-_KEY = r"address|subject|route|api-key|header:[A-Za-z0-9!#$%&'*+.^_`|~-]+|path:[A-Za-z_]\w*"
+_NAME = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
+_OBJECT = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
+_ONE = rf"(?:address|subject|route|api-key|(?:header|cookie):{_NAME}|claim:[^|]+|path:[A-Za-z_]\w*)"
+_KEY = rf"{_ONE}(?: ?\| ?{_ONE})*|{_OBJECT}"
 
 
 def _listed(value: object) -> bool:
     return isinstance(value, list)
+
+
+def _counted(value: object) -> bool:
+    return not isinstance(value, str) or value.isdigit()
 
 
 _TEXTS = Either(_listed, ListOf(Text(), least=1), Text("text or a list of texts"))
@@ -57,24 +68,76 @@ class LoggerOptions:
     )
 
 
+_QUOTAS = Either(_listed, ListOf(QuotaText(), least=1), QuotaText())
+_KEYS = Either(
+    _listed,
+    ListOf(Text('a key such as "address"', pattern=_KEY), least=1),
+    Text(
+        '"address", "subject", "route", "api-key", "header:NAME", "cookie:NAME", "claim:NAME", '
+        '"path:NAME", several with "|" between them, or "package.module:function"',
+        pattern=_KEY,
+    ),
+)
+_KEY_DOC = (
+    "Who is counted: address, subject (of the token), route, api-key, header:NAME, cookie:NAME, "
+    'claim:NAME, path:NAME, or package.module:function; "subject|address" is the first that is '
+    "known; a list counts each combination."
+)
+_ON_STORE_ERROR = Choice("allow", "refuse")
+
+
+@table
+class ExemptOptions:
+    """Requests that are not counted: those of which any key says so."""
+
+    addresses: tuple[str, ...] | None = setting(
+        ListOf(Text()), 'Of clients: addresses and networks, "10.0.0.0/8".', default=None
+    )
+    paths: tuple[str, ...] | None = setting(
+        ListOf(Text('a path such as "/health" or "/static/*"', pattern=r"/.*")),
+        'Paths; "/static/*" is all below.',
+        default=None,
+    )
+    methods: tuple[str, ...] | None = setting(
+        ListOf(Text('a method such as "OPTIONS"', pattern="[A-Z]+")), "Methods.", default=None
+    )
+    rule: str | None = setting(
+        ImportPath("a function"), "A function that tells of anything else.", default=None
+    )
+
+
 @table
 class LimiterOptions:
     """Refuse a caller that has used up its quota."""
 
-    quota: Quota = setting(QuotaText(), 'How many requests in what time: "100 per 15 minutes".')
+    quota: tuple[Quota, ...] | Quota = setting(
+        _QUOTAS,
+        'How many requests in what time: "100 per 15 minutes"; of several, all must allow one.',
+    )
     algorithm: str | None = setting(Choice(*ALGORITHMS), "How they are counted.", default=None)
-    key: tuple[str, ...] | str | None = setting(
-        Either(
-            _listed,
-            ListOf(Text('a key such as "address"', pattern=_KEY), least=1),
-            Text(
-                '"address", "subject", "route", "api-key", "header:NAME" or "path:NAME"',
-                pattern=_KEY,
-            ),
-        ),
-        "Who is counted: address, subject (of the token), route, api-key, header:NAME, path:NAME; "
-        "a list counts each combination.",
+    key: tuple[str, ...] | str | None = setting(_KEYS, _KEY_DOC, default=None)
+    cost: int | str | None = setting(
+        Either(_counted, Integer(1), ImportPath("a number, or a function")),
+        "As how many requests a request counts: a number, or package.module:function.",
         default=None,
+    )
+    plans: Mapping[str, tuple[Quota, ...] | Quota] | None = setting(
+        MapOf(_QUOTAS), "Other quotas by the name of a plan.", default=None
+    )
+    plan: str | None = setting(
+        Text(
+            '"claim:NAME", "header:NAME" or "package.module:function"',
+            pattern=rf"claim:.+|header:{_NAME}|{_OBJECT}",
+        ),
+        "What tells the plan: claim:NAME of the token, header:NAME that no client can set, or "
+        "package.module:function. Who has none of the plans has the quota.",
+        default=None,
+    )
+    exempt: ExemptOptions | None = setting(
+        Table(ExemptOptions), "Requests that are not counted.", default=None
+    )
+    observe: bool | None = setting(
+        Flag(), "Only count and log what would be refused.", default=None
     )
     name: str | None = setting(
         Text(),
@@ -85,7 +148,37 @@ class LimiterOptions:
         ListOf(Choice(*FAMILIES)), "The response fields that tell.", default=None
     )
     on_store_error: str | None = setting(
-        Choice("allow", "refuse"), "What happens while the store fails.", default=None
+        _ON_STORE_ERROR, "What happens while the store fails.", default=None
+    )
+
+
+@table
+class ConcurrencyOptions:
+    """Refuse a caller that has too many requests under way."""
+
+    limit: int = setting(Integer(1, LARGEST), "How many a caller may have under way.")
+    key: tuple[str, ...] | str | None = setting(_KEYS, _KEY_DOC, default=None)
+    exempt: ExemptOptions | None = setting(
+        Table(ExemptOptions), "Requests that are not counted.", default=None
+    )
+    lease: float | None = setting(
+        Duration(),
+        "After how long the places of a worker that died are free again.",
+        default=None,
+    )
+    observe: bool | None = setting(
+        Flag(), "Only count and log what would be refused.", default=None
+    )
+    name: str | None = setting(
+        Text(),
+        "Names the policy in RateLimit fields; limiters of one name count together.",
+        default=None,
+    )
+    fields: tuple[str, ...] | None = setting(
+        ListOf(Choice("ratelimit")), "The response fields that tell.", default=None
+    )
+    on_store_error: str | None = setting(
+        _ON_STORE_ERROR, "What happens while the store fails.", default=None
     )
 
 

@@ -12,7 +12,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgigate.config.errors import Errors, at, shown
 from wsgigate.config.middlewares import Middleware, Surroundings, wrap
 from wsgigate.config.model import Config
-from wsgigate.config.options import CorsOptions, LimiterOptions
+from wsgigate.config.options import ConcurrencyOptions, CorsOptions, LimiterOptions
 from wsgigate.denylist import DenyList
 from wsgigate.problem import Problem
 from wsgigate.store import Store
@@ -35,7 +35,7 @@ class Stacker:
         self._store = store
         self._folder = folder
         self._errors = errors
-        self._named: dict[str, tuple[str, LimiterOptions]] = {}
+        self._named: dict[str, tuple[str, LimiterOptions | ConcurrencyOptions]] = {}
         self._unnamed: dict[str, str] = {}
         lists = [("middleware", config.middleware)]
         for index, route in enumerate(config.routes):
@@ -78,7 +78,7 @@ class Stacker:
 
     def _take_name(self, path: str, entry: Middleware) -> None:
         options = entry.options
-        if not isinstance(options, LimiterOptions) or options.name is None:
+        if not isinstance(options, LimiterOptions | ConcurrencyOptions) or options.name is None:
             return
         first, other = self._named.setdefault(options.name, (path, options))
         if other != options:
@@ -90,7 +90,7 @@ class Stacker:
 
     def _name_of(self, path: str, entry: Middleware, name: str) -> str:
         options = entry.options
-        if not isinstance(options, LimiterOptions) or options.name is not None:
+        if not isinstance(options, LimiterOptions | ConcurrencyOptions) or options.name is not None:
             return ""
         if path not in self._unnamed:  # it is asked for again for each path of a route
             free, number = name, 1

@@ -3,46 +3,35 @@
 from __future__ import annotations
 
 import logging
-import math
-import re
-import threading
 import time
-from collections.abc import Callable, Collection, Iterable
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
-from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, TypeAlias
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.fields import rate_limit, rate_limit_policy, retry_after
+from wsgigate.fields import retry_after
+from wsgigate.limit_fields import QUOTA_EXCEEDED, LimitFields, Terms, check_options
+from wsgigate.limit_keys import Exempt, KeyNames, Plan, exempt_of, kept_as, key_of, plan_of
 from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.repeated import Repeated, observing, outage
 from wsgigate.rules.algorithms import ALGORITHMS
+from wsgigate.rules.policy import Policy, Quotas
 from wsgigate.rules.quota import Quota, Verdict
-from wsgigate.store import Store, StoreError, open_store, update
-from wsgigate.wsgi import REASON, ExcInfo, Headers, Key, client_address
+from wsgigate.store import Store, StoreError
+from wsgigate.store.opened import OpenedStore
+from wsgigate.wsgi import REASON, address_key, client_address, peer
 
 __all__ = ["Limiter"]
 
-QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
-LIMITS = "wsgigate.limits"
-"""``list[_Taken]``: what the limiters around each other took for this request, outermost first."""
+Chosen: TypeAlias = Callable[[WSGIEnvironment], Quotas | None]
 
-FAMILIES = {
-    "ratelimit": ("RateLimit-Policy", "RateLimit"),
-    "x-ratelimit": ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"),
-}
-LONGEST_KEY = 128  # a longer one is hashed; the store takes no more than 480 bytes
-SILENCE = 60.0  # seconds between two log records about a store that fails
+COMPILED = 1024
+"""How many different quotas of a function are kept ready."""
+
+REMEMBERED = 1024
+"""Of how many callers a quota's key in the store is remembered."""
 
 _log = logging.getLogger("wsgigate.limiter")
-
-
-class _Taken(NamedTuple):
-    verdict: Verdict
-    now: float
-    begins: str
-    """What its ``RateLimit`` begins with, up to what remains."""
-    policy: str
 
 
 class Limiter:
@@ -50,11 +39,23 @@ class Limiter:
 
     :param app: The WSGI application to protect.
     :param quota: How many requests a caller may make: ``Quota(100, 900)`` or
-        ``"100 per 15 minutes"``.
-    :param algorithm: ``"token-bucket"`` or ``"fixed-window"``.
+        ``"100 per 15 minutes"``. Of several, a list, a request must pass all, and when one refuses
+        none is charged. A function of ``environ`` returns the quota of a request, ``None`` for
+        none.
+    :param algorithm: ``"token-bucket"``, ``"fixed-window"`` or ``"sliding-window"``. A quota per
+        month of the calendar, and the like, is counted by the calendar whatever it says.
     :param store: Where the counts are: a store, or the URL of one. Unless said, a folder of this
         machine that all workers of this app share and no other app does.
-    :param key: Names the caller; ``None`` exempts the request.
+    :param key: Names the caller; ``None`` exempts the request. A function of ``environ``, or one of
+        the names that files use, such as ``"subject|address"``; a list counts each combination.
+    :param cost: As how many requests a request counts: a number, or a function of ``environ``.
+        0 only looks. What costs more than the limit is refused at once.
+    :param plans: Other quotas by the name of a plan; who has none of these has *quota*.
+    :param plan: Tells the plan of a request: a function of ``environ``, ``"claim:NAME"`` or
+        ``"header:NAME"``.
+    :param exempt: Which requests are not counted: a function of ``environ``, or a table of
+        ``addresses``, ``paths``, ``methods`` and a ``rule``.
+    :param observe: Only count and log: nothing is refused, and nobody told.
     :param name: Names this policy in response fields and in the store.
     :param fields: Which response fields tell the caller how it stands: ``"ratelimit"``,
         ``"x-ratelimit"``, both or none.
@@ -68,155 +69,196 @@ class Limiter:
     def __init__(
         self,
         app: WSGIApplication,
-        quota: Quota | str,
+        quota: Quotas | Chosen,
         *,
         algorithm: str = "token-bucket",
         store: Store | str | None = None,
-        key: Key = client_address,
+        key: KeyNames = client_address,
+        cost: int | Callable[[WSGIEnvironment], int] = 1,
+        plans: Mapping[str, Quotas] | None = None,
+        plan: Plan | str | None = None,
+        exempt: Exempt | Mapping[str, Any] | None = None,
+        observe: bool = False,
         name: str = "default",
         fields: Collection[str] = ("ratelimit", "x-ratelimit"),
         on_store_error: str = "allow",
         refuse: Refuse = answer_with,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if not isinstance(quota, Quota):
-            quota = Quota.parse(quota)
         if algorithm not in ALGORITHMS:
-            raise ValueError(f"algorithm is one of {_listed(ALGORITHMS)}, not {algorithm!r}")
-        if isinstance(fields, str) or not set(fields) <= FAMILIES.keys():
-            raise ValueError(f"fields is a list out of {_listed(FAMILIES)}, not {fields!r}")
-        if on_store_error not in ("allow", "refuse"):
-            raise ValueError(f'on_store_error is "allow" or "refuse", not {on_store_error!r}')
-        if not re.fullmatch(r"[A-Za-z0-9._:~-]{1,64}", name):
-            raise ValueError(f"name is 1 to 64 letters, digits and any of ._:~-, not {name!r}")
+            listed = ", ".join(f'"{known}"' for known in ALGORITHMS)
+            raise ValueError(f"algorithm is one of {listed}, not {algorithm!r}")
+        check_options(name, on_store_error)
+        if not callable(cost) and (cost.__class__ is not int or cost < 1):
+            raise ValueError(f"cost is a whole number of at least 1, or a function, not {cost!r}")
+        if (plans is None) != (plan is None):
+            missing, there = ("plans", "plan") if plans is None else ("plan", "plans")
+            raise ValueError(f"{missing}: {there} needs it: the quotas, and whose they are")
+        self._fields = LimitFields(fields)
+        self._starting = self._fields.starting
+        self._opened = OpenedStore(store, app)
+        self._update: Callable[..., Any] | None = None
+        self._step: Callable[..., Any] | None = None
         self.app = app
         self.quota = quota
         self.name = name
-        self.key = key
-        self.store_errors = 0
-        self._prefix = f"limit/{name}/{algorithm}/{quota.limit}/{quota.period!r}/"
-        self._owned = store is None or isinstance(store, str)
-        self._store: Store | None = None
-        if store is None or store == "lmdb:":  # its folder is not to be made before it is needed
-            self._prefix += sha256(_identity(app).encode()).hexdigest()[:16] + "/"
-        elif isinstance(store, str):
-            self._store = open_store(store)
-        elif isinstance(store, Store):
-            self._store = store
-        else:
-            raise ValueError(f"store is a store or the URL of one, not {store!r}")
-        self._take = ALGORITHMS[algorithm](quota).take
-        self._policy = rate_limit_policy(name, quota.limit, quota.period)
-        self._begins = rate_limit(name, 0, 0).removesuffix("0;t=0")
-        self._standard = "ratelimit" in fields
-        self._customary = "x-ratelimit" in fields
-        self._replaced = frozenset(field.lower() for family in fields for field in FAMILIES[family])
-        self._allows_on_error = on_store_error == "allow"
+        self.key = key_of(key)
+        self._caller = peer if self.key is client_address else self.key
+        self._algorithm = algorithm
+        self._fixed = 1 if callable(cost) else cost
+        self._cost = cost if callable(cost) else None
+        self._plans = {each: self._counted(quotas) for each, quotas in (plans or {}).items()}
+        self._plan = None if plan is None else plan_of(plan)
+        self._chosen: Chosen | None = quota if callable(quota) else None
+        self._default = None if callable(quota) else self._counted(quota)
+        self._compiled = lru_cache(maxsize=COMPILED)(self._counted)
+        self._exempt = exempt_of(exempt)
+        self._asks = any(each is not None for each in (self._exempt, self._plan, self._chosen))
+        self._observes = observe
+        self._allows_on_error = observe or on_store_error == "allow"
         self._refuse = refuse
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._logged = float("-inf")
-        self._unlogged = 0
+        self._outages = Repeated(_log.error, outage(name, passes=self._allows_on_error), clock)
+        self._observed = Repeated(_log.warning, observing(name), clock)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        key = self.key(environ)
-        if key is None:
+        counted = self._default
+        if self._asks:  # most limiters have nothing to ask a request but who it is of
+            if self._exempt is not None and self._exempt(environ):
+                return self.app(environ, start_response)
+            counted = self._quotas_of(environ)
+        key = self._caller(environ)
+        if key is None or counted is None:
             return self.app(environ, start_response)
-        if len(key) > LONGEST_KEY or not key.isascii():
-            key = "#" + sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
-        else:
-            key = "=" + key
+        cost, change, step = self._fixed, counted.change, self._step
+        if self._cost is not None:
+            cost = self._cost(environ)
+            if cost < 0 or cost > counted.most:
+                return self._impossible(cost, counted, environ, start_response)
+            change = counted.charging(cost)
         try:
-            store = self._open() if self._store is None else self._store
-            verdict, now = update(store, self._prefix + key, self._change)
+            update = self._update
+            if update is None:
+                update, step = self._open()
+            if step is None:
+                verdicts, now = update(counted.kept(key), change)
+            else:
+                verdicts, now = step(counted.kept(key), counted.algorithms, cost)
         except StoreError as error:
             return self._without_store(error, environ, start_response)
+        for verdict in verdicts:
+            if not verdict[0]:
+                return self._over(verdicts, now, counted, environ, start_response)
+        if self._observes:
+            return self.app(environ, start_response)
+        mine = (verdicts, now, counted.terms)
+        return self.app(environ, self._starting(start_response, environ, mine))
 
-        taken: list[_Taken] = environ.setdefault(LIMITS, [])
-        mine = _Taken(verdict, now, self._begins, self._policy)
-        if verdict.allowed:
-            taken.append(mine)
-        else:
-            taken[:] = [mine]  # what else was taken does not tell this caller when to come back
+    @property
+    def store_errors(self) -> int:
+        """How many requests could not be counted, as the store failed."""
+        return self._outages.total
 
-        def start(
-            status: str, headers: Headers, exc_info: ExcInfo | None = None
-        ) -> Callable[[bytes], object]:
-            headers = [field for field in headers if field[0].lower() not in self._replaced]
-            headers += self._fields(taken)
-            if exc_info:
-                return start_response(status, headers, exc_info)
-            return start_response(status, headers)
-
-        if verdict.allowed:
-            return self.app(environ, start)
-        environ[REASON] = f"{key[1:]} is over the quota {self.name!r} of {self.quota}"
-        return self._refuse(self._problem(verdict))(environ, start)
+    @property
+    def observed(self) -> int:
+        """How many requests would have been refused, were this limiter not to observe."""
+        return self._observed.total
 
     def close(self) -> None:
         """Close the store, if it is the limiter's own and not one it was given."""
-        if self._owned and self._store is not None:
-            self._store.close()
+        self._opened.close()
 
-    def _change(
-        self, old: bytes | None, now: float
-    ) -> tuple[bytes | None, float, tuple[Verdict, float]]:
-        new, ttl, verdict = self._take(old, now)
-        return new, ttl, (verdict, now)
+    def _open(self) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+        self._step = getattr(self._opened.open(), "take", None)
+        self._update = self._opened.updater()
+        return self._update, self._step
 
-    def _open(self) -> Store:
-        self._store = store = open_store("lmdb:")
-        return store
+    def _quotas_of(self, environ: WSGIEnvironment) -> _Counted | None:
+        if self._plan is not None:
+            plan = self._plans.get(self._plan(environ) or "")
+            if plan is not None:
+                return plan
+        if self._chosen is None:
+            return self._default
+        quotas = self._chosen(environ)
+        if quotas is None:
+            return None
+        return self._compiled(quotas if isinstance(quotas, str | Quota) else tuple(quotas))
 
-    def _fields(self, taken: list[_Taken]) -> Headers:
-        fields: Headers = []
-        tightest = taken[0]
-        if self._standard:
-            if len(taken) == 1:
-                fields = [("RateLimit-Policy", tightest.policy), ("RateLimit", _limit(tightest))]
-            else:
-                fields = [
-                    ("RateLimit-Policy", ", ".join([one.policy for one in taken])),
-                    ("RateLimit", ", ".join([_limit(one) for one in taken])),
-                ]
-        if self._customary:
-            if len(taken) > 1:
-                tightest = min(taken, key=_left)
-            _, limit, remaining, reset_after, _ = tightest.verdict
-            fields.append(("X-RateLimit-Limit", str(limit)))
-            fields.append(("X-RateLimit-Remaining", str(remaining)))
-            fields.append(("X-RateLimit-Reset", _iso(tightest.now + reset_after)))
-        return fields
+    def _counted(self, quotas: Quotas) -> _Counted:
+        return _Counted(
+            quotas,
+            algorithm=self._algorithm,
+            name=self.name,
+            identity=self._opened.prefix,
+            cost=self._fixed,
+            by_address=self.key is client_address,
+        )
 
-    def _problem(self, verdict: Verdict) -> Problem:
-        wait = retry_after(verdict.retry_after)
-        return Problem(
+    def _over(
+        self,
+        verdicts: Sequence[Verdict],
+        now: float,
+        counted: _Counted,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+    ) -> Iterable[bytes]:
+        over = [place for place, verdict in enumerate(verdicts) if not verdict.allowed]
+        names = [counted.terms[place].name for place in over]
+        key = kept_as(self.key(environ) or "")[1:]
+        reason = f"{key} is over the quota {names[0]!r} of {counted.quotas[over[0]]}"
+        if self._observes:
+            return self._watched(reason, environ, start_response)
+        environ[REASON] = reason
+        wait = retry_after(max(verdicts[place].retry_after for place in over))
+        problem = Problem(
             429,
             "Too many requests! Please try again later.",
             type=QUOTA_EXCEEDED,
-            extensions={"retryAfter": int(wait), "violated-policies": [self.name]},
+            extensions={"retryAfter": int(wait), "violated-policies": names},
             headers=(("Retry-After", wait),),
         )
+        mine = (verdicts, now, counted.terms)
+        return self._refuse(problem)(environ, self._starting(start_response, environ, mine))
+
+    def _impossible(
+        self,
+        cost: int,
+        counted: _Counted,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+    ) -> Iterable[bytes]:
+        """Refuse what no waiting would let pass: there is no Retry-After."""
+        reason = f"a cost of {cost}, of which the limit {self.name!r} allows 0 to {counted.most}"
+        if self._observes:
+            return self._watched(reason, environ, start_response)
+        environ[REASON] = reason
+        problem = Problem(400, "This request has no valid cost.")
+        if cost > 0:
+            over = [
+                terms.name
+                for terms, quota in zip(counted.terms, counted.quotas, strict=True)
+                if quota.limit < cost
+            ]
+            problem = Problem(
+                429,
+                f"This request counts as {cost}, and no more than {counted.most} are allowed.",
+                type=QUOTA_EXCEEDED,
+                extensions={"violated-policies": over},
+                headers=tuple(self._fields.policies(counted.terms)),
+            )
+        return self._refuse(problem)(environ, start_response)
+
+    def _watched(
+        self, reason: str, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        environ[REASON] = f"only observed: {reason}"
+        self._observed.again(reason)
+        return self.app(environ, start_response)
 
     def _without_store(
         self, error: StoreError, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
-        with self._lock:
-            self.store_errors += 1
-            self._unlogged += 1
-            now = self._clock()
-            failed = self._unlogged
-            telling = now - self._logged >= SILENCE
-            if telling:
-                self._logged, self._unlogged = now, 0
-        if telling:
-            _log.error(
-                "the limit %r cannot be counted, %s requests %s since the last such message: %s",
-                self.name,
-                failed,
-                "passed" if self._allows_on_error else "were refused",
-                error,
-            )
+        self._outages.again(error)
         if self._allows_on_error:
             return self.app(environ, start_response)
         environ[REASON] = f"the limit {self.name!r} cannot be counted: {error}"
@@ -228,47 +270,29 @@ class Limiter:
         return self._refuse(problem)(environ, start_response)
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f'"{name}"' for name in names)
+class _Counted(Policy):
+    """Quotas made ready: what counts them, where, and what is told of them."""
 
+    __slots__ = ("kept", "terms")
 
-def _left(taken: _Taken) -> tuple[int, float]:
-    return taken.verdict.remaining, -taken.verdict.reset_after
+    def __init__(
+        self,
+        quotas: Quotas,
+        *,
+        algorithm: str,
+        name: str,
+        identity: str,
+        cost: int,
+        by_address: bool,
+    ) -> None:
+        super().__init__(quotas, algorithm=algorithm, name=name, cost=cost)
+        prefix = f"limit/{self.place}/{identity}"
 
+        def kept(key: str) -> str:
+            return prefix + kept_as(address_key(key) if by_address else key)
 
-def _limit(one: _Taken) -> str:
-    """Tell what remains, and how long that is so: until there is more of it."""
-    _, _, remaining, reset_after, retry_after = one.verdict
-    return f"{one.begins}{remaining};t={math.ceil(retry_after or reset_after)}"
-
-
-def _iso(moment: float) -> str:
-    """Return *moment* as ISO 8601 in UTC, rounded up to the millisecond: never too early."""
-    seconds, milliseconds = divmod(math.ceil(moment * 1000), 1000)
-    return f"{_iso_seconds(seconds)}.{milliseconds:03}Z"
-
-
-@lru_cache(maxsize=1024)
-def _iso_seconds(moment: int) -> str:
-    return datetime.fromtimestamp(moment, UTC).replace(tzinfo=None).isoformat()
-
-
-_INNER = ("app", "application", "__self__", "__wrapped__", "func")
-
-
-def _identity(app: object) -> str:
-    """Name the innermost app that *app* wraps: two apps of one process do not share counts."""
-    seen = {id(app)}
-    while True:
-        inner = next((found for name in _INNER if _is_app(found := getattr(app, name, None))), None)
-        if inner is None or id(inner) in seen:
-            break
-        seen.add(id(inner))
-        app = inner
-    named = app if hasattr(app, "__qualname__") else type(app)
-    parts = (named.__module__, named.__qualname__, getattr(app, "import_name", ""))
-    return " ".join(map(str, parts))
-
-
-def _is_app(found: object) -> bool:
-    return callable(found) and not isinstance(found, type)
+        self.kept = lru_cache(maxsize=REMEMBERED)(kept)
+        self.terms = tuple(
+            Terms.of(called, quota.limit, quota.period)
+            for called, quota in zip(self.names, self.quotas, strict=True)
+        )

@@ -1,0 +1,15 @@
+"""The smallest settings that make a Django project; nothing here knows of wsgigate."""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+# Django signs nothing in this project, so that a key for each process will do.
+SECRET_KEY = os.environ.get("DJANGO_SECRET_KEY") or secrets.token_urlsafe(50)
+DEBUG = False
+ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
+ROOT_URLCONF = "urls"
+WSGI_APPLICATION = "wsgi.application"
+MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]
+USE_TZ = True

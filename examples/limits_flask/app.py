@@ -1,0 +1,66 @@
+"""A Flask app with the limits an API needs: by plan, by address, at a time; views know nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Flask
+
+from wsgigate import ConcurrencyLimiter, Limiter
+from wsgigate.wsgi import api_key, client_address
+
+app = Flask(__name__)
+
+PLANS = {"free": "100 per hour", "pro": ["50/s", "1_000_000 per calendar month"]}
+KEYS = {"key-of-ada": "pro", "key-of-bob": "free"}  # in life: a table of yours, cached
+
+
+@app.get("/")
+def home() -> dict[str, str]:
+    return {"message": "Hello!"}
+
+
+@app.post("/login")
+def login() -> dict[str, str]:
+    return {"message": "Welcome!"}
+
+
+@app.get("/report")
+def report() -> dict[str, str]:
+    return {"message": "It took a while."}
+
+
+@app.get("/health")
+def health() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+def plan(environ: dict[str, Any]) -> str | None:
+    """Return the plan of the caller's API key; one that nobody has is nobody's."""
+    return KEYS.get(environ.get("HTTP_X_API_KEY", ""))
+
+
+def caller(environ: dict[str, Any]) -> str | None:
+    """Count those with a good key by it, and all others by address: keys are easily made up."""
+    return api_key(environ) if plan(environ) else client_address(environ)
+
+
+def cost(environ: dict[str, Any]) -> int:
+    """A report counts as ten requests."""
+    return 10 if environ["PATH_INFO"] == "/report" else 1
+
+
+def not_login(environ: dict[str, Any]) -> bool:
+    return (environ["REQUEST_METHOD"], environ["PATH_INFO"]) != ("POST", "/login")
+
+
+free = {"paths": ["/health"], "methods": ["OPTIONS"]}
+
+# the innermost one first: a request comes by them in the opposite order
+wsgi = app.wsgi_app
+wsgi = ConcurrencyLimiter(wsgi, 10, key=caller, exempt=free)
+wsgi = Limiter(
+    wsgi, "20 per hour", plans=PLANS, plan=plan, key=caller, cost=cost, exempt=free, name="api"
+)
+wsgi = Limiter(wsgi, "5 per minute", exempt=not_login, name="login")
+app.wsgi_app = wsgi

@@ -1,0 +1,326 @@
+"""As many requests at a time as there are places, wherever they are served."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import threading
+from wsgiref.util import setup_testing_defaults
+
+import flask
+import pytest
+from django.http import JsonResponse
+
+from wsgigate.leases import Leases
+from wsgigate.middleware.concurrency import ConcurrencyLimiter
+from wsgigate.middleware.limiter import Limiter
+from wsgigate.store.memory import MemoryStore
+from wsgigate.testing import BrokenStore, FakeClock
+from wsgigate.testing.contract import check_middleware
+from wsgigate.wsgi import REASON
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+def store(clock):
+    return MemoryStore(clock=clock)
+
+
+def hello(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain"), ("RateLimit", "of the app")])
+    return [b"hello"]
+
+
+class Answer:
+    """An answer on its way, which ends when it is closed."""
+
+    def __init__(self, app, **environ):
+        self.environ = {"REMOTE_ADDR": "192.0.2.1", **environ}
+        setup_testing_defaults(self.environ)
+        self.body = app(self.environ, self._start)
+
+    def _start(self, status, headers, exc_info=None):
+        self.status, self.fields = int(status[:3]), dict(headers)
+        return lambda data: None
+
+    def close(self):
+        content = b"".join(self.body)
+        if hasattr(self.body, "close"):
+            self.body.close()
+        return content
+
+
+def test_a_place_is_held_until_the_response_ends_and_no_longer(store):
+    app = ConcurrencyLimiter(hello, 2, store=store)
+    first, second, refused = (Answer(app) for _ in range(3))
+    assert [each.status for each in (first, second, refused)] == [200, 200, 429]
+    assert Answer(app, REMOTE_ADDR="192.0.2.2").status == 200
+    first.close()
+    first.close()
+    third, refused = Answer(app), Answer(app)
+    assert [third.status, refused.status] == [200, 429]
+    for each in (second, third):
+        assert each.close() == b"hello"
+    assert [key for key, _ in store.items("concurrency/concurrency/=192.0.2.1")] == []
+
+
+def test_callers_are_told_and_a_refusal_is_the_documented_problem(store):
+    app = ConcurrencyLimiter(hello, 1, store=store, name="at-once")
+    first, refused = Answer(app), Answer(app)
+    assert first.fields["RateLimit-Policy"] == '"at-once";q=1;qu="concurrent-requests"'
+    assert (first.fields["RateLimit"], refused.fields["RateLimit"]) == ('"at-once";r=0',) * 2
+    assert refused.fields["Retry-After"] == "1"
+    assert json.loads(refused.close()) == {
+        "type": "https://iana.org/assignments/http-problem-types#quota-exceeded",
+        "title": "Too Many Requests",
+        "status": 429,
+        "detail": "Too many requests at a time! Please wait for one to end.",
+        "success": False,
+        "message": "Too many requests at a time! Please wait for one to end.",
+        "retryAfter": 1,
+        "violated-policies": ["at-once"],
+    }
+    assert refused.environ[REASON] == ("192.0.2.1 has 1 requests under way, 'at-once' has no more")
+    quiet = ConcurrencyLimiter(hello, 1, store=store, name="quiet", fields=())
+    assert Answer(quiet).fields["RateLimit"] == "of the app"
+
+
+def test_it_is_told_together_with_the_limiters_around(store):
+    app = Limiter(ConcurrencyLimiter(hello, 3, store=store), "9/m", store=store)
+    answer = Answer(app)
+    assert answer.fields["RateLimit"] == '"default";r=8;t=7, "concurrency";r=2'
+    assert answer.fields["X-RateLimit-Limit"] == "9"
+
+
+def test_an_app_that_fails_holds_no_place(store):
+    def failing(environ, start_response):
+        raise LookupError
+
+    class Failing:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            raise LookupError
+
+        def close(self):
+            raise LookupError("at its end, too")
+
+    app = ConcurrencyLimiter(failing, 1, store=store)
+    for _ in range(2):
+        with pytest.raises(LookupError):
+            Answer(app)
+    app = ConcurrencyLimiter(
+        lambda environ, start: (start("200 OK", []), Failing())[1], 1, store=store
+    )
+    for _ in range(2):
+        answer = Answer(app)
+        with pytest.raises(LookupError):
+            next(iter(answer.body))
+        with pytest.raises(LookupError, match="at its end"):
+            answer.body.close()
+    assert answer.status == 200
+
+
+def test_a_response_that_nobody_closes_is_renewed_no_more_once_it_is_forgotten(store, clock):
+    app = ConcurrencyLimiter(hello, 1, store=store, lease=10)
+    answer = Answer(app)
+    assert len(app._leases) == 1
+    del answer
+    gc.collect()
+    assert len(app._leases) == 0
+    clock.advance(10)
+    assert Answer(app).status == 200
+
+
+def test_who_is_not_counted(store):
+    app = ConcurrencyLimiter(
+        hello, 1, store=store, exempt={"paths": ["/health"]}, key="subject|address"
+    )
+    held = [Answer(app) for _ in range(2)]
+    assert [each.status for each in held] == [200, 429]
+    assert Answer(app, PATH_INFO="/health", SCRIPT_NAME="").status == 200
+    app = ConcurrencyLimiter(hello, 1, store=store, key=lambda environ: None)
+    assert [Answer(app).status for _ in range(2)] == [200, 200]
+
+
+def test_an_observer_refuses_nobody(store, caplog):
+    app = ConcurrencyLimiter(hello, 1, store=store, observe=True)
+    held = [Answer(app) for _ in range(3)]
+    assert [each.status for each in held] == [200] * 3
+    assert app.observed == 2
+    assert held[2].environ[REASON].startswith("only observed: 192.0.2.1 has 1 requests")
+    assert held[2].fields["RateLimit"] == "of the app"
+    assert len(caplog.records) == 1
+
+
+def test_while_the_store_is_down_requests_pass_and_are_counted(caplog):
+    app = ConcurrencyLimiter(hello, 1, store=BrokenStore())
+    with caplog.at_level(logging.INFO, "wsgigate.concurrency"):
+        assert [Answer(app).status for _ in range(3)] == [200] * 3
+    assert app.store_errors == 3
+    assert len(caplog.records) == 1
+    assert "cannot be counted" in caplog.text
+
+
+def test_while_the_store_is_down_requests_are_refused_if_that_is_wanted():
+    app = ConcurrencyLimiter(hello, 1, store=BrokenStore(), on_store_error="refuse")
+    answer = Answer(app)
+    assert (answer.status, answer.fields["Retry-After"]) == (503, "5")
+    assert b"down" not in answer.close()
+
+
+def test_a_place_that_cannot_be_given_back_runs_out(store, clock, caplog):
+    class Failing(MemoryStore):
+        fails = False
+
+        def update(self, key, change):
+            return (BrokenStore() if self.fails else super()).update(key, change)
+
+    store = Failing(clock=clock)
+    app = ConcurrencyLimiter(hello, 1, store=store, lease=10)
+    answer = Answer(app)
+    store.fails = True
+    assert answer.close() == b"hello"
+    store.fails = False
+    assert Answer(app).status == 429
+    clock.advance(10)
+    assert Answer(app).status == 200
+    assert "cannot be kept or given back" in caplog.text
+
+
+def test_long_responses_keep_their_places_and_those_of_the_dead_become_free():
+    """Two limiters on one store are two workers; the second one's thread is told to stop."""
+    store = MemoryStore()
+    alive, dead = (ConcurrencyLimiter(hello, 1, store=store, lease=0.4, key=key) for key in (
+        lambda environ: "alive", lambda environ: "dead"))  # fmt: skip
+    held = [Answer(alive), Answer(dead)]
+    dead._leases.forget_all()
+    renewed = threading.Event()
+    renew, count = alive._leases._renew, []
+
+    def counting(place, leases):
+        renew(place, leases)
+        count.append(leases)
+        if len(count) == 8:
+            renewed.set()
+
+    alive._leases._renew = counting
+    assert renewed.wait(30), "it is renewed again and again"
+    assert Answer(alive).status == 429
+    assert Answer(dead).status == 200
+    assert held[0].status == 200
+    alive.close()
+    dead.close()
+
+
+def test_a_forked_process_renews_nothing_of_its_parent_and_frees_nothing_of_it(store):
+    app = ConcurrencyLimiter(hello, 1, store=store)
+    answer = Answer(app)
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            count = len(app._leases)
+            answer.close()
+            os.write(write, f"{count} {Answer(app).status}".encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    os.waitpid(pid, 0)
+    assert os.read(read, 100) == b"0 429"
+    os.close(read)
+    assert len(app._leases) == 1
+
+
+def test_one_thread_renews_for_all_and_ends_when_nothing_is_held():
+    done = threading.Event()
+    seen = []
+
+    def renew(place, leases):
+        seen.append(threading.current_thread())
+        if len({thread.name for thread in seen}) == 1 and len(seen) >= 4:
+            done.set()
+
+    def clock():
+        import time
+
+        return time.monotonic()
+
+    one, two = Leases(renew, 0.02, clock), Leases(renew, 0.03, clock)
+    one.hold(b"1", "a")
+    two.hold(b"2", "b")
+    assert done.wait(30)
+    assert len(set(seen)) == 1
+    assert one.drop(b"1") == "a"
+    assert one.drop(b"1") is None
+    two.drop(b"2")
+    one.stop()
+    two.stop()
+    seen[0].join(30)
+    assert not seen[0].is_alive()
+
+
+def test_what_fails_to_renew_does_not_end_the_thread(caplog):
+    again = threading.Event()
+    count = []
+
+    def renew(place, leases):
+        count.append(place)
+        if len(count) == 2:
+            again.set()
+        raise LookupError
+
+    import time
+
+    leases = Leases(renew, 0.02, time.monotonic)
+    leases.hold(b"1", "a")
+    assert again.wait(30)
+    leases.drop(b"1")
+    leases.stop()
+    assert "leases could not be renewed" in caplog.text
+
+
+def test_it_limits_flask_and_django(store, django_app):
+    app = flask.Flask("shop")
+    app.get("/")(lambda: {"hello": "flask"})
+    app.wsgi_app = ConcurrencyLimiter(app.wsgi_app, 1, store=store, name="flask")
+    client = app.test_client()
+    with client.get("/") as held:
+        assert client.get("/").status_code == 429
+    assert held.json == {"hello": "flask"}
+    assert client.get("/").status_code == 200
+    inner = django_app({"": lambda request: JsonResponse({"hello": "django"})})
+    app = ConcurrencyLimiter(inner, 1, store=store, name="django")
+    held, refused = Answer(app), Answer(app)
+    assert (held.status, refused.status) == (200, 429)
+    assert json.loads(held.close()) == {"hello": "django"}
+
+
+def test_it_keeps_the_wsgi_contract():
+    check_middleware(lambda app: ConcurrencyLimiter(app, 1000, store=MemoryStore()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"limit": 0}, "limit: a whole number of 1 to 4000, not 0"),
+        ({"lease": 0}, "lease: 0.1 to 3600 seconds"),
+        ({"name": "a/b"}, "name is 1 to 64 letters"),
+        ({"fields": ["x-ratelimit"]}, "fields is"),
+        ({"fields": "ratelimit"}, "fields is"),
+        ({"on_store_error": "no"}, 'on_store_error is "allow" or "refuse"'),
+        ({"store": "sqlite:"}, "a store is"),
+        ({"key": "who"}, "key is one of"),
+        ({"exempt": {"x": 1}}, "exempt has no x"),
+    ],
+)
+def test_wrong_settings_are_refused_at_construction(settings, words):
+    with pytest.raises(ValueError, match=words):
+        ConcurrencyLimiter(hello, **({"limit": 1} | settings))

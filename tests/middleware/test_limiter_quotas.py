@@ -1,0 +1,464 @@
+"""What a limiter counts against: several quotas at once, plans, costs; and whom it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+from wsgiref.util import setup_testing_defaults
+from wsgiref.validate import validator
+
+import pytest
+
+from wsgigate.limit_keys import exemption
+from wsgigate.middleware.limiter import Limiter
+from wsgigate.middleware.logger import Logger
+from wsgigate.rules.quota import Quota
+from wsgigate.store.lmdb import LmdbStore
+from wsgigate.store.memory import MemoryStore
+from wsgigate.testing import BrokenStore, FakeClock
+from wsgigate.wsgi import CLAIMS, CLIENT, PARAMS, REASON, ROUTE
+
+
+@pytest.fixture
+def clock():
+    return FakeClock(1_750_000_000.0)
+
+
+@pytest.fixture
+def store(clock):
+    return MemoryStore(clock=clock)
+
+
+def hello(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "5")])
+    return [b"hello"]
+
+
+def ask(app, **environ):
+    """Return the status, the fields, and the document of an answer."""
+    place = {"SCRIPT_NAME": "", "PATH_INFO": "/", "QUERY_STRING": ""}
+    environ = {"REMOTE_ADDR": "192.0.2.1", **place, **environ}
+    setup_testing_defaults(environ)
+    begun = []
+
+    def start_response(status, headers, exc_info=None):
+        begun[:] = [int(status[:3]), dict(headers)]
+        return lambda data: None
+
+    answer = validator(app)(environ, start_response)
+    body = b"".join(answer)
+    answer.close()
+    status, fields = begun
+    return status, fields, json.loads(body) if status != 200 else {}
+
+
+def statuses(app, count, **environ):
+    return [ask(app, **environ)[0] for _ in range(count)]
+
+
+# -- several quotas at once ------------------------------------------------------------------
+
+
+def test_a_request_must_pass_all_quotas_and_is_told_of_each_by_its_name(store):
+    app = Limiter(hello, ["3/s", "5 per hour"], store=store, algorithm="fixed-window")
+    status, fields, _ = ask(app)
+    assert status == 200
+    assert fields["RateLimit-Policy"] == '"default-1s";q=3;w=1, "default-1h";q=5;w=3600'
+    assert fields["RateLimit"] == '"default-1s";r=2;t=1, "default-1h";r=4;t=3600'
+    assert (fields["X-RateLimit-Limit"], fields["X-RateLimit-Remaining"]) == ("3", "2")
+
+
+def test_what_one_quota_refuses_is_charged_to_none(store, clock):
+    app = Limiter(hello, ["2/s", "5 per hour"], store=store, algorithm="fixed-window")
+    assert statuses(app, 6) == [200, 200, 429, 429, 429, 429]
+    clock.advance(1)
+    assert statuses(app, 3) == [200, 200, 429]
+    clock.advance(1)
+    assert statuses(app, 3) == [200, 429, 429]
+
+
+def test_a_refusal_names_the_quota_that_refuses_and_when_it_no_longer_does(store, clock):
+    app = Limiter(hello, ["1/s", "2 per hour"], store=store, algorithm="fixed-window")
+    ask(app)
+    status, fields, problem = ask(app)
+    assert (status, problem["violated-policies"]) == (429, ["default-1s"])
+    assert fields["RateLimit"] == '"default-1s";r=0;t=1'
+    assert fields["RateLimit-Policy"] == '"default-1s";q=1;w=1, "default-1h";q=2;w=3600'
+    assert fields["Retry-After"] == "1"
+    assert fields["X-RateLimit-Limit"] == "1"
+    clock.advance(1)
+    ask(app)
+    status, fields, problem = ask(app)
+    assert problem["violated-policies"] == ["default-1s", "default-1h"]
+    assert (fields["Retry-After"], problem["retryAfter"]) == ("3599", 3599)
+    assert fields["X-RateLimit-Limit"] == "2"
+
+
+def test_quotas_have_the_names_they_are_given(store):
+    quotas = [Quota(3, 1, name="burst"), Quota(9, calendar="month", name="monthly")]
+    _, fields, _ = ask(Limiter(hello, quotas, store=store))
+    assert [item.partition(";")[0] for item in fields["RateLimit"].split(", ")] == [
+        '"burst"',
+        '"monthly"',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("quotas", "names"),
+    [
+        (["1/s", "2/15m"], ["default-1s", "default-15m"]),
+        (["1/250s", "2/36h"], ["default-250s", "default-36h"]),
+        (["1/2d", "2/w"], ["default-2d", "default-1w"]),
+        (["1/0.5s", "2 per calendar month"], ["default-0.5s", "default-month"]),
+        (["1/h"], ["default"]),
+    ],
+)
+def test_quotas_without_a_name_are_called_after_their_time(store, quotas, names):
+    _, fields, _ = ask(Limiter(hello, quotas, store=store))
+    assert [item.split(";")[0].strip('"') for item in fields["RateLimit"].split(", ")] == names
+
+
+def test_several_quotas_and_the_limiter_around_are_told_together(store):
+    inner = Limiter(hello, ["5/s", "9/m"], store=store, name="inner")
+    _, fields, _ = ask(Limiter(inner, "2/h", store=store, name="outer"))
+    names = [item.partition(";")[0] for item in fields["RateLimit-Policy"].split(", ")]
+    assert names == ['"outer"', '"inner-1s"', '"inner-1m"']
+    assert fields["X-RateLimit-Limit"] == "2"
+
+
+def test_a_month_of_the_calendar_ends_with_it(store, clock):
+    clock.now = 1_751_327_999.0  # 2025-06-30T23:59:59Z
+    app = Limiter(hello, "1 per calendar month", store=store)
+    first, refused = ask(app), ask(app)
+    assert (first[0], refused[0]) == (200, 429)
+    assert refused[1]["Retry-After"] == "1"
+    assert refused[1]["X-RateLimit-Reset"] == "2025-07-01T00:00:00.000Z"
+    clock.advance(1)
+    assert statuses(app, 2) == [200, 429]
+
+
+# -- cost ------------------------------------------------------------------------------------
+
+
+def cost_of(environ):
+    return int(environ.get("HTTP_X_COST", "1"))
+
+
+def test_a_request_may_count_as_several(store):
+    app = Limiter(hello, "10/m", store=store, cost=4)
+    assert statuses(app, 3) == [200, 200, 429]
+    app = Limiter(hello, ["10/m", "20/h"], store=store, cost=cost_of)
+    assert [ask(app, HTTP_X_COST=cost)[0] for cost in ("7", "4", "3", "1")] == [200, 429, 200, 429]
+
+
+def test_a_cost_of_nothing_only_looks(store):
+    app = Limiter(hello, "1/m", store=store, cost=cost_of)
+    assert statuses(app, 3, HTTP_X_COST="0") == [200] * 3
+    assert statuses(app, 2) == [200, 429]
+    assert ask(app, HTTP_X_COST="0")[1]["X-RateLimit-Remaining"] == "0"
+
+
+@pytest.mark.parametrize("quota", ["10/m", ["10/m", "100/h"]])
+def test_what_can_never_pass_is_refused_at_once_and_told_so(store, quota):
+    app = Limiter(hello, quota, store=store, cost=cost_of, name="work")
+    for _ in range(2):
+        status, fields, problem = ask(app, HTTP_X_COST="11")
+        assert status == 429
+        assert "Retry-After" not in fields
+        assert '"work' in fields["RateLimit-Policy"]
+        assert problem["detail"] == "This request counts as 11, and no more than 10 are allowed."
+        assert problem["type"].endswith("#quota-exceeded")
+        assert problem["violated-policies"] == ["work" if quota == "10/m" else "work-1m"]
+    assert statuses(app, 1, HTTP_X_COST="10") == [200], "and it was charged nothing"
+
+
+def test_who_is_exempt_may_ask_for_whatever_it_costs(store):
+    app = Limiter(hello, "1/m", store=store, cost=cost_of, key="api-key")
+    assert statuses(app, 2, HTTP_X_COST="99") == [200, 200]
+
+
+def test_a_cost_below_nothing_is_a_bad_request(store):
+    app = Limiter(hello, "10/m", store=store, cost=cost_of)
+    assert ask(app, HTTP_X_COST="-1")[0] == 400
+
+
+# -- plans -----------------------------------------------------------------------------------
+
+PLANS = {"free": "2/m", "pro": ["3/m", "100/h"]}
+
+
+@pytest.mark.parametrize(
+    ("plan", "environ", "passes"),
+    [
+        ("header:X-Plan", {"HTTP_X_PLAN": "free"}, 2),
+        ("header:X-Plan", {"HTTP_X_PLAN": "pro"}, 3),
+        ("header:X-Plan", {"HTTP_X_PLAN": "gold"}, 1),
+        ("header:X-Plan", {}, 1),
+        ("claim:plan", {CLAIMS: {"plan": "pro"}}, 3),
+        ("claim:plan", {CLAIMS: {"plan": ["pro"]}}, 1),
+        ("claim:plan", {"HTTP_PLAN": "pro"}, 1),
+        (lambda environ: "free", {}, 2),
+    ],
+)
+def test_the_plan_decides_and_who_has_none_has_the_quota(store, plan, environ, passes):
+    app = Limiter(hello, "1/m", store=store, plans=PLANS, plan=plan)
+    assert statuses(app, 5, **environ).count(200) == passes
+
+
+def test_a_function_may_say_the_quota_of_each_request(store):
+    def quota(environ):
+        return {"a": "1/m", "b": ["2/m", "9/h"], "c": Quota(3, 60)}.get(environ.get("HTTP_X"))
+
+    app = Limiter(hello, quota, store=store)
+    passed = {x: statuses(app, 5, HTTP_X=x).count(200) for x in ("a", "b", "c", "none")}
+    assert passed == {"a": 1, "b": 2, "c": 3, "none": 5}
+
+
+def test_quotas_of_a_function_do_not_pile_up(store):
+    app = Limiter(hello, lambda environ: f"{environ['HTTP_X']}/m", store=store)
+    for number in range(1, 1500):
+        ask(app, HTTP_X=str(number))
+    assert app._compiled.cache_info().currsize <= 1024
+
+
+# -- who is not counted ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("exempt", "environ", "exempted"),
+    [
+        ({"addresses": ["10.0.0.0/8"]}, {"REMOTE_ADDR": "10.1.2.3"}, True),
+        ({"addresses": ["10.0.0.0/8"]}, {"REMOTE_ADDR": "::ffff:10.1.2.3"}, True),
+        ({"addresses": ["10.0.0.0/8"]}, {"REMOTE_ADDR": "11.1.2.3"}, False),
+        ({"addresses": ["10.0.0.0/8"]}, {CLIENT: "10.1.2.3"}, True),
+        ({"addresses": ["10.0.0.0/8"]}, {"HTTP_X_FORWARDED_FOR": "10.1.2.3"}, False),
+        ({"paths": ["/health"]}, {"PATH_INFO": "/health"}, True),
+        ({"paths": ["/health"]}, {"PATH_INFO": "/health", "QUERY_STRING": "a=b"}, True),
+        ({"paths": ["/health"]}, {"PATH_INFO": "/health/x"}, False),
+        ({"paths": ["/health"]}, {"PATH_INFO": "/healthy"}, False),
+        ({"paths": ["/health"]}, {"PATH_INFO": "/x", "QUERY_STRING": "/health"}, False),
+        ({"paths": ["/static/*"]}, {"PATH_INFO": "/static/a/b.css"}, True),
+        ({"paths": ["/static/*"]}, {"PATH_INFO": "/static"}, False),
+        ({"paths": ["/static/*"]}, {"PATH_INFO": "/static/../orders"}, False),
+        ({"paths": ["/static/*"]}, {"PATH_INFO": "/staticorders"}, False),
+        ({"methods": ["OPTIONS"]}, {"REQUEST_METHOD": "OPTIONS"}, True),
+        ({"methods": ["OPTIONS"]}, {"REQUEST_METHOD": "GET"}, False),
+        ({"rule": lambda environ: environ.get("HTTP_X")}, {"HTTP_X": "1"}, True),
+        ({"rule": lambda environ: environ.get("HTTP_X")}, {}, False),
+        ({"methods": ["PUT"], "paths": ["/a"]}, {"PATH_INFO": "/a"}, True),
+        (lambda environ: True, {}, True),
+        (lambda environ: None, {}, False),
+        (exemption(paths=["/a"]), {"PATH_INFO": "/a"}, True),
+    ],
+)
+def test_exempt_requests_are_neither_counted_nor_told(store, exempt, environ, exempted):
+    app = Limiter(hello, "1/m", store=store, exempt=exempt)
+    assert statuses(app, 2, **environ) == ([200, 200] if exempted else [200, 429])
+    assert (list(store.items("")) == []) == exempted
+
+
+# -- keys ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "same", "other"),
+    [
+        ("address", {}, {"REMOTE_ADDR": "192.0.2.2"}),
+        ("subject", {CLAIMS: {"sub": "u1"}}, {CLAIMS: {"sub": "u2"}}),
+        ("api-key", {"HTTP_X_API_KEY": "k1"}, {"HTTP_X_API_KEY": "k2"}),
+        ("header:X-Team", {"HTTP_X_TEAM": "a"}, {"HTTP_X_TEAM": "b"}),
+        ("cookie:session", {"HTTP_COOKIE": "a=1; session=x"}, {"HTTP_COOKIE": "session=y"}),
+        ("claim:team", {CLAIMS: {"team": 7}}, {CLAIMS: {"team": 8}}),
+        ("path:id", {PARAMS: {"id": "7"}}, {PARAMS: {"id": "8"}}),
+        ("route", {ROUTE: "orders"}, {ROUTE: "users"}),
+        (["address", "route"], {ROUTE: "a"}, {ROUTE: "b"}),
+        ("subject|address", {CLAIMS: {"sub": "u1"}}, {}),
+        ("subject | address", {}, {CLAIMS: {"sub": "192.0.2.1"}}),
+        (lambda environ: environ["PATH_INFO"], {"PATH_INFO": "/a"}, {"PATH_INFO": "/b"}),
+    ],
+)  # fmt: skip
+def test_who_is_counted_by_each_key(store, key, same, other):
+    app = Limiter(hello, "1/m", store=store, key=key)
+    assert statuses(app, 2, **same) == [200, 429]
+    assert statuses(app, 2, **other) == [200, 429]
+
+
+@pytest.mark.parametrize("key", ["subject", "api-key", "cookie:a", "claim:a", "path:a", "route"])
+def test_who_has_no_name_is_exempt(store, key):
+    app = Limiter(hello, "1/m", store=store, key=key)
+    assert statuses(app, 3, HTTP_COOKIE="ba=1; a=; a") == [200] * 3
+    assert list(store.items("")) == []
+
+
+@pytest.mark.parametrize("key", ["api-key", "header:X-Api-Key", "cookie:token"])
+def test_what_a_client_keeps_secret_is_neither_stored_nor_logged(store, key, caplog):
+    secrets = {"HTTP_X_API_KEY": "hunter2-hunter2", "HTTP_COOKIE": "token=hunter2-hunter2"}
+    app = Limiter(hello, "1/m", store=store, key=key)
+    reasons = []
+
+    def noting(environ, start_response):
+        answer = app(environ, start_response)
+        reasons.append(environ.get(REASON))
+        return answer
+
+    with caplog.at_level(logging.DEBUG):
+        assert statuses(noting, 2, **secrets) == [200, 429]
+    told = str([*store.items("")]) + str(reasons) + caplog.text
+    assert "over the quota" in told
+    assert "hunter2" not in told
+
+
+# -- observing -------------------------------------------------------------------------------
+
+
+def test_an_observer_refuses_nobody_and_tells_only_the_operator(store, clock, caplog):
+    app = Limiter(hello, "1/m", store=store, observe=True, name="trial", clock=clock)
+    with caplog.at_level(logging.INFO, "wsgigate.limiter"):
+        for _ in range(4):
+            status, fields, _ = ask(app)
+            assert status == 200
+            assert not [name for name in fields if "ratelimit" in name.lower()]
+        clock.advance(60.5)
+        statuses(app, 2)
+    assert app.observed == 4
+    assert [record.getMessage() for record in caplog.records] == [
+        "the limit 'trial', which only observes, would have refused 1 requests since the last such "
+        "message; the last: 192.0.2.1 is over the quota 'trial' of 1 per minute",
+        "the limit 'trial', which only observes, would have refused 3 requests since the last such "
+        "message; the last: 192.0.2.1 is over the quota 'trial' of 1 per minute",
+    ]
+
+
+def test_the_access_log_says_what_an_observer_would_have_done(store, tmp_path):
+    with open(tmp_path / "log", "w") as stream:
+        logger = Logger(
+            Limiter(hello, "1/m", store=store, observe=True), stream=stream, format="json"
+        )
+        statuses(logger, 2)
+        logger.close()
+    first, second = map(json.loads, (tmp_path / "log").read_text().splitlines())
+    assert "reason" not in first
+    assert second["status"] == 200
+    assert second["reason"] == (
+        "only observed: 192.0.2.1 is over the quota 'default' of 1 per minute"
+    )
+
+
+def test_an_observer_lets_pass_what_could_never_pass_and_what_cannot_be_counted(store):
+    app = Limiter(hello, "1/m", store=store, observe=True, cost=cost_of)
+    assert statuses(app, 1, HTTP_X_COST="2") == [200]
+    app = Limiter(hello, "1/m", store=BrokenStore(), observe=True, on_store_error="refuse")
+    assert statuses(app, 1) == [200]
+
+
+# -- stores that decide by themselves --------------------------------------------------------
+
+
+def test_a_store_that_can_decide_by_itself_is_asked_to(clock):
+    asked = []
+
+    class Deciding(MemoryStore):
+        def take(self, key, algorithms, cost):
+            asked.append((key, [one.name for one in algorithms], cost))
+            now = clock()
+            return tuple(one.take(None, now, cost)[2] for one in algorithms), now
+
+        def update(self, key, change):
+            raise AssertionError("a store that decides is not to be asked to change")
+
+    store = Deciding()
+    _, fields, _ = ask(Limiter(hello, ["5/s", "9 per calendar day"], store=store, cost=2))
+    assert fields["RateLimit"] == '"default-1s";r=3;t=1, "default-day";r=7;t=32000'
+    assert asked == [
+        ("limit/default/together/=192.0.2.1", ["token-bucket", "calendar"], 2),
+    ]
+
+
+# -- bounds ----------------------------------------------------------------------------------
+
+
+def flood(app, callers):
+    """Have that many callers ask once each."""
+    environ = {"REQUEST_METHOD": "GET"}
+    for number in range(callers):
+        environ["REMOTE_ADDR"] = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+        app(environ.copy(), lambda status, headers: None)
+
+
+HOT = {"REMOTE_ADDR": "192.0.2.9"}
+
+
+def test_a_flood_of_callers_fills_no_more_memory_than_the_store_may_have():
+    store = MemoryStore(max_items=5000)
+    app = Limiter(hello, "2 per hour", store=store)
+    assert statuses(app, 3, **HOT) == [200, 200, 429]
+    flood(app, 200_000)
+    assert len(list(store.items(""))) <= 5000
+    assert app._default.kept.cache_info().currsize <= 1024
+    assert statuses(app, 1, **HOT) == [429], "who is nearest to its limit is not forgotten first"
+
+
+def size(folder):
+    return sum(file.stat().st_blocks * 512 for file in folder.iterdir())
+
+
+def test_a_flood_of_callers_takes_little_disk_for_each(tmp_path):
+    store = LmdbStore(tmp_path / "store", map_size=128 * 1024 * 1024)
+    app = Limiter(hello, "2 per hour", store=store)
+    flood(app, 200_000)
+    assert app.store_errors == 0
+    assert size(tmp_path / "store") <= 64 * 1024 * 1024
+    store.close()
+
+
+def test_a_flood_of_callers_fills_no_more_disk_than_the_store_may_have(tmp_path, caplog):
+    store = LmdbStore(tmp_path / "store", map_size=1024 * 1024)
+    app = Limiter(hello, "2 per hour", store=store)
+    assert statuses(app, 3, **HOT) == [200, 200, 429]
+    flood(app, 9_000)
+    assert app.store_errors > 0, "or it never was full"
+    assert size(tmp_path / "store") <= 8 * 1024 * 1024  # a store may take some beforehand
+    assert statuses(app, 1, **HOT) == [429], "and who was counted is counted on"
+    store.close()
+
+
+# -- settings --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"quota": []}, "a quota is written"),
+        ({"quota": ["1/s", "2/s"]}, "quota: two of one name; .*default-1s"),
+        ({"quota": ["1/s", "many"]}, "a quota is written"),
+        ({"quota": {"a": "1/s"}}, "a quota is written"),
+        ({"cost": 0}, "cost is a whole number of at least 1"),
+        ({"cost": 1.5}, "cost is a whole number of at least 1"),
+        ({"cost": True}, "cost is a whole number of at least 1"),
+        ({"cost": 11}, "cost: 11 is more than a quota of 10 ever allows"),
+        ({"cost": 2, "plans": {"free": "1/h"}, "plan": "claim:plan"}, "cost: 2 is more than"),
+        ({"plans": {"free": "1/h"}}, "plan: plans needs it"),
+        ({"plan": "claim:plan"}, "plans: plan needs it"),
+        ({"plans": {"free": "x"}, "plan": "claim:plan"}, "a quota is written"),
+        ({"plans": {}, "plan": "cookie:plan"}, "plan is a function, claim:NAME or header:NAME"),
+        ({"plans": {}, "plan": 7}, "plan is a function, claim:NAME or header:NAME"),
+        ({"key": "who"}, "key is one of address, .* not 'who'"),
+        ({"key": "header:a b"}, "key is one of"),
+        ({"key": "cookie:"}, "key is one of"),
+        ({"key": []}, "key is a function, the name of one, or a list"),
+        ({"key": 7}, "key is a function, the name of one, or a list"),
+        ({"exempt": 7}, "exempt is a function, or a table"),
+        ({"exempt": {"path": []}}, "exempt has no path"),
+        ({"exempt": {"paths": "/a"}}, "exempt: paths and methods are lists"),
+        ({"exempt": {"paths": ["a"]}}, "exempt: paths: 'a'"),
+        ({"exempt": {"paths": ["/a*"]}}, "exempt: paths: '/a\\*' is neither"),
+        ({"exempt": {"paths": ["/*/a"]}}, "exempt: paths: '/\\*/a' is neither"),
+        ({"exempt": {"addresses": ["here"]}}, "exempt: addresses: 'here'"),
+        ({"exempt": {"methods": ["get"]}}, "exempt: methods: 'get' is not a method in capitals"),
+        ({"exempt": {"rule": 7}}, "exempt: rule is a function"),
+        ({"algorithm": "calendar"}, "calendar"),
+    ],
+)
+def test_wrong_settings_are_refused_at_construction(settings, words):
+    with pytest.raises(ValueError, match=words):
+        Limiter(hello, **({"quota": "10/s"} | settings))

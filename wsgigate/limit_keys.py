@@ -1,0 +1,239 @@
+"""Who is counted, who is not, and by which plan: functions of ``environ``, by the names of files.
+
+What a client sends in a field or a cookie is hashed: the store and the log see neither a secret
+nor how long it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any, TypeAlias
+from wsgiref.types import WSGIEnvironment
+
+from wsgigate import wsgi
+from wsgigate.addresses import AddressList
+from wsgigate.fields import is_token
+from wsgigate.target import BadTarget, canonical_path, target_of
+from wsgigate.wsgi import CLAIMS, Key, combined, environ_key, header, path_parameter, peer
+
+__all__ = [
+    "Exempt",
+    "KeyNames",
+    "Plan",
+    "claim",
+    "cookie",
+    "exemption",
+    "first_of",
+    "key_of",
+    "kept_as",
+    "plan_of",
+]
+
+KeyNames: TypeAlias = Key | str | Sequence[Key | str]
+"""A key function, the name of one, or several of these that are combined."""
+
+Exempt: TypeAlias = Callable[[WSGIEnvironment], object]
+"""Tells whether a request is not counted at all."""
+
+Plan: TypeAlias = Callable[[WSGIEnvironment], str | None]
+"""Names the plan by which a request is counted."""
+
+LONGEST_KEY = 128  # a longer one is hashed; the store takes no more than 480 bytes
+
+_PLAIN: dict[str, Key] = {
+    "address": wsgi.client_address,
+    "api-key": wsgi.api_key,
+    "route": wsgi.route,
+    "subject": wsgi.subject,
+}
+_PARAMETER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+
+
+def cookie(name: str) -> Key:
+    """Return a key function that names the caller by its cookie *name*, hashed.
+
+    :raises ValueError: No cookie can have that name.
+    """
+    if not is_token(name):
+        raise ValueError(f"{name!r} cannot be the name of a cookie")
+    begins = name + "="
+
+    def key(environ: WSGIEnvironment) -> str | None:
+        for pair in environ.get("HTTP_COOKIE", "").split(";"):
+            pair = pair.strip(" \t")
+            if pair.startswith(begins) and len(pair) > len(begins):
+                value = pair[len(begins) :].encode("utf-8", "replace")
+                return sha256(value).hexdigest()[:32]
+        return None
+
+    return key
+
+
+def claim(name: str) -> Key:
+    """Return a key function that names the caller by the claim *name* of its verified token."""
+
+    def key(environ: WSGIEnvironment) -> str | None:
+        claims: dict[str, Any] = environ.get(CLAIMS) or {}
+        value = claims.get(name)
+        if isinstance(value, str):
+            return value or None
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
+
+    return key
+
+
+def first_of(*keys: Key) -> Key:
+    """Return a key function that says what the first of *keys* says that does not exempt.
+
+    What two of them say never counts together, even where it is the same.
+    """
+
+    def key(environ: WSGIEnvironment) -> str | None:
+        for place, one in enumerate(keys):
+            said = one(environ)
+            if said is not None:
+                return f"{place}.{said}"
+        return None
+
+    return key
+
+
+def key_of(key: KeyNames) -> Key:
+    """Return the key function that *key* stands for.
+
+    :param key: One, or the name of one: ``address``, ``subject``, ``route``, ``api-key``,
+        ``header:NAME``, ``cookie:NAME``, ``claim:NAME``, ``path:NAME``; ``subject|address`` is the
+        first of them that knows the caller; a list names each combination.
+    :raises ValueError: It is nothing of the kind.
+    """
+    if callable(key):
+        return key
+    if isinstance(key, str):
+        keys = [_named(name.strip()) for name in key.split("|")]
+        return keys[0] if len(keys) == 1 else first_of(*keys)
+    if not isinstance(key, Sequence) or not key:
+        raise ValueError(f"key is a function, the name of one, or a list of them, not {key!r}")
+    keys = [key_of(one) for one in key]
+    return keys[0] if len(keys) == 1 else combined(*keys)
+
+
+def _named(name: str) -> Key:
+    kind, _, argument = name.partition(":")
+    if name in _PLAIN:
+        return _PLAIN[name]
+    if kind == "header" and is_token(argument):
+        return header(argument)
+    if kind == "cookie" and is_token(argument):
+        return cookie(argument)
+    if kind == "claim" and argument:
+        return claim(argument)
+    if kind == "path" and _PARAMETER.fullmatch(argument):
+        return path_parameter(argument)
+    known = ", ".join(_PLAIN)
+    raise ValueError(
+        f"key is one of {known}, header:NAME, cookie:NAME, claim:NAME or path:NAME, not {name!r}"
+    )
+
+
+def plan_of(plan: Plan | str) -> Plan:
+    """Return the function that tells a request's plan.
+
+    :param plan: One, or ``claim:NAME`` of the verified token, or ``header:NAME`` as it was sent:
+        only for a field that no client can set.
+    :raises ValueError: It is neither.
+    """
+    if callable(plan):
+        return plan
+    kind, _, name = plan.partition(":") if isinstance(plan, str) else ("", "", "")
+    if kind == "claim" and name:
+        return claim(name)
+    if kind == "header" and is_token(name):
+        key_name = environ_key(name)
+        return lambda environ: environ.get(key_name)
+    raise ValueError(f"plan is a function, claim:NAME or header:NAME, not {plan!r}")
+
+
+def exemption(
+    *,
+    addresses: Iterable[str] = (),
+    paths: Iterable[str] = (),
+    methods: Iterable[str] = (),
+    rule: Exempt | None = None,
+) -> Exempt:
+    """Return a function that tells whether a request is exempt: when any of these says so.
+
+    :param addresses: Of clients: addresses and networks.
+    :param paths: ``/health`` is that path, ``/static/*`` all below it. Compared in the canonical
+        form of the request's target, which must have one.
+    :param methods: In capitals.
+    :param rule: Tells of anything else.
+    :raises ValueError: One of them is malformed; says which.
+    """
+    try:
+        listed = AddressList(addresses)
+    except ValueError as error:
+        raise ValueError(f"addresses: {error}") from None
+    if isinstance(paths, str) or isinstance(methods, str):
+        raise ValueError("paths and methods are lists")
+    exact, below = set(), []
+    for path in paths:
+        try:
+            whole = canonical_path(path.removesuffix("*"))
+        except ValueError as error:
+            raise ValueError(f"paths: {path!r}: {error}") from None
+        if "*" in whole or (path.endswith("*") and not whole.endswith("/")):
+            raise ValueError(f"paths: {path!r} is neither a path nor /a/path/*")
+        if path.endswith("*"):
+            below.append(whole)
+        else:
+            exact.add(whole)
+    exempted = frozenset(methods)
+    for method in exempted:
+        if not is_token(method) or method != method.upper():
+            raise ValueError(f"methods: {method!r} is not a method in capitals")
+    if rule is not None and not callable(rule):
+        raise ValueError(f"rule is a function, not {rule!r}")
+    prefixes, by_path = tuple(below), bool(exact or below)
+
+    def exempt(environ: WSGIEnvironment) -> bool:
+        if exempted and environ["REQUEST_METHOD"] in exempted:
+            return True
+        if listed and peer(environ) in listed:
+            return True
+        if by_path:
+            try:
+                path = target_of(environ).path
+            except BadTarget:
+                return False
+            if path in exact or path.startswith(prefixes):
+                return True
+        return rule is not None and bool(rule(environ))
+
+    return exempt
+
+
+def exempt_of(exempt: Exempt | Mapping[str, Any] | None) -> Exempt | None:
+    """Return what tells whether a request is exempt; None when none is.
+
+    :raises ValueError: It is neither a function nor the arguments of :func:`exemption`.
+    """
+    if exempt is None or callable(exempt):
+        return exempt
+    if not isinstance(exempt, Mapping):
+        raise ValueError(f"exempt is a function, or a table of what is exempt, not {exempt!r}")
+    unknown = exempt.keys() - {"addresses", "paths", "methods", "rule"}
+    if unknown:
+        raise ValueError(f"exempt has no {', '.join(sorted(map(str, unknown)))}")
+    try:
+        return exemption(**exempt)
+    except ValueError as error:
+        raise ValueError(f"exempt: {error}") from None
+
+
+def kept_as(key: str) -> str:
+    """Return what a store calls *key*: itself where it is short and plain, else its hash."""
+    if len(key) > LONGEST_KEY or not key.isascii():
+        return "#" + sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+    return "=" + key

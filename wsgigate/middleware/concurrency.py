@@ -1,0 +1,237 @@
+"""Refuse a request whose caller has too many of them under way."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from wsgigate.leases import Leases
+from wsgigate.limit_fields import QUOTA_EXCEEDED, LimitFields, Terms, check_options
+from wsgigate.limit_keys import Exempt, KeyNames, exempt_of, kept_as, key_of
+from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.repeated import Repeated, observing, outage
+from wsgigate.rules.concurrency import ID_BYTES, Concurrency
+from wsgigate.rules.quota import Verdict
+from wsgigate.store import Store, StoreError
+from wsgigate.store.opened import OpenedStore
+from wsgigate.wsgi import REASON, client_address
+
+__all__ = ["ConcurrencyLimiter"]
+
+_log = logging.getLogger("wsgigate.concurrency")
+
+
+class ConcurrencyLimiter:
+    """Refuse a request whose caller has too many under way already, wherever they are served.
+
+    A request holds a place from here until its response has ended. The places are leases in the
+    store, which the worker renews for as long as the response goes on: those of a worker that died
+    are free again when they run out.
+
+    :param app: The WSGI application to protect.
+    :param limit: How many requests a caller may have under way, 1 to 4000.
+    :param store: Where the leases are: a store, or the URL of one. Unless said, a folder of this
+        machine that all workers of this app share and no other app does.
+    :param key: Names the caller, as for a :class:`Limiter`.
+    :param exempt: Which requests are not counted, as for a :class:`Limiter`.
+    :param lease: After how many seconds, at most, the places of a worker that died are free again;
+        0.1 to 3600.
+    :param observe: Only count and log: nothing is refused, and nobody told.
+    :param name: Names this policy in response fields and in the store.
+    :param fields: Whether response fields tell the caller how it stands: ``"ratelimit"`` or none.
+    :param on_store_error: What to do when the store fails: ``"allow"`` the request and count it in
+        ``store_errors``, or ``"refuse"`` it.
+    :param refuse: Makes the answer of a refusal out of its problem.
+    :param clock: Measures seconds: how long a response has been going on, and between log records.
+    :raises ValueError: One of the settings is wrong; says which and how.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        limit: int,
+        *,
+        store: Store | str | None = None,
+        key: KeyNames = client_address,
+        exempt: Exempt | Mapping[str, Any] | None = None,
+        lease: float = 15.0,
+        observe: bool = False,
+        name: str = "concurrency",
+        fields: Collection[str] = ("ratelimit",),
+        on_store_error: str = "allow",
+        refuse: Refuse = answer_with,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        check_options(name, on_store_error)
+        if isinstance(fields, str) or not set(fields) <= {"ratelimit"}:
+            raise ValueError(f'fields is ["ratelimit"] or an empty list, not {fields!r}')
+        self._rule = Concurrency(limit, lease)
+        self._fields = LimitFields(fields)
+        self._opened = OpenedStore(store, app)
+        self._prefix = f"concurrency/{name}/{self._opened.prefix}"
+        self._update: Callable[..., Any] | None = None
+        self.app = app
+        self.limit = limit
+        self.name = name
+        self.key = key_of(key)
+        self._exempt = exempt_of(exempt)
+        self._observes = observe
+        self._allows_on_error = observe or on_store_error == "allow"
+        self._refuse = refuse
+        self._terms = (Terms.of(name, limit, 0),)
+        self._outages = Repeated(_log.error, outage(name, passes=self._allows_on_error), clock)
+        self._observed = Repeated(_log.warning, observing(name), clock)
+        self._late = Repeated(
+            _log.error,
+            f"places of the limit {name!r} cannot be kept or given back, %s times since the last "
+            "such message: %s",
+            clock,
+        )
+        self._leases = Leases(self._renew, self._rule.lease / 4, clock)
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if self._exempt is not None and self._exempt(environ):
+            return self.app(environ, start_response)
+        key = self.key(environ)
+        if key is None:
+            return self.app(environ, start_response)
+        place, lease = self._prefix + kept_as(key), secrets.token_bytes(ID_BYTES)
+        take = self._rule.take
+
+        def change(
+            old: bytes | None, now: float
+        ) -> tuple[bytes | None, float, tuple[Verdict, float]]:
+            new, ttl, verdict = take(old, now, lease)
+            return new, ttl, (verdict, now)
+
+        try:
+            update = self._update or self._open()
+            verdict, now = update(place, change)
+        except StoreError as error:
+            return self._without_store(error, environ, start_response)
+        if not verdict.allowed:
+            return self._over(key, verdict, now, environ, start_response)
+        self._leases.hold(lease, place)
+        if not self._observes:
+            mine = ([verdict], now, self._terms)
+            start_response = self._fields.starting(start_response, environ, mine)
+        try:
+            body = self.app(environ, start_response)
+        except BaseException:
+            self._release(lease)
+            raise
+        return _Response(body, self, lease)
+
+    @property
+    def store_errors(self) -> int:
+        """How many requests could not be counted, as the store failed."""
+        return self._outages.total
+
+    @property
+    def observed(self) -> int:
+        """How many requests would have been refused, were this limiter not to observe."""
+        return self._observed.total
+
+    def close(self) -> None:
+        """End the thread that renews, and close the store if it was not given."""
+        self._leases.stop()
+        self._opened.close()
+
+    def _open(self) -> Callable[..., Any]:
+        self._update = self._opened.updater()
+        return self._update
+
+    def _release(self, lease: bytes) -> None:
+        place = self._leases.drop(lease)
+        if place is None:
+            return
+        release = self._rule.release
+        try:
+            update = self._update or self._open()
+            update(place, lambda old, now: release(old, now, lease))
+        except StoreError as error:
+            self._late.again(error)
+
+    def _renew(self, place: str, leases: list[bytes]) -> None:
+        """Keep *leases* for longer. Those that have ended meanwhile are not renewed again."""
+        renew = self._rule.renew
+        try:
+            update = self._update or self._open()
+            update(place, lambda old, now: renew(old, now, leases))
+        except StoreError as error:
+            self._late.again(error)
+
+    def _over(
+        self,
+        key: str,
+        verdict: Verdict,
+        now: float,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+    ) -> Iterable[bytes]:
+        reason = (
+            f"{kept_as(key)[1:]} has {self.limit} requests under way, {self.name!r} has no more"
+        )
+        if self._observes:
+            environ[REASON] = f"only observed: {reason}"
+            self._observed.again(reason)
+            return self.app(environ, start_response)
+        environ[REASON] = reason
+        problem = Problem(
+            429,
+            "Too many requests at a time! Please wait for one to end.",
+            type=QUOTA_EXCEEDED,
+            extensions={"retryAfter": 1, "violated-policies": [self.name]},
+            headers=(("Retry-After", "1"),),
+        )
+        mine = ([verdict], now, self._terms)
+        start = self._fields.starting(start_response, environ, mine)
+        return self._refuse(problem)(environ, start)
+
+    def _without_store(
+        self, error: StoreError, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        self._outages.again(error)
+        if self._allows_on_error:
+            return self.app(environ, start_response)
+        environ[REASON] = f"the limit {self.name!r} cannot be counted: {error}"
+        problem = Problem(
+            503,
+            "The limit of requests at a time cannot be checked at the moment.",
+            headers=(("Retry-After", "5"),),
+        )
+        return self._refuse(problem)(environ, start_response)
+
+
+class _Response:
+    """A response that holds a place until it is closed.
+
+    One that is never closed, against PEP 3333, loses its place when it is forgotten.
+    """
+
+    __slots__ = ("_body", "_lease", "_limiter")
+
+    def __init__(self, body: Iterable[bytes], limiter: ConcurrencyLimiter, lease: bytes) -> None:
+        self._body = body
+        self._limiter = limiter
+        self._lease = lease
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._body)
+
+    def close(self) -> None:
+        try:
+            close = getattr(self._body, "close", None)
+            self._body = ()
+            if close is not None:
+                close()
+        finally:
+            self._limiter._release(self._lease)
+
+    def __del__(self) -> None:
+        # nothing more is allowed here: this may run in the middle of anything, the store's own work
+        self._limiter._leases.drop(self._lease)
