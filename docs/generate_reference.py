@@ -19,6 +19,7 @@ from typing import Any
 from wsgigate import (
     Authenticator,
     BodyLimit,
+    CircuitRules,
     Cors,
     Forwarder,
     Limiter,
@@ -26,7 +27,7 @@ from wsgigate import (
     RequestId,
     wsgi,
 )
-from wsgigate.config import model, options
+from wsgigate.config import breakers, model, options
 from wsgigate.config.kinds import Duration, Kind
 from wsgigate.config.middlewares import USES
 from wsgigate.config.tables import PLANNED, Either, ListOf, MapOf, Table
@@ -35,6 +36,8 @@ from wsgigate.rules.health import HealthCheck
 FOLDER = Path(__file__).parent
 
 CONSTRUCTORS: dict[type[Any], Any] = {
+    breakers.BreakerOptions: CircuitRules,
+    breakers.ServiceBreaker: CircuitRules,
     model.Health: HealthCheck,
     model.Service: Forwarder,
     model.Route: Forwarder,
@@ -48,6 +51,9 @@ CONSTRUCTORS: dict[type[Any], Any] = {
 """Whose defaults count where a key that is left out is not passed on."""
 
 DEFAULTS = {
+    "breaker.name": 'made from the route; ``"default"`` around everything',
+    "breaker.open_at_most": "a minute, or ``open_for`` if that is longer",
+    "breaker.statuses": "``[500, 502, 503, 504]``",
     "gateway.workers": "the number of CPUs",
     "gateway.via": "made from the name, the machine and the file",
     "limiter.name": 'made from the route; ``"default"`` around everything',

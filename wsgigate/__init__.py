@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from wsgigate.gateway import Gateway
     from wsgigate.middleware.authenticator import Authenticator
     from wsgigate.middleware.body_limit import BodyLimit
+    from wsgigate.middleware.breaker import Breaker
     from wsgigate.middleware.client_address import ClientAddress
     from wsgigate.middleware.cors import Cors
     from wsgigate.middleware.guard import Guard
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from wsgigate.proxy.dispatcher import Dispatcher
     from wsgigate.proxy.forwarder import Forwarder
     from wsgigate.proxy.pool import Pool
+    from wsgigate.rules.circuit_rules import CircuitRules
     from wsgigate.rules.quota import Quota
     from wsgigate.rules.routing import Route
     from wsgigate.store import open_store
@@ -35,6 +37,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Authenticator",
     "BodyLimit",
+    "Breaker",
+    "CircuitRules",
     "ClientAddress",
     "Cors",
     "Dispatcher",
@@ -57,6 +61,8 @@ __all__ = [
 _HOMES = {
     "Authenticator": "middleware.authenticator",
     "BodyLimit": "middleware.body_limit",
+    "Breaker": "middleware.breaker",
+    "CircuitRules": "rules.circuit_rules",
     "ClientAddress": "middleware.client_address",
     "Cors": "middleware.cors",
     "Dispatcher": "proxy.dispatcher",

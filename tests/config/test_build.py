@@ -173,6 +173,17 @@ def test_unnamed_limiters_have_names_of_their_own(site: ModuleType) -> None:
     assert names("/b") == ["a-3"]
 
 
+def test_a_breaker_stands_where_the_file_puts_it(site: ModuleType) -> None:
+    breaker = '{ use = "breaker", consecutive_failures = 2, failure_rate = 0 }'
+    gateway = small(
+        f"[[routes]]\npath = '/a'\napp = 'full_site:broken'\nmiddleware = [{breaker}]\n"
+        + f"[[routes]]\npath = '/b'\napp = 'full_site:broken'\nmiddleware = [{breaker}]\n"
+    )
+    client = Client(gateway)
+    assert [client.get("/a", buffered=True).status_code for _ in range(3)] == [500, 500, 503]
+    assert [client.get("/b", buffered=True).status_code for _ in range(3)] == [500, 500, 503]
+
+
 @pytest.mark.parametrize(
     ("text", "path", "said"),
     [
@@ -247,6 +258,17 @@ def test_unnamed_limiters_have_names_of_their_own(site: ModuleType) -> None:
             "[[middleware]]\nuse = 'limiter'\nquota = '2/s'\nname = 'a'\n",
             "middleware[1]",
             "counts together with the one at middleware[0]",
+        ),
+        (
+            "[[middleware]]\nuse = 'breaker'\nprobes = 1\nname = 'a'\n"
+            "[[middleware]]\nuse = 'breaker'\nprobes = 2\nname = 'a'\n",
+            "middleware[1]",
+            "opens together with the one at middleware[0]",
+        ),
+        (
+            "[[middleware]]\nuse = 'breaker'\nopen_for = '1m'\nopen_at_most = '1s'\n",
+            "middleware[0]",
+            "open_at_most is not less than open_for",
         ),
     ],
 )

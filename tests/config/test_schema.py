@@ -16,22 +16,26 @@ from wsgigate.config.middlewares import USES
 from wsgigate.config.schema import schema
 from wsgigate.middleware.authenticator import Authenticator
 from wsgigate.middleware.body_limit import BodyLimit
+from wsgigate.middleware.breaker import Breaker
 from wsgigate.middleware.cors import Cors
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.middleware.logger import Logger
 from wsgigate.middleware.request_id import RequestId
+from wsgigate.rules.circuit_rules import CircuitRules
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.toml"))
 
 MADE = {
     "authenticator": Authenticator,
     "body-limit": BodyLimit,
+    "breaker": Breaker,
     "cors": Cors,
     "limiter": Limiter,
     "logger": Logger,
     "request-id": RequestId,
 }
 NOT_IN_FILES = {"app", "refuse", "clock", "now", "mint", "store"}
+NOT_IN_FILES |= {"exceptions", "random", "sync_interval"}
 ONLY_IN_FILES = {"secret_file", "public_key_file"}
 
 
@@ -100,4 +104,6 @@ def test_a_wrong_file_is_invalid_at_its_place(
 def test_a_file_can_say_what_a_middleware_takes(use: str) -> None:
     options = {field.name for field in dataclasses.fields(USES[use].options)}
     parameters = set(inspect.signature(MADE[use]).parameters)
+    if "rules" in parameters:
+        parameters = parameters - {"rules"} | set(inspect.signature(CircuitRules).parameters)
     assert options - ONLY_IN_FILES == parameters - NOT_IN_FILES

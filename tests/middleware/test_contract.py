@@ -13,15 +13,18 @@ import pytest
 
 from wsgigate.middleware.authenticator import Authenticator
 from wsgigate.middleware.body_limit import BodyLimit
+from wsgigate.middleware.breaker import Breaker
 from wsgigate.middleware.client_address import ClientAddress
 from wsgigate.middleware.cors import Cors
 from wsgigate.middleware.guard import Guard
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.middleware.logger import Logger
 from wsgigate.middleware.request_id import RequestId
+from wsgigate.rules.circuit_rules import CircuitRules
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import check_middleware
 
+NEVER = CircuitRules(connect_failures=None, failure_rate=None)
 SECRET = "a secret of the tests, thirty-two bytes or more"
 
 
@@ -40,6 +43,7 @@ def authenticator(app):
 MIDDLEWARES: list[tuple[str, Callable[[Any], Any], bool]] = [
     ("authenticator", authenticator, True),
     ("body_limit", BodyLimit, True),
+    ("breaker", lambda app: Breaker(app, NEVER, store=MemoryStore()), False),
     ("client_address", ClientAddress, True),
     ("cors", lambda app: Cors(app, origins=["https://app.example.com"]), True),
     ("guard", Guard, False),

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 from wsgiref.types import WSGIApplication
 
 from wsgigate import wsgi
+from wsgigate.config.breakers import BreakerOptions, circuit_rules
 from wsgigate.config.environment import MISSING
 from wsgigate.config.errors import Errors, at, shown
 from wsgigate.config.imports import made_by
@@ -27,6 +28,7 @@ from wsgigate.config.tables import Table, given, suggestion
 from wsgigate.config.texts import ImportPath
 from wsgigate.middleware.authenticator import Authenticator
 from wsgigate.middleware.body_limit import BodyLimit
+from wsgigate.middleware.breaker import Breaker
 from wsgigate.middleware.cors import Cors
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.middleware.logger import Logger
@@ -67,7 +69,7 @@ class Surroundings(NamedTuple):
     """What a middleware is given besides its options.
 
     :ivar store: What the gateway's workers share.
-    :ivar name: What a limiter is called that has no name; unique in the gateway.
+    :ivar name: What a limiter or breaker is called that has no name; unique in the gateway.
     :ivar folder: Where relative file names start.
     """
 
@@ -159,6 +161,12 @@ def _body_limit(app: App, options: BodyLimitOptions, around: Surroundings) -> Ap
     return BodyLimit(app, **given(options))
 
 
+def _breaker(app: App, options: BreakerOptions, around: Surroundings) -> App:
+    arguments = given(options, only=("name", "statuses"))
+    arguments.setdefault("name", around.name)
+    return Breaker(app, circuit_rules(options), store=around.store, **arguments)
+
+
 def _cors(app: App, options: CorsOptions, around: Surroundings) -> App:
     arguments = given(options)
     if "max_age" in arguments:
@@ -169,6 +177,7 @@ def _cors(app: App, options: CorsOptions, around: Surroundings) -> App:
 USES: dict[str, Use] = {
     "authenticator": Use(AuthenticatorOptions, _authenticator),
     "body-limit": Use(BodyLimitOptions, _body_limit),
+    "breaker": Use(BreakerOptions, _breaker),
     "cors": Use(CorsOptions, _cors),
     "limiter": Use(LimiterOptions, _limiter),
     "logger": Use(LoggerOptions, _logger),

@@ -14,13 +14,12 @@ from wsgigate.identity import identity
 from wsgigate.problem import Problem, Refuse, answer_with
 from wsgigate.rules.circuit import Outcome
 from wsgigate.rules.circuit_rules import CircuitRules
+from wsgigate.rules.outcomes import FAILURES, check_failures, outcome_of
 from wsgigate.store import Store, open_store
 from wsgigate.store.later import LaterStore
 from wsgigate.wsgi import REASON, BodyError, ExcInfo, Headers, Observed, observe
 
 __all__ = ["Breaker"]
-
-FAILURES = (500, 502, 503, 504)
 
 
 class Breaker:
@@ -60,10 +59,8 @@ class Breaker:
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = _random.random,
     ) -> None:
-        for status in statuses:
-            if type(status) is not int or not 500 <= status <= 599:
-                raise ValueError(f"statuses are 500 to 599: others are no failures, got {status!r}")
         self.app = app
+        self._failures = check_failures(statuses)
         prefix = "circuit/"
         self._owned: Store | None = None
         if store is None or store == "lmdb:":
@@ -82,7 +79,6 @@ class Breaker:
             clock=clock,
             random=random,
         )
-        self._outcomes = {str(status): Outcome.FAILED for status in statuses}
         self._exceptions = exceptions
         self._refuse = refuse
         self._clock = clock
@@ -125,17 +121,12 @@ class Breaker:
                 return Outcome.IGNORED  # the client's doing, or this process is told to end
             failed = isinstance(error, self._exceptions)
             return Outcome.FAILED if failed else Outcome.IGNORED
-        status = response.status[:3]
-        outcome = self._outcomes.get(status)
-        if outcome is not None:
-            return outcome
-        if status in ("408", "429", "499"):
-            return Outcome.IGNORED  # too slow, too many, or gone: of the client, all of them
-        if status[:1] == "4":
-            return Outcome.REFUSED
-        if response.complete or environ["REQUEST_METHOD"] == "HEAD":
-            return Outcome.OK
-        return Outcome.IGNORED
+        if not response.status:
+            return Outcome.IGNORED  # it was let go before it began
+        outcome = outcome_of(int(response.status[:3]), self._failures)
+        if outcome is Outcome.OK and not response.complete and environ["REQUEST_METHOD"] != "HEAD":
+            return Outcome.IGNORED  # the client has left
+        return outcome
 
     def _refused(
         self, wait: float, environ: WSGIEnvironment, start_response: StartResponse
