@@ -22,6 +22,7 @@ from wsgigate import (
     Logger,
     RequestId,
     Route,
+    Shedder,
 )
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.tokens import mint
@@ -134,6 +135,7 @@ def _wraps() -> Iterator[tuple[dict[str, Wrap], list[Logger]]]:
                 "BodyLimit": BodyLimit,
                 "Breaker": lambda app: Breaker(app, store=store),
                 "Breaker, open": lambda app: _opened(app, store),
+                "Shedder": Shedder,
                 "Cors": lambda app: Cors(app, origins=["https://example.com"]),
                 "Dispatcher": lambda app: Dispatcher([Route("/api/orders", app)]),
             },

@@ -25,9 +25,10 @@ from wsgigate import (
     Limiter,
     Logger,
     RequestId,
+    SheddingRules,
     wsgi,
 )
-from wsgigate.config import breakers, model, options
+from wsgigate.config import breakers, model, options, shedders
 from wsgigate.config.kinds import Duration, Kind
 from wsgigate.config.middlewares import USES
 from wsgigate.config.tables import PLANNED, Either, ListOf, MapOf, Table
@@ -47,6 +48,7 @@ CONSTRUCTORS: dict[type[Any], Any] = {
     options.LimiterOptions: Limiter,
     options.LoggerOptions: Logger,
     options.RequestIdOptions: RequestId,
+    shedders.ShedderOptions: SheddingRules,
 }
 """Whose defaults count where a key that is left out is not passed on."""
 

@@ -38,7 +38,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["Limiter", "RequestId", "Logger", "Cors", "BodyLimit", "Breaker", "Guard"]
+    "name", ["Limiter", "RequestId", "Logger", "Cors", "BodyLimit", "Breaker", "Guard", "Shedder"]
 )
 def test_one_middleware_loads_nothing_of_the_proxy(name: str) -> None:
     code = f"""

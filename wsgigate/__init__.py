@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from wsgigate.middleware.limiter import Limiter
     from wsgigate.middleware.logger import Logger
     from wsgigate.middleware.request_id import RequestId
+    from wsgigate.middleware.shedder import Shedder
     from wsgigate.problem import Problem
     from wsgigate.proxy.dispatcher import Dispatcher
     from wsgigate.proxy.forwarder import Forwarder
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from wsgigate.rules.circuit_rules import CircuitRules
     from wsgigate.rules.quota import Quota
     from wsgigate.rules.routing import Route
+    from wsgigate.rules.shedding import SheddingRules
     from wsgigate.store import open_store
 
 __version__ = "0.1.0"
@@ -54,6 +56,8 @@ __all__ = [
     "Quota",
     "RequestId",
     "Route",
+    "Shedder",
+    "SheddingRules",
     "load",
     "open_store",
 ]
@@ -78,6 +82,8 @@ _HOMES = {
     "Quota": "rules.quota",
     "RequestId": "middleware.request_id",
     "Route": "rules.routing",
+    "Shedder": "middleware.shedder",
+    "SheddingRules": "rules.shedding",
     "load": "config.build:load_gateway",
     "open_store": "store",
 }

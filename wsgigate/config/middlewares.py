@@ -24,6 +24,7 @@ from wsgigate.config.options import (
     LoggerOptions,
     RequestIdOptions,
 )
+from wsgigate.config.shedders import ShedderOptions, shedding_rules
 from wsgigate.config.tables import Table, given, suggestion
 from wsgigate.config.texts import ImportPath
 from wsgigate.middleware.authenticator import Authenticator
@@ -33,6 +34,7 @@ from wsgigate.middleware.cors import Cors
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.middleware.logger import Logger
 from wsgigate.middleware.request_id import RequestId
+from wsgigate.middleware.shedder import Shedder
 from wsgigate.store import Store
 
 __all__ = ["USES", "Middleware", "MiddlewareEntry", "Surroundings", "Use", "key_named", "wrap"]
@@ -167,6 +169,10 @@ def _breaker(app: App, options: BreakerOptions, around: Surroundings) -> App:
     return Breaker(app, circuit_rules(options), store=around.store, **arguments)
 
 
+def _shedder(app: App, options: ShedderOptions, around: Surroundings) -> App:
+    return Shedder(app, shedding_rules(options))
+
+
 def _cors(app: App, options: CorsOptions, around: Surroundings) -> App:
     arguments = given(options)
     if "max_age" in arguments:
@@ -182,6 +188,7 @@ USES: dict[str, Use] = {
     "limiter": Use(LimiterOptions, _limiter),
     "logger": Use(LoggerOptions, _logger),
     "request-id": Use(RequestIdOptions, _request_id),
+    "shedder": Use(ShedderOptions, _shedder),
 }
 """Every ``use`` there is, the factories of others aside."""
 
