@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -363,6 +363,66 @@ def test_a_name_that_is_none_is_refused(name: str) -> None:
 def test_an_interval_out_of_range_is_refused(seconds: float) -> None:
     with pytest.raises(ValueError, match="sync_interval is more than 0 s, at most 60"):
         Circuit("a", sync_interval=seconds)
+
+
+# -- another thread is faster ----------------------------------------------------------------------
+
+
+class Overtaken(MemoryStore):
+    """A store whose answers are on their way while another thread of the worker does something."""
+
+    meanwhile: list[Callable[[], object]]
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock=clock)
+        self.meanwhile = []
+
+    def get(self, key: str) -> tuple[bytes | None, float]:
+        found = super().get(key)
+        if self.meanwhile:
+            self.meanwhile.pop()()
+        return found
+
+    def update(self, key, change):  # type: ignore[no-untyped-def]
+        result = super().update(key, change)
+        if self.meanwhile:
+            self.meanwhile.pop()()
+        return result
+
+
+def test_what_was_read_before_a_change_does_not_undo_it(clock: FakeClock) -> None:
+    store = Overtaken(clock)
+    circuit = worker(clock, store)
+    circuit.reset()
+    clock.advance(0.5)
+    permits = [admitted(circuit) for _ in range(3)]
+    clock.advance(0.5)
+    store.meanwhile = [lambda: [permit.done(Outcome.FAILED) for permit in permits]]
+    circuit.admit()
+    assert circuit.status().state is State.OPEN
+    assert waits(circuit) == 5
+
+
+def test_a_change_that_comes_late_does_not_undo_the_one_after_it(clock: FakeClock) -> None:
+    store = Overtaken(clock)
+    circuit = worker(clock, store)
+    break_it(circuit)
+    clock.advance(5)
+    circuit.status()
+    store.meanwhile = [circuit.reset]
+    circuit.admit()
+    assert circuit.status().state is State.CLOSED
+
+
+def test_what_opened_it_is_not_counted_again_when_it_is_closed(clock: FakeClock) -> None:
+    rules = CircuitRules(minimum_calls=4, open_for=1, probes=1, jitter=0)
+    circuit = worker(clock, rules=rules)
+    for _ in range(4):
+        call(circuit, Outcome.FAILED)
+    clock.advance(1)
+    call(circuit)
+    call(circuit, Outcome.FAILED)
+    assert circuit.status().state is State.CLOSED
 
 
 # -- threads and processes -------------------------------------------------------------------------
