@@ -176,11 +176,12 @@ def test_round_robin_is_one_after_the_other() -> None:
     assert [policy.pick() for _ in range(7)] == [*members, *members, members[0]]
 
 
-def test_workers_begin_with_different_ones() -> None:
+@pytest.mark.parametrize("kind", [RoundRobin, SmoothWeighted])
+def test_workers_begin_with_different_ones(kind: Any) -> None:
     members = servers(4)
     first = Counter()  # type: ignore[var-annotated]
     for seed in range(2_000):
-        policy: RoundRobin[Server] = RoundRobin(random.Random(seed).random)
+        policy = kind(random.Random(seed).random)
         policy.renew(members)
         first[policy.pick().name] += 1
     assert chi_square(first, members) < 11.3
