@@ -22,6 +22,7 @@ from wsgigate.middleware.logger import Logger
 from wsgigate.middleware.request_id import RequestId
 from wsgigate.middleware.shedder import Shedder
 from wsgigate.rules.circuit_rules import CircuitRules
+from wsgigate.rules.shedding import SheddingRules
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import check_middleware
 
@@ -51,7 +52,7 @@ MIDDLEWARES: list[tuple[str, Callable[[Any], Any], bool]] = [
     ("limiter", lambda app: Limiter(app, "10000 per minute", store=MemoryStore()), True),
     ("logger", lambda app: Logger(app, stream=io.StringIO()), False),
     ("request_id", RequestId, True),
-    ("shedder", Shedder, False),
+    ("shedder", lambda app: Shedder(app, SheddingRules(least=100)), False),
 ]
 
 
