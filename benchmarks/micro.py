@@ -13,6 +13,8 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgigate import (
     Authenticator,
     BodyLimit,
+    Breaker,
+    CircuitRules,
     ClientAddress,
     Cors,
     Dispatcher,
@@ -21,6 +23,7 @@ from wsgigate import (
     Logger,
     RequestId,
     Route,
+    Shedder,
 )
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.tokens import mint
@@ -94,6 +97,20 @@ def _seconds(app: WSGIApplication, count: int, settle: Callable[[], object]) -> 
     return time.process_time() - before
 
 
+def _opened(app: WSGIApplication, store: LmdbStore) -> Breaker:
+    """Return a breaker that refuses all requests for longer than is measured."""
+
+    def failing(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("500 Internal Server Error", [])
+        return []
+
+    rules = CircuitRules(consecutive_failures=1, open_for=3600, jitter=0)
+    breaker = Breaker(failing, rules, name="open", store=store)
+    serve(breaker, 1)
+    breaker.app = app
+    return breaker
+
+
 @contextmanager
 def _wraps() -> Iterator[tuple[dict[str, Wrap], list[Logger]]]:
     """Yield by name what puts an app into a middleware, and the loggers that were made so."""
@@ -120,6 +137,9 @@ def _wraps() -> Iterator[tuple[dict[str, Wrap], list[Logger]]]:
                     app, algorithms=["HS256"], secret=SECRET
                 ),
                 "BodyLimit": BodyLimit,
+                "Breaker": lambda app: Breaker(app, store=store),
+                "Breaker, open": lambda app: _opened(app, store),
+                "Shedder": Shedder,
                 "Cors": lambda app: Cors(app, origins=["https://example.com"]),
                 "Dispatcher": lambda app: Dispatcher([Route("/api/orders", app)]),
             },

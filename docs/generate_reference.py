@@ -19,23 +19,27 @@ from typing import Any
 from wsgigate import (
     Authenticator,
     BodyLimit,
+    CircuitRules,
     ConcurrencyLimiter,
     Cors,
     Forwarder,
     Limiter,
     Logger,
     RequestId,
+    SheddingRules,
     wsgi,
 )
-from wsgigate.config import model, options
+from wsgigate.config import breakers, model, options, shedders
 from wsgigate.config.kinds import Duration, Kind
-from wsgigate.config.middlewares import USES
 from wsgigate.config.tables import PLANNED, Either, ListOf, MapOf, Table
+from wsgigate.config.uses import USES
 from wsgigate.rules.health import HealthCheck
 
 FOLDER = Path(__file__).parent
 
 CONSTRUCTORS: dict[type[Any], Any] = {
+    breakers.BreakerOptions: CircuitRules,
+    breakers.ServiceBreaker: CircuitRules,
     model.Health: HealthCheck,
     model.Service: Forwarder,
     model.Route: Forwarder,
@@ -46,11 +50,15 @@ CONSTRUCTORS: dict[type[Any], Any] = {
     options.LimiterOptions: Limiter,
     options.LoggerOptions: Logger,
     options.RequestIdOptions: RequestId,
+    shedders.ShedderOptions: SheddingRules,
 }
 """Whose defaults count where a key that is left out is not passed on."""
 
 DEFAULTS = {
     "authenticator.deny_list": "``false``",
+    "breaker.name": 'made from the route; ``"default"`` around everything',
+    "breaker.open_at_most": "a minute, or ``open_for`` if that is longer",
+    "breaker.statuses": "``[500, 502, 503, 504]``",
     "gateway.workers": "the number of CPUs",
     "gateway.via": "made from the name, the machine and the file",
     "concurrency-limiter.name": 'made from the route; ``"default"`` around everything',

@@ -37,7 +37,9 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
         wsgigate.Nothing  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["Limiter", "RequestId", "Logger", "Cors", "BodyLimit", "Guard"])
+@pytest.mark.parametrize(
+    "name", ["Limiter", "RequestId", "Logger", "Cors", "BodyLimit", "Breaker", "Guard", "Shedder"]
+)
 def test_one_middleware_loads_nothing_of_the_proxy(name: str) -> None:
     code = f"""
 import sys

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from wsgigate.gateway import Gateway
     from wsgigate.middleware.authenticator import Authenticator
     from wsgigate.middleware.body_limit import BodyLimit
+    from wsgigate.middleware.breaker import Breaker
     from wsgigate.middleware.client_address import ClientAddress
     from wsgigate.middleware.concurrency import ConcurrencyLimiter
     from wsgigate.middleware.cors import Cors
@@ -24,13 +25,16 @@ if TYPE_CHECKING:
     from wsgigate.middleware.limiter import Limiter
     from wsgigate.middleware.logger import Logger
     from wsgigate.middleware.request_id import RequestId
+    from wsgigate.middleware.shedder import Shedder
     from wsgigate.problem import Problem
     from wsgigate.proxy.dispatcher import Dispatcher
     from wsgigate.proxy.forwarder import Forwarder
     from wsgigate.proxy.pool import Pool
     from wsgigate.proxy.upgrade import WebSocketLimits
+    from wsgigate.rules.circuit_rules import CircuitRules
     from wsgigate.rules.quota import Quota
     from wsgigate.rules.routing import Route
+    from wsgigate.rules.shedding import SheddingRules
     from wsgigate.store import open_store
 
 __version__ = "0.1.0"
@@ -38,6 +42,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Authenticator",
     "BodyLimit",
+    "Breaker",
+    "CircuitRules",
     "ClientAddress",
     "ConcurrencyLimiter",
     "Cors",
@@ -55,6 +61,8 @@ __all__ = [
     "Quota",
     "RequestId",
     "Route",
+    "Shedder",
+    "SheddingRules",
     "WebSocketLimits",
     "load",
     "open_store",
@@ -63,6 +71,8 @@ __all__ = [
 _HOMES = {
     "Authenticator": "middleware.authenticator",
     "BodyLimit": "middleware.body_limit",
+    "Breaker": "middleware.breaker",
+    "CircuitRules": "rules.circuit_rules",
     "ClientAddress": "middleware.client_address",
     "ConcurrencyLimiter": "middleware.concurrency",
     "Cors": "middleware.cors",
@@ -80,6 +90,8 @@ _HOMES = {
     "Quota": "rules.quota",
     "RequestId": "middleware.request_id",
     "Route": "rules.routing",
+    "Shedder": "middleware.shedder",
+    "SheddingRules": "rules.shedding",
     "WebSocketLimits": "proxy.upgrade",
     "load": "config.build:load_gateway",
     "open_store": "store",

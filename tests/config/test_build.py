@@ -237,6 +237,17 @@ def test_unnamed_limiters_have_names_of_their_own(site: ModuleType) -> None:
     assert names("/b") == ["a-3"]
 
 
+def test_a_breaker_stands_where_the_file_puts_it(site: ModuleType) -> None:
+    breaker = '{ use = "breaker", consecutive_failures = 2, failure_rate = 0 }'
+    gateway = small(
+        f"[[routes]]\npath = '/a'\napp = 'full_site:broken'\nmiddleware = [{breaker}]\n"
+        + f"[[routes]]\npath = '/b'\napp = 'full_site:broken'\nmiddleware = [{breaker}]\n"
+    )
+    client = Client(gateway)
+    assert [client.get("/a", buffered=True).status_code for _ in range(3)] == [500, 500, 503]
+    assert [client.get("/b", buffered=True).status_code for _ in range(3)] == [500, 500, 503]
+
+
 @pytest.mark.parametrize(
     ("text", "path", "said"),
     [
@@ -351,6 +362,17 @@ def test_unnamed_limiters_have_names_of_their_own(site: ModuleType) -> None:
         (AT_ONCE + "limit = 1\nlease = '10ms'", "middleware[0].lease", "0.1 to 3600"),
         (AT_ONCE + "limit = 1\nfields = ['x-ratelimit']", "middleware[0].fields[0]", "ratelimit"),
         (AT_ONCE + "limit = 1\nkey = 'route'", "middleware[0].key", "of a route only"),
+        (
+            "[[middleware]]\nuse = 'breaker'\nprobes = 1\nname = 'a'\n"
+            "[[middleware]]\nuse = 'breaker'\nprobes = 2\nname = 'a'\n",
+            "middleware[1]",
+            "opens together with the one at middleware[0]",
+        ),
+        (
+            "[[middleware]]\nuse = 'breaker'\nopen_for = '1m'\nopen_at_most = '1s'\n",
+            "middleware[0]",
+            "open_at_most is not less than open_for",
+        ),
     ],
 )
 def test_what_a_constructor_refuses_is_told_at_its_key_path(

@@ -12,15 +12,19 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from wsgigate.config.middlewares import USES
 from wsgigate.config.schema import schema
+from wsgigate.config.uses import USES
 from wsgigate.middleware.authenticator import Authenticator
 from wsgigate.middleware.body_limit import BodyLimit
+from wsgigate.middleware.breaker import Breaker
 from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.cors import Cors
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.middleware.logger import Logger
 from wsgigate.middleware.request_id import RequestId
+from wsgigate.middleware.shedder import Shedder
+from wsgigate.rules.circuit_rules import CircuitRules
+from wsgigate.rules.shedding import SheddingRules
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.toml"))
 
@@ -28,12 +32,16 @@ MADE = {
     "authenticator": Authenticator,
     "body-limit": BodyLimit,
     "concurrency-limiter": ConcurrencyLimiter,
+    "breaker": Breaker,
     "cors": Cors,
     "limiter": Limiter,
     "logger": Logger,
     "request-id": RequestId,
+    "shedder": Shedder,
 }
+RULES = {"breaker": CircuitRules, "shedder": SheddingRules}
 NOT_IN_FILES = {"app", "refuse", "clock", "now", "mint", "store"}
+NOT_IN_FILES |= {"exceptions", "random", "sync_interval"}
 ONLY_IN_FILES = {"secret_file", "public_key_file"}
 
 
@@ -102,4 +110,6 @@ def test_a_wrong_file_is_invalid_at_its_place(
 def test_a_file_can_say_what_a_middleware_takes(use: str) -> None:
     options = {field.name for field in dataclasses.fields(USES[use].options)}
     parameters = set(inspect.signature(MADE[use]).parameters)
+    if use in RULES:
+        parameters = parameters - {"rules"} | set(inspect.signature(RULES[use]).parameters)
     assert options - ONLY_IN_FILES == parameters - NOT_IN_FILES

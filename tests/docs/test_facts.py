@@ -15,7 +15,7 @@ from wsgigate import Forwarder, Instance, Pool
 from wsgigate.cli.explain import request
 from wsgigate.config.build import assemble
 from wsgigate.config.load import parse
-from wsgigate.config.middlewares import USES, key_named
+from wsgigate.config.uses import USES, key_named
 from wsgigate.integrations.gunicorn import settings
 from wsgigate.proxy.request import RequestMaker
 from wsgigate.proxy.transport import Adapter, Sessions, gateway_session

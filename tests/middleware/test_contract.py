@@ -13,6 +13,7 @@ import pytest
 
 from wsgigate.middleware.authenticator import Authenticator
 from wsgigate.middleware.body_limit import BodyLimit
+from wsgigate.middleware.breaker import Breaker
 from wsgigate.middleware.client_address import ClientAddress
 from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.cors import Cors
@@ -20,9 +21,13 @@ from wsgigate.middleware.guard import Guard
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.middleware.logger import Logger
 from wsgigate.middleware.request_id import RequestId
+from wsgigate.middleware.shedder import Shedder
+from wsgigate.rules.circuit_rules import CircuitRules
+from wsgigate.rules.shedding import SheddingRules
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import check_middleware
 
+NEVER = CircuitRules(connect_failures=None, failure_rate=None)
 SECRET = "a secret of the tests, thirty-two bytes or more"
 
 
@@ -41,6 +46,7 @@ def authenticator(app):
 MIDDLEWARES: list[tuple[str, Callable[[Any], Any], bool]] = [
     ("authenticator", authenticator, True),
     ("body_limit", BodyLimit, True),
+    ("breaker", lambda app: Breaker(app, NEVER, store=MemoryStore()), False),
     ("client_address", ClientAddress, True),
     ("concurrency", lambda app: ConcurrencyLimiter(app, 1000, store=MemoryStore()), False),
     ("cors", lambda app: Cors(app, origins=["https://app.example.com"]), True),
@@ -48,6 +54,7 @@ MIDDLEWARES: list[tuple[str, Callable[[Any], Any], bool]] = [
     ("limiter", lambda app: Limiter(app, "10000 per minute", store=MemoryStore()), True),
     ("logger", lambda app: Logger(app, stream=io.StringIO()), False),
     ("request_id", RequestId, True),
+    ("shedder", lambda app: Shedder(app, SheddingRules(least=100)), False),
 ]
 
 

@@ -1,44 +1,24 @@
-"""The middlewares a file can name: how each is made of its options."""
+"""One entry of a list of middlewares: how it is read, and an app put into it."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 from wsgiref.types import WSGIApplication
 
-from wsgigate import wsgi
 from wsgigate.config.environment import MISSING
 from wsgigate.config.errors import Errors, at, shown
-from wsgigate.config.imports import import_function, made_by
+from wsgigate.config.imports import made_by
 from wsgigate.config.kinds import Kind, Schema
 from wsgigate.config.options import (
     AuthenticatorOptions,
-    BodyLimitOptions,
-    ConcurrencyOptions,
-    CorsOptions,
-    LimiterOptions,
-    LoggerOptions,
-    RequestIdOptions,
 )
-from wsgigate.config.tables import Table, given, suggestion
+from wsgigate.config.tables import Table, suggestion
 from wsgigate.config.texts import ImportPath
-from wsgigate.denylist import DenyList
-from wsgigate.limit_keys import key_of
-from wsgigate.middleware.authenticator import Authenticator
-from wsgigate.middleware.body_limit import BodyLimit
-from wsgigate.middleware.concurrency import ConcurrencyLimiter
-from wsgigate.middleware.cors import Cors
-from wsgigate.middleware.limiter import Limiter
-from wsgigate.middleware.logger import Logger
-from wsgigate.middleware.request_id import RequestId
-from wsgigate.store import Store
+from wsgigate.config.uses import USES, Surroundings
 
-__all__ = ["USES", "Middleware", "MiddlewareEntry", "Surroundings", "Use", "key_named", "wrap"]
+__all__ = ["Middleware", "MiddlewareEntry", "wrap"]
 
 App: TypeAlias = WSGIApplication
 
@@ -66,155 +46,6 @@ class Middleware:
     def verifies(self) -> bool:
         """Whether it verifies tokens, or may, for all that is known of it."""
         return isinstance(self.options, AuthenticatorOptions | dict | None)
-
-
-class Surroundings(NamedTuple):
-    """What a middleware is given besides its options.
-
-    :ivar store: What the gateway's workers share.
-    :ivar name: What a limiter is called that has no name; unique in the gateway.
-    :ivar folder: Where relative file names start.
-    :ivar deny_list: The tokens that are denied, for those who ask.
-    """
-
-    store: Store
-    name: str
-    folder: Path
-    deny_list: DenyList
-
-
-Build: TypeAlias = Callable[[App, Any, Surroundings], App]
-
-
-class Use(NamedTuple):
-    """One middleware that comes with the package.
-
-    :ivar options: The dataclass of its options.
-    :ivar build: Makes it; raises ValueError when the options do not do.
-    """
-
-    options: type[Any]
-    build: Build
-
-
-def key_named(name: str) -> wsgi.Key:
-    """Return the key function that a file calls *name*.
-
-    :raises ValueError: There is none; it may be a function that can not be imported.
-    """
-    try:
-        return key_of(name)
-    except ValueError:
-        found: wsgi.Key = import_function(name)
-        return found
-
-
-def _request_id(app: App, options: RequestIdOptions, around: Surroundings) -> App:
-    return RequestId(app, **given(options))
-
-
-def _logger(app: App, options: LoggerOptions, around: Surroundings) -> App:
-    streams = {"stdout": None, "stderr": sys.stderr}
-    return Logger(
-        app, stream=streams[options.stream or "stdout"], **given(options, without=("stream",))
-    )
-
-
-def _limiter(app: App, options: LimiterOptions, around: Surroundings) -> App:
-    arguments = given(options, without=("quota", "key", "exempt"))
-    arguments |= _whom(options)
-    for key in ("cost", "plan"):
-        if _IS_OBJECT.fullmatch(str(arguments.get(key, ""))):
-            arguments[key] = _told(key, arguments[key])
-    arguments.setdefault("name", around.name)
-    return Limiter(app, options.quota, store=around.store, **arguments)
-
-
-def _concurrency(app: App, options: ConcurrencyOptions, around: Surroundings) -> App:
-    arguments = given(options, without=("limit", "key", "exempt"))
-    arguments |= _whom(options)
-    arguments.setdefault("name", around.name)
-    return ConcurrencyLimiter(app, options.limit, store=around.store, **arguments)
-
-
-def _whom(options: LimiterOptions | ConcurrencyOptions) -> dict[str, Any]:
-    """Return who is counted, and who is not, as the arguments of either limiter."""
-    arguments: dict[str, Any] = {}
-    if options.key is not None:
-        names = (options.key,) if isinstance(options.key, str) else options.key
-        try:
-            arguments["key"] = [key_named(name) for name in names]
-        except ValueError as error:
-            raise ValueError(f"key: {error}") from None
-    if options.exempt is not None:
-        exempt = given(options.exempt)
-        if "rule" in exempt:
-            exempt["rule"] = _told("exempt", exempt["rule"])
-        arguments["exempt"] = exempt
-    return arguments
-
-
-_IS_OBJECT = re.compile(r"(?!claim:|header:)[\w.]+:[\w.]+")
-
-
-def _told(key: str, name: str) -> Any:
-    try:
-        return import_function(name)
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from None
-
-
-def _authenticator(app: App, options: AuthenticatorOptions, around: Surroundings) -> App:
-    arguments = given(options, without=("secret_file", "public_key_file", "deny_list"))
-    if options.deny_list:
-        arguments["deny_list"] = around.deny_list
-    elif "on_store_error" in arguments:
-        raise ValueError("on_store_error: only together with deny_list = true")
-    for kind in ("secret", "public_key"):
-        files = getattr(options, f"{kind}_file") or ()
-        if files and kind in arguments:
-            raise ValueError(f"{kind} and {kind}_file say the same thing; give one of them")
-        contents = [
-            _content(around.folder / file, f"{kind}_file")
-            for file in ((files,) if isinstance(files, str) else files)
-        ]
-        if contents:
-            arguments[kind] = contents
-    return Authenticator(app, **arguments)
-
-
-def _content(file: Path, key: str) -> str:
-    try:
-        content = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise ValueError(f"{key}: {file} can not be read: {reason}") from error
-    if not content:
-        raise ValueError(f"{key}: {file} is empty")
-    return content
-
-
-def _body_limit(app: App, options: BodyLimitOptions, around: Surroundings) -> App:
-    return BodyLimit(app, **given(options))
-
-
-def _cors(app: App, options: CorsOptions, around: Surroundings) -> App:
-    arguments = given(options)
-    if "max_age" in arguments:
-        arguments["max_age"] = int(arguments["max_age"])
-    return Cors(app, **arguments)
-
-
-USES: dict[str, Use] = {
-    "authenticator": Use(AuthenticatorOptions, _authenticator),
-    "body-limit": Use(BodyLimitOptions, _body_limit),
-    "concurrency-limiter": Use(ConcurrencyOptions, _concurrency),
-    "cors": Use(CorsOptions, _cors),
-    "limiter": Use(LimiterOptions, _limiter),
-    "logger": Use(LoggerOptions, _logger),
-    "request-id": Use(RequestIdOptions, _request_id),
-}
-"""Every ``use`` there is, the factories of others aside."""
 
 
 def wrap(app: App, middleware: Middleware, around: Surroundings) -> App:

@@ -1,4 +1,4 @@
-"""Middlewares around an app, and what limiters are called that have no name of their own."""
+"""Middlewares around an app, and what those are called that have no name of their own."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from itertools import takewhile
 from pathlib import Path
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from wsgigate.config.breakers import BreakerOptions
 from wsgigate.config.errors import Errors, at, shown
-from wsgigate.config.middlewares import Middleware, Surroundings, wrap
+from wsgigate.config.middlewares import Middleware, wrap
 from wsgigate.config.model import Config
 from wsgigate.config.options import ConcurrencyOptions, CorsOptions, LimiterOptions
+from wsgigate.config.uses import Surroundings
 from wsgigate.denylist import DenyList
 from wsgigate.problem import Problem
 from wsgigate.store import Store
 
 __all__ = ["OnlyMethods", "Stacker", "answers_preflights", "leading_loggers", "policy_name"]
+
+_Named = LimiterOptions | ConcurrencyOptions | BreakerOptions
 
 
 class Stacker:
@@ -35,7 +39,7 @@ class Stacker:
         self._store = store
         self._folder = folder
         self._errors = errors
-        self._named: dict[str, tuple[str, LimiterOptions | ConcurrencyOptions]] = {}
+        self._named: dict[tuple[str, str], tuple[str, _Named]] = {}
         self._unnamed: dict[str, str] = {}
         lists = [("middleware", config.middleware)]
         for index, route in enumerate(config.routes):
@@ -56,7 +60,7 @@ class Stacker:
         """Return *app* in the middlewares of *entries*, the first outermost.
 
         :param path: The key path of the list.
-        :param name: What its limiters are called that have no name.
+        :param name: What its limiters and breakers are called that have no name.
         :param without: Positions of entries that are left out.
         """
         named = [self._name_of(at(path, n), entry, name) for n, entry in enumerate(entries)]
@@ -78,28 +82,35 @@ class Stacker:
 
     def _take_name(self, path: str, entry: Middleware) -> None:
         options = entry.options
-        if not isinstance(options, LimiterOptions | ConcurrencyOptions) or options.name is None:
+        if not isinstance(options, _Named) or options.name is None:
             return
-        first, other = self._named.setdefault(options.name, (path, options))
+        kind, together = _kind(options)
+        first, other = self._named.setdefault((kind, options.name), (path, options))
         if other != options:
             self._errors.add(
                 path,
-                f"the limiter {shown(options.name)} counts together with the one at {first}, "
+                f"the {kind} {shown(options.name)} {together} together with the one at {first}, "
                 "so all their options must be the same; or give it another name",
             )
 
     def _name_of(self, path: str, entry: Middleware, name: str) -> str:
         options = entry.options
-        if not isinstance(options, LimiterOptions | ConcurrencyOptions) or options.name is not None:
+        if not isinstance(options, _Named) or options.name is not None:
             return ""
         if path not in self._unnamed:  # it is asked for again for each path of a route
+            kind, _ = _kind(options)
             free, number = name, 1
-            while free in self._named:
+            while (kind, free) in self._named:
                 number += 1
                 free = f"{name}-{number}"
-            self._named[free] = (path, options)
+            self._named[kind, free] = (path, options)
             self._unnamed[path] = free
         return self._unnamed[path]
+
+
+def _kind(options: _Named) -> tuple[str, str]:
+    """Return what must not share a name, and what those do that do."""
+    return ("breaker", "opens") if isinstance(options, BreakerOptions) else ("limiter", "counts")
 
 
 def policy_name(text: str) -> str:

@@ -1,11 +1,32 @@
-"""Which of several instances takes the next request: loads and chance in, an index out."""
+"""Which of several instances takes the next request.
+
+A policy is one class with the methods of :class:`Policy`, and one line in :data:`POLICIES`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from typing import Any
 
-__all__ = ["two_choices"]
+from wsgigate.rules.balance.hashing import ConsistentHash
+from wsgigate.rules.balance.pairs import LeastLatency, Random, TwoChoices
+from wsgigate.rules.balance.policy import Member, Policy
+from wsgigate.rules.balance.sticky import Sticky
+from wsgigate.rules.balance.turns import RoundRobin, SmoothWeighted
+
+__all__ = ["POLICIES", "Member", "Policy", "two_choices"]
+
+POLICIES: dict[str, Callable[..., Policy[Any]]] = {
+    "two-choices": TwoChoices,
+    "round-robin": RoundRobin,
+    "weighted": SmoothWeighted,
+    "random": Random,
+    "least-latency": LeastLatency,
+    "consistent-hash": ConsistentHash,
+    "sticky": Sticky,
+}
+"""The policies by the names that settings use: each is made with ``random`` and its options."""
 
 
 def two_choices(

@@ -1,0 +1,137 @@
+"""How circuits stand is told to whoever asks; to close one takes the operator's token."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from werkzeug.test import Client
+
+from wsgigate import Dispatcher
+from wsgigate.admin.circuits import circuit_routes, circuit_statuses
+from wsgigate.circuits import Circuit, Permit
+from wsgigate.rules.circuit import Outcome
+from wsgigate.rules.circuit_rules import CircuitRules
+from wsgigate.testing import BrokenStore, FakeClock
+
+TOKEN = "an operator's token that is long enough".replace(" ", "-")
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+CLOSED = {
+    "serviceName": "users",
+    "state": "CLOSED",
+    "failureCount": 0,
+    "successCount": 0,
+    "lastFailureTime": None,
+}
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    log = logging.getLogger("wsgigate.circuits")
+    log.disabled = True
+    yield
+    log.disabled = False
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def circuits(clock: FakeClock) -> list[Circuit]:
+    rules = CircuitRules(consecutive_failures=2)
+    made = [Circuit(name, rules, clock=clock) for name in ("orders", "users")]
+    for outcome in (Outcome.OK, Outcome.FAILED, Outcome.FAILED):
+        permit = made[0].admit()
+        assert isinstance(permit, Permit)
+        permit.done(outcome)
+    clock.advance(1.5)
+    return made
+
+
+def client(circuits: list[Circuit], **options: Any) -> Client:
+    options.setdefault("token", TOKEN)
+    return Client(Dispatcher(circuit_routes(circuits, now=lambda: 1_700_000_001.5, **options)))
+
+
+def test_how_they_stand(circuits: list[Circuit]) -> None:
+    answer = client(circuits).get("/circuit-breakers")
+    assert answer.json == {
+        "success": True,
+        "circuitBreakers": {
+            "orders": {
+                "serviceName": "orders",
+                "state": "OPEN",
+                "failureCount": 2,
+                "successCount": 1,
+                "lastFailureTime": "2023-11-14T22:13:20.000Z",
+            },
+            "users": CLOSED,
+        },
+    }
+    assert circuit_statuses(circuits[1:]) == {"users": CLOSED}
+
+
+def test_a_reset(circuits: list[Circuit]) -> None:
+    answer = client(circuits).post("/circuit-breakers/orders/reset", headers=BEARER)
+    assert (answer.status_code, answer.json) == (
+        200,
+        {"success": True, "message": "Circuit breaker reset for orders"},
+    )
+    told = client(circuits).get("/circuit-breakers").json
+    assert told["circuitBreakers"]["orders"] == {
+        **CLOSED,
+        "serviceName": "orders",
+        "successCount": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "fields", "status"),
+    [
+        ("POST", "/circuit-breakers/orders/reset", {}, 401),
+        ("POST", "/circuit-breakers/orders/reset", {"Authorization": "Bearer x"}, 401),
+        (
+            "POST",
+            "/circuit-breakers/orders/reset",
+            {**BEARER, "Origin": "https://evil.example"},
+            403,
+        ),
+        ("POST", "/circuit-breakers/nobody/reset", BEARER, 404),
+        ("GET", "/circuit-breakers/orders/reset", BEARER, 405),
+        ("POST", "/circuit-breakers", BEARER, 405),
+        ("GET", "/circuit-breakers/orders", {}, 404),
+    ],
+)
+def test_what_is_refused(
+    circuits: list[Circuit], method: str, path: str, fields: dict[str, str], status: int
+) -> None:
+    answer = client(circuits).open(path, method=method, headers=fields)
+    assert answer.status_code == status
+    assert circuits[0].status().failures == 2
+
+
+def test_without_a_token_nobody_can_reset(circuits: list[Circuit]) -> None:
+    answer = client(circuits, token=None).post("/circuit-breakers/orders/reset", headers=BEARER)
+    assert answer.status_code == 404
+
+
+def test_a_reset_that_the_others_do_not_hear_of_says_so(clock: FakeClock) -> None:
+    alone = Circuit("orders", store=BrokenStore(), clock=clock)
+    answer = client([alone]).post("/circuit-breakers/orders/reset", headers=BEARER)
+    assert answer.status_code == 503
+    assert answer.json["message"] == "The circuit breaker was reset in this worker alone."
+
+
+def test_below_a_prefix(circuits: list[Circuit]) -> None:
+    below = client(circuits, prefix="/_gateway")
+    assert below.get("/_gateway/circuit-breakers").status_code == 200
+    assert below.get("/circuit-breakers").status_code == 404
+
+
+def test_two_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="two circuits have the same name"):
+        circuit_routes([Circuit("a"), Circuit("a")], token=None)

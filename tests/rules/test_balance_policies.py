@@ -1,0 +1,547 @@
+"""Who takes the next request: tables, statistics over fixed seeds, and what always holds."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+from math import ceil, exp
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsgigate.rules.balance import POLICIES
+from wsgigate.rules.balance.available import Available, Standing, available, slow_start
+from wsgigate.rules.balance.hashing import ConsistentHash
+from wsgigate.rules.balance.pairs import LeastLatency, Random, TwoChoices
+from wsgigate.rules.balance.sticky import Sticky, StickyValues
+from wsgigate.rules.balance.turns import RoundRobin, SmoothWeighted
+from wsgigate.testing import Script
+
+
+@dataclass(eq=False)
+class Server:
+    name: str
+    weight: float = 1.0
+    in_flight: int = 0
+
+
+VALUES = StickyValues(b"a secret of the tests", "orders")
+
+
+def servers(count: int, *weights: float) -> list[Server]:
+    return [Server(f"http://10.0.0.{n}:8000", (weights or (1.0,) * count)[n]) for n in range(count)]
+
+
+def made(name: str, seed: int = 7) -> Any:
+    options = {"values": VALUES} if name == "sticky" else {}
+    return POLICIES[name](random.Random(seed).random, **options)
+
+
+def picked(policy: Any, times: int, **options: Any) -> Counter[str]:
+    return Counter(policy.pick(**options).name for _ in range(times))
+
+
+def chi_square(counts: Counter[str], members: list[Server]) -> float:
+    total, weight = sum(counts.values()), sum(member.weight for member in members)
+    expected = {member.name: total * member.weight / weight for member in members}
+    return sum((counts[name] - each) ** 2 / each for name, each in expected.items())
+
+
+# -- what every policy owes ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_one_member_is_always_picked(name: str) -> None:
+    policy, [only] = made(name), servers(1)
+    policy.renew([only])
+    assert policy.pick() is only
+    assert policy.pick("key", now=5.0) is only
+    assert policy.pick(avoid=[only]) is only
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("weights", [(1, 1, 1), (1, 2, 5)])
+@pytest.mark.parametrize("key", [None, "key"])
+def test_those_to_avoid_are_picked_only_when_there_are_no_others(
+    name: str, weights: tuple[float, ...], key: str | None
+) -> None:
+    policy, members = made(name), servers(3, *weights)
+    policy.renew(members)
+    for _ in range(200):
+        assert policy.pick(key, avoid=members[:2]) is members[2]
+        assert policy.pick(key, avoid=members[1:2]) is not members[1]
+        assert policy.pick(key, avoid=members) in members
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_idle_members_that_are_equal_share_equally(name: str) -> None:
+    policy, members = made(name), servers(4)
+    policy.renew(members)
+    assert chi_square(picked(policy, 10_000), members) < 11.3  # of 3 degrees, in 99 % of cases
+
+
+@pytest.mark.parametrize("name", ["random", "weighted"])
+def test_weights_are_shares(name: str) -> None:
+    policy, members = made(name), servers(3, 1, 2, 5)
+    policy.renew(members)
+    assert chi_square(picked(policy, 8_000), members) < 9.2
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_whoever_comes_and_goes_only_those_there_are_picked(name: str) -> None:
+    for seed in range(60):
+        chance = random.Random(seed)
+        everybody = servers(6)
+        policy = made(name, seed)
+        for _ in range(5):
+            there = chance.sample(everybody, chance.randint(1, 6))
+            for member in there:
+                member.weight = chance.choice([0.25, 1.0, 3.0])
+                member.in_flight = chance.randint(0, 9)
+            policy.renew(there)
+            for key in (None, "a", "b", VALUES.sign(everybody[0].name)):
+                avoid = chance.sample(everybody, chance.randint(0, 6))
+                member = policy.pick(key, avoid=avoid, now=100.0)
+                assert member in there
+                assert member not in avoid or all(each in avoid for each in there)
+                policy.answered(member, 0.1, 100.0)
+
+
+# -- two choices and random ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("weights", "in_flight", "chances", "chosen"),
+    [
+        ((1, 1), (0, 0), (0.0,), 0),
+        ((1, 1), (0, 0), (0.99,), 1),
+        ((1, 1), (5, 4), (0.0,), 1),
+        ((1, 1), (4, 5), (0.99,), 0),
+        ((1, 1, 1), (1, 9, 0), (0.0,), 0),  # of six pairs the first: 0 and 1
+        ((1, 1, 1), (1, 9, 0), (0.2,), 2),  # 0 and 2
+        ((1, 1, 1), (1, 9, 0), (0.4,), 0),  # 1 and 0
+        ((1, 1, 1), (9, 1, 5), (0.99,), 1),  # 2 and 1
+        ((4, 1), (3, 0), (0.0, 0.0), 0),  # 4/4 is as busy as 1/1
+        ((4, 1), (4, 0), (0.0, 0.0), 1),
+        ((1, 2, 3), (0, 0, 0), (0.5, 0.0), 2),  # 2 is drawn, then 0 out of 1 and 2
+        ((1, 2, 3), (5, 5, 9), (0.5, 0.9), 1),
+        ((1, 2, 3), (0, 9, 9), (0.2, 0.1), 0),
+    ],
+)
+def test_the_less_busy_of_two_is_picked(
+    weights: tuple[float, ...], in_flight: tuple[int, ...], chances: Any, chosen: int
+) -> None:
+    members = servers(len(weights), *weights)
+    for member, count in zip(members, in_flight, strict=True):
+        member.in_flight = count
+    script = Script(chances)
+    policy: TwoChoices[Server] = TwoChoices(script)
+    policy.renew(members)
+    assert policy.pick() is members[chosen]
+    assert script.left == 0
+
+
+def test_two_draws_are_never_the_same_and_all_pairs_are_as_likely() -> None:
+    policy: TwoChoices[Server] = TwoChoices(random.Random(1).random)
+    policy.renew(servers(3))
+    pairs = Counter(tuple(m.name[-6] for m in policy._pairs.two()) for _ in range(6_000))
+    assert len(pairs) == 6
+    assert all(850 < count < 1_150 for count in pairs.values())
+
+
+@pytest.mark.parametrize("weights", [(), (1, 2, 3, 4, 5)])
+def test_under_load_two_choices_are_far_more_even_than_chance(weights: tuple[float, ...]) -> None:
+    def spread(kind: Any) -> float:
+        members = servers(5, *weights)
+        policy = kind(random.Random(3).random)
+        policy.renew(members)
+        for _ in range(1_000):  # nothing ever ends
+            policy.pick().in_flight += 1
+        shares = [member.in_flight / member.weight for member in members]
+        return max(shares) - min(shares)
+
+    assert spread(TwoChoices) * 4 < spread(Random)
+
+
+# -- turns -----------------------------------------------------------------------------------------
+
+
+def test_round_robin_is_one_after_the_other() -> None:
+    policy: RoundRobin[Server] = RoundRobin(lambda: 0.0)
+    members = servers(3)
+    policy.renew(members)
+    assert [policy.pick() for _ in range(7)] == [*members, *members, members[0]]
+
+
+@pytest.mark.parametrize("kind", [RoundRobin, SmoothWeighted])
+def test_workers_begin_with_different_ones(kind: Any) -> None:
+    members = servers(4)
+    first = Counter()  # type: ignore[var-annotated]
+    for seed in range(2_000):
+        policy = kind(random.Random(seed).random)
+        policy.renew(members)
+        first[policy.pick().name] += 1
+    assert chi_square(first, members) < 11.3
+
+
+@pytest.mark.parametrize(
+    ("turns", "after", "next_one"),
+    [
+        (2, "abcd", "c"),
+        (2, "acd", "c"),
+        (2, "bd", "d"),
+        (2, "ad", "d"),
+        (1, "bcd", "b"),
+        (1, "cd", "c"),
+        (4, "abcde", "e"),
+        (3, "xyz", "x"),
+    ],
+)
+def test_round_robin_goes_on_when_members_come_and_go(
+    turns: int, after: str, next_one: str
+) -> None:
+    everybody = {name: Server(name) for name in "abcdexyz"}
+    policy: RoundRobin[Server] = RoundRobin(lambda: 0.0)
+    policy.renew([everybody[name] for name in "abcd"])
+    for _ in range(turns):
+        policy.pick()
+    policy.renew([everybody[name] for name in after])
+    assert policy.pick().name == next_one
+
+
+def test_a_retry_takes_no_turn_from_anybody() -> None:
+    policy: RoundRobin[Server] = RoundRobin(lambda: 0.0)
+    a, b, c = members = servers(3)
+    policy.renew(members)
+    assert policy.pick() is a
+    assert policy.pick(avoid=[b]) is c
+    assert [policy.pick() for _ in range(3)] == [b, c, a]
+    assert policy.pick(avoid=[a]) is b
+    assert policy.pick() is c
+
+
+@pytest.mark.parametrize(
+    ("weights", "turns"),
+    [((5, 1, 1), "aabacaa"), ((1, 1, 1), "abc"), ((2, 1), "aba"), ((3, 2), "ababa")],
+)
+def test_smooth_turns_are_those_of_nginx(weights: tuple[float, ...], turns: str) -> None:
+    policy: SmoothWeighted[Server] = SmoothWeighted(lambda: 0.0)
+    policy.renew([Server(name, weight) for name, weight in zip("abc", weights, strict=False)])
+    assert "".join(policy.pick().name for _ in range(3 * len(turns))) == 3 * turns
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 200), st.floats(0, 0.999)
+)
+def test_smooth_turns_never_stray_from_the_shares(
+    weights: list[int], turns: int, chance: float
+) -> None:
+    policy: SmoothWeighted[Server] = SmoothWeighted(lambda: chance)
+    members = servers(len(weights), *weights)
+    policy.renew(members)
+    counts = picked(policy, turns)
+    for member in members:
+        share = turns * member.weight / sum(weights)
+        assert abs(counts[member.name] - share) <= 2 * len(weights)
+
+
+# -- latency ---------------------------------------------------------------------------------------
+
+
+def latency(*chances: float) -> tuple[LeastLatency[Server], list[Server]]:
+    policy: LeastLatency[Server] = LeastLatency(Script(chances) if chances else (lambda: 0.0))
+    members = servers(2)
+    policy.renew(members)
+    return policy, members
+
+
+def test_a_slower_answer_counts_at_once_and_a_faster_one_slowly() -> None:
+    policy, (a, _) = latency()
+    policy.answered(a, 0.1, 100.0)
+    assert policy.load(a, 100.0) == pytest.approx(0.1)
+    policy.answered(a, 2.0, 100.0)
+    assert policy.load(a, 100.0) == pytest.approx(2.0)
+    policy.answered(a, 0.1, 110.0)
+    assert policy.load(a, 110.0) == pytest.approx(2 * exp(-1) + 0.1 * (1 - exp(-1)))
+
+
+def test_a_slow_one_is_tried_again_some_day() -> None:
+    policy, (a, b) = latency()
+    policy.answered(a, 8.0, 100.0)
+    policy.answered(b, 0.1, 100.0)
+    assert policy.pick(now=101.0) is b
+    policy.answered(b, 0.1, 160.0)
+    assert policy.pick(now=160.0) is a
+
+
+def test_what_is_under_way_counts() -> None:
+    policy, (a, b) = latency()
+    policy.answered(a, 0.1, 100.0)
+    policy.answered(b, 0.35, 100.0)
+    a.in_flight = 2
+    assert policy.pick(now=100.0) is a
+    a.in_flight = 3
+    assert policy.pick(now=100.0) is b
+    a.weight = 2
+    assert policy.pick(now=100.0) is a
+
+
+def test_one_that_nothing_is_known_of_gets_one_request_until_it_has_answered() -> None:
+    policy, (a, b) = latency()
+    policy.answered(b, 0.5, 100.0)
+    assert policy.pick(now=100.0) is a
+    a.in_flight, b.in_flight = 1, 50
+    assert policy.pick(now=100.0) is b
+
+
+def test_failures_that_come_fast_draw_no_requests() -> None:
+    policy, (a, b) = latency()
+    policy.answered(a, 0.001, 100.0, failed=True)
+    policy.answered(b, 0.5, 100.0)
+    assert policy.pick(now=100.0) is b
+
+
+def test_those_that_are_gone_are_forgotten() -> None:
+    policy, (a, b) = latency()
+    policy.answered(a, 9.0, 100.0)
+    policy.renew([b])
+    policy.renew([a, b])
+    assert policy.load(a, 100.0) == 0
+    policy.answered(a, 9.0, 100.0)
+    policy.renew([b], draining=[a])
+    assert policy.load(a, 100.0) == pytest.approx(9.0)
+
+
+def test_a_clock_set_back_is_no_failure() -> None:
+    policy, (a, _) = latency()
+    policy.answered(a, 1.0, 100.0)
+    policy.answered(a, 0.5, 50.0)
+    assert policy.load(a, 20.0) == pytest.approx(1.0)
+
+
+def test_the_faster_ones_get_more() -> None:
+    policy: LeastLatency[Server] = LeastLatency(random.Random(5).random)
+    fast, middling, slow = members = servers(3)
+    policy.renew(members)
+    takes = {fast.name: 0.01, middling.name: 0.03, slow.name: 0.3}
+    counts = Counter()  # type: ignore[var-annotated]
+    under_way: list[tuple[float, Server]] = []
+    for step in range(4_000):
+        now = 1000 + step * 0.005
+        for entry in [entry for entry in under_way if entry[0] <= now]:
+            under_way.remove(entry)
+            entry[1].in_flight -= 1
+            policy.answered(entry[1], takes[entry[1].name], now)
+        member = policy.pick(now=now)
+        member.in_flight += 1
+        counts[member.name] += 1
+        under_way.append((now + takes[member.name], member))
+    assert counts[fast.name] > counts[middling.name] > counts[slow.name]
+    assert counts[slow.name] < 400
+
+
+# -- hashing ---------------------------------------------------------------------------------------
+
+
+def owners(members: list[Server], keys: int = 3_000) -> dict[str, str]:
+    policy: ConsistentHash[Server] = ConsistentHash(random.Random(1).random)
+    policy.renew(members)
+    return {key: policy.pick(key).name for key in map(str, range(keys))}
+
+
+def test_a_key_falls_to_the_same_in_every_worker_whatever_the_order() -> None:
+    members = servers(5)
+    assert owners(members) == owners(members[::-1])
+
+
+def test_where_keys_fall_is_for_ever() -> None:
+    found = owners(servers(3), 6)
+    assert "".join(name.rpartition(".")[2][0] for name in found.values()) == "000111"
+
+
+@pytest.mark.parametrize("weights", [(), (1, 1, 2, 4)])
+def test_keys_are_spread_by_weight(weights: tuple[float, ...]) -> None:
+    members = servers(4, *weights)
+    assert chi_square(Counter(owners(members, 8_000).values()), members) < 16.3  # 99.9 %
+
+
+@pytest.mark.parametrize("weights", [(), (1, 2, 3, 1, 2)])
+def test_when_one_goes_only_its_keys_move(weights: tuple[float, ...]) -> None:
+    members = servers(5, *weights)
+    before, after = owners(members), owners(members[:2] + members[3:])
+    moved = [key for key in before if before[key] != after[key]]
+    assert set(moved) == {key for key in before if before[key] == members[2].name}
+    share = members[2].weight / sum(member.weight for member in members)
+    assert len(moved) < 1.15 * share * len(before)
+
+
+def test_when_one_weighs_more_keys_move_to_it_alone() -> None:
+    before = owners(servers(4, 1, 1, 1, 2))
+    after = owners(servers(4, 1, 1, 1, 3))
+    gained = servers(4)[3].name
+    assert {after[key] for key in before if before[key] != after[key]} == {gained}
+
+
+@given(
+    st.lists(st.sampled_from([1.0, 2.0, 5.0]), min_size=2, max_size=6),
+    st.floats(1.05, 3),
+    st.lists(st.sampled_from(["hot", "hot", "hot", "a", "b", "c"]), max_size=150),
+)
+def test_nobody_has_more_than_its_bound_whatever_the_keys(
+    weights: list[float], bound: float, keys: list[str]
+) -> None:
+    members = servers(len(weights), *weights)
+    policy: ConsistentHash[Server] = ConsistentHash(random.Random(1).random, bound=bound)
+    policy.renew(members)
+    for under_way, key in enumerate(keys, 1):
+        member = policy.pick(key)
+        member.in_flight += 1
+        assert member.in_flight <= ceil(bound * under_way * member.weight / sum(weights))
+
+
+def test_a_hot_key_goes_to_the_next_in_its_order_and_comes_back() -> None:
+    policy: ConsistentHash[Server] = ConsistentHash(random.Random(1).random)
+    members = servers(4)
+    policy.renew(members)
+    home = policy.pick("hot")
+    home.in_flight = 10
+    away = policy.pick("hot")
+    assert away is not home
+    assert away is policy.pick("hot")
+    home.in_flight = 0
+    assert policy.pick("hot") is home
+
+
+@pytest.mark.parametrize("bound", [1, 0, -1, float("nan"), 1001])
+def test_a_bound_that_is_none_is_refused(bound: float) -> None:
+    with pytest.raises(ValueError, match="bound is above 1 and at most 1000"):
+        ConsistentHash(random.random, bound=bound)
+
+
+# -- sticky ----------------------------------------------------------------------------------------
+
+
+def sticky(members: list[Server], draining: list[Server] | None = None) -> Sticky[Server]:
+    policy: Sticky[Server] = Sticky(random.Random(2).random, values=VALUES)
+    policy.renew(members, draining or [])
+    return policy
+
+
+def test_a_client_stays_where_its_cookie_says() -> None:
+    members = servers(4)
+    policy = sticky(members)
+    for member in members:
+        member.in_flight = 99
+        assert all(policy.pick(VALUES.sign(member.name)) is member for _ in range(50))
+        member.in_flight = 0
+
+
+def test_one_that_drains_keeps_its_clients_and_gets_no_others() -> None:
+    members = servers(3)
+    policy = sticky(members[:2], draining=members[2:])
+    assert policy.pick(VALUES.sign(members[2].name)) is members[2]
+    assert set(picked(policy, 500)) == {members[0].name, members[1].name}
+
+
+def test_whose_instance_is_gone_or_has_failed_goes_elsewhere() -> None:
+    members = servers(3)
+    policy = sticky(members[:2])
+    assert policy.pick(VALUES.sign(members[2].name)) in members[:2]
+    assert policy.pick(VALUES.sign(members[0].name), avoid=[members[0]]) is members[1]
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda value: "",
+        lambda value: value[:-1],
+        lambda value: value + "A",
+        lambda value: value[:-1] + ("A" if value[-1] != "A" else "B"),
+        lambda value: value[:8],
+        lambda value: value.lower(),
+        lambda value: "http://10.0.0.1:8000",
+        lambda value: "\udcff" * 24,
+        lambda value: StickyValues(b"another secret of the tests", "orders").sign(NAME),
+        lambda value: StickyValues(b"a secret of the tests", "users").sign(NAME),
+    ],
+)
+def test_a_value_that_was_not_signed_for_this_is_nothing(forge: Any) -> None:
+    value = VALUES.sign(NAME)
+    assert VALUES.verify(value, NAME)
+    assert not VALUES.verify(forge(value), NAME)
+    policy = sticky(servers(4))
+    assert len(picked(policy, 300, key=forge(value))) == 4
+
+
+NAME = servers(2)[1].name
+
+
+def test_the_value_tells_nothing_of_the_instance() -> None:
+    value = VALUES.sign(NAME)
+    assert len(value) == 24
+    assert "10.0" not in value
+    assert value != StickyValues(b"a secret of the test", "sorders").sign(NAME)
+
+
+def test_a_secret_that_can_be_guessed_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 16 bytes"):
+        StickyValues(b"secret", "orders")
+
+
+# -- who is there at all ---------------------------------------------------------------------------
+
+WELL, ILL, DRAINED = Standing(), Standing(well=False), Standing(weight=0)
+SPARE, ILL_SPARE = Standing(tier=1), Standing(well=False, tier=1)
+
+
+@pytest.mark.parametrize(
+    ("standings", "panic", "found"),
+    [
+        ((), 0.5, Available((), False)),
+        ((WELL, WELL), 0.5, Available((0, 1), False)),
+        ((WELL, ILL), 0.5, Available((0,), False)),
+        ((WELL, ILL, ILL), 0.5, Available((0, 1, 2), True)),
+        ((WELL, ILL, ILL), 0.3, Available((0,), False)),
+        ((WELL, ILL, ILL), 0, Available((0,), False)),
+        ((ILL, ILL), 0.5, Available((0, 1), True)),
+        ((ILL, ILL), 0, Available((), False)),
+        ((WELL, ILL), 1, Available((0, 1), True)),
+        ((DRAINED, WELL), 0.5, Available((1,), False)),
+        ((DRAINED, ILL), 0.5, Available((1,), True)),
+        ((DRAINED, DRAINED), 0.5, Available((), False)),
+        ((WELL, DRAINED, DRAINED), 1, Available((0,), False)),
+        ((WELL, SPARE), 0.5, Available((0,), False)),
+        ((ILL, SPARE), 0.5, Available((1,), False)),
+        ((WELL, ILL, ILL, SPARE), 0.5, Available((3,), False)),
+        ((WELL, ILL, ILL, ILL_SPARE), 0.5, Available((0, 1, 2), True)),
+        ((ILL, ILL_SPARE, ILL_SPARE), 0.5, Available((0,), True)),
+        ((ILL, ILL_SPARE, Standing(tier=7)), 0.5, Available((2,), False)),
+        ((DRAINED, SPARE), 0.5, Available((1,), False)),
+    ],
+)
+def test_who_takes_requests(
+    standings: tuple[Standing, ...], panic: float, found: Available
+) -> None:
+    assert available(standings, panic) == found
+
+
+@pytest.mark.parametrize(
+    ("age", "window", "aggression", "weight"),
+    [
+        (0, 30, 1, 0.4),
+        (1, 30, 1, 0.4),
+        (15, 30, 1, 2.0),
+        (30, 30, 1, 4.0),
+        (99, 30, 1, 4.0),
+        (7.5, 30, 2, 2.0),
+        (0, 0, 1, 4.0),
+        (-5, 30, 1, 0.4),
+    ],
+)
+def test_one_that_has_just_begun_gets_less(
+    age: float, window: float, aggression: float, weight: float
+) -> None:
+    assert slow_start(4.0, age, window, aggression=aggression) == pytest.approx(weight)

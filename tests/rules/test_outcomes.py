@@ -1,0 +1,44 @@
+"""What a status tells of the service."""
+
+from __future__ import annotations
+
+import pytest
+
+from wsgigate.rules.circuit import Outcome
+from wsgigate.rules.outcomes import check_failures, outcome_of
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [
+        (101, Outcome.OK),
+        (200, Outcome.OK),
+        (304, Outcome.OK),
+        (400, Outcome.REFUSED),
+        (401, Outcome.REFUSED),
+        (404, Outcome.REFUSED),
+        (408, Outcome.IGNORED),
+        (429, Outcome.IGNORED),
+        (499, Outcome.IGNORED),
+        (500, Outcome.FAILED),
+        (501, Outcome.OK),
+        (502, Outcome.FAILED),
+        (503, Outcome.FAILED),
+        (504, Outcome.FAILED),
+        (505, Outcome.OK),
+    ],
+)
+def test_what_a_status_tells(status: int, outcome: Outcome) -> None:
+    assert outcome_of(status) is outcome
+
+
+def test_which_are_failures_can_be_said() -> None:
+    assert outcome_of(501, check_failures([501])) is Outcome.FAILED
+    assert outcome_of(500, check_failures([501])) is Outcome.OK
+    assert outcome_of(503, check_failures([])) is Outcome.OK
+
+
+@pytest.mark.parametrize("status", [200, 404, 429, 600, "500", 500.0, True])
+def test_what_can_be_no_failure_is_refused(status: object) -> None:
+    with pytest.raises(ValueError, match="statuses are 500 to 599: others are no failures"):
+        check_failures([status])  # type: ignore[list-item]

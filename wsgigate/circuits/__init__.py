@@ -1,0 +1,202 @@
+"""Circuits that all workers share: each counts its own calls, and they agree on the verdict.
+
+A call through a closed circuit asks nobody but this process. What is shared is the verdict, a few
+bytes in the store: read again twice a second, and changed in one step by whoever has a reason. So
+of all workers of all machines, no more probe a service than its rules say.
+"""
+
+from __future__ import annotations
+
+import random as _random
+import re
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from wsgigate.circuits.shared import SharedVerdict
+from wsgigate.rules.circuit import Event, Outcome, State, Verdict, ask, move, tell, trip
+from wsgigate.rules.circuit_rules import CircuitRules
+from wsgigate.rules.tally import Tally
+from wsgigate.store import Store
+
+__all__ = ["Circuit", "CircuitStatus", "Permit", "Rejection"]
+
+_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,100}")
+
+
+class Rejection(NamedTuple):
+    """A call that must not be made.
+
+    :ivar retry_after: Seconds after which to ask again.
+    """
+
+    retry_after: float
+
+
+class CircuitStatus(NamedTuple):
+    """How a circuit stands: the state is shared, the counts are this worker's own.
+
+    :ivar failures: Calls that have failed since the last one that was answered.
+    :ivar successes: Calls that were answered, all in all.
+    :ivar since_failure: Seconds since the last failure, ``None`` when this worker has seen none.
+    """
+
+    state: State
+    failures: int
+    successes: int
+    since_failure: float | None
+
+
+class Permit:
+    """Leave to make one call; say by :meth:`done` how it ended.
+
+    :ivar generation: Of the verdict that gave it.
+    :ivar began: When it was given.
+    """
+
+    __slots__ = ("_circuit", "_told", "began", "generation")
+
+    def __init__(self, circuit: Circuit, generation: int, began: float) -> None:
+        self._circuit = circuit
+        self._told = False
+        self.generation = generation
+        self.began = began
+
+    def done(
+        self, outcome: Outcome, *, took: float | None = None, now: float | None = None
+    ) -> None:
+        """Tell how the call ended; to say so again does nothing.
+
+        :param took: Seconds until its answer began; since it was let pass, unless said.
+        :param now: The time of the circuit's clock, read unless said.
+        """
+        if not self._told:
+            self._told = True
+            self._circuit._done(self, outcome, took, now)
+
+
+class Circuit:
+    """Lets calls to a service pass until too many fail; then tries it again, a few calls at a time.
+
+    Without a store, or while it fails, the worker decides by itself and shares later.
+
+    :param name: Names it in the store and to people; give all workers the same one.
+    :param rules: When it opens and closes.
+    :param store: Where the workers meet; ``None`` for this process alone.
+    :param prefix: What its key in the store begins with.
+    :param sync_interval: Seconds after which the shared verdict is read again.
+    :param clock: Tells the time in seconds, from any moment on.
+    :param random: Gives numbers in [0, 1).
+    :raises ValueError: *name* is empty, too long, or not of one line.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        rules: CircuitRules | None = None,
+        *,
+        store: Store | None = None,
+        prefix: str = "circuit/",
+        sync_interval: float = 0.5,
+        clock: Callable[[], float] = time.monotonic,
+        random: Callable[[], float] = _random.random,
+    ) -> None:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"a circuit's name is 1 to 100 characters of one line, got {name!r}")
+        if not 0 < sync_interval <= 60:
+            raise ValueError(f"sync_interval is more than 0 s, at most 60, got {sync_interval!r}")
+        self.name = name
+        self.rules = rules = CircuitRules() if rules is None else rules
+        self._clock = clock
+        self._random = random
+        self._tally = Tally(rules)
+        self._slow_after = float("inf") if rules.slow_after is None else rules.slow_after
+        self._shared = SharedVerdict(
+            name, rules, store, prefix + name, interval=sync_interval, replaced=self._tally.clear
+        )
+
+    @property
+    def store_errors(self) -> int:
+        """How often the store has failed."""
+        return self._shared.errors
+
+    def admit(self, now: float | None = None) -> Permit | Rejection:
+        """Return leave for one call, or after what time to ask again.
+
+        :param now: The time of the circuit's clock, read unless said.
+        """
+        if now is None:
+            now = self._clock()
+        shared = self._shared
+        if now >= shared.sync_at:
+            shared.sync(now)
+        verdict = shared.verdict
+        if verdict.state is State.CLOSED:
+            return Permit(self, verdict.generation, now)
+        moment = now + shared.ahead
+        rules = self.rules
+        if moment < verdict.until and (
+            verdict.state is State.OPEN or verdict.taken >= rules.probes
+        ):
+            return Rejection(ask(verdict, moment, rules)[1])  # known without the store
+
+        def asked(before: Verdict, moment: float) -> tuple[Verdict, tuple[int, float]]:
+            after, wait = ask(before, moment, rules)
+            return after, (after.generation, wait)
+
+        generation, wait = shared.change(asked, now)
+        return Rejection(wait) if wait > 0 else Permit(self, generation, now)
+
+    def status(self, now: float | None = None) -> CircuitStatus:
+        """Return how the circuit stands, as this worker knows it.
+
+        One whose open time is over is open still: it is the next call that probes.
+
+        :param now: The time of the circuit's clock, read unless said.
+        """
+        now = self._clock() if now is None else now
+        shared, tally = self._shared, self._tally
+        if now >= shared.sync_at:
+            shared.sync(now)
+        with shared.lock:
+            last = tally.last_failure
+            since = None if last is None else max(0.0, now - last)
+            return CircuitStatus(shared.verdict.state, tally.failures, tally.successes, since)
+
+    def reset(self) -> bool:
+        """Close the circuit; return whether the other workers will hear of it now."""
+
+        def closed(before: Verdict, moment: float) -> tuple[Verdict, None]:
+            return move(before, Event.RESET, moment, self.rules), None
+
+        shared = self._shared
+        shared.change(closed, self._clock(), insist=True)
+        with shared.lock:
+            self._tally.forget()
+            return shared.shared
+
+    def _done(
+        self, permit: Permit, outcome: Outcome, took: float | None, now: float | None
+    ) -> None:
+        shared, rules, generation = self._shared, self.rules, permit.generation
+        verdict = shared.verdict
+        if verdict.generation != generation:
+            return  # it speaks of the time before the last change
+        if now is None:
+            now = self._clock()
+        slow = (now - permit.began if took is None else took) > self._slow_after
+        with shared.lock:
+            if shared.verdict.generation != generation:
+                return
+            tripped = self._tally.add(outcome, now, slow=slow)
+        if verdict.state is State.CLOSED:
+            if tripped:
+                chance = self._random()
+                shared.change(lambda old, at: (trip(old, generation, at, rules, chance), None), now)
+            return
+        chance = self._random()
+
+        def told(old: Verdict, at: float) -> tuple[Verdict, None]:
+            return tell(old, generation, outcome, at, rules, slow=slow, chance=chance), None
+
+        shared.change(told, now)

@@ -1,0 +1,79 @@
+"""How the calls of one worker go, and when that is reason enough to open their circuit."""
+
+from __future__ import annotations
+
+from wsgigate.rules.circuit import Outcome
+from wsgigate.rules.circuit_rules import CircuitRules
+from wsgigate.rules.window import Window
+
+__all__ = ["Tally"]
+
+
+class Tally:
+    """What one worker has seen of a service.
+
+    :param rules: What is too much.
+    :ivar failures: Calls that have failed since the last one that was answered.
+    :ivar successes: Calls that were answered, all in all.
+    :ivar last_failure: When the last one failed, ``None`` before there was one.
+    """
+
+    __slots__ = (
+        "_in_a_row",
+        "_rules",
+        "_unreachable",
+        "_window",
+        "failures",
+        "last_failure",
+        "successes",
+    )
+
+    def __init__(self, rules: CircuitRules) -> None:
+        self._rules = rules
+        self._window = Window(rules.window)
+        self.failures = self.successes = 0
+        self.last_failure: float | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew to look for a reason to open, as the circuit has changed."""
+        self._in_a_row = self._unreachable = 0
+        self._window.clear()
+
+    def add(self, outcome: Outcome, now: float, *, slow: bool = False) -> bool:
+        """Take note of a call that ended at *now*; return whether the circuit is to open.
+
+        :param slow: Whether it took longer than it may.
+        """
+        rules = self._rules
+        if outcome is Outcome.OK:
+            self.successes += 1
+            self.failures = 0
+            self._in_a_row = self._unreachable = 0
+            counts = self._window.add(now, False, slow)
+            return slow and self._share(counts.slow, rules.slow_rate, counts.calls)
+        if outcome is Outcome.REFUSED or outcome is Outcome.IGNORED:
+            return False
+        self.failures += 1
+        self.last_failure = now
+        self._in_a_row += 1
+        self._unreachable = self._unreachable + 1 if outcome is Outcome.UNREACHABLE else 0
+        counts = self._window.add(now, True, slow)
+        return (
+            (
+                rules.consecutive_failures is not None
+                and self._in_a_row >= rules.consecutive_failures
+            )
+            or (rules.connect_failures is not None and self._unreachable >= rules.connect_failures)
+            or self._share(counts.failed, rules.failure_rate, counts.calls)
+            or (slow and self._share(counts.slow, rules.slow_rate, counts.calls))
+        )
+
+    def forget(self) -> None:
+        """Forget the failures, as the operator knows better."""
+        self.clear()
+        self.failures = 0
+        self.last_failure = None
+
+    def _share(self, some: int, share: float | None, calls: int) -> bool:
+        return share is not None and calls >= self._rules.minimum_calls and some >= share * calls
