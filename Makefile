@@ -21,7 +21,7 @@ docs: $(VENV)/.installed
 
 # Who is missing is skipped. wrk and nginx are the system's: apt-get install wrk nginx-light
 bench: $(VENV)/.bench
-	$(BIN)/python -m benchmarks.run --json benchmarks/results.json --svg benchmarks/results.svg
+	$(BIN)/python -m benchmarks.run --json benchmarks/results.json --text docs/benchmarks.txt --svg docs/benchmarks.svg
 
 $(VENV)/.bench: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[server,dev,bench]'

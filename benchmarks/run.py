@@ -45,7 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     told = [table.server_table(found), table.target_table(found)] if found else []
     told += [table.micro_table(costs)] if costs else []
     told += [decisions.tables(*decided)] if decided else []
-    print("\n" + "\n\n".join(text for text in told if text))
+    text = "\n\n".join(table.trimmed(part) for part in told if part)
+    print("\n" + text)
+    if given.text:
+        given.text.write_text(text + "\n")
     if given.json:
         settings = {name: getattr(given, name) for name in ("rounds", "seconds", "threads")}
         document = table.document(
@@ -135,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
         "--only", nargs="+", metavar="NAME", choices=names, help=f"some of {', '.join(names)}"
     )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures there")
+    parser.add_argument("--text", type=Path, metavar="PATH", help="write the tables there")
     parser.add_argument("--svg", type=Path, metavar="PATH", help="write a picture there")
     parser.add_argument(
         "--switch-interval", type=float, metavar="SECONDS", help="sys.setswitchinterval() for all"

@@ -13,7 +13,16 @@ from benchmarks.contenders import CONTENDERS, TARGETS
 from benchmarks.micro import BUDGET, ONE
 from benchmarks.picture import Bar
 
-__all__ = ["aligned", "bars", "document", "median", "micro_table", "server_table", "target_table"]
+__all__ = [
+    "aligned",
+    "bars",
+    "document",
+    "median",
+    "micro_table",
+    "server_table",
+    "target_table",
+    "trimmed",
+]
 
 _COLUMNS = ("CPU µs/request", "requests/s", "p50 ms", "p99 ms", "errors", "peak MiB")
 
@@ -35,6 +44,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
         lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
     lines.insert(1, "-" * max(map(len, lines)))
     return "\n".join(lines)
+
+
+def trimmed(text: str) -> str:
+    """Return *text* without spaces at the ends of its lines."""
+    return "\n".join(line.rstrip() for line in text.splitlines())
 
 
 def server_table(found: Mapping[str, Bout]) -> str:
