@@ -21,23 +21,19 @@ class Held:
     ``close()`` that PEP 3333 promises.
     """
 
-    __slots__ = (
-        *("_body", "_chunks", "_environ", "_head", "_other", "_start_response", "_write"),
-        "begun",
-    )
-
     asks = True
     """Whether :meth:`instead` has something to say to a response that is about to begin."""
 
+    begun = False
+    _body: Iterable[bytes] = ()
+    _chunks: Iterator[bytes] | None = None
+    _head: tuple[str, Headers, ExcInfo | None] | None = None
+    _other: Iterable[bytes] | None = None
+    _write: Callable[[bytes], object] | None = None
+
     def __init__(self, environ: WSGIEnvironment, start_response: StartResponse) -> None:
-        self.begun = False
-        self._chunks: Iterator[bytes] | None = None
         self._environ = environ
         self._start_response = start_response
-        self._head: tuple[str, Headers, ExcInfo | None] | None = None
-        self._write: Callable[[bytes], object] | None = None
-        self._body: Iterable[bytes] = ()
-        self._other: Iterable[bytes] | None = None
 
     def instead(self, error: BaseException | None) -> WSGIApplication | None:
         """Return the app that answers in the place of this response, or ``None`` to let it go on.

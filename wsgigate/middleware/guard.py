@@ -36,22 +36,17 @@ class Guard:
         self._answer = refuse(_FAILED)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        guarded = _Guarded(environ, start_response)
+        guarded.answer = self._answer
         try:
-            return _Guarded(environ, start_response, self._answer).call(self.app)
+            return guarded.call(self.app)
         except SystemExit as error:
             raise _exited(error) from error
 
 
 class _Guarded(Held):
-    __slots__ = ("_answer",)
-
     asks = False
-
-    def __init__(
-        self, environ: WSGIEnvironment, start_response: StartResponse, answer: WSGIApplication
-    ) -> None:
-        super().__init__(environ, start_response)
-        self._answer = answer
+    answer: WSGIApplication
 
     def instead(self, error: BaseException | None) -> WSGIApplication | None:
         if error is None:
@@ -60,7 +55,7 @@ class _Guarded(Held):
         self._environ[REASON] = f"failed with {name}"
         request_id = self._environ.get(REQUEST_ID, "-")
         _log.error("request %s failed with %s", request_id, name, exc_info=error)
-        return self._answer
+        return self.answer
 
     def __next__(self) -> bytes:
         chunks = self._chunks
