@@ -46,7 +46,7 @@ class App:
         if isinstance(self.answer, BaseException):
             raise self.answer
         start_response(f"{self.answer} Something", [("Content-Type", "text/plain")])
-        return [b"body"]
+        return iter([b"body"])  # no list, which would have ended when it is returned
 
 
 def breaker(app: Any, clock: FakeClock, **options: Any) -> Breaker:

@@ -256,7 +256,7 @@ def test_an_error_of_the_app_replaces_what_it_had_begun(store):
         ({"name": ""}, "name is 1 to 64 letters, digits"),
         ({"name": 'a"b'}, "name is 1 to 64 letters, digits"),
         ({"name": "a/b"}, "name is 1 to 64 letters, digits"),
-        ({"store": "sqlite:/x"}, 'a store is "memory:", "lmdb:" or "lmdb:PATH"'),
+        ({"store": "sqlite:/x"}, 'a store is "memory:", "lmdb:", "lmdb:PATH" or a URL'),
         ({"store": 7}, "store is a store or the URL of one, not 7"),
     ],
 )

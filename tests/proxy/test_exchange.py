@@ -72,7 +72,7 @@ def test_a_step_ends_with_the_deadline_or_before() -> None:
     assert deadline.left() == 2.0
     clock.advance(4)
     assert deadline.left() == 1.0
-    assert deadline.step() == 2.0
+    assert deadline.step == 2.0
     clock.advance(1)
     with pytest.raises(TimeoutError, match="did not begin in time"):
         deadline.left()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map, Rule
 
-from wsgigate.rules.routing import Match, Route, Router
+from wsgigate.rules.router import Router
+from wsgigate.rules.routing import Match, Route
 from wsgigate.target import BadTarget, canonical_path
 
 PIECES = [

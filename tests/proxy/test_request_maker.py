@@ -9,6 +9,7 @@ import pytest
 from wsgigate.discovery import Instance
 from wsgigate.fields import FieldRules
 from wsgigate.problem import Refusal
+from wsgigate.proxy.copying import FieldCopier
 from wsgigate.proxy.request import Outgoing, RequestMaker
 from wsgigate.target import BadTarget, Target
 from wsgigate.testing.server import new_environ
@@ -224,13 +225,22 @@ def test_the_mount_is_told_in_escapes() -> None:
     assert fields({"SCRIPT_NAME": "/a b\xe9/"})["X-Forwarded-Prefix"] == "/a%20b%E9"
 
 
-def test_names_are_remembered_within_bounds() -> None:
-    maker = RequestMaker()
-    for number in range(5000):
-        environ = {**new_environ(), f"HTTP_X_{number}": "y", "HTTP_" + "Y" * 100: "z"}
-        maker.make({**environ, "HTTP_HOST": "a"}, Target("/", None, "a"), INSTANCE)
-    assert len(maker._names) <= 2048
-    assert max(map(len, maker._names)) <= 64
+def test_shapes_of_requests_are_remembered_within_bounds() -> None:
+    copier = FieldCopier()
+    for number in range(2000):
+        copied = copier.copied({**new_environ(), f"HTTP_X_{number}": "y"})
+        assert copied[f"X-{number}"] == "y"
+    assert 0 < len(copier._shapes) <= 512
+    before = len(copier._shapes)
+    assert copier.copied({"HTTP_" + "Y" * 10_000: "z"}) == {"Y" + "y" * 9_999: "z"}
+    assert len(copier._shapes) == before
+
+
+def test_requests_of_one_shape_keep_their_values_apart() -> None:
+    copier = FieldCopier()
+    for value in ("one", "two"):
+        assert copier.copied({"HTTP_X_A": value, "wsgi.url_scheme": "x"}) == {"X-A": value}
+    assert copier.copied({"wsgi.url_scheme": "x", "HTTP_X_A": "three"}) == {"X-A": "three"}
 
 
 def test_changes_come_last_and_join_fields_of_one_name() -> None:

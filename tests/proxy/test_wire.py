@@ -139,11 +139,9 @@ def test_much_between_chunks_is_too_much_and_much_in_all_is_not() -> None:
         endless.feed_body(b"x" * 8000)
 
 
-def test_names_are_remembered_within_bounds() -> None:
-    for number in range(30):
-        many = b"".join(b"X-%d-%d: y\r\n" % (number, each) for each in range(90))
+def test_heads_are_remembered_within_bounds() -> None:
+    for number in range(2000):
         reader = ResponseReader("GET")
-        assert reader.feed_head(OK + many + b"X-" + b"y" * 70 + b": z\r\n" + NONE)
-        assert len(reader.fields) == 92
-    assert len(wire._names) <= 1024
-    assert max(map(len, wire._names)) <= 64
+        assert reader.feed_head(OK + b"X-%d: y\r\n" % number + NONE)
+        assert reader.fields[0] == (f"X-{number}", "y")
+    assert wire._framing.cache_info().currsize <= 1024

@@ -93,5 +93,5 @@ def test_a_plain_lmdb_url_is_a_private_folder(home):
 
 @pytest.mark.parametrize("url", ["", "lmdb", "memory", "memory:x", "sqlite:/x", "LMDB:/x"])
 def test_any_other_url_is_refused(url):
-    with pytest.raises(ValueError, match='a store is "memory:", "lmdb:" or "lmdb:PATH"'):
+    with pytest.raises(ValueError, match='a store is "memory:", "lmdb:", "lmdb:PATH" or a URL'):
         open_store(url)
