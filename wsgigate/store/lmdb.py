@@ -141,7 +141,11 @@ class LmdbStore:
         while position:
             page, position = self._page(first, position)
             for name, value in page:
-                yield name[len(FIRST) :].decode(), value
+                try:
+                    key = name[len(FIRST) :].decode()
+                except UnicodeDecodeError:  # damaged; nobody can ask for it by another way either
+                    continue
+                yield key, value
 
     def usage(self) -> dict[str, int]:
         """Return how many bytes are ``used`` of the ``limit``, and how many ``items`` they are.

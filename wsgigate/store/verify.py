@@ -11,7 +11,8 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterator
-from typing import IO, NamedTuple
+from operator import ge, le
+from typing import IO, Any, NamedTuple
 
 __all__ = ["Damaged", "reach", "verify"]
 
@@ -47,6 +48,17 @@ class _Tree(NamedTuple):
     overflows: int
     entries: int
     root: int
+
+
+class _Node(NamedTuple):
+    at: int
+    """Where on its page."""
+    low: int
+    high: int
+    """The size of its value, or together with the flags the page below it."""
+    flags: int
+    key: int
+    """The length of its key."""
 
 
 class _Meta(NamedTuple):
@@ -85,9 +97,10 @@ def verify(file: IO[bytes]) -> None:
     seen[0] = seen[1] = 1
     for value in _walk(file, meta, meta.free, seen):
         pages = array("Q", value[: len(value) & ~7])
-        if not pages or pages[0] >= len(pages):
+        free = pages[1 : 1 + pages[0]] if pages else pages
+        if not pages or pages[0] >= len(pages) or any(map(le, free, free[1:])):
             raise Damaged("its list of free pages is broken")
-        for page in pages[1 : 1 + pages[0]]:
+        for page in free:
             _mark(seen, page)
     for _ in _walk(file, meta, meta.main, seen):
         pass
@@ -134,31 +147,46 @@ def _walk(file: IO[bytes], meta: _Meta, tree: _Tree, seen: bytearray) -> Iterato
     entries = 0
     if tree.depth > DEEPEST:
         raise Damaged("it is too deep")
-    waiting = [(tree.root, tree.depth)]
+    order = _as_number if whole else bytes
+    # Of each page: how far it is from the leaves, and between which keys all of its own are.
+    waiting: list[tuple[int, int, Any, Any]] = [(tree.root, tree.depth, None, None)]
     while waiting:
-        number, level = waiting.pop()
+        number, level, least, below = waiting.pop()
         _mark(seen, number)
         file.seek(number * meta.size)
         page = file.read(meta.size)
-        for at, low, high, flags, length in _nodes(page, number, LEAF if level == 1 else BRANCH):
-            if level > 1:
-                waiting.append((low | high << 16 | flags << 32, level - 1))
-                continue
+        nodes = list(_nodes(page, number, LEAF if level == 1 else BRANCH))
+        if whole and any(node.key < 8 for node in nodes[level > 1 :]):
+            raise Damaged(f"page {number} has a value of an unknown kind")
+        keys: list[Any] = [order(page[at + NODE : at + NODE + key]) for at, _, _, _, key in nodes]
+        if level > 1:
+            keys[0] = least  # LMDB does not read the first one
+        inner = keys if least is not None or level == 1 else keys[1:]
+        if any(map(ge, inner, inner[1:])) or (
+            inner and ((least is not None and inner[0] < least) or not _under(inner[-1], below))
+        ):
+            raise Damaged(f"page {number} has keys out of order")
+        if level > 1:
+            children = [low | high << 16 | flags << 32 for _, low, high, flags, _ in nodes]
+            bounds = zip(children, keys, [*keys[1:], below], strict=True)
+            waiting += [(child, level - 1, *bound) for child, *bound in bounds]
+            continue
+        if whole and keys and not 0 < keys[-1] <= meta.transaction:
+            raise Damaged("its list of free pages is from the future")
+        for at, low, high, flags, length in nodes:
             entries += 1
             size, begin = low | high << 16, at + NODE + length
-            if flags & ~BIG or (whole and length != 8):
+            if flags & ~BIG:
                 raise Damaged(f"page {number} has a value of an unknown kind")
             if not flags:
-                if begin + size > meta.size:
-                    raise Damaged(f"page {number} has a value beyond its end")
                 yield page[begin : begin + size]
                 continue
-            first = _number.unpack_from(page + bytes(8), begin)[0]
+            first = _number.unpack_from(page, begin)[0]
             count = (HEAD + size - 1) // meta.size + 1
             _mark(seen, first, count)
             file.seek(first * meta.size)
             head = file.read(HEAD + (size if whole else min(size, 8)))
-            if _head.unpack_from(head)[0] != first or not _head.unpack_from(head)[2] & OVERFLOW:
+            if _head.unpack_from(head)[0] != first or _head.unpack_from(head)[2] != OVERFLOW:
                 raise Damaged(f"page {first} is not what it should be")
             if int.from_bytes(head[12:16], "little") != count:
                 raise Damaged(f"page {first} has another length than it should")
@@ -167,17 +195,32 @@ def _walk(file: IO[bytes], meta: _Meta, tree: _Tree, seen: bytearray) -> Iterato
         raise Damaged(f"it has {entries} entries of {tree.entries}")
 
 
-def _nodes(page: bytes, number: int, kind: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yield of each node of *page*: where it is, the two halves of its size, flags, key length."""
+def _as_number(key: bytes) -> int:
+    return int.from_bytes(key, "little")
+
+
+def _under(key: Any, bound: Any) -> bool:
+    return bound is None or key < bound
+
+
+def _nodes(page: bytes, number: int, kind: int) -> Iterator[_Node]:
+    """Yield the nodes of *page*, in the order of their keys."""
     own, _, flags, lower, upper = _head.unpack_from(page)
-    if own != number or flags & (BRANCH | LEAF | OVERFLOW | META) != kind:
+    if own != number or flags != kind:
         raise Damaged(f"page {number} is not what it should be")
     if not HEAD < lower <= upper <= len(page) or lower % 2:
         raise Damaged(f"page {number} is broken")
-    for at in struct.unpack_from(f"<{(lower - HEAD) // 2}H", page, HEAD):
-        if not upper <= at <= len(page) - NODE:
-            raise Damaged(f"page {number} has a node outside of it")
-        node = _node.unpack_from(page, at)
-        if node[3] > KEY_BYTES or at + NODE + node[3] > len(page):
+    places = struct.unpack_from(f"<{(lower - HEAD) // 2}H", page, HEAD)
+    begin = upper
+    for at in sorted(places):  # LMDB keeps them side by side up to the end of the page
+        if at != begin or at > len(page) - NODE:
+            raise Damaged(f"page {number} has a node where there should be none")
+        low, high, flags, length = _node.unpack_from(page, at)
+        if length > KEY_BYTES:
             raise Damaged(f"page {number} has a key that is too long")
-        yield at, *node
+        data = 0 if kind == BRANCH else 8 if flags & BIG else low | high << 16
+        begin += NODE + length + data + (length + data) % 2
+    if begin != len(page):
+        raise Damaged(f"page {number} has a node beyond its end")
+    for at in places:
+        yield _Node(at, *_node.unpack_from(page, at))
