@@ -33,12 +33,6 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([^\r\n]*))?\r\n"
 _START = b"HTTP/1."
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _FIELD = re.compile(r"([^:\r\n]++):[ \t]*+([^\r\n]*+)\r\n")
-_LENGTH, _CODING, _CONNECTION = range(3)
-_FRAMING = {
-    "content-length": _LENGTH,
-    "transfer-encoding": _CODING,
-    "connection": _CONNECTION,
-}
 _NOBODY = object()
 """What a parser reports to that is only asked whether it takes a head."""
 
@@ -159,29 +153,38 @@ class ResponseReader:
         if " \r" in text or "\t\r" in text:
             fields = [(name, value.rstrip(" \t")) for name, value in fields]
         self.fields = fields
-        self.version = 11 if line[1] == b"1" else 10
-        self.status = int(line[2])
-        self.keep = self.version == 11
-        self._left = None
-        length: int | None = None
-        codings: list[str] = []
-        for at, kind in _framing(tuple(map(_name_of, fields))):
-            value = fields[at][1]
-            if kind == _LENGTH:
-                length = int(value)
-            elif kind == _CODING:
-                codings.append(value.strip().lower())
-            elif "close" in value.lower():
-                self.keep = False
+        self.status = status = int(line[2])
+        self.version = version = 11 if line[1] == b"1" else 10
+        self.keep = version == 11
         reason = line[3]
-        if reason and not _CONTROL.search(reason):
-            self.reason = reason.decode("latin-1")
-        else:
-            self.reason = ""
-        self._frame(length, codings)
-        if self._chunked:
+        self.reason = reason.decode("latin-1") if reason and not _CONTROL.search(reason) else ""
+        length_at, codings, connections = _framing(tuple(map(_name_of, fields)))
+        for at in connections:
+            if "close" in fields[at][1].lower():
+                self.keep = False
+        if codings:
+            self._check_codings([fields[at][1].strip().lower() for at in codings])
+        if status == 101:
+            self.keep = False  # what follows is another protocol's
+            self._left = None
+        elif self._bodiless or status < 200 or status in (204, 304):
+            self._left = 0
+            if status == 204 and (codings or (length_at >= 0 and int(fields[length_at][1]))):
+                self.keep = False
+        elif codings:
+            self._left = None
+            self._chunked = True
             self._parser = HttpResponseParser(_Messages(self))
             self._feed(self._parser, head)
+        elif length_at >= 0:
+            self._left = int(fields[length_at][1])
+        else:
+            self._left = None
+            self.keep = False  # its end is the connection's
+
+    def _check_codings(self, codings: list[str]) -> None:
+        if codings != ["chunked"] or self.version != 11:
+            raise BrokenResponse(f"Transfer-Encoding {', '.join(codings)!r}")
 
     @staticmethod
     def _feed(parser: Any, head: bytes) -> None:
@@ -191,23 +194,6 @@ class ResponseReader:
             pass
         except HttpParserError as error:
             raise BrokenResponse(f"malformed response head: {error}") from None
-
-    def _frame(self, length: int | None, codings: list[str]) -> None:
-        if codings and (codings != ["chunked"] or self.version != 11):
-            raise BrokenResponse(f"Transfer-Encoding {', '.join(codings)!r}")
-        status = self.status
-        if status == 101:
-            self.keep = False  # what follows is another protocol's
-        elif self._bodiless or status < 200 or status in (204, 304):
-            self._left = 0
-            if status == 204 and (length or codings):
-                self.keep = False
-        elif codings:
-            self._chunked = True
-        elif length is not None:
-            self._left = length
-        else:
-            self.keep = False  # its end is the connection's
 
     def _feed_chunks(self, data: bytes) -> bytes:
         if self.error is not None:
@@ -258,13 +244,21 @@ class _Messages:
 
 
 @lru_cache(maxsize=1024)
-def _framing(names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
-    """Return where in a head with these *names* are fields that frame the body, and which ones.
+def _framing(names: tuple[str, ...]) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Return where in a head with these *names* the fields are that frame the body.
 
     An instance sends the same names over and over: what they mean is found out once.
+
+    :returns: The place of ``Content-Length``, of which there is at most one, or -1; the places of
+        ``Transfer-Encoding``; the places of ``Connection``.
     """
-    kinds = [(at, _FRAMING.get(name.lower())) for at, name in enumerate(names)]
-    return tuple((at, kind) for at, kind in kinds if kind is not None)
+    lower = [name.lower() for name in names]
+
+    def places(wanted: str) -> tuple[int, ...]:
+        return tuple(at for at, name in enumerate(lower) if name == wanted)
+
+    lengths = places("content-length")
+    return lengths[0] if lengths else -1, places("transfer-encoding"), places("connection")
 
 
 def _check_unfinished(data: bytes) -> None:
