@@ -64,6 +64,8 @@ DEFAULTS = {
     "concurrency-limiter.name": 'made from the route; ``"default"`` around everything',
     "limiter.name": 'made from the route; ``"default"`` around everything',
     "logger.stream": '``"stdout"``',
+    "services.NAME.breaker.open_at_most": "a minute, or ``open_for`` if that is longer",
+    "services.NAME.breaker.statuses": "``[500, 502, 503, 504]``",
     "routes.encoded_slash": "that of the gateway",
     "routes.forward_authorization": "``true``, unless identity fields tell who the caller is",
     "routes.listed": "worked out",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from wsgigate.proxy.dispatcher import Dispatcher
     from wsgigate.proxy.forwarder import Forwarder
     from wsgigate.proxy.pool import Pool
+    from wsgigate.proxy.service import Resilience
     from wsgigate.proxy.upgrade import WebSocketLimits
     from wsgigate.rules.circuit_rules import CircuitRules
     from wsgigate.rules.quota import Quota
@@ -60,6 +61,7 @@ __all__ = [
     "Problem",
     "Quota",
     "RequestId",
+    "Resilience",
     "Route",
     "Shedder",
     "SheddingRules",
@@ -89,6 +91,7 @@ _HOMES = {
     "Problem": "problem",
     "Quota": "rules.quota",
     "RequestId": "middleware.request_id",
+    "Resilience": "proxy.service",
     "Route": "rules.routing",
     "Shedder": "middleware.shedder",
     "SheddingRules": "rules.shedding",

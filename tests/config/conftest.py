@@ -98,6 +98,7 @@ connect_timeout = "1s"
 read_timeout = "2s"
 tls = { verify = true }
 preserve_host = false
+breaker = { consecutive_failures = 0, connect_failures = 9, statuses = [500], open_for = "9s" }
 
 [[routes]]
 path = "/api/orders/{id}"

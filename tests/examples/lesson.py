@@ -42,6 +42,17 @@ def described(base: int, name: str) -> dict[str, object]:
     return {"name": name, "url": url, "routes": ROUTES[name], "status": WELL}
 
 
+def closed(name: str) -> dict[str, object]:
+    """Return what the lesson's gateway says of the circuit of a service that has not failed."""
+    return {
+        "serviceName": name,
+        "state": "CLOSED",
+        "failureCount": 0,
+        "successCount": int,
+        "lastFailureTime": None,
+    }
+
+
 LESSON: dict[str, tuple[int, Callable[[int], object]]] = {
     "GET /health": (
         200,
@@ -55,6 +66,7 @@ LESSON: dict[str, tuple[int, Callable[[int], object]]] = {
             },
             "services": dict.fromkeys(ROUTES, WELL),
             "summary": {"healthy": 3, "total": 3, "healthPercentage": "100.00"},
+            "circuitBreakers": {name: closed(name) for name in ROUTES},
         },
     ),
     "GET /info": (
@@ -92,6 +104,10 @@ LESSON: dict[str, tuple[int, Callable[[int], object]]] = {
         lambda base: {"success": True, "service": described(base, "user-service")},
     ),
     "GET /discover/nothing": (404, lambda _: {"success": False, "message": "Service not found!"}),
+    "GET /circuit-breakers": (
+        200,
+        lambda _: {"success": True, "circuitBreakers": {name: closed(name) for name in ROUTES}},
+    ),
     "GET /nothing": (404, lambda _: NO_ROUTE),
     "POST /nothing": (404, lambda _: NO_ROUTE),
     "GET /api": (404, lambda _: NO_ROUTE),

@@ -99,6 +99,7 @@ def circuit_routes(
             json_app(told, refuse=refuse),
             methods=("GET",),
             exact=True,
+            listed=(),
             summary="Circuit breaker states",
         )
     ]
@@ -109,7 +110,7 @@ def circuit_routes(
                 require_token(json_app(reset, refuse=refuse), token, refuse=refuse),
                 methods=("POST",),
                 exact=True,
-                listed=(f"POST {path}/{{name}}/reset",),
+                listed=(),
                 summary="Close a circuit breaker",
             )
         )

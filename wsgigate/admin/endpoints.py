@@ -77,6 +77,7 @@ def routes(
     *,
     health: Statuses | None = None,
     store: Callable[[], dict[str, Any]] | None = None,
+    circuits: Callable[[], dict[str, Any]] | None = None,
     started: Callable[[], float],
     now: Callable[[], float] = time.time,
     refuse: Refuse = answer_with,
@@ -86,6 +87,7 @@ def routes(
     :param prefix: The path they are below, such as ``/_gateway``.
     :param health: Tells how the services are; without one they are taken to be healthy.
     :param store: Tells of the store, which nothing is said of without.
+    :param circuits: Tells how the services' circuits stand, which nothing is said of without.
     :param started: Tells since when this process serves, in Unix time.
     :param now: Tells the Unix time.
     :param refuse: Turns a problem into the app that answers it.
@@ -93,7 +95,7 @@ def routes(
     """
     if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
         raise ValueError(f'prefix is "" or a path such as "/_gateway", got {prefix!r}')
-    endpoints = _Endpoints(facts, health, store, started, now)
+    endpoints = _Endpoints(facts, health, store, circuits, started, now)
     own = {
         text: Route(
             text.removeprefix("GET "),
@@ -126,12 +128,14 @@ class _Endpoints:
         facts: Facts,
         health: Statuses | None,
         store: Callable[[], dict[str, Any]] | None,
+        circuits: Callable[[], dict[str, Any]] | None,
         started: Callable[[], float],
         now: Callable[[], float],
     ) -> None:
         self._facts = facts
         self._health = health
         self._store = store
+        self._circuits = circuits
         self._started = started
         self._now = now
 
@@ -154,6 +158,7 @@ class _Endpoints:
                 "total": total,
                 "healthPercentage": f"{100 * healthy / total if total else 0:.2f}",
             },
+            **({"circuitBreakers": self._circuits()} if self._circuits else {}),
             **({"store": self._store()} if self._store else {}),
         }
 

@@ -52,15 +52,19 @@ class Permit:
 
     :ivar generation: Of the verdict that gave it.
     :ivar began: When it was given.
+    :ivar probe: Whether others wait for what becomes of the call.
     """
 
-    __slots__ = ("_circuit", "_told", "began", "generation")
+    __slots__ = ("_circuit", "_told", "began", "generation", "probe")
 
-    def __init__(self, circuit: Circuit, generation: int, began: float) -> None:
+    def __init__(
+        self, circuit: Circuit, generation: int, began: float, probe: bool = False
+    ) -> None:
         self._circuit = circuit
         self._told = False
         self.generation = generation
         self.began = began
+        self.probe = probe
 
     def done(
         self, outcome: Outcome, *, took: float | None = None, now: float | None = None
@@ -145,7 +149,7 @@ class Circuit:
             return after, (after.generation, wait)
 
         generation, wait = shared.change(asked, now)
-        return Rejection(wait) if wait > 0 else Permit(self, generation, now)
+        return Rejection(wait) if wait > 0 else Permit(self, generation, now, True)
 
     def status(self, now: float | None = None) -> CircuitStatus:
         """Return how the circuit stands, as this worker knows it.

@@ -132,12 +132,18 @@ class _Builder:
         self._stacker = Stacker(config, self._store, self._folder, errors)
         self._identity = self._checked_identity()
         self._services = Services(
-            config, via=self._via(), identity=self._identity, folder=self._folder, errors=errors
+            config,
+            self._store,
+            name=policy_name(config.gateway.name),
+            via=self._via(),
+            identity=self._identity,
+            folder=self._folder,
+            errors=errors,
         )
 
     def built(self) -> Built:
         gateway, services = self._config.gateway, self._services
-        health = services.checker(self._store, prefix=f"health/{policy_name(gateway.name)}/")
+        health = services.checker()
         routes = Routes(self._config, services, self._stacker, self._errors)
         described = [entry.route for entry in routes.entries]
         own = own_routes(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from wsgigate.config.breakers import ServiceBreaker
 from wsgigate.config.kinds import Choice, Duration, Flag, Integer, Text
 from wsgigate.config.middlewares import Middleware, MiddlewareEntry
 from wsgigate.config.tables import Either, ListOf, MapOf, Table, setting, table
@@ -95,6 +96,11 @@ class Service:
         ListOf(Text()), "The paths it has, for people to read in /services.", default=()
     )
     health: Health | None = setting(Table(Health), "How its health is checked.", default=None)
+    breaker: ServiceBreaker | None = setting(
+        Table(ServiceBreaker),
+        "When it is left alone for a while; {} for the defaults, none unless said.",
+        default=None,
+    )
     timeout: float | None = setting(
         Duration(), "How long until the answer begins; caps the next two.", default=None
     )

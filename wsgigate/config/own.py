@@ -7,6 +7,7 @@ from typing import Any
 from wsgiref.types import WSGIApplication
 
 from wsgigate.admin.access import require_token
+from wsgigate.admin.circuits import circuit_routes, circuit_statuses
 from wsgigate.admin.denial import deny_route
 from wsgigate.admin.endpoints import Facts, ServiceFacts, routes
 from wsgigate.admin.info import describe_features, describe_routes
@@ -65,6 +66,7 @@ def own_routes(
             given=admin.features,
         ),
     )
+    circuits = services.circuits
     kind = config.store.url.partition(":")[0]  # no more of it: it may have a password
     made = errors.tried(
         "admin.prefix",
@@ -73,10 +75,13 @@ def own_routes(
             admin.prefix,
             health=health,
             store=lambda: _store_told(kind, store),
+            circuits=(lambda: circuit_statuses(circuits)) if circuits else None,
             started=lambda: started,
         ),
     )
     own = made or []
+    if circuits and own and not errors.under("admin.token"):
+        own += circuit_routes(circuits, admin.prefix, token=token)
     denies = any(
         isinstance(entry.options, AuthenticatorOptions) and entry.options.deny_list
         for entry in entries

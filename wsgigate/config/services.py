@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from wsgigate.circuits import Circuit
+from wsgigate.config.breakers import circuit_rules
 from wsgigate.config.errors import Errors, at
 from wsgigate.config.model import Config, FieldChanges, Route, Service, Weighted
 from wsgigate.config.tables import given
@@ -15,10 +17,12 @@ from wsgigate.discovery.probe import HttpProbe
 from wsgigate.fields import FieldRules
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
+from wsgigate.proxy.service import Resilience
 from wsgigate.proxy.transport import Sessions
 from wsgigate.proxy.tunnel import Tunnels
 from wsgigate.proxy.upgrade import WebSocketLimits
 from wsgigate.rules.health import HealthCheck
+from wsgigate.rules.outcomes import FAILURES
 from wsgigate.store import Store
 
 __all__ = ["Services"]
@@ -31,7 +35,9 @@ FORWARDING = ("preserve_host", "rewrite_location", "rewrite_cookies", "forward_a
 class Services:
     """The services of a gateway.
 
-    :param via: The gateway's name in ``Via``.
+    :param store: What the gateway's workers share.
+    :param name: The gateway's name, by which what it shares is told from others'.
+    :param via: Its name in ``Via``.
     :param identity: The request fields that tell who the caller is, and their claims.
     :param folder: Where relative file names start.
     :param errors: Where it is told what can not be made.
@@ -40,7 +46,9 @@ class Services:
     def __init__(
         self,
         config: Config,
+        store: Store,
         *,
+        name: str,
         via: str,
         identity: Mapping[str, str],
         folder: Path,
@@ -49,6 +57,9 @@ class Services:
         self.pools: dict[str, Pool] = {}
         self.checks: dict[str, HealthCheck] = {}
         self.sessions: dict[str, Sessions] = {}
+        self.circuits: list[Circuit] = []
+        self._store = store
+        self._name = name
         gateway = config.gateway
         most = max(1, gateway.threads // 2) if gateway.websockets is None else gateway.websockets
         self.tunnels = Tunnels(most)
@@ -74,7 +85,8 @@ class Services:
             check = tried(at(path, "health"), lambda: HealthCheck(health.path, **settings))
             if check is not None:
                 self.checks[name] = check
-        if pool is None or verify is None:
+        resilience = tried(at(path, "breaker"), lambda: self._resilience(name, service))
+        if pool is None or verify is None or resilience is None:
             self.checks.pop(name, None)
             return
         self.pools[name] = pool
@@ -83,7 +95,22 @@ class Services:
             **given(service, only=("timeout", "connect_timeout", "read_timeout", "preserve_host")),
             "verify": verify,
             "sessions": self.sessions[name],
+            "resilience": resilience,
         }
+
+    def _resilience(self, name: str, service: Service) -> Resilience:
+        breaker = service.breaker
+        if breaker is None:
+            return Resilience()
+        circuit = Circuit(
+            name,
+            circuit_rules(breaker),
+            store=self._store,
+            prefix=f"service-circuit/{self._name}/",
+        )
+        self.circuits.append(circuit)
+        statuses = breaker.statuses
+        return Resilience(circuit=circuit, failures=FAILURES if statuses is None else statuses)
 
     def _verify(self, service: Service) -> bool | str:
         tls = service.tls
@@ -94,13 +121,11 @@ class Services:
             raise ValueError(f"ca: there is no {authorities}")
         return str(authorities)
 
-    def checker(self, store: Store, *, prefix: str) -> HealthChecker:
-        """Return what checks the health of the services, not started.
-
-        :param prefix: What its keys in the store begin with.
-        """
+    def checker(self) -> HealthChecker:
+        """Return what checks the health of the services, not started."""
         probes = {name: HttpProbe(verify=self._common[name]["verify"]) for name in self.checks}
-        return HealthChecker(self.pools, self.checks, store, probes=probes, prefix=prefix)
+        prefix = f"health/{self._name}/"
+        return HealthChecker(self.pools, self.checks, self._store, probes=probes, prefix=prefix)
 
     def forwarder(self, route: Route, strip_prefix: str, path: str) -> Forwarder | None:
         """Return the app that forwards the requests of *route*, None when it can not be made.

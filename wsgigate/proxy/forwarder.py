@@ -2,48 +2,33 @@
 
 from __future__ import annotations
 
-import http.client
 from collections.abc import Iterable, Mapping
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import requests
-from urllib3.exceptions import HTTPError
 
+from wsgigate.discovery import Instance
 from wsgigate.fields import FieldRules
 from wsgigate.problem import Problem, Refusal, Refuse, answer_with
-from wsgigate.proxy.client_body import ClientBody
-from wsgigate.proxy.departure import UNSEEN, Departure, Departures
+from wsgigate.proxy.departure import ClientLeft, Departure, Departures
 from wsgigate.proxy.handshake import asks_for_websocket
 from wsgigate.proxy.hops import is_last_hop
 from wsgigate.proxy.pool import Lease, Pool
 from wsgigate.proxy.reply import RawResponse
 from wsgigate.proxy.request import Outgoing, RequestMaker
-from wsgigate.proxy.response import BadResponse, Body, ResponseMaker, problem_of, reason_of
+from wsgigate.proxy.response import BadResponse, Body, ResponseMaker, problem_of
+from wsgigate.proxy.sender import CLIENT_LEFT, Sender
+from wsgigate.proxy.service import Resilience
 from wsgigate.proxy.transport import Sessions, Timeout
+from wsgigate.proxy.tries import NO_INSTANCE, Hold, Tries
 from wsgigate.proxy.tunnel import Tunnels
 from wsgigate.proxy.upgrade import Upgrader, WebSocketLimits
 from wsgigate.target import BadTarget, target_of
-from wsgigate.wsgi import INSTANCE, REASON, SERVICE, BodyError, BodyTooLarge
+from wsgigate.wsgi import INSTANCE, REASON, SERVICE
 
 __all__ = ["Forwarder"]
 
-NO_INSTANCE = Problem(
-    503,
-    "Service temporarily unavailable",
-    extensions={"error": "No instance available"},
-    headers=(("Retry-After", "5"),),
-)
 DEPARTURES = Departures()
-CLIENT_LEFT = Problem(499)
-"""Read by nobody but the log, under the status that nginx has for it."""
-
-_SEND_ERRORS = (
-    requests.RequestException,
-    HTTPError,
-    OSError,
-    http.client.HTTPException,
-    ValueError,
-)
 
 
 class Forwarder:
@@ -72,6 +57,7 @@ class Forwarder:
     :param via: The gateway's name in ``Via``. A request that has passed it already is refused.
     :param verify: Whether to verify the instances' TLS certificates, or a bundle to do it by.
     :param cert: A client certificate: the path of a PEM file, or of one and of its key.
+    :param resilience: What is done when the service fails; shared by its forwarders.
     :param sessions: Where connections come from; shared by forwarders to share theirs.
     :param departures: Looks after clients that leave meanwhile; one for a process is enough.
     :param websocket: Whether requests that ask for it become WebSockets, and what those may take.
@@ -100,6 +86,7 @@ class Forwarder:
         via: str = "wsgigate",
         verify: bool | str = True,
         cert: str | tuple[str, str] | None = None,
+        resilience: Resilience | None = None,
         sessions: Sessions | None = None,
         departures: Departures = DEPARTURES,
         websocket: bool | WebSocketLimits = False,
@@ -130,10 +117,11 @@ class Forwarder:
             preserve_host=preserve_host,
             add_prefix=add_prefix,
         )
-        self._timeout = Timeout(min(connect_timeout, timeout), min(read_timeout, timeout), timeout)
-        self._verify = verify
-        self._cert = cert
-        self._sessions = sessions or Sessions()
+        limits = Timeout(min(connect_timeout, timeout), min(read_timeout, timeout), timeout)
+        self._sender = Sender(sessions or Sessions(), limits, verify, cert)
+        self._tries: Tries | None = None
+        if resilience is not None and resilience.active:
+            self._tries = Tries(pool, resilience, self._make, self._sender)
         self._departures = departures
         self._upgrade: Upgrader | None = None
         if websocket:
@@ -141,8 +129,8 @@ class Forwarder:
                 WebSocketLimits() if websocket is True else websocket,
                 tunnels or Tunnels(),
                 fields=response_fields,
-                connect_timeout=self._timeout[0],
-                timeout=self._timeout[1],
+                connect_timeout=limits[0],
+                timeout=limits[1],
                 verify=verify,
                 cert=cert,
             )
@@ -154,48 +142,77 @@ class Forwarder:
             if environ["REQUEST_METHOD"] == "OPTIONS" and is_last_hop(environ):
                 start_response("204 No Content", [])
                 return []
-        except Refusal as error:
-            return self._refused(error.problem, str(error), environ, start_response)
-        lease = self.pool.pick()
-        if lease is None:
-            return self._refused(NO_INSTANCE, "no instance", environ, start_response)
-        try:
-            return self._forward(lease, environ, start_response)
+            forward = self._forward if self._tries is None else self._try
+            return forward(environ, start_response)
         except BadTarget as error:
-            lease.release()
             problem = Problem(400, "Malformed request target.")
             return self._refused(problem, str(error), environ, start_response)
         except Refusal as error:
-            lease.release()
             return self._refused(error.problem, str(error), environ, start_response)
+
+    def _forward(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Pass the request on, whatever became of others."""
+        lease = self.pool.pick()
+        if lease is None:
+            raise Refusal(NO_INSTANCE, "no instance")
+        try:
+            environ[INSTANCE] = lease.instance.address
+            request = self._make(environ, lease.instance)
+            if self._upgrade is not None and asks_for_websocket(environ):
+                return self._upgrade(
+                    environ, start_response, request, lease.instance, lease.release
+                )
+            departure = self._departures.watch(environ)
+            try:
+                response = self._sender.send(request, departure)
+            except BaseException:
+                departure.close()
+                raise
+            return self._answer(response, request, lease, departure, start_response)
         except BaseException:
             lease.release()
             raise
 
-    def _forward(
-        self, lease: Lease, environ: WSGIEnvironment, start_response: StartResponse
-    ) -> Iterable[bytes]:
-        instance = lease.instance
-        environ[INSTANCE] = instance.address
-        request = self._requests.make(environ, target_of(environ), instance)
+    def _try(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Pass the request on as far as the service is to be asked, and tell how it ended."""
+        tries: Tries = self._tries  # type: ignore[assignment]
         if self._upgrade is not None and asks_for_websocket(environ):
-            return self._upgrade(environ, start_response, request, instance, lease.release)
+            tries.look()
+            return self._forward(environ, start_response)
         departure = self._departures.watch(environ)
         try:
-            response = self._send(request, departure)
+            response, request, hold = tries.answer(environ, departure)
         except BaseException:
             departure.close()
             raise
+        try:
+            return self._answer(response, request, hold, departure, start_response)
+        except BaseException:
+            hold.release()
+            raise
+
+    def _make(self, environ: WSGIEnvironment, instance: Instance) -> Outgoing:
+        return self._requests.make(environ, target_of(environ), instance)
+
+    def _answer(
+        self,
+        response: requests.Response,
+        request: Outgoing,
+        lease: Lease | Hold,
+        departure: Departure,
+        start_response: StartResponse,
+    ) -> Iterable[bytes]:
         whole = response.raw.whole() if type(response.raw) is RawResponse else None
         if whole is not None:
             return self._at_once(whole, response, request, lease, departure, start_response)
-        body = Body(response, lambda _error: lease.release(), departure)
+        body = Body(response, lease.release, departure)
         try:
-            status, headers, length = self._responses.head(response, request, instance)
+            status, headers, length = self._responses.head(response, request, lease.instance)
             if length == 0:
                 body.skip()
             start_response(status, headers)
         except BadResponse as error:
+            body.error = error
             body.close()
             raise Refusal(problem_of(error), str(error)) from error
         except BaseException:
@@ -211,42 +228,23 @@ class Forwarder:
         block: bytes,
         response: requests.Response,
         request: Outgoing,
-        lease: Lease,
+        lease: Lease | Hold,
         departure: Departure,
         start_response: StartResponse,
     ) -> Iterable[bytes]:
         """Answer with a body that came together with its head, as a list: it costs the least."""
         departure.close()
         if departure.gone:  # its end is not told from that of the connection
+            lease.release(ClientLeft())
             raise Refusal(CLIENT_LEFT, "the client has left")
         try:
             status, headers, length = self._responses.head(response, request, lease.instance)
         except BadResponse as error:
+            lease.release(error)
             raise Refusal(problem_of(error), str(error)) from error
         start_response(status, headers)
         lease.release()
         return [block] if block and length != 0 else []
-
-    def _send(self, request: Outgoing, departure: Departure) -> requests.Response:
-        if departure is not UNSEEN:
-            request.headers.holds = departure.holds  # type: ignore[attr-defined]
-        try:
-            return self._sessions.adapter(request.origin).send(
-                request, stream=True, timeout=self._timeout, verify=self._verify, cert=self._cert
-            )
-        except Exception as error:
-            broken = _broken(request.body)
-            if isinstance(broken, BodyTooLarge):
-                raise Refusal(Problem(413, "Request body too large."), str(broken)) from error
-            if departure.gone:
-                raise Refusal(CLIENT_LEFT, "the client has left") from error
-            if broken is not None and isinstance(broken.__cause__, TimeoutError):
-                raise Refusal(Problem(408, "Request body came too slowly."), str(broken)) from error
-            if broken is not None:
-                raise Refusal(Problem(400, "Request body ended early."), str(broken)) from error
-            if isinstance(error, _SEND_ERRORS):
-                raise Refusal(problem_of(error), reason_of(error)) from error
-            raise
 
     def _refused(
         self,
@@ -257,7 +255,3 @@ class Forwarder:
     ) -> Iterable[bytes]:
         environ[REASON] = reason
         return self._refuse(problem)(environ, start_response)
-
-
-def _broken(body: object) -> BodyError | None:
-    return body.error if isinstance(body, ClientBody) else None

@@ -33,8 +33,8 @@ class Lease:
         self._pool = pool
         self._member: Member | None = member
 
-    def release(self) -> None:
-        """Take note that the request has ended; to say so again does nothing."""
+    def release(self, error: Exception | None = None) -> None:
+        """Take note that the request has ended, by *error* or not; again, and it does nothing."""
         member, self._member = self._member, None
         if member is not None:
             self._pool._release(member)
