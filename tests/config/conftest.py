@@ -98,6 +98,7 @@ connect_timeout = "1s"
 read_timeout = "2s"
 tls = { verify = true }
 preserve_host = false
+balance = { use = "consistent-hash", key = "header:X-Tenant", slow_start = "9s" }
 breaker = { consecutive_failures = 0, connect_failures = 9, statuses = [500], open_for = "9s" }
 
 [[routes]]

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from werkzeug.test import Client
 
+from tests.config.test_build import wrong
 from wsgigate.config.build import build
 from wsgigate.config.load import parse
 from wsgigate.gateway import Gateway
@@ -172,3 +173,46 @@ def test_requests_and_health_checks_go_by_the_tls_settings_of_the_service(tmp_pa
             assert {request.target for request in backend.requests} == asked
         finally:
             gateway.close()
+
+
+@pytest.mark.parametrize(
+    ("balance", "path", "said"),
+    [
+        ("balance = 'best'", "services.a.balance", "two-choices"),
+        ("balance = 'sticky'", "services.a.balance", "two-choices"),
+        ("balance = { use = 'random', key = 'address' }", "services.a.balance.key", "alone"),
+        (
+            "balance = { use = 'consistent-hash', key = 'colour' }",
+            "services.a.balance.key",
+            "key is one of",
+        ),
+    ],
+)
+def test_what_can_not_be_balanced_by_is_told_at_its_key(balance: str, path: str, said: str) -> None:
+    assert said in dict(wrong(f"[services.a]\ninstances = ['http://a']\n{balance}"))[path]
+
+
+def test_requests_of_one_key_go_to_one_instance_and_others_take_turns() -> None:
+    with Backend() as one, Backend() as other:
+        for balance in (
+            '"round-robin"',
+            '{ use = "consistent-hash", key = "header:X-Tenant" }',
+        ):
+            one.requests.clear()
+            other.requests.clear()
+            text = f"""
+                [store]
+                url = "memory:"
+                [services.a]
+                instances = ["{one.url}", "{other.url}"]
+                balance = {balance}
+                [[routes]]
+                path = "/"
+                service = "a"
+            """
+            gateway = build(parse(text, environ={}))
+            for _ in range(6):
+                Client(gateway).get("/", headers={"X-Tenant": "acme"})
+            gateway.close()
+            counts = {len(one.requests), len(other.requests)}
+            assert counts == ({3} if "robin" in balance else {0, 6})

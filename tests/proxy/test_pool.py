@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import random
 import threading
+from collections import Counter
+from typing import Any
 
 import pytest
+from werkzeug.test import Client
 
 from wsgigate.discovery import Instance
+from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
+from wsgigate.rules.balance import LeastLatency
+from wsgigate.testing import FakeClock
+from wsgigate.testing.backend import Backend, reply
 
 URLS = [f"http://127.0.0.1:{port}" for port in (3001, 3002, 3003)]
 
 
-def pool(*urls: str, **options: float) -> Pool:
+def pool(*urls: str, **options: Any) -> Pool:
     return Pool("users", [Instance(url) for url in urls or URLS], **options)
 
 
@@ -140,3 +148,116 @@ def test_an_instance_needs_an_address_and_nothing_else(url: str, said: str) -> N
 def test_an_instance_is_named_in_one_way(url: str, normal: str, authority: str) -> None:
     instance = Instance(url)
     assert (instance.url, instance.authority) == (normal, authority)
+
+
+def turns(from_pool: Pool, times: int, key: str | None = None) -> list[str]:
+    """Return who took so many requests, one after the other, by the last digit of the port."""
+    urls = []
+    for _ in range(times):
+        lease = from_pool.pick(key)
+        assert lease is not None
+        urls.append(lease.instance.url[-1])
+        lease.release()
+    return urls
+
+
+def test_round_robin_is_one_after_the_other() -> None:
+    users = pool(balance="round-robin", random=lambda: 0.0)
+    assert "".join(turns(users, 7)) == "1231231"
+    users.mark(URLS[2], False)
+    assert "".join(turns(users, 4)) in ("1212", "2121")
+
+
+def test_weights_are_kept_to() -> None:
+    weighted = [Instance(url, weight) for url, weight in zip(URLS, (5, 1, 0), strict=True)]
+    smooth = Pool("users", weighted, balance="weighted", random=lambda: 0.0)
+    assert "".join(turns(smooth, 6)).count("1") == 5
+    chance = random.Random(1).random
+    counted = Counter(turns(Pool("users", weighted, balance="random", random=chance), 600))
+    assert 450 < counted["1"] < 550
+    assert counted["3"] == 0
+
+
+def test_the_same_key_goes_to_the_same_instance() -> None:
+    users = pool(balance="consistent-hash")
+    keys = [f"key-{n}" for n in range(60)]
+    first = [turns(users, 1, key) for key in keys]
+    assert first == [turns(pool(balance="consistent-hash"), 1, key) for key in keys]
+    assert {place for [place] in first} == {"1", "2", "3"}
+
+
+def test_those_that_failed_a_request_are_avoided_while_there_are_others() -> None:
+    users = pool()
+    lease = users.pick()
+    assert lease is not None
+    for _ in range(30):
+        other = users.pick(avoid=[lease.member])
+        assert other is not None
+        assert other.instance != lease.instance
+    alone = pool(URLS[0])
+    first = alone.pick()
+    assert first is not None
+    assert alone.pick(avoid=[first.member]) is not None
+
+
+def test_an_instance_that_has_become_well_begins_with_less() -> None:
+    clock = FakeClock()
+    users = pool(
+        *URLS[:2],
+        balance="weighted",
+        slow_start=100.0,
+        panic=0.0,
+        clock=clock,
+        random=lambda: 0.0,
+    )
+    assert Counter(turns(users, 100)) == {"1": 50, "2": 50}
+    users.mark(URLS[0], False)
+    users.mark(URLS[0], True)
+    shares = []
+    for _ in range(4):
+        shares.append(Counter(turns(users, 110))["1"])
+        clock.advance(33.4)
+    assert shares[0] == 10
+    assert shares == sorted(shares)
+    assert 50 <= shares[3] <= 60
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"balance": "best"}, "balance is one of two-choices"),
+        ({"balance": "sticky"}, "balance is one of two-choices"),
+        ({"slow_start": -1}, "slow_start"),
+    ],
+)
+def test_what_can_not_be_balanced_by_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        pool(**options)
+
+
+def test_a_policy_that_wants_to_know_is_told_how_long_answers_took(backend: Backend) -> None:
+    told: list[tuple[bool, bool]] = []
+
+    class Listener(LeastLatency[Any]):
+        def answered(self, member: Any, seconds: float, now: float, failed: bool = False) -> None:
+            told.append((0 <= seconds < 60, failed))
+            super().answered(member, seconds, now, failed)
+
+    backend.answers = [reply(b"ok"), reply(b"", status="500 No"), lambda *_: False]
+    users = Pool("users", [Instance(backend.url)], balance=Listener)
+    client = Client(Forwarder(users))
+    assert [client.get("/").status_code for _ in range(3)] == [200, 500, 502]
+    assert told == [(True, False), (True, True), (True, True)]
+
+
+def test_a_forwarder_asks_by_the_key(backend: Backend) -> None:
+    asked: list[str | None] = []
+
+    def key(environ: dict[str, Any]) -> str | None:
+        asked.append(environ.get("HTTP_X_TENANT"))
+        return asked[-1]
+
+    for balance in ("consistent-hash", lambda chance: LeastLatency(chance)):
+        users = Pool("users", [Instance(backend.url)], balance=balance, key=key)
+        Client(Forwarder(users)).get("/", headers={"X-Tenant": "a"})
+    assert asked == ["a", "a"]

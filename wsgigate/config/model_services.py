@@ -13,8 +13,10 @@ from wsgigate.config.kinds import Choice, Duration, Flag, Integer, Text
 from wsgigate.config.middlewares import Middleware, MiddlewareEntry
 from wsgigate.config.tables import Either, ListOf, MapOf, Table, setting, table
 from wsgigate.config.texts import ImportPath, PathPattern, Url
+from wsgigate.rules.balance import POLICIES
 
 __all__ = [
+    "Balance",
     "FieldChanges",
     "Health",
     "Route",
@@ -27,6 +29,9 @@ __all__ = [
 
 _ONE_LINE = r"[^\x00-\x1f\x7f]+"
 _SLASHES = Choice("reject", "keep")
+
+
+_POLICY = Choice(*(name for name in POLICIES if name != "sticky"))
 
 
 def _is_table(value: object) -> bool:
@@ -85,6 +90,23 @@ class ServerTls:
 
 
 @table
+class Balance:
+    """Who of a service's instances takes the next request."""
+
+    use: str = setting(_POLICY, "The policy.", default="two-choices")
+    key: str | None = setting(
+        Text('"address", "subject", "header:NAME", "cookie:NAME", "claim:NAME" or "path:NAME"'),
+        "What tells requests that belong together, for consistent-hash; the address unless said.",
+        default=None,
+    )
+    slow_start: float | None = setting(
+        Duration(zero=True),
+        "In which time an instance that has become well gets all of its share.",
+        default=None,
+    )
+
+
+@table
 class Service:
     """A backend application: its instances, and how they are talked to."""
 
@@ -96,6 +118,11 @@ class Service:
         ListOf(Text()), "The paths it has, for people to read in /services.", default=()
     )
     health: Health | None = setting(Table(Health), "How its health is checked.", default=None)
+    balance: Balance | str | None = setting(
+        Either(_is_table, Table(Balance), _POLICY),
+        "Who of them takes the next request; two-choices unless said.",
+        default=None,
+    )
     breaker: ServiceBreaker | None = setting(
         Table(ServiceBreaker),
         "When it is left alone for a while; {} for the defaults, none unless said.",

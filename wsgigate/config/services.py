@@ -10,11 +10,13 @@ from wsgigate.circuits import Circuit
 from wsgigate.config.breakers import circuit_rules
 from wsgigate.config.errors import Errors, at
 from wsgigate.config.model import Config, FieldChanges, Route, Service, Weighted
+from wsgigate.config.model_services import Balance
 from wsgigate.config.tables import given
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.discovery.probe import HttpProbe
 from wsgigate.fields import FieldRules
+from wsgigate.limit_keys import key_of
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.service import Resilience
@@ -24,6 +26,7 @@ from wsgigate.proxy.upgrade import WebSocketLimits
 from wsgigate.rules.health import HealthCheck
 from wsgigate.rules.outcomes import FAILURES
 from wsgigate.store import Store
+from wsgigate.wsgi import Key
 
 __all__ = ["Services"]
 
@@ -77,7 +80,8 @@ class Services:
             for item in service.instances
         ]
         tried = self._errors.tried
-        pool = tried(at(path, "instances"), lambda: Pool(name, instances))
+        balance = tried(at(path, "balance"), lambda: _balance(service), keys=["key"])
+        pool = tried(at(path, "instances"), lambda: Pool(name, instances, **(balance or {})))
         verify = tried(at(path, "tls"), lambda: self._verify(service), keys=["ca"])
         health = service.health
         if health is not None:
@@ -165,3 +169,23 @@ class Services:
             lambda: FieldRules(changes.set, changes.add, changes.remove),
             keys=["set", "add", "remove"],
         )
+
+
+def _balance(service: Service) -> dict[str, Any]:
+    """Return what a pool is told of how requests are spread."""
+    balance = service.balance
+    if not isinstance(balance, Balance):
+        balance = Balance() if balance is None else Balance(use=balance)
+    told = given(balance, only=("slow_start",))
+    if balance.use == "consistent-hash":
+        told["key"] = _key(balance.key or "address")
+    elif balance.key is not None:
+        raise ValueError("key: is for consistent-hash alone")
+    return {"balance": balance.use, **told}
+
+
+def _key(name: str) -> Key:
+    try:
+        return key_of(name)
+    except ValueError as error:
+        raise ValueError(f"key: {error}") from None

@@ -120,7 +120,8 @@ class Forwarder:
         limits = Timeout(min(connect_timeout, timeout), min(read_timeout, timeout), timeout)
         self._sender = Sender(sessions or Sessions(), limits, verify, cert)
         self._tries: Tries | None = None
-        if resilience is not None and resilience.active:
+        resilience = Resilience() if resilience is None else resilience
+        if resilience.active or pool.timed:
             self._tries = Tries(pool, resilience, self._make, self._sender)
         self._departures = departures
         self._upgrade: Upgrader | None = None
@@ -152,7 +153,8 @@ class Forwarder:
 
     def _forward(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Pass the request on, whatever became of others."""
-        lease = self.pool.pick()
+        key = self.pool.key
+        lease = self.pool.pick() if key is None else self.pool.pick(key(environ))
         if lease is None:
             raise Refusal(NO_INSTANCE, "no instance")
         try:

@@ -2,42 +2,57 @@
 
 from __future__ import annotations
 
+import math
 import random as _random
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 
 from wsgigate.discovery import Instance
-from wsgigate.rules.balance import two_choices
+from wsgigate.rules.balance import POLICIES, Policy
+from wsgigate.rules.balance.available import Standing, available, slow_start
+from wsgigate.wsgi import Key
 
-__all__ = ["Lease", "Pool"]
+__all__ = ["Lease", "Member", "Pool"]
+
+_STEPS = 20
+"""In so many steps the weight of an instance grows that has just become well."""
 
 
 class Member:
-    """One instance in a pool: what this worker knows of it."""
+    """One instance in a pool: what this worker knows of it.
 
-    __slots__ = ("healthy", "in_flight", "instance")
+    :ivar name: Its URL.
+    :ivar weight: Its share at the moment, above 0 for one that can be picked.
+    :ivar well_since: When it became well, ``-inf`` for one that was from the beginning.
+    """
+
+    __slots__ = ("healthy", "in_flight", "instance", "name", "weight", "well_since")
 
     def __init__(self, instance: Instance) -> None:
         self.instance = instance
+        self.name = instance.url
+        self.weight: float = instance.weight
         self.healthy = True
         self.in_flight = 0
+        self.well_since = -math.inf
 
 
 class Lease:
     """One request's hold on an instance, until it is released."""
 
-    __slots__ = ("_member", "_pool", "instance")
+    __slots__ = ("_pool", "instance", "member")
 
     def __init__(self, pool: Pool, member: Member) -> None:
+        self._pool: Pool | None = pool
         self.instance = member.instance
-        self._pool = pool
-        self._member: Member | None = member
+        self.member = member
 
     def release(self, error: Exception | None = None) -> None:
         """Take note that the request has ended, by *error* or not; again, and it does nothing."""
-        member, self._member = self._member, None
-        if member is not None:
-            self._pool._release(member)
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool._release(self.member)
 
 
 class Pool:
@@ -49,9 +64,17 @@ class Pool:
 
     :param service: The service's name.
     :param instances: Its instances; no URL twice.
+    :param balance: Who takes the next request: the name of a policy, see
+        :data:`wsgigate.rules.balance.POLICIES`, or what makes one when it is given *random*.
+    :param key: Tells requests that belong together, for a policy that cares.
+    :param slow_start: Seconds in which an instance that has become well gets all of its weight;
+        0 for at once.
     :param panic: The share of available instances below which health is ignored, 0 to 1.
     :param random: Gives numbers in [0, 1). The module's own function by default: it is seeded anew
         in every forked worker, so workers do not march in step.
+    :param clock: Tells the time in seconds, from any moment on.
+    :ivar timed: Whether the policy wants to know how long answers took.
+    :raises ValueError: A setting is not of its form; says which.
     """
 
     def __init__(
@@ -59,22 +82,33 @@ class Pool:
         service: str,
         instances: Sequence[Instance],
         *,
+        balance: str | Callable[[Callable[[], float]], Policy[Member]] = "two-choices",
+        key: Key | None = None,
+        slow_start: float = 0.0,
         panic: float = 0.5,
         random: Callable[[], float] = _random.random,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         urls = [instance.url for instance in instances]
         if len(set(urls)) != len(urls):
             raise ValueError(f"the service {service!r} has an instance twice")
         if not 0 <= panic <= 1:
             raise ValueError(f"panic is a share between 0 and 1, got {panic}")
+        if not 0 <= slow_start < math.inf:
+            raise ValueError(f"slow_start is a number of seconds, got {slow_start}")
         self.service = service
         self.panic = panic
-        self._random = random
+        self.key = key
+        self._policy = _policy(balance, random)
+        self.timed = self._policy.timed
+        self._slow_start = slow_start
+        self._clock = clock
         self._lock = threading.Lock()
         self._members = {instance.url: Member(instance) for instance in instances}
-        self._candidates: tuple[Member, ...] = ()
-        self._weights: tuple[int, ...] = ()
-        self._choose_candidates()
+        self._empty = True
+        self._renew_at = math.inf
+        self._watches = self.timed  # whether a pick needs to know the time
+        self._renew()
 
     @property
     def instances(self) -> tuple[Instance, ...]:
@@ -96,21 +130,31 @@ class Pool:
             return
         with self._lock:
             member.healthy = healthy
-            self._choose_candidates()
+            member.well_since = self._clock()
+            self._renew()
 
-    def pick(self) -> Lease | None:
+    def pick(self, key: str | None = None, avoid: Collection[Member] = ()) -> Lease | None:
         """Return a hold on the instance for the next request, which counts as in flight with it.
 
+        :param key: Tells requests that belong together.
+        :param avoid: Those that have failed this request; picked only when there are no others.
         :returns: ``None`` when the service has no instance that takes requests.
         """
+        now = self._clock() if self._watches else 0.0
         with self._lock:
-            candidates = self._candidates
-            if not candidates:
+            if now >= self._renew_at:
+                self._renew()
+            if self._empty:
                 return None
-            loads = [member.in_flight for member in candidates]
-            member = candidates[two_choices(self._weights, loads, self._random)]
+            member = self._policy.pick(key, avoid, now)
             member.in_flight += 1
         return Lease(self, member)
+
+    def answered(self, member: Member, seconds: float, failed: bool) -> None:
+        """Take note of how long it took *member* to begin an answer, or to fail."""
+        now = self._clock()
+        with self._lock:
+            self._policy.answered(member, seconds, now, failed)
 
     def in_flight(self) -> dict[str, int]:
         """Return by URL how many of this worker's requests each instance is serving."""
@@ -120,8 +164,31 @@ class Pool:
         with self._lock:
             member.in_flight -= 1
 
-    def _choose_candidates(self) -> None:
-        open_ = [member for member in self._members.values() if member.instance.weight]
-        well = [member for member in open_ if member.healthy]
-        self._candidates = tuple(open_ if len(well) < self.panic * len(open_) else well)
-        self._weights = tuple(member.instance.weight for member in self._candidates)
+    def _renew(self) -> None:
+        """Work out who is to be picked from now on."""
+        members = list(self._members.values())
+        standings = [Standing(member.healthy, member.instance.weight) for member in members]
+        picked = [members[at] for at in available(standings, self.panic).places]
+        draining = [member for member in members if not member.instance.weight]
+        now, window = self._clock(), self._slow_start
+        self._renew_at = math.inf
+        for member in picked:
+            age = now - member.well_since
+            member.weight = slow_start(member.instance.weight, age, window)
+            if age < window:
+                self._renew_at = now + window / _STEPS
+        self._watches = self.timed or self._renew_at < math.inf
+        self._empty = not picked
+        if picked:
+            self._policy.renew(picked, draining)
+
+
+def _policy(
+    balance: str | Callable[[Callable[[], float]], Policy[Member]], random: Callable[[], float]
+) -> Policy[Member]:
+    if isinstance(balance, str):
+        names = [name for name in POLICIES if name != "sticky"]  # that one needs a secret
+        if balance not in names:
+            raise ValueError(f"balance is one of {', '.join(names)}, got {balance!r}")
+        return POLICIES[balance](random)
+    return balance(random)

@@ -45,12 +45,14 @@ class Hold:
     others wait for what it found, and an answer may have no end.
 
     :ivar instance: The instance.
+    :ivar member: What the pool knows it by.
     """
 
-    __slots__ = ("_lease", "_outcome", "_permit", "_took", "instance")
+    __slots__ = ("_lease", "_outcome", "_permit", "_took", "instance", "member")
 
     def __init__(self, lease: Lease, permit: Permit | None) -> None:
         self.instance = lease.instance
+        self.member = lease.member
         self._lease = lease
         self._permit = permit
         self._outcome = Outcome.IGNORED
@@ -97,14 +99,16 @@ class Tries:
         self._resilience = resilience
         self._make = make
         self._sender = sender
+        self._timed = resilience.timed or pool.timed
 
-    def hold(self, now: float) -> Hold:
+    def hold(self, now: float, key: str | None) -> Hold:
         """Return a hold on the instance for the next request.
 
+        :param key: Tells requests that belong together.
         :raises Refusal: The service is not to be asked, or nobody is there to be.
         """
         permit = self._resilience.admit(now)
-        lease = self._pool.pick()
+        lease = self._pool.pick(key)
         if lease is not None:
             return Hold(lease, permit)
         if permit is not None:
@@ -126,19 +130,25 @@ class Tries:
         :param departure: Tells whether the client has left.
         :raises Refusal: Nothing; carries what the client is told.
         """
-        resilience = self._resilience
+        resilience, pool = self._resilience, self._pool
+        timed = self._timed
         began = resilience.clock()
-        hold = self.hold(began)
+        hold = self.hold(began, None if pool.key is None else pool.key(environ))
         try:
             environ[INSTANCE] = hold.instance.address
             request = self._make(environ, hold.instance)
-            if resilience.timed:
+            if timed:
                 began = resilience.clock()
             response = self._sender.send(request, departure)
-            took = resilience.clock() - began if resilience.timed else 0.0
-            hold.answered(outcome_of(response.status_code, resilience.failures), took)
+            took = resilience.clock() - began if timed else 0.0
+            outcome = outcome_of(response.status_code, resilience.failures)
+            if pool.timed:
+                pool.answered(hold.member, took, outcome is Outcome.FAILED)
+            hold.answered(outcome, took)
             return response, request, hold
         except Unanswered as error:
+            if pool.timed:
+                pool.answered(hold.member, resilience.clock() - began, True)
             cause = error.__cause__
             hold.release(cause if isinstance(cause, Exception) else None)
             raise
