@@ -26,10 +26,11 @@ from wsgigate import (
     Limiter,
     Logger,
     RequestId,
+    RetryRules,
     SheddingRules,
     wsgi,
 )
-from wsgigate.config import breakers, model, options, shedders
+from wsgigate.config import breakers, model, options, retries, shedders
 from wsgigate.config.kinds import Duration, Kind
 from wsgigate.config.tables import PLANNED, Either, ListOf, MapOf, Table
 from wsgigate.config.uses import USES
@@ -50,6 +51,7 @@ CONSTRUCTORS: dict[type[Any], Any] = {
     options.LimiterOptions: Limiter,
     options.LoggerOptions: Logger,
     options.RequestIdOptions: RequestId,
+    retries.ServiceRetry: RetryRules,
     shedders.ShedderOptions: SheddingRules,
 }
 """Whose defaults count where a key that is left out is not passed on."""
@@ -69,6 +71,10 @@ DEFAULTS = {
     "services.NAME.balance.slow_start": "at once",
     "services.NAME.breaker.open_at_most": "a minute, or ``open_for`` if that is longer",
     "services.NAME.breaker.statuses": "``[500, 502, 503, 504]``",
+    "services.NAME.retry.backoff_at_most": "ten times ``backoff``",
+    "services.NAME.retry.budget": "``0.2``",
+    "services.NAME.retry.budget_floor": "``3``",
+    "services.NAME.retry.per_try_timeout": "the time there is in all",
     "routes.encoded_slash": "that of the gateway",
     "routes.forward_authorization": "``true``, unless identity fields tell who the caller is",
     "routes.listed": "worked out",

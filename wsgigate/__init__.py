@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from wsgigate.proxy.upgrade import WebSocketLimits
     from wsgigate.rules.circuit_rules import CircuitRules
     from wsgigate.rules.quota import Quota
+    from wsgigate.rules.retry import RetryRules
     from wsgigate.rules.routing import Route
     from wsgigate.rules.shedding import SheddingRules
     from wsgigate.store import open_store
@@ -62,6 +63,7 @@ __all__ = [
     "Quota",
     "RequestId",
     "Resilience",
+    "RetryRules",
     "Route",
     "Shedder",
     "SheddingRules",
@@ -92,6 +94,7 @@ _HOMES = {
     "Quota": "rules.quota",
     "RequestId": "middleware.request_id",
     "Resilience": "proxy.service",
+    "RetryRules": "rules.retry",
     "Route": "rules.routing",
     "Shedder": "middleware.shedder",
     "SheddingRules": "rules.shedding",

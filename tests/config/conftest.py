@@ -99,6 +99,7 @@ read_timeout = "2s"
 tls = { verify = true }
 preserve_host = false
 balance = { use = "consistent-hash", key = "header:X-Tenant", slow_start = "9s" }
+retry = { attempts = 3, backoff = "1s", methods = ["GET"], buffer = "1KiB", budget = 0.1 }
 breaker = { consecutive_failures = 0, connect_failures = 9, statuses = [500], open_for = "9s" }
 
 [[routes]]

@@ -42,7 +42,7 @@ quota = "1/s"
 [services.orders]
 instances = ["ftp://user:hunter2@orders", "http://orders:99999"]
 timeout = "30 parsecs"
-retry = { attempts = 3 }
+discover = "registry"
 health = { interval = 30 }
 
 [services.empty]
@@ -83,7 +83,7 @@ SAID = {
     "services.orders.instances[0]": "an instance's URL must not carry credentials",
     "services.orders.instances[1]": "has no valid port",
     "services.orders.timeout": 'expected a duration such as "30s", got "30 parsecs"',
-    "services.orders.retry": "is not supported by this version of wsgigate",
+    "services.orders.discover": "is not supported by this version of wsgigate",
     "services.orders.health.path": "is missing: what is asked for",
     "services.empty.instances": "expected a list with at least one item, got an empty one",
     "routes[0].path": "a route's path starts with /",

@@ -93,7 +93,7 @@ def test_the_examples_are_valid(validator: Draft202012Validator, path: Path) -> 
         ("[services.a]", "$.services.a"),
         ("[services.a]\ninstances = []", "$.services.a.instances"),
         ("[services.a]\ninstances = ['http://a']\ntimeout = 'soon'", "$.services.a.timeout"),
-        ("[services.a]\ninstances = ['http://a']\nretry = {}", "$.services.a"),
+        ("[services.a]\ninstances = ['http://a']\ndiscover = 'dns:a'", "$.services.a"),
         ("[[middleware]]\nuse = 'limitr'", "$.middleware[0]"),
         ("[[middleware]]\nuse = 'limiter'", "$.middleware[0]"),
         ("[[middleware]]\nuse = 'logger'\nquota = '1/s'", "$.middleware[0]"),

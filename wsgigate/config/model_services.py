@@ -11,6 +11,7 @@ from typing import Literal
 from wsgigate.config.breakers import ServiceBreaker
 from wsgigate.config.kinds import Choice, Duration, Flag, Integer, Text
 from wsgigate.config.middlewares import Middleware, MiddlewareEntry
+from wsgigate.config.retries import ServiceRetry
 from wsgigate.config.tables import Either, ListOf, MapOf, Table, setting, table
 from wsgigate.config.texts import ImportPath, PathPattern, Url
 from wsgigate.rules.balance import POLICIES
@@ -126,6 +127,11 @@ class Service:
     breaker: ServiceBreaker | None = setting(
         Table(ServiceBreaker),
         "When it is left alone for a while; {} for the defaults, none unless said.",
+        default=None,
+    )
+    retry: ServiceRetry | None = setting(
+        Table(ServiceRetry),
+        "When a request is made once more; {} for the defaults, never unless said.",
         default=None,
     )
     timeout: float | None = setting(

@@ -11,6 +11,7 @@ from wsgigate.config.breakers import circuit_rules
 from wsgigate.config.errors import Errors, at
 from wsgigate.config.model import Config, FieldChanges, Route, Service, Weighted
 from wsgigate.config.model_services import Balance
+from wsgigate.config.retries import retry_budget, retry_rules
 from wsgigate.config.tables import given
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
@@ -24,7 +25,6 @@ from wsgigate.proxy.transport import Sessions
 from wsgigate.proxy.tunnel import Tunnels
 from wsgigate.proxy.upgrade import WebSocketLimits
 from wsgigate.rules.health import HealthCheck
-from wsgigate.rules.outcomes import FAILURES
 from wsgigate.store import Store
 from wsgigate.wsgi import Key
 
@@ -89,7 +89,7 @@ class Services:
             check = tried(at(path, "health"), lambda: HealthCheck(health.path, **settings))
             if check is not None:
                 self.checks[name] = check
-        resilience = tried(at(path, "breaker"), lambda: self._resilience(name, service))
+        resilience = tried(at(path, "breaker"), lambda: self._resilience(name, service, path))
         if pool is None or verify is None or resilience is None:
             self.checks.pop(name, None)
             return
@@ -102,19 +102,23 @@ class Services:
             "resilience": resilience,
         }
 
-    def _resilience(self, name: str, service: Service) -> Resilience:
-        breaker = service.breaker
-        if breaker is None:
-            return Resilience()
-        circuit = Circuit(
-            name,
-            circuit_rules(breaker),
-            store=self._store,
-            prefix=f"service-circuit/{self._name}/",
-        )
-        self.circuits.append(circuit)
-        statuses = breaker.statuses
-        return Resilience(circuit=circuit, failures=FAILURES if statuses is None else statuses)
+    def _resilience(self, name: str, service: Service, path: str) -> Resilience:
+        settings: dict[str, Any] = {}
+        breaker, retry = service.breaker, service.retry
+        if breaker is not None:
+            settings["circuit"] = Circuit(
+                name,
+                circuit_rules(breaker),
+                store=self._store,
+                prefix=f"service-circuit/{self._name}/",
+            )
+            self.circuits.append(settings["circuit"])
+            if breaker.statuses is not None:
+                settings["failures"] = breaker.statuses
+        if retry is not None:
+            rules = self._errors.tried(at(path, "retry"), lambda: retry_rules(retry))
+            settings |= {"retry": rules, "budget": retry_budget(retry)}
+        return Resilience(**settings)
 
     def _verify(self, service: Service) -> bool | str:
         tls = service.tls

@@ -12,6 +12,7 @@ from wsgigate.fields import FieldRules
 from wsgigate.problem import Problem, Refusal, Refuse, answer_with
 from wsgigate.proxy.departure import ClientLeft, Departure, Departures
 from wsgigate.proxy.handshake import asks_for_websocket
+from wsgigate.proxy.hold import Hold
 from wsgigate.proxy.hops import is_last_hop
 from wsgigate.proxy.pool import Lease, Pool
 from wsgigate.proxy.reply import RawResponse
@@ -20,7 +21,7 @@ from wsgigate.proxy.response import BadResponse, Body, ResponseMaker, problem_of
 from wsgigate.proxy.sender import CLIENT_LEFT, Sender
 from wsgigate.proxy.service import Resilience
 from wsgigate.proxy.transport import Sessions, Timeout
-from wsgigate.proxy.tries import NO_INSTANCE, Hold, Tries
+from wsgigate.proxy.tries import NO_INSTANCE, TIMEOUT_KEY, Tries
 from wsgigate.proxy.tunnel import Tunnels
 from wsgigate.proxy.upgrade import Upgrader, WebSocketLimits
 from wsgigate.target import BadTarget, target_of
@@ -50,7 +51,8 @@ class Forwarder:
     :param connect_timeout: Seconds to wait for a connection.
     :param read_timeout: Seconds to wait for the response to begin, and between its parts.
     :param timeout: Seconds for all of it until the response begins, but for what a long request
-        body takes to be sent; caps the other two.
+        body takes to be sent; caps the other two. A client that sends ``X-Request-Timeout`` may
+        have less, and what is left is passed on.
     :param rewrite_location: Bring ``Location`` fields back to what clients see.
     :param rewrite_cookies: Bring the paths of cookies back to what clients see, so that a cookie
         of one service is not sent to all; off for a service whose cookies are for all of them.
@@ -119,10 +121,9 @@ class Forwarder:
         )
         limits = Timeout(min(connect_timeout, timeout), min(read_timeout, timeout), timeout)
         self._sender = Sender(sessions or Sessions(), limits, verify, cert)
-        self._tries: Tries | None = None
         resilience = Resilience() if resilience is None else resilience
-        if resilience.active or pool.timed:
-            self._tries = Tries(pool, resilience, self._make, self._sender)
+        self._tries = Tries(pool, resilience, self._make, self._sender)
+        self._plain = not (resilience.active or pool.timed)
         self._departures = departures
         self._upgrade: Upgrader | None = None
         if websocket:
@@ -143,8 +144,9 @@ class Forwarder:
             if environ["REQUEST_METHOD"] == "OPTIONS" and is_last_hop(environ):
                 start_response("204 No Content", [])
                 return []
-            forward = self._forward if self._tries is None else self._try
-            return forward(environ, start_response)
+            if self._plain and TIMEOUT_KEY not in environ:
+                return self._forward(environ, start_response)
+            return self._try(environ, start_response)
         except BadTarget as error:
             problem = Problem(400, "Malformed request target.")
             return self._refused(problem, str(error), environ, start_response)
@@ -177,13 +179,12 @@ class Forwarder:
 
     def _try(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Pass the request on as far as the service is to be asked, and tell how it ended."""
-        tries: Tries = self._tries  # type: ignore[assignment]
         if self._upgrade is not None and asks_for_websocket(environ):
-            tries.look()
+            self._tries.look()
             return self._forward(environ, start_response)
         departure = self._departures.watch(environ)
         try:
-            response, request, hold = tries.answer(environ, departure)
+            response, request, hold = self._tries.answer(environ, departure)
         except BaseException:
             departure.close()
             raise

@@ -1,14 +1,18 @@
-"""What the forwarders of one service share besides its pool: when it is left alone."""
+"""What the forwarders of a service share besides its pool: when it is left alone or asked again."""
 
 from __future__ import annotations
 
+import random as _random
+import threading
 import time
 from collections.abc import Callable, Collection
 
 from wsgigate.circuits import Circuit, Permit, Rejection
 from wsgigate.fields import retry_after
 from wsgigate.problem import Problem, Refusal
+from wsgigate.rules.budget import RetryBudget
 from wsgigate.rules.outcomes import FAILURES, check_failures
+from wsgigate.rules.retry import Attempt, Decision, RetryRules, decide
 
 __all__ = ["Resilience"]
 
@@ -18,7 +22,11 @@ class Resilience:
 
     :param circuit: Opens when too many requests fail, and then refuses them; ``None`` for none.
     :param failures: The statuses that are failures, each 500 to 599.
+    :param retry: When a request is made once more; ``None`` for never.
+    :param budget: How many retries there may be: by default a fifth of the requests.
     :param clock: Tells the time in seconds, from any moment on; the circuit's own.
+    :param sleep: Waits so many seconds.
+    :param random: Gives numbers in [0, 1).
     :raises ValueError: A setting is out of its range; says which.
     """
 
@@ -27,17 +35,42 @@ class Resilience:
         *,
         circuit: Circuit | None = None,
         failures: Collection[int] = FAILURES,
+        retry: RetryRules | None = None,
+        budget: RetryBudget | None = None,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+        random: Callable[[], float] = _random.random,
     ) -> None:
         self.circuit = circuit
         self.failures = check_failures(failures)
+        self.retry = retry if retry is not None and retry.attempts > 1 else None
+        self.per_try = None if retry is None else retry.per_try_timeout
         self.clock = clock
+        self.sleep = sleep
+        self._random = random
+        self._budget = RetryBudget() if budget is None else budget
+        self._lock = threading.Lock()
         self.timed = circuit is not None and circuit.rules.slow_after is not None
 
     @property
     def active(self) -> bool:
         """Whether anything depends on how requests end."""
-        return self.circuit is not None
+        return self.circuit is not None or self.retry is not None or self.per_try is not None
+
+    def count(self, now: float) -> None:
+        """Take note of a request, of which there may be a share of retries."""
+        with self._lock:
+            self._budget.request(now)
+
+    def decide(self, attempt: Attempt, now: float) -> Decision:
+        """Return whether a request is made once more, of which *attempt* has failed."""
+        if self.retry is None:
+            return Decision(False, why="there are no retries")
+        return decide(attempt, self.retry, self._random(), lambda: self._take(now))
+
+    def _take(self, now: float) -> bool:
+        with self._lock:
+            return self._budget.take(now)
 
     def admit(self, now: float) -> Permit | None:
         """Return leave to ask the service, ``None`` where nobody needs any.

@@ -112,7 +112,7 @@ class Adapter(BaseAdapter):
         deadline = Deadline(read, total, now, self._clock)
         until = min(now + connect, deadline.until)
         holds = getattr(request.headers, "holds", None)
-        connection = pool.take(now, until)
+        connection = pool.take(now, until, fresh=getattr(request, "fresh", False))
         while True:
             reader = ResponseReader(method, upgrade)
             if holds is not None:

@@ -1,29 +1,35 @@
-"""A request to a service that is looked after: how it ends is told to those who decide by it."""
+"""The tries that a request to a service is given: how they end decides whether there is another."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TypeAlias
 from wsgiref.types import WSGIEnvironment
 
 import requests
-from requests.exceptions import InvalidHeader, InvalidURL
 
 from wsgigate.circuits import Permit
 from wsgigate.discovery import Instance
 from wsgigate.problem import Problem, Refusal
-from wsgigate.proxy.departure import ClientLeft, Departure
-from wsgigate.proxy.faults import PoolFull
-from wsgigate.proxy.pool import Lease, Pool
+from wsgigate.proxy.departure import Departure
+from wsgigate.proxy.hold import UNSENDABLE, Hold, had_begun, nothing_sent
+from wsgigate.proxy.pool import Member, Pool
+from wsgigate.proxy.replay import replayed
 from wsgigate.proxy.request import Outgoing
-from wsgigate.proxy.response import BadResponse, UpstreamCut, was_refused
-from wsgigate.proxy.sender import Sender, Unanswered
+from wsgigate.proxy.sender import CLIENT_LEFT, Sender, Unanswered
 from wsgigate.proxy.service import Resilience
+from wsgigate.proxy.transport import Timeout
 from wsgigate.rules.circuit import Outcome
+from wsgigate.rules.deadline import Deadline, deadline, read_timeout, try_time, write_timeout
 from wsgigate.rules.outcomes import outcome_of
+from wsgigate.rules.retry import Attempt, read_retry_after
 from wsgigate.wsgi import INSTANCE
 
-__all__ = ["NO_INSTANCE", "Answer", "Hold", "Make", "Tries", "outcome_of_error"]
+__all__ = ["NO_INSTANCE", "TIMEOUT_KEY", "Answer", "Make", "Tries"]
+
+TIMEOUT_KEY = "HTTP_X_REQUEST_TIMEOUT"
+_TIMEOUT = "X-Request-Timeout"
 
 NO_INSTANCE = Problem(
     503,
@@ -32,61 +38,15 @@ NO_INSTANCE = Problem(
     headers=(("Retry-After", "5"),),
 )
 
-_UNSENDABLE = (InvalidHeader, InvalidURL)
-
 Make: TypeAlias = Callable[[WSGIEnvironment, Instance], Outgoing]
 """Makes the request for an instance out of the client's."""
-
-
-class Hold:
-    """A request's hold on an instance, and leave to ask the service; tells how it ended.
-
-    An answer that begins well is not told before its end: it may be cut. But a probe's is, as
-    others wait for what it found, and an answer may have no end.
-
-    :ivar instance: The instance.
-    :ivar member: What the pool knows it by.
-    """
-
-    __slots__ = ("_lease", "_outcome", "_permit", "_took", "instance", "member")
-
-    def __init__(self, lease: Lease, permit: Permit | None) -> None:
-        self.instance = lease.instance
-        self.member = lease.member
-        self._lease = lease
-        self._permit = permit
-        self._outcome = Outcome.IGNORED
-        self._took = 0.0
-
-    def answered(self, outcome: Outcome, took: float) -> None:
-        """Take note that an answer has begun.
-
-        :param took: Seconds until it did.
-        """
-        self._outcome = outcome
-        self._took = took
-        permit = self._permit
-        if permit is not None and (outcome is not Outcome.OK or permit.probe):
-            permit.done(outcome, took=took)
-
-    def release(self, error: Exception | None = None) -> None:
-        """Take note that the request has ended; to say so again does nothing.
-
-        :param error: What ended it, if it is not that it was served.
-        """
-        self._lease.release()
-        permit = self._permit
-        if permit is not None:
-            outcome = self._outcome if error is None else outcome_of_error(error)
-            permit.done(outcome, took=self._took)
-
 
 Answer: TypeAlias = tuple[requests.Response, Outgoing, Hold]
 """The answer that counts, its body unread; what it answers; and the hold on who gave it."""
 
 
 class Tries:
-    """Asks a service, as far as it is to be asked.
+    """Asks a service, again where that is safe, as far as it is to be asked.
 
     :param pool: The service's instances.
     :param resilience: What is done when it fails.
@@ -100,20 +60,6 @@ class Tries:
         self._make = make
         self._sender = sender
         self._timed = resilience.timed or pool.timed
-
-    def hold(self, now: float, key: str | None) -> Hold:
-        """Return a hold on the instance for the next request.
-
-        :param key: Tells requests that belong together.
-        :raises Refusal: The service is not to be asked, or nobody is there to be.
-        """
-        permit = self._resilience.admit(now)
-        lease = self._pool.pick(key)
-        if lease is not None:
-            return Hold(lease, permit)
-        if permit is not None:
-            permit.done(Outcome.IGNORED)
-        raise Refusal(NO_INSTANCE, "no instance")
 
     def look(self) -> None:
         """See that the service may be asked, by one whose end will tell nothing of it.
@@ -131,38 +77,160 @@ class Tries:
         :raises Refusal: Nothing; carries what the client is told.
         """
         resilience, pool = self._resilience, self._pool
-        timed = self._timed
-        began = resilience.clock()
-        hold = self.hold(began, None if pool.key is None else pool.key(environ))
+        rules, now = resilience.retry, resilience.clock()
+        permit = resilience.admit(now)
+        asked = environ.get(TIMEOUT_KEY)
+        until = deadline(now, self._sender.timeout.total, read_timeout(asked) if asked else None)
+        key = None if pool.key is None else pool.key(environ)
+        if rules is None:
+            hold = self._hold(permit, key, ())
+            return *self._send(environ, hold, until, 1, departure), hold
+        resilience.count(now)
+        replay = replayed(environ, rules.buffer)
+        number = 1
+        failed: tuple[Member, ...] = ()
+        while True:
+            hold = self._hold(permit, key, failed)
+            response, error = None, None
+            try:
+                response, request = self._send(environ, hold, until, number, departure)
+                if response.status_code not in rules.statuses:
+                    return response, request, hold
+            except Unanswered as unanswered:
+                error = unanswered
+            again = self._again(
+                environ, number, until, response, error, replay is None or replay.whole
+            )
+            if again is None:
+                if error is not None:
+                    raise error
+                return response, request, hold  # type: ignore[return-value]
+            if response is not None:
+                response.close()
+                hold.release()
+            wait, permit = again
+            self._wait(wait, permit, departure)
+            if replay is not None:
+                replay.rewind()
+            number += 1
+            failed = (*failed, hold.member)
+
+    def _hold(self, permit: Permit | None, key: str | None, failed: tuple[Member, ...]) -> Hold:
+        lease = self._pool.pick(key, failed)
+        if lease is not None:
+            return Hold(lease, permit)
+        if permit is not None:
+            permit.done(Outcome.IGNORED)
+        raise Refusal(NO_INSTANCE, "no instance")
+
+    def _send(
+        self,
+        environ: WSGIEnvironment,
+        hold: Hold,
+        until: Deadline,
+        number: int,
+        departure: Departure,
+    ) -> tuple[requests.Response, Outgoing]:
+        """Return the answer of one instance; tell how long it took and what it means.
+
+        :raises Unanswered: There is none.
+        """
+        resilience, pool = self._resilience, self._pool
+        began = 0.0
+        limits = None
         try:
             environ[INSTANCE] = hold.instance.address
             request = self._make(environ, hold.instance)
-            if timed:
+            if self._timed or number > 1 or until.shortened:
                 began = resilience.clock()
-            response = self._sender.send(request, departure)
-            took = resilience.clock() - began if timed else 0.0
+            if number > 1 or until.shortened or resilience.per_try is not None:
+                limits = self._limits(until, began or resilience.clock())
+            if number > 1:
+                request.fresh = True  # type: ignore[attr-defined]  # and so not sent twice by itself
+            if TIMEOUT_KEY in environ and _TIMEOUT in request.headers:
+                request.headers[_TIMEOUT] = write_timeout(until, began or resilience.clock())
+            response = self._sender.send(request, departure, limits)
+            took = resilience.clock() - began if self._timed else 0.0
             outcome = outcome_of(response.status_code, resilience.failures)
             if pool.timed:
                 pool.answered(hold.member, took, outcome is Outcome.FAILED)
             hold.answered(outcome, took)
-            return response, request, hold
+            return response, request
         except Unanswered as error:
             if pool.timed:
                 pool.answered(hold.member, resilience.clock() - began, True)
             cause = error.__cause__
-            hold.release(cause if isinstance(cause, Exception) else None)
+            if not isinstance(cause, Exception) or self._too_short(cause, until, limits):
+                hold.release()
+            else:
+                hold.release(cause)
             raise
         except BaseException:
             hold.release()
             raise
 
+    def _limits(self, until: Deadline, now: float) -> Timeout:
+        """Return what a try may take that begins *now*; reading the body takes what it does."""
+        connect, read = self._sender.timeout
+        left = max(0.001, try_time(until, now, self._resilience.per_try))
+        return Timeout(min(connect, left), read, left)
 
-def outcome_of_error(error: Exception) -> Outcome:
-    """Return what *error*, which ended a request to an instance, tells of the service."""
-    if isinstance(error, (UpstreamCut, BadResponse)):
-        return Outcome.FAILED
-    if isinstance(error, (ClientLeft, PoolFull, *_UNSENDABLE)):
-        return Outcome.IGNORED  # the client; our own limit; what can not be sent to anybody
-    if isinstance(error, requests.ConnectTimeout) or was_refused(error):
-        return Outcome.UNREACHABLE
-    return Outcome.FAILED
+    def _too_short(self, error: Exception, until: Deadline, limits: Timeout | None) -> bool:
+        """Return whether *error* is that the client wants it sooner than the service need be."""
+        if not until.shortened or limits is None or not isinstance(error, requests.Timeout):
+            return False
+        usual = self._sender.timeout[0 if isinstance(error, requests.ConnectTimeout) else 1]
+        per_try = self._resilience.per_try
+        return limits.total < (usual if per_try is None else min(usual, per_try))
+
+    def _again(
+        self,
+        environ: WSGIEnvironment,
+        number: int,
+        until: Deadline,
+        response: requests.Response | None,
+        error: Unanswered | None,
+        replayable: bool,
+    ) -> tuple[float, Permit | None] | None:
+        """Return the seconds until another try, and leave to make it; ``None`` for no other."""
+        resilience = self._resilience
+        cause = None if error is None else error.__cause__
+        if isinstance(cause, UNSENDABLE):
+            return None
+        now = resilience.clock()
+        attempt = Attempt(
+            environ["REQUEST_METHOD"],
+            number,
+            sent=cause is None or not nothing_sent(cause),
+            replayable=replayable,
+            left=until.until - now,
+            status=None if response is None else response.status_code,
+            received=response is not None or (cause is not None and had_begun(cause)),
+            retry_after=None if response is None else _retry_after(response),
+            keyed=bool(environ.get("HTTP_IDEMPOTENCY_KEY")),
+        )
+        decision = resilience.decide(attempt, now)
+        if not decision.again:
+            return None
+        try:
+            return decision.wait, resilience.admit(now)
+        except Refusal:
+            return None  # what there is, is told
+
+    def _wait(self, seconds: float, permit: Permit | None, departure: Departure) -> None:
+        if seconds:
+            self._resilience.sleep(seconds)
+        if departure.gone:
+            if permit is not None:
+                permit.done(Outcome.IGNORED)
+            raise Refusal(CLIENT_LEFT, "the client has left")
+
+
+def _retry_after(response: requests.Response) -> float | None:
+    """Return the seconds of an answer's ``Retry-After``, the longest when there are several."""
+    said = [
+        read_retry_after(value, time.time())
+        for name, value in response.raw.headers.items()
+        if name.lower() == "retry-after"
+    ]
+    return max((seconds for seconds in said if seconds is not None), default=None)

@@ -13,7 +13,15 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
-__all__ = ["Attempt", "Decision", "RetryRules", "backoff", "decide", "read_retry_after"]
+__all__ = [
+    "IDEMPOTENT",
+    "Attempt",
+    "Decision",
+    "RetryRules",
+    "backoff",
+    "decide",
+    "read_retry_after",
+]
 
 IDEMPOTENT = ("GET", "HEAD", "OPTIONS", "PUT", "DELETE")
 """The methods that mean the same when done twice (RFC 9110 9.2.2). TRACE is never forwarded."""
