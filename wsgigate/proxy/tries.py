@@ -80,7 +80,10 @@ class Tries:
         rules, now = resilience.retry, resilience.clock()
         permit = resilience.admit(now)
         asked = environ.get(TIMEOUT_KEY)
-        until = deadline(now, self._sender.timeout.total, read_timeout(asked) if asked else None)
+        total = self._sender.timeout.total
+        until = None
+        if asked is not None or resilience.per_try is not None:  # else what is usual holds
+            until = deadline(now, total, read_timeout(asked) if asked else None)
         key = None if pool.key is None else pool.key(environ)
         if rules is None:
             hold = self._hold(permit, key, ())
@@ -98,6 +101,8 @@ class Tries:
                     return response, request, hold
             except Unanswered as unanswered:
                 error = unanswered
+            if until is None:
+                until = deadline(now, total)
             again = self._again(
                 environ, number, until, response, error, replay is None or replay.whole
             )
@@ -127,7 +132,7 @@ class Tries:
         self,
         environ: WSGIEnvironment,
         hold: Hold,
-        until: Deadline,
+        until: Deadline | None,
         number: int,
         departure: Departure,
     ) -> tuple[requests.Response, Outgoing]:
@@ -136,19 +141,18 @@ class Tries:
         :raises Unanswered: There is none.
         """
         resilience, pool = self._resilience, self._pool
-        began = 0.0
-        limits = None
+        began, limits = 0.0, None
         try:
             environ[INSTANCE] = hold.instance.address
             request = self._make(environ, hold.instance)
-            if self._timed or number > 1 or until.shortened:
+            if self._timed or until is not None:
                 began = resilience.clock()
-            if number > 1 or until.shortened or resilience.per_try is not None:
-                limits = self._limits(until, began or resilience.clock())
-            if number > 1:
-                request.fresh = True  # type: ignore[attr-defined]  # and so not sent twice by itself
-            if TIMEOUT_KEY in environ and _TIMEOUT in request.headers:
-                request.headers[_TIMEOUT] = write_timeout(until, began or resilience.clock())
+            if until is not None:
+                limits = self._limits(until, began)
+                if TIMEOUT_KEY in environ and _TIMEOUT in request.headers:
+                    request.headers[_TIMEOUT] = write_timeout(until, began)
+                if number > 1:
+                    request.fresh = True  # type: ignore[attr-defined]  # so not sent twice by itself
             response = self._sender.send(request, departure, limits)
             took = resilience.clock() - began if self._timed else 0.0
             outcome = outcome_of(response.status_code, resilience.failures)
@@ -175,9 +179,11 @@ class Tries:
         left = max(0.001, try_time(until, now, self._resilience.per_try))
         return Timeout(min(connect, left), read, left)
 
-    def _too_short(self, error: Exception, until: Deadline, limits: Timeout | None) -> bool:
+    def _too_short(self, error: Exception, until: Deadline | None, limits: Timeout | None) -> bool:
         """Return whether *error* is that the client wants it sooner than the service need be."""
-        if not until.shortened or limits is None or not isinstance(error, requests.Timeout):
+        if until is None or limits is None or not until.shortened:
+            return False
+        if not isinstance(error, requests.Timeout):
             return False
         usual = self._sender.timeout[0 if isinstance(error, requests.ConnectTimeout) else 1]
         per_try = self._resilience.per_try

@@ -50,23 +50,24 @@ class Tally:
             self.successes += 1
             self.failures = 0
             self._in_a_row = self._unreachable = 0
-            counts = self._window.add(now, False, slow)
-            return slow and self._share(counts.slow, rules.slow_rate, counts.calls)
+            self._window.add(now, False, slow)
+            return slow and self._share(self._window.slow, rules.slow_rate)
         if outcome is Outcome.REFUSED or outcome is Outcome.IGNORED:
             return False
         self.failures += 1
         self.last_failure = now
         self._in_a_row += 1
         self._unreachable = self._unreachable + 1 if outcome is Outcome.UNREACHABLE else 0
-        counts = self._window.add(now, True, slow)
+        window = self._window
+        window.add(now, True, slow)
         return (
             (
                 rules.consecutive_failures is not None
                 and self._in_a_row >= rules.consecutive_failures
             )
             or (rules.connect_failures is not None and self._unreachable >= rules.connect_failures)
-            or self._share(counts.failed, rules.failure_rate, counts.calls)
-            or (slow and self._share(counts.slow, rules.slow_rate, counts.calls))
+            or self._share(window.failed, rules.failure_rate)
+            or (slow and self._share(window.slow, rules.slow_rate))
         )
 
     def forget(self) -> None:
@@ -75,5 +76,6 @@ class Tally:
         self.failures = 0
         self.last_failure = None
 
-    def _share(self, some: int, share: float | None, calls: int) -> bool:
+    def _share(self, some: int, share: float | None) -> bool:
+        calls = self._window.calls
         return share is not None and calls >= self._rules.minimum_calls and some >= share * calls

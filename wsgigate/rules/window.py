@@ -23,9 +23,22 @@ class Window:
 
     :param length: Seconds.
     :param parts: How many parts there are.
+    :ivar calls: What is counted, as of the last call.
+    :ivar failed: How many of these have failed.
+    :ivar slow: How many of them took long.
     """
 
-    __slots__ = ("_calls", "_failed", "_part", "_parts", "_slow", "_tick", "counts")
+    __slots__ = (
+        "_calls",
+        "_failed",
+        "_part",
+        "_parts",
+        "_slow",
+        "_tick",
+        "calls",
+        "failed",
+        "slow",
+    )
 
     def __init__(self, length: float, parts: int = 10) -> None:
         self._part = length / parts
@@ -38,40 +51,38 @@ class Window:
         self._calls = [0] * self._parts
         self._failed = [0] * self._parts
         self._slow = [0] * self._parts
-        self.counts = Counts(0, 0, 0)
+        self.calls = self.failed = self.slow = 0
 
-    def add(self, now: float, failed: bool, slow: bool = False) -> Counts:
-        """Count a call that ended at *now*; return all that are counted, this one among them."""
-        at = self._moved_to(now)
-        calls, failures, slows = self.counts
+    def add(self, now: float, failed: bool, slow: bool = False) -> None:
+        """Count a call that ended at *now*."""
+        tick = int(now // self._part)
+        if tick != self._tick:
+            self._move_to(tick)
+        at = tick % self._parts
         self._calls[at] += 1
-        calls += 1
+        self.calls += 1
         if failed:
             self._failed[at] += 1
-            failures += 1
+            self.failed += 1
         if slow:
             self._slow[at] += 1
-            slows += 1
-        self.counts = counts = Counts(calls, failures, slows)
-        return counts
+            self.slow += 1
 
     def at(self, now: float) -> Counts:
         """Return what is still counted at *now*."""
-        self._moved_to(now)
-        return self.counts
-
-    def _moved_to(self, now: float) -> int:
-        """Forget what is too old by *now*; return where calls of *now* are counted."""
         tick = int(now // self._part)
-        parts = self._parts
         if tick != self._tick:
-            gone = tick - self._tick
-            if 0 < gone < parts and self._tick >= 0:
-                for old in range(self._tick + 1, tick + 1):
-                    at = old % parts
-                    self._calls[at] = self._failed[at] = self._slow[at] = 0
-                self.counts = Counts(sum(self._calls), sum(self._failed), sum(self._slow))
-            else:
-                self.clear()
-            self._tick = tick
-        return tick % parts
+            self._move_to(tick)
+        return Counts(self.calls, self.failed, self.slow)
+
+    def _move_to(self, tick: int) -> None:
+        """Forget what is too old by then."""
+        gone = tick - self._tick
+        if 0 < gone < self._parts and self._tick >= 0:
+            for old in range(self._tick + 1, tick + 1):
+                at = old % self._parts
+                self._calls[at] = self._failed[at] = self._slow[at] = 0
+            self.calls, self.failed, self.slow = map(sum, (self._calls, self._failed, self._slow))
+        else:
+            self.clear()
+        self._tick = tick
