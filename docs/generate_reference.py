@@ -30,11 +30,12 @@ from wsgigate import (
     SheddingRules,
     wsgi,
 )
-from wsgigate.config import breakers, model, options, retries, shedders
+from wsgigate.config import breakers, model, options, outliers, retries, shedders
 from wsgigate.config.kinds import Duration, Kind
 from wsgigate.config.tables import PLANNED, Either, ListOf, MapOf, Table
 from wsgigate.config.uses import USES
 from wsgigate.rules.health import HealthCheck
+from wsgigate.rules.outlier import OutlierRules
 
 FOLDER = Path(__file__).parent
 
@@ -51,6 +52,7 @@ CONSTRUCTORS: dict[type[Any], Any] = {
     options.LimiterOptions: Limiter,
     options.LoggerOptions: Logger,
     options.RequestIdOptions: RequestId,
+    outliers.ServiceOutlier: OutlierRules,
     retries.ServiceRetry: RetryRules,
     shedders.ShedderOptions: SheddingRules,
 }

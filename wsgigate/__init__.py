@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from wsgigate.proxy.service import Resilience
     from wsgigate.proxy.upgrade import WebSocketLimits
     from wsgigate.rules.circuit_rules import CircuitRules
+    from wsgigate.rules.outlier import OutlierRules
     from wsgigate.rules.quota import Quota
     from wsgigate.rules.retry import RetryRules
     from wsgigate.rules.routing import Route
@@ -58,6 +59,7 @@ __all__ = [
     "Instance",
     "Limiter",
     "Logger",
+    "OutlierRules",
     "Pool",
     "Problem",
     "Quota",
@@ -89,6 +91,7 @@ _HOMES = {
     "Instance": "discovery",
     "Limiter": "middleware.limiter",
     "Logger": "middleware.logger",
+    "OutlierRules": "rules.outlier",
     "Pool": "proxy.pool",
     "Problem": "problem",
     "Quota": "rules.quota",

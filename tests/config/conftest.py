@@ -100,6 +100,7 @@ tls = { verify = true }
 preserve_host = false
 balance = { use = "consistent-hash", key = "header:X-Tenant", slow_start = "9s" }
 retry = { attempts = 3, backoff = "1s", methods = ["GET"], buffer = "1KiB", budget = 0.1 }
+outlier = { consecutive_failures = 0, eject_for = "9s", success_rate = true, deviations = 2.5 }
 breaker = { consecutive_failures = 0, connect_failures = 9, statuses = [500], open_for = "9s" }
 
 [[routes]]

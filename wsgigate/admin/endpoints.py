@@ -47,10 +47,12 @@ class ServiceFacts:
 
     :param pool: Knows its instances.
     :param routes: The paths it says it answers.
+    :param ejected: Tells the URLs of the instances that this worker leaves out as they fail.
     """
 
     pool: HasInstances
     routes: Sequence[str] = ()
+    ejected: Callable[[], Sequence[str]] = tuple
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,9 @@ class _Endpoints:
         told: dict[str, Any] = {"name": name, "url": urls[0] if urls else None}
         if len(urls) > 1:
             told["instances"] = urls
+        ejected = service.ejected()
+        if ejected:
+            told["ejected"] = list(ejected)
         return {**told, "routes": list(service.routes), "status": self._status(name)}
 
     def _status(self, name: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Literal
 from wsgigate.config.breakers import ServiceBreaker
 from wsgigate.config.kinds import Choice, Duration, Flag, Integer, Text
 from wsgigate.config.middlewares import Middleware, MiddlewareEntry
+from wsgigate.config.outliers import ServiceOutlier
 from wsgigate.config.retries import ServiceRetry
 from wsgigate.config.tables import Either, ListOf, MapOf, Table, setting, table
 from wsgigate.config.texts import ImportPath, PathPattern, Url
@@ -127,6 +128,11 @@ class Service:
     breaker: ServiceBreaker | None = setting(
         Table(ServiceBreaker),
         "When it is left alone for a while; {} for the defaults, none unless said.",
+        default=None,
+    )
+    outlier: ServiceOutlier | None = setting(
+        Table(ServiceOutlier),
+        "When an instance is left out for a while; {} for the defaults, never unless said.",
         default=None,
     )
     retry: ServiceRetry | None = setting(

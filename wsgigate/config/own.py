@@ -55,7 +55,7 @@ def own_routes(
         gateway.version,
         _port(gateway.bind),
         {
-            name: ServiceFacts(pool, config.services[name].routes)
+            name: ServiceFacts(pool, config.services[name].routes, pool.ejected)
             for name, pool in services.pools.items()
         },
         describe_routes(others, prefix=admin.prefix, given=admin.routes),

@@ -11,6 +11,7 @@ from wsgigate.config.breakers import circuit_rules
 from wsgigate.config.errors import Errors, at
 from wsgigate.config.model import Config, FieldChanges, Route, Service, Weighted
 from wsgigate.config.model_services import Balance
+from wsgigate.config.outliers import outlier_rules
 from wsgigate.config.retries import retry_budget, retry_rules
 from wsgigate.config.tables import given
 from wsgigate.discovery import Instance
@@ -81,6 +82,9 @@ class Services:
         ]
         tried = self._errors.tried
         balance = tried(at(path, "balance"), lambda: _balance(service), keys=["key"])
+        outlier = service.outlier
+        if outlier is not None and balance is not None:
+            balance["outlier"] = tried(at(path, "outlier"), lambda: outlier_rules(outlier))
         pool = tried(at(path, "instances"), lambda: Pool(name, instances, **(balance or {})))
         verify = tried(at(path, "tls"), lambda: self._verify(service), keys=["ca"])
         health = service.health

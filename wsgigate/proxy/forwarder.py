@@ -123,7 +123,7 @@ class Forwarder:
         self._sender = Sender(sessions or Sessions(), limits, verify, cert)
         resilience = Resilience() if resilience is None else resilience
         self._tries = Tries(pool, resilience, self._make, self._sender)
-        self._plain = not (resilience.active or pool.timed)
+        self._plain = not (resilience.active or pool.timed or pool.judges)
         self._departures = departures
         self._upgrade: Upgrader | None = None
         if websocket:

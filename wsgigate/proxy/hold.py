@@ -56,10 +56,10 @@ class Hold:
 
         :param error: What ended it, if it is not that it was served.
         """
-        self._lease.release()
+        outcome = self._outcome if error is None else outcome_of_error(error)
+        self._lease.end(outcome)
         permit = self._permit
         if permit is not None:
-            outcome = self._outcome if error is None else outcome_of_error(error)
             permit.done(outcome, took=self._took)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random as _random
 import threading
@@ -11,10 +12,16 @@ from collections.abc import Callable, Collection, Sequence
 from wsgigate.discovery import Instance
 from wsgigate.rules.balance import POLICIES, Policy
 from wsgigate.rules.balance.available import Standing, available, slow_start
+from wsgigate.rules.circuit import Outcome
+from wsgigate.rules.outlier import OutlierRules, Outliers
 from wsgigate.wsgi import Key
 
 __all__ = ["Lease", "Member", "Pool"]
 
+_log = logging.getLogger("wsgigate.pool")
+
+_SWEEP = 10.0
+"""Seconds between two looks at the success rates of instances."""
 _STEPS = 20
 """In so many steps the weight of an instance grows that has just become well."""
 
@@ -27,13 +34,14 @@ class Member:
     :ivar well_since: When it became well, ``-inf`` for one that was from the beginning.
     """
 
-    __slots__ = ("healthy", "in_flight", "instance", "name", "weight", "well_since")
+    __slots__ = ("ejected", "healthy", "in_flight", "instance", "name", "weight", "well_since")
 
     def __init__(self, instance: Instance) -> None:
         self.instance = instance
         self.name = instance.url
         self.weight: float = instance.weight
         self.healthy = True
+        self.ejected = False
         self.in_flight = 0
         self.well_since = -math.inf
 
@@ -54,6 +62,14 @@ class Lease:
         if pool is not None:
             pool._release(self.member)
 
+    def end(self, outcome: Outcome) -> None:
+        """Take note that the request has ended, and of what that tells of the instance."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool._release(self.member)
+            if pool.judges:
+                pool.report(self.member, outcome)
+
 
 class Pool:
     """The instances of one service, and who takes the next request.
@@ -69,10 +85,13 @@ class Pool:
     :param key: Tells requests that belong together, for a policy that cares.
     :param slow_start: Seconds in which an instance that has become well gets all of its weight;
         0 for at once.
+    :param outlier: When an instance is left out for a while that fails; ``None`` for never. Each
+        worker judges by what it has seen itself.
     :param panic: The share of available instances below which health is ignored, 0 to 1.
     :param random: Gives numbers in [0, 1). The module's own function by default: it is seeded anew
         in every forked worker, so workers do not march in step.
     :param clock: Tells the time in seconds, from any moment on.
+    :ivar judges: Whether it wants to know how requests ended.
     :ivar timed: Whether the policy wants to know how long answers took.
     :raises ValueError: A setting is not of its form; says which.
     """
@@ -85,6 +104,7 @@ class Pool:
         balance: str | Callable[[Callable[[], float]], Policy[Member]] = "two-choices",
         key: Key | None = None,
         slow_start: float = 0.0,
+        outlier: OutlierRules | None = None,
         panic: float = 0.5,
         random: Callable[[], float] = _random.random,
         clock: Callable[[], float] = time.monotonic,
@@ -101,6 +121,12 @@ class Pool:
         self.key = key
         self._policy = _policy(balance, random)
         self.timed = self._policy.timed
+        self.judges = outlier is not None
+        self._outliers = Outliers(outlier or OutlierRules())
+        self._outliers.renew(urls)
+        self._sweep_at = math.inf
+        if outlier is not None and outlier.success_rate:
+            self._sweep_at = clock() + _SWEEP
         self._slow_start = slow_start
         self._clock = clock
         self._lock = threading.Lock()
@@ -116,11 +142,11 @@ class Pool:
         return tuple(member.instance for member in self._members.values())
 
     def available(self) -> tuple[Instance, ...]:
-        """Return the instances that are healthy and not drained."""
+        """Return the instances that are healthy, not drained and not ejected."""
         return tuple(
             member.instance
             for member in self._members.values()
-            if member.healthy and member.instance.weight
+            if member.healthy and member.instance.weight and not member.ejected
         )
 
     def mark(self, url: str, healthy: bool) -> None:
@@ -130,7 +156,9 @@ class Pool:
             return
         with self._lock:
             member.healthy = healthy
-            member.well_since = self._clock()
+            member.well_since = now = self._clock()
+            if healthy:
+                self._outliers.restore(url, now)
             self._renew()
 
     def pick(self, key: str | None = None, avoid: Collection[Member] = ()) -> Lease | None:
@@ -156,6 +184,26 @@ class Pool:
         with self._lock:
             self._policy.answered(member, seconds, now, failed)
 
+    def report(self, member: Member, outcome: Outcome) -> None:
+        """Take note of how a request to *member* ended."""
+        now = self._clock()
+        with self._lock:
+            ejection = self._outliers.report(member.name, outcome, now)
+            names = [] if ejection is None else [member.name]
+            if now >= self._sweep_at:
+                self._sweep_at = now + _SWEEP
+                names += self._outliers.sweep(now)
+            if names:
+                self._renew()
+        for name in names:
+            address = self._members[name].instance.address
+            _log.warning("%s of %r fails and is left out for a while", address, self.service)
+
+    def ejected(self) -> list[str]:
+        """Return the URLs of the instances that are left out because they fail."""
+        with self._lock:
+            return sorted(self._outliers.ejected(self._clock()))
+
     def in_flight(self) -> dict[str, int]:
         """Return by URL how many of this worker's requests each instance is serving."""
         return {url: member.in_flight for url, member in self._members.items()}
@@ -166,17 +214,25 @@ class Pool:
 
     def _renew(self) -> None:
         """Work out who is to be picked from now on."""
+        now, window = self._clock(), self._slow_start
         members = list(self._members.values())
-        standings = [Standing(member.healthy, member.instance.weight) for member in members]
+        ejected = self._outliers.ejected(now)
+        for member in members:
+            if member.ejected and member.name not in ejected:
+                member.well_since = now
+            member.ejected = member.name in ejected
+        standings = [
+            Standing(member.healthy and not member.ejected, member.instance.weight)
+            for member in members
+        ]
         picked = [members[at] for at in available(standings, self.panic).places]
         draining = [member for member in members if not member.instance.weight]
-        now, window = self._clock(), self._slow_start
-        self._renew_at = math.inf
+        self._renew_at = self._outliers.returns
         for member in picked:
             age = now - member.well_since
             member.weight = slow_start(member.instance.weight, age, window)
             if age < window:
-                self._renew_at = now + window / _STEPS
+                self._renew_at = min(self._renew_at, now + window / _STEPS)
         self._watches = self.timed or self._renew_at < math.inf
         self._empty = not picked
         if picked:
