@@ -288,3 +288,28 @@ def test_nobody_holds_an_instance_after_all_that(backend: Backend, make: Make) -
     for _ in range(8):
         client.get("/")
     assert set(client.pool.in_flight().values()) == {0}  # type: ignore[attr-defined]
+
+
+def test_a_websocket_is_refused_while_the_circuit_is_open_and_else_counts_nowhere(
+    backend: Backend, make: Make, clock: FakeClock
+) -> None:
+    backend.answers = [BAD]
+    client = make(backend.url, websocket=True)
+    asks = {
+        "HTTP_CONNECTION": "Upgrade",
+        "HTTP_UPGRADE": "websocket",
+        "HTTP_SEC_WEBSOCKET_KEY": "dGhlIHNhbXBsZSBub25jZQ==",
+        "HTTP_SEC_WEBSOCKET_VERSION": "13",
+    }
+    for _ in range(3):
+        answer = client.get("/", environ_overrides=asks)
+        assert answer.get_json().get("error") != OPEN["error"]  # the server has no socket to give
+    assert counts(client) == ("CLOSED", 0, 0)
+    client.get("/")
+    client.get("/")
+    assert client.get("/", environ_overrides=asks).get_json()["error"] == OPEN["error"]
+    clock.advance(5)
+    assert client.get("/", environ_overrides=asks).get_json().get("error") != OPEN["error"]
+    assert counts(client)[0] == "HALF_OPEN"  # and its probe is made once more
+    client.get("/")
+    assert counts(client)[0] == "OPEN"
