@@ -323,6 +323,10 @@ def test_no_request_is_lost_and_none_served_twice_whatever_is_closed_meanwhile(
                 each.client.close()
                 assert served.pop(each) == requests
             assert not len(parked)
+            for _ in range(10_000):
+                if len(closing) == len(asking):
+                    break
+                threading.Event().wait(0.001)  # for threads that have answered, and are not done
             with lock:
                 assert set(closing) == set(asking)
                 while closing:
