@@ -243,6 +243,24 @@ def test_requests_of_one_shape_keep_their_values_apart() -> None:
     assert copier.copied({"wsgi.url_scheme": "x", "HTTP_X_A": "three"}) == {"X-A": "three"}
 
 
+def test_requests_of_one_shape_get_their_own_values() -> None:
+    """What is remembered of one client's request is nothing of its own."""
+    maker = RequestMaker(identity={"X-User": "sub"})
+    told = []
+    for name in "ab":
+        environ = {**new_environ(), "HTTP_HOST": f"{name}.test", "HTTP_COOKIE": name}
+        environ |= {"HTTP_X_USER": "forged", "REMOTE_ADDR": f"::{name}", CLAIMS: {"sub": name}}
+        headers = dict(maker.make(environ, Target("/", None, "a"), INSTANCE).headers)
+        assert (headers["Cookie"], headers["X-User"]) == (name, name)
+        assert (headers["X-Forwarded-For"], headers["X-Forwarded-Host"]) == (
+            f"::{name}",
+            f"{name}.test",
+        )
+        told.append(headers)
+    assert told[0].keys() == told[1].keys()
+    assert len(maker._copier._shapes) == 1
+
+
 def test_changes_come_last_and_join_fields_of_one_name() -> None:
     rules = FieldRules(add={"x-color": "blue"}, set={"Via": "nobody"})
     told = fields({"HTTP_X_COLOR": "red"}, fields=rules)
