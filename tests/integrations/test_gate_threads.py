@@ -152,6 +152,17 @@ def test_what_gunicorn_asks_of_those_that_wait(parked: Parked, make: Make) -> No
     assert list(parked) == connections
 
 
+@pytest.mark.parametrize("name", WATCHES)
+def test_what_is_watched_already_is_watched_as_was_said_last(name: str, make: Make) -> None:
+    """A thread can be late to watch what another has served and has watched again since."""
+    parked = Parked(WATCHES[name]())
+    connection = make()
+    for ahead in (False, True):
+        parked.add(connection, read_ahead=ahead)
+    assert parked.take(PLENTY) is connection
+    assert parked.take(HARDLY) is None
+
+
 class Told(Watch):
     """A watch that tells what it is told to, and remembers."""
 
@@ -242,11 +253,12 @@ def test_a_connection_that_a_child_process_has_too_is_told_of_no_more(make: Make
     copy = os.dup(connection.sock.fileno())
     try:
         parked.add(connection)
+        number = connection.sock.fileno()
         assert list(parked.take_expired(2.0)) == [connection]
         connection.sock.close()
         connection.client.sendall(b"x")
-        assert parked.take(HARDLY) is None
         other = make()
+        assert other.sock.fileno() == number
         parked.add(other)
         assert parked.take(HARDLY) is None
         other.client.sendall(b"x")
