@@ -23,6 +23,7 @@ PLENTY = 10.0
 WATCHES: dict[str, Callable[[], Watch | None]] = {
     "epoll": lambda: None,
     "turns": lambda: Turns(selectors.EpollSelector()),
+    "turns by default": Turns,
 }
 
 
@@ -245,6 +246,28 @@ def test_one_served_while_it_is_looked_at_waits_anew(make: Make) -> None:
         assert list(parked) == [connection]
         assert len(watch.armed) == 3
         assert list(parked.take_expired(2.0)) == []  # read ahead, still: it waits for a thread
+
+
+def test_one_served_while_it_is_looked_at_is_left_alone(make: Make) -> None:
+    watch = Told()
+    parked = Parked(watch)
+
+    class Taken(Waiting):
+        @property
+        def timeout(self) -> float:
+            assert parked.take(0) is self
+            return 1.0
+
+        @timeout.setter
+        def timeout(self, _: float) -> None:
+            """It has one already."""
+
+    connection = Taken()
+    with connection.sock, connection.client:
+        parked.add(connection)
+        watch.ready = [connection.sock.fileno()]
+        assert list(parked.take_expired(2.0)) == []
+        assert (len(parked), watch.forgotten) == (0, [])
 
 
 def test_a_connection_that_a_child_process_has_too_is_told_of_no_more(make: Make) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from wsgigate.integrations.gate_boot import _Word
 from wsgigate.integrations.gate_threads import Parked
-from wsgigate.integrations.gate_worker import GateWorker
+from wsgigate.integrations.gate_worker import TURN, GateWorker
 
 KEPT = 5.0
 ENDING = 2.0
@@ -132,6 +132,35 @@ def test_a_connection_that_was_closed_by_then_is_let_go(serve: Serve) -> None:
     assert worker.deferred == [(worker._let_go, connection)]
     assert worker.told == ["Error serving a connection"]
     assert len(worker.keepalived_conns) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "waits"),
+    [
+        ({"_accepting": True}, 1.0),
+        ({"_accepting": False}, TURN),  # it was crowded a moment ago, and is not by now
+        ({"_accepting": False, "alive": False}, 1.0),
+        ({"_accepting": False, "nr_conns": 5}, 1.0),
+        ({"_accepting": True, "_at_work": {1, 2}}, TURN),
+        (
+            {"_accepting": True, "_at_work": {1, 2}, "cfg": SimpleNamespace(threads=2, workers=1)},
+            1.0,
+        ),
+    ],
+)
+def test_a_worker_that_does_not_accept_looks_again_soon(
+    changes: dict[str, Any], waits: float
+) -> None:
+    """A thread that becomes free wakes nobody."""
+    asked: list[float] = []
+    worker = Worker(bool)
+    worker.nr_conns, worker.worker_connections, worker._rests_until = 4, 5, 0.0
+    worker.cfg, worker.sockets = SimpleNamespace(threads=2, workers=2), []
+    worker.poller = SimpleNamespace(select=lambda timeout: asked.append(timeout) or ())
+    worker._untaken_since = None
+    vars(worker).update(changes)
+    worker.wait_for_and_dispatch_events(1.0)
+    assert asked[0] == waits
 
 
 def test_only_one_has_the_last_word() -> None:

@@ -42,6 +42,10 @@ def test_plans_are_remembered_within_bounds() -> None:
     remembered.cache_clear()
     long = "X" * 2049
     many = tuple(f"X-{number}" for number in range(65))
+    plan_for(many[:64])
+    plan_for((long[:2048],))
+    assert remembered.cache_info().currsize == 2
+    remembered.cache_clear()
     assert list(plan_for((long,)).kept([(long, "y")])) == [(long, "y")]
     assert list(plan_for(many).kept([(name, "y") for name in many]))[64] == ("X-64", "y")
     assert remembered.cache_info().currsize == 0
@@ -58,6 +62,8 @@ def test_what_connection_names_is_remembered_within_bounds() -> None:
         left = without_named(headers, ["x-a, cache-control" + padding])
         assert left == [("X-B", "2"), ("Cache-Control", "no-store")]
     assert remembered.cache_info().currsize == 1
+    without_named(headers, ["y" * 2048])
+    assert remembered.cache_info().currsize == 2
     assert without_named(headers, ["close", "keep-alive"]) is headers
     with pytest.raises(BadResponse):
         without_named(headers, ["x," * 100])

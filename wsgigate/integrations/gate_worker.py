@@ -103,13 +103,16 @@ class GateWorker(BootingWorker):
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """Wait for something to happen, and while all threads are busy look after newcomers."""
-        if self._crowded():
+        crowded = self._crowded()
+        if crowded:
             self.set_accept_enabled(False)
-            super().wait_for_and_dispatch_events(min(timeout, TURN))
+        if self.alive and not self._accepting and self.nr_conns < self.worker_connections:
+            timeout = min(timeout, TURN)  # for a thread may be free by then, and wakes nobody
+        super().wait_for_and_dispatch_events(timeout)
+        if crowded:
             self._take_turn()
         else:
             self._untaken_since = None
-            super().wait_for_and_dispatch_events(timeout)
 
     def _crowded(self) -> bool:
         """Return whether every thread is busy while other workers may have a free one."""
