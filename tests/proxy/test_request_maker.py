@@ -225,6 +225,12 @@ def test_the_mount_is_told_in_escapes() -> None:
     assert fields({"SCRIPT_NAME": "/a b\xe9/"})["X-Forwarded-Prefix"] == "/a%20b%E9"
 
 
+@pytest.mark.parametrize("key", ["HTTP_X", "CONTENT_TYPE"])
+@pytest.mark.parametrize("value", ["a\x00b", "a\x0bb", "a\nb", "a\x7fb"])
+def test_a_control_character_in_a_field_is_refused(key: str, value: str) -> None:
+    refused(400, environ={key: value})
+
+
 def test_shapes_of_requests_are_remembered_within_bounds() -> None:
     copier = FieldCopier()
     for number in range(2000):
