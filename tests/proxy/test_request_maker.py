@@ -13,7 +13,7 @@ from wsgigate.proxy.copying import FieldCopier
 from wsgigate.proxy.request import Outgoing, RequestMaker
 from wsgigate.target import BadTarget, Target
 from wsgigate.testing.server import new_environ
-from wsgigate.wsgi import CLAIMS, PEER_TRUSTED
+from wsgigate.wsgi import CLAIMS, PEER_TRUSTED, REQUEST_ID
 
 INSTANCE = Instance("http://10.0.0.1:8000")
 
@@ -223,6 +223,14 @@ def test_the_port_is_the_one_the_client_came_by(host: str, scheme: str, port: st
 def test_the_mount_is_told_in_escapes() -> None:
     """E34"""
     assert fields({"SCRIPT_NAME": "/a b\xe9/"})["X-Forwarded-Prefix"] == "/a%20b%E9"
+
+
+def test_what_connection_names_is_dropped_but_for_the_request_id_under_any_name() -> None:
+    named = {"HTTP_CONNECTION": "x-trace, x-color", "HTTP_X_TRACE": "r1", "HTTP_X_COLOR": "red"}
+    told = fields({**named, REQUEST_ID: "r1"})
+    assert told["X-Trace"] == "r1"
+    assert "X-Color" not in told
+    assert not {"X-Trace", "X-Color"} & fields(named).keys()
 
 
 @pytest.mark.parametrize("key", ["HTTP_X", "CONTENT_TYPE"])
