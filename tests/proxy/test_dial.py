@@ -173,3 +173,14 @@ def test_the_dot_of_the_root_is_no_part_of_the_name_in_a_certificate(
     dialer("https://a.test.", True, None, contexts, clock)(109.0)
     assert contexts.names == ["a.test"]
     sockets.closed()
+
+
+def test_http_1_is_all_that_is_asked_for() -> None:
+    """RFC 7301: else an instance may choose to speak HTTP/2."""
+    sent = ssl.MemoryBIO()
+    client = Contexts().get(False, None).wrap_bio(ssl.MemoryBIO(), sent, server_hostname="x")
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    hello = sent.read()
+    assert b"\x00\x09\x08http/1.1" in hello  # a list of one
+    assert b"\x02h2" not in hello
