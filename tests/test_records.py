@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wsgigate import records
 from wsgigate.records import LONGEST, JsonLines, Record, TextLines
 
 PLAIN = Record(
@@ -117,6 +118,15 @@ def test_no_value_can_forge_a_line(make, field, value):
     if line.startswith(b"{"):
         assert line.isascii()
         assert list(json.loads(line))[:4] == ["time", "request_id", "client", "method"]
+
+
+def test_methods_that_a_client_makes_up_are_not_remembered():
+    records._known.cache_clear()
+    line = JsonLines().line(PLAIN._replace(method="M" * 21))
+    assert json.loads(line)["method"] == "M" * 21
+    long = records._known.cache_info().currsize
+    JsonLines().line(PLAIN._replace(method="PROPFIND"))
+    assert records._known.cache_info().currsize == long + 1
 
 
 def test_controls_are_shown_as_escapes():

@@ -246,6 +246,7 @@ def test_an_http_1_0_request_may_do_without_a_host() -> None:
         ("127.0.0.1:3000", "127.0.0.1"),
         ("[::1]:3000", "[::1]"),
         ("my_service", "my_service"),
+        ("a" * 253 + ".:65535", "a" * 253),
     ],
 )
 def test_a_host_is_compared_without_case_port_and_dot(value: str, host: str) -> None:
@@ -256,7 +257,7 @@ def test_a_host_is_compared_without_case_port_and_dot(value: str, host: str) -> 
     "value",
     [
         *("", "a@evil", "evil/foo?", "a b", "a, b", "a:99999x", "a:65536", "a:-1", "[::1"),
-        *("a%2ftest", "a\tb", ".", "-", "a..", "é", "a:80:80", "[]"),
+        *("a%2ftest", "a\tb", ".", "-", "a..", "é", "a:80:80", "[]", "a" * 261),
     ],
 )
 def test_a_malformed_host_is_refused(value: str) -> None:

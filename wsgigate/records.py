@@ -95,7 +95,7 @@ class JsonLines:
     def _line(self, r: Record, limit: int) -> bytes:
         line = (
             f'{{"time":"{self._time(r.time)}","request_id":{_json(r.request_id, limit)},'
-            f'"client":{_known(r.client, limit)},"method":{_known(r.method, limit)},'
+            f'"client":{_known(r.client, limit)},"method":{_method(r.method, limit)},'
             f'"path":{_json(_path(r), limit)},'
             f'"status":{_status(r.status) or "null"},"bytes":{r.bytes},'
             f'"duration_ms":{r.duration * 1000:.3f},"route":{_known(r.route, limit)},'
@@ -178,8 +178,15 @@ def _json(value: object, limit: int) -> str:
     return _quoted(value if type(value) is str and len(value) <= limit else _cut(value, limit))
 
 
+_LONGEST_METHOD = 20
+
 _known = lru_cache(maxsize=4096)(_json)
 """The same for values that come again and again."""
+
+
+def _method(value: object, limit: int) -> str:
+    """The same for a method, which can be as long as its client likes, and new each time."""
+    return (_known if len(str(value)) <= _LONGEST_METHOD else _json)(value, limit)
 
 
 @lru_cache(maxsize=256)

@@ -59,6 +59,10 @@ _HOST = re.compile(
     r"([A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?\.?|\[[0-9A-Fa-f:.]+\])(?::(\d{0,5}))?"
 )
 
+_LONGEST_HOST = 260
+"""A name of 253 characters (RFC 1035 section 2.3.4), the root's dot, a colon and a port; no more,
+as what is made of hosts is remembered in several places."""
+
 
 class BadTarget(ValueError):
     """The request target, or the host it is for, can not be brought to one meaning."""
@@ -145,7 +149,7 @@ def normal_host(value: str) -> str:
 
     :raises BadTarget: It is not ``name[:port]`` or ``[address][:port]``.
     """
-    match = _HOST.fullmatch(value)
+    match = _HOST.fullmatch(value) if len(value) <= _LONGEST_HOST else None
     if match is None or (match[2] and int(match[2]) > 65535):
         raise BadTarget("a malformed Host")
     return match[1].lower().rstrip(".")

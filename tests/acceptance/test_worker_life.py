@@ -242,3 +242,36 @@ def test_a_gateway_refuses_to_start_unsafely_unless_told_otherwise(
     else:
         assert server.process.wait(15) == 3
     assert "header_map: X_User_Id is read as X-User-Id" in server.log
+
+
+LATE = """
+import time
+workers, threads, worker_class = 3, 2, "wsgigate.integrations.gate_worker.GateWorker"
+def pre_fork(server, worker):
+    if worker.age == 3:  # the master is late: by now more than one of them may have ended
+        while not any(ended(pid) for pid in server.WORKERS):
+            time.sleep(0.01)
+        time.sleep(1)
+def ended(pid):
+    with open(f"/proc/{pid}/stat") as stat:
+        return stat.read().rpartition(")")[2].split()[0] == "Z"
+"""
+REFUSES = """
+def app(environ, start_response):
+    raise AssertionError
+app.self_check = "refuse"
+"""
+
+
+@pytest.mark.parametrize("app", [REFUSES, "raise RuntimeError('broken')"])
+def test_workers_that_can_not_boot_end_the_server_with_one_voice(
+    app: str, serve_command: Serve, tmp_path: Path
+) -> None:
+    """gunicorn's master breaks down with a traceback when it is told so twice."""
+    (tmp_path / "app.py").write_text(app)
+    (tmp_path / "conf.py").write_text(LATE + 'header_map = "dangerous"\n')
+    gunicorn = [sys.executable, "-m", "gunicorn", "-c", "conf.py", "app:app"]
+    server = serve_command(lambda port: [*gunicorn, "-b", f"127.0.0.1:{port}"])
+    assert server.process.wait(20) == 3
+    assert server.log.count("exited with code") == 1
+    assert "Reason: Worker failed to boot." in server.log

@@ -73,6 +73,7 @@ def test_a_step_ends_with_the_deadline_or_before() -> None:
     clock.advance(4)
     assert deadline.left() == 1.0
     assert deadline.step == 2.0
+    assert Deadline(9.0, 5.0, clock(), clock).step == 5.0
     clock.advance(1)
     with pytest.raises(TimeoutError, match="did not begin in time"):
         deadline.left()

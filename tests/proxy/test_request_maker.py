@@ -13,7 +13,7 @@ from wsgigate.proxy.copying import FieldCopier
 from wsgigate.proxy.request import Outgoing, RequestMaker
 from wsgigate.target import BadTarget, Target
 from wsgigate.testing.server import new_environ
-from wsgigate.wsgi import CLAIMS, PEER_TRUSTED
+from wsgigate.wsgi import CLAIMS, PEER_TRUSTED, REQUEST_ID
 
 INSTANCE = Instance("http://10.0.0.1:8000")
 
@@ -225,6 +225,20 @@ def test_the_mount_is_told_in_escapes() -> None:
     assert fields({"SCRIPT_NAME": "/a b\xe9/"})["X-Forwarded-Prefix"] == "/a%20b%E9"
 
 
+def test_what_connection_names_is_dropped_but_for_the_request_id_under_any_name() -> None:
+    named = {"HTTP_CONNECTION": "x-trace, x-color", "HTTP_X_TRACE": "r1", "HTTP_X_COLOR": "red"}
+    told = fields({**named, REQUEST_ID: "r1"})
+    assert told["X-Trace"] == "r1"
+    assert "X-Color" not in told
+    assert not {"X-Trace", "X-Color"} & fields(named).keys()
+
+
+@pytest.mark.parametrize("key", ["HTTP_X", "CONTENT_TYPE"])
+@pytest.mark.parametrize("value", ["a\x00b", "a\x0bb", "a\nb", "a\x7fb"])
+def test_a_control_character_in_a_field_is_refused(key: str, value: str) -> None:
+    refused(400, environ={key: value})
+
+
 def test_shapes_of_requests_are_remembered_within_bounds() -> None:
     copier = FieldCopier()
     for number in range(2000):
@@ -241,6 +255,24 @@ def test_requests_of_one_shape_keep_their_values_apart() -> None:
     for value in ("one", "two"):
         assert copier.copied({"HTTP_X_A": value, "wsgi.url_scheme": "x"}) == {"X-A": value}
     assert copier.copied({"wsgi.url_scheme": "x", "HTTP_X_A": "three"}) == {"X-A": "three"}
+
+
+def test_requests_of_one_shape_get_their_own_values() -> None:
+    """What is remembered of one client's request is nothing of its own."""
+    maker = RequestMaker(identity={"X-User": "sub"})
+    told = []
+    for name in "ab":
+        environ = {**new_environ(), "HTTP_HOST": f"{name}.test", "HTTP_COOKIE": name}
+        environ |= {"HTTP_X_USER": "forged", "REMOTE_ADDR": f"::{name}", CLAIMS: {"sub": name}}
+        headers = dict(maker.make(environ, Target("/", None, "a"), INSTANCE).headers)
+        assert (headers["Cookie"], headers["X-User"]) == (name, name)
+        assert (headers["X-Forwarded-For"], headers["X-Forwarded-Host"]) == (
+            f"::{name}",
+            f"{name}.test",
+        )
+        told.append(headers)
+    assert told[0].keys() == told[1].keys()
+    assert len(maker._copier._shapes) == 1
 
 
 def test_changes_come_last_and_join_fields_of_one_name() -> None:

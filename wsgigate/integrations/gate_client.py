@@ -7,6 +7,7 @@ import socket
 import ssl
 import struct
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from gunicorn.http.unreader import SocketUnreader
@@ -129,8 +130,11 @@ class _Reader(SocketUnreader):  # type: ignore[misc]
     max_body_chunk = 65536
     """As much as is read at a time. Of more, gunicorn copies all that is left at each read."""
 
-    def __init__(self, sock: socket.socket, rate: float) -> None:
+    def __init__(
+        self, sock: socket.socket, rate: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         super().__init__(sock)
+        self._clock = clock
         self.patience: float | None = None
         self._rate = rate
         self._waited = 0.0
@@ -154,7 +158,7 @@ class _Reader(SocketUnreader):  # type: ignore[misc]
         short = left < self.patience  # else what the socket waits anyway is as good
         if short:
             self.sock.settimeout(left)
-        began = time.monotonic()
+        began = self._clock()
         try:
             data: bytes = super().chunk(size_hint)
         except (TimeoutError, BlockingIOError):
@@ -162,7 +166,7 @@ class _Reader(SocketUnreader):  # type: ignore[misc]
         finally:
             if short:
                 self.sock.settimeout(usual)
-        self._waited += time.monotonic() - began
+        self._waited += self._clock() - began
         self._received += len(data)
         return data
 

@@ -44,7 +44,11 @@ class _Epoll:
             self._epoll.register(descriptor, events)
 
     def forget(self, descriptor: int) -> None:
-        """Do nothing: closing it is enough."""
+        try:
+            # Closing it is not enough where a child process of the app has it too.
+            self._epoll.unregister(descriptor)
+        except OSError:
+            pass
 
     def wait(self, seconds: float) -> int | None:
         for descriptor, _ in self._epoll.poll(seconds, 1):
@@ -60,21 +64,27 @@ class Turns:
 
     def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
         self._selector = selector or selectors.DefaultSelector()
-        self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        self._change = threading.Lock()
 
     def arm(self, descriptor: int, writable: bool) -> None:
-        self._selector.register(
-            descriptor, selectors.EVENT_WRITE if writable else selectors.EVENT_READ
-        )
+        events = selectors.EVENT_WRITE if writable else selectors.EVENT_READ
+        with self._change:
+            self._remove(descriptor)
+            self._selector.register(descriptor, events)
 
     def forget(self, descriptor: int) -> None:
+        with self._change:
+            self._remove(descriptor)
+
+    def _remove(self, descriptor: int) -> None:
         try:
             self._selector.unregister(descriptor)
         except (KeyError, ValueError):
             pass
 
     def wait(self, seconds: float) -> int | None:
-        with self._lock:
+        with self._turn:
             for key, _ in self._selector.select(seconds):
                 self.forget(key.fd)
                 return key.fd
@@ -84,28 +94,44 @@ class Turns:
 _NOBODY = SimpleNamespace(timeout=0.0)
 
 
+class _Place:
+    """What is known of a connection that waits.
+
+    :ivar ahead: Whether its next request has been read, and only its turn is waited for.
+    :ivar watched: Whether who added it is done with that: before, it is not to be closed.
+    """
+
+    __slots__ = ("ahead", "connection", "watched")
+
+    def __init__(self, connection: Any, ahead: bool) -> None:
+        self.connection = connection
+        self.ahead = ahead
+        self.watched = False
+
+
 class Parked:
     """Connections that wait for their clients, in the order in which they began to.
 
-    One thread closes connections and adds new ones; all may take one and add it again.
+    One thread closes connections and adds new ones; all may take one and add it again. There is no
+    lock: each connection is taken out of the table by one of them, and is that one's then.
 
     :param watch: What tells which of them has something to read.
     """
 
     def __init__(self, watch: Watch | None = None) -> None:
         self._watch: Watch = watch or (_Epoll() if hasattr(select, "epoll") else Turns())
-        self._waiting: dict[int, Any] = {}
+        self._waiting: dict[int, _Place] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(list(self._waiting.values()))
+        return iter([place.connection for place in list(self._waiting.values())])
 
     def __getitem__(self, at: int) -> Any:
         """Return one of them, whose ``timeout`` gunicorn's loop looks at; nobody's when all are
         being served by now."""
-        waiting = list(self._waiting.values())
+        waiting = list(self)
         return waiting[at] if waiting else _NOBODY
 
     def add(self, connection: Any, *, read_ahead: bool = False) -> None:
@@ -114,28 +140,38 @@ class Parked:
         It is not to be touched any more: it may be another thread's already.
 
         :param read_ahead: Its next request was read together with the last one: whoever is next
-            takes it, but behind those that wait already.
+            takes it, but behind those that wait already, and not before its client has taken what
+            it was sent.
+        :raises OSError: It is closed, so nobody will serve it.
         """
         descriptor = connection.sock.fileno()
-        self._waiting[descriptor] = connection
-        self._watch.arm(descriptor, read_ahead)
+        place = _Place(connection, read_ahead)
+        self._waiting[descriptor] = place
+        try:
+            self._watch.arm(descriptor, read_ahead)
+        except BaseException:
+            self._waiting.pop(descriptor, None)
+            raise
+        place.watched = True
 
     def take(self, seconds: float) -> Any:
         """Return a connection to serve; None when there is none for so long."""
         descriptor = self._watch.wait(seconds)
-        # It is gone when it has waited too long just now, and was closed.
-        return None if descriptor is None else self._waiting.pop(descriptor, None)
+        if descriptor is None:
+            return None
+        place = self._waiting.pop(descriptor, None)
+        if place is None:  # it has waited too long just now, and was closed
+            return None
+        connection = place.connection
+        if not connection.initialized and not _ready(place, descriptor):
+            # What was told of was closed, and this is a new one that got its number since.
+            self.add(connection)
+            return None
+        return connection
 
     def take_oldest(self) -> Any:
         """Return the connection that has been silent for longest, which is to be closed."""
-        for descriptor in list(self._waiting):
-            if _readable(descriptor):
-                continue
-            connection = self._waiting.pop(descriptor, None)
-            if connection is not None:
-                self._watch.forget(descriptor)
-                return connection
-        return None
+        return next(self._taken(lambda place: True), None)
 
     def take_expired(self, now: float) -> Iterator[Any]:
         """Yield the connections that have been silent for too long, which are to be closed.
@@ -144,21 +180,28 @@ class Parked:
 
         :param now: Seconds of the monotonic clock; infinite for all of them.
         """
-        for descriptor, connection in list(self._waiting.items()):
-            if connection.timeout > now or (now < math.inf and _readable(descriptor)):
+        return self._taken(lambda place: place.connection.timeout <= now, spare=now < math.inf)
+
+    def _taken(self, wanted: Callable[[_Place], bool], *, spare: bool = True) -> Iterator[Any]:
+        """Take out those that are *wanted*, and that no thread is about to serve if they are to be
+        *spared* then."""
+        for descriptor, seen in list(self._waiting.items()):
+            if not (seen.watched and wanted(seen)) or (spare and _ready(seen, descriptor)):
                 continue
-            if self._waiting.pop(descriptor, None) is None:
+            place = self._waiting.pop(descriptor, None)
+            if place is None:
                 continue  # it is being served
+            if place is not seen:  # it was served in between
+                self.add(place.connection, read_ahead=place.ahead)
+                continue
             self._watch.forget(descriptor)
-            if connection.timeout > now:  # it was served in between
-                self.add(connection)
-            else:
-                yield connection
+            yield place.connection
 
 
-def _readable(descriptor: int) -> bool:
+def _ready(place: _Place, descriptor: int) -> bool:
+    """Return whether a thread will be told of it at once."""
     poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
+    poll.register(descriptor, select.POLLOUT if place.ahead else select.POLLIN)
     return bool(poll.poll(0))
 
 

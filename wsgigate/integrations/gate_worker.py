@@ -24,27 +24,19 @@ from __future__ import annotations
 
 import errno
 import math
-import queue
 import select
-import signal
 import socket
 import threading
 import time
 from typing import Any
 
-from gunicorn.arbiter import Arbiter
 from gunicorn.workers import gthread
 
+from wsgigate.integrations.gate_boot import TESTED, BootingWorker
 from wsgigate.integrations.gate_client import Connection
-from wsgigate.integrations.gate_http2 import Http2Worker
 from wsgigate.integrations.gate_threads import Parked, Threads
-from wsgigate.integrations.self_check import facts_of_gunicorn, tell
-from wsgigate.rules.serving import findings
 
 __all__ = ["TESTED", "GateWorker"]
-
-TESTED = ((27, 0), (28, 0))
-"""The gunicorn releases it was tested with: from the first, before the second."""
 
 REST = 1.0
 """Seconds without accepting when nothing was left to accept with."""
@@ -52,15 +44,17 @@ REST = 1.0
 PATIENCE = 1.0
 """Seconds for which a thread waits for a request before it sees whether it is still wanted."""
 
+LOOK = 0.25
+"""Seconds between two looks at who has waited too long, as each is one at every connection."""
+
 TURN = 0.02
 """Seconds for which a connection is left to the other workers while all threads are busy."""
 
 _BROKEN = (errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ENOTSOCK)
 _SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_STOP = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
 
 
-class GateWorker(Http2Worker):
+class GateWorker(BootingWorker):
     """gunicorn's threaded worker with deadlines for clients; ``--worker-class`` takes its path.
 
     :cvar head_timeout: Seconds for a request head, and for the TLS handshake before it.
@@ -76,6 +70,7 @@ class GateWorker(Http2Worker):
         super().__init__(*arguments, **options)
         self._at_work: set[int] = set()  # threads that serve a request
         self._heads: dict[Any, float] = {}  # connections whose head is being read: until when
+        self._looks_at = 0.0
         self._rests_until = 0.0
         self._untaken_since: float | None = None
 
@@ -96,36 +91,6 @@ class GateWorker(Http2Worker):
         if cfg.is_ssl and cfg.do_handshake_on_connect:
             log.warning("do_handshake_on_connect leaves TLS handshakes without a deadline")
 
-    def load_wsgi(self) -> None:
-        """Load the app; for a gateway, see whether it is safe under these settings.
-
-        :raises SystemExit: It is not, and the gateway is one that refuses then.
-        """
-        super().load_wsgi()
-        mode = getattr(self.wsgi, "self_check", None)
-        if mode is not None:
-            facts = facts_of_gunicorn(self.cfg, worker="GateWorker", tested=TESTED)
-            if tell(findings(facts), mode, self.log):
-                raise SystemExit(Arbiter.WORKER_BOOT_ERROR)  # ends the master too
-
-    def init_signals(self) -> None:
-        """Listen to signals, and to what came while the master's handlers were still in place.
-
-        A worker that was just forked has them, and they put the signal into its copy of the
-        master's queue, which nobody reads. gunicorn's master sends each signal once and then waits
-        for ``graceful_timeout`` before it kills.
-        """
-        inherited = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-        super().init_signals()
-        signals = getattr(inherited, "SIG_QUEUE", None)
-        while signals is not None:
-            try:
-                number = signals.get_nowait()
-            except queue.Empty:
-                return
-            if number in _STOP:
-                self.handle_exit(number, None)
-
     def get_thread_pool(self) -> Threads:
         """Return the threads, and have them watch the connections, once there are any."""
         self.keepalived_conns = Parked()
@@ -138,13 +103,16 @@ class GateWorker(Http2Worker):
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """Wait for something to happen, and while all threads are busy look after newcomers."""
-        if self._crowded():
+        crowded = self._crowded()
+        if crowded:
             self.set_accept_enabled(False)
-            super().wait_for_and_dispatch_events(min(timeout, TURN))
+        if self.alive and not self._accepting and self.nr_conns < self.worker_connections:
+            timeout = min(timeout, TURN)  # for a thread may be free by then, and wakes nobody
+        super().wait_for_and_dispatch_events(timeout)
+        if crowded:
             self._take_turn()
         else:
             self._untaken_since = None
-            super().wait_for_and_dispatch_events(timeout)
 
     def _crowded(self) -> bool:
         """Return whether every thread is busy while other workers may have a free one."""
@@ -186,23 +154,30 @@ class GateWorker(Http2Worker):
         me = threading.get_ident()
         self._at_work.add(me)
         try:
-            connection.data_ready = True
-            try:
-                kept = self.handle(connection)
-            except BaseException:
-                self.log.exception("Error serving a connection")
-                kept = False
-            if not kept:
+            if not self._served_and_kept(connection):
                 self.method_queue.defer(self._let_go, connection)
-                return
+        finally:
+            self._at_work.discard(me)
+
+    def _served_and_kept(self, connection: Any) -> bool:
+        """Serve what has arrived; return whether the connection waits for more by now."""
+        try:
+            connection.data_ready = True
+            if not self.handle(connection):
+                return False
             connection.set_timeout()
+            ahead = connection.has_read_ahead()
+            if ahead:  # it waits for its client to take an answer
+                connection.timeout = time.monotonic() + self.idle_timeout
             if not self.alive:
                 until = time.monotonic() + gthread.STOP_KEEPALIVE_LINGER
                 connection.timeout = min(connection.timeout, until)
                 self.method_queue.defer(_look_again)
-            self.keepalived_conns.add(connection, read_ahead=connection.has_read_ahead())
-        finally:
-            self._at_work.discard(me)
+            self.keepalived_conns.add(connection, read_ahead=ahead)
+        except BaseException:
+            self.log.exception("Error serving a connection")
+            return False
+        return True
 
     def _let_go(self, connection: Any) -> None:
         """Close a connection that was answered for the last time; runs in the loop."""
@@ -276,6 +251,9 @@ class GateWorker(Http2Worker):
     def murder_keepalived(self, force: bool = False) -> None:
         """Close what has waited too long, or all; called by the loop, at least once a second."""
         now = time.monotonic()
+        if now < self._looks_at and self.alive and not force:
+            return
+        self._looks_at = now + LOOK
         for connection in self.keepalived_conns.take_expired(math.inf if force else now):
             self.nr_conns -= 1
             connection.close()

@@ -70,7 +70,7 @@ def client_body(environ: WSGIEnvironment) -> ClientBody | None:
     if coding:
         if length:
             raise Refusal.of(400, "Ambiguous body length.")
-        if coding.strip().lower() != "chunked" or not environ.get("wsgi.input_terminated"):
+        if coding.strip(" \t").lower() != "chunked" or not environ.get("wsgi.input_terminated"):
             raise Refusal.of(501, "Transfer coding not supported.", f"Transfer-Encoding: {coding}")
         return ClientBody(environ["wsgi.input"], None)
     if not length:

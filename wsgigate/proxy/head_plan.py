@@ -13,7 +13,11 @@ from typing import Any, NamedTuple
 from wsgigate.fields import HOP_BY_HOP, connection_tokens, is_token
 from wsgigate.wsgi import Headers
 
-__all__ = ["BadResponse", "Plan", "content_length", "plan_of", "without_named"]
+__all__ = ["BadResponse", "Plan", "content_length", "plan_for", "without_named"]
+
+MOST_LEARNT = 64
+LONGEST_LEARNT = 2048
+"""Names, and characters of all of them together, whose meaning is remembered."""
 
 _KEPT = frozenset(("cache-control", "content-length", "content-type", "set-cookie"))
 
@@ -35,12 +39,19 @@ class Plan(NamedTuple):
     malformed: bool
 
 
-@lru_cache(maxsize=1024)
-def plan_of(names: tuple[str, ...]) -> Plan:
+def plan_for(names: tuple[str, ...]) -> Plan:
     """Return what is done with the fields of a head that has these *names*, in this order.
 
-    An instance sends the same names over and over: what they mean is found out once.
+    An instance sends the same names over and over: what they mean is found out once. Names that
+    take more memory than those are found out about each time.
     """
+    if len(names) > MOST_LEARNT or len("".join(names)) > LONGEST_LEARNT:
+        return _plan_of.__wrapped__(names)
+    return _plan_of(names)
+
+
+@lru_cache(maxsize=1024)
+def _plan_of(names: tuple[str, ...]) -> Plan:
     kinds = [_kind(name) for name in names]
 
     def places(*wanted: str) -> tuple[int, ...]:
@@ -76,15 +87,19 @@ def _kind(name: str) -> str:
 def without_named(headers: Headers, connections: list[str]) -> Headers:
     """Return *headers* without those that the values of ``Connection`` name."""
     try:
-        named = frozenset().union(*map(_named, connections))
+        named = frozenset().union(*map(_named_by, connections))
     except ValueError as error:
         raise BadResponse(str(error)) from None
     return [field for field in headers if field[0].lower() not in named] if named else headers
 
 
+def _named_by(connection: str) -> frozenset[str]:
+    """Return the fields that a ``Connection`` value names and that would not be dropped anyway."""
+    return (_named if len(connection) <= LONGEST_LEARNT else _named.__wrapped__)(connection)
+
+
 @lru_cache(maxsize=256)
 def _named(connection: str) -> frozenset[str]:
-    """Return the fields that a ``Connection`` value names and that would not be dropped anyway."""
     return connection_tokens(connection) - _KEPT - HOP_BY_HOP - {"close", "keep-alive"}
 
 
@@ -95,7 +110,7 @@ def content_length(values: list[str]) -> int | None:
     """
     if not values:
         return None
-    value = values[0].strip()
+    value = values[0].strip(" \t")
     if len(values) > 1 or not (value.isascii() and value.isdigit()) or len(value) > 18:
         raise BadResponse(f"Content-Length {', '.join(values)!r}")
     return int(value)

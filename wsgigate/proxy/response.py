@@ -17,7 +17,7 @@ from wsgigate.fields import FieldRules
 from wsgigate.problem import Problem, status_line
 from wsgigate.proxy.departure import ClientLeft, Departure
 from wsgigate.proxy.faults import NotConnected, PoolFull
-from wsgigate.proxy.head_plan import BadResponse, content_length, plan_of, without_named
+from wsgigate.proxy.head_plan import BadResponse, content_length, plan_for, without_named
 from wsgigate.proxy.request import Outgoing
 from wsgigate.proxy.wire import BLOCK
 from wsgigate.rewriting import cookie_path, location
@@ -154,7 +154,7 @@ class ResponseMaker:
         if not 200 <= status <= 599:
             raise BadResponse(f"status {status}")
         fields = list(response.raw.headers.items())
-        plan = plan_of(tuple(map(_name_of, fields)))
+        plan = plan_for(tuple(map(_name_of, fields)))
         if plan.malformed or _CONTROL.search("".join(map(_value_of, fields))):
             raise BadResponse("a malformed field")
         headers = list(plan.kept(fields))
@@ -162,7 +162,7 @@ class ResponseMaker:
             headers = without_named(headers, [fields[at][1] for at in plan.connections])
         lengths = [fields[at][1] for at in plan.lengths]
         if plan.codings:
-            codings = [fields[at][1].strip().lower() for at in plan.codings]
+            codings = [fields[at][1].strip(" \t").lower() for at in plan.codings]
             if lengths or codings != ["chunked"]:
                 raise BadResponse(f"Transfer-Encoding {', '.join(codings)!r}")
         length = content_length(lengths)

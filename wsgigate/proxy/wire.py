@@ -26,6 +26,9 @@ BLOCK = 65536
 MOST_HEAD_BYTES = 65536
 MOST_FIELDS = 100
 MOST_INTERIM = 10
+_LONGEST_LEARNT = 4096
+"""Characters of a head whose names are remembered: what costs more memory is found out again."""
+
 MOST_CHUNK_OVERHEAD = 65536
 """Bytes of chunk extensions or trailers in a row without any of the body among them."""
 
@@ -158,12 +161,13 @@ class ResponseReader:
         self.keep = version == 11
         reason = line[3]
         self.reason = reason.decode("latin-1") if reason and not _CONTROL.search(reason) else ""
-        length_at, codings, connections = _framing(tuple(map(_name_of, fields)))
+        learn = _framing if len(text) <= _LONGEST_LEARNT else _framing.__wrapped__
+        length_at, codings, connections = learn(tuple(map(_name_of, fields)))
         for at in connections:
             if "close" in fields[at][1].lower():
                 self.keep = False
         if codings:
-            self._check_codings([fields[at][1].strip().lower() for at in codings])
+            self._check_codings([fields[at][1].lower() for at in codings])
         if status == 101:
             self.keep = False  # what follows is another protocol's
             self._left = None

@@ -1,0 +1,78 @@
+"""What is remembered of the names in a response's head, and what is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from wsgigate.proxy import head_plan
+from wsgigate.proxy.head_plan import BadResponse, content_length, plan_for, without_named
+
+FEW = ("Date", "X-Color", "Content-Length", "Transfer-Encoding", "Connection", "Keep-Alive")
+
+
+def test_a_plan_says_what_is_done_with_each_field() -> None:
+    plan = plan_for(FEW)
+    fields = [(name, str(at)) for at, name in enumerate(FEW)]
+    assert list(plan.kept(fields)) == [("Date", "0"), ("X-Color", "1")]
+    assert (plan.lengths, plan.codings, plan.connections) == ((2,), (3,), (4,))
+    assert (plan.own, plan.malformed) == (False, False)
+
+
+@pytest.mark.parametrize("names", [(), ("Date",), ("Keep-Alive", "Date")])
+def test_a_plan_for_next_to_nothing(names: tuple[str, ...]) -> None:
+    fields = [(name, "") for name in names]
+    assert list(plan_for(names).kept(fields)) == [(name, "") for name in names if name == "Date"]
+
+
+@pytest.mark.parametrize("name", ["location", "Content-Location", "SET-COOKIE"])
+def test_what_the_instance_says_of_itself_is_known(name: str) -> None:
+    plan = plan_for(("Date", name))
+    assert plan.own
+    assert list(plan.kept([("Date", ""), (name, "x")])) == [("Date", ""), (name, "x")]
+
+
+@pytest.mark.parametrize("name", ["", "X Y", "X:", "é"])
+def test_a_malformed_name_is_known(name: str) -> None:
+    assert plan_for(("Date", name)).malformed
+
+
+def test_plans_are_remembered_within_bounds() -> None:
+    """An instance may send names that are new each time, and as long as a head can be."""
+    remembered = head_plan._plan_of
+    remembered.cache_clear()
+    long = "X" * 2049
+    many = tuple(f"X-{number}" for number in range(65))
+    plan_for(many[:64])
+    plan_for((long[:2048],))
+    assert remembered.cache_info().currsize == 2
+    remembered.cache_clear()
+    assert list(plan_for((long,)).kept([(long, "y")])) == [(long, "y")]
+    assert list(plan_for(many).kept([(name, "y") for name in many]))[64] == ("X-64", "y")
+    assert remembered.cache_info().currsize == 0
+    for number in range(1100):
+        plan_for((f"X-{number}",))
+    assert remembered.cache_info().currsize == 1024
+
+
+def test_what_connection_names_is_remembered_within_bounds() -> None:
+    remembered = head_plan._named
+    remembered.cache_clear()
+    headers = [("X-A", "1"), ("X-B", "2"), ("Cache-Control", "no-store")]
+    for padding in ("", ", " + "y" * 2048):
+        left = without_named(headers, ["x-a, cache-control" + padding])
+        assert left == [("X-B", "2"), ("Cache-Control", "no-store")]
+    assert remembered.cache_info().currsize == 1
+    without_named(headers, ["y" * 2048])
+    assert remembered.cache_info().currsize == 2
+    assert without_named(headers, ["close", "keep-alive"]) is headers
+    with pytest.raises(BadResponse):
+        without_named(headers, ["x," * 100])
+
+
+def test_a_length_is_digits_and_nothing_else() -> None:
+    assert content_length([]) is None
+    assert content_length([" 12\t"]) == 12
+    assert content_length(["9" * 18]) == 10**18 - 1
+    for values in (["1", "1"], ["+1"], ["1\xa0"], ["\xb2"], [""], ["9" * 19], ["1_0"]):
+        with pytest.raises(BadResponse):
+            content_length(values)
