@@ -1,5 +1,6 @@
 """The store of one machine stays as small as it was told, and recovers when it is full."""
 
+import itertools
 import os
 
 import lmdb
@@ -9,7 +10,6 @@ from wsgigate.store import StoreError
 from wsgigate.store.environment import FULL_LOOKS, TRY_EVERY
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.store.sweep import SWEEP_LOOKS
-
 
 PIN = """
 import lmdb, signal, sys
@@ -105,6 +105,11 @@ def test_a_full_store_is_not_searched_from_end_to_end_for_every_new_value(folder
     store.close()
 
 
+def change_for_ever(store):
+    for number in itertools.count():
+        store.update(f"live/{number % 5000}", lambda old, now: (os.urandom(50), 3600, None))
+
+
 class Counting:
     """Counts what is done with a transaction of LMDB, and then does it."""
 
@@ -138,8 +143,7 @@ def test_a_flood_of_new_callers_costs_a_full_store_no_more_than_a_look_each(
         reader = program(PIN, folder)
         assert reader.stdout.readline() == "reading\n"
         with pytest.raises(StoreError):
-            for number in range(100_000):
-                store.update(f"live/{number % 5000}", lambda old, now: (os.urandom(50), 3600, None))
+            change_for_ever(store)
     clock.advance(TRY_EVERY)
     counted = Counting(store._environment)
     refused = 0
