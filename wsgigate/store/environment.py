@@ -101,10 +101,7 @@ class Environment:
         )
 
     def _fill_lock_file(self) -> bool:
-        """Take the disk space of the lock file now: LMDB maps it, and a full disk would kill us.
-
-        Return whether others use it.
-        """
+        """Take the space of the lock file, which LMDB maps, unless others use it; return if so."""
         path = os.path.join(self._folder, "lock.mdb")
         found = os.path.getsize(path) if os.path.exists(path) else 0
         if found and not unused(path):
@@ -218,9 +215,14 @@ class Environment:
         return used, found["entries"]
 
     def look_after(self, now: float) -> None:
-        """Let go of a file that somebody has removed or replaced: others have a new one by now."""
+        """Let go of a file that somebody has removed or replaced: others have a new one by now.
+
+        Else free the slots of processes that were killed: with none left nobody could open it.
+        """
         self.added, self.looked = 0, now
-        self._lost()
+        if not self._lost():
+            with suppress(lmdb.Error):  # what has been written is not to be written again
+                self._env.reader_check()
 
     def _lost(self) -> bool:
         try:
