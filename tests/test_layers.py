@@ -16,7 +16,6 @@ GROUND = {
     "fields",
     "forwarding",
     "held",
-    "identity",
     "leases",
     "limit_fields",
     "limit_keys",

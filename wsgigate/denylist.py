@@ -20,7 +20,8 @@ from wsgigate.rules.denial import (
     extended_subject,
     hit,
 )
-from wsgigate.store import Change, Store, open_store, update
+from wsgigate.store import Change, Store, update
+from wsgigate.store.opened import OpenedStore
 
 __all__ = ["DenyList"]
 
@@ -64,12 +65,9 @@ class DenyList:
             raise ValueError(f"staleness: 0 to 60 seconds, not {staleness!r}")
         if isinstance(cache_size, bool) or not isinstance(cache_size, int) or cache_size < 0:
             raise ValueError(f"cache_size: a number of tokens, 0 or more, not {cache_size!r}")
-        if not isinstance(store, (str, Store)):
-            raise ValueError(f"store: a store or the URL of one, not {store!r}")
-        self._owned = isinstance(store, str)
-        self._store: Store | None = None
-        if store != "lmdb:":  # its folder is not to be made before it is needed
-            self._store = open_store(store) if isinstance(store, str) else store
+        if store is None:
+            raise ValueError("store: a store or the URL of one, not None")
+        self._opened = OpenedStore(store)
         self._staleness = staleness
         self._size = cache_size
         self._clock = clock
@@ -78,9 +76,7 @@ class DenyList:
     @property
     def store(self) -> Store:
         """What the workers share."""
-        if self._store is None:
-            self._store = open_store("lmdb:")
-        return self._store
+        return self._opened.open()
 
     def deny_token(self, token: str, until: float | None = None) -> float:
         """Deny this one token, whatever signature it is sent with.
@@ -144,8 +140,7 @@ class DenyList:
 
     def close(self) -> None:
         """Close the store, if it is the list's own and not one it was given."""
-        if self._owned and self._store is not None:
-            self._store.close()
+        self._opened.close()
 
     def _read(self, known: _Known | None, now: float) -> _Known:
         # Threads that do so at once may overwrite each other's: each is right for its own moment.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from math import ceil
+from operator import itemgetter
 from typing import NamedTuple, TypeAlias
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -136,11 +137,8 @@ class LimitFields:
         headers: Headers,
         exc_info: ExcInfo | None = None,
     ) -> Callable[[bytes], object]:
-        harmless = self._harmless
-        for name, _ in headers:
-            if name not in harmless:
-                headers = self._without_ours(headers)
-                break
+        if not self._harmless.issuperset(map(_name_of, headers)):
+            headers = self._without_ours(headers)
         if len(taken) > 1 or len(taken[0][0]) > 1:
             fields = headers + self._of_all(taken)
         else:
@@ -203,6 +201,9 @@ class LimitFields:
                 ("X-RateLimit-Reset", _iso(now + verdict[3])),
             )
         return fields
+
+
+_name_of = itemgetter(0)
 
 
 def _slack(verdict: Standing) -> tuple[bool, float, float]:

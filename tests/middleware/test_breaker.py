@@ -254,7 +254,7 @@ def test_a_store_that_is_down_breaks_nothing(clock: FakeClock) -> None:
         ({"statuses": [404]}, "statuses are 500 to 599: others are no failures, got 404"),
         ({"statuses": ["500"]}, "statuses are 500 to 599"),
         ({"statuses": [True]}, "statuses are 500 to 599"),
-        ({"store": 7}, "store is a store or the URL of one, not 7"),
+        ({"store": 7}, "store: a store or the URL of one, not 7"),
         ({"store": "nothing:"}, "a store is"),
         ({"name": ""}, "a circuit's name is"),
         ({"sync_interval": 0}, "sync_interval is more than 0 s"),

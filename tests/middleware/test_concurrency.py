@@ -160,6 +160,12 @@ def test_an_observer_refuses_nobody(store, caplog):
     assert len(caplog.records) == 1
 
 
+def test_an_observer_refuses_nobody_while_the_store_is_down_either():
+    app = ConcurrencyLimiter(hello, 1, store=BrokenStore(), observe=True, on_store_error="refuse")
+    assert Answer(app).status == 200
+    assert app.store_errors == 1
+
+
 def test_while_the_store_is_down_requests_pass_and_are_counted(caplog):
     app = ConcurrencyLimiter(hello, 1, store=BrokenStore())
     with caplog.at_level(logging.INFO, "wsgigate.concurrency"):

@@ -257,7 +257,7 @@ def test_an_error_of_the_app_replaces_what_it_had_begun(store):
         ({"name": 'a"b'}, "name is 1 to 64 letters, digits"),
         ({"name": "a/b"}, "name is 1 to 64 letters, digits"),
         ({"store": "sqlite:/x"}, 'a store is "memory:", "lmdb:", "lmdb:PATH" or a URL'),
-        ({"store": 7}, "store is a store or the URL of one, not 7"),
+        ({"store": 7}, "store: a store or the URL of one, not 7"),
     ],
 )
 def test_wrong_settings_are_refused_at_construction(settings, words):

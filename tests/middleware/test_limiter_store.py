@@ -135,6 +135,12 @@ def test_wrappers_that_go_round_in_a_circle_do_not_hang(private):
     app.close()
 
 
+def held_open(folder):
+    """Return which files below *folder* this process has mapped."""
+    with open("/proc/self/maps") as maps:
+        return {line.split()[-1] for line in maps if str(folder) in line}
+
+
 def test_a_limiter_closes_the_store_it_opened_and_no_other(tmp_path):
     class Closing(MemoryStore):
         closed = 0
@@ -147,7 +153,9 @@ def test_a_limiter_closes_the_store_it_opened_and_no_other(tmp_path):
     assert given.closed == 0
     app = Limiter(hello, "1/m", store=f"lmdb:{tmp_path}/store")
     ask(app)
+    assert held_open(tmp_path)
     app.close()
+    assert not held_open(tmp_path)
     assert status(app) == 429, "and counts on when it is used again"
     app.close()
 

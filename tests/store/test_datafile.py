@@ -1,10 +1,13 @@
 """The file beneath LMDB has its disk space before it is written."""
 
+import errno
 import os
 
+import lmdb
 import pytest
 
 from wsgigate.store.datafile import STEP, allocate, keeps_its_space, rounded, unused
+from wsgigate.store.environment import LOCK_BYTES
 from wsgigate.store.lmdb import LmdbStore
 
 MOUNTS = """\
@@ -50,6 +53,79 @@ def test_the_space_of_a_file_is_taken_from_the_disk_and_not_only_promised(tmp_pa
     allocate(str(path), STEP)
     assert path.stat().st_blocks * 512 >= STEP
     assert path.read_bytes() == b"before".ljust(STEP, b"\0")
+
+
+def test_what_little_space_there_was_is_given_back(tmp_path, monkeypatch):
+    """ext4 leaves a file as long as the space it could have, when there is not all of it."""
+
+    def partly(descriptor, start, size):
+        os.ftruncate(descriptor, start + size // 2)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    monkeypatch.setattr(os, "posix_fallocate", partly)
+    with pytest.raises(OSError, match="No space left"):
+        allocate(str(path), STEP)
+    assert path.read_bytes() == b"before"
+
+
+def test_of_a_file_that_others_write_only_its_end_is_touched_where_it_might_undo_their_writes(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    os.truncate(path, STEP)  # a hole, into which somebody writes just now
+    held = path.stat().st_blocks
+    allocate(str(path), 2 * STEP, used=True)
+    assert path.stat().st_blocks * 512 >= 2 * STEP
+    path.write_bytes(b"before")
+    os.truncate(path, STEP)
+    monkeypatch.setattr("wsgigate.store.datafile.keeps_its_space", lambda device: False)
+    allocate(str(path), STEP, used=True)
+    assert path.stat().st_blocks == held
+    allocate(str(path), 2 * STEP, used=True)
+    assert path.stat().st_size == 2 * STEP
+    assert STEP <= path.stat().st_blocks * 512 < 2 * STEP
+
+
+def test_the_lock_file_of_a_program_with_fewer_readers_is_made_larger_with_its_space(folder):
+    folder.mkdir(0o700)
+    lmdb.open(str(folder), max_readers=10).close()
+    lock = folder / "lock.mdb"
+    assert lock.stat().st_size < LOCK_BYTES
+    store = LmdbStore(folder)
+    store.check()
+    assert lock.stat().st_size == LOCK_BYTES
+    assert lock.stat().st_blocks * 512 >= LOCK_BYTES
+    store.close()
+
+
+EARLIER = """
+import lmdb, os, sys
+from wsgigate.store.sweep import expiry
+env = lmdb.open(sys.argv[1], map_size=8 * 1024 * 1024, max_readers=1022, sync=False)
+for number in range(1001):
+    with env.begin(write=True) as txn:
+        txn.put(b"=%d" % number, expiry.pack(1e12) + os.urandom(2000))
+os.truncate(sys.argv[1] + "/data.mdb", os.path.getsize(sys.argv[1] + "/data.mdb") + 4096 * 3)
+"""
+
+
+def test_what_an_earlier_version_made_larger_meanwhile_gets_its_space(folder, output):
+    """Earlier versions wrote by system calls, into a file of any length and with holes."""
+    store = LmdbStore(folder)
+    assert store.get("1000")[0] is None
+    output(EARLIER, folder)
+    found = (folder / "data.mdb").stat()
+    assert found.st_size > STEP
+    assert found.st_size % STEP
+    assert len(store.get("1000")[0]) == 2000
+    found = (folder / "data.mdb").stat()
+    assert found.st_size % STEP == 0
+    assert found.st_blocks * 512 >= found.st_size
+    assert len(list(store.items(""))) == 1001
+    store.close()
 
 
 LIMITED = """

@@ -1,12 +1,24 @@
 """The store of one machine stays as small as it was told, and recovers when it is full."""
 
+import itertools
+import os
+
 import lmdb
 import pytest
 
 from wsgigate.store import StoreError
-from wsgigate.store.environment import FULL_LOOKS
+from wsgigate.store.environment import FULL_LOOKS, TRY_EVERY
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.store.sweep import SWEEP_LOOKS
+
+PIN = """
+import lmdb, signal, sys
+env = lmdb.open(sys.argv[1], max_readers=1022, map_size=1024 * 1024)
+txn = env.begin()
+txn.get(b"key")
+print("reading", flush=True)
+signal.pause()
+"""
 
 
 def count(old, now):
@@ -74,6 +86,7 @@ def test_what_a_full_store_holds_can_still_be_changed_and_removed(folder, clock)
         assert store.swap(f"key/{number}", bytes(1000), b"x" * 1000, 3600)
     for number in range(stored):
         assert store.swap(f"key/{number}", b"x" * 1000, None, 0)
+    clock.advance(TRY_EVERY)
     assert store.swap("new", None, b"", 3600)
     store.close()
 
@@ -85,9 +98,67 @@ def test_a_full_store_is_not_searched_from_end_to_end_for_every_new_value(folder
     looks = []
     store._environment.sweep = lambda txn, now, looked: looks.append(looked)
     for _ in range(10):
+        clock.advance(TRY_EVERY)
         with pytest.raises(StoreError, match="full of values"):
             store.swap("more", None, b"", 3600)
     assert looks == [FULL_LOOKS] * 10
+    store.close()
+
+
+def change_for_ever(store):
+    for number in itertools.count():
+        store.update(f"live/{number % 5000}", lambda old, now: (os.urandom(50), 3600, None))
+
+
+class Counting:
+    """Counts what is done with a transaction of LMDB, and then does it."""
+
+    def __init__(self, environment):
+        self.transactions = self.sweeps = self.growths = 0
+        begin, sweep, grow = environment.begin, environment.sweep, environment._grow
+
+        def begun(*arguments):
+            self.transactions += 1
+            return begin(*arguments)
+
+        def swept(*arguments):
+            self.sweeps += 1
+            sweep(*arguments)
+
+        def grown(*arguments):
+            self.growths += 1
+            return grow(*arguments)
+
+        environment.begin, environment.sweep, environment._grow = begun, swept, grown
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_flood_of_new_callers_costs_a_full_store_no_more_than_a_look_each(
+    program, folder, clock, pinned
+):
+    """Nobody may have a server do milliseconds of work by one request of a new address each."""
+    store = LmdbStore(folder, map_size=1024 * 1024, clock=clock)
+    fill(store, "live", 100, 3600)
+    if pinned:  # not even those that are there can be changed
+        reader = program(PIN, folder)
+        assert reader.stdout.readline() == "reading\n"
+        with pytest.raises(StoreError):
+            change_for_ever(store)
+    clock.advance(TRY_EVERY)
+    counted = Counting(store._environment)
+    refused = 0
+    for number in range(1000):
+        with pytest.raises(StoreError, match="is full of values"):
+            store.swap(f"new/{number}", None, b"", 3600)
+        refused += 1
+    assert 1000 == refused <= counted.transactions <= 1001 + counted.sweeps
+    assert counted.sweeps <= 8
+    assert counted.growths <= 8
+    before = counted.sweeps, counted.growths
+    clock.advance(TRY_EVERY)
+    with pytest.raises(StoreError, match="is full of values"):
+        store.swap("new", None, b"", 3600)
+    assert before < (counted.sweeps, counted.growths), "it is tried again, as it may help by now"
     store.close()
 
 
@@ -103,6 +174,7 @@ def test_a_full_store_finds_the_few_expired_among_many_live_in_the_end(folder, c
             store.swap("more", None, b"", 3600)
         except StoreError:
             failed += 1
+            clock.advance(TRY_EVERY)
         else:
             break
     assert 0 < failed < 20

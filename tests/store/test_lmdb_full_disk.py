@@ -25,7 +25,9 @@ else:  # no disk of our own can be had: a limit on files does the same with anot
     more_room = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 from wsgigate.store import StoreError
 from wsgigate.store.lmdb import LmdbStore
-store = LmdbStore(folder)
+from wsgigate.testing import FakeClock
+clock = FakeClock()
+store = LmdbStore(folder, clock=clock)
 """
 
 FILL = """
@@ -45,6 +47,7 @@ for number in range(3 * stored):  # there is room for what is there already
     store.update(f"key/{number % stored}", lambda old, now: (os.urandom(4000), 60, None))
 assert store.get("key/0")[0] != bytes(4000)
 more_room()
+clock.advance(0.25)
 store.swap("new", None, bytes(60_000), 60)
 assert store.get("new")[0] == bytes(60_000)
 assert store.usage()["used"] > 60_000 + 4000 * stored
@@ -108,6 +111,7 @@ print("new", statuses(limiter, range(5)), "errors", limiter.store_errors)
 known = Limiter(app, quota, store=store, key=key)
 print("known", statuses(known, range(5)), statuses(known, range(5)), known.store_errors)
 more_room()
+clock.advance(0.25)
 print("after", statuses(limiter, range(5)), limiter.store_errors)
 """
 

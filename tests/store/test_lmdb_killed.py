@@ -153,6 +153,45 @@ def test_slots_of_killed_readers_are_had_again(child, folder, monkeypatch):
     store.close()
 
 
+def test_slots_are_had_again_while_others_keep_the_file_open(child, folder, monkeypatch):
+    """Nobody begins with an empty list of readers then."""
+    monkeypatch.setattr("wsgigate.store.environment.READERS", 4)
+    monkeypatch.setattr("wsgigate.store.environment.LOCK_BYTES", 4 * 64 + 128)
+    store = LmdbStore(folder)
+    store.update("key", count)
+    keeper = child(look, folder)
+    keeper.wait(READING)
+    for _ in range(3):
+        readers = [child(look, folder) for _ in range(2)]
+        for reader in readers:
+            reader.wait(READING)
+        assert [reader.number for reader in readers] == [READING] * 2
+        for reader in readers:
+            reader.kill()
+        assert value(store, "key") == 1
+    store.close()
+
+
+def test_whoever_writes_frees_the_slots_of_the_dead_when_none_is_left(child, folder, monkeypatch):
+    monkeypatch.setattr("wsgigate.store.environment.READERS", 4)
+    monkeypatch.setattr("wsgigate.store.environment.LOCK_BYTES", 4 * 64 + 128)
+    monkeypatch.setattr("wsgigate.store.lmdb.LOOK_EVERY", 0.0)
+    LmdbStore(folder).check()
+    keeper = child(count_up, folder, "keeper")
+    keeper.wait(1)
+    for _ in range(3):
+        readers = [child(look, folder) for _ in range(6)]
+        for reader in readers:
+            reader.wait(READING)
+        assert {reader.number for reader in readers} == {READING, REFUSED}
+        for reader in readers:
+            reader.kill()
+        keeper.wait(keeper.number + 3)
+        store = LmdbStore(folder)
+        assert value(store, "keeper") > 0
+        store.close()
+
+
 PIN = """
 import lmdb, signal, sys
 env = lmdb.open(sys.argv[1], max_readers=1022, map_size=1024 * 1024)

@@ -92,6 +92,7 @@ def use(folder):
         list(store.items(""))
         for number in range(400):
             store.update(f"key/{number}", lambda old, now: (bytes(17), 1.0, None))
+        for number in range(80):  # until the pages that were free are used
             store.update(f"new/{number}", lambda old, now: (bytes(5000), 1.0, None))
         return b"usable"
     except StoreError as error:

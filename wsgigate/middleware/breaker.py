@@ -5,18 +5,16 @@ from __future__ import annotations
 import random as _random
 import time
 from collections.abc import Callable, Collection, Iterable
-from functools import partial
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.circuits import Circuit, Rejection
 from wsgigate.fields import retry_after
-from wsgigate.identity import identity
 from wsgigate.problem import Problem, Refuse, answer_with
 from wsgigate.rules.circuit import Outcome
 from wsgigate.rules.circuit_rules import CircuitRules
 from wsgigate.rules.outcomes import FAILURES, check_failures, outcome_of
-from wsgigate.store import Store, open_store
-from wsgigate.store.later import LaterStore
+from wsgigate.store import Store
+from wsgigate.store.opened import OpenedStore
 from wsgigate.wsgi import REASON, BodyError, ExcInfo, Headers, Observed, observe
 
 __all__ = ["Breaker"]
@@ -61,20 +59,12 @@ class Breaker:
     ) -> None:
         self.app = app
         self._failures = check_failures(statuses)
-        prefix = "circuit/"
-        self._owned: Store | None = None
-        if store is None or store == "lmdb:":
-            prefix += identity(app) + "/"
-            self._owned = store = LaterStore(partial(open_store, "lmdb:"))
-        elif isinstance(store, str):
-            self._owned = store = open_store(store)
-        elif not isinstance(store, Store):
-            raise ValueError(f"store is a store or the URL of one, not {store!r}")
+        self._opened = OpenedStore(store, app)
         self.circuit = Circuit(
             name,
             rules,
-            store=store,
-            prefix=prefix,
+            store=self._opened,
+            prefix=f"circuit/{self._opened.prefix}",
             sync_interval=sync_interval,
             clock=clock,
             random=random,
@@ -111,8 +101,7 @@ class Breaker:
 
     def close(self) -> None:
         """Close the store, if it is the breaker's own and not one it was given."""
-        if self._owned is not None:
-            self._owned.close()
+        self._opened.close()
 
     def _outcome(self, response: Observed, environ: WSGIEnvironment) -> Outcome:
         error = response.error

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable
 from typing import ClassVar
 
-from wsgigate.rules.quota import Quota, Verdict
+from wsgigate.rules.quota import Quota, Verdict, verdict_of
 
 __all__ = ["CalendarWindow", "span"]
 
@@ -68,7 +68,7 @@ class CalendarWindow:
         return (
             state,
             reset_after + 0.001,
-            Verdict(allowed, limit, limit - count, reset_after, reset_after if waits else 0.0),
+            verdict_of((allowed, limit, limit - count, reset_after, reset_after if waits else 0.0)),
         )
 
 

@@ -11,7 +11,7 @@ from wsgigate.rules.quota import Verdict
 if TYPE_CHECKING:
     from wsgigate.rules.algorithms import Algorithm
 
-__all__ = ["Together", "tightest"]
+__all__ = ["Together", "tag_of", "tightest"]
 
 
 class Together:
@@ -32,7 +32,7 @@ class Together:
             raise ValueError("there has to be at least one quota")
         self.algorithms = tuple(algorithms)
         self._takes = tuple(one.take for one in self.algorithms)
-        self._tags = tuple(_tag(one) for one in self.algorithms)
+        self._tags = tuple(tag_of(one) for one in self.algorithms)
         self._order = {tag: place for place, tag in enumerate(self._tags)}
         for place, tag in enumerate(self._tags):
             if tag in self._tags[:place]:
@@ -107,7 +107,8 @@ def _slack(verdict: Verdict) -> tuple[bool, float, float]:
     return True, verdict.remaining, -verdict.reset_after
 
 
-def _tag(algorithm: Algorithm) -> bytes:
+def tag_of(algorithm: Algorithm) -> bytes:
+    """Return the 4 bytes by which the state of *algorithm* is found among others."""
     quota = algorithm.quota
     told = f"{algorithm.name}/{quota.limit}/{quota.micros}/{quota.calendar or ''}"
     return crc32(told.encode()).to_bytes(4, "big")

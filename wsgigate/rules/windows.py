@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import ClassVar
 
-from wsgigate.rules.quota import Quota, Verdict
+from wsgigate.rules.quota import Quota, Verdict, verdict_of
 
 __all__ = ["FixedWindow", "SlidingWindow", "TokenBucket"]
 
@@ -42,14 +42,13 @@ class TokenBucket:
         """How many microseconds a tick has: the least power of ten that keeps all numbers exact."""
         while -(-quota.micros // self.tick) * quota.limit >= _EXACT:
             self.tick *= 10
-        self._limit = quota.limit
-        self._token = -(-quota.micros // self.tick)
-        self._bucket = self._token * quota.limit
+        token = -(-quota.micros // self.tick)
+        self._numbers = (quota.limit, token, self.tick, token * quota.limit)
 
     def take(
         self, old: bytes | None, now: float, cost: int = 1
     ) -> tuple[bytes | None, float, Verdict]:
-        limit, token, tick = self._limit, self._token, self.tick
+        limit, token, tick, bucket = self._numbers
         if cost != 1 or cost.__class__ is not int:
             self.quota.check_cost(cost)
         moment = int(now * 1_000_000 + 0.5)
@@ -57,14 +56,14 @@ class TokenBucket:
         lacks, state = 0, old
         if old is not None and len(old) == 17:
             tag, since, lacked = self._STATE.unpack(old)
-            if tag == b"b" and lacked <= self._bucket:
+            if tag == b"b" and lacked <= bucket:
                 if since > time:  # the clock was set back
                     lacks, state = lacked, None
                 else:
                     lacks = lacked - (time - since) * limit
                     if lacks < 0:
                         lacks = 0
-        room = self._bucket - lacks
+        room = bucket - lacks
         asked = cost * token
         allowed = room >= asked
         if allowed and cost:
@@ -79,12 +78,14 @@ class TokenBucket:
         return (
             state,
             reset_after + 0.001,  # no state may be lost to rounding before its time
-            Verdict(
-                allowed,
-                limit,
-                room // token,
-                reset_after,
-                (-(-missing // limit) * tick - early) / 1_000_000 if missing > 0 else 0.0,
+            verdict_of(
+                (
+                    allowed,
+                    limit,
+                    room // token,
+                    reset_after,
+                    (-(-missing // limit) * tick - early) / 1_000_000 if missing > 0 else 0.0,
+                )
             ),
         )
 
@@ -136,7 +137,7 @@ class FixedWindow:
         return (
             state,
             reset_after + 0.001,
-            Verdict(allowed, limit, limit - count, reset_after, reset_after if waits else 0.0),
+            verdict_of((allowed, limit, limit - count, reset_after, reset_after if waits else 0.0)),
         )
 
 
@@ -232,7 +233,7 @@ class SlidingWindow:
         return (
             state,
             reset_after + 0.001,
-            Verdict(allowed, limit, limit - total, reset_after, retry_after),
+            verdict_of((allowed, limit, limit - total, reset_after, retry_after)),
         )
 
 

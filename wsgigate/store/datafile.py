@@ -47,19 +47,25 @@ def alone(folder: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def allocate(path: str, size: int) -> None:
+def allocate(path: str, size: int, *, used: bool = False) -> None:
     """Give the file *path*, which is made if missing, disk space for *size* bytes at least.
 
+    :param used: Others may write to it meanwhile. Where a file system cannot take space, the C
+        library writes a zero into each block that begins with none, which may undo what somebody
+        wrote there at that moment (posix_fallocate(3)): so only what is beyond the end is taken,
+        unless the file system is known to be able to.
     :raises OSError: There is not so much; the file is as long as before.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        before = os.fstat(descriptor).st_size
+        found = os.fstat(descriptor)
+        before = found.st_size
         if not before:
             _keep_in_place(descriptor)
+        start = before if used and not keeps_its_space(found.st_dev) else 0
         try:
-            if size:
-                os.posix_fallocate(descriptor, 0, size)
+            if size > start:
+                os.posix_fallocate(descriptor, start, size - start)
         except OSError:
             os.ftruncate(descriptor, before)  # else it keeps what little there was
             raise

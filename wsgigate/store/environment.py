@@ -25,6 +25,7 @@ LOCK_BYTES = READERS * 64 + 128  # the size LMDB itself gives the lock file for 
 
 FULL_LOOKS = 4096  # at keys before each new one that a full file may have no room for
 LOOK_EVERY = 1.0  # seconds: sweeps where nothing is added, and sees whether the file is there
+TRY_EVERY = 0.25  # seconds: between two attempts to find room in a full file, which take a while
 
 # From a map that is really full LMDB removes nothing either, as even that takes pages. So what may
 # be filled is less than the map, by what is written between two looks at how full it is.
@@ -47,6 +48,7 @@ class Environment:
         self.added = 0
         self.looked = float("-inf")
         self.full = False
+        self._tried = float("-inf")
         self.users: weakref.WeakSet[object] = weakref.WeakSet()
         self._folder = folder
         self._data = os.path.join(folder, "data.mdb")
@@ -69,8 +71,7 @@ class Environment:
         env = None
         try:
             with alone(self._folder):
-                self._fill_lock_file()
-                size = self._prepare()
+                size = self._prepare(used=self._fill_lock_file())
                 found = os.stat(self._data)
                 env = self._open(size, writemap=keeps_its_space(found.st_dev))
             env.reader_check()  # frees the slots of processes that were killed
@@ -99,14 +100,16 @@ class Environment:
             create=False,
         )
 
-    def _fill_lock_file(self) -> None:
-        """Take the disk space of the lock file now: LMDB maps it, and a full disk would kill us."""
+    def _fill_lock_file(self) -> bool:
+        """Take the space of the lock file, which LMDB maps, unless others use it; return if so."""
         path = os.path.join(self._folder, "lock.mdb")
-        # never made larger than it is, as others may have mapped it so
-        found = os.stat(path).st_size if os.path.exists(path) else 0
-        allocate(path, found or LOCK_BYTES)
+        found = os.path.getsize(path) if os.path.exists(path) else 0
+        if found and not unused(path):
+            return True  # it stays as it is, as they have mapped it so
+        allocate(path, max(found, LOCK_BYTES))
+        return False
 
-    def _prepare(self) -> int:
+    def _prepare(self, *, used: bool) -> int:
         """Make the file unless it is there, and take its disk space; return its length.
 
         Who is the first to open it reads all of it before: a machine that went down may have left
@@ -122,11 +125,11 @@ class Environment:
                     os.truncate(self._data, 0)  # else there is half a head, which nobody can read
                 raise
         with open(self._data, "rb") as file:
-            if unused(os.path.join(self._folder, "lock.mdb")):
+            if not used:
                 verify(file)
             size = rounded(max(os.fstat(file.fileno()).st_size, reach(file)))
         # all of it: of a file that was cut short, or copied without its zeros, some is missing
-        allocate(self._data, size)
+        allocate(self._data, size, used=used)
         return size
 
     def _claim(self, env: Any) -> None:
@@ -179,9 +182,14 @@ class Environment:
             elif isinstance(error, lmdb.MapFullError) and self._env.reader_check():
                 pass  # there are pages again, which were kept for a reader that was killed
             elif isinstance(error, Full | lmdb.MapFullError):
+                if 0.0 <= now - self._tried < TRY_EVERY:
+                    raise self.failure(error)  # else every new caller would cost milliseconds
+                self._tried = now
                 self._lacking = None
                 if not self._grow(self._most) or self.full:
                     self._sweep_far(now)
+                if not self.full:
+                    self._tried = float("-inf")
             else:
                 raise self.failure(error)
         except OSError as lost:
@@ -207,9 +215,14 @@ class Environment:
         return used, found["entries"]
 
     def look_after(self, now: float) -> None:
-        """Let go of a file that somebody has removed or replaced: others have a new one by now."""
+        """Let go of a file that somebody has removed or replaced: others have a new one by now.
+
+        Else free the slots of processes that were killed: with none left nobody could open it.
+        """
         self.added, self.looked = 0, now
-        self._lost()
+        if not self._lost():
+            with suppress(lmdb.Error):  # what has been written is not to be written again
+                self._env.reader_check()
 
     def _lost(self) -> bool:
         try:
@@ -240,7 +253,10 @@ class Environment:
             if self._lost():
                 return True
             size = rounded(os.stat(self._data).st_size)
-            if size <= self._size:
+            if size > self._size:
+                # whoever made it so may be of an earlier version, which took no space for it
+                allocate(self._data, size, used=True)
+            else:
                 size = self._allocate(min(2 * self._size, most))
             if size <= self._size:
                 return False
@@ -255,7 +271,7 @@ class Environment:
         for wanted in (size, self._size + STEP):
             if self._size < wanted <= size:
                 try:
-                    allocate(self._data, wanted)
+                    allocate(self._data, wanted, used=True)
                     return wanted
                 except OSError as error:
                     self._lacking = error

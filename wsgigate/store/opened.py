@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from functools import partial
 from hashlib import sha256
 from typing import Any
 
-from wsgigate.store import Store, open_store, update
+from wsgigate.store import Change, R, Store, open_store, update
 
 __all__ = ["OpenedStore"]
 
@@ -17,33 +18,38 @@ _INNER = ("app", "application", "__self__", "__wrapped__", "func")
 class OpenedStore:
     """Opens a store when it is first needed, and closes it if it is nobody else's.
 
+    It is a store itself, for those who do not mind one call more for each.
+
     :param store: A store, the URL of one, or None for the private folder of the user who runs this
         program, in which *app* is told from all other apps.
-    :param app: Whose counts they are.
+    :param app: Whose counts they are; None for those that all apps of this program share.
     :raises ValueError: *store* is neither.
     """
 
-    def __init__(self, store: Store | str | None, app: object) -> None:
+    def __init__(self, store: Store | str | None, app: object = None) -> None:
         self._owned = store is None or isinstance(store, str)
         self._store: Store | None = None
+        self._lock = threading.Lock()
         self.prefix = ""
         """What keys begin with, after the user's own prefix."""
         if store is None or store == "lmdb:":  # its folder is not to be made before it is needed
-            self.prefix = sha256(_identity(app).encode()).hexdigest()[:16] + "/"
+            self.prefix = "" if app is None else f"{_identity(app)}/"
         elif isinstance(store, str):
             self._store = open_store(store)
         elif isinstance(store, Store):
             self._store = store
         else:
-            raise ValueError(f"store is a store or the URL of one, not {store!r}")
+            raise ValueError(f"store: a store or the URL of one, not {store!r}")
 
     def open(self) -> Store:
-        """Return the store.
+        """Return the store. One that cannot be had is tried again at the next use.
 
         :raises StoreError: Its folder cannot be had.
         """
         if self._store is None:
-            self._store = open_store("lmdb:")
+            with self._lock:
+                if self._store is None:
+                    self._store = open_store("lmdb:")
         return self._store
 
     def updater(self) -> Callable[..., Any]:
@@ -55,6 +61,22 @@ class OpenedStore:
         own: Callable[..., Any] | None = getattr(store, "update", None)
         return partial(update, store) if own is None else own
 
+    def get(self, key: str) -> tuple[bytes | None, float]:
+        """Return the live value, or None, and the store's own time in seconds."""
+        return self.open().get(key)
+
+    def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
+        """Replace *old* by *new* if it is still there."""
+        return self.open().swap(key, old, new, ttl)
+
+    def update(self, key: str, change: Change[R]) -> R:
+        """Replace the value of *key* by what *change* makes of it; return its result."""
+        return update(self.open(), key, change)
+
+    def items(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        """Yield the live items whose key starts with *prefix*."""
+        return self.open().items(prefix)
+
     def close(self) -> None:
         """Close the store, unless it was given."""
         if self._owned and self._store is not None:
@@ -62,7 +84,8 @@ class OpenedStore:
 
 
 def _identity(app: object) -> str:
-    """Name the innermost app that *app* wraps: two apps of one process do not share counts."""
+    """Name the innermost app that *app* wraps, in every worker the same: two apps of one process
+    share nothing by accident."""
     seen = {id(app)}
     while True:
         inner = next((found for name in _INNER if _is_app(found := getattr(app, name, None))), None)
@@ -72,7 +95,7 @@ def _identity(app: object) -> str:
         app = inner
     named = app if hasattr(app, "__qualname__") else type(app)
     parts = (named.__module__, named.__qualname__, getattr(app, "import_name", ""))
-    return " ".join(map(str, parts))
+    return sha256(" ".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
 def _is_app(found: object) -> bool:

