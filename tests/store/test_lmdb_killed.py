@@ -6,6 +6,7 @@ import random
 import signal
 import struct
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,6 +42,8 @@ class Child:
             signal.alarm(120)
             try:
                 work(self.tell, *arguments)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(1)
 
@@ -133,6 +136,14 @@ def look(tell, folder):
             tell(REFUSED)
 
 
+def wait_for_both(readers):
+    """Wait until some read and some are refused: while the file grows, they may change places."""
+    patience = time.monotonic() + 60
+    while {reader.number for reader in readers} != {READING, REFUSED}:
+        assert time.monotonic() < patience
+        os.sched_yield()
+
+
 def test_slots_of_killed_readers_are_had_again(child, folder, monkeypatch):
     monkeypatch.setattr("wsgigate.store.environment.READERS", 4)
     monkeypatch.setattr("wsgigate.store.environment.LOCK_BYTES", 4 * 64 + 128)
@@ -140,9 +151,7 @@ def test_slots_of_killed_readers_are_had_again(child, folder, monkeypatch):
     store.update("key", count)
     for _ in range(5):
         readers = [child(look, folder) for _ in range(6)]
-        for reader in readers:
-            reader.wait(READING)
-        assert {reader.number for reader in readers} == {READING, REFUSED}
+        wait_for_both(readers)
         for reader in readers:
             reader.kill()
         assert value(store, "key") == 1
@@ -181,9 +190,7 @@ def test_whoever_writes_frees_the_slots_of_the_dead_when_none_is_left(child, fol
     keeper.wait(1)
     for _ in range(3):
         readers = [child(look, folder) for _ in range(6)]
-        for reader in readers:
-            reader.wait(READING)
-        assert {reader.number for reader in readers} == {READING, REFUSED}
+        wait_for_both(readers)
         for reader in readers:
             reader.kill()
         keeper.wait(keeper.number + 3)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-__all__ = ["STEP", "allocate", "alone", "keeps_its_space", "rounded", "unused"]
+__all__ = ["STEP", "allocate", "alone", "fill_lock_file", "keeps_its_space", "rounded", "unused"]
 
 STEP = 1024 * 1024
 """The file's length is a multiple of it."""
@@ -98,6 +98,18 @@ def unused(lock: str) -> bool:
         return True
     finally:
         os.close(descriptor)
+
+
+def fill_lock_file(path: str, size: int) -> bool:
+    """Give the lock file *path* its disk space, as LMDB maps it, unless others use it.
+
+    :returns: Whether they do. It then stays as it is, as they have mapped it so.
+    """
+    found = os.path.getsize(path) if os.path.exists(path) else 0
+    if found and not unused(path):
+        return True
+    allocate(path, max(found, size))
+    return False
 
 
 def keeps_its_space(device: int, mounts: str | None = None) -> bool:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import lmdb
 
-from wsgigate.store import StoreError
-from wsgigate.store.datafile import STEP, allocate, alone, keeps_its_space, rounded, unused
+from wsgigate.store import StoreError, datafile
 from wsgigate.store.failures import Full, explained
 from wsgigate.store.folder import check_file, own_folder
 from wsgigate.store.forking import rest_at_fork
 from wsgigate.store.sweep import FORMAT, MARKER, SWEEP_LOOKS, sweep
 from wsgigate.store.verify import Damaged, reach, verify
 
-__all__ = ["LOOK_EVERY", "Environment", "environment_on"]
+__all__ = ["LOOK_EVERY", "Environment"]
 
 READERS = 1022
 LOCK_BYTES = READERS * 64 + 128  # the size LMDB itself gives the lock file for so many readers
@@ -40,11 +41,17 @@ class Environment:
 
     :param folder: Where its two files are; made if missing.
     :param map_size: How much may be kept in it, in bytes.
+    :ivar begin: Begins a transaction, ``None`` while it is not open.
+    :ivar turn: The descriptor whose lock (flock(2)) is held by whoever writes. LMDB has a lock of
+        its own for that, a robust mutex of the C library: but when a process is killed just after
+        it was woken to have that lock, others may sleep on though it is free. So nobody ever waits
+        for it. The kernel wakes all who wait for this one, and frees it when its holder dies.
     """
 
     def __init__(self, folder: str, map_size: int) -> None:
         self.lock = threading.RLock()
         self.begin: Any = None
+        self.turn = -1
         self.added = 0
         self.looked = float("-inf")
         self.full = False
@@ -53,7 +60,7 @@ class Environment:
         self._folder = folder
         self._data = os.path.join(folder, "data.mdb")
         self.map_size = map_size
-        self._most = rounded(map_size + max(RESERVE, map_size // 8))
+        self._most = datafile.rounded(map_size + max(RESERVE, map_size // 8))
         self._size = 0
         self._lacking: OSError | None = None
         self._env: Any = None
@@ -66,22 +73,22 @@ class Environment:
         :raises StoreError: The folder or its files are not ours, not wsgigate's, or unusable.
         """
         own_folder(self._folder)
+        lock = os.path.join(self._folder, "lock.mdb")
         check_file(self._data)
-        check_file(os.path.join(self._folder, "lock.mdb"))
-        env = None
+        check_file(lock)
         try:
-            with alone(self._folder):
-                size = self._prepare(used=self._fill_lock_file())
-                found = os.stat(self._data)
-                env = self._open(size, writemap=keeps_its_space(found.st_dev))
-            env.reader_check()  # frees the slots of processes that were killed
-            self._size = size
-            self._claim(env)
+            with datafile.alone(self._folder):
+                size = self._prepare(used=datafile.fill_lock_file(lock, LOCK_BYTES))
+                self.turn = os.open(self._data, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                found = os.fstat(self.turn)
+                self._env = self._open(size, writemap=datafile.keeps_its_space(found.st_dev))
+                self._env.reader_check()  # frees the slots of processes that were killed
+                self._size = size
+                self._claim()  # while nobody else can make the file larger
         except (lmdb.Error, OSError, Damaged, StoreError) as error:
-            if env is not None:
-                env.close()
+            self.close()
             raise self.failure(error) from error
-        self._env, self._file, self.begin = env, (found.st_dev, found.st_ino), env.begin
+        self._file, self.begin = (found.st_dev, found.st_ino), self._env.begin
         return self.begin
 
     def _open(self, size: int, *, writemap: bool) -> Any:
@@ -100,15 +107,6 @@ class Environment:
             create=False,
         )
 
-    def _fill_lock_file(self) -> bool:
-        """Take the space of the lock file, which LMDB maps, unless others use it; return if so."""
-        path = os.path.join(self._folder, "lock.mdb")
-        found = os.path.getsize(path) if os.path.exists(path) else 0
-        if found and not unused(path):
-            return True  # it stays as it is, as they have mapped it so
-        allocate(path, max(found, LOCK_BYTES))
-        return False
-
     def _prepare(self, *, used: bool) -> int:
         """Make the file unless it is there, and take its disk space; return its length.
 
@@ -117,9 +115,9 @@ class Environment:
         """
         if not os.path.exists(self._data) or not os.path.getsize(self._data):
             try:
-                allocate(self._data, 0)
-                self._open(STEP, writemap=False).close()
-                allocate(self._data, STEP)
+                datafile.allocate(self._data, 0)
+                self._open(datafile.STEP, writemap=False).close()
+                datafile.allocate(self._data, datafile.STEP)
             except (lmdb.Error, OSError):
                 with suppress(OSError):
                     os.truncate(self._data, 0)  # else there is half a head, which nobody can read
@@ -127,17 +125,28 @@ class Environment:
         with open(self._data, "rb") as file:
             if not used:
                 verify(file)
-            size = rounded(max(os.fstat(file.fileno()).st_size, reach(file)))
+            size = datafile.rounded(max(os.fstat(file.fileno()).st_size, reach(file)))
         # all of it: of a file that was cut short, or copied without its zeros, some is missing
-        allocate(self._data, size, used=used)
+        datafile.allocate(self._data, size, used=used)
         return size
 
-    def _claim(self, env: Any) -> None:
-        with env.begin() as txn:
+    @contextmanager
+    def _writing(self) -> Iterator[Any]:
+        """Give a transaction that may write, when it is our turn."""
+        turn = self.turn
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        try:
+            with self._env.begin(write=True) as txn:
+                yield txn
+        finally:
+            fcntl.flock(turn, fcntl.LOCK_UN)
+
+    def _claim(self) -> None:
+        with self._env.begin() as txn:
             self.measure(txn)
             if txn.get(MARKER) == FORMAT:
                 return
-        with env.begin(write=True) as txn:
+        with self._writing() as txn:
             marker = txn.get(MARKER)
             if marker is None and txn.stat()["entries"]:
                 raise StoreError(f"{self._data} is the LMDB file of some other program")
@@ -153,6 +162,12 @@ class Environment:
         env, self._env, self.begin, self.full = self._env, None, None, False
         if env is not None:
             env.close()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        turn, self.turn = self.turn, -1
+        if turn >= 0:
+            os.close(turn)
 
     def before_fork(self) -> None:
         self.close()
@@ -162,6 +177,7 @@ class Environment:
         if self._env is not None:
             _inherited.append(self._env)
         self._env = self.begin = None
+        self._let_go()
 
     def failure(self, error: Exception) -> StoreError:
         """Return what the operator is to know of *error*."""
@@ -210,7 +226,7 @@ class Environment:
         used = pages * found["psize"]
         room = self.map_size
         if self._size < self._most:
-            room = min(room, self._size - max(self._size // 8, STEP // 4))
+            room = min(room, self._size - max(self._size // 8, datafile.STEP // 4))
         self.full = used > room
         return used, found["entries"]
 
@@ -238,61 +254,44 @@ class Environment:
         """Sweep further than usual, but not over all: a full file must not make everybody wait."""
         while self._env is not None:
             try:
-                with self._env.begin(write=True) as txn:
+                with self._writing() as txn:
                     self.sweep(txn, now, FULL_LOOKS)
                 return
             except lmdb.MapFullError:
                 # not even pages to remove something with: it gets a little more than it may have,
                 # but not for ever, as a reader that is stopped has all of them kept for it
-                if not self._grow(min(self._size + STEP, self._most + RESERVE)):
+                if not self._grow(min(self._size + datafile.STEP, self._most + RESERVE)):
                     raise
 
     def _grow(self, most: int) -> bool:
         """Make the file larger, up to *most* bytes, or use what another process made it."""
-        with alone(self._folder):
+        with datafile.alone(self._folder):
             if self._lost():
                 return True
-            size = rounded(os.stat(self._data).st_size)
+            size = datafile.rounded(os.stat(self._data).st_size)
             if size > self._size:
                 # whoever made it so may be of an earlier version, which took no space for it
-                allocate(self._data, size, used=True)
+                datafile.allocate(self._data, size, used=True)
             else:
                 size = self._allocate(min(2 * self._size, most))
             if size <= self._size:
                 return False
             self._env.set_mapsize(size)
             self._size = size
-        with self._env.begin() as txn:
-            self.measure(txn)
+            with self._writing() as txn:  # to read would take a reader's slot, and all may be taken
+                self.measure(txn)
         return True
 
     def _allocate(self, size: int) -> int:
         """Give the file *size* bytes, or else some more than it has; return what it has then."""
-        for wanted in (size, self._size + STEP):
+        for wanted in (size, self._size + datafile.STEP):
             if self._size < wanted <= size:
                 try:
-                    allocate(self._data, wanted, used=True)
+                    datafile.allocate(self._data, wanted, used=True)
                     return wanted
                 except OSError as error:
                     self._lacking = error
         return self._size
 
 
-_environments: weakref.WeakValueDictionary[str, Environment] = weakref.WeakValueDictionary()
 _inherited: list[Any] = []
-_guard = threading.Lock()
-
-
-def environment_on(folder: str, map_size: int, user: object) -> Environment:
-    """Return this process's environment on *folder*, with *user* among its users.
-
-    LMDB may not be opened twice by one process: closing one would drop the locks of the other.
-    """
-    parent, name = os.path.split(folder)
-    real = os.path.join(os.path.realpath(parent), name)  # a link in its place is refused later
-    with _guard:
-        environment = _environments.get(real)
-        if environment is None:
-            environment = _environments[real] = Environment(real, map_size)
-        environment.users.add(user)
-    return environment

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from fcntl import LOCK_EX, LOCK_UN, flock
 from typing import TypeVar, cast
 
 from wsgigate.store import Change
-from wsgigate.store.environment import LOOK_EVERY, Environment, environment_on
+from wsgigate.store.environment import LOOK_EVERY, Environment
 from wsgigate.store.failures import FAILURES, Full
 from wsgigate.store.folder import private_folder
 from wsgigate.store.limits import KEY_BYTES, check_value, encoded
+from wsgigate.store.shared import environment_on
 from wsgigate.store.sweep import FIRST, OWN, SWEEP_EVERY, expiry
 
 __all__ = ["LmdbStore", "private_folder"]
@@ -99,36 +101,42 @@ class LmdbStore:
             for last in (False, True):
                 now = 0.0
                 try:
-                    txn = (environment.begin or environment.open())(None, None, True)
+                    begin = environment.begin or environment.open()
+                    turn = environment.turn
+                    flock(turn, LOCK_EX)
                     try:
-                        # read when it is our turn: no decision goes back in time
-                        now = self._clock()
-                        raw = txn.get(name)
-                        old = None if raw is None or _expiry_of(raw)[0] <= now else raw[8:]
-                        new, ttl, result = change(old, now)
-                        if new is old:
+                        txn = begin(None, None, True)
+                        try:
+                            # read when it is our turn: no decision goes back in time
+                            now = self._clock()
+                            raw = txn.get(name)
+                            old = None if raw is None or _expiry_of(raw)[0] <= now else raw[8:]
+                            new, ttl, result = change(old, now)
+                            if new is old:
+                                txn.abort()
+                                return result
+                            if new is None:
+                                txn.delete(name)
+                            else:
+                                size = len(new)
+                                if raw is None or size > len(raw) - 8:
+                                    check_value(new)
+                                    if environment.full:
+                                        raise Full
+                                    environment.added += 1 + (size >> 8)
+                                txn.put(name, _pack(now + ttl) + new)
+                            looking = (
+                                environment.added >= SWEEP_EVERY
+                                or not 0.0 <= now - environment.looked < LOOK_EVERY
+                            )
+                            if looking:
+                                environment.sweep(txn, now)
+                            txn.commit()
+                        except BaseException:
                             txn.abort()
-                            return result
-                        if new is None:
-                            txn.delete(name)
-                        else:
-                            size = len(new)
-                            if raw is None or size > len(raw) - 8:
-                                check_value(new)
-                                if environment.full:
-                                    raise Full
-                                environment.added += 1 + (size >> 8)
-                            txn.put(name, _pack(now + ttl) + new)
-                        looking = (
-                            environment.added >= SWEEP_EVERY
-                            or not 0.0 <= now - environment.looked < LOOK_EVERY
-                        )
-                        if looking:
-                            environment.sweep(txn, now)
-                        txn.commit()
-                    except BaseException:
-                        txn.abort()
-                        raise
+                            raise
+                    finally:
+                        flock(turn, LOCK_UN)
                     if looking:
                         environment.look_after(now)
                     return result

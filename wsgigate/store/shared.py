@@ -1,0 +1,29 @@
+"""The environments that this process has, one per folder."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+
+from wsgigate.store.environment import Environment
+
+__all__ = ["environment_on"]
+
+_environments: weakref.WeakValueDictionary[str, Environment] = weakref.WeakValueDictionary()
+_guard = threading.Lock()
+
+
+def environment_on(folder: str, map_size: int, user: object) -> Environment:
+    """Return this process's environment on *folder*, with *user* among its users.
+
+    LMDB may not be opened twice by one process: closing one would drop the locks of the other.
+    """
+    parent, name = os.path.split(folder)
+    real = os.path.join(os.path.realpath(parent), name)  # a link in its place is refused later
+    with _guard:
+        environment = _environments.get(real)
+        if environment is None:
+            environment = _environments[real] = Environment(real, map_size)
+        environment.users.add(user)
+    return environment
