@@ -33,6 +33,7 @@ GROUND = {
 
 ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(GROUND, GROUND),
+    "limit_fields": GROUND | {"rules"},
     "rules": {"rules"},
     "store": {"rules", "store"},
     "denylist": {"rules", "store"},
