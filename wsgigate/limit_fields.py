@@ -195,7 +195,8 @@ class LimitFields:
             ]
         counted = [each for each in told if each[1].limit_field]
         if self._customary and counted:
-            verdict, terms, now = counted[tightest([each[0] for each in counted])]
+            place = tightest([each[0] for each in counted]) if len(counted) > 1 else 0
+            verdict, terms, now = counted[place]
             fields += (
                 terms.limit_field or ("", ""),
                 ("X-RateLimit-Remaining", str(verdict[2])),
