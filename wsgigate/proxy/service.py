@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from wsgigate.circuits import Circuit, Permit, Rejection
 from wsgigate.fields import retry_after
 from wsgigate.problem import Problem, Refusal
+from wsgigate.proxy.bulkhead import Bulkhead
 from wsgigate.rules.budget import RetryBudget
 from wsgigate.rules.outcomes import FAILURES, check_failures
 from wsgigate.rules.retry import Attempt, Decision, RetryRules, decide
@@ -24,6 +25,7 @@ class Resilience:
     :param failures: The statuses that are failures, each 500 to 599.
     :param retry: When a request is made once more; ``None`` for never.
     :param budget: How many retries there may be: by default a fifth of the requests.
+    :param bulkhead: How many of its requests may be under way in this worker; ``None`` for any.
     :param clock: Tells the time in seconds, from any moment on; the circuit's own.
     :param sleep: Waits so many seconds.
     :param random: Gives numbers in [0, 1).
@@ -37,6 +39,7 @@ class Resilience:
         failures: Collection[int] = FAILURES,
         retry: RetryRules | None = None,
         budget: RetryBudget | None = None,
+        bulkhead: Bulkhead | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
         random: Callable[[], float] = _random.random,
@@ -45,6 +48,7 @@ class Resilience:
         self.failures = check_failures(failures)
         self.retry = retry if retry is not None and retry.attempts > 1 else None
         self.per_try = None if retry is None else retry.per_try_timeout
+        self.bulkhead = bulkhead
         self.clock = clock
         self.sleep = sleep
         self._random = random

@@ -12,9 +12,10 @@ import requests
 from wsgigate.circuits import Permit
 from wsgigate.discovery import Instance
 from wsgigate.problem import Problem, Refusal
+from wsgigate.proxy.bulkhead import FULL
 from wsgigate.proxy.departure import Departure
 from wsgigate.proxy.hold import UNSENDABLE, Hold, had_begun, nothing_sent
-from wsgigate.proxy.pool import Member, Pool
+from wsgigate.proxy.pool import Lease, Member, Pool
 from wsgigate.proxy.replay import replayed
 from wsgigate.proxy.request import Outgoing
 from wsgigate.proxy.sender import CLIENT_LEFT, Sender, Unanswered
@@ -70,13 +71,43 @@ class Tries:
         if permit is not None:
             permit.done(Outcome.IGNORED)
 
+    def lease(self, environ: WSGIEnvironment) -> Lease:
+        """Return a hold on an instance for a request whose end tells nothing of the service.
+
+        :raises Refusal: There is none.
+        """
+        bulkhead = self._resilience.bulkhead
+        if bulkhead is None:
+            return self._pick(environ)
+        bulkhead.enter()
+        try:
+            lease = self._pick(environ)
+        except BaseException:
+            bulkhead.leave()
+            raise
+        lease.bulkhead = bulkhead
+        return lease
+
     def answer(self, environ: WSGIEnvironment, departure: Departure) -> Answer:
         """Return what the service answers to the request of *environ*.
 
         :param departure: Tells whether the client has left.
         :raises Refusal: Nothing; carries what the client is told.
         """
-        resilience, pool = self._resilience, self._pool
+        bulkhead = self._resilience.bulkhead
+        if bulkhead is None:
+            return self._answer(environ, departure)
+        bulkhead.enter()  # first of all, so that one too many tells the circuit nothing
+        try:
+            answer = self._answer(environ, departure)
+        except BaseException:
+            bulkhead.leave()
+            raise
+        answer[2].keep(bulkhead)
+        return answer
+
+    def _answer(self, environ: WSGIEnvironment, departure: Departure) -> Answer:
+        resilience = self._resilience
         rules, now = resilience.retry, resilience.clock()
         permit = resilience.admit(now)
         asked = environ.get(TIMEOUT_KEY)
@@ -84,16 +115,15 @@ class Tries:
         until = None
         if asked is not None or resilience.per_try is not None:  # else what is usual holds
             until = deadline(now, total, read_timeout(asked) if asked else None)
-        key = None if pool.key is None else pool.key(environ)
         if rules is None:
-            hold = self._hold(permit, key, ())
+            hold = self._hold(environ, permit, ())
             return *self._send(environ, hold, until, 1, departure), hold
         resilience.count(now)
         replay = replayed(environ, rules.buffer)
         number = 1
         failed: tuple[Member, ...] = ()
         while True:
-            hold = self._hold(permit, key, failed)
+            hold = self._hold(environ, permit, failed)
             response, error = None, None
             try:
                 response, request = self._send(environ, hold, until, number, departure)
@@ -120,12 +150,30 @@ class Tries:
             number += 1
             failed = (*failed, hold.member)
 
-    def _hold(self, permit: Permit | None, key: str | None, failed: tuple[Member, ...]) -> Hold:
-        lease = self._pool.pick(key, failed)
+    def _hold(
+        self, environ: WSGIEnvironment, permit: Permit | None, failed: tuple[Member, ...]
+    ) -> Hold:
+        try:
+            return Hold(self._pick(environ, failed), permit)
+        except BaseException:
+            if permit is not None:
+                permit.done(Outcome.IGNORED)
+            raise
+
+    def _pick(self, environ: WSGIEnvironment, failed: tuple[Member, ...] = ()) -> Lease:
+        """Return a hold on whoever is to serve the request of *environ*.
+
+        :param failed: Those that have not.
+        :raises Refusal: There is nobody.
+        """
+        pool = self._pool
+        key = None if pool.key is None else pool.key(environ)
+        stuck = None if pool.sticky is None else pool.sticky.read(environ)
+        lease = pool.pick(key, failed, None if stuck is None else stuck.id)
         if lease is not None:
-            return Hold(lease, permit)
-        if permit is not None:
-            permit.done(Outcome.IGNORED)
+            return lease
+        if pool.instance_limit is not None and pool.available():
+            raise Refusal(FULL, "every instance has as many requests as it may have")
         raise Refusal(NO_INSTANCE, "no instance")
 
     def _send(
