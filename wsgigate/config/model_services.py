@@ -10,6 +10,7 @@ from typing import Literal
 
 from wsgigate.config.balances import POLICY, Balance, ServiceSticky
 from wsgigate.config.breakers import ServiceBreaker
+from wsgigate.config.hedges import ServiceHedge
 from wsgigate.config.kinds import Choice, Duration, Flag, Integer, Text
 from wsgigate.config.middlewares import Middleware, MiddlewareEntry
 from wsgigate.config.outliers import ServiceOutlier
@@ -138,6 +139,12 @@ class Service:
     retry: ServiceRetry | None = setting(
         Table(ServiceRetry),
         "When a request is made once more; {} for the defaults, never unless said.",
+        default=None,
+    )
+    hedge: ServiceHedge | None = setting(
+        Table(ServiceHedge),
+        "When a request that only reads is made at a second instance before the first has answered;"
+        " {} for the defaults, never unless said.",
         default=None,
     )
     timeout: float | None = setting(

@@ -10,6 +10,7 @@ from wsgigate.circuits import Circuit
 from wsgigate.config.balances import balance_of, stickiness
 from wsgigate.config.breakers import circuit_rules
 from wsgigate.config.errors import Errors, at
+from wsgigate.config.hedges import ServiceHedge, hedge_rules
 from wsgigate.config.model import Config, FieldChanges, Route, Service, Weighted
 from wsgigate.config.outliers import outlier_rules
 from wsgigate.config.retries import retry_budget, retry_rules
@@ -26,6 +27,7 @@ from wsgigate.proxy.transport import Sessions
 from wsgigate.proxy.tunnel import Tunnels
 from wsgigate.proxy.upgrade import WebSocketLimits
 from wsgigate.rules.health import HealthCheck
+from wsgigate.rules.hedge import HedgeRules
 from wsgigate.rules.shedding import share_of_threads
 from wsgigate.store import Store
 
@@ -136,6 +138,11 @@ class Services:
         if retry is not None:
             rules = self._errors.tried(at(path, "retry"), lambda: retry_rules(retry))
             settings |= {"retry": rules, "budget": retry_budget(retry)}
+        hedge = service.hedge
+        if hedge is not None:
+            settings["hedge"] = self._errors.tried(
+                at(path, "hedge"), lambda: _hedge(service, hedge), keys=["after", "most"]
+            )
         if self._max_in_flight(service):
             settings["bulkhead"] = Bulkhead(self._max_in_flight(service))
             self.bulkheads[name] = settings["bulkhead"]
@@ -210,3 +217,9 @@ class Services:
             lambda: FieldRules(changes.set, changes.add, changes.remove),
             keys=["set", "add", "remove"],
         )
+
+
+def _hedge(service: Service, hedge: ServiceHedge) -> HedgeRules:
+    if service.sticky is not None:
+        raise ValueError("is not for a service whose clients stay with an instance (sticky)")
+    return hedge_rules(hedge)

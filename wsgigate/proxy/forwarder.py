@@ -10,6 +10,7 @@ import requests
 from wsgigate.discovery import Instance
 from wsgigate.fields import FieldRules
 from wsgigate.problem import Problem, Refusal, Refuse, answer_with
+from wsgigate.proxy.asker import TIMEOUT_KEY
 from wsgigate.proxy.departure import ClientLeft, Departure, Departures
 from wsgigate.proxy.handshake import asks_for_websocket
 from wsgigate.proxy.hold import Hold
@@ -21,7 +22,7 @@ from wsgigate.proxy.response import BadResponse, Body, ResponseMaker, problem_of
 from wsgigate.proxy.sender import CLIENT_LEFT, Sender
 from wsgigate.proxy.service import Resilience
 from wsgigate.proxy.transport import Sessions, Timeout
-from wsgigate.proxy.tries import TIMEOUT_KEY, Tries
+from wsgigate.proxy.tries import Tries
 from wsgigate.proxy.tunnel import Tunnels
 from wsgigate.proxy.upgrade import Upgrader, WebSocketLimits
 from wsgigate.target import BadTarget, target_of

@@ -112,7 +112,8 @@ class Adapter(BaseAdapter):
         deadline = Deadline(read, total, now, self._clock)
         until = min(now + connect, deadline.until)
         holds = getattr(request.headers, "holds", None)
-        connection = pool.take(now, until, fresh=getattr(request, "fresh", False))
+        fresh = getattr(request, "fresh", False)
+        connection = pool.take(now, until, fresh=fresh, holds=holds)
         while True:
             reader = ResponseReader(method, upgrade)
             if holds is not None:
@@ -129,14 +130,15 @@ class Adapter(BaseAdapter):
                 unread = upload is None or upload.replayable
                 if not connection.reused or reader.begun or not unread:
                     raise
-                if method not in _REPEATABLE:
+                if method not in _REPEATABLE or (holds is not None and holds(None) is False):
                     raise
             except BaseException:
                 connection.close()
                 raise
             # the instance had closed it, or did so when the request was on its way
             again = self._clock()
-            connection = pool.take(again, min(again + connect, deadline.until), fresh=True)
+            until = min(again + connect, deadline.until)
+            connection = pool.take(again, until, fresh=True, holds=holds)
         return Reply(request, RawResponse(connection, reader, read), reader)
 
     def close(self) -> None:
