@@ -198,6 +198,15 @@ def test_requests_and_health_checks_go_by_the_tls_settings_of_the_service(tmp_pa
             "services.a.sticky.max_age",
             "one second",
         ),
+        ("hedge = { after = 'p100' }", "services.a.hedge.after", "p95"),
+        ("hedge = { after = '2m' }", "services.a.hedge.after", "a minute"),
+        ("hedge = { after = true }", "services.a.hedge.after", "duration"),
+        ("hedge = { most = 9 }", "services.a.hedge.most", "from 1 to 5"),
+        (
+            f"hedge = {{}}\nsticky = {{ secret = '{SECRET}' }}",
+            "services.a.hedge",
+            "stay with an instance",
+        ),
         ("max_in_flight = -1", "services.a.max_in_flight", "at least 0"),
         ("instance_max_in_flight = 0", "services.a.instance_max_in_flight", "at least 1"),
         (
@@ -362,3 +371,25 @@ def test_the_answer_to_one_too_many_comes_at_once() -> None:
             opened.set()
             assert waiting.result(20) == "late"
         gateway.close()
+
+
+@pytest.mark.parametrize("after", ['"10ms"', "0.01"])
+def test_a_slow_request_is_made_at_another_instance_where_the_file_says(after: str) -> None:
+    def silent(connection: socket.socket, _request: Received) -> bool:
+        return connection.recv(1) != b""
+
+    with Backend(silent) as slow, Backend(reply(b"fast")) as fast:
+        text = f"""
+            [store]
+            url = "memory:"
+            [services.a]
+            instances = ["{slow.url}", "{fast.url}"]
+            hedge = {{ after = {after} }}
+            [[routes]]
+            path = "/"
+            service = "a"
+        """
+        gateway = build(parse(text, environ={}))
+        assert {Client(gateway).get("/").text for _ in range(4)} == {"fast"}
+        gateway.close()
+        slow.wait_until_closed()

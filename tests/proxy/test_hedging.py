@@ -17,7 +17,7 @@ from werkzeug.test import Client
 from wsgigate.circuits import Circuit, Permit
 from wsgigate.discovery import Instance
 from wsgigate.proxy.alarms import Alarms
-from wsgigate.proxy.departure import Departure, Departures
+from wsgigate.proxy.departure import ClientLeft, Departure, Departures
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Lease, Pool
 from wsgigate.proxy.service import Resilience
@@ -120,6 +120,16 @@ def test_who_answers_first_counts_and_the_other_is_let_go(make: Make) -> None:
         assert slow.requests[0].target == fast.requests[0].target
 
 
+def test_what_is_broken_off_is_not_sent_again_by_another_connection(make: Make) -> None:
+    """As it would be if the instance had closed one that was kept."""
+    with Backend(reply(b"kept"), silent) as slow, Backend(reply(b"fast")) as fast:
+        client = make(slow.url, fast.url, pool={"balance": lambda _: First(slow.url)})
+        assert client.get("/").data == b"kept"
+        assert client.get("/").data == b"fast"
+        slow.wait_until_closed()
+        assert (slow.connections, len(slow.requests)) == (1, 2)
+
+
 def test_an_answer_in_time_is_the_only_one(backend: Backend, make: Make) -> None:
     with Backend() as other:
         client = make(backend.url, other.url, rules=LATE)
@@ -140,7 +150,10 @@ def test_the_first_one_counts_when_it_answers_first_after_all(make: Make) -> Non
 
         thread = threading.Thread(target=answer)
         thread.start()
-        assert client.get("/").data == b"first"
+        environ = new_environ()
+        answer = Server().serve(client.application, environ)
+        assert answer.chunks == [b"first"]
+        assert environ[INSTANCE] == one.url.removeprefix("http://")
         thread.join(20)
         other.wait_until_closed()
         client.pool.wait_until_idle()
@@ -369,10 +382,10 @@ def test_a_client_that_leaves_while_the_winner_streams_frees_it(sessions: Sessio
         chunks = iter(body)
         assert next(chunks) == b"first"
         departure.happened()
-        with pytest.raises(ConnectionResetError):
+        other.wait_until_closed()
+        with pytest.raises(ClientLeft):
             next(chunks)
         close(body)
-        other.wait_until_closed()
         assert set(pool.in_flight().values()) == {0}
 
 

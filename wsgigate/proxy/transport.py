@@ -130,7 +130,7 @@ class Adapter(BaseAdapter):
                 unread = upload is None or upload.replayable
                 if not connection.reused or reader.begun or not unread:
                     raise
-                if method not in _REPEATABLE or (holds is not None and holds(None) is False):
+                if method not in _REPEATABLE:
                     raise
             except BaseException:
                 connection.close()
