@@ -55,7 +55,9 @@ def own_routes(
         gateway.version,
         _port(gateway.bind),
         {
-            name: ServiceFacts(pool, config.services[name].routes, pool.ejected)
+            name: ServiceFacts(
+                pool, config.services[name].routes, pool.ejected, services.bulkhead_of(name)
+            )
             for name, pool in services.pools.items()
         },
         describe_routes(others, prefix=admin.prefix, given=admin.routes),
