@@ -13,9 +13,13 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 GROUND = {
     "addresses",
+    "copied",
+    "errands",
     "fields",
+    "fixed",
     "forwarding",
     "held",
+    "instead",
     "leases",
     "limit_fields",
     "limit_keys",
@@ -37,11 +41,13 @@ ALLOWED: dict[str, set[str]] = {
     "rules": {"rules"},
     "store": {"rules", "store"},
     "denylist": {"rules", "store"},
+    "maintenance": {"rules", "store"},
     "circuits": {"rules", "store", "circuits"},
-    "middleware": GROUND | {"rules", "store", "circuits", "denylist"},
+    "middleware": GROUND | {"rules", "store", "circuits", "denylist", "maintenance"},
     "discovery": GROUND | {"rules", "store", "discovery"},
     "proxy": GROUND | {"rules", "circuits", "discovery", "proxy"},
-    "admin": GROUND | {"rules", "store", "circuits", "denylist", "discovery", "admin"},
+    "admin": GROUND
+    | {"rules", "store", "circuits", "denylist", "discovery", "maintenance", "admin"},
     "gateway": GROUND | {"rules", "store", "discovery", "proxy"},
     "testing": GROUND | {"rules", "store", "testing"},
 }

@@ -98,16 +98,23 @@ def _explained(environ: dict[str, Any], built: Built, config: Config) -> int:
     if entry is None:
         _line("app", "the gateway itself")
         return 0
-    if entry.table.service is None:
+    if entry.table.app is not None:
         _line("app", str(entry.table.app))
         return 0
-    return _forwarded(environ, entry, built)
+    weights = {share.service: share.weight for share in entry.table.services}
+    for name in weights or [str(entry.table.service)]:
+        share = f"   (weight {weights[name]:g})" if weights else ""
+        if code := _forwarded(environ, entry, built, name, share):
+            return code
+    return 0
 
 
-def _forwarded(environ: dict[str, Any], entry: Entry, built: Built) -> int:
-    _line("service", str(entry.table.service))
+def _forwarded(
+    environ: dict[str, Any], entry: Entry, built: Built, service: str, share: str
+) -> int:
+    _line("service", service + share)
     maker = RequestMaker(strip_prefix=entry.strip_prefix, add_prefix=entry.table.add_prefix)
-    instances: tuple[Instance, ...] = built.gateway.pools[str(entry.table.service)].instances
+    instances: tuple[Instance, ...] = built.gateway.pools[service].instances
     for instance in instances:
         try:
             request = maker.make(environ, target_of(environ), instance)

@@ -1,0 +1,113 @@
+"""Have somebody else answer what an app fails to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from wsgigate.fields import is_token
+from wsgigate.instead import answer_instead, marked, shaped
+from wsgigate.rules.fallback import FallbackRules, may_ask_another, reason_of
+from wsgigate.wsgi import FAILURE
+
+__all__ = ["Fallback"]
+
+
+class Fallback:
+    """Have another app answer the requests that *app* fails to.
+
+    What fails is in *rules*: by default an answer of 502, 503 or 504 to GET, HEAD and OPTIONS. The
+    other app gets the same request. A request that may change something is never passed to it when
+    it may have been processed already: only where nothing of it was sent, nor of its body read.
+
+    :param app: The WSGI application to stand in front of, such as a forwarder.
+    :param other: The one that answers instead: another forwarder, a local app, a fixed answer.
+    :param rules: What is answered by the other one.
+    :param kind: What answers are called that are the other's: in the field ``X-Gateway-Fallback``
+        and in the log.
+    :param acts: Whether the other app does what requests want; a fixed answer does not, so it may
+        answer any.
+    :raises ValueError: *kind* is no word.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        other: WSGIApplication,
+        *,
+        rules: FallbackRules | None = None,
+        kind: str = "app",
+        acts: bool = True,
+    ) -> None:
+        if not is_token(kind):
+            raise ValueError(f"kind: a word, not {kind!r}")
+        self.app = app
+        self._other = other
+        self._rules = FallbackRules() if rules is None else rules
+        self._kind = kind
+        self._acts = acts
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        rules = self._rules
+        if environ["REQUEST_METHOD"] not in rules.methods or "HTTP_UPGRADE" in environ:
+            return self.app(environ, start_response)
+        body = _WatchedBody(environ["wsgi.input"]) if self._acts and _has_body(environ) else None
+        if body is not None:
+            environ["wsgi.input"] = body
+
+        def choose(status: int, error: Exception | None) -> WSGIApplication | None:
+            reason = reason_of(environ.get(FAILURE), error is not None)
+            if not rules.replaces(status, reason):
+                return None
+            if self._acts and not may_ask_another(
+                environ["REQUEST_METHOD"],
+                reason,
+                keyed="HTTP_IDEMPOTENCY_KEY" in environ,
+                body_read=body is not None and body.read_from,
+            ):
+                return None
+            return instead
+
+        def instead(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            if body is not None:
+                environ["wsgi.input"] = body  # a forwarder puts what it can read twice in its place
+            environ.pop(FAILURE, None)
+            shaped(environ, f"fallback={self._kind}")
+            return self._other(environ, marked(start_response, self._kind))
+
+        return answer_instead(self.app, environ, start_response, choose)
+
+
+def _has_body(environ: WSGIEnvironment) -> bool:
+    length = environ.get("CONTENT_LENGTH")
+    return length not in (None, "", "0") or "HTTP_TRANSFER_ENCODING" in environ
+
+
+class _WatchedBody:
+    """A request's body that knows whether anything of it was read."""
+
+    __slots__ = ("_source", "read_from")
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+        self.read_from = False
+
+    def read(self, *size: int) -> Any:
+        self.read_from = True
+        return self._source.read(*size)
+
+    def readline(self, *size: int) -> Any:
+        self.read_from = True
+        return self._source.readline(*size)
+
+    def readlines(self, *hint: int) -> Any:
+        self.read_from = True
+        return self._source.readlines(*hint)
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.read_from = True
+        return iter(self._source)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
