@@ -108,6 +108,3 @@ class _WatchedBody:
     def __iter__(self) -> Iterator[bytes]:
         self.read_from = True
         return iter(self._source)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)

@@ -245,9 +245,6 @@ class _Kept:
         while line := self.readline():
             yield line
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)
-
     def _keep(self, block: bytes, nothing_wanted: bool) -> bytes:
         if not block:
             self._ended = self._ended or not nothing_wanted

@@ -15,8 +15,8 @@ GATEWAY = "gateway"
 LONGEST = 10 * 365 * 86_400.0
 """For how many seconds it may last at most; for so long the store keeps it."""
 
-MOST = 100
-"""How many scopes may be out of service at a time."""
+MOST = 60_000
+"""How many bytes of text all that is out of service may take; a store takes no more than 64 KiB."""
 
 _SCOPE = re.compile(r"gateway|(?:service|route):[^\x00-\x1f\x7f]{1,200}")
 _MESSAGE = re.compile(r"[^\x00-\x1f\x7f]{0,300}")
@@ -85,13 +85,14 @@ def switched(
         before = notices.get(scope)
         since = now if before is None else before.since
         notices[scope] = Notice(since, None if lasts is None else now + lasts, message)
-        if len(notices) > MOST:
-            raise ValueError(f"scope: {MOST} are out of service already")
     else:
         notices.pop(scope, None)
     if not notices:
         return None
-    return json.dumps(notices, separators=(",", ":")).encode()
+    made = json.dumps(notices, separators=(",", ":")).encode()
+    if on and len(made) > MOST:
+        raise ValueError("scope: too much is out of service already")
+    return made
 
 
 def noticed(notices: Mapping[str, Notice], scopes: Iterable[str], now: float) -> Notice | None:
