@@ -20,6 +20,7 @@ GROUND = {
     "forwarding",
     "held",
     "instead",
+    "kept_body",
     "leases",
     "limit_fields",
     "limit_keys",

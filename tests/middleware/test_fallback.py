@@ -85,10 +85,18 @@ def test_the_other_gets_the_body_if_nobody_has_read_it() -> None:
     assert other.bodies == [b"order"]
 
 
-def test_the_other_is_not_asked_when_the_body_was_read() -> None:
-    first, other = App(503, failure="Connection refused", reads=1), App(reads=5)
-    assert ask(Fallback(first, other, rules=ALL), "POST", b"order") == ("503", None)
-    assert ask(Fallback(first, other, rules=ALL), "GET", b"order") == ("503", None)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("reads", [0, 1, 65536])
+def test_the_other_gets_all_of_a_body_that_was_read_in_part(method: str, reads: int) -> None:
+    first, other = App(503, failure="Connection refused", reads=reads), App(reads=70_000)
+    assert ask(Fallback(first, other, rules=ALL), method, b"x" * 70_000) == ("200", "app")
+    assert other.bodies == [b"x" * 70_000]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_the_other_is_not_asked_when_too_much_of_the_body_was_read(method: str) -> None:
+    first, other = App(503, failure="Connection refused", reads=65537), App()
+    assert ask(Fallback(first, other, rules=ALL), method, b"x" * 70_000) == ("503", None)
     assert other.bodies == []
 
 

@@ -50,7 +50,7 @@ def test_what_is_replaced(rules: FallbackRules, status: int, reason: str, replac
 
 
 @pytest.mark.parametrize(
-    ("method", "reason", "keyed", "body_read", "may"),
+    ("method", "reason", "keyed", "body_lost", "may"),
     [
         ("GET", "timeout", False, False, True),
         ("HEAD", "answered", False, False, True),
@@ -73,9 +73,9 @@ def test_what_is_replaced(rules: FallbackRules, status: int, reason: str, replac
     ],
 )
 def test_nobody_is_asked_to_do_what_may_be_done(
-    method: str, reason: str, keyed: bool, body_read: bool, may: bool
+    method: str, reason: str, keyed: bool, body_lost: bool, may: bool
 ) -> None:
-    assert may_ask_another(method, reason, keyed=keyed, body_read=body_read) is may
+    assert may_ask_another(method, reason, keyed=keyed, body_lost=body_lost) is may
 
 
 @pytest.mark.parametrize(

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.fields import is_token
 from wsgigate.instead import answer_instead, marked, shaped
+from wsgigate.kept_body import KeptBody
 from wsgigate.rules.fallback import FallbackRules, may_ask_another, reason_of
 from wsgigate.wsgi import FAILURE
 
 __all__ = ["Fallback"]
+
+BUFFER = 64 * 1024
+"""Of a body how many bytes are kept, to be read again by the other app."""
 
 
 class Fallback:
     """Have another app answer the requests that *app* fails to.
 
     What fails is in *rules*: by default an answer of 502, 503 or 504 to GET, HEAD and OPTIONS. The
-    other app gets the same request. A request that may change something is never passed to it when
-    it may have been processed already: only where nothing of it was sent, nor of its body read.
+    other app gets the same request. A request that may change something is passed to it only where
+    nothing of it was sent: it may have been processed otherwise. Of its body 64 KiB are kept; one
+    of which more has been read is lost to the other app.
 
     :param app: The WSGI application to stand in front of, such as a forwarder.
     :param other: The one that answers instead: another forwarder, a local app, a fixed answer.
@@ -52,7 +56,9 @@ class Fallback:
         rules = self._rules
         if environ["REQUEST_METHOD"] not in rules.methods or "HTTP_UPGRADE" in environ:
             return self.app(environ, start_response)
-        body = _WatchedBody(environ["wsgi.input"]) if self._acts and _has_body(environ) else None
+        body = (
+            KeptBody(environ["wsgi.input"], BUFFER) if self._acts and _has_body(environ) else None
+        )
         if body is not None:
             environ["wsgi.input"] = body
 
@@ -64,14 +70,14 @@ class Fallback:
                 environ["REQUEST_METHOD"],
                 reason,
                 keyed="HTTP_IDEMPOTENCY_KEY" in environ,
-                body_read=body is not None and body.read_from,
+                body_lost=body is not None and body.too_large,
             ):
                 return None
             return instead
 
         def instead(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             if body is not None:
-                environ["wsgi.input"] = body  # a forwarder puts what it can read twice in its place
+                environ["wsgi.input"] = body.again()
             environ.pop(FAILURE, None)
             shaped(environ, f"fallback={self._kind}")
             return self._other(environ, marked(start_response, self._kind))
@@ -82,29 +88,3 @@ class Fallback:
 def _has_body(environ: WSGIEnvironment) -> bool:
     length = environ.get("CONTENT_LENGTH")
     return length not in (None, "", "0") or "HTTP_TRANSFER_ENCODING" in environ
-
-
-class _WatchedBody:
-    """A request's body that knows whether anything of it was read."""
-
-    __slots__ = ("_source", "read_from")
-
-    def __init__(self, source: Any) -> None:
-        self._source = source
-        self.read_from = False
-
-    def read(self, *size: int) -> Any:
-        self.read_from = True
-        return self._source.read(*size)
-
-    def readline(self, *size: int) -> Any:
-        self.read_from = True
-        return self._source.readline(*size)
-
-    def readlines(self, *hint: int) -> Any:
-        self.read_from = True
-        return self._source.readlines(*hint)
-
-    def __iter__(self) -> Iterator[bytes]:
-        self.read_from = True
-        return iter(self._source)

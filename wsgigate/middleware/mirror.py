@@ -8,11 +8,11 @@ import random as _random
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterable
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.errands import Errands
+from wsgigate.kept_body import KeptBody
 from wsgigate.store.forking import rest_at_fork
 from wsgigate.wsgi import CLAIMS, CLIENT, PARAMS, PEER_TRUSTED, REQUEST_ID, ROUTE, TARGET
 
@@ -125,7 +125,7 @@ class Mirror:
             return self.app(environ, start_response)
         copied = self._copied(environ)
         expected = None if chunked else int(length)
-        environ["wsgi.input"] = body = _Kept(environ["wsgi.input"], self._largest, expected)
+        environ["wsgi.input"] = body = KeptBody(environ["wsgi.input"], self._largest, expected)
         try:
             return self.app(environ, start_response)
         finally:
@@ -211,47 +211,3 @@ class Mirror:
 
 def _start(status: str, headers: object, exc_info: object = None) -> Callable[[bytes], object]:
     return lambda data: None
-
-
-class _Kept:
-    """A request's body, of which a copy is kept while it is read."""
-
-    def __init__(self, source: Any, most: int, expected: int | None) -> None:
-        self._source = source
-        self._most = most
-        self._expected = expected
-        self._copy = bytearray()
-        self._ended = False
-        self.too_large = False
-
-    def whole(self) -> bytes | None:
-        """Return all of the body; ``None`` when it was too large, or not read to its end."""
-        if self.too_large:
-            return None
-        if self._expected is None:
-            return bytes(self._copy) if self._ended else None
-        return bytes(self._copy) if len(self._copy) == self._expected else None
-
-    def read(self, *size: int) -> bytes:
-        return self._keep(self._source.read(*size), bool(size) and size[0] == 0)
-
-    def readline(self, *size: int) -> bytes:
-        return self._keep(self._source.readline(*size), bool(size) and size[0] == 0)
-
-    def readlines(self, *hint: int) -> list[bytes]:
-        return list(self)
-
-    def __iter__(self) -> Iterator[bytes]:
-        while line := self.readline():
-            yield line
-
-    def _keep(self, block: bytes, nothing_wanted: bool) -> bytes:
-        if not block:
-            self._ended = self._ended or not nothing_wanted
-        elif not self.too_large:
-            if len(self._copy) + len(block) > self._most:
-                self.too_large = True
-                self._copy = bytearray()
-            else:
-                self._copy += block
-        return block

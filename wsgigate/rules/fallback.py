@@ -74,7 +74,7 @@ class FallbackRules:
         return status in self.statuses and reason in self.reasons
 
 
-def may_ask_another(method: str, reason: str, *, keyed: bool, body_read: bool) -> bool:
+def may_ask_another(method: str, reason: str, *, keyed: bool, body_lost: bool) -> bool:
     """Return whether somebody else may be asked to do what a request wants.
 
     A request that changes something may have been processed, unless nothing of it was sent; the one
@@ -83,8 +83,8 @@ def may_ask_another(method: str, reason: str, *, keyed: bool, body_read: bool) -
 
     :param reason: Why it failed.
     :param keyed: Whether it has an ``Idempotency-Key``: it may have been sent by an earlier try.
-    :param body_read: Whether anything of its body has been read, which can not be read again.
+    :param body_lost: Whether so much of its body has been read that it can not be read again.
     """
-    if body_read:
+    if body_lost:
         return False
     return method in SAFE or (reason in _UNSENT and not keyed)
