@@ -22,15 +22,21 @@ from wsgigate import (
     CircuitRules,
     ConcurrencyLimiter,
     Cors,
+    FallbackRules,
+    Faults,
     Forwarder,
     Limiter,
     Logger,
+    Maintenance,
+    Mirror,
     RequestId,
     RetryRules,
     SheddingRules,
+    Splitter,
+    StaleAnswers,
     wsgi,
 )
-from wsgigate.config import breakers, model, options, outliers, retries, shedders
+from wsgigate.config import breakers, model, options, outliers, retries, shaping, shedders
 from wsgigate.config.kinds import Duration, Kind
 from wsgigate.config.tables import PLANNED, Either, ListOf, MapOf, Table
 from wsgigate.config.uses import USES
@@ -54,6 +60,12 @@ CONSTRUCTORS: dict[type[Any], Any] = {
     options.RequestIdOptions: RequestId,
     outliers.ServiceOutlier: OutlierRules,
     retries.ServiceRetry: RetryRules,
+    shaping.FallbackTable: FallbackRules,
+    shaping.FaultOptions: Faults,
+    shaping.MaintenanceTable: Maintenance,
+    shaping.MirrorTable: Mirror,
+    shaping.SplitTable: Splitter,
+    shaping.StaleTable: StaleAnswers,
     shedders.ShedderOptions: SheddingRules,
 }
 """Whose defaults count where a key that is left out is not passed on."""
@@ -66,6 +78,10 @@ DEFAULTS = {
     "gateway.workers": "the number of CPUs",
     "gateway.via": "made from the name, the machine and the file",
     "concurrency-limiter.name": 'made from the route; ``"default"`` around everything',
+    "faults.abort_percent": "``0``",
+    "faults.abort_status": "``503``",
+    "faults.delay": "``0s``",
+    "faults.delay_percent": "``0``",
     "limiter.name": 'made from the route; ``"default"`` around everything',
     "logger.stream": '``"stdout"``',
     "services.NAME.balance": '``"two-choices"``',
@@ -77,6 +93,13 @@ DEFAULTS = {
     "services.NAME.retry.budget": "``0.2``",
     "services.NAME.retry.budget_floor": "``3``",
     "services.NAME.retry.per_try_timeout": "the time there is in all",
+    "routes.fallback.content_type": "``text/plain; charset=utf-8``, or by the file's name",
+    "routes.fallback.reasons": "all of them",
+    "routes.fallback.status": "``503``",
+    "routes.mirror.methods": "all of them",
+    "services.NAME.fallback.content_type": "``text/plain; charset=utf-8``, or by the file's name",
+    "services.NAME.fallback.reasons": "all of them",
+    "services.NAME.fallback.status": "``503``",
     "routes.encoded_slash": "that of the gateway",
     "routes.forward_authorization": "``true``, unless identity fields tell who the caller is",
     "routes.listed": "worked out",
@@ -88,6 +111,7 @@ HEADINGS = {
     "gateway": "``[gateway]``",
     "store": "``[store]``",
     "admin": "``[admin]``",
+    "maintenance": "``[maintenance]``",
     "middleware": "``[[middleware]]``",
     "services": "``[services.NAME]``",
     "routes": "``[[routes]]``",

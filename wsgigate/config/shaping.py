@@ -45,12 +45,12 @@ class StaleTable:
     """Which earlier answers are kept, to be shown when a service fails."""
 
     max_size: int | None = setting(
-        Size(), "How much a worker keeps of them for a route; 16 MiB.", default=None
+        Size(), "How much a worker keeps of them for a route.", default=None
     )
-    max_answer: int | None = setting(Size(), "The largest body that is kept; 1 MiB.", default=None)
+    max_answer: int | None = setting(Size(), "The largest body that is kept.", default=None)
     stale_for: float | None = setting(
         Duration(zero=True),
-        "How long after it was fresh an answer is shown that does not say so; 1 h.",
+        "How long after it was fresh an answer is shown that does not say so.",
         default=None,
     )
 
@@ -70,20 +70,16 @@ class FallbackTable:
     )
     body: str | None = setting(Text(), "A fixed answer: its body.", default=None)
     file: str | None = setting(Text(), "A fixed answer: a file with its body.", default=None)
-    status: int | None = setting(
-        Integer(200, 599), "The status of the fixed answer; 503.", default=None
-    )
-    content_type: str | None = setting(
-        Text(), "Its type; by the file's name, or plain text, unless said.", default=None
-    )
+    status: int | None = setting(Integer(200, 599), "The status of the fixed answer.", default=None)
+    content_type: str | None = setting(Text(), "Its type.", default=None)
     statuses: tuple[int, ...] | None = setting(
-        ListOf(Integer(500, 599), least=1), "What a failure is; 502, 503 and 504.", default=None
+        ListOf(Integer(500, 599), least=1), "What a failure is.", default=None
     )
     reasons: tuple[str, ...] | None = setting(
-        ListOf(Choice(*sorted(REASONS)), least=1), "Why it failed; any unless said.", default=None
+        ListOf(Choice(*sorted(REASONS)), least=1), "Why it failed.", default=None
     )
     methods: tuple[str, ...] | None = setting(
-        ListOf(_METHOD, least=1), "Which requests; GET, HEAD and OPTIONS.", default=None
+        ListOf(_METHOD, least=1), "Which requests.", default=None
     )
 
 
@@ -115,21 +111,21 @@ class MirrorTable:
 
     service: str = setting(Text(), "The service.")
     percent: float | None = setting(
-        Number(0, 100), "Of how many requests in a hundred; of all.", default=None
+        Number(0, 100), "Of how many requests in a hundred.", default=None
     )
     methods: tuple[str, ...] | None = setting(
-        ListOf(_METHOD, least=1), "Of which requests; of all.", default=None
+        ListOf(_METHOD, least=1), "Of which requests.", default=None
     )
-    max_body: int | None = setting(Size(), "The largest body that is copied; 64 KiB.", default=None)
+    max_body: int | None = setting(Size(), "The largest body that is copied.", default=None)
     credentials: bool | None = setting(
-        Flag(), "Whether copies tell who the caller is; they do not.", default=None
+        Flag(), "Whether copies tell who the caller is.", default=None
     )
-    max_answer: int | None = setting(Size(), "How much of an answer is read; 1 MiB.", default=None)
-    max_time: float | None = setting(Duration(), "How long an answer is read; 30 s.", default=None)
+    max_answer: int | None = setting(Size(), "How much of an answer is read.", default=None)
+    max_time: float | None = setting(Duration(), "How long an answer is read.", default=None)
     threads: int | None = setting(
-        Integer(1, 64), "How many copies a worker has under way; 2.", default=None
+        Integer(1, 64), "How many copies a worker has under way.", default=None
     )
-    queue: int | None = setting(Integer(1, 100_000), "How many may wait; 100.", default=None)
+    queue: int | None = setting(Integer(1, 100_000), "How many may wait.", default=None)
 
 
 @table
@@ -153,7 +149,7 @@ class MaintenanceTable:
         Table(AllowHeader), "A field and a secret by which requests are let pass.", default=None
     )
     retry_after: float | None = setting(
-        Duration(), "When to come again, if nobody said when it is over; 5 m.", default=None
+        Duration(), "When to come again, if nobody said when it is over.", default=None
     )
     page: str | None = setting(
         Text(), "A file that is answered instead of a problem document.", default=None
@@ -175,7 +171,7 @@ class FaultOptions:
         Number(0, 100), "How many in a hundred wait.", default=None
     )
     abort_status: int | None = setting(
-        Integer(400, 599), "What a request is answered with; 503.", default=None
+        Integer(400, 599), "What a request is answered with.", default=None
     )
     abort_percent: float | None = setting(
         Number(0, 100), "How many in a hundred are answered so.", default=None
@@ -184,7 +180,7 @@ class FaultOptions:
         MapOf(Text()), "Fields that requests must have, with their values.", default=None
     )
     max_delayed: int | None = setting(
-        Integer(1, 4096), "How many threads of a worker may wait; 4.", default=None
+        Integer(1, 4096), "How many threads of a worker may wait.", default=None
     )
 
 

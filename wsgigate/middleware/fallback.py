@@ -56,11 +56,9 @@ class Fallback:
         rules = self._rules
         if environ["REQUEST_METHOD"] not in rules.methods or "HTTP_UPGRADE" in environ:
             return self.app(environ, start_response)
-        body = (
-            KeptBody(environ["wsgi.input"], BUFFER) if self._acts and _has_body(environ) else None
-        )
-        if body is not None:
-            environ["wsgi.input"] = body
+        body: KeptBody | None = None
+        if self._acts and _has_body(environ):
+            environ["wsgi.input"] = body = KeptBody(environ["wsgi.input"], BUFFER)
 
         def choose(status: int, error: Exception | None) -> WSGIApplication | None:
             reason = reason_of(environ.get(FAILURE), error is not None)

@@ -50,9 +50,9 @@ class FallbackRules:
     :raises ValueError: One of them is not of its form; says which.
     """
 
-    statuses: Collection[int] = frozenset((502, 503, 504))
-    reasons: Collection[str] = REASONS
-    methods: Collection[str] = SAFE
+    statuses: Collection[int] = (502, 503, 504)
+    reasons: Collection[str] = tuple(sorted(REASONS))
+    methods: Collection[str] = ("GET", "HEAD", "OPTIONS")
 
     def __post_init__(self) -> None:
         if not self.statuses or not all(500 <= status <= 599 for status in self.statuses):
