@@ -124,14 +124,18 @@ def test_a_store_that_fails_is_told(
 def test_routes_and_explain_tell_of_a_split(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     shares = 'services = [{ service = "orders", weight = 95 }, { service = "next", weight = 5 }]'
     text = FILE.replace('service = "orders"', shares)
+    text = text.replace("[[routes]]", 'fallback = { stale = true, body = "" }\n[[routes]]', 1)
+    text = text.replace(shares, f'{shares}\nmirror = {{ service = "next" }}')
     Path(file).write_text(text + '[services.next]\ninstances = ["http://127.0.0.1:10"]\n')
     assert main(["routes", file]) == 0
     assert "orders (95), next (5)" in capsys.readouterr().out
     assert main(["explain", file, "GET", "/orders/7"]) == 0
-    told = capsys.readouterr().out.splitlines()[-4:]
+    told = capsys.readouterr().out.splitlines()[-6:]
     assert [line.split(maxsplit=1) for line in told] == [
         ["service", "orders   (weight 95)"],
         ["upstream", "GET http://127.0.0.1:9/orders/7"],
         ["service", "next   (weight 5)"],
         ["upstream", "GET http://127.0.0.1:10/orders/7"],
+        ["fallback", "earlier answers, then a fixed answer"],
+        ["mirror", "next"],
     ]

@@ -349,10 +349,11 @@ def test_what_is_out_of_service_is_answered_by_the_gateway(
     text = '[gateway]\nfallback = "full_site:fallback"\n' + MAINTENANCE
     text += services(first=first.url, second=second.url)
     text += route() + route(path="/b", service="second") + route('name = "third"', path="/c") + APP
+    text = text.replace("[maintenance]\n", '[maintenance]\nexempt = ["/echo/health"]\n')
     with Gate(text) as gate:
 
         def out() -> list[str]:
-            paths = ("/a", "/b", "/c", "/echo", "/else", "/_gateway/health")
+            paths = ("/a", "/b", "/c", "/echo", "/else", "/_gateway/health", "/echo/health")
             return [path for path in paths if gate.ask(path).status_code == 503]
 
         assert out() == []
@@ -521,6 +522,7 @@ def test_what_is_wrong_with_a_route_is_told_at_its_key(text: str, key: str, word
             'there is no service "c"',
         ),
         ("[maintenance]\npage = 'nowhere.html'\n" + ONE, "maintenance.page", "can not be read"),
+        ("[maintenance]\nexempt = ['/a*b']\n" + ONE, "maintenance.exempt", "is neither a path"),
         ("[maintenance]\nallow = ['moon']\n" + ONE, "maintenance.allow[0]", "'moon' is neither"),
         (
             "[maintenance]\nallow_header = { name = 'X-A', secret = 'short' }\n" + ONE,

@@ -79,6 +79,15 @@ def test_who_looks_after_it_is_let_pass(
     assert Server().serve(made, {**new_environ(), **more}).status[:3] == status
 
 
+@pytest.mark.parametrize(
+    ("path", "status"), [("/health", 200), ("/static/a.css", 200), ("/health/x", 503), ("/", 503)]
+)
+def test_some_paths_go_on(switch: MaintenanceSwitch, path: str, status: int) -> None:
+    switch.on("gateway")
+    made = Maintenance(app, switch, exempt=["/health", "/static/*"])
+    assert Client(made).get(path).status_code == status
+
+
 def test_the_app_never_sees_the_secret_and_those_further_in_know_it(
     switch: MaintenanceSwitch,
 ) -> None:
@@ -113,6 +122,7 @@ def test_the_log_and_a_fallback_are_told(switch: MaintenanceSwitch) -> None:
     ("settings", "words"),
     [
         ({"scopes": ["orders"]}, "scope: gateway"),
+        ({"exempt": ["/a*"]}, "exempt: paths: '/a\\*' is neither"),
         ({"allow": ["moon"]}, "allow: 'moon'"),
         ({"allow_header": ("X Y", SECRET)}, "allow_header: 'X Y' cannot be"),
         ({"allow_header": ("X-Pass", "short")}, "allow_header: the secret has 16 or more"),

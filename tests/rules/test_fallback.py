@@ -20,6 +20,7 @@ from wsgigate.rules.fallback import REASONS, FallbackRules, may_ask_another, rea
         ("Request timeout", False, "timeout"),
         ("Invalid response", False, "broken"),
         ("Too many connections", False, "busy"),
+        ("Too many requests in flight", False, "busy"),
         ("Maintenance", False, "maintenance"),
         ("Something new", False, "other"),
         (None, True, "raised"),

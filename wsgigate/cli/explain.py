@@ -106,6 +106,7 @@ def _explained(environ: dict[str, Any], built: Built, config: Config) -> int:
         share = f"   (weight {weights[name]:g})" if weights else ""
         if code := _forwarded(environ, entry, built, name, share):
             return code
+    _shaped(entry, config)
     return 0
 
 
@@ -122,6 +123,25 @@ def _forwarded(
             return _refused(error.problem.status, str(error))
         _line("upstream", f"{request.method} {request.url}")
     return 0
+
+
+def _shaped(entry: Entry, config: Config) -> None:
+    """Tell who else may get to see the request."""
+    table = entry.table
+    names = [share.service for share in table.services] or [table.service or ""]
+    fallbacks = [config.services[name].fallback for name in names]
+    for fallback in [table.fallback] if table.fallback else fallbacks:
+        if fallback is not None:
+            ways = {
+                "stale": "earlier answers" if fallback.stale else None,
+                "service": fallback.service,
+                "app": fallback.app,
+                "file": fallback.file,
+                "body": None if fallback.body is None else "a fixed answer",
+            }
+            _line("fallback", ", then ".join(way for way in ways.values() if way))
+    if table.mirror is not None:
+        _line("mirror", table.mirror.service)
 
 
 def _named(entry: Middleware) -> str:

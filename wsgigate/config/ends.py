@@ -166,7 +166,7 @@ class Ends:
         said = self._config.maintenance
         if said is None or self._errors.under("maintenance"):
             return None
-        settings = given(said, only=("allow", "retry_after"))
+        settings = given(said, only=("allow", "exempt", "retry_after"))
         if said.allow_header is not None:
             settings["allow_header"] = (said.allow_header.name, said.allow_header.secret)
         if said.page is not None:
@@ -180,7 +180,7 @@ class Ends:
         made = self._errors.tried(
             "maintenance",
             lambda: Maintenance(_nobody, self._switch, **settings),
-            keys=["allow", "allow_header", "content_type", "retry_after"],
+            keys=["allow", "allow_header", "content_type", "exempt", "retry_after"],
         )
         return None if made is None else settings
 

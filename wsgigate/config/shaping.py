@@ -140,6 +140,11 @@ class AllowHeader:
 class MaintenanceTable:
     """What is answered while something is out of service; there is a switch for it then."""
 
+    exempt: tuple[str, ...] = setting(
+        ListOf(Text('a path such as "/health" or "/static/*"', pattern="/.*")),
+        'Paths that go on, such as "/health", or "/static/*" for all below it.',
+        default=(),
+    )
     allow: tuple[str, ...] = setting(
         ListOf(Checked(_address, 'an address, a network, or "unix"', reason=True)),
         "Whose requests are let pass: addresses and networks.",

@@ -10,6 +10,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgigate.addresses import AddressList
 from wsgigate.fields import is_token, retry_after
 from wsgigate.fixed import fixed_answer
+from wsgigate.limit_keys import exemption
 from wsgigate.maintenance import MaintenanceSwitch
 from wsgigate.problem import Problem, Refuse, answer_with
 from wsgigate.rules.maintenance import GATEWAY, check_scope
@@ -29,6 +30,7 @@ class Maintenance:
     :param app: The WSGI application to stand in front of.
     :param switch: Tells what is out of service; shared by all that are switched together.
     :param scopes: What *app* is part of: ``gateway``, ``service:NAME``, ``route:NAME``.
+    :param exempt: Paths that go on, such as ``/health``, or ``/static/*`` for all below it.
     :param allow: Addresses and networks whose requests are let pass.
     :param allow_header: A request field and the secret in it by which requests are let pass; it is
         taken off them, so that the app does not see it.
@@ -44,6 +46,7 @@ class Maintenance:
         switch: MaintenanceSwitch,
         scopes: Sequence[str] = (GATEWAY,),
         *,
+        exempt: Iterable[str] = (),
         allow: Iterable[str] = (),
         allow_header: tuple[str, str] | None = None,
         retry_after: float = 300.0,
@@ -53,6 +56,11 @@ class Maintenance:
         self.app = app
         self._switch = switch
         self._scopes = tuple(check_scope(scope) for scope in scopes)
+        paths = tuple(exempt)
+        try:
+            self._exempt = exemption(paths=paths) if paths else None
+        except ValueError as error:
+            raise ValueError(f"exempt: {error}") from None
         try:
             self._allow = AddressList(allow)
         except ValueError as error:
@@ -104,4 +112,6 @@ class Maintenance:
             environ[_PASSES] = True
 
     def _passes(self, environ: WSGIEnvironment) -> bool:
-        return _PASSES in environ or (bool(self._allow) and peer(environ) in self._allow)
+        if _PASSES in environ or (self._allow and peer(environ) in self._allow):
+            return True
+        return self._exempt is not None and bool(self._exempt(environ))

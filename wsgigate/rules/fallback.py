@@ -18,6 +18,7 @@ _REASONS = {
     "No instance available": "no-instance",
     "Request timeout": "timeout",
     "Too many connections": "busy",
+    "Too many requests in flight": "busy",
 }
 
 REASONS = frozenset(_REASONS.values()) | {"answered", "raised", "other"}
