@@ -20,6 +20,7 @@ from wsgigate.config.model_services import (
     Tls,
     Weighted,
 )
+from wsgigate.config.shaping import MaintenanceTable
 from wsgigate.config.tables import ListOf, MapOf, Table, setting, table
 from wsgigate.config.texts import Bind, Checked, ImportPath
 from wsgigate.rules.hosts import host_pattern
@@ -135,6 +136,9 @@ class Gateway:
     fallback: str | None = setting(
         ImportPath("a WSGI application"), "The app that serves what no route matches.", default=None
     )
+    fault_injection: bool = setting(
+        Flag(), 'Whether the middlewares "faults" that are enabled do anything.', default=False
+    )
 
 
 @table
@@ -182,6 +186,11 @@ class Config:
         Table(StoreTable, name="Store"), "What workers share.", default_factory=StoreTable
     )
     admin: Admin | None = setting(Table(Admin), "The gateway's own endpoints.", default=None)
+    maintenance: MaintenanceTable | None = setting(
+        Table(MaintenanceTable, name="Maintenance"),
+        "What can be taken out of service; without this table nothing can.",
+        default=None,
+    )
     middleware: tuple[Middleware, ...] = setting(
         ListOf(MiddlewareEntry()), "The middlewares around everything, outermost first.", default=()
     )

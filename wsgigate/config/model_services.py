@@ -15,6 +15,7 @@ from wsgigate.config.kinds import Choice, Duration, Flag, Integer, Text
 from wsgigate.config.middlewares import Middleware, MiddlewareEntry
 from wsgigate.config.outliers import ServiceOutlier
 from wsgigate.config.retries import ServiceRetry
+from wsgigate.config.shaping import FallbackTable, MirrorTable, Share, SplitTable
 from wsgigate.config.tables import Either, ListOf, MapOf, Table, setting, table
 from wsgigate.config.texts import ImportPath, PathPattern, Url
 
@@ -147,6 +148,11 @@ class Service:
         " {} for the defaults, never unless said.",
         default=None,
     )
+    fallback: FallbackTable | None = setting(
+        Table(FallbackTable, name="Fallback"),
+        "What is answered when it fails, on routes that do not say.",
+        default=None,
+    )
     timeout: float | None = setting(
         Duration(), "How long until the answer begins; caps the next two.", default=None
     )
@@ -222,10 +228,24 @@ class Route:
         default=None,
     )
     service: str | None = setting(Text(), "The service that serves it.", default=None)
+    services: tuple[Share, ...] = setting(
+        ListOf(Table(Share), least=1), "Several services, each with its share.", default=()
+    )
+    split: SplitTable | None = setting(
+        Table(SplitTable, name="Split"), "How requests are divided between them.", default=None
+    )
     app: str | None = setting(
         ImportPath("a WSGI application"),
         "The WSGI app that serves it, in this process.",
         default=None,
+    )
+    fallback: FallbackTable | None = setting(
+        Table(FallbackTable, name="Fallback"),
+        "What is answered when that fails, instead of what its services say.",
+        default=None,
+    )
+    mirror: MirrorTable | None = setting(
+        Table(MirrorTable, name="Mirror"), "Who gets copies of its requests.", default=None
     )
     strip_prefix: bool | str = setting(
         Either(
