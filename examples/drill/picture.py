@@ -17,7 +17,7 @@ from xml.sax.saxutils import escape
 __all__ = ["draw"]
 
 _LEFT, _PLOT, _RIGHT = 60, 800, 30
-_TOP, _PANEL, _GAP, _BOTTOM = 76, 130, 46, 40
+_TOP, _PANEL, _GAP, _BOTTOM = 94, 130, 50, 40
 _WIDTH = _LEFT + _PLOT + _RIGHT
 
 _STYLE = """
