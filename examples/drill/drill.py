@@ -142,7 +142,7 @@ def document(title: str, pace: Pace, drilled: Drilled) -> dict[str, Any]:
     requests, journals, troubles = drilled
     end = troubles[-1].until
     fine: list[Slice] = slices(requests, NAMES, end, 0.5)
-    return {
+    told = {
         "title": title,
         "machine": {
             "system": platform.system(),
@@ -151,12 +151,15 @@ def document(title: str, pace: Pace, drilled: Drilled) -> dict[str, Any]:
         },
         "rate": pace.rate,
         "requests": len(requests),
+        "planned": round(pace.rate * end),
         "troubles": [trouble._asdict() for trouble in troubles],
         "slices": [each._asdict() for each in fine],
         "figures": [evaluate(trouble, requests, journals) for trouble in troubles],
         "posts": posts(requests, journals),
         "errors": sorted({_said(each) for each in requests if each.failed}),
     }
+    plain: dict[str, Any] = json.loads(json.dumps(told), parse_constant=lambda _: None)  # no nan
+    return plain
 
 
 def _said(request: Request) -> str:
