@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.svg:
             given.svg.write_text(_run(["picture.py", *map(str, files)]))
     if given.json:
-        given.json.write_text(json.dumps(documents, indent=1) + "\n")
+        lines = ",\n".join(map(json.dumps, documents))  # one for each, long as they are
+        given.json.write_text(f"[\n{lines}\n]\n")
     return 0
 
 

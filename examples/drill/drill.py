@@ -15,6 +15,7 @@ import shlex
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,7 +61,7 @@ class Pace(NamedTuple):
 
 WHOLE = Pace(300, 5.0, (8.0, 8.0, 8.0), (8.0, 8.0, 10.0), 1.0, {})
 _SOONER = {"CHECK_EVERY": "400ms", "EJECT_FOR": "2500ms", "TRY_FOR": "300ms"}
-QUICK = Pace(200, 1.5, (2.0, 3.5, 2.0), (2.0, 2.0, 1.5), 0.5, _SOONER)
+QUICK = Pace(200, 1.0, (1.5, 3.5, 1.6), (1.6, 1.6, 2.0), 0.5, _SOONER)
 
 
 class Drilled(NamedTuple):
@@ -87,9 +88,10 @@ def drill(command: str, port_base: int, pace: Pace) -> Drilled:
         gateway = Gateway(command, port_base, instances, folder, pace.told)
         clients = Clients(port_base, pace.rate)
         try:
-            for each in instances:
-                each.start()
-            gateway.start()
+            for process in (*instances, gateway):
+                process.start()
+            for process in (*instances, gateway):
+                process.wait_until_up()
             time.sleep(1.0)  # for the first round of health checks
             began = time.monotonic()
             clients.start()
@@ -156,7 +158,7 @@ def document(title: str, pace: Pace, drilled: Drilled) -> dict[str, Any]:
         "slices": [each._asdict() for each in fine],
         "figures": [evaluate(trouble, requests, journals) for trouble in troubles],
         "posts": posts(requests, journals),
-        "errors": sorted({_said(each) for each in requests if each.failed}),
+        "errors": Counter(_said(each) for each in requests if each.failed),
     }
     plain: dict[str, Any] = json.loads(json.dumps(told), parse_constant=lambda _: None)  # no nan
     return plain
@@ -185,10 +187,11 @@ def main() -> int:
     lines = slices(drilled.requests, NAMES, lasts, pace.slice)
     print(timeline(lines, drilled.troubles), figure_table([told]), sep="\n\n")
     if told["errors"]:
-        print("\nWhat clients got instead of an answer:", ", ".join(told["errors"]))
+        errors = [f"{error} ({count})" for error, count in sorted(told["errors"].items())]
+        print("\nWhat clients got instead of an answer:", ", ".join(errors))
     print("\n" + goal_lines(reached))
     if given.json:
-        given.json.write_text(json.dumps(told, indent=1) + "\n")
+        given.json.write_text(json.dumps(told) + "\n")
     if given.svg:
         given.svg.write_text(draw([told]))
     judged = [goal for goal in reached if goal.counted or not given.quick]

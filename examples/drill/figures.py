@@ -198,7 +198,7 @@ def _back(trouble: Trouble, requests: Sequence[Request]) -> float | None:
         for request in requests
         if request.instance == trouble.instance
         and not request.failed
-        and trouble.ended <= request.due < trouble.until
+        and trouble.ended <= request.due
     )
     return min(answers, default=None)
 

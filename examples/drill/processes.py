@@ -26,13 +26,14 @@ class Failed(Exception):
 
 
 class _Process:
-    def __init__(self, name: str, port: int) -> None:
+    def __init__(self, name: str, port: int, output: Path) -> None:
         self.name = name
         self.port = port
+        self._output = output
         self._popen: subprocess.Popen[bytes] | None = None
 
-    def _start(self, command: list[str], environ: Mapping[str, str], output: Path) -> None:
-        with output.open("ab") as log:
+    def _start(self, command: list[str], environ: Mapping[str, str]) -> None:
+        with self._output.open("ab") as log:
             self._popen = subprocess.Popen(
                 command,
                 cwd=HERE,  # where there is no gunicorn.conf.py that would be obeyed
@@ -56,11 +57,17 @@ class _Process:
             self._popen.wait()
         self._popen = None
 
-    def _wait_until_up(self, output: Path) -> None:
+    def wait_until_up(self) -> None:
+        """Return once it listens.
+
+        :raises Failed: It does not.
+        """
         until = time.monotonic() + START_SECONDS
         while True:
             if self._popen is None or self._popen.poll() is not None:
-                raise Failed(f"{self.name} ended, after it said:\n{output.read_text()[-2000:]}")
+                raise Failed(
+                    f"{self.name} ended, after it said:\n{self._output.read_text()[-2000:]}"
+                )
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
                 return
@@ -74,16 +81,14 @@ class Instance(_Process):
     """One instance of the service, and all that can happen to it."""
 
     def __init__(self, name: str, port: int, folder: Path) -> None:
-        super().__init__(name, port)
+        super().__init__(name, port, folder / f"output-{name}")
         self.url = f"http://127.0.0.1:{port}"
         self.journal = folder / f"journal-{name}"
-        self._output = folder / f"output-{name}"
 
     def start(self) -> None:
-        """Start it, the first time or after it was killed; return once it listens."""
+        """Start it, the first time or after it was killed."""
         command = [sys.executable, "instance.py", self.name, str(self.port), str(self.journal)]
-        self._start(command, os.environ, self._output)
-        self._wait_until_up(self._output)
+        self._start(command, os.environ)
 
     def kill(self) -> None:
         """Kill it, with whatever it is at."""
@@ -123,9 +128,8 @@ class Gateway(_Process):
         folder: Path,
         told: Mapping[str, str],
     ) -> None:
-        super().__init__("the gateway", port)
+        super().__init__("the gateway", port, folder / "output-gateway")
         self._command = shlex.split(command)
-        self._output = folder / "output-gateway"
         self._environ = {
             **os.environ,
             **told,
@@ -135,9 +139,8 @@ class Gateway(_Process):
         }
 
     def start(self) -> None:
-        """Start it; return once it listens."""
-        self._start(self._command, self._environ, self._output)
-        self._wait_until_up(self._output)
+        """Start it."""
+        self._start(self._command, self._environ)
 
     def stop(self) -> None:
         """Stop it as an operator would, and kill what is left of it."""

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from typing import Any
 
 import pytest
 
-from tests.acceptance.test_examples import EXAMPLES, free_ports, session_of
+from tests.acceptance.test_examples import EXAMPLES, free_ports, is_free, running, session_of
 
-WORKERS = 2
+MOST = 2 * (5 + 10)
+"""Five in a row for each of two workers, and those that are under way with the instance then."""
+
+
+def drill(port: int, *more: str) -> list[str]:
+    return [str(EXAMPLES / "drill" / "drill.py"), "--quick", "--port-base", str(port), *more]
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the drill tells; all the tests of this module read the same one."""
     folder = tmp_path_factory.mktemp("drill")
-    command = [sys.executable, str(EXAMPLES / "drill" / "drill.py"), "--quick"]
-    command += ["--port-base", str(free_ports(4)), "--json", "told.json", "--svg", "drill.svg"]
-    drill = subprocess.Popen(
-        command,
+    process = subprocess.Popen(
+        [sys.executable, *drill(free_ports(4), "--json", "told.json", "--svg", "drill.svg")],
         cwd=folder,
         env={**os.environ, "TMPDIR": str(folder)},
         stdin=subprocess.DEVNULL,
@@ -31,14 +36,14 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         text=True,
         start_new_session=True,
     )
-    with drill:
-        said, _ = drill.communicate(timeout=120)
+    with process:
+        said, _ = process.communicate(timeout=120)
     document: dict[str, Any] = {
-        "code": drill.returncode,
+        "code": process.returncode,
         "said": said,
-        "left": session_of(drill.pid),
+        "left": session_of(process.pid),
     }
-    assert drill.returncode in (0, 1), said
+    assert process.returncode in (0, 1), said
     document["picture"] = (folder / "drill.svg").read_text()
     return document | json.loads((folder / "told.json").read_text())
 
@@ -88,13 +93,12 @@ def test_no_post_is_processed_twice_nor_lost(told: dict[str, Any]) -> None:
 
 
 def test_an_instance_that_hangs_is_out(hung: Any) -> None:
-    assert hung["asked"] > 0, "a hung instance can be told by nothing but its requests"
+    assert 0 < hung["asked"] <= MOST
     assert hung["asked_last"] == 0
 
 
 def test_an_instance_that_fails_is_out_although_its_checks_pass(failing: Any) -> None:
-    # Five in a row for each worker, and those that were under way with it then.
-    assert 5 <= failing["asked"] <= WORKERS * (5 + 10)
+    assert 5 <= failing["asked"] <= MOST
     assert failing["asked_last"] == 0
 
 
@@ -104,3 +108,30 @@ def test_each_instance_comes_back(told: dict[str, Any]) -> None:
 
 def test_the_picture_is_drawn(told: dict[str, Any]) -> None:
     assert "<svg" in told["picture"]
+
+
+def test_a_signal_ends_it_and_leaves_no_process_behind() -> None:
+    port = free_ports(4)
+    with running(drill(port), EXAMPLES.parent) as program:
+        program.wait_for(lambda: not is_free(port))  # the gateway is the last to be started
+        os.killpg(program.popen.pid, signal.SIGTERM)
+        assert program.exit_code() == 130, program.told()
+        assert "Traceback" not in program.told()
+
+
+def test_a_taken_port_is_one_clear_line() -> None:
+    port = free_ports(4)
+    with (
+        socket.create_server(("127.0.0.1", port + 2)),
+        running(drill(port), EXAMPLES.parent) as program,
+    ):
+        assert program.exit_code() == 2
+        assert f"drill: port {port + 2} can not be used" in program.told().splitlines()[-1]
+
+
+def test_a_gateway_that_does_not_start_is_told_with_what_it_said() -> None:
+    command = f"{sys.executable} -c 'raise SystemExit(\"no such key\")'"
+    with running(drill(free_ports(4), "--gateway", command), EXAMPLES.parent) as program:
+        assert program.exit_code() == 2
+        assert "the gateway ended, after it said:\nno such key" in program.told()
+        assert "Traceback" not in program.told()
