@@ -60,8 +60,8 @@ class Pace(NamedTuple):
 
 
 WHOLE = Pace(300, 5.0, (8.0, 8.0, 8.0), (8.0, 8.0, 10.0), 1.0, {})
-_SOONER = {"CHECK_EVERY": "400ms", "EJECT_FOR": "2500ms", "TRY_FOR": "300ms"}
-QUICK = Pace(200, 1.0, (1.5, 3.5, 1.6), (1.6, 1.6, 2.0), 0.5, _SOONER)
+_SOONER = {"CHECK_EVERY": "400ms", "EJECT_FOR": "2500ms", "TRY_FOR": "400ms"}
+QUICK = Pace(80, 1.0, (1.5, 3.5, 2.2), (1.6, 1.6, 2.0), 0.5, _SOONER)
 
 
 class Drilled(NamedTuple):
