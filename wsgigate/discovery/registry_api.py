@@ -5,7 +5,9 @@ from __future__ import annotations
 import random as _random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from bisect import bisect
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import Any, TypeAlias
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -40,6 +42,9 @@ LARGEST = 16 * 1024
 
 Reply: TypeAlias = Answer | Problem
 Endpoint: TypeAlias = Callable[..., Reply]
+
+MOST_TURNS = 1_000
+"""Of how many services it is known whose turn it is."""
 
 _ABSENT = Problem(404, "Service instance not found!")
 _NOBODY = Problem(404, "No healthy instances found!")
@@ -214,7 +219,7 @@ class RegistryApi:
         usable = [entry for entry in listing.instances if entry.weight > 0]
         if not usable:
             return _NOBODY
-        entry = usable[self._position(service, query.strategy, len(usable))]
+        entry = self._chosen(service, query.strategy, usable)
         told = {
             "serviceName": entry.service,
             "instanceId": entry.instance_id,
@@ -273,17 +278,18 @@ class RegistryApi:
             finally:
                 waiting.release()
 
-    def _position(self, service: str, strategy: str, count: int) -> int:
-        if strategy == "random":
-            return int(self._random() * count)
+    def _chosen(self, service: str, strategy: str, usable: Sequence[Registered]) -> Registered:
         if strategy == "first":
-            return 0
+            return usable[0]
+        if strategy == "random":
+            weights = list(accumulate(entry.weight for entry in usable))
+            return usable[bisect(weights, self._random() * weights[-1])]
         # threads that do so at once may get the same one; each worker begins somewhere else
-        if len(self._turns) > 1_000:
+        if len(self._turns) > MOST_TURNS:
             self._turns.clear()
-        turn = self._turns.get(service, int(self._random() * count)) + 1
+        turn = self._turns.get(service, int(self._random() * len(usable))) + 1
         self._turns[service] = turn
-        return turn % count
+        return usable[turn % len(usable)]
 
     def _told(self, listing: Listing) -> list[dict[str, Any]]:
         rules = self._registry.rules
