@@ -5,9 +5,7 @@ from __future__ import annotations
 import random as _random
 import threading
 import time
-from bisect import bisect
-from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -24,6 +22,7 @@ from wsgigate.discovery.registry_answers import (
     sent,
     state_of,
 )
+from wsgigate.discovery.registry_choice import Choice
 from wsgigate.discovery.registry_query import Query, parse_query
 from wsgigate.discovery.status import iso_time
 from wsgigate.problem import Problem, Refusal, Refuse, answer_with
@@ -42,9 +41,6 @@ LARGEST = 16 * 1024
 
 Reply: TypeAlias = Answer | Problem
 Endpoint: TypeAlias = Callable[..., Reply]
-
-MOST_TURNS = 1_000
-"""Of how many services it is known whose turn it is."""
 
 _ABSENT = Problem(404, "Service instance not found!")
 _NOBODY = Problem(404, "No healthy instances found!")
@@ -91,9 +87,8 @@ class RegistryApi:
         self._waiting = threading.BoundedSemaphore(waiting) if waiting else None
         self._now = now
         self._started = now() if started is None else started
-        self._random = random
         self._refuse = refuse
-        self._turns: dict[str, int] = {}
+        self._choice = Choice(random)
         self._router = Router(self._routes(prefix))
         self.listing = listing(self._router.routes)
         """What it answers, for people: ``POST /register`` and so on."""
@@ -219,7 +214,7 @@ class RegistryApi:
         usable = [entry for entry in listing.instances if entry.weight > 0]
         if not usable:
             return _NOBODY
-        entry = self._chosen(service, query.strategy, usable)
+        entry = self._choice.of(service, query.strategy, usable)
         told = {
             "serviceName": entry.service,
             "instanceId": entry.instance_id,
@@ -277,19 +272,6 @@ class RegistryApi:
                 self._registry.wait(service, query.index, query.wait)
             finally:
                 waiting.release()
-
-    def _chosen(self, service: str, strategy: str, usable: Sequence[Registered]) -> Registered:
-        if strategy == "first":
-            return usable[0]
-        if strategy == "random":
-            weights = list(accumulate(entry.weight for entry in usable))
-            return usable[bisect(weights, self._random() * weights[-1])]
-        # threads that do so at once may get the same one; each worker begins somewhere else
-        if len(self._turns) > MOST_TURNS:
-            self._turns.clear()
-        turn = self._turns.get(service, int(self._random() * len(usable))) + 1
-        self._turns[service] = turn
-        return usable[turn % len(usable)]
 
     def _told(self, listing: Listing) -> list[dict[str, Any]]:
         rules = self._registry.rules
