@@ -1,4 +1,4 @@
-"""Where an instance may be: H01 to H05 of the attacks on registries, in every form of an address."""
+"""Where an instance may be: H01 to H05 of the attacks on registries, however it is written."""
 
 from __future__ import annotations
 

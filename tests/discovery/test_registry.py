@@ -13,7 +13,7 @@ from tests.discovery.conftest import Clock, Fickle
 from wsgigate.discovery.destinations import Destinations
 from wsgigate.discovery.registry import Full, Invalid, Listing, Refused, Registry
 from wsgigate.rules.registry import LeaseRules, Registered, Status
-from wsgigate.store import StoreError
+from wsgigate.store import Change, R, StoreError, update
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.store.memory import MemoryStore
 
@@ -27,14 +27,23 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["memory", "lmdb"])
+class Whole(Fickle):
+    """One that decides and writes in one step, as its store does."""
+
+    def update(self, key: str, change: Change[R]) -> R:
+        self._check()
+        return update(self.store, key, change)
+
+
+@pytest.fixture(params=["memory", "lmdb", "only swaps"])
 def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Fickle]:
-    if request.param == "memory":
-        yield Fickle(MemoryStore(clock=clock))
-    else:
+    if request.param == "lmdb":
         kept = LmdbStore(tmp_path / "store", map_size=4 << 20, clock=clock)
-        yield Fickle(kept)
+        yield Whole(kept)
         kept.close()
+    else:
+        kind = Whole if request.param == "memory" else Fickle
+        yield kind(MemoryStore(clock=clock))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Leases end when they are over, by one worker for all; and none while it is the registry's fault."""
+"""Leases end when they are over, by one worker for all; none while it is the registry's fault."""
 
 from __future__ import annotations
 
