@@ -158,7 +158,7 @@ class Sweeper:
             if now - entry.silent_since > entry.unhealthy_after(rules)
         }
         gone, state = evictions(entries, now, rules, swept.evictions)
-        recent = state.gone if 0 <= now - state.since < 60.0 else 0
+        recent = rules.recent(state, now)
         preserving = is_preserving(
             len(silent) - len(gone) + recent, len(entries) - len(gone) + recent, rules
         )

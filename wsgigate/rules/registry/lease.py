@@ -17,6 +17,18 @@ from wsgigate.rules.registry.entry import Registered
 __all__ = ["Evictions", "LeaseRules", "evictions", "is_preserving", "silent_since"]
 
 MINUTE = 60.0
+"""In which time no more than a share is removed; less where leases are shorter."""
+
+
+class Evictions(NamedTuple):
+    """What was removed in the present minute of self-preservation.
+
+    :ivar since: When the minute began.
+    :ivar gone: How many were removed in it.
+    """
+
+    since: float = 0.0
+    gone: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,16 +64,10 @@ class LeaseRules:
         if not 0 <= self.preserve <= 1:
             raise ValueError(f"preserve is a share from 0 to 1, got {self.preserve}")
 
-
-class Evictions(NamedTuple):
-    """What was removed in the present minute of self-preservation.
-
-    :ivar since: When the minute began.
-    :ivar gone: How many were removed in it.
-    """
-
-    since: float = 0.0
-    gone: int = 0
+    def recent(self, state: Evictions, now: float) -> int:
+        """Return how many were removed in the present minute: of leases shorter than that, in the
+        time that they last."""
+        return state.gone if 0 <= now - state.since < min(MINUTE, self.remove_after) else 0
 
 
 def silent_since(last_heartbeat: float, away: Iterable[tuple[float, float]]) -> float:
@@ -103,8 +109,7 @@ def evictions(
         return (), state
     silent = sum(age > entry.unhealthy_after(rules) for age, entry in ages)
     # those that went within this minute were silent as well, and were there when it began
-    fresh_minute = not 0 <= now - state.since < MINUTE
-    gone = 0 if fresh_minute else state.gone
+    gone = rules.recent(state, now)
     if not is_preserving(silent + gone, len(ages) + gone, rules):
         chosen = [entry for _, entry in over]
     else:
@@ -113,7 +118,7 @@ def evictions(
         chosen = _spread([entry for _, entry in over], sizes)[: max(0, room)]
     if not chosen:
         return (), state
-    return tuple(chosen), Evictions(now if fresh_minute else state.since, gone + len(chosen))
+    return tuple(chosen), Evictions(state.since if gone else now, gone + len(chosen))
 
 
 def _spread(over: Sequence[Registered], sizes: Counter[str]) -> list[Registered]:
