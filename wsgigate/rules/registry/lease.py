@@ -8,7 +8,7 @@ self-preservation.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -100,6 +100,22 @@ def evictions(
     :param entries: All entries of all services.
     :param state: What was returned the last time.
     """
+    return evictions_among(entries, Counter(each.service for each in entries), now, rules, state)
+
+
+def evictions_among(
+    entries: Iterable[Registered],
+    sizes: Mapping[str, int],
+    now: float,
+    rules: LeaseRules,
+    state: Evictions,
+) -> tuple[tuple[Registered, ...], Evictions]:
+    """Return what :func:`evictions` does.
+
+    :param entries: At least the entries that are silent.
+    :param sizes: How many instances each service has.
+    """
+    count = sum(sizes.values())
     ages = [(now - entry.silent_since, entry) for entry in entries]
     over = sorted(
         ((age, entry) for age, entry in ages if age > entry.remove_after(rules)),
@@ -110,18 +126,17 @@ def evictions(
     silent = sum(age > entry.unhealthy_after(rules) for age, entry in ages)
     # those that went within this minute were silent as well, and were there when it began
     gone = rules.recent(state, now)
-    if not is_preserving(silent + gone, len(ages) + gone, rules):
+    if not is_preserving(silent + gone, count + gone, rules):
         chosen = [entry for _, entry in over]
     else:
-        room = _allowed(len(ages) + gone, rules) - gone
-        sizes = Counter(entry.service for entry in entries)
+        room = _allowed(count + gone, rules) - gone
         chosen = _spread([entry for _, entry in over], sizes)[: max(0, room)]
     if not chosen:
         return (), state
     return tuple(chosen), Evictions(state.since if gone else now, gone + len(chosen))
 
 
-def _spread(over: Sequence[Registered], sizes: Counter[str]) -> list[Registered]:
+def _spread(over: Sequence[Registered], sizes: Mapping[str, int]) -> list[Registered]:
     """Return *over* in an order that takes the same share of every service, the last one last."""
     turns: Counter[str] = Counter()
     ranked = []
