@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import parse_qs
 from wsgiref.types import StartResponse, WSGIEnvironment
 
+from wsgigate.bodies import has_body, json_body, read_body
 from wsgigate.discovery.registry import Full, Refused, Registry
+from wsgigate.discovery.registry_access import Access, Caller
 from wsgigate.problem import Problem, Refusal, Refuse, answer_with, status_line
 from wsgigate.rules.registry import Invalid
+from wsgigate.rules.router import Router
+from wsgigate.rules.routing import MethodNotAllowed, Route
 from wsgigate.store import StoreError
-from wsgigate.wsgi import REASON, BodyError
+from wsgigate.target import BadTarget, target_of
+from wsgigate.wsgi import REASON
 
-__all__ = ["Access", "Answer", "Asked", "Door", "Handlers"]
+__all__ = ["Answer", "Asked", "Door", "Endpoint", "Table"]
 
 LARGEST = 64 * 1024
 """The largest body that is read, in bytes. Java's clients say much that is not kept."""
@@ -40,15 +45,14 @@ class Answer:
 class Asked:
     """A request, as a door looks at it.
 
-    :ivar path: The segments of the path below the door's own, percent-decoded.
+    :ivar environ: Has the client's token where the registry's own API has it.
     :ivar query: The parameters, each with its values.
     """
 
-    __slots__ = ("environ", "path", "query")
+    __slots__ = ("environ", "query")
 
-    def __init__(self, environ: WSGIEnvironment, path: Sequence[str]) -> None:
+    def __init__(self, environ: WSGIEnvironment) -> None:
         self.environ = environ
-        self.path = path
         try:
             self.query: dict[str, list[str]] = parse_qs(
                 environ.get("QUERY_STRING", ""),
@@ -62,145 +66,159 @@ class Asked:
     def one(self, name: str, default: str = "") -> str:
         """Return the only value of the parameter *name*.
 
-        :raises Refusal: It has several.
+        :raises Invalid: It has several.
         """
         values = self.query.get(name) or [default]
         if len(values) > 1:
-            raise wrong(name, "at most one")
+            raise Invalid(name[:64], "at most one")
         return values[0]
 
     def body(self) -> bytes:
-        """Return the whole body.
+        """Return the body.
 
-        :raises Refusal: It is too large, or can not be read to its end.
+        :raises Refusal: It is too large, compressed, or could not be read.
         """
-        environ = self.environ
-        length = environ.get("CONTENT_LENGTH") or ""
-        if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
-            raise Refusal.of(415, "The body must not be compressed.")
-        if length and not (length.isascii() and length.isdigit()):
-            raise Refusal.of(400, "Malformed Content-Length.")
-        if len(length) > 9 or int(length or 0) > LARGEST:
-            raise Refusal.of(413, f"The body has to be at most {LARGEST} bytes.")
-        if not length and not environ.get("wsgi.input_terminated"):
-            return b""
-        wanted = int(length) if length else LARGEST + 1
-        data = b""
-        try:
-            while len(data) < wanted:
-                part = environ["wsgi.input"].read(wanted - len(data))
-                if not part:
-                    break
-                data += part
-        except (BodyError, OSError):
-            raise Refusal.of(400, "The body could not be read to its end.") from None
-        if len(data) > LARGEST:
-            raise Refusal.of(413, f"The body has to be at most {LARGEST} bytes.")
-        if length and len(data) < wanted:
-            raise Refusal.of(400, "The body could not be read to its end.")
-        return data
+        self._check_encoding()
+        return read_body(self.environ, LARGEST)
 
     def json(self) -> dict[str, Any]:
-        """Return the object that is the body.
+        """Return the JSON object that is the body, of whatever type it is said to be.
 
-        Some clients send JSON under another type's name, so none is asked for. That opens nothing:
-        who may write is never known by a cookie.
+        Many clients say none or a wrong one. That opens nothing to a page in a browser: its
+        requests are known by their origin, and no token is ever in a cookie.
 
-        :raises Refusal: It is none, or an object in it names something twice.
+        :raises Refusal: It is none, or as with :meth:`body`.
         """
-        try:
-            document = json.loads(
-                self.body().decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number
-            )
-        except (ValueError, RecursionError):
-            raise Refusal.of(400, "The body is not well-formed JSON.") from None
-        if not isinstance(document, dict):
-            raise Refusal.of(400, "The body has to be a JSON object.")
-        return document
+        self._check_encoding()
+        return json_body(self.environ, LARGEST, typed=False)
+
+    def has_body(self) -> bool:
+        """Tell whether there is a body that is not empty."""
+        return has_body(self.environ)
+
+    def _check_encoding(self) -> None:
+        if self.environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
+            raise Refusal.of(415, "The body must not be compressed.")
 
 
-Handlers: TypeAlias = Mapping[str, Callable[[Asked], Answer]]
-"""What answers, by method."""
+Endpoint: TypeAlias = Callable[..., Answer]
+"""Answers what is :class:`Asked`; the path's parameters come by name."""
+
+Table: TypeAlias = Mapping[str, Endpoint]
+"""The endpoints, each by its method and path: ``GET /apps/{app}``."""
 
 
 class Door:
     """A WSGI app that speaks of the registry in another one's words.
 
-    Each answers below a path of its own, ``PREFIX``, wherever it is mounted, and 404 to all else.
-
     :param registry: What it is a door to.
-    :param tokens: Who may write what.
+    :param access: Who may change and read it.
+    :param table: What it answers, below each of *prefixes*.
     :param refuse: Turns a problem into the app that answers it.
     """
 
-    PREFIX = ""
-
-    def __init__(self, registry: Registry, tokens: Access, *, refuse: Refuse = answer_with) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        access: Access,
+        table: Table,
+        prefixes: Iterable[str],
+        *,
+        refuse: Refuse = answer_with,
+    ) -> None:
         self._registry = registry
-        self._tokens = tokens
+        self._access = access
         self._refuse = refuse
+        routes = []
+        for prefix in prefixes:
+            if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
+                raise ValueError(f'prefix is "" or a path such as "/eureka", got {prefix!r}')
+            for name, endpoint in table.items():
+                method, _, path = name.partition(" ")
+                routes.append(Route(prefix + path, endpoint, methods=(method,), exact=True))
+        self._router: Router[Endpoint] = Router(routes)
 
-    def resource(self, path: Sequence[str]) -> Handlers | None:
-        """Return what answers at *path*, the segments below the prefix; ``None`` for 404."""
+    def token(self, environ: WSGIEnvironment) -> bytes | None:
+        """Return the token of a request in the door's own place for it; ``None`` without one."""
         raise NotImplementedError
+
+    def denied(self, refusal: Refusal) -> Refusal:
+        """Return what is told to a client whose token is missing or wrong."""
+        return refusal
+
+    def writer(self, asked: Asked, service: str | None = None) -> Caller:
+        """Return who wants to change something.
+
+        :param service: What it has to be allowed to change.
+        :raises Refusal: It may not.
+        """
+        caller = self._access.writer(asked.environ)
+        if service is not None:
+            self._access.check_caller(caller, service)
+        return caller
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         try:
             answer = self._answer(environ)
         except Refusal as refusal:
-            environ[REASON] = str(refusal)
-            return self._refuse(refusal.problem)(environ, start_response)
-        body = answer.body
-        if not isinstance(body, bytes):
-            body = json.dumps(body).encode("ascii")
-        fields = [("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")]
-        if answer.status != 204:
-            fields += [("Content-Type", answer.content_type), ("Content-Length", str(len(body)))]
-        start_response(status_line(answer.status), [*fields, *answer.headers])
-        return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
-
-    def _answer(self, environ: WSGIEnvironment) -> Answer:
-        path = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace")
-        below = path.removeprefix(self.PREFIX)
-        segments = below.strip("/").split("/")
-        handlers = None
-        if len(below) < len(path) and below[:1] in ("", "/"):
-            handlers = self.resource(segments)
-        if handlers is None:
-            raise Refusal.of(404, "There is nothing of that name here.")
-        method = environ["REQUEST_METHOD"]
-        handler = handlers.get("GET" if method == "HEAD" else method)
-        if handler is None:
-            allow = ", ".join([*handlers, *(["HEAD"] if "GET" in handlers else [])])
-            raise Refusal(Problem(405, headers=(("Allow", allow),)))
-        try:
-            return handler(Asked(environ, segments))
+            if refusal.problem.status == 401:
+                refusal = self.denied(refusal)
+            return self._refused(refusal.problem, str(refusal), environ, start_response)
         except Invalid as error:
-            raise wrong(error.field, error.why) from error
-        except Refused as error:
-            raise Refusal.of(403, "An instance must not be there.", str(error)) from error
+            problem = Problem(
+                400, f"{error.field}: {error.why}.", extensions={"field": error.field}
+            )
+            return self._refused(problem, str(error), environ, start_response)
         except Full as error:
-            raise Refusal.of(503, f"The registry is full: {error}.", str(error)) from error
+            problem = Problem(507, "The registry is full.", headers=(("Retry-After", "30"),))
+            return self._refused(problem, str(error), environ, start_response)
         except StoreError as error:
             problem = Problem(
-                503,
-                "The registry can not be written at the moment. What was asked may hold or not.",
-                headers=(("Retry-After", "5"),),
+                503, "The registry cannot be used at the moment.", headers=(("Retry-After", "5"),)
             )
-            raise Refusal(problem, f"the registry's store: {error}") from error
+            reason = f"the registry's store fails: {error}"
+            return self._refused(problem, reason, environ, start_response)
+        return _sent(answer, environ, start_response)
+
+    def _answer(self, environ: WSGIEnvironment) -> Answer:
+        try:
+            target = target_of(environ)
+        except BadTarget as error:
+            raise Refusal.of(400, "Malformed request target.", str(error)) from None
+        path = target.path.rstrip("/") or "/"  # some clients end it with one, some do not
+        found = self._router.match(target.host, path, environ["REQUEST_METHOD"])
+        if found is None:
+            raise Refusal.of(404, "There is nothing of that name here.")
+        if isinstance(found, MethodNotAllowed):
+            allow = (("Allow", ", ".join(found.allowed)),)
+            raise Refusal(Problem(405, "Method not allowed.", headers=allow))
+        token = self.token(environ)
+        if token is not None:
+            bearer = b"Bearer " + token
+            environ = {**environ, "HTTP_AUTHORIZATION": bearer.decode("latin-1")}
+        if found.route.methods == ("GET",):
+            self._access.check_read(environ)
+        return found.route.endpoint(Asked(environ), **found.params)
+
+    def _refused(
+        self,
+        problem: Problem,
+        reason: str,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+    ) -> Iterable[bytes]:
+        environ.setdefault(REASON, reason)
+        return self._refuse(problem)(environ, start_response)
 
 
-def wrong(field: str, why: str) -> Refusal:
-    """Return the refusal of what was sent, which names the *field*."""
-    return Refusal(Problem(400, f"{field}: {why}.", extensions={"field": field}))
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name is there twice")
-    return found
-
-
-def _no_number(name: str) -> object:
-    raise ValueError(f"{name} is no JSON")
+def _sent(
+    answer: Answer, environ: WSGIEnvironment, start_response: StartResponse
+) -> Iterable[bytes]:
+    body = answer.body
+    if not isinstance(body, bytes):
+        body = json.dumps(body).encode("ascii")
+    fields = [("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")]
+    if answer.status != 204:
+        fields += [("Content-Type", answer.content_type), ("Content-Length", str(len(body)))]
+    start_response(status_line(answer.status), [*fields, *answer.headers])
+    return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
