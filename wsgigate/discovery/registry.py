@@ -174,6 +174,7 @@ class Registry:
         if done is None:
             return None
         raw, silence = done
+        self._reader.stale(service)
         try:
             entry = Registered.from_bytes(raw)
         except ValueError:
@@ -226,6 +227,13 @@ class Registry:
         """
         found = {name: self._reader.listing(name) for name in self._reader.names()}
         return {name: listing for name, listing in found.items() if listing.instances}
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the services, sorted.
+
+        :raises StoreError: The store fails, and nothing is known.
+        """
+        return self._reader.names()
 
     def services(self) -> dict[str, tuple[Registered, ...]]:
         """Return the instances of every service, by its name; as :meth:`listings` does."""
