@@ -11,12 +11,17 @@ from wsgigate.rules.registry import Invalid, Registered, Status, parse
 
 __all__ = [
     "CHECK",
+    "FIELDS",
     "STATES",
     "check_id",
     "read_check",
+    "read_check_of",
     "read_duration",
+    "read_flag",
     "read_service",
+    "read_state",
     "with_check",
+    "without_check",
 ]
 
 STATES = {"passing": Status.UP, "warning": Status.UP, "critical": Status.DOWN}
@@ -28,7 +33,7 @@ LONGEST = 3600.0
 CHECK = "consul.check"
 """Where in an entry's metadata its check's id is, when it is not ``service:ID``."""
 
-_FIELDS = {
+FIELDS = {
     "serviceName": "Name",
     "instanceId": "ID",
     "host": "Address",
@@ -76,9 +81,9 @@ def read_service(document: Mapping[str, Any], peer: str) -> Registered:
     :raises Invalid: It is none; names the member in Consul's words.
     """
     service = _flat(document, "")
-    for name in _CAN_NOT:
-        if service.get(name):
-            raise Invalid(name, "not spoken here, an instance has an address and a port")
+    for member in _CAN_NOT:
+        if service.get(member):
+            raise Invalid(member, "not spoken here, an instance has an address and a port")
     checks = service.get("checks") or []
     if not isinstance(checks, list):
         raise Invalid("Checks", "a list")
@@ -102,7 +107,7 @@ def read_service(document: Mapping[str, Any], peer: str) -> Registered:
         entry = parse(wanted)
         return with_check(entry, *read_check(checks[0])) if checks else entry
     except Invalid as error:
-        raise Invalid(_FIELDS.get(error.field, error.field), error.why) from None
+        raise Invalid(FIELDS.get(error.field, error.field), error.why) from None
 
 
 def read_check(document: object) -> tuple[str, float, Status]:
@@ -120,11 +125,44 @@ def read_check(document: object) -> tuple[str, float, Status]:
     named = check.get("checkid") or check.get("id") or ""
     if not isinstance(named, str) or len(named) > 256 or not named.isprintable():
         raise Invalid("CheckID", "a text of at most 256 printable characters")
-    state = check.get("status") or "critical"
+    status = read_state(check) if check.get("status") else Status.STARTING
+    return named, min(ttl, LONGEST), Status.STARTING if status is Status.DOWN else status
+
+
+def read_check_of(document: Mapping[str, Any]) -> tuple[str, str, float, Status]:
+    """Return the id of the instance that a check registered by itself is of, and the check.
+
+    :raises Invalid: It is none, or one of a node.
+    """
+    flat = _flat(document, "")
+    of = flat.get("serviceid")
+    if not of or not isinstance(of, str):
+        raise Invalid("ServiceID", "required, as a check is always an instance's here")
+    named, ttl, status = read_check({"checkid": flat.get("name"), **flat})
+    return of, named, ttl, status
+
+
+def read_state(document: Mapping[str, Any]) -> Status:
+    """Return what the ``Status`` in *document* says of an instance.
+
+    :raises Invalid: It is none that a check has.
+    """
+    state = _flat(document, "").get("status")
     if not isinstance(state, str) or state not in STATES:
         raise Invalid("Status", f"one of {', '.join(STATES)}")
-    status = Status.STARTING if state == "critical" else STATES[state]
-    return named, min(ttl, LONGEST), status
+    return STATES[state]
+
+
+def read_flag(text: str, field: str) -> bool:
+    """Return whether *text* says yes, in the words that Go takes.
+
+    :raises Invalid: It says neither yes nor no; names *field*.
+    """
+    if text in ("1", "t", "T", "true", "TRUE", "True"):
+        return True
+    if text in ("0", "f", "F", "false", "FALSE", "False"):
+        return False
+    raise Invalid(field, "true or false")
 
 
 def with_check(entry: Registered, named: str, ttl: float, status: Status) -> Registered:
@@ -136,6 +174,13 @@ def with_check(entry: Registered, named: str, ttl: float, status: Status) -> Reg
     if named and named != f"service:{entry.instance_id}":
         metadata[CHECK] = named
     return replace(entry, metadata=metadata, lease=ttl, status=status)
+
+
+def without_check(entry: Registered) -> Registered:
+    """Return *entry* as it is when no check was ever registered for it."""
+    metadata = {key: value for key, value in entry.metadata.items() if key != CHECK}
+    status = Status.UP if entry.status in (Status.STARTING, Status.DOWN) else entry.status
+    return replace(entry, metadata=metadata, lease=None, status=status)
 
 
 def check_id(entry: Registered) -> str:

@@ -10,10 +10,10 @@ from urllib.parse import parse_qs
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 from wsgigate.bodies import has_body, json_body, read_body
-from wsgigate.discovery.registry import Full, Refused, Registry
+from wsgigate.discovery.registry import Full, Registry
 from wsgigate.discovery.registry_access import Access, Caller
 from wsgigate.problem import Problem, Refusal, Refuse, answer_with, status_line
-from wsgigate.rules.registry import Invalid
+from wsgigate.rules.registry import Invalid, Registered
 from wsgigate.rules.router import Router
 from wsgigate.rules.routing import MethodNotAllowed, Route
 from wsgigate.store import StoreError
@@ -156,6 +156,17 @@ class Door:
         if service is not None:
             self._access.check_caller(caller, service)
         return caller
+
+    def register(self, entry: Registered, fields: Mapping[str, str]) -> None:
+        """Register *entry*.
+
+        :param fields: What the client calls the members that the registry names in an error.
+        :raises Invalid: It may not be so; names the member as the client does.
+        """
+        try:
+            self._registry.register(entry)
+        except Invalid as error:
+            raise Invalid(fields.get(error.field, error.field), error.why) from error
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         try:

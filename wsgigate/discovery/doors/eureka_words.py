@@ -12,6 +12,7 @@ from wsgigate.discovery.doors.deltas import Changed
 from wsgigate.rules.registry import Invalid, LeaseRules, Registered, Status, parse
 
 __all__ = [
+    "FIELDS",
     "STATUSES",
     "applications",
     "hash_code",
@@ -20,6 +21,7 @@ __all__ = [
     "read_status",
     "tell_instance",
     "vips",
+    "with_metadata",
 ]
 
 STATUSES = {
@@ -31,7 +33,7 @@ STATUSES = {
 
 _MEANT = {**{word: status for status, word in STATUSES.items()}, "UNKNOWN": Status.STARTING}
 
-_FIELDS = {
+FIELDS = {
     "serviceName": "app",
     "host": "ipAddr",
     "healthCheckPath": "healthCheckUrl",
@@ -83,7 +85,7 @@ def read_instance(app: str, document: Mapping[str, Any]) -> Registered:
     try:
         return replace(parse(wanted), lease=lease)
     except Invalid as error:
-        field = _FIELDS.get(error.field, error.field)
+        field = FIELDS.get(error.field, error.field)
         if field == "ipAddr" and host != address:
             field = "hostName"
         raise Invalid(field, error.why) from None
@@ -107,6 +109,25 @@ def lasting_status(told: Status, known: Status | None) -> Status:
     otherwise; but that it starts or is down nobody knows better than itself. That is Eureka's rule.
     """
     return known if told is Status.UP and known is Status.DRAINING else told
+
+
+def with_metadata(entry: Registered, more: Mapping[str, str]) -> Registered:
+    """Return *entry* with *more* metadata.
+
+    :raises Invalid: That is too much, or no metadata.
+    """
+    metadata = {**entry.metadata, **more}
+    read = parse(
+        {
+            "serviceName": entry.service,
+            "instanceId": entry.instance_id,
+            "host": entry.host,
+            "port": entry.port,
+            "metadata": metadata,
+        }
+    )
+    zone, version = read.zone or entry.zone, read.version or entry.version
+    return replace(entry, metadata=metadata, zone=zone, version=version)
 
 
 def tell_instance(entry: Registered, rules: LeaseRules, action: str = "ADDED") -> dict[str, Any]:
