@@ -1,25 +1,16 @@
-"""Consul's door: the part of its agent, catalog and health API that services and their users need."""
+"""Consul's door: the part of its agent, catalog and health API that services and users need."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 from wsgiref.types import WSGIEnvironment
 
-from wsgigate.discovery.doors.consul_answers import (
-    tell_catalog,
-    tell_checks,
-    tell_health,
-    tell_node,
-    tell_service,
-)
+from wsgigate.discovery.doors.consul_told import Told
 from wsgigate.discovery.doors.consul_words import (
     FIELDS,
-    STATES,
     check_id,
     read_check_of,
-    read_duration,
     read_flag,
     read_service,
     read_state,
@@ -27,20 +18,18 @@ from wsgigate.discovery.doors.consul_words import (
     without_check,
 )
 from wsgigate.discovery.doors.door import Answer, Asked, Door, Table
-from wsgigate.discovery.registry import LONGEST_WAIT, Listing, Registry
+from wsgigate.discovery.registry import Registry
 from wsgigate.discovery.registry_access import Access
 from wsgigate.problem import Refusal, Refuse, answer_with
-from wsgigate.rules.registry import Invalid, Registered, Status
+from wsgigate.rules.registry import Registered, Status
 from wsgigate.wsgi import CLIENT
 
 __all__ = ["Consul"]
 
 _DONE = Answer(content_type="text/plain")
 
-_NOT_SPOKEN = ("filter", "node-meta", "ns", "partition", "peer", "sg")
-"""Parameters that would leave something out: refused, so that nobody takes all for a part."""
-
 _MOST_REMEMBERED = 10_000
+"""How many checks are remembered, by whom they are."""
 
 
 class Consul(Door):
@@ -73,11 +62,9 @@ class Consul(Door):
     ) -> None:
         if waiting < 0:
             raise ValueError(f"waiting is 0 or more requests, got {waiting}")
+        told = Told(registry, datacenter, node, waiting)
         table: Table = {
-            "GET /agent/self": self._self,
-            "GET /agent/services": self._agent_services,
-            "GET /agent/service/{name}": self._agent_service,
-            "GET /agent/checks": self._agent_checks,
+            **told.table(),
             "PUT /agent/service/register": self._register,
             "PUT /agent/service/deregister/{name}": self._deregister,
             "PUT /agent/service/maintenance/{name}": self._maintenance,
@@ -87,20 +74,9 @@ class Consul(Door):
             "PUT /agent/check/warn/{check}": self._pass,
             "PUT /agent/check/fail/{check}": self._fail,
             "PUT /agent/check/update/{check}": self._update,
-            "GET /catalog/datacenters": self._datacenters,
-            "GET /catalog/nodes": self._nodes,
-            "GET /catalog/services": self._catalog_services,
-            "GET /catalog/service/{service}": self._catalog_service,
-            "GET /health/service/{service}": self._health_service,
-            "GET /health/checks/{service}": self._health_checks,
-            "GET /health/state/{state}": self._health_state,
-            "GET /status/leader": self._leader,
-            "GET /status/peers": self._peers,
         }
         super().__init__(registry, access, table, (prefix,), refuse=refuse)
-        self._datacenter = datacenter
-        self._node = node
-        self._waiting = threading.BoundedSemaphore(waiting) if waiting else None
+        self._everything = told.everything
         self._remembered: dict[str, tuple[tuple[str, str], ...]] = {}
 
     def token(self, environ: WSGIEnvironment) -> bytes | None:
@@ -110,13 +86,14 @@ class Consul(Door):
     def denied(self, refusal: Refusal) -> Refusal:
         return Refusal.of(403, "Permission denied: registry token required!", str(refusal))
 
-    # the agent: what is changed
-
     def _register(self, asked: Asked) -> Answer:
         caller = self.writer(asked)
         environ = asked.environ
         entry = read_service(asked.json(), environ.get(CLIENT) or environ.get("REMOTE_ADDR", ""))
         self._access.check_caller(caller, entry.service)
+        for known in self._registry.discover(entry.service, status=Status.DRAINING).instances:
+            if known.instance_id == entry.instance_id:  # it is in maintenance, whatever it knows
+                entry = replace(entry, status=Status.DRAINING)
         self.register(entry, FIELDS)
         return _DONE
 
@@ -136,9 +113,9 @@ class Consul(Door):
 
     def _register_check(self, asked: Asked) -> Answer:
         self.writer(asked)
-        name, *check = read_check_of(asked.json())
+        name, check, ttl, status = read_check_of(asked.json())
         for entry in self._writable(asked, lambda entry: entry.instance_id == name):
-            self.register(with_check(entry, *check), FIELDS)
+            self.register(with_check(entry, check, ttl, status), FIELDS)
         return _DONE
 
     def _deregister_check(self, asked: Asked, check: str) -> Answer:
@@ -164,7 +141,7 @@ class Consul(Door):
         caller = self.writer(asked)
         names = self._remembered.get(check, ())
         mine = [name for name in names if caller.may(name[0])]
-        if mine and all([self._renew(service, name, status) for service, name in mine]):
+        if mine and all(self._renew(service, name, status) for service, name in mine):
             return _DONE
         found = self._writable(asked, lambda entry: check_id(entry) == check)
         for entry in found:
@@ -200,160 +177,3 @@ class Consul(Door):
         if not mine:
             self._access.check_caller(caller, found[0].service)
         return mine
-
-    # the agent: what is told
-
-    def _self(self, asked: Asked) -> Answer:
-        config = {
-            "Datacenter": self._datacenter,
-            "NodeName": self._node,
-            "NodeID": "",
-            "Revision": "",
-            "Server": True,
-            "Version": "1.0.0+wsgigate",
-        }
-        member = {"Name": self._node, "Addr": "", "Port": 0, "Tags": {}, "Status": 1}
-        return Answer({"Config": config, "DebugConfig": {}, "Member": member, "Meta": {}})
-
-    def _agent_services(self, asked: Asked) -> Answer:
-        self._check(asked)
-        version = self._registry.version()
-        return Answer(
-            {entry.instance_id: self._service(entry, version) for entry in self._everything()}
-        )
-
-    def _agent_service(self, asked: Asked, name: str) -> Answer:
-        self._check(asked)
-        version = self._registry.version()
-        for entry in self._everything():
-            if entry.instance_id == name:
-                return Answer(self._service(entry, version))
-        raise Refusal.of(404, "There is no such service.")
-
-    def _agent_checks(self, asked: Asked) -> Answer:
-        return Answer({check["CheckID"]: check for check in self._all_checks(asked)})
-
-    def _service(self, entry: Registered, version: int) -> dict[str, Any]:
-        return {**tell_service(entry, _index(version)), "Datacenter": self._datacenter}
-
-    # the catalog, and health
-
-    def _catalog_services(self, asked: Asked) -> Answer:
-        self._await(asked, None)
-        version = self._registry.version()
-        tags = {
-            name: sorted({tag for entry in entries for tag in entry.tags})
-            for name, entries in self._registry.services().items()
-        }
-        return _indexed(tags, version)
-
-    def _catalog_service(self, asked: Asked, service: str) -> Answer:
-        listing = self._listing(asked, service)
-        index = _index(listing.version)
-        told = [tell_catalog(entry, self._datacenter, index) for entry in listing.instances]
-        return _indexed(told, listing.version, listing.age)
-
-    def _health_service(self, asked: Asked, service: str) -> Answer:
-        listing = self._listing(asked, service)
-        rules, index = self._registry.rules, _index(listing.version)
-        passing = "passing" in asked.query and read_flag(asked.one("passing") or "1", "passing")
-        told = [
-            tell_health(entry, self._datacenter, listing.now, rules, index)
-            for entry in listing.instances
-            if not passing or entry.healthy(listing.now, rules)
-        ]
-        return _indexed(told, listing.version, listing.age)
-
-    def _health_checks(self, asked: Asked, service: str) -> Answer:
-        listing = self._listing(asked, service)
-        return _indexed(self._checks_of(listing), listing.version, listing.age)
-
-    def _health_state(self, asked: Asked, state: str) -> Answer:
-        if state not in (*STATES, "any"):
-            raise Invalid("state", f"one of any, {', '.join(STATES)}")
-        self._await(asked, None)
-        version = self._registry.version()
-        checks = [c for c in self._all_checks(asked) if state in ("any", c["Status"])]
-        return _indexed(checks, version)
-
-    def _nodes(self, asked: Asked) -> Answer:
-        self._await(asked, None)
-        version = self._registry.version()
-        nodes = {
-            entry.host: tell_node(entry, self._datacenter, _index(version))
-            for entry in self._everything()
-        }
-        return _indexed([nodes[host] for host in sorted(nodes)], version)
-
-    def _datacenters(self, asked: Asked) -> Answer:
-        return Answer([self._datacenter])
-
-    def _leader(self, asked: Asked) -> Answer:
-        return Answer("127.0.0.1:8300")
-
-    def _peers(self, asked: Asked) -> Answer:
-        return Answer(["127.0.0.1:8300"])
-
-    def _everything(self) -> Iterator[Registered]:
-        for entries in self._registry.services().values():
-            yield from entries
-
-    def _all_checks(self, asked: Asked) -> Iterator[dict[str, Any]]:
-        self._check(asked)
-        for listing in self._registry.listings().values():
-            yield from self._checks_of(listing)
-
-    def _checks_of(self, listing: Listing) -> list[dict[str, Any]]:
-        rules, index = self._registry.rules, _index(listing.version)
-        return [
-            check
-            for entry in listing.instances
-            for check in tell_checks(entry, listing.now, rules, index)
-        ]
-
-    def _listing(self, asked: Asked, service: str) -> Listing:
-        self._await(asked, service)
-        return self._registry.discover(service, tags=asked.query.get("tag", ()))
-
-    def _await(self, asked: Asked, service: str | None) -> None:
-        """Wait for another index than the one that the client has seen, if it has seen one."""
-        self._check(asked)
-        index, wait = asked.one("index") or "0", asked.one("wait")
-        if not (index.isascii() and index.isdigit() and len(index) < 20):
-            raise Invalid("index", "what X-Consul-Index has said")
-        seconds = read_duration(wait, "wait") if wait else LONGEST_WAIT
-        waiting = self._waiting
-        if int(index) and waiting is not None and waiting.acquire(blocking=False):
-            try:
-                self._registry.wait(service, _version(int(index)), seconds)
-            finally:
-                waiting.release()
-
-    def _check(self, asked: Asked) -> None:
-        for name in _NOT_SPOKEN:
-            if any(asked.query.get(name, ())):
-                raise Invalid(name, "not spoken here")
-        if asked.one("dc", self._datacenter) not in ("", self._datacenter):
-            raise Invalid("dc", f"there is only {self._datacenter}")
-
-
-def _index(version: int) -> int:
-    """Return the index that stands for *version*: never 0, by which clients do not wait."""
-    return max(1, version)
-
-
-def _version(index: int) -> int:
-    return 0 if index == 1 else index
-
-
-def _indexed(document: object, version: int, age: float = 0.0) -> Answer:
-    """Return *document* with the index to wait for the next one with.
-
-    :param age: For how many seconds the store has not been read, as it fails.
-    """
-    fields = (
-        ("X-Consul-Index", str(_index(version))),
-        ("X-Consul-KnownLeader", "false" if age else "true"),
-        ("X-Consul-LastContact", str(round(age * 1000))),
-    )
-    return Answer(document, headers=fields)

@@ -138,8 +138,8 @@ def read_check_of(document: Mapping[str, Any]) -> tuple[str, str, float, Status]
     of = flat.get("serviceid")
     if not of or not isinstance(of, str):
         raise Invalid("ServiceID", "required, as a check is always an instance's here")
-    named, ttl, status = read_check({"checkid": flat.get("name"), **flat})
-    return of, named, ttl, status
+    named = flat.get("checkid") or flat.get("id") or flat.get("name")
+    return of, *read_check({**flat, "checkid": named})
 
 
 def read_state(document: Mapping[str, Any]) -> Status:
@@ -173,6 +173,8 @@ def with_check(entry: Registered, named: str, ttl: float, status: Status) -> Reg
     metadata = {key: value for key, value in entry.metadata.items() if key != CHECK}
     if named and named != f"service:{entry.instance_id}":
         metadata[CHECK] = named
+    if entry.status is Status.DRAINING:
+        status = entry.status  # in maintenance, whatever its check says
     return replace(entry, metadata=metadata, lease=ttl, status=status)
 
 
