@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -16,7 +17,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import pytest
 
-from tests.discovery.conftest import Clock
+from tests.discovery.conftest import Clock, Fickle
 from wsgigate.discovery.doors.consul import Consul
 from wsgigate.discovery.doors.eureka import Eureka
 from wsgigate.discovery.registry import Registry
@@ -54,7 +55,7 @@ class Behind:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.store = MemoryStore(clock=self.clock)
+        self.store = Fickle(MemoryStore(clock=self.clock))
         self.registry = Registry(self.store)
         self.access = Access(TOKEN, {"users": USERS_TOKEN})
         self.eureka = Eureka(self.registry, self.access, clock=self.clock)
@@ -88,8 +89,6 @@ def credentials(path: str, token: str) -> dict[str, str]:
     """Return what presents *token* at the door that *path* leads to."""
     if not path.startswith("/eureka"):
         return {"HTTP_X_CONSUL_TOKEN": token}
-    from base64 import b64encode
-
     return {"HTTP_AUTHORIZATION": "Basic " + b64encode(f"any:{token}".encode()).decode()}
 
 
@@ -168,7 +167,7 @@ def doors(tmp_path: Path) -> Iterator[Doors]:
 
 
 class Program:
-    """A client's program in a process of its own: it prints ``=`` and JSON for each line of ours."""
+    """A client's program in a process of its own: to each line it answers with ``=`` and JSON."""
 
     def __init__(self, text: str, *arguments: object, errors: Path) -> None:
         self._errors = errors

@@ -46,7 +46,7 @@ def test_it_registers_passes_is_found_and_leaves(doors: Doors, program: Any) -> 
     users = program(CLIENT, doors.port, USERS_TOKEN)
     assert users.does("register(service_id='users-1', port=8081, check=Check.ttl('45s'))") is True
     assert users.does("register(service_id='users-2', port=8082, check=Check.ttl('45s'))") is True
-    one, two = doors.registry.discover("users").instances
+    one, _ = doors.registry.discover("users").instances
     assert (one.instance_id, one.url, one.tags) == ("users-1", "http://127.0.0.1:8081", ("v1",))
     assert (one.metadata, one.lease, one.status) == ({"team": "blue"}, 45.0, "STARTING")
 
