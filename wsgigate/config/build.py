@@ -179,7 +179,10 @@ class _Builder:
                 gateway.self_check,
                 keeps_slashes=any(route.encoded_slash == "keep" for route in dispatcher.routes),
             ),
-            stopping=[services.tunnels.stop],
+            stopping=[
+                services.tunnels.stop,
+                *([] if self._registry is None else [self._registry.stopping]),
+            ],
             closing=[
                 *self._stacker.closing,
                 *(sessions.close for sessions in services.sessions.values()),
