@@ -19,7 +19,7 @@ from wsgigate.discovery.doors.consul_words import (
 )
 from wsgigate.discovery.doors.door import Answer, Asked, Door, Table
 from wsgigate.discovery.registry import Registry
-from wsgigate.discovery.registry_access import Access
+from wsgigate.discovery.registry_access import Access, Caller
 from wsgigate.problem import Refusal, Refuse, answer_with
 from wsgigate.rules.registry import Registered, Status
 from wsgigate.wsgi import CLIENT
@@ -143,8 +143,8 @@ class Consul(Door):
         mine = [name for name in names if caller.may(name[0])]
         if mine and all(self._renew(service, name, status) for service, name in mine):
             return _DONE
-        found = self._writable(asked, lambda entry: check_id(entry) == check)
-        for entry in found:
+        found = self._found(lambda entry: check_id(entry) == check)
+        for entry in self._mine(caller, found):
             self._renew(entry.service, entry.instance_id, status)
         if len(self._remembered) >= _MOST_REMEMBERED:
             self._remembered.clear()
@@ -160,20 +160,26 @@ class Consul(Door):
             self._registry.heartbeat(service, name, status)
         return True
 
-    def _writable(
-        self, asked: Asked, wanted: Callable[[Registered], bool]
-    ) -> tuple[Registered, ...]:
+    def _writable(self, asked: Asked, wanted: Callable[[Registered], bool]) -> list[Registered]:
         """Return those *wanted* that the client may change.
-
-        An agent has each id once; here several services may have it, and then all are meant.
 
         :raises Refusal: It may change none of them; or there is none.
         """
         caller = self.writer(asked)
-        found = tuple(filter(wanted, self._everything()))
+        return self._mine(caller, self._found(wanted))
+
+    def _found(self, wanted: Callable[[Registered], bool]) -> list[Registered]:
+        """Return all *wanted*: an agent has each id once, here several services may have it.
+
+        :raises Refusal: There is none.
+        """
+        found = list(filter(wanted, self._everything()))
         if not found:
             raise Refusal.of(404, "There is no such service or check; register it first.")
-        mine = tuple(entry for entry in found if caller.may(entry.service))
+        return found
+
+    def _mine(self, caller: Caller, found: list[Registered]) -> list[Registered]:
+        mine = [entry for entry in found if caller.may(entry.service)]
         if not mine:
             self._access.check_caller(caller, found[0].service)
         return mine
