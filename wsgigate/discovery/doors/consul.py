@@ -20,6 +20,7 @@ from wsgigate.discovery.doors.consul_words import (
 from wsgigate.discovery.doors.door import Answer, Asked, Door, Table
 from wsgigate.discovery.registry import Registry
 from wsgigate.discovery.registry_access import Access, Caller
+from wsgigate.discovery.registry_wait import Places
 from wsgigate.problem import Refusal, Refuse, answer_with
 from wsgigate.rules.registry import Registered, Status
 from wsgigate.wsgi import CLIENT
@@ -44,7 +45,7 @@ class Consul(Door):
     :param datacenter: What the only one there is is called.
     :param node: What the agent is called.
     :param waiting: How many requests may wait for a change at a time; any more are answered at
-        once.
+        once. The registry's own API may share them.
     :param refuse: Turns a problem into the app that answers it.
     :raises ValueError: *prefix* is no path, or *waiting* is negative.
     """
@@ -57,12 +58,11 @@ class Consul(Door):
         prefix: str = "/v1",
         datacenter: str = "dc1",
         node: str = "wsgigate",
-        waiting: int = 4,
+        waiting: int | Places = 4,
         refuse: Refuse = answer_with,
     ) -> None:
-        if waiting < 0:
-            raise ValueError(f"waiting is 0 or more requests, got {waiting}")
-        told = Told(registry, datacenter, node, waiting)
+        places = waiting if isinstance(waiting, Places) else Places(waiting)
+        told = Told(registry, datacenter, node, places)
         table: Table = {
             **told.table(),
             "PUT /agent/service/register": self._register,

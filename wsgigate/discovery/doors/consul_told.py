@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from wsgigate.discovery.doors.consul_answers import (
 from wsgigate.discovery.doors.consul_words import STATES, read_duration, read_flag
 from wsgigate.discovery.doors.door import Answer, Asked, Table
 from wsgigate.discovery.registry import LONGEST_WAIT, Listing, Registry
+from wsgigate.discovery.registry_wait import Places
 from wsgigate.problem import Refusal
 from wsgigate.rules.registry import Invalid, Registered
 
@@ -30,14 +30,14 @@ class Told:
 
     :param datacenter: What the only one there is is called.
     :param node: What the agent is called.
-    :param waiting: How many requests may wait for a change at a time.
+    :param places: How many requests may wait for a change at a time.
     """
 
-    def __init__(self, registry: Registry, datacenter: str, node: str, waiting: int) -> None:
+    def __init__(self, registry: Registry, datacenter: str, node: str, places: Places) -> None:
         self._registry = registry
         self._datacenter = datacenter
         self._node = node
-        self._waiting = threading.BoundedSemaphore(waiting) if waiting else None
+        self._places = places
 
     def table(self) -> Table:
         """Return the endpoints."""
@@ -175,12 +175,11 @@ class Told:
         if not (index.isascii() and index.isdigit() and len(index) < 20):
             raise Invalid("index", "what X-Consul-Index has said")
         seconds = read_duration(wait, "wait") if wait else LONGEST_WAIT
-        waiting = self._waiting
-        if int(index) and waiting is not None and waiting.acquire(blocking=False):
+        if int(index) and self._places.take():
             try:
                 self._registry.wait(service, _version(int(index)), seconds)
             finally:
-                waiting.release()
+                self._places.leave()
 
     def _check(self, asked: Asked) -> None:
         for name in _NOT_SPOKEN:
