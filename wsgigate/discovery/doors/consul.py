@@ -76,6 +76,7 @@ class Consul(Door):
             "PUT /agent/check/update/{check}": self._update,
         }
         super().__init__(registry, access, table, (prefix,), refuse=refuse)
+        self._places = places
         self._everything = told.everything
         self._remembered: dict[str, tuple[tuple[str, str], ...]] = {}
 
