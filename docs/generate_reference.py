@@ -128,6 +128,7 @@ HEADINGS = {
     "store": "``[store]``",
     "admin": "``[admin]``",
     "maintenance": "``[maintenance]``",
+    "registry": "``[registry]``",
     "middleware": "``[[middleware]]``",
     "services": "``[services.NAME]``",
     "routes": "``[[routes]]``",

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from werkzeug.test import Client, TestResponse
 
-from wsgigate.admin.bodies import LARGEST
-from wsgigate.admin.denial import deny_route
+from wsgigate.admin.denial import LARGEST, deny_route
 from wsgigate.denylist import DenyList
 from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.rules.compact import read_compact

@@ -8,15 +8,19 @@ from typing import Any
 from wsgiref.types import WSGIApplication, WSGIEnvironment
 
 from wsgigate.admin.access import require_token
-from wsgigate.admin.bodies import WrongBody, read_body
 from wsgigate.admin.documents import json_app
+from wsgigate.bodies import json_body, wrong
 from wsgigate.denylist import DenyList
-from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.problem import Problem, Refusal, Refuse, answer_with
+from wsgigate.rules.compact import MAX_LENGTH
 from wsgigate.rules.routing import Route
 from wsgigate.store import StoreError
 from wsgigate.wsgi import REASON
 
 __all__ = ["deny_route"]
+
+LARGEST = 2 * MAX_LENGTH
+"""The largest body that is read, in bytes: a token and all else there is to say."""
 
 _FIELDS = {"token": {"until"}, "jti": {"until"}, "sub": {"before", "until"}}
 
@@ -44,9 +48,9 @@ def deny_route(
 
     def deny(environ: WSGIEnvironment) -> object:
         try:
-            kind, until = _denied(deny_list, read_body(environ), now)
-        except WrongBody as error:
-            return error.problem
+            kind, until = _denied(deny_list, json_body(environ, LARGEST), now)
+        except Refusal as refusal:
+            return refusal.problem
         except StoreError as error:
             environ[REASON] = f"the deny-list cannot be written: {error}"
             return Problem(
@@ -77,20 +81,16 @@ def _denied(
     """Do what *body* asks for; return what was denied, and until when."""
     kinds = [kind for kind in _FIELDS if kind in body]
     if len(kinds) != 1:
-        raise WrongBody(400, "token, jti, sub: exactly one of them says what is denied.")
+        raise wrong("token, jti, sub: exactly one of them says what is denied.")
     [kind] = kinds
     for field in body:
         if field != kind and field not in _FIELDS[kind]:
-            raise WrongBody(
-                400, f"{field[:64]!a}: there is no such field beside {kind}.", field[:64]
-            )
+            raise wrong(f"{field[:64]!a}: there is no such field beside {kind}.", field[:64])
     named = body[kind]
     if not isinstance(named, str):
-        raise WrongBody(400, f"{kind}: a text.", kind)
+        raise wrong(f"{kind}: a text.", kind)
     if kind != "token" and "until" not in body:
-        raise WrongBody(
-            400, "until: is missing, the Unix time at which the last of them ends.", "until"
-        )
+        raise wrong("until: is missing, the Unix time at which the last of them ends.", "until")
     try:
         if kind == "token":
             until = deny_list.deny_token(named, body.get("until"))
@@ -99,5 +99,5 @@ def _denied(
         else:
             until = deny_list.deny_subject(named, body.get("before", now()), body["until"])
     except ValueError as error:
-        raise WrongBody(400, f"{error}.", str(error).partition(":")[0]) from None
+        raise wrong(f"{error}.", str(error).partition(":")[0]) from None
     return kind, until

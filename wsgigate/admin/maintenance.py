@@ -7,11 +7,11 @@ from typing import Any
 from wsgiref.types import WSGIApplication, WSGIEnvironment
 
 from wsgigate.admin.access import require_token
-from wsgigate.admin.bodies import WrongBody, read_body
 from wsgigate.admin.documents import json_app
+from wsgigate.bodies import json_body, wrong
 from wsgigate.discovery.status import iso_time
 from wsgigate.maintenance import MaintenanceSwitch
-from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.problem import Problem, Refusal, Refuse, answer_with
 from wsgigate.rules.maintenance import GATEWAY
 from wsgigate.rules.routing import Route
 from wsgigate.store import StoreError
@@ -19,6 +19,9 @@ from wsgigate.units import parse_duration
 from wsgigate.wsgi import REASON
 
 __all__ = ["maintenance_routes", "maintenance_told"]
+
+LARGEST = 4096
+"""The largest body that is read, in bytes."""
 
 _FIELDS = ("on", "scope", "for", "message")
 
@@ -68,15 +71,15 @@ def maintenance_routes(
         return {"success": True, "scopes": list(scopes), "maintenance": maintenance_told(switch)}
 
     def change(environ: WSGIEnvironment) -> object:
-        _switch(switch, scopes, read_body(environ))
+        _switch(switch, scopes, json_body(environ, LARGEST))
         return {"success": True, "maintenance": maintenance_told(switch)}
 
     def tried(does: Callable[[WSGIEnvironment], object]) -> WSGIApplication:
         def answer(environ: WSGIEnvironment) -> object:
             try:
                 return does(environ)
-            except WrongBody as error:
-                return error.problem
+            except Refusal as refusal:
+                return refusal.problem
             except StoreError as error:
                 environ[REASON] = f"the store failed: {error}"
                 return unreadable
@@ -105,14 +108,14 @@ def maintenance_routes(
 def _switch(switch: MaintenanceSwitch, scopes: Collection[str], body: dict[str, Any]) -> None:
     for field in body:
         if field not in _FIELDS:
-            raise WrongBody(400, f"{field[:64]!a}: there is no such field.", field[:64])
+            raise wrong(f"{field[:64]!a}: there is no such field.", field[:64])
     on, scope, lasts = body.get("on"), body.get("scope", GATEWAY), body.get("for")
     if not isinstance(on, bool):
-        raise WrongBody(400, "on: true or false.", "on")
+        raise wrong("on: true or false.", "on")
     if not on and ("for" in body or "message" in body):
-        raise WrongBody(400, "for and message: only to switch it on.", "on")
+        raise wrong("for and message: only to switch it on.", "on")
     if not isinstance(scope, str) or (on and scope not in scopes):
-        raise WrongBody(400, "scope: one of those that GET tells.", "scope")
+        raise wrong("scope: one of those that GET tells.", "scope")
     try:
         if not on:
             switch.off(scope)
@@ -123,4 +126,4 @@ def _switch(switch: MaintenanceSwitch, scopes: Collection[str], body: dict[str, 
             raise ValueError(f"for: {error}") from None
         switch.on(scope, lasts=seconds, message=body.get("message", ""))
     except ValueError as error:
-        raise WrongBody(400, f"{error}.", str(error).partition(":")[0]) from None
+        raise wrong(f"{error}.", str(error).partition(":")[0]) from None

@@ -24,9 +24,11 @@ from wsgigate.config.imports import import_app
 from wsgigate.config.load import Reading, read_file
 from wsgigate.config.model import Config
 from wsgigate.config.own import own_routes
+from wsgigate.config.registry import registry_of, registry_routes
 from wsgigate.config.routes import Entry, Routes
 from wsgigate.config.services import Services
 from wsgigate.config.stack import Stacker, leading_loggers, policy_name
+from wsgigate.discovery.registry import Registry
 from wsgigate.gateway import Gateway
 from wsgigate.integrations.self_check import checked_at_first_request
 from wsgigate.maintenance import MaintenanceSwitch
@@ -134,6 +136,7 @@ class _Builder:
         self._store = self._open_store()
         self._stacker = Stacker(config, self._store, self._folder, errors)
         self._identity = self._checked_identity()
+        self._registry = self._made_registry()
         self._services = Services(
             config,
             self._store,
@@ -165,7 +168,9 @@ class _Builder:
         fallback = self._fallback()
         if fallback is not None:
             fallback = ends.maintained(fallback, GATEWAY)
-        dispatcher = routes.dispatcher(own, fallback=fallback, identity=self._identity)
+        dispatcher = routes.dispatcher(
+            own, registry=self._registry_routes(), fallback=fallback, identity=self._identity
+        )
         made = Gateway(
             self._around(dispatcher),
             name=gateway.name,
@@ -173,13 +178,17 @@ class _Builder:
             store=self._store,
             pools=services.pools,
             health=health,
+            registry=self._registry,
             routes=dispatcher.routes,
             self_check=gateway.self_check,
             first=checked_at_first_request(
                 gateway.self_check,
                 keeps_slashes=any(route.encoded_slash == "keep" for route in dispatcher.routes),
             ),
-            stopping=[services.tunnels.stop],
+            stopping=[
+                services.tunnels.stop,
+                *([] if self._registry is None else [self._registry.stopping]),
+            ],
             closing=[
                 *self._stacker.closing,
                 *ends.closing,
@@ -201,6 +210,33 @@ class _Builder:
             self._errors.add("store.url", str(error))
             store = None
         return MemoryStore() if store is None else store  # so that the rest can be tried
+
+    def _made_registry(self) -> Registry | None:
+        settings, gateway = self._config.registry, self._config.gateway
+        if settings is None:
+            return None
+        make = partial(
+            registry_of,
+            settings,
+            self._store,
+            name=policy_name(gateway.name),
+            bind=gateway.bind,
+        )
+        return self._errors.tried("registry", make)
+
+    def _registry_routes(self) -> list[tuple[str, Route[WSGIApplication]]]:
+        settings, gateway = self._config.registry, self._config.gateway
+        if settings is None or self._registry is None:
+            return []
+        return registry_routes(
+            settings,
+            self._registry,
+            self._errors,
+            threads=gateway.threads,
+            name=gateway.name,
+            version=gateway.version,
+            started=self._started,
+        )
 
     def _fallback(self) -> WSGIApplication | None:
         name = self._config.gateway.fallback

@@ -8,6 +8,7 @@ from wsgigate.config.errors import Errors, at, shown
 from wsgigate.config.middlewares import Middleware
 from wsgigate.config.model import Config, Gateway, Route, Weighted
 from wsgigate.config.options import ConcurrencyOptions, LimiterOptions
+from wsgigate.config.registry import is_loopback
 from wsgigate.config.shaping import FaultOptions, check_fallback, check_service
 from wsgigate.store import NETWORKED
 
@@ -31,6 +32,7 @@ def check_across(config: Config, errors: Errors, warnings: Warnings) -> None:
         _check_route(route, at("routes", index), config, errors)
     _check_services(config, errors, warnings)
     _check_faults(config, warnings)
+    _check_registry(config, errors)
     _check_keys(config.middleware, (), "middleware", errors)
     for index, route in enumerate(config.routes):
         path = at(at("routes", index), "middleware")
@@ -63,7 +65,7 @@ def _check_gateway(config: Config, errors: Errors, warnings: Warnings) -> None:
                 "or give store.url a ?prefix=",
             )
         )
-    if not (config.routes or config.admin or gateway.fallback or errors):
+    if not (config.routes or config.admin or config.registry or gateway.fallback or errors):
         warnings.append(("routes", "there are none, so every request is answered with 404"))
 
 
@@ -138,6 +140,19 @@ def _services_of(route: Route) -> Iterator[str | None]:
         yield route.fallback.service
     if route.mirror is not None:
         yield route.mirror.service
+
+
+def _check_registry(config: Config, errors: Errors) -> None:
+    registry = config.registry
+    if registry is None:
+        return
+    if registry.open and not is_loopback(config.gateway.bind):
+        errors.add(
+            "registry.open",
+            f"is for a gateway that listens on loopback, not at {shown(config.gateway.bind)}",
+        )
+    if config.admin is not None and config.admin.prefix == registry.prefix:
+        errors.add("registry.prefix", "is that of the gateway's own endpoints too")
 
 
 def _check_services(config: Config, errors: Errors, warnings: Warnings) -> None:

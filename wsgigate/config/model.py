@@ -20,6 +20,7 @@ from wsgigate.config.model_services import (
     Tls,
     Weighted,
 )
+from wsgigate.config.registry import RegistryTable
 from wsgigate.config.shaping import MaintenanceTable
 from wsgigate.config.tables import ListOf, MapOf, Table, setting, table
 from wsgigate.config.texts import Bind, Checked, ImportPath
@@ -31,6 +32,7 @@ __all__ = [
     "FieldChanges",
     "Gateway",
     "Health",
+    "RegistryTable",
     "Route",
     "ServerTls",
     "Service",
@@ -190,6 +192,9 @@ class Config:
         Table(MaintenanceTable, name="Maintenance"),
         "What can be taken out of service; without this table nothing can.",
         default=None,
+    )
+    registry: RegistryTable | None = setting(
+        Table(RegistryTable, name="Registry"), "Where services register.", default=None
     )
     middleware: tuple[Middleware, ...] = setting(
         ListOf(MiddlewareEntry()), "The middlewares around everything, outermost first.", default=()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, TypeAlias
@@ -67,11 +67,20 @@ class Routes:
             self._add(table, at("routes", index))
 
     def dispatcher(
-        self, own: list[Route[App]], *, fallback: App | None, identity: Mapping[str, str]
+        self,
+        own: list[Route[App]],
+        *,
+        registry: Sequence[tuple[str, Route[App]]] = (),
+        fallback: App | None,
+        identity: Mapping[str, str],
     ) -> Dispatcher:
-        """Return the app that serves the routes, after the gateway's *own*."""
+        """Return the app that serves the routes, after the gateway's *own* and its *registry*.
+
+        :param registry: Each with the key of the file that has it there.
+        """
         known = {entry.route.name: self._note(entry.table) for entry in self.entries}
         routes = [("admin.prefix", route) for route in own]
+        routes += registry
         routes += [(entry.path, entry.route) for entry in self.entries]
         while True:
             try:
