@@ -146,6 +146,14 @@ class Adapter(BaseAdapter):
             for pool in pools.values():
                 pool.close()
 
+    def forget(self, url: str) -> None:
+        """Close the connections to an instance that is gone: idle ones now, others once free."""
+        if self._pid == process.pid:
+            for key in [key for key in list(self._pools) if key[0] == url]:
+                pool = self._pools.pop(key, None)
+                if pool is not None:
+                    pool.close()
+
     def pools(self) -> dict[str, ConnectionPool]:
         """Return this process's connections by the instances' URLs."""
         return {key[0]: pool for key, pool in self._pools.items()}
@@ -259,6 +267,14 @@ class Sessions:
             if len(self._adapters) < _MOST_POOLS:
                 self._adapters[url] = adapter
         return adapter
+
+    def forget(self, url: str) -> None:
+        """Let go of the instance at *url*, which is gone; its requests under way are finished."""
+        if self._pid == process.pid:
+            adapter = self._adapters.pop(url, None)
+            forget = getattr(adapter, "forget", None)
+            if forget is not None:
+                forget(url)
 
     def close(self) -> None:
         """Close this process's session and its idle connections."""
