@@ -164,6 +164,7 @@ class _Builder:
             store=self._store,
             pools=services.pools,
             health=health,
+            watcher=services.watcher(),
             routes=dispatcher.routes,
             self_check=gateway.self_check,
             first=checked_at_first_request(

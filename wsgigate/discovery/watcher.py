@@ -13,7 +13,9 @@ import random as _random
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any, Protocol, TypeAlias
+from urllib.parse import urlsplit
 
 from wsgigate.discovery import Instance
 from wsgigate.discovery.kept import Kept
@@ -32,6 +34,8 @@ KEEP_EVERY = 60.0
 COMPLAIN = 60.0
 """Seconds for which the same trouble is logged once."""
 _LONGEST = 3600.0
+
+Check: TypeAlias = Callable[[IPv4Address | IPv6Address, int], object]
 
 
 class Renewable(Protocol):
@@ -52,7 +56,9 @@ class Watch:
 
     :param pool: The pool.
     :param source: Asked who is in it. While it does not know, the pool stays as it is.
-    :param refuses: Says why an instance is not taken in, ``""`` if it is.
+    :param check: Raises ValueError for an address and port that no instance may have, as
+        :meth:`.Destinations.check` does. Names are looked up when they are connected to, so it is
+        to be asked there too.
     :param forget: Called with the URL of each instance that is gone.
     :param kept: Where the last good answer is kept for other workers; nowhere without it.
     :param hold_empty: Seconds for which an empty answer is not believed whose source is not
@@ -66,7 +72,7 @@ class Watch:
         pool: Renewable,
         source: Source,
         *,
-        refuses: Callable[[Instance], str] = lambda _: "",
+        check: Check | None = None,
         forget: Callable[[str], object] = lambda _: None,
         kept: Kept | None = None,
         hold_empty: float = HOLD_EMPTY,
@@ -76,7 +82,7 @@ class Watch:
         self.service = pool.service
         self.source = source
         self._pool = pool
-        self._refuses = refuses
+        self._check = check
         self._forget = forget
         self._kept = kept
         self._hold = hold_empty
@@ -121,7 +127,7 @@ class Watch:
             self._complain("The last instances of %r can not be read: %s", error)
             return
         if recalled is not None:
-            self._pool.renew([each for each in recalled.instances if not self._refuses(each)])
+            self._pool.renew(self._admitted(recalled.instances))
             self._heard = self._clock() - recalled.age
 
     def step(self, stopping: threading.Event) -> float:
@@ -171,14 +177,27 @@ class Watch:
         return found.again_in
 
     def _admitted(self, instances: Sequence[Instance]) -> tuple[Instance, ...]:
-        reasons = [self._refuses(instance) for instance in instances]
-        self._refused = sum(map(bool, reasons))
-        if not self._refused:
-            return tuple(instances)
-        pairs = list(zip(instances, reasons, strict=True))
-        address, why = next((each.address, why) for each, why in pairs if why)
-        self._complain("An instance of %r is not used: %s: %s", address, why)
-        return tuple(each for each, why in pairs if not why)
+        admitted, self._refused = [], 0
+        for instance in instances:
+            try:
+                self._see(instance)
+                admitted.append(instance)
+            except ValueError as error:
+                self._refused += 1
+                self._complain("An instance of %r is not used: %s: %s", instance.address, error)
+        return tuple(admitted)
+
+    def _see(self, instance: Instance) -> None:
+        if self._check is None:
+            return
+        parts = urlsplit(instance.url)
+        if instance.scheme == "http+unix":
+            raise ValueError("a socket is no instance's that was found")
+        try:
+            address = ip_address(parts.hostname or "")
+        except ValueError:
+            return  # a name
+        self._check(address, parts.port or (443 if instance.scheme == "https" else 80))
 
     def _keep(self, instances: Sequence[Instance], now: float, changed: bool) -> None:
         if self._kept is None or not (changed or now >= self._keep_at):
