@@ -49,7 +49,8 @@ class NameServer:
                 self._tcp.close()
         self.address = f"127.0.0.1:{self.port}"
         self._threads = [
-            threading.Thread(target=each, daemon=True) for each in (self._serve_udp, self._serve_tcp)
+            threading.Thread(target=serve, daemon=True)
+            for serve in (self._serve_udp, self._serve_tcp)
         ]
         for thread in self._threads:
             thread.start()
@@ -92,7 +93,7 @@ class NameServer:
                 head = stream.read(2)
                 if len(head) == 2:
                     _, response = self._answer(stream.read(struct.unpack("!H", head)[0]), "tcp")
-                    wire = response.to_wire()
+                    wire = response.to_wire(max_size=65535)
                     connection.sendall(struct.pack("!H", len(wire)) + wire)
 
     def _answer(self, data: bytes, way: str) -> tuple[Any, Any]:

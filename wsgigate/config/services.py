@@ -21,7 +21,9 @@ from wsgigate.discovery.destinations import PRIVATE, Destinations
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.discovery.kept import Kept
 from wsgigate.discovery.probe import HttpProbe
+from wsgigate.discovery.registry import Registry
 from wsgigate.discovery.sources import Source
+from wsgigate.discovery.sources.own import OwnRegistry
 from wsgigate.discovery.watcher import Watch, Watcher
 from wsgigate.fields import FieldRules
 from wsgigate.limit_keys import key_of
@@ -69,6 +71,7 @@ class Services:
         self.sessions: dict[str, Sessions] = {}
         self.circuits: list[Circuit] = []
         self.watches: list[Watch] = []
+        self.registry: Registry | None = None
         self._store = store
         self._name = name
         gateway = config.gateway
@@ -131,7 +134,9 @@ class Services:
         return sessions
 
     def _own_registry(self, service: str, tags: tuple[str, ...]) -> Source:
-        raise ValueError("not yet")
+        if self.registry is None:
+            self.registry = Registry(self._store, prefix=f"registry/{self._name}/")
+        return OwnRegistry(self.registry, service, tags=tags)
 
     def watcher(self) -> Watcher | None:
         """Return what keeps the pools as their sources say, not started; None without sources."""
