@@ -92,7 +92,7 @@ def test_what_the_servers_do_not_know_is_an_error(server: NameServer) -> None:
 def test_a_server_that_is_not_there_is_an_error() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))  # it hears and says nothing
-        resolver = Resolver([f"127.0.0.1:{taken.getsockname()[1]}"])
+        resolver = Resolver([f"127.0.0.1:{taken.getsockname()[1]}"], patience=0.1)
         with pytest.raises(SourceError, match="in time"):
             find(DnsAddresses("a.test", 80, resolver=resolver))
 

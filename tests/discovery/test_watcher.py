@@ -322,6 +322,10 @@ class Waiting(Told):
             stopping.wait()
         return super().find(stopping)
 
+    def close(self) -> None:
+        super().close()
+        self.finds = 0
+
 
 def test_after_the_start_the_first_answer_is_there() -> None:
     pools = [Pool(name, []) for name in ("users", "orders")]
@@ -336,14 +340,13 @@ def test_after_the_start_the_first_answer_is_there() -> None:
     assert not _threads()
     watcher.start(wait=10.0)  # and again
     watcher.stop()
+    assert [source.closed for source in sources] == [2, 2]
     assert not _threads()
 
 
 def test_the_start_does_not_wait_for_ever() -> None:
-    class Silent(Waiting):
-        finds = 1
-
-    source = Silent()
+    source = Waiting()
+    source.finds = 1
     watcher = Watcher([Watch(Pool("users", []), source)])
     watcher.start(wait=0.01)
     watcher.stop()

@@ -189,7 +189,10 @@ class Asker:
                     sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
             if not self._secure:
                 return sock
-            context = ssl.create_default_context(cafile=self._ca or DEFAULT_CA_BUNDLE_PATH)
+            try:
+                context = ssl.create_default_context(cafile=self._ca or DEFAULT_CA_BUNDLE_PATH)
+            except OSError as error:
+                raise SourceError("the file of authorities can not be used") from error
             return context.wrap_socket(sock, server_hostname=self._host)
         except BaseException:
             sock.close()

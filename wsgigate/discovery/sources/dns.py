@@ -24,7 +24,6 @@ _LEAST = 1.0
 _MOST_WAIT = 3600.0
 _NEGATIVE = 5.0
 """Seconds for which it holds that there is no answer."""
-_LIFETIME = 3.0
 _TRY = 1.0
 
 
@@ -43,11 +42,13 @@ class Resolver:
 
     :param nameservers: Their addresses, ``10.0.0.53`` or ``127.0.0.1:8600``; the system's by
         default, as ``/etc/resolv.conf`` has them.
+    :param patience: Seconds that the answer to one question may take.
     :ivar trouble: Why one of this round's answers is from before, if one is.
     :raises ValueError: One is no address.
     """
 
-    def __init__(self, nameservers: Sequence[str] = ()) -> None:
+    def __init__(self, nameservers: Sequence[str] = (), *, patience: float = 3.0) -> None:
+        self._patience = patience
         self._servers = [_server(text) for text in nameservers]
         self._asking: dns.resolver.Resolver | None = None
         self._known: dict[tuple[str, str], _Answer] = {}
@@ -85,7 +86,7 @@ class Resolver:
 
     def _ask(self, name: str, kind: str) -> _Answer:
         try:
-            answer = self._resolver().resolve(name, kind, search=True, lifetime=_LIFETIME)
+            answer = self._resolver().resolve(name, kind, search=True, lifetime=self._patience)
         except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
             return _Answer((), _NEGATIVE)
         return _Answer(tuple(answer), float(answer.chaining_result.minimum_ttl))
