@@ -104,7 +104,8 @@ class Registry:
             if old is None:
                 return new.to_bytes(), KEPT, (new, True)
             same = _kept_since(old, new)
-            changed = same is None or now - Registered.heartbeat_in(old) > unhealthy_after
+            silence = now - Registered.heartbeat_in(old)
+            changed = same is None or silence > entry.unhealthy_after(self.rules)
             new = same or new
             return new.to_bytes(), KEPT, (new, changed)
 
@@ -113,7 +114,6 @@ class Registry:
         ) -> tuple[bytes | None, float, tuple[Registered, bool] | None]:
             return (old, 0.0, None) if old is None else put(old, now)
 
-        unhealthy_after = self.rules.unhealthy_after
         done = update(self._store, key, renew)
         if done is None:
             self._index.reserve(service, instance_id)
@@ -174,13 +174,15 @@ class Registry:
         if done is None:
             return None
         raw, silence = done
-        if silence > self.rules.unhealthy_after:  # or it says something new of itself
-            self._index.publish(service, instance_id)
-            self._waiting.tell(service)
+        self._reader.stale(service)
         try:
-            return Registered.from_bytes(raw)
+            entry = Registered.from_bytes(raw)
         except ValueError:
             return None
+        if silence > entry.unhealthy_after(self.rules):  # or it says something new of itself
+            self._index.publish(service, instance_id)
+            self._waiting.tell(service)
+        return entry
 
     def discover(
         self,
@@ -225,6 +227,13 @@ class Registry:
         """
         found = {name: self._reader.listing(name) for name in self._reader.names()}
         return {name: listing for name, listing in found.items() if listing.instances}
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the services, sorted.
+
+        :raises StoreError: The store fails, and nothing is known.
+        """
+        return self._reader.names()
 
     def services(self) -> dict[str, tuple[Registered, ...]]:
         """Return the instances of every service, by its name; as :meth:`listings` does."""
