@@ -25,8 +25,8 @@ class RemoteRegistry:
 
     Who is UP and sends its heartbeats is there; who is DRAINING keeps what belongs to it and gets
     nothing else. While nobody's heartbeats arrive, all that are UP are there: it is the registry
-    then that cannot be reached. That nobody is left is believed after a while only, as a registry
-    that lost its memory says so too.
+    then that cannot be reached. That nobody is left is believed at once, unless the registry knows
+    nothing of the service at all: then it may have lost its memory.
 
     :param url: The registry's.
     :param service: The service's name there.
@@ -58,19 +58,24 @@ class RemoteRegistry:
     def find(self, stopping: threading.Event) -> Found:
         """Return who is there, as soon as that is not what was returned before."""
         index, self._index = self._index, ""
-        query: list[tuple[str, Any]] = [("tag", tag) for tag in self._tags]
+        query: list[tuple[str, Any]] = [("onlyHealthy", "false")]
+        query += [("tag", tag) for tag in self._tags]
         if index:
             query += [("wait", _WAIT), ("index", index)]
-        target = f"{self._target}?{urlencode(query)}" if query else self._target
-        answer = self._asker.get(
-            target, stopping, fields=self._fields, wait=_WAIT if index else 0.0
-        )
+        target = f"{self._target}?{urlencode(query)}"
+        wait = _WAIT if index else 0.0
+        answer = self._asker.get(target, stopping, fields=self._fields, wait=wait)
         if answer.status != 200:
             raise refused(answer.status)
-        found = _instances(read_json(answer.body))
-        self._index = (answer.fields.get("x-registry-index") or "")[:64]
+        document = read_json(answer.body)
+        found = _instances(document)
+        new = answer.fields.get("x-registry-index") or ""
+        self._index = new if new.isdecimal() else ""
+        trouble = "its store fails" if isinstance(document, dict) and document.get("age") else ""
+        certain = self._index not in ("", "0") and not trouble
         # The same index again: it had no thread to wait with, or nothing has changed for so long.
-        return Found(found, _PAUSE if self._index not in ("", index) else _POLL)
+        again_in = _PAUSE if self._index not in ("", index) else _POLL
+        return Found(found, again_in, certain, trouble)
 
 
 def _instances(document: object) -> tuple[Instance, ...]:
