@@ -9,6 +9,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate import process
 from wsgigate.discovery.health import HealthChecker
+from wsgigate.discovery.registry import Registry
 from wsgigate.discovery.watcher import Watcher
 from wsgigate.proxy.pool import Pool
 from wsgigate.rules.routing import Route
@@ -29,6 +30,7 @@ class Gateway:
     :param store: What its workers share.
     :param pools: Its services' instances, by service name.
     :param health: Checks them, unless nothing is to be checked.
+    :param registry: Where services register, if they do.
     :param watcher: Finds them, unless all are named.
     :param routes: The routes, for those who list and explain them.
     :param self_check: What is done under a server that makes it unsafe.
@@ -47,6 +49,7 @@ class Gateway:
         pools: Mapping[str, Pool],
         version: str = "0.0.0",
         health: HealthChecker | None = None,
+        registry: Registry | None = None,
         watcher: Watcher | None = None,
         routes: Sequence[Route[WSGIApplication]] = (),
         self_check: Literal["refuse", "warn"] = "refuse",
@@ -60,6 +63,7 @@ class Gateway:
         self.store = store
         self.pools = pools
         self.health = health
+        self.registry = registry
         self.watcher = watcher
         self.routes = tuple(routes)
         self.self_check = self_check
@@ -87,6 +91,8 @@ class Gateway:
                 if self.health is not None:
                     self.health.start()
                     self.health.refresh()  # what other workers have found out already
+                if self.registry is not None:
+                    self.registry.start()
             finally:
                 self._started_in = process.pid  # only now: who comes meanwhile needs instances too
 
@@ -101,6 +107,8 @@ class Gateway:
             running, self._started_in = self._started_in == process.pid, 0
         if running and self.health is not None:
             self.health.stop()
+        if running and self.registry is not None:
+            self.registry.stop()
         if running and self.watcher is not None:
             self.watcher.stop()
         for release in self._closing:

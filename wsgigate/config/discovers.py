@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ __all__ = [
     "Discover",
     "Discovered",
     "discovery",
-    "own_places",
     "server_name",
     "source_of",
 ]
@@ -150,17 +148,6 @@ def server_name(options: Discover) -> str | None:
     """Return the name that certificates of the instances are for, if it is not their own."""
     address = read_address(options.use)
     return address.name if address.kind == "dns" and options.scheme == "https" else None
-
-
-def own_places(bind: str) -> list[tuple[str, int]]:
-    """Return where a gateway listens, as addresses and ports; a name may mean any of them."""
-    host, colon, port = bind.rpartition(":")
-    if bind.startswith("unix:") or not colon:
-        return []
-    try:
-        return [(str(ip_address(host.strip("[]"))), int(port))]
-    except ValueError:
-        return [("0.0.0.0", int(port)), ("::", int(port))]  # noqa: S104
 
 
 def _by_dns(address: Address, scheme: str, nameservers: tuple[str, ...]) -> Source:

@@ -9,11 +9,12 @@ from typing import Any
 
 from wsgigate.circuits import Circuit
 from wsgigate.config.breakers import circuit_rules
-from wsgigate.config.discovers import OPTIONS, discovery, own_places, server_name, source_of
+from wsgigate.config.discovers import OPTIONS, discovery, server_name, source_of
 from wsgigate.config.errors import Errors, at
 from wsgigate.config.model import Config, FieldChanges, Route, Service, Weighted
 from wsgigate.config.model_services import Balance
 from wsgigate.config.outliers import outlier_rules
+from wsgigate.config.registry import own_places
 from wsgigate.config.retries import retry_budget, retry_rules
 from wsgigate.config.tables import given
 from wsgigate.discovery import Instance
@@ -53,6 +54,7 @@ class Services:
     :param identity: The request fields that tell who the caller is, and their claims.
     :param folder: Where relative file names start.
     :param errors: Where it is told what can not be made.
+    :param registry: The gateway's own registry, if it has one.
     """
 
     def __init__(
@@ -65,13 +67,13 @@ class Services:
         identity: Mapping[str, str],
         folder: Path,
         errors: Errors,
+        registry: Registry | None = None,
     ) -> None:
         self.pools: dict[str, Pool] = {}
         self.checks: dict[str, HealthCheck] = {}
         self.sessions: dict[str, Sessions] = {}
         self.circuits: list[Circuit] = []
         self.watches: list[Watch] = []
-        self.registry: Registry | None = None
         self._store = store
         self._name = name
         gateway = config.gateway
@@ -82,6 +84,7 @@ class Services:
         self._gateway = {"via": via, "identity": dict(identity)}
         self._folder = folder
         self._errors = errors
+        self._registry = registry
         for name, service in config.services.items():
             if not errors.under(at("services", name)):
                 self._add(name, service, at("services", name))
@@ -134,9 +137,12 @@ class Services:
         return sessions
 
     def _own_registry(self, service: str, tags: tuple[str, ...]) -> Source:
-        if self.registry is None:
-            self.registry = Registry(self._store, prefix=f"registry/{self._name}/")
-        return OwnRegistry(self.registry, service, tags=tags)
+        if self._registry is None:
+            raise ValueError(
+                "there is no [registry] table; without it, name a registry to ask, as in "
+                '"registry:http://10.0.0.4:3004"'
+            )
+        return OwnRegistry(self._registry, service, tags=tags)
 
     def watcher(self) -> Watcher | None:
         """Return what keeps the pools as their sources say, not started; None without sources."""
