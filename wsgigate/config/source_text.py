@@ -57,6 +57,8 @@ def _registry(rest: str) -> Address:
     if not rest:
         return Address("registry")
     base, name = _based(rest)
+    if not base:
+        raise ValueError('registry: is followed by a URL, as in "registry:http://10.0.0.4:3004"')
     return Address("registry", name, base)
 
 

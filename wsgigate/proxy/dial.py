@@ -160,7 +160,7 @@ def _see(check: Check, target: tuple[Any, ...]) -> None:
     try:
         check(ip_address(str(target[0]).partition("%")[0]), target[1])
     except ValueError as error:
-        raise PermissionError(f"its address is refused: {error}") from error
+        raise PermissionError(f"not connected: {error}") from error
 
 
 def _dial_unix(path: str, until: float, clock: Callable[[], float]) -> socket.socket:
