@@ -34,6 +34,7 @@ GROUND = {
 
 ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(GROUND, GROUND),
+    "limit_fields": GROUND | {"rules"},
     "rules": {"rules"},
     "bodies": GROUND | {"rules"},
     "store": {"rules", "store"},
