@@ -34,14 +34,17 @@ if TYPE_CHECKING:
     from wsgigate.middleware.splitter import Splitter
     from wsgigate.middleware.stale import StaleAnswers
     from wsgigate.problem import Problem
+    from wsgigate.proxy.bulkhead import Bulkhead
     from wsgigate.proxy.dispatcher import Dispatcher
     from wsgigate.proxy.forwarder import Forwarder
     from wsgigate.proxy.pool import Pool
     from wsgigate.proxy.service import Resilience
+    from wsgigate.proxy.stickiness import Stickiness
     from wsgigate.proxy.upgrade import WebSocketLimits
     from wsgigate.rules.circuit_rules import CircuitRules
     from wsgigate.rules.fallback import FallbackRules
     from wsgigate.rules.faults import FaultRules
+    from wsgigate.rules.hedge import HedgeRules
     from wsgigate.rules.outlier import OutlierRules
     from wsgigate.rules.quota import Quota
     from wsgigate.rules.retry import RetryRules
@@ -55,6 +58,7 @@ __all__ = [
     "Authenticator",
     "BodyLimit",
     "Breaker",
+    "Bulkhead",
     "CircuitRules",
     "ClientAddress",
     "ConcurrencyLimiter",
@@ -69,6 +73,7 @@ __all__ = [
     "Forwarder",
     "Gateway",
     "Guard",
+    "HedgeRules",
     "Instance",
     "Limiter",
     "Logger",
@@ -87,6 +92,7 @@ __all__ = [
     "SheddingRules",
     "Splitter",
     "StaleAnswers",
+    "Stickiness",
     "WebSocketLimits",
     "load",
     "open_store",
@@ -96,6 +102,7 @@ _HOMES = {
     "Authenticator": "middleware.authenticator",
     "BodyLimit": "middleware.body_limit",
     "Breaker": "middleware.breaker",
+    "Bulkhead": "proxy.bulkhead",
     "CircuitRules": "rules.circuit_rules",
     "ClientAddress": "middleware.client_address",
     "ConcurrencyLimiter": "middleware.concurrency",
@@ -110,6 +117,7 @@ _HOMES = {
     "Forwarder": "proxy.forwarder",
     "Gateway": "gateway",
     "Guard": "middleware.guard",
+    "HedgeRules": "rules.hedge",
     "Instance": "discovery",
     "Limiter": "middleware.limiter",
     "Logger": "middleware.logger",
@@ -128,6 +136,7 @@ _HOMES = {
     "SheddingRules": "rules.shedding",
     "Splitter": "middleware.splitter",
     "StaleAnswers": "middleware.stale",
+    "Stickiness": "proxy.stickiness",
     "WebSocketLimits": "proxy.upgrade",
     "load": "config.build:load_gateway",
     "open_store": "store",
