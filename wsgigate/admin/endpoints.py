@@ -48,11 +48,13 @@ class ServiceFacts:
     :param pool: Knows its instances.
     :param routes: The paths it says it answers.
     :param ejected: Tells the URLs of the instances that this worker leaves out as they fail.
+    :param bulkhead: Tells how many requests are under way in this worker, and may be.
     """
 
     pool: HasInstances
     routes: Sequence[str] = ()
     ejected: Callable[[], Sequence[str]] = tuple
+    bulkhead: Callable[[], Mapping[str, int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,8 @@ class _Endpoints:
         ejected = service.ejected()
         if ejected:
             told["ejected"] = list(ejected)
+        if service.bulkhead is not None:
+            told["bulkhead"] = dict(service.bulkhead())
         return {**told, "routes": list(service.routes), "status": self._status(name)}
 
     def _status(self, name: str) -> dict[str, Any]:

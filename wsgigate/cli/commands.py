@@ -127,8 +127,10 @@ def _row(entry: Entry, built: Built) -> tuple[str, str, str, str, str]:
     if table.service is not None:
         instances = ", ".join(each.url for each in built.gateway.pools[table.service].instances)
         to = f"{table.service} -> {instances}"
-        if entry.strip_prefix or table.add_prefix:
-            to += f" ({entry.strip_prefix or '/'} becomes {table.add_prefix or '/'})"
+    elif table.services:
+        to = ", ".join(f"{share.service} ({share.weight:g})" for share in table.services)
+    if table.app is None and (entry.strip_prefix or table.add_prefix):
+        to += f" ({entry.strip_prefix or '/'} becomes {table.add_prefix or '/'})"
     below = "" if table.exact else "/..." if route.path != "/" else "..."
     return (
         ",".join(table.methods) or "any",

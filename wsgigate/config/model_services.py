@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from wsgigate.config.balances import POLICY, Balance, ServiceSticky
 from wsgigate.config.breakers import ServiceBreaker
+from wsgigate.config.hedges import ServiceHedge
 from wsgigate.config.kinds import Choice, Duration, Flag, Integer, Text
 from wsgigate.config.middlewares import Middleware, MiddlewareEntry
 from wsgigate.config.outliers import ServiceOutlier
 from wsgigate.config.retries import ServiceRetry
+from wsgigate.config.shaping import FallbackTable, MirrorTable, Share, SplitTable
 from wsgigate.config.tables import Either, ListOf, MapOf, Table, setting, table
 from wsgigate.config.texts import ImportPath, PathPattern, Url
-from wsgigate.rules.balance import POLICIES
 
 __all__ = [
     "Balance",
@@ -24,6 +26,7 @@ __all__ = [
     "Route",
     "ServerTls",
     "Service",
+    "ServiceSticky",
     "Tls",
     "WebSockets",
     "Weighted",
@@ -31,9 +34,6 @@ __all__ = [
 
 _ONE_LINE = r"[^\x00-\x1f\x7f]+"
 _SLASHES = Choice("reject", "keep")
-
-
-_POLICY = Choice(*(name for name in POLICIES if name != "sticky"))
 
 
 def _is_table(value: object) -> bool:
@@ -51,6 +51,11 @@ class Weighted:
     url: str = setting(Url(), "Its address.")
     weight: int = setting(
         Integer(0, 65535), "Its share relative to the others; 0 drains it.", default=1
+    )
+    tier: int = setting(
+        Integer(0, 15),
+        "Whose turn it is: 0 first, the next ones as far as those before fail.",
+        default=0,
     )
 
 
@@ -92,38 +97,35 @@ class ServerTls:
 
 
 @table
-class Balance:
-    """Who of a service's instances takes the next request."""
-
-    use: str = setting(_POLICY, "The policy.", default="two-choices")
-    key: str | None = setting(
-        Text('"address", "subject", "header:NAME", "cookie:NAME", "claim:NAME" or "path:NAME"'),
-        "What tells requests that belong together, for consistent-hash; the address unless said.",
-        default=None,
-    )
-    slow_start: float | None = setting(
-        Duration(zero=True),
-        "In which time an instance that has become well gets all of its share.",
-        default=None,
-    )
-
-
-@table
 class Service:
     """A backend application: its instances, and how they are talked to."""
 
     instances: tuple[Weighted | str, ...] = setting(
         ListOf(Either(_is_table, Table(Weighted, name="Instance"), Url()), least=1),
-        'Where it runs: "http://10.0.0.5:8000", or { url = "...", weight = 2 }.',
+        'Where it runs: "http://10.0.0.5:8000", or { url = "...", weight = 2, tier = 1 }.',
     )
     routes: tuple[str, ...] = setting(
         ListOf(Text()), "The paths it has, for people to read in /services.", default=()
     )
     health: Health | None = setting(Table(Health), "How its health is checked.", default=None)
     balance: Balance | str | None = setting(
-        Either(_is_table, Table(Balance), _POLICY),
+        Either(_is_table, Table(Balance), POLICY),
         "Who of them takes the next request; two-choices unless said.",
         default=None,
+    )
+    sticky: ServiceSticky | None = setting(
+        Table(ServiceSticky),
+        "How clients stay with an instance, by a signed cookie; they do not unless said.",
+        default=None,
+    )
+    max_in_flight: int | None = setting(
+        Integer(0),
+        "How many of its requests a worker serves at a time, 0 for any; half of gateway.threads "
+        "where there are several services, any where it is the only one.",
+        default=None,
+    )
+    instance_max_in_flight: int | None = setting(
+        Integer(1), "How many requests a worker gives to one instance at a time.", default=None
     )
     breaker: ServiceBreaker | None = setting(
         Table(ServiceBreaker),
@@ -138,6 +140,17 @@ class Service:
     retry: ServiceRetry | None = setting(
         Table(ServiceRetry),
         "When a request is made once more; {} for the defaults, never unless said.",
+        default=None,
+    )
+    hedge: ServiceHedge | None = setting(
+        Table(ServiceHedge),
+        "When a request that only reads is made at a second instance before the first has answered;"
+        " {} for the defaults, never unless said.",
+        default=None,
+    )
+    fallback: FallbackTable | None = setting(
+        Table(FallbackTable, name="Fallback"),
+        "What is answered when it fails, on routes that do not say.",
         default=None,
     )
     timeout: float | None = setting(
@@ -215,10 +228,24 @@ class Route:
         default=None,
     )
     service: str | None = setting(Text(), "The service that serves it.", default=None)
+    services: tuple[Share, ...] = setting(
+        ListOf(Table(Share), least=1), "Several services, each with its share.", default=()
+    )
+    split: SplitTable | None = setting(
+        Table(SplitTable, name="Split"), "How requests are divided between them.", default=None
+    )
     app: str | None = setting(
         ImportPath("a WSGI application"),
         "The WSGI app that serves it, in this process.",
         default=None,
+    )
+    fallback: FallbackTable | None = setting(
+        Table(FallbackTable, name="Fallback"),
+        "What is answered when that fails, instead of what its services say.",
+        default=None,
+    )
+    mirror: MirrorTable | None = setting(
+        Table(MirrorTable, name="Mirror"), "Who gets copies of its requests.", default=None
     )
     strip_prefix: bool | str = setting(
         Either(

@@ -18,7 +18,7 @@ __all__ = ["Either", "ListOf", "MapOf", "Table", "given", "setting", "suggestion
 T = TypeVar("T")
 K = TypeVar("K")
 
-PLANNED = frozenset({"discover", "max_in_flight"})
+PLANNED = frozenset({"discover"})
 """Keys of services that are known to come, so that nobody searches for a mistake of spelling."""
 
 
