@@ -49,7 +49,7 @@ from wsgigate.config import (
     shedders,
 )
 from wsgigate.config.kinds import Duration, Kind
-from wsgigate.config.tables import PLANNED, Either, ListOf, MapOf, Table
+from wsgigate.config.tables import Either, ListOf, MapOf, Table
 from wsgigate.config.uses import USES
 from wsgigate.proxy.stickiness import Stickiness
 from wsgigate.rules.health import HealthCheck
@@ -100,6 +100,12 @@ DEFAULTS = {
     "faults.delay_percent": "``0``",
     "limiter.name": 'made from the route; ``"default"`` around everything',
     "logger.stream": '``"stdout"``',
+    "services.NAME.instances": "none: this or ``discover`` is required",
+    "services.NAME.discover": "none: this or ``instances`` is required",
+    "services.NAME.discover.allowed_networks": "loopback and private networks",
+    "services.NAME.discover.nameservers": "the system's",
+    "services.NAME.discover.scheme": '``"http"``',
+    "services.NAME.discover.server": "the cluster's own",
     "services.NAME.balance": '``"two-choices"``',
     "services.NAME.balance.key": '``"address"``',
     "services.NAME.balance.slow_start": "at once",
@@ -146,7 +152,6 @@ def reference() -> str:
             parts += _middlewares()
         elif isinstance(kind, MapOf):
             parts += _table(kind._item, f"{field.name}.NAME")
-            parts.append(f"Not supported by this version: {_words(sorted(PLANNED))}.\n")
         else:
             parts += _table(kind, field.name)
     return "\n".join(parts)

@@ -60,6 +60,7 @@ ROOF = {"config", "cli", "integrations", "__init__", "__main__"}
 
 DRIVERS = {
     "lmdb": {"store/environment.py", "store/failures.py"},
+    "dns": {"discovery/sources/dns.py"},
     "redis": {"store/redis_connections.py", "store/redis_cluster.py"},
     "httptools": {"proxy/wire.py"},
     "jwt": {"tokens.py"},

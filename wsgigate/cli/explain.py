@@ -115,7 +115,11 @@ def _forwarded(
 ) -> int:
     _line("service", service + share)
     maker = RequestMaker(strip_prefix=entry.strip_prefix, add_prefix=entry.table.add_prefix)
+    watcher = built.gateway.watcher
     instances: tuple[Instance, ...] = built.gateway.pools[service].instances
+    if watcher is not None and service in watcher.sources:
+        _line("found by", watcher.sources[service])
+        instances = (Instance("http://instance"),)  # whichever there will be
     for instance in instances:
         try:
             request = maker.make(environ, target_of(environ), instance)

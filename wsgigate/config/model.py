@@ -11,15 +11,8 @@ from typing import Literal
 from wsgigate.addresses import AddressList
 from wsgigate.config.kinds import Choice, Duration, Flag, Integer, Secret, Text
 from wsgigate.config.middlewares import Middleware, MiddlewareEntry
-from wsgigate.config.model_services import (
-    FieldChanges,
-    Health,
-    Route,
-    ServerTls,
-    Service,
-    Tls,
-    Weighted,
-)
+from wsgigate.config.model_routes import FieldChanges, Route
+from wsgigate.config.model_services import Health, ServerTls, Service, Tls, Weighted
 from wsgigate.config.registry import RegistryTable
 from wsgigate.config.shaping import MaintenanceTable
 from wsgigate.config.tables import ListOf, MapOf, Table, setting, table
@@ -200,7 +193,11 @@ class Config:
         ListOf(MiddlewareEntry()), "The middlewares around everything, outermost first.", default=()
     )
     services: Mapping[str, Service] = setting(
-        MapOf(Table(Service), key=_SERVICE, called="a service's name"),
+        MapOf(
+            Table(Service, one_of=("instances", "discover")),
+            key=_SERVICE,
+            called="a service's name",
+        ),
         "The services, by name.",
         default_factory=dict,
     )

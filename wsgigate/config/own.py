@@ -55,13 +55,18 @@ def own_routes(
     if token is not None:
         errors.tried("admin.token", lambda: require_token(Problem(404), token))
     entries = [*config.middleware, *(entry for each in config.routes for entry in each.middleware)]
+    found = {watch.service: watch.told for watch in services.watches}
     facts = Facts(
         gateway.name,
         gateway.version,
         _port(gateway.bind),
         {
             name: ServiceFacts(
-                pool, config.services[name].routes, pool.ejected, services.bulkhead_of(name)
+                pool,
+                config.services[name].routes,
+                pool.ejected,
+                services.bulkhead_of(name),
+                found.get(name),
             )
             for name, pool in services.pools.items()
         },

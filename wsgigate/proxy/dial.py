@@ -7,6 +7,8 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import requests
@@ -14,7 +16,7 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from wsgigate.proxy.faults import NotConnected
 
-__all__ = ["Cert", "Contexts", "Dial", "Holds", "Verify", "dialer"]
+__all__ = ["Cert", "Check", "Contexts", "Dial", "Holds", "Verify", "dialer"]
 
 Verify = bool | str
 Cert = str | tuple[str, str] | None
@@ -23,6 +25,8 @@ Holds = Callable[[socket.socket], object]
 nobody waits for it any more."""
 Dial = Callable[..., socket.socket]
 """Opens a connection before a moment of the monotonic clock; with whom to tell of its socket."""
+Check = Callable[[IPv4Address | IPv6Address, int], object]
+"""Raises ValueError for an address and port that nobody may be connected to."""
 
 _BUSY_PAUSE = 0.01
 
@@ -63,12 +67,22 @@ def _context(verify: Verify, cert: Cert) -> ssl.SSLContext:
 
 
 def dialer(
-    origin: str, verify: Verify, cert: Cert, contexts: Contexts, clock: Callable[[], float]
+    origin: str,
+    verify: Verify,
+    cert: Cert,
+    contexts: Contexts,
+    clock: Callable[[], float],
+    *,
+    check: Check | None = None,
+    server_name: str | None = None,
 ) -> Dial:
     """Return what opens connections to *origin*.
 
     :param origin: ``http://HOST[:PORT]``, ``https://HOST[:PORT]``, or ``http+unix://PATH`` with the
         path of a socket percent-encoded.
+    :param check: Asked about each address just before it is connected to, whatever the host's name
+        was said to mean before.
+    :param server_name: The name to ask for and verify by TLS; the host's unless given.
     :raises requests.exceptions.InvalidURL: It is none of these.
     """
     try:
@@ -83,17 +97,20 @@ def dialer(
         raise requests.exceptions.InvalidURL(f"no address of an instance: {origin!r}")
     secure = parts.scheme == "https"
     address = (host, port or (443 if secure else 80))
+    name = (server_name or host).rstrip(".")
     if not secure:
-        return lambda until, holds=None: _mapped(lambda: _dial_tcp(address, until, clock, holds))
+        return lambda until, holds=None: _mapped(
+            lambda: _dial_tcp(address, until, clock, check, holds)
+        )
 
     def dial(until: float, holds: Holds | None = None) -> socket.socket:
         context = contexts.get(verify, cert)
-        sock = _mapped(lambda: _dial_tcp(address, until, clock, holds))
+        sock = _mapped(lambda: _dial_tcp(address, until, clock, check, holds))
         try:
             sock.settimeout(max(until - clock(), 0.001))
             sock = tls = context.wrap_socket(
                 sock,
-                server_hostname=host.rstrip("."),
+                server_hostname=name,
                 suppress_ragged_eofs=False,
                 do_handshake_on_connect=False,
             )
@@ -127,6 +144,7 @@ def _dial_tcp(
     address: tuple[str, int],
     until: float,
     clock: Callable[[], float],
+    check: Check | None,
     holds: Holds | None = None,
 ) -> socket.socket:
     """Try each address of the host; one that does not answer leaves the others their share."""
@@ -138,6 +156,8 @@ def _dial_tcp(
             raise TimeoutError("connecting took too long")
         sock = None
         try:
+            if check is not None:
+                _see(check, target)
             sock = socket.socket(family, kind, protocol)
             sock.settimeout(left / (len(found) - number))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -153,6 +173,13 @@ def _dial_tcp(
                 sock.close()
             raise
     raise failure
+
+
+def _see(check: Check, target: tuple[Any, ...]) -> None:
+    try:
+        check(ip_address(str(target[0]).partition("%")[0]), target[1])
+    except ValueError as error:
+        raise PermissionError(f"not connected: {error}") from error
 
 
 def _dial_unix(
