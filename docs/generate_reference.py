@@ -25,16 +25,19 @@ from wsgigate import (
     Forwarder,
     Limiter,
     Logger,
+    Pool,
     RequestId,
     RetryRules,
     SheddingRules,
     wsgi,
 )
-from wsgigate.config import breakers, model, options, outliers, retries, shedders
+from wsgigate.config import balances, breakers, hedges, model, options, outliers, retries, shedders
 from wsgigate.config.kinds import Duration, Kind
-from wsgigate.config.tables import PLANNED, Either, ListOf, MapOf, Table
+from wsgigate.config.tables import Either, ListOf, MapOf, Table
 from wsgigate.config.uses import USES
+from wsgigate.proxy.stickiness import Stickiness
 from wsgigate.rules.health import HealthCheck
+from wsgigate.rules.hedge import HedgeRules
 from wsgigate.rules.outlier import OutlierRules
 
 FOLDER = Path(__file__).parent
@@ -42,6 +45,9 @@ FOLDER = Path(__file__).parent
 CONSTRUCTORS: dict[type[Any], Any] = {
     breakers.BreakerOptions: CircuitRules,
     breakers.ServiceBreaker: CircuitRules,
+    balances.Balance: Pool,
+    balances.ServiceSticky: Stickiness,
+    hedges.ServiceHedge: HedgeRules,
     model.Health: HealthCheck,
     model.Service: Forwarder,
     model.Route: Forwarder,
@@ -112,7 +118,6 @@ def reference() -> str:
             parts += _middlewares()
         elif isinstance(kind, MapOf):
             parts += _table(kind._item, f"{field.name}.NAME")
-            parts.append(f"Not supported by this version: {_words(sorted(PLANNED))}.\n")
         else:
             parts += _table(kind, field.name)
     return "\n".join(parts)

@@ -13,6 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 GROUND = {
     "addresses",
+    "cookies",
     "credentials",
     "fields",
     "forwarding",

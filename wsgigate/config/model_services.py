@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from wsgigate.config.balances import POLICY, Balance, ServiceSticky
 from wsgigate.config.breakers import ServiceBreaker
 from wsgigate.config.discovers import Discover, Discovered
+from wsgigate.config.hedges import ServiceHedge
 from wsgigate.config.kinds import Choice, Duration, Flag, Integer, Text
 from wsgigate.config.middlewares import Middleware, MiddlewareEntry
 from wsgigate.config.outliers import ServiceOutlier
 from wsgigate.config.retries import ServiceRetry
 from wsgigate.config.tables import Either, ListOf, MapOf, Table, setting, table
 from wsgigate.config.texts import ImportPath, PathPattern, Url
-from wsgigate.rules.balance import POLICIES
 
 __all__ = [
     "Balance",
@@ -25,6 +26,7 @@ __all__ = [
     "Route",
     "ServerTls",
     "Service",
+    "ServiceSticky",
     "Tls",
     "WebSockets",
     "Weighted",
@@ -32,9 +34,6 @@ __all__ = [
 
 _ONE_LINE = r"[^\x00-\x1f\x7f]+"
 _SLASHES = Choice("reject", "keep")
-
-
-_POLICY = Choice(*(name for name in POLICIES if name != "sticky"))
 
 
 def _is_table(value: object) -> bool:
@@ -52,6 +51,11 @@ class Weighted:
     url: str = setting(Url(), "Its address.")
     weight: int = setting(
         Integer(0, 65535), "Its share relative to the others; 0 drains it.", default=1
+    )
+    tier: int = setting(
+        Integer(0, 15),
+        "Whose turn it is: 0 first, the next ones as far as those before fail.",
+        default=0,
     )
 
 
@@ -98,29 +102,12 @@ class ServerTls:
 
 
 @table
-class Balance:
-    """Who of a service's instances takes the next request."""
-
-    use: str = setting(_POLICY, "The policy.", default="two-choices")
-    key: str | None = setting(
-        Text('"address", "subject", "header:NAME", "cookie:NAME", "claim:NAME" or "path:NAME"'),
-        "What tells requests that belong together, for consistent-hash; the address unless said.",
-        default=None,
-    )
-    slow_start: float | None = setting(
-        Duration(zero=True),
-        "In which time an instance that has become well gets all of its share.",
-        default=None,
-    )
-
-
-@table
 class Service:
     """A backend application: its instances, and how they are talked to."""
 
     instances: tuple[Weighted | str, ...] = setting(
         ListOf(Either(_is_table, Table(Weighted, name="Instance"), Url()), least=1),
-        'Where it runs: "http://10.0.0.5:8000", or { url = "...", weight = 2 }.',
+        'Where it runs: "http://10.0.0.5:8000", or { url = "...", weight = 2, tier = 1 }.',
         default=(),
     )
     discover: Discover | str | None = setting(
@@ -133,9 +120,23 @@ class Service:
     )
     health: Health | None = setting(Table(Health), "How its health is checked.", default=None)
     balance: Balance | str | None = setting(
-        Either(_is_table, Table(Balance), _POLICY),
+        Either(_is_table, Table(Balance), POLICY),
         "Who of them takes the next request; two-choices unless said.",
         default=None,
+    )
+    sticky: ServiceSticky | None = setting(
+        Table(ServiceSticky),
+        "How clients stay with an instance, by a signed cookie; they do not unless said.",
+        default=None,
+    )
+    max_in_flight: int | None = setting(
+        Integer(0),
+        "How many of its requests a worker serves at a time, 0 for any; half of gateway.threads "
+        "where there are several services, any where it is the only one.",
+        default=None,
+    )
+    instance_max_in_flight: int | None = setting(
+        Integer(1), "How many requests a worker gives to one instance at a time.", default=None
     )
     breaker: ServiceBreaker | None = setting(
         Table(ServiceBreaker),
@@ -150,6 +151,12 @@ class Service:
     retry: ServiceRetry | None = setting(
         Table(ServiceRetry),
         "When a request is made once more; {} for the defaults, never unless said.",
+        default=None,
+    )
+    hedge: ServiceHedge | None = setting(
+        Table(ServiceHedge),
+        "When a request that only reads is made at a second instance before the first has answered;"
+        " {} for the defaults, never unless said.",
         default=None,
     )
     timeout: float | None = setting(

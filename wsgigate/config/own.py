@@ -56,7 +56,13 @@ def own_routes(
         gateway.version,
         _port(gateway.bind),
         {
-            name: ServiceFacts(pool, config.services[name].routes, pool.ejected, found.get(name))
+            name: ServiceFacts(
+                pool,
+                config.services[name].routes,
+                pool.ejected,
+                services.bulkhead_of(name),
+                found.get(name),
+            )
             for name, pool in services.pools.items()
         },
         describe_routes(others, prefix=admin.prefix, given=admin.routes),
