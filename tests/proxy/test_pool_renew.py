@@ -76,7 +76,7 @@ def test_an_instance_twice_changes_nothing() -> None:
     assert picked(users) == set(URLS)
 
 
-@pytest.mark.parametrize("policy", [name for name in POLICIES])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_follows(policy: str) -> None:
     users = pool(balance=policy)
     picked(users)

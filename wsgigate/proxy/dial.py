@@ -100,12 +100,12 @@ def dialer(
     name = (server_name or host).rstrip(".")
     if not secure:
         return lambda until, holds=None: _mapped(
-            lambda: _dial_tcp(address, until, clock, holds, check)
+            lambda: _dial_tcp(address, until, clock, check, holds)
         )
 
     def dial(until: float, holds: Holds | None = None) -> socket.socket:
         context = contexts.get(verify, cert)
-        sock = _mapped(lambda: _dial_tcp(address, until, clock, holds, check))
+        sock = _mapped(lambda: _dial_tcp(address, until, clock, check, holds))
         try:
             sock.settimeout(max(until - clock(), 0.001))
             sock = tls = context.wrap_socket(
@@ -144,8 +144,8 @@ def _dial_tcp(
     address: tuple[str, int],
     until: float,
     clock: Callable[[], float],
+    check: Check | None,
     holds: Holds | None = None,
-    check: Check | None = None,
 ) -> socket.socket:
     """Try each address of the host; one that does not answer leaves the others their share."""
     found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)

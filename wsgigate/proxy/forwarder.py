@@ -26,7 +26,7 @@ from wsgigate.proxy.tries import Tries
 from wsgigate.proxy.tunnel import Tunnels
 from wsgigate.proxy.upgrade import Upgrader, WebSocketLimits
 from wsgigate.target import BadTarget, target_of
-from wsgigate.wsgi import INSTANCE, REASON, SERVICE
+from wsgigate.wsgi import FAILURE, INSTANCE, REASON, SERVICE
 
 __all__ = ["Forwarder"]
 
@@ -262,4 +262,5 @@ class Forwarder:
         start_response: StartResponse,
     ) -> Iterable[bytes]:
         environ[REASON] = reason
+        environ[FAILURE] = problem.extensions.get("error", "")
         return self._refuse(problem)(environ, start_response)
