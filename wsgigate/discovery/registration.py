@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Self
 
 from wsgigate.discovery.lease import Lease
@@ -116,7 +117,7 @@ class Registration:
         self._drain = drain
         self._lead = OneOfMachine(store, f"registration/{service}/{port}"[:400])
         self._keeper: Keeper | None = None
-        self._signals: PutOff | None = None
+        self._signals = PutOff(self._asked)
         self._parent = 0  # whoever had the socket as well when we began
         self._pid = 0
 
@@ -136,7 +137,6 @@ class Registration:
         self._pid = os.getpid()
         self._keeper = Keeper(self.connect, ready=self._ready, lead=self._lead)
         if leaves:
-            self._signals = PutOff(self._asked)
             self._signals.install(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
             atexit.register(self._at_exit)
         else:
@@ -185,30 +185,29 @@ class Registration:
         if keeper is None or not keeper.begun:
             return False
         if self._parent:
-            keeper.call(self._drain_unless_it_stays)
+            keeper.call(partial(self._drain_unless_it_stays, keeper))
             return False
         if number != signal.SIGTERM or not self._drain or not keeper.standing.sent:
             return False
-        keeper.call(self._drain_and_pass_on)
+        keeper.call(partial(self._drain_and_pass_on, keeper))
         return True
 
-    def _drain_unless_it_stays(self) -> None:
-        if self._keeper is not None and not self._stays():
-            self._keeper.want(Wanted.DRAINING)
-
-    def _drain_and_pass_on(self) -> None:
-        threading.Thread(target=self._pass_on, name="wsgigate-drain", daemon=True).start()
-
-    def _pass_on(self) -> None:
-        keeper, signals = self._keeper, self._signals
-        if keeper is not None:
+    def _drain_unless_it_stays(self, keeper: Keeper) -> None:
+        if not self._stays():
             keeper.want(Wanted.DRAINING)
-            keeper.drained(AT_MOST)
-            time.sleep(self._drain)
-        if signals is not None:
-            if signals.ends(signal.SIGTERM):  # nothing of ours would run after it
-                self._end(leave=True, timeout=AT_MOST)
-            signals.pass_on(signal.SIGTERM)
+
+    def _drain_and_pass_on(self, keeper: Keeper) -> None:
+        keeper.want(Wanted.DRAINING)
+        threading.Thread(
+            target=self._pass_on, args=(keeper,), name="wsgigate-drain", daemon=True
+        ).start()
+
+    def _pass_on(self, keeper: Keeper) -> None:
+        keeper.drained(AT_MOST)
+        time.sleep(self._drain)
+        if self._signals.ends(signal.SIGTERM):  # nothing of ours would run after it
+            keeper.end(leave=True, timeout=AT_MOST)
+        self._signals.pass_on(signal.SIGTERM)
 
 
 class OneOfMachine:

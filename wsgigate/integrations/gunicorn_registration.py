@@ -57,12 +57,14 @@ def registered(
             post_worker_init(worker)
         registration = _registration(service, worker.cfg, given)
         if registration is not None:
+            _log_as_gunicorn()
             registration.start(leaves=False)
 
     def attached(hook: _Hook | None) -> Callable[[Any], None]:
         def attach(server: Any) -> None:
             if hook is not None:
                 hook(server)
+            _log_as_gunicorn()
             registration = _registration(service, server.cfg, given)
             # looked up by the master's loop for each SIGTERM, by this name
             server.handle_term = _Departure(server, registration, drain).handle_term
@@ -99,6 +101,13 @@ def _registration(service: str, cfg: Any, given: dict[str, Any]) -> Registration
     except (ValueError, TypeError) as error:
         log.error("nothing is registered: %s", error)
         return None
+
+
+def _log_as_gunicorn() -> None:
+    own = logging.getLogger("wsgigate")
+    if not own.handlers and not logging.getLogger().handlers:
+        own.handlers = log.handlers
+        own.setLevel(log.level)
 
 
 class _Departure:
