@@ -59,7 +59,8 @@ class RegistryClient:
     @property
     def name(self) -> str:
         """What the instance is called in the log."""
-        return f"{self.entry.service}/{self.entry.id_at(self._host or '?')}"
+        service = self.entry.service
+        return service if self._host is None else f"{service}/{self.entry.id_at(self._host)}"
 
     def ask(self, step: Step, wanted: Wanted, place: int) -> Answer:
         """Do *step* at the registry *place*; never raises for what the registry does.

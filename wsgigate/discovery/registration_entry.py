@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from wsgigate.rules.registration import Wanted
+from wsgigate.rules.registry import parse
 
 __all__ = ["Entry", "check_registry", "own_address"]
 
@@ -32,8 +33,7 @@ class Entry:
     :param tags: Words to find it by.
     :param metadata: Whatever else is to be known of it: names, and what JSON can say.
     :param health_check_path: Where it answers whether it is well.
-    :raises ValueError: A member can not be right; says which. What else the registry wants of them
-        is for the registry to say.
+    :raises ValueError: A member is not what a registry takes; names it as the registry does.
     """
 
     service: str
@@ -49,19 +49,8 @@ class Entry:
     health_check_path: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.service:
-            raise ValueError("service is the name of a service, got nothing")
-        if type(self.port) is not int or not 1 <= self.port <= 65_535:
-            raise ValueError(f"port is 1 to 65535, got {self.port!r}")
-        if self.scheme not in ("http", "https"):
-            raise ValueError(f"scheme is http or https, got {self.scheme!r}")
-        if type(self.weight) is not int or self.weight < 0:
-            raise ValueError(f"weight is 0 or more, got {self.weight!r}")
-        for name in ("host", "instance_id", "version", "zone", "health_check_path"):
-            if getattr(self, name) == "":
-                raise ValueError(f"{name} is empty")
-        if self.health_check_path is not None and not self.health_check_path.startswith("/"):
-            raise ValueError(f"health_check_path starts with /, got {self.health_check_path!r}")
+        host = "127.0.0.1" if self.host is None else self.host
+        parse(self.document(host, Wanted.UP))
 
     def id_at(self, host: str) -> str:
         """Return its id when it is at *host*: one for each address, however many workers it has."""
