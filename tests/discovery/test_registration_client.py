@@ -92,7 +92,7 @@ def test_everything_that_is_said_of_an_instance(backend: Backend) -> None:
         "healthCheckPath": "/health",
     }
     _, request = asked(backend, Step.HEARTBEAT, Wanted.UP, entry)
-    assert request.target == "/heartbeat/users/users%3A1%40a"
+    assert request.target == "/heartbeat/users/users:1@a"
 
 
 def test_a_registry_may_be_mounted_below_a_path(backend: Backend) -> None:
@@ -119,12 +119,13 @@ def test_an_id_is_made_of_any_address() -> None:
 @pytest.mark.parametrize(
     ("sent", "answer"),
     [
-        (reply(b'{"heartbeatInterval": 4}', status="201 Created"), Answer(201, 4.0)),
-        (reply(b'{"heartbeatInterval": 2.5}'), Answer(200, 2.5)),
-        (reply(b'{"heartbeatInterval": "4"}'), Answer(200)),
-        (reply(b'{"heartbeatInterval": true}'), Answer(200)),
+        (reply(b'{"instance": {"heartbeatInterval": 4}}', status="201 Created"), Answer(201, 4.0)),
+        (reply(b'{"instance": {"heartbeatInterval": 2.5}}'), Answer(200, 2.5)),
+        (reply(b'{"instance": {"heartbeatInterval": "4"}}'), Answer(200)),
+        (reply(b'{"instance": {"heartbeatInterval": true}}'), Answer(200)),
         (reply(b"[" * 60_000), Answer(200)),
         (reply(b"[]"), Answer(200)),
+        (reply(b'{"instance": 4}'), Answer(200)),
         (reply(b"\xff"), Answer(200)),
         (reply(status="404 Not Found"), Answer(404, why="status 404")),
         (

@@ -84,7 +84,7 @@ class RegistryClient:
 
     def _request(self, registry: str, step: Step, wanted: Wanted, host: str) -> PreparedRequest:
         names = (self.entry.service, self.entry.id_at(host))
-        which = "/".join(quote(name, safe="") for name in names)
+        which = "/".join(quote(name, safe=":@") for name in names)
         method, path, document = {
             Step.REGISTER: ("POST", "/register", self.entry.document(host, wanted)),
             Step.HEARTBEAT: ("POST", f"/heartbeat/{which}", None),
@@ -166,7 +166,8 @@ def _document(raw: Any, deadline: float) -> dict[str, Any]:
 
 
 def _interval(document: dict[str, Any]) -> float | None:
-    interval = document.get("heartbeatInterval")
+    instance = document.get("instance")
+    interval = instance.get("heartbeatInterval") if isinstance(instance, dict) else None
     known = isinstance(interval, int | float) and not isinstance(interval, bool)
     return float(interval) if known else None  # type: ignore[arg-type]
 
