@@ -95,11 +95,11 @@ class Destinations:
         for each in meant(address):
             for network, why in _FORBIDDEN:
                 if each in network:
-                    raise Forbidden(f"{why} is no instance's")
+                    raise Forbidden(f"an instance can not be at {why}")
             if str(each) not in self._allowed:
-                raise Forbidden("an address outside of the allowed networks")
+                raise Forbidden("an instance can not be outside of the allowed networks")
             if port in self._own_ports and self._is_gateway(each, port):
-                raise Forbidden("the gateway itself is no instance")
+                raise Forbidden("the gateway itself can not be an instance")
 
     def resolve(self, host: str, port: int) -> tuple[Address, ...]:
         """Return the addresses of *host*, all of which an instance may have.

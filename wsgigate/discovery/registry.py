@@ -174,6 +174,7 @@ class Registry:
         if done is None:
             return None
         raw, silence = done
+        self._reader.stale(service)
         if silence > self.rules.unhealthy_after:  # or it says something new of itself
             self._index.publish(service, instance_id)
             self._waiting.tell(service)
@@ -225,6 +226,13 @@ class Registry:
         """
         found = {name: self._reader.listing(name) for name in self._reader.names()}
         return {name: listing for name, listing in found.items() if listing.instances}
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the services, sorted.
+
+        :raises StoreError: The store fails, and nothing is known.
+        """
+        return self._reader.names()
 
     def services(self) -> dict[str, tuple[Registered, ...]]:
         """Return the instances of every service, by its name; as :meth:`listings` does."""

@@ -54,8 +54,8 @@ class _Sweep(NamedTuple):
 class Reader:
     """Reads listings, and keeps them.
 
-    One that has the version it had is believed for half of a heartbeat: meanwhile nothing can have
-    changed but the moments of heartbeats. While the store fails, all are believed.
+    One that has the version it had is believed for a second: meanwhile nothing can have changed but
+    the moments of heartbeats. While the store fails, all are believed.
 
     :param most: How many services are kept at most.
     :param clock: Tells seconds that only go forward.
@@ -74,7 +74,7 @@ class Reader:
         self._rules = rules
         self._most = most
         self._clock = clock
-        self._fresh = min(rules.heartbeat, rules.unhealthy_after - rules.heartbeat) / 2
+        self._fresh = min(1.0, rules.heartbeat / 2, (rules.unhealthy_after - rules.heartbeat) / 2)
         self._known: dict[str, _Known] = {}
         self._names: tuple[str, ...] | None = None
         self._sweep = _Sweep(float("-inf"), None, False)
@@ -98,6 +98,12 @@ class Reader:
         return Listing(
             known.entries, known.version, judged(now, sweep.swept), 0.0, sweep.preserving
         )
+
+    def stale(self, service: str) -> None:
+        """Have *service* read anew the next time: this process has heard of an instance."""
+        known = self._known.get(service)
+        if known is not None:
+            self._known[service] = known._replace(read=float("-inf"))
 
     def names(self) -> tuple[str, ...]:
         """Return the names of the services, the last known ones while the store fails.
