@@ -87,10 +87,10 @@ def test_a_whole_life(registries: Registries, started: Callable[..., Keeper]) ->
     registries.wait_for(Step.REGISTER, Step.HEARTBEAT)
     keeper.want(Wanted.UP)
     registries.wait_for(Step.TELL, Step.HEARTBEAT)
-    assert not keeper.drained(0)
+    assert not keeper.settled(0)
     keeper.want(Wanted.DRAINING)
-    assert keeper.drained(10.0)
-    assert keeper.standing.phase is Phase.DRAINING
+    assert keeper.settled(10.0)
+    assert keeper.drains
     registries.wait_for(Step.TELL, Step.HEARTBEAT)
     keeper.end(leave=True, timeout=10.0)
     assert registries.steps() == [
@@ -117,7 +117,7 @@ def test_one_that_is_forgotten_while_it_drains_does_not_come_back(
     registries.wait_for(Step.REGISTER, Step.HEARTBEAT)
     registries.answer = lambda step, place: NOT_THERE
     keeper.want(Wanted.DRAINING)
-    assert keeper.drained(10.0)
+    assert keeper.settled(10.0)
     keeper.end(leave=True, timeout=10.0)
     assert Step.REGISTER not in [step for step, _, _ in registries.asked][1:]
 
@@ -147,7 +147,8 @@ def test_nobody_waits_for_a_registry_that_can_not_be_told(
     keeper = started(registries)
     registries.wait_for(Step.REGISTER)
     keeper.want(Wanted.DRAINING)
-    assert keeper.drained(10.0)
+    assert keeper.settled(10.0)
+    assert not keeper.drains
 
 
 def test_only_who_leads_speaks(registries: Registries, started: Callable[..., Keeper]) -> None:
@@ -155,7 +156,7 @@ def test_only_who_leads_speaks(registries: Registries, started: Callable[..., Ke
     keeper = started(registries, lead=turn)
     assert turn.asked.wait(10.0)
     keeper.want(Wanted.DRAINING)
-    assert keeper.drained(10.0)
+    assert keeper.settled(10.0)
     keeper.end(leave=True, timeout=10.0)
     assert registries.asked == []
     assert turn.released
@@ -179,7 +180,7 @@ def test_what_is_known_need_not_be_told(
 ) -> None:
     known = Standing(Phase.REGISTERED, told=Wanted.UP, sent=True)
     keeper = started(registries, wanted=Wanted.DRAINING, standing=known)
-    assert keeper.drained(10.0)
+    assert keeper.settled(10.0)
     assert registries.asked[0] == (Step.TELL, Wanted.DRAINING, 0)
 
 
@@ -241,6 +242,6 @@ def test_a_client_that_can_not_be_made_is_told_and_nothing_else(
 
     keeper = Keeper(connect)
     keeper.start()
-    assert keeper.drained(10.0)
+    assert keeper.settled(10.0)
     keeper.end(leave=True, timeout=10.0)
     assert caplog.messages == ["nothing is registered: REGISTRY_URL: is wrong"]

@@ -151,8 +151,8 @@ class _Watch:
     def _drain_on(self) -> None:
         """Tell the program to end when gateways have had the time to take note of it."""
         now = time.monotonic()
-        if self._told_by is not None and (self._keeper.drained(0) or now >= self._told_by):
-            self._told_by, self._end_at = None, now + self._drain
+        if self._told_by is not None and (self._keeper.settled(0) or now >= self._told_by):
+            self._told_by, self._end_at = None, now + self._drain * self._keeper.drains
         if self._end_at is not None and now >= self._end_at:
             self._end_at = None
             os.kill(self._pid, signal.SIGTERM)

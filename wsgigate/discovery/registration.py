@@ -203,8 +203,9 @@ class Registration:
         ).start()
 
     def _pass_on(self, keeper: Keeper) -> None:
-        keeper.drained(AT_MOST)
-        time.sleep(self._drain)
+        keeper.settled(AT_MOST)
+        if keeper.drains:
+            time.sleep(self._drain)
         if self._signals.ends(signal.SIGTERM):  # nothing of ours would run after it
             keeper.end(leave=True, timeout=AT_MOST)
         self._signals.pass_on(signal.SIGTERM)

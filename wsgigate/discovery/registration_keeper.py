@@ -107,7 +107,7 @@ class Keeper:
         self._random = random
         self._queue: SimpleQueue[_Told] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._drained = threading.Event()
+        self._settled = threading.Event()
         self._pid = 0
         self.begun = False
         """Whether it was time to begin."""
@@ -133,13 +133,18 @@ class Keeper:
         """Have *function* called in the thread, between two steps."""
         self._queue.put(function)
 
-    def drained(self, timeout: float) -> bool:
-        """Wait until the registry knows that it drains, or could not be told.
+    def settled(self, timeout: float) -> bool:
+        """Wait until a registry knows that the instance drains, or can not be told.
 
         :param timeout: Seconds to wait at most.
         :returns: Whether it did not take longer.
         """
-        return self._drained.wait(timeout)
+        return self._settled.wait(timeout)
+
+    @property
+    def drains(self) -> bool:
+        """Whether a registry knows that the instance drains: only then waiting is of any use."""
+        return self.standing.phase is Phase.DRAINING
 
     def end(self, *, leave: bool, timeout: float) -> None:
         """End the thread.
@@ -155,17 +160,21 @@ class Keeper:
 
     def _run(self) -> None:
         try:
-            client = self._connect()
+            client = self._connected()
+            if client is not None and self._wait_until_ready():
+                self._keep(client)
+        except Exception:  # a fault of ours is not to be one of the service
+            LOG.exception("nothing is registered any more")
+        finally:
+            self._settled.set()
+            self._lead.release()
+
+    def _connected(self) -> Client | None:
+        try:
+            return self._connect()
         except ValueError as error:
             LOG.error("nothing is registered: %s", error)
-            self._drained.set()
-            return
-        try:
-            if self._wait_until_ready():
-                self._keep(client)
-        finally:
-            self._drained.set()
-            self._lead.release()
+            return None
 
     def _wait_until_ready(self) -> bool:
         while not self._ready():
@@ -190,7 +199,7 @@ class Keeper:
                     self.standing, self._known, due = self._known or Standing(), None, now
             if leading and now >= due:
                 due = now + self._step(client, rules)
-            self._note_drained(leading, rules)
+            self._note_settled(leading, rules)
             if self._wanted is Wanted.GONE and self._is_over(leading, rules):
                 return
             try:
@@ -227,7 +236,7 @@ class Keeper:
             LOG.info("%s is %s at %s", client.name, self.standing.phase, registry)
         return wait
 
-    def _note_drained(self, leading: bool, rules: RegistrationRules) -> None:
+    def _note_settled(self, leading: bool, rules: RegistrationRules) -> None:
         """Let those go on who wait until the registry knows, or can not be told."""
         standing = self.standing
         if self._wanted in (Wanted.DRAINING, Wanted.GONE) and (
@@ -236,7 +245,7 @@ class Keeper:
             or standing.failures >= rules.registries
             or next_step(standing, self._wanted) is Step.NOTHING
         ):
-            self._drained.set()
+            self._settled.set()
 
     def _is_over(self, leading: bool, rules: RegistrationRules) -> bool:
         """Return whether nothing more is to be tried: each registry is asked once to let go."""

@@ -108,6 +108,7 @@ def _log_as_gunicorn() -> None:
     if not own.handlers and not logging.getLogger().handlers:
         own.handlers = log.handlers
         own.setLevel(log.level)
+        own.propagate = False
 
 
 class _Departure:
@@ -148,9 +149,8 @@ class _Departure:
         return keeper
 
     def _pass_on(self) -> None:
-        if self._keeper is not None:
-            self._keeper.drained(AT_MOST)
-        time.sleep(self._drain)
+        if self._keeper is not None and self._keeper.settled(AT_MOST) and self._keeper.drains:
+            time.sleep(self._drain)
         os.kill(self._server.pid, signal.SIGTERM)
 
     def _stays(self) -> bool:
