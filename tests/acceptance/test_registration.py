@@ -27,7 +27,7 @@ def app(environ, start_response):
 logging.basicConfig(level="INFO", format="%(process)d %(message)s")
 """
 LINE = """
-from wsgigate.discovery.registration import Registration
+from wsgigate import Registration
 Registration("users", port=int(os.environ["PORT"]), tags=["blue"], drain=0.5).start()
 """
 CONF = """\

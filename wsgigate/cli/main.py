@@ -7,9 +7,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
 
 from wsgigate import __version__
+from wsgigate.cli import register_arguments
 
 __all__ = ["main"]
 
@@ -71,17 +71,19 @@ examples:
   wsgigate deny gateway.toml --sub ann --last 1h
 """
 
-REGISTER = """\
-Run a program, in any language, and keep it registered at a registry while it runs: STARTING until
-its port takes connections, then UP, DRAINING for a while after SIGTERM, and gone at its end.
-Signals are passed on, and the exit code is the program's. REGISTRY_TOKEN is the token for it."""
+REGISTRY = """\
+Serve the registry alone, until a signal ends it: services register with it, send heartbeats and
+leave; gateways and others ask it who is there. Whoever registers presents the token that the
+environment variable REGISTRY_TOKEN holds. It runs under gunicorn, its state is in LMDB."""
 
-REGISTER_EXAMPLES = """\
+REGISTRY_EXAMPLES = """\
 examples:
 
-  wsgigate register --service users --port 3001 -- node users.js
-  wsgigate register --service users --port 3001 --health-check-path /health --zone a \\
-      --meta team=shop -- gunicorn --bind 0.0.0.0:3001 users:app
+  REGISTRY_TOKEN=$(openssl rand -hex 32) wsgigate registry
+  wsgigate registry --open
+  wsgigate registry --bind 10.0.0.4:3004 --allow 10.0.0.0/8 --token users=USERS_TOKEN
+
+All that there is to set is in the [registry] table of a gateway's file, for "wsgigate run".
 """
 
 SCHEMA = "Print the JSON Schema of the file, by which editors complete and check it."
@@ -183,36 +185,53 @@ def _parser() -> argparse.ArgumentParser:
     deny.add_argument(
         "--last", metavar="TIME", help="for how long the last of these tokens is good, such as 1h"
     )
-    _register(command("register", "register:register", REGISTER, REGISTER_EXAMPLES))
+    register_arguments.add(
+        command("register", "register:register", register_arguments.ABOUT, register_arguments.END)
+    )
+    _registry(command("registry", "registry:registry", REGISTRY, REGISTRY_EXAMPLES))
     command("schema", "commands:schema", SCHEMA)
     return parser
 
 
-def _register(parser: argparse.ArgumentParser) -> None:
-    def text(name: str, about: str, metavar: str = "NAME", default: str | None = None) -> None:
-        parser.add_argument(name, metavar=metavar, help=about, default=default)
-
-    def several(name: str, about: str, metavar: str) -> None:
-        parser.add_argument(name, metavar=metavar, help=about, action="append", default=[])
-
-    def number(name: str, about: str, metavar: str, **options: Any) -> None:
-        parser.add_argument(name, metavar=metavar, help=about, type=int, **options)
-
-    parser.add_argument("--service", metavar="NAME", required=True, help="which service it is")
-    number("--port", "where others reach it", "PORT", required=True)
-    text("--host", "the name or address of it (default: this machine's, as the registry sees it)")
-    several("--registry", "where the registry is; several are asked in turn (REGISTRY_URL)", "URL")
-    text("--instance-id", "tells it from its siblings (default: made of host and port)", "ID")
-    text("--scheme", "http or https (default: http)", "SCHEME", "http")
-    text("--health-check-path", "where it answers whether it is well", "PATH")
-    number("--weight", "its share of the traffic beside its siblings (default: 1)", "N", default=1)
-    text("--service-version", "which release it is", "VERSION")
-    text("--zone", "where it runs")
-    several("--tag", "a word to find it by; may be repeated", "WORD")
-    several("--meta", "what else is to be known of it; may be repeated", "NAME=VALUE")
-    number("--listens", "its port here, if others reach it by another one", "PORT")
-    text("--drain", "how long to go on after SIGTERM (default: 2s)", "TIME", "2s")
-    parser.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM ...")
+def _registry(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--bind",
+        metavar="HOST:PORT",
+        default="127.0.0.1:3004",
+        help="where to listen (default: 127.0.0.1:3004)",
+    )
+    parser.add_argument("--workers", type=_count, metavar="N", help="how many processes serve")
+    parser.add_argument(
+        "--threads",
+        type=_count,
+        default=16,
+        metavar="N",
+        help="how many requests a process serves at a time, of which a quarter may wait for a "
+        "change (default: 16)",
+    )
+    parser.add_argument(
+        "--store", metavar="URL", default="lmdb:", help="where its state is (default: lmdb:)"
+    )
+    parser.add_argument(
+        "--open", action="store_true", help="anybody may register; on loopback only"
+    )
+    parser.add_argument(
+        "--closed-reads", action="store_true", help="to ask who is there takes a token as well"
+    )
+    parser.add_argument(
+        "--token",
+        metavar="SERVICE=NAME",
+        action="append",
+        default=[],
+        help="the environment variable NAME holds a token by which SERVICE registers itself alone",
+    )
+    parser.add_argument(
+        "--allow",
+        metavar="NETWORK",
+        action="append",
+        default=[],
+        help="where instances may be, instead of loopback and private addresses; may be repeated",
+    )
 
 
 def _file(parser: argparse.ArgumentParser) -> None:

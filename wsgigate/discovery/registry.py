@@ -84,6 +84,10 @@ class Registry:
         """Undo :meth:`start`."""
         self._sweeper.stop()
 
+    def stopping(self) -> None:
+        """Have nobody wait for a change any more: the process is about to end."""
+        self._waiting.end()
+
     def register(self, entry: Registered) -> Registered:
         """Register *entry*, or renew it and replace what was known of it.
 
@@ -104,7 +108,8 @@ class Registry:
             if old is None:
                 return new.to_bytes(), KEPT, (new, True)
             same = _kept_since(old, new)
-            changed = same is None or now - Registered.heartbeat_in(old) > unhealthy_after
+            silence = now - Registered.heartbeat_in(old)
+            changed = same is None or silence > entry.unhealthy_after(self.rules)
             new = same or new
             return new.to_bytes(), KEPT, (new, changed)
 
@@ -113,7 +118,6 @@ class Registry:
         ) -> tuple[bytes | None, float, tuple[Registered, bool] | None]:
             return (old, 0.0, None) if old is None else put(old, now)
 
-        unhealthy_after = self.rules.unhealthy_after
         done = update(self._store, key, renew)
         if done is None:
             self._index.reserve(service, instance_id)
@@ -121,6 +125,7 @@ class Registry:
             changed = True
         else:
             kept, changed = done
+        self._reader.stale(service)
         if changed:
             self._index.publish(service, instance_id)
             self._waiting.tell(service)
@@ -175,13 +180,14 @@ class Registry:
             return None
         raw, silence = done
         self._reader.stale(service)
-        if silence > self.rules.unhealthy_after:  # or it says something new of itself
-            self._index.publish(service, instance_id)
-            self._waiting.tell(service)
         try:
-            return Registered.from_bytes(raw)
+            entry = Registered.from_bytes(raw)
         except ValueError:
             return None
+        if silence > entry.unhealthy_after(self.rules):  # or it says something new of itself
+            self._index.publish(service, instance_id)
+            self._waiting.tell(service)
+        return entry
 
     def discover(
         self,

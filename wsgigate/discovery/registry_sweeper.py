@@ -155,7 +155,7 @@ class Sweeper:
         silent = {
             (entry.service, entry.instance_id)
             for entry in entries
-            if now - entry.silent_since > rules.unhealthy_after
+            if now - entry.silent_since > entry.unhealthy_after(rules)
         }
         gone, state = evictions(entries, now, rules, swept.evictions)
         recent = state.gone if 0 <= now - state.since < 60.0 else 0
@@ -180,7 +180,8 @@ class Sweeper:
         self._index.recount(total, len(entries))
         self._last = now
         waiting = [
-            entry.silent_since + (rules.remove_after if key in silent else rules.unhealthy_after)
+            entry.silent_since
+            + (entry.remove_after(rules) if key in silent else entry.unhealthy_after(rules))
             for entry in entries
             if (key := (entry.service, entry.instance_id)) not in evicted
         ]

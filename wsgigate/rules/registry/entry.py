@@ -113,6 +113,8 @@ class Registered:
     :param tags: What else it may be asked for by.
     :param metadata: Whatever its users want to know: JSON.
     :param health_check_path: What it may be asked for to see whether it is well.
+    :param lease: For how many seconds it may be silent, where that is more than the rules have: who
+        is heard of every 30 seconds is not unhealthy after 30.
     :param registered_at: When it registered.
     :param last_heartbeat: When it was last heard of.
     :param silent_since: Since when its silence counts: its last heartbeat, or later, as the time in
@@ -131,6 +133,7 @@ class Registered:
     tags: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
     health_check_path: str | None = None
+    lease: float | None = None
     registered_at: float = 0.0
     last_heartbeat: float = 0.0
     silent_since: float = field(default=0.0, compare=False)
@@ -144,7 +147,15 @@ class Registered:
     def healthy(self, now: float, rules: LeaseRules) -> bool:
         """Tell whether it says that it is UP, and was heard of lately."""
         silent = now - max(self.last_heartbeat, self.silent_since)
-        return self.status is Status.UP and silent <= rules.unhealthy_after
+        return self.status is Status.UP and silent <= self.unhealthy_after(rules)
+
+    def unhealthy_after(self, rules: LeaseRules) -> float:
+        """Return after how many seconds of silence it is no longer taken to be healthy."""
+        return max(rules.unhealthy_after, self.lease or 0.0)
+
+    def remove_after(self, rules: LeaseRules) -> float:
+        """Return after how many seconds of silence it is removed: as long afterwards as others."""
+        return self.unhealthy_after(rules) + rules.remove_after - rules.unhealthy_after
 
     def heard(self, now: float) -> Registered:
         """Return it with a heartbeat at *now*."""
@@ -159,7 +170,7 @@ class Registered:
         members = [
             *(self.service, self.instance_id, self.host, self.port, self.scheme, self.weight),
             *(self.status.value, self.version, self.zone, list(self.tags), dict(self.metadata)),
-            *(self.health_check_path, self.registered_at),
+            *(self.health_check_path, self.lease, self.registered_at),
         ]
         return json.dumps(members, separators=(",", ":")).encode("ascii")
 
@@ -174,7 +185,7 @@ class Registered:
         heartbeat = cls.heartbeat_in(raw)
         try:
             service, id_, host, port, scheme, weight, status, *rest = json.loads(raw[8:])
-            version, zone, tags, metadata, path, since = rest
+            version, zone, tags, metadata, path, lease, since = rest
             if not (isinstance(metadata, dict) and type(port) is type(weight) is int):
                 raise ValueError(port)
             return cls(
@@ -190,6 +201,7 @@ class Registered:
                 tags=tuple(tags),
                 metadata=metadata,
                 health_check_path=path,
+                lease=None if lease is None else float(lease),
                 registered_at=float(since),
                 last_heartbeat=heartbeat,
                 silent_since=heartbeat,

@@ -96,12 +96,12 @@ def evictions(
     """
     ages = [(now - entry.silent_since, entry) for entry in entries]
     over = sorted(
-        ((age, entry) for age, entry in ages if age > rules.remove_after),
+        ((age, entry) for age, entry in ages if age > entry.remove_after(rules)),
         key=lambda each: (-each[0], each[1].service, each[1].instance_id),
     )
     if not over:
         return (), state
-    silent = sum(age > rules.unhealthy_after for age, _ in ages)
+    silent = sum(age > entry.unhealthy_after(rules) for age, entry in ages)
     # those that went within this minute were silent as well, and were there when it began
     fresh_minute = not 0 <= now - state.since < MINUTE
     gone = 0 if fresh_minute else state.gone
