@@ -142,6 +142,7 @@ class _Builder:
             identity=self._identity,
             folder=self._folder,
             errors=errors,
+            registry=self._registry,
         )
 
     def built(self) -> Built:
@@ -173,6 +174,7 @@ class _Builder:
             pools=services.pools,
             health=health,
             registry=self._registry,
+            watcher=services.watcher(),
             routes=dispatcher.routes,
             self_check=gateway.self_check,
             first=checked_at_first_request(
