@@ -38,6 +38,8 @@ def register(arguments: argparse.Namespace) -> int:
     if command[:1] == ["--"]:
         command = command[1:]
     try:
+        if not hasattr(signal, "sigtimedwait"):
+            raise ValueError("register needs a system that has sigtimedwait(2), such as Linux")
         if not command:
             raise ValueError("the program to run is missing: wsgigate register ... -- PROGRAM")
         drain = parse_duration(arguments.drain)

@@ -118,6 +118,7 @@ class Registration:
         self._lead = OneOfMachine(store, f"registration/{service}/{port}"[:400])
         self._keeper: Keeper | None = None
         self._signals = PutOff(self._asked)
+        self._leaves = True
         self._parent = 0  # whoever had the socket as well when we began
         self._pid = 0
 
@@ -129,18 +130,16 @@ class Registration:
     def start(self, *, leaves: bool = True) -> Self:
         """Begin, in the background; a second call in the same process changes nothing.
 
-        :param leaves: Whether the service is gone when this process is. Not so for workers whose
-            master says when; then no signals are touched.
+        :param leaves: Whether the service may be gone when this process is. Not so for workers
+            whose master says when; they leave it to others as soon as they are told to end.
         """
         if self._pid == os.getpid() and self._keeper is not None:
             return self
         self._pid = os.getpid()
+        self._leaves = leaves
         self._keeper = Keeper(self.connect, ready=self._ready, lead=self._lead)
-        if leaves:
-            self._signals.install(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-            atexit.register(self._at_exit)
-        else:
-            atexit.register(self.release)
+        self._signals.install(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+        atexit.register(self._at_exit if leaves else self.release)
         self._keeper.start()
         return self
 
@@ -182,7 +181,12 @@ class Registration:
     def _asked(self, number: int) -> bool:
         """Take note, in a signal handler, that this process ends; return whether not just yet."""
         keeper = self._keeper
-        if keeper is None or not keeper.begun:
+        if keeper is None:
+            return False
+        if not self._leaves:
+            keeper.retire()
+            return False
+        if not keeper.begun:
             return False
         if self._parent:
             keeper.call(partial(self._drain_unless_it_stays, keeper))
