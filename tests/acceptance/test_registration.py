@@ -171,6 +171,20 @@ def test_an_upgrade_of_gunicorn_leaves_the_service_registered(
     registry.wait_until_gone()
 
 
+@pytest.mark.parametrize("how", [{"more": LINE}, {"conf": CONF}], ids=["line", "conf"])
+def test_workers_of_gevent_register_like_others(
+    how: dict[str, str], registry: RegistryServer, start: Start
+) -> None:
+    conf = "worker_class = 'gevent'\n" + how.get("conf", "")
+    served = start(registry.env(), how.get("more", ""), conf=conf, workers=2)
+    registry.wait_until("UP")
+    registry.wait_for("POST heartbeat", 2)
+    assert serves(served)
+    assert registry.count("POST register") == 1
+    served.stop()
+    registry.wait_until_gone()
+
+
 def test_a_server_of_one_process_drains_and_is_gone(registry: RegistryServer, start: Start) -> None:
     served = start(registry.env(), LINE + ALONE, alone=True)
     registry.wait_until("UP")
