@@ -81,6 +81,7 @@ examples:
 
   REGISTRY_TOKEN=$(openssl rand -hex 32) wsgigate registry
   wsgigate registry --open
+  wsgigate registry --door eureka --door consul
   wsgigate registry --bind 10.0.0.4:3004 --allow 10.0.0.0/8 --token users=USERS_TOKEN
 
 All that there is to set is in the [registry] table of a gateway's file, for "wsgigate run".
@@ -224,6 +225,15 @@ def _registry(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="the environment variable NAME holds a token by which SERVICE registers itself alone",
+    )
+    parser.add_argument(
+        "--door",
+        metavar="NAME",
+        action="append",
+        choices=["eureka", "consul"],
+        default=[],
+        help="whose clients may use it too, unchanged: eureka at /eureka, consul at /v1; may be "
+        "repeated",
     )
     parser.add_argument(
         "--allow",

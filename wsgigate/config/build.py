@@ -23,7 +23,7 @@ from wsgigate.config.imports import import_app
 from wsgigate.config.load import Reading, read_file
 from wsgigate.config.model import Config
 from wsgigate.config.own import own_routes
-from wsgigate.config.registry import registry_of, registry_route
+from wsgigate.config.registry import registry_of, registry_routes
 from wsgigate.config.routes import Entry, Routes
 from wsgigate.config.services import Services
 from wsgigate.config.stack import Stacker, leading_loggers, policy_name
@@ -162,7 +162,7 @@ class _Builder:
         )
         dispatcher = routes.dispatcher(
             own,
-            registry=self._registry_route(),
+            registry=self._registry_routes(),
             fallback=self._fallback(),
             identity=self._identity,
         )
@@ -219,11 +219,11 @@ class _Builder:
         )
         return self._errors.tried("registry", make)
 
-    def _registry_route(self) -> Route[WSGIApplication] | None:
+    def _registry_routes(self) -> list[tuple[str, Route[WSGIApplication]]]:
         settings, gateway = self._config.registry, self._config.gateway
         if settings is None or self._registry is None:
-            return None
-        return registry_route(
+            return []
+        return registry_routes(
             settings,
             self._registry,
             self._errors,

@@ -62,7 +62,7 @@ def _check_gateway(config: Config, errors: Errors, warnings: Warnings) -> None:
                 "or give store.url a ?prefix=",
             )
         )
-    if not (config.routes or config.admin or gateway.fallback or errors):
+    if not (config.routes or config.admin or config.registry or gateway.fallback or errors):
         warnings.append(("routes", "there are none, so every request is answered with 404"))
 
 

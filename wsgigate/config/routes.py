@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, TypeAlias
@@ -71,15 +71,17 @@ class Routes:
         self,
         own: list[Route[App]],
         *,
-        registry: Route[App] | None = None,
+        registry: Sequence[tuple[str, Route[App]]] = (),
         fallback: App | None,
         identity: Mapping[str, str],
     ) -> Dispatcher:
-        """Return the app that serves the routes, after the gateway's *own* and its *registry*."""
+        """Return the app that serves the routes, after the gateway's *own* and its *registry*.
+
+        :param registry: Each with the key of the file that has it there.
+        """
         known = {entry.route.name: self._note(entry.table) for entry in self.entries}
         routes = [("admin.prefix", route) for route in own]
-        if registry is not None:
-            routes.append(("registry.prefix", registry))
+        routes += registry
         routes += [(entry.path, entry.route) for entry in self.entries]
         while True:
             try:

@@ -146,8 +146,10 @@ class Registered:
 
     def healthy(self, now: float, rules: LeaseRules) -> bool:
         """Tell whether it says that it is UP, and was heard of lately."""
+        if self.status is not Status.UP:
+            return False
         silent = now - max(self.last_heartbeat, self.silent_since)
-        return self.status is Status.UP and silent <= self.unhealthy_after(rules)
+        return silent <= rules.unhealthy_after or silent <= self.unhealthy_after(rules)
 
     def unhealthy_after(self, rules: LeaseRules) -> float:
         """Return after how many seconds of silence it is no longer taken to be healthy."""
@@ -216,6 +218,11 @@ class Registered:
 
     @staticmethod
     def heartbeat_in(raw: bytes) -> float:
-        """Return the moment of the last heartbeat of *raw*, an entry as it is stored."""
+        """Return the moment of the last heartbeat of *raw*, an entry as it is stored.
+
+        Of what is none, it is before all others.
+        """
+        if len(raw) < _HEARTBEAT.size:
+            return float("-inf")
         moment: float = _HEARTBEAT.unpack_from(raw)[0]
         return moment
