@@ -34,6 +34,7 @@ GROUND = {
 
 ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(GROUND, GROUND),
+    "limit_fields": GROUND | {"rules"},
     "rules": {"rules"},
     "bodies": GROUND | {"rules"},
     "store": {"rules", "store"},
@@ -51,6 +52,7 @@ ROOF = {"config", "cli", "integrations", "__init__", "__main__"}
 
 DRIVERS = {
     "lmdb": {"store/environment.py", "store/failures.py"},
+    "dns": {"discovery/sources/dns.py"},
     "redis": {"store/redis_connections.py", "store/redis_cluster.py"},
     "httptools": {"proxy/wire.py"},
     "jwt": {"tokens.py"},

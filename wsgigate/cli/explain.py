@@ -107,7 +107,11 @@ def _explained(environ: dict[str, Any], built: Built, config: Config) -> int:
 def _forwarded(environ: dict[str, Any], entry: Entry, built: Built) -> int:
     _line("service", str(entry.table.service))
     maker = RequestMaker(strip_prefix=entry.strip_prefix, add_prefix=entry.table.add_prefix)
-    instances: tuple[Instance, ...] = built.gateway.pools[str(entry.table.service)].instances
+    service, watcher = str(entry.table.service), built.gateway.watcher
+    instances: tuple[Instance, ...] = built.gateway.pools[service].instances
+    if watcher is not None and service in watcher.sources:
+        _line("found by", watcher.sources[service])
+        instances = (Instance("http://instance"),)  # whichever there will be
     for instance in instances:
         try:
             request = maker.make(environ, target_of(environ), instance)
