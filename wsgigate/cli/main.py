@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from wsgigate import __version__
+from wsgigate.cli import register_arguments
 
 __all__ = ["main"]
 
@@ -207,6 +208,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     switch.add_argument(
         "--message", metavar="TEXT", default="", help="what clients are told, one sentence"
+    )
+    register_arguments.add(
+        command("register", "register:register", register_arguments.ABOUT, register_arguments.END)
     )
     _registry(command("registry", "registry:registry", REGISTRY, REGISTRY_EXAMPLES))
     command("schema", "commands:schema", SCHEMA)
