@@ -30,7 +30,7 @@ from wsgigate import (
     SheddingRules,
     wsgi,
 )
-from wsgigate.config import breakers, model, options, outliers, retries, shedders
+from wsgigate.config import breakers, healths, model, options, outliers, retries, shedders
 from wsgigate.config.kinds import Duration, Kind
 from wsgigate.config.tables import PLANNED, Either, ListOf, MapOf, Table
 from wsgigate.config.uses import USES
@@ -42,7 +42,7 @@ FOLDER = Path(__file__).parent
 CONSTRUCTORS: dict[type[Any], Any] = {
     breakers.BreakerOptions: CircuitRules,
     breakers.ServiceBreaker: CircuitRules,
-    model.Health: HealthCheck,
+    healths.ServiceHealth: HealthCheck,
     model.Service: Forwarder,
     model.Route: Forwarder,
     options.AuthenticatorOptions: Authenticator,
@@ -73,6 +73,8 @@ DEFAULTS = {
     "services.NAME.balance.slow_start": "at once",
     "services.NAME.breaker.open_at_most": "a minute, or ``open_for`` if that is longer",
     "services.NAME.breaker.statuses": "``[500, 502, 503, 504]``",
+    "services.NAME.health.contains": "anything",
+    "services.NAME.health.statuses": "200 to 299",
     "services.NAME.retry.backoff_at_most": "ten times ``backoff``",
     "services.NAME.retry.budget": "``0.2``",
     "services.NAME.retry.budget_floor": "``3``",

@@ -13,7 +13,6 @@ from wsgigate.config.kinds import Choice, Duration, Flag, Integer, Secret, Text
 from wsgigate.config.middlewares import Middleware, MiddlewareEntry
 from wsgigate.config.model_services import (
     FieldChanges,
-    Health,
     Route,
     ServerTls,
     Service,
@@ -29,7 +28,6 @@ __all__ = [
     "Config",
     "FieldChanges",
     "Gateway",
-    "Health",
     "Route",
     "ServerTls",
     "Service",

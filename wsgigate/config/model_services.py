@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from wsgigate.config.breakers import ServiceBreaker
+from wsgigate.config.healths import HEALTH, ServiceHealth, TcpHealth
 from wsgigate.config.kinds import Choice, Duration, Flag, Integer, Text
 from wsgigate.config.middlewares import Middleware, MiddlewareEntry
 from wsgigate.config.outliers import ServiceOutlier
@@ -20,7 +21,6 @@ from wsgigate.rules.balance import POLICIES
 __all__ = [
     "Balance",
     "FieldChanges",
-    "Health",
     "Route",
     "ServerTls",
     "Service",
@@ -51,21 +51,6 @@ class Weighted:
     url: str = setting(Url(), "Its address.")
     weight: int = setting(
         Integer(0, 65535), "Its share relative to the others; 0 drains it.", default=1
-    )
-
-
-@table
-class Health:
-    """How a service is asked whether it is well."""
-
-    path: str = setting(Text('a path such as "/health"', pattern=r"/.*"), "What is asked for.")
-    interval: float | None = setting(Duration(), "How often.", default=None)
-    timeout: float | None = setting(Duration(), "How long an answer may take.", default=None)
-    healthy_after: int | None = setting(
-        Integer(1, 100), "Good answers until an instance is used again.", default=None
-    )
-    unhealthy_after: int | None = setting(
-        Integer(1, 100), "Bad answers until an instance is left out.", default=None
     )
 
 
@@ -119,7 +104,9 @@ class Service:
     routes: tuple[str, ...] = setting(
         ListOf(Text()), "The paths it has, for people to read in /services.", default=()
     )
-    health: Health | None = setting(Table(Health), "How its health is checked.", default=None)
+    health: ServiceHealth | TcpHealth | None = setting(
+        HEALTH, "How its health is checked.", default=None
+    )
     balance: Balance | str | None = setting(
         Either(_is_table, Table(Balance), _POLICY),
         "Who of them takes the next request; two-choices unless said.",

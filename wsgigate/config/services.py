@@ -9,6 +9,7 @@ from typing import Any
 from wsgigate.circuits import Circuit
 from wsgigate.config.breakers import circuit_rules
 from wsgigate.config.errors import Errors, at
+from wsgigate.config.healths import health_check
 from wsgigate.config.model import Config, FieldChanges, Route, Service, Weighted
 from wsgigate.config.model_services import Balance
 from wsgigate.config.outliers import outlier_rules
@@ -16,9 +17,9 @@ from wsgigate.config.retries import retry_budget, retry_rules
 from wsgigate.config.tables import given
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
-from wsgigate.discovery.probe import HttpProbe
 from wsgigate.fields import FieldRules
 from wsgigate.limit_keys import key_of
+from wsgigate.proxy.asker import Asker
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.service import Resilience
@@ -89,8 +90,7 @@ class Services:
         verify = tried(at(path, "tls"), lambda: self._verify(service), keys=["ca"])
         health = service.health
         if health is not None:
-            settings = given(health, without=("path",))
-            check = tried(at(path, "health"), lambda: HealthCheck(health.path, **settings))
+            check = tried(at(path, "health"), lambda: health_check(health))
             if check is not None:
                 self.checks[name] = check
         resilience = tried(at(path, "breaker"), lambda: self._resilience(name, service, path))
@@ -135,9 +135,9 @@ class Services:
 
     def checker(self) -> HealthChecker:
         """Return what checks the health of the services, not started."""
-        probes = {name: HttpProbe(verify=self._common[name]["verify"]) for name in self.checks}
+        asker = Asker({name: self._common[name]["verify"] for name in self.checks})
         prefix = f"health/{self._name}/"
-        return HealthChecker(self.pools, self.checks, self._store, probes=probes, prefix=prefix)
+        return HealthChecker(self.pools, self.checks, self._store, asker, prefix=prefix)
 
     def forwarder(self, route: Route, strip_prefix: str, path: str) -> Forwarder | None:
         """Return the app that forwards the requests of *route*, None when it can not be made.

@@ -1,0 +1,233 @@
+"""Many health checks at a time in one thread, however long each of them takes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from heapq import heappop, heappush
+from itertools import count
+from urllib.parse import unquote, urlsplit
+
+from wsgigate.discovery import Instance
+from wsgigate.discovery.asking import Found
+from wsgigate.proxy.check import Steps, steps
+from wsgigate.proxy.dial import Contexts, Verify
+from wsgigate.proxy.names import Names, literal
+from wsgigate.rules.health import HealthCheck, Outcome
+
+__all__ = ["Asker"]
+
+LOG = logging.getLogger("wsgigate.health")
+
+
+class _Flight:
+    """A check under way.
+
+    :ivar watched: The socket that is watched for it.
+    :ivar until: When it has waited long enough for what it waits for.
+    """
+
+    __slots__ = ("found", "steps", "until", "watched")
+
+    def __init__(self, steps: Steps, found: Found) -> None:
+        self.steps = steps
+        self.found = found
+        self.until = 0.0
+        self.watched: int | None = None
+
+
+class Asker:
+    """Ask instances whether they are well, over TCP, HTTP, TLS and Unix sockets.
+
+    A check that hangs costs a socket and no thread. The thread starts with the first check, in a
+    forked process with the first check there, and ends with :meth:`stop`.
+
+    :param verify: By service, whether and against which file or folder of authorities TLS is
+        verified; it is, against the usual ones, for a service that is not in here.
+    :param clock: Seconds of a clock that never steps back.
+    :raises ValueError: A file or folder of authorities can not be used.
+    """
+
+    def __init__(
+        self,
+        verify: Mapping[str, Verify] | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._verify = dict(verify or {})
+        self._contexts = Contexts()
+        self._clock = clock
+        for bundle in self._verify.values():
+            if isinstance(bundle, str):
+                try:
+                    self._contexts.get(bundle, None)
+                except OSError as error:
+                    raise ValueError(
+                        f"verify names no usable authorities: {bundle!r}: {error}"
+                    ) from error
+        self._round: _Round | None = None
+
+    def ask(
+        self,
+        service: str,
+        instance: Instance,
+        check: HealthCheck,
+        found: Found,
+    ) -> None:
+        """Start a check of *instance*; one thread at a time may.
+
+        :param found: Called with the outcome, in the thread that checks, soon after the check's
+            timeout at the latest; not at all when :meth:`stop` comes before.
+        """
+        parts = urlsplit(instance.url)
+        host = (parts.hostname or "").rstrip(".")
+        tls = None
+        if instance.scheme == "https":
+            tls = self._contexts.get(self._verify.get(service, True), None)
+        flight = _Flight(steps(instance, check, host, tls, self._clock), found)
+        going = self._round
+        if going is None or going.pid != os.getpid():
+            self._round = going = _Round(self._clock)
+            going.start()
+        going.begin(flight)
+        if instance.scheme == "http+unix":
+            going.tell(flight, [(socket.AF_UNIX, unquote(parts.netloc))])
+            return
+        port = parts.port or (443 if tls is not None else 80)
+        address = literal(host, port)
+        if address is not None:
+            going.tell(flight, [address])
+        else:
+            going.names.look_up(host, port, partial(going.tell, flight))
+
+    def stop(self) -> None:
+        """End the thread, and abandon the checks under way."""
+        going, self._round = self._round, None
+        if going is not None and going.pid == os.getpid():
+            going.stop()
+
+
+class _Round:
+    """The thread of one process, and what belongs to it alone."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.pid = os.getpid()
+        self.names = Names()
+        self._clock = clock
+        self._selector = selectors.DefaultSelector()
+        self._ear, self._mouth = socket.socketpair()
+        self._ear.setblocking(False)
+        self._mouth.setblocking(False)
+        self._selector.register(self._ear, selectors.EVENT_READ)
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._flights: set[_Flight] = set()
+        self._timers: list[tuple[float, int, _Flight]] = []
+        self._numbers = count()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="wsgigate-health-asker", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def begin(self, flight: _Flight) -> None:
+        """Have *flight* begun."""
+        self._do(lambda: self._begin(flight))
+
+    def tell(self, flight: _Flight, answer: list[tuple[int, object]] | Exception) -> None:
+        """Have *flight* go on with the addresses of its instance, or with why there are none."""
+        self._do(lambda: self._go_on(flight, answer))
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopping = True
+        self._wake()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(1.0)
+
+    def _do(self, work: Callable[[], None]) -> None:
+        self._inbox.append(work)
+        self._wake()
+
+    def _wake(self) -> None:
+        try:
+            self._mouth.send(b"\0")
+        except OSError:
+            pass  # it is awake, or has ended
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._turn()
+        finally:
+            for flight in self._flights:
+                flight.steps.close()
+            self._selector.close()
+            self._ear.close()
+            self._mouth.close()
+
+    def _turn(self) -> None:
+        """Wait for something to happen, and see to all that has."""
+        timers = self._timers
+        timeout = max(0.0, timers[0][0] - self._clock()) if timers else None
+        ready = self._selector.select(timeout)
+        now = self._clock()  # not later: what comes while this thread is held up still counts
+        for key, _ in ready:
+            if key.data is not None:
+                self._go_on(key.data, None)
+            else:
+                self._listen()
+        while self._inbox:
+            self._inbox.popleft()()
+        while timers and timers[0][0] <= now:
+            until, _, flight = heappop(timers)
+            if flight in self._flights and flight.until == until:
+                flight.until = 0.0
+                self._go_on(flight, TimeoutError("the deadline has passed"))
+
+    def _listen(self) -> None:
+        try:
+            while self._ear.recv(4096):
+                pass
+        except BlockingIOError:
+            pass
+
+    def _begin(self, flight: _Flight) -> None:
+        self._flights.add(flight)
+        self._go_on(flight, None)
+
+    def _go_on(self, flight: _Flight, answer: object) -> None:
+        """Have *flight* do what it can, and watch what it waits for then."""
+        if flight not in self._flights:
+            return  # its time was up
+        if flight.watched is not None:
+            self._selector.unregister(flight.watched)
+            flight.watched = None
+        try:
+            if isinstance(answer, Exception):
+                wait = flight.steps.throw(answer)
+            else:
+                wait = flight.steps.send(answer)
+        except StopIteration as end:
+            self._flights.discard(flight)
+            self._tell(flight, end.value)
+            return
+        if wait.sock is not None:
+            self._selector.register(wait.sock, wait.events, flight)
+            flight.watched = wait.sock.fileno()
+        if flight.until != wait.until:
+            flight.until = wait.until
+            heappush(self._timers, (wait.until, next(self._numbers), flight))
+
+    @staticmethod
+    def _tell(flight: _Flight, outcome: Outcome) -> None:
+        try:
+            flight.found(outcome)
+        except Exception:
+            LOG.exception("A health result could not be taken")
