@@ -170,7 +170,7 @@ def _type(kind: Kind[Any]) -> str:
         return kind.expected
     first, second = kind._first, _type(kind._second)
     if isinstance(first, Table):
-        return f"{second}, or a table"
+        return second if isinstance(kind._second, Table) else f"{second}, or a table"
     if isinstance(first, ListOf) and "list" not in second:
         return f"{second}, or a list of them"
     return second
