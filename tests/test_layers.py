@@ -13,6 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 GROUND = {
     "addresses",
+    "credentials",
     "fields",
     "forwarding",
     "held",
@@ -34,13 +35,14 @@ GROUND = {
 ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(GROUND, GROUND),
     "rules": {"rules"},
+    "bodies": GROUND | {"rules"},
     "store": {"rules", "store"},
     "denylist": {"rules", "store"},
     "circuits": {"rules", "store", "circuits"},
     "middleware": GROUND | {"rules", "store", "circuits", "denylist"},
-    "discovery": GROUND | {"rules", "store", "discovery"},
+    "discovery": GROUND | {"rules", "bodies", "store", "discovery"},
     "proxy": GROUND | {"rules", "circuits", "discovery", "proxy"},
-    "admin": GROUND | {"rules", "store", "circuits", "denylist", "discovery", "admin"},
+    "admin": GROUND | {"rules", "bodies", "store", "circuits", "denylist", "discovery", "admin"},
     "gateway": GROUND | {"rules", "store", "discovery", "proxy"},
     "testing": GROUND | {"rules", "store", "testing"},
 }

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable
 from hashlib import sha256
 from hmac import compare_digest
-from urllib.parse import urlsplit
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from wsgigate.credentials import bearer, from_another_site
 from wsgigate.problem import Problem, Refuse, answer_with
 from wsgigate.wsgi import REASON
 
@@ -37,40 +37,13 @@ def require_token(
     unknown = refuse(Problem(401, "Admin token required!", headers=challenge))
 
     def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if _from_another_site(environ):
+        if from_another_site(environ):
             environ[REASON] = "the request comes from a page of another origin"
             return elsewhere(environ, start_response)
         # digests are of one length, so the time taken tells nothing of the token, not even that
-        if not compare_digest(sha256(_bearer(environ)).digest(), digest):
+        if not compare_digest(sha256(bearer(environ)).digest(), digest):
             environ[REASON] = "the admin token is missing or wrong"
             return unknown(environ, start_response)
         return app(environ, start_response)
 
     return guarded
-
-
-def _bearer(environ: WSGIEnvironment) -> bytes:
-    scheme, _, value = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-    if scheme.lower() != "bearer":
-        return b""
-    given: str = value.strip(" ")
-    return given.encode("utf-8", "surrogatepass")
-
-
-def _from_another_site(environ: WSGIEnvironment) -> bool:
-    """Tell whether a browser says so. The scheme is not compared: TLS may end before us."""
-    if environ.get("HTTP_SEC_FETCH_SITE", "none") not in ("none", "same-origin"):
-        return True
-    origin = environ.get("HTTP_ORIGIN")
-    if origin is None:
-        return False
-    try:
-        parts = urlsplit(origin)
-        host = urlsplit(f"{parts.scheme}://{environ.get('HTTP_HOST', '')}")
-        default = 443 if parts.scheme == "https" else 80
-        here, there = (
-            (each.hostname, default if each.port is None else each.port) for each in (host, parts)
-        )
-    except ValueError:
-        return True
-    return parts.scheme not in ("http", "https") or not parts.hostname or here != there

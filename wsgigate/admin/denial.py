@@ -9,12 +9,13 @@ from wsgiref.types import WSGIApplication, WSGIEnvironment
 
 from wsgigate.admin.access import require_token
 from wsgigate.admin.documents import json_app
+from wsgigate.bodies import json_body
 from wsgigate.denylist import DenyList
-from wsgigate.problem import Problem, Refuse, answer_with
-from wsgigate.rules.compact import MAX_LENGTH, TokenRejected, read_object
+from wsgigate.problem import Problem, Refusal, Refuse, answer_with
+from wsgigate.rules.compact import MAX_LENGTH
 from wsgigate.rules.routing import Route
 from wsgigate.store import StoreError
-from wsgigate.wsgi import REASON, BodyError
+from wsgigate.wsgi import REASON
 
 __all__ = ["deny_route"]
 
@@ -47,9 +48,9 @@ def deny_route(
 
     def deny(environ: WSGIEnvironment) -> object:
         try:
-            kind, until = _denied(deny_list, _body(environ), now)
-        except _Wrong as error:
-            return error.problem
+            kind, until = _denied(deny_list, json_body(environ, LARGEST), now)
+        except Refusal as refusal:
+            return refusal.problem
         except StoreError as error:
             environ[REASON] = f"the deny-list cannot be written: {error}"
             return Problem(
@@ -74,42 +75,8 @@ def deny_route(
     )
 
 
-class _Wrong(Exception):
-    def __init__(self, status: int, detail: str, field: str = "") -> None:
-        super().__init__(detail)
-        self.problem = Problem(status, detail, extensions={"field": field} if field else {})
-
-
-def _body(environ: WSGIEnvironment) -> dict[str, Any]:
-    """Return the object that is the request's body."""
-    kind = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise _Wrong(415, "The body has to be application/json.")
-    length = environ.get("CONTENT_LENGTH") or ""
-    if not length and not environ.get("wsgi.input_terminated"):
-        raise _Wrong(411, "The body needs a Content-Length.")
-    if length and not (length.isascii() and length.isdigit()):
-        raise _Wrong(400, "Malformed Content-Length.")
-    if len(length) > 9 or int(length or 0) > LARGEST:
-        raise _Wrong(413, f"The body has to be at most {LARGEST} bytes.")
-    wanted = int(length) if length else LARGEST + 1
-    data = b""
-    try:
-        while len(data) < wanted:
-            part = environ["wsgi.input"].read(wanted - len(data))
-            if not part:
-                break
-            data += part
-    except (BodyError, OSError):
-        raise _Wrong(400, "The body could not be read to its end.") from None
-    if len(data) > LARGEST:
-        raise _Wrong(413, f"The body has to be at most {LARGEST} bytes.")
-    if length and len(data) < wanted:
-        raise _Wrong(400, "The body could not be read to its end.")
-    try:
-        return read_object(data, "body")
-    except TokenRejected as error:
-        raise _Wrong(400, f"The request has {error}.") from None
+def _wrong(detail: str, field: str = "") -> Refusal:
+    return Refusal(Problem(400, detail, extensions={"field": field} if field else {}))
 
 
 def _denied(
@@ -118,18 +85,16 @@ def _denied(
     """Do what *body* asks for; return what was denied, and until when."""
     kinds = [kind for kind in _FIELDS if kind in body]
     if len(kinds) != 1:
-        raise _Wrong(400, "token, jti, sub: exactly one of them says what is denied.")
+        raise _wrong("token, jti, sub: exactly one of them says what is denied.")
     [kind] = kinds
     for field in body:
         if field != kind and field not in _FIELDS[kind]:
-            raise _Wrong(400, f"{field[:64]!a}: there is no such field beside {kind}.", field[:64])
+            raise _wrong(f"{field[:64]!a}: there is no such field beside {kind}.", field[:64])
     named = body[kind]
     if not isinstance(named, str):
-        raise _Wrong(400, f"{kind}: a text.", kind)
+        raise _wrong(f"{kind}: a text.", kind)
     if kind != "token" and "until" not in body:
-        raise _Wrong(
-            400, "until: is missing, the Unix time at which the last of them ends.", "until"
-        )
+        raise _wrong("until: is missing, the Unix time at which the last of them ends.", "until")
     try:
         if kind == "token":
             until = deny_list.deny_token(named, body.get("until"))
@@ -138,5 +103,5 @@ def _denied(
         else:
             until = deny_list.deny_subject(named, body.get("before", now()), body["until"])
     except ValueError as error:
-        raise _Wrong(400, f"{error}.", str(error).partition(":")[0]) from None
+        raise _wrong(f"{error}.", str(error).partition(":")[0]) from None
     return kind, until

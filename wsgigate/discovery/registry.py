@@ -1,0 +1,288 @@
+"""The registry: services say where they are, and others ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from wsgigate.discovery.destinations import Destinations, Forbidden
+from wsgigate.discovery.registry_index import Full, Index
+from wsgigate.discovery.registry_layout import KEPT, Keys, version_in
+from wsgigate.discovery.registry_listing import Listing, Reader, filtered
+from wsgigate.discovery.registry_sweeper import Sweeper
+from wsgigate.discovery.registry_wait import Waiting
+from wsgigate.rules.registry import (
+    Invalid,
+    LeaseRules,
+    Registered,
+    Status,
+    check_host,
+    check_id,
+    check_service,
+)
+from wsgigate.store import Store, update
+
+__all__ = ["Full", "Invalid", "Listing", "Refused", "Registry"]
+
+LONGEST_WAIT = 25.0
+"""Seconds that anybody may wait for a change."""
+
+
+class Refused(Invalid):
+    """An instance is somewhere where none may be."""
+
+
+class Registry:
+    """Who is there: kept in a store, so that all workers know, and those that come after them.
+
+    Nothing is opened or started by the constructor. :meth:`start` is called by every worker for
+    itself, after the fork; without it no lease ends.
+
+    :param store: What the workers share.
+    :param rules: How long an instance is believed.
+    :param destinations: Where instances may be.
+    :param most_services: How many services there may be.
+    :param most_instances: How many instances all services together may have.
+    :param most_of_one: How many instances one service may have.
+    :param prefix: What the keys in the store begin with.
+    :raises ValueError: One of the bounds is out of its range; says which.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        rules: LeaseRules = LeaseRules(),  # noqa: B008 - it is frozen
+        destinations: Destinations | None = None,
+        most_services: int = 1_000,
+        most_instances: int = 20_000,
+        most_of_one: int = 500,
+        prefix: str = "registry/",
+    ) -> None:
+        for name, bound, most in (
+            ("most_services", most_services, 1_000),
+            ("most_instances", most_instances, 1_000_000),
+            ("most_of_one", most_of_one, 500),  # more of the longest ids are too long a value
+        ):
+            if not 1 <= bound <= most:
+                raise ValueError(f"{name} is 1 to {most}, got {bound}")
+        self.rules = rules
+        self.destinations = destinations or Destinations()
+        self._store = store
+        self._keys = Keys(prefix)
+        self._index = Index(store, self._keys, most_services, most_of_one, most_instances)
+        self._reader = Reader(store, self._keys, rules, most_services)
+        self._sweeper = Sweeper(store, self._keys, rules, self._index)
+        self._waiting = Waiting(self.version)
+
+    def start(self) -> None:
+        """Have the leases looked after in this process, or by it for all."""
+        self._sweeper.start()
+
+    def stop(self) -> None:
+        """Undo :meth:`start`."""
+        self._sweeper.stop()
+
+    def register(self, entry: Registered) -> Registered:
+        """Register *entry*, or renew it and replace what was known of it.
+
+        :returns: The entry as it is kept. What was there with the same members keeps the moment of
+            its registration.
+        :raises Invalid: It has a name, an id or a host that none may have.
+        :raises Refused: It may not be where it is, or nobody can say where that is.
+        :raises Full: There are too many.
+        :raises StoreError: The store failed: it may be registered or not.
+        """
+        service, instance_id = check_service(entry.service), check_id(entry.instance_id)
+        host = check_host(entry.host)
+        self._check_destination(host, entry.port)
+        key = self._keys.instance(service, instance_id)
+
+        def put(old: bytes | None, now: float) -> tuple[bytes, float, tuple[Registered, bool]]:
+            new = replace(entry, host=host, registered_at=now).heard(now)
+            if old is None:
+                return new.to_bytes(), KEPT, (new, True)
+            same = _kept_since(old, new)
+            silence = now - Registered.heartbeat_in(old)
+            changed = same is None or silence > entry.unhealthy_after(self.rules)
+            new = same or new
+            return new.to_bytes(), KEPT, (new, changed)
+
+        def renew(
+            old: bytes | None, now: float
+        ) -> tuple[bytes | None, float, tuple[Registered, bool] | None]:
+            return (old, 0.0, None) if old is None else put(old, now)
+
+        done = update(self._store, key, renew)
+        if done is None:
+            self._index.reserve(service, instance_id)
+            kept, _ = update(self._store, key, put)
+            changed = True
+        else:
+            kept, changed = done
+        if changed:
+            self._index.publish(service, instance_id)
+            self._waiting.tell(service)
+        return kept
+
+    def deregister(self, service: str, instance_id: str) -> bool:
+        """Remove an instance; return whether it was there.
+
+        :raises StoreError: The store failed: it may be removed or not.
+        """
+
+        def change(old: bytes | None, now: float) -> tuple[bytes | None, float, bool]:
+            return (old, 0.0, False) if old is None else (None, 0.0, True)
+
+        if not _are_names(service, instance_id):
+            return False
+        removed = update(self._store, self._keys.instance(service, instance_id), change)
+        if removed:
+            self._index.remove(service, instance_id)
+            self._waiting.tell(service)
+        return removed
+
+    def heartbeat(
+        self, service: str, instance_id: str, status: Status | None = None
+    ) -> Registered | None:
+        """Take note that an instance is there; return it, None when it has to register first.
+
+        :param status: What it says of itself from now on; as before unless given.
+        :raises StoreError: The store failed, and it may count as silent.
+        """
+
+        def change(
+            old: bytes | None, now: float
+        ) -> tuple[bytes | None, float, tuple[bytes, float] | None]:
+            if old is None:
+                return old, 0.0, None
+            new = Registered.renewed(old, now)
+            if status is not None:
+                try:
+                    entry = Registered.from_bytes(new)
+                except ValueError:
+                    return old, 0.0, None
+                new = replace(entry, status=status).to_bytes()
+            silence = now - moment(old) if old[8:] == new[8:] else float("inf")
+            return new, KEPT, (new, silence)
+
+        if not _are_names(service, instance_id):
+            return None
+        moment = Registered.heartbeat_in
+        done = update(self._store, self._keys.instance(service, instance_id), change)
+        if done is None:
+            return None
+        raw, silence = done
+        self._reader.stale(service)
+        try:
+            entry = Registered.from_bytes(raw)
+        except ValueError:
+            return None
+        if silence > entry.unhealthy_after(self.rules):  # or it says something new of itself
+            self._index.publish(service, instance_id)
+            self._waiting.tell(service)
+        return entry
+
+    def discover(
+        self,
+        service: str,
+        *,
+        only_healthy: bool = False,
+        status: Status | None = None,
+        tags: Iterable[str] = (),
+        zone: str | None = None,
+        version: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Listing:
+        """Return the instances of *service* that are all that is asked for; of none, none.
+
+        While the store fails, they are those that were known last.
+
+        :param only_healthy: Those that say they are UP and were heard of lately.
+        :param tags: All of which they have.
+        :param metadata: Members of their metadata, each as text.
+        :raises StoreError: The store fails, and nothing is known.
+        """
+        if not _are_names(service):
+            return Listing((), 0, 0.0)
+        listing = self._reader.listing(service)
+        if not (only_healthy or status or tags or zone or version or metadata):
+            return listing
+        return filtered(
+            listing,
+            self.rules,
+            only_healthy=only_healthy,
+            status=status,
+            tags=tags,
+            zone=zone,
+            version=version,
+            metadata=metadata,
+        )
+
+    def listings(self) -> dict[str, Listing]:
+        """Return the instances of every service that has any, by its name.
+
+        :raises StoreError: The store fails, and nothing is known.
+        """
+        found = {name: self._reader.listing(name) for name in self._reader.names()}
+        return {name: listing for name, listing in found.items() if listing.instances}
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the services, sorted.
+
+        :raises StoreError: The store fails, and nothing is known.
+        """
+        return self._reader.names()
+
+    def services(self) -> dict[str, tuple[Registered, ...]]:
+        """Return the instances of every service, by its name; as :meth:`listings` does."""
+        return {name: listing.instances for name, listing in self.listings().items()}
+
+    def version(self, service: str | None = None) -> int:
+        """Return what changes when what is discovered of *service* does, or of any for None.
+
+        :raises StoreError: The store fails.
+        """
+        if service is None:
+            return version_in(self._store.get(self._keys.total)[0])
+        if not _are_names(service):
+            return 0
+        return version_in(self._store.get(self._keys.service(service))[0])
+
+    def wait(self, service: str | None, version: int, timeout: float) -> int:
+        """Return the version of *service* as soon as it is not *version*, or after a while.
+
+        :param timeout: For how many seconds; 25 at most.
+        """
+        if service is not None and not _are_names(service):
+            return 0
+        return self._waiting.wait(service, version, min(max(timeout, 0.0), LONGEST_WAIT))
+
+    def _check_destination(self, host: str, port: int) -> None:
+        try:
+            self.destinations.resolve(host, port)
+        except Forbidden as error:
+            raise Refused("host", str(error)) from None
+        except OSError:
+            raise Refused("host", "a name whose address nobody can tell") from None
+
+
+def _kept_since(raw: bytes, new: Registered) -> Registered | None:
+    """Return *new* as registered when *raw* was, None when it is not the same otherwise."""
+    try:
+        before = Registered.from_bytes(raw)
+    except ValueError:
+        return None
+    same = replace(new, registered_at=before.registered_at)
+    return same if same.body() == raw[8:] else None
+
+
+def _are_names(service: str, instance_id: str = "0") -> bool:
+    """Tell whether there can be such an instance: no other text may become part of a key."""
+    try:
+        check_service(service)
+        check_id(instance_id)
+    except Invalid:
+        return False
+    return True

@@ -1,0 +1,297 @@
+"""The registry over HTTP: register, send heartbeats, leave; and ask who is there."""
+
+from __future__ import annotations
+
+import random as _random
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+from wsgigate.bodies import has_body, json_body
+from wsgigate.discovery.registry import Full, Listing, Registry
+from wsgigate.discovery.registry_access import Access
+from wsgigate.discovery.registry_answers import (
+    INDEX,
+    Answer,
+    has,
+    headers_of,
+    instance_document,
+    invalid,
+    sent,
+    state_of,
+)
+from wsgigate.discovery.registry_query import Query, parse_query
+from wsgigate.discovery.status import iso_time
+from wsgigate.problem import Problem, Refusal, Refuse, answer_with
+from wsgigate.rules.registry import Invalid, Status, parse
+from wsgigate.rules.registry.document import parse_status
+from wsgigate.rules.router import Router
+from wsgigate.rules.routing import MethodNotAllowed, Route, listing
+from wsgigate.store import StoreError
+from wsgigate.target import BadTarget, target_of
+from wsgigate.wsgi import REASON
+
+__all__ = ["INDEX", "LARGEST", "RegistryApi", "instance_document"]
+
+LARGEST = 16 * 1024
+"""Bytes that a registration may have."""
+
+Reply: TypeAlias = Answer | Problem
+Endpoint: TypeAlias = Callable[..., Reply]
+
+_ABSENT = Problem(404, "Service instance not found!")
+_NOBODY = Problem(404, "No healthy instances found!")
+
+
+class RegistryApi:
+    """A WSGI application over a :class:`.Registry`.
+
+    :param registry: What it is about.
+    :param access: Who may change and read it.
+    :param prefix: The path that it is below, such as ``/_registry``.
+    :param name: What it is called in ``/health``.
+    :param version: Its version there.
+    :param waiting: How many requests may wait for a change at a time; more are answered at once.
+    :param started: Since when it serves, in Unix time; from now on unless given.
+    :param now: Tells the Unix time.
+    :param random: Gives numbers in [0, 1).
+    :param refuse: Turns a problem into the app that answers it.
+    :raises ValueError: *prefix* is no path, or *waiting* is negative.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        access: Access,
+        *,
+        prefix: str = "",
+        name: str = "service-discovery",
+        version: str = "1.0.0",
+        waiting: int = 4,
+        started: float | None = None,
+        now: Callable[[], float] = time.time,
+        random: Callable[[], float] = _random.random,
+        refuse: Refuse = answer_with,
+    ) -> None:
+        if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
+            raise ValueError(f'prefix is "" or a path such as "/_registry", got {prefix!r}')
+        if waiting < 0:
+            raise ValueError(f"waiting is 0 or more requests, got {waiting}")
+        self._registry = registry
+        self._access = access
+        self._name = name
+        self._version = version
+        self._waiting = threading.BoundedSemaphore(waiting) if waiting else None
+        self._now = now
+        self._started = now() if started is None else started
+        self._random = random
+        self._refuse = refuse
+        self._turns: dict[str, int] = {}
+        self._router = Router(self._routes(prefix))
+        self.listing = listing(self._router.routes)
+        """What it answers, for people: ``POST /register`` and so on."""
+
+    def _routes(self, prefix: str) -> list[Route[Endpoint]]:
+        one = "{service}/{instance}"
+        endpoints: list[tuple[str, str, Endpoint]] = [
+            ("POST", "/register", self._register),
+            ("DELETE", f"/register/{one}", self._deregister),
+            ("POST", f"/heartbeat/{one}", self._heartbeat),
+            ("PUT", f"/status/{one}", self._status),
+            ("GET", "/discover/{service}", self._discover),
+            ("GET", "/instance/{service}", self._choose),
+            ("GET", "/services", self._services),
+            ("GET", "/health", self._health),
+        ]
+        return [
+            Route(f"{prefix}{path}", endpoint, methods=(method,), exact=True)
+            for method, path, endpoint in endpoints
+        ]
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        try:
+            answer = self._answer(environ)
+        except Refusal as refusal:
+            environ.setdefault(REASON, str(refusal))
+            answer = refusal.problem
+        except Invalid as error:
+            answer = invalid(error)
+        except Full as error:
+            environ[REASON] = str(error)
+            answer = Problem(507, "The registry is full.", headers=(("Retry-After", "30"),))
+        except StoreError as error:
+            environ[REASON] = f"the registry's store fails: {error}"
+            answer = Problem(
+                503, "The registry cannot be used at the moment.", headers=(("Retry-After", "5"),)
+            )
+        if isinstance(answer, Problem):
+            environ.setdefault(REASON, answer.detail)
+            return self._refuse(answer)(environ, start_response)
+        return sent(answer, environ, start_response)
+
+    def _answer(self, environ: WSGIEnvironment) -> Reply:
+        try:
+            target = target_of(environ)
+        except BadTarget as error:
+            raise Refusal.of(400, "Malformed request target.", str(error)) from None
+        found = self._router.match(target.host, target.path, environ["REQUEST_METHOD"])
+        if found is None:
+            return Problem(404, "Route not found!", extensions={"availableRoutes": self.listing})
+        if isinstance(found, MethodNotAllowed):
+            return Problem(
+                405, "Method not allowed.", headers=(("Allow", ", ".join(found.allowed)),)
+            )
+        if found.route.methods == ("GET",):
+            self._access.check_read(environ)
+        return found.route.endpoint(environ, **found.params)
+
+    def _register(self, environ: WSGIEnvironment) -> Answer:
+        caller = self._access.writer(environ)
+        document = json_body(environ, LARGEST)
+        if document.get("serviceName"):  # else it is told that it is missing
+            self._access.check_caller(caller, document["serviceName"])
+        entry = self._registry.register(parse(document))
+        told = {
+            "serviceName": entry.service,
+            "instanceId": entry.instance_id,
+            "url": entry.url,
+            "registeredAt": iso_time(entry.registered_at),
+            "heartbeatInterval": self._registry.rules.heartbeat,
+        }
+        message = "Service registered successfully!"
+        return Answer({"success": True, "message": message, "instance": told}, 201)
+
+    def _deregister(self, environ: WSGIEnvironment, service: str, instance: str) -> Reply:
+        self._access.check_write(environ, service)
+        if not self._registry.deregister(service, instance):
+            return _ABSENT
+        return Answer({"success": True, "message": "Service deregistered successfully!"})
+
+    def _heartbeat(self, environ: WSGIEnvironment, service: str, instance: str) -> Reply:
+        self._access.check_write(environ, service)
+        status = _status_of(json_body(environ, LARGEST)) if has_body(environ) else None
+        if self._registry.heartbeat(service, instance, status) is None:
+            return _ABSENT
+        return Answer({"success": True, "message": "Heartbeat updated successfully!"})
+
+    def _status(self, environ: WSGIEnvironment, service: str, instance: str) -> Reply:
+        self._access.check_write(environ, service)
+        status = _status_of(json_body(environ, LARGEST))
+        if status is None:
+            raise Invalid("status", f"is missing: one of {', '.join(Status)}")
+        entry = self._registry.heartbeat(service, instance, status)
+        if entry is None:
+            return _ABSENT
+        told = instance_document(entry, entry.last_heartbeat, self._registry.rules)
+        message = "Status updated successfully!"
+        return Answer({"success": True, "message": message, "instance": told})
+
+    def _discover(self, environ: WSGIEnvironment, service: str) -> Answer:
+        query = parse_query(environ.get("QUERY_STRING", ""))
+        self._await(service, query)
+        found = self._registry.discover(service, **query.filters)
+        headers = headers_of(found, self._registry.rules)
+        if has(environ, headers[0][1]):
+            return Answer(None, 304, headers)
+        told = self._told(found)
+        return Answer(
+            {
+                "success": True,
+                "serviceName": service,
+                "instances": told,
+                "count": len(told),
+                **state_of(found),
+            },
+            200,
+            headers,
+        )
+
+    def _choose(self, environ: WSGIEnvironment, service: str) -> Reply:
+        query = parse_query(environ.get("QUERY_STRING", ""))
+        listing = self._registry.discover(service, **query.filters)
+        usable = [entry for entry in listing.instances if entry.weight > 0]
+        if not usable:
+            return _NOBODY
+        entry = usable[self._position(service, query.strategy, len(usable))]
+        told = {
+            "serviceName": entry.service,
+            "instanceId": entry.instance_id,
+            "url": entry.url,
+            "healthy": entry.healthy(listing.now, self._registry.rules),
+            "lastHeartbeat": iso_time(entry.last_heartbeat),
+        }
+        return Answer({"success": True, "instance": told}, 200, ((INDEX, str(listing.version)),))
+
+    def _services(self, environ: WSGIEnvironment) -> Answer:
+        query = parse_query(environ.get("QUERY_STRING", ""), only_healthy=False)
+        self._await(None, query)
+        version = self._registry.version()
+        services = {
+            name: self._told(listing)
+            for name in self._registry.names()
+            if (listing := self._registry.discover(name, **query.filters)).instances
+        }
+        document = {"success": True, "services": services, "serviceCount": len(services)}
+        return Answer(document, 200, ((INDEX, str(version)),))
+
+    def _health(self, environ: WSGIEnvironment) -> Answer:
+        rules, now = self._registry.rules, self._now()
+        listings = self._registry.listings()
+        total = sum(len(each.instances) for each in listings.values())
+        healthy = sum(
+            entry.healthy(each.now, rules) for each in listings.values() for entry in each.instances
+        )
+        told = {
+            "totalServices": len(listings),
+            "totalInstances": total,
+            "healthyInstances": healthy,
+            "healthPercentage": f"{100 * healthy / total:.2f}" if total else 0,
+            "preserving": any(each.preserving for each in listings.values()),
+        }
+        age = max((each.age for each in listings.values()), default=0.0)
+        return Answer(
+            {
+                "service": self._name,
+                "version": self._version,
+                "status": "degraded" if age else "healthy",
+                "timestamp": iso_time(now),
+                "uptime": round(max(0.0, now - self._started), 3),
+                "registry": {**told, **({"age": round(age, 3)} if age else {})},
+            }
+        )
+
+    def _await(self, service: str | None, query: Query) -> None:
+        """Wait for another version than the one that whoever asks has, if it wants to."""
+        waiting = self._waiting
+        if not query.wait or query.index is None or waiting is None:
+            return
+        if waiting.acquire(blocking=False):
+            try:
+                self._registry.wait(service, query.index, query.wait)
+            finally:
+                waiting.release()
+
+    def _position(self, service: str, strategy: str, count: int) -> int:
+        if strategy == "random":
+            return int(self._random() * count)
+        if strategy == "first":
+            return 0
+        # threads that do so at once may get the same one; each worker begins somewhere else
+        if len(self._turns) > 1_000:
+            self._turns.clear()
+        turn = self._turns.get(service, int(self._random() * count)) + 1
+        self._turns[service] = turn
+        return turn % count
+
+    def _told(self, listing: Listing) -> list[dict[str, Any]]:
+        rules = self._registry.rules
+        return [instance_document(entry, listing.now, rules) for entry in listing.instances]
+
+
+def _status_of(document: dict[str, Any]) -> Status | None:
+    for name in document:
+        if name != "status":
+            raise Invalid(name[:64], "there is no such member")
+    return parse_status(document["status"]) if "status" in document else None

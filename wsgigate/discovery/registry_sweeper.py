@@ -1,0 +1,238 @@
+"""Looks after the leases of the registry: one worker for all of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from dataclasses import replace
+
+from wsgigate.discovery.lease import Lease
+from wsgigate.discovery.registry_index import Index
+from wsgigate.discovery.registry_layout import KEPT, Keys, Swept
+from wsgigate.discovery.registry_listing import ABSENCE
+from wsgigate.rules.registry import (
+    Evictions,
+    LeaseRules,
+    Registered,
+    evictions,
+    is_preserving,
+    silent_since,
+)
+from wsgigate.store import Store, StoreError, update
+
+__all__ = ["Sweeper"]
+
+LOG = logging.getLogger("wsgigate.registry")
+
+ROUND = 1.0
+"""Seconds between two rounds; less where heartbeats come more often."""
+
+PAUSE = 256
+"""After how many entries the thread lets others go on."""
+
+REMEMBERED = 3600.0
+"""For how many seconds it is known that the registry was away."""
+
+
+class Sweeper:
+    """Finds out who has fallen silent, and removes whose lease is over.
+
+    Every worker has a thread for it, of which one leads. It says every second that it is there.
+    When nobody did for a while - the machine slept, the clock was set, all were killed - nobody is
+    held to have been silent in the meantime. It reads all entries when the first of them may have
+    become too old, which none does while all send heartbeats, so that is seldom.
+    """
+
+    def __init__(self, store: Store, keys: Keys, rules: LeaseRules, index: Index) -> None:
+        self._store = store
+        self._keys = keys
+        self._rules = rules
+        self._index = index
+        self._lease = Lease(store, keys.leader)
+        self._every = min(ROUND, rules.heartbeat / 2)
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._pid = os.getpid()
+        self._stopping = threading.Event()
+        self._leading = False
+        self._due = float("-inf")
+        self._last = float("-inf")
+        self._silent: set[tuple[str, str]] = set()
+        self._failing = False
+
+    def start(self) -> None:
+        """Start this process's thread, unless it runs."""
+        if self._pid != os.getpid():
+            self._starting = threading.Lock()
+        with self._starting:
+            if self._thread is not None and self._thread.is_alive() and self._pid == os.getpid():
+                return
+            self._begin_anew()
+            self._thread = threading.Thread(
+                target=self._run, args=(self._stopping,), name="wsgigate-registry", daemon=True
+            )
+            self._thread.start()
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """End this process's thread and let another worker lead.
+
+        :param timeout: Seconds to wait for the thread; the lease of one that hangs runs out.
+        """
+        with self._starting:
+            thread, self._thread = self._thread, None
+            if thread is None or self._pid != os.getpid():
+                return
+            self._stopping.set()
+        thread.join(timeout)
+
+    def _run(self, stopping: threading.Event) -> None:
+        try:
+            while not stopping.is_set():
+                try:
+                    self.step()
+                    self._failing = False
+                except StoreError as error:
+                    self._leading = False
+                    if not self._failing:
+                        LOG.error("Leases rest while the store fails: %s", error)
+                    self._failing = True
+                except Exception:
+                    LOG.exception("A round of the registry failed")
+                stopping.wait(self._every)
+        finally:
+            try:
+                self._lease.release()
+            except StoreError:
+                pass  # it runs out by itself
+
+    def step(self) -> None:
+        """Do one round, if it is this worker that leads.
+
+        :raises StoreError: The store fails; nothing is lost.
+        """
+        led, self._leading = self._leading, self._lease.take()
+        if not self._leading:
+            return
+        raw, now = self._store.get(self._keys.swept)
+        before = Swept.read(raw)
+        swept = self._attended(before, now)
+        fresh = not led or before is None or swept.away != before.away
+        if fresh:
+            self._silent.clear()
+            self._reconcile()
+        if fresh or not self._last <= now < self._due:
+            swept = self._sweep(swept, now)
+        if not self._store.swap(self._keys.swept, raw, swept.to_bytes(), KEPT):
+            self._leading = False  # another one has led meanwhile
+
+    def _attended(self, before: Swept | None, now: float) -> Swept:
+        """Return that leases are looked after now, and that they were not if so it was."""
+        if before is None:
+            return Swept(now)
+        away = tuple(period for period in before.away if 0 <= now - period[1] < REMEMBERED)
+        if now - before.at > ABSENCE:
+            away += ((before.at, now),)
+            LOG.warning("Nobody looked after leases for %.0f s", now - before.at)
+        return before._replace(at=now, away=away)
+
+    def _reconcile(self) -> None:
+        """Put in order what a process may have left half done that was killed."""
+        skip = len(self._keys.instances)
+        listed = {name: set(self._index.service(name).ids) for name in self._index.names()}
+        for key, _ in self._store.items(self._keys.instances):
+            service, _, instance_id = key[skip:].partition("/")
+            if instance_id not in listed.get(service, ()):
+                self._index.publish(service, instance_id)
+
+    def _sweep(self, swept: Swept, now: float) -> Swept:
+        rules = self._rules
+        total = self._index.total()
+        entries, lost = self._entries(swept, now)
+        silent = {
+            (entry.service, entry.instance_id)
+            for entry in entries
+            if now - entry.silent_since > entry.unhealthy_after(rules)
+        }
+        gone, state = evictions(entries, now, rules, swept.evictions)
+        recent = state.gone if 0 <= now - state.since < 60.0 else 0
+        preserving = is_preserving(
+            len(silent) - len(gone) + recent, len(entries) - len(gone) + recent, rules
+        )
+        for entry in gone:
+            if self._evict(entry):
+                LOG.info("%s of %s is gone: silent", entry.instance_id, entry.service)
+        for service, instance_id in lost:
+            self._index.remove(service, instance_id)
+        evicted = {(entry.service, entry.instance_id) for entry in gone}
+        for service in sorted({service for service, _ in silent - self._silent - evicted}):
+            self._index.publish(service)
+        if preserving and not swept.preserving:
+            LOG.warning(
+                "%d of %d instances are silent: most are kept, as it may be the network's fault",
+                len(silent),
+                len(entries),
+            )
+        self._silent = silent - evicted
+        self._index.recount(total, len(entries))
+        self._last = now
+        waiting = [
+            entry.silent_since
+            + (entry.remove_after(rules) if key in silent else entry.unhealthy_after(rules))
+            for entry in entries
+            if (key := (entry.service, entry.instance_id)) not in evicted
+        ]
+        self._due = min([*waiting, now + rules.unhealthy_after])
+        return swept._replace(evictions=Evictions(*state), preserving=preserving)
+
+    def _entries(self, swept: Swept, now: float) -> tuple[list[Registered], list[tuple[str, str]]]:
+        """Return all entries, and those that are listed and not there."""
+        entries: list[Registered] = []
+        lost: list[tuple[str, str]] = []
+        read = 0
+        for service in self._index.names():
+            for instance_id in self._index.service(service).ids:
+                read += 1
+                if read % PAUSE == 0:
+                    self._stopping.wait(0.001)
+                key = self._keys.instance(service, instance_id)
+                raw = self._store.get(key)[0]
+                try:
+                    if raw is None:
+                        raise ValueError(key)
+                    entry = Registered.from_bytes(raw)
+                except ValueError:
+                    lost.append((service, instance_id))
+                    continue
+                if entry.last_heartbeat > now + ABSENCE:
+                    entry = self._put_right(key, entry)
+                since = silent_since(entry.last_heartbeat, swept.away)
+                entries.append(replace(entry, silent_since=since))
+        return entries, lost
+
+    def _put_right(self, key: str, entry: Registered) -> Registered:
+        """Return *entry* as if heard of now: the clock was set back since it was."""
+
+        def change(old: bytes | None, now: float) -> tuple[bytes | None, float, float]:
+            if old is None or Registered.heartbeat_in(old) <= now:
+                return old, 0.0, now
+            return Registered.renewed(old, now), KEPT, now
+
+        return entry.heard(update(self._store, key, change))
+
+    def _evict(self, entry: Registered) -> bool:
+        """Remove *entry*, unless it was heard of meanwhile."""
+
+        def change(old: bytes | None, now: float) -> tuple[bytes | None, float, bool]:
+            if old is None or Registered.heartbeat_in(old) != entry.last_heartbeat:
+                return old, 0.0, False
+            return None, 0.0, True
+
+        key = self._keys.instance(entry.service, entry.instance_id)
+        removed = update(self._store, key, change)
+        if removed:
+            self._index.remove(entry.service, entry.instance_id)
+        return removed

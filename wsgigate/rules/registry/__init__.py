@@ -1,0 +1,33 @@
+"""The registry, decided: what an entry may be, when its lease is over, and who is let go then."""
+
+from wsgigate.rules.registry.document import parse
+from wsgigate.rules.registry.entry import (
+    Invalid,
+    Registered,
+    Status,
+    check_host,
+    check_id,
+    check_service,
+)
+from wsgigate.rules.registry.lease import (
+    Evictions,
+    LeaseRules,
+    evictions,
+    is_preserving,
+    silent_since,
+)
+
+__all__ = [
+    "Evictions",
+    "Invalid",
+    "LeaseRules",
+    "Registered",
+    "Status",
+    "check_host",
+    "check_id",
+    "check_service",
+    "evictions",
+    "is_preserving",
+    "parse",
+    "silent_since",
+]

@@ -1,0 +1,126 @@
+"""Leases: how long an instance is believed without being heard of, and who is let go.
+
+When many fall silent at once, it is more likely the network, or the registry, than all of them:
+then only a few are let go each minute, and of each service the last one last. Eureka calls that
+self-preservation.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from wsgigate.rules.registry.entry import Registered
+
+__all__ = ["Evictions", "LeaseRules", "evictions", "is_preserving", "silent_since"]
+
+MINUTE = 60.0
+
+
+@dataclass(frozen=True)
+class LeaseRules:
+    """How long an instance is believed. All in seconds but *preserve*.
+
+    :param heartbeat: How often an instance is to be heard of.
+    :param unhealthy_after: After how long a silence it is no longer taken to be healthy.
+    :param remove_after: After how long a silence it is removed.
+    :param preserve: The share of all instances that may be silent; when more are, no more than this
+        share is removed in a minute, and one at least. 1 removes all of them at once.
+    :raises ValueError: One of them is out of its range; says which.
+    """
+
+    heartbeat: float = 10.0
+    unhealthy_after: float = 30.0
+    remove_after: float = 90.0
+    preserve: float = 0.15
+
+    def __post_init__(self) -> None:
+        if not 0 < self.heartbeat <= 3600:
+            raise ValueError(f"heartbeat is more than 0 and at most 3600 s, got {self.heartbeat}")
+        if not self.heartbeat < self.unhealthy_after <= 86_400:
+            raise ValueError(
+                f"unhealthy_after is more than a heartbeat and at most a day, "
+                f"got {self.unhealthy_after}"
+            )
+        if not self.unhealthy_after <= self.remove_after <= 86_400:
+            raise ValueError(
+                "remove_after is at least unhealthy_after and at most a day, "
+                f"got {self.remove_after}"
+            )
+        if not 0 <= self.preserve <= 1:
+            raise ValueError(f"preserve is a share from 0 to 1, got {self.preserve}")
+
+
+class Evictions(NamedTuple):
+    """What was removed in the present minute of self-preservation.
+
+    :ivar since: When the minute began.
+    :ivar gone: How many were removed in it.
+    """
+
+    since: float = 0.0
+    gone: int = 0
+
+
+def silent_since(last_heartbeat: float, away: Iterable[tuple[float, float]]) -> float:
+    """Return since when a silence counts: the time in which nobody listened does not.
+
+    :param away: From when to when the registry itself was away, each after the other.
+    """
+    return last_heartbeat + sum(
+        max(0.0, until - max(since, last_heartbeat)) for since, until in away
+    )
+
+
+def is_preserving(silent: int, count: int, rules: LeaseRules) -> bool:
+    """Tell whether too many are silent for it to be their own doing.
+
+    :param silent: How many of *count* have not been heard of for ``unhealthy_after``.
+    """
+    return silent > _allowed(count, rules)
+
+
+def _allowed(count: int, rules: LeaseRules) -> int:
+    return max(1, int(rules.preserve * count))
+
+
+def evictions(
+    entries: Sequence[Registered], now: float, rules: LeaseRules, state: Evictions
+) -> tuple[tuple[Registered, ...], Evictions]:
+    """Return whose lease is over and who is to go now, and the new state.
+
+    :param entries: All entries of all services.
+    :param state: What was returned the last time.
+    """
+    ages = [(now - entry.silent_since, entry) for entry in entries]
+    over = sorted(
+        ((age, entry) for age, entry in ages if age > entry.remove_after(rules)),
+        key=lambda each: (-each[0], each[1].service, each[1].instance_id),
+    )
+    if not over:
+        return (), state
+    silent = sum(age > entry.unhealthy_after(rules) for age, entry in ages)
+    # those that went within this minute were silent as well, and were there when it began
+    fresh_minute = not 0 <= now - state.since < MINUTE
+    gone = 0 if fresh_minute else state.gone
+    if not is_preserving(silent + gone, len(ages) + gone, rules):
+        chosen = [entry for _, entry in over]
+    else:
+        room = _allowed(len(ages) + gone, rules) - gone
+        sizes = Counter(entry.service for entry in entries)
+        chosen = _spread([entry for _, entry in over], sizes)[: max(0, room)]
+    if not chosen:
+        return (), state
+    return tuple(chosen), Evictions(now if fresh_minute else state.since, gone + len(chosen))
+
+
+def _spread(over: Sequence[Registered], sizes: Counter[str]) -> list[Registered]:
+    """Return *over* in an order that takes the same share of every service, the last one last."""
+    turns: Counter[str] = Counter()
+    ranked = []
+    for position, entry in enumerate(over):
+        turns[entry.service] += 1
+        ranked.append((turns[entry.service] / sizes[entry.service], position, entry))
+    return [entry for _, _, entry in sorted(ranked, key=lambda each: each[:2])]
