@@ -90,6 +90,7 @@ HEADINGS = {
     "gateway": "``[gateway]``",
     "store": "``[store]``",
     "admin": "``[admin]``",
+    "registry": "``[registry]``",
     "middleware": "``[[middleware]]``",
     "services": "``[services.NAME]``",
     "routes": "``[[routes]]``",

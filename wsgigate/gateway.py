@@ -9,6 +9,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate import process
 from wsgigate.discovery.health import HealthChecker
+from wsgigate.discovery.registry import Registry
 from wsgigate.proxy.pool import Pool
 from wsgigate.rules.routing import Route
 from wsgigate.store import Store
@@ -28,6 +29,7 @@ class Gateway:
     :param store: What its workers share.
     :param pools: Its services' instances, by service name.
     :param health: Checks them, unless nothing is to be checked.
+    :param registry: Where services register, if they do.
     :param routes: The routes, for those who list and explain them.
     :param self_check: What is done under a server that makes it unsafe.
     :param first: Asked at the first request, in a process that was not started before it: what
@@ -45,6 +47,7 @@ class Gateway:
         pools: Mapping[str, Pool],
         version: str = "0.0.0",
         health: HealthChecker | None = None,
+        registry: Registry | None = None,
         routes: Sequence[Route[WSGIApplication]] = (),
         self_check: Literal["refuse", "warn"] = "refuse",
         first: Callable[[WSGIEnvironment], WSGIApplication | None] | None = None,
@@ -57,6 +60,7 @@ class Gateway:
         self.store = store
         self.pools = pools
         self.health = health
+        self.registry = registry
         self.routes = tuple(routes)
         self.self_check = self_check
         self._first = first
@@ -80,6 +84,8 @@ class Gateway:
                 if self.health is not None:
                     self.health.start()
                     self.health.refresh()  # what other workers have found out already
+                if self.registry is not None:
+                    self.registry.start()
 
     def stopping(self) -> None:
         """Have what lasts for long end soon, while requests are finished; does not wait."""
@@ -92,6 +98,8 @@ class Gateway:
             running, self._started_in = self._started_in == process.pid, 0
         if running and self.health is not None:
             self.health.stop()
+        if running and self.registry is not None:
+            self.registry.stop()
         for release in self._closing:
             release()
         self.store.close()

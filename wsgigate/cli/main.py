@@ -70,6 +70,21 @@ examples:
   wsgigate deny gateway.toml --sub ann --last 1h
 """
 
+REGISTRY = """\
+Serve the registry alone, until a signal ends it: services register with it, send heartbeats and
+leave; gateways and others ask it who is there. Whoever registers presents the token that the
+environment variable REGISTRY_TOKEN holds. It runs under gunicorn, its state is in LMDB."""
+
+REGISTRY_EXAMPLES = """\
+examples:
+
+  REGISTRY_TOKEN=$(openssl rand -hex 32) wsgigate registry
+  wsgigate registry --open
+  wsgigate registry --bind 10.0.0.4:3004 --allow 10.0.0.0/8 --token users=USERS_TOKEN
+
+All that there is to set is in the [registry] table of a gateway's file, for "wsgigate run".
+"""
+
 SCHEMA = "Print the JSON Schema of the file, by which editors complete and check it."
 
 
@@ -169,8 +184,50 @@ def _parser() -> argparse.ArgumentParser:
     deny.add_argument(
         "--last", metavar="TIME", help="for how long the last of these tokens is good, such as 1h"
     )
+    _registry(command("registry", "registry:registry", REGISTRY, REGISTRY_EXAMPLES))
     command("schema", "commands:schema", SCHEMA)
     return parser
+
+
+def _registry(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--bind",
+        metavar="HOST:PORT",
+        default="127.0.0.1:3004",
+        help="where to listen (default: 127.0.0.1:3004)",
+    )
+    parser.add_argument("--workers", type=_count, metavar="N", help="how many processes serve")
+    parser.add_argument(
+        "--threads",
+        type=_count,
+        default=16,
+        metavar="N",
+        help="how many requests a process serves at a time, of which a quarter may wait for a "
+        "change (default: 16)",
+    )
+    parser.add_argument(
+        "--store", metavar="URL", default="lmdb:", help="where its state is (default: lmdb:)"
+    )
+    parser.add_argument(
+        "--open", action="store_true", help="anybody may register; on loopback only"
+    )
+    parser.add_argument(
+        "--closed-reads", action="store_true", help="to ask who is there takes a token as well"
+    )
+    parser.add_argument(
+        "--token",
+        metavar="SERVICE=NAME",
+        action="append",
+        default=[],
+        help="the environment variable NAME holds a token by which SERVICE registers itself alone",
+    )
+    parser.add_argument(
+        "--allow",
+        metavar="NETWORK",
+        action="append",
+        default=[],
+        help="where instances may be, instead of loopback and private addresses; may be repeated",
+    )
 
 
 def _file(parser: argparse.ArgumentParser) -> None:

@@ -23,9 +23,11 @@ from wsgigate.config.imports import import_app
 from wsgigate.config.load import Reading, read_file
 from wsgigate.config.model import Config
 from wsgigate.config.own import own_routes
+from wsgigate.config.registry import registry_of, registry_route
 from wsgigate.config.routes import Entry, Routes
 from wsgigate.config.services import Services
 from wsgigate.config.stack import Stacker, leading_loggers, policy_name
+from wsgigate.discovery.registry import Registry
 from wsgigate.gateway import Gateway
 from wsgigate.integrations.self_check import checked_at_first_request
 from wsgigate.middleware.client_address import ClientAddress
@@ -131,6 +133,7 @@ class _Builder:
         self._store = self._open_store()
         self._stacker = Stacker(config, self._store, self._folder, errors)
         self._identity = self._checked_identity()
+        self._registry = self._made_registry()
         self._services = Services(
             config,
             self._store,
@@ -156,7 +159,12 @@ class _Builder:
             store=self._store,
             started=self._started,
         )
-        dispatcher = routes.dispatcher(own, fallback=self._fallback(), identity=self._identity)
+        dispatcher = routes.dispatcher(
+            own,
+            registry=self._registry_route(),
+            fallback=self._fallback(),
+            identity=self._identity,
+        )
         made = Gateway(
             self._around(dispatcher),
             name=gateway.name,
@@ -164,6 +172,7 @@ class _Builder:
             store=self._store,
             pools=services.pools,
             health=health,
+            registry=self._registry,
             routes=dispatcher.routes,
             self_check=gateway.self_check,
             first=checked_at_first_request(
@@ -191,6 +200,33 @@ class _Builder:
             self._errors.add("store.url", str(error))
             store = None
         return MemoryStore() if store is None else store  # so that the rest can be tried
+
+    def _made_registry(self) -> Registry | None:
+        settings, gateway = self._config.registry, self._config.gateway
+        if settings is None:
+            return None
+        make = partial(
+            registry_of,
+            settings,
+            self._store,
+            name=policy_name(gateway.name),
+            bind=gateway.bind,
+        )
+        return self._errors.tried("registry", make)
+
+    def _registry_route(self) -> Route[WSGIApplication] | None:
+        settings, gateway = self._config.registry, self._config.gateway
+        if settings is None or self._registry is None:
+            return None
+        return registry_route(
+            settings,
+            self._registry,
+            self._errors,
+            threads=gateway.threads,
+            name=gateway.name,
+            version=gateway.version,
+            started=self._started,
+        )
 
     def _fallback(self) -> WSGIApplication | None:
         name = self._config.gateway.fallback

@@ -8,6 +8,7 @@ from wsgigate.config.errors import Errors, at, shown
 from wsgigate.config.middlewares import Middleware
 from wsgigate.config.model import Config, Gateway, Route, Weighted
 from wsgigate.config.options import ConcurrencyOptions, LimiterOptions
+from wsgigate.config.registry import is_loopback
 from wsgigate.config.tables import suggestion
 from wsgigate.store import NETWORKED
 
@@ -28,6 +29,7 @@ def check_across(config: Config, errors: Errors, warnings: Warnings) -> None:
     for index, route in enumerate(config.routes):
         _check_route(route, at("routes", index), config, errors)
     _check_services(config, errors, warnings)
+    _check_registry(config, errors)
     _check_keys(config.middleware, (), "middleware", errors)
     for index, route in enumerate(config.routes):
         path = at(at("routes", index), "middleware")
@@ -107,6 +109,19 @@ def _begins(pattern: str, prefix: str) -> bool:
 
 def _any(segment: str) -> bool:
     return segment == "*" or segment.startswith("{")
+
+
+def _check_registry(config: Config, errors: Errors) -> None:
+    registry = config.registry
+    if registry is None:
+        return
+    if registry.open and not is_loopback(config.gateway.bind):
+        errors.add(
+            "registry.open",
+            f"is for a gateway that listens on loopback, not at {shown(config.gateway.bind)}",
+        )
+    if config.admin is not None and config.admin.prefix == registry.prefix:
+        errors.add("registry.prefix", "is that of the gateway's own endpoints too")
 
 
 def _check_services(config: Config, errors: Errors, warnings: Warnings) -> None:

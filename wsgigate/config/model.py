@@ -19,6 +19,7 @@ from wsgigate.config.model_services import (
     Tls,
     Weighted,
 )
+from wsgigate.config.registry import RegistryTable
 from wsgigate.config.tables import ListOf, MapOf, Table, setting, table
 from wsgigate.config.texts import Bind, Checked, ImportPath
 from wsgigate.rules.hosts import host_pattern
@@ -28,6 +29,7 @@ __all__ = [
     "Config",
     "FieldChanges",
     "Gateway",
+    "RegistryTable",
     "Route",
     "ServerTls",
     "Service",
@@ -180,6 +182,9 @@ class Config:
         Table(StoreTable, name="Store"), "What workers share.", default_factory=StoreTable
     )
     admin: Admin | None = setting(Table(Admin), "The gateway's own endpoints.", default=None)
+    registry: RegistryTable | None = setting(
+        Table(RegistryTable, name="Registry"), "Where services register.", default=None
+    )
     middleware: tuple[Middleware, ...] = setting(
         ListOf(MiddlewareEntry()), "The middlewares around everything, outermost first.", default=()
     )

@@ -68,11 +68,18 @@ class Routes:
             self._add(table, at("routes", index))
 
     def dispatcher(
-        self, own: list[Route[App]], *, fallback: App | None, identity: Mapping[str, str]
+        self,
+        own: list[Route[App]],
+        *,
+        registry: Route[App] | None = None,
+        fallback: App | None,
+        identity: Mapping[str, str],
     ) -> Dispatcher:
-        """Return the app that serves the routes, after the gateway's *own*."""
+        """Return the app that serves the routes, after the gateway's *own* and its *registry*."""
         known = {entry.route.name: self._note(entry.table) for entry in self.entries}
         routes = [("admin.prefix", route) for route in own]
+        if registry is not None:
+            routes.append(("registry.prefix", registry))
         routes += [(entry.path, entry.route) for entry in self.entries]
         while True:
             try:

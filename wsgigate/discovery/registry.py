@@ -121,6 +121,7 @@ class Registry:
             changed = True
         else:
             kept, changed = done
+        self._reader.stale(service)
         if changed:
             self._index.publish(service, instance_id)
             self._waiting.tell(service)

@@ -31,7 +31,7 @@ from wsgigate.gateway import Gateway
 from wsgigate.integrations.self_check import facts_of_gunicorn
 from wsgigate.rules.serving import ServerFacts
 
-__all__ = ["application", "planned", "serve", "settings"]
+__all__ = ["application", "planned", "serve", "serve_config", "settings"]
 
 WAITING = 1000
 """Connections of a worker beside those that its threads serve."""
@@ -166,6 +166,16 @@ def serve(
     _Server(path, bind, chosen, reload).run()
 
 
+def serve_config(config: Config) -> None:
+    """Run the gateway of *config*, which is in no file, until a signal ends it.
+
+    :raises SystemExit: The server has ended, or could not start.
+    """
+    global _good
+    _good = _Good("", config)
+    _Server("", None, {}, reload=False).run()
+
+
 class _Server(BaseApplication):  # type: ignore[misc]
     def __init__(self, path: str, bind: str | None, given: dict[str, Any], reload: bool) -> None:
         self._path = path
@@ -175,7 +185,10 @@ class _Server(BaseApplication):  # type: ignore[misc]
         super().__init__()
 
     def load_config(self) -> None:
-        chosen = settings(self._path, bind=self._bind) | self._given
+        if _good is not None and not _good.path:
+            chosen = _settings(_good.config)
+        else:
+            chosen = settings(self._path, bind=self._bind) | self._given
         chosen["worker_connections"] = chosen["threads"] + WAITING
         if self._reload:
             chosen |= {"reload": True, "reload_extra_files": [self._path]}

@@ -1,0 +1,112 @@
+"""The command registry: the registry alone, as a gateway that has nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from wsgigate.config.build import check_reading
+from wsgigate.config.checks import check_across
+from wsgigate.config.errors import ConfigError, Errors
+from wsgigate.config.load import Reading
+from wsgigate.config.model import Config
+from wsgigate.config.tables import Table
+
+__all__ = ["registry"]
+
+NAME = "service-discovery"
+VERSION = "1.0.0"
+
+_FLAGS = {
+    "gateway.bind": "--bind",
+    "store.url": "--store",
+    "registry.allowed_networks": "--allow",
+    "registry.open": "--open",
+    "registry.token": "REGISTRY_TOKEN",
+    "registry.tokens": "--token",
+}
+
+
+def registry(arguments: argparse.Namespace) -> int:
+    """Serve until a signal ends it."""
+    try:
+        from wsgigate.integrations.gunicorn import serve_config
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "gunicorn":
+            raise
+        return _failed('registry needs gunicorn: pip install "wsgigate[server]"')
+    try:
+        config = config_of(arguments, os.environ)
+    except ConfigError as error:
+        for key, text in error.errors:
+            flag = next((flag for name, flag in _FLAGS.items() if _is_below(key, name)), key)
+            print(f"wsgigate: {flag}: {text}", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        return _failed(str(error))
+    serve_config(config)
+    return 0
+
+
+def config_of(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Config:
+    """Return the configuration that *arguments* are short for, checked here and now.
+
+    :raises ConfigError: Something of it is wrong.
+    :raises ValueError: There is no token, or one is not where it is said to be.
+    """
+    token = environ.get("REGISTRY_TOKEN") or None
+    tokens = _tokens(arguments.token, environ)
+    if token is None and not tokens and not arguments.open:
+        raise ValueError(
+            "REGISTRY_TOKEN: is missing: the token that whoever registers presents, 16 characters "
+            "or more; or say --open, and anybody on this machine may register"
+        )
+    workers = arguments.workers
+    if arguments.store == "memory:":
+        if workers not in (None, 1):
+            raise ValueError("--store: memory: is each worker's own, so there can be but one")
+        workers = 1
+    table: dict[str, Any] = {"prefix": "", "tokens": tokens, "open": arguments.open}
+    if token is not None:
+        table["token"] = token
+    if arguments.allow:
+        table["allowed_networks"] = list(arguments.allow)
+    if arguments.closed_reads:
+        table["open_reads"] = False
+    gateway = {
+        "name": NAME,
+        "version": VERSION,
+        "bind": arguments.bind,
+        "threads": arguments.threads,
+        **({} if workers is None else {"workers": workers}),
+    }
+    errors = Errors()
+    document = {"gateway": gateway, "store": {"url": arguments.store}, "registry": table}
+    config = Table(Config).read(document, "", errors) or Config()
+    check_across(config, errors, [])
+    check_reading(Reading(config, errors, []), "").gateway.close()
+    return config
+
+
+def _tokens(given: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+    tokens: dict[str, str] = {}
+    for text in given:
+        service, equals, name = text.partition("=")
+        if not (service and equals and name):
+            raise ValueError(f"--token: SERVICE=NAME, not {text!r}")
+        if not environ.get(name):
+            raise ValueError(f"--token: the environment variable {name} holds no token")
+        tokens[service] = environ[name]
+    return tokens
+
+
+def _is_below(key: str, name: str) -> bool:
+    return key == name or key.startswith((name + ".", name + "["))
+
+
+def _failed(text: str) -> int:
+    print(f"wsgigate: {text}", file=sys.stderr)
+    return 2

@@ -1,0 +1,167 @@
+"""The registry in the file: who may register, where instances may be, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from ipaddress import ip_address
+from wsgiref.types import WSGIApplication
+
+from wsgigate.config.errors import Errors
+from wsgigate.config.kinds import Duration, Flag, Integer, Number, Secret, Text
+from wsgigate.config.tables import ListOf, MapOf, setting, table
+from wsgigate.config.texts import Checked
+from wsgigate.discovery.destinations import PRIVATE, Destinations
+from wsgigate.discovery.registry import Registry
+from wsgigate.discovery.registry_access import Access
+from wsgigate.discovery.registry_api import RegistryApi
+from wsgigate.rules.registry import LeaseRules
+from wsgigate.rules.routing import Route
+from wsgigate.store import Store
+
+__all__ = ["RegistryTable", "is_loopback", "own_places", "registry_of", "registry_route"]
+
+WAITING_SHARE = 4
+"""Of how many threads one may wait for a change."""
+
+
+def _network(text: str) -> str:
+    return Destinations([text]).allowed_networks[0]
+
+
+@table
+class RegistryTable:
+    """The registry, for services that say themselves where they are."""
+
+    prefix: str = setting(
+        Text('"" or a path such as "/_registry"', pattern=r"|(?:/[A-Za-z0-9._~-]+)+"),
+        "The path it is below.",
+        default="/_registry",
+    )
+    token: str | None = setting(
+        Secret(),
+        "What a request must present that registers or changes any service.",
+        default=None,
+        repr=False,
+    )
+    tokens: Mapping[str, str] = setting(
+        MapOf(Secret(), key=r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", called="a service's name"),
+        "What a service presents to register and change itself alone, by its name.",
+        default_factory=dict,
+        repr=False,
+    )
+    open: bool = setting(
+        Flag(),
+        "Whether anybody may register anything; only where the gateway listens on loopback.",
+        default=False,
+    )
+    open_reads: bool = setting(
+        Flag(),
+        "Whether anybody may ask who is there; else it takes one of the tokens.",
+        default=True,
+    )
+    allowed_networks: tuple[str, ...] = setting(
+        ListOf(
+            Checked(_network, 'an address or a network such as "10.0.0.0/8"', reason=True), least=1
+        ),
+        "Where instances may be; loopback and private addresses unless said.",
+        default=PRIVATE,
+    )
+    heartbeat: float = setting(Duration(), "How often instances send heartbeats.", default=10.0)
+    unhealthy_after: float = setting(
+        Duration(), "After how long a silence an instance is not healthy.", default=30.0
+    )
+    remove_after: float = setting(
+        Duration(), "After how long a silence an instance is removed.", default=90.0
+    )
+    preserve: float = setting(
+        Number(0, 1),
+        "When a larger share is silent, no more than this one is removed in a minute.",
+        default=0.15,
+    )
+    most_services: int = setting(Integer(1, 1000), "How many services may register.", default=1000)
+    most_instances: int = setting(
+        Integer(1, 1_000_000), "How many instances may register in all.", default=20_000
+    )
+    most_of_one: int = setting(
+        Integer(1, 500), "How many instances of one service may register.", default=500
+    )
+
+
+def registry_of(settings: RegistryTable | None, store: Store, *, name: str, bind: str) -> Registry:
+    """Return the registry of the gateway *name*, not started.
+
+    :param settings: What the file says; without it, it is as if the table were empty.
+    :param bind: Where the gateway listens: no instance can be there.
+    :raises ValueError: The settings contradict each other; says how.
+    """
+    settings = settings or RegistryTable()
+    return Registry(
+        store,
+        rules=LeaseRules(
+            settings.heartbeat, settings.unhealthy_after, settings.remove_after, settings.preserve
+        ),
+        destinations=Destinations(settings.allowed_networks, own_places(bind)),
+        most_services=settings.most_services,
+        most_instances=settings.most_instances,
+        most_of_one=settings.most_of_one,
+        prefix=f"registry/{name}/",
+    )
+
+
+def registry_route(
+    settings: RegistryTable,
+    registry: Registry,
+    errors: Errors,
+    *,
+    threads: int,
+    name: str,
+    version: str,
+    started: float,
+) -> Route[WSGIApplication] | None:
+    """Return the route of the registry's own paths, None when it can not be made.
+
+    :param threads: How many requests a process serves at a time; a quarter of them may wait.
+    """
+    access = errors.tried(
+        "registry.token",
+        partial(
+            Access,
+            settings.token,
+            settings.tokens,
+            open_reads=settings.open_reads,
+            open_writes=settings.open,
+        ),
+    )
+    if access is None or errors.under("registry.prefix"):
+        return None
+    api = RegistryApi(
+        registry,
+        access,
+        prefix=settings.prefix,
+        name=name,
+        version=version,
+        waiting=threads // WAITING_SHARE,
+        started=started,
+    )
+    return Route(settings.prefix or "/", api, listed=api.listing, summary="The registry")
+
+
+def own_places(bind: str) -> list[tuple[str, int]]:
+    """Return where a gateway listens, as addresses and ports; a name may mean any of them."""
+    host, colon, port = bind.rpartition(":")
+    if bind.startswith("unix:") or not colon:
+        return []
+    try:
+        return [(str(ip_address(host.strip("[]"))), int(port))]
+    except ValueError:
+        return [("0.0.0.0", int(port)), ("::", int(port))]  # noqa: S104
+
+
+def is_loopback(bind: str) -> bool:
+    """Tell whether nobody but this machine reaches what listens at *bind*."""
+    host = bind.rpartition(":")[0].strip("[]")
+    try:
+        return bind.startswith("unix:") or host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
