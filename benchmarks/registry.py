@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import importlib.util
 import json
 import os
 import random
@@ -22,10 +23,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from benchmarks import meter
 from benchmarks.bout import free_port
@@ -37,6 +38,9 @@ __all__ = ["Figures", "main", "measure"]
 TOKEN = "a-token-of-the-benchmark-32-bytes"
 LESSON_PORT = 3004
 DISCOVERERS = 8
+
+Server: TypeAlias = tuple[int, int, Path | None]
+"""A port, a process, and the folder of its state."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +101,7 @@ def register_body(scale: Scale, number: int) -> bytes:
     return json.dumps(document).encode()
 
 
-async def measure(
-    port: int, pid: int, state: Path | None, scale: Scale, *, fresh: bool
-) -> Figures:
+async def measure(port: int, pid: int, state: Path | None, scale: Scale, *, fresh: bool) -> Figures:
     """Drive the registry at *port*.
 
     :param pid: Its process.
@@ -205,17 +207,31 @@ def _disk(state: Path | None) -> int:
 
 
 @contextmanager
-def ours(folder: Path, core: int, server: Sequence[str]) -> Iterator[tuple[int, int, Path]]:
-    """Run the registry on *core*; yield its port, its process and its state."""
+def alone(folder: Path, core: int) -> Iterator[Server]:
+    """Run ``wsgigate registry`` on *core*; yield its port, its process and its state."""
     port = free_port()
     command = [sys.executable, "-m", "wsgigate", "registry", "--bind", f"127.0.0.1:{port}"]
-    env = {"REGISTRY_TOKEN": TOKEN, "HOME": str(folder), "XDG_STATE_HOME": str(folder / "state")}
-    with running([*command, *server], port, core, folder, env | {"XDG_RUNTIME_DIR": ""}) as pid:
+    command += ["--store", f"lmdb:{folder}/state"]
+    with running(command, port, core, folder, {"REGISTRY_TOKEN": TOKEN}) as pid:
         yield port, pid, folder / "state"
 
 
 @contextmanager
-def lessons(file: Path, folder: Path, core: int) -> Iterator[tuple[int, int, None]]:
+def under_granian(folder: Path, core: int) -> Iterator[Server]:
+    """Run the registry of a gateway's file under granian on *core*; yield as :func:`alone`."""
+    port = free_port()
+    file = folder / "registry.toml"
+    file.write_text(
+        f'[gateway]\nbind = "127.0.0.1:{port}"\nworkers = 1\nthreads = 4\n'
+        f'[store]\nurl = "lmdb:{folder}/state"\n[registry]\nprefix = ""\ntoken = "{TOKEN}"\n'
+    )
+    command = [sys.executable, "-m", "wsgigate", "run", str(file), "--server", "granian"]
+    with running(command, port, core, folder, {}) as pid:
+        yield port, pid, folder / "state"
+
+
+@contextmanager
+def lessons(file: Path, folder: Path, core: int) -> Iterator[Server]:
     """Run *file* under Node on *core*; yield its port and its process."""
     command = ["node", str(file.resolve())]
     with running(command, LESSON_PORT, core, folder, {}) as pid:
@@ -228,22 +244,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     core, other = meter.cores()
     os.sched_setaffinity(0, {other})
     scale = Scale(seconds=given.seconds, instances=given.instances, services=given.services)
-    runs: list[tuple[str, Callable[[Path], Any], bool]] = [
-        ("wsgigate registry", lambda folder: ours(folder, core, given.server), False),
-        ("  a connection each", lambda folder: ours(folder, core, given.server), True),
-    ]
+    servers: dict[str, Callable[[Path], AbstractContextManager[Server]]] = {
+        "wsgigate registry": lambda folder: alone(folder, core)
+    }
+    if importlib.util.find_spec("granian"):
+        servers["  under granian"] = lambda folder: under_granian(folder, core)
     if given.lesson is not None and shutil.which("node"):
-        runs.append(("the lesson's, on Node", lambda at: lessons(given.lesson, at, core), False))
-        runs.append(("  a connection each", lambda at: lessons(given.lesson, at, core), True))
+        servers["the lesson's, on Node"] = lambda folder: lessons(given.lesson, folder, core)
     else:
         print("skipped: the lesson's registry: it needs node and --lesson FILE")
     found = []
-    for title, start, fresh in runs:
-        with tempfile.TemporaryDirectory(prefix="wsgigate-bench-") as folder:
-            with start(Path(folder)) as (port, pid, state):
+    for name, start in servers.items():
+        for title, fresh in ((name, False), ("    a connection each", True)):
+            with (
+                tempfile.TemporaryDirectory(prefix="wsgigate-bench-") as folder,
+                start(Path(folder)) as (port, pid, state),
+            ):
                 figures = asyncio.run(measure(port, pid, state, scale, fresh=fresh))
-        found.append((title, figures))
-        print(f"{title.strip()}: {figures.cpu:.0%} of a processor", flush=True)
+            found.append((title, figures))
+            print(f"{name.strip()}: {figures.cpu:.0%} of a processor", flush=True)
     text = table(scale, found)
     print("\n" + text)
     if given.text:
@@ -283,9 +302,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--lesson", type=Path, metavar="FILE", help="another registry, for Node")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures there")
     parser.add_argument("--text", type=Path, metavar="PATH", help="write the table there")
-    parser.add_argument(
-        "server", nargs="*", help="further arguments of wsgigate registry, behind --"
-    )
     return parser
 
 
