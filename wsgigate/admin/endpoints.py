@@ -48,11 +48,13 @@ class ServiceFacts:
     :param pool: Knows its instances.
     :param routes: The paths it says it answers.
     :param ejected: Tells the URLs of the instances that this worker leaves out as they fail.
+    :param discovery: Tells how the source of its instances stands, if it has one.
     """
 
     pool: HasInstances
     routes: Sequence[str] = ()
     ejected: Callable[[], Sequence[str]] = tuple
+    discovery: Callable[[], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,13 @@ class _Endpoints:
                 "healthPercentage": f"{100 * healthy / total if total else 0:.2f}",
             },
             **({"circuitBreakers": self._circuits()} if self._circuits else {}),
+            **({"discovery": found} if (found := self._found()) else {}),
             **({"store": self._store()} if self._store else {}),
         }
+
+    def _found(self) -> dict[str, Any]:
+        services = self._facts.services.items()
+        return {name: facts.discovery() for name, facts in services if facts.discovery}
 
     def info(self, environ: WSGIEnvironment) -> object:
         facts = self._facts
@@ -189,6 +196,8 @@ class _Endpoints:
         told: dict[str, Any] = {"name": name, "url": urls[0] if urls else None}
         if len(urls) > 1:
             told["instances"] = urls
+        if service.discovery:
+            told["discovery"] = service.discovery()
         ejected = service.ejected()
         if ejected:
             told["ejected"] = list(ejected)

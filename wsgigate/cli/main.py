@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from wsgigate import __version__
+from wsgigate.cli import register_arguments
 
 __all__ = ["main"]
 
@@ -183,6 +184,9 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--sub", metavar="SUBJECT", help="deny all that this subject has until now")
     deny.add_argument(
         "--last", metavar="TIME", help="for how long the last of these tokens is good, such as 1h"
+    )
+    register_arguments.add(
+        command("register", "register:register", register_arguments.ABOUT, register_arguments.END)
     )
     _registry(command("registry", "registry:registry", REGISTRY, REGISTRY_EXAMPLES))
     command("schema", "commands:schema", SCHEMA)

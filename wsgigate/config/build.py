@@ -142,6 +142,7 @@ class _Builder:
             identity=self._identity,
             folder=self._folder,
             errors=errors,
+            registry=self._registry,
         )
 
     def built(self) -> Built:
@@ -173,13 +174,17 @@ class _Builder:
             pools=services.pools,
             health=health,
             registry=self._registry,
+            watcher=services.watcher(),
             routes=dispatcher.routes,
             self_check=gateway.self_check,
             first=checked_at_first_request(
                 gateway.self_check,
                 keeps_slashes=any(route.encoded_slash == "keep" for route in dispatcher.routes),
             ),
-            stopping=[services.tunnels.stop],
+            stopping=[
+                services.tunnels.stop,
+                *([] if self._registry is None else [self._registry.stopping]),
+            ],
             closing=[
                 *self._stacker.closing,
                 *(sessions.close for sessions in services.sessions.values()),

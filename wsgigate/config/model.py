@@ -189,7 +189,11 @@ class Config:
         ListOf(MiddlewareEntry()), "The middlewares around everything, outermost first.", default=()
     )
     services: Mapping[str, Service] = setting(
-        MapOf(Table(Service), key=_SERVICE, called="a service's name"),
+        MapOf(
+            Table(Service, one_of=("instances", "discover")),
+            key=_SERVICE,
+            called="a service's name",
+        ),
         "The services, by name.",
         default_factory=dict,
     )

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from wsgigate.config.breakers import ServiceBreaker
+from wsgigate.config.discovers import Discover, Discovered
 from wsgigate.config.healths import HEALTH, ServiceHealth, TcpHealth
 from wsgigate.config.kinds import Choice, Duration, Flag, Integer, Text
 from wsgigate.config.middlewares import Middleware, MiddlewareEntry
@@ -64,6 +65,11 @@ class Tls:
         "A file or folder with the authorities to believe instead of the usual.",
         default=None,
     )
+    server_name: str | None = setting(
+        Text("a host's name", pattern=r"[A-Za-z0-9._-]+"),
+        "The name that certificates are for, where an instance's address is not.",
+        default=None,
+    )
 
 
 @table
@@ -100,6 +106,12 @@ class Service:
     instances: tuple[Weighted | str, ...] = setting(
         ListOf(Either(_is_table, Table(Weighted, name="Instance"), Url()), least=1),
         'Where it runs: "http://10.0.0.5:8000", or { url = "...", weight = 2 }.',
+        default=(),
+    )
+    discover: Discover | str | None = setting(
+        Either(_is_table, Table(Discover), Discovered()),
+        'Who knows where it runs, instead: "registry", "dns:orders.internal:8000" and others.',
+        default=None,
     )
     routes: tuple[str, ...] = setting(
         ListOf(Text()), "The paths it has, for people to read in /services.", default=()

@@ -50,12 +50,13 @@ def own_routes(
     if token is not None:
         errors.tried("admin.token", lambda: require_token(Problem(404), token))
     entries = [*config.middleware, *(entry for each in config.routes for entry in each.middleware)]
+    found = {watch.service: watch.told for watch in services.watches}
     facts = Facts(
         gateway.name,
         gateway.version,
         _port(gateway.bind),
         {
-            name: ServiceFacts(pool, config.services[name].routes, pool.ejected)
+            name: ServiceFacts(pool, config.services[name].routes, pool.ejected, found.get(name))
             for name, pool in services.pools.items()
         },
         describe_routes(others, prefix=admin.prefix, given=admin.routes),

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from wsgigate.circuits import Circuit
 from wsgigate.config.breakers import circuit_rules
+from wsgigate.config.discovers import OPTIONS, discovery, server_name, source_of
 from wsgigate.config.errors import Errors, at
 from wsgigate.config.healths import health_check
 from wsgigate.config.model import Config, FieldChanges, Route, Service, Weighted
 from wsgigate.config.model_services import Balance
 from wsgigate.config.outliers import outlier_rules
+from wsgigate.config.registry import own_places
 from wsgigate.config.retries import retry_budget, retry_rules
 from wsgigate.config.tables import given
 from wsgigate.discovery import Instance
+from wsgigate.discovery.destinations import PRIVATE, Destinations
 from wsgigate.discovery.health import HealthChecker
+from wsgigate.discovery.kept import Kept
+from wsgigate.discovery.registry import Registry
+from wsgigate.discovery.sources import Source
+from wsgigate.discovery.sources.own import OwnRegistry
+from wsgigate.discovery.watcher import Watch, Watcher
 from wsgigate.fields import FieldRules
 from wsgigate.limit_keys import key_of
 from wsgigate.proxy.asker import Asker
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.service import Resilience
-from wsgigate.proxy.transport import Sessions
+from wsgigate.proxy.transport import Sessions, gateway_session
 from wsgigate.proxy.tunnel import Tunnels
 from wsgigate.proxy.upgrade import WebSocketLimits
 from wsgigate.rules.health import HealthCheck
@@ -46,6 +55,7 @@ class Services:
     :param identity: The request fields that tell who the caller is, and their claims.
     :param folder: Where relative file names start.
     :param errors: Where it is told what can not be made.
+    :param registry: The gateway's own registry, if it has one.
     """
 
     def __init__(
@@ -58,20 +68,24 @@ class Services:
         identity: Mapping[str, str],
         folder: Path,
         errors: Errors,
+        registry: Registry | None = None,
     ) -> None:
         self.pools: dict[str, Pool] = {}
         self.checks: dict[str, HealthCheck] = {}
         self.sessions: dict[str, Sessions] = {}
         self.circuits: list[Circuit] = []
+        self.watches: list[Watch] = []
         self._store = store
         self._name = name
         gateway = config.gateway
         most = max(1, gateway.threads // 2) if gateway.websockets is None else gateway.websockets
         self.tunnels = Tunnels(most)
         self._common: dict[str, dict[str, Any]] = {}
+        self._own = own_places(gateway.bind)
         self._gateway = {"via": via, "identity": dict(identity)}
         self._folder = folder
         self._errors = errors
+        self._registry = registry
         for name, service in config.services.items():
             if not errors.under(at("services", name)):
                 self._add(name, service, at("services", name))
@@ -97,14 +111,42 @@ class Services:
         if pool is None or verify is None or resilience is None:
             self.checks.pop(name, None)
             return
+        place = at(path, "discover")
+        sessions = tried(place, lambda: self._sessions(service, pool), keys=OPTIONS)
         self.pools[name] = pool
-        self.sessions[name] = Sessions()
+        self.sessions[name] = sessions or Sessions()
         self._common[name] = {
             **given(service, only=("timeout", "connect_timeout", "read_timeout", "preserve_host")),
             "verify": verify,
             "sessions": self.sessions[name],
             "resilience": resilience,
         }
+
+    def _sessions(self, service: Service, pool: Pool) -> Sessions:
+        """Return where connections to the instances come from; have those found that are sought."""
+        name = None if service.tls is None else service.tls.server_name
+        if service.discover is None:
+            return Sessions(partial(gateway_session, server_name=name))
+        options = discovery(service.discover)
+        source = source_of(options, pool.service, self._folder, self._own_registry)
+        check = Destinations(options.allowed_networks or PRIVATE, self._own).check
+        make = partial(gateway_session, check=check, server_name=name or server_name(options))
+        sessions = Sessions(make)
+        kept = Kept(self._store, f"instances/{self._name}/{pool.service}", source.name)
+        self.watches.append(Watch(pool, source, check=check, forget=sessions.forget, kept=kept))
+        return sessions
+
+    def _own_registry(self, service: str, tags: tuple[str, ...]) -> Source:
+        if self._registry is None:
+            raise ValueError(
+                "there is no [registry] table; without it, name a registry to ask, as in "
+                '"registry:http://10.0.0.4:3004"'
+            )
+        return OwnRegistry(self._registry, service, tags=tags)
+
+    def watcher(self) -> Watcher | None:
+        """Return what keeps the pools as their sources say, not started; None without sources."""
+        return Watcher(self.watches) if self.watches else None
 
     def _resilience(self, name: str, service: Service, path: str) -> Resilience:
         settings: dict[str, Any] = {}

@@ -84,6 +84,10 @@ class Registry:
         """Undo :meth:`start`."""
         self._sweeper.stop()
 
+    def stopping(self) -> None:
+        """Have nobody wait for a change any more: the process is about to end."""
+        self._waiting.end()
+
     def register(self, entry: Registered) -> Registered:
         """Register *entry*, or renew it and replace what was known of it.
 

@@ -22,6 +22,7 @@ from wsgigate.discovery.registry_answers import (
     sent,
     state_of,
 )
+from wsgigate.discovery.registry_choice import Choice
 from wsgigate.discovery.registry_query import Query, parse_query
 from wsgigate.discovery.status import iso_time
 from wsgigate.problem import Problem, Refusal, Refuse, answer_with
@@ -86,9 +87,8 @@ class RegistryApi:
         self._waiting = threading.BoundedSemaphore(waiting) if waiting else None
         self._now = now
         self._started = now() if started is None else started
-        self._random = random
         self._refuse = refuse
-        self._turns: dict[str, int] = {}
+        self._choice = Choice(random)
         self._router = Router(self._routes(prefix))
         self.listing = listing(self._router.routes)
         """What it answers, for people: ``POST /register`` and so on."""
@@ -214,7 +214,7 @@ class RegistryApi:
         usable = [entry for entry in listing.instances if entry.weight > 0]
         if not usable:
             return _NOBODY
-        entry = usable[self._position(service, query.strategy, len(usable))]
+        entry = self._choice.of(service, query.strategy, usable)
         told = {
             "serviceName": entry.service,
             "instanceId": entry.instance_id,
@@ -272,18 +272,6 @@ class RegistryApi:
                 self._registry.wait(service, query.index, query.wait)
             finally:
                 waiting.release()
-
-    def _position(self, service: str, strategy: str, count: int) -> int:
-        if strategy == "random":
-            return int(self._random() * count)
-        if strategy == "first":
-            return 0
-        # threads that do so at once may get the same one; each worker begins somewhere else
-        if len(self._turns) > 1_000:
-            self._turns.clear()
-        turn = self._turns.get(service, int(self._random() * count)) + 1
-        self._turns[service] = turn
-        return turn % count
 
     def _told(self, listing: Listing) -> list[dict[str, Any]]:
         rules = self._registry.rules

@@ -87,9 +87,10 @@ class Reader:
         known = self._known.get(service)
         try:
             raw, now = self._store.get(self._keys.service(service))
-            if known is None or raw != known.raw or not 0 <= now - known.read < self._fresh:
-                known = self._read(service, raw, now, known)
             sweep = self._looked(now)
+            known = self._known.get(service)
+            if known is None or raw != known.raw or not 0 <= now - known.read < self._fresh:
+                known = self._read(service, raw, now, known, sweep.swept)
         except StoreError:
             if known is None:
                 raise
@@ -118,13 +119,19 @@ class Reader:
             return tuple(name for name in self._names if name in self._known)
         return self._names
 
-    def _read(self, service: str, raw: bytes | None, now: float, before: _Known | None) -> _Known:
+    def _read(
+        self,
+        service: str,
+        raw: bytes | None,
+        now: float,
+        before: _Known | None,
+        swept: Swept | None,
+    ) -> _Known:
         if raw is None:
             self._known.pop(service, None)
             return _Known(None, now, self._clock(), 0, (), {})
         version, ids = Service.read(raw)
         raws = before.raws if before is not None else {}
-        swept = self._looked(now).swept
         away = swept.away if swept is not None else ()
         found: dict[str, tuple[bytes, Registered]] = {}
         for instance_id in ids:
@@ -135,7 +142,8 @@ class Reader:
         entries = tuple(entry for _, entry in found.values())
         known = _Known(raw, now, self._clock(), version, entries, found)
         while len(self._known) >= self._most and service not in self._known:
-            self._known.pop(next(iter(self._known), service), None)
+            for oldest in list(self._known)[:1]:  # a copy, as other threads change it as well
+                self._known.pop(oldest, None)
         self._known[service] = known
         return known
 

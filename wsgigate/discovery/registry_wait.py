@@ -40,6 +40,7 @@ class Waiting:
         self._waiting: Counter[str | None] = Counter()
         self._seen: dict[str | None, tuple[float, int]] = {}
         self._looking: set[str | None] = set()
+        self._ended = False
 
     def wait(self, service: str | None, version: int, timeout: float) -> int:
         """Return the version of *service* as soon as it is not *version*, or after *timeout*.
@@ -57,7 +58,7 @@ class Waiting:
                     looked, found = self._seen.get(service, (float("-inf"), version))
                     if now - looked >= self._every and service not in self._looking:
                         found = self._look_again(service, found)
-                    if found != version or now >= end:
+                    if found != version or now >= end or self._ended:
                         return found
                     self._changed.wait(min(self._every, end - now))
             finally:
@@ -72,6 +73,13 @@ class Waiting:
             with self._changed:
                 self._seen.pop(service, None)
                 self._seen.pop(None, None)
+                self._changed.notify_all()
+
+    def end(self) -> None:
+        """Have all who wait go on now, and nobody wait from now on: the process is stopping."""
+        self._ended = True
+        if self._pid == process.pid:
+            with self._changed:
                 self._changed.notify_all()
 
     def _look_again(self, service: str | None, known: int) -> int:

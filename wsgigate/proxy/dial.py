@@ -7,6 +7,8 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import requests
@@ -14,12 +16,14 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from wsgigate.proxy.faults import NotConnected
 
-__all__ = ["Cert", "Contexts", "Dial", "Verify", "dialer"]
+__all__ = ["Cert", "Check", "Contexts", "Dial", "Verify", "dialer"]
 
 Verify = bool | str
 Cert = str | tuple[str, str] | None
 Dial = Callable[[float], socket.socket]
 """Opens a connection before a moment of the monotonic clock."""
+Check = Callable[[IPv4Address | IPv6Address, int], object]
+"""Raises ValueError for an address and port that nobody may be connected to."""
 
 _BUSY_PAUSE = 0.01
 
@@ -60,12 +64,22 @@ def _context(verify: Verify, cert: Cert) -> ssl.SSLContext:
 
 
 def dialer(
-    origin: str, verify: Verify, cert: Cert, contexts: Contexts, clock: Callable[[], float]
+    origin: str,
+    verify: Verify,
+    cert: Cert,
+    contexts: Contexts,
+    clock: Callable[[], float],
+    *,
+    check: Check | None = None,
+    server_name: str | None = None,
 ) -> Dial:
     """Return what opens connections to *origin*.
 
     :param origin: ``http://HOST[:PORT]``, ``https://HOST[:PORT]``, or ``http+unix://PATH`` with the
         path of a socket percent-encoded.
+    :param check: Asked about each address just before it is connected to, whatever the host's name
+        was said to mean before.
+    :param server_name: The name to ask for and verify by TLS; the host's unless given.
     :raises requests.exceptions.InvalidURL: It is none of these.
     """
     try:
@@ -80,17 +94,16 @@ def dialer(
         raise requests.exceptions.InvalidURL(f"no address of an instance: {origin!r}")
     secure = parts.scheme == "https"
     address = (host, port or (443 if secure else 80))
+    name = (server_name or host).rstrip(".")
     if not secure:
-        return lambda until: _mapped(lambda: _dial_tcp(address, until, clock))
+        return lambda until: _mapped(lambda: _dial_tcp(address, until, clock, check))
 
     def dial(until: float) -> socket.socket:
         context = contexts.get(verify, cert)
-        plain = _mapped(lambda: _dial_tcp(address, until, clock))
+        plain = _mapped(lambda: _dial_tcp(address, until, clock, check))
         try:
             plain.settimeout(max(until - clock(), 0.001))
-            return context.wrap_socket(
-                plain, server_hostname=host.rstrip("."), suppress_ragged_eofs=False
-            )
+            return context.wrap_socket(plain, server_hostname=name, suppress_ragged_eofs=False)
         except TimeoutError as error:
             plain.close()
             raise requests.ConnectTimeout(error) from error
@@ -113,7 +126,9 @@ def _mapped(dial: Callable[[], socket.socket]) -> socket.socket:
         raise NotConnected(error) from error
 
 
-def _dial_tcp(address: tuple[str, int], until: float, clock: Callable[[], float]) -> socket.socket:
+def _dial_tcp(
+    address: tuple[str, int], until: float, clock: Callable[[], float], check: Check | None
+) -> socket.socket:
     """Try each address of the host; one that does not answer leaves the others their share."""
     found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
     failure: OSError = OSError("the host has no address")
@@ -123,6 +138,8 @@ def _dial_tcp(address: tuple[str, int], until: float, clock: Callable[[], float]
             raise TimeoutError("connecting took too long")
         sock = None
         try:
+            if check is not None:
+                _see(check, target)
             sock = socket.socket(family, kind, protocol)
             sock.settimeout(left / (len(found) - number))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -137,6 +154,13 @@ def _dial_tcp(address: tuple[str, int], until: float, clock: Callable[[], float]
                 sock.close()
             raise
     raise failure
+
+
+def _see(check: Check, target: tuple[Any, ...]) -> None:
+    try:
+        check(ip_address(str(target[0]).partition("%")[0]), target[1])
+    except ValueError as error:
+        raise PermissionError(f"not connected: {error}") from error
 
 
 def _dial_unix(path: str, until: float, clock: Callable[[], float]) -> socket.socket:

@@ -36,14 +36,14 @@ class Member:
 
     __slots__ = ("ejected", "healthy", "in_flight", "instance", "name", "weight", "well_since")
 
-    def __init__(self, instance: Instance) -> None:
+    def __init__(self, instance: Instance, well_since: float = -math.inf) -> None:
         self.instance = instance
         self.name = instance.url
         self.weight: float = instance.weight
         self.healthy = True
         self.ejected = False
         self.in_flight = 0
-        self.well_since = -math.inf
+        self.well_since = well_since
 
 
 class Lease:
@@ -161,6 +161,29 @@ class Pool:
                 self._outliers.restore(url, now)
             self._renew()
 
+    def renew(self, instances: Sequence[Instance]) -> tuple[Instance, ...]:
+        """Replace the instances; return those that are gone.
+
+        Who stays, by its URL, keeps what is known of it: requests in flight, latency, ejection and
+        health. Who is new has its slow start. Requests in flight with those that are gone end as
+        they would have, and tell nothing any more.
+
+        :raises ValueError: One is there twice; nothing has changed.
+        """
+        renewed = {instance.url: instance for instance in instances}
+        if len(renewed) != len(instances):
+            raise ValueError(f"the service {self.service!r} has an instance twice")
+        with self._lock:
+            before, since = self._members, self._clock() if self._members else -math.inf
+            members = {}
+            for url, instance in renewed.items():
+                members[url] = member = before.get(url) or Member(instance, since)
+                member.instance = instance
+            self._members = members  # replaced, never changed: it is read without the lock
+            self._outliers.renew(members)
+            self._renew()
+        return tuple(member.instance for url, member in before.items() if url not in members)
+
     def pick(self, key: str | None = None, avoid: Collection[Member] = ()) -> Lease | None:
         """Return a hold on the instance for the next request, which counts as in flight with it.
 
@@ -182,12 +205,16 @@ class Pool:
         """Take note of how long it took *member* to begin an answer, or to fail."""
         now = self._clock()
         with self._lock:
-            self._policy.answered(member, seconds, now, failed)
+            if self._members.get(member.name) is member:  # else it is gone
+                self._policy.answered(member, seconds, now, failed)
 
     def report(self, member: Member, outcome: Outcome) -> None:
         """Take note of how a request to *member* ended."""
         now = self._clock()
         with self._lock:
+            members = self._members
+            if members.get(member.name) is not member:
+                return  # it is gone
             ejection = self._outliers.report(member.name, outcome, now)
             names = [] if ejection is None else [member.name]
             if now >= self._sweep_at:
@@ -196,7 +223,7 @@ class Pool:
             if names:
                 self._renew()
         for name in names:
-            address = self._members[name].instance.address
+            address = members[name].instance.address
             _log.warning("%s of %r fails and is left out for a while", address, self.service)
 
     def ejected(self) -> list[str]:
