@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from wsgigate.discovery import Instance
-from wsgigate.proxy.asker import Asker
+from wsgigate.proxy.asker import Asker, Manner
 from wsgigate.proxy.check import Steps, steps
-from wsgigate.proxy.dial import Verify
+from wsgigate.proxy.dial import Check, Verify
 from wsgigate.rules.health import HealthCheck, Outcome
 from wsgigate.testing.backend import Answer, Backend, Received, cut, reply
 
@@ -34,11 +34,17 @@ HASTY = HealthCheck("/health", timeout=0.3)
 
 
 def ask(
-    url: str, check: HealthCheck = CHECK, *, verify: Verify = True, clock: Any = time.monotonic
+    url: str,
+    check: HealthCheck = CHECK,
+    *,
+    verify: Verify = True,
+    server_name: str | None = None,
+    allowed: Check | None = None,
+    clock: Any = time.monotonic,
 ) -> Outcome:
     """Return what the instance at *url* answers to *check*."""
     found: SimpleQueue[Outcome | Exception] = SimpleQueue()
-    asker = Asker({"shop": verify}, clock=clock)
+    asker = Asker({"shop": Manner(verify, server_name, allowed)}, clock=clock)
     try:
         asker.ask("shop", Instance(url), check, found.put)
         outcome = found.get(timeout=10)
@@ -316,6 +322,11 @@ def test_tls_is_verified_against_the_authorities_that_are_named(authority: Path)
         assert ask(backend.url, verify=str(authority)).ok
         assert ask(backend.url, verify=False).ok
         assert ask(backend.url) == Outcome(False, error="TLS failed")
+        other = ask(backend.url, verify=str(authority), server_name="shop.example")
+        assert other == Outcome(False, error="TLS failed")
+        here = backend.url.replace("127.0.0.1", "localhost")
+        assert ask(here, verify=str(authority)) == Outcome(False, error="TLS failed")
+        assert ask(here, verify=str(authority), server_name="127.0.0.1").ok
 
 
 def test_a_tls_handshake_that_hangs_does_not_outlast_the_deadline() -> None:
@@ -332,9 +343,9 @@ def test_a_tls_handshake_that_hangs_does_not_outlast_the_deadline() -> None:
 def test_tls_files_that_can_not_be_used_are_told_at_construction(tmp_path: Path) -> None:
     (tmp_path / "empty.pem").write_text("")
     with pytest.raises(ValueError, match="verify"):
-        Asker({"shop": str(tmp_path / "missing.pem")})
+        Asker({"shop": Manner(str(tmp_path / "missing.pem"))})
     with pytest.raises(ValueError, match="verify"):
-        Asker({"shop": str(tmp_path / "empty.pem")})
+        Asker({"shop": Manner(str(tmp_path / "empty.pem"))})
 
 
 TCP = HealthCheck(None, timeout=5.0)
@@ -453,6 +464,21 @@ def drive(going: Steps, addresses: list[Any]) -> None:
             ready = selector.select(max(0.0, wait.until - time.monotonic()))
             selector.unregister(wait.sock)
             wait = going.send(None) if ready else going.throw(TimeoutError())
+
+
+def test_an_address_that_is_not_allowed_is_not_connected_to(backend: Backend) -> None:
+    """Whatever the name was said to mean when the instance was registered."""
+    told: list[tuple[str, int]] = []
+
+    def refuse(address: object, port: int) -> None:
+        told.append((str(address), port))
+        raise ValueError("not there")
+
+    here = backend.url.replace("127.0.0.1", "localhost")
+    assert ask(here, allowed=refuse) == Outcome(False, error="Address not allowed")
+    assert ("127.0.0.1", backend.port) in told
+    assert backend.connections == 0
+    assert ask(here, allowed=lambda address, port: None).ok
 
 
 def test_each_address_of_a_host_is_tried_within_the_deadline(deaf: socket.socket) -> None:

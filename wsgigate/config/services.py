@@ -28,7 +28,7 @@ from wsgigate.discovery.sources.own import OwnRegistry
 from wsgigate.discovery.watcher import Watch, Watcher
 from wsgigate.fields import FieldRules
 from wsgigate.limit_keys import key_of
-from wsgigate.proxy.asker import Asker
+from wsgigate.proxy.asker import Asker, Manner
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.service import Resilience
@@ -81,6 +81,7 @@ class Services:
         most = max(1, gateway.threads // 2) if gateway.websockets is None else gateway.websockets
         self.tunnels = Tunnels(most)
         self._common: dict[str, dict[str, Any]] = {}
+        self._manners: dict[str, Manner] = {}
         self._own = own_places(gateway.bind)
         self._gateway = {"via": via, "identity": dict(identity)}
         self._folder = folder
@@ -112,7 +113,9 @@ class Services:
             self.checks.pop(name, None)
             return
         place = at(path, "discover")
-        sessions = tried(place, lambda: self._sessions(service, pool), keys=OPTIONS)
+        sessions = tried(place, lambda: self._sessions(service, pool, verify), keys=OPTIONS)
+        if sessions is None:
+            self.checks.pop(name, None)
         self.pools[name] = pool
         self.sessions[name] = sessions or Sessions()
         self._common[name] = {
@@ -122,15 +125,18 @@ class Services:
             "resilience": resilience,
         }
 
-    def _sessions(self, service: Service, pool: Pool) -> Sessions:
+    def _sessions(self, service: Service, pool: Pool, verify: bool | str) -> Sessions:
         """Return where connections to the instances come from; have those found that are sought."""
         name = None if service.tls is None else service.tls.server_name
         if service.discover is None:
+            self._manners[pool.service] = Manner(verify, name)
             return Sessions(partial(gateway_session, server_name=name))
         options = discovery(service.discover)
         source = source_of(options, pool.service, self._folder, self._own_registry)
         check = Destinations(options.allowed_networks or PRIVATE, self._own).check
-        make = partial(gateway_session, check=check, server_name=name or server_name(options))
+        name = name or server_name(options)
+        self._manners[pool.service] = Manner(verify, name, check)
+        make = partial(gateway_session, check=check, server_name=name)
         sessions = Sessions(make)
         kept = Kept(self._store, f"instances/{self._name}/{pool.service}", source.name)
         self.watches.append(Watch(pool, source, check=check, forget=sessions.forget, kept=kept))
@@ -177,7 +183,7 @@ class Services:
 
     def checker(self) -> HealthChecker:
         """Return what checks the health of the services, not started."""
-        asker = Asker({name: self._common[name]["verify"] for name in self.checks})
+        asker = Asker({name: self._manners[name] for name in self.checks})
         prefix = f"health/{self._name}/"
         return HealthChecker(self.pools, self.checks, self._store, asker, prefix=prefix)
 

@@ -13,16 +13,17 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from wsgigate.discovery import Instance
 from wsgigate.discovery.asking import Found
 from wsgigate.proxy.check import Steps, steps
-from wsgigate.proxy.dial import Contexts, Verify
+from wsgigate.proxy.dial import Check, Contexts, Verify
 from wsgigate.proxy.names import Names, literal
 from wsgigate.rules.health import HealthCheck, Outcome
 
-__all__ = ["Asker"]
+__all__ = ["Asker", "Manner"]
 
 LOG = logging.getLogger("wsgigate.health")
 
@@ -43,35 +44,49 @@ class _Flight:
         self.watched: int | None = None
 
 
+class Manner(NamedTuple):
+    """How the instances of a service are connected to.
+
+    :ivar verify: Whether and against which file or folder of authorities TLS is verified.
+    :ivar server_name: The name to ask for and verify by TLS; the host's unless given.
+    :ivar allowed: Asked about each address just before it is connected to.
+    """
+
+    verify: Verify = True
+    server_name: str | None = None
+    allowed: Check | None = None
+
+
+_PLAIN = Manner()
+
+
 class Asker:
     """Ask instances whether they are well, over TCP, HTTP, TLS and Unix sockets.
 
     A check that hangs costs a socket and no thread. The thread starts with the first check, in a
     forked process with the first check there, and ends with :meth:`stop`.
 
-    :param verify: By service, whether and against which file or folder of authorities TLS is
-        verified; it is, against the usual ones, for a service that is not in here.
+    :param manners: How instances are connected to, by service.
     :param clock: Seconds of a clock that never steps back.
     :raises ValueError: A file or folder of authorities can not be used.
     """
 
     def __init__(
         self,
-        verify: Mapping[str, Verify] | None = None,
+        manners: Mapping[str, Manner] | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._verify = dict(verify or {})
+        self._manners = dict(manners or {})
         self._contexts = Contexts()
         self._clock = clock
-        for bundle in self._verify.values():
-            if isinstance(bundle, str):
+        for manner in self._manners.values():
+            if isinstance(manner.verify, str):
                 try:
-                    self._contexts.get(bundle, None)
+                    self._contexts.get(manner.verify, None)
                 except OSError as error:
-                    raise ValueError(
-                        f"verify names no usable authorities: {bundle!r}: {error}"
-                    ) from error
+                    told = f"verify names no usable authorities: {manner.verify!r}: {error}"
+                    raise ValueError(told) from error
         self._round: _Round | None = None
 
     def ask(
@@ -87,11 +102,12 @@ class Asker:
             timeout at the latest; not at all when :meth:`stop` comes before.
         """
         parts = urlsplit(instance.url)
-        host = (parts.hostname or "").rstrip(".")
-        tls = None
-        if instance.scheme == "https":
-            tls = self._contexts.get(self._verify.get(service, True), None)
-        flight = _Flight(steps(instance, check, host, tls, self._clock), found)
+        host = parts.hostname or ""
+        manner = self._manners.get(service, _PLAIN)
+        secure = instance.scheme == "https"
+        tls = self._contexts.get(manner.verify, None) if secure else None
+        name = (manner.server_name or host).rstrip(".")
+        flight = _Flight(steps(instance, check, name, tls, self._clock, manner.allowed), found)
         going = self._round
         if going is None or going.pid != os.getpid():
             self._round = going = _Round(self._clock)
@@ -100,7 +116,7 @@ class Asker:
         if instance.scheme == "http+unix":
             going.tell(flight, [(socket.AF_UNIX, unquote(parts.netloc))])
             return
-        port = parts.port or (443 if tls is not None else 80)
+        port = parts.port or (443 if secure else 80)
         address = literal(host, port)
         if address is not None:
             going.tell(flight, [address])

@@ -17,6 +17,7 @@ from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any, NamedTuple, TypeAlias
 
 from wsgigate.discovery import Instance
+from wsgigate.proxy.dial import Check, see
 from wsgigate.proxy.faults import BrokenResponse
 from wsgigate.proxy.names import Address
 from wsgigate.proxy.wire import ResponseReader
@@ -58,12 +59,14 @@ def steps(
     host: str,
     tls: ssl.SSLContext | None,
     clock: Callable[[], float],
+    allowed: Check | None = None,
 ) -> Steps:
     """Return the steps of one check.
 
     :param host: Whom a certificate is to name.
     :param tls: By what TLS is spoken; ``None`` to speak none.
     :param clock: Seconds of a clock that never steps back.
+    :param allowed: Asked about each address just before it is connected to.
     """
     started = clock()
     deadline = started + check.timeout
@@ -71,7 +74,7 @@ def steps(
     sock: socket.socket | None = None
     try:
         addresses = yield Wait(None, 0, deadline)
-        sock = yield from _connect(addresses, deadline, clock)
+        sock = yield from _connect(addresses, deadline, clock, allowed)
         if tls is not None and check.path is not None:
             sock = tls.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
             yield from _ready(sock, sock.do_handshake, EVENT_READ, deadline)
@@ -100,7 +103,10 @@ def _request(instance: Instance, path: str) -> bytes:
 
 
 def _connect(
-    addresses: Sequence[Address], deadline: float, clock: Callable[[], float]
+    addresses: Sequence[Address],
+    deadline: float,
+    clock: Callable[[], float],
+    allowed: Check | None,
 ) -> Generator[Wait, Any, socket.socket]:
     """Try each address; one that does not answer leaves the others their share of the time."""
     failure: OSError = OSError("the host has no address")
@@ -109,6 +115,8 @@ def _connect(
         until = now + (deadline - now) / (len(addresses) - number)
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
+            if allowed is not None and family != socket.AF_UNIX:
+                see(allowed, address)
             sock.setblocking(False)
             while True:
                 try:
@@ -211,6 +219,7 @@ _WORDS: tuple[tuple[str, type[BaseException]], ...] = (
     ("TLS failed", ssl.SSLError),
     ("Connection refused", ConnectionRefusedError),
     ("Connection refused", FileNotFoundError),
+    ("Address not allowed", PermissionError),
     ("Connection reset", ConnectionResetError),
     ("Connection reset", BrokenPipeError),
     ("Bad response", BrokenResponse),

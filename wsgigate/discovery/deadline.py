@@ -1,0 +1,240 @@
+"""A transport adapter whose every exchange ends in time, however its other side behaves.
+
+A socket's timeout is for one read, so a server that sends a byte a second is never too late for it,
+not even with its head. Here the moment by which all must be read is kept, and each read gets what
+is left until then.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import os
+import socket
+import ssl
+import time
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from requests.adapters import HTTPAdapter
+from requests.models import PreparedRequest, Response
+from requests.structures import CaseInsensitiveDict
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from urllib3.util.ssl_ import create_urllib3_context
+
+__all__ = ["DeadlineAdapter"]
+
+_MOST_BYTES = 196_608
+
+
+class _Reader(io.RawIOBase):
+    """What comes from a socket until a moment, and no more of it than any honest answer has."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._raw = sock.makefile("rb", buffering=0)  # keeps the socket open as long as it is read
+        self._deadline = deadline
+        self._left = _MOST_BYTES
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self._left <= 0:
+            raise http.client.HTTPException("the response is too long")
+        self._sock.settimeout(_until(self._deadline))
+        count = self._raw.readinto(buffer)
+        self._left -= count or 0
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+def _until(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("the deadline has passed")
+    return left
+
+
+class _Readable:
+    """The one thing ``http.client`` wants of a socket in order to read a response."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._reader = _Reader(sock, deadline)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self._reader)
+
+
+class _Reply(http.client.HTTPResponse):
+    """A response that no interim one, such as 103, is taken for."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        while True:  # the reader ends it
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if not 102 <= status < 200:
+                return version, status, reason
+            http.client.parse_headers(self.fp)
+
+
+class _Deadline:
+    """A connection whose whole exchange ends within its connect timeout."""
+
+    _deadline = 0.0
+
+    def connect(self) -> None:
+        seconds: float = self.timeout  # type: ignore[attr-defined]
+        self._deadline = time.monotonic() + seconds
+        super().connect()  # type: ignore[misc]
+
+    def _new_conn(self) -> socket.socket:
+        sock: socket.socket = super()._new_conn()  # type: ignore[misc]
+        try:
+            sock.settimeout(_until(self._deadline))  # holds for the TLS handshake
+        except TimeoutError:
+            sock.close()
+            raise
+        return sock
+
+    def response_class(
+        self, sock: socket.socket, *debug: Any, **options: Any
+    ) -> http.client.HTTPResponse:
+        readable: Any = _Readable(sock, self._deadline)
+        return _Reply(readable, *debug, **options)
+
+
+class _Connection(_Deadline, HTTPConnection):  # type: ignore[misc]
+    pass
+
+
+class _TLSConnection(_Deadline, HTTPSConnection):  # type: ignore[misc]
+    def connect(self) -> None:
+        super().connect()
+        self.is_verified = True  # unverified only by the user's choice: no warning at each check
+
+
+class _UnixConnection(_Connection):
+    """A connection to a socket, whose path stands in hexadecimal where others have a host."""
+
+    def _new_conn(self) -> socket.socket:
+        path = bytes.fromhex(self.host).decode()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(_until(self._deadline))
+            sock.connect(path)
+        except TimeoutError as error:
+            sock.close()
+            raise ConnectTimeoutError(self, "no connection in time") from error
+        except OSError as error:
+            sock.close()
+            raise NewConnectionError(self, f"no connection: {error}") from error
+        return sock
+
+
+class _Once:
+    """A pool that keeps nothing: a server may well ignore ``Connection: close``."""
+
+    def _put_conn(self, conn: Any) -> None:
+        if conn is not None:
+            conn.close()
+        super()._put_conn(None)  # type: ignore[misc]
+
+
+class _Pool(_Once, HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _UnixPool(_Once, HTTPConnectionPool):
+    ConnectionCls = _UnixConnection
+
+
+class _TLSPool(_Once, HTTPSConnectionPool):
+    ConnectionCls = _TLSConnection
+
+
+class DeadlineAdapter(HTTPAdapter):
+    """``requests``' transport adapter with a deadline, and one TLS context for all connections.
+
+    The timeout of a request is the time for all of it: to connect, to agree on TLS, to read what
+    the caller reads of the response. Requests say ``Connection: close``: each has a connection of
+    its own, as a new client would. To read the authorities anew for each of them costs 10 to 20 ms.
+
+    :param verify: Whether and against which file or folder of authorities TLS is verified.
+    :param cert: A client certificate: a file with its key, or a pair of files.
+    :raises ValueError: A file can not be used; says which setting names it.
+    """
+
+    def __init__(
+        self, verify: bool | str = True, cert: str | tuple[str, str] | None = None
+    ) -> None:
+        self._verify = verify
+        self._cert = cert
+        self._context: ssl.SSLContext | None = None
+        if isinstance(verify, str) or cert is not None:
+            self._tls()  # a file that is not there is told now, not by the first check
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        manager = self.poolmanager
+        manager.pool_classes_by_scheme = {
+            "http": _Pool,
+            "https": _TLSPool,
+            "http+unix": _UnixPool,
+        }
+        manager.key_fn_by_scheme["http+unix"] = manager.key_fn_by_scheme["http"]
+
+    def build_connection_pool_key_attributes(
+        self, request: PreparedRequest, verify: Any, cert: Any = None
+    ) -> tuple[Any, Any]:
+        parts = urlsplit(request.url or "")
+        if parts.scheme == "http+unix":
+            path = unquote(parts.netloc).encode().hex()  # names of hosts lose their upper case
+            return {"scheme": parts.scheme, "host": path, "port": None}, {}
+        host = {"scheme": parts.scheme, "host": parts.hostname, "port": parts.port}
+        return host, {"ssl_context": self._tls()} if parts.scheme == "https" else {}
+
+    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
+        """Leave it to the context."""
+
+    def build_response(self, req: PreparedRequest, resp: Any) -> Response:
+        """Return *resp* without cookies, encoding and all else that a check has no use for."""
+        response = Response()
+        response.status_code = resp.status
+        response.headers = CaseInsensitiveDict(resp.headers)
+        response.raw = resp
+        return response
+
+    def _tls(self) -> ssl.SSLContext:
+        if self._context is None:
+            self._context = _context(self._verify, self._cert)
+        return self._context
+
+
+def _context(verify: bool | str, cert: str | tuple[str, str] | None) -> ssl.SSLContext:
+    context = create_urllib3_context()
+    if verify is False:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    else:
+        bundle = DEFAULT_CA_BUNDLE_PATH if verify is True else verify
+        folder = os.path.isdir(bundle)
+        try:
+            context.load_verify_locations(
+                cafile=None if folder else bundle, capath=bundle if folder else None
+            )
+        except OSError as error:  # an SSLError is one too
+            raise ValueError(f"verify names no usable authorities: {bundle!r}: {error}") from error
+    if cert is not None:
+        pair = (cert,) if isinstance(cert, str) else cert
+        try:
+            context.load_cert_chain(*pair)
+        except OSError as error:
+            raise ValueError(f"cert names no usable certificate: {cert!r}: {error}") from error
+    return context
