@@ -30,7 +30,7 @@ class Caller(NamedTuple):
 
     def may(self, service: object) -> bool:
         """Tell whether it may change *service*."""
-        return self.everything or service in self.services
+        return self.everything or (isinstance(service, str) and service in self.services)
 
 
 class Access:

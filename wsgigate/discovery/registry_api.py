@@ -248,8 +248,9 @@ class RegistryApi:
             "totalInstances": total,
             "healthyInstances": healthy,
             "healthPercentage": f"{100 * healthy / total:.2f}" if total else 0,
-            "preserving": any(each.preserving for each in listings.values()),
         }
+        if any(each.preserving for each in listings.values()):
+            told["preserving"] = True
         age = max((each.age for each in listings.values()), default=0.0)
         return Answer(
             {

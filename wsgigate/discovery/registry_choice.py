@@ -39,6 +39,8 @@ class Choice:
             return usable[bisect(weights, self._random() * weights[-1])]
         if len(self._turns) >= MOST and service not in self._turns:
             self._turns.clear()
-        turn = self._turns.get(service, int(self._random() * len(usable))) + 1
-        self._turns[service] = turn
+        turn = self._turns.get(service)
+        if turn is None:
+            turn = int(self._random() * len(usable))
+        self._turns[service] = turn = turn + 1
         return usable[turn % len(usable)]

@@ -216,6 +216,11 @@ class Registered:
 
     @staticmethod
     def heartbeat_in(raw: bytes) -> float:
-        """Return the moment of the last heartbeat of *raw*, an entry as it is stored."""
+        """Return the moment of the last heartbeat of *raw*, an entry as it is stored.
+
+        Of what is none, it is before all others.
+        """
+        if len(raw) < _HEARTBEAT.size:
+            return float("-inf")
         moment: float = _HEARTBEAT.unpack_from(raw)[0]
         return moment

@@ -1,0 +1,207 @@
+"""What a registration may say, member by member; what it may not is told by the member's name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsgigate.rules.registry import Invalid, Registered, Status, parse
+from wsgigate.rules.registry.document import METADATA_BYTES
+from wsgigate.rules.registry.entry import MOST_BYTES
+
+LEAST = {"serviceName": "users", "instanceId": "users-1", "host": "10.0.0.5", "port": 3001}
+
+
+def nested(levels: int) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        tree = {"a": tree}
+    return tree
+
+
+def test_the_least_that_a_registration_says() -> None:
+    entry = parse(LEAST)
+    assert entry == Registered("users", "users-1", "10.0.0.5", 3001)
+    assert entry.url == "http://10.0.0.5:3001"
+    assert (entry.weight, entry.status, entry.tags, entry.metadata) == (1, Status.UP, (), {})
+
+
+def test_all_that_a_registration_may_say() -> None:
+    entry = parse(
+        {
+            **LEAST,
+            "host": "FD00::5",
+            "scheme": "https",
+            "weight": 0,
+            "status": "STARTING",
+            "version": "2.1.0",
+            "zone": "eu-1",
+            "tags": ["blue", "canary", "blue"],
+            "healthCheckPath": "/health?deep=1",
+            "metadata": {"team": "a", "limits": {"cpu": 2}},
+        }
+    )
+    assert entry.url == "https://[fd00::5]:3001"
+    assert (entry.weight, entry.status) == (0, Status.STARTING)
+    assert (entry.version, entry.zone, entry.tags) == ("2.1.0", "eu-1", ("blue", "canary"))
+    assert entry.health_check_path == "/health?deep=1"
+    assert entry.metadata == {"team": "a", "limits": {"cpu": 2}}
+
+
+def test_the_lesson_says_some_of_it_among_the_metadata() -> None:
+    metadata = {"version": "1.0.0", "healthCheckPath": "/alive", "zone": "a"}
+    entry = parse({**LEAST, "metadata": metadata})
+    assert (entry.version, entry.health_check_path, entry.zone) == ("1.0.0", "/alive", "a")
+    assert entry.metadata == metadata
+    assert parse({**LEAST, "version": "2", "metadata": metadata}).version == "2"
+
+
+def test_a_service_that_is_known_already_need_not_be_said() -> None:
+    unnamed = {name: value for name, value in LEAST.items() if name != "serviceName"}
+    assert parse(unnamed, "orders").service == "orders"
+    assert parse(LEAST, "users").service == "users"
+    with pytest.raises(Invalid) as found:
+        parse(LEAST, "orders")
+    assert found.value.field == "serviceName"
+
+
+@pytest.mark.parametrize("field", ["serviceName", "instanceId", "host", "port"])
+@pytest.mark.parametrize("value", [None, "", 0, ...])
+def test_what_is_missing_is_told_as_the_lesson_does(field: str, value: object) -> None:
+    document: dict[str, Any] = {**LEAST, field: value}
+    if value is ...:
+        del document[field]
+    with pytest.raises(Invalid) as found:
+        parse(document)
+    assert found.value.field == field
+    assert found.value.why == "serviceName, instanceId, host, and port are required!"
+
+
+WRONG: list[tuple[str, object]] = [
+    *(  # H18
+        ("serviceName", name)
+        for name in (
+            *("../x", "a/b", "%2e", "usеrs", "x" * 64, "a b", "a\n", ".a", "-a", "_a", "a:b"),
+            *(["users"], 7, {"a": 1}, "\x1b[31m", "<b>"),
+        )
+    ),
+    *(("instanceId", name) for name in ("a/b", "x" * 129, "a b", "é", "a\r\nb", ".a", ["a"], 1)),
+    *(  # H02, H05, H06
+        ("host", host)
+        for host in (
+            *("127.1", "0x7f.1", "2130706433", "017700000001", "0177.0.0.1", "1.2.3.4.5", "1.2.3"),
+            *("http://10.0.0.5", "unix:///run/x", "user@10.0.0.5", "user:pw@host", "10.0.0.5:80"),
+            *("a/b", "a?b", "a#b", "a\\b", "a\r\nb", "a\x00", "a b", " a", "①②⑦.0.0.1", "[::1]"),
+            *("fe80::1%eth0", "x" * 64 + ".example", "a." * 127 + "b", "-a.example", "a..b", "."),
+            *("a.0x", "a.0x7f", "10.0.0.5.", ["10.0.0.5"], 167772165, "::ffff:1.2.3.4%1"),
+        )
+    ),
+    *(("port", port) for port in (65536, -1, "80", "80 ", 80.0, True, [80], 1e9)),  # H07
+    *(("scheme", scheme) for scheme in ("ftp", "HTTP", "http://", 1, "")),
+    *(  # H19
+        ("weight", weight) for weight in (-1, 10**9, 65536, float("nan"), "5", True, 1.5)
+    ),
+    *(("status", status) for status in ("up", "OUT_OF_SERVICE", "", 1, ["UP"], {"a": 1})),
+    *(("version", text) for text in ("", " 1", "1 ", "x" * 65, "1\n", 1.0, "é")),
+    ("zone", "\x1b[0m"),
+    *(("tags", tags) for tags in ("blue", [1], [""], ["a"] * 33, {"a": 1}, [["a"]], ["a\n"])),
+    *(  # H15
+        ("healthCheckPath", path)
+        for path in (
+            *("http://evil/", "//evil/x", "/../admin", "/%2e%2e/admin", "/a\r\nb", "health", ""),
+            *("/a\\b", "/" + "x" * 256, "/a b", 1, ["/health"]),
+        )
+    ),
+    *(  # H14
+        ("metadata", metadata)
+        for metadata in (
+            *("text", ["a"], 1, True, nested(5), {"a": [[[["deep"]]]]}, {"a": float("inf")}),
+            *({"__proto__": 1}, {"a": {"__class__": 1}}, {"": 1}, {"a\n": 1}, {"x" * 65: 1}),
+            *({"a": "\x1b[31m"}, {"a": ["\x00"]}, {"a": "x" * METADATA_BYTES}, {1: 2}, {"a": b"b"}),
+            *(dict.fromkeys(map(str, range(65)), 1), nested(1000)),
+        )
+    ),
+    ("surprise", 1),
+    ("x" * 100, 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), WRONG, ids=[f"{f[:16]}-{n}" for n, (f, _) in enumerate(WRONG)]
+)
+def test_a_member_beyond_its_limits_is_refused_by_its_name(field: str, value: object) -> None:
+    with pytest.raises(Invalid) as found:
+        parse({**LEAST, field: value})
+    assert found.value.field == field[:64]
+    assert len(str(found.value)) < 200
+
+
+@pytest.mark.parametrize("name", ["healthCheckPath", "version"])
+def test_among_the_metadata_it_is_checked_as_well(name: str) -> None:
+    with pytest.raises(Invalid) as found:
+        parse({**LEAST, "metadata": {name: "//evil/" + "x" * 60}})
+    assert found.value.field == f"metadata.{name}"
+
+
+@pytest.mark.parametrize(
+    ("host", "kept"),
+    [
+        ("Users.Internal.", "users.internal"),
+        ("user_service", "user_service"),
+        ("localhost", "localhost"),
+        ("a1", "a1"),
+        ("::ffff:10.0.0.5", "10.0.0.5"),
+        ("0:0:0:0:0:0:0:1", "::1"),
+        ("x" * 63 + ".example", "x" * 63 + ".example"),
+    ],
+)
+def test_a_host_is_kept_in_one_form(host: str, kept: str) -> None:
+    assert parse({**LEAST, "host": host}).host == kept
+
+
+def test_the_largest_entry_is_one_that_a_store_can_keep_and_give_back() -> None:
+    entry = parse(
+        {
+            **LEAST,
+            "serviceName": "s" * 63,
+            "instanceId": "i" * 128,
+            "host": ".".join(["h" * 61] * 4),
+            "port": 65535,
+            "weight": 65535,
+            "version": "v" * 64,
+            "zone": "z" * 64,
+            "tags": [f"{n:064}" for n in range(32)],
+            "healthCheckPath": "/" + "h" * 255,
+            "metadata": {"a": "x" * (METADATA_BYTES - 8)},
+        }
+    ).heard(1e9)
+    raw = replace(entry, lease=3600.123456789).to_bytes()
+    assert len(raw) <= MOST_BYTES
+    assert Registered.from_bytes(raw) == replace(entry, lease=3600.123456789)
+
+
+@given(st.binary(max_size=200))
+def test_what_is_no_entry_is_told_from_one(raw: bytes) -> None:
+    with pytest.raises(ValueError, match="not an entry"):
+        Registered.from_bytes(raw)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    ),
+    st.sampled_from([*LEAST, "weight", "status", "tags", "metadata", "healthCheckPath", "zone"]),
+)
+def test_whatever_json_is_sent_it_is_an_entry_or_told_why_not(value: Any, field: str) -> None:
+    try:
+        entry = parse({**LEAST, field: value})
+    except Invalid as error:
+        json.dumps([error.field, error.why])
+    else:
+        assert Registered.from_bytes(entry.to_bytes()) == entry
