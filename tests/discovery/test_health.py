@@ -14,7 +14,7 @@ import pytest
 from wsgigate.discovery import Instance
 from wsgigate.discovery.asking import InThreads
 from wsgigate.discovery.health import HealthChecker
-from wsgigate.proxy.asker import Asker
+from wsgigate.proxy.prober import Prober
 from wsgigate.rules.health import HealthCheck, Outcome
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing.backend import Backend, reply
@@ -384,9 +384,9 @@ def test_a_name_too_long_for_a_key_is_checked_all_the_same(fleet: Fleet) -> None
 
 def test_a_check_for_a_service_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValueError, match="'shop'"):
-        HealthChecker({}, {"shop": HealthCheck("/")}, MemoryStore(), Asker())
+        HealthChecker({}, {"shop": HealthCheck("/")}, MemoryStore(), Prober())
     with pytest.raises(ValueError, match="most"):
-        HealthChecker({}, {}, MemoryStore(), Asker(), most=3)
+        HealthChecker({}, {}, MemoryStore(), Prober(), most=3)
 
 
 @pytest.fixture
@@ -394,7 +394,7 @@ def running(backend: Backend) -> Iterator[tuple[HealthChecker, Marks, MemoryStor
     """Yield a checker of *backend* in the real time, its pool and its store; stop it after."""
     pool, store = Marks(backend.url), MemoryStore()
     checker = HealthChecker(
-        {"shop": pool}, {"shop": HealthCheck("/")}, store, Asker(), random=lambda: 0.0
+        {"shop": pool}, {"shop": HealthCheck("/")}, store, Prober(), random=lambda: 0.0
     )
     yield checker, pool, store
     checker.stop()
@@ -491,7 +491,7 @@ def test_a_round_that_fails_is_logged_and_the_next_one_comes(
 
 
 def test_without_checks_there_is_no_thread() -> None:
-    checker = HealthChecker({"shop": Marks()}, {}, MemoryStore(), Asker())
+    checker = HealthChecker({"shop": Marks()}, {}, MemoryStore(), Prober())
     checker.start()
     assert threads() == []
     checker.stop()

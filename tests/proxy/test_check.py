@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from wsgigate.discovery import Instance
-from wsgigate.proxy.asker import Asker, Manner
 from wsgigate.proxy.check import Steps, steps
 from wsgigate.proxy.dial import Check, Verify
+from wsgigate.proxy.prober import Manner, Prober
 from wsgigate.rules.health import HealthCheck, Outcome
 from wsgigate.testing.backend import Answer, Backend, Received, cut, reply
 
@@ -44,12 +44,12 @@ def ask(
 ) -> Outcome:
     """Return what the instance at *url* answers to *check*."""
     found: SimpleQueue[Outcome | Exception] = SimpleQueue()
-    asker = Asker({"shop": Manner(verify, server_name, allowed)}, clock=clock)
+    prober = Prober({"shop": Manner(verify, server_name, allowed)}, clock=clock)
     try:
-        asker.ask("shop", Instance(url), check, found.put)
+        prober.ask("shop", Instance(url), check, found.put)
         outcome = found.get(timeout=10)
     finally:
-        asker.stop()
+        prober.stop()
     assert isinstance(outcome, Outcome)
     return outcome
 
@@ -343,9 +343,9 @@ def test_a_tls_handshake_that_hangs_does_not_outlast_the_deadline() -> None:
 def test_tls_files_that_can_not_be_used_are_told_at_construction(tmp_path: Path) -> None:
     (tmp_path / "empty.pem").write_text("")
     with pytest.raises(ValueError, match="verify"):
-        Asker({"shop": Manner(str(tmp_path / "missing.pem"))})
+        Prober({"shop": Manner(str(tmp_path / "missing.pem"))})
     with pytest.raises(ValueError, match="verify"):
-        Asker({"shop": Manner(str(tmp_path / "empty.pem"))})
+        Prober({"shop": Manner(str(tmp_path / "empty.pem"))})
 
 
 TCP = HealthCheck(None, timeout=5.0)

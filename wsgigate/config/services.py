@@ -28,9 +28,9 @@ from wsgigate.discovery.sources.own import OwnRegistry
 from wsgigate.discovery.watcher import Watch, Watcher
 from wsgigate.fields import FieldRules
 from wsgigate.limit_keys import key_of
-from wsgigate.proxy.asker import Asker, Manner
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
+from wsgigate.proxy.prober import Manner, Prober
 from wsgigate.proxy.service import Resilience
 from wsgigate.proxy.transport import Sessions, gateway_session
 from wsgigate.proxy.tunnel import Tunnels
@@ -183,9 +183,9 @@ class Services:
 
     def checker(self) -> HealthChecker:
         """Return what checks the health of the services, not started."""
-        asker = Asker({name: self._manners[name] for name in self.checks})
+        prober = Prober({name: self._manners[name] for name in self.checks})
         prefix = f"health/{self._name}/"
-        return HealthChecker(self.pools, self.checks, self._store, asker, prefix=prefix)
+        return HealthChecker(self.pools, self.checks, self._store, prober, prefix=prefix)
 
     def forwarder(self, route: Route, strip_prefix: str, path: str) -> Forwarder | None:
         """Return the app that forwards the requests of *route*, None when it can not be made.

@@ -13,8 +13,8 @@ import pytest
 
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
-from wsgigate.proxy.asker import Asker
 from wsgigate.proxy.pool import Pool
+from wsgigate.proxy.prober import Prober
 from wsgigate.rules.health import HealthCheck, Outcome
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing.backend import Backend, Received, reply
@@ -24,11 +24,11 @@ CHECK = HealthCheck("/health", timeout=5.0)
 
 
 @pytest.fixture
-def asker() -> Iterator[Asker]:
-    """Yield an asker, and stop it after."""
-    asker = Asker()
-    yield asker
-    asker.stop()
+def prober() -> Iterator[Prober]:
+    """Yield an prober, and stop it after."""
+    prober = Prober()
+    yield prober
+    prober.stop()
 
 
 @pytest.fixture
@@ -99,41 +99,41 @@ def threads() -> list[str]:
 
 
 def test_nothing_runs_before_the_first_check_and_after_the_end(
-    asker: Asker, backend: Backend
+    prober: Prober, backend: Backend
 ) -> None:
     assert threads() == []
     found: SimpleQueue[Outcome | Exception] = SimpleQueue()
     for _ in range(2):
-        asker.ask("shop", Instance(backend.url), CHECK, found.put)
+        prober.ask("shop", Instance(backend.url), CHECK, found.put)
         assert brief(found.get(timeout=10)) == (True, 200, "")
-        assert threads() == ["wsgigate-health-asker"]
-        asker.stop()
+        assert threads() == ["wsgigate-health-prober"]
+        prober.stop()
         assert threads() == []
-    asker.stop()
+    prober.stop()
 
 
 def test_hundreds_that_hang_take_no_thread_and_delay_nobody(
-    asker: Asker, backend: Backend, silent: int
+    prober: Prober, backend: Backend, silent: int
 ) -> None:
     found: Found = SimpleQueue()
     hasty = HealthCheck("/health", timeout=0.5)
     for instance in many(300, silent):
-        asker.ask("shop", instance, hasty, lambda outcome: found.put(("hangs", outcome)))
+        prober.ask("shop", instance, hasty, lambda outcome: found.put(("hangs", outcome)))
     for _ in range(20):
-        asker.ask(
+        prober.ask(
             "shop", Instance(backend.url), CHECK, lambda outcome: found.put(("well", outcome))
         )
     ended = [found.get(timeout=10) for _ in range(320)]
     told = [(name, *brief(outcome)) for name, outcome in ended]
     assert told[:20] == [("well", True, 200, "")] * 20
     assert told[20:] == [("hangs", False, None, "Timeout")] * 300
-    assert threads() == ["wsgigate-health-asker"]
-    assert asker._round is not None
-    assert asker._round._flights == set()
-    assert len(asker._round._selector.get_map()) == 1
+    assert threads() == ["wsgigate-health-prober"]
+    assert prober._round is not None
+    assert prober._round._flights == set()
+    assert len(prober._round._selector.get_map()) == 1
 
 
-def test_an_answer_that_came_while_the_thread_was_held_up_counts(asker: Asker) -> None:
+def test_an_answer_that_came_while_the_thread_was_held_up_counts(prober: Prober) -> None:
     now, answered, held = 0.0, threading.Event(), threading.Event()
 
     def answer(connection: socket.socket, request: Received) -> None:
@@ -150,31 +150,31 @@ def test_an_answer_that_came_while_the_thread_was_held_up_counts(asker: Asker) -
         now += 100.0
 
     found: SimpleQueue[Outcome | Exception] = SimpleQueue()
-    asker._clock = lambda: now
+    prober._clock = lambda: now
     with Backend(answer) as backend:
-        asker.ask("shop", Instance(backend.url), HealthCheck("/late"), found.put)
-        asker.ask("shop", Instance(backend.url), HealthCheck("/"), hold_up)
+        prober.ask("shop", Instance(backend.url), HealthCheck("/late"), found.put)
+        prober.ask("shop", Instance(backend.url), HealthCheck("/"), hold_up)
         outcome = found.get(timeout=10)
     assert brief(outcome) == (True, 200, "")
 
 
 def test_a_result_that_nobody_can_take_harms_no_other(
-    asker: Asker, backend: Backend, caplog: pytest.LogCaptureFixture
+    prober: Prober, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     found: SimpleQueue[Outcome | Exception] = SimpleQueue()
 
     def fail(_outcome: object) -> None:
         raise RuntimeError("a bug")
 
-    asker.ask("shop", Instance(backend.url), CHECK, fail)
-    asker.ask("shop", Instance(backend.url), CHECK, found.put)
+    prober.ask("shop", Instance(backend.url), CHECK, fail)
+    prober.ask("shop", Instance(backend.url), CHECK, found.put)
     assert found.get(timeout=10)
     assert [record.getMessage() for record in caplog.records] == [
         "A health result could not be taken"
     ]
 
 
-def test_checks_under_way_are_abandoned_and_their_sockets_closed(asker: Asker) -> None:
+def test_checks_under_way_are_abandoned_and_their_sockets_closed(prober: Prober) -> None:
     found: SimpleQueue[Outcome | Exception] = SimpleQueue()
     asked = threading.Event()
 
@@ -183,29 +183,29 @@ def test_checks_under_way_are_abandoned_and_their_sockets_closed(asker: Asker) -
         return bool(connection.recv(1))
 
     with Backend(hang) as backend:
-        asker.ask("shop", Instance(backend.url), CHECK, found.put)
+        prober.ask("shop", Instance(backend.url), CHECK, found.put)
         assert asked.wait(10)
-        asker.stop()
+        prober.stop()
         backend.wait_until_closed()
     assert found.empty()
 
 
-def test_a_forked_process_has_a_thread_of_its_own(asker: Asker, backend: Backend) -> None:
+def test_a_forked_process_has_a_thread_of_its_own(prober: Prober, backend: Backend) -> None:
     found: SimpleQueue[Outcome | Exception] = SimpleQueue()
-    asker.ask("shop", Instance(backend.url), CHECK, found.put)
+    prober.ask("shop", Instance(backend.url), CHECK, found.put)
     assert found.get(timeout=10)
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            asker.ask("shop", Instance(backend.url), CHECK, found.put)
+            prober.ask("shop", Instance(backend.url), CHECK, found.put)
             outcome = found.get(timeout=10)
-            asker.stop()
+            prober.stop()
             code = 0 if isinstance(outcome, Outcome) and outcome.ok else 2
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    asker.ask("shop", Instance(backend.url), CHECK, found.put)
+    prober.ask("shop", Instance(backend.url), CHECK, found.put)
     assert found.get(timeout=10)
 
 
@@ -221,7 +221,7 @@ def test_a_thousand_that_hang_keep_nobody_from_being_checked_nor_anyone_new(
             "well": Pool("well", many(50, well.port)),
         }
         checker = HealthChecker(
-            pools, dict.fromkeys(pools, check), MemoryStore(), Asker(), most=128
+            pools, dict.fromkeys(pools, check), MemoryStore(), Prober(), most=128
         )
 
         def all_asked(hosts: int, times: int) -> bool:

@@ -23,7 +23,7 @@ from wsgigate.proxy.dial import Check, Contexts, Verify
 from wsgigate.proxy.names import Names, literal
 from wsgigate.rules.health import HealthCheck, Outcome
 
-__all__ = ["Asker", "Manner"]
+__all__ = ["Prober", "Manner"]
 
 LOG = logging.getLogger("wsgigate.health")
 
@@ -60,7 +60,7 @@ class Manner(NamedTuple):
 _PLAIN = Manner()
 
 
-class Asker:
+class Prober:
     """Ask instances whether they are well, over TCP, HTTP, TLS and Unix sockets.
 
     A check that hangs costs a socket and no thread. The thread starts with the first check, in a
@@ -147,7 +147,9 @@ class _Round:
         self._timers: list[tuple[float, int, _Flight]] = []
         self._numbers = count()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="wsgigate-health-asker", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, name="wsgigate-health-prober", daemon=True
+        )
 
     def start(self) -> None:
         self._thread.start()
