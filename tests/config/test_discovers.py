@@ -183,6 +183,39 @@ def test_the_first_request_finds_its_instance(backend: Backend, make: Make, tmp_
     assert health["discovery"]["users"]["instances"] == 1
 
 
+def test_who_asks_while_the_first_answer_is_awaited_waits_too(
+    backend: Backend, make: Make, tmp_path: Path
+) -> None:
+    """Not only the request that starts what runs beside the gateway."""
+    gateway = make("discover = 'file:users.json'")
+    assert gateway.watcher is not None
+    started, go_on = threading.Event(), threading.Event()
+    start = gateway.watcher.start
+
+    def slowly() -> None:
+        started.set()
+        go_on.wait(10)
+        start()
+
+    gateway.watcher.start = slowly  # type: ignore[method-assign, assignment]
+    (tmp_path / "users.json").write_text(json.dumps([backend.url]))
+    answers: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(Client(gateway).get("/").status_code))
+        for _ in range(3)
+    ]
+    threads[0].start()
+    started.wait(10)
+    for thread in threads[1:]:
+        thread.start()
+    threads[1].join(0.05)
+    assert answers == []
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    assert answers == [200, 200, 200]
+
+
 def test_a_source_that_does_not_answer_is_a_503_and_told(make: Make) -> None:
     client = Client(make("discover = 'file:nowhere.json'"))
     response = client.get("/")

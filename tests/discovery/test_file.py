@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from collections.abc import Callable
@@ -81,6 +82,29 @@ def test_one_written_in_place_counts_when_it_has_settled(path: Path) -> None:
     write(path, f"- {B}\n- {A}\n", at=3)
     assert find(source) == [(A, 1), (B, 1)]  # it changed meanwhile
     assert find(source) == [(B, 1), (A, 1)]
+
+
+def test_one_written_while_it_is_read_does_not_count(path: Path) -> None:
+    write(path, f'["{A}"]', at=1)
+    source = WatchedFile(path)
+
+    class Opened(io.BytesIO):
+        """The file, which somebody writes to as soon as it was read."""
+
+        def fileno(self) -> int:
+            return file.fileno()
+
+        def read(self, size: int | None = -1) -> bytes:
+            data = file.read(size)
+            write(path, f'["{A}", "{B}"]', at=2)
+            return data
+
+    with path.open("rb") as file:
+        source._look(Opened())
+    assert source._result is None
+    with pytest.raises(SourceError, match="is being written"):
+        source.find(NEVER)
+    assert len(find(source)) == 2
 
 
 def test_a_file_that_did_not_change_is_not_read_again(path: Path) -> None:

@@ -71,6 +71,17 @@ examples:
   wsgigate deny gateway.toml --sub ann --last 1h
 """
 
+MAINTENANCE = """\
+Take the gateway, a service or a route out of service, and back. All workers answer its requests
+with 503 within a second; the gateway's own endpoints go on. The file needs [maintenance]."""
+
+MAINTENANCE_EXAMPLES = """\
+examples:
+
+  wsgigate maintenance gateway.toml on --for 30m --message "Back at noon."
+  wsgigate maintenance gateway.toml off
+"""
+
 REGISTRY = """\
 Serve the registry alone, until a signal ends it: services register with it, send heartbeats and
 leave; gateways and others ask it who is there. Whoever registers presents the token that the
@@ -81,6 +92,7 @@ examples:
 
   REGISTRY_TOKEN=$(openssl rand -hex 32) wsgigate registry
   wsgigate registry --open
+  wsgigate registry --door eureka --door consul
   wsgigate registry --bind 10.0.0.4:3004 --allow 10.0.0.0/8 --token users=USERS_TOKEN
 
 All that there is to set is in the [registry] table of a gateway's file, for "wsgigate run".
@@ -188,6 +200,18 @@ def _parser() -> argparse.ArgumentParser:
     register_arguments.add(
         command("register", "register:register", register_arguments.ABOUT, register_arguments.END)
     )
+    switch = command("maintenance", "maintenance:maintenance", MAINTENANCE, MAINTENANCE_EXAMPLES)
+    _file(switch)
+    switch.add_argument("what", choices=("on", "off", "status"), help="what to do")
+    which = switch.add_mutually_exclusive_group()
+    which.add_argument("--service", metavar="NAME", help="this service alone")
+    which.add_argument("--route", metavar="NAME", help="this route alone")
+    switch.add_argument(
+        "--for", dest="lasts", metavar="TIME", help="when it ends by itself, such as 30m"
+    )
+    switch.add_argument(
+        "--message", metavar="TEXT", default="", help="what clients are told, one sentence"
+    )
     _registry(command("registry", "registry:registry", REGISTRY, REGISTRY_EXAMPLES))
     command("schema", "commands:schema", SCHEMA)
     return parser
@@ -224,6 +248,15 @@ def _registry(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="the environment variable NAME holds a token by which SERVICE registers itself alone",
+    )
+    parser.add_argument(
+        "--door",
+        metavar="NAME",
+        action="append",
+        choices=["eureka", "consul"],
+        default=[],
+        help="whose clients may use it too, unchanged: eureka at /eureka, consul at /v1; may be "
+        "repeated",
     )
     parser.add_argument(
         "--allow",

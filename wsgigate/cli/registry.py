@@ -74,6 +74,8 @@ def config_of(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Conf
         table["token"] = token
     if arguments.allow:
         table["allowed_networks"] = list(arguments.allow)
+    if arguments.door:
+        table["doors"] = list(arguments.door)
     if arguments.closed_reads:
         table["open_reads"] = False
     gateway = {

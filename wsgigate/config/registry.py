@@ -7,19 +7,21 @@ from functools import partial
 from ipaddress import ip_address
 from wsgiref.types import WSGIApplication
 
+from wsgigate.config.doors import DOORS, door_routes
 from wsgigate.config.errors import Errors
-from wsgigate.config.kinds import Duration, Flag, Integer, Number, Secret, Text
+from wsgigate.config.kinds import Choice, Duration, Flag, Integer, Number, Secret, Text
 from wsgigate.config.tables import ListOf, MapOf, setting, table
 from wsgigate.config.texts import Checked
 from wsgigate.discovery.destinations import PRIVATE, Destinations
 from wsgigate.discovery.registry import Registry
 from wsgigate.discovery.registry_access import Access
 from wsgigate.discovery.registry_api import RegistryApi
+from wsgigate.discovery.registry_wait import Places
 from wsgigate.rules.registry import LeaseRules
 from wsgigate.rules.routing import Route
 from wsgigate.store import Store
 
-__all__ = ["RegistryTable", "is_loopback", "own_places", "registry_of", "registry_route"]
+__all__ = ["RegistryTable", "is_loopback", "own_places", "registry_of", "registry_routes"]
 
 WAITING_SHARE = 4
 """Of how many threads one may wait for a change."""
@@ -67,6 +69,11 @@ class RegistryTable:
         "Where instances may be; loopback and private addresses unless said.",
         default=PRIVATE,
     )
+    doors: tuple[str, ...] = setting(
+        ListOf(Choice(*DOORS)),
+        "Whose clients may use it too, unchanged: Eureka's at /eureka, Consul's at /v1.",
+        default=(),
+    )
     heartbeat: float = setting(Duration(), "How often instances send heartbeats.", default=10.0)
     unhealthy_after: float = setting(
         Duration(), "After how long a silence an instance is not healthy.", default=30.0
@@ -109,7 +116,7 @@ def registry_of(settings: RegistryTable | None, store: Store, *, name: str, bind
     )
 
 
-def registry_route(
+def registry_routes(
     settings: RegistryTable,
     registry: Registry,
     errors: Errors,
@@ -118,8 +125,10 @@ def registry_route(
     name: str,
     version: str,
     started: float,
-) -> Route[WSGIApplication] | None:
-    """Return the route of the registry's own paths, None when it can not be made.
+) -> list[tuple[str, Route[WSGIApplication]]]:
+    """Return the routes of the registry's own paths, and those of its doors.
+
+    Each comes with the key of the file that has it there. There are none when they can not be made.
 
     :param threads: How many requests a process serves at a time; a quarter of them may wait.
     """
@@ -134,17 +143,22 @@ def registry_route(
         ),
     )
     if access is None or errors.under("registry.prefix"):
-        return None
+        return []
+    places = Places(threads // WAITING_SHARE)
     api = RegistryApi(
         registry,
         access,
         prefix=settings.prefix,
         name=name,
         version=version,
-        waiting=threads // WAITING_SHARE,
+        waiting=places,
         started=started,
     )
-    return Route(settings.prefix or "/", api, listed=api.listing, summary="The registry")
+    own = Route[WSGIApplication](
+        settings.prefix or "/", api, listed=api.listing, summary="The registry"
+    )
+    doors = door_routes(settings.doors, registry, access, places)
+    return [("registry.prefix", own), *(("registry.doors", door) for door in doors)]
 
 
 def own_places(bind: str) -> list[tuple[str, int]]:

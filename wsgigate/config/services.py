@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from wsgigate.circuits import Circuit
+from wsgigate.config.balances import balance_of, stickiness
 from wsgigate.config.breakers import circuit_rules
 from wsgigate.config.discovers import OPTIONS, discovery, server_name, source_of
 from wsgigate.config.errors import Errors, at
 from wsgigate.config.healths import health_check
+from wsgigate.config.hedges import ServiceHedge, hedge_rules
 from wsgigate.config.model import Config, FieldChanges, Route, Service, Weighted
-from wsgigate.config.model_services import Balance
 from wsgigate.config.outliers import outlier_rules
 from wsgigate.config.registry import own_places
 from wsgigate.config.retries import retry_budget, retry_rules
@@ -27,7 +28,7 @@ from wsgigate.discovery.sources import Source
 from wsgigate.discovery.sources.own import OwnRegistry
 from wsgigate.discovery.watcher import Watch, Watcher
 from wsgigate.fields import FieldRules
-from wsgigate.limit_keys import key_of
+from wsgigate.proxy.bulkhead import Bulkhead
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.prober import Manner, Prober
@@ -36,8 +37,9 @@ from wsgigate.proxy.transport import Sessions, gateway_session
 from wsgigate.proxy.tunnel import Tunnels
 from wsgigate.proxy.upgrade import WebSocketLimits
 from wsgigate.rules.health import HealthCheck
+from wsgigate.rules.hedge import HedgeRules
+from wsgigate.rules.shedding import share_of_threads
 from wsgigate.store import Store
-from wsgigate.wsgi import Key
 
 __all__ = ["Services"]
 
@@ -74,12 +76,15 @@ class Services:
         self.checks: dict[str, HealthCheck] = {}
         self.sessions: dict[str, Sessions] = {}
         self.circuits: list[Circuit] = []
+        self.bulkheads: dict[str, Bulkhead] = {}
         self.watches: list[Watch] = []
         self._store = store
         self._name = name
         gateway = config.gateway
         most = max(1, gateway.threads // 2) if gateway.websockets is None else gateway.websockets
         self.tunnels = Tunnels(most)
+        self._threads = gateway.threads
+        self._several = len(config.services) > 1  # else there is nobody to be kept from
         self._common: dict[str, dict[str, Any]] = {}
         self._manners: dict[str, Manner] = {}
         self._own = own_places(gateway.bind)
@@ -93,14 +98,25 @@ class Services:
 
     def _add(self, name: str, service: Service, path: str) -> None:
         instances = [
-            Instance(item.url, item.weight) if isinstance(item, Weighted) else Instance(item)
+            Instance(item.url, item.weight, item.tier)
+            if isinstance(item, Weighted)
+            else Instance(item)
             for item in service.instances
         ]
         tried = self._errors.tried
-        balance = tried(at(path, "balance"), lambda: _balance(service), keys=["key"])
+        balance = tried(at(path, "balance"), lambda: balance_of(service.balance), keys=["key"])
         outlier = service.outlier
         if outlier is not None and balance is not None:
             balance["outlier"] = tried(at(path, "outlier"), lambda: outlier_rules(outlier))
+        sticky = service.sticky
+        if sticky is not None and balance is not None:
+            balance["sticky"] = tried(
+                at(path, "sticky"),
+                lambda: stickiness(name, sticky),
+                keys=["secret", "cookie", "max_age", "path"],
+            )
+        if service.instance_max_in_flight is not None and balance is not None:
+            balance["instance_limit"] = service.instance_max_in_flight
         pool = tried(at(path, "instances"), lambda: Pool(name, instances, **(balance or {})))
         verify = tried(at(path, "tls"), lambda: self._verify(service), keys=["ca"])
         health = service.health
@@ -170,7 +186,21 @@ class Services:
         if retry is not None:
             rules = self._errors.tried(at(path, "retry"), lambda: retry_rules(retry))
             settings |= {"retry": rules, "budget": retry_budget(retry)}
+        hedge = service.hedge
+        if hedge is not None:
+            settings["hedge"] = self._errors.tried(
+                at(path, "hedge"), lambda: _hedge(service, hedge), keys=["after", "most"]
+            )
+        if self._max_in_flight(service):
+            settings["bulkhead"] = Bulkhead(self._max_in_flight(service))
+            self.bulkheads[name] = settings["bulkhead"]
         return Resilience(**settings)
+
+    def _max_in_flight(self, service: Service) -> int:
+        """Return how many requests of *service* a worker serves at a time, 0 for any."""
+        if service.max_in_flight is not None:
+            return service.max_in_flight
+        return share_of_threads(self._threads) if self._several else 0
 
     def _verify(self, service: Service) -> bool | str:
         tls = service.tls
@@ -180,6 +210,11 @@ class Services:
         if not authorities.exists():
             raise ValueError(f"ca: there is no {authorities}")
         return str(authorities)
+
+    def bulkhead_of(self, name: str) -> Callable[[], dict[str, int]] | None:
+        """Return what tells how full the bulkhead of a service is, None when it has none."""
+        bulkhead = self.bulkheads.get(name)
+        return None if bulkhead is None else bulkhead.status
 
     def checker(self) -> HealthChecker:
         """Return what checks the health of the services, not started."""
@@ -204,12 +239,17 @@ class Services:
             **given(route, only=FORWARDING),
             "strip_prefix": strip_prefix,
             "add_prefix": route.add_prefix,
+            "hidden_cookies": self._cookies(),
             "request_fields": request,
             "response_fields": response,
             "websocket": self._websocket(route),
             "tunnels": self.tunnels,
         }
         return self._errors.tried(path, lambda: Forwarder(pool, **settings))
+
+    def _cookies(self) -> list[str]:
+        """Return the cookies of all services: a client may send those of one to any other."""
+        return [pool.sticky.cookie for pool in self.pools.values() if pool.sticky is not None]
 
     @staticmethod
     def _websocket(route: Route) -> bool | WebSocketLimits:
@@ -227,21 +267,7 @@ class Services:
         )
 
 
-def _balance(service: Service) -> dict[str, Any]:
-    """Return what a pool is told of how requests are spread."""
-    balance = service.balance
-    if not isinstance(balance, Balance):
-        balance = Balance() if balance is None else Balance(use=balance)
-    told = given(balance, only=("slow_start",))
-    if balance.use == "consistent-hash":
-        told["key"] = _key(balance.key or "address")
-    elif balance.key is not None:
-        raise ValueError("key: is for consistent-hash alone")
-    return {"balance": balance.use, **told}
-
-
-def _key(name: str) -> Key:
-    try:
-        return key_of(name)
-    except ValueError as error:
-        raise ValueError(f"key: {error}") from None
+def _hedge(service: Service, hedge: ServiceHedge) -> HedgeRules:
+    if service.sticky is not None:
+        raise ValueError("is not for a service whose clients stay with an instance (sticky)")
+    return hedge_rules(hedge)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random as _random
-import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
@@ -24,6 +23,7 @@ from wsgigate.discovery.registry_answers import (
 )
 from wsgigate.discovery.registry_choice import Choice
 from wsgigate.discovery.registry_query import Query, parse_query
+from wsgigate.discovery.registry_wait import Places
 from wsgigate.discovery.status import iso_time
 from wsgigate.problem import Problem, Refusal, Refuse, answer_with
 from wsgigate.rules.registry import Invalid, Status, parse
@@ -55,6 +55,7 @@ class RegistryApi:
     :param name: What it is called in ``/health``.
     :param version: Its version there.
     :param waiting: How many requests may wait for a change at a time; more are answered at once.
+        Doors to the same registry may share them.
     :param started: Since when it serves, in Unix time; from now on unless given.
     :param now: Tells the Unix time.
     :param random: Gives numbers in [0, 1).
@@ -70,7 +71,7 @@ class RegistryApi:
         prefix: str = "",
         name: str = "service-discovery",
         version: str = "1.0.0",
-        waiting: int = 4,
+        waiting: int | Places = 4,
         started: float | None = None,
         now: Callable[[], float] = time.time,
         random: Callable[[], float] = _random.random,
@@ -78,13 +79,11 @@ class RegistryApi:
     ) -> None:
         if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
             raise ValueError(f'prefix is "" or a path such as "/_registry", got {prefix!r}')
-        if waiting < 0:
-            raise ValueError(f"waiting is 0 or more requests, got {waiting}")
         self._registry = registry
         self._access = access
         self._name = name
         self._version = version
-        self._waiting = threading.BoundedSemaphore(waiting) if waiting else None
+        self._places = waiting if isinstance(waiting, Places) else Places(waiting)
         self._now = now
         self._started = now() if started is None else started
         self._refuse = refuse
@@ -265,14 +264,11 @@ class RegistryApi:
 
     def _await(self, service: str | None, query: Query) -> None:
         """Wait for another version than the one that whoever asks has, if it wants to."""
-        waiting = self._waiting
-        if not query.wait or query.index is None or waiting is None:
-            return
-        if waiting.acquire(blocking=False):
+        if query.wait and query.index is not None and self._places.take():
             try:
                 self._registry.wait(service, query.index, query.wait)
             finally:
-                waiting.release()
+                self._places.leave()
 
     def _told(self, listing: Listing) -> list[dict[str, Any]]:
         rules = self._registry.rules

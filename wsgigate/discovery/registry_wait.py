@@ -10,7 +10,7 @@ from collections.abc import Callable
 from wsgigate import process
 from wsgigate.store import StoreError
 
-__all__ = ["Waiting"]
+__all__ = ["Places", "Waiting"]
 
 
 class Waiting:
@@ -95,3 +95,24 @@ class Waiting:
         self._seen[service] = (self._clock(), found)
         self._changed.notify_all()
         return found
+
+
+class Places:
+    """How many requests may wait at a time, through whatever door they came.
+
+    :param most: Beyond it nobody waits, and is answered at once.
+    :raises ValueError: *most* is negative.
+    """
+
+    def __init__(self, most: int) -> None:
+        if most < 0:
+            raise ValueError(f"waiting is 0 or more requests, got {most}")
+        self._free = threading.BoundedSemaphore(most)
+
+    def take(self) -> bool:
+        """Take one of the places; return whether there was one."""
+        return self._free.acquire(blocking=False)
+
+    def leave(self) -> None:
+        """Give a place back."""
+        self._free.release()

@@ -268,6 +268,11 @@ class Watcher:
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """The names of the sources, by service."""
+        return {watch.service: watch.source.name for watch in self._watches}
+
     def told(self) -> dict[str, dict[str, Any]]:
         """Return how each source stands, by service."""
         return {watch.service: watch.told() for watch in self._watches}

@@ -1,0 +1,103 @@
+"""The registry's doors in the file: where they are, what they share, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from werkzeug.test import Client
+
+from wsgigate.cli.main import main
+from wsgigate.cli.registry import config_of
+from wsgigate.config.build import assemble, build
+from wsgigate.config.errors import ConfigError
+from wsgigate.config.load import parse
+from wsgigate.gateway import Gateway
+
+TOKEN = "the-token-of-all-services"
+REGISTRY = f"""\
+[store]
+url = "memory:"
+[registry]
+token = "{TOKEN}"
+tokens = {{ users = "the-token-of-users-alone" }}
+"""
+SERVICE = {"Name": "users", "ID": "a", "Address": "127.0.0.1", "Port": 8001}
+
+
+@pytest.fixture
+def gateways() -> Iterator[Any]:
+    """Yield what builds a gateway with doors; all of them are closed."""
+    made: list[Gateway] = []
+
+    def make(doors: str, more: str = "") -> Client:
+        made.append(build(parse(f"{REGISTRY}doors = {doors}\n{more}", environ={})))
+        return Client(made[-1])
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def test_what_comes_in_by_one_door_is_seen_through_all(gateways: Any) -> None:
+    client = gateways('["eureka", "consul"]')
+    url = "/v1/agent/service/register"
+    assert client.put(url, json=SERVICE).status_code == 403
+    headers = {"X-Consul-Token": "the-token-of-users-alone"}
+    assert client.put(url, json=SERVICE, headers=headers).status_code == 200
+    assert client.get("/v1/catalog/services").json == {"users": []}
+    told = client.get("/eureka/apps", headers={"Accept": "application/json"}).json
+    assert [app["name"] for app in told["applications"]["application"]] == ["USERS"]
+    assert client.get("/_registry/discover/users").json["count"] == 1
+    renew = client.put("/eureka/apps/USERS/a", auth=("any", TOKEN))
+    assert renew.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("doors", "answers"),
+    [("[]", (404, 404)), ('["eureka"]', (200, 404)), ('["consul"]', (404, 200))],
+)
+def test_a_door_is_shut_unless_it_is_opened(
+    gateways: Any, doors: str, answers: tuple[int, int]
+) -> None:
+    client = gateways(doors)
+    found = (client.get("/eureka/apps"), client.get("/v1/catalog/services"))
+    assert tuple(each.status_code for each in found) == answers
+
+
+def test_what_may_wait_is_shared(gateways: Any) -> None:
+    """A quarter of the threads in all, however many ways there are to wait."""
+    client = gateways('["consul"]', "[gateway]\nthreads = 8\n")
+    apps = {route.path: route.endpoint for route in client.application.routes}
+    api, door = apps["/_registry"], apps["/v1"]
+    taken = [api._places.take(), door._places.take(), api._places.take()]
+    assert taken == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ('doors = ["nacos"]\n', ("registry.doors[0]", '"eureka" or "consul"')),
+        (
+            'doors = ["consul"]\n[[routes]]\npath = "/v1"\napp = "json:dumps"\n',
+            ("routes[0]", "the other is registry.doors"),
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(text: str, error: tuple[str, str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        assemble(parse(REGISTRY + text, environ={}))
+    [(key, said)] = caught.value.errors
+    assert key == error[0]
+    assert error[1] in said
+
+
+def test_the_command_has_a_flag_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setenv("REGISTRY_TOKEN", TOKEN)
+    monkeypatch.setattr("wsgigate.cli.registry.registry", lambda given: seen.append(given) or 0)
+    assert main(["registry", "--store", "memory:", "--door", "consul", "--door", "eureka"]) == 0
+    config = config_of(seen[0], {"REGISTRY_TOKEN": TOKEN})
+    assert config.registry is not None
+    assert config.registry.doors == ("consul", "eureka")

@@ -1,0 +1,1 @@
+"""The registry in other registries' words: doors for clients that are there already."""
