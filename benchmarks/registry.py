@@ -211,11 +211,11 @@ def _disk(state: Path | None) -> int:
 
 
 @contextmanager
-def alone(folder: Path, core: int) -> Iterator[Server]:
+def alone(folder: Path, core: int, threads: int = 16) -> Iterator[Server]:
     """Run ``wsgigate registry`` on *core*; yield its port, its process and its state."""
     port = free_port()
     command = [sys.executable, "-m", "wsgigate", "registry", "--bind", f"127.0.0.1:{port}"]
-    command += ["--store", f"lmdb:{folder}/state"]
+    command += ["--workers", "1", "--threads", str(threads), "--store", f"lmdb:{folder}/state"]
     with running(command, port, core, folder, {"REGISTRY_TOKEN": TOKEN}) as pid:
         yield port, pid, folder / "state"
 
