@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -14,7 +15,7 @@ import pytest
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.proxy.pool import Pool
-from wsgigate.proxy.prober import Prober
+from wsgigate.proxy.prober import Manner, Prober
 from wsgigate.rules.health import HealthCheck, Outcome
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing.backend import Backend, Received, reply
@@ -163,15 +164,42 @@ def test_a_result_that_nobody_can_take_harms_no_other(
 ) -> None:
     found: SimpleQueue[Outcome | Exception] = SimpleQueue()
 
+    failing = threading.Event()
+
     def fail(_outcome: object) -> None:
+        failing.set()
         raise RuntimeError("a bug")
 
     prober.ask("shop", Instance(backend.url), CHECK, fail)
+    assert failing.wait(10)
     prober.ask("shop", Instance(backend.url), CHECK, found.put)
     assert found.get(timeout=10)
     assert [record.getMessage() for record in caplog.records] == [
         "A health result could not be taken"
     ]
+
+
+def test_what_this_machine_lacks_is_no_fault_of_an_instance(backend: Backend) -> None:
+    def lack(_address: object, _port: int) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+    prober = Prober({"shop": Manner(allowed=lack)})
+    prober.ask("shop", Instance(backend.url), CHECK, found.put)
+    assert isinstance(found.get(timeout=10), OSError)
+    prober.ask("other", Instance(backend.url), CHECK, found.put)
+    assert brief(found.get(timeout=10)) == (True, 200, "")
+    prober.stop()
+
+
+def test_a_thread_that_has_ended_by_a_flaw_is_replaced(prober: Prober, backend: Backend) -> None:
+    found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+    prober.ask("shop", Instance(backend.url), CHECK, found.put)
+    assert found.get(timeout=10)
+    assert prober._round is not None
+    prober._round.stop()  # as it would by an error of its own
+    prober.ask("shop", Instance(backend.url), CHECK, found.put)
+    assert brief(found.get(timeout=10)) == (True, 200, "")
 
 
 def test_checks_under_way_are_abandoned_and_their_sockets_closed(prober: Prober) -> None:

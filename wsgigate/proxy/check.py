@@ -11,7 +11,15 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Generator, Sequence
-from errno import EHOSTUNREACH, ENETUNREACH
+from errno import (
+    EADDRNOTAVAIL,
+    EHOSTUNREACH,
+    EMFILE,
+    ENETUNREACH,
+    ENFILE,
+    ENOBUFS,
+    ENOMEM,
+)
 from functools import partial
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any, NamedTuple, TypeAlias
@@ -27,6 +35,9 @@ __all__ = ["Steps", "Wait", "steps"]
 
 _BLOCK = 65_536
 _BUSY_PAUSE = 0.02
+_OWN = frozenset({EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL})
+"""What this machine lacks is no fault of an instance."""
+
 _RESPONSE_TIME = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,30}[\x21-\x7e])?")
 
 
@@ -46,7 +57,7 @@ class Wait(NamedTuple):
 Steps: TypeAlias = Generator[Wait, Any, Outcome]
 """A check that yields what it waits for, is sent nothing when that has come, and returns what it
 found. Of the first :class:`Wait` it is sent the addresses of the instance, or thrown why there are
-none. It never raises for what an instance does."""
+none. It raises for what this machine lacks, never for what an instance does."""
 
 
 class _Incomplete(Exception):
@@ -88,6 +99,8 @@ def steps(
         body = yield from _body(sock, reader, deadline)
         return judge(check, reader.status, took, body)
     except Exception as problem:  # whatever an instance causes is its failure
+        if isinstance(problem, OSError) and problem.errno in _OWN:
+            raise
         status = reader.status if reader.status >= 200 else None
         return Outcome(False, status, error=_words(problem))
     finally:

@@ -109,7 +109,7 @@ class Prober:
         name = (manner.server_name or host).rstrip(".")
         flight = _Flight(steps(instance, check, name, tls, self._clock, manner.allowed), found)
         going = self._round
-        if going is None or going.pid != os.getpid():
+        if going is None or going.pid != os.getpid() or not going.lives():
             self._round = going = _Round(self._clock)
             going.start()
         going.begin(flight)
@@ -153,6 +153,10 @@ class _Round:
 
     def start(self) -> None:
         self._thread.start()
+
+    def lives(self) -> bool:
+        """Tell whether the thread still runs."""
+        return self._thread.is_alive()
 
     def begin(self, flight: _Flight) -> None:
         """Have *flight* begun."""
@@ -233,8 +237,10 @@ class _Round:
             else:
                 wait = flight.steps.send(answer)
         except StopIteration as end:
-            self._flights.discard(flight)
-            self._tell(flight, end.value)
+            self._end(flight, end.value)
+            return
+        except Exception as error:
+            self._end(flight, error)
             return
         if wait.sock is not None:
             self._selector.register(wait.sock, wait.events, flight)
@@ -243,8 +249,8 @@ class _Round:
             flight.until = wait.until
             heappush(self._timers, (wait.until, next(self._numbers), flight))
 
-    @staticmethod
-    def _tell(flight: _Flight, outcome: Outcome) -> None:
+    def _end(self, flight: _Flight, outcome: Outcome | Exception) -> None:
+        self._flights.discard(flight)
         try:
             flight.found(outcome)
         except Exception:
