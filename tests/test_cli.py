@@ -111,8 +111,7 @@ def test_check_tells_every_error_and_warning_and_exits_with_2(cli: Cli) -> None:
         f"{path}: gateway.bind: expected an address such as "
         '"127.0.0.1:3000", "[::1]:3000" or "unix:/run/gateway.sock", got "localhost"',
         f'{path}: services.users.timeout: expected a duration such as "30s", got "soon"',
-        f"{path}: services.users.instances: is missing: where it runs: "
-        '"http://10.0.0.5:8000", or { url = "...", weight = 2 }',
+        f"{path}: services.users: needs instances or discover",
         f"{path}: routes[0].app: not_there can not be imported: "
         "ModuleNotFoundError: No module named 'not_there'",
     ]
@@ -252,6 +251,20 @@ def test_explain_says_when_nothing_matches(cli: Cli) -> None:
     code, out, _ = cli("explain", cli.file(text), "GET", "/elsewhere")
     assert code == 1
     assert out.endswith("refused      404: no route matches\n")
+
+
+def test_a_service_whose_instances_are_sought_is_told_by_its_source(cli: Cli) -> None:
+    file = cli.file(
+        '[services.users]\ndiscover = "file:users.json"\n'
+        '[[routes]]\npath = "/api"\nservice = "users"\nstrip_prefix = true\n'
+    )
+    assert "users -> file:users.json (/api becomes /)" in cli("routes", file)[1]
+    lines = cli("explain", file, "GET", "/api/7")[1].splitlines()
+    assert lines[-3:] == [
+        "service      users",
+        "found by     file:users.json",
+        "upstream     GET http://instance/7",
+    ]
 
 
 def test_explain_shows_all_that_is_limited(cli: Cli) -> None:

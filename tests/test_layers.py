@@ -13,10 +13,16 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 GROUND = {
     "addresses",
+    "cookies",
+    "copied",
+    "errands",
     "credentials",
     "fields",
+    "fixed",
     "forwarding",
     "held",
+    "instead",
+    "kept_body",
     "leases",
     "limit_fields",
     "limit_keys",
@@ -34,15 +40,18 @@ GROUND = {
 
 ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(GROUND, GROUND),
+    "limit_fields": GROUND | {"rules"},
     "rules": {"rules"},
     "bodies": GROUND | {"rules"},
     "store": {"rules", "store"},
     "denylist": {"rules", "store"},
+    "maintenance": {"rules", "store"},
     "circuits": {"rules", "store", "circuits"},
-    "middleware": GROUND | {"rules", "store", "circuits", "denylist"},
+    "middleware": GROUND | {"rules", "store", "circuits", "denylist", "maintenance"},
     "discovery": GROUND | {"rules", "bodies", "store", "discovery"},
     "proxy": GROUND | {"rules", "circuits", "discovery", "proxy"},
-    "admin": GROUND | {"rules", "bodies", "store", "circuits", "denylist", "discovery", "admin"},
+    "admin": GROUND
+    | {"rules", "bodies", "store", "circuits", "denylist", "discovery", "maintenance", "admin"},
     "gateway": GROUND | {"rules", "store", "discovery", "proxy"},
     "testing": GROUND | {"rules", "store", "testing"},
 }
@@ -51,6 +60,7 @@ ROOF = {"config", "cli", "integrations", "__init__", "__main__"}
 
 DRIVERS = {
     "lmdb": {"store/environment.py", "store/failures.py"},
+    "dns": {"discovery/sources/dns.py"},
     "redis": {"store/redis_connections.py", "store/redis_cluster.py"},
     "httptools": {"proxy/wire.py"},
     "jwt": {"tokens.py"},

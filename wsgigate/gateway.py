@@ -10,6 +10,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgigate import process
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.discovery.registry import Registry
+from wsgigate.discovery.watcher import Watcher
 from wsgigate.proxy.pool import Pool
 from wsgigate.rules.routing import Route
 from wsgigate.store import Store
@@ -30,6 +31,7 @@ class Gateway:
     :param pools: Its services' instances, by service name.
     :param health: Checks them, unless nothing is to be checked.
     :param registry: Where services register, if they do.
+    :param watcher: Finds them, unless all are named.
     :param routes: The routes, for those who list and explain them.
     :param self_check: What is done under a server that makes it unsafe.
     :param first: Asked at the first request, in a process that was not started before it: what
@@ -48,6 +50,7 @@ class Gateway:
         version: str = "0.0.0",
         health: HealthChecker | None = None,
         registry: Registry | None = None,
+        watcher: Watcher | None = None,
         routes: Sequence[Route[WSGIApplication]] = (),
         self_check: Literal["refuse", "warn"] = "refuse",
         first: Callable[[WSGIEnvironment], WSGIApplication | None] | None = None,
@@ -61,6 +64,7 @@ class Gateway:
         self.pools = pools
         self.health = health
         self.registry = registry
+        self.watcher = watcher
         self.routes = tuple(routes)
         self.self_check = self_check
         self._first = first
@@ -79,13 +83,18 @@ class Gateway:
     def start(self) -> None:
         """Start what runs beside the app, in this process, unless it does already."""
         with self._lock:
-            if self._started_in != process.pid:
-                self._started_in = process.pid
+            if self._started_in == process.pid:
+                return
+            try:
+                if self.watcher is not None:
+                    self.watcher.start()
                 if self.health is not None:
                     self.health.start()
                     self.health.refresh()  # what other workers have found out already
                 if self.registry is not None:
                     self.registry.start()
+            finally:
+                self._started_in = process.pid  # only now: who comes meanwhile needs instances too
 
     def stopping(self) -> None:
         """Have what lasts for long end soon, while requests are finished; does not wait."""
@@ -100,6 +109,8 @@ class Gateway:
             self.health.stop()
         if running and self.registry is not None:
             self.registry.stop()
+        if running and self.watcher is not None:
+            self.watcher.stop()
         for release in self._closing:
             release()
         self.store.close()

@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeAlias
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 from wsgigate.fields import rate_limit, rate_limit_policy
+from wsgigate.rules.together import tightest
 from wsgigate.wsgi import ExcInfo, Headers
 
 __all__ = [
@@ -194,7 +195,8 @@ class LimitFields:
             ]
         counted = [each for each in told if each[1].limit_field]
         if self._customary and counted:
-            verdict, terms, now = min(counted, key=lambda each: _slack(each[0]))
+            place = tightest([each[0] for each in counted]) if len(counted) > 1 else 0
+            verdict, terms, now = counted[place]
             fields += (
                 terms.limit_field or ("", ""),
                 ("X-RateLimit-Remaining", str(verdict[2])),
@@ -204,12 +206,6 @@ class LimitFields:
 
 
 _name_of = itemgetter(0)
-
-
-def _slack(verdict: Standing) -> tuple[bool, float, float]:
-    """Order verdicts by how little they leave (:func:`wsgigate.rules.together.tightest`)."""
-    allowed, _, remaining, reset_after, retry_after = verdict
-    return (True, remaining, -reset_after) if allowed else (False, -retry_after, -reset_after)
 
 
 def _left(verdict: Standing, terms: Terms, now: float) -> str:

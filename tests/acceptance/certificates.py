@@ -13,11 +13,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 __all__ = ["make_certificate"]
 
 
-def make_certificate(folder: Path) -> Path:
-    """Return a file with a key and a certificate for 127.0.0.1 that vouches for itself."""
+def make_certificate(folder: Path, host: str = "") -> Path:
+    """Return a file with a key and a certificate for 127.0.0.1 that vouches for itself.
+
+    :param host: The name it is for instead of that address.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    alternative = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    local = x509.IPAddress(ip_address("127.0.0.1"))
+    alternative = x509.SubjectAlternativeName([x509.DNSName(host) if host else local])
     now = datetime.now(UTC)
     made = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())

@@ -83,7 +83,7 @@ SAID = {
     "services.orders.instances[0]": "an instance's URL must not carry credentials",
     "services.orders.instances[1]": "has no valid port",
     "services.orders.timeout": 'expected a duration such as "30s", got "30 parsecs"',
-    "services.orders.discover": "is not supported by this version of wsgigate",
+    "services.orders": "instances and discover exclude each other; give one of them",
     "services.orders.health.path": "is missing: what is asked for",
     "services.empty.instances": "expected a list with at least one item, got an empty one",
     "routes[0].path": "a route's path starts with /",
@@ -237,8 +237,7 @@ def test_what_is_likely_not_meant_is_a_warning(text: str, path: str, said: str) 
         ("[[middleware]]\nuse = 'a b:c'", "middleware[0].use", "expected a factory such as"),
         ("[service.orders]", "service", 'did you mean "services"?'),
         ("[services.'a b']\ninstances = ['http://a']", 'services."a b"', "is not a service's name"),
-        ("[services.a]\nmax_in_flight = 3", "services.a.max_in_flight", "supported"),
-        ("[services.a]\ndiscover = 'registry'", "services.a.discover", "not supported"),
+        ("[services.a]\ndiscover = 'etcd:a'", "services.a.discover", 'is one of "registry"'),
         ("[gateway]\nworkers = 1979-05-27", "gateway.workers", "got a date or time"),
         (
             "[[middleware]]\nuse = 'limiter'\nquota = '1/s'\nkey = 'subject'",

@@ -15,8 +15,9 @@ import pytest
 import requests
 from werkzeug.test import Client
 
+from wsgigate.proxy.http_adapter import UrllibAdapter
 from wsgigate.proxy.sending import Fields
-from wsgigate.proxy.transport import Adapter, Timeout
+from wsgigate.proxy.transport import Adapter, Sessions, Timeout
 from wsgigate.testing.backend import Answer, Backend, Received, cut, reply
 from wsgigate.testing.clock import FakeClock
 
@@ -31,15 +32,20 @@ def adapter() -> Iterator[Adapter]:
         yield made
 
 
-def ask(
-    adapter: Adapter, url: str, method: str = "GET", body: object = None, **options: object
-) -> requests.Response:
+def request_to(url: str, method: str = "GET", body: object = None) -> requests.PreparedRequest:
     request = requests.PreparedRequest()
     request.method = method
     request.url = url + "/"
     request.body = body  # type: ignore[assignment]
     request.headers = Fields({"Host": "a.test"})  # type: ignore[assignment]
     request.headers.target = "/"  # type: ignore[attr-defined]
+    return request
+
+
+def ask(
+    adapter: Adapter, url: str, method: str = "GET", body: object = None, **options: object
+) -> requests.Response:
+    request = request_to(url, method, body)
     options.setdefault("timeout", Timeout(5, 5, 5))
     return adapter.send(request, **options)  # type: ignore[arg-type]
 
@@ -353,3 +359,57 @@ def test_every_address_of_a_host_is_tried(
 def test_a_wrong_limit_is_refused_by_name(setting: str) -> None:
     with pytest.raises(ValueError, match=setting):
         Adapter(**{setting: -1})  # type: ignore[arg-type]
+
+
+def test_of_an_instance_that_is_gone_nothing_stays_open(backend: Backend) -> None:
+    backend.answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlo", reply(b"ok")]
+    adapter = Adapter()
+    with Backend() as other:
+        ask(adapter, other.url)
+        begun = ask(adapter, backend.url, stream=True)
+        ask(adapter, backend.url).close()
+        idle, pool = adapter.pools()[other.url], adapter.pools()[backend.url]
+        assert (pool.open_connections, pool.idle_connections) == (2, 1)
+        adapter.forget(backend.url)
+        assert (pool.open_connections, pool.idle_connections) == (1, 0)
+        assert list(adapter.pools()) == [other.url]
+        assert idle.idle_connections == 1
+        begun.close()
+        assert pool.open_connections == 0
+        adapter.close()
+
+
+def test_a_request_under_way_to_one_that_is_gone_is_finished(backend: Backend) -> None:
+    released = threading.Event()
+
+    def slowly(connection: socket.socket, _request: Received) -> bool:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nlong")
+        released.wait(10)
+        connection.sendall(b" one")
+        return True
+
+    backend.answers = [slowly]
+    sessions = Sessions()
+    response = sessions.adapter(backend.url).send(request_to(backend.url), stream=True)
+    sessions.forget(backend.url)
+    released.set()
+    assert response.content == b"long one"
+    adapter = sessions.current().get_adapter(backend.url)
+    assert isinstance(adapter, Adapter)
+    assert adapter.pools() == {}
+    backend.wait_until_closed()
+    sessions.close()
+
+
+def test_adapters_that_can_not_forget_are_let_alone(backend: Backend) -> None:
+    def session() -> requests.Session:
+        made = requests.Session()
+        made.mount("http://", UrllibAdapter())
+        return made
+
+    sessions = Sessions(session)
+    sessions.adapter(backend.url)
+    sessions.forget(backend.url)
+    sessions.forget("http://never.seen")
+    assert sessions._adapters == {}
+    sessions.close()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import requests
 
+from wsgigate.discovery.destinations import Destinations
 from wsgigate.proxy.dial import Contexts, dialer
 from wsgigate.proxy.faults import NotConnected
 from wsgigate.testing.clock import FakeClock
@@ -129,10 +130,13 @@ class Shaking(Contexts):
 
     def wrap_socket(self, plain: Any, server_hostname: str, **options: Any) -> Any:
         self.names.append(server_hostname)
-        assert options == {"suppress_ragged_eofs": False}
+        assert options == {"suppress_ragged_eofs": False, "do_handshake_on_connect": False}
+        plain.do_handshake = self._shake
+        return plain
+
+    def _shake(self) -> None:
         if self._end is not None:
             raise self._end
-        return plain
 
 
 @pytest.mark.parametrize(
@@ -166,6 +170,26 @@ def test_a_handshake_has_the_time_that_connecting_left(
     assert sockets.closed() == [False]
 
 
+@pytest.mark.parametrize("origin", ["http://x", "https://x", "http+unix://x"])
+def test_a_socket_is_told_of_before_it_waits_for_anything(
+    origin: str, clock: FakeClock, use: Use
+) -> None:
+    """So that whoever does not want it any more can shut it down."""
+    sockets = use(None)
+    told: list[Any] = []
+    dialled = dialer(origin, True, None, Shaking(None), clock)(109.0, told.append)
+    assert told == [dialled] * (2 if origin == "https://x" else 1)
+    assert sockets.closed() == [False]
+
+
+def test_nothing_is_dialled_for_nobody(clock: FakeClock, use: Use) -> None:
+    for origin, count in (("http://x", 2), ("http+unix://x", 1)):
+        sockets = use(None, addresses=(HERE, THERE))
+        with pytest.raises(NotConnected, match="nobody waits"):
+            dialer(origin, True, None, Contexts(), clock)(109.0, lambda _: False)
+        assert sockets.closed() == [True] * count
+
+
 def test_the_dot_of_the_root_is_no_part_of_the_name_in_a_certificate(
     clock: FakeClock, use: Use
 ) -> None:
@@ -184,3 +208,55 @@ def test_http_1_is_all_that_is_asked_for() -> None:
     hello = sent.read()
     assert b"\x00\x09\x08http/1.1" in hello  # a list of one
     assert b"\x02h2" not in hello
+
+
+def test_a_name_that_was_asked_for_instead_is_the_one_in_the_certificate(
+    clock: FakeClock, use: Use
+) -> None:
+    sockets, contexts = use(None), Shaking(None)
+    dialer("https://10.0.0.1", True, None, contexts, clock, server_name="a.test.")(109.0)
+    assert contexts.names == ["a.test"]
+    sockets.closed()
+
+
+META = (*KIND, ("169.254.169.254", 80))
+GOOD = (*KIND, ("10.0.0.1", 80))
+ZONED = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("fe80::1%eth0", 80, 0, 2))
+
+
+@pytest.mark.parametrize("forbidden", [META, ZONED], ids=["metadata", "link-local"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_forbidden_address_is_never_connected_to(
+    scheme: str, forbidden: Any, clock: FakeClock, use: Use
+) -> None:
+    sockets = use(addresses=(forbidden,))
+    check = Destinations().check
+    dial = dialer(f"{scheme}://x", True, None, Shaking(None), clock, check=check)
+    with pytest.raises(NotConnected, match=r"not connected: .*link-local address"):
+        dial(109.0)
+    assert sockets.made == []
+
+
+def test_a_forbidden_address_leaves_the_others_their_turn(clock: FakeClock, use: Use) -> None:
+    sockets = use(None, addresses=(META, GOOD))
+    dialer("http://x", True, None, Contexts(), clock, check=Destinations().check)(109.0)
+    assert sockets.closed() == [False]
+
+
+def test_a_name_that_means_something_else_by_now_is_checked_again(
+    clock: FakeClock, use: Use
+) -> None:
+    """Rebinding: what was looked up when it was registered says nothing of now."""
+    dial = dialer("http://x", True, None, Contexts(), clock, check=Destinations().check)
+    sockets = use(None, addresses=(GOOD,))
+    dial(109.0)
+    sockets.closed()
+    use(addresses=(META,))
+    with pytest.raises(NotConnected):
+        dial(109.0)
+
+
+def test_without_a_check_an_address_is_anything(clock: FakeClock, use: Use) -> None:
+    sockets = use(None, addresses=(META,))
+    dialer("http://x", True, None, Contexts(), clock)(109.0)
+    assert sockets.closed() == [False]

@@ -48,11 +48,15 @@ class ServiceFacts:
     :param pool: Knows its instances.
     :param routes: The paths it says it answers.
     :param ejected: Tells the URLs of the instances that this worker leaves out as they fail.
+    :param bulkhead: Tells how many requests are under way in this worker, and may be; or nothing.
+    :param discovery: Tells how the source of its instances stands, if it has one.
     """
 
     pool: HasInstances
     routes: Sequence[str] = ()
     ejected: Callable[[], Sequence[str]] = tuple
+    bulkhead: Callable[[], Mapping[str, int]] = dict
+    discovery: Callable[[], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -161,8 +165,13 @@ class _Endpoints:
                 "healthPercentage": f"{100 * healthy / total if total else 0:.2f}",
             },
             **({"circuitBreakers": self._circuits()} if self._circuits else {}),
+            **({"discovery": found} if (found := self._found()) else {}),
             **({"store": self._store()} if self._store else {}),
         }
+
+    def _found(self) -> dict[str, Any]:
+        services = self._facts.services.items()
+        return {name: facts.discovery() for name, facts in services if facts.discovery}
 
     def info(self, environ: WSGIEnvironment) -> object:
         facts = self._facts
@@ -189,9 +198,14 @@ class _Endpoints:
         told: dict[str, Any] = {"name": name, "url": urls[0] if urls else None}
         if len(urls) > 1:
             told["instances"] = urls
+        if service.discovery:
+            told["discovery"] = service.discovery()
         ejected = service.ejected()
         if ejected:
             told["ejected"] = list(ejected)
+        bulkhead = service.bulkhead()
+        if bulkhead:
+            told["bulkhead"] = dict(bulkhead)
         return {**told, "routes": list(service.routes), "status": self._status(name)}
 
     def _status(self, name: str) -> dict[str, Any]:

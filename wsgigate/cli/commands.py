@@ -125,10 +125,14 @@ def _row(entry: Entry, built: Built) -> tuple[str, str, str, str, str]:
     table, route = entry.table, entry.route
     to = table.app or ""
     if table.service is not None:
+        watcher = built.gateway.watcher
+        source = watcher.sources.get(table.service) if watcher is not None else None
         instances = ", ".join(each.url for each in built.gateway.pools[table.service].instances)
-        to = f"{table.service} -> {instances}"
-        if entry.strip_prefix or table.add_prefix:
-            to += f" ({entry.strip_prefix or '/'} becomes {table.add_prefix or '/'})"
+        to = f"{table.service} -> {source or instances}"
+    elif table.services:
+        to = ", ".join(f"{share.service} ({share.weight:g})" for share in table.services)
+    if table.app is None and (entry.strip_prefix or table.add_prefix):
+        to += f" ({entry.strip_prefix or '/'} becomes {table.add_prefix or '/'})"
     below = "" if table.exact else "/..." if route.path != "/" else "..."
     return (
         ",".join(table.methods) or "any",

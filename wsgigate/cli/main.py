@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from wsgigate import __version__
+from wsgigate.cli import register_arguments
 
 __all__ = ["main"]
 
@@ -68,6 +69,17 @@ examples:
 
   wsgigate deny gateway.toml < token.txt
   wsgigate deny gateway.toml --sub ann --last 1h
+"""
+
+MAINTENANCE = """\
+Take the gateway, a service or a route out of service, and back. All workers answer its requests
+with 503 within a second; the gateway's own endpoints go on. The file needs [maintenance]."""
+
+MAINTENANCE_EXAMPLES = """\
+examples:
+
+  wsgigate maintenance gateway.toml on --for 30m --message "Back at noon."
+  wsgigate maintenance gateway.toml off
 """
 
 REGISTRY = """\
@@ -184,6 +196,21 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--sub", metavar="SUBJECT", help="deny all that this subject has until now")
     deny.add_argument(
         "--last", metavar="TIME", help="for how long the last of these tokens is good, such as 1h"
+    )
+    switch = command("maintenance", "maintenance:maintenance", MAINTENANCE, MAINTENANCE_EXAMPLES)
+    _file(switch)
+    switch.add_argument("what", choices=("on", "off", "status"), help="what to do")
+    which = switch.add_mutually_exclusive_group()
+    which.add_argument("--service", metavar="NAME", help="this service alone")
+    which.add_argument("--route", metavar="NAME", help="this route alone")
+    switch.add_argument(
+        "--for", dest="lasts", metavar="TIME", help="when it ends by itself, such as 30m"
+    )
+    switch.add_argument(
+        "--message", metavar="TEXT", default="", help="what clients are told, one sentence"
+    )
+    register_arguments.add(
+        command("register", "register:register", register_arguments.ABOUT, register_arguments.END)
     )
     _registry(command("registry", "registry:registry", REGISTRY, REGISTRY_EXAMPLES))
     command("schema", "commands:schema", SCHEMA)

@@ -18,9 +18,6 @@ __all__ = ["Either", "ListOf", "MapOf", "Table", "given", "setting", "suggestion
 T = TypeVar("T")
 K = TypeVar("K")
 
-PLANNED = frozenset({"discover", "max_in_flight"})
-"""Keys of services that are known to come, so that nobody searches for a mistake of spelling."""
-
 
 def setting(kind: Kind[Any], doc: str, **default: Any) -> Any:
     """Describe one key of a table, as the field of its dataclass.
@@ -43,12 +40,15 @@ class Table(Kind[T]):
 
     A key that is wrong keeps its default, or is None when there is none, so that the rest of the
     file can still be checked.
+
+    :param one_of: Keys of which one is given, and only one.
     """
 
     expected = "a table"
 
-    def __init__(self, cls: type[T], *, name: str = "") -> None:
+    def __init__(self, cls: type[T], *, name: str = "", one_of: Sequence[str] = ()) -> None:
         self._cls = cls
+        self._one_of = one_of
         self.name = name or cls.__name__
         self._fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
 
@@ -74,7 +74,15 @@ class Table(Kind[T]):
         for field in self._fields.values():
             if _required(field) and field.name not in value:
                 errors.add(at(path, field.name), f"is missing: {_phrase(field.metadata['doc'])}")
+        self._check_one_of(value, path, errors)
         return self._made(values)
+
+    def _check_one_of(self, value: Mapping[str, object], path: str, errors: Errors) -> None:
+        known = [key for key in self._one_of if key in value]
+        if self._one_of and not known:
+            errors.add(path, f"needs {' or '.join(self._one_of)}")
+        elif len(known) > 1:
+            errors.add(path, f"{' and '.join(known)} exclude each other; give one of them")
 
     def schema(self, definitions: dict[str, Schema]) -> Schema:
         if self.name not in definitions:
@@ -86,6 +94,8 @@ class Table(Kind[T]):
             required = [field.name for field in self._fields.values() if _required(field)]
             if required:
                 schema["required"] = required
+            if self._one_of:
+                schema["oneOf"] = [{"required": [key]} for key in self._one_of]
             schema["additionalProperties"] = False
         return {"$ref": f"#/$defs/{self.name}"}
 
@@ -196,8 +206,6 @@ def suggestion(word: str, known: list[str]) -> str:
 
 
 def _unknown(key: str, known: list[str]) -> str:
-    if key in PLANNED:
-        return "is not supported by this version of wsgigate"
     return "is not a known key" + (suggestion(key, known) or f"; known are {', '.join(known)}")
 
 

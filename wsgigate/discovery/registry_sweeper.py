@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Set
 from dataclasses import replace
+from typing import NamedTuple
 
 from wsgigate.discovery.lease import Lease
 from wsgigate.discovery.registry_index import Index
@@ -15,7 +17,7 @@ from wsgigate.rules.registry import (
     Evictions,
     LeaseRules,
     Registered,
-    evictions,
+    evictions_among,
     is_preserving,
     silent_since,
 )
@@ -31,8 +33,26 @@ ROUND = 1.0
 PAUSE = 256
 """After how many entries the thread lets others go on."""
 
+SILENT_A_SECOND = 2_000
+"""How many silent instances are looked at in a second, while they are kept."""
+
 REMEMBERED = 3600.0
 """For how many seconds it is known that the registry was away."""
+
+
+class _Found(NamedTuple):
+    """What there is.
+
+    :ivar suspects: Those that may have been silent for too long.
+    :ivar sizes: How many instances each service has.
+    :ivar lost: Those that are listed, and whose entries are gone.
+    :ivar oldest: The moment of the oldest heartbeat of all others.
+    """
+
+    suspects: list[Registered]
+    sizes: dict[str, int]
+    lost: list[tuple[str, str]]
+    oldest: float
 
 
 class Sweeper:
@@ -61,7 +81,7 @@ class Sweeper:
         self._leading = False
         self._due = float("-inf")
         self._last = float("-inf")
-        self._silent: set[tuple[str, str]] = set()
+        self._silent: Set[tuple[str, str]] = frozenset()
         self._failing = False
 
     def start(self) -> None:
@@ -122,7 +142,7 @@ class Sweeper:
         swept = self._attended(before, now)
         fresh = not led or before is None or swept.away != before.away
         if fresh:
-            self._silent.clear()
+            self._silent = frozenset()
             self._reconcile()
         if fresh or not self._last <= now < self._due:
             swept = self._sweep(swept, now)
@@ -151,67 +171,89 @@ class Sweeper:
     def _sweep(self, swept: Swept, now: float) -> Swept:
         rules = self._rules
         total = self._index.total()
-        entries, lost = self._entries(swept, now)
+        found = self._found(swept, now)
         silent = {
-            (entry.service, entry.instance_id)
-            for entry in entries
+            (entry.service, entry.instance_id): entry
+            for entry in found.suspects
             if now - entry.silent_since > entry.unhealthy_after(rules)
         }
-        gone, state = evictions(entries, now, rules, swept.evictions)
-        recent = state.gone if 0 <= now - state.since < 60.0 else 0
+        gone, state = evictions_among(silent.values(), found.sizes, now, rules, swept.evictions)
+        count, recent = sum(found.sizes.values()), rules.recent(state, now)
         preserving = is_preserving(
-            len(silent) - len(gone) + recent, len(entries) - len(gone) + recent, rules
+            len(silent) - len(gone) + recent, count - len(gone) + recent, rules
         )
         for entry in gone:
             if self._evict(entry):
                 LOG.info("%s of %s is gone: silent", entry.instance_id, entry.service)
-        for service, instance_id in lost:
+        for service, instance_id in found.lost:
             self._index.remove(service, instance_id)
         evicted = {(entry.service, entry.instance_id) for entry in gone}
-        for service in sorted({service for service, _ in silent - self._silent - evicted}):
+        for service in sorted({service for service, _ in silent.keys() - self._silent - evicted}):
             self._index.publish(service)
         if preserving and not swept.preserving:
             LOG.warning(
                 "%d of %d instances are silent: most are kept, as it may be the network's fault",
                 len(silent),
-                len(entries),
+                count,
             )
-        self._silent = silent - evicted
-        self._index.recount(total, len(entries))
+        self._silent = silent.keys() - evicted
+        self._index.recount(total, count)
         self._last = now
         waiting = [
             entry.silent_since
             + (entry.remove_after(rules) if key in silent else entry.unhealthy_after(rules))
-            for entry in entries
+            for entry in found.suspects
             if (key := (entry.service, entry.instance_id)) not in evicted
         ]
-        self._due = min([*waiting, now + rules.unhealthy_after])
+        due = min([*waiting, found.oldest + rules.unhealthy_after])
+        self._due = max(due, now + len(silent) / SILENT_A_SECOND)
         return swept._replace(evictions=Evictions(*state), preserving=preserving)
 
-    def _entries(self, swept: Swept, now: float) -> tuple[list[Registered], list[tuple[str, str]]]:
-        """Return all entries, and those that are listed and not there."""
-        entries: list[Registered] = []
+    def _found(self, swept: Swept, now: float) -> _Found:
+        """Read all entries. Most are well, which the moment of their heartbeats tells."""
+        suspects: list[Registered] = []
+        sizes: dict[str, int] = {}
         lost: list[tuple[str, str]] = []
+        oldest = now
         read = 0
+        get, heartbeat_in = self._store.get, Registered.heartbeat_in
+        well = now - self._rules.unhealthy_after
         for service in self._index.names():
+            prefix = self._keys.instance(service, "")
+            there = 0
             for instance_id in self._index.service(service).ids:
                 read += 1
                 if read % PAUSE == 0:
                     self._stopping.wait(0.001)
-                key = self._keys.instance(service, instance_id)
-                raw = self._store.get(key)[0]
-                try:
-                    if raw is None:
-                        raise ValueError(key)
-                    entry = Registered.from_bytes(raw)
-                except ValueError:
+                raw = get(prefix + instance_id)[0]
+                if raw is None:
                     lost.append((service, instance_id))
                     continue
-                if entry.last_heartbeat > now + ABSENCE:
-                    entry = self._put_right(key, entry)
-                since = silent_since(entry.last_heartbeat, swept.away)
-                entries.append(replace(entry, silent_since=since))
-        return entries, lost
+                there += 1
+                heartbeat = heartbeat_in(raw)
+                if well <= heartbeat <= now + ABSENCE:
+                    oldest = min(oldest, heartbeat)
+                    continue
+                entry = self._suspect(prefix + instance_id, raw, swept, now)
+                if entry is None:
+                    there -= 1
+                    lost.append((service, instance_id))
+                else:
+                    suspects.append(entry)
+            if there:
+                sizes[service] = there
+        return _Found(suspects, sizes, lost, oldest)
+
+    def _suspect(self, key: str, raw: bytes, swept: Swept, now: float) -> Registered | None:
+        """Return the entry *raw*, which may have been silent for too long; None when it is none."""
+        try:
+            entry = Registered.from_bytes(raw)
+        except ValueError:
+            return None
+        if entry.last_heartbeat > now + ABSENCE:
+            entry = self._put_right(key, entry)
+        since = silent_since(entry.last_heartbeat, swept.away)
+        return replace(entry, silent_since=since)
 
     def _put_right(self, key: str, entry: Registered) -> Registered:
         """Return *entry* as if heard of now: the clock was set back since it was."""

@@ -20,7 +20,7 @@ from requests.adapters import BaseAdapter
 
 from wsgigate import process
 from wsgigate.proxy.connections import ConnectionPool, Limits
-from wsgigate.proxy.dial import Cert, Contexts, Verify, dialer
+from wsgigate.proxy.dial import Cert, Check, Contexts, Verify, dialer
 from wsgigate.proxy.exchange import Deadline, exchange
 from wsgigate.proxy.reply import RawResponse, Reply
 from wsgigate.proxy.sending import request_head, upload_of
@@ -63,6 +63,8 @@ class Adapter(BaseAdapter):
         timeout for one of them.
     :param idle_timeout: Seconds for which a connection is kept; below the backends' own.
     :param max_age: Seconds after which a connection is not used again.
+    :param check: Asked about each address just before it is connected to.
+    :param server_name: The name to ask for and verify by TLS; the instance's host unless given.
     :param clock: Seconds of a clock that never steps back.
     :raises ValueError: A setting is not of its form; says which.
     """
@@ -74,9 +76,12 @@ class Adapter(BaseAdapter):
         max_open: int = 1000,
         idle_timeout: float = 4.0,
         max_age: float = 60.0,
+        check: Check | None = None,
+        server_name: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
+        self._dialing: Mapping[str, Any] = {"check": check, "server_name": server_name}
         self._limits = Limits(max_idle, max_open, idle_timeout, max_age)
         self._clock = clock
         self._contexts = Contexts()
@@ -112,7 +117,8 @@ class Adapter(BaseAdapter):
         deadline = Deadline(read, total, now, self._clock)
         until = min(now + connect, deadline.until)
         holds = getattr(request.headers, "holds", None)
-        connection = pool.take(now, until, fresh=getattr(request, "fresh", False))
+        fresh = getattr(request, "fresh", False)
+        connection = pool.take(now, until, fresh=fresh, holds=holds)
         while True:
             reader = ResponseReader(method, upgrade)
             if holds is not None:
@@ -136,7 +142,8 @@ class Adapter(BaseAdapter):
                 raise
             # the instance had closed it, or did so when the request was on its way
             again = self._clock()
-            connection = pool.take(again, min(again + connect, deadline.until), fresh=True)
+            until = min(again + connect, deadline.until)
+            connection = pool.take(again, until, fresh=True, holds=holds)
         return Reply(request, RawResponse(connection, reader, read), reader)
 
     def close(self) -> None:
@@ -145,6 +152,14 @@ class Adapter(BaseAdapter):
         if self._pid == process.pid:
             for pool in pools.values():
                 pool.close()
+
+    def forget(self, url: str) -> None:
+        """Close the connections to an instance that is gone: idle ones now, others once free."""
+        if self._pid == process.pid:
+            for key in [key for key in list(self._pools) if key[0] == url]:
+                pool = self._pools.pop(key, None)
+                if pool is not None:
+                    pool.close()
 
     def pools(self) -> dict[str, ConnectionPool]:
         """Return this process's connections by the instances' URLs."""
@@ -158,7 +173,7 @@ class Adapter(BaseAdapter):
         if pool is None:
             if len(self._pools) >= _MOST_POOLS:
                 self._prune()
-            dial = dialer(origin, verify, key[2], self._contexts, self._clock)
+            dial = dialer(origin, verify, key[2], self._contexts, self._clock, **self._dialing)
             pool = self._pools.setdefault(key, ConnectionPool(dial, self._limits, self._clock))
         return pool
 
@@ -203,12 +218,15 @@ def _origin(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
-def gateway_session() -> requests.Session:
-    """Return a session whose requests reach an instance as they were made."""
+def gateway_session(**options: Any) -> requests.Session:
+    """Return a session whose requests reach an instance as they were made.
+
+    :param options: Those of :class:`Adapter`.
+    """
     session = requests.Session()
     session.trust_env = False
     session.headers.clear()
-    adapter = Adapter()
+    adapter = Adapter(**options)
     for prefix in ("http://", "https://", "http+unix://"):
         session.mount(prefix, adapter)
     return session
@@ -259,6 +277,14 @@ class Sessions:
             if len(self._adapters) < _MOST_POOLS:
                 self._adapters[url] = adapter
         return adapter
+
+    def forget(self, url: str) -> None:
+        """Let go of the instance at *url*, which is gone; its requests under way are finished."""
+        if self._pid == process.pid:
+            adapter = self._adapters.pop(url, None)
+            forget = getattr(adapter, "forget", None)
+            if forget is not None:
+                forget(url)
 
     def close(self) -> None:
         """Close this process's session and its idle connections."""

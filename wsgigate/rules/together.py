@@ -92,7 +92,7 @@ class Together:
         return b"".join(parts)
 
 
-def tightest(verdicts: Sequence[Verdict]) -> int:
+def tightest(verdicts: Sequence[tuple[bool, int, int, float, float]]) -> int:
     """Return which of *verdicts* tells the caller most: the one that it has to wait for longest.
 
     Of those that refused, the one that refuses for the longest time; if none did, the one of which
@@ -101,10 +101,9 @@ def tightest(verdicts: Sequence[Verdict]) -> int:
     return min(range(len(verdicts)), key=lambda place: _slack(verdicts[place]))
 
 
-def _slack(verdict: Verdict) -> tuple[bool, float, float]:
-    if not verdict.allowed:
-        return False, -verdict.retry_after, -verdict.reset_after
-    return True, verdict.remaining, -verdict.reset_after
+def _slack(verdict: tuple[bool, int, int, float, float]) -> tuple[bool, float, float]:
+    allowed, _, remaining, reset_after, retry_after = verdict
+    return (True, remaining, -reset_after) if allowed else (False, -retry_after, -reset_after)
 
 
 def tag_of(algorithm: Algorithm) -> bytes:

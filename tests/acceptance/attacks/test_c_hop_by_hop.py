@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -53,9 +52,7 @@ def test_malformed_names_in_connection_are_ignored(value: str, gate: Any) -> Non
 def test_too_many_names_in_connection_are_refused(gate: Any) -> None:
     """C05"""
     names = ",".join(f"a{number}" for number in range(1200))
-    began = time.monotonic()
     gate.refused(gate.raw("/pub", f"Connection: {names}"), 400)
-    assert time.monotonic() - began < 2
 
 
 def test_hop_by_hop_fields_stay_where_they_are(gate: Any) -> None:

@@ -13,6 +13,7 @@ from wsgigate.rules.registry.lease import (
     Evictions,
     LeaseRules,
     evictions,
+    evictions_among,
     is_preserving,
     silent_since,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "check_id",
     "check_service",
     "evictions",
+    "evictions_among",
     "is_preserving",
     "parse",
     "silent_since",

@@ -146,8 +146,10 @@ class Registered:
 
     def healthy(self, now: float, rules: LeaseRules) -> bool:
         """Tell whether it says that it is UP, and was heard of lately."""
+        if self.status is not Status.UP:
+            return False
         silent = now - max(self.last_heartbeat, self.silent_since)
-        return self.status is Status.UP and silent <= self.unhealthy_after(rules)
+        return silent <= rules.unhealthy_after or silent <= self.unhealthy_after(rules)
 
     def unhealthy_after(self, rules: LeaseRules) -> float:
         """Return after how many seconds of silence it is no longer taken to be healthy."""

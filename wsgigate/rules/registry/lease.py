@@ -8,7 +8,7 @@ self-preservation.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +17,18 @@ from wsgigate.rules.registry.entry import Registered
 __all__ = ["Evictions", "LeaseRules", "evictions", "is_preserving", "silent_since"]
 
 MINUTE = 60.0
+"""In which time no more than a share is removed; less where leases are shorter."""
+
+
+class Evictions(NamedTuple):
+    """What was removed in the present minute of self-preservation.
+
+    :ivar since: When the minute began.
+    :ivar gone: How many were removed in it.
+    """
+
+    since: float = 0.0
+    gone: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,16 +64,10 @@ class LeaseRules:
         if not 0 <= self.preserve <= 1:
             raise ValueError(f"preserve is a share from 0 to 1, got {self.preserve}")
 
-
-class Evictions(NamedTuple):
-    """What was removed in the present minute of self-preservation.
-
-    :ivar since: When the minute began.
-    :ivar gone: How many were removed in it.
-    """
-
-    since: float = 0.0
-    gone: int = 0
+    def recent(self, state: Evictions, now: float) -> int:
+        """Return how many were removed in the present minute: of leases shorter than that, in the
+        time that they last."""
+        return state.gone if 0 <= now - state.since < min(MINUTE, self.remove_after) else 0
 
 
 def silent_since(last_heartbeat: float, away: Iterable[tuple[float, float]]) -> float:
@@ -94,6 +100,22 @@ def evictions(
     :param entries: All entries of all services.
     :param state: What was returned the last time.
     """
+    return evictions_among(entries, Counter(each.service for each in entries), now, rules, state)
+
+
+def evictions_among(
+    entries: Iterable[Registered],
+    sizes: Mapping[str, int],
+    now: float,
+    rules: LeaseRules,
+    state: Evictions,
+) -> tuple[tuple[Registered, ...], Evictions]:
+    """Return what :func:`evictions` does.
+
+    :param entries: At least the entries that are silent.
+    :param sizes: How many instances each service has.
+    """
+    count = sum(sizes.values())
     ages = [(now - entry.silent_since, entry) for entry in entries]
     over = sorted(
         ((age, entry) for age, entry in ages if age > entry.remove_after(rules)),
@@ -103,20 +125,18 @@ def evictions(
         return (), state
     silent = sum(age > entry.unhealthy_after(rules) for age, entry in ages)
     # those that went within this minute were silent as well, and were there when it began
-    fresh_minute = not 0 <= now - state.since < MINUTE
-    gone = 0 if fresh_minute else state.gone
-    if not is_preserving(silent + gone, len(ages) + gone, rules):
+    gone = rules.recent(state, now)
+    if not is_preserving(silent + gone, count + gone, rules):
         chosen = [entry for _, entry in over]
     else:
-        room = _allowed(len(ages) + gone, rules) - gone
-        sizes = Counter(entry.service for entry in entries)
+        room = _allowed(count + gone, rules) - gone
         chosen = _spread([entry for _, entry in over], sizes)[: max(0, room)]
     if not chosen:
         return (), state
-    return tuple(chosen), Evictions(now if fresh_minute else state.since, gone + len(chosen))
+    return tuple(chosen), Evictions(state.since if gone else now, gone + len(chosen))
 
 
-def _spread(over: Sequence[Registered], sizes: Counter[str]) -> list[Registered]:
+def _spread(over: Sequence[Registered], sizes: Mapping[str, int]) -> list[Registered]:
     """Return *over* in an order that takes the same share of every service, the last one last."""
     turns: Counter[str] = Counter()
     ranked = []

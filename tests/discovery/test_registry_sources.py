@@ -1,0 +1,247 @@
+"""Instances that have registered, with this gateway's own registry or over HTTP with another."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+import pytest
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from tests.discovery.conftest import Clock, Fickle
+from wsgigate.discovery.registry import Registry
+from wsgigate.discovery.registry_access import Access
+from wsgigate.discovery.registry_api import RegistryApi
+from wsgigate.discovery.sources import Found, Source, SourceError
+from wsgigate.discovery.sources.own import OwnRegistry
+from wsgigate.discovery.sources.registry import RemoteRegistry
+from wsgigate.rules.registry import Registered, Status
+from wsgigate.store.memory import MemoryStore
+
+NEVER = threading.Event()
+
+Serve = Callable[[WSGIApplication], str]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Yield what serves an app on loopback, and returns where."""
+    servers = []
+
+    class Quiet(WSGIRequestHandler):
+        def log(self, type: str, message: str, *args: Any) -> None:
+            """Say nothing."""
+
+    def start(app: WSGIApplication) -> str:
+        server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        servers.append((server, thread))
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server, thread in servers:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(clock: Clock) -> Fickle:
+    return Fickle(MemoryStore(clock=clock))
+
+
+@pytest.fixture
+def registry(store: Fickle) -> Registry:
+    return Registry(store)
+
+
+@pytest.fixture(params=["own", "remote"])
+def source(request: pytest.FixtureRequest, registry: Registry, serve: Serve) -> Source:
+    if request.param == "own":
+        return OwnRegistry(registry, "users")
+    return RemoteRegistry(serve(RegistryApi(registry, Access(open_writes=True))), "users")
+
+
+def entry(number: int, **more: Any) -> Registered:
+    return Registered("users", f"users-{number}", f"10.0.0.{number}", 8000, **more)
+
+
+def pairs(found: Found) -> list[tuple[str, int]]:
+    return [(instance.url, instance.weight) for instance in found.instances]
+
+
+def one(number: int, weight: int = 1) -> tuple[str, int]:
+    return f"http://10.0.0.{number}:8000", weight
+
+
+def later(source: Source, change: Callable[[], object]) -> Found:
+    """Return what a question that may wait finds when *change* comes, before or meanwhile."""
+    found: list[Found] = []
+    thread = threading.Thread(target=lambda: found.append(source.find(NEVER)))
+    thread.start()
+    change()
+    thread.join(30)
+    return found[0]
+
+
+def test_who_registers_is_there_and_who_leaves_is_not(source: Source, registry: Registry) -> None:
+    assert source.find(NEVER).instances == ()
+    registry.register(entry(1))
+    source.close()  # so that it is asked anew, whatever has been seen
+    assert pairs(source.find(NEVER)) == [one(1)]
+    assert pairs(later(source, lambda: registry.register(entry(2)))) == [one(1), one(2)]
+    found = later(source, lambda: registry.deregister("users", "users-1"))
+    assert pairs(found) == [one(2)]
+
+
+def test_who_drains_gets_nothing_new_and_who_starts_nothing_yet(
+    source: Source, registry: Registry
+) -> None:
+    registry.register(entry(1, weight=5))
+    registry.register(entry(2, weight=5, scheme="https"))
+    registry.register(entry(3, status=Status.STARTING))
+    registry.register(entry(4, status=Status.DOWN))
+    registry.heartbeat("users", "users-1", Status.DRAINING)
+    assert pairs(source.find(NEVER)) == [one(1, 0), ("https://10.0.0.2:8000", 5)]
+
+
+def test_who_is_silent_is_left_out_unless_all_are(
+    source: Source, registry: Registry, clock: Clock
+) -> None:
+    registry.register(entry(1))
+    clock.now += 20
+    registry.register(entry(2))
+    clock.now += 15
+    assert pairs(source.find(NEVER)) == [one(2)]
+    clock.now += 20
+    source.close()
+    assert pairs(source.find(NEVER)) == [one(1), one(2)]
+
+
+def test_that_nobody_is_left_is_certain_where_somebody_was(
+    source: Source, registry: Registry
+) -> None:
+    assert not source.find(NEVER).certain
+    source.close()
+    registry.register(entry(1))
+    registry.deregister("users", "users-1")
+    found = source.find(NEVER)
+    assert (found.instances, found.certain) == ((), True)
+
+
+def test_a_store_that_fails_makes_what_is_known_older(
+    source: Source, registry: Registry, store: Fickle, clock: Clock
+) -> None:
+    registry.register(entry(1))
+    source.find(NEVER)
+    source.close()
+    store.broken = True
+    found = source.find(NEVER)
+    assert pairs(found) == [one(1)]
+    assert "store fails" in found.trouble
+    assert not found.certain
+
+
+def test_a_store_that_fails_from_the_beginning_is_an_error(source: Source, store: Fickle) -> None:
+    store.broken = True
+    with pytest.raises(SourceError, match=r"store fails|answered 503"):
+        source.find(NEVER)
+
+
+def test_tags_are_asked_for(registry: Registry, serve: Serve) -> None:
+    registry.register(entry(1, tags=("v1",)))
+    registry.register(entry(2, tags=("v2", "eu")))
+    url = serve(RegistryApi(registry, Access(open_writes=True)))
+    for source in (
+        OwnRegistry(registry, "users", tags=["v2", "eu"]),
+        RemoteRegistry(url, "users", tags=["v2", "eu"]),
+    ):
+        assert pairs(source.find(NEVER)) == [one(2)]
+
+
+def test_a_registry_that_is_not_open_wants_a_token(registry: Registry, serve: Serve) -> None:
+    token = "a-token-of-more-than-sixteen-bytes"
+    registry.register(entry(1))
+    url = serve(RegistryApi(registry, Access(token, open_reads=False)))
+    with pytest.raises(SourceError, match="it answered 401: the token is missing"):
+        RemoteRegistry(url, "users").find(NEVER)
+    source = RemoteRegistry(url, "users", token=token)
+    assert pairs(source.find(NEVER)) == [one(1)]
+    assert token not in source.name
+
+
+def test_a_source_that_waits_ends_when_it_is_told_to(source: Source, registry: Registry) -> None:
+    registry.register(entry(1))
+    source.find(NEVER)
+    stopping = threading.Event()
+    stopping.set()
+    if isinstance(source, OwnRegistry):
+        assert pairs(source.find(stopping)) == [one(1)]
+    else:
+        with pytest.raises(SourceError, match="it was stopped"):
+            source.find(stopping)
+
+
+LESSON = {
+    "success": True,
+    "serviceName": "users",
+    "instances": [
+        {
+            "serviceName": "users",
+            "instanceId": "users-1",
+            "host": "10.0.0.1",
+            "port": 8000,
+            "url": "http://10.0.0.1:8000",
+            "metadata": {},
+            "registeredAt": "2025-01-31T12:00:00.000Z",
+            "lastHeartbeat": "2025-01-31T12:00:00.000Z",
+            "healthy": True,
+            "healthCheckPath": "/health",
+        }
+    ],
+    "count": 1,
+}
+
+
+def answering(document: object) -> WSGIApplication:
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "application/json")])
+        return [json.dumps(document).encode()]
+
+    return app
+
+
+def test_a_registry_that_cannot_wait_is_asked_every_second(serve: Serve) -> None:
+    """The lesson's own, for one."""
+    source = RemoteRegistry(serve(answering(LESSON)), "users")
+    for _ in range(2):
+        found = source.find(NEVER)
+        assert pairs(found) == [one(1)]
+        assert found.again_in == 1.0
+        assert not found.certain
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ([], "no list of instances"),
+        ({"instances": {}}, "no list of instances"),
+        ({"instances": [{"host": "10.0.0.1"}]}, "no valid port"),
+        ({"instances": [{"host": "", "port": 80}]}, "no host"),
+        ({"instances": [{"host": "a b", "port": 80}]}, "no valid host"),
+        ({"instances": [{"host": "a", "port": 80, "weight": 1.5}]}, "weight"),
+        ({"instances": [{"host": "a", "port": 80, "scheme": "file"}]}, "neither http nor https"),
+    ],
+)
+def test_what_no_registry_says_is_an_error(serve: Serve, document: Any, said: str) -> None:
+    with pytest.raises(SourceError, match=said):
+        RemoteRegistry(serve(answering(document)), "users").find(NEVER)

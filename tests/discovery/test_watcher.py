@@ -1,0 +1,374 @@
+"""A pool follows its source, whatever the source says or does not."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.discovery.conftest import Fickle
+from wsgigate.discovery import Instance
+from wsgigate.discovery.destinations import Destinations
+from wsgigate.discovery.kept import Kept
+from wsgigate.discovery.sources import Found, SourceError
+from wsgigate.discovery.sources.static import Static
+from wsgigate.discovery.watcher import Watch, Watcher
+from wsgigate.proxy.pool import Pool
+from wsgigate.store import Store
+from wsgigate.store.lmdb import LmdbStore
+from wsgigate.store.memory import MemoryStore
+from wsgigate.testing import FakeClock
+
+A, B, C = (f"http://10.0.0.{number}:8000" for number in (1, 2, 3))
+NEVER = threading.Event()
+
+
+def made(*urls: str) -> tuple[Instance, ...]:
+    return tuple(Instance(url) for url in urls)
+
+
+class Told:
+    """A source that says what it is told to."""
+
+    name = "told"
+
+    def __init__(self, *urls: str) -> None:
+        self.says: Any = Found(made(*urls), 7.0)
+        self.closed = 0
+        self.finds = 0
+
+    def find(self, stopping: threading.Event) -> Found:
+        self.finds += 1
+        if isinstance(self.says, Exception):
+            raise self.says
+        return self.says
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def source() -> Told:
+    return Told(A, B)
+
+
+@pytest.fixture
+def pool() -> Pool:
+    return Pool("users", [])
+
+
+@pytest.fixture
+def watch(pool: Pool, source: Told, clock: FakeClock) -> Watch:
+    return Watch(pool, source, clock=clock, random=lambda: 1.0)
+
+
+def urls(pool: Pool) -> list[str]:
+    return [instance.url for instance in pool.instances]
+
+
+def test_the_pool_becomes_what_the_source_says(watch: Watch, pool: Pool, source: Told) -> None:
+    assert watch.step(NEVER) == 7.0
+    assert urls(pool) == [A, B]
+    source.says = Found(made(B, C), 9.0)
+    assert watch.step(NEVER) == 9.0
+    assert urls(pool) == [B, C]
+
+
+def test_who_is_gone_is_forgotten_and_who_stays_is_not(source: Told, pool: Pool) -> None:
+    gone: list[str] = []
+    watch = Watch(pool, source, forget=gone.append)
+    watch.step(NEVER)
+    source.says = Found(made(B, C), 0.0)
+    watch.step(NEVER)
+    watch.step(NEVER)
+    assert gone == [A]
+
+
+def test_a_source_that_does_not_know_leaves_all_as_it_is(
+    watch: Watch, pool: Pool, source: Told, clock: FakeClock
+) -> None:
+    watch.step(NEVER)
+    source.says = SourceError("the connection was refused")
+    assert [watch.step(NEVER) for _ in range(4)] == [0.5, 1.0, 2.0, 4.0]
+    assert urls(pool) == [A, B]
+    clock.advance(100)
+    assert watch.told() == {
+        "source": "told",
+        "instances": 2,
+        "age": 100.0,
+        "error": "the connection was refused",
+    }
+    source.says = Found(made(A), 1.0)
+    watch.step(NEVER)
+    assert watch.told() == {"source": "told", "instances": 1, "age": 0.0}
+    source.says = SourceError("again")
+    assert watch.step(NEVER) == 0.5  # from the beginning
+
+
+def test_a_source_that_breaks_does_not_end_the_watch(
+    watch: Watch, pool: Pool, source: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch.step(NEVER)
+    source.says = ZeroDivisionError()
+    assert watch.step(NEVER) == 0.5
+    assert urls(pool) == [A, B]
+    assert watch.told()["error"] == "it failed"
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_source_may_say_when_it_is_worth_asking_again(watch: Watch, source: Told) -> None:
+    source.says = SourceError("half of a file", again_in=0.25)
+    assert [watch.step(NEVER) for _ in range(3)] == [0.25] * 3
+
+
+def test_of_a_source_that_never_answered_no_age_is_told(watch: Watch, source: Told) -> None:
+    source.says = SourceError("no")
+    watch.step(NEVER)
+    assert watch.told() == {"source": "told", "instances": 0, "age": None, "error": "no"}
+
+
+def test_an_empty_answer_empties_the_pool_only_when_it_lasts(
+    watch: Watch, pool: Pool, source: Told, clock: FakeClock
+) -> None:
+    watch.step(NEVER)
+    source.says = Found((), 50.0)
+    assert watch.step(NEVER) == 1.0  # it is looked into
+    assert source.closed == 1
+    assert urls(pool) == [A, B]
+    assert "not believed yet" in watch.told()["error"]
+    clock.advance(30)
+    assert watch.step(NEVER) == 50.0
+    assert urls(pool) == []
+    assert "error" not in watch.told()
+
+
+def test_an_empty_answer_that_is_certain_empties_it_at_once(
+    watch: Watch, pool: Pool, source: Told
+) -> None:
+    watch.step(NEVER)
+    source.says = Found((), 1.0, certain=True)
+    watch.step(NEVER)
+    assert urls(pool) == []
+
+
+def test_an_answer_that_is_partly_from_before_makes_nothing_younger(
+    watch: Watch, pool: Pool, source: Told, clock: FakeClock
+) -> None:
+    watch.step(NEVER)
+    clock.advance(10)
+    source.says = Found(made(C), 1.0, trouble="no name server has an answer")
+    watch.step(NEVER)
+    assert urls(pool) == [C]
+    assert watch.told()["age"] == 10.0
+    assert watch.told()["error"] == "no name server has an answer"
+
+
+def test_forbidden_places_are_not_taken_in(
+    pool: Pool, source: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    source.says = Found(
+        made(
+            A,
+            "http://169.254.169.254",
+            "http://[::ffff:169.254.169.254]:80",
+            "http://93.184.216.34",
+            "http://metadata.internal",  # a name is looked at when it is connected to
+            "http+unix://%2Frun%2Fdocker.sock",
+        ),
+        1.0,
+    )
+    watch = Watch(pool, source, check=Destinations().check)
+    watch.step(NEVER)
+    assert urls(pool) == [A, "http://metadata.internal"]
+    assert watch.told()["refused"] == 4
+    assert "169.254.169.254" in caplog.text
+
+
+def test_the_port_that_a_url_does_not_name_is_checked_too(pool: Pool) -> None:
+    asked: list[tuple[IPv4Address | IPv6Address, int]] = []
+    source = Told("http://10.0.0.1", "https://10.0.0.1", "http://10.0.0.1:81")
+    watch = Watch(pool, source, check=lambda *place: asked.append(place))
+    watch.step(NEVER)
+    assert [port for _, port in asked] == [80, 443, 81]
+
+
+def test_the_same_trouble_is_logged_once_a_minute(
+    watch: Watch, source: Told, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    source.says = SourceError("no")
+    for _ in range(3):
+        watch.step(NEVER)
+    clock.advance(61)
+    watch.step(NEVER)
+    assert [record.getMessage() for record in caplog.records] == [
+        "The instances of 'users' stay as they are: no"
+    ] * 2
+
+
+def test_what_came_and_went_is_logged(
+    watch: Watch, source: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    watch.step(NEVER)
+    source.says = Found(made(B, C), 0.0)
+    watch.step(NEVER)
+    assert "'users': 2 instances came, 0 went" in caplog.text
+    assert "'users': 1 instances came, 1 went" in caplog.text
+
+
+@pytest.fixture(params=["memory", "lmdb"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    opened: Store = MemoryStore() if request.param == "memory" else LmdbStore(tmp_path / "db")
+    yield opened
+    opened.close()
+
+
+def test_a_worker_that_begins_while_the_source_is_silent_knows_what_others_knew(
+    store: Store, source: Told, clock: FakeClock
+) -> None:
+    Watch(Pool("users", []), source, kept=Kept(store, "i/users", "told")).step(NEVER)
+    source.says = SourceError("no")
+    late = Pool("users", [])
+    watch = Watch(late, source, kept=Kept(store, "i/users", "told"), clock=clock)
+    watch.recall()
+    watch.step(NEVER)
+    assert urls(late) == [A, B]
+    assert watch.told()["age"] is not None
+    other = Pool("users", [])
+    Watch(other, source, kept=Kept(store, "i/users", "dns:users:80")).recall()
+    assert urls(other) == []  # that was said by another source
+
+
+def test_weights_and_tiers_are_kept_too(store: Store) -> None:
+    kept = Kept(store, "i/users", "told")
+    assert kept.recall() is None
+    instances = (Instance(A, 3), Instance(B, 0, 2))
+    kept.keep(instances)
+    recalled = kept.recall()
+    assert recalled is not None
+    assert recalled.instances == instances
+    assert 0 <= recalled.age < 60
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"{}", b'["told", 1]', b'["told",1,[["ftp://a",1]]]', b"\xff"]
+)
+def test_what_is_kept_and_damaged_is_nothing(raw: bytes) -> None:
+    store = MemoryStore()
+    store.swap("i/users", None, raw, 60)
+    assert Kept(store, "i/users", "told").recall() is None
+
+
+def test_too_many_to_be_kept_are_not(store: Store) -> None:
+    kept = Kept(store, "i/users", "told")
+    kept.keep([Instance(f"http://10.0.{n // 250}.{n % 250}:8000") for n in range(5000)])
+    assert kept.recall() is None
+
+
+def test_forbidden_places_are_not_recalled_either() -> None:
+    store = MemoryStore()
+    kept = Kept(store, "i/users", "told")
+    kept.keep(made(A, "http://169.254.169.254"))
+    pool = Pool("users", [])
+    Watch(pool, Told(), check=Destinations().check, kept=kept).recall()
+    assert urls(pool) == [A]
+
+
+def test_a_store_that_fails_changes_nothing(
+    pool: Pool, source: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Fickle(MemoryStore())
+    store.broken = True
+    watch = Watch(pool, source, kept=Kept(store, "i/users", "told"))
+    watch.recall()
+    watch.step(NEVER)
+    assert urls(pool) == [A, B]
+    assert "can not be read" in caplog.text
+    assert "can not be kept" in caplog.text
+
+
+def test_what_stays_the_same_is_kept_once_a_minute(
+    pool: Pool, source: Told, clock: FakeClock
+) -> None:
+    class Counting(Kept):
+        times = 0
+
+        def keep(self, instances: Any) -> None:
+            self.times += 1
+
+    kept = Counting(MemoryStore(), "i/users", "told")
+    watch = Watch(pool, source, kept=kept, clock=clock)
+    for _ in range(10):
+        watch.step(NEVER)
+        clock.advance(10)
+    assert kept.times == 2
+
+
+class Waiting(Told):
+    """A source that waits, once it has answered, until it is told to stop."""
+
+    def find(self, stopping: threading.Event) -> Found:
+        if self.finds:
+            stopping.wait()
+        return super().find(stopping)
+
+    def close(self) -> None:
+        super().close()
+        self.finds = 0
+
+
+def test_after_the_start_the_first_answer_is_there() -> None:
+    pools = [Pool(name, []) for name in ("users", "orders")]
+    sources = [Waiting(A), Waiting(B)]
+    watcher = Watcher([Watch(*pair) for pair in zip(pools, sources, strict=True)])
+    watcher.start(wait=10.0)
+    watcher.start()
+    assert [urls(pool) for pool in pools] == [[A], [B]]
+    assert watcher.told()["orders"]["instances"] == 1
+    watcher.stop()
+    assert [source.closed for source in sources] == [1, 1]
+    assert not _threads()
+    watcher.start(wait=10.0)  # and again
+    watcher.stop()
+    assert [source.closed for source in sources] == [2, 2]
+    assert not _threads()
+
+
+def test_the_start_does_not_wait_for_ever() -> None:
+    source = Waiting()
+    source.finds = 1
+    watcher = Watcher([Watch(Pool("users", []), source)])
+    watcher.start(wait=0.01)
+    watcher.stop()
+    assert source.closed == 1
+
+
+def test_a_forked_worker_has_threads_of_its_own() -> None:
+    pool = Pool("users", [])
+    watcher = Watcher([Watch(pool, Static([A]))])
+    watcher.start(wait=10.0)
+    pid = os.fork()
+    if pid == 0:
+        watcher.start(wait=10.0)
+        alive = len(_threads())
+        watcher.stop()
+        os._exit(alive)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 1
+    assert len(_threads()) == 1
+    watcher.stop()
+
+
+def _threads() -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if each.name.startswith("wsgigate-discovery")]

@@ -1,0 +1,237 @@
+"""Instances by DNS: the addresses of a name, or the targets of a service record (RFC 2782).
+
+dnspython asks, not the system: only so is it known for how long an answer holds (its TTL), and
+whether there is none or nobody knows.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_address
+from typing import Any, NamedTuple
+
+import dns.exception
+import dns.nameserver
+import dns.resolver
+
+from wsgigate.discovery import LAST_TIER, Instance
+from wsgigate.discovery.sources import MOST, Found, SourceError, distinct, instance_of
+
+__all__ = ["DnsAddresses", "DnsService", "Resolver"]
+
+_LEAST = 1.0
+_MOST_WAIT = 3600.0
+_NEGATIVE = 5.0
+"""Seconds for which it holds that there is no answer."""
+_TRY = 1.0
+
+
+class _Answer(NamedTuple):
+    """The records of a name and kind, and the seconds they hold."""
+
+    records: tuple[Any, ...]
+    ttl: float
+
+
+class Resolver:
+    """Asks name servers, and remembers the last good answer to each question.
+
+    So one that fails to answer for a moment takes nobody along: neither the IPv6 addresses when
+    only those for IPv4 can be had, nor one target of many.
+
+    :param nameservers: Their addresses, ``10.0.0.53`` or ``127.0.0.1:8600``; the system's by
+        default, as ``/etc/resolv.conf`` has them.
+    :param patience: Seconds that the answer to one question may take.
+    :ivar trouble: Why one of this round's answers is from before, if one is.
+    :raises ValueError: One is no address.
+    """
+
+    def __init__(self, nameservers: Sequence[str] = (), *, patience: float = 3.0) -> None:
+        self._patience = patience
+        self._servers = [_server(text) for text in nameservers]
+        self._asking: dns.resolver.Resolver | None = None
+        self._known: dict[tuple[str, str], _Answer] = {}
+        self._asked: set[tuple[str, str]] = set()
+        self.trouble = ""
+
+    def close(self) -> None:
+        """Forget all answers, and read the system's settings again."""
+        self._asking = None
+        self._known = {}
+
+    def begin(self) -> None:
+        """Begin a round of questions: what was not asked in the last one is forgotten."""
+        self._known = {key: known for key, known in self._known.items() if key in self._asked}
+        self._asked = set()
+        self.trouble = ""
+
+    def ask(self, name: str, kind: str) -> _Answer:
+        """Return the records of *name*, none if there are none.
+
+        :raises SourceError: It is not known, and never was.
+        """
+        key = name, kind
+        self._asked.add(key)
+        try:
+            self._known[key] = answer = self._ask(name, kind)
+        except dns.exception.DNSException as error:
+            self._asking = None  # the system's settings may have changed
+            known = self._known.get(key)
+            if known is None:
+                raise SourceError(_why(error)) from error
+            self.trouble = _why(error)
+            return known._replace(ttl=_NEGATIVE)
+        return answer
+
+    def _ask(self, name: str, kind: str) -> _Answer:
+        try:
+            answer = self._resolver().resolve(name, kind, search=True, lifetime=self._patience)
+        except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
+            return _Answer((), _NEGATIVE)
+        return _Answer(tuple(answer), float(answer.chaining_result.minimum_ttl))
+
+    def _resolver(self) -> dns.resolver.Resolver:
+        if self._asking is None:
+            made = dns.resolver.Resolver(configure=not self._servers)
+            if self._servers:
+                made.nameservers = [dns.nameserver.Do53Nameserver(*each) for each in self._servers]
+            made.timeout = _TRY
+            made.use_edns(0, 0, 1232)
+            self._asking = made
+        return self._asking
+
+
+class DnsAddresses:
+    """A source of one instance at each address of a name: its A and AAAA records.
+
+    :param host: The name.
+    :param port: The port of all of them.
+    :param scheme: ``http`` or ``https``; certificates are then to be verified against the name.
+    :param resolver: Whom to ask.
+    """
+
+    def __init__(
+        self, host: str, port: int, *, scheme: str = "http", resolver: Resolver | None = None
+    ) -> None:
+        self.name = f"dns:{host}:{port}"
+        self._host = host
+        self._port = port
+        self._scheme = scheme
+        self._resolver = resolver or Resolver()
+
+    def close(self) -> None:
+        """Forget the last answers."""
+        self._resolver.close()
+
+    def find(self, stopping: threading.Event) -> Found:
+        """Return an instance for each address, until their TTL is over."""
+        self._resolver.begin()
+        answers = _addresses(self._resolver, self._host)
+        made = [
+            instance_of(self._scheme, record.address, self._port)
+            for answer in answers
+            for record in answer.records
+        ]
+        return Found(distinct(made), _again(answers), trouble=self._resolver.trouble)
+
+
+class DnsService:
+    """A source of the targets of a name's SRV records: hosts, ports and weights.
+
+    The best priority is the first tier, the others are those behind it: they take requests as far
+    as those before fail. A weight of 0, which to SRV is a very small one, counts as 1. The target
+    ``.`` says that the service is not there, and is believed at once. Targets are looked up here
+    too, so an instance has an address; over https it has the target's name, against which its
+    certificate is verified.
+
+    :param name: The name, such as ``_http._tcp.billing.internal``.
+    :param scheme: ``http`` or ``https``.
+    :param resolver: Whom to ask.
+    """
+
+    def __init__(
+        self, name: str, *, scheme: str = "http", resolver: Resolver | None = None
+    ) -> None:
+        self.name = f"srv:{name}"
+        self._service = name
+        self._scheme = scheme
+        self._resolver = resolver or Resolver()
+
+    def close(self) -> None:
+        """Forget the last answers."""
+        self._resolver.close()
+
+    def find(self, stopping: threading.Event) -> Found:
+        """Return the targets, until the TTL of whatever they follow from is over."""
+        self._resolver.begin()
+        answer = self._resolver.ask(self._service, "SRV")
+        records = answer.records
+        if len(records) > MOST:
+            raise SourceError(f"there are {len(records)} records, more than {MOST}")
+        targets = [record for record in records if record.target.to_text() != "."]
+        answers = [answer]
+        made: list[Instance] = []
+        for tier, priority in enumerate(sorted({record.priority for record in targets})):
+            for record in targets:
+                if stopping.is_set():
+                    raise SourceError("it was stopped")
+                if record.priority == priority:
+                    made += self._at(record, min(tier, LAST_TIER), answers)
+        nobody = bool(records) and not targets  # RFC 2782: decidedly not available
+        return Found(distinct(made), _again(answers), nobody, self._resolver.trouble)
+
+    def _at(self, record: Any, tier: int, answers: list[_Answer]) -> Iterable[Instance]:
+        target, weight = record.target.to_text(), max(1, record.weight)
+        if self._scheme == "https":
+            host = target.rstrip(".")
+            return [instance_of(self._scheme, host, record.port, weight, tier)]
+        found = _addresses(self._resolver, target)
+        answers += found
+        return [
+            instance_of(self._scheme, each.address, record.port, weight, tier)
+            for one in found
+            for each in one.records
+        ]
+
+
+def _server(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or "]" in port or (text.count(":") > 1 and not text.startswith("[")):
+        host, port = text, "53"
+    try:
+        address = str(ip_address(host.removeprefix("[").removesuffix("]")))
+    except ValueError:
+        address = ""
+    if not address or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f'a name server is an address such as "10.0.0.53:53", got {text!r}')
+    return address, int(port)
+
+
+def _addresses(resolver: Resolver, host: str) -> list[_Answer]:
+    """Return what is known of a host's addresses; an error only if nothing is known of any."""
+    answers, errors = [], []
+    for kind in ("A", "AAAA"):
+        try:
+            answers.append(resolver.ask(host, kind))
+        except SourceError as error:
+            errors.append(error)
+    if errors and not any(answer.records for answer in answers):
+        raise errors[0]
+    return answers
+
+
+def _again(answers: Sequence[_Answer]) -> float:
+    ttls = [answer.ttl for answer in answers if answer.records] or [_NEGATIVE]
+    return min(max(min(ttls), _LEAST), _MOST_WAIT)
+
+
+_WHY: tuple[tuple[type[Exception], str], ...] = (
+    (dns.resolver.LifetimeTimeout, "no name server answered in time"),
+    (dns.resolver.NoNameservers, "no name server has an answer"),
+    (dns.resolver.NoResolverConfiguration, "the system names no name server"),
+)
+
+
+def _why(error: Exception) -> str:
+    return next((why for kind, why in _WHY if isinstance(error, kind)), "the name can not be asked")

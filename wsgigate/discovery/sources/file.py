@@ -1,0 +1,97 @@
+"""Instances in a file that somebody else writes: a deployment script, a template, an editor."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from wsgigate.discovery import Instance
+from wsgigate.discovery.sources import Found, SourceError, read_list
+
+__all__ = ["WatchedFile"]
+
+LOOK_EVERY = 0.25
+"""Seconds between two looks at the file."""
+
+_MOST_BYTES = 1 << 20
+
+_Signature = tuple[int, int, int, int]
+
+
+class WatchedFile:
+    """A source that reads a file, and reads it again soon after it has changed.
+
+    A file that was replaced by another (written beside it, then renamed) is whole and counts at
+    once. One that is written in place counts when it has stayed as it is between two looks: until
+    then it may be half of what it will be. What can not be read, or has no list of instances, is an
+    error, and looked at again. A list that is there and empty is meant so.
+
+    :param path: The file: JSON or TOML, by the end of its name.
+    :param parse: Makes data of its text, and raises ValueError for what it can not; for files of
+        other kinds.
+    :raises ValueError: Its name ends otherwise, and *parse* is not given.
+    """
+
+    def __init__(self, path: str | Path, *, parse: Callable[[str], object] | None = None) -> None:
+        self._path = Path(path)
+        self.name = f"file:{path}"
+        if parse is None:
+            parse = {".json": json.loads, ".toml": tomllib.loads}.get(self._path.suffix)
+        if parse is None:
+            raise ValueError(f"the name of the file ends in .json or .toml, got {str(path)!r}")
+        self._parse = parse
+        self.close()
+
+    def close(self) -> None:
+        """Forget what was read."""
+        self._seen: _Signature | None = None
+        self._read: _Signature | None = None
+        self._result: Found | SourceError | None = None
+
+    def find(self, stopping: threading.Event) -> Found:
+        """Return what the file says, read only when it has changed."""
+        try:
+            with open(self._path, "rb") as file:
+                self._look(file)
+        except OSError as error:
+            self._seen = None
+            why = f"the file can not be read: {error.strerror}"
+            raise SourceError(why, again_in=LOOK_EVERY) from error
+        if isinstance(self._result, Found):
+            return self._result
+        raise self._result or SourceError("the file is being written", again_in=LOOK_EVERY)
+
+    def _look(self, file: BinaryIO) -> None:
+        signature = _signature(file)
+        before, self._seen = self._seen, signature
+        written = before is not None and before[:2] == signature[:2] and before != signature
+        if written or signature == self._read:
+            return  # it may be half of what it will be; or it is what was read
+        data = file.read(_MOST_BYTES + 1)
+        if _signature(file) != signature:
+            return
+        self._read = signature
+        try:
+            self._result = Found(self._listed(data), LOOK_EVERY, certain=True)
+        except SourceError as error:
+            error.again_in = LOOK_EVERY
+            self._result = error
+
+    def _listed(self, data: bytes) -> tuple[Instance, ...]:
+        if len(data) > _MOST_BYTES:
+            raise SourceError(f"the file is larger than {_MOST_BYTES >> 20} MiB")
+        try:
+            document = self._parse(data.decode())
+        except (ValueError, RecursionError) as error:  # what is not UTF-8, JSON or TOML is one too
+            raise SourceError(f"the file can not be understood: {error}") from None
+        return read_list(document)
+
+
+def _signature(file: BinaryIO) -> _Signature:
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

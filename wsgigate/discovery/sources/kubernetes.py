@@ -1,0 +1,182 @@
+"""Instances that Kubernetes knows: a service's EndpointSlices, listed and then watched.
+
+https://kubernetes.io/docs/reference/using-api/api-concepts/ has the rules of watching, and
+https://kubernetes.io/docs/concepts/services-networking/endpoint-slices/ those of the conditions.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from wsgigate.discovery.sources import Found, SourceError, distinct
+from wsgigate.discovery.sources.asking import Asker, Lines
+from wsgigate.discovery.sources.documents import read_json, refused
+from wsgigate.discovery.sources.slices import instances_of_slices
+
+__all__ = ["Kubernetes"]
+
+_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_WATCH = 50
+"""Seconds after which a watch ends and goes on as another; until then nothing may be heard."""
+_GRACE = 15.0
+_PAUSE = 0.1
+_PAGE = 500
+
+
+class Kubernetes:
+    """A source of the endpoints of a service that are ready.
+
+    Inside of a cluster it needs nothing but a role that may ``list`` and ``watch``
+    ``endpointslices`` of ``discovery.k8s.io`` in the namespace: where the API is, whose
+    certificate to believe and the account's token are known there. The token is read again for each
+    question, as it changes.
+
+    When no endpoint is ready, those that are terminating but still serve are used. Of a service
+    with addresses of both kinds those of IPv4 are. That a service has no endpoints is believed at
+    once, that it has no slices at all is not: then it is not there, or not yet.
+
+    :param namespace: The service's.
+    :param service: Its name.
+    :param port: The name of a port of the service, or a number of one that its pods listen at.
+    :param server: The API's URL, when it is not the cluster's own: ``kubectl proxy``'s, say.
+    :param token: A bearer token, when it is not the account's.
+    :param ca: A file of authorities for *server*.
+    :param scheme: ``http`` or ``https``: how its instances are talked to.
+    :param account: The folder of the account's files.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        service: str,
+        port: str,
+        *,
+        server: str | None = None,
+        token: str | None = None,
+        ca: str | None = None,
+        scheme: str = "http",
+        account: str | Path = _ACCOUNT,
+    ) -> None:
+        self.name = f"kubernetes:{namespace}/{service}:{port}"
+        self._slices = (
+            f"/apis/discovery.k8s.io/v1/namespaces/{quote(namespace, safe='')}/endpointslices"
+        )
+        self._selector = f"kubernetes.io/service-name={service}"
+        self._port = port
+        self._scheme = scheme
+        self._server = server
+        self._token = token
+        self._ca = ca
+        self._account = Path(account)
+        self._known: dict[str, Mapping[str, Any]] = {}
+        self._version = ""
+        self._watch: Lines | None = None
+        self._open = ExitStack()
+
+    def close(self) -> None:
+        """End the watch, and list again the next time."""
+        self._version = ""
+        self._known = {}
+        self._end_watch()
+
+    def find(self, stopping: threading.Event) -> Found:
+        """Return who is there, as soon as that is not what was returned before."""
+        try:
+            if not self._version:
+                self._list(stopping)
+            else:
+                self._hear(stopping)
+        except SourceError:
+            self.close()
+            raise
+        found, certain = instances_of_slices(self._known.values(), self._port, self._scheme)
+        return Found(distinct(found), _PAUSE, certain)
+
+    def _list(self, stopping: threading.Event) -> None:
+        known: dict[str, Mapping[str, Any]] = {}
+        more = ""
+        while True:
+            query = {"labelSelector": self._selector, "limit": _PAGE}
+            if more:
+                query["continue"] = more
+            asker, fields = self._asker()
+            answer = asker.get(f"{self._slices}?{urlencode(query)}", stopping, fields=fields)
+            if answer.status != 200:
+                raise refused(answer.status)
+            document: Any = read_json(answer.body)
+            try:
+                about = document["metadata"]
+                known |= {_name(item): item for item in document["items"]}
+                version, more = about["resourceVersion"], about.get("continue") or ""
+            except (KeyError, TypeError, AttributeError) as error:
+                raise SourceError("its answer is not a list of slices") from error
+            if not more:
+                break
+        self._known, self._version = known, str(version)
+
+    def _hear(self, stopping: threading.Event) -> None:
+        """Take in the next change; return after a while without any, too."""
+        if self._watch is None:
+            query = {
+                "labelSelector": self._selector,
+                "watch": 1,
+                "allowWatchBookmarks": "true",
+                "resourceVersion": self._version,
+                "timeoutSeconds": _WATCH,
+            }
+            asker, fields = self._asker()
+            lines = asker.lines(f"{self._slices}?{urlencode(query)}", stopping, fields=fields)
+            status, self._watch = self._open.enter_context(lines)
+            if status == 410:  # what came after that version is forgotten
+                self.close()
+                return
+            if status != 200:
+                raise refused(status)
+        line = self._watch.next(_WATCH + _GRACE)
+        if line is None:
+            self._end_watch()
+        elif line.strip():
+            self._take(read_json(line))
+
+    def _take(self, event: Any) -> None:
+        try:
+            kind, item = event["type"], event["object"]
+            if kind == "ERROR":  # 410 as a rule: list again
+                self.close()
+                return
+            self._version = str(item["metadata"]["resourceVersion"])
+            if kind in ("ADDED", "MODIFIED"):
+                self._known[_name(item)] = item
+            elif kind == "DELETED":
+                self._known.pop(_name(item), None)
+        except (KeyError, TypeError) as error:
+            raise SourceError("its answer has a change that is none") from error
+
+    def _end_watch(self) -> None:
+        self._watch = None
+        self._open.close()
+
+    def _asker(self) -> tuple[Asker, dict[str, str]]:
+        if self._server is not None:
+            fields = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
+            return Asker(self._server, ca=self._ca), fields
+        host, port = (os.environ.get(f"KUBERNETES_SERVICE_{part}") for part in ("HOST", "PORT"))
+        if not host:
+            raise SourceError("this is not inside of a cluster, and no server was given")
+        host = f"[{host}]" if ":" in host else host
+        try:
+            token = self._token or (self._account / "token").read_text().strip()
+        except OSError as error:
+            raise SourceError("the account's token can not be read") from error
+        asker = Asker(f"https://{host}:{port or 443}", ca=str(self._account / "ca.crt"))
+        return asker, {"Authorization": f"Bearer {token}"}
+
+
+def _name(item: Any) -> str:
+    return str(item["metadata"]["name"])

@@ -1,0 +1,103 @@
+"""Instances that a registry of another process knows, over its HTTP API, by long poll."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from wsgigate.discovery import Instance
+from wsgigate.discovery.sources import MOST, Found, SourceError, distinct, instance_of
+from wsgigate.discovery.sources.asking import Asker
+from wsgigate.discovery.sources.documents import read_json, refused
+
+__all__ = ["RemoteRegistry"]
+
+_WAIT = 20
+"""Seconds that the registry is asked to wait for a change; it may answer earlier."""
+_PAUSE = 0.1
+_POLL = 1.0
+
+
+class RemoteRegistry:
+    """A source of the instances that ``wsgigate registry`` knows, or one that answers like it.
+
+    Who is UP and sends its heartbeats is there; who is DRAINING keeps what belongs to it and gets
+    nothing else. While nobody's heartbeats arrive, all that are UP are there: it is the registry
+    then that cannot be reached. That nobody is left is believed at once, unless the registry knows
+    nothing of the service at all: then it may have lost its memory.
+
+    :param url: The registry's.
+    :param service: The service's name there.
+    :param tags: It must have all of them.
+    :param token: Sent with each question, for a registry that asks for one.
+    :param ca: A file of authorities to believe instead of the usual.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        service: str,
+        *,
+        tags: Sequence[str] = (),
+        token: str | None = None,
+        ca: str | None = None,
+    ) -> None:
+        self.name = f"registry:{url}"
+        self._target = f"/discover/{quote(service, safe='')}"
+        self._tags = tuple(tags)
+        self._fields = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._asker = Asker(url, ca=ca)
+        self._index = ""
+
+    def close(self) -> None:
+        """Begin anew: the next answer is given at once."""
+        self._index = ""
+
+    def find(self, stopping: threading.Event) -> Found:
+        """Return who is there, as soon as that is not what was returned before."""
+        index, self._index = self._index, ""
+        query: list[tuple[str, Any]] = [("onlyHealthy", "false")]
+        query += [("tag", tag) for tag in self._tags]
+        if index:
+            query += [("wait", _WAIT), ("index", index)]
+        target = f"{self._target}?{urlencode(query)}"
+        wait = _WAIT if index else 0.0
+        answer = self._asker.get(target, stopping, fields=self._fields, wait=wait)
+        if answer.status != 200:
+            raise refused(answer.status)
+        document = read_json(answer.body)
+        found = _instances(document)
+        new = answer.fields.get("x-registry-index") or ""
+        self._index = new if new.isdecimal() else ""
+        trouble = "its store fails" if isinstance(document, dict) and document.get("age") else ""
+        certain = self._index not in ("", "0") and not trouble
+        # The same index again: it had no thread to wait with, or nothing has changed for so long.
+        again_in = _PAUSE if self._index not in ("", index) else _POLL
+        return Found(found, again_in, certain, trouble)
+
+
+def _instances(document: object) -> tuple[Instance, ...]:
+    listed = document.get("instances") if isinstance(document, Mapping) else None
+    if not isinstance(listed, list):
+        raise SourceError("its answer has no list of instances")
+    if len(listed) > MOST:
+        raise SourceError(f"it has {len(listed)} instances, more than {MOST}")
+    entries = [entry for entry in listed if isinstance(entry, Mapping)]
+    up = [entry for entry in entries if entry.get("status", "UP") == "UP"]
+    well = [entry for entry in up if entry.get("healthy", True)] or up
+    leaving = [entry for entry in entries if entry.get("status") == "DRAINING"]
+    return distinct(
+        [*(_instance(entry, None) for entry in well), *(_instance(entry, 0) for entry in leaving)]
+    )
+
+
+def _instance(entry: Mapping[str, Any], weight: int | None) -> Instance:
+    url = entry.get("url")
+    scheme = urlsplit(url).scheme if isinstance(url, str) else ""
+    scheme = entry.get("scheme") or scheme or "http"
+    if scheme not in ("http", "https"):
+        raise SourceError("an instance is neither http nor https")
+    given = entry.get("weight", 1) if weight is None else weight
+    return instance_of(scheme, entry.get("host"), entry.get("port"), given)

@@ -1,0 +1,287 @@
+"""Keeps pools as their sources say: each source has a thread in every worker that asks it.
+
+It is a thread of each worker, not one for all of them through the store, so that a change reaches
+each worker at once and by itself: not a round of looking at the store later, and not only while the
+store works and another worker lives. What a source answers costs it little, as it mostly waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random as _random
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any, Protocol, TypeAlias
+from urllib.parse import urlsplit
+
+from wsgigate.discovery import Instance
+from wsgigate.discovery.kept import Kept
+from wsgigate.discovery.sources import Found, Source, SourceError
+from wsgigate.rules.renewal import Emptiness, pause
+from wsgigate.store import StoreError
+
+__all__ = ["Renewable", "Watch", "Watcher"]
+
+LOG = logging.getLogger("wsgigate.discovery")
+
+HOLD_EMPTY = 30.0
+"""Seconds for which it is not believed that nobody is left, unless a source is certain."""
+KEEP_EVERY = 60.0
+"""Seconds after which the same instances are kept in the store again, as their age is too."""
+COMPLAIN = 60.0
+"""Seconds for which the same trouble is logged once."""
+_LONGEST = 3600.0
+
+Check: TypeAlias = Callable[[IPv4Address | IPv6Address, int], object]
+
+
+class Renewable(Protocol):
+    """What is wanted of a pool."""
+
+    service: str
+
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        """The instances in it."""
+
+    def renew(self, instances: Sequence[Instance]) -> tuple[Instance, ...]:
+        """Replace the instances; return those that are gone."""
+
+
+class Watch:
+    """One pool, kept as one source says.
+
+    :param pool: The pool.
+    :param source: Asked who is in it. While it does not know, the pool stays as it is.
+    :param check: Raises ValueError for an address and port that no instance may have, as
+        :meth:`.Destinations.check` does. Names are looked up when they are connected to, so it is
+        to be asked there too.
+    :param forget: Called with the URL of each instance that is gone.
+    :param kept: Where the last good answer is kept for other workers; nowhere without it.
+    :param hold_empty: Seconds for which an empty answer is not believed whose source is not
+        certain of it.
+    :param clock: Seconds of a clock that never steps back.
+    :param random: Gives numbers in [0, 1).
+    """
+
+    def __init__(
+        self,
+        pool: Renewable,
+        source: Source,
+        *,
+        check: Check | None = None,
+        forget: Callable[[str], object] = lambda _: None,
+        kept: Kept | None = None,
+        hold_empty: float = HOLD_EMPTY,
+        clock: Callable[[], float] = time.monotonic,
+        random: Callable[[], float] = _random.random,
+    ) -> None:
+        self.service = pool.service
+        self.source = source
+        self._pool = pool
+        self._check = check
+        self._forget = forget
+        self._kept = kept
+        self._hold = hold_empty
+        self._clock = clock
+        self._random = random
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Forget how it went before, perhaps in the process forked from."""
+        self.asked = threading.Event()
+        """Set once the source has answered, or failed to."""
+        self._emptiness = Emptiness(self._hold)
+        self._failures = 0
+        self._heard: float | None = None
+        self._keep_at = float("-inf")
+        self._trouble = ""
+        self._refused = 0
+        self._complained: dict[str, float] = {}
+
+    def told(self) -> dict[str, Any]:
+        """Return how it stands, as members of a JSON object.
+
+        ``source`` is its name, ``instances`` how many there are, ``age`` the seconds since it last
+        said so, ``None`` if it never did, ``error`` why it does not now, and ``refused`` how many
+        instances it named that are not taken in.
+        """
+        age = None if self._heard is None else round(max(0.0, self._clock() - self._heard), 3)
+        told = {"source": self.source.name, "instances": len(self._pool.instances), "age": age}
+        if self._trouble:
+            told["error"] = self._trouble
+        if self._refused:
+            told["refused"] = self._refused
+        return told
+
+    def recall(self) -> None:
+        """Begin with what another worker was told last, if the pool is empty."""
+        if self._kept is None or self._pool.instances:
+            return
+        try:
+            recalled = self._kept.recall()
+        except StoreError as error:
+            self._complain("The last instances of %r can not be read: %s", error)
+            return
+        if recalled is not None:
+            self._pool.renew(self._admitted(recalled.instances))
+            self._heard = self._clock() - recalled.age
+
+    def step(self, stopping: threading.Event) -> float:
+        """Ask once, and make the pool what the answer says; return the seconds until next time."""
+        try:
+            found = self.source.find(stopping)
+            return self._take(found)
+        except SourceError as error:
+            if stopping.is_set():
+                return 0.0
+            self._fail(str(error))
+            self._complain("The instances of %r stay as they are: %s", error)
+            if error.again_in is not None:
+                return error.again_in
+        except Exception:
+            self._fail("it failed")
+            self._complain("The instances of %r stay as they are", traceback=True)
+        finally:
+            self.asked.set()
+        return pause(self._failures, self._random())
+
+    def _fail(self, why: str) -> None:
+        self._failures += 1
+        self._trouble = why
+
+    def _take(self, found: Found) -> float:
+        now, before = self._clock(), self._pool.instances
+        wanted = self._admitted(found.instances)
+        if not self._emptiness.believe(
+            known=bool(before), found=bool(wanted), certain=found.certain, now=now
+        ):
+            self._trouble = "it has no instances, which is not believed yet"
+            self._complain("The instances of %r stay as they are: its source has none at once")
+            self.source.close()  # else it might wait for longer than that
+            return min(max(found.again_in, 0.1), 1.0)
+        if wanted != before:
+            gone = self._pool.renew(wanted)
+            for instance in gone:
+                self._forget(instance.url)
+            came = len(wanted) - len(before) + len(gone)
+            LOG.info("%r: %d instances came, %d went", self.service, came, len(gone))
+        self._failures = 0
+        self._trouble = found.trouble
+        if not found.trouble:
+            self._heard = now
+            self._keep(wanted, now, wanted != before)
+        return found.again_in
+
+    def _admitted(self, instances: Sequence[Instance]) -> tuple[Instance, ...]:
+        admitted, self._refused = [], 0
+        for instance in instances:
+            try:
+                self._see(instance)
+                admitted.append(instance)
+            except ValueError as error:
+                self._refused += 1
+                self._complain("An instance of %r is not used: %s: %s", instance.address, error)
+        return tuple(admitted)
+
+    def _see(self, instance: Instance) -> None:
+        if self._check is None:
+            return
+        parts = urlsplit(instance.url)
+        if instance.scheme == "http+unix":
+            raise ValueError("a socket is no instance's that was found")
+        try:
+            address = ip_address(parts.hostname or "")
+        except ValueError:
+            return  # a name
+        self._check(address, parts.port or (443 if instance.scheme == "https" else 80))
+
+    def _keep(self, instances: Sequence[Instance], now: float, changed: bool) -> None:
+        if self._kept is None or not (changed or now >= self._keep_at):
+            return
+        self._keep_at = now + KEEP_EVERY
+        try:
+            self._kept.keep(instances)
+        except StoreError as error:
+            self._complain("The instances of %r can not be kept: %s", error)
+
+    def _complain(self, trouble: str, *args: object, traceback: bool = False) -> None:
+        now = self._clock()
+        if len(self._complained) > 100:
+            self._complained.clear()
+        if now - self._complained.get(trouble, float("-inf")) >= COMPLAIN:
+            self._complained[trouble] = now
+            LOG.warning(trouble, self.service, *args, exc_info=traceback)
+
+
+class Watcher:
+    """All the watches of a gateway. Nothing runs before :meth:`start`, in each worker for itself.
+
+    :param watches: They; one for each pool.
+    """
+
+    def __init__(self, watches: Iterable[Watch]) -> None:
+        self._watches = tuple(watches)
+        self._starting = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._stopping = threading.Event()
+        self._pid = os.getpid()
+
+    def start(self, wait: float = 2.0) -> None:
+        """Start this process's threads unless they run.
+
+        :param wait: The most seconds to wait until all sources have answered for the first time, so
+            that the first request finds instances.
+        """
+        if self._pid != os.getpid():  # what a thread of the parent held is nothing to this process
+            self._starting, self._threads, self._pid = threading.Lock(), [], os.getpid()
+        with self._starting:
+            if self._threads:
+                return
+            self._stopping = stopping = threading.Event()
+            for watch in self._watches:
+                watch.begin_anew()
+                name = f"wsgigate-discovery-{watch.service}"
+                thread = threading.Thread(
+                    target=_run, args=(watch, stopping), name=name, daemon=True
+                )
+                self._threads.append(thread)
+                thread.start()
+        until = time.monotonic() + wait
+        for watch in self._watches:
+            watch.asked.wait(max(0.0, until - time.monotonic()))
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """End this process's threads.
+
+        :param timeout: Seconds to wait for them; one that hangs is left behind.
+        """
+        with self._starting:
+            threads, self._threads = self._threads, []
+            if self._pid != os.getpid():
+                return
+            self._stopping.set()
+        until = time.monotonic() + timeout
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The names of the sources, by service."""
+        return {watch.service: watch.source.name for watch in self._watches}
+
+    def told(self) -> dict[str, dict[str, Any]]:
+        """Return how each source stands, by service."""
+        return {watch.service: watch.told() for watch in self._watches}
+
+
+def _run(watch: Watch, stopping: threading.Event) -> None:
+    try:
+        watch.recall()
+        while not stopping.is_set():
+            stopping.wait(min(watch.step(stopping), _LONGEST))
+    finally:
+        watch.source.close()
