@@ -22,19 +22,39 @@ from wsgigate import (
     CircuitRules,
     ConcurrencyLimiter,
     Cors,
+    FallbackRules,
+    Faults,
     Forwarder,
     Limiter,
     Logger,
+    Maintenance,
+    Mirror,
+    Pool,
     RequestId,
     RetryRules,
     SheddingRules,
+    Splitter,
+    StaleAnswers,
     wsgi,
 )
-from wsgigate.config import breakers, model, options, outliers, retries, shedders
+from wsgigate.config import (
+    balances,
+    breakers,
+    healths,
+    hedges,
+    model,
+    options,
+    outliers,
+    retries,
+    shaping,
+    shedders,
+)
 from wsgigate.config.kinds import Duration, Kind
-from wsgigate.config.tables import PLANNED, Either, ListOf, MapOf, Table
+from wsgigate.config.tables import Either, ListOf, MapOf, Table
 from wsgigate.config.uses import USES
+from wsgigate.proxy.stickiness import Stickiness
 from wsgigate.rules.health import HealthCheck
+from wsgigate.rules.hedge import HedgeRules
 from wsgigate.rules.outlier import OutlierRules
 
 FOLDER = Path(__file__).parent
@@ -42,7 +62,10 @@ FOLDER = Path(__file__).parent
 CONSTRUCTORS: dict[type[Any], Any] = {
     breakers.BreakerOptions: CircuitRules,
     breakers.ServiceBreaker: CircuitRules,
-    model.Health: HealthCheck,
+    healths.ServiceHealth: HealthCheck,
+    balances.Balance: Pool,
+    balances.ServiceSticky: Stickiness,
+    hedges.ServiceHedge: HedgeRules,
     model.Service: Forwarder,
     model.Route: Forwarder,
     options.AuthenticatorOptions: Authenticator,
@@ -54,6 +77,12 @@ CONSTRUCTORS: dict[type[Any], Any] = {
     options.RequestIdOptions: RequestId,
     outliers.ServiceOutlier: OutlierRules,
     retries.ServiceRetry: RetryRules,
+    shaping.FallbackTable: FallbackRules,
+    shaping.FaultOptions: Faults,
+    shaping.MaintenanceTable: Maintenance,
+    shaping.MirrorTable: Mirror,
+    shaping.SplitTable: Splitter,
+    shaping.StaleTable: StaleAnswers,
     shedders.ShedderOptions: SheddingRules,
 }
 """Whose defaults count where a key that is left out is not passed on."""
@@ -66,6 +95,10 @@ DEFAULTS = {
     "gateway.workers": "the number of CPUs",
     "gateway.via": "made from the name, the machine and the file",
     "concurrency-limiter.name": 'made from the route; ``"default"`` around everything',
+    "faults.abort_percent": "``0``",
+    "faults.abort_status": "``503``",
+    "faults.delay": "``0s``",
+    "faults.delay_percent": "``0``",
     "limiter.name": 'made from the route; ``"default"`` around everything',
     "logger.stream": '``"stdout"``',
     "services.NAME.instances": "none: this or ``discover`` is required",
@@ -79,10 +112,19 @@ DEFAULTS = {
     "services.NAME.balance.slow_start": "at once",
     "services.NAME.breaker.open_at_most": "a minute, or ``open_for`` if that is longer",
     "services.NAME.breaker.statuses": "``[500, 502, 503, 504]``",
+    "services.NAME.health.contains": "anything",
+    "services.NAME.health.statuses": "200 to 299",
     "services.NAME.retry.backoff_at_most": "ten times ``backoff``",
     "services.NAME.retry.budget": "``0.2``",
     "services.NAME.retry.budget_floor": "``3``",
     "services.NAME.retry.per_try_timeout": "the time there is in all",
+    "routes.fallback.content_type": "``text/plain; charset=utf-8``, or by the file's name",
+    "routes.fallback.reasons": "all of them",
+    "routes.fallback.status": "``503``",
+    "routes.mirror.methods": "all of them",
+    "services.NAME.fallback.content_type": "``text/plain; charset=utf-8``, or by the file's name",
+    "services.NAME.fallback.reasons": "all of them",
+    "services.NAME.fallback.status": "``503``",
     "routes.encoded_slash": "that of the gateway",
     "routes.forward_authorization": "``true``, unless identity fields tell who the caller is",
     "routes.listed": "worked out",
@@ -94,6 +136,7 @@ HEADINGS = {
     "gateway": "``[gateway]``",
     "store": "``[store]``",
     "admin": "``[admin]``",
+    "maintenance": "``[maintenance]``",
     "registry": "``[registry]``",
     "middleware": "``[[middleware]]``",
     "services": "``[services.NAME]``",
@@ -112,7 +155,6 @@ def reference() -> str:
             parts += _middlewares()
         elif isinstance(kind, MapOf):
             parts += _table(kind._item, f"{field.name}.NAME")
-            parts.append(f"Not supported by this version: {_words(sorted(PLANNED))}.\n")
         else:
             parts += _table(kind, field.name)
     return "\n".join(parts)
@@ -175,7 +217,7 @@ def _type(kind: Kind[Any]) -> str:
         return kind.expected
     first, second = kind._first, _type(kind._second)
     if isinstance(first, Table):
-        return f"{second}, or a table"
+        return second if isinstance(kind._second, Table) else f"{second}, or a table"
     if isinstance(first, ListOf) and "list" not in second:
         return f"{second}, or a list of them"
     return second

@@ -13,10 +13,16 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 GROUND = {
     "addresses",
+    "cookies",
+    "copied",
+    "errands",
     "credentials",
     "fields",
+    "fixed",
     "forwarding",
     "held",
+    "instead",
+    "kept_body",
     "leases",
     "limit_fields",
     "limit_keys",
@@ -39,11 +45,13 @@ ALLOWED: dict[str, set[str]] = {
     "bodies": GROUND | {"rules"},
     "store": {"rules", "store"},
     "denylist": {"rules", "store"},
+    "maintenance": {"rules", "store"},
     "circuits": {"rules", "store", "circuits"},
-    "middleware": GROUND | {"rules", "store", "circuits", "denylist"},
+    "middleware": GROUND | {"rules", "store", "circuits", "denylist", "maintenance"},
     "discovery": GROUND | {"rules", "bodies", "store", "discovery"},
     "proxy": GROUND | {"rules", "circuits", "discovery", "proxy"},
-    "admin": GROUND | {"rules", "bodies", "store", "circuits", "denylist", "discovery", "admin"},
+    "admin": GROUND
+    | {"rules", "bodies", "store", "circuits", "denylist", "discovery", "maintenance", "admin"},
     "gateway": GROUND | {"rules", "store", "discovery", "proxy"},
     "testing": GROUND | {"rules", "store", "testing"},
 }

@@ -63,9 +63,12 @@ def test_a_record_as_json():
 
 
 def test_what_is_not_always_there_comes_last():
-    record = PLAIN._replace(reason="over quota", error="OSError", aborted=True, subject="u1")
-    assert list(json.loads(JsonLines().line(record)).items())[-4:] == [
+    record = PLAIN._replace(
+        reason="over quota", error="OSError", aborted=True, subject="u1", shaped="split=b"
+    )
+    assert list(json.loads(JsonLines().line(record)).items())[-5:] == [
         ("subject", "u1"),
+        ("shaped", "split=b"),
         ("reason", "over quota"),
         ("error", "OSError"),
         ("aborted", True),
@@ -73,10 +76,12 @@ def test_what_is_not_always_there_comes_last():
 
 
 def test_a_record_as_text():
-    record = PLAIN._replace(service="users", subject="u1", aborted=True)
+    record = PLAIN._replace(
+        service="users", subject="u1", aborted=True, shaped="split=users fallback=stale"
+    )
     assert TextLines().line(record).decode() == (
         "2025-06-15T15:06:40.123Z 200      12.3ms      1234B 192.0.2.1       GET     /users/7"
-        " service=users subject=u1 request_id=r1 aborted\n"
+        ' service=users subject=u1 request_id=r1 shaped="split=users fallback=stale" aborted\n'
     )
 
 
@@ -98,7 +103,7 @@ def test_a_status_that_is_none(status):
 @pytest.mark.parametrize("value", HOSTILE)
 @pytest.mark.parametrize(
     "field", ["request_id", "client", "method", "target", "path", "route", "service", "instance",
-              "subject", "reason", "error"]
+              "subject", "reason", "error", "shaped"]
 )  # fmt: skip
 @pytest.mark.parametrize("make", [JsonLines, TextLines, lambda: TextLines("ascii", colour=True)])
 def test_no_value_can_forge_a_line(make, field, value):
@@ -205,10 +210,10 @@ def test_lost_records_are_a_line():
 texts = st.text(max_size=600)
 
 
-@given(st.lists(texts, min_size=11, max_size=11))
+@given(st.lists(texts, min_size=12, max_size=12))
 def test_any_record_is_one_line_of_valid_json(values):
     names = ("request_id", "client", "method", "target", "path", "route", "service", "instance",
-             "subject", "reason", "error")  # fmt: skip
+             "subject", "reason", "error", "shaped")  # fmt: skip
     record = PLAIN._replace(**dict(zip(names, values, strict=True)))
     line = JsonLines().line(record)
     assert line.isascii()

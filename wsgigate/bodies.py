@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 from wsgiref.types import WSGIEnvironment
 
-from wsgigate.problem import Refusal
+from wsgigate.problem import Problem, Refusal
 from wsgigate.rules.compact import TokenRejected, read_object
 from wsgigate.wsgi import BodyError
 
-__all__ = ["has_body", "json_body", "read_body"]
+__all__ = ["has_body", "json_body", "read_body", "wrong"]
 
 
 def has_body(environ: WSGIEnvironment) -> bool:
@@ -62,3 +62,8 @@ def read_body(environ: WSGIEnvironment, largest: int) -> bytes:
     if length and len(data) < wanted:
         raise Refusal.of(400, "The body could not be read to its end.")
     return data
+
+
+def wrong(detail: str, field: str = "") -> Refusal:
+    """Return a 400 that says what is wrong with a body, and which of its members is."""
+    return Refusal(Problem(400, detail, extensions={"field": field} if field else {}))

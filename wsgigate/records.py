@@ -47,6 +47,7 @@ class Record(NamedTuple):
     reason: str | None
     error: str | None
     aborted: bool
+    shaped: str | None = None
 
 
 class Lines(Protocol):
@@ -102,6 +103,8 @@ class JsonLines:
             f'"service":{_known(r.service, limit)},"instance":{_known(r.instance, limit)},'
             f'"subject":{_json(r.subject, limit)}'
         )
+        if r.shaped is not None:
+            line += f',"shaped":{_json(r.shaped, limit)}'
         if r.reason is not None:
             line += f',"reason":{_json(r.reason, limit)}'
         if r.error is not None:
@@ -157,6 +160,8 @@ class TextLines:
         ):
             if value is not None:
                 line += f" {name}={text(value)}"
+        if r.shaped is not None:
+            line += f" shaped={_words(_cut(r.shaped, limit))}"
         if r.reason is not None:
             line += f" reason={_words(_cut(r.reason, limit))}"
         return (line + (" aborted\n" if r.aborted else "\n")).encode(

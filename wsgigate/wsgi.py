@@ -65,6 +65,13 @@ INSTANCE = "wsgigate.instance"
 REASON = "wsgigate.reason"
 """``str``: why a request was refused, for the log only: it may say what a client must not know."""
 
+FAILURE = "wsgigate.failure"
+"""``str``: in which way the service gave no answer, as the ``error`` of a problem says it; set by
+Forwarder."""
+
+SHAPED = "wsgigate.shaped"
+"""``str``: what was done to the request on purpose, such as ``split=beta fallback=stale``."""
+
 TUNNELLED = "wsgigate.tunnelled"
 """``tuple[int, int]``: bytes from and to the client of a WebSocket; set by Forwarder at its end."""
 

@@ -237,7 +237,6 @@ def test_what_is_likely_not_meant_is_a_warning(text: str, path: str, said: str) 
         ("[[middleware]]\nuse = 'a b:c'", "middleware[0].use", "expected a factory such as"),
         ("[service.orders]", "service", 'did you mean "services"?'),
         ("[services.'a b']\ninstances = ['http://a']", 'services."a b"', "is not a service's name"),
-        ("[services.a]\nmax_in_flight = 3", "services.a.max_in_flight", "supported"),
         ("[services.a]\ndiscover = 'etcd:a'", "services.a.discover", 'is one of "registry"'),
         ("[gateway]\nworkers = 1979-05-27", "gateway.workers", "got a date or time"),
         (

@@ -19,11 +19,13 @@ from wsgigate.middleware.body_limit import BodyLimit
 from wsgigate.middleware.breaker import Breaker
 from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.cors import Cors
+from wsgigate.middleware.faults import Faults
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.middleware.logger import Logger
 from wsgigate.middleware.request_id import RequestId
 from wsgigate.middleware.shedder import Shedder
 from wsgigate.rules.circuit_rules import CircuitRules
+from wsgigate.rules.faults import FaultRules
 from wsgigate.rules.shedding import SheddingRules
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.toml"))
@@ -34,14 +36,15 @@ MADE = {
     "concurrency-limiter": ConcurrencyLimiter,
     "breaker": Breaker,
     "cors": Cors,
+    "faults": Faults,
     "limiter": Limiter,
     "logger": Logger,
     "request-id": RequestId,
     "shedder": Shedder,
 }
-RULES = {"breaker": CircuitRules, "shedder": SheddingRules}
+RULES = {"breaker": CircuitRules, "faults": FaultRules, "shedder": SheddingRules}
 NOT_IN_FILES = {"app", "refuse", "clock", "now", "mint", "store"}
-NOT_IN_FILES |= {"exceptions", "random", "sync_interval"}
+NOT_IN_FILES |= {"exceptions", "sleep", "random", "sync_interval"}
 ONLY_IN_FILES = {"secret_file", "public_key_file"}
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,7 +22,7 @@ from tests.config.test_build import wrong
 from wsgigate.config.build import build
 from wsgigate.config.load import parse
 from wsgigate.gateway import Gateway
-from wsgigate.testing.backend import Backend, reply
+from wsgigate.testing.backend import Backend, Received, reply
 from wsgigate.tokens import mint
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
@@ -181,6 +184,31 @@ def test_requests_and_health_checks_go_by_the_tls_settings_of_the_service(tmp_pa
         ("balance = 'best'", "services.a.balance", "two-choices"),
         ("balance = 'sticky'", "services.a.balance", "two-choices"),
         ("balance = { use = 'random', key = 'address' }", "services.a.balance.key", "alone"),
+        ("sticky = {}", "services.a.sticky.secret", "missing"),
+        ("sticky = { secret = 'short' }", "services.a.sticky.secret", "at least 16 bytes"),
+        (f"sticky = {{ secret = '{SECRET}', cookie = 'a b' }}", "services.a.sticky.cookie", "name"),
+        (f"sticky = {{ secret = '{SECRET}', path = 'a' }}", "services.a.sticky.path", "path"),
+        (
+            f"sticky = {{ secret = '{SECRET}', cookie = '__Host-a', path = '/a' }}",
+            "services.a.sticky.path",
+            "__Host-",
+        ),
+        (
+            f"sticky = {{ secret = '{SECRET}', max_age = '10ms' }}",
+            "services.a.sticky.max_age",
+            "one second",
+        ),
+        ("hedge = { after = 'p100' }", "services.a.hedge.after", "p95"),
+        ("hedge = { after = '2m' }", "services.a.hedge.after", "a minute"),
+        ("hedge = { after = true }", "services.a.hedge.after", "duration"),
+        ("hedge = { most = 9 }", "services.a.hedge.most", "from 1 to 5"),
+        (
+            f"hedge = {{}}\nsticky = {{ secret = '{SECRET}' }}",
+            "services.a.hedge",
+            "stay with an instance",
+        ),
+        ("max_in_flight = -1", "services.a.max_in_flight", "at least 0"),
+        ("instance_max_in_flight = 0", "services.a.instance_max_in_flight", "at least 1"),
         (
             "balance = { use = 'consistent-hash', key = 'colour' }",
             "services.a.balance.key",
@@ -216,3 +244,186 @@ def test_requests_of_one_key_go_to_one_instance_and_others_take_turns() -> None:
             gateway.close()
             counts = {len(one.requests), len(other.requests)}
             assert counts == ({3} if "robin" in balance else {0, 6})
+
+
+def test_an_instance_of_a_tier_that_is_none_is_told_at_its_key() -> None:
+    text = "[services.a]\ninstances = [{ url = 'http://a', tier = 16 }]"
+    assert "from 0 to 15" in dict(wrong(text))["services.a.instances[0].tier"]
+
+
+def test_clients_stay_where_the_file_says_and_no_service_sees_by_what() -> None:
+    with Backend(reply(b"one")) as one, Backend(reply(b"other")) as other:
+        text = f"""
+            [store]
+            url = "memory:"
+            [services.a]
+            instances = ["{one.url}", "{other.url}"]
+            balance = "round-robin"
+            sticky = {{ secret = "${{STICKY_SECRET}}", cookie = "stay", max_age = "1h" }}
+            [services.b]
+            instances = ["{other.url}"]
+            [[routes]]
+            path = "/a"
+            service = "a"
+            [[routes]]
+            path = "/b"
+            service = "b"
+        """
+        gateway = build(parse(text, environ={"STICKY_SECRET": SECRET}))
+        client = Client(gateway)
+        first = client.get("/a")
+        assert first.headers["Set-Cookie"].startswith("stay=")
+        assert "; Max-Age=3600; HttpOnly" in first.headers["Set-Cookie"]
+        assert {client.get("/a").text for _ in range(5)} == {first.text}
+        client.get("/b")
+        gateway.close()
+        for request in [*one.requests, *other.requests]:
+            assert request.values("Cookie") == []
+
+
+def test_a_tier_stands_by_where_the_file_says() -> None:
+    with Backend(reply(b"spare")) as spare:
+        text = f"""
+            [store]
+            url = "memory:"
+            [services.a]
+            instances = ["http://127.0.0.1:9", {{ url = "{spare.url}", tier = 1 }}]
+            retry = {{}}
+            [[routes]]
+            path = "/"
+            service = "a"
+        """
+        gateway = build(parse(text, environ={}))
+        assert {Client(gateway).get("/").text for _ in range(3)} == {"spare"}
+        gateway.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "services", "most"),
+    [
+        ("", 2, 3),
+        ("", 1, None),
+        ("max_in_flight = 4", 2, 4),
+        ("max_in_flight = 0", 2, None),
+        ("max_in_flight = 4", 1, 4),
+    ],
+)
+def test_no_service_holds_more_than_its_share_of_a_worker(
+    settings: str, services: int, most: int | None, backend: Backend
+) -> None:
+    opened = threading.Event()
+
+    def waits(connection: socket.socket, request: Received) -> None:
+        assert opened.wait(20)
+        connection.sendall(reply(b"late"))
+
+    backend.answers = [waits]
+    others = "".join(
+        f"[services.s{number}]\ninstances = ['http://127.0.0.1:9']\n"
+        for number in range(1, services)
+    )
+    text = f"""
+        [gateway]
+        threads = 7
+        [store]
+        url = "memory:"
+        [admin]
+        prefix = ""
+        [services.a]
+        instances = ["{backend.url}"]
+        {settings}
+        {others}
+        [[routes]]
+        path = "/a"
+        service = "a"
+    """
+    gateway = build(parse(text, environ={}))
+
+    def told() -> object:
+        return Client(gateway).get("/services").get_json()["services"][0].get("bulkhead")
+
+    said = {"inFlight": 0, "maxInFlight": most, "refused": 0}
+    assert told() == (said if most and settings else None)
+    with ThreadPoolExecutor(6) as threads:
+        waiting = [
+            threads.submit(lambda: Client(gateway).get("/a").status_code) for _ in range(most or 6)
+        ]
+        backend.wait_for_requests(most or 6)
+        if most:
+            assert Client(gateway).get("/a").status_code == 503
+            assert told() == {"inFlight": most, "maxInFlight": most, "refused": 1}
+        opened.set()
+        assert {each.result(20) for each in waiting} == {200}
+    gateway.close()
+
+
+def test_an_instance_is_given_no_more_than_it_may_have() -> None:
+    text = """
+        [store]
+        url = "memory:"
+        [services.a]
+        instances = ["http://127.0.0.1:9"]
+        instance_max_in_flight = 2
+    """
+    gateway = build(parse(text, environ={}))
+    assert gateway.pools["a"].instance_limit == 2
+    gateway.close()
+
+
+def test_the_answer_to_one_too_many_comes_at_once() -> None:
+    opened = threading.Event()
+
+    def slow(connection: socket.socket, _request: Received) -> None:
+        assert opened.wait(20)
+        connection.sendall(reply(b"late"))
+
+    with Backend(slow) as one, Backend(reply(b"well")) as other:
+        text = f"""
+            [gateway]
+            threads = 2
+            [store]
+            url = "memory:"
+            [services.a]
+            instances = ["{one.url}"]
+            [services.b]
+            instances = ["{other.url}"]
+            [[routes]]
+            path = "/a"
+            service = "a"
+            [[routes]]
+            path = "/b"
+            service = "b"
+        """
+        gateway = build(parse(text, environ={}))
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(lambda: Client(gateway).get("/a").text)
+            one.wait_for_requests(1)
+            refused = Client(gateway).get("/a")
+            assert refused.status_code == 503
+            assert refused.get_json()["error"] == "Too many requests in flight"
+            assert Client(gateway).get("/b").text == "well"
+            opened.set()
+            assert waiting.result(20) == "late"
+        gateway.close()
+
+
+@pytest.mark.parametrize("after", ['"10ms"', "0.01"])
+def test_a_slow_request_is_made_at_another_instance_where_the_file_says(after: str) -> None:
+    def silent(connection: socket.socket, _request: Received) -> bool:
+        return connection.recv(1) != b""
+
+    with Backend(silent) as slow, Backend(reply(b"fast")) as fast:
+        text = f"""
+            [store]
+            url = "memory:"
+            [services.a]
+            instances = ["{slow.url}", "{fast.url}"]
+            hedge = {{ after = {after} }}
+            [[routes]]
+            path = "/"
+            service = "a"
+        """
+        gateway = build(parse(text, environ={}))
+        assert {Client(gateway).get("/").text for _ in range(4)} == {"fast"}
+        gateway.close()
+        slow.wait_until_closed()

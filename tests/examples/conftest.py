@@ -1,4 +1,4 @@
-"""The shop's services, imported as gunicorn does: from inside of their folder."""
+"""The examples' programs, imported as those do who run them: from inside of their folder."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ SECRET = "tests-need-32-bytes-of-a-secret-too"
 
 
 @contextmanager
-def importing() -> Iterator[Callable[[str], ModuleType]]:
-    files = {str(file) for file in SHOP.glob("*.py")}
+def importing(folder: Path = SHOP) -> Iterator[Callable[[str], ModuleType]]:
+    files = {str(file) for file in folder.glob("*.py")}
     before = {
         name: sys.modules.pop(name)
         for name, module in list(sys.modules.items())
         if getattr(module, "__file__", None) in files
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(SHOP)
+        patch.syspath_prepend(folder)
         patch.setenv("JWT_SECRET", SECRET)
         yield import_module
     for name, module in list(sys.modules.items()):

@@ -20,15 +20,24 @@ from django.test import override_settings
 from django.urls import path
 from flask import Flask, Response, request, session
 
+from wsgigate.maintenance import MaintenanceSwitch
 from wsgigate.middleware.authenticator import Authenticator
 from wsgigate.middleware.body_limit import BodyLimit
 from wsgigate.middleware.client_address import ClientAddress
 from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.cors import Cors
+from wsgigate.middleware.fallback import Fallback
+from wsgigate.middleware.faults import Faults
 from wsgigate.middleware.guard import Guard
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.middleware.logger import Logger
+from wsgigate.middleware.maintenance import Maintenance
+from wsgigate.middleware.mirror import Mirror
 from wsgigate.middleware.request_id import RequestId
+from wsgigate.middleware.splitter import Splitter
+from wsgigate.middleware.stale import StaleAnswers
+from wsgigate.problem import Problem
+from wsgigate.rules.faults import FaultRules
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing.server import Server, new_environ
 from wsgigate.wsgi import CLAIMS
@@ -42,10 +51,16 @@ MIDDLEWARES: dict[str, Callable[[Any], Any]] = {
     "client_address": ClientAddress,
     "concurrency": lambda app: ConcurrencyLimiter(app, 1000, store=MemoryStore()),
     "cors": lambda app: Cors(app, origins=[ORIGIN]),
+    "fallback": lambda app: Fallback(app, Problem(503)),
+    "faults": lambda app: Faults(app, FaultRules(abort_percent=1e-9), enabled=True),
     "guard": Guard,
     "limiter": lambda app: Limiter(app, "1000 per minute", store=MemoryStore()),
     "logger": lambda app: Logger(app, stream=io.StringIO()),
+    "maintenance": lambda app: Maintenance(app, MaintenanceSwitch(MemoryStore())),
+    "mirror": lambda app: Mirror(app, Problem(503)),
     "request_id": RequestId,
+    "splitter": lambda app: Splitter({"one": (app, 1), "none": (Problem(500), 0)}),
+    "stale": StaleAnswers,
 }
 
 each = pytest.mark.parametrize("make", MIDDLEWARES.values(), ids=MIDDLEWARES)

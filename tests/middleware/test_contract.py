@@ -11,18 +11,27 @@ from typing import Any
 import jwt
 import pytest
 
+from wsgigate.maintenance import MaintenanceSwitch
 from wsgigate.middleware.authenticator import Authenticator
 from wsgigate.middleware.body_limit import BodyLimit
 from wsgigate.middleware.breaker import Breaker
 from wsgigate.middleware.client_address import ClientAddress
 from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.cors import Cors
+from wsgigate.middleware.fallback import Fallback
+from wsgigate.middleware.faults import Faults
 from wsgigate.middleware.guard import Guard
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.middleware.logger import Logger
+from wsgigate.middleware.maintenance import Maintenance
+from wsgigate.middleware.mirror import Mirror
 from wsgigate.middleware.request_id import RequestId
 from wsgigate.middleware.shedder import Shedder
+from wsgigate.middleware.splitter import Splitter
+from wsgigate.middleware.stale import StaleAnswers
+from wsgigate.problem import Problem
 from wsgigate.rules.circuit_rules import CircuitRules
+from wsgigate.rules.faults import FaultRules
 from wsgigate.rules.shedding import SheddingRules
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import check_middleware
@@ -50,11 +59,17 @@ MIDDLEWARES: list[tuple[str, Callable[[Any], Any], bool]] = [
     ("client_address", ClientAddress, True),
     ("concurrency", lambda app: ConcurrencyLimiter(app, 1000, store=MemoryStore()), False),
     ("cors", lambda app: Cors(app, origins=["https://app.example.com"]), True),
+    ("fallback", lambda app: Fallback(app, Problem(503)), True),
+    ("faults", lambda app: Faults(app, FaultRules(abort_percent=0.001), enabled=True), True),
     ("guard", Guard, False),
     ("limiter", lambda app: Limiter(app, "10000 per minute", store=MemoryStore()), True),
     ("logger", lambda app: Logger(app, stream=io.StringIO()), False),
+    ("maintenance", lambda app: Maintenance(app, MaintenanceSwitch(MemoryStore())), True),
+    ("mirror", lambda app: Mirror(app, Problem(503)), True),
     ("request_id", RequestId, True),
     ("shedder", lambda app: Shedder(app, SheddingRules(least=100)), False),
+    ("splitter", lambda app: Splitter({"one": (app, 1)}), True),
+    ("stale", StaleAnswers, True),
 ]
 
 

@@ -130,10 +130,13 @@ class Shaking(Contexts):
 
     def wrap_socket(self, plain: Any, server_hostname: str, **options: Any) -> Any:
         self.names.append(server_hostname)
-        assert options == {"suppress_ragged_eofs": False}
+        assert options == {"suppress_ragged_eofs": False, "do_handshake_on_connect": False}
+        plain.do_handshake = self._shake
+        return plain
+
+    def _shake(self) -> None:
         if self._end is not None:
             raise self._end
-        return plain
 
 
 @pytest.mark.parametrize(
@@ -165,6 +168,26 @@ def test_a_handshake_has_the_time_that_connecting_left(
     dialer("https://x", True, None, Shaking(None), clock)(109.0)
     assert sockets.timeouts == [9.0, left]
     assert sockets.closed() == [False]
+
+
+@pytest.mark.parametrize("origin", ["http://x", "https://x", "http+unix://x"])
+def test_a_socket_is_told_of_before_it_waits_for_anything(
+    origin: str, clock: FakeClock, use: Use
+) -> None:
+    """So that whoever does not want it any more can shut it down."""
+    sockets = use(None)
+    told: list[Any] = []
+    dialled = dialer(origin, True, None, Shaking(None), clock)(109.0, told.append)
+    assert told == [dialled] * (2 if origin == "https://x" else 1)
+    assert sockets.closed() == [False]
+
+
+def test_nothing_is_dialled_for_nobody(clock: FakeClock, use: Use) -> None:
+    for origin, count in (("http://x", 2), ("http+unix://x", 1)):
+        sockets = use(None, addresses=(HERE, THERE))
+        with pytest.raises(NotConnected, match="nobody waits"):
+            dialer(origin, True, None, Contexts(), clock)(109.0, lambda _: False)
+        assert sockets.closed() == [True] * count
 
 
 def test_the_dot_of_the_root_is_no_part_of_the_name_in_a_certificate(

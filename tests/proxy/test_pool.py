@@ -14,6 +14,7 @@ from wsgigate.discovery import Instance
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.rules.balance import LeastLatency
+from wsgigate.rules.outlier import OutlierRules
 from wsgigate.testing import FakeClock
 from wsgigate.testing.backend import Backend, reply
 
@@ -220,6 +221,52 @@ def test_an_instance_that_has_become_well_begins_with_less() -> None:
     assert shares[0] == 10
     assert shares == sorted(shares)
     assert 50 <= shares[3] <= 60
+
+
+def test_a_tier_helps_out_as_far_as_the_one_before_it_fails() -> None:
+    tiers = [Instance(url, tier=at // 2) for at, url in enumerate([*URLS, "http://127.0.0.1:3004"])]
+    users = Pool("users", tiers, random=random.Random(4).random)
+    assert picked(users) == {URLS[0], URLS[1]}
+    users.mark(URLS[0], False)
+    counts = Counter(turns(users, 2_000))
+    assert counts["1"] == 0
+    assert 1_300 < counts["2"] < 1_500  # 1.4 times the half of it that is well
+    assert counts["3"] + counts["4"] == 2_000 - counts["2"]
+    users.mark(URLS[1], False)
+    assert set(turns(users, 100)) == {"3", "4"}
+    users.mark(URLS[0], True)
+    users.mark(URLS[1], True)
+    assert set(turns(users, 100)) == {"1", "2"}
+
+
+def test_a_tier_that_stands_by_takes_what_the_first_one_has_failed() -> None:
+    users = Pool("users", [Instance(URLS[0]), Instance(URLS[1], tier=1)])
+    first = users.pick()
+    assert first is not None
+    assert first.instance.url == URLS[0]
+    second = users.pick(avoid=[first.member])
+    assert second is not None
+    assert second.instance.url == URLS[1]
+    third = users.pick(avoid=[first.member, second.member])
+    assert third is not None
+    assert third.instance.url == URLS[0]
+
+
+def test_a_tier_is_used_by_real_requests_when_nobody_before_it_answers() -> None:
+    with Backend() as one, Backend(reply(b"spare")) as spare:
+        rules = OutlierRules(consecutive_failures=2, most_ejected=1.0)
+        tiers = [Instance(one.url), Instance(spare.url, tier=3)]
+        client = Client(Forwarder(Pool("users", tiers, outlier=rules)))
+        assert client.get("/").data == b"ok"
+        one.answers = [reply(b"", status="500 No")]
+        assert [client.get("/").status_code for _ in range(4)] == [500, 500, 200, 200]
+        assert len(spare.requests) == 2
+
+
+def test_a_tier_that_is_none_is_refused() -> None:
+    for tier in (-1, 16):
+        with pytest.raises(ValueError, match="tier is 0 to 15"):
+            Instance(URLS[0], tier=tier)
 
 
 @pytest.mark.parametrize(

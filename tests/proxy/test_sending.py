@@ -159,9 +159,9 @@ class Recorded(Adapter):
         pool, taken = super()._pool(*key), self.taken
 
         class Taking:
-            def take(self, now: float, until: float, *, fresh: bool = False) -> Connection:
+            def take(self, now: float, until: float, *, fresh: bool, holds: Any) -> Connection:
                 taken.append((round(until - now, 3), fresh))
-                return pool.take(now, until, fresh=fresh)
+                return pool.take(now, until, fresh=fresh, holds=holds)
 
         return Taking()  # type: ignore[return-value]
 

@@ -13,10 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsgigate.rules.balance import POLICIES
-from wsgigate.rules.balance.available import Available, Standing, available, slow_start
+from wsgigate.rules.balance.available import slow_start
 from wsgigate.rules.balance.hashing import ConsistentHash
 from wsgigate.rules.balance.pairs import LeastLatency, Random, TwoChoices
-from wsgigate.rules.balance.sticky import Sticky, StickyValues
 from wsgigate.rules.balance.turns import RoundRobin, SmoothWeighted
 from wsgigate.testing import Script
 
@@ -28,16 +27,12 @@ class Server:
     in_flight: int = 0
 
 
-VALUES = StickyValues(b"a secret of the tests", "orders")
-
-
 def servers(count: int, *weights: float) -> list[Server]:
     return [Server(f"http://10.0.0.{n}:8000", (weights or (1.0,) * count)[n]) for n in range(count)]
 
 
 def made(name: str, seed: int = 7) -> Any:
-    options = {"values": VALUES} if name == "sticky" else {}
-    return POLICIES[name](random.Random(seed).random, **options)
+    return POLICIES[name](random.Random(seed).random)
 
 
 def picked(policy: Any, times: int, **options: Any) -> Counter[str]:
@@ -102,7 +97,7 @@ def test_whoever_comes_and_goes_only_those_there_are_picked(name: str) -> None:
                 member.weight = chance.choice([0.25, 1.0, 3.0])
                 member.in_flight = chance.randint(0, 9)
             policy.renew(there)
-            for key in (None, "a", "b", VALUES.sign(everybody[0].name)):
+            for key in (None, "a", "b", everybody[0].name):
                 avoid = chance.sample(everybody, chance.randint(0, 6))
                 member = policy.pick(key, avoid=avoid, now=100.0)
                 assert member in there
@@ -419,113 +414,6 @@ def test_a_hot_key_goes_to_the_next_in_its_order_and_comes_back() -> None:
 def test_a_bound_that_is_none_is_refused(bound: float) -> None:
     with pytest.raises(ValueError, match="bound is above 1 and at most 1000"):
         ConsistentHash(random.random, bound=bound)
-
-
-# -- sticky ----------------------------------------------------------------------------------------
-
-
-def sticky(members: list[Server], draining: list[Server] | None = None) -> Sticky[Server]:
-    policy: Sticky[Server] = Sticky(random.Random(2).random, values=VALUES)
-    policy.renew(members, draining or [])
-    return policy
-
-
-def test_a_client_stays_where_its_cookie_says() -> None:
-    members = servers(4)
-    policy = sticky(members)
-    for member in members:
-        member.in_flight = 99
-        assert all(policy.pick(VALUES.sign(member.name)) is member for _ in range(50))
-        member.in_flight = 0
-
-
-def test_one_that_drains_keeps_its_clients_and_gets_no_others() -> None:
-    members = servers(3)
-    policy = sticky(members[:2], draining=members[2:])
-    assert policy.pick(VALUES.sign(members[2].name)) is members[2]
-    assert set(picked(policy, 500)) == {members[0].name, members[1].name}
-
-
-def test_whose_instance_is_gone_or_has_failed_goes_elsewhere() -> None:
-    members = servers(3)
-    policy = sticky(members[:2])
-    assert policy.pick(VALUES.sign(members[2].name)) in members[:2]
-    assert policy.pick(VALUES.sign(members[0].name), avoid=[members[0]]) is members[1]
-
-
-@pytest.mark.parametrize(
-    "forge",
-    [
-        lambda value: "",
-        lambda value: value[:-1],
-        lambda value: value + "A",
-        lambda value: value[:-1] + ("A" if value[-1] != "A" else "B"),
-        lambda value: value[:8],
-        lambda value: value.lower(),
-        lambda value: "http://10.0.0.1:8000",
-        lambda value: "\udcff" * 24,
-        lambda value: StickyValues(b"another secret of the tests", "orders").sign(NAME),
-        lambda value: StickyValues(b"a secret of the tests", "users").sign(NAME),
-    ],
-)
-def test_a_value_that_was_not_signed_for_this_is_nothing(forge: Any) -> None:
-    value = VALUES.sign(NAME)
-    assert VALUES.verify(value, NAME)
-    assert not VALUES.verify(forge(value), NAME)
-    policy = sticky(servers(4))
-    assert len(picked(policy, 300, key=forge(value))) == 4
-
-
-NAME = servers(2)[1].name
-
-
-def test_the_value_tells_nothing_of_the_instance() -> None:
-    value = VALUES.sign(NAME)
-    assert len(value) == 24
-    assert "10.0" not in value
-    assert value != StickyValues(b"a secret of the test", "sorders").sign(NAME)
-
-
-def test_a_secret_that_can_be_guessed_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 16 bytes"):
-        StickyValues(b"secret", "orders")
-
-
-# -- who is there at all ---------------------------------------------------------------------------
-
-WELL, ILL, DRAINED = Standing(), Standing(well=False), Standing(weight=0)
-SPARE, ILL_SPARE = Standing(tier=1), Standing(well=False, tier=1)
-
-
-@pytest.mark.parametrize(
-    ("standings", "panic", "found"),
-    [
-        ((), 0.5, Available((), False)),
-        ((WELL, WELL), 0.5, Available((0, 1), False)),
-        ((WELL, ILL), 0.5, Available((0,), False)),
-        ((WELL, ILL, ILL), 0.5, Available((0, 1, 2), True)),
-        ((WELL, ILL, ILL), 0.3, Available((0,), False)),
-        ((WELL, ILL, ILL), 0, Available((0,), False)),
-        ((ILL, ILL), 0.5, Available((0, 1), True)),
-        ((ILL, ILL), 0, Available((), False)),
-        ((WELL, ILL), 1, Available((0, 1), True)),
-        ((DRAINED, WELL), 0.5, Available((1,), False)),
-        ((DRAINED, ILL), 0.5, Available((1,), True)),
-        ((DRAINED, DRAINED), 0.5, Available((), False)),
-        ((WELL, DRAINED, DRAINED), 1, Available((0,), False)),
-        ((WELL, SPARE), 0.5, Available((0,), False)),
-        ((ILL, SPARE), 0.5, Available((1,), False)),
-        ((WELL, ILL, ILL, SPARE), 0.5, Available((3,), False)),
-        ((WELL, ILL, ILL, ILL_SPARE), 0.5, Available((0, 1, 2), True)),
-        ((ILL, ILL_SPARE, ILL_SPARE), 0.5, Available((0,), True)),
-        ((ILL, ILL_SPARE, Standing(tier=7)), 0.5, Available((2,), False)),
-        ((DRAINED, SPARE), 0.5, Available((1,), False)),
-    ],
-)
-def test_who_takes_requests(
-    standings: tuple[Standing, ...], panic: float, found: Available
-) -> None:
-    assert available(standings, panic) == found
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from wsgiref.types import WSGIApplication, WSGIEnvironment
 
 from wsgigate.admin.access import require_token
 from wsgigate.admin.documents import json_app
-from wsgigate.bodies import json_body
+from wsgigate.bodies import json_body, wrong
 from wsgigate.denylist import DenyList
 from wsgigate.problem import Problem, Refusal, Refuse, answer_with
 from wsgigate.rules.compact import MAX_LENGTH
@@ -75,26 +75,22 @@ def deny_route(
     )
 
 
-def _wrong(detail: str, field: str = "") -> Refusal:
-    return Refusal(Problem(400, detail, extensions={"field": field} if field else {}))
-
-
 def _denied(
     deny_list: DenyList, body: dict[str, Any], now: Callable[[], float]
 ) -> tuple[str, float]:
     """Do what *body* asks for; return what was denied, and until when."""
     kinds = [kind for kind in _FIELDS if kind in body]
     if len(kinds) != 1:
-        raise _wrong("token, jti, sub: exactly one of them says what is denied.")
+        raise wrong("token, jti, sub: exactly one of them says what is denied.")
     [kind] = kinds
     for field in body:
         if field != kind and field not in _FIELDS[kind]:
-            raise _wrong(f"{field[:64]!a}: there is no such field beside {kind}.", field[:64])
+            raise wrong(f"{field[:64]!a}: there is no such field beside {kind}.", field[:64])
     named = body[kind]
     if not isinstance(named, str):
-        raise _wrong(f"{kind}: a text.", kind)
+        raise wrong(f"{kind}: a text.", kind)
     if kind != "token" and "until" not in body:
-        raise _wrong("until: is missing, the Unix time at which the last of them ends.", "until")
+        raise wrong("until: is missing, the Unix time at which the last of them ends.", "until")
     try:
         if kind == "token":
             until = deny_list.deny_token(named, body.get("until"))
@@ -103,5 +99,5 @@ def _denied(
         else:
             until = deny_list.deny_subject(named, body.get("before", now()), body["until"])
     except ValueError as error:
-        raise _wrong(f"{error}.", str(error).partition(":")[0]) from None
+        raise wrong(f"{error}.", str(error).partition(":")[0]) from None
     return kind, until

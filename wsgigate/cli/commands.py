@@ -129,8 +129,10 @@ def _row(entry: Entry, built: Built) -> tuple[str, str, str, str, str]:
         source = watcher.sources.get(table.service) if watcher is not None else None
         instances = ", ".join(each.url for each in built.gateway.pools[table.service].instances)
         to = f"{table.service} -> {source or instances}"
-        if entry.strip_prefix or table.add_prefix:
-            to += f" ({entry.strip_prefix or '/'} becomes {table.add_prefix or '/'})"
+    elif table.services:
+        to = ", ".join(f"{share.service} ({share.weight:g})" for share in table.services)
+    if table.app is None and (entry.strip_prefix or table.add_prefix):
+        to += f" ({entry.strip_prefix or '/'} becomes {table.add_prefix or '/'})"
     below = "" if table.exact else "/..." if route.path != "/" else "..."
     return (
         ",".join(table.methods) or "any",

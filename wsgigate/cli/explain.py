@@ -98,16 +98,24 @@ def _explained(environ: dict[str, Any], built: Built, config: Config) -> int:
     if entry is None:
         _line("app", "the gateway itself")
         return 0
-    if entry.table.service is None:
+    if entry.table.app is not None:
         _line("app", str(entry.table.app))
         return 0
-    return _forwarded(environ, entry, built)
+    weights = {share.service: share.weight for share in entry.table.services}
+    for name in weights or [str(entry.table.service)]:
+        share = f"   (weight {weights[name]:g})" if weights else ""
+        if code := _forwarded(environ, entry, built, name, share):
+            return code
+    _shaped(entry, config)
+    return 0
 
 
-def _forwarded(environ: dict[str, Any], entry: Entry, built: Built) -> int:
-    _line("service", str(entry.table.service))
+def _forwarded(
+    environ: dict[str, Any], entry: Entry, built: Built, service: str, share: str
+) -> int:
+    _line("service", service + share)
     maker = RequestMaker(strip_prefix=entry.strip_prefix, add_prefix=entry.table.add_prefix)
-    service, watcher = str(entry.table.service), built.gateway.watcher
+    watcher = built.gateway.watcher
     instances: tuple[Instance, ...] = built.gateway.pools[service].instances
     if watcher is not None and service in watcher.sources:
         _line("found by", watcher.sources[service])
@@ -119,6 +127,25 @@ def _forwarded(environ: dict[str, Any], entry: Entry, built: Built) -> int:
             return _refused(error.problem.status, str(error))
         _line("upstream", f"{request.method} {request.url}")
     return 0
+
+
+def _shaped(entry: Entry, config: Config) -> None:
+    """Tell who else may get to see the request."""
+    table = entry.table
+    names = [share.service for share in table.services] or [table.service or ""]
+    fallbacks = [config.services[name].fallback for name in names]
+    for fallback in [table.fallback] if table.fallback else fallbacks:
+        if fallback is not None:
+            ways = {
+                "stale": "earlier answers" if fallback.stale else None,
+                "service": fallback.service,
+                "app": fallback.app,
+                "file": fallback.file,
+                "body": None if fallback.body is None else "a fixed answer",
+            }
+            _line("fallback", ", then ".join(way for way in ways.values() if way))
+    if table.mirror is not None:
+        _line("mirror", table.mirror.service)
 
 
 def _named(entry: Middleware) -> str:

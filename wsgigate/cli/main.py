@@ -71,6 +71,17 @@ examples:
   wsgigate deny gateway.toml --sub ann --last 1h
 """
 
+MAINTENANCE = """\
+Take the gateway, a service or a route out of service, and back. All workers answer its requests
+with 503 within a second; the gateway's own endpoints go on. The file needs [maintenance]."""
+
+MAINTENANCE_EXAMPLES = """\
+examples:
+
+  wsgigate maintenance gateway.toml on --for 30m --message "Back at noon."
+  wsgigate maintenance gateway.toml off
+"""
+
 REGISTRY = """\
 Serve the registry alone, until a signal ends it: services register with it, send heartbeats and
 leave; gateways and others ask it who is there. Whoever registers presents the token that the
@@ -185,6 +196,18 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--sub", metavar="SUBJECT", help="deny all that this subject has until now")
     deny.add_argument(
         "--last", metavar="TIME", help="for how long the last of these tokens is good, such as 1h"
+    )
+    switch = command("maintenance", "maintenance:maintenance", MAINTENANCE, MAINTENANCE_EXAMPLES)
+    _file(switch)
+    switch.add_argument("what", choices=("on", "off", "status"), help="what to do")
+    which = switch.add_mutually_exclusive_group()
+    which.add_argument("--service", metavar="NAME", help="this service alone")
+    which.add_argument("--route", metavar="NAME", help="this route alone")
+    switch.add_argument(
+        "--for", dest="lasts", metavar="TIME", help="when it ends by itself, such as 30m"
+    )
+    switch.add_argument(
+        "--message", metavar="TEXT", default="", help="what clients are told, one sentence"
     )
     register_arguments.add(
         command("register", "register:register", register_arguments.ABOUT, register_arguments.END)

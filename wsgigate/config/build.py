@@ -18,6 +18,7 @@ from typing import NamedTuple
 from wsgiref.types import WSGIApplication
 
 from wsgigate.config.certificate import check_certificate
+from wsgigate.config.ends import Ends
 from wsgigate.config.errors import ConfigError, Errors
 from wsgigate.config.imports import import_app
 from wsgigate.config.load import Reading, read_file
@@ -30,12 +31,14 @@ from wsgigate.config.stack import Stacker, leading_loggers, policy_name
 from wsgigate.discovery.registry import Registry
 from wsgigate.gateway import Gateway
 from wsgigate.integrations.self_check import checked_at_first_request
+from wsgigate.maintenance import MaintenanceSwitch
 from wsgigate.middleware.client_address import ClientAddress
 from wsgigate.middleware.guard import Guard
 from wsgigate.middleware.request_id import RequestId
 from wsgigate.problem import Refuse, answer_with
 from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.proxy.request import RequestMaker
+from wsgigate.rules.maintenance import GATEWAY
 from wsgigate.rules.routing import Route
 from wsgigate.store import NETWORKED, Store, StoreError, open_store
 from wsgigate.store.memory import MemoryStore
@@ -148,7 +151,9 @@ class _Builder:
     def built(self) -> Built:
         gateway, services = self._config.gateway, self._services
         health = services.checker()
-        routes = Routes(self._config, services, self._stacker, self._errors)
+        switch = MaintenanceSwitch(self._store, name=policy_name(gateway.name))
+        ends = Ends(self._config, services, switch, self._folder, self._errors)
+        routes = Routes(self._config, ends, self._stacker, self._errors)
         described = [entry.route for entry in routes.entries]
         own = own_routes(
             self._config,
@@ -157,14 +162,15 @@ class _Builder:
             described,
             self._errors,
             self._stacker.deny_list,
+            switch,
             store=self._store,
             started=self._started,
         )
+        fallback = self._fallback()
+        if fallback is not None:
+            fallback = ends.maintained(fallback, GATEWAY)
         dispatcher = routes.dispatcher(
-            own,
-            registry=self._registry_routes(),
-            fallback=self._fallback(),
-            identity=self._identity,
+            own, registry=self._registry_routes(), fallback=fallback, identity=self._identity
         )
         made = Gateway(
             self._around(dispatcher),
@@ -187,6 +193,7 @@ class _Builder:
             ],
             closing=[
                 *self._stacker.closing,
+                *ends.closing,
                 *(sessions.close for sessions in services.sessions.values()),
             ],
         )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from wsgigate.config.errors import Errors, at, shown
 from wsgigate.config.middlewares import Middleware
 from wsgigate.config.model import Config, Gateway, Route, Weighted
 from wsgigate.config.options import ConcurrencyOptions, LimiterOptions
 from wsgigate.config.registry import is_loopback
-from wsgigate.config.tables import suggestion
+from wsgigate.config.shaping import FaultOptions, check_fallback, check_service
 from wsgigate.store import NETWORKED
 
 __all__ = ["check_across"]
@@ -20,6 +20,8 @@ _OF_SERVICES = (
     "websocket",
 )
 
+_WAYS = ("service", "services", "app")
+
 Warnings = list[tuple[str, str]]
 
 
@@ -29,6 +31,7 @@ def check_across(config: Config, errors: Errors, warnings: Warnings) -> None:
     for index, route in enumerate(config.routes):
         _check_route(route, at("routes", index), config, errors)
     _check_services(config, errors, warnings)
+    _check_faults(config, warnings)
     _check_registry(config, errors)
     _check_keys(config.middleware, (), "middleware", errors)
     for index, route in enumerate(config.routes):
@@ -78,18 +81,16 @@ def _check_route(route: Route, path: str, config: Config, errors: Errors) -> Non
         or errors.under(at(path, "paths"))
     ):
         errors.add(path, "needs a path, or several paths")
-    if route.service is not None and route.app is not None:
-        errors.add(path, "service and app: a route is served by one of them")
+    ways = [key for key in _WAYS if getattr(route, key)]
+    if len(ways) > 1:
+        errors.add(path, f"{' and '.join(ways)}: a route is served by one of them")
     elif route.app is not None:
         for key in _OF_SERVICES:
             if getattr(route, key):
                 errors.add(at(path, key), "is for routes to a service, not to an app")
-    elif route.service is None:
-        if not (errors.under(at(path, "service")) or errors.under(at(path, "app"))):
-            errors.add(path, "needs a service or an app that serves it")
-    elif route.service not in config.services and not errors.under(at("services", route.service)):
-        near = suggestion(route.service, list(config.services))
-        errors.add(at(path, "service"), f"there is no service {shown(route.service)}{near}")
+    elif not ways and not any(errors.under(at(path, key)) for key in _WAYS):
+        errors.add(path, "needs a service or an app that serves it")
+    _check_shaping(route, path, config, errors)
     if isinstance(route.strip_prefix, str):
         for pattern in route.paths or ((route.path,) if route.path else ()):
             if not _begins(pattern, route.strip_prefix):
@@ -97,6 +98,26 @@ def _check_route(route: Route, path: str, config: Config, errors: Errors) -> Non
                     at(path, "strip_prefix"),
                     f"the path {shown(pattern)} does not begin with {shown(route.strip_prefix)}",
                 )
+
+
+def _check_shaping(route: Route, path: str, config: Config, errors: Errors) -> None:
+    check_service(route.service, at(path, "service"), config.services, errors)
+    names = [share.service for share in route.services]
+    for index, name in enumerate(names):
+        where = at(at(at(path, "services"), index), "service")
+        check_service(name, where, config.services, errors)
+        if name is not None and name in names[:index]:
+            errors.add(where, f"{shown(name)} is in the list already")
+    weightless = names and not any(share.weight for share in route.services)
+    if weightless and not errors.under(at(path, "services")):
+        errors.add(at(path, "services"), "one of them needs a weight above 0")
+    if route.split is not None and not names:
+        errors.add(at(path, "split"), "is for a route with services, of which it chooses")
+    if route.fallback is not None:
+        check_fallback(route.fallback, at(path, "fallback"), config.services, errors)
+    if route.mirror is not None:
+        where = at(at(path, "mirror"), "service")
+        check_service(route.mirror.service, where, config.services, errors)
 
 
 def _begins(pattern: str, prefix: str) -> bool:
@@ -109,6 +130,16 @@ def _begins(pattern: str, prefix: str) -> bool:
 
 def _any(segment: str) -> bool:
     return segment == "*" or segment.startswith("{")
+
+
+def _services_of(route: Route) -> Iterator[str | None]:
+    """Yield the services that requests of *route* may get to."""
+    yield route.service
+    yield from (share.service for share in route.services)
+    if route.fallback is not None:
+        yield route.fallback.service
+    if route.mirror is not None:
+        yield route.mirror.service
 
 
 def _check_registry(config: Config, errors: Errors) -> None:
@@ -125,11 +156,14 @@ def _check_registry(config: Config, errors: Errors) -> None:
 
 
 def _check_services(config: Config, errors: Errors, warnings: Warnings) -> None:
-    routed = {route.service for route in config.routes}
+    routed = {name for route in config.routes for name in _services_of(route)}
+    routed |= {each.fallback.service for each in config.services.values() if each.fallback}
     for name, service in config.services.items():
         path = at("services", name)
         if name not in routed:
             warnings.append((path, "no route leads to it"))
+        if service.fallback is not None:
+            check_fallback(service.fallback, at(path, "fallback"), config.services, errors)
         if service.tls is not None:
             if service.tls.ca is not None and not service.tls.verify:
                 errors.add(at(path, "tls"), "verify = false makes ca useless; drop one of them")
@@ -138,6 +172,19 @@ def _check_services(config: Config, errors: Errors, warnings: Warnings) -> None:
                 warnings.append((at(path, "tls"), "none of its instances is https://"))
         if service.tls is not None and not service.tls.verify:
             warnings.append((at(at(path, "tls"), "verify"), "anybody can pose as this service"))
+
+
+def _check_faults(config: Config, warnings: Warnings) -> None:
+    lists = [("middleware", config.middleware)]
+    for index, route in enumerate(config.routes):
+        lists.append((at(at("routes", index), "middleware"), route.middleware))
+    for path, entries in lists:
+        for index, entry in enumerate(entries):
+            options = entry.options
+            if not isinstance(options, FaultOptions):
+                continue
+            if options.enabled and not config.gateway.fault_injection:
+                warnings.append((at(path, index), "does nothing: gateway.fault_injection is off"))
 
 
 def _check_keys(

@@ -11,16 +11,10 @@ from typing import Literal
 from wsgigate.addresses import AddressList
 from wsgigate.config.kinds import Choice, Duration, Flag, Integer, Secret, Text
 from wsgigate.config.middlewares import Middleware, MiddlewareEntry
-from wsgigate.config.model_services import (
-    FieldChanges,
-    Health,
-    Route,
-    ServerTls,
-    Service,
-    Tls,
-    Weighted,
-)
+from wsgigate.config.model_routes import FieldChanges, Route
+from wsgigate.config.model_services import ServerTls, Service, Tls, Weighted
 from wsgigate.config.registry import RegistryTable
+from wsgigate.config.shaping import MaintenanceTable
 from wsgigate.config.tables import ListOf, MapOf, Table, setting, table
 from wsgigate.config.texts import Bind, Checked, ImportPath
 from wsgigate.rules.hosts import host_pattern
@@ -30,7 +24,6 @@ __all__ = [
     "Config",
     "FieldChanges",
     "Gateway",
-    "Health",
     "RegistryTable",
     "Route",
     "ServerTls",
@@ -137,6 +130,9 @@ class Gateway:
     fallback: str | None = setting(
         ImportPath("a WSGI application"), "The app that serves what no route matches.", default=None
     )
+    fault_injection: bool = setting(
+        Flag(), 'Whether the middlewares "faults" that are enabled do anything.', default=False
+    )
 
 
 @table
@@ -184,6 +180,11 @@ class Config:
         Table(StoreTable, name="Store"), "What workers share.", default_factory=StoreTable
     )
     admin: Admin | None = setting(Table(Admin), "The gateway's own endpoints.", default=None)
+    maintenance: MaintenanceTable | None = setting(
+        Table(MaintenanceTable, name="Maintenance"),
+        "What can be taken out of service; without this table nothing can.",
+        default=None,
+    )
     registry: RegistryTable | None = setting(
         Table(RegistryTable, name="Registry"), "Where services register.", default=None
     )

@@ -1,48 +1,34 @@
-"""The shape of the file's services and routes. No behaviour.
+"""The shape of the file's services. No behaviour.
 
 A key that may be left out and whose default is a constructor's is None here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
-
+from wsgigate.config.balances import POLICY, Balance, ServiceSticky
 from wsgigate.config.breakers import ServiceBreaker
 from wsgigate.config.discovers import Discover, Discovered
-from wsgigate.config.kinds import Choice, Duration, Flag, Integer, Text
-from wsgigate.config.middlewares import Middleware, MiddlewareEntry
+from wsgigate.config.healths import HEALTH, ServiceHealth, TcpHealth
+from wsgigate.config.hedges import ServiceHedge
+from wsgigate.config.kinds import Duration, Flag, Integer, Text
 from wsgigate.config.outliers import ServiceOutlier
 from wsgigate.config.retries import ServiceRetry
-from wsgigate.config.tables import Either, ListOf, MapOf, Table, setting, table
-from wsgigate.config.texts import ImportPath, PathPattern, Url
-from wsgigate.rules.balance import POLICIES
+from wsgigate.config.shaping import FallbackTable
+from wsgigate.config.tables import Either, ListOf, Table, setting, table
+from wsgigate.config.texts import Url
 
 __all__ = [
     "Balance",
-    "FieldChanges",
-    "Health",
-    "Route",
     "ServerTls",
     "Service",
+    "ServiceSticky",
     "Tls",
-    "WebSockets",
     "Weighted",
 ]
-
-_ONE_LINE = r"[^\x00-\x1f\x7f]+"
-_SLASHES = Choice("reject", "keep")
-
-
-_POLICY = Choice(*(name for name in POLICIES if name != "sticky"))
 
 
 def _is_table(value: object) -> bool:
     return isinstance(value, dict)
-
-
-def _is_flag(value: object) -> bool:
-    return isinstance(value, bool)
 
 
 @table
@@ -53,20 +39,10 @@ class Weighted:
     weight: int = setting(
         Integer(0, 65535), "Its share relative to the others; 0 drains it.", default=1
     )
-
-
-@table
-class Health:
-    """How a service is asked whether it is well."""
-
-    path: str = setting(Text('a path such as "/health"', pattern=r"/.*"), "What is asked for.")
-    interval: float | None = setting(Duration(), "How often.", default=None)
-    timeout: float | None = setting(Duration(), "How long an answer may take.", default=None)
-    healthy_after: int | None = setting(
-        Integer(1, 100), "Good answers until an instance is used again.", default=None
-    )
-    unhealthy_after: int | None = setting(
-        Integer(1, 100), "Bad answers until an instance is left out.", default=None
+    tier: int = setting(
+        Integer(0, 15),
+        "Whose turn it is: 0 first, the next ones as far as those before fail.",
+        default=0,
     )
 
 
@@ -98,29 +74,12 @@ class ServerTls:
 
 
 @table
-class Balance:
-    """Who of a service's instances takes the next request."""
-
-    use: str = setting(_POLICY, "The policy.", default="two-choices")
-    key: str | None = setting(
-        Text('"address", "subject", "header:NAME", "cookie:NAME", "claim:NAME" or "path:NAME"'),
-        "What tells requests that belong together, for consistent-hash; the address unless said.",
-        default=None,
-    )
-    slow_start: float | None = setting(
-        Duration(zero=True),
-        "In which time an instance that has become well gets all of its share.",
-        default=None,
-    )
-
-
-@table
 class Service:
     """A backend application: its instances, and how they are talked to."""
 
     instances: tuple[Weighted | str, ...] = setting(
         ListOf(Either(_is_table, Table(Weighted, name="Instance"), Url()), least=1),
-        'Where it runs: "http://10.0.0.5:8000", or { url = "...", weight = 2 }.',
+        'Where it runs: "http://10.0.0.5:8000", or { url = "...", weight = 2, tier = 1 }.',
         default=(),
     )
     discover: Discover | str | None = setting(
@@ -131,11 +90,27 @@ class Service:
     routes: tuple[str, ...] = setting(
         ListOf(Text()), "The paths it has, for people to read in /services.", default=()
     )
-    health: Health | None = setting(Table(Health), "How its health is checked.", default=None)
+    health: ServiceHealth | TcpHealth | None = setting(
+        HEALTH, "How its health is checked.", default=None
+    )
     balance: Balance | str | None = setting(
-        Either(_is_table, Table(Balance), _POLICY),
+        Either(_is_table, Table(Balance), POLICY),
         "Who of them takes the next request; two-choices unless said.",
         default=None,
+    )
+    sticky: ServiceSticky | None = setting(
+        Table(ServiceSticky),
+        "How clients stay with an instance, by a signed cookie; they do not unless said.",
+        default=None,
+    )
+    max_in_flight: int | None = setting(
+        Integer(0),
+        "How many of its requests a worker serves at a time, 0 for any; half of gateway.threads "
+        "where there are several services, any where it is the only one.",
+        default=None,
+    )
+    instance_max_in_flight: int | None = setting(
+        Integer(1), "How many requests a worker gives to one instance at a time.", default=None
     )
     breaker: ServiceBreaker | None = setting(
         Table(ServiceBreaker),
@@ -152,6 +127,17 @@ class Service:
         "When a request is made once more; {} for the defaults, never unless said.",
         default=None,
     )
+    hedge: ServiceHedge | None = setting(
+        Table(ServiceHedge),
+        "When a request that only reads is made at a second instance before the first has answered;"
+        " {} for the defaults, never unless said.",
+        default=None,
+    )
+    fallback: FallbackTable | None = setting(
+        Table(FallbackTable, name="Fallback"),
+        "What is answered when it fails, on routes that do not say.",
+        default=None,
+    )
     timeout: float | None = setting(
         Duration(), "How long until the answer begins; caps the next two.", default=None
     )
@@ -164,118 +150,4 @@ class Service:
     tls: Tls | None = setting(Table(Tls), "How certificates are verified.", default=None)
     preserve_host: bool | None = setting(
         Flag(), "Send the client's Host instead of the instance's own.", default=None
-    )
-
-
-@table
-class FieldChanges:
-    """What becomes of header fields: removed first, then set, then added."""
-
-    set: Mapping[str, str] = setting(
-        MapOf(Text()), "Fields that replace what was there.", default_factory=dict
-    )
-    add: Mapping[str, str] = setting(
-        MapOf(Text()), "Fields that come beside what was there.", default_factory=dict
-    )
-    remove: tuple[str, ...] = setting(ListOf(Text()), "Fields that are dropped.", default=())
-
-
-@table
-class WebSockets:
-    """What the WebSockets of a route may take."""
-
-    idle_timeout: float | None = setting(
-        Duration(), "How long one may be silent; 60 s unless said.", default=None
-    )
-
-
-@table
-class Route:
-    """Which requests go to which service, or to which WSGI application."""
-
-    path: str | None = setting(
-        PathPattern(),
-        'This path and all below it; "{name}" is one segment with a name, "*" any one segment.',
-        default=None,
-    )
-    paths: tuple[str, ...] = setting(
-        ListOf(PathPattern(), least=1), "Several paths, all served alike.", default=()
-    )
-    host: str = setting(
-        Text(),
-        'The host asked for: "api.example.com" or "*.example.com"; any unless said.',
-        default="",
-    )
-    methods: tuple[str, ...] = setting(
-        ListOf(Text('a method such as "GET"', pattern="[A-Za-z][A-Za-z-]*")),
-        "The methods it takes; all unless said.",
-        default=(),
-    )
-    exact: bool = setting(Flag(), "Match the path alone, nothing below it.", default=False)
-    priority: int = setting(
-        Integer(-1_000_000, 1_000_000), "A higher one is asked first.", default=0
-    )
-    name: str = setting(
-        Text("a name of one line", pattern=_ONE_LINE),
-        "What logs call it; its path unless said.",
-        default="",
-    )
-    summary: str = setting(Text(), "One line for people.", default="")
-    listed: tuple[str, ...] | None = setting(
-        ListOf(Text()),
-        "How it stands in the 404's list of routes; worked out unless said, [] hides it.",
-        default=None,
-    )
-    service: str | None = setting(Text(), "The service that serves it.", default=None)
-    app: str | None = setting(
-        ImportPath("a WSGI application"),
-        "The WSGI app that serves it, in this process.",
-        default=None,
-    )
-    strip_prefix: bool | str = setting(
-        Either(
-            _is_flag, Flag(), Text('true, false or a path such as "/api"', pattern=r"(?:/[^/?#]+)+")
-        ),
-        "What is cut off the path: true for the route's own, or a path.",
-        default=False,
-    )
-    add_prefix: str = setting(
-        Text('a path such as "/v1"', pattern=r"(?:/[^/?#]+)+"),
-        "What is put before the path, after cutting.",
-        default="",
-    )
-    encoded_slash: Literal["reject", "keep"] | None = setting(
-        _SLASHES, "What becomes of %2F in the path.", default=None
-    )
-    request_fields: FieldChanges | None = setting(
-        Table(FieldChanges), "Changes to the request's fields.", default=None
-    )
-    response_fields: FieldChanges | None = setting(
-        Table(FieldChanges), "Changes to the response's fields.", default=None
-    )
-    preserve_host: bool | None = setting(
-        Flag(), "Send the client's Host instead of the instance's own.", default=None
-    )
-    rewrite_location: bool | None = setting(
-        Flag(), "Whether redirects to the instance are led back to the gateway.", default=None
-    )
-    rewrite_cookies: bool | None = setting(
-        Flag(),
-        "Whether the paths of a service's cookies are brought back to what clients see.",
-        default=None,
-    )
-    websocket: bool | WebSockets = setting(
-        Either(_is_flag, Flag(), Table(WebSockets)),
-        "Whether requests that ask for it become WebSockets.",
-        default=False,
-    )
-    forward_authorization: bool | None = setting(
-        Flag(),
-        "Whether the service gets the Authorization field too; not when identity fields are set.",
-        default=None,
-    )
-    middleware: tuple[Middleware, ...] = setting(
-        ListOf(MiddlewareEntry()),
-        "The middlewares of this route alone, outermost first.",
-        default=(),
     )

@@ -11,12 +11,15 @@ from wsgigate.admin.circuits import circuit_routes, circuit_statuses
 from wsgigate.admin.denial import deny_route
 from wsgigate.admin.endpoints import Facts, ServiceFacts, routes
 from wsgigate.admin.info import describe_features, describe_routes
+from wsgigate.admin.maintenance import maintenance_routes
+from wsgigate.config.ends import scopes_of
 from wsgigate.config.errors import Errors
 from wsgigate.config.model import Config
 from wsgigate.config.options import AuthenticatorOptions
 from wsgigate.config.services import Services
 from wsgigate.denylist import DenyList
 from wsgigate.discovery.health import HealthChecker
+from wsgigate.maintenance import MaintenanceSwitch
 from wsgigate.problem import Problem
 from wsgigate.rules.routing import Route
 from wsgigate.store import Store, StoreError, usage
@@ -31,6 +34,7 @@ def own_routes(
     others: Sequence[Route[WSGIApplication]],
     errors: Errors,
     deny_list: DenyList,
+    switch: MaintenanceSwitch,
     *,
     store: Store,
     started: float,
@@ -40,6 +44,7 @@ def own_routes(
     :param others: The routes of the file, which ``/info`` tells.
     :param errors: Where it is told what can not be made.
     :param deny_list: The tokens that are denied, for the authenticators that ask.
+    :param switch: What is out of service, where anything can be.
     :param store: How full it is, ``/health`` tells.
     :param started: Since when the gateway serves, in seconds since 1970.
     """
@@ -56,7 +61,13 @@ def own_routes(
         gateway.version,
         _port(gateway.bind),
         {
-            name: ServiceFacts(pool, config.services[name].routes, pool.ejected, found.get(name))
+            name: ServiceFacts(
+                pool,
+                config.services[name].routes,
+                pool.ejected,
+                services.bulkhead_of(name),
+                found.get(name),
+            )
             for name, pool in services.pools.items()
         },
         describe_routes(others, prefix=admin.prefix, given=admin.routes),
@@ -89,6 +100,8 @@ def own_routes(
     )
     if denies and own and not errors.under("admin.token"):
         own.append(deny_route(deny_list, admin.prefix, token))
+    if config.maintenance is not None and own and not errors.under("admin.token"):
+        own += maintenance_routes(switch, scopes_of(config), admin.prefix, token=token)
     return own
 
 

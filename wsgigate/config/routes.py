@@ -8,16 +8,16 @@ from functools import partial
 from typing import NamedTuple, TypeAlias
 from wsgiref.types import WSGIApplication
 
+from wsgigate.config.ends import Ends
 from wsgigate.config.errors import Errors, at
-from wsgigate.config.imports import import_app
 from wsgigate.config.middlewares import Middleware
 from wsgigate.config.model import Config
 from wsgigate.config.model import Route as RouteTable
 from wsgigate.config.options import AuthenticatorOptions
-from wsgigate.config.services import Services
 from wsgigate.config.stack import OnlyMethods, Stacker, answers_preflights, policy_name
 from wsgigate.problem import Problem
 from wsgigate.proxy.dispatcher import Dispatcher
+from wsgigate.rules.maintenance import GATEWAY
 from wsgigate.rules.routing import Route, RouteConflict, listing
 
 __all__ = ["Entry", "Routes"]
@@ -46,16 +46,15 @@ class Entry(NamedTuple):
 class Routes:
     """The routes of a gateway.
 
-    :param stacker: Puts their apps into their middlewares.
+    :param ends: Makes what stands at their ends.
+    :param stacker: Puts that into their middlewares.
     :param errors: Where it is told what can not be made.
     """
 
-    def __init__(
-        self, config: Config, services: Services, stacker: Stacker, errors: Errors
-    ) -> None:
+    def __init__(self, config: Config, ends: Ends, stacker: Stacker, errors: Errors) -> None:
         self.entries: list[Entry] = []
         self._config = config
-        self._services = services
+        self._ends = ends
         self._stacker = stacker
         self._errors = errors
         self._with_options = {
@@ -114,20 +113,15 @@ class Routes:
                 self.entries.append(Entry(where, table, prefix, route))
 
     def _app(self, table: RouteTable, prefix: str, path: str) -> App:
-        app: App | None
-        if table.app is not None:
-            app = self._errors.tried(at(path, "app"), partial(import_app, table.app))
-        else:
-            app = self._services.forwarder(table, prefix, path)
+        app = self._ends.end(table, prefix, path)
         return _ABSENT if app is None else app
 
     def _wrapped(self, app: App, table: RouteTable, path: str) -> App:
         if _answers_for_options(table):
             app = OnlyMethods(app, _upper(table.methods))
         name = table.name or next(iter(_patterns(table)), "")
-        return self._stacker.around(
-            app, table.middleware, at(path, "middleware"), policy_name(name)
-        )
+        app = self._stacker.around(app, table.middleware, at(path, "middleware"), policy_name(name))
+        return self._ends.maintained(app, GATEWAY, f"route:{name}") if name else app
 
     def _route(self, table: RouteTable, pattern: str, app: App) -> Route[App]:
         route = Route(

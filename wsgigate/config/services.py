@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from wsgigate.circuits import Circuit
+from wsgigate.config.balances import balance_of, stickiness
 from wsgigate.config.breakers import circuit_rules
 from wsgigate.config.discovers import OPTIONS, discovery, server_name, source_of
 from wsgigate.config.errors import Errors, at
+from wsgigate.config.healths import health_check
+from wsgigate.config.hedges import ServiceHedge, hedge_rules
 from wsgigate.config.model import Config, FieldChanges, Route, Service, Weighted
-from wsgigate.config.model_services import Balance
 from wsgigate.config.outliers import outlier_rules
 from wsgigate.config.registry import own_places
 from wsgigate.config.retries import retry_budget, retry_rules
@@ -21,22 +23,23 @@ from wsgigate.discovery import Instance
 from wsgigate.discovery.destinations import PRIVATE, Destinations
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.discovery.kept import Kept
-from wsgigate.discovery.probe import HttpProbe
 from wsgigate.discovery.registry import Registry
 from wsgigate.discovery.sources import Source
 from wsgigate.discovery.sources.own import OwnRegistry
 from wsgigate.discovery.watcher import Watch, Watcher
 from wsgigate.fields import FieldRules
-from wsgigate.limit_keys import key_of
+from wsgigate.proxy.bulkhead import Bulkhead
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
+from wsgigate.proxy.prober import Manner, Prober
 from wsgigate.proxy.service import Resilience
 from wsgigate.proxy.transport import Sessions, gateway_session
 from wsgigate.proxy.tunnel import Tunnels
 from wsgigate.proxy.upgrade import WebSocketLimits
 from wsgigate.rules.health import HealthCheck
+from wsgigate.rules.hedge import HedgeRules
+from wsgigate.rules.shedding import share_of_threads
 from wsgigate.store import Store
-from wsgigate.wsgi import Key
 
 __all__ = ["Services"]
 
@@ -73,13 +76,20 @@ class Services:
         self.checks: dict[str, HealthCheck] = {}
         self.sessions: dict[str, Sessions] = {}
         self.circuits: list[Circuit] = []
+        self.bulkheads: dict[str, Bulkhead] = {}
         self.watches: list[Watch] = []
         self._store = store
         self._name = name
         gateway = config.gateway
         most = max(1, gateway.threads // 2) if gateway.websockets is None else gateway.websockets
         self.tunnels = Tunnels(most)
+        self._threads = gateway.threads
+        self._asked_for = {
+            name for name, each in config.services.items() if each.max_in_flight is not None
+        }
+        self._several = len(config.services) > 1  # else there is nobody to be kept from
         self._common: dict[str, dict[str, Any]] = {}
+        self._manners: dict[str, Manner] = {}
         self._own = own_places(gateway.bind)
         self._gateway = {"via": via, "identity": dict(identity)}
         self._folder = folder
@@ -91,20 +101,30 @@ class Services:
 
     def _add(self, name: str, service: Service, path: str) -> None:
         instances = [
-            Instance(item.url, item.weight) if isinstance(item, Weighted) else Instance(item)
+            Instance(item.url, item.weight, item.tier)
+            if isinstance(item, Weighted)
+            else Instance(item)
             for item in service.instances
         ]
         tried = self._errors.tried
-        balance = tried(at(path, "balance"), lambda: _balance(service), keys=["key"])
+        balance = tried(at(path, "balance"), lambda: balance_of(service.balance), keys=["key"])
         outlier = service.outlier
         if outlier is not None and balance is not None:
             balance["outlier"] = tried(at(path, "outlier"), lambda: outlier_rules(outlier))
+        sticky = service.sticky
+        if sticky is not None and balance is not None:
+            balance["sticky"] = tried(
+                at(path, "sticky"),
+                lambda: stickiness(name, sticky),
+                keys=["secret", "cookie", "max_age", "path"],
+            )
+        if service.instance_max_in_flight is not None and balance is not None:
+            balance["instance_limit"] = service.instance_max_in_flight
         pool = tried(at(path, "instances"), lambda: Pool(name, instances, **(balance or {})))
         verify = tried(at(path, "tls"), lambda: self._verify(service), keys=["ca"])
         health = service.health
         if health is not None:
-            settings = given(health, without=("path",))
-            check = tried(at(path, "health"), lambda: HealthCheck(health.path, **settings))
+            check = tried(at(path, "health"), lambda: health_check(health))
             if check is not None:
                 self.checks[name] = check
         resilience = tried(at(path, "breaker"), lambda: self._resilience(name, service, path))
@@ -112,7 +132,9 @@ class Services:
             self.checks.pop(name, None)
             return
         place = at(path, "discover")
-        sessions = tried(place, lambda: self._sessions(service, pool), keys=OPTIONS)
+        sessions = tried(place, lambda: self._sessions(service, pool, verify), keys=OPTIONS)
+        if sessions is None:
+            self.checks.pop(name, None)
         self.pools[name] = pool
         self.sessions[name] = sessions or Sessions()
         self._common[name] = {
@@ -122,15 +144,18 @@ class Services:
             "resilience": resilience,
         }
 
-    def _sessions(self, service: Service, pool: Pool) -> Sessions:
+    def _sessions(self, service: Service, pool: Pool, verify: bool | str) -> Sessions:
         """Return where connections to the instances come from; have those found that are sought."""
         name = None if service.tls is None else service.tls.server_name
         if service.discover is None:
+            self._manners[pool.service] = Manner(verify, name)
             return Sessions(partial(gateway_session, server_name=name))
         options = discovery(service.discover)
         source = source_of(options, pool.service, self._folder, self._own_registry)
         check = Destinations(options.allowed_networks or PRIVATE, self._own).check
-        make = partial(gateway_session, check=check, server_name=name or server_name(options))
+        name = name or server_name(options)
+        self._manners[pool.service] = Manner(verify, name, check)
+        make = partial(gateway_session, check=check, server_name=name)
         sessions = Sessions(make)
         kept = Kept(self._store, f"instances/{self._name}/{pool.service}", source.name)
         self.watches.append(Watch(pool, source, check=check, forget=sessions.forget, kept=kept))
@@ -164,7 +189,21 @@ class Services:
         if retry is not None:
             rules = self._errors.tried(at(path, "retry"), lambda: retry_rules(retry))
             settings |= {"retry": rules, "budget": retry_budget(retry)}
+        hedge = service.hedge
+        if hedge is not None:
+            settings["hedge"] = self._errors.tried(
+                at(path, "hedge"), lambda: _hedge(service, hedge), keys=["after", "most"]
+            )
+        if self._max_in_flight(service):
+            settings["bulkhead"] = Bulkhead(self._max_in_flight(service))
+            self.bulkheads[name] = settings["bulkhead"]
         return Resilience(**settings)
+
+    def _max_in_flight(self, service: Service) -> int:
+        """Return how many requests of *service* a worker serves at a time, 0 for any."""
+        if service.max_in_flight is not None:
+            return service.max_in_flight
+        return share_of_threads(self._threads) if self._several else 0
 
     def _verify(self, service: Service) -> bool | str:
         tls = service.tls
@@ -175,11 +214,23 @@ class Services:
             raise ValueError(f"ca: there is no {authorities}")
         return str(authorities)
 
+    def bulkhead_of(self, name: str) -> Callable[[], dict[str, int]]:
+        """Return what tells how full the bulkhead of a service is.
+
+        One that nobody asked for is told once it has refused a request.
+        """
+        bulkhead = self.bulkheads.get(name)
+        if bulkhead is None:
+            return dict
+        if name in self._asked_for:
+            return bulkhead.status
+        return lambda: bulkhead.status() if bulkhead.refused else {}
+
     def checker(self) -> HealthChecker:
         """Return what checks the health of the services, not started."""
-        probes = {name: HttpProbe(verify=self._common[name]["verify"]) for name in self.checks}
+        prober = Prober({name: self._manners[name] for name in self.checks})
         prefix = f"health/{self._name}/"
-        return HealthChecker(self.pools, self.checks, self._store, probes=probes, prefix=prefix)
+        return HealthChecker(self.pools, self.checks, self._store, prober, prefix=prefix)
 
     def forwarder(self, route: Route, strip_prefix: str, path: str) -> Forwarder | None:
         """Return the app that forwards the requests of *route*, None when it can not be made.
@@ -198,12 +249,17 @@ class Services:
             **given(route, only=FORWARDING),
             "strip_prefix": strip_prefix,
             "add_prefix": route.add_prefix,
+            "hidden_cookies": self._cookies(),
             "request_fields": request,
             "response_fields": response,
             "websocket": self._websocket(route),
             "tunnels": self.tunnels,
         }
         return self._errors.tried(path, lambda: Forwarder(pool, **settings))
+
+    def _cookies(self) -> list[str]:
+        """Return the cookies of all services: a client may send those of one to any other."""
+        return [pool.sticky.cookie for pool in self.pools.values() if pool.sticky is not None]
 
     @staticmethod
     def _websocket(route: Route) -> bool | WebSocketLimits:
@@ -221,21 +277,7 @@ class Services:
         )
 
 
-def _balance(service: Service) -> dict[str, Any]:
-    """Return what a pool is told of how requests are spread."""
-    balance = service.balance
-    if not isinstance(balance, Balance):
-        balance = Balance() if balance is None else Balance(use=balance)
-    told = given(balance, only=("slow_start",))
-    if balance.use == "consistent-hash":
-        told["key"] = _key(balance.key or "address")
-    elif balance.key is not None:
-        raise ValueError("key: is for consistent-hash alone")
-    return {"balance": balance.use, **told}
-
-
-def _key(name: str) -> Key:
-    try:
-        return key_of(name)
-    except ValueError as error:
-        raise ValueError(f"key: {error}") from None
+def _hedge(service: Service, hedge: ServiceHedge) -> HedgeRules:
+    if service.sticky is not None:
+        raise ValueError("is not for a service whose clients stay with an instance (sticky)")
+    return hedge_rules(hedge)

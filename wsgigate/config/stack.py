@@ -38,6 +38,7 @@ class Stacker:
         """One for all, so that what the gateway is told to deny holds at once where it was told."""
         self._store = store
         self._folder = folder
+        self._faults = config.gateway.fault_injection
         self._errors = errors
         self._named: dict[tuple[str, str], tuple[str, _Named]] = {}
         self._unnamed: dict[str, str] = {}
@@ -68,7 +69,9 @@ class Stacker:
             where = at(path, index)
             if index in without or self._errors.under(where) or entry.options is None:
                 continue
-            surroundings = Surroundings(self._store, named[index], self._folder, self.deny_list)
+            surroundings = Surroundings(
+                self._store, named[index], self._folder, self.deny_list, self._faults
+            )
             made = self._errors.tried(
                 where, partial(wrap, app, entry, surroundings), keys=entry.keys
             )

@@ -18,9 +18,6 @@ __all__ = ["Either", "ListOf", "MapOf", "Table", "given", "setting", "suggestion
 T = TypeVar("T")
 K = TypeVar("K")
 
-PLANNED = frozenset({"max_in_flight"})
-"""Keys of services that are known to come, so that nobody searches for a mistake of spelling."""
-
 
 def setting(kind: Kind[Any], doc: str, **default: Any) -> Any:
     """Describe one key of a table, as the field of its dataclass.
@@ -209,8 +206,6 @@ def suggestion(word: str, known: list[str]) -> str:
 
 
 def _unknown(key: str, known: list[str]) -> str:
-    if key in PLANNED:
-        return "is not supported by this version of wsgigate"
     return "is not a known key" + (suggestion(key, known) or f"; known are {', '.join(known)}")
 
 

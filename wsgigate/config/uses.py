@@ -21,6 +21,7 @@ from wsgigate.config.options import (
     LoggerOptions,
     RequestIdOptions,
 )
+from wsgigate.config.shaping import FaultOptions, fault_rules
 from wsgigate.config.shedders import ShedderOptions, shedding_rules
 from wsgigate.config.tables import given
 from wsgigate.denylist import DenyList
@@ -30,6 +31,7 @@ from wsgigate.middleware.body_limit import BodyLimit
 from wsgigate.middleware.breaker import Breaker
 from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.cors import Cors
+from wsgigate.middleware.faults import Faults
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.middleware.logger import Logger
 from wsgigate.middleware.request_id import RequestId
@@ -48,12 +50,14 @@ class Surroundings(NamedTuple):
     :ivar name: What a limiter or breaker is called that has no name; unique in the gateway.
     :ivar folder: Where relative file names start.
     :ivar deny_list: The tokens that are denied, for those who ask.
+    :ivar faults: Whether requests may be spoiled on purpose.
     """
 
     store: Store
     name: str
     folder: Path
     deny_list: DenyList
+    faults: bool = False
 
 
 Build: TypeAlias = Callable[[App, Any, Surroundings], App]
@@ -188,12 +192,20 @@ def _cors(app: App, options: CorsOptions, around: Surroundings) -> App:
     return Cors(app, **arguments)
 
 
+def _faults(app: App, options: FaultOptions, around: Surroundings) -> App:
+    arguments = given(options, only=("when", "max_delayed"))
+    enabled = options.enabled and around.faults
+    made = Faults(app, fault_rules(options), enabled=enabled, **arguments)
+    return made if enabled else app
+
+
 USES: dict[str, Use] = {
     "authenticator": Use(AuthenticatorOptions, _authenticator),
     "body-limit": Use(BodyLimitOptions, _body_limit),
     "breaker": Use(BreakerOptions, _breaker),
     "concurrency-limiter": Use(ConcurrencyOptions, _concurrency),
     "cors": Use(CorsOptions, _cors),
+    "faults": Use(FaultOptions, _faults),
     "limiter": Use(LimiterOptions, _limiter),
     "logger": Use(LoggerOptions, _logger),
     "request-id": Use(RequestIdOptions, _request_id),

@@ -12,9 +12,10 @@ from urllib.parse import quote, unquote, urlsplit
 if TYPE_CHECKING:
     from wsgigate.discovery.registration import Registration
 
-__all__ = ["Instance", "Registration"]
+__all__ = ["LAST_TIER", "Instance", "Registration"]
 
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?\.?")
+LAST_TIER = 15
 _MOST_SOCKET_PATH = 107  # what the kernel takes
 
 
@@ -25,6 +26,7 @@ class Instance:
     :param url: ``http://HOST[:PORT]`` or ``https://HOST[:PORT]``, nothing behind it; or
         ``http+unix://%2Frun%2Fapp.sock``, with the absolute path of a socket percent-encoded.
     :param weight: Its share of the traffic relative to its siblings; 0 drains it.
+    :param tier: Whose turn it is: 0 first, the next ones as far as those before fail; up to 15.
     :ivar scheme: ``http``, ``https`` or ``http+unix``.
     :ivar authority: ``HOST[:PORT]`` as a ``Host`` field has it: lower case, without a default port;
         ``localhost`` behind a socket.
@@ -35,6 +37,7 @@ class Instance:
 
     url: str
     weight: int = 1
+    tier: int = 0
     scheme: str = field(init=False, repr=False, compare=False)
     authority: str = field(init=False, repr=False, compare=False)
     origin: str = field(init=False, repr=False, compare=False)
@@ -51,6 +54,8 @@ class Instance:
             raise ValueError(f"an instance's URL starts with http:// or https://, not {self.url!r}")
         if self.weight < 0:
             raise ValueError(f"a weight is 0 or more, got {self.weight}")
+        if not 0 <= self.tier <= LAST_TIER:
+            raise ValueError(f"a tier is 0 to {LAST_TIER}, got {self.tier}")
         if parts.path not in ("", "/") or parts.query or parts.fragment:
             raise ValueError(
                 f"an instance's URL ends after the port, not as {self.url!r}; "

@@ -51,7 +51,7 @@ class Kept:
             source, at, listed = json.loads(raw)
             if source != self._source:
                 return None
-            instances = tuple(Instance(url, weight) for url, weight in listed)
+            instances = tuple(Instance(*each) for each in listed)
             return Recalled(instances, max(0.0, now - at))
         except (ValueError, TypeError):
             return None
@@ -62,7 +62,7 @@ class Kept:
         :raises StoreError: The store failed.
         """
         old, now = self._store.get(self._key)
-        listed = [[instance.url, instance.weight] for instance in instances]
+        listed = [[each.url, each.weight, each.tier] for each in instances]
         new = json.dumps([self._source, now, listed], separators=(",", ":")).encode()
         if len(new) <= VALUE_BYTES:
             self._store.swap(self._key, old, new, _DAY)  # who was faster knows as much

@@ -226,7 +226,7 @@ def serve(
     :raises ValueError: It asks for what granian can not give.
     """
     path = os.path.abspath(path)
-    config = _bound(load(path), bind)
+    config = _told(load(path), bind, threads)
     check(config)
     check_certificate(config, path)
     build(config, path=path).close()
@@ -241,7 +241,7 @@ def serve(
         uds=Path(place.removeprefix("unix:")) if place.startswith("unix:") else None,
         interface=Interfaces.WSGI,
         workers=workers or gateway.workers or os.cpu_count() or 1,
-        blocking_threads=threads or gateway.threads,
+        blocking_threads=gateway.threads,
         backpressure=1024,
         http1_settings=HTTP1Settings(
             header_read_timeout=int(HEAD_TIMEOUT * 1000), max_buffer_size=LONGEST_HEAD
@@ -257,13 +257,13 @@ def serve(
         reload=reload,
         reload_paths=[Path(path).parent] if reload else None,
     )
-    server.serve(target_loader=partial(_load, path, bind, config), wrap_loader=False)
+    server.serve(target_loader=partial(_load, path, bind, threads, config), wrap_loader=False)
 
 
-def _load(path: str, bind: str | None, before: Config) -> WSGIApplication:
+def _load(path: str, bind: str | None, threads: int | None, before: Config) -> WSGIApplication:
     """Return what a new worker serves: the file as it is now, or as it was *before*."""
     try:
-        config = _bound(load(path), bind)
+        config = _told(load(path), bind, threads)
         check(config)
         gateway = build(config, path=path)
     except (ConfigError, ValueError) as error:
@@ -279,7 +279,8 @@ def _started(gateway: Gateway) -> WSGIApplication:
     return Told(gateway, os.environ.items())
 
 
-def _bound(config: Config, bind: str | None) -> Config:
-    if bind is None:
-        return config
-    return replace(config, gateway=replace(config.gateway, bind=bind))
+def _told(config: Config, bind: str | None, threads: int | None) -> Config:
+    """Return *config* with what was told beside the file."""
+    gateway = config.gateway
+    gateway = replace(gateway, bind=bind or gateway.bind, threads=threads or gateway.threads)
+    return replace(config, gateway=gateway)

@@ -48,7 +48,9 @@ _good: _Good | None = None
 _started = time.time()
 
 
-def settings(path: str | None = None, *, bind: str | None = None) -> dict[str, Any]:
+def settings(
+    path: str | None = None, *, bind: str | None = None, threads: int | None = None
+) -> dict[str, Any]:
     """Return gunicorn's settings for the gateway that the file at *path* describes.
 
     Called by the master at its start and at every reload. What is set here, and why:
@@ -65,10 +67,11 @@ def settings(path: str | None = None, *, bind: str | None = None) -> dict[str, A
 
     :param path: The file; ``$WSGIGATE_CONFIG`` when ``None``.
     :param bind: ``HOST:PORT`` or ``unix:PATH``, instead of the file's.
+    :param threads: Threads a process, instead of the file's.
     :raises SystemExit: At the first start the file is missing or broken; told on stderr.
     """
     path = _path(path)
-    return _settings(_read(path, bind), path)
+    return _settings(_read(path, bind, threads), path)
 
 
 def planned(config: Config) -> ServerFacts:
@@ -188,7 +191,8 @@ class _Server(BaseApplication):  # type: ignore[misc]
         if _good is not None and not _good.path:
             chosen = _settings(_good.config)
         else:
-            chosen = settings(self._path, bind=self._bind) | self._given
+            threads = self._given.get("threads")
+            chosen = settings(self._path, bind=self._bind, threads=threads) | self._given
         chosen["worker_connections"] = chosen["threads"] + WAITING
         if self._reload:
             chosen |= {"reload": True, "reload_extra_files": [self._path]}
@@ -206,13 +210,14 @@ def _path(path: str | None) -> str:
     return os.path.abspath(path)
 
 
-def _read(path: str, bind: str | None) -> Config:
+def _read(path: str, bind: str | None, threads: int | None = None) -> Config:
     """Return the file's configuration when it is good, else the last one that was."""
     global _good
     try:
         config = load(path)
-        if bind is not None:
-            config = replace(config, gateway=replace(config.gateway, bind=bind))
+        gateway = config.gateway
+        gateway = replace(gateway, bind=bind or gateway.bind, threads=threads or gateway.threads)
+        config = replace(config, gateway=gateway)
         failure = _check(path)
     except ConfigError as error:
         failure = str(error)

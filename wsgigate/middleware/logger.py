@@ -16,6 +16,7 @@ from wsgigate.wsgi import (
     REQUEST_ID,
     ROUTE,
     SERVICE,
+    SHAPED,
     TUNNELLED,
     Observed,
     observe,
@@ -35,6 +36,7 @@ _KEYS = (
     INSTANCE,
     REASON,
     TUNNELLED,
+    SHAPED,
 )
 
 _record = tuple.__new__
@@ -86,7 +88,7 @@ class Logger:
 
         def done(response: Observed) -> None:
             get = environ.get
-            request_id, method, raw, uri, route, service, instance, reason, tunnelled = map(
+            request_id, method, raw, uri, route, service, instance, reason, tunnelled, shaped = map(
                 get, _KEYS
             )
             error = response.error
@@ -109,6 +111,7 @@ class Logger:
                 reason,
                 None if error is None else type(error).__name__,
                 not (response.complete or failed),
+                shaped,
             )
             self._put(_record(Record, values))  # half the price of Record(...)
 

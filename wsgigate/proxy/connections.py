@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from wsgigate.proxy.connection import Connection
-from wsgigate.proxy.dial import Dial
+from wsgigate.proxy.dial import Dial, Holds
 from wsgigate.proxy.faults import PoolFull
 
 __all__ = ["ConnectionPool", "Limits"]
@@ -67,11 +67,14 @@ class ConnectionPool:
         self._freed = threading.Condition(self._lock)
         weakref.finalize(self, _close_all, self._idle)  # for those who forget to
 
-    def take(self, now: float, until: float, *, fresh: bool = False) -> Connection:
+    def take(
+        self, now: float, until: float, *, fresh: bool = False, holds: Holds | None = None
+    ) -> Connection:
         """Return a connection for one request: a kept one, else a new one.
 
         :param until: When to stop waiting for a place and connecting.
         :param fresh: Want a new one.
+        :param holds: Told of the socket of a new one before it is connected.
         :raises PoolFull: There is none, and none became free in time.
         :raises requests.RequestException: None came about.
         """
@@ -90,7 +93,8 @@ class ConnectionPool:
                 return kept.lent(self)
             kept.sock.close()  # and a new one in its place
         try:
-            return Connection(self, self._dial(until), self._clock())
+            dialled = self._dial(until) if holds is None else self._dial(until, holds)
+            return Connection(self, dialled, self._clock())
         except BaseException:
             self._count_closed()
             raise

@@ -24,7 +24,7 @@ from wsgiref.types import WSGIEnvironment
 
 from wsgigate import process
 
-__all__ = ["UNSEEN", "ClientLeft", "Departure", "Departures", "client_socket"]
+__all__ = ["TICK", "UNSEEN", "ClientLeft", "Departure", "Departures", "client_socket", "shut"]
 
 TICK = 0.25
 """Seconds between two looks."""
@@ -55,18 +55,22 @@ class Departure:
         self._upstream: socket.socket | None = None
         self._lock = threading.Lock()
 
-    def holds(self, upstream: socket.socket | None) -> None:
-        """Say which socket the request is served by now; ``None`` before it may serve another."""
+    def holds(self, upstream: socket.socket | None) -> bool:
+        """Say which socket the request is served by now; ``None`` before it may serve another.
+
+        :returns: Whether anybody still waits for the answer.
+        """
         with self._lock:
             self._upstream = upstream
             if self.gone:
-                _shut(upstream)
+                shut(upstream)
+            return not self.gone
 
     def happened(self) -> None:
         """Take note that the client has left."""
         with self._lock:
             self.gone = True
-            _shut(self._upstream)
+            shut(self._upstream)
 
     def close(self) -> None:
         """Stop looking."""
@@ -82,8 +86,9 @@ class _Unseen(Departure):
     def __init__(self) -> None:
         super().__init__(None, lambda departure: None)
 
-    def holds(self, upstream: socket.socket | None) -> None:
+    def holds(self, upstream: socket.socket | None) -> bool:
         """Do nothing."""
+        return True
 
     def close(self) -> None:
         """Do nothing."""
@@ -164,7 +169,8 @@ def _poll() -> select.poll:
     return made
 
 
-def _shut(upstream: socket.socket | None) -> None:
+def shut(upstream: socket.socket | None) -> None:
+    """Have whoever waits for something on *upstream* wait no longer."""
     if upstream is None:
         return
     try:

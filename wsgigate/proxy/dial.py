@@ -16,12 +16,15 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from wsgigate.proxy.faults import NotConnected
 
-__all__ = ["Cert", "Check", "Contexts", "Dial", "Verify", "dialer"]
+__all__ = ["Cert", "Check", "Contexts", "Dial", "Holds", "Verify", "dialer", "see"]
 
 Verify = bool | str
 Cert = str | tuple[str, str] | None
-Dial = Callable[[float], socket.socket]
-"""Opens a connection before a moment of the monotonic clock."""
+Holds = Callable[[socket.socket], object]
+"""Told of a socket before it is connected, so that it can be shut down; returns ``False`` when
+nobody waits for it any more."""
+Dial = Callable[..., socket.socket]
+"""Opens a connection before a moment of the monotonic clock; with whom to tell of its socket."""
 Check = Callable[[IPv4Address | IPv6Address, int], object]
 """Raises ValueError for an address and port that nobody may be connected to."""
 
@@ -89,29 +92,40 @@ def dialer(
         raise requests.exceptions.InvalidURL(str(error)) from None
     if parts.scheme == "http+unix":
         path = unquote(parts.netloc)
-        return lambda until: _mapped(lambda: _dial_unix(path, until, clock))
+        return lambda until, holds=None: _mapped(lambda: _dial_unix(path, until, clock, holds))
     if parts.scheme not in ("http", "https") or not host:
         raise requests.exceptions.InvalidURL(f"no address of an instance: {origin!r}")
     secure = parts.scheme == "https"
     address = (host, port or (443 if secure else 80))
     name = (server_name or host).rstrip(".")
     if not secure:
-        return lambda until: _mapped(lambda: _dial_tcp(address, until, clock, check))
+        return lambda until, holds=None: _mapped(
+            lambda: _dial_tcp(address, until, clock, check, holds)
+        )
 
-    def dial(until: float) -> socket.socket:
+    def dial(until: float, holds: Holds | None = None) -> socket.socket:
         context = contexts.get(verify, cert)
-        plain = _mapped(lambda: _dial_tcp(address, until, clock, check))
+        sock = _mapped(lambda: _dial_tcp(address, until, clock, check, holds))
         try:
-            plain.settimeout(max(until - clock(), 0.001))
-            return context.wrap_socket(plain, server_hostname=name, suppress_ragged_eofs=False)
+            sock.settimeout(max(until - clock(), 0.001))
+            sock = tls = context.wrap_socket(
+                sock,
+                server_hostname=name,
+                suppress_ragged_eofs=False,
+                do_handshake_on_connect=False,
+            )
+            if holds is not None:
+                holds(tls)
+            tls.do_handshake()
+            return tls
         except TimeoutError as error:
-            plain.close()
+            sock.close()
             raise requests.ConnectTimeout(error) from error
         except (OSError, ValueError) as error:
-            plain.close()
+            sock.close()
             raise requests.exceptions.SSLError(error) from error
         except BaseException:
-            plain.close()
+            sock.close()
             raise
 
     return dial
@@ -127,7 +141,11 @@ def _mapped(dial: Callable[[], socket.socket]) -> socket.socket:
 
 
 def _dial_tcp(
-    address: tuple[str, int], until: float, clock: Callable[[], float], check: Check | None
+    address: tuple[str, int],
+    until: float,
+    clock: Callable[[], float],
+    check: Check | None,
+    holds: Holds | None = None,
 ) -> socket.socket:
     """Try each address of the host; one that does not answer leaves the others their share."""
     found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
@@ -139,10 +157,11 @@ def _dial_tcp(
         sock = None
         try:
             if check is not None:
-                _see(check, target)
+                see(check, target)
             sock = socket.socket(family, kind, protocol)
             sock.settimeout(left / (len(found) - number))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _tell(holds, sock)
             sock.connect(target)
             return sock
         except OSError as error:
@@ -156,14 +175,20 @@ def _dial_tcp(
     raise failure
 
 
-def _see(check: Check, target: tuple[Any, ...]) -> None:
+def see(check: Check, target: tuple[Any, ...]) -> None:
+    """See that *target*, what a socket connects to, is allowed.
+
+    :raises PermissionError: It is not.
+    """
     try:
         check(ip_address(str(target[0]).partition("%")[0]), target[1])
     except ValueError as error:
         raise PermissionError(f"not connected: {error}") from error
 
 
-def _dial_unix(path: str, until: float, clock: Callable[[], float]) -> socket.socket:
+def _dial_unix(
+    path: str, until: float, clock: Callable[[], float], holds: Holds | None = None
+) -> socket.socket:
     while True:
         left = until - clock()
         if left <= 0:
@@ -171,6 +196,7 @@ def _dial_unix(path: str, until: float, clock: Callable[[], float]) -> socket.so
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.settimeout(left)
+            _tell(holds, sock)
             sock.connect(path)
             return sock
         except BlockingIOError:  # its queue is full, which a socket with a timeout is told at once
@@ -179,3 +205,12 @@ def _dial_unix(path: str, until: float, clock: Callable[[], float]) -> socket.so
         except BaseException:
             sock.close()
             raise
+
+
+def _tell(holds: Holds | None, sock: socket.socket) -> None:
+    """Tell of a socket that is about to be connected.
+
+    :raises ConnectionAbortedError: Nobody waits for it any more.
+    """
+    if holds is not None and holds(sock) is False:
+        raise ConnectionAbortedError("nobody waits for it any more")

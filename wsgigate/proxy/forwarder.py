@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import requests
@@ -10,6 +10,7 @@ import requests
 from wsgigate.discovery import Instance
 from wsgigate.fields import FieldRules
 from wsgigate.problem import Problem, Refusal, Refuse, answer_with
+from wsgigate.proxy.asker import TIMEOUT_KEY
 from wsgigate.proxy.departure import ClientLeft, Departure, Departures
 from wsgigate.proxy.handshake import asks_for_websocket
 from wsgigate.proxy.hold import Hold
@@ -21,11 +22,11 @@ from wsgigate.proxy.response import BadResponse, Body, ResponseMaker, problem_of
 from wsgigate.proxy.sender import CLIENT_LEFT, Sender
 from wsgigate.proxy.service import Resilience
 from wsgigate.proxy.transport import Sessions, Timeout
-from wsgigate.proxy.tries import NO_INSTANCE, TIMEOUT_KEY, Tries
+from wsgigate.proxy.tries import Tries
 from wsgigate.proxy.tunnel import Tunnels
 from wsgigate.proxy.upgrade import Upgrader, WebSocketLimits
 from wsgigate.target import BadTarget, target_of
-from wsgigate.wsgi import INSTANCE, REASON, SERVICE
+from wsgigate.wsgi import FAILURE, INSTANCE, REASON, SERVICE
 
 __all__ = ["Forwarder"]
 
@@ -57,6 +58,8 @@ class Forwarder:
     :param rewrite_cookies: Bring the paths of cookies back to what clients see, so that a cookie
         of one service is not sent to all; off for a service whose cookies are for all of them.
     :param via: The gateway's name in ``Via``. A request that has passed it already is refused.
+    :param hidden_cookies: Names of cookies of the gateway's own, which no instance gets, beside
+        that of the pool.
     :param verify: Whether to verify the instances' TLS certificates, or a bundle to do it by.
     :param cert: A client certificate: the path of a PEM file, or of one and of its key.
     :param resilience: What is done when the service fails; shared by its forwarders.
@@ -86,6 +89,7 @@ class Forwarder:
         rewrite_location: bool = True,
         rewrite_cookies: bool = True,
         via: str = "wsgigate",
+        hidden_cookies: Collection[str] = (),
         verify: bool | str = True,
         cert: str | tuple[str, str] | None = None,
         resilience: Resilience | None = None,
@@ -111,6 +115,7 @@ class Forwarder:
             identity=identity,
             forward_authorization=forward_authorization,
             via=via,
+            hidden_cookies=(*hidden_cookies, *([pool.sticky.cookie] if pool.sticky else ())),
         )
         self._responses = ResponseMaker(
             fields=response_fields,
@@ -155,10 +160,7 @@ class Forwarder:
 
     def _forward(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Pass the request on, whatever became of others."""
-        key = self.pool.key
-        lease = self.pool.pick() if key is None else self.pool.pick(key(environ))
-        if lease is None:
-            raise Refusal(NO_INSTANCE, "no instance")
+        lease = self._tries.lease(environ)
         try:
             environ[INSTANCE] = lease.instance.address
             request = self._make(environ, lease.instance)
@@ -195,7 +197,10 @@ class Forwarder:
             raise
 
     def _make(self, environ: WSGIEnvironment, instance: Instance) -> Outgoing:
-        return self._requests.make(environ, target_of(environ), instance)
+        request = self._requests.make(environ, target_of(environ), instance)
+        if self.pool.sticky is not None:
+            self.pool.sticky.mark(request, environ, instance)
+        return request
 
     def _answer(
         self,
@@ -257,4 +262,5 @@ class Forwarder:
         start_response: StartResponse,
     ) -> Iterable[bytes]:
         environ[REASON] = reason
+        environ[FAILURE] = problem.extensions.get("error", "")
         return self._refuse(problem)(environ, start_response)

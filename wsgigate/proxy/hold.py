@@ -8,6 +8,7 @@ import requests
 from requests.exceptions import InvalidHeader, InvalidURL
 
 from wsgigate.circuits import Permit
+from wsgigate.proxy.bulkhead import Bulkhead
 from wsgigate.proxy.departure import ClientLeft
 from wsgigate.proxy.faults import BrokenResponse, PoolFull
 from wsgigate.proxy.pool import Lease
@@ -39,6 +40,10 @@ class Hold:
         self._permit = permit
         self._outcome = Outcome.IGNORED
         self._took = 0.0
+
+    def keep(self, bulkhead: Bulkhead) -> None:
+        """Keep the request's place in *bulkhead* until it has ended."""
+        self._lease.bulkhead = bulkhead
 
     def answered(self, outcome: Outcome, took: float) -> None:
         """Take note that an answer has begun.

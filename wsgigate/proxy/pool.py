@@ -10,8 +10,11 @@ import time
 from collections.abc import Callable, Collection, Sequence
 
 from wsgigate.discovery import Instance
-from wsgigate.rules.balance import POLICIES, Policy
+from wsgigate.proxy.bulkhead import Bulkhead
+from wsgigate.proxy.stickiness import Stickiness
+from wsgigate.rules.balance import Policy, policy_of
 from wsgigate.rules.balance.available import Standing, available, slow_start
+from wsgigate.rules.balance.tiers import Tiers
 from wsgigate.rules.circuit import Outcome
 from wsgigate.rules.outlier import OutlierRules, Outliers
 from wsgigate.wsgi import Key
@@ -20,10 +23,8 @@ __all__ = ["Lease", "Member", "Pool"]
 
 _log = logging.getLogger("wsgigate.pool")
 
-_SWEEP = 10.0
-"""Seconds between two looks at the success rates of instances."""
-_STEPS = 20
-"""In so many steps the weight of an instance grows that has just become well."""
+_SWEEP = 10.0  # seconds between two looks at the success rates of instances
+_STEPS = 20  # in so many the weight of an instance grows that has just become well
 
 
 class Member:
@@ -47,26 +48,30 @@ class Member:
 
 
 class Lease:
-    """One request's hold on an instance, until it is released."""
+    """One request's hold on an instance, until it is released.
 
-    __slots__ = ("_pool", "instance", "member")
+    :ivar bulkhead: Where the request has a place, which it gives up then.
+    """
+
+    __slots__ = ("_pool", "bulkhead", "instance", "member")
 
     def __init__(self, pool: Pool, member: Member) -> None:
         self._pool: Pool | None = pool
         self.instance = member.instance
         self.member = member
+        self.bulkhead: Bulkhead | None = None
 
     def release(self, error: Exception | None = None) -> None:
         """Take note that the request has ended, by *error* or not; again, and it does nothing."""
         pool, self._pool = self._pool, None
         if pool is not None:
-            pool._release(self.member)
+            pool._release(self)
 
     def end(self, outcome: Outcome) -> None:
         """Take note that the request has ended, and of what that tells of the instance."""
         pool, self._pool = self._pool, None
         if pool is not None:
-            pool._release(self.member)
+            pool._release(self)
             if pool.judges:
                 pool.report(self.member, outcome)
 
@@ -74,22 +79,22 @@ class Lease:
 class Pool:
     """The instances of one service, and who takes the next request.
 
-    An instance is available while it is healthy and its weight is not 0. When fewer than *panic* of
-    the instances are, their health is ignored: then it is more likely that the checks are wrong, or
-    that the few left would drown, than that most of a service is gone.
+    An instance is available while it is healthy, not ejected, and its weight is not 0; how tiers
+    share the requests then, :func:`wsgigate.rules.balance.available.available` says.
 
     :param service: The service's name.
     :param instances: Its instances; no URL twice.
     :param balance: Who takes the next request: the name of a policy, see
         :data:`wsgigate.rules.balance.POLICIES`, or what makes one when it is given *random*.
     :param key: Tells requests that belong together, for a policy that cares.
+    :param sticky: Has clients stay with the instance that answered them first.
+    :param instance_limit: How many requests of this worker an instance gets at a time.
     :param slow_start: Seconds in which an instance that has become well gets all of its weight;
         0 for at once.
     :param outlier: When an instance is left out for a while that fails; ``None`` for never. Each
         worker judges by what it has seen itself.
     :param panic: The share of available instances below which health is ignored, 0 to 1.
-    :param random: Gives numbers in [0, 1). The module's own function by default: it is seeded anew
-        in every forked worker, so workers do not march in step.
+    :param random: Gives numbers in [0, 1); the module's own is seeded anew in a forked worker.
     :param clock: Tells the time in seconds, from any moment on.
     :ivar judges: Whether it wants to know how requests ended.
     :ivar timed: Whether the policy wants to know how long answers took.
@@ -103,6 +108,8 @@ class Pool:
         *,
         balance: str | Callable[[Callable[[], float]], Policy[Member]] = "two-choices",
         key: Key | None = None,
+        sticky: Stickiness | None = None,
+        instance_limit: int | None = None,
         slow_start: float = 0.0,
         outlier: OutlierRules | None = None,
         panic: float = 0.5,
@@ -118,8 +125,12 @@ class Pool:
             raise ValueError(f"slow_start is a number of seconds, got {slow_start}")
         self.service = service
         self.panic = panic
+        if instance_limit is not None and instance_limit < 1:
+            raise ValueError(f"instance_limit is at least one request, got {instance_limit}")
         self.key = key
-        self._policy = _policy(balance, random)
+        self.sticky = sticky
+        self.instance_limit = instance_limit
+        self._policy: Tiers[Member] = Tiers(random, lambda: policy_of(balance, random))
         self.timed = self._policy.timed
         self.judges = outlier is not None
         self._outliers = Outliers(outlier or OutlierRules())
@@ -131,7 +142,8 @@ class Pool:
         self._clock = clock
         self._lock = threading.Lock()
         self._members = {instance.url: Member(instance) for instance in instances}
-        self._empty = True
+        self._stuck: dict[str, Member] = {}
+        self._picked: list[Member] = []
         self._renew_at = math.inf
         self._watches = self.timed  # whether a pick needs to know the time
         self._renew()
@@ -184,20 +196,30 @@ class Pool:
             self._renew()
         return tuple(member.instance for url, member in before.items() if url not in members)
 
-    def pick(self, key: str | None = None, avoid: Collection[Member] = ()) -> Lease | None:
+    def pick(
+        self, key: str | None = None, avoid: Collection[Member] = (), stuck: str | None = None
+    ) -> Lease | None:
         """Return a hold on the instance for the next request, which counts as in flight with it.
 
         :param key: Tells requests that belong together.
         :param avoid: Those that have failed this request; picked only when there are no others.
+        :param stuck: What a sticky cookie calls the instance that the client is to stay with.
         :returns: ``None`` when the service has no instance that takes requests.
         """
         now = self._clock() if self._watches else 0.0
         with self._lock:
             if now >= self._renew_at:
                 self._renew()
-            if self._empty:
+            free = self._picked
+            if self.instance_limit is not None:
+                full = [m for m in self._members.values() if m.in_flight >= self.instance_limit]
+                free = [member for member in free if member not in full]
+                avoid = full if all(m in avoid for m in free) else [*avoid, *full]
+            if not free:
                 return None
-            member = self._policy.pick(key, avoid, now)
+            member = self._stuck.get(stuck) if stuck is not None else None
+            if member is None or member in avoid:
+                member = self._policy.pick(key, avoid, now)
             member.in_flight += 1
         return Lease(self, member)
 
@@ -235,9 +257,11 @@ class Pool:
         """Return by URL how many of this worker's requests each instance is serving."""
         return {url: member.in_flight for url, member in self._members.items()}
 
-    def _release(self, member: Member) -> None:
+    def _release(self, lease: Lease) -> None:
         with self._lock:
-            member.in_flight -= 1
+            lease.member.in_flight -= 1
+        if lease.bulkhead is not None:
+            lease.bulkhead.leave()
 
     def _renew(self) -> None:
         """Work out who is to be picked from now on."""
@@ -249,11 +273,15 @@ class Pool:
                 member.well_since = now
             member.ejected = member.name in ejected
         standings = [
-            Standing(member.healthy and not member.ejected, member.instance.weight)
-            for member in members
+            Standing(m.healthy and not m.ejected, m.instance.weight, m.instance.tier)
+            for m in members
         ]
-        picked = [members[at] for at in available(standings, self.panic).places]
-        draining = [member for member in members if not member.instance.weight]
+        levels = [
+            (level.tier, level.share, [members[at] for at in level.places])
+            for level in available(standings, self.panic)
+        ]
+        picked = [member for _, _, those in levels for member in those]
+        draining = [m for m in members if not m.instance.weight and m.healthy and not m.ejected]
         self._renew_at = self._outliers.returns
         for member in picked:
             age = now - member.well_since
@@ -261,17 +289,10 @@ class Pool:
             if age < window:
                 self._renew_at = min(self._renew_at, now + window / _STEPS)
         self._watches = self.timed or self._renew_at < math.inf
-        self._empty = not picked
+        self._picked = picked
         if picked:
-            self._policy.renew(picked, draining)
-
-
-def _policy(
-    balance: str | Callable[[Callable[[], float]], Policy[Member]], random: Callable[[], float]
-) -> Policy[Member]:
-    if isinstance(balance, str):
-        names = [name for name in POLICIES if name != "sticky"]  # that one needs a secret
-        if balance not in names:
-            raise ValueError(f"balance is one of {', '.join(names)}, got {balance!r}")
-        return POLICIES[balance](random)
-    return balance(random)
+            self._policy.renew(levels, draining)
+        if self.sticky is not None:
+            staying = [m for _, share, those in levels if share for m in those]
+            staying += draining if self.sticky.keep_draining else []
+            self._stuck = {self.sticky.id_of(member.name): member for member in staying}

@@ -10,12 +10,13 @@ not a name.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from urllib.parse import quote
 from wsgiref.types import WSGIEnvironment
 
 import requests
 
+from wsgigate.cookies import without_cookies
 from wsgigate.discovery import Instance
 from wsgigate.fields import HOP_BY_HOP, FieldRules, is_field_value, is_token
 from wsgigate.problem import Refusal
@@ -50,6 +51,8 @@ class Outgoing(requests.PreparedRequest):
     """The one the client came by."""
     outside: str
     """What the client's path begins with and the instance does not see: mount and prefix."""
+    set_cookie: str | None = None
+    """What the gateway has the client keep with the answer, if anything."""
 
     def __init__(self) -> None:
         self.body = None
@@ -73,6 +76,7 @@ class RequestMaker:
     :param forward_authorization: Whether the client's ``Authorization`` goes along; when ``None``,
         unless verified claims are told by *identity* instead.
     :param via: The gateway's name in ``Via`` (RFC 9110 section 7.6.3).
+    :param hidden_cookies: The names of cookies that are the gateway's own, and do not go along.
     :raises ValueError: A setting is not of its form.
     """
 
@@ -86,6 +90,7 @@ class RequestMaker:
         identity: Mapping[str, str] | None = None,
         forward_authorization: bool | None = None,
         via: str = "wsgigate",
+        hidden_cookies: Collection[str] = (),
     ) -> None:
         self._strip = _prefix(strip_prefix, "strip_prefix")
         self._strip_segments = tuple(self._strip.split("/")[1:]) if self._strip else ()
@@ -103,6 +108,7 @@ class RequestMaker:
         self._forward_authorization = forward_authorization
         self._way = Way(via)
         self._copier = FieldCopier(identity)
+        self._hidden_cookies = frozenset(hidden_cookies)
 
     def make(self, environ: WSGIEnvironment, target: Target, instance: Instance) -> Outgoing:
         """Return the request for *instance*.
@@ -116,6 +122,10 @@ class RequestMaker:
         if protocol not in _PROTOCOLS:
             raise Refusal.of(505, "HTTP version not supported.")
         fields = self._copier.copied(environ)
+        if self._hidden_cookies and "Cookie" in fields:
+            cookies = without_cookies(fields.pop("Cookie"), self._hidden_cookies)
+            if cookies:
+                fields["Cookie"] = cookies
         request = Outgoing()
         body = client_body(environ)
         if body is not None:

@@ -175,6 +175,8 @@ class ResponseMaker:
             headers = self._rewritten(headers, request, instance)
         if self._fields is not None:
             headers = self._fields.apply(headers)
+        if request.set_cookie is not None and status < 500:  # nobody is to stay where it fails
+            headers.append(("Set-Cookie", request.set_cookie))
         return status_line(status), headers, 0 if bodiless else length
 
     def _rewritten(self, headers: Headers, request: Outgoing, instance: Instance) -> Headers:

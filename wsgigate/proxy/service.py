@@ -10,7 +10,11 @@ from collections.abc import Callable, Collection
 from wsgigate.circuits import Circuit, Permit, Rejection
 from wsgigate.fields import retry_after
 from wsgigate.problem import Problem, Refusal
+from wsgigate.proxy.alarms import ALARMS, Alarms
+from wsgigate.proxy.bulkhead import Bulkhead
+from wsgigate.proxy.hedging import Hedge
 from wsgigate.rules.budget import RetryBudget
+from wsgigate.rules.hedge import HedgeRules
 from wsgigate.rules.outcomes import FAILURES, check_failures
 from wsgigate.rules.retry import Attempt, Decision, RetryRules, decide
 
@@ -24,6 +28,10 @@ class Resilience:
     :param failures: The statuses that are failures, each 500 to 599.
     :param retry: When a request is made once more; ``None`` for never.
     :param budget: How many retries there may be: by default a fifth of the requests.
+    :param bulkhead: How many of its requests may be under way in this worker; ``None`` for any.
+    :param hedge: When a request that only reads is made once more beside itself, within the same
+        *budget*; ``None`` for never.
+    :param alarms: Has those tries made.
     :param clock: Tells the time in seconds, from any moment on; the circuit's own.
     :param sleep: Waits so many seconds.
     :param random: Gives numbers in [0, 1).
@@ -37,6 +45,9 @@ class Resilience:
         failures: Collection[int] = FAILURES,
         retry: RetryRules | None = None,
         budget: RetryBudget | None = None,
+        bulkhead: Bulkhead | None = None,
+        hedge: HedgeRules | None = None,
+        alarms: Alarms = ALARMS,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
         random: Callable[[], float] = _random.random,
@@ -45,6 +56,8 @@ class Resilience:
         self.failures = check_failures(failures)
         self.retry = retry if retry is not None and retry.attempts > 1 else None
         self.per_try = None if retry is None else retry.per_try_timeout
+        self.bulkhead = bulkhead
+        self.hedge = None if hedge is None else Hedge(hedge, alarms=alarms, clock=clock)
         self.clock = clock
         self.sleep = sleep
         self._random = random
@@ -55,7 +68,8 @@ class Resilience:
     @property
     def active(self) -> bool:
         """Whether anything depends on how requests end."""
-        return self.circuit is not None or self.retry is not None or self.per_try is not None
+        told = (self.circuit, self.retry, self.per_try, self.hedge)
+        return any(each is not None for each in told)
 
     def count(self, now: float) -> None:
         """Take note of a request, of which there may be a share of retries."""
@@ -66,9 +80,10 @@ class Resilience:
         """Return whether a request is made once more, of which *attempt* has failed."""
         if self.retry is None:
             return Decision(False, why="there are no retries")
-        return decide(attempt, self.retry, self._random(), lambda: self._take(now))
+        return decide(attempt, self.retry, self._random(), lambda: self.take(now))
 
-    def _take(self, now: float) -> bool:
+    def take(self, now: float) -> bool:
+        """Take one try more out of what there is for all requests; return whether there was one."""
         with self._lock:
             return self._budget.take(now)
 

@@ -117,7 +117,8 @@ class Adapter(BaseAdapter):
         deadline = Deadline(read, total, now, self._clock)
         until = min(now + connect, deadline.until)
         holds = getattr(request.headers, "holds", None)
-        connection = pool.take(now, until, fresh=getattr(request, "fresh", False))
+        fresh = getattr(request, "fresh", False)
+        connection = pool.take(now, until, fresh=fresh, holds=holds)
         while True:
             reader = ResponseReader(method, upgrade)
             if holds is not None:
@@ -141,7 +142,8 @@ class Adapter(BaseAdapter):
                 raise
             # the instance had closed it, or did so when the request was on its way
             again = self._clock()
-            connection = pool.take(again, min(again + connect, deadline.until), fresh=True)
+            until = min(again + connect, deadline.until)
+            connection = pool.take(again, until, fresh=True, holds=holds)
         return Reply(request, RawResponse(connection, reader, read), reader)
 
     def close(self) -> None:

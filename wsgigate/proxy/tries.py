@@ -3,43 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import TypeAlias
 from wsgiref.types import WSGIEnvironment
 
 import requests
 
 from wsgigate.circuits import Permit
-from wsgigate.discovery import Instance
-from wsgigate.problem import Problem, Refusal
+from wsgigate.problem import Refusal
+from wsgigate.proxy.asker import TIMEOUT_KEY, Asker, Make
 from wsgigate.proxy.departure import Departure
+from wsgigate.proxy.hedging import Race
 from wsgigate.proxy.hold import UNSENDABLE, Hold, had_begun, nothing_sent
-from wsgigate.proxy.pool import Member, Pool
+from wsgigate.proxy.pool import Lease, Member, Pool
 from wsgigate.proxy.replay import replayed
 from wsgigate.proxy.request import Outgoing
 from wsgigate.proxy.sender import CLIENT_LEFT, Sender, Unanswered
 from wsgigate.proxy.service import Resilience
-from wsgigate.proxy.transport import Timeout
 from wsgigate.rules.circuit import Outcome
-from wsgigate.rules.deadline import Deadline, deadline, read_timeout, try_time, write_timeout
-from wsgigate.rules.outcomes import outcome_of
+from wsgigate.rules.deadline import Deadline, deadline, read_timeout
 from wsgigate.rules.retry import Attempt, read_retry_after
-from wsgigate.wsgi import INSTANCE
 
-__all__ = ["NO_INSTANCE", "TIMEOUT_KEY", "Answer", "Make", "Tries"]
-
-TIMEOUT_KEY = "HTTP_X_REQUEST_TIMEOUT"
-_TIMEOUT = "X-Request-Timeout"
-
-NO_INSTANCE = Problem(
-    503,
-    "Service temporarily unavailable",
-    extensions={"error": "No instance available"},
-    headers=(("Retry-After", "5"),),
-)
-
-Make: TypeAlias = Callable[[WSGIEnvironment, Instance], Outgoing]
-"""Makes the request for an instance out of the client's."""
+__all__ = ["Answer", "Tries"]
 
 Answer: TypeAlias = tuple[requests.Response, Outgoing, Hold]
 """The answer that counts, its body unread; what it answers; and the hold on who gave it."""
@@ -55,11 +39,11 @@ class Tries:
     """
 
     def __init__(self, pool: Pool, resilience: Resilience, make: Make, sender: Sender) -> None:
-        self._pool = pool
+        if pool.sticky is not None and resilience.hedge is not None:
+            raise ValueError("hedge is not for a service whose clients stay with an instance")
+        self._asker = Asker(pool, resilience, make, sender)
         self._resilience = resilience
-        self._make = make
-        self._sender = sender
-        self._timed = resilience.timed or pool.timed
+        self._total = sender.timeout.total
 
     def look(self) -> None:
         """See that the service may be asked, by one whose end will tell nothing of it.
@@ -70,33 +54,65 @@ class Tries:
         if permit is not None:
             permit.done(Outcome.IGNORED)
 
+    def lease(self, environ: WSGIEnvironment) -> Lease:
+        """Return a hold on an instance for a request whose end tells nothing of the service.
+
+        :raises Refusal: There is none.
+        """
+        bulkhead = self._resilience.bulkhead
+        if bulkhead is None:
+            return self._asker.pick(environ)
+        bulkhead.enter()
+        try:
+            lease = self._asker.pick(environ)
+        except BaseException:
+            bulkhead.leave()
+            raise
+        lease.bulkhead = bulkhead
+        return lease
+
     def answer(self, environ: WSGIEnvironment, departure: Departure) -> Answer:
         """Return what the service answers to the request of *environ*.
 
         :param departure: Tells whether the client has left.
         :raises Refusal: Nothing; carries what the client is told.
         """
-        resilience, pool = self._resilience, self._pool
+        bulkhead = self._resilience.bulkhead
+        if bulkhead is None:
+            return self._answer(environ, departure)
+        bulkhead.enter()  # first of all, so that one too many tells the circuit nothing
+        try:
+            answer = self._answer(environ, departure)
+        except BaseException:
+            bulkhead.leave()
+            raise
+        answer[2].keep(bulkhead)
+        return answer
+
+    def _answer(self, environ: WSGIEnvironment, departure: Departure) -> Answer:
+        resilience = self._resilience
         rules, now = resilience.retry, resilience.clock()
         permit = resilience.admit(now)
         asked = environ.get(TIMEOUT_KEY)
-        total = self._sender.timeout.total
+        total = self._total
         until = None
         if asked is not None or resilience.per_try is not None:  # else what is usual holds
             until = deadline(now, total, read_timeout(asked) if asked else None)
-        key = None if pool.key is None else pool.key(environ)
+        if rules is not None or resilience.hedge is not None:
+            resilience.count(now)
         if rules is None:
-            hold = self._hold(permit, key, ())
-            return *self._send(environ, hold, until, 1, departure), hold
-        resilience.count(now)
+            return self._first(environ, self._asker.hold(environ, permit, ()), until, departure)
         replay = replayed(environ, rules.buffer)
         number = 1
         failed: tuple[Member, ...] = ()
         while True:
-            hold = self._hold(permit, key, failed)
+            hold = self._asker.hold(environ, permit, failed)
             response, error = None, None
             try:
-                response, request = self._send(environ, hold, until, number, departure)
+                if number == 1:
+                    response, request, hold = self._first(environ, hold, until, departure)
+                else:
+                    response, request = self._asker.ask(environ, hold, until, number, departure)
                 if response.status_code not in rules.statuses:
                     return response, request, hold
             except Unanswered as unanswered:
@@ -120,74 +136,26 @@ class Tries:
             number += 1
             failed = (*failed, hold.member)
 
-    def _hold(self, permit: Permit | None, key: str | None, failed: tuple[Member, ...]) -> Hold:
-        lease = self._pool.pick(key, failed)
-        if lease is not None:
-            return Hold(lease, permit)
-        if permit is not None:
-            permit.done(Outcome.IGNORED)
-        raise Refusal(NO_INSTANCE, "no instance")
+    def _first(
+        self, environ: WSGIEnvironment, hold: Hold, until: Deadline | None, departure: Departure
+    ) -> Answer:
+        """Return the answer to the first try, or to another that was made beside it."""
+        hedge = self._resilience.hedge
+        if hedge is None or not hedge.applies(environ):
+            return *self._asker.ask(environ, hold, until, 1, departure), hold
 
-    def _send(
-        self,
-        environ: WSGIEnvironment,
-        hold: Hold,
-        until: Deadline | None,
-        number: int,
-        departure: Departure,
-    ) -> tuple[requests.Response, Outgoing]:
-        """Return the answer of one instance; tell how long it took and what it means.
+        def ask(
+            environ: WSGIEnvironment, hold: Hold, number: int, departure: Departure
+        ) -> tuple[requests.Response, Outgoing]:
+            return self._asker.ask(environ, hold, until, number, departure)
 
-        :raises Unanswered: There is none.
-        """
-        resilience, pool = self._resilience, self._pool
-        began, limits = 0.0, None
-        try:
-            environ[INSTANCE] = hold.instance.address
-            request = self._make(environ, hold.instance)
-            if self._timed or until is not None:
-                began = resilience.clock()
-            if until is not None:
-                limits = self._limits(until, began)
-                if TIMEOUT_KEY in environ and _TIMEOUT in request.headers:
-                    request.headers[_TIMEOUT] = write_timeout(until, began)
-                if number > 1:
-                    request.fresh = True  # type: ignore[attr-defined]  # so not sent twice by itself
-            response = self._sender.send(request, departure, limits)
-            took = resilience.clock() - began if self._timed else 0.0
-            outcome = outcome_of(response.status_code, resilience.failures)
-            if pool.timed:
-                pool.answered(hold.member, took, outcome is Outcome.FAILED)
-            hold.answered(outcome, took)
-            return response, request
-        except Unanswered as error:
-            if pool.timed:
-                pool.answered(hold.member, resilience.clock() - began, True)
-            cause = error.__cause__
-            if not isinstance(cause, Exception) or self._too_short(cause, until, limits):
-                hold.release()
-            else:
-                hold.release(cause)
-            raise
-        except BaseException:
-            hold.release()
-            raise
+        return Race(hedge, ask, self._asker.another, self._bad).run(environ, hold, departure)
 
-    def _limits(self, until: Deadline, now: float) -> Timeout:
-        """Return what a try may take that begins *now*; reading the body takes what it does."""
-        connect, read = self._sender.timeout
-        left = max(0.001, try_time(until, now, self._resilience.per_try))
-        return Timeout(min(connect, left), read, left)
-
-    def _too_short(self, error: Exception, until: Deadline | None, limits: Timeout | None) -> bool:
-        """Return whether *error* is that the client wants it sooner than the service need be."""
-        if until is None or limits is None or not until.shortened:
-            return False
-        if not isinstance(error, requests.Timeout):
-            return False
-        usual = self._sender.timeout[0 if isinstance(error, requests.ConnectTimeout) else 1]
-        per_try = self._resilience.per_try
-        return limits.total < (usual if per_try is None else min(usual, per_try))
+    def _bad(self, status: int) -> bool:
+        """Return whether an answer with *status* is a failure, or one that is tried again after."""
+        resilience = self._resilience
+        retried = () if resilience.retry is None else resilience.retry.statuses
+        return status in resilience.failures or status in retried
 
     def _again(
         self,

@@ -1,11 +1,14 @@
-"""Which instances take requests: the first tier that is well enough, or what is done instead."""
+"""Which instances take requests, tier by tier, and which share of them each tier takes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["Available", "Standing", "available", "slow_start"]
+__all__ = ["OVERPROVISIONED", "Level", "Standing", "available", "slow_start"]
+
+OVERPROVISIONED = 1.4
+"""How much more than its share a tier is taken to bear: it does with 1 / 1.4 = 71 % of it well."""
 
 
 class Standing(NamedTuple):
@@ -13,7 +16,7 @@ class Standing(NamedTuple):
 
     :ivar well: Whether its health checks pass, as far as there are any, and it is not ejected.
     :ivar weight: Its share; 0 for one that is draining.
-    :ivar tier: Whose turn it is: 0 first, the others when those before fail.
+    :ivar tier: Whose turn it is: 0 first, the others as far as those before fail.
     """
 
     well: bool = True
@@ -21,35 +24,53 @@ class Standing(NamedTuple):
     tier: int = 0
 
 
-class Available(NamedTuple):
-    """Who takes requests, by place.
+class Level(NamedTuple):
+    """A tier in which somebody can take requests.
 
+    :ivar tier: Its number.
+    :ivar share: Which share of the requests it takes; 0 for one that only stands by.
+    :ivar places: Who takes them.
     :ivar panic: Whether that is all there are, well or not.
     """
 
+    tier: int
+    share: float
     places: tuple[int, ...]
-    panic: bool
+    panic: bool = False
 
 
-def available(standings: Sequence[Standing], panic: float = 0.5) -> Available:
-    """Return who takes requests.
+def available(standings: Sequence[Standing], panic: float = 0.5) -> tuple[Level, ...]:
+    """Return who takes requests, the first tier first; nobody when nobody may.
 
-    That is who is well of the first tier in which at least a share of *panic* is. When there is no
-    such tier, all of the first one take them: it is more likely then that the checks are wrong, or
-    that the few left would drown, than that most of a service is gone. Those that drain never do.
+    As Envoy's priority levels do, a tier takes as much as 1.4 times its share of well instances
+    says, and leaves the rest to the next one: with all of ten well, or eight, the first one takes
+    everything, with five of them 70 %. When all tiers together can not take everything, what they
+    take grows in proportion.
 
-    :param panic: A share between 0 and 1.
+    A tier in which less than a share of *panic* is well is used as a whole then: it is more likely
+    that the checks are wrong, or that the few left would drown, than that most of a service is
+    gone. So is the first one when nobody is well at all. As long as other tiers can take what one
+    leaves, that one is not. Those that drain never take anything.
+
+    :param panic: A share between 0 and 1; with 0, those that are not well are never used.
     """
     tiers = sorted({standing.tier for standing in standings if standing.weight > 0})
-    for tier in tiers:
-        open_, well = _of(standings, tier)
-        if well and len(well) >= panic * len(open_):
-            return Available(well, False)
-    if not tiers:
-        return Available((), False)
-    if panic == 0:  # nobody is well, and to ignore that was not asked for
-        return Available((), False)
-    return Available(_of(standings, tiers[0])[0], True)
+    sides = [_of(standings, tier) for tier in tiers]
+    healths = [min(1.0, OVERPROVISIONED * len(well) / len(open_)) for open_, well in sides]
+    total = min(1.0, sum(healths))
+    if not total:
+        return (Level(tiers[0], 1.0, sides[0][0], True),) if tiers and panic else ()
+    levels = []
+    left = 1.0
+    for tier, (open_, well), health in zip(tiers, sides, healths, strict=True):
+        if not well:
+            continue
+        share = min(left, health / total)
+        left = max(0.0, left - share)
+        alone = total < 1 or len(tiers) == 1  # nobody else takes what it leaves
+        drowns = alone and len(well) < panic * len(open_)
+        levels.append(Level(tier, share, open_ if drowns else well, drowns))
+    return tuple(levels)
 
 
 def _of(standings: Sequence[Standing], tier: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -2,71 +2,87 @@
 
 from __future__ import annotations
 
+import re
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Collection, Sequence
 from hmac import compare_digest, digest
-from typing import Generic
+from typing import NamedTuple
 
-from wsgigate.rules.balance.pairs import TwoChoices
-from wsgigate.rules.balance.policy import M
-
-__all__ = ["Sticky", "StickyValues"]
+__all__ = ["StickyCookie", "Stuck"]
 
 _SHORTEST = 16
+_ID = 9
+_SIGNATURE = 18
+_VALUE = re.compile(r"([A-Za-z0-9_-]{12})\.(0|[1-9][0-9]{0,11})\.([A-Za-z0-9_-]{24})", re.ASCII)
 
 
-class StickyValues:
-    """What the cookie says of each instance: neither its address nor anything to be guessed.
+class Stuck(NamedTuple):
+    """What a valid cookie says.
+
+    :ivar id: Of the instance, as :meth:`StickyCookie.id_of` has it.
+    :ivar stale: Whether it is time for a new one.
+    """
+
+    id: str
+    stale: bool = False
+
+
+class StickyCookie:
+    """Makes and reads what the cookie says: which instance, and until when.
+
+    ``ID.UNTIL.SIGNATURE``: the instance goes by an id that tells neither its address nor anything
+    to be guessed, the time is in Unix seconds (0 for as long as the client keeps it), and both are
+    signed (HMAC with SHA-256) together with the service's name.
 
     :param secret: At least 16 bytes that all gateways of the service share.
     :param service: The service's name: the cookie of one is nothing to another.
-    :raises ValueError: *secret* is too short.
+    :param max_age: Seconds for which it is valid; ``None`` for as long as the client keeps it.
+    :raises ValueError: A setting is not of its form; says which.
     """
 
-    def __init__(self, secret: bytes, service: str) -> None:
+    def __init__(self, secret: bytes, service: str, max_age: float | None = None) -> None:
         if len(secret) < _SHORTEST:
-            raise ValueError(f"the secret of a sticky cookie has at least {_SHORTEST} bytes")
+            raise ValueError(f"secret: has at least {_SHORTEST} bytes")
+        if max_age is not None and not 1 <= max_age <= 1e9:
+            raise ValueError(f"max_age: is at least one second, got {max_age!r}")
         self._secret = secret
-        self._service = service.encode("utf-8", "surrogatepass")
+        self._service = service.encode("utf-8", "surrogatepass") + b"\0"
+        self.max_age = None if max_age is None else int(max_age)
 
-    def sign(self, name: str) -> str:
-        """Return what a cookie says whose client stays with the instance *name*."""
-        text = self._service + b"\0" + name.encode("utf-8", "surrogatepass")
-        return urlsafe_b64encode(digest(self._secret, text, "sha256")[:18]).decode("ascii")
+    def id_of(self, name: str) -> str:
+        """Return what the instance *name* goes by: the same for every gateway of the service."""
+        text = b"instance\0" + self._service + name.encode("utf-8", "surrogatepass")
+        return self._mac(text, _ID)
 
-    def verify(self, value: str, name: str) -> bool:
-        """Return whether *value* is what :meth:`sign` says of *name*, in constant time."""
-        return compare_digest(value.encode("utf-8", "surrogatepass"), self.sign(name).encode())
+    def sign(self, id: str, now: float) -> str:
+        """Return what a cookie says whose client stays with the instance *id*.
 
+        :param now: The Unix time.
+        """
+        until = 0 if self.max_age is None else int(now) + self.max_age
+        return f"{id}.{until}.{self._signature(id, str(until))}"
 
-class Sticky(Generic[M]):
-    """Whom the client was with before, as its cookie says, while that one is there.
+    def read(self, value: str, now: float) -> Stuck | None:
+        """Return what *value* says, in a time that tells nothing of what is right about it.
 
-    A client without a valid cookie, or whose instance is gone or has failed this request, goes to
-    the less busy of two. A draining instance keeps the clients it has, and gets no others.
+        It is stale after half of its time, so that a client that comes back in time stays.
 
-    :param values: Makes and checks the cookie's value; a request's key is what the cookie says.
-    """
+        :returns: ``None`` when it is forged, malformed, out of date or another service's.
+        """
+        found = _VALUE.fullmatch(value)
+        if found is None:
+            return None
+        id, until, signature = found.groups()
+        if not compare_digest(signature.encode(), self._signature(id, until).encode()):
+            return None
+        if self.max_age is None:
+            return Stuck(id, until != "0")
+        left = int(until) - now
+        if left <= 0 or left > self.max_age:  # the time it may have was shortened meanwhile
+            return None
+        return Stuck(id, left < self.max_age / 2)
 
-    timed = False
+    def _signature(self, id: str, until: str) -> str:
+        return self._mac(b"cookie\0" + self._service + f"{id}.{until}".encode(), _SIGNATURE)
 
-    def __init__(self, random: Callable[[], float], *, values: StickyValues) -> None:
-        self._free: TwoChoices[M] = TwoChoices(random)
-        self._values = values
-        self._known: dict[str, M] = {}
-
-    def renew(self, members: Sequence[M], draining: Sequence[M] = ()) -> None:
-        self._free.renew(members)
-        sign = self._values.sign
-        # Found by the beginning, compared as a whole: a guess learns nothing from the time it took.
-        self._known = {sign(member.name)[:8]: member for member in (*members, *draining)}
-
-    def pick(self, key: str | None = None, avoid: Collection[M] = (), now: float = 0.0) -> M:
-        if key is not None:
-            member = self._known.get(key[:8])
-            if member is not None and member not in avoid and self._values.verify(key, member.name):
-                return member
-        return self._free.pick(avoid=avoid)
-
-    def answered(self, member: M, seconds: float, now: float, failed: bool = False) -> None:
-        """Do nothing."""
+    def _mac(self, text: bytes, size: int) -> str:
+        return urlsafe_b64encode(digest(self._secret, text, "sha256")[:size]).decode("ascii")

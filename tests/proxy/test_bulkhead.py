@@ -1,0 +1,297 @@
+"""No service holds more of a worker than it may, and no instance more than it is given."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from werkzeug.test import Client
+
+from wsgigate import process
+from wsgigate.circuits import Circuit
+from wsgigate.discovery import Instance
+from wsgigate.problem import Refusal
+from wsgigate.proxy.bulkhead import Bulkhead
+from wsgigate.proxy.forwarder import Forwarder
+from wsgigate.proxy.pool import Pool
+from wsgigate.proxy.response import UpstreamCut
+from wsgigate.proxy.service import Resilience
+from wsgigate.proxy.transport import Sessions
+from wsgigate.rules.circuit_rules import CircuitRules
+from wsgigate.rules.retry import RetryRules
+from wsgigate.testing.backend import Backend, Received, cut, reply
+from wsgigate.testing.server import Server, close, new_environ
+
+FULL = {
+    "type": "about:blank",
+    "status": 503,
+    "message": "Service temporarily unavailable",
+    "error": "Too many requests in flight",
+}
+
+
+class Gate:
+    """Lets what waits at it pass when it is opened."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+
+    def __call__(self, connection: socket.socket, _request: Received) -> None:
+        assert self.opened.wait(20)
+        connection.sendall(reply(b"late"))
+
+
+def of(
+    *urls: str, sessions: Sessions, most: int = 2, pool: dict[str, Any] | None = None, **given: Any
+) -> tuple[Forwarder, Bulkhead, Pool]:
+    bulkhead = Bulkhead(most)
+    made = Pool(
+        "svc",
+        [Instance(url) for url in urls],
+        **{"balance": "round-robin", "random": lambda: 0.0} | (pool or {}),
+    )
+    resilience = Resilience(bulkhead=bulkhead, **given)
+    return Forwarder(made, sessions=sessions, resilience=resilience), bulkhead, made
+
+
+def ask(app: Any, **options: Any) -> Any:
+    return Client(app, use_cookies=False).open("/", buffered=True, **options)
+
+
+GIVEN: list[Callable[[], dict[str, Any]]] = [
+    dict,
+    lambda: {"retry": RetryRules()},
+    lambda: {"circuit": Circuit("svc", CircuitRules())},
+]
+
+
+@pytest.mark.parametrize("given", GIVEN, ids=["plain", "retry", "circuit"])
+def test_one_too_many_is_refused_at_once_and_the_next_one_served(
+    given: Callable[[], dict[str, Any]], backend: Backend, sessions: Sessions
+) -> None:
+    gate = Gate()
+    backend.answers = [gate, gate, reply(b"soon")]
+    app, bulkhead, pool = of(backend.url, sessions=sessions, **given())
+    with ThreadPoolExecutor(2) as threads:
+        waiting: list[Future[Any]] = [threads.submit(ask, app) for _ in range(2)]
+        backend.wait_for_requests(2)
+        for _ in range(3):
+            refused = ask(app)
+            assert refused.status_code == 503
+            assert refused.headers["Content-Type"] == "application/problem+json"
+            assert refused.headers["Retry-After"] == "1"
+            assert {key: refused.get_json()[key] for key in FULL} == FULL
+        assert bulkhead.status() == {"inFlight": 2, "maxInFlight": 2, "refused": 3}
+        gate.opened.set()
+        assert [each.result(20).text for each in waiting] == ["late", "late"]
+    assert ask(app).text == "soon"
+    assert len(backend.requests) == 3
+    assert bulkhead.in_flight == 0
+    assert set(pool.in_flight().values()) == {0}
+
+
+@pytest.mark.parametrize("given", GIVEN, ids=["plain", "retry", "circuit"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (reply(b"ok"), 200),
+        (reply(b""), 200),
+        (reply(b"no", status="503 No"), 503),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n", 200),
+        (cut(b"HTTP/1.1 200 OK\r\n\r\nto the end"), 200),
+        (cut(b""), 502),
+        (cut(b"HTTP/1.1 2"), 502),
+        (b"HTTP/1.1 200 OK\r\nBad Name: x\r\n\r\n", 502),
+        (cut(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"), 0),
+    ],
+)
+def test_a_place_is_given_up_however_it_ends(
+    answer: Any,
+    status: int,
+    method: str,
+    given: Callable[[], dict[str, Any]],
+    backend: Backend,
+    sessions: Sessions,
+) -> None:
+    backend.answers = [answer]
+    app, bulkhead, _ = of(backend.url, sessions=sessions, most=1, **given())
+    try:
+        got = ask(app, method=method).status_code
+    except UpstreamCut:
+        got = 0
+    assert got == (status or (200 if method == "HEAD" else 0))
+    assert bulkhead.in_flight == 0
+    assert bulkhead.refused == 0
+
+
+@pytest.mark.parametrize("given", GIVEN, ids=["plain", "retry", "circuit"])
+def test_it_is_given_up_for_what_is_never_sent(
+    given: Callable[[], dict[str, Any]], backend: Backend, sessions: Sessions
+) -> None:
+    app, bulkhead, _ = of(backend.url, sessions=sessions, most=1, **given())
+    assert ask(app, environ_overrides={"RAW_URI": "/a%zz"}).status_code == 400
+    assert ask(app, environ_overrides={"CONTENT_LENGTH": "x"}).status_code == 400
+    nobody, other, _ = of(sessions=sessions, most=1, **given())
+    assert ask(nobody).get_json()["error"] == "No instance available"
+    assert (bulkhead.in_flight, other.in_flight) == (0, 0)
+    assert bulkhead.refused == 0
+    assert backend.requests == []
+
+
+@pytest.mark.parametrize("given", GIVEN, ids=["plain", "retry", "circuit"])
+def test_a_response_holds_its_place_until_its_end(
+    given: Callable[[], dict[str, Any]], sessions: Sessions
+) -> None:
+    gate = threading.Event()
+
+    def slow(connection: socket.socket, _request: Received) -> bool:
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\nfirst")
+        gate.wait(20)
+        return False
+
+    with Backend(slow) as backend:
+        app, bulkhead, _ = of(backend.url, sessions=sessions, most=1, **given())
+        body = app(new_environ(), Server().start_response)
+        assert next(iter(body)) == b"first"
+        assert bulkhead.in_flight == 1
+        assert ask(app).status_code == 503
+        close(body)  # the client has left
+        close(body)
+        assert bulkhead.in_flight == 0
+        gate.set()
+
+
+def test_what_is_refused_tells_the_circuit_nothing_and_is_not_tried_again(
+    backend: Backend, sessions: Sessions
+) -> None:
+    gate = Gate()
+    backend.answers = [gate]
+    circuit = Circuit("svc", CircuitRules(consecutive_failures=1))
+    waits: list[float] = []
+    given = {"circuit": circuit, "retry": RetryRules(attempts=5), "sleep": waits.append}
+    app, bulkhead, _ = of(backend.url, sessions=sessions, most=1, **given)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(ask, app)
+        backend.wait_for_requests(1)
+        assert ask(app).status_code == 503
+        assert (bulkhead.refused, waits, len(backend.requests)) == (1, [], 1)
+        assert circuit.status()[:3] == (circuit.status().state, 0, 0)
+        assert circuit.status().state.value == "CLOSED"
+        gate.opened.set()
+        assert waiting.result(20).status_code == 200
+
+
+def test_a_retry_and_its_wait_keep_the_place(sessions: Sessions) -> None:
+    held: list[int] = []
+    with Backend(reply(b"", status="503 No")) as one, Backend(reply(b"well")) as other:
+        app, bulkhead, _ = of(
+            one.url,
+            other.url,
+            sessions=sessions,
+            most=1,
+            retry=RetryRules(),
+            sleep=lambda _: held.append(bulkhead.in_flight),
+            random=lambda: 0.5,
+        )
+        assert ask(app).text == "well"
+    assert held == [1]
+    assert bulkhead.in_flight == 0
+
+
+def test_all_forwarders_of_a_service_count_together(backend: Backend, sessions: Sessions) -> None:
+    gate = Gate()
+    backend.answers = [gate]
+    app, bulkhead, pool = of(backend.url, sessions=sessions, most=1)
+    other = Forwarder(pool, sessions=sessions, resilience=Resilience(bulkhead=bulkhead))
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(ask, app)
+        backend.wait_for_requests(1)
+        assert ask(other).status_code == 503
+        gate.opened.set()
+        assert waiting.result(20).status_code == 200
+    assert ask(other).status_code == 200
+
+
+def test_a_forked_worker_counts_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    bulkhead = Bulkhead(1)
+    bulkhead.enter()
+    with pytest.raises(Refusal):
+        bulkhead.enter()
+    monkeypatch.setattr(process, "pid", process.pid + 1)
+    bulkhead.enter()
+    assert bulkhead.status() == {"inFlight": 1, "maxInFlight": 1, "refused": 0}
+
+
+@pytest.mark.parametrize("most", [0, -1, 1.5, True])
+def test_a_bulkhead_that_lets_nobody_pass_is_none(most: Any) -> None:
+    with pytest.raises(ValueError, match="max_in_flight"):
+        Bulkhead(most)
+
+
+# -- per instance ----------------------------------------------------------------------------------
+
+
+def limited(*urls: str, **options: Any) -> Pool:
+    return Pool(
+        "svc",
+        [Instance(url) for url in urls],
+        **{"balance": "round-robin", "instance_limit": 1, "random": lambda: 0.0} | options,
+    )
+
+
+A, B, C = (f"http://127.0.0.1:{port}" for port in (3001, 3002, 3003))
+
+
+def test_an_instance_that_is_full_is_passed_over_and_when_all_are_nobody_is_asked() -> None:
+    pool = limited(A, B, C)
+    leases = [pool.pick() for _ in range(3)]
+    assert sorted(lease.instance.url for lease in leases if lease) == [A, B, C]
+    assert pool.pick() is None
+    assert leases[1] is not None
+    leases[1].release()
+    again = pool.pick()
+    assert again is not None
+    assert again.instance.url == B
+
+
+def test_one_that_failed_the_request_is_better_than_one_that_is_full() -> None:
+    pool = limited(A, B)
+    first = pool.pick()
+    assert first is not None
+    first.release()
+    second = pool.pick(avoid=[first.member])
+    assert second is not None
+    assert second.instance.url == B
+    third = pool.pick(avoid=[first.member])
+    assert third is not None
+    assert third.instance.url == A
+
+
+@pytest.mark.parametrize("given", GIVEN, ids=["plain", "retry", "circuit"])
+def test_when_all_instances_are_full_a_request_is_refused_at_once(
+    given: Callable[[], dict[str, Any]], backend: Backend, sessions: Sessions
+) -> None:
+    gate = Gate()
+    backend.answers = [gate]
+    app, bulkhead, pool = of(
+        backend.url, sessions=sessions, most=9, pool={"instance_limit": 1}, **given()
+    )
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(ask, app)
+        backend.wait_for_requests(1)
+        refused = ask(app)
+        assert {key: refused.get_json()[key] for key in FULL} == FULL
+        assert bulkhead.in_flight == 1
+        gate.opened.set()
+        assert waiting.result(20).status_code == 200
+    assert set(pool.in_flight().values()) == {0}
+
+
+def test_a_limit_that_lets_nobody_pass_is_none() -> None:
+    with pytest.raises(ValueError, match="instance_limit"):
+        limited(A, instance_limit=0)

@@ -1,0 +1,453 @@
+"""A second try beside a first one that is slow: the first answer counts, nothing is left of others.
+
+The backends answer when they are told to, so nothing here depends on how fast anything is.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from werkzeug.test import Client
+
+from wsgigate.circuits import Circuit, Permit
+from wsgigate.discovery import Instance
+from wsgigate.proxy.alarms import Alarms
+from wsgigate.proxy.departure import ClientLeft, Departure, Departures
+from wsgigate.proxy.forwarder import Forwarder
+from wsgigate.proxy.pool import Lease, Pool
+from wsgigate.proxy.service import Resilience
+from wsgigate.proxy.stickiness import Stickiness
+from wsgigate.proxy.transport import Sessions
+from wsgigate.rules.budget import RetryBudget
+from wsgigate.rules.circuit import Outcome
+from wsgigate.rules.circuit_rules import CircuitRules
+from wsgigate.rules.hedge import HedgeRules
+from wsgigate.rules.outlier import OutlierRules
+from wsgigate.rules.retry import RetryRules
+from wsgigate.testing.backend import Backend, Received, reply
+from wsgigate.testing.server import Server, close, new_environ
+from wsgigate.wsgi import INSTANCE
+
+BAD = reply(b"busy", status="503 Service Unavailable")
+SOON = HedgeRules(after=0.01)
+LATE = HedgeRules(after=60)
+
+Make = Callable[..., "Reader"]
+
+
+def silent(connection: socket.socket, _request: Received) -> bool:
+    return connection.recv(1) != b""  # until the gateway lets go
+
+
+class Held:
+    """Answers when it is told to, or not at all."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.opened = threading.Event()
+
+    def __call__(self, connection: socket.socket, _request: Received) -> None:
+        assert self.opened.wait(20)
+        connection.sendall(self.data)
+
+
+class Watched(Pool):
+    """A pool that tells when all of its instances are idle."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._changed = threading.Condition()
+        super().__init__(*arguments, **options)
+
+    def _release(self, lease: Lease) -> None:
+        super()._release(lease)
+        with self._changed:
+            self._changed.notify_all()
+
+    def wait_until_idle(self) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: not any(self.in_flight().values()), 10)
+
+
+def pool_of(*urls: str, **options: Any) -> Watched:
+    """Return a pool whose members are picked in their order, one after the other."""
+    instances = [Instance(url) for url in urls]
+    return Watched("svc", instances, **{"balance": "round-robin", "random": lambda: 0.0} | options)
+
+
+class Reader(Client):
+    """Reads every answer to its end, as clients do."""
+
+    pool: Watched
+
+    def open(self, *args: Any, **options: Any) -> Any:
+        return super().open(*args, **{"buffered": True, **options})
+
+
+@pytest.fixture
+def make(sessions: Sessions) -> Make:
+    """Return a maker of clients of a forwarder that asks the *urls* one after the other."""
+
+    def make(
+        *urls: str,
+        rules: HedgeRules = SOON,
+        given: dict[str, Any] | None = None,
+        pool: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> Reader:
+        resilience = Resilience(hedge=rules, alarms=Alarms(), **(given or {}))
+        made = pool_of(*urls, **(pool or {}))
+        client = Reader(
+            Forwarder(made, sessions=sessions, resilience=resilience, **more), use_cookies=False
+        )
+        client.pool = made
+        return client
+
+    return make
+
+
+def test_who_answers_first_counts_and_the_other_is_let_go(make: Make) -> None:
+    with Backend(silent) as slow, Backend(reply(b"fast")) as fast:
+        client = make(slow.url, fast.url)
+        assert client.get("/").data == b"fast"
+        slow.wait_until_closed()
+        client.pool.wait_until_idle()
+        assert (len(slow.requests), len(fast.requests)) == (1, 1)
+        assert slow.requests[0].target == fast.requests[0].target
+
+
+def test_what_is_broken_off_is_not_sent_again_by_another_connection(make: Make) -> None:
+    """As it would be if the instance had closed one that was kept."""
+    with Backend(reply(b"kept"), silent) as slow, Backend(reply(b"fast")) as fast:
+        client = make(slow.url, fast.url, pool={"balance": lambda _: First(slow.url)})
+        assert client.get("/").data == b"kept"
+        assert client.get("/").data == b"fast"
+        slow.wait_until_closed()
+        assert (slow.connections, len(slow.requests)) == (1, 2)
+
+
+def test_an_answer_in_time_is_the_only_one(backend: Backend, make: Make) -> None:
+    with Backend() as other:
+        client = make(backend.url, other.url, rules=LATE)
+        for _ in range(4):
+            assert client.get("/").data == b"ok"
+        assert (len(backend.requests), len(other.requests)) == (2, 2)
+        client.pool.wait_until_idle()
+
+
+def test_the_first_one_counts_when_it_answers_first_after_all(make: Make) -> None:
+    first, second = Held(reply(b"first")), Held(reply(b"second"))
+    with Backend(first) as one, Backend(silent) as other:
+        client = make(one.url, other.url)
+
+        def answer() -> None:
+            other.wait_for_requests(1)
+            first.opened.set()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        environ = new_environ()
+        answer = Server().serve(client.application, environ)
+        assert answer.chunks == [b"first"]
+        assert environ[INSTANCE] == one.url.removeprefix("http://")
+        thread.join(20)
+        other.wait_until_closed()
+        client.pool.wait_until_idle()
+    second.opened.set()
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+def test_what_may_change_something_is_never_with_two(method: str, make: Make) -> None:
+    never_with_two(make, {"method": method})
+
+
+def test_what_has_a_body_is_never_with_two(make: Make) -> None:
+    never_with_two(make, {"method": "GET", "data": b"body"})
+
+
+def never_with_two(make: Make, asked: dict[str, Any]) -> None:
+    held = Held(reply(b"only"))
+    with Backend(held) as one, Backend() as other:
+        client = make(one.url, other.url, rules=HedgeRules(after=0.001))
+        alarms = Alarms()
+        alarms.after(0.1, held.opened.set)  # a hundred times as long
+        assert client.open("/", **asked).data == b"only"
+        assert other.connections == 0
+
+
+def test_a_failure_does_not_win_over_an_answer_to_come(make: Make) -> None:
+    held = Held(reply(b"well"))
+    with Backend(held) as one, Backend(told(BAD, held.opened)) as other:
+        client = make(one.url, other.url)
+        assert client.get("/").data == b"well"
+        assert len(other.requests) == 1
+        client.pool.wait_until_idle()
+
+
+def told(data: bytes, then: threading.Event) -> Callable[[socket.socket, Received], None]:
+    """Return an answer with *data*, behind which *then* is set."""
+
+    def answer(connection: socket.socket, _request: Received) -> None:
+        connection.sendall(data)
+        then.set()
+
+    return answer
+
+
+@pytest.mark.parametrize("first", [BAD, None], ids=["fails", "breaks"])
+def test_when_the_first_one_fails_the_other_is_waited_for(first: bytes | None, make: Make) -> None:
+    held = Held(reply(b"well"))
+    fails = threading.Event()
+
+    def failing(connection: socket.socket, _request: Received) -> bool:
+        assert fails.wait(20)
+        if first is not None:
+            connection.sendall(first)
+        held.opened.set()
+        return False
+
+    def second(connection: socket.socket, request: Received) -> None:
+        fails.set()
+        held(connection, request)
+
+    with Backend(failing) as one, Backend(second) as other:
+        client = make(one.url, other.url)
+        answer = client.get("/")
+        assert (answer.status_code, answer.data) == (200, b"well")
+        client.pool.wait_until_idle()
+
+
+def test_when_both_fail_the_first_is_told(make: Make) -> None:
+    opened = threading.Event()
+
+    def failing(connection: socket.socket, _request: Received) -> None:
+        assert opened.wait(20)
+        connection.sendall(reply(b"first", status="500 No"))
+
+    with Backend(failing) as one, Backend(told(BAD, opened)) as other:
+        client = make(one.url, other.url)
+        answer = client.get("/")
+        assert (answer.status_code, answer.data) == (500, b"first")
+        client.pool.wait_until_idle()
+
+
+def test_with_one_instance_there_is_nobody_else_to_ask(make: Make) -> None:
+    held = Held(reply(b"only"))
+    with Backend(held) as one:
+        client = make(one.url, rules=HedgeRules(after=0.001))
+        Alarms().after(0.1, held.opened.set)
+        assert client.get("/").data == b"only"
+        assert len(one.requests) == 1
+        client.pool.wait_until_idle()
+
+
+def test_further_tries_are_within_the_budget_that_retries_have(make: Make) -> None:
+    """A fifth of the requests, so the fifth that is slow is the first with another."""
+    given = {"budget": RetryBudget(0.2, floor=0)}
+    with Backend() as slow, Backend(reply(b"fast")) as fast:
+        pool = {"balance": lambda _: First(slow.url)}
+        client = make(slow.url, fast.url, rules=HedgeRules(after=0.001), given=given, pool=pool)
+        for _ in range(4):
+            held = Held(reply(b"slow"))
+            slow.answers = [held]
+            Alarms().after(0.05, held.opened.set)
+            assert client.get("/").data == b"slow"
+        assert fast.connections == 0
+        slow.answers = [silent]
+        assert client.get("/").data == b"fast"
+        client.pool.wait_until_idle()
+
+
+class First:
+    """Picks the member at *url* while it may."""
+
+    timed = False
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def renew(self, members: Any, draining: Any = ()) -> None:
+        self._members = sorted(members, key=lambda member: member.name != self._url)
+
+    def pick(self, key: str | None = None, avoid: Any = (), now: float = 0.0) -> Any:
+        return next((m for m in self._members if m not in avoid), self._members[0])
+
+    def answered(self, *told: Any) -> None:
+        pass
+
+
+def test_no_further_try_is_made_at_a_service_that_is_left_alone(make: Make) -> None:
+    circuit = Circuit("svc", CircuitRules(consecutive_failures=1))
+    held = Held(reply(b"only"))
+
+    def fails_meanwhile(connection: socket.socket, request: Received) -> None:
+        permit = circuit.admit(time.monotonic())
+        assert isinstance(permit, Permit)
+        permit.done(Outcome.FAILED)
+        Alarms().after(0.1, held.opened.set)
+        held(connection, request)
+
+    with Backend(fails_meanwhile) as one, Backend() as other:
+        client = make(one.url, other.url, given={"circuit": circuit}, rules=HedgeRules(after=0.05))
+        assert client.get("/").data == b"only"
+        assert other.connections == 0
+        client.pool.wait_until_idle()
+
+
+def test_who_is_broken_off_is_no_failure(make: Make) -> None:
+    circuit = Circuit("svc", CircuitRules(consecutive_failures=1))
+    outlier = OutlierRules(consecutive_failures=1)
+    with Backend(silent) as slow, Backend(reply(b"fast")) as fast:
+        client = make(slow.url, fast.url, given={"circuit": circuit}, pool={"outlier": outlier})
+        assert client.get("/").data == b"fast"
+        slow.wait_until_closed()
+        client.pool.wait_until_idle()
+        assert circuit.status()[1:3] == (0, 1)
+        assert client.pool.ejected() == []
+
+
+def test_the_answer_streams_and_its_connection_is_freed_at_its_end(make: Make) -> None:
+    opened = threading.Event()
+
+    def streams(connection: socket.socket, _request: Received) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfirst")
+        assert opened.wait(20)
+        connection.sendall(b"-last")
+
+    with Backend(silent) as slow, Backend(streams) as fast:
+        client = make(slow.url, fast.url)
+        environ = new_environ()
+        body = client.application(environ, Server().start_response)
+        chunks = iter(body)
+        assert next(chunks) == b"first"
+        slow.wait_until_closed()
+        assert client.pool.in_flight() == {slow.url: 0, fast.url: 1}
+        assert environ[INSTANCE] == fast.url.removeprefix("http://")
+        opened.set()
+        assert next(chunks) == b"-last"
+        close(body)
+        client.pool.wait_until_idle()
+
+
+def test_as_many_are_asked_as_there_may_be(make: Make) -> None:
+    with Backend(silent) as one, Backend(silent) as two, Backend(reply(b"third")) as three:
+        client = make(one.url, two.url, three.url, rules=HedgeRules(after=0.01, most=2))
+        assert client.get("/").data == b"third"
+        one.wait_until_closed()
+        two.wait_until_closed()
+        client.pool.wait_until_idle()
+
+
+def test_a_client_that_leaves_frees_both(sessions: Sessions) -> None:
+    departures = Departures()
+    departure = Departure(None, lambda _: None)
+    departures.watch = lambda environ: departure  # type: ignore[method-assign]
+    with Backend(silent) as one, Backend(silent) as other:
+        pool = pool_of(one.url, other.url)
+        resilience = Resilience(hedge=SOON, alarms=Alarms())
+        forwarder = Forwarder(pool, sessions=sessions, resilience=resilience, departures=departures)
+
+        def leave() -> None:
+            one.wait_for_requests(1)
+            other.wait_for_requests(1)
+            departure.happened()
+
+        thread = threading.Thread(target=leave)
+        thread.start()
+        assert Reader(forwarder).get("/").status_code == 499
+        thread.join(20)
+        one.wait_until_closed()
+        other.wait_until_closed()
+        pool.wait_until_idle()
+
+
+def test_a_client_that_leaves_while_the_winner_streams_frees_it(sessions: Sessions) -> None:
+    departures = Departures()
+    departure = Departure(None, lambda _: None)
+    departures.watch = lambda environ: departure  # type: ignore[method-assign]
+
+    def begins(connection: socket.socket, request: Received) -> bool:
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\nfirst")
+        return silent(connection, request)
+
+    with Backend(silent) as one, Backend(begins) as other:
+        pool = pool_of(one.url, other.url)
+        resilience = Resilience(hedge=SOON, alarms=Alarms())
+        forwarder = Forwarder(pool, sessions=sessions, resilience=resilience, departures=departures)
+        body = forwarder(new_environ(), Server().start_response)
+        chunks = iter(body)
+        assert next(chunks) == b"first"
+        departure.happened()
+        other.wait_until_closed()
+        with pytest.raises(ClientLeft):
+            next(chunks)
+        close(body)
+        assert set(pool.in_flight().values()) == {0}
+
+
+def test_after_a_race_that_nobody_won_there_is_another_try(make: Make) -> None:
+    opened = threading.Event()
+
+    def failing(connection: socket.socket, _request: Received) -> None:
+        assert opened.wait(20)
+        connection.sendall(BAD)
+
+    with Backend(failing) as one, Backend(told(BAD, opened), reply(b"well")) as other:
+        rules = RetryRules(backoff=0.0)
+        client = make(one.url, other.url, given={"retry": rules})
+        assert client.get("/").data == b"well"
+        assert (len(one.requests), len(other.requests)) == (1, 2)
+        client.pool.wait_until_idle()
+
+
+def test_a_race_is_run_after_what_most_answers_took(make: Make) -> None:
+    with Backend() as one, Backend() as other:
+        client = make(one.url, other.url, rules=HedgeRules(after="p95"))
+        for _ in range(110):
+            client.get("/")
+        one.answers = other.answers = [silent]
+        counted = len(one.requests) + len(other.requests)
+        assert counted >= 110
+
+        def answers(connection: socket.socket, _request: Received) -> bool:
+            if len(one.requests) + len(other.requests) == counted + 1:
+                return silent(connection, _request)
+            connection.sendall(reply(b"second"))
+            return True
+
+        one.answers = other.answers = [answers]
+        assert client.get("/").data == b"second"
+        client.pool.wait_until_idle()
+
+
+def test_an_instance_that_can_not_be_connected_to_holds_nothing_up() -> None:
+    """Its queue is full: connecting to it waits, and would for all of its time."""
+    with socket.socket() as listener, Backend(reply(b"fast")) as fast:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        address = listener.getsockname()
+        waiting = [socket.socket() for _ in range(4)]
+        for each in waiting:
+            each.setblocking(False)
+            each.connect_ex(address)
+        pool = pool_of(f"http://127.0.0.1:{address[1]}", fast.url)
+        sessions = Sessions()
+        resilience = Resilience(hedge=HedgeRules(after=0.05), alarms=Alarms())
+        forwarder = Forwarder(
+            pool, sessions=sessions, resilience=resilience, connect_timeout=25, timeout=25
+        )
+        assert Reader(forwarder).get("/").data == b"fast"
+        assert set(pool.in_flight().values()) == {0}
+        sessions.close()
+        for each in waiting:
+            each.close()
+
+
+def test_clients_that_stay_are_not_hedged(sessions: Sessions) -> None:
+    pool = Pool("svc", [Instance("http://a")], sticky=Stickiness("svc", b"a secret of the tests"))
+    with pytest.raises(ValueError, match="hedge is not for"):
+        Forwarder(pool, sessions=sessions, resilience=Resilience(hedge=SOON))

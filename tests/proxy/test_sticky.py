@@ -1,0 +1,274 @@
+"""Clients stay with the instance that answered them first, by a cookie for the gateway alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from werkzeug.test import Client
+
+from wsgigate.discovery import Instance
+from wsgigate.proxy.forwarder import Forwarder
+from wsgigate.proxy.pool import Pool
+from wsgigate.proxy.service import Resilience
+from wsgigate.proxy.stickiness import Stickiness
+from wsgigate.proxy.transport import Sessions
+from wsgigate.rules.outlier import OutlierRules
+from wsgigate.rules.retry import RetryRules
+from wsgigate.testing import FakeClock
+from wsgigate.testing.backend import Backend, reply
+
+SECRET = b"a secret of the tests"
+COOKIE = "wsgigate-svc"
+
+Gate = Callable[..., "Browser"]
+
+
+class Browser(Client):
+    """A client that keeps its cookies, or not, and knows the pool behind its forwarder."""
+
+    pool: Pool
+    sticky: Stickiness
+
+    def ask(self, path: str = "/", **options: Any) -> Any:
+        return self.get(path, buffered=True, **options)
+
+    def who(self, times: int = 1, **options: Any) -> set[str]:
+        return {self.ask(**options).text for _ in range(times)}
+
+
+@pytest.fixture
+def three() -> Iterator[list[Backend]]:
+    """Yield three backends that answer with their names."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(Backend(reply(name))) for name in (b"a", b"b", b"c")]
+
+
+@pytest.fixture
+def gate(sessions: Sessions, three: list[Backend]) -> Gate:
+    """Return a maker of browsers, all of them in front of one pool of their own."""
+
+    def make(
+        *, cookies: bool = True, pool: dict[str, Any] | None = None, sticky: Any = None, **more: Any
+    ) -> Browser:
+        stays = Stickiness("svc", SECRET, **(sticky or {}))
+        made = Pool(
+            "svc",
+            [Instance(backend.url) for backend in three],
+            **{"balance": "round-robin", "sticky": stays, "random": lambda: 0.0} | (pool or {}),
+        )
+        browser = Browser(Forwarder(made, sessions=sessions, **more), use_cookies=cookies)
+        browser.pool, browser.sticky = made, stays
+        return browser
+
+    return make
+
+
+def set_cookies(answer: Any) -> list[str]:
+    return [each for each in answer.headers.getlist("Set-Cookie") if each.startswith(COOKIE + "=")]
+
+
+def asked(three: list[Backend]) -> list[list[str]]:
+    """Return the Cookie fields that came with each request to any of them."""
+    return [request.values("Cookie") for backend in three for request in backend.requests]
+
+
+def test_a_client_stays_and_others_are_spread(gate: Gate, three: list[Backend]) -> None:
+    browser = gate()
+    assert browser.who(8) == {"a"}
+    others = Browser(browser.application, use_cookies=False)
+    assert [others.ask().text for _ in range(4)] == ["b", "c", "a", "b"]
+    assert browser.who(3) == {"a"}
+    assert asked(three) == [[]] * 15
+
+
+def test_the_cookie_is_the_gateways_alone(gate: Gate) -> None:
+    [cookie] = set_cookies(gate().ask())
+    value, *attributes = cookie.removeprefix(COOKIE + "=").split("; ")
+    assert re.fullmatch(r"[\w-]{12}\.0\.[\w-]{24}", value)
+    assert attributes == ["Path=/", "HttpOnly", "SameSite=Lax"]
+    [secure] = set_cookies(gate().ask(base_url="https://shop.example"))
+    assert secure.split("; ")[1:] == ["Path=/", "HttpOnly", "SameSite=Lax", "Secure"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "attributes"),
+    [
+        ({"cookie": "shop", "path": "/shop"}, ["Path=/shop", "HttpOnly", "SameSite=Lax"]),
+        ({"max_age": 60}, ["Path=/", "Max-Age=60", "HttpOnly", "SameSite=Lax"]),
+        (
+            {"cookie": "__Host-shop"},
+            ["Path=/", "HttpOnly", "SameSite=Lax", "Secure"],
+        ),
+    ],
+)
+def test_it_is_as_the_settings_say(
+    settings: dict[str, Any], attributes: list[str], gate: Gate
+) -> None:
+    cookie = gate(sticky=settings).ask().headers["Set-Cookie"]
+    assert cookie.startswith(settings.get("cookie", COOKIE) + "=")
+    assert cookie.split("; ")[1:] == attributes
+
+
+def test_whoever_has_it_gets_it_once(gate: Gate) -> None:
+    browser = gate()
+    assert [len(set_cookies(browser.ask())) for _ in range(4)] == [1, 0, 0, 0]
+
+
+def test_it_is_renewed_before_it_ends_and_nothing_after(gate: Gate) -> None:
+    clock = FakeClock()
+    browser = gate(cookies=False, sticky={"max_age": 100, "clock": clock})
+    first = browser.ask()
+    said = {"Cookie": set_cookies(first)[0].partition(";")[0]}
+    for later, who, renewed in [(50, "a", 0), (10, "a", 1), (39, "a", 1), (1, "b", 1), (1, "c", 1)]:
+        clock.advance(later)
+        answer = browser.ask(headers=said)
+        assert (answer.text, len(set_cookies(answer))) == (who, renewed)
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda value: value[:-1] + ("A" if value[-1] != "A" else "B"),
+        lambda value: "x",
+        lambda value: "",
+        lambda value: Stickiness("svc", b"not the secret of the tests")._values.sign(value[:12], 0),
+        lambda value: Stickiness("other", SECRET)._values.sign(value[:12], 0),
+    ],
+)
+def test_a_forged_one_is_none_and_a_new_one_takes_its_place(
+    forge: Callable[[str], str], gate: Gate, three: list[Backend]
+) -> None:
+    browser = gate(cookies=False)
+    value = set_cookies(browser.ask())[0].partition(";")[0].partition("=")[2]
+    answers = [browser.ask(headers={"Cookie": f"{COOKIE}={forge(value)}"}) for _ in range(3)]
+    assert [answer.text for answer in answers] == ["b", "c", "a"]
+    assert all(len(set_cookies(answer)) == 1 for answer in answers)
+    assert asked(three) == [[]] * 4
+
+
+def test_the_valid_one_of_several_counts(gate: Gate) -> None:
+    browser = gate(cookies=False)
+    valid = set_cookies(browser.ask())[0].partition(";")[0]
+    answer = browser.ask(headers={"Cookie": f"{COOKIE}=planted; {valid}; {COOKIE}=x"})
+    assert (answer.text, set_cookies(answer)) == ("a", [])
+
+
+def test_an_instance_that_is_gone_is_nobody(gate: Gate, three: list[Backend]) -> None:
+    browser = gate(cookies=False)
+    gone = browser.sticky.id_of("http://10.9.9.9:1")
+    answer = browser.ask(headers={"Cookie": f"{COOKIE}={browser.sticky._values.sign(gone, 0)}"})
+    assert (answer.text, len(set_cookies(answer))) == ("a", 1)
+
+
+def test_whose_instance_is_ill_goes_elsewhere_and_stays_there(
+    gate: Gate, three: list[Backend]
+) -> None:
+    browser = gate()
+    assert browser.who(2) == {"a"}
+    browser.pool.mark(three[0].url, False)
+    moved = browser.ask()
+    assert (moved.text, len(set_cookies(moved))) == ("b", 1)
+    browser.pool.mark(three[0].url, True)
+    assert browser.who(4) == {"b"}
+
+
+def test_whose_instance_is_ejected_goes_elsewhere(gate: Gate, three: list[Backend]) -> None:
+    browser = gate(pool={"outlier": OutlierRules(consecutive_failures=2)})
+    browser.ask()
+    three[0].answers = [reply(b"", status="500 No")]
+    assert [browser.ask().status_code for _ in range(3)] == [500, 500, 200]
+    assert browser.who(4) == {"b"}
+
+
+@pytest.mark.parametrize(("keep", "who"), [(False, {"b"}), (True, {"a"})])
+def test_one_that_drains_keeps_its_clients_only_where_it_is_to(
+    keep: bool, who: set[str], gate: Gate, three: list[Backend], sessions: Sessions
+) -> None:
+    browser = gate()
+    browser.ask()
+    stays = Stickiness("svc", SECRET, keep_draining=keep)
+    instances = [Instance(backend.url, at and 1) for at, backend in enumerate(three)]
+    pool = Pool("svc", instances, balance="round-robin", sticky=stays, random=lambda: 0.0)
+    browser.application = Forwarder(pool, sessions=sessions)
+    assert browser.who(4) == who
+    stranger = Browser(browser.application, use_cookies=False)
+    assert stranger.who(6) == {"b", "c"}
+    pool.mark(three[0].url, False)
+    assert browser.who(4) <= {"b", "c"}  # ill, it keeps nobody
+
+
+def test_another_try_goes_elsewhere_and_that_is_where_the_client_stays(
+    gate: Gate, three: list[Backend]
+) -> None:
+    browser = gate(resilience=Resilience(retry=RetryRules(backoff=0.0)))
+    browser.ask()
+    three[0].answers = [lambda *_: False]
+    moved = browser.ask()
+    assert (moved.text, len(set_cookies(moved))) == ("b", 1)
+    assert browser.who(3) == {"b"}
+
+
+def test_an_instance_that_fails_keeps_nobody(gate: Gate, three: list[Backend]) -> None:
+    three[0].answers = [reply(b"a", status="500 No")]
+    browser = gate()
+    assert set_cookies(browser.ask()) == []
+    assert browser.ask().text == "b"
+
+
+def test_the_services_own_cookies_go_both_ways(gate: Gate, three: list[Backend]) -> None:
+    own = [("Set-Cookie", "sid=1; Path=/"), ("Set-Cookie", "theme=dark")]
+    for backend in three:
+        backend.answers = [reply(b"a", fields=own)]
+    browser = gate(cookies=False)
+    answer = browser.ask(headers={"Cookie": f"sid=0;  {COOKIE}=x; theme=light"})
+    assert answer.headers.getlist("Set-Cookie")[:2] == ["sid=1; Path=/", "theme=dark"]
+    assert len(answer.headers.getlist("Set-Cookie")) == 3
+    assert asked(three) == [["sid=0; theme=light"]]
+
+
+def test_no_instance_of_another_service_gets_it_either(
+    backend: Backend, sessions: Sessions
+) -> None:
+    pool = Pool("other", [Instance(backend.url)])
+    browser = Browser(
+        Forwarder(pool, sessions=sessions, hidden_cookies=[COOKIE]), use_cookies=False
+    )
+    browser.ask(headers={"Cookie": f"{COOKIE}=secret; a=1"})
+    browser.ask(headers={"Cookie": f"{COOKIE}=secret"})
+    assert [request.values("Cookie") for request in backend.requests] == [["a=1"], []]
+
+
+def test_the_key_counts_where_the_cookie_says_nothing(gate: Gate) -> None:
+    browser = gate(
+        cookies=False,
+        pool={"balance": "consistent-hash", "key": lambda environ: environ["HTTP_X_TENANT"]},
+    )
+    homes = {tenant: browser.who(3, headers={"X-Tenant": tenant}) for tenant in map(str, range(20))}
+    assert all(len(home) == 1 for home in homes.values())
+    assert set().union(*homes.values()) == {"a", "b", "c"}
+    [stays] = homes["0"]
+    [cookie] = set_cookies(browser.ask(headers={"X-Tenant": "0"}))
+    said = {"Cookie": cookie.partition(";")[0]}
+    for tenant in homes:
+        assert browser.who(1, headers={"X-Tenant": tenant, **said}) == {stays}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"cookie": "a b"}, "cookie: 'a b' cannot be"),
+        ({"cookie": ""}, "cookie"),
+        ({"path": "shop"}, "path: is a path"),
+        ({"path": "/a;b"}, "path"),
+        ({"path": "/a\r\nSet-Cookie: x"}, "path"),
+        ({"cookie": "__Host-a", "path": "/a"}, "path"),
+        ({"max_age": 0}, "max_age"),
+    ],
+)
+def test_a_setting_that_can_not_be_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Stickiness("svc", SECRET, **settings)

@@ -1,0 +1,215 @@
+"""How tiers of instances share the requests, and who takes them in each."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsgigate.rules.balance import LeastLatency, RoundRobin, TwoChoices, policy_of
+from wsgigate.rules.balance.available import Level, Standing, available
+from wsgigate.rules.balance.tiers import Tiers
+
+WELL, ILL, DRAINED = Standing(), Standing(well=False), Standing(weight=0)
+SPARE, ILL_SPARE = Standing(tier=1), Standing(well=False, tier=1)
+LAST = Standing(tier=7)
+
+
+def one(*places: int, panic: bool = False, tier: int = 0) -> tuple[Level, ...]:
+    return (Level(tier, 1.0, places, panic),)
+
+
+@pytest.mark.parametrize(
+    ("standings", "panic", "found"),
+    [
+        ((), 0.5, ()),
+        ((WELL, WELL), 0.5, one(0, 1)),
+        ((WELL, ILL), 0.5, one(0)),
+        ((WELL, ILL, ILL), 0.5, one(0, 1, 2, panic=True)),
+        ((WELL, ILL, ILL), 0.3, one(0)),
+        ((WELL, ILL, ILL), 0, one(0)),
+        ((ILL, ILL), 0.5, one(0, 1, panic=True)),
+        ((ILL, ILL), 0, ()),
+        ((WELL, ILL), 1, one(0, 1, panic=True)),
+        ((WELL, WELL, WELL, ILL), 1, one(0, 1, 2, 3, panic=True)),
+        ((DRAINED, WELL), 0.5, one(1)),
+        ((DRAINED, ILL), 0.5, one(1, panic=True)),
+        ((DRAINED, DRAINED), 0.5, ()),
+        ((WELL, DRAINED, DRAINED), 1, one(0)),
+        # another tier stands by, and takes all when nobody before it is well
+        ((WELL, SPARE), 0.5, (*one(0), Level(1, 0.0, (1,)))),
+        ((ILL, SPARE), 0.5, one(1, tier=1)),
+        ((DRAINED, SPARE), 0.5, one(1, tier=1)),
+        ((ILL, ILL_SPARE, LAST), 0.5, one(2, tier=7)),
+        # nobody at all is well: the first tier as a whole, or nobody
+        ((ILL, ILL_SPARE, ILL_SPARE), 0.5, one(0, panic=True)),
+        ((ILL, ILL_SPARE), 0, ()),
+        # what others can take is no reason for panic
+        ((WELL, ILL, ILL, ILL, SPARE), 0.5, (Level(0, 0.35, (0,)), Level(1, 0.65, (4,)))),
+        # what nobody can take is shared in proportion, in panic where there are too few
+        (
+            (WELL, ILL, ILL, ILL, SPARE, ILL_SPARE, ILL_SPARE, ILL_SPARE),
+            0.5,
+            (Level(0, 0.5, (0, 1, 2, 3), True), Level(1, 0.5, (4, 5, 6, 7), True)),
+        ),
+        (
+            (WELL, ILL, ILL, ILL, SPARE, ILL_SPARE, ILL_SPARE, ILL_SPARE),
+            0,
+            (Level(0, 0.5, (0,)), Level(1, 0.5, (4,))),
+        ),
+        ((WELL, ILL, ILL, ILL, ILL_SPARE), 0.5, one(0, 1, 2, 3, panic=True)),
+    ],
+)
+def test_who_takes_requests(
+    standings: tuple[Standing, ...], panic: float, found: tuple[Level, ...]
+) -> None:
+    levels = available(standings, panic)
+    assert [level._replace(share=0) for level in levels] == [f._replace(share=0) for f in found]
+    assert [level.share for level in levels] == pytest.approx([level.share for level in found])
+
+
+@pytest.mark.parametrize(
+    ("well", "spares", "first", "second"),
+    [
+        # Envoy's own table for a factor of 1.4: who is well of a hundred in each of two tiers
+        (100, 100, 1.0, 0.0),
+        (72, 100, 1.0, 0.0),
+        (71, 100, 0.994, 0.006),
+        (50, 100, 0.70, 0.30),
+        (25, 100, 0.35, 0.65),
+        (25, 25, 0.5, 0.5),
+        (0, 100, 0.0, 1.0),
+        (50, 0, 1.0, 0.0),
+    ],
+)
+def test_a_tier_takes_1_4_times_what_is_well_of_it_and_the_next_one_the_rest(
+    well: int, spares: int, first: float, second: float
+) -> None:
+    standings = [Standing(at < well) for at in range(100)]
+    standings += [Standing(at < spares, tier=1) for at in range(100)]
+    shares = {level.tier: level.share for level in available(standings, 0)}
+    assert shares.get(0, 0) == pytest.approx(first)
+    assert shares.get(1, 0) == pytest.approx(second)
+
+
+@given(
+    st.lists(
+        st.builds(
+            Standing,
+            well=st.booleans(),
+            weight=st.sampled_from([0.0, 1.0, 2.0]),
+            tier=st.integers(0, 3),
+        ),
+        max_size=12,
+    ),
+    st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+)
+def test_what_there_is_is_shared_and_by_nobody_who_may_not(
+    standings: list[Standing], panic: float
+) -> None:
+    levels = available(standings, panic)
+    open_ = [standing for standing in standings if standing.weight]
+    someone = any(standing.well for standing in open_)
+    assert bool(levels) == bool(open_ and (someone or panic))
+    if levels:
+        assert sum(level.share for level in levels) == pytest.approx(1)
+    assert [level.tier for level in levels] == sorted({level.tier for level in levels})
+    for level in levels:
+        assert 0 <= level.share <= 1
+        assert level.places
+        for place in level.places:
+            assert standings[place].tier == level.tier
+            assert standings[place].weight > 0
+            assert standings[place].well or level.panic
+        assert not (level.panic and panic == 0)
+
+
+# -- picking in them -------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Server:
+    name: str
+    weight: float = 1.0
+    in_flight: int = 0
+
+
+A, B, C, D = (Server(f"http://10.0.0.{n}") for n in range(4))
+
+
+def tiers(kind: Any = TwoChoices, seed: int = 3) -> Tiers[Server]:
+    chance = random.Random(seed).random
+    return Tiers(chance, lambda: kind(chance))
+
+
+def picked(policy: Tiers[Server], times: int = 2_000, **options: Any) -> Counter[str]:
+    told = {"key": None, "avoid": (), "now": 0.0} | options
+    return Counter(policy.pick(told["key"], told["avoid"], told["now"]).name for _ in range(times))
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        ((1.0, 0.0), (1.0, 0.0)),
+        ((0.7, 0.3), (0.7, 0.3)),
+        ((0.35, 0.65), (0.35, 0.65)),
+        ((0.0, 1.0), (0.0, 1.0)),
+    ],
+)
+def test_requests_are_spread_by_the_shares(
+    shares: tuple[float, float], expected: tuple[float, float]
+) -> None:
+    policy = tiers()
+    policy.renew([(0, shares[0], [A, B]), (1, shares[1], [C])])
+    counts = picked(policy, 4_000)
+    assert (counts[A.name] + counts[B.name]) / 4_000 == pytest.approx(expected[0], abs=0.03)
+    assert counts[C.name] / 4_000 == pytest.approx(expected[1], abs=0.03)
+
+
+def test_one_key_stays_in_one_tier() -> None:
+    policy = tiers()
+    policy.renew([(0, 0.5, [A]), (1, 0.5, [B])])
+    homes = {key: set(picked(policy, 20, key=key)) for key in map(str, range(200))}
+    assert all(len(home) == 1 for home in homes.values())
+    assert 70 < sum(home == {A.name} for home in homes.values()) < 130
+
+
+def test_what_all_of_a_tier_have_failed_goes_to_one_that_stands_by() -> None:
+    policy = tiers()
+    policy.renew([(0, 1.0, [A, B]), (1, 0.0, [C]), (2, 0.0, [D])])
+    assert set(picked(policy, 50, avoid=[A])) == {B.name}
+    assert set(picked(policy, 50, avoid=[A, B])) == {C.name}
+    assert set(picked(policy, 50, avoid=[A, B, C])) == {D.name}
+    assert set(picked(policy, 50, avoid=[A, B, C, D])) == {A.name, B.name}
+
+
+def test_each_tier_goes_on_where_it_was() -> None:
+    policy: Tiers[Server] = Tiers(lambda: 0.0, lambda: RoundRobin(lambda: 0.0))
+    policy.renew([(0, 1.0, [A, B, C])])
+    assert policy.pick(None, (), 0.0) is A
+    policy.renew([(1, 1.0, [D])])
+    assert policy.pick(None, (), 0.0) is D
+    policy.renew([(0, 1.0, [A, B, C]), (1, 0.0, [D])])
+    assert policy.pick(None, (), 0.0) is B
+
+
+def test_each_tier_hears_of_its_own_answers() -> None:
+    policy = tiers(LeastLatency)
+    policy.renew([(0, 0.5, [A, B]), (1, 0.5, [C, D])])
+    assert policy.timed
+    policy.answered(A, 9.0, 100.0)
+    policy.answered(B, 0.1, 100.0)
+    policy.answered(C, 0.1, 100.0)
+    policy.answered(D, 9.0, 100.0)
+    policy.answered(Server("http://gone"), 9.0, 100.0)
+    assert set(picked(policy, 100, now=100.0)) == {B.name, C.name}
+
+
+def test_a_name_that_is_no_policy_is_refused() -> None:
+    with pytest.raises(ValueError, match="balance is one of two-choices"):
+        policy_of("best", random.random)

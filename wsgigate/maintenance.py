@@ -1,0 +1,132 @@
+"""What is out of service on purpose, told to all that share a store."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from wsgigate.rules.maintenance import LONGEST, Notice, noticed, read, switched
+from wsgigate.store import Store, StoreError, update
+from wsgigate.store.opened import OpenedStore
+
+__all__ = ["MaintenanceSwitch"]
+
+LOG = logging.getLogger("wsgigate.maintenance")
+
+COMPLAIN = 60.0
+"""Seconds for which the same trouble is logged once."""
+
+
+class _Known(NamedTuple):
+    notices: Mapping[str, Notice]
+    read: float
+    ahead: float
+    """How far the store's clock is ahead of this process's."""
+
+
+class MaintenanceSwitch:
+    """What is out of service, known to every worker that shares the store.
+
+    All of it is one value, which a worker reads again at most every *staleness* seconds; so a
+    request costs nothing but a look at the clock. While the store fails, what was read last holds.
+
+    :param store: What the workers share: a store, or the URL of one.
+    :param name: Whose it is: gateways of one store that have the same name share it.
+    :param staleness: For how many seconds it is believed, 0 to 1.
+    :param clock: Tells seconds that only go forward.
+    :ivar store_errors: How often the store failed.
+    :raises ValueError: One of the settings is wrong; says which.
+    """
+
+    PREFIX = "maintenance/"
+
+    def __init__(
+        self,
+        store: Store | str,
+        *,
+        name: str = "gateway",
+        staleness: float = 0.5,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if not isinstance(staleness, (int, float)) or not 0 <= staleness <= 1:
+            raise ValueError(f"staleness: 0 to 1 second, not {staleness!r}")
+        if store is None:
+            raise ValueError("store: a store or the URL of one, not None")
+        self.store_errors = 0
+        self._opened = OpenedStore(store)
+        self._key = self.PREFIX + name
+        self._staleness = staleness
+        self._clock = clock
+        self._known: _Known | None = None
+        self._complained = float("-inf")
+
+    def on(self, scope: str, *, lasts: float | None = None, message: str = "") -> None:
+        """Take *scope* out of service.
+
+        :param scope: ``gateway``, ``service:NAME`` or ``route:NAME``.
+        :param lasts: Seconds after which it is back by itself; ``None`` for never.
+        :param message: One sentence for clients.
+        :raises ValueError: One of them can not be; says which.
+        :raises StoreError: The store failed: it may be out of service, or not.
+        """
+        self._switch(scope, True, lasts, message)
+
+    def off(self, scope: str) -> None:
+        """Put *scope* into service again, which it may be already.
+
+        :raises ValueError: There can be no such scope.
+        :raises StoreError: The store failed: it may be in service, or not.
+        """
+        self._switch(scope, False, None, "")
+
+    def status(self) -> dict[str, Notice]:
+        """Return what is out of service at the moment, by scope.
+
+        :raises StoreError: The store failed.
+        """
+        value, now = self._opened.get(self._key)
+        notices = read(value)
+        return {scope: one for scope, one in notices.items() if noticed(notices, [scope], now)}
+
+    def notice(self, scopes: Iterable[str]) -> tuple[Notice, float] | None:
+        """Return the notice of the first of *scopes* that is out of service.
+
+        :returns: It, and for how many seconds more; 0 when nobody knows. ``None`` when all of them
+            are in service.
+        """
+        now = self._clock()
+        known = self._known
+        if known is None or now - known.read >= self._staleness:
+            known = self._known = self._read(known, now)
+        if not known.notices:
+            return None
+        there = now + known.ahead
+        found = noticed(known.notices, scopes, there)
+        if found is None:
+            return None
+        return found, 0.0 if found.until is None else found.until - there
+
+    def close(self) -> None:
+        """Close the store, if it is the switch's own and not one it was given."""
+        self._opened.close()
+
+    def _read(self, known: _Known | None, now: float) -> _Known:
+        try:
+            value, there = self._opened.get(self._key)
+        except StoreError as error:
+            self.store_errors += 1
+            if now - self._complained >= COMPLAIN:
+                self._complained = now
+                LOG.error("What is out of service can not be read: %s", error)
+            return _Known({}, now, 0.0) if known is None else known._replace(read=now)
+        return _Known(read(value), now, there - now)
+
+    def _switch(self, scope: str, on: bool, lasts: float | None, message: str) -> None:
+        def change(old: bytes | None, now: float) -> tuple[bytes | None, float, None]:
+            return switched(old, scope, now, on=on, lasts=lasts, message=message), LONGEST, None
+
+        switched(None, scope, 0.0, on=on, lasts=lasts, message=message)  # says what is wrong
+        update(self._opened.open(), self._key, change)
+        self._known = None  # here it holds at once

@@ -1,0 +1,117 @@
+"""Answer in the place of an app that is out of service on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from hmac import compare_digest
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from wsgigate.addresses import AddressList
+from wsgigate.fields import is_token, retry_after
+from wsgigate.fixed import fixed_answer
+from wsgigate.limit_keys import exemption
+from wsgigate.maintenance import MaintenanceSwitch
+from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.rules.maintenance import GATEWAY, check_scope
+from wsgigate.wsgi import FAILURE, REASON, environ_key, peer
+
+__all__ = ["Maintenance"]
+
+_PASSES = "wsgigate.passes_maintenance"
+
+SHORTEST = 16
+"""Characters of a secret by which requests are let pass, at least."""
+
+
+class Maintenance:
+    """Answer 503 while the app is out of service, except to those who look after it.
+
+    :param app: The WSGI application to stand in front of.
+    :param switch: Tells what is out of service; shared by all that are switched together.
+    :param scopes: What *app* is part of: ``gateway``, ``service:NAME``, ``route:NAME``.
+    :param exempt: Paths that go on, such as ``/health``, or ``/static/*`` for all below it.
+    :param allow: Addresses and networks whose requests are let pass.
+    :param allow_header: A request field and the secret in it by which requests are let pass; it is
+        taken off them, so that the app does not see it.
+    :param retry_after: Seconds in ``Retry-After`` where nobody knows when it is over.
+    :param page: What is answered instead of a problem document, and its content type.
+    :param refuse: Turns the problem into the app that answers it.
+    :raises ValueError: One of the settings is wrong; says which.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        switch: MaintenanceSwitch,
+        scopes: Sequence[str] = (GATEWAY,),
+        *,
+        exempt: Iterable[str] = (),
+        allow: Iterable[str] = (),
+        allow_header: tuple[str, str] | None = None,
+        retry_after: float = 300.0,
+        page: tuple[bytes, str] | None = None,
+        refuse: Refuse = answer_with,
+    ) -> None:
+        self.app = app
+        self._switch = switch
+        self._scopes = tuple(check_scope(scope) for scope in scopes)
+        paths = tuple(exempt)
+        try:
+            self._exempt = exemption(paths=paths) if paths else None
+        except ValueError as error:
+            raise ValueError(f"exempt: {error}") from None
+        try:
+            self._allow = AddressList(allow)
+        except ValueError as error:
+            raise ValueError(f"allow: {error}") from None
+        self._key, self._digest = "", b""
+        if allow_header is not None:
+            name, secret = allow_header
+            if not is_token(name):
+                raise ValueError(f"allow_header: {name!r} cannot be the name of a field")
+            if len(secret) < SHORTEST or not secret.isascii() or not secret.isprintable():
+                raise ValueError(
+                    f"allow_header: the secret has {SHORTEST} or more visible ASCII characters"
+                )
+            self._key, self._digest = environ_key(name), sha256(secret.encode()).digest()
+        if not 0 < retry_after < float("inf"):
+            raise ValueError(f"retry_after: a number of seconds above 0, not {retry_after}")
+        self._retry_after = retry_after
+        if page is not None:
+            fixed_answer(page[0], content_type=page[1])  # says what is wrong with it
+        self._page = page
+        self._refuse = refuse
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if self._key and self._key in environ:
+            self._look(environ)
+        found = self._switch.notice(self._scopes)
+        if found is None or self._passes(environ):
+            return self.app(environ, start_response)
+        notice, left = found
+        wait = ("Retry-After", retry_after(left or self._retry_after))
+        environ[REASON] = "out of service on purpose"
+        environ[FAILURE] = "Maintenance"
+        if self._page is not None:
+            body, content_type = self._page
+            page = fixed_answer(body, content_type=content_type, fields=[wait])
+            return page(environ, start_response)
+        problem = Problem(
+            503,
+            notice.message or "Out of service for maintenance.",
+            extensions={"error": "Maintenance"},
+            headers=(wait,),
+        )
+        return self._refuse(problem)(environ, start_response)
+
+    def _look(self, environ: WSGIEnvironment) -> None:
+        """Take the secret off the request, and remember for those further in that it was right."""
+        given = sha256(environ.pop(self._key).encode("utf-8", "surrogatepass")).digest()
+        if compare_digest(given, self._digest):
+            environ[_PASSES] = True
+
+    def _passes(self, environ: WSGIEnvironment) -> bool:
+        if _PASSES in environ or (self._allow and peer(environ) in self._allow):
+            return True
+        return self._exempt is not None and bool(self._exempt(environ))
