@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs bench drill clean
+.PHONY: demo test lint docs bench bench-registry drill clean
 
 demo: $(VENV)/.installed
 	@exec $(BIN)/python examples/shop/demo.py
@@ -22,6 +22,10 @@ docs: $(VENV)/.installed
 # Who is missing is skipped. wrk and nginx are the system's: apt-get install wrk nginx-light
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.run --json benchmarks/results.json --text docs/benchmarks.txt --svg docs/benchmarks.svg
+
+# make bench-registry LESSON=FILE measures another registry beside it, in Node.
+bench-registry: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.registry $(if $(LESSON),--lesson $(LESSON)) --json benchmarks/registry.json --text docs/registry-benchmark.txt
 
 # A minute for each of wsgigate, Envoy and nginx, as far as they are there.
 drill: $(VENV)/.bench

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-__all__ = ["cores", "cpu_seconds", "peak_bytes"]
+__all__ = ["cores", "cpu_seconds", "peak_bytes", "resident_bytes"]
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -42,10 +42,20 @@ def cpu_seconds(pid: int) -> float:
 
 def peak_bytes(pid: int) -> int:
     """Return the most memory *pid* and its children have had, pages they share counted for each."""
+    return _told(pid, "VmHWM")
+
+
+def resident_bytes(pid: int) -> int:
+    """Return what memory *pid* and its children have, pages they share counted for each."""
+    return _told(pid, "VmRSS")
+
+
+def _told(pid: int, what: str) -> int:
     total = 0
     for each in _tree(pid):
         try:
-            found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{each}/status").read_text())
+            status = Path(f"/proc/{each}/status").read_text()
+            found = re.search(rf"{what}:\s+(\d+) kB", status)
         except OSError:
             continue
         total += int(found[1]) * 1024 if found else 0

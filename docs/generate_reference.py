@@ -40,6 +40,7 @@ from wsgigate import (
 from wsgigate.config import (
     balances,
     breakers,
+    healths,
     hedges,
     model,
     options,
@@ -61,10 +62,10 @@ FOLDER = Path(__file__).parent
 CONSTRUCTORS: dict[type[Any], Any] = {
     breakers.BreakerOptions: CircuitRules,
     breakers.ServiceBreaker: CircuitRules,
+    healths.ServiceHealth: HealthCheck,
     balances.Balance: Pool,
     balances.ServiceSticky: Stickiness,
     hedges.ServiceHedge: HedgeRules,
-    model.Health: HealthCheck,
     model.Service: Forwarder,
     model.Route: Forwarder,
     options.AuthenticatorOptions: Authenticator,
@@ -111,6 +112,8 @@ DEFAULTS = {
     "services.NAME.balance.slow_start": "at once",
     "services.NAME.breaker.open_at_most": "a minute, or ``open_for`` if that is longer",
     "services.NAME.breaker.statuses": "``[500, 502, 503, 504]``",
+    "services.NAME.health.contains": "anything",
+    "services.NAME.health.statuses": "200 to 299",
     "services.NAME.retry.backoff_at_most": "ten times ``backoff``",
     "services.NAME.retry.budget": "``0.2``",
     "services.NAME.retry.budget_floor": "``3``",
@@ -214,7 +217,7 @@ def _type(kind: Kind[Any]) -> str:
         return kind.expected
     first, second = kind._first, _type(kind._second)
     if isinstance(first, Table):
-        return f"{second}, or a table"
+        return second if isinstance(kind._second, Table) else f"{second}, or a table"
     if isinstance(first, ListOf) and "list" not in second:
         return f"{second}, or a list of them"
     return second

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import wsgigate
+from wsgigate import discovery
 
 SOURCE = ast.parse(Path(wsgigate.__file__).read_text())
 
@@ -38,7 +39,11 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["Limiter", "RequestId", "Logger", "Cors", "BodyLimit", "Breaker", "Guard", "Shedder"]
+    "name",
+    [
+        *("Limiter", "RequestId", "Logger", "Cors", "BodyLimit", "Breaker", "Guard", "Shedder"),
+        "Registration",
+    ],
 )
 def test_one_middleware_loads_nothing_of_the_proxy(name: str) -> None:
     code = f"""
@@ -49,3 +54,9 @@ print(sorted(heavy & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_registration_is_also_where_the_registry_is() -> None:
+    assert discovery.Registration is wsgigate.Registration
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        discovery.Nothing  # noqa: B018

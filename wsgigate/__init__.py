@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from wsgigate.config.build import load_gateway as load
     from wsgigate.denylist import DenyList
     from wsgigate.discovery import Instance
+    from wsgigate.discovery.registration import Registration
     from wsgigate.fields import FieldRules
     from wsgigate.gateway import Gateway
     from wsgigate.maintenance import MaintenanceSwitch
@@ -79,6 +80,7 @@ __all__ = [
     "Pool",
     "Problem",
     "Quota",
+    "Registration",
     "RequestId",
     "Resilience",
     "RetryRules",
@@ -120,6 +122,7 @@ _HOMES = {
     "Pool": "proxy.pool",
     "Problem": "problem",
     "Quota": "rules.quota",
+    "Registration": "discovery.registration",
     "RequestId": "middleware.request_id",
     "Resilience": "proxy.service",
     "RetryRules": "rules.retry",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,14 +14,16 @@ import pytest
 import requests
 
 from tests.acceptance.conftest import Served, Servers, home
+from tests.acceptance.registries import RegistryServer
 from tests.docs.pages import NAMED, commands, write_all
+from tests.docs.test_docs import SETTINGS
 from wsgigate.testing.backend import Backend
 
 SECRET = "change me: at least 32 bytes long"
 
 
 @pytest.fixture
-def run(tmp_path: Path, backend: Backend) -> Iterator[Callable[[str], Served]]:
+def run(tmp_path: Path, backend: Backend) -> Iterator[Callable[..., Served]]:
     """Return a starter of what a console block starts: ``run("limited")``."""
 
     def command(name: str, port: int) -> list[str]:
@@ -31,17 +34,19 @@ def run(tmp_path: Path, backend: Backend) -> Iterator[Callable[[str], Served]]:
             lines[-1] += " --bind 127.0.0.1:8000"
         (tmp_path / f"{name}.sh").write_text("\n".join(lines))
         ports = {"8000": port, "3000": port, "3003": backend.port, "3013": backend.port}
-        for file in (*tmp_path.glob("*.py"), *tmp_path.glob("*.toml"), *tmp_path.glob("*.sh")):
+        for file in (f for end in ("py", "toml", "sh") for f in tmp_path.rglob(f"*.{end}")):
             text = file.read_text().replace(', "http://127.0.0.1:3013"', "")
             for printed, free in ports.items():
-                text = text.replace(f":{printed}", f":{free}")
+                text = re.sub(rf"(?<=[:= ]){printed}\b", str(free), text)
             file.write_text(text)
         return ["sh", "-e", str(tmp_path / f"{name}.sh")]
 
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = {"PATH": path, **home(tmp_path)}
     with Servers() as servers:
-        yield lambda name: servers.start(partial(command, name), tmp_path / "log", env)
+        yield lambda name, more=None: servers.start(
+            partial(command, name), tmp_path / "log", {**env, **(more or {})}
+        )
 
 
 def bearer() -> dict[str, str]:
@@ -85,3 +90,25 @@ def test_a_gateway_runs_by_either_command(name: str, run: Callable[[str], Served
     served = run(name)
     assert requests.get(f"{served.url}/orders", timeout=5).text == "ok"
     assert requests.get(f"{served.url}/_gateway/health", timeout=5).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "service"),
+    [
+        ("registered", "users"),
+        ("registered_django", "users"),
+        ("registered_gunicorn", "users"),
+        ("register", "files"),
+    ],
+)
+def test_a_service_is_registered_for_as_long_as_it_serves(
+    name: str, service: str, run: Callable[..., Served], tmp_path: Path
+) -> None:
+    (tmp_path / "mysite").mkdir()
+    (tmp_path / "mysite" / "settings.py").write_text(SETTINGS)
+    with RegistryServer() as registry:
+        served = run(name, registry.env())
+        instance = registry.wait_until("UP", service)
+        assert (instance.host, instance.port) == ("127.0.0.1", served.port)
+        served.stop()
+        registry.wait_until_gone(service)

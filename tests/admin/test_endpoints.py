@@ -14,6 +14,7 @@ from werkzeug.test import Client, TestResponse
 from wsgigate.admin.endpoints import Facts, ServiceFacts, routes
 from wsgigate.admin.info import describe_features, describe_routes
 from wsgigate.discovery import Instance
+from wsgigate.discovery.asking import InThreads
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.proxy.pool import Pool
@@ -283,9 +284,11 @@ def test_with_a_real_checker_and_pool_the_answers_follow_the_checks() -> None:
         {"shop": pool},
         {"shop": HealthCheck("/health")},
         MemoryStore(clock=lambda: NOW),
-        probe=lambda instance, check: Outcome(instance.url == "http://b:1", 200, "2ms", "Timeout"),
+        InThreads(
+            lambda instance, check: Outcome(instance.url == "http://b:1", 200, "2ms", "Timeout"),
+            spawn=lambda work: work(),
+        ),
         random=lambda: 0.0,
-        spawn=lambda work: work(),
     )
     facts = Facts("g", "1", services={"shop": ServiceFacts(pool), "free": service("http://c")})
     told = get(facts, "/health", health=checker)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from wsgigate.discovery import Instance
+from wsgigate.discovery.asking import InThreads
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.rules.health import HealthCheck, Outcome
 from wsgigate.store import Store, StoreError
@@ -100,10 +101,9 @@ class Worker:
             pools,
             dict.fromkeys(pools, check),
             store,
-            probe=network,
+            InThreads(network, spawn=self._spawn),
             clock=clock,
             random=lambda: 0.5,
-            spawn=self._spawn,
             **options,  # type: ignore[arg-type]
         )
         # as if in a process of its own

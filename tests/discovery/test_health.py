@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from wsgigate.discovery import Instance
+from wsgigate.discovery.asking import InThreads
 from wsgigate.discovery.health import HealthChecker
+from wsgigate.proxy.prober import Prober
 from wsgigate.rules.health import HealthCheck, Outcome
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing.backend import Backend, reply
@@ -214,7 +216,7 @@ def test_a_check_that_hangs_is_not_started_twice_and_counts_as_failed(fleet: Fle
 
 def test_a_thousand_dead_hosts_keep_nobody_from_being_checked(fleet: Fleet) -> None:
     urls = [f"http://dead{number}" for number in range(1000)]
-    worker = fleet.worker("http://a", workers=16)
+    worker = fleet.worker("http://a", most=16)
     fleet.run(2)
     pool = worker.pools["shop"]
     pool.instances = (*pool.instances, *(Instance(url) for url in urls))
@@ -223,33 +225,32 @@ def test_a_thousand_dead_hosts_keep_nobody_from_being_checked(fleet: Fleet) -> N
     checks_of_a = 0
     for _ in range(100):
         fleet.run(0.5)
-        assert len(worker.pending) <= 9
+        assert len(worker.pending) <= 13
         alive = [work for work in worker.pending if "'http://a'" in repr(work)]
         for work in alive:
             worker.pending.remove(work)
             work()
         checks_of_a += len(alive)
     assert checks_of_a == 5
-    assert worker.checker._backlog
-    assert len(worker.pending) == 8
+    assert worker.checker._next_at <= fleet.clock.now
+    assert len(worker.pending) == 12
 
 
 def test_a_small_service_does_not_queue_behind_a_large_one(fleet: Fleet) -> None:
-    worker = fleet.worker(workers=4)
+    worker = fleet.worker(most=4)
     large, small = Marks(), Marks("http://small")
     large.instances = tuple(Instance(f"http://dead{number}") for number in range(1000))
     checker = HealthChecker(
         {"large": large, "small": small},
         {"large": HealthCheck("/"), "small": HealthCheck("/")},
         fleet.store,
-        probe=fleet.network,
-        workers=4,
+        InThreads(fleet.network, spawn=worker._spawn),
+        most=4,
         clock=fleet.clock,
         random=lambda: 0.0,
-        spawn=worker._spawn,
     )
     checker.step()
-    assert sorted(fleet.network.asked) == ["http://dead0", "http://small"]
+    assert sorted(fleet.network.asked) == ["http://dead0", "http://dead1", "http://small"]
 
 
 def test_instances_may_come_and_go(fleet: Fleet) -> None:
@@ -313,14 +314,14 @@ def test_a_probe_that_raises_is_told_once_and_harms_nobody(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     worker = fleet.worker("http://a", "http://b")
-    sound = worker.checker._probe
+    sound = fleet.network
 
     def probe(instance: Instance, check: HealthCheck) -> Outcome:
         if instance.url == "http://a":
             raise RuntimeError("a bug")
         return sound(instance, check)
 
-    worker.checker._probe = probe
+    worker.checker._asker = InThreads(probe, spawn=worker._spawn)
     fleet.run(50)
     assert fleet.network.asked == ["http://b"] * 5
     assert [record.getMessage() for record in caplog.records] == ["A health check failed"]
@@ -366,13 +367,6 @@ def test_two_gateways_over_one_store_keep_apart_by_prefix(fleet: Fleet) -> None:
     assert sorted(fleet.network.asked) == ["http://a", "http://b"]
 
 
-def test_a_service_may_have_a_probe_of_its_own(fleet: Fleet) -> None:
-    worker = fleet.worker(probes={"shop": lambda instance, check: DOWN})
-    fleet.run(3)
-    assert worker.pools["shop"].marks == {"http://a": False}
-    assert fleet.network.asked == []
-
-
 def test_a_name_too_long_for_a_key_is_checked_all_the_same(fleet: Fleet) -> None:
     worker = fleet.worker()
     name = "a service/ü" * 60
@@ -380,10 +374,9 @@ def test_a_name_too_long_for_a_key_is_checked_all_the_same(fleet: Fleet) -> None
         {name: worker.pools["shop"]},
         {name: HealthCheck("/")},
         fleet.store,
-        probe=fleet.network,
+        InThreads(fleet.network, spawn=lambda work: work()),
         clock=fleet.clock,
         random=lambda: 0.0,
-        spawn=lambda work: work(),
     )
     checker.step()
     assert checker.status(name)["healthy"] is True
@@ -391,16 +384,18 @@ def test_a_name_too_long_for_a_key_is_checked_all_the_same(fleet: Fleet) -> None
 
 def test_a_check_for_a_service_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValueError, match="'shop'"):
-        HealthChecker({}, {"shop": HealthCheck("/")}, MemoryStore())
-    with pytest.raises(ValueError, match="workers"):
-        HealthChecker({}, {}, MemoryStore(), workers=0)
+        HealthChecker({}, {"shop": HealthCheck("/")}, MemoryStore(), Prober())
+    with pytest.raises(ValueError, match="most"):
+        HealthChecker({}, {}, MemoryStore(), Prober(), most=3)
 
 
 @pytest.fixture
 def running(backend: Backend) -> Iterator[tuple[HealthChecker, Marks, MemoryStore]]:
     """Yield a checker of *backend* in the real time, its pool and its store; stop it after."""
     pool, store = Marks(backend.url), MemoryStore()
-    checker = HealthChecker({"shop": pool}, {"shop": HealthCheck("/")}, store, random=lambda: 0.0)
+    checker = HealthChecker(
+        {"shop": pool}, {"shop": HealthCheck("/")}, store, Prober(), random=lambda: 0.0
+    )
     yield checker, pool, store
     checker.stop()
 
@@ -445,7 +440,11 @@ def test_stopping_does_not_wait_for_a_check_that_hangs() -> None:
 
     pool = Marks()
     checker = HealthChecker(
-        {"shop": pool}, {"shop": HealthCheck("/")}, MemoryStore(), probe=hang, random=lambda: 0.0
+        {"shop": pool},
+        {"shop": HealthCheck("/")},
+        MemoryStore(),
+        InThreads(hang),
+        random=lambda: 0.0,
     )
     checker.start()
     assert asked.wait(10)
@@ -480,7 +479,7 @@ def test_a_round_that_fails_is_logged_and_the_next_one_comes(
         {"shop": pool},
         {"shop": HealthCheck("/")},
         MemoryStore(),
-        probe=lambda instance, check: DOWN,
+        InThreads(lambda instance, check: DOWN),
         random=lambda: 0.0,
     )
     checker.start()
@@ -492,7 +491,7 @@ def test_a_round_that_fails_is_logged_and_the_next_one_comes(
 
 
 def test_without_checks_there_is_no_thread() -> None:
-    checker = HealthChecker({"shop": Marks()}, {}, MemoryStore())
+    checker = HealthChecker({"shop": Marks()}, {}, MemoryStore(), Prober())
     checker.start()
     assert threads() == []
     checker.stop()
@@ -501,6 +500,7 @@ def test_without_checks_there_is_no_thread() -> None:
 FORKING = """
 import os, sys, threading
 from wsgigate.discovery import Instance
+from wsgigate.discovery.asking import InThreads
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.rules.health import HealthCheck, Outcome
 from wsgigate.store.lmdb import LmdbStore
@@ -517,7 +517,7 @@ def names():
 pool = Pool()
 checker = HealthChecker(
     {"shop": pool}, {"shop": HealthCheck("/")}, LmdbStore(sys.argv[1], map_size=1 << 20),
-    probe=lambda instance, check: Outcome(True, 200), random=lambda: 0.0,
+    InThreads(lambda instance, check: Outcome(True, 200)), random=lambda: 0.0,
 )
 checker.start()
 assert pool.marked.wait(10)

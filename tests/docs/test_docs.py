@@ -20,13 +20,18 @@ from wsgigate.config.build import build
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import read_file
 
-SERVED = {"limited", "monolith", "shop", "run", "gunicorn", "gevent", "gate_worker"}
+SERVED = {
+    *("limited", "monolith", "shop", "run", "gunicorn", "gevent", "gate_worker"),
+    *("registered", "registered_django", "registered_gunicorn", "register"),
+}
 """Console blocks that start a server: tests/acceptance/test_docs.py runs them."""
 
 APART = {"mysite/wsgi.py"}
 """Programs that need a process of their own, as they set up all of it."""
 
-ELSEWHERE = {"gateway_gunicorn.py"}
+ELSEWHERE = {
+    *("gateway_gunicorn.py", "registered_gunicorn.py", "registered.py", "mysite/registered.py"),
+}
 """Programs that a server reads: run by those that are served."""
 
 STATUS = {"broken.sh": 2}

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Any
 
 import pytest
 
-from wsgigate.rules.health import Health, HealthCheck, Outcome, first_due, next_due, record
+from wsgigate.rules.health import (
+    Health,
+    HealthCheck,
+    Outcome,
+    first_due,
+    judge,
+    next_due,
+    record,
+)
 
 OK = Outcome(True, 200, "1.53ms")
 FAIL = Outcome(False, 503, "2.00ms", "Status 503")
@@ -227,3 +236,45 @@ def test_garbage_in_the_store_is_a_value_error_and_nothing_else(garbage: bytes) 
 
 def test_the_good_record_the_garbage_is_made_of_is_good() -> None:
     assert Health.from_bytes(json.dumps(GOOD).encode()).healthy is True
+
+
+def test_a_check_without_a_path_has_no_answer_to_judge() -> None:
+    assert HealthCheck(None).path is None
+    with pytest.raises(ValueError, match="contains"):
+        HealthCheck(None, contains="ok")
+    with pytest.raises(ValueError, match="statuses"):
+        HealthCheck(None, statuses=[200])
+
+
+@pytest.mark.parametrize("statuses", [[199], [600], [True], ["200"], [200, 1000]])
+def test_statuses_are_final_ones(statuses: list[Any]) -> None:
+    with pytest.raises(ValueError, match="statuses"):
+        HealthCheck("/", statuses=statuses)
+
+
+def test_what_an_answer_contains_is_short() -> None:
+    with pytest.raises(ValueError, match="contains"):
+        HealthCheck("/", contains="x" * 1_025)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "contains", "status", "body", "error"),
+    [
+        (None, "", 200, b"", ""),
+        (None, "", 299, b"", ""),
+        (None, "", 302, b"", "Redirected"),
+        (None, "", 404, b"", "Status 404"),
+        ([302], "", 302, b"", ""),
+        ([302], "", 200, b"", "Status 200"),
+        (None, "ok", 200, b"it is ok", ""),
+        (None, "ok", 200, b"no", "Unexpected content"),
+        (None, "ok", 503, b"ok", "Status 503"),
+        (None, "grün", 200, "alles grün".encode(), ""),
+    ],
+)
+def test_an_answer_is_judged_by_its_status_and_what_it_contains(
+    statuses: list[int] | None, contains: str, status: int, body: bytes, error: str
+) -> None:
+    settings = {} if statuses is None else {"statuses": statuses}
+    check = HealthCheck("/", contains=contains, **settings)  # type: ignore[arg-type]
+    assert judge(check, status, "1ms", body) == Outcome(not error, status, "1ms", error)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from wsgigate import __version__
+from wsgigate.cli import register_arguments
 
 __all__ = ["main"]
 
@@ -195,6 +196,9 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--sub", metavar="SUBJECT", help="deny all that this subject has until now")
     deny.add_argument(
         "--last", metavar="TIME", help="for how long the last of these tokens is good, such as 1h"
+    )
+    register_arguments.add(
+        command("register", "register:register", register_arguments.ABOUT, register_arguments.END)
     )
     switch = command("maintenance", "maintenance:maintenance", MAINTENANCE, MAINTENANCE_EXAMPLES)
     _file(switch)

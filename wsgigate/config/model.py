@@ -12,7 +12,7 @@ from wsgigate.addresses import AddressList
 from wsgigate.config.kinds import Choice, Duration, Flag, Integer, Secret, Text
 from wsgigate.config.middlewares import Middleware, MiddlewareEntry
 from wsgigate.config.model_routes import FieldChanges, Route
-from wsgigate.config.model_services import Health, ServerTls, Service, Tls, Weighted
+from wsgigate.config.model_services import ServerTls, Service, Tls, Weighted
 from wsgigate.config.registry import RegistryTable
 from wsgigate.config.shaping import MaintenanceTable
 from wsgigate.config.tables import ListOf, MapOf, Table, setting, table
@@ -24,7 +24,6 @@ __all__ = [
     "Config",
     "FieldChanges",
     "Gateway",
-    "Health",
     "RegistryTable",
     "Route",
     "ServerTls",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from wsgigate.config.balances import POLICY, Balance, ServiceSticky
 from wsgigate.config.breakers import ServiceBreaker
 from wsgigate.config.discovers import Discover, Discovered
+from wsgigate.config.healths import HEALTH, ServiceHealth, TcpHealth
 from wsgigate.config.hedges import ServiceHedge
 from wsgigate.config.kinds import Duration, Flag, Integer, Text
 from wsgigate.config.outliers import ServiceOutlier
@@ -18,7 +19,6 @@ from wsgigate.config.texts import Url
 
 __all__ = [
     "Balance",
-    "Health",
     "ServerTls",
     "Service",
     "ServiceSticky",
@@ -43,21 +43,6 @@ class Weighted:
         Integer(0, 15),
         "Whose turn it is: 0 first, the next ones as far as those before fail.",
         default=0,
-    )
-
-
-@table
-class Health:
-    """How a service is asked whether it is well."""
-
-    path: str = setting(Text('a path such as "/health"', pattern=r"/.*"), "What is asked for.")
-    interval: float | None = setting(Duration(), "How often.", default=None)
-    timeout: float | None = setting(Duration(), "How long an answer may take.", default=None)
-    healthy_after: int | None = setting(
-        Integer(1, 100), "Good answers until an instance is used again.", default=None
-    )
-    unhealthy_after: int | None = setting(
-        Integer(1, 100), "Bad answers until an instance is left out.", default=None
     )
 
 
@@ -105,7 +90,9 @@ class Service:
     routes: tuple[str, ...] = setting(
         ListOf(Text()), "The paths it has, for people to read in /services.", default=()
     )
-    health: Health | None = setting(Table(Health), "How its health is checked.", default=None)
+    health: ServiceHealth | TcpHealth | None = setting(
+        HEALTH, "How its health is checked.", default=None
+    )
     balance: Balance | str | None = setting(
         Either(_is_table, Table(Balance), POLICY),
         "Who of them takes the next request; two-choices unless said.",

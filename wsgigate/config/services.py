@@ -12,6 +12,7 @@ from wsgigate.config.balances import balance_of, stickiness
 from wsgigate.config.breakers import circuit_rules
 from wsgigate.config.discovers import OPTIONS, discovery, server_name, source_of
 from wsgigate.config.errors import Errors, at
+from wsgigate.config.healths import health_check
 from wsgigate.config.hedges import ServiceHedge, hedge_rules
 from wsgigate.config.model import Config, FieldChanges, Route, Service, Weighted
 from wsgigate.config.outliers import outlier_rules
@@ -22,7 +23,6 @@ from wsgigate.discovery import Instance
 from wsgigate.discovery.destinations import PRIVATE, Destinations
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.discovery.kept import Kept
-from wsgigate.discovery.probe import HttpProbe
 from wsgigate.discovery.registry import Registry
 from wsgigate.discovery.sources import Source
 from wsgigate.discovery.sources.own import OwnRegistry
@@ -31,6 +31,7 @@ from wsgigate.fields import FieldRules
 from wsgigate.proxy.bulkhead import Bulkhead
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
+from wsgigate.proxy.prober import Manner, Prober
 from wsgigate.proxy.service import Resilience
 from wsgigate.proxy.transport import Sessions, gateway_session
 from wsgigate.proxy.tunnel import Tunnels
@@ -85,6 +86,7 @@ class Services:
         self._threads = gateway.threads
         self._several = len(config.services) > 1  # else there is nobody to be kept from
         self._common: dict[str, dict[str, Any]] = {}
+        self._manners: dict[str, Manner] = {}
         self._own = own_places(gateway.bind)
         self._gateway = {"via": via, "identity": dict(identity)}
         self._folder = folder
@@ -119,8 +121,7 @@ class Services:
         verify = tried(at(path, "tls"), lambda: self._verify(service), keys=["ca"])
         health = service.health
         if health is not None:
-            settings = given(health, without=("path",))
-            check = tried(at(path, "health"), lambda: HealthCheck(health.path, **settings))
+            check = tried(at(path, "health"), lambda: health_check(health))
             if check is not None:
                 self.checks[name] = check
         resilience = tried(at(path, "breaker"), lambda: self._resilience(name, service, path))
@@ -128,7 +129,9 @@ class Services:
             self.checks.pop(name, None)
             return
         place = at(path, "discover")
-        sessions = tried(place, lambda: self._sessions(service, pool), keys=OPTIONS)
+        sessions = tried(place, lambda: self._sessions(service, pool, verify), keys=OPTIONS)
+        if sessions is None:
+            self.checks.pop(name, None)
         self.pools[name] = pool
         self.sessions[name] = sessions or Sessions()
         self._common[name] = {
@@ -138,15 +141,18 @@ class Services:
             "resilience": resilience,
         }
 
-    def _sessions(self, service: Service, pool: Pool) -> Sessions:
+    def _sessions(self, service: Service, pool: Pool, verify: bool | str) -> Sessions:
         """Return where connections to the instances come from; have those found that are sought."""
         name = None if service.tls is None else service.tls.server_name
         if service.discover is None:
+            self._manners[pool.service] = Manner(verify, name)
             return Sessions(partial(gateway_session, server_name=name))
         options = discovery(service.discover)
         source = source_of(options, pool.service, self._folder, self._own_registry)
         check = Destinations(options.allowed_networks or PRIVATE, self._own).check
-        make = partial(gateway_session, check=check, server_name=name or server_name(options))
+        name = name or server_name(options)
+        self._manners[pool.service] = Manner(verify, name, check)
+        make = partial(gateway_session, check=check, server_name=name)
         sessions = Sessions(make)
         kept = Kept(self._store, f"instances/{self._name}/{pool.service}", source.name)
         self.watches.append(Watch(pool, source, check=check, forget=sessions.forget, kept=kept))
@@ -212,9 +218,9 @@ class Services:
 
     def checker(self) -> HealthChecker:
         """Return what checks the health of the services, not started."""
-        probes = {name: HttpProbe(verify=self._common[name]["verify"]) for name in self.checks}
+        prober = Prober({name: self._manners[name] for name in self.checks})
         prefix = f"health/{self._name}/"
-        return HealthChecker(self.pools, self.checks, self._store, probes=probes, prefix=prefix)
+        return HealthChecker(self.pools, self.checks, self._store, prober, prefix=prefix)
 
     def forwarder(self, route: Route, strip_prefix: str, path: str) -> Forwarder | None:
         """Return the app that forwards the requests of *route*, None when it can not be made.

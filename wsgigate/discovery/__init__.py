@@ -5,9 +5,14 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
-__all__ = ["LAST_TIER", "Instance"]
+if TYPE_CHECKING:
+    from wsgigate.discovery.registration import Registration
+
+__all__ = ["LAST_TIER", "Instance", "Registration"]
 
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?\.?")
 LAST_TIER = 15
@@ -104,3 +109,9 @@ def _is_ipv6(host: str) -> bool:
         return bool(ipaddress.IPv6Address(host))
     except ValueError:
         return False
+
+
+def __getattr__(name: str) -> object:
+    if name != "Registration":
+        raise AttributeError(f"module 'wsgigate.discovery' has no attribute {name!r}")
+    return import_module("wsgigate.discovery.registration").Registration

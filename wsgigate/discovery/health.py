@@ -1,9 +1,9 @@
 """Active health checks: one worker asks, all of them know.
 
 Every worker runs one thread that reads the results from the store and marks its own pools. The one
-that holds the lease ``health/leader`` also does the checks, each in a thread that ends with it, so
-that one that hangs delays neither the others nor the lease. When the leader dies or is stopped,
-another worker goes on where it was.
+that holds the lease ``health/leader`` also has the instances asked, many at a time, so that one
+that hangs delays neither the others nor the lease. When the leader dies or is stopped, another
+worker goes on where it was.
 """
 
 from __future__ import annotations
@@ -14,36 +14,31 @@ import random as _random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
-from wsgigate.discovery import Instance
+from wsgigate.discovery.asking import Asker
 from wsgigate.discovery.lease import Lease
-from wsgigate.discovery.probe import HttpProbe
 from wsgigate.discovery.results import Markable, Results, Target
 from wsgigate.discovery.schedule import Flight, Schedule
 from wsgigate.discovery.status import not_monitored, service_status
 from wsgigate.rules.health import HealthCheck, Outcome
 from wsgigate.store import Store, StoreError
 
-__all__ = ["HealthChecker", "Markable", "Probe"]
+__all__ = ["HealthChecker", "Markable"]
 
 LOG = logging.getLogger("wsgigate.health")
 
 ROUND = 0.5
 """Seconds between two rounds of the thread."""
 
-CATCH_UP = 0.05
-"""Seconds between two rounds while checks that are due wait for others to end."""
+SHORTEST = 0.05
+"""Seconds between two rounds when more checks are due soon, or wait for others to end."""
 
 REFRESH = 1.0
-"""Seconds after which the lease is renewed, and the results are read again."""
+"""Seconds after which the lease is renewed, and pools and results are read again."""
 
 COMPLAIN = 60.0
 """Seconds for which the same trouble is logged once."""
-
-Probe: TypeAlias = Callable[[Instance, HealthCheck], Outcome]
-"""Asks one instance once whether it is well. Runs in any thread."""
 
 _TIMED_OUT = Outcome(False, error="Timeout")
 
@@ -52,21 +47,20 @@ class HealthChecker:
     """Check the instances of services, and keep the pools of every worker in the know.
 
     Nothing runs before :meth:`start`, which every worker calls for itself, after the fork. While
-    the store fails, nothing is checked and the pools stay as they were last marked.
+    the store fails, nothing is checked and the pools stay as they were last marked. Instances may
+    come into the pools and go at any time: what is in them is what is checked.
 
     :param pools: The pools of this process, by service.
     :param checks: How a service is checked; one that is not in here is not.
     :param store: Where the workers meet. Two gateways that share one need a *prefix* each.
-    :param probe: Asks one instance once, and returns within the check's timeout.
-    :param probes: By service, what asks its instances instead, with TLS settings of their own.
-    :param workers: How many checks are under way at most. No more than half of them are checks of
-        instances that did not answer the last time: a thousand dead hosts do not keep the others
-        from being checked.
+    :param asker: Asks the instances.
+    :param most: How many checks are under way at most. No more than half of them are checks of
+        instances that did not answer the last time, and three quarters together with those never
+        asked: a thousand dead hosts keep neither the others nor new ones from being checked.
     :param prefix: What the keys in the store begin with.
     :param clock: Seconds of a clock that never steps back.
     :param random: Gives numbers in [0, 1).
-    :param spawn: Runs a function in the background.
-    :raises ValueError: A check is for a service that has no pool, or *workers* is below 1.
+    :raises ValueError: A check is for a service that has no pool, or *most* is below 4.
     """
 
     def __init__(
@@ -74,27 +68,23 @@ class HealthChecker:
         pools: Mapping[str, Markable],
         checks: Mapping[str, HealthCheck],
         store: Store,
+        asker: Asker,
         *,
-        probe: Probe | None = None,
-        probes: Mapping[str, Probe] | None = None,
-        workers: int = 16,
+        most: int = 256,
         prefix: str = "health/",
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = _random.random,
-        spawn: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         for service in checks:
             if service not in pools:
                 raise ValueError(f"there is a health check for {service!r}, but no such service")
-        if workers < 1:
-            raise ValueError(f"workers is 1 or more, got {workers}")
+        if most < 4:
+            raise ValueError(f"most is 4 or more checks, got {most}")
         self._checks = dict(checks)
-        self._probe = probe or HttpProbe()
-        self._probes = dict(probes or {})
-        self._workers = workers
+        self._asker = asker
+        self._most = most
         self._clock = clock
         self._random = random
-        self._spawn = spawn or _spawn_thread
         self._lease = Lease(store, prefix + "leader")
         self._results = Results(pools, self._checks, store, self._lease, prefix=prefix)
         self._starting = threading.Lock()
@@ -105,9 +95,10 @@ class HealthChecker:
         """Forget what belongs to a thread that ran before, perhaps in the process forked from."""
         self._pid = os.getpid()
         self._stopping = threading.Event()
-        self._schedule = Schedule(self._workers, self._random)
+        self._schedule = Schedule(self._most, self._random)
         self._leading = False
-        self._backlog = False
+        self._targets: dict[str, Target] = {}
+        self._next_at = float("-inf")
         self._lead_at = self._read_at = float("-inf")
         self._complained: dict[str, float] = {}
 
@@ -137,15 +128,16 @@ class HealthChecker:
                 return
             self._stopping.set()
         thread.join(timeout)
+        self._asker.stop()
 
     def _run(self, stopping: threading.Event) -> None:
         try:
             while not stopping.is_set():
                 try:
                     self.step()
-                except Exception:
-                    self._complain("A round of health checks failed", traceback=True)
-                stopping.wait(CATCH_UP if self._backlog else ROUND)
+                except Exception as error:
+                    self._complain("A round of health checks failed", traceback=error)
+                stopping.wait(min(ROUND, max(SHORTEST, self._next_at - self._clock())))
         finally:
             try:
                 self._lease.release()
@@ -155,27 +147,27 @@ class HealthChecker:
     def step(self) -> None:
         """Do one round: lead if nobody else does, read what is known, start the checks due."""
         now = self._clock()
-        targets = self._results.targets()
-        self._backlog = False
+        self._next_at = float("inf")
         try:
             if now >= self._lead_at:
                 self._lead_at = now + REFRESH
                 self._leading = self._lease.take()
             if now >= self._read_at:
                 self._read_at = now + REFRESH
-                self._results.read(targets)
+                self._targets = self._results.targets()
+                self._results.read(self._targets)
         except StoreError as error:
             self._leading = False
             self._complain("Health checks rest while the store fails: %s", error)
         if not self._leading:
             self._schedule.rest()
             return
-        due = self._schedule.due(targets, self._results, now)
+        due = self._schedule.due(self._targets, self._results, now)
         for target in due.overdue:
             self._write(target, _TIMED_OUT, self._results.known(target).raw)
         for target, flight in due.checks:
             self._start_check(target, flight)
-        self._backlog = due.backlog
+        self._next_at = due.next_at
 
     def refresh(self) -> None:
         """Read the results from the store now, whether or not the thread runs."""
@@ -200,21 +192,22 @@ class HealthChecker:
         }
 
     def _start_check(self, target: Target, flight: Flight) -> None:
-        try:
-            self._spawn(partial(self._check, target, flight, self._schedule))
-        except Exception:  # no thread to be had at the moment
-            self._schedule.land(target, flight)
-            self._complain("A health check could not be started", traceback=True)
+        schedule = self._schedule
 
-    def _check(self, target: Target, flight: Flight, schedule: Schedule) -> None:
+        def found(outcome: Outcome | Exception) -> None:
+            try:
+                if isinstance(outcome, Exception):
+                    self._complain("A health check failed", traceback=outcome)
+                else:
+                    self._write(target, outcome, flight.raw)
+            finally:
+                schedule.land(target, flight)
+
         try:
-            probe = self._probes.get(target.service, self._probe)
-            outcome = probe(target.instance, target.check)
-            self._write(target, outcome, flight.raw)
-        except Exception:
-            self._complain("A health check failed", traceback=True)
-        finally:
+            self._asker.ask(target.service, target.instance, target.check, found)
+        except Exception as error:  # no thread or socket to be had at the moment
             schedule.land(target, flight)
+            self._complain("A health check could not be started", traceback=error)
 
     def _write(self, target: Target, outcome: Outcome, raw: bytes | None) -> None:
         try:
@@ -222,12 +215,8 @@ class HealthChecker:
         except StoreError as error:
             self._complain("A health result could not be stored: %s", error)
 
-    def _complain(self, trouble: str, *args: object, traceback: bool = False) -> None:
+    def _complain(self, trouble: str, *args: object, traceback: Exception | None = None) -> None:
         now = self._clock()
         if now - self._complained.get(trouble, float("-inf")) >= COMPLAIN:
             self._complained[trouble] = now
             LOG.error(trouble, *args, exc_info=traceback)
-
-
-def _spawn_thread(work: Callable[[], None]) -> None:
-    threading.Thread(target=work, name="wsgigate-health-check", daemon=True).start()

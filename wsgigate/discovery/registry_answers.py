@@ -30,7 +30,7 @@ INDEX = "X-Registry-Index"
 
 
 class Answer(NamedTuple):
-    """A JSON document on its way out; with the status 304, none."""
+    """A JSON document on its way out, or one that is written already; with the status 304, none."""
 
     document: object
     status: int = 200
@@ -102,7 +102,9 @@ def sent(
     if answer.status == 304:
         start_response(status_line(304), [("Cache-Control", "no-cache"), *answer.headers])
         return []
-    body = json.dumps(answer.document).encode("ascii")
+    body = answer.document
+    if not isinstance(body, bytes):
+        body = json.dumps(body).encode("ascii")
     headers: Headers = [
         ("Content-Type", "application/json; charset=utf-8"),
         ("Content-Length", str(len(body))),

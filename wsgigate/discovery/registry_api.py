@@ -19,8 +19,8 @@ from wsgigate.discovery.registry_answers import (
     instance_document,
     invalid,
     sent,
-    state_of,
 )
+from wsgigate.discovery.registry_bodies import Bodies
 from wsgigate.discovery.registry_choice import Choice
 from wsgigate.discovery.registry_query import Query, parse_query
 from wsgigate.discovery.registry_wait import Places
@@ -88,6 +88,7 @@ class RegistryApi:
         self._started = now() if started is None else started
         self._refuse = refuse
         self._choice = Choice(random)
+        self._bodies = Bodies(registry.rules)
         self._router = Router(self._routes(prefix))
         self.listing = listing(self._router.routes)
         """What it answers, for people: ``POST /register`` and so on."""
@@ -188,24 +189,15 @@ class RegistryApi:
         return Answer({"success": True, "message": message, "instance": told})
 
     def _discover(self, environ: WSGIEnvironment, service: str) -> Answer:
-        query = parse_query(environ.get("QUERY_STRING", ""))
+        text = environ.get("QUERY_STRING", "")
+        query = parse_query(text)
         self._await(service, query)
         found = self._registry.discover(service, **query.filters)
         headers = headers_of(found, self._registry.rules)
-        if has(environ, headers[0][1]):
+        tag = headers[0][1]
+        if has(environ, tag):
             return Answer(None, 304, headers)
-        told = self._told(found)
-        return Answer(
-            {
-                "success": True,
-                "serviceName": service,
-                "instances": told,
-                "count": len(told),
-                **state_of(found),
-            },
-            200,
-            headers,
-        )
+        return Answer(self._bodies.of(service, text, found, tag), 200, headers)
 
     def _choose(self, environ: WSGIEnvironment, service: str) -> Reply:
         query = parse_query(environ.get("QUERY_STRING", ""))

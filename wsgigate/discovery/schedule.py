@@ -7,9 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from wsgigate.discovery.results import Results, Target
-from wsgigate.rules.health import first_due, next_due
+from wsgigate.rules.health import Health, first_due, next_due
 
 __all__ = ["Due", "Flight", "Schedule"]
+
+
+SURE, NEW, SILENT = 0, 1, 2
+"""An instance that answered the last time, that was never asked, that did not answer."""
 
 
 class Flight:
@@ -18,15 +22,15 @@ class Flight:
     :ivar raw: What the store held of the instance when the check began. Its result may only
         replace that: it is nothing any more once another was written meanwhile.
     :ivar started: When it began.
-    :ivar unsure: Whether the instance did not answer the last time, or was never asked.
+    :ivar doubt: How likely it is to hang: :data:`SURE`, :data:`NEW` or :data:`SILENT`.
     """
 
-    __slots__ = ("raw", "started", "unsure")
+    __slots__ = ("doubt", "raw", "started")
 
-    def __init__(self, raw: bytes | None, started: float, unsure: bool) -> None:
+    def __init__(self, raw: bytes | None, started: float, doubt: int) -> None:
         self.raw = raw
         self.started = started
-        self.unsure = unsure
+        self.doubt = doubt
 
 
 class Due(NamedTuple):
@@ -34,25 +38,25 @@ class Due(NamedTuple):
 
     :ivar checks: Checks to start, each counted as under way until it is landed.
     :ivar overdue: Instances whose check under way should have ended long ago.
-    :ivar backlog: Whether more checks are due than may be under way.
+    :ivar next_at: When there is more to do, as far as is known; a moment that has passed while
+        more checks are due than may be under way.
     """
 
     checks: list[tuple[Target, Flight]]
     overdue: list[Target]
-    backlog: bool
+    next_at: float
 
 
 class Schedule:
     """When each instance is checked next, at most one check of it at a time.
 
-    :param workers: How many checks are under way at most; half as many of instances that did not
-        answer the last time.
+    :param most: How many checks are under way at most; half as many of instances that did not
+        answer the last time, three quarters of those and ones never asked.
     :param random: Gives numbers in [0, 1).
     """
 
-    def __init__(self, workers: int, random: Callable[[], float]) -> None:
-        self._workers = workers
-        self._most_unsure = max(1, workers // 2)
+    def __init__(self, most: int, random: Callable[[], float]) -> None:
+        self._most = (most, most * 3 // 4, most // 2)
         self._random = random
         self._next: dict[str, float] = {}
         self._flights: dict[str, Flight] = {}
@@ -69,9 +73,11 @@ class Schedule:
             for key, target in targets.items()
         }
         flights = list(self._flights.values())
-        free = self._workers - len(flights)
-        free_unsure = self._most_unsure - sum(flight.unsure for flight in flights)
-        due = Due([], [], backlog=False)
+        free = [
+            most - sum(flight.doubt >= doubt for flight in flights)
+            for doubt, most in enumerate(self._most)
+        ]
+        due = Due([], [], next_at=now)
         waiting = False
         for key in self._in_turn(targets, now):
             target = targets[key]
@@ -82,16 +88,16 @@ class Schedule:
                     due.overdue.append(target)
                 continue
             raw, health = results.known(target)
-            unsure = health is None or health.last.status is None
-            if free <= 0 or (unsure and free_unsure <= 0):
+            doubt = NEW if health is None else _doubt(health)
+            if min(free[: doubt + 1]) <= 0:
                 waiting = True
                 continue
-            free -= 1
-            free_unsure -= unsure
+            for less in range(doubt + 1):
+                free[less] -= 1
             self._next[key] = next_due(now, target.check.interval, self._random())
-            self._flights[key] = flight = Flight(raw, now, unsure)
+            self._flights[key] = flight = Flight(raw, now, doubt)
             due.checks.append((target, flight))
-        return due._replace(backlog=waiting)
+        return due if waiting else due._replace(next_at=min(self._next.values(), default=now))
 
     def _in_turn(self, targets: Mapping[str, Target], now: float) -> list[str]:
         """Return what is due, the services in turn: none queues behind a larger one."""
@@ -115,3 +121,9 @@ class Schedule:
             return first_due(now, target.check.interval, self._random())
         age = max(0.0, results.store_now - health.checked)
         return max(now, next_due(now - age, target.check.interval, self._random()))
+
+
+def _doubt(health: Health) -> int:
+    last = health.last
+    silent = not last.ok and (last.status is None or last.error == "Timeout")
+    return SILENT if silent else SURE

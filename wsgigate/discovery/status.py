@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from wsgigate.rules.health import Health
@@ -13,8 +14,13 @@ __all__ = ["instance_status", "iso_time", "not_checked", "not_monitored", "servi
 
 def iso_time(seconds: float) -> str:
     """Return a Unix time as ISO 8601 in UTC with milliseconds: ``2025-01-31T12:00:00.000Z``."""
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+    whole, thousandths = divmod(int(seconds * 1000), 1000)
+    return f"{_second(whole)}.{thousandths:03d}Z"
+
+
+@lru_cache(maxsize=256)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def not_checked() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from wsgigate.proxy.faults import NotConnected
 
-__all__ = ["Cert", "Check", "Contexts", "Dial", "Holds", "Verify", "dialer"]
+__all__ = ["Cert", "Check", "Contexts", "Dial", "Holds", "Verify", "dialer", "see"]
 
 Verify = bool | str
 Cert = str | tuple[str, str] | None
@@ -157,7 +157,7 @@ def _dial_tcp(
         sock = None
         try:
             if check is not None:
-                _see(check, target)
+                see(check, target)
             sock = socket.socket(family, kind, protocol)
             sock.settimeout(left / (len(found) - number))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -175,7 +175,11 @@ def _dial_tcp(
     raise failure
 
 
-def _see(check: Check, target: tuple[Any, ...]) -> None:
+def see(check: Check, target: tuple[Any, ...]) -> None:
+    """See that *target*, what a socket connects to, is allowed.
+
+    :raises PermissionError: It is not.
+    """
     try:
         check(ip_address(str(target[0]).partition("%")[0]), target[1])
     except ValueError as error:

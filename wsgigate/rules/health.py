@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-__all__ = ["Health", "HealthCheck", "Outcome", "first_due", "next_due", "record"]
+__all__ = ["Health", "HealthCheck", "Outcome", "first_due", "judge", "next_due", "record"]
 
 JITTER = 0.2
 """How far from the interval two checks may be apart, as a share of it."""
@@ -20,7 +21,14 @@ JITTER = 0.2
 SPREAD = 1.0
 """Seconds over which the first checks of many instances are spread."""
 
+DEFAULT_STATUSES = range(200, 300)
+"""The status codes of a good answer."""
+
+MOST_BODY = 65_536
+"""Bytes of an answer that are read."""
+
 _LONGEST = 86_400.0
+_LONGEST_TEXT = 1_024
 _MOST_IN_A_ROW = 1_000
 _MOST_BYTES = 1_024
 _LATEST = 253_402_300_800.0  # the year 10000: what a date can not say is not a time
@@ -34,22 +42,36 @@ class HealthCheck:
     """How the instances of a service are asked whether they are well.
 
     :param path: What is asked for at each instance, with a query if need be. It is relative to the
-        instance: a path that could name another host or climb out of a prefix is refused.
+        instance: a path that could name another host or climb out of a prefix is refused. ``None``
+        asks for nothing: an instance that accepts a connection is well.
     :param interval: Seconds from one check of an instance to the next.
     :param timeout: Seconds one check may take in all.
     :param healthy_after: Good checks in a row that make an unhealthy instance healthy.
     :param unhealthy_after: Failed checks in a row that make a healthy instance unhealthy.
+    :param statuses: The status codes of a good answer; all from 200 to 299 unless said.
+    :param contains: What a good answer contains, in its first 64 KiB; nothing unless said.
     :raises ValueError: A setting is out of its range; says which.
     """
 
-    path: str
+    path: str | None
     interval: float = 10.0
     timeout: float = 2.0
     healthy_after: int = 2
     unhealthy_after: int = 3
+    statuses: Collection[int] = DEFAULT_STATUSES
+    contains: str = ""
 
     def __post_init__(self) -> None:
-        _check_path(self.path)
+        if self.path is not None:
+            _check_path(self.path)
+        elif self.contains or self.statuses is not DEFAULT_STATUSES:
+            name = "contains" if self.contains else "statuses"
+            raise ValueError(f"{name} is for a check that has a path: no other gets an answer")
+        for status in self.statuses:
+            if type(status) is not int or not 200 <= status <= 599:
+                raise ValueError(f"statuses are numbers from 200 to 599, got {status!r}")
+        if len(self.contains) > _LONGEST_TEXT:
+            raise ValueError(f"contains has at most {_LONGEST_TEXT} characters")
         for name in ("interval", "timeout"):
             seconds = getattr(self, name)
             if not 0 < seconds <= _LONGEST:
@@ -154,6 +176,19 @@ def record(health: Health | None, outcome: Outcome, now: float, check: HealthChe
     if outcome.ok == health.healthy or streak < needed:
         return Health(health.healthy, health.since, streak, now, outcome)
     return Health(outcome.ok, now, streak, now, outcome)
+
+
+def judge(check: HealthCheck, status: int, response_time: str, body: bytes) -> Outcome:
+    """Return what an answer says of the instance that gave it.
+
+    :param body: As much of it as was read.
+    """
+    error = ""
+    if status not in check.statuses:
+        error = "Redirected" if 300 <= status < 400 else f"Status {status}"
+    elif check.contains and check.contains.encode() not in body:
+        error = "Unexpected content"
+    return Outcome(not error, status, response_time, error)
 
 
 def next_due(now: float, interval: float, chance: float) -> float:

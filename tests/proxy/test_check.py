@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import re
+import selectors
 import socket
 import ssl
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+from urllib.parse import quote
 
 import pytest
-import requests
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from wsgigate.discovery import Instance
-from wsgigate.discovery.probe import HttpProbe
+from wsgigate.proxy.check import Steps, steps
+from wsgigate.proxy.dial import Check, Verify
+from wsgigate.proxy.prober import Manner, Prober
 from wsgigate.rules.health import HealthCheck, Outcome
 from wsgigate.testing.backend import Answer, Backend, Received, cut, reply
 
@@ -23,9 +33,30 @@ CHECK = HealthCheck("/health?deep=1", timeout=5.0)
 HASTY = HealthCheck("/health", timeout=0.3)
 
 
+def ask(
+    url: str,
+    check: HealthCheck = CHECK,
+    *,
+    verify: Verify = True,
+    server_name: str | None = None,
+    allowed: Check | None = None,
+    clock: Any = time.monotonic,
+) -> Outcome:
+    """Return what the instance at *url* answers to *check*."""
+    found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+    prober = Prober({"shop": Manner(verify, server_name, allowed)}, clock=clock)
+    try:
+        prober.ask("shop", Instance(url), check, found.put)
+        outcome = found.get(timeout=10)
+    finally:
+        prober.stop()
+    assert isinstance(outcome, Outcome)
+    return outcome
+
+
 def probe(answer: Answer, check: HealthCheck = CHECK) -> Outcome:
     with Backend(answer) as backend:
-        outcome = HttpProbe()(Instance(backend.url), check)
+        outcome = ask(backend.url, check)
         backend.wait_until_closed()
         assert backend.connections == 1
     return outcome
@@ -48,7 +79,7 @@ def drip(head: bytes, drop: bytes) -> Answer:
 
 
 def test_a_check_asks_for_the_path_at_the_instance_and_says_who_asks(backend: Backend) -> None:
-    outcome = HttpProbe()(Instance(backend.url), CHECK)
+    outcome = ask(backend.url)
     assert (outcome.ok, outcome.status, outcome.error) == (True, 200, "")
     (request,) = backend.requests
     assert request.line == "GET /health?deep=1 HTTP/1.1"
@@ -68,7 +99,7 @@ def test_a_check_takes_nothing_from_the_environment(
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
-    assert HttpProbe()(Instance(backend.url), CHECK).ok
+    assert ask(backend.url).ok
     assert backend.requests[0].values("Authorization") == []
 
 
@@ -129,9 +160,15 @@ def test_the_instance_may_tell_its_own_response_time(
 
 @pytest.mark.parametrize("fields", [[], [("Response-Time", "x" * 33)], [("Response-Time", "\xe9")]])
 def test_else_it_is_measured(fields: list[tuple[str, str]]) -> None:
-    clock = iter([10.0, 10.00153, 10.002, 10.003]).__next__
-    with Backend(reply(b"ok", fields=fields)) as backend:
-        outcome = HttpProbe(clock=clock)(Instance(backend.url), CHECK)
+    now = 10.0
+
+    def answer(connection: socket.socket, _request: Received) -> None:
+        nonlocal now
+        now += 0.00153
+        connection.sendall(reply(b"ok", fields=fields))
+
+    with Backend(answer) as backend:
+        outcome = ask(backend.url, clock=lambda: now)
     assert outcome.response_time == "1.53ms"
 
 
@@ -161,16 +198,16 @@ def test_a_server_that_drips_does_not_outlast_the_deadline(
 def test_each_check_has_a_connection_of_its_own_whatever_the_server_keeps() -> None:
     """A kept one would come with the deadline of the check that opened it."""
     with Backend(reply(b"ok")) as backend:
-        ask = HttpProbe()
         for number in range(1, 4):
-            assert ask(Instance(backend.url), CHECK).ok
+            assert ask(backend.url).ok
             assert backend.connections == number
         backend.wait_until_closed()
 
 
 def test_interim_responses_without_end_do_not_outlast_the_deadline_either() -> None:
     outcome = probe(drip(b"", b"HTTP/1.1 102 Processing\r\n\r\n"), HASTY)
-    assert outcome == Outcome(False, None, error="Timeout")
+    assert (outcome.ok, outcome.status) == (False, None)
+    assert outcome.error in ("Timeout", "Bad response")
 
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 1073741824\r\n", b""])
@@ -213,7 +250,7 @@ def test_a_compressed_body_is_not_unpacked() -> None:
         ),
         (
             cut(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n"),
-            "Incomplete response",
+            "Bad response",
         ),
     ],
 )
@@ -234,33 +271,12 @@ def test_a_connection_reset_is_told_as_one() -> None:
 def test_nobody_listening_is_connection_refused() -> None:
     with Backend() as backend:
         url = backend.url
-    assert HttpProbe()(Instance(url), CHECK) == Outcome(False, error="Connection refused")
+    assert ask(url) == Outcome(False, error="Connection refused")
 
 
 def test_a_name_that_does_not_exist_is_host_not_found() -> None:
-    outcome = HttpProbe()(Instance("http://no-such-host.invalid"), CHECK)
+    outcome = ask("http://no-such-host.invalid")
     assert outcome == Outcome(False, error="Host not found")
-
-
-def test_a_session_of_ones_own_is_asked_through_its_adapters(backend: Backend) -> None:
-    class Counting(requests.adapters.HTTPAdapter):
-        sent = 0
-
-        def send(self, request, **options):  # type: ignore[no-untyped-def]
-            self.sent += 1
-            return super().send(request, **options)
-
-    with requests.Session() as session:
-        session.mount("http://", adapter := Counting())
-        assert HttpProbe(session=session)(Instance(backend.url), CHECK).ok
-        assert adapter.sent == 1
-
-
-def test_a_plain_adapter_is_held_to_the_deadline_between_reads() -> None:
-    head = b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"
-    with requests.Session() as session, Backend(drip(head, b"x")) as backend:
-        outcome = HttpProbe(session=session)(Instance(backend.url), HASTY)
-    assert outcome == Outcome(False, 200, error="Timeout")
 
 
 @pytest.fixture(scope="module")
@@ -303,10 +319,14 @@ def test_tls_is_verified_against_the_authorities_that_are_named(authority: Path)
         return context.wrap_socket(connection, server_side=True)
 
     with Backend(reply(b"ok"), tls=wrap) as backend:
-        instance = Instance(backend.url)
-        assert HttpProbe(verify=str(authority))(instance, CHECK).ok
-        assert HttpProbe(verify=False)(instance, CHECK).ok
-        assert HttpProbe()(instance, CHECK) == Outcome(False, error="TLS failed")
+        assert ask(backend.url, verify=str(authority)).ok
+        assert ask(backend.url, verify=False).ok
+        assert ask(backend.url) == Outcome(False, error="TLS failed")
+        other = ask(backend.url, verify=str(authority), server_name="shop.example")
+        assert other == Outcome(False, error="TLS failed")
+        here = backend.url.replace("127.0.0.1", "localhost")
+        assert ask(here, verify=str(authority)) == Outcome(False, error="TLS failed")
+        assert ask(here, verify=str(authority), server_name="127.0.0.1").ok
 
 
 def test_a_tls_handshake_that_hangs_does_not_outlast_the_deadline() -> None:
@@ -316,15 +336,163 @@ def test_a_tls_handshake_that_hangs_does_not_outlast_the_deadline() -> None:
         raise OSError
 
     with Backend(tls=stall) as backend:
-        outcome = HttpProbe(verify=False)(Instance(backend.url), HASTY)
+        outcome = ask(backend.url, HASTY, verify=False)
     assert outcome == Outcome(False, error="Timeout")
 
 
 def test_tls_files_that_can_not_be_used_are_told_at_construction(tmp_path: Path) -> None:
     (tmp_path / "empty.pem").write_text("")
     with pytest.raises(ValueError, match="verify"):
-        HttpProbe(verify=str(tmp_path / "missing.pem"))
+        Prober({"shop": Manner(str(tmp_path / "missing.pem"))})
     with pytest.raises(ValueError, match="verify"):
-        HttpProbe(verify=str(tmp_path / "empty.pem"))
-    with pytest.raises(ValueError, match="cert"):
-        HttpProbe(cert=str(tmp_path / "missing.pem"))
+        Prober({"shop": Manner(str(tmp_path / "empty.pem"))})
+
+
+TCP = HealthCheck(None, timeout=5.0)
+
+
+def test_a_check_without_a_path_asks_for_nothing(backend: Backend) -> None:
+    outcome = ask(backend.url, TCP)
+    assert (outcome.ok, outcome.status, outcome.error) == (True, None, "")
+    assert re.fullmatch(r"\d+\.\d\dms", outcome.response_time)
+    backend.wait_until_closed()
+    assert (backend.connections, backend.requests) == (1, [])
+
+
+def test_nor_does_it_speak_tls() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert ask(f"https://127.0.0.1:{listener.getsockname()[1]}", TCP).ok
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.recv(1) == b""
+
+
+def test_what_accepts_no_connection_is_not_well() -> None:
+    with Backend() as backend:
+        url = backend.url
+    assert ask(url, TCP) == Outcome(False, error="Connection refused")
+
+
+@pytest.fixture
+def deaf() -> Iterator[socket.socket]:
+    """Yield a listener whose queue is full: whoever connects waits."""
+    with socket.socket() as listener, ExitStack() as stack:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+        yield listener
+
+
+@pytest.mark.parametrize("path", [None, "/health"])
+def test_a_connection_that_does_not_come_about_ends_with_the_deadline(
+    deaf: socket.socket, path: str | None
+) -> None:
+    url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+    assert ask(url, HealthCheck(path, timeout=0.3)) == Outcome(False, error="Timeout")
+
+
+def test_a_unix_socket_is_asked_like_any_other(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with Backend(unix=path) as backend:
+        assert ask(backend.url).ok
+        assert ask(backend.url, TCP).ok
+        assert backend.requests[0].value("Host") == "localhost"
+    assert ask(backend.url).error == "Connection refused"
+    assert ask("http+unix://%2Fno%2Fsuch.sock").error == "Connection refused"
+
+
+def test_a_unix_socket_whose_queue_is_full_has_until_the_deadline(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with (
+        socket.socket(socket.AF_UNIX) as listener,
+        socket.socket(socket.AF_UNIX) as before,
+        ThreadPoolExecutor() as threads,
+    ):
+        listener.bind(path)
+        listener.listen(0)
+        before.connect(path)
+        url = f"http+unix://{quote(path, safe='')}"
+        assert ask(url, HealthCheck(None, timeout=0.3)) == Outcome(False, error="Timeout")
+        asked = threads.submit(ask, url, TCP)
+        listener.accept()[0].close()
+        assert asked.result(10).ok
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status", "error"),
+    [
+        ([401], "401 Unauthorized", ""),
+        ([200, 429], "429 Too Many Requests", ""),
+        ([301], "301 Moved", ""),
+        ([204], "200 OK", "Status 200"),
+        ([204], "302 Found", "Redirected"),
+    ],
+)
+def test_the_statuses_that_are_good_can_be_named(
+    statuses: list[int], status: str, error: str
+) -> None:
+    outcome = probe(reply(status=status), HealthCheck("/", statuses=statuses))
+    assert (outcome.ok, outcome.error) == (not error, error)
+
+
+@pytest.mark.parametrize(
+    ("body", "ok"),
+    [
+        (b'{"status": "UP"}', True),
+        (b'{"status": "DOWN"}', False),
+        (b"", False),
+        (b" " * 65_000 + b'"UP"', True),
+        (b" " * 65_533 + b'"UP"', False),
+    ],
+)
+def test_a_good_answer_may_have_to_contain_something(body: bytes, ok: bool) -> None:
+    outcome = probe(reply(body), HealthCheck("/", contains='"UP"', timeout=5.0))
+    assert (outcome.ok, outcome.status) == (ok, 200)
+    assert outcome.error == ("" if ok else "Unexpected content")
+
+
+def drive(going: Steps, addresses: list[Any]) -> None:
+    """Go through all the steps, waiting for what each of them waits for."""
+    wait = going.send(addresses)
+    with selectors.DefaultSelector() as selector:
+        while True:
+            assert wait.sock is not None
+            selector.register(wait.sock, wait.events)
+            ready = selector.select(max(0.0, wait.until - time.monotonic()))
+            selector.unregister(wait.sock)
+            wait = going.send(None) if ready else going.throw(TimeoutError())
+
+
+def test_an_address_that_is_not_allowed_is_not_connected_to(backend: Backend) -> None:
+    """Whatever the name was said to mean when the instance was registered."""
+    told: list[tuple[str, int]] = []
+
+    def refuse(address: object, port: int) -> None:
+        told.append((str(address), port))
+        raise ValueError("not there")
+
+    here = backend.url.replace("127.0.0.1", "localhost")
+    assert ask(here, allowed=refuse) == Outcome(False, error="Address not allowed")
+    assert ("127.0.0.1", backend.port) in told
+    assert backend.connections == 0
+    assert ask(here, allowed=lambda address, port: None).ok
+
+
+def test_each_address_of_a_host_is_tried_within_the_deadline(deaf: socket.socket) -> None:
+    with Backend() as gone:
+        pass
+    with Backend() as backend:
+        addresses = [
+            (socket.AF_INET, ("127.0.0.1", gone.port)),
+            (socket.AF_INET, deaf.getsockname()),
+            (socket.AF_INET, ("127.0.0.1", backend.port)),
+        ]
+        going = steps(Instance("http://shop"), HASTY, "shop", None, time.monotonic)
+        wait = next(going)
+        assert (wait.sock, wait.events) == (None, 0)
+        with pytest.raises(StopIteration) as ended:
+            drive(going, addresses)
+    assert ended.value.value.ok

@@ -1,0 +1,205 @@
+"""What a service asks of a registry next, and what it makes of the answers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from wsgigate.rules.registration import (
+    LEAST_WAIT,
+    Answer,
+    Phase,
+    RegistrationRules,
+    Standing,
+    Step,
+    Wanted,
+    after,
+    next_step,
+)
+
+RULES = RegistrationRules()
+NEW = Standing()
+SENT = Standing(sent=True)
+STARTING = Standing(Phase.REGISTERED, told=Wanted.STARTING, sent=True)
+UP = Standing(Phase.REGISTERED, told=Wanted.UP, sent=True)
+LOST = Standing(Phase.LOST, told=Wanted.UP, sent=True, failures=3)
+DRAINING = Standing(Phase.DRAINING, told=Wanted.DRAINING, sent=True)
+GONE = Standing(Phase.GONE)
+
+
+@pytest.mark.parametrize(
+    ("standing", "wanted", "step"),
+    [
+        (NEW, Wanted.STARTING, Step.REGISTER),
+        (NEW, Wanted.UP, Step.REGISTER),
+        (NEW, Wanted.DRAINING, Step.NOTHING),
+        (NEW, Wanted.GONE, Step.NOTHING),
+        # a registration that was not answered may have been heard
+        (SENT, Wanted.UP, Step.REGISTER),
+        (SENT, Wanted.DRAINING, Step.TELL),
+        (SENT, Wanted.GONE, Step.DEREGISTER),
+        (STARTING, Wanted.STARTING, Step.HEARTBEAT),
+        (STARTING, Wanted.UP, Step.TELL),
+        (UP, Wanted.UP, Step.HEARTBEAT),
+        (UP, Wanted.DRAINING, Step.TELL),
+        (UP, Wanted.GONE, Step.DEREGISTER),
+        (LOST, Wanted.UP, Step.HEARTBEAT),
+        (LOST, Wanted.DRAINING, Step.TELL),
+        (LOST, Wanted.GONE, Step.DEREGISTER),
+        (DRAINING, Wanted.DRAINING, Step.HEARTBEAT),
+        (DRAINING, Wanted.UP, Step.TELL),
+        (DRAINING, Wanted.GONE, Step.DEREGISTER),
+        *((GONE, wanted, Step.NOTHING) for wanted in Wanted),
+    ],
+)
+def test_the_next_step(standing: Standing, wanted: Wanted, step: Step) -> None:
+    assert next_step(standing, wanted) is step
+
+
+def gone_on(standing: Standing, wanted: Wanted, answer: Answer, chance: float = 0.0, **rules: Any):
+    step = next_step(standing, wanted)
+    return after(standing, step, wanted, answer, chance, RegistrationRules(**rules))
+
+
+@pytest.mark.parametrize(
+    ("standing", "wanted", "status", "phase", "next_"),
+    [
+        # done
+        (NEW, Wanted.STARTING, 201, Phase.REGISTERED, Step.HEARTBEAT),
+        (NEW, Wanted.UP, 201, Phase.REGISTERED, Step.HEARTBEAT),
+        (STARTING, Wanted.UP, 200, Phase.REGISTERED, Step.HEARTBEAT),
+        (UP, Wanted.UP, 200, Phase.REGISTERED, Step.HEARTBEAT),
+        (UP, Wanted.DRAINING, 200, Phase.DRAINING, Step.HEARTBEAT),
+        (LOST, Wanted.UP, 200, Phase.REGISTERED, Step.HEARTBEAT),
+        (UP, Wanted.GONE, 200, Phase.GONE, Step.NOTHING),
+        # not there
+        (UP, Wanted.UP, 404, Phase.REGISTERING, Step.REGISTER),
+        (UP, Wanted.UP, 410, Phase.REGISTERING, Step.REGISTER),
+        (LOST, Wanted.UP, 404, Phase.REGISTERING, Step.REGISTER),
+        (STARTING, Wanted.UP, 404, Phase.REGISTERING, Step.REGISTER),
+        (UP, Wanted.DRAINING, 404, Phase.GONE, Step.NOTHING),
+        (DRAINING, Wanted.DRAINING, 404, Phase.GONE, Step.NOTHING),
+        (UP, Wanted.GONE, 404, Phase.GONE, Step.NOTHING),
+        # that is no registry
+        (NEW, Wanted.UP, 404, Phase.REGISTERING, Step.REGISTER),
+        # nothing is known
+        (NEW, Wanted.UP, None, Phase.REGISTERING, Step.REGISTER),
+        (NEW, Wanted.UP, 503, Phase.REGISTERING, Step.REGISTER),
+        (UP, Wanted.UP, None, Phase.LOST, Step.HEARTBEAT),
+        (UP, Wanted.UP, 500, Phase.LOST, Step.HEARTBEAT),
+        (UP, Wanted.UP, 429, Phase.LOST, Step.HEARTBEAT),
+        (UP, Wanted.DRAINING, None, Phase.LOST, Step.TELL),
+        (DRAINING, Wanted.DRAINING, None, Phase.DRAINING, Step.HEARTBEAT),
+        (UP, Wanted.GONE, None, Phase.LOST, Step.DEREGISTER),
+        # refused
+        (NEW, Wanted.UP, 401, Phase.REGISTERING, Step.REGISTER),
+        (NEW, Wanted.UP, 400, Phase.REGISTERING, Step.REGISTER),
+        (NEW, Wanted.UP, 302, Phase.REGISTERING, Step.REGISTER),
+        (UP, Wanted.UP, 401, Phase.LOST, Step.HEARTBEAT),
+        (UP, Wanted.UP, 403, Phase.LOST, Step.HEARTBEAT),
+    ],
+)
+def test_what_an_answer_means(
+    standing: Standing, wanted: Wanted, status: int | None, phase: Phase, next_: Step
+) -> None:
+    now, _ = gone_on(standing, wanted, Answer(status))
+    assert now.phase is phase
+    assert next_step(now, wanted) is next_
+
+
+@pytest.mark.parametrize(
+    ("status", "leaves_as"),
+    [(None, Step.DEREGISTER), (503, Step.DEREGISTER), (401, Step.NOTHING), (201, Step.DEREGISTER)],
+)
+def test_whoever_may_have_been_registered_leaves(status: int | None, leaves_as: Step) -> None:
+    now, _ = gone_on(NEW, Wanted.UP, Answer(status))
+    assert next_step(now, Wanted.GONE) is leaves_as
+
+
+@pytest.mark.parametrize(
+    ("asked_for", "chance", "wait"),
+    [
+        (None, 0.0, 10.0),
+        (None, 0.999, 9.001),  # early by a tenth at most, never late
+        (4.0, 0.0, 4.0),
+        (4.0, 0.5, 3.8),
+        (0.001, 0.0, 0.1),
+        (1e9, 0.0, 3600.0),
+        (0.0, 0.0, 10.0),
+        (-1.0, 0.0, 10.0),
+        (math.nan, 0.0, 10.0),
+        (math.inf, 0.0, 10.0),
+    ],
+)
+def test_the_registry_says_how_often_it_wants_to_be_told(
+    asked_for: float | None, chance: float, wait: float
+) -> None:
+    assert gone_on(NEW, Wanted.UP, Answer(201, asked_for), chance)[1] == pytest.approx(wait)
+
+
+def test_what_the_registry_said_holds_until_it_says_otherwise() -> None:
+    now, wait = gone_on(NEW, Wanted.UP, Answer(201, 4.0))
+    now, wait = gone_on(now, Wanted.UP, Answer(200))
+    assert wait == 4.0
+    now, wait = gone_on(now, Wanted.UP, Answer(200, 5.0))
+    assert wait == 5.0
+
+
+def test_who_is_not_there_registers_at_once() -> None:
+    assert gone_on(UP, Wanted.UP, Answer(404))[1] == 0.0
+
+
+def failing(standing: Standing, answer: Answer, chance: float, times: int, **rules: Any):
+    for _ in range(times):
+        standing, wait = gone_on(standing, Wanted.UP, answer, chance, **rules)
+        yield standing, wait
+
+
+def test_retries_wait_for_a_time_drawn_from_a_doubling_range() -> None:
+    waits = [wait for _, wait in failing(NEW, Answer(None), 0.5, 8)]
+    assert waits == [0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0]
+    assert {wait for _, wait in failing(NEW, Answer(None), 0.0, 8)} == {LEAST_WAIT}
+    *_, (_, longest) = failing(UP, Answer(None), 0.9999, 100)
+    assert longest < 10.0  # within the time after which a silent instance is unhealthy
+
+
+def test_what_was_refused_is_tried_again_less_often() -> None:
+    *_, (standing, wait) = failing(NEW, Answer(401), 0.5, 10)
+    assert wait == 30.0
+    assert standing.refused
+    assert not gone_on(standing, Wanted.UP, Answer(201))[0].refused
+
+
+@pytest.mark.parametrize(("asked", "wait"), [(7.0, 7.0), (1e9, 60.0), (0.0, 0.25)])
+def test_a_registry_is_left_alone_as_long_as_it_asks(asked: float, wait: float) -> None:
+    assert gone_on(UP, Wanted.UP, Answer(503, retry_after=asked), 0.5)[1] == wait
+
+
+def test_the_next_registry_is_asked_at_once_and_after_all_of_them_there_is_a_wait() -> None:
+    seen = [(now.place, wait) for now, wait in failing(UP, Answer(None), 0.5, 6, registries=3)]
+    for at, wait in ((0, 0.25), (3, 0.5)):
+        assert seen[at : at + 3] == [(1, LEAST_WAIT), (2, LEAST_WAIT), (0, wait)]
+
+
+def test_the_registry_that_answers_is_kept() -> None:
+    now, _ = gone_on(NEW, Wanted.UP, Answer(None), registries=2)
+    now, _ = gone_on(now, Wanted.UP, Answer(201), registries=2)
+    assert (now.place, now.failures) == (1, 0)
+    now, _ = gone_on(now, Wanted.UP, Answer(404), registries=2)
+    assert now.place == 1
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"registries": 0}, {"interval": 0}, {"backoff": -1}, {"backoff_at_most": 3601}],
+)
+def test_settings_out_of_their_range_are_named(setting: dict[str, float]) -> None:
+    [name] = setting
+    with pytest.raises(ValueError, match="registry" if name == "registries" else name):
+        RegistrationRules(**setting)  # type: ignore[arg-type]
+
+
+def test_the_default_rules() -> None:
+    assert RULES.interval == 10.0

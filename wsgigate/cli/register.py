@@ -1,0 +1,166 @@
+"""The command register: a program in any language, known to a registry for as long as it runs."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+
+from wsgigate.discovery.registration import AT_MOST, connector
+from wsgigate.discovery.registration_entry import Entry
+from wsgigate.discovery.registration_keeper import Keeper
+from wsgigate.discovery.registration_socket import accepts
+from wsgigate.rules.registration import Wanted
+from wsgigate.units import parse_duration
+
+__all__ = ["register"]
+
+LOOK = 0.1
+"""Seconds between two looks whether the program takes connections."""
+
+_FROM_KERNEL = 0x80  # SI_KERNEL: a key pressed at the terminal, which all of its programs get
+
+_FORWARDED = (
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT),
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH),
+)
+_HEEDED = {*_FORWARDED, signal.SIGCHLD}
+
+
+def register(arguments: argparse.Namespace) -> int:
+    """Run a program, and keep it registered meanwhile; return its exit code."""
+    command: list[str] = arguments.program
+    if command[:1] == ["--"]:
+        command = command[1:]
+    try:
+        if not command:
+            raise ValueError("the program to run is missing: wsgigate register ... -- PROGRAM")
+        drain = parse_duration(arguments.drain)
+        entry = _entry(arguments)
+        connect = connector(entry, arguments.registry or None)
+    except ValueError as error:
+        print(f"wsgigate: {error}", file=sys.stderr)
+        return 2
+    _log_to_stderr()
+    # blocked before there is another thread, so that all of them come to the loop, in turn
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who ignores it has no children to wait for
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED)
+    try:
+        pid = os.posix_spawnp(
+            command[0],
+            command,
+            os.environ,
+            setsigmask=before,
+            setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),  # which Python ignores
+        )
+    except OSError as error:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        print(f"wsgigate: {command[0]}: {error.strerror}", file=sys.stderr)
+        return 127 if error.errno == errno.ENOENT else 126
+    keeper = Keeper(connect, wanted=Wanted.STARTING)
+    keeper.start()
+    try:
+        port = entry.port if arguments.listens is None else arguments.listens
+        places = [("127.0.0.1", port), (entry.host or "::1", port)]
+        return _Watch(pid, keeper, places, drain).wait()
+    finally:
+        keeper.end(leave=True, timeout=AT_MOST)
+
+
+def _entry(arguments: argparse.Namespace) -> Entry:
+    metadata = {}
+    for given in arguments.meta:
+        name, equals, value = given.partition("=")
+        if not name or not equals:
+            raise ValueError(f"--meta is NAME=VALUE, got {given!r}")
+        metadata[name] = value
+    return Entry(
+        service=arguments.service,
+        port=arguments.port,
+        host=arguments.host,
+        instance_id=arguments.instance_id,
+        scheme=arguments.scheme,
+        weight=arguments.weight,
+        version=arguments.service_version,
+        zone=arguments.zone,
+        tags=tuple(arguments.tag),
+        metadata=metadata,
+        health_check_path=arguments.health_check_path,
+    )
+
+
+class _Watch:
+    """The program from its start to its end: its signals pass through here, and its exit code."""
+
+    def __init__(
+        self, pid: int, keeper: Keeper, places: Sequence[tuple[str, int]], drain: float
+    ) -> None:
+        self._pid = pid
+        self._keeper = keeper
+        self._places = places
+        self._drain = drain
+        self._up = False
+        self._told_by: float | None = None  # until when the registry is to know that it drains
+        self._end_at: float | None = None  # when the program is told to end
+
+    def wait(self) -> int:
+        """Return the exit code of the program, as a shell would tell it."""
+        while (code := self._reaped()) is None:
+            if not self._up:
+                self._look()
+            self._drain_on()
+            busy = not self._up or self._told_by is not None or self._end_at is not None
+            self._heed(signal.sigtimedwait(_HEEDED, LOOK if busy else 60.0))
+        return code
+
+    def _reaped(self) -> int | None:
+        """Return the exit code if the program has ended, and bury what it may have left to us."""
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return None
+            if pid == self._pid:
+                code = os.waitstatus_to_exitcode(status)
+                return code if code >= 0 else 128 - code
+
+    def _look(self) -> None:
+        if any(accepts(*place) for place in self._places):
+            self._up = True
+            self._keeper.want(Wanted.UP)
+
+    def _heed(self, info: signal.struct_siginfo | None) -> None:
+        if info is None or info.si_signo == signal.SIGCHLD:
+            return
+        if info.si_signo != signal.SIGTERM:
+            if info.si_code != _FROM_KERNEL:
+                os.kill(self._pid, info.si_signo)
+            return
+        waits = self._told_by is not None or self._end_at is not None
+        if waits or not (self._up and self._drain and self._keeper.standing.sent):
+            self._told_by = None
+            self._end_at = time.monotonic()
+        else:
+            self._told_by = time.monotonic() + AT_MOST
+            self._keeper.want(Wanted.DRAINING)
+
+    def _drain_on(self) -> None:
+        """Tell the program to end when gateways have had the time to take note of it."""
+        now = time.monotonic()
+        if self._told_by is not None and (self._keeper.settled(0) or now >= self._told_by):
+            self._told_by, self._end_at = None, now + self._drain * self._keeper.drains
+        if self._end_at is not None and now >= self._end_at:
+            self._end_at = None
+            os.kill(self._pid, signal.SIGTERM)
+
+
+def _log_to_stderr() -> None:
+    logger = logging.getLogger("wsgigate.registration")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("wsgigate: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
