@@ -62,6 +62,18 @@ def test_no_more_run_and_no_more_wait_than_there_may() -> None:
     errands.close()
 
 
+def test_a_thread_that_is_free_takes_the_next_work() -> None:
+    errands = Errands(threads=5, name="free")
+    for _ in range(3):
+        done = threading.Event()
+        errands.put(done.set)
+        assert done.wait(10)
+        while not errands._free:
+            os.sched_yield()
+    assert threads("free") == 1
+    errands.close()
+
+
 def test_a_thread_without_work_ends_and_another_one_begins() -> None:
     errands, done = Errands(idle=0.001, name="idle"), threading.Event()
     errands.put(done.set)

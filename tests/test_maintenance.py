@@ -37,6 +37,7 @@ def test_others_hear_of_it_when_they_read_again(clock: FakeClock) -> None:
     store = MemoryStore(clock=FakeClock(5000))
     one, other = (MaintenanceSwitch(store, staleness=0.5, clock=clock) for _ in range(2))
     assert other.notice(["gateway"]) is None
+    assert one.notice(["gateway"]) is None
     one.on("gateway", message="Soon.")
     assert one.notice(["gateway"]) == (Notice(5000, None, "Soon."), 0)
     clock.advance(0.49)

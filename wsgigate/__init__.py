@@ -35,14 +35,17 @@ if TYPE_CHECKING:
     from wsgigate.middleware.splitter import Splitter
     from wsgigate.middleware.stale import StaleAnswers
     from wsgigate.problem import Problem
+    from wsgigate.proxy.bulkhead import Bulkhead
     from wsgigate.proxy.dispatcher import Dispatcher
     from wsgigate.proxy.forwarder import Forwarder
     from wsgigate.proxy.pool import Pool
     from wsgigate.proxy.service import Resilience
+    from wsgigate.proxy.stickiness import Stickiness
     from wsgigate.proxy.upgrade import WebSocketLimits
     from wsgigate.rules.circuit_rules import CircuitRules
     from wsgigate.rules.fallback import FallbackRules
     from wsgigate.rules.faults import FaultRules
+    from wsgigate.rules.hedge import HedgeRules
     from wsgigate.rules.outlier import OutlierRules
     from wsgigate.rules.quota import Quota
     from wsgigate.rules.retry import RetryRules
@@ -56,6 +59,7 @@ __all__ = [
     "Authenticator",
     "BodyLimit",
     "Breaker",
+    "Bulkhead",
     "CircuitRules",
     "ClientAddress",
     "ConcurrencyLimiter",
@@ -70,6 +74,7 @@ __all__ = [
     "Forwarder",
     "Gateway",
     "Guard",
+    "HedgeRules",
     "Instance",
     "Limiter",
     "Logger",
@@ -89,6 +94,7 @@ __all__ = [
     "SheddingRules",
     "Splitter",
     "StaleAnswers",
+    "Stickiness",
     "WebSocketLimits",
     "load",
     "open_store",
@@ -98,6 +104,7 @@ _HOMES = {
     "Authenticator": "middleware.authenticator",
     "BodyLimit": "middleware.body_limit",
     "Breaker": "middleware.breaker",
+    "Bulkhead": "proxy.bulkhead",
     "CircuitRules": "rules.circuit_rules",
     "ClientAddress": "middleware.client_address",
     "ConcurrencyLimiter": "middleware.concurrency",
@@ -112,6 +119,7 @@ _HOMES = {
     "Forwarder": "proxy.forwarder",
     "Gateway": "gateway",
     "Guard": "middleware.guard",
+    "HedgeRules": "rules.hedge",
     "Instance": "discovery",
     "Limiter": "middleware.limiter",
     "Logger": "middleware.logger",
@@ -131,6 +139,7 @@ _HOMES = {
     "SheddingRules": "rules.shedding",
     "Splitter": "middleware.splitter",
     "StaleAnswers": "middleware.stale",
+    "Stickiness": "proxy.stickiness",
     "WebSocketLimits": "proxy.upgrade",
     "load": "config.build:load_gateway",
     "open_store": "store",

@@ -49,7 +49,6 @@ class CopiedBody:
 
     def close(self) -> None:
         body, self._body = self._body, ()
-        self._whole = None
         close = getattr(body, "close", None)
         if close is not None:
             close()

@@ -108,7 +108,7 @@ def test_services_come_and_go_and_no_request_fails(example: Example) -> None:
     again = example.start("wsgigate registry --bind 127.0.0.1:3004", "3004")
     until(lambda: example.there() == {"users": ["UP"], "products": ["UP"]})
     for served in (products, more):
-        stop(served)
+        served.signal(signal.SIGTERM)
     until(lambda: example.there() == {})
     for served in (gateway, again):
         served.stop()

@@ -171,6 +171,20 @@ def test_an_upgrade_of_gunicorn_leaves_the_service_registered(
     registry.wait_until_gone()
 
 
+@pytest.mark.parametrize("how", [{"more": LINE}, {"conf": CONF}], ids=["line", "conf"])
+def test_workers_of_gevent_register_like_others(
+    how: dict[str, str], registry: RegistryServer, start: Start
+) -> None:
+    conf = "worker_class = 'gevent'\n" + how.get("conf", "")
+    served = start(registry.env(), how.get("more", ""), conf=conf, workers=2)
+    registry.wait_until("UP")
+    registry.wait_for("POST heartbeat", 2)
+    assert serves(served)
+    assert registry.count("POST register") == 1
+    served.stop()
+    registry.wait_until_gone()
+
+
 def test_a_server_of_one_process_drains_and_is_gone(registry: RegistryServer, start: Start) -> None:
     served = start(registry.env(), LINE + ALONE, alone=True)
     registry.wait_until("UP")
@@ -325,4 +339,41 @@ threading.Thread(target=fork, daemon=True).start()
     served = start(registry.env(), LINE + fork + ALONE, alone=True)
     registry.wait_until("UP")
     until(lambda: "the child has ended" in served.log)
+    assert registry.count("DELETE register") == 0
+
+
+def test_a_worker_that_was_told_to_end_does_not_take_over(
+    registry: RegistryServer, start: Start
+) -> None:
+    """It may have requests to finish for long after the service has left."""
+    worker = """
+import signal, threading, time
+from wsgigate import Registration
+
+def named():
+    return [thread.name for thread in threading.enumerate()]
+
+def work(number):
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    Registration("users", port=int(os.environ["PORT"]), listens=0).start(leaves=False)
+    while "wsgigate-registration" in named():
+        time.sleep(0.02)
+    print("retired", number, flush=True)
+    time.sleep(60)
+
+workers = []
+for number in range(2):
+    workers.append(os.fork())
+    if workers[-1] == 0:
+        work(number)
+    time.sleep(1)
+print("workers", *workers, flush=True)
+"""
+    served = start(registry.env(), worker + ALONE, alone=True)
+    leader, other = map(int, until(lambda: re.findall(r"workers (\d+) (\d+)", served.log))[0])
+    registry.wait_until("UP")
+    for number, pid in ((1, other), (0, leader)):
+        os.kill(pid, signal.SIGTERM)
+        until(lambda said=f"retired {number}": said in served.log)
+    assert registry.count("POST register") == 1
     assert registry.count("DELETE register") == 0

@@ -309,8 +309,15 @@ def test_a_tier_stands_by_where_the_file_says() -> None:
     ],
 )
 def test_no_service_holds_more_than_its_share_of_a_worker(
-    settings: str, services: int, most: int | None
+    settings: str, services: int, most: int | None, backend: Backend
 ) -> None:
+    opened = threading.Event()
+
+    def waits(connection: socket.socket, request: Received) -> None:
+        assert opened.wait(20)
+        connection.sendall(reply(b"late"))
+
+    backend.answers = [waits]
     others = "".join(
         f"[services.s{number}]\ninstances = ['http://127.0.0.1:9']\n"
         for number in range(1, services)
@@ -323,15 +330,42 @@ def test_no_service_holds_more_than_its_share_of_a_worker(
         [admin]
         prefix = ""
         [services.a]
-        instances = ["http://127.0.0.1:9"]
-        instance_max_in_flight = 2
+        instances = ["{backend.url}"]
         {settings}
         {others}
+        [[routes]]
+        path = "/a"
+        service = "a"
     """
     gateway = build(parse(text, environ={}))
-    told = Client(gateway).get("/services").get_json()["services"][0]
-    expected = most and {"inFlight": 0, "maxInFlight": most, "refused": 0}
-    assert told.get("bulkhead") == expected
+
+    def told() -> object:
+        return Client(gateway).get("/services").get_json()["services"][0].get("bulkhead")
+
+    said = {"inFlight": 0, "maxInFlight": most, "refused": 0}
+    assert told() == (said if most and settings else None)
+    with ThreadPoolExecutor(6) as threads:
+        waiting = [
+            threads.submit(lambda: Client(gateway).get("/a").status_code) for _ in range(most or 6)
+        ]
+        backend.wait_for_requests(most or 6)
+        if most:
+            assert Client(gateway).get("/a").status_code == 503
+            assert told() == {"inFlight": most, "maxInFlight": most, "refused": 1}
+        opened.set()
+        assert {each.result(20) for each in waiting} == {200}
+    gateway.close()
+
+
+def test_an_instance_is_given_no_more_than_it_may_have() -> None:
+    text = """
+        [store]
+        url = "memory:"
+        [services.a]
+        instances = ["http://127.0.0.1:9"]
+        instance_max_in_flight = 2
+    """
+    gateway = build(parse(text, environ={}))
     assert gateway.pools["a"].instance_limit == 2
     gateway.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -250,6 +251,18 @@ def test_a_caller_stays_with_its_service(first: Backend, second: Backend) -> Non
     assert set(found[0]) == {"f", "s"}
 
 
+def test_who_is_among_the_few_of_one_route_need_not_be_of_another(
+    first: Backend, second: Backend
+) -> None:
+    text = split(first, second, (50, 50), 'split = { key = "cookie:session" }')
+    found = []
+    for name in ("one", "other"):
+        with Gate(text + f'name = "{name}"\n') as gate:
+            cookies = [{"Cookie": f"session={n}"} for n in range(20)]
+            found.append([gate.ask(headers=cookie).text for cookie in cookies])
+    assert found[0] != found[1]
+
+
 @pytest.mark.parametrize(("named", "to"), [('override = "X-To"', "second"), ("", "first")])
 def test_a_field_chooses_where_the_file_says_so(
     first: Backend, second: Backend, named: str, to: str
@@ -279,6 +292,10 @@ def test_a_copy_goes_to_the_mirror(first: Backend, second: Backend) -> None:
         answer = gate.ask("/a/x?y=1", "POST", data=b"order", headers=fields)
         assert answer.text == "first"
         second.wait(lambda: any(request.complete for request in second.requests))
+    for thread in threading.enumerate():  # which end with the gateway
+        if thread.name == "wsgigate-mirror":
+            thread.join(5)
+            assert not thread.is_alive()
     [original], [copy] = first.requests, second.requests
     assert (copy.method, copy.target, copy.body) == ("POST", "/x?y=1", b"order")
     assert (original.method, original.target, original.body) == ("POST", "/x?y=1", b"order")

@@ -125,26 +125,29 @@ def test_a_long_answer_comes_over_tcp(server: NameServer) -> None:
     assert ("many.test. A", "tcp") in server.asked
 
 
-def test_the_targets_of_the_best_priority_are_instances_with_their_weights(
-    server: NameServer,
-) -> None:
+def test_targets_are_instances_with_weights_and_priorities_are_tiers(server: NameServer) -> None:
     found = find(service(server, "_http._tcp.web.test"))
-    assert [(one.url, one.weight) for one in found.instances] == [
-        ("http://10.0.1.1:8001", 5),
-        ("http://10.0.1.2:8002", 1),
+    assert [(one.url, one.weight, one.tier) for one in found.instances] == [
+        ("http://10.0.0.1:8003", 1, 1),
+        ("http://10.0.0.2:8003", 1, 1),
+        ("http://10.0.1.1:8001", 5, 0),
+        ("http://10.0.1.2:8002", 1, 0),
+        ("http://[fd00::1]:8003", 1, 1),
     ]
-    assert found.again_in == 40
+    assert found.again_in == 20
 
 
-def test_targets_without_an_address_leave_their_turn_to_the_next_priority(
-    server: NameServer,
-) -> None:
+def test_targets_without_an_address_are_not_there(server: NameServer) -> None:
     assert urls(find(service(server, "_http._tcp.next.test"))) == ["http://10.0.1.1:8000"]
 
 
 def test_over_https_targets_have_their_names(server: NameServer) -> None:
     found = find(service(server, "_http._tcp.web.test", scheme="https"))
-    assert urls(found) == ["https://one.test:8001", "https://two.test:8002"]
+    assert urls(found) == [
+        "https://a.test:8003",
+        "https://one.test:8001",
+        "https://two.test:8002",
+    ]
     assert {text for text, _ in server.asked} == {"_http._tcp.web.test. SRV"}
 
 

@@ -136,6 +136,7 @@ def test_a_file_that_did_not_change_is_not_read_again(path: Path) -> None:
         (f'["{A}", "{A}/"]', r"instances\[1\].url: the instance is there twice"),
         (f'[{{"url": "{A}", "wieght": 2}}]', r"instances\[0\].wieght: is not a known key"),
         (f'[{{"url": "{A}", "weight": -1}}]', r"instances\[0\].weight: expected a whole number"),
+        (f'[{{"url": "{A}", "tier": 16}}]', r"instances\[0\].tier: expected a whole number"),
         (f'[{{"url": "{A}", "weight": true}}]', r"instances\[0\].weight: expected a whole number"),
         ("[" * 100_000, "can not be understood"),
         (" " * 2_000_000, "larger than 1 MiB"),

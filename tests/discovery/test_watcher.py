@@ -250,13 +250,14 @@ def test_a_worker_that_begins_while_the_source_is_silent_knows_what_others_knew(
     assert urls(other) == []  # that was said by another source
 
 
-def test_weights_are_kept_too(store: Store) -> None:
+def test_weights_and_tiers_are_kept_too(store: Store) -> None:
     kept = Kept(store, "i/users", "told")
     assert kept.recall() is None
-    kept.keep([Instance(A, 3), Instance(B, 0)])
+    instances = (Instance(A, 3), Instance(B, 0, 2))
+    kept.keep(instances)
     recalled = kept.recall()
     assert recalled is not None
-    assert [(one.url, one.weight) for one in recalled.instances] == [(A, 3), (B, 0)]
+    assert recalled.instances == instances
     assert 0 <= recalled.age < 60
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from werkzeug.test import Client
 
+from wsgigate.config import services
 from wsgigate.config.build import build
 from wsgigate.config.load import load
-from wsgigate.gateway import Gateway
 from wsgigate.integrations import granian, gunicorn
+from wsgigate.proxy.bulkhead import Bulkhead
 
 TEXT = """
 [gateway]
@@ -33,22 +33,35 @@ def file(tmp_path: Path) -> str:
     return str(path)
 
 
-def share(gateway: Gateway) -> int:
-    services = Client(gateway).get("/services").get_json()["services"]
-    gateway.close()
-    [most] = {service["bulkhead"]["maxInFlight"] for service in services}
-    return int(most)
+@pytest.fixture
+def shares(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return what becomes the list of how much each service may hold."""
+    made: list[int] = []
+
+    class Counted(Bulkhead):
+        def __init__(self, most: int) -> None:
+            super().__init__(most)
+            made.append(most)
+
+    monkeypatch.setattr(services, "Bulkhead", Counted)
+    return made
 
 
 @pytest.mark.parametrize(("threads", "most"), [(None, 3), (32, 16), (1, 1)])
 def test_under_gunicorn(
-    threads: int | None, most: int, file: str, monkeypatch: pytest.MonkeyPatch
+    threads: int | None,
+    most: int,
+    file: str,
+    shares: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(gunicorn, "_good", None)
     assert gunicorn.settings(file, threads=threads)["threads"] == (threads or 6)
-    assert share(gunicorn.application()) == most
+    gunicorn.application().close()
+    assert shares == [most, most]
 
 
 @pytest.mark.parametrize(("threads", "most"), [(None, 3), (32, 16), (1, 1)])
-def test_under_granian(threads: int | None, most: int, file: str) -> None:
-    assert share(build(granian._told(load(file), None, threads), path=file)) == most
+def test_under_granian(threads: int | None, most: int, file: str, shares: list[int]) -> None:
+    build(granian._told(load(file), None, threads), path=file).close()
+    assert shares == [most, most]

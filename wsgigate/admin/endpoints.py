@@ -48,14 +48,14 @@ class ServiceFacts:
     :param pool: Knows its instances.
     :param routes: The paths it says it answers.
     :param ejected: Tells the URLs of the instances that this worker leaves out as they fail.
-    :param bulkhead: Tells how many requests are under way in this worker, and may be.
+    :param bulkhead: Tells how many requests are under way in this worker, and may be; or nothing.
     :param discovery: Tells how the source of its instances stands, if it has one.
     """
 
     pool: HasInstances
     routes: Sequence[str] = ()
     ejected: Callable[[], Sequence[str]] = tuple
-    bulkhead: Callable[[], Mapping[str, int]] | None = None
+    bulkhead: Callable[[], Mapping[str, int]] = dict
     discovery: Callable[[], dict[str, Any]] | None = None
 
 
@@ -203,8 +203,9 @@ class _Endpoints:
         ejected = service.ejected()
         if ejected:
             told["ejected"] = list(ejected)
-        if service.bulkhead is not None:
-            told["bulkhead"] = dict(service.bulkhead())
+        bulkhead = service.bulkhead()
+        if bulkhead:
+            told["bulkhead"] = dict(bulkhead)
         return {**told, "routes": list(service.routes), "status": self._status(name)}
 
     def _status(self, name: str) -> dict[str, Any]:

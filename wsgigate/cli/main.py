@@ -197,9 +197,6 @@ def _parser() -> argparse.ArgumentParser:
     deny.add_argument(
         "--last", metavar="TIME", help="for how long the last of these tokens is good, such as 1h"
     )
-    register_arguments.add(
-        command("register", "register:register", register_arguments.ABOUT, register_arguments.END)
-    )
     switch = command("maintenance", "maintenance:maintenance", MAINTENANCE, MAINTENANCE_EXAMPLES)
     _file(switch)
     switch.add_argument("what", choices=("on", "off", "status"), help="what to do")
@@ -211,6 +208,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     switch.add_argument(
         "--message", metavar="TEXT", default="", help="what clients are told, one sentence"
+    )
+    register_arguments.add(
+        command("register", "register:register", register_arguments.ABOUT, register_arguments.END)
     )
     _registry(command("registry", "registry:registry", REGISTRY, REGISTRY_EXAMPLES))
     command("schema", "commands:schema", SCHEMA)

@@ -11,7 +11,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from wsgigate.discovery.registration import AT_MOST, connector
+from wsgigate.discovery.registration import AT_MOST
+from wsgigate.discovery.registration_connect import connector
 from wsgigate.discovery.registration_entry import Entry
 from wsgigate.discovery.registration_keeper import Keeper
 from wsgigate.discovery.registration_socket import accepts
@@ -38,11 +39,13 @@ def register(arguments: argparse.Namespace) -> int:
     if command[:1] == ["--"]:
         command = command[1:]
     try:
+        if not hasattr(signal, "sigtimedwait"):
+            raise ValueError("register needs a system that has sigtimedwait(2), such as Linux")
         if not command:
             raise ValueError("the program to run is missing: wsgigate register ... -- PROGRAM")
         drain = parse_duration(arguments.drain)
         entry = _entry(arguments)
-        connect = connector(entry, arguments.registry or None)
+        connect = connector(entry, arguments.registry or None, ca=arguments.ca)
     except ValueError as error:
         print(f"wsgigate: {error}", file=sys.stderr)
         return 2

@@ -37,6 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     number("--port", "where others reach it", "PORT", required=True)
     text("--host", "the name or address of it (default: this machine's, as the registry sees it)")
     several("--registry", "where the registry is; several are asked in turn (REGISTRY_URL)", "URL")
+    text("--ca", "a file of the authorities that vouch for an https registry", "FILE")
     text("--instance-id", "tells it from its siblings (default: made of host and port)", "ID")
     text("--scheme", "http or https (default: http)", "SCHEME", "http")
     text("--health-check-path", "where it answers whether it is well", "PATH")

@@ -84,6 +84,9 @@ class Services:
         most = max(1, gateway.threads // 2) if gateway.websockets is None else gateway.websockets
         self.tunnels = Tunnels(most)
         self._threads = gateway.threads
+        self._asked_for = {
+            name for name, each in config.services.items() if each.max_in_flight is not None
+        }
         self._several = len(config.services) > 1  # else there is nobody to be kept from
         self._common: dict[str, dict[str, Any]] = {}
         self._manners: dict[str, Manner] = {}
@@ -211,10 +214,17 @@ class Services:
             raise ValueError(f"ca: there is no {authorities}")
         return str(authorities)
 
-    def bulkhead_of(self, name: str) -> Callable[[], dict[str, int]] | None:
-        """Return what tells how full the bulkhead of a service is, None when it has none."""
+    def bulkhead_of(self, name: str) -> Callable[[], dict[str, int]]:
+        """Return what tells how full the bulkhead of a service is.
+
+        One that nobody asked for is told once it has refused a request.
+        """
         bulkhead = self.bulkheads.get(name)
-        return None if bulkhead is None else bulkhead.status
+        if bulkhead is None:
+            return dict
+        if name in self._asked_for:
+            return bulkhead.status
+        return lambda: bulkhead.status() if bulkhead.refused else {}
 
     def checker(self) -> HealthChecker:
         """Return what checks the health of the services, not started."""

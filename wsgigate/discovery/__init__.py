@@ -12,10 +12,10 @@ from urllib.parse import quote, unquote, urlsplit
 if TYPE_CHECKING:
     from wsgigate.discovery.registration import Registration
 
-__all__ = ["Instance", "Registration"]
+__all__ = ["LAST_TIER", "Instance", "Registration"]
 
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?\.?")
-_LAST_TIER = 15
+LAST_TIER = 15
 _MOST_SOCKET_PATH = 107  # what the kernel takes
 
 
@@ -54,8 +54,8 @@ class Instance:
             raise ValueError(f"an instance's URL starts with http:// or https://, not {self.url!r}")
         if self.weight < 0:
             raise ValueError(f"a weight is 0 or more, got {self.weight}")
-        if not 0 <= self.tier <= _LAST_TIER:
-            raise ValueError(f"a tier is 0 to {_LAST_TIER}, got {self.tier}")
+        if not 0 <= self.tier <= LAST_TIER:
+            raise ValueError(f"a tier is 0 to {LAST_TIER}, got {self.tier}")
         if parts.path not in ("", "/") or parts.query or parts.fragment:
             raise ValueError(
                 f"an instance's URL ends after the port, not as {self.url!r}; "

@@ -5,35 +5,31 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
 from wsgigate.discovery.lease import Lease
-from wsgigate.discovery.registration_entry import Entry, check_registry
-from wsgigate.discovery.registration_keeper import Client, Keeper
+from wsgigate.discovery.registration_connect import connector
+from wsgigate.discovery.registration_entry import Entry
+from wsgigate.discovery.registration_keeper import Keeper
 from wsgigate.discovery.registration_signals import PutOff
 from wsgigate.discovery.registration_socket import holds
 from wsgigate.rules.registration import Phase, Wanted
 from wsgigate.store import StoreError, open_store
 
-__all__ = ["Registration", "connector"]
+__all__ = ["AT_MOST", "Registration"]
 
 LOG = logging.getLogger("wsgigate.registration")
-
-DEFAULT_REGISTRY = "http://127.0.0.1:3004"
 
 LEASE = 6.0
 """Seconds after which another worker takes over from one that was killed."""
 
 AT_MOST = 4.0
 """Seconds that a process which ends waits for its registries."""
-
-_TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
 
 
 class Registration:
@@ -58,6 +54,8 @@ class Registration:
     :param registry: The URL of the registry, or of several that are asked in turn;
         ``$REGISTRY_URL``, with commas between them, or else ``http://127.0.0.1:3004``.
     :param token: What allows to register; ``$REGISTRY_TOKEN`` unless given. Never logged.
+    :param ca: A file or folder of the authorities that vouch for the registry, for ``https``; the
+        usual ones unless given.
     :param instance_id: Tells it from its siblings; made of host and port unless given.
     :param scheme: ``http`` or ``https``.
     :param weight: Its share of the traffic relative to its siblings.
@@ -83,6 +81,7 @@ class Registration:
         host: str | None = None,
         registry: str | Sequence[str] | None = None,
         token: str | None = None,
+        ca: str | None = None,
         instance_id: str | None = None,
         scheme: str = "http",
         weight: int = 1,
@@ -112,12 +111,13 @@ class Registration:
         )
         if not 0 <= drain <= 300:
             raise ValueError(f"drain is 0 to 300 seconds, got {drain!r}")
-        self.connect = connector(self.entry, registry, token)
+        self.connect = connector(self.entry, registry, token, ca)
         self._listens = port if listens is None else listens
         self._drain = drain
         self._lead = OneOfMachine(store, f"registration/{service}/{port}"[:400])
         self._keeper: Keeper | None = None
         self._signals = PutOff(self._asked)
+        self._leaves = True
         self._parent = 0  # whoever had the socket as well when we began
         self._pid = 0
 
@@ -129,18 +129,16 @@ class Registration:
     def start(self, *, leaves: bool = True) -> Self:
         """Begin, in the background; a second call in the same process changes nothing.
 
-        :param leaves: Whether the service is gone when this process is. Not so for workers whose
-            master says when; then no signals are touched.
+        :param leaves: Whether the service may be gone when this process is. Not so for workers
+            whose master says when; they leave it to others as soon as they are told to end.
         """
         if self._pid == os.getpid() and self._keeper is not None:
             return self
         self._pid = os.getpid()
+        self._leaves = leaves
         self._keeper = Keeper(self.connect, ready=self._ready, lead=self._lead)
-        if leaves:
-            self._signals.install(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-            atexit.register(self._at_exit)
-        else:
-            atexit.register(self.release)
+        self._signals.install(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+        atexit.register(self._at_exit if leaves else self.release)
         self._keeper.start()
         return self
 
@@ -182,7 +180,12 @@ class Registration:
     def _asked(self, number: int) -> bool:
         """Take note, in a signal handler, that this process ends; return whether not just yet."""
         keeper = self._keeper
-        if keeper is None or not keeper.begun:
+        if keeper is None:
+            return False
+        if not self._leaves:
+            keeper.retire()
+            return False
+        if not keeper.begun:
             return False
         if self._parent:
             keeper.call(partial(self._drain_unless_it_stays, keeper))
@@ -245,44 +248,3 @@ class OneOfMachine:
                 self._lease.release()
         except StoreError:
             pass  # it runs out
-
-
-def connector(
-    entry: Entry, registry: str | Sequence[str] | None = None, token: str | None = None
-) -> Callable[[], Client]:
-    """Return what makes the client of *entry*'s registries.
-
-    What was given is checked now; what comes from the environment when it is called, since a
-    service must not fail for it.
-
-    :raises ValueError: *registry* or *token* can not be right; so does what is returned.
-    """
-    given = (registry,) if isinstance(registry, str) else registry
-    registries = None if given is None else tuple(map(check_registry, given))
-    if registries == ():
-        raise ValueError("registry names no registry")
-    if token:
-        _check_token(token, "token")
-
-    def connect() -> Client:
-        # only now, and in the background: it takes a while, and the service should not wait for it
-        from wsgigate.discovery.registration_client import RegistryClient
-
-        where = registries
-        if where is None:
-            urls = os.environ.get("REGISTRY_URL", "") or DEFAULT_REGISTRY
-            try:
-                where = tuple(check_registry(url.strip()) for url in urls.split(",") if url.strip())
-            except ValueError as error:
-                raise ValueError(f"REGISTRY_URL: {error}") from None
-        secret = os.environ.get("REGISTRY_TOKEN", "") if token is None else token
-        if secret:
-            _check_token(secret, "REGISTRY_TOKEN")
-        return RegistryClient(where, entry, secret)
-
-    return connect
-
-
-def _check_token(token: str, name: str) -> None:
-    if not _TOKEN.fullmatch(token):
-        raise ValueError(f"{name} is 1 to 4096 visible characters without spaces")

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import random as _random
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from queue import Empty, SimpleQueue
 from typing import Protocol, TypeAlias
 
 from wsgigate.repeated import Repeated
@@ -105,7 +105,7 @@ class Keeper:
         self._known = standing
         self._clock = clock
         self._random = random
-        self._queue: SimpleQueue[_Told] = SimpleQueue()
+        self._queue: queue.SimpleQueue[_Told] = queue.SimpleQueue()  # gevent's, where it patched
         self._thread: threading.Thread | None = None
         self._settled = threading.Event()
         self._pid = 0
@@ -132,6 +132,10 @@ class Keeper:
     def call(self, function: Callable[[], object]) -> None:
         """Have *function* called in the thread, between two steps."""
         self._queue.put(function)
+
+    def retire(self) -> None:
+        """Leave the instance to others from now on; may be called in a signal handler."""
+        self._queue.put(None)
 
     def settled(self, timeout: float) -> bool:
         """Wait until a registry knows that the instance drains, or can not be told.
@@ -180,7 +184,7 @@ class Keeper:
         while not self._ready():
             try:
                 told = self._queue.get(timeout=LOOK)
-            except Empty:
+            except queue.Empty:
                 continue
             if told is None or told is Wanted.GONE:
                 return False
@@ -205,7 +209,7 @@ class Keeper:
             try:
                 ahead = min(due, lead_at) if leading else lead_at
                 told = self._queue.get(timeout=max(0.0, ahead - self._clock()))
-            except Empty:
+            except queue.Empty:
                 continue
             if told is None:
                 return

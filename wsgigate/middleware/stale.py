@@ -92,7 +92,8 @@ class StaleAnswers:
             target = target_of(environ)
         except BadTarget:
             return self.app(environ, start_response)
-        key = (environ["wsgi.url_scheme"], target.host, environ["SCRIPT_NAME"] + target.text)
+        path = environ.get("SCRIPT_NAME", "") + target.text
+        key = (environ["wsgi.url_scheme"], target.host, path)
         if method not in SAFE:
             return self.app(environ, self._forgetting(key, start_response))
         if method == "OPTIONS" or "HTTP_UPGRADE" in environ:

@@ -10,12 +10,14 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol
 
-from wsgigate.discovery import Instance
+from wsgigate.discovery import LAST_TIER, Instance
 
 __all__ = ["MOST", "Found", "Source", "SourceError", "distinct", "instance_of", "read_list"]
 
 MOST = 10_000
 """How many instances of one service are taken in; a list of more is an error."""
+
+_KEYS = ("url", "weight", "tier")
 
 
 class SourceError(Exception):
@@ -77,7 +79,9 @@ def distinct(instances: Iterable[Instance]) -> tuple[Instance, ...]:
     return tuple(found[url] for url in sorted(found))
 
 
-def instance_of(scheme: str, host: object, port: object, weight: object = 1) -> Instance:
+def instance_of(
+    scheme: str, host: object, port: object, weight: object = 1, tier: int = 0
+) -> Instance:
     """Return the instance at a host and port that a source names.
 
     :raises SourceError: They are none.
@@ -89,7 +93,7 @@ def instance_of(scheme: str, host: object, port: object, weight: object = 1) -> 
     if type(weight) is not int or not 0 <= weight <= 65535:
         raise SourceError("an instance's weight is not a whole number from 0 to 65535")
     try:
-        return Instance(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}", weight)
+        return Instance(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}", weight, tier)
     except ValueError as error:
         raise SourceError(str(error)) from None
 
@@ -97,7 +101,7 @@ def instance_of(scheme: str, host: object, port: object, weight: object = 1) -> 
 def read_list(document: object) -> tuple[Instance, ...]:
     """Return the instances of a document: a list of them, or a table that has one.
 
-    Each is a URL, or a table with ``url`` and ``weight``.
+    Each is a URL, or a table with ``url``, ``weight`` and ``tier``.
 
     :raises SourceError: It is not of that form; says where.
     """
@@ -110,16 +114,19 @@ def read_list(document: object) -> tuple[Instance, ...]:
     for number, item in enumerate(listed):
         place = f"instances[{number}]"
         table = item if isinstance(item, Mapping) else {"url": item}
-        url, weight = table.get("url"), table.get("weight", 1)
-        unknown = [str(key) for key in table if key not in ("url", "weight")]
+        url, weight, tier = table.get("url"), table.get("weight", 1), table.get("tier", 0)
+        unknown = [str(key) for key in table if key not in _KEYS]
         if unknown:
-            raise SourceError(f"{place}.{unknown[0]}: is not a known key; known are url, weight")
+            known = ", ".join(_KEYS)
+            raise SourceError(f"{place}.{unknown[0]}: is not a known key; known are {known}")
         if not isinstance(url, str):
             raise SourceError(f'{place}.url: expected an address such as "http://10.0.0.5:8000"')
         if type(weight) is not int or not 0 <= weight <= 65535:
             raise SourceError(f"{place}.weight: expected a whole number from 0 to 65535")
+        if type(tier) is not int or not 0 <= tier <= LAST_TIER:
+            raise SourceError(f"{place}.tier: expected a whole number from 0 to {LAST_TIER}")
         try:
-            instance = Instance(url, weight)
+            instance = Instance(url, weight, tier)
         except ValueError as error:
             raise SourceError(f"{place}.url: {error}") from None
         if instance.url in found:

@@ -15,7 +15,7 @@ import dns.exception
 import dns.nameserver
 import dns.resolver
 
-from wsgigate.discovery import Instance
+from wsgigate.discovery import LAST_TIER, Instance
 from wsgigate.discovery.sources import MOST, Found, SourceError, distinct, instance_of
 
 __all__ = ["DnsAddresses", "DnsService", "Resolver"]
@@ -139,10 +139,11 @@ class DnsAddresses:
 class DnsService:
     """A source of the targets of a name's SRV records: hosts, ports and weights.
 
-    Only those of the best priority are used that has any. A weight of 0, which to SRV is a very
-    small one, counts as 1. The target ``.`` says that the service is not there, and is believed at
-    once. Targets are looked up here too, so an instance has an address; over https it has the
-    target's name, against which its certificate is verified.
+    The best priority is the first tier, the others are those behind it: they take requests as far
+    as those before fail. A weight of 0, which to SRV is a very small one, counts as 1. The target
+    ``.`` says that the service is not there, and is believed at once. Targets are looked up here
+    too, so an instance has an address; over https it has the target's name, against which its
+    certificate is verified.
 
     :param name: The name, such as ``_http._tcp.billing.internal``.
     :param scheme: ``http`` or ``https``.
@@ -170,27 +171,25 @@ class DnsService:
             raise SourceError(f"there are {len(records)} records, more than {MOST}")
         targets = [record for record in records if record.target.to_text() != "."]
         answers = [answer]
-        for priority in sorted({record.priority for record in targets}):
-            chosen = [record for record in targets if record.priority == priority]
-            made: list[Instance] = []
-            for record in chosen:
+        made: list[Instance] = []
+        for tier, priority in enumerate(sorted({record.priority for record in targets})):
+            for record in targets:
                 if stopping.is_set():
                     raise SourceError("it was stopped")
-                made += self._at(record, answers)
-            if made:
-                return Found(distinct(made), _again(answers), trouble=self._resolver.trouble)
+                if record.priority == priority:
+                    made += self._at(record, min(tier, LAST_TIER), answers)
         nobody = bool(records) and not targets  # RFC 2782: decidedly not available
-        return Found((), _again(answers), nobody, self._resolver.trouble)
+        return Found(distinct(made), _again(answers), nobody, self._resolver.trouble)
 
-    def _at(self, record: Any, answers: list[_Answer]) -> Iterable[Instance]:
+    def _at(self, record: Any, tier: int, answers: list[_Answer]) -> Iterable[Instance]:
         target, weight = record.target.to_text(), max(1, record.weight)
         if self._scheme == "https":
             host = target.rstrip(".")
-            return [instance_of(self._scheme, host, record.port, weight)]
+            return [instance_of(self._scheme, host, record.port, weight, tier)]
         found = _addresses(self._resolver, target)
         answers += found
         return [
-            instance_of(self._scheme, each.address, record.port, weight)
+            instance_of(self._scheme, each.address, record.port, weight, tier)
             for one in found
             for each in one.records
         ]
