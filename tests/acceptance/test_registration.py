@@ -196,6 +196,23 @@ def test_a_server_of_one_process_drains_and_is_gone(registry: RegistryServer, st
     assert told == [("PUT status", True), ("DELETE register", True)]
 
 
+def test_a_server_that_is_ended_while_it_registers_is_gone_too(
+    registry: RegistryServer, start: Start
+) -> None:
+    registry.stop()
+    served = start(registry.env(), LINE + ALONE, alone=True)
+
+    def end(asked: Asked) -> None:
+        if asked.what == "POST register":
+            served.signal(signal.SIGTERM)
+
+    registry.when = end
+    with registry:
+        assert served.process.wait(15) == -signal.SIGTERM
+        assert registry.count("POST register") == 1
+        assert registry.instances() == ()
+
+
 def test_the_second_sigterm_is_not_put_off(registry: RegistryServer, start: Start) -> None:
     slow = LINE.replace("drain=0.5", "drain=300")
     served = start(registry.env(), slow + ALONE, alone=True)
