@@ -61,9 +61,13 @@ def test_a_watch_that_ends_goes_on_where_it_was(server: FakeKubernetes, source: 
     server.bookmark()
     source.find(NEVER)
     server.cut_watches()
-    assert urls(source.find(NEVER)) == ["http://10.0.0.1:8080"]
+    found = source.find(NEVER)
+    assert urls(found) == ["http://10.0.0.1:8080"]
+    assert found.again_in == 1.0  # not at once, lest one that ends all of them is asked without end
     server.put("web-b", endpoint("10.0.0.2"))
-    assert len(source.find(NEVER).instances) == 2
+    found = source.find(NEVER)
+    assert len(found.instances) == 2
+    assert found.again_in < 1.0
     assert watched(server) == 2
     assert "resourceVersion=102" in server.asked[-1]  # the bookmark's
 

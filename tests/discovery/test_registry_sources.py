@@ -191,6 +191,27 @@ def test_a_source_that_waits_ends_when_it_is_told_to(source: Source, registry: R
             source.find(stopping)
 
 
+def test_a_registry_that_does_not_wait_is_not_asked_without_end() -> None:
+    """As in a worker that stops."""
+    waits: list[float | None] = []
+
+    class Hasty(Registry):
+        def wait(self, service: str | None, version: int, timeout: float) -> int:
+            return version
+
+    class Ending(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            self.set()
+            return True
+
+    source = OwnRegistry(Hasty(MemoryStore()), "users")
+    source.find(NEVER)
+    source.find(Ending())
+    assert len(waits) == 1
+    assert waits[0]
+
+
 LESSON = {
     "success": True,
     "serviceName": "users",

@@ -26,6 +26,8 @@ _WATCH = 50
 """Seconds after which a watch ends and goes on as another; until then nothing may be heard."""
 _GRACE = 15.0
 _PAUSE = 0.1
+_POLL = 1.0
+"""Seconds until the next watch begins when one has ended."""
 _PAGE = 500
 
 
@@ -87,16 +89,18 @@ class Kubernetes:
 
     def find(self, stopping: threading.Event) -> Found:
         """Return who is there, as soon as that is not what was returned before."""
+        again_in = _PAUSE
         try:
             if not self._version:
                 self._list(stopping)
             else:
                 self._hear(stopping)
+                again_in = _PAUSE if self._watch is not None else _POLL
         except SourceError:
             self.close()
             raise
         found, certain = instances_of_slices(self._known.values(), self._port, self._scheme)
-        return Found(distinct(found), _PAUSE, certain)
+        return Found(distinct(found), again_in, certain)
 
     def _list(self, stopping: threading.Event) -> None:
         known: dict[str, Mapping[str, Any]] = {}

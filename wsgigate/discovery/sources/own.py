@@ -45,12 +45,8 @@ class OwnRegistry:
 
     def find(self, stopping: threading.Event) -> Found:
         """Return who is there, as soon as that is not what was returned before."""
-        until = time.monotonic() + _WAIT
-        while self._version is not None and not stopping.is_set():
-            left = until - time.monotonic()
-            now = self._registry.wait(self._service, self._version, min(left, _LOOK_UP))
-            if now != self._version or left <= 0:
-                break
+        if self._version is not None:
+            self._await_change(self._version, stopping)
         try:
             listing = self._registry.discover(self._service, tags=self._tags)
         except StoreError as error:
@@ -60,6 +56,18 @@ class OwnRegistry:
         trouble = "the store fails" if listing.age else ""
         certain = listing.version != 0 and not trouble
         return Found(self._instances(listing), 0.0, certain=certain, trouble=trouble)
+
+    def _await_change(self, version: int, stopping: threading.Event) -> None:
+        until = time.monotonic() + _WAIT
+        while not stopping.is_set():
+            now = time.monotonic()
+            look_up = min(until, now + _LOOK_UP)
+            if (
+                now >= until
+                or self._registry.wait(self._service, version, look_up - now) != version
+            ):
+                return
+            stopping.wait(max(0.0, look_up - time.monotonic()))  # it may not wait any more
 
     def _instances(self, listing: Listing) -> tuple[Instance, ...]:
         entries, rules = listing.instances, self._registry.rules

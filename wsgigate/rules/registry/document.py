@@ -125,9 +125,10 @@ def _path(name: str, value: object) -> str:
     if not isinstance(value, str) or len(value) > 256:
         raise Invalid(name, "a path of at most 256 characters")
     try:
-        return HealthCheck(value).path
+        HealthCheck(value)
     except ValueError as error:
         raise Invalid(name, str(error)) from None
+    return value
 
 
 def _metadata(value: object) -> dict[str, Any]:
