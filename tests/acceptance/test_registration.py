@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 
 import pytest
 import requests
@@ -194,6 +195,24 @@ def test_a_server_of_one_process_drains_and_is_gone(registry: RegistryServer, st
     assert served.process.wait(15) == -signal.SIGTERM
     told = [(what, served) for what, served in served_when if what != "POST heartbeat"]
     assert told == [("PUT status", True), ("DELETE register", True)]
+
+
+def test_a_server_that_is_ended_while_it_registers_is_gone_too(
+    registry: RegistryServer, start: Start
+) -> None:
+    runs = Event()
+    services: list[Served] = []
+
+    def end(asked: Asked) -> None:  # it is registered, and does not know yet
+        if asked.what == "POST register" and runs.wait(10):
+            services[0].signal(signal.SIGTERM)
+
+    registry.when = end
+    services.append(start(registry.env(), LINE + ALONE, alone=True))
+    runs.set()
+    assert services[0].process.wait(15) == -signal.SIGTERM
+    assert registry.count("POST register") == registry.count("DELETE register") == 1
+    assert registry.instances() == ()
 
 
 def test_the_second_sigterm_is_not_put_off(registry: RegistryServer, start: Start) -> None:

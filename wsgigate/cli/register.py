@@ -144,7 +144,7 @@ class _Watch:
                 os.kill(self._pid, info.si_signo)
             return
         waits = self._told_by is not None or self._end_at is not None
-        if waits or not (self._up and self._drain and self._keeper.standing.sent):
+        if waits or not (self._up and self._drain):
             self._told_by = None
             self._end_at = time.monotonic()
         else:

@@ -193,7 +193,8 @@ class Registration:
         if self._parent:
             keeper.call(partial(self._drain_unless_it_stays, keeper))
             return False
-        if number != signal.SIGTERM or not self._drain or not keeper.standing.sent:
+        # also with a registration under way: it may be there before the answer is here
+        if number != signal.SIGTERM or not self._drain:
             return False
         keeper.call(partial(self._drain_and_pass_on, keeper))
         return True
