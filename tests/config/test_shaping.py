@@ -138,6 +138,27 @@ def test_an_open_circuit_is_a_reason(second: Backend) -> None:
         assert len(failing.requests) == 1
 
 
+def test_what_there_is_no_room_for_goes_to_another_service(second: Backend) -> None:
+    let_go = threading.Event()
+
+    def hang(connection: socket.socket, _: Received) -> None:
+        let_go.wait(30)
+        connection.sendall(reply(b"first"))
+
+    with Backend(hang) as hung:
+        text = services(first=hung.url) + "max_in_flight = 1\n" + services(second=second.url)
+        text += route('fallback = { service = "second", reasons = ["busy"], methods = ["POST"] }')
+        with Gate(text) as gate:
+            thread = threading.Thread(target=gate.ask)
+            thread.start()
+            hung.wait_for_requests(1)
+            assert gate.ask(method="POST", data=b"order").text == "second"
+            let_go.set()
+            thread.join(10)
+        assert len(hung.requests) == 1
+    assert [request.body for request in second.requests] == [b"order"]
+
+
 def test_a_services_own_fallback_holds_on_all_routes_that_do_not_say(
     first: Backend, second: Backend, nobody: str
 ) -> None:

@@ -236,6 +236,21 @@ def test_a_thousand_dead_hosts_keep_nobody_from_being_checked(fleet: Fleet) -> N
     assert len(worker.pending) == 12
 
 
+def test_nor_those_that_are_new(fleet: Fleet) -> None:
+    urls = [f"http://dead{number}" for number in range(200)]
+    worker = fleet.worker(*urls, most=16)
+    fleet.network.outcomes = dict.fromkeys(urls, DOWN)
+    fleet.run(15)  # all of them are known
+    assert set(fleet.network.asked) == set(urls)
+    worker.hold = True
+    fleet.run(15)
+    assert len(worker.pending) == 8
+    pool = worker.pools["shop"]
+    pool.instances = (*pool.instances, Instance("http://new"))
+    fleet.run(2.5)
+    assert [work for work in worker.pending if "'http://new'" in repr(work)]
+
+
 def test_a_small_service_does_not_queue_behind_a_large_one(fleet: Fleet) -> None:
     worker = fleet.worker(most=4)
     large, small = Marks(), Marks("http://small")

@@ -228,7 +228,7 @@ def test_what_happens_is_logged_once(
         keeper.end(leave=True, timeout=10.0)
     assert caplog.messages == [
         "users/a is registered at http://registry0",
-        "1 times since the last such message a registry did not do what it was asked: "
+        "1 failed attempts at a registry since the last such message; the last: "
         "http://registry0: users/a: heartbeat: no connection",
         "users/a is gone at http://registry0",
     ]

@@ -305,6 +305,22 @@ def test_no_name_becomes_another_key(registry: Registry, wrong: Registered, fiel
     assert registry.wait("a/b", 5, 9.0) == 0
 
 
+def test_one_that_finds_no_room_leaves_no_name_of_its_service(store: Fickle) -> None:
+    registry = Registry(store, most_instances=1)
+    registry.register(ONE)
+    with pytest.raises(Full, match="1 instances in all"):
+        registry.register(OTHER)
+    assert registry.names() == ("users",)
+
+
+def test_one_that_registers_while_it_is_removed_stays_listed(registry: Registry) -> None:
+    registry.register(ONE)
+    registry._index.remove("users", "u-1")  # as if its entry had been gone a moment ago
+    assert ids(registry.discover("users")) == ["u-1"]
+    assert registry.names() == ("users",)
+    assert registry._index.total().instances == 1
+
+
 def test_a_rebound_name_is_refused_when_it_registers_again(store: Fickle) -> None:
     addresses = ["10.0.0.5"]
     lookup = lambda host, port, **_: [(0, 0, 0, "", (each, port)) for each in addresses]  # noqa: E731

@@ -204,10 +204,13 @@ def test_an_instance_is_told_as_the_lesson_does_and_more(served: Served) -> None
 def test_times_are_those_of_the_store(served: Served) -> None:
     served.send("POST", "/register", DEMO)
     served.clock.now += 12.5
-    served.send("POST", "/heartbeat/user-service/user-1")
-    [told] = served.send("GET", "/discover/user-service").json["instances"]  # type: ignore[index]
-    assert told["registeredAt"] == "2025-12-01T00:00:00.000Z"
-    assert told["lastHeartbeat"] == "2025-12-01T00:00:12.500Z"
+    for moment in ("12.500", "12.750"):  # what this worker was told, it tells at once
+        served.send("POST", "/heartbeat/user-service/user-1")
+        found: Any = served.send("GET", "/discover/user-service").json
+        [told] = found["instances"]
+        assert told["registeredAt"] == "2025-12-01T00:00:00.000Z"
+        assert told["lastHeartbeat"] == f"2025-12-01T00:00:{moment}Z"
+        served.clock.now += 0.25
 
 
 def test_unhealthy_ones_are_told_to_who_asks_for_them(served: Served) -> None:
@@ -326,6 +329,8 @@ def test_one_that_became_unhealthy_meanwhile_is_a_change(served: Served) -> None
         served.clock.now += 31  # and nobody has looked after leases
         answer = served.send("GET", f"/discover/users{query}", If_None_Match=tag)
         assert answer.status_code == 200
+        told: Any = answer.json
+        assert [each["healthy"] for each in told["instances"]] == ([False] if query else [])
         served.registry.heartbeat("users", "a")
 
 

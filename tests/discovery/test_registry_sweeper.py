@@ -256,6 +256,17 @@ def test_what_a_killed_process_left_half_done_is_put_in_order(
     assert [each.instance_id for each in registry.discover("orders").instances] == ["o-1"]
 
 
+def test_who_is_there_and_not_listed_is_found_by_the_next_that_leads(fleet: Fleet) -> None:
+    registry = fleet.worker().registry
+    registered(registry, "users/a")
+    lost = replace(ONE, service="orders", instance_id="o-1").heard(fleet.clock.now)
+    fleet.store.swap("registry/i/orders/o-1", None, lost.to_bytes(), 60)
+    assert fleet.seen("orders") == {}
+    fleet.run(1)
+    assert fleet.seen("orders") == {"o-1": True}
+    assert registry.names() == ("orders", "users")
+
+
 class Dying:
     """A store whose process is killed before a certain write."""
 

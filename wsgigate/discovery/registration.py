@@ -114,7 +114,10 @@ class Registration:
         self.connect = connector(self.entry, registry, token, ca)
         self._listens = port if listens is None else listens
         self._drain = drain
-        self._lead = OneOfMachine(store, f"registration/{service}/{port}"[:400])
+        # with the machine in it, since several may have the same home
+        machine = os.uname().nodename[:64]
+        key = f"registration/{service}/{instance_id or port}/{machine}"
+        self._lead = OneOfMachine(store, key)
         self._keeper: Keeper | None = None
         self._signals = PutOff(self._asked)
         self._leaves = True

@@ -32,8 +32,8 @@ __all__ = ["Client", "Keeper", "Lead"]
 
 LOG = logging.getLogger("wsgigate.registration")
 
-LOOK = 0.25
-"""Seconds between two looks whether it is time to begin."""
+LOOK, LOOK_AT_MOST = 0.25, 2.0
+"""Seconds between two looks whether it is time to begin, at first and later."""
 
 ROUND = 1.5
 """Seconds after which a process asks again whether it leads."""
@@ -115,7 +115,7 @@ class Keeper:
         """How the instance stands, if it is this process that speaks for it."""
         self._failures = Repeated(
             LOG.warning,
-            "%s times since the last such message a registry did not do what it was asked: %s",
+            "%s failed attempts at a registry since the last such message; the last: %s",
             clock,
         )
 
@@ -181,10 +181,12 @@ class Keeper:
             return None
 
     def _wait_until_ready(self) -> bool:
+        wait = LOOK
         while not self._ready():
             try:
-                told = self._queue.get(timeout=LOOK)
+                told = self._queue.get(timeout=wait)
             except queue.Empty:
+                wait = min(wait * 1.25, LOOK_AT_MOST)
                 continue
             if told is None or told is Wanted.GONE:
                 return False

@@ -88,6 +88,8 @@ def planned(config: Config) -> ServerFacts:
 def _settings(config: Config, path: str = "") -> dict[str, Any]:
     gateway = config.gateway
     files = certificate_files(config, path)
+    # of ten thousand instances the heartbeats of ten seconds are as many
+    served = 10_000 if config.registry is None else 1_000_000
     return {
         **({"certfile": files[0], "keyfile": files[1]} if files else {}),
         "http_protocols": "h2,h1" if gateway.http2 else "h1",
@@ -107,8 +109,8 @@ def _settings(config: Config, path: str = "") -> dict[str, Any]:
         "keepalive": 5,
         "timeout": 60,
         "graceful_timeout": 30,
-        "max_requests": 10_000,
-        "max_requests_jitter": 1_000,
+        "max_requests": served,
+        "max_requests_jitter": served // 10,
         "preload_app": False,
         "control_socket_disable": True,
         "accesslog": None,

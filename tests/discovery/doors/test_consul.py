@@ -217,6 +217,7 @@ def test_no_more_wait_than_may_and_the_rest_is_answered_at_once(behind: Behind) 
     register(behind, "a")
     thread.join(20)
     assert len(answers) == 1
+    assert behind.consul._places.take()  # as it was left again
     behind.consul = Consul(behind.registry, behind.access, waiting=0)
     index = behind.ask("GET", USERS).headers["X-Consul-Index"]
     assert len(behind.ask("GET", f"{USERS}?index={index}").json) == 1

@@ -57,23 +57,24 @@ def test_a_delta_is_what_has_changed(
     assert history.delta(at) == delta
 
 
-def test_one_that_has_not_watched_for_long_tells_everything() -> None:
+def test_one_that_has_not_watched_for_long_knows_of_none() -> None:
     history = History(reach=60.0)
-    assert history.delta(0.0) == []
+    assert history.delta(0.0) is None
     history.look([A, B], 10.0)
     history.look([A, C], 20.0)
-    assert history.delta(69.0) == [(ADDED, A), (ADDED, C)]
+    assert history.delta(69.0) is None
     assert history.delta(70.0) == [(ADDED, C), (DELETED, B)]
 
 
-def test_one_that_would_have_to_remember_too_much_tells_everything() -> None:
+def test_one_that_would_have_to_remember_too_much_knows_of_none() -> None:
     history = watching(most=2)
     history.look([A, B], 101.0)
-    assert len(history.delta(102.0)) == 2
+    assert history.delta(102.0) == [(ADDED, A), (ADDED, B)]
     history.look([B, C], 103.0)
-    history.look([C], 104.0)
-    assert history.delta(104.0) == [(ADDED, C)]
+    assert history.delta(104.0) is None
     assert len(history._changes) <= 2
+    history.look([C], 110.0)
+    assert history.delta(163.0) == [(DELETED, B)]
 
 
 STATES = st.dictionaries(st.sampled_from("abcdef"), st.sampled_from(Status))
@@ -99,7 +100,10 @@ def test_a_client_that_asks_in_time_knows_what_there_is(
         there = {entry.instance_id: entry for entry in entries}
         if asked is None or now - asked > 60.0:
             known = dict(there)  # it asks for all, as a client does that was away
-        for action, entry in history.delta(now):
+        delta = history.delta(now)
+        if delta is None:  # then it is told everything, as added
+            delta = [(ADDED, entry) for entry in entries]
+        for action, entry in delta:
             if action is DELETED:
                 known.pop(entry.instance_id, None)
             else:

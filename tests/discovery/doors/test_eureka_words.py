@@ -282,9 +282,8 @@ def test_applications_are_by_name_whatever_its_case() -> None:
         replace(ENTRY, service=service, instance_id=name)
         for service, name in (("users", "a"), ("orders", "b"), ("Users", "c"))
     ]
-    told = applications(
-        [(Action.DELETED, entries[0]), (Action.ADDED, entries[2])], entries, 7, RULES
-    )
+    changed = [(Action.DELETED, entries[0]), (Action.ADDED, entries[2])]
+    told = applications(changed, "UP_3_", 7, RULES)
     assert (told["versions__delta"], told["apps__hashcode"]) == ("7", "UP_3_")
     [users] = told["application"]
     assert users["name"] == "USERS"

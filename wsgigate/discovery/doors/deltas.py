@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields
 from enum import StrEnum
+from operator import attrgetter
 from typing import TypeAlias
 
 from wsgigate.rules.registry import Registered
@@ -23,13 +24,22 @@ class Action(StrEnum):
 Changed: TypeAlias = tuple[Action, Registered]
 _Name: TypeAlias = tuple[str, str]
 
+_lasting = attrgetter(
+    *(
+        field.name
+        for field in fields(Registered)
+        if field.name not in ("last_heartbeat", "silent_since")
+    )
+)
+"""Returns what of an entry a heartbeat does not change."""
+
 
 class History:
     """The changes of the last minutes, seen by looking again and again.
 
     Every worker keeps its own. One that has not watched for as long as a delta reaches back, as it
-    has just started or there was too much to remember, tells everything instead: for a client that
-    adds what it is told to what it knows, that is a delta too. What such a client can not see from
+    has just started or there was too much to remember, has none to tell, but everything: for a
+    client that adds what it is told to what it knows, that is a delta too. What it can not see from
     it, that something is gone, it sees by the hash code that comes along, and asks for all.
 
     No method is safe to be called by two threads at once.
@@ -48,8 +58,7 @@ class History:
     def look(self, entries: Iterable[Registered], now: float) -> None:
         """Learn that *entries* are all there are.
 
-        :param now: The time, in seconds; never more than an earlier one's by what it seems when
-            the clock was set back, which only has changes remembered for longer.
+        :param now: The time, in seconds that only go forward.
         """
         before, self._known = self._known, {_name(entry): entry for entry in entries}
         if self._since is None:
@@ -60,7 +69,7 @@ class History:
             old = before.pop(name, None)
             if old is None:
                 changes[name] = now, Action.ADDED, entry
-            elif _lasting(old) != _lasting(entry):
+            elif old is not entry and _lasting(old) != _lasting(entry):
                 changes[name] = now, Action.MODIFIED, entry
         for name, old in before.items():
             changes[name] = now, Action.DELETED, old
@@ -68,20 +77,18 @@ class History:
             changes.clear()
             self._since = now
 
-    def delta(self, now: float) -> list[Changed]:
-        """Return what a client has to be told that was told everything within the reach."""
+    def delta(self, now: float) -> list[Changed] | None:
+        """Return what a client has to be told that was told everything within the reach.
+
+        That is ``None`` where nobody here can know: such a client is to be told everything again.
+        """
         changes = self._changes
         for name in [name for name, (when, *_) in changes.items() if now - when > self.reach]:
             del changes[name]
         if self._since is None or now - self._since < self.reach:
-            return [(Action.ADDED, entry) for entry in self._known.values()]
+            return None
         return [(action, entry) for _, action, entry in changes.values()]
 
 
 def _name(entry: Registered) -> _Name:
     return entry.service, entry.instance_id
-
-
-def _lasting(entry: Registered) -> Registered:
-    """Return *entry* without what every heartbeat changes."""
-    return replace(entry, last_heartbeat=0.0)

@@ -8,6 +8,7 @@ import time
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 from wsgiref.types import WSGIEnvironment
 
 from wsgigate.discovery.doors.deltas import Action, Changed, History
@@ -16,6 +17,7 @@ from wsgigate.discovery.doors.eureka_words import (
     FIELDS,
     STATUSES,
     applications,
+    hash_code,
     lasting_status,
     read_instance,
     read_status,
@@ -36,6 +38,14 @@ _DONE = Answer(content_type="text/plain")
 
 _ABOUT = {"lastDirtyTimestamp"}
 """Parameters that say something of the request, and not of the instance."""
+
+
+class _Seen(NamedTuple):
+    """What there was when the registry was looked at."""
+
+    version: int
+    entries: Sequence[Registered]
+    code: str
 
 
 class Eureka(Door):
@@ -82,7 +92,8 @@ class Eureka(Door):
         self._clock = clock
         self._history = History(reach=reach)
         self._lock = threading.Lock()
-        self._seen: tuple[int, Sequence[Registered]] | None = None
+        self._seen: _Seen | None = None
+        self._writing = threading.Lock()
         self._written: dict[bool, tuple[int, Answer]] = {}
 
     def token(self, environ: WSGIEnvironment) -> bytes | None:
@@ -101,32 +112,31 @@ class Eureka(Door):
     # what is told
 
     def _all(self, asked: Asked) -> Answer:
-        version, entries = self._look()
-        kind = _wants_json(asked)
-        written = self._written.get(kind)
-        if written is None or written[0] != version:
-            answer = self._tell(asked, _as_added(entries), entries, version)
-            self._written[kind] = written = version, answer
+        seen, kind = self._look(), _wants_json(asked)
+        with self._writing:  # one writes for all: of thousands that takes a moment
+            written = self._written.get(kind)
+            if written is None or written[0] != seen.version:
+                answer = self._tell(asked, _as_added(seen.entries), seen)
+                self._written[kind] = written = seen.version, answer
         return written[1]
 
     def _delta(self, asked: Asked) -> Answer:
-        version, entries = self._look()
+        seen = self._look()
         with self._lock:
-            if self._seen is not None:
-                version, entries = self._seen
+            seen = self._seen or seen
             changed = self._history.delta(self._clock())
-        return self._tell(asked, changed, entries, version)
+        return self._all(asked) if changed is None else self._tell(asked, changed, seen)
 
     def _vip(self, asked: Asked, vip: str, *, secure: bool = False) -> Answer:
-        version, entries = self._look()
-        found = [entry for entry in entries if vip in vips(entry, secure=secure)]
-        return self._tell(asked, _as_added(found), found, version)
+        seen = self._look()
+        found = [entry for entry in seen.entries if vip in vips(entry, secure=secure)]
+        return self._tell(asked, _as_added(found), _Seen(seen.version, found, hash_code(found)))
 
     def _secure_vip(self, asked: Asked, vip: str) -> Answer:
         return self._vip(asked, vip, secure=True)
 
     def _app(self, asked: Asked, app: str) -> Answer:
-        found = [entry for entry in self._look()[1] if entry.service.upper() == app.upper()]
+        found = [entry for entry in self._look().entries if entry.service.upper() == app.upper()]
         if not found:
             raise _unknown()
         told = [tell_instance(entry, self._registry.rules) for entry in found]
@@ -136,7 +146,7 @@ class Eureka(Door):
         return self._tell_one(asked, self._known(app, name))
 
     def _anywhere(self, asked: Asked, name: str) -> Answer:
-        found = (entry for entry in self._look()[1] if entry.instance_id == name)
+        found = (entry for entry in self._look().entries if entry.instance_id == name)
         return self._tell_one(asked, next(found, None))
 
     def _tell_one(self, asked: Asked, entry: Registered | None) -> Answer:
@@ -144,17 +154,11 @@ class Eureka(Door):
             raise _unknown()
         return _written(asked, "instance", tell_instance(entry, self._registry.rules))
 
-    def _tell(
-        self,
-        asked: Asked,
-        changed: Iterable[Changed],
-        everything: Iterable[Registered],
-        version: int,
-    ) -> Answer:
-        told = applications(changed, everything, version, self._registry.rules)
+    def _tell(self, asked: Asked, changed: Iterable[Changed], seen: _Seen) -> Answer:
+        told = applications(changed, seen.code, seen.version, self._registry.rules)
         return _written(asked, "applications", told)
 
-    def _look(self) -> tuple[int, Sequence[Registered]]:
+    def _look(self) -> _Seen:
         """Return all entries, and a version of the registry that they are no older than.
 
         They are read anew when the version is another one. In between none of them has changed but
@@ -167,9 +171,9 @@ class Eureka(Door):
             if seen is None:
                 raise
             return seen
-        if seen is None or seen[0] != version:
+        if seen is None or seen.version != version:
             entries = [entry for each in self._registry.services().values() for entry in each]
-            seen = version, entries
+            seen = _Seen(version, entries, hash_code(entries))
             with self._lock:
                 self._history.look(entries, self._clock())
                 self._seen = seen
@@ -240,7 +244,7 @@ class Eureka(Door):
         """Return an instance of *app*, in whatever case its service was registered elsewhere."""
         entry = self._of(app.lower(), name)
         if entry is None:
-            services = {each.service for each in self._look()[1]} - {app.lower()}
+            services = {each.service for each in self._look().entries} - {app.lower()}
             for service in sorted(each for each in services if each.upper() == app.upper()):
                 entry = entry or self._of(service, name)
         return entry

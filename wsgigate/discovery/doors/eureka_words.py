@@ -178,12 +178,11 @@ def tell_instance(entry: Registered, rules: LeaseRules, action: str = "ADDED") -
 
 
 def applications(
-    changed: Iterable[Changed], everything: Iterable[Registered], version: int, rules: LeaseRules
+    changed: Iterable[Changed], code: str, version: int, rules: LeaseRules
 ) -> dict[str, Any]:
     """Return what *changed* as Eureka's JSON has applications.
 
-    :param everything: What a client knows then, if it knew what there was before: what the hash
-        code is of.
+    :param code: The hash code of what a client knows then, if it knew what there was before.
     :param version: Of the registry, when it was read.
     """
     instances: dict[str, list[dict[str, Any]]] = {}
@@ -192,7 +191,7 @@ def applications(
         instances.setdefault(told["app"], []).append(told)
     return {
         "versions__delta": str(version),
-        "apps__hashcode": hash_code(everything),
+        "apps__hashcode": code,
         "application": [{"name": app, "instance": told} for app, told in instances.items()],
     }
 

@@ -8,7 +8,7 @@ under ``$``; ``<port enabled="true">80</port>`` is ``{"@enabled": "true", "$": "
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
@@ -24,6 +24,7 @@ MOST_ELEMENTS = 512
 Node: TypeAlias = "str | dict[str, Any]"
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9._-]*")
+_PLAIN = re.compile(r"[ !-%'-;=?-~]*")
 _NO_CHARACTER = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What no XML document may contain, not even escaped (XML 1.0, 2.2)."""
 
@@ -106,33 +107,36 @@ def write_xml(name: str, node: object) -> bytes:
     A list is as many elements of one name. A member whose name can not be an element's is left out,
     and so are the characters that no document may contain.
     """
-    head = '<?xml version="1.0" encoding="UTF-8"?>'
-    return "".join([head, *_written(name, node)]).encode("utf-8", "replace")
+    parts = ['<?xml version="1.0" encoding="UTF-8"?>']
+    _write(name, node, parts.append)
+    return "".join(parts).encode("utf-8", "replace")
 
 
-def _written(name: str, node: object) -> Iterator[str]:
+def _write(name: str, node: object, put: Callable[[str], None]) -> None:
     if isinstance(node, list):
         for each in node:
-            yield from _written(name, each)
+            _write(name, each, put)
         return
     if not isinstance(node, Mapping):
-        yield f"<{name}>{_text(node)}</{name}>"
+        put(f"<{name}>{_text(node)}</{name}>")
         return
-    attributes = "".join(
-        f" {key[1:]}={quoteattr(_legal(value))}" for key, value in node.items() if key[:1] == "@"
-    )
-    yield f"<{name}{attributes}>"
+    attributes = [
+        f" {key[1:]}={quoteattr(_NO_CHARACTER.sub('', str(value)))}"
+        for key, value in node.items()
+        if key[:1] == "@"
+    ]
+    put(f"<{name}{''.join(attributes)}>")
     for key, value in node.items():
         if key == "$":
-            yield _text(value)
+            put(_text(value))
         elif _NAME.fullmatch(key):
-            yield from _written(key, value)
-    yield f"</{name}>"
-
-
-def _legal(value: object) -> str:
-    return _NO_CHARACTER.sub("", str(value))
+            if type(value) is str:  # nearly all are: without one step more for each
+                put(f"<{key}>{_text(value)}</{key}>")
+            else:
+                _write(key, value, put)
+    put(f"</{name}>")
 
 
 def _text(value: object) -> str:
-    return escape(_legal(value))
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else escape(_NO_CHARACTER.sub("", text))
