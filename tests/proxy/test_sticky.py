@@ -176,6 +176,17 @@ def test_whose_instance_is_ill_goes_elsewhere_and_stays_there(
     assert browser.who(4) == {"b"}
 
 
+def test_whose_instance_is_taken_out_of_the_pool_goes_elsewhere(
+    gate: Gate, three: list[Backend]
+) -> None:
+    browser = gate()
+    assert browser.who(2) == {"a"}
+    browser.pool.renew([Instance(backend.url) for backend in three[1:]])
+    assert browser.who(3) in ({"b"}, {"c"})
+    browser.pool.renew([Instance(backend.url) for backend in three[::-1]])
+    assert browser.who(3) in ({"b"}, {"c"})
+
+
 def test_whose_instance_is_ejected_goes_elsewhere(gate: Gate, three: list[Backend]) -> None:
     browser = gate(pool={"outlier": OutlierRules(consecutive_failures=2)})
     browser.ask()

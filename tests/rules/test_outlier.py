@@ -290,8 +290,8 @@ def test_what_checks_and_requests_find_counts_together(
     for name in failing:
         report(outliers, name, "-----")
     left_out = outliers.ejected(0.0)
-    found = available([Standing(name in healthy and name not in left_out) for name in "abcd"])
-    assert ("".join("abcd"[at] for at in found.places), found.panic) == (taken, panic)
+    [level] = available([Standing(name in healthy and name not in left_out) for name in "abcd"])
+    assert ("".join("abcd"[at] for at in level.places), level.panic) == (taken, panic)
 
 
 @pytest.mark.parametrize(
