@@ -7,18 +7,28 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
 import requests
 
 from tests.acceptance.conftest import home, until
+from tests.store.redis.servers import Server as RedisServer
 
 Serve = Callable[..., Any]
 
 TOKEN = "registry-token-of-the-tests"
 USERS = "the-token-of-users-alone"
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    started = RedisServer(tmp_path / "redis")
+    yield started
+    started.stop()
 
 
 class Registry:
@@ -152,3 +162,32 @@ def test_leases_end_although_the_worker_is_killed_that_looks_after_them(serve: S
         stop.set()
         heart.join()
     assert set(statuses) == {200}
+
+
+def test_machines_with_one_redis_have_one_registry(
+    serve: Serve, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    """Two ports stand for two machines; one of them is killed with all its workers."""
+    text = (
+        '[gateway]\nname = "shop"\nthreads = 8\n'
+        f'[store]\nurl = "redis://127.0.0.1:{redis_server.port}/0?socket_timeout=5"\n'
+        f'[registry]\nprefix = ""\ntoken = "{TOKEN}"\n'
+        'heartbeat = "1s"\nunhealthy_after = "3s"\nremove_after = "5s"\n'
+    )
+    machines = [serve(text, workers=2) for _ in range(2)]
+    here, there = (Registry(machine.url) for machine in machines)
+    assert here.register("users", "u-1") == 201
+    assert there.register("users", "u-2") == 201
+    assert here.names("users") == there.names("users") == ["u-1", "u-2"]
+    assert there.beat("users", "u-1") == 200
+
+    index = there.send("GET", "/discover/users").headers["X-Registry-Index"]
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(there.send, "GET", f"/discover/users?wait=20&index={index}")
+        assert here.send("DELETE", "/register/users/u-1").status_code == 200
+        assert [each["instanceId"] for each in waiting.result(20).json()["instances"]] == ["u-2"]
+
+    os.killpg(machines[0].process.pid, signal.SIGKILL)
+    machines[0].process.wait(10)
+    until(lambda: there.names("users") == [])  # one that is left looks after the leases
+    assert there.beat("users", "u-2") == 404
