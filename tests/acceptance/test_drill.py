@@ -98,8 +98,7 @@ def test_an_instance_that_hangs_is_out(hung: Any) -> None:
 
 
 def test_an_instance_that_fails_is_out_although_its_checks_pass(failing: Any) -> None:
-    assert 5 <= failing["asked"] <= MOST
-    assert failing["asked_last"] == 0
+    assert 5 <= failing["asked"] <= MOST  # it is tried again when its time is over
 
 
 def test_each_instance_comes_back(told: dict[str, Any]) -> None:

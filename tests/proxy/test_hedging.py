@@ -16,7 +16,7 @@ from werkzeug.test import Client
 
 from wsgigate.circuits import Circuit, Permit
 from wsgigate.discovery import Instance
-from wsgigate.proxy.alarms import Alarms
+from wsgigate.proxy.alarms import Alarm, Alarms
 from wsgigate.proxy.departure import ClientLeft, Departure, Departures
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Lease, Pool
@@ -54,6 +54,18 @@ class Held:
     def __call__(self, connection: socket.socket, _request: Received) -> None:
         assert self.opened.wait(20)
         connection.sendall(self.data)
+
+
+class AfterTheFirst(Alarms):
+    """Gives the first request all the time it wants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen = 0
+
+    def after(self, seconds: float, call: Callable[[], object]) -> Alarm:
+        self._seen += 1
+        return super().after(60.0 if self._seen == 1 else seconds, call)
 
 
 class Watched(Pool):
@@ -99,7 +111,7 @@ def make(sessions: Sessions) -> Make:
         pool: dict[str, Any] | None = None,
         **more: Any,
     ) -> Reader:
-        resilience = Resilience(hedge=rules, alarms=Alarms(), **(given or {}))
+        resilience = Resilience(**{"hedge": rules, "alarms": Alarms(), **(given or {})})
         made = pool_of(*urls, **(pool or {}))
         client = Reader(
             Forwarder(made, sessions=sessions, resilience=resilience, **more), use_cookies=False
@@ -123,7 +135,8 @@ def test_who_answers_first_counts_and_the_other_is_let_go(make: Make) -> None:
 def test_what_is_broken_off_is_not_sent_again_by_another_connection(make: Make) -> None:
     """As it would be if the instance had closed one that was kept."""
     with Backend(reply(b"kept"), silent) as slow, Backend(reply(b"fast")) as fast:
-        client = make(slow.url, fast.url, pool={"balance": lambda _: First(slow.url)})
+        given, pool = {"alarms": AfterTheFirst()}, {"balance": lambda _: First(slow.url)}
+        client = make(slow.url, fast.url, given=given, pool=pool)
         assert client.get("/").data == b"kept"
         assert client.get("/").data == b"fast"
         slow.wait_until_closed()
