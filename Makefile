@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	@exec $(BIN)/python examples/shop/demo.py
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
