@@ -18,14 +18,18 @@ import requests
 from tests.acceptance.conftest import Served, Servers, home, until
 from tests.acceptance.registries import TOKEN, Asked, RegistryServer
 
-APP = """\
+LOADED = "app.py is loaded"
+APP = f"""\
 import logging, os
+
+LOADED = {LOADED!r}
 
 def app(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"served"]
 
 logging.basicConfig(level="INFO", format="%(process)d %(message)s")
+print(LOADED, flush=True)
 """
 LINE = """
 from wsgigate import Registration
@@ -72,7 +76,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
             bind = ["--bind", f"127.0.0.1:{port}", "--threads", "4", "--workers", str(workers)]
             return [sys.executable, *gunicorn, *bind]
 
-        return servers.start(command, tmp_path / f"log{servers.number}", home(tmp_path) | env)
+        served = servers.start(command, tmp_path / f"log{servers.number}", home(tmp_path) | env)
+        if not alone:
+            # gunicorn loses a SIGTERM that a worker is sent before it has handlers of its own
+            until(lambda: served.log.count(LOADED) >= workers)
+        return served
 
     with Servers() as servers:
         yield begin
