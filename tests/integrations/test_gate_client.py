@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -14,6 +15,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gunicorn.config import Config
+from gunicorn.http2.errors import HTTP2ConnectionError
+from gunicorn.workers.gthread import TConn
 
 from wsgigate.integrations.gate_client import (
     ABANDONED,
@@ -256,3 +260,24 @@ def test_time_is_the_only_thing_that_ends_a_patient_wait(pair: Pair) -> None:
         sender.join()
         signal.signal(signal.SIGUSR1, before)
     assert came == [1]
+
+
+def test_who_leaves_before_http2_has_begun_is_let_go(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gunicorn has made what speaks HTTP/2 by then, and could not send its first frames."""
+
+    def begin(connection: Any) -> None:
+        connection.is_http2, connection.parser = True, object()
+        raise HTTP2ConnectionError("Socket write error")
+
+    ours, _ = pair
+    monkeypatch.setattr(TConn, "init", begin)
+    lingering: list[socket.socket] = []
+    worker = SimpleNamespace(linger=lingering.append)
+    connection = Connection(worker, Config(), ours, ("127.0.0.1", 1), ("127.0.0.1", 2))
+    with pytest.raises(ConnectionResetError) as caught:
+        connection.init()
+    assert caught.value.errno == errno.ECONNRESET
+    connection.close(graceful=True)
+    assert lingering == [ours]

@@ -166,3 +166,15 @@ def test_a_worker_that_does_not_accept_looks_again_soon(
 def test_only_one_has_the_last_word() -> None:
     word, another = _Word(), _Word()
     assert [word.take(), word.take(), another.take()] == [True, False, True]
+
+
+def test_a_connection_that_can_not_be_closed_in_good_order_ends_no_worker(serve: Serve) -> None:
+    def close(graceful: bool = False) -> None:
+        raise AttributeError("whatever it is that goes wrong")
+
+    worker, connection = serve(lambda: False)
+    worker.nr_conns = 1
+    connection.close = close
+    worker._let_go(connection)
+    assert worker.told == ["Error closing a connection"]
+    assert (worker.nr_conns, connection.sock.fileno()) == (0, -1)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from gunicorn.http.unreader import SocketUnreader
+from gunicorn.http2.errors import HTTP2ConnectionError
 from gunicorn.workers.gthread import TConn
 
 from wsgigate.integrations.gate_http2 import Http2Client
@@ -52,7 +53,10 @@ class Connection(TConn):  # type: ignore[misc]
         """Speak TLS if that is what the port speaks, and get ready to read requests."""
         if self.initialized:
             return
-        super().init()
+        try:
+            super().init()
+        except HTTP2ConnectionError as error:  # it left before it was told the first thing
+            raise ConnectionResetError(errno.ECONNRESET, str(error)) from error
         if self.is_http2:
             worker = self._worker
             Http2Client.take(
@@ -104,7 +108,7 @@ class Connection(TConn):  # type: ignore[misc]
 
     def close(self, graceful: bool = False) -> None:
         """Close the connection; gracefully without waiting for the client to do so."""
-        if self.is_http2:
+        if isinstance(self.parser, Http2Client):
             self.parser.say_goodbye()
         if graceful and not self._abandoned():
             self._worker.linger(self.sock)

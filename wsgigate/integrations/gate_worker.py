@@ -30,6 +30,7 @@ import threading
 import time
 from typing import Any
 
+from gunicorn import util
 from gunicorn.workers import gthread
 
 from wsgigate.integrations.gate_boot import TESTED, BootingWorker
@@ -184,8 +185,9 @@ class GateWorker(BootingWorker):
         self.nr_conns -= 1
         try:
             connection.close(graceful=True)
-        except Exception:
-            connection.close()
+        except Exception:  # whatever it is, it is nothing that the others are to suffer from
+            self.log.exception("Error closing a connection")
+            util.close(connection.sock)
 
     def accept(self, listener: socket.socket) -> None:
         """Accept a connection, unless another worker should."""
