@@ -167,8 +167,8 @@ def test_an_upgrade_of_gunicorn_leaves_the_service_registered(
 ) -> None:
     served = start(registry.env(), conf=CONF, workers=1)
     registry.wait_until("UP")
-    served.signal(signal.SIGUSR2)
     [old] = served.workers()
+    served.signal(signal.SIGUSR2)
     [new] = until(lambda: [pid for pid in served.workers() if pid != old])
     until(lambda: Path(f"/proc/{new}/task/{new}/children").read_text().split())
     served.signal(signal.SIGTERM)
