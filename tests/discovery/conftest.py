@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -108,7 +109,7 @@ class Worker:
         )
         # as if in a process of its own
         self.checker._lease._owner = str(id(self)).encode()
-        self.checker._lease._pid = self.checker._pid
+        self.checker._lease._pid = os.getpid()
 
     def _spawn(self, work: Callable[[], None]) -> None:
         if self.hold:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ class Worker:
         self.registry = Registry(store, rules=rules)
         self.sweeper = self.registry._sweeper
         lease = self.sweeper._lease
-        lease._pid, lease._owner = self.sweeper._pid, str(id(self)).encode()
+        lease._pid, lease._owner = os.getpid(), str(id(self)).encode()
 
 
 class Fleet:
@@ -314,6 +315,6 @@ def test_a_thread_of_each_process_looks_after_leases(tmp_path: Path) -> None:
             version = registry.wait("users", version, 5)
     finally:
         registry.stop()
-    assert registry._sweeper._thread is None
+    assert not registry._sweeper._thread.alive
     registry.stop()
     store.close()

@@ -9,7 +9,6 @@ worker goes on where it was.
 from __future__ import annotations
 
 import logging
-import os
 import random as _random
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 from wsgigate.discovery.asking import Asker
 from wsgigate.discovery.lease import Lease
+from wsgigate.discovery.process_thread import ProcessThread
 from wsgigate.discovery.results import Markable, Results, Target
 from wsgigate.discovery.schedule import Flight, Schedule
 from wsgigate.discovery.status import not_monitored, service_status
@@ -87,14 +87,12 @@ class HealthChecker:
         self._random = random
         self._lease = Lease(store, prefix + "leader")
         self._results = Results(pools, self._checks, store, self._lease, prefix=prefix)
-        self._starting = threading.Lock()
-        self._thread: threading.Thread | None = None
         self._begin_anew()
+        self._thread = ProcessThread("wsgigate-health", self._run, self._begin_anew)
 
     def _begin_anew(self) -> None:
         """Forget what belongs to a thread that ran before, perhaps in the process forked from."""
-        self._pid = os.getpid()
-        self._stopping = threading.Event()
+        self._results.after_fork()
         self._schedule = Schedule(self._most, self._random)
         self._leading = False
         self._targets: dict[str, Target] = {}
@@ -104,17 +102,7 @@ class HealthChecker:
 
     def start(self) -> None:
         """Start this process's thread unless it runs; without checks there is none."""
-        if not self._checks:
-            return
-        with self._starting:
-            if self._thread is not None and self._thread.is_alive() and self._pid == os.getpid():
-                return
-            if self._pid != os.getpid():
-                self._results.after_fork()
-            self._begin_anew()
-            self._thread = threading.Thread(
-                target=self._run, args=(self._stopping,), name="wsgigate-health", daemon=True
-            )
+        if self._checks:
             self._thread.start()
 
     def stop(self, timeout: float = 1.0) -> None:
@@ -122,12 +110,7 @@ class HealthChecker:
 
         :param timeout: Seconds to wait for the thread; the lease of one that hangs runs out.
         """
-        with self._starting:
-            thread, self._thread = self._thread, None
-            if thread is None or self._pid != os.getpid():
-                return
-            self._stopping.set()
-        thread.join(timeout)
+        self._thread.stop(timeout)
         self._asker.stop()
 
     def _run(self, stopping: threading.Event) -> None:

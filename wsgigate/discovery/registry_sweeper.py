@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Set
 from dataclasses import replace
 from typing import NamedTuple
 
 from wsgigate.discovery.lease import Lease
+from wsgigate.discovery.process_thread import ProcessThread
 from wsgigate.discovery.registry_index import Index
 from wsgigate.discovery.registry_layout import KEPT, Keys, Swept
 from wsgigate.discovery.registry_listing import ABSENCE
@@ -71,13 +71,10 @@ class Sweeper:
         self._index = index
         self._lease = Lease(store, keys.leader)
         self._every = min(ROUND, rules.heartbeat / 2)
-        self._starting = threading.Lock()
-        self._thread: threading.Thread | None = None
         self._begin_anew()
+        self._thread = ProcessThread("wsgigate-registry", self._run, self._begin_anew)
 
     def _begin_anew(self) -> None:
-        self._pid = os.getpid()
-        self._stopping = threading.Event()
         self._leading = False
         self._due = float("-inf")
         self._last = float("-inf")
@@ -86,28 +83,14 @@ class Sweeper:
 
     def start(self) -> None:
         """Start this process's thread, unless it runs."""
-        if self._pid != os.getpid():
-            self._starting = threading.Lock()
-        with self._starting:
-            if self._thread is not None and self._thread.is_alive() and self._pid == os.getpid():
-                return
-            self._begin_anew()
-            self._thread = threading.Thread(
-                target=self._run, args=(self._stopping,), name="wsgigate-registry", daemon=True
-            )
-            self._thread.start()
+        self._thread.start()
 
     def stop(self, timeout: float = 1.0) -> None:
         """End this process's thread and let another worker lead.
 
         :param timeout: Seconds to wait for the thread; the lease of one that hangs runs out.
         """
-        with self._starting:
-            thread, self._thread = self._thread, None
-            if thread is None or self._pid != os.getpid():
-                return
-            self._stopping.set()
-        thread.join(timeout)
+        self._thread.stop(timeout)
 
     def _run(self, stopping: threading.Event) -> None:
         try:
@@ -224,7 +207,7 @@ class Sweeper:
             for instance_id in self._index.service(service).ids:
                 read += 1
                 if read % PAUSE == 0:
-                    self._stopping.wait(0.001)
+                    self._thread.stopping.wait(0.001)
                 raw = get(prefix + instance_id)[0]
                 if raw is None:
                     lost.append((service, instance_id))

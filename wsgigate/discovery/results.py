@@ -10,6 +10,7 @@ from hashlib import sha256
 from typing import NamedTuple, Protocol
 from urllib.parse import quote
 
+from wsgigate import process
 from wsgigate.discovery import Instance
 from wsgigate.discovery.lease import Lease
 from wsgigate.rules.health import Health, HealthCheck, Outcome, record
@@ -81,10 +82,12 @@ class Results:
         self._prefix = prefix
         self._known: dict[str, Known] = {}
         self._storing = threading.Lock()
+        self._pid = process.pid
 
     def after_fork(self) -> None:
-        """Make good what a thread of the parent may have held."""
-        self._storing = threading.Lock()
+        """Make good what a thread of the parent may have held, if this is another process."""
+        if self._pid != process.pid:
+            self._storing, self._pid = threading.Lock(), process.pid
 
     def targets(self) -> dict[str, Target]:
         """Return what is to be checked at the moment, by key."""

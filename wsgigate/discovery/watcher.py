@@ -8,17 +8,18 @@ store works and another worker lives. What a source answers costs it little, as 
 from __future__ import annotations
 
 import logging
-import os
 import random as _random
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 from wsgigate.discovery import Instance
 from wsgigate.discovery.kept import Kept
+from wsgigate.discovery.process_thread import ProcessThread
 from wsgigate.discovery.sources import Found, Source, SourceError
 from wsgigate.rules.renewal import Emptiness, pause
 from wsgigate.store import StoreError
@@ -225,10 +226,12 @@ class Watcher:
 
     def __init__(self, watches: Iterable[Watch]) -> None:
         self._watches = tuple(watches)
-        self._starting = threading.Lock()
-        self._threads: list[threading.Thread] = []
-        self._stopping = threading.Event()
-        self._pid = os.getpid()
+        self._threads = [
+            ProcessThread(
+                f"wsgigate-discovery-{watch.service}", partial(_run, watch), watch.begin_anew
+            )
+            for watch in self._watches
+        ]
 
     def start(self, wait: float = 2.0) -> None:
         """Start this process's threads unless they run.
@@ -236,20 +239,9 @@ class Watcher:
         :param wait: The most seconds to wait until all sources have answered for the first time, so
             that the first request finds instances.
         """
-        if self._pid != os.getpid():  # what a thread of the parent held is nothing to this process
-            self._starting, self._threads, self._pid = threading.Lock(), [], os.getpid()
-        with self._starting:
-            if self._threads:
-                return
-            self._stopping = stopping = threading.Event()
-            for watch in self._watches:
-                watch.begin_anew()
-                name = f"wsgigate-discovery-{watch.service}"
-                thread = threading.Thread(
-                    target=_run, args=(watch, stopping), name=name, daemon=True
-                )
-                self._threads.append(thread)
-                thread.start()
+        started = [thread.start() for thread in self._threads]
+        if not any(started):
+            return
         until = time.monotonic() + wait
         for watch in self._watches:
             watch.asked.wait(max(0.0, until - time.monotonic()))
@@ -259,14 +251,11 @@ class Watcher:
 
         :param timeout: Seconds to wait for them; one that hangs is left behind.
         """
-        with self._starting:
-            threads, self._threads = self._threads, []
-            if self._pid != os.getpid():
-                return
-            self._stopping.set()
+        for thread in self._threads:
+            thread.end()
         until = time.monotonic() + timeout
-        for thread in threads:
-            thread.join(max(0.0, until - time.monotonic()))
+        for thread in self._threads:
+            thread.stop(max(0.0, until - time.monotonic()))
 
     @property
     def sources(self) -> dict[str, str]:
