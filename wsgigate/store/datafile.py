@@ -14,7 +14,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-__all__ = ["STEP", "allocate", "alone", "fill_lock_file", "keeps_its_space", "rounded", "unused"]
+__all__ = [
+    "STEP",
+    "allocate",
+    "alone",
+    "enlarged",
+    "fill_lock_file",
+    "keeps_its_space",
+    "rounded",
+    "unused",
+]
 
 STEP = 1024 * 1024
 """The file's length is a multiple of it."""
@@ -71,6 +80,23 @@ def allocate(path: str, size: int, *, used: bool = False) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def enlarged(path: str, size: int, wanted: int) -> tuple[int, OSError | None]:
+    """Give the file *path*, which others use and has *size* bytes, *wanted* bytes or one step more.
+
+    :returns: How many it has then, and why it has not what was wanted.
+    """
+    lacking = None
+    for attempt in (wanted, size + STEP):
+        if size < attempt <= wanted:
+            try:
+                allocate(path, attempt, used=True)
+            except OSError as error:
+                lacking = error
+            else:
+                return attempt, lacking
+    return size, lacking
 
 
 def _keep_in_place(descriptor: int) -> None:

@@ -16,10 +16,10 @@ from wsgigate.store import StoreError, datafile
 from wsgigate.store.failures import Full, explained
 from wsgigate.store.folder import check_file, own_folder
 from wsgigate.store.forking import rest_at_fork
-from wsgigate.store.sweep import FORMAT, MARKER, SWEEP_LOOKS, sweep
+from wsgigate.store.sweep import FORMAT, MARKER, SWEEP_EVERY, SWEEP_LOOKS, sweep
 from wsgigate.store.verify import Damaged, reach, verify
 
-__all__ = ["LOOK_EVERY", "Environment"]
+__all__ = ["Environment"]
 
 READERS = 1022
 LOCK_BYTES = READERS * 64 + 128  # the size LMDB itself gives the lock file for so many readers
@@ -41,6 +41,8 @@ class Environment:
 
     :param folder: Where its two files are; made if missing.
     :param map_size: How much may be kept in it, in bytes.
+    :ivar looked: When a write last swept and looked after the file.
+    :ivar due: When the next one does.
     :ivar begin: Begins a transaction, ``None`` while it is not open.
     :ivar turn: The descriptor whose lock (flock(2)) is held by whoever writes. LMDB has a lock of
         its own for that, a robust mutex of the C library: but when a process is killed just after
@@ -52,9 +54,9 @@ class Environment:
         self.lock = threading.RLock()
         self.begin: Any = None
         self.turn = -1
-        self.added = 0
-        self.looked = float("-inf")
+        self.looked = self.due = float("-inf")
         self.full = False
+        self._added = 0
         self._tried = float("-inf")
         self.users: weakref.WeakSet[object] = weakref.WeakSet()
         self._folder = folder
@@ -214,6 +216,17 @@ class Environment:
         except lmdb.Error as again:
             raise self.failure(again) from again
 
+    def add(self, size: int) -> None:
+        """Account for *size* bytes more than there are; sooner or later they cause a sweep.
+
+        :raises Full: There is no room for them.
+        """
+        if self.full:
+            raise Full
+        self._added += 1 + (size >> 8)
+        if self._added >= SWEEP_EVERY:
+            self.due = self.looked
+
     def sweep(self, txn: Any, now: float, looks: int = SWEEP_LOOKS) -> None:
         """Sweep as a part of *txn*, and see how full the file is then."""
         sweep(txn, now, looks)
@@ -235,7 +248,7 @@ class Environment:
 
         Else free the slots of processes that were killed: with none left nobody could open it.
         """
-        self.added, self.looked = 0, now
+        self._added, self.looked, self.due = 0, now, now + LOOK_EVERY
         if not self._lost():
             with suppress(lmdb.Error):  # what has been written is not to be written again
                 self._env.reader_check()
@@ -273,7 +286,8 @@ class Environment:
                 # whoever made it so may be of an earlier version, which took no space for it
                 datafile.allocate(self._data, size, used=True)
             else:
-                size = self._allocate(min(2 * self._size, most))
+                wanted = min(2 * self._size, most)
+                size, self._lacking = datafile.enlarged(self._data, self._size, wanted)
             if size <= self._size:
                 return False
             self._env.set_mapsize(size)
@@ -281,17 +295,6 @@ class Environment:
             with self._writing() as txn:  # to read would take a reader's slot, and all may be taken
                 self.measure(txn)
         return True
-
-    def _allocate(self, size: int) -> int:
-        """Give the file *size* bytes, or else some more than it has; return what it has then."""
-        for wanted in (size, self._size + datafile.STEP):
-            if self._size < wanted <= size:
-                try:
-                    datafile.allocate(self._data, wanted, used=True)
-                    return wanted
-                except OSError as error:
-                    self._lacking = error
-        return self._size
 
 
 _inherited: list[Any] = []

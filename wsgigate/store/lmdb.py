@@ -9,12 +9,12 @@ from fcntl import LOCK_EX, LOCK_UN, flock
 from typing import TypeVar, cast
 
 from wsgigate.store import Change
-from wsgigate.store.environment import LOOK_EVERY, Environment
-from wsgigate.store.failures import FAILURES, Full
+from wsgigate.store.environment import Environment
+from wsgigate.store.failures import FAILURES
 from wsgigate.store.folder import private_folder
 from wsgigate.store.limits import KEY_BYTES, check_value, encoded
 from wsgigate.store.shared import environment_on
-from wsgigate.store.sweep import FIRST, OWN, SWEEP_EVERY, expiry
+from wsgigate.store.sweep import FIRST, OWN, expiry
 
 __all__ = ["LmdbStore", "private_folder"]
 
@@ -68,7 +68,8 @@ class LmdbStore:
             encoded(key)
         environment = self._environment or self._attach()
         with environment.lock:
-            for last in (False, True):
+            last = False
+            while True:
                 try:
                     txn = (environment.begin or environment.open())()
                     try:
@@ -80,8 +81,7 @@ class LmdbStore:
                         return None, now
                     return raw[8:], now
                 except FAILURES as error:
-                    _second(environment, error, 0.0, last)
-        raise AssertionError("the second attempt returns or raises")
+                    last = _again(environment, error, 0.0, last)
 
     def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
         # a copy, as update() leaves the value alone when it is given the very object it handed out
@@ -97,8 +97,11 @@ class LmdbStore:
         if len(name) > LONGEST:
             encoded(key)
         environment = self._environment or self._attach()
-        with environment.lock:
-            for last in (False, True):
+        last = False
+        lock = environment.lock
+        lock.acquire()  # half of what it costs as a context manager
+        try:
+            while True:
                 now = 0.0
                 try:
                     begin = environment.begin or environment.open()
@@ -121,14 +124,10 @@ class LmdbStore:
                                 size = len(new)
                                 if raw is None or size > len(raw) - 8:
                                     check_value(new)
-                                    if environment.full:
-                                        raise Full
-                                    environment.added += 1 + (size >> 8)
+                                    environment.add(size)
                                 txn.put(name, _pack(now + ttl) + new)
-                            looking = (
-                                environment.added >= SWEEP_EVERY
-                                or not 0.0 <= now - environment.looked < LOOK_EVERY
-                            )
+                            # a clock that was set back is a reason to look, too
+                            looking = not environment.looked <= now < environment.due
                             if looking:
                                 environment.sweep(txn, now)
                             txn.commit()
@@ -141,8 +140,9 @@ class LmdbStore:
                         environment.look_after(now)
                     return result
                 except FAILURES as error:
-                    _second(environment, error, now, last)
-        raise AssertionError("the second attempt returns or raises")
+                    last = _again(environment, error, now, last)
+        finally:
+            lock.release()
 
     def items(self, prefix: str) -> Iterator[tuple[str, bytes]]:
         first = position = FIRST + encoded(prefix)
@@ -164,15 +164,15 @@ class LmdbStore:
         """
         environment = self._environment or self._attach()
         with environment.lock:
-            for last in (False, True):
+            last = False
+            while True:
                 try:
                     with (environment.begin or environment.open())() as txn:
                         used, entries = environment.measure(txn)
                         own = sum(txn.get(name) is not None for name in OWN)
                     return {"used": used, "limit": environment.map_size, "items": entries - own}
                 except FAILURES as error:
-                    _second(environment, error, 0.0, last)
-        raise AssertionError("the second attempt returns or raises")
+                    last = _again(environment, error, 0.0, last)
 
     def close(self) -> None:
         environment, self._environment = self._environment, None
@@ -205,7 +205,8 @@ class LmdbStore:
         """Return the live items of one page from *position* on, and where the next page begins."""
         environment = self._environment or self._attach()
         with environment.lock:
-            for last in (False, True):
+            last = False
+            while True:
                 page = []
                 following = b""
                 try:
@@ -225,12 +226,12 @@ class LmdbStore:
                                 page.append((name, raw[8:]))
                     return page, following
                 except FAILURES as error:
-                    _second(environment, error, 0.0, last)
-        raise AssertionError("the second attempt returns or raises")
+                    last = _again(environment, error, 0.0, last)
 
 
-def _second(environment: Environment, error: Exception, now: float, last: bool) -> None:
-    """Prepare the second attempt after *error*, or raise what it means when there is none."""
+def _again(environment: Environment, error: Exception, now: float, last: bool) -> bool:
+    """Prepare the second attempt after *error*, or raise what it means if this was the *last*."""
     if last:
         raise environment.failure(error) from error
     environment.recover(error, now)
+    return True
