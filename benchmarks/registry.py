@@ -5,6 +5,9 @@ heartbeats every 10 s while others ask who is there, over the HTTP API: what is 
 the processor that takes, how long the answers take, and what memory and disk. The load does not
 wait for the registry: what is due is sent, and time that a request waits for a connection counts.
 
+How long answers take depends as much on what else the machine does: so a server is measured beside
+it that does nothing, which is the least that any can take there.
+
 ``--lesson FILE`` measures another program beside it that speaks the same API at port 3004: the
 lesson's own registry, a file for Node in a folder where its packages are installed.
 """
@@ -39,6 +42,7 @@ __all__ = ["Figures", "main", "measure"]
 TOKEN = "a-token-of-the-benchmark-32-bytes"
 LESSON_PORT = 3004
 DISCOVERERS = 8
+THREADS = {"gunicorn": 16, "granian": 4}
 
 Server: TypeAlias = tuple[int, int, Path | None]
 """A port, a process, and the folder of its state."""
@@ -211,27 +215,25 @@ def _disk(state: Path | None) -> int:
 
 
 @contextmanager
-def alone(folder: Path, core: int, threads: int = 16) -> Iterator[Server]:
+def alone(folder: Path, core: int, server: str) -> Iterator[Server]:
     """Run ``wsgigate registry`` on *core*; yield its port, its process and its state."""
     port = free_port()
     command = [sys.executable, "-m", "wsgigate", "registry", "--bind", f"127.0.0.1:{port}"]
-    command += ["--workers", "1", "--threads", str(threads), "--store", f"lmdb:{folder}/state"]
+    command += ["--server", server, "--workers", "1", "--threads", str(THREADS[server])]
+    command += ["--store", f"lmdb:{folder}/state"]
     with running(command, port, core, folder, {"REGISTRY_TOKEN": TOKEN}) as pid:
         yield port, pid, folder / "state"
 
 
 @contextmanager
-def under_granian(folder: Path, core: int) -> Iterator[Server]:
-    """Run the registry of a gateway's file under granian on *core*; yield as :func:`alone`."""
+def nobody(folder: Path, core: int) -> Iterator[Server]:
+    """Run under granian on *core* what answers like a registry and does nothing."""
     port = free_port()
-    file = folder / "registry.toml"
-    file.write_text(
-        f'[gateway]\nbind = "127.0.0.1:{port}"\nworkers = 1\nthreads = 4\n'
-        f'[store]\nurl = "lmdb:{folder}/state"\n[registry]\nprefix = ""\ntoken = "{TOKEN}"\n'
-    )
-    command = [sys.executable, "-m", "wsgigate", "run", str(file), "--server", "granian"]
-    with running(command, port, core, folder, {}) as pid:
-        yield port, pid, folder / "state"
+    command = [sys.executable, "-m", "granian", "--interface", "wsgi", "--workers", "1"]
+    command += ["--blocking-threads", str(THREADS["granian"]), "--port", str(port)]
+    command.append("benchmarks.servers.nobody:app")
+    with running(command, port, core, folder, {"PYTHONPATH": os.getcwd()}) as pid:
+        yield port, pid, None
 
 
 @contextmanager
@@ -249,10 +251,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.sched_setaffinity(0, {other})
     scale = Scale(seconds=given.seconds, instances=given.instances, services=given.services)
     servers: dict[str, Callable[[Path], AbstractContextManager[Server]]] = {
-        "wsgigate registry": lambda folder: alone(folder, core)
+        "wsgigate registry": lambda folder: alone(folder, core, "gunicorn")
     }
     if importlib.util.find_spec("granian"):
-        servers["  under granian"] = lambda folder: under_granian(folder, core)
+        servers["  under granian"] = lambda folder: alone(folder, core, "granian")
+        servers["granian, doing nothing"] = lambda folder: nobody(folder, core)
     if given.lesson is not None and shutil.which("node"):
         servers["the lesson's, on Node"] = lambda folder: lessons(given.lesson, folder, core)
     else:

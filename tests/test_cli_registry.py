@@ -23,7 +23,8 @@ Run = Callable[..., tuple[int, Config | None]]
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Run the command up to where it would serve; return its exit code, and what it would serve."""
     served: list[Config] = []
-    monkeypatch.setattr("wsgigate.integrations.gunicorn.serve_config", served.append)
+    for server in ("gunicorn", "granian"):
+        monkeypatch.setattr(f"wsgigate.integrations.{server}.serve_config", served.append)
     monkeypatch.delenv("REGISTRY_TOKEN", raising=False)
 
     def run(*arguments: str, **environ: str) -> tuple[int, Config | None]:

@@ -55,8 +55,9 @@ class Registry:
         return [each["instanceId"] for each in found["instances"]]
 
 
+@pytest.mark.parametrize("program", ["gunicorn", "granian"])
 def test_who_is_there_is_there_again_after_all_were_killed(
-    serve_command: Serve, tmp_path: Path
+    program: str, serve_command: Serve, tmp_path: Path
 ) -> None:
     environ = {**home(tmp_path), "REGISTRY_TOKEN": TOKEN, "USERS_TOKEN": USERS}
 
@@ -64,7 +65,7 @@ def test_who_is_there_is_there_again_after_all_were_killed(
         return serve_command(
             lambda port: [
                 *(sys.executable, "-m", "wsgigate", "registry", "--bind", f"127.0.0.1:{port}"),
-                *("--workers", "3", "--token", "users=USERS_TOKEN"),
+                *("--server", program, "--workers", "3", "--token", "users=USERS_TOKEN"),
             ],
             **environ,
         )

@@ -275,3 +275,17 @@ def test_workers_that_can_not_boot_end_the_server_with_one_voice(
     assert server.process.wait(20) == 3
     assert server.log.count("exited with code") == 1
     assert "Reason: Worker failed to boot." in server.log
+
+
+@pytest.mark.parametrize("program", ["gunicorn", "granian"])
+def test_what_a_worker_has_loaded_is_left_alone_by_the_garbage_collector(
+    program: str, serve: Serve, http: requests.Session, tmp_path: Path
+) -> None:
+    (tmp_path / "frozen.py").write_text(
+        "import gc\n\n\ndef app(environ, start_response):\n"
+        "    start_response('200 OK', [])\n"
+        "    return [str(gc.get_freeze_count()).encode()]\n"
+    )
+    text = '[[routes]]\npath = "/frozen"\napp = "frozen:app"\n'
+    server = serve(text, server=program, env={"PYTHONPATH": str(tmp_path)})
+    assert int(http.get(server.url + "/frozen", timeout=20).text) > 10_000

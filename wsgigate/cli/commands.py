@@ -6,8 +6,8 @@ import argparse
 import json
 import sys
 from dataclasses import replace
-from importlib import import_module
 
+from wsgigate.cli.servers import server
 from wsgigate.config.build import Built, assemble, check_reading
 from wsgigate.config.checks import check_across
 from wsgigate.config.errors import ConfigError, Errors
@@ -23,14 +23,10 @@ __all__ = ["check", "routes", "run", "schema"]
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal ends it."""
-    server: str = arguments.server
     try:
-        serve = import_module(f"wsgigate.integrations.{server}").serve
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != server:
-            raise
-        extra = {"gunicorn": "server"}.get(server, server)
-        return _failed(f'run needs {server}: pip install "wsgigate[{extra}]"')
+        serve = server(arguments.server, "run").serve
+    except ValueError as error:
+        return _failed(str(error))
     try:
         if arguments.bind is not None:
             _check_bind(arguments.bind, load(arguments.file))

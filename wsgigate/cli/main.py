@@ -10,6 +10,7 @@ from importlib import import_module
 
 from wsgigate import __version__
 from wsgigate.cli import register_arguments
+from wsgigate.cli.servers import SERVERS
 
 __all__ = ["main"]
 
@@ -85,7 +86,8 @@ examples:
 REGISTRY = """\
 Serve the registry alone, until a signal ends it: services register with it, send heartbeats and
 leave; gateways and others ask it who is there. Whoever registers presents the token that the
-environment variable REGISTRY_TOKEN holds. It runs under gunicorn, its state is in LMDB."""
+environment variable REGISTRY_TOKEN holds. It runs under gunicorn or granian, its state is in
+LMDB."""
 
 REGISTRY_EXAMPLES = """\
 examples:
@@ -93,6 +95,7 @@ examples:
   REGISTRY_TOKEN=$(openssl rand -hex 32) wsgigate registry
   wsgigate registry --open
   wsgigate registry --door eureka --door consul
+  wsgigate registry --server granian      (for thousands of instances)
   wsgigate registry --bind 10.0.0.4:3004 --allow 10.0.0.0/8 --token users=USERS_TOKEN
 
 All that there is to set is in the [registry] table of a gateway's file, for "wsgigate run".
@@ -148,9 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--threads", type=_count, metavar="N", help="how many requests a process serves at a time"
     )
-    run.add_argument(
-        "--server", choices=("gunicorn", "granian"), default="gunicorn", help="what serves"
-    )
+    _server(run)
     run.add_argument(
         "--reload", action="store_true", help="restart when the file or code changes; to develop"
     )
@@ -217,6 +218,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _server(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--server", choices=tuple(SERVERS), default="gunicorn", help="what serves")
+
+
 def _registry(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bind",
@@ -224,6 +229,7 @@ def _registry(parser: argparse.ArgumentParser) -> None:
         default="127.0.0.1:3004",
         help="where to listen (default: 127.0.0.1:3004)",
     )
+    _server(parser)
     parser.add_argument("--workers", type=_count, metavar="N", help="how many processes serve")
     parser.add_argument(
         "--threads",

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from wsgigate.cli.servers import server
 from wsgigate.config.build import check_reading
 from wsgigate.config.checks import check_across
 from wsgigate.config.errors import ConfigError, Errors
@@ -33,11 +34,9 @@ _FLAGS = {
 def registry(arguments: argparse.Namespace) -> int:
     """Serve until a signal ends it."""
     try:
-        from wsgigate.integrations.gunicorn import serve_config
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != "gunicorn":
-            raise
-        return _failed('registry needs gunicorn: pip install "wsgigate[server]"')
+        serve_config = server(arguments.server, "registry").serve_config
+    except ValueError as error:
+        return _failed(str(error))
     try:
         config = config_of(arguments, os.environ)
     except ConfigError as error:

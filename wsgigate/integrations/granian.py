@@ -1,6 +1,6 @@
-"""A gateway under granian: its settings, and what of a request granian tells otherwise.
+"""A gateway under granian: its settings, and what granian can not give it.
 
-granian is the fastest server there is for a gateway, and can not give it some of what gunicorn can:
+granian is the fastest server there is for a gateway; what gunicorn can give, and granian not:
 
 - no request target as it was sent: an escaped slash can not be told from a plain one, so a route
   that keeps them (``encoded_slash = "keep"``) is refused here;
@@ -18,161 +18,31 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from multiprocessing.util import Finalize
-from operator import itemgetter
 from pathlib import Path
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+from wsgiref.types import WSGIApplication
 
 from granian import Granian
 from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.http import HTTP1Settings, HTTP2Settings
 
+from wsgigate import process
 from wsgigate.config.build import build
 from wsgigate.config.certificate import certificate_files, check_certificate
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import load
 from wsgigate.config.model import Config
 from wsgigate.gateway import Gateway
-from wsgigate.problem import Problem
-from wsgigate.wsgi import REASON, ExcInfo, Headers
+from wsgigate.integrations.granian_told import Told
 
-__all__ = ["Told", "application", "serve"]
+__all__ = ["application", "serve", "serve_config"]
 
 HEAD_TIMEOUT = 10.0
 LONGEST_HEAD = 65536
-MOST_AT_ONCE = 65536
-"""Bytes of a response that is read to its end before it is sent, when it says its length."""
 
 log = logging.getLogger("wsgigate")
-
-_PROTOCOLS = {"HTTP/1": "HTTP/1.0", "HTTP/2": "HTTP/2.0"}
-_WITH_BODY = frozenset(("PATCH", "POST", "PUT"))
-_NO_LENGTH = Problem(411, "Length required.")
-_name_of = itemgetter(0)
-_CUT = Problem(502, "Bad gateway", extensions={"error": "Invalid response"})
-
-
-class Told:
-    """Tell *app* of requests, and granian of responses, what each expects of the other.
-
-    granian sends the head before it asks for the first chunk, though an app may start its response
-    as late as then (PEP 3333): so the first chunk is asked for here. A short response is read to
-    its end, as one that is sent at once costs granian much less.
-
-    :param app: The WSGI application.
-    :param inherited: The environment variables of this process, which granian puts into every
-        environ: one called ``HTTP_...`` would pass for a request field.
-    """
-
-    def __init__(self, app: WSGIApplication, inherited: Iterable[tuple[str, str]] = ()) -> None:
-        self.app = app
-        self._inherited = tuple(
-            (name, value)
-            for name, value in inherited
-            if name.startswith(("HTTP_", "CONTENT_", "REQUEST_", "RAW_", "REMOTE_", "wsgi"))
-        )
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if self._inherited:
-            self._forget(environ)
-        protocol = environ["SERVER_PROTOCOL"]
-        if protocol != "HTTP/1.1":
-            environ["SERVER_PROTOCOL"] = _PROTOCOLS.get(protocol, protocol)
-            if protocol == "HTTP/1" and not environ.get("HTTP_HOST"):
-                environ.pop("HTTP_HOST", None)
-        if not environ.get("CONTENT_LENGTH") and (
-            "HTTP_TRANSFER_ENCODING" in environ
-            or (protocol == "HTTP/2" and environ["REQUEST_METHOD"] in _WITH_BODY)
-        ):
-            environ[REASON] = "a body without a length, which granian would not tell from a cut one"
-            return _NO_LENGTH(environ, start_response)
-        head = _Head(start_response)
-        body = self.app(environ, head.start_response)
-        if type(body) is list:
-            return body
-        rest = _Rest(body)
-        length = head.length()
-        if length is None or length > MOST_AT_ONCE:
-            return rest
-        try:
-            whole = b"".join(rest)
-        except ConnectionError:
-            return _CUT(environ, start_response)
-        finally:
-            rest.close()
-        if len(whole) != length and environ["REQUEST_METHOD"] != "HEAD" and not head.bodiless():
-            return _CUT(environ, start_response)
-        return [whole]
-
-    def _forget(self, environ: WSGIEnvironment) -> None:
-        """Remove what comes from the environment of this process."""
-        for name, value in self._inherited:
-            if environ.get(name) == value:
-                del environ[name]
-
-
-class _Head:
-    """A response's head, kept for what it says of what is to come."""
-
-    __slots__ = ("_headers", "_start_response", "_status")
-
-    def __init__(self, start_response: StartResponse) -> None:
-        self._start_response = start_response
-        self._status = ""
-        self._headers: Headers = []
-
-    def start_response(
-        self, status: str, headers: Headers, exc_info: ExcInfo | None = None
-    ) -> Callable[[bytes], object]:
-        self._status = status
-        self._headers = headers
-        if exc_info:
-            return self._start_response(status, headers, exc_info)
-        return self._start_response(status, headers)
-
-    def length(self) -> int | None:
-        """Return the length that the head promises, None when it promises none."""
-        names = [*map(str.lower, map(_name_of, self._headers))]
-        if "content-length" not in names:
-            return None
-        value = self._headers[names.index("content-length")][1]
-        return int(value) if value.isdigit() else None
-
-    def bodiless(self) -> bool:
-        """Return whether the status has no body, whatever the length."""
-        return self._status[:3] in ("204", "304")
-
-
-class _Rest:
-    """A body whose first chunk has been asked for."""
-
-    __slots__ = ("_body", "_chunks", "_first")
-
-    def __init__(self, body: Iterable[bytes]) -> None:
-        self._body = body
-        self._first: tuple[bytes, ...] = ()
-        try:
-            self._chunks = iter(body)
-            self._first = tuple(islice(self._chunks, 1))
-        except BaseException:
-            self.close()
-            raise
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield from self._first
-        # Not "yield from", which would close an iterator that close() closes again.
-        for chunk in self._chunks:  # noqa: UP028
-            yield chunk
-
-    def close(self) -> None:
-        body, self._body = self._body, ()
-        close = getattr(body, "close", None)
-        if close is not None:
-            close()
 
 
 def application() -> WSGIApplication:
@@ -226,21 +96,35 @@ def serve(
     :raises ValueError: It asks for what granian can not give.
     """
     path = os.path.abspath(path)
-    config = _told(load(path), bind, threads)
+    config = _told(load(path), bind, threads, workers)
     check(config)
     check_certificate(config, path)
     build(config, path=path).close()
+    loaded = partial(_load, path, bind, threads, config)
+    _server(config, path, reload).serve(target_loader=loaded, wrap_loader=False)
+
+
+def serve_config(config: Config) -> None:
+    """Run the gateway of *config*, which is in no file, until a signal ends it.
+
+    :raises ValueError: It asks for what granian can not give.
+    """
+    check(config)
+    _server(config, "", False).serve(target_loader=partial(_built, config), wrap_loader=False)
+
+
+def _server(config: Config, path: str, reload: bool) -> Granian:
     gateway = config.gateway
     certificate, key = certificate_files(config, path) or (None, None)
     place = gateway.bind
     host, _, port = place.rpartition(":")
-    server = Granian(
+    return Granian(
         "wsgigate.integrations.granian:application",
         address=host.strip("[]") if not place.startswith("unix:") else "127.0.0.1",
         port=int(port) if port.isdigit() else 0,
         uds=Path(place.removeprefix("unix:")) if place.startswith("unix:") else None,
         interface=Interfaces.WSGI,
-        workers=workers or gateway.workers or os.cpu_count() or 1,
+        workers=gateway.workers or process.processors(),
         blocking_threads=gateway.threads,
         backpressure=1024,
         http1_settings=HTTP1Settings(
@@ -257,7 +141,10 @@ def serve(
         reload=reload,
         reload_paths=[Path(path).parent] if reload else None,
     )
-    server.serve(target_loader=partial(_load, path, bind, threads, config), wrap_loader=False)
+
+
+def _built(config: Config) -> WSGIApplication:
+    return _started(build(config))
 
 
 def _load(path: str, bind: str | None, threads: int | None, before: Config) -> WSGIApplication:
@@ -275,12 +162,20 @@ def _load(path: str, bind: str | None, threads: int | None, before: Config) -> W
 def _started(gateway: Gateway) -> WSGIApplication:
     """Start *gateway* in this worker, and close it at the worker's end."""
     gateway.start()
+    process.settle()
     Finalize(None, gateway.close, exitpriority=10)  # a worker's end runs these, not atexit's
     return Told(gateway, os.environ.items())
 
 
-def _told(config: Config, bind: str | None, threads: int | None) -> Config:
+def _told(
+    config: Config, bind: str | None, threads: int | None, workers: int | None = None
+) -> Config:
     """Return *config* with what was told beside the file."""
     gateway = config.gateway
-    gateway = replace(gateway, bind=bind or gateway.bind, threads=threads or gateway.threads)
+    gateway = replace(
+        gateway,
+        bind=bind or gateway.bind,
+        threads=threads or gateway.threads,
+        workers=workers or gateway.workers,
+    )
     return replace(config, gateway=gateway)

@@ -21,6 +21,7 @@ import gunicorn
 from gunicorn.app.base import BaseApplication
 from gunicorn.config import Config as Settings
 
+from wsgigate import process
 from wsgigate.config.build import build
 from wsgigate.config.certificate import certificate_files
 from wsgigate.config.errors import ConfigError
@@ -94,7 +95,7 @@ def _settings(config: Config, path: str = "") -> dict[str, Any]:
         **({"certfile": files[0], "keyfile": files[1]} if files else {}),
         "http_protocols": "h2,h1" if gateway.http2 else "h1",
         "bind": gateway.bind,
-        "workers": gateway.workers or _processors(),
+        "workers": gateway.workers or process.processors(),
         "threads": gateway.threads,
         "worker_connections": gateway.threads + WAITING,
         "worker_class": _worker_class(gateway),
@@ -118,12 +119,6 @@ def _settings(config: Config, path: str = "") -> dict[str, Any]:
         "post_worker_init": _worker_started,
         "worker_exit": _worker_stopped,
     }
-
-
-def _processors() -> int:
-    """Return how many processors this process may use, which is fewer in many containers."""
-    usable = getattr(os, "sched_getaffinity", None)
-    return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def _worker_class(gateway: Table) -> str | type:
@@ -264,6 +259,7 @@ def _worker_started(worker: Any) -> None:
     gateway = worker.wsgi
     if isinstance(gateway, Gateway):
         gateway.start()
+        process.settle()
 
 
 def _worker_stopped(_server: Any, worker: Any) -> None:
