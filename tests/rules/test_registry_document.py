@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -205,3 +205,23 @@ def test_whatever_json_is_sent_it_is_an_entry_or_told_why_not(value: Any, field:
         json.dumps([error.field, error.why])
     else:
         assert Registered.from_bytes(entry.to_bytes()) == entry
+
+
+def test_a_heartbeat_changes_nothing_but_the_moments() -> None:
+    given = Registered(
+        *("users", "users-1", "10.0.0.5", 3001, "https", 7, Status.DRAINING, "2.1", "eu-1"),
+        *(("blue",), {"team": "a"}, "/alive", 60.0, 5.0, 6.0, 7.0),
+    )
+    entry = Registered.from_bytes(given.to_bytes())
+    heard = entry.heard(8.0, 9.0)
+    for each in fields(Registered):
+        assert getattr(given, each.name) != each.default or not each.init  # else it tells nothing
+        expected = {"last_heartbeat": 8.0, "silent_since": 9.0}
+        assert getattr(heard, each.name) == expected.get(each.name, getattr(entry, each.name))
+    assert entry.heard(8.0).silent_since == 8.0
+
+
+def test_what_was_written_is_of_what_was_read_alone() -> None:
+    entry = Registered.from_bytes(Registered("users", "users-1", "10.0.0.5", 3001).to_bytes())
+    assert entry.written == entry.heard(8.0).written == entry.body()
+    assert replace(entry, weight=2).written == parse(LEAST).written == b""

@@ -51,6 +51,11 @@ class Unordered(MemoryStore):
         return reversed(list(super().items(prefix)))
 
 
+class Jumbled(MemoryStore):
+    def get_all(self, keys):
+        return [self.get(key)[0] for key in sorted(keys)]
+
+
 class Immortal(MemoryStore):
     def swap(self, key, old, new, ttl):
         return super().swap(key, old, new, 1e6)
@@ -66,7 +71,7 @@ class Racy(MemoryStore):
         return self.turn % 100 == 99 or super().swap(key, old, new, ttl)
 
 
-@pytest.mark.parametrize("broken", [Forgetful, Unordered, Immortal, Racy])
+@pytest.mark.parametrize("broken", [Forgetful, Unordered, Jumbled, Immortal, Racy])
 def test_the_suite_finds_a_store_that_does_not_conform(broken):
     clock = FakeClock()
     with pytest.raises(AssertionError):

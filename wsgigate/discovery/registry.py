@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from wsgigate.discovery.destinations import Destinations, Forbidden
@@ -72,7 +73,9 @@ class Registry:
         self._store = store
         self._keys = Keys(prefix)
         self._index = Index(store, self._keys, most_services, most_of_one, most_instances)
-        self._reader = Reader(store, self._keys, rules, most_services)
+        # what is written of an instance changes seldom, and is read at each heartbeat
+        self._entry_of = lru_cache(maxsize=most_instances)(Registered.from_body)
+        self._reader = Reader(store, self._keys, rules, most_services, self._entry_of)
         self._sweeper = Sweeper(store, self._keys, rules, self._index)
         self._waiting = Waiting(self.version)
 
@@ -165,10 +168,10 @@ class Registry:
             new = Registered.renewed(old, now)
             if status is not None:
                 try:
-                    entry = Registered.from_bytes(new)
+                    entry = self._entry_of(old[8:])
                 except ValueError:
                     return old, 0.0, None
-                new = replace(entry, status=status).to_bytes()
+                new = replace(entry, status=status, last_heartbeat=now).to_bytes()
             silence = now - moment(old) if old[8:] == new[8:] else float("inf")
             return new, KEPT, (new, silence)
 
@@ -181,7 +184,7 @@ class Registry:
         raw, silence = done
         self._reader.stale(service)
         try:
-            entry = Registered.from_bytes(raw)
+            entry = self._entry_of(raw[8:]).heard(moment(raw))
         except ValueError:
             return None
         if silence > entry.unhealthy_after(self.rules):  # or it says something new of itself

@@ -7,12 +7,16 @@ from typing import Any, NamedTuple
 
 from wsgigate.discovery.registry_answers import instance_document, state_of
 from wsgigate.discovery.registry_listing import Listing
+from wsgigate.discovery.status import iso_time
 from wsgigate.rules.registry import LeaseRules, Registered
 
 __all__ = ["Bodies"]
 
 MOST = 500
 """How many answers are kept."""
+
+MOST_INSTANCES = 20_000
+"""Of how many instances it is kept what is told of them whenever they were heard of."""
 
 LARGEST_QUERY = 200
 """How long the query of one may be that is kept."""
@@ -33,6 +37,7 @@ class Bodies:
     def __init__(self, rules: LeaseRules) -> None:
         self._rules = rules
         self._written: dict[tuple[str, str], _Written] = {}
+        self._around: dict[bytes, tuple[str, str]] = {}
 
     def of(self, service: str, query: str, found: Listing, tag: str) -> bytes:
         """Return the body that tells *found*.
@@ -51,17 +56,32 @@ class Bodies:
             and written.instances == found.instances
         ):
             return written.body
-        instances = [instance_document(entry, found.now, self._rules) for entry in found.instances]
-        document: dict[str, Any] = {
-            "success": True,
-            "serviceName": service,
-            "instances": instances,
-            "count": len(instances),
-            **state_of(found),
-        }
-        body = json.dumps(document).encode("ascii")
+        instances = ", ".join([self._text(entry, found.now) for entry in found.instances])
+        first = json.dumps({"success": True, "serviceName": service})
+        last = json.dumps({"count": len(found.instances), **state_of(found)})
+        body = f'{first[:-1]}, "instances": [{instances}], {last[1:]}'.encode("ascii")
         if usual and found.version and len(query) <= LARGEST_QUERY:
             if len(self._written) >= MOST:
                 self._written.clear()
             self._written[key] = _Written(found.instances, tag, body)
         return body
+
+    def _text(self, entry: Registered, now: float) -> str:
+        """Return the JSON of an instance's document; of most only two members are new."""
+        around = self._around.get(entry.written)
+        if around is None:
+            around = _around(instance_document(entry, now, self._rules))
+            if entry.written:
+                if len(self._around) >= MOST_INSTANCES:
+                    self._around.clear()
+                self._around[entry.written] = around
+        heartbeat = iso_time(entry.last_heartbeat)
+        healthy = "true" if entry.healthy(now, self._rules) else "false"
+        return f'{around[0]}, "lastHeartbeat": "{heartbeat}", "healthy": {healthy}, {around[1]}'
+
+
+def _around(document: dict[str, Any]) -> tuple[str, str]:
+    """Return the JSON of an instance's *document* before what its heartbeats change, and after."""
+    members = list(document.items())
+    changing = list(document).index("lastHeartbeat")
+    return json.dumps(dict(members[:changing]))[:-1], json.dumps(dict(members[changing + 2 :]))[1:]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from wsgigate.discovery.registry_layout import Keys, Service, Swept, split
 from wsgigate.rules.registry import LeaseRules, Registered, Status, silent_since
-from wsgigate.store import Store, StoreError
+from wsgigate.store import Store, StoreError, get_all
 
 __all__ = ["Listing", "Reader", "filtered"]
 
@@ -42,7 +42,6 @@ class _Known(NamedTuple):
     seen: float
     version: int
     entries: tuple[Registered, ...]
-    raws: dict[str, tuple[bytes, Registered]]
 
 
 class _Sweep(NamedTuple):
@@ -58,6 +57,7 @@ class Reader:
     the moments of heartbeats. While the store fails, all are believed.
 
     :param most: How many services are kept at most.
+    :param entry_of: Reads an entry without its moments.
     :param clock: Tells seconds that only go forward.
     """
 
@@ -67,12 +67,14 @@ class Reader:
         keys: Keys,
         rules: LeaseRules,
         most: int,
+        entry_of: Callable[[bytes], Registered] = Registered.from_body,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._keys = keys
         self._rules = rules
         self._most = most
+        self._entry_of = entry_of
         self._clock = clock
         self._fresh = min(1.0, rules.heartbeat / 2, (rules.unhealthy_after - rules.heartbeat) / 2)
         self._known: dict[str, _Known] = {}
@@ -90,7 +92,7 @@ class Reader:
             sweep = self._looked(now)
             known = self._known.get(service)
             if known is None or raw != known.raw or not 0 <= now - known.read < self._fresh:
-                known = self._read(service, raw, now, known, sweep.swept)
+                known = self._read(service, raw, now, sweep.swept)
         except StoreError:
             if known is None:
                 raise
@@ -124,28 +126,30 @@ class Reader:
         service: str,
         raw: bytes | None,
         now: float,
-        before: _Known | None,
         swept: Swept | None,
     ) -> _Known:
         if raw is None:
             self._known.pop(service, None)
-            return _Known(None, now, self._clock(), 0, (), {})
+            return _Known(None, now, self._clock(), 0, ())
         version, ids = Service.read(raw)
-        raws = before.raws if before is not None else {}
         away = swept.away if swept is not None else ()
-        found: dict[str, tuple[bytes, Registered]] = {}
-        for instance_id in ids:
-            value = self._store.get(self._keys.instance(service, instance_id))[0]
-            entry = None if value is None else _entry(value, raws.get(instance_id), away)
-            if value is not None and entry is not None:
-                found[instance_id] = (value, entry)
-        entries = tuple(entry for _, entry in found.values())
-        known = _Known(raw, now, self._clock(), version, entries, found)
+        values = get_all(self._store, [self._keys.instance(service, each) for each in ids])
+        found = [self._entry(value, away) for value in values if value is not None]
+        entries = tuple(entry for entry in found if entry is not None)
+        known = _Known(raw, now, self._clock(), version, entries)
         while len(self._known) >= self._most and service not in self._known:
             for oldest in list(self._known)[:1]:  # a copy, as other threads change it as well
                 self._known.pop(oldest, None)
         self._known[service] = known
         return known
+
+    def _entry(self, raw: bytes, away: Iterable[tuple[float, float]]) -> Registered | None:
+        heartbeat = Registered.heartbeat_in(raw)
+        try:
+            entry = self._entry_of(raw[8:])
+        except ValueError:  # of another version, or damaged: nobody can use it
+            return None
+        return entry.heard(heartbeat, silent_since(heartbeat, away) if away else None)
 
     def _looked(self, now: float) -> _Sweep:
         """Return how the sweeper stands, read at most once a second."""
@@ -161,23 +165,6 @@ class Reader:
 def judged(now: float, swept: Swept | None) -> float:
     """Return the moment at which leases are judged: while nobody looks after them, time rests."""
     return now if swept is None else min(now, swept.at + ABSENCE)
-
-
-def _entry(
-    raw: bytes, before: tuple[bytes, Registered] | None, away: Iterable[tuple[float, float]]
-) -> Registered | None:
-    if before is not None and before[0] == raw:
-        return before[1]
-    if before is not None and before[0][8:] == raw[8:]:
-        heartbeat = Registered.heartbeat_in(raw)
-        return replace(
-            before[1], last_heartbeat=heartbeat, silent_since=silent_since(heartbeat, away)
-        )
-    try:
-        entry = Registered.from_bytes(raw)
-    except ValueError:  # of another version, or damaged: nobody can use it
-        return None
-    return replace(entry, silent_since=silent_since(entry.last_heartbeat, away)) if away else entry
 
 
 def filtered(

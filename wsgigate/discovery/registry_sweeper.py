@@ -21,7 +21,7 @@ from wsgigate.rules.registry import (
     is_preserving,
     silent_since,
 )
-from wsgigate.store import Store, StoreError, update
+from wsgigate.store import Store, StoreError, get_all, update
 
 __all__ = ["Sweeper"]
 
@@ -199,16 +199,18 @@ class Sweeper:
         lost: list[tuple[str, str]] = []
         oldest = now
         read = 0
-        get, heartbeat_in = self._store.get, Registered.heartbeat_in
+        heartbeat_in = Registered.heartbeat_in
         well = now - self._rules.unhealthy_after
         for service in self._index.names():
             prefix = self._keys.instance(service, "")
+            ids = self._index.service(service).ids
+            if read >= PAUSE:
+                self._thread.stopping.wait(0.001)
+                read = 0
+            read += len(ids)
             there = 0
-            for instance_id in self._index.service(service).ids:
-                read += 1
-                if read % PAUSE == 0:
-                    self._thread.stopping.wait(0.001)
-                raw = get(prefix + instance_id)[0]
+            raws = get_all(self._store, [prefix + instance_id for instance_id in ids])
+            for instance_id, raw in zip(ids, raws, strict=True):
                 if raw is None:
                     lost.append((service, instance_id))
                     continue

@@ -13,9 +13,11 @@ __all__ = [
     "NETWORKED",
     "Change",
     "Quotas",
+    "Several",
     "Store",
     "StoreError",
     "Updates",
+    "get_all",
     "open_store",
     "update",
     "usage",
@@ -68,6 +70,13 @@ class Updates(Protocol):
         """Replace the value of *key* by what *change* makes of it at once; return its result."""
 
 
+class Several(Protocol):
+    """What a store offers besides when it can read several values faster than one by one."""
+
+    def get_all(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the live value of each of *keys*, None for those that have none."""
+
+
 class Quotas(Protocol):
     """What a store offers besides when it can decide about quotas by itself, in one step."""
 
@@ -105,6 +114,18 @@ def update(store: Store, key: str, change: Change[R]) -> R:
         if new is old or store.swap(key, old, new, ttl):
             return result
     raise StoreError(f"{key!r} is changed by others faster than it can be read")
+
+
+def get_all(store: Store, keys: Sequence[str]) -> list[bytes | None]:
+    """Return the live value of each of *keys*, None for those that have none.
+
+    They need not all have been there at one moment. One step of the store's own where it has one,
+    else one after the other.
+
+    :raises StoreError: The store failed.
+    """
+    own: Callable[[Sequence[str]], list[bytes | None]] | None = getattr(store, "get_all", None)
+    return [store.get(key)[0] for key in keys] if own is None else own(keys)
 
 
 def usage(store: Store) -> dict[str, int]:

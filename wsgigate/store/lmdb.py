@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fcntl import LOCK_EX, LOCK_UN, flock
 from typing import TypeVar, cast
 
@@ -80,6 +80,30 @@ class LmdbStore:
                     if raw is None or _expiry_of(raw)[0] <= now:
                         return None, now
                     return raw[8:], now
+                except FAILURES as error:
+                    last = _again(environment, error, 0.0, last)
+
+    def get_all(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the live value of each of *keys*, None for those that have none.
+
+        :raises StoreError: The store fails.
+        """
+        names = [FIRST + encoded(key) for key in keys]
+        environment = self._environment or self._attach()
+        with environment.lock:
+            last = False
+            while True:
+                try:
+                    txn = (environment.begin or environment.open())()
+                    try:
+                        raws = list(map(txn.get, names))
+                    finally:
+                        txn.abort()
+                    now = self._clock()
+                    return [
+                        None if raw is None or _expiry_of(raw)[0] <= now else raw[8:]
+                        for raw in raws
+                    ]
                 except FAILURES as error:
                     last = _again(environment, error, 0.0, last)
 

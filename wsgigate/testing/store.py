@@ -9,7 +9,7 @@ from functools import partial
 from typing import TypeAlias
 from uuid import uuid4
 
-from wsgigate.store import Change, R, Store, StoreError, update
+from wsgigate.store import Change, R, Store, StoreError, get_all, update
 from wsgigate.testing.clock import FakeClock
 from wsgigate.testing.processes import count_up, one_more, swap_in_processes
 
@@ -153,6 +153,20 @@ def _items(store: Store, prefix: str) -> None:
     _say("items() of many", many, [name for name, _ in store.items(prefix + "many/")])
 
 
+def _several(store: Store, prefix: str) -> None:
+    names = [f"{prefix}{number}" for number in range(600)]
+    for name in names[1:]:
+        store.swap(name, None, name.encode(), 9)
+    store.swap(prefix + "empty", None, b"", 9)
+    values: list[bytes | None] = [None, *(name.encode() for name in names[1:])]
+    _say("get_all() of many, of which one is absent", values, get_all(store, names))
+    asked = [names[2], prefix + "empty", names[1], names[2]]
+    found = [values[2], b"", values[1], values[2]]
+    _say("get_all() in an order of its own", found, get_all(store, asked))
+    _say("get_all() of none", [], get_all(store, []))
+    _refused("get_all() of a key too long", partial(get_all, store, [names[1], "k" * 481]))
+
+
 def _keys_and_sizes(store: Store, prefix: str) -> None:
     longest = prefix + "k" * (480 - len(prefix))
     wide = "日" * 160
@@ -241,6 +255,8 @@ def _expiry(store: Store, prefix: str, clock: FakeClock | None) -> None:
     _say("get() of one renewed with an equal value", constant, store.get(prefix + "constant")[0])
     _say("get() of one that lives long", constant, store.get(prefix + "long")[0])
     live = [prefix + name for name in ("constant", "long", "renewed", "swapped")]
+    expired, lives = prefix + "short", prefix + "long"
+    _say("get_all() of an expired value", [None, constant], get_all(store, [expired, lives]))
     _say("items() without the expired", live, [name for name, _ in store.items(prefix)])
     _say("swap() of an expired value", False, store.swap(prefix + "short", constant, b"b", 9))
     seen = update(store, prefix + "short", lambda old, now: (b"again", 1000.0, old))
@@ -267,6 +283,7 @@ _CHECKS = (
     _get_and_swap,
     _update,
     _items,
+    _several,
     _keys_and_sizes,
     _reopening,
     _threads_lose_no_swap,
