@@ -42,7 +42,6 @@ __all__ = ["Figures", "main", "measure"]
 TOKEN = "a-token-of-the-benchmark-32-bytes"
 LESSON_PORT = 3004
 DISCOVERERS = 8
-THREADS = {"gunicorn": 16, "granian": 4}
 
 Server: TypeAlias = tuple[int, int, Path | None]
 """A port, a process, and the folder of its state."""
@@ -219,8 +218,7 @@ def alone(folder: Path, core: int, server: str) -> Iterator[Server]:
     """Run ``wsgigate registry`` on *core*; yield its port, its process and its state."""
     port = free_port()
     command = [sys.executable, "-m", "wsgigate", "registry", "--bind", f"127.0.0.1:{port}"]
-    command += ["--server", server, "--workers", "1", "--threads", str(THREADS[server])]
-    command += ["--store", f"lmdb:{folder}/state"]
+    command += ["--server", server, "--workers", "1", "--store", f"lmdb:{folder}/state"]
     with running(command, port, core, folder, {"REGISTRY_TOKEN": TOKEN}) as pid:
         yield port, pid, folder / "state"
 
@@ -230,7 +228,7 @@ def nobody(folder: Path, core: int) -> Iterator[Server]:
     """Run under granian on *core* what answers like a registry and does nothing."""
     port = free_port()
     command = [sys.executable, "-m", "granian", "--interface", "wsgi", "--workers", "1"]
-    command += ["--blocking-threads", str(THREADS["granian"]), "--port", str(port)]
+    command += ["--blocking-threads", "16", "--port", str(port)]
     command.append("benchmarks.servers.nobody:app")
     with running(command, port, core, folder, {"PYTHONPATH": os.getcwd()}) as pid:
         yield port, pid, None
