@@ -2,6 +2,7 @@
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lmdb
@@ -37,6 +38,47 @@ def test_a_writer_killed_inside_its_transaction_blocks_nobody_and_leaves_nothing
         writer.send_signal(signal.SIGKILL)
         assert writer.wait(10) == -signal.SIGKILL
         assert store.update("key", count) == expected
+
+
+INTERRUPTED = """
+import random, signal, sys
+from wsgigate.store.lmdb import LmdbStore
+
+class Interrupted(Exception):
+    pass
+
+def interrupt(*_):
+    raise Interrupted
+
+def count(old, now):
+    return b"%d" % (int(old or 0) + 1), 60.0, None
+
+store = LmdbStore(sys.argv[1])
+signal.signal(signal.SIGALRM, interrupt)
+for _ in range(200):
+    store.update("key", count)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 1e-3))
+        while True:
+            store.update("key", count)
+    except Interrupted:
+        pass
+    print("interrupted", flush=True)
+    sys.stdin.read(1)
+"""
+
+
+def test_a_writer_interrupted_by_a_signal_blocks_nobody(program, folder, store):
+    writer = program(INTERRUPTED, folder)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            for _ in range(200):
+                assert writer.stdout.readline() == "interrupted\n"
+                pool.submit(store.update, "key", count).result(timeout=20)
+                writer.stdin.write(".")
+                writer.stdin.flush()
+        finally:
+            writer.kill()  # who waits for what it holds waits no more
 
 
 FOREIGN_UID = 65534

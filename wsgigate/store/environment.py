@@ -136,8 +136,8 @@ class Environment:
     def _writing(self) -> Iterator[Any]:
         """Give a transaction that may write, when it is our turn."""
         turn = self.turn
-        fcntl.flock(turn, fcntl.LOCK_EX)
         try:
+            fcntl.flock(turn, fcntl.LOCK_EX)
             with self._env.begin(write=True) as txn:
                 yield txn
         finally:

@@ -121,17 +121,15 @@ class LmdbStore:
         if len(name) > LONGEST:
             encoded(key)
         environment = self._environment or self._attach()
-        last = False
-        lock = environment.lock
-        lock.acquire()  # half of what it costs as a context manager
-        try:
+        with environment.lock:
+            last = False
             while True:
                 now = 0.0
                 try:
                     begin = environment.begin or environment.open()
                     turn = environment.turn
-                    flock(turn, LOCK_EX)
                     try:
+                        flock(turn, LOCK_EX)  # a signal's handler may raise as soon as it returns
                         txn = begin(None, None, True)
                         try:
                             # read when it is our turn: no decision goes back in time
@@ -165,8 +163,6 @@ class LmdbStore:
                     return result
                 except FAILURES as error:
                     last = _again(environment, error, now, last)
-        finally:
-            lock.release()
 
     def items(self, prefix: str) -> Iterator[tuple[str, bytes]]:
         first = position = FIRST + encoded(prefix)
