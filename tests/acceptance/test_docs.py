@@ -57,7 +57,7 @@ def bearer() -> dict[str, str]:
 def test_workers_count_together(run: Callable[[str], Served]) -> None:
     served = run("limited")
     counts = [
-        int(requests.get(served.url, timeout=5).headers["X-RateLimit-Remaining"]) for _ in range(5)
+        int(requests.get(served.url, timeout=20).headers["X-RateLimit-Remaining"]) for _ in range(5)
     ]
     assert counts == [99, 98, 97, 96, 95]
 
@@ -67,29 +67,29 @@ def test_a_gateway_around_an_app_tells_both_who_the_caller_is(
     name: str, run: Callable[[str], Served], backend: Backend
 ) -> None:
     served = run(name)
-    assert requests.get(served.url, timeout=5).text == "Still served here.\n"
-    assert requests.get(f"{served.url}/me", timeout=5).status_code == 401
-    assert requests.get(f"{served.url}/me", headers=bearer(), timeout=5).text == "You are 7.\n"
+    assert requests.get(served.url, timeout=20).text == "Still served here.\n"
+    assert requests.get(f"{served.url}/me", timeout=20).status_code == 401
+    assert requests.get(f"{served.url}/me", headers=bearer(), timeout=20).text == "You are 7.\n"
     forged = {**bearer(), "X-User-Id": "1"}
-    assert requests.get(f"{served.url}/orders/7", headers=forged, timeout=5).text == "ok"
+    assert requests.get(f"{served.url}/orders/7", headers=forged, timeout=20).text == "ok"
     assert backend.requests[-1].value("X-User-Id") == "7"
 
 
 def test_a_gateway_of_its_own(run: Callable[[str], Served], backend: Backend) -> None:
     served = run("shop")
     orders = f"{served.url}/api/orders/7"
-    assert requests.get(orders, timeout=5).status_code == 401
-    assert requests.get(orders, headers=bearer(), timeout=5).text == "ok"
+    assert requests.get(orders, timeout=20).status_code == 401
+    assert requests.get(orders, headers=bearer(), timeout=20).text == "ok"
     targets = {request.target for request in backend.requests}
     assert "/7" in targets <= {"/7", "/health"}
-    assert requests.get(f"{served.url}/_gateway/services", timeout=5).json()["count"] == 1
+    assert requests.get(f"{served.url}/_gateway/services", timeout=20).json()["count"] == 1
 
 
 @pytest.mark.parametrize("name", ["run", "gunicorn", "gevent"])
 def test_a_gateway_runs_by_either_command(name: str, run: Callable[[str], Served]) -> None:
     served = run(name)
-    assert requests.get(f"{served.url}/orders", timeout=5).text == "ok"
-    assert requests.get(f"{served.url}/_gateway/health", timeout=5).status_code == 200
+    assert requests.get(f"{served.url}/orders", timeout=20).text == "ok"
+    assert requests.get(f"{served.url}/_gateway/health", timeout=20).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_clients_of_eureka_and_consul_find_each_other_through_killed_workers(
 
 def _count(url: str) -> int:
     try:
-        count: int = requests.get(url, timeout=5).json()["count"]
+        count: int = requests.get(url, timeout=20).json()["count"]
     except requests.ConnectionError:
         return 0
     return count

@@ -133,7 +133,7 @@ def test_a_head_keeps_its_length(gateway: Any, backend: Backend) -> None:
 
 def test_a_short_response_that_is_cut_is_a_502(gateway: Any, backend: Backend) -> None:
     backend.answers = [cut(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")]
-    assert requests.get(f"{gateway.url}/svc", timeout=5).status_code == 502
+    assert requests.get(f"{gateway.url}/svc", timeout=20).status_code == 502
 
 
 def test_a_long_response_that_is_cut_is_cut_for_the_client_too(
@@ -167,7 +167,7 @@ def test_events_arrive_as_they_are_sent(gateway: Any, backend: Backend) -> None:
         return True
 
     backend.answers = [answer]
-    with requests.get(f"{gateway.url}/svc", stream=True, timeout=5) as response:
+    with requests.get(f"{gateway.url}/svc", stream=True, timeout=20) as response:
         chunks = response.iter_content(None)
         assert next(chunks) == b"data: 1\n\n"
         seen.set()
@@ -179,7 +179,7 @@ def test_a_reload_reads_the_file_again_and_a_broken_one_changes_nothing(
 ) -> None:
     def status(path: str) -> int:
         try:
-            return requests.get(f"{gateway.url}{path}", timeout=5).status_code
+            return requests.get(f"{gateway.url}{path}", timeout=20).status_code
         except requests.ConnectionError:
             return 0
 

@@ -63,27 +63,27 @@ def token() -> dict[str, str]:
 
 def test_one_middleware_around_an_app(tmp_path: Path, backend: Backend) -> None:
     with running("hello", tmp_path, backend) as url:
-        answer = requests.get(url, timeout=5)
+        answer = requests.get(url, timeout=20)
         assert answer.text == "Hello!\n"
         assert answer.headers["X-RateLimit-Limit"] == "100"
         before = int(answer.headers["X-RateLimit-Remaining"])
-        after = requests.get(url, timeout=5).headers["X-RateLimit-Remaining"]
+        after = requests.get(url, timeout=20).headers["X-RateLimit-Remaining"]
         assert int(after) == before - 1
 
 
 def test_a_gateway_around_an_app(tmp_path: Path, backend: Backend) -> None:
     with running("shop", tmp_path, backend) as url:
-        assert requests.get(url, timeout=5).text == "Still served here.\n"
-        assert requests.get(url + "/orders/7", timeout=5).status_code == 401
-        answer = requests.get(url + "/orders/7", headers=token(), timeout=5)
+        assert requests.get(url, timeout=20).text == "Still served here.\n"
+        assert requests.get(url + "/orders/7", timeout=20).status_code == 401
+        answer = requests.get(url + "/orders/7", headers=token(), timeout=20)
         assert answer.text == "ok"
         assert backend.requests[-1].target == "/orders/7"
 
 
 def test_a_gateway_of_its_own(tmp_path: Path, backend: Backend) -> None:
     with running("gateway", tmp_path, backend) as url:
-        assert requests.get(url + "/api/orders/7", timeout=5).status_code == 401
-        answer = requests.get(url + "/api/orders/7", headers=token(), timeout=5)
+        assert requests.get(url + "/api/orders/7", timeout=20).status_code == 401
+        answer = requests.get(url + "/api/orders/7", headers=token(), timeout=20)
         assert answer.text == "ok"
         targets = {request.target for request in backend.requests}
         assert targets <= {"/7", "/health"}
