@@ -37,6 +37,7 @@ GATEWAY = """
 [gateway]
 workers = 1
 threads = {threads}
+head_timeout = "5m"
 idle_timeout = "5m"
 [store]
 url = "memory:"
