@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.contenders import Contender, Setup, Start
 from benchmarks.load import drive
 from benchmarks.meter import cpu_seconds, peak_bytes
+from benchmarks.process import free_port, started
 
 __all__ = ["Bout", "fight", "free_port", "served"]
 
@@ -38,62 +34,27 @@ class Bout(NamedTuple):
     """MiB."""
 
 
-def free_port() -> int:
-    """Return a port that nobody listens at."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
-@contextmanager
 def served(
     start: Start, url: str, headers: Mapping[str, str], *, core: int, folder: Path, given: Setup
-) -> Iterator[int]:
+) -> AbstractContextManager[int]:
     """Run what *start* says on the processor *core*; yield its process id once it answers.
 
     :raises RuntimeError: It ends, or does not answer with 200 in time; tells what it wrote.
     """
-    log = folder / "server.log"
-    with log.open("wb") as errors:
-        process = subprocess.Popen(
-            ["taskset", "-c", str(core), *start.command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            env={**os.environ, **given.environment(), **start.environment},
-            cwd=folder,
-            start_new_session=True,
-        )
+    env = {**given.environment(), **start.environment}
+    return started(start.command, lambda: _amiss(url, headers), core, folder, env, quiet=True)
+
+
+def _amiss(url: str, headers: Mapping[str, str]) -> str:
     try:
-        _wait_until_up(process, url, headers, log)
-        yield process.pid
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _wait_until_up(
-    process: subprocess.Popen[bytes], url: str, headers: Mapping[str, str], log: Path
-) -> None:
-    until = time.monotonic() + 20
-    said = ""
-    while process.poll() is None and time.monotonic() < until:
-        try:
-            request = urllib.request.Request(url, headers=dict(headers))
-            with urllib.request.urlopen(request, timeout=5) as answer:
-                answer.read()
-            return
-        except urllib.error.HTTPError as error:
-            said = f"{error}\n"
+        request = urllib.request.Request(url, headers=dict(headers))
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            answer.read()
+    except OSError as error:
+        if isinstance(error, urllib.error.HTTPError):
             error.close()
-        except OSError:
-            pass
-        time.sleep(0.05)
-    raise RuntimeError(said + log.read_text(errors="replace")[-4000:])
+        return f"{url}: {error}"
+    return ""
 
 
 def fight(

@@ -12,18 +12,18 @@ import asyncio
 import http.client
 import importlib.util
 import json
-import os
 import resource
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
+
+from benchmarks import process
 
 __all__ = ["KINDS", "PERIOD", "Held", "content", "hold", "measure", "resident", "running"]
 
@@ -37,6 +37,7 @@ GATEWAY = """
 [gateway]
 workers = 1
 threads = {threads}
+head_timeout = "5m"
 idle_timeout = "5m"
 [store]
 url = "memory:"
@@ -161,42 +162,12 @@ async def hold(port: int, count: int, size: int, held: Callable[[], object]) -> 
             download.socket.close()
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
-@contextmanager
-def _started(command: list[str], port: int, folder: Path, **env: str) -> Iterator[int]:
-    with (folder / f"{port}.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd=folder,
-            env={**os.environ, "HOME": str(folder), "PYTHONPATH": str(ROOT), **env},
-        )
-    try:
-        until = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > until:
-                    told = Path(log.name).read_text(errors="replace")
-                    raise RuntimeError(f"{command} does not run:\n{told}") from None
-                time.sleep(0.05)
-        yield process.pid
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def _started(
+    command: list[str], port: int, folder: Path, **env: str
+) -> AbstractContextManager[int]:
+    env = {"HOME": str(folder), "PYTHONPATH": str(ROOT), **env}
+    python = [sys.executable, "-m"]
+    return process.running([*python, *command], port, None, folder, env, log=f"{port}.log")
 
 
 @contextmanager
@@ -208,7 +179,7 @@ def running(kind: str, folder: Path, *, most: int) -> Iterator[tuple[int, int, i
     :param most: How many downloads it is to hold.
     """
     _allow_files(4 * most + 256)
-    upstream, port = _free_port(), _free_port()
+    upstream, port = process.free_port(), process.free_port()
     file = folder / "gateway.toml"
     file.write_text(GATEWAY.format(threads=most + 8 if kind != "gevent" else 1, port=upstream))
     bind = ["--bind", f"127.0.0.1:{port}"]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shutil
 import socket
-import subprocess
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.bout import free_port
+from benchmarks.process import free_port, running
 
 __all__ = ["redis_server"]
 
@@ -26,11 +24,8 @@ def redis_server(folder: Path) -> Iterator[Callable[[], str]]:
         yield lambda: ""
         return
     port = free_port()
-    process = subprocess.Popen(
-        [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-    )
+    command = [program, "--port", str(port), "--bind", "127.0.0.1"]
+    command += ["--save", "", "--appendonly", "no"]
 
     def emptied() -> str:
         with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
@@ -39,13 +34,5 @@ def redis_server(folder: Path) -> Iterator[Callable[[], str]]:
                 raise RuntimeError("Redis cannot be emptied")
         return f"redis://127.0.0.1:{port}/0"
 
-    try:
-        for _ in range(200):
-            with suppress(OSError):
-                emptied()
-                break
-            time.sleep(0.05)
+    with running(command, port, None, folder, {}, log="redis.log"):
         yield emptied
-    finally:
-        process.terminate()
-        process.wait(10)

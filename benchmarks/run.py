@@ -22,8 +22,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import contenders, decisions, load, meter, micro, table
-from benchmarks.bout import PATH, Bout, fight, free_port, served
+from benchmarks.bout import PATH, Bout, fight, served
 from benchmarks.picture import draw
+from benchmarks.process import free_port
 from wsgigate.tokens import mint
 
 ISSUER = "bench"

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from tests.turns import Turns
 from wsgigate.errands import Errands
 
 
@@ -64,12 +65,12 @@ def test_no_more_run_and_no_more_wait_than_there_may() -> None:
 
 def test_a_thread_that_is_free_takes_the_next_work() -> None:
     errands = Errands(threads=5, name="free")
+    turns = errands._changed = Turns()
     for _ in range(3):
         done = threading.Event()
         errands.put(done.set)
         assert done.wait(10)
-        while not errands._free:
-            os.sched_yield()
+        turns.until(lambda: errands._free == 1)
     assert threads("free") == 1
     errands.close()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+from wsgigate.wsgi import close_body
+
 __all__ = ["CopiedBody"]
 
 
@@ -49,6 +51,4 @@ class CopiedBody:
 
     def close(self) -> None:
         body, self._body = self._body, ()
-        close = getattr(body, "close", None)
-        if close is not None:
-            close()
+        close_body(body)

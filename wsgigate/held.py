@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.wsgi import ExcInfo, Headers
+from wsgigate.wsgi import ExcInfo, Headers, close_body
 
 __all__ = ["Held"]
 
@@ -108,9 +108,9 @@ class Held:
         body, self._body = self._body, ()  # some servers and test clients close twice
         other, self._other = self._other, ()
         try:
-            _close(body)
+            close_body(body)
         finally:
-            _close(other)
+            close_body(other)
 
     def _begin(self) -> None:
         """Hand on the head, or start the answer that takes its place."""
@@ -139,9 +139,3 @@ class Held:
         self.begun = True
         self._head = None
         self._other = app(self._environ, self._start_response)
-
-
-def _close(body: Iterable[bytes] | None) -> None:
-    close = getattr(body, "close", None)
-    if close is not None:
-        close()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.wsgi import SHAPED, ExcInfo, Headers, without
+from wsgigate.wsgi import SHAPED, ExcInfo, Headers, close_body, without
 
 __all__ = ["FIELD", "Choose", "answer_instead", "marked", "shaped"]
 
@@ -76,7 +76,7 @@ class _Response:
         except Exception as error:
             return self._failed(error)(self._environ, self._start_response)
         if self._other is not None:
-            _close(body)
+            close_body(body)
             return self._other(self._environ, self._start_response)
         if self._began:
             return body
@@ -132,14 +132,8 @@ class _Response:
 
     def close(self) -> None:
         body, self._body = self._body, ()  # some servers and test clients close twice
-        _close(body)
+        close_body(body)
 
 
 def _drop(_data: bytes) -> None:
     """Take what the app writes of an answer that is replaced."""
-
-
-def _close(body: Iterable[bytes]) -> None:
-    close = getattr(body, "close", None)
-    if close is not None:
-        close()

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from io import BytesIO
-from typing import Any
+from typing import Any, Protocol
 
 __all__ = ["KeptBody"]
 
 
-class _Reader:
+class _Reader(Protocol):
     """What WSGI wants of ``wsgi.input`` (PEP 3333), made of two of these methods."""
 
-    def read(self, size: int = -1, /) -> bytes:
-        raise NotImplementedError
+    def read(self, size: int = -1, /) -> bytes: ...
 
-    def readline(self, size: int = -1, /) -> bytes:
-        raise NotImplementedError
+    def readline(self, size: int = -1, /) -> bytes: ...
 
     def readlines(self, hint: int = -1, /) -> list[bytes]:
         return list(self)

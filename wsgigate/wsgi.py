@@ -25,6 +25,7 @@ __all__ = [
     "address_key",
     "api_key",
     "client_address",
+    "close_body",
     "combined",
     "header",
     "observe",
@@ -91,6 +92,13 @@ class BodyTooLarge(BodyError):
     """The client's request body is longer than allowed; answered with 413."""
 
 
+def close_body(body: object) -> None:
+    """Close the body of a response that is done with, if it is one to be closed (PEP 3333)."""
+    close = getattr(body, "close", None)
+    if close is not None:
+        close()
+
+
 class Observed:
     """One response on its way out: its status, its size, and how it ended.
 
@@ -150,9 +158,7 @@ class Observed:
         if done is None:  # some servers and test clients close twice
             return
         try:
-            close = getattr(self.body, "close", None)
-            if close is not None:
-                close()
+            close_body(self.body)
         finally:
             done(self)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-_TYPES = "type.googleapis.com/envoy.extensions"
+from benchmarks.servers.envoy import TYPES, before
 
 _SAFE = "5xx,reset,connect-failure,refused-stream"
 """What a GET is tried again after."""
@@ -15,6 +15,31 @@ _UNSENT = "connect-failure,reset-before-request"
 _NORMAL = {"priority": "DEFAULT", "max_connections": 1024, "max_requests": 1024}
 _BUDGET = {"retry_budget": {"budget_percent": {"value": 20.0}, "min_retry_concurrency": 3}}
 
+_CLUSTER = {
+    "name": "items",
+    "connect_timeout": "0.5s",
+    "circuit_breakers": {"thresholds": [{**_NORMAL, **_BUDGET}]},
+    "outlier_detection": {
+        "consecutive_5xx": 5,
+        "interval": "1s",
+        "base_ejection_time": "5s",
+        "max_ejection_time": "300s",
+        "max_ejection_percent": 50,
+        "enforcing_success_rate": 0,
+        "successful_active_health_check_uneject_host": False,
+    },
+    "health_checks": [
+        {
+            "timeout": "0.5s",
+            "interval": "1s",
+            "no_traffic_interval": "1s",
+            "unhealthy_threshold": 3,
+            "healthy_threshold": 2,
+            "http_health_check": {"path": "/health"},
+        }
+    ],
+}
+
 
 def config(port: int, instances: Sequence[int]) -> dict[str, Any]:
     """Return Envoy's configuration.
@@ -22,35 +47,7 @@ def config(port: int, instances: Sequence[int]) -> dict[str, Any]:
     :param port: Where it listens.
     :param instances: The ports of the instances behind it.
     """
-    manager = {
-        "@type": f"{_TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "in",
-        "http_filters": [
-            {
-                "name": "envoy.filters.http.router",
-                "typed_config": {"@type": f"{_TYPES}.filters.http.router.v3.Router"},
-            }
-        ],
-        "route_config": {
-            "virtual_hosts": [
-                {"name": "all", "domains": ["*"], "routes": [_route("POST"), _route("GET")]}
-            ]
-        },
-    }
-    listener = {
-        "address": _address(port),
-        "filter_chains": [
-            {
-                "filters": [
-                    {
-                        "name": "envoy.filters.network.http_connection_manager",
-                        "typed_config": manager,
-                    }
-                ]
-            }
-        ],
-    }
-    return {"static_resources": {"listeners": [listener], "clusters": [_cluster(instances)]}}
+    return before(port, instances, routes=[_route("POST"), _route("GET")], cluster=_CLUSTER)
 
 
 def _route(method: str) -> dict[str, Any]:
@@ -71,7 +68,7 @@ def _route(method: str) -> dict[str, Any]:
                     {
                         "name": "envoy.retry_host_predicates.previous_hosts",
                         "typed_config": {
-                            "@type": f"{_TYPES}.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+                            "@type": f"{TYPES}.retry.host.previous_hosts.v3.PreviousHostsPredicate"
                         },
                     }
                 ],
@@ -79,42 +76,3 @@ def _route(method: str) -> dict[str, Any]:
             },
         },
     }
-
-
-def _cluster(instances: Sequence[int]) -> dict[str, Any]:
-    return {
-        "name": "items",
-        "type": "STATIC",
-        "lb_policy": "LEAST_REQUEST",
-        "connect_timeout": "0.5s",
-        "circuit_breakers": {"thresholds": [{**_NORMAL, **_BUDGET}]},
-        "outlier_detection": {
-            "consecutive_5xx": 5,
-            "interval": "1s",
-            "base_ejection_time": "5s",
-            "max_ejection_time": "300s",
-            "max_ejection_percent": 50,
-            "enforcing_success_rate": 0,
-            "successful_active_health_check_uneject_host": False,
-        },
-        "health_checks": [
-            {
-                "timeout": "0.5s",
-                "interval": "1s",
-                "no_traffic_interval": "1s",
-                "unhealthy_threshold": 3,
-                "healthy_threshold": 2,
-                "http_health_check": {"path": "/health"},
-            }
-        ],
-        "load_assignment": {
-            "cluster_name": "items",
-            "endpoints": [
-                {"lb_endpoints": [{"endpoint": {"address": _address(one)}} for one in instances]}
-            ],
-        },
-    }
-
-
-def _address(port: int) -> dict[str, Any]:
-    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-_TYPES = "type.googleapis.com/envoy.extensions"
-_HTTP = f"{_TYPES}.filters.http"
+TYPES = "type.googleapis.com/envoy.extensions"
+_HTTP = f"{TYPES}.filters.http"
 
 _LOG = {
     "name": "envoy.access_loggers.file",
     "typed_config": {
-        "@type": f"{_TYPES}.access_loggers.file.v3.FileAccessLog",
+        "@type": f"{TYPES}.access_loggers.file.v3.FileAccessLog",
         "path": "/dev/null",
         "log_format": {
             "json_format": {
@@ -47,6 +47,11 @@ _LIMIT = {
     },
 }
 
+_ROUTER = {
+    "name": "envoy.filters.http.router",
+    "typed_config": {"@type": f"{_HTTP}.router.v3.Router"},
+}
+
 
 def config(port: int, backends: Sequence[int], secret: str, issuer: str) -> dict[str, Any]:
     """Return Envoy's configuration.
@@ -56,51 +61,60 @@ def config(port: int, backends: Sequence[int], secret: str, issuer: str) -> dict
     :param secret: What tokens are signed with, by HS256.
     :param issuer: Their ``iss``, by which Envoy finds the key.
     """
-    manager = {
-        "@type": f"{_TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "in",
-        "access_log": [_LOG],
-        "http_filters": [_LIMIT, _jwt(secret, issuer), _router()],
-        "route_config": {
-            "virtual_hosts": [
-                {
-                    "name": "all",
-                    "domains": ["*"],
-                    "routes": [
-                        {"match": {"prefix": "/api/orders"}, "route": {"cluster": "orders"}}
-                    ],
-                }
-            ]
+    return before(
+        port,
+        backends,
+        routes=[{"match": {"prefix": "/api/orders"}, "route": {"cluster": "orders"}}],
+        cluster={
+            "name": "orders",
+            "connect_timeout": "2s",
+            "outlier_detection": {"consecutive_5xx": 5},
+            "circuit_breakers": {"thresholds": [{"max_connections": 1024}]},
         },
+        filters=[_LIMIT, _jwt(secret, issuer)],
+        access_log=[_LOG],
+    )
+
+
+def before(
+    port: int,
+    instances: Sequence[int],
+    *,
+    routes: Sequence[Any],
+    cluster: Mapping[str, Any],
+    filters: Sequence[Any] = (),
+    **manager: Any,
+) -> dict[str, Any]:
+    """Return the configuration of an Envoy before one cluster.
+
+    :param port: Where it listens.
+    :param instances: The ports of the cluster.
+    :param filters: What stands before the router.
+    :param manager: What else its HttpConnectionManager is told.
+    """
+    name = "envoy.filters.network.http_connection_manager"
+    typed = {
+        "@type": f"{TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "in",
+        "http_filters": [*filters, _ROUTER],
+        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
+        **manager,
     }
     listener = {
         "address": _address(port),
-        "filter_chains": [
-            {
-                "filters": [
-                    {
-                        "name": "envoy.filters.network.http_connection_manager",
-                        "typed_config": manager,
-                    }
-                ]
-            }
-        ],
+        "filter_chains": [{"filters": [{"name": name, "typed_config": typed}]}],
     }
-    cluster = {
-        "name": "orders",
+    endpoints = [{"endpoint": {"address": _address(one)}} for one in instances]
+    whole = {
         "type": "STATIC",
         "lb_policy": "LEAST_REQUEST",
-        "connect_timeout": "2s",
-        "outlier_detection": {"consecutive_5xx": 5},
-        "circuit_breakers": {"thresholds": [{"max_connections": 1024}]},
         "load_assignment": {
-            "cluster_name": "orders",
-            "endpoints": [
-                {"lb_endpoints": [{"endpoint": {"address": _address(one)}} for one in backends]}
-            ],
+            "cluster_name": cluster["name"],
+            "endpoints": [{"lb_endpoints": endpoints}],
         },
+        **cluster,
     }
-    return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
+    return {"static_resources": {"listeners": [listener], "clusters": [whole]}}
 
 
 def _jwt(secret: str, issuer: str) -> dict[str, Any]:
@@ -121,13 +135,6 @@ def _jwt(secret: str, issuer: str) -> dict[str, Any]:
             },
             "rules": [{"match": {"prefix": "/"}, "requires": {"provider_name": "bench"}}],
         },
-    }
-
-
-def _router() -> dict[str, Any]:
-    return {
-        "name": "envoy.filters.http.router",
-        "typed_config": {"@type": f"{_HTTP}.router.v3.Router"},
     }
 
 

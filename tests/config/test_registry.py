@@ -80,9 +80,8 @@ def test_it_is_beside_the_routes_and_looked_after(tmp_path: Path) -> None:
         assert "GET /_registry/discover/{service}" in listed["availableRoutes"]
         assert made.registry is not None
         thread = made.registry._sweeper._thread
-        assert thread is not None
-        assert thread.is_alive()
-    assert not thread.is_alive()
+        assert thread.alive
+    assert not thread.alive
 
 
 def test_two_gateways_of_one_file_share_it(tmp_path: Path) -> None:

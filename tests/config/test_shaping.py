@@ -457,94 +457,55 @@ ONE = services(a="http://127.0.0.1:9", b="http://127.0.0.1:9")
 
 
 @pytest.mark.parametrize(
-    ("text", "key", "words"),
+    ("lines", "key", "words"),
     [
-        (ONE + route("fallback = {}", service="a"), "fallback", "needs one of stale, service"),
+        ("fallback = {}", "fallback", "needs one of stale, service"),
         (
-            ONE + route("fallback = { service = 'b', body = 'x' }", service="a"),
+            "fallback = { service = 'b', body = 'x' }",
             "fallback",
             "service and body: one of them answers",
         ),
+        ("fallback = { service = 'bb' }", "fallback.service", 'there is no service "bb"'),
+        ("fallback = { service = 'b', status = 200 }", "fallback.status", "is for a fixed answer"),
         (
-            ONE + route("fallback = { service = 'bb' }", service="a"),
-            "fallback.service",
-            'there is no service "bb"',
-        ),
-        (
-            ONE + route("fallback = { service = 'b', status = 200 }", service="a"),
-            "fallback.status",
-            "is for a fixed answer",
-        ),
-        (
-            ONE + route("fallback = { body = '', status = 204 }", service="a"),
+            "fallback = { body = '', status = 204 }",
             "fallback.status",
             "one from 200 to 599 that has a body",
         ),
+        ("fallback = { file = 'nowhere.html' }", "fallback.file", "can not be read"),
+        ("fallback = { app = 'nowhere:app' }", "fallback.app", "nowhere"),
         (
-            ONE + route("fallback = { file = 'nowhere.html' }", service="a"),
-            "fallback.file",
-            "can not be read",
-        ),
-        (
-            ONE + route("fallback = { app = 'nowhere:app' }", service="a"),
-            "fallback.app",
-            "nowhere",
-        ),
-        (
-            ONE + route("fallback = { stale = { max_size = 1, max_answer = 2 } }", service="a"),
+            "fallback = { stale = { max_size = 1, max_answer = 2 } }",
             "fallback.stale.max_size",
             "no less than max_answer",
         ),
+        ("fallback = { stale = true, reasons = ['luck'] }", "fallback.reasons[0]", 'got "luck"'),
         (
-            ONE + route("fallback = { stale = true, reasons = ['luck'] }", service="a"),
-            "fallback.reasons[0]",
-            'got "luck"',
-        ),
-        (
-            ONE + route("services = [{ service = 'a' }]", service="b"),
+            "service = 'b'\nservices = [{ service = 'a' }]",
             "",
             "service and services: a route is served by one of them",
         ),
         (
-            ONE + route("services = [{ service = 'a' }, { service = 'a' }]", service=None),
+            "services = [{ service = 'a' }, { service = 'a' }]",
             "services[1].service",
             '"a" is in the list already',
         ),
         (
-            ONE + route("services = [{ service = 'a', weight = 0 }]", service=None),
+            "services = [{ service = 'a', weight = 0 }]",
             "services",
             "one of them needs a weight above 0",
         ),
-        (
-            ONE + route("services = [{ service = 'c' }]", service=None),
-            "services[0].service",
-            'there is no service "c"',
-        ),
-        (
-            ONE + route("split = { key = 'address' }", service="a"),
-            "split",
-            "is for a route with services",
-        ),
-        (
-            ONE + route("services = [{ service = 'a' }]", "split = { key = 'moon' }", service=None),
-            "split.key",
-            "key is one of",
-        ),
-        (
-            ONE + route("mirror = { service = 'c' }", service="a"),
-            "mirror.service",
-            'there is no service "c"',
-        ),
-        (
-            ONE + route("mirror = { service = 'b', percent = 0 }", service="a"),
-            "mirror.percent",
-            "a number above 0",
-        ),
-        (ONE + route("mirror = {}", service="a"), "mirror.service", "is missing"),
+        ("services = [{ service = 'c' }]", "services[0].service", 'there is no service "c"'),
+        ("split = { key = 'address' }", "split", "is for a route with services"),
+        ("services = [{ service = 'a' }]\nsplit = { key = 'moon' }", "split.key", "key is one of"),
+        ("mirror = { service = 'c' }", "mirror.service", 'there is no service "c"'),
+        ("mirror = { service = 'b', percent = 0 }", "mirror.percent", "a number above 0"),
+        ("mirror = {}", "mirror.service", "is missing"),
     ],
 )
-def test_what_is_wrong_with_a_route_is_told_at_its_key(text: str, key: str, words: str) -> None:
-    [(path, said)] = wrong(text)
+def test_what_is_wrong_with_a_route_is_told_at_its_key(lines: str, key: str, words: str) -> None:
+    service = None if "services" in lines else "a"
+    [(path, said)] = wrong(ONE + route(lines, service=service))
     assert path == ("routes[0]." + key).rstrip(".")
     assert words in said
 

@@ -12,6 +12,7 @@ from werkzeug.test import Client, TestResponse
 
 from tests.discovery.conftest import Clock, Fickle
 from tests.examples.lesson import TIME, difference
+from tests.turns import Turns
 from wsgigate.discovery.registry import Registry
 from wsgigate.discovery.registry_access import Access
 from wsgigate.discovery.registry_api import RegistryApi
@@ -340,9 +341,9 @@ def test_a_request_may_wait_for_a_change(served: Served) -> None:
     answers: list[TestResponse] = []
     path = f"/discover/users?wait=20&index={index}"
     thread = threading.Thread(target=lambda: answers.append(served.send("GET", path)))
+    turns = served.registry._waiting._changed = Turns()
     thread.start()
-    while not served.registry._waiting._waiting:
-        pass
+    turns.until(lambda: served.registry._waiting._waiting["users"] == 1)
     served.registry.register(Registered("users", "b", "10.0.0.2", 80))
     thread.join(10)
     assert answers[0].json
@@ -363,10 +364,10 @@ def test_no_more_wait_than_may(served: Served) -> None:
     index = served.registry.version("users")
     path = f"/discover/users?wait=25&index={index}"
     threads = [threading.Thread(target=served.send, args=("GET", path)) for _ in range(2)]
+    turns = served.registry._waiting._changed = Turns()
     for thread in threads:
         thread.start()
-    while served.registry._waiting._waiting["users"] < 2:
-        pass
+    turns.until(lambda: served.registry._waiting._waiting["users"] == 2)
     assert served.send("GET", path).status_code == 200  # at once
     assert all(thread.is_alive() for thread in threads)
     served.registry.stopping()

@@ -311,8 +311,10 @@ def test_a_thread_of_each_process_looks_after_leases(tmp_path: Path) -> None:
     registry.start()
     registry.start()  # it runs already
     try:
-        while registry.discover("users").instances:
-            version = registry.wait("users", version, 5)
+        for _ in range(12):
+            if registry.discover("users").instances:
+                version = registry.wait("users", version, 5)
+        assert not registry.discover("users").instances
     finally:
         registry.stop()
     assert not registry._sweeper._thread.alive

@@ -375,11 +375,13 @@ def test_no_request_is_lost_and_none_served_twice_whatever_is_closed_meanwhile(
 
 def test_there_are_as_many_threads_as_asked_for_from_the_start_to_the_end() -> None:
     seen: set[threading.Thread] = set()
+    begun = threading.Semaphore(0)
     work: queue.SimpleQueue[threading.Event] = queue.SimpleQueue()
 
     def one() -> None:
         event = work.get(timeout=PLENTY)
         seen.add(threading.current_thread())
+        begun.release()
         event.wait(PLENTY)
 
     threads = Threads(2, one)
@@ -390,8 +392,8 @@ def test_there_are_as_many_threads_as_asked_for_from_the_start_to_the_end() -> N
     threads.start()
     for event in events[1:3]:
         work.put(event)
-    while len(seen) < 2:
-        threading.Event().wait(0.001)
+    for _ in range(2):
+        assert begun.acquire(timeout=PLENTY)
     assert work.qsize() == 1
     assert {thread.name for thread in seen} == {"gate-worker-1", "gate-worker-2"}
     for event in events[:3]:

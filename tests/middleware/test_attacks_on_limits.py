@@ -9,6 +9,7 @@ import pytest
 from wsgigate import Authenticator, ClientAddress, ConcurrencyLimiter, Dispatcher, Limiter, Route
 from wsgigate.store.limits import KEY_BYTES
 from wsgigate.store.memory import MemoryStore
+from wsgigate.wsgi import close_body
 
 
 def hello(environ, start_response):
@@ -37,7 +38,7 @@ def ask(app, **environ):
     begun = []
     answer = app(environ, lambda status, fields, *_: begun.extend([status, dict(fields)]))
     b"".join(answer)
-    getattr(answer, "close", lambda: None)()
+    close_body(answer)
     return int(begun[0][:3]), begun[1]
 
 

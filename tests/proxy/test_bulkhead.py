@@ -24,7 +24,8 @@ from wsgigate.proxy.transport import Sessions
 from wsgigate.rules.circuit_rules import CircuitRules
 from wsgigate.rules.retry import RetryRules
 from wsgigate.testing.backend import Backend, Received, cut, reply
-from wsgigate.testing.server import Server, close, new_environ
+from wsgigate.testing.server import Server, new_environ
+from wsgigate.wsgi import close_body
 
 FULL = {
     "type": "about:blank",
@@ -160,8 +161,8 @@ def test_a_response_holds_its_place_until_its_end(
         assert next(iter(body)) == b"first"
         assert bulkhead.in_flight == 1
         assert ask(app).status_code == 503
-        close(body)  # the client has left
-        close(body)
+        close_body(body)  # the client has left
+        close_body(body)
         assert bulkhead.in_flight == 0
         gate.set()
 

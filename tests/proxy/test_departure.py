@@ -13,8 +13,8 @@ from wsgigate.proxy.departure import ClientLeft, Departures
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.testing.backend import Backend, Received, reply
-from wsgigate.testing.server import Server, close, new_environ
-from wsgigate.wsgi import REASON
+from wsgigate.testing.server import Server, new_environ
+from wsgigate.wsgi import REASON, close_body
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_the_instance_is_let_go_in_the_middle_of_its_answer(
         theirs.close()
         with pytest.raises(ClientLeft):
             next(chunks)
-        close(body)
+        close_body(body)
         backend.wait_until_closed()
 
 
@@ -153,4 +153,4 @@ def test_a_kept_connection_is_let_go_before_it_serves_another(
         departures.look()
         assert Server().serve(forwarder, new_environ()).chunks == [b"ok"]
         assert backend.connections == 1
-        close(body)
+        close_body(body)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import requests
 
+from tests.turns import Turns
 from wsgigate.proxy.connections import Connection, ConnectionPool, Limits
 from wsgigate.proxy.exchange import Deadline, exchange
 from wsgigate.proxy.faults import BrokenResponse, PoolFull
@@ -154,9 +155,7 @@ def test_a_connection_that_sent_a_large_body_is_good_for_another_request(pairs: 
     connection, reader = pool.take(0.0, 5.0), ResponseReader("POST")
 
     def instance() -> None:
-        left = len(HEAD) + BLOCK
-        while left:
-            left -= len(pairs.theirs[0].recv(left))
+        pairs.theirs[0].recv(len(HEAD) + BLOCK, socket.MSG_WAITALL)
         pairs.theirs[0].sendall(ANSWER)
 
     thread = threading.Thread(target=instance)
@@ -295,6 +294,7 @@ def test_who_waits_for_a_place_gets_a_connection_that_lives(
     """The old one was closed when its request ended, or by the instance just before it was kept,
     or a new one is wanted; else it goes on."""
     pool = pool_of(pairs, max_open=1)
+    turns = pool._freed = Turns(pool._lock)
     held = pool.take(0.0, 5.0)
     taken: list[Connection] = []
 
@@ -303,8 +303,7 @@ def test_who_waits_for_a_place_gets_a_connection_that_lives(
 
     waiter = threading.Thread(target=wait)
     waiter.start()
-    while not pool._waiting:
-        threading.Event().wait(0.001)
+    turns.until(lambda: pool._waiting)
     if leaves:
         pairs.theirs[0].close()
     held.give_back(bool(keep))

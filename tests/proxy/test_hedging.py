@@ -30,8 +30,8 @@ from wsgigate.rules.hedge import HedgeRules
 from wsgigate.rules.outlier import OutlierRules
 from wsgigate.rules.retry import RetryRules
 from wsgigate.testing.backend import Backend, Received, reply
-from wsgigate.testing.server import Server, close, new_environ
-from wsgigate.wsgi import INSTANCE
+from wsgigate.testing.server import Server, new_environ
+from wsgigate.wsgi import INSTANCE, close_body
 
 BAD = reply(b"busy", status="503 Service Unavailable")
 SOON = HedgeRules(after=0.01)
@@ -342,7 +342,7 @@ def test_the_answer_streams_and_its_connection_is_freed_at_its_end(make: Make) -
         assert environ[INSTANCE] == fast.url.removeprefix("http://")
         opened.set()
         assert next(chunks) == b"-last"
-        close(body)
+        close_body(body)
         client.pool.wait_until_idle()
 
 
@@ -398,7 +398,7 @@ def test_a_client_that_leaves_while_the_winner_streams_frees_it(sessions: Sessio
         other.wait_until_closed()
         with pytest.raises(ClientLeft):
             next(chunks)
-        close(body)
+        close_body(body)
         assert set(pool.in_flight().values()) == {0}
 
 

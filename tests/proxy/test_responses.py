@@ -15,6 +15,7 @@ from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 
 from wsgigate.proxy.response import UpstreamCut
 from wsgigate.testing.backend import Answer, Backend, Received, cut, reply
+from wsgigate.wsgi import close_body
 
 Forward = Callable[..., Client]
 
@@ -179,10 +180,6 @@ OURS = [case for case in CASES if case.own]
 BOTH = [case for case in CASES if not case.own]
 
 
-def close(chunks: object) -> None:
-    getattr(chunks, "close", lambda: None)()  # a refusal is a plain list
-
-
 def check(case: Case, backend: Backend, client: Client, ending: str) -> None:
     def farewell(connection: socket.socket, _request: Received) -> bool:
         connection.sendall(case.data)
@@ -204,7 +201,7 @@ def check(case: Case, backend: Backend, client: Client, ending: str) -> None:
     else:
         received.extend(chunks)
         assert int(status[:3]) == case.becomes
-    close(chunks)
+    close_body(chunks)
     if case.becomes != 502:
         assert b"".join(received) == case.body
         assert "evil" not in str(headers)
@@ -292,7 +289,7 @@ def test_an_answer_that_comes_byte_by_byte_is_the_same_answer(
         became: int | str = int(status[:3])
     except UpstreamCut:
         became = "cut"
-    close(chunks)
+    close_body(chunks)
     assert became == case.becomes
     if became != 502:
         assert b"".join(received) == case.body
@@ -378,7 +375,7 @@ def test_an_endless_trailer_is_cut(backend: Backend, own: Forward) -> None:
     received: list[bytes] = []
     with pytest.raises(UpstreamCut):
         received.extend(chunks)
-    close(chunks)
+    close_body(chunks)
     assert received == [b"short"]
     backend.wait_until_closed()
 

@@ -209,8 +209,9 @@ def test_what_is_sent_again_goes_by_no_other_connection_that_was_kept(backend: B
         kept[-1].sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         backend.wait_for_requests(len(kept))
         data = b""
-        while not data.endswith(b"ok"):
-            data += kept[-1].recv(1000)
+        while not data.endswith(b"ok") and (block := kept[-1].recv(1000)):
+            data += block
+        assert data.endswith(b"ok")
     for connection in kept:
         connection.give_back(True)
     assert adapter.send(request, timeout=5).content == b"new"

@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import replace
 
+from wsgigate.cli.failed import failed
 from wsgigate.cli.servers import server
 from wsgigate.config.build import Built, assemble, check_reading
 from wsgigate.config.checks import check_across
@@ -26,14 +27,14 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         serve = server(arguments.server, "run").serve
     except ValueError as error:
-        return _failed(str(error))
+        return failed(error)
     try:
         if arguments.bind is not None:
             _check_bind(arguments.bind, load(arguments.file))
     except ConfigError as error:
-        return _wrong(error)
+        return failed(error)
     except ValueError as error:
-        return _failed(f"--bind: {error}")
+        return failed(f"--bind: {error}")
     try:
         serve(
             arguments.file,
@@ -42,10 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
             threads=arguments.threads,
             reload=arguments.reload,
         )
-    except ConfigError as error:
-        return _wrong(error)
-    except ValueError as error:
-        return _failed(str(error))
+    except (ConfigError, ValueError) as error:
+        return failed(error)
     return 0
 
 
@@ -58,7 +57,7 @@ def check(arguments: argparse.Namespace) -> int:
             print(f"{path}: warning: {key}: {text}", file=sys.stderr)
         built = check_reading(reading, path)
     except ConfigError as error:
-        return _wrong(error)
+        return failed(error)
     services, count = len(built.gateway.pools), len(built.entries)
     built.gateway.close()
     for finding in _of_server(reading.config):
@@ -73,7 +72,7 @@ def routes(arguments: argparse.Namespace) -> int:
         reading = read_file(arguments.file)
         built = assemble(reading.config, path=arguments.file, errors=reading.errors)
     except ConfigError as error:
-        return _wrong(error)
+        return failed(error)
     rows = [("METHODS", "HOST", "PATH", "MIDDLEWARES", "TO")]
     rows += [("GET", "any", own.path, "-", "the gateway itself") for own in built.own]
     rows += [_row(entry, built) for entry in built.entries]
@@ -141,13 +140,3 @@ def _row(entry: Entry, built: Built) -> tuple[str, str, str, str, str]:
 
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
-
-
-def _wrong(error: ConfigError) -> int:
-    print(error, file=sys.stderr)
-    return 2
-
-
-def _failed(text: str) -> int:
-    print(f"wsgigate: {text}", file=sys.stderr)
-    return 2

@@ -6,7 +6,8 @@ import argparse
 import sys
 import time
 
-from wsgigate.config.build import assemble
+from wsgigate.cli.failed import failed
+from wsgigate.cli.shared_store import shared_store
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import load
 from wsgigate.denylist import DenyList
@@ -20,27 +21,15 @@ def deny(arguments: argparse.Namespace) -> int:
     """Deny what the arguments name in the store of the gateway's file."""
     try:
         config = load(arguments.file)
-        if config.store.url == "memory:":
-            raise ValueError(
-                f"the store of {arguments.file} is each worker's own: no command sees it"
-            )
         if (arguments.jti is not None or arguments.sub is not None) and arguments.last is None:
             raise ValueError("--last: is missing: for how long the last of these tokens is good")
         last = None if arguments.last is None else time.time() + parse_duration(arguments.last)
-        gateway = assemble(config, path=arguments.file).gateway
-        try:
-            _deny(DenyList(gateway.store), arguments, last)
-        finally:
-            gateway.close()
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except ValueError as error:
-        print(f"wsgigate: {error}", file=sys.stderr)
-        return 2
+        with shared_store(config, arguments.file) as store:
+            _deny(DenyList(store), arguments, last)
+    except (ConfigError, ValueError) as error:
+        return failed(error)
     except StoreError as error:
-        print(f"wsgigate: it may be denied or not: {error}", file=sys.stderr)
-        return 1
+        return failed(f"it may be denied or not: {error}", 1)
     return 0
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
+from wsgigate.cli.failed import failed
 from wsgigate.config.build import Built, assemble
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import read_file
@@ -31,8 +31,7 @@ def explain(arguments: argparse.Namespace) -> int:
         reading = read_file(arguments.file)
         built = assemble(reading.config, path=arguments.file, errors=reading.errors)
     except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return failed(error)
     environ = request(arguments.method.upper(), arguments.url)
     return _explained(environ, built, reading.config)
 

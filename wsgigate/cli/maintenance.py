@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 
-from wsgigate.config.build import assemble
+from wsgigate.cli.failed import failed
+from wsgigate.cli.shared_store import shared_store
 from wsgigate.config.ends import scopes_of
 from wsgigate.config.errors import ConfigError, shown
 from wsgigate.config.load import load
@@ -26,30 +26,18 @@ def maintenance(arguments: argparse.Namespace) -> int:
     try:
         config = load(arguments.file)
         scope = _scope(arguments, config)
-        if config.store.url == "memory:":
-            raise ValueError(
-                f"the store of {arguments.file} is each worker's own: no command sees it"
-            )
         lasts = None if arguments.lasts is None else parse_duration(arguments.lasts)
-        gateway = assemble(config, path=arguments.file).gateway
-        try:
-            switch = MaintenanceSwitch(gateway.store, name=policy_name(config.gateway.name))
+        with shared_store(config, arguments.file) as store:
+            switch = MaintenanceSwitch(store, name=policy_name(config.gateway.name))
             if arguments.what == "on":
                 switch.on(scope, lasts=lasts, message=arguments.message)
             elif arguments.what == "off":
                 switch.off(scope)
             _print(switch)
-        finally:
-            gateway.close()
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except ValueError as error:
-        print(f"wsgigate: {error}", file=sys.stderr)
-        return 2
+    except (ConfigError, ValueError) as error:
+        return failed(error)
     except StoreError as error:
-        print(f"wsgigate: it may be out of service or not: {error}", file=sys.stderr)
-        return 1
+        return failed(f"it may be out of service or not: {error}", 1)
     return 0
 
 

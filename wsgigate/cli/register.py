@@ -7,10 +7,10 @@ import errno
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Sequence
 
+from wsgigate.cli.failed import failed
 from wsgigate.discovery.registration import AT_MOST
 from wsgigate.discovery.registration_connect import connector
 from wsgigate.discovery.registration_entry import Entry
@@ -47,8 +47,7 @@ def register(arguments: argparse.Namespace) -> int:
         entry = _entry(arguments)
         connect = connector(entry, arguments.registry or None, ca=arguments.ca)
     except ValueError as error:
-        print(f"wsgigate: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     _log_to_stderr()
     # blocked before there is another thread, so that all of them come to the loop, in turn
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who ignores it has no children to wait for
@@ -63,8 +62,8 @@ def register(arguments: argparse.Namespace) -> int:
         )
     except OSError as error:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        print(f"wsgigate: {command[0]}: {error.strerror}", file=sys.stderr)
-        return 127 if error.errno == errno.ENOENT else 126
+        code = 127 if error.errno == errno.ENOENT else 126
+        return failed(f"{command[0]}: {error.strerror}", code)
     keeper = Keeper(connect, wanted=Wanted.STARTING)
     keeper.start()
     try:

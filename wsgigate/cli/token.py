@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from wsgigate.cli.failed import failed
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import load
 from wsgigate.config.model import Config
@@ -37,12 +37,8 @@ def token(arguments: argparse.Namespace) -> int:
             parse_duration(arguments.expires),
             **{**signing.claims, **_claims(arguments.claim)},
         )
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except ValueError as error:
-        print(f"wsgigate: {error}", file=sys.stderr)
-        return 2
+    except (ConfigError, ValueError) as error:
+        return failed(error)
     print(minted)
     return 0
 

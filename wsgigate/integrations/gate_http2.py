@@ -32,6 +32,7 @@ from gunicorn.http2.response import HTTP2Response
 from gunicorn.http2.stream import StreamState
 
 from wsgigate.integrations.gate_linger import LingeringWorker
+from wsgigate.wsgi import close_body
 
 __all__ = ["Http2Client", "Http2Worker"]
 
@@ -228,8 +229,7 @@ class Http2Worker(LingeringWorker):
                     response.write(item)
                 response.close()
             finally:
-                if hasattr(body, "close"):
-                    body.close()
+                close_body(body)
         finally:
             try:
                 self.cfg.post_request(self, req, environ, response)

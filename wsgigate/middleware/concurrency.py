@@ -18,7 +18,7 @@ from wsgigate.rules.concurrency import ID_BYTES, Concurrency
 from wsgigate.rules.quota import Verdict
 from wsgigate.store import Store, StoreError
 from wsgigate.store.opened import OpenedStore
-from wsgigate.wsgi import REASON, client_address
+from wsgigate.wsgi import REASON, client_address, close_body
 
 __all__ = ["ConcurrencyLimiter"]
 
@@ -225,10 +225,8 @@ class _Response:
 
     def close(self) -> None:
         try:
-            close = getattr(self._body, "close", None)
-            self._body = ()
-            if close is not None:
-                close()
+            body, self._body = self._body, ()
+            close_body(body)
         finally:
             self._limiter._release(self._lease)
 

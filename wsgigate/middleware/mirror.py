@@ -14,7 +14,16 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgigate.errands import Errands
 from wsgigate.kept_body import KeptBody
 from wsgigate.store.forking import rest_at_fork
-from wsgigate.wsgi import CLAIMS, CLIENT, PARAMS, PEER_TRUSTED, REQUEST_ID, ROUTE, TARGET
+from wsgigate.wsgi import (
+    CLAIMS,
+    CLIENT,
+    PARAMS,
+    PEER_TRUSTED,
+    REQUEST_ID,
+    ROUTE,
+    TARGET,
+    close_body,
+)
 
 __all__ = ["Mirror"]
 
@@ -190,9 +199,7 @@ class Mirror:
                     if left < 0 or self._clock() >= until:
                         break
             finally:
-                close = getattr(answer, "close", None)
-                if close is not None:
-                    close()
+                close_body(answer)
         except Exception as error:
             self._complain(error)
             return

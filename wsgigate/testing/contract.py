@@ -18,9 +18,9 @@ from wsgigate.testing.server import (
     Make,
     Server,
     answers,
-    close,
     new_environ,
 )
+from wsgigate.wsgi import close_body
 
 __all__ = ["check_middleware"]
 
@@ -83,7 +83,7 @@ def _reads_no_further_than_asked(make: Make) -> None:
     for count, chunk in enumerate((b"1", b"2", b"3"), 1):
         assert next(iterator) == chunk, "the chunks were merged or reordered"
         assert len(taken) == count, f"{len(taken)} chunks were taken to hand on {count}"
-    close(result)
+    close_body(result)
 
 
 def _answers_head(make: Make) -> None:
@@ -207,7 +207,7 @@ def _returns_the_iterable(make: Make) -> None:
     for body in (list(CHUNKS), Body(), FileWrapper(io.BytesIO(b"file"))):
         result = make(answers(body))(new_environ(), Server().start_response)
         assert result is body, f"the app's own {type(body).__name__} was not returned"
-        close(result)
+        close_body(result)
 
 
 _CHECKS: tuple[Callable[[Make], None], ...] = (

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.testing.server import FIELDS, Body, Boom, Make, Server, answers, close, new_environ
+from wsgigate.testing.server import FIELDS, Body, Boom, Make, Server, answers, new_environ
+from wsgigate.wsgi import close_body
 
 __all__ = ["ENDINGS"]
 
@@ -117,10 +118,10 @@ def _closes_what_was_never_iterated(make: Make) -> None:
     """The iterable is closed though never iterated, and once though the server closes twice."""
     body = Body()
     result = make(answers(body))(new_environ(), Server().start_response)
-    close(result)
+    close_body(result)
     assert body.closed == 1, f"never iterated, the app's iterable was closed {body.closed} times"
     if result is not body:
-        close(result)
+        close_body(result)
         assert body.closed == 1, "the second close() was passed on"
 
 
@@ -130,7 +131,7 @@ def _closes_what_was_left(make: Make) -> None:
     result = make(answers(body))(new_environ(), Server().start_response)
     iterator = iter(result)
     next(iterator)
-    close(result)
+    close_body(result)
     del iterator, result
     assert body.closed == 1, f"left half-way, the app's iterable was closed {body.closed} times"
 

@@ -8,11 +8,11 @@ from typing import TypeAlias
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgiref.util import setup_testing_defaults
 
-from wsgigate.wsgi import ExcInfo, Headers
+from wsgigate.wsgi import ExcInfo, Headers, close_body
 
 Make: TypeAlias = Callable[[WSGIApplication], WSGIApplication]
 
-__all__ = ["CHUNKS", "FIELDS", "Body", "Boom", "Make", "Server", "answers", "close", "new_environ"]
+__all__ = ["CHUNKS", "FIELDS", "Body", "Boom", "Make", "Server", "answers", "new_environ"]
 
 FIELDS: Headers = [
     ("Content-Type", "text/plain; charset=utf-8"),
@@ -74,7 +74,7 @@ class Server:
                 self.chunks.append(chunk)
             assert self.status, "start_response was never called"
         finally:
-            close(body)
+            close_body(body)
         return self
 
 
@@ -98,9 +98,3 @@ def answers(body: Iterable[bytes]) -> WSGIApplication:
         return body
 
     return app
-
-
-def close(body: object) -> None:
-    close = getattr(body, "close", None)
-    if close is not None:
-        close()

@@ -128,11 +128,7 @@ class DnsAddresses:
         """Return an instance for each address, until their TTL is over."""
         self._resolver.begin()
         answers = _addresses(self._resolver, self._host)
-        made = [
-            instance_of(self._scheme, record.address, self._port)
-            for answer in answers
-            for record in answer.records
-        ]
+        made = _instances(answers, self._scheme, self._port)
         return Found(distinct(made), _again(answers), trouble=self._resolver.trouble)
 
 
@@ -188,11 +184,7 @@ class DnsService:
             return [instance_of(self._scheme, host, record.port, weight, tier)]
         found = _addresses(self._resolver, target)
         answers += found
-        return [
-            instance_of(self._scheme, each.address, record.port, weight, tier)
-            for one in found
-            for each in one.records
-        ]
+        return _instances(found, self._scheme, record.port, weight, tier)
 
 
 def _server(text: str) -> tuple[str, int]:
@@ -219,6 +211,16 @@ def _addresses(resolver: Resolver, host: str) -> list[_Answer]:
     if errors and not any(answer.records for answer in answers):
         raise errors[0]
     return answers
+
+
+def _instances(
+    answers: Sequence[_Answer], scheme: str, port: int, weight: int = 1, tier: int = 0
+) -> list[Instance]:
+    return [
+        instance_of(scheme, record.address, port, weight, tier)
+        for answer in answers
+        for record in answer.records
+    ]
 
 
 def _again(answers: Sequence[_Answer]) -> float:

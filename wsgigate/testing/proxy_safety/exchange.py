@@ -10,7 +10,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from wsgiref.types import WSGIApplication, WSGIEnvironment
 
 from wsgigate.testing.backend import Backend, Received
-from wsgigate.wsgi import ExcInfo, Headers, environ_key
+from wsgigate.wsgi import ExcInfo, Headers, close_body, environ_key
 
 __all__ = ["Answer", "Exchange"]
 
@@ -82,9 +82,7 @@ class Answer:
 
     def close(self) -> None:
         """Close the iterable, as a server does when the client has left."""
-        close = getattr(self._iterable, "close", None)
-        if close is not None:
-            close()
+        close_body(self._iterable)
 
     def values(self, name: str) -> list[str]:
         """Return the values of every field of that name, in order."""
