@@ -12,9 +12,9 @@ from typing import NamedTuple
 from benchmarks.contenders import Contender, Setup, Start
 from benchmarks.load import drive
 from benchmarks.meter import cpu_seconds, peak_bytes
-from benchmarks.process import free_port, started
+from benchmarks.process import started
 
-__all__ = ["Bout", "fight", "free_port", "served"]
+__all__ = ["Bout", "fight", "served"]
 
 PATH = "/api/orders/7"
 WARM_UP = 1.0

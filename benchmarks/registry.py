@@ -33,8 +33,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from benchmarks import meter
-from benchmarks.bout import free_port
-from benchmarks.process import running
+from benchmarks.process import free_port, running
 from benchmarks.requester import Requester, percentile
 
 __all__ = ["Figures", "main", "measure"]

@@ -223,6 +223,18 @@ def test_a_connection_that_is_cut_ends_for_who_reads_it(pair: Pair) -> None:
     connection.cut()
 
 
+def test_a_client_that_has_sent_what_nobody_read_yet_is_not_cut(pair: Pair) -> None:
+    ours, theirs = pair
+    connection = connection_of(ours, None)
+    theirs.sendall(b"x")
+    connection.cut_if_silent()
+    assert ours.recv(1) == b"x"
+    connection.cut_if_silent()
+    assert (ours.recv(1), theirs.recv(1)) == (b"", b"")
+    ours.close()
+    connection.cut_if_silent()
+
+
 @pytest.mark.parametrize(("abandoned", "lingering"), [(False, 1), (True, 0)])
 def test_an_abandoned_connection_is_closed_at_once(
     pair: Pair, abandoned: bool, lingering: int

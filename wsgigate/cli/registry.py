@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from wsgigate.cli.failed import failed
 from wsgigate.cli.servers import server
 from wsgigate.config.build import check_reading
 from wsgigate.config.checks import check_across
@@ -36,7 +37,7 @@ def registry(arguments: argparse.Namespace) -> int:
     try:
         serve_config = server(arguments.server, "registry").serve_config
     except ValueError as error:
-        return _failed(str(error))
+        return failed(error)
     try:
         config = config_of(arguments, os.environ)
     except ConfigError as error:
@@ -45,7 +46,7 @@ def registry(arguments: argparse.Namespace) -> int:
             print(f"wsgigate: {flag}: {text}", file=sys.stderr)
         return 2
     except ValueError as error:
-        return _failed(str(error))
+        return failed(error)
     serve_config(config)
     return 0
 
@@ -106,8 +107,3 @@ def _tokens(given: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
 
 def _is_below(key: str, name: str) -> bool:
     return key == name or key.startswith((name + ".", name + "["))
-
-
-def _failed(text: str) -> int:
-    print(f"wsgigate: {text}", file=sys.stderr)
-    return 2

@@ -262,7 +262,7 @@ class GateWorker(BootingWorker):
         self.end_lingering(now)
         for connection, until in self._heads.copy().items():
             if until < now:
-                connection.cut()
+                connection.cut_if_silent()
 
     def _cap_keepalive(self, deadline: float) -> None:
         super()._cap_keepalive(deadline)  # called once, when the worker begins to stop
