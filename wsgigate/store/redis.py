@@ -15,11 +15,11 @@ from wsgigate.rules.together import Together
 from wsgigate.store import StoreError, update
 from wsgigate.store.forking import rest_at_fork
 from wsgigate.store.limits import check_value, encoded
-from wsgigate.store.redis_connections import Refusal, command
 from wsgigate.store.redis_quotas import Prepared, prepared, verdicts_of
 from wsgigate.store.redis_scripts import GET, SWAP, Script
 from wsgigate.store.redis_servers import Ask, Servers, servers_of
 from wsgigate.store.redis_url import read_url
+from wsgigate.store.redis_wire import Refusal, command
 
 __all__ = ["RedisStore"]
 
@@ -102,7 +102,10 @@ class RedisStore:
             for quota in ready.quotas:
                 quota.check_cost(cost)
         name = self._prefix + encoded(key)
-        answer = self._run(ready.script, name, moment, b"%d" % cost, *ready.arguments)
+        answer = self._ready().ask(name, ready.known(name, cost, moment))
+        if answer.__class__ is Refusal:
+            arguments = (moment, b"%d" % cost, *ready.arguments)
+            answer = self._told(answer, ready.script, name, *arguments)
         return verdicts_of(ready.limits, answer)
 
     def items(self, prefix: str) -> Iterator[tuple[str, bytes]]:
@@ -157,10 +160,16 @@ class RedisStore:
         return servers
 
     def _run(self, script: Script, name: bytes, *arguments: bytes) -> Any:
-        servers = self._ready()
-        answer = servers.ask(name, script.known(name, *arguments))
-        if answer.__class__ is Refusal and answer.code == "NOSCRIPT":
-            answer = servers.ask(name, script.whole(name, *arguments))
+        answer = self._ready().ask(name, script.known(name, *arguments))
+        if answer.__class__ is Refusal:
+            answer = self._told(answer, script, name, *arguments)
+        return answer
+
+    def _told(self, refusal: Refusal, script: Script, name: bytes, *arguments: bytes) -> Any:
+        """Return the answer of a server that is told *script*, if all it said is to lack that."""
+        answer: Any = refusal
+        if refusal.code == "NOSCRIPT":
+            answer = self._ready().ask(name, script.whole(name, *arguments))
         if answer.__class__ is Refusal:
             raise self._refused(answer)
         return answer

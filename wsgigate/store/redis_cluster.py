@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 from redis.crc import key_slot
 
 from wsgigate.store import StoreError
-from wsgigate.store.redis_connections import Connections, Refusal, Unreachable, command
+from wsgigate.store.redis_connections import Connections, Unreachable
 from wsgigate.store.redis_servers import Ask, connect_to, fit
 from wsgigate.store.redis_url import Address, Place
 from wsgigate.store.redis_watch import Watch
+from wsgigate.store.redis_wire import Refusal, command
 
 __all__ = ["Cluster"]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import threading
-from typing import Any
+import time
+from typing import Any, NamedTuple
 
 from redis.backoff import NoBackoff
 from redis.connection import (
     AbstractConnection,
     Connection,
-    DefaultParser,
     SSLConnection,
     UnixDomainSocketConnection,
 )
@@ -18,31 +18,39 @@ from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
 from wsgigate.store import StoreError
+from wsgigate.store.redis_socket import Wire
+from wsgigate.store.redis_wire import Refusal
 
-__all__ = ["Connections", "Refusal", "Unreachable", "command"]
+__all__ = ["Connections", "Unreachable"]
 
 
 class Unreachable(Exception):
     """The server was not reached, did not answer in time, or not in its protocol."""
 
 
-class Refusal:
-    """An error that the server answered with.
+class _Parser:
+    """Reads for redis-py while it opens a connection, and has the socket for us afterwards.
 
-    :ivar code: Its first word: ``NOSCRIPT``, ``OOM`` and so on.
+    That way, errors are as the server wrote them, whichever version of redis-py this is and
+    whether hiredis is there or not.
     """
 
-    __slots__ = ("code", "text")
+    wire: Wire | None = None
 
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.code = text.partition(" ")[0]
+    def on_connect(self, connection: Any) -> None:
+        self.wire = Wire(connection._sock)
 
+    def on_disconnect(self) -> None:
+        self.wire = None
 
-class _Parser(DefaultParser):  # type: ignore[misc]
-    """Leaves every error as the server wrote it, whichever version of redis-py this is."""
+    def can_read(self, timeout: float = 0) -> bool:
+        return self.wire is not None and self.wire.spoilt()
 
-    EXCEPTION_CLASSES: dict[str, Any] = {}  # noqa: RUF012
+    def read_response(self, disable_decoding: bool = False, **settings: Any) -> Any:
+        if self.wire is None:
+            raise ConnectionError("Connection closed.")
+        answer = self.wire.read()
+        return ResponseError(answer.text) if isinstance(answer, Refusal) else answer
 
 
 # what redis-py would tell the server about itself, in two more round trips at every connection
@@ -53,12 +61,11 @@ _MODEST = (
 )
 
 
-def command(*parts: bytes) -> bytes:
-    """Return a command as it is sent."""
-    packed = [b"*%d\r\n" % len(parts)]
-    for part in parts:
-        packed.append(b"$%d\r\n%b\r\n" % (len(part), part))
-    return b"".join(packed)
+class _Line(NamedTuple):
+    """A connection as redis-py opened it, and what goes over it."""
+
+    connection: AbstractConnection
+    wire: Wire
 
 
 class Connections:
@@ -96,11 +103,13 @@ class Connections:
                 UnixDomainSocketConnection,
                 {"path": host},
             )
-        self._settings = {**_MODEST, **where, **settings, "protocol": 2, "parser_class": _Parser}
+        self._settings = {**_MODEST, **where, **settings, "protocol": 2}
         self._wait = wait
         self._most = most
-        self._slots = threading.Semaphore(most)
-        self._free: list[Any] = []
+        self._free: list[_Line] = []  # the last used last; one step takes from it or adds to it
+        self._open = 0  # how many there are, those in use too
+        self._waiting = 0
+        self._changed = threading.Condition()  # for the two numbers above
         self._closed = False
 
     def exchange(self, packed: bytes, answers: int = 1) -> list[Any]:
@@ -109,63 +118,91 @@ class Connections:
         :raises Unreachable: It can not be said whether the commands were carried out.
         :raises StoreError: No connection came free in time; nothing was sent.
         """
-        if not self._slots.acquire(timeout=self._wait):
-            raise StoreError(
-                f"all {self._most} connections to {self.shown} were in use for {self._wait:g} s"
-            )
         try:
-            connection = self._connected()
-            try:
-                connection.send_packed_command([packed], check_health=False)
-                got = [_answer(connection) for _ in range(answers)]
-            except BaseException:
-                connection.disconnect()
-                raise
-            if self._closed:
-                connection.disconnect()
-            else:
-                self._free.append(connection)
+            line: _Line | None = self._free.pop()
+        except IndexError:
+            line = self._awaited()
+        kept = None
+        try:
+            if line is None or line.wire.spoilt():
+                line = self._opened(line)
+            got = line.wire.ask(packed, answers)
+            kept = line
             return got
         except (RedisError, OSError, ValueError) as error:
             raise Unreachable(self._told(error)) from error
         finally:
-            self._slots.release()
+            if kept is None:
+                self._drop(line)
+            else:
+                self._free.append(kept)
+                if self._waiting:
+                    with self._changed:
+                        self._changed.notify()
+                if self._closed:
+                    self.close()
 
     def close(self) -> None:
         """Close what is not in use; what is, is closed after use."""
         self._closed = True
         while self._free:
             try:
-                self._free.pop().disconnect()
+                line = self._free.pop()
             except IndexError:
                 break  # another thread took the last one
+            self._drop(line)
+
+    def _awaited(self) -> _Line | None:
+        """Return what comes free in time; None where one more may be opened."""
+        until = time.monotonic() + self._wait
+        with self._changed:
+            self._waiting += 1  # before it looks: who gives back looks at this afterwards
+            try:
+                while True:
+                    try:
+                        return self._free.pop()
+                    except IndexError:
+                        pass
+                    if self._open < self._most:
+                        self._open += 1
+                        return None
+                    left = until - time.monotonic()
+                    if left <= 0:
+                        break
+                    self._changed.wait(left)
+            finally:
+                self._waiting -= 1
+        raise StoreError(
+            f"all {self._most} connections to {self.shown} were in use for {self._wait:g} s"
+        )
+
+    def _opened(self, spoilt: _Line | None) -> _Line:
+        """Return a new connection, in the place of the one that is *spoilt*."""
+        if spoilt is not None:
+            spoilt.connection.disconnect()
+        parser = _Parser()
+        connection = self._kind(
+            **self._settings, parser_class=lambda **_: parser, retry=Retry(NoBackoff(), 0)
+        )
+        try:
+            connection.connect()
+            if parser.wire is None:
+                raise ConnectionError("Connection closed.")
+            return _Line(connection, parser.wire)
+        except BaseException:
+            connection.disconnect()
+            raise
+
+    def _drop(self, line: _Line | None) -> None:
+        """Close *line*, or give up to open it: another one may be opened in its place."""
+        try:
+            if line is not None:
+                line.connection.disconnect()
+        finally:
+            with self._changed:
+                self._open -= 1
+                self._changed.notify()
 
     def _told(self, error: Exception) -> str:
         text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         return text if self.shown in text else f"{self.shown}: {text}"
-
-    def _connected(self) -> Any:
-        try:
-            connection = self._free.pop()
-        except IndexError:
-            connection = self._kind(**self._settings, retry=Retry(NoBackoff(), 0))
-        else:
-            try:
-                doubtful = connection.can_read(0)
-            except (RedisError, OSError):
-                doubtful = True  # the server has closed it
-            if doubtful:
-                connection.disconnect()
-        try:
-            connection.connect()
-        except BaseException:
-            connection.disconnect()
-            raise
-        return connection
-
-
-def _answer(connection: Any) -> Any:
-    try:
-        return connection.read_response(disable_decoding=True)
-    except ResponseError as error:
-        return Refusal(str(error))

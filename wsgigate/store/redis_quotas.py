@@ -15,17 +15,34 @@ from wsgigate.rules.algorithms import (
 from wsgigate.rules.quota import Quota, Verdict
 from wsgigate.rules.together import tag_of
 from wsgigate.store.redis_scripts import Script, take_script
+from wsgigate.store.redis_wire import packed
 
 __all__ = ["Prepared", "prepared", "verdicts_of"]
 
 
 class Prepared(NamedTuple):
-    """Algorithms as arguments of the script."""
+    """Algorithms as arguments of the script, and all of the command but what differs each time."""
 
     script: Script
     arguments: tuple[bytes, ...]
     limits: tuple[int, ...]
     quotas: tuple[Quota, ...]
+    begins: bytes
+    """The command, where the script is known, until it says how long the key is."""
+    ends: bytes
+    """What comes after the cost."""
+    one: bytes
+    """What comes after the key for a request that counts as one, at the server's time."""
+
+    def known(self, key: bytes, cost: int, moment: bytes) -> bytes:
+        """Return the command that decides where the script is known.
+
+        :param moment: A number of microseconds; empty: the server's time.
+        """
+        if cost == 1 and not moment:
+            return b"%b%d\r\n%b\r\n%b" % (self.begins, len(key), key, self.one)
+        differs = packed(key, moment, b"%d" % cost)
+        return b"%b%b%b" % (self.begins, differs[1:], self.ends)
 
 
 @lru_cache(maxsize=1024)
@@ -56,11 +73,24 @@ def prepared(algorithms: tuple[Algorithm, ...]) -> Prepared | None:
         raise ValueError("two of the quotas are the same")
     quotas = tuple(one.quota for one in algorithms)
     script = take_script(frozenset(one.name for one in algorithms), len(algorithms) > 1)
-    return Prepared(script, tuple(arguments), tuple(quota.limit for quota in quotas), quotas)
+    begins, ends = script.known(b"", b"", b"", *arguments).split(packed(b"", b"", b""))
+    return Prepared(
+        script,
+        tuple(arguments),
+        tuple(quota.limit for quota in quotas),
+        quotas,
+        begins + b"$",
+        ends,
+        packed(b"", b"1") + ends,
+    )
 
 
 def verdicts_of(limits: Sequence[int], answer: list[int]) -> tuple[tuple[Verdict, ...], float]:
     """Return each quota's verdict, and the store's time, out of the script's *answer*."""
+    if len(limits) == 1:
+        moment, allowed, remaining, reset, retry = answer
+        one = Verdict(allowed == 1, limits[0], remaining, reset / 1_000_000, retry / 1_000_000)
+        return (one,), moment / 1_000_000
     verdicts = []
     for place, limit in enumerate(limits):
         allowed, remaining, reset, retry = answer[4 * place + 1 : 4 * place + 5]

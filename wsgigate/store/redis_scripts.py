@@ -10,7 +10,7 @@ from functools import lru_cache
 from hashlib import sha1
 
 from wsgigate.store.redis_algorithms import LUA
-from wsgigate.store.redis_connections import command
+from wsgigate.store.redis_wire import command
 
 __all__ = ["GET", "SWAP", "Script", "take_script"]
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from wsgigate.store import StoreError
-from wsgigate.store.redis_connections import Connections, Refusal, Unreachable, command
+from wsgigate.store.redis_connections import Connections, Unreachable
 from wsgigate.store.redis_url import Place
 from wsgigate.store.redis_watch import Watch
+from wsgigate.store.redis_wire import Refusal, command
 
 __all__ = ["Ask", "Sentinels", "Servers", "Single", "connect_to", "fit"]
 

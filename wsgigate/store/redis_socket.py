@@ -1,0 +1,130 @@
+"""Questions and answers over one open connection to a Redis, each step within its time.
+
+Only names that gevent's monkey patching replaces are used (``socket``, ``ssl``, ``select.poll``),
+and looked up when they are needed.
+"""
+
+from __future__ import annotations
+
+import _socket
+import math
+import select
+import socket
+import ssl
+import struct
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from wsgigate.store.redis_wire import Answers, integers
+
+__all__ = ["Wire"]
+
+_TIMEVAL = struct.Struct("ll")
+
+SHORT, LONG = 4096, 65536
+"""How many bytes are asked for at once: of an answer's beginning, which is most often all of it,
+and of the rest."""
+
+
+class Wire:
+    """An open socket, for one exchange at a time; whoever gets an error from it closes it.
+
+    :param sock: With the timeout that each step has, and with nothing unread.
+    """
+
+    __slots__ = ("_kernel", "_poll", "_recv", "_send", "_sock", "_timeout")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._timeout = sock.gettimeout()
+        # With a timeout of Python's own each operation is two system calls, and twice gives up the
+        # interpreter to other threads. gevent's sockets and TLS have no other.
+        self._kernel = isinstance(sock, _socket.socket) and not isinstance(sock, ssl.SSLSocket)
+        self._recv: Callable[[int], bytes] = sock.recv
+        self._send: Callable[[bytes], int] = partial(_send_all, sock)
+        if self._kernel:
+            self._send = sock.send
+            self._poll = select.poll()
+            self._poll.register(sock, select.POLLIN)
+            if self._timeout is not None:
+                value = _timeval(self._timeout)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+                sock.settimeout(None)
+
+    def ask(self, packed: bytes, expected: int) -> list[Any]:
+        """Send *packed* commands and return so many answers as are *expected*.
+
+        :raises OSError: They are not to be had, or not in time.
+        :raises Malformed: What came is not they, or is more than they.
+        """
+        try:
+            sent = self._send(packed)
+            if sent != len(packed):
+                self._send_rest(packed[sent:])
+        except (BlockingIOError, TimeoutError):
+            raise TimeoutError("Timeout writing to socket") from None
+        data = self._part(SHORT)
+        if expected == 1:
+            numbers = integers(data)
+            if numbers is not None:
+                return [numbers]
+        return self._rest(expected, data)
+
+    def read(self) -> Any:
+        """Return the next answer; whoever uses this has sent the command by himself."""
+        return self._rest(1, self._part(SHORT))[0]
+
+    def spoilt(self) -> bool:
+        """Return whether anything came in that nobody asked for, or the end."""
+        if self._kernel:
+            return bool(self._poll.poll(0))
+        sock = self._sock
+        try:
+            sock.settimeout(0)
+            try:
+                sock.recv(1)
+            finally:
+                sock.settimeout(self._timeout)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False  # nothing; or in TLS, what is not for us, such as a ticket
+        except OSError:
+            pass
+        return True
+
+    def _rest(self, expected: int, data: bytes) -> list[Any]:
+        answers = Answers(expected)
+        while not answers.feed(data):
+            data = self._part(LONG)
+        return answers.got
+
+    def _part(self, size: int) -> bytes:
+        try:
+            data = self._recv(size)
+        except (BlockingIOError, TimeoutError):
+            raise TimeoutError("Timeout reading from socket") from None
+        if not data:
+            raise ConnectionError("Connection closed by server.")
+        return data
+
+    def _send_rest(self, rest: bytes) -> None:
+        """Send what was not taken at once: in all of the timeout, not in as much for each part."""
+        until = math.inf if self._timeout is None else time.monotonic() + self._timeout
+        view = memoryview(rest)
+        while view:
+            if time.monotonic() >= until:
+                raise TimeoutError
+            view = view[self._sock.send(view) :]
+
+
+def _send_all(sock: socket.socket, packed: bytes) -> int:
+    sock.sendall(packed)
+    return len(packed)
+
+
+def _timeval(seconds: float) -> bytes:
+    """Return *seconds* as the system takes them; rounded up, since none at all is for ever."""
+    whole, micros = divmod(max(1, math.ceil(seconds * 1e6)), 1_000_000)
+    return _TIMEVAL.pack(whole, micros)
