@@ -12,7 +12,6 @@ import select
 import socket
 import ssl
 import struct
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -45,14 +44,14 @@ class Wire:
         self._recv: Callable[[int], bytes] = sock.recv
         self._send: Callable[[bytes], int] = partial(_send_all, sock)
         if self._kernel:
-            self._send = sock.send
             self._poll = select.poll()
             self._poll.register(sock, select.POLLIN)
-            if self._timeout is not None:
-                value = _timeval(self._timeout)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
-                sock.settimeout(None)
+        if self._kernel and self._timeout is not None:
+            value = _timeval(self._timeout)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+            sock.settimeout(None)
+            self._send = sock.send  # once: each further part would have a timeout of its own
 
     def ask(self, packed: bytes, expected: int) -> list[Any]:
         """Send *packed* commands and return so many answers as are *expected*.
@@ -61,9 +60,8 @@ class Wire:
         :raises Malformed: What came is not they, or is more than they.
         """
         try:
-            sent = self._send(packed)
-            if sent != len(packed):
-                self._send_rest(packed[sent:])
+            if self._send(packed) != len(packed):
+                raise TimeoutError  # it came in the middle
         except (BlockingIOError, TimeoutError):
             raise TimeoutError("Timeout writing to socket") from None
         data = self._part(SHORT)
@@ -108,15 +106,6 @@ class Wire:
         if not data:
             raise ConnectionError("Connection closed by server.")
         return data
-
-    def _send_rest(self, rest: bytes) -> None:
-        """Send what was not taken at once: in all of the timeout, not in as much for each part."""
-        until = math.inf if self._timeout is None else time.monotonic() + self._timeout
-        view = memoryview(rest)
-        while view:
-            if time.monotonic() >= until:
-                raise TimeoutError
-            view = view[self._sock.send(view) :]
 
 
 def _send_all(sock: socket.socket, packed: bytes) -> int:
