@@ -329,3 +329,38 @@ def test_tls_is_spoken_and_the_certificate_checked(start, connect, certificate):
     with pytest.raises(StoreError, match=r"(?i)certificate.verify.failed|refused"):
         connect(f"{elsewhere}&ssl_ca_certs={file}").get("key")
     assert connect(f"{address}&ssl_cert_reqs=none").get("key")[0] is None
+
+
+def test_a_connection_with_tls_is_kept_and_no_worse_than_another(start, connect, certificate):
+    """Tickets for the next session, which TLS 1.3 sends unasked, are nothing to be afraid of."""
+    key, file = certificate
+    server = start(
+        *("--tls-auth-clients", "no", "--tls-ca-cert-file", str(file)),
+        *("--tls-cert-file", str(file), "--tls-key-file", str(key)),
+        tls=True,
+    )
+    settings = f"ssl_ca_certs={file}&socket_timeout=0.5&socket_connect_timeout=10"
+    store = connect(f"rediss://127.0.0.1:{server.port}/0?{settings}")
+
+    def line():
+        [one] = store._ready()._connections._free
+        return one
+
+    assert store.swap("key", None, bytes(range(256)) * 200, 60)
+    first = line()
+    assert first.connection._sock.version() == "TLSv1.3"
+    for _ in range(5):
+        assert store.get("key")[0] == bytes(range(256)) * 200
+        assert store.take("quota", [COUNT], 0)[0][0].remaining == 100
+        assert line() is first
+    server.pause()
+    try:
+        with pytest.raises(StoreError, match="Timeout reading from socket"):
+            store.get("key")
+    finally:
+        server.resume()
+    assert store.get("key")[0]
+    assert line() is not first
+    server.stop()
+    server.start()
+    assert store.get("key")[0] is None, "its end was seen before it was used"
