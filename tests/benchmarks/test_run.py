@@ -115,6 +115,26 @@ def test_decisions_are_told_of_every_store_at_hand_and_exact(tmp_path):
     assert skipped + len(found) + len(limiters) == len(decisions.CONTENDERS) + 10
 
 
+def test_a_decision_in_redis_is_compared_with_one_that_tells_as_much():
+    def one(seconds, cpu):
+        return {1: decisions.Race(100, 50, 50, seconds, cpu), 2: decisions.Race(9, 9, 9, 9.0, 9.0)}
+
+    found = {
+        "wsgigate fixed-window, redis": one(1.0, 0.5),
+        "wsgigate sliding-window, redis": one(2.0, 0.5),
+        "limits fixed window, redis": one(1.0, 0.5),
+        "limits fixed window, hit and statistics, redis": one(4.0, 1.0),
+        "limits moving window, hit and statistics, memory": one(9.0, 9.0),
+    }
+    [told] = [line for line in decisions.tables(found, {}).splitlines() if "wanted" in line]
+    assert told == (
+        "(in Redis, a fixed-window is 2.0 times as cheap as limits with statistics by CPU,"
+        " 4.0 times by the clock; wanted: 1.8)"
+    )
+    found["limits moving window, hit and statistics, redis"] = one(3.0, 0.6)
+    assert " 1.2 times as cheap " in decisions.tables(found, {}).splitlines()[-1]
+
+
 def test_a_count_that_is_not_exact_is_told():
     wrong = {"other": {1: decisions.Race(100, 60, 50, 1.0, 1.0)}}
     assert decisions.tables(wrong, {}).splitlines()[2].endswith("60 of 50")
