@@ -25,9 +25,9 @@ DEPTH = 8
 SIZE = 64 * 1024 * 1024
 """Bytes of all answers of one exchange at most: four times a page of the largest values."""
 
-_NUMBER = re.compile(rb"[+-]?[0-9]{1,19}")
-_LENGTH = re.compile(rb"-1|0|[1-9][0-9]{0,9}")
-_HEAD = re.compile(rb"\*([1-9][0-9]?)\r\n?")
+_NUMBER = re.compile(rb"[+-]?[0-9]{1,19}").fullmatch
+_LENGTH = re.compile(rb"-1|0|[1-9][0-9]{0,9}").fullmatch
+_HEAD = re.compile(rb"\*([1-9][0-9]?)\r\n?").fullmatch
 _UNFINISHED: Any = object()
 
 
@@ -72,7 +72,7 @@ def integers(data: bytes) -> list[int] | None:
 @lru_cache(maxsize=128)
 def _form(head: bytes) -> Callable[[bytes], re.Match[bytes] | None] | None:
     """Return what matches all of an array of numbers that begins with *head*."""
-    found = _HEAD.fullmatch(head)
+    found = _HEAD(head)
     if found is None:
         return None
     count = int(found[1])
@@ -104,10 +104,12 @@ class Answers:
         self._size += len(data)
         if self._size > SIZE:
             raise Malformed(f"Protocol error: an answer is larger than {SIZE} bytes")
-        unread = self._unread
-        unread += data
-        place = 0
-        while self._lacking:
+        unread: bytes | bytearray = data
+        if self._unread:
+            self._unread += data
+            unread = self._unread
+        lacking, place = self._lacking, 0
+        while lacking:
             if self._bulk >= 0:
                 end = place + self._bulk
                 if len(unread) < end + 2:
@@ -124,43 +126,46 @@ class Answers:
                     break
                 value = self._of_line(bytes(unread[place:end]))
             place = end + 2
-            if value is not _UNFINISHED:
-                self._add(value)
-        del unread[:place]
-        if unread and not self._lacking:
-            raise Malformed("Protocol error: there is more than was asked for")
-        return not self._lacking
+            if value is _UNFINISHED:
+                continue
+            items, count = lacking[-1]
+            items.append(value)
+            while len(items) == count:  # which completes the array; perhaps the one it is in, too
+                lacking.pop()
+                if not lacking:
+                    break
+                value = items
+                items, count = lacking[-1]
+                items.append(value)
+        if place < len(unread):
+            if not lacking:
+                raise Malformed("Protocol error: there is more than was asked for")
+            if unread is data:
+                self._unread += data[place:]
+            else:
+                del self._unread[:place]
+        else:
+            self._unread.clear()
+        return not lacking
 
     def _of_line(self, line: bytes) -> Any:
         """Return what *line* says, if that is all of it."""
         kind, told = line[:1], line[1:]
-        if kind == b":" and _NUMBER.fullmatch(told):
-            number = int(told)
-            if -(1 << 63) <= number < 1 << 63:
-                return number
-        elif kind == b"$" and _LENGTH.fullmatch(told):
+        if kind == b"$" and _LENGTH(told):
             self._bulk = int(told)
             if self._bulk <= SIZE:
-                return None if self._bulk < 0 else _UNFINISHED
-        elif kind == b"*" and _LENGTH.fullmatch(told):
+                return _UNFINISHED if self._bulk >= 0 else None
+        elif kind == b"*" and _LENGTH(told):
             count = int(told)
             if count <= 0:
                 return None if count else []
             if count <= ITEMS and len(self._lacking) <= DEPTH:
                 self._lacking.append(([], count))
                 return _UNFINISHED
+        elif kind == b":" and _NUMBER(told):
+            number = int(told)
+            if -(1 << 63) <= number < 1 << 63:
+                return number
         elif kind in (b"+", b"-") and b"\r" not in told and b"\n" not in told:
             return told if kind == b"+" else Refusal(told.decode("utf-8", "replace"))
         raise Malformed(f"Protocol error: {line[:40]!r}")
-
-    def _add(self, value: Any) -> None:
-        """Put *value* where it belongs; an array that it completes goes where that belongs."""
-        while True:
-            items, count = self._lacking[-1]
-            items.append(value)
-            if len(items) < count:
-                return
-            self._lacking.pop()
-            if not self._lacking:
-                return
-            value = items

@@ -324,6 +324,8 @@ def test_redis_py_opens_connections_by_the_reader_of_ours(server, connect):
     """Also where there is hiredis: it says what the server said, to the byte."""
     store = connect(server.url + "&client_name=some-name&db=2")
     assert store.get("key")[0] is None
+    [line] = store._ready()._connections._free
+    assert line.connection._parser.wire is line.wire
     with server.admin() as admin:
         [mine] = [each for each in admin.client_list() if each["name"] == "some-name"]
         assert mine["db"] == "2"
