@@ -39,7 +39,8 @@ class Wire:
         self._sock = sock
         self._timeout = sock.gettimeout()
         # With a timeout of Python's own each operation is two system calls, and twice gives up the
-        # interpreter to other threads. gevent's sockets and TLS have no other.
+        # interpreter to other threads. gevent's sockets and TLS have no other. (The system's begins
+        # anew after a signal, Python's goes on.)
         self._kernel = isinstance(sock, _socket.socket) and not isinstance(sock, ssl.SSLSocket)
         self._recv: Callable[[int], bytes] = sock.recv
         self._send: Callable[[bytes], int] = partial(_send_all, sock)
