@@ -33,12 +33,17 @@ class _Parser:
 
     That way, errors are as the server wrote them, whichever version of redis-py this is and
     whether hiredis is there or not.
+
+    :param timeout: Seconds that each step may take; what redis-py 5.0 makes of it is not to be
+        relied upon, which forgets it where the socket is a Unix one.
     """
 
-    wire: Wire | None = None
+    def __init__(self, timeout: float | None) -> None:
+        self._timeout = timeout
+        self.wire: Wire | None = None
 
     def on_connect(self, connection: Any) -> None:
-        self.wire = Wire(connection._sock)
+        self.wire = Wire(connection._sock, self._timeout)
 
     def on_disconnect(self) -> None:
         self.wire = None
@@ -180,7 +185,7 @@ class Connections:
         """Return a new connection, in the place of the one that is *spoilt*."""
         if spoilt is not None:
             spoilt.connection.disconnect()
-        parser = _Parser()
+        parser = _Parser(self._settings.get("socket_timeout"))
         connection = self._kind(
             **self._settings, parser_class=lambda **_: parser, retry=Retry(NoBackoff(), 0)
         )

@@ -30,14 +30,15 @@ and of the rest."""
 class Wire:
     """An open socket, for one exchange at a time; whoever gets an error from it closes it.
 
-    :param sock: With the timeout that each step has, and with nothing unread.
+    :param sock: With nothing unread.
+    :param timeout: Seconds that each step may take; None: as long as it takes.
     """
 
     __slots__ = ("_kernel", "_poll", "_recv", "_send", "_sock", "_timeout")
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, timeout: float | None) -> None:
         self._sock = sock
-        self._timeout = sock.gettimeout()
+        self._timeout = timeout
         # With a timeout of Python's own each operation is two system calls, and twice gives up the
         # interpreter to other threads. gevent's sockets and TLS have no other. (The system's begins
         # anew after a signal, Python's goes on.)
@@ -47,12 +48,12 @@ class Wire:
         if self._kernel:
             self._poll = select.poll()
             self._poll.register(sock, select.POLLIN)
-        if self._kernel and self._timeout is not None:
-            value = _timeval(self._timeout)
+        if self._kernel and timeout is not None:
+            value = _timeval(timeout)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
-            sock.settimeout(None)
             self._send = sock.send  # once: each further part would have a timeout of its own
+        sock.settimeout(None if self._kernel else timeout)
 
     def ask(self, packed: bytes, expected: int) -> list[Any]:
         """Send *packed* commands and return so many answers as are *expected*.

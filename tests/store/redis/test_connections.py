@@ -29,8 +29,7 @@ def pair():
     def make(timeout):
         here, there = socket.socketpair()
         made.extend([here, there])
-        here.settimeout(timeout)
-        return Wire(here), here, there
+        return Wire(here, timeout), here, there
 
     yield make
     for each in made:
