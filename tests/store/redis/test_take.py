@@ -214,6 +214,16 @@ def test_a_decision_is_one_round_trip_and_names_its_one_key(server, store):
     assert (name, keys, key) == ("EVALSHA", "1", f"{store.prefix}second")
 
 
+@pytest.mark.parametrize("quotas", [[Quota(5, 60)], [Quota(5, 60), Quota(9, calendar="day")]])
+@pytest.mark.parametrize(
+    ("cost", "moment"), [(1, b""), (0, b""), (12, b""), (1, b"123"), (5, b"7")]
+)
+def test_what_is_packed_in_advance_is_the_command_itself(quotas, cost, moment):
+    ready = prepared(tuple(algorithm_for(quota) for quota in quotas))
+    whole = ready.script.known(b"some:key", moment, b"%d" % cost, *ready.arguments)
+    assert ready.known(b"some:key", cost, moment) == whole
+
+
 def test_a_state_is_kept_for_as_long_as_it_matters(server, store):
     with server.admin() as admin:
         for name in sorted(ALGORITHMS):
