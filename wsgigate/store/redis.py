@@ -36,10 +36,10 @@ LONGEST = 10**14
 class RedisStore:
     """Keeps values in a Redis or Valkey, for all processes and machines that reach it.
 
-    Its time is the server's. Every call but :meth:`items` is one round trip. A call is never
-    repeated after it may have been carried out. While the server fails, calls fail at once: after
-    the first few failures only a probe now and then waits for it. Nothing is connected before the
-    first call, and every process has connections of its own.
+    Its time is the server's. Every call but :meth:`items` and :meth:`get_all` is one round trip. A
+    call is never repeated after it may have been carried out. While the server fails, calls fail at
+    once: after the first few failures only a probe now and then waits for it. Nothing is connected
+    before the first call, and every process has connections of its own.
 
     :param url: ``redis://HOST:PORT/DB``, ``rediss://`` with TLS, ``unix:///PATH``,
         ``redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB``, ``redis+cluster://HOST:PORT,HOST:PORT``;
@@ -66,6 +66,21 @@ class RedisStore:
     def get(self, key: str) -> tuple[bytes | None, float]:
         value, time = self._run(GET, self._prefix + encoded(key))
         return value, int(time[0]) + int(time[1]) / 1_000_000
+
+    def get_all(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the live value of each of *keys*, None for those that have none.
+
+        One round trip for each server that has some of them, and for each few hundred keys.
+
+        :raises StoreError: A server fails.
+        """
+        names = [self._prefix + encoded(key) for key in keys]
+        at = self._ready().at
+        values: list[bytes | None] = []
+        for first in range(0, len(names), PAGE):
+            page = names[first : first + PAGE]
+            values += self._values(page, {name: at(name) for name in page})
+        return values
 
     def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
         name = self._prefix + encoded(key)

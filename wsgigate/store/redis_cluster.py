@@ -37,6 +37,7 @@ class Node(NamedTuple):
 
     connections: Connections
     watch: Watch
+    ask: Ask
 
 
 class Cluster:
@@ -77,10 +78,13 @@ class Cluster:
                 self._look(address)
         raise StoreError(f"the store {self._place.shown} sends {key!r} from server to server")
 
+    def at(self, key: bytes) -> Ask:
+        return self._node(self._address_of(key)).ask
+
     def each(self) -> Iterator[Ask]:
         self._refresh()
         for address in sorted({address for _, address in self._map[1]}):
-            yield partial(self._ask, address)
+            yield self._node(address).ask
 
     def close(self) -> None:
         with self._lock:
@@ -107,7 +111,8 @@ class Cluster:
             connections = connect_to(self._place, address)
             with self._lock:
                 watch = Watch(f"{self._place.shown} at {connections.shown}")
-                node = self._nodes.setdefault(address, Node(connections, watch))
+                ask = partial(self._ask, address)
+                node = self._nodes.setdefault(address, Node(connections, watch, ask))
         return node
 
     def _address_of(self, key: bytes) -> Address:

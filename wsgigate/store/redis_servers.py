@@ -35,6 +35,12 @@ class Servers(Protocol):
         :raises StoreError: It is not to be had.
         """
 
+    def at(self, key: bytes) -> Ask:
+        """Return a way to ask the server that has *key*, the same for all keys it has.
+
+        :raises StoreError: It is not known.
+        """
+
     def each(self) -> Iterator[Ask]:
         """Yield a way to ask each of the servers that have values."""
 
@@ -69,6 +75,9 @@ class Single:
 
     def ask(self, key: bytes, packed: bytes) -> Any:
         return self._ask(packed)[0]
+
+    def at(self, key: bytes) -> Ask:
+        return self._ask
 
     def each(self) -> Iterator[Ask]:
         yield self._ask
@@ -109,6 +118,9 @@ class Sentinels:
 
     def ask(self, key: bytes, packed: bytes) -> Any:
         return self._ask(packed)[0]
+
+    def at(self, key: bytes) -> Ask:
+        return self._ask
 
     def each(self) -> Iterator[Ask]:
         yield self._ask
