@@ -135,11 +135,8 @@ class Forwarder:
             self._upgrade = Upgrader(
                 WebSocketLimits() if websocket is True else websocket,
                 tunnels or Tunnels(),
+                self._sender,
                 fields=response_fields,
-                connect_timeout=limits[0],
-                timeout=limits[1],
-                verify=verify,
-                cert=cert,
             )
         self._refuse = refuse
 
@@ -165,9 +162,7 @@ class Forwarder:
             environ[INSTANCE] = lease.instance.address
             request = self._make(environ, lease.instance)
             if self._upgrade is not None and asks_for_websocket(environ):
-                return self._upgrade(
-                    environ, start_response, request, lease.instance, lease.release
-                )
+                return self._upgrade(environ, start_response, request, lease.release)
             departure = self._departures.watch(environ)
             try:
                 response = self._sender.send(request, departure)

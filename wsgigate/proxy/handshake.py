@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import re
 from collections.abc import Sequence
 from wsgiref.types import WSGIEnvironment
 
@@ -13,11 +12,9 @@ from wsgigate.fields import connection_tokens, is_field_value, is_token
 from wsgigate.problem import Problem, Refusal
 from wsgigate.wsgi import Headers
 
-__all__ = ["LONGEST_HEAD", "BadHandshake", "asks_for_websocket", "check_request", "read_answer"]
+__all__ = ["BadHandshake", "asks_for_websocket", "check_request", "read_answer"]
 
-LONGEST_HEAD = 65536
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_STATUS = re.compile(rb"HTTP/1\.1 ([1-5][0-9][0-9])(?: [\t -~\x80-\xff]*)?")
 _KEPT = ("upgrade", "sec-websocket-accept", "sec-websocket-protocol", "sec-websocket-extensions")
 _DROPPED = ("connection", "content-length", "transfer-encoding", "keep-alive", "trailer")
 
@@ -71,28 +68,18 @@ def check_request(environ: WSGIEnvironment) -> str:
     return key
 
 
-def read_answer(head: bytes, key: str, protocols: str, extensions: str) -> Headers:
-    """Return the fields for the client, of an instance's answer that opens a WebSocket.
+def read_answer(answer: Headers, key: str, protocols: str, extensions: str) -> Headers:
+    """Return the fields for the client, of an instance's 101 that opens a WebSocket.
 
-    :param head: The answer's head with the empty line that ends it.
+    :param answer: The fields of the instance's.
     :param key: The client's key, which the answer must have understood.
     :param protocols: What the client asked for in ``Sec-WebSocket-Protocol``.
     :param extensions: What it asked for in ``Sec-WebSocket-Extensions``.
     :raises BadHandshake: It opens none; says why.
     """
-    lines = head[:-4].split(b"\r\n")
-    status = _STATUS.fullmatch(lines[0])
-    if status is None:
-        raise BadHandshake("a malformed status line")
-    if status[1] != b"101":
-        raise BadHandshake(f"status {status[1].decode()}", int(status[1]))
-    fields: Headers = []
-    for line in lines[1:]:
-        name, colon, value = line.decode("latin-1").partition(":")
-        value = value.strip(" \t")
-        if not colon or not is_token(name) or not is_field_value(value):
-            raise BadHandshake("a malformed field")
-        fields.append((name, value))
+    fields = [(name, value.strip(" \t")) for name, value in answer]
+    if not all(is_token(name) and is_field_value(value) for name, value in fields):
+        raise BadHandshake("a malformed field")
 
     def values(wanted: str) -> list[str]:
         return [value for name, value in fields if name.lower() == wanted]
