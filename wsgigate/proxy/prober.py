@@ -8,6 +8,7 @@ import selectors
 import socket
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -88,6 +89,7 @@ class Prober:
                     told = f"verify names no usable authorities: {manner.verify!r}: {error}"
                     raise ValueError(told) from error
         self._round: _Round | None = None
+        _all.add(self)
 
     def ask(
         self,
@@ -109,7 +111,7 @@ class Prober:
         name = (manner.server_name or host).rstrip(".")
         flight = _Flight(steps(instance, check, name, tls, self._clock, manner.allowed), found)
         going = self._round
-        if going is None or going.pid != os.getpid() or not going.lives():
+        if going is None or not going.lives():
             self._round = going = _Round(self._clock)
             going.start()
         going.begin(flight)
@@ -126,15 +128,19 @@ class Prober:
     def stop(self) -> None:
         """End the thread, and abandon the checks under way."""
         going, self._round = self._round, None
-        if going is not None and going.pid == os.getpid():
+        if going is not None:
             going.stop()
+
+    def _after_fork(self) -> None:
+        going, self._round = self._round, None
+        if going is not None:
+            going.close()
 
 
 class _Round:
     """The thread of one process, and what belongs to it alone."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.pid = os.getpid()
         self.names = Names()
         self._clock = clock
         self._selector = selectors.DefaultSelector()
@@ -188,11 +194,18 @@ class _Round:
             while not self._stopping:
                 self._turn()
         finally:
-            for flight in self._flights:
+            self.close()
+
+    def close(self) -> None:
+        """Close all that is open, once the thread has ended or is another process's."""
+        for flight in self._flights:
+            try:
                 flight.steps.close()
-            self._selector.close()
-            self._ear.close()
-            self._mouth.close()
+            except ValueError:
+                pass  # forked from in the middle of a step, which never ends here
+        self._selector.close()
+        self._ear.close()
+        self._mouth.close()
 
     def _turn(self) -> None:
         """Wait for something to happen, and see to all that has."""
@@ -255,3 +268,14 @@ class _Round:
             flight.found(outcome)
         except Exception:
             LOG.exception("A health result could not be taken")
+
+
+_all: weakref.WeakSet[Prober] = weakref.WeakSet()
+
+
+def _after_in_child() -> None:
+    for prober in list(_all):
+        prober._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_in_child)
