@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 from hypothesis import settings
@@ -19,3 +21,18 @@ def backend() -> Iterator[Backend]:
     """Yield a backend that answers ``200 ok`` until told otherwise."""
     with Backend() as server:
         yield server
+
+
+@contextmanager
+def _threadless() -> Iterator[None]:
+    before = threading.stack_size(1 << 47)  # more than there are addresses
+    try:
+        yield
+    finally:
+        threading.stack_size(before)
+
+
+@pytest.fixture
+def threadless() -> Callable[[], AbstractContextManager[None]]:
+    """Return what makes a time in which the system gives no thread to anybody."""
+    return _threadless

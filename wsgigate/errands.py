@@ -93,7 +93,7 @@ class Errands:
                 work = self._waiting.popleft()
             try:
                 work()
-            except Exception:
+            except (Exception, SystemExit):  # which else would end the thread, and that unseen
                 LOG.exception("Work in the background failed")
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import threading
+import time
 from wsgiref.util import setup_testing_defaults
 
 import flask
@@ -291,6 +292,22 @@ def test_what_fails_to_renew_does_not_end_the_thread(caplog):
     leases.drop(b"1")
     leases.stop()
     assert "leases could not be renewed" in caplog.text
+
+
+def test_what_is_held_is_renewed_after_no_thread_was_to_be_had(threadless):
+    """One that could not be started counted as one that runs, and places ran out while in use."""
+    for thread in threading.enumerate():
+        if thread.name == "leases":  # of a test before
+            thread.join(30)
+    renewed = threading.Event()
+    leases = Leases(lambda place, held: renewed.set(), 0.02, time.monotonic)
+    with threadless():
+        leases.hold(b"1", "a")
+    leases.hold(b"2", "b")
+    assert renewed.wait(30)
+    leases.drop(b"1")
+    leases.drop(b"2")
+    leases.stop()
 
 
 def test_it_limits_flask_and_django(store, django_app):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -53,6 +54,24 @@ def test_a_client_has_left_when_it_has_hung_up_and_not_before(
 
 def told(client: socket.socket) -> dict[str, object]:
     return {"gunicorn.socket": client, "SERVER_PROTOCOL": "HTTP/1.1"}
+
+
+def test_a_request_is_served_where_no_thread_is_to_be_had_to_look(
+    pair: tuple[socket.socket, socket.socket],
+    threadless: Callable[[], AbstractContextManager[None]],
+) -> None:
+    ours, theirs = pair
+    departures = Departures(tick=0.001)
+    with threadless():
+        departures.watch(new_environ() | told(ours)).close()
+    departure = departures.watch(new_environ() | told(ours))
+    upstream, instance = socket.socketpair()
+    with upstream, instance:
+        departure.holds(upstream)
+        theirs.close()
+        instance.settimeout(10)
+        assert instance.recv(1) == b""  # somebody looks again by now
+    departure.close()
 
 
 def test_what_a_departure_has_let_go_is_left_alone(

@@ -112,8 +112,9 @@ class Prober:
         flight = _Flight(steps(instance, check, name, tls, self._clock, manner.allowed), found)
         going = self._round
         if going is None or not going.lives():
-            self._round = going = _Round(self._clock)
+            going = _Round(self._clock)
             going.start()
+            self._round = going
         going.begin(flight)
         if instance.scheme == "http+unix":
             going.tell(flight, [(socket.AF_UNIX, unquote(parts.netloc))])
@@ -158,7 +159,11 @@ class _Round:
         )
 
     def start(self) -> None:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # no thread is to be had
+            self.close()
+            raise
 
     def lives(self) -> bool:
         """Tell whether the thread still runs."""
