@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from werkzeug.test import Client
 
-from wsgigate import process
 from wsgigate.circuits import Circuit
 from wsgigate.discovery import Instance
 from wsgigate.problem import Refusal
@@ -62,6 +61,8 @@ def of(
 def ask(app: Any, **options: Any) -> Any:
     return Client(app, use_cookies=False).open("/", buffered=True, **options)
 
+
+InChild = Callable[[Callable[[], bool]], bool]
 
 GIVEN: list[Callable[[], dict[str, Any]]] = [
     dict,
@@ -218,14 +219,20 @@ def test_all_forwarders_of_a_service_count_together(backend: Backend, sessions: 
     assert ask(other).status_code == 200
 
 
-def test_a_forked_worker_counts_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forked_worker_counts_its_own(in_child: InChild) -> None:
     bulkhead = Bulkhead(1)
     bulkhead.enter()
     with pytest.raises(Refusal):
         bulkhead.enter()
-    monkeypatch.setattr(process, "pid", process.pid + 1)
-    bulkhead.enter()
-    assert bulkhead.status() == {"inFlight": 1, "maxInFlight": 1, "refused": 0}
+    bulkhead._lock.acquire()  # as a thread may that the child has not
+
+    def counts() -> bool:
+        bulkhead.enter()
+        return bulkhead.status() == {"inFlight": 1, "maxInFlight": 1, "refused": 0}
+
+    assert in_child(counts)
+    bulkhead._lock.release()
+    assert bulkhead.status() == {"inFlight": 1, "maxInFlight": 1, "refused": 1}
 
 
 @pytest.mark.parametrize("most", [0, -1, 1.5, True])

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import selectors
 import socket
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,6 +15,7 @@ from itertools import count
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from wsgigate import process
 from wsgigate.discovery import Instance
 from wsgigate.discovery.asking import Found
 from wsgigate.proxy.check import Steps, steps
@@ -89,7 +88,7 @@ class Prober:
                     told = f"verify names no usable authorities: {manner.verify!r}: {error}"
                     raise ValueError(told) from error
         self._round: _Round | None = None
-        _all.add(self)
+        process.renew_at_fork(self)
 
     def ask(
         self,
@@ -132,7 +131,8 @@ class Prober:
         if going is not None:
             going.stop()
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
+        """Close what the parent had open."""
         going, self._round = self._round, None
         if going is not None:
             going.close()
@@ -273,14 +273,3 @@ class _Round:
             flight.found(outcome)
         except Exception:
             LOG.exception("A health result could not be taken")
-
-
-_all: weakref.WeakSet[Prober] = weakref.WeakSet()
-
-
-def _after_in_child() -> None:
-    for prober in list(_all):
-        prober._after_fork()
-
-
-os.register_at_fork(after_in_child=_after_in_child)
