@@ -212,6 +212,21 @@ def test_one_that_drains_keeps_its_clients_only_where_it_is_to(
     assert browser.who(4) <= {"b", "c"}  # ill, it keeps nobody
 
 
+@pytest.mark.parametrize("weight", [0, 1], ids=["all drain", "the others are full"])
+def test_one_that_drains_keeps_its_clients_when_there_is_nobody_else(weight: int) -> None:
+    stays = Stickiness("svc", SECRET, keep_draining=True)
+    urls = ["http://10.0.0.1", "http://10.0.0.2"]
+    instances = [Instance(urls[0], 0), Instance(urls[1], weight)]
+    pool = Pool("svc", instances, sticky=stays, instance_limit=1)
+    if weight:
+        assert pool.pick() is not None
+    assert pool.pick() is None
+    lease = pool.pick(stuck=stays.id_of(urls[0]))
+    assert lease is not None
+    assert lease.instance.url == urls[0]
+    assert pool.pick(stuck=stays.id_of(urls[0])) is None  # it is full itself by now
+
+
 def test_another_try_goes_elsewhere_and_that_is_where_the_client_stays(
     gate: Gate, three: list[Backend]
 ) -> None:

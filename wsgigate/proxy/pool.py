@@ -205,10 +205,10 @@ class Pool:
                 full = [m for m in self._members.values() if m.in_flight >= self.instance_limit]
                 free = [member for member in free if member not in full]
                 avoid = full if all(m in avoid for m in free) else [*avoid, *full]
-            if not free:
-                return None
             member = self._stuck.get(stuck) if stuck is not None else None
-            if member is None or member in avoid:
+            if member is None or member in avoid:  # one that drains is not among the free
+                if not free:
+                    return None
                 member = self._policy.pick(key, avoid, now)
             member.in_flight += 1
         return Lease(self, member)
