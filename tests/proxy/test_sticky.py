@@ -103,6 +103,10 @@ def test_the_cookie_is_the_gateways_alone(gate: Gate) -> None:
             {"cookie": "__Host-shop"},
             ["Path=/", "HttpOnly", "SameSite=Lax", "Secure"],
         ),
+        (
+            {"cookie": "__Secure-shop"},
+            ["Path=/", "HttpOnly", "SameSite=Lax", "Secure"],
+        ),
     ],
 )
 def test_it_is_as_the_settings_say(
@@ -290,6 +294,7 @@ def test_the_key_counts_where_the_cookie_says_nothing(gate: Gate) -> None:
         ({"cookie": ""}, "cookie"),
         ({"path": "shop"}, "path: is a path"),
         ({"path": "/a;b"}, "path"),
+        ({"path": "/caf\xe9"}, "path"),
         ({"path": "/a\r\nSet-Cookie: x"}, "path"),
         ({"cookie": "__Host-a", "path": "/a"}, "path"),
         ({"max_age": 0}, "max_age"),
