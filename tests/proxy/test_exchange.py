@@ -316,6 +316,26 @@ def test_who_waits_for_a_place_gets_a_connection_that_lives(
         pool.take(0.0, 0.0)
 
 
+def test_who_is_told_too_late_looks_once_more(pairs: Pairs) -> None:
+    """Else a connection lies there that was given back to who has given up, while others wait."""
+    clock = FakeClock(0.0)
+    pool = ConnectionPool(pairs, Limits(max_open=1), clock)  # type: ignore[arg-type]
+    held = pool.take(0.0, 5.0)
+
+    class Late(threading.Condition):
+        def wait(self, timeout: float | None = None) -> bool:
+            self.release()  # its time is over, and before it has the lock again
+            clock.advance(timeout or 0.0)
+            held.give_back(True)
+            self.acquire()
+            return False
+
+    pool._freed = Late(pool._lock)
+    assert pool.take(0.0, 5.0) is held
+    with pytest.raises(PoolFull):
+        pool.take(0.0, 5.0)
+
+
 def test_a_closed_pool_closes_what_comes_back(pairs: Pairs) -> None:
     pool = pool_of(pairs)
     held, kept = pool.take(0.0, 5.0), pool.take(0.0, 5.0)

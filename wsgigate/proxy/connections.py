@@ -178,8 +178,9 @@ class ConnectionPool:
                         self._open += 1
                         return None
                     left = until - self._clock()
-                    if left <= 0 or not self._freed.wait(left):
+                    if left <= 0:
                         raise PoolFull(f"all {self._limits.max_open} connections are in use")
+                    self._freed.wait(left)  # too late for some may be for us: one more look
             finally:
                 self._waiting -= 1
 
