@@ -122,6 +122,26 @@ def test_whoever_has_it_gets_it_once(gate: Gate) -> None:
     assert [len(set_cookies(browser.ask())) for _ in range(4)] == [1, 0, 0, 0]
 
 
+def test_its_signature_is_worked_out_once_a_request(gate: Gate) -> None:
+    browser = gate()
+    browser.ask()
+    asked: list[float] = []
+    clock = browser.sticky._clock
+    browser.sticky._clock = lambda: asked.append(clock()) or clock()  # type: ignore[func-returns-value]
+    browser.ask()
+    assert len(asked) == 1
+
+
+def test_two_services_with_one_cookie_each_read_their_own() -> None:
+    one, other = (Stickiness(name, SECRET, cookie="shop") for name in ("one", "other"))
+    value = other._values.sign(other.id_of("http://a"), 0.0)
+    environ = {"HTTP_COOKIE": f"shop={value}"}
+    assert one.read(environ) is None
+    stuck = other.read(environ)
+    assert stuck is not None
+    assert stuck.id == other.id_of("http://a")
+
+
 def test_it_is_renewed_before_it_ends_and_nothing_after(gate: Gate) -> None:
     clock = FakeClock()
     browser = gate(cookies=False, sticky={"max_age": 100, "clock": clock})
