@@ -14,7 +14,7 @@ import flask
 import pytest
 from django.http import JsonResponse
 
-from wsgigate.leases import Leases
+from wsgigate.leases import Leases, _renewer
 from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.store.memory import MemoryStore
@@ -225,6 +225,27 @@ def test_long_responses_keep_their_places_and_those_of_the_dead_become_free():
     assert held[0].status == 200
     alive.close()
     dead.close()
+
+
+def test_a_place_is_renewed_before_it_ends():
+    clock = FakeClock()
+    app = ConcurrencyLimiter(hello, 1, store=MemoryStore(clock=clock), lease=8, clock=clock)
+    held = Answer(app)
+    for _ in range(8):
+        clock.advance(2)
+        app._leases.renew()
+        assert Answer(app).status == 429
+    held.close()
+    assert Answer(app).status == 200
+
+
+def test_a_limiter_that_is_closed_renews_nothing(store):
+    app = ConcurrencyLimiter(hello, 1, store=store)
+    held = Answer(app)
+    assert app._leases in _renewer.all
+    app.close()
+    assert app._leases not in _renewer.all
+    held.close()
 
 
 def test_a_forked_process_renews_nothing_of_its_parent_and_frees_nothing_of_it(store):

@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from random import Random
 from typing import Any
 
 import pytest
@@ -265,6 +266,30 @@ def test_an_instance_that_is_full_is_passed_over_and_when_all_are_nobody_is_aske
     again = pool.pick()
     assert again is not None
     assert again.instance.url == B
+
+
+@pytest.mark.parametrize("full", [A, B, C])
+@pytest.mark.parametrize("failed", [A, B, C])
+def test_one_that_is_full_is_never_asked_and_one_that_failed_only_when_nobody_is_left(
+    full: str, failed: str
+) -> None:
+    pool = limited(A, B, C, balance="random", random=Random(1).random)
+    members = pool._members
+    held = pool.pick(avoid=[member for url, member in members.items() if url != full])
+    assert held is not None
+
+    def picked(*avoided: str) -> set[str]:
+        urls = set()
+        for _ in range(50):
+            lease = pool.pick(avoid=[members[url] for url in avoided])
+            assert lease is not None
+            urls.add(lease.instance.url)
+            lease.release()
+        return urls
+
+    assert picked(failed) == {A, B, C} - {full, failed}
+    others = {A, B, C} - {full}
+    assert picked(*others) == others
 
 
 def test_one_that_failed_the_request_is_better_than_one_that_is_full() -> None:
