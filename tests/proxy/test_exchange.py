@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 from collections.abc import Iterator
@@ -334,6 +335,28 @@ def test_who_is_told_too_late_looks_once_more(pairs: Pairs) -> None:
     assert pool.take(0.0, 5.0) is held
     with pytest.raises(PoolFull):
         pool.take(0.0, 5.0)
+
+
+def test_a_response_that_is_collected_anywhere_gives_its_place_up(pairs: Pairs) -> None:
+    """Also while this very thread waits for a place, with what guards them in its hands."""
+
+    def clock() -> float:
+        gc.collect()
+        return 0.0
+
+    pool = ConnectionPool(pairs, Limits(max_open=1), clock)  # type: ignore[arg-type]
+    reader = ResponseReader("GET")
+    reader.feed_head(LENGTH)
+    forgotten: list[object] = [RawResponse(pool.take(0.0, 0.01), reader, 5.0)]
+    forgotten.append(forgotten)
+    del forgotten
+    taken: list[Connection] = []
+    waiter = threading.Thread(target=lambda: taken.append(pool.take(0.0, 0.01)), daemon=True)
+    waiter.start()
+    waiter.join(10)
+    [connection] = taken
+    assert pool.open_connections == 1
+    connection.close()
 
 
 def test_a_closed_pool_closes_what_comes_back(pairs: Pairs) -> None:

@@ -63,7 +63,9 @@ class ConnectionPool:
         self._open = 0
         self._waiting = 0
         self._closed = False
-        self._lock = threading.Lock()
+        # A response that nobody closed gives its place up when it is collected, which may be in
+        # the middle of anything: so this thread may have it already.
+        self._lock = threading.RLock()
         self._freed = threading.Condition(self._lock)
         weakref.finalize(self, _close_all, self._idle)  # for those who forget to
 
