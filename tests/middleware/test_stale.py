@@ -206,6 +206,16 @@ def test_what_is_changed_is_forgotten(clock: FakeClock, status: int, gone: bool)
     assert ask(kept, "/b").status_code == 200
 
 
+def test_what_requests_are_told_apart_by_takes_room_too(clock: FakeClock) -> None:
+    """Else clients who send much in what ``Vary`` names have far more kept than may be."""
+    kept = stale(App(b"x", Vary="Accept-Language, X-Other"), clock, max_size=50_000, max_answer=9)
+    for number in range(20):
+        language = f"{number}" * 4000
+        ask(kept, f"/{number}", headers={"Accept-Language": language, "X-Other": language})
+        assert kept.size >= 8000
+    assert len(kept._shelf) <= 6
+
+
 def test_it_keeps_no_more_bytes_than_it_may(clock: FakeClock) -> None:
     app = App(b"x" * 10_000)
     kept = stale(app, clock, max_size=50_000, max_answer=10_000)
