@@ -84,7 +84,9 @@ def test_what_the_client_gets_is_end_to_end_and_the_upgrade() -> None:
         "Set-Cookie: b=2",
         "Content-Length: 5",
         "X-Hop: 1",
-        connection="Connection: X-Hop, upgrade",
+        "Proxy-Authenticate: Basic",
+        "Proxy-Connection: keep-alive",
+        connection="Connection: X-Hop, upgrade, Sec-WebSocket-Accept",
     )
     assert read_answer(fields, KEY, "other, chat", "") == [
         ("Sec-WebSocket-Accept", ACCEPT),
@@ -102,6 +104,7 @@ def test_what_the_client_gets_is_end_to_end_and_the_upgrade() -> None:
         answer(upgrade="Upgrade: h2c"),
         answer("Upgrade: websocket"),
         answer(connection="Connection: close"),
+        answer(connection=f"Connection: upgrade{', a' * 100}"),
         answer(accept="Sec-WebSocket-Accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA="),
         answer(f"Sec-WebSocket-Accept: {ACCEPT}"),
         answer("Sec-WebSocket-Protocol: secret"),

@@ -8,15 +8,15 @@ import hashlib
 from collections.abc import Sequence
 from wsgiref.types import WSGIEnvironment
 
-from wsgigate.fields import connection_tokens, is_field_value, is_token
+from wsgigate.fields import HOP_BY_HOP, connection_tokens, is_field_value, is_token
 from wsgigate.problem import Problem, Refusal
 from wsgigate.wsgi import Headers
 
 __all__ = ["BadHandshake", "asks_for_websocket", "check_request", "read_answer"]
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_KEPT = ("upgrade", "sec-websocket-accept", "sec-websocket-protocol", "sec-websocket-extensions")
-_DROPPED = ("connection", "content-length", "transfer-encoding", "keep-alive", "trailer")
+_KEPT = frozenset(("sec-websocket-accept", "sec-websocket-protocol", "sec-websocket-extensions"))
+_DROPPED = HOP_BY_HOP | {"content-length"}
 
 
 class BadHandshake(Exception):
@@ -86,10 +86,11 @@ def read_answer(answer: Headers, key: str, protocols: str, extensions: str) -> H
 
     if [value.lower() for value in values("upgrade")] != ["websocket"]:
         raise BadHandshake("an upgrade to something else")
-    if not any(
-        "upgrade" in [token.strip().lower() for token in value.split(",")]
-        for value in values("connection")
-    ):
+    try:
+        named = frozenset().union(*map(connection_tokens, values("connection")))
+    except ValueError as error:
+        raise BadHandshake(str(error)) from None
+    if "upgrade" not in named:
         raise BadHandshake("no upgrade in Connection")
     digest = hashlib.sha1(key.encode("latin-1") + _GUID, usedforsecurity=False).digest()
     if values("sec-websocket-accept") != [base64.b64encode(digest).decode()]:
@@ -97,12 +98,9 @@ def read_answer(answer: Headers, key: str, protocols: str, extensions: str) -> H
     _check_chosen(values("sec-websocket-protocol"), protocols)
     if values("sec-websocket-extensions") and not extensions:
         raise BadHandshake("an extension that was not asked for")
-    kept = [field for field in fields if field[0].lower() not in (*_DROPPED, "upgrade")]
-    named = {
-        token.strip().lower() for value in values("connection") for token in value.split(",")
-    } - set(_KEPT)
+    dropped = _DROPPED | (named - _KEPT)
     return [
-        *(field for field in kept if field[0].lower() not in named),
+        *(field for field in fields if field[0].lower() not in dropped),
         ("Upgrade", "websocket"),
         ("Connection", "Upgrade"),
     ]
