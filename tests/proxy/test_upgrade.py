@@ -15,12 +15,14 @@ import pytest
 
 from tests.acceptance.certificates import make_certificate
 from wsgigate.discovery import Instance
+from wsgigate.proxy.departure import Departures
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.http_adapter import UrllibAdapter
 from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.transport import Sessions, gateway_session
 from wsgigate.testing.backend import Backend, Received, cut, reply
 from wsgigate.testing.server import Server, new_environ
+from wsgigate.wsgi import REASON
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -50,11 +52,11 @@ class Gateway:
         self.sessions = sessions
         self.client, self._served = socket.socketpair()
         self.client.settimeout(10)
-        self._app = Forwarder(self.pool, sessions=sessions, websocket=True, **options)
+        self.app = Forwarder(self.pool, sessions=sessions, websocket=True, **options)
 
-    def ask(self, send: bytes = b"", **changes: str) -> Server:
-        """Return the response to a handshake; the client sends *send* behind it, and leaves."""
-        environ = {
+    def environ(self) -> dict[str, Any]:
+        """Return the environ of a handshake."""
+        return {
             **new_environ(),
             "SERVER_PROTOCOL": "HTTP/1.1",
             "HTTP_UPGRADE": "websocket",
@@ -62,12 +64,15 @@ class Gateway:
             "HTTP_SEC_WEBSOCKET_KEY": KEY,
             "HTTP_SEC_WEBSOCKET_VERSION": "13",
             "gunicorn.socket": self._served,
-            **changes,
         }
+
+    def ask(self, send: bytes = b"", **changes: str) -> Server:
+        """Return the response to a handshake, after which the client sends *send* and leaves."""
+        environ = self.environ() | changes
+        server = Server()
+        body = self.app(environ, server.start_response)
         self.client.sendall(send)
         self.client.shutdown(socket.SHUT_WR)
-        server = Server()
-        body = self._app(environ, server.start_response)
         server.chunks = list(body)
         getattr(body, "close", lambda: None)()
         return server
@@ -108,6 +113,22 @@ def test_bytes_go_both_ways_and_nothing_is_held_after(backend: Backend, through:
     adapter: Any = gateway.sessions.adapter(backend.url)
     assert adapter.pools()[backend.url].open_connections == 0
     assert gateway.pool.in_flight() == {backend.url: 0}
+
+
+def test_an_instance_is_let_go_when_the_client_leaves_before_it_has_answered(
+    through: Through,
+) -> None:
+    def silent(connection: socket.socket, _request: Received) -> bool:
+        gateway.client.close()
+        return connection.recv(1) != b""  # until the gateway lets go
+
+    with Backend(silent) as backend:
+        gateway = through(backend.url, departures=Departures(tick=0.001))
+        environ = gateway.environ()
+        gateway.app(environ, Server().start_response)
+        assert environ[REASON] == "the client has left"
+        backend.wait_until_closed()
+        assert gateway.pool.in_flight() == {backend.url: 0}
 
 
 def test_a_forbidden_address_is_never_connected_to(backend: Backend, through: Through) -> None:

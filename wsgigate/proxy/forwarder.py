@@ -161,10 +161,10 @@ class Forwarder:
         try:
             environ[INSTANCE] = lease.instance.address
             request = self._make(environ, lease.instance)
-            if self._upgrade is not None and asks_for_websocket(environ):
-                return self._upgrade(environ, start_response, request, lease.release)
             departure = self._departures.watch(environ)
             try:
+                if self._upgrade is not None and asks_for_websocket(environ):
+                    return self._upgrade(environ, start_response, request, departure, lease.release)
                 response = self._sender.send(request, departure)
             except BaseException:
                 departure.close()

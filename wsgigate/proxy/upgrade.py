@@ -16,7 +16,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 from wsgigate.fields import FieldRules
 from wsgigate.problem import Problem, Refusal
 from wsgigate.proxy.connection import Connection
-from wsgigate.proxy.departure import UNSEEN, client_socket
+from wsgigate.proxy.departure import Departure, client_socket
 from wsgigate.proxy.handshake import BadHandshake, check_request, read_answer
 from wsgigate.proxy.reply import RawResponse
 from wsgigate.proxy.request import Outgoing
@@ -75,10 +75,12 @@ class Upgrader:
         environ: WSGIEnvironment,
         start_response: StartResponse,
         request: Outgoing,
+        departure: Departure,
         done: Callable[[], object],
     ) -> Iterable[bytes]:
         """Open a WebSocket to the instance that *request* is for.
 
+        :param departure: Tells whether the client has left; closed here once it is open.
         :param done: Called once, at its end; not when it could not be opened.
         :raises Refusal: It can not be opened; carries the answer.
         """
@@ -92,12 +94,13 @@ class Upgrader:
             raise Refusal(_TOO_MANY, "as many WebSockets as this process may have")
         upstream: Connection | None = None
         try:
-            upstream, answer, first = self._ask(request)
+            upstream, answer, first = self._ask(request, departure)
             asked = environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", "")
             extensions = environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", "")
             headers = read_answer(answer, key, asked, extensions)
             if self._fields is not None:
                 headers = self._fields.apply(headers)
+            departure.close()  # the tunnel sees by itself when an end leaves
             start_response("101 Switching Protocols", headers)
             return _Tunnel(environ, client, upstream, first, self._limits, self._tunnels, done)
         except BaseException as error:
@@ -110,10 +113,10 @@ class Upgrader:
                 raise Refusal(problem, f"the handshake failed: {error}") from error
             raise
 
-    def _ask(self, request: Outgoing) -> tuple[Connection, Headers, bytes]:
+    def _ask(self, request: Outgoing, departure: Departure) -> tuple[Connection, Headers, bytes]:
         """Return the connection of a handshake, the fields of its answer, what came behind it."""
         request.headers.update({"Connection": "Upgrade", "Upgrade": "websocket"})
-        response = self._sender.send(request, UNSEEN)
+        response = self._sender.send(request, departure)
         raw = response.raw
         if response.status_code != 101 or raw.version != 11:
             response.close()
