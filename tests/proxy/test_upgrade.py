@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import socket
 import ssl
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.acceptance.certificates import make_certificate
 from wsgigate.discovery import Instance
+from wsgigate.fields import FieldRules
 from wsgigate.proxy.departure import Departures
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.http_adapter import UrllibAdapter
 from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.transport import Sessions, gateway_session
+from wsgigate.proxy.tunnel import Tunnels
 from wsgigate.testing.backend import Backend, Received, cut, reply
 from wsgigate.testing.server import Server, new_environ
 from wsgigate.wsgi import REASON
@@ -105,7 +109,8 @@ def through() -> Iterator[Through]:
 
 def test_bytes_go_both_ways_and_nothing_is_held_after(backend: Backend, through: Through) -> None:
     backend.answers = [echo]
-    gateway = through(backend.url)
+    departures, tunnels = Departures(), Tunnels(1)
+    gateway = through(backend.url, departures=departures, tunnels=tunnels)
     assert gateway.ask(b"ping").status == "101 Switching Protocols"
     assert gateway.got().startswith(b"hello ")
     asked = backend.requests[0]
@@ -113,6 +118,49 @@ def test_bytes_go_both_ways_and_nothing_is_held_after(backend: Backend, through:
     adapter: Any = gateway.sessions.adapter(backend.url)
     assert adapter.pools()[backend.url].open_connections == 0
     assert gateway.pool.in_flight() == {backend.url: 0}
+    assert (departures._watched, tunnels.open) == ({}, 0)
+
+
+def test_there_are_no_more_than_there_may_be(backend: Backend, through: Through) -> None:
+    backend.answers = [echo]
+    tunnels = Tunnels(1)
+    open_one, other = (through(backend.url, tunnels=tunnels) for _ in range(2))
+    body: Any = open_one.app(open_one.environ(), Server().start_response)
+    assert other.ask().status == "503 Service Unavailable"
+    assert len(backend.requests) == 1
+    body.close()
+    assert tunnels.open == 0
+    assert open_one.client.recv(1) == b""
+
+
+def test_it_ends_when_the_process_is_to(backend: Backend, through: Through) -> None:
+    backend.answers = [echo]
+    tunnels = Tunnels(1, grace=0.0)
+    gateway = through(backend.url, tunnels=tunnels)
+    body: Any = gateway.app(gateway.environ(), Server().start_response)
+    tunnels.stop()
+    assert list(body) == [b""]
+    body.close()
+
+
+def test_the_fields_of_its_answer_are_changed_as_others_are(
+    backend: Backend, through: Through
+) -> None:
+    backend.answers = [echo]
+    gateway = through(backend.url, response_fields=FieldRules(set={"X-Shop": "yes"}))
+    assert ("X-Shop", "yes") in gateway.ask().headers
+
+
+def test_a_client_that_has_not_waited_for_it_gets_none(backend: Backend, through: Through) -> None:
+    """What gunicorn has read of it already is not in the socket any more."""
+    gateway = through(backend.url)
+    unreader = SimpleNamespace(buf=io.BytesIO(b"ping"))
+    body = SimpleNamespace(reader=SimpleNamespace(unreader=unreader))
+    environ = gateway.environ() | {"wsgi.input": body}
+    answer = Server()
+    gateway.app(environ, answer.start_response)
+    assert answer.status == "400 Bad Request"
+    assert backend.requests == []
 
 
 def test_an_instance_is_let_go_when_the_client_leaves_before_it_has_answered(
@@ -183,7 +231,9 @@ def test_no_field_of_the_client_becomes_two(backend: Backend, through: Through) 
     ("answer", "status"),
     [
         (reply(b"no", status="403 Forbidden"), "403 Forbidden"),
+        (reply(b"no", status="400 Bad Request"), "400 Bad Request"),
         (reply(b"well"), "502 Bad Gateway"),
+        (reply(b"there", status="302 Found"), "502 Bad Gateway"),
         (SWITCHED.replace(b"HTTP/1.1", b"HTTP/1.0"), "502 Bad Gateway"),
         (SWITCHED.replace(b"websocket", b"h2c"), "502 Bad Gateway"),
         (SWITCHED.replace(b"Connection:", b"X: a\nConnection:"), "502 Bad Gateway"),
@@ -196,8 +246,10 @@ def test_an_answer_that_opens_none_is_told_as_what_it_is(
     backend: Backend, through: Through, answer: Any, status: str
 ) -> None:
     backend.answers = [answer]
-    gateway = through(backend.url)
+    tunnels = Tunnels(1)
+    gateway = through(backend.url, tunnels=tunnels)
     assert gateway.ask().status == status
+    assert tunnels.open == 0
     adapter: Any = gateway.sessions.adapter(backend.url)
     pool = adapter.pools()[backend.url]
     assert pool.open_connections == pool.idle_connections
