@@ -330,3 +330,30 @@ def test_a_malformed_target_is_the_apps_to_refuse(clock: FakeClock) -> None:
 def test_settings_that_can_not_be(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         StaleAnswers(App(), **settings)
+
+
+def test_the_answer_to_head_is_kept_for_nobody(clock: FakeClock) -> None:
+    """It has no body: whoever asks for that would get an empty one."""
+    app = App([], Cache_Control="max-age=60")
+    kept = stale(app, clock)
+    ask(kept, method="HEAD")
+    app.fails = 503
+    assert ask(kept).status_code == 503
+    assert kept.size == 0
+
+
+def test_the_age_that_an_answer_came_with_counts(clock: FakeClock) -> None:
+    app = App(Age="50", Cache_Control="max-age=60, stale-if-error=0")
+    kept = stale(app, clock)
+    ask(kept)
+    app.fails = 503
+    clock.advance(10)
+    assert ask(kept).status_code == 200
+    clock.advance(0.1)
+    assert ask(kept).status_code == 503
+
+
+def test_what_was_asked_for_takes_room_too(clock: FakeClock) -> None:
+    kept = stale(App(), clock)
+    ask(kept, "/?q=" + "x" * 3000)
+    assert kept.size > 4000
