@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 from hypothesis import settings
@@ -19,3 +23,36 @@ def backend() -> Iterator[Backend]:
     """Yield a backend that answers ``200 ok`` until told otherwise."""
     with Backend() as server:
         yield server
+
+
+@contextmanager
+def _threadless() -> Iterator[None]:
+    before = threading.stack_size(1 << 47)  # more than there are addresses
+    try:
+        yield
+    finally:
+        threading.stack_size(before)
+
+
+@pytest.fixture
+def threadless() -> Callable[[], AbstractContextManager[None]]:
+    """Return what makes a time in which the system gives no thread to anybody."""
+    return _threadless
+
+
+def _in_child(holds: Callable[[], bool]) -> bool:
+    child = os.fork()
+    if child == 0:
+        code = 2
+        try:
+            signal.alarm(10)  # for one that waits for what no thread of this process does
+            code = 0 if holds() else 1
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.fixture
+def in_child() -> Callable[[Callable[[], bool]], bool]:
+    """Return what forks, and tells whether something holds in the child."""
+    return _in_child

@@ -101,11 +101,15 @@ def test_closing_drops_what_waits_and_ends_the_threads() -> None:
     assert gate.done == 1
 
 
-def test_work_that_fails_is_told_and_the_next_is_done(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), SystemExit(1)])
+def test_work_that_fails_is_told_and_the_next_is_done(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    """``sys.exit()`` in an app that a request is mirrored to took the thread with it, unseen."""
     errands, done = Errands(threads=1), threading.Event()
 
     def fail() -> None:
-        raise RuntimeError("a bug")
+        raise error
 
     with caplog.at_level(logging.ERROR, "wsgigate.errands"):
         errands.put(fail)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable
+
+from wsgigate import process
 
 __all__ = ["Errands"]
 
@@ -40,10 +40,10 @@ class Errands:
         self._room = queue
         self._idle = idle
         self._name = name
-        self._begin_anew()
-        _all.add(self)
+        self.after_fork()
+        process.renew_at_fork(self)
 
-    def _begin_anew(self) -> None:
+    def after_fork(self) -> None:
         """Have no threads and no work: those of a parent are not its child's."""
         self._changed = threading.Condition()
         self._waiting: deque[Callable[[], object]] = deque()
@@ -93,16 +93,5 @@ class Errands:
                 work = self._waiting.popleft()
             try:
                 work()
-            except Exception:
+            except (Exception, SystemExit):  # which else would end the thread, and that unseen
                 LOG.exception("Work in the background failed")
-
-
-_all: weakref.WeakSet[Errands] = weakref.WeakSet()
-
-
-def _after_in_child() -> None:
-    for errands in list(_all):
-        errands._begin_anew()
-
-
-os.register_at_fork(after_in_child=_after_in_child)

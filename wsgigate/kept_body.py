@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from typing import Any, Protocol
 
@@ -10,13 +10,16 @@ __all__ = ["KeptBody"]
 
 
 class _Reader(Protocol):
-    """What WSGI wants of ``wsgi.input`` (PEP 3333), made of two of these methods."""
+    """What WSGI wants of ``wsgi.input`` (PEP 3333), made of two of these methods.
 
-    def read(self, size: int = -1, /) -> bytes: ...
+    A size of ``None`` means the same as none, as it does to :mod:`io` and to servers.
+    """
 
-    def readline(self, size: int = -1, /) -> bytes: ...
+    def read(self, size: int | None = -1, /) -> bytes: ...
 
-    def readlines(self, hint: int = -1, /) -> list[bytes]:
+    def readline(self, size: int | None = -1, /) -> bytes: ...
+
+    def readlines(self, hint: int | None = -1, /) -> list[bytes]:
         return list(self)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -41,12 +44,11 @@ class KeptBody(_Reader):
         self._copy = bytearray()
         self._ended = False
 
-    def read(self, size: int = -1, /) -> bytes:
-        return self._keep(self._source.read(size) if size >= 0 else self._source.read(), size)
+    def read(self, size: int | None = -1, /) -> bytes:
+        return self._kept_of(self._source.read, size)
 
-    def readline(self, size: int = -1, /) -> bytes:
-        read = self._source.readline
-        return self._keep(read(size) if size >= 0 else read(), size)
+    def readline(self, size: int | None = -1, /) -> bytes:
+        return self._kept_of(self._source.readline, size)
 
     def whole(self) -> bytes | None:
         """Return all of the body; ``None`` when it was too large, or not read to its end."""
@@ -59,7 +61,8 @@ class KeptBody(_Reader):
         """Return the body from its beginning, ``None`` when that is lost."""
         return None if self.too_large else _Again(bytes(self._copy), self._source)
 
-    def _keep(self, block: bytes, size: int) -> bytes:
+    def _kept_of(self, read: Callable[..., bytes], size: int | None) -> bytes:
+        block = read() if size is None or size < 0 else read(size)
         if not block:
             self._ended = self._ended or size != 0
         elif not self.too_large:
@@ -78,19 +81,19 @@ class _Again(_Reader):
         self._kept = BytesIO(kept)
         self._source = source
 
-    def read(self, size: int = -1, /) -> bytes:
+    def read(self, size: int | None = -1, /) -> bytes:
         block = self._kept.read(size)
-        if size < 0:
+        if size is None or size < 0:
             rest: bytes = self._source.read()
             return block + rest
         if len(block) < size:
             block += self._source.read(size - len(block))
         return block
 
-    def readline(self, size: int = -1, /) -> bytes:
+    def readline(self, size: int | None = -1, /) -> bytes:
         line = self._kept.readline(size)
         if line.endswith(b"\n") or len(line) == size:
             return line
         read = self._source.readline
-        rest: bytes = read() if size < 0 else read(size - len(line))
+        rest: bytes = read() if size is None or size < 0 else read(size - len(line))
         return line + rest

@@ -95,8 +95,12 @@ class _Renewer:
             self.all.add(leases)
             self._wake.set()  # it may have to come back sooner
             if self.thread is None:
-                self.thread = threading.Thread(target=self._run, name="leases", daemon=True)
-                self.thread.start()
+                thread = threading.Thread(target=self._run, name="leases", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    return  # no thread is to be had: the next lease tries again
+                self.thread = thread
 
     def forget(self, leases: Leases) -> None:
         with self._lock:

@@ -1,16 +1,37 @@
-"""This process: which one it is, and what it has loaded for good."""
+"""This process: which one it is, what it begins anew, and what it has loaded for good."""
 
 from __future__ import annotations
 
 import gc
 import os
+import weakref
+from typing import Protocol
 
-__all__ = ["pid", "processors", "settle"]
+__all__ = ["Renewable", "pid", "processors", "renew_at_fork", "settle"]
+
+
+class Renewable(Protocol):
+    """Something that holds what belongs to one process.
+
+    What the threads of a parent have under way, and the locks that they hold while it forks, are
+    nothing to its child, which none of them is in.
+    """
+
+    def after_fork(self) -> None:
+        """Forget, in the child, what is its parent's."""
+
 
 pid = os.getpid()
 """The id of this process; to be read as ``process.pid``, since a fork changes it.
 
 Known without asking the system for each request."""
+
+_all: weakref.WeakSet[Renewable] = weakref.WeakSet()
+
+
+def renew_at_fork(renewable: Renewable) -> None:
+    """Have *renewable* begin anew in each child of this process, for as long as it lives."""
+    _all.add(renewable)
 
 
 def processors() -> int:
@@ -32,6 +53,8 @@ def settle() -> None:
 def _after_fork() -> None:
     global pid
     pid = os.getpid()
+    for renewable in list(_all):
+        renewable.after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -7,13 +7,14 @@ import json
 import logging
 import os
 import threading
+import time
 from wsgiref.util import setup_testing_defaults
 
 import flask
 import pytest
 from django.http import JsonResponse
 
-from wsgigate.leases import Leases
+from wsgigate.leases import Leases, _renewer
 from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.store.memory import MemoryStore
@@ -226,6 +227,27 @@ def test_long_responses_keep_their_places_and_those_of_the_dead_become_free():
     dead.close()
 
 
+def test_a_place_is_renewed_before_it_ends():
+    clock = FakeClock()
+    app = ConcurrencyLimiter(hello, 1, store=MemoryStore(clock=clock), lease=8, clock=clock)
+    held = Answer(app)
+    for _ in range(8):
+        clock.advance(2)
+        app._leases.renew()
+        assert Answer(app).status == 429
+    held.close()
+    assert Answer(app).status == 200
+
+
+def test_a_limiter_that_is_closed_renews_nothing(store):
+    app = ConcurrencyLimiter(hello, 1, store=store)
+    held = Answer(app)
+    assert app._leases in _renewer.all
+    app.close()
+    assert app._leases not in _renewer.all
+    held.close()
+
+
 def test_a_forked_process_renews_nothing_of_its_parent_and_frees_nothing_of_it(store):
     app = ConcurrencyLimiter(hello, 1, store=store)
     answer = Answer(app)
@@ -291,6 +313,22 @@ def test_what_fails_to_renew_does_not_end_the_thread(caplog):
     leases.drop(b"1")
     leases.stop()
     assert "leases could not be renewed" in caplog.text
+
+
+def test_what_is_held_is_renewed_after_no_thread_was_to_be_had(threadless):
+    """One that could not be started counted as one that runs, and places ran out while in use."""
+    for thread in threading.enumerate():
+        if thread.name == "leases":  # of a test before
+            thread.join(30)
+    renewed = threading.Event()
+    leases = Leases(lambda place, held: renewed.set(), 0.02, time.monotonic)
+    with threadless():
+        leases.hold(b"1", "a")
+    leases.hold(b"2", "b")
+    assert renewed.wait(30)
+    leases.drop(b"1")
+    leases.drop(b"2")
+    leases.stop()
 
 
 def test_it_limits_flask_and_django(store, django_app):

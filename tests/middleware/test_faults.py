@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -101,3 +101,28 @@ def test_no_more_threads_wait_than_may() -> None:
 def test_settings_that_can_not_be(settings: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Faults(app, BOTH, **settings)
+
+
+def test_a_forked_worker_counts_its_own(in_child: Callable[[Callable[[], bool]], bool]) -> None:
+    """Those that waited in its parent were taken for its own, so none of its own waited."""
+    waits, go = threading.Event(), threading.Event()
+
+    def sleep(_seconds: float) -> None:
+        waits.set()
+        assert go.wait(10)
+
+    rules = FaultRules(delay=2, delay_percent=100)
+    made = Faults(app, rules, enabled=True, max_delayed=1, sleep=sleep)
+    thread = threading.Thread(target=lambda: Server().serve(made, new_environ()))
+    thread.start()
+    assert waits.wait(10)
+
+    def lets_one_wait() -> bool:
+        go.set()
+        Server().serve(made, new_environ())
+        return (made.delayed, made.undelayed) == (0, 0)
+
+    assert in_child(lets_one_wait)
+    go.set()
+    thread.join(10)
+    assert (made.delayed, made.undelayed) == (0, 0)

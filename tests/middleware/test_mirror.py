@@ -162,6 +162,12 @@ def to_the_end(environ: Any, start_response: Any) -> Iterable[bytes]:
     return [str(read).encode()]
 
 
+def test_a_length_of_thousands_of_digits_is_too_large_like_any_other(shadow: Shadow) -> None:
+    mirror = Mirror(to_the_end, shadow)
+    assert ask(mirror, "POST", CONTENT_LENGTH="9" * 5000).status == "200 OK"
+    assert mirror.too_large == 1
+
+
 @pytest.mark.parametrize(("size", "copied"), [(10, True), (11, False)])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 def test_a_body_that_is_too_large_is_not_copied(

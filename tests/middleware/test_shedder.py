@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -46,6 +46,23 @@ def test_what_is_too_much_is_refused_and_what_has_ended_makes_room(clock: FakeCl
     assert Client(guarded).get("/", buffered=True).status_code == 200
     second.close()
     assert guarded.in_flight == 0
+
+
+def test_a_forked_worker_counts_its_own(
+    clock: FakeClock, in_child: Callable[[Callable[[], bool]], bool]
+) -> None:
+    """What its parent had under way stayed so in the child, which refused all for ever."""
+    guarded = Shedder(app, RULES, clock=clock)
+    kept = [under_way(guarded), under_way(guarded)]
+
+    def serves() -> bool:
+        answer = Client(guarded).get("/", buffered=True)
+        return (answer.status_code, guarded.in_flight, guarded.refused) == (200, 0, 0)
+
+    assert in_child(serves)
+    assert guarded.in_flight == 2
+    for body in kept:
+        body.close()
 
 
 def test_its_reason_is_for_the_log(clock: FakeClock) -> None:

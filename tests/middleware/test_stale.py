@@ -206,6 +206,16 @@ def test_what_is_changed_is_forgotten(clock: FakeClock, status: int, gone: bool)
     assert ask(kept, "/b").status_code == 200
 
 
+def test_what_requests_are_told_apart_by_takes_room_too(clock: FakeClock) -> None:
+    """Else clients who send much in what ``Vary`` names have far more kept than may be."""
+    kept = stale(App(b"x", Vary="Accept-Language, X-Other"), clock, max_size=50_000, max_answer=9)
+    for number in range(20):
+        language = f"{number}" * 4000
+        ask(kept, f"/{number}", headers={"Accept-Language": language, "X-Other": language})
+        assert kept.size >= 8000
+    assert len(kept._shelf) <= 6
+
+
 def test_it_keeps_no_more_bytes_than_it_may(clock: FakeClock) -> None:
     app = App(b"x" * 10_000)
     kept = stale(app, clock, max_size=50_000, max_answer=10_000)
@@ -320,3 +330,30 @@ def test_a_malformed_target_is_the_apps_to_refuse(clock: FakeClock) -> None:
 def test_settings_that_can_not_be(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         StaleAnswers(App(), **settings)
+
+
+def test_the_answer_to_head_is_kept_for_nobody(clock: FakeClock) -> None:
+    """It has no body: whoever asks for that would get an empty one."""
+    app = App([], Cache_Control="max-age=60")
+    kept = stale(app, clock)
+    ask(kept, method="HEAD")
+    app.fails = 503
+    assert ask(kept).status_code == 503
+    assert kept.size == 0
+
+
+def test_the_age_that_an_answer_came_with_counts(clock: FakeClock) -> None:
+    app = App(Age="50", Cache_Control="max-age=60, stale-if-error=0")
+    kept = stale(app, clock)
+    ask(kept)
+    app.fails = 503
+    clock.advance(10)
+    assert ask(kept).status_code == 200
+    clock.advance(0.1)
+    assert ask(kept).status_code == 503
+
+
+def test_what_was_asked_for_takes_room_too(clock: FakeClock) -> None:
+    kept = stale(App(), clock)
+    ask(kept, "/?q=" + "x" * 3000)
+    assert kept.size > 4000

@@ -19,6 +19,7 @@ Forward = Callable[..., Client]
 
 URLLIB_CAN_NOT = (
     "reach Unix sockets",
+    "open WebSockets",
     "send a request again that met a connection which was closed meanwhile",
     "bound the time of a head that comes byte by byte",
     "bound how many connections an instance gets, and how old they get",

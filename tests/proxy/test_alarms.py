@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -93,6 +94,30 @@ def test_an_alarm_that_fails_stops_no_other(caplog: pytest.LogCaptureFixture) ->
         alarms.after(0.01, call)
         assert waited()
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_what_is_due_waits_for_a_thread_where_none_is_to_be_had(
+    threadless: Callable[[], AbstractContextManager[None]],
+) -> None:
+    """One that could not be started counted as one that ran, and no alarm went off any more."""
+    alarms = Alarms(most=2)
+    call, waited = done(2)
+    with threadless():
+        alarms.after(0, call)
+    alarms.after(0, call)
+    assert waited()
+
+
+def test_the_only_thread_goes_on_where_no_other_is_to_be_had(
+    threadless: Callable[[], AbstractContextManager[None]],
+) -> None:
+    alarms = Alarms(most=2)
+    call, waited = done(2)
+    alarms.after(3600, print).cancel()
+    with threadless():
+        alarms.after(0, call)
+        alarms.after(0.01, call)
+        assert waited()
 
 
 def test_a_forked_worker_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

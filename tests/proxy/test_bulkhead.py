@@ -6,12 +6,12 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from random import Random
 from typing import Any
 
 import pytest
 from werkzeug.test import Client
 
-from wsgigate import process
 from wsgigate.circuits import Circuit
 from wsgigate.discovery import Instance
 from wsgigate.problem import Refusal
@@ -62,6 +62,8 @@ def of(
 def ask(app: Any, **options: Any) -> Any:
     return Client(app, use_cookies=False).open("/", buffered=True, **options)
 
+
+InChild = Callable[[Callable[[], bool]], bool]
 
 GIVEN: list[Callable[[], dict[str, Any]]] = [
     dict,
@@ -218,14 +220,20 @@ def test_all_forwarders_of_a_service_count_together(backend: Backend, sessions: 
     assert ask(other).status_code == 200
 
 
-def test_a_forked_worker_counts_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forked_worker_counts_its_own(in_child: InChild) -> None:
     bulkhead = Bulkhead(1)
     bulkhead.enter()
     with pytest.raises(Refusal):
         bulkhead.enter()
-    monkeypatch.setattr(process, "pid", process.pid + 1)
-    bulkhead.enter()
-    assert bulkhead.status() == {"inFlight": 1, "maxInFlight": 1, "refused": 0}
+    bulkhead._lock.acquire()  # as a thread may that the child has not
+
+    def counts() -> bool:
+        bulkhead.enter()
+        return bulkhead.status() == {"inFlight": 1, "maxInFlight": 1, "refused": 0}
+
+    assert in_child(counts)
+    bulkhead._lock.release()
+    assert bulkhead.status() == {"inFlight": 1, "maxInFlight": 1, "refused": 1}
 
 
 @pytest.mark.parametrize("most", [0, -1, 1.5, True])
@@ -258,6 +266,30 @@ def test_an_instance_that_is_full_is_passed_over_and_when_all_are_nobody_is_aske
     again = pool.pick()
     assert again is not None
     assert again.instance.url == B
+
+
+@pytest.mark.parametrize("full", [A, B, C])
+@pytest.mark.parametrize("failed", [A, B, C])
+def test_one_that_is_full_is_never_asked_and_one_that_failed_only_when_nobody_is_left(
+    full: str, failed: str
+) -> None:
+    pool = limited(A, B, C, balance="random", random=Random(1).random)
+    members = pool._members
+    held = pool.pick(avoid=[member for url, member in members.items() if url != full])
+    assert held is not None
+
+    def picked(*avoided: str) -> set[str]:
+        urls = set()
+        for _ in range(50):
+            lease = pool.pick(avoid=[members[url] for url in avoided])
+            assert lease is not None
+            urls.add(lease.instance.url)
+            lease.release()
+        return urls
+
+    assert picked(failed) == {A, B, C} - {full, failed}
+    others = {A, B, C} - {full}
+    assert picked(*others) == others
 
 
 def test_one_that_failed_the_request_is_better_than_one_that_is_full() -> None:

@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import requests
@@ -308,6 +309,24 @@ def test_a_forked_process_has_connections_of_its_own(backend: Backend, adapter: 
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert ask(adapter, backend.url).content == b"ok"
     assert [request.connection for request in backend.requests] == [1, 2, 1]
+
+
+def test_a_forked_process_keeps_no_connection_of_its_parents_open(backend: Backend) -> None:
+    """What the parent closed, or the time of keeping ended, was open for as long as a child was."""
+    sessions = Sessions()
+    adapter: Any = sessions.adapter(backend.url)
+    assert ask(adapter, backend.url).content == b"ok"
+    go, told = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(told)
+        os.read(go, 1)  # serves nothing yet
+        os._exit(0)
+    sessions.close()
+    backend.wait_until_closed()
+    os.close(told)
+    os.close(go)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_closed_adapter_keeps_nothing(backend: Backend) -> None:

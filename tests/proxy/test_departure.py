@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -55,6 +56,24 @@ def told(client: socket.socket) -> dict[str, object]:
     return {"gunicorn.socket": client, "SERVER_PROTOCOL": "HTTP/1.1"}
 
 
+def test_a_request_is_served_where_no_thread_is_to_be_had_to_look(
+    pair: tuple[socket.socket, socket.socket],
+    threadless: Callable[[], AbstractContextManager[None]],
+) -> None:
+    ours, theirs = pair
+    departures = Departures(tick=0.001)
+    with threadless():
+        departures.watch(new_environ() | told(ours)).close()
+    departure = departures.watch(new_environ() | told(ours))
+    upstream, instance = socket.socketpair()
+    with upstream, instance:
+        departure.holds(upstream)
+        theirs.close()
+        instance.settimeout(10)
+        assert instance.recv(1) == b""  # somebody looks again by now
+    departure.close()
+
+
 def test_what_a_departure_has_let_go_is_left_alone(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
@@ -72,6 +91,52 @@ def test_what_a_departure_has_let_go_is_left_alone(
         assert instance.recv(100) == b"another request's"
         departure.holds(upstream)  # too late: nobody is there to take the answer
         assert instance.recv(100) == b""
+
+
+def test_who_is_to_be_connected_learns_whether_anybody_waits(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    departures = Unhurried()
+    departure = departures.watch(new_environ() | told(ours))
+    with socket.socket() as upstream:
+        assert departure.holds(upstream) is True
+        theirs.close()
+        departures.look()
+        assert departure.holds(upstream) is False
+
+
+@pytest.mark.parametrize("protocol", ["HTTP/1.0", "HTTP/1.1"])
+def test_what_was_held_to_the_end_is_left_alone(
+    protocol: str, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, _ = pair
+    departure = Unhurried().watch(
+        {"gunicorn.socket": ours, "SERVER_PROTOCOL": protocol, "REQUEST_METHOD": "GET"}
+    )
+    upstream, instance = socket.socketpair()
+    with upstream, instance:
+        departure.holds(upstream)
+        departure.close()
+        departure.happened()  # it was being looked at in that moment
+        assert departure.gone
+        upstream.sendall(b"another request's")
+        assert instance.recv(100) == b"another request's"
+
+
+def test_a_forked_worker_looks_after_its_own(
+    pair: tuple[socket.socket, socket.socket], in_child: Callable[[Callable[[], bool]], bool]
+) -> None:
+    ours, _ = pair
+    departures = Unhurried()
+    departure = departures.watch(new_environ() | told(ours))
+
+    def looks() -> bool:
+        own = departures.watch(new_environ() | told(ours))
+        return list(departures._watched.values()) == [own]
+
+    assert in_child(looks)
+    departure.close()
 
 
 def test_a_closed_departure_is_looked_at_no_more(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 from collections.abc import Iterator
@@ -299,7 +300,7 @@ def test_who_waits_for_a_place_gets_a_connection_that_lives(
     taken: list[Connection] = []
 
     def wait() -> None:
-        taken.append(pool.take(0.0, 5.0, fresh=bool(fresh)))
+        taken.append(pool.take(0.0, 60.0, fresh=bool(fresh)))  # far more than it is given below
 
     waiter = threading.Thread(target=wait)
     waiter.start()
@@ -307,13 +308,95 @@ def test_who_waits_for_a_place_gets_a_connection_that_lives(
     if leaves:
         pairs.theirs[0].close()
     held.give_back(bool(keep))
-    waiter.join(5)
+    waiter.join(10)
     [connection] = taken
     assert connection.reused == (not leaves and not fresh)
     assert (pairs.ours[0].fileno() == -1) == (connection is not held)
     assert (pool.open_connections, len(pairs.ours)) == (1, 2 - connection.reused)
     with pytest.raises(PoolFull):
         pool.take(0.0, 0.0)
+
+
+def test_a_connection_with_something_left_to_read_is_not_kept(pairs: Pairs) -> None:
+    """Of what TLS has decrypted already, no poller tells."""
+    pool = pool_of(pairs)
+    connection = pool.take(0.0, 5.0)
+    connection.pending = lambda: 1
+    connection.give_back(True)
+    assert (pool.open_connections, pool.idle_connections) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("later", "limits", "reused"),
+    [
+        (3.9, {"idle_timeout": 4.0}, True),
+        (4.0, {"idle_timeout": 4.0}, False),
+        (3.9, {"idle_timeout": 9.0, "max_age": 4.0}, True),
+        (4.0, {"idle_timeout": 9.0, "max_age": 4.0}, False),
+    ],
+)
+def test_a_connection_is_kept_for_less_than_its_time(
+    later: float, limits: dict[str, float], reused: bool, pairs: Pairs
+) -> None:
+    pool = pool_of(pairs, **limits)
+    pool.take(0.0, 5.0).give_back(True)
+    assert pool.take(later, 9.0).reused is reused
+
+
+def test_who_is_interrupted_while_connecting_leaves_its_place() -> None:
+    class Interrupted(BaseException):
+        """What is no error of the system's, such as a worker's order to end."""
+
+    def dial(until: float) -> socket.socket:
+        raise Interrupted
+
+    pool = ConnectionPool(dial, Limits(max_open=1), FakeClock(0.0))
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            pool.take(0.0, 5.0)
+    assert pool.open_connections == 0
+
+
+def test_who_is_told_too_late_looks_once_more(pairs: Pairs) -> None:
+    """Else a connection lies there that was given back to who has given up, while others wait."""
+    clock = FakeClock(0.0)
+    pool = ConnectionPool(pairs, Limits(max_open=1), clock)  # type: ignore[arg-type]
+    held = pool.take(0.0, 5.0)
+
+    class Late(threading.Condition):
+        def wait(self, timeout: float | None = None) -> bool:
+            self.release()  # its time is over, and before it has the lock again
+            clock.advance(timeout or 0.0)
+            held.give_back(True)
+            self.acquire()
+            return False
+
+    pool._freed = Late(pool._lock)
+    assert pool.take(0.0, 5.0) is held
+    with pytest.raises(PoolFull):
+        pool.take(0.0, 5.0)
+
+
+def test_a_response_that_is_collected_anywhere_gives_its_place_up(pairs: Pairs) -> None:
+    """Also while this very thread waits for a place, with what guards them in its hands."""
+
+    def clock() -> float:
+        gc.collect()
+        return 0.0
+
+    pool = ConnectionPool(pairs, Limits(max_open=1), clock)  # type: ignore[arg-type]
+    reader = ResponseReader("GET")
+    reader.feed_head(LENGTH)
+    forgotten: list[object] = [RawResponse(pool.take(0.0, 0.01), reader, 5.0)]
+    forgotten.append(forgotten)
+    del forgotten
+    taken: list[Connection] = []
+    waiter = threading.Thread(target=lambda: taken.append(pool.take(0.0, 0.01)), daemon=True)
+    waiter.start()
+    waiter.join(10)
+    [connection] = taken
+    assert pool.open_connections == 1
+    connection.close()
 
 
 def test_a_closed_pool_closes_what_comes_back(pairs: Pairs) -> None:

@@ -81,8 +81,11 @@ class Watched(Pool):
             self._changed.notify_all()
 
     def wait_until_idle(self) -> None:
+        self.wait_until(lambda: not any(self.in_flight().values()))
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
         with self._changed:
-            assert self._changed.wait_for(lambda: not any(self.in_flight().values()), 10)
+            assert self._changed.wait_for(condition, 10)
 
 
 def pool_of(*urls: str, **options: Any) -> Watched:
@@ -376,6 +379,52 @@ def test_a_client_that_leaves_frees_both(sessions: Sessions) -> None:
         one.wait_until_closed()
         other.wait_until_closed()
         pool.wait_until_idle()
+
+
+def test_a_client_that_leaves_when_one_has_failed_frees_the_other(sessions: Sessions) -> None:
+    departures = Departures()
+    departure = Departure(None, lambda _: None)
+    departures.watch = lambda environ: departure  # type: ignore[method-assign]
+    opened = threading.Event()
+
+    def dies(_connection: socket.socket, _request: Received) -> bool:
+        assert opened.wait(20)
+        return False
+
+    with Backend(dies) as one, Backend(silent) as other:
+        pool = pool_of(one.url, other.url)
+        resilience = Resilience(hedge=SOON, alarms=Alarms())
+        forwarder = Forwarder(pool, sessions=sessions, resilience=resilience, departures=departures)
+
+        def leave() -> None:
+            other.wait_for_requests(1)
+            opened.set()
+            pool.wait_until(lambda: pool.in_flight()[one.url] == 0)
+            departure.happened()
+
+        thread = threading.Thread(target=leave)
+        thread.start()
+        assert Reader(forwarder).get("/").status_code == 502
+        thread.join(20)
+        other.wait_until_closed()
+        pool.wait_until_idle()
+
+
+def test_nothing_is_kept_for_another_try_once_there_is_an_answer(
+    backend: Backend, make: Make
+) -> None:
+    class Kept(Alarms):
+        def __init__(self) -> None:
+            super().__init__()
+            self.made: list[Alarm] = []
+
+        def after(self, seconds: float, call: Callable[[], object]) -> Alarm:
+            self.made.append(super().after(seconds, call))
+            return self.made[-1]
+
+    alarms = Kept()
+    assert make(backend.url, rules=LATE, given={"alarms": alarms}).get("/").status_code == 200
+    assert [alarm.call for alarm in alarms.made] == [None]
 
 
 def test_a_client_that_leaves_while_the_winner_streams_frees_it(sessions: Sessions) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from queue import SimpleQueue
 from typing import Any
 
@@ -72,3 +75,38 @@ def test_a_resolver_that_hangs_is_asked_once_a_name_and_by_few_threads() -> None
     for thread in threads:
         thread.join(10)
         assert not thread.is_alive()
+
+
+def test_a_name_is_looked_up_again_after_no_thread_was_to_be_had(
+    threadless: Callable[[], AbstractContextManager[None]],
+) -> None:
+    """Whoever asked for it was forgotten, and whoever asked later waited with them for ever."""
+    answers: Answers = SimpleQueue()
+    names = Names()
+    with threadless():
+        names.look_up("localhost", 80, answers.put)
+    failed = answers.get(timeout=10)
+    assert isinstance(failed, OSError)
+    assert failed.errno == errno.ENOMEM  # which is no fault of an instance
+    names.look_up("localhost", 80, answers.put)
+    assert isinstance(answers.get(timeout=10), list)
+
+
+def test_a_thread_that_runs_looks_up_what_no_other_could_be_had_for(
+    threadless: Callable[[], AbstractContextManager[None]],
+) -> None:
+    go, asked = threading.Event(), threading.Event()
+
+    def resolve(host: str, _port: None, **_options: Any) -> list[Any]:
+        asked.set()
+        assert go.wait(10)
+        return []
+
+    answers: Answers = SimpleQueue()
+    names = Names(2, resolve=resolve)
+    names.look_up("one", 80, answers.put)
+    assert asked.wait(10)
+    with threadless():
+        names.look_up("two", 80, answers.put)
+    go.set()
+    assert [answers.get(timeout=10) for _ in range(2)] == [[], []]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -33,6 +34,24 @@ def picked(from_pool: Pool, times: int = 60) -> set[str]:
         urls.add(lease.instance.url)
         lease.release()
     return urls
+
+
+def test_a_forked_worker_counts_its_own(in_child: Callable[[Callable[[], bool]], bool]) -> None:
+    """What its parent had under way stayed so in the child, and its lock locked."""
+    users = pool(URLS[0], instance_limit=1)
+    held = users.pick()
+    assert held is not None
+    assert users.pick() is None
+    users._lock.acquire()  # as a thread may that the child has not
+
+    def takes_one() -> bool:
+        lease = users.pick()
+        return lease is not None and users.in_flight() == {URLS[0]: 1}
+
+    assert in_child(takes_one)
+    users._lock.release()
+    assert users.in_flight() == {URLS[0]: 1}
+    held.release()
 
 
 def test_every_instance_takes_requests() -> None:

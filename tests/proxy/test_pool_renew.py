@@ -160,6 +160,17 @@ def test_latency_of_those_who_stay_is_kept() -> None:
     assert picked(users) == {URLS[0]}  # the other is known to be slow
 
 
+def test_latency_of_who_drains_is_kept() -> None:
+    users = pool(*URLS[:2], balance="least-latency")
+    for url, seconds in zip(URLS[:2], (0.1, 5.0), strict=True):
+        lease = lease_of(users, url)
+        users.answered(lease.member, seconds, failed=False)
+        lease.release()
+    users.renew([Instance(URLS[0]), Instance(URLS[1], 0)])
+    users.renew(made(URLS[:2]))
+    assert picked(users) == {URLS[0]}
+
+
 def test_who_is_new_starts_slowly_and_who_stays_goes_on() -> None:
     clock = FakeClock()
     users = pool(*URLS[:2], slow_start=10.0, clock=clock)

@@ -237,6 +237,40 @@ def test_a_forked_process_has_a_thread_of_its_own(prober: Prober, backend: Backe
     assert found.get(timeout=10)
 
 
+def test_a_forked_process_lets_go_of_what_is_its_parents(prober: Prober) -> None:
+    """A child that asked nobody kept the instance's connection open for as long as it lived."""
+    asked = threading.Event()
+
+    def hang(connection: socket.socket, _request: Received) -> bool:
+        asked.set()
+        return bool(connection.recv(1))
+
+    with Backend(hang) as backend:
+        prober.ask("shop", Instance(backend.url), CHECK, lambda outcome: None)
+        assert asked.wait(10)
+        going = prober._round
+        assert going is not None
+        waits = threading.Event()
+        going._do(waits.set)  # done once it has sent what it was at
+        assert waits.wait(10)
+        own = (going._selector, going._ear, going._mouth)
+        held = [each.fileno() for each in own]
+        held += [flight.watched or -1 for flight in going._flights]
+        child = os.fork()
+        if child == 0:
+            left = len(held)
+            for number in held:
+                try:
+                    os.fstat(number)
+                except OSError:
+                    left -= 1
+            os._exit(left)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert len(held) == 4
+        prober.stop()  # and here all of it goes on
+        backend.wait_until_closed()
+
+
 def test_a_thousand_that_hang_keep_nobody_from_being_checked_nor_anyone_new(
     silent: int,
 ) -> None:

@@ -16,6 +16,7 @@ from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.service import Resilience
 from wsgigate.proxy.stickiness import Stickiness
 from wsgigate.proxy.transport import Sessions
+from wsgigate.rules.circuit import Outcome
 from wsgigate.rules.outlier import OutlierRules
 from wsgigate.rules.retry import RetryRules
 from wsgigate.testing import FakeClock
@@ -103,6 +104,10 @@ def test_the_cookie_is_the_gateways_alone(gate: Gate) -> None:
             {"cookie": "__Host-shop"},
             ["Path=/", "HttpOnly", "SameSite=Lax", "Secure"],
         ),
+        (
+            {"cookie": "__Secure-shop"},
+            ["Path=/", "HttpOnly", "SameSite=Lax", "Secure"],
+        ),
     ],
 )
 def test_it_is_as_the_settings_say(
@@ -116,6 +121,26 @@ def test_it_is_as_the_settings_say(
 def test_whoever_has_it_gets_it_once(gate: Gate) -> None:
     browser = gate()
     assert [len(set_cookies(browser.ask())) for _ in range(4)] == [1, 0, 0, 0]
+
+
+def test_its_signature_is_worked_out_once_a_request(gate: Gate) -> None:
+    browser = gate()
+    browser.ask()
+    asked: list[float] = []
+    clock = browser.sticky._clock
+    browser.sticky._clock = lambda: asked.append(clock()) or clock()  # type: ignore[func-returns-value]
+    browser.ask()
+    assert len(asked) == 1
+
+
+def test_two_services_with_one_cookie_each_read_their_own() -> None:
+    one, other = (Stickiness(name, SECRET, cookie="shop") for name in ("one", "other"))
+    value = other._values.sign(other.id_of("http://a"), 0.0)
+    environ = {"HTTP_COOKIE": f"shop={value}"}
+    assert one.read(environ) is None
+    stuck = other.read(environ)
+    assert stuck is not None
+    assert stuck.id == other.id_of("http://a")
 
 
 def test_it_is_renewed_before_it_ends_and_nothing_after(gate: Gate) -> None:
@@ -212,6 +237,50 @@ def test_one_that_drains_keeps_its_clients_only_where_it_is_to(
     assert browser.who(4) <= {"b", "c"}  # ill, it keeps nobody
 
 
+def test_one_that_drains_and_fails_keeps_nobody(sessions: Sessions, three: list[Backend]) -> None:
+    stays = Stickiness("svc", SECRET, keep_draining=True)
+    instances = [Instance(backend.url, at and 1) for at, backend in enumerate(three)]
+    rules = OutlierRules(consecutive_failures=1)
+    pool = Pool("svc", instances, sticky=stays, outlier=rules)
+    id = stays.id_of(three[0].url)
+    lease = pool.pick(stuck=id)
+    assert lease is not None
+    assert lease.instance.url == three[0].url
+    lease.end(Outcome.FAILED)
+    again = pool.pick(stuck=id)
+    assert again is not None
+    assert again.instance.url != three[0].url
+
+
+def test_nobody_stays_in_a_tier_that_only_stands_by() -> None:
+    stays = Stickiness("svc", SECRET)
+    first, spare = Instance("http://10.0.0.1"), Instance("http://10.0.0.2", tier=1)
+    pool = Pool("svc", [first, spare], sticky=stays)
+    for stuck in (first, spare):
+        lease = pool.pick(stuck=stays.id_of(stuck.url))
+        assert lease is not None
+        assert lease.instance is first
+    pool.mark(first.url, False)
+    moved = pool.pick(stuck=stays.id_of(spare.url))
+    assert moved is not None
+    assert moved.instance is spare
+
+
+@pytest.mark.parametrize("weight", [0, 1], ids=["all drain", "the others are full"])
+def test_one_that_drains_keeps_its_clients_when_there_is_nobody_else(weight: int) -> None:
+    stays = Stickiness("svc", SECRET, keep_draining=True)
+    urls = ["http://10.0.0.1", "http://10.0.0.2"]
+    instances = [Instance(urls[0], 0), Instance(urls[1], weight)]
+    pool = Pool("svc", instances, sticky=stays, instance_limit=1)
+    if weight:
+        assert pool.pick() is not None
+    assert pool.pick() is None
+    lease = pool.pick(stuck=stays.id_of(urls[0]))
+    assert lease is not None
+    assert lease.instance.url == urls[0]
+    assert pool.pick(stuck=stays.id_of(urls[0])) is None  # it is full itself by now
+
+
 def test_another_try_goes_elsewhere_and_that_is_where_the_client_stays(
     gate: Gate, three: list[Backend]
 ) -> None:
@@ -275,6 +344,7 @@ def test_the_key_counts_where_the_cookie_says_nothing(gate: Gate) -> None:
         ({"cookie": ""}, "cookie"),
         ({"path": "shop"}, "path: is a path"),
         ({"path": "/a;b"}, "path"),
+        ({"path": "/caf\xe9"}, "path"),
         ({"path": "/a\r\nSet-Cookie: x"}, "path"),
         ({"cookie": "__Host-a", "path": "/a"}, "path"),
         ({"max_age": 0}, "max_age"),
@@ -283,3 +353,11 @@ def test_the_key_counts_where_the_cookie_says_nothing(gate: Gate) -> None:
 def test_a_setting_that_can_not_be_is_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Stickiness("svc", SECRET, **settings)
+
+
+def test_what_is_remembered_of_instances_is_bounded() -> None:
+    """They come and go, and each has a name of its own where they are found."""
+    stays = Stickiness("svc", SECRET)
+    for number in range(2000):
+        stays.id_of(f"http://10.0.0.1:{number}")
+    assert stays.id_of.cache_info().currsize <= 1024

@@ -30,6 +30,7 @@ from wsgigate.proxy.service import Resilience
 from wsgigate.proxy.transport import Sessions
 from wsgigate.rules.budget import RetryBudget
 from wsgigate.rules.circuit_rules import CircuitRules
+from wsgigate.rules.hedge import HedgeRules
 from wsgigate.rules.retry import RetryRules
 from wsgigate.testing import FakeClock
 from wsgigate.testing.backend import Backend, Received, cut, reply
@@ -531,3 +532,21 @@ def test_without_retries_a_request_is_tried_once(make: Make) -> None:
         for url in (first.url, second.url):
             make(url, rules=RetryRules(attempts=1)).get("/")
         assert len(first.requests) == 1
+
+
+def test_a_forked_worker_asks_for_retries_and_hedges_by_locks_of_its_own(
+    in_child: Callable[[Callable[[], bool]], bool],
+) -> None:
+    given = Resilience(retry=RetryRules(), hedge=HedgeRules(after="p95"))
+    assert given.hedge is not None
+    locks = (given._lock, given.hedge._lock)
+    for lock in locks:
+        lock.acquire()  # as a thread may that the child has not
+
+    def asks() -> bool:
+        given.count(0.0)
+        return given.take(0.0) and given.hedge is not None and given.hedge.after() is None
+
+    assert in_child(asks)
+    for lock in locks:
+        lock.release()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -119,3 +119,24 @@ def test_none_enters_once_they_are_to_end() -> None:
 def test_their_number_is_not_negative() -> None:
     with pytest.raises(ValueError, match="0 or more"):
         Tunnels(-1)
+
+
+def test_a_forked_worker_has_its_own_and_ends_them(
+    in_child: Callable[[Callable[[], bool]], bool],
+) -> None:
+    """One that was stopped before its first began that one all the same."""
+    tunnels = Tunnels(1)
+    assert tunnels.enter()
+
+    def ends() -> bool:
+        assert tunnels.enter()
+        tunnels.leave()
+        return True
+
+    def stops() -> bool:
+        tunnels.stop()
+        return not tunnels.enter()
+
+    assert in_child(ends)
+    assert in_child(stops)
+    assert not tunnels.enter()

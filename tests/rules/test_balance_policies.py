@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from wsgigate.rules.balance import POLICIES
 from wsgigate.rules.balance.available import slow_start
 from wsgigate.rules.balance.hashing import ConsistentHash
-from wsgigate.rules.balance.pairs import LeastLatency, Random, TwoChoices
+from wsgigate.rules.balance.pairs import LeastLatency, Pairs, Random, TwoChoices
 from wsgigate.rules.balance.turns import RoundRobin, SmoothWeighted
 from wsgigate.testing import Script
 
@@ -139,6 +139,24 @@ def test_the_less_busy_of_two_is_picked(
     assert script.left == 0
 
 
+@pytest.mark.parametrize(
+    ("weights", "chances", "drawn"),
+    [
+        ((1, 2, 1), (0.0, 0.5), (0, 1)),  # half of what is left behind the first
+        ((0.1, 0.2), (0.0, 1 - 1e-16), (0, 1)),  # beyond all sums, as they are rounded
+        ((0.1, 0.1, 0.2), (0.3, 1 - 1e-16), (1, 2)),
+        ((0.1, 0.2, 0.1), (0.5, 0.5), (1, 2)),  # the first once more, as they are rounded
+        ((0.1, 0.2), (0.5, 1 - 2e-16), (1, 0)),
+    ],
+)
+def test_two_draws_by_weight_are_never_the_same(
+    weights: tuple[float, ...], chances: tuple[float, ...], drawn: tuple[int, int]
+) -> None:
+    members = servers(len(weights), *weights)
+    pairs = Pairs(Script(chances), members)
+    assert pairs.two() == tuple(members[at] for at in drawn)
+
+
 def test_two_draws_are_never_the_same_and_all_pairs_are_as_likely() -> None:
     policy: TwoChoices[Server] = TwoChoices(random.Random(1).random)
     policy.renew(servers(3))
@@ -193,6 +211,7 @@ def test_workers_begin_with_different_ones(kind: Any) -> None:
         (1, "cd", "c"),
         (4, "abcde", "e"),
         (3, "xyz", "x"),
+        (1, "bxy", "x"),
     ],
 )
 def test_round_robin_goes_on_when_members_come_and_go(
@@ -290,6 +309,8 @@ def test_one_that_nothing_is_known_of_gets_one_request_until_it_has_answered() -
     assert policy.pick(now=100.0) is a
     a.in_flight, b.in_flight = 1, 50
     assert policy.pick(now=100.0) is b
+    a.weight = 4
+    assert policy.load(a, 100.0) == LeastLatency.PENALTY / 4
 
 
 def test_failures_that_come_fast_draw_no_requests() -> None:
@@ -297,6 +318,14 @@ def test_failures_that_come_fast_draw_no_requests() -> None:
     policy.answered(a, 0.001, 100.0, failed=True)
     policy.answered(b, 0.5, 100.0)
     assert policy.pick(now=100.0) is b
+    policy.answered(b, 7.0, 100.0, failed=True)  # and those that come late no more than others
+    assert policy.load(b, 100.0) == 7.0
+
+
+@pytest.mark.parametrize("decay", [0, -1, float("inf"), float("nan")])
+def test_a_time_to_forget_in_that_is_none_is_refused(decay: float) -> None:
+    with pytest.raises(ValueError, match="decay is a number of seconds above 0"):
+        LeastLatency(random.random, decay=decay)
 
 
 def test_those_that_are_gone_are_forgotten() -> None:
@@ -410,6 +439,35 @@ def test_a_hot_key_goes_to_the_next_in_its_order_and_comes_back() -> None:
     assert policy.pick("hot") is home
 
 
+def ranked(policy: ConsistentHash[Server], members: list[Server]) -> list[Server]:
+    """Return who takes the key ``hot``, one after the other as each is avoided."""
+    order: list[Server] = []
+    while len(order) < len(members):
+        order.append(policy.pick("hot", avoid=order))
+    return order
+
+
+def test_the_bound_is_of_what_there_is_with_this_request() -> None:
+    policy: ConsistentHash[Server] = ConsistentHash(random.Random(1).random, bound=1.25)
+    members = servers(2)
+    policy.renew(members)
+    home, _ = ranked(policy, members)
+    home.in_flight = 1
+    assert policy.pick("hot") is home  # 2 is 1.25 times its share of 2, rounded up
+    home.in_flight = 2
+    assert policy.pick("hot") is not home
+
+
+def test_where_nobody_has_room_the_first_of_those_left_takes_it() -> None:
+    policy: ConsistentHash[Server] = ConsistentHash(random.Random(1).random)
+    members = servers(3)
+    policy.renew(members)
+    first, second, third = ranked(policy, members)
+    assert policy.pick("hot", avoid=members) is first
+    second.in_flight = third.in_flight = 10
+    assert policy.pick("hot", avoid=[first]) is second
+
+
 @pytest.mark.parametrize("bound", [1, 0, -1, float("nan"), 1001])
 def test_a_bound_that_is_none_is_refused(bound: float) -> None:
     with pytest.raises(ValueError, match="bound is above 1 and at most 1000"):
@@ -427,6 +485,7 @@ def test_a_bound_that_is_none_is_refused(bound: float) -> None:
         (7.5, 30, 2, 2.0),
         (0, 0, 1, 4.0),
         (-5, 30, 1, 0.4),
+        (-5, 30, 2, 0.4),
     ],
 )
 def test_one_that_has_just_begun_gets_less(

@@ -39,6 +39,9 @@ def cache(value: str) -> Fields:
         (cache("max-age=60, s-maxage=30"), 200, 30, 0),  # as proxy-revalidate: not stale
         (cache("s-maxage=30, stale-if-error=5"), 200, 30, 5),
         (cache("max-age=60, max-age=30"), 200, 30, 3600),
+        (cache("max-age=30, max-age=60"), 200, 30, 3600),
+        (cache(f"max-age=30, max-age={'9' * 5000}"), 200, 30, 3600),
+        ([("Expires", "Mon Dec  1 00:10:00 2025"), ("Date", DATE)], 200, 600, 3600),
         ([*cache("max-age=60"), *cache("stale-if-error=7")], 200, 60, 7),
         (cache("max-age=99999999999999999999"), 200, 2**31, 3600),
         ([("Expires", LATER), ("Date", DATE)], 200, 600, 3600),
@@ -159,6 +162,12 @@ def test_to_whom_and_how_long_it_is_shown(
         ('a="x, no-store", b', {"a": "x, no-store", "b": ""}),
         ('a="x\\", private", b=1', {"a": 'x\\", private', "b": "1"}),
         (",, a ,", {"a": ""}),
+        ("a=1, a=2", {"a": "1"}),
+        ("a=2, a=1", {"a": "1"}),
+        ("a=1, a", {"a": ""}),
+        ("a=x, a=1", {"a": "x"}),
+        ("a=1, a=\xb2", {"a": "\xb2"}),  # a digit to Python, and no number
+        ("a=\xb2, a=1", {"a": "\xb2"}),
     ],
 )
 def test_directives(value: str, found: dict[str, str]) -> None:

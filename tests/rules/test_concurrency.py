@@ -39,6 +39,19 @@ def test_giving_back_twice_frees_nobody_elses_place():
     assert rule.take(held, 101.0, C)[2].remaining == 0
 
 
+def test_giving_back_what_has_ended_clears_away_what_else_has():
+    rule = Concurrency(2, 10.0)
+    held, _, _ = rule.take(None, 100.0, A)
+    held, _, _ = rule.take(held, 105.0, B)
+    left, _, _ = rule.release(held, 112.0, A)
+    assert left == held[16:]
+    assert rule.release(left, 116.0, B)[0] is None
+
+
+def test_a_lease_may_be_as_short_as_it_may_be():
+    assert Concurrency(1, 0.1).lease == 0.1
+
+
 @pytest.mark.parametrize(("later", "allowed"), [(9.9, False), (10.0, True), (1e6, True)])
 def test_the_place_of_who_renews_no_more_is_free_after_its_lease(later, allowed):
     rule = Concurrency(1, 10.0)
@@ -85,7 +98,7 @@ def test_all_that_is_allowed_fits_into_a_stores_value():
     held = None
     leases = [number.to_bytes(8, "big") for number in range(LARGEST + 50)]
     held, _, _ = rule.renew(held, 100.0, leases)
-    assert len(held) <= 64 * 1024
+    assert len(held) == LARGEST * 16 <= 64 * 1024
     assert not rule.take(held, 100.0, A)[2].allowed
 
 

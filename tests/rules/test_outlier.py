@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import struct
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from wsgigate.rules.balance.available import Standing, available
 from wsgigate.rules.circuit import Outcome
-from wsgigate.rules.outlier import Ejection, OutlierRules, Outliers, low_success, pack, unpack
+from wsgigate.rules.outlier import Ejection, OutlierRules, Outliers, low_success
 
 LETTERS = {
     "+": Outcome.OK,
@@ -141,18 +140,6 @@ def test_one_that_a_check_finds_well_again_is_back_at_once_but_not_forgiven() ->
     outliers.restore("nobody", 6.0)
 
 
-def test_what_another_worker_found_is_known_here() -> None:
-    one, other = pool(2), pool(2)
-    ejection = report(one, "a", "-----", 100.0)[-1]
-    assert ejection is not None
-    other.learn("a", unpack(pack(ejection), 100.0, OutlierRules()))
-    assert other.ejected(129.9) == {"a"}
-    assert other.returns == 130.0
-    assert other.ejected(130.0) == frozenset()
-    other.learn("nobody", ejection)
-    assert "nobody" not in other.ejected(101.0)
-
-
 def test_those_that_are_gone_are_forgotten() -> None:
     outliers = pool(3)
     report(outliers, "a", "-----", 0.0)
@@ -235,37 +222,6 @@ def test_a_sweep_judges_each_interval_by_itself(judged: bool) -> None:
     assert outliers.sweep(10.0) == (["f"] if judged else [])
     assert outliers.ejected(10.0) == ({"f"} if judged else frozenset())
     assert outliers.sweep(60.0) == []
-
-
-# -- what is shared --------------------------------------------------------------------------------
-
-
-@given(
-    st.binary(max_size=20)
-    | st.builds(bytes.__add__, st.just(b"e"), st.binary(min_size=10, max_size=10))
-)
-def test_no_bytes_keep_an_instance_out_for_longer_than_the_rules_say(raw: bytes) -> None:
-    assert unpack(raw, 1000.0, OutlierRules()).until <= 1300.0
-
-
-@pytest.mark.parametrize(
-    "raw",
-    [
-        None,
-        b"",
-        struct.pack(">cdH", b"x", 1100.0, 1),
-        struct.pack(">cdH", b"e", math.nan, 1),
-        struct.pack(">cdH", b"e", math.inf, 1),
-        struct.pack(">cdH", b"e", 1100.0, 9999),
-    ],
-)
-def test_bytes_of_somebody_else_eject_nobody(raw: bytes | None) -> None:
-    assert unpack(raw, 1000.0, OutlierRules()) == Ejection()
-
-
-@given(st.floats(0, 1e10), st.integers(0, 1000))
-def test_an_ejection_is_read_as_it_was_written(until: float, times: int) -> None:
-    assert unpack(pack(Ejection(until, times)), until, OutlierRules()) == (until, times)
 
 
 # -- together with health checks -------------------------------------------------------------------

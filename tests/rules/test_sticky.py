@@ -49,6 +49,23 @@ def test_a_time_that_was_changed_since_holds_for_those_there_are() -> None:
     assert StickyCookie(SECRET, "orders", 60).read(VALUE, NOW) is None
 
 
+def test_what_it_says_is_for_ever_the_same() -> None:
+    """Gateways of the next version read it while those of this one go on writing it."""
+    assert ID == "92fP9w-NNkr4"
+    assert f"{ID}.1700003600.lLLeqTalzHZr7FTpje1ZJKJa" == VALUE
+
+
+def test_a_second_is_time_enough() -> None:
+    short = StickyCookie(SECRET, "orders", 1)
+    assert short.read(short.sign(ID, NOW), NOW) == Stuck(ID)
+
+
+@pytest.mark.parametrize("until", [1_700_003_599, 1_700_003_601])
+def test_its_time_is_signed(until: int) -> None:
+    id, _, signature = VALUE.split(".")
+    assert COOKIE.read(f"{id}.{until}.{signature}", NOW + 100) is None
+
+
 def _flip(at: int) -> Callable[[str], str]:
     return lambda value: value[:at] + ("A" if value[at] != "A" else "B") + value[at:][1:]
 

@@ -159,6 +159,7 @@ def picked(policy: Tiers[Server], times: int = 2_000, **options: Any) -> Counter
         ((0.7, 0.3), (0.7, 0.3)),
         ((0.35, 0.65), (0.35, 0.65)),
         ((0.0, 1.0), (0.0, 1.0)),
+        ((1.0, 3.0), (0.25, 0.75)),
     ],
 )
 def test_requests_are_spread_by_the_shares(
@@ -186,6 +187,24 @@ def test_what_all_of_a_tier_have_failed_goes_to_one_that_stands_by() -> None:
     assert set(picked(policy, 50, avoid=[A, B])) == {C.name}
     assert set(picked(policy, 50, avoid=[A, B, C])) == {D.name}
     assert set(picked(policy, 50, avoid=[A, B, C, D])) == {A.name, B.name}
+
+
+def test_what_one_of_a_tier_has_failed_stays_in_that_tier() -> None:
+    policy: Tiers[Server] = Tiers(lambda: 0.5, lambda: RoundRobin(lambda: 0.0))
+    policy.renew([(0, 0.5, [A]), (1, 0.5, [C, D])])  # of two halves, a half is the second
+    assert policy.pick(None, (), 0.0) is C
+    assert policy.pick(None, [C], 0.0) is D
+    assert policy.pick(None, [A, C, D], 0.0) in (C, D)
+
+
+def test_each_tier_knows_who_drains() -> None:
+    policy = tiers(LeastLatency)
+    policy.renew([(0, 1.0, [A, B])])
+    policy.answered(A, 9.0, 100.0)
+    policy.answered(B, 1.0, 100.0)
+    policy.renew([(0, 1.0, [B])], [A])
+    policy.renew([(0, 1.0, [A, B])])
+    assert set(picked(policy, 50, now=100.0)) == {B.name}
 
 
 def test_each_tier_goes_on_where_it_was() -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from wsgigate import process
 from wsgigate.fields import is_token
 from wsgigate.instead import shaped
 from wsgigate.problem import Problem, Refuse, answer_with
@@ -73,6 +74,7 @@ class Faults:
         self._sleep = sleep
         self._random = random
         rest_at_fork(self)
+        process.renew_at_fork(self)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if not self._enabled or any(environ.get(key) != value for key, value in self._when):
@@ -85,6 +87,10 @@ class Faults:
         shaped(environ, f"fault={fault.status}")
         environ[REASON] = "a fault was injected"
         return self._aborted(environ, start_response)
+
+    def after_fork(self) -> None:
+        """Count none: those of the parent wait there."""
+        self.delayed = self.undelayed = 0
 
     def before_fork(self) -> None:
         """Do nothing: that the lock is held is enough."""

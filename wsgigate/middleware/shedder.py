@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from wsgigate import process
 from wsgigate.problem import Problem, Refuse, answer_with
 from wsgigate.rules.shedding import Gradient, SheddingRules
 from wsgigate.store.forking import rest_at_fork
@@ -57,6 +58,7 @@ class Shedder:
         self._clock = clock
         self._random = random
         rest_at_fork(self)
+        process.renew_at_fork(self)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         with self.lock:
@@ -97,6 +99,10 @@ class Shedder:
     def limit(self) -> int:
         """How many requests may be under way."""
         return self._gradient.limit
+
+    def after_fork(self) -> None:
+        """Count none: those of the parent end there."""
+        self.in_flight = self.refused = 0
 
     def before_fork(self) -> None:
         """Do nothing: that the lock is held is enough."""

@@ -190,8 +190,9 @@ class StaleAnswers:
         if any(value != str(len(body)) for value in lengths):
             return  # cut short, whatever it looked like
         headers = [*without(headers, _AGE), ("Content-Length", str(len(body)))]
-        size = len(body) + sum(len(name) + len(value) for name, value in headers) + _OVERHEAD
         selected = selecting(how.vary, lambda name: _field(environ, name))
+        size = len(body) + sum(len(name) + len(value) for name, value in headers) + _OVERHEAD
+        size += sum(map(len, selected))  # what clients send, as much as servers let them
         made = _Answer(status, headers, body, how, selected, self._clock(), size)
         with self.lock:
             others = [

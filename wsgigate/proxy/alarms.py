@@ -40,7 +40,7 @@ class Alarm:
 class Alarms:
     """Does what is due in a few threads of its own, which the first alarm of a process starts.
 
-    When all of them are at work, what is due waits for one.
+    When all of them are at work, or no thread is to be had, what is due waits for one.
 
     :param most: How many threads there are at most.
     :param clock: Tells the time in seconds, from any moment on; a real one, as it is waited by it.
@@ -102,8 +102,11 @@ class _Shift:
                 self._dead = 0
 
     def _start(self) -> None:
+        try:
+            threading.Thread(target=self._run, name="wsgigate-alarms", daemon=True).start()
+        except RuntimeError:  # no thread is to be had: the next alarm, or the next due, tries again
+            return
         self._threads += 1
-        threading.Thread(target=self._run, name="wsgigate-alarms", daemon=True).start()
 
     def _run(self) -> None:
         while True:

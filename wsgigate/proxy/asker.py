@@ -15,7 +15,8 @@ from wsgigate.proxy.bulkhead import FULL
 from wsgigate.proxy.departure import Departure
 from wsgigate.proxy.hedging import Leg
 from wsgigate.proxy.hold import Hold
-from wsgigate.proxy.pool import Lease, Member, Pool
+from wsgigate.proxy.member import Member
+from wsgigate.proxy.pool import Lease, Pool
 from wsgigate.proxy.request import Outgoing
 from wsgigate.proxy.sender import Sender, Unanswered
 from wsgigate.proxy.service import Resilience

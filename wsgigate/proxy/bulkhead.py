@@ -36,7 +36,12 @@ class Bulkhead:
         self.in_flight = 0
         self.refused = 0
         self._lock = threading.Lock()
-        self._pid = process.pid
+        process.renew_at_fork(self)
+
+    def after_fork(self) -> None:
+        """Count none: those of the parent end there."""
+        self._lock = threading.Lock()
+        self.in_flight = self.refused = 0
 
     def enter(self) -> None:
         """Count one more in.
@@ -44,8 +49,6 @@ class Bulkhead:
         :raises Refusal: There are as many as there may be; carries the answer.
         """
         with self._lock:
-            if self._pid != process.pid:  # those of the parent end there
-                self._pid, self.in_flight, self.refused = process.pid, 0, 0
             if self.in_flight < self.most:
                 self.in_flight += 1
                 return

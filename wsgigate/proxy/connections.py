@@ -63,7 +63,9 @@ class ConnectionPool:
         self._open = 0
         self._waiting = 0
         self._closed = False
-        self._lock = threading.Lock()
+        # A response that nobody closed gives its place up when it is collected, which may be in
+        # the middle of anything: so this thread may have it already.
+        self._lock = threading.RLock()
         self._freed = threading.Condition(self._lock)
         weakref.finalize(self, _close_all, self._idle)  # for those who forget to
 
@@ -178,8 +180,9 @@ class ConnectionPool:
                         self._open += 1
                         return None
                     left = until - self._clock()
-                    if left <= 0 or not self._freed.wait(left):
+                    if left <= 0:
                         raise PoolFull(f"all {self._limits.max_open} connections are in use")
+                    self._freed.wait(left)  # too late for some may be for us: one more look
             finally:
                 self._waiting -= 1
 

@@ -127,7 +127,11 @@ class Departures:
         with self._lock:
             if self._pid != process.pid:
                 self._watched = {}  # another process's
-                threading.Thread(target=self._run, name="wsgigate-departures", daemon=True).start()
+                thread = threading.Thread(target=self._run, name="wsgigate-departures", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    return  # no thread is to be had: nobody is seen leaving until one is
                 self._pid = process.pid
 
     def _run(self) -> None:

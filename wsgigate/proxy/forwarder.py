@@ -135,11 +135,8 @@ class Forwarder:
             self._upgrade = Upgrader(
                 WebSocketLimits() if websocket is True else websocket,
                 tunnels or Tunnels(),
+                self._sender,
                 fields=response_fields,
-                connect_timeout=limits[0],
-                timeout=limits[1],
-                verify=verify,
-                cert=cert,
             )
         self._refuse = refuse
 
@@ -164,12 +161,10 @@ class Forwarder:
         try:
             environ[INSTANCE] = lease.instance.address
             request = self._make(environ, lease.instance)
-            if self._upgrade is not None and asks_for_websocket(environ):
-                return self._upgrade(
-                    environ, start_response, request, lease.instance, lease.release
-                )
             departure = self._departures.watch(environ)
             try:
+                if self._upgrade is not None and asks_for_websocket(environ):
+                    return self._upgrade(environ, start_response, request, departure, lease.release)
                 response = self._sender.send(request, departure)
             except BaseException:
                 departure.close()

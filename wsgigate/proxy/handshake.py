@@ -5,21 +5,18 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import re
 from collections.abc import Sequence
 from wsgiref.types import WSGIEnvironment
 
-from wsgigate.fields import connection_tokens, is_field_value, is_token
+from wsgigate.fields import HOP_BY_HOP, connection_tokens, is_field_value, is_token
 from wsgigate.problem import Problem, Refusal
 from wsgigate.wsgi import Headers
 
-__all__ = ["LONGEST_HEAD", "BadHandshake", "asks_for_websocket", "check_request", "read_answer"]
+__all__ = ["BadHandshake", "asks_for_websocket", "check_request", "read_answer"]
 
-LONGEST_HEAD = 65536
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_STATUS = re.compile(rb"HTTP/1\.1 ([1-5][0-9][0-9])(?: [\t -~\x80-\xff]*)?")
-_KEPT = ("upgrade", "sec-websocket-accept", "sec-websocket-protocol", "sec-websocket-extensions")
-_DROPPED = ("connection", "content-length", "transfer-encoding", "keep-alive", "trailer")
+_KEPT = frozenset(("sec-websocket-accept", "sec-websocket-protocol", "sec-websocket-extensions"))
+_DROPPED = HOP_BY_HOP | {"content-length"}
 
 
 class BadHandshake(Exception):
@@ -71,38 +68,29 @@ def check_request(environ: WSGIEnvironment) -> str:
     return key
 
 
-def read_answer(head: bytes, key: str, protocols: str, extensions: str) -> Headers:
-    """Return the fields for the client, of an instance's answer that opens a WebSocket.
+def read_answer(answer: Headers, key: str, protocols: str, extensions: str) -> Headers:
+    """Return the fields for the client, of an instance's 101 that opens a WebSocket.
 
-    :param head: The answer's head with the empty line that ends it.
+    :param answer: The fields of the instance's.
     :param key: The client's key, which the answer must have understood.
     :param protocols: What the client asked for in ``Sec-WebSocket-Protocol``.
     :param extensions: What it asked for in ``Sec-WebSocket-Extensions``.
     :raises BadHandshake: It opens none; says why.
     """
-    lines = head[:-4].split(b"\r\n")
-    status = _STATUS.fullmatch(lines[0])
-    if status is None:
-        raise BadHandshake("a malformed status line")
-    if status[1] != b"101":
-        raise BadHandshake(f"status {status[1].decode()}", int(status[1]))
-    fields: Headers = []
-    for line in lines[1:]:
-        name, colon, value = line.decode("latin-1").partition(":")
-        value = value.strip(" \t")
-        if not colon or not is_token(name) or not is_field_value(value):
-            raise BadHandshake("a malformed field")
-        fields.append((name, value))
+    fields = [(name, value.strip(" \t")) for name, value in answer]
+    if not all(is_token(name) and is_field_value(value) for name, value in fields):
+        raise BadHandshake("a malformed field")
 
     def values(wanted: str) -> list[str]:
         return [value for name, value in fields if name.lower() == wanted]
 
     if [value.lower() for value in values("upgrade")] != ["websocket"]:
         raise BadHandshake("an upgrade to something else")
-    if not any(
-        "upgrade" in [token.strip().lower() for token in value.split(",")]
-        for value in values("connection")
-    ):
+    try:
+        named = frozenset().union(*map(connection_tokens, values("connection")))
+    except ValueError as error:
+        raise BadHandshake(str(error)) from None
+    if "upgrade" not in named:
         raise BadHandshake("no upgrade in Connection")
     digest = hashlib.sha1(key.encode("latin-1") + _GUID, usedforsecurity=False).digest()
     if values("sec-websocket-accept") != [base64.b64encode(digest).decode()]:
@@ -110,12 +98,9 @@ def read_answer(head: bytes, key: str, protocols: str, extensions: str) -> Heade
     _check_chosen(values("sec-websocket-protocol"), protocols)
     if values("sec-websocket-extensions") and not extensions:
         raise BadHandshake("an extension that was not asked for")
-    kept = [field for field in fields if field[0].lower() not in (*_DROPPED, "upgrade")]
-    named = {
-        token.strip().lower() for value in values("connection") for token in value.split(",")
-    } - set(_KEPT)
+    dropped = _DROPPED | (named - _KEPT)
     return [
-        *(field for field in kept if field[0].lower() not in named),
+        *(field for field in fields if field[0].lower() not in dropped),
         ("Upgrade", "websocket"),
         ("Connection", "Upgrade"),
     ]

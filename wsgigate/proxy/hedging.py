@@ -16,11 +16,12 @@ from wsgiref.types import WSGIEnvironment
 
 import requests
 
+from wsgigate import process
 from wsgigate.problem import Refusal
 from wsgigate.proxy.alarms import ALARMS, Alarm, Alarms
 from wsgigate.proxy.departure import TICK, Departure, shut
 from wsgigate.proxy.hold import Hold
-from wsgigate.proxy.pool import Member
+from wsgigate.proxy.member import Member
 from wsgigate.proxy.request import Outgoing
 from wsgigate.proxy.sender import Unanswered
 from wsgigate.rules.hedge import Delays, HedgeRules, hedgeable
@@ -55,6 +56,11 @@ class Hedge:
         self.clock = clock
         self._lock = threading.Lock()
         self._delays = None if rules.quantile is None else Delays(rules.quantile)
+        process.renew_at_fork(self)
+
+    def after_fork(self) -> None:
+        """Have a lock that no thread of the parent holds."""
+        self._lock = threading.Lock()
 
     def applies(self, environ: WSGIEnvironment) -> bool:
         """Return whether the request of *environ* may be with several instances at once."""

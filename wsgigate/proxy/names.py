@@ -7,6 +7,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from errno import ENOMEM
 from typing import Any, TypeAlias
 
 __all__ = ["Address", "Names", "literal"]
@@ -48,7 +49,10 @@ class Names:
         self._threads = 0
 
     def look_up(self, host: str, port: int, found: Found) -> None:
-        """Have *found* called, in another thread, with the addresses of *host* or what failed."""
+        """Have *found* called, in another thread, with the addresses of *host* or what failed.
+
+        When no thread is to be had, that is what failed, and *found* is called in this one.
+        """
         with self._lock:
             waiting = self._waiting.setdefault(host, [])
             waiting.append((port, found))
@@ -57,9 +61,16 @@ class Names:
             self._queue.append(host)
             if self._threads >= self._most:
                 return
-            thread = threading.Thread(target=self._run, name="wsgigate-names", daemon=True)
-            thread.start()
-            self._threads += 1
+            try:
+                threading.Thread(target=self._run, name="wsgigate-names", daemon=True).start()
+                self._threads += 1
+                return
+            except RuntimeError:
+                if self._threads:
+                    return  # one of those looks it up
+                self._queue.clear()
+                del self._waiting[host]
+        found(OSError(ENOMEM, "no thread is to be had to look up a name"))
 
     def _run(self) -> None:
         while True:

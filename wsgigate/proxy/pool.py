@@ -9,8 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 
+from wsgigate import process
 from wsgigate.discovery import Instance
 from wsgigate.proxy.bulkhead import Bulkhead
+from wsgigate.proxy.member import Member
 from wsgigate.proxy.stickiness import Stickiness
 from wsgigate.rules.balance import Policy, policy_of
 from wsgigate.rules.balance.available import Standing, available, slow_start
@@ -19,32 +21,12 @@ from wsgigate.rules.circuit import Outcome
 from wsgigate.rules.outlier import OutlierRules, Outliers
 from wsgigate.wsgi import Key
 
-__all__ = ["Lease", "Member", "Pool"]
+__all__ = ["Lease", "Pool"]
 
 _log = logging.getLogger("wsgigate.pool")
 
 _SWEEP = 10.0  # seconds between two looks at the success rates of instances
 _STEPS = 20  # in so many the weight of an instance grows that has just become well
-
-
-class Member:
-    """One instance in a pool: what this worker knows of it.
-
-    :ivar name: Its URL.
-    :ivar weight: Its share at the moment, above 0 for one that can be picked.
-    :ivar well_since: When it became well, ``-inf`` for one that was from the beginning.
-    """
-
-    __slots__ = ("ejected", "healthy", "in_flight", "instance", "name", "weight", "well_since")
-
-    def __init__(self, instance: Instance, well_since: float = -math.inf) -> None:
-        self.instance = instance
-        self.name = instance.url
-        self.weight: float = instance.weight
-        self.healthy = True
-        self.ejected = False
-        self.in_flight = 0
-        self.well_since = well_since
 
 
 class Lease:
@@ -147,6 +129,14 @@ class Pool:
         self._renew_at = math.inf
         self._watches = self.timed  # whether a pick needs to know the time
         self._renew()
+        process.renew_at_fork(self)
+
+    def after_fork(self) -> None:
+        """Count no request: those of the parent end there."""
+        self._lock = threading.Lock()
+        for member in self._members.values():
+            member.in_flight = 0
+        self._renew()  # a thread of the parent may have been in the middle of it
 
     @property
     def instances(self) -> tuple[Instance, ...]:
@@ -215,10 +205,10 @@ class Pool:
                 full = [m for m in self._members.values() if m.in_flight >= self.instance_limit]
                 free = [member for member in free if member not in full]
                 avoid = full if all(m in avoid for m in free) else [*avoid, *full]
-            if not free:
-                return None
             member = self._stuck.get(stuck) if stuck is not None else None
-            if member is None or member in avoid:
+            if member is None or member in avoid:  # one that drains is not among the free
+                if not free:
+                    return None
                 member = self._policy.pick(key, avoid, now)
             member.in_flight += 1
         return Lease(self, member)

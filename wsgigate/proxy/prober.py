@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import selectors
 import socket
 import threading
@@ -16,6 +15,7 @@ from itertools import count
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from wsgigate import process
 from wsgigate.discovery import Instance
 from wsgigate.discovery.asking import Found
 from wsgigate.proxy.check import Steps, steps
@@ -88,6 +88,7 @@ class Prober:
                     told = f"verify names no usable authorities: {manner.verify!r}: {error}"
                     raise ValueError(told) from error
         self._round: _Round | None = None
+        process.renew_at_fork(self)
 
     def ask(
         self,
@@ -109,9 +110,10 @@ class Prober:
         name = (manner.server_name or host).rstrip(".")
         flight = _Flight(steps(instance, check, name, tls, self._clock, manner.allowed), found)
         going = self._round
-        if going is None or going.pid != os.getpid() or not going.lives():
-            self._round = going = _Round(self._clock)
+        if going is None or not going.lives():
+            going = _Round(self._clock)
             going.start()
+            self._round = going
         going.begin(flight)
         if instance.scheme == "http+unix":
             going.tell(flight, [(socket.AF_UNIX, unquote(parts.netloc))])
@@ -126,15 +128,20 @@ class Prober:
     def stop(self) -> None:
         """End the thread, and abandon the checks under way."""
         going, self._round = self._round, None
-        if going is not None and going.pid == os.getpid():
+        if going is not None:
             going.stop()
+
+    def after_fork(self) -> None:
+        """Close what the parent had open."""
+        going, self._round = self._round, None
+        if going is not None:
+            going.close()
 
 
 class _Round:
     """The thread of one process, and what belongs to it alone."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.pid = os.getpid()
         self.names = Names()
         self._clock = clock
         self._selector = selectors.DefaultSelector()
@@ -152,7 +159,11 @@ class _Round:
         )
 
     def start(self) -> None:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # no thread is to be had
+            self.close()
+            raise
 
     def lives(self) -> bool:
         """Tell whether the thread still runs."""
@@ -188,11 +199,18 @@ class _Round:
             while not self._stopping:
                 self._turn()
         finally:
-            for flight in self._flights:
+            self.close()
+
+    def close(self) -> None:
+        """Close all that is open, once the thread has ended or is another process's."""
+        for flight in self._flights:
+            try:
                 flight.steps.close()
-            self._selector.close()
-            self._ear.close()
-            self._mouth.close()
+            except ValueError:
+                pass  # forked from in the middle of a step, which never ends here
+        self._selector.close()
+        self._ear.close()
+        self._mouth.close()
 
     def _turn(self) -> None:
         """Wait for something to happen, and see to all that has."""

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 
+from wsgigate import process
 from wsgigate.circuits import Circuit, Permit, Rejection
 from wsgigate.fields import retry_after
 from wsgigate.problem import Problem, Refusal
@@ -64,6 +65,11 @@ class Resilience:
         self._budget = RetryBudget() if budget is None else budget
         self._lock = threading.Lock()
         self.timed = circuit is not None and circuit.rules.slow_after is not None
+        process.renew_at_fork(self)
+
+    def after_fork(self) -> None:
+        """Have a lock that no thread of the parent holds."""
+        self._lock = threading.Lock()
 
     @property
     def active(self) -> bool:

@@ -15,6 +15,7 @@ from wsgigate.rules.balance.sticky import StickyCookie, Stuck
 
 __all__ = ["Stickiness"]
 
+_READ = "wsgigate.stuck"
 _ONLY_SECURE = ("__Host-", "__Secure-")
 """What browsers take with ``Secure`` alone (RFC 6265bis, cookie name prefixes)."""
 
@@ -69,6 +70,12 @@ class Stickiness:
         field = environ.get("HTTP_COOKIE")
         if not field:
             return None
+        known: tuple[Stickiness, Stuck | None] | None = environ.get(_READ)
+        if known is None or known[0] is not self:  # asked for at the pick, and at the answer
+            environ[_READ] = known = (self, self._read(field))
+        return known[1]
+
+    def _read(self, field: str) -> Stuck | None:
         now = self._clock()
         for value in cookie_values(field, self.cookie):
             stuck = self._values.read(value, now)

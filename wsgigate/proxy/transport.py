@@ -85,9 +85,15 @@ class Adapter(BaseAdapter):
         self._limits = Limits(max_idle, max_open, idle_timeout, max_age)
         self._clock = clock
         self._contexts = Contexts()
-        self._pid = process.pid
         self._pools: dict[tuple[str, Verify, Cert], ConnectionPool] = {}
         self._sweep_at = 0.0
+        process.renew_at_fork(self)
+
+    def after_fork(self) -> None:
+        """Leave the parent's connections alone: two who share one get each other's answers."""
+        pools, self._pools = self._pools, {}
+        for pool in pools.values():
+            pool.abandon()
 
     def send(
         self,
@@ -149,25 +155,21 @@ class Adapter(BaseAdapter):
     def close(self) -> None:
         """Close the idle connections, and those in use once they are given back."""
         pools, self._pools = self._pools, {}
-        if self._pid == process.pid:
-            for pool in pools.values():
-                pool.close()
+        for pool in pools.values():
+            pool.close()
 
     def forget(self, url: str) -> None:
         """Close the connections to an instance that is gone: idle ones now, others once free."""
-        if self._pid == process.pid:
-            for key in [key for key in list(self._pools) if key[0] == url]:
-                pool = self._pools.pop(key, None)
-                if pool is not None:
-                    pool.close()
+        for key in [key for key in list(self._pools) if key[0] == url]:
+            pool = self._pools.pop(key, None)
+            if pool is not None:
+                pool.close()
 
     def pools(self) -> dict[str, ConnectionPool]:
         """Return this process's connections by the instances' URLs."""
         return {key[0]: pool for key, pool in self._pools.items()}
 
     def _pool(self, origin: str, verify: Verify, cert: Any) -> ConnectionPool:
-        if self._pid != process.pid:
-            self._forked()
         key = (origin, verify, tuple(cert) if isinstance(cert, list) else cert)
         pool = self._pools.get(key)
         if pool is None:
@@ -177,18 +179,10 @@ class Adapter(BaseAdapter):
             pool = self._pools.setdefault(key, ConnectionPool(dial, self._limits, self._clock))
         return pool
 
-    def _forked(self) -> None:
-        """Leave the parent's connections alone: two who share one get each other's answers."""
-        pools, self._pools = self._pools, {}
-        self._pid = process.pid
-        for pool in pools.values():
-            pool.abandon()
-
     def _sweep(self, now: float) -> None:
         self._sweep_at = now + self._limits.idle_timeout
-        if self._pid == process.pid:
-            for pool in list(self._pools.values()):
-                pool.sweep(now)
+        for pool in list(self._pools.values()):
+            pool.sweep(now)
 
     def _prune(self) -> None:
         """Forget the instances that have no connection at the moment."""
@@ -236,8 +230,8 @@ class Sessions:
     """One session a process, made on its first use.
 
     A connection that two processes share mixes their answers up, so a forked worker makes a session
-    of its own; the one it inherited is kept, untouched, because closing it would speak on sockets
-    that are its parent's.
+    of its own; the one it inherited is kept, as adapters of others may say goodbye on sockets that
+    are its parent's when they are closed.
 
     :param make: Makes a session.
     """
@@ -245,22 +239,28 @@ class Sessions:
     def __init__(self, make: Callable[[], requests.Session] = gateway_session) -> None:
         self._make = make
         self._lock = threading.Lock()
-        self._pid = 0
         self._session: requests.Session | None = None
         self._adapters: dict[str, BaseAdapter] = {}
         self._inherited: list[requests.Session] = []
+        process.renew_at_fork(self)
+
+    def after_fork(self) -> None:
+        """Put the parent's session away."""
+        self._lock = threading.Lock()
+        if self._session is not None:
+            self._inherited.append(self._session)
+        self._session = None
+        self._adapters = {}
 
     def current(self) -> requests.Session:
         """Return this process's session."""
-        if self._pid == process.pid and self._session is not None:
-            return self._session
+        session = self._session
+        if session is not None:
+            return session
         with self._lock:
-            if self._pid != process.pid or self._session is None:
-                if self._session is not None:
-                    self._inherited.append(self._session)
+            if self._session is None:
                 self._session = self._make()
                 self._adapters = {}
-                self._pid = process.pid
             return self._session
 
     def adapter(self, url: str) -> BaseAdapter:
@@ -280,16 +280,15 @@ class Sessions:
 
     def forget(self, url: str) -> None:
         """Let go of the instance at *url*, which is gone; its requests under way are finished."""
-        if self._pid == process.pid:
-            adapter = self._adapters.pop(url, None)
-            forget = getattr(adapter, "forget", None)
-            if forget is not None:
-                forget(url)
+        adapter = self._adapters.pop(url, None)
+        forget = getattr(adapter, "forget", None)
+        if forget is not None:
+            forget(url)
 
     def close(self) -> None:
         """Close this process's session and its idle connections."""
         with self._lock:
-            if self._session is not None and self._pid == process.pid:
+            if self._session is not None:
                 self._session.close()
                 self._session = None
                 self._adapters = {}

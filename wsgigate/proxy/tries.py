@@ -14,7 +14,8 @@ from wsgigate.proxy.asker import TIMEOUT_KEY, Asker, Make
 from wsgigate.proxy.departure import Departure
 from wsgigate.proxy.hedging import Race
 from wsgigate.proxy.hold import UNSENDABLE, Hold, had_begun, nothing_sent
-from wsgigate.proxy.pool import Lease, Member, Pool
+from wsgigate.proxy.member import Member
+from wsgigate.proxy.pool import Lease, Pool
 from wsgigate.proxy.replay import replayed
 from wsgigate.proxy.request import Outgoing
 from wsgigate.proxy.sender import CLIENT_LEFT, Sender, Unanswered

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import selectors
 import socket
 import ssl
@@ -10,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any
+
+from wsgigate import process
 
 __all__ = ["Tunnels", "relay"]
 
@@ -33,16 +34,18 @@ class Tunnels:
             raise ValueError(f"the number of tunnels is 0 or more, got {most}")
         self._most = most
         self._grace = grace
+        self.after_fork()
+        process.renew_at_fork(self)
+
+    def after_fork(self) -> None:
+        """Have none: those of a parent are not its child's."""
         self._lock = threading.Lock()
-        self._pid = os.getpid()
         self.open = 0
         self.end_at = float("inf")
 
     def enter(self) -> bool:
         """Count one more in, unless there are as many as there may be, or they are to end."""
         with self._lock:
-            if self._pid != os.getpid():
-                self._pid, self.open, self.end_at = os.getpid(), 0, float("inf")
             if self.open >= self._most or self.end_at < float("inf"):
                 return False
             self.open += 1

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from email.utils import parsedate_to_datetime
 from typing import NamedTuple
+
+from wsgigate.rules.dates import unix_time
 
 __all__ = ["Keeping", "directives", "keeping", "may_show", "selecting", "varying"]
 
@@ -45,13 +46,13 @@ class Keeping(NamedTuple):
 def directives(value: str) -> dict[str, str]:
     """Return the directives of a ``Cache-Control`` value, names in lower case, quotes removed.
 
-    Of one that is given twice the smaller value counts, as text of digits, else the first.
+    Of one that is given twice the smaller number counts; what is no number, before any that is.
     """
     found: dict[str, str] = {}
     for name, said in _DIRECTIVE.findall(value):
         name, said = name.lower(), said.strip('"')
-        before = found.setdefault(name, said)
-        if before != said and before.isdigit() and (not said.isdigit() or int(said) < int(before)):
+        before, again = _seconds(found.setdefault(name, said)), _seconds(said)
+        if before is not None and (again is None or again < before):
             found[name] = said
     return found
 
@@ -163,9 +164,4 @@ def _seconds(text: str | None) -> float | None:
 
 
 def _time(text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        return parsedate_to_datetime(text).timestamp()
-    except (ValueError, IndexError, TypeError, OverflowError):
-        return None
+    return None if text is None else unix_time(text)

@@ -1,13 +1,12 @@
 """Which instances are left out for a while, judged by the requests they have answered.
 
-An ejection is one small value, so that workers can share it; what an instance has done each worker
-counts for itself. The rules and their numbers are those of Envoy's outlier detection.
+What an instance has done each worker counts for itself. The rules and their numbers are those of
+Envoy's outlier detection.
 """
 
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from statistics import fmean, pstdev
@@ -15,7 +14,7 @@ from typing import NamedTuple
 
 from wsgigate.rules.circuit import Outcome
 
-__all__ = ["Ejection", "OutlierRules", "Outliers", "low_success", "pack", "unpack"]
+__all__ = ["Ejection", "OutlierRules", "Outliers", "low_success"]
 
 _LONGEST = 86_400.0
 _MOST = 1_000_000
@@ -96,28 +95,6 @@ class Ejection(NamedTuple):
         return Ejection(now + min(rules.eject_for * times, rules.eject_at_most), times)
 
 
-_PACKED = struct.Struct(">cdH")
-_TAG = b"e"
-
-
-def pack(ejection: Ejection) -> bytes:
-    """Return *ejection* as it can be shared with other workers."""
-    return _PACKED.pack(_TAG, *ejection)
-
-
-def unpack(raw: bytes | None, now: float, rules: OutlierRules) -> Ejection:
-    """Return the ejection that :func:`pack` wrote; of other bytes, and of none, no ejection.
-
-    It never ends later than the rules allow: a clock that was set back keeps no instance out.
-    """
-    if raw is None or len(raw) != _PACKED.size:
-        return Ejection()
-    tag, until, times = _PACKED.unpack(raw)
-    if tag != _TAG or not math.isfinite(until) or times > _MOST_TIMES:
-        return Ejection()
-    return Ejection(min(until, now + rules.eject_at_most), times)
-
-
 class _Record:
     """What an instance has done since it was last ejected or looked at."""
 
@@ -185,12 +162,6 @@ class Outliers:
         left_out = {name: each for name, each in self._ejections.items() if each.until > now}
         self.returns = min((each.until for each in left_out.values()), default=math.inf)
         return frozenset(left_out)
-
-    def learn(self, name: str, ejection: Ejection) -> None:
-        """Take note of an ejection that another worker has found."""
-        if name in self._records:
-            self._ejections[name] = ejection
-            self.returns = min(self.returns, ejection.until)
 
     def restore(self, name: str, now: float) -> None:
         """Take *name* back at once: an active check has found it well again after it was ill."""

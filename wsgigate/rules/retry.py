@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from typing import NamedTuple
+
+from wsgigate.rules.dates import unix_time
 
 __all__ = [
     "IDEMPOTENT",
@@ -198,10 +198,5 @@ def read_retry_after(text: str, now: float) -> float | None:
     text = text.strip(" \t")
     if text.isascii() and text.isdigit():
         return float(text) if len(text) <= 15 else math.inf
-    try:
-        moment = parsedate_to_datetime(text)
-        if moment.tzinfo is None:  # "-0000" and the old forms are UTC as well
-            moment = moment.replace(tzinfo=UTC)
-        return max(0.0, moment.timestamp() - now)
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
+    moment = unix_time(text)
+    return None if moment is None else max(0.0, moment - now)

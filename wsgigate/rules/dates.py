@@ -1,0 +1,24 @@
+"""The moments that HTTP fields tell."""
+
+from __future__ import annotations
+
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+
+__all__ = ["unix_time"]
+
+
+def unix_time(text: str) -> float | None:
+    """Return the Unix time that a date in a field means (RFC 9110 section 5.6.7).
+
+    Its old forms name no time zone, and mean UTC as well; so does ``-0000``.
+
+    :returns: ``None`` when it is malformed.
+    """
+    try:
+        moment = parsedate_to_datetime(text)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return moment.timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
