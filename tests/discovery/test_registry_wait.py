@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
+from tests.turns import Turns
 from wsgigate.discovery.registry import Registry
 from wsgigate.discovery.registry_wait import Waiting
 from wsgigate.rules.registry import Registered
@@ -53,27 +53,6 @@ class Waiter(threading.Thread):
         return self.found
 
 
-class Turns(threading.Condition):
-    """A condition that tells each time that somebody begins to wait for it."""
-
-    def __init__(self, several: Waiting) -> None:
-        super().__init__()
-        self._begun = threading.Semaphore(0)
-        several._changed = self
-
-    def wait(self, timeout: float | None = None) -> bool:
-        self._begun.release()
-        return super().wait(timeout)
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until *condition* holds while all who have begun to wait do so."""
-        while True:
-            with self:
-                if condition():
-                    return
-            assert self._begun.acquire(timeout=10)
-
-
 def test_another_version_is_told_at_once() -> None:
     looks = Looks()
     looks.versions["users"] = 5
@@ -99,7 +78,7 @@ def test_what_another_process_changes_is_seen_at_the_next_look() -> None:
 def test_what_this_process_changes_is_seen_at_once() -> None:
     looks = Looks()
     several = Waiting(looks, every=1000)
-    turns = Turns(several)
+    turns = several._changed = Turns()
     waiters = [waiting(several, service, 0) for service in ("users", "users", None)]
     turns.until(lambda: len(several._seen) == 2)
     looks.versions = {"users": 1, None: 2}
@@ -112,7 +91,7 @@ def test_what_this_process_changes_is_seen_at_once() -> None:
 def test_many_who_wait_share_their_looks() -> None:
     looks = Looks()
     several = Waiting(looks, every=1000)
-    turns = Turns(several)
+    turns = several._changed = Turns()
     waiters = [waiting(several, "users", 0) for _ in range(20)]
     turns.until(lambda: several._waiting["users"] == 20)
     assert looks.count == 1
