@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -200,3 +201,16 @@ def test_nothing_of_the_log_is_lost_at_the_end(gateway: Any, http: requests.Sess
     assert gateway.process.wait(15) == 0
     lines = [json.loads(line) for line in gateway.log.splitlines() if line.startswith("{")]
     assert len(lines) == 50
+
+
+def test_a_server_that_is_stopped_before_its_workers_are_ready_stops(
+    serve: Serve, tmp_path: Path
+) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import time\n\ntime.sleep(1)\n\n\ndef app(environ, start_response):\n"
+        "    start_response('200 OK', [])\n    return []\n"
+    )
+    text = '[[routes]]\npath = "/slow"\napp = "slow:app"\n'
+    server = serve(text, server="granian", env={"PYTHONPATH": str(tmp_path)})
+    until(lambda: len(server.workers()) == 2)
+    server.stop(within=15)  # and not when they are killed, after 30 s

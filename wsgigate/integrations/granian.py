@@ -35,6 +35,7 @@ from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import load
 from wsgigate.config.model import Config
 from wsgigate.gateway import Gateway
+from wsgigate.integrations.granian_boot import heeding
 from wsgigate.integrations.granian_told import Told
 
 __all__ = ["application", "serve", "serve_config"]
@@ -57,9 +58,10 @@ def application() -> WSGIApplication:
     path = os.environ.get("WSGIGATE_CONFIG")
     if not path:
         raise SystemExit("wsgigate: WSGIGATE_CONFIG must name the gateway's file")
-    config = load(path)
-    check(config)
-    return _started(build(config, path=path))
+    with heeding():
+        config = load(path)
+        check(config)
+        return _started(build(config, path=path))
 
 
 def check(config: Config) -> None:
@@ -144,19 +146,21 @@ def _server(config: Config, path: str, reload: bool) -> Granian:
 
 
 def _built(config: Config) -> WSGIApplication:
-    return _started(build(config))
+    with heeding():
+        return _started(build(config))
 
 
 def _load(path: str, bind: str | None, threads: int | None, before: Config) -> WSGIApplication:
     """Return what a new worker serves: the file as it is now, or as it was *before*."""
-    try:
-        config = _told(load(path), bind, threads)
-        check(config)
-        gateway = build(config, path=path)
-    except (ConfigError, ValueError) as error:
-        log.error("The changed file is refused, the old gateway goes on:\n%s", error)
-        gateway = build(before, path=path)
-    return _started(gateway)
+    with heeding():
+        try:
+            config = _told(load(path), bind, threads)
+            check(config)
+            gateway = build(config, path=path)
+        except (ConfigError, ValueError) as error:
+            log.error("The changed file is refused, the old gateway goes on:\n%s", error)
+            gateway = build(before, path=path)
+        return _started(gateway)
 
 
 def _started(gateway: Gateway) -> WSGIApplication:

@@ -1,0 +1,74 @@
+"""A worker of granian that is told to end before granian listens to signals."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import os, signal, sys, threading
+from wsgigate.integrations.granian_boot import heeding
+
+class Main:
+    interrupt_signal = False
+
+    def interrupt(self, *_):
+        self.interrupt_signal = True
+
+main = Main()
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, main.interrupt)
+when, number = sys.argv[1], getattr(signal, sys.argv[2])
+if when == "before":
+    os.kill(os.getpid(), number)
+with heeding():
+    if when == "meanwhile":
+        os.kill(os.getpid(), number)
+
+def heard(number, _):
+    print(signal.Signals(number).name, flush=True)
+    os._exit(0)
+
+[boot] = [each for each in threading.enumerate() if each.name == "granian-boot"]
+for each in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(each, heard)
+boot.join(20)
+print("quiet" if not boot.is_alive() else "still there", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "number", "told"),
+    [
+        ("before", "SIGTERM", "SIGTERM"),
+        ("meanwhile", "SIGTERM", "SIGTERM"),
+        ("meanwhile", "SIGINT", "SIGINT"),
+        ("never", "SIGTERM", "quiet"),
+    ],
+)
+def test_a_signal_that_comes_early_is_heard_later(when: str, number: str, told: str) -> None:
+    command = [sys.executable, "-W", "error", "-c", PROGRAM, when, number]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.stdout.split(), done.stderr) == ([told], "")
+
+
+def test_where_there_can_be_no_handlers_nothing_is_done() -> None:
+    text = """
+import signal, threading
+from wsgigate.integrations.granian_boot import heeding
+
+before = signal.getsignal(signal.SIGTERM)
+
+def load():
+    with heeding():
+        print(signal.getsignal(signal.SIGTERM) == before)
+
+thread = threading.Thread(target=load)
+thread.start()
+thread.join()
+print(threading.active_count())
+"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True", "1"]

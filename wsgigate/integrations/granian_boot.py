@@ -1,0 +1,62 @@
+"""How a worker of granian begins: heedful of signals.
+
+granian forks a worker and has it listen to signals when its app is there. Until then it has the
+main process's handlers, which do nothing in it: a SIGTERM that comes in between is lost, and who
+stops the server just after its start waits until its workers are killed, 30 seconds later.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+__all__ = ["heeding"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+LOOK = 0.01
+"""Seconds between two looks whether granian listens by now."""
+
+LONGEST = 30.0
+"""Seconds after which it never will."""
+
+
+@contextmanager
+def heeding() -> Iterator[None]:
+    """Take note of signals that come meanwhile or came before, for granian to have them later.
+
+    In another thread than the main one, where there can be no handlers, nothing is done.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: set[int] = set()
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        came.add(number)
+
+    for number in SIGNALS:
+        inherited = getattr(signal.signal(number, note), "__self__", None)
+        if getattr(inherited, "interrupt_signal", False):  # what the main process's handler sets
+            came.add(signal.SIGTERM)
+    yield
+    threading.Thread(target=_pass_on, args=(note, came), name="granian-boot", daemon=True).start()
+
+
+def _pass_on(note: object, came: set[int]) -> None:
+    """Send again what *came* as soon as *note* is no longer the handler.
+
+    More than once, as granian has its handlers in place a moment before it heeds them.
+    """
+    until = time.monotonic() + LONGEST
+    while signal.getsignal(signal.SIGTERM) is note and time.monotonic() < until:
+        time.sleep(LOOK)
+    for number in came:
+        for _ in range(10):
+            os.kill(os.getpid(), number)
+            time.sleep(10 * LOOK)
