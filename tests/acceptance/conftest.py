@@ -17,6 +17,8 @@ from typing import Any, Self
 import pytest
 import requests
 
+from tests.ports import free_port
+
 Serve = Callable[..., "Served"]
 
 
@@ -27,12 +29,6 @@ def until(condition: Callable[[], object], *, seconds: float = 20.0) -> Any:
         assert time.monotonic() < deadline, f"waited {seconds} s in vain"
         time.sleep(0.02)
     return found
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 class Served:

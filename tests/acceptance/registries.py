@@ -10,7 +10,8 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-from tests.acceptance.conftest import free_port, until
+from tests.acceptance.conftest import until
+from tests.ports import free_port
 from wsgigate.discovery.registry import Registry
 from wsgigate.discovery.registry_access import Access
 from wsgigate.discovery.registry_api import RegistryApi

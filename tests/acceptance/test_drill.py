@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.test_examples import EXAMPLES, free_ports, is_free, running, session_of
+from tests.acceptance.test_examples import EXAMPLES, running, session_of
+from tests.ports import free_ports, is_free
 
 MOST = 2 * (5 + 10)
 """Five in a row for each of two workers, and those that are under way with the instance then."""

@@ -16,7 +16,8 @@ from threading import Event, Thread
 import pytest
 import requests
 
-from tests.acceptance.conftest import Served, Servers, free_port, home, until
+from tests.acceptance.conftest import Served, Servers, home, until
+from tests.ports import free_port
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "registry"
 README = (EXAMPLE / "README.rst").read_text()

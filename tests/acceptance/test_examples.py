@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from random import randrange
 
 import jwt
 import pytest
@@ -25,30 +24,12 @@ from requests.adapters import HTTPAdapter
 
 from tests.acceptance.conftest import until
 from tests.examples.lesson import BAD_TOKEN, LESSON, TIME, difference
+from tests.ports import HOME, free_ports, is_free
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DEMO = str(EXAMPLES / "shop" / "demo.py")
 ADDRESSES = count(1)
 SECRET = "tests-need-32-bytes-of-a-secret-too"
-HOME = "127.0.0.1"
-
-
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOME, port))
-        except OSError:
-            return False
-        return True
-
-
-def free_ports(many: int = 1) -> int:
-    """Return the first of *many* free ports in a row, below those that clients are given."""
-    while True:
-        base = randrange(15_000, 30_000)
-        if all(map(is_free, range(base, base + many))):
-            return base
 
 
 def session_of(leader: int) -> list[str]:

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 import requests
 
-from tests.acceptance.conftest import Servers, free_port, until
+from tests.acceptance.conftest import Servers, until
+from tests.ports import free_port
 from wsgigate.testing.backend import Backend, Received, cut, reply
 
 Serve = Callable[..., Any]

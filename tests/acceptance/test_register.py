@@ -13,8 +13,9 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.acceptance.conftest import free_port, home, until
+from tests.acceptance.conftest import home, until
 from tests.acceptance.registries import TOKEN, RegistryServer
+from tests.ports import free_port
 
 SERVER = """\
 import http.server, signal, sys, time

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import requests
 
-from tests.acceptance.conftest import Served, Servers, free_port, home, until
+from tests.acceptance.conftest import Served, Servers, home, until
+from tests.ports import free_port
 
 TOKEN = "registry-token-of-the-tests"
 WORKERS = 2

@@ -1,8 +1,10 @@
 """How a worker of granian begins: heedful of signals.
 
 granian forks a worker and has it listen to signals when its app is there. Until then it has the
-main process's handlers, which do nothing in it: a SIGTERM that comes in between is lost, and who
-stops the server just after its start waits until its workers are killed, 30 seconds later.
+main process's handlers, which do nothing in it: a SIGTERM that comes in between is lost. One that
+comes as the worker's main thread begins to wait is not handled until something else wakes that
+thread, and nothing does. Who stops such a server waits until its workers are killed, 30 seconds
+later.
 """
 
 from __future__ import annotations
@@ -25,6 +27,10 @@ LOOK = 0.01
 LONGEST = 30.0
 """Seconds after which it never will."""
 
+TURN = 0.1
+TURNS = 30
+"""How often the main thread is woken, and after how many seconds each time."""
+
 
 @contextmanager
 def heeding() -> Iterator[None]:
@@ -44,19 +50,27 @@ def heeding() -> Iterator[None]:
         inherited = getattr(signal.signal(number, note), "__self__", None)
         if getattr(inherited, "interrupt_signal", False):  # what the main process's handler sets
             came.add(signal.SIGTERM)
+    signal.signal(signal.SIGURG, _wake)  # which means nothing to anybody else
     yield
     threading.Thread(target=_pass_on, args=(note, came), name="granian-boot", daemon=True).start()
 
 
+def _wake(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing: what counts is that the main thread goes on, and handles what else has come."""
+
+
 def _pass_on(note: object, came: set[int]) -> None:
-    """Send again what *came* as soon as *note* is no longer the handler.
+    """Send again what *came* once *note* is no longer the handler; wake the main thread for more.
 
     More than once, as granian has its handlers in place a moment before it heeds them.
     """
+    main = threading.main_thread().ident or 0
     until = time.monotonic() + LONGEST
     while signal.getsignal(signal.SIGTERM) is note and time.monotonic() < until:
         time.sleep(LOOK)
-    for number in came:
-        for _ in range(10):
-            os.kill(os.getpid(), number)
-            time.sleep(10 * LOOK)
+    for turn in range(TURNS):
+        if turn < 3:
+            for number in came:
+                os.kill(os.getpid(), number)
+        time.sleep(TURN)
+        signal.pthread_kill(main, signal.SIGURG)
