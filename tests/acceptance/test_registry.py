@@ -94,8 +94,10 @@ def test_who_is_there_is_there_again_after_all_were_killed(
         assert registry.beat("users", "u-1") == 404
 
 
-def test_all_who_wait_hear_of_a_change_in_any_worker(serve: Serve) -> None:
-    server = serve(f'[gateway]\nthreads = 16\n[registry]\nprefix = ""\ntoken = "{TOKEN}"\n')
+@pytest.mark.parametrize("program", ["gunicorn", "granian"])
+def test_all_who_wait_hear_of_a_change_in_any_worker(program: str, serve: Serve) -> None:
+    text = f'[gateway]\nthreads = 16\n[registry]\nprefix = ""\ntoken = "{TOKEN}"\n'
+    server = serve(text, server=program)
     registry = Registry(server.url)
     assert registry.register("users", "u-1") == 201
     index = registry.send("GET", "/discover/users").headers["X-Registry-Index"]

@@ -72,3 +72,29 @@ print(threading.active_count())
 """
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["True", "1"]
+
+
+ENDING = """
+import os, signal, sys, threading, time
+from wsgigate.integrations.granian_boot import when_told_to_end
+
+ended = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: None)
+signal.signal(signal.SIGUSR1, lambda *_: None)
+when_told_to_end(ended.set)
+os.kill(os.getpid(), signal.SIGUSR1)
+child = os.fork()
+if child == 0:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os._exit(0)
+os.waitpid(child, 0)
+print(ended.wait(0.5))
+os.kill(os.getpid(), signal.SIGTERM)
+print(ended.wait(20))
+"""
+
+
+def test_who_wants_to_know_is_told_that_the_process_ends() -> None:
+    command = [sys.executable, "-W", "error", "-c", ENDING]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.stdout.split(), done.stderr) == (["False", "True"], "")

@@ -35,7 +35,7 @@ from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import load
 from wsgigate.config.model import Config
 from wsgigate.gateway import Gateway
-from wsgigate.integrations.granian_boot import heeding
+from wsgigate.integrations.granian_boot import heeding, when_told_to_end
 from wsgigate.integrations.granian_told import Told
 
 __all__ = ["application", "serve", "serve_config"]
@@ -166,6 +166,7 @@ def _load(path: str, bind: str | None, threads: int | None, before: Config) -> W
 def _started(gateway: Gateway) -> WSGIApplication:
     """Start *gateway* in this worker, and close it at the worker's end."""
     gateway.start()
+    when_told_to_end(gateway.stopping)
     process.settle()
     Finalize(None, gateway.close, exitpriority=10)  # a worker's end runs these, not atexit's
     return Told(gateway, os.environ.items())

@@ -1,4 +1,4 @@
-"""How a worker of granian begins: heedful of signals.
+"""How a worker of granian begins and ends: heedful of signals.
 
 granian forks a worker and has it listen to signals when its app is there. Until then it has the
 main process's handlers, which do nothing in it: a SIGTERM that comes in between is lost. One that
@@ -13,11 +13,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
-__all__ = ["heeding"]
+__all__ = ["heeding", "when_told_to_end"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -53,6 +54,28 @@ def heeding() -> Iterator[None]:
     signal.signal(signal.SIGURG, _wake)  # which means nothing to anybody else
     yield
     threading.Thread(target=_pass_on, args=(note, came), name="granian-boot", daemon=True).start()
+
+
+def when_told_to_end(act: Callable[[], object]) -> None:
+    """Have *act* called, in a thread of its own, as soon as a signal tells this process to end.
+
+    granian waits for what is under way, and tells nobody. Of a process that is forked from this one
+    the signals are its own. In another thread than the main one nothing is done.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=partial(signal.set_wakeup_fd, -1))
+
+    def wait() -> None:
+        while numbers := os.read(told, 64):
+            if not set(SIGNALS).isdisjoint(numbers):
+                act()
+                return
+
+    threading.Thread(target=wait, name="granian-signals", daemon=True).start()
 
 
 def _wake(_number: int, _frame: FrameType | None) -> None:
