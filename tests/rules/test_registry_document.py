@@ -225,3 +225,16 @@ def test_what_was_written_is_of_what_was_read_alone() -> None:
     entry = Registered.from_bytes(Registered("users", "users-1", "10.0.0.5", 3001).to_bytes())
     assert entry.written == entry.heard(8.0).written == entry.body()
     assert replace(entry, weight=2).written == parse(LEAST).written == b""
+
+
+@pytest.mark.parametrize(("more", "read"), [(0, True), (1, False)])
+def test_an_entry_is_no_longer_than_it_may_be(more: int, read: bool) -> None:
+    entry = Registered("users", "users-1", "10.0.0.5", 3001, metadata={"a": ""})
+    padding = MOST_BYTES - len(entry.to_bytes()) + more
+    raw = replace(entry, metadata={"a": "x" * padding}).to_bytes()
+    assert len(raw) == MOST_BYTES + more
+    if read:
+        assert Registered.from_bytes(raw).metadata == {"a": "x" * padding}
+    else:
+        with pytest.raises(ValueError, match="not an entry"):
+            Registered.from_bytes(raw)

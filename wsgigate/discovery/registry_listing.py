@@ -42,6 +42,7 @@ class _Known(NamedTuple):
     seen: float
     version: int
     entries: tuple[Registered, ...]
+    of: dict[bytes, Registered]
 
 
 class _Sweep(NamedTuple):
@@ -92,7 +93,7 @@ class Reader:
             sweep = self._looked(now)
             known = self._known.get(service)
             if known is None or raw != known.raw or not 0 <= now - known.read < self._fresh:
-                known = self._read(service, raw, now, sweep.swept)
+                known = self._read(service, raw, now, known, sweep.swept)
         except StoreError:
             if known is None:
                 raise
@@ -126,17 +127,23 @@ class Reader:
         service: str,
         raw: bytes | None,
         now: float,
+        before: _Known | None,
         swept: Swept | None,
     ) -> _Known:
         if raw is None:
             self._known.pop(service, None)
-            return _Known(None, now, self._clock(), 0, ())
+            return _Known(None, now, self._clock(), 0, (), {})
         version, ids = Service.read(raw)
         away = swept.away if swept is not None else ()
         values = get_all(self._store, [self._keys.instance(service, each) for each in ids])
-        found = [self._entry(value, away) for value in values if value is not None]
-        entries = tuple(entry for entry in found if entry is not None)
-        known = _Known(raw, now, self._clock(), version, entries)
+        same = before.of if before is not None else {}  # most have not been heard of since
+        found: dict[bytes, Registered] = {}
+        for value in values:
+            if value is not None:
+                entry = same.get(value) or self._entry(value, away)
+                if entry is not None:
+                    found[value] = entry
+        known = _Known(raw, now, self._clock(), version, tuple(found.values()), found)
         while len(self._known) >= self._most and service not in self._known:
             for oldest in list(self._known)[:1]:  # a copy, as other threads change it as well
                 self._known.pop(oldest, None)

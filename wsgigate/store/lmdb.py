@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from fcntl import LOCK_EX, LOCK_UN, flock
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from wsgigate.store import Change
 from wsgigate.store.environment import Environment
@@ -89,23 +89,13 @@ class LmdbStore:
         :raises StoreError: The store fails.
         """
         names = [FIRST + encoded(key) for key in keys]
-        environment = self._environment or self._attach()
-        with environment.lock:
-            last = False
-            while True:
-                try:
-                    txn = (environment.begin or environment.open())()
-                    try:
-                        raws = list(map(txn.get, names))
-                    finally:
-                        txn.abort()
-                    now = self._clock()
-                    return [
-                        None if raw is None or _expiry_of(raw)[0] <= now else raw[8:]
-                        for raw in raws
-                    ]
-                except FAILURES as error:
-                    last = _again(environment, error, 0.0, last)
+
+        def look(txn: Any, _: Environment) -> list[bytes | None]:
+            raws = list(map(txn.get, names))
+            now = self._clock()
+            return [None if raw is None or _expiry_of(raw)[0] <= now else raw[8:] for raw in raws]
+
+        return self._read(look)
 
     def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
         # a copy, as update() leaves the value alone when it is given the very object it handed out
@@ -182,17 +172,13 @@ class LmdbStore:
 
         :raises StoreError: The store fails.
         """
-        environment = self._environment or self._attach()
-        with environment.lock:
-            last = False
-            while True:
-                try:
-                    with (environment.begin or environment.open())() as txn:
-                        used, entries = environment.measure(txn)
-                        own = sum(txn.get(name) is not None for name in OWN)
-                    return {"used": used, "limit": environment.map_size, "items": entries - own}
-                except FAILURES as error:
-                    last = _again(environment, error, 0.0, last)
+
+        def look(txn: Any, environment: Environment) -> dict[str, int]:
+            used, entries = environment.measure(txn)
+            own = sum(txn.get(name) is not None for name in OWN)
+            return {"used": used, "limit": environment.map_size, "items": entries - own}
+
+        return self._read(look)
 
     def close(self) -> None:
         environment, self._environment = self._environment, None
@@ -223,28 +209,32 @@ class LmdbStore:
 
     def _page(self, first: bytes, position: bytes) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """Return the live items of one page from *position* on, and where the next page begins."""
+
+        def look(txn: Any, _: Environment) -> tuple[list[tuple[bytes, bytes]], bytes]:
+            page: list[tuple[bytes, bytes]] = []
+            with txn.cursor() as cursor:
+                now = self._clock()
+                cursor.set_range(position)
+                for seen, (name, raw) in enumerate(cursor):
+                    if not name.startswith(first):
+                        break
+                    if seen == PAGE:
+                        return page, name
+                    if _expiry_of(raw)[0] > now:
+                        page.append((name, raw[8:]))
+            return page, b""
+
+        return self._read(look)
+
+    def _read(self, look: Callable[[Any, Environment], R]) -> R:
+        """Return what *look* makes of a transaction that only reads; it may be called twice."""
         environment = self._environment or self._attach()
         with environment.lock:
             last = False
             while True:
-                page = []
-                following = b""
                 try:
-                    with (
-                        (environment.begin or environment.open())() as txn,
-                        txn.cursor() as cursor,
-                    ):
-                        now = self._clock()
-                        cursor.set_range(position)
-                        for seen, (name, raw) in enumerate(cursor):
-                            if not name.startswith(first):
-                                break
-                            if seen == PAGE:
-                                following = name
-                                break
-                            if _expiry_of(raw)[0] > now:
-                                page.append((name, raw[8:]))
-                    return page, following
+                    with (environment.begin or environment.open())() as txn:
+                        return look(txn, environment)
                 except FAILURES as error:
                     last = _again(environment, error, 0.0, last)
 

@@ -202,7 +202,7 @@ class Registered:
 
         :raises ValueError: *body* is none.
         """
-        if not 0 < len(body) <= MOST_BYTES:
+        if not 0 < len(body) <= MOST_BYTES - _HEARTBEAT.size:
             raise ValueError("not an entry of the registry")
         try:
             service, id_, host, port, scheme, weight, status, *rest = json.loads(body)
