@@ -134,8 +134,3 @@ def test_what_workers_share_goes_through_a_store(path: Path) -> None:
     assert names.isdisjoint(DATABASES), "it keeps state of its own"
     kinds = {name for name in names if name.removeprefix("wsgigate.store.") in STORES - {name}}
     assert not kinds or here == "config", f"it knows {kinds}"
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_file_is_two_things(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 300
