@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import requests
 
 from tests.acceptance.conftest import until
+from tests.store.redis.servers import Server
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.testing.backend import Backend, reply
 
@@ -62,3 +64,79 @@ def test_when_the_worker_that_asks_is_killed_another_goes_on(
     backend.answers = [reply()]
     until(lambda: {told()["healthy"] for _ in range(12)} == {True})
     store.close()
+
+
+FLEET = """
+[gateway]
+name = "shop"
+threads = 4
+[store]
+url = "redis://127.0.0.1:{redis}/0"
+[admin]
+[[middleware]]
+use = "limiter"
+quota = "100000 per hour"
+[services.svc]
+instances = {instances}
+health = {{ path = "/health", interval = "0.5s", timeout = "1s", unhealthy_after = 2 }}
+[[routes]]
+path = "/"
+service = "svc"
+"""
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_while_the_redis_is_gone_an_instance_that_dies_leaves_rotation(
+    how: str, serve: Callable[..., Any], tmp_path: Path
+) -> None:
+    redis = Server(tmp_path / "redis")
+    backends = [Backend().__enter__() for _ in range(3)]
+    for backend in backends:
+        backend.answers = [reply()]
+    try:
+        instances = [backend.url for backend in backends]
+        text = FLEET.format(redis=redis.port, instances=instances)
+        machines = [serve(text, workers=2) for _ in range(2)]
+        for machine in machines:
+            until(lambda machine=machine: statuses(machine, 20) == [200] * 20)
+            until(lambda machine=machine: unhealthy(machine) == [[]] * 8)
+        redis.pause() if how == "stopped" else redis.stop()
+        backends[1].__exit__(None, None, None)
+        failed = 0
+        for machine in machines:
+            until(lambda machine=machine: unhealthy(machine) == [[instances[1]]] * 8)
+            failed += statuses(machine, 100).count(503)
+        assert failed == 0  # all four workers have found out, and it stays so
+        redis.resume() if how == "stopped" else redis.start()
+        for machine in machines:
+            until(lambda machine=machine: "shared by all workers" in machine.log)
+            assert statuses(machine, 100) == [200] * 100
+            assert unhealthy(machine) == [[instances[1]]] * 8
+        asked = len(backends[0].requests)
+        began = time.monotonic()
+        until(lambda: checks(backends[0], asked) >= 4)
+        assert time.monotonic() - began > 1.0  # as one worker asks; four would need a quarter
+    finally:
+        for backend in (backends[0], backends[2]):
+            backend.__exit__(None, None, None)
+        if how == "stopped":
+            redis.resume()
+        redis.stop()
+
+
+def statuses(machine: Any, count: int) -> list[int]:
+    return [requests.get(f"{machine.url}/x", timeout=20).status_code for _ in range(count)]
+
+
+def checks(backend: Backend, skipped: int) -> int:
+    return sum(request.target == "/health" for request in backend.requests[skipped:])
+
+
+def unhealthy(machine: Any) -> list[list[str]]:
+    """Return which instances are unhealthy, as eight requests are told."""
+    found = []
+    for _ in range(8):
+        document = requests.get(f"{machine.url}/_gateway/services", timeout=20).json()
+        told = document["services"][0]["status"].get("instances", {})
+        found.append([url for url, status in told.items() if not status["healthy"]])
+    return found

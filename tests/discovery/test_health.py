@@ -286,43 +286,142 @@ def test_instances_may_come_and_go(fleet: Fleet) -> None:
     assert other.checker.status("shop") == {"healthy": False, "error": "No instances"}
 
 
-def test_while_the_store_fails_the_last_known_stays_and_the_log_is_not_flooded(
+def test_while_the_store_fails_each_worker_checks_for_itself(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
-    worker = fleet.worker()
+    workers = [fleet.worker("http://a", "http://b") for _ in range(3)]
+    fleet.run(5)
+    fleet.store.broken = True
+    fleet.network.outcomes["http://b"] = DOWN
+    fleet.network.asked.clear()
+    fleet.run(35)
+    for worker in workers:
+        worker.checker.refresh()
+        assert worker.pools["shop"].marks == {"http://a": True, "http://b": False}
+        told = worker.checker.status("shop")["instances"]["http://b"]
+        assert (told["error"], told["lastCheck"]) == (
+            "Connection refused",
+            "1970-01-12T13:47:11.000Z",
+        )
+    # three checks in 35 seconds, as ever: an outage of the store is no burst of probes
+    assert sorted(fleet.network.asked) == ["http://a"] * 9 + ["http://b"] * 9
+    fleet.network.outcomes.clear()
+    fleet.run(80)
+    assert [worker.pools["shop"].marks["http://b"] for worker in workers] == [True] * 3
+    told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    alone = "Store unavailable: this worker checks health for itself until it recovers: "
+    assert [each for each in told if each.startswith(alone)] == [alone + "the disk is full"] * 6
+
+
+def test_an_instance_dies_at_the_moment_the_store_does_under_whoever_led(fleet: Fleet) -> None:
+    leader, other = fleet.worker(), fleet.worker()
+    leader.hold = True
+    fleet.run(1)
+    assert len(leader.pending) == 1
+    fleet.store.broken = True
+    fleet.network.outcomes["http://a"] = DOWN
+    leader.let_go()  # its first check ends without a store to write to
+    assert leader.pools["shop"].marks == {"http://a": False}
+    leader.hold = False
+    fleet.run(5)
+    assert other.pools["shop"].marks == {"http://a": False}
+
+
+def test_a_worker_that_starts_while_the_store_fails_checks(fleet: Fleet) -> None:
+    fleet.store.broken = True
+    fleet.network.outcomes["http://b"] = DOWN
+    worker = fleet.worker("http://a", "http://b")
+    worker.checker.refresh()
+    fleet.run(2)
+    assert worker.pools["shop"].marks == {"http://a": True, "http://b": False}
+    pool = worker.pools["shop"]
+    pool.instances = (Instance("http://b"), Instance("http://c"))
+    fleet.run(3)
+    assert worker.pools["shop"].marks["http://c"] is True
+    assert set(worker.checker._results._known) == {"health/shop/http://b", "health/shop/http://c"}
+    fleet.store.broken = False
+    fleet.run(2)  # its moments were those of the wall clock, which is years ahead of this store's
+    assert worker.pools["shop"].marks["http://b"] is False
+    checked = worker.checker._results.healths("shop")["http://b"]
+    assert checked is not None
+    assert fleet.clock.now - 10 <= checked.checked <= fleet.clock.now
+
+
+def test_an_old_verdict_in_the_store_does_not_outlive_what_was_found_meanwhile(
+    fleet: Fleet,
+) -> None:
+    workers = [fleet.worker("http://a", "http://b") for _ in range(3)]
+    fleet.run(5)  # the store says: both are well
+    fleet.store.broken = True
+    fleet.network.outcomes["http://b"] = DOWN
+    fleet.run(40)
+    fleet.store.broken = False
+    fleet.network.asked.clear()
+    late = fleet.worker("http://a", "http://b")
+    fleet.run(1)
+    for _ in range(60):
+        fleet.run(0.5)
+        for worker in (*workers, late):
+            assert worker.pools["shop"].marks == {"http://a": True, "http://b": False}
+    # one worker checks for all again
+    assert 3 <= fleet.network.asked.count("http://a") <= 4
+    assert sum(worker.checker._leading for worker in workers) == 1
+    assert not any(worker.checker.alone for worker in workers)
+    fleet.network.outcomes.clear()
+    fleet.run(25)
+    for worker in (*workers, late):
+        assert worker.pools["shop"].marks == {"http://a": True, "http://b": True}
+
+
+def test_what_another_found_later_is_believed_when_the_store_is_back(fleet: Fleet) -> None:
+    here, there = fleet.worker(), fleet.worker()
+    fleet.run(5)
+    fleet.network.outcomes["http://a"] = DOWN
+    fleet.store.broken = True
+    fleet.run(40, [here])  # a machine that is cut off from the store, and from the instance
+    assert here.pools["shop"].marks == {"http://a": False}
+    fleet.network.outcomes.clear()
+    fleet.store.broken = False
+    there.checker._lead_at = there.checker._read_at = 0.0
+    fleet.run(12, [there])
+    fleet.run(1.5, [here, there])
+    assert here.pools["shop"].marks == there.pools["shop"].marks == {"http://a": True}
+    assert here.checker._results._own == {}
+
+
+def test_a_store_that_has_lost_everything_gets_what_is_known(fleet: Fleet) -> None:
+    first, second = fleet.worker(), fleet.worker()
     fleet.network.outcomes["http://a"] = DOWN
     fleet.run(5)
     fleet.store.broken = True
-    fleet.run(119)
-    worker.checker.refresh()
-    assert worker.checker.status("shop")["error"] == "Connection refused"
-    assert worker.pools["shop"].marks == {"http://a": False}
-    assert len(fleet.network.asked) == 1
-    fleet.store.broken = False
     fleet.run(15)
-    assert len(fleet.network.asked) == 2
-    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [
-        "Health checks rest while the store fails: the disk is full",
-        "Health checks rest while the store fails: the disk is full",
-        "Health results can not be read: the disk is full",
-    ]
+    for key, value in list(fleet.store.store.items("")):
+        fleet.store.store.swap(key, value, None, 0)
+    fleet.store.broken = False
+    fleet.run(1.5)
+    late = fleet.worker()
+    late.checker.refresh()
+    assert late.pools["shop"].marks == {"http://a": False}
+    for worker in (first, second):
+        assert worker.pools["shop"].marks == {"http://a": False}
 
 
-def test_a_result_that_can_not_be_stored_is_lost_and_told(
+def test_a_result_that_cannot_be_stored_counts_here_and_is_shared_later(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
-    worker = fleet.worker()
+    worker, other = fleet.worker(), fleet.worker()
     worker.hold = True
     fleet.run(1)
     fleet.store.broken = True
     worker.let_go()
+    assert worker.pools["shop"].marks == {"http://a": True}
     assert [record.getMessage() for record in caplog.records] == [
-        "A health result could not be stored: the disk is full"
+        "A health result is not shared, as the store fails: the disk is full"
     ]
     fleet.store.broken = False
-    worker.hold = False
-    fleet.run(11)
-    assert worker.checker.status("shop")["healthy"] is True
+    fleet.run(2.5)
+    assert other.pools["shop"].marks == {"http://a": True}
+    assert len(fleet.network.asked) == 1
 
 
 def test_a_probe_that_raises_is_told_once_and_harms_nobody(

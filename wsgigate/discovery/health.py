@@ -1,9 +1,15 @@
-"""Active health checks: one worker asks, all of them know.
+"""Active health checks: one worker probes the instances, and all workers share the results.
 
 Every worker runs one thread that reads the results from the store and marks its own pools. The one
-that holds the lease ``health/leader`` also has the instances asked, many at a time, so that one
-that hangs delays neither the others nor the lease. When the leader dies or is stopped, another
-worker goes on where it was.
+that holds the lease ``health/leader`` also probes the instances, many at a time, so that one that
+hangs delays neither the others nor the lease. When the leader dies or is stopped, another worker
+goes on where it was.
+
+While the store fails there is no lease and no shared result, so each worker probes for itself, from
+the first failed round on: instances die during outages of the store, too. Its first probe of an
+instance is due when the leader's next one would have been, spread as always, so an outage is no
+burst of probes. With the first round in which the store answers again, one worker leads and the
+others stop; see :mod:`wsgigate.discovery.results` for which verdict holds then.
 """
 
 from __future__ import annotations
@@ -47,8 +53,8 @@ class HealthChecker:
     """Check the instances of services, and keep the pools of every worker in the know.
 
     Nothing runs before :meth:`start`, which every worker calls for itself, after the fork. While
-    the store fails, nothing is checked and the pools stay as they were last marked. Instances may
-    come into the pools and go at any time: what is in them is what is checked.
+    the store fails, each worker checks for itself. Instances may come into the pools and go at any
+    time: what is in them is what is checked.
 
     :param pools: The pools of this process, by service.
     :param checks: How a service is checked; one that is not in here is not.
@@ -86,7 +92,7 @@ class HealthChecker:
         self._clock = clock
         self._random = random
         self._lease = Lease(store, prefix + "leader")
-        self._results = Results(pools, self._checks, store, self._lease, prefix=prefix)
+        self._results = Results(pools, self._checks, store, self._lease, prefix=prefix, clock=clock)
         self._begin_anew()
         self._thread = ProcessThread("wsgigate-health", self._run, self._begin_anew)
 
@@ -95,6 +101,7 @@ class HealthChecker:
         self._results.after_fork()
         self._schedule = Schedule(self._most, self._random)
         self._leading = False
+        self._alone = False
         self._targets: dict[str, Target] = {}
         self._next_at = float("-inf")
         self._lead_at = self._read_at = float("-inf")
@@ -127,8 +134,13 @@ class HealthChecker:
             except StoreError:
                 pass  # it runs out by itself
 
+    @property
+    def alone(self) -> bool:
+        """Whether this worker checks for itself, as the store fails."""
+        return self._alone
+
     def step(self) -> None:
-        """Do one round: lead if nobody else does, read what is known, start the checks due."""
+        """Do one round: lead if no other worker does, read the results, start the checks due."""
         now = self._clock()
         self._next_at = float("inf")
         try:
@@ -139,10 +151,14 @@ class HealthChecker:
                 self._read_at = now + REFRESH
                 self._targets = self._results.targets()
                 self._results.read(self._targets)
+                if self._leading:
+                    self._results.share(self._targets)
+                self._join()
         except StoreError as error:
             self._leading = False
-            self._complain("Health checks rest while the store fails: %s", error)
-        if not self._leading:
+            self._lead_at = self._read_at = now + REFRESH
+            self._part(error)
+        if not (self._leading or self._alone):
             self._schedule.rest()
             return
         due = self._schedule.due(self._targets, self._results, now)
@@ -152,12 +168,25 @@ class HealthChecker:
             self._start_check(target, flight)
         self._next_at = due.next_at
 
+    def _part(self, error: StoreError) -> None:
+        self._alone = True
+        self._complain(
+            "Store unavailable: this worker checks health for itself until it recovers: %s", error
+        )
+        self._targets = self._results.targets()
+        self._results.only(self._targets)
+
+    def _join(self) -> None:
+        if self._alone:
+            self._alone = False
+            LOG.warning("Store available again: health results are shared by all workers")
+
     def refresh(self) -> None:
         """Read the results from the store now, whether or not the thread runs."""
         try:
             self._results.read(self._results.targets())
         except StoreError as error:
-            self._complain("Health results can not be read: %s", error)
+            self._complain("Health results cannot be read: %s", error)
 
     def status(self, service: str) -> dict[str, Any]:
         """Return the status of *service* as it was last read, as members of a JSON object."""
@@ -193,10 +222,13 @@ class HealthChecker:
             self._complain("A health check could not be started", traceback=error)
 
     def _write(self, target: Target, outcome: Outcome, raw: bytes | None) -> None:
-        try:
-            self._results.write(target, outcome, raw)
-        except StoreError as error:
-            self._complain("A health result could not be stored: %s", error)
+        if not self._alone:
+            try:
+                self._results.write(target, outcome, raw)
+                return
+            except StoreError as error:
+                self._complain("A health result is not shared, as the store fails: %s", error)
+        self._results.keep(target, outcome)
 
     def _complain(self, trouble: str, *args: object, traceback: Exception | None = None) -> None:
         now = self._clock()

@@ -1,10 +1,21 @@
-"""What is known of the health of instances: written by the worker that checks, read by all."""
+"""The health of instances as one worker knows it: shared through the store, or found by itself.
+
+While the store works, one worker writes and all read: :meth:`Results.write`, :meth:`Results.read`.
+While it fails, each worker records what it finds in memory (:meth:`Results.keep`), on top of what
+it last read, so that a verdict is not decided anew. When the store answers again, what the worker
+found holds until the store has a *newer* result: an old verdict that outlived the outage in the
+store must not put a dead instance back. The leader writes its own findings at once
+(:meth:`Results.share`), so the others, and workers that start then, have a newer result soon. Newer
+is decided by how long ago a check ended, never by comparing the wall clocks of two machines.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple, Protocol
@@ -62,6 +73,8 @@ class Results:
     :param store: Where the workers meet.
     :param lease: Whoever holds it may write.
     :param prefix: What the keys in the store begin with.
+    :param clock: Seconds of a clock that never steps back.
+    :param wall: The Unix time; stands for the store's until that was read.
     """
 
     def __init__(
@@ -72,9 +85,14 @@ class Results:
         lease: Lease,
         *,
         prefix: str,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
-        self.store_now = 0.0
-        """The store's time when it was last read."""
+        self._clock = clock
+        self._wall = wall
+        self._ahead: float | None = None  # of the store's time; None: never read
+        self._own: dict[str, float] = {}
+        # what this worker found that the store may not have: when, by the clock
         self._pools = pools
         self._checks = checks
         self._store = store
@@ -88,6 +106,10 @@ class Results:
         """Make good what a thread of the parent may have held, if this is another process."""
         if self._pid != process.pid:
             self._storing, self._pid = threading.Lock(), process.pid
+
+    def now(self) -> float:
+        """Return the store's time, as far as it can be known without asking the store."""
+        return self._wall() if self._ahead is None else self._clock() + self._ahead
 
     def targets(self) -> dict[str, Target]:
         """Return what is to be checked at the moment, by key."""
@@ -113,21 +135,88 @@ class Results:
     def read(self, targets: Mapping[str, Target]) -> None:
         """Read what is known of *targets*, forget all others, and mark the pools.
 
-        What has vanished from the store, or can not be understood, stays as it was last known.
+        What has vanished from the store, or cannot be understood, stays as it was last known.
 
         :raises StoreError: The store failed; nothing has changed.
         """
         with self._storing:  # else what is read could replace what is written meanwhile
             # one by one: a store on the network would look through all its keys for a prefix
             found = {key: self._store.get(key)[0] for key in targets}
-            _, self.store_now = self._store.get(self._lease.key)
+            _, now = self._store.get(self._lease.key)
+            self._ahead = now - self._clock()
             before = self._known
-            known = {key: _decoded(found.get(key), before.get(key, _NOTHING)) for key in targets}
-            self._known = known
+            self._known = {
+                key: self._agreed(key, found.get(key), before.get(key, _NOTHING)) for key in targets
+            }
+            self._forget_own()
+        self.mark(targets)
+
+    def mark(self, targets: Mapping[str, Target]) -> None:
+        """Mark the pools with what is known of *targets*."""
+        known = self._known
         for key, target in targets.items():
-            health = known[key].health
+            health = known.get(key, _NOTHING).health
             if health is not None:
                 self._pools[target.service].mark(target.instance.url, health.healthy)
+
+    def only(self, targets: Mapping[str, Target]) -> None:
+        """Forget all but *targets*, and mark the pools, without reading the store."""
+        with self._storing:
+            self._known = {key: known for key, known in self._known.items() if key in targets}
+            self._forget_own()
+        self.mark(targets)
+
+    def keep(self, target: Target, outcome: Outcome) -> None:
+        """Record *outcome* for this worker alone: the store cannot be asked."""
+        with self._storing:
+            before = self.known(target)
+            health = record(before.health, outcome, self.now(), target.check)
+            self._known[target.key] = Known(before.raw, health)
+            self._own[target.key] = self._clock()
+        self._pools[target.service].mark(target.instance.url, health.healthy)
+        _tell_changes(target, before.health, health)
+
+    def share(self, targets: Mapping[str, Target]) -> None:
+        """Write what this worker found by itself, where the store has nothing newer.
+
+        For the holder of the lease, after :meth:`read`.
+
+        :raises StoreError: The store failed; what was not written stays to be shared.
+        """
+        for key in list(self._own):
+            target = targets.get(key)
+            with self._storing:
+                known = self._known.get(key, _NOTHING)
+                if target is None or known.health is None or key not in self._own:
+                    continue
+                new = known.health.to_bytes()
+                if self._store.swap(key, known.raw, new, _ttl(target.check)):
+                    self._known[key] = Known(new, known.health)
+                    self._own.pop(key, None)
+
+    def _agreed(self, key: str, raw: bytes | None, before: Known) -> Known:
+        """Return what holds: what the store has, or what this worker found later by itself."""
+        stored = _decoded(raw, before)
+        at = self._own.get(key)
+        if at is None or before.health is None or self._ahead is None:
+            return stored
+        # the moments may stem from another clock than the store's, which was not known then
+        moved = at + self._ahead - before.health.checked
+        own = replace(
+            before.health,
+            since=max(0.0, before.health.since + moved),
+            checked=max(0.0, before.health.checked + moved),
+        )
+        if stored.health is None or stored.health is before.health:
+            return Known(raw, own)
+        if stored.health.checked >= own.checked:
+            del self._own[key]
+            return stored
+        return Known(raw, own)
+
+    def _forget_own(self) -> None:
+        for key in self._own.keys() - self._known.keys():
+            del self._own[key]
 
     def write(self, target: Target, outcome: Outcome, raw: bytes | None) -> None:
         """Make *outcome* known, unless another leads by now, or has written since *raw* was read.
@@ -145,12 +234,20 @@ class Results:
             before = self.known(target).health
             health = record(before, outcome, now, target.check)
             new = health.to_bytes()
-            ttl = max(_LEAST_TTL, _INTERVALS_KEPT * target.check.interval)
-            if not self._store.swap(target.key, raw, new, ttl):
+            if not self._store.swap(target.key, raw, new, _ttl(target.check)):
                 return
             self._known[target.key] = Known(new, health)
-        if before is None or before.healthy != health.healthy:
-            _tell(target, health)
+            self._own.pop(target.key, None)
+        _tell_changes(target, before, health)
+
+
+def _ttl(check: HealthCheck) -> float:
+    return max(_LEAST_TTL, _INTERVALS_KEPT * check.interval)
+
+
+def _tell_changes(target: Target, before: Health | None, health: Health) -> None:
+    if before is None or before.healthy != health.healthy:
+        _tell(target, health)
 
 
 def _tell(target: Target, health: Health) -> None:

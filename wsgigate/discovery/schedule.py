@@ -119,7 +119,7 @@ class Schedule:
         health = results.known(target).health
         if health is None:
             return first_due(now, target.check.interval, self._random())
-        age = max(0.0, results.store_now - health.checked)
+        age = max(0.0, results.now() - health.checked)
         return max(now, next_due(now - age, target.check.interval, self._random()))
 
 
