@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -19,7 +21,11 @@ from wsgigate.config.build import build
 from wsgigate.config.discovers import Discover, source_of
 from wsgigate.config.load import parse
 from wsgigate.config.source_text import Address, read_address
+from wsgigate.discovery import Instance
+from wsgigate.discovery.destinations import Destinations
+from wsgigate.discovery.registry import Registry
 from wsgigate.gateway import Gateway
+from wsgigate.rules.health import HealthCheck, Outcome
 from wsgigate.rules.registry import Registered
 from wsgigate.testing.backend import Backend
 
@@ -272,6 +278,75 @@ def test_what_registers_with_the_gateway_is_found(make: Make, backend: Backend) 
     gateway.registry.register(Registered("users", "users-1", "127.0.0.1", backend.port))
     gateway.registry.register(Registered("others", "others-1", "127.0.0.1", 1))
     assert Client(gateway).get("/").text == "ok"
+
+
+def moved(gateway: Gateway, port: int, at: str, **more: Any) -> None:
+    """Register the name localhost while it means *at*, as far as the registry is told."""
+    assert gateway.registry is not None
+
+    def lookup(*asked: Any, **options: Any) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (at, port))]
+
+    before = Registry(
+        gateway.store,
+        destinations=Destinations(["127.0.0.0/8", "10.0.0.0/8"], lookup=lookup),
+        prefix="registry/wsgigate/",
+    )
+    before.register(Registered("users", "users-1", "localhost", port, **more))
+
+
+@pytest.mark.parametrize(
+    ("registry", "discover", "status"),
+    [
+        (["127.0.0.2"], None, 503),
+        (["10.0.0.0/8"], None, 503),
+        (["127.0.0.0/8", "::1"], None, 200),
+        (["127.0.0.0/8", "::1"], ["10.0.0.0/8"], 503),
+        (["10.0.0.0/8"], ["127.0.0.0/8", "::1"], 503),
+        (["127.0.0.0/8", "::1", "10.0.0.0/8"], ["127.0.0.0/8", "::1"], 200),
+    ],
+)
+def test_the_list_of_the_registry_holds_when_a_name_means_something_else(
+    make: Make, backend: Backend, registry: list[str], discover: list[str] | None, status: int
+) -> None:
+    narrowed = "" if discover is None else f", allowed_networks = {discover}"
+    gateway = make(
+        f"discover = {{ use = 'registry'{narrowed} }}\n"
+        "health = { path = '/health', interval = '1h' }",
+        f"[registry]\nopen = true\nallowed_networks = {registry}",
+    )
+    moved(gateway, backend.port, "127.0.0.2" if "127.0.0.2" in registry else "10.0.0.5")
+    assert Client(gateway).get("/").status_code == status
+    outcome = checked(gateway, backend.port)
+    assert outcome.ok is (status == 200)
+    if status != 200:
+        assert outcome.error == "Address not allowed"
+        assert backend.connections == 0
+
+
+def test_a_public_network_that_may_register_is_reached(make: Make, backend: Backend) -> None:
+    """The registry's list is enough, also where it is wider than the usual one."""
+    gateway = make(
+        "discover = 'registry'", "[registry]\nopen = true\nallowed_networks = ['203.0.113.0/24']"
+    )
+    assert gateway.registry is not None
+    gateway.registry.register(Registered("users", "users-1", "203.0.113.5", backend.port))
+    gateway.start()
+    assert [one.url for one in gateway.pools["users"].instances] == [
+        f"http://203.0.113.5:{backend.port}"
+    ]
+
+
+def checked(gateway: Gateway, port: int) -> Outcome:
+    """Return what a health check of the service's instance finds."""
+    assert gateway.health is not None
+    found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+    instance = Instance(f"http://localhost:{port}")
+    check = HealthCheck("/health", timeout=5)
+    gateway.health._asker.ask("users", instance, check, found.put)
+    outcome = found.get(timeout=10)
+    assert isinstance(outcome, Outcome)
+    return outcome
 
 
 def test_certificates_are_for_the_name_that_was_asked_by(make: Make, tmp_path: Path) -> None:

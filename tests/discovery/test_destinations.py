@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgigate.discovery.destinations import Destinations, Forbidden, meant
+from wsgigate.discovery.destinations import Destinations, Forbidden, Vouched, meant
 
 METADATA = "169.254.169.254"
 
@@ -175,3 +175,26 @@ def test_a_name_that_nobody_can_look_up_is_no_error_of_ours() -> None:
 def test_what_is_no_network_is_refused_at_once(entry: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - each says its own
         Destinations([entry])
+
+
+def test_an_address_has_to_be_in_the_list_of_everyone_who_vouches() -> None:
+    vouched = Vouched(Destinations(["10.0.0.0/8"]), Destinations(["10.1.0.0/16", "127.0.0.1"]))
+
+    def allowed(address: str) -> bool:
+        try:
+            vouched.check(ip_address(address), 80)
+        except Forbidden:
+            return False
+        return True
+
+    assert allowed("10.1.0.1")
+    assert not allowed("10.2.0.1")
+    assert not allowed("127.0.0.1")
+    vouched.narrow(["10.1.2.0/24", "203.0.113.0/24"])
+    assert allowed("10.1.2.1")
+    assert not allowed("10.1.0.1")
+    assert not allowed("203.0.113.1")
+    vouched.narrow(["10.1.0.0/16"])
+    assert allowed("10.1.0.1")
+    with pytest.raises(ValueError, match=r"10\.0\.0\.0/99"):
+        vouched.narrow(["10.0.0.0/99"])

@@ -12,6 +12,7 @@ import pytest
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from tests.discovery.conftest import Clock, Fickle
+from wsgigate.discovery.destinations import Destinations
 from wsgigate.discovery.registry import Registry
 from wsgigate.discovery.registry_access import Access
 from wsgigate.discovery.registry_api import RegistryApi
@@ -166,6 +167,39 @@ def test_tags_are_asked_for(registry: Registry, serve: Serve) -> None:
         RemoteRegistry(url, "users", tags=["v2", "eu"]),
     ):
         assert pairs(source.find(NEVER)) == [one(2)]
+
+
+def test_a_registry_names_the_networks_that_it_allows(store: Fickle, serve: Serve) -> None:
+    registry = Registry(store, destinations=Destinations(["10.0.0.0/8", "fd00::/8"]))
+    registry.register(entry(1))
+    url = serve(RegistryApi(registry, Access(open_writes=True)))
+    assert RemoteRegistry(url, "users").find(NEVER).networks == ("10.0.0.0/8", "fd00::/8")
+
+
+@pytest.mark.parametrize(
+    ("fields", "networks"),
+    [([], None), ([("X-Registry-Networks", "10.0.0.0/8,127.0.0.1")], ("10.0.0.0/8", "127.0.0.1"))],
+)
+def test_another_registry_may_name_them_or_not(
+    fields: list[tuple[str, str]], networks: tuple[str, ...] | None, serve: Serve
+) -> None:
+    source = RemoteRegistry(serve(answer_with(b'{"instances": []}', fields)), "users")
+    assert source.find(NEVER).networks == networks
+
+
+@pytest.mark.parametrize("text", ["", "unix", "10.0.0.0/99", "10.0.0.0/8,"])
+def test_networks_that_are_none_are_an_error(text: str, serve: Serve) -> None:
+    app = answer_with(b'{"instances": []}', [("X-Registry-Networks", text)])
+    with pytest.raises(SourceError, match="networks that are none"):
+        RemoteRegistry(serve(app), "users").find(NEVER)
+
+
+def answer_with(body: bytes, fields: list[tuple[str, str]]) -> WSGIApplication:
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        start_response("200 OK", [("Content-Length", str(len(body))), *fields])
+        return [body]
+
+    return app
 
 
 def test_a_registry_that_is_not_open_wants_a_token(registry: Registry, serve: Serve) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.discovery.conftest import Fickle
 from wsgigate.discovery import Instance
-from wsgigate.discovery.destinations import Destinations
+from wsgigate.discovery.destinations import Destinations, Vouched
 from wsgigate.discovery.kept import Kept
 from wsgigate.discovery.sources import Found, SourceError
 from wsgigate.discovery.sources.static import Static
@@ -304,7 +304,7 @@ def test_what_stays_the_same_is_kept_once_a_minute(
     class Counting(Kept):
         times = 0
 
-        def keep(self, instances: Any) -> None:
+        def keep(self, instances: Any, networks: Any = None) -> None:
             self.times += 1
 
     kept = Counting(MemoryStore(), "i/users", "told")
@@ -372,3 +372,17 @@ def test_a_forked_worker_has_threads_of_its_own() -> None:
 
 def _threads() -> list[threading.Thread]:
     return [each for each in threading.enumerate() if each.name.startswith("wsgigate-discovery")]
+
+
+def test_the_networks_that_a_source_names_hold_at_once_and_after_a_restart() -> None:
+    store, pool = MemoryStore(), Pool("users", [])
+    source, vouched = Told(A, "http://10.9.0.1:8000"), Vouched(Destinations())
+    source.says = source.says._replace(networks=("10.0.0.0/24",))
+    kept = Kept(store, "i/users", "told")
+    Watch(pool, source, check=vouched.check, narrow=vouched.narrow, kept=kept).step(NEVER)
+    assert pool.instances == made(A)
+    late, again = Pool("users", []), Vouched(Destinations())
+    Watch(late, source, check=again.check, narrow=again.narrow, kept=kept).recall()
+    assert again.networks == ("10.0.0.0/24",)
+    with pytest.raises(ValueError, match="outside of the allowed networks"):
+        again.check(IPv4Address("127.0.0.1"), 80)  # what a name may resolve to by now

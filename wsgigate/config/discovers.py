@@ -24,6 +24,7 @@ __all__ = [
     "Discover",
     "Discovered",
     "discovery",
+    "is_own",
     "server_name",
     "source_of",
 ]
@@ -142,6 +143,12 @@ def source_of(
         scheme=scheme,
         **known,
     )
+
+
+def is_own(options: Discover) -> bool:
+    """Return whether the instances are those of the gateway's own registry."""
+    address = read_address(options.use)
+    return address.kind == "registry" and not address.url
 
 
 def server_name(options: Discover) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 from wsgigate.circuits import Circuit
 from wsgigate.config.balances import balance_of, stickiness
 from wsgigate.config.breakers import circuit_rules
-from wsgigate.config.discovers import OPTIONS, discovery, server_name, source_of
+from wsgigate.config.discovers import OPTIONS, Discover, discovery, is_own, server_name, source_of
 from wsgigate.config.errors import Errors, at
 from wsgigate.config.healths import health_check
 from wsgigate.config.hedges import ServiceHedge, hedge_rules
@@ -20,7 +20,7 @@ from wsgigate.config.registry import own_places
 from wsgigate.config.retries import retry_budget, retry_rules
 from wsgigate.config.tables import given
 from wsgigate.discovery import Instance
-from wsgigate.discovery.destinations import PRIVATE, Destinations
+from wsgigate.discovery.destinations import PRIVATE, Destinations, Vouched
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.discovery.kept import Kept
 from wsgigate.discovery.registry import Registry
@@ -152,14 +152,37 @@ class Services:
             return Sessions(partial(gateway_session, server_name=name))
         options = discovery(service.discover)
         source = source_of(options, pool.service, self._folder, self._own_registry)
-        check = Destinations(options.allowed_networks or PRIVATE, self._own).check
+        vouched = self._vouched(options)
+        check = vouched.check
         name = name or server_name(options)
         self._manners[pool.service] = Manner(verify, name, check)
         make = partial(gateway_session, check=check, server_name=name)
         sessions = Sessions(make)
         kept = Kept(self._store, f"instances/{self._name}/{pool.service}", source.name)
-        self.watches.append(Watch(pool, source, check=check, forget=sessions.forget, kept=kept))
+        self.watches.append(
+            Watch(
+                pool,
+                source,
+                check=check,
+                narrow=vouched.narrow,
+                forget=sessions.forget,
+                kept=kept,
+            )
+        )
         return sessions
+
+    def _vouched(self, options: Discover) -> Vouched:
+        """Return where the instances of a service may be connected to.
+
+        The gateway's own registry has a list already: without another for the service it holds
+        alone, so that what may register is also reached.
+        """
+        lists = []
+        if options.allowed_networks is not None or not is_own(options):
+            lists.append(Destinations(options.allowed_networks or PRIVATE, self._own))
+        if is_own(options) and self._registry is not None:
+            lists.append(self._registry.destinations)
+        return Vouched(*lists)
 
     def _own_registry(self, service: str, tags: tuple[str, ...]) -> Source:
         if self._registry is None:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from wsgigate.addresses import AddressList
 
-__all__ = ["PRIVATE", "Address", "Destinations", "Forbidden"]
+__all__ = ["PRIVATE", "Address", "Destinations", "Forbidden", "Vouched"]
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -130,6 +130,47 @@ class Destinations:
             port == own_port and (address == own or (own.is_unspecified and self._is_own(address)))
             for own, own_port in self._own
         )
+
+
+class Vouched:
+    """The destinations that everyone who vouches for an instance allows.
+
+    An instance that a registry names has passed the registry's list when it registered. The
+    gateway connects later, when a host name may resolve to another address, so the registry's list
+    has to hold again then, together with the gateway's own for that service.
+
+    :param lists: The lists that are known from the start; an address must be in each of them.
+    """
+
+    def __init__(self, *lists: Destinations) -> None:
+        self._lists = lists
+        self._told: Destinations | None = None
+        self._networks: tuple[str, ...] | None = None
+
+    @property
+    def networks(self) -> tuple[str, ...] | None:
+        """The networks that the source named last; ``None`` when it named none."""
+        return self._networks
+
+    def narrow(self, networks: Sequence[str]) -> None:
+        """Require from now on that an address is in *networks* as well.
+
+        :raises ValueError: An entry is no address or network.
+        """
+        given = tuple(networks)
+        if given != self._networks:
+            self._told = Destinations(given)
+            self._networks = given
+
+    def check(self, address: Address, port: int) -> None:
+        """See that an instance may be at *address* and *port*.
+
+        :raises Forbidden: One of the lists does not allow it.
+        """
+        for each in self._lists:
+            each.check(address, port)
+        if self._told is not None:
+            self._told.check(address, port)
 
 
 def meant(address: Address) -> tuple[Address, ...]:

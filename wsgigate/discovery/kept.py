@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from wsgigate.discovery import Instance
+from wsgigate.discovery.destinations import Destinations
 from wsgigate.store import Store
 from wsgigate.store.limits import VALUE_BYTES
 
@@ -20,10 +21,11 @@ _DAY = 86_400.0
 
 
 class Recalled(NamedTuple):
-    """What was kept, and how many seconds ago the source said so."""
+    """What was kept, how many seconds ago the source said so, and the networks that it named."""
 
     instances: tuple[Instance, ...]
     age: float
+    networks: tuple[str, ...] | None = None
 
 
 class Kept:
@@ -48,21 +50,24 @@ class Kept:
         if raw is None:
             return None
         try:
-            source, at, listed = json.loads(raw)
+            source, at, listed, *rest = json.loads(raw)
             if source != self._source:
                 return None
             instances = tuple(Instance(*each) for each in listed)
-            return Recalled(instances, max(0.0, now - at))
+            networks = Destinations(rest[0]).allowed_networks if rest else None
+            return Recalled(instances, max(0.0, now - at), networks)
         except (ValueError, TypeError):
             return None
 
-    def keep(self, instances: Sequence[Instance]) -> None:
+    def keep(self, instances: Sequence[Instance], networks: Sequence[str] | None = None) -> None:
         """Keep *instances* for a day, unless they are too many for one value of a store.
 
+        :param networks: The networks that the source allows them in, if it named any.
         :raises StoreError: The store failed.
         """
         old, now = self._store.get(self._key)
         listed = [[each.url, each.weight, each.tier] for each in instances]
-        new = json.dumps([self._source, now, listed], separators=(",", ":")).encode()
+        members = [self._source, now, listed, *([] if networks is None else [list(networks)])]
+        new = json.dumps(members, separators=(",", ":")).encode()
         if len(new) <= VALUE_BYTES:
             self._store.swap(self._key, old, new, _DAY)  # who was faster knows as much

@@ -16,6 +16,7 @@ from wsgigate.wsgi import Headers
 
 __all__ = [
     "INDEX",
+    "NETWORKS",
     "Answer",
     "has",
     "headers_of",
@@ -24,6 +25,9 @@ __all__ = [
     "sent",
     "state_of",
 ]
+
+NETWORKS = "X-Registry-Networks"
+"""The field that names the networks instances may be in, for gateways that connect to them."""
 
 INDEX = "X-Registry-Index"
 """The field that tells the version of what was discovered, to wait for the next one with."""

@@ -13,6 +13,7 @@ from wsgigate.discovery.registry import Full, Listing, Registry
 from wsgigate.discovery.registry_access import Access
 from wsgigate.discovery.registry_answers import (
     INDEX,
+    NETWORKS,
     Answer,
     has,
     headers_of,
@@ -89,6 +90,7 @@ class RegistryApi:
         self._refuse = refuse
         self._choice = Choice(random)
         self._bodies = Bodies(registry.rules)
+        self._networks = (NETWORKS, ", ".join(registry.destinations.allowed_networks))
         self._router = Router(self._routes(prefix))
         self.listing = listing(self._router.routes)
         """What it answers, for people: ``POST /register`` and so on."""
@@ -194,6 +196,7 @@ class RegistryApi:
         self._await(service, query)
         found = self._registry.discover(service, **query.filters)
         headers = headers_of(found, self._registry.rules)
+        headers += (self._networks,)
         tag = headers[0][1]
         if has(environ, tag):
             return Answer(None, 304, headers)

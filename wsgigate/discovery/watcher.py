@@ -60,6 +60,8 @@ class Watch:
     :param check: Raises ValueError for an address and port that no instance may have, as
         :meth:`.Destinations.check` does. Names are looked up when they are connected to, so it is
         to be asked there too.
+    :param narrow: Called with the networks that the source allows instances in, when it names any,
+        so that *check* refuses all others.
     :param forget: Called with the URL of each instance that is gone.
     :param kept: Where the last good answer is kept for other workers; nowhere without it.
     :param hold_empty: Seconds for which an empty answer is not believed whose source is not
@@ -74,6 +76,7 @@ class Watch:
         source: Source,
         *,
         check: Check | None = None,
+        narrow: Callable[[Sequence[str]], object] = lambda _: None,
         forget: Callable[[str], object] = lambda _: None,
         kept: Kept | None = None,
         hold_empty: float = HOLD_EMPTY,
@@ -84,6 +87,7 @@ class Watch:
         self.source = source
         self._pool = pool
         self._check = check
+        self._narrow = narrow
         self._forget = forget
         self._kept = kept
         self._hold = hold_empty
@@ -128,6 +132,8 @@ class Watch:
             self._complain("The last instances of %r can not be read: %s", error)
             return
         if recalled is not None:
+            if recalled.networks is not None:
+                self._narrow(recalled.networks)
             self._pool.renew(self._admitted(recalled.instances))
             self._heard = self._clock() - recalled.age
 
@@ -156,6 +162,8 @@ class Watch:
 
     def _take(self, found: Found) -> float:
         now, before = self._clock(), self._pool.instances
+        if found.networks is not None:
+            self._narrow(found.networks)
         wanted = self._admitted(found.instances)
         if not self._emptiness.believe(
             known=bool(before), found=bool(wanted), certain=found.certain, now=now
@@ -174,7 +182,7 @@ class Watch:
         self._trouble = found.trouble
         if not found.trouble:
             self._heard = now
-            self._keep(wanted, now, wanted != before)
+            self._keep(wanted, found.networks, now, wanted != before)
         return found.again_in
 
     def _admitted(self, instances: Sequence[Instance]) -> tuple[Instance, ...]:
@@ -200,12 +208,18 @@ class Watch:
             return  # a name
         self._check(address, parts.port or (443 if instance.scheme == "https" else 80))
 
-    def _keep(self, instances: Sequence[Instance], now: float, changed: bool) -> None:
+    def _keep(
+        self,
+        instances: Sequence[Instance],
+        networks: Sequence[str] | None,
+        now: float,
+        changed: bool,
+    ) -> None:
         if self._kept is None or not (changed or now >= self._keep_at):
             return
         self._keep_at = now + KEEP_EVERY
         try:
-            self._kept.keep(instances)
+            self._kept.keep(instances, networks)
         except StoreError as error:
             self._complain("The instances of %r can not be kept: %s", error)
 

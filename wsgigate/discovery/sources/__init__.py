@@ -39,12 +39,14 @@ class Found(NamedTuple):
         until something has changed.
     :ivar certain: Whether an empty list is what somebody wants, rather than all that is known.
     :ivar trouble: Why a part of it is from before, if one is.
+    :ivar networks: The networks that the source allows instances in; ``None`` when it names none.
     """
 
     instances: tuple[Instance, ...]
     again_in: float
     certain: bool = False
     trouble: str = ""
+    networks: tuple[str, ...] | None = None
 
 
 class Source(Protocol):

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from wsgigate.discovery import Instance
+from wsgigate.discovery.destinations import Destinations
 from wsgigate.discovery.sources import MOST, Found, SourceError, distinct, instance_of
 from wsgigate.discovery.sources.asking import Asker
 from wsgigate.discovery.sources.documents import read_json, refused
@@ -27,6 +28,9 @@ class RemoteRegistry:
     nothing else. While nobody's heartbeats arrive, all that are UP are there: it is the registry
     then that cannot be reached. That nobody is left is believed at once, unless the registry knows
     nothing of the service at all: then it may have lost its memory.
+
+    A registry names the networks that it allows instances in (``X-Registry-Networks``). Its
+    instances are connected to in those networks only.
 
     :param url: The registry's.
     :param service: The service's name there.
@@ -75,7 +79,18 @@ class RemoteRegistry:
         certain = self._index not in ("", "0") and not trouble
         # The same index again: it had no thread to wait with, or nothing has changed for so long.
         again_in = _PAUSE if self._index not in ("", index) else _POLL
-        return Found(found, again_in, certain, trouble)
+        return Found(found, again_in, certain, trouble, _networks(answer.fields))
+
+
+def _networks(fields: Mapping[str, str]) -> tuple[str, ...] | None:
+    """Return the networks that the registry allows instances in; ``None`` if it names none."""
+    text = fields.get("x-registry-networks")
+    if text is None:
+        return None
+    try:
+        return Destinations(each.strip() for each in text.split(",")).allowed_networks
+    except ValueError as error:
+        raise SourceError("its answer names networks that are none") from error
 
 
 def _instances(document: object) -> tuple[Instance, ...]:
