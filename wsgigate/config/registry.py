@@ -54,7 +54,8 @@ class RegistryTable:
     )
     open: bool = setting(
         Flag(),
-        "Whether anybody may register anything; only where the gateway listens on loopback.",
+        "Whether anybody may register anything; only where the gateway listens on loopback, and "
+        "only for requests to localhost, 127.0.0.1 and the like.",
         default=False,
     )
     open_reads: bool = setting(

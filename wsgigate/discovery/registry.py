@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from wsgigate.discovery.destinations import Destinations, Forbidden
+from wsgigate.discovery.registry_guard import TokenGuard
 from wsgigate.discovery.registry_index import Full, Index
 from wsgigate.discovery.registry_layout import KEPT, Keys, version_in
 from wsgigate.discovery.registry_listing import Listing, Reader, filtered
@@ -47,6 +48,7 @@ class Registry:
     :param most_instances: How many instances all services together may have.
     :param most_of_one: How many instances one service may have.
     :param prefix: What the keys in the store begin with.
+    :ivar guard: Counts wrong tokens, for all that is served of it.
     :raises ValueError: One of the bounds is out of its range; says which.
     """
 
@@ -78,6 +80,7 @@ class Registry:
         self._reader = Reader(store, self._keys, rules, most_services, self._entry_of)
         self._sweeper = Sweeper(store, self._keys, rules, self._index)
         self._waiting = Waiting(self.version)
+        self.guard = TokenGuard(store, prefix=f"limit/tokens/{prefix}")
 
     def start(self) -> None:
         """Have the leases looked after in this process, or by it for all."""

@@ -1,4 +1,10 @@
-"""Who may change what in the registry, and who may read it."""
+"""Who may change what in the registry, and who may read it.
+
+A registry that is open to everyone on its machine is also asked by browsers on that machine, and a
+page of any site can have its own host name resolve to 127.0.0.1 (DNS rebinding): its requests are
+same-origin then. What gives them away is the ``Host`` field. So without a token an open registry
+serves loopback names and addresses alone.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +15,15 @@ from hashlib import blake2b
 from typing import NamedTuple
 from wsgiref.types import WSGIEnvironment
 
-from wsgigate.credentials import bearer, from_another_site
+from wsgigate.credentials import bearer, for_loopback, from_another_site
+from wsgigate.discovery.registry_guard import TokenGuard
 from wsgigate.problem import Problem, Refusal
 from wsgigate.rules.registry import check_service
+from wsgigate.wsgi import client_address
 
 __all__ = ["Access", "Caller"]
 
+_LONGEST_ADDRESS = 64
 _TOKEN = re.compile(r"[\x21-\x7e]{16,1024}")
 
 
@@ -42,7 +51,11 @@ class Access:
     :param token: Whoever presents it may change every service.
     :param tokens: By service, what it presents to change itself alone.
     :param open_reads: Whether anybody may read; else whoever has any of the tokens.
-    :param open_writes: Whether anybody may change everything: for a machine with one user.
+    :param open_writes: Whether anybody may change everything: for a machine with one user. Requests
+        without a token are then served for loopback names and addresses alone (``localhost``,
+        ``127.0.0.1``, ``[::1]``).
+    :param guard: Counts wrong tokens, so that they cannot be guessed at full speed; that of the
+        first registry that is served with this, unless given.
     :raises ValueError: A token can be guessed or sent by nobody, or a name is no service's; without
         a token nobody could change anything.
     """
@@ -54,12 +67,14 @@ class Access:
         *,
         open_reads: bool = True,
         open_writes: bool = False,
+        guard: TokenGuard | None = None,
     ) -> None:
         if token is None and not tokens and not open_writes:
             raise ValueError("a token is missing: without one nobody could register anything")
         self._key = secrets.token_bytes(32)
         self._callers: dict[bytes, Caller] = {}
         self._open_reads = open_reads
+        self._guard = guard
         self._anybody = Caller(everything=True) if open_writes else None
         for service, text in (tokens or {}).items():
             check_service(service)
@@ -71,6 +86,11 @@ class Access:
             _check(token, "the token")
             self._callers[self._digest(token.encode("ascii"))] = Caller(everything=True)
 
+    def guard_by(self, guard: TokenGuard) -> None:
+        """Have *guard* count wrong tokens, unless another one does."""
+        if self._guard is None:
+            self._guard = guard
+
     def __repr__(self) -> str:
         return "Access(...)"
 
@@ -81,7 +101,8 @@ class Access:
     def writer(self, environ: WSGIEnvironment) -> Caller:
         """Return who wants to change something.
 
-        :raises Refusal: Nobody who may: 401; a page of another site in a browser: 403.
+        :raises Refusal: Nobody who may: 401; a page of another site in a browser, or a host that an
+            open registry does not serve: 403; too many wrong tokens: 429.
         """
         if from_another_site(environ):
             raise Refusal.of(
@@ -89,10 +110,26 @@ class Access:
                 "Requests from other sites are not allowed.",
                 "the request comes from a page of another origin",
             )
-        caller = self.caller_of(bearer(environ))
-        if caller is None:
-            raise _unknown()
-        return caller
+        return self._caller(environ)
+
+    def _caller(self, environ: WSGIEnvironment) -> Caller:
+        """Return whoever sent a request.
+
+        :raises Refusal: As :meth:`writer` does.
+        """
+        token = bearer(environ)
+        known = self._callers.get(self._digest(token)) if token else None
+        if known is not None:
+            if self._guard is not None:
+                self._guard.right(client_address(environ)[:_LONGEST_ADDRESS], token)
+            return known
+        if self._anybody is not None:
+            if not for_loopback(environ):
+                raise _not_here()
+            return self._anybody
+        if token and self._guard is not None:
+            self._guard.wrong(client_address(environ)[:_LONGEST_ADDRESS], token)
+        raise _unknown()
 
     def check_write(self, environ: WSGIEnvironment, service: str) -> None:
         """See that the caller may change *service*.
@@ -116,10 +153,10 @@ class Access:
     def check_read(self, environ: WSGIEnvironment) -> None:
         """See that the caller may read.
 
-        :raises Refusal: It may not: 401.
+        :raises Refusal: It may not: 401, 403 or 429, as for :meth:`writer`.
         """
-        if not self._open_reads and self.caller_of(bearer(environ)) is None:
-            raise _unknown()
+        if self._anybody is not None or not self._open_reads:
+            self._caller(environ)
 
     def _digest(self, token: bytes) -> bytes:
         return blake2b(token, key=self._key, digest_size=32).digest()
@@ -130,6 +167,15 @@ def _unknown() -> Refusal:
     return Refusal(
         Problem(401, "Registry token required!", headers=challenge),
         "the registry token is missing or wrong",
+    )
+
+
+def _not_here() -> Refusal:
+    return Refusal.of(
+        403,
+        "This registry is open to its own machine alone: ask it as localhost or 127.0.0.1, "
+        "or present a token.",
+        "an open registry was asked by a name that is not loopback's",
     )
 
 

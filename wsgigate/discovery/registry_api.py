@@ -82,6 +82,7 @@ class RegistryApi:
             raise ValueError(f'prefix is "" or a path such as "/_registry", got {prefix!r}')
         self._registry = registry
         self._access = access
+        access.guard_by(registry.guard)
         self._name = name
         self._version = version
         self._places = waiting if isinstance(waiting, Places) else Places(waiting)

@@ -128,6 +128,7 @@ class Door:
     ) -> None:
         self._registry = registry
         self._access = access
+        access.guard_by(registry.guard)
         self._refuse = refuse
         routes = []
         for prefix in prefixes:
