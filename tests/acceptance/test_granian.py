@@ -81,9 +81,9 @@ def test_what_is_refused_says_so(gateway: Any, http: requests.Session) -> None:
 
 
 def test_an_escaped_slash_is_a_plain_one(gateway: Any, backend: Backend) -> None:
-    """granian decodes the path: what is matched is still what is forwarded."""
-    ask(gateway, b"GET /svc%2fa%2Fb HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-    assert backend.requests[0].target == "/a/b"
+    """granian decodes the path: what is matched is still what is forwarded. Else it is refused."""
+    got = ask(gateway, b"GET /svc%2fa%2Fb HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert [each.target for each in backend.requests] == ([] if b" 400 " in got else ["/a/b"])
 
 
 @pytest.mark.parametrize("name", ["X-User-Id", "X_User_Id", "x_user-id"])
@@ -149,12 +149,30 @@ def test_a_long_response_that_is_cut_is_cut_for_the_client_too(
     connection.close()
 
 
-def test_a_chunked_response_that_is_cut_looks_complete(gateway: Any, backend: Backend) -> None:
-    """What granian can not give, and the docs say; to be told apart here should it learn to."""
+FAILING = """
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return failing()
+
+
+def failing():
+    yield b"abc"
+    raise ConnectionError("cut")
+"""
+
+
+def test_a_response_without_a_length_that_is_cut_is_cut_where_granian_can(
+    gateway: Any, backend: Backend, run_for_all: Serve
+) -> None:
+    """What granian does with an app that fails is seen with a plain one."""
+    command = ("-m", "granian", "--interface", "wsgi", "--port", "{port}", "served:app")
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     backend.answers = [cut(head + b"3\r\nabc\r\n")]
-    got = ask(gateway, b"GET /svc HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-    assert got.endswith(b"3\r\nabc\r\n0\r\n\r\n")
+    asked = b"GET /svc HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    cuts = not ask(run_for_all(FAILING, *command), asked).endswith(b"0\r\n\r\n")
+    got = ask(gateway, asked)
+    assert not got.endswith(b"0\r\n\r\n") if cuts else got.endswith(b"3\r\nabc\r\n0\r\n\r\n")
+    assert ("completes a response without a length" in gateway.log) is not cuts
 
 
 def test_events_arrive_as_they_are_sent(gateway: Any, backend: Backend) -> None:

@@ -57,6 +57,9 @@ TABLE: list[tuple[dict[str, Any], list[str]]] = [
         ["error granian"],
     ),
     ({"keeps_slashes": True}, []),
+    ({"server": "granian", "version": (2, 8, 7), "tested": None}, ["warning granian"]),
+    ({"server": "granian", "version": (2, 8, 9), "tested": None}, []),
+    ({"server": "granian", "version": (), "tested": None}, []),
 ]
 
 

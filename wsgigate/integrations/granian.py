@@ -7,8 +7,8 @@ granian is the fastest server there is for a gateway; what gunicorn can give, an
 - ``X_User_Id`` is the same field as ``X-User-Id``. The gateway removes what a client must not say
   by environ key, so neither spelling survives; no other field must be trusted by its name;
 - a chunked request body that was cut looks complete, so a body without a length is refused (411);
-- a chunked response that the backend cut looks complete to the client. Nothing here can help it:
-  where that matters, run under gunicorn. One with a length is cut for the client, too, or a 502;
+- before granian 2.8.9 a chunked response that the backend cut looks complete to the client, which
+  the self-check warns of. One with a length is cut for the client, too, or a 502;
 - no deadline for a request body: slow clients can hold its threads, unless a proxy in front reads
   bodies first;
 - bytes outside of ASCII in a field's value: the field is empty.
@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from dataclasses import replace
 from functools import partial
+from importlib import metadata
 from multiprocessing.util import Finalize
 from pathlib import Path
 from wsgiref.types import WSGIApplication
@@ -37,6 +39,8 @@ from wsgigate.config.model import Config
 from wsgigate.gateway import Gateway
 from wsgigate.integrations.granian_boot import heeding, when_told_to_end
 from wsgigate.integrations.granian_told import Told
+from wsgigate.integrations.self_check import tell
+from wsgigate.rules.serving import ServerFacts, findings
 
 __all__ = ["application", "serve", "serve_config"]
 
@@ -44,6 +48,8 @@ HEAD_TIMEOUT = 10.0
 LONGEST_HEAD = 65536
 
 log = logging.getLogger("wsgigate")
+
+_VERSION = tuple(map(int, re.findall(r"\d+", metadata.version("granian"))[:3]))
 
 
 def application() -> WSGIApplication:
@@ -61,6 +67,7 @@ def application() -> WSGIApplication:
     with heeding():
         config = load(path)
         check(config)
+        tell(findings(planned(config)), config.gateway.self_check)
         return _started(build(config, path=path))
 
 
@@ -75,6 +82,11 @@ def check(config: Config) -> None:
                 f"the route {route.path!r} keeps encoded slashes, which granian does not tell "
                 "from plain ones; run under gunicorn"
             )
+
+
+def planned(_config: Config) -> ServerFacts:
+    """Return the facts of the server that would run the gateway of a configuration."""
+    return ServerFacts(server="granian", version=_VERSION, worker="")
 
 
 def serve(
@@ -102,6 +114,7 @@ def serve(
     check(config)
     check_certificate(config, path)
     build(config, path=path).close()
+    tell(findings(planned(config)), config.gateway.self_check)
     loaded = partial(_load, path, bind, threads, config)
     _server(config, path, reload).serve(target_loader=loaded, wrap_loader=False)
 
@@ -112,6 +125,7 @@ def serve_config(config: Config) -> None:
     :raises ValueError: It asks for what granian can not give.
     """
     check(config)
+    tell(findings(planned(config)), config.gateway.self_check)
     _server(config, "", False).serve(target_loader=partial(_built, config), wrap_loader=False)
 
 

@@ -59,6 +59,8 @@ def facts_of_environ(environ: WSGIEnvironment, *, keeps_slashes: bool = False) -
     found = _SOFTWARE.search(software)
     if found is not None:
         name, version = found[1].lower(), _version(found[2])
+    elif software == "Granian":  # which does not name its version
+        name, version = "granian", _installed("granian") or ()
     return ServerFacts(
         server={"wsgiserver": "wsgiref"}.get(name, name),
         version=version,

@@ -11,6 +11,9 @@ __all__ = ["Finding", "ServerFacts", "findings"]
 STRICT_PARSER = (0, 6, 14)
 """The first ``gunicorn_h1c`` that reads requests as strictly as gunicorn itself."""
 
+GRANIAN_CUTS = (2, 8, 9)
+"""The first granian that cuts a response without a length for the client when the app fails."""
+
 _HELD_BY_SLOW_CLIENTS = ("sync", "gthread")
 _RUINED_BY_FORWARDERS = {"SCRIPT_NAME", "PATH_INFO"}
 
@@ -97,6 +100,13 @@ def _all(facts: ServerFacts) -> Iterator[Finding]:
             "it hides the request target as it was sent: an encoded slash is taken for a slash"
             + (', so no route can have encoded_slash = "keep"' if facts.keeps_slashes else ""),
         )
+    if facts.server == "granian" and () < facts.version < GRANIAN_CUTS:
+        yield Finding(
+            "warning",
+            "granian",
+            f"{_dotted(facts.version)} completes a response without a length that the service "
+            f"cut, so the client takes it for whole; use granian {_dotted(GRANIAN_CUTS)} or newer",
+        )
     if facts.worker in _HELD_BY_SLOW_CLIENTS:
         yield Finding(
             "warning",
@@ -112,11 +122,11 @@ def _all(facts: ServerFacts) -> Iterator[Finding]:
             "the fork is shared by all workers; turn it off",
         )
     if facts.tested is not None and not facts.tested[0] <= facts.version[:2] < facts.tested[1]:
-        first, end = (".".join(map(str, version)) for version in facts.tested)
+        first, end = map(_dotted, facts.tested)
         yield Finding(
             "warning",
             facts.server,
-            f"{'.'.join(map(str, facts.version))} is not a release this was tested with: "
+            f"{_dotted(facts.version)} is not a release this was tested with: "
             f"from {first}, before {end}",
         )
 
@@ -129,7 +139,7 @@ def _parser(facts: ServerFacts) -> Iterator[Finding]:
         yield Finding(
             "error",
             "http_parser",
-            f"{facts.parser!r} takes gunicorn_h1c {'.'.join(map(str, other))}, which lets bare "
+            f"{facts.parser!r} takes gunicorn_h1c {_dotted(other)}, which lets bare "
             'line feeds and folded fields pass; set it to "python"',
         )
     else:
@@ -161,3 +171,7 @@ def _forwarders(facts: ServerFacts) -> Iterator[Finding]:
             "forwarder_headers",
             f'clients could rewrite the path by {" and ".join(sorted(rewriting))}; set it to ""',
         )
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
