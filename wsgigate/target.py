@@ -25,7 +25,8 @@ a path leaves the place it was matched in.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 from wsgiref.types import WSGIEnvironment
@@ -64,6 +65,10 @@ _LONGEST_HOST = 260
 as what is made of hosts is remembered in several places."""
 
 
+_SOURCE = "wsgigate.target_source"
+"""The values of ``environ`` that the target was made from."""
+
+
 class BadTarget(ValueError):
     """The request target, or the host it is for, can not be brought to one meaning."""
 
@@ -89,6 +94,10 @@ class Target(NamedTuple):
     def text(self) -> str:
         """The target in origin form."""
         return self.path if self.query is None else f"{self.path}?{self.query}"
+
+
+_target: Callable[[tuple[str, str | None, str]], Target] = partial(tuple.__new__, Target)
+"""Half the price of ``Target(...)``."""
 
 
 def canonical_path(path: str) -> str:
@@ -156,41 +165,79 @@ def normal_host(value: str) -> str:
 
 
 def target_of(environ: WSGIEnvironment) -> Target:
-    """Return the request's canonical target, made once and kept in ``environ``.
+    """Return the request's canonical target: what is matched, and what the app then serves.
+
+    The target is kept in ``environ`` together with the values that it was made from, and made anew
+    when one of them has changed since: a mount moves a part of ``PATH_INFO`` to ``SCRIPT_NAME``, a
+    rewriting middleware replaces it, a proxy fix replaces the host.
 
     The target as the client sent it is used where the server hands it on (``RAW_URI``,
-    ``REQUEST_URI``); else ``PATH_INFO`` is encoded again, in which an escaped slash can no longer
-    be told from a plain one.
+    ``REQUEST_URI``) and still names the path in ``PATH_INFO``. Where it does not, the path was
+    rewritten on its way here, and ``PATH_INFO`` is encoded again, as on servers that hand on no raw
+    target. An escaped slash can then no longer be told from a plain one.
 
     :raises BadTarget: The target or the host has no single meaning; says why.
     """
-    known: Target | None = environ.get(TARGET)
-    if known is None:
-        known = environ[TARGET] = _make(environ)
-    return known
+    get = environ.get
+    source: tuple[str | None, ...] = (
+        get("RAW_URI") or get("REQUEST_URI"),
+        get("SCRIPT_NAME"),
+        get("PATH_INFO"),
+        get("QUERY_STRING"),
+        get("HTTP_HOST"),
+    )
+    if _SOURCE in environ and environ[_SOURCE] == source:
+        known: Target | None = get(TARGET)
+        if known is not None:
+            return known
+    raw, mount, below, asked, host = source
+    if (  # the usual case, seen at once
+        raw is not None
+        and raw == below
+        and host
+        and not (mount or asked)
+        and len(raw) <= MAX_LENGTH
+        and _SIMPLE.fullmatch(raw)
+    ):
+        made = _target((raw, None, normal_host(host)))
+    else:
+        made = _make(environ, raw, mount, below, asked, host)
+    environ[TARGET] = made
+    environ[_SOURCE] = source
+    return made
 
 
-def _make(environ: WSGIEnvironment) -> Target:
-    raw: str | None = environ.get("RAW_URI") or environ.get("REQUEST_URI")
+def _make(
+    environ: WSGIEnvironment,
+    raw: str | None,
+    mount: str | None,
+    below: str | None,
+    asked: str | None,
+    host_field: str | None,
+) -> Target:
     host = host_of(environ)
-    mount: str = environ.get("SCRIPT_NAME", "")
-    below: str = environ.get("PATH_INFO", "")
+    mount, below = mount or "", below or ""
     if raw is None:
-        return Target(*_encoded(environ), host)
+        return Target(*_encoded(below, asked or ""), host)
     if len(raw) > MAX_LENGTH:
         raise BadTarget("a request target that is too long")
     if not raw.startswith("/"):
-        raw = _origin_form(raw, environ)
+        raw = _origin_form(raw, host_field or "")
     path, mark, query = raw.partition("?")
     if query and not _QUERY.fullmatch(query):
         raise BadTarget("a character in the query that must be escaped")
-    # What was mounted or looked at by PATH_INFO so far must be this very path. Some test clients
-    # leave the mount out of the raw one.
-    whole = path == below and not mount  # the usual case, seen at once
+    if asked is not None and query != asked:  # the query was rewritten
+        mark = query = asked
+        if query and not _QUERY.fullmatch(query):
+            raise BadTarget("a character in the query that must be escaped")
+    whole = path == below and not mount
     if not whole:
         whole = _same(path, mount + below or "/")
+        # Some test clients, and proxies that strip a prefix, leave the mount out of the raw one.
         if not whole and not _same(path, below):
-            raise BadTarget("a path other than the one the server read")
+            # The checks of the raw path still hold, as the server that read it may be another one.
+            canonical_path(path)
+            return Target(*_encoded(below, query), host)
     path = canonical_path(path)
     if whole and mount and mount != "/":
         path = _below(mount, path)
@@ -204,9 +251,9 @@ def _same(raw: str, decoded: str) -> bool:
     return _SLASHES.sub("/", read) == _SLASHES.sub("/", decoded)
 
 
-def _encoded(environ: WSGIEnvironment) -> tuple[str, str | None]:
-    path: str = environ.get("PATH_INFO", "") or "/"
-    query: str = environ.get("QUERY_STRING", "")
+def _encoded(path: str, query: str) -> tuple[str, str | None]:
+    """Return the canonical form of a decoded *path*, and *query*."""
+    path = path or "/"
     if query and not _QUERY.fullmatch(query):
         raise BadTarget("a character in the query that must be escaped")
     if len(path) + len(query) <= MAX_LENGTH and _SIMPLE.fullmatch(path):
@@ -235,12 +282,12 @@ def host_of(environ: WSGIEnvironment) -> str:
     return normal_host(value)
 
 
-def _origin_form(raw: str, environ: WSGIEnvironment) -> str:
+def _origin_form(raw: str, host_field: str) -> str:
     absolute = _ABSOLUTE.fullmatch(raw)
     if absolute is None or "@" in absolute[2]:
         raise BadTarget("a request target that is neither a path nor an http URL")
     default = "443" if absolute[1].lower() == "https" else "80"
-    if _authority(absolute[2], default) != _authority(environ.get("HTTP_HOST", ""), default):
+    if _authority(absolute[2], default) != _authority(host_field, default):
         raise BadTarget("a request target for another host than the Host field's")
     rest = absolute[3]
     return rest if rest.startswith("/") else "/" + rest

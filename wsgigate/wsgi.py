@@ -31,6 +31,7 @@ __all__ = [
     "observe",
     "path_parameter",
     "peer",
+    "peer_trusted",
     "route",
     "subject",
     "without",
@@ -45,11 +46,16 @@ CLIENT = "wsgigate.client"
 PEER_TRUSTED = "wsgigate.peer_trusted"
 """``True``: the peer is a trusted proxy, its forwarding fields are kept; set by ClientAddress."""
 
+CLIENT_SOURCE = "wsgigate.client_source"
+"""``tuple[str, ...]``: the ``REMOTE_ADDR`` and the forwarded addresses that the client was decided
+by; set by ClientAddress."""
+
 CLAIMS = "wsgigate.claims"
 """``dict``: the verified claims of the caller's token; set by Authenticator."""
 
 TARGET = "wsgigate.target"
-"""``Target``: the canonical request target; set by the first one to ask for it."""
+"""``Target``: the canonical request target when it was last asked for; ``target_of(environ)`` makes
+it again when a mount or a rewrite has changed the path."""
 
 ROUTE = "wsgigate.route"
 """``str``: the name of the route that matched; set by Dispatcher."""
@@ -211,10 +217,26 @@ def without(headers: Headers, names: frozenset[str]) -> Headers:
 def peer(environ: WSGIEnvironment) -> str:
     """Return the address of the client: as a trusted proxy told it, else the peer's own.
 
-    A peer without an address (a Unix socket) is ``"unix"``: one name, never the empty string.
+    A peer without an address (a Unix socket) is ``"unix"``: one name, never the empty string. When
+    other code has replaced ``REMOTE_ADDR`` since :class:`~wsgigate.ClientAddress` decided, by an
+    address that it did not know, the new one is the client's.
     """
-    client: str = environ.get(CLIENT) or environ.get("REMOTE_ADDR") or "unix"
-    return client
+    get = environ.get
+    address: str = get("REMOTE_ADDR") or "unix"
+    client: str | None = get(CLIENT)
+    if client is None:
+        return address
+    source: tuple[str, ...] | None = get(CLIENT_SOURCE)
+    # A proxy fix inside of ClientAddress sets one of the addresses of the checked fields.
+    return client if source is None or address in source else address
+
+
+def peer_trusted(environ: WSGIEnvironment) -> bool:
+    """Return whether the peer is a trusted proxy, whose forwarding fields can be believed."""
+    if environ.get(PEER_TRUSTED) is not True:
+        return False
+    source: tuple[str, ...] | None = environ.get(CLIENT_SOURCE)
+    return source is None or (environ.get("REMOTE_ADDR") or "unix") in source
 
 
 @lru_cache(maxsize=4096)

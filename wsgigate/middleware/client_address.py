@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import TypeAlias
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -17,7 +18,7 @@ from wsgigate.forwarding import (
 )
 from wsgigate.problem import Problem, Refuse, answer_with
 from wsgigate.target import BadTarget, normal_host
-from wsgigate.wsgi import CLIENT, PEER_TRUSTED, REASON
+from wsgigate.wsgi import CLIENT, CLIENT_SOURCE, PEER_TRUSTED, REASON
 
 __all__ = ["ClientAddress"]
 
@@ -42,7 +43,8 @@ class ClientAddress:
     client on, without what the client put before, and ``X-Forwarded-Proto``, ``-Host``, ``-Port``
     and ``-Prefix`` where they are well-formed. All else is removed here, too.
 
-    The outermost one decides: a request that has its client already passes as it is.
+    The outermost one decides: a request that has its client already passes as it is, unless its
+    ``REMOTE_ADDR`` was replaced in between by an address that the outer one knew nothing of.
 
     :param app: The WSGI application to protect.
     :param trusted_proxies: Addresses and networks of the proxies in front of this server; ``unix``
@@ -76,10 +78,10 @@ class ClientAddress:
         self._refuse = refuse
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if CLIENT in environ:
-            return self.app(environ, start_response)
         peer: str = environ.get("REMOTE_ADDR") or "unix"
-        environ[CLIENT] = address_of(peer) or peer
+        if CLIENT in environ and peer in environ.get(CLIENT_SOURCE, (peer,)):
+            return self.app(environ, start_response)
+        environ[CLIENT], environ[CLIENT_SOURCE] = _alone(peer)
         environ.pop(PEER_TRUSTED, None)
         if peer in self._trusted:
             try:
@@ -108,6 +110,7 @@ class ClientAddress:
         environ[PEER_TRUSTED] = True
         if chain:
             environ[CLIENT] = chain[0]
+            environ[CLIENT_SOURCE] = (peer, *chain)
         proto, host, port, prefix = told
         host = host if _is_host(host) else ""
         if proto in ("http", "https"):
@@ -125,6 +128,12 @@ class ClientAddress:
             environ["HTTP_FORWARDED"] = ", ".join(
                 [format_forwarded(chain[0], host, proto), *map(format_forwarded, chain[1:])]
             )
+
+
+@lru_cache(maxsize=4096)
+def _alone(peer: str) -> tuple[str, tuple[str, ...]]:
+    """Return the client that *peer* is by itself, and what that was made from."""
+    return address_of(peer) or peer, (peer,)
 
 
 def _told_by_x_forwarded(environ: WSGIEnvironment, addresses: AddressList, peer: str) -> Told:

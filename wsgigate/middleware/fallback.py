@@ -13,6 +13,15 @@ from wsgigate.wsgi import FAILURE
 
 __all__ = ["Fallback"]
 
+_OF_THE_REQUEST = (
+    *("REQUEST_METHOD", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING", "RAW_URI", "REQUEST_URI"),
+    *("CONTENT_TYPE", "CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING", "wsgi.input_terminated"),
+)
+"""The other app gets these as they were before the first app changed them, as a mount does. Other
+fields are not restored: the first app may have removed a forged one."""
+
+_ABSENT = object()
+
 BUFFER = 64 * 1024
 """Of a body how many bytes are kept, to be read again by the other app."""
 
@@ -56,6 +65,7 @@ class Fallback:
         rules = self._rules
         if environ["REQUEST_METHOD"] not in rules.methods or "HTTP_UPGRADE" in environ:
             return self.app(environ, start_response)
+        before = [environ.get(key, _ABSENT) for key in _OF_THE_REQUEST]
         body: KeptBody | None = None
         if self._acts and _has_body(environ):
             environ["wsgi.input"] = body = KeptBody(environ["wsgi.input"], BUFFER)
@@ -77,6 +87,12 @@ class Fallback:
             if body is not None:
                 environ["wsgi.input"] = body.again()
             environ.pop(FAILURE, None)
+            environ.pop("werkzeug.request", None)  # with what was read of it
+            for key, value in zip(_OF_THE_REQUEST, before, strict=True):
+                if value is _ABSENT:
+                    environ.pop(key, None)
+                else:
+                    environ[key] = value
             shaped(environ, f"fallback={self._kind}")
             return self._other(environ, marked(start_response, self._kind))
 

@@ -19,6 +19,7 @@ from wsgigate.wsgi import FAILURE, REASON, environ_key, peer
 __all__ = ["Maintenance"]
 
 _PASSES = "wsgigate.passes_maintenance"
+"""The hash of the secret that the request had, which another secret's Maintenance does not take."""
 
 SHORTEST = 16
 """Characters of a secret by which requests are let pass, at least."""
@@ -109,9 +110,12 @@ class Maintenance:
         """Take the secret off the request, and remember for those further in that it was right."""
         given = sha256(environ.pop(self._key).encode("utf-8", "surrogatepass")).digest()
         if compare_digest(given, self._digest):
-            environ[_PASSES] = True
+            environ[_PASSES] = self._digest
 
     def _passes(self, environ: WSGIEnvironment) -> bool:
-        if _PASSES in environ or (self._allow and peer(environ) in self._allow):
+        known = environ.get(_PASSES)
+        if known is not None and (not self._digest or known == self._digest):
+            return True
+        if self._allow and peer(environ) in self._allow:
             return True
         return self._exempt is not None and bool(self._exempt(environ))

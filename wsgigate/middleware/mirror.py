@@ -17,11 +17,11 @@ from wsgigate.store.forking import rest_at_fork
 from wsgigate.wsgi import (
     CLAIMS,
     CLIENT,
+    CLIENT_SOURCE,
     PARAMS,
     PEER_TRUSTED,
     REQUEST_ID,
     ROUTE,
-    TARGET,
     close_body,
 )
 
@@ -42,7 +42,7 @@ _OF_REQUESTS = frozenset(
         *("REQUEST_METHOD", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING", "RAW_URI", "REQUEST_URI"),
         *("CONTENT_TYPE", "SERVER_NAME", "SERVER_PORT", "SERVER_PROTOCOL", "REMOTE_ADDR"),
         *("REMOTE_PORT", "wsgi.version", "wsgi.url_scheme"),
-        *(REQUEST_ID, CLIENT, PEER_TRUSTED, CLAIMS, TARGET, ROUTE, PARAMS),
+        *(REQUEST_ID, CLIENT, CLIENT_SOURCE, PEER_TRUSTED, CLAIMS, ROUTE, PARAMS),
     )
 )
 """What of an environ speaks of the request; the rest is the server's or the connection's."""

@@ -9,7 +9,7 @@ from typing import Literal
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.fields import HOP_BY_HOP, is_token
-from wsgigate.wsgi import PEER_TRUSTED, REQUEST_ID, ExcInfo, Headers, environ_key, without
+from wsgigate.wsgi import REQUEST_ID, ExcInfo, Headers, environ_key, peer_trusted, without
 
 __all__ = ["RequestId"]
 
@@ -82,7 +82,7 @@ class RequestId:
 
     def _sent(self, environ: WSGIEnvironment) -> str | None:
         """Return the id that the client sent, if it is to be believed."""
-        if not (self._always or (self._trusted and environ.get(PEER_TRUSTED) is True)):
+        if not (self._always or (self._trusted and peer_trusted(environ))):
             return None
         sent = environ.get(self._key)
         return sent if sent is not None and _VALID.fullmatch(sent) else None

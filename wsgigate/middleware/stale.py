@@ -99,12 +99,14 @@ class StaleAnswers:
         if method == "OPTIONS" or "HTTP_UPGRADE" in environ:
             return self.app(environ, start_response)
         kept: tuple[int, Headers, Keeping] | None = None
+        # An inner middleware may remove a cookie or a credential; the response depends on it still.
+        asked = environ.copy()
 
         def start(
             status: str, headers: Headers, exc_info: ExcInfo | None = None
         ) -> Callable[[bytes], object]:
             nonlocal kept
-            kept = self._kept(environ, status, headers) if method == "GET" else None
+            kept = self._kept(asked, environ, status, headers) if method == "GET" else None
             if exc_info:
                 return start_response(status, headers, exc_info)
             return start_response(status, headers)
@@ -112,7 +114,7 @@ class StaleAnswers:
         def choose(status: int, error: Exception | None) -> WSGIApplication | None:
             if not self._rules.replaces(status, reason_of(environ.get(FAILURE), error is not None)):
                 return None
-            found = self._find(key, environ)
+            found = self._find(key, asked, environ)
             if found is None:
                 return None
             return lambda environ, _: self._show(found, environ, start_response)
@@ -123,7 +125,7 @@ class StaleAnswers:
         status, headers, how = kept
 
         def whole(data: bytes) -> None:
-            self._put(key, environ, status, headers, data, how)
+            self._put(key, asked, status, headers, data, how)
 
         if type(body) is list:
             if sum(map(len, body)) <= self._largest:
@@ -158,7 +160,7 @@ class StaleAnswers:
         return start
 
     def _kept(
-        self, environ: WSGIEnvironment, status: str, headers: Headers
+        self, asked: WSGIEnvironment, environ: WSGIEnvironment, status: str, headers: Headers
     ) -> tuple[int, Headers, Keeping] | None:
         code = status[:3]
         if not code.isdecimal():
@@ -169,8 +171,8 @@ class StaleAnswers:
         how = keeping(
             int(code),
             headers,
-            credentials=_tells_who(environ),
-            asked=environ.get("HTTP_CACHE_CONTROL", ""),
+            credentials=_tells_who(asked) or _tells_who(environ),
+            asked=asked.get("HTTP_CACHE_CONTROL", ""),
             now=self._now(),
             stale_for=self._stale_for,
         )
@@ -179,7 +181,7 @@ class StaleAnswers:
     def _put(
         self,
         key: _Key,
-        environ: WSGIEnvironment,
+        asked: WSGIEnvironment,
         status: int,
         headers: Headers,
         body: bytes,
@@ -190,7 +192,7 @@ class StaleAnswers:
         if any(value != str(len(body)) for value in lengths):
             return  # cut short, whatever it looked like
         headers = [*without(headers, _AGE), ("Content-Length", str(len(body)))]
-        selected = selecting(how.vary, lambda name: _field(environ, name))
+        selected = selecting(how.vary, lambda name: _field(asked, name))
         size = len(body) + sum(len(name) + len(value) for name, value in headers) + _OVERHEAD
         size += sum(map(len, selected))  # what clients send, as much as servers let them
         made = _Answer(status, headers, body, how, selected, self._clock(), size)
@@ -203,16 +205,16 @@ class StaleAnswers:
             answers = (made, *others[: VARIANTS - 1])
             self._shelf.put(key, answers, sum(one.size for one in answers) + len(key[2]))
 
-    def _find(self, key: _Key, environ: WSGIEnvironment) -> _Answer | None:
-        if "HTTP_IF_MATCH" in environ or "HTTP_IF_UNMODIFIED_SINCE" in environ:
+    def _find(self, key: _Key, asked: WSGIEnvironment, environ: WSGIEnvironment) -> _Answer | None:
+        if "HTTP_IF_MATCH" in asked or "HTTP_IF_UNMODIFIED_SINCE" in asked:
             return None  # the service alone knows whether that still holds
         with self.lock:
             answers = self._shelf.get(key) or ()
-        now, credentials = self._clock(), _tells_who(environ)
+        now, credentials = self._clock(), _tells_who(asked) or _tells_who(environ)
         for one in answers:
             age = one.keeping.age + now - one.came
             if may_show(one.keeping, age, credentials=credentials) and one.selected == selecting(
-                one.keeping.vary, lambda name: _field(environ, name)
+                one.keeping.vary, lambda name: _field(asked, name)
             ):
                 return one
         return None

@@ -16,6 +16,7 @@ from wsgigate.wsgi import PARAMS, REASON, ROUTE, environ_key
 
 __all__ = ["Dispatcher"]
 
+_ROUTED_BY = "wsgigate.routed_by"
 _EVERY = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 
 
@@ -81,6 +82,8 @@ class Dispatcher:
         if target.has_encoded_slash and not _keeps_encoded_slash(found):
             return self._bad_target("an encoded slash in the path", environ, start_response)
         if found is None:
+            if environ.get(_ROUTED_BY) is self:  # a request of its own that was sent here again
+                del environ[_ROUTED_BY], environ[ROUTE], environ[PARAMS]
             app = self._fallback or self._not_found
             return app(environ, start_response)
         if isinstance(found, MethodNotAllowed):
@@ -90,6 +93,7 @@ class Dispatcher:
             return self._refuse(problem)(environ, start_response)
         environ[ROUTE] = found.route.name
         environ[PARAMS] = found.params
+        environ[_ROUTED_BY] = self
         return found.route.endpoint(environ, start_response)
 
     def serves(self, host: str) -> bool:

@@ -142,6 +142,7 @@ class Forwarder:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ[SERVICE] = self.pool.service
+        environ.pop(FAILURE, None)  # of a service that was asked before
         try:
             if environ["REQUEST_METHOD"] == "OPTIONS" and is_last_hop(environ):
                 start_response("204 No Content", [])

@@ -70,10 +70,11 @@ class Stickiness:
         field = environ.get("HTTP_COOKIE")
         if not field:
             return None
-        known: tuple[Stickiness, Stuck | None] | None = environ.get(_READ)
-        if known is None or known[0] is not self:  # asked for at the pick, and at the answer
-            environ[_READ] = known = (self, self._read(field))
-        return known[1]
+        known: tuple[Stickiness, str, Stuck | None] | None = environ.get(_READ)
+        # asked for at the pick, and at the answer
+        if known is None or known[0] is not self or known[1] != field:
+            environ[_READ] = known = (self, field, self._read(field))
+        return known[2]
 
     def _read(self, field: str) -> Stuck | None:
         now = self._clock()

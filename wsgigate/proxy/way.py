@@ -10,7 +10,7 @@ from wsgiref.types import WSGIEnvironment
 from wsgigate.fields import is_token
 from wsgigate.forwarding import format_forwarded
 from wsgigate.problem import Refusal
-from wsgigate.wsgi import PEER_TRUSTED
+from wsgigate.wsgi import CLIENT_SOURCE, peer_trusted
 
 __all__ = ["Way"]
 
@@ -37,13 +37,17 @@ class Way:
         :raises Refusal: It came by here already.
         """
         peer = environ.get("REMOTE_ADDR") or "unknown"
+        trusted = peer_trusted(environ)
+        if trusted:  # a proxy fix inside of ClientAddress has replaced it by the client's
+            source = environ.get(CLIENT_SOURCE) or (peer,)
+            peer = source[0] if source[0] != "unix" else "unknown"
         scheme = environ["wsgi.url_scheme"]
         host = environ.get("HTTP_HOST", "")
         told = _first_hop(peer, scheme, host)
-        if environ.get(PEER_TRUSTED):
+        if trusted:
             told = _next_hop(environ, told)
         fields.update(told)
-        before = environ.get("HTTP_X_FORWARDED_PREFIX") if environ.get(PEER_TRUSTED) else None
+        before = environ.get("HTTP_X_FORWARDED_PREFIX") if trusted else None
         if outside or before:
             prefix = (before or "").rstrip("/") + outside
             if prefix:

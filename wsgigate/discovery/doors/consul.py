@@ -23,7 +23,7 @@ from wsgigate.discovery.registry_access import Access, Caller
 from wsgigate.discovery.registry_wait import Places
 from wsgigate.problem import Refusal, Refuse, answer_with
 from wsgigate.rules.registry import Registered, Status
-from wsgigate.wsgi import CLIENT
+from wsgigate.wsgi import peer
 
 __all__ = ["Consul"]
 
@@ -90,7 +90,8 @@ class Consul(Door):
     def _register(self, asked: Asked) -> Answer:
         caller = self.writer(asked)
         environ = asked.environ
-        entry = read_service(asked.json(), environ.get(CLIENT) or environ.get("REMOTE_ADDR", ""))
+        address = peer(environ)
+        entry = read_service(asked.json(), "" if address == "unix" else address)
         self._access.check_caller(caller, entry.service)
         for known in self._registry.discover(entry.service, status=Status.DRAINING).instances:
             if known.instance_id == entry.instance_id:  # it is in maintenance, whatever it knows
