@@ -182,6 +182,10 @@ TARGETS = [
     ("/api/users", "/other", {"SCRIPT_NAME": "/admin"}, ("/other", None)),  # D19
     ("/users", "/en/users", {}, ("/en/users", None)),
     ("/v1/a%2Fb", "/a/b", {}, ("/a/b", None)),
+    ("/v1/a/b", "/a%2Fb", {}, ("/a%252Fb", None)),
+    ("/a%2fb%20", "/a%2fb ", {}, ("/a%2Fb%20", None)),  # cheroot's
+    ("/a/b", "/a%2Fb", {}, ("/a%252Fb", None)),
+    ("/a%252Fb", "/a%2Fb", {}, ("/a%252Fb", None)),
     ("/v1/a%3fb?x=1", "/a?b", {}, ("/a%3Fb", "x=1")),
     (None, "/index.py/x", {"REQUEST_URI": "/x"}, ("/index.py/x", None)),  # mod_rewrite
     ("/a?token=t&x=1", "/a", {"QUERY_STRING": "x=1"}, ("/a", "x=1")),

@@ -49,6 +49,7 @@ MAX_LENGTH = 8190
 _SIMPLE = re.compile(r"(?:/(?!\.\.?(?:[/;]|\Z))[A-Za-z0-9._~!$&'()*+,;=:@-]+)+/?|/")
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})?")
 _SLASHES = re.compile(r"//+")
+_ENCODED_SLASH = re.compile("%2f", re.IGNORECASE)
 _DOTS = re.compile(r"/\.\.?(?:[/;]|\Z)")
 _RAW = re.compile(r"""[^A-Za-z0-9._~!$&'()*+,;=:@/%-]""")
 _REFUSED_RAW = re.compile(r"[\x00-\x20\x7f\\#?]")
@@ -245,10 +246,19 @@ def _make(
 
 
 def _same(raw: str, decoded: str) -> bool:
-    if raw == decoded:
+    """Return whether *decoded* is what a server makes of the path *raw*."""
+    if raw == decoded or _unquoted(raw) == _SLASHES.sub("/", decoded):
         return True
+    if "%2" not in decoded:
+        return False
+    # cheroot decodes every escape but that of a slash
+    kept = _unquoted(_ENCODED_SLASH.sub("%252F", raw))
+    return kept == _SLASHES.sub("/", _ENCODED_SLASH.sub("%2F", decoded))
+
+
+def _unquoted(raw: str) -> str:
     read = unquote_to_bytes(raw.encode("latin-1", "replace")).decode("latin-1")
-    return _SLASHES.sub("/", read) == _SLASHES.sub("/", decoded)
+    return _SLASHES.sub("/", read)
 
 
 def _encoded(path: str, query: str) -> tuple[str, str | None]:
