@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from wsgigate.discovery.destinations import Destinations, Forbidden
+from wsgigate.discovery.registry_changes import Action, Changes
 from wsgigate.discovery.registry_guard import TokenGuard
 from wsgigate.discovery.registry_index import Full, Index
 from wsgigate.discovery.registry_layout import KEPT, Keys, version_in
@@ -109,33 +110,29 @@ class Registry:
         self._check_destination(host, entry.port)
         key = self._keys.instance(service, instance_id)
 
-        def put(old: bytes | None, now: float) -> tuple[bytes, float, tuple[Registered, bool]]:
+        def put(old: bytes | None, now: float) -> tuple[bytes, float, _Put]:
             new = replace(entry, host=host, registered_at=now).heard(now)
             if old is None:
-                return new.to_bytes(), KEPT, (new, True)
+                return new.to_bytes(), KEPT, _Put(new, True, Action.ADDED)
             same = _kept_since(old, new)
             silence = now - Registered.heartbeat_in(old)
             changed = same is None or silence > entry.unhealthy_after(self.rules)
             new = same or new
-            return new.to_bytes(), KEPT, (new, changed)
+            action = Action.MODIFIED if same is None else None
+            return new.to_bytes(), KEPT, _Put(new, changed, action)
 
-        def renew(
-            old: bytes | None, now: float
-        ) -> tuple[bytes | None, float, tuple[Registered, bool] | None]:
+        def renew(old: bytes | None, now: float) -> tuple[bytes | None, float, _Put | None]:
             return (old, 0.0, None) if old is None else put(old, now)
 
         done = update(self._store, key, renew)
         if done is None:
             self._index.reserve(service, instance_id)
-            kept, _ = update(self._store, key, put)
-            changed = True
-        else:
-            kept, changed = done
+            done = update(self._store, key, put)._replace(changed=True, action=Action.ADDED)
         self._reader.stale(service)
-        if changed:
-            self._index.publish(service, instance_id)
+        if done.changed:
+            self._index.publish(service, instance_id, done.action)
             self._waiting.tell(service)
-        return kept
+        return done.entry
 
     def deregister(self, service: str, instance_id: str) -> bool:
         """Remove an instance; return whether it was there.
@@ -148,7 +145,11 @@ class Registry:
 
         if not _are_names(service, instance_id):
             return False
-        removed = update(self._store, self._keys.instance(service, instance_id), change)
+        key = self._keys.instance(service, instance_id)
+        raw = self._store.get(key)[0]
+        if raw is not None:
+            self._index.log.keep(raw, service, instance_id)
+        removed = update(self._store, key, change)
         if removed:
             self._index.remove(service, instance_id)
             self._waiting.tell(service)
@@ -165,7 +166,7 @@ class Registry:
 
         def change(
             old: bytes | None, now: float
-        ) -> tuple[bytes | None, float, tuple[bytes, float] | None]:
+        ) -> tuple[bytes | None, float, tuple[bytes, float, Action | None] | None]:
             if old is None:
                 return old, 0.0, None
             new = Registered.renewed(old, now)
@@ -175,8 +176,9 @@ class Registry:
                 except ValueError:
                     return old, 0.0, None
                 new = replace(entry, status=status, last_heartbeat=now).to_bytes()
-            silence = now - moment(old) if old[8:] == new[8:] else float("inf")
-            return new, KEPT, (new, silence)
+            if old[8:] != new[8:]:
+                return new, KEPT, (new, float("inf"), Action.MODIFIED)
+            return new, KEPT, (new, now - moment(old), None)
 
         if not _are_names(service, instance_id):
             return None
@@ -184,14 +186,14 @@ class Registry:
         done = update(self._store, self._keys.instance(service, instance_id), change)
         if done is None:
             return None
-        raw, silence = done
+        raw, silence, action = done
         self._reader.stale(service)
         try:
             entry = self._entry_of(raw[8:]).heard(moment(raw))
         except ValueError:
             return None
         if silence > entry.unhealthy_after(self.rules):  # or it says something new of itself
-            self._index.publish(service, instance_id)
+            self._index.publish(service, instance_id, action)
             self._waiting.tell(service)
         return entry
 
@@ -250,6 +252,11 @@ class Registry:
         """Return the instances of every service, by its name; as :meth:`listings` does."""
         return {name: listing.instances for name, listing in self.listings().items()}
 
+    @property
+    def changes(self) -> Changes:
+        """What has changed of late."""
+        return self._index.log
+
     def version(self, service: str | None = None) -> int:
         """Return what changes when what is discovered of *service* does, or of any for None.
 
@@ -277,6 +284,18 @@ class Registry:
             raise Refused("host", str(error)) from None
         except OSError:
             raise Refused("host", "a name whose address nobody can tell") from None
+
+
+class _Put(NamedTuple):
+    """What became of a registration.
+
+    :ivar changed: Whether another one is discovered than before.
+    :ivar action: What is written down of it, None when it is as it was.
+    """
+
+    entry: Registered
+    changed: bool
+    action: Action | None
 
 
 def _kept_since(raw: bytes, new: Registered) -> Registered | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from wsgigate.discovery.registry_changes import Action, Changes
 from wsgigate.discovery.registry_layout import (
     EMPTY,
     KEPT,
@@ -31,11 +32,13 @@ class Index:
     :param most_services: How many services there may be.
     :param most_of_one: How many instances one service may have.
     :param most_in_all: How many instances all services together may have.
+    :ivar log: Where changes are written down.
     """
 
     def __init__(
         self, store: Store, keys: Keys, most_services: int, most_of_one: int, most_in_all: int
     ) -> None:
+        self.log = Changes(store, keys)
         self._store = store
         self._keys = keys
         self._most_services = most_services
@@ -68,8 +71,15 @@ class Index:
             self._tidy(name)
             raise
 
-    def publish(self, name: str, instance_id: str | None = None) -> None:
-        """Make a change known: of one instance that is there, or of the service as a whole."""
+    def publish(
+        self, name: str, instance_id: str | None = None, action: Action | None = None
+    ) -> None:
+        """Make a change known: of one instance that is there, or of the service as a whole.
+
+        :param action: What became of the instance; None when nothing but its silence has changed.
+        """
+        if instance_id is not None and action is not None:
+            self.log.note(action, name, instance_id)
 
         def change(old: bytes | None, now: float) -> tuple[bytes | None, float, None]:
             version, ids = Service.read(old)
@@ -92,9 +102,10 @@ class Index:
             new = Service(next_version(version, now), left).to_bytes()
             return new, KEPT if left else EMPTY, len(left) < len(ids)
 
+        self.log.note(Action.DELETED, name, instance_id)
         removed = update(self._store, self._keys.service(name), change)
         if self._store.get(self._keys.instance(name, instance_id))[0] is not None:
-            self.publish(name, instance_id)  # it has registered again meanwhile
+            self.publish(name, instance_id, Action.ADDED)  # it has registered again meanwhile
             return
         self._tidy(name)
         self._count(-1 if removed else 0)

@@ -7,6 +7,8 @@
 ``all``              the version of all services together, and how many instances
 ``swept``            when leases were last looked after, and when nobody did
 ``leader``           the lease of who looks after them
+``c/...``            what has changed of late, see :mod:`.registry_changes`
+``d/SERVICE/ID``     an entry that was removed of late
 ==================== ===============================================================
 
 A heartbeat writes one small value, whose bytes but the first eight stay as they are. Whoever
@@ -44,8 +46,10 @@ class Keys:
         self.total = prefix + "all"
         self.swept = prefix + "swept"
         self.leader = prefix + "leader"
+        self.changes_since = prefix + "c/since"
         self.services = prefix + "s/"
         self.instances = prefix + "i/"
+        self._prefix = prefix
 
     def service(self, service: str) -> str:
         """Return the key of the version and the ids of *service*."""
@@ -54,6 +58,14 @@ class Keys:
     def instance(self, service: str, instance_id: str) -> str:
         """Return the key of an entry."""
         return f"{self.instances}{service}/{instance_id}"
+
+    def changes(self, bucket: int, page: int) -> str:
+        """Return the key of a page of the changes of some seconds."""
+        return f"{self._prefix}c/{bucket}/{page}"
+
+    def removed(self, service: str, instance_id: str) -> str:
+        """Return the key of an entry that was removed."""
+        return f"{self._prefix}d/{service}/{instance_id}"
 
 
 class Service(NamedTuple):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from wsgigate.discovery.lease import Lease
 from wsgigate.discovery.process_thread import ProcessThread
+from wsgigate.discovery.registry_changes import Action
 from wsgigate.discovery.registry_index import Index
 from wsgigate.discovery.registry_layout import KEPT, Keys, Swept
 from wsgigate.discovery.registry_listing import ABSENCE
@@ -126,6 +127,7 @@ class Sweeper:
         fresh = not led or before is None or swept.away != before.away
         if fresh:
             self._silent = frozenset()
+            self._index.log.begin()
             self._reconcile()
         if fresh or not self._last <= now < self._due:
             swept = self._sweep(swept, now)
@@ -149,7 +151,7 @@ class Sweeper:
         for key, _ in self._store.items(self._keys.instances):
             service, _, instance_id = key[skip:].partition("/")
             if instance_id not in listed.get(service, ()):
-                self._index.publish(service, instance_id)
+                self._index.publish(service, instance_id, Action.ADDED)
 
     def _sweep(self, swept: Swept, now: float) -> Swept:
         rules = self._rules
@@ -259,6 +261,7 @@ class Sweeper:
             return None, 0.0, True
 
         key = self._keys.instance(entry.service, entry.instance_id)
+        self._index.log.keep(entry.to_bytes(), entry.service, entry.instance_id)
         removed = update(self._store, key, change)
         if removed:
             self._index.remove(entry.service, entry.instance_id)

@@ -58,7 +58,7 @@ class Behind:
         self.store = Fickle(MemoryStore(clock=self.clock))
         self.registry = Registry(self.store)
         self.access = Access(TOKEN, {"users": USERS_TOKEN})
-        self.eureka = Eureka(self.registry, self.access, clock=self.clock)
+        self.eureka = Eureka(self.registry, self.access)
         self.consul = Consul(self.registry, self.access)
 
     def ask(

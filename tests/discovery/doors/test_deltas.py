@@ -1,4 +1,4 @@
-"""Deltas, as a client sees them that applies one after the other."""
+"""Deltas: what the log of changes makes of them, and what a client makes of one after the other."""
 
 from __future__ import annotations
 
@@ -8,109 +8,142 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgigate.discovery.doors.deltas import Action, History
+from tests.discovery.conftest import Clock
+from wsgigate.discovery.doors.deltas import Action, delta
+from wsgigate.discovery.registry import Registry
+from wsgigate.discovery.registry_changes import Name, Noted
 from wsgigate.rules.registry import Registered, Status
+from wsgigate.store.memory import MemoryStore
 
 A, B, C = (Registered("users", name, f"10.0.0.{n}", 80) for n, name in enumerate("abc", start=1))
 A_DOWN = replace(A, status=Status.DOWN)
+A_LATER = replace(A, registered_at=50.0, last_heartbeat=60.0)
 
 ADDED, MODIFIED, DELETED = Action
 
 
-def watching(*entries: Registered, reach: float = 60.0, most: int = 100) -> History:
-    """Return a history at the moment 100 that has watched *entries* for longer than it reaches."""
-    history = History(reach=reach, most=most)
-    history.look(entries, 0.0)
-    history.look(entries, 100.0)
-    return history
-
-
 @pytest.mark.parametrize(
-    ("looks", "at", "delta"),
+    ("entries", "noted", "removed", "told"),
     [
-        ([], 100, []),
-        ([(101, [A, B])], 101, []),
-        ([(101, [A, B, C])], 101, [(ADDED, C)]),
-        ([(101, [A])], 101, [(DELETED, B)]),
-        ([(101, [A_DOWN, B])], 101, [(MODIFIED, A_DOWN)]),
-        ([(101, [])], 102, [(DELETED, A), (DELETED, B)]),
-        # of one instance only the last word counts
-        ([(101, [A, B, C]), (102, [A, B])], 103, [(DELETED, C)]),
-        ([(101, [B]), (102, [A, B])], 103, [(ADDED, A)]),
-        ([(101, [A_DOWN, B]), (102, [A, B])], 103, [(MODIFIED, A)]),
-        # until it is too long ago
-        ([(101, [A, B, C])], 161, [(ADDED, C)]),
-        ([(101, [A, B, C])], 161.5, []),
-        ([(101, [A, B, C]), (150, [A, C])], 170, [(DELETED, B)]),
-        # a heartbeat is none
-        ([(101, [replace(A, last_heartbeat=101), B])], 101, []),
+        ([A, B], {}, [], []),
+        ([A, B], {"b": {ADDED}}, [], [(ADDED, B)]),
+        ([A_DOWN, B], {"a": {MODIFIED}}, [], [(MODIFIED, A_DOWN)]),
+        ([A_DOWN, B], {"a": {ADDED, MODIFIED}}, [], [(MODIFIED, A_DOWN)]),
+        ([B], {"a": {DELETED}}, [A], [(DELETED, A)]),
+        ([B], {"a": {ADDED, MODIFIED, DELETED}}, [A], [(DELETED, A)]),
+        ([A_LATER, B], {"a": {ADDED, DELETED}}, [A], [(ADDED, A_LATER)]),
+        ([A_DOWN, B], {"a": {ADDED, DELETED}}, [A], [(MODIFIED, A_DOWN)]),
+        # it is there, whatever was written down: the process that removes it was not done yet
+        ([A, B], {"a": {DELETED}}, [A], [(ADDED, A)]),
+        # nobody knows where it was
+        ([B], {"a": {DELETED}}, [], []),
+        ([B], {"a": {ADDED}}, [], []),
     ],
 )
-def test_a_delta_is_what_has_changed(
-    looks: list[tuple[float, list[Registered]]],
-    at: float,
-    delta: list[tuple[Action, Registered]],
+def test_a_delta_is_what_became_of_each(
+    entries: list[Registered],
+    noted: dict[str, set[Action]],
+    removed: list[Registered],
+    told: list[tuple[Action, Registered]],
 ) -> None:
-    history = watching(A, B)
-    for when, entries in looks:
-        history.look(entries, when)
-    assert history.delta(at) == delta
+    actions = {("users", name): frozenset(done) for name, done in noted.items()}
+
+    def were(names: list[Name]) -> list[Registered | None]:
+        known = {(entry.service, entry.instance_id): entry for entry in removed}
+        return [known.get(name) for name in names]
+
+    assert delta(entries, Noted(actions, True, 0), were) == told
+    others = [
+        (ADDED, entry) for entry in entries if (entry.service, entry.instance_id) not in actions
+    ]
+    assert delta(entries, Noted(actions, False, 0), were) == told + others
 
 
-def test_one_that_has_not_watched_for_long_knows_of_none() -> None:
-    history = History(reach=60.0)
-    assert history.delta(0.0) is None
-    history.look([A, B], 10.0)
-    history.look([A, C], 20.0)
-    assert history.delta(69.0) is None
-    assert history.delta(70.0) == [(ADDED, C), (DELETED, B)]
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
-def test_one_that_would_have_to_remember_too_much_knows_of_none() -> None:
-    history = watching(most=2)
-    history.look([A, B], 101.0)
-    assert history.delta(102.0) == [(ADDED, A), (ADDED, B)]
-    history.look([B, C], 103.0)
-    assert history.delta(104.0) is None
-    assert len(history._changes) <= 2
-    history.look([C], 110.0)
-    assert history.delta(163.0) == [(DELETED, B)]
+def test_the_log_is_whole_once_it_is_as_old_as_it_reaches(clock: Clock) -> None:
+    registry = Registry(MemoryStore(clock=clock))
+    assert not registry.changes.read().complete
+    registry.register(A)
+    assert not registry.changes.read().complete
+    clock.now += 180
+    noted = registry.changes.read()
+    assert (noted.complete, noted.actions) == (True, {("users", "a"): {ADDED}})
+    clock.now += 16
+    assert registry.changes.read().actions == {}
+
+
+def test_what_is_more_than_a_page_is_on_the_next(clock: Clock) -> None:
+    registry = Registry(MemoryStore(clock=clock), most_of_one=500)
+    long = "x" * 120
+    for number in range(400):
+        registry.register(Registered("users", f"{number}-{long}", "10.0.0.1", 80))
+    noted = registry.changes.read()
+    assert len(noted.actions) == 400
+    assert {*noted.actions.values()} == {frozenset({ADDED})}
+
+
+def test_too_many_changes_are_told_apart_from_none(clock: Clock) -> None:
+    registry = Registry(MemoryStore(clock=clock))
+    registry.changes.begin()
+    clock.now += 200
+    assert registry.changes.read().complete
+    registry.changes._begun = True
+    store, keys = registry.changes._store, registry.changes._keys
+    for page in range(64):  # as full as pages get
+        bucket = int(clock.now // 15)
+        store.swap(keys.changes(bucket, page), None, b"A users/" + b"x" * 16_400, 60.0)
+    registry.register(A)
+    noted = registry.changes.read()
+    assert not noted.complete
+
+
+def test_heartbeats_are_no_changes(clock: Clock) -> None:
+    registry = Registry(MemoryStore(clock=clock))
+    registry.register(A)
+    clock.now += 200
+    registry.heartbeat("users", "a")
+    registry.register(A)
+    registry.heartbeat("users", "a", Status.UP)
+    assert registry.changes.read().actions == {}
 
 
 STATES = st.dictionaries(st.sampled_from("abcdef"), st.sampled_from(Status))
-STEPS = st.lists(st.tuples(st.floats(0.1, 40), STATES, st.booleans()), max_size=30)
+STEPS = st.lists(st.tuples(st.floats(0.1, 60), STATES, st.booleans(), st.booleans()), max_size=20)
 
 
 @given(STEPS)
-def test_a_client_that_asks_in_time_knows_what_there_is(
-    steps: list[tuple[float, dict[str, Status], bool]],
+def test_a_client_that_believes_deltas_alone_knows_what_there_is(
+    steps: list[tuple[float, dict[str, Status], bool, bool]],
 ) -> None:
-    history, now = History(reach=60.0, most=8), 0.0
-    known: dict[str, Registered] = {}
-    asked = None
-    for seconds, states, asks in steps:
-        now += seconds
-        entries = [
-            Registered("users", name, "10.0.0.1", 80, status=status)
-            for name, status in states.items()
-        ]
-        history.look(entries, now)
+    """Whichever worker answers it, and however often they are started anew."""
+    clock = Clock()
+    store = MemoryStore(clock=clock)
+    workers = [Registry(store), Registry(store)]
+    known: dict[str, Status] = {}
+    asked = float("-inf")
+    for seconds, states, asks, restarts in steps:
+        clock.now += seconds
+        if restarts:
+            workers = [workers[1], Registry(store)]
+        there = {entry.instance_id for entry in workers[0].discover("users").instances}
+        for name in there - set(states):
+            workers[0].deregister("users", name)
+        for number, (name, status) in enumerate(states.items()):
+            workers[number % 2].register(Registered("users", name, "10.0.0.1", 80, status=status))
         if not asks:
             continue
-        there = {entry.instance_id: entry for entry in entries}
-        if asked is None or now - asked > 60.0:
-            known = dict(there)  # it asks for all, as a client does that was away
-        delta = history.delta(now)
-        if delta is None:  # then it is told everything, as added
-            delta = [(ADDED, entry) for entry in entries]
-        for action, entry in delta:
+        if clock.now - asked > 180:
+            known = dict(states)  # it fetches everything, as a client does that was away
+        noted = workers[1].changes.read()
+        entries = workers[1].discover("users").instances
+        for action, entry in delta(entries, noted, workers[1].changes.removed):
             if action is DELETED:
                 known.pop(entry.instance_id, None)
-            else:
-                known[entry.instance_id] = entry
-        asked = now
-        # what it can know too much is seen by the count of each status
-        assert there.items() <= known.items()
-        if sorted(e.status for e in known.values()) == sorted(e.status for e in entries):
-            assert known == there
-        known = there
+            elif action is MODIFIED or entry.instance_id not in known:
+                known[entry.instance_id] = entry.status
+        assert known == states
+        asked = clock.now

@@ -178,9 +178,8 @@ def test_virtual_addresses_find_instances(behind: Behind) -> None:
 
 def test_deltas_are_what_has_changed_and_end(behind: Behind) -> None:
     register(behind, "a", "b")
-    # a worker that was just asked for the first time tells all
     assert delta(behind) == ("UP_2_", [("a", "ADDED"), ("b", "ADDED")])
-    behind.clock.now += 180
+    behind.clock.now += 196
     assert delta(behind) == ("UP_2_", [])
     register(behind, "c")
     behind.ask("PUT", "/eureka/apps/USERS/a/status?value=OUT_OF_SERVICE")
@@ -191,8 +190,64 @@ def test_deltas_are_what_has_changed_and_end(behind: Behind) -> None:
     behind.ask("PUT", "/eureka/apps/USERS/c")
     behind.clock.now += 180
     assert sorted(delta(behind)[1]) == changed
-    behind.clock.now += 1
+    behind.clock.now += 16
     assert delta(behind) == ("OUT_OF_SERVICE_1_UP_1_", [])
+
+
+def test_deltas_are_whole_right_after_a_start_and_in_every_worker(behind: Behind) -> None:
+    """What one worker did is told by another one that has just been started, never asked before."""
+    register(behind, "a", "b", "c")
+    behind.clock.now += 10
+    behind.ask("DELETE", "/eureka/apps/USERS/b")
+    behind.ask("PUT", "/eureka/apps/USERS/a/status?value=OUT_OF_SERVICE")
+    registry = Registry(behind.store)  # a worker that was just started
+    behind.eureka = Eureka(registry, behind.access)
+    changed = [("a", "MODIFIED"), ("b", "DELETED"), ("c", "ADDED")]
+    code, told = delta(behind)
+    assert (code, sorted(told)) == ("OUT_OF_SERVICE_1_UP_1_", changed)
+    # the instance is told as it was, as clients find theirs by its host and port
+    reply = behind.ask("GET", "/eureka/apps/delta", HTTP_ACCEPT="application/json")
+    [gone] = [
+        each
+        for app in reply.json["applications"]["application"]
+        for each in app["instance"]
+        if each["actionType"] == "DELETED"
+    ]
+    assert gone["hostName"] == document("b")["instance"]["ipAddr"]
+    assert gone["port"]["$"] == document("b")["instance"]["port"]["$"]
+    assert registry.deregister("users", "c")
+    assert ("c", "DELETED") in delta(behind)[1]
+
+
+def test_whoever_is_evicted_is_told_as_deleted(behind: Behind) -> None:
+    register(behind, "a", "b")
+    sweeper = behind.registry._sweeper
+    sweeper.step()
+    for _ in range(17):  # as if it were looked after all the time
+        behind.clock.now += 10
+        behind.ask("PUT", "/eureka/apps/USERS/a")
+        sweeper.step()
+    assert delta(behind) == ("UP_1_", [("a", "ADDED"), ("b", "DELETED")])
+
+
+def test_one_that_comes_back_is_no_longer_deleted(behind: Behind) -> None:
+    register(behind, "a")
+    behind.ask("DELETE", "/eureka/apps/USERS/a")
+    assert delta(behind) == ("", [("a", "DELETED")])
+    register(behind, "a")
+    assert delta(behind) == ("UP_1_", [("a", "ADDED")])
+    behind.ask("DELETE", "/eureka/apps/USERS/a")
+    changed = document("a", port={"$": 9999, "@enabled": "true"})
+    assert behind.ask("POST", "/eureka/apps/USERS", changed).status == 204
+    assert delta(behind) == ("UP_1_", [("a", "MODIFIED")])
+
+
+def test_while_the_store_fails_a_delta_is_all_that_is_known(behind: Behind) -> None:
+    register(behind, "a")
+    delta(behind)
+    behind.ask("GET", "/eureka/apps")
+    behind.store.broken = True
+    assert delta(behind) == ("UP_1_", [("a", "ADDED")])
 
 
 def test_what_is_told_is_of_now_whoever_changed_it(behind: Behind) -> None:

@@ -1,94 +1,55 @@
-"""What has changed of late, so that a client that knows the rest need not be told all again."""
+"""What an Eureka client has to be told that has fetched everything within the last minutes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import fields
-from enum import StrEnum
-from operator import attrgetter
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TypeAlias
 
+from wsgigate.discovery.registry_changes import Action, Name, Noted
 from wsgigate.rules.registry import Registered
 
-__all__ = ["Action", "Changed", "History"]
-
-
-class Action(StrEnum):
-    """What became of an instance, in Eureka's words."""
-
-    ADDED = "ADDED"
-    MODIFIED = "MODIFIED"
-    DELETED = "DELETED"
-
+__all__ = ["Action", "Changed", "delta"]
 
 Changed: TypeAlias = tuple[Action, Registered]
-_Name: TypeAlias = tuple[str, str]
-
-_lasting = attrgetter(
-    *(
-        field.name
-        for field in fields(Registered)
-        if field.name not in ("last_heartbeat", "silent_since")
-    )
-)
-"""Returns what of an entry a heartbeat does not change."""
 
 
-class History:
-    """The changes of the last minutes, seen by looking again and again.
+def delta(
+    entries: Iterable[Registered],
+    noted: Noted,
+    removed: Callable[[list[Name]], list[Registered | None]],
+) -> list[Changed]:
+    """Return the changes, one for each instance.
 
-    Every worker keeps its own. One that has not watched for as long as a delta reaches back, as it
-    has just started or there was too much to remember, has none to tell, but everything: for a
-    client that adds what it is told to what it knows, that is a delta too. What it can not see from
-    it, that something is gone, it sees by the hash code that comes along, and asks for all.
+    An instance that was removed and has registered again as it was is ADDED: the client either
+    missed its removal, and has it, or adds it. Where changes may be missing from the log, all
+    other instances are ADDED as well. A client that has them already ignores that, or replaces
+    them by what they are.
 
-    No method is safe to be called by two threads at once.
-
-    :param reach: Seconds that a delta reaches back. Clients ask every 30 seconds.
-    :param most: How many changes are remembered.
+    :param entries: All instances, at least as new as *noted*.
+    :param noted: The changes that were written down.
+    :param removed: Returns instances as they were when they were removed.
     """
-
-    def __init__(self, *, reach: float = 180.0, most: int = 4096) -> None:
-        self.reach = reach
-        self.most = most
-        self._since: float | None = None
-        self._known: dict[_Name, Registered] = {}
-        self._changes: dict[_Name, tuple[float, Action, Registered]] = {}
-
-    def look(self, entries: Iterable[Registered], now: float) -> None:
-        """Learn that *entries* are all there are.
-
-        :param now: The time, in seconds that only go forward.
-        """
-        before, self._known = self._known, {_name(entry): entry for entry in entries}
-        if self._since is None:
-            self._since = now
-            return
-        changes = self._changes
-        for name, entry in self._known.items():
-            old = before.pop(name, None)
-            if old is None:
-                changes[name] = now, Action.ADDED, entry
-            elif old is not entry and _lasting(old) != _lasting(entry):
-                changes[name] = now, Action.MODIFIED, entry
-        for name, old in before.items():
-            changes[name] = now, Action.DELETED, old
-        if len(changes) > self.most:
-            changes.clear()
-            self._since = now
-
-    def delta(self, now: float) -> list[Changed] | None:
-        """Return what a client has to be told that was told everything within the reach.
-
-        That is ``None`` where nobody here can know: such a client is to be told everything again.
-        """
-        changes = self._changes
-        for name in [name for name, (when, *_) in changes.items() if now - when > self.reach]:
-            del changes[name]
-        if self._since is None or now - self._since < self.reach:
-            return None
-        return [(action, entry) for _, action, entry in changes.values()]
+    there = {(entry.service, entry.instance_id): entry for entry in entries}
+    names = list(noted.actions)
+    gone = [name for name in names if Action.DELETED in noted.actions[name]]
+    were = dict(zip(gone, removed(gone), strict=True))
+    changed: list[Changed] = []
+    for name in names:
+        entry, was = there.get(name), were.get(name)
+        if entry is None:
+            if was is not None:
+                changed.append((Action.DELETED, was))
+        elif Action.MODIFIED in noted.actions[name] or (was is not None and not _same(was, entry)):
+            changed.append((Action.MODIFIED, entry))
+        else:
+            changed.append((Action.ADDED, entry))
+    if not noted.complete:
+        changed += [(Action.ADDED, there[name]) for name in there if name not in noted.actions]
+    return changed
 
 
-def _name(entry: Registered) -> _Name:
-    return entry.service, entry.instance_id
+def _same(was: Registered, entry: Registered) -> bool:
+    return replace(was, registered_at=0.0, last_heartbeat=0.0) == replace(
+        entry, registered_at=0.0, last_heartbeat=0.0
+    )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from base64 import b64decode
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 from wsgiref.types import WSGIEnvironment
 
-from wsgigate.discovery.doors.deltas import Action, Changed, History
+from wsgigate.discovery.doors.deltas import Action, Changed, delta
 from wsgigate.discovery.doors.door import Answer, Asked, Door, Table
 from wsgigate.discovery.doors.eureka_words import (
     FIELDS,
@@ -57,8 +56,6 @@ class Eureka(Door):
     :param registry: What it is a door to.
     :param access: Who may change and read it.
     :param prefix: The path that it is below, besides the same followed by ``/v2``.
-    :param reach: Seconds that a delta reaches back: more than clients let pass between two.
-    :param clock: Tells seconds that only go forward.
     :param refuse: Turns a problem into the app that answers it.
     :raises ValueError: *prefix* is no path.
     """
@@ -69,8 +66,6 @@ class Eureka(Door):
         access: Access,
         *,
         prefix: str = "/eureka",
-        reach: float = 180.0,
-        clock: Callable[[], float] = time.monotonic,
         refuse: Refuse = answer_with,
     ) -> None:
         table: Table = {
@@ -89,12 +84,10 @@ class Eureka(Door):
             "GET /instances/{name}": self._anywhere,
         }
         super().__init__(registry, access, table, (prefix, f"{prefix}/v2"), refuse=refuse)
-        self._clock = clock
-        self._history = History(reach=reach)
-        self._lock = threading.Lock()
         self._seen: _Seen | None = None
         self._writing = threading.Lock()
         self._written: dict[bool, tuple[int, Answer]] = {}
+        self._deltas: dict[bool, tuple[tuple[int, int, bool], Answer]] = {}
 
     def token(self, environ: WSGIEnvironment) -> bytes | None:
         scheme, _, value = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
@@ -121,11 +114,19 @@ class Eureka(Door):
         return written[1]
 
     def _delta(self, asked: Asked) -> Answer:
-        seen = self._look()
-        with self._lock:
-            seen = self._seen or seen
-            changed = self._history.delta(self._clock())
-        return self._all(asked) if changed is None else self._tell(asked, changed, seen)
+        kind = _wants_json(asked)
+        try:
+            noted = self._registry.changes.read()  # before the entries, which may then be newer
+            seen = self._look()
+            known = seen.version, noted.bucket, noted.complete
+            with self._writing:
+                written = self._deltas.get(kind)
+                if written is None or written[0] != known:
+                    changed = delta(seen.entries, noted, self._registry.changes.removed)
+                    self._deltas[kind] = written = known, self._tell(asked, changed, seen)
+            return written[1]
+        except StoreError:  # by the last that is known, nothing is certain but what is there
+            return self._all(asked)
 
     def _vip(self, asked: Asked, vip: str, *, secure: bool = False) -> Answer:
         seen = self._look()
@@ -174,9 +175,7 @@ class Eureka(Door):
         if seen is None or seen.version != version:
             entries = [entry for each in self._registry.services().values() for entry in each]
             seen = _Seen(version, entries, hash_code(entries))
-            with self._lock:
-                self._history.look(entries, self._clock())
-                self._seen = seen
+            self._seen = seen
         return seen
 
     # what is changed

@@ -1,0 +1,173 @@
+"""What has changed of late, shared by all workers, for clients that ask for changes alone.
+
+Eureka's clients fetch everything once and then a delta every 30 seconds. Some of them compare a
+hash code and fetch everything again when it differs; others (eureka-js-client) believe the deltas
+alone, and keep a dead instance for ever if one deletion is missing. So no worker may answer by what
+it has happened to see: changes are written down in the store, by the worker that makes them.
+
+==================== ===============================================================
+``c/BUCKET/PAGE``    the changes of 15 seconds, one a line: ``D users/users-1``
+``c/since``          since when changes are written down at all
+``d/SERVICE/ID``     an entry that was removed, as it was
+==================== ===============================================================
+
+All expire by themselves, a little later than a delta reaches back. What must hold:
+
+- The entry that is removed is kept before it is removed: a process that is killed in between
+  leaves a copy of an instance that is still there, which nobody asks for.
+- A change is written down before the version of all services changes. Whoever has read a version
+  and asks for the changes then finds all that led to it.
+- A page is a set: what became of an instance is what it is now, or what it was when it was removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import NamedTuple, TypeAlias
+
+from wsgigate.discovery.registry_layout import KEPT, Keys, join, split
+from wsgigate.rules.registry import Registered
+from wsgigate.store import Store, get_all, update
+
+__all__ = ["REACH", "Action", "Changes", "Noted"]
+
+REACH = 180.0
+"""Seconds for which changes are known: Eureka's own, six times the pause between two deltas."""
+
+BUCKET = 15.0
+"""Seconds of changes under one key."""
+
+PAGE_BYTES = 16 * 1024
+"""The most that one value holds, some hundred changes; more are on further pages."""
+
+PAGES = 64
+
+_KEPT = REACH + 2 * BUCKET
+_OVERFLOW = "*"
+
+Name: TypeAlias = tuple[str, str]
+
+
+class Action(StrEnum):
+    """What became of an instance, in Eureka's words."""
+
+    ADDED = "ADDED"
+    MODIFIED = "MODIFIED"
+    DELETED = "DELETED"
+
+
+_ACTIONS = {action.value[0]: action for action in Action}
+
+
+class Noted(NamedTuple):
+    """The changes within the reach.
+
+    :ivar actions: What was done to each instance, by service and id, in no order.
+    :ivar complete: Whether these are all changes of that time. They are not while the log is
+        younger than it reaches back, and after more changes than it holds.
+    :ivar bucket: What the moment of reading falls into; another one may know less.
+    """
+
+    actions: Mapping[Name, frozenset[Action]]
+    complete: bool
+    bucket: int
+
+
+class Changes:
+    """The log of changes of a registry."""
+
+    def __init__(self, store: Store, keys: Keys) -> None:
+        self._store = store
+        self._keys = keys
+        self._begun = False
+
+    def begin(self) -> float:
+        """See that it is known since when changes are written down; return the store's time."""
+        raw, now = self._store.get(self._keys.changes_since)
+        if raw is None:
+            self._store.swap(self._keys.changes_since, None, repr(now).encode(), KEPT)
+        self._begun = True
+        return now
+
+    def note(self, action: Action, service: str, instance_id: str) -> None:
+        """Write down that *action* was done to an instance.
+
+        :raises StoreError: The store failed.
+        """
+        now = self._store.get(self._keys.total)[1] if self._begun else self.begin()
+        bucket, line = int(now // BUCKET), f"{action[0]} {service}/{instance_id}"
+
+        def change(old: bytes | None, now: float) -> tuple[bytes | None, float, bool]:
+            lines = split(old)
+            if line in lines:
+                return old, 0.0, True
+            if len(old or b"") + len(line) >= PAGE_BYTES:
+                return old, 0.0, False
+            return join((*lines, line)), _KEPT, True
+
+        for page in range(PAGES):
+            if update(self._store, self._keys.changes(bucket, page), change):
+                return
+        key = self._keys.changes(bucket, PAGES)
+        update(self._store, key, lambda old, now: (_OVERFLOW.encode(), _KEPT, None))
+
+    def keep(self, raw: bytes, service: str, instance_id: str) -> None:
+        """Keep *raw*, the entry of an instance that is about to be removed.
+
+        :raises StoreError: The store failed.
+        """
+        key = self._keys.removed(service, instance_id)
+        update(self._store, key, lambda old, now: (raw, _KEPT, None))
+
+    def read(self) -> Noted:
+        """Return the changes within the reach.
+
+        :raises StoreError: The store failed.
+        """
+        since, now = self._store.get(self._keys.changes_since)
+        last = int(now // BUCKET)
+        open_buckets = list(range(int((now - REACH) // BUCKET), last + 1))
+        actions: dict[Name, frozenset[Action]] = {}
+        complete = since is not None and now - _moment(since, now) >= REACH
+        page = 0
+        while open_buckets:
+            keys = [self._keys.changes(bucket, page) for bucket in open_buckets]
+            full = []
+            for bucket, raw in zip(open_buckets, get_all(self._store, keys), strict=True):
+                if raw is None:
+                    continue
+                full.append(bucket)  # there may be a next page
+                for line in split(raw):
+                    if line == _OVERFLOW:
+                        complete = False
+                        continue
+                    letter, _, name = line.partition(" ")
+                    service, _, instance_id = name.partition("/")
+                    done = _ACTIONS.get(letter)
+                    if done is not None:
+                        known = actions.get((service, instance_id), frozenset())
+                        actions[service, instance_id] = known | {done}
+            page += 1
+            open_buckets = full if page <= PAGES else []
+        return Noted(actions, complete, last)
+
+    def removed(self, names: list[Name]) -> list[Registered | None]:
+        """Return the entries of instances that were removed, as they were; None when not known.
+
+        :raises StoreError: The store failed.
+        """
+        found: list[Registered | None] = []
+        for raw in get_all(self._store, [self._keys.removed(*name) for name in names]):
+            try:
+                found.append(None if raw is None else Registered.from_bytes(raw))
+            except ValueError:
+                found.append(None)
+        return found
+
+
+def _moment(raw: bytes, now: float) -> float:
+    try:
+        return float(raw)
+    except ValueError:
+        return now
