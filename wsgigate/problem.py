@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from html import escape
 from http import HTTPStatus
 from typing import TypeAlias
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -28,6 +29,10 @@ class Problem:
     Beside the standard members it carries ``success: false`` and ``message`` (the detail again), so
     that clients which look for those find them. A detail names the rule that refused, never a host,
     a token's flaw or a stack: that goes to the log, as ``environ["wsgigate.reason"]``.
+
+    A client whose ``Accept`` field prefers ``text/html``, as a browser's does for a page, receives
+    a small HTML page with the title and the detail instead of the JSON document (RFC 9110 section
+    12.5.1). Clients that accept anything, or do not say, receive the document.
 
     :param status: The HTTP status code.
     :param detail: One sentence for the client.
@@ -59,17 +64,72 @@ class Problem:
         }
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        body = json.dumps(self.document()).encode("ascii")
+        if "html" in environ.get("HTTP_ACCEPT", "") and prefers_html(environ["HTTP_ACCEPT"]):
+            content_type, body = "text/html; charset=utf-8", self.page()
+        else:
+            content_type = "application/problem+json"
+            body = json.dumps(self.document()).encode("ascii")
         start_response(
             status_line(self.status),
             [
-                ("Content-Type", "application/problem+json"),
+                ("Content-Type", content_type),
                 ("Content-Length", str(len(body))),
                 ("Cache-Control", "no-store"),
                 *self.headers,
+                ("Vary", "Accept"),
             ],
         )
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+
+    def page(self) -> bytes:
+        """Return the problem as an HTML page: its title and its detail, escaped."""
+        document = self.document()
+        title, detail = escape(str(document["title"])), escape(str(document["detail"]))
+        said = "" if detail == title else f"<p>{detail}</p>\n"
+        return (
+            '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width">\n'
+            f"<title>{self.status} {title}</title>\n<h1>{title}</h1>\n{said}</html>\n"
+        ).encode()
+
+
+_HTML = ("text/html", "application/xhtml+xml")
+_JSON = ("application/problem+json", "application/json")
+
+
+def prefers_html(accept: str) -> bool:
+    """Return whether an ``Accept`` field prefers an HTML page to a JSON document.
+
+    Only a client that names HTML, with a higher quality than it gives to JSON, prefers it: ``*/*``
+    and ``text/*`` are what programs send. (RFC 9110 section 12.5.1)
+    """
+    html, json_named, json_any = 0.0, -1.0, 0.0
+    for item in accept.lower().split(",", _MOST_RANGES):
+        kind, *parameters = item.split(";")
+        kind, quality = kind.strip(), 1.0
+        for parameter in parameters:
+            name, _, value = parameter.partition("=")
+            if name.strip() == "q":
+                quality = _quality(value.strip())
+        if kind in _HTML:
+            html = max(html, quality)
+        elif kind in _JSON:
+            json_named = max(json_named, quality)
+        elif kind in ("application/*", "*/*"):
+            json_any = max(json_any, quality)
+    return html > (json_any if json_named < 0 else json_named)
+
+
+_MOST_RANGES = 50
+
+
+def _quality(value: str) -> float:
+    """Return the weight of a media range, 0 to 1; 0 for one that is malformed."""
+    try:
+        quality = float(value)
+    except ValueError:
+        return 0.0
+    return quality if 0 <= quality <= 1 else 0.0
 
 
 class Refusal(Exception):

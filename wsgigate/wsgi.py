@@ -7,6 +7,7 @@ and each of them works when a key is missing.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from hashlib import sha256
@@ -28,6 +29,7 @@ __all__ = [
     "close_body",
     "combined",
     "header",
+    "is_preflight",
     "observe",
     "path_parameter",
     "peer",
@@ -212,6 +214,31 @@ def without(headers: Headers, names: frozenset[str]) -> Headers:
     if names.isdisjoint(map(str.lower, map(_name_of, headers))):
         return headers.copy()
     return [field for field in headers if field[0].lower() not in names]
+
+
+_NOT_OF_A_PREFLIGHT = (
+    "HTTP_X_HTTP_METHOD_OVERRIDE",
+    "HTTP_X_HTTP_METHOD",
+    "HTTP_X_METHOD_OVERRIDE",
+    "HTTP_TRANSFER_ENCODING",
+)
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
+
+
+def is_preflight(environ: WSGIEnvironment) -> bool:
+    """Return whether the request is a CORS preflight, as browsers send it (Fetch section 4.8).
+
+    A browser sends it without a body, and without a field that could make another method of
+    OPTIONS in an application: a request with one of these is an ordinary request.
+    """
+    if (
+        environ["REQUEST_METHOD"] != "OPTIONS"
+        or "HTTP_ORIGIN" not in environ
+        or not _TOKEN.fullmatch(environ.get("HTTP_ACCESS_CONTROL_REQUEST_METHOD", ""))
+        or environ.get("CONTENT_LENGTH") not in (None, "", "0")
+    ):
+        return False
+    return not any(name in environ for name in _NOT_OF_A_PREFLIGHT)
 
 
 def peer(environ: WSGIEnvironment) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -250,3 +251,81 @@ def test_a_long_origin_costs_nothing():
     middleware = Cors(app, origins=[PATTERN])
     request(middleware, origin="https://" + "a." * 4000 + "x")
     request(middleware, origin="https://" + "a" * 8000)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "origin", "may"),
+    [
+        ("http://localhost:*", "http://localhost:5173", True),
+        ("http://localhost:*", "http://localhost", True),
+        ("http://localhost:*", "http://localhost:5173.evil.test", False),
+        ("http://localhost:*", "http://localhost.evil.test:80", False),
+        ("https://*.example.com:*", "https://a.example.com:8443", True),
+        (re.compile(r"https://pr-[0-9]+\.example\.com"), "https://pr-7.example.com", True),
+        (re.compile(r"https://pr-[0-9]+\.example\.com"), "https://pr-7.example.com.evil.t", False),
+        (re.compile(r"https://pr-[0-9]+\.example\.com"), "xhttps://pr-7.example.com", False),
+        (lambda origin: origin.endswith(".test"), "https://a.test", True),
+        (lambda origin: origin.endswith(".test"), "https://a.example", False),
+    ],
+)
+def test_origins_by_port_pattern_and_function(allowed, origin, may):
+    alone = [allowed] if isinstance(allowed, str) else allowed
+    for origins in ([allowed], ["https://other.example", allowed], alone):
+        for headers in (preflight(Cors(app, origins=origins), origin=origin)[0],):
+            assert (headers.status[:3] == "204") is may
+        server, _ = request(Cors(app, origins=origins), origin=origin)
+        assert all_of(server, "Access-Control-Allow-Origin") == ([origin] if may else [])
+
+
+def test_no_pattern_and_no_function_allows_pages_without_an_origin_the_users_credentials():
+    rules = [re.compile("https://a.test|null"), lambda origin: True]
+    for credentials, allowed in ((False, ["null"]), (True, [])):
+        origins = rules if not credentials else rules[1:]
+        server, _ = request(Cors(app, origins=origins, credentials=credentials), origin="null")
+        assert all_of(server, "Access-Control-Allow-Origin") == allowed
+
+
+def test_any_method_is_allowed_by_its_name_which_holds_with_credentials_too():
+    cors = Cors(app, origins=[APP], methods=["*"], credentials=True)
+    server, _ = preflight(cors, method="PROPFIND")
+    assert all_of(server, "Access-Control-Allow-Methods") == ["PROPFIND"]
+    assert preflight(cors, method="NOT ONE")[0].status[:3] == "403"
+
+
+def test_methods_are_written_in_any_case():
+    server, _ = preflight(Cors(app, origins=[APP], methods=["get", "Put"]), method="PUT")
+    assert all_of(server, "Access-Control-Allow-Methods") == ["GET, PUT"]
+
+
+async def an_async_function(origin):
+    return True
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"origins": ["app.example.com"]}, 'the scheme too: "https://app.example.com"'),
+        ({"origins": ["https://app.example.com/"]}, 'no path: "https://app.example.com"'),
+        ({"origins": ["https://a.test/x/y"]}, 'no path: "https://a.test"'),
+        ({"origins": ["https://münchen.example"]}, "'https://xn--mnchen-3ya.example'"),
+        ({"origins": ["https://a.test:0"]}, "expected"),
+        ({"origins": ["https://a.test:65536"]}, "expected"),
+        ({"origins": None}, "origins is a list"),
+        ({"origins": 1}, "origins is a list"),
+        ({"origins": [1]}, "origins: 1 is not a text"),
+        ({"origins": [re.compile(b"x")]}, "is not a text"),
+        ({"origins": an_async_function}, "is asynchronous"),
+        ({"origins": [re.compile(".*")], "credentials": True}, "matches any origin"),
+        ({"origins": [re.compile("https://.*")], "credentials": True}, "matches any origin"),
+        ({"origins": [APP], "methods": ["TRACE"]}, "no page can use TRACE"),
+        ({"origins": [APP], "methods": ["GET,POST"]}, "is not a name"),
+        ({"origins": [APP], "methods": 1}, "methods is a list"),
+        ({"origins": [APP], "headers": [1]}, "headers: 1"),
+        ({"origins": [APP], "max_age": None}, "max_age"),
+        ({"origins": [APP], "max_age": 1.5}, "max_age"),
+        ({"origins": [APP], "max_age": "60"}, "max_age"),
+    ],
+)
+def test_what_could_never_match_is_refused_and_the_cure_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Cors(app, **settings)

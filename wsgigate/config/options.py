@@ -22,6 +22,7 @@ __all__ = [
     "BodyLimitOptions",
     "ConcurrencyOptions",
     "CorsOptions",
+    "ExemptOptions",
     "LimiterOptions",
     "LoggerOptions",
     "RequestIdOptions",
@@ -136,6 +137,9 @@ class LimiterOptions:
     exempt: ExemptOptions | None = setting(
         Table(ExemptOptions), "Requests that are not counted.", default=None
     )
+    preflights: bool | None = setting(
+        Flag(), "Whether CORS preflight requests are counted too.", default=None
+    )
     observe: bool | None = setting(
         Flag(), "Only count and log what would be refused.", default=None
     )
@@ -160,6 +164,9 @@ class ConcurrencyOptions:
     key: tuple[str, ...] | str | None = setting(_KEYS, _KEY_DOC, default=None)
     exempt: ExemptOptions | None = setting(
         Table(ExemptOptions), "Requests that are not counted.", default=None
+    )
+    preflights: bool | None = setting(
+        Flag(), "Whether CORS preflight requests are counted too.", default=None
     )
     lease: float | None = setting(
         Duration(),
@@ -206,6 +213,12 @@ class AuthenticatorOptions:
         _TEXTS, "Whom it must be meant for.", default=None
     )
     required: bool | None = setting(Flag(), "Whether to refuse without a token.", default=None)
+    exempt: ExemptOptions | None = setting(
+        Table(ExemptOptions), "Requests that pass unchecked, without claims.", default=None
+    )
+    preflights: bool | None = setting(
+        Flag(), "Whether CORS preflight requests need a token too.", default=None
+    )
     scopes: tuple[str, ...] | None = setting(
         ListOf(Text()), "The scopes a token must have, all of them.", default=None
     )
@@ -247,9 +260,13 @@ class CorsOptions:
     """Tell browsers which other sites' pages may call."""
 
     origins: tuple[str, ...] = setting(
-        ListOf(Text(), least=1), 'The sites: "https://shop.example", or "*".'
+        ListOf(Text(), least=1),
+        'The sites: "https://shop.example", "https://*.shop.example", "http://localhost:*" for any '
+        'port, "*", or "package.module:function", called with the origin.',
     )
-    methods: tuple[str, ...] | None = setting(ListOf(Text()), "Allowed methods.", default=None)
+    methods: tuple[str, ...] | None = setting(
+        ListOf(Text()), 'Allowed methods; "*" for any.', default=None
+    )
     headers: tuple[str, ...] | None = setting(ListOf(Text()), "Allowed fields.", default=None)
     expose: tuple[str, ...] | None = setting(
         ListOf(Text()), "Response fields that scripts may read.", default=None

@@ -17,6 +17,7 @@ from wsgigate.config.options import (
     BodyLimitOptions,
     ConcurrencyOptions,
     CorsOptions,
+    ExemptOptions,
     LimiterOptions,
     LoggerOptions,
     RequestIdOptions,
@@ -124,14 +125,19 @@ def _whom(options: LimiterOptions | ConcurrencyOptions) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"key: {error}") from None
     if options.exempt is not None:
-        exempt = given(options.exempt)
-        if "rule" in exempt:
-            exempt["rule"] = _told("exempt", exempt["rule"])
-        arguments["exempt"] = exempt
+        arguments["exempt"] = _exempt(options.exempt)
     return arguments
 
 
+def _exempt(options: ExemptOptions) -> dict[str, Any]:
+    exempt = given(options)
+    if "rule" in exempt:
+        exempt["rule"] = _told("exempt", exempt["rule"])
+    return exempt
+
+
 _IS_OBJECT = re.compile(r"(?!claim:|header:)[\w.]+:[\w.]+")
+_IS_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 def _told(key: str, name: str) -> Any:
@@ -142,7 +148,9 @@ def _told(key: str, name: str) -> Any:
 
 
 def _authenticator(app: App, options: AuthenticatorOptions, around: Surroundings) -> App:
-    arguments = given(options, without=("secret_file", "public_key_file", "deny_list"))
+    arguments = given(options, without=("secret_file", "public_key_file", "deny_list", "exempt"))
+    if options.exempt is not None:
+        arguments["exempt"] = _exempt(options.exempt)
     if options.deny_list:
         arguments["deny_list"] = around.deny_list
     elif "on_store_error" in arguments:
@@ -189,6 +197,10 @@ def _cors(app: App, options: CorsOptions, around: Surroundings) -> App:
     arguments = given(options)
     if "max_age" in arguments:
         arguments["max_age"] = int(arguments["max_age"])
+    arguments["origins"] = [
+        _told("origins", origin) if _IS_FUNCTION.fullmatch(origin) else origin
+        for origin in options.origins
+    ]
     return Cors(app, **arguments)
 
 

@@ -7,19 +7,20 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.denylist import DenyList
+from wsgigate.limit_keys import Exempt, exempt_of
 from wsgigate.problem import Problem, Refuse, answer_with
 from wsgigate.rules.claims import ClaimRules, granted_scopes
 from wsgigate.rules.compact import MAX_LENGTH, TokenRejected, read_compact, read_object, shown
 from wsgigate.rules.denial import GRACE, Identity, identity
 from wsgigate.store import StoreError
 from wsgigate.tokens import Keys, Text
-from wsgigate.wsgi import CLAIMS, REASON
+from wsgigate.wsgi import CLAIMS, REASON, is_preflight
 
 __all__ = ["Authenticator"]
 
@@ -59,6 +60,10 @@ class Authenticator:
     :param audience: One or several names of this gateway; ``aud`` must hold one of them. A token
         that has an ``aud`` is refused when none is given here.
     :param required: Whether a request without a token is refused. A bad token always is.
+    :param exempt: Which requests pass unchecked and without claims: a function of ``environ``, or
+        a table of ``addresses``, ``paths``, ``methods`` and a ``rule``, as for a :class:`Limiter`.
+    :param preflights: Whether CORS preflight requests need a token, which browsers never send.
+        Default: they pass without claims, so that a page can read the response that follows.
     :param scopes: What the token must grant, all of it; else the answer is 403.
     :param invalid_token_status: The answer to a bad token: 401 (RFC 6750), or 403.
     :param leeway: How many seconds the issuer's clock may differ from ours.
@@ -85,6 +90,8 @@ class Authenticator:
         issuer: str | None = None,
         audience: str | Sequence[str] | None = None,
         required: bool = True,
+        exempt: Exempt | Mapping[str, Any] | None = None,
+        preflights: bool = False,
         scopes: Sequence[str] = (),
         invalid_token_status: int = 401,
         leeway: float = 30.0,
@@ -107,6 +114,8 @@ class Authenticator:
             raise ValueError(f"deny_list: expected a DenyList, not {deny_list!r}")
         self.app = app
         self.store_errors = 0
+        self._exempt = exempt_of(exempt)
+        self._passes_preflights = required and not preflights
         self._keys = Keys(algorithms, secret=secret, public_key=public_key)
         self._rules = ClaimRules(
             issuer=issuer, audience=audience, leeway=leeway, max_lifetime=max_lifetime, typ=typ
@@ -142,8 +151,12 @@ class Authenticator:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ.pop(CLAIMS, None)
+        if self._exempt is not None and self._exempt(environ):
+            return self.app(environ, start_response)
         value: str | None = environ.get("HTTP_AUTHORIZATION")
         if not value:
+            if self._passes_preflights and is_preflight(environ):
+                return self.app(environ, start_response)
             return self._without_token(environ, start_response)
         try:
             verified = self._look(value)

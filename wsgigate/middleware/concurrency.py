@@ -18,7 +18,7 @@ from wsgigate.rules.concurrency import ID_BYTES, Concurrency
 from wsgigate.rules.quota import Verdict
 from wsgigate.store import Store, StoreError
 from wsgigate.store.opened import OpenedStore
-from wsgigate.wsgi import REASON, client_address, close_body
+from wsgigate.wsgi import REASON, client_address, close_body, is_preflight
 
 __all__ = ["ConcurrencyLimiter"]
 
@@ -40,6 +40,8 @@ class ConcurrencyLimiter:
     :param exempt: Which requests are not counted, as for a :class:`Limiter`.
     :param lease: After how many seconds, at most, the places of a worker that died are free again;
         0.1 to 3600.
+    :param preflights: Whether CORS preflight requests are counted and refused. Default: they pass
+        uncounted, as a page cannot read any response after a refused one.
     :param observe: Only count and log: nothing is refused, and nobody told.
     :param name: Names this policy in response fields and in the store.
     :param fields: Whether response fields tell the caller how it stands: ``"ratelimit"`` or none.
@@ -58,6 +60,7 @@ class ConcurrencyLimiter:
         store: Store | str | None = None,
         key: KeyNames = client_address,
         exempt: Exempt | Mapping[str, Any] | None = None,
+        preflights: bool = False,
         lease: float = 15.0,
         observe: bool = False,
         name: str = "concurrency",
@@ -79,6 +82,7 @@ class ConcurrencyLimiter:
         self.name = name
         self.key = key_of(key)
         self._exempt = exempt_of(exempt)
+        self._passes_preflights = not preflights
         self._observes = observe
         self._allows_on_error = observe or on_store_error == "allow"
         self._refuse = refuse
@@ -95,6 +99,8 @@ class ConcurrencyLimiter:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if self._exempt is not None and self._exempt(environ):
+            return self.app(environ, start_response)
+        if "HTTP_ORIGIN" in environ and self._passes_preflights and is_preflight(environ):
             return self.app(environ, start_response)
         key = self.key(environ)
         if key is None:

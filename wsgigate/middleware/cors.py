@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from inspect import iscoroutinefunction
+from typing import Any, TypeAlias, cast
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.fields import is_token
@@ -19,9 +21,19 @@ _MAX_REQUESTED = 100
 
 _ORIGIN = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<any>\*\.)?"
-    r"(?P<host>[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
+    r"(?P<host>[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\])"
+    r"(?::(?P<port>[0-9]{1,5}|\*))?"
 )
 _DEFAULT_PORTS = {"http": "80", "https": "443", "ws": "80", "wss": "443"}
+
+_FORBIDDEN = frozenset({"CONNECT", "TRACE", "TRACK"})
+"""Methods that no page can use (Fetch section 2.2.1)."""
+
+_STRANGERS = ("https://wsgigate.invalid", "http://wsgigate.invalid:1234", "null")
+"""Origins that a pattern should not match where credentials are allowed."""
+
+Origin: TypeAlias = str | re.Pattern[str] | Callable[[str], object]
+"""An origin, a compiled pattern for all of it, or a function that returns whether it is allowed."""
 
 _PREFLIGHT_VARY = ("Vary", "Origin, Access-Control-Request-Method, Access-Control-Request-Headers")
 
@@ -37,8 +49,11 @@ class Cors:
 
     :param app: The WSGI application to share.
     :param origins: ``"https://app.example.com"`` exactly, ``"https://*.example.com"`` for one label
-        or more in the place of the star, ``"*"`` for all, ``"null"`` for pages without an origin.
-    :param methods: What other origins may use.
+        or more in the place of the star, ``"http://localhost:*"`` for any port, ``"*"`` for all,
+        ``"null"`` for pages without an origin. A compiled regular expression must match the whole
+        origin, in lower case as browsers send it; a function is called with the origin and returns
+        whether it is allowed. A list of these, or one pattern or function alone.
+    :param methods: What other origins may use, in any case of letters; ``"*"`` for any.
     :param headers: Request fields they may send besides the harmless ones; ``"*"`` for any.
     :param expose: Response fields their scripts may read besides the harmless ones.
     :param credentials: Whether cookies and client certificates may come along.
@@ -51,7 +66,7 @@ class Cors:
         self,
         app: WSGIApplication,
         *,
-        origins: Sequence[str],
+        origins: Sequence[Origin] | re.Pattern[str] | Callable[[str], object],
         methods: Sequence[str] = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"),
         headers: Sequence[str] = (),
         expose: Sequence[str] = (),
@@ -61,13 +76,22 @@ class Cors:
     ) -> None:
         for name, tokens in (("methods", methods), ("headers", headers), ("expose", expose)):
             _check_tokens(name, tokens)
-        if credentials:
-            _check_credentials(origins, expose)
-        if isinstance(max_age, bool) or not 0 <= max_age <= 86400:
-            raise ValueError(f"max_age is 0 to 86400 seconds, got {max_age!r}")
+        methods = [method.upper() for method in methods]
+        never = sorted(_FORBIDDEN.intersection(methods))
+        if never:
+            raise ValueError(f"methods: no page can use {', '.join(never)}; remove it")
+        listed = _listed_origins(origins)
+        if max_age.__class__ is not int or not 0 <= max_age <= 86400:
+            raise ValueError(f"max_age is 0 to 86400 whole seconds, got {max_age!r}")
         self.app = app
-        self._exact, self._pattern = _compile(origins)
-        self._all = "*" in origins
+        self._exact, self._pattern = _compile([one for one in listed if isinstance(one, str)])
+        self._patterns = [one for one in listed if isinstance(one, re.Pattern)]
+        self._functions = [one for one in listed if callable(one)]
+        if credentials:
+            _check_credentials(listed, expose)
+        self._credentials = bool(credentials)
+        self._all = "*" in listed
+        self._any_method = "*" in methods
         self._methods = frozenset(methods)
         self._any_header = "*" in headers
         self._headers = _SAFELISTED | {name.lower() for name in headers}
@@ -78,11 +102,10 @@ class Cors:
             [("Access-Control-Allow-Credentials", "true")] if credentials else []
         )
         self._preflight: Headers = [
-            *self._allow_credentials,
-            ("Access-Control-Allow-Methods", ", ".join(methods)),
             ("Access-Control-Max-Age", str(max_age)),
             _PREFLIGHT_VARY,
         ]
+        self._allow_methods = ", ".join(methods)
         self._allow_headers = ", ".join(headers)
         self._actual: Headers = [
             *self._allow_credentials,
@@ -120,8 +143,14 @@ class Cors:
         return self.app(environ, start)
 
     def _allows(self, origin: str) -> bool:
-        return origin in self._exact or (
-            self._pattern is not None and self._pattern.fullmatch(origin) is not None
+        if origin in self._exact:
+            return True
+        if self._pattern is not None and self._pattern.fullmatch(origin) is not None:
+            return True
+        if self._credentials and origin == "null":  # any page can have itself this origin
+            return False
+        return any(pattern.fullmatch(origin) for pattern in self._patterns) or any(
+            function(origin) for function in self._functions
         )
 
     def _answer(
@@ -131,7 +160,7 @@ class Cors:
         requested = _listed(environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", ""))
         if not (self._all or self._allows(origin)):
             reason = f"origin {origin[:256]!r} is not allowed"
-        elif method not in self._methods:
+        elif not (method in self._methods or (self._any_method and is_token(method))):
             reason = f"method {method[:64]!r} is not allowed to other origins"
         elif requested is None or not (self._any_header or self._headers.issuperset(requested)):
             reason = "a field of the preflight is not allowed to other origins"
@@ -141,6 +170,9 @@ class Cors:
             allowed = ", ".join(requested) if self._any_header else self._allow_headers
             if allowed:
                 fields.append(("Access-Control-Allow-Headers", allowed))
+            fields += self._allow_credentials
+            allowed = method if self._any_method else self._allow_methods
+            fields.append(("Access-Control-Allow-Methods", allowed))
             start_response("204 No Content", fields + self._preflight)
             return []
         environ[REASON] = reason
@@ -172,46 +204,95 @@ def _add_vary(fields: Headers) -> None:
 def _check_tokens(name: str, tokens: Sequence[str]) -> None:
     if isinstance(tokens, str):
         raise ValueError(f'{name} is a list, such as ["{tokens}"], not a string')
+    if not isinstance(tokens, Sequence | frozenset | set):
+        raise ValueError(f"{name} is a list of names, not {tokens!r}")
     for token in tokens:
-        if not is_token(token):
+        if not isinstance(token, str) or not is_token(token):
             raise ValueError(f"{name}: {token!r} is not a name that HTTP allows")
 
 
-def _check_credentials(origins: Sequence[str], expose: Sequence[str]) -> None:
+def _check_credentials(origins: Sequence[Origin], expose: Sequence[str]) -> None:
     for word in ("*", "null"):
         if word in origins:
             raise ValueError(
                 f'credentials with the origin "{word}" would let any page act for a user; '
                 "list the origins that may"
             )
+    for pattern in origins:
+        if isinstance(pattern, re.Pattern) and any(map(pattern.fullmatch, _STRANGERS)):
+            raise ValueError(
+                f"credentials with the pattern {pattern.pattern!r}, which matches any origin, "
+                "would let any page act for a user; name the hosts that may"
+            )
     if "*" in expose:
         raise ValueError('expose: "*" says nothing where there are credentials; list the fields')
 
 
-def _compile(origins: Sequence[str]) -> tuple[frozenset[str], re.Pattern[str] | None]:
-    """Return the exact origins, and one pattern for those with a star in them."""
+def _listed_origins(origins: Any) -> list[Origin]:
+    """Return *origins* as a list.
+
+    :raises ValueError: It is none, it is empty, or an item is not an origin of any kind.
+    """
     if isinstance(origins, str):
         raise ValueError(f'origins is a list, such as ["{origins}"], not a string')
+    if isinstance(origins, re.Pattern) or callable(origins):
+        origins = [origins]
+    if not isinstance(origins, Sequence | frozenset | set):
+        raise ValueError(f"origins is a list, a compiled pattern or a function, not {origins!r}")
     if not origins:
         raise ValueError("origins: list at least one origin")
+    for origin in origins:
+        if isinstance(origin, re.Pattern) and isinstance(origin.pattern, str):
+            continue
+        if iscoroutinefunction(origin):
+            raise ValueError(f"origins: {origin!r} is asynchronous: a plain function is required")
+        if not isinstance(origin, str) and not callable(origin):
+            raise ValueError(
+                f"origins: {origin!r} is not a text, a compiled pattern for text or a function"
+            )
+    return cast("list[Origin]", list(origins))
+
+
+def _compile(origins: Sequence[str]) -> tuple[frozenset[str], re.Pattern[str] | None]:
+    """Return the exact origins, and one pattern for those with a star in them."""
     exact = set()
     patterns = []
     for origin in origins:
-        if origin in ("*", "null"):
-            exact.add(origin)
+        if origin.lower() in ("*", "null"):
+            exact.add(origin.lower())
             continue
         match = _ORIGIN.fullmatch(origin.lower())
-        if match is None:
+        port = match["port"] if match else None
+        if match is None or (port not in (None, "*") and not 0 < int(port or 0) < 65536):
             raise ValueError(
                 f'origins: expected "https://HOST[:PORT]", "https://*.DOMAIN", "*" or "null", '
-                f"got {origin!r}"
+                f"got {origin!r}{_hint(origin)}"
             )
-        scheme, port = match["scheme"], match["port"]
+        scheme, host = match["scheme"], match["host"]
         # Browsers leave a default port out.
         tail = f":{port}" if port and port != _DEFAULT_PORTS.get(scheme) else ""
-        if match["any"]:
-            host = re.escape(match["host"] + tail)
-            patterns.append(rf"{re.escape(scheme)}://(?:[a-z0-9_-]+\.)+{host}")
+        if match["any"] or port == "*":
+            labels = r"(?:[a-z0-9_-]+\.)+" if match["any"] else ""
+            end = r"(?::[0-9]{1,5})?" if port == "*" else re.escape(tail)
+            patterns.append(f"{re.escape(scheme)}://{labels}{re.escape(host)}{end}")
         else:
-            exact.add(f"{scheme}://{match['host']}{tail}")
+            exact.add(f"{scheme}://{host}{tail}")
     return frozenset(exact - {"*"}), re.compile("|".join(patterns)) if patterns else None
+
+
+def _hint(origin: str) -> str:
+    """Return what to write instead of a text that browsers never send as an origin, if known."""
+    if not origin.isascii():
+        try:
+            ascii_origin = "://".join(
+                part.encode("idna").decode() for part in origin.split("://", 1)
+            )
+        except UnicodeError:
+            return ""
+        return f"; browsers send international names as {ascii_origin!r}"
+    scheme, separator, rest = origin.partition("://")
+    if not separator:
+        return f'; browsers send the scheme too: "https://{origin}"'
+    if "/" in rest:
+        return f'; an origin has no path: "{scheme}://{rest.partition("/")[0]}"'
+    return ""

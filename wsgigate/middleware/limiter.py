@@ -19,7 +19,7 @@ from wsgigate.rules.policy import Policy, Quotas
 from wsgigate.rules.quota import Quota, Verdict
 from wsgigate.store import Store, StoreError
 from wsgigate.store.opened import OpenedStore
-from wsgigate.wsgi import REASON, address_key, client_address, peer
+from wsgigate.wsgi import REASON, address_key, client_address, is_preflight, peer
 
 __all__ = ["Limiter"]
 
@@ -55,6 +55,8 @@ class Limiter:
         ``"header:NAME"``.
     :param exempt: Which requests are not counted: a function of ``environ``, or a table of
         ``addresses``, ``paths``, ``methods`` and a ``rule``.
+    :param preflights: Whether CORS preflight requests are counted and refused. Default: they pass
+        uncounted, as a page cannot read any response after a refused one.
     :param observe: Only count and log: nothing is refused, and nobody told.
     :param name: Names this policy in response fields and in the store.
     :param fields: Which response fields tell the caller how it stands: ``"ratelimit"``,
@@ -78,6 +80,7 @@ class Limiter:
         plans: Mapping[str, Quotas] | None = None,
         plan: Plan | str | None = None,
         exempt: Exempt | Mapping[str, Any] | None = None,
+        preflights: bool = False,
         observe: bool = False,
         name: str = "default",
         fields: Collection[str] = ("ratelimit", "x-ratelimit"),
@@ -113,6 +116,7 @@ class Limiter:
         self._default = None if callable(quota) else self._counted(quota)
         self._compiled = lru_cache(maxsize=COMPILED)(self._counted)
         self._exempt = exempt_of(exempt)
+        self._passes_preflights = not preflights
         self._asks = any(each is not None for each in (self._exempt, self._plan, self._chosen))
         self._observes = observe
         self._allows_on_error = observe or on_store_error == "allow"
@@ -126,6 +130,8 @@ class Limiter:
             if self._exempt is not None and self._exempt(environ):
                 return self.app(environ, start_response)
             counted = self._quotas_of(environ)
+        if "HTTP_ORIGIN" in environ and self._passes_preflights and is_preflight(environ):
+            return self.app(environ, start_response)
         key = self._caller(environ)
         if key is None or counted is None:
             return self.app(environ, start_response)
