@@ -53,6 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "admin": GROUND
     | {"rules", "bodies", "store", "circuits", "denylist", "discovery", "maintenance", "admin"},
     "gateway": GROUND | {"rules", "store", "discovery", "proxy"},
+    "frameworks": GROUND | {"frameworks"},
     "testing": GROUND | {"rules", "store", "testing"},
 }
 ROOF = {"config", "cli", "integrations", "__init__", "__main__"}
@@ -70,7 +71,9 @@ DRIVERS = {
     "granian": {"integrations/granian.py"},
     "gunicorn": {"integrations"},
     "yaml": {"config/yaml.py"},
-    "werkzeug": set(),
+    "werkzeug": {"frameworks/flask.py"},
+    "flask": {"frameworks/flask.py"},
+    "django": {"frameworks/django.py"},
 }
 
 

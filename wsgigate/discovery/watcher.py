@@ -147,7 +147,6 @@ class Watch:
                 return 0.0
             self._fail(str(error))
             self._complain("The instances of %r stay as they are: %s", error)
-            self.recall()  # the store may have failed as well when this worker began
             if error.again_in is not None:
                 return error.again_in
         except Exception:

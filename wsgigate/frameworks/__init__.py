@@ -1,0 +1,1 @@
+"""What joins the middlewares to Flask and Django; each module needs its framework."""
