@@ -322,6 +322,18 @@ def test_token_is_one_that_the_files_authenticator_takes(cli: Cli) -> None:
     }
 
 
+def test_token_has_the_claims_that_the_file_requires(cli: Cli) -> None:
+    required = '{ token_type = "access", tenant = ["a", "b"], level = 3 }'
+    text = (
+        f'[[middleware]]\nuse = "authenticator"\nalgorithms = ["HS256"]\nsecret = "{SECRET}"\n'
+        f"required_claims = {required}\n"
+    )
+    code, out, err = cli("token", cli.file(text))
+    assert code == 0, err
+    claims = decoded(out.strip())
+    assert (claims["token_type"], claims["tenant"], claims["level"]) == ("access", "a", 3)
+
+
 def test_token_without_a_file_takes_the_secret_of_a_variable(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -254,6 +254,13 @@ def test_j02_the_algorithm_is_one_of_those_that_were_named(pair):
         ({"scopes": "read"}, "scopes: expected a list"),
         ({"scopes": ["a b"]}, "scopes: 'a b' cannot be the name"),
         ({"scopes": ["a"], "required": False}, "scopes: cannot be asked for"),
+        ({"required_claims": "sub"}, "required_claims: a list of names, or a table"),
+        ({"required_claims": {"type": []}}, "required_claims: type: an empty list"),
+        ({"required_claims": {"type": {}}}, "required_claims: type: a text, a number, true"),
+        ({"required_claims": {"type": None}}, "required_claims: type: a text, a number, true"),
+        ({"required_claims": [1]}, "required_claims: the name of a claim is a text, not 1"),
+        ({"also_accept": "refresh"}, 'also_accept: a list of "event", "id"'),
+        ({"also_accept": ["access"]}, 'also_accept: a list of "event", "id"'),
         ({"realm": 'a"b'}, "realm: printable ASCII"),
         ({"realm": ""}, "realm: printable ASCII"),
         ({"realm": "a\r\n"}, "realm: printable ASCII"),
@@ -559,7 +566,43 @@ def test_j20_a_token_of_another_type_is_no_access_token(typ, status):
     header = {"alg": "HS256"} if typ is ... else {"alg": "HS256", "typ": typ}
     for wanted in ("at+jwt", "application/AT+JWT"):
         assert Gate(typ=wanted).bearer(signed(GOOD, header))[0] == status
-    assert Gate().bearer(signed(GOOD, header))[0] == 200
+    assert Gate().bearer(signed(GOOD, header))[0] == (401 if typ == "id+jwt" else 200)
+
+
+REFRESH = [
+    # what the libraries sign with the same secret as their access tokens
+    ({"type": "refresh", "fresh": False, "jti": "x", "csrf": "y"}, {}),  # flask-jwt-extended
+    ({"token_type": "refresh", "jti": "x", "user_id": "1", "sub": ...}, {}),  # simplejwt
+    ({"typ": "Refresh", "azp": "shop"}, {}),  # Keycloak
+    ({}, {"typ": "refresh+jwt"}),
+]
+
+
+@pytest.mark.parametrize(("changes", "typ"), REFRESH)
+def test_a_refresh_token_is_no_access_token(changes, typ):
+    token = signed(claims(**changes), {"alg": "HS256", "typ": "JWT", **typ})
+    gate = Gate()
+    assert [gate.bearer(token) for _ in range(2)] == [INVALID, INVALID]
+    assert gate.reason.startswith("bad token: no access token: ")
+    assert Gate(invalid_token_status=403).bearer(token)[0] == 403
+    assert Gate(required=False).bearer(token) == INVALID
+    assert Gate(also_accept=["refresh"]).bearer(token) == (200, "")
+
+
+def test_the_route_where_tokens_are_refreshed_asks_for_refresh_tokens():
+    gate = Gate(required_claims={"type": "refresh"})
+    assert gate.bearer(signed(claims(type="refresh"))) == (200, "")
+    assert gate.bearer(signed(claims(type="access"))) == INVALID
+    assert gate.bearer(signed(GOOD)) == INVALID
+
+
+def test_claims_are_required_with_their_values():
+    gate = Gate(required_claims={"token_type": ["access", "sliding"], "tenant": "a"})
+    assert gate.bearer(signed(claims(token_type="sliding", tenant="a"))) == (200, "")
+    assert gate.bearer(signed(claims(token_type="sliding", tenant="b"))) == INVALID
+    assert gate.reason == "bad token: tenant is 'b'"
+    assert gate.bearer(signed(claims(tenant="a"))) == INVALID
+    assert gate.reason == "bad token: no token_type"
 
 
 def test_j26_old_and_new_secret_are_good_during_a_rotation():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wsgigate.rules.claims import ClaimRules, granted_scopes
+from wsgigate.rules.claims import KINDS, ClaimRules, granted_scopes
 from wsgigate.rules.compact import TokenRejected
 
 STRICT = {"issuer": "me", "audience": "us", "leeway": 10, "max_lifetime": 100, "typ": "at+jwt"}
@@ -60,6 +60,104 @@ def test_little_is_asked_unless_said():
     rules.check_header({"alg": "HS256"})
     with pytest.raises(TokenRejected, match="meant for 'them'"):
         rules.check({"exp": 1000, "aud": "them"}, 0)
+
+
+MARKS = [
+    # claims, header, the kind that it is rejected as
+    ({"type": "refresh"}, {}, "refresh"),
+    ({"type": "REFRESH_TOKEN"}, {}, "refresh"),
+    ({"token_type": "refresh"}, {}, "refresh"),
+    ({"token_type": "Refresh-Token"}, {}, "refresh"),
+    ({"tokenType": "refreshToken"}, {}, "refresh"),
+    ({"token_use": "refresh"}, {}, "refresh"),
+    ({"tokenUse": "refresh"}, {}, "refresh"),
+    ({"typ": "Refresh"}, {}, "refresh"),
+    ({"typ": "Offline"}, {}, "refresh"),
+    ({"token_type": "urn:ietf:params:oauth:token-type:refresh_token"}, {}, "refresh"),
+    ({"type": "access", "token_type": "refresh"}, {}, "refresh"),
+    ({}, {"typ": "refresh+jwt"}, "refresh"),
+    ({}, {"typ": "application/refresh+jwt"}, "refresh"),
+    ({}, {"typ": "rt+jwt"}, "refresh"),
+    ({"typ": "ID"}, {"typ": "JWT"}, "id"),
+    ({"token_type": "id_token"}, {}, "id"),
+    ({}, {"typ": "id_token+jwt"}, "id"),
+    ({"typ": "Logout"}, {}, "logout"),
+    ({}, {"typ": "logout+jwt"}, "logout"),
+    ({}, {"typ": "secevent+jwt"}, "event"),
+    ({}, {"typ": "dpop+jwt"}, "proof"),
+    ({}, {"typ": "client-authentication+jwt"}, "proof"),
+    ({}, {"typ": "oauth-authz-req+jwt"}, "request"),
+    ({}, {"typ": "token-introspection+jwt"}, "introspection"),
+    # access tokens, and what is no mark at all
+    ({"type": "access"}, {"typ": "JWT"}, None),
+    ({"token_type": "access"}, {"typ": "at+jwt"}, None),
+    ({"token_type": "sliding"}, {"typ": "application/at+jwt"}, None),
+    ({"typ": "Bearer"}, {"typ": "JWT"}, None),
+    ({"token_type": "Bearer"}, {}, None),
+    ({"token_use": "access"}, {}, None),
+    ({"token_use": "id"}, {}, None),  # AWS Cognito: accepted by gateways
+    ({"type": "admin"}, {"typ": "jose"}, None),
+    ({"type": "offline"}, {}, None),  # Shopify's access tokens are online or offline
+    ({"type": ["refresh"], "typ": 5, "token_type": None}, {"typ": None}, None),
+    ({"type": "jwt"}, {"typ": ""}, None),
+    ({"refresh": True, "scope": "refresh"}, {"typ": 7}, None),
+]
+
+
+@pytest.mark.parametrize(("changes", "header", "kind"), MARKS)
+def test_a_token_that_is_marked_as_no_access_token_is_none(changes, header, kind):
+    """RFC 8725 section 3.11, RFC 9068 section 2.1."""
+
+    def check(rules):
+        rules.check_header({"alg": "HS256", **header})
+        rules.check({"exp": 1050, **changes}, 1000)
+
+    if kind is None:
+        check(ClaimRules())
+        return
+    with pytest.raises(TokenRejected, match=r"^no access token: "):
+        check(ClaimRules())
+    check(ClaimRules(also_accept=[kind]))
+    for other in set(KINDS) - {kind}:
+        with pytest.raises(TokenRejected):
+            check(ClaimRules(also_accept=[other]))
+
+
+def test_a_header_whose_type_is_asked_for_is_good():
+    ClaimRules(typ="refresh+jwt").check_header({"typ": "refresh+jwt"})
+
+
+@pytest.mark.parametrize(
+    ("required", "claims", "reason"),
+    [
+        (["tenant"], {"tenant": None}, None),
+        (["tenant", "exp"], {}, "no tenant"),
+        ({"type": "access"}, {"type": "access"}, None),
+        ({"type": "access"}, {"type": "Access"}, "type is 'Access'"),
+        ({"type": "access"}, {"type": ["access", "x"]}, None),
+        ({"type": "access"}, {"type": ["x", ["access"]]}, "type is"),
+        ({"type": "access"}, {"type": {"access": 1}}, "type is"),
+        ({"type": "access"}, {}, "no type"),
+        ({"type": "refresh"}, {"type": "refresh"}, None),
+        ({"type": "refresh"}, {"type": "refresh", "typ": "Refresh"}, "no access token: typ is"),
+        ({"type": ["refresh"]}, {"type": "access"}, "type is 'access'"),
+        ({"tenant": ("a", "b")}, {"tenant": "b"}, None),
+        ({"tenant": ("a", "b")}, {"tenant": "c"}, "tenant is 'c'"),
+        ({"level": 3}, {"level": 3.0}, None),
+        ({"level": 1}, {"level": True}, "level is True"),
+        ({"admin": True}, {"admin": 1}, "admin is 1"),
+        ({"admin": True}, {"admin": True}, None),
+        ({"admin": False}, {}, "no admin"),
+        ({"https://example.com/roles": "ops"}, {"https://example.com/roles": ["ops"]}, None),
+    ],
+)
+def test_required_claims_are_there_with_one_of_their_values(required, claims, reason):
+    rules = ClaimRules(required_claims=required)
+    if reason is None:
+        rules.check({"exp": 1050, **claims}, 1000)
+    else:
+        with pytest.raises(TokenRejected, match=f"^{reason}"):
+            rules.check({"exp": 1050, **claims}, 1000)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,14 +63,13 @@ def _of_file(config: Config, path: str) -> _Signing:
         algorithm = next((name for name in options.algorithms if name in SECRET_BYTES), None)
         if algorithm is None:
             continue
-        claims = {"iss": options.issuer, "aud": _first(options.audience)}
+        claims: dict[str, Any] = {"iss": options.issuer, "aud": _first(options.audience)}
         if options.scopes:
             claims["scope"] = " ".join(options.scopes)
-        return _Signing(
-            algorithm,
-            _secret(options, path),
-            {key: value for key, value in claims.items() if value},
-        )
+        claims = {key: value for key, value in claims.items() if value}
+        if isinstance(options.required_claims, Mapping):
+            claims |= {name: _first(value) for name, value in options.required_claims.items()}
+        return _Signing(algorithm, _secret(options, path), claims)
     raise ValueError(f"{path} has no authenticator whose tokens are signed with a secret")
 
 
@@ -85,7 +84,7 @@ def _secret(options: AuthenticatorOptions, path: str) -> str:
     return secret or ""
 
 
-def _first(value: tuple[str, ...] | str | None) -> str | None:
+def _first(value: Any) -> Any:
     return value[0] if isinstance(value, tuple) else value
 
 

@@ -163,6 +163,20 @@ class Flag(Kind[bool]):
         return or_reference({"type": "boolean"})
 
 
+class Scalar(Kind[str | int | float | bool]):
+    """Text, a number, ``true`` or ``false``."""
+
+    expected = "text, a number, true or false"
+
+    def _read(self, value: object, path: str, errors: Errors) -> str | int | float | bool | None:
+        if not isinstance(value, str | int | float):
+            return self._wrong(value, path, errors)
+        return str(value) if isinstance(value, str) else value
+
+    def schema(self, definitions: dict[str, Schema]) -> Schema:
+        return {"type": ["string", "number", "boolean"]}
+
+
 class Choice(Kind[str]):
     """One of a few words."""
 

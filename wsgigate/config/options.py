@@ -7,12 +7,14 @@ the middleware's own constructor.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from wsgigate.config.kinds import Choice, Duration, Flag, Integer, Secret, Size, Text
+from wsgigate.config.kinds import Choice, Duration, Flag, Integer, Scalar, Secret, Size, Text
 from wsgigate.config.tables import Either, ListOf, MapOf, Table, setting, table
 from wsgigate.config.texts import ImportPath, QuotaText
 from wsgigate.limit_fields import FAMILIES
 from wsgigate.rules.algorithms import ALGORITHMS
+from wsgigate.rules.claims import KINDS
 from wsgigate.rules.concurrency import LARGEST
 from wsgigate.rules.quota import Quota
 from wsgigate.tokens import ALGORITHMS as SIGNATURES
@@ -233,6 +235,22 @@ class AuthenticatorOptions:
     )
     typ: str | None = setting(
         Text(), 'What its header must say it is: "at+jwt" for access tokens.', default=None
+    )
+    required_claims: tuple[str, ...] | Mapping[str, Any] | None = setting(
+        Either(
+            _listed,
+            ListOf(Text()),
+            MapOf(Either(_listed, ListOf(Scalar(), least=1), Scalar())),
+        ),
+        "Claims that a token must have: a list of names, or a table of names and the value, or one "
+        'of the values, that each must be: { token_type = "access" }.',
+        default=None,
+    )
+    also_accept: tuple[str, ...] | None = setting(
+        ListOf(Choice(*KINDS)),
+        'Kinds of tokens to accept although they are marked as no access tokens: ["refresh"] on '
+        "the route where tokens are refreshed.",
+        default=None,
     )
     realm: str | None = setting(Text(), "Names the protected area.", default=None)
     cache_size: int | None = setting(Integer(0), "How many verified tokens are kept.", default=None)

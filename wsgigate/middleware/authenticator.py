@@ -15,7 +15,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgigate.denylist import DenyList
 from wsgigate.limit_keys import Exempt, exempt_of
 from wsgigate.problem import Problem, Refuse, answer_with
-from wsgigate.rules.claims import ClaimRules, granted_scopes
+from wsgigate.rules.claims import ClaimRules, RequiredClaims, granted_scopes
 from wsgigate.rules.compact import MAX_LENGTH, TokenRejected, read_compact, read_object, shown
 from wsgigate.rules.denial import GRACE, Identity, identity
 from wsgigate.store import StoreError
@@ -69,6 +69,13 @@ class Authenticator:
     :param leeway: How many seconds the issuer's clock may differ from ours.
     :param max_lifetime: How many seconds may lie between ``iat`` and ``exp``.
     :param typ: What the header's ``typ`` must be: ``at+jwt`` for access tokens of RFC 9068.
+    :param required_claims: Names of claims that a token must have, or a table of names and values,
+        ``{"token_type": "access", "tenant": ["a", "b"]}``: the claim must be the value, or one of
+        them; a claim that is a list must hold one of them.
+    :param also_accept: Kinds of tokens that are accepted although they are marked as no access
+        tokens: ``refresh``, ``id``, ``logout``, ``event``, ``proof``, ``request`` or
+        ``introspection``. By default a token whose header's ``typ``, or whose claim ``typ``,
+        ``type`` or ``token_type``, names one of these is rejected (RFC 8725 section 3.11).
     :param realm: Names what is protected in ``WWW-Authenticate``.
     :param cache_size: How many verified tokens are remembered.
     :param deny_list: Tokens that are refused before they end; asked for each request, a remembered
@@ -97,6 +104,8 @@ class Authenticator:
         leeway: float = 30.0,
         max_lifetime: float | None = None,
         typ: str | None = None,
+        required_claims: RequiredClaims = (),
+        also_accept: Sequence[str] = (),
         realm: str = "api",
         cache_size: int = 10_000,
         deny_list: DenyList | None = None,
@@ -118,7 +127,13 @@ class Authenticator:
         self._passes_preflights = required and not preflights
         self._keys = Keys(algorithms, secret=secret, public_key=public_key)
         self._rules = ClaimRules(
-            issuer=issuer, audience=audience, leeway=leeway, max_lifetime=max_lifetime, typ=typ
+            issuer=issuer,
+            audience=audience,
+            leeway=leeway,
+            max_lifetime=max_lifetime,
+            typ=typ,
+            required_claims=required_claims,
+            also_accept=also_accept,
         )
         if deny_list is not None and self._rules.leeway > GRACE:
             raise ValueError(f"leeway: at most {GRACE:g} s with a deny_list, not {leeway!r}")

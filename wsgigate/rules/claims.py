@@ -1,15 +1,58 @@
-"""What the claims of a token must say to be believed (RFC 7519), and which scopes they grant."""
+"""What the claims of a token must say to be believed (RFC 7519), and which scopes they grant.
+
+A signature proves who issued a token, not what the token is for. Issuers sign refresh tokens, ID
+tokens and logout tokens with the same key as access tokens, and mark them in the header's ``typ``
+(RFC 8725 section 3.11, RFC 9068 section 2.1) or in a claim of their own. A token that is marked as
+something else than an access token is rejected; a token without a mark, or with a mark that is not
+known, is not.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from wsgigate.rules.compact import TokenRejected, shown
 
-__all__ = ["ClaimRules", "granted_scopes"]
+__all__ = ["KINDS", "ClaimRules", "RequiredClaims", "granted_scopes"]
+
+Scalar: TypeAlias = str | int | float | bool
+RequiredClaims: TypeAlias = Sequence[str] | Mapping[str, Scalar | Sequence[Scalar]]
+"""Names of claims, or names with the value, or one of the values, that each must have."""
+
+_KIND_OF_MARK = {
+    "refresh": "refresh",
+    "rt": "refresh",
+    "id": "id",
+    "logout": "logout",
+    "backchannellogout": "logout",
+    "secevent": "event",
+    "dpop": "proof",
+    "kb": "proof",
+    "clientauthentication": "proof",
+    "oauthauthzreq": "request",
+    "tokenintrospection": "introspection",
+}
+"""The kind of token by its mark, without case and separators."""
+
+KINDS = tuple(sorted(set(_KIND_OF_MARK.values())))
+"""Kinds of tokens that are no access tokens."""
+
+_MARKS = {
+    "type": _KIND_OF_MARK,  # flask-jwt-extended
+    "token_type": _KIND_OF_MARK,  # djangorestframework-simplejwt
+    "typ": {**_KIND_OF_MARK, "offline": "refresh"},  # Keycloak
+    # Gateways accept the ID tokens of AWS Cognito, which are marked "id" here.
+    "token_use": {"refresh": "refresh"},
+    "tokenType": _KIND_OF_MARK,
+    "tokenUse": {"refresh": "refresh"},
+}
+"""The claims in which issuers mark a token, with the marks that are understood."""
+
+_URN = "urn:ietf:params:oauth:token-type:"  # RFC 8693 section 3
+_SEPARATORS = str.maketrans("", "", "-_+ .")
 
 _LARGEST = 2.0**53  # of a moment; beyond it seconds are no longer told apart
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -27,6 +70,11 @@ class ClaimRules:
     :param leeway: How many seconds clocks may differ.
     :param max_lifetime: How many seconds may lie between ``iat`` and ``exp``; None is no limit.
     :param typ: What the header's ``typ`` must be, such as ``at+jwt``; None asks for nothing.
+    :param required_claims: Names of claims that a token must have, or a table of names and values:
+        the claim must be that value, or one of a list of values. A claim that is a list itself must
+        hold one of them.
+    :param also_accept: Kinds of tokens that are accepted although they are marked as no access
+        tokens: names of :data:`KINDS`.
     :raises ValueError: One of these cannot be.
     """
 
@@ -38,6 +86,8 @@ class ClaimRules:
         leeway: float = 30.0,
         max_lifetime: float | None = None,
         typ: str | None = None,
+        required_claims: RequiredClaims = (),
+        also_accept: Sequence[str] = (),
     ) -> None:
         self.issuer = None if issuer is None else _text("issuer", issuer)
         names = [audience] if isinstance(audience, str) else audience
@@ -51,6 +101,15 @@ class ClaimRules:
             raise ValueError(f"max_lifetime: seconds, more than 0, not {max_lifetime!r}")
         self.max_lifetime = max_lifetime
         self.typ = None if typ is None else _media_type(_text("typ", typ))
+        self.required_claims = _required(required_claims)
+        if isinstance(also_accept, str) or not set(also_accept) <= set(KINDS):
+            listed = ", ".join(f'"{kind}"' for kind in KINDS)
+            raise ValueError(f"also_accept: a list of {listed}, not {also_accept!r}")
+        self.also_accept = frozenset(also_accept)
+        # A mark that is asked for explicitly, as on the route where tokens are refreshed, is good.
+        self._marks = {
+            name: known for name, known in _MARKS.items() if not self.required_claims.get(name)
+        }
 
     def check_header(self, header: Mapping[str, Any]) -> None:
         """Refuse a header that asks for something else than a plain signed token.
@@ -66,10 +125,14 @@ class ClaimRules:
         kid = header.get("kid", "")
         if not isinstance(kid, str) or len(kid) > 256 or _CONTROL.search(kid):
             raise TokenRejected(f"a kid that is no short text: {shown(kid)}")
+        typ = header.get("typ")
         if self.typ is not None:
-            typ = header.get("typ")
             if not isinstance(typ, str) or _media_type(typ) != self.typ:
                 raise TokenRejected(f"typ is {shown(typ)}")
+        elif isinstance(typ, str):
+            kind = _KIND_OF_MARK.get(_mark(typ))
+            if kind is not None and kind not in self.also_accept:
+                raise TokenRejected(f"no access token: typ is {shown(typ)}")
 
     def check(self, claims: Mapping[str, Any], now: float) -> float:
         """Return when the verified *claims* end, the leeway included.
@@ -94,6 +157,17 @@ class ClaimRules:
             if exp - iat > self.max_lifetime:
                 raise TokenRejected(f"good for {exp - iat:.0f} s, longer than allowed")
         self._check_names(claims)
+        for name, known in self._marks.items():
+            mark = claims.get(name)
+            if isinstance(mark, str):
+                kind = known.get(_mark(mark))
+                if kind is not None and kind not in self.also_accept:
+                    raise TokenRejected(f"no access token: {name} is {shown(mark)}")
+        for name, allowed in self.required_claims.items():
+            if name not in claims:
+                raise TokenRejected(f"no {name}")
+            if allowed and not _is_one_of(claims[name], allowed):
+                raise TokenRejected(f"{name} is {shown(claims[name])}")
         return until
 
     def _check_names(self, claims: Mapping[str, Any]) -> None:
@@ -141,6 +215,52 @@ def _is_number(value: object) -> bool:
         isinstance(value, (int, float))
         and not isinstance(value, bool)
         and (isinstance(value, int) or math.isfinite(value))
+    )
+
+
+def _mark(text: str) -> str:
+    """Return what *text* says a token is, in one spelling: ``REFRESH_TOKEN`` is ``refresh``."""
+    mark = text.lower().removeprefix(_URN).removeprefix("application/").translate(_SEPARATORS)
+    return mark.removesuffix("jwt").removesuffix("token")
+
+
+def _required(claims: object) -> dict[str, tuple[Scalar, ...]]:
+    """Return the values that are allowed of each claim; none stands for any value."""
+    if isinstance(claims, Mapping):
+        return {_claim_name(name): _allowed(name, value) for name, value in claims.items()}
+    if isinstance(claims, str) or not isinstance(claims, Sequence):
+        raise ValueError(
+            'required_claims: a list of names, or a table such as {"token_type": "access"}, '
+            f"not {claims!r}"
+        )
+    return {_claim_name(name): () for name in claims}
+
+
+def _claim_name(name: object) -> str:
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"required_claims: the name of a claim is a text, not {name!r}")
+    return name
+
+
+def _allowed(name: object, value: object) -> tuple[Scalar, ...]:
+    values = tuple(value) if isinstance(value, (list, tuple, set, frozenset)) else (value,)
+    if not values:
+        raise ValueError(f"required_claims: {name}: an empty list would reject every token")
+    for one in values:
+        if not isinstance(one, (str, int, float)):
+            raise ValueError(
+                f"required_claims: {name}: a text, a number, true or false, or a list of these, "
+                f"not {value!r}"
+            )
+    return values
+
+
+def _is_one_of(claim: object, allowed: tuple[Scalar, ...]) -> bool:
+    if isinstance(claim, list):
+        return any(_is_one_of(item, allowed) for item in claim if not isinstance(item, list))
+    # 1 is no true, although Python finds them equal
+    return any(
+        claim == value and isinstance(claim, bool) is isinstance(value, bool) for value in allowed
     )
 
 
