@@ -154,6 +154,18 @@ def test_another_worker_knows_when_what_it_believes_is_too_old(store, clock):
     assert other.why_denied(ANN)
 
 
+def test_another_worker_knows_of_each_denial_and_not_of_the_first_alone(store, clock):
+    """The mark is another one each time: two that are the same would hide the second denial."""
+    one, other = DenyList(store, clock=clock), DenyList(store, clock=clock)
+    tokens = [known(number=number) for number in range(4)]
+    for token, identified in tokens:
+        assert other.why_denied(identified) == ""
+        one.deny_token(token)
+        clock.advance(1.0)
+        assert other.why_denied(identified) == "the token was denied"
+        clock.advance(1.0)
+
+
 def test_without_staleness_another_worker_knows_at_once(store, clock):
     one, other = DenyList(store), DenyList(store, clock=clock, staleness=0)
     assert other.why_denied(ANN) == ""

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsgigate.target import (
+    MAX_LENGTH,
     BadTarget,
     Target,
     canonical_path,
@@ -243,6 +244,26 @@ def test_a_target_that_could_be_read_in_two_ways_is_refused(
 ) -> None:
     with pytest.raises(BadTarget):
         target_of(environ(raw, path, **more))
+
+
+def _of_length(length: int, *, query: str = "", start: str = "/") -> tuple[str, str]:
+    """Return a target that is *length* bytes long with *query*, and its path."""
+    path = start + "a" * (length - len(start) - (len(query) + 1 if query else 0))
+    return path + (f"?{query}" if query else ""), path
+
+
+@pytest.mark.parametrize("raw", [True, False], ids=["raw", "decoded"])
+@pytest.mark.parametrize("query", ["", "x=1"])
+@pytest.mark.parametrize("start", ["/", "//"], ids=["simple", "merged"])
+def test_the_longest_target_is_taken_and_no_longer_one(raw: bool, query: str, start: str) -> None:
+    """One limit, whatever the server hands on and however the target is read."""
+    target, path = _of_length(MAX_LENGTH, query=query, start=start)
+    env = environ(target if raw else None, path, QUERY_STRING=query)
+    assert target_of(env).path == path.replace("//", "/")
+    target, path = _of_length(MAX_LENGTH + 1, query=query, start=start)
+    env = environ(target if raw else None, path, QUERY_STRING=query)
+    with pytest.raises(BadTarget, match="too long"):
+        target_of(env)
 
 
 def test_the_target_is_made_once() -> None:

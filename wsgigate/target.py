@@ -266,7 +266,8 @@ def _encoded(path: str, query: str) -> tuple[str, str | None]:
     path = path or "/"
     if query and not _QUERY.fullmatch(query):
         raise BadTarget("a character in the query that must be escaped")
-    if len(path) + len(query) <= MAX_LENGTH and _SIMPLE.fullmatch(path):
+    room = MAX_LENGTH - (len(query) + 1 if query else 0)  # beside the question mark
+    if len(path) <= room and _SIMPLE.fullmatch(path):
         return path, query or None
     if not path.startswith("/"):
         raise BadTarget("a path starts with /")
@@ -274,7 +275,7 @@ def _encoded(path: str, query: str) -> tuple[str, str | None]:
     if refused:
         raise BadTarget(f"{refused[0]!r} in the path")
     path = quote(path.encode("latin-1", "replace"), safe=_SAFE)
-    if len(path) + len(query) > MAX_LENGTH:
+    if len(path) > room:
         raise BadTarget("a request target that is too long")
     return canonical_path(path), query or None
 

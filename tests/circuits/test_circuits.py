@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -412,6 +413,46 @@ def test_a_change_that_comes_late_does_not_undo_the_one_after_it(clock: FakeCloc
     store.meanwhile = [circuit.reset]
     circuit.admit()
     assert circuit.status().state is State.CLOSED
+
+
+def test_what_ends_after_a_change_does_not_count_for_what_is_now(clock: FakeClock) -> None:
+    circuit = worker(clock)
+    old = [admitted(circuit) for _ in range(4)]
+    break_it(circuit)
+    circuit.reset()
+    for permit in old[:3]:
+        permit.done(Outcome.FAILED)
+    old[3].done(Outcome.OK)
+    assert circuit.status() == (State.CLOSED, 0, 0, None)
+    call(circuit, Outcome.FAILED)
+    call(circuit, Outcome.FAILED)
+    assert circuit.status().state is State.CLOSED
+    call(circuit, Outcome.FAILED)
+    assert circuit.status().state is State.OPEN
+
+
+class Late:
+    """A lock that is had only when another thread has done something."""
+
+    def __init__(self, lock: Any, meanwhile: Callable[[], object]) -> None:
+        self._lock, self._meanwhile = lock, [meanwhile]
+
+    def __enter__(self) -> None:
+        if self._meanwhile:
+            self._meanwhile.pop()()
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_what_ends_while_another_thread_changes_it_does_not_count(clock: FakeClock) -> None:
+    circuit = worker(clock)
+    permit = admitted(circuit)
+    shared = circuit._shared
+    shared.lock = Late(shared.lock, lambda: (break_it(circuit), circuit.reset()))  # type: ignore[assignment]
+    permit.done(Outcome.FAILED)
+    assert circuit.status() == (State.CLOSED, 0, 0, None)
 
 
 def test_what_opened_it_is_not_counted_again_when_it_is_closed(clock: FakeClock) -> None:

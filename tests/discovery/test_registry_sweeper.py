@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tests.discovery.conftest import Clock, Fickle
 from wsgigate.discovery.registry import Registry
 from wsgigate.discovery.registry_index import Index
 from wsgigate.rules.registry import LeaseRules, Registered, Status
-from wsgigate.store import StoreError
+from wsgigate.store import Store, StoreError
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.store.memory import MemoryStore
 
@@ -179,6 +179,81 @@ def test_one_that_wakes_up_leads_no_more(fleet: Fleet) -> None:
     assert not leader.sweeper._leading
     fleet.run(2, "users/a")
     assert other.sweeper._leading
+
+
+class Meanwhile(Fickle):
+    """A store in which other processes do something just before a write to one key."""
+
+    def __init__(self, store: Store, key: str, what: Callable[[], object]) -> None:
+        super().__init__(store)
+        self._key, self._what = key, what
+        self.done = 0
+
+    def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
+        if key == self._key:
+            self.done += 1
+            self._what()
+        return super().swap(key, old, new, ttl)
+
+
+def test_who_is_heard_of_while_it_is_being_removed_stays(fleet: Fleet) -> None:
+    registry = fleet.worker().registry
+    registered(registry, "users/a", "users/b")
+    fleet.run(90, "users/a")
+
+    def heartbeat() -> None:
+        assert registry.heartbeat("users", "b") is not None
+
+    sweeper = fleet.workers[0].sweeper
+    sweeper._store = meanwhile = Meanwhile(fleet.store, "registry/i/users/b", heartbeat)
+    version = registry.version("users")
+    fleet.run(1)
+    assert meanwhile.done == 1
+    assert fleet.seen() == {"a": True, "b": True}
+    sweeper._store = fleet.store
+    fleet.run(20, "users/a", "users/b")
+    assert fleet.seen() == {"a": True, "b": True}
+    assert registry.version("users") != version  # that it is healthy again
+
+
+def test_one_whose_round_another_has_done_leads_no_more(fleet: Fleet) -> None:
+    """It slept in the middle of a round for longer than its lease lasts."""
+    leader, other = fleet.worker(), fleet.worker()
+    registered(leader.registry, "users/a", "users/b")
+    fleet.run(3, "users/a", "users/b")
+
+    def sleep() -> None:
+        leader.sweeper._store = fleet.store
+        fleet.run(10, "users/a", "users/b", workers=[other])
+
+    leader.sweeper._store = meanwhile = Meanwhile(fleet.store, leader.sweeper._keys.swept, sleep)
+    leader.sweeper.step()
+    assert meanwhile.done == 1
+    assert not leader.sweeper._leading
+    assert other.sweeper._leading
+    fleet.run(2, "users/a", "users/b")
+    assert not leader.sweeper._leading
+
+
+def test_those_that_went_within_the_minute_count_as_silent(fleet: Fleet) -> None:
+    """15 % of 40 is 6: three go, then three of seven; the others stay until the minute ends."""
+    registry = fleet.worker().registry
+    alive = [f"users/{n:02}" for n in range(30)]
+    first = [f"users/{n}" for n in (50, 51, 52)]
+    later = [f"users/{n}" for n in range(60, 67)]
+    registered(registry, *alive, *first, *later)
+    fleet.run(20, *alive, *later)  # the first have been silent since 0, the others since 20
+    fleet.run(72, *alive)
+    assert len(fleet.seen()) == 37
+    assert registry.discover("users").preserving
+    fleet.run(20, *alive)
+    assert len(fleet.seen()) == 34
+    assert registry.discover("users").preserving
+    fleet.run(37, *alive)
+    assert len(fleet.seen()) == 34
+    fleet.run(4, *alive)
+    assert len(fleet.seen()) == 30  # of 34 four are few enough, in the next minute
+    assert not registry.discover("users").preserving
 
 
 @pytest.mark.parametrize("away", [60, 3600, 7 * 86_400])

@@ -122,6 +122,28 @@ def test_when_all_fall_silent_few_go_each_minute() -> None:
     assert counts == [15, 12, 10, 9]  # 15 % of those that were there when the minute began
 
 
+def test_those_that_went_within_the_minute_leave_less_room_in_it() -> None:
+    """15 of 100 may go in a minute: ten went, so five more go of those that follow."""
+    first = [entry(f"a{n}", 0) for n in range(10)]
+    later = [entry(f"b{n}", 9) for n in range(10)]
+    alive = [entry(f"c{n}", 1e9) for n in range(80)]
+    out, state = evictions([*first, *later, *alive], 91, RULES, NOBODY)
+    assert (set(out), state) == (set(first), Evictions(91, 10))
+    out, state = evictions([*later, *alive], 100, RULES, state)
+    assert (out, state) == (tuple(later[:5]), Evictions(91, 15))
+    left = later[5:]
+    assert evictions([*left, *alive], 150.9, RULES, state) == ((), state)
+    # a new minute, in which five of 85 are too few for it to be the network's fault
+    assert evictions([*left, *alive], 151, RULES, state) == (tuple(left), Evictions(151, 5))
+
+
+def test_the_minute_of_leases_that_are_shorter_is_as_long_as_they_are() -> None:
+    rules = LeaseRules(1.0, 2.0, 20.0)
+    state = Evictions(100.0, 3)
+    assert [rules.recent(state, now) for now in (99.9, 100.0, 119.9, 120.0)] == [0, 3, 3, 0]
+    assert [RULES.recent(state, now) for now in (159.9, 160.0)] == [3, 0]
+
+
 def test_of_a_few_one_may_always_go() -> None:
     alive = [entry(name, 1e9) for name in "bc"]
     assert gone([entry("a", 0), *alive], 1) == [["users/a"]]

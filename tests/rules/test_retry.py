@@ -95,6 +95,16 @@ TABLE: dict[str, tuple[Attempt, dict[str, Any], str]] = {
         {},
         "no time is left",
     ),
+    "a Retry-After that is as long as there is time": (
+        answered("GET", 503, retry_after=1.0, left=1.0),
+        {},
+        "no time is left",
+    ),
+    "a Retry-After that leaves a moment": (
+        answered("GET", 503, retry_after=1.0, left=1.001),
+        {},
+        AGAIN,
+    ),
     "N08 the client has the beginning": (
         answered("GET", 503, begun=True),
         {},

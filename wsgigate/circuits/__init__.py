@@ -183,15 +183,13 @@ class Circuit:
         self, permit: Permit, outcome: Outcome, took: float | None, now: float | None
     ) -> None:
         shared, rules, generation = self._shared, self.rules, permit.generation
-        verdict = shared.verdict
-        if verdict.generation != generation:
-            return  # it speaks of the time before the last change
         if now is None:
             now = self._clock()
         slow = (now - permit.began if took is None else took) > self._slow_after
         with shared.lock:
-            if shared.verdict.generation != generation:
-                return
+            verdict = shared.verdict
+            if verdict.generation != generation:
+                return  # it speaks of the time before the last change
             tripped = self._tally.add(outcome, now, slow=slow)
         if verdict.state is State.CLOSED:
             if tripped:
