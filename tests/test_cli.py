@@ -102,6 +102,30 @@ def test_check_says_what_a_good_file_holds(cli: Cli) -> None:
     assert cli("check", path) == (0, f"{path}: ok: 1 service, 2 routes\n", "")
 
 
+def test_check_says_how_services_share_the_threads_of_a_worker(cli: Cli) -> None:
+    path = cli.file(
+        "[gateway]\nthreads = 8\n"
+        + "".join(
+            f"[services.{name}]\ninstances = ['http://127.0.0.1:9']\n{limit}\n"
+            f"[[routes]]\npath = '/{name}'\nservice = '{name}'\n"
+            for name, limit in (
+                ("orders", ""),
+                ("reports", "max_in_flight = 3"),
+                ("items", ""),
+                ("files", "max_in_flight = 0"),
+            )
+        )
+    )
+    code, out, err = cli("check", path)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[1:] == [
+        f"{path}: 8 threads per worker, of which a service holds at most 5: items, orders; further "
+        "requests wait, and get a 503 only while the service is slow and no other thread is free",
+        f"{path}: services.files.max_in_flight: no limit",
+        f"{path}: services.reports.max_in_flight: at most 3 requests in flight per worker",
+    ]
+
+
 def test_check_tells_every_error_and_warning_and_exits_with_2(cli: Cli) -> None:
     path = cli.file(BROKEN)
     code, out, err = cli("check", path)

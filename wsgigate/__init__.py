@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from wsgigate.proxy.pool import Pool
     from wsgigate.proxy.service import Resilience
     from wsgigate.proxy.stickiness import Stickiness
+    from wsgigate.proxy.thread_shares import ThreadShares
     from wsgigate.proxy.upgrade import WebSocketLimits
     from wsgigate.rules.circuit_rules import CircuitRules
     from wsgigate.rules.fallback import FallbackRules
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from wsgigate.rules.retry import RetryRules
     from wsgigate.rules.routing import Route
     from wsgigate.rules.shedding import SheddingRules
+    from wsgigate.rules.thread_shares import ThreadShareRules
     from wsgigate.store import open_store
 
 __version__ = "0.1.0"
@@ -95,6 +97,8 @@ __all__ = [
     "Splitter",
     "StaleAnswers",
     "Stickiness",
+    "ThreadShareRules",
+    "ThreadShares",
     "WebSocketLimits",
     "load",
     "open_store",
@@ -140,6 +144,8 @@ _HOMES = {
     "Splitter": "middleware.splitter",
     "StaleAnswers": "middleware.stale",
     "Stickiness": "proxy.stickiness",
+    "ThreadShareRules": "rules.thread_shares",
+    "ThreadShares": "proxy.thread_shares",
     "WebSocketLimits": "proxy.upgrade",
     "load": "config.build:load_gateway",
     "open_store": "store",

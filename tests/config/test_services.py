@@ -301,7 +301,6 @@ def test_a_tier_stands_by_where_the_file_says() -> None:
 @pytest.mark.parametrize(
     ("settings", "services", "most"),
     [
-        ("", 2, 3),
         ("", 1, None),
         ("max_in_flight = 4", 2, 4),
         ("max_in_flight = 0", 2, None),
@@ -380,11 +379,12 @@ def test_the_answer_to_one_too_many_comes_at_once() -> None:
     with Backend(slow) as one, Backend(reply(b"well")) as other:
         text = f"""
             [gateway]
-            threads = 2
+            threads = 4
             [store]
             url = "memory:"
             [services.a]
             instances = ["{one.url}"]
+            max_in_flight = 1
             [services.b]
             instances = ["{other.url}"]
             [[routes]]

@@ -10,7 +10,8 @@ from wsgigate.config import services
 from wsgigate.config.build import build
 from wsgigate.config.load import load
 from wsgigate.integrations import granian, gunicorn
-from wsgigate.proxy.bulkhead import Bulkhead
+from wsgigate.proxy.thread_shares import ThreadShares
+from wsgigate.rules.thread_shares import ThreadShareRules
 
 TEXT = """
 [gateway]
@@ -35,22 +36,22 @@ def file(tmp_path: Path) -> str:
 
 @pytest.fixture
 def shares(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return what becomes the list of how much each service may hold."""
+    """Return what becomes the list of how many threads are shared."""
     made: list[int] = []
 
-    class Counted(Bulkhead):
-        def __init__(self, most: int) -> None:
-            super().__init__(most)
-            made.append(most)
+    class Counted(ThreadShares):
+        def __init__(self, rules: ThreadShareRules) -> None:
+            super().__init__(rules)
+            made.append(rules.threads)
 
-    monkeypatch.setattr(services, "Bulkhead", Counted)
+    monkeypatch.setattr(services, "ThreadShares", Counted)
     return made
 
 
-@pytest.mark.parametrize(("threads", "most"), [(None, 3), (32, 16), (1, 1)])
+@pytest.mark.parametrize(("threads", "shared"), [(None, 6), (32, 32), (1, 1)])
 def test_under_gunicorn(
     threads: int | None,
-    most: int,
+    shared: int,
     file: str,
     shares: list[int],
     monkeypatch: pytest.MonkeyPatch,
@@ -58,10 +59,10 @@ def test_under_gunicorn(
     monkeypatch.setattr(gunicorn, "_good", None)
     assert gunicorn.settings(file, threads=threads)["threads"] == (threads or 6)
     gunicorn.application().close()
-    assert shares == [most, most]
+    assert shares == [shared]
 
 
-@pytest.mark.parametrize(("threads", "most"), [(None, 3), (32, 16), (1, 1)])
-def test_under_granian(threads: int | None, most: int, file: str, shares: list[int]) -> None:
+@pytest.mark.parametrize(("threads", "shared"), [(None, 6), (32, 32), (1, 1)])
+def test_under_granian(threads: int | None, shared: int, file: str, shares: list[int]) -> None:
     build(granian._told(load(file), None, threads), path=file).close()
-    assert shares == [most, most]
+    assert shares == [shared]

@@ -11,21 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgigate.rules.shedding import Gradient, SheddingRules, share_of_threads
-
-
-@pytest.mark.parametrize(
-    ("threads", "share", "most"),
-    [(1, 0.5, 1), (2, 0.5, 1), (4, 0.5, 2), (5, 0.5, 2), (16, 0.25, 4), (4, 1, 4), (4, 0.01, 1)],
-)
-def test_no_service_holds_more_than_its_share(threads: int, share: float, most: int) -> None:
-    assert share_of_threads(threads, share) == most
-
-
-@pytest.mark.parametrize("share", [0, -1, 1.1, math.nan, "1"])
-def test_a_share_that_is_none_is_refused(share: Any) -> None:
-    with pytest.raises(ValueError, match="share is above 0 and at most 1"):
-        share_of_threads(4, share)
+from wsgigate.rules.shedding import Gradient, SheddingRules
 
 
 def served(

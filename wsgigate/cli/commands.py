@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 
 from wsgigate.cli.failed import failed
@@ -18,6 +19,7 @@ from wsgigate.config.routes import Entry
 from wsgigate.config.schema import schema as schema_of_file
 from wsgigate.config.texts import Bind
 from wsgigate.rules.serving import Finding, findings
+from wsgigate.rules.thread_shares import ThreadShareRules
 
 __all__ = ["check", "routes", "run", "schema"]
 
@@ -63,6 +65,8 @@ def check(arguments: argparse.Namespace) -> int:
     for finding in _of_server(reading.config):
         print(f"{path}: warning: {finding}", file=sys.stderr)
     print(f"{path}: ok: {_counted(services, 'service')}, {_counted(count, 'route')}")
+    for line in _thread_shares(reading.config):
+        print(f"{path}: {line}")
     return 0
 
 
@@ -93,6 +97,24 @@ def schema(_arguments: argparse.Namespace) -> int:
     """Print the JSON Schema of the file."""
     print(json.dumps(schema_of_file(), indent=2))
     return 0
+
+
+def _thread_shares(config: Config) -> Iterator[str]:
+    """Yield how the threads of a worker are shared by the services, as far as they are."""
+    threads, services = config.gateway.threads, config.services
+    limits = {name: service.max_in_flight for name, service in services.items()}
+    shared = sorted(name for name, most in limits.items() if most is None)
+    if len(services) > 1 and shared:
+        rules = ThreadShareRules(threads=threads, services=len(services))
+        yield (
+            f"{_counted(threads, 'thread')} per worker, of which a service holds at most "
+            f"{rules.most}: {', '.join(shared)}; further requests wait, and get a 503 only while "
+            "the service is slow and no other thread is free"
+        )
+    for name, most in sorted(limits.items()):
+        if most is not None:
+            limit = f"at most {most} requests in flight per worker" if most else "no limit"
+            yield f"services.{name}.max_in_flight: {limit}"
 
 
 def _of_server(config: Config) -> list[Finding]:

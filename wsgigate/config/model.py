@@ -84,7 +84,8 @@ class Gateway:
     )
     websockets: int | None = setting(
         Integer(0, 4096),
-        "How many threads of a process WebSockets may hold; half of them unless said.",
+        "How many threads of a process WebSockets may hold. Default: at least half of them, up to "
+        "three quarters where there are few services.",
         default=None,
     )
     trusted_proxies: tuple[str, ...] = setting(

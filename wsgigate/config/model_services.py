@@ -105,8 +105,9 @@ class Service:
     )
     max_in_flight: int | None = setting(
         Integer(0),
-        "How many of its requests a worker serves at a time, 0 for any; half of gateway.threads "
-        "where there are several services, any where it is the only one.",
+        "How many of its requests a worker serves at a time; requests above that get a 503 at "
+        "once. 0: no limit. Default: no limit for a single service; several share the threads, "
+        "and only a slow one is limited.",
         default=None,
     )
     instance_max_in_flight: int | None = setting(

@@ -28,17 +28,18 @@ from wsgigate.discovery.sources import Source
 from wsgigate.discovery.sources.own import OwnRegistry
 from wsgigate.discovery.watcher import Watch, Watcher
 from wsgigate.fields import FieldRules
-from wsgigate.proxy.bulkhead import Bulkhead
+from wsgigate.proxy.bulkhead import Bulkhead, Compartment
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.prober import Manner, Prober
 from wsgigate.proxy.service import Resilience
+from wsgigate.proxy.thread_shares import ThreadShares
 from wsgigate.proxy.transport import Sessions, gateway_session
 from wsgigate.proxy.tunnel import Tunnels
 from wsgigate.proxy.upgrade import WebSocketLimits
 from wsgigate.rules.health import HealthCheck
 from wsgigate.rules.hedge import HedgeRules
-from wsgigate.rules.shedding import share_of_threads
+from wsgigate.rules.thread_shares import ThreadShareRules
 from wsgigate.store import Store
 
 __all__ = ["Services"]
@@ -76,18 +77,16 @@ class Services:
         self.checks: dict[str, HealthCheck] = {}
         self.sessions: dict[str, Sessions] = {}
         self.circuits: list[Circuit] = []
-        self.bulkheads: dict[str, Bulkhead] = {}
+        self.bulkheads: dict[str, Compartment] = {}
         self.watches: list[Watch] = []
         self._store = store
         self._name = name
         gateway = config.gateway
-        most = max(1, gateway.threads // 2) if gateway.websockets is None else gateway.websockets
-        self.tunnels = Tunnels(most)
-        self._threads = gateway.threads
-        self._asked_for = {
-            name for name, each in config.services.items() if each.max_in_flight is not None
-        }
-        self._several = len(config.services) > 1  # else there is nobody to be kept from
+        rules = ThreadShareRules(threads=gateway.threads, services=max(1, len(config.services)))
+        self.tunnels = Tunnels(rules.most if gateway.websockets is None else gateway.websockets)
+        # with one service there is nothing to be kept from
+        self._shares = ThreadShares(rules) if len(config.services) > 1 else None
+        self._asked_for = {name for name, each in config.services.items() if each.max_in_flight}
         self._common: dict[str, dict[str, Any]] = {}
         self._manners: dict[str, Manner] = {}
         self._own = own_places(gateway.bind)
@@ -217,16 +216,12 @@ class Services:
             settings["hedge"] = self._errors.tried(
                 at(path, "hedge"), lambda: _hedge(service, hedge), keys=["after", "most"]
             )
-        if self._max_in_flight(service):
-            settings["bulkhead"] = Bulkhead(self._max_in_flight(service))
-            self.bulkheads[name] = settings["bulkhead"]
+        most = service.max_in_flight
+        if self._shares is not None:
+            settings["bulkhead"] = self.bulkheads[name] = self._shares.compartment(most)
+        elif most:
+            settings["bulkhead"] = self.bulkheads[name] = Bulkhead(most)
         return Resilience(**settings)
-
-    def _max_in_flight(self, service: Service) -> int:
-        """Return how many requests of *service* a worker serves at a time, 0 for any."""
-        if service.max_in_flight is not None:
-            return service.max_in_flight
-        return share_of_threads(self._threads) if self._several else 0
 
     def _verify(self, service: Service) -> bool | str:
         tls = service.tls
@@ -247,7 +242,7 @@ class Services:
             return dict
         if name in self._asked_for:
             return bulkhead.status
-        return lambda: bulkhead.status() if bulkhead.refused else {}
+        return lambda: status if (status := bulkhead.status())["refused"] else {}
 
     def checker(self) -> HealthChecker:
         """Return what checks the health of the services, not started."""

@@ -136,7 +136,7 @@ class Forwarder:
                 WebSocketLimits() if websocket is True else websocket,
                 tunnels or Tunnels(),
                 self._sender,
-                fields=response_fields,
+                self._responses,
             )
         self._refuse = refuse
 
@@ -165,8 +165,12 @@ class Forwarder:
             departure = self._departures.watch(environ)
             try:
                 if self._upgrade is not None and asks_for_websocket(environ):
-                    return self._upgrade(environ, start_response, request, departure, lease.release)
-                response = self._sender.send(request, departure)
+                    opened = self._upgrade(environ, start_response, request, departure, lease)
+                    if not isinstance(opened, requests.Response):
+                        return opened
+                    response = opened
+                else:
+                    response = self._sender.send(request, departure)
             except BaseException:
                 departure.close()
                 raise
@@ -206,6 +210,7 @@ class Forwarder:
         departure: Departure,
         start_response: StartResponse,
     ) -> Iterable[bytes]:
+        lease.began()
         whole = response.raw.whole() if type(response.raw) is RawResponse else None
         if whole is not None:
             return self._at_once(whole, response, request, lease, departure, start_response)

@@ -20,14 +20,7 @@ _DROPPED = HOP_BY_HOP | {"content-length"}
 
 
 class BadHandshake(Exception):
-    """The instance's answer opens no WebSocket.
-
-    :ivar status: The status of an answer that was well-formed, 0 otherwise.
-    """
-
-    def __init__(self, text: str, status: int = 0) -> None:
-        super().__init__(text)
-        self.status = status
+    """The instance's 101 opens no WebSocket."""
 
 
 def asks_for_websocket(environ: WSGIEnvironment) -> bool:

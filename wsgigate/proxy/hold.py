@@ -8,7 +8,7 @@ import requests
 from requests.exceptions import InvalidHeader, InvalidURL
 
 from wsgigate.circuits import Permit
-from wsgigate.proxy.bulkhead import Bulkhead
+from wsgigate.proxy.bulkhead import Place
 from wsgigate.proxy.departure import ClientLeft
 from wsgigate.proxy.faults import BrokenResponse, PoolFull
 from wsgigate.proxy.pool import Lease
@@ -41,9 +41,13 @@ class Hold:
         self._outcome = Outcome.IGNORED
         self._took = 0.0
 
-    def keep(self, bulkhead: Bulkhead) -> None:
-        """Keep the request's place in *bulkhead* until it has ended."""
-        self._lease.bulkhead = bulkhead
+    def keep(self, place: Place) -> None:
+        """Keep the request's *place* in a bulkhead until it has ended."""
+        self._lease.place = place
+
+    def began(self) -> None:
+        """Take note that the response which counts has begun."""
+        self._lease.began()
 
     def answered(self, outcome: Outcome, took: float) -> None:
         """Take note that an answer has begun.

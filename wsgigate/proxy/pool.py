@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from wsgigate import process
 from wsgigate.discovery import Instance
-from wsgigate.proxy.bulkhead import Bulkhead
+from wsgigate.proxy.bulkhead import Place
 from wsgigate.proxy.member import Member
 from wsgigate.proxy.stickiness import Stickiness
 from wsgigate.rules.balance import Policy, policy_of
@@ -32,16 +32,21 @@ _STEPS = 20  # in so many the weight of an instance grows that has just become w
 class Lease:
     """One request's hold on an instance, until it is released.
 
-    :ivar bulkhead: Where the request has a place, which it gives up then.
+    :ivar place: The request's place in a bulkhead, which it gives up then.
     """
 
-    __slots__ = ("_pool", "bulkhead", "instance", "member")
+    __slots__ = ("_pool", "instance", "member", "place")
 
     def __init__(self, pool: Pool, member: Member) -> None:
         self._pool: Pool | None = pool
         self.instance = member.instance
         self.member = member
-        self.bulkhead: Bulkhead | None = None
+        self.place: Place | None = None
+
+    def began(self) -> None:
+        """Take note that the response has begun."""
+        if self.place is not None:
+            self.place.answered()
 
     def release(self, error: Exception | None = None) -> None:
         """Take note that the request has ended, by *error* or not; again, and it does nothing."""
@@ -250,8 +255,8 @@ class Pool:
     def _release(self, lease: Lease) -> None:
         with self._lock:
             lease.member.in_flight -= 1
-        if lease.bulkhead is not None:
-            lease.bulkhead.leave()
+        if lease.place is not None:
+            lease.place.leave()
 
     def _renew(self) -> None:
         """Work out who is to be picked from now on."""

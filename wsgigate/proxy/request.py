@@ -51,6 +51,8 @@ class Outgoing(requests.PreparedRequest):
     """The one the client came by."""
     outside: str
     """What the client's path begins with and the instance does not see: mount and prefix."""
+    upgrade: bool = False
+    """Whether it asks to become a WebSocket."""
     set_cookie: str | None = None
     """What the gateway has the client keep with the answer, if anything."""
 

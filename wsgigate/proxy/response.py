@@ -173,11 +173,24 @@ class ResponseMaker:
             headers.append(("Content-Length", "0"))
         if plan.own and (self._rewrite_location or self._rewrite_cookies):
             headers = self._rewritten(headers, request, instance)
+        if (
+            request.upgrade and status == 426
+        ):  # which has to name what is spoken (RFC 9110, 15.5.22)
+            headers += [("Upgrade", "websocket"), ("Connection", "Upgrade")]
         if self._fields is not None:
             headers = self._fields.apply(headers)
         if request.set_cookie is not None and status < 500:  # nobody is to stay where it fails
             headers.append(("Set-Cookie", request.set_cookie))
         return status_line(status), headers, 0 if bodiless else length
+
+    def own_fields(self, headers: Headers, request: Outgoing, instance: Instance) -> Headers:
+        """Return the fields of a response without a body of its own, such as a 101, for the client.
+
+        :param headers: Those that are for the client, checked.
+        """
+        if self._rewrite_location or self._rewrite_cookies:
+            headers = self._rewritten(headers, request, instance)
+        return headers if self._fields is None else self._fields.apply(headers)
 
     def _rewritten(self, headers: Headers, request: Outgoing, instance: Instance) -> Headers:
         outside = request.outside

@@ -12,7 +12,7 @@ from wsgigate.circuits import Circuit, Permit, Rejection
 from wsgigate.fields import retry_after
 from wsgigate.problem import Problem, Refusal
 from wsgigate.proxy.alarms import ALARMS, Alarms
-from wsgigate.proxy.bulkhead import Bulkhead
+from wsgigate.proxy.bulkhead import Compartment
 from wsgigate.proxy.hedging import Hedge
 from wsgigate.rules.budget import RetryBudget
 from wsgigate.rules.hedge import HedgeRules
@@ -29,7 +29,9 @@ class Resilience:
     :param failures: The statuses that are failures, each 500 to 599.
     :param retry: When a request is made once more; ``None`` for never.
     :param budget: How many retries there may be: by default a fifth of the requests.
-    :param bulkhead: How many of its requests may be under way in this worker; ``None`` for any.
+    :param bulkhead: Limits its requests that are under way in this worker: a
+        :class:`~wsgigate.Bulkhead`, or a compartment of :class:`~wsgigate.ThreadShares`. Default:
+        no limit.
     :param hedge: When a request that only reads is made once more beside itself, within the same
         *budget*; ``None`` for never.
     :param alarms: Has those tries made.
@@ -46,7 +48,7 @@ class Resilience:
         failures: Collection[int] = FAILURES,
         retry: RetryRules | None = None,
         budget: RetryBudget | None = None,
-        bulkhead: Bulkhead | None = None,
+        bulkhead: Compartment | None = None,
         hedge: HedgeRules | None = None,
         alarms: Alarms = ALARMS,
         clock: Callable[[], float] = time.monotonic,

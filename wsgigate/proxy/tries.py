@@ -63,13 +63,13 @@ class Tries:
         bulkhead = self._resilience.bulkhead
         if bulkhead is None:
             return self._asker.pick(environ)
-        bulkhead.enter()
+        place = bulkhead.enter()
         try:
             lease = self._asker.pick(environ)
         except BaseException:
-            bulkhead.leave()
+            place.leave()
             raise
-        lease.bulkhead = bulkhead
+        lease.place = place
         return lease
 
     def answer(self, environ: WSGIEnvironment, departure: Departure) -> Answer:
@@ -81,13 +81,13 @@ class Tries:
         bulkhead = self._resilience.bulkhead
         if bulkhead is None:
             return self._answer(environ, departure)
-        bulkhead.enter()  # first of all, so that one too many tells the circuit nothing
+        place = bulkhead.enter()  # first of all, so that one too many tells the circuit nothing
         try:
             answer = self._answer(environ, departure)
         except BaseException:
-            bulkhead.leave()
+            place.leave()
             raise
-        answer[2].keep(bulkhead)
+        answer[2].keep(place)
         return answer
 
     def _answer(self, environ: WSGIEnvironment, departure: Departure) -> Answer:

@@ -13,13 +13,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from wsgiref.types import StartResponse, WSGIEnvironment
 
-from wsgigate.fields import FieldRules
+import requests
+
 from wsgigate.problem import Problem, Refusal
 from wsgigate.proxy.connection import Connection
 from wsgigate.proxy.departure import Departure, client_socket
 from wsgigate.proxy.handshake import BadHandshake, check_request, read_answer
+from wsgigate.proxy.pool import Lease
 from wsgigate.proxy.reply import RawResponse
 from wsgigate.proxy.request import Outgoing
+from wsgigate.proxy.response import ResponseMaker
 from wsgigate.proxy.sender import Sender
 from wsgigate.proxy.tunnel import Tunnels, relay
 from wsgigate.wsgi import TUNNELLED, Headers
@@ -54,7 +57,7 @@ class Upgrader:
     :param limits: What they may take.
     :param tunnels: Counts those of the process.
     :param sender: Sends the handshake, by the same rules as any other request.
-    :param fields: Changes to the fields of the response.
+    :param responses: Makes the fields that an instance sends those that the client gets.
     """
 
     def __init__(
@@ -62,13 +65,12 @@ class Upgrader:
         limits: WebSocketLimits,
         tunnels: Tunnels,
         sender: Sender,
-        *,
-        fields: FieldRules | None,
+        responses: ResponseMaker,
     ) -> None:
         self._limits = limits
         self._tunnels = tunnels
         self._sender = sender
-        self._fields = fields or None
+        self._responses = responses
 
     def __call__(
         self,
@@ -76,13 +78,16 @@ class Upgrader:
         start_response: StartResponse,
         request: Outgoing,
         departure: Departure,
-        done: Callable[[], object],
-    ) -> Iterable[bytes]:
+        lease: Lease,
+    ) -> Iterable[bytes] | requests.Response:
         """Open a WebSocket to the instance that *request* is for.
 
+        :returns: The body that is the WebSocket; or the instance's response, its body unread, when
+            it opens none: the client gets that as it is.
+
         :param departure: Tells whether the client has left; closed here once it is open.
-        :param done: Called once, at its end; not when it could not be opened.
-        :raises Refusal: It can not be opened; carries the answer.
+        :param lease: Released at its end; not when it could not be opened.
+        :raises Refusal: It cannot be opened; carries the answer.
         """
         client = client_socket(environ)
         if client is None:
@@ -94,38 +99,48 @@ class Upgrader:
             raise Refusal(_TOO_MANY, "as many WebSockets as this process may have")
         upstream: Connection | None = None
         try:
-            upstream, answer, first = self._ask(request, departure)
+            response = self._ask(request, departure)
+            if response.status_code != 101:
+                self._tunnels.leave()
+                return response
+            upstream, answer, first = _taken_over(response)
             asked = environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", "")
             extensions = environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", "")
             headers = read_answer(answer, key, asked, extensions)
-            if self._fields is not None:
-                headers = self._fields.apply(headers)
+            headers = self._responses.own_fields(headers, request, lease.instance)
+            if lease.place is not None:
+                lease.place.tunnelled()
             departure.close()  # the tunnel sees by itself when an end leaves
             start_response("101 Switching Protocols", headers)
-            return _Tunnel(environ, client, upstream, first, self._limits, self._tunnels, done)
+            return _Tunnel(
+                environ, client, upstream, first, self._limits, self._tunnels, lease.release
+            )
         except BaseException as error:
             self._tunnels.leave()
             if upstream is not None:
                 upstream.close()
             if isinstance(error, BadHandshake):
-                refused = 400 <= error.status <= 599
-                problem = Problem(error.status) if refused else _BAD
-                raise Refusal(problem, f"the handshake failed: {error}") from error
+                raise Refusal(_BAD, f"the handshake failed: {error}") from error
             raise
 
-    def _ask(self, request: Outgoing, departure: Departure) -> tuple[Connection, Headers, bytes]:
-        """Return the connection of a handshake, the fields of its answer, what came behind it."""
+    def _ask(self, request: Outgoing, departure: Departure) -> requests.Response:
+        """Return the instance's response to the handshake."""
         request.headers.update({"Connection": "Upgrade", "Upgrade": "websocket"})
-        response = self._sender.send(request, departure)
-        raw = response.raw
-        if response.status_code != 101 or raw.version != 11:
-            response.close()
-            raise BadHandshake(f"status {response.status_code}", response.status_code)
-        if not isinstance(raw, RawResponse):
-            response.close()
-            raise Refusal(_UNSUPPORTED, "the session's adapter does not hand out its connections")
-        connection, first = raw.take_over()
-        return connection, raw.headers.items(), first
+        request.upgrade = True
+        return self._sender.send(request, departure)
+
+
+def _taken_over(response: requests.Response) -> tuple[Connection, Headers, bytes]:
+    """Return the connection of a 101, its fields, and what came behind it."""
+    raw = response.raw
+    if raw.version != 11:
+        response.close()
+        raise BadHandshake("a 101 of HTTP/1.0")
+    if not isinstance(raw, RawResponse):
+        response.close()
+        raise Refusal(_UNSUPPORTED, "the session's adapter does not hand out its connections")
+    connection, first = raw.take_over()
+    return connection, raw.headers.items(), first
 
 
 class _Tunnel:

@@ -10,23 +10,12 @@ import math
 from dataclasses import dataclass
 from statistics import median
 
-__all__ = ["Gradient", "SheddingRules", "share_of_threads"]
+__all__ = ["Gradient", "SheddingRules"]
 
 _LARGEST = 100_000
 _MOST_SAMPLES = 500
 _ROOM = 16
 """How far above twice of what is under way the limit may be."""
-
-
-def share_of_threads(threads: int, share: float = 0.5) -> int:
-    """Return how many of a worker's *threads* one service may hold: at least one.
-
-    :param share: The share of them, above 0 to 1.
-    :raises ValueError: *share* is out of its range.
-    """
-    if type(share) not in (int, float) or not 0 < share <= 1:
-        raise ValueError(f"share is above 0 and at most 1, got {share!r}")
-    return max(1, math.floor(threads * share))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,291 @@
+"""The threads of a worker, shared by its services so that one that hangs leaves some to the others.
+
+It decides by :mod:`wsgigate.rules.thread_shares`; what is above a service's share waits in its
+thread for a place. What has to hold:
+
+- Everything is changed under one lock, which is held for a few steps and never while anything is
+  waited for or woken. So it may be one that was made before gevent replaced those of ``threading``.
+- A request that waits never decides by itself that it has a place: whoever gives a place up hands
+  it to the longest waiting request of the service that holds least. So no request overtakes another
+  one of its service.
+- A thread that waits counts as taken when it is asked whether others find one, but not when it is
+  asked how many a service may hold: else those that wait would keep each other waiting.
+- A request that takes the last thread sends back those that wait for a slow service.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from wsgigate import process
+from wsgigate.problem import Refusal
+from wsgigate.proxy.bulkhead import FULL, Compartment, Place, check_most, full
+from wsgigate.rules.thread_shares import Admission, ThreadShareRules
+
+__all__ = ["ThreadShares"]
+
+_LOOK = 0.1
+"""Seconds after which a request that waits sees whether its service has become slow."""
+
+
+class _Held:
+    """A thread that a request of a service holds."""
+
+    __slots__ = ("_ended", "_share", "began", "tunnel")
+
+    def __init__(self, share: _Share, began: float) -> None:
+        self._share = share
+        self._ended = False
+        self.began = began
+        self.tunnel = False
+
+    def answered(self) -> None:
+        """Take note that its response has begun."""
+        self._share.took(self._share.shares.clock() - self.began)
+
+    def tunnelled(self) -> None:
+        """Take note that it has become a WebSocket."""
+        self._share.shares.tunnelled(self._share, self)
+
+    def leave(self) -> None:
+        """Give the thread back; to do so again does nothing."""
+        if not self._ended:
+            self._ended = True
+            self._share.shares.left(self._share, self)
+
+
+class _Waiter:
+    """A request that waits for a place."""
+
+    __slots__ = ("held", "refused", "since", "woken")
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.held: _Held | None = None
+        self.refused = False
+        self.woken = threading.Event()  # made now, so that it is gevent's where gevent is
+
+
+class _Share:
+    """What one service holds of the threads.
+
+    :ivar usual: Seconds that its responses usually take to begin; ``None`` while unknown.
+    """
+
+    def __init__(self, shares: ThreadShares, most: int | None) -> None:
+        self.shares = shares
+        self.most = most
+        self.refused = 0
+        self.usual: float | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Hold nothing."""
+        self.held: dict[_Held, None] = {}  # in the order in which they began
+        self.waiters: deque[_Waiter] = deque()
+        self.tunnels = 0
+        self.refused = 0
+
+    def enter(self) -> Place:
+        """Return a place for one more request, waiting for one if need be.
+
+        :raises Refusal: There is none; carries the answer.
+        """
+        return self.shares.entered(self)
+
+    def took(self, seconds: float) -> None:
+        """Take note of how long a response took to begin."""
+        usual = self.usual  # two threads may do this at once: one of the two does not count then
+        self.usual = seconds if usual is None else usual + 0.2 * (seconds - usual)
+
+    def is_slow(self, now: float) -> bool:
+        """Return whether most of its requests have been under way for long."""
+        held = self.held
+        return self.shares.rules.is_slow((each.began for each in held), len(held), now, self.usual)
+
+    def status(self) -> dict[str, int]:
+        """Return what ``/services`` says of it."""
+        status = {"inFlight": len(self.held) + self.tunnels, "refused": self.refused}
+        if self.most is not None:
+            return {**status, "maxInFlight": self.most}
+        return {**status, "maxInFlight": self.shares.rules.most, "waiting": len(self.waiters)}
+
+
+class ThreadShares:
+    """The threads of a worker, shared by its services so that one that hangs leaves some to others.
+
+    Requests above a service's share wait for a place. They are refused while no other thread is
+    free and most requests of the service have been under way for long, at the latest after
+    ``rules.longest_wait`` seconds.
+
+    :param rules: How many threads there are, how many services, and when a request is refused.
+    :param clock: Returns the time in seconds, from any moment on.
+    """
+
+    def __init__(
+        self, rules: ThreadShareRules, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.rules = rules
+        self.clock = clock
+        self._shares: list[_Share] = []
+        self.after_fork()
+        process.renew_at_fork(self)
+
+    def after_fork(self) -> None:
+        """Count none: those of the parent end there."""
+        self._lock = threading.Lock()
+        self._in_flight = 0
+        self._waiting = 0
+        for share in self._shares:
+            share.reset()
+
+    def compartment(self, most: int | None = None) -> Compartment:
+        """Return what the requests of one service need a place in.
+
+        :param most: A fixed limit instead of a share, at least 1: requests above it are refused at
+            once. 0 for no limit at all. Either way its requests count as threads that are taken.
+        :raises ValueError: *most* is negative, or no whole number.
+        """
+        if most is not None and most != 0:
+            check_most(most)
+        share = _Share(self, most)
+        self._shares.append(share)
+        return share
+
+    def entered(self, share: _Share) -> _Held:
+        """Return a place for a request of *share*.
+
+        :raises Refusal: There is none; carries the answer.
+        """
+        now = self.clock()
+        most = share.most
+        woken: list[_Waiter] = []
+        with self._lock:
+            if most is None:
+                enters = not share.waiters and self.rules.admits(len(share.held), self._in_flight)
+            else:
+                enters = most == 0 or len(share.held) + share.tunnels < most
+            if enters:
+                held = self._add(share, now)
+                if self._waiting:
+                    woken = self._relieve(now)
+            elif most is not None:
+                share.refused += 1
+                raise full(most)
+            else:
+                waiter = self._wait(share, now)
+                woken = self._relieve(now)
+        for each in woken:
+            each.woken.set()
+        return held if enters else self._waited(share, waiter)
+
+    def left(self, share: _Share, held: _Held) -> None:
+        """Take a thread back."""
+        woken: list[_Waiter] = []
+        with self._lock:
+            if held.tunnel:
+                share.tunnels -= 1
+            else:
+                del share.held[held]
+            self._in_flight -= 1
+            if self._waiting:
+                woken = self._hand_on()
+        for each in woken:
+            each.woken.set()
+
+    def tunnelled(self, share: _Share, held: _Held) -> None:
+        """Count a thread as one that a WebSocket holds."""
+        with self._lock:
+            del share.held[held]
+            held.tunnel = True
+            share.tunnels += 1
+            woken = self._hand_on() if self._waiting else []
+        for each in woken:
+            each.woken.set()
+
+    def _add(self, share: _Share, now: float) -> _Held:
+        held = _Held(share, now)
+        share.held[held] = None
+        self._in_flight += 1
+        return held
+
+    def _wait(self, share: _Share, now: float) -> _Waiter:
+        slow = share.is_slow(now)
+        decision = self.rules.decide(
+            len(share.held), self._in_flight, self._waiting + 1, waited=0.0, slow=slow
+        )
+        if decision is Admission.REFUSE:
+            share.refused += 1
+            raise self._refusal()
+        waiter = _Waiter(now)
+        share.waiters.append(waiter)
+        self._waiting += 1
+        return waiter
+
+    def _waited(self, share: _Share, waiter: _Waiter) -> _Held:
+        until = waiter.since + self.rules.longest_wait
+        while True:
+            waiter.woken.wait(min(_LOOK, max(0.0, until - self.clock())))
+            with self._lock:
+                if waiter.held is not None:
+                    return waiter.held
+                if not waiter.refused:
+                    now = self.clock()
+                    decision = self.rules.decide(
+                        len(share.held),
+                        self._in_flight,
+                        self._waiting,
+                        waited=now - waiter.since,
+                        slow=share.is_slow(now),
+                    )
+                    if decision is not Admission.REFUSE:
+                        continue
+                    self._send_back(share, waiter)
+            raise self._refusal()
+
+    def _send_back(self, share: _Share, waiter: _Waiter) -> None:
+        share.waiters.remove(waiter)
+        self._waiting -= 1
+        share.refused += 1
+        waiter.refused = True
+
+    def _hand_on(self) -> list[_Waiter]:
+        """Give the places that are free to those who wait; return whom to wake."""
+        woken: list[_Waiter] = []
+        now = self.clock()
+        while self._waiting:
+            share = min(
+                (each for each in self._shares if each.waiters), key=lambda each: len(each.held)
+            )
+            if not self.rules.admits(len(share.held), self._in_flight):
+                break  # nor may those who hold more
+            waiter = share.waiters.popleft()
+            self._waiting -= 1
+            waiter.held = self._add(share, now)
+            woken.append(waiter)
+        return woken
+
+    def _relieve(self, now: float) -> list[_Waiter]:
+        """Have a thread free for others, if requests of slow services hold it; return whom to wake.
+
+        The one that began to wait last is sent back first: the others are nearer to a place.
+        """
+        woken: list[_Waiter] = []
+        for share in self._shares:
+            if not share.waiters or not share.is_slow(now):
+                continue
+            while share.waiters and self._in_flight + self._waiting >= self.rules.threads:
+                waiter = share.waiters[-1]
+                self._send_back(share, waiter)
+                woken.append(waiter)
+        return woken
+
+    def _refusal(self) -> Refusal:
+        return Refusal(
+            FULL,
+            f"the service is slow and holds its share of the worker's {self.rules.threads} "
+            "threads, and no other thread is free",
+        )

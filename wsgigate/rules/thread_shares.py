@@ -1,0 +1,112 @@
+"""How the threads of a worker are shared among its services: only what is scarce is rationed.
+
+The rule is the dynamic threshold of switches that share one buffer among many ports: a service may
+hold a fixed multiple of the threads that nothing has taken. So one busy service gets all but the
+*reserve*, a second one gets most of what is left, and each that hangs leaves less, but never
+nothing, to the next. No service has to be known as hanging for that.
+
+A request above that is not refused but waits in its thread, as it would wait for a thread in the
+server's queue: a burst of quick requests is over in a moment. It is refused only when both are
+true: no other thread is free, so that it keeps other services waiting; and most requests of its own
+service have been under way for long, so that the wait is not going to be over soon.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import islice
+
+__all__ = ["Admission", "ThreadShareRules"]
+
+
+class Admission(Enum):
+    """What becomes of a request."""
+
+    ENTER = "enter"
+    WAIT = "wait"
+    REFUSE = "refuse"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ThreadShareRules:
+    """How many threads a service may hold, and when a request above that is refused.
+
+    :param threads: The threads of a worker, at least 1.
+    :param services: The services that share them, at least 1.
+    :param patience: Seconds after which a request counts as slow, at least.
+    :param longest_patience: The same, at most: three times what the service usually takes lies
+        between the two.
+    :param longest_wait: Seconds after which a request that waits is refused in any case.
+    :ivar reserve: How many threads one service leaves to the others: one for each of them, but at
+        least a quarter and at most half of all threads.
+    :ivar most: How many threads one service may hold while the others hold none.
+    :raises ValueError: An argument is out of its range; the message names it.
+    """
+
+    threads: int
+    services: int
+    patience: float = 1.0
+    longest_patience: float = 5.0
+    longest_wait: float = 5.0
+    reserve: int = field(init=False)
+    most: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "services"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} is a whole number of at least 1, got {value!r}")
+        for name in ("patience", "longest_patience", "longest_wait"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise ValueError(f"{name} is a number of seconds above 0, got {value!r}")
+        if self.longest_patience < self.patience:
+            raise ValueError("longest_patience is at least patience")
+        reserve = min(self.threads // 2, max(self.services - 1, math.ceil(self.threads / 4)))
+        object.__setattr__(self, "reserve", reserve)
+        object.__setattr__(self, "most", self.threads - reserve)
+
+    def admits(self, held: int, in_flight: int) -> bool:
+        """Return whether a service that holds *held* threads may have another one.
+
+        :param in_flight: The threads that all services hold.
+        """
+        return held * self.reserve < (self.threads - in_flight) * self.most
+
+    def patience_for(self, usual: float | None) -> float:
+        """Return the seconds after which a request of a service counts as slow.
+
+        :param usual: The seconds that its responses usually take to begin; ``None`` while unknown.
+        """
+        if usual is None:
+            return self.patience
+        return min(max(3 * usual, self.patience), self.longest_patience)
+
+    def is_slow(self, began: Iterable[float], held: int, now: float, usual: float | None) -> bool:
+        """Return whether more than half of a service's requests have been under way for long.
+
+        :param began: When each of them began, the oldest first.
+        :param held: How many there are.
+        """
+        middle = next(islice(began, held // 2, None), None)
+        return middle is not None and now - middle > self.patience_for(usual)
+
+    def decide(
+        self, held: int, in_flight: int, waiting: int, *, waited: float, slow: bool
+    ) -> Admission:
+        """Return what becomes of a request that holds a thread, but no place yet.
+
+        :param held: The threads that its service holds.
+        :param in_flight: The threads that all services hold.
+        :param waiting: The requests that wait, this one included.
+        :param waited: Seconds that it has waited.
+        :param slow: Whether its service is slow: :meth:`is_slow`.
+        """
+        if self.admits(held, in_flight):
+            return Admission.ENTER
+        if waited >= self.longest_wait or (slow and in_flight + waiting >= self.threads):
+            return Admission.REFUSE
+        return Admission.WAIT
