@@ -53,7 +53,7 @@ use = "logger"
 class Echo:
     """A server that sends back what it gets, and remembers the handshakes."""
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None, **options: Any) -> None:
         self.scheme = "https" if tls else "http"
         self.requests: list[Any] = []
         self.server: Server = serve_websockets(
@@ -64,6 +64,7 @@ class Echo:
             max_size=None,
             ping_interval=None,
             ssl=tls,
+            **options,
         )
         self.port = self.server.socket.getsockname()[1]
 
@@ -131,6 +132,25 @@ def converse(server: Any, **options: Any) -> None:
 
 def records(server: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in server.log.splitlines() if line[:1] == "{"]
+
+
+def test_a_refusal_of_the_service_reaches_the_client_as_it_is(serve: Serve) -> None:
+    def refuse(connection: ServerConnection, request: Any) -> Any:
+        response = connection.respond(401, "no token\n")
+        response.headers["WWW-Authenticate"] = 'Bearer realm="rooms"'
+        response.headers["Set-Cookie"] = "seen=1"
+        return response
+
+    for made in echoing(Echo(process_request=refuse)):
+        server = serve(gateway(made), workers=1)
+        for _ in range(10):  # more than there may be of those that are open
+            with pytest.raises(InvalidStatus) as refused:
+                opened(server)
+            response = refused.value.response
+            assert response.status_code == 401
+            assert response.headers["WWW-Authenticate"] == 'Bearer realm="rooms"'
+            assert response.headers["Set-Cookie"] == "seen=1"
+            assert response.body == b"no token\n"
 
 
 def test_messages_pass_both_ways_and_are_logged_at_the_end(serve: Serve, echo: Echo) -> None:

@@ -22,8 +22,10 @@ from wsgigate.proxy.departure import Departures
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.http_adapter import UrllibAdapter
 from wsgigate.proxy.pool import Pool
+from wsgigate.proxy.service import Resilience
 from wsgigate.proxy.transport import Sessions, gateway_session
 from wsgigate.proxy.tunnel import Tunnels
+from wsgigate.rules.retry import RetryRules
 from wsgigate.testing.backend import Backend, Received, cut, reply
 from wsgigate.testing.server import Server, new_environ
 from wsgigate.wsgi import REASON
@@ -230,10 +232,9 @@ def test_no_field_of_the_client_becomes_two(backend: Backend, through: Through) 
 @pytest.mark.parametrize(
     ("answer", "status"),
     [
-        (reply(b"no", status="403 Forbidden"), "403 Forbidden"),
         (reply(b"no", status="400 Bad Request"), "400 Bad Request"),
-        (reply(b"well"), "502 Bad Gateway"),
-        (reply(b"there", status="302 Found"), "502 Bad Gateway"),
+        (cut(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 9\r\n\r\n123456789"), "403 Forbidden"),
+        (b"HTTP/1.1 403 Forbidden\r\nBad Name: x\r\n\r\n", "502 Bad Gateway"),
         (SWITCHED.replace(b"HTTP/1.1", b"HTTP/1.0"), "502 Bad Gateway"),
         (SWITCHED.replace(b"websocket", b"h2c"), "502 Bad Gateway"),
         (SWITCHED.replace(b"Connection:", b"X: a\nConnection:"), "502 Bad Gateway"),
@@ -254,6 +255,60 @@ def test_an_answer_that_opens_none_is_told_as_what_it_is(
     pool = adapter.pools()[backend.url]
     assert pool.open_connections == pool.idle_connections
     assert gateway.pool.in_flight() == {backend.url: 0}
+
+
+@pytest.mark.parametrize("given", [dict, lambda: {"resilience": Resilience(retry=RetryRules())}])
+@pytest.mark.parametrize(
+    ("status", "fields", "expected"),
+    [
+        ("200 OK", "", []),
+        ("401 Unauthorized", "WWW-Authenticate: Bearer", [("WWW-Authenticate", "Bearer")]),
+        ("302 Found", "Location: {url}/login", [("Location", "/login")]),
+        ("307 Temporary Redirect", "Location: /there", [("Location", "/there")]),
+        ("403 Forbidden", "X-Why: a\r\nX-Why: b", [("X-Why", "a"), ("X-Why", "b")]),
+        (
+            "426 Upgrade Required",
+            "Sec-WebSocket-Version: 13\r\nUpgrade: websocket\r\nConnection: Upgrade",
+            [
+                ("Sec-WebSocket-Version", "13"),
+                ("Upgrade", "websocket"),
+                ("Connection", "Upgrade"),
+            ],
+        ),
+        ("429 Too Many Requests", "Retry-After: 9", [("Retry-After", "9")]),
+        (
+            "503 Service Unavailable",
+            "Retry-After: 7\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2; Path=/",
+            [("Retry-After", "7"), ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2; Path=/")],
+        ),
+        ("500 Internal Server Error", "Upgrade: h2c", []),
+    ],
+)
+def test_a_refusal_of_the_service_passes_as_it_is(
+    backend: Backend, through: Through, status: str, fields: str, expected: Any, given: Any
+) -> None:
+    body = f"why: {status}".encode() * 9000  # more than comes with the head
+    head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n"
+    fields = fields.format(url=backend.url)
+    backend.answers = [head.encode() + fields.encode() + b"\r\n" * (1 + bool(fields)) + body]
+    tunnels = Tunnels(1)
+    gateway = through(backend.url, tunnels=tunnels, **given())
+    response = gateway.ask()
+    assert response.status == status
+    assert sorted(response.headers) == sorted([("Content-Length", str(len(body))), *expected])
+    assert b"".join(response.chunks) == body
+    assert tunnels.open == 0
+    assert gateway.pool.in_flight() == {backend.url: 0}
+
+
+def test_cookies_of_an_opened_websocket_are_brought_back_to_what_clients_see(
+    backend: Backend, through: Through
+) -> None:
+    cookie = b"\r\nSet-Cookie: a=1; Path=/inside"
+    backend.answers = [SWITCHED[:-4] + cookie + b"\r\n\r\n"]
+    gateway = through(backend.url, strip_prefix="/outside", add_prefix="/inside")
+    response = gateway.ask(RAW_URI="/outside/ws", PATH_INFO="/outside/ws")
+    assert ("Set-Cookie", "a=1; Path=/outside") in response.headers
 
 
 def test_an_adapter_that_keeps_its_connections_to_itself_opens_none(
