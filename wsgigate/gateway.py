@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from wsgigate import log_level as logs
 from wsgigate import process
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.discovery.registry import Registry
@@ -34,6 +35,7 @@ class Gateway:
     :param watcher: Finds them, unless all are named.
     :param routes: The routes, for those who list and explain them.
     :param self_check: What is done under a server that makes it unsafe.
+    :param log_level: The level of what is logged, where the server and the application set none.
     :param first: Asked at the first request, in a process that was not started before it: what
         answers instead of *app*, if anything.
     :param stopping: Called when the process begins to stop: what would outlast its requests ends.
@@ -53,6 +55,7 @@ class Gateway:
         watcher: Watcher | None = None,
         routes: Sequence[Route[WSGIApplication]] = (),
         self_check: Literal["refuse", "warn"] = "refuse",
+        log_level: str | None = None,
         first: Callable[[WSGIEnvironment], WSGIApplication | None] | None = None,
         stopping: Iterable[Callable[[], object]] = (),
         closing: Iterable[Callable[[], object]] = (),
@@ -67,6 +70,7 @@ class Gateway:
         self.watcher = watcher
         self.routes = tuple(routes)
         self.self_check = self_check
+        self.log_level = log_level
         self._first = first
         self._stopping = tuple(stopping)
         self._closing = tuple(closing)
@@ -86,6 +90,7 @@ class Gateway:
             if self._started_in == process.pid:
                 return
             try:
+                logs.set_up(self.log_level)
                 if self.watcher is not None:
                     self.watcher.start()
                 if self.health is not None:

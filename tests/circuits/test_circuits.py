@@ -234,13 +234,32 @@ def test_a_reset_closes_it_for_all(clock: FakeClock, store: MemoryStore) -> None
 
 def test_how_it_stands(clock: FakeClock) -> None:
     circuit = worker(clock)
-    assert circuit.status() == (State.CLOSED, 0, 0, None)
+    assert circuit.status() == (State.CLOSED, 0, 0, None, None, None, "")
     call(circuit)
     break_it(circuit)
     clock.advance(2)
-    assert circuit.status() == (State.OPEN, 3, 1, 2.0)
+    assert circuit.status() == (State.OPEN, 3, 1, 2.0, 2.0, 3.0, "3 failures in a row")
     circuit.reset()
-    assert circuit.status() == (State.CLOSED, 0, 1, None)
+    reset = "reset by the operator"
+    assert circuit.status() == (State.CLOSED, 0, 1, None, 0.0, None, reset)
+
+
+def test_every_worker_knows_since_when_and_why(clock: FakeClock, store: MemoryStore) -> None:
+    one, other = worker(clock, store), worker(clock, store)
+    for _ in range(3):
+        permit = one.admit()
+        assert isinstance(permit, Permit)
+        permit.done(Outcome.FAILED, why="Request timeout")
+    clock.advance(1)
+    why = "3 failures in a row, the last: Request timeout"
+    assert other.status() == (State.OPEN, 0, 0, None, 1.0, 4.0, why)
+    clock.advance(4)
+    permit = other.admit()
+    assert isinstance(permit, Permit)
+    clock.advance(1)
+    assert one.status()[4:] == (1.0, 9.0, "open time is over")
+    permit.done(Outcome.FAILED, why="status 503")
+    assert other.status()[4:] == (0.0, 10.0, "a probe failed: status 503")
 
 
 # -- the store fails -------------------------------------------------------------------------------
@@ -349,8 +368,42 @@ def test_its_log_says_what_happened_and_not_once_a_call(
             waits(circuit)
             clock.advance(0.1)
     assert [record.getMessage() for record in caplog.records] == [
-        "the circuit 'orders' is not shared for now: the store is down",
-        "the circuit 'orders' is OPEN",
+        "Circuit 'orders' is not shared with other workers: the store is down",
+        "Circuit 'orders' opened for 5.0 s: 3 failures in a row",
+    ]
+
+
+def test_its_log_has_every_step_both_ways_and_why_and_each_once_of_all_workers(
+    clock: FakeClock, store: MemoryStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("wsgigate.circuits").disabled = False
+    one, other = worker(clock, store), worker(clock, store)
+    with caplog.at_level("INFO", "wsgigate.circuits"):
+        break_it(one)
+        clock.advance(5)
+        for _ in range(2):
+            call(other)
+            call(one)
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "Circuit 'orders' opened for 5.0 s: 3 failures in a row"),
+        ("INFO", "Circuit 'orders' is half-open, probes pass: open time is over"),
+        ("WARNING", "Circuit 'orders' closed: all probes passed"),
+    ]
+
+
+def test_its_log_tells_that_the_store_answers_again(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("wsgigate.circuits").disabled = False
+    store = Flaky()
+    circuit = worker(clock, store)
+    with caplog.at_level("INFO", "wsgigate.circuits"):
+        for store.down in (True, True, False, False):
+            clock.advance(1)
+            circuit.admit()
+    assert [record.getMessage() for record in caplog.records] == [
+        "Circuit 'orders' is not shared with other workers: the store is down",
+        "Circuit 'orders' is shared with other workers again, after 2 s",
     ]
 
 

@@ -18,6 +18,7 @@ from wsgigate.discovery.destinations import Destinations, Vouched
 from wsgigate.discovery.kept import Kept
 from wsgigate.discovery.sources import Found, SourceError
 from wsgigate.discovery.sources.static import Static
+from wsgigate.discovery.speaker import Speaker
 from wsgigate.discovery.watcher import Watch, Watcher
 from wsgigate.proxy.pool import Pool
 from wsgigate.store import Store
@@ -223,8 +224,69 @@ def test_what_came_and_went_is_logged(
     watch.step(NEVER)
     source.says = Found(made(B, C), 0.0)
     watch.step(NEVER)
-    assert "'users': 2 instances came, 0 went" in caplog.text
-    assert "'users': 1 instances came, 1 went" in caplog.text
+    source.says = Found((), 0.0, certain=True)
+    watch.step(NEVER)
+    told = [(record.levelname, record.getMessage()) for record in caplog.records]
+    a, b, c = (instance.address for instance in made(A, B, C))
+    assert told == [
+        ("INFO", f"Instances of 'users': 2 added: {a}, {b}; there are 2 now"),
+        ("INFO", f"Instances of 'users': 1 added: {c}; 1 removed: {a}; there are 2 now"),
+        ("WARNING", f"Instances of 'users': 2 removed: {b}, {c}; there are 0 now"),
+    ]
+
+
+def test_the_log_tells_when_a_source_answers_again(
+    watch: Watch, source: Told, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch.step(NEVER)
+    before, source.says = source.says, SourceError("no\n[INFO] all is well")
+    watch.step(NEVER)
+    clock.advance(12)
+    watch.step(NEVER)
+    source.says = before
+    watch.step(NEVER)
+    watch.step(NEVER)
+    assert [record.getMessage() for record in caplog.records if record.levelname != "INFO"] == [
+        "The instances of 'users' stay as they are: no\\n[INFO] all is well",
+        "The source of 'users' answers again, after 12 s",
+    ]
+
+
+def test_of_the_workers_of_a_machine_one_logs_what_all_of_them_see(
+    source: Told, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    speakers = [Speaker(store), Speaker(store)]
+    speakers[1]._lease._pid, speakers[1]._lease._owner = os.getpid(), b"another"
+    watches = [Watch(Pool("users", ()), source, speaks=each.speaks) for each in speakers]
+    for watch in watches:
+        watch.step(NEVER)
+    source.says = Found(made(B), 0.0)
+    for watch in reversed(watches):
+        watch.step(NEVER)
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
+        f"Instances of 'users': 2 added: {', '.join(each.address for each in made(A, B))}",
+        f"Instances of 'users': 1 removed: {made(A)[0].address}",
+    ]
+    speakers[0].stop()
+    assert speakers[1].speaks()
+
+
+def test_a_service_whose_instances_flap_does_not_flood_the_log(
+    watch: Watch, source: Told, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for number in range(200):
+        source.says = Found(made(A, B) if number % 2 else made(A), 0.0)
+        watch.step(NEVER)
+        clock.advance(0.1)
+    assert len(caplog.records) < 20
+    source.says = Found(made(A, B, C), 0.0)
+    watch.step(NEVER)
+    for _ in range(3):
+        clock.advance(7)
+        watch.step(NEVER)
+    assert "there are 3 now" in caplog.records[-1].getMessage()
 
 
 @pytest.fixture(params=["memory", "lmdb"])

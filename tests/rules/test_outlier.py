@@ -112,7 +112,7 @@ def test_whose_turn_it_was_not_is_left_out_when_another_is_back() -> None:
 def test_requests_that_began_before_do_not_make_it_longer() -> None:
     outliers = pool(6)
     told = report(outliers, "a", "-" * 30)
-    assert [each for each in told if each] == [Ejection(30.0, 1)]
+    assert [each for each in told if each] == [Ejection(30.0, 1, 0.0, "5 failures in a row")]
     assert outliers.ejected(30.0) == frozenset()
 
 

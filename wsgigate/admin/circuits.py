@@ -43,7 +43,7 @@ def circuit_statuses(
     """
     told: dict[str, dict[str, Any]] = {}
     for circuit in circuits:
-        state, failures, successes, since_failure = circuit.status()
+        state, failures, successes, since_failure, *_ = circuit.status()
         told[circuit.name] = {
             "serviceName": circuit.name,
             "state": state.value,

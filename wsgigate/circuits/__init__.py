@@ -36,15 +36,23 @@ class Rejection(NamedTuple):
 class CircuitStatus(NamedTuple):
     """How a circuit stands: the state is shared, the counts are this worker's own.
 
+    :ivar state: Whether calls pass.
     :ivar failures: Calls that have failed since the last one that was answered.
     :ivar successes: Calls that were answered, all in all.
     :ivar since_failure: Seconds since the last failure, ``None`` when this worker has seen none.
+    :ivar since_change: Seconds since it came to this state, ``None`` before its first change.
+    :ivar left: Seconds until an open circuit is probed again, or a half-open one gives its probes
+        up; ``None`` for a closed one.
+    :ivar why: What brought it to this state, in words that name no host; empty before that.
     """
 
     state: State
     failures: int
     successes: int
     since_failure: float | None
+    since_change: float | None = None
+    left: float | None = None
+    why: str = ""
 
 
 class Permit:
@@ -67,16 +75,22 @@ class Permit:
         self.probe = probe
 
     def done(
-        self, outcome: Outcome, *, took: float | None = None, now: float | None = None
+        self,
+        outcome: Outcome,
+        *,
+        took: float | None = None,
+        now: float | None = None,
+        why: str = "",
     ) -> None:
         """Tell how the call ended; to say so again does nothing.
 
         :param took: Seconds until its answer began; since it was let pass, unless said.
         :param now: The time of the circuit's clock, read unless said.
+        :param why: Of a failure: what went wrong, in words that name no host.
         """
         if not self._told:
             self._told = True
-            self._circuit._done(self, outcome, took, now)
+            self._circuit._done(self, outcome, took, now, why)
 
 
 class Circuit:
@@ -116,7 +130,13 @@ class Circuit:
         self._tally = Tally(rules)
         self._slow_after = float("inf") if rules.slow_after is None else rules.slow_after
         self._shared = SharedVerdict(
-            name, rules, store, prefix + name, interval=sync_interval, replaced=self._tally.clear
+            name,
+            rules,
+            store,
+            prefix + name,
+            interval=sync_interval,
+            replaced=self._tally.clear,
+            clock=clock,
         )
 
     @property
@@ -165,7 +185,16 @@ class Circuit:
         with shared.lock:
             last = tally.last_failure
             since = None if last is None else max(0.0, now - last)
-            return CircuitStatus(shared.verdict.state, tally.failures, tally.successes, since)
+            verdict, moment = shared.verdict, now + shared.ahead
+            return CircuitStatus(
+                verdict.state,
+                tally.failures,
+                tally.successes,
+                since,
+                max(0.0, moment - verdict.since) if verdict.since else None,
+                None if verdict.state is State.CLOSED else max(0.0, verdict.until - moment),
+                verdict.why,
+            )
 
     def reset(self) -> bool:
         """Close the circuit; return whether the other workers will hear of it now."""
@@ -180,7 +209,7 @@ class Circuit:
             return shared.shared
 
     def _done(
-        self, permit: Permit, outcome: Outcome, took: float | None, now: float | None
+        self, permit: Permit, outcome: Outcome, took: float | None, now: float | None, why: str
     ) -> None:
         shared, rules, generation = self._shared, self.rules, permit.generation
         if now is None:
@@ -194,11 +223,15 @@ class Circuit:
         if verdict.state is State.CLOSED:
             if tripped:
                 chance = self._random()
-                shared.change(lambda old, at: (trip(old, generation, at, rules, chance), None), now)
+                reason = f"{tripped}, the last: {why}" if why else tripped
+                shared.change(
+                    lambda old, at: (trip(old, generation, at, rules, chance, reason), None), now
+                )
             return
         chance = self._random()
 
         def told(old: Verdict, at: float) -> tuple[Verdict, None]:
-            return tell(old, generation, outcome, at, rules, slow=slow, chance=chance), None
+            after = tell(old, generation, outcome, at, rules, slow=slow, chance=chance, why=why)
+            return after, None
 
         shared.change(told, now)

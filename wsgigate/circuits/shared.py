@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from logging import INFO, WARNING
 from collections.abc import Callable
 from typing import TypeVar
 
+from wsgigate.repeated import Changes, Trouble
 from wsgigate.rules.circuit import State, Verdict, bounded, pack, unpack
 from wsgigate.rules.circuit_rules import CircuitRules
 from wsgigate.store import Store, StoreError, update
@@ -17,8 +20,6 @@ __all__ = ["SharedVerdict"]
 R = TypeVar("R")
 
 _KEPT = 60.0  # seconds for which a verdict is kept when it no longer matters
-_SILENCE = 60.0  # seconds between two log records about a store that fails
-
 _log = logging.getLogger("wsgigate.circuits")
 
 
@@ -29,6 +30,7 @@ class SharedVerdict:
     :param store: Where the workers meet; ``None`` for this process alone.
     :param key: Its key in the store.
     :param interval: Seconds after which it is read again.
+    :param clock: The time of the circuit's clock.
     :param replaced: Called, with the lock held, when the verdict has another generation.
     :ivar verdict: What is known; immutable, so it is read without the lock.
     :ivar ahead: By how many seconds the store's clock is ahead of ours.
@@ -46,6 +48,7 @@ class SharedVerdict:
         *,
         interval: float,
         replaced: Callable[[], object],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.verdict = Verdict()
         self.ahead = 0.0
@@ -62,7 +65,10 @@ class SharedVerdict:
         self._sets = 0  # how often it was replaced
         self._unshared = False  # whether the store has not heard of it
         self._down_until = float("-inf")
-        self._logged = float("-inf")
+        self._changes = Changes(_log, clock=clock)
+        self._trouble = Trouble(
+            _log, "Circuit %r is shared with other workers again, after %.0f s", name, clock=clock
+        )
         rest_at_fork(self)
 
     def before_fork(self) -> None:
@@ -114,6 +120,7 @@ class SharedVerdict:
         except StoreError as error:
             self._fail(error, now)
             return self._change_alone(make, now)
+        self._trouble.ended()
         with self.lock:
             self.ahead = moment - now
             if after.generation >= self.verdict.generation:  # else another thread was faster
@@ -134,6 +141,8 @@ class SharedVerdict:
         except StoreError as error:
             self._fail(error, now)
             return
+        self._trouble.ended()
+        self._changes.flush()
         with self.lock:
             if self._sets != sets:
                 return  # what was read may be older than what is known by now
@@ -166,16 +175,22 @@ class SharedVerdict:
         self._sets += 1
 
     def _tell(self, before: Verdict, after: Verdict) -> None:
-        if before.state is not after.state:
-            level = logging.WARNING if after.state is State.OPEN else logging.INFO
-            _log.log(level, "the circuit %r is %s", self._name, after.state.value)
+        """Log a step. Of all workers only the one whose change the store has taken gets here."""
+        if before.state is after.state:
+            return
+        log, name = self._changes.log, self._name
+        if after.state is State.OPEN:
+            wait = after.until - after.since
+            log(WARNING, name, "Circuit %r opened for %.1f s: %s", name, wait, after.why)
+        elif after.state is State.HALF_OPEN:
+            log(INFO, name, "Circuit %r is half-open, probes pass: %s", name, after.why)
+        else:
+            log(WARNING, name, "Circuit %r closed: %s", name, after.why)
 
     def _fail(self, error: StoreError, now: float) -> None:
         with self.lock:
             self.errors += 1
             self._down_until = now + self._interval
-            telling = now - self._logged >= _SILENCE
-            if telling:
-                self._logged = now
-        if telling:
-            _log.error("the circuit %r is not shared for now: %s", self._name, error)
+        self._trouble.failed(
+            "Circuit %r is not shared with other workers: %s", self._name, error
+        )

@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
             bind=arguments.bind,
             workers=arguments.workers,
             threads=arguments.threads,
+            log_level=arguments.log_level,
             reload=arguments.reload,
         )
     except (ConfigError, ValueError) as error:

@@ -11,6 +11,7 @@ from importlib import import_module
 from wsgigate import __version__
 from wsgigate.cli import register_arguments
 from wsgigate.cli.servers import SERVERS
+from wsgigate.log_level import LEVELS
 
 __all__ = ["main"]
 
@@ -152,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         "--threads", type=_count, metavar="N", help="how many requests a process serves at a time"
     )
     _server(run)
+    _log_level(run)
     run.add_argument(
         "--reload", action="store_true", help="restart when the file or code changes; to develop"
     )
@@ -222,6 +224,15 @@ def _server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--server", choices=tuple(SERVERS), default="gunicorn", help="what serves")
 
 
+def _log_level(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--log-level",
+        choices=LEVELS,
+        help="the least important records that are logged (default: info, with every change of "
+        "state)",
+    )
+
+
 def _registry(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bind",
@@ -230,6 +241,7 @@ def _registry(parser: argparse.ArgumentParser) -> None:
         help="where to listen (default: 127.0.0.1:3004)",
     )
     _server(parser)
+    _log_level(parser)
     parser.add_argument("--workers", type=_count, metavar="N", help="how many processes serve")
     parser.add_argument(
         "--threads",

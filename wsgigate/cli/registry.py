@@ -84,6 +84,7 @@ def config_of(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Conf
         "bind": arguments.bind,
         "threads": arguments.threads,
         **({} if workers is None else {"workers": workers}),
+        **({} if arguments.log_level is None else {"log_level": arguments.log_level}),
     }
     errors = Errors()
     document = {"gateway": gateway, "store": {"url": arguments.store}, "registry": table}

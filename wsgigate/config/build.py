@@ -183,6 +183,7 @@ class _Builder:
             watcher=services.watcher(),
             routes=dispatcher.routes,
             self_check=gateway.self_check,
+            log_level=gateway.log_level,
             first=checked_at_first_request(
                 gateway.self_check,
                 keeps_slashes=any(route.encoded_slash == "keep" for route in dispatcher.routes),

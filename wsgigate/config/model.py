@@ -17,6 +17,7 @@ from wsgigate.config.registry import RegistryTable
 from wsgigate.config.shaping import MaintenanceTable
 from wsgigate.config.tables import ListOf, MapOf, Table, setting, table
 from wsgigate.config.texts import Bind, Checked, ImportPath
+from wsgigate.log_level import LEVELS
 from wsgigate.rules.hosts import host_pattern
 
 __all__ = [
@@ -68,6 +69,11 @@ class Gateway:
     )
     threads: int = setting(
         Integer(1, 4096), "How many requests one process serves at a time.", default=16
+    )
+    log_level: str | None = setting(
+        Choice(*LEVELS),
+        "The least important records that are logged; info, which has every change of state.",
+        default=None,
     )
     head_timeout: float | None = setting(
         Duration(), "How long a client may take to send a request's head; 10 s.", default=None

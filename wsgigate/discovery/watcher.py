@@ -21,6 +21,7 @@ from wsgigate.discovery import Instance
 from wsgigate.discovery.kept import Kept
 from wsgigate.discovery.process_thread import ProcessThread
 from wsgigate.discovery.sources import Found, Source, SourceError
+from wsgigate.repeated import Changes, Trouble, one_line
 from wsgigate.rules.renewal import Emptiness, pause
 from wsgigate.store import StoreError
 
@@ -35,6 +36,8 @@ KEEP_EVERY = 60.0
 COMPLAIN = 60.0
 """Seconds for which the same trouble is logged once."""
 _LONGEST = 3600.0
+_NAMED = 5
+"""Instances that one line of the log names."""
 
 Check: TypeAlias = Callable[[IPv4Address | IPv6Address, int], object]
 
@@ -66,6 +69,7 @@ class Watch:
     :param kept: Where the last good answer is kept for other workers; nowhere without it.
     :param hold_empty: Seconds for which an empty answer is not believed whose source is not
         certain of it.
+    :param speaks: Whether this worker logs what every worker sees, see :class:`.Speaker`.
     :param clock: Seconds of a clock that never steps back.
     :param random: Gives numbers in [0, 1).
     """
@@ -80,6 +84,7 @@ class Watch:
         forget: Callable[[str], object] = lambda _: None,
         kept: Kept | None = None,
         hold_empty: float = HOLD_EMPTY,
+        speaks: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = _random.random,
     ) -> None:
@@ -91,7 +96,9 @@ class Watch:
         self._forget = forget
         self._kept = kept
         self._hold = hold_empty
+        self._speaks = speaks
         self._clock = clock
+        self._changes = Changes(LOG, clock=clock)
         self._random = random
         self.begin_anew()
 
@@ -106,6 +113,14 @@ class Watch:
         self._trouble = ""
         self._refused = 0
         self._complained: dict[str, float] = {}
+        self._failing = Trouble(
+            LOG,
+            "The source of %r answers again, after %.0f s",
+            self.service,
+            level=logging.WARNING,
+            silence=COMPLAIN,
+            clock=self._clock,
+        )
 
     def told(self) -> dict[str, Any]:
         """Return how it stands, as members of a JSON object.
@@ -139,6 +154,7 @@ class Watch:
 
     def step(self, stopping: threading.Event) -> float:
         """Ask once, and make the pool what the answer says; return the seconds until next time."""
+        self._changes.flush()
         try:
             found = self.source.find(stopping)
             return self._take(found)
@@ -146,12 +162,15 @@ class Watch:
             if stopping.is_set():
                 return 0.0
             self._fail(str(error))
-            self._complain("The instances of %r stay as they are: %s", error)
+            why = one_line(error)
+            self._failing.failed("The instances of %r stay as they are: %s", self.service, why)
             if error.again_in is not None:
                 return error.again_in
-        except Exception:
+        except Exception as failure:
             self._fail("it failed")
-            self._complain("The instances of %r stay as they are", traceback=True)
+            self._failing.failed(
+                "The instances of %r stay as they are", self.service, traceback=failure
+            )
         finally:
             self.asked.set()
         return pause(self._failures, self._random())
@@ -176,14 +195,38 @@ class Watch:
             gone = self._pool.renew(wanted)
             for instance in gone:
                 self._forget(instance.url)
-            came = len(wanted) - len(before) + len(gone)
-            LOG.info("%r: %d instances came, %d went", self.service, came, len(gone))
+            self._log_change(before, wanted, gone)
         self._failures = 0
         self._trouble = found.trouble
-        if not found.trouble:
+        if found.trouble:
+            why = one_line(found.trouble)
+            self._failing.failed("The instances of %r are those known before: %s", self.service, why)
+        else:
+            self._failing.ended()
             self._heard = now
             self._keep(wanted, found.networks, now, wanted != before)
         return found.again_in
+
+    def _log_change(
+        self, before: Sequence[Instance], wanted: Sequence[Instance], gone: Sequence[Instance]
+    ) -> None:
+        level = logging.INFO if wanted else logging.WARNING
+        if not LOG.isEnabledFor(level) or not self._speaks():
+            return
+        known = {instance.url for instance in before}
+        came = [instance.address for instance in wanted if instance.url not in known]
+        went = [instance.address for instance in gone]
+        parts = [
+            f"{len(some)} {what}: {', '.join(some[:_NAMED])}{', ...' if len(some) > _NAMED else ''}"
+            for what, some in (("added", came), ("removed", went))
+            if some
+        ]
+        self._changes.log(
+            level,
+            self.service,
+            "Instances of %r: %s; there are %d now",
+            *(self.service, "; ".join(parts) or "weights or tiers changed", len(wanted)),
+        )
 
     def _admitted(self, instances: Sequence[Instance]) -> tuple[Instance, ...]:
         admitted, self._refused = [], 0
@@ -223,13 +266,13 @@ class Watch:
         except StoreError as error:
             self._complain("The instances of %r can not be kept: %s", error)
 
-    def _complain(self, trouble: str, *args: object, traceback: bool = False) -> None:
+    def _complain(self, trouble: str, *args: object) -> None:
         now = self._clock()
         if len(self._complained) > 100:
             self._complained.clear()
         if now - self._complained.get(trouble, float("-inf")) >= COMPLAIN:
             self._complained[trouble] = now
-            LOG.warning(trouble, self.service, *args, exc_info=traceback)
+            LOG.warning(trouble, self.service, *args)
 
 
 class Watcher:

@@ -29,6 +29,7 @@ from wsgiref.types import WSGIApplication
 from granian import Granian
 from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.http import HTTP1Settings, HTTP2Settings
+from granian.log import LogLevels
 
 from wsgigate import process
 from wsgigate.config.build import build
@@ -40,6 +41,7 @@ from wsgigate.gateway import Gateway
 from wsgigate.integrations.granian_boot import heeding, when_told_to_end
 from wsgigate.integrations.granian_told import Told
 from wsgigate.integrations.self_check import tell
+from wsgigate.log_level import set_up
 from wsgigate.rules.serving import ServerFacts, findings
 
 __all__ = ["application", "serve", "serve_config"]
@@ -95,6 +97,7 @@ def serve(
     bind: str | None = None,
     workers: int | None = None,
     threads: int | None = None,
+    log_level: str | None = None,
     reload: bool = False,
 ) -> None:
     """Run the gateway that the file at *path* describes, until a signal ends it.
@@ -105,17 +108,19 @@ def serve(
     :param bind: ``HOST:PORT`` or ``unix:PATH``, instead of the file's.
     :param workers: Processes, instead of the file's.
     :param threads: Threads a process, instead of the file's.
+    :param log_level: ``debug``, ``info``, ``warning``, ``error`` or ``critical``, instead of the
+        file's.
     :param reload: Restart workers when the code or the file changes; needs ``granian[reload]``.
     :raises ConfigError: The file is broken.
     :raises ValueError: It asks for what granian can not give.
     """
     path = os.path.abspath(path)
-    config = _told(load(path), bind, threads, workers)
+    config = _told(load(path), bind, threads, workers, log_level)
     check(config)
     check_certificate(config, path)
     build(config, path=path).close()
     tell(findings(planned(config)), config.gateway.self_check)
-    loaded = partial(_load, path, bind, threads, config)
+    loaded = partial(_load, path, bind, threads, log_level, config)
     _server(config, path, reload).serve(target_loader=loaded, wrap_loader=False)
 
 
@@ -141,6 +146,7 @@ def _server(config: Config, path: str, reload: bool) -> Granian:
         uds=Path(place.removeprefix("unix:")) if place.startswith("unix:") else None,
         interface=Interfaces.WSGI,
         workers=gateway.workers or process.processors(),
+        log_level=LogLevels(gateway.log_level or "info"),
         blocking_threads=gateway.threads,
         backpressure=1024,
         http1_settings=HTTP1Settings(
@@ -164,16 +170,24 @@ def _built(config: Config) -> WSGIApplication:
         return _started(build(config))
 
 
-def _load(path: str, bind: str | None, threads: int | None, before: Config) -> WSGIApplication:
+def _load(
+    path: str, bind: str | None, threads: int | None, log_level: str | None, before: Config
+) -> WSGIApplication:
     """Return what a new worker serves: the file as it is now, or as it was *before*."""
     with heeding():
         try:
-            config = _told(load(path), bind, threads)
+            config = _told(load(path), bind, threads, None, log_level)
             check(config)
             gateway = build(config, path=path)
         except (ConfigError, ValueError) as error:
-            log.error("The changed file is refused, the old gateway goes on:\n%s", error)
+            set_up(before.gateway.log_level)
+            log.error("Reload rejected; the previous configuration stays active:\n%s", error)
             gateway = build(before, path=path)
+        else:
+            told = replace(config.gateway, workers=before.gateway.workers)
+            if replace(config, gateway=told) != before:
+                set_up(config.gateway.log_level)
+                log.info("This worker serves a newer configuration, reloaded from %s", path)
         return _started(gateway)
 
 
@@ -187,7 +201,11 @@ def _started(gateway: Gateway) -> WSGIApplication:
 
 
 def _told(
-    config: Config, bind: str | None, threads: int | None, workers: int | None = None
+    config: Config,
+    bind: str | None,
+    threads: int | None,
+    workers: int | None = None,
+    log_level: str | None = None,
 ) -> Config:
     """Return *config* with what was told beside the file."""
     gateway = config.gateway
@@ -196,5 +214,6 @@ def _told(
         bind=bind or gateway.bind,
         threads=threads or gateway.threads,
         workers=workers or gateway.workers,
+        log_level=log_level or gateway.log_level,
     )
     return replace(config, gateway=gateway)

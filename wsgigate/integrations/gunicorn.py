@@ -30,6 +30,7 @@ from wsgigate.config.model import Config
 from wsgigate.config.model import Gateway as Table
 from wsgigate.gateway import Gateway
 from wsgigate.integrations.self_check import facts_of_gunicorn
+from wsgigate.log_level import adopt
 from wsgigate.rules.serving import ServerFacts
 
 __all__ = ["application", "planned", "serve", "serve_config", "settings"]
@@ -63,6 +64,7 @@ def settings(
     - ``header_map = "refuse"``: ``X_User_Id`` would be read as ``X-User-Id``.
     - ``certfile``, ``keyfile`` and ``http_protocols`` are set where the file has ``gateway.tls``.
     - ``worker_connections`` grow with the threads: gunicorn's 1000 would be less than many threads.
+    - ``loglevel`` is the file's ``gateway.log_level``; the gateway's own records follow it.
     - ``pre_request`` makes one field of several ``Cookie`` fields, which gunicorn would join with a
       comma: that is part of a cookie's value.
 
@@ -115,6 +117,7 @@ def _settings(config: Config, path: str = "") -> dict[str, Any]:
         "preload_app": False,
         "control_socket_disable": True,
         "accesslog": None,
+        "loglevel": gateway.log_level or "info",
         "pre_request": _one_cookie_field,
         "post_worker_init": _worker_started,
         "worker_exit": _worker_stopped,
@@ -151,6 +154,7 @@ def serve(
     bind: str | None = None,
     workers: int | None = None,
     threads: int | None = None,
+    log_level: str | None = None,
     reload: bool = False,
 ) -> None:
     """Run the gateway that the file at *path* describes, until a signal ends it.
@@ -158,10 +162,12 @@ def serve(
     :param bind: ``HOST:PORT`` or ``unix:PATH``, instead of the file's.
     :param workers: Processes, instead of the file's.
     :param threads: Threads a process, instead of the file's.
+    :param log_level: ``debug``, ``info``, ``warning``, ``error`` or ``critical``, instead of the
+        file's.
     :param reload: Restart workers when the file or the code they loaded changes; for development.
     :raises SystemExit: The server has ended, or could not start.
     """
-    given = {"workers": workers, "threads": threads}
+    given = {"workers": workers, "threads": threads, "loglevel": log_level}
     chosen = {name: value for name, value in given.items() if value is not None}
     _Server(path, bind, chosen, reload).run()
 
@@ -219,12 +225,14 @@ def _read(path: str, bind: str | None, threads: int | None = None) -> Config:
     except ConfigError as error:
         failure = str(error)
     if not failure:
+        if _good is not None:
+            log.info("Configuration reloaded from %s", path)
         _good = _Good(path, config)
         return config
     if _good is None:
         print(failure, file=sys.stderr)
         raise SystemExit(2)
-    log.error("The changed file is refused, the old gateway goes on:\n%s", failure)
+    log.error("Reload rejected; the previous configuration stays active:\n%s", failure)
     return _good.config
 
 
@@ -252,10 +260,7 @@ def _one_cookie_field(_worker: Any, request: Any) -> None:
 
 
 def _worker_started(worker: Any) -> None:
-    own = logging.getLogger("wsgigate")
-    if not own.handlers:  # what the gateway has to say looks like what its server says
-        own.handlers = log.handlers
-        own.propagate = False
+    adopt(log.handlers, worker.cfg.loglevel)
     gateway = worker.wsgi
     if isinstance(gateway, Gateway):
         gateway.start()

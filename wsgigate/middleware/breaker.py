@@ -95,7 +95,7 @@ class Breaker:
             start = timed
 
         def done(response: Observed) -> None:
-            permit.done(self._outcome(response, environ), took=took)
+            permit.done(self._outcome(response, environ), took=took, why=_why(response))
 
         return observe(self.app, environ, start, done)
 
@@ -128,3 +128,10 @@ class Breaker:
             headers=(("Retry-After", retry_after(wait)),),
         )
         return self._refuse(problem)(environ, start_response)
+
+
+def _why(response: Observed) -> str:
+    """Return what a response that failed looked like, for those who ask why the circuit opened."""
+    if response.error is not None:
+        return type(response.error).__name__
+    return f"status {response.status[:3]}" if response.status[:1] == "5" else ""

@@ -132,7 +132,7 @@ class Asker:
             outcome = outcome_of(response.status_code, resilience.failures)
             if pool.timed:
                 pool.answered(hold.member, took, outcome is Outcome.FAILED)
-            hold.answered(outcome, took)
+            hold.answered(outcome, took, response.status_code)
             return response, request
         except Unanswered as error:
             if pool.timed:

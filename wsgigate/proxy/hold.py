@@ -12,10 +12,10 @@ from wsgigate.proxy.bulkhead import Place
 from wsgigate.proxy.departure import ClientLeft
 from wsgigate.proxy.faults import BrokenResponse, PoolFull
 from wsgigate.proxy.pool import Lease
-from wsgigate.proxy.response import BadResponse, UpstreamCut, was_refused
+from wsgigate.proxy.response import BadResponse, UpstreamCut, problem_of, was_refused
 from wsgigate.rules.circuit import Outcome
 
-__all__ = ["UNSENDABLE", "Hold", "had_begun", "nothing_sent", "outcome_of_error"]
+__all__ = ["UNSENDABLE", "Hold", "failure_of", "had_begun", "nothing_sent", "outcome_of_error"]
 
 UNSENDABLE = (InvalidHeader, InvalidURL)
 """What is wrong with a request that can not be sent to anybody."""
@@ -31,7 +31,7 @@ class Hold:
     :ivar member: What the pool knows it by.
     """
 
-    __slots__ = ("_lease", "_outcome", "_permit", "_took", "instance", "member")
+    __slots__ = ("_lease", "_outcome", "_permit", "_status", "_took", "instance", "member")
 
     def __init__(self, lease: Lease, permit: Permit | None) -> None:
         self.instance = lease.instance
@@ -39,6 +39,7 @@ class Hold:
         self._lease = lease
         self._permit = permit
         self._outcome = Outcome.IGNORED
+        self._status = 0
         self._took = 0.0
 
     def keep(self, place: Place) -> None:
@@ -49,16 +50,18 @@ class Hold:
         """Take note that the response which counts has begun."""
         self._lease.began()
 
-    def answered(self, outcome: Outcome, took: float) -> None:
+    def answered(self, outcome: Outcome, took: float, status: int = 0) -> None:
         """Take note that an answer has begun.
 
         :param took: Seconds until it did.
+        :param status: Its status code.
         """
         self._outcome = outcome
         self._took = took
+        self._status = status
         permit = self._permit
         if permit is not None and (outcome is not Outcome.OK or permit.probe):
-            permit.done(outcome, took=took)
+            permit.done(outcome, took=took, why=self._why(None, outcome))
 
     def release(self, error: Exception | None = None) -> None:
         """Take note that the request has ended; to say so again does nothing.
@@ -66,10 +69,17 @@ class Hold:
         :param error: What ended it, if it is not that it was served.
         """
         outcome = self._outcome if error is None else outcome_of_error(error)
-        self._lease.end(outcome)
+        why = self._why(error, outcome)
+        self._lease.end(outcome, why)
         permit = self._permit
         if permit is not None:
-            permit.done(outcome, took=self._took)
+            permit.done(outcome, took=self._took, why=why)
+
+    def _why(self, error: Exception | None, outcome: Outcome) -> str:
+        """Return what failed, in words that name no host; empty if nothing did."""
+        if outcome is Outcome.FAILED or outcome is Outcome.UNREACHABLE:
+            return f"status {self._status}" if error is None else failure_of(error)
+        return ""
 
 
 def outcome_of_error(error: Exception) -> Outcome:
@@ -81,6 +91,13 @@ def outcome_of_error(error: Exception) -> Outcome:
     if nothing_sent(error):
         return Outcome.UNREACHABLE
     return Outcome.FAILED
+
+
+def failure_of(error: Exception) -> str:
+    """Return in the words that clients get what went wrong with an instance."""
+    if isinstance(error, UpstreamCut):
+        return "Response cut"
+    return str(problem_of(error).extensions.get("error", "Invalid response"))
 
 
 def nothing_sent(error: BaseException) -> bool:

@@ -14,6 +14,7 @@ from wsgigate.discovery import Instance
 from wsgigate.proxy.bulkhead import Place
 from wsgigate.proxy.member import Member
 from wsgigate.proxy.stickiness import Stickiness
+from wsgigate.repeated import Changes
 from wsgigate.rules.balance import Policy, policy_of
 from wsgigate.rules.balance.available import Standing, available, slow_start
 from wsgigate.rules.balance.tiers import Tiers
@@ -54,13 +55,16 @@ class Lease:
         if pool is not None:
             pool._release(self)
 
-    def end(self, outcome: Outcome) -> None:
-        """Take note that the request has ended, and of what that tells of the instance."""
+    def end(self, outcome: Outcome, why: str = "") -> None:
+        """Take note that the request has ended, and of what that tells of the instance.
+
+        :param why: Of a failure, what went wrong.
+        """
         pool, self._pool = self._pool, None
         if pool is not None:
             pool._release(self)
             if pool.judges:
-                pool.report(self.member, outcome)
+                pool.report(self.member, outcome, why)
 
 
 class Pool:
@@ -130,6 +134,8 @@ class Pool:
         self._lock = threading.Lock()
         self._members = {instance.url: Member(instance) for instance in instances}
         self._stuck: dict[str, Member] = {}
+        self._changes = Changes(_log)
+        self._returned: list[Member] = []  # no longer ejected, and not logged yet
         self._picked: list[Member] = []
         self._renew_at = math.inf
         self._watches = self.timed  # whether a pick needs to know the time
@@ -167,6 +173,8 @@ class Pool:
             if healthy:
                 self._outliers.restore(url, now)
             self._renew()
+        if self._returned:
+            self._log_returned()
 
     def renew(self, instances: Sequence[Instance]) -> tuple[Instance, ...]:
         """Replace the instances; return those that are gone.
@@ -216,6 +224,8 @@ class Pool:
                     return None
                 member = self._policy.pick(key, avoid, now)
             member.in_flight += 1
+        if self._returned:
+            self._log_returned()
         return Lease(self, member)
 
     def answered(self, member: Member, seconds: float, failed: bool) -> None:
@@ -225,28 +235,55 @@ class Pool:
             if self._members.get(member.name) is member:  # else it is gone
                 self._policy.answered(member, seconds, now, failed)
 
-    def report(self, member: Member, outcome: Outcome) -> None:
-        """Take note of how a request to *member* ended."""
+    def report(self, member: Member, outcome: Outcome, why: str = "") -> None:
+        """Take note of how a request to *member* ended.
+
+        :param why: Of a failure, what went wrong.
+        """
         now = self._clock()
         with self._lock:
             members = self._members
             if members.get(member.name) is not member:
                 return  # it is gone
-            ejection = self._outliers.report(member.name, outcome, now)
+            ejection = self._outliers.report(member.name, outcome, now, why)
             names = [] if ejection is None else [member.name]
             if now >= self._sweep_at:
                 self._sweep_at = now + _SWEEP
                 names += self._outliers.sweep(now)
             if names:
                 self._renew()
-        for name in names:
-            address = members[name].instance.address
-            _log.warning("%s of %r fails and is left out for a while", address, self.service)
+            ejections = [(members[name], self._outliers.ejection(name)) for name in names]
+        for each, (until, _, _, reason) in ejections:
+            self._changes.log(
+                logging.WARNING,
+                each.name,
+                "Instance %s of %r is ejected for %.0f s: %s",
+                *(each.instance.address, self.service, until - now, reason),
+            )
+        if self._returned:
+            self._log_returned()
+        elif self._changes.due < math.inf:
+            self._changes.flush()
 
     def ejected(self) -> list[str]:
         """Return the URLs of the instances that are left out because they fail."""
         with self._lock:
             return sorted(self._outliers.ejected(self._clock()))
+
+    def ejections(self) -> dict[str, tuple[float, float, str]]:
+        """Return by URL the instances that this worker leaves out because they fail.
+
+        :returns: For how many seconds each has been left out, for how many more it will be, and
+            why, in words that name no host.
+        """
+        with self._lock:
+            now = self._clock()
+            left_out = sorted(self._outliers.ejected(now))
+            found = {name: self._outliers.ejection(name) for name in left_out}
+        return {
+            name: (max(0.0, now - each.since), max(0.0, each.until - now), each.why)
+            for name, each in found.items()
+        }
 
     def in_flight(self) -> dict[str, int]:
         """Return by URL how many of this worker's requests each instance is serving."""
@@ -258,6 +295,18 @@ class Pool:
         if lease.place is not None:
             lease.place.leave()
 
+    def _log_returned(self) -> None:
+        """Log whose ejection is over; never with the lock held, as writing may take a while."""
+        with self._lock:
+            returned, self._returned = self._returned, []
+        for member in returned:
+            self._changes.log(
+                logging.INFO,
+                member.name,
+                "Instance %s of %r is back in rotation after its ejection",
+                *(member.instance.address, self.service),
+            )
+
     def _renew(self) -> None:
         """Work out who is to be picked from now on."""
         now, window = self._clock(), self._slow_start
@@ -266,6 +315,7 @@ class Pool:
         for member in members:
             if member.ejected and member.name not in ejected:
                 member.well_since = now
+                self._returned.append(member)
             member.ejected = member.name in ejected
         standings = [
             Standing(m.healthy and not m.ejected, m.instance.weight, m.instance.tier)

@@ -95,6 +95,8 @@ class Verdict(NamedTuple):
     :ivar trips: How many times in a row it has opened.
     :ivar taken: Probes on their way or passed.
     :ivar passed: Probes passed.
+    :ivar since: When it came to this state; 0 before its first step.
+    :ivar why: What brought it there, in words that name no host.
     """
 
     state: State = State.CLOSED
@@ -103,42 +105,62 @@ class Verdict(NamedTuple):
     trips: int = 0
     taken: int = 0
     passed: int = 0
+    since: float = 0.0
+    why: str = ""
 
 
 def move(
-    verdict: Verdict, event: Event, now: float, rules: CircuitRules, chance: float = 0.0
+    verdict: Verdict,
+    event: Event,
+    now: float,
+    rules: CircuitRules,
+    chance: float = 0.0,
+    why: str = "",
 ) -> Verdict:
     """Return the verdict after *event*.
 
     :param chance: A number in [0, 1), for the open time.
+    :param why: More on *event*, for people.
     :raises ValueError: Nothing of the kind happens in this state.
     """
     state = TRANSITIONS.get((verdict.state, event))
     if state is None:
         raise ValueError(f"{event.name} does not happen to a circuit that is {verdict.state.name}")
     generation = verdict.generation + 1
+    since = verdict.since if state is verdict.state else now
+    if event is Event.TRIPPED:
+        why = why or event.value
+    else:
+        why = f"{event.value}: {why}" if why else event.value
+    made = Verdict(state, generation, now, since=since, why=why[:LONGEST_WHY])
     if state is State.HALF_OPEN:
-        return Verdict(state, generation, now + rules.probe_timeout, verdict.trips)
+        return made._replace(until=now + rules.probe_timeout, trips=verdict.trips)
     if state is State.OPEN:
         again = event is Event.PROBE_FAILED or now < verdict.until
         trips = min(verdict.trips + 1, MOST_TRIPS) if again else 1
-        return Verdict(state, generation, now + rules.open_time(trips, chance), trips)
+        return made._replace(until=now + rules.open_time(trips, chance), trips=trips)
     if event is Event.RESET:
-        return Verdict(state, generation, now)
-    return Verdict(state, generation, now + rules.longest, verdict.trips)
+        return made
+    return made._replace(until=now + rules.longest, trips=verdict.trips)
 
 
 def trip(
-    verdict: Verdict, generation: int, now: float, rules: CircuitRules, chance: float = 0.0
+    verdict: Verdict,
+    generation: int,
+    now: float,
+    rules: CircuitRules,
+    chance: float = 0.0,
+    why: str = "",
 ) -> Verdict:
     """Return the verdict after a worker has seen enough failures.
 
     :param generation: That in which it saw them: in another one, nothing happens.
     :param chance: A number in [0, 1).
+    :param why: What it has seen.
     """
     if verdict.state is not State.CLOSED or verdict.generation != generation:
         return verdict
-    return move(verdict, Event.TRIPPED, now, rules, chance)
+    return move(verdict, Event.TRIPPED, now, rules, chance, why)
 
 
 def ask(verdict: Verdict, now: float, rules: CircuitRules) -> tuple[Verdict, float]:
@@ -169,17 +191,20 @@ def tell(
     *,
     slow: bool = False,
     chance: float = 0.0,
+    why: str = "",
 ) -> Verdict:
     """Return the verdict after a probe has ended.
 
     :param generation: That in which it was let pass: of an older one, nothing is heard.
     :param slow: Whether it took longer than it may: then it failed.
     :param chance: A number in [0, 1).
+    :param why: Why it failed, if it did.
     """
     if verdict.state is not State.HALF_OPEN or verdict.generation != generation:
         return verdict
     if outcome in _BAD or (slow and outcome is Outcome.OK):
-        return move(verdict, Event.PROBE_FAILED, now, rules, chance)
+        why = "it took too long" if slow and outcome is Outcome.OK else why
+        return move(verdict, Event.PROBE_FAILED, now, rules, chance, why)
     if outcome is Outcome.IGNORED:
         return verdict._replace(taken=max(verdict.passed, verdict.taken - 1))
     if verdict.passed + 1 >= rules.probes:
@@ -189,13 +214,17 @@ def tell(
 
 _STATES = tuple(State)
 _PACKED = struct.Struct(">cBQdHHH")
+_SINCE = struct.Struct(">d")
 _TAG = b"c"
+LONGEST_WHY = 160
+"""Characters of a reason that are kept."""
 
 
 def pack(verdict: Verdict) -> bytes:
     """Return *verdict* as it is shared with other workers."""
-    state, *numbers = verdict
-    return _PACKED.pack(_TAG, _STATES.index(state), *numbers)
+    state, *numbers, since, why = verdict
+    head = _PACKED.pack(_TAG, _STATES.index(state), *numbers)
+    return head + _SINCE.pack(since) + why.encode("utf-8", "replace")
 
 
 def unpack(raw: bytes | None, now: float, rules: CircuitRules) -> Verdict:
@@ -205,15 +234,21 @@ def unpack(raw: bytes | None, now: float, rules: CircuitRules) -> Verdict:
 
     :param now: The time of the store it was read from.
     """
-    if raw is None or len(raw) != _PACKED.size:
+    if raw is None or not _PACKED.size <= len(raw) <= _PACKED.size + 8 + 4 * LONGEST_WHY:
         return Verdict()
-    tag, state, generation, until, trips, taken, passed = _PACKED.unpack(raw)
+    tag, state, generation, until, trips, taken, passed = _PACKED.unpack_from(raw)
     if tag != _TAG or state >= len(_STATES) or not math.isfinite(until):
         return Verdict()
     taken = min(taken, rules.probes)
     passed = min(passed, taken)
     trips = min(trips, MOST_TRIPS)
-    return bounded(Verdict(_STATES[state], generation, until, trips, taken, passed), now, rules)
+    since, why = 0.0, ""
+    if len(raw) >= _PACKED.size + _SINCE.size:  # else an earlier release has written it
+        [since] = _SINCE.unpack_from(raw, _PACKED.size)
+        since = since if math.isfinite(since) else 0.0
+        why = raw[_PACKED.size + _SINCE.size :].decode("utf-8", "replace")
+    verdict = Verdict(_STATES[state], generation, until, trips, taken, passed, since, why)
+    return bounded(verdict, now, rules)
 
 
 def bounded(verdict: Verdict, now: float, rules: CircuitRules) -> Verdict:

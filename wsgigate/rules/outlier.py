@@ -82,17 +82,22 @@ class Ejection(NamedTuple):
 
     :ivar until: The moment; in the past for one that is back.
     :ivar times: How many times that count.
+    :ivar since: Since when.
+    :ivar why: What it did, in words that name no host.
     """
 
     until: float = 0.0
     times: int = 0
+    since: float = 0.0
+    why: str = ""
 
-    def again(self, now: float, rules: OutlierRules) -> Ejection:
+    def again(self, now: float, rules: OutlierRules, why: str = "") -> Ejection:
         """Return the ejection that follows at *now*."""
         well = max(0.0, now - self.until)
         times = max(0, self.times - int(min(well / rules.eject_for, _MOST_TIMES)))
         times = min(times + 1, _MOST_TIMES)
-        return Ejection(now + min(rules.eject_for * times, rules.eject_at_most), times)
+        until = now + min(rules.eject_for * times, rules.eject_at_most)
+        return Ejection(until, times, now, why)
 
 
 class _Record:
@@ -128,8 +133,12 @@ class Outliers:
             name: ejection for name, ejection in self._ejections.items() if name in self._records
         }
 
-    def report(self, name: str, outcome: Outcome, now: float) -> Ejection | None:
+    def report(
+        self, name: str, outcome: Outcome, now: float, why: str = ""
+    ) -> Ejection | None:
         """Take note of how a request to *name* ended; return its ejection if it is one.
+
+        :param why: Of a failure, what went wrong.
 
         What a client got wrong (4xx) and what tells nothing of the instance counts nowhere.
         """
@@ -145,7 +154,8 @@ class Outliers:
         most = self._rules.consecutive_failures
         if most is None or record.in_a_row < most:
             return None
-        return self._eject(name, now)
+        reason = f"{record.in_a_row} {'failure' if record.in_a_row == 1 else 'failures'} in a row"
+        return self._eject(name, now, f"{reason}, the last: {why}" if why else reason)
 
     def sweep(self, now: float) -> list[str]:
         """Judge by success rates, once in an interval; return who is left out for that."""
@@ -155,7 +165,12 @@ class Outliers:
         if not self._rules.success_rate:
             return []
         low = low_success(counts, self._rules)
-        return [name for name in low if self._eject(name, now) is not None]
+
+        def why(name: str) -> str:
+            asked, answered = counts[name]
+            return f"{answered} of {asked} requests succeeded, markedly fewer than with the others"
+
+        return [name for name in low if self._eject(name, now, why(name)) is not None]
 
     def ejected(self, now: float) -> frozenset[str]:
         """Return who is left out at *now*."""
@@ -167,17 +182,21 @@ class Outliers:
         """Take *name* back at once: an active check has found it well again after it was ill."""
         ejection = self._ejections.get(name)
         if ejection is not None and ejection.until > now:
-            self._ejections[name] = Ejection(now, ejection.times)
+            self._ejections[name] = ejection._replace(until=now)
             self.returns = now
 
-    def _eject(self, name: str, now: float) -> Ejection | None:
+    def ejection(self, name: str) -> Ejection:
+        """Return the last ejection of *name*; of one that was never ejected, an empty one."""
+        return self._ejections.get(name, Ejection())
+
+    def _eject(self, name: str, now: float, why: str) -> Ejection | None:
         before = self._ejections.get(name, Ejection())
         if before.until > now:
             return None  # the end of a request from before
         if len(self.ejected(now)) >= self._rules.most(len(self._records)):
             return None  # it may be its turn when another one is back
         self._records[name].in_a_row = 0
-        self._ejections[name] = ejection = before.again(now, self._rules)
+        self._ejections[name] = ejection = before.again(now, self._rules, why)
         self.returns = min(self.returns, ejection.until)
         return ejection
 

@@ -40,10 +40,11 @@ class Tally:
         self._in_a_row = self._unreachable = 0
         self._window.clear()
 
-    def add(self, outcome: Outcome, now: float, *, slow: bool = False) -> bool:
-        """Take note of a call that ended at *now*; return whether the circuit is to open.
+    def add(self, outcome: Outcome, now: float, *, slow: bool = False) -> str:
+        """Take note of a call that ended at *now*; return why the circuit is to open.
 
         :param slow: Whether it took longer than it may.
+        :returns: The reason in words; empty when the circuit is to stay as it is.
         """
         rules = self._rules
         if outcome is Outcome.OK:
@@ -51,23 +52,30 @@ class Tally:
             self.failures = 0
             self._in_a_row = self._unreachable = 0
             self._window.add(now, False, slow)
-            return slow and self._share(self._window.slow, rules.slow_rate)
+            return self._why_slow() if slow else ""
         if outcome is Outcome.REFUSED or outcome is Outcome.IGNORED:
-            return False
+            return ""
         self.failures += 1
         self.last_failure = now
         self._in_a_row += 1
         self._unreachable = self._unreachable + 1 if outcome is Outcome.UNREACHABLE else 0
         window = self._window
         window.add(now, True, slow)
+        if rules.connect_failures is not None and self._unreachable >= rules.connect_failures:
+            return f"{_times(self._unreachable, 'connection failure')} in a row"
+        if rules.consecutive_failures is not None and self._in_a_row >= rules.consecutive_failures:
+            return f"{_times(self._in_a_row, 'failure')} in a row"
+        if self._share(window.failed, rules.failure_rate):
+            return f"{window.failed} of {window.calls} calls failed within {rules.window:g} s"
+        return self._why_slow() if slow else ""
+
+    def _why_slow(self) -> str:
+        rules, window = self._rules, self._window
+        if not self._share(window.slow, rules.slow_rate):
+            return ""
         return (
-            (
-                rules.consecutive_failures is not None
-                and self._in_a_row >= rules.consecutive_failures
-            )
-            or (rules.connect_failures is not None and self._unreachable >= rules.connect_failures)
-            or self._share(window.failed, rules.failure_rate)
-            or (slow and self._share(window.slow, rules.slow_rate))
+            f"{window.slow} of {window.calls} calls took longer than {rules.slow_after:g} s "
+            f"within {rules.window:g} s"
         )
 
     def forget(self) -> None:
@@ -79,3 +87,7 @@ class Tally:
     def _share(self, some: int, share: float | None) -> bool:
         calls = self._window.calls
         return share is not None and calls >= self._rules.minimum_calls and some >= share * calls
+
+
+def _times(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
