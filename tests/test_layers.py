@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "bodies": GROUND | {"rules"},
     "store": {"rules", "store"},
     "denylist": {"rules", "store"},
-    "maintenance": {"rules", "store"},
+    "maintenance": {"repeated", "rules", "store"},
     "circuits": {"repeated", "rules", "store", "circuits"},
     "middleware": GROUND | {"rules", "store", "circuits", "denylist", "maintenance"},
     "discovery": GROUND | {"rules", "bodies", "store", "discovery"},

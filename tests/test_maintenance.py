@@ -101,7 +101,12 @@ def test_while_the_store_fails_what_was_known_holds(
             clock.advance(1)
             assert switch.notice(["gateway"]) is not None
     assert switch.store_errors == 3
-    assert caplog.text.count("can not be read") == 1
+    assert caplog.text.count("cannot be read") == 1
+    store.fails = False
+    clock.advance(1)
+    switch.look()
+    assert caplog.messages[-1] == "What is out of service can be read again, after 3 s"
+    store.fails = True
     with pytest.raises(StoreError):
         switch.off("gateway")
     with pytest.raises(StoreError):
@@ -114,6 +119,33 @@ def test_a_worker_that_never_knew_takes_all_to_be_in_service(
     switch = MaintenanceSwitch(BrokenStore(), clock=clock)
     assert switch.notice(["gateway"]) is None
     assert switch.store_errors == 1
+
+
+def test_what_goes_out_of_service_and_comes_back_is_logged_and_by_one_worker(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MemoryStore(clock=clock)
+    one = MaintenanceSwitch(store, clock=clock)
+    other = MaintenanceSwitch(store, clock=clock, speaks=lambda: False)
+    operator = MaintenanceSwitch(store, clock=clock)  # the command line's, in another process
+    with caplog.at_level(logging.INFO, "wsgigate.maintenance"):
+        operator.on("gateway", lasts=60, message="Back at noon.")
+        operator.on("service:orders")
+        for worker in (one, other, one, other):
+            worker.look()
+        clock.advance(61)
+        one.look()
+        operator.off("service:orders")
+        clock.advance(1)
+        one.look()
+    assert sorted(caplog.messages[:2]) == [
+        "gateway is out of service for maintenance for 60 s: Back at noon.",
+        "service:orders is out of service for maintenance",
+    ]
+    assert caplog.messages[2:] == [
+        "gateway is back in service",
+        "service:orders is back in service",
+    ]
 
 
 def test_settings_that_can_not_be() -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+from wsgigate.repeated import Changes, Trouble, one_line
 from wsgigate.rules.maintenance import LONGEST, Notice, noticed, read, switched
 from wsgigate.store import Store, StoreError, update
 from wsgigate.store.opened import OpenedStore
@@ -14,9 +15,6 @@ from wsgigate.store.opened import OpenedStore
 __all__ = ["MaintenanceSwitch"]
 
 LOG = logging.getLogger("wsgigate.maintenance")
-
-COMPLAIN = 60.0
-"""Seconds for which the same trouble is logged once."""
 
 
 class _Known(NamedTuple):
@@ -35,6 +33,8 @@ class MaintenanceSwitch:
     :param store: What the workers share: a store, or the URL of one.
     :param name: Whose it is: gateways of one store that have the same name share it.
     :param staleness: For how many seconds it is believed, 0 to 1.
+    :param speaks: Whether this worker logs what every worker sees: what goes out of service and
+        what is back, also where its time has run out.
     :param clock: Tells seconds that only go forward.
     :ivar store_errors: How often the store failed.
     :raises ValueError: One of the settings is wrong; says which.
@@ -48,6 +48,7 @@ class MaintenanceSwitch:
         *,
         name: str = "gateway",
         staleness: float = 0.5,
+        speaks: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not isinstance(staleness, (int, float)) or not 0 <= staleness <= 1:
@@ -60,7 +61,12 @@ class MaintenanceSwitch:
         self._staleness = staleness
         self._clock = clock
         self._known: _Known | None = None
-        self._complained = float("-inf")
+        self._speaks = speaks
+        self._seen: dict[str, Notice] = {}
+        self._changes = Changes(LOG, clock=clock)
+        self._trouble = Trouble(
+            LOG, "What is out of service can be read again, after %.0f s", clock=clock
+        )
 
     def on(self, scope: str, *, lasts: float | None = None, message: str = "") -> None:
         """Take *scope* out of service.
@@ -108,6 +114,13 @@ class MaintenanceSwitch:
             return None
         return found, 0.0 if found.until is None else found.until - there
 
+    def look(self) -> None:
+        """Read what is out of service if that is due, and log what has changed.
+
+        For a worker without requests: with them, :meth:`notice` does that.
+        """
+        self.notice(())
+
     def close(self) -> None:
         """Close the store, if it is the switch's own and not one it was given."""
         self._opened.close()
@@ -117,11 +130,32 @@ class MaintenanceSwitch:
             value, there = self._opened.get(self._key)
         except StoreError as error:
             self.store_errors += 1
-            if now - self._complained >= COMPLAIN:
-                self._complained = now
-                LOG.error("What is out of service can not be read: %s", error)
+            self._trouble.failed("What is out of service cannot be read: %s", error)
             return _Known({}, now, 0.0) if known is None else known._replace(read=now)
-        return _Known(read(value), now, there - now)
+        self._trouble.ended()
+        notices = read(value)
+        if notices or self._seen:
+            self._log_changes(notices, there)
+        return _Known(notices, now, there - now)
+
+    def _log_changes(self, notices: Mapping[str, Notice], now: float) -> None:
+        """Log what is out of service at *now* and was not before, and the other way round."""
+        active = {scope: one for scope, one in notices.items() if noticed(notices, [scope], now)}
+        before, self._seen = self._seen, active
+        if active == before or not self._speaks():
+            return
+        for scope in active.keys() - before.keys():
+            until, message = active[scope].until, active[scope].message
+            self._changes.log(
+                logging.WARNING,
+                scope,
+                "%s is out of service for maintenance%s%s",
+                one_line(scope),
+                "" if until is None else f" for {max(0.0, until - now):.0f} s",
+                f": {one_line(message)}" if message else "",
+            )
+        for scope in before.keys() - active.keys():
+            self._changes.log(logging.WARNING, scope, "%s is back in service", one_line(scope))
 
     def _switch(self, scope: str, on: bool, lasts: float | None, message: str) -> None:
         def change(old: bytes | None, now: float) -> tuple[bytes | None, float, None]:

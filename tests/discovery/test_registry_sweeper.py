@@ -136,8 +136,11 @@ def test_when_most_fall_silent_most_are_kept(
         fleet.run(88)
     assert len(fleet.seen()) == 40
     assert registry.discover("users").preserving
-    assert [record.message for record in caplog.records] == [
-        "40 of 40 instances are silent: most are kept, as it may be the network's fault"
+    told = [record.message for record in caplog.records]
+    assert told[0] == "00 of users is unhealthy: no heartbeat for 31 s"
+    assert told[20:] == [
+        "20 more instances are unhealthy: no heartbeat",
+        "40 of 40 instances are silent: most are kept, as it may be the network's fault",
     ]
     fleet.run(30)
     assert len(fleet.seen()) == 34  # 15 % a minute
@@ -395,3 +398,30 @@ def test_a_thread_of_each_process_looks_after_leases(tmp_path: Path) -> None:
     assert not registry._sweeper._thread.alive
     registry.stop()
     store.close()
+
+
+def test_the_log_tells_what_comes_and_goes_once_of_all_workers(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = fleet.worker().registry, fleet.worker().registry
+    with caplog.at_level(logging.INFO, "wsgigate.registry"):
+        registered(one, "users/a", "users/b")
+        registered(other, "users/a")  # the same once more is no news
+        fleet.run(35, "users/b")
+        other.heartbeat("users", "a")
+        other.heartbeat("users", "a", Status.DRAINING)
+        fleet.run(100, "users/b")
+        one.deregister("users", "b")
+        other.deregister("users", "b")
+    told = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert [(level, text.partition(" at ")[0]) for level, text in told] == [
+        ("INFO", "a of users registered"),
+        ("INFO", "b of users registered"),
+        ("INFO", "This worker looks after the leases of the registry for all"),
+        ("WARNING", "a of users is unhealthy: no heartbeat for 31 s"),
+        ("INFO", "a of users sends heartbeats again, after 35 s of silence"),
+        ("INFO", "a of users is now DRAINING"),
+        ("WARNING", "a of users is unhealthy: no heartbeat for 31 s"),
+        ("WARNING", "a of users is removed: no heartbeat for 91 s"),
+        ("INFO", "b of users deregistered"),
+    ]

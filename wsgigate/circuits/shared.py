@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from logging import INFO, WARNING
 from collections.abc import Callable
+from logging import INFO, WARNING
 from typing import TypeVar
 
 from wsgigate.repeated import Changes, Trouble
@@ -191,6 +191,4 @@ class SharedVerdict:
         with self.lock:
             self.errors += 1
             self._down_until = now + self._interval
-        self._trouble.failed(
-            "Circuit %r is not shared with other workers: %s", self._name, error
-        )
+        self._trouble.failed("Circuit %r is not shared with other workers: %s", self._name, error)

@@ -29,6 +29,7 @@ from wsgigate.config.routes import Entry, Routes
 from wsgigate.config.services import Services
 from wsgigate.config.stack import Stacker, leading_loggers, policy_name
 from wsgigate.discovery.registry import Registry
+from wsgigate.discovery.speaker import Speaker
 from wsgigate.gateway import Gateway
 from wsgigate.integrations.self_check import checked_at_first_request
 from wsgigate.maintenance import MaintenanceSwitch
@@ -134,6 +135,7 @@ class _Builder:
         self._file = os.path.abspath(path) if path else ""
         self._folder = Path(self._file).parent if self._file else Path.cwd()
         self._store = self._open_store()
+        self._speaker = Speaker(self._store, f"log/{policy_name(config.gateway.name)}/")
         self._stacker = Stacker(config, self._store, self._folder, errors)
         self._identity = self._checked_identity()
         self._registry = self._made_registry()
@@ -146,12 +148,15 @@ class _Builder:
             folder=self._folder,
             errors=errors,
             registry=self._registry,
+            speaks=self._speaker.speaks,
         )
 
     def built(self) -> Built:
         gateway, services = self._config.gateway, self._services
         health = services.checker()
-        switch = MaintenanceSwitch(self._store, name=policy_name(gateway.name))
+        switch = MaintenanceSwitch(
+            self._store, name=policy_name(gateway.name), speaks=self._speaker.speaks
+        )
         ends = Ends(self._config, services, switch, self._folder, self._errors)
         routes = Routes(self._config, ends, self._stacker, self._errors)
         described = [entry.route for entry in routes.entries]
@@ -196,6 +201,7 @@ class _Builder:
                 *self._stacker.closing,
                 *ends.closing,
                 *(sessions.close for sessions in services.sessions.values()),
+                self._speaker.stop,
             ],
         )
         return Built(made, dispatcher, tuple(own), tuple(routes.entries))

@@ -59,6 +59,7 @@ class Services:
     :param folder: Where relative file names start.
     :param errors: Where it is told what can not be made.
     :param registry: The gateway's own registry, if it has one.
+    :param speaks: Whether this worker logs what every worker sees.
     """
 
     def __init__(
@@ -72,7 +73,9 @@ class Services:
         folder: Path,
         errors: Errors,
         registry: Registry | None = None,
+        speaks: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._speaks = speaks
         self.pools: dict[str, Pool] = {}
         self.checks: dict[str, HealthCheck] = {}
         self.sessions: dict[str, Sessions] = {}
@@ -166,6 +169,7 @@ class Services:
                 narrow=vouched.narrow,
                 forget=sessions.forget,
                 kept=kept,
+                speaks=self._speaks,
             )
         )
         return sessions

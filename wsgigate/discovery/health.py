@@ -146,7 +146,7 @@ class HealthChecker:
         try:
             if now >= self._lead_at:
                 self._lead_at = now + REFRESH
-                self._leading = self._lease.take()
+                self._lead(self._lease.take())
             if now >= self._read_at:
                 self._read_at = now + REFRESH
                 self._targets = self._results.targets()
@@ -155,7 +155,7 @@ class HealthChecker:
                     self._results.share(self._targets)
                 self._join()
         except StoreError as error:
-            self._leading = False
+            self._lead(False)
             self._lead_at = self._read_at = now + REFRESH
             self._part(error)
         if not (self._leading or self._alone):
@@ -167,6 +167,15 @@ class HealthChecker:
         for target, flight in due.checks:
             self._start_check(target, flight)
         self._next_at = due.next_at
+
+    def _lead(self, leading: bool) -> None:
+        if leading != self._leading:
+            self._leading = leading
+            LOG.info(
+                "This worker checks the health of instances for all"
+                if leading
+                else "This worker no longer checks the health of instances for all"
+            )
 
     def _part(self, error: StoreError) -> None:
         self._alone = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -15,6 +16,7 @@ from wsgigate.discovery.registry_layout import KEPT, Keys, version_in
 from wsgigate.discovery.registry_listing import Listing, Reader, filtered
 from wsgigate.discovery.registry_sweeper import Sweeper
 from wsgigate.discovery.registry_wait import Waiting
+from wsgigate.repeated import Changes
 from wsgigate.rules.registry import (
     Invalid,
     LeaseRules,
@@ -27,6 +29,8 @@ from wsgigate.rules.registry import (
 from wsgigate.store import Store, update
 
 __all__ = ["Full", "Invalid", "Listing", "Refused", "Registry"]
+
+LOG = logging.getLogger("wsgigate.registry")
 
 LONGEST_WAIT = 25.0
 """Seconds that anybody may wait for a change."""
@@ -79,7 +83,8 @@ class Registry:
         # what is written of an instance changes seldom, and is read at each heartbeat
         self._entry_of = lru_cache(maxsize=most_instances)(Registered.from_body)
         self._reader = Reader(store, self._keys, rules, most_services, self._entry_of)
-        self._sweeper = Sweeper(store, self._keys, rules, self._index)
+        self._changes = Changes(LOG)
+        self._sweeper = Sweeper(store, self._keys, rules, self._index, self._changes)
         self._waiting = Waiting(self.version)
         self.guard = TokenGuard(store, prefix=f"limit/tokens/{prefix}")
 
@@ -132,6 +137,9 @@ class Registry:
         if done.changed:
             self._index.publish(service, instance_id, done.action)
             self._waiting.tell(service)
+            what = "registered" if done.action is Action.ADDED else "registered anew"
+            place = (done.entry.host, done.entry.port)
+            self._log("%s of %s %s at %s:%d", instance_id, service, what, *place)
         return done.entry
 
     def deregister(self, service: str, instance_id: str) -> bool:
@@ -153,6 +161,7 @@ class Registry:
         if removed:
             self._index.remove(service, instance_id)
             self._waiting.tell(service)
+            self._log("%s of %s deregistered", instance_id, service)
         return removed
 
     def heartbeat(
@@ -195,6 +204,11 @@ class Registry:
         if silence > entry.unhealthy_after(self.rules):  # or it says something new of itself
             self._index.publish(service, instance_id, action)
             self._waiting.tell(service)
+            if silence < float("inf"):
+                again = "%s of %s sends heartbeats again, after %.0f s of silence"
+                self._log(again, instance_id, service, silence)
+            else:
+                self._log("%s of %s is now %s", instance_id, service, entry.status.value)
         return entry
 
     def discover(
@@ -276,6 +290,11 @@ class Registry:
         if service is not None and not _are_names(service):
             return 0
         return self._waiting.wait(service, version, min(max(timeout, 0.0), LONGEST_WAIT))
+
+    def _log(self, message: str, instance_id: str, service: str, *args: object) -> None:
+        """Log what became of an instance. Its names and its host were checked: no line ends."""
+        subject = f"{service}/{instance_id}"
+        self._changes.log(logging.INFO, subject, message, instance_id, service, *args)
 
     def _check_destination(self, host: str, port: int) -> None:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from wsgigate.discovery.registry_changes import Action
 from wsgigate.discovery.registry_index import Index
 from wsgigate.discovery.registry_layout import KEPT, Keys, Swept
 from wsgigate.discovery.registry_listing import ABSENCE
+from wsgigate.repeated import Changes, Trouble
 from wsgigate.rules.registry import (
     Evictions,
     LeaseRules,
@@ -36,6 +37,9 @@ PAUSE = 256
 
 SILENT_A_SECOND = 2_000
 """How many silent instances are looked at in a second, while they are kept."""
+
+NAMED = 20
+"""Instances that one round names in the log; of more it logs how many."""
 
 REMEMBERED = 3600.0
 """For how many seconds it is known that the registry was away."""
@@ -65,11 +69,20 @@ class Sweeper:
     become too old, which none does while all send heartbeats, so that is seldom.
     """
 
-    def __init__(self, store: Store, keys: Keys, rules: LeaseRules, index: Index) -> None:
+    def __init__(
+        self,
+        store: Store,
+        keys: Keys,
+        rules: LeaseRules,
+        index: Index,
+        changes: Changes | None = None,
+    ) -> None:
         self._store = store
         self._keys = keys
         self._rules = rules
         self._index = index
+        self._changes = Changes(LOG) if changes is None else changes
+        self._trouble = Trouble(LOG, "The store answers again: leases count, after %.0f s")
         self._lease = Lease(store, keys.leader)
         self._every = min(ROUND, rules.heartbeat / 2)
         self._begin_anew()
@@ -80,7 +93,7 @@ class Sweeper:
         self._due = float("-inf")
         self._last = float("-inf")
         self._silent: Set[tuple[str, str]] = frozenset()
-        self._failing = False
+        self._trouble.since = None
 
     def start(self) -> None:
         """Start this process's thread, unless it runs."""
@@ -98,12 +111,10 @@ class Sweeper:
             while not stopping.is_set():
                 try:
                     self.step()
-                    self._failing = False
+                    self._trouble.ended()
                 except StoreError as error:
                     self._leading = False
-                    if not self._failing:
-                        LOG.error("Leases rest while the store fails: %s", error)
-                    self._failing = True
+                    self._trouble.failed("No lease ends while the store fails: %s", error)
                 except Exception:
                     LOG.exception("A round of the registry failed")
                 stopping.wait(self._every)
@@ -118,7 +129,11 @@ class Sweeper:
 
         :raises StoreError: The store fails; nothing is lost.
         """
+        self._changes.flush()
         led, self._leading = self._leading, self._lease.take()
+        if led != self._leading:
+            what = "looks" if self._leading else "no longer looks"
+            LOG.info("This worker %s after the leases of the registry for all", what)
         if not self._leading:
             return
         raw, now = self._store.get(self._keys.swept)
@@ -141,7 +156,10 @@ class Sweeper:
         away = tuple(period for period in before.away if 0 <= now - period[1] < REMEMBERED)
         if now - before.at > ABSENCE:
             away += ((before.at, now),)
-            LOG.warning("Nobody looked after leases for %.0f s", now - before.at)
+            LOG.warning(
+                "The registry was away for %.0f s, which count as silence of no instance",
+                now - before.at,
+            )
         return before._replace(at=now, away=away)
 
     def _reconcile(self) -> None:
@@ -167,20 +185,23 @@ class Sweeper:
         preserving = is_preserving(
             len(silent) - len(gone) + recent, count - len(gone) + recent, rules
         )
-        for entry in gone:
-            if self._evict(entry):
-                LOG.info("%s of %s is gone: silent", entry.instance_id, entry.service)
+        evicted_now = [entry for entry in gone if self._evict(entry)]
+        self._log(evicted_now, now, "removed")
         for service, instance_id in found.lost:
             self._index.remove(service, instance_id)
         evicted = {(entry.service, entry.instance_id) for entry in gone}
-        for service in sorted({service for service, _ in silent.keys() - self._silent - evicted}):
+        newly = silent.keys() - self._silent - evicted
+        for service in sorted({service for service, _ in newly}):
             self._index.publish(service)
+        self._log([silent[key] for key in sorted(newly)], now, "unhealthy")
         if preserving and not swept.preserving:
             LOG.warning(
                 "%d of %d instances are silent: most are kept, as it may be the network's fault",
                 len(silent),
                 count,
             )
+        elif swept.preserving and not preserving:
+            LOG.warning("Few instances are silent by now: leases end as usual")
         self._silent = silent.keys() - evicted
         self._index.recount(total, count)
         self._last = now
@@ -193,6 +214,17 @@ class Sweeper:
         due = min([*waiting, found.oldest + rules.unhealthy_after])
         self._due = max(due, now + len(silent) / SILENT_A_SECOND)
         return swept._replace(evictions=Evictions(*state), preserving=preserving)
+
+    def _log(self, entries: Sequence[Registered], now: float, what: str) -> None:
+        for entry in entries[:NAMED]:
+            self._changes.log(
+                logging.WARNING,
+                f"{entry.service}/{entry.instance_id}",
+                "%s of %s is %s: no heartbeat for %.0f s",
+                *(entry.instance_id, entry.service, what, now - entry.last_heartbeat),
+            )
+        if len(entries) > NAMED:
+            LOG.warning("%d more instances are %s: no heartbeat", len(entries) - NAMED, what)
 
     def _found(self, swept: Swept, now: float) -> _Found:
         """Read all entries. Most are well, which the moment of their heartbeats tells."""

@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from hashlib import sha256
+from logging import INFO, WARNING
 from typing import NamedTuple, Protocol
 from urllib.parse import quote
 
 from wsgigate import process
 from wsgigate.discovery import Instance
 from wsgigate.discovery.lease import Lease
+from wsgigate.repeated import Changes, one_line
 from wsgigate.rules.health import Health, HealthCheck, Outcome, record
 from wsgigate.store import Store
 
@@ -99,6 +101,7 @@ class Results:
         self._lease = lease
         self._prefix = prefix
         self._known: dict[str, Known] = {}
+        self._changes = Changes(LOG, clock=clock)
         self._storing = threading.Lock()
         self._pid = process.pid
 
@@ -139,6 +142,7 @@ class Results:
 
         :raises StoreError: The store failed; nothing has changed.
         """
+        self._changes.flush()
         with self._storing:  # else what is read could replace what is written meanwhile
             # one by one: a store on the network would look through all its keys for a prefix
             found = {key: self._store.get(key)[0] for key in targets}
@@ -174,7 +178,7 @@ class Results:
             self._known[target.key] = Known(before.raw, health)
             self._own[target.key] = self._clock()
         self._pools[target.service].mark(target.instance.url, health.healthy)
-        _tell_changes(target, before.health, health)
+        self._log_change(target, before.health, health)
 
     def share(self, targets: Mapping[str, Target]) -> None:
         """Write what this worker found by itself, where the store has nothing newer.
@@ -238,24 +242,23 @@ class Results:
                 return
             self._known[target.key] = Known(new, health)
             self._own.pop(target.key, None)
-        _tell_changes(target, before, health)
+        self._log_change(target, before, health)
+
+    def _log_change(self, target: Target, before: Health | None, health: Health) -> None:
+        """Log a change of the verdict. That an instance is healthy from the start is none."""
+        if health.healthy if before is None else before.healthy == health.healthy:
+            return
+        place, service, log = target.instance.address, target.service, self._changes.log
+        if before is not None and health.healthy:
+            lasted = health.checked - before.since
+            log(INFO, place, "%s of %r is healthy again, after %.0f s", place, service, lasted)
+        else:
+            reason = one_line(health.last.error)
+            log(WARNING, place, "%s of %r is unhealthy: %s", place, service, reason)
 
 
 def _ttl(check: HealthCheck) -> float:
     return max(_LEAST_TTL, _INTERVALS_KEPT * check.interval)
-
-
-def _tell_changes(target: Target, before: Health | None, health: Health) -> None:
-    if before is None or before.healthy != health.healthy:
-        _tell(target, health)
-
-
-def _tell(target: Target, health: Health) -> None:
-    if health.healthy:
-        LOG.info("%s of %s is healthy", target.instance.url, target.service)
-    else:
-        reason = health.last.error
-        LOG.warning("%s of %s is unhealthy: %s", target.instance.url, target.service, reason)
 
 
 def _decoded(raw: bytes | None, before: Known) -> Known:

@@ -27,16 +27,21 @@ class Speaker:
 
     def __init__(self, store: Store, prefix: str = "log/") -> None:
         self._lease = Lease(store, f"{prefix}{socket.gethostname()[:64]}", ttl=TTL)
+        self._holds = False
 
     def speaks(self) -> bool:
         """Return whether it is this worker that logs."""
         try:
-            return self._lease.take()
+            self._holds = self._lease.take()
+            return self._holds
         except StoreError:
             return True
 
     def stop(self) -> None:
-        """Leave it to another worker at once."""
+        """Leave it to another worker at once; a store that was not used is left alone."""
+        if not self._holds:
+            return
+        self._holds = False
         try:
             self._lease.release()
         except StoreError:

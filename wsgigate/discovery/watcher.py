@@ -199,8 +199,10 @@ class Watch:
         self._failures = 0
         self._trouble = found.trouble
         if found.trouble:
-            why = one_line(found.trouble)
-            self._failing.failed("The instances of %r are those known before: %s", self.service, why)
+            self._failing.failed(
+                "The instances of %r are those known before: %s",
+                *(self.service, one_line(found.trouble)),
+            )
         else:
             self._failing.ended()
             self._heard = now

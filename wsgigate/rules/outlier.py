@@ -133,9 +133,7 @@ class Outliers:
             name: ejection for name, ejection in self._ejections.items() if name in self._records
         }
 
-    def report(
-        self, name: str, outcome: Outcome, now: float, why: str = ""
-    ) -> Ejection | None:
+    def report(self, name: str, outcome: Outcome, now: float, why: str = "") -> Ejection | None:
         """Take note of how a request to *name* ended; return its ejection if it is one.
 
         :param why: Of a failure, what went wrong.
