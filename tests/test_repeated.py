@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from wsgigate.repeated import Changes, Trouble, one_line
+from wsgigate.repeated import ChangeLog, Trouble, one_line
 from wsgigate.testing import FakeClock
 
 LOG = logging.getLogger("wsgigate.of_a_test")
@@ -25,7 +25,7 @@ def test_a_subject_that_flaps_is_bounded_and_its_last_change_is_logged_in_the_en
     clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    changes = Changes(LOG, burst=3, period=60, clock=clock)
+    changes = ChangeLog(LOG, burst=3, period=60, clock=clock)
     for number in range(9):
         changes.log(logging.INFO, "a", "a is %d", number)
     changes.log(logging.INFO, "b", "b is %s", "well")
@@ -45,7 +45,7 @@ def test_the_next_line_tells_how_many_were_left_out(
     clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    changes = Changes(LOG, burst=1, period=10, clock=clock)
+    changes = ChangeLog(LOG, burst=1, period=10, clock=clock)
     for number in range(4):
         changes.log(logging.WARNING, "a", "a is %d", number)
     clock.advance(10)
@@ -54,7 +54,7 @@ def test_the_next_line_tells_how_many_were_left_out(
 
 
 def test_subjects_that_come_and_go_are_forgotten(clock: FakeClock) -> None:
-    changes = Changes(LOG, most=10, clock=clock)
+    changes = ChangeLog(LOG, most=10, clock=clock)
     logging.getLogger("wsgigate.of_a_test").setLevel(logging.CRITICAL)
     for number in range(100):
         changes.log(logging.CRITICAL, f"subject {number}", "it is")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from wsgigate.repeated import Changes, Trouble, one_line
+from wsgigate.repeated import ChangeLog, Trouble, one_line
 from wsgigate.rules.maintenance import LONGEST, Notice, noticed, read, switched
 from wsgigate.store import Store, StoreError, update
 from wsgigate.store.opened import OpenedStore
@@ -63,7 +63,7 @@ class MaintenanceSwitch:
         self._known: _Known | None = None
         self._speaks = speaks
         self._seen: dict[str, Notice] = {}
-        self._changes = Changes(LOG, clock=clock)
+        self._changes = ChangeLog(LOG, clock=clock)
         self._trouble = Trouble(
             LOG, "What is out of service can be read again, after %.0f s", clock=clock
         )

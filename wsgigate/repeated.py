@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from wsgigate import process
 
-__all__ = ["Changes", "Repeated", "Trouble", "observing", "one_line", "outage"]
+__all__ = ["ChangeLog", "Repeated", "Trouble", "observing", "one_line", "outage"]
 
 _LONGEST_TEXT = 300
 
@@ -71,7 +71,7 @@ class _Said(NamedTuple):
     last: tuple[int, str, tuple[object, ...]] | None = None
 
 
-class Changes:
+class ChangeLog:
     """Logs what changes, and bounds what one flapping subject can write.
 
     A subject (an instance, a service) has *burst* lines at once, and one more every *period* /

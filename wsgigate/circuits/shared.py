@@ -9,7 +9,7 @@ from collections.abc import Callable
 from logging import INFO, WARNING
 from typing import TypeVar
 
-from wsgigate.repeated import Changes, Trouble
+from wsgigate.repeated import ChangeLog, Trouble
 from wsgigate.rules.circuit import State, Verdict, bounded, pack, unpack
 from wsgigate.rules.circuit_rules import CircuitRules
 from wsgigate.store import Store, StoreError, update
@@ -65,7 +65,7 @@ class SharedVerdict:
         self._sets = 0  # how often it was replaced
         self._unshared = False  # whether the store has not heard of it
         self._down_until = float("-inf")
-        self._changes = Changes(_log, clock=clock)
+        self._changes = ChangeLog(_log, clock=clock)
         self._trouble = Trouble(
             _log, "Circuit %r is shared with other workers again, after %.0f s", name, clock=clock
         )

@@ -16,7 +16,7 @@ from wsgigate.discovery.registry_layout import KEPT, Keys, version_in
 from wsgigate.discovery.registry_listing import Listing, Reader, filtered
 from wsgigate.discovery.registry_sweeper import Sweeper
 from wsgigate.discovery.registry_wait import Waiting
-from wsgigate.repeated import Changes
+from wsgigate.repeated import ChangeLog
 from wsgigate.rules.registry import (
     Invalid,
     LeaseRules,
@@ -83,8 +83,8 @@ class Registry:
         # what is written of an instance changes seldom, and is read at each heartbeat
         self._entry_of = lru_cache(maxsize=most_instances)(Registered.from_body)
         self._reader = Reader(store, self._keys, rules, most_services, self._entry_of)
-        self._changes = Changes(LOG)
-        self._sweeper = Sweeper(store, self._keys, rules, self._index, self._changes)
+        self._change_log = ChangeLog(LOG)
+        self._sweeper = Sweeper(store, self._keys, rules, self._index, self._change_log)
         self._waiting = Waiting(self.version)
         self.guard = TokenGuard(store, prefix=f"limit/tokens/{prefix}")
 
@@ -294,7 +294,7 @@ class Registry:
     def _log(self, message: str, instance_id: str, service: str, *args: object) -> None:
         """Log what became of an instance. Its names and its host were checked: no line ends."""
         subject = f"{service}/{instance_id}"
-        self._changes.log(logging.INFO, subject, message, instance_id, service, *args)
+        self._change_log.log(logging.INFO, subject, message, instance_id, service, *args)
 
     def _check_destination(self, host: str, port: int) -> None:
         try:

@@ -14,7 +14,7 @@ from wsgigate.discovery.registry_changes import Action
 from wsgigate.discovery.registry_index import Index
 from wsgigate.discovery.registry_layout import KEPT, Keys, Swept
 from wsgigate.discovery.registry_listing import ABSENCE
-from wsgigate.repeated import Changes, Trouble
+from wsgigate.repeated import ChangeLog, Trouble
 from wsgigate.rules.registry import (
     Evictions,
     LeaseRules,
@@ -75,13 +75,13 @@ class Sweeper:
         keys: Keys,
         rules: LeaseRules,
         index: Index,
-        changes: Changes | None = None,
+        changes: ChangeLog | None = None,
     ) -> None:
         self._store = store
         self._keys = keys
         self._rules = rules
         self._index = index
-        self._changes = Changes(LOG) if changes is None else changes
+        self._changes = ChangeLog(LOG) if changes is None else changes
         self._trouble = Trouble(LOG, "The store answers again: leases count, after %.0f s")
         self._lease = Lease(store, keys.leader)
         self._every = min(ROUND, rules.heartbeat / 2)

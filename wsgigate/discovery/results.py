@@ -25,7 +25,7 @@ from urllib.parse import quote
 from wsgigate import process
 from wsgigate.discovery import Instance
 from wsgigate.discovery.lease import Lease
-from wsgigate.repeated import Changes, one_line
+from wsgigate.repeated import ChangeLog, one_line
 from wsgigate.rules.health import Health, HealthCheck, Outcome, record
 from wsgigate.store import Store
 
@@ -101,7 +101,7 @@ class Results:
         self._lease = lease
         self._prefix = prefix
         self._known: dict[str, Known] = {}
-        self._changes = Changes(LOG, clock=clock)
+        self._changes = ChangeLog(LOG, clock=clock)
         self._storing = threading.Lock()
         self._pid = process.pid
 

@@ -21,7 +21,7 @@ from wsgigate.discovery import Instance
 from wsgigate.discovery.kept import Kept
 from wsgigate.discovery.process_thread import ProcessThread
 from wsgigate.discovery.sources import Found, Source, SourceError
-from wsgigate.repeated import Changes, Trouble, one_line
+from wsgigate.repeated import ChangeLog, Trouble, one_line
 from wsgigate.rules.renewal import Emptiness, pause
 from wsgigate.store import StoreError
 
@@ -98,7 +98,7 @@ class Watch:
         self._hold = hold_empty
         self._speaks = speaks
         self._clock = clock
-        self._changes = Changes(LOG, clock=clock)
+        self._changes = ChangeLog(LOG, clock=clock)
         self._random = random
         self.begin_anew()
 

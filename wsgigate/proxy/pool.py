@@ -14,7 +14,7 @@ from wsgigate.discovery import Instance
 from wsgigate.proxy.bulkhead import Place
 from wsgigate.proxy.member import Member
 from wsgigate.proxy.stickiness import Stickiness
-from wsgigate.repeated import Changes
+from wsgigate.repeated import ChangeLog
 from wsgigate.rules.balance import Policy, policy_of
 from wsgigate.rules.balance.available import Standing, available, slow_start
 from wsgigate.rules.balance.tiers import Tiers
@@ -134,7 +134,7 @@ class Pool:
         self._lock = threading.Lock()
         self._members = {instance.url: Member(instance) for instance in instances}
         self._stuck: dict[str, Member] = {}
-        self._changes = Changes(_log)
+        self._changes = ChangeLog(_log)
         self._returned: list[Member] = []  # no longer ejected, and not logged yet
         self._picked: list[Member] = []
         self._renew_at = math.inf
