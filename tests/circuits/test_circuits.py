@@ -476,7 +476,7 @@ def test_what_ends_after_a_change_does_not_count_for_what_is_now(clock: FakeCloc
     for permit in old[:3]:
         permit.done(Outcome.FAILED)
     old[3].done(Outcome.OK)
-    assert circuit.status() == (State.CLOSED, 0, 0, None)
+    assert circuit.status()[:4] == (State.CLOSED, 0, 0, None)
     call(circuit, Outcome.FAILED)
     call(circuit, Outcome.FAILED)
     assert circuit.status().state is State.CLOSED
@@ -505,7 +505,7 @@ def test_what_ends_while_another_thread_changes_it_does_not_count(clock: FakeClo
     shared = circuit._shared
     shared.lock = Late(shared.lock, lambda: (break_it(circuit), circuit.reset()))  # type: ignore[assignment]
     permit.done(Outcome.FAILED)
-    assert circuit.status() == (State.CLOSED, 0, 0, None)
+    assert circuit.status()[:4] == (State.CLOSED, 0, 0, None)
 
 
 def test_what_opened_it_is_not_counted_again_when_it_is_closed(clock: FakeClock) -> None:
