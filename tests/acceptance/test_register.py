@@ -7,6 +7,7 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.request import urlopen
@@ -16,6 +17,7 @@ import pytest
 from tests.acceptance.conftest import home, until
 from tests.acceptance.registries import TOKEN, RegistryServer
 from tests.ports import free_port
+from wsgigate.cli.register import LOOK
 
 SERVER = """\
 import http.server, signal, sys, time
@@ -88,6 +90,8 @@ def register(port: int, program: list[str], *options: str) -> list[str]:
     command = [sys.executable, "-m", "wsgigate", "register", "--service", "users"]
     return [*command, "--port", str(port), *options, "--", *program]
 
+
+SERVES = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1"]
 
 Run = Callable[..., Registered]
 
@@ -235,6 +239,46 @@ def test_signals_reach_the_program_once(run: Run, registry: RegistryServer) -> N
     assert program.ends_with() == 0
     heard = [line for line in program.told() if line.startswith("SIG")]
     assert heard == ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGTERM"]
+
+
+def test_one_that_was_stopped_goes_on(run: Run, registry: RegistryServer) -> None:
+    """Stopped past the end of a wait, and interrupted by SIGCONT: no signal is made up of that."""
+    program = run([sys.executable, "-c", NOTED])
+    program.wait_to_hear("ready")
+    program.send(signal.SIGUSR1)
+    program.wait_to_hear("SIGUSR1")
+    for _ in range(5):
+        program.send(signal.SIGSTOP)
+        time.sleep(2 * LOOK)
+        program.send(signal.SIGCONT)
+        time.sleep(LOOK / 2)
+    assert program.process.poll() is None, program.told()
+    registry.wait_for("POST heartbeat", registry.count("POST heartbeat") + 1)
+    program.send(signal.SIGTERM)
+    assert program.ends_with() == 0
+    heard = [line for line in program.told() if line.startswith("SIG")]
+    assert heard == ["SIGUSR1", "SIGTERM"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
+def test_no_program_outlives_it(number: signal.Signals, run: Run, registry: RegistryServer) -> None:
+    port = free_port()
+    program = run(["sh", "-c", f'echo $$; exec "$@" {port}', "-", *SERVES], port=port)
+    registry.wait_until("UP")
+    program.send(number)
+    assert program.ends_with() == -number
+    until(lambda: not Path(f"/proc/{program.told()[0]}").exists())
+    with pytest.raises(OSError, match="refused"):
+        urlopen(f"http://127.0.0.1:{port}/", timeout=10)
+
+
+def test_the_program_starts_as_if_it_were_not_for_us(run: Run, registry: RegistryServer) -> None:
+    """No signal is blocked or ignored that was not before."""
+    status = ["grep", "-E", "SigBlk|SigIgn", "/proc/self/status"]
+    direct = subprocess.check_output(status, text=True)
+    program = run(status)
+    assert program.ends_with() == 0
+    assert [line for line in program.told() if line.startswith("Sig")] == direct.splitlines()
 
 
 def test_what_a_terminal_sends_to_both_is_not_passed_on(
