@@ -42,6 +42,7 @@ GROUND = {
 ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(GROUND, GROUND),
     "limit_fields": GROUND | {"rules"},
+    "limit_keys": GROUND | {"rules"},
     "rules": {"rules"},
     "bodies": GROUND | {"rules"},
     "store": {"rules", "store"},

@@ -15,6 +15,7 @@ from wsgiref.types import WSGIEnvironment
 from wsgigate import wsgi
 from wsgigate.addresses import AddressList
 from wsgigate.fields import is_token
+from wsgigate.rules.paths import PathPatterns
 from wsgigate.target import BadTarget, canonical_path, target_of
 from wsgigate.wsgi import CLAIMS, Key, combined, environ_key, header, path_parameter, peer
 
@@ -28,6 +29,9 @@ __all__ = [
     "first_of",
     "key_of",
     "kept_as",
+    "listed_path",
+    "matching",
+    "only_of",
     "plan_of",
 ]
 
@@ -214,22 +218,112 @@ def exemption(
     return exempt
 
 
+def matching(
+    *,
+    paths: Iterable[str] = (),
+    methods: Iterable[str] = (),
+    ignore_case: bool = False,
+    rule: Exempt | None = None,
+) -> Exempt:
+    """Return a function that returns whether a request is one of these: all of them must match.
+
+    Use it wherever a limit, a cost or a check is for some paths only. A comparison of ``PATH_INFO``
+    with a text is evaded by other spellings of the path that the application serves as well.
+
+    :param paths: ``/login`` is that path in every spelling: ``/login/``, ``//login``,
+        ``/login;x=1``; ``/auth/*`` is ``/auth`` and all below it; ``*`` and ``{name}`` stand for
+        one segment. Relative to where the middleware is mounted. Any path when left out.
+    :param methods: In capitals; ``GET`` includes ``HEAD``. Any method when left out.
+    :param ignore_case: Whether ``/LOGIN`` is ``/login``, for an application that serves both.
+    :param rule: A function of ``environ`` that must return true as well.
+    :raises ValueError: One of them is malformed, or none is given; the message names it.
+    """
+    try:
+        patterns = PathPatterns(paths, ignore_case=ignore_case)
+    except ValueError as error:
+        raise ValueError(f"paths: {error}") from None
+    if isinstance(methods, str):
+        raise ValueError("methods is a list")
+    named = frozenset(methods)
+    for method in named:
+        if not isinstance(method, str) or not is_token(method) or method != method.upper():
+            raise ValueError(f"methods: {method!r} is not a method in capitals")
+    if "GET" in named:
+        named |= {"HEAD"}
+    if ignore_case not in (True, False):
+        raise ValueError(f"ignore_case is True or False, not {ignore_case!r}")
+    if rule is not None and not callable(rule):
+        raise ValueError(f"rule is a function, not {rule!r}")
+    if not (patterns or named or rule):
+        raise ValueError("paths, methods or a rule are needed")
+    by_path, find = bool(patterns), patterns.find
+
+    def matches(environ: WSGIEnvironment) -> bool:
+        if named:
+            method = environ["REQUEST_METHOD"]
+            if method not in named and method.upper() not in named:  # Flask takes "post" for POST
+                return False
+        if by_path and find(environ.get("PATH_INFO", "")) is None:
+            return False
+        return rule is None or bool(rule(environ))
+
+    return matches
+
+
+def listed_path(paths: Iterable[str], *, ignore_case: bool = False) -> Key:
+    """Return a key function that names the one of *paths* that was asked for, else ``other``.
+
+    The paths are listed, as clients can make up as many others as they like.
+
+    :param paths: As for :func:`matching`.
+    :param ignore_case: As for :func:`matching`.
+    :raises ValueError: A path is malformed; the message names it.
+    """
+    patterns = PathPatterns(paths, ignore_case=ignore_case)
+    return lambda environ: patterns.find(environ.get("PATH_INFO", "")) or "other"
+
+
+def only_of(only: Exempt | Mapping[str, Any] | None) -> Exempt | None:
+    """Return what returns whether a request is counted; None when all are.
+
+    :raises ValueError: It is neither a function nor the arguments of :func:`matching`.
+    """
+    return _of_table(
+        "only", only, matching, {"paths", "methods", "ignore_case", "rule"}, "what is counted"
+    )
+
+
 def exempt_of(exempt: Exempt | Mapping[str, Any] | None) -> Exempt | None:
     """Return what tells whether a request is exempt; None when none is.
 
     :raises ValueError: It is neither a function nor the arguments of :func:`exemption`.
     """
-    if exempt is None or callable(exempt):
-        return exempt
-    if not isinstance(exempt, Mapping):
-        raise ValueError(f"exempt is a function, or a table of what is exempt, not {exempt!r}")
-    unknown = exempt.keys() - {"addresses", "paths", "methods", "rule"}
+    return _of_table(
+        "exempt", exempt, exemption, {"addresses", "paths", "methods", "rule"}, "what is exempt"
+    )
+
+
+def _of_table(
+    called: str,
+    given: Exempt | Mapping[str, Any] | None,
+    make: Callable[..., Exempt],
+    known: set[str],
+    what: str,
+) -> Exempt | None:
+    if given is None or callable(given):
+        return given
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{called} is a function, or a table of {what}, not {given!r}")
+    unknown = given.keys() - known
     if unknown:
-        raise ValueError(f"exempt has no {', '.join(sorted(map(str, unknown)))}")
+        raise ValueError(
+            f"{called} has no {', '.join(sorted(map(str, unknown)))}; "
+            f"its keys are {', '.join(sorted(known))}"
+        )
     try:
-        return exemption(**exempt)
+        return make(**given)
     except ValueError as error:
-        raise ValueError(f"exempt: {error}") from None
+        raise ValueError(f"{called}: {error}") from None
 
 
 def kept_as(key: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from flask import Flask
 
 from wsgigate import ConcurrencyLimiter, Limiter
+from wsgigate.limit_keys import matching
 from wsgigate.wsgi import api_key, client_address
 
 app = Flask(__name__)
@@ -45,15 +46,15 @@ def caller(environ: dict[str, Any]) -> str | None:
     return api_key(environ) if plan(environ) else client_address(environ)
 
 
+is_report = matching(paths=["/report"])
+
+
 def cost(environ: dict[str, Any]) -> int:
     """A report counts as ten requests."""
-    return 10 if environ["PATH_INFO"] == "/report" else 1
+    return 10 if is_report(environ) else 1
 
 
-def not_login(environ: dict[str, Any]) -> bool:
-    return (environ["REQUEST_METHOD"], environ["PATH_INFO"]) != ("POST", "/login")
-
-
+logins = {"paths": ["/login"], "methods": ["POST"]}
 free = {"paths": ["/health"], "methods": ["OPTIONS"]}
 
 # the innermost one first: a request comes by them in the opposite order
@@ -62,5 +63,5 @@ wsgi = ConcurrencyLimiter(wsgi, 10, key=caller, exempt=free)
 wsgi = Limiter(
     wsgi, "20 per hour", plans=PLANS, plan=plan, key=caller, cost=cost, exempt=free, name="api"
 )
-wsgi = Limiter(wsgi, "5 per minute", exempt=not_login, name="login")
+wsgi = Limiter(wsgi, "5 per minute", only=logins, name="login")
 app.wsgi_app = wsgi

@@ -27,6 +27,7 @@ __all__ = [
     "ExemptOptions",
     "LimiterOptions",
     "LoggerOptions",
+    "OnlyOptions",
     "RequestIdOptions",
 ]
 
@@ -110,6 +111,29 @@ class ExemptOptions:
 
 
 @table
+class OnlyOptions:
+    """The requests that are counted: those of which every key says so."""
+
+    paths: tuple[str, ...] | None = setting(
+        ListOf(Text('a path such as "/login" or "/auth/*"', pattern=r"/.*"), least=1),
+        'Paths, in every spelling that an app may serve: "/login" is "/login/" and "//login" as '
+        'well; "/auth/*" is "/auth" and all below; * and {name} stand for one segment.',
+        default=None,
+    )
+    methods: tuple[str, ...] | None = setting(
+        ListOf(Text('a method such as "POST"', pattern="[A-Z]+"), least=1),
+        "Methods; GET includes HEAD.",
+        default=None,
+    )
+    ignore_case: bool | None = setting(
+        Flag(), "Whether /LOGIN is /login, for an app that serves both.", default=None
+    )
+    rule: str | None = setting(
+        ImportPath("a function"), "A function that must return true as well.", default=None
+    )
+
+
+@table
 class LimiterOptions:
     """Refuse a caller that has used up its quota."""
 
@@ -135,6 +159,9 @@ class LimiterOptions:
         "What tells the plan: claim:NAME of the token, header:NAME that no client can set, or "
         "package.module:function. Who has none of the plans has the quota.",
         default=None,
+    )
+    only: OnlyOptions | None = setting(
+        Table(OnlyOptions), "Requests that are counted, if not all.", default=None
     )
     exempt: ExemptOptions | None = setting(
         Table(ExemptOptions), "Requests that are not counted.", default=None
@@ -164,6 +191,9 @@ class ConcurrencyOptions:
 
     limit: int = setting(Integer(1, LARGEST), "How many a caller may have under way.")
     key: tuple[str, ...] | str | None = setting(_KEYS, _KEY_DOC, default=None)
+    only: OnlyOptions | None = setting(
+        Table(OnlyOptions), "Requests that are counted, if not all.", default=None
+    )
     exempt: ExemptOptions | None = setting(
         Table(ExemptOptions), "Requests that are not counted.", default=None
     )

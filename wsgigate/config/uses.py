@@ -20,6 +20,7 @@ from wsgigate.config.options import (
     ExemptOptions,
     LimiterOptions,
     LoggerOptions,
+    OnlyOptions,
     RequestIdOptions,
 )
 from wsgigate.config.shaping import FaultOptions, fault_rules
@@ -99,7 +100,7 @@ def _logger(app: App, options: LoggerOptions, around: Surroundings) -> App:
 
 
 def _limiter(app: App, options: LimiterOptions, around: Surroundings) -> App:
-    arguments = given(options, without=("quota", "key", "exempt"))
+    arguments = given(options, without=("quota", "key", "only", "exempt"))
     arguments |= _whom(options)
     for key in ("cost", "plan"):
         if _IS_OBJECT.fullmatch(str(arguments.get(key, ""))):
@@ -109,7 +110,7 @@ def _limiter(app: App, options: LimiterOptions, around: Surroundings) -> App:
 
 
 def _concurrency(app: App, options: ConcurrencyOptions, around: Surroundings) -> App:
-    arguments = given(options, without=("limit", "key", "exempt"))
+    arguments = given(options, without=("limit", "key", "only", "exempt"))
     arguments |= _whom(options)
     arguments.setdefault("name", around.name)
     return ConcurrencyLimiter(app, options.limit, store=around.store, **arguments)
@@ -124,16 +125,18 @@ def _whom(options: LimiterOptions | ConcurrencyOptions) -> dict[str, Any]:
             arguments["key"] = [key_named(name) for name in names]
         except ValueError as error:
             raise ValueError(f"key: {error}") from None
+    if options.only is not None:
+        arguments["only"] = _selected("only", options.only)
     if options.exempt is not None:
-        arguments["exempt"] = _exempt(options.exempt)
+        arguments["exempt"] = _selected("exempt", options.exempt)
     return arguments
 
 
-def _exempt(options: ExemptOptions) -> dict[str, Any]:
-    exempt = given(options)
-    if "rule" in exempt:
-        exempt["rule"] = _told("exempt", exempt["rule"])
-    return exempt
+def _selected(key: str, options: ExemptOptions | OnlyOptions) -> dict[str, Any]:
+    selected = given(options)
+    if "rule" in selected:
+        selected["rule"] = _told(key, selected["rule"])
+    return selected
 
 
 _IS_OBJECT = re.compile(r"(?!claim:|header:)[\w.]+:[\w.]+")
@@ -150,7 +153,7 @@ def _told(key: str, name: str) -> Any:
 def _authenticator(app: App, options: AuthenticatorOptions, around: Surroundings) -> App:
     arguments = given(options, without=("secret_file", "public_key_file", "deny_list", "exempt"))
     if options.exempt is not None:
-        arguments["exempt"] = _exempt(options.exempt)
+        arguments["exempt"] = _selected("exempt", options.exempt)
     if options.deny_list:
         arguments["deny_list"] = around.deny_list
     elif "on_store_error" in arguments:

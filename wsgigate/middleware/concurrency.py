@@ -11,7 +11,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.leases import Leases
 from wsgigate.limit_fields import QUOTA_EXCEEDED, LimitFields, Terms, check_options
-from wsgigate.limit_keys import Exempt, KeyNames, exempt_of, kept_as, key_of
+from wsgigate.limit_keys import Exempt, KeyNames, exempt_of, kept_as, key_of, only_of
 from wsgigate.problem import Problem, Refuse, answer_with
 from wsgigate.repeated import Repeated, observing, outage
 from wsgigate.rules.concurrency import ID_BYTES, Concurrency
@@ -37,6 +37,7 @@ class ConcurrencyLimiter:
     :param store: Where the leases are: a store, or the URL of one. Unless said, a folder of this
         machine that all workers of this app share and no other app does.
     :param key: Names the caller, as for a :class:`Limiter`.
+    :param only: Which requests are counted, if not all, as for a :class:`Limiter`.
     :param exempt: Which requests are not counted, as for a :class:`Limiter`.
     :param lease: After how many seconds, at most, the places of a worker that died are free again;
         0.1 to 3600.
@@ -59,6 +60,7 @@ class ConcurrencyLimiter:
         *,
         store: Store | str | None = None,
         key: KeyNames = client_address,
+        only: Exempt | Mapping[str, Any] | None = None,
         exempt: Exempt | Mapping[str, Any] | None = None,
         preflights: bool = False,
         lease: float = 15.0,
@@ -81,6 +83,7 @@ class ConcurrencyLimiter:
         self.limit = limit
         self.name = name
         self.key = key_of(key)
+        self._only = only_of(only)
         self._exempt = exempt_of(exempt)
         self._passes_preflights = not preflights
         self._observes = observe
@@ -98,6 +101,8 @@ class ConcurrencyLimiter:
         self._leases = Leases(self._renew, self._rule.lease / 4, clock)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if self._only is not None and not self._only(environ):
+            return self.app(environ, start_response)
         if self._exempt is not None and self._exempt(environ):
             return self.app(environ, start_response)
         if "HTTP_ORIGIN" in environ and self._passes_preflights and is_preflight(environ):

@@ -11,7 +11,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.fields import retry_after
 from wsgigate.limit_fields import QUOTA_EXCEEDED, LimitFields, Terms, check_options
-from wsgigate.limit_keys import Exempt, KeyNames, Plan, exempt_of, kept_as, key_of, plan_of
+from wsgigate.limit_keys import Exempt, KeyNames, Plan, exempt_of, kept_as, key_of, only_of, plan_of
 from wsgigate.problem import Problem, Refuse, answer_with
 from wsgigate.repeated import Repeated, observing, outage
 from wsgigate.rules.algorithms import ALGORITHMS
@@ -53,6 +53,10 @@ class Limiter:
     :param plans: Other quotas by the name of a plan; who has none of these has *quota*.
     :param plan: Tells the plan of a request: a function of ``environ``, ``"claim:NAME"`` or
         ``"header:NAME"``.
+    :param only: Which requests are counted, if not all: a function of ``environ``, or a table of
+        ``paths``, ``methods``, ``ignore_case`` and a ``rule``, all of which must match. ``paths``
+        match every spelling that an app may serve, ``/login/`` and ``//login`` for ``/login``; see
+        :func:`wsgigate.limit_keys.matching`.
     :param exempt: Which requests are not counted: a function of ``environ``, or a table of
         ``addresses``, ``paths``, ``methods`` and a ``rule``.
     :param preflights: Whether CORS preflight requests are counted and refused. Default: they pass
@@ -79,6 +83,7 @@ class Limiter:
         cost: int | Callable[[WSGIEnvironment], int] = 1,
         plans: Mapping[str, Quotas] | None = None,
         plan: Plan | str | None = None,
+        only: Exempt | Mapping[str, Any] | None = None,
         exempt: Exempt | Mapping[str, Any] | None = None,
         preflights: bool = False,
         observe: bool = False,
@@ -115,9 +120,11 @@ class Limiter:
         self._chosen: Chosen | None = quota if callable(quota) else None
         self._default = None if callable(quota) else self._counted(quota)
         self._compiled = lru_cache(maxsize=COMPILED)(self._counted)
+        self._only = only_of(only)
         self._exempt = exempt_of(exempt)
         self._passes_preflights = not preflights
-        self._asks = any(each is not None for each in (self._exempt, self._plan, self._chosen))
+        asked = (self._only, self._exempt, self._plan, self._chosen)
+        self._asks = any(each is not None for each in asked)
         self._observes = observe
         self._allows_on_error = observe or on_store_error == "allow"
         self._refuse = refuse
@@ -127,6 +134,8 @@ class Limiter:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         counted = self._default
         if self._asks:  # most limiters have nothing to ask a request but who it is of
+            if self._only is not None and not self._only(environ):
+                return self.app(environ, start_response)
             if self._exempt is not None and self._exempt(environ):
                 return self.app(environ, start_response)
             counted = self._quotas_of(environ)

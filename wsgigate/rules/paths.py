@@ -1,0 +1,123 @@
+"""Which of some path patterns a path matches, however the path is spelled.
+
+An application decides by itself which spellings of a path it serves: one serves ``/login`` alone,
+another ``/login/`` and ``//login`` as well. A rule that is to hold for ``/login`` has to hold for
+every spelling that some application may serve as it, so that no spelling gets around the rule.
+These patterns therefore match more than routes do: a path matches when one of its readings does.
+
+- Slashes at the end and several in a row do not count.
+- Parameters of a segment (``/login;x=1``), dot segments, backslashes and slashes that are still
+  escaped are tried both as they are and resolved.
+- With *ignore_case* the case does not count.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+__all__ = ["PathPatterns"]
+
+_SLASHES = re.compile(r"//+")
+_PARAMETERS = re.compile(r";[^/]*")
+_ODD = re.compile(r"[;\\]|/\.|%2[fF]")
+_VARIABLE = re.compile(r"\*|\{[A-Za-z_][A-Za-z0-9_]*\}")
+
+
+class PathPatterns:
+    """Patterns of paths.
+
+    :param patterns: ``/login`` is that path, ``/static/*`` that path and all below it; within a
+        path ``*`` and ``{name}`` stand for one segment. Written as people do, not percent-encoded.
+    :param ignore_case: Whether ``/LOGIN`` is ``/login``.
+    :raises ValueError: A pattern is malformed; the message names it.
+    """
+
+    def __init__(self, patterns: Iterable[str], *, ignore_case: bool = False) -> None:
+        if isinstance(patterns, str):
+            raise ValueError(f"a list of paths is expected, not the text {patterns!r}")
+        self._ignore_case = ignore_case
+        self._exact: dict[str, str] = {}
+        self._below: list[tuple[str, str]] = []
+        self._variable: list[tuple[re.Pattern[str], str]] = []
+        for pattern in patterns:
+            self._add(pattern)
+
+    def __bool__(self) -> bool:
+        return bool(self._exact or self._below or self._variable)
+
+    def find(self, path: str) -> str | None:
+        """Return the first pattern that *path* matches, exact ones first; ``None`` without one.
+
+        :param path: Decoded, as ``PATH_INFO`` is (PEP 3333).
+        """
+        plain = self._normal(path)
+        found = self._look(plain)
+        if found is None and _ODD.search(path) is not None:
+            found = self._look(self._normal(_resolved(path)))
+        return found
+
+    def _add(self, pattern: object) -> None:
+        if not isinstance(pattern, str) or not pattern.startswith("/"):
+            raise ValueError(f'{pattern!r}: expected a path such as "/login" or "/static/*"')
+        if "%" in pattern or "?" in pattern or "#" in pattern:
+            raise ValueError(f"{pattern!r}: a path is written without escapes and without a query")
+        below = pattern.endswith("/*")
+        raw = pattern[:-1] if below else pattern
+        path = self._normal(raw.encode("utf-8").decode("latin-1"))
+        if any(segment in (".", "..") for segment in path.split("/")):
+            raise ValueError(f"{pattern!r}: a path has no dot segments")
+        segments = path.split("/")[1:]
+        variable = [_VARIABLE.fullmatch(segment) is not None for segment in segments]
+        for segment, varies in zip(segments, variable, strict=True):
+            if not varies and ("*" in segment or "{" in segment or "}" in segment):
+                raise ValueError(f"{pattern!r}: * and {{name}} stand for a whole segment")
+        if any(variable):
+            parts = [
+                "[^/]+" if v else re.escape(s) for s, v in zip(segments, variable, strict=True)
+            ]
+            end = "(?:/.*)?" if below else ""
+            compiled = re.compile("/" + "/".join(parts) + end, re.DOTALL)
+            self._variable.append((compiled, pattern))
+        elif below:
+            self._below.append((path + "/", pattern))
+        else:
+            self._exact.setdefault(path, pattern)
+
+    def _normal(self, path: str) -> str:
+        path = path.rstrip("/")
+        if "//" in path:
+            path = _SLASHES.sub("/", path)
+        if self._ignore_case:
+            if not path.isascii():
+                path = path.encode("latin-1", "replace").decode("utf-8", "replace")
+            path = path.casefold()
+        return path
+
+    def _look(self, path: str) -> str | None:
+        found = self._exact.get(path)
+        if found is not None:
+            return found
+        if self._below:
+            whole = path + "/"
+            for prefix, pattern in self._below:
+                if whole.startswith(prefix):
+                    return pattern
+        for compiled, pattern in self._variable:
+            if compiled.fullmatch(path) is not None:
+                return pattern
+        return None
+
+
+def _resolved(path: str) -> str:
+    """Return *path* as an application reads it that resolves what could be resolved."""
+    path = path.replace("\\", "/").replace("%2f", "/").replace("%2F", "/")
+    path = _PARAMETERS.sub("", path)
+    segments: list[str] = []
+    for segment in path.split("/"):
+        if segment == "..":
+            if segments:
+                segments.pop()
+        elif segment not in (".", ""):
+            segments.append(segment)
+    return "/" + "/".join(segments)
