@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "limit_keys": GROUND | {"rules"},
     "rules": {"rules"},
     "bodies": GROUND | {"rules"},
-    "store": {"rules", "store"},
+    "store": {"process", "rules", "store"},
     "denylist": {"rules", "store"},
     "maintenance": {"repeated", "rules", "store"},
     "circuits": {"repeated", "rules", "store", "circuits"},

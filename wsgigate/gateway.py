@@ -74,7 +74,8 @@ class Gateway:
         self._first = first
         self._stopping = tuple(stopping)
         self._closing = tuple(closing)
-        self._lock = threading.Lock()
+        self._lock: threading.Lock
+        process.renewed(self, _lock="Lock")
         self._started_in = 0
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable
 from weakref import WeakSet
+
+from wsgigate import process
 
 __all__ = ["Leases"]
 
@@ -136,4 +137,4 @@ class _Renewer:
 
 
 _renewer = _Renewer()
-os.register_at_fork(after_in_child=_renewer.after_fork)
+process.renew_at_fork(_renewer)

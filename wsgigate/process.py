@@ -1,13 +1,32 @@
-"""This process: which one it is, what it begins anew, and what it has loaded for good."""
+"""This process: which one it is, what it begins anew, and what it has loaded for good.
+
+What an app makes when it is loaded may be used in a process where it no longer fits. Two events
+make it unfit, and each object that is registered here is renewed after both:
+
+- A fork. A lock that a thread of the parent holds stays locked in the child for good, and
+  connections and counts of requests in flight are the parent's.
+- gevent's patching of Python. ``gunicorn -k gevent --preload`` loads the app in the master, forks,
+  and patches in the worker: a lock, a condition, an event or a queue made before that is one of the
+  system's threads. A greenlet that waits for it stops the only thread there is, and with it all
+  other greenlets, the one that would release it included.
+
+So no lock is kept that is not renewed: a constructor makes its locks with :func:`renewed`, or in
+``after_fork`` with :func:`renew_at_fork`. A thread is started by its first use in a process, never
+by a constructor. tests/test_gevent_patching.py looks for what was forgotten.
+"""
 
 from __future__ import annotations
 
 import gc
 import os
+import sys
+import threading
 import weakref
-from typing import Protocol
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, Protocol
 
-__all__ = ["Renewable", "pid", "processors", "renew_at_fork", "settle"]
+__all__ = ["Renewable", "after_patching", "pid", "processors", "renew_at_fork", "renewed", "settle"]
 
 
 class Renewable(Protocol):
@@ -18,7 +37,7 @@ class Renewable(Protocol):
     """
 
     def after_fork(self) -> None:
-        """Forget, in the child, what is its parent's."""
+        """Forget, in the child, what is its parent's; called as well once gevent has patched."""
 
 
 pid = os.getpid()
@@ -27,11 +46,30 @@ pid = os.getpid()
 Known without asking the system for each request."""
 
 _all: weakref.WeakSet[Renewable] = weakref.WeakSet()
+_parts: weakref.WeakKeyDictionary[Any, dict[str, str]] = weakref.WeakKeyDictionary()
+_after_patching: list[Callable[[], object]] = []
+_listening = False
 
 
 def renew_at_fork(renewable: Renewable) -> None:
     """Have *renewable* begin anew in each child of this process, for as long as it lives."""
     _all.add(renewable)
+    _listen()
+
+
+def renewed(owner: object, **kinds: str) -> None:
+    """Set attributes of *owner* to fresh parts of ``threading``, now and after each fork.
+
+    :param kinds: Attribute name to class name, such as ``_lock="Lock"``.
+    """
+    _parts.setdefault(owner, {}).update(kinds)
+    _make(owner, kinds)
+    _listen()
+
+
+def after_patching(callback: Callable[[], object]) -> None:
+    """Have *callback* called each time gevent has patched ``threading``."""
+    _after_patching.append(callback)
 
 
 def processors() -> int:
@@ -50,11 +88,46 @@ def settle() -> None:
     gc.freeze()
 
 
+def _make(owner: object, kinds: dict[str, str]) -> None:
+    for name, kind in kinds.items():
+        setattr(owner, name, getattr(threading, kind)())
+
+
+def _renew() -> None:
+    for owner, kinds in list(_parts.items()):
+        _make(owner, kinds)
+    for renewable in list(_all):
+        renewable.after_fork()
+
+
 def _after_fork() -> None:
     global pid
     pid = os.getpid()
-    for renewable in list(_all):
-        renewable.after_fork()
+    _listen()  # gunicorn's gevent worker has loaded gevent by now, and patches next
+    _renew()
+
+
+def _listen() -> None:
+    """Hear of gevent's patching, once gevent is loaded: it is not loaded for that."""
+    global _listening
+    if not _listening and "gevent" in sys.modules:
+        try:
+            subscribers: list[Callable[[object], object]] = import_module(
+                "gevent.events"
+            ).subscribers
+        except (ImportError, AttributeError):
+            return  # it is just being loaded
+        subscribers.append(_patched)
+        _listening = True
+
+
+def _patched(event: object) -> None:
+    kind = type(event).__name__
+    threads = getattr(event, "module_name", "") == "threading"
+    if kind == "GeventDidPatchAllEvent" or (kind == "GeventDidPatchModuleEvent" and threads):
+        _renew()
+        for callback in _after_patching:
+            callback()
 
 
 os.register_at_fork(after_in_child=_after_fork)

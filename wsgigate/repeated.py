@@ -40,7 +40,8 @@ class Repeated:
         self._message = message
         self._clock = clock
         self._silence = silence
-        self._lock = threading.Lock()
+        self._lock: threading.Lock
+        process.renewed(self, _lock="Lock")
         self._told = float("-inf")
         self._untold = 0
 

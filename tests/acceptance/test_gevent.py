@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from tests.acceptance.conftest import until
+from tests.middleware.test_contract import MIDDLEWARES
 from wsgigate.testing.backend import Backend, Received, cut, reply
 
 Serve = Callable[..., Any]
@@ -144,3 +145,55 @@ def test_it_stops_when_it_is_told_to(gateway: Any, backend: Backend) -> None:
     gateway.process.terminate()
     assert gateway.process.wait(15) == 0
     assert len(records(gateway)) == 1
+
+
+PRELOADED = """
+from tests.middleware.test_contract import MIDDLEWARES
+import threading, time
+
+import wsgigate
+from wsgigate.middleware.concurrency import ConcurrencyLimiter
+from wsgigate.middleware.limiter import Limiter
+
+def slow(environ, start_response):
+    time.sleep(0.3)
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+
+apps = {name: make(slow) for name, make, _ in MIDDLEWARES}
+apps["concurrency with a store"] = ConcurrencyLimiter(slow, 1000)
+apps["limiter with a store"] = Limiter(slow, "10000 per minute")
+apps["gateway"] = wsgigate.load()
+
+def app(environ, start_response):
+    name = environ["QUERY_STRING"].replace("%20", " ")
+    return apps[name](environ, start_response)
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_app_that_the_master_has_loaded_serves_greenlets_beside_each_other(
+    workers: int, serve_app: Serve, backend: Backend, tmp_path: Path
+) -> None:
+    """The master loads it, before the workers patch: a lock of before would hold them for good."""
+    file = tmp_path / "gateway.toml"
+    file.write_text(GATEWAY.format(url=backend.url, store="lmdb:store"))
+    (tmp_path / "settings.py").write_text(SETTINGS.format(file=str(file)))
+    options = ("-k", "gevent", "--preload", "--workers", str(workers))
+    root = str(Path(__file__).parents[2])
+    server = serve_app(
+        f"import sys\nsys.path.append({root!r})\n" + PRELOADED,
+        *(*options, "-c", str(tmp_path / "settings.py")),
+    )
+    names = [name for name, _, _ in MIDDLEWARES]
+    names += ["concurrency with a store", "limiter with a store"]
+
+    def ask(name: str) -> str:
+        path = "/svc" if name == "gateway" else "/"
+        return requests.get(server.url + path, params=name, timeout=20).text
+
+    with ThreadPoolExecutor(60) as threads:
+        asked = [threads.submit(ask, name) for name in names * 3]
+        asked += [threads.submit(ask, "gateway") for _ in range(3)]
+        assert {done.result() for done in asked} == {"ok"}
+    assert "Traceback" not in server.log

@@ -98,7 +98,6 @@ class HealthChecker:
 
     def _begin_anew(self) -> None:
         """Forget what belongs to a thread that ran before, perhaps in the process forked from."""
-        self._results.after_fork()
         self._schedule = Schedule(self._most, self._random)
         self._leading = False
         self._alone = False

@@ -6,6 +6,8 @@ import os
 import threading
 from collections.abc import Callable
 
+from wsgigate import process
+
 __all__ = ["ProcessThread"]
 
 
@@ -29,6 +31,11 @@ class ProcessThread:
         self._name = name
         self._run = run
         self._begin = begin
+        self._begin_anew()
+        process.renew_at_fork(self)
+
+    def after_fork(self) -> None:
+        """Have no thread: that of a parent is not its child's."""
         self._begin_anew()
 
     def _begin_anew(self) -> None:

@@ -33,6 +33,11 @@ class Waiting:
         self._every = every
         self._clock = clock
         self._begin_anew()
+        process.renew_at_fork(self)
+
+    def after_fork(self) -> None:
+        """Have no request wait: those of a parent are not its child's."""
+        self._begin_anew()
 
     def _begin_anew(self) -> None:
         self._pid = process.pid
@@ -107,7 +112,13 @@ class Places:
     def __init__(self, most: int) -> None:
         if most < 0:
             raise ValueError(f"waiting is 0 or more requests, got {most}")
-        self._free = threading.BoundedSemaphore(most)
+        self._most = most
+        self.after_fork()
+        process.renew_at_fork(self)
+
+    def after_fork(self) -> None:
+        """Have all places free: those who wait in a parent wait there."""
+        self._free = threading.BoundedSemaphore(self._most)
 
     def take(self) -> bool:
         """Take one of the places; return whether there was one."""

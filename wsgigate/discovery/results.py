@@ -102,13 +102,8 @@ class Results:
         self._prefix = prefix
         self._known: dict[str, Known] = {}
         self._changes = ChangeLog(LOG, clock=clock)
-        self._storing = threading.Lock()
-        self._pid = process.pid
-
-    def after_fork(self) -> None:
-        """Make good what a thread of the parent may have held, if this is another process."""
-        if self._pid != process.pid:
-            self._storing, self._pid = threading.Lock(), process.pid
+        self._storing: threading.Lock
+        process.renewed(self, _storing="Lock")
 
     def now(self) -> float:
         """Return the store's time, as far as it can be known without asking the store."""

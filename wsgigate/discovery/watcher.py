@@ -17,6 +17,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
+from wsgigate import process
 from wsgigate.discovery import Instance
 from wsgigate.discovery.kept import Kept
 from wsgigate.discovery.process_thread import ProcessThread
@@ -101,6 +102,7 @@ class Watch:
         self._changes = ChangeLog(LOG, clock=clock)
         self._random = random
         self.begin_anew()
+        process.renewed(self, asked="Event")
 
     def begin_anew(self) -> None:
         """Forget how it went before, perhaps in the process forked from."""

@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from wsgigate import process
 from wsgigate.denylist import DenyList
 from wsgigate.limit_keys import Exempt, exempt_of
 from wsgigate.problem import Problem, Refuse, answer_with
@@ -139,7 +140,8 @@ class Authenticator:
             raise ValueError(f"leeway: at most {GRACE:g} s with a deny_list, not {leeway!r}")
         self._deny_list = deny_list
         self._allows_on_error = on_store_error == "allow"
-        self._lock = threading.Lock()
+        self._lock: threading.Lock
+        process.renewed(self, _lock="Lock")
         self._told = float("-inf")
         self._scopes = _checked_scopes(scopes)
         self._recent = Recent(cache_size)

@@ -49,6 +49,11 @@ class Alarms:
     def __init__(self, most: int = 8, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._most = most
         self._clock = clock
+        self.after_fork()
+        process.renew_at_fork(self)
+
+    def after_fork(self) -> None:
+        """Have no threads: those of a parent are not its child's."""
         self._lock = threading.Lock()
         self._shift: _Shift | None = None
 

@@ -84,7 +84,9 @@ class _Unseen(Departure):
     __slots__ = ()
 
     def __init__(self) -> None:
-        super().__init__(None, lambda departure: None)
+        # one for all processes, so without a lock
+        self.client = None
+        self.gone = False
 
     def holds(self, upstream: socket.socket | None) -> bool:
         """Do nothing."""
@@ -105,6 +107,11 @@ class Departures:
 
     def __init__(self, *, tick: float = TICK) -> None:
         self._tick = tick
+        self.after_fork()
+        process.renew_at_fork(self)
+
+    def after_fork(self) -> None:
+        """Watch no client: those of a parent are not its child's."""
         self._watched: dict[int, Departure] = {}
         self._lock = threading.Lock()
         self._pid = 0
@@ -126,7 +133,6 @@ class Departures:
     def _start(self) -> None:
         with self._lock:
             if self._pid != process.pid:
-                self._watched = {}  # another process's
                 thread = threading.Thread(target=self._run, name="wsgigate-departures", daemon=True)
                 try:
                     thread.start()

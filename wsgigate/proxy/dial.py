@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 import requests
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
+from wsgigate import process
 from wsgigate.proxy.faults import NotConnected
 
 __all__ = ["Cert", "Check", "Contexts", "Dial", "Holds", "Verify", "dialer", "see"]
@@ -35,6 +36,11 @@ class Contexts:
     """One TLS context for each policy: to read the authorities anew costs 10 to 20 ms."""
 
     def __init__(self) -> None:
+        self.after_fork()
+        process.renew_at_fork(self)
+
+    def after_fork(self) -> None:
+        """Have none: one of before gevent patched makes sockets that block all greenlets."""
         self._made: dict[tuple[Verify, Cert], ssl.SSLContext] = {}
 
     def get(self, verify: Verify, cert: Cert) -> ssl.SSLContext:

@@ -11,6 +11,8 @@ import threading
 import weakref
 from typing import Protocol
 
+from wsgigate import process
+
 __all__ = ["Forkable", "rest_at_fork"]
 
 
@@ -66,4 +68,13 @@ def _after_in_child() -> None:
         forkable.after_unseen_fork()
 
 
+def _after_patching() -> None:
+    """Have locks that gevent's greenlets can wait for; nothing is under way while it patches."""
+    global _guard
+    _guard = threading.Lock()
+    for forkable in list(_all):
+        forkable.lock = threading.RLock()
+
+
+process.after_patching(_after_patching)
 os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_after_in_child)

@@ -8,6 +8,7 @@ from functools import partial
 from hashlib import sha256
 from typing import Any
 
+from wsgigate import process
 from wsgigate.store import Change, R, Store, open_store, update
 
 __all__ = ["OpenedStore"]
@@ -29,7 +30,8 @@ class OpenedStore:
     def __init__(self, store: Store | str | None, app: object = None) -> None:
         self._owned = store is None or isinstance(store, str)
         self._store: Store | None = None
-        self._lock = threading.Lock()
+        self._lock: threading.Lock
+        process.renewed(self, _lock="Lock")
         self.prefix = ""
         """What keys begin with, after the user's own prefix."""
         if store is None or store == "lmdb:":  # its folder is not to be made before it is needed

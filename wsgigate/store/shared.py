@@ -6,12 +6,23 @@ import os
 import threading
 import weakref
 
+from wsgigate import process
 from wsgigate.store.environment import Environment
 
 __all__ = ["environment_on"]
 
 _environments: weakref.WeakValueDictionary[str, Environment] = weakref.WeakValueDictionary()
-_guard = threading.Lock()
+
+
+class _Guard:
+    """The lock of the table above."""
+
+    def __init__(self) -> None:
+        self.lock: threading.Lock
+        process.renewed(self, lock="Lock")
+
+
+_guard = _Guard()
 
 
 def environment_on(folder: str, map_size: int, user: object) -> Environment:
@@ -21,7 +32,7 @@ def environment_on(folder: str, map_size: int, user: object) -> Environment:
     """
     parent, name = os.path.split(folder)
     real = os.path.join(os.path.realpath(parent), name)  # a link in its place is refused later
-    with _guard:
+    with _guard.lock:
         environment = _environments.get(real)
         if environment is None:
             environment = _environments[real] = Environment(real, map_size)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import NamedTuple
 from wsgiref.types import WSGIEnvironment
 
+from wsgigate import process
 from wsgigate.discovery.doors.deltas import Action, Changed, delta
 from wsgigate.discovery.doors.door import Answer, Asked, Door, Table
 from wsgigate.discovery.doors.eureka_words import (
@@ -84,8 +85,9 @@ class Eureka(Door):
             "GET /instances/{name}": self._anywhere,
         }
         super().__init__(registry, access, table, (prefix, f"{prefix}/v2"), refuse=refuse)
+        self._writing: threading.Lock
+        process.renewed(self, _writing="Lock")
         self._seen: _Seen | None = None
-        self._writing = threading.Lock()
         self._written: dict[bool, tuple[int, Answer]] = {}
         self._deltas: dict[bool, tuple[tuple[int, int, bool], Answer]] = {}
 
