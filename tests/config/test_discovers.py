@@ -317,7 +317,7 @@ def test_the_list_of_the_registry_holds_when_a_name_means_something_else(
     )
     moved(gateway, backend.port, "127.0.0.2" if "127.0.0.2" in registry else "10.0.0.5")
     assert Client(gateway).get("/").status_code == status
-    outcome = checked(gateway, backend.port)
+    outcome = checked(gateway, f"http://localhost:{backend.port}")
     assert outcome.ok is (status == 200)
     if status != 200:
         assert outcome.error == "Address not allowed"
@@ -337,16 +337,98 @@ def test_a_public_network_that_may_register_is_reached(make: Make, backend: Back
     ]
 
 
-def checked(gateway: Gateway, port: int) -> Outcome:
+def checked(gateway: Gateway, url: str, host: str = "") -> Outcome:
     """Return what a health check of the service's instance finds."""
     assert gateway.health is not None
     found: SimpleQueue[Outcome | Exception] = SimpleQueue()
-    instance = Instance(f"http://localhost:{port}")
+    instance = Instance(url, host=host)
     check = HealthCheck("/health", timeout=5)
     gateway.health._asker.ask("users", instance, check, found.put)
     outcome = found.get(timeout=10)
     assert isinstance(outcome, Outcome)
     return outcome
+
+
+def host_of(backend: Backend) -> str:
+    """Return the Host that the last request had, its port made readable."""
+    return dict(backend.requests[-1].fields)["Host"].replace(str(backend.port), "PORT")
+
+
+@pytest.mark.parametrize(
+    ("more", "client", "host"),
+    [
+        ("", "shop.example", "users.test:PORT"),
+        ("host = 'virtual.example'", "shop.example", "virtual.example"),
+        ("host = 'virtual.example:81'", "shop.example", "virtual.example:81"),
+        ("preserve_host = true", "shop.example", "shop.example"),
+        ("preserve_host = true\nhost = 'virtual.example'", "shop.example", "shop.example"),
+    ],
+)
+def test_what_was_found_by_a_name_is_asked_by_it(
+    more: str, client: str, host: str, make: Make, backend: Backend
+) -> None:
+    with NameServer("users 60 IN A 127.0.0.1\n") as server:
+        discover = f"'dns:users.test:{backend.port}', nameservers = ['{server.address}']"
+        gateway = make(f"discover = {{ use = {discover} }}\n{more}")
+        assert Client(gateway).get("/", headers={"Host": client}).status_code == 200
+        assert host_of(backend) == host
+
+
+def test_redirects_by_that_name_lead_back_to_the_gateway(make: Make) -> None:
+    def answer(connection: socket.socket, request: Any) -> None:
+        there = f"http://{dict(request.fields)['Host']}/items/".encode()
+        connection.sendall(
+            b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + there + b"\r\n\r\n"
+        )
+
+    with Backend(answer) as backend, NameServer("users 60 IN A 127.0.0.1\n") as server:
+        discover = f"'dns:users.test:{backend.port}', nameservers = ['{server.address}']"
+        for more in ("", "host = 'virtual.example'"):
+            client = Client(make(f"discover = {{ use = {discover} }}\n{more}"))
+            assert client.get("/items").headers["Location"] == "/items/"
+
+
+@pytest.mark.parametrize("source", ["instances", "file", "registry"])
+def test_a_service_is_asked_by_the_host_that_the_file_names(
+    source: str, make: Make, backend: Backend, tmp_path: Path
+) -> None:
+    (tmp_path / "users.json").write_text(json.dumps([backend.url]))
+    where = {
+        "instances": f"instances = ['{backend.url}']",
+        "file": "discover = 'file:users.json'",
+        "registry": "discover = 'registry'",
+    }[source]
+    gateway = make(f"{where}\nhost = 'virtual.example'", "[registry]\nopen = true")
+    assert gateway.registry is not None
+    gateway.registry.register(Registered("users", "users-1", "127.0.0.1", backend.port))
+    assert Client(gateway).get("/").text == "ok"
+    assert host_of(backend) == "virtual.example"
+
+
+@pytest.mark.parametrize("host", ["http://a", "a/b", "a b", "a:99999"])
+def test_a_host_that_is_none_is_told_at_its_key(host: str) -> None:
+    errors = wrong(f"[services.a]\ninstances = ['http://a']\nhost = '{host}'")
+    assert "a host is a name such as" in dict(errors)["services.a.host"]
+
+
+def test_over_tls_the_host_is_the_name_that_an_address_is_asked_by(
+    make: Make, tmp_path: Path
+) -> None:
+    certificate = make_certificate(tmp_path, "virtual.test")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    asked: list[str | None] = []
+    context.sni_callback = lambda sock, name, _: asked.append(name)
+    with Backend(tls=lambda sock: context.wrap_socket(sock, True)) as backend:
+        service = (
+            f"instances = ['https://127.0.0.1:{backend.port}']\nhost = 'virtual.test'\n"
+            "tls = { ca = 'both.pem' }\nhealth = { path = '/', interval = '1h' }"
+        )
+        gateway = make(service)
+        assert Client(gateway).get("/").status_code == 200
+        assert host_of(backend) == "virtual.test"
+        assert checked(gateway, backend.url, "virtual.test").ok
+        assert set(asked) == {"virtual.test"}
 
 
 def test_certificates_are_for_the_name_that_was_asked_by(make: Make, tmp_path: Path) -> None:

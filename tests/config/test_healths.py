@@ -9,6 +9,8 @@ import pytest
 
 from tests.config.test_build import wrong
 from wsgigate.config.build import build
+from wsgigate.config.checks import check_across
+from wsgigate.config.errors import Errors
 from wsgigate.config.load import parse
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
@@ -27,6 +29,14 @@ SERVICE = "[services.a]\ninstances = ['http://a']\nhealth = "
         ("{ path = '/', statuses = [] }", "services.a.health.statuses", "at least one"),
         ("{ path = '/', statuses = [103] }", "services.a.health.statuses[0]", "200"),
         ("{ path = '/../x' }", "services.a.health", "dot segments"),
+        ("{ path = '/', host = 'a/b' }", "services.a.health.host", "is a name such as"),
+        ("{ path = '/', method = 'TRACE' }", "services.a.health.method", "is one of GET"),
+        ("{ path = '/', port = 70000 }", "services.a.health.port", "65535"),
+        ("{ path = '/', scheme = 'ftp' }", "services.a.health.scheme", '"https"'),
+        ("{ path = '/', fields = { Host = 'a' } }", "services.a.health.fields", "give host"),
+        ("{ path = '/', fields = 'a' }", "services.a.health.fields", "expected a table"),
+        ("{ type = 'tcp', host = 'a' }", "services.a.health.host", "is not a known key"),
+        ("{ type = 'tcp', port = 0 }", "services.a.health.port", "65535"),
     ],
 )
 def test_what_is_wrong_is_told_at_its_key(health: str, path: str, said: str) -> None:
@@ -71,3 +81,92 @@ def test_each_service_is_asked_in_its_own_way_and_the_reason_is_told() -> None:
         "ready": (True, 200, ""),
         "busy": (False, 200, "Unexpected content"),
     }
+
+
+def checks_of(text: str) -> dict[str, str]:
+    """Return the host of each service's check, empty for the instance's own."""
+    gateway = build(parse(f"[store]\nurl = 'memory:'\n{text}", environ={}))
+    try:
+        assert gateway.health is not None
+        return {name: check.host for name, check in gateway.health._checks.items()}
+    finally:
+        gateway.close()
+
+
+ROUTE = "[[routes]]\npath = '/'\nservice = 'a'\n"
+HEALTHY = "[services.a]\ninstances = ['http://a']\nhealth = { path = '/up' }\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "host"),
+    [
+        (HEALTHY + ROUTE + "host = 'shop.example'\n", ""),  # the instance's own Host is sent
+        (HEALTHY + "preserve_host = true\n" + ROUTE, ""),
+        (HEALTHY + "preserve_host = true\n" + ROUTE + "host = 'shop.example'\n", "shop.example"),
+        (HEALTHY + ROUTE + "host = 'shop.example'\npreserve_host = true\n", "shop.example"),
+        (HEALTHY + "preserve_host = true\n" + ROUTE + "host = '*.example'\n", ""),
+        (
+            HEALTHY
+            + "preserve_host = true\n"
+            + ROUTE
+            + "host = 'a.example'\n"
+            + ROUTE
+            + "host = 'b.example'\n",
+            "",
+        ),
+        # what the file says comes first
+        (
+            HEALTHY.replace("'/up'", "'/up', host = 'up.example'")
+            + "preserve_host = true\n"
+            + ROUTE
+            + "host = 'shop.example'\n",
+            "up.example",
+        ),
+        (
+            HEALTHY
+            + "preserve_host = true\nhost = 'inner.example'\n"
+            + ROUTE
+            + "host = 'shop.example'\n",
+            "",  # it is the instance's name then
+        ),
+    ],
+)
+def test_a_virtual_host_is_asked_by_the_name_that_clients_use(text: str, host: str) -> None:
+    assert checks_of(text) == {"a": host}
+
+
+@pytest.mark.parametrize(
+    ("hosts", "warned"),
+    [([""], False), (["a.example"], False), (["*.example"], True), (["a.example", "b"], True)],
+)
+def test_several_names_are_warned_of(hosts: list[str], warned: bool) -> None:
+    text = HEALTHY + "preserve_host = true\n"
+    text += "".join(f"{ROUTE}{f'host = {host!r}' if host else ''}\n" for host in hosts)
+    warnings: list[tuple[str, str]] = []
+    check_across(parse(f"[store]\nurl = 'memory:'\n{text}", environ={}), Errors(), warnings)
+    assert ("services.a.health" in dict(warnings)) is warned
+
+
+def test_the_file_says_all_of_a_request(backend: Backend) -> None:
+    text = (
+        f"[services.a]\ninstances = ['{backend.url}']\n"
+        "health = { path = '/up', host = 'shop.example', method = 'HEAD', "
+        "fields = { Authorization = 'Bearer ${TOKEN}' } }\n"
+    )
+    gateway = build(
+        parse(f"[store]\nurl = 'memory:'\n{text}", environ={"TOKEN": "secret-of-health"})
+    )
+    health = gateway.health
+    assert isinstance(health, HealthChecker)
+    found: SimpleQueue[Any] = SimpleQueue()
+    try:
+        health._asker.ask("a", Instance(backend.url), health._checks["a"], found.put)
+        assert found.get(timeout=10).ok
+    finally:
+        health._asker.stop()
+        gateway.close()
+    [request] = backend.requests
+    assert request.line == "HEAD /up HTTP/1.1"
+    fields = dict(request.fields)
+    assert fields["Host"] == "shop.example"
+    assert fields["Authorization"] == "Bearer secret-of-health"

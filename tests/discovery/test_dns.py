@@ -62,6 +62,20 @@ def test_each_address_of_a_name_is_an_instance(server: NameServer) -> None:
     assert urls(find(addresses(server, "one.test", scheme="https"))) == ["https://10.0.1.1:8000"]
 
 
+def test_instances_are_asked_by_the_name_that_was_looked_up(server: NameServer) -> None:
+    def names(found: Found) -> set[str]:
+        return {instance.authority for instance in found.instances}
+
+    assert names(find(addresses(server, "a.test"))) == {"a.test:8000"}
+    assert names(find(addresses(server, "one.test", scheme="https"))) == {"one.test:8000"}
+    source = DnsAddresses("one.test", 80, resolver=Resolver([server.address]))
+    assert names(find(source)) == {"one.test"}
+    # those of a service record by the names of its targets
+    targets = {"one.test:8001", "two.test:8002", "a.test:8003"}
+    assert names(find(service(server, "_http._tcp.web.test"))) == targets
+    assert names(find(service(server, "_http._tcp.web.test", scheme="https"))) == targets
+
+
 @pytest.mark.parametrize(
     ("name", "seconds"),
     [

@@ -7,7 +7,7 @@ import selectors
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -90,6 +90,97 @@ def test_a_check_asks_for_the_path_at_the_instance_and_says_who_asks(backend: Ba
         ("Host", f"127.0.0.1:{backend.port}"),
         ("User-Agent", "wsgigate-health"),
     ]
+
+
+def head_of(check: HealthCheck, instance: Callable[[Backend], Instance]) -> list[str]:
+    """Return the request line and the fields that an instance gets."""
+    with Backend(reply(b"")) as backend:
+        found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+        prober = Prober()
+        try:
+            prober.ask("shop", instance(backend), check, found.put)
+            outcome = found.get(timeout=10)
+        finally:
+            prober.stop()
+        assert isinstance(outcome, Outcome), outcome
+        assert outcome.ok, outcome
+        [request] = backend.requests
+        port = str(backend.port)
+    return request.head.decode().replace(port, "PORT").split("\r\n")
+
+
+def test_a_check_sends_the_host_the_fields_and_the_method_that_it_is_told() -> None:
+    check = HealthCheck(
+        "/up",
+        timeout=5.0,
+        host="shop.example",
+        fields={"Authorization": "Bearer x", "user-agent": "kube-probe/1.2", "X-Empty": ""},
+        method="HEAD",
+    )
+    line, *fields = head_of(check, lambda backend: Instance(backend.url))
+    assert line == "HEAD /up HTTP/1.1"
+    assert [field for field in fields if field] == [
+        "Host: shop.example",
+        "User-Agent: kube-probe/1.2",
+        "Accept: */*",
+        "Accept-Encoding: identity",
+        "Authorization: Bearer x",
+        "X-Empty: ",
+        "Connection: close",
+    ]
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
+def test_a_method_with_content_says_that_there_is_none(method: str) -> None:
+    check = HealthCheck("/up", timeout=5.0, method=method)
+    line, *fields = head_of(check, lambda backend: Instance(backend.url))
+    assert line == f"{method} /up HTTP/1.1"
+    assert "Content-Length: 0" in fields
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "told", "host"),
+    [
+        ("http://127.0.0.1:1", "", {}, "127.0.0.1:PORT"),
+        ("http://127.0.0.1:1", "shop.example", {}, "shop.example:PORT"),
+        ("http://127.0.0.1:1", "shop.example:8080", {}, "shop.example:PORT"),
+        ("http://127.0.0.1:1", "", {"host": "admin.example"}, "admin.example"),
+        ("https://127.0.0.1:1", "", {"scheme": "http"}, "127.0.0.1:PORT"),
+    ],
+)
+def test_a_check_may_go_to_another_port(
+    url: str, name: str, told: dict[str, Any], host: str
+) -> None:
+    """As that of a management interface, which need not speak TLS where the service does."""
+
+    def check(port: int) -> HealthCheck:
+        return HealthCheck("/up", timeout=5.0, port=port, **told)
+
+    with Backend(reply(b"")) as backend:
+        found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+        prober = Prober()
+        prober.ask("shop", Instance(url, host=name), check(backend.port), found.put)
+        outcome = found.get(timeout=10)
+        prober.stop()
+        assert isinstance(outcome, Outcome)
+        assert outcome.ok
+        [request] = backend.requests
+    assert dict(request.fields)["Host"] == host.replace("PORT", str(backend.port))
+
+
+def test_a_connection_alone_may_be_to_another_port_too() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        check = HealthCheck(None, timeout=5.0, port=listener.getsockname()[1])
+        assert ask("http://127.0.0.1:1", check).ok
+
+
+def test_the_other_port_is_one_that_is_allowed() -> None:
+    def allowed(address: Any, port: int) -> None:
+        if port == 9:
+            raise ValueError("not there")
+
+    check = HealthCheck("/", timeout=5.0, port=9)
+    assert ask("http://127.0.0.1:1", check, allowed=allowed).error == "Address not allowed"
 
 
 def test_a_check_takes_nothing_from_the_environment(

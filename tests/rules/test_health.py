@@ -278,3 +278,46 @@ def test_an_answer_is_judged_by_its_status_and_what_it_contains(
     settings = {} if statuses is None else {"statuses": statuses}
     check = HealthCheck("/", contains=contains, **settings)  # type: ignore[arg-type]
     assert judge(check, status, "1ms", body) == Outcome(not error, status, "1ms", error)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"method": "TRACE"}, "method: is one of GET, HEAD"),
+        ({"method": "get"}, "method: is one of"),
+        ({"method": "HEAD", "contains": "x"}, "contains: is not for HEAD"),
+        ({"host": "http://shop.example"}, "host: is a name such as"),
+        ({"host": "shop.example/x"}, "host: is a name"),
+        ({"host": "a\r\nX: y"}, "host: is a name"),
+        ({"port": 0}, "port: is 1 to 65535"),
+        ({"port": 65536}, "port: is 1 to 65535"),
+        ({"port": True}, "port: is 1 to 65535"),
+        ({"scheme": "ftp"}, "scheme: is"),
+        ({"fields": {"Host": "a"}}, "fields: must not have Host: give host instead"),
+        ({"fields": {"Content-Length": "5"}}, "fields: must not have Content-Length"),
+        ({"fields": {"Transfer-Encoding": "chunked"}}, "fields: must not have"),
+        ({"fields": {"X Y": "a"}}, "fields: has names"),
+        ({"fields": {"X-A": "1", "x-a": "2"}}, "fields: has names of request fields, each once"),
+        ({"fields": {"X-A": "a\r\nX-B: b"}}, "the value of X-A is one line"),
+        ({"fields": {f"X-{n}": "" for n in range(65)}}, "fields: has at most 64"),
+    ],
+)
+def test_a_request_that_can_not_be_is_refused_by_its_name(
+    setting: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        HealthCheck("/health", **setting)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"host": "a"}, {"fields": {"X-A": "1"}}, {"method": "HEAD"}, {"scheme": "https"}],
+)
+def test_a_connection_alone_asks_for_nothing(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} is for a check that has a path"):
+        HealthCheck(None, **setting)
+    assert HealthCheck(None, port=9000).port == 9000
+
+
+def test_the_values_of_fields_are_not_shown() -> None:
+    assert "secret" not in repr(HealthCheck("/", fields={"Authorization": "Bearer secret"}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from wsgigate.config.errors import Errors, at, shown
+from wsgigate.config.healths import ServiceHealth
 from wsgigate.config.middlewares import Middleware
 from wsgigate.config.model import Config, Gateway, Route, Weighted
 from wsgigate.config.options import ConcurrencyOptions, LimiterOptions
@@ -142,6 +143,28 @@ def _services_of(route: Route) -> Iterator[str | None]:
         yield route.mirror.service
 
 
+def virtual_host(config: Config, name: str) -> str:
+    """Return the one host by which clients ask for a service that gets their own ``Host``.
+
+    That is what its health check sends too, as a virtual host answers to nothing else. There is
+    none where ``preserve_host`` is off, and where the routes name no host or several.
+    """
+    hosts = _preserved_hosts(config, name)
+    [host] = hosts if len(hosts) == 1 else [""]
+    return "" if host.startswith("*") else host
+
+
+def _preserved_hosts(config: Config, name: str) -> set[str]:
+    """Return the hosts of the routes that lead to a service and pass on the client's ``Host``."""
+    service = config.services[name]
+    return {
+        route.host
+        for route in config.routes
+        if name in _services_of(route)
+        and (service.preserve_host if route.preserve_host is None else route.preserve_host)
+    }
+
+
 def _check_registry(config: Config, errors: Errors) -> None:
     registry = config.registry
     if registry is None:
@@ -170,6 +193,20 @@ def _check_services(config: Config, errors: Errors, warnings: Warnings) -> None:
             urls = [i.url if isinstance(i, Weighted) else i for i in service.instances or ()]
             if urls and not any(url and url.startswith("https:") for url in urls):
                 warnings.append((at(path, "tls"), "none of its instances is https://"))
+        hosts = _preserved_hosts(config, name)
+        health = service.health
+        if (
+            isinstance(health, ServiceHealth)
+            and any(hosts)
+            and not (health.host or service.host or virtual_host(config, name))
+        ):
+            warnings.append(
+                (
+                    at(path, "health"),
+                    "has no host, and clients ask for several (preserve_host): a virtual host may "
+                    "answer to none of them; give health.host",
+                )
+            )
         if service.tls is not None and not service.tls.verify:
             warnings.append((at(at(path, "tls"), "verify"), "anybody can pose as this service"))
 

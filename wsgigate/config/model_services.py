@@ -149,6 +149,12 @@ class Service:
         Duration(), "How long an instance may be silent.", default=None
     )
     tls: Tls | None = setting(Table(Tls), "How certificates are verified.", default=None)
+    host: str | None = setting(
+        Text('a name such as "shop.example" or "shop.example:8080"'),
+        "The Host that its instances are asked by; with discover by dns or srv the name that was "
+        "looked up, else the instance's own, unless given.",
+        default=None,
+    )
     preserve_host: bool | None = setting(
         Flag(), "Send the client's Host instead of the instance's own.", default=None
     )

@@ -6,20 +6,22 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from wsgigate.circuits import Circuit
 from wsgigate.config.balances import balance_of, stickiness
 from wsgigate.config.breakers import circuit_rules
+from wsgigate.config.checks import virtual_host
 from wsgigate.config.discovers import OPTIONS, Discover, discovery, is_own, server_name, source_of
 from wsgigate.config.errors import Errors, at
-from wsgigate.config.healths import health_check
+from wsgigate.config.healths import HEALTH_KEYS, health_check
 from wsgigate.config.hedges import ServiceHedge, hedge_rules
 from wsgigate.config.model import Config, FieldChanges, Route, Service, Weighted
 from wsgigate.config.outliers import outlier_rules
 from wsgigate.config.registry import own_places
 from wsgigate.config.retries import retry_budget, retry_rules
 from wsgigate.config.tables import given
-from wsgigate.discovery import Instance
+from wsgigate.discovery import Instance, host_and_port
 from wsgigate.discovery.destinations import PRIVATE, Destinations, Vouched
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.discovery.kept import Kept
@@ -30,6 +32,7 @@ from wsgigate.discovery.watcher import Watch, Watcher
 from wsgigate.fields import FieldRules
 from wsgigate.proxy.bulkhead import Bulkhead, Compartment
 from wsgigate.proxy.forwarder import Forwarder
+from wsgigate.proxy.names import literal
 from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.prober import Manner, Prober
 from wsgigate.proxy.service import Resilience
@@ -82,6 +85,7 @@ class Services:
         self.circuits: list[Circuit] = []
         self.bulkheads: dict[str, Compartment] = {}
         self.watches: list[Watch] = []
+        self._config = config
         self._store = store
         self._name = name
         gateway = config.gateway
@@ -102,13 +106,16 @@ class Services:
                 self._add(name, service, at("services", name))
 
     def _add(self, name: str, service: Service, path: str) -> None:
+        tried = self._errors.tried
+        named = service.host or ""
+        if named and tried(at(path, "host"), lambda: host_and_port(named)) is None:
+            named = ""
         instances = [
-            Instance(item.url, item.weight, item.tier)
+            Instance(item.url, item.weight, item.tier, named)
             if isinstance(item, Weighted)
-            else Instance(item)
+            else Instance(item, host=named)
             for item in service.instances
         ]
-        tried = self._errors.tried
         balance = tried(at(path, "balance"), lambda: balance_of(service.balance), keys=["key"])
         outlier = service.outlier
         if outlier is not None and balance is not None:
@@ -126,7 +133,8 @@ class Services:
         verify = tried(at(path, "tls"), lambda: self._verify(service), keys=["ca"])
         health = service.health
         if health is not None:
-            check = tried(at(path, "health"), lambda: health_check(health))
+            host = "" if named else virtual_host(self._config, name)
+            check = tried(at(path, "health"), lambda: health_check(health, host), keys=HEALTH_KEYS)
             if check is not None:
                 self.checks[name] = check
         resilience = tried(at(path, "breaker"), lambda: self._resilience(name, service, path))
@@ -149,14 +157,17 @@ class Services:
     def _sessions(self, service: Service, pool: Pool, verify: bool | str) -> Sessions:
         """Return where connections to the instances come from; have those found that are sought."""
         name = None if service.tls is None else service.tls.server_name
+        named = urlsplit(f"//{service.host}").hostname if service.host else None
         if service.discover is None:
+            if name is None and all(map(_is_at_address, pool.instances)):
+                name = named
             self._manners[pool.service] = Manner(verify, name)
             return Sessions(partial(gateway_session, server_name=name))
         options = discovery(service.discover)
         source = source_of(options, pool.service, self._folder, self._own_registry)
         vouched = self._vouched(options)
         check = vouched.check
-        name = name or server_name(options)
+        name = name or server_name(options) or named
         self._manners[pool.service] = Manner(verify, name, check)
         make = partial(gateway_session, check=check, server_name=name)
         sessions = Sessions(make)
@@ -167,6 +178,7 @@ class Services:
                 source,
                 check=check,
                 narrow=vouched.narrow,
+                host=service.host or "",
                 forget=sessions.forget,
                 kept=kept,
                 speaks=self._speaks,
@@ -297,6 +309,11 @@ class Services:
             lambda: FieldRules(changes.set, changes.add, changes.remove),
             keys=["set", "add", "remove"],
         )
+
+
+def _is_at_address(instance: Instance) -> bool:
+    """Return whether an instance is known by an address, which certificates seldom name."""
+    return literal(urlsplit(instance.url).hostname or "", 0) is not None
 
 
 def _hedge(service: Service, hedge: ServiceHedge) -> HedgeRules:

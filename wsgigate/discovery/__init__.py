@@ -12,9 +12,10 @@ from urllib.parse import quote, unquote, urlsplit
 if TYPE_CHECKING:
     from wsgigate.discovery.registration import Registration
 
-__all__ = ["LAST_TIER", "Instance", "Registration"]
+__all__ = ["LAST_TIER", "Instance", "Registration", "host_and_port"]
 
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?\.?")
+_AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 LAST_TIER = 15
 _MOST_SOCKET_PATH = 107  # what the kernel takes
 
@@ -27,17 +28,20 @@ class Instance:
         ``http+unix://%2Frun%2Fapp.sock``, with the absolute path of a socket percent-encoded.
     :param weight: Its share of the traffic relative to its siblings; 0 drains it.
     :param tier: Whose turn it is: 0 first, the next ones as far as those before fail; up to 15.
+    :param host: The name it is asked by, ``NAME[:PORT]``, for one that serves several names
+        (virtual hosts) or was found by an address. Default: the host and port of the URL.
     :ivar scheme: ``http``, ``https`` or ``http+unix``.
-    :ivar authority: ``HOST[:PORT]`` as a ``Host`` field has it: lower case, without a default port;
-        ``localhost`` behind a socket.
+    :ivar authority: ``HOST[:PORT]`` as it is sent in ``Host``: *host*, or else that of the URL in
+        lower case, without a default port; ``localhost`` behind a socket.
     :ivar origin: The URL by which it may name itself in a ``Location``.
-    :ivar address: Where it is, for the log: the authority, or ``unix:`` and the path.
-    :raises ValueError: *url* is not of that form; says what is wrong with it.
+    :ivar address: Where it is, for the log: that of the URL, or ``unix:`` and the path.
+    :raises ValueError: *url* or *host* is not of that form; says what is wrong with it.
     """
 
     url: str
     weight: int = 1
     tier: int = 0
+    host: str = ""
     scheme: str = field(init=False, repr=False, compare=False)
     authority: str = field(init=False, repr=False, compare=False)
     origin: str = field(init=False, repr=False, compare=False)
@@ -65,6 +69,7 @@ class Instance:
             path = _socket_path(parts.netloc)
             self._set(f"http+unix://{quote(path, safe='')}", parts.scheme, "localhost")
             object.__setattr__(self, "address", f"unix:{path}")
+            self._name()
             return
         host = parts.hostname or ""
         if not (_is_ipv6(host) if ":" in host else _HOST.fullmatch(host)):
@@ -79,6 +84,13 @@ class Instance:
         default = 443 if parts.scheme == "https" else 80
         authority = host if port in (None, default) else f"{host}:{port}"
         self._set(f"{parts.scheme}://{authority}", parts.scheme, authority)
+        self._name()
+
+    def _name(self) -> None:
+        if self.host:
+            authority = host_and_port(self.host, self.scheme)
+            object.__setattr__(self, "host", authority)
+            object.__setattr__(self, "authority", authority)
 
     def _set(self, url: str, scheme: str, authority: str) -> None:
         for name, value in (
@@ -89,6 +101,24 @@ class Instance:
             ("address", authority),
         ):
             object.__setattr__(self, name, value)
+
+
+def host_and_port(text: str, scheme: str = "http") -> str:
+    """Return *text*, ``HOST`` or ``HOST:PORT``, as a ``Host`` field has it.
+
+    :param scheme: The one whose default port is left out.
+    :raises ValueError: It is none.
+    """
+    found = _AUTHORITY.fullmatch(text)
+    name, port = (found[1].lower(), int(found[2] or 0)) if found else ("", 0)
+    literal = name.startswith("[")
+    if not (_is_ipv6(name[1:-1]) if literal else _HOST.fullmatch(name)) or port > 65535:
+        raise ValueError(
+            f'a host is a name such as "shop.example" or "shop.example:8080", got {text!r}'
+        )
+    name = name if literal else name.removesuffix(".")
+    default = 443 if scheme == "https" else 80
+    return name if port in (0, default) else f"{name}:{port}"
 
 
 def _socket_path(encoded: str) -> str:

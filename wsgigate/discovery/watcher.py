@@ -12,6 +12,7 @@ import random as _random
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Protocol, TypeAlias
@@ -66,6 +67,7 @@ class Watch:
         to be asked there too.
     :param narrow: Called with the networks that the source allows instances in, when it names any,
         so that *check* refuses all others.
+    :param host: The name that all instances are asked by, instead of what the source says.
     :param forget: Called with the URL of each instance that is gone.
     :param kept: Where the last good answer is kept for other workers; nowhere without it.
     :param hold_empty: Seconds for which an empty answer is not believed whose source is not
@@ -82,6 +84,7 @@ class Watch:
         *,
         check: Check | None = None,
         narrow: Callable[[Sequence[str]], object] = lambda _: None,
+        host: str = "",
         forget: Callable[[str], object] = lambda _: None,
         kept: Kept | None = None,
         hold_empty: float = HOLD_EMPTY,
@@ -94,6 +97,7 @@ class Watch:
         self._pool = pool
         self._check = check
         self._narrow = narrow
+        self._host = host
         self._forget = forget
         self._kept = kept
         self._hold = hold_empty
@@ -237,7 +241,7 @@ class Watch:
         for instance in instances:
             try:
                 self._see(instance)
-                admitted.append(instance)
+                admitted.append(replace(instance, host=self._host) if self._host else instance)
             except ValueError as error:
                 self._refused += 1
                 self._complain("An instance of %r is not used: %s: %s", instance.address, error)

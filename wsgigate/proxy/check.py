@@ -23,8 +23,9 @@ from errno import (
 from functools import partial
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any, NamedTuple, TypeAlias
+from urllib.parse import urlsplit
 
-from wsgigate.discovery import Instance
+from wsgigate.discovery import Instance, host_and_port
 from wsgigate.proxy.dial import Check, see
 from wsgigate.proxy.faults import BrokenResponse
 from wsgigate.proxy.names import Address
@@ -81,7 +82,7 @@ def steps(
     """
     started = clock()
     deadline = started + check.timeout
-    reader = ResponseReader("GET")
+    reader = ResponseReader(check.method)
     sock: socket.socket | None = None
     try:
         addresses = yield Wait(None, 0, deadline)
@@ -92,7 +93,7 @@ def steps(
         took = f"{(clock() - started) * 1000:.2f}ms"
         if check.path is None:
             return Outcome(True, None, took)
-        yield from _send(sock, _request(instance, check.path), deadline)
+        yield from _send(sock, _request(instance, check, tls is not None), deadline)
         while not reader.feed_head((yield from _receive(sock, reader, deadline))):
             pass
         took = _told_time(reader.fields) or f"{(clock() - started) * 1000:.2f}ms"
@@ -108,11 +109,33 @@ def steps(
             sock.close()
 
 
-def _request(instance: Instance, path: str) -> bytes:
-    return (
-        f"GET {path} HTTP/1.1\r\nHost: {instance.authority}\r\nUser-Agent: wsgigate-health\r\n"
-        "Accept: */*\r\nAccept-Encoding: identity\r\nConnection: close\r\n\r\n"
-    ).encode("ascii")
+def _request(instance: Instance, check: HealthCheck, secure: bool) -> bytes:
+    fields = {
+        "Host": check.host or _authority(instance, check, secure),
+        "User-Agent": "wsgigate-health",
+        "Accept": "*/*",
+        "Accept-Encoding": "identity",
+    }
+    for name, value in check.fields.items():
+        replaced = next((known for known in fields if known.lower() == name.lower()), name)
+        fields[replaced] = value
+    if check.method in ("POST", "PUT", "PATCH"):
+        fields["Content-Length"] = "0"
+    fields["Connection"] = "close"
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"{check.method} {check.path} HTTP/1.1\r\n{head}\r\n".encode("latin-1")
+
+
+def _authority(instance: Instance, check: HealthCheck, secure: bool) -> str:
+    """Return what an instance is asked by, at the port of the check."""
+    if check.port is None and check.scheme in (None, instance.scheme):
+        return instance.authority
+    host = urlsplit(f"//{instance.authority}").hostname or ""
+    own = 443 if instance.scheme == "https" else 80
+    port = check.port or urlsplit(instance.url).port or own
+    return host_and_port(
+        f"{f'[{host}]' if ':' in host else host}:{port}", "https" if secure else "http"
+    )
 
 
 def _connect(

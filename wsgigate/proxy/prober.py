@@ -105,9 +105,13 @@ class Prober:
         parts = urlsplit(instance.url)
         host = parts.hostname or ""
         manner = self._manners.get(service, _PLAIN)
-        secure = instance.scheme == "https"
+        unix = instance.scheme == "http+unix"
+        secure = not unix and (check.scheme or instance.scheme) == "https"
         tls = self._contexts.get(manner.verify, None) if secure else None
-        name = (manner.server_name or host).rstrip(".")
+        name = manner.server_name or host
+        if check.host and manner.server_name is None and literal(host, 0) is not None:
+            name = urlsplit(f"//{check.host}").hostname or host  # certificates are for names
+        name = name.rstrip(".")
         flight = _Flight(steps(instance, check, name, tls, self._clock, manner.allowed), found)
         going = self._round
         if going is None or not going.lives():
@@ -115,10 +119,10 @@ class Prober:
             going.start()
             self._round = going
         going.begin(flight)
-        if instance.scheme == "http+unix":
+        if unix:  # it has no ports
             going.tell(flight, [(socket.AF_UNIX, unquote(parts.netloc))])
             return
-        port = parts.port or (443 if secure else 80)
+        port = check.port or parts.port or (443 if instance.scheme == "https" else 80)
         address = literal(host, port)
         if address is not None:
             going.tell(flight, [address])

@@ -195,7 +195,9 @@ class ResponseMaker:
     def _rewritten(self, headers: Headers, request: Outgoing, instance: Instance) -> Headers:
         outside = request.outside
         own_host = self._preserve_host
-        aliases = (f"{request.scheme}://{request.headers['Host']}",) if own_host else ()
+        # what it was asked by is what it takes for its own name
+        asked = request.headers["Host"]
+        aliases = (f"{request.scheme}://{asked}", f"{_scheme(instance)}://{asked}")
         domain = None if own_host else instance.authority.partition(":")[0]
         rewritten = []
         for name, value in headers:
@@ -206,6 +208,10 @@ class ResponseMaker:
                 value = cookie_path(value, self._added, outside, domain)
             rewritten.append((name, value))
         return rewritten
+
+
+def _scheme(instance: Instance) -> str:
+    return "https" if instance.scheme == "https" else "http"
 
 
 def problem_of(error: Exception) -> Problem:

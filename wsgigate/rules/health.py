@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 __all__ = ["Health", "HealthCheck", "Outcome", "first_due", "judge", "next_due", "record"]
@@ -34,6 +34,21 @@ _MOST_BYTES = 1_024
 _LATEST = 253_402_300_800.0  # the year 10000: what a date can not say is not a time
 _PATH = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
+METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
+"""The methods that a check may use; those with content are sent with none."""
+
+_MOST_FIELDS = 64
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
+_VALUE = re.compile(
+    r"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]{0,4094}[\x21-\x7e\x80-\xff])?)?"
+)
+_AUTHORITY = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{1,5})?")
+_OWN_FIELDS = frozenset(
+    [
+        *("host", "connection", "content-length", "transfer-encoding", "upgrade", "te", "trailer"),
+        *("expect", "keep-alive", "proxy-connection", "proxy-authorization"),
+    ]
+)
 _WORDS = re.compile(r"[\x20-\x7e]{0,64}")
 
 
@@ -50,6 +65,11 @@ class HealthCheck:
     :param unhealthy_after: Failed checks in a row that make a healthy instance unhealthy.
     :param statuses: The status codes of a good answer; all from 200 to 299 unless said.
     :param contains: What a good answer contains, in its first 64 KiB; nothing unless said.
+    :param host: ``HOST[:PORT]`` to send in ``Host``. Default: what the instance is asked by.
+    :param fields: Further request fields; their values are kept out of logs and errors.
+    :param method: The request method.
+    :param port: The port to ask. Default: the instance's own.
+    :param scheme: ``http`` or ``https``. Default: the instance's own.
     :raises ValueError: A setting is out of its range; says which.
     """
 
@@ -60,13 +80,18 @@ class HealthCheck:
     unhealthy_after: int = 3
     statuses: Collection[int] = DEFAULT_STATUSES
     contains: str = ""
+    host: str = ""
+    fields: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+    method: str = "GET"
+    port: int | None = None
+    scheme: str | None = None
 
     def __post_init__(self) -> None:
         if self.path is not None:
             _check_path(self.path)
-        elif self.contains or self.statuses is not DEFAULT_STATUSES:
-            name = "contains" if self.contains else "statuses"
-            raise ValueError(f"{name} is for a check that has a path: no other gets an answer")
+        else:
+            self._check_bare()
+        self._check_request()
         for status in self.statuses:
             if type(status) is not int or not 200 <= status <= 599:
                 raise ValueError(f"statuses are numbers from 200 to 599, got {status!r}")
@@ -80,6 +105,46 @@ class HealthCheck:
             count = getattr(self, name)
             if type(count) is not int or not 1 <= count <= _MOST_IN_A_ROW:
                 raise ValueError(f"{name} is 1 to {_MOST_IN_A_ROW} checks, got {count!r}")
+
+    def _check_bare(self) -> None:
+        """Refuse what only a check with a path asks for, or hears of."""
+        for name, is_given in (
+            ("contains", bool(self.contains)),
+            ("statuses", self.statuses is not DEFAULT_STATUSES),
+            ("host", bool(self.host)),
+            ("fields", bool(self.fields)),
+            ("method", self.method != "GET"),
+            ("scheme", self.scheme is not None),
+        ):
+            if is_given:
+                raise ValueError(f"{name} is for a check that has a path: no other gets an answer")
+
+    def _check_request(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method: is one of {', '.join(METHODS)}, got {self.method!r}")
+        if self.contains and self.method == "HEAD":
+            raise ValueError("contains: is not for HEAD, whose answers have no content")
+        if self.host and not _AUTHORITY.fullmatch(self.host):
+            raise ValueError(
+                f'host: is a name such as "shop.example" or "shop.example:8080", got {self.host!r}'
+            )
+        if self.port is not None and (type(self.port) is not int or not 0 < self.port < 65536):
+            raise ValueError(f"port: is 1 to 65535, got {self.port!r}")
+        if self.scheme not in (None, "http", "https"):
+            raise ValueError(f'scheme: is "http" or "https", got {self.scheme!r}')
+        if len(self.fields) > _MOST_FIELDS:
+            raise ValueError(f"fields: has at most {_MOST_FIELDS} fields, got {len(self.fields)}")
+        seen: set[str] = set()
+        for name, value in self.fields.items():
+            lower = name.lower() if isinstance(name, str) else ""
+            if not isinstance(name, str) or not _TOKEN.fullmatch(name) or lower in seen:
+                raise ValueError(f"fields: has names of request fields, each once, got {name!r}")
+            if lower in _OWN_FIELDS:
+                cure = "give host instead" if lower == "host" else "the check sends its own"
+                raise ValueError(f"fields: must not have {name}: {cure}")
+            if not isinstance(value, str) or not _VALUE.fullmatch(value):
+                raise ValueError(f"fields: the value of {name} is one line of visible characters")
+            seen.add(lower)
 
 
 def _check_path(path: str) -> None:

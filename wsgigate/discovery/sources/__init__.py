@@ -82,10 +82,11 @@ def distinct(instances: Iterable[Instance]) -> tuple[Instance, ...]:
 
 
 def instance_of(
-    scheme: str, host: object, port: object, weight: object = 1, tier: int = 0
+    scheme: str, host: object, port: object, weight: object = 1, tier: int = 0, name: str = ""
 ) -> Instance:
     """Return the instance at a host and port that a source names.
 
+    :param name: The name it is asked by, where *host* is an address that was looked up.
     :raises SourceError: They are none.
     """
     if not isinstance(host, str) or not host:
@@ -95,7 +96,8 @@ def instance_of(
     if type(weight) is not int or not 0 <= weight <= 65535:
         raise SourceError("an instance's weight is not a whole number from 0 to 65535")
     try:
-        return Instance(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}", weight, tier)
+        url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        return Instance(url, weight, tier, f"{name}:{port}" if name else "")
     except ValueError as error:
         raise SourceError(str(error)) from None
 

@@ -105,6 +105,8 @@ class Resolver:
 class DnsAddresses:
     """A source of one instance at each address of a name: its A and AAAA records.
 
+    Instances are connected to by their addresses and asked by the name (``Host``).
+
     :param host: The name.
     :param port: The port of all of them.
     :param scheme: ``http`` or ``https``; certificates are then to be verified against the name.
@@ -128,7 +130,7 @@ class DnsAddresses:
         """Return an instance for each address, until their TTL is over."""
         self._resolver.begin()
         answers = _addresses(self._resolver, self._host)
-        made = _instances(answers, self._scheme, self._port)
+        made = _instances(answers, self._scheme, self._port, name=self._host)
         return Found(distinct(made), _again(answers), trouble=self._resolver.trouble)
 
 
@@ -138,8 +140,8 @@ class DnsService:
     The best priority is the first tier, the others are those behind it: they take requests as far
     as those before fail. A weight of 0, which to SRV is a very small one, counts as 1. The target
     ``.`` says that the service is not there, and is believed at once. Targets are looked up here
-    too, so an instance has an address; over https it has the target's name, against which its
-    certificate is verified.
+    too, so an instance has an address, and is asked by the target's name (``Host``); over https it
+    has the target's name, against which its certificate is verified.
 
     :param name: The name, such as ``_http._tcp.billing.internal``.
     :param scheme: ``http`` or ``https``.
@@ -184,7 +186,7 @@ class DnsService:
             return [instance_of(self._scheme, host, record.port, weight, tier)]
         found = _addresses(self._resolver, target)
         answers += found
-        return _instances(found, self._scheme, record.port, weight, tier)
+        return _instances(found, self._scheme, record.port, weight, tier, target)
 
 
 def _server(text: str) -> tuple[str, int]:
@@ -214,10 +216,15 @@ def _addresses(resolver: Resolver, host: str) -> list[_Answer]:
 
 
 def _instances(
-    answers: Sequence[_Answer], scheme: str, port: int, weight: int = 1, tier: int = 0
+    answers: Sequence[_Answer],
+    scheme: str,
+    port: int,
+    weight: int = 1,
+    tier: int = 0,
+    name: str = "",
 ) -> list[Instance]:
     return [
-        instance_of(scheme, record.address, port, weight, tier)
+        instance_of(scheme, record.address, port, weight, tier, name)
         for answer in answers
         for record in answer.records
     ]

@@ -1,0 +1,48 @@
+"""The name that an instance is asked by, beside where it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from wsgigate.discovery import Instance
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "authority"),
+    [
+        ("http://10.0.0.5:8000", "", "10.0.0.5:8000"),
+        ("http://10.0.0.5:8000", "Shop.Example", "shop.example"),
+        ("http://10.0.0.5:8000", "shop.example.", "shop.example"),
+        ("http://10.0.0.5:8000", "shop.example:8000", "shop.example:8000"),
+        ("http://10.0.0.5:8000", "shop.example:80", "shop.example"),
+        ("https://10.0.0.5", "shop.example:443", "shop.example"),
+        ("https://10.0.0.5", "shop.example:80", "shop.example:80"),
+        ("http://10.0.0.5", "[2001:DB8::1]:81", "[2001:db8::1]:81"),
+        ("http+unix://%2Frun%2Fapp.sock", "shop.example", "shop.example"),
+        ("http+unix://%2Frun%2Fapp.sock", "", "localhost"),
+    ],
+)
+def test_it_is_asked_by_its_name_and_stays_where_it_is(url: str, host: str, authority: str) -> None:
+    instance = Instance(url, host=host)
+    assert instance.authority == authority
+    assert (instance.url, instance.address, instance.origin) == (
+        Instance(url).url,
+        Instance(url).address,
+        Instance(url).origin,
+    )
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("http://shop.example", "shop.example/x", "shop example", "shop.example:99999", ":80"),
+        *("-shop", "user@shop.example", "a\r\nX: y", "[::1", "[zz]", "shöp.example", "x" * 300),
+    ],
+)
+def test_what_is_no_host_is_refused(host: str) -> None:
+    with pytest.raises(ValueError, match="a host is a name such as"):
+        Instance("http://10.0.0.5", host=host)
+
+
+def test_instances_of_two_names_are_not_the_same() -> None:
+    assert Instance("http://a", host="x") != Instance("http://a", host="y")
