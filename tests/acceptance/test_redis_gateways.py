@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,7 +16,7 @@ import pytest
 import requests
 
 from tests.acceptance.conftest import until
-from tests.store.redis.servers import Server
+from tests.store.redis.servers import Server, free_port
 from wsgigate.testing.backend import Backend, reply
 
 Serve = Callable[..., Any]
@@ -131,3 +134,74 @@ def test_requests_pass_while_the_redis_is_gone_and_are_counted_again_when_it_is_
     back = [line for line in machine.log.splitlines() if "answers again after" in line]
     assert len(fails) == len(back) == 1
     assert f"redis://127.0.0.1:{server.port}/0" in fails[0]
+
+
+@pytest.mark.parametrize("program", ["gunicorn", "granian"])
+def test_a_gateway_that_starts_while_its_redis_is_gone_serves_and_recovers(
+    program: str, serve: Serve, backend: Backend, server: Server
+) -> None:
+    backend.answers = [reply()]
+    service = 'health = { path = "/health", interval = "0.5s", timeout = "1s" }'
+    text = gateway(server, backend, service=service, more=LIMITED.format(algorithm="fixed-window"))
+    server.stop()
+    machine = serve(text, workers=2, env=PASSWORD, server=program)
+    for _ in range(10):
+        answer = get(machine.url + "/svc")
+        assert answer.status_code == 200
+        assert "X-RateLimit-Remaining" not in answer.headers
+    [said] = [line for line in machine.log.splitlines() if "starts without its store" in line]
+    assert f"redis://127.0.0.1:{server.port}/0" in said
+    server.start()
+    until(lambda: ["X-RateLimit-Remaining" in counted(machine) for _ in range(8)] == [True] * 8)
+    assert "only-for-tests" not in machine.log
+
+
+def counted(machine: Any) -> Any:
+    return get(machine.url + "/svc").headers
+
+
+@pytest.mark.parametrize("program", ["gunicorn", "granian"])
+def test_a_wrong_password_keeps_a_gateway_from_starting(
+    program: str, backend: Backend, server: Server, tmp_path: Path
+) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text(gateway(server, backend))
+    command = [sys.executable, "-m", "wsgigate", "run", str(file), "--server", program]
+    done = subprocess.run(
+        [*command, "--bind", f"127.0.0.1:{free_port()}"],
+        env={**os.environ, "WSGIGATE_STORE_PASSWORD": "not-the-one"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "store.url: the store " in done.stderr
+    assert "WRONGPASS" in done.stderr
+    assert "not-the-one" not in done.stderr
+
+
+def test_a_registry_that_starts_while_its_redis_is_gone_takes_services_once_it_is_back(
+    serve_command: Serve, server: Server
+) -> None:
+    server.stop()
+    url = f"redis://127.0.0.1:{server.port}/0"
+    run = [sys.executable, "-m", "wsgigate", "registry", "--store", url, "--workers", "2"]
+    started = serve_command(
+        lambda port: [*run, "--bind", f"127.0.0.1:{port}"],
+        REGISTRY_TOKEN="registry-token-of-the-tests",
+        **PASSWORD,
+    )
+    [said] = [line for line in started.log.splitlines() if "starts without its store" in line]
+    assert said.startswith(f"wsgigate: warning: --store: the store {url} fails: ")
+
+    def register() -> int:
+        one = {"serviceName": "users", "instanceId": "u-1", "host": "127.0.0.1", "port": 3001}
+        headers = {"Authorization": "Bearer registry-token-of-the-tests"}
+        answer = requests.post(f"{started.url}/register", json=one, headers=headers, timeout=30)
+        return answer.status_code
+
+    assert register() == 503
+    assert get(f"{started.url}/discover/users").status_code == 503
+    server.start()
+    until(lambda: register() == 201)
+    until(lambda: get(f"{started.url}/discover/users").json()["count"] == 1)

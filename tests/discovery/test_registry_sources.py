@@ -158,6 +158,17 @@ def test_a_store_that_fails_from_the_beginning_is_an_error(source: Source, store
         source.find(NEVER)
 
 
+def test_of_the_own_registry_a_store_that_fails_is_asked_again_soon(
+    registry: Registry, store: Fickle
+) -> None:
+    store.broken = True
+    source = OwnRegistry(registry, "users")
+    for _ in range(20):  # an outage may last; when it ends, nobody has an instance yet
+        with pytest.raises(SourceError) as caught:
+            source.find(NEVER)
+        assert caught.value.again_in == 1.0
+
+
 def test_tags_are_asked_for(registry: Registry, serve: Serve) -> None:
     registry.register(entry(1, tags=("v1",)))
     registry.register(entry(2, tags=("v2", "eu")))

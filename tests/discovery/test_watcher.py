@@ -312,6 +312,23 @@ def test_a_worker_that_begins_while_the_source_is_silent_knows_what_others_knew(
     assert urls(other) == []  # that was said by another source
 
 
+def test_and_so_does_one_whose_store_and_source_both_failed_when_it_began(
+    source: Told, clock: FakeClock
+) -> None:
+    store = Fickle(MemoryStore())
+    Watch(Pool("users", []), source, kept=Kept(store, "i/users", "told")).step(NEVER)
+    source.says = SourceError("no")
+    store.broken = True
+    late = Pool("users", [])
+    watch = Watch(late, source, kept=Kept(store, "i/users", "told"), clock=clock)
+    watch.recall()
+    watch.step(NEVER)
+    assert urls(late) == []
+    store.broken = False
+    watch.step(NEVER)
+    assert urls(late) == [A, B]
+
+
 def test_weights_and_tiers_are_kept_too(store: Store) -> None:
     kept = Kept(store, "i/users", "told")
     assert kept.recall() is None

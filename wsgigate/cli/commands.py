@@ -56,9 +56,11 @@ def check(arguments: argparse.Namespace) -> int:
     path: str = arguments.file
     try:
         reading = read_file(path)
-        for key, text in reading.warnings:
-            print(f"{path}: warning: {key}: {text}", file=sys.stderr)
-        built = check_reading(reading, path)
+        try:
+            built = check_reading(reading, path)
+        finally:
+            for key, text in reading.warnings:
+                print(f"{path}: warning: {key}: {text}", file=sys.stderr)
     except ConfigError as error:
         return failed(error)
     services, count = len(built.gateway.pools), len(built.entries)

@@ -43,7 +43,9 @@ requests under way are finished by the old workers, and a file with errors chang
 
 CHECK = """\
 Read the file, build the gateway without starting it, and see that its store can be used here.
-Every error is told, with the key it is at; the exit code is 0 when there is none, else 2."""
+Every error is reported with its key; the exit code is 0 when there is none, else 2. A store that
+does not answer at the moment is a warning, as the gateway starts without it; a wrong password is
+an error."""
 
 ROUTES = "List the routes: what they match, what stands before them, and where they lead."
 

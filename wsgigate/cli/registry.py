@@ -42,8 +42,7 @@ def registry(arguments: argparse.Namespace) -> int:
         config = config_of(arguments, os.environ)
     except ConfigError as error:
         for key, text in error.errors:
-            flag = next((flag for name, flag in _FLAGS.items() if _is_below(key, name)), key)
-            print(f"wsgigate: {flag}: {text}", file=sys.stderr)
+            print(f"wsgigate: {_flag(key)}: {text}", file=sys.stderr)
         return 2
     except ValueError as error:
         return failed(error)
@@ -90,7 +89,10 @@ def config_of(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Conf
     document = {"gateway": gateway, "store": {"url": arguments.store}, "registry": table}
     config = Table(Config).read(document, "", errors) or Config()
     check_across(config, errors, [])
-    check_reading(Reading(config, errors, []), "").gateway.close()
+    warnings: list[tuple[str, str]] = []
+    check_reading(Reading(config, errors, warnings), "").gateway.close()
+    for key, text in warnings:
+        print(f"wsgigate: warning: {_flag(key)}: {text}", file=sys.stderr)
     return config
 
 
@@ -104,6 +106,11 @@ def _tokens(given: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
             raise ValueError(f"--token: the environment variable {name} holds no token")
         tokens[service] = environ[name]
     return tokens
+
+
+def _flag(key: str) -> str:
+    """Return the argument that the *key* of a file stands for."""
+    return next((flag for name, flag in _FLAGS.items() if _is_below(key, name)), key)
 
 
 def _is_below(key: str, name: str) -> bool:

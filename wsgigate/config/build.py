@@ -41,10 +41,10 @@ from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.proxy.request import RequestMaker
 from wsgigate.rules.maintenance import GATEWAY
 from wsgigate.rules.routing import Route
-from wsgigate.store import NETWORKED, Store, StoreError, open_store
+from wsgigate.store import NETWORKED, MisconfiguredStore, Store, StoreError, open_store
 from wsgigate.store.memory import MemoryStore
 
-__all__ = ["Built", "assemble", "build", "check", "check_reading", "load_gateway"]
+__all__ = ["Built", "assemble", "build", "check", "check_reading", "load_gateway", "outage_of"]
 
 
 class Built(NamedTuple):
@@ -86,9 +86,9 @@ def load_gateway(path: str | None = None) -> Gateway:
 
 
 def check(config: Config, *, path: str = "") -> None:
-    """See that the gateway can be built, and that its store can be used here and now.
+    """See that the gateway can be built, and that nothing but an outage keeps it from its store.
 
-    :raises ConfigError: It can not.
+    :raises ConfigError: It cannot be built, or its store is misconfigured.
     """
     check_reading(Reading(config, Errors(), []), path)
 
@@ -96,20 +96,40 @@ def check(config: Config, *, path: str = "") -> None:
 def check_reading(reading: Reading, path: str) -> Built:
     """Return what is built of *reading*, and see that its store and certificate can be used.
 
+    A store that does not answer at the moment is a warning: a running gateway goes on without it,
+    so one that starts then must not stay down.
+
     :raises ConfigError: Something is wrong with the file, with the store or the certificate.
     """
     built = assemble(reading.config, path=path, errors=reading.errors)
-    look = getattr(built.gateway.store, "check", None)
     try:
-        if look is not None:
-            look()
-    except StoreError as error:
+        trouble = outage_of(built.gateway.store)
+    except MisconfiguredStore as error:
         reading.errors.add("store.url", str(error))
+    else:
+        if trouble:
+            reading.warnings.append(("store.url", trouble))
     reading.errors.tried(
         "gateway.tls", lambda: check_certificate(reading.config, path), keys=["cert", "key"]
     )
     reading.errors.raise_any(path)
     return built
+
+
+def outage_of(store: Store) -> str:
+    """Return why values cannot be kept in *store* at the moment; empty when they can.
+
+    :raises MisconfiguredStore: They cannot be until its configuration changes.
+    """
+    look = getattr(store, "check", None)
+    try:
+        if look is not None:
+            look()
+    except MisconfiguredStore:
+        raise
+    except StoreError as error:
+        return f"{error}; the gateway starts without its store and uses it once it answers"
+    return ""
 
 
 def assemble(

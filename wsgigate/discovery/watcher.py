@@ -170,6 +170,7 @@ class Watch:
             self._fail(str(error))
             why = one_line(error)
             self._failing.failed("The instances of %r stay as they are: %s", self.service, why)
+            self.recall()  # the store may have failed as well when this worker began
             if error.again_in is not None:
                 return error.again_in
         except Exception as failure:

@@ -14,6 +14,7 @@ keeps its socket open after ``Connection: close`` stops it from accepting for tw
 - a worker whose threads are all busy leaves new connections to the other workers first;
 - a worker with as many connections as it may have closes the one that has been silent for longest,
   and one without a file descriptor left rests from accepting, where gunicorn's dies;
+- a worker that is told to stop closes its listeners first, or the kernel would accept for it;
 - a signal to stop that comes while a worker is being forked is heeded, not lost;
 - a worker that is to end at once does so, whatever its threads wait for.
 
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import select
 import socket
 import threading
@@ -193,7 +195,7 @@ class GateWorker(BootingWorker):
         """Accept a connection, unless another worker should."""
         if self._crowded():
             self.set_accept_enabled(False)
-        else:
+        elif self.alive:  # else _stop_listening() knows whose it is
             self._accept(listener)
 
     def _accept(self, listener: socket.socket) -> None:
@@ -216,6 +218,36 @@ class GateWorker(BootingWorker):
             self._make_room()
         self.keepalived_conns.add(connection)
         self.tpool.start()
+
+    def _stop_listening(self) -> None:
+        """Close this process's listeners: the kernel accepts for as long as one is open.
+
+        What it accepts for a worker that ends would hang, and be reset when the worker exits.
+
+        While the master listens, on SIGHUP or when a worker has served its number of requests,
+        connections in the backlog belong to the other workers, which are not ending. When the
+        gateway stops, the master has closed its listeners before it signals the workers. Whoever
+        closes the last copy resets what is in the backlog, so that is accepted first, and served
+        with ``Connection: close``.
+        """
+        for listener in self.sockets:
+            if not self._master_has(listener):
+                before = -1
+                while before != self.nr_conns < self.worker_connections:
+                    before = self.nr_conns
+                    self._accept(listener)
+            listener.close()
+
+    def _master_has(self, listener: socket.socket) -> bool:
+        """Return whether the master has *listener* open; False where that cannot be found out."""
+        try:
+            wanted = f"socket:[{os.fstat(listener.fileno()).st_ino}]"
+            folder = f"/proc/{self.ppid}/fd/"
+            return self.ppid == os.getppid() and any(
+                _link(folder + number) == wanted for number in os.listdir(folder)
+            )
+        except OSError:
+            return False
 
     def _make_room(self) -> None:
         """Close the connection from which nothing has come for longest, if there is one."""
@@ -265,10 +297,18 @@ class GateWorker(BootingWorker):
                 connection.cut_if_silent()
 
     def _cap_keepalive(self, deadline: float) -> None:
-        super()._cap_keepalive(deadline)  # called once, when the worker begins to stop
+        self._stop_listening()  # called once, when the worker begins to stop
+        super()._cap_keepalive(deadline)
         stopping = getattr(self.wsgi, "stopping", None)
         if callable(stopping):
             stopping()
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:  # the master has closed it meanwhile
+        return ""
 
 
 def _look_again() -> None:

@@ -32,7 +32,7 @@ from granian.http import HTTP1Settings, HTTP2Settings
 from granian.log import LogLevels
 
 from wsgigate import process
-from wsgigate.config.build import build
+from wsgigate.config.build import build, outage_of
 from wsgigate.config.certificate import certificate_files, check_certificate
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import load
@@ -43,6 +43,7 @@ from wsgigate.integrations.granian_told import Told
 from wsgigate.integrations.self_check import tell
 from wsgigate.log_level import set_up
 from wsgigate.rules.serving import ServerFacts, findings
+from wsgigate.store import MisconfiguredStore
 
 __all__ = ["application", "serve", "serve_config"]
 
@@ -118,10 +119,22 @@ def serve(
     config = _told(load(path), bind, threads, workers, log_level)
     check(config)
     check_certificate(config, path)
-    build(config, path=path).close()
+    _look_at_store(config, path)
     tell(findings(planned(config)), config.gateway.self_check)
     loaded = partial(_load, path, bind, threads, log_level, config)
     _server(config, path, reload).serve(target_loader=loaded, wrap_loader=False)
+
+
+def _look_at_store(config: Config, path: str) -> None:
+    gateway = build(config, path=path)
+    try:
+        outage = outage_of(gateway.store)
+    except MisconfiguredStore as error:
+        raise ConfigError(path, [("store.url", str(error))]) from error
+    finally:
+        gateway.close()
+    if outage:
+        log.warning("%s: warning: store.url: %s", path, outage)
 
 
 def serve_config(config: Config) -> None:

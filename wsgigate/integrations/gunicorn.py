@@ -221,13 +221,15 @@ def _read(path: str, bind: str | None, threads: int | None = None) -> Config:
         gateway = config.gateway
         gateway = replace(gateway, bind=bind or gateway.bind, threads=threads or gateway.threads)
         config = replace(config, gateway=gateway)
-        failure = _check(path)
+        failure, outage = _check(path)
     except ConfigError as error:
-        failure = str(error)
+        failure, outage = str(error), ""
     if not failure:
         if _good is not None:
             log.info("Configuration reloaded from %s", path)
         _good = _Good(path, config)
+        if outage:
+            log.warning("%s", outage)
         return config
     if _good is None:
         print(failure, file=sys.stderr)
@@ -236,8 +238,11 @@ def _read(path: str, bind: str | None, threads: int | None = None) -> Config:
     return _good.config
 
 
-def _check(path: str) -> str:
-    """Return what is wrong with the gateway that the file describes; empty when nothing is."""
+def _check(path: str) -> tuple[str, str]:
+    """Return what is wrong with the gateway that the file describes, and with its store for now.
+
+    Each is empty when nothing is. The second does not keep it from serving.
+    """
     try:
         done = subprocess.run(  # noqa: S603
             [sys.executable, "-m", "wsgigate", "check", path],
@@ -247,8 +252,12 @@ def _check(path: str) -> str:
             timeout=60,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"{path}: can not be checked: {error}"
-    return "" if done.returncode == 0 else done.stderr.strip() or f"check: exit {done.returncode}"
+        return f"{path}: cannot be checked: {error}", ""
+    told = done.stderr.strip()
+    if done.returncode:
+        return told or f"check: exit {done.returncode}", ""
+    of_store = f"{path}: warning: store.url: "
+    return "", next((line for line in told.splitlines() if line.startswith(of_store)), "")
 
 
 def _one_cookie_field(_worker: Any, request: Any) -> None:

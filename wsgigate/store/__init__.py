@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NETWORKED",
     "Change",
+    "MisconfiguredStore",
     "Quotas",
     "Several",
     "Store",
@@ -34,7 +35,19 @@ itself leaves the value and its time to live as they are; ``None`` removes it.
 
 
 class StoreError(Exception):
-    """The store could not be read or written; says which and why, in the operator's words."""
+    """The store could not be read or written; the message names the store and the cause.
+
+    Most causes pass: a server that does not answer, a full disk. Whoever gets this goes on without
+    the store, as its ``on_store_error`` or the like says, and asks again.
+    """
+
+
+class MisconfiguredStore(StoreError):
+    """The store cannot be used until its configuration changes; waiting does not help.
+
+    A wrong password, a database that does not exist, a folder of another user, a file of another
+    program: each is an error at the start. The message names the cause and the cure.
+    """
 
 
 @runtime_checkable
@@ -163,7 +176,8 @@ def open_store(url: str, *, owner: str = "") -> Store:
         counters by accident. A plain ``lmdb:`` then is a folder of its own; in a Redis, the names
         of the keys begin with it.
     :raises ValueError: No store goes by that URL, or it needs a package that is not installed.
-    :raises StoreError: The folder of a plain ``lmdb:`` can not be had.
+    :raises MisconfiguredStore: The folder of a plain ``lmdb:`` cannot be used.
+    :raises StoreError: That folder cannot be made at the moment.
     """
     scheme, colon, rest = url.partition(":")
     if scheme == "memory" and colon and not rest:

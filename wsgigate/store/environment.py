@@ -12,7 +12,7 @@ from typing import Any
 
 import lmdb
 
-from wsgigate.store import StoreError, datafile
+from wsgigate.store import MisconfiguredStore, StoreError, datafile
 from wsgigate.store.failures import Full, explained
 from wsgigate.store.folder import check_file, own_folder
 from wsgigate.store.forking import rest_at_fork
@@ -151,9 +151,9 @@ class Environment:
         with self._writing() as txn:
             marker = txn.get(MARKER)
             if marker is None and txn.stat()["entries"]:
-                raise StoreError(f"{self._data} is the LMDB file of some other program")
+                raise MisconfiguredStore(f"{self._data} is the LMDB file of some other program")
             if marker not in (None, FORMAT):
-                raise StoreError(
+                raise MisconfiguredStore(
                     f"{self._data} has the format {marker!r} of another version of wsgigate, "
                     f"this one has {FORMAT!r}; remove it or name another folder"
                 )

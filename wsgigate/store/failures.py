@@ -7,6 +7,7 @@ import struct
 import lmdb
 
 from wsgigate.store import StoreError
+from wsgigate.store.folder import of_system
 from wsgigate.store.verify import Damaged
 
 __all__ = ["FAILURES", "Full", "explained"]
@@ -57,5 +58,6 @@ def explained(error: Exception, path: str, *, most: int, readers: int) -> StoreE
         return StoreError(
             f"{path} is damaged or no LMDB file ({error}); remove it or name another folder"
         )
-    cause = error.strerror if isinstance(error, OSError) else str(error)
-    return StoreError(f"{path} cannot be used: {cause}")
+    if isinstance(error, OSError):
+        return of_system(error, f"{path} cannot be used")
+    return StoreError(f"{path} cannot be used: {error}")

@@ -12,7 +12,7 @@ from typing import Any
 from wsgigate.rules.algorithms import Algorithm
 from wsgigate.rules.quota import Verdict
 from wsgigate.rules.together import Together
-from wsgigate.store import StoreError, update
+from wsgigate.store import MisconfiguredStore, StoreError, update
 from wsgigate.store.forking import rest_at_fork
 from wsgigate.store.limits import check_value, encoded
 from wsgigate.store.redis_quotas import Prepared, prepared, verdicts_of
@@ -216,7 +216,8 @@ class RedisStore:
         return [values[name] for name in page]
 
     def _refused(self, refusal: Refusal) -> StoreError:
-        return StoreError(f"the store {self._place.shown} refuses: {refusal.text}")
+        kind = MisconfiguredStore if refusal.lasting else StoreError
+        return kind(f"the store {self._place.shown} refuses: {refusal.text}")
 
 
 def _by_rules(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from redis.crc import key_slot
 
-from wsgigate.store import StoreError
+from wsgigate.store import MisconfiguredStore, StoreError
 from wsgigate.store.redis_connections import Connections, Unreachable
 from wsgigate.store.redis_servers import Ask, connect_to, fit
 from wsgigate.store.redis_url import Address, Place
@@ -101,7 +101,7 @@ class Cluster:
             got = fit(node.connections.exchange(packed, answers))
         except Unreachable as error:
             self._stale = True
-            raise node.watch.failed(str(error)) from error
+            raise node.watch.failed(str(error), lasting=error.lasting) from error
         node.watch.answered()
         return got
 
@@ -137,18 +137,19 @@ class Cluster:
                 return
             self._looked = now
         self._watch.admit()
-        reasons = []
+        reasons, lasting = [], True
         known = [address for _, address in self._map[1]]
         for address in dict.fromkeys([*known, *self._place.addresses]):
             try:
                 self._look(address)
             except StoreError as error:
                 reasons.append(str(error))
+                lasting = lasting and isinstance(error, MisconfiguredStore)
             else:
                 self._watch.answered()
                 return
         if not self._map[0]:
-            raise self._watch.failed("; ".join(reasons))
+            raise self._watch.failed("; ".join(reasons), lasting=lasting)
 
     def _look(self, address: Address) -> None:
         """Take over what the server at *address* knows of who has what.
@@ -157,8 +158,10 @@ class Cluster:
         """
         answer = self._ask(address, _SLOTS)[0]
         if isinstance(answer, Refusal) or not answer:
-            told = answer.text if isinstance(answer, Refusal) else "it knows of no slots"
-            raise StoreError(f"{self._place.shown} at {address[0]}:{address[1]}: {told}")
+            refused = isinstance(answer, Refusal)
+            told = answer.text if refused else "it knows of no slots"
+            kind = MisconfiguredStore if refused and answer.lasting else StoreError
+            raise kind(f"{self._place.shown} at {address[0]}:{address[1]}: {told}")
         found = []
         for start, end, (host, port, *_), *_replicas in answer:
             # no host, or "?": the one that was asked, as seen from here

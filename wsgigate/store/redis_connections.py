@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import ssl
 import threading
 import time
 from typing import Any, NamedTuple
@@ -25,7 +26,14 @@ __all__ = ["Connections", "Unreachable"]
 
 
 class Unreachable(Exception):
-    """The server was not reached, did not answer in time, or not in its protocol."""
+    """The server was not reached, did not answer in time, or not in its protocol.
+
+    :ivar lasting: Whether that ends only when the gateway or the server is configured otherwise.
+    """
+
+    def __init__(self, text: str, *, lasting: bool = False) -> None:
+        super().__init__(text)
+        self.lasting = lasting
 
 
 class _Parser:
@@ -135,7 +143,7 @@ class Connections:
             kept = line
             return got
         except (RedisError, OSError, ValueError) as error:
-            raise Unreachable(self._told(error)) from error
+            raise Unreachable(self._told(error), lasting=_lasting(error)) from error
         finally:
             if kept is None:
                 self._drop(line)
@@ -211,3 +219,20 @@ class Connections:
     def _told(self, error: Exception) -> str:
         text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         return text if self.shown in text else f"{self.shown}: {text}"
+
+
+_PASSING_CERTIFICATE = frozenset([9, 10, 11, 12])
+"""What X509_verify_cert(3) says of a certificate, or a list of revoked ones, that is not valid yet
+or any more: that passes with the server's renewal of it."""
+
+
+def _lasting(error: Exception) -> bool:
+    """Return whether *error* ends only when the gateway or the server is configured otherwise."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, ssl.SSLCertVerificationError):
+            return seen.verify_code not in _PASSING_CERTIFICATE
+        if isinstance(seen, ResponseError):
+            return Refusal(str(seen)).lasting
+        seen = seen.__cause__ or seen.__context__
+    return False

@@ -62,7 +62,7 @@ def fit(answers: list[Any]) -> list[Any]:
     """
     for answer in answers:
         if isinstance(answer, Refusal) and answer.code in UNFIT:
-            raise Unreachable(answer.text)
+            raise Unreachable(answer.text, lasting=answer.lasting)
     return answers
 
 
@@ -90,7 +90,7 @@ class Single:
         try:
             got = fit(self._connections.exchange(packed, answers))
         except Unreachable as error:
-            raise self._watch.failed(str(error)) from error
+            raise self._watch.failed(str(error), lasting=error.lasting) from error
         self._watch.answered()
         return got
 
@@ -139,7 +139,7 @@ class Sentinels:
             got = fit(primary.exchange(packed, answers))
         except Unreachable as error:
             self._forget(primary)
-            raise self._watch.failed(str(error)) from error
+            raise self._watch.failed(str(error), lasting=error.lasting) from error
         self._watch.answered()
         return got
 
@@ -148,12 +148,13 @@ class Sentinels:
 
         :raises Unreachable: None knows one that says so itself.
         """
-        reasons = []
+        reasons, lasting = [], True
         for sentinel in list(self._sentinels):
             try:
                 primary = self._named_by(sentinel)
             except (Unreachable, StoreError) as error:
                 reasons.append(str(error))
+                lasting = lasting and getattr(error, "lasting", False)
                 continue
             with self._lock:
                 if self._primary is None:
@@ -164,15 +165,18 @@ class Sentinels:
             if found is not primary:
                 primary.close()  # another thread was faster
             return found
-        raise Unreachable("; ".join(reasons))
+        raise Unreachable("; ".join(reasons), lasting=lasting)
 
     def _named_by(self, sentinel: Connections) -> Connections:
         [answer] = sentinel.exchange(self._question)
         if isinstance(answer, Refusal):
-            raise Unreachable(f"the sentinel at {sentinel.shown} says {answer.text}")
+            raise Unreachable(
+                f"the sentinel at {sentinel.shown} says {answer.text}", lasting=answer.lasting
+            )
         if answer is None:
             raise Unreachable(
-                f"the sentinel at {sentinel.shown} knows no service {self._place.service!r}"
+                f"the sentinel at {sentinel.shown} knows no service {self._place.service!r}",
+                lasting=True,
             )
         host, port = answer
         primary = connect_to(self._place, (host.decode(), int(port)))

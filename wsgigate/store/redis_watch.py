@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from wsgigate.rules.outage import Outage
-from wsgigate.store import StoreError
+from wsgigate.store import MisconfiguredStore, StoreError
 
 __all__ = ["Watch"]
 
@@ -38,6 +38,7 @@ class Watch:
         self._chance = chance
         self._outage = Outage()
         self._reason = ""
+        self._kind: type[StoreError] = StoreError
         self._lock = threading.Lock()
 
     def admit(self) -> None:
@@ -52,17 +53,21 @@ class Watch:
             if self._outage.admit(now):
                 return
             left = self._outage.until - now
-        raise StoreError(f"{self._reason}; it is asked again in {left:.1f} s")
+        raise self._kind(f"{self._reason}; it is asked again in {left:.1f} s")
 
-    def failed(self, reason: str) -> StoreError:
-        """Take note of why a call failed; return what its caller is to be told."""
+    def failed(self, reason: str, *, lasting: bool = False) -> StoreError:
+        """Take note of why a call failed; return the error for its caller.
+
+        :param lasting: Whether waiting does not help.
+        """
         with self._lock:
             self._reason = f"the store {self._shown} fails: {reason}"
-            told = self._reason
+            self._kind = MisconfiguredStore if lasting else StoreError
+            told, kind = self._reason, self._kind
             began = self._outage.failed(self._clock(), self._chance())
         if began:
             LOG.error("%s; until it answers again, nobody waits for it", told)
-        return StoreError(told)
+        return kind(told)
 
     def answered(self) -> None:
         """Take note that the server answered."""

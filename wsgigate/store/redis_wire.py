@@ -35,6 +35,15 @@ class Malformed(ValueError):
     """What came in is no answer, too large a one, or more than was asked for."""
 
 
+_LASTING = re.compile(
+    "WRONGPASS|NOAUTH|NOPERM|DENIED|MOVED|CROSSSLOT"
+    "|ERR (?:DB index is out of range|invalid DB index|unknown command|unknown subcommand"
+    "|AUTH |Client sent AUTH|invalid password"
+    "|SELECT is not allowed|This instance has cluster support disabled)",
+    re.IGNORECASE,
+).match
+
+
 class Refusal:
     """An error that the server answered with.
 
@@ -46,6 +55,11 @@ class Refusal:
     def __init__(self, text: str) -> None:
         self.text = text
         self.code = text.partition(" ")[0]
+
+    @property
+    def lasting(self) -> bool:
+        """Whether it ends only when the gateway or the server is configured otherwise."""
+        return _LASTING(self.text) is not None
 
 
 def command(*parts: bytes) -> bytes:

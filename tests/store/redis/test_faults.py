@@ -13,10 +13,11 @@ import pytest
 
 from wsgigate.rules.algorithms import TokenBucket
 from wsgigate.rules.quota import Quota
-from wsgigate.store import StoreError
+from wsgigate.store import MisconfiguredStore, StoreError
 from wsgigate.store.redis import RedisStore
 from wsgigate.store.redis_servers import Single
 from wsgigate.store.redis_watch import Watch
+from wsgigate.store.redis_wire import Refusal
 from wsgigate.testing import FakeClock
 
 QUOTA = TokenBucket(Quota(5, 3600))
@@ -356,3 +357,37 @@ def test_a_connection_cut_while_it_was_idle_is_replaced_unnoticed():
         assert store.get("second") == (b"second", 7.0)
         until_something_comes(store)  # its end
         assert store.get("third") == (b"third", 7.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "url", "named"),
+    [
+        (("--requirepass", "right"), "redis://:wrong@127.0.0.1:{port}/0", "WRONGPASS"),
+        (("--requirepass", "right"), "redis://127.0.0.1:{port}/0", "NOAUTH"),
+        ((), "redis://127.0.0.1:{port}/99", "DB index is out of range"),
+        ((), "redis://:needless@127.0.0.1:{port}/0", "AUTH"),
+        ((), "redis+cluster://127.0.0.1:{port}", "cluster support disabled"),
+        (
+            ("--user", "default", "on", "nopass", "~*", "+get"),
+            "redis://127.0.0.1:{port}/0",
+            "NOPERM",
+        ),
+    ],
+    ids=["wrong password", "no password", "no database", "needless password", "no cluster", "ACL"],
+)
+def test_what_no_waiting_mends_is_told_from_an_outage(start, connect, options, url, named):
+    server = start(*options)
+    store = connect(f"{url.format(port=server.port)}?socket_timeout=10&socket_connect_timeout=10")
+    for _ in range(5):  # also while it rests
+        with pytest.raises(MisconfiguredStore, match=named):
+            store.check()
+    server.stop()
+    store.close()
+    with pytest.raises(StoreError) as caught:
+        store.check()
+    assert not isinstance(caught.value, MisconfiguredStore)
+
+
+@pytest.mark.parametrize("text", ["LOADING Redis is loading", "OOM command not allowed", "ERR max"])
+def test_what_a_server_says_that_passes_is_an_outage(text):
+    assert not Refusal(text).lasting

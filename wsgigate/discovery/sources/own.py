@@ -17,6 +17,8 @@ __all__ = ["OwnRegistry"]
 _WAIT = 5.0
 """Seconds to wait for a change; that heartbeats no longer come is none."""
 _LOOK_UP = 0.5
+_AGAIN = 1.0
+"""Seconds until a failing store is asked again: it costs little, as the store bounds the wait."""
 
 
 class OwnRegistry:
@@ -51,7 +53,7 @@ class OwnRegistry:
             listing = self._registry.discover(self._service, tags=self._tags)
         except StoreError as error:
             self._version = None
-            raise SourceError("the store fails") from error
+            raise SourceError("the store fails", again_in=_AGAIN) from error
         self._version = listing.version
         trouble = "the store fails" if listing.age else ""
         certain = listing.version != 0 and not trouble
