@@ -26,6 +26,7 @@ GROUND = {
     "leases",
     "limit_fields",
     "limit_keys",
+    "peer_watch",
     "log_level",
     "problem",
     "process",

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import TypeAlias
 
-__all__ = ["AddressList", "address_of"]
+__all__ = ["UNIX", "AddressList", "address_of", "is_near"]
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -49,14 +49,30 @@ def _parse(text: str) -> Address | None:
     return parsed
 
 
+UNIX = frozenset(("unix", "unix:"))
+"""How a list names the peers of a Unix socket."""
+
+_WITHOUT_ADDRESS = frozenset(("", "unix", "unix:", "localhost", "<local>"))
+"""What servers call the peer of a Unix socket: waitress ``localhost``, werkzeug ``<local>``."""
+
+
+def is_near(address: str) -> bool:
+    """Return whether *address* cannot be a client's across the internet: that of a Unix socket, or
+    a private, loopback or link-local one."""
+    if address in _WITHOUT_ADDRESS:
+        return True
+    parsed = _parse(address)
+    return parsed is not None and not parsed.is_global
+
+
 class AddressList:
     """A list of addresses and networks; ``address in addresses`` tells whether one is listed.
 
     An IPv4 address written as IPv6 is the IPv4 address it is, on both sides, and an IPv6 zone
     (``%eth0``) does not count. What is no address is never in the list.
 
-    :param entries: ``192.0.2.1``, ``10.0.0.0/8``, ``2001:db8::/32``; ``unix`` lists the peers of a
-        Unix socket, who have no address.
+    :param entries: ``192.0.2.1``, ``10.0.0.0/8``, ``2001:db8::/32``; ``unix`` or ``unix:`` lists
+        the peers of a Unix socket, which have no address.
     :raises ValueError: An entry is none of these; names it.
     """
 
@@ -66,8 +82,8 @@ class AddressList:
         if isinstance(entries, str):
             raise ValueError(f"expected a list of addresses and networks, not the text {entries!r}")
         self.entries = tuple(entries)
-        self._unix = "unix" in self.entries
-        self._networks = tuple(_network(entry) for entry in self.entries if entry != "unix")
+        self._unix = not UNIX.isdisjoint(self.entries)
+        self._networks = tuple(_network(entry) for entry in self.entries if entry not in UNIX)
         self._find = lru_cache(maxsize=self.CACHED)(self._search)
 
     def __contains__(self, address: str) -> bool:
@@ -80,7 +96,7 @@ class AddressList:
         return f"AddressList({list(self.entries)!r})"
 
     def _search(self, address: str) -> bool:
-        if address in ("", "unix"):
+        if address in _WITHOUT_ADDRESS:
             return self._unix
         parsed = _parse(address)
         return parsed is not None and any(parsed in network for network in self._networks)

@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 from wsgigate.addresses import address_of
+from wsgigate.fields import is_token
 
 __all__ = [
+    "ADDRESS_FIELDS",
     "CLIENT_FORGED",
     "MAX_ENTRIES",
+    "address_field",
     "client_of",
     "forged_keys",
     "format_forwarded",
@@ -24,6 +27,23 @@ __all__ = [
 
 MAX_ENTRIES = 32
 """How many proxies one request may name; more is an attempt to make us work."""
+
+ADDRESS_FIELDS = (
+    "x-real-ip",  # nginx, Traefik
+    "cf-connecting-ip",  # Cloudflare
+    "true-client-ip",  # Akamai, Cloudflare
+    "fly-client-ip",  # Fly.io
+    "fastly-client-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",  # Rackspace, Riverbed
+    "x-envoy-external-address",
+    "x-azure-clientip",  # Azure Front Door
+    "x-appengine-user-ip",  # Google App Engine
+    "x-nf-client-connection-ip",  # Netlify
+    "do-connecting-ip",  # DigitalOcean App Platform
+    "ali-cdn-real-ip",
+)
+"""Fields in which proxies write the one address of the client."""
 
 FAMILY = "HTTP_X_FORWARDED"
 """Every environ key that begins so is a proxy's to set, those not invented yet included."""
@@ -54,16 +74,13 @@ CLIENT_FORGED = frozenset(
         "X_SCHEME",
         "X_URL_SCHEME",
         # addresses, each one product's own spelling
-        "X_REAL_IP",
+        *(name.upper().replace("-", "_") for name in ADDRESS_FIELDS),
         "CLIENT_IP",
-        "X_CLIENT_IP",
-        "TRUE_CLIENT_IP",
-        "CF_CONNECTING_IP",
         "CF_CONNECTING_IPV6",
-        "FASTLY_CLIENT_IP",
-        "FLY_CLIENT_IP",
-        "X_CLUSTER_CLIENT_IP",
-        "X_ENVOY_EXTERNAL_ADDRESS",
+        "X_AZURE_SOCKETIP",
+        "X_REMOTE_IP",
+        "X_REMOTE_ADDR",
+        "X_ORIGINATING_IP",
         # another target or method than the one that was matched
         "X_ORIGINAL_HOST",
         "X_ORIGINAL_METHOD",
@@ -88,6 +105,23 @@ _PAIR = re.compile(rf"({_NAME})=({_QUOTED}|{_BARE})")
 _ELEMENT = re.compile(
     rf"[ \t]*+(?:{_PAIR.pattern})?(?:[ \t]*+;[ \t]*+(?:{_PAIR.pattern})?)*+[ \t]*+"
 )
+
+
+def address_field(source: str) -> str:
+    """Return the name of the field that *source* stands for, in lower case.
+
+    :param source: One of :data:`ADDRESS_FIELDS`, or ``header:NAME`` for any other field that the
+        proxies in front write the client's address to, and overwrite when the client sends it.
+    :raises ValueError: It is neither; the message lists the names.
+    """
+    name = source.lower() if isinstance(source, str) else ""
+    if name in ADDRESS_FIELDS:
+        return name
+    own = name.removeprefix("header:")
+    if own != name and is_token(own) and own not in ("x-forwarded-for", "forwarded"):
+        return own
+    listed = ", ".join(f'"{known}"' for known in ("x-forwarded-for", "forwarded", *ADDRESS_FIELDS))
+    raise ValueError(f'source is one of {listed}, or "header:NAME", not {source!r}')
 
 
 def forged_keys(environ: Iterable[str]) -> list[str]:

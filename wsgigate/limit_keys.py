@@ -23,6 +23,7 @@ __all__ = [
     "Exempt",
     "KeyNames",
     "Plan",
+    "by_address",
     "claim",
     "cookie",
     "exemption",
@@ -324,6 +325,15 @@ def _of_table(
         return make(**given)
     except ValueError as error:
         raise ValueError(f"{called}: {error}") from None
+
+
+def by_address(key: KeyNames) -> bool:
+    """Return whether *key*, an argument of :func:`key_of`, counts callers by their address."""
+    if isinstance(key, str):
+        return "address" in [name.strip() for name in key.split("|")]
+    if callable(key):
+        return key is wsgi.client_address
+    return any(by_address(one) for one in key)
 
 
 def kept_as(key: str) -> str:

@@ -12,7 +12,7 @@ from django.http import JsonResponse
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.test import Client
 
-from wsgigate.forwarding import CLIENT_FORGED
+from wsgigate.forwarding import ADDRESS_FIELDS, CLIENT_FORGED
 from wsgigate.middleware.client_address import ClientAddress
 from wsgigate.problem import Problem
 from wsgigate.wsgi import CLIENT, PEER_TRUSTED, REASON
@@ -285,7 +285,7 @@ def test_the_outermost_one_decides():
         ({"trusted_proxies": ["10.0.0.0/8", "proxy"]}, "trusted_proxies: 'proxy' is neither"),
         ({"trusted_proxies": ["10.0.0.1/8"]}, "trusted_proxies: '10.0.0.1/8' has bits set"),
         ({"trusted_proxies": "10.0.0.1"}, "trusted_proxies: expected a list"),
-        ({"source": "x-real-ip"}, 'source is "x-forwarded-for" or "forwarded", not'),
+        ({"source": "x-real"}, 'source is one of "x-forwarded-for", "forwarded", "x-real-ip"'),
     ],
 )
 def test_wrong_settings_are_told_at_once(options, text):
@@ -359,3 +359,95 @@ def test_the_answer_to_too_many_is_a_problem_document():
     assert response.status_code == 400
     assert response.mimetype == "application/problem+json"
     assert json.loads(response.data)["detail"] == "X-Forwarded-For has more than 32 entries."
+
+
+ONE_ADDRESS = [*ADDRESS_FIELDS, "header:X-Edge-Client", "X-Real-IP"]
+
+
+def field_of(source):
+    return source.removeprefix("header:")
+
+
+@pytest.mark.parametrize("source", ONE_ADDRESS)
+def test_a_field_with_the_address_alone_is_read_from_a_trusted_proxy(source):
+    fields = {
+        field_of(source): "203.0.113.9",
+        "X-Forwarded-For": "6.6.6.6",
+        "Forwarded": "for=6.6.6.6",
+        "X-Forwarded-Proto": "https",
+        **({} if source == "x-client-ip" else {"X-Client-IP": "6.6.6.6"}),
+    }
+    environ, status = see(fields=fields, source=source)
+    assert (status, environ[CLIENT]) == (200, "203.0.113.9")
+    assert environ["HTTP_X_FORWARDED_FOR"] == "203.0.113.9"
+    assert environ["HTTP_" + field_of(source).upper().replace("-", "_")] == "203.0.113.9"
+    assert environ["wsgi.url_scheme"] == "https"
+    if source != "x-client-ip":
+        assert "HTTP_X_CLIENT_IP" not in environ
+
+
+@pytest.mark.parametrize("source", ONE_ADDRESS)
+@pytest.mark.parametrize("peer", ["192.0.2.7", "", "junk"])
+def test_such_a_field_of_anybody_else_is_removed_and_not_read(source, peer):
+    environ, _ = see(peer, {field_of(source): "203.0.113.9"}, source=source)
+    assert environ[CLIENT] == (peer or "unix")
+    assert "HTTP_" + field_of(source).upper().replace("-", "_") not in environ
+
+
+@pytest.mark.parametrize(
+    ("value", "client"),
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        (" 203.0.113.9 ", "203.0.113.9"),
+        ("203.0.113.9:4711", "203.0.113.9"),
+        ("2001:DB8::9", "2001:db8::9"),
+        ("[2001:db8::9]:4711", "2001:db8::9"),
+        ("::ffff:203.0.113.9", "203.0.113.9"),
+        ("10.0.0.9", "10.0.0.9"),
+        ("203.0.113.9, 6.6.6.6", PROXY),  # two fields: the client sent one of them
+        ("203.0.113.9,6.6.6.6", PROXY),
+        ("", PROXY),
+        ("unknown", PROXY),
+        ("unix", PROXY),
+        ("203.0.113.9%eth0", PROXY),
+    ],
+)
+def test_only_one_address_is_believed(value, client):
+    environ, status = see(fields={"X-Real-IP": value}, source="x-real-ip")
+    assert (status, environ[CLIENT]) == (200, client)
+    if client == PROXY:
+        assert "HTTP_X_REAL_IP" not in environ
+        assert "HTTP_X_FORWARDED_FOR" not in environ
+
+
+def test_the_address_field_of_another_product_is_not_read():
+    fields = {"CF-Connecting-IP": "6.6.6.6", "X-Forwarded-For": "6.6.6.6"}
+    environ, _ = see(fields=fields, source="x-real-ip")
+    assert environ[CLIENT] == PROXY
+
+
+@pytest.mark.parametrize("name", ["unix", "unix:"])
+@pytest.mark.parametrize("peer", ["", "localhost", "<local>", "unix:"])
+def test_the_peers_of_a_unix_socket_can_be_trusted(name, peer):
+    fields = {"X-Forwarded-For": "203.0.113.9"}
+    assert see(peer, fields, trusted_proxies=[name])[0][CLIENT] == "203.0.113.9"
+    assert see(peer, fields, trusted_proxies=["127.0.0.1"])[0][CLIENT] == peer or "unix"
+    assert see("127.0.0.1", fields, trusted_proxies=[name])[0][CLIENT] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "x-forwarded-from",
+        "",
+        "X Real IP",
+        "header:",
+        "header:a b",
+        "header:Forwarded",
+        None,
+        5,
+    ],
+)
+def test_a_source_that_is_none_is_refused_with_those_there_are(source):
+    with pytest.raises(ValueError, match=r'^source is one of "x-forwarded-for", .*"x-real-ip"'):
+        ClientAddress(None, source=source)

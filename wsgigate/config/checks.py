@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from wsgigate.addresses import UNIX
 from wsgigate.config.errors import Errors, at, shown
 from wsgigate.config.healths import ServiceHealth
 from wsgigate.config.middlewares import Middleware
@@ -42,7 +43,7 @@ def check_across(config: Config, errors: Errors, warnings: Warnings) -> None:
 
 def _check_gateway(config: Config, errors: Errors, warnings: Warnings) -> None:
     gateway = config.gateway
-    if gateway.bind.startswith("unix:") and "unix" not in gateway.trusted_proxies:
+    if gateway.bind.startswith("unix:") and UNIX.isdisjoint(gateway.trusted_proxies):
         errors.add(
             "gateway.bind",
             'the peers of a Unix socket have no address: add "unix" to gateway.trusted_proxies, '

@@ -17,6 +17,7 @@ from wsgigate.config.registry import RegistryTable
 from wsgigate.config.shaping import MaintenanceTable
 from wsgigate.config.tables import ListOf, MapOf, Table, setting, table
 from wsgigate.config.texts import Bind, Checked, ImportPath
+from wsgigate.forwarding import address_field
 from wsgigate.log_level import LEVELS
 from wsgigate.rules.hosts import host_pattern
 
@@ -37,6 +38,12 @@ __all__ = [
 
 def _address(text: str) -> str:
     AddressList([text])
+    return text
+
+
+def _forwarded(text: str) -> str:
+    if text not in ("x-forwarded-for", "forwarded"):
+        address_field(text)
     return text
 
 
@@ -96,12 +103,15 @@ class Gateway:
     )
     trusted_proxies: tuple[str, ...] = setting(
         ListOf(Checked(_address, 'an address, a network, or "unix"', reason=True)),
-        'Whose forwarding fields are believed: addresses, networks, "unix" for Unix sockets.',
+        'Proxies whose forwarding fields are believed: addresses, networks, "unix" for the peers '
+        "of a Unix socket.",
         default=(),
     )
     forwarded: str = setting(
-        Choice("x-forwarded-for", "forwarded"),
-        "The one field in which trusted proxies tell the client's address.",
+        Checked(_forwarded, 'a field such as "x-forwarded-for" or "x-real-ip"', reason=True),
+        "The one field in which trusted proxies write the client's address: x-forwarded-for, "
+        "forwarded, one with the address alone, such as x-real-ip, cf-connecting-ip, "
+        'true-client-ip or fly-client-ip, or "header:NAME" for any other.',
         default="x-forwarded-for",
     )
     request_id: bool = setting(

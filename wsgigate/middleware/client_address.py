@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
 from functools import lru_cache
@@ -10,21 +11,24 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.addresses import AddressList, address_of
 from wsgigate.forwarding import (
+    address_field,
     forged_keys,
     format_forwarded,
     forwarded_chain,
     forwarded_for,
     parse_forwarded,
 )
+from wsgigate.peer_watch import PeerWatch
 from wsgigate.problem import Problem, Refuse, answer_with
 from wsgigate.target import BadTarget, normal_host
-from wsgigate.wsgi import CLIENT, CLIENT_SOURCE, PEER_TRUSTED, REASON
+from wsgigate.wsgi import CLIENT, CLIENT_SOURCE, PEER_TRUSTED, REASON, environ_key
 
 __all__ = ["ClientAddress"]
 
 Told: TypeAlias = tuple[list[str], list[str]]
 """The believable chain from the client on, and what is told of it: scheme, host, port, prefix."""
 
+_log = logging.getLogger("wsgigate.client_address")
 _PREFIX = re.compile(r"(?:/(?!\.\.?(?:/|\Z))[A-Za-z0-9._~!$&'()*+,;=:@-]+)+/?")
 _TOLD = [f"HTTP_X_FORWARDED_{name}" for name in ("PROTO", "HOST", "PORT", "PREFIX")]
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
@@ -48,9 +52,11 @@ class ClientAddress:
 
     :param app: The WSGI application to protect.
     :param trusted_proxies: Addresses and networks of the proxies in front of this server; ``unix``
-        is whoever comes by a Unix socket. Nobody unless said.
-    :param source: The field these proxies write: ``x-forwarded-for``, or ``forwarded`` for that of
-        RFC 7239. The other one is never read.
+        is the peer of a Unix socket. Default: none.
+    :param source: The field that these proxies write and do not pass on as a client sent it:
+        ``x-forwarded-for``, ``forwarded`` (RFC 7239), a field with the client's address alone, such
+        as ``x-real-ip``, ``cf-connecting-ip``, ``true-client-ip`` or ``fly-client-ip``, or
+        ``header:NAME`` for any other such field. Other fields are never read.
     :param refuse: Turns a problem into the app that answers it.
     :raises ValueError: A proxy is no address, or there is no such source.
     """
@@ -66,15 +72,22 @@ class ClientAddress:
         refuse: Refuse = answer_with,
     ) -> None:
         sources = {"x-forwarded-for": _told_by_x_forwarded, "forwarded": _told_by_forwarded}
+        source = source.lower() if isinstance(source, str) else source
+        self._own = ""  # the key of a field that holds the client's address alone
+        self._read = sources.get(source, self._told_by_own)
         if source not in sources:
-            raise ValueError(f'source is "x-forwarded-for" or "forwarded", not {source!r}')
+            self._own = environ_key(address_field(source))
         try:
             self._trusted = AddressList(trusted_proxies)
         except ValueError as error:
             raise ValueError(f"trusted_proxies: {error}") from None
         self.app = app
-        self._read = sources[source]
         self._harmless: set[str] = set()
+        self._watch: PeerWatch | None = PeerWatch(
+            _log.warning,
+            "all clients behind the proxy in front count as one",
+            'list "{peer}" in trusted_proxies, in a file in gateway.trusted_proxies',
+        )
         self._refuse = refuse
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -91,14 +104,25 @@ class ClientAddress:
                 problem = Problem(400, f"{error}.")
                 return self._refuse(problem)(environ, start_response)
         elif not self._harmless.issuperset(environ):  # all keys in one look: 0.5 µs
+            watch = self._watch
+            if watch is not None and not watch.forwarded(environ, peer):
+                self._watch = None
             self._forget(environ)
         return self.app(environ, start_response)
+
+    def _told_by_own(self, environ: WSGIEnvironment, addresses: AddressList, peer: str) -> Told:
+        # Several addresses, or several fields, are not one that a proxy has written.
+        address = address_of(environ.get(self._own, "").strip(" \t"))
+        chain = [] if address is None else [address]
+        return chain, [environ.get(key, "") for key in _TOLD]
 
     def _forget(self, environ: WSGIEnvironment) -> None:
         """Remove what only a proxy may set; what is harmless need not be looked at again."""
         harmless = self._harmless
         unknown = [key for key in environ if key not in harmless]
         forged = forged_keys(unknown)
+        if self._own in unknown and self._own not in forged:
+            forged.append(self._own)
         for key in forged:
             del environ[key]
         if len(forged) < len(unknown) <= self.KNOWN - len(harmless):
@@ -124,6 +148,8 @@ class ClientAddress:
         if _PREFIX.fullmatch(prefix):
             environ["HTTP_X_FORWARDED_PREFIX"] = prefix
         if chain:
+            if self._own:
+                environ[self._own] = chain[0]
             environ["HTTP_X_FORWARDED_FOR"] = ", ".join(chain)
             environ["HTTP_FORWARDED"] = ", ".join(
                 [format_forwarded(chain[0], host, proto), *map(format_forwarded, chain[1:])]

@@ -11,7 +11,8 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.leases import Leases
 from wsgigate.limit_fields import QUOTA_EXCEEDED, LimitFields, Terms, check_options
-from wsgigate.limit_keys import Exempt, KeyNames, exempt_of, kept_as, key_of, only_of
+from wsgigate.limit_keys import Exempt, KeyNames, by_address, exempt_of, kept_as, key_of, only_of
+from wsgigate.peer_watch import PeerWatch
 from wsgigate.problem import Problem, Refuse, answer_with
 from wsgigate.repeated import Repeated, observing, outage
 from wsgigate.rules.concurrency import ID_BYTES, Concurrency
@@ -83,6 +84,7 @@ class ConcurrencyLimiter:
         self.limit = limit
         self.name = name
         self.key = key_of(key)
+        self._watch = PeerWatch.of_limit(_log.warning, name, app) if by_address(key) else None
         self._only = only_of(only)
         self._exempt = exempt_of(exempt)
         self._passes_preflights = not preflights
@@ -101,6 +103,9 @@ class ConcurrencyLimiter:
         self._leases = Leases(self._renew, self._rule.lease / 4, clock)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        watch = self._watch
+        if watch is not None and not watch.look(environ):
+            self._watch = None
         if self._only is not None and not self._only(environ):
             return self.app(environ, start_response)
         if self._exempt is not None and self._exempt(environ):

@@ -11,7 +11,18 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.fields import retry_after
 from wsgigate.limit_fields import QUOTA_EXCEEDED, LimitFields, Terms, check_options
-from wsgigate.limit_keys import Exempt, KeyNames, Plan, exempt_of, kept_as, key_of, only_of, plan_of
+from wsgigate.limit_keys import (
+    Exempt,
+    KeyNames,
+    Plan,
+    by_address,
+    exempt_of,
+    kept_as,
+    key_of,
+    only_of,
+    plan_of,
+)
+from wsgigate.peer_watch import PeerWatch
 from wsgigate.problem import Problem, Refuse, answer_with
 from wsgigate.repeated import Repeated, observing, outage
 from wsgigate.rules.algorithms import ALGORITHMS
@@ -120,6 +131,7 @@ class Limiter:
         self._chosen: Chosen | None = quota if callable(quota) else None
         self._default = None if callable(quota) else self._counted(quota)
         self._compiled = lru_cache(maxsize=COMPILED)(self._counted)
+        self._watch = PeerWatch.of_limit(_log.warning, name, app) if by_address(key) else None
         self._only = only_of(only)
         self._exempt = exempt_of(exempt)
         self._passes_preflights = not preflights
@@ -132,7 +144,9 @@ class Limiter:
         self._observed = Repeated(_log.warning, observing(name), clock)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        counted = self._default
+        counted, watch = self._default, self._watch
+        if watch is not None and not watch.look(environ):
+            self._watch = None
         if self._asks:  # most limiters have nothing to ask a request but who it is of
             if self._only is not None and not self._only(environ):
                 return self.app(environ, start_response)
