@@ -15,11 +15,19 @@ from wsgigate.rules.together import Together
 from wsgigate.store import MisconfiguredStore, StoreError, update
 from wsgigate.store.forking import rest_at_fork
 from wsgigate.store.limits import check_value, encoded
+from wsgigate.store.redis_connections import Fits
 from wsgigate.store.redis_quotas import Prepared, prepared, verdicts_of
 from wsgigate.store.redis_scripts import GET, SWAP, Script
 from wsgigate.store.redis_servers import Ask, Servers, servers_of
+from wsgigate.store.redis_shapes import (
+    NAMES_BYTES,
+    is_flag,
+    is_page,
+    is_value,
+    is_value_and_time,
+)
 from wsgigate.store.redis_url import read_url
-from wsgigate.store.redis_wire import Refusal, command
+from wsgigate.store.redis_wire import SIZE, Refusal, command
 
 __all__ = ["RedisStore"]
 
@@ -28,6 +36,9 @@ PAGE = 256
 
 LOOKS = 1000
 """How many of its keys a server looks at for one page of them."""
+
+MOST_PAGES = 1_000_000
+"""Pages of names at most: those of a thousand million keys."""
 
 LONGEST = 10**14
 """Milliseconds: a longer time to live is as good as for ever, and a server might not take it."""
@@ -64,7 +75,7 @@ class RedisStore:
         return f"RedisStore({self._place.shown!r}, prefix={self.prefix!r})"
 
     def get(self, key: str) -> tuple[bytes | None, float]:
-        value, time = self._run(GET, self._prefix + encoded(key))
+        value, time = self._run(GET, is_value_and_time, self._prefix + encoded(key))
         return value, int(time[0]) + int(time[1]) / 1_000_000
 
     def get_all(self, keys: Sequence[str]) -> list[bytes | None]:
@@ -89,8 +100,8 @@ class RedisStore:
             if ttl <= 0:  # over before it began
                 new = None
         lives = max(1, math.ceil(min(ttl * 1000, LONGEST)))
-        swapped = self._run(SWAP, name, _optional(old), _optional(new), b"%d" % lives)
-        return bool(swapped)
+        arguments = (name, _optional(old), _optional(new), b"%d" % lives)
+        return bool(self._run(SWAP, is_flag, *arguments))
 
     def take(
         self, key: str, algorithms: Sequence[Algorithm], cost: int = 1
@@ -117,10 +128,10 @@ class RedisStore:
             for quota in ready.quotas:
                 quota.check_cost(cost)
         name = self._prefix + encoded(key)
-        answer = self._ready().ask(name, ready.known(name, cost, moment))
+        answer = self._ready().ask(name, ready.known(name, cost, moment), ready.fits)
         if answer.__class__ is Refusal:
             arguments = (moment, b"%d" % cost, *ready.arguments)
-            answer = self._told(answer, ready.script, name, *arguments)
+            answer = self._told(answer, ready.script, ready.fits, name, *arguments)
         return verdicts_of(ready.limits, answer)
 
     def items(self, prefix: str) -> Iterator[tuple[str, bytes]]:
@@ -135,7 +146,11 @@ class RedisStore:
             page = names[first : first + PAGE]
             for name, value in zip(page, self._values(page, found), strict=True):
                 if value is not None:
-                    yield name[skipped:].decode(), value
+                    try:
+                        key = name[skipped:].decode()
+                    except UnicodeDecodeError:  # another program's: no key of ours is so written
+                        continue
+                    yield key, value
 
     def close(self) -> None:
         with self.lock:
@@ -174,32 +189,38 @@ class RedisStore:
                 servers = self._servers
         return servers
 
-    def _run(self, script: Script, name: bytes, *arguments: bytes) -> Any:
-        answer = self._ready().ask(name, script.known(name, *arguments))
+    def _run(self, script: Script, fits: Fits, name: bytes, *arguments: bytes) -> Any:
+        answer = self._ready().ask(name, script.known(name, *arguments), fits)
         if answer.__class__ is Refusal:
-            answer = self._told(answer, script, name, *arguments)
+            answer = self._told(answer, script, fits, name, *arguments)
         return answer
 
-    def _told(self, refusal: Refusal, script: Script, name: bytes, *arguments: bytes) -> Any:
+    def _told(
+        self, refusal: Refusal, script: Script, fits: Fits, name: bytes, *arguments: bytes
+    ) -> Any:
         """Return the answer of a server that is told *script*, if all it said is to lack that."""
         answer: Any = refusal
         if refusal.code == "NOSCRIPT":
-            answer = self._ready().ask(name, script.whole(name, *arguments))
+            answer = self._ready().ask(name, script.whole(name, *arguments), fits)
         if answer.__class__ is Refusal:
             raise self._refused(answer)
         return answer
 
     def _names(self, ask: Ask, begins: bytes) -> Iterator[bytes]:
         """Yield the names of one server that begin so; one may come twice."""
-        pattern, cursor = _literally(begins) + b"*", b"0"
-        while True:
-            [answer] = ask(command(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"%d" % LOOKS))
+        pattern, cursor, fits = _literally(begins) + b"*", b"0", is_page(begins)
+        for _ in range(MOST_PAGES):
+            question = command(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"%d" % LOOKS)
+            [answer] = ask(question, 1, fits, NAMES_BYTES)
             if isinstance(answer, Refusal):
                 raise self._refused(answer)
-            cursor, names = answer
+            before, (cursor, names) = cursor, answer
             yield from names
             if cursor == b"0":
                 return
+            if cursor == before:  # no server goes on where it was
+                break
+        raise StoreError(f"the store {self._place.shown} comes to no end with its keys")
 
     def _values(self, page: list[bytes], found: dict[bytes, Ask]) -> list[bytes | None]:
         """Return the values of a page of names, one round trip for each server that has some."""
@@ -208,10 +229,11 @@ class RedisStore:
             places.setdefault(found[name], []).append(name)
         values: dict[bytes, bytes | None] = {}
         for ask, names in places.items():
-            answers = ask(b"".join([command(b"GET", name) for name in names]), len(names))
+            packed = b"".join([command(b"GET", name) for name in names])
+            answers = ask(packed, len(names), is_value, len(names) * SIZE)
             for name, answer in zip(names, answers, strict=True):
                 if isinstance(answer, Refusal):  # it may have moved to another server meanwhile
-                    answer = self._run(GET, name)[0]
+                    answer = self._run(GET, is_value_and_time, name)[0]
                 values[name] = answer
         return [values[name] for name in page]
 

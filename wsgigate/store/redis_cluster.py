@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 from redis.crc import key_slot
 
 from wsgigate.store import MisconfiguredStore, StoreError
-from wsgigate.store.redis_connections import Connections, Unreachable
+from wsgigate.store.redis_connections import Connections, Fits, Unreachable
 from wsgigate.store.redis_servers import Ask, connect_to, fit
+from wsgigate.store.redis_shapes import SLOTS_BYTES, is_slots
 from wsgigate.store.redis_url import Address, Place
 from wsgigate.store.redis_watch import Watch
-from wsgigate.store.redis_wire import Refusal, command
+from wsgigate.store.redis_wire import SIZE, Refusal, command
 
 __all__ = ["Cluster"]
 
@@ -60,14 +61,17 @@ class Cluster:
         self._looked = float("-inf")
         self._lock = threading.Lock()
 
-    def ask(self, key: bytes, packed: bytes) -> Any:
+    def ask(self, key: bytes, packed: bytes, fits: Fits) -> Any:
         address = self._address_of(key)
         asking = False
         for _ in range(REDIRECTS + 1):
             if asking:
-                answer = self._ask(address, _ASKING + packed, 2)[1]
+                # of the two answers the first, to ASKING, is any that is no error
+                answer = self._ask(address, _ASKING + packed, 2, most=2 * SIZE)[1]
+                if not isinstance(answer, Refusal) and not fits(answer):
+                    raise StoreError(f"the store {self._place.shown} answers another question")
             else:
-                answer = self._ask(address, packed)[0]
+                answer = self._ask(address, packed, 1, fits)[0]
             redirect = _redirect(answer)
             if redirect is None:
                 return answer
@@ -94,11 +98,18 @@ class Cluster:
         for node in nodes:
             node.connections.close()
 
-    def _ask(self, address: Address, packed: bytes, answers: int = 1) -> list[Any]:
+    def _ask(
+        self,
+        address: Address,
+        packed: bytes,
+        answers: int = 1,
+        fits: Fits | None = None,
+        most: int = SIZE,
+    ) -> list[Any]:
         node = self._node(address)
         node.watch.admit()
         try:
-            got = fit(node.connections.exchange(packed, answers))
+            got = fit(node.connections.exchange(packed, answers, fits, most))
         except Unreachable as error:
             self._stale = True
             raise node.watch.failed(str(error), lasting=error.lasting) from error
@@ -156,7 +167,7 @@ class Cluster:
 
         :raises StoreError: It does not answer, or knows nothing.
         """
-        answer = self._ask(address, _SLOTS)[0]
+        answer = self._ask(address, _SLOTS, 1, is_slots, SLOTS_BYTES)[0]
         if isinstance(answer, Refusal) or not answer:
             refused = isinstance(answer, Refusal)
             told = answer.text if refused else "it knows of no slots"
@@ -182,4 +193,4 @@ def _redirect(answer: Any) -> tuple[str, str, int] | None:
     if not isinstance(answer, Refusal) or answer.code not in ("MOVED", "ASK"):
         return None
     found = _REDIRECT.fullmatch(answer.text)
-    return (found[1], found[2], int(found[3])) if found else None
+    return (found[1], found[2], int(found[3])) if found and 0 < int(found[3]) < 65536 else None

@@ -6,7 +6,8 @@ import inspect
 import ssl
 import threading
 import time
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 from redis.backoff import NoBackoff
 from redis.connection import (
@@ -20,9 +21,12 @@ from redis.retry import Retry
 
 from wsgigate.store import StoreError
 from wsgigate.store.redis_socket import Wire
-from wsgigate.store.redis_wire import Refusal
+from wsgigate.store.redis_wire import SIZE, Malformed, Refusal
 
-__all__ = ["Connections", "Unreachable"]
+__all__ = ["Connections", "Fits", "Unreachable"]
+
+Fits: TypeAlias = Callable[[Any], bool]
+"""Whether an answer has the shape that was asked for."""
 
 
 class Unreachable(Exception):
@@ -42,7 +46,7 @@ class _Parser:
     That way, errors are as the server wrote them, whichever version of redis-py this is and
     whether hiredis is there or not.
 
-    :param timeout: Seconds that each step may take; what redis-py 5.0 makes of it is not to be
+    :param timeout: Seconds that each answer may take; what redis-py 5.0 makes of it is not to be
         relied upon, which forgets it where the socket is a Unix one.
     """
 
@@ -125,10 +129,15 @@ class Connections:
         self._changed = threading.Condition()  # for the two numbers above
         self._closed = False
 
-    def exchange(self, packed: bytes, answers: int = 1) -> list[Any]:
+    def exchange(
+        self, packed: bytes, answers: int = 1, fits: Fits | None = None, most: int = SIZE
+    ) -> list[Any]:
         """Send *packed* commands, and return so many *answers*; one may be a :class:`Refusal`.
 
-        :raises Unreachable: It can not be said whether the commands were carried out.
+        :param fits: Whether an answer has the shape that was asked for. A connection over which
+            another one came is out of step, or leads to something else than a Redis.
+        :param most: Bytes of all answers at most.
+        :raises Unreachable: It cannot be said whether the commands were carried out.
         :raises StoreError: No connection came free in time; nothing was sent.
         """
         try:
@@ -139,10 +148,16 @@ class Connections:
         try:
             if line is None or line.wire.spoilt():
                 line = self._opened(line)
-            got = line.wire.ask(packed, answers)
+            got = line.wire.ask(packed, answers, most)
+            if fits is not None:
+                for answer in got:
+                    if not fits(answer) and answer.__class__ is not Refusal:
+                        raise Malformed("Protocol error: an answer to another question")
             kept = line
             return got
-        except (RedisError, OSError, ValueError) as error:
+        # OverflowError: a port that there is not; TypeError: of redis-py, which is opening a
+        # connection, about an answer of a type that it does not expect
+        except (RedisError, OSError, ValueError, OverflowError, TypeError) as error:
             raise Unreachable(self._told(error), lasting=_lasting(error)) from error
         finally:
             if kept is None:

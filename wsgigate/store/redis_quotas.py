@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from wsgigate.rules.algorithms import (
     ALGORITHMS,
@@ -15,6 +15,7 @@ from wsgigate.rules.algorithms import (
 from wsgigate.rules.quota import Quota, Verdict
 from wsgigate.rules.together import tag_of
 from wsgigate.store.redis_scripts import Script, take_script
+from wsgigate.store.redis_shapes import verdicts
 from wsgigate.store.redis_wire import packed
 
 __all__ = ["Prepared", "prepared", "verdicts_of"]
@@ -33,6 +34,8 @@ class Prepared(NamedTuple):
     """What comes after the cost."""
     one: bytes
     """What comes after the key for a request that counts as one, at the server's time."""
+    fits: Callable[[Any], bool]
+    """Whether an answer is one to it."""
 
     def known(self, key: bytes, cost: int, moment: bytes) -> bytes:
         """Return the command that decides where the script is known.
@@ -74,14 +77,16 @@ def prepared(algorithms: tuple[Algorithm, ...]) -> Prepared | None:
     quotas = tuple(one.quota for one in algorithms)
     script = take_script(frozenset(one.name for one in algorithms), len(algorithms) > 1)
     begins, ends = script.known(b"", b"", b"", *arguments).split(packed(b"", b"", b""))
+    limits = tuple(quota.limit for quota in quotas)
     return Prepared(
         script,
         tuple(arguments),
-        tuple(quota.limit for quota in quotas),
+        limits,
         quotas,
         begins + b"$",
         ends,
         packed(b"", b"1") + ends,
+        verdicts(limits),
     )
 
 

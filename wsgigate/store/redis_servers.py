@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from wsgigate.store import StoreError
-from wsgigate.store.redis_connections import Connections, Unreachable
+from wsgigate.store.redis_connections import Connections, Fits, Unreachable
+from wsgigate.store.redis_shapes import is_address, is_role
 from wsgigate.store.redis_url import Place
 from wsgigate.store.redis_watch import Watch
-from wsgigate.store.redis_wire import Refusal, command
+from wsgigate.store.redis_wire import SIZE, Refusal, command
 
 __all__ = ["Ask", "Sentinels", "Servers", "Single", "connect_to", "fit"]
 
@@ -23,16 +24,18 @@ UNFIT = frozenset(
 """The errors by which a server says that it can not serve at all at the moment."""
 
 Ask = Callable[..., list[Any]]
-"""``ask(packed, answers=1)``: one exchange with one server, guarded by its watch."""
+"""``ask(packed, answers=1, fits=None, most=SIZE)``: one exchange with one server, guarded by its
+watch; see :meth:`Connections.exchange`."""
 
 
 class Servers(Protocol):
     """Where the values are."""
 
-    def ask(self, key: bytes, packed: bytes) -> Any:
+    def ask(self, key: bytes, packed: bytes, fits: Fits) -> Any:
         """Return the answer of the server that has *key*; it may be a :class:`Refusal`.
 
-        :raises StoreError: It is not to be had.
+        :param fits: Whether an answer has the shape that was asked for.
+        :raises StoreError: It is not to be had, or has another shape.
         """
 
     def at(self, key: bytes) -> Ask:
@@ -73,8 +76,8 @@ class Single:
         self._connections = connect_to(place, place.addresses[0])
         self._watch = Watch(place.shown)
 
-    def ask(self, key: bytes, packed: bytes) -> Any:
-        return self._ask(packed)[0]
+    def ask(self, key: bytes, packed: bytes, fits: Fits) -> Any:
+        return self._ask(packed, 1, fits)[0]
 
     def at(self, key: bytes) -> Ask:
         return self._ask
@@ -85,10 +88,12 @@ class Single:
     def close(self) -> None:
         self._connections.close()
 
-    def _ask(self, packed: bytes, answers: int = 1) -> list[Any]:
+    def _ask(
+        self, packed: bytes, answers: int = 1, fits: Fits | None = None, most: int = SIZE
+    ) -> list[Any]:
         self._watch.admit()
         try:
-            got = fit(self._connections.exchange(packed, answers))
+            got = fit(self._connections.exchange(packed, answers, fits, most))
         except Unreachable as error:
             raise self._watch.failed(str(error), lasting=error.lasting) from error
         self._watch.answered()
@@ -116,8 +121,8 @@ class Sentinels:
         self._primary: Connections | None = None
         self._lock = threading.Lock()
 
-    def ask(self, key: bytes, packed: bytes) -> Any:
-        return self._ask(packed)[0]
+    def ask(self, key: bytes, packed: bytes, fits: Fits) -> Any:
+        return self._ask(packed, 1, fits)[0]
 
     def at(self, key: bytes) -> Ask:
         return self._ask
@@ -130,13 +135,15 @@ class Sentinels:
         for sentinel in self._sentinels:
             sentinel.close()
 
-    def _ask(self, packed: bytes, answers: int = 1) -> list[Any]:
+    def _ask(
+        self, packed: bytes, answers: int = 1, fits: Fits | None = None, most: int = SIZE
+    ) -> list[Any]:
         self._watch.admit()
         primary = self._primary
         try:
             if primary is None:
                 primary = self._found()
-            got = fit(primary.exchange(packed, answers))
+            got = fit(primary.exchange(packed, answers, fits, most))
         except Unreachable as error:
             self._forget(primary)
             raise self._watch.failed(str(error), lasting=error.lasting) from error
@@ -168,7 +175,7 @@ class Sentinels:
         raise Unreachable("; ".join(reasons), lasting=lasting)
 
     def _named_by(self, sentinel: Connections) -> Connections:
-        [answer] = sentinel.exchange(self._question)
+        [answer] = sentinel.exchange(self._question, 1, is_address)
         if isinstance(answer, Refusal):
             raise Unreachable(
                 f"the sentinel at {sentinel.shown} says {answer.text}", lasting=answer.lasting
@@ -181,7 +188,7 @@ class Sentinels:
         host, port = answer
         primary = connect_to(self._place, (host.decode(), int(port)))
         try:
-            [role] = fit(primary.exchange(command(b"ROLE")))
+            [role] = fit(primary.exchange(command(b"ROLE"), 1, is_role))
             if isinstance(role, Refusal) or role[0] == b"master":  # ROLE may not be allowed
                 return primary
         except BaseException:

@@ -1,4 +1,9 @@
-"""Questions and answers over one open connection to a Redis, each step within its time.
+"""Questions and answers over one open connection to a Redis, each within its time.
+
+An answer has ``timeout`` seconds in all, however many parts it comes in: a server that sends a byte
+now and then must not hold a thread. Only a long answer (pages of values) earns more time, by what
+has arrived: ``timeout`` for each 128 KiB. The first part is awaited by the socket's own timeout,
+which costs nothing; the clock is looked at again only for answers in several parts.
 
 Only names that gevent's monkey patching replaces are used (``socket``, ``ssl``, ``select.poll``),
 and looked up when they are needed.
@@ -12,11 +17,12 @@ import select
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from wsgigate.store.redis_wire import Answers, integers
+from wsgigate.store.redis_wire import SIZE, Answers, integers
 
 __all__ = ["Wire"]
 
@@ -31,12 +37,19 @@ class Wire:
     """An open socket, for one exchange at a time; whoever gets an error from it closes it.
 
     :param sock: With nothing unread.
-    :param timeout: Seconds that each step may take; None: as long as it takes.
+    :param timeout: Seconds that sending may take, and an answer; None: as long as it takes.
+    :param clock: Seconds of a clock that never steps back.
     """
 
-    __slots__ = ("_kernel", "_poll", "_recv", "_send", "_sock", "_timeout")
+    __slots__ = ("_clock", "_kernel", "_poll", "_recv", "_send", "_sock", "_timeout")
 
-    def __init__(self, sock: socket.socket, timeout: float | None) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        timeout: float | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self._sock = sock
         self._timeout = timeout
         # With a timeout of Python's own each operation is two system calls, and twice gives up the
@@ -55,9 +68,10 @@ class Wire:
             self._send = sock.send  # once: each further part would have a timeout of its own
         sock.settimeout(None if self._kernel else timeout)
 
-    def ask(self, packed: bytes, expected: int) -> list[Any]:
+    def ask(self, packed: bytes, expected: int, most: int = SIZE) -> list[Any]:
         """Send *packed* commands and return so many answers as are *expected*.
 
+        :param most: Bytes of all answers at most.
         :raises OSError: They are not to be had, or not in time.
         :raises Malformed: What came is not they, or is more than they.
         """
@@ -66,16 +80,18 @@ class Wire:
                 raise TimeoutError  # it came in the middle
         except (BlockingIOError, TimeoutError):
             raise TimeoutError("Timeout writing to socket") from None
+        began = self._clock()
         data = self._part(SHORT)
         if expected == 1:
             numbers = integers(data)
             if numbers is not None:
                 return [numbers]
-        return self._rest(expected, data)
+        return self._rest(expected, data, began, most)
 
     def read(self) -> Any:
-        """Return the next answer; whoever uses this has sent the command by himself."""
-        return self._rest(1, self._part(SHORT))[0]
+        """Return the next answer; the caller has sent the command."""
+        began = self._clock()
+        return self._rest(1, self._part(SHORT), began, SIZE)[0]
 
     def spoilt(self) -> bool:
         """Return whether anything came in that nobody asked for, or the end."""
@@ -94,11 +110,29 @@ class Wire:
             pass
         return True
 
-    def _rest(self, expected: int, data: bytes) -> list[Any]:
-        answers = Answers(expected)
+    def _rest(self, expected: int, data: bytes, began: float, most: int) -> list[Any]:
+        answers, size = Answers(expected, most), 0
         while not answers.feed(data):
-            data = self._part(LONG)
+            size += len(data)
+            data = self._part_by(began, 1 + size // SIZE)
         return answers.got
+
+    def _part_by(self, began: float, times: int) -> bytes:
+        """Return the next part, if it comes within so many *times* the timeout since *began*."""
+        if self._timeout is None:
+            return self._part(LONG)
+        left = began + self._timeout * times - self._clock()
+        if left <= 0:
+            raise TimeoutError("Timeout reading from socket")
+        if self._kernel:
+            if not self._poll.poll(math.ceil(left * 1000)):
+                raise TimeoutError("Timeout reading from socket")
+            return self._part(LONG)
+        try:
+            self._sock.settimeout(left)
+            return self._part(LONG)
+        finally:
+            self._sock.settimeout(self._timeout)
 
     def _part(self, size: int) -> bytes:
         try:

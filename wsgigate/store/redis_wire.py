@@ -16,14 +16,16 @@ __all__ = ["Answers", "Malformed", "Refusal", "command", "integers", "packed"]
 LINE = 16 * 1024
 """Bytes of a line at most: an error, a size, a number."""
 
-ITEMS = 1024 * 1024
-"""Items of an array at most, as many as a Redis takes of one."""
-
 DEPTH = 8
 """Arrays within each other at most; those of ``CLUSTER SLOTS`` are four."""
 
-SIZE = 64 * 1024 * 1024
-"""Bytes of all answers of one exchange at most: four times a page of the largest values."""
+SIZE = 128 * 1024
+"""Bytes of one answer at most unless its caller expects more: twice the largest value of a store.
+Nothing is allocated by a length or a count that the server merely names: of an array, no more items
+are believed than fit into these bytes."""
+
+LEAST = 3
+"""Bytes of the shortest item of an array, ``+`` and the end of the line."""
 
 _NUMBER = re.compile(rb"[+-]?[0-9]{1,19}").fullmatch
 _LENGTH = re.compile(rb"-1|0|[1-9][0-9]{0,9}").fullmatch
@@ -99,10 +101,12 @@ class Answers:
     Strings are bytes, errors are :class:`Refusal`, arrays lists; what is null is None.
 
     :param expected: How many answers there are to be, at least one.
+    :param most: Bytes of all of them together at most.
     :ivar got: Those that are complete.
     """
 
-    def __init__(self, expected: int) -> None:
+    def __init__(self, expected: int, most: int = SIZE) -> None:
+        self._most = most
         self.got: list[Any] = []
         # the arrays that lack items, the innermost last, and how many each is to have
         self._lacking = [(self.got, expected)]
@@ -113,11 +117,11 @@ class Answers:
     def feed(self, data: bytes) -> bool:
         """Take in the next part; return whether that completed all answers.
 
-        :raises Malformed: It can not be part of what is expected.
+        :raises Malformed: It cannot be part of what is expected.
         """
         self._size += len(data)
-        if self._size > SIZE:
-            raise Malformed(f"Protocol error: an answer is larger than {SIZE} bytes")
+        if self._size > self._most:
+            raise Malformed(f"Protocol error: an answer is larger than {self._most} bytes")
         unread: bytes | bytearray = data
         if self._unread:
             self._unread += data
@@ -167,13 +171,13 @@ class Answers:
         kind, told = line[:1], line[1:]
         if kind == b"$" and _LENGTH(told):
             self._bulk = int(told)
-            if self._bulk <= SIZE:
+            if self._bulk <= self._most:
                 return _UNFINISHED if self._bulk >= 0 else None
         elif kind == b"*" and _LENGTH(told):
             count = int(told)
             if count <= 0:
                 return None if count else []
-            if count <= ITEMS and len(self._lacking) <= DEPTH:
+            if count <= self._most // LEAST and len(self._lacking) <= DEPTH:
                 self._lacking.append(([], count))
                 return _UNFINISHED
         elif kind == b":" and _NUMBER(told):

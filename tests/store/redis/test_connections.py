@@ -16,7 +16,7 @@ import redis
 from wsgigate.store import StoreError
 from wsgigate.store.redis_connections import Connections, Unreachable
 from wsgigate.store.redis_socket import LONG, SHORT, Wire
-from wsgigate.store.redis_wire import Malformed, Refusal, command
+from wsgigate.store.redis_wire import SIZE, Malformed, Refusal, command
 
 PING = command(b"PING")
 
@@ -92,7 +92,7 @@ def test_answers_are_read_however_large_they_are(pair, answer, expected, got):
     wire, _, there = pair(10.0)
     sender = threading.Thread(target=there.sendall, args=(answer,))
     sender.start()
-    assert wire.ask(PING * expected, expected) == got
+    assert wire.ask(PING * expected, expected, 4 * LONG) == got
     sender.join()
     assert there.recv(1000) == PING * expected
     assert not wire.spoilt()
@@ -112,6 +112,39 @@ def test_what_is_no_answer_is_an_error(pair, answer, error):
     there.sendall(answer)
     with pytest.raises(error):
         wire.ask(PING, 1)
+
+
+@pytest.mark.parametrize("timeout", [0.05, 5.0])
+@pytest.mark.parametrize("kernel", [True, False], ids=["plain", "of Python's own"])
+def test_an_answer_in_drips_has_no_more_time_than_one_at_once(pair, timeout, kernel):
+    wire, _, there = pair(5.0)
+    drips = iter([b"$", b"9", b"0", b"\r", b"\n", *[b"."] * 90])
+    now = [0.0]
+
+    def clock():  # with each look at it a tenth of the time is over, and one more byte there
+        now[0] += timeout / 10
+        there.sendall(next(drips))
+        return now[0]
+
+    wire._timeout, wire._clock, wire._kernel = timeout, clock, kernel
+    with pytest.raises(TimeoutError, match="Timeout reading from socket"):
+        wire.ask(PING, 1)
+    assert timeout <= now[0] <= timeout * 1.3
+
+
+def test_a_long_answer_earns_time_by_what_has_arrived(pair):
+    wire, _, there = pair(5.0)
+    now = [0.0]
+    pages = iter([b"$%d\r\n" % (4 * SIZE), *[bytes(SIZE // 8)] * 32, b"\r\n"])
+
+    def clock():
+        now[0] += 0.5
+        there.sendall(next(pages))
+        return now[0]
+
+    wire._clock = clock
+    assert wire.ask(PING, 1, 5 * SIZE) == [bytes(4 * SIZE)]
+    assert now[0] > 15
 
 
 def test_a_refusal_is_an_answer(pair):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from wsgigate.store.redis_wire import (
     DEPTH,
-    ITEMS,
+    LEAST,
     LINE,
     SIZE,
     Answers,
@@ -108,7 +108,7 @@ def test_several_answers_are_complete_when_the_last_is():
         b"$1\r\na\n\n",
         b"*x\r\n",
         b"*-2\r\n",
-        b"*%d\r\n" % (ITEMS + 1),
+        b"*%d\r\n" % (SIZE // LEAST + 1),
         b"*1\r\n" * (DEPTH + 1),
         b"*2\r\n:1\r\nx\r\n",
         b"+a\rb\r\n",
