@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wsgigate.rewriting import cookie_path, location
+from wsgigate.rewriting import Told, cookie_path, location, refresh
 
 ORIGIN = "http://10.0.0.1:8000"
 
@@ -85,7 +85,95 @@ def test_a_default_port_may_be_written_or_not(value, origin, result):
 def test_an_instance_that_was_told_the_public_host_may_use_it():
     value = "https://shop.example/login"
     assert location(value, ORIGIN, "/api") == value
-    assert location(value, ORIGIN, "/api", aliases=["https://shop.example"]) == "/api/login"
+    assert location(value, ORIGIN, "/api", told=Told("https", "shop.example")) == "/api/login"
+
+
+TLS = Told("https", "shop.example", "443")
+PLAIN = Told("http", "shop.example:8080", "8080")
+
+
+@pytest.mark.parametrize(
+    ("value", "told", "result"),
+    [
+        # the service knows the scheme and not the host
+        ("https://10.0.0.1:8000/items/", TLS, "/api/items/"),
+        ("https://10.0.0.1:8000", TLS, "/api/"),
+        ("https://10.0.0.1:8000?a=1", TLS, "/api/?a=1"),
+        ("//10.0.0.1:8000/items/", TLS, "/api/items/"),
+        ("//10.0.0.1:8000//evil", TLS, "/api//evil"),
+        # of the Host's name and the port it was told, or the scheme's own
+        ("https://10.0.0.1/items/", TLS, "/api/items/"),
+        ("https://10.0.0.1:443/items/", TLS, "/api/items/"),
+        ("http://10.0.0.1:8080/items/", PLAIN, "/api/items/"),
+        ("http://10.0.0.1:9999/items/", PLAIN, "http://10.0.0.1:9999/items/"),
+        # it does not know the scheme
+        ("http://10.0.0.1:8000/items/", TLS, "/api/items/"),
+        ("http://shop.example/items/", TLS, "/api/items/"),
+        # it knows the host
+        ("https://shop.example/items/", TLS, "/api/items/"),
+        ("https://shop.example:443/items/", TLS, "/api/items/"),
+        ("HTTPS://Shop.Example/items/", TLS, "/api/items/"),
+        ("//shop.example/items/", TLS, "/api/items/"),
+        ("https://shop.example/api/items/", TLS, "/api/items/"),
+        ("http://shop.example:8080/items/", PLAIN, "/api/items/"),
+        ("http://shop.example/", Told("http", "shop.example", "8080"), "/api/"),
+        ("http://shop.example:8080/", Told("http", "shop.example", "8080"), "/api/"),
+        # on to TLS: as a path it would be a loop
+        (
+            "https://shop.example/x",
+            Told("http", "shop.example", "80"),
+            "https://shop.example/api/x",
+        ),
+        ("https://10.0.0.1:8000/x", PLAIN, "https://shop.example/api/x"),
+        ("https://10.0.0.1:8000/x", Told("http"), "https://10.0.0.1:8000/x"),
+        # others
+        ("https://shop.example:8443/x", TLS, "https://shop.example:8443/x"),
+        ("https://pay.example/x", TLS, "https://pay.example/x"),
+        ("https://10.0.0.1:8000.evil/", TLS, "https://10.0.0.1:8000.evil/"),
+        ("https://10.0.0.1:8000@evil/", TLS, "https://10.0.0.1:8000@evil/"),
+        ("https://shop.example@evil/", TLS, "https://shop.example@evil/"),
+        ("//evil/x", TLS, "//evil/x"),
+        ("ftp://10.0.0.1:8000/x", TLS, "ftp://10.0.0.1:8000/x"),
+    ],
+)
+def test_what_it_was_told_of_its_client_is_its_own_address(value, told, result):
+    assert location(value, ORIGIN, "/api", told=told) == result
+    assert refresh(f"5; url={value}", ORIGIN, "/api", told=told) == f"5; url={result}"
+
+
+def test_an_instance_over_tls_is_its_own_for_a_client_without():
+    origin = "https://10.0.0.1"
+    assert location("https://10.0.0.1/x", origin, told=PLAIN) == "/x"
+
+
+def test_an_instance_may_be_sent_another_host_than_its_address():
+    told = Told("https", "shop.example", "443")
+    for value in ("http://users.internal/x", "https://users.internal/x", "//users.internal/x"):
+        assert location(value, ORIGIN, "/api", hosts=["users.internal"], told=told) == "/api/x"
+
+
+def test_an_ipv6_instance_is_known_with_and_without_a_port():
+    for authority in ("[::1]:8000", "[::1]"):
+        value, origin = f"https://{authority}/x", f"http://{authority}"
+        assert location(value, origin, told=TLS) == "/x"
+
+
+@pytest.mark.parametrize(
+    ("value", "result"),
+    [
+        ("0;URL=/x", "0;URL=/api/x"),
+        ("5; url='http://10.0.0.1:8000/x?y=1'", "5; url='/api/x?y=1'"),
+        ('1.5 , Url = "/x" ', '1.5 , Url = "/api/x" '),
+        ("3; /x", "3; /api/x"),
+        ("3; url=next", "3; url=next"),
+        ("3", "3"),
+        ("3;", "3;"),
+        ("3; url=", "3; url="),
+        ("soon; url=/x", "soon; url=/x"),
+    ],
+)
+def test_the_url_of_a_refresh_is_a_location(value, result):
+    assert refresh(value, ORIGIN, "/api") == result
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from wsgigate.config.uses import USES, key_named
 from wsgigate.integrations.gunicorn import settings
 from wsgigate.proxy.request import RequestMaker
 from wsgigate.proxy.transport import Adapter, Sessions, gateway_session
-from wsgigate.rewriting import cookie_path, location
+from wsgigate.rewriting import Told, cookie_path, location, refresh
 from wsgigate.rules.quota import Quota
 from wsgigate.rules.router import Router
 from wsgigate.rules.routing import Match, MethodNotAllowed, Route, RouteConflict
@@ -86,8 +86,10 @@ def test_a_path_becomes_what_the_table_says(path: str, becomes: str, _because: s
 @pytest.mark.parametrize(("said", "seen"), table("location-table"))
 def test_a_field_is_led_back_as_the_table_says(said: str, seen: str) -> None:
     name, _, value = said.partition(": ")
-    if name == "Location":
-        led = location(value, "http://10.0.0.5:8000", "/api")
+    if name in ("Location", "Refresh"):
+        lead = location if name == "Location" else refresh
+        told = Told("https", "shop.example", "443")
+        led = lead(value, "http://10.0.0.5:8000", "/api", told=told)
     else:
         led = cookie_path(value, "", "/api", "10.0.0.5")
     assert f"{name}: {led}" == seen

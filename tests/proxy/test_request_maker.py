@@ -194,6 +194,38 @@ def test_what_a_trusted_proxy_told_is_continued() -> None:
     assert told["Forwarded"] == "for=1.2.3.4, for=192.0.2.1;host=a.test;proto=http"
 
 
+@pytest.mark.parametrize(
+    ("told", "host", "scheme", "port"),
+    [
+        # Apache's defaults: the host, and the scheme where it is told to
+        ({"HOST": "shop.test", "PROTO": "https"}, "shop.test", "https", "443"),
+        ({"HOST": "shop.test"}, "shop.test", "http", "80"),
+        ({"HOST": "shop.test:8443", "PROTO": "https"}, "shop.test:8443", "https", "8443"),
+        ({"HOST": "[2001:db8::1]", "PROTO": "https"}, "[2001:db8::1]", "https", "443"),
+        ({"HOST": "shop.test", "PROTO": "https", "PORT": "8443"}, "shop.test", "https", "8443"),
+        ({"HOST": "shop.test:8443", "PORT": "443"}, "shop.test:8443", "http", "8443"),
+        # a proxy that keeps the Host
+        ({"PROTO": "https"}, "a.test:3000", "https", "3000"),
+        ({"PORT": "443", "PROTO": "https"}, "a.test:3000", "https", "3000"),
+        ({}, "a.test:3000", "http", "3000"),
+    ],
+)
+def test_scheme_host_and_port_are_one_statement(
+    told: dict[str, str], host: str, scheme: str, port: str
+) -> None:
+    given = {f"HTTP_X_FORWARDED_{name}": value for name, value in told.items()}
+    sent = fields({"HTTP_HOST": "a.test:3000", **given, PEER_TRUSTED: True})
+    names = ("Host", "Proto", "Port")
+    assert [sent[f"X-Forwarded-{name}"] for name in names] == [host, scheme, port]
+
+
+def test_an_ipv4_client_of_an_ipv6_socket_is_told_in_one_spelling() -> None:
+    told = fields({"REMOTE_ADDR": "::ffff:192.0.2.7"})
+    assert told["X-Forwarded-For"] == "192.0.2.7"
+    assert told["Forwarded"].startswith("for=192.0.2.7;")
+    assert fields({"REMOTE_ADDR": "fe80::1%eth0"})["X-Forwarded-For"] == "fe80::1"
+
+
 def test_what_anybody_else_told_is_forgotten() -> None:
     """D08, D13"""
     told = fields(TOLD)

@@ -142,9 +142,12 @@ def test_the_instances_own_places_are_led_back() -> None:
     assert head(OWN, rewrite_location=False, rewrite_cookies=False)[1] == OWN
     assert head(OWN, rewrite_location=False)[1][:2] == OWN[:2]
     assert head(OWN, rewrite_cookies=False)[1][2] == OWN[2]
-    known = [("Location", "http://shop.test/a")]
-    assert head(known)[1] == known
-    assert head(known, preserve_host=True)[1] == [("Location", "/api/a")]
+    known = [("Location", "http://shop.test/a"), ("Refresh", "5; url=https://10.0.0.1:8000/b")]
+    led = [("Location", "/api/a"), ("Refresh", "5; url=https://shop.test/api/b")]
+    assert head(known)[1] == head(known, preserve_host=True)[1] == led
+    assert head(known, rewrite_location=False)[1] == known
+    other = [("Location", "http://other.test/a")]
+    assert head(other)[1] == head(other, preserve_host=True)[1] == other
     domain = [("Set-Cookie", "a=1; Domain=10.0.0.1")]
     assert head(domain)[1] == [("Set-Cookie", "a=1")]
     assert head(domain, preserve_host=True)[1] == domain

@@ -6,13 +6,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.problem import Problem, Refusal, Refuse, answer_with
+from wsgigate.proxy.destination import METHODS, beneath, destination_path, mount_of
 from wsgigate.proxy.hops import NEVER
 from wsgigate.rules.hosts import Hosts
 from wsgigate.rules.router import Router
 from wsgigate.rules.routing import Match, MethodNotAllowed, Route, listing
 from wsgigate.target import BadTarget, canonical_pattern, host_of, target_of
-from wsgigate.wsgi import PARAMS, REASON, ROUTE, environ_key
+from wsgigate.wsgi import PARAMS, PEER_TRUSTED, REASON, ROUTE, environ_key
 
 __all__ = ["Dispatcher"]
 
@@ -91,6 +92,12 @@ class Dispatcher:
                 405, "Method not allowed.", headers=(("Allow", ", ".join(found.allowed)),)
             )
             return self._refuse(problem)(environ, start_response)
+        if "HTTP_DESTINATION" in environ and method in METHODS:
+            try:
+                self._check_destination(environ, target.host, method, found)
+            except Refusal as error:
+                environ[REASON] = str(error)
+                return self._refuse(error.problem)(environ, start_response)
         environ[ROUTE] = found.route.name
         environ[PARAMS] = found.params
         environ[_ROUTED_BY] = self
@@ -110,6 +117,24 @@ class Dispatcher:
         if target.has_encoded_slash and not _keeps_encoded_slash(found):
             raise BadTarget("an encoded slash in the path")
         return found
+
+    def _check_destination(
+        self, environ: WSGIEnvironment, host: str, method: str, found: Match[WSGIApplication]
+    ) -> None:
+        """See that a request for one route does not write to what another one protects.
+
+        :raises Refusal: It does.
+        """
+        named = destination_path(environ)
+        if named is None:
+            return
+        before = environ.get("HTTP_X_FORWARDED_PREFIX", "") if environ.get(PEER_TRUSTED) else ""
+        path = beneath(before.rstrip("/") + mount_of(environ), named[0])
+        if path is not None and "%2F" in path and found.route.encoded_slash != "keep":
+            raise Refusal.of(400, "Malformed Destination field.", "an encoded slash")
+        there = None if path is None else self._router.match(host, path, method)
+        if not isinstance(there, Match) or there.route is not found.route:
+            raise Refusal.of(403, "Forbidden.", "the Destination is not of the request's own route")
 
     def _of_the_server(
         self, environ: WSGIEnvironment, start_response: StartResponse

@@ -79,7 +79,7 @@ def _kind(name: str) -> str:
         return lower
     if not is_token(name):
         return "malformed"
-    if lower in ("location", "content-location", "set-cookie"):
+    if lower in ("location", "content-location", "refresh", "set-cookie"):
         return "own"
     return "hop-by-hop" if lower in HOP_BY_HOP else "end-to-end"
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from urllib.parse import quote
 from wsgiref.types import WSGIEnvironment
 
 import requests
@@ -22,6 +21,7 @@ from wsgigate.fields import HOP_BY_HOP, FieldRules, is_field_value, is_token
 from wsgigate.problem import Refusal
 from wsgigate.proxy.client_body import client_body
 from wsgigate.proxy.copying import PROTECTED, FieldCopier
+from wsgigate.proxy.destination import METHODS, led_to_instance, mount_of
 from wsgigate.proxy.hops import NEVER, hops_left
 from wsgigate.proxy.sending import Fields
 from wsgigate.proxy.way import Way
@@ -145,10 +145,12 @@ class RequestMaker:
         if self._strip or self._add:
             path, stripped = self._rewritten(path)
         request.scheme = environ["wsgi.url_scheme"]
-        request.outside = outside = _mount(environ) + stripped
+        request.outside = outside = mount_of(environ) + stripped
         self._way.tell(environ, fields, protocol, outside)
         host = environ.get("HTTP_HOST") if self._preserve_host else None
         fields["Host"] = host or instance.authority
+        if "Destination" in fields and method in METHODS:
+            fields["Destination"] = led_to_instance(environ, fields, instance.scheme, self._add)
         if self._fields is not None:
             fields = Fields.joined(self._fields.apply(list(fields.items())))
         request.method = method
@@ -205,12 +207,6 @@ def _check_method(method: str) -> None:
         raise Refusal.of(400, "Malformed method.")
     if method in NEVER:
         raise Refusal.of(405, "Method not allowed.")
-
-
-def _mount(environ: WSGIEnvironment) -> str:
-    """Return where the gateway itself is mounted, percent-encoded; empty at the root."""
-    mount: str = environ.get("SCRIPT_NAME", "").rstrip("/")
-    return quote(mount.encode("latin-1", "replace"), safe="/~!$&'()*+,;=:@") if mount else ""
 
 
 def _claim_text(value: object) -> str | None:

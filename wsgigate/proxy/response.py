@@ -20,12 +20,13 @@ from wsgigate.proxy.faults import NotConnected, PoolFull
 from wsgigate.proxy.head_plan import BadResponse, content_length, plan_for, without_named
 from wsgigate.proxy.request import Outgoing
 from wsgigate.proxy.wire import BLOCK
-from wsgigate.rewriting import cookie_path, location
+from wsgigate.rewriting import Told, cookie_path, location, refresh
 from wsgigate.wsgi import Headers
 
 __all__ = ["BadResponse", "Body", "ResponseMaker", "UpstreamCut", "problem_of", "reason_of"]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_URLS = frozenset(("location", "content-location", "refresh"))
 _BODILESS = frozenset((204, 205, 304))
 _WRAPPING = re.compile(r"^(?:<[^<>]* object at 0x[0-9a-f]+>|\w*(?:Pool|Connection)\([^()]*\)): ")
 _FULL = Problem(
@@ -120,7 +121,8 @@ class ResponseMaker:
     """Makes the client's response head out of the instance's.
 
     :param fields: Changes to the response fields, made last.
-    :param rewrite_location: Bring a ``Location`` of the instance's own back to the client's view.
+    :param rewrite_location: Bring URLs of the instance's own in ``Location``, ``Content-Location``
+        and ``Refresh`` back to the client's view.
     :param rewrite_cookies: Bring the path of a cookie back to what the client sees.
     :param preserve_host: Whether the instance was asked under the client's own host, and so knows
         itself by that name too.
@@ -194,24 +196,24 @@ class ResponseMaker:
 
     def _rewritten(self, headers: Headers, request: Outgoing, instance: Instance) -> Headers:
         outside = request.outside
-        own_host = self._preserve_host
-        # what it was asked by is what it takes for its own name
-        asked = request.headers["Host"]
-        aliases = (f"{request.scheme}://{asked}", f"{_scheme(instance)}://{asked}")
-        domain = None if own_host else instance.authority.partition(":")[0]
+        sent = request.headers
+        told = Told(
+            sent.get("X-Forwarded-Proto", request.scheme),
+            sent.get("X-Forwarded-Host", ""),
+            sent.get("X-Forwarded-Port", ""),
+        )
+        hosts = (sent["Host"],)
+        domain = None if self._preserve_host else instance.authority.partition(":")[0]
         rewritten = []
         for name, value in headers:
             lower = name.lower()
-            if self._rewrite_location and lower in ("location", "content-location"):
-                value = location(value, instance.origin, outside, self._added, aliases=aliases)
+            if self._rewrite_location and lower in _URLS:
+                lead = refresh if lower == "refresh" else location
+                value = lead(value, instance.origin, outside, self._added, hosts=hosts, told=told)
             elif self._rewrite_cookies and lower == "set-cookie":
                 value = cookie_path(value, self._added, outside, domain)
             rewritten.append((name, value))
         return rewritten
-
-
-def _scheme(instance: Instance) -> str:
-    return "https" if instance.scheme == "https" else "http"
 
 
 def problem_of(error: Exception) -> Problem:

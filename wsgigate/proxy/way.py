@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from wsgiref.types import WSGIEnvironment
 
+from wsgigate.addresses import address_of
 from wsgigate.fields import is_token
 from wsgigate.forwarding import format_forwarded
 from wsgigate.problem import Refusal
@@ -64,7 +65,11 @@ class Way:
 @lru_cache(maxsize=4096)
 def _first_hop(peer: str, scheme: str, host: str) -> Mapping[str, str]:
     """Return what is told of a request that nobody passed on before."""
-    told = {"X-Forwarded-For": peer, "X-Forwarded-Proto": scheme}
+    # An IPv4 client of an IPv6 socket is ::ffff:192.0.2.1 to the server: one spelling for all.
+    told = {
+        "X-Forwarded-For": address_of(peer.partition("%")[0]) or peer,
+        "X-Forwarded-Proto": scheme,
+    }
     if host:
         told["X-Forwarded-Host"] = host
     told["X-Forwarded-Port"] = _port(host, scheme)
@@ -73,7 +78,11 @@ def _first_hop(peer: str, scheme: str, host: str) -> Mapping[str, str]:
 
 
 def _next_hop(environ: WSGIEnvironment, told: Mapping[str, str]) -> Mapping[str, str]:
-    """Return *told* behind what the trusted proxies before this one told."""
+    """Return *told* behind what the trusted proxies before this one told.
+
+    Scheme, host and port are one statement about the client's view: a port that the proxy did not
+    tell is the one of the host and the scheme it told, never the one that this hop came by.
+    """
     merged = dict(told)
     for name, key in (
         ("X-Forwarded-For", "HTTP_X_FORWARDED_FOR"),
@@ -85,14 +94,17 @@ def _next_hop(environ: WSGIEnvironment, told: Mapping[str, str]) -> Mapping[str,
     for name, key in (
         ("X-Forwarded-Proto", "HTTP_X_FORWARDED_PROTO"),
         ("X-Forwarded-Host", "HTTP_X_FORWARDED_HOST"),
-        ("X-Forwarded-Port", "HTTP_X_FORWARDED_PORT"),
     ):
         value = environ.get(key)
         if value:
             merged[name] = value
+    port = environ.get("HTTP_X_FORWARDED_PORT", "")
+    host, scheme = merged.get("X-Forwarded-Host", ""), merged["X-Forwarded-Proto"]
+    merged["X-Forwarded-Port"] = _port(host, scheme, port)
     return merged
 
 
-def _port(host: str, scheme: str) -> str:
+def _port(host: str, scheme: str, told: str = "") -> str:
+    """Return the port of *host*; where that has none, the one *told*, or the scheme's own."""
     port = host.rpartition(":")[2] if not host.endswith("]") and ":" in host else ""
-    return port or ("443" if scheme == "https" else "80")
+    return port or told or ("443" if scheme == "https" else "80")
