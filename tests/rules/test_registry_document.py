@@ -109,7 +109,8 @@ WRONG: list[tuple[str, object]] = [
     *(("status", status) for status in ("up", "OUT_OF_SERVICE", "", 1, ["UP"], {"a": 1})),
     *(("version", text) for text in ("", " 1", "1 ", "x" * 65, "1\n", 1.0, "é")),
     ("zone", "\x1b[0m"),
-    *(("tags", tags) for tags in ("blue", [1], [""], ["a"] * 33, {"a": 1}, [["a"]], ["a\n"])),
+    *(("tags", tags) for tags in ("blue", [1], [""], ["a"] * 257, {"a": 1}, [["a"]], ["a\n"])),
+    *(("tags", tags) for tags in (["a" * 4097], ["\x1b[0m"], ["\ud800"], ["é" * 3000] * 2)),
     *(  # H15
         ("healthCheckPath", path)
         for path in (
@@ -121,7 +122,7 @@ WRONG: list[tuple[str, object]] = [
         ("metadata", metadata)
         for metadata in (
             *("text", ["a"], 1, True, nested(5), {"a": [[[["deep"]]]]}, {"a": float("inf")}),
-            *({"__proto__": 1}, {"a": {"__class__": 1}}, {"": 1}, {"a\n": 1}, {"x" * 65: 1}),
+            *({"__proto__": 1}, {"a": {"__class__": 1}}, {"": 1}, {"a\n": 1}, {"x" * 129: 1}),
             *({"a": "\x1b[31m"}, {"a": ["\x00"]}, {"a": "x" * METADATA_BYTES}, {1: 2}, {"a": b"b"}),
             *(dict.fromkeys(map(str, range(65)), 1), nested(1000)),
         )
@@ -175,7 +176,7 @@ def test_the_largest_entry_is_one_that_a_store_can_keep_and_give_back() -> None:
             "weight": 65535,
             "version": "v" * 64,
             "zone": "z" * 64,
-            "tags": [f"{n:064}" for n in range(32)],
+            "tags": [f"{n:060}" for n in range(255)],
             "healthCheckPath": "/" + "h" * 255,
             "metadata": {"a": "x" * (METADATA_BYTES - 8)},
         }

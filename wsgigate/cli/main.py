@@ -279,6 +279,11 @@ def _registry(parser: argparse.ArgumentParser) -> None:
         "repeated",
     )
     parser.add_argument(
+        "--query-tokens",
+        action="store_true",
+        help="Consul's clients may present the token as ?token= in the query, too",
+    )
+    parser.add_argument(
         "--allow",
         metavar="NETWORK",
         action="append",

@@ -75,6 +75,8 @@ def config_of(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Conf
         table["allowed_networks"] = list(arguments.allow)
     if arguments.door:
         table["doors"] = list(arguments.door)
+    if arguments.query_tokens:
+        table["query_tokens"] = True
     if arguments.closed_reads:
         table["open_reads"] = False
     gateway = {

@@ -19,11 +19,17 @@ DOORS = ("eureka", "consul")
 
 
 def door_routes(
-    names: Iterable[str], registry: Registry, access: Access, places: Places
+    names: Iterable[str],
+    registry: Registry,
+    access: Access,
+    places: Places,
+    *,
+    query_tokens: bool = False,
 ) -> list[Route[WSGIApplication]]:
     """Return the routes of the doors *names*, where their clients look for them.
 
     :param places: How many requests may wait for a change, through any of them.
+    :param query_tokens: Whether Consul's clients may present the token in the query.
     """
     routes: list[Route[WSGIApplication]] = []
     for name in dict.fromkeys(names):
@@ -31,6 +37,6 @@ def door_routes(
             app: WSGIApplication = Eureka(registry, access)
             routes.append(Route("/eureka", app, listed=(), summary="The registry, as Eureka"))
         else:
-            app = Consul(registry, access, waiting=places)
+            app = Consul(registry, access, waiting=places, query_tokens=query_tokens)
             routes.append(Route("/v1", app, listed=(), summary="The registry, as Consul"))
     return routes

@@ -75,6 +75,12 @@ class RegistryTable:
         "Whose clients may use it too, unchanged: Eureka's at /eureka, Consul's at /v1.",
         default=(),
     )
+    query_tokens: bool = setting(
+        Flag(),
+        "Whether Consul's clients may present the token in the query (?token=), where proxies and "
+        "histories keep it.",
+        default=False,
+    )
     heartbeat: float = setting(Duration(), "How often instances send heartbeats.", default=10.0)
     unhealthy_after: float = setting(
         Duration(), "After how long a silence an instance is not healthy.", default=30.0
@@ -158,7 +164,9 @@ def registry_routes(
     own = Route[WSGIApplication](
         settings.prefix or "/", api, listed=api.listing, summary="The registry"
     )
-    doors = door_routes(settings.doors, registry, access, places)
+    doors = door_routes(
+        settings.doors, registry, access, places, query_tokens=settings.query_tokens
+    )
     return [("registry.prefix", own), *(("registry.doors", door) for door in doors)]
 
 

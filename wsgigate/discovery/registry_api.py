@@ -37,7 +37,7 @@ from wsgigate.wsgi import REASON
 
 __all__ = ["INDEX", "LARGEST", "RegistryApi", "instance_document"]
 
-LARGEST = 16 * 1024
+LARGEST = 32 * 1024
 """Bytes that a registration may have."""
 
 Reply: TypeAlias = Answer | Problem

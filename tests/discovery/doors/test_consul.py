@@ -323,7 +323,9 @@ def test_writes_need_a_token_of_that_service(
         ({"Address": "0x7f.1"}, "Address"),
         ({"Address": "no-such-host.invalid"}, "Address"),
         ({"Check": {"HTTP": "http://10.0.0.5/", "Interval": "10s"}}, "Check"),
-        ({"Tags": ["a"] * 33}, "Tags"),
+        ({"Tags": ["a"] * 257}, "Tags"),
+        ({"Tags": ["a" * 4097]}, "Tags"),
+        ({"Tags": [f"{n}-{'a' * 2000}" for n in range(9)]}, "Tags"),
         ({"Meta": {"a": "x" * 5000}}, "Meta"),
     ],
 )
@@ -351,10 +353,23 @@ def test_a_bad_check_names_what_is_wrong(behind: Behind, body: dict[str, Any], f
 @pytest.mark.parametrize(
     ("method", "url", "body", "status"),
     [
-        ("GET", "/v1", b"", 404),
-        ("GET", "/v2/catalog/services", b"", 404),
-        ("GET", "/v1/kv/key", b"", 404),
-        ("PUT", "/v1/catalog/register", b"", 404),
+        ("GET", "/v1", b"", 501),
+        ("GET", "/v1/kv/key", b"", 501),
+        ("GET", "/v1/kv/key?recurse", b"", 501),
+        ("PUT", "/v1/kv/key", b"x", 501),
+        ("DELETE", "/v1/kv/key", b"", 501),
+        ("PUT", "/v1/session/create", b"{}", 501),
+        ("GET", "/v1/session/list", b"", 501),
+        ("GET", "/v1/acl/token/self", b"", 501),
+        ("PUT", "/v1/event/fire/deploy", b"", 501),
+        ("GET", "/v1/query", b"", 501),
+        ("PUT", "/v1/txn", b"[]", 501),
+        ("GET", "/v1/connect/ca/roots", b"", 501),
+        ("GET", "/v1/config/service-defaults", b"", 501),
+        ("GET", "/v1/operator/raft/configuration", b"", 501),
+        ("GET", "/v1/coordinate/nodes", b"", 501),
+        ("PUT", "/v1/catalog/register", b"", 501),
+        ("GET", "/v1/health/node/10.0.0.5", b"", 501),
         ("PUT", "/v1/agent/service/deregister/none", b"", 404),
         ("PUT", "/v1/agent/check/pass/service:none", b"", 404),
         ("PUT", "/v1/agent/check/register", {"Name": "x", "ServiceID": "none", "TTL": "9s"}, 404),
@@ -368,7 +383,9 @@ def test_a_bad_check_names_what_is_wrong(behind: Behind, body: dict[str, Any], f
         ("PUT", "/v1/agent/service/maintenance/a?enable=maybe", b"", 400),
         ("PUT", "/v1/agent/check/update/service:a", {"Status": "fine"}, 400),
         ("PUT", "/v1/agent/check/update/service:a", b"", 411),
-        ("GET", f"{USERS}?filter=Service.Port==80", b"", 400),
+        ("GET", f"{USERS}?filter=Service.Port==eighty", b"", 400),
+        ("GET", f"{USERS}?filter=Service.Prot==80", b"", 400),
+        ("GET", "/v1/catalog/services?filter=ServiceName==a", b"", 400),
         ("GET", f"{USERS}?ns=team", b"", 400),
         ("GET", f"{USERS}?dc=dc2", b"", 400),
         ("GET", f"{USERS}?index=first", b"", 400),
@@ -402,3 +419,72 @@ def test_two_workers_tell_the_same(behind: Behind) -> None:
 def test_a_number_of_waiting_requests_is_none_or_more(behind: Behind) -> None:
     with pytest.raises(ValueError, match="waiting"):
         Consul(behind.registry, behind.access, waiting=-1)
+
+
+RULE = (
+    "traefik.http.routers.users.rule=Host(`users.example.com`) && (PathPrefix(`/api/v1/users`) || "
+    "PathPrefix(`/api/v2/users`)) && HeadersRegexp(`X-Tenant`, `^[a-z]+$`)"
+)
+
+
+def test_a_tag_may_hold_a_routing_rule(behind: Behind) -> None:
+    tags = ["traefik.enable=true", RULE, "größe=L", "", "x" * 4096]
+    register(behind, "a", Tags=tags)
+    [told] = behind.ask("GET", USERS).json
+    assert told["Service"]["Tags"] == [tag for tag in tags if tag]
+    assert behind.ask("GET", "/v1/catalog/services").json == {"users": sorted(filter(None, tags))}
+    again = Registry(behind.store).discover("users").instances
+    assert again[0].tags == tuple(filter(None, tags))
+
+
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        (f"{USERS}?filter=Service.Port==8080", ["a", "b"]),
+        (f'{USERS}?filter=Service.Meta.version=="2.0"', ["b"]),
+        (f'{USERS}?filter=Service.Meta["version"]!="2.0"', ["a"]),
+        (f'{USERS}?filter="canary"+in+Service.Tags', ["b"]),
+        (f"{USERS}?filter=Service.Tags+contains+canary+and+not+Service.ID==a", ["b"]),
+        (f"{USERS}?filter=Checks.Status==critical", ["b"]),
+        (f"{USERS}?passing&filter=Service.Port==8080", ["a"]),
+        (f"{USERS}?filter=Service.Kind==%22%22", ["a", "b"]),
+        (f"{USERS}?filter=", ["a", "b"]),
+        ("/v1/catalog/service/users?filter=ServiceTags+contains+canary", ["b"]),
+        ("/v1/agent/services?filter=Meta.version+is+empty", ["a"]),
+        ("/v1/agent/checks?filter=Status==passing", ["service:a"]),
+        ("/v1/health/checks/users?filter=ServiceID==b", ["service:b"]),
+        ("/v1/health/state/any?filter=CheckID==%22service:b%22", ["service:b"]),
+        ("/v1/catalog/nodes?filter=Address==10.0.0.5", ["10.0.0.5"]),
+        ("/v1/catalog/nodes?filter=Address==10.0.0.6", []),
+    ],
+)
+def test_answers_are_filtered(behind: Behind, url: str, wanted: list[str]) -> None:
+    register(behind, "a", Tags=["v1"], Check={"TTL": "60s", "Status": "passing"})
+    register(behind, "b", Tags=["v1", "canary"], Meta={"version": "2.0"}, Check={"TTL": "60s"})
+    told = behind.ask("GET", url).json
+    found = told.values() if isinstance(told, dict) else told
+    ids = [
+        each.get("CheckID")
+        or each.get("Service", {}).get("ID")
+        or each.get("ServiceID")
+        or each.get("ID")
+        or each["Node"]
+        if isinstance(each.get("Service", {}), dict)
+        else each["ID"]
+        for each in found
+    ]
+    assert ids == wanted
+
+
+def test_a_token_in_the_query_is_looked_at_where_that_was_said(behind: Behind) -> None:
+    url = f"/v1/agent/service/register?token={USERS_TOKEN}"
+    assert behind.ask("PUT", url, document(), token=None).status == 403
+    behind.consul = Consul(behind.registry, behind.access, query_tokens=True)
+    assert behind.ask("PUT", url, document(), token=None).status == 200
+    for wrong in ("token=", "token=wrong", "", "token=a&token=b"):
+        url = f"/v1/agent/service/register?{wrong}"
+        assert behind.ask("PUT", url, document(), token=None).status == 403
+    # what a field says comes first
+    assert behind.ask("PUT", url, document(), token=USERS_TOKEN).status == 200
+    url = f"/v1/agent/service/register?token={USERS_TOKEN}"
+    assert behind.ask("PUT", url, document(), token="wrong").status == 403

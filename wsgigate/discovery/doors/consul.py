@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from urllib.parse import parse_qs
 from wsgiref.types import WSGIEnvironment
 
 from wsgigate.discovery.doors.consul_told import Told
@@ -17,7 +18,7 @@ from wsgigate.discovery.doors.consul_words import (
     with_check,
     without_check,
 )
-from wsgigate.discovery.doors.door import Answer, Asked, Door, Table
+from wsgigate.discovery.doors.door import MOST_FIELDS, Answer, Asked, Door, Table
 from wsgigate.discovery.registry import Registry
 from wsgigate.discovery.registry_access import Access, Caller
 from wsgigate.discovery.registry_wait import Places
@@ -37,7 +38,8 @@ class Consul(Door):
     """Consul's API over the registry, below ``/v1``: one agent for all services.
 
     A client presents the registry's token as ``X-Consul-Token`` or as a bearer token. Whoever may
-    not is told so by 403, as Consul does.
+    not is told so by 403, as Consul does. The rest of Consul's API is answered with 501, as its
+    clients read 404 as "there is no value".
 
     :param registry: What it is a door to.
     :param access: Who may change and read it.
@@ -46,6 +48,8 @@ class Consul(Door):
     :param node: What the agent is called.
     :param waiting: How many requests may wait for a change at a time; any more are answered at
         once. The registry's own API may share them.
+    :param query_tokens: Whether the token may be ``?token=`` in the query, too, as older clients
+        have it. Queries end up in logs of proxies and in histories.
     :param refuse: Turns a problem into the app that answers it.
     :raises ValueError: *prefix* is no path, or *waiting* is negative.
     """
@@ -59,6 +63,7 @@ class Consul(Door):
         datacenter: str = "dc1",
         node: str = "wsgigate",
         waiting: int | Places = 4,
+        query_tokens: bool = False,
         refuse: Refuse = answer_with,
     ) -> None:
         places = waiting if isinstance(waiting, Places) else Places(waiting)
@@ -77,15 +82,30 @@ class Consul(Door):
         }
         super().__init__(registry, access, table, (prefix,), refuse=refuse)
         self._places = places
+        self._query_tokens = query_tokens
         self._everything = told.everything
         self._remembered: dict[str, tuple[tuple[str, str], ...]] = {}
 
     def token(self, environ: WSGIEnvironment) -> bytes | None:
         given: str | None = environ.get("HTTP_X_CONSUL_TOKEN")
-        return None if given is None else given.strip(" ").encode("latin-1", "replace")
+        if given is not None:
+            return given.strip(" ").encode("latin-1", "replace")
+        if not self._query_tokens or environ.get("HTTP_AUTHORIZATION"):
+            return None
+        found = parse_qs(environ.get("QUERY_STRING", ""), max_num_fields=MOST_FIELDS)
+        return found["token"][0].encode("utf-8", "replace") if "token" in found else None
 
     def denied(self, refusal: Refusal) -> Refusal:
-        return Refusal.of(403, "Permission denied: registry token required!", str(refusal))
+        return Refusal.of(
+            403, "Permission denied: registry token required, as X-Consul-Token!", str(refusal)
+        )
+
+    def absent(self) -> Refusal:
+        return Refusal.of(
+            501,
+            "Not implemented: of Consul's API, this registry has services, checks, health and the "
+            "catalog.",
+        )
 
     def _register(self, asked: Asked) -> Answer:
         caller = self.writer(asked)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from wsgigate.discovery.doors.consul_answers import (
@@ -12,16 +12,17 @@ from wsgigate.discovery.doors.consul_answers import (
     tell_node,
     tell_service,
 )
+from wsgigate.discovery.doors.consul_filter import Filter, parse_filter
 from wsgigate.discovery.doors.consul_words import STATES, read_duration, read_flag
 from wsgigate.discovery.doors.door import Answer, Asked, Table
 from wsgigate.discovery.registry import LONGEST_WAIT, Listing, Registry
 from wsgigate.discovery.registry_wait import Places
 from wsgigate.problem import Refusal
-from wsgigate.rules.registry import Invalid, Registered
+from wsgigate.rules.registry import Invalid, LeaseRules, Registered
 
 __all__ = ["Told"]
 
-_NOT_SPOKEN = ("filter", "node-meta", "ns", "partition", "peer", "sg")
+_NOT_SPOKEN = ("node-meta", "ns", "partition", "peer", "sg")
 """Parameters that would leave something out: refused, so that nobody takes all for a part."""
 
 
@@ -70,11 +71,10 @@ class Told:
         return Answer({"Config": config, "DebugConfig": {}, "Member": member, "Meta": {}})
 
     def _agent_services(self, asked: Asked) -> Answer:
-        self._check(asked)
-        version = self._registry.version()
-        return Answer(
-            {entry.instance_id: self._service(entry, version) for entry in self.everything()}
-        )
+        self._check(asked, filtered=True)
+        version, wanted = self._registry.version(), self._filter(asked, _SERVICE)
+        told = [self._service(entry, version) for entry in self.everything()]
+        return Answer({each["ID"]: each for each in told if wanted(each)})
 
     def _agent_service(self, asked: Asked, name: str) -> Answer:
         self._check(asked)
@@ -102,8 +102,9 @@ class Told:
     def _catalog_service(self, asked: Asked, service: str) -> Answer:
         listing = self._listing(asked, service)
         index = _index(listing.version)
+        wanted = self._filter(asked, _CATALOG)
         told = [tell_catalog(entry, self._datacenter, index) for entry in listing.instances]
-        return _indexed(told, listing.version, listing.age)
+        return _indexed(list(filter(wanted, told)), listing.version, listing.age)
 
     def _health_service(self, asked: Asked, service: str) -> Answer:
         listing = self._listing(asked, service)
@@ -114,28 +115,30 @@ class Told:
             for entry in listing.instances
             if not passing or entry.healthy(listing.now, rules)
         ]
+        told = list(filter(self._filter(asked, _HEALTH), told))
         return _indexed(told, listing.version, listing.age)
 
     def _health_checks(self, asked: Asked, service: str) -> Answer:
         listing = self._listing(asked, service)
-        return _indexed(self._checks_of(listing), listing.version, listing.age)
+        checks = list(filter(self._filter(asked, _CHECK), self._checks_of(listing)))
+        return _indexed(checks, listing.version, listing.age)
 
     def _health_state(self, asked: Asked, state: str) -> Answer:
         if state not in (*STATES, "any"):
             raise Invalid("state", f"one of any, {', '.join(STATES)}")
-        self._await(asked, None)
+        self._await(asked, None, filtered=True)
         version = self._registry.version()
         checks = [c for c in self._all_checks(asked) if state in ("any", c["Status"])]
         return _indexed(checks, version)
 
     def _nodes(self, asked: Asked) -> Answer:
-        self._await(asked, None)
-        version = self._registry.version()
+        self._await(asked, None, filtered=True)
+        version, wanted = self._registry.version(), self._filter(asked, _NODE)
         nodes = {
             entry.host: tell_node(entry, self._datacenter, _index(version))
             for entry in self.everything()
         }
-        return _indexed([nodes[host] for host in sorted(nodes)], version)
+        return _indexed([nodes[host] for host in sorted(nodes) if wanted(nodes[host])], version)
 
     def _datacenters(self, asked: Asked) -> Answer:
         return Answer([self._datacenter])
@@ -152,9 +155,10 @@ class Told:
             yield from entries
 
     def _all_checks(self, asked: Asked) -> Iterator[dict[str, Any]]:
-        self._check(asked)
+        self._check(asked, filtered=True)
+        wanted = self._filter(asked, _CHECK)
         for listing in self._registry.listings().values():
-            yield from self._checks_of(listing)
+            yield from filter(wanted, self._checks_of(listing))
 
     def _checks_of(self, listing: Listing) -> list[dict[str, Any]]:
         rules, index = self._registry.rules, _index(listing.version)
@@ -165,12 +169,15 @@ class Told:
         ]
 
     def _listing(self, asked: Asked, service: str) -> Listing:
-        self._await(asked, service)
+        self._await(asked, service, filtered=True)
         return self._registry.discover(service, tags=asked.query.get("tag", ()))
 
-    def _await(self, asked: Asked, service: str | None) -> None:
-        """Wait for another index than the one that the client has seen, if it has seen one."""
-        self._check(asked)
+    def _await(self, asked: Asked, service: str | None, *, filtered: bool = False) -> None:
+        """Wait for another index than the one that the client has seen, if it has seen one.
+
+        :param filtered: Whether the endpoint takes a filter.
+        """
+        self._check(asked, filtered=filtered)
         index, wait = asked.one("index") or "0", asked.one("wait")
         if not (index.isascii() and index.isdigit() and len(index) < 20):
             raise Invalid("index", "what X-Consul-Index has said")
@@ -181,12 +188,30 @@ class Told:
             finally:
                 self._places.leave()
 
-    def _check(self, asked: Asked) -> None:
-        for name in _NOT_SPOKEN:
+    @staticmethod
+    def _filter(asked: Asked, sample: Mapping[str, Any]) -> Filter:
+        """Return what tells whether the client wants a document that is like *sample*."""
+        text = asked.one("filter")
+        return parse_filter(text, sample) if text.strip() else _everything
+
+    def _check(self, asked: Asked, *, filtered: bool = False) -> None:
+        for name in _NOT_SPOKEN if filtered else (*_NOT_SPOKEN, "filter"):
             if any(asked.query.get(name, ())):
                 raise Invalid(name, "not spoken here")
         if asked.one("dc", self._datacenter) not in ("", self._datacenter):
             raise Invalid("dc", f"there is only {self._datacenter}")
+
+
+def _everything(document: object) -> bool:
+    return True
+
+
+_ENTRY = Registered("sample", "sample", "10.0.0.1", 80)
+_NODE = tell_node(_ENTRY, "dc1", 1)
+_SERVICE = {**tell_service(_ENTRY, 1), "Kind": "", "Datacenter": "dc1"}
+_CATALOG = {**tell_catalog(_ENTRY, "dc1", 1), "ServiceKind": ""}
+_CHECK = tell_checks(_ENTRY, 0.0, LeaseRules(), 1)[0]
+_HEALTH = {"Node": _NODE, "Service": _SERVICE, "Checks": [_CHECK]}
 
 
 def _index(version: int) -> int:

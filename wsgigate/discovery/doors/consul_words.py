@@ -100,7 +100,7 @@ def read_service(document: Mapping[str, Any], peer: str) -> Registered:
         "port": service.get("port"),
         "scheme": meta.get("scheme") or None,
         "weight": weights.get("passing"),
-        "tags": service.get("tags"),
+        "tags": _tags(service.get("tags")),
         "metadata": dict(meta),
     }
     try:
@@ -188,6 +188,11 @@ def without_check(entry: Registered) -> Registered:
 def check_id(entry: Registered) -> str:
     """Return the id of the check that *entry* has."""
     return str(entry.metadata.get(CHECK, f"service:{entry.instance_id}"))
+
+
+def _tags(tags: object) -> object:
+    """Return *tags* without empty ones, which say nothing."""
+    return [tag for tag in tags if tag != ""] if isinstance(tags, list) else tags
 
 
 def _flat(document: Mapping[str, Any], where: str) -> dict[str, Any]:

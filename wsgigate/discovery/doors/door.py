@@ -147,6 +147,10 @@ class Door:
         """Return what is told to a client whose token is missing or wrong."""
         return refusal
 
+    def absent(self) -> Refusal:
+        """Return what is told to a client that asks for what is not there."""
+        return Refusal.of(404, "There is nothing of that name here.")
+
     def writer(self, asked: Asked, service: str | None = None) -> Caller:
         """Return who wants to change something.
 
@@ -200,7 +204,7 @@ class Door:
         path = target.path.rstrip("/") or "/"  # some clients end it with one, some do not
         found = self._router.match(target.host, path, environ["REQUEST_METHOD"])
         if found is None:
-            raise Refusal.of(404, "There is nothing of that name here.")
+            raise self.absent()
         if isinstance(found, MethodNotAllowed):
             allow = (("Allow", ", ".join(found.allowed)),)
             raise Refusal(Problem(405, "Method not allowed.", headers=allow))

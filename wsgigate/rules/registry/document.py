@@ -26,7 +26,10 @@ METADATA_BYTES = 4096
 _METADATA_MEMBERS = 64
 _METADATA_DEPTH = 4
 _MOST_WEIGHT = 65_535
-_MOST_TAGS = 32
+_MOST_TAGS = 256
+_LONGEST_TAG = 4096
+TAGS_BYTES = 16 * 1024
+"""How long all tags of an instance may be together, as JSON."""
 
 _MEMBERS = frozenset(
     [
@@ -35,6 +38,8 @@ _MEMBERS = frozenset(
     ]
 )
 _REQUIRED = ("serviceName", "instanceId", "host", "port")
+_NAME = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,126}[\x21-\x7e])?")
+_NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _WORD = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,62}[\x21-\x7e])?")
 
 
@@ -118,7 +123,15 @@ def _word(name: str, value: object) -> str:
 def _tags(name: str, value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or len(value) > _MOST_TAGS:
         raise Invalid(name, f"a list of at most {_MOST_TAGS} tags")
-    return tuple(dict.fromkeys(_word(name, tag) for tag in value))
+    for tag in value:
+        # a whole routing rule may stand in one, as Traefik reads it there
+        if not isinstance(tag, str) or not 0 < len(tag) <= _LONGEST_TAG or _NO_TEXT.search(tag):
+            raise Invalid(
+                name, f"each tag a text of 1 to {_LONGEST_TAG} characters, no control characters"
+            )
+    if len(json.dumps(value)) > TAGS_BYTES:
+        raise Invalid(name, f"at most {TAGS_BYTES} bytes of JSON for all tags together")
+    return tuple(dict.fromkeys(value))
 
 
 def _path(name: str, value: object) -> str:
@@ -156,9 +169,10 @@ def _check_tree(value: object, depth: int) -> None:
         if len(value) > _METADATA_MEMBERS:
             raise Invalid("metadata", f"at most {_METADATA_MEMBERS} members")
         for name, item in value.items():
-            if not isinstance(name, str) or not _WORD.fullmatch(name) or name[:2] == "__":
+            if not isinstance(name, str) or not _NAME.fullmatch(name) or name[:2] == "__":
                 raise Invalid(
-                    "metadata", "names of 1 to 64 printable ASCII characters, not beginning with __"
+                    "metadata",
+                    "names of 1 to 128 printable ASCII characters, not beginning with __",
                 )
             _check_tree(item, depth - 1)
     elif isinstance(value, list):

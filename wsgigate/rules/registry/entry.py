@@ -43,7 +43,7 @@ class Invalid(ValueError):
         self.why = why
 
 
-MOST_BYTES = 8 * 1024
+MOST_BYTES = 32 * 1024
 """How long an entry may be in the store; its members are limited to much less together."""
 
 _SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
