@@ -11,11 +11,18 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 from hypothesis import settings
 
+from wsgigate import process
 from wsgigate.testing.backend import Backend
 
 # how long an example takes is the machine's doing
 settings.register_profile("wsgigate", deadline=None)
 settings.load_profile("wsgigate")
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process count as a server's, in which no test runs."""
+    monkeypatch.setattr(process, "_tested", False)
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"rules", "bodies", "store", "circuits", "denylist", "discovery", "maintenance", "admin"},
     "gateway": GROUND | {"rules", "store", "discovery", "proxy"},
     "frameworks": GROUND | {"frameworks"},
-    "testing": GROUND | {"rules", "store", "testing"},
+    "testing": GROUND | {"rules", "store", "middleware", "testing"},
 }
 ROOF = {"config", "cli", "integrations", "__init__", "__main__"}
 """May import everything."""
@@ -76,6 +76,7 @@ DRIVERS = {
     "yaml": {"config/yaml.py"},
     "werkzeug": {"frameworks/flask.py"},
     "flask": {"frameworks/flask.py"},
+    "pytest": {"testing/pytest_plugin.py"},
     "django": {"frameworks/django.py"},
 }
 

@@ -26,7 +26,16 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Protocol
 
-__all__ = ["Renewable", "after_patching", "pid", "processors", "renew_at_fork", "renewed", "settle"]
+__all__ = [
+    "Renewable",
+    "after_patching",
+    "pid",
+    "processors",
+    "renew_at_fork",
+    "renewed",
+    "settle",
+    "tested",
+]
 
 
 class Renewable(Protocol):
@@ -70,6 +79,35 @@ def renewed(owner: object, **kinds: str) -> None:
 def after_patching(callback: Callable[[], object]) -> None:
     """Have *callback* called each time gevent has patched ``threading``."""
     _after_patching.append(callback)
+
+
+_tested: bool | None = None
+
+
+def tested() -> bool:
+    """Return whether a test runner runs in this process: pytest, Django's, or unittest's.
+
+    A server that a test started is none: it inherits the runner's environment, but has not loaded
+    the runner. Known from the first call on.
+    """
+    global _tested
+    if _tested is None:
+        _tested = _has_test_runner()
+    return _tested
+
+
+def _has_test_runner() -> bool:
+    modules, environ = sys.modules, os.environ
+    if "_pytest.config" in modules and (
+        "PYTEST_VERSION" in environ or "PYTEST_CURRENT_TEST" in environ
+    ):
+        return True  # PYTEST_VERSION: during all of a run, from pytest 8.2 on
+    # what setup_test_environment() sets and teardown_test_environment() removes
+    state = getattr(modules.get("django.test.utils"), "_TestState", None)
+    if getattr(state, "saved_data", None) is not None:
+        return True
+    spec = getattr(modules.get("__main__"), "__spec__", None)
+    return getattr(spec, "name", "") == "unittest.__main__"
 
 
 def processors() -> int:

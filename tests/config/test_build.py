@@ -478,7 +478,7 @@ def test_a_url_of_a_redis_that_is_none_is_an_error_of_the_file(url: str) -> None
 
 
 def test_two_files_never_share_a_store_by_accident(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: None
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     paths = {

@@ -93,11 +93,16 @@ def test_every_output_belongs_to_a_program() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(named(".py")) - APART - ELSEWHERE))
-def test_a_program_does_what_is_printed(name: str, folder: Path) -> None:
+def test_a_program_does_what_is_printed(
+    name: str, folder: Path, request: pytest.FixtureRequest
+) -> None:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         module = runpy.run_path(str(folder / name), run_name=name.removesuffix(".py"))
         for test in [value for key, value in module.items() if key.startswith("test_")]:
+            for mark in getattr(test, "pytestmark", ()):
+                for fixture in mark.args:
+                    request.getfixturevalue(fixture)
             test()
     shown = NAMED.get(name.removesuffix(".py") + ".out")
     if shown:

@@ -222,7 +222,7 @@ def test_workers_share_it_and_apps_of_another_name_do_not(clock: FakeClock) -> N
 
 
 def test_by_default_all_workers_of_an_app_share_a_folder_of_this_machine(
-    clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: None
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))

@@ -334,12 +334,13 @@ def test_what_is_held_is_renewed_after_no_thread_was_to_be_had(threadless):
 def test_it_limits_flask_and_django(store, django_app):
     app = flask.Flask("shop")
     app.get("/")(lambda: {"hello": "flask"})
+    app.get("/stream", endpoint="stream")(lambda: flask.Response(iter(["1", "2"])))
     app.wsgi_app = ConcurrencyLimiter(app.wsgi_app, 1, store=store, name="flask")
     client = app.test_client()
-    with client.get("/") as held:
+    with client.get("/stream") as held:
         assert client.get("/").status_code == 429
-    assert held.json == {"hello": "flask"}
-    assert client.get("/").status_code == 200
+    assert held.status_code == 200
+    assert client.get("/").json == {"hello": "flask"}
     inner = django_app({"": lambda request: JsonResponse({"hello": "django"})})
     app = ConcurrencyLimiter(inner, 1, store=store, name="django")
     held, refused = Answer(app), Answer(app)
@@ -368,3 +369,47 @@ def test_it_keeps_the_wsgi_contract():
 def test_wrong_settings_are_refused_at_construction(settings, words):
     with pytest.raises(ValueError, match=words):
         ConcurrencyLimiter(hello, **({"limit": 1} | settings))
+
+
+def flask_client(limit, **options):
+    app = flask.Flask("shop")
+    app.get("/")(lambda: {"hello": "flask"})
+    app.get("/stream", endpoint="stream")(lambda: flask.Response(iter(["1", "2"])))
+    app.wsgi_app = ConcurrencyLimiter(app.wsgi_app, limit, **options)
+    return app.test_client(), app.wsgi_app
+
+
+@pytest.mark.parametrize("options", [{}, {"store": "memory:"}])
+def test_a_test_that_closes_no_response_keeps_no_place(options):
+    client, limiter = flask_client(1, **options)
+    kept = [client.get("/") for _ in range(3)]
+    kept.append(client.head("/"))
+    kept.append(client.get("/nowhere"))
+    assert [answer.status_code for answer in kept] == [200, 200, 200, 200, 404]
+    assert len(limiter._leases) == 0
+
+
+def test_a_stream_that_is_read_or_forgotten_keeps_no_place():
+    client, _ = flask_client(1)
+    held = client.get("/stream")
+    assert client.get("/").status_code == 429
+    assert held.data == b"12"
+    held = client.get("/stream")
+    assert held.status_code == 200
+    del held
+    gc.collect()
+    assert client.get("/").status_code == 200
+
+
+def test_what_a_server_hands_on_holds_its_place_until_the_end(store, served):
+    def sized(environ, start_response):
+        start_response("200 OK", [("Content-Length", "5")])
+        return iter([b"hello"])
+
+    app = ConcurrencyLimiter(sized, 1, store=store)
+    answer = Answer(app)
+    body = iter(answer.body)
+    assert next(body) == b"hello"
+    assert Answer(app).status == 429
+    assert next(body, None) is None
+    assert Answer(app).status == 200

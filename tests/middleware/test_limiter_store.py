@@ -16,7 +16,7 @@ from wsgigate.testing import BrokenStore, FakeClock
 
 
 @pytest.fixture
-def private(tmp_path, monkeypatch):
+def private(tmp_path, monkeypatch, served):
     """Where the default store of this test goes."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     return tmp_path / "wsgigate"
@@ -69,7 +69,9 @@ def test_while_the_store_is_down_requests_are_refused_if_that_is_wanted(caplog):
     assert "were refused" in caplog.text
 
 
-def test_a_default_store_that_cannot_be_had_is_a_store_that_fails(tmp_path, monkeypatch, caplog):
+def test_a_default_store_that_cannot_be_had_is_a_store_that_fails(
+    tmp_path, monkeypatch, caplog, served
+):
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))

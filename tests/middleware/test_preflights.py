@@ -65,6 +65,10 @@ def app_with_cors():
         calls.append(flask.request.method)
         return "done"
 
+    @app.get("/stream")
+    def stream():
+        return flask.Response(iter(["1", "2"]))
+
     @app.after_request
     def cors(response):
         response.headers["Access-Control-Allow-Origin"] = ORIGIN
@@ -113,7 +117,7 @@ def test_a_preflight_takes_nothing_and_is_not_refused(limit):
         answer = client.options("/orders", headers=PREFLIGHT)
         assert (answer.status_code, "RateLimit" in answer.headers) == (200, False)
     assert list(store.items("")) == []
-    held = client.get("/orders")
+    held = client.get("/stream")
     assert (held.status_code, client.get("/orders").status_code) == (200, 429)
     assert client.options("/orders", headers=PREFLIGHT).status_code == 200
     assert client.options("/orders", headers={"Origin": ORIGIN}).status_code == 429

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from wsgigate.config.kinds import Duration, Integer, Number, Text
+from wsgigate.config.kinds import Duration, Flag, Integer, Number, Text
 from wsgigate.config.tables import ListOf, given, setting, table
 from wsgigate.rules.circuit_rules import CircuitRules
 
@@ -56,6 +56,9 @@ class ServiceBreaker:
 class BreakerOptions(ServiceBreaker):
     """Refuse at once while what is behind keeps failing."""
 
+    enabled: bool | None = setting(
+        Flag(), "Whether it does anything; false passes every request on.", default=None
+    )
     name: str | None = setting(
         Text(), "Names the circuit; breakers of one name are one.", default=None
     )

@@ -169,6 +169,9 @@ class LimiterOptions:
     preflights: bool | None = setting(
         Flag(), "Whether CORS preflight requests are counted too.", default=None
     )
+    enabled: bool | None = setting(
+        Flag(), "Whether it does anything; false passes every request on.", default=None
+    )
     observe: bool | None = setting(
         Flag(), "Only count and log what would be refused.", default=None
     )
@@ -204,6 +207,9 @@ class ConcurrencyOptions:
         Duration(),
         "After how long the places of a worker that died are free again.",
         default=None,
+    )
+    enabled: bool | None = setting(
+        Flag(), "Whether it does anything; false passes every request on.", default=None
     )
     observe: bool | None = setting(
         Flag(), "Only count and log what would be refused.", default=None

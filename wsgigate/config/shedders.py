@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wsgigate.config.kinds import Duration, Integer, Number
+from wsgigate.config.kinds import Duration, Flag, Integer, Number
 from wsgigate.config.tables import given, setting, table
 from wsgigate.rules.shedding import SheddingRules
 
@@ -13,6 +13,9 @@ __all__ = ["ShedderOptions", "shedding_rules"]
 class ShedderOptions:
     """Refuse what a worker can not answer in good time."""
 
+    enabled: bool | None = setting(
+        Flag(), "Whether it does anything; false passes every request on.", default=None
+    )
     least: int | None = setting(
         Integer(1), "Requests that may always be under way in a worker.", default=None
     )
@@ -42,4 +45,4 @@ def shedding_rules(options: ShedderOptions) -> SheddingRules:
 
     :raises ValueError: They contradict each other; says how.
     """
-    return SheddingRules(**given(options))
+    return SheddingRules(**given(options, without=("enabled",)))

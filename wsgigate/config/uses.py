@@ -187,13 +187,13 @@ def _body_limit(app: App, options: BodyLimitOptions, around: Surroundings) -> Ap
 
 
 def _breaker(app: App, options: BreakerOptions, around: Surroundings) -> App:
-    arguments = given(options, only=("name", "statuses"))
+    arguments = given(options, only=("name", "statuses", "enabled"))
     arguments.setdefault("name", around.name)
     return Breaker(app, circuit_rules(options), store=around.store, **arguments)
 
 
 def _shedder(app: App, options: ShedderOptions, around: Surroundings) -> App:
-    return Shedder(app, shedding_rules(options))
+    return Shedder(app, shedding_rules(options), **given(options, only=("enabled",)))
 
 
 def _cors(app: App, options: CorsOptions, around: Surroundings) -> App:

@@ -15,6 +15,7 @@ from wsgigate.rules.circuit_rules import CircuitRules
 from wsgigate.rules.outcomes import FAILURES, check_failures, outcome_of
 from wsgigate.store import Store
 from wsgigate.store.opened import OpenedStore
+from wsgigate.store.under_test import resettable
 from wsgigate.wsgi import REASON, BodyError, ExcInfo, Headers, Observed, observe
 
 __all__ = ["Breaker"]
@@ -34,6 +35,7 @@ class Breaker:
     :param exceptions: The exceptions that are failures when the app raises them.
     :param store: Where the workers meet: a store, or the URL of one. Unless said, a folder of this
         machine that all workers of this app share and no other app does.
+    :param enabled: Whether the breaker does anything; the attribute can be set at any time.
     :param sync_interval: Seconds after which what other workers found is read again.
     :param refuse: Turns the problem into the app that answers it.
     :param clock: Tells the time in seconds, from any moment on.
@@ -42,6 +44,8 @@ class Breaker:
         it.
     :raises ValueError: One of the settings is wrong; says which and how.
     """
+
+    enabled = True
 
     def __init__(
         self,
@@ -52,11 +56,14 @@ class Breaker:
         statuses: Collection[int] = FAILURES,
         exceptions: tuple[type[Exception], ...] = (Exception,),
         store: Store | str | None = None,
+        enabled: bool = True,
         sync_interval: float = 0.5,
         refuse: Refuse = answer_with,
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = _random.random,
     ) -> None:
+        if not enabled:
+            self.enabled = False
         self.app = app
         self._failures = check_failures(statuses)
         self._opened = OpenedStore(store, app)
@@ -73,8 +80,11 @@ class Breaker:
         self._refuse = refuse
         self._clock = clock
         self._timed = self.circuit.rules.slow_after is not None
+        resettable(self)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if not self.enabled:
+            return self.app(environ, start_response)
         permit = self.circuit.admit()
         if isinstance(permit, Rejection):
             return self._refused(permit.retry_after, environ, start_response)
@@ -98,6 +108,14 @@ class Breaker:
             permit.done(self._outcome(response, environ), took=took, why=_why(response))
 
         return observe(self.app, environ, start, done)
+
+    def reset(self) -> None:
+        """Close the circuit, and forget what was counted."""
+        self.circuit.reset()
+
+    def counts_in_memory(self) -> bool:
+        """Return whether the circuit is in the memory of this process alone."""
+        return self._opened.in_memory
 
     def close(self) -> None:
         """Close the store, if it is the breaker's own and not one it was given."""

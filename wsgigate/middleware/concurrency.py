@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from wsgigate import process
 from wsgigate.leases import Leases
 from wsgigate.limit_fields import QUOTA_EXCEEDED, LimitFields, Terms, check_options
 from wsgigate.limit_keys import Exempt, KeyNames, by_address, exempt_of, kept_as, key_of, only_of
@@ -19,7 +21,8 @@ from wsgigate.rules.concurrency import ID_BYTES, Concurrency
 from wsgigate.rules.quota import Verdict
 from wsgigate.store import Store, StoreError
 from wsgigate.store.opened import OpenedStore
-from wsgigate.wsgi import REASON, client_address, close_body, is_preflight
+from wsgigate.store.under_test import resettable
+from wsgigate.wsgi import REASON, ExcInfo, Headers, client_address, close_body, is_preflight
 
 __all__ = ["ConcurrencyLimiter"]
 
@@ -45,6 +48,7 @@ class ConcurrencyLimiter:
     :param preflights: Whether CORS preflight requests are counted and refused. Default: they pass
         uncounted, as a page cannot read any response after a refused one.
     :param observe: Only count and log: nothing is refused, and nobody told.
+    :param enabled: Whether the limiter does anything, as for a :class:`Limiter`.
     :param name: Names this policy in response fields and in the store.
     :param fields: Whether response fields tell the caller how it stands: ``"ratelimit"`` or none.
     :param on_store_error: What to do when the store fails: ``"allow"`` the request and count it in
@@ -53,6 +57,8 @@ class ConcurrencyLimiter:
     :param clock: Measures seconds: how long a response has been going on, and between log records.
     :raises ValueError: One of the settings is wrong; says which and how.
     """
+
+    enabled = True
 
     def __init__(
         self,
@@ -66,6 +72,7 @@ class ConcurrencyLimiter:
         preflights: bool = False,
         lease: float = 15.0,
         observe: bool = False,
+        enabled: bool = True,
         name: str = "concurrency",
         fields: Collection[str] = ("ratelimit",),
         on_store_error: str = "allow",
@@ -80,6 +87,8 @@ class ConcurrencyLimiter:
         self._opened = OpenedStore(store, app)
         self._prefix = f"concurrency/{name}/{self._opened.prefix}"
         self._update: Callable[..., Any] | None = None
+        if not enabled:
+            self.enabled = False
         self.app = app
         self.limit = limit
         self.name = name
@@ -101,8 +110,12 @@ class ConcurrencyLimiter:
             clock,
         )
         self._leases = Leases(self._renew, self._rule.lease / 4, clock)
+        self._forgotten: deque[tuple[str, bytes]] = deque()
+        resettable(self)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if not self.enabled:
+            return self.app(environ, start_response)
         watch = self._watch
         if watch is not None and not watch.look(environ):
             self._watch = None
@@ -115,6 +128,8 @@ class ConcurrencyLimiter:
         key = self.key(environ)
         if key is None:
             return self.app(environ, start_response)
+        while self._forgotten:
+            self._release_forgotten()
         place, lease = self._prefix + kept_as(key), secrets.token_bytes(ID_BYTES)
         take = self._rule.take
 
@@ -135,12 +150,15 @@ class ConcurrencyLimiter:
         if not self._observes:
             mine = ([verdict], now, self._terms)
             start_response = self._fields.starting(start_response, environ, mine)
+        response = _Response(self, lease)
+        if process.tested():
+            start_response = response.watching(start_response)
         try:
-            body = self.app(environ, start_response)
+            response.body = self.app(environ, start_response)
         except BaseException:
             self._release(lease)
             raise
-        return _Response(body, self, lease)
+        return response
 
     @property
     def store_errors(self) -> int:
@@ -151,6 +169,24 @@ class ConcurrencyLimiter:
     def observed(self) -> int:
         """How many requests would have been refused, were this limiter not to observe."""
         return self._observed.total
+
+    def reset(self, key: str | None = None) -> None:
+        """Free the places of a caller, or of all; requests under way hold none any more.
+
+        :param key: The caller, as the key function names it; all callers when it is None.
+        :raises StoreError: The store fails.
+        """
+        if key is not None:
+            self._opened.update(self._prefix + kept_as(key), _nothing)
+            return
+        self._leases.forget_all()
+        for place, _ in list(self._opened.items(self._prefix)):
+            if place[len(self._prefix) :][:1] in ("=", "#"):
+                self._opened.update(place, _nothing)
+
+    def counts_in_memory(self) -> bool:
+        """Return whether the places are in the memory of this process alone."""
+        return self._opened.in_memory
 
     def close(self) -> None:
         """End the thread that renews, and close the store if it was not given."""
@@ -163,8 +199,27 @@ class ConcurrencyLimiter:
 
     def _release(self, lease: bytes) -> None:
         place = self._leases.drop(lease)
-        if place is None:
+        if place is not None:
+            self._free(place, lease)
+
+    def _forget(self, lease: bytes) -> None:
+        """Have the place of *lease* freed by the next request.
+
+        Takes no lock and asks no store: it may run in the middle of anything, as a part of a
+        garbage collection.
+        """
+        place = self._leases.drop(lease)
+        if place is not None:
+            self._forgotten.append((place, lease))
+
+    def _release_forgotten(self) -> None:
+        try:
+            place, lease = self._forgotten.popleft()
+        except IndexError:  # another thread was faster
             return
+        self._free(place, lease)
+
+    def _free(self, place: str, lease: bytes) -> None:
         release = self._rule.release
         try:
             update = self._update or self._open()
@@ -223,29 +278,65 @@ class ConcurrencyLimiter:
         return self._refuse(problem)(environ, start_response)
 
 
-class _Response:
-    """A response that holds a place until it is closed.
+def _nothing(old: bytes | None, now: float) -> tuple[bytes | None, float, None]:
+    return None, 0.0, None
 
-    One that is never closed, against PEP 3333, loses its place when it is forgotten.
+
+class _Response:
+    """A response that holds a place until it has ended: exhausted or closed, whichever is first.
+
+    One that is never closed, against PEP 3333, loses its place when it is forgotten. Test clients
+    leave responses unread and unclosed as long as a test refers to them, so during a test a
+    response has ended as well when all bytes of its Content-Length have been handed on.
     """
 
-    __slots__ = ("_body", "_lease", "_limiter")
+    __slots__ = ("_chunks", "_lease", "_left", "_limiter", "body")
 
-    def __init__(self, body: Iterable[bytes], limiter: ConcurrencyLimiter, lease: bytes) -> None:
-        self._body = body
+    def __init__(self, limiter: ConcurrencyLimiter, lease: bytes) -> None:
+        self.body: Iterable[bytes] = ()
+        self._chunks: Iterator[bytes] | None = None
+        self._left: int | None = None
         self._limiter = limiter
         self._lease = lease
 
+    def watching(self, start_response: StartResponse) -> StartResponse:
+        """Return a *start_response* that notes how long the response is."""
+
+        def start(
+            status: str, headers: Headers, exc_info: ExcInfo | None = None
+        ) -> Callable[[bytes], object]:
+            lengths = [value for name, value in headers if name.lower() == "content-length"]
+            self._left = int(lengths[0]) if lengths and lengths[0].isdecimal() else None
+            if exc_info:
+                return start_response(status, headers, exc_info)
+            return start_response(status, headers)
+
+        return start
+
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._body)
+        return self
+
+    def __next__(self) -> bytes:
+        chunks = self._chunks
+        if chunks is None:
+            chunks = self._chunks = iter(self.body)
+        try:
+            chunk = next(chunks)
+        except StopIteration:
+            self._limiter._release(self._lease)
+            raise
+        if self._left is not None:
+            self._left -= len(chunk)
+            if self._left <= 0:
+                self._limiter._release(self._lease)
+        return chunk
 
     def close(self) -> None:
         try:
-            body, self._body = self._body, ()
+            body, self.body = self.body, ()
             close_body(body)
         finally:
             self._limiter._release(self._lease)
 
     def __del__(self) -> None:
-        # nothing more is allowed here: this may run in the middle of anything, the store's own work
-        self._limiter._leases.drop(self._lease)
+        self._limiter._forget(self._lease)

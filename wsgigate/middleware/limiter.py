@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -30,6 +31,7 @@ from wsgigate.rules.policy import Policy, Quotas
 from wsgigate.rules.quota import Quota, Verdict
 from wsgigate.store import Store, StoreError
 from wsgigate.store.opened import OpenedStore
+from wsgigate.store.under_test import resettable
 from wsgigate.wsgi import REASON, address_key, client_address, is_preflight, peer
 
 __all__ = ["Limiter"]
@@ -73,6 +75,8 @@ class Limiter:
     :param preflights: Whether CORS preflight requests are counted and refused. Default: they pass
         uncounted, as a page cannot read any response after a refused one.
     :param observe: Only count and log: nothing is refused, and nobody told.
+    :param enabled: Whether the limiter does anything; the attribute can be set at any time, also on
+        the class for all limiters that do not say themselves.
     :param name: Names this policy in response fields and in the store.
     :param fields: Which response fields tell the caller how it stands: ``"ratelimit"``,
         ``"x-ratelimit"``, both or none.
@@ -82,6 +86,8 @@ class Limiter:
     :param clock: Tells the seconds between two log records.
     :raises ValueError: One of the settings is wrong; says which and how.
     """
+
+    enabled = True
 
     def __init__(
         self,
@@ -98,6 +104,7 @@ class Limiter:
         exempt: Exempt | Mapping[str, Any] | None = None,
         preflights: bool = False,
         observe: bool = False,
+        enabled: bool = True,
         name: str = "default",
         fields: Collection[str] = ("ratelimit", "x-ratelimit"),
         on_store_error: str = "allow",
@@ -118,6 +125,8 @@ class Limiter:
         self._opened = OpenedStore(store, app)
         self._update: Callable[..., Any] | None = None
         self._step: Callable[..., Any] | None = None
+        if not enabled:
+            self.enabled = False
         self.app = app
         self.quota = quota
         self.name = name
@@ -142,8 +151,11 @@ class Limiter:
         self._refuse = refuse
         self._outages = Repeated(_log.error, outage(name, passes=self._allows_on_error), clock)
         self._observed = Repeated(_log.warning, observing(name), clock)
+        resettable(self)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if not self.enabled:
+            return self.app(environ, start_response)
         counted, watch = self._default, self._watch
         if watch is not None and not watch.look(environ):
             self._watch = None
@@ -192,6 +204,32 @@ class Limiter:
         """How many requests would have been refused, were this limiter not to observe."""
         return self._observed.total
 
+    def reset(self, key: str | None = None) -> None:
+        """Forget what was counted, so that each caller has its whole quota again.
+
+        Limiters of one name that share a store share the counts, and so their reset.
+
+        :param key: The caller, as the key function names it, such as ``"192.0.2.1"``; all callers
+            when it is None. ``limiter.key(environ)`` returns the key of a request.
+        :raises StoreError: The store fails.
+        """
+        if key is None or self._chosen is not None:
+            # what stands between the name and the key: policies.Policy.place
+            begins, ends = re.escape(f"limit/{self.name}/"), re.escape(self._opened.prefix)
+            ends += "[=#].*" if key is None else re.escape(self._kept_as(key))
+            mine = re.compile(f"{begins}(?:together|[^/]+/[^/]+/[^/]+)/{ends}", re.DOTALL)
+            for name, _ in list(self._opened.items(f"limit/{self.name}/")):
+                if mine.fullmatch(name):
+                    self._opened.update(name, _forgotten)
+        else:
+            for counted in (self._default, *self._plans.values()):
+                if counted is not None:
+                    self._opened.update(counted.kept(key), _forgotten)
+
+    def counts_in_memory(self) -> bool:
+        """Return whether the counts are in the memory of this process alone."""
+        return self._opened.in_memory
+
     def close(self) -> None:
         """Close the store, if it is the limiter's own and not one it was given."""
         self._opened.close()
@@ -200,6 +238,9 @@ class Limiter:
         self._step = getattr(self._opened.open(), "take", None)
         self._update = self._opened.updater()
         return self._update, self._step
+
+    def _kept_as(self, key: str) -> str:
+        return kept_as(address_key(key) if self.key is client_address else key)
 
     def _quotas_of(self, environ: WSGIEnvironment) -> _Counted | None:
         if self._plan is not None:
@@ -297,6 +338,10 @@ class Limiter:
             headers=(("Retry-After", "5"),),
         )
         return self._refuse(problem)(environ, start_response)
+
+
+def _forgotten(old: bytes | None, now: float) -> tuple[bytes | None, float, None]:
+    return None, 0.0, None
 
 
 class _Counted(Policy):

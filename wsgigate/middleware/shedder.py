@@ -32,6 +32,7 @@ class Shedder:
 
     :param app: The WSGI application to keep fast.
     :param rules: How the limit is found.
+    :param enabled: Whether the shedder does anything; the attribute can be set at any time.
     :param refuse: Turns the problem into the app that answers it.
     :param clock: Tells the time in seconds, from any moment on.
     :param random: Gives numbers in [0, 1).
@@ -39,15 +40,20 @@ class Shedder:
     :ivar refused: How many this worker has refused.
     """
 
+    enabled = True
+
     def __init__(
         self,
         app: WSGIApplication,
         rules: SheddingRules | None = None,
         *,
+        enabled: bool = True,
         refuse: Refuse = answer_with,
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = _random.random,
     ) -> None:
+        if not enabled:
+            self.enabled = False
         self.app = app
         self.in_flight = 0
         self.refused = 0
@@ -61,6 +67,8 @@ class Shedder:
         process.renew_at_fork(self)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if not self.enabled:
+            return self.app(environ, start_response)
         with self.lock:
             limit = self._gradient.limit
             busy = self.in_flight >= limit

@@ -8,10 +8,11 @@ process at a time.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 __all__ = [
@@ -42,18 +43,45 @@ def rounded(size: int) -> int:
     return max(STEP, -(-size // STEP) * STEP)
 
 
+ATTEMPTS = 10
+"""How often a folder is made anew that others remove at the same time."""
+
+
 @contextmanager
-def alone(folder: str) -> Iterator[None]:
-    """Let no other process open the file or make it larger meanwhile.
+def alone(folder: str, make: Callable[[str], object] | None = None) -> Iterator[None]:
+    """Let no other process open the file, make it larger or remove the folder meanwhile.
 
     The kernel takes the lock from a process that dies.
+
+    :param make: Makes the folder; called again if it was removed before the lock was had.
+    :raises FileNotFoundError: The folder is gone, and *make* does not make it.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    for attempt in range(1, ATTEMPTS + 1):
+        if make is not None:
+            make(folder)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if make is None or attempt == ATTEMPTS:
+                raise
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_at(folder, descriptor):
+                yield
+                return
+        finally:
+            os.close(descriptor)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
+
+
+def _is_at(folder: str, descriptor: int) -> bool:
+    """Return whether what *descriptor* refers to is what is called *folder* now."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        there, here = os.lstat(folder), os.fstat(descriptor)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
 
 def allocate(path: str, size: int, *, used: bool = False) -> None:

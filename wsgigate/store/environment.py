@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
 import threading
 import weakref
 from collections.abc import Iterator
@@ -16,10 +17,10 @@ from wsgigate.store import MisconfiguredStore, StoreError, datafile
 from wsgigate.store.failures import Full, explained
 from wsgigate.store.folder import check_file, own_folder
 from wsgigate.store.forking import rest_at_fork
-from wsgigate.store.sweep import FORMAT, MARKER, SWEEP_EVERY, SWEEP_LOOKS, sweep
+from wsgigate.store.sweep import FIRST, FORMAT, MARKER, SWEEP_EVERY, SWEEP_LOOKS, expiry, sweep
 from wsgigate.store.verify import Damaged, reach, verify
 
-__all__ = ["Environment"]
+__all__ = ["Environment", "has_live_values"]
 
 READERS = 1022
 LOCK_BYTES = READERS * 64 + 128  # the size LMDB itself gives the lock file for so many readers
@@ -74,12 +75,11 @@ class Environment:
 
         :raises StoreError: The folder or its files are not ours, not wsgigate's, or unusable.
         """
-        own_folder(self._folder)
         lock = os.path.join(self._folder, "lock.mdb")
-        check_file(self._data)
-        check_file(lock)
         try:
-            with datafile.alone(self._folder):
+            with datafile.alone(self._folder, own_folder):
+                check_file(self._data)
+                check_file(lock)
                 size = self._prepare(used=datafile.fill_lock_file(lock, LOCK_BYTES))
                 self.turn = os.open(self._data, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
                 found = os.fstat(self.turn)
@@ -298,3 +298,33 @@ class Environment:
 
 
 _inherited: list[Any] = []
+
+
+def has_live_values(folder: str, now: float) -> bool:
+    """Return whether a value in *folder*, which no process has open, is alive at *now*.
+
+    What cannot be read is taken to be alive. The caller keeps others from opening it meanwhile.
+    """
+    path = os.path.join(folder, "data.mdb")
+    try:
+        if not os.path.getsize(path):
+            return False
+        with open(path, "rb") as file:
+            verify(file)
+        env = lmdb.open(folder, readonly=True, lock=False, create=False, max_spare_txns=0)
+    except (lmdb.Error, OSError, Damaged):
+        return True
+    try:
+        with env.begin() as txn, txn.cursor() as cursor:
+            if txn.get(MARKER) != FORMAT:
+                return True  # it is not ours
+            found = cursor.set_range(FIRST)
+            while found:
+                if expiry.unpack_from(cursor.value())[0] > now:
+                    return True
+                found = cursor.next()
+        return False
+    except (lmdb.Error, struct.error):
+        return True
+    finally:
+        env.close()

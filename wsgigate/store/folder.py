@@ -107,15 +107,26 @@ def private_folder(owner: str) -> str:
         try:
             folder = os.path.join(base, "wsgigate")
             own_folder(folder, private=True)
-            folder = os.path.join(folder, f"{slug}-{digest}")
-            own_folder(folder, private=True)
-            return folder
+            mine = os.path.join(folder, f"{slug}-{digest}")
+            new = not os.path.lexists(mine)
+            own_folder(mine, private=True)
+            if new:
+                _remove_leftovers(folder)
+            return mine
         except StoreError as error:
             errors.append(error)
     lasting = all(isinstance(error, MisconfiguredStore) for error in errors)
     kind = MisconfiguredStore if lasting else StoreError
     reasons = "; ".join(map(str, errors))
     raise kind(f"there is no private folder for the store: {reasons}; {FIX}")
+
+
+def _remove_leftovers(base: str) -> None:
+    """Remove folders beside a new one whose apps are gone."""
+    from wsgigate.store.leftovers import remove_leftovers  # needs LMDB, which needs this module
+    from wsgigate.store.shared import folders_in_use
+
+    remove_leftovers(base, keep=folders_in_use())
 
 
 def _bases() -> list[str]:

@@ -10,6 +10,8 @@ from typing import Any
 
 from wsgigate import process
 from wsgigate.store import Change, R, Store, open_store, update
+from wsgigate.store.memory import MemoryStore
+from wsgigate.store.under_test import memory_of, under_test
 
 __all__ = ["OpenedStore"]
 
@@ -21,6 +23,8 @@ class OpenedStore:
 
     It is a store itself, for those who do not mind one call more for each.
 
+    During a test, a store of its own is in memory (:mod:`wsgigate.store.under_test`).
+
     :param store: A store, the URL of one, or None for the private folder of the user who runs this
         program, in which *app* is told from all other apps.
     :param app: Whose counts they are; None for those that all apps of this program share.
@@ -30,6 +34,8 @@ class OpenedStore:
     def __init__(self, store: Store | str | None, app: object = None) -> None:
         self._owned = store is None or isinstance(store, str)
         self._store: Store | None = None
+        self._default = store is None
+        self._app = None if app is None else _innermost(app)
         self._lock: threading.Lock
         process.renewed(self, _lock="Lock")
         self.prefix = ""
@@ -51,8 +57,16 @@ class OpenedStore:
         if self._store is None:
             with self._lock:
                 if self._store is None:
-                    self._store = open_store("lmdb:")
+                    if self._default and under_test(self._app):
+                        self._store = memory_of(self._app)
+                    else:
+                        self._store = open_store("lmdb:")
         return self._store
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the values are in the memory of this process alone, as far as is known."""
+        return isinstance(self._store, MemoryStore)
 
     def updater(self) -> Callable[..., Any]:
         """Return the store's ``update(key, change)``.
@@ -85,16 +99,21 @@ class OpenedStore:
             self._store.close()
 
 
-def _identity(app: object) -> str:
-    """Name the innermost app that *app* wraps, in every worker the same: two apps of one process
-    share nothing by accident."""
+def _innermost(app: object) -> object:
+    """Return the innermost app that *app* wraps."""
     seen = {id(app)}
     while True:
         inner = next((found for name in _INNER if _is_app(found := getattr(app, name, None))), None)
         if inner is None or id(inner) in seen:
-            break
+            return app
         seen.add(id(inner))
         app = inner
+
+
+def _identity(app: object) -> str:
+    """Name the innermost app that *app* wraps, in every worker the same: two apps of one process
+    share nothing by accident."""
+    app = _innermost(app)
     named = app if hasattr(app, "__qualname__") else type(app)
     parts = (named.__module__, named.__qualname__, getattr(app, "import_name", ""))
     return sha256(" ".join(map(str, parts)).encode()).hexdigest()[:16]

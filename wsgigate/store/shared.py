@@ -9,7 +9,7 @@ import weakref
 from wsgigate import process
 from wsgigate.store.environment import Environment
 
-__all__ = ["environment_on"]
+__all__ = ["environment_on", "folders_in_use"]
 
 _environments: weakref.WeakValueDictionary[str, Environment] = weakref.WeakValueDictionary()
 
@@ -38,3 +38,9 @@ def environment_on(folder: str, map_size: int, user: object) -> Environment:
             environment = _environments[real] = Environment(real, map_size)
         environment.users.add(user)
     return environment
+
+
+def folders_in_use() -> frozenset[str]:
+    """Return the folders that this process has environments on, open or not."""
+    with _guard.lock:
+        return frozenset(_environments)

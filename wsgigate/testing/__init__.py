@@ -1,11 +1,22 @@
-"""What tests of gateways, middlewares and stores need: no ports, no sleeps, no containers."""
+"""What tests of gateways, middlewares and stores need: no ports, no sleeps, no containers.
 
-from wsgigate.testing.backend import Backend, Received, cut, reply
-from wsgigate.testing.clock import FakeClock, Script
-from wsgigate.testing.contract import check_middleware
-from wsgigate.testing.exactness import check_exact
-from wsgigate.testing.proxy_safety import check_proxy
-from wsgigate.testing.store import BrokenStore, check_store
+The names below are loaded when they are first asked for: each run of pytest imports this package
+for its plugin.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wsgigate.testing.backend import Backend, Received, cut, reply
+    from wsgigate.testing.clock import FakeClock, Script
+    from wsgigate.testing.contract import check_middleware
+    from wsgigate.testing.exactness import check_exact
+    from wsgigate.testing.limits import limits_off, reset
+    from wsgigate.testing.proxy_safety import check_proxy
+    from wsgigate.testing.store import BrokenStore, check_store
 
 __all__ = [
     "Backend",
@@ -18,5 +29,32 @@ __all__ = [
     "check_proxy",
     "check_store",
     "cut",
+    "limits_off",
     "reply",
+    "reset",
 ]
+
+_HOMES = {
+    "Backend": "backend",
+    "BrokenStore": "store",
+    "FakeClock": "clock",
+    "Received": "backend",
+    "Script": "clock",
+    "check_exact": "exactness",
+    "check_middleware": "contract",
+    "check_proxy": "proxy_safety",
+    "check_store": "store",
+    "cut": "backend",
+    "limits_off": "limits",
+    "reply": "backend",
+    "reset": "limits",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'wsgigate.testing' has no attribute {name!r}")
+    value: object = getattr(import_module(f"wsgigate.testing.{home}"), name)
+    globals()[name] = value
+    return value

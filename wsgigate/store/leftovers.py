@@ -1,0 +1,92 @@
+"""Removes the folders of apps that are gone.
+
+Each app and gateway without an explicit store has a folder of its own under the user's runtime or
+state folder, named after its arguments and working directory. What is started anew under other
+ones leaves a folder behind. So who makes a new folder looks at some of those beside it.
+
+A folder is removed only when nothing can be lost by it:
+
+- no process has its store open, which LMDB's lock file tells, and none can open it meanwhile: that
+  takes the lock of the folder (:func:`wsgigate.store.datafile.alone`), which is held here;
+- no value in it is alive, so that a deny-list is kept for as long as its tokens are valid;
+- it was not touched for a day, and holds nothing but the two files of LMDB.
+
+A process that comes too late for the folder makes it anew and finds what it would have found: no
+value.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import time
+from itertools import islice
+
+from wsgigate.store import datafile
+from wsgigate.store.environment import has_live_values
+
+__all__ = ["remove_leftovers"]
+
+AGE = 86400.0
+"""For how many seconds nothing touched a folder that is removed."""
+
+LOOKED_AT, REMOVED = 256, 16
+"""How many folders are looked at, and removed, at a time: a request may wait for it."""
+
+_NAME = re.compile(r"[A-Za-z0-9-]+-[0-9a-f]{12}")
+_FILES = {"data.mdb", "lock.mdb"}
+
+
+def remove_leftovers(base: str, *, keep: frozenset[str], now: float | None = None) -> int:
+    """Remove folders under *base* that no app uses any more; return how many.
+
+    :param base: The folder of the user's private folders.
+    :param keep: Those that this process uses, open or not: LMDB must not be asked about them.
+    :param now: The time, in seconds since 1970.
+    """
+    now = time.time() if now is None else now
+    removed = 0
+    try:
+        with os.scandir(base) as entries:
+            paths = [entry.path for entry in islice(entries, LOOKED_AT)]
+    except OSError:
+        return 0
+    for path in paths:
+        if removed == REMOVED:
+            break
+        if os.path.realpath(path) not in keep and _NAME.fullmatch(os.path.basename(path)):
+            try:
+                removed += _removed(path, now)
+            except OSError:
+                pass  # another process was faster, or it is not ours to remove
+    return removed
+
+
+def _removed(folder: str, now: float) -> bool:
+    if not _is_old(folder, now):
+        return False
+    with datafile.alone(folder):
+        names = set(os.listdir(folder))
+        lock = os.path.join(folder, "lock.mdb")
+        if not names <= _FILES or not _is_old(folder, now):
+            return False
+        if "lock.mdb" in names and not datafile.unused(lock):
+            return False
+        if "data.mdb" in names and has_live_values(folder, now):
+            return False
+        for name in names:
+            os.unlink(os.path.join(folder, name))
+        os.rmdir(folder)
+    return True
+
+
+def _is_old(folder: str, now: float) -> bool:
+    """Return whether *folder* is a private folder of this user that nothing touched for long."""
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        return False
+    latest = found.st_mtime
+    for name in os.listdir(folder):
+        latest = max(latest, os.lstat(os.path.join(folder, name)).st_mtime)
+    return now - latest >= AGE

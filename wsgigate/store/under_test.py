@@ -1,0 +1,91 @@
+"""Where the middlewares of a test run count: in memory, anew for each app.
+
+Counts in a folder of the machine would outlive the run, so that the second run of a test suite
+fails, and parallel runs would share them. So a middleware without an explicit store counts in
+memory while a test runner runs in its process (:func:`wsgigate.process.tested`), or
+while its Flask app has ``app.testing``.
+
+The workers of a server count in one place whatever the app says: ``app.testing`` alone is ignored
+where a server with several workers is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from typing import Protocol
+
+from wsgigate import process
+from wsgigate.store import Store
+from wsgigate.store.memory import MemoryStore
+
+__all__ = ["Resettable", "memory_of", "reset_all", "resettable", "under_test"]
+
+SERVERS = ("gunicorn.arbiter", "uwsgi", "mod_wsgi", "granian._granian", "granian.server")
+"""What is loaded where requests are served by several processes."""
+
+
+class Resettable(Protocol):
+    """A middleware that can forget what it counted."""
+
+    def counts_in_memory(self) -> bool:
+        """Return whether the counts are in the memory of this process alone."""
+
+    def reset(self) -> None:
+        """Forget what was counted."""
+
+
+_all: weakref.WeakSet[Resettable] = weakref.WeakSet()
+_stores: weakref.WeakKeyDictionary[object, tuple[str, MemoryStore]] = weakref.WeakKeyDictionary()
+_process_wide: list[MemoryStore] = []
+
+
+def under_test(app: object) -> bool:
+    """Return whether *app* runs as a part of a test.
+
+    :param app: The innermost app, or None.
+    """
+    if process.tested():
+        return True
+    return getattr(app, "testing", None) is True and not any(
+        name in sys.modules for name in SERVERS
+    )
+
+
+def memory_of(app: object) -> Store:
+    """Return the memory that a middleware around *app* counts in during a test.
+
+    Middlewares of one app share it, as they share a folder elsewhere. One that is first used in
+    another test of pytest counts anew.
+
+    :param app: The innermost app; None for what all apps of this process share.
+    """
+    if app is None:
+        if not _process_wide:
+            _process_wide.append(MemoryStore())
+        return _process_wide[0]
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" (")[0]
+    try:
+        of_test, store = _stores.get(app, (None, None))
+        if store is None or of_test != test:
+            store = MemoryStore()
+            _stores[app] = test, store
+    except TypeError:  # neither hashable nor to be referred to weakly: no other finds it
+        store = MemoryStore()
+    return store
+
+
+def resettable(middleware: Resettable) -> None:
+    """Have :func:`reset_all` reset *middleware* for as long as it lives."""
+    _all.add(middleware)
+
+
+def reset_all() -> None:
+    """Reset every middleware of this process that counts in memory, and the shared memory."""
+    for middleware in list(_all):
+        if middleware.counts_in_memory():
+            middleware.reset()
+    for store in _process_wide:
+        for key, value in list(store.items("")):
+            store.swap(key, value, None, 0.0)
