@@ -54,8 +54,10 @@ ALLOWED: dict[str, set[str]] = {
     "discovery": GROUND | {"rules", "bodies", "store", "discovery"},
     "proxy": GROUND | {"rules", "circuits", "discovery", "proxy"},
     "admin": GROUND
-    | {"rules", "bodies", "store", "circuits", "denylist", "discovery", "maintenance", "admin"},
-    "gateway": GROUND | {"rules", "store", "discovery", "proxy"},
+    | {"rules", "bodies", "store", "circuits", "denylist", "discovery", "maintenance", "admin"}
+    | {"worker_reports"},
+    "worker_reports": GROUND | {"rules", "store", "discovery"},
+    "gateway": GROUND | {"rules", "store", "discovery", "proxy", "worker_reports"},
     "frameworks": GROUND | {"frameworks"},
     "testing": GROUND | {"rules", "store", "middleware", "testing"},
 }

@@ -15,6 +15,7 @@ from wsgigate.discovery.watcher import Watcher
 from wsgigate.proxy.pool import Pool
 from wsgigate.rules.routing import Route
 from wsgigate.store import Store
+from wsgigate.worker_reports import WorkerReports
 
 __all__ = ["Gateway"]
 
@@ -33,6 +34,7 @@ class Gateway:
     :param health: Checks them, unless nothing is to be checked.
     :param registry: Where services register, if they do.
     :param watcher: Finds them, unless all are named.
+    :param reports: What this worker says of itself to the others, if anyone asks for it.
     :param routes: The routes, for those who list and explain them.
     :param self_check: What is done under a server that makes it unsafe.
     :param log_level: The level of what is logged, where the server and the application set none.
@@ -53,6 +55,7 @@ class Gateway:
         health: HealthChecker | None = None,
         registry: Registry | None = None,
         watcher: Watcher | None = None,
+        reports: WorkerReports | None = None,
         routes: Sequence[Route[WSGIApplication]] = (),
         self_check: Literal["refuse", "warn"] = "refuse",
         log_level: str | None = None,
@@ -68,6 +71,7 @@ class Gateway:
         self.health = health
         self.registry = registry
         self.watcher = watcher
+        self.reports = reports
         self.routes = tuple(routes)
         self.self_check = self_check
         self.log_level = log_level
@@ -99,6 +103,8 @@ class Gateway:
                     self.health.refresh()  # what other workers have found out already
                 if self.registry is not None:
                     self.registry.start()
+                if self.reports is not None:
+                    self.reports.start()
             finally:
                 self._started_in = process.pid  # only now: who comes meanwhile needs instances too
 
@@ -111,6 +117,8 @@ class Gateway:
         """Stop what runs in this process and release what it holds open."""
         with self._lock:
             running, self._started_in = self._started_in == process.pid, 0
+        if running and self.reports is not None:
+            self.reports.stop()
         if running and self.health is not None:
             self.health.stop()
         if running and self.registry is not None:

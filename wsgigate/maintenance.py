@@ -114,6 +114,15 @@ class MaintenanceSwitch:
             return None
         return found, 0.0 if found.until is None else found.until - there
 
+    def known(self) -> dict[str, Notice]:
+        """Return what is out of service, as :meth:`notice` knows it: also while the store fails."""
+        self.notice(())
+        known = self._known
+        if known is None:
+            return {}
+        now = self._clock() + known.ahead
+        return {s: one for s, one in known.notices.items() if noticed(known.notices, [s], now)}
+
     def look(self) -> None:
         """Read what is out of service if that is due, and log what has changed.
 

@@ -164,7 +164,8 @@ class Trouble:
 
     :param logger: Where it is logged.
     :param over: Logged at its end: a format for *args* and the seconds it lasted.
-    :param level: The level at which it begins; its end is a warning, to be seen by the same people.
+    :param level: The level at which it begins; its end is a warning then, so that whoever saw the
+        one sees the other, or of the same level where that is lower.
     :param silence: Seconds between two lines while it lasts.
     :param clock: Seconds of a clock that never steps back.
     """
@@ -203,7 +204,8 @@ class Trouble:
         since = self.since
         if since is not None:
             self.since = None
-            self._logger.warning(self._over, *self._args, max(0.0, self._clock() - since))
+            level = min(self._level, logging.WARNING)
+            self._logger.log(level, self._over, *self._args, max(0.0, self._clock() - since))
 
 
 def one_line(text: object) -> str:

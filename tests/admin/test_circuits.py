@@ -27,6 +27,9 @@ CLOSED = {
 }
 
 
+UNTIL = "2023-11-14T22:13:25.000Z"
+
+
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
     log = logging.getLogger("wsgigate.circuits")
@@ -42,7 +45,7 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 def circuits(clock: FakeClock) -> list[Circuit]:
-    rules = CircuitRules(consecutive_failures=2)
+    rules = CircuitRules(consecutive_failures=2, jitter=0)
     made = [Circuit(name, rules, clock=clock) for name in ("orders", "users")]
     for outcome in (Outcome.OK, Outcome.FAILED, Outcome.FAILED):
         permit = made[0].admit()
@@ -68,6 +71,9 @@ def test_how_they_stand(circuits: list[Circuit]) -> None:
                 "failureCount": 2,
                 "successCount": 1,
                 "lastFailureTime": "2023-11-14T22:13:20.000Z",
+                "since": "2023-11-14T22:13:20.000Z",
+                "reason": "2 failures in a row",
+                "until": UNTIL,
             },
             "users": CLOSED,
         },
@@ -86,6 +92,9 @@ def test_a_reset(circuits: list[Circuit]) -> None:
         **CLOSED,
         "serviceName": "orders",
         "successCount": 1,
+        "since": "2023-11-14T22:13:21.500Z",
+        "reason": "reset by the operator",
+        "until": None,
     }
 
 
@@ -135,3 +144,36 @@ def test_below_a_prefix(circuits: list[Circuit]) -> None:
 def test_two_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="two circuits have the same name"):
         circuit_routes([Circuit("a"), Circuit("a")], token=None)
+
+
+def test_the_counts_of_all_workers_are_summed_and_told_by_worker(circuits: list[Circuit]) -> None:
+    at = 1_700_000_000.0
+    reports = {
+        "m:1": {"orders": [1, 2, 1, at], "users": [0, 0, 4, None]},
+        "m:2": {"orders": [1, 3, 5, at + 1]},
+        "m:3": {},
+    }
+    told = client(circuits, workers=lambda: reports).get("/circuit-breakers").json
+    orders, users = told["circuitBreakers"]["orders"], told["circuitBreakers"]["users"]
+    assert (orders["failureCount"], orders["successCount"]) == (5, 6)
+    assert orders["lastFailureTime"] == "2023-11-14T22:13:21.000Z"
+    assert (orders["state"], orders["reason"]) == ("OPEN", "2 failures in a row")
+    assert users == {**CLOSED, "successCount": 4}
+    assert told["workers"]["m:2"] == {
+        "orders": {
+            "failureCount": 3,
+            "successCount": 5,
+            "lastFailureTime": "2023-11-14T22:13:21.000Z",
+        }
+    }
+
+
+def test_a_worker_that_has_not_heard_of_a_reset_yet_counts_no_failures(
+    circuits: list[Circuit],
+) -> None:
+    circuits[0].reset()
+    reports = {"m:1": {"orders": [2, 0, 1, None]}, "m:2": {"orders": [1, 3, 5, 1.0]}}
+    told = client(circuits, workers=lambda: reports).get("/circuit-breakers").json
+    orders = told["circuitBreakers"]["orders"]
+    assert (orders["failureCount"], orders["successCount"]) == (0, 6)
+    assert orders["lastFailureTime"] is None

@@ -16,6 +16,7 @@ from wsgigate.admin.info import describe_features, describe_routes
 from wsgigate.discovery import Instance
 from wsgigate.discovery.asking import InThreads
 from wsgigate.discovery.health import HealthChecker
+from wsgigate.discovery.status import iso_time
 from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.proxy.pool import Pool
 from wsgigate.rules.health import HealthCheck, Outcome
@@ -114,7 +115,9 @@ def test_the_sum_counts_the_services_whose_status_is_healthy(
 ) -> None:
     told = get(SHOP, "/health", health=health)
     assert told["summary"] == summary
-    assert told["services"] == (health.statuses if health else {})
+    assert sum(status["healthy"] for status in told["services"].values()) == summary["healthy"]
+    assert list(told["services"]) == list(SHOP.services)
+    assert (health.statuses if health else {}).items() <= told["services"].items()
 
 
 def test_a_gateway_without_services_has_nothing_to_divide_by() -> None:
@@ -278,6 +281,9 @@ def test_the_operator_learns_why_and_another_answer_can_be_given() -> None:
     assert reasons == ["Service not found!"]
 
 
+URLS = ["http://a:1", "http://b:1"]
+
+
 def test_with_a_real_checker_and_pool_the_answers_follow_the_checks() -> None:
     pool = Pool("shop", [Instance("http://a:1"), Instance("http://b:1")])
     checker = HealthChecker(
@@ -292,13 +298,16 @@ def test_with_a_real_checker_and_pool_the_answers_follow_the_checks() -> None:
     )
     facts = Facts("g", "1", services={"shop": ServiceFacts(pool), "free": service("http://c")})
     told = get(facts, "/health", health=checker)
-    assert told["services"] == {}
+    assert told["services"]["shop"] == {
+        **NOT_CHECKED,
+        "instances": dict.fromkeys(URLS, NOT_CHECKED),
+    }
+    assert told["services"]["free"] == {"healthy": True, "status": "No health check"}
     assert told["summary"] == {"healthy": 1, "total": 2, "healthPercentage": "50.00"}
     checker.step()
     checker.refresh()
     told = get(facts, "/health", health=checker)
-    assert list(told["services"]) == ["shop"]
-    assert list(told["services"]["shop"]["instances"]) == ["http://a:1", "http://b:1"]
+    assert list(told["services"]["shop"]["instances"]) == URLS
     assert told["summary"]["healthPercentage"] == "100.00"
     assert [instance.url for instance in pool.available()] == ["http://b:1"]
 
@@ -349,3 +358,100 @@ def test_the_features_are_those_of_what_is_in_use_in_a_fixed_order() -> None:
     )
     assert describe_features([], services=False) == ()
     assert describe_features(middlewares, given=["Tea"]) == ("Tea",)
+
+
+# -- what is not as it should be -------------------------------------------------------------------
+
+
+def of(pool: Pool, **more: Any) -> Facts:
+    return Facts("g", "1", services={"a": ServiceFacts(pool, **more), "b": service("http://b")})
+
+
+@pytest.mark.parametrize("health", [None, Known(a=WELL, b=WELL)], ids=["not checked", "checked"])
+@pytest.mark.parametrize(
+    ("pool", "discovery", "error"),
+    [
+        (Pool("a", []), None, "No instances"),
+        (
+            Pool("a", []),
+            lambda: {"source": "dns:a:80", "error": "its host is not known"},
+            "No instances: its host is not known",
+        ),
+        (Pool("a", []), lambda: {"source": "dns:a:80"}, "No instances"),
+        (Pool("a", [Instance("http://a:1", 0)]), None, "All instances are draining"),
+    ],
+)
+def test_a_service_that_cannot_be_asked_is_unhealthy_and_says_why(
+    health: Known | None, pool: Pool, discovery: Any, error: str
+) -> None:
+    facts = of(pool, discovery=discovery)
+    told = get(facts, "/health", health=health)
+    assert told["services"]["a"] == {"healthy": False, "error": error}
+    assert told["summary"] == {"healthy": 1, "total": 2, "healthPercentage": "50.00"}
+    for one in (
+        get(facts, "/services", health=health)["services"][0],
+        get(facts, "/discover/a", health=health)["service"],
+    ):
+        assert one["status"] == {"healthy": False, "error": error}
+
+
+@pytest.mark.parametrize(
+    ("store", "off", "status"),
+    [
+        ({"kind": "redis"}, {}, "healthy"),
+        ({"kind": "redis", "error": "Store unavailable"}, {}, "degraded"),
+        ({"kind": "redis"}, {"route:x": {}}, "healthy"),
+        ({"kind": "redis"}, {"gateway": {}}, "maintenance"),
+        ({"kind": "redis", "error": "Store unavailable"}, {"gateway": {}}, "maintenance"),
+    ],
+)
+def test_the_status_of_the_gateway_is_what_matters_most(
+    store: dict[str, Any], off: dict[str, Any], status: str
+) -> None:
+    told = get(SHOP, "/health", store=lambda: store, maintenance=lambda: off)
+    assert told["gateway"]["status"] == status
+    assert told["store"] == store
+    assert told["maintenance"] == off
+
+
+def test_a_service_out_of_service_says_so_wherever_its_status_is() -> None:
+    notice = {"since": TIME, "until": None, "message": "Soon back."}
+    off = {"service:user-service": notice}
+    for told in (
+        get(SHOP, "/health", maintenance=lambda: off)["services"]["user-service"],
+        get(SHOP, "/services", maintenance=lambda: off)["services"][0]["status"],
+        get(SHOP, "/discover/user-service", maintenance=lambda: off)["service"]["status"],
+    ):
+        assert told == {"healthy": True, "status": "No health check", "maintenance": notice}
+
+
+def test_what_the_workers_hold_is_summed_and_told_by_worker() -> None:
+    reports = {
+        "m:1": {
+            "bulkheads": {"user-service": {"inFlight": 2, "maxInFlight": 8, "refused": 1}},
+            "ejections": {"user-service": {"http://x": [NOW - 3, NOW + 7, "2 failures in a row"]}},
+        },
+        "m:2": {
+            "bulkheads": {"user-service": {"inFlight": 3, "maxInFlight": 8, "refused": 0}},
+            "ejections": {"user-service": {"http://x": [NOW - 1, NOW + 9, "status 503"]}},
+        },
+        "m:3": {},
+    }
+    told = get(SHOP, "/services", workers=lambda: reports)
+    user, product, _ = told["services"]
+    assert user["bulkhead"] == {"inFlight": 5, "maxInFlight": 16, "refused": 1}
+    assert user["ejected"] == ["http://x"]
+    assert user["ejections"] == {
+        "http://x": {
+            "since": iso_time(NOW - 3),
+            "until": iso_time(NOW + 9),
+            "reason": "status 503",
+            "workers": 2,
+        }
+    }
+    assert not {"bulkhead", "ejected", "ejections"} & product.keys()
+    assert list(told["workers"]) == ["m:1", "m:2", "m:3"]
+    assert told["workers"]["m:2"] == {
+        "bulkheads": {"user-service": {"inFlight": 3, "maxInFlight": 8, "refused": 0}},
+        "ejected": {"user-service": ["http://x"]},
+    }

@@ -234,14 +234,16 @@ def test_a_reset_closes_it_for_all(clock: FakeClock, store: MemoryStore) -> None
 
 def test_how_it_stands(clock: FakeClock) -> None:
     circuit = worker(clock)
-    assert circuit.status() == (State.CLOSED, 0, 0, None, None, None, "")
+    assert circuit.status()[:8] == (State.CLOSED, 0, 0, None, None, None, "", 0)
     call(circuit)
     break_it(circuit)
     clock.advance(2)
-    assert circuit.status() == (State.OPEN, 3, 1, 2.0, 2.0, 3.0, "3 failures in a row")
+    since = clock() - 2
+    opened = (State.OPEN, 3, 1, 2.0, since, since + 5, "3 failures in a row", 1, clock())
+    assert circuit.status() == opened
     circuit.reset()
     reset = "reset by the operator"
-    assert circuit.status() == (State.CLOSED, 0, 1, None, 0.0, None, reset)
+    assert circuit.status()[:8] == (State.CLOSED, 0, 1, None, clock(), None, reset, 2)
 
 
 def test_every_worker_knows_since_when_and_why(clock: FakeClock, store: MemoryStore) -> None:
@@ -252,14 +254,15 @@ def test_every_worker_knows_since_when_and_why(clock: FakeClock, store: MemorySt
         permit.done(Outcome.FAILED, why="Request timeout")
     clock.advance(1)
     why = "3 failures in a row, the last: Request timeout"
-    assert other.status() == (State.OPEN, 0, 0, None, 1.0, 4.0, why)
+    at = clock() + 86_400 * 365
+    assert other.status() == (State.OPEN, 0, 0, None, at - 1, at + 4, why, 1, at)
     clock.advance(4)
     permit = other.admit()
     assert isinstance(permit, Permit)
     clock.advance(1)
-    assert one.status()[4:] == (1.0, 9.0, "open time is over")
+    assert one.status()[4:7] == (at + 4, at + 14, "open time is over")
     permit.done(Outcome.FAILED, why="status 503")
-    assert other.status()[4:] == (0.0, 10.0, "a probe failed: status 503")
+    assert other.status()[4:7] == (at + 5, at + 15, "a probe failed: status 503")
 
 
 # -- the store fails -------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The gateway's own endpoints: its health, what it is, and which services it knows.
 
-None of them changes anything. What they tell of health is what the worker read last, so that a
-request costs the store nothing but a look at how full it is.
+None of them changes anything. What they tell of health is what the worker read last; a request
+costs the store a look at how full it is, and a few short reads where workers share their reports.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from wsgigate.admin.info import own_routes
 from wsgigate.discovery import Instance
 from wsgigate.discovery.status import iso_time, not_monitored
 from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.rules.maintenance import GATEWAY
 from wsgigate.rules.routing import Route
+from wsgigate.worker_reports import Report
 from wsgigate.wsgi import PARAMS
 
 __all__ = ["Facts", "HasInstances", "ServiceFacts", "Statuses", "routes"]
@@ -37,9 +39,6 @@ class Statuses(Protocol):
     def status(self, service: str) -> dict[str, Any]:
         """Return the status of one service."""
 
-    def all(self) -> dict[str, dict[str, Any]]:
-        """Return the status of every service that has been checked."""
-
 
 @dataclass(frozen=True)
 class ServiceFacts:
@@ -47,16 +46,14 @@ class ServiceFacts:
 
     :param pool: Knows its instances.
     :param routes: The paths it says it answers.
-    :param ejected: Tells the URLs of the instances that this worker leaves out as they fail.
-    :param bulkhead: Tells how many requests are under way in this worker, and may be; or nothing.
     :param discovery: Tells how the source of its instances stands, if it has one.
+    :param bulkhead: Whether to tell how full its bulkhead is before that has refused a request.
     """
 
     pool: HasInstances
     routes: Sequence[str] = ()
-    ejected: Callable[[], Sequence[str]] = tuple
-    bulkhead: Callable[[], Mapping[str, int]] = dict
     discovery: Callable[[], dict[str, Any]] | None = None
+    bulkhead: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +81,8 @@ def routes(
     health: Statuses | None = None,
     store: Callable[[], dict[str, Any]] | None = None,
     circuits: Callable[[], dict[str, Any]] | None = None,
+    maintenance: Callable[[], Mapping[str, dict[str, Any]]] | None = None,
+    workers: Callable[[], Mapping[str, Report]] | None = None,
     started: Callable[[], float],
     now: Callable[[], float] = time.time,
     refuse: Refuse = answer_with,
@@ -92,8 +91,13 @@ def routes(
 
     :param prefix: The path they are below, such as ``/_gateway``.
     :param health: Tells how the services are; without one they are taken to be healthy.
-    :param store: Tells of the store, which nothing is said of without.
+    :param store: Tells of the store, which nothing is said of without; it has an ``error`` while
+        it fails, and the gateway's status is ``degraded`` then.
     :param circuits: Tells how the services' circuits stand, which nothing is said of without.
+    :param maintenance: Tells by scope what is out of service, which nothing is said of without;
+        the gateway's status is ``maintenance`` while all of it is.
+    :param workers: Tells what each worker reports: its ``bulkheads`` and ``ejections`` are told
+        in ``/services``, summed and by worker.
     :param started: Tells since when this process serves, in Unix time.
     :param now: Tells the Unix time.
     :param refuse: Turns a problem into the app that answers it.
@@ -101,7 +105,7 @@ def routes(
     """
     if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
         raise ValueError(f'prefix is "" or a path such as "/_gateway", got {prefix!r}')
-    endpoints = _Endpoints(facts, health, store, circuits, started, now)
+    endpoints = _Endpoints(facts, health, store, circuits, maintenance, workers, started, now)
     own = {
         text: Route(
             text.removeprefix("GET "),
@@ -135,6 +139,8 @@ class _Endpoints:
         health: Statuses | None,
         store: Callable[[], dict[str, Any]] | None,
         circuits: Callable[[], dict[str, Any]] | None,
+        maintenance: Callable[[], Mapping[str, dict[str, Any]]] | None,
+        workers: Callable[[], Mapping[str, Report]] | None,
         started: Callable[[], float],
         now: Callable[[], float],
     ) -> None:
@@ -142,23 +148,30 @@ class _Endpoints:
         self._health = health
         self._store = store
         self._circuits = circuits
+        self._maintenance = maintenance
+        self._workers = workers
         self._started = started
         self._now = now
 
     def health(self, environ: WSGIEnvironment) -> object:
         now = self._now()
-        total = len(self._facts.services)
-        # counted as each service's own status says, so one without a check counts as healthy
-        healthy = sum(self._status(name)["healthy"] for name in self._facts.services)
+        off = self._off()
+        services = {name: self._status(name, off) for name in self._facts.services}
+        total = len(services)
+        healthy = sum(status["healthy"] for status in services.values())
+        store = self._store() if self._store else {}
+        status = "degraded" if "error" in store else "healthy"
+        if GATEWAY in off:
+            status = "maintenance"
         return {
             "gateway": {
                 "name": self._facts.name,
                 "version": self._facts.version,
-                "status": "healthy",
+                "status": status,
                 "timestamp": iso_time(now),
                 "uptime": round(max(0.0, now - self._started()), 3),
             },
-            "services": self._health.all() if self._health else {},
+            "services": services,
             "summary": {
                 "healthy": healthy,
                 "total": total,
@@ -166,8 +179,13 @@ class _Endpoints:
             },
             **({"circuitBreakers": self._circuits()} if self._circuits else {}),
             **({"discovery": found} if (found := self._found()) else {}),
-            **({"store": self._store()} if self._store else {}),
+            **({"store": store} if store else {}),
+            **({"maintenance": off} if self._maintenance else {}),
         }
+
+    def _off(self) -> dict[str, dict[str, Any]]:
+        """Return what is out of service, by scope."""
+        return dict(self._maintenance()) if self._maintenance else {}
 
     def _found(self) -> dict[str, Any]:
         services = self._facts.services.items()
@@ -183,16 +201,25 @@ class _Endpoints:
         }
 
     def services(self, environ: WSGIEnvironment) -> object:
-        services = [self._service(name) for name in self._facts.services]
-        return {"success": True, "services": services, "count": len(services)}
+        off, reports = self._off(), self._reports()
+        services = [self._service(name, off, reports) for name in self._facts.services]
+        told = {"success": True, "services": services, "count": len(services)}
+        if reports:
+            told["workers"] = {worker: _told(report) for worker, report in reports.items()}
+        return told
+
+    def _reports(self) -> Mapping[str, Report]:
+        return self._workers() if self._workers else {}
 
     def discover(self, environ: WSGIEnvironment) -> object:
         name = (environ.get(PARAMS) or {}).get("name", "")
         if name not in self._facts.services:
             return Problem(404, "Service not found!")
-        return {"success": True, "service": self._service(name)}
+        return {"success": True, "service": self._service(name, self._off(), self._reports())}
 
-    def _service(self, name: str) -> dict[str, Any]:
+    def _service(
+        self, name: str, off: Mapping[str, dict[str, Any]], reports: Mapping[str, Report]
+    ) -> dict[str, Any]:
         service = self._facts.services[name]
         urls = [instance.url for instance in service.pool.instances]
         told: dict[str, Any] = {"name": name, "url": urls[0] if urls else None}
@@ -200,13 +227,62 @@ class _Endpoints:
             told["instances"] = urls
         if service.discovery:
             told["discovery"] = service.discovery()
-        ejected = service.ejected()
-        if ejected:
-            told["ejected"] = list(ejected)
-        bulkhead = service.bulkhead()
-        if bulkhead:
-            told["bulkhead"] = dict(bulkhead)
-        return {**told, "routes": list(service.routes), "status": self._status(name)}
+        ejections = _ejections(name, reports.values())
+        if ejections:
+            told["ejected"] = list(ejections)
+            told["ejections"] = ejections
+        bulkhead = _bulkhead(name, reports.values())
+        if bulkhead and (service.bulkhead or bulkhead.get("refused")):
+            told["bulkhead"] = bulkhead
+        return {**told, "routes": list(service.routes), "status": self._status(name, off)}
 
-    def _status(self, name: str) -> dict[str, Any]:
-        return self._health.status(name) if self._health else not_monitored()
+    def _status(self, name: str, off: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+        """Return the status of a service: by its health checks, if it has instances at all."""
+        service = self._facts.services[name]
+        instances = [*service.pool.instances]
+        if not instances:
+            found = service.discovery() if service.discovery else {}
+            why = found.get("error")
+            told = {"healthy": False, "error": f"No instances: {why}" if why else "No instances"}
+        elif not any(instance.weight for instance in instances):
+            told = {"healthy": False, "error": "All instances are draining"}
+        else:
+            told = self._health.status(name) if self._health else not_monitored()
+        notice = off.get(f"service:{name}")
+        return told if notice is None else {**told, "maintenance": notice}
+
+
+def _bulkhead(name: str, reports: Iterable[Report]) -> dict[str, int]:
+    """Return the sums over all workers of what they tell of the bulkhead of a service."""
+    sums: dict[str, int] = {}
+    for report in reports:
+        for key, count in report.get("bulkheads", {}).get(name, {}).items():
+            sums[key] = sums.get(key, 0) + count
+    return sums
+
+
+def _ejections(name: str, reports: Iterable[Report]) -> dict[str, dict[str, Any]]:
+    """Return the instances of a service that a worker leaves out: since when, until when, why.
+
+    ``workers`` is how many of them do: each judges by the responses that it has seen itself.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for report in reports:
+        for url, (since, until, why) in report.get("ejections", {}).get(name, {}).items():
+            known = found.setdefault(url, {"since": since, "until": 0, "workers": 0})
+            known["since"] = min(known["since"], since)
+            if until >= known["until"]:
+                known |= {"until": until, "reason": why}
+            known["workers"] += 1
+    return {
+        url: {**known, "since": iso_time(known["since"]), "until": iso_time(known["until"])}
+        for url, known in sorted(found.items())
+    }
+
+
+def _told(report: Report) -> dict[str, Any]:
+    """Return what ``/services`` says of one worker."""
+    return {
+        "bulkheads": dict(report.get("bulkheads", {})),
+        "ejected": {name: sorted(each) for name, each in report.get("ejections", {}).items()},
+    }

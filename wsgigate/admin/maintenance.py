@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 from wsgiref.types import WSGIApplication, WSGIEnvironment
 
@@ -12,13 +12,13 @@ from wsgigate.bodies import json_body, wrong
 from wsgigate.discovery.status import iso_time
 from wsgigate.maintenance import MaintenanceSwitch
 from wsgigate.problem import Problem, Refusal, Refuse, answer_with
-from wsgigate.rules.maintenance import GATEWAY
+from wsgigate.rules.maintenance import GATEWAY, Notice
 from wsgigate.rules.routing import Route
 from wsgigate.store import StoreError
 from wsgigate.units import parse_duration
 from wsgigate.wsgi import REASON
 
-__all__ = ["maintenance_routes", "maintenance_told"]
+__all__ = ["maintenance_routes", "maintenance_told", "notices_told"]
 
 LARGEST = 4096
 """The largest body that is read, in bytes."""
@@ -31,13 +31,18 @@ def maintenance_told(switch: MaintenanceSwitch) -> dict[str, dict[str, Any]]:
 
     :raises StoreError: The store failed.
     """
+    return notices_told(switch.status())
+
+
+def notices_told(notices: Mapping[str, Notice]) -> dict[str, dict[str, Any]]:
+    """Return *notices* as members of a JSON object, by scope."""
     return {
         scope: {
             "since": iso_time(since),
             "until": None if until is None else iso_time(until),
             "message": message,
         }
-        for scope, (since, until, message) in switch.status().items()
+        for scope, (since, until, message) in notices.items()
     }
 
 

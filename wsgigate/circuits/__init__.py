@@ -19,7 +19,7 @@ from wsgigate.rules.circuit_rules import CircuitRules
 from wsgigate.rules.tally import Tally
 from wsgigate.store import Store
 
-__all__ = ["Circuit", "CircuitStatus", "Permit", "Rejection"]
+__all__ = ["Circuit", "CircuitStatus", "Counts", "Permit", "Rejection"]
 
 _NAME = re.compile(r"[^\x00-\x1f\x7f]{1,100}")
 
@@ -40,19 +40,39 @@ class CircuitStatus(NamedTuple):
     :ivar failures: Calls that have failed since the last one that was answered.
     :ivar successes: Calls that were answered, all in all.
     :ivar since_failure: Seconds since the last failure, ``None`` when this worker has seen none.
-    :ivar since_change: Seconds since it came to this state, ``None`` before its first change.
-    :ivar left: Seconds until an open circuit is probed again, or a half-open one gives its probes
-        up; ``None`` for a closed one.
+    :ivar since: When it came to this state, ``None`` before its first change; as the store tells
+        the time, which *moment* is the present of.
+    :ivar until: When an open circuit is probed again, or a half-open one gives its probes up;
+        ``None`` for a closed one.
     :ivar why: What brought it to this state, in words that name no host; empty before that.
+    :ivar generation: Counts its changes.
+    :ivar moment: The time now, of the clock of *since* and *until*.
     """
 
     state: State
     failures: int
     successes: int
     since_failure: float | None
-    since_change: float | None = None
-    left: float | None = None
+    since: float | None = None
+    until: float | None = None
     why: str = ""
+    generation: int = 0
+    moment: float = 0.0
+
+
+class Counts(NamedTuple):
+    """What one worker has counted of a circuit.
+
+    :ivar generation: Of the verdict that it knew.
+    :ivar failures: Calls that have failed since the last one that was answered.
+    :ivar successes: Calls that were answered, all in all.
+    :ivar since_failure: Seconds since the last failure, ``None`` when it has seen none.
+    """
+
+    generation: int
+    failures: int
+    successes: int
+    since_failure: float | None
 
 
 class Permit:
@@ -135,7 +155,7 @@ class Circuit:
             store,
             prefix + name,
             interval=sync_interval,
-            replaced=self._tally.clear,
+            replaced=self._begin_anew,
             clock=clock,
         )
 
@@ -171,17 +191,26 @@ class Circuit:
         generation, wait = shared.change(asked, now)
         return Rejection(wait) if wait > 0 else Permit(self, generation, now, True)
 
-    def status(self, now: float | None = None) -> CircuitStatus:
+    def counts(self) -> Counts:
+        """Return what this worker alone has counted, without asking the store."""
+        now, shared, tally = self._clock(), self._shared, self._tally
+        with shared.lock:
+            last = tally.last_failure
+            since = None if last is None else max(0.0, now - last)
+            return Counts(shared.verdict.generation, tally.failures, tally.successes, since)
+
+    def status(self, now: float | None = None, *, fresh: bool = False) -> CircuitStatus:
         """Return how the circuit stands, as this worker knows it.
 
         One whose open time is over is open still: it is the next call that probes.
 
         :param now: The time of the circuit's clock, read unless said.
+        :param fresh: Read the shared verdict from the store now.
         """
         now = self._clock() if now is None else now
         shared, tally = self._shared, self._tally
-        if now >= shared.sync_at:
-            shared.sync(now)
+        if fresh or now >= shared.sync_at:
+            shared.sync(now, insist=fresh)
         with shared.lock:
             last = tally.last_failure
             since = None if last is None else max(0.0, now - last)
@@ -191,9 +220,11 @@ class Circuit:
                 tally.failures,
                 tally.successes,
                 since,
-                max(0.0, moment - verdict.since) if verdict.since else None,
-                None if verdict.state is State.CLOSED else max(0.0, verdict.until - moment),
+                verdict.since or None,
+                None if verdict.state is State.CLOSED else verdict.until,
                 verdict.why,
+                verdict.generation,
+                moment,
             )
 
     def reset(self) -> bool:
@@ -207,6 +238,13 @@ class Circuit:
         with shared.lock:
             self._tally.forget()
             return shared.shared
+
+    def _begin_anew(self, verdict: Verdict) -> None:
+        """Look for new reasons to open; after a reset, by whatever worker, forget the old ones."""
+        if verdict.state is State.CLOSED and verdict.why == Event.RESET.value:
+            self._tally.forget()
+        else:
+            self._tally.clear()
 
     def _done(
         self, permit: Permit, outcome: Outcome, took: float | None, now: float | None, why: str

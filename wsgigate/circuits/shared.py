@@ -31,7 +31,7 @@ class SharedVerdict:
     :param key: Its key in the store.
     :param interval: Seconds after which it is read again.
     :param clock: The time of the circuit's clock.
-    :param replaced: Called, with the lock held, when the verdict has another generation.
+    :param replaced: Called, with the lock held, with a verdict of another generation.
     :ivar verdict: What is known; immutable, so it is read without the lock.
     :ivar ahead: By how many seconds the store's clock is ahead of ours.
     :ivar sync_at: When it is to be read again.
@@ -47,7 +47,7 @@ class SharedVerdict:
         key: str,
         *,
         interval: float,
-        replaced: Callable[[], object],
+        replaced: Callable[[Verdict], object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.verdict = Verdict()
@@ -128,11 +128,14 @@ class SharedVerdict:
         self._tell(before, after)
         return result
 
-    def sync(self, now: float) -> None:
-        """Read the verdict if it is time, in one thread; share ours if the store has not heard."""
+    def sync(self, now: float, *, insist: bool = False) -> None:
+        """Read the verdict if it is time, in one thread; share ours if the store has not heard.
+
+        :param insist: Read it although it is not time.
+        """
         store = self._store
         with self.lock:
-            if store is None or now < self.sync_at:
+            if store is None or (now < self.sync_at and not insist):
                 return
             self.sync_at = now + self._interval
             sets = self._sets
@@ -169,7 +172,7 @@ class SharedVerdict:
 
     def _set(self, verdict: Verdict, raw: bytes | None) -> None:
         if verdict.generation != self.verdict.generation:
-            self._replaced()
+            self._replaced(verdict)
         self.verdict, self._raw = verdict, raw
         self._unshared = False
         self._sets += 1

@@ -24,7 +24,7 @@ from wsgigate.config.errors import ConfigError, Errors
 from wsgigate.config.imports import import_app
 from wsgigate.config.load import Reading, read_file
 from wsgigate.config.model import Config
-from wsgigate.config.own import own_routes
+from wsgigate.config.own import own_routes, worker_report
 from wsgigate.config.registry import registry_of, registry_routes
 from wsgigate.config.routes import Entry, Routes
 from wsgigate.config.services import Services
@@ -44,6 +44,7 @@ from wsgigate.rules.maintenance import GATEWAY
 from wsgigate.rules.routing import Route
 from wsgigate.store import NETWORKED, MisconfiguredStore, Store, StoreError, open_store
 from wsgigate.store.memory import MemoryStore
+from wsgigate.worker_reports import Steady, WorkerReports
 
 __all__ = ["Built", "assemble", "build", "check", "check_reading", "load_gateway", "outage_of"]
 
@@ -181,6 +182,14 @@ class _Builder:
         ends = Ends(self._config, services, switch, self._folder, self._errors)
         routes = Routes(self._config, ends, self._stacker, self._errors)
         described = [entry.route for entry in routes.entries]
+        maintained = self._config.maintenance is not None
+        workers = WorkerReports(
+            self._store,
+            partial(worker_report, services, Steady()),
+            prefix=f"workers/{policy_name(gateway.name)}/",
+            beside=[switch.look] if maintained else [],
+            quiet=self._config.store.url.partition(":")[0] in NETWORKED,  # it tells by itself
+        )
         own = own_routes(
             self._config,
             services,
@@ -190,6 +199,7 @@ class _Builder:
             self._stacker.deny_list,
             switch,
             store=self._store,
+            workers=workers,
             started=self._started,
         )
         fallback = self._fallback()
@@ -207,6 +217,7 @@ class _Builder:
             health=health,
             registry=self._registry,
             watcher=services.watcher(),
+            reports=workers if self._config.admin is not None or maintained else None,
             routes=dispatcher.routes,
             self_check=gateway.self_check,
             log_level=gateway.log_level,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 from wsgiref.types import WSGIApplication
 
 from wsgigate.admin.access import require_token
-from wsgigate.admin.circuits import circuit_routes, circuit_statuses
+from wsgigate.admin.circuits import circuit_routes, circuit_statuses, counted
 from wsgigate.admin.denial import deny_route
 from wsgigate.admin.endpoints import Facts, ServiceFacts, routes
 from wsgigate.admin.info import describe_features, describe_routes
-from wsgigate.admin.maintenance import maintenance_routes
+from wsgigate.admin.maintenance import maintenance_routes, notices_told
 from wsgigate.config.ends import scopes_of
 from wsgigate.config.errors import Errors
 from wsgigate.config.model import Config
@@ -19,12 +20,14 @@ from wsgigate.config.options import AuthenticatorOptions
 from wsgigate.config.services import Services
 from wsgigate.denylist import DenyList
 from wsgigate.discovery.health import HealthChecker
+from wsgigate.discovery.status import iso_time
 from wsgigate.maintenance import MaintenanceSwitch
 from wsgigate.problem import Problem
 from wsgigate.rules.routing import Route
 from wsgigate.store import Store, StoreError, usage
+from wsgigate.worker_reports import Steady, WorkerReports
 
-__all__ = ["own_routes"]
+__all__ = ["own_routes", "worker_report"]
 
 
 def own_routes(
@@ -37,6 +40,7 @@ def own_routes(
     switch: MaintenanceSwitch,
     *,
     store: Store,
+    workers: WorkerReports,
     started: float,
 ) -> list[Route[WSGIApplication]]:
     """Return the routes of the gateway's own endpoints; none without an ``[admin]`` table.
@@ -46,6 +50,7 @@ def own_routes(
     :param deny_list: The tokens that are denied, for the authenticators that ask.
     :param switch: What is out of service, where anything can be.
     :param store: How full it is, ``/health`` tells.
+    :param workers: What each worker says of itself, made with :func:`worker_report`.
     :param started: Since when the gateway serves, in seconds since 1970.
     """
     admin, gateway = config.admin, config.gateway
@@ -64,9 +69,8 @@ def own_routes(
             name: ServiceFacts(
                 pool,
                 config.services[name].routes,
-                pool.ejected,
-                services.bulkhead_of(name),
                 found.get(name),
+                bool(config.services[name].max_in_flight),
             )
             for name, pool in services.pools.items()
         },
@@ -79,6 +83,10 @@ def own_routes(
         ),
     )
     circuits = services.circuits
+
+    def counts() -> dict[str, dict[str, Any]]:
+        return {worker: each.get("circuits", {}) for worker, each in workers.all().items()}
+
     kind = config.store.url.partition(":")[0]  # no more of it: it may have a password
     made = errors.tried(
         "admin.prefix",
@@ -86,14 +94,20 @@ def own_routes(
             facts,
             admin.prefix,
             health=health,
-            store=lambda: _store_told(kind, store),
-            circuits=(lambda: circuit_statuses(circuits)) if circuits else None,
+            store=lambda: _store_told(kind, store, workers),
+            circuits=(lambda: circuit_statuses(circuits, workers=counts().values()))
+            if circuits
+            else None,
+            maintenance=None
+            if config.maintenance is None
+            else lambda: notices_told(switch.known()),
+            workers=workers.all,
             started=lambda: started,
         ),
     )
     own = made or []
     if circuits and own and not errors.under("admin.token"):
-        own += circuit_routes(circuits, admin.prefix, token=token)
+        own += circuit_routes(circuits, admin.prefix, token=token, workers=counts)
     denies = any(
         isinstance(entry.options, AuthenticatorOptions) and entry.options.deny_list
         for entry in entries
@@ -105,11 +119,43 @@ def own_routes(
     return own
 
 
-def _store_told(kind: str, store: Store) -> dict[str, Any]:
+def worker_report(
+    services: Services, steady: Steady, now: Callable[[], float] = time.time
+) -> dict[str, Any]:
+    """Return what this worker alone knows of its services, for all workers to tell."""
+    ejections = {name: pool.ejections() for name, pool in services.pools.items()}
+    moment = now()
+    told = {
+        "circuits": counted(services.circuits, now, steady),
+        "bulkheads": {name: each.status() for name, each in services.bulkheads.items()},
+        "ejections": {
+            name: {
+                url: [
+                    steady(f"{name} since {url}", moment - since),
+                    steady(f"{name} until {url}", moment + left),
+                    why,
+                ]
+                for url, (since, left, why) in each.items()
+            }
+            for name, each in ejections.items()
+            if each
+        },
+    }
+    return {what: value for what, value in told.items() if value}
+
+
+def _store_told(kind: str, store: Store, workers: WorkerReports) -> dict[str, Any]:
+    told: dict[str, Any] = {"kind": kind}
     try:
-        return {"kind": kind, **usage(store)}
+        store.get("health")  # a store on the network has no usage to be asked for
+        told |= usage(store)
+        if workers.failing_since is None:
+            return told
     except StoreError:  # it names files and hosts, which are the log's to tell
-        return {"kind": kind, "error": "Store unavailable"}
+        pass
+    since = workers.failing_since
+    told["error"] = "Store unavailable"
+    return told if since is None else {**told, "since": iso_time(since)}
 
 
 def _port(bind: str) -> int | None:

@@ -93,7 +93,6 @@ class Services:
         self.tunnels = Tunnels(rules.most if gateway.websockets is None else gateway.websockets)
         # with one service there is nothing to be kept from
         self._shares = ThreadShares(rules) if len(config.services) > 1 else None
-        self._asked_for = {name for name, each in config.services.items() if each.max_in_flight}
         self._common: dict[str, dict[str, Any]] = {}
         self._manners: dict[str, Manner] = {}
         self._own = own_places(gateway.bind)
@@ -247,18 +246,6 @@ class Services:
         if not authorities.exists():
             raise ValueError(f"ca: there is no {authorities}")
         return str(authorities)
-
-    def bulkhead_of(self, name: str) -> Callable[[], dict[str, int]]:
-        """Return what tells how full the bulkhead of a service is.
-
-        One that nobody asked for is told once it has refused a request.
-        """
-        bulkhead = self.bulkheads.get(name)
-        if bulkhead is None:
-            return dict
-        if name in self._asked_for:
-            return bulkhead.status
-        return lambda: status if (status := bulkhead.status())["refused"] else {}
 
     def checker(self) -> HealthChecker:
         """Return what checks the health of the services, not started."""

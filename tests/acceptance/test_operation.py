@@ -1,0 +1,136 @@
+"""What operators see of several real workers: one log of what changes, and one answer of all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.acceptance.conftest import until
+from wsgigate.testing.backend import Backend, reply
+
+Serve = Callable[..., Any]
+
+TOKEN = "change-me-32-visible-characters-at-least"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+GATEWAY = """
+[gateway]
+name = "test"
+threads = 4
+{level}
+[admin]
+prefix = ""
+token = "{token}"
+[maintenance]
+[services.svc]
+instances = ["{url}"]
+max_in_flight = 3
+breaker = {{ consecutive_failures = 1000, failure_rate = 1.0, minimum_calls = 500 }}
+[services.found]
+discover = "file:found.json"
+[[routes]]
+path = "/svc"
+service = "svc"
+[[routes]]
+path = "/found"
+service = "found"
+"""
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Path:
+    file = tmp_path / "found.json"
+    file.write_text("[]")
+    return file
+
+
+def ask(gateway: Any, path: str) -> dict[str, Any]:
+    """Return what one of the workers answers, on a connection of its own."""
+    told: dict[str, Any] = requests.get(gateway.url + path, timeout=10).json()
+    return told
+
+
+def put(file: Path, *urls: str) -> None:
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps(urls))
+    new.rename(file)
+
+
+@pytest.mark.parametrize("server", ["gunicorn", "granian"])
+def test_what_changes_is_logged_both_ways_and_once_for_all_workers(
+    server: str, serve: Serve, backend: Backend, found: Path
+) -> None:
+    gateway = serve(
+        GATEWAY.format(url=backend.url, token=TOKEN, level=""), workers=2, server=server
+    )
+
+    def lines(text: str) -> list[str]:
+        return [line for line in gateway.log.splitlines() if text in line]
+
+    until(lambda: "summary" in ask(gateway, "/health"))
+    put(found, backend.url)
+    until(lambda: lines("1 added: "))
+    until(lambda: requests.get(gateway.url + "/found", timeout=10).status_code != 503)
+    put(found)
+    until(lambda: lines("1 removed: "))
+    for on in (True, False):
+        body = {"on": on, "scope": "service:svc"}
+        path = gateway.url + "/maintenance"
+        assert requests.post(path, json=body, headers=BEARER, timeout=10).status_code == 200
+        until(lambda on=on: lines("out of service" if on else "back in service"))
+    until(lambda: ask(gateway, "/health")["services"]["found"]["error"] == "No instances")
+    gateway.stop()
+    for text in ("1 added: ", "1 removed: ", "out of service", "back in service"):
+        assert len(lines(text)) == 1, gateway.log
+        assert re.search(r"\[\d+\] \[(INFO|WARNING)\]", lines(text)[0])
+
+
+def test_the_level_of_the_log_is_one_key(serve: Serve, backend: Backend, found: Path) -> None:
+    level = 'log_level = "error"'
+    text = GATEWAY.format(url=backend.url, token=TOKEN, level=level)
+    for server in ("gunicorn", "granian"):
+        gateway = serve(text, workers=1, server=server)
+        put(found, backend.url)
+        until(lambda g=gateway: requests.get(g.url + "/found", timeout=10).status_code != 503)
+        put(found)
+        until(lambda g=gateway: ask(g, "/health")["services"]["found"].get("error"))
+        assert "[INFO]" not in gateway.log
+        assert "added" not in gateway.log
+
+
+def test_every_worker_answers_for_all_of_them(serve: Serve, backend: Backend, found: Path) -> None:
+    backend.answers = [reply(b"no", status="503 No")]
+    text = GATEWAY.format(url=backend.url, token=TOKEN, level="")
+    gateway = serve(text, workers=3)
+    for _ in range(30):
+        assert requests.get(gateway.url + "/svc", timeout=10).status_code == 503
+
+    def counts(path: str) -> tuple[int, int]:
+        told = ask(gateway, path)["circuitBreakers"]["svc"]
+        return told["failureCount"], told["successCount"]
+
+    until(lambda: counts("/circuit-breakers") == (30, 0))
+    until(lambda: len(ask(gateway, "/circuit-breakers")["workers"]) == 3)
+    answers = [ask(gateway, "/circuit-breakers") for _ in range(20)]
+    assert all(each == answers[0] for each in answers), "it depends on which worker answers"
+    workers = answers[0]["workers"]
+    assert {int(name.rpartition(":")[2]) for name in workers} == set(gateway.workers())
+    assert sum(each["svc"]["failureCount"] for each in workers.values()) == 30
+    assert {counts("/health") for _ in range(10)} == {(30, 0)}
+    services = [ask(gateway, "/services") for _ in range(10)]
+    for told in services:
+        assert told["services"][0]["bulkhead"] == {"inFlight": 0, "maxInFlight": 9, "refused": 0}
+    os.kill(gateway.workers()[0], signal.SIGKILL)
+    until(lambda: len(gateway.workers()) == 3 and counts("/health")[0] < 30, seconds=40)
+    assert {counts("/health") for _ in range(10)} == {counts("/health")}
+    path = gateway.url + "/circuit-breakers/svc/reset"
+    assert requests.post(path, headers=BEARER, timeout=10).status_code == 200
+    assert {counts("/circuit-breakers")[0] for _ in range(10)} == {0}
