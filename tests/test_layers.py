@@ -75,6 +75,7 @@ DRIVERS = {
     "urllib3": {"proxy", "discovery"},
     "granian": {"integrations/granian.py"},
     "gunicorn": {"integrations"},
+    "h2": {"integrations/gate_http2_client.py"},
     "yaml": {"config/yaml.py"},
     "werkzeug": {"frameworks/flask.py"},
     "flask": {"frameworks/flask.py"},

@@ -83,6 +83,10 @@ Forwarder."""
 SHAPED = "wsgigate.shaped"
 """``str``: what was done to the request on purpose, such as ``split=beta fallback=stale``."""
 
+CLIENT_STREAM = "wsgigate.client_stream"
+"""``object``: its ``watch(callback)`` calls *callback* once the client has cancelled the request or
+has left, ``forget(callback)`` no more; set by GateWorker over HTTP/2."""
+
 TUNNELLED = "wsgigate.tunnelled"
 """``tuple[int, int]``: bytes from and to the client of a WebSocket; set by Forwarder at its end."""
 

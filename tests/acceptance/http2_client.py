@@ -22,12 +22,14 @@ Fields = list[tuple[str, str]]
 class Answer:
     """What came back on one stream.
 
+    :ivar frames: How many DATA frames there were.
     :ivar ended: Whether it came to its proper end; else it was reset, or its connection closed.
     """
 
     status: int = 0
     fields: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
+    frames: int = 0
     ended: bool = False
     reset: bool = False
 
@@ -35,6 +37,7 @@ class Answer:
 class Client:
     """One connection, over TLS.
 
+    :ivar error: What the server ended the connection with.
     :ivar taking: Whether it makes room for more than the first 65535 bytes of its answers.
     """
 
@@ -55,6 +58,7 @@ class Client:
         self.state.initiate_connection()
         self.answers: dict[int, Answer] = {}
         self.closed = False
+        self.error: int | None = None
         self.taking = True
         self.flush()
 
@@ -137,6 +141,7 @@ class Client:
         answer = self.answers.get(getattr(event, "stream_id", 0) or 0)
         if isinstance(event, h2.events.ConnectionTerminated):
             self.closed = True
+            self.error = event.error_code
         elif answer is None:
             return
         elif isinstance(event, h2.events.ResponseReceived):
@@ -144,6 +149,7 @@ class Client:
             answer.status = int(answer.fields[":status"])
         elif isinstance(event, h2.events.DataReceived):
             answer.body += event.data
+            answer.frames += 1
             if self.taking and event.flow_controlled_length:
                 self.take(event.flow_controlled_length, event.stream_id)
         elif isinstance(event, h2.events.StreamEnded):

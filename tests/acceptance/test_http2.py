@@ -191,10 +191,8 @@ def test_connections_are_served_beside_each_other(gate: Gate) -> None:
         assert all(threads.map(ask, range(4)))
 
 
-def test_granian_serves_the_requests_of_one_connection_beside_each_other(
-    under_granian: Gate,
-) -> None:
-    gate = under_granian
+def test_the_requests_of_one_connection_are_served_beside_each_other(gate: Gate) -> None:
+    """Of four threads a connection has three."""
     together = threading.Barrier(3)
 
     def answer(connection: socket.socket, request: Received) -> None:
@@ -205,6 +203,132 @@ def test_granian_serves_the_requests_of_one_connection_beside_each_other(
     with gate.client() as client:
         streams = [client.ask(f"/svc/{number}") for number in range(3)]
         assert [client.answer(stream).body for stream in streams] == [b"/0", b"/1", b"/2"]
+
+
+def test_a_connection_of_many_requests_leaves_a_thread_to_the_others(under_gunicorn: Gate) -> None:
+    over = threading.Event()
+
+    def answer(connection: socket.socket, request: Received) -> None:
+        if request.target == "/held":
+            assert over.wait(10)
+        connection.sendall(reply(request.target.encode()))
+
+    under_gunicorn.backend.answers = [answer]
+    with under_gunicorn.client() as client, under_gunicorn.client() as other:
+        streams = [client.ask("/svc/held") for _ in range(8)]
+        assert other.answer(other.ask("/svc/other")).body == b"/other"
+        over.set()
+        assert {client.answer(stream).body for stream in streams} == {b"/held"}
+
+
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("how", ["cancels", "leaves"])
+def test_a_request_that_its_client_cancels_ends_at_once(
+    how: str, begun: bool, under_gunicorn: Gate
+) -> None:
+    """And its thread and its instance are free; what else the client asks for is answered."""
+    gate = under_gunicorn
+    ended = threading.Semaphore(0)
+
+    def held(connection: socket.socket, _request: Received) -> bool:
+        if begun:
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+            connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n5\r\ndata:\r\n")
+        if not connection.recv(1):  # until the gateway hangs up
+            ended.release()
+        return False
+
+    gate.backend.answers = [held] * 8 + [reply(b"ok")]
+    before = gate.log.count('"status":499')
+    with ExitStack() as stack:
+        client = stack.enter_context(gate.client())
+        for number in range(1, 9):  # two for each thread
+            stream = client.ask("/svc/events")
+            gate.backend.wait_for_requests(number)
+            while begun and not client.answers[stream].body:
+                assert client.receive()
+            if how == "cancels":
+                client.state.reset_stream(stream)
+                client.flush()
+            else:
+                client.socket.close()
+                client = stack.enter_context(gate.client())
+            assert ended.acquire(timeout=5)
+        assert client.answer(client.ask("/svc/next")).body == b"ok"
+    if not begun:
+        until(lambda: gate.log.count('"status":499') == before + 8)
+
+
+def test_bodies_that_never_come_hold_no_more_than_half_of_the_threads(
+    under_gunicorn: Gate,
+) -> None:
+    gate = under_gunicorn
+    with gate.client() as client, gate.client() as other:
+        for _ in range(20):
+            client.ask("/svc/upload", method="POST", end=False)
+        assert other.answer(other.ask("/svc/other")).body == b"ok"
+        assert client.answer(client.ask("/svc/own")).body == b"ok"
+    assert not any(request.complete for request in gate.backend.requests if request.method != "GET")
+
+
+def test_a_body_is_whole_only_when_its_stream_has_ended(under_gunicorn: Gate) -> None:
+    """A length that is reached is no end: what follows may make the request malformed."""
+    for length, body in (("0", b"evil"), ("3", b"123"), ("3", b"123evil")):
+        with under_gunicorn.client() as client:
+            stream = client.ask(method="POST", fields=[("content-length", length)], end=False)
+            for at in range(0, len(body), 3):
+                client.send(stream, body[at : at + 3])
+            answer = client.answer(stream)
+            assert not answer.ended
+            assert not answer.status
+    with under_gunicorn.client() as client:
+        for length, body in (("0", b""), ("3", b"123")):
+            stream = client.ask(method="POST", fields=[("content-length", length)], end=False)
+            client.send(stream, body, end=True)
+            assert client.answer(stream).status == 200
+    assert [request.body for request in under_gunicorn.backend.requests if request.complete] == [
+        b"",
+        b"123",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [
+        ("GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n"),
+        ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"),
+        ("GET", b"HTTP/1.1 204 No Content\r\n\r\n"),
+        ("GET", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+    ],
+)
+def test_a_response_without_a_body_ends_with_its_head(
+    method: str, answer: bytes, under_gunicorn: Gate
+) -> None:
+    under_gunicorn.backend.answers = [answer]
+    with under_gunicorn.client() as client:
+        got = client.answer(client.ask(method=method))
+    assert (got.ended, got.frames) == (True, 0)
+
+
+@pytest.mark.parametrize("kind", ["pings", "resets", "empty data"])
+def test_a_flood_of_frames_ends_the_connection(kind: str, under_gunicorn: Gate) -> None:
+    with under_gunicorn.client() as client:
+        stream = client.ask(method="POST", end=False) if kind == "empty data" else 0
+        for _ in range(250 if kind == "resets" else 1100):
+            if client.closed:
+                break
+            if kind == "pings":
+                client.state.ping(b"12345678")
+            elif kind == "resets":
+                client.state.reset_stream(client.ask(method="POST", end=False))
+            else:
+                client.state.send_data(stream, b"")
+            client.flush()
+        while client.receive():
+            pass
+        assert client.error == 0xB  # ENHANCE_YOUR_CALM
+    with under_gunicorn.client() as client:
+        assert client.answer(client.ask("/svc/next")).body == b"ok"
 
 
 def test_a_large_upload_and_its_echo_pass(gate: Gate) -> None:

@@ -59,13 +59,7 @@ class Connection(TConn):  # type: ignore[misc]
         except HTTP2ConnectionError as error:  # it left before it was told the first thing
             raise ConnectionResetError(errno.ECONNRESET, str(error)) from error
         if self.is_http2:
-            worker = self._worker
-            Http2Client.take(
-                self.parser,
-                patience=worker.idle_timeout,
-                rate=worker.body_rate,
-                idle=self.cfg.keepalive,
-            )
+            self.parser = self._worker.begin_http2(self)
             return
         if isinstance(self.sock, ssl.SSLSocket):
             self.sock.__class__ = _PatientTLS
@@ -86,12 +80,6 @@ class Connection(TConn):  # type: ignore[misc]
         if isinstance(self.sock, ssl.SSLSocket):
             self.sock.settimeout(patience)
         self.parser.unreader.begin(patience)
-
-    def set_timeout(self) -> None:
-        """Say until when the next request is waited for: of HTTP/2, frames alone are none."""
-        super().set_timeout()
-        if self.is_http2:
-            self.timeout = min(self.timeout, self.parser.idle_from + self.parser.idle)
 
     def has_read_ahead(self) -> bool:
         """Return whether more of what the client sent was read than has been served."""
@@ -123,7 +111,7 @@ class Connection(TConn):  # type: ignore[misc]
     def close(self, graceful: bool = False) -> None:
         """Close the connection; gracefully without waiting for the client to do so."""
         if isinstance(self.parser, Http2Client):
-            self.parser.say_goodbye()
+            self.parser.close()
         if graceful and not self._abandoned():
             self._worker.linger(self.sock)
         else:

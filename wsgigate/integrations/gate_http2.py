@@ -1,197 +1,170 @@
-"""HTTP/2 to clients of a GateWorker: gunicorn's own, without a thread for who asks for nothing.
+"""HTTP/2 under GateWorker: the loop reads connections, and threads serve their requests.
 
-gunicorn gives each connection a thread for as long as it lasts, and lets a client that sends or
-takes a byte now and then have it for ever. Here
-
-- a connection between two requests waits in the poller, as one of HTTP/1.1 does;
-- a body and a response have the deadlines that they have over HTTP/1.1;
-- what an app sees is a request like any other: no ``HTTP_VERSION``, which would pass for a field of
-  the client's, bytes of fields as PEP 3333 has them, and a body without a length said to be one;
-- what the worker's own failures are is told to the log, not to the client.
-
-The requests of one connection are served one after the other: that is gunicorn's way, as a WSGI
-server's thread can wait for one thing only.
+See :mod:`wsgigate.integrations.gate_http2_client` for what a connection is and how it is bounded.
 """
 
 from __future__ import annotations
 
-import ssl
-import time
-from io import BytesIO
-from types import SimpleNamespace
 from typing import Any
 
+from gunicorn import util
 from gunicorn.http import wsgi
-from gunicorn.http2.connection import HTTP2ServerConnection
 from gunicorn.http2.errors import (
-    HTTP2ConnectionError,
     HTTP2Error,
-    HTTP2ErrorCode,
+    HTTP2StreamError,
 )
 from gunicorn.http2.response import HTTP2Response
-from gunicorn.http2.stream import StreamState
 
+from wsgigate.integrations.gate_http2_client import Http2Client, Stream
 from wsgigate.integrations.gate_linger import LingeringWorker
-from wsgigate.wsgi import close_body
+from wsgigate.wsgi import CLIENT_STREAM, close_body
 
 __all__ = ["Http2Client", "Http2Worker"]
-
-SLICE = 65536
-"""Bytes of a response that must be taken within the patience."""
-
-_LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-
-
-class Http2Client(HTTP2ServerConnection):  # type: ignore[misc]
-    """A client's end of an HTTP/2 connection, with its deadlines.
-
-    It is never made: a connection that gunicorn has made becomes one by :meth:`take`.
-    """
-
-    unreader = SimpleNamespace(buf=BytesIO())
-    """What gunicorn asks for bytes that it has read ahead; here there are none."""
-
-    @classmethod
-    def take(cls, connection: Any, *, patience: float, rate: float, idle: float) -> None:
-        """Make *connection* one of these.
-
-        :param patience: Seconds for its client to send more of a body or take more of a response.
-        :param rate: Bytes of a body that earn one more second in all.
-        :param idle: Seconds from the end of a request to the next one.
-        """
-        connection.__class__ = cls
-        connection.patience = connection.stream_timeout = patience
-        connection.rate = rate
-        connection.idle = idle
-        connection.last_served = 0
-        connection.idle_from = time.monotonic()
-        connection.waited = 0.0
-        connection.taken_by = None
-        connection.h2_conn.config.header_encoding = "latin-1"  # as PEP 3333 has it
-
-    def arrived(self) -> list[Any] | None:
-        """Return the requests that have arrived, without waiting; None when nothing has.
-
-        :raises HTTP2Error: The connection is broken, or the client breaks the protocol.
-        """
-        if self.pending_requests or self._deferred_events:
-            return list(self.receive_data())  # which reads nothing then
-        self.sock.setblocking(False)
-        try:
-            data = self.sock.recv(self.READ_BUFFER_SIZE)
-        except _LATER:
-            return None
-        except OSError as error:
-            raise HTTP2ConnectionError(str(error)) from error
-        finally:
-            self.sock.settimeout(self.patience)
-        return list(self.receive_data(data))
-
-    def begin(self) -> None:
-        """Say that a request is to be served."""
-        self.waited = 0.0
-
-    def end(self, stream_id: int) -> None:
-        """Say that it was."""
-        self.last_served = stream_id
-        self.idle_from = time.monotonic()
-
-    def pump(self, stream_id: int | None = None) -> None:
-        """Read more of the body of a stream, unless its client is too slow: then it is cut."""
-        stream = self.streams.get(stream_id)
-        received = 0 if stream is None else stream.body_size
-        left = self.patience + received / self.rate - self.waited
-        if left <= 0:
-            self.abort_stream(stream_id, HTTP2ErrorCode.CANCEL)
-            return
-        self.stream_timeout = min(left, self.patience)
-        began = time.monotonic()
-        super().pump(stream_id)
-        self.waited += time.monotonic() - began
-
-    def send_data(self, stream_id: int, data: bytes, end_stream: bool = False) -> bool:
-        """Send slice by slice, each of which has the patience to be taken in."""
-        if len(data) <= SLICE:
-            return self._send_slice(stream_id, data, end_stream)
-        for start in range(0, len(data), SLICE):
-            last = end_stream and start + SLICE >= len(data)
-            if not self._send_slice(stream_id, data[start : start + SLICE], last):
-                return False
-        return True
-
-    def _send_slice(self, stream_id: int, data: bytes, end_stream: bool) -> bool:
-        self.taken_by = time.monotonic() + self.patience
-        self.sock.settimeout(self.patience)
-        sent: bool = super().send_data(stream_id, data, end_stream)
-        return sent
-
-    def _wait_for_flow_control_window(self, stream_id: int, deadline: float | None = None) -> int:
-        # The deadline given begins anew with every byte that the client has room for.
-        room: int = super()._wait_for_flow_control_window(stream_id, self.taken_by)
-        return room
-
-    def send_response_headers(
-        self, stream_id: int, status: int, headers: Any, end_stream: bool = False
-    ) -> bool:
-        """Send a response's head, its bytes as the app gave them."""
-        told = [(name, value if value.isascii() else _text(value)) for name, value in headers]
-        sent: bool = super().send_response_headers(stream_id, status, told, end_stream)
-        return sent
-
-    def say_goodbye(self) -> None:
-        """Tell the client which request was the last one served (RFC 9113 section 6.8)."""
-        try:
-            self.sock.setblocking(False)
-        except OSError:
-            return
-        self.close(last_stream_id=self.last_served)
 
 
 class Http2Worker(LingeringWorker):
     """gunicorn's threaded worker, whose threads serve HTTP/2 requests and not connections."""
 
     alive: bool
+    idle_timeout: float
+    head_timeout: float
+    body_rate: float
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._http2: dict[Any, None] = {}  # connections; the loop's alone
 
     def handle_http2(self, conn: Any) -> bool:
-        """Serve the requests that have arrived on *conn*; return whether it is to be kept."""
-        client: Http2Client = conn.parser
+        """Have the loop read *conn* from now on; return that it is kept."""
+        self.method_queue.defer(self._begin_http2, conn)
+        return True
+
+    def handle_h2c_upgrade(self, conn: Any, req: Any, settings: Any) -> Any:
+        """Serve a request that asks for HTTP/2 without TLS over HTTP/1.1 (RFC 9113 section 3.1)."""
+        return self._keepalive_after(conn, self.handle_request(req, conn))
+
+    def begin_http2(self, conn: Any) -> Http2Client:
+        """Return what reads and writes on *conn*, which has just been opened."""
+        conn.sock.setblocking(False)
+        return Http2Client(
+            conn.parser,
+            patience=self.idle_timeout,
+            rate=self.body_rate,
+            idle=self.cfg.keepalive,
+            first=self.head_timeout,
+            threads=int(self.cfg.threads),
+            wake=lambda: self.method_queue.defer(self._look_at_http2, conn),
+        )
+
+    def _begin_http2(self, conn: Any) -> None:
+        self._http2[conn] = None
+        self._read_http2(conn)
+
+    def _read_http2(self, conn: Any, _socket: object = None) -> None:
+        """Read *conn*, which has something to read or room to write; runs in the loop."""
+        if conn not in self._http2:
+            return
         try:
-            while True:
-                requests = client.arrived()
-                for request in requests or ():
-                    self._serve_http2_stream(request, conn, client)
-                if client.is_closed or not self.alive:
-                    return False
-                if requests is None:
-                    return True
-        except HTTP2Error as error:
-            self.log.debug("HTTP/2 connection closed: %s", error)
-        except OSError as error:
-            self.log.debug("HTTP/2 connection lost: %s", error)
+            if conn.parser.receive():
+                self.method_queue.defer(self._read_http2, conn)
         except Exception:
             self.log.exception("HTTP/2 connection error")
-        return False
+            conn.parser.close()
+        self._look_at_http2(conn)
 
-    def _serve_http2_stream(self, req: Any, conn: Any, h2_conn: Any) -> None:
-        stream_id = req.stream.stream_id
-        h2_conn.begin()
+    def _look_at_http2(self, conn: Any) -> None:
+        """Watch, serve or close *conn*, as it needs; runs in the loop."""
+        if conn not in self._http2:
+            return
+        client: Http2Client = conn.parser
+        wanted = 0 if client.is_closed else client.interest()
+        if wanted != client.watched:
+            watched, client.watched = client.watched, wanted
+            try:
+                if not wanted:
+                    self.poller.unregister(conn.sock)
+                elif watched:
+                    self.poller.modify(conn.sock, wanted, lambda _: self._read_http2(conn))
+                else:
+                    self.poller.register(conn.sock, wanted, lambda _: self._read_http2(conn))
+            except (OSError, KeyError, ValueError):
+                client.close()
+        if client.is_closed:
+            if not client.in_flight:
+                self._forget_http2(conn)
+        elif client.wants():
+            self.keepalived_conns.offer(lambda: self._serve_http2(conn))
+
+    def _forget_http2(self, conn: Any) -> None:
+        del self._http2[conn]
+        self.nr_conns -= 1
         try:
-            if req.stream.state is not StreamState.CLOSED:
-                self.handle_http2_request(req, conn, h2_conn)
+            conn.close(graceful=not conn.parser.broken)
+        except Exception:
+            self.log.exception("Error closing a connection")
+            util.close(conn.sock)
+
+    def end_idle_http2(self, now: float, *, force: bool = False) -> None:
+        """Close the connections that have asked for nothing for too long, or all of them."""
+        for conn in list(self._http2):
+            if force or conn.parser.expired(now):
+                conn.parser.close()
+                self._look_at_http2(conn)
+                if force and conn in self._http2:
+                    self._forget_http2(conn)
+
+    def drain_http2(self, until: float) -> None:
+        """Have clients make their next requests elsewhere, and serve those made before *until*."""
+        for conn in self._http2:
+            conn.parser.drain(until)
+
+    def refuse_http2(self) -> None:
+        """Accept no further request."""
+        for conn in self._http2:
+            conn.parser.refuse_more()
+
+    def silent_http2(self) -> tuple[float, Any] | None:
+        """Return the connection that has asked for nothing for longest, and since when."""
+        silent = [
+            (since, conn) for conn in self._http2 if (since := conn.parser.silent_since) is not None
+        ]
+        return min(silent, key=lambda each: each[0], default=None)
+
+    def end_http2(self, conn: Any) -> None:
+        """Close *conn*."""
+        conn.parser.close()
+        self._look_at_http2(conn)
+
+    def _serve_http2(self, conn: Any) -> None:
+        """Serve the next request of *conn*; runs in a thread."""
+        client: Http2Client = conn.parser
+        request, more = client.take()
+        if more:
+            self.keepalived_conns.offer(lambda: self._serve_http2(conn))
+        if request is None:
+            return
+        stream = request.stream
+        try:
+            if stream.length == 0:
+                stream.await_end()
+            self.handle_http2_request(request, conn, client)
         except (HTTP2Error, ConnectionError) as error:
-            self.log.debug("HTTP/2 stream cut: %s", error)  # cleaning up resets it
+            self.log.debug("HTTP/2 stream cut: %s", error)  # finishing resets it
         except (Exception, SystemExit, KeyboardInterrupt):
-            if not h2_conn.is_closed:
+            if not client.is_closed and not stream.gone:
                 self.log.exception("Error handling HTTP/2 request")
-                self._fail(h2_conn, stream_id)
+                self._fail(client, stream)
         finally:
-            h2_conn.cleanup_stream(stream_id)
-            h2_conn.end(stream_id)
+            client.finish(stream)
+            if client.is_closed or not self.alive:
+                self.method_queue.defer(self._look_at_http2, conn)
+            elif client.wants():
+                self.keepalived_conns.offer(lambda: self._serve_http2(conn))
 
-    def _fail(self, h2_conn: Any, stream_id: int) -> None:
+    def _fail(self, client: Http2Client, stream: Stream) -> None:
         try:
-            h2_conn.send_error(stream_id, 500)  # what has begun is reset
-        except Exception as error:
+            client.fail(stream)
+        except HTTP2Error as error:
             self.log.debug("HTTP/2 error response failed: %s", error)
 
     def handle_http2_request(self, req: Any, conn: Any, h2_conn: Any) -> None:
@@ -199,7 +172,7 @@ class Http2Worker(LingeringWorker):
 
         :raises HTTP2Error: The client is gone, or does not take the response.
         """
-        stream_id = req.stream.stream_id
+        stream = req.stream
         environ: dict[str, Any] = {}
         response = None
         try:
@@ -210,14 +183,13 @@ class Http2Worker(LingeringWorker):
                 conn.client,
                 conn.server,
                 self.cfg,
-                response_class=HTTP2Response,
-                response_args=(h2_conn, stream_id),
+                response_class=_Response,
+                response_args=(h2_conn, stream),
             )
             environ["wsgi.multithread"] = True
-            environ["wsgi.early_hints"] = lambda headers: h2_conn.send_informational(
-                stream_id, 103, headers
-            )
-            if "CONTENT_LENGTH" not in environ and not req.stream.body_complete:
+            environ["wsgi.early_hints"] = lambda headers: h2_conn.inform(stream, 103, headers)
+            environ[CLIENT_STREAM] = stream
+            if "CONTENT_LENGTH" not in environ and (stream.size or not stream.complete):
                 environ["HTTP_TRANSFER_ENCODING"] = "chunked"  # as HTTP/1.1 says the same
             self.nr += 1
             if self.nr >= self.max_requests and self.alive:
@@ -237,9 +209,41 @@ class Http2Worker(LingeringWorker):
                 self.log.exception("Exception in post_request hook")
 
 
-def _text(value: str) -> str:
-    """Return the text whose UTF-8 is the bytes that *value* stands for, or else *value*."""
-    try:
-        return value.encode("latin-1").decode()
-    except UnicodeError:
-        return value
+class _Response(HTTP2Response):  # type: ignore[misc]
+    """Writes a response as frames; one without a body ends with its head."""
+
+    def __init__(self, req: Any, sock: Any, cfg: Any, client: Http2Client, stream: Stream) -> None:
+        super().__init__(req, sock, cfg, client, stream.stream_id)
+        self.headers_sent = False
+        self._client = client
+        self._stream = stream
+
+    def send_headers(self, *, end: bool = False) -> None:
+        """Send the head, unless it was sent."""
+        if self.headers_sent:
+            return
+        names = {name.lower() for name, _ in self.headers}
+        fields = list(self.headers)
+        if "server" not in names:
+            fields.append(("server", self.version))
+        if "date" not in names:
+            fields.append(("date", util.http_date()))
+        end = end or self._omits_body or self.response_length == 0
+        self._client.respond(self._stream, self.status_code, fields, end=end)
+        self.headers_sent = True
+
+    def _emit_body(self, data: bytes) -> None:
+        if data:
+            end = self.response_length is not None and self.sent >= self.response_length
+            self._client.send(self._stream, data, end=end)
+
+    def close(self) -> None:
+        """End the response.
+
+        :raises HTTP2StreamError: It is shorter than it said; that resets it.
+        """
+        self.send_headers(end=True)
+        if not self._stream.ended and self.sent < (self.response_length or 0):
+            raise HTTP2StreamError(self.stream_id, "the response is shorter than its length")
+        if not self._stream.ended:
+            self._client.send(self._stream, b"", end=True)

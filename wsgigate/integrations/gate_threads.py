@@ -9,9 +9,12 @@ until it is watched again (epoll's ``EPOLLONESHOT``).
 from __future__ import annotations
 
 import math
+import os
 import select
 import selectors
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -98,12 +101,14 @@ class _Place:
     """What is known of a connection that waits.
 
     :ivar ahead: Whether its next request has been read, and only its turn is waited for.
+    :ivar since: Since when it has waited.
     :ivar watched: Whether who added it is done with that: before, it is not to be closed.
     """
 
-    __slots__ = ("ahead", "connection", "watched")
+    __slots__ = ("ahead", "connection", "since", "watched")
 
     def __init__(self, connection: Any, ahead: bool) -> None:
+        self.since = time.monotonic()
         self.connection = connection
         self.ahead = ahead
         self.watched = False
@@ -121,6 +126,9 @@ class Parked:
     def __init__(self, watch: Watch | None = None) -> None:
         self._watch: Watch = watch or (_Epoll() if hasattr(select, "epoll") else Turns())
         self._waiting: dict[int, _Place] = {}
+        self._offered: deque[Callable[[], object]] = deque()
+        self._bell = -1
+        self._ringing = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -154,11 +162,31 @@ class Parked:
             raise
         place.watched = True
 
+    def offer(self, work: Callable[[], object]) -> None:
+        """Have the next free thread do *work*."""
+        self._offered.append(work)
+        if self._bell < 0:
+            with self._ringing:
+                if self._bell < 0:
+                    self._bell, mouth = os.pipe()
+                    os.write(mouth, b"!")  # it can always be read, and nobody does
+                    self._mouth = mouth
+        self._watch.arm(self._bell, False)
+
     def take(self, seconds: float) -> Any:
-        """Return a connection to serve; None when there is none for so long."""
+        """Return a connection to serve, or work that was offered; None when there is none for so
+        long."""
         descriptor = self._watch.wait(seconds)
         if descriptor is None:
             return None
+        if descriptor == self._bell:
+            try:
+                work = self._offered.popleft()
+            except IndexError:
+                return None
+            if self._offered:  # the watch tells of the bell once, however often it was armed
+                self._watch.arm(self._bell, False)
+            return work
         place = self._waiting.pop(descriptor, None)
         if place is None:  # it has waited too long just now, and was closed
             return None
@@ -168,6 +196,11 @@ class Parked:
             self.add(connection)
             return None
         return connection
+
+    @property
+    def silent_since(self) -> float:
+        """Since when the oldest has waited; infinite when there is none."""
+        return next((place.since for place in list(self._waiting.values())), math.inf)
 
     def take_oldest(self) -> Any:
         """Return the connection that has been silent for longest, which is to be closed."""

@@ -30,6 +30,7 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from gunicorn import util
@@ -76,6 +77,7 @@ class GateWorker(BootingWorker):
         self._looks_at = 0.0
         self._rests_until = 0.0
         self._untaken_since: float | None = None
+        self._keeps_until = math.inf  # when a stopping worker takes no further request
 
     @classmethod
     def having(cls, **changes: float | None) -> type[GateWorker]:
@@ -157,10 +159,19 @@ class GateWorker(BootingWorker):
         me = threading.get_ident()
         self._at_work.add(me)
         try:
-            if not self._served_and_kept(connection):
+            if callable(connection):
+                self._done(connection)
+            elif not self._served_and_kept(connection):
                 self.method_queue.defer(self._let_go, connection)
         finally:
             self._at_work.discard(me)
+
+    def _done(self, work: Callable[[], object]) -> None:
+        """Do what was offered to the next free thread: a request of an HTTP/2 connection."""
+        try:
+            work()
+        except BaseException:
+            self.log.exception("Error serving a connection")
 
     def _served_and_kept(self, connection: Any) -> bool:
         """Serve what has arrived; return whether the connection waits for more by now."""
@@ -168,6 +179,8 @@ class GateWorker(BootingWorker):
             connection.data_ready = True
             if not self.handle(connection):
                 return False
+            if getattr(connection, "is_http2", False):
+                return True  # the loop's from now on
             connection.set_timeout()
             ahead = connection.has_read_ahead()
             if ahead:  # it waits for its client to take an answer
@@ -253,6 +266,10 @@ class GateWorker(BootingWorker):
         """Close the connection from which nothing has come for longest, if there is one."""
         if self.end_oldest_lingering():
             return
+        silent = self.silent_http2()
+        if silent is not None and silent[0] < self.keepalived_conns.silent_since:
+            self.end_http2(silent[1])
+            return
         connection = self.keepalived_conns.take_oldest()
         if connection is not None:
             self.nr_conns -= 1
@@ -292,6 +309,9 @@ class GateWorker(BootingWorker):
             self.nr_conns -= 1
             connection.close()
         self.end_lingering(now)
+        if not self.alive and now >= self._keeps_until:
+            self.refuse_http2()
+        self.end_idle_http2(now, force=force)
         for connection, until in self._heads.copy().items():
             if until < now:
                 connection.cut_if_silent()
@@ -299,6 +319,8 @@ class GateWorker(BootingWorker):
     def _cap_keepalive(self, deadline: float) -> None:
         self._stop_listening()  # called once, when the worker begins to stop
         super()._cap_keepalive(deadline)
+        self._keeps_until = deadline
+        self.drain_http2(deadline)
         stopping = getattr(self.wsgi, "stopping", None)
         if callable(stopping):
             stopping()

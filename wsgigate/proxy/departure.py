@@ -8,6 +8,9 @@ waits for it fails.
 Looking needs the client's socket, which gunicorn and werkzeug hand out, and ``POLLRDHUP``, which
 Linux has; elsewhere nobody is seen leaving. What a client has sent ahead, such as its next request,
 does not count as leaving; closing its sending side does, as it does for nginx.
+
+Over HTTP/2 GateWorker reads the connection all the time, and tells at once that a client has
+cancelled a request or has left.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from typing import Any
 from wsgiref.types import WSGIEnvironment
 
 from wsgigate import process
+from wsgigate.wsgi import CLIENT_STREAM
 
 __all__ = ["TICK", "UNSEEN", "ClientLeft", "Departure", "Departures", "client_socket", "shut"]
 
@@ -118,6 +122,11 @@ class Departures:
 
     def watch(self, environ: WSGIEnvironment) -> Departure:
         """Return what tells whether the client of *environ* has left; to be closed."""
+        stream = environ.get(CLIENT_STREAM)
+        if stream is not None:
+            departure = Departure(None, lambda departure: stream.forget(departure.happened))
+            stream.watch(departure.happened)
+            return departure
         client = client_socket(environ) if _HUNG_UP else None
         if client is None:
             return UNSEEN
@@ -165,7 +174,7 @@ class Departures:
 def client_socket(environ: WSGIEnvironment) -> Any:
     """Return the client's socket where the server hands it out, else ``None``.
 
-    With HTTP/2 it is several requests' own.
+    With HTTP/2 it is several requests' own: see ``CLIENT_STREAM``.
     """
     if environ.get("SERVER_PROTOCOL") not in ("HTTP/1.1", "HTTP/1.0"):
         return None
