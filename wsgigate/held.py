@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.wsgi import ExcInfo, Headers, close_body
+from wsgigate.wsgi import ExcInfo, Headers, close_body, is_websocket
 
 __all__ = ["Held"]
 
@@ -118,6 +118,9 @@ class Held:
         if app is not None:
             self._replace(app)
             return
+        if self._head is None and is_websocket(self._environ):
+            self.begun = True  # the app took the socket over and has answered by itself
+            return
         if self._head is None:
             raise AssertionError("the application answered without calling start_response")
         status, headers, exc_info = self._head
@@ -130,6 +133,8 @@ class Held:
 
     def _fail(self, error: BaseException) -> None:
         """Start the answer that takes the place of a response ended by *error*, or raise it."""
+        if isinstance(error, StopIteration) and is_websocket(self._environ):
+            raise error  # so an app tells gunicorn that it took the socket over
         if not self.begun and (app := self.instead(error)) is not None:
             self._replace(app)
         if self._other is None:

@@ -32,6 +32,7 @@ __all__ = [
     "combined",
     "header",
     "is_preflight",
+    "is_websocket",
     "observe",
     "path_parameter",
     "peer",
@@ -121,13 +122,15 @@ class Observed:
 
     __slots__ = (
         *("_chunks", "_done", "_start_response", "_write"),
-        *("body", "complete", "error", "sent", "status"),
+        *("body", "complete", "error", "sent", "status", "taken_over"),
     )
 
     def __init__(self, start_response: StartResponse, done: Callable[[Observed], object]) -> None:
         self.status = ""
         self.sent = 0
         self.complete = False
+        self.taken_over = False
+        """Whether an app inside took the client's socket over; the status is 101 then."""
         self.error: BaseException | None = None
         self.body: Iterable[bytes] = ()
         self._chunks: Iterator[bytes] | None = None
@@ -175,6 +178,28 @@ class Observed:
             close_body(self.body)
         finally:
             done(self)
+
+
+def _of_websocket(
+    environ: WSGIEnvironment, done: Callable[[Observed], object]
+) -> Callable[[Observed], object]:
+    """Return a *done* that sees whether the socket was taken over, which is no failure."""
+
+    def ended(response: Observed) -> None:
+        if isinstance(response.error, StopIteration):
+            taken = not response.status
+        elif response.error is None and response.complete and not response.sent:
+            taken = not response.status or (
+                response.status[:3] == "200" and "werkzeug.socket" in environ
+            )
+        else:
+            taken = False
+        if taken:
+            response.taken_over, response.complete, response.error = True, True, None
+            response.status = "101 Switching Protocols"
+        done(response)
+
+    return ended
 
 
 class _Delivered(Observed):
@@ -238,6 +263,8 @@ def observe(
         was started), the bytes ``sent``, whether it went out ``complete``, and the ``error`` that
         ended it, if one did.
     """
+    if "HTTP_UPGRADE" in environ and is_websocket(environ):
+        done = _of_websocket(environ, done)
     response = (_Delivered if process.tested() else Observed)(start_response, done)
     try:
         response.body = body = app(environ, response.start_response)
@@ -291,6 +318,18 @@ def is_preflight(environ: WSGIEnvironment) -> bool:
     ):
         return False
     return not any(name in environ for name in _NOT_OF_A_PREFLIGHT)
+
+
+def is_websocket(environ: WSGIEnvironment) -> bool:
+    """Return whether the request asks for a WebSocket (RFC 6455 section 4.1).
+
+    An app that accepts takes the client's socket over and speaks to the client by itself.
+    What the server and the middlewares see of that depends on the library and the server: a
+    ``StopIteration`` from the app (gunicorn), no call of ``start_response`` (gevent), or a 200
+    without a body that nobody receives (werkzeug).
+    """
+    upgrade: str = environ.get("HTTP_UPGRADE", "")
+    return upgrade.strip().lower() == "websocket" and environ["REQUEST_METHOD"] == "GET"
 
 
 def peer(environ: WSGIEnvironment) -> str:

@@ -105,7 +105,12 @@ class Breaker:
             start = timed
 
         def done(response: Observed) -> None:
-            permit.done(self._outcome(response, environ), took=took, why=_why(response))
+            # a WebSocket that an app inside has taken over may last for hours, which is not slow
+            permit.done(
+                self._outcome(response, environ),
+                took=0.0 if response.taken_over else took,
+                why=_why(response),
+            )
 
         return observe(self.app, environ, start, done)
 

@@ -12,7 +12,7 @@ from wsgigate import process
 from wsgigate.problem import Problem, Refuse, answer_with
 from wsgigate.rules.shedding import Gradient, SheddingRules
 from wsgigate.store.forking import rest_at_fork
-from wsgigate.wsgi import REASON, ExcInfo, Headers, Observed, observe
+from wsgigate.wsgi import REASON, ExcInfo, Headers, Observed, is_websocket, observe
 
 __all__ = ["Shedder"]
 
@@ -69,16 +69,20 @@ class Shedder:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if not self.enabled:
             return self.app(environ, start_response)
+        # a WebSocket lasts, and is no answer that could come in good time
+        lasting = "HTTP_UPGRADE" in environ and is_websocket(environ)
         with self.lock:
             limit = self._gradient.limit
             busy = self.in_flight >= limit
             if busy:
                 self.refused += 1
-            else:
+            elif not lasting:
                 self.in_flight += 1
         if busy:
             environ[REASON] = f"{limit} requests are under way already"
             return self._busy(environ, start_response)
+        if lasting:
+            return self.app(environ, start_response)
         clock = self._clock
         began = clock()
         answered: float | None = None
