@@ -9,10 +9,10 @@ in the path                                            what becomes of it
 =====================================================  =========================================
 escape of an unreserved character, ``%73``             decoded, ``s``
 any other escape, ``%3b``                              kept, with upper-case digits, ``%3B``
-``//``                                                 one ``/``
-a dot segment, plain, encoded or before a ``;``        refused
-``%2f``                                                kept; most routes refuse it
-backslash, ``%5c``; control bytes, ``%00``; ``#``      refused
+``//``                                                 one ``/``, unless a route keeps it
+a dot segment, plain, encoded or before a ``;``        refused, unless a route keeps it
+``%2f``; ``%5c``                                       refused, unless a route keeps it
+a backslash; control bytes, ``%00``; ``#``             refused
 a broken escape, ``%zz``                               refused
 a character no path may hold raw, such as ``|``        escaped
 =====================================================  =========================================
@@ -20,6 +20,11 @@ a character no path may hold raw, such as ``|``        escaped
 The query is not read at all: it is passed byte for byte. Decisions after RFC 3986 section 6.2.2
 and RFC 9112 section 3.2; unlike those, nothing is resolved, because a resolved dot segment is how
 a path leaves the place it was matched in.
+
+A route may keep what most refuse, for keys of object stores, URLs within paths and the like.
+Its path then has several readings: with or without what is encoded decoded, slashes merged and dot
+segments resolved. So what is kept is bounded: :func:`readings` are all of them, and a route serves
+a path only if none of them is another route's or leaves the route's own path.
 """
 
 from __future__ import annotations
@@ -31,15 +36,22 @@ from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 from wsgiref.types import WSGIEnvironment
 
-from wsgigate.wsgi import TARGET
+from wsgigate.wsgi import KEPT_TARGET, TARGET
 
 __all__ = [
     "BadTarget",
+    "OddTarget",
     "Target",
+    "any_target_of",
     "canonical_path",
     "canonical_pattern",
+    "has_dot_segments",
     "host_of",
+    "keep_target",
+    "kept_target_of",
+    "leaves",
     "normal_host",
+    "readings",
     "target_of",
 ]
 
@@ -97,6 +109,18 @@ class Target(NamedTuple):
         return self.path if self.query is None else f"{self.path}?{self.query}"
 
 
+class OddTarget(Target):
+    """A target whose path holds what a route may keep. It is equal to one of the same path.
+
+    :ivar kept: The path with its slashes not merged.
+    :ivar refused: Why the path is refused unless a route keeps what it holds; empty for ``//``,
+        which is merged.
+    """
+
+    kept: str
+    refused: str
+
+
 _target: Callable[[tuple[str, str | None, str]], Target] = partial(tuple.__new__, Target)
 """Half the price of ``Target(...)``."""
 
@@ -107,8 +131,20 @@ def canonical_path(path: str) -> str:
     :param path: A raw path: percent-encoded, starting with ``/``.
     :raises BadTarget: It has no single meaning; says why.
     """
+    path, _, refused = _read(path)
+    if refused:
+        raise BadTarget(refused)
+    return path
+
+
+def _read(path: str) -> tuple[str, str, str]:
+    """Return the canonical form of a raw path, the one with slashes not merged, why it is refused.
+
+    :returns: The second is empty where it is the same, the third where it is not refused.
+    :raises BadTarget: It has no single meaning, and no route may keep what it holds.
+    """
     if _SIMPLE.fullmatch(path):
-        return path
+        return path, "", ""
     if not path.startswith("/"):
         raise BadTarget("a path starts with /")
     refused = _REFUSED_RAW.search(path)
@@ -116,11 +152,70 @@ def canonical_path(path: str) -> str:
         raise BadTarget(f"{refused[0]!r} in the path")
     if "%" in path:
         path = _ESCAPE.sub(_escape_of, path)
-    path = _RAW.sub(_escaped, path)
-    path = _SLASHES.sub("/", path)
-    if _DOTS.search(path) or ("%2F" in path and _DOTS.search(path.replace("%2F", "/"))):
-        raise BadTarget("a dot segment in the path")
-    return path
+    kept = _RAW.sub(_escaped, path)
+    path = _SLASHES.sub("/", kept)
+    why = ""
+    if "%5C" in path:
+        why = "an encoded backslash in the path"
+    elif has_dot_segments(path):
+        why = "a dot segment in the path"
+    return path, "" if kept == path else kept, why
+
+
+def has_dot_segments(path: str) -> bool:
+    """Return whether a canonical *path* has a dot segment, once what is encoded is decoded."""
+    if "%" in path:
+        path = path.replace("%2F", "/").replace("%5C", "/")
+    return _DOTS.search(path) is not None
+
+
+def readings(path: str) -> set[str]:
+    """Return how those who serve a canonical *path* may read it, itself included.
+
+    Escaped slashes and backslashes may be decoded to slashes, slashes may be merged, and dot
+    segments resolved, before or after that.
+    """
+    found = {path}
+    for escape in ("%2F", "%5C"):
+        if escape in path:
+            found |= {each.replace(escape, "/") for each in found}
+    found |= {_SLASHES.sub("/", each) for each in found}
+    found |= {_resolved(each) for each in found}
+    return found | {_SLASHES.sub("/", each) for each in found}
+
+
+def _resolved(path: str) -> str:
+    """Return *path* without dot segments (RFC 3986 section 5.2.4)."""
+    kept: list[str] = []
+    segments = path.split("/")[1:]
+    for segment in segments:
+        name = segment.partition(";")[0]
+        if name == "..":
+            del kept[-1:]
+        elif name != ".":
+            kept.append(segment)
+    if segments[-1].partition(";")[0] in (".", ".."):
+        kept.append("")
+    return "/" + "/".join(kept)
+
+
+def leaves(path: str, base: int = 0) -> bool:
+    """Return whether a dot segment in a canonical *path* leads out of its first segments.
+
+    :param base: How many segments it must stay beneath.
+    """
+    if "%" in path:
+        path = path.replace("%2F", "/").replace("%5C", "/")
+    depth = 0
+    for segment in path.split("/"):
+        name = segment.partition(";")[0]
+        if name == "..":
+            depth -= 1
+            if depth < base:
+                return True
+        elif segment and name != ".":
+            depth += 1
+    return False
 
 
 def _escape_of(match: re.Match[str]) -> str:
@@ -130,8 +225,6 @@ def _escape_of(match: re.Match[str]) -> str:
     code = int(digits, 16)
     if code < 0x20 or code == 0x7F:
         raise BadTarget("an encoded control character in the path")
-    if code == 0x5C:
-        raise BadTarget("an encoded backslash in the path")
     character = chr(code)
     return character if character in _UNRESERVED else f"%{digits.upper()}"
 
@@ -179,6 +272,40 @@ def target_of(environ: WSGIEnvironment) -> Target:
 
     :raises BadTarget: The target or the host has no single meaning; says why.
     """
+    target = any_target_of(environ)
+    if isinstance(target, OddTarget) and target.refused:
+        raise BadTarget(target.refused)
+    return target
+
+
+def keep_target(environ: WSGIEnvironment, path: str) -> None:
+    """Have the request forwarded with *path*, as its route keeps what most refuse."""
+    target = any_target_of(environ)
+    kept = OddTarget(path, target.query, target.host)
+    kept.kept, kept.refused = path, ""
+    environ[KEPT_TARGET] = environ[_SOURCE], kept
+
+
+def kept_target_of(environ: WSGIEnvironment) -> Target:
+    """Return what is forwarded: the request's target, with what its route keeps.
+
+    :raises BadTarget: It has no single meaning.
+    """
+    if KEPT_TARGET in environ:
+        any_target_of(environ)  # renews what it was made from
+        source, target = environ[KEPT_TARGET]
+        if source == environ[_SOURCE]:
+            kept: Target = target
+            return kept
+    return target_of(environ)
+
+
+def any_target_of(environ: WSGIEnvironment) -> Target:
+    """Return the target as :func:`target_of` does, but for a path that only some routes take, too.
+
+    :returns: An :class:`OddTarget` where the path holds what a route may keep.
+    :raises BadTarget: No route takes it.
+    """
     get = environ.get
     source: tuple[str | None, ...] = (
         get("RAW_URI") or get("REQUEST_URI"),
@@ -219,7 +346,7 @@ def _make(
     host = host_of(environ)
     mount, below = mount or "", below or ""
     if raw is None:
-        return Target(*_encoded(below, asked or ""), host)
+        return _encoded(below, asked or "", host)
     if len(raw) > MAX_LENGTH:
         raise BadTarget("a request target that is too long")
     if not raw.startswith("/"):
@@ -238,11 +365,20 @@ def _make(
         if not whole and not _same(path, below):
             # The checks of the raw path still hold, as the server that read it may be another one.
             canonical_path(path)
-            return Target(*_encoded(below, query), host)
-    path = canonical_path(path)
+            return _encoded(below, query, host)
+    path, kept, refused = _read(path)
     if whole and mount and mount != "/":
         path = _below(mount, path)
-    return Target(path, query if mark else None, host)
+        kept = _below(mount, kept) if kept else ""
+    return _made(path, query if mark else None, host, kept, refused)
+
+
+def _made(path: str, query: str | None, host: str, kept: str, refused: str) -> Target:
+    if not refused and (not kept or kept == path) and "%2F" not in path:
+        return _target((path, query, host))
+    odd = OddTarget(path, query, host)
+    odd.kept, odd.refused = kept or path, refused
+    return odd
 
 
 def _same(raw: str, decoded: str) -> bool:
@@ -261,23 +397,24 @@ def _unquoted(raw: str) -> str:
     return _SLASHES.sub("/", read)
 
 
-def _encoded(path: str, query: str) -> tuple[str, str | None]:
-    """Return the canonical form of a decoded *path*, and *query*."""
+def _encoded(path: str, query: str, host: str) -> Target:
+    """Return the target of a decoded *path*."""
     path = path or "/"
     if query and not _QUERY.fullmatch(query):
         raise BadTarget("a character in the query that must be escaped")
     room = MAX_LENGTH - (len(query) + 1 if query else 0)  # beside the question mark
     if len(path) <= room and _SIMPLE.fullmatch(path):
-        return path, query or None
+        return Target(path, query or None, host)
     if not path.startswith("/"):
         raise BadTarget("a path starts with /")
-    refused = re.search(r"[\x00-\x1f\x7f\\]", path)
+    refused = re.search(r"[\x00-\x1f\x7f]", path)
     if refused:
         raise BadTarget(f"{refused[0]!r} in the path")
     path = quote(path.encode("latin-1", "replace"), safe=_SAFE)
     if len(path) > room:
         raise BadTarget("a request target that is too long")
-    return canonical_path(path), query or None
+    path, kept, why = _read(path)
+    return _made(path, query or None, host, kept, why)
 
 
 def host_of(environ: WSGIEnvironment) -> str:

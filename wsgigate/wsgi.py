@@ -62,6 +62,10 @@ TARGET = "wsgigate.target"
 """``Target``: the canonical request target when it was last asked for; ``target_of(environ)`` makes
 it again when a mount or a rewrite has changed the path."""
 
+KEPT_TARGET = "wsgigate.kept_target"
+"""``tuple``: what is forwarded instead of the target, and what it was made from, where the route
+keeps what most routes refuse; set by Dispatcher."""
+
 ROUTE = "wsgigate.route"
 """``str``: the name of the route that matched; set by Dispatcher."""
 

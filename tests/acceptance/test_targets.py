@@ -16,14 +16,15 @@ from wsgigate.testing.backend import Backend, Received
 SOURCE = """
 from wsgigate import Dispatcher, Forwarder, Instance, Pool, Route
 from wsgigate.problem import Problem
-from wsgigate.wsgi import CLAIMS, TARGET
+from wsgigate.target import kept_target_of
+from wsgigate.wsgi import CLAIMS
 
 pool = Pool("svc", [Instance("{url}")])
 identity = {{"X-User-Id": "sub"}}
 
 def told(app, claims=None):
     def telling(environ, start_response):
-        environ["HTTP_X_MATCHED"] = environ[TARGET].text
+        environ["HTTP_X_MATCHED"] = kept_target_of(environ).text
         if claims:
             environ[CLAIMS] = claims
         return app(environ, start_response)
@@ -33,6 +34,10 @@ forwarder = told(Forwarder(pool, identity=identity))
 routes = [
     Route("/pub", forwarder),
     Route("/keep", forwarder, encoded_slash="keep"),
+    Route(
+        "/s3", forwarder, double_slash="keep", encoded_backslash="keep", dot_segments="keep"
+    ),
+    Route("/s3/private", Problem(401)),
     Route("/me", told(Forwarder(pool, identity=identity), {{"sub": "7"}})),
     Route("/strip", told(Forwarder(pool, strip_prefix="/strip"))),
     Route("/api", Problem(401)),
@@ -92,6 +97,18 @@ TARGETS: dict[str, str | None] = {
     "/strip//evil.test/x": "/evil.test/x",
     "http://a.test/pub?x": "/pub?x",
     "/pub/" + "x" * 4000: "/pub/" + "x" * 4000,
+    "/s3/a//b": "/s3/a//b",
+    "/s3//x": "/s3//x",
+    "/s3/https://x.test/y?z=//": "/s3/https://x.test/y?z=//",
+    "/s3/a%5cb": "/s3/a%5Cb",
+    "/s3/a/../b": "/s3/a/../b",
+    "/s3/a/%2e/b": "/s3/a/./b",
+    "/s3//private": REFUSED,
+    "/s3/a/../private": REFUSED,
+    "/s3/a%5c..%5cprivate": REFUSED,
+    "/s3/..": REFUSED,
+    "/s3/%2e%2e/pub": REFUSED,
+    "/s3//../pub": REFUSED,
     "/pub/../api": REFUSED,
     "/pub/%2e%2e/api": REFUSED,
     "/pub/.%2E/api": REFUSED,

@@ -92,6 +92,41 @@ def test_everything_else_falls_through_to_the_app_around_which_it_is_mounted() -
     assert client.get("/api/x").headers["X-App"] == "api"
 
 
+def test_an_app_around_which_it_is_mounted_serves_the_methods_that_no_route_takes() -> None:
+    client = dispatcher(fallback=app("old"))
+    assert client.post("/api/x").headers["X-App"] == "api"
+    assert client.delete("/api/x").headers["X-App"] == "old"
+    assert client.delete("/api/x").text.startswith("old None None")
+    found = Dispatcher(ROUTES, fallback=app("old")).find(
+        EnvironBuilder("/api", method="DELETE").get_environ()
+    )
+    assert found is None
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/old/a%2Fb", 200),
+        ("/old/a%2fb/c", 200),
+        ("/old//a%2Fb", 200),
+        ("/apix%2Fb", 200),
+        ("/api%2Fb", 400),
+        ("/%2Fapi", 400),
+        ("/%2Fapi%2Fb", 400),
+        ("/x%2F..%2Fapi", 400),
+        ("/old%2F..%2Fb", 400),
+        ("/login%2Fx", 400),
+    ],
+)
+def test_the_app_gets_encoded_slashes_of_paths_that_are_no_routes(path: str, status: int) -> None:
+    """The app decodes them, so a path that would be a route's then is none of the app's."""
+    given = {"RAW_URI": path, "REQUEST_URI": path, "PATH_INFO": EnvironBuilder(path).path}
+    answer = dispatcher(fallback=app("old")).get("/", environ_overrides=given)
+    assert answer.status_code == status
+    assert status != 200 or answer.headers["X-App"] == "old"
+    assert dispatcher().get("/", environ_overrides=given).status_code == 400
+
+
 @pytest.mark.parametrize("fallback", [None, app("old")])
 @pytest.mark.parametrize(
     "path",

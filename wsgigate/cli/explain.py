@@ -20,7 +20,7 @@ from wsgigate.problem import Refusal
 from wsgigate.proxy.hops import NEVER
 from wsgigate.proxy.request import RequestMaker
 from wsgigate.rules.routing import MethodNotAllowed
-from wsgigate.target import BadTarget, target_of
+from wsgigate.target import BadTarget, any_target_of, kept_target_of
 
 __all__ = ["explain"]
 
@@ -64,8 +64,8 @@ def _explained(environ: dict[str, Any], built: Built, config: Config) -> int:
     if method in NEVER:
         return _refused(405, f"{method} is never passed on")
     try:
-        target = target_of(environ)
         found = built.dispatcher.find(environ)
+        target = kept_target_of(environ) if found is not None else any_target_of(environ)
     except BadTarget as error:
         return _refused(400, str(error))
     _line("target", f"{method} {target.text}")
@@ -121,7 +121,7 @@ def _forwarded(
         instances = (Instance("http://instance"),)  # whichever there will be
     for instance in instances:
         try:
-            request = maker.make(environ, target_of(environ), instance)
+            request = maker.make(environ, kept_target_of(environ), instance)
         except Refusal as error:
             return _refused(error.problem.status, str(error))
         _line("upstream", f"{request.method} {request.url}")

@@ -118,6 +118,17 @@ class Route:
     encoded_slash: Literal["reject", "keep"] | None = setting(
         _SLASHES, "What becomes of %2F in the path.", default=None
     )
+    encoded_backslash: Literal["reject", "keep"] = setting(
+        _SLASHES, "What becomes of %5C in the path.", default="reject"
+    )
+    double_slash: Literal["merge", "keep"] = setting(
+        Choice("merge", "keep"), "What becomes of // in the path.", default="merge"
+    )
+    dot_segments: Literal["reject", "keep"] = setting(
+        _SLASHES,
+        "What becomes of . and .. in the path; kept ones must stay beneath the route's path.",
+        default="reject",
+    )
     request_fields: FieldChanges | None = setting(
         Table(FieldChanges), "Changes to the request's fields.", default=None
     )

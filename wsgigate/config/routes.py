@@ -135,6 +135,9 @@ class Routes:
             listed=table.listed,
             summary=table.summary,
             encoded_slash=table.encoded_slash or self._config.gateway.encoded_slash,
+            encoded_backslash=table.encoded_backslash,
+            double_slash=table.double_slash,
+            dot_segments=table.dot_segments,
         )
         shape = (table.host, pattern, table.exact, table.priority)
         if not _answers_for_options(table) or shape in self._with_options:

@@ -18,6 +18,7 @@ from wsgigate.wsgi import (
     CLAIMS,
     CLIENT,
     CLIENT_SOURCE,
+    KEPT_TARGET,
     PARAMS,
     PEER_TRUSTED,
     REQUEST_ID,
@@ -42,7 +43,7 @@ _OF_REQUESTS = frozenset(
         *("REQUEST_METHOD", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING", "RAW_URI", "REQUEST_URI"),
         *("CONTENT_TYPE", "SERVER_NAME", "SERVER_PORT", "SERVER_PROTOCOL", "REMOTE_ADDR"),
         *("REMOTE_PORT", "wsgi.version", "wsgi.url_scheme"),
-        *(REQUEST_ID, CLIENT, CLIENT_SOURCE, PEER_TRUSTED, CLAIMS, ROUTE, PARAMS),
+        *(REQUEST_ID, CLIENT, CLIENT_SOURCE, PEER_TRUSTED, CLAIMS, ROUTE, PARAMS, KEPT_TARGET),
     )
 )
 """What of an environ speaks of the request; the rest is the server's or the connection's."""

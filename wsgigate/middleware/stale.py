@@ -15,7 +15,7 @@ from wsgigate.rules.caching import Keeping, keeping, may_show, selecting
 from wsgigate.rules.fallback import SAFE, FallbackRules, reason_of
 from wsgigate.rules.shelf import Shelf
 from wsgigate.store.forking import rest_at_fork
-from wsgigate.target import BadTarget, target_of
+from wsgigate.target import BadTarget, kept_target_of
 from wsgigate.wsgi import CLAIMS, FAILURE, ExcInfo, Headers, environ_key, without
 
 __all__ = ["StaleAnswers"]
@@ -89,7 +89,7 @@ class StaleAnswers:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         method = environ["REQUEST_METHOD"]
         try:
-            target = target_of(environ)
+            target = kept_target_of(environ)
         except BadTarget:
             return self.app(environ, start_response)
         path = environ.get("SCRIPT_NAME", "") + target.text

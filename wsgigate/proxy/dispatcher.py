@@ -12,8 +12,18 @@ from wsgigate.proxy.hops import NEVER
 from wsgigate.rules.hosts import Hosts
 from wsgigate.rules.router import Router
 from wsgigate.rules.routing import Match, MethodNotAllowed, Route, listing
-from wsgigate.target import BadTarget, canonical_pattern, host_of, target_of
-from wsgigate.wsgi import PARAMS, PEER_TRUSTED, REASON, ROUTE, environ_key
+from wsgigate.target import (
+    BadTarget,
+    OddTarget,
+    any_target_of,
+    canonical_pattern,
+    has_dot_segments,
+    host_of,
+    keep_target,
+    leaves,
+    readings,
+)
+from wsgigate.wsgi import KEPT_TARGET, PARAMS, REASON, ROUTE, environ_key, peer_trusted
 
 __all__ = ["Dispatcher"]
 
@@ -73,16 +83,18 @@ class Dispatcher:
             environ.pop(key, None)
         if method == "OPTIONS" and environ.get("RAW_URI", environ.get("PATH_INFO")) == "*":
             return self._of_the_server(environ, start_response)
+        if KEPT_TARGET in environ:  # of a dispatcher further out, which has other routes
+            del environ[KEPT_TARGET]
         try:
-            target = target_of(environ)
+            target = any_target_of(environ)
+            if self._hosts is not None and target.host not in self._hosts:
+                return self._misdirected(target.host, environ, start_response)
+            found = self._router.match(target.host, target.path, method)
+            if isinstance(target, OddTarget):
+                found = self._odd(environ, target, method, found)
         except BadTarget as error:
             return self._bad_target(str(error), environ, start_response)
-        if self._hosts is not None and target.host not in self._hosts:
-            return self._misdirected(target.host, environ, start_response)
-        found = self._router.match(target.host, target.path, method)
-        if target.has_encoded_slash and not _keeps_encoded_slash(found):
-            return self._bad_target("an encoded slash in the path", environ, start_response)
-        if found is None:
+        if found is None or (found.__class__ is MethodNotAllowed and self._fallback is not None):
             if environ.get(_ROUTED_BY) is self:  # a request of its own that was sent here again
                 del environ[_ROUTED_BY], environ[ROUTE], environ[PARAMS]
             app = self._fallback or self._not_found
@@ -112,11 +124,60 @@ class Dispatcher:
 
         :raises BadTarget: Its target has no single meaning.
         """
-        target = target_of(environ)
-        found = self._router.match(target.host, target.path, environ["REQUEST_METHOD"])
-        if target.has_encoded_slash and not _keeps_encoded_slash(found):
-            raise BadTarget("an encoded slash in the path")
+        target = any_target_of(environ)
+        method = environ["REQUEST_METHOD"]
+        found = self._router.match(target.host, target.path, method)
+        if isinstance(target, OddTarget):
+            found = self._odd(environ, target, method, found)
+        if isinstance(found, MethodNotAllowed) and self._fallback is not None:
+            return None
         return found
+
+    def _odd(
+        self,
+        environ: WSGIEnvironment,
+        target: OddTarget,
+        method: str,
+        found: Match[WSGIApplication] | MethodNotAllowed | None,
+    ) -> Match[WSGIApplication] | MethodNotAllowed | None:
+        """Return the route of a target that can be read in several ways, as *found*.
+
+        :raises BadTarget: No route takes it, or another one serves it in another reading.
+        """
+        path, host = target.path, target.host
+        if not isinstance(found, Match):
+            if target.refused:
+                raise BadTarget(target.refused)
+            if "%2F" in path and not (self._fallback and self._is_nobodys(host, path, method)):
+                raise BadTarget("an encoded slash in the path")
+            return found
+        route = found.route
+        if route.double_slash == "keep":
+            path = target.kept
+        for is_held, keeps, what in (
+            ("%2F" in path, route.encoded_slash, "an encoded slash in the path"),
+            ("%5C" in path, route.encoded_backslash, "an encoded backslash in the path"),
+            (has_dot_segments(path), route.dot_segments, "a dot segment in the path"),
+        ):
+            if is_held and keeps != "keep":
+                raise BadTarget(what)
+        if path == target.path and not target.refused and "%2F" not in path:
+            return found
+        if leaves(path, len([each for each in route.segments if each])):
+            raise BadTarget("a dot segment that leaves the route")
+        for reading in readings(path):
+            there = self._router.match(host, reading, method)
+            if there is not None and (
+                isinstance(there, MethodNotAllowed) or there.route is not route
+            ):
+                raise BadTarget("a path that is another route's in another reading")
+        keep_target(environ, path)
+        return found
+
+    def _is_nobodys(self, host: str, path: str, method: str) -> bool:
+        """Return whether *path* is no route's however it is read."""
+        matches = (self._router.match(host, each, method) for each in readings(path))
+        return not any(isinstance(each, Match) for each in matches)
 
     def _check_destination(
         self, environ: WSGIEnvironment, host: str, method: str, found: Match[WSGIApplication]
@@ -128,7 +189,7 @@ class Dispatcher:
         named = destination_path(environ)
         if named is None:
             return
-        before = environ.get("HTTP_X_FORWARDED_PREFIX", "") if environ.get(PEER_TRUSTED) else ""
+        before = environ.get("HTTP_X_FORWARDED_PREFIX", "") if peer_trusted(environ) else ""
         path = beneath(before.rstrip("/") + mount_of(environ), named[0])
         if path is not None and "%2F" in path and found.route.encoded_slash != "keep":
             raise Refusal.of(400, "Malformed Destination field.", "an encoded slash")
@@ -161,9 +222,3 @@ class Dispatcher:
         environ[REASON] = reason
         problem = Problem(400, "Malformed request target.")
         return self._refuse(problem)(environ, start_response)
-
-
-def _keeps_encoded_slash(
-    found: Match[WSGIApplication] | MethodNotAllowed | None,
-) -> bool:
-    return isinstance(found, Match) and found.route.encoded_slash == "keep"

@@ -25,7 +25,7 @@ from wsgigate.proxy.transport import Sessions, Timeout
 from wsgigate.proxy.tries import Tries
 from wsgigate.proxy.tunnel import Tunnels
 from wsgigate.proxy.upgrade import Upgrader, WebSocketLimits
-from wsgigate.target import BadTarget, target_of
+from wsgigate.target import BadTarget, kept_target_of
 from wsgigate.wsgi import FAILURE, INSTANCE, REASON, SERVICE
 
 __all__ = ["Forwarder"]
@@ -197,7 +197,7 @@ class Forwarder:
             raise
 
     def _make(self, environ: WSGIEnvironment, instance: Instance) -> Outgoing:
-        request = self._requests.make(environ, target_of(environ), instance)
+        request = self._requests.make(environ, kept_target_of(environ), instance)
         if self.pool.sticky is not None:
             self.pool.sticky.mark(request, environ, instance)
         return request

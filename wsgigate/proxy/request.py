@@ -25,7 +25,7 @@ from wsgigate.proxy.destination import METHODS, led_to_instance, mount_of
 from wsgigate.proxy.hops import NEVER, hops_left
 from wsgigate.proxy.sending import Fields
 from wsgigate.proxy.way import Way
-from wsgigate.target import BadTarget, Target, canonical_path, canonical_pattern
+from wsgigate.target import BadTarget, OddTarget, Target, canonical_path, canonical_pattern, leaves
 from wsgigate.wsgi import CLAIMS
 
 __all__ = ["Outgoing", "RequestMaker"]
@@ -143,7 +143,7 @@ class RequestMaker:
         path = target.path
         stripped = ""
         if self._strip or self._add:
-            path, stripped = self._rewritten(path)
+            path, stripped = self._rewritten(path, kept=isinstance(target, OddTarget))
         request.scheme = environ["wsgi.url_scheme"]
         request.outside = outside = mount_of(environ) + stripped
         self._way.tell(environ, fields, protocol, outside)
@@ -176,15 +176,18 @@ class RequestMaker:
             return
         fields.pop("Authorization", None)
 
-    def _rewritten(self, path: str) -> tuple[str, str]:
-        """Return the path for the instance, and what was stripped off the client's."""
+    def _rewritten(self, path: str, *, kept: bool) -> tuple[str, str]:
+        """Return the path for the instance, and what was stripped off the client's.
+
+        :param kept: Whether the path may hold what most routes refuse.
+        """
         stripped = ""
         if self._strip:
             stripped = self._match(path)
             path = path[len(stripped) :] or "/"
         if self._add:
             path = self._add + path if path != "/" else self._add + "/"
-        if (stripped or self._add) and canonical_path(path) != path:
+        if (stripped or self._add) and not _stays(path, self._add, kept):
             raise Refusal.of(
                 400, "Malformed request target.", "a rewritten path that is not canonical"
             )
@@ -200,6 +203,13 @@ class RequestMaker:
             for wanted, part in zip(self._strip_segments, parts, strict=True)
         )
         return "/" + "/".join(parts) if fits else ""
+
+
+def _stays(path: str, add: str, kept: bool) -> bool:
+    """Return whether a rewritten *path* is still one that is read as it was matched."""
+    if kept and not leaves(path, add.count("/")):
+        return True
+    return canonical_path(path) == path
 
 
 def _check_method(method: str) -> None:

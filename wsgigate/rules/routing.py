@@ -46,6 +46,9 @@ class Route(Generic[E]):
     :param listed: How it stands in the 404's ``availableRoutes``; worked out when ``None``.
     :param summary: One line for people.
     :param encoded_slash: Whether a path may hold ``%2F``, a slash to those who decode it.
+    :param encoded_backslash: Whether it may hold ``%5C``, a slash to some servers.
+    :param double_slash: Whether ``//`` is merged to one slash or kept.
+    :param dot_segments: Whether a path may hold ``.`` and ``..``; they must stay beneath *path*.
     :raises ValueError: A part is not of its form; says which.
     """
 
@@ -59,6 +62,9 @@ class Route(Generic[E]):
     listed: Sequence[str] | None = None
     summary: str = ""
     encoded_slash: Literal["reject", "keep"] = "reject"
+    encoded_backslash: Literal["reject", "keep"] = "reject"
+    double_slash: Literal["merge", "keep"] = "merge"
+    dot_segments: Literal["reject", "keep"] = "reject"
 
     def __post_init__(self) -> None:
         if not self.path.startswith("/"):
@@ -80,8 +86,14 @@ class Route(Generic[E]):
             if not _METHOD.fullmatch(method):
                 raise ValueError(f"{method!r} is not a method")
         object.__setattr__(self, "methods", methods)
-        if self.encoded_slash not in ("reject", "keep"):
-            raise ValueError(f'encoded_slash is "reject" or "keep", got {self.encoded_slash!r}')
+        for name, other in (
+            ("encoded_slash", "reject"),
+            ("encoded_backslash", "reject"),
+            ("double_slash", "merge"),
+            ("dot_segments", "reject"),
+        ):
+            if getattr(self, name) not in (other, "keep"):
+                raise ValueError(f'{name} is "{other}" or "keep", got {getattr(self, name)!r}')
         if not self.name:
             object.__setattr__(self, "name", self.path)
 
