@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -205,3 +206,40 @@ def test_a_registry_that_starts_while_its_redis_is_gone_takes_services_once_it_i
     server.start()
     until(lambda: register() == 201)
     until(lambda: get(f"{started.url}/discover/users").json()["count"] == 1)
+
+
+@pytest.mark.parametrize("how", ["gone", "hung"])
+def test_health_and_the_log_say_that_the_redis_fails_and_that_it_is_back(
+    how: str, serve: Serve, backend: Backend, server: Server
+) -> None:
+    more = '[admin]\nprefix = ""\n[maintenance]\n'
+    breaker = "breaker = {}"
+    text = GATEWAY.format(store=server.impatient, backend=backend.url, service=breaker, more=more)
+    machine = serve(text, workers=2, env=PASSWORD)
+
+    def health() -> dict[str, Any]:
+        told: dict[str, Any] = get(machine.url + "/health").json()
+        return told
+
+    assert health()["store"] == {"kind": "redis"}
+    if how == "gone":
+        server.stop()
+    else:
+        server.pause()
+    until(lambda: {health()["gateway"]["status"] for _ in range(6)} == {"degraded"})
+    told = health()
+    assert told["store"]["error"] == "Store unavailable"
+    assert told["services"]["svc"]["healthy"] is True
+    assert told["circuitBreakers"]["svc"]["state"] == "CLOSED"
+    assert get(machine.url + "/circuit-breakers").status_code == 200
+    assert get(machine.url + "/svc").status_code == 200
+    if how == "gone":
+        server.start()
+    else:
+        server.resume()
+    until(lambda: {health()["gateway"]["status"] for _ in range(6)} == {"healthy"})
+    assert health()["store"] == {"kind": "redis"}
+    assert " fails: " in machine.log
+    until(lambda: re.search(r"(answers again|workers again, after) [0-9.]+ s", machine.log))
+    assert "Traceback" not in machine.log
+    assert "only-for-tests" not in machine.log
