@@ -213,6 +213,16 @@ def test_a_file_that_is_nested_without_end_is_refused() -> None:
             "anybody can pose as this service",
         ),
         (
+            ORDERS.replace('["', '["http://other", "', 1) + "breaker = {}\n" + ROUTE,
+            "services.orders.breaker",
+            "add outlier = {}",
+        ),
+        (
+            ORDERS.replace("instances", "discover = 'file:a.json' #", 1) + "breaker = {}\n" + ROUTE,
+            "services.orders.breaker",
+            "add outlier = {}",
+        ),
+        (
             '[gateway]\nidentity = { X-User = "sub" }\n' + ORDERS + ROUTE,
             "gateway.identity",
             "never sent",

@@ -425,3 +425,51 @@ def test_the_log_tells_what_comes_and_goes_once_of_all_workers(
         ("WARNING", "a of users is removed: no heartbeat for 91 s"),
         ("INFO", "b of users deregistered"),
     ]
+
+
+@pytest.mark.parametrize("away", [2, 5, 8, 10])
+@pytest.mark.parametrize("leader", ["the same", "restarted", "another"])
+def test_an_outage_shorter_than_ten_seconds_is_no_silence_either(
+    fleet: Fleet, away: int, leader: str
+) -> None:
+    fleet.rules = LeaseRules(heartbeat=1, unhealthy_after=2, remove_after=4, preserve=1)
+    registry = fleet.worker().registry
+    registered(registry, "users/a", "users/b", "users/c")
+    if leader == "another":
+        fleet.workers[0].sweeper.step()
+        fleet.worker()
+    for _ in range(6):
+        fleet.clock.now += 0.5
+        fleet.beat("users/a", "users/b", "users/c")
+        for worker in fleet.workers:
+            worker.sweeper.step()
+    before = fleet.clock.now
+    fleet.clock.now += away  # nobody is there to be sent a heartbeat
+    if leader == "the same":  # stopped and continued
+        fleet.workers[0].sweeper._ended -= away
+    elif leader == "restarted":
+        fleet.workers.clear()
+        fleet.worker()
+    else:
+        del fleet.workers[0]
+    assert fleet.seen() == {"a": True, "b": True, "c": True}, "before the first round"
+    [worker] = fleet.workers
+    while not worker.sweeper._leading or fleet.clock.now < before + away + 1:
+        worker.sweeper.step()  # it leads once the lease of the old one is over
+        assert fleet.seen() == {"a": True, "b": True, "c": True}
+        fleet.clock.now += 0.5
+    for _ in range(20):
+        fleet.beat("users/a")
+        fleet.clock.now += 0.5
+        worker.sweeper.step()
+    assert fleet.seen() == {"a": True}, "a silent instance is removed all the same"
+
+
+def test_a_round_that_takes_long_is_no_absence(fleet: Fleet) -> None:
+    registry = fleet.worker().registry
+    registered(registry, "users/a", "users/b")
+    for _ in range(40):  # of 5 s each, in which heartbeats come
+        fleet.clock.now += 5
+        fleet.beat("users/a")
+        fleet.workers[0].sweeper.step()
+    assert fleet.seen() == {"a": True}

@@ -16,6 +16,7 @@ from wsgigate.rules.registry import (
     evictions,
     is_preserving,
     silent_since,
+    was_away,
 )
 
 RULES = LeaseRules()
@@ -194,3 +195,27 @@ def test_no_minute_takes_more_than_its_share_and_nobody_goes_early(
         if is_preserving(silent, len(left), rules):
             assert len(out) <= max(1, preserve * (len(left) + state.gone))
         state, left = new, [each for each in left if each not in out]
+
+
+@pytest.mark.parametrize(
+    ("heartbeat", "gap", "steady", "away"),
+    [
+        (10, 1.1, False, False),  # two rounds as they should be
+        (10, 3.0, False, False),
+        (10, 3.1, False, True),  # a restart, an outage of the store, another leader
+        (10, 8.0, False, True),
+        (10, 8.0, True, False),  # a long round of the same worker, which heard heartbeats
+        (10, 10.0, True, False),
+        (10, 10.1, True, True),  # the machine slept, or its clock was set
+        (1, 1.5, False, False),
+        (1, 1.6, False, True),  # where leases are short, a short outage is as bad
+        (1, 1.6, True, False),
+        (3600, 3.1, False, True),
+        (10, -50.0, False, False),
+    ],
+)
+def test_when_the_registry_counts_as_having_been_away(
+    heartbeat: float, gap: float, steady: bool, away: bool
+) -> None:
+    rules = LeaseRules(heartbeat, 3 * heartbeat, 9 * heartbeat)
+    assert was_away(gap, rules, steady=steady) is away

@@ -208,6 +208,15 @@ def _check_services(config: Config, errors: Errors, warnings: Warnings) -> None:
                     "answer to none of them; give health.host",
                 )
             )
+        several = len(service.instances) > 1 or service.discover is not None
+        if service.breaker is not None and service.outlier is None and several:
+            warnings.append(
+                (
+                    at(path, "breaker"),
+                    "without outlier, one failing instance of several opens the circuit for all of "
+                    "them; add outlier = {}",
+                )
+            )
         if service.tls is not None and not service.tls.verify:
             warnings.append((at(at(path, "tls"), "verify"), "anybody can pose as this service"))
 

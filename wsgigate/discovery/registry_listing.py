@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from wsgigate.discovery.registry_layout import Keys, Service, Swept, split
-from wsgigate.rules.registry import LeaseRules, Registered, Status, silent_since
+from wsgigate.rules.registry import (
+    LeaseRules,
+    Registered,
+    Status,
+    short_absence,
+    silent_since,
+)
 from wsgigate.store import Store, StoreError, get_all
 
 __all__ = ["Listing", "Reader", "filtered"]
-
-ABSENCE = 10.0
-"""Seconds that leases may go unattended before the registry counts as having been away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,11 @@ class Reader:
             age = max(0.0, self._clock() - known.seen)
             return Listing(known.entries, known.version, known.read, age, self._sweep.preserving)
         return Listing(
-            known.entries, known.version, judged(now, sweep.swept), 0.0, sweep.preserving
+            known.entries,
+            known.version,
+            judged(now, sweep.swept, self._rules),
+            0.0,
+            sweep.preserving,
         )
 
     def stale(self, service: str) -> None:
@@ -169,9 +176,9 @@ class Reader:
         return sweep
 
 
-def judged(now: float, swept: Swept | None) -> float:
+def judged(now: float, swept: Swept | None, rules: LeaseRules) -> float:
     """Return the moment at which leases are judged: while nobody looks after them, time rests."""
-    return now if swept is None else min(now, swept.at + ABSENCE)
+    return now if swept is None else min(now, swept.at + short_absence(rules))
 
 
 def filtered(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence, Set
+import time
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,24 +14,24 @@ from wsgigate.discovery.process_thread import ProcessThread
 from wsgigate.discovery.registry_changes import Action
 from wsgigate.discovery.registry_index import Index
 from wsgigate.discovery.registry_layout import KEPT, Keys, Swept
-from wsgigate.discovery.registry_listing import ABSENCE
 from wsgigate.repeated import ChangeLog, Trouble
 from wsgigate.rules.registry import (
+    LONG_ABSENCE,
     Evictions,
     LeaseRules,
     Registered,
     evictions_among,
     is_preserving,
+    round_time,
+    short_absence,
     silent_since,
+    was_away,
 )
 from wsgigate.store import Store, StoreError, get_all, update
 
 __all__ = ["Sweeper"]
 
 LOG = logging.getLogger("wsgigate.registry")
-
-ROUND = 1.0
-"""Seconds between two rounds; less where heartbeats come more often."""
 
 PAUSE = 256
 """After how many entries the thread lets others go on."""
@@ -76,6 +77,7 @@ class Sweeper:
         rules: LeaseRules,
         index: Index,
         changes: ChangeLog | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._keys = keys
@@ -84,12 +86,14 @@ class Sweeper:
         self._changes = ChangeLog(LOG) if changes is None else changes
         self._trouble = Trouble(LOG, "The store answers again: leases count, after %.0f s")
         self._lease = Lease(store, keys.leader)
-        self._every = min(ROUND, rules.heartbeat / 2)
+        self._every = round_time(rules)
+        self._clock = clock
         self._begin_anew()
         self._thread = ProcessThread("wsgigate-registry", self._run, self._begin_anew)
 
     def _begin_anew(self) -> None:
         self._leading = False
+        self._ended = float("-inf")
         self._due = float("-inf")
         self._last = float("-inf")
         self._silent: Set[tuple[str, str]] = frozenset()
@@ -138,7 +142,8 @@ class Sweeper:
             return
         raw, now = self._store.get(self._keys.swept)
         before = Swept.read(raw)
-        swept = self._attended(before, now)
+        steady = led and self._clock() - self._ended <= short_absence(self._rules)
+        swept = self._attended(before, now, steady)
         fresh = not led or before is None or swept.away != before.away
         if fresh:
             self._silent = frozenset()
@@ -148,16 +153,22 @@ class Sweeper:
             swept = self._sweep(swept, now)
         if not self._store.swap(self._keys.swept, raw, swept.to_bytes(), KEPT):
             self._leading = False  # another one has led meanwhile
+        self._ended = self._clock()
 
-    def _attended(self, before: Swept | None, now: float) -> Swept:
-        """Return that leases are looked after now, and that they were not if so it was."""
+    def _attended(self, before: Swept | None, now: float, steady: bool) -> Swept:
+        """Return that leases are looked after now, and that they were not if so it was.
+
+        :param steady: Whether this worker has looked after them all the while.
+        """
         if before is None:
             return Swept(now)
         away = tuple(period for period in before.away if 0 <= now - period[1] < REMEMBERED)
-        if now - before.at > ABSENCE:
+        if was_away(now - before.at, self._rules, steady=steady):
             away += ((before.at, now),)
-            LOG.warning(
-                "The registry was away for %.0f s, which count as silence of no instance",
+            self._changes.log(
+                logging.WARNING,
+                "",
+                "Leases went unattended for %.1f s, which count as silence of no instance",
                 now - before.at,
             )
         return before._replace(at=now, away=away)
@@ -250,7 +261,7 @@ class Sweeper:
                     continue
                 there += 1
                 heartbeat = heartbeat_in(raw)
-                if well <= heartbeat <= now + ABSENCE:
+                if well <= heartbeat <= now + LONG_ABSENCE:
                     oldest = min(oldest, heartbeat)
                     continue
                 entry = self._suspect(prefix + instance_id, raw, swept, now)
@@ -269,7 +280,7 @@ class Sweeper:
             entry = Registered.from_bytes(raw)
         except ValueError:
             return None
-        if entry.last_heartbeat > now + ABSENCE:
+        if entry.last_heartbeat > now + LONG_ABSENCE:
             entry = self._put_right(key, entry)
         since = silent_since(entry.last_heartbeat, swept.away)
         return replace(entry, silent_since=since)

@@ -10,15 +10,20 @@ from wsgigate.rules.registry.entry import (
     check_service,
 )
 from wsgigate.rules.registry.lease import (
+    LONG_ABSENCE,
     Evictions,
     LeaseRules,
     evictions,
     evictions_among,
     is_preserving,
+    round_time,
+    short_absence,
     silent_since,
+    was_away,
 )
 
 __all__ = [
+    "LONG_ABSENCE",
     "Evictions",
     "Invalid",
     "LeaseRules",
@@ -31,5 +36,8 @@ __all__ = [
     "evictions_among",
     "is_preserving",
     "parse",
+    "round_time",
+    "short_absence",
     "silent_since",
+    "was_away",
 ]

@@ -14,7 +14,17 @@ from typing import NamedTuple
 
 from wsgigate.rules.registry.entry import Registered
 
-__all__ = ["Evictions", "LeaseRules", "evictions", "is_preserving", "silent_since"]
+__all__ = [
+    "LONG_ABSENCE",
+    "Evictions",
+    "LeaseRules",
+    "evictions",
+    "is_preserving",
+    "round_time",
+    "short_absence",
+    "silent_since",
+    "was_away",
+]
 
 MINUTE = 60.0
 """In which time no more than a share is removed; less where leases are shorter."""
@@ -68,6 +78,36 @@ class LeaseRules:
         """Return how many were removed in the present minute: of leases shorter than that, in the
         time that they last."""
         return state.gone if 0 <= now - state.since < min(MINUTE, self.remove_after) else 0
+
+
+LONG_ABSENCE = 10.0
+"""Seconds without a round after which the registry was away whatever else is known."""
+
+_ROUNDS = 3
+
+
+def round_time(rules: LeaseRules) -> float:
+    """Return the seconds between two rounds of the worker that looks after leases."""
+    return min(1.0, rules.heartbeat / 2)
+
+
+def short_absence(rules: LeaseRules) -> float:
+    """Return the seconds without a round after which the registry may have been away."""
+    return min(LONG_ABSENCE, _ROUNDS * round_time(rules))
+
+
+def was_away(gap: float, rules: LeaseRules, *, steady: bool) -> bool:
+    """Return whether nobody could be heard of for *gap* seconds, which are no silence then.
+
+    A worker that goes on looking after leases may take some seconds for a round: that is no
+    absence, as heartbeats are taken meanwhile. After any other gap (the registry was restarted, its
+    store failed, another worker took over) some of them may have been lost, so it does not count,
+    however short it is.
+
+    :param gap: Seconds of the store's clock from the beginning of the last round to this one.
+    :param steady: Whether the same worker did both, without a pause in between.
+    """
+    return gap > (LONG_ABSENCE if steady else short_absence(rules))
 
 
 def silent_since(last_heartbeat: float, away: Iterable[tuple[float, float]]) -> float:
