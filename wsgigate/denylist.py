@@ -21,7 +21,7 @@ from wsgigate.rules.denial import (
     hit,
 )
 from wsgigate.store import Change, Store, update
-from wsgigate.store.opened import OpenedStore
+from wsgigate.store.opened import Namespaced, OpenedStore
 
 __all__ = ["DenyList"]
 
@@ -45,6 +45,8 @@ class DenyList:
     what another one has denied *staleness* seconds later at the latest; itself, at once.
 
     :param store: What the workers share: a store, or the URL of one.
+    :param namespace: Whose list it is, where several share a store; all with the same one share it.
+        Default: whoever names the store.
     :param staleness: For how many seconds the mark is believed, 0 to 60; 0 reads it each time.
     :param cache_size: How many tokens that were found good are remembered.
     :param clock: Tells seconds that only go forward.
@@ -57,6 +59,7 @@ class DenyList:
         self,
         store: Store | str,
         *,
+        namespace: str | None = None,
         staleness: float = 1.0,
         cache_size: int = 10_000,
         clock: Callable[[], float] = time.monotonic,
@@ -67,7 +70,8 @@ class DenyList:
             raise ValueError(f"cache_size: a number of tokens, 0 or more, not {cache_size!r}")
         if store is None:
             raise ValueError("store: a store or the URL of one, not None")
-        self._opened = OpenedStore(store)
+        self._opened = OpenedStore(store, namespace=namespace)
+        self._mine = Namespaced(self._opened)
         self._staleness = staleness
         self._size = cache_size
         self._clock = clock
@@ -76,7 +80,7 @@ class DenyList:
     @property
     def store(self) -> Store:
         """What the workers share."""
-        return self._opened.open()
+        return self._mine
 
     def deny_token(self, token: str, until: float | None = None) -> float:
         """Deny this one token, whatever signature it is sent with.

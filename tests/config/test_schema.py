@@ -43,7 +43,7 @@ MADE = {
     "shedder": Shedder,
 }
 RULES = {"breaker": CircuitRules, "faults": FaultRules, "shedder": SheddingRules}
-NOT_IN_FILES = {"app", "refuse", "clock", "now", "mint", "store"}
+NOT_IN_FILES = {"namespace", "app", "refuse", "clock", "now", "mint", "store"}
 NOT_IN_FILES |= {"exceptions", "sleep", "random", "sync_interval"}
 ONLY_IN_FILES = {"secret_file", "public_key_file"}
 

@@ -230,7 +230,8 @@ def test_by_default_all_workers_of_an_app_share_a_folder_of_this_machine(
     class Other(App):
         pass
 
-    made = [breaker(app(500), clock, store=None) for app in (App, App, Other)]
+    app = App(500)
+    made = [breaker(each, clock, store=None) for each in (app, app, Other(500))]
     assert not list(tmp_path.iterdir()), "nothing is made before it is needed"
     one, other, apart = made
     get(one), get(one)

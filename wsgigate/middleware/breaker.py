@@ -14,7 +14,7 @@ from wsgigate.rules.circuit import Outcome
 from wsgigate.rules.circuit_rules import CircuitRules
 from wsgigate.rules.outcomes import FAILURES, check_failures, outcome_of
 from wsgigate.store import Store
-from wsgigate.store.opened import OpenedStore
+from wsgigate.store.opened import Namespaced, OpenedStore
 from wsgigate.store.under_test import resettable
 from wsgigate.wsgi import REASON, BodyError, ExcInfo, Headers, Observed, observe
 
@@ -36,6 +36,8 @@ class Breaker:
     :param store: Where the workers meet: a store, or the URL of one. Unless said, a folder of this
         machine that all workers of this app share and no other app does.
     :param enabled: Whether the breaker does anything; the attribute can be set at any time.
+    :param namespace: Whose circuit it is, where the store is shared: all with the same namespace
+        and name share it. Default: that of *app*, known by the file and the name of its code.
     :param sync_interval: Seconds after which what other workers found is read again.
     :param refuse: Turns the problem into the app that answers it.
     :param clock: Tells the time in seconds, from any moment on.
@@ -56,6 +58,7 @@ class Breaker:
         statuses: Collection[int] = FAILURES,
         exceptions: tuple[type[Exception], ...] = (Exception,),
         store: Store | str | None = None,
+        namespace: str | None = None,
         enabled: bool = True,
         sync_interval: float = 0.5,
         refuse: Refuse = answer_with,
@@ -66,12 +69,11 @@ class Breaker:
             self.enabled = False
         self.app = app
         self._failures = check_failures(statuses)
-        self._opened = OpenedStore(store, app)
+        self._opened = OpenedStore(store, app, namespace=namespace)
         self.circuit = Circuit(
             name,
             rules,
-            store=self._opened,
-            prefix=f"circuit/{self._opened.prefix}",
+            store=Namespaced(self._opened),
             sync_interval=sync_interval,
             clock=clock,
             random=random,

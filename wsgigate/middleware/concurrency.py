@@ -7,6 +7,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -40,6 +41,8 @@ class ConcurrencyLimiter:
     :param limit: How many requests a caller may have under way, 1 to 4000.
     :param store: Where the leases are: a store, or the URL of one. Unless said, a folder of this
         machine that all workers of this app share and no other app does.
+    :param namespace: Whose counts they are, where the store is shared: all with the same namespace
+        count together. Default: those of *app*, known by the file and the name of its code.
     :param key: Names the caller, as for a :class:`Limiter`.
     :param only: Which requests are counted, if not all, as for a :class:`Limiter`.
     :param exempt: Which requests are not counted, as for a :class:`Limiter`.
@@ -66,6 +69,7 @@ class ConcurrencyLimiter:
         limit: int,
         *,
         store: Store | str | None = None,
+        namespace: str | None = None,
         key: KeyNames = client_address,
         only: Exempt | Mapping[str, Any] | None = None,
         exempt: Exempt | Mapping[str, Any] | None = None,
@@ -84,8 +88,7 @@ class ConcurrencyLimiter:
             raise ValueError(f'fields is ["ratelimit"] or an empty list, not {fields!r}')
         self._rule = Concurrency(limit, lease)
         self._fields = LimitFields(fields)
-        self._opened = OpenedStore(store, app)
-        self._prefix = f"concurrency/{name}/{self._opened.prefix}"
+        self._opened = OpenedStore(store, app, namespace=namespace)
         self._update: Callable[..., Any] | None = None
         if not enabled:
             self.enabled = False
@@ -112,6 +115,11 @@ class ConcurrencyLimiter:
         self._leases = Leases(self._renew, self._rule.lease / 4, clock)
         self._forgotten: deque[tuple[str, bytes]] = deque()
         resettable(self)
+
+    @cached_property
+    def _prefix(self) -> str:
+        """What the keys in the store begin with; known at the first use."""
+        return f"concurrency/{self.name}/{self._opened.prefix}"
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if not self.enabled:

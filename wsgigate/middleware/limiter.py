@@ -59,6 +59,8 @@ class Limiter:
         month of the calendar, and the like, is counted by the calendar whatever it says.
     :param store: Where the counts are: a store, or the URL of one. Unless said, a folder of this
         machine that all workers of this app share and no other app does.
+    :param namespace: Whose counts they are, where the store is shared: all with the same namespace
+        count together. Default: those of *app*, known by the file and the name of its code.
     :param key: Names the caller; ``None`` exempts the request. A function of ``environ``, or one of
         the names that files use, such as ``"subject|address"``; a list counts each combination.
     :param cost: As how many requests a request counts: a number, or a function of ``environ``.
@@ -96,6 +98,7 @@ class Limiter:
         *,
         algorithm: str = "token-bucket",
         store: Store | str | None = None,
+        namespace: str | None = None,
         key: KeyNames = client_address,
         cost: int | Callable[[WSGIEnvironment], int] = 1,
         plans: Mapping[str, Quotas] | None = None,
@@ -122,7 +125,7 @@ class Limiter:
             raise ValueError(f"{missing}: {there} needs it: the quotas, and whose they are")
         self._fields = LimitFields(fields)
         self._starting = self._fields.starting
-        self._opened = OpenedStore(store, app)
+        self._opened = OpenedStore(store, app, namespace=namespace)
         self._update: Callable[..., Any] | None = None
         self._step: Callable[..., Any] | None = None
         if not enabled:
@@ -259,7 +262,7 @@ class Limiter:
             quotas,
             algorithm=self._algorithm,
             name=self.name,
-            identity=self._opened.prefix,
+            opened=self._opened,
             cost=self._fixed,
             by_address=self.key is client_address,
         )
@@ -355,15 +358,15 @@ class _Counted(Policy):
         *,
         algorithm: str,
         name: str,
-        identity: str,
+        opened: OpenedStore,
         cost: int,
         by_address: bool,
     ) -> None:
         super().__init__(quotas, algorithm=algorithm, name=name, cost=cost)
-        prefix = f"limit/{self.place}/{identity}"
+        place = f"limit/{self.place}/"
 
         def kept(key: str) -> str:
-            return prefix + kept_as(address_key(key) if by_address else key)
+            return place + opened.prefix + kept_as(address_key(key) if by_address else key)
 
         self.kept = lru_cache(maxsize=REMEMBERED)(kept)
         self.terms = tuple(

@@ -5,17 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from hashlib import sha256
 from typing import Any
 
 from wsgigate import process
 from wsgigate.store import Change, R, Store, open_store, update
 from wsgigate.store.memory import MemoryStore
+from wsgigate.store.namespace import Names, check_namespace, innermost, maker
 from wsgigate.store.under_test import memory_of, under_test
 
-__all__ = ["OpenedStore"]
-
-_INNER = ("app", "application", "__self__", "__wrapped__", "func")
+__all__ = ["Namespaced", "OpenedStore"]
 
 
 class OpenedStore:
@@ -26,28 +24,46 @@ class OpenedStore:
     During a test, a store of its own is in memory (:mod:`wsgigate.store.under_test`).
 
     :param store: A store, the URL of one, or None for the private folder of the user who runs this
-        program, in which *app* is told from all other apps.
-    :param app: Whose counts they are; None for those that all apps of this program share.
-    :raises ValueError: *store* is neither.
+        program.
+    :param app: Whose values they are: apps that share a store by a URL, or by None, are told apart
+        by :mod:`wsgigate.store.namespace`. None for what all apps share.
+    :param namespace: Whose values they are instead: all with the same one share.
+    :raises ValueError: *store* is neither, or *namespace* is malformed.
     """
 
-    def __init__(self, store: Store | str | None, app: object = None) -> None:
+    def __init__(
+        self, store: Store | str | None, app: object = None, *, namespace: str | None = None
+    ) -> None:
         self._owned = store is None or isinstance(store, str)
         self._store: Store | None = None
         self._default = store is None
-        self._app = None if app is None else _innermost(app)
+        self._app = None if app is None else innermost(app)
         self._lock: threading.Lock
         process.renewed(self, _lock="Lock")
-        self.prefix = ""
-        """What keys begin with, after the user's own prefix."""
+        self._namespace = check_namespace(namespace)
+        self._names: Names | None = None
+        self._prefix: str | None = None if namespace is None else f"{namespace}/"
         if store is None or store == "lmdb:":  # its folder is not to be made before it is needed
-            self.prefix = "" if app is None else f"{_identity(app)}/"
+            self._names = Names(self._app, maker(self._app))
         elif isinstance(store, str):
             self._store = open_store(store)
+            if isinstance(self._store, MemoryStore) or getattr(self._store, "own_prefix", False):
+                self._prefix = self._prefix or ""  # nobody shares it, or the URL says who does
+            else:
+                self._names = Names(self._app, maker(self._app))
         elif isinstance(store, Store):
             self._store = store
+            self._prefix = self._prefix or ""
         else:
             raise ValueError(f"store: a store or the URL of one, not {store!r}")
+
+    @property
+    def prefix(self) -> str:
+        """What keys begin with, after the user's own prefix; to be asked for at the first use."""
+        prefix = self._prefix
+        if prefix is None:
+            prefix = self._prefix = "" if self._names is None else self._names.prefix()
+        return prefix
 
     def open(self) -> Store:
         """Return the store. One that cannot be had is tried again at the next use.
@@ -57,11 +73,16 @@ class OpenedStore:
         if self._store is None:
             with self._lock:
                 if self._store is None:
-                    if self._default and under_test(self._app):
-                        self._store = memory_of(self._app)
-                    else:
-                        self._store = open_store("lmdb:")
+                    self._store = self._own()
         return self._store
+
+    def _own(self) -> Store:
+        if self._default and under_test(self._app):
+            return memory_of(None if self._namespace else self._app)
+        owner = f"namespace-{self._namespace}"
+        if not self._namespace and self._names is not None:
+            owner = self._names.folder()
+        return open_store("lmdb:", owner=owner)
 
     @property
     def in_memory(self) -> bool:
@@ -99,25 +120,33 @@ class OpenedStore:
             self._store.close()
 
 
-def _innermost(app: object) -> object:
-    """Return the innermost app that *app* wraps."""
-    seen = {id(app)}
-    while True:
-        inner = next((found for name in _INNER if _is_app(found := getattr(app, name, None))), None)
-        if inner is None or id(inner) in seen:
-            return app
-        seen.add(id(inner))
-        app = inner
+class Namespaced:
+    """A store whose keys are those of one namespace in *opened*.
 
+    :param opened: The store, whose prefix goes before every key.
+    """
 
-def _identity(app: object) -> str:
-    """Name the innermost app that *app* wraps, in every worker the same: two apps of one process
-    share nothing by accident."""
-    app = _innermost(app)
-    named = app if hasattr(app, "__qualname__") else type(app)
-    parts = (named.__module__, named.__qualname__, getattr(app, "import_name", ""))
-    return sha256(" ".join(map(str, parts)).encode()).hexdigest()[:16]
+    def __init__(self, opened: OpenedStore) -> None:
+        self._opened = opened
 
+    def get(self, key: str) -> tuple[bytes | None, float]:
+        """Return the live value, or None, and the store's own time in seconds."""
+        return self._opened.get(self._opened.prefix + key)
 
-def _is_app(found: object) -> bool:
-    return callable(found) and not isinstance(found, type)
+    def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
+        """Replace *old* by *new* if it is still there."""
+        return self._opened.swap(self._opened.prefix + key, old, new, ttl)
+
+    def update(self, key: str, change: Change[R]) -> R:
+        """Replace the value of *key* by what *change* makes of it; return its result."""
+        return self._opened.update(self._opened.prefix + key, change)
+
+    def items(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        """Yield the live items whose key starts with *prefix*."""
+        skipped = len(self._opened.prefix)
+        for key, value in self._opened.items(self._opened.prefix + prefix):
+            yield key[skipped:], value
+
+    def close(self) -> None:
+        """Close the store, unless it was given."""
+        self._opened.close()

@@ -65,6 +65,8 @@ class RedisStore:
         self._place = read_url(url, owner=owner)
         self.prefix = self._place.prefix
         """What the names of its keys begin with, in the server."""
+        self.own_prefix = self._place.named
+        """Whether the URL says that, and so whose values they are."""
         self._prefix = self.prefix.encode()
         self.lock = threading.RLock()
         self._servers: Servers | None = None

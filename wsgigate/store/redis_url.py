@@ -48,6 +48,8 @@ class Place(NamedTuple):
     most: int
     """How many connections one process has at most, to each server."""
     prefix: str
+    named: bool
+    """Whether the URL itself says the prefix."""
     shown: str
     """The URL without what is secret."""
 
@@ -149,7 +151,8 @@ def read_url(url: str, *, owner: str = "", environ: Mapping[str, str] = os.envir
     password = password or environ.get(PASSWORD, "")
     for leftover in ("username", "password"):
         options.pop(leftover, None)
-    prefix = options.pop("prefix", "") or ":".join(["wsgigate", *_slug(owner), ""])
+    own = options.pop("prefix", "")
+    prefix = own or ":".join(["wsgigate", *_slug(owner), ""])
     wait, most = options.pop("timeout", 0.05), options.pop("max_connections", 32)
     sentinel = {"username": options.pop("sentinel_username", "") or None}
     sentinel["password"] = options.pop("sentinel_password", "") or None
@@ -170,6 +173,7 @@ def read_url(url: str, *, owner: str = "", environ: Mapping[str, str] = os.envir
         wait=wait,
         most=most,
         prefix=prefix,
+        named=bool(own),
         shown=shown,
     )
 
