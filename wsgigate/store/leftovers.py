@@ -1,7 +1,8 @@
 """Removes the folders of apps that are gone.
 
 Each app and gateway without an explicit store has a folder of its own under the user's runtime or
-state folder, named after the file of its code. An app that was moved leaves a folder behind. So who makes a new folder looks at some of those beside it.
+state folder, named after the file of its code. An app that was moved leaves a folder behind. So who
+makes a new folder looks at some of those beside it.
 
 A folder is removed only when nothing can be lost by it:
 
