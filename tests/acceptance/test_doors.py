@@ -14,6 +14,7 @@ import requests
 from tests.acceptance.conftest import Served, Servers, home, until
 from tests.discovery.doors import test_consul_client, test_eureka_client
 from tests.discovery.doors.conftest import TOKEN, Program
+from wsgigate.testing.backend import Backend, reply
 
 DOORS = ("--door", "eureka", "--door", "consul")
 
@@ -57,6 +58,30 @@ def test_clients_of_eureka_and_consul_find_each_other_through_killed_workers(
     finally:
         eureka.end()
         consul.end()
+
+
+def test_checks_of_consuls_clients_are_carried_out_by_one_worker_through_killed_ones(
+    registry: Served, tmp_path: Path
+) -> None:
+    """The check that Spring Cloud Consul registers: HTTP, and no heartbeats of its own."""
+    consul = Program(test_consul_client.CLIENT, registry.port, TOKEN, errors=tmp_path / "consul")
+    with Backend() as backend:
+        check = f"Check.http('http://127.0.0.1:{backend.port}/up', '1s', timeout='1s')"
+        passing = "len(health(passing=True))"
+        try:
+            assert consul.does(f"register(service_id='users-1', port=8081, check={check})") is True
+            until(lambda: consul.does(passing) == 1)
+            for pid in registry.workers():
+                os.kill(pid, signal.SIGKILL)
+            until(lambda: _count(f"{registry.url}/discover/users") == 1)
+            asked = len(backend.requests)
+            until(lambda: len(backend.requests) > asked + 1)
+            backend.answers[:] = [reply(b"", status="503 Service Unavailable")]
+            until(lambda: consul.does(passing) == 0)
+            backend.answers[:] = [reply(b"ok")]
+            until(lambda: consul.does(passing) == 1)
+        finally:
+            consul.end()
 
 
 def _count(url: str) -> int:

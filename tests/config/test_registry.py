@@ -16,6 +16,7 @@ from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import parse
 from wsgigate.config.registry import is_loopback, own_places
 from wsgigate.gateway import Gateway
+from wsgigate.proxy.prober import Prober
 
 TOKEN = "registry-token-of-the-tests"
 ONE = {"serviceName": "users", "instanceId": "u-1", "host": "10.0.0.1", "port": 3001}
@@ -190,3 +191,23 @@ def test_where_it_listens_is_known(
 ) -> None:
     assert own_places(bind) == places
     assert is_loopback(bind) is loopback
+
+
+@pytest.mark.parametrize("doors", [[], ["eureka"], ["consul"], ["eureka", "consul"]])
+def test_checks_are_carried_out_for_consuls_clients_where_instances_may_be(
+    doors: list[str], tmp_path: Path
+) -> None:
+    text = f'[registry]\ntoken = "{TOKEN}"\nallowed_networks = ["10.0.0.0/8"]\ndoors = {doors}'
+    with gateway(text, tmp_path) as made:
+        assert made.registry is not None
+        assert made.registry.carries_out_checks is ("consul" in doors)
+        if made.registry._checks is not None:
+            asker = made.registry._checks._asker
+            assert isinstance(asker, Prober)
+            manners = asker._manners
+            assert {name: manner.verify for name, manner in manners.items()} == {
+                "verified": True,
+                "unverified": False,
+            }
+            for manner in manners.values():
+                assert manner.allowed == made.registry.destinations.check

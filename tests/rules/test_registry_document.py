@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsgigate.rules.registry import Invalid, Registered, Status, parse
+from wsgigate.rules.registry.checks import Check
 from wsgigate.rules.registry.document import METADATA_BYTES
 from wsgigate.rules.registry.entry import MOST_BYTES
 
@@ -212,6 +213,7 @@ def test_a_heartbeat_changes_nothing_but_the_moments() -> None:
     given = Registered(
         *("users", "users-1", "10.0.0.5", 3001, "https", 7, Status.DRAINING, "2.1", "eu-1"),
         *(("blue",), {"team": "a"}, "/alive", 60.0, 5.0, 6.0, 7.0),
+        checks=(Check("alive", "Alive", "http://10.0.0.5:3001", "/up", 10.0),),
     )
     entry = Registered.from_bytes(given.to_bytes())
     heard = entry.heard(8.0, 9.0)

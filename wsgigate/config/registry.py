@@ -16,7 +16,9 @@ from wsgigate.discovery.destinations import PRIVATE, Destinations
 from wsgigate.discovery.registry import Registry
 from wsgigate.discovery.registry_access import Access
 from wsgigate.discovery.registry_api import RegistryApi
+from wsgigate.discovery.registry_checks import UNVERIFIED, VERIFIED
 from wsgigate.discovery.registry_wait import Places
+from wsgigate.proxy.prober import Manner, Prober
 from wsgigate.rules.registry import LeaseRules
 from wsgigate.rules.routing import Route
 from wsgigate.store import Store
@@ -110,16 +112,22 @@ def registry_of(settings: RegistryTable | None, store: Store, *, name: str, bind
     :raises ValueError: The settings contradict each other; says how.
     """
     settings = settings or RegistryTable()
+    destinations = Destinations(settings.allowed_networks, own_places(bind))
+    asker = None
+    if "consul" in settings.doors:  # whose clients have checks carried out
+        verified = Manner(allowed=destinations.check)
+        asker = Prober({VERIFIED: verified, UNVERIFIED: verified._replace(verify=False)})
     return Registry(
         store,
         rules=LeaseRules(
             settings.heartbeat, settings.unhealthy_after, settings.remove_after, settings.preserve
         ),
-        destinations=Destinations(settings.allowed_networks, own_places(bind)),
+        destinations=destinations,
         most_services=settings.most_services,
         most_instances=settings.most_instances,
         most_of_one=settings.most_of_one,
         prefix=f"registry/{name}/",
+        asker=asker,
     )
 
 

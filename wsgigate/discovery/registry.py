@@ -7,9 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
+from wsgigate.discovery.asking import Asker
 from wsgigate.discovery.destinations import Destinations, Forbidden
 from wsgigate.discovery.registry_changes import Action, Changes
+from wsgigate.discovery.registry_checks import RegistryChecks
 from wsgigate.discovery.registry_guard import TokenGuard
 from wsgigate.discovery.registry_index import Full, Index
 from wsgigate.discovery.registry_layout import KEPT, Keys, version_in
@@ -26,6 +29,7 @@ from wsgigate.rules.registry import (
     check_id,
     check_service,
 )
+from wsgigate.rules.registry.checks import Check, carried_over
 from wsgigate.store import Store, update
 
 __all__ = ["Full", "Invalid", "Listing", "Refused", "Registry"]
@@ -53,6 +57,8 @@ class Registry:
     :param most_instances: How many instances all services together may have.
     :param most_of_one: How many instances one service may have.
     :param prefix: What the keys in the store begin with.
+    :param asker: Carries out checks that instances are registered with; without it they are
+        refused. It is to connect where *destinations* allow alone.
     :ivar guard: Counts wrong tokens, for all that is served of it.
     :raises ValueError: One of the bounds is out of its range; says which.
     """
@@ -67,6 +73,7 @@ class Registry:
         most_instances: int = 20_000,
         most_of_one: int = 500,
         prefix: str = "registry/",
+        asker: Asker | None = None,
     ) -> None:
         for name, bound, most in (
             ("most_services", most_services, 1_000),
@@ -86,14 +93,21 @@ class Registry:
         self._change_log = ChangeLog(LOG)
         self._sweeper = Sweeper(store, self._keys, rules, self._index, self._change_log)
         self._waiting = Waiting(self.version)
+        self._checks = (
+            None if asker is None else RegistryChecks(self, store, f"{prefix}checks", asker)
+        )
         self.guard = TokenGuard(store, prefix=f"limit/tokens/{prefix}")
 
     def start(self) -> None:
         """Have the leases looked after in this process, or by it for all."""
         self._sweeper.start()
+        if self._checks is not None:
+            self._checks.start()
 
     def stop(self) -> None:
         """Undo :meth:`start`."""
+        if self._checks is not None:
+            self._checks.stop()
         self._sweeper.stop()
 
     def stopping(self) -> None:
@@ -113,10 +127,17 @@ class Registry:
         service, instance_id = check_service(entry.service), check_id(entry.instance_id)
         host = check_host(entry.host)
         self._check_destination(host, entry.port)
+        for check in entry.checks:
+            if self._checks is None:
+                raise Invalid("check", "one by HTTP or TCP: this registry carries out none")
+            parts = urlsplit(check.url)
+            self._check_destination(parts.hostname or "", parts.port or 80, "check")
         key = self._keys.instance(service, instance_id)
 
         def put(old: bytes | None, now: float) -> tuple[bytes, float, _Put]:
             new = replace(entry, host=host, registered_at=now).heard(now)
+            if new.checks and old is not None:
+                new = replace(new, checks=carried_over(new.checks, _checks_in(old)))
             if old is None:
                 return new.to_bytes(), KEPT, _Put(new, True, Action.ADDED)
             same = _kept_since(old, new)
@@ -211,6 +232,58 @@ class Registry:
                 self._log("%s of %s is now %s", instance_id, service, entry.status.value)
         return entry
 
+    @property
+    def carries_out_checks(self) -> bool:
+        """Whether instances may be registered with checks by HTTP and TCP."""
+        return self._checks is not None
+
+    def report(
+        self, service: str, instance_id: str, check: Check, status: str, output: str
+    ) -> Registered | None:
+        """Take note of what a check of an instance has found; return the instance, if it is there.
+
+        It is a heartbeat as well, except of an instance that is to send its own.
+
+        :param check: The check as it was carried out; the result of one that was replaced
+            meanwhile is dropped.
+        :raises StoreError: The store failed; the result is lost.
+        """
+        wanted = check.definition()
+
+        def change(
+            old: bytes | None, now: float
+        ) -> tuple[bytes | None, float, tuple[Registered, bool, bool] | None]:
+            try:
+                entry = None if old is None else self._entry_of(old[8:])
+            except ValueError:
+                entry = None
+            if old is None or entry is None:
+                return old, 0.0, None
+            known = next((each for each in entry.checks if each.definition() == wanted), None)
+            if known is None:
+                return old, 0.0, None
+            heard = Registered.heartbeat_in(old) if entry.reports else now
+            if known.status == status and known.carried_out:
+                return Registered.renewed(old, heard), KEPT, (entry.heard(heard), False, False)
+            says = known.says(status, output, now)
+            checks = tuple(says if each is known else each for each in entry.checks)
+            new = replace(entry, checks=checks).heard(heard)
+            return new.to_bytes(), KEPT, (new, True, new.state is not entry.state)
+
+        if not _are_names(service, instance_id):
+            return None
+        done = update(self._store, self._keys.instance(service, instance_id), change)
+        if done is None:
+            return None
+        entry, changed, became = done
+        self._reader.stale(service)
+        if changed:
+            self._index.publish(service, instance_id, Action.MODIFIED if became else None)
+            self._waiting.tell(service)
+            found = (check.name, status, output)
+            self._log("%s of %s: the check %r is %s: %s", instance_id, service, *found)
+        return entry
+
     def discover(
         self,
         service: str,
@@ -296,13 +369,13 @@ class Registry:
         subject = f"{service}/{instance_id}"
         self._change_log.log(logging.INFO, subject, message, instance_id, service, *args)
 
-    def _check_destination(self, host: str, port: int) -> None:
+    def _check_destination(self, host: str, port: int, field: str = "host") -> None:
         try:
             self.destinations.resolve(host, port)
         except Forbidden as error:
-            raise Refused("host", str(error)) from None
+            raise Refused(field, str(error)) from None
         except OSError:
-            raise Refused("host", "a name whose address nobody can tell") from None
+            raise Refused(field, "a name whose address nobody can tell") from None
 
 
 class _Put(NamedTuple):
@@ -315,6 +388,13 @@ class _Put(NamedTuple):
     entry: Registered
     changed: bool
     action: Action | None
+
+
+def _checks_in(raw: bytes) -> tuple[Check, ...]:
+    try:
+        return Registered.from_bytes(raw).checks
+    except ValueError:
+        return ()
 
 
 def _kept_since(raw: bytes, new: Registered) -> Registered | None:

@@ -54,7 +54,7 @@ def instance_document(entry: Registered, now: float, rules: LeaseRules) -> dict[
         "lastHeartbeat": iso_time(entry.last_heartbeat),
         "healthy": entry.healthy(now, rules),
         "healthCheckPath": entry.health_check_path or "/health",
-        "status": entry.status.value,
+        "status": entry.state.value,
         "weight": entry.weight,
     }
     for name, value in (("version", entry.version), ("zone", entry.zone)):

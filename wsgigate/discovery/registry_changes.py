@@ -23,6 +23,7 @@ All expire by themselves, a little later than a delta reaches back. What must ho
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
@@ -30,7 +31,7 @@ from wsgigate.discovery.registry_layout import KEPT, Keys, join, split
 from wsgigate.rules.registry import Registered
 from wsgigate.store import Store, get_all, update
 
-__all__ = ["REACH", "Action", "Changes", "Noted"]
+__all__ = ["REACH", "Action", "Changes", "Noted", "is_same"]
 
 REACH = 180.0
 """Seconds for which changes are known: Eureka's own, six times the pause between two deltas."""
@@ -115,10 +116,17 @@ class Changes:
     def keep(self, raw: bytes, service: str, instance_id: str) -> None:
         """Keep *raw*, the entry of an instance that is about to be removed.
 
+        Of an instance that is removed twice, only the second entry is kept. A client may know the
+        first one, so where they differ it has to replace it whatever comes.
+
         :raises StoreError: The store failed.
         """
-        key = self._keys.removed(service, instance_id)
-        update(self._store, key, lambda old, now: (raw, _KEPT, None))
+
+        def change(old: bytes | None, now: float) -> tuple[bytes | None, float, bool]:
+            return raw, _KEPT, old is not None and not _are_alike(old, raw)
+
+        if update(self._store, self._keys.removed(service, instance_id), change):
+            self.note(Action.MODIFIED, service, instance_id)
 
     def read(self) -> Noted:
         """Return the changes within the reach.
@@ -164,6 +172,21 @@ class Changes:
             except ValueError:
                 found.append(None)
         return found
+
+
+def _are_alike(one: bytes, other: bytes) -> bool:
+    """Return whether two entries are the same but for the moments in them."""
+    try:
+        return is_same(Registered.from_bytes(one), Registered.from_bytes(other))
+    except ValueError:
+        return False
+
+
+def is_same(one: Registered, other: Registered) -> bool:
+    """Return whether two entries are the same but for the moments in them."""
+    return replace(one, registered_at=0.0, last_heartbeat=0.0) == replace(
+        other, registered_at=0.0, last_heartbeat=0.0
+    )
 
 
 def _moment(raw: bytes, now: float) -> float:

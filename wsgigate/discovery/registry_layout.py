@@ -7,6 +7,7 @@
 ``all``              the version of all services together, and how many instances
 ``swept``            when leases were last looked after, and when nobody did
 ``leader``           the lease of who looks after them
+``checks``           the lease of who carries out checks
 ``c/...``            what has changed of late, see :mod:`.registry_changes`
 ``d/SERVICE/ID``     an entry that was removed of late
 ==================== ===============================================================

@@ -198,7 +198,7 @@ def filtered(
     if only_healthy:
         entries = [entry for entry in entries if entry.healthy(listing.now, rules)]
     if status is not None:
-        entries = [entry for entry in entries if entry.status is status]
+        entries = [entry for entry in entries if entry.state is status]
     if wanted_tags:
         entries = [entry for entry in entries if wanted_tags.issubset(entry.tags)]
     if zone is not None:

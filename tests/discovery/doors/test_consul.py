@@ -340,7 +340,9 @@ def test_a_bad_registration_names_what_is_wrong(
     ("body", "field"),
     [
         ({"Name": "x", "TTL": "60s"}, "ServiceID"),
-        ({"Name": "x", "ServiceID": "a", "HTTP": "http://10.0.0.5/"}, "Check"),
+        ({"Name": "x", "ServiceID": "a", "HTTP": "http://10.0.0.5/"}, "Interval"),
+        # nobody carries one out here
+        ({"Name": "x", "ServiceID": "a", "HTTP": "http://10.0.0.5/", "Interval": "9s"}, "Check"),
         ({"Name": "x", "ServiceID": "a"}, "TTL"),
         ({"Name": "x", "ServiceID": 7, "TTL": "60s"}, "ServiceID"),
     ],

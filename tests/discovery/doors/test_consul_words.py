@@ -13,9 +13,12 @@ from wsgigate.discovery.doors.consul_words import (
     read_check,
     read_duration,
     read_service,
+    with_any_check,
     with_check,
+    without_check,
 )
 from wsgigate.rules.registry import Invalid, LeaseRules, Registered, Status
+from wsgigate.rules.registry.checks import Check
 
 RULES = LeaseRules()
 
@@ -136,8 +139,47 @@ def test_what_changes_the_entry(members: dict[str, Any], changes: dict[str, Any]
         ({"Connect": {"SidecarService": {}}}, "connect"),
         ({"SocketPath": "/run/x"}, "socketpath"),
         ({"Check": "ttl"}, "Check"),
-        ({"Check": {"HTTP": "http://10.0.0.5/", "Interval": "10s"}}, "Check"),
-        ({"Check": {"TCP": "10.0.0.5:80", "Interval": "10s"}}, "Check"),
+        ({"Check": {"HTTP": "http://10.0.0.5/"}}, "Interval"),
+        ({"Check": {"HTTP": "10.0.0.5/", "Interval": "10s"}}, "HTTP"),
+        ({"Check": {"HTTP": "ftp://10.0.0.5/", "Interval": "10s"}}, "HTTP"),
+        ({"Check": {"HTTP": "http://a:b@10.0.0.5/", "Interval": "10s"}}, "HTTP"),
+        ({"Check": {"HTTP": "http://0x7f.1/", "Interval": "10s"}}, "HTTP"),
+        ({"Check": {"HTTP": "http://10.0.0.5:0/", "Interval": "10s"}}, "HTTP"),
+        ({"Check": {"HTTP": "http://10.0.0.5/a\r\nb", "Interval": "10s"}}, "HTTP"),
+        ({"Check": {"HTTP": "http://10.0.0.5/../x", "Interval": "10s"}}, "Check"),
+        ({"Check": {"HTTP": 7, "Interval": "10s"}}, "HTTP"),
+        ({"Check": {"TCP": "10.0.0.5", "Interval": "10s"}}, "TCP"),
+        ({"Check": {"TCP": "10.0.0.5:99999", "Interval": "10s"}}, "TCP"),
+        ({"Check": {"TCP": "10.0.0.5:80", "TTL": "10s", "Interval": "10s"}}, "Check"),
+        ({"Check": {"TCP": "a:80", "HTTP": "http://a", "Interval": "10s"}}, "Check"),
+        ({"Check": {"TCP": "a:80", "TCPUseTLS": True, "Interval": "10s"}}, "Check"),
+        ({"Check": {"HTTP": "http://a", "Body": "x", "Interval": "10s"}}, "Check"),
+        ({"Check": {"HTTP": "http://a", "Interval": "often"}}, "Interval"),
+        ({"Check": {"HTTP": "http://a", "Interval": "1s", "Timeout": "x"}}, "Timeout"),
+        ({"Check": {"HTTP": "http://a", "Interval": "1s", "Method": "TRACE"}}, "Check"),
+        ({"Check": {"HTTP": "http://a", "Interval": "1s", "Header": "a"}}, "Header"),
+        ({"Check": {"HTTP": "http://a", "Interval": "1s", "Header": {"A": [1]}}}, "Header"),
+        (
+            {"Check": {"HTTP": "http://a", "Interval": "1s", "Header": {"A": ["a\r\nB: b"]}}},
+            "Check",
+        ),
+        ({"Check": {"HTTP": "http://a", "Interval": "1s", "Status": "fine"}}, "Status"),
+        (
+            {"Check": {"HTTP": "http://a", "Interval": "1s", "FailuresBeforeCritical": -1}},
+            "FailuresBeforeCritical",
+        ),
+        ({"Check": {"GRPC": "10.0.0.5:80", "Interval": "10s"}}, "Check"),
+        (
+            {
+                "Check": ...,
+                "Checks": [{"TCP": "a:1", "Interval": "9s", "CheckID": "x"} for _ in range(2)],
+            },
+            "CheckID",
+        ),
+        (
+            {"Check": ..., "Checks": [{"TCP": "a:1", "Interval": "9s"} for _ in range(9)]},
+            "Checks",
+        ),
         ({"Check": {"Args": ["true"], "Interval": "10s"}}, "Check"),
         ({"Check": {"Status": "passing"}}, "TTL"),
         ({"Check": {"TTL": 15}}, "TTL"),
@@ -189,6 +231,7 @@ def test_a_check_can_be_given_later_and_under_another_name() -> None:
     entry = replace(ENTRY, lease=None)
     named, ttl, status = read_check({"id": "alive", "ttl": "20s"})
     checked = with_check(entry, named, ttl, status)
+    assert with_any_check(entry, {"id": "alive", "ttl": "20s"}) == checked
     assert (checked.lease, checked.status, check_id(checked)) == (20.0, Status.STARTING, "alive")
     again = with_check(checked, "", 5.0, Status.UP)
     assert (again.lease, check_id(again)) == (5.0, "service:users-1")
@@ -253,3 +296,157 @@ def test_a_check_is_the_lease(status: Status, silence: float, states: list[str])
     for check in checks:
         assert (check["ServiceID"], check["ServiceName"]) == ("users-1", "users")
         assert check["ServiceTags"] == ["v1", "primary"]
+
+
+CHECK = Check(
+    "service:users-1",
+    "Service 'users' check",
+    "http://10.0.0.5:8080",
+    "/actuator/health",
+    10.0,
+)
+
+
+@pytest.mark.parametrize(
+    ("document", "changes"),
+    [
+        # what Spring Cloud Consul registers
+        (
+            {
+                "HTTP": "http://10.0.0.5:8080/actuator/health",
+                "Interval": "10s",
+                "Header": {},
+                "TTL": "",
+                "Timeout": "",
+            },
+            {},
+        ),
+        ({"http": "http://10.0.0.5:8080/actuator/health", "interval": "10s"}, {}),
+        (
+            {"HTTP": "https://users.internal/up?deep=1", "Interval": "1m", "Timeout": "3s"},
+            {
+                "url": "https://users.internal:443",
+                "path": "/up?deep=1",
+                "interval": 60.0,
+                "timeout": 3.0,
+            },
+        ),
+        (
+            {"HTTP": "http://10.0.0.5", "Interval": "10s"},
+            {"url": "http://10.0.0.5:80", "path": "/"},
+        ),
+        (
+            {"HTTP": "http://[fd00::1]:81/", "Interval": "10s"},
+            {"url": "http://[fd00::1]:81", "path": "/"},
+        ),
+        # the agent is beside the instance, the registry is not
+        (
+            {"HTTP": "http://localhost:9000/", "Interval": "10s"},
+            {"url": "http://10.0.0.5:9000", "path": "/"},
+        ),
+        (
+            {"TCP": "127.0.0.1:9000", "Interval": "10s"},
+            {"url": "http://10.0.0.5:9000", "path": None},
+        ),
+        (
+            {"TCP": "10.0.0.6:9000", "Interval": "10s"},
+            {"url": "http://10.0.0.6:9000", "path": None},
+        ),
+        (
+            {"TCP": "[fd00::1]:9000", "Interval": "10s"},
+            {"url": "http://[fd00::1]:9000", "path": None},
+        ),
+        # not more often than every second
+        (
+            {"TCP": "10.0.0.6:1", "Interval": "10ms"},
+            {"url": "http://10.0.0.6:1", "path": None, "interval": 1.0},
+        ),
+        (
+            {
+                "HTTP": "http://10.0.0.5:8080/actuator/health",
+                "Interval": "10s",
+                "CheckID": "alive",
+                "Name": "Alive",
+                "Method": "post",
+                "Header": {"Host": ["users.example"], "X-A": ["1", "2"]},
+                "TLSSkipVerify": True,
+                "SuccessBeforePassing": 2,
+                "FailuresBeforeCritical": 3,
+                "DeregisterCriticalServiceAfter": "90m",
+                "Status": "passing",
+            },
+            {
+                "check_id": "alive",
+                "name": "Alive",
+                "method": "POST",
+                "host": "users.example",
+                "fields": (("X-A", "1, 2"),),
+                "verify": False,
+                "good_after": 2,
+                "bad_after": 3,
+                "remove_after": 5400.0,
+                "status": "passing",
+            },
+        ),
+        (
+            {
+                "HTTP": "http://10.0.0.5:8080/actuator/health",
+                "Interval": "10s",
+                "DeregisterCriticalServiceAfter": "1s",
+            },
+            {"remove_after": 60.0},
+        ),
+    ],
+)
+def test_a_check_is_carried_out_as_it_was_registered(
+    document: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    entry = read_service(service(Check=document), "10.0.0.9")
+    assert entry.checks == (replace(CHECK, **changes),)
+    assert (entry.status, entry.lease, entry.reports) == (Status.UP, None, False)
+    assert check_id(entry) is None
+    assert Registered.from_bytes(entry.to_bytes()) == entry
+
+
+def test_several_checks_have_numbers_and_one_may_have_a_ttl() -> None:
+    checks = [
+        {"TTL": "45s", "Status": "passing"},
+        {"TCP": "10.0.0.5:8080", "Interval": "5s"},
+        {"HTTP": "http://10.0.0.5:8080/", "Interval": "5s", "CheckID": "web"},
+    ]
+    entry = read_service(service(Check=..., Checks=checks), "10.0.0.9")
+    assert [check.check_id for check in entry.checks] == ["service:users-1:2", "web"]
+    assert (check_id(entry), entry.lease, entry.reports) == ("service:users-1:1", 45.0, True)
+    with pytest.raises(Invalid, match="at most one with a TTL"):
+        read_service(service(Check=..., Checks=checks[:1] * 2), "10.0.0.9")
+
+
+def test_a_check_may_come_and_go_later() -> None:
+    tcp = {"id": "port", "tcp": "10.0.0.5:80", "interval": "5s"}
+    entry = with_any_check(ENTRY, tcp)
+    assert (entry.lease, [check.check_id for check in entry.checks]) == (45.0, ["port"])
+    entry = with_any_check(entry, {**tcp, "interval": "9s"})
+    assert [check.interval for check in entry.checks] == [9.0]
+    assert without_check(entry, "port") == ENTRY
+    for number in range(7):
+        entry = with_any_check(entry, {**tcp, "id": f"port-{number}"})
+    with pytest.raises(Invalid, match="at most 8"):
+        with_any_check(entry, {**tcp, "id": "port-8"})
+
+
+def test_all_checks_are_told_but_not_their_fields() -> None:
+    document = {
+        "HTTP": "http://10.0.0.5:8080/",
+        "Interval": "10s",
+        "Header": {"Authorization": ["Bearer secret"]},
+    }
+    entry = read_service(service(Check=document), "10.0.0.9").heard(100.0)
+    assert "secret" not in repr(entry)
+    [told] = tell_checks(entry, 100.0, RULES, 7)
+    assert (told["CheckID"], told["Status"], told["Type"]) == (
+        "service:users-1",
+        "critical",
+        "http",
+    )
+    assert (told["Interval"], told["Timeout"], told["Output"]) == ("10s", "10s", "")
+    assert "secret" not in str([tell_checks(entry, 100.0, RULES, 7), tell_service(entry, 7)])

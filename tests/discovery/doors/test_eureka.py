@@ -413,3 +413,15 @@ def test_while_the_store_fails_it_tells_what_it_knew(behind: Behind) -> None:
 def test_a_prefix_is_a_path(behind: Behind, prefix: str) -> None:
     with pytest.raises(ValueError, match="prefix"):
         Eureka(behind.registry, behind.access, prefix=prefix)
+
+
+def test_one_that_changed_between_two_removals_is_replaced(behind: Behind) -> None:
+    """A client that has missed all of it knows the instance as it was in the beginning."""
+    register(behind, "a")
+    behind.ask("DELETE", "/eureka/apps/USERS/a")
+    moved = document("a", port={"$": 9999, "@enabled": "true"})
+    for _ in range(2):
+        assert behind.ask("POST", "/eureka/apps/USERS", moved).status == 204
+        told = delta(behind)
+        behind.ask("DELETE", "/eureka/apps/USERS/a")
+    assert told == ("UP_1_", [("a", "MODIFIED")])

@@ -11,11 +11,12 @@ from wsgigate.discovery.doors.consul_told import Told
 from wsgigate.discovery.doors.consul_words import (
     FIELDS,
     check_id,
+    has_check,
     read_check_of,
     read_flag,
     read_service,
     read_state,
-    with_check,
+    with_any_check,
     without_check,
 )
 from wsgigate.discovery.doors.door import MOST_FIELDS, Answer, Asked, Door, Table
@@ -135,14 +136,14 @@ class Consul(Door):
 
     def _register_check(self, asked: Asked) -> Answer:
         self.writer(asked)
-        name, check, ttl, status = read_check_of(asked.json())
+        name, check = read_check_of(asked.json())
         for entry in self._writable(asked, lambda entry: entry.instance_id == name):
-            self.register(with_check(entry, check, ttl, status), FIELDS)
+            self.register(with_any_check(entry, check), FIELDS)
         return _DONE
 
     def _deregister_check(self, asked: Asked, check: str) -> Answer:
-        for entry in self._writable(asked, lambda entry: check_id(entry) == check):
-            self.register(without_check(entry), FIELDS)
+        for entry in self._writable(asked, lambda entry: has_check(entry, check)):
+            self.register(without_check(entry, check), FIELDS)
         return _DONE
 
     def _pass(self, asked: Asked, check: str) -> Answer:

@@ -54,8 +54,8 @@ def tell_service(entry: Registered, index: int) -> dict[str, Any]:
 def tell_checks(
     entry: Registered, now: float, rules: LeaseRules, index: int
 ) -> list[dict[str, Any]]:
-    """Return the checks of *entry*: the one it has, and one more when it is in maintenance."""
-    believed = replace(entry, status=Status.UP).healthy(now, rules)
+    """Return the checks of *entry*: those it has, and one more when it is in maintenance."""
+    believed = replace(entry, status=Status.UP, checks=()).healthy(now, rules)
     well = believed and entry.status in (Status.UP, Status.DRAINING)
     output = f"The service says that it is {entry.status}." if believed else "TTL expired"
     common = {
@@ -70,13 +70,25 @@ def tell_checks(
     checks = [
         {
             **common,
+            "CheckID": check.check_id,
+            "Name": check.name,
+            "Status": check.status,
+            "Output": check.output,
+            "Type": check.kind,
+            "Interval": f"{check.interval:g}s",
+            "Timeout": f"{check.timeout:g}s",
+        }
+        for check in entry.checks
+    ]
+    if entry.reports:
+        own = {
             "CheckID": check_id(entry),
             "Name": f"Service '{entry.service}' check",
             "Status": "passing" if well else "critical",
             "Output": output,
             "Type": "ttl",
         }
-    ]
+        checks.append({**common, **own})
     if entry.status is Status.DRAINING:
         maintenance = {
             "CheckID": f"_service_maintenance:{entry.instance_id}",

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import TypeAlias
 
-from wsgigate.discovery.registry_changes import Action, Name, Noted
+from wsgigate.discovery.registry_changes import Action, Name, Noted, is_same
 from wsgigate.rules.registry import Registered
 
 __all__ = ["Action", "Changed", "delta"]
@@ -40,16 +39,12 @@ def delta(
         if entry is None:
             if was is not None:
                 changed.append((Action.DELETED, was))
-        elif Action.MODIFIED in noted.actions[name] or (was is not None and not _same(was, entry)):
+        elif Action.MODIFIED in noted.actions[name] or (
+            was is not None and not is_same(was, entry)
+        ):
             changed.append((Action.MODIFIED, entry))
         else:
             changed.append((Action.ADDED, entry))
     if not noted.complete:
         changed += [(Action.ADDED, there[name]) for name in there if name not in noted.actions]
     return changed
-
-
-def _same(was: Registered, entry: Registered) -> bool:
-    return replace(was, registered_at=0.0, last_heartbeat=0.0) == replace(
-        entry, registered_at=0.0, last_heartbeat=0.0
-    )

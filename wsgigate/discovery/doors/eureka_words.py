@@ -146,7 +146,7 @@ def tell_instance(entry: Registered, rules: LeaseRules, action: str = "ADDED") -
         "hostName": entry.host,
         "app": entry.service.upper(),
         "ipAddr": entry.host,
-        "status": STATUSES[entry.status],
+        "status": STATUSES[entry.state],
         "overriddenstatus": "OUT_OF_SERVICE" if entry.status is Status.DRAINING else "UNKNOWN",
         "port": {"$": 80 if secure else entry.port, "@enabled": _bool(not secure)},
         "securePort": {"$": entry.port if secure else 443, "@enabled": _bool(secure)},
@@ -202,7 +202,7 @@ def hash_code(entries: Iterable[Registered]) -> str:
     A client that has applied a delta counts what it knows, and asks for everything when it comes to
     something else.
     """
-    counts = Counter(STATUSES[entry.status] for entry in entries)
+    counts = Counter(STATUSES[entry.state] for entry in entries)
     return "".join(f"{status}_{counts[status]}_" for status in sorted(counts))
 
 

@@ -73,7 +73,7 @@ class OwnRegistry:
 
     def _instances(self, listing: Listing) -> tuple[Instance, ...]:
         entries, rules = listing.instances, self._registry.rules
-        up = [entry for entry in entries if entry.status is Status.UP]
+        up = [entry for entry in entries if entry.state is Status.UP]
         well = [entry for entry in up if entry.healthy(listing.now, rules)] or up
         leaving = [entry for entry in entries if entry.status is Status.DRAINING]
         return distinct(

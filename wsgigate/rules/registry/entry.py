@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from wsgigate.rules.registry.checks import Check
+
 if TYPE_CHECKING:
     from wsgigate.rules.registry.lease import LeaseRules
 
@@ -43,7 +45,7 @@ class Invalid(ValueError):
         self.why = why
 
 
-MOST_BYTES = 32 * 1024
+MOST_BYTES = 40 * 1024
 """How long an entry may be in the store; its members are limited to much less together."""
 
 _SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -119,6 +121,8 @@ class Registered:
     :param last_heartbeat: When it was last heard of.
     :param silent_since: Since when its silence counts: its last heartbeat, or later, as the time in
         which the registry itself was away does not count. Not kept in the store.
+    :param checks: Checks that the registry carries out itself. What they say of the instance is
+        beside what it says of itself, see :attr:`state`.
     :ivar written: All but the moments as the store had it, empty when it does not come from there.
     """
 
@@ -138,6 +142,7 @@ class Registered:
     registered_at: float = 0.0
     last_heartbeat: float = 0.0
     silent_since: float = field(default=0.0, compare=False)
+    checks: tuple[Check, ...] = ()
     written: bytes = field(default=b"", init=False, repr=False, compare=False)
 
     @property
@@ -146,16 +151,31 @@ class Registered:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}"
 
+    @property
+    def state(self) -> Status:
+        """What it is for others: what it says of itself, unless its checks know better."""
+        if not self.checks or self.status is not Status.UP or all(c.passes for c in self.checks):
+            return self.status
+        failed = any(check.carried_out and not check.passes for check in self.checks)
+        return Status.DOWN if failed else Status.STARTING
+
     def healthy(self, now: float, rules: LeaseRules) -> bool:
-        """Tell whether it says that it is UP, and was heard of lately."""
-        if self.status is not Status.UP:
+        """Tell whether it is UP, and was heard of lately."""
+        if self.status is not Status.UP or (self.checks and self.state is not Status.UP):
             return False
         silent = now - max(self.last_heartbeat, self.silent_since)
         return silent <= rules.unhealthy_after or silent <= self.unhealthy_after(rules)
 
     def unhealthy_after(self, rules: LeaseRules) -> float:
         """Return after how many seconds of silence it is no longer taken to be healthy."""
+        if self.checks and self.lease is None:  # it is heard of whenever one was carried out
+            return max(rules.unhealthy_after, *(3 * c.interval + c.timeout for c in self.checks))
         return max(rules.unhealthy_after, self.lease or 0.0)
+
+    @property
+    def reports(self) -> bool:
+        """Whether it is to send heartbeats itself, rather than be heard of by its checks."""
+        return not self.checks or self.lease is not None
 
     def remove_after(self, rules: LeaseRules) -> float:
         """Return after how many seconds of silence it is removed: as long afterwards as others."""
@@ -170,7 +190,7 @@ class Registered:
             *(self.service, self.instance_id, self.host, self.port, self.scheme, self.weight),
             *(self.status, self.version, self.zone, self.tags, self.metadata),
             *(self.health_check_path, self.lease, self.registered_at),
-            *(now, now if silent_since is None else silent_since),
+            *(now, now if silent_since is None else silent_since, self.checks),
         )
         object.__setattr__(heard, "written", self.written)
         return heard
@@ -181,11 +201,13 @@ class Registered:
 
     def body(self) -> bytes:
         """Return all but the moment of its last heartbeat."""
-        members = [
+        members: list[Any] = [
             *(self.service, self.instance_id, self.host, self.port, self.scheme, self.weight),
             *(self.status.value, self.version, self.zone, list(self.tags), dict(self.metadata)),
             *(self.health_check_path, self.lease, self.registered_at),
         ]
+        if self.checks:
+            members.append([check.members() for check in self.checks])
         return json.dumps(members, separators=(",", ":")).encode("ascii")
 
     @classmethod
@@ -206,7 +228,7 @@ class Registered:
             raise ValueError("not an entry of the registry")
         try:
             service, id_, host, port, scheme, weight, status, *rest = json.loads(body)
-            version, zone, tags, metadata, path, lease, since = rest
+            version, zone, tags, metadata, path, lease, since, *more = rest
             if not (isinstance(metadata, dict) and type(port) is type(weight) is int):
                 raise ValueError(port)
             entry = cls(
@@ -224,6 +246,7 @@ class Registered:
                 health_check_path=path,
                 lease=None if lease is None else float(lease),
                 registered_at=float(since),
+                checks=tuple(map(Check.of, more[0])) if more else (),
             )
         except (ValueError, TypeError, RecursionError) as error:
             raise ValueError("not an entry of the registry") from error

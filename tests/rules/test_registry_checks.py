@@ -1,0 +1,130 @@
+"""Checks of the registry, as tables: verdicts, what an instance is by them, how they are kept."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from wsgigate.rules.health import Outcome
+from wsgigate.rules.registry import LeaseRules, Registered, Status
+from wsgigate.rules.registry.checks import (
+    CRITICAL,
+    PASSING,
+    WARNING,
+    Check,
+    Streak,
+    carried_over,
+    judged,
+    result_of,
+)
+
+CHECK = Check("c", "C", "http://10.0.0.5:80", "/up", 10.0)
+GOOD = replace(CHECK, status=PASSING, carried_out=True)
+BAD = replace(CHECK, status=CRITICAL, carried_out=True)
+WARNED = replace(CHECK, status=WARNING, carried_out=True)
+ENTRY = Registered("users", "u", "10.0.0.5", 80).heard(100.0)
+RULES = LeaseRules()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "result", "output"),
+    [
+        (Outcome(True, 200), PASSING, "HTTP 200"),
+        (Outcome(True), PASSING, "Connected"),
+        (Outcome(False, 429, error="Status 429"), WARNING, "HTTP 429"),
+        (Outcome(False, 503, error="Status 503"), CRITICAL, "Status 503"),
+        (Outcome(False, 302, error="Redirected"), CRITICAL, "Redirected"),
+        (Outcome(False, error="Connection refused"), CRITICAL, "Connection refused"),
+    ],
+)
+def test_what_a_result_says(outcome: Outcome, result: str, output: str) -> None:
+    assert result_of(outcome) == (result, output)
+
+
+@pytest.mark.parametrize(
+    ("good_after", "bad_after", "results", "verdicts"),
+    [
+        (1, 1, "+-+!-", "+-+!-"),
+        (1, 3, "+--+---+", "+++++" + "+-+"),
+        (2, 1, "++-+++", "-+--++"),  # critical until it has passed twice
+        (2, 2, "-++-+--", "--++++-"),
+    ],
+)
+def test_a_verdict_takes_several_in_a_row(
+    good_after: int, bad_after: int, results: str, verdicts: str
+) -> None:
+    words = {"+": PASSING, "-": CRITICAL, "!": WARNING}
+    check = replace(CHECK, good_after=good_after, bad_after=bad_after)
+    streak, seen = Streak(), ""
+    for now, letter in enumerate(results):
+        streak = streak.after(words[letter])
+        check = check.says(judged(check, streak), "", float(now))
+        seen += next(letter for letter, word in words.items() if word == check.status)
+    assert seen == verdicts
+
+
+@pytest.mark.parametrize(
+    ("status", "checks", "state"),
+    [
+        (Status.UP, (), Status.UP),
+        (Status.UP, (CHECK,), Status.STARTING),
+        (Status.UP, (GOOD,), Status.UP),
+        (Status.UP, (WARNED,), Status.UP),
+        (Status.UP, (BAD,), Status.DOWN),
+        (Status.UP, (GOOD, BAD), Status.DOWN),
+        (Status.UP, (GOOD, CHECK), Status.STARTING),
+        (Status.DRAINING, (BAD,), Status.DRAINING),
+        (Status.STARTING, (GOOD,), Status.STARTING),
+        (Status.DOWN, (GOOD,), Status.DOWN),
+    ],
+)
+def test_an_instance_is_what_it_says_unless_its_checks_know_better(
+    status: Status, checks: tuple[Check, ...], state: Status
+) -> None:
+    entry = replace(ENTRY, status=status, checks=checks)
+    assert entry.state is state
+    assert entry.healthy(100.0, RULES) is (state is Status.UP)
+
+
+def test_one_that_is_checked_is_heard_of_by_its_checks() -> None:
+    checked = replace(ENTRY, checks=(replace(GOOD, interval=60.0),))
+    assert checked.unhealthy_after(RULES) == 190.0
+    assert not checked.reports
+    assert checked.healthy(290.0, RULES)
+    assert not checked.healthy(291.0, RULES)
+    both = replace(checked, lease=45.0)
+    assert both.unhealthy_after(RULES) == 45.0
+    assert both.reports
+
+
+def test_a_verdict_outlives_a_new_registration_of_the_same() -> None:
+    other = replace(CHECK, interval=20.0)
+    assert carried_over([CHECK], [GOOD]) == (GOOD,)
+    assert carried_over([replace(CHECK, status=PASSING)], [BAD]) == (BAD,)
+    assert carried_over([other], [GOOD]) == (other,)
+    assert carried_over([CHECK, replace(CHECK, check_id="d")], [GOOD])[1].status == CRITICAL
+
+
+def test_since_tells_when_the_verdict_changed() -> None:
+    check = CHECK.says(CRITICAL, "no", 5.0)
+    assert (check.since, check.carried_out) == (5.0, True)
+    assert check.says(CRITICAL, "no", 9.0).since == 5.0
+    assert check.says(PASSING, "", 9.0).since == 9.0
+
+
+def test_it_is_kept_with_its_instance_and_read_by_those_that_know_none() -> None:
+    entry = replace(ENTRY, checks=(replace(GOOD, fields=(("A", "b"),)), replace(BAD, path=None)))
+    assert Registered.from_bytes(entry.to_bytes()) == entry
+    # an instance without one is written as ever
+    assert ENTRY.to_bytes() == replace(entry, checks=()).to_bytes()
+
+
+@pytest.mark.parametrize(
+    "members", [[], ["c"], [*GOOD.members()[:-1]], [*GOOD.members(), 1], "text", [None] * 16]
+)
+def test_what_is_no_check_is_no_entry(members: object) -> None:
+    body = ENTRY.to_bytes()[:-1] + b"," + json.dumps([members]).encode() + b"]"
+    with pytest.raises(ValueError, match="not an entry"):
+        Registered.from_bytes(body)

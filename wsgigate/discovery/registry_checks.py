@@ -1,0 +1,252 @@
+"""Carries out the checks of instances that were registered with one: one worker for all.
+
+Every worker runs a thread, of which one holds the lease ``checks`` and asks. Its results are
+heartbeats: an instance with such a check stays registered for as long as it is checked, whether it
+passes or not. While no worker checks, as the store fails, verdicts stay as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+import random as _random
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from wsgigate.discovery import Instance
+from wsgigate.discovery.asking import Asker
+from wsgigate.discovery.lease import Lease
+from wsgigate.discovery.process_thread import ProcessThread
+from wsgigate.repeated import Trouble
+from wsgigate.rules.health import Outcome, first_due, next_due
+from wsgigate.rules.registry import Registered
+from wsgigate.rules.registry.checks import CRITICAL, Check, Streak, judged, result_of
+from wsgigate.store import Store, StoreError
+
+__all__ = ["UNVERIFIED", "VERIFIED", "Checked", "RegistryChecks"]
+
+LOG = logging.getLogger("wsgigate.registry")
+
+VERIFIED, UNVERIFIED = "verified", "unverified"
+"""What the asker is told in the place of a service: whether certificates are verified."""
+
+ROUND = 0.5
+"""Seconds between two rounds."""
+
+REFRESH = 1.0
+"""Seconds after which the lease is renewed, and it is seen whether there are other checks."""
+
+LATE = 10.0
+"""Seconds beyond its timeout after which a check that never ended is given up."""
+
+Name = tuple[str, str, str]
+"""A service, an instance and a check."""
+
+
+class Checked(Protocol):
+    """What is wanted of a registry."""
+
+    def services(self) -> dict[str, tuple[Registered, ...]]:
+        """Return the instances of every service."""
+
+    def version(self, service: str | None = None) -> int:
+        """Return what changes when any of them does."""
+
+    def report(
+        self, service: str, instance_id: str, check: Check, status: str, output: str
+    ) -> Registered | None:
+        """Take note of what a check has found."""
+
+    def deregister(self, service: str, instance_id: str) -> bool:
+        """Remove an instance."""
+
+
+class _Target(NamedTuple):
+    check: Check
+    instance: Instance
+
+
+class RegistryChecks:
+    """Carries out checks.
+
+    :param registry: Whose checks they are.
+    :param store: Where the workers meet.
+    :param key: The lease of the worker that checks.
+    :param asker: Asks; the addresses it may connect to are its own business.
+    :param most: How many checks are under way at most. Others wait for their turn.
+    :param clock: Seconds of a clock that never steps back.
+    :param random: Gives numbers in [0, 1).
+    """
+
+    def __init__(
+        self,
+        registry: Checked,
+        store: Store,
+        key: str,
+        asker: Asker,
+        *,
+        most: int = 256,
+        clock: Callable[[], float] = time.monotonic,
+        random: Callable[[], float] = _random.random,
+    ) -> None:
+        self._registry = registry
+        self._asker = asker
+        self._most = most
+        self._clock = clock
+        self._random = random
+        self._store = store
+        self._lease = Lease(store, key)
+        self._trouble = Trouble(LOG, "The store answers again: instances are checked, after %.0f s")
+        self._begin_anew()
+        self._thread = ProcessThread("wsgigate-registry-checks", self._run, self._begin_anew)
+
+    def _begin_anew(self) -> None:
+        self._leading = False
+        self._refresh_at = float("-inf")
+        self._version: int | None = None
+        self._targets: dict[Name, _Target] = {}
+        self._next: dict[Name, float] = {}
+        self._flights: dict[Name, float] = {}
+        self._streaks: dict[Name, Streak] = {}
+        self._trouble.since = None
+
+    def start(self) -> None:
+        """Start this process's thread, unless it runs."""
+        self._thread.start()
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """End this process's thread and let another worker check.
+
+        :param timeout: Seconds to wait for the thread; the lease of one that hangs runs out.
+        """
+        self._thread.stop(timeout)
+        self._asker.stop()
+
+    def _run(self, stopping: threading.Event) -> None:
+        try:
+            while not stopping.is_set():
+                try:
+                    self.step()
+                    self._trouble.ended()
+                except StoreError as error:
+                    self._leading = False
+                    self._trouble.failed("No instance is checked while the store fails: %s", error)
+                except Exception:
+                    LOG.exception("A round of checks failed")
+                stopping.wait(ROUND)
+        finally:
+            try:
+                self._lease.release()
+            except StoreError:
+                pass  # it runs out by itself
+
+    def step(self) -> None:
+        """Do one round: start the checks that are due, if it is this worker that checks.
+
+        :raises StoreError: The store fails.
+        """
+        now = self._clock()
+        if now >= self._refresh_at:
+            self._refresh_at = now + REFRESH
+            self._leading = self._lease.take()
+            if self._leading:
+                self._look(now)
+                self._remove()
+        if not self._leading:
+            self._version = None
+            self._targets, self._next, self._streaks = {}, {}, {}
+            return
+        for name in [name for name, until in list(self._flights.items()) if until < now]:
+            self._flights.pop(name, None)
+        for name, at in sorted(self._next.items(), key=lambda item: item[1]):
+            if at > now or len(self._flights) >= self._most:
+                break
+            if name not in self._flights:
+                self._begin(name, now)
+
+    def _look(self, now: float) -> None:
+        """See what is to be checked, if any instance has changed."""
+        version = self._registry.version()
+        if version == self._version:
+            return
+        targets: dict[Name, _Target] = {}
+        for service, entries in self._registry.services().items():
+            for entry in entries:
+                for check in entry.checks:
+                    name = service, entry.instance_id, check.check_id
+                    targets[name] = _Target(check, Instance(check.url))
+        known = self._next
+        self._next = {
+            name: known[name]
+            if name in known and self._is_same(name, target)
+            else first_due(now, target.check.interval, self._random())
+            for name, target in targets.items()
+        }
+        self._streaks = {
+            name: streak for name, streak in list(self._streaks.items()) if name in targets
+        }
+        self._targets, self._version = targets, version
+
+    def _is_same(self, name: Name, target: _Target) -> bool:
+        before = self._targets.get(name)
+        return before is not None and before.check.definition() == target.check.definition()
+
+    def _remove(self) -> None:
+        """Remove the instances that have been critical for as long as they asked for."""
+        waiting = [
+            (name, target.check)
+            for name, target in self._targets.items()
+            if target.check.remove_after is not None
+            and target.check.status == CRITICAL
+            and target.check.carried_out
+        ]
+        if not waiting:
+            return
+        now = self._store.get(self._lease.key)[1]
+        for (service, instance_id, _), check in waiting:
+            age = now - check.since
+            if age < (check.remove_after or 0.0):
+                continue
+            if self._registry.deregister(service, instance_id):
+                why = (age, check.output)
+                LOG.warning("%s of %s removed: critical for %.0f s: %s", instance_id, service, *why)
+
+    def _begin(self, name: Name, now: float) -> None:
+        target = self._targets[name]
+        check = target.check
+        self._next[name] = next_due(now, check.interval, self._random())
+        self._flights[name] = now + check.timeout + LATE
+
+        def found(outcome: Outcome | Exception) -> None:
+            self._flights.pop(name, None)
+            if isinstance(outcome, Outcome):
+                self._take(name, target.check, outcome)
+            else:  # what this machine lacks is no fault of the instance
+                self._trouble.failed("A check could not be carried out: %s", outcome)
+
+        manner = VERIFIED if check.verify else UNVERIFIED
+        try:
+            self._asker.ask(manner, target.instance, check.health_check(), found)
+        except Exception as error:  # no thread or socket to be had at the moment
+            self._flights.pop(name, None)
+            self._trouble.failed("A check could not be carried out: %s", error)
+
+    def _take(self, name: Name, check: Check, outcome: Outcome) -> None:
+        """Report what a check has found; runs in the asker's thread."""
+        result, output = result_of(outcome)
+        streak = self._streaks.get(name, Streak()).after(result)
+        self._streaks[name] = streak
+        target = self._targets.get(name)
+        if not self._leading or target is None:
+            return
+        verdict = judged(target.check, streak)
+        words = output if verdict == result else target.check.output
+        try:
+            held, _ = self._lease.held()
+            entry = self._registry.report(*name[:2], check, verdict, words) if held else None
+            for known in entry.checks if entry is not None else ():
+                if known.check_id == name[2]:
+                    self._targets[name] = _Target(known, target.instance)
+        except StoreError as error:
+            self._trouble.failed("The result of a check could not be stored: %s", error)
