@@ -8,7 +8,6 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,9 @@ from typing import Any
 import pytest
 import requests
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from werkzeug.test import Client
 
+from tests.acceptance.certificates import Authority
 from wsgigate.discovery import Instance
 from wsgigate.proxy.sending import Fields
 from wsgigate.proxy.transport import Adapter, Timeout, gateway_session
@@ -275,43 +272,6 @@ def test_a_socket_that_nobody_listens_on_is_503(tmp_path: Path, own: Forward) ->
 def test_a_socket_is_named_by_its_encoded_absolute_path(url: str) -> None:
     with pytest.raises(ValueError, match=r"URL|path"):
         Instance(url)
-
-
-class Authority:
-    """A certificate authority in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority")])
-        self.path = self.issue("authority", [], own=True)
-
-    def issue(self, name: str, hosts: list[x509.GeneralName], *, own: bool = False) -> Path:
-        """Write a certificate and its key into one file."""
-        key = self.key if own else ec.generate_private_key(ec.SECP256R1())
-        now = datetime.now(UTC)
-        builder = (
-            x509.CertificateBuilder(
-                self.name,
-                x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]),
-                key.public_key(),
-                x509.random_serial_number(),
-            )
-            .not_valid_before(now - timedelta(days=1))
-            .not_valid_after(now + timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=own, path_length=None), critical=True)
-        )
-        if hosts:
-            builder = builder.add_extension(x509.SubjectAlternativeName(hosts), critical=False)
-        certificate = builder.sign(self.key, hashes.SHA256())
-        path = self.folder / f"{name}.pem"
-        private = key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + private)
-        return path
 
 
 @pytest.fixture(scope="module")

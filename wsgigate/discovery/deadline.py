@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import http.client
 import io
-import os
 import socket
 import ssl
 import time
@@ -23,7 +22,8 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
-from urllib3.util.ssl_ import create_urllib3_context
+
+from wsgigate.tls import Cert, Verify, context_for, present
 
 __all__ = ["DeadlineAdapter"]
 
@@ -170,9 +170,7 @@ class DeadlineAdapter(HTTPAdapter):
     :raises ValueError: A file can not be used; says which setting names it.
     """
 
-    def __init__(
-        self, verify: bool | str = True, cert: str | tuple[str, str] | None = None
-    ) -> None:
+    def __init__(self, verify: Verify = True, cert: Cert = None) -> None:
         self._verify = verify
         self._cert = cert
         self._context: ssl.SSLContext | None = None
@@ -217,24 +215,14 @@ class DeadlineAdapter(HTTPAdapter):
         return self._context
 
 
-def _context(verify: bool | str, cert: str | tuple[str, str] | None) -> ssl.SSLContext:
-    context = create_urllib3_context()
-    if verify is False:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    else:
+def _context(verify: Verify, cert: Cert) -> ssl.SSLContext:
+    try:
+        context = context_for(verify)
+    except OSError as error:  # an SSLError is one too
         bundle = DEFAULT_CA_BUNDLE_PATH if verify is True else verify
-        folder = os.path.isdir(bundle)
-        try:
-            context.load_verify_locations(
-                cafile=None if folder else bundle, capath=bundle if folder else None
-            )
-        except OSError as error:  # an SSLError is one too
-            raise ValueError(f"verify names no usable authorities: {bundle!r}: {error}") from error
-    if cert is not None:
-        pair = (cert,) if isinstance(cert, str) else cert
-        try:
-            context.load_cert_chain(*pair)
-        except OSError as error:
-            raise ValueError(f"cert names no usable certificate: {cert!r}: {error}") from error
+        raise ValueError(f"verify names no usable authorities: {bundle!r}: {error}") from error
+    try:
+        present(context, cert)
+    except OSError as error:
+        raise ValueError(f"cert names no usable certificate: {cert!r}: {error}") from error
     return context

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import ssl
 import time
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -12,15 +10,12 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import requests
-from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
-from wsgigate import process
 from wsgigate.proxy.faults import NotConnected
+from wsgigate.tls import Cert, Contexts, Verify
 
 __all__ = ["Cert", "Check", "Contexts", "Dial", "Holds", "Verify", "dialer", "see"]
 
-Verify = bool | str
-Cert = str | tuple[str, str] | None
 Holds = Callable[[socket.socket], object]
 """Told of a socket before it is connected, so that it can be shut down; returns ``False`` when
 nobody waits for it any more."""
@@ -30,46 +25,6 @@ Check = Callable[[IPv4Address | IPv6Address, int], object]
 """Raises ValueError for an address and port that nobody may be connected to."""
 
 _BUSY_PAUSE = 0.01
-
-
-class Contexts:
-    """One TLS context for each policy: to read the authorities anew costs 10 to 20 ms."""
-
-    def __init__(self) -> None:
-        self.after_fork()
-        process.renew_at_fork(self)
-
-    def after_fork(self) -> None:
-        """Have none: one of before gevent patched makes sockets that block all greenlets."""
-        self._made: dict[tuple[Verify, Cert], ssl.SSLContext] = {}
-
-    def get(self, verify: Verify, cert: Cert) -> ssl.SSLContext:
-        """Return the context for these settings.
-
-        :raises OSError: A file that they name can not be used.
-        """
-        context = self._made.get((verify, cert))
-        if context is None:
-            context = self._made.setdefault((verify, cert), _context(verify, cert))
-        return context
-
-
-def _context(verify: Verify, cert: Cert) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    if verify is False:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    else:
-        bundle = DEFAULT_CA_BUNDLE_PATH if verify is True else verify
-        folder = os.path.isdir(bundle)
-        context.load_verify_locations(
-            cafile=None if folder else bundle, capath=bundle if folder else None
-        )
-    if cert is not None:
-        context.load_cert_chain(*((cert,) if isinstance(cert, str) else cert))
-    return context
 
 
 def dialer(

@@ -20,6 +20,7 @@ from urllib3.util import SKIP_HEADER
 
 from wsgigate.proxy.sending import Fields
 from wsgigate.proxy.wire import BLOCK
+from wsgigate.tls import Contexts
 
 __all__ = ["UrllibAdapter"]
 
@@ -156,11 +157,25 @@ class UrllibAdapter(HTTPAdapter):
     """
 
     def __init__(self, *, instances: int = 100, connections: int = 32) -> None:
+        self._contexts = Contexts()
         super().__init__(pool_connections=instances, pool_maxsize=connections, max_retries=0)
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, blocksize=BLOCK, **options)
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
+
+    def build_connection_pool_key_attributes(
+        self, request: requests.PreparedRequest, verify: Any, cert: Any = None
+    ) -> tuple[Any, Any]:
+        host, how = super().build_connection_pool_key_attributes(request, verify, cert)
+        if host["scheme"] != "https":
+            return host, how
+        cert = tuple(cert) if isinstance(cert, list) else cert
+        verify = verify if isinstance(verify, str) else bool(verify)
+        return host, {"ssl_context": self._contexts.get(verify, cert)}
+
+    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
+        """Leave it to the context."""
 
     def build_response(self, req: requests.PreparedRequest, resp: Any) -> Response:
         """Return *resp* as a ``Response`` without the parts a gateway must not or need not fill."""

@@ -13,12 +13,12 @@ from redis.backoff import NoBackoff
 from redis.connection import (
     AbstractConnection,
     Connection,
-    SSLConnection,
     UnixDomainSocketConnection,
 )
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
+from wsgigate.rules.tls import client_context
 from wsgigate.store import StoreError
 from wsgigate.store.redis_socket import Wire
 from wsgigate.store.redis_wire import SIZE, Malformed, Refusal
@@ -27,6 +27,13 @@ __all__ = ["Connections", "Fits", "Unreachable"]
 
 Fits: TypeAlias = Callable[[Any], bool]
 """Whether an answer has the shape that was asked for."""
+
+
+_REQUIRED = {
+    "required": ssl.CERT_REQUIRED,
+    "optional": ssl.CERT_OPTIONAL,
+    "none": ssl.CERT_NONE,
+}
 
 
 class Unreachable(Exception):
@@ -78,6 +85,46 @@ _MODEST = (
 )
 
 
+class _TLSConnection(Connection):  # type: ignore[misc]
+    """A connection of redis-py with TLS by the policy of all others, whichever redis-py this is.
+
+    Its own ``SSLConnection`` has the policy of ``ssl.create_default_context``, which is not
+    the same in all versions of Python. The options are the same, ``ssl_ca_certs`` and so on.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self._tls = {name: settings.pop(name) for name in [*settings] if name.startswith("ssl_")}
+        super().__init__(**settings)
+
+    def _connect(self) -> Any:
+        sock = super()._connect()
+        try:
+            return self._context().wrap_socket(sock, server_hostname=self.host)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _context(self) -> ssl.SSLContext:
+        """Return a new context: a renewed file is read by the next connection."""
+        given = self._tls.get
+        context = client_context()
+        context.check_hostname = given("ssl_check_hostname", True)
+        context.verify_mode = _REQUIRED[given("ssl_cert_reqs", "required")]
+        authorities = [given(f"ssl_ca_{name}") or None for name in ("certs", "path", "data")]
+        if any(authorities):
+            context.load_verify_locations(*authorities)
+        elif context.verify_mode is not ssl.CERT_NONE:
+            context.load_default_certs()
+        key = given("ssl_keyfile")
+        certificate = given("ssl_certfile") or key
+        if certificate:
+            context.load_cert_chain(certificate, key, given("ssl_password"))
+        ciphers = given("ssl_ciphers")
+        if ciphers:
+            context.set_ciphers(ciphers)
+        return context
+
+
 class _Line(NamedTuple):
     """A connection as redis-py opened it, and what goes over it."""
 
@@ -112,7 +159,7 @@ class Connections:
         self._kind: type[AbstractConnection]
         if port:
             self.shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            self._kind = SSLConnection if tls else Connection
+            self._kind = _TLSConnection if tls else Connection
             where = {"host": host, "port": port, "socket_keepalive": True}
         else:
             self.shown, self._kind, where = (

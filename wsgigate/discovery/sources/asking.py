@@ -17,9 +17,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from requests.utils import DEFAULT_CA_BUNDLE_PATH
-
 from wsgigate.discovery.sources import SourceError
+from wsgigate.tls import context_for
 
 __all__ = ["Answer", "Asker", "Lines"]
 
@@ -190,7 +189,7 @@ class Asker:
             if not self._secure:
                 return sock
             try:
-                context = ssl.create_default_context(cafile=self._ca or DEFAULT_CA_BUNDLE_PATH)
+                context = context_for(self._ca or True)
             except OSError as error:
                 raise SourceError("the file of authorities can not be used") from error
             return context.wrap_socket(sock, server_hostname=self._host)
