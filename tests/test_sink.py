@@ -275,3 +275,30 @@ def test_a_pipe_that_does_not_wait_is_waited_for():
             got += reader.read1(65536)
         assert sink.close()
         assert sink.dropped == 0
+
+
+def test_the_lines_go_to_whatever_is_standard_output_at_the_time(capsys, monkeypatch):
+    sink = sink_of(None)
+
+    def written():
+        sink.put(RECORD)
+        assert sink.flush()
+        return capsys.readouterr().out.count('"path":')
+
+    assert written() == 1
+    other = io.StringIO()
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", other)
+        assert written() == 0
+    assert other.getvalue().count('"path":') == 1
+    other.close()
+    assert written() == 1
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", None)
+        sink.put(RECORD)
+    sink.put(RECORD)
+    assert sink.flush()
+    told = capsys.readouterr().out
+    assert told.count('"path":') == 1
+    assert '"log records dropped","count":1' in told
+    sink.close()

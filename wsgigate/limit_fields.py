@@ -18,28 +18,31 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from wsgigate.fields import rate_limit, rate_limit_policy
 from wsgigate.rules.together import tightest
-from wsgigate.wsgi import ExcInfo, Headers
+from wsgigate.wsgi import LIMITS, ExcInfo, Headers
 
 __all__ = [
     "FAMILIES",
-    "LIMITS",
     "QUOTA_EXCEEDED",
     "LimitFields",
     "Standing",
     "Taken",
     "Terms",
     "check_options",
+    "is_list_of",
 ]
 
 QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 
-LIMITS = "wsgigate.limits"
-"""``list[Taken]``: what the limits around each other took for this request, outermost first."""
+_CUSTOMARY = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
 
 FAMILIES = {
     "ratelimit": ("RateLimit-Policy", "RateLimit"),
-    "x-ratelimit": ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"),
+    "x-ratelimit": _CUSTOMARY,
+    "x-ratelimit-epoch": _CUSTOMARY,
+    "x-ratelimit-seconds": _CUSTOMARY,
 }
+"""The fields that tell callers how they stand. The three customary ones are alternatives: when the
+quota resets is a moment in ISO 8601, in seconds since 1970, or in how many seconds."""
 
 KNOWN, LONGEST = 1024, 64
 """How many names of the apps' fields are remembered as none of ours, and how long ones."""
@@ -49,6 +52,15 @@ Standing: TypeAlias = tuple[bool, int, int, float, float]
 
 (:class:`wsgigate.rules.quota.Verdict`)
 """
+
+
+def is_list_of(found: object, known: Collection[str]) -> bool:
+    """Return whether *found* is a list, or the like, of names that are in *known*."""
+    return (
+        isinstance(found, Collection)
+        and not isinstance(found, str | bytes)
+        and all(isinstance(each, str) and each in known for each in found)
+    )
 
 
 def check_options(name: str, on_store_error: str) -> None:
@@ -99,16 +111,20 @@ Those of requests at a time have no window: their terms say so.
 class LimitFields:
     """Writes the fields of limits into responses.
 
-    :param families: A list out of :data:`FAMILIES`.
+    :param families: A list out of :data:`FAMILIES`, at most one of the customary ones.
     :raises ValueError: It is none.
     """
 
     def __init__(self, families: Collection[str]) -> None:
-        if isinstance(families, str) or not set(families) <= FAMILIES.keys():
+        if not is_list_of(families, FAMILIES):
             known = ", ".join(f'"{name}"' for name in FAMILIES)
             raise ValueError(f"fields is a list out of {known}, not {families!r}")
+        customary = sorted(set(families) - {"ratelimit"})
+        if len(customary) > 1:
+            raise ValueError(f"fields: {' and '.join(customary)} are the same fields; name one")
         self._standard = "ratelimit" in families
-        self._customary = "x-ratelimit" in families
+        self._customary = bool(customary)
+        self._reset = _RESETS[customary[0]] if customary else _iso
         self._replaced = frozenset(name.lower() for each in families for name in FAMILIES[each])
         self._both = self._standard and self._customary
         self._wanted = slice(0, 2) if self._standard else slice(2, 5)
@@ -150,13 +166,17 @@ class LimitFields:
                 fields = headers + self._of_all(taken)
             else:  # nearly all requests come by here, and each call would cost as much as a field
                 left = str(remaining)
-                moment = ceil((now + reset_after) * 1000)
+                if self._reset is _iso:
+                    moment = ceil((now + reset_after) * 1000)
+                    reset = _seconds(moment // 1000) + _MILLISECONDS[moment % 1000]
+                else:
+                    reset = self._reset(now, reset_after)
                 fields = [
                     policy_field,
                     ("RateLimit", f"{begins}{left};t={ceil(retry_after or reset_after)}"),
                     limit_field,
                     ("X-RateLimit-Remaining", left),
-                    ("X-RateLimit-Reset", _seconds(moment // 1000) + _MILLISECONDS[moment % 1000]),
+                    ("X-RateLimit-Reset", reset),
                 ]
                 fields = headers + (fields if self._both else fields[self._wanted])
         if exc_info:
@@ -200,7 +220,7 @@ class LimitFields:
             fields += (
                 terms.limit_field or ("", ""),
                 ("X-RateLimit-Remaining", str(verdict[2])),
-                ("X-RateLimit-Reset", _iso(now + verdict[3])),
+                ("X-RateLimit-Reset", self._reset(now, verdict[3])),
             )
         return fields
 
@@ -216,9 +236,17 @@ def _left(verdict: Standing, terms: Terms, now: float) -> str:
     return f"{terms.begins}{remaining};t={ceil(retry_after or reset_after)}"
 
 
-def _iso(moment: float) -> str:
-    """Return *moment* as ISO 8601 in UTC, rounded up to the millisecond: never too early."""
-    whole = ceil(moment * 1000)
+def _epoch(now: float, reset_after: float) -> str:
+    return str(ceil(now + reset_after))
+
+
+def _delta(now: float, reset_after: float) -> str:
+    return str(ceil(reset_after))
+
+
+def _iso(now: float, reset_after: float) -> str:
+    """Return the moment as ISO 8601 in UTC, rounded up to the millisecond: never too early."""
+    whole = ceil((now + reset_after) * 1000)
     return _seconds(whole // 1000) + _MILLISECONDS[whole % 1000]
 
 
@@ -228,3 +256,5 @@ def _seconds(moment: int) -> str:
 
 
 _MILLISECONDS = tuple(f".{each:03}Z" for each in range(1000))
+
+_RESETS = {"x-ratelimit": _iso, "x-ratelimit-epoch": _epoch, "x-ratelimit-seconds": _delta}

@@ -42,7 +42,8 @@ class Sink:
     parent's to write. A record that finds the queue full, or that the stream does not take, is
     dropped and counted; the count is written as soon as something can be written again.
 
-    :param stream: Where the lines go; ``None`` is ``sys.stdout`` as it is then.
+    :param stream: Where the lines go; ``None`` is ``sys.stdout``, whatever that is at the time: test
+        runners and ``redirect_stdout`` put another stream in its place, and close it afterwards.
     :param lines: Makes what turns records into lines for a stream.
     :param queue_size: How many records wait at most.
     :param now: Tells the time, in seconds since 1970.
@@ -118,6 +119,7 @@ class _Writer:
         self.dropped = 0
         self.thread = threading.Thread(target=self._run, name="wsgigate-log", daemon=True)
         self._stream = stream
+        self._follows = stream is None
         self._make_lines = lines
         self._now = now
         self._many = many
@@ -132,7 +134,10 @@ class _Writer:
 
     def put(self, record: Record) -> None:
         try:
-            line = (self._lines or self._opened()).line(record)
+            lines = self._lines
+            if lines is None or (self._follows and sys.stdout is not self._stream):
+                lines = self._opened()
+            line = lines.line(record)
         except Exception:  # no stream, or a value that is none: the log never fails anyone
             self.lose(1)
             return
@@ -213,7 +218,7 @@ class _Writer:
                 return
             lines = self._opened()
             if self._output is None:
-                self._output = _Output(self._told())
+                self._output = _Output(self._current())
             if lost:
                 self._output.write(lines.dropped(self._now(), lost))
                 self._reported += lost
@@ -224,13 +229,15 @@ class _Writer:
 
     def _opened(self) -> Lines:
         with self._lock:
+            if self._follows and sys.stdout is not self._stream:
+                self._stream, self._lines, self._output = sys.stdout, None, None
             if self._lines is None:
-                self._lines = self._make_lines(self._told())
+                self._lines = self._make_lines(self._current())
             return self._lines
 
-    def _told(self) -> TextIO:
+    def _current(self) -> TextIO:
         if self._stream is None:
-            self._stream = sys.stdout
+            raise ValueError("there is no sys.stdout")
         return self._stream
 
 

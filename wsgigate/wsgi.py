@@ -78,6 +78,12 @@ SERVICE = "wsgigate.service"
 INSTANCE = "wsgigate.instance"
 """``str``: the address of the instance that answered; set by Forwarder."""
 
+LIMITS = "wsgigate.limits"
+"""``list[tuple]``: what the limits around the app took for this request, outermost first, each as
+``(standings, now, terms)``: of each of its quotas whether it allowed, the limit, what remains, and
+in how many seconds it resets and the next request is allowed; the store's time in seconds; and the
+quota's name and fields. Set by Limiter and ConcurrencyLimiter."""
+
 REASON = "wsgigate.reason"
 """``str``: why a request was refused, for the log only: it may say what a client must not know."""
 

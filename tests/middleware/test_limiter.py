@@ -292,3 +292,32 @@ def test_it_limits_a_django_app(store, django_app):
 
 def test_it_keeps_the_wsgi_contract():
     check_middleware(lambda app: Limiter(app, "1000/s", store=MemoryStore()), leaves_body=True)
+
+
+@pytest.mark.parametrize(
+    ("family", "reset"),
+    [
+        ("x-ratelimit", "1970-01-01T00:17:10.500Z"),
+        ("x-ratelimit-epoch", "1031"),
+        ("x-ratelimit-seconds", "30"),
+    ],
+)
+def test_when_it_resets_is_told_in_three_ways(family, reset):
+    store = MemoryStore(clock=FakeClock(1000.5))
+    app = Limiter(hello, "2/m", store=store, fields=[family])
+    assert ask(app)["X-RateLimit-Reset"] == reset
+    around = Limiter(app, "9/s", store=store, fields=[family], name="other")
+    told = ask(around)
+    assert told["X-RateLimit-Limit"] == "2"
+    assert "ratelimit" not in [name.lower() for name, _ in told.headers]
+
+
+@pytest.mark.parametrize("quota", ["1/h;3/d", "1/h, 3/d", "1 per hour | 3 per day", "1/h\n3/d;"])
+def test_several_quotas_may_be_one_text(quota):
+    clock = FakeClock()
+    app = Limiter(hello, quota, store=MemoryStore(clock=clock), algorithm="fixed-window")
+    policy = '"default-1h";q=1;w=3600, "default-1d";q=3;w=86400'
+    assert ask(app)["RateLimit-Policy"] == policy
+    assert ask(app).status == 429
+    chosen = Limiter(hello, lambda environ: quota, store=MemoryStore(), name="chosen")
+    assert [ask(chosen).status for _ in range(2)] == [200, 429]

@@ -11,7 +11,7 @@ from typing import Any
 
 from wsgigate.config.kinds import Choice, Duration, Flag, Integer, Scalar, Secret, Size, Text
 from wsgigate.config.tables import Either, ListOf, MapOf, Table, setting, table
-from wsgigate.config.texts import ImportPath, QuotaText
+from wsgigate.config.texts import ImportPath, QuotasText, QuotaText
 from wsgigate.limit_fields import FAMILIES
 from wsgigate.rules.algorithms import ALGORITHMS
 from wsgigate.rules.claims import KINDS
@@ -72,7 +72,7 @@ class LoggerOptions:
     )
 
 
-_QUOTAS = Either(_listed, ListOf(QuotaText(), least=1), QuotaText())
+_QUOTAS = Either(_listed, ListOf(QuotaText(), least=1), QuotasText())
 _KEYS = Either(
     _listed,
     ListOf(Text('a key such as "address"', pattern=_KEY), least=1),
@@ -139,7 +139,8 @@ class LimiterOptions:
 
     quota: tuple[Quota, ...] | Quota = setting(
         _QUOTAS,
-        'How many requests in what time: "100 per 15 minutes"; of several, all must allow one.',
+        'How many requests in what time: "100 per 15 minutes"; of several, a list or '
+        '"10/h; 100/d", all must allow one.',
     )
     algorithm: str | None = setting(Choice(*ALGORITHMS), "How they are counted.", default=None)
     key: tuple[str, ...] | str | None = setting(_KEYS, _KEY_DOC, default=None)
@@ -181,7 +182,10 @@ class LimiterOptions:
         default=None,
     )
     fields: tuple[str, ...] | None = setting(
-        ListOf(Choice(*FAMILIES)), "The response fields that tell.", default=None
+        ListOf(Choice(*FAMILIES)),
+        "The response fields that tell; x-ratelimit-epoch and x-ratelimit-seconds are x-ratelimit "
+        "with X-RateLimit-Reset in seconds, since 1970 or from now.",
+        default=None,
     )
     on_store_error: str | None = setting(
         _ON_STORE_ERROR, "What happens while the store fails.", default=None

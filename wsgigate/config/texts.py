@@ -62,6 +62,23 @@ class QuotaText(Checked[Quota]):
         )
 
 
+class QuotasText(Checked["Quota | tuple[Quota, ...]"]):
+    """One quota, or several with ``;`` between them."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            _quotas,
+            'a quota such as "100 per 15 minutes", or several such as "10/h; 100/d"',
+            pattern=r"^\s*[0-9][0-9_]*\s*([Rr]equests?\s*)?(/|[Pp][Ee][Rr]\b)",
+            reason=True,
+        )
+
+
+def _quotas(text: str) -> Quota | tuple[Quota, ...]:
+    quotas = Quota.parse_all(text)
+    return quotas[0] if len(quotas) == 1 else quotas
+
+
 class Url(Checked[str]):
     """The address of an instance."""
 

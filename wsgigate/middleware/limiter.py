@@ -52,9 +52,9 @@ class Limiter:
 
     :param app: The WSGI application to protect.
     :param quota: How many requests a caller may make: ``Quota(100, 900)`` or
-        ``"100 per 15 minutes"``. Of several, a list, a request must pass all, and when one refuses
-        none is charged. A function of ``environ`` returns the quota of a request, ``None`` for
-        none.
+        ``"100 per 15 minutes"``. Of several, a list or ``"10/h; 100/d"``, a request must pass all,
+        and when one refuses none is charged. A function of ``environ`` returns the quota of a
+        request, ``None`` for none.
     :param algorithm: ``"token-bucket"``, ``"fixed-window"`` or ``"sliding-window"``. A quota per
         month of the calendar, and the like, is counted by the calendar whatever it says.
     :param store: Where the counts are: a store, or the URL of one. Unless said, a folder of this
@@ -81,7 +81,9 @@ class Limiter:
         the class for all limiters that do not say themselves.
     :param name: Names this policy in response fields and in the store.
     :param fields: Which response fields tell the caller how it stands: ``"ratelimit"``,
-        ``"x-ratelimit"``, both or none.
+        ``"x-ratelimit"``, both or none. ``"x-ratelimit-epoch"`` and ``"x-ratelimit-seconds"`` are
+        the latter with ``X-RateLimit-Reset`` in seconds, since 1970 or from now, instead of a time
+        in ISO 8601.
     :param on_store_error: What to do when the store fails: ``"allow"`` the request and count it in
         ``store_errors``, or ``"refuse"`` it.
     :param refuse: Makes the answer of a refusal out of its problem.

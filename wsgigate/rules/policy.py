@@ -11,7 +11,7 @@ from wsgigate.rules.quota import Quota, Verdict
 __all__ = ["Policy", "Quotas"]
 
 Quotas: TypeAlias = Quota | str | Sequence[Quota | str]
-"""A quota, or several of which a request must pass all."""
+"""A quota, or several of which a request must pass all; as a text, ``"10/h; 100/d"``."""
 
 Verdicts: TypeAlias = tuple[Verdict, ...]
 Change: TypeAlias = Callable[
@@ -34,7 +34,8 @@ class Policy:
     __slots__ = ("_together", "algorithms", "change", "most", "names", "place", "quotas")
 
     def __init__(self, quotas: Quotas, *, algorithm: str, name: str, cost: int = 1) -> None:
-        several = [quotas] if isinstance(quotas, str | Quota) else quotas
+        several = Quota.parse_all(quotas) if isinstance(quotas, str) else quotas
+        several = [several] if isinstance(several, Quota) else several
         if not isinstance(several, Sequence) or not several:
             raise ValueError(
                 f'a quota is written "100 per 15 minutes" or "100/15m", not {quotas!r}'

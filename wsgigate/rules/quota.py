@@ -36,6 +36,7 @@ CALENDAR = {
 LONGEST = 3660 * 86400.0
 LARGEST = 1_000_000_000
 _NAME = re.compile(r"[A-Za-z0-9._:~-]{0,64}")
+_BETWEEN = re.compile(r"[;,|\n]")
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,18 @@ class Quota:
             return cls(limit, count * _SECONDS[unit])
         except ValueError as error:
             raise ValueError(f"the quota {text!r} cannot be had: {error}") from None
+
+    @classmethod
+    def parse_all(cls, text: str) -> tuple[Quota, ...]:
+        """Return the quotas that *text* describes, with ``;``, ``,`` or ``|`` between them.
+
+        ``10/h; 100/d``, as Flask-Limiter's users write them.
+
+        :raises ValueError: One of them is none; says what is wrong with it.
+        """
+        parts = _BETWEEN.split(text) if isinstance(text, str) else [text]
+        written = [part for part in parts if not isinstance(part, str) or part.strip()]
+        return tuple(cls.parse(part) for part in written or [text])
 
     @property
     def micros(self) -> int:
