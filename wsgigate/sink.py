@@ -42,8 +42,8 @@ class Sink:
     parent's to write. A record that finds the queue full, or that the stream does not take, is
     dropped and counted; the count is written as soon as something can be written again.
 
-    :param stream: Where the lines go; ``None`` is ``sys.stdout``, whatever that is at the time: test
-        runners and ``redirect_stdout`` put another stream in its place, and close it afterwards.
+    :param stream: Where the lines go; ``None`` is ``sys.stdout``, whatever that is at the time:
+        test runners and ``redirect_stdout`` put another stream in its place, and close it later.
     :param lines: Makes what turns records into lines for a stream.
     :param queue_size: How many records wait at most.
     :param now: Tells the time, in seconds since 1970.
