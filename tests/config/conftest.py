@@ -21,6 +21,7 @@ workers = 2
 threads = 8
 tls = { cert = "gateway.pem", key = "gateway.key" }
 http2 = true
+keep_alive = "60s"
 trusted_proxies = ["10.0.0.0/8", "unix"]
 forwarded = "forwarded"
 request_id = true

@@ -90,6 +90,11 @@ class Gateway:
         "How long a client may take to send more of a body, or take more of a response; 30 s.",
         default=None,
     )
+    keep_alive: float = setting(
+        Duration(zero=True),
+        "How long a client's idle connection is kept for its next request; 0 keeps none.",
+        default=75.0,
+    )
     self_check: Literal["refuse", "warn"] = setting(
         Choice("refuse", "warn"),
         "What is done when the server or its settings make the gateway unsafe.",

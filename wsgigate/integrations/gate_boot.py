@@ -10,7 +10,7 @@ from typing import Any
 
 from gunicorn.arbiter import Arbiter
 
-from wsgigate.integrations.gate_http2 import Http2Worker
+from wsgigate.integrations.gate_http1 import Http1Worker
 from wsgigate.integrations.self_check import facts_of_gunicorn, tell
 from wsgigate.rules.serving import findings
 
@@ -40,7 +40,7 @@ class _Word:
             return False
 
 
-class BootingWorker(Http2Worker):
+class BootingWorker(Http1Worker):
     """gunicorn's threaded worker, which does not serve unsafely, and loses no signal at birth."""
 
     booted: bool

@@ -24,6 +24,9 @@ ABANDONED = struct.pack("ii", 1, 0)
 
 _TIMEVAL = struct.Struct("ll")
 
+GRACE = 1.0
+"""Seconds for which a connection is kept beyond what its client was told."""
+
 SLICE = 65536
 """Bytes of a response that must be taken within the idle timeout."""
 
@@ -69,6 +72,11 @@ class Connection(TConn):  # type: ignore[misc]
         reader = _Reader(self.sock, self._worker.body_rate)
         reader.unread(self.parser.unreader.take_buffered())
         self.parser.unreader = reader
+
+    def set_timeout(self) -> None:
+        """Say until when the next request is waited for: a little longer than the client was told,
+        so that one sent at the last moment is served."""
+        self.timeout = time.monotonic() + self.cfg.keepalive + GRACE
 
     def begin_head(self) -> None:
         """Say that a head is to be read, whose deadline is the worker's to keep."""

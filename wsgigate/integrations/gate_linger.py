@@ -13,20 +13,31 @@ from gunicorn.workers import gthread
 
 __all__ = ["LingeringWorker"]
 
-MOST_DRAINED = 65536
+MOST_DRAINED = 64 << 20
+"""Bytes that are read, and thrown away, of a client that goes on sending what was refused.
+
+Most clients send a body as a whole before they read the response. Closing meanwhile resets the
+connection, and the response is lost: they see a broken pipe instead of the 413.
+"""
+
+LONGEST = 30.0
+"""Seconds for which that may last in all."""
 
 
 class LingeringWorker(gthread.ThreadWorker):  # type: ignore[misc]
     """gunicorn's threaded worker, whose last word to a client does not hold up its accept loop.
 
-    :cvar linger_timeout: Seconds for a client to close a connection that was answered.
+    :cvar linger_timeout: Seconds for a client to close a connection that was answered, or to send
+        more of what is thrown away.
     """
 
+    alive: bool
     linger_timeout = 2.0
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._lingering: dict[socket.socket, tuple[float, list[int]]] = {}
+        self._lingering: dict[socket.socket, tuple[float, float, int]] = {}
+        # until when each may be silent, and go on sending, and what it has sent
 
     def linger(self, client: socket.socket) -> None:
         """Close *client* as RFC 9112 section 9.6 says, without waiting for it.
@@ -43,20 +54,25 @@ class LingeringWorker(gthread.ThreadWorker):  # type: ignore[misc]
             util.close(client)
             return
         self.nr_conns += 1
-        self._lingering[client] = (time.monotonic() + self.linger_timeout, [0])
+        now = time.monotonic()
+        longest = LONGEST if self.alive else self.linger_timeout
+        self._lingering[client] = (now + self.linger_timeout, now + longest, 0)
 
     def _drain(self, client: socket.socket, _fileobj: object) -> None:
         if client not in self._lingering:
             return
-        drained = self._lingering[client][1]
         try:
-            data = client.recv(4096)
+            data = socket.socket.recv(client, 65536)  # of TLS as well: nobody is to understand it
         except BlockingIOError:
             return
         except OSError:
             data = b""
-        drained[0] += len(data)
-        if not data or drained[0] > MOST_DRAINED:
+        _, longest, drained = self._lingering.pop(client)
+        now = time.monotonic()
+        drained += len(data)
+        # the last of the table, which is in the order of these deadlines
+        self._lingering[client] = (min(now + self.linger_timeout, longest), longest, drained)
+        if not data or drained > MOST_DRAINED or now >= longest:
             self._end(client)
 
     def _end(self, client: socket.socket) -> None:
@@ -70,10 +86,15 @@ class LingeringWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def end_lingering(self, now: float) -> None:
         """Close those whose clients have taken too long."""
-        for client, (until, _) in list(self._lingering.items()):
+        for client, (until, *_) in list(self._lingering.items()):
             if until > now:
-                break  # they are in the order of their deadlines
+                break
             self._end(client)
+
+    def hurry_lingering(self, deadline: float) -> None:
+        """Close all that linger by *deadline* at the latest."""
+        for client, (until, longest, drained) in self._lingering.items():
+            self._lingering[client] = (min(until, deadline), min(longest, deadline), drained)
 
     def end_oldest_lingering(self) -> bool:
         """Close the one that has lingered for longest; return whether there was one."""

@@ -321,6 +321,7 @@ class GateWorker(BootingWorker):
         super()._cap_keepalive(deadline)
         self._keeps_until = deadline
         self.drain_http2(deadline)
+        self.hurry_lingering(deadline)
         stopping = getattr(self.wsgi, "stopping", None)
         if callable(stopping):
             stopping()

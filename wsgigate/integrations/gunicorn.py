@@ -10,6 +10,7 @@ code.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -109,7 +110,7 @@ def _settings(config: Config, path: str = "") -> dict[str, Any]:
         "limit_request_line": 8190,
         "limit_request_fields": 100,
         "limit_request_field_size": 8190,
-        "keepalive": 5,
+        "keepalive": math.ceil(gateway.keep_alive),
         "timeout": 60,
         "graceful_timeout": 30,
         "max_requests": served,

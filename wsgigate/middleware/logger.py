@@ -84,6 +84,16 @@ class Logger:
         self._put = self._sink.put
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return self.record(self.app, environ, start_response)
+
+    def record(
+        self, app: WSGIApplication, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """Call *app*, and write a line about its response.
+
+        For what answers without the app that this Logger is around, such as a server that rejects a
+        malformed request.
+        """
         began = self._clock()
 
         def done(response: Observed) -> None:
@@ -115,7 +125,7 @@ class Logger:
             )
             self._put(_record(Record, values))  # half the price of Record(...)
 
-        return observe(self.app, environ, start_response, done)
+        return observe(app, environ, start_response, done)
 
     @property
     def dropped(self) -> int:
