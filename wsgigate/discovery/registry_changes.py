@@ -22,12 +22,12 @@ All expire by themselves, a little later than a delta reaches back. What must ho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
-from wsgigate.discovery.registry_layout import KEPT, Keys, join, split
+from wsgigate.discovery.registry_layout import KEPT, Keys
 from wsgigate.rules.registry import Registered
 from wsgigate.store import Store, get_all, update
 
@@ -39,13 +39,18 @@ REACH = 180.0
 BUCKET = 15.0
 """Seconds of changes under one key."""
 
-PAGE_BYTES = 16 * 1024
-"""The most that one value holds, some hundred changes; more are on further pages."""
+PAGE_BYTES = 3 * 1024
+"""The most that one value holds, some sixty changes; more are on further pages. Each change writes
+one anew, so they are small."""
 
-PAGES = 64
+PAGES = 320
+"""More changes than these hold in a bucket, some twenty thousand, are not told one by one."""
+
+_AT_ONCE = 8
+"""How many pages of a bucket are read in one step."""
 
 _KEPT = REACH + 2 * BUCKET
-_OVERFLOW = "*"
+_OVERFLOW = b"*\n"
 
 Name: TypeAlias = tuple[str, str]
 
@@ -82,6 +87,7 @@ class Changes:
         self._store = store
         self._keys = keys
         self._begun = False
+        self._written = (0, 0)
 
     def begin(self) -> float:
         """See that it is known since when changes are written down; return the store's time."""
@@ -97,21 +103,24 @@ class Changes:
         :raises StoreError: The store failed.
         """
         now = self._store.get(self._keys.total)[1] if self._begun else self.begin()
-        bucket, line = int(now // BUCKET), f"{action[0]} {service}/{instance_id}"
+        bucket, line = int(now // BUCKET), f"{action[0]} {service}/{instance_id}\n".encode()
 
         def change(old: bytes | None, now: float) -> tuple[bytes | None, float, bool]:
-            lines = split(old)
-            if line in lines:
+            lines = old or b""
+            if line in lines:  # whole: a line has one space, behind its first letter
                 return old, 0.0, True
-            if len(old or b"") + len(line) >= PAGE_BYTES:
+            if len(lines) + len(line) > PAGE_BYTES:
                 return old, 0.0, False
-            return join((*lines, line)), _KEPT, True
+            return lines + line, _KEPT, True
 
-        for page in range(PAGES):
+        # pages before the one that was written last are full, and need not be looked through
+        written = self._written
+        for page in range(written[1] if written[0] == bucket else 0, PAGES):
             if update(self._store, self._keys.changes(bucket, page), change):
+                self._written = bucket, page
                 return
         key = self._keys.changes(bucket, PAGES)
-        update(self._store, key, lambda old, now: (_OVERFLOW.encode(), _KEPT, None))
+        update(self._store, key, lambda old, now: (_OVERFLOW, _KEPT, None))
 
     def keep(self, raw: bytes, service: str, instance_id: str) -> None:
         """Keep *raw*, the entry of an instance that is about to be removed.
@@ -138,26 +147,21 @@ class Changes:
         open_buckets = list(range(int((now - REACH) // BUCKET), last + 1))
         actions: dict[Name, frozenset[Action]] = {}
         complete = since is not None and now - _moment(since, now) >= REACH
-        page = 0
-        while open_buckets:
-            keys = [self._keys.changes(bucket, page) for bucket in open_buckets]
-            full = []
-            for bucket, raw in zip(open_buckets, get_all(self._store, keys), strict=True):
-                if raw is None:
-                    continue
-                full.append(bucket)  # there may be a next page
-                for line in split(raw):
-                    if line == _OVERFLOW:
-                        complete = False
-                        continue
-                    letter, _, name = line.partition(" ")
-                    service, _, instance_id = name.partition("/")
-                    done = _ACTIONS.get(letter)
-                    if done is not None:
-                        known = actions.get((service, instance_id), frozenset())
-                        actions[service, instance_id] = known | {done}
-            page += 1
-            open_buckets = full if page <= PAGES else []
+        first = 0
+        while open_buckets and first <= PAGES:
+            pages = range(first, min(first + _AT_ONCE, PAGES + 1))
+            places = [(bucket, page) for bucket in open_buckets for page in pages]
+            raws = get_all(self._store, [self._keys.changes(*place) for place in places])
+            for raw in raws:
+                complete = complete and raw != _OVERFLOW
+                for service, instance_id, done in _lines(raw):
+                    known = actions.get((service, instance_id), frozenset())
+                    actions[service, instance_id] = known | {done}
+            ends = raws[len(pages) - 1 :: len(pages)]
+            open_buckets = [
+                bucket for bucket, raw in zip(open_buckets, ends, strict=True) if raw is not None
+            ]
+            first += _AT_ONCE
         return Noted(actions, complete, last)
 
     def removed(self, names: list[Name]) -> list[Registered | None]:
@@ -172,6 +176,14 @@ class Changes:
             except ValueError:
                 found.append(None)
         return found
+
+
+def _lines(raw: bytes | None) -> Iterator[tuple[str, str, Action]]:
+    for line in (raw or b"").decode("ascii").splitlines():
+        letter, _, name = line.partition(" ")
+        service, _, instance_id = name.partition("/")
+        if letter in _ACTIONS:
+            yield service, instance_id, _ACTIONS[letter]
 
 
 def _are_alike(one: bytes, other: bytes) -> bool:

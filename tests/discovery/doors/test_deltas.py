@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.discovery.conftest import Clock
 from wsgigate.discovery.doors.deltas import Action, delta
 from wsgigate.discovery.registry import Registry
-from wsgigate.discovery.registry_changes import Name, Noted
+from wsgigate.discovery.registry_changes import PAGE_BYTES, PAGES, Name, Noted
 from wsgigate.rules.registry import Registered, Status
 from wsgigate.store.memory import MemoryStore
 
@@ -93,9 +93,9 @@ def test_too_many_changes_are_told_apart_from_none(clock: Clock) -> None:
     assert registry.changes.read().complete
     registry.changes._begun = True
     store, keys = registry.changes._store, registry.changes._keys
-    for page in range(64):  # as full as pages get
+    for page in range(PAGES):  # as full as pages get
         bucket = int(clock.now // 15)
-        store.swap(keys.changes(bucket, page), None, b"A users/" + b"x" * 16_400, 60.0)
+        store.swap(keys.changes(bucket, page), None, b"A users/" + b"x" * PAGE_BYTES, 60.0)
     registry.register(A)
     noted = registry.changes.read()
     assert not noted.complete
