@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from werkzeug.test import Client
 
-from wsgigate.config.build import build
+from wsgigate.config.build import build, load_gateway
 from wsgigate.config.load import parse
 from wsgigate.store.lmdb import LmdbStore
 
@@ -109,3 +110,20 @@ def test_two_gateways_on_one_folder_share_what_has_one_name_and_nothing_else(
     store = LmdbStore(tmp_path / "store")
     assert store.usage()["items"] == len(set(limits))
     store.close()
+
+
+def test_a_store_that_can_never_be_used_is_an_error_that_names_the_key_of_the_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "store").write_text("a file in the way")
+    file = tmp_path / "shop.toml"
+    file.write_text(text(f"lmdb:{tmp_path}/store"))
+    gateway = load_gateway(str(file))
+    with caplog.at_level(logging.ERROR, "wsgigate"):
+        assert Client(gateway).get("/").status_code == 500
+    gateway.close()
+    [record] = [record for record in caplog.records if record.exc_info]
+    assert record.exc_info is not None
+    told = str(record.exc_info[1])
+    assert "the limit 'all' cannot be counted" in told
+    assert f"{tmp_path}/store is not a folder; correct store.url in {file}" in told

@@ -9,7 +9,9 @@ from wsgiref.util import setup_testing_defaults
 import flask
 import pytest
 
+from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.limiter import Limiter
+from wsgigate.store import MisconfiguredStore, open_store
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import BrokenStore, FakeClock
@@ -69,19 +71,126 @@ def test_while_the_store_is_down_requests_are_refused_if_that_is_wanted(caplog):
     assert "were refused" in caplog.text
 
 
-def test_a_default_store_that_cannot_be_had_is_a_store_that_fails(
-    tmp_path, monkeypatch, caplog, served
+MAKES = {
+    "limiter": lambda **more: Limiter(hello, "1/m", **more),
+    "concurrency-limiter": lambda **more: ConcurrencyLimiter(hello, 9, **more),
+}
+each = pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
+
+
+@each
+@pytest.mark.parametrize("on_store_error", ["allow", "refuse"])
+def test_a_default_store_that_can_never_be_had_is_an_error_that_names_the_cure(
+    tmp_path, monkeypatch, caplog, served, make, on_store_error
 ):
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
-    app = Limiter(hello, "1/m")
-    with caplog.at_level(logging.INFO, "wsgigate.limiter"):
-        assert status(app) == 200
-    assert 'set store.url = "lmdb:/path"' in caplog.text
+    app = make(on_store_error=on_store_error)
+    for _ in range(2):
+        with pytest.raises(MisconfiguredStore) as caught:
+            ask(app)
+    text = str(caught.value)
+    assert text.startswith(f"the limit {app.name!r} cannot be counted: there is no private folder")
+    assert 'pass store="lmdb:/path" with a folder that this user may write' in text
+    assert "store.url" not in text
+    assert app.store_errors == 0
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    assert [status(app) for _ in range(2)] == [200, 429]
+    assert status(app) == 200
     app.close()
+
+
+def unusable(tmp_path, kind):
+    """Return the URL of a store that can never be used, and what is wrong with it."""
+    folder = tmp_path / "store"
+    if kind == "file":
+        folder.write_text("")
+        return f"lmdb:{folder}", f"{folder} is not a folder"
+    if kind == "link":
+        folder.symlink_to(tmp_path)
+        return f"lmdb:{folder}", f"{folder} is a symbolic link"
+    if kind == "open to all":
+        folder.mkdir()
+        folder.chmod(0o777)
+        return f"lmdb:{folder}", f"the folder {folder} is open to other users"
+    if kind == "below a file":
+        (tmp_path / "file").write_text("")
+        return f"lmdb:{tmp_path}/file/store", "cannot be made: Not a directory"
+    folder.mkdir(0o700)
+    (folder / "data.mdb").mkdir()
+    return f"lmdb:{folder}", "data.mdb is not a plain file"
+
+
+@each
+@pytest.mark.parametrize("kind", ["file", "link", "open to all", "below a file", "inside"])
+@pytest.mark.parametrize("as_object", [False, True])
+def test_a_store_that_can_never_be_used_is_an_error(tmp_path, make, kind, as_object):
+    url, wrong = unusable(tmp_path, kind)
+    app = make(store=open_store(url) if as_object else url)
+    with pytest.raises(MisconfiguredStore) as caught:
+        ask(app)
+    assert wrong in str(caught.value)
+    assert "correct the store that was given" in str(caught.value) or (
+        "correct the argument store" in str(caught.value)
+    )
+    app.close()
+
+
+def test_a_limit_that_only_observes_breaks_nothing(tmp_path):
+    url, _ = unusable(tmp_path, "file")
+    app = Limiter(hello, "1/m", store=url, observe=True)
+    assert status(app) == 200
+    assert app.store_errors == 1
+
+
+def test_a_store_that_worked_and_then_cannot_be_used_is_an_outage(tmp_path):
+    class Changed(MemoryStore):
+        wrong = False
+
+        def update(self, key, change):
+            if self.wrong:
+                raise MisconfiguredStore("WRONGPASS")
+            return super().update(key, change)
+
+        take = None
+
+    store = Changed()
+    app = Limiter(hello, "9/m", store=store)
+    assert status(app) == 200
+    store.wrong = True
+    assert status(app) == 200
+    assert app.store_errors == 1
+
+
+def test_the_store_of_a_file_was_looked_at_when_the_gateway_started(tmp_path):
+    url, _ = unusable(tmp_path, "file")
+    store = open_store(url)
+    store.checked = True
+    app = Limiter(hello, "1/m", store=store)
+    assert status(app) == 200
+    assert app.store_errors == 1
+
+
+def test_an_outage_at_the_first_request_stays_one():
+    app = Limiter(hello, "1/m", store="redis://127.0.0.1:1/0")
+    assert status(app) == 200
+    assert app.store_errors == 1
+    app.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("foo:", '^store: a store is "memory:"'),
+        ("redis:/host", '^store: a store is "memory:"'),
+        ("redis://host:port/0", "^store: a host of a Redis is"),
+        ("redis://host/0?prefiks=a", "^store: the URL of a Redis has no option 'prefiks'"),
+        (7, "^store: a store or the URL of one"),
+    ],
+)
+def test_a_url_that_is_none_is_an_error_that_names_the_argument(url, text):
+    with pytest.raises(ValueError, match=text):
+        Limiter(hello, "1/m", store=url)
 
 
 def test_nothing_is_made_before_the_first_request(private):

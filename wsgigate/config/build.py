@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from wsgiref.types import WSGIApplication
 
 from wsgigate import process
@@ -84,7 +84,11 @@ def load_gateway(path: str | None = None) -> Gateway:
         if not path:
             raise ConfigError("", [("", "the environment variable WSGIGATE_CONFIG names no file")])
     reading = read_file(path)
-    return assemble(reading.config, path=path, errors=reading.errors).gateway
+    gateway = assemble(reading.config, path=path, errors=reading.errors).gateway
+    store: Any = gateway.store
+    if hasattr(store, "checked"):  # no command has looked at it: the first request does
+        store.checked, store.cure = False, f"correct store.url in {path}"
+    return gateway
 
 
 def check(config: Config, *, path: str = "") -> None:
@@ -252,7 +256,11 @@ class _Builder:
         except StoreError as error:
             self._errors.add("store.url", str(error))
             store = None
-        return MemoryStore() if store is None else store  # so that the rest can be tried
+        if store is None:
+            return MemoryStore()  # so that the rest can be tried
+        if hasattr(store, "checked"):
+            store.checked = True  # later an error of it is an outage, whatever it says
+        return store
 
     def _made_registry(self) -> Registry | None:
         settings, gateway = self._config.registry, self._config.gateway

@@ -54,8 +54,7 @@ class ConcurrencyLimiter:
     :param enabled: Whether the limiter does anything, as for a :class:`Limiter`.
     :param name: Names this policy in response fields and in the store.
     :param fields: Whether response fields tell the caller how it stands: ``"ratelimit"`` or none.
-    :param on_store_error: What to do when the store fails: ``"allow"`` the request and count it in
-        ``store_errors``, or ``"refuse"`` it.
+    :param on_store_error: What to do when the store fails, as for a :class:`Limiter`.
     :param refuse: Makes the answer of a refusal out of its problem.
     :param clock: Measures seconds: how long a response has been going on, and between log records.
     :raises ValueError: One of the settings is wrong; says which and how.
@@ -148,10 +147,12 @@ class ConcurrencyLimiter:
             return new, ttl, (verdict, now)
 
         try:
-            update = self._update or self._open()
+            update = self._update or self._opened.updater()
             verdict, now = update(place, change)
         except StoreError as error:
             return self._without_store(error, environ, start_response)
+        if self._update is None:
+            self._update = update
         if not verdict.allowed:
             return self._over(key, verdict, now, environ, start_response)
         self._leases.hold(lease, place)
@@ -201,10 +202,6 @@ class ConcurrencyLimiter:
         self._leases.stop()
         self._opened.close()
 
-    def _open(self) -> Callable[..., Any]:
-        self._update = self._opened.updater()
-        return self._update
-
     def _release(self, lease: bytes) -> None:
         place = self._leases.drop(lease)
         if place is not None:
@@ -230,7 +227,7 @@ class ConcurrencyLimiter:
     def _free(self, place: str, lease: bytes) -> None:
         release = self._rule.release
         try:
-            update = self._update or self._open()
+            update = self._update or self._opened.updater()
             update(place, lambda old, now: release(old, now, lease))
         except StoreError as error:
             self._late.again(error)
@@ -239,7 +236,7 @@ class ConcurrencyLimiter:
         """Keep *leases* for longer. Those that have ended meanwhile are not renewed again."""
         renew = self._rule.renew
         try:
-            update = self._update or self._open()
+            update = self._update or self._opened.updater()
             update(place, lambda old, now: renew(old, now, leases))
         except StoreError as error:
             self._late.again(error)
@@ -274,6 +271,8 @@ class ConcurrencyLimiter:
     def _without_store(
         self, error: StoreError, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
+        if self._update is None and not self._observes:  # it has not worked so far
+            self._opened.check_outage(error, f"the limit {self.name!r} cannot be counted")
         self._outages.again(error)
         if self._allows_on_error:
             return self.app(environ, start_response)

@@ -85,7 +85,9 @@ class Limiter:
         the latter with ``X-RateLimit-Reset`` in seconds, since 1970 or from now, instead of a time
         in ISO 8601.
     :param on_store_error: What to do when the store fails: ``"allow"`` the request and count it in
-        ``store_errors``, or ``"refuse"`` it.
+        ``store_errors``, or ``"refuse"`` it. A store that cannot be used until its configuration
+        changes, such as a folder without permission, is a :class:`.MisconfiguredStore` instead,
+        raised by each request until it can.
     :param refuse: Makes the answer of a refusal out of its problem.
     :param clock: Tells the seconds between two log records.
     :raises ValueError: One of the settings is wrong; says which and how.
@@ -191,6 +193,8 @@ class Limiter:
                 verdicts, now = step(counted.kept(key), counted.algorithms, cost)
         except StoreError as error:
             return self._without_store(error, environ, start_response)
+        if self._update is None:
+            self._update, self._step = update, step
         for verdict in verdicts:
             if not verdict[0]:
                 return self._over(verdicts, now, counted, environ, start_response)
@@ -240,9 +244,7 @@ class Limiter:
         self._opened.close()
 
     def _open(self) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
-        self._step = getattr(self._opened.open(), "take", None)
-        self._update = self._opened.updater()
-        return self._update, self._step
+        return self._opened.updater(), getattr(self._opened.open(), "take", None)
 
     def _kept_as(self, key: str) -> str:
         return kept_as(address_key(key) if self.key is client_address else key)
@@ -333,6 +335,8 @@ class Limiter:
     def _without_store(
         self, error: StoreError, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
+        if self._update is None and not self._observes:  # it has not worked so far
+            self._opened.check_outage(error, f"the limit {self.name!r} cannot be counted")
         self._outages.again(error)
         if self._allows_on_error:
             return self.app(environ, start_response)

@@ -165,7 +165,7 @@ NETWORKED = frozenset(
 """What the URLs of stores begin with that many machines may share."""
 
 
-def open_store(url: str, *, owner: str = "") -> Store:
+def open_store(url: str, *, owner: str = "", cure: str = "") -> Store:
     """Return the store that *url* names. Nothing is opened before its first use.
 
     :param url: ``memory:`` for one process; ``lmdb:`` or ``lmdb:PATH`` for every worker of this
@@ -175,6 +175,8 @@ def open_store(url: str, *, owner: str = "") -> Store:
     :param owner: Whose store it is: one per gateway or app, so that two of them never share
         counters by accident. A plain ``lmdb:`` then is a folder of its own; in a Redis, the names
         of the keys begin with it.
+    :param cure: What the error says to do when the folder of a plain ``lmdb:`` cannot be used.
+        Default: to set ``store.url``.
     :raises ValueError: No store goes by that URL, or it needs a package that is not installed.
     :raises MisconfiguredStore: The folder of a plain ``lmdb:`` cannot be used.
     :raises StoreError: That folder cannot be made at the moment.
@@ -187,7 +189,7 @@ def open_store(url: str, *, owner: str = "") -> Store:
     if scheme == "lmdb" and colon:
         from wsgigate.store.lmdb import LmdbStore, private_folder
 
-        return LmdbStore(rest or private_folder(owner))
+        return LmdbStore(rest or private_folder(owner, cure))
     if scheme in NETWORKED and rest.startswith("//"):
         try:
             from wsgigate.store.redis import RedisStore

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import struct
+from errno import EACCES, EISDIR, ENOTDIR, EPERM, EROFS
 
 import lmdb
 
-from wsgigate.store import StoreError
+from wsgigate.store import MisconfiguredStore, StoreError
 from wsgigate.store.folder import of_system
 from wsgigate.store.verify import Damaged
 
@@ -37,6 +39,10 @@ _DAMAGE = (
 )
 
 
+_LASTING = [os.strerror(code) for code in (EACCES, EPERM, EROFS, ENOTDIR, EISDIR)]
+"""What LMDB says of the system's errors that do not pass by themselves."""
+
+
 def explained(error: Exception, path: str, *, most: int, readers: int) -> StoreError:
     """Return what the operator is to know of *error*.
 
@@ -60,4 +66,6 @@ def explained(error: Exception, path: str, *, most: int, readers: int) -> StoreE
         )
     if isinstance(error, OSError):
         return of_system(error, f"{path} cannot be used")
-    return StoreError(f"{path} cannot be used: {error}")
+    lasting = isinstance(error, lmdb.Error) and any(text in str(error) for text in _LASTING)
+    kind = MisconfiguredStore if lasting else StoreError
+    return kind(f"{path} cannot be used: {error}")

@@ -80,7 +80,7 @@ def check_file(path: str) -> None:
         )
 
 
-def private_folder(owner: str) -> str:
+def private_folder(owner: str, cure: str = "") -> str:
     """Return a folder that only this user can open, one per *owner*; it is made if missing.
 
     It lies under ``$XDG_RUNTIME_DIR/wsgigate``, or where that cannot be had under
@@ -88,6 +88,7 @@ def private_folder(owner: str) -> str:
 
     :param owner: Names the gateway or app; empty for the running program, known by its working
         directory and its arguments, which all workers of one server have in common.
+    :param cure: What the error says to do. Default: to set ``store.url``.
     :raises MisconfiguredStore: Neither place can be used; says why and what to set.
     :raises StoreError: Neither can at the moment.
     """
@@ -97,7 +98,7 @@ def private_folder(owner: str) -> str:
             owner = "\0".join([os.getcwd(), *sys.argv])
         except OSError as error:
             raise MisconfiguredStore(
-                f"the working directory is gone: {error.strerror}; {FIX}"
+                f"the working directory is gone: {error.strerror}; {cure or FIX}"
             ) from error
         label = f"{os.path.basename(sys.argv[0] or 'python')}-{os.path.basename(os.getcwd())}"
     slug = re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-")[:40] or "app"
@@ -118,7 +119,7 @@ def private_folder(owner: str) -> str:
     lasting = all(isinstance(error, MisconfiguredStore) for error in errors)
     kind = MisconfiguredStore if lasting else StoreError
     reasons = "; ".join(map(str, errors))
-    raise kind(f"there is no private folder for the store: {reasons}; {FIX}")
+    raise kind(f"there is no private folder for the store: {reasons}; {cure or FIX}")
 
 
 def _remove_leftovers(base: str) -> None:

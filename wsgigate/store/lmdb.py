@@ -58,6 +58,10 @@ class LmdbStore:
         self._map_size = map_size
         self._clock = clock
         self._environment: Environment | None = None
+        self.checked = False
+        """Whether the start of a gateway looks at it."""
+        self.cure = ""
+        """What to do when it can never be used, in the terms of whoever named it."""
 
     def __repr__(self) -> str:
         return f"LmdbStore({self.path!r})"

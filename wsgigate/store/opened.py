@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from wsgigate import process
-from wsgigate.store import Change, R, Store, open_store, update
+from wsgigate.store import Change, MisconfiguredStore, R, Store, StoreError, open_store, update
 from wsgigate.store.memory import MemoryStore
 from wsgigate.store.namespace import Names, check_namespace, innermost, maker
 from wsgigate.store.under_test import memory_of, under_test
@@ -43,10 +43,19 @@ class OpenedStore:
         self._namespace = check_namespace(namespace)
         self._names: Names | None = None
         self._prefix: str | None = None if namespace is None else f"{namespace}/"
+        self._cure = 'correct the store that was given as store, or pass store="lmdb:/path"'
         if store is None or store == "lmdb:":  # its folder is not to be made before it is needed
             self._names = Names(self._app, maker(self._app))
+            self._cure = (
+                'pass store="lmdb:/path" with a folder that this user may write, or set '
+                "XDG_STATE_HOME to one"
+            )
         elif isinstance(store, str):
-            self._store = open_store(store)
+            try:
+                self._store = open_store(store)
+            except ValueError as error:
+                raise ValueError(f"store: {error}") from None
+            self._cure = "correct the argument store"
             if isinstance(self._store, MemoryStore) or getattr(self._store, "own_prefix", False):
                 self._prefix = self._prefix or ""  # nobody shares it, or the URL says who does
             else:
@@ -82,7 +91,22 @@ class OpenedStore:
         owner = f"namespace-{self._namespace}"
         if not self._namespace and self._names is not None:
             owner = self._names.folder()
-        return open_store("lmdb:", owner=owner)
+        return open_store("lmdb:", owner=owner, cure=self._cure)
+
+    def check_outage(self, error: StoreError, what: str) -> None:
+        """See that *error*, of a store that has not worked so far, may pass without a change.
+
+        The store of a gateway's file was looked at when the gateway started.
+
+        :param what: What cannot be done without the store.
+        :raises MisconfiguredStore: The error does not pass; the message says what to change.
+        """
+        if not isinstance(error, MisconfiguredStore) or getattr(self._store, "checked", False):
+            return
+        text, cure = str(error), getattr(self._store, "cure", "") or self._cure
+        if cure not in text:
+            text = f"{text}; {cure}"
+        raise MisconfiguredStore(f"{what}: {text}") from error
 
     @property
     def in_memory(self) -> bool:

@@ -68,6 +68,10 @@ class RedisStore:
         self.own_prefix = self._place.named
         """Whether the URL says that, and so whose values they are."""
         self._prefix = self.prefix.encode()
+        self.checked = False
+        """Whether the start of a gateway looks at it."""
+        self.cure = ""
+        """What to do when it can never be used, in the terms of whoever named it."""
         self.lock = threading.RLock()
         self._servers: Servers | None = None
         self._pid = 0
