@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 import requests
 
 from tests.acceptance.conftest import until
+from tests.acceptance.registries import RegistryServer
+from wsgigate.rules.registry import Registered
 from wsgigate.testing.backend import Backend, reply
 
 Serve = Callable[..., Any]
@@ -134,3 +137,49 @@ def test_every_worker_answers_for_all_of_them(serve: Serve, backend: Backend, fo
     path = gateway.url + "/circuit-breakers/svc/reset"
     assert requests.post(path, headers=BEARER, timeout=10).status_code == 200
     assert {counts("/circuit-breakers")[0] for _ in range(10)} == {0}
+
+
+FOUND = """
+[gateway]
+name = "test"
+[services.users]
+discover = ["registry:{one}", "registry:{other}"]
+[[routes]]
+path = "/users"
+service = "users"
+"""
+
+
+def test_a_gateway_asks_the_next_registry_while_one_is_gone(serve: Serve, backend: Backend) -> None:
+    entry = Registered("users", "u-1", "127.0.0.1", int(backend.url.rpartition(":")[2]))
+    one, other = RegistryServer().start(), RegistryServer().start()
+    try:
+        one.registry.register(entry)
+        other.registry.register(entry)
+        gateway = serve(FOUND.format(one=one.url, other=other.url), workers=1)
+
+        def works() -> bool:
+            return requests.get(gateway.url + "/users", timeout=10).status_code == 200
+
+        assert works()
+        one.stop()
+        asked = len(other.asked)
+        until(lambda: len(other.asked) > asked)
+        assert works()
+        with Backend() as new:  # a change is heard of from the one that is left
+            port = int(new.url.rpartition(":")[2])
+            other.registry.register(replace(entry, instance_id="u-2", port=port))
+            until(lambda: works() and new.requests)
+            other.registry.deregister("users", "u-2")
+            until(lambda: len(other.registry.discover("users").instances) == 1)
+            until(lambda: "1 removed" in gateway.log)
+        one.start()  # with nothing in it
+        other.stop()
+        for _ in range(20):
+            assert works(), "a registry without a memory takes no instance along"
+        one.registry.register(entry)
+        other.start()
+        assert works()
+    finally:
+        one.stop()
+        other.stop()

@@ -122,6 +122,58 @@ def test_an_error_is_told_where_it_is(text: str, path: str, said: str) -> None:
     assert said in told[path]
 
 
+@pytest.mark.parametrize(
+    ("use", "name"),
+    [
+        ("registry:http://a:1,http://b:2", "registry:http://a:1, registry:http://b:2"),
+        ("registry:http://a:1, http://b:2/users", "registry:http://a:1, registry:http://b:2"),
+        (
+            ["registry:http://a:1", "registry:http://b:2"],
+            "registry:http://a:1, registry:http://b:2",
+        ),
+        (["registry:http://a:1", "registry:http://a:1"], "registry:http://a:1"),
+        (["registry:http://a:1"], "registry:http://a:1"),
+        ("consul:http://a:1,http://b:2/u", "consul:http://a:1/u, consul:http://b:2/u"),
+        (
+            ["consul:http://a:1/u", "consul:http://b:2/u"],
+            "consul:http://a:1/u, consul:http://b:2/u",
+        ),
+    ],
+)
+@pytest.mark.parametrize("table", [False, True])
+def test_several_servers_are_one_source(use: str | list[str], name: str, table: bool) -> None:
+    written = json.dumps(use)
+    text = f"[services.a]\ndiscover = {f'{{ use = {written} }}' if table else written}\n"
+    gateway = build(parse(text + "[[routes]]\npath = '/a'\nservice = 'a'", environ={}))
+    try:
+        assert gateway.watcher is not None
+        assert gateway.watcher.sources == {"a": name}
+    finally:
+        gateway.close()
+
+
+@pytest.mark.parametrize(
+    ("use", "said"),
+    [
+        ([], "at least one item"),
+        (["registry", "registry:http://a:1"], "several sources are registries, or Consuls"),
+        (["registry:http://a:1", "consul:http://a:1/u"], "several sources are registries"),
+        (["registry:http://a:1/u", "registry:http://b:1/v"], "several sources are registries"),
+        (["dns:a:80", "dns:b:80"], "several sources are registries, or Consuls"),
+        ("registry:http://a:1/u,http://b:1/v", "by one name"),
+        ("registry:http://a:1,b", "each has a URL"),
+        (["registry:http://a:1", "etcd:x"], "is one of"),
+        (["registry:http://a:1", 7], "expected one of"),
+    ],
+)
+def test_sources_that_cannot_stand_for_each_other_are_an_error(
+    use: str | list[object], said: str
+) -> None:
+    text = f"[services.a]\ndiscover = {json.dumps(use)}\n"
+    errors = wrong(text + "[[routes]]\npath = '/a'\nservice = 'a'")
+    assert any(said in text and key.startswith("services.a.discover") for key, text in errors)
+
+
 def test_a_token_is_never_shown() -> None:
     errors = wrong(
         "[services.a]\ndiscover = { use = 'dns:a:1', token = 's3cret-token' }\n"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from wsgigate.addresses import AddressList
 from wsgigate.config.kinds import Choice, Secret, Text
-from wsgigate.config.source_text import EXAMPLES, FORMS, Address, read_address
-from wsgigate.config.tables import ListOf, setting, table
+from wsgigate.config.source_text import EXAMPLES, FORMS, Address, read_address, read_addresses
+from wsgigate.config.tables import Either, ListOf, setting, table
 from wsgigate.config.texts import Checked, Url
 from wsgigate.config.yaml import parse_yaml
 from wsgigate.discovery.sources import Source
@@ -18,6 +19,7 @@ from wsgigate.discovery.sources.consul import Consul
 from wsgigate.discovery.sources.file import WatchedFile
 from wsgigate.discovery.sources.kubernetes import Kubernetes
 from wsgigate.discovery.sources.registry import RemoteRegistry
+from wsgigate.discovery.sources.several import Several
 
 __all__ = [
     "OPTIONS",
@@ -58,6 +60,12 @@ class Discovered(Checked[str]):
         )
 
 
+SOURCES: Either[tuple[str, ...], str] = Either(
+    lambda value: isinstance(value, list), ListOf(Discovered(), least=1), Discovered()
+)
+"""The address of a source, or of several that know the same."""
+
+
 class _Networks(Checked[str]):
     def __init__(self) -> None:
         super().__init__(
@@ -71,7 +79,9 @@ class _Networks(Checked[str]):
 class Discover:
     """Where the instances of a service are known."""
 
-    use: str = setting(Discovered(), "The source.")
+    use: tuple[str, ...] | str = setting(
+        SOURCES, "The source; of registries and Consuls several URLs, asked in turn."
+    )
     allowed_networks: tuple[str, ...] | None = setting(
         ListOf(_Networks(), least=1),
         "Where instances may be; loopback and private networks unless said.",
@@ -97,7 +107,7 @@ class Discover:
     ca: str | None = setting(Text(), "A file of authorities for the source's server.", default=None)
 
 
-def discovery(value: Discover | str) -> Discover:
+def discovery(value: Discover | tuple[str, ...] | str) -> Discover:
     """Return the table that *value* is short for."""
     return value if isinstance(value, Discover) else Discover(use=value)
 
@@ -105,14 +115,20 @@ def discovery(value: Discover | str) -> Discover:
 def source_of(
     options: Discover, service: str, folder: Path, own: Callable[[str, tuple[str, ...]], Source]
 ) -> Source:
-    """Return the source that *options* describe.
+    """Return the source that *options* describe, of several servers one that asks them in turn.
 
     :param service: The service's name, which a registry knows it by unless said.
     :param folder: Where relative file names start.
     :param own: Makes the source of this gateway's own registry, of a name and tags.
     :raises ValueError: An option is not for that source, or its value is not of its form.
     """
-    address = read_address(options.use)
+    address = read_addresses(options.use)
+    if address.others:
+        each = [
+            replace(options, use=_text(address._replace(url=url, others=())))
+            for url in (address.url, *address.others)
+        ]
+        return Several([source_of(one, service, folder, own) for one in each])
     kind = address.kind
     for option, kinds in OPTIONS.items():
         if getattr(options, option) is not None and kind not in kinds:
@@ -125,7 +141,7 @@ def source_of(
         return own(address.name or service, tags)
     if kind == "file":
         made = WatchedFile(folder / address.name, parse=_PARSERS[Path(address.name).suffix])
-        made.name = options.use
+        made.name = f"file:{address.name}"
         return made
     if kind in ("dns", "srv"):
         return _by_dns(address, scheme, options.nameservers or ())
@@ -145,15 +161,19 @@ def source_of(
     )
 
 
+def _text(address: Address) -> str:
+    return f"{address.kind}:{address.url}{'/' if address.name else ''}{address.name}"
+
+
 def is_own(options: Discover) -> bool:
     """Return whether the instances are those of the gateway's own registry."""
-    address = read_address(options.use)
+    address = read_addresses(options.use)
     return address.kind == "registry" and not address.url
 
 
 def server_name(options: Discover) -> str | None:
     """Return the name that certificates of the instances are for, if it is not their own."""
-    address = read_address(options.use)
+    address = read_addresses(options.use)
     return address.name if address.kind == "dns" and options.scheme == "https" else None
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from wsgigate.config.balances import POLICY, Balance, ServiceSticky
 from wsgigate.config.breakers import ServiceBreaker
-from wsgigate.config.discovers import Discover, Discovered
+from wsgigate.config.discovers import SOURCES, Discover
 from wsgigate.config.healths import HEALTH, ServiceHealth, TcpHealth
 from wsgigate.config.hedges import ServiceHedge
 from wsgigate.config.kinds import Duration, Flag, Integer, Text
@@ -82,8 +82,8 @@ class Service:
         'Where it runs: "http://10.0.0.5:8000", or { url = "...", weight = 2, tier = 1 }.',
         default=(),
     )
-    discover: Discover | str | None = setting(
-        Either(_is_table, Table(Discover), Discovered()),
+    discover: Discover | tuple[str, ...] | str | None = setting(
+        Either(_is_table, Table(Discover), SOURCES),
         'Who knows where it runs, instead: "registry", "dns:orders.internal:8000" and others.',
         default=None,
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from wsgigate.discovery import Instance
 
-__all__ = ["EXAMPLES", "FILES", "FORMS", "Address", "read_address"]
+__all__ = ["EXAMPLES", "FILES", "FORMS", "Address", "read_address", "read_addresses"]
 
 FILES = (".json", ".toml", ".yaml", ".yml")
 """How the names of files end whose lists can be read."""
@@ -29,7 +29,8 @@ class Address(NamedTuple):
 
     :ivar kind: The kind of source.
     :ivar name: Of a host, a service or a file.
-    :ivar url: Of a server.
+    :ivar url: Of a server; of the first of several.
+    :ivar others: The URLs of the other servers that know the same, in their order.
     :ivar port: A number, or the name of one.
     :ivar namespace: Where Kubernetes has the service.
     """
@@ -39,6 +40,30 @@ class Address(NamedTuple):
     url: str = ""
     port: str = ""
     namespace: str = ""
+    others: tuple[str, ...] = ()
+
+
+def read_addresses(use: str | Sequence[str]) -> Address:
+    """Return what a text says, or a list of texts that differ in the server alone.
+
+    :raises ValueError: One is none of the forms, or they are not of the same source.
+    """
+    first, *rest = (read_address(text) for text in ([use] if isinstance(use, str) else use))
+    for address in rest:
+        if (
+            not (first.url and address.url)
+            or address._replace(url=first.url, others=first.others) != first
+        ):
+            raise ValueError(
+                "several sources are registries, or Consuls, that know the same service at "
+                'different URLs, as in ["registry:http://10.0.0.4:3004", '
+                '"registry:http://10.0.0.5:3004"]'
+            )
+    if not rest and not first.others:
+        return first
+    urls = [url for each in (first, *rest) for url in (each.url, *each.others)]
+    others = [url for url in dict.fromkeys(urls) if url != first.url]
+    return first._replace(others=tuple(others))
 
 
 def read_address(text: str) -> Address:
@@ -56,10 +81,21 @@ def read_address(text: str) -> Address:
 def _registry(rest: str) -> Address:
     if not rest:
         return Address("registry")
-    base, name = _based(rest)
+    base, name, others = _several(rest)
     if not base:
         raise ValueError('registry: is followed by a URL, as in "registry:http://10.0.0.4:3004"')
-    return Address("registry", name, base)
+    return Address("registry", name, base, others=others)
+
+
+def _several(rest: str) -> tuple[str, str, tuple[str, ...]]:
+    """Return the URL of the first server, the name behind any, and the URLs of the others."""
+    found = [_based(part.strip()) for part in rest.split(",")]
+    names = {name for _, name in found if name}
+    if len(names) > 1:
+        raise ValueError(f"the servers know the service by one name, not by {sorted(names)}")
+    if len(found) > 1 and not all(url for url, _ in found):
+        raise ValueError(f"of several servers each has a URL, as in http://10.0.0.4:3004: {rest!r}")
+    return found[0][0], next(iter(names), ""), tuple(url for url, _ in found[1:])
 
 
 def _based(rest: str) -> tuple[str, str]:
@@ -99,10 +135,10 @@ def _file(rest: str) -> Address:
 
 
 def _consul(rest: str) -> Address:
-    url, name = _based(rest)
+    url, name, others = _several(rest)
     if not name:
         raise ValueError('consul: ends with the service, as in "consul:http://10.0.0.4:8500/a"')
-    return Address("consul", name, url)
+    return Address("consul", name, url, others=others)
 
 
 def _kubernetes(rest: str) -> Address:
