@@ -61,7 +61,7 @@ def test_expired_values_do_not_pile_up(clock):
         store.swap(f"key/{number}", None, b"", 10)
         clock.advance(1)
     assert len(store._items) < 30
-    assert len(store._queue) < 150
+    assert len(store._others) < 150
 
 
 def test_values_renewed_or_removed_again_and_again_leave_nothing_behind(clock):
@@ -71,7 +71,7 @@ def test_values_renewed_or_removed_again_and_again_leave_nothing_behind(clock):
         store.swap("removed", None, b"", 60)
         store.swap("removed", b"", None, 0)
         clock.advance(0.01)
-    assert len(store._queue) < 150
+    assert len(store._others) < 150
 
 
 def test_a_write_into_a_full_store_looks_at_few_others(clock):

@@ -31,6 +31,7 @@ _LONGEST = 86_400.0
 _LONGEST_TEXT = 1_024
 _MOST_IN_A_ROW = 1_000
 _MOST_BYTES = 1_024
+_BYTES = 256
 _LATEST = 253_402_300_800.0  # the year 10000: what a date can not say is not a time
 _PATH = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
@@ -193,10 +194,14 @@ class Health:
     last: Outcome
 
     def to_bytes(self) -> bytes:
-        """Return the record as it is shared with other workers."""
+        """Return the record as it is shared with other workers.
+
+        All but freaks have one length, so that a store without room for anything more can replace
+        each by the next.
+        """
         last = [self.last.ok, self.last.status, self.last.response_time, self.last.error]
         members = [self.healthy, self.since, self.streak, self.checked, last]
-        return json.dumps(members, separators=(",", ":")).encode("ascii")
+        return json.dumps(members, separators=(",", ":")).encode("ascii").ljust(_BYTES)
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Health:

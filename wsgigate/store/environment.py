@@ -7,9 +7,9 @@ import os
 import struct
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import lmdb
 
@@ -17,10 +17,13 @@ from wsgigate.store import MisconfiguredStore, StoreError, datafile
 from wsgigate.store.failures import Full, explained
 from wsgigate.store.folder import check_file, own_folder
 from wsgigate.store.forking import rest_at_fork
+from wsgigate.store.limits import COUNTERS, VITAL
 from wsgigate.store.sweep import FIRST, FORMAT, MARKER, SWEEP_EVERY, SWEEP_LOOKS, expiry, sweep
 from wsgigate.store.verify import Damaged, reach, verify
 
 __all__ = ["Environment", "has_live_values"]
+
+R = TypeVar("R")
 
 READERS = 1022
 LOCK_BYTES = READERS * 64 + 128  # the size LMDB itself gives the lock file for so many readers
@@ -33,6 +36,11 @@ TRY_EVERY = 0.25  # seconds: between two attempts to find room in a full file, w
 # be filled is less than the map, by what is written between two looks at how full it is.
 RESERVE = 4 * 1024 * 1024
 
+VITAL_SHARE = 16  # of what all values may use, this part comes on top for the vital ones alone
+
+EVICTED = 1024  # counters removed in one transaction: some milliseconds for whoever waits to write
+EVICTIONS = 8  # such transactions for one write at most
+
 
 class Environment:
     """The one LMDB environment that this process may have open on a folder.
@@ -42,6 +50,8 @@ class Environment:
 
     :param folder: Where its two files are; made if missing.
     :param map_size: How much may be kept in it, in bytes.
+    :ivar full: Whether there is no room for another value.
+    :ivar packed: Whether there is none for a vital one either; see :mod:`wsgigate.store.limits`.
     :ivar looked: When a write last swept and looked after the file.
     :ivar due: When the next one does.
     :ivar begin: Begins a transaction, ``None`` while it is not open.
@@ -56,9 +66,10 @@ class Environment:
         self.begin: Any = None
         self.turn = -1
         self.looked = self.due = float("-inf")
-        self.full = False
+        self.full = self.packed = False
         self._added = 0
-        self._tried = float("-inf")
+        self._tried = self._cleared = float("-inf")
+        self._evict_at = b""  # the counter that was removed last
         self.users: weakref.WeakSet[object] = weakref.WeakSet()
         self._folder = folder
         self._data = os.path.join(folder, "data.mdb")
@@ -161,7 +172,8 @@ class Environment:
 
     def close(self) -> None:
         """Close the environment; the next use opens it again."""
-        env, self._env, self.begin, self.full = self._env, None, None, False
+        env, self._env, self.begin = self._env, None, None
+        self.full = self.packed = False
         if env is not None:
             env.close()
         self._let_go()
@@ -187,9 +199,10 @@ class Environment:
             error = Full(self._lacking)
         return explained(error, self._data, most=self.map_size, readers=READERS)
 
-    def recover(self, error: Exception, now: float) -> None:
+    def recover(self, error: Exception, now: float, name: bytes = b"") -> None:
         """Do what may let a second attempt succeed.
 
+        :param name: The key that is written, if one is.
         :raises StoreError: There is nothing to be done.
         """
         try:
@@ -199,6 +212,8 @@ class Environment:
                 self.close()  # LMDB refuses everything from here on until it is opened anew
             elif isinstance(error, lmdb.MapFullError) and self._env.reader_check():
                 pass  # there are pages again, which were kept for a reader that was killed
+            elif isinstance(error, Full | lmdb.MapFullError) and name.startswith(_VITAL):
+                self._make_room(error, now)
             elif isinstance(error, Full | lmdb.MapFullError):
                 if 0.0 <= now - self._tried < TRY_EVERY:
                     raise self.failure(error)  # else every new caller would cost milliseconds
@@ -216,12 +231,54 @@ class Environment:
         except lmdb.Error as again:
             raise self.failure(again) from again
 
-    def add(self, size: int) -> None:
-        """Account for *size* bytes more than there are; sooner or later they cause a sweep.
+    def _make_room(self, error: Exception, now: float) -> None:
+        """Find room for a vital value, by what is expired, or else by removing counters."""
+        if 0.0 <= now - self._cleared < TRY_EVERY:
+            raise self.failure(error)  # there was nothing to remove the last time
+        self._lacking = None
+        grown = self._grow(self._most)
+        if not grown or self.packed:
+            self._sweep_far(now)
+        lacking = self.packed or (not grown and isinstance(error, lmdb.MapFullError))
+        for _ in range(EVICTIONS):
+            if not lacking:
+                return
+            if not self._evict():
+                self._cleared = now
+                return
+            lacking = self.packed
+
+    def _evict(self) -> int:
+        """Remove some counters, and return how many: neighbours, as only whole pages come free.
+
+        Those that are made up are as many as their maker likes, those of callers are few: whoever
+        is next in turn is most likely one of the former. Each process goes round by itself.
+        """
+
+        def remove(txn: Any) -> int:
+            removed = 0
+            with txn.cursor() as cursor:
+                for first in _COUNTERS:
+                    # from where the last one stopped, and then from the beginning
+                    for start in sorted({first, max(first, self._evict_at)}, reverse=True):
+                        there = cursor.set_range(start)
+                        while there and removed < EVICTED and cursor.key().startswith(first):
+                            self._evict_at = cursor.key()
+                            there = cursor.delete()
+                            removed += 1
+                    if removed:
+                        break
+            self.measure(txn)
+            return removed
+
+        return self._in_a_full_map(remove)
+
+    def add(self, size: int, name: bytes) -> None:
+        """Account for *size* bytes more under *name*; sooner or later they cause a sweep.
 
         :raises Full: There is no room for them.
         """
-        if self.full:
+        if self.full and (self.packed or not name.startswith(_VITAL)):
             raise Full
         self._added += 1 + (size >> 8)
         if self._added >= SWEEP_EVERY:
@@ -238,9 +295,11 @@ class Environment:
         pages = found["branch_pages"] + found["leaf_pages"] + found["overflow_pages"]
         used = pages * found["psize"]
         room = self.map_size
-        if self._size < self._most:
+        vital = room + room // VITAL_SHARE
+        if self._size < self._most:  # perhaps for want of disk space: the file is what there is
             room = min(room, self._size - max(self._size // 8, datafile.STEP // 4))
-        self.full = used > room
+            vital = min(vital, room + (self._size - room) // 2)
+        self.full, self.packed = used > room, used > vital
         return used, found["entries"]
 
     def look_after(self, now: float) -> None:
@@ -265,11 +324,19 @@ class Environment:
 
     def _sweep_far(self, now: float) -> None:
         """Sweep further than usual, but not over all: a full file must not make everybody wait."""
-        while self._env is not None:
+        self._in_a_full_map(lambda txn: self.sweep(txn, now, FULL_LOOKS))
+
+    def _in_a_full_map(self, work: Callable[[Any], R]) -> R:
+        """Return what *work* makes of a transaction, for which there may be no pages yet.
+
+        :raises lmdb.MapFullError: There are none to be had.
+        """
+        while True:
+            if self._env is None:
+                self.open()  # its file was replaced meanwhile
             try:
                 with self._writing() as txn:
-                    self.sweep(txn, now, FULL_LOOKS)
-                return
+                    return work(txn)
             except lmdb.MapFullError:
                 # not even pages to remove something with: it gets a little more than it may have,
                 # but not for ever, as a reader that is stopped has all of them kept for it
@@ -296,6 +363,9 @@ class Environment:
                 self.measure(txn)
         return True
 
+
+_VITAL = tuple(FIRST + each.encode() for each in VITAL)
+_COUNTERS = tuple(FIRST + each.encode() for each in COUNTERS)
 
 _inherited: list[Any] = []
 

@@ -37,8 +37,10 @@ class LmdbStore:
 
     :param path: The folder; made with mode 0700 on first use if it is missing.
     :param map_size: How many bytes may be kept, expired ones included until they are swept; when
-        it is full, what is there can be changed but nothing added. Of several stores of this
-        process on one folder, the first one's counts.
+        it is full, what is there can be changed but nothing added, except what keeps the gateway
+        right (health, circuits, the registry, the deny list): a sixteenth more is for that alone,
+        and then counters of callers are removed for it. Of several stores of this process on one
+        folder, the first one's counts.
     :param clock: Tells the time in seconds, the same in every process.
     :raises ValueError: *path* is empty, or *map_size* is below 1 MiB.
     """
@@ -140,7 +142,7 @@ class LmdbStore:
                                 size = len(new)
                                 if raw is None or size > len(raw) - 8:
                                     check_value(new)
-                                    environment.add(size)
+                                    environment.add(size, name)
                                 txn.put(name, _pack(now + ttl) + new)
                             # a clock that was set back is a reason to look, too
                             looking = not environment.looked <= now < environment.due
@@ -156,7 +158,7 @@ class LmdbStore:
                         environment.look_after(now)
                     return result
                 except FAILURES as error:
-                    last = _again(environment, error, now, last)
+                    last = _again(environment, error, now, last, name)
 
     def items(self, prefix: str) -> Iterator[tuple[str, bytes]]:
         first = position = FIRST + encoded(prefix)
@@ -243,9 +245,11 @@ class LmdbStore:
                     last = _again(environment, error, 0.0, last)
 
 
-def _again(environment: Environment, error: Exception, now: float, last: bool) -> bool:
+def _again(
+    environment: Environment, error: Exception, now: float, last: bool, name: bytes = b""
+) -> bool:
     """Prepare the second attempt after *error*, or raise what it means if this was the *last*."""
     if last:
         raise environment.failure(error) from error
-    environment.recover(error, now)
+    environment.recover(error, now, name)
     return True

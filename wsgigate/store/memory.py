@@ -10,7 +10,7 @@ from typing import TypeAlias, TypeVar, cast
 
 from wsgigate.store import Change
 from wsgigate.store.forking import rest_at_fork
-from wsgigate.store.limits import KEY_BYTES, VALUE_BYTES, check_value, encoded
+from wsgigate.store.limits import COUNTERS, KEY_BYTES, VALUE_BYTES, check_value, encoded
 
 __all__ = ["MemoryStore"]
 
@@ -28,8 +28,9 @@ last looked at. A plain tuple, as one is made at every write."""
 class MemoryStore:
     """Keeps values in this process only: for tests, and where there is one worker.
 
-    A full store forgets the values nearest to their end, so a flood of new callers pushes itself
-    out before it pushes out those who have used up most of their quota.
+    A full store forgets counters first, and of them those nearest to their end: a flood of new
+    callers pushes itself out before callers that have used up most of their quota, and never the
+    health of an instance, a lease or a denied token. See :mod:`wsgigate.store.limits`.
 
     :param max_items: How many values it holds at most.
     :param clock: Tells the time in seconds.
@@ -43,9 +44,11 @@ class MemoryStore:
         self.lock = threading.RLock()
         self._clock = clock
         self._items: dict[str, _Item] = {}
-        # Each item stands in the queue once, under an expiry that was true at some time. A later
+        # Each item stands in one queue once, under an expiry that was true at some time. A later
         # expiry is only put right when its turn comes, so renewing an item costs nothing here.
-        self._queue: list[tuple[float, str]] = []
+        self._counters: list[tuple[float, str]] = []
+        self._others: list[tuple[float, str]] = []
+        self._due = float("inf")  # when there is something to sweep
         rest_at_fork(self)
 
     def get(self, key: str) -> tuple[bytes | None, float]:
@@ -84,13 +87,18 @@ class MemoryStore:
                     self._items[key] = (value, expires, item[2])
                 else:
                     self._items[key] = (value, expires, expires)
-                    heappush(self._queue, (expires, key))
-            held = len(self._items)
-            if (
-                self._queue[0][0] <= now  # it has this key at least
-                or held > self.max_items
-                or len(self._queue) > 2 * held + 64
-            ):
+                    queue = self._counters if key.startswith(COUNTERS) else self._others
+                    heappush(queue, (expires, key))
+                    if expires < self._due:
+                        self._due = expires
+                    while len(self._items) > self.max_items:
+                        if self._due <= now:
+                            self._sweep(now)
+                            continue
+                        self._forget_next(self._counters or self._others, None)
+                    if len(queue) > 2 * len(self._items) + 64:
+                        self._requeue()
+            if self._due <= now:
                 self._sweep(now)
             return result
 
@@ -121,26 +129,29 @@ class MemoryStore:
         self._requeue()
 
     def _sweep(self, now: float) -> None:
-        """Remove a few expired items, and whatever there is too much of."""
-        for _ in range(SWEPT_PER_WRITE):
-            if not self._queue or self._queue[0][0] > now:
-                break
-            self._forget_next(now)
-        while len(self._items) > self.max_items:
-            self._forget_next(None)
-        if len(self._queue) > 2 * len(self._items) + 64:
-            self._requeue()
+        """Remove a few expired items."""
+        due = float("inf")
+        for queue in (self._counters, self._others):
+            if queue:
+                if queue[0][0] <= now:
+                    for _ in range(SWEPT_PER_WRITE):
+                        self._forget_next(queue, now)
+                        if not queue or queue[0][0] > now:
+                            break
+                if queue and queue[0][0] < due:
+                    due = queue[0][0]
+        self._due = due
 
-    def _forget_next(self, now: float | None) -> None:
-        """Take the head of the queue; forget its item if it is expired at *now* (None: anyway)."""
-        queued, key = heappop(self._queue)
+    def _forget_next(self, queue: list[tuple[float, str]], now: float | None) -> None:
+        """Take the head of *queue*; forget its item if it is expired at *now* (None: anyway)."""
+        queued, key = heappop(queue)
         item = self._items.get(key)
         if item is None or item[2] != queued:
             return  # left behind by an item that is gone or stands elsewhere
         value, expires, _ = item
         if expires > queued:
             self._items[key] = (value, expires, expires)
-            heappush(self._queue, (expires, key))
+            heappush(queue, (expires, key))
         elif now is None or expires <= now:
             del self._items[key]
 
@@ -148,8 +159,13 @@ class MemoryStore:
         self._items = {
             key: (value, expires, expires) for key, (value, expires, _) in self._items.items()
         }
-        self._queue = [(expires, key) for key, (_, expires, _) in self._items.items()]
-        heapify(self._queue)
+        self._counters, self._others = [], []
+        for key, (_, expires, _) in self._items.items():
+            counter = key.startswith(COUNTERS)
+            (self._counters if counter else self._others).append((expires, key))
+        heapify(self._counters)
+        heapify(self._others)
+        self._due = float("-inf")
 
 
 def _check(key: str) -> None:

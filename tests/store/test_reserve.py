@@ -1,0 +1,273 @@
+"""A store that clients have filled: what keeps the gateway right still finds room in it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+from werkzeug.test import Client
+
+from wsgigate import Limiter
+from wsgigate.circuits import Circuit, Permit, Rejection
+from wsgigate.denylist import DenyList
+from wsgigate.discovery import Instance
+from wsgigate.discovery.asking import InThreads
+from wsgigate.discovery.health import HealthChecker
+from wsgigate.discovery.registry import Registry
+from wsgigate.maintenance import MaintenanceSwitch
+from wsgigate.rules.circuit import Outcome as Called
+from wsgigate.rules.circuit_rules import CircuitRules
+from wsgigate.rules.denial import identity
+from wsgigate.rules.health import Health, HealthCheck, Outcome
+from wsgigate.rules.registry import Registered
+from wsgigate.store import StoreError
+from wsgigate.store.environment import TRY_EVERY
+from wsgigate.store.limits import COUNTERS, VITAL
+from wsgigate.store.lmdb import LmdbStore
+from wsgigate.store.memory import MemoryStore
+
+MEGABYTE = 1024 * 1024
+
+
+def hello(environ, start_response):
+    start_response("200 OK", [("Content-Length", "0")])
+    return [b""]
+
+
+class Pool:
+    def __init__(self, *urls):
+        self.instances = tuple(Instance(url) for url in urls)
+        self.marks = {}
+
+    def mark(self, url, healthy):
+        self.marks[url] = healthy
+
+
+class Fleet:
+    """Workers that check one instance, over one store."""
+
+    def __init__(self, store, clock):
+        self.clock = clock
+        self.outcome = Outcome(True, 200, "1.00ms")
+        self.pools = [Pool("http://a"), Pool("http://a")]
+        self.checkers = [
+            HealthChecker(
+                {"shop": pool},
+                {"shop": HealthCheck("/")},
+                store,
+                InThreads(lambda *_: self.outcome, spawn=lambda work: work()),
+                clock=clock,
+                random=lambda: 0.5,
+            )
+            for pool in self.pools
+        ]
+        for number, checker in enumerate(self.checkers):
+            checker._lease._owner, checker._lease._pid = b"%d" % number, os.getpid()
+
+    def run(self, seconds):
+        for _ in range(round(seconds * 2)):
+            self.clock.advance(0.5)
+            for checker in self.checkers:
+                checker.step()
+
+    @property
+    def marks(self):
+        return [pool.marks for pool in self.pools]
+
+
+@pytest.fixture(params=["memory", "lmdb"])
+def store(request, folder, clock):
+    if request.param == "memory":
+        made = MemoryStore(max_items=2000, clock=clock)
+    else:
+        made = LmdbStore(folder, map_size=MEGABYTE, clock=clock)
+    yield made
+    made.close()
+
+
+def attack(store, most=30_000):
+    """Have one client make up keys of a limiter until the store is full and beyond."""
+    limiter = Limiter(
+        hello, "100 per day", key="header:X-Api-Key", algorithm="fixed-window", store=store
+    )
+    client, refused = Client(limiter), 0
+    for number in range(most):
+        client.get("/", headers={"X-Api-Key": f"made-up-{number}"})
+        if limiter.store_errors:
+            refused += 1
+            if refused == 100:
+                break
+    return limiter
+
+
+def test_what_keeps_a_gateway_right_has_room_in_a_store_that_is_full(store, clock):
+    fleet = Fleet(store, clock)
+    fleet.run(2)
+    denied = DenyList(store, staleness=0)
+    registry = Registry(store)
+    switch = MaintenanceSwitch(store)
+    attack(store)
+
+    fleet.outcome = Outcome(False, error="Unexpected content, and fifty bytes more than before")
+    fleet.run(40)
+    assert fleet.marks == [{"http://a": False}] * 2
+    assert not any(checker.alone for checker in fleet.checkers)
+    attack(store, 2000)
+    fleet.outcome = Outcome(True, 200, "1.00ms")
+    fleet.run(25)
+    assert fleet.marks == [{"http://a": True}] * 2
+
+    denied.deny_jti("stolen", clock() + 60)
+    assert denied.why_denied(identity(b"signed", {"jti": "stolen"}))
+
+    for number in range(100):
+        one = Registered("users", f"users-{number}", "10.0.0.1", 8000 + number)
+        registry.register(one)
+    assert len(registry.discover("users").instances) == 100
+
+    switch.on("gateway", message="x" * 100)
+    assert "gateway" in switch.status()
+
+
+def test_a_circuit_opens_for_all_in_a_store_that_is_full(store, clock):
+    rules = CircuitRules(consecutive_failures=3)
+    one, other = (Circuit("users", rules, store=store, clock=clock) for _ in range(2))
+    attack(store)
+    for _ in range(3):
+        permit = one.admit()
+        assert isinstance(permit, Permit)
+        permit.done(Called.FAILED)
+    clock.advance(2)
+    assert isinstance(other.admit(), Rejection)
+
+
+def fill(store, name, size=200):
+    for number in range(100_000):
+        try:
+            store.swap(f"{name}{number}", None, bytes(size), 3600)
+        except StoreError:
+            return number
+    raise AssertionError("it is never full")
+
+
+def rewrite_for_ever(store, prefix):
+    for number in itertools.count():
+        store.update(f"{prefix}{number}", lambda old, now: (os.urandom(1000), 3600, None))
+
+
+@pytest.mark.parametrize("prefix", VITAL)
+def test_what_is_vital_goes_beyond_what_fills_the_store(folder, clock, prefix):
+    store = LmdbStore(folder, map_size=MEGABYTE, clock=clock)
+    counters = fill(store, "limit/made-up/")
+    most = fill(store, prefix, 1000)
+    assert most > 500, "for all of them counters went"
+    assert len(list(store.items("limit/"))) < counters / 10
+    assert len(list(store.items(prefix))) == most
+    with pytest.raises(StoreError, match="full of values"):
+        store.swap("limit/one-more", None, b"", 3600)
+    assert (folder / "data.mdb").stat().st_size < 6 * MEGABYTE
+    store.close()
+
+
+def test_nothing_else_is_removed_for_it(folder, clock):
+    store = LmdbStore(folder, map_size=MEGABYTE, clock=clock)
+    own = fill(store, "own/", 1000)
+    vital = fill(store, "health/", 1000)
+    assert vital >= 20, "it has room of its own"
+    assert len(list(store.items("own/"))) == own
+    clock.advance(TRY_EVERY)
+    assert store.swap("own/0", bytes(1000), None, 0)
+    store.close()
+
+
+def test_counters_of_requests_go_before_those_of_places(folder, clock):
+    store = LmdbStore(folder, map_size=MEGABYTE, clock=clock)
+    for number in range(100):
+        store.swap(f"concurrency/{number}", None, bytes(100), 3600)
+    fill(store, "limit/")
+    for number in range(300):
+        assert store.swap(f"registry/i/{number}", None, bytes(1000), 3600)
+    assert len(list(store.items("concurrency/"))) == 100
+    assert store.usage()["used"] < MEGABYTE * 9 / 8
+    store.close()
+
+
+def test_a_flood_of_vital_values_costs_a_full_store_no_more_than_a_look_each(folder, clock):
+    store = LmdbStore(folder, map_size=MEGABYTE, clock=clock)
+    fill(store, "own/")
+    fill(store, "deny/")
+    sweeps = []
+    environment = store._environment
+    environment.sweep = lambda txn, now, looked: sweeps.append(looked)
+    for number in range(500):
+        with pytest.raises(StoreError, match="full of values"):
+            store.swap(f"deny/more/{number}", None, bytes(100), 3600)
+    assert len(sweeps) <= 2
+    store.close()
+
+
+def test_with_a_reader_that_holds_all_pages_it_is_an_error_and_no_end(folder, clock):
+    store = LmdbStore(folder, map_size=MEGABYTE, clock=clock)
+    fill(store, "limit/")
+    reader = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import lmdb, signal, sys\n"
+            "env = lmdb.open(sys.argv[1], max_readers=1022, map_size=1 << 20)\n"
+            "txn = env.begin(); txn.get(b'key'); print('reading', flush=True); signal.pause()",
+            str(folder),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "reading\n"
+        with pytest.raises(StoreError, match="full of values"):
+            rewrite_for_ever(store, "health/")
+    finally:
+        reader.kill()
+        reader.communicate()
+    clock.advance(TRY_EVERY)
+    assert store.swap("health/last", None, b"x", 3600)
+    store.close()
+
+
+def test_in_memory_counters_are_forgotten_before_anything_else(clock):
+    store = MemoryStore(max_items=100, clock=clock)
+    for number in range(50):
+        store.swap(f"health/{number}", None, b"", 5)  # nearer to their end than any counter
+    for number in range(1000):
+        store.swap(f"limit/{number}", None, b"", 3600)
+    assert len(list(store.items("health/"))) == 50
+    assert len(list(store.items("limit/"))) == 50
+    for number in range(200):
+        store.swap(f"registry/{number}", None, b"", 3600)
+    assert list(store.items("limit/")) == []
+    assert len(list(store.items(""))) == 100
+
+
+def test_the_ranks_do_not_meet():
+    for one in COUNTERS:
+        assert not any(one.startswith(other) or other.startswith(one) for other in VITAL)
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Outcome(True, 200, "1.53ms"),
+        Outcome(True, 204, "12345.67ms"),
+        Outcome(False, error="Connection refused"),
+        Outcome(False, 503, "0.1ms", "Status 503"),
+        Outcome(False, 200, "x" * 40, "e" * 60),
+    ],
+)
+def test_a_result_has_one_length(outcome):
+    health = Health(outcome.ok, 1795452955.698561, 1000, 1795452955.698561, outcome)
+    raw = health.to_bytes()
+    assert len(raw) == 256
+    assert Health.from_bytes(raw) == health
