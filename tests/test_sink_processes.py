@@ -8,6 +8,8 @@ import subprocess
 import sys
 import textwrap
 
+FORK_WARNING = "ignore:This process:DeprecationWarning"
+
 
 def run(script):
     head = """
@@ -19,7 +21,8 @@ def run(script):
         sink = Sink(None, lambda stream: JsonLines(), queue_size=1000, now=lambda: 2.0)
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(script)],
+        # Python 3.12 and newer warn of a fork while there are threads, which is what is tried here
+        [sys.executable, "-W", FORK_WARNING, "-c", textwrap.dedent(head) + textwrap.dedent(script)],
         capture_output=True,
         timeout=30,
         check=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tests.discovery.conftest import Clock, Fickle
 from wsgigate.discovery.destinations import Destinations
 from wsgigate.discovery.registry import Full, Invalid, Listing, Refused, Registry
 from wsgigate.rules.registry import LeaseRules, Registered, Status
-from wsgigate.store import Change, R, StoreError, update
+from wsgigate.store import Change, R, Store, StoreError, update
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.store.memory import MemoryStore
 
@@ -375,6 +375,49 @@ def test_what_others_ask_for_does_not_grow_what_is_known(store: Fickle) -> None:
     for n in range(100):
         registry.discover(f"s{n}")
     assert set(registry._reader._known) == {"s0", "s1", "s2"}
+
+
+class Then(Fickle):
+    """A store in which something is done just after one of the writes."""
+
+    def __init__(self, store: Store, number: int, what: Callable[[], object]) -> None:
+        super().__init__(store)
+        self._left, self._what = number, what
+
+    def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
+        done = super().swap(key, old, new, ttl)
+        self._left -= 1
+        if self._left == 0:
+            self._what()
+        return done
+
+
+@pytest.mark.parametrize("number", range(1, 12))
+@pytest.mark.parametrize("leaving", [True, False], ids=["leaves", "comes"])
+def test_two_that_change_the_same_instance_at_once_leave_nothing_half(
+    store: Fickle, number: int, leaving: bool
+) -> None:
+    """Between any two writes of one process another one deregisters or registers it."""
+    there = Registry(store)
+
+    def meanwhile() -> None:
+        if leaving:
+            there.deregister("users", "u-1")
+        else:
+            there.register(ONE)
+
+    here = Registry(Then(store, number, meanwhile))
+    if leaving:
+        here.register(ONE)
+    else:
+        there.register(ONE)
+        here.deregister("users", "u-1")
+    known = store.get("registry/i/users/u-1")[0] is not None
+    assert there.names() == (("users",) if known else ())
+    assert there._index.service("users").ids == (("u-1",) if known else ())
+    assert there._index.total().instances == (1 if known else 0)
+    fresh = Registry(store)
+    assert ids(fresh.discover("users")) == (["u-1"] if known else [])
 
 
 def test_who_registers_and_leaves_at_once_is_there_or_not_but_never_half(store: Fickle) -> None:

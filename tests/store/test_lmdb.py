@@ -1,6 +1,7 @@
 """The store of one machine: what its processes share, and what their forks do not."""
 
 import os
+import re
 import stat
 import sys
 import threading
@@ -155,7 +156,8 @@ assert store.swap("key", b"parent", b"still", 60)
 def test_a_fork_that_python_was_told_of_too_late_is_an_error_that_leaves_the_parent_alone(
     output, folder
 ):
-    assert "cannot be used" in output(UNSEEN, folder)
+    """Python 3.13.0 ends such a child by itself, before it runs a line of Python."""
+    assert re.search("cannot be used|^Fatal Python error", output(UNSEEN, folder))
 
 
 def test_many_processes_that_open_a_new_folder_at_once_agree_on_it(program, folder):

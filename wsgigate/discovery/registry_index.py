@@ -27,7 +27,8 @@ class Index:
 
     Several processes change it at once, and any of them may be killed between two steps. So whoever
     adds looks again afterwards whether it is there, and so does whoever removes whether it should
-    have been: of two that meet, the later one sees the other.
+    have been: of two that meet, the later one sees the other. An instance is counted by the process
+    that adds its id, and no more by the one that removes it.
 
     :param most_services: How many services there may be.
     :param most_of_one: How many instances one service may have.
@@ -81,17 +82,21 @@ class Index:
         if instance_id is not None and action is not None:
             self.log.note(action, name, instance_id)
 
-        def change(old: bytes | None, now: float) -> tuple[bytes | None, float, None]:
+        def change(old: bytes | None, now: float) -> tuple[bytes | None, float, bool]:
             version, ids = Service.read(old)
-            if instance_id is not None and instance_id not in ids:
+            adding = instance_id is not None and instance_id not in ids
+            if instance_id is not None and adding:
                 ids = tuple(sorted((*ids, instance_id)))
             new = Service(next_version(version, now), ids).to_bytes()
-            return new, KEPT if ids else EMPTY, None
+            return new, KEPT if ids else EMPTY, adding
 
-        update(self._store, self._keys.service(name), change)
+        added = update(self._store, self._keys.service(name), change)
         if instance_id is not None:
             self._add_name(name, bounded=False)
-        self._count(0)
+        self._count(1 if added else 0, bounded=False)  # the last, as it tells of all the others
+        if instance_id is not None and not self._is_there(name, instance_id):
+            # removed meanwhile, by a process that saw less of it than is there now
+            self.remove(name, instance_id)
 
     def remove(self, name: str, instance_id: str) -> None:
         """Forget an instance whose entry is gone, and make that known."""
@@ -104,11 +109,12 @@ class Index:
 
         self.log.note(Action.DELETED, name, instance_id)
         removed = update(self._store, self._keys.service(name), change)
-        if self._store.get(self._keys.instance(name, instance_id))[0] is not None:
-            self.publish(name, instance_id, Action.ADDED)  # it has registered again meanwhile
-            return
-        self._tidy(name)
+        again = self._is_there(name, instance_id)
+        if not again:
+            self._tidy(name)
         self._count(-1 if removed else 0)
+        if again:
+            self.publish(name, instance_id, Action.ADDED)  # it has registered again meanwhile
 
     def recount(self, before: Total, instances: int) -> None:
         """Correct the number of all instances, if nothing has changed since it was *before*."""
@@ -123,6 +129,9 @@ class Index:
     def total(self) -> Total:
         """Return the version of all services together, and how many instances there are."""
         return Total.read(self._store.get(self._keys.total)[0])
+
+    def _is_there(self, name: str, instance_id: str) -> bool:
+        return self._store.get(self._keys.instance(name, instance_id))[0] is not None
 
     def _add_id(self, name: str, instance_id: str) -> bool:
         most = self._most_of_one
@@ -168,9 +177,9 @@ class Index:
             if self.service(name).ids:
                 self._add_name(name, bounded=False)
 
-    def _count(self, more: int) -> None:
+    def _count(self, more: int, *, bounded: bool = True) -> None:
         """Count *more* instances, and give all services together a new version."""
-        most = self._most_in_all
+        most = self._most_in_all if bounded else float("inf")
 
         def change(old: bytes | None, now: float) -> tuple[bytes | None, float, bool]:
             version, instances = Total.read(old)
