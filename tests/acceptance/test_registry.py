@@ -77,6 +77,9 @@ def test_who_is_there_is_there_again_after_all_were_killed(
     assert Registry(server.url, USERS).register("users", "u-1") == 201
     assert registry.register("users", "u-2", metadata={"team": "a"}, weight=3) == 201
     assert registry.register("orders", "o-1") == 201
+    guesses = [Registry(server.url, f"a-wrong-token-number-{n}") for n in range(13)]
+    statuses = [guess.register("users", "u-1") for guess in guesses]
+    assert statuses == [401] * 10 + [429] * 3  # of all workers together; nobody else notices
     for _ in range(12):  # whichever worker is asked
         assert registry.names("users", "") == ["u-1", "u-2"]
     before = registry.send("GET", "/services").json()

@@ -252,7 +252,7 @@ def test_while_the_store_fails_nothing_is_lost(fleet: Fleet) -> None:
 def test_no_more_are_under_way_than_may_be(fleet: Fleet) -> None:
     for worker in fleet.workers:
         assert worker._checks is not None
-        worker._checks._most = 3
+        worker._checks._most = 4
     for number in range(10):
         fleet.register({"TCP": f"10.0.0.5:{9000 + number}", "Interval": "10s"}, ID=f"a-{number}")
     fleet.answers.hold = True
@@ -261,8 +261,29 @@ def test_no_more_are_under_way_than_may_be(fleet: Fleet) -> None:
     for found in fleet.answers.held:
         found(UP)
     fleet.answers.hold = False
-    fleet.run(2)
+    fleet.run(3)
     assert len(fleet.answers.asked) == 10
+
+
+def test_those_that_hang_keep_nobody_from_being_checked(fleet: Fleet) -> None:
+    for worker in fleet.workers:
+        assert worker._checks is not None
+        worker._checks._most = 4
+    for number in range(10):
+        fleet.register({"TCP": f"10.0.0.9:{9000 + number}", "Interval": "1s"}, ID=f"hangs-{number}")
+    fleet.answers.outcome = Outcome(False, error="Timeout")
+    fleet.run(10)
+    fleet.register({"TCP": "10.0.0.5:8080", "Interval": "1s"}, ID="well")
+    fleet.answers.hold = True  # they hang now, and those in between
+    fleet.run(3)
+    held = len(fleet.answers.held)
+    assert [url for _, url, _ in fleet.answers.asked[-held:]].count("http://10.0.0.5:8080") == 1
+    assert held == 3  # half of them for those that hung, and the new one
+    assert fleet.answers.asked[-1][1] == "http://10.0.0.5:8080"
+    for _ in range(5):
+        fleet.answers.held[-1](UP)
+        fleet.run(2)
+    assert fleet.passing() == 1
 
 
 def test_what_this_machine_lacks_is_no_fault_of_the_instance(

@@ -40,6 +40,8 @@ REFRESH = 1.0
 LATE = 10.0
 """Seconds beyond its timeout after which a check that never ended is given up."""
 
+SURE, NEW, HUNG = 0, 1, 2
+
 Name = tuple[str, str, str]
 """A service, an instance and a check."""
 
@@ -74,7 +76,8 @@ class RegistryChecks:
     :param store: Where the workers meet.
     :param key: The lease of the worker that checks.
     :param asker: Asks; the addresses it may connect to are its own business.
-    :param most: How many checks are under way at most. Others wait for their turn.
+    :param most: How many checks are under way at most, 4 or more; half as many that timed out the
+        last time, three quarters of those and of new ones. Others wait for their turn.
     :param clock: Seconds of a clock that never steps back.
     :param random: Gives numbers in [0, 1).
     """
@@ -109,6 +112,7 @@ class RegistryChecks:
         self._next: dict[Name, float] = {}
         self._flights: dict[Name, float] = {}
         self._streaks: dict[Name, Streak] = {}
+        self._hung: set[Name] = set()
         self._trouble.since = None
 
     def start(self) -> None:
@@ -159,11 +163,26 @@ class RegistryChecks:
             return
         for name in [name for name, until in list(self._flights.items()) if until < now]:
             self._flights.pop(name, None)
+        # those that hung the last time, and those that may hang, keep none from being checked
+        free = [
+            most - sum(self._doubt(name) >= doubt for name in list(self._flights))
+            for doubt, most in enumerate((self._most, self._most * 3 // 4, self._most // 2))
+        ]
         for name, at in sorted(self._next.items(), key=lambda item: item[1]):
-            if at > now or len(self._flights) >= self._most:
+            if at > now or free[SURE] <= 0:
                 break
-            if name not in self._flights:
-                self._begin(name, now)
+            doubt = self._doubt(name)
+            if name in self._flights or min(free[: doubt + 1]) <= 0:
+                continue
+            for less in range(doubt + 1):
+                free[less] -= 1
+            self._begin(name, now)
+
+    def _doubt(self, name: Name) -> int:
+        """Return how likely a check is to hang: one that did, one never carried out, any other."""
+        if name in self._hung:
+            return HUNG
+        return SURE if name in self._streaks else NEW
 
     def _look(self, now: float) -> None:
         """See what is to be checked, if any instance has changed."""
@@ -186,6 +205,7 @@ class RegistryChecks:
         self._streaks = {
             name: streak for name, streak in list(self._streaks.items()) if name in targets
         }
+        self._hung &= targets.keys()
         self._targets, self._version = targets, version
 
     def _is_same(self, name: Name, target: _Target) -> bool:
@@ -235,6 +255,10 @@ class RegistryChecks:
     def _take(self, name: Name, check: Check, outcome: Outcome) -> None:
         """Report what a check has found; runs in the asker's thread."""
         result, output = result_of(outcome)
+        if outcome.error == "Timeout":
+            self._hung.add(name)
+        else:
+            self._hung.discard(name)
         streak = self._streaks.get(name, Streak()).after(result)
         self._streaks[name] = streak
         target = self._targets.get(name)
