@@ -137,6 +137,13 @@ class Changes:
         if update(self._store, self._keys.removed(service, instance_id), change):
             self.note(Action.MODIFIED, service, instance_id)
 
+    def bucket(self) -> int:
+        """Return the bucket of this moment: while it and the version stay, so do the changes.
+
+        :raises StoreError: The store failed.
+        """
+        return int(self._store.get(self._keys.total)[1] // BUCKET)
+
     def read(self) -> Noted:
         """Return the changes within the reach.
 

@@ -89,7 +89,7 @@ class Eureka(Door):
         process.renewed(self, _writing="Lock")
         self._seen: _Seen | None = None
         self._written: dict[bool, tuple[int, Answer]] = {}
-        self._deltas: dict[bool, tuple[tuple[int, int, bool], Answer]] = {}
+        self._deltas: dict[bool, tuple[tuple[int, int], Answer]] = {}
 
     def token(self, environ: WSGIEnvironment) -> bytes | None:
         scheme, _, value = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
@@ -116,16 +116,18 @@ class Eureka(Door):
         return written[1]
 
     def _delta(self, asked: Asked) -> Answer:
-        kind = _wants_json(asked)
+        kind, changes = _wants_json(asked), self._registry.changes
         try:
-            noted = self._registry.changes.read()  # before the entries, which may then be newer
-            seen = self._look()
-            known = seen.version, noted.bucket, noted.complete
-            with self._writing:
+            known = self._look().version, changes.bucket()
+            with self._writing:  # one writes for all
                 written = self._deltas.get(kind)
                 if written is None or written[0] != known:
-                    changed = delta(seen.entries, noted, self._registry.changes.removed)
-                    self._deltas[kind] = written = known, self._tell(asked, changed, seen)
+                    noted = changes.read()  # before the entries, which may then be newer
+                    seen = self._look()
+                    changed = delta(seen.entries, noted, changes.removed)
+                    written = known, self._tell(asked, changed, seen)
+                    if seen.version == known[0]:  # else a change came in between: once is enough
+                        self._deltas[kind] = written
             return written[1]
         except StoreError:  # by the last that is known, nothing is certain but what is there
             return self._all(asked)
