@@ -6,10 +6,12 @@ nor how long it is.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, TypeAlias
+from uuid import UUID
 from wsgiref.types import WSGIEnvironment
 
 from wsgigate import wsgi
@@ -21,8 +23,10 @@ from wsgigate.wsgi import CLAIMS, Key, combined, environ_key, header, path_param
 
 __all__ = [
     "Exempt",
+    "OTHERWISE",
     "KeyNames",
     "Plan",
+    "SubjectKey",
     "by_address",
     "claim",
     "cookie",
@@ -34,6 +38,7 @@ __all__ = [
     "matching",
     "only_of",
     "plan_of",
+    "text_of",
 ]
 
 KeyNames: TypeAlias = Key | str | Sequence[Key | str]
@@ -105,23 +110,98 @@ def first_of(*keys: Key) -> Key:
     return key
 
 
-def key_of(key: KeyNames) -> Key:
+def key_of(key: KeyNames, *, subject: Key = wsgi.subject) -> Key:
     """Return the key function that *key* stands for.
 
     :param key: One, or the name of one: ``address``, ``subject``, ``route``, ``api-key``,
         ``header:NAME``, ``cookie:NAME``, ``claim:NAME``, ``path:NAME``; ``subject|address`` is the
-        first of them that knows the caller; a list names each combination.
+        first of them that knows the caller, and ``subject|exempt`` exempts those it does not know;
+        a list names each combination.
+    :param subject: What ``subject`` by itself stands for.
     :raises ValueError: It is nothing of the kind.
     """
     if callable(key):
-        return key
+        return subject if key is wsgi.subject else key
     if isinstance(key, str):
-        keys = [_named(name.strip()) for name in key.split("|")]
-        return keys[0] if len(keys) == 1 else first_of(*keys)
+        names = [name.strip() for name in key.split("|")]
+        if len(names) == 1:
+            named = _named(names[0])
+            return subject if named is wsgi.subject else named
+        if names[-1] == "exempt":
+            names.pop()
+        return first_of(*map(_named, names))
     if not isinstance(key, Sequence) or not key:
         raise ValueError(f"key is a function, the name of one, or a list of them, not {key!r}")
-    keys = [key_of(one) for one in key]
+    keys = [key_of(one, subject=subject) for one in key]
     return keys[0] if len(keys) == 1 else combined(*keys)
+
+
+OTHERWISE = "\x1f"
+"""What the key of a caller begins with that has no subject: no subject holds such a character."""
+
+_TELLING = ("user_id", "uid", "user", "client_id", "azp", "email")
+
+
+class SubjectKey:
+    """A key function by the ``sub`` claim, and by the address where a verified token has none.
+
+    The tokens of some issuers name their user by another claim; to exempt them would be no limit.
+    A request without verified claims is exempt.
+
+    :param warn: A logger's method, for one message about tokens without a subject.
+    :param what: The subject of that message, such as ``the limit 'user'``.
+    """
+
+    def __init__(self, warn: Callable[..., object], what: str) -> None:
+        self._warn = warn
+        self._what = what
+        self._turns = itertools.count()  # the first number is one thread's alone
+        self._warned = False
+
+    def __call__(self, environ: WSGIEnvironment) -> str | None:
+        claims: dict[str, Any] | None = environ.get(CLAIMS)
+        if not claims:
+            return None
+        sub = claims.get("sub")
+        if isinstance(sub, str) and sub:
+            return sub
+        if not self._warned:
+            self._say(
+                '%s counts callers by "subject", and a token has no sub: such callers are counted '
+                'by address. Name a claim that the tokens have, key="claim:%s", or say '
+                '"subject|address", or "subject|exempt" to count only those with a sub',
+                self._what,
+                next((name for name in _TELLING if name in claims), "NAME"),
+            )
+        return f"{OTHERWISE}address {wsgi.client_address(environ)}"
+
+    def missed(self, environ: WSGIEnvironment) -> None:
+        """Look at *environ* after the app was called for a request that was exempt."""
+        if not self._warned and environ.get(CLAIMS):
+            self._say(
+                '%s counts callers by "subject" outside of the Authenticator, where no request has '
+                "one, so it limits nothing: put it inside",
+                self._what,
+            )
+
+    def _say(self, message: str, *arguments: object) -> None:
+        self._warned = True
+        if next(self._turns) == 0:
+            self._warn(message, *arguments)
+
+
+def text_of(key: object) -> str:
+    """Return what a key function has said, as a text.
+
+    :raises TypeError: It is neither a text, a whole number nor a UUID.
+    """
+    if isinstance(key, str):
+        return str(key)
+    if isinstance(key, (int, UUID)) and not isinstance(key, bool):
+        return str(key)
+    raise TypeError(
+        f"a key function returns a text, a whole number, a UUID or None, not {type(key).__name__}"
+    )
 
 
 def _named(name: str) -> Key:
@@ -336,8 +416,13 @@ def by_address(key: KeyNames) -> bool:
     return any(by_address(one) for one in key)
 
 
-def kept_as(key: str) -> str:
-    """Return what a store calls *key*: itself where it is short and plain, else its hash."""
+def kept_as(key: object) -> str:
+    """Return what a store calls *key*: itself where it is short and plain, else its hash.
+
+    :raises TypeError: It is not what a key function may return.
+    """
+    if key.__class__ is not str:
+        key = text_of(key)
     if len(key) > LONGEST_KEY or not key.isascii():
         return "#" + sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
     return "=" + key

@@ -445,6 +445,7 @@ def combined(*keys: Key) -> Key:
         parts = [part(environ) for part in keys]
         if any(part is None for part in parts):
             return None
-        return "|".join(f"{len(part)}:{part}" for part in parts if part is not None)
+        texts = [str(part) for part in parts]  # a whole number is a key, too
+        return "|".join(f"{len(text)}:{text}" for text in texts)
 
     return key

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+from uuid import UUID
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
 import pytest
 
 from wsgigate.limit_keys import exemption
+from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.middleware.logger import Logger
 from wsgigate.rules.quota import Quota
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import BrokenStore, FakeClock
-from wsgigate.wsgi import CLAIMS, CLIENT, PARAMS, REASON, ROUTE
+from wsgigate.wsgi import CLAIMS, CLIENT, PARAMS, REASON, ROUTE, subject
 
 
 @pytest.fixture
@@ -283,11 +285,107 @@ def test_who_is_counted_by_each_key(store, key, same, other):
     assert statuses(app, 2, **other) == [200, 429]
 
 
-@pytest.mark.parametrize("key", ["subject", "api-key", "cookie:a", "claim:a", "path:a", "route"])
+KEYS = ["subject", "subject|exempt", "api-key", "cookie:a", "claim:a", "path:a", "route"]
+
+
+@pytest.mark.parametrize("key", KEYS)
 def test_who_has_no_name_is_exempt(store, key):
     app = Limiter(hello, "1/m", store=store, key=key)
     assert statuses(app, 3, HTTP_COOKIE="ba=1; a=; a") == [200] * 3
     assert list(store.items("")) == []
+
+
+def begun(app, held, times, **environ):
+    """Return the statuses of requests whose responses are held open."""
+    found = []
+    for _ in range(times):
+        request = {"REMOTE_ADDR": "192.0.2.1", "PATH_INFO": "/", **environ}
+        setup_testing_defaults(request)
+        held.append(app(request, lambda status, *_: found.append(int(status[:3]))))
+    return found
+
+
+SIMPLEJWT = {"token_type": "access", "exp": 1, "jti": "x", "user_id": "7"}
+
+
+@pytest.mark.parametrize("key", ["subject", subject, ["subject"]])
+@pytest.mark.parametrize("make", [Limiter, ConcurrencyLimiter])
+def test_a_token_without_a_subject_is_counted_by_address_with_a_warning(store, key, make, caplog):
+    quota = "1/m" if make is Limiter else 1
+    app = make(hello, quota, store=store, key=key, name="user")
+    held = []
+
+    claims = {CLAIMS: SIMPLEJWT}
+    with caplog.at_level(logging.INFO, "wsgigate"):
+        assert begun(app, held, 3, **claims) == [200, 429, 429]
+        assert begun(app, held, 2, REMOTE_ADDR="192.0.2.7", **claims) == [200, 429]
+        assert begun(app, held, 2, **{CLAIMS: {"sub": ""}}) == [429, 429]
+        assert begun(app, held, 2, **{CLAIMS: {"sub": "address 192.0.2.1"}}) == [200, 429]
+    [text] = [record.getMessage() for record in caplog.records]
+    assert text.startswith("the limit 'user' counts callers by \"subject\", and a token has no sub")
+    assert 'key="claim:user_id"' in text
+
+
+@pytest.mark.parametrize("key", ["subject|address", "subject|exempt", "claim:user_id"])
+def test_another_key_says_otherwise_without_a_warning(store, key, caplog):
+    app = Limiter(hello, "1/m", store=store, key=key)
+    with caplog.at_level(logging.INFO, "wsgigate"):
+        found = statuses(app, 2, **{CLAIMS: SIMPLEJWT})
+    assert found == ([200, 200] if key == "subject|exempt" else [200, 429])
+    assert caplog.records == []
+
+
+def test_the_fallback_of_a_subject_is_in_no_log_line_as_it_is_kept(store):
+    app = Limiter(hello, "1/m", store=store, key="subject")
+    reasons = []
+
+    def noting(environ, start_response):
+        answer = app(environ, start_response)
+        reasons.append(environ.get(REASON))
+        return answer
+
+    statuses(noting, 2, **{CLAIMS: SIMPLEJWT})
+    assert reasons[1].startswith("address 192.0.2.1 is over the quota")
+
+
+def test_a_limit_by_subject_outside_of_the_authenticator_is_named(store, caplog):
+    def authenticator(environ, start_response):
+        environ[CLAIMS] = {"sub": "ann"}
+        return hello(environ, start_response)
+
+    app = Limiter(authenticator, "1/m", store=store, key="subject", name="user")
+    with caplog.at_level(logging.INFO, "wsgigate"):
+        assert statuses(app, 3) == [200, 200, 200]
+    [text] = [record.getMessage() for record in caplog.records]
+    assert text == (
+        "the limit 'user' counts callers by \"subject\" outside of the Authenticator, where no "
+        "request has one, so it limits nothing: put it inside"
+    )
+
+
+ID = UUID("12345678-1234-5678-1234-567812345678")
+
+
+@pytest.mark.parametrize("said", [7, 0, -1, 10**40, ID])
+@pytest.mark.parametrize("kind", ["alone", "with others"])
+@pytest.mark.parametrize("make", [Limiter, ConcurrencyLimiter])
+def test_a_whole_number_or_a_uuid_is_a_key(store, said, kind, make):
+    def key(environ):
+        return said if environ["PATH_INFO"] == "/" else str(said)
+
+    quota = "1/m" if make is Limiter else 1
+    app = make(hello, quota, store=store, key=key if kind == "alone" else [key, "address"])
+    held = []
+
+    assert begun(app, held, 2) == [200, 429]
+    assert begun(app, held, 1, PATH_INFO="/text") == [429]
+
+
+@pytest.mark.parametrize("said", [True, 1.5, b"a", object()])
+def test_anything_else_is_an_error_that_says_what_a_key_may_be(store, said):
+    app = Limiter(hello, "1/m", store=store, key=lambda environ: said)
+    with pytest.raises(TypeError, match="returns a text, a whole number, a UUID or None, not"):
+        statuses(app, 1)
 
 
 @pytest.mark.parametrize("key", ["api-key", "header:X-Api-Key", "cookie:token"])

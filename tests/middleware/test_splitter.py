@@ -30,6 +30,14 @@ def test_without_a_key_chance_decides() -> None:
     assert [client.get("/").text for _ in range(4)] == ["old", "old", "new", "new"]
 
 
+def test_a_whole_number_is_a_key() -> None:
+    apps = [
+        Client(Splitter(APPS, key=lambda environ, said=said: said, random=lambda: 0.0))
+        for said in (7, "7")
+    ]
+    assert len({client.get("/").text for client in apps}) == 1
+
+
 @pytest.mark.parametrize(
     ("key", "field"),
     [

@@ -251,7 +251,9 @@ def _check_keys(
         keys = (options.key,) if isinstance(options.key, str) else options.key or ()
         for key in keys:
             # of alternatives the last one is there for those whom the others do not know
-            _check_key(key.rpartition("|")[2].strip(), key, known, at(here, "key"), errors)
+            names = [name.strip() for name in key.split("|")]
+            last = names[-2] if names[-1] == "exempt" and len(names) > 1 else names[-1]
+            _check_key(last, key, known, at(here, "key"), errors)
         plan = getattr(options, "plan", None)
         if plan is not None and plan.startswith("claim:") and "subject" not in known:
             errors.add(at(here, "plan"), _NEEDS_AUTHENTICATOR.format(shown(plan)))

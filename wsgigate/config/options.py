@@ -34,7 +34,7 @@ __all__ = [
 _NAME = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
 _OBJECT = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
 _ONE = rf"(?:address|subject|route|api-key|(?:header|cookie):{_NAME}|claim:[^|]+|path:[A-Za-z_]\w*)"
-_KEY = rf"{_ONE}(?: ?\| ?{_ONE})*|{_OBJECT}"
+_KEY = rf"{_ONE}(?: ?\| ?{_ONE})*(?: ?\| ?exempt)?|{_OBJECT}"
 
 
 def _listed(value: object) -> bool:
@@ -85,7 +85,7 @@ _KEYS = Either(
 _KEY_DOC = (
     "Who is counted: address, subject (of the token), route, api-key, header:NAME, cookie:NAME, "
     'claim:NAME, path:NAME, or package.module:function; "subject|address" is the first that is '
-    "known; a list counts each combination."
+    'known, "subject|exempt" exempts the others; a list counts each combination.'
 )
 _ON_STORE_ERROR = Choice("allow", "refuse")
 

@@ -14,7 +14,17 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgigate import process
 from wsgigate.leases import Leases
 from wsgigate.limit_fields import QUOTA_EXCEEDED, LimitFields, Terms, check_options
-from wsgigate.limit_keys import Exempt, KeyNames, by_address, exempt_of, kept_as, key_of, only_of
+from wsgigate.limit_keys import (
+    OTHERWISE,
+    Exempt,
+    KeyNames,
+    SubjectKey,
+    by_address,
+    exempt_of,
+    kept_as,
+    key_of,
+    only_of,
+)
 from wsgigate.peer_watch import PeerWatch
 from wsgigate.problem import Problem, Refuse, answer_with
 from wsgigate.repeated import Repeated, observing, outage
@@ -94,7 +104,8 @@ class ConcurrencyLimiter:
         self.app = app
         self.limit = limit
         self.name = name
-        self.key = key_of(key)
+        self._subject = SubjectKey(_log.warning, f"the limit {name!r}")
+        self.key = key_of(key, subject=self._subject)
         self._watch = PeerWatch.of_limit(_log.warning, name, app) if by_address(key) else None
         self._only = only_of(only)
         self._exempt = exempt_of(exempt)
@@ -134,7 +145,10 @@ class ConcurrencyLimiter:
             return self.app(environ, start_response)
         key = self.key(environ)
         if key is None:
-            return self.app(environ, start_response)
+            body = self.app(environ, start_response)
+            if self.key is self._subject:
+                self._subject.missed(environ)
+            return body
         while self._forgotten:
             self._release_forgotten()
         place, lease = self._prefix + kept_as(key), secrets.token_bytes(ID_BYTES)
@@ -249,9 +263,8 @@ class ConcurrencyLimiter:
         environ: WSGIEnvironment,
         start_response: StartResponse,
     ) -> Iterable[bytes]:
-        reason = (
-            f"{kept_as(key)[1:]} has {self.limit} requests under way, {self.name!r} has no more"
-        )
+        caller = kept_as(key)[1:].lstrip(OTHERWISE)
+        reason = f"{caller} has {self.limit} requests under way, {self.name!r} has no more"
         if self._observes:
             environ[REASON] = f"only observed: {reason}"
             self._observed.again(reason)

@@ -13,9 +13,11 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgigate.fields import retry_after
 from wsgigate.limit_fields import QUOTA_EXCEEDED, LimitFields, Terms, check_options
 from wsgigate.limit_keys import (
+    OTHERWISE,
     Exempt,
     KeyNames,
     Plan,
+    SubjectKey,
     by_address,
     exempt_of,
     kept_as,
@@ -137,7 +139,8 @@ class Limiter:
         self.app = app
         self.quota = quota
         self.name = name
-        self.key = key_of(key)
+        self._subject = SubjectKey(_log.warning, f"the limit {name!r}")
+        self.key = key_of(key, subject=self._subject)
         self._caller = peer if self.key is client_address else self.key
         self._algorithm = algorithm
         self._fixed = 1 if callable(cost) else cost
@@ -176,7 +179,10 @@ class Limiter:
             return self.app(environ, start_response)
         key = self._caller(environ)
         if key is None or counted is None:
-            return self.app(environ, start_response)
+            body = self.app(environ, start_response)
+            if self.key is self._subject and key is None:
+                self._subject.missed(environ)
+            return body
         cost, change, step = self._fixed, counted.change, self._step
         if self._cost is not None:
             cost = self._cost(environ)
@@ -281,7 +287,7 @@ class Limiter:
     ) -> Iterable[bytes]:
         over = [place for place, verdict in enumerate(verdicts) if not verdict.allowed]
         names = [counted.terms[place].name for place in over]
-        key = kept_as(self.key(environ) or "")[1:]
+        key = kept_as(self.key(environ))[1:].lstrip(OTHERWISE)
         reason = f"{key} is over the quota {names[0]!r} of {counted.quotas[over[0]]}"
         if self._observes:
             return self._watched(reason, environ, start_response)

@@ -8,7 +8,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.fields import is_token
 from wsgigate.instead import shaped
-from wsgigate.limit_keys import KeyNames, key_of
+from wsgigate.limit_keys import KeyNames, key_of, text_of
 from wsgigate.rules.split import Split
 from wsgigate.wsgi import environ_key
 
@@ -61,6 +61,8 @@ class Splitter:
         name = None if self._override is None else environ.get(self._override)
         if name not in self._apps:
             key = None if self._key is None else self._key(environ)
+            if key.__class__ is not str and key is not None:
+                key = text_of(key)
             name = self._split.choose(key, self._random)
         shaped(environ, f"split={name}")
         return self._apps[name](environ, start_response)
