@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 
 from wsgigate import process
 
@@ -39,3 +41,49 @@ def test_what_is_loaded_is_looked_at_no_more() -> None:
         assert not any(each is loaded for each in gc.get_objects())
     finally:
         gc.unfreeze()
+
+
+UWSGI = """
+import ctypes, os, sys, types
+called = []
+uwsgi = types.SimpleNamespace(post_fork_hook=lambda: called.append(os.getpid()))
+sys.modules["uwsgi"] = uwsgi
+from wsgigate import process
+from wsgigate.middleware.logger import Logger
+from wsgigate.store import open_store
+from wsgigate.testing.server import new_environ
+from wsgigate.wsgi import close_body
+
+def app(environ, start_response):
+    start_response("200 OK", [])
+    return [b"ok"]
+
+def ask():
+    body = logger(new_environ(), lambda status, headers: None)
+    assert b"".join(body) == b"ok"
+    close_body(body)
+
+logger, store = Logger(app), open_store("memory:")
+ask()  # the thread that writes is the parent's
+assert logger.flush()
+with store.lock:  # as a thread of the parent may have it
+    child = ctypes.PyDLL(None).fork()
+    if not child:
+        uwsgi.post_fork_hook()
+if not child:
+    assert called == [process.pid] == [os.getpid()]
+    assert process.unseen
+    assert store.lock.acquire(blocking=False)
+    ask()
+    assert logger.flush()
+    os._exit(0)
+assert not process.unseen
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_fork_that_python_is_not_told_of_is_noticed() -> None:
+    """uWSGI forks so, and calls a hook of its own then."""
+    done = subprocess.run([sys.executable, "-c", UWSGI], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('"status":200') == 2

@@ -5,6 +5,8 @@ make it unfit, and each object that is registered here is renewed after both:
 
 - A fork. A lock that a thread of the parent holds stays locked in the child for good, and
   connections and counts of requests in flight are the parent's.
+- uWSGI forks by itself, and tells Python only with ``--py-call-osafterfork``. It calls
+  ``uwsgi.post_fork_hook`` in any case, which stands in for that here.
 - gevent's patching of Python. ``gunicorn -k gevent --preload`` loads the app in the master, forks,
   and patches in the worker: a lock, a condition, an event or a queue made before that is one of the
   system's threads. A greenlet that waits for it stops the only thread there is, and with it all
@@ -29,6 +31,8 @@ from typing import Any, Protocol
 __all__ = [
     "Renewable",
     "after_patching",
+    "after_unseen_fork",
+    "notice_fork",
     "pid",
     "processors",
     "renew_at_fork",
@@ -58,6 +62,9 @@ _all: weakref.WeakSet[Renewable] = weakref.WeakSet()
 _parts: weakref.WeakKeyDictionary[Any, dict[str, str]] = weakref.WeakKeyDictionary()
 _after_patching: list[Callable[[], object]] = []
 _listening = False
+_unseen: list[Callable[[], object]] = []
+unseen = False
+"""Whether this process was forked without Python being told."""
 
 
 def renew_at_fork(renewable: Renewable) -> None:
@@ -108,6 +115,28 @@ def _has_test_runner() -> bool:
         return True
     spec = getattr(modules.get("__main__"), "__spec__", None)
     return getattr(spec, "name", "") == "unittest.__main__"
+
+
+def after_unseen_fork(callback: Callable[[], object]) -> None:
+    """Have *callback* called in a child whose fork Python was not told of.
+
+    For what ``os.register_at_fork`` was given.
+    """
+    _unseen.append(callback)
+
+
+def notice_fork() -> bool:
+    """Begin anew if this process was forked without Python being told.
+
+    :returns: Whether it was, now or before.
+    """
+    global unseen
+    if pid != os.getpid():
+        _after_fork()
+        unseen = True
+        for callback in _unseen:
+            callback()
+    return unseen
 
 
 def processors() -> int:
@@ -168,4 +197,23 @@ def _patched(event: object) -> None:
             callback()
 
 
+def _hook_uwsgi() -> None:
+    uwsgi: Any = sys.modules.get("uwsgi")  # there in a process of uWSGI, and nowhere else
+    if uwsgi is None:
+        return
+    before = getattr(uwsgi, "post_fork_hook", None)
+
+    def hook() -> None:
+        notice_fork()
+        if before is not None:
+            before()
+
+    uwsgi.post_fork_hook = hook
+    try:  # it replaces the hook when it is loaded, so it is loaded first
+        import_module("uwsgidecorators").postfork_chain.append(notice_fork)
+    except Exception:  # noqa: S110 it is not there, or refuses to be loaded without a master
+        pass
+
+
 os.register_at_fork(after_in_child=_after_fork)
+_hook_uwsgi()

@@ -57,6 +57,19 @@ TABLE: list[tuple[dict[str, Any], list[str]]] = [
         ["error granian"],
     ),
     ({"keeps_slashes": True}, []),
+    (
+        {"server": "waitress", "tested": None, "strips_forwarded": True, "both_framings": True},
+        ["warning waitress", "warning waitress"],
+    ),
+    ({"server": "waitress", "tested": None, "believes_all": True}, ["warning trusted_proxy"]),
+    (
+        {"server": "mod_wsgi", "tested": None, "hides_authorization": True},
+        ["warning WSGIPassAuthorization"],
+    ),
+    (
+        {"server": "uwsgi", "tested": None, "unseen_fork": True, "no_threads": True},
+        ["warning py-call-osafterfork", "warning enable-threads"],
+    ),
     ({"server": "granian", "version": (2, 8, 7), "tested": None}, ["warning granian"]),
     ({"server": "granian", "version": (2, 8, 9), "tested": None}, []),
     ({"server": "granian", "version": (), "tested": None}, []),

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Callable
-from importlib import metadata
+from importlib import import_module, metadata
 from typing import Any, Literal
 from wsgiref.types import WSGIApplication, WSGIEnvironment
 
+from wsgigate import process
 from wsgigate.problem import Problem
 from wsgigate.rules.serving import Finding, ServerFacts, findings
 
@@ -61,6 +63,13 @@ def facts_of_environ(environ: WSGIEnvironment, *, keeps_slashes: bool = False) -
         name, version = found[1].lower(), _version(found[2])
     elif software == "Granian":  # which does not name its version
         name, version = "granian", _installed("granian") or ()
+    if "uwsgi.version" in environ:
+        name, version = "uwsgi", _version(str(environ["uwsgi.version"]))
+    elif "mod_wsgi.version" in environ:
+        name, version = "mod_wsgi", tuple(environ["mod_wsgi.version"])
+    elif "waitress.client_disconnected" in environ:
+        name, version = "waitress", _installed("waitress") or ()
+    waitress = _settings_of_waitress(environ)
     return ServerFacts(
         server={"wsgiserver": "wsgiref"}.get(name, name),
         version=version,
@@ -69,7 +78,40 @@ def facts_of_environ(environ: WSGIEnvironment, *, keeps_slashes: bool = False) -
         keeps_slashes=keeps_slashes,
         debugger="werkzeug.debug.preserve_context" in environ
         and not environ.get("REMOTE_ADDR", "").startswith(("127.", "::1")),
+        strips_forwarded=getattr(waitress, "clear_untrusted_proxy_headers", False)
+        and getattr(waitress, "trusted_proxy", None) is None,
+        believes_all=getattr(waitress, "trusted_proxy", None) == "*",
+        both_framings=name == "waitress" and _waitress_takes_both_framings(),
+        hides_authorization=name == "mod_wsgi" and "HTTP_AUTHORIZATION" not in environ,
+        unseen_fork=process.unseen,
+        no_threads=name == "uwsgi" and not _uwsgi_runs_threads(),
     )
+
+
+def _settings_of_waitress(environ: WSGIEnvironment) -> Any:
+    """Return the settings of the waitress that serves, if it shows them; there is no other way."""
+    channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
+    return getattr(getattr(channel, "server", None), "adj", None)
+
+
+def _waitress_takes_both_framings() -> bool:
+    """Return whether the waitress at hand does, by what it does: a later one may not."""
+    try:
+        parser = import_module("waitress.parser").HTTPRequestParser(
+            import_module("waitress.adjustments").Adjustments()
+        )
+        parser.received(
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        )
+    except Exception:  # it is another one than this was written for
+        return False
+    return not parser.error and not parser.connection_close
+
+
+def _uwsgi_runs_threads() -> bool:
+    options: Any = getattr(sys.modules.get("uwsgi"), "opt", {})
+    return any(name in options for name in ("enable-threads", "threads", "gevent"))
 
 
 def tell(found: list[Finding], mode: Mode, log: Any = _log) -> bool:
@@ -88,6 +130,7 @@ def checked_at_first_request(
     """Return what looks at the first request, and says what answers instead if it must not pass."""
 
     def check(environ: WSGIEnvironment) -> WSGIApplication | None:
+        process.notice_fork()
         refused = tell(findings(facts_of_environ(environ, keeps_slashes=keeps_slashes)), mode)
         return Problem(503, "The gateway refuses to serve under this server.") if refused else None
 

@@ -53,6 +53,13 @@ class ServerFacts:
     :ivar http2: Whether it is to speak HTTP/2, and whether it can: what that takes is installed.
     :ivar raw_target: Whether the request target arrives as the client sent it.
     :ivar keeps_slashes: Whether a route of the gateway tells ``%2F`` from ``/``.
+    :ivar strips_forwarded: Whether it removes ``X-Forwarded-For`` and the like by itself.
+    :ivar believes_all: Whether it takes the client's address from any peer's ``X-Forwarded-For``.
+    :ivar both_framings: Whether it keeps the connection of a request that has a
+        ``Content-Length`` and a ``Transfer-Encoding``.
+    :ivar hides_authorization: Whether it hides ``Authorization``, as far as this request shows.
+    :ivar unseen_fork: Whether its workers were forked without Python being told.
+    :ivar no_threads: Whether threads that an app starts do not run.
     :ivar debugger: Whether werkzeug's debugger runs what clients of other machines type.
     """
 
@@ -71,6 +78,12 @@ class ServerFacts:
     raw_target: bool = True
     keeps_slashes: bool = False
     debugger: bool = False
+    strips_forwarded: bool = False
+    believes_all: bool = False
+    both_framings: bool = False
+    hides_authorization: bool = False
+    unseen_fork: bool = False
+    no_threads: bool = False
 
 
 def findings(facts: ServerFacts) -> list[Finding]:
@@ -107,6 +120,7 @@ def _all(facts: ServerFacts) -> Iterator[Finding]:
             f"{_dotted(facts.version)} completes a response without a length that the service "
             f"cut, so the client takes it for whole; use granian {_dotted(GRANIAN_CUTS)} or newer",
         )
+    yield from _hidden(facts)
     if facts.worker in _HELD_BY_SLOW_CLIENTS:
         yield Finding(
             "warning",
@@ -128,6 +142,53 @@ def _all(facts: ServerFacts) -> Iterator[Finding]:
             facts.server,
             f"{_dotted(facts.version)} is not a release this was tested with: "
             f"from {first}, before {end}",
+        )
+
+
+def _hidden(facts: ServerFacts) -> Iterator[Finding]:
+    if facts.believes_all:
+        yield Finding(
+            "warning",
+            "trusted_proxy",
+            "every client may claim any address by X-Forwarded-For; remove "
+            'trusted_proxy = "*", and name the proxies in gateway.trusted_proxies',
+        )
+    if facts.strips_forwarded:
+        yield Finding(
+            "warning",
+            facts.server,
+            "it removes X-Forwarded-For and the like, so behind a proxy all clients have the "
+            "proxy's address and share one quota; serve with clear_untrusted_proxy_headers=False "
+            "(waitress-serve --no-clear-untrusted-proxy-headers)",
+        )
+    if facts.both_framings:
+        yield Finding(
+            "warning",
+            facts.server,
+            "it accepts a request with both Content-Length and Transfer-Encoding and keeps its "
+            "connection; a proxy in front that goes by the length lets clients smuggle requests; "
+            "use gunicorn, or a proxy that rejects such requests",
+        )
+    if facts.hides_authorization:
+        yield Finding(
+            "warning",
+            "WSGIPassAuthorization",
+            "this request has no Authorization, which mod_wsgi hides by default, so that every "
+            'token is refused with 401; set "WSGIPassAuthorization On" if it is not',
+        )
+    if facts.unseen_fork:
+        yield Finding(
+            "warning",
+            "py-call-osafterfork",
+            "the workers were forked without telling Python, so threads and locks made before may "
+            "hang in them; run uwsgi with --py-call-osafterfork or --lazy-apps",
+        )
+    if facts.no_threads:
+        yield Finding(
+            "warning",
+            "enable-threads",
+            "threads of the app do not run, so the Logger writes nothing and no health check runs; "
+            "run uwsgi with --enable-threads",
         )
 
 

@@ -77,4 +77,5 @@ def _after_patching() -> None:
 
 
 process.after_patching(_after_patching)
+process.after_unseen_fork(_after_in_child)
 os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_after_in_child)
