@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import re
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,10 @@ from requests.adapters import HTTPAdapter
 from requests.models import Response
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 from urllib3.util import SKIP_HEADER
 
+from wsgigate.proxy.dial import Check, see
 from wsgigate.proxy.sending import Fields
 from wsgigate.proxy.wire import BLOCK
 from wsgigate.tls import Contexts
@@ -125,11 +128,43 @@ class _Exact:
         super().request(method, url, body=body, headers=headers, **options)  # type: ignore[misc]
 
 
-class _Connection(_Exact, HTTPConnection):
+class _Checked:
+    """A connection to an address that is allowed: the one that is connected to, not its name."""
+
+    check: Check | None = None
+
+    def _new_conn(self) -> socket.socket:
+        connection: Any = self
+        dial: Callable[[], socket.socket] = super()._new_conn  # type: ignore[misc]
+        if self.check is None:
+            return dial()
+        host: str = connection._dns_host
+        try:
+            found = socket.getaddrinfo(host, connection.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise NewConnectionError(connection, f"no address: {error}") from error
+        failure: Exception = NewConnectionError(connection, "the host has no address")
+        for *_, target in found:
+            try:
+                see(self.check, target)
+            except PermissionError as error:
+                failure = NewConnectionError(connection, str(error))
+                continue
+            connection._dns_host = target[0]  # else the name would be looked up once more
+            try:
+                return dial()
+            except (NewConnectionError, ConnectTimeoutError) as error:
+                failure = error
+            finally:
+                connection._dns_host = host
+        raise failure
+
+
+class _Connection(_Checked, _Exact, HTTPConnection):
     response_class = _Reply
 
 
-class _TLSConnection(_Exact, HTTPSConnection):
+class _TLSConnection(_Checked, _Exact, HTTPSConnection):
     response_class = _Reply
 
 
@@ -149,20 +184,36 @@ class _TLSPool(_Releasing, HTTPSConnectionPool):
     ConnectionCls = _TLSConnection
 
 
+def _pools(check: Check | None) -> dict[str, type]:
+    """Return the classes of pools whose connections ask *check*."""
+    if check is None:
+        return {"http": _Pool, "https": _TLSPool}
+    asking = {"check": staticmethod(check)}
+    made = {}
+    for scheme, pool in (("http", _Pool), ("https", _TLSPool)):
+        connection = type("_CheckedConnection", (pool.ConnectionCls,), asking)
+        made[scheme] = type("_CheckedPool", (pool,), {"ConnectionCls": connection})
+    return made
+
+
 class UrllibAdapter(HTTPAdapter):
     """``requests``' own transport adapter, kept from changing what it sends.
 
     :param instances: For how many instances connections are kept; one more would close another's.
     :param connections: How many idle connections are kept for each; as many as there are threads.
+    :param check: Asked about each address just before it is connected to.
     """
 
-    def __init__(self, *, instances: int = 100, connections: int = 32) -> None:
+    def __init__(
+        self, *, instances: int = 100, connections: int = 32, check: Check | None = None
+    ) -> None:
+        self._check = check
         self._contexts = Contexts()
         super().__init__(pool_connections=instances, pool_maxsize=connections, max_retries=0)
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, blocksize=BLOCK, **options)
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
+        self.poolmanager.pool_classes_by_scheme = _pools(self._check)
 
     def build_connection_pool_key_attributes(
         self, request: requests.PreparedRequest, verify: Any, cert: Any = None
