@@ -96,7 +96,7 @@ class Registry:
         self._checks = (
             None if asker is None else RegistryChecks(self, store, f"{prefix}checks", asker)
         )
-        self.guard = TokenGuard(store, prefix=f"limit/tokens/{prefix}")
+        self.guard = TokenGuard(store, prefix=prefix)
 
     def start(self) -> None:
         """Have the leases looked after in this process, or by it for all."""

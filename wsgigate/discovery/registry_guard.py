@@ -38,7 +38,7 @@ class TokenGuard:
     """Counts wrong tokens.
 
     :param store: Where the workers meet.
-    :param prefix: What the keys in the store begin with.
+    :param prefix: What the keys of the registry begin with in the store.
     :param rules: How many wrong tokens an address may present.
     :param clock: Seconds of a clock that never steps back.
     """
@@ -52,7 +52,8 @@ class TokenGuard:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
-        self._wrong = f"{prefix}wrong/"
+        # among the counters, which a full store gives up first: anybody can add to them
+        self._wrong = f"limit/tokens/{prefix}"
         self._right = f"{prefix}right/"
         self._rules = rules
         self._clock = clock
