@@ -6,7 +6,10 @@ import json
 import os
 import re
 import signal
+import socket
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -183,3 +186,69 @@ def test_a_gateway_asks_the_next_registry_while_one_is_gone(serve: Serve, backen
     finally:
         one.stop()
         other.stop()
+
+
+SLOW = """
+[gateway]
+name = "test"
+threads = 2
+[admin]
+prefix = ""
+[services.svc]
+instances = ["{one}", "{other}"]
+balance = "round-robin"
+max_in_flight = 2
+response_timeout = "1s"
+outlier = {{ consecutive_failures = 1, eject_for = "60s" }}
+[[routes]]
+path = "/svc"
+service = "svc"
+"""
+
+
+def in_drops(kind: bytes) -> Callable[[socket.socket, Any], bool]:
+    """Return an answer whose body comes in drops, for as long as anyone takes it."""
+
+    def answer(connection: socket.socket, _request: object) -> bool:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n\r\n" % kind)
+        try:
+            for _ in range(100):
+                connection.sendall(b"x")
+                time.sleep(0.1)
+        except OSError:
+            pass
+        return False
+
+    return answer
+
+
+@pytest.mark.parametrize("server", ["gunicorn", "granian"])
+def test_a_body_in_drops_holds_no_thread_and_is_seen(server: str, serve: Serve) -> None:
+    with Backend(in_drops(b"text/plain")) as one, Backend(in_drops(b"text/plain")) as other:
+        gateway = serve(SLOW.format(one=one.url, other=other.url), workers=1, server=server)
+
+        def take() -> int:
+            try:
+                return len(requests.get(gateway.url + "/svc", timeout=30).content)
+            except requests.RequestException:
+                return -1
+
+        began = time.monotonic()
+        with ThreadPoolExecutor(2) as threads:
+            sizes = list(threads.map(lambda _: take(), range(2)))
+        assert time.monotonic() - began < 8, "the bodies would take ten seconds"
+        if server == "gunicorn":
+            assert sizes == [-1, -1], "a body that was cut must not look complete"
+        [told] = ask(gateway, "/services")["services"]
+        assert told["bulkhead"]["inFlight"] == 0
+        [ejection] = told["ejections"].values()
+        assert ejection["reason"] == "1 failure in a row, the last: Response too slow"
+
+
+def test_a_stream_of_events_may_come_in_drops(serve: Serve) -> None:
+    with Backend(in_drops(b"text/event-stream")) as one:
+        text = SLOW.format(one=one.url, other=one.url + "/").replace(f', "{one.url}/"', "")
+        gateway = serve(text, workers=1)
+        with requests.get(gateway.url + "/svc", timeout=30, stream=True) as response:
+            assert len(response.raw.read(25)) == 25  # of two and a half seconds
+        assert "ejections" not in ask(gateway, "/services")["services"][0]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import requests
@@ -13,10 +14,11 @@ import requests
 from tests.turns import Turns
 from wsgigate.proxy.connections import Connection, ConnectionPool, Limits
 from wsgigate.proxy.exchange import Deadline, exchange
-from wsgigate.proxy.faults import BrokenResponse, PoolFull
+from wsgigate.proxy.faults import BrokenResponse, PoolFull, SlowResponse
 from wsgigate.proxy.reply import RawResponse
 from wsgigate.proxy.sending import Upload
 from wsgigate.proxy.wire import BLOCK, ResponseReader
+from wsgigate.rules.pace import Pace, PaceRules
 from wsgigate.testing.clock import FakeClock
 
 HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 65536\r\n\r\n"
@@ -182,16 +184,91 @@ def test_a_body_is_waited_for_as_long_as_its_own_time_says(pairs: Pairs) -> None
     later.join()
 
 
+LENGTH = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+class Ticking:
+    """A clock by which each look at it takes *step* seconds."""
+
+    def __init__(self, step: float) -> None:
+        self.now = 0.0
+        self.step = step
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+def paced(pairs: Pairs, head: bytes, clock: Callable[[], float], **rules: Any) -> RawResponse:
+    """Return the response that begins with *head*, whose pace is watched."""
+    connection, reader = connection_of(pairs), ResponseReader("GET")
+    assert reader.feed_head(head)
+    return RawResponse(connection, reader, 5.0, Pace(PaceRules(**rules), 5.0), clock)
+
+
+@pytest.mark.parametrize(
+    ("head", "part"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n", b"x"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"x"),
+    ],
+    ids=["length", "chunked", "until the end"],
+)
+def test_a_body_that_comes_too_slowly_ends(pairs: Pairs, head: bytes, part: bytes) -> None:
+    raw = paced(pairs, head, Ticking(1.0))
+    for _ in range(31):
+        pairs.theirs[0].sendall(part)
+        assert raw.read1() == b"x"
+    pairs.theirs[0].sendall(part)
+    with pytest.raises(SlowResponse, match=r"31 bytes in 31\.0 s are too slow"):
+        raw.read1()
+    assert raw.closed, "its connection does not serve another request"
+
+
+def test_drops_of_what_is_no_body_are_waited_for_no_longer(pairs: Pairs) -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    raw = paced(pairs, head, Ticking(1.0))
+    pairs.theirs[0].sendall(b"1;a=")
+    sending = threading.Thread(target=lambda: drip(pairs.theirs[0]))
+    sending.start()
+    with pytest.raises(SlowResponse, match="0 bytes"):
+        raw.read1()
+    sending.join()
+
+
+def drip(sock: socket.socket) -> None:
+    try:
+        while True:
+            sock.sendall(b"a")
+    except OSError:
+        pass
+
+
+def test_a_client_that_takes_its_response_slowly_is_not_the_instances_fault(pairs: Pairs) -> None:
+    clock = FakeClock()
+    raw = paced(pairs, b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n", clock, total=60)
+    for _ in range(50):
+        pairs.theirs[0].sendall(b"x")
+        assert raw.read1() == b"x"
+        clock.advance(100)  # until the client has taken it
+    assert raw.read1() == b""
+
+
+def test_a_read_is_no_longer_than_the_time_that_is_left(pairs: Pairs) -> None:
+    raw = paced(pairs, LENGTH, Ticking(0.0), total=0.05)
+    with pytest.raises(SlowResponse, match="0 bytes"):
+        raw.read1()
+    assert raw.closed
+
+
 def begun(pairs: Pairs, data: bytes, timeout: float = 5.0) -> tuple[ConnectionPool, RawResponse]:
     """Return the response that begins with *data*, its head read."""
     pool = pool_of(pairs)
     connection, reader = pool.take(0.0, 5.0), ResponseReader("GET")
     assert reader.feed_head(data)
     return pool, RawResponse(connection, reader, timeout)
-
-
-LENGTH = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from wsgigate.config.breakers import ServiceBreaker
 from wsgigate.config.discovers import SOURCES, Discover
 from wsgigate.config.healths import HEALTH, ServiceHealth, TcpHealth
 from wsgigate.config.hedges import ServiceHedge
-from wsgigate.config.kinds import Duration, Flag, Integer, Text
+from wsgigate.config.kinds import Duration, Flag, Integer, Size, Text
 from wsgigate.config.outliers import ServiceOutlier
 from wsgigate.config.retries import ServiceRetry
 from wsgigate.config.shaping import FallbackTable
@@ -147,6 +147,19 @@ class Service:
     )
     read_timeout: float | None = setting(
         Duration(), "How long an instance may be silent.", default=None
+    )
+    min_response_rate: int | None = setting(
+        Size(),
+        "Bytes a second that an instance must send of a response's body, on average over the time "
+        "that the gateway waits for it, after 30 s; 0 for any; 100B unless said. Not for streams "
+        "of events.",
+        default=None,
+    )
+    response_timeout: float | None = setting(
+        Duration(),
+        "How long the gateway waits in all for a response's body; any time unless said. Not for "
+        "streams of events.",
+        default=None,
     )
     tls: Tls | None = setting(Table(Tls), "How certificates are verified.", default=None)
     host: str | None = setting(

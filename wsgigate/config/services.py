@@ -42,6 +42,7 @@ from wsgigate.proxy.tunnel import Tunnels
 from wsgigate.proxy.upgrade import WebSocketLimits
 from wsgigate.rules.health import HealthCheck
 from wsgigate.rules.hedge import HedgeRules
+from wsgigate.rules.pace import PaceRules
 from wsgigate.rules.thread_shares import ThreadShareRules
 from wsgigate.store import Store
 
@@ -140,8 +141,9 @@ class Services:
         if pool is None or verify is None or resilience is None:
             self.checks.pop(name, None)
             return
+        pace = tried(at(path, "min_response_rate"), lambda: _pace(service)) or PaceRules()
         place = at(path, "discover")
-        sessions = tried(place, lambda: self._sessions(service, pool, verify), keys=OPTIONS)
+        sessions = tried(place, lambda: self._sessions(service, pool, verify, pace), keys=OPTIONS)
         if sessions is None:
             self.checks.pop(name, None)
         self.pools[name] = pool
@@ -153,7 +155,9 @@ class Services:
             "resilience": resilience,
         }
 
-    def _sessions(self, service: Service, pool: Pool, verify: bool | str) -> Sessions:
+    def _sessions(
+        self, service: Service, pool: Pool, verify: bool | str, pace: PaceRules
+    ) -> Sessions:
         """Return where connections to the instances come from; have those found that are sought."""
         name = None if service.tls is None else service.tls.server_name
         named = urlsplit(f"//{service.host}").hostname if service.host else None
@@ -161,14 +165,14 @@ class Services:
             if name is None and all(map(_is_at_address, pool.instances)):
                 name = named
             self._manners[pool.service] = Manner(verify, name)
-            return Sessions(partial(gateway_session, server_name=name))
+            return Sessions(partial(gateway_session, server_name=name, pace=pace))
         options = discovery(service.discover)
         source = source_of(options, pool.service, self._folder, self._own_registry)
         vouched = self._vouched(options)
         check = vouched.check
         name = name or server_name(options) or named
         self._manners[pool.service] = Manner(verify, name, check)
-        make = partial(gateway_session, check=check, server_name=name)
+        make = partial(gateway_session, check=check, server_name=name, pace=pace)
         sessions = Sessions(make)
         kept = Kept(self._store, f"instances/{self._name}/{pool.service}", source.name)
         self.watches.append(
@@ -301,6 +305,13 @@ class Services:
 def _is_at_address(instance: Instance) -> bool:
     """Return whether an instance is known by an address, which certificates seldom name."""
     return literal(urlsplit(instance.url).hostname or "", 0) is not None
+
+
+def _pace(service: Service) -> PaceRules:
+    """Return how slowly the bodies of a service's responses may come."""
+    rate = service.min_response_rate
+    least = PaceRules.least if rate is None else float(rate)
+    return PaceRules(least, total=service.response_timeout)
 
 
 def _hedge(service: Service, hedge: ServiceHedge) -> HedgeRules:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import requests
 
-__all__ = ["BrokenResponse", "NotConnected", "PoolFull"]
+__all__ = ["BrokenResponse", "NotConnected", "PoolFull", "SlowResponse"]
 
 
 class NotConnected(requests.ConnectionError):
@@ -13,6 +13,10 @@ class NotConnected(requests.ConnectionError):
 
 class PoolFull(requests.ConnectionError):
     """The instance has as many connections as it may, and none became free in time."""
+
+
+class SlowResponse(requests.ReadTimeout):
+    """The body comes, but more slowly than it may."""
 
 
 class BrokenResponse(requests.ConnectionError):

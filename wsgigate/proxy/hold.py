@@ -10,7 +10,7 @@ from requests.exceptions import InvalidHeader, InvalidURL
 from wsgigate.circuits import Permit
 from wsgigate.proxy.bulkhead import Place
 from wsgigate.proxy.departure import ClientLeft
-from wsgigate.proxy.faults import BrokenResponse, PoolFull
+from wsgigate.proxy.faults import BrokenResponse, PoolFull, SlowResponse
 from wsgigate.proxy.pool import Lease
 from wsgigate.proxy.response import BadResponse, UpstreamCut, problem_of, was_refused
 from wsgigate.rules.circuit import Outcome
@@ -96,7 +96,7 @@ def outcome_of_error(error: Exception) -> Outcome:
 def failure_of(error: Exception) -> str:
     """Return in the words that clients get what went wrong with an instance."""
     if isinstance(error, UpstreamCut):
-        return "Response cut"
+        return "Response too slow" if isinstance(error.__cause__, SlowResponse) else "Response cut"
     return str(problem_of(error).extensions.get("error", "Invalid response"))
 
 

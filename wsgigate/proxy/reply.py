@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import requests
@@ -12,7 +13,9 @@ from requests.structures import CaseInsensitiveDict
 from requests.utils import get_encoding_from_headers
 
 from wsgigate.proxy.connection import Connection
+from wsgigate.proxy.faults import SlowResponse
 from wsgigate.proxy.wire import BLOCK, ResponseReader
+from wsgigate.rules.pace import Pace
 
 __all__ = ["FieldList", "RawResponse", "Reply"]
 
@@ -48,16 +51,30 @@ class RawResponse:
     :param connection: What it comes from; closed when the body is not read to its end.
     :param reader: Its framing, the head read.
     :param read_timeout: Seconds to wait for each part of it.
+    :param pace: How slowly it may come; ``None`` for any pace.
+    :param clock: Seconds of a clock that never steps back.
     """
 
-    __slots__ = ("_at", "_connection", "_reader", "_ready", "_timeout", "headers")
+    __slots__ = (
+        *("_at", "_clock", "_connection", "_pace", "_reader", "_ready", "_timeout"),
+        "headers",
+    )
 
-    def __init__(self, connection: Connection, reader: ResponseReader, read_timeout: float) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        reader: ResponseReader,
+        read_timeout: float,
+        pace: Pace | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.headers = FieldList(reader.fields)
         self._reader = reader
         self._ready = reader.body
         self._at = 0
         self._timeout = read_timeout
+        self._pace = pace
+        self._clock = clock
         self._connection: Connection | None = connection
         if reader.complete:
             self._connection = None
@@ -167,9 +184,11 @@ class RawResponse:
         try:
             if reader.error is not None:
                 raise reader.error
-            connection.set_timeout(self._timeout)
+            pace = self._pace
+            if pace is None:
+                connection.set_timeout(self._timeout)
             while not block and not reader.complete:
-                data = connection.recv(BLOCK)
+                data = connection.recv(BLOCK) if pace is None else self._paced(connection, pace)
                 if data:
                     block = reader.feed_body(data)
                 else:
@@ -189,7 +208,30 @@ class RawResponse:
         if reader.complete:
             self._connection = None
             connection.give_back(reader.keep)
+        elif pace is not None:
+            pace.received += len(block)
         return block
+
+    def _paced(self, connection: Connection, pace: Pace) -> bytes:
+        """Return what comes next, and count for how long it was waited for.
+
+        :raises SlowResponse: The body has come too slowly so far.
+        """
+        left = pace.left()
+        if left <= 0:
+            raise SlowResponse(f"{pace.received} bytes in {pace.waited:.1f} s are too slow")
+        connection.set_timeout(min(self._timeout, left))
+        began = self._clock()
+        try:
+            return connection.recv(BLOCK)
+        except TimeoutError:
+            if left < self._timeout:
+                raise SlowResponse(
+                    f"{pace.received} bytes in {pace.waited + left:.1f} s are too slow"
+                ) from None
+            raise
+        finally:
+            pace.waited += self._clock() - began
 
 
 class Reply(requests.Response):

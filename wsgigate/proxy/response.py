@@ -16,7 +16,7 @@ from wsgigate.discovery import Instance
 from wsgigate.fields import FieldRules
 from wsgigate.problem import Problem, status_line
 from wsgigate.proxy.departure import ClientLeft, Departure
-from wsgigate.proxy.faults import NotConnected, PoolFull
+from wsgigate.proxy.faults import NotConnected, PoolFull, SlowResponse
 from wsgigate.proxy.head_plan import BadResponse, content_length, plan_for, without_named
 from wsgigate.proxy.request import Outgoing
 from wsgigate.proxy.wire import BLOCK
@@ -80,6 +80,8 @@ class Body:
     def __next__(self) -> bytes:
         try:
             block: bytes = self._read(BLOCK, decode_content=False)
+        except SlowResponse as error:
+            raise self._cut(f"the response came too slowly: {error}") from error
         except _READ_ERRORS as error:
             raise self._cut(f"the response was cut: {type(error).__name__}") from error
         if block:

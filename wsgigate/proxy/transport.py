@@ -25,6 +25,7 @@ from wsgigate.proxy.exchange import Deadline, exchange
 from wsgigate.proxy.reply import RawResponse, Reply
 from wsgigate.proxy.sending import request_head, upload_of
 from wsgigate.proxy.wire import ResponseReader
+from wsgigate.rules.pace import Pace, PaceRules, is_stream
 
 __all__ = ["Adapter", "Sessions", "Timeout", "gateway_session"]
 
@@ -65,6 +66,7 @@ class Adapter(BaseAdapter):
     :param max_age: Seconds after which a connection is not used again.
     :param check: Asked about each address just before it is connected to.
     :param server_name: The name to ask for and verify by TLS; the instance's host unless given.
+    :param pace: How slowly a body may come that is no stream of events.
     :param clock: Seconds of a clock that never steps back.
     :raises ValueError: A setting is not of its form; says which.
     """
@@ -78,12 +80,14 @@ class Adapter(BaseAdapter):
         max_age: float = 60.0,
         check: Check | None = None,
         server_name: str | None = None,
+        pace: PaceRules = PaceRules(),  # noqa: B008 - it is frozen
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
         self._dialing: Mapping[str, Any] = {"check": check, "server_name": server_name}
         self._limits = Limits(max_idle, max_open, idle_timeout, max_age)
         self._clock = clock
+        self._pace = pace if pace.limits else None
         self._contexts = Contexts()
         self._pools: dict[tuple[str, Verify, Cert], ConnectionPool] = {}
         self._sweep_at = 0.0
@@ -150,7 +154,12 @@ class Adapter(BaseAdapter):
             again = self._clock()
             until = min(again + connect, deadline.until)
             connection = pool.take(again, until, fresh=True, holds=holds)
-        return Reply(request, RawResponse(connection, reader, read), reader)
+        rules, pace = self._pace, None
+        if rules is not None and not reader.complete and not is_stream(reader.fields):
+            pace = Pace(rules, read)
+            pace.received = len(reader.body)
+        raw = RawResponse(connection, reader, read, pace, self._clock)
+        return Reply(request, raw, reader)
 
     def close(self) -> None:
         """Close the idle connections, and those in use once they are given back."""
