@@ -43,7 +43,9 @@ GROUND = {
 
 ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(GROUND, GROUND),
+    "fields": GROUND | {"rules"},
     "limit_fields": GROUND | {"rules"},
+    "problem": GROUND | {"rules"},
     "tls": GROUND | {"rules"},
     "limit_keys": GROUND | {"rules"},
     "rules": {"rules"},

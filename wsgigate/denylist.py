@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from wsgigate.rules.arguments import checked
 from wsgigate.rules.compact import shown
 from wsgigate.rules.denial import (
     GRACE,
@@ -36,6 +37,7 @@ class _Known(NamedTuple):
     good: set[str]
 
 
+@checked
 class DenyList:
     """Tokens that are refused before they end, known to every worker that shares the store.
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from wsgigate.rules.arguments import checked
+
 __all__ = [
     "HOP_BY_HOP",
     "FieldRules",
@@ -79,6 +81,7 @@ def _folded(name: str) -> str:
     return name.lower().replace("_", "-")
 
 
+@checked
 @dataclass(frozen=True)
 class FieldRules:
     """What is done to the fields of a message: some removed, some replaced, some added.

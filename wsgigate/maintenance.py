@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from wsgigate.repeated import ChangeLog, Trouble, one_line
+from wsgigate.rules.arguments import checked
 from wsgigate.rules.maintenance import LONGEST, Notice, noticed, read, switched
 from wsgigate.store import Store, StoreError, update
 from wsgigate.store.opened import OpenedStore
@@ -24,6 +25,7 @@ class _Known(NamedTuple):
     """How far the store's clock is ahead of this process's."""
 
 
+@checked
 class MaintenanceSwitch:
     """What is out of service, known to every worker that shares the store.
 

@@ -10,6 +10,8 @@ from http import HTTPStatus
 from typing import TypeAlias
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from wsgigate.rules.arguments import explained
+
 __all__ = ["Problem", "Refusal", "Refuse", "answer_with", "status_line"]
 
 
@@ -22,6 +24,7 @@ _LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStat
 _LINES[499] = "499 Client Closed Request"  # nginx's word for it, for the log alone
 
 
+@explained
 @dataclass(frozen=True)
 class Problem:
     """A problem document (RFC 9457), and the WSGI application that answers with it.

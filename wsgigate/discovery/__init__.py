@@ -12,6 +12,8 @@ from urllib.parse import quote, unquote, urlsplit
 if TYPE_CHECKING:
     from wsgigate.discovery.registration import Registration
 
+from wsgigate.rules.arguments import explained
+
 __all__ = ["LAST_TIER", "Instance", "Registration", "host_and_port"]
 
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?\.?")
@@ -20,6 +22,7 @@ LAST_TIER = 15
 _MOST_SOCKET_PATH = 107  # what the kernel takes
 
 
+@explained
 @dataclass(frozen=True, slots=True)
 class Instance:
     """One running copy of a service, at one address.

@@ -18,6 +18,7 @@ from wsgigate.discovery.registration_entry import Entry
 from wsgigate.discovery.registration_keeper import Keeper
 from wsgigate.discovery.registration_signals import PutOff
 from wsgigate.discovery.registration_socket import holds
+from wsgigate.rules.arguments import checked
 from wsgigate.rules.registration import Phase, Wanted
 from wsgigate.store import StoreError, open_store
 
@@ -32,6 +33,7 @@ AT_MOST = 4.0
 """Seconds that a process which ends waits for its registries."""
 
 
+@checked
 class Registration:
     """Keep this service registered while it serves: ``Registration("users", port=3001).start()``.
 

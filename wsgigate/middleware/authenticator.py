@@ -16,6 +16,7 @@ from wsgigate import process
 from wsgigate.denylist import DenyList
 from wsgigate.limit_keys import Exempt, exempt_of
 from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.rules.arguments import checked
 from wsgigate.rules.claims import ClaimRules, RequiredClaims, granted_scopes
 from wsgigate.rules.compact import MAX_LENGTH, TokenRejected, read_compact, read_object, shown
 from wsgigate.rules.denial import GRACE, Identity, identity
@@ -43,6 +44,7 @@ class Verified(NamedTuple):
     identity: Identity
 
 
+@checked
 class Authenticator:
     """Let pass who brings a good token, with its claims in ``environ["wsgigate.claims"]``.
 

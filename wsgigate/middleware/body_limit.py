@@ -8,12 +8,14 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.held import Held
 from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.rules.arguments import checked
 from wsgigate.units import parse_size
 from wsgigate.wsgi import REASON, BodyTooLarge
 
 __all__ = ["BodyLimit"]
 
 
+@checked
 class BodyLimit:
     """Refuse a request whose body is larger than *limit*, before it is read or while it is.
 

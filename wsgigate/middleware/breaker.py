@@ -10,6 +10,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgigate.circuits import Circuit, Rejection
 from wsgigate.fields import retry_after
 from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.rules.arguments import checked
 from wsgigate.rules.circuit import Outcome
 from wsgigate.rules.circuit_rules import CircuitRules
 from wsgigate.rules.outcomes import FAILURES, check_failures, outcome_of
@@ -21,6 +22,7 @@ from wsgigate.wsgi import REASON, BodyError, ExcInfo, Headers, Observed, observe
 __all__ = ["Breaker"]
 
 
+@checked
 class Breaker:
     """Refuse requests at once while the app behind keeps failing, and spare it the load.
 

@@ -20,6 +20,7 @@ from wsgigate.forwarding import (
 )
 from wsgigate.peer_watch import PeerWatch
 from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.rules.arguments import checked
 from wsgigate.target import BadTarget, normal_host
 from wsgigate.wsgi import CLIENT, CLIENT_SOURCE, PEER_TRUSTED, REASON, environ_key
 
@@ -34,6 +35,7 @@ _TOLD = [f"HTTP_X_FORWARDED_{name}" for name in ("PROTO", "HOST", "PORT", "PREFI
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 
 
+@checked
 class ClientAddress:
     """Tell the rest of the stack who the client is, and take away what it made up about itself.
 

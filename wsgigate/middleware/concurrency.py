@@ -28,6 +28,7 @@ from wsgigate.limit_keys import (
 from wsgigate.peer_watch import PeerWatch
 from wsgigate.problem import Problem, Refuse, answer_with
 from wsgigate.repeated import Repeated, observing, outage
+from wsgigate.rules.arguments import checked
 from wsgigate.rules.concurrency import ID_BYTES, Concurrency
 from wsgigate.rules.quota import Verdict
 from wsgigate.store import Store, StoreError
@@ -40,6 +41,7 @@ __all__ = ["ConcurrencyLimiter"]
 _log = logging.getLogger("wsgigate.concurrency")
 
 
+@checked
 class ConcurrencyLimiter:
     """Refuse a request whose caller has too many under way already, wherever they are served.
 

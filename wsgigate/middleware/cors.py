@@ -10,6 +10,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.fields import is_token
 from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.rules.arguments import checked
 from wsgigate.wsgi import REASON, ExcInfo, Headers
 
 __all__ = ["Cors"]
@@ -38,6 +39,7 @@ Origin: TypeAlias = str | re.Pattern[str] | Callable[[str], object]
 _PREFLIGHT_VARY = ("Vary", "Origin, Access-Control-Request-Method, Access-Control-Request-Headers")
 
 
+@checked
 class Cors:
     """Answer preflight requests, and tell browsers which origins may read the responses.
 

@@ -8,6 +8,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgigate.fields import is_token
 from wsgigate.instead import answer_instead, marked, shaped
 from wsgigate.kept_body import KeptBody
+from wsgigate.rules.arguments import checked
 from wsgigate.rules.fallback import FallbackRules, may_ask_another, reason_of
 from wsgigate.wsgi import FAILURE
 
@@ -26,6 +27,7 @@ BUFFER = 64 * 1024
 """Of a body how many bytes are kept, to be read again by the other app."""
 
 
+@checked
 class Fallback:
     """Have another app answer the requests that *app* fails to.
 

@@ -12,6 +12,7 @@ from wsgigate import process
 from wsgigate.fields import is_token
 from wsgigate.instead import shaped
 from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.rules.arguments import checked
 from wsgigate.rules.faults import FaultRules
 from wsgigate.store.forking import rest_at_fork
 from wsgigate.wsgi import REASON, environ_key
@@ -19,6 +20,7 @@ from wsgigate.wsgi import REASON, environ_key
 __all__ = ["Faults"]
 
 
+@checked
 class Faults:
     """Let some requests wait, and answer some with an error, for drills.
 

@@ -8,6 +8,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.held import Held
 from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.rules.arguments import checked
 from wsgigate.wsgi import REASON, REQUEST_ID
 
 __all__ = ["Guard"]
@@ -17,6 +18,7 @@ _log = logging.getLogger("wsgigate")
 _FAILED = Problem(500, "Gateway error occurred", extensions={"error": "Internal server error"})
 
 
+@checked
 class Guard:
     """Answer with 500 when everything inside fails before its response began. Goes outermost.
 

@@ -29,6 +29,7 @@ from wsgigate.peer_watch import PeerWatch
 from wsgigate.problem import Problem, Refuse, answer_with
 from wsgigate.repeated import Repeated, observing, outage
 from wsgigate.rules.algorithms import ALGORITHMS
+from wsgigate.rules.arguments import checked
 from wsgigate.rules.policy import Policy, Quotas
 from wsgigate.rules.quota import Quota, Verdict
 from wsgigate.store import Store, StoreError
@@ -49,6 +50,7 @@ REMEMBERED = 1024
 _log = logging.getLogger("wsgigate.limiter")
 
 
+@checked
 class Limiter:
     """Refuse a request whose caller has used up its quota.
 

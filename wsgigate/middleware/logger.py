@@ -9,6 +9,7 @@ from typing import Literal, TextIO
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.records import JsonLines, Lines, Record, TextLines
+from wsgigate.rules.arguments import checked
 from wsgigate.sink import Sink
 from wsgigate.wsgi import (
     INSTANCE,
@@ -42,6 +43,7 @@ _KEYS = (
 _record = tuple.__new__
 
 
+@checked
 class Logger:
     """Write one record per response, at its end: who asked for what, and how it went.
 

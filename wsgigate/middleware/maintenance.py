@@ -13,6 +13,7 @@ from wsgigate.fixed import fixed_answer
 from wsgigate.limit_keys import exemption
 from wsgigate.maintenance import MaintenanceSwitch
 from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.rules.arguments import checked
 from wsgigate.rules.maintenance import GATEWAY, check_scope
 from wsgigate.wsgi import FAILURE, REASON, environ_key, peer
 
@@ -25,6 +26,7 @@ SHORTEST = 16
 """Characters of a secret by which requests are let pass, at least."""
 
 
+@checked
 class Maintenance:
     """Answer 503 while the app is out of service, except to those who look after it.
 

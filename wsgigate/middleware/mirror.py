@@ -13,6 +13,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.errands import Errands
 from wsgigate.kept_body import KeptBody
+from wsgigate.rules.arguments import checked
 from wsgigate.store.forking import rest_at_fork
 from wsgigate.wsgi import (
     CLAIMS,
@@ -49,6 +50,7 @@ _OF_REQUESTS = frozenset(
 """What of an environ speaks of the request; the rest is the server's or the connection's."""
 
 
+@checked
 class Mirror:
     """Have a share of the requests answered a second time by another app, and drop those answers.
 

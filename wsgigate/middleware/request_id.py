@@ -9,6 +9,7 @@ from typing import Literal
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.fields import HOP_BY_HOP, is_token
+from wsgigate.rules.arguments import checked
 from wsgigate.wsgi import REQUEST_ID, ExcInfo, Headers, environ_key, peer_trusted, without
 
 __all__ = ["RequestId"]
@@ -23,6 +24,7 @@ def _mint() -> str:
     return f"{random.getrandbits(128):032x}"
 
 
+@checked
 class RequestId:
     """Give every request an id: in environ, in a field for the app, and in one of the response.
 

@@ -10,6 +10,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate import process
 from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.rules.arguments import checked
 from wsgigate.rules.shedding import Gradient, SheddingRules
 from wsgigate.store.forking import rest_at_fork
 from wsgigate.wsgi import REASON, ExcInfo, Headers, Observed, is_websocket, observe
@@ -24,6 +25,7 @@ _BUSY = Problem(
 )
 
 
+@checked
 class Shedder:
     """Let no more requests of this worker be under way than the app can answer in good time.
 

@@ -9,12 +9,14 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgigate.fields import is_token
 from wsgigate.instead import shaped
 from wsgigate.limit_keys import KeyNames, key_of, text_of
+from wsgigate.rules.arguments import checked
 from wsgigate.rules.split import Split
 from wsgigate.wsgi import environ_key
 
 __all__ = ["Splitter"]
 
 
+@checked
 class Splitter:
     """Pass each request to one of several apps, by their weights.
 

@@ -11,6 +11,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgigate.copied import CopiedBody
 from wsgigate.instead import answer_instead, marked, shaped
 from wsgigate.problem import status_line
+from wsgigate.rules.arguments import checked
 from wsgigate.rules.caching import Keeping, keeping, may_show, selecting
 from wsgigate.rules.fallback import SAFE, FallbackRules, reason_of
 from wsgigate.rules.shelf import Shelf
@@ -39,6 +40,7 @@ class _Answer(NamedTuple):
     size: int
 
 
+@checked
 class StaleAnswers:
     """Keep good answers to GET, and show them again when the app fails.
 

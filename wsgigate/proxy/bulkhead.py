@@ -7,6 +7,7 @@ from typing import Protocol
 
 from wsgigate import process
 from wsgigate.problem import Problem, Refusal
+from wsgigate.rules.arguments import checked
 
 __all__ = ["FULL", "Bulkhead", "Compartment", "Place", "check_most", "full"]
 
@@ -44,6 +45,7 @@ class Compartment(Protocol):
         """Return what ``/services`` says of it."""
 
 
+@checked
 class Bulkhead:
     """A fixed limit of requests to a service that are under way in this worker.
 

@@ -9,6 +9,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgigate.problem import Problem, Refusal, Refuse, answer_with
 from wsgigate.proxy.destination import METHODS, beneath, destination_path, mount_of
 from wsgigate.proxy.hops import NEVER
+from wsgigate.rules.arguments import checked
 from wsgigate.rules.hosts import Hosts
 from wsgigate.rules.router import Router
 from wsgigate.rules.routing import Match, MethodNotAllowed, Route, listing
@@ -31,6 +32,7 @@ _ROUTED_BY = "wsgigate.routed_by"
 _EVERY = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 
 
+@checked
 class Dispatcher:
     """Pass each request to the app of the route that matches its host, path and method.
 

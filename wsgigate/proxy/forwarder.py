@@ -25,6 +25,7 @@ from wsgigate.proxy.transport import Sessions, Timeout
 from wsgigate.proxy.tries import Tries
 from wsgigate.proxy.tunnel import Tunnels
 from wsgigate.proxy.upgrade import Upgrader, WebSocketLimits
+from wsgigate.rules.arguments import checked
 from wsgigate.target import BadTarget, kept_target_of
 from wsgigate.wsgi import FAILURE, INSTANCE, REASON, SERVICE
 
@@ -33,6 +34,7 @@ __all__ = ["Forwarder"]
 DEPARTURES = Departures()
 
 
+@checked
 class Forwarder:
     """Forward requests to the instances of a service.
 

@@ -15,6 +15,7 @@ from wsgigate.proxy.bulkhead import Place
 from wsgigate.proxy.member import Member
 from wsgigate.proxy.stickiness import Stickiness
 from wsgigate.repeated import ChangeLog
+from wsgigate.rules.arguments import checked
 from wsgigate.rules.balance import Policy, policy_of
 from wsgigate.rules.balance.available import Standing, available, slow_start
 from wsgigate.rules.balance.tiers import Tiers
@@ -67,6 +68,7 @@ class Lease:
                 pool.report(self.member, outcome, why)
 
 
+@checked
 class Pool:
     """The instances of one service, and who takes the next request.
 

@@ -14,6 +14,7 @@ from wsgigate.problem import Problem, Refusal
 from wsgigate.proxy.alarms import ALARMS, Alarms
 from wsgigate.proxy.bulkhead import Compartment
 from wsgigate.proxy.hedging import Hedge
+from wsgigate.rules.arguments import checked
 from wsgigate.rules.budget import RetryBudget
 from wsgigate.rules.hedge import HedgeRules
 from wsgigate.rules.outcomes import FAILURES, check_failures
@@ -22,6 +23,7 @@ from wsgigate.rules.retry import Attempt, Decision, RetryRules, decide
 __all__ = ["Resilience"]
 
 
+@checked
 class Resilience:
     """What is done when a service fails; one for all the forwarders of a service.
 

@@ -11,6 +11,7 @@ from wsgigate.cookies import cookie_values
 from wsgigate.discovery import Instance
 from wsgigate.fields import is_token
 from wsgigate.proxy.request import Outgoing
+from wsgigate.rules.arguments import checked
 from wsgigate.rules.balance.sticky import StickyCookie, Stuck
 
 __all__ = ["Stickiness"]
@@ -20,6 +21,7 @@ _ONLY_SECURE = ("__Host-", "__Secure-")
 """What browsers take with ``Secure`` alone (RFC 6265bis, cookie name prefixes)."""
 
 
+@checked
 class Stickiness:
     """Has the clients of a service stay with the instance that answered them first.
 

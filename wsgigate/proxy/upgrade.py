@@ -25,6 +25,7 @@ from wsgigate.proxy.request import Outgoing
 from wsgigate.proxy.response import ResponseMaker
 from wsgigate.proxy.sender import Sender
 from wsgigate.proxy.tunnel import Tunnels, relay
+from wsgigate.rules.arguments import checked
 from wsgigate.wsgi import TUNNELLED, Headers
 
 __all__ = ["Upgrader", "WebSocketLimits"]
@@ -34,6 +35,7 @@ _TOO_MANY = Problem(503, "Too many WebSockets.", headers=(("Retry-After", "5"),)
 _BAD = Problem(502, "Bad gateway", extensions={"error": "Invalid response"})
 
 
+@checked
 @dataclass(frozen=True)
 class WebSocketLimits:
     """What the WebSockets of a route may take.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from wsgigate.rules.arguments import checked
+
 __all__ = ["MOST_TRIPS", "CircuitRules"]
 
 MOST_TRIPS = 60
@@ -14,6 +16,7 @@ _MOST = 1_000_000
 _LONGEST = 86_400.0
 
 
+@checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CircuitRules:
     """When a circuit opens, for how long, and what closes it again.

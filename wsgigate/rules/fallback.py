@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from wsgigate.rules.arguments import checked
+
 __all__ = ["REASONS", "SAFE", "FallbackRules", "may_ask_another", "reason_of"]
 
 SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
@@ -40,6 +42,7 @@ def reason_of(failure: str | None, raised: bool = False) -> str:
     return "answered" if not failure else _REASONS.get(failure, "other")
 
 
+@checked
 @dataclass(frozen=True)
 class FallbackRules:
     """When an answer is replaced by another one.

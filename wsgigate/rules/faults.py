@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from wsgigate.rules.arguments import checked
+
 __all__ = ["Fault", "FaultRules"]
 
 LONGEST = 60.0
@@ -22,6 +24,7 @@ class Fault(NamedTuple):
     status: int | None = None
 
 
+@checked
 @dataclass(frozen=True)
 class FaultRules:
     """What is done to how many requests.

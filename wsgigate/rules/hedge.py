@@ -8,6 +8,8 @@ from collections import deque
 from dataclasses import dataclass
 from math import ceil
 
+from wsgigate.rules.arguments import checked
+
 __all__ = ["SAFE", "Delays", "HedgeRules", "hedgeable"]
 
 SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
@@ -18,6 +20,7 @@ _LONGEST = 60.0
 _MOST = 5
 
 
+@checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HedgeRules:
     """When there is another try before the first one has ended, and how many.

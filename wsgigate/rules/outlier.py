@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import NamedTuple
 
+from wsgigate.rules.arguments import checked
 from wsgigate.rules.circuit import Outcome
 
 __all__ = ["Ejection", "OutlierRules", "Outliers", "low_success"]
@@ -21,6 +22,7 @@ _MOST = 1_000_000
 _MOST_TIMES = 1_000
 
 
+@checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutlierRules:
     """When an instance is left out, and for how long.

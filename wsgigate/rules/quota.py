@@ -8,6 +8,8 @@ from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import NamedTuple
 
+from wsgigate.rules.arguments import explained
+
 __all__ = ["CALENDAR", "Quota", "Verdict", "verdict_of"]
 
 _UNITS = {
@@ -39,6 +41,7 @@ _NAME = re.compile(r"[A-Za-z0-9._:~-]{0,64}")
 _BETWEEN = re.compile(r"[;,|\n]")
 
 
+@explained
 @dataclass(frozen=True)
 class Quota:
     """*limit* requests per *period* seconds, or per hour, day, week, month or year of the calendar.

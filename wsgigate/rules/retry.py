@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from wsgigate.rules.arguments import checked
 from wsgigate.rules.dates import unix_time
 
 __all__ = [
@@ -31,6 +32,7 @@ _LONGEST = 3_600.0
 _LARGEST = 16 * 1024 * 1024
 
 
+@checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetryRules:
     """How often and after what a request is made once more.

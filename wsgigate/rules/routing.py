@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, NamedTuple, TypeVar
 
+from wsgigate.rules.arguments import checked
 from wsgigate.rules.hosts import host_pattern
 
 __all__ = ["Match", "MethodNotAllowed", "Route", "RouteConflict", "listing"]
@@ -32,6 +33,7 @@ class RouteConflict(ValueError):
         self.second = second
 
 
+@checked
 @dataclass(frozen=True)
 class Route(Generic[E]):
     """Requests that belong together, and the *endpoint* that serves them.

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 from statistics import median
 
+from wsgigate.rules.arguments import checked
+
 __all__ = ["Gradient", "SheddingRules"]
 
 _LARGEST = 100_000
@@ -18,6 +20,7 @@ _ROOM = 16
 """How far above twice of what is under way the limit may be."""
 
 
+@checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SheddingRules:
     """How the limit of requests under way is found.

@@ -1,0 +1,199 @@
+"""Constructors that tell a value of a wrong type as a ValueError which names its parameter.
+
+The types are those of the signature. They are read leniently, so that nothing is refused which
+works: any number does for a number, any iterable for a list, anything for a truth value, and what
+cannot be looked into, such as the items of an iterator, is left to the constructor.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import wraps
+from numbers import Real
+from typing import Any, Literal, TypeVar, Union, cast
+
+__all__ = ["checked", "explained"]
+
+T = TypeVar("T")
+
+_FUNCTION: object = Callable
+
+_LOOKED_INTO = 1000
+"""Of how many items of a list the types are looked at."""
+
+
+def checked(cls: type[T]) -> type[T]:
+    """Have the constructor of *cls* raise ValueError for arguments of wrong types.
+
+    What the constructor says itself comes first. Where it fails by a TypeError or the like, or
+    takes what would fail later, the type that was expected is named.
+    """
+    return _wrapped(cls, afterwards=True)
+
+
+def explained(cls: type[T]) -> type[T]:
+    """Do the same where the constructor fails only, for what is made often."""
+    return _wrapped(cls, afterwards=False)
+
+
+def _wrapped(cls: type[T], *, afterwards: bool) -> type[T]:
+    init: Callable[..., None] = cls.__init__
+    signature = inspect.signature(init)
+
+    @wraps(init)
+    def __init__(self: T, *args: Any, **kwargs: Any) -> None:
+        try:
+            init(self, *args, **kwargs)
+        except (TypeError, AttributeError, LookupError) as error:
+            try:
+                _check(cls, init, signature, (self, *args), kwargs)
+            except ValueError as explanation:
+                raise explanation from error
+            raise
+        if afterwards:
+            _check(cls, init, signature, (self, *args), kwargs)
+
+    cls.__init__ = cast(Any, __init__)  # type: ignore[method-assign]
+    return cls
+
+
+def _check(
+    cls: type[Any],
+    init: Callable[..., None],
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> None:
+    """Check the arguments; those that do not fit the signature at all are left to the call."""
+    try:
+        given = signature.bind(*args, **kwargs).arguments
+    except TypeError:
+        return
+    hints = _hints_of(cls, init)
+    for name, value in given.items():
+        hint = hints.get(name, Any)
+        if value is None and name == "app":
+            continue  # a middleware that answers every request itself needs none
+        if not _fits(value, hint):
+            raise ValueError(f"{name}: expected {_words(hint)}, not {_shown(value)}")
+
+
+_known: dict[type[Any], dict[str, Any]] = {}
+
+
+def _hints_of(cls: type[Any], init: Callable[..., None]) -> dict[str, Any]:
+    """Return the types of the parameters, without those that are not known at run time."""
+    hints = _known.get(cls)
+    if hints is None:
+        names = {**vars(typing), **vars(sys.modules[cls.__module__])}
+        hints = _known[cls] = {}
+        for name, written in init.__annotations__.items():
+            try:
+                hints[name] = eval(written, names) if isinstance(written, str) else written  # noqa: S307
+            except Exception:  # a name that only type checkers know
+                hints[name] = Any
+    return hints
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, each) for each in inner)
+    if hint is Any:
+        return True
+    if hint is None or hint is type(None):
+        return value is None
+    if origin is Literal:
+        # what else is not allowed is told by the constructor, with its own words
+        return isinstance(value, tuple({type(each) for each in inner}))
+    kind = hint if origin is None else origin
+    if not isinstance(kind, type):
+        return True
+    if kind is bool or kind is object:
+        return True
+    if kind in (int, float):
+        return isinstance(value, Real) and not isinstance(value, bool)
+    if kind is _FUNCTION:
+        return callable(value)
+    if kind in (str, bytes):
+        return isinstance(value, kind)
+    if issubclass(kind, Mapping):
+        return isinstance(value, Mapping) and (
+            len(inner) < 2
+            or all(_fits(key, inner[0]) and _fits(each, inner[1]) for key, each in value.items())
+        )
+    if issubclass(kind, Iterable) and kind.__module__ in ("builtins", "collections.abc"):
+        return _is_list(value, kind, inner)
+    if kind is type:
+        return isinstance(value, type) and all(
+            issubclass(value, each) for each in inner if isinstance(each, type)
+        )
+    if getattr(kind, "_is_protocol", False):
+        return _has_methods(value, kind)
+    if kind is typing.TextIO:
+        return hasattr(value, "write")
+    # what stands in for a class of ours, in a test or elsewhere, need not be of that class
+    return isinstance(value, kind) or type(value).__module__ != "builtins"
+
+
+def _is_list(value: Any, kind: type[Any], inner: tuple[Any, ...]) -> bool:
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes):
+        return False
+    if isinstance(value, Mapping) and issubclass(kind, Sequence):
+        return False  # elsewhere its keys do
+    if not isinstance(value, Collection) or not inner:
+        return True
+    kinds = [each for each in inner if each is not ...]
+    if len(kinds) > 1:  # a tuple of a fixed length
+        return len(value) == len(kinds) and all(map(_fits, value, kinds))
+    return all(_fits(item, kinds[0]) for item, _ in zip(value, range(_LOOKED_INTO), strict=False))
+
+
+def _has_methods(value: Any, protocol: type[Any]) -> bool:
+    """Return whether *value* has the methods of *protocol*."""
+    methods = [name for name, each in vars(protocol).items() if inspect.isfunction(each)]
+    ours = [name for name in methods if not name.startswith("_") or name == "__call__"]
+    return all(callable(getattr(value, name, None)) for name in ours)
+
+
+def _words(hint: Any) -> str:
+    """Return what *hint* is to people."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(_words, inner)))
+    if origin is Literal:
+        return " or ".join(f'"{each}"' for each in inner)
+    kind = hint if origin is None else origin
+    if hint is None or hint is type(None):
+        return "None"
+    if hint is Any or not isinstance(kind, type):
+        return "something else"
+    if kind in _NAMES:
+        return _NAMES[kind]
+    if kind is _FUNCTION or "__call__" in vars(kind):
+        return "a function"
+    if issubclass(kind, Mapping):
+        return "a table"
+    if issubclass(kind, Iterable) and kind.__module__ in ("builtins", "collections.abc"):
+        return "a list"
+    return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
+
+
+_NAMES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bytes: "bytes",
+    type: "a class",
+}
+
+
+def _shown(value: Any) -> str:
+    """Return *value* where it is short and can be no secret, else its type."""
+    if value is None or isinstance(value, bool | int | float):
+        return repr(value)[:40]
+    return f"{'an' if type(value).__name__[0] in 'aeiouAEIOU' else 'a'} {type(value).__name__}"
