@@ -149,6 +149,20 @@ def test_check_looks_whether_the_store_can_be_used(cli: Cli) -> None:
     assert f"{path}: store.url: " in err
 
 
+def test_check_warns_of_a_damaged_store_and_leaves_it(cli: Cli) -> None:
+    (cli.folder / "data").mkdir(mode=0o700)
+    (cli.folder / "data" / "data.mdb").write_bytes(bytes(5000))
+    path = cli.file('[store]\nurl = "lmdb:data"\n[admin]\n')
+    code, _, err = cli("check", path)
+    assert code == 0
+    assert f"{path}: warning: store.url: {cli.folder}/data/data.mdb is damaged" in err
+    assert "it is moved aside when a gateway opens it" in err
+    assert sorted(each.name for each in (cli.folder / "data").iterdir()) == [
+        "data.mdb",
+        "lock.mdb",
+    ]
+
+
 def test_check_looks_whether_a_redis_can_be_reached_and_whose_names_it_holds(cli: Cli) -> None:
     path = cli.file('[store]\nurl = "redis://127.0.0.1:1/0"\n[admin]\n')
     code, out, err = cli("check", path)

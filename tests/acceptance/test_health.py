@@ -140,3 +140,40 @@ def unhealthy(machine: Any) -> list[list[str]]:
         told = document["services"][0]["status"].get("instances", {})
         found.append([url for url, status in told.items() if not status["healthy"]])
     return found
+
+
+DAMAGED = """
+[gateway]
+name = "shop"
+threads = 4
+[store]
+url = "lmdb:{store}"
+[[middleware]]
+use = "limiter"
+quota = "100 per hour"
+[services.svc]
+instances = ["{url}"]
+health = {{ path = "/health", interval = "0.5s", timeout = "1s" }}
+[[routes]]
+path = "/"
+service = "svc"
+"""
+
+
+@pytest.mark.parametrize("program", ["gunicorn", "granian"])
+def test_a_damaged_store_is_moved_aside_and_the_gateway_starts(
+    program: str, serve: Callable[..., Any], backend: Backend, tmp_path: Path
+) -> None:
+    backend.answers = [reply()]
+    store = tmp_path / "store"
+    store.mkdir(mode=0o700)
+    (store / "data.mdb").write_bytes(bytes(100_000))
+    gateway = serve(DAMAGED.format(url=backend.url, store=store), workers=4, server=program)
+    answers = [requests.get(f"{gateway.url}/x", timeout=20) for _ in range(20)]
+    assert [answer.status_code for answer in answers] == [200] * 20
+    left = [int(answer.headers["X-RateLimit-Remaining"]) for answer in answers]
+    assert left == list(range(99, 79, -1))  # all workers count in the new file
+    [aside] = [path for path in store.iterdir() if ".damaged-" in path.name]
+    assert aside.read_bytes() == bytes(100_000)
+    [said] = [line for line in gateway.log.splitlines() if "was damaged" in line]
+    assert str(aside) in said

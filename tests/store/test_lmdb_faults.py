@@ -2,13 +2,15 @@
 
 import os
 import signal
+import struct
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lmdb
 import pytest
 
-from wsgigate.store import StoreError
+from wsgigate.store import DamagedStore, StoreError
 from wsgigate.store.folder import check_file
 from wsgigate.store.lmdb import LmdbStore
 
@@ -132,8 +134,6 @@ def open_to_others(folder):
     ("spoil", "words"),
     [
         (lambda folder: folder.write_text(""), "is not a folder"),
-        (lambda folder: damaged(folder, b"some text " * 5000), "damaged or no LMDB file"),
-        (lambda folder: damaged(folder, b"short"), "damaged or no LMDB file"),
         (other_program, "is the LMDB file of some other program"),
         (other_version, "has the format b'99' of another version of wsgigate, this one has b'1'"),
         (linked, "is a symbolic link, which is not followed"),
@@ -189,7 +189,161 @@ try:
 except StoreError as error:
     print(error)
 """
-    assert "damaged" in output(text, folder)
+    assert output(text, folder).splitlines()[-1] == "usable"
+    assert len(aside(folder)) == 1
+
+
+def aside(folder):
+    return sorted(path.name for path in folder.iterdir() if ".damaged-" in path.name)
+
+
+@pytest.mark.parametrize(
+    "text", [b"some text " * 5000, b"short", bytes(1024 * 1024)], ids=["text", "short", "zeros"]
+)
+def test_a_file_that_is_none_is_moved_aside_and_named(folder, text, caplog):
+    damaged(folder, text)
+    with pytest.raises(DamagedStore, match="it is moved aside when a gateway opens it"):
+        LmdbStore(folder).check()
+    assert (folder / "data.mdb").read_bytes() == text
+    assert caplog.records == []
+    store = LmdbStore(folder)
+    assert store.get("key")[0] is None
+    assert store.update("key", count) == 1
+    [name] = aside(folder)
+    assert (folder / name).read_bytes() == text
+    [record] = caplog.records
+    assert record.levelname == "ERROR"
+    assert f"{folder}/data.mdb was damaged (" in record.getMessage()
+    assert f"It is now {folder}/{name}, and a new one begins" in record.getMessage()
+    assert "denied tokens and maintenance notices are lost" in record.getMessage()
+    store.close()
+    store.check()  # the new one is none
+
+
+def test_of_files_that_were_moved_aside_the_last_three_are_kept(folder):
+    for number in range(6):
+        if number:
+            (folder / "data.mdb").write_bytes(b"%d" % number)
+        else:
+            damaged(folder, b"0")
+        os.utime(folder / "data.mdb", (number, number))
+        store = LmdbStore(folder)
+        assert store.update("key", count) == 1
+        store.close()
+    assert sorted((folder / name).read_bytes() for name in aside(folder)) == [b"3", b"4", b"5"]
+
+
+START = """
+import sys
+from wsgigate.store.lmdb import LmdbStore
+store = LmdbStore(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(50):
+    store.update("key", lambda old, now: (b"%d" % (int(old or 0) + 1), 60.0, None))
+print("done", flush=True)
+"""
+
+
+def test_of_processes_that_start_at_once_one_moves_it_and_all_count_together(
+    program, folder, caplog
+):
+    damaged(folder, bytes(1024 * 1024))
+    started = [program(START, folder) for _ in range(6)]
+    for each in started:
+        assert each.stdout.readline() == "ready\n"
+    for each in started:
+        each.stdin.write("\n")
+        each.stdin.flush()
+    for each in started:
+        said = each.communicate(timeout=60)[0]
+        assert said.splitlines()[-1] == "done", said
+    assert len(aside(folder)) == 1
+    store = LmdbStore(folder)
+    assert store.update("key", count) == 301
+    store.close()
+
+
+HOLDING = """
+import sys
+from wsgigate.store.lmdb import LmdbStore
+store = LmdbStore(sys.argv[1])
+store.update("old", lambda old, now: (b"1", 60.0, None))
+print("open", flush=True)
+for line in sys.stdin:
+    value = store.get("new")[0]
+    store.update("tick", lambda old, now: (b"", 60.0, None))
+    print(value, flush=True)
+"""
+
+
+def test_processes_that_have_it_open_come_over_to_the_new_one(program, folder, caplog):
+    holder = program(HOLDING, folder)
+    assert holder.stdout.readline() == "open\n"
+    path = folder / "data.mdb"
+    with path.open("r+b") as file:  # both heads; what the holder has mapped is this very file
+        file.write(bytes(200))
+        file.seek(4096)
+        file.write(bytes(200))
+    store = LmdbStore(folder)
+    assert store.swap("new", None, b"here", 600)
+    assert len(aside(folder)) == 1
+
+    def told():
+        holder.stdin.write("\n")
+        holder.stdin.flush()
+        return holder.stdout.readline()
+
+    until = time.monotonic() + 30
+    while "here" not in (said := told()):
+        assert time.monotonic() < until, said
+    assert len(aside(folder)) == 1
+    store.close()
+
+
+def test_damage_that_is_met_in_use_is_moved_aside_too(folder, caplog):
+    store = LmdbStore(folder)
+    for number in range(2000):
+        store.swap(f"key/{number}", None, bytes(100), 600)
+    environment = store._environment
+    environment.recover(lmdb.CorruptedError("page 7"), 0.0)
+    assert store.update("key/1", count) == 1
+    assert len(aside(folder)) == 1
+    # another process had met it as well: what is there now is not touched
+    environment._file = (0, 0)
+    environment.recover(lmdb.PageNotFoundError("page 8"), 0.0)
+    assert store.update("key/1", count) == 2
+    assert len(aside(folder)) == 1
+    store.close()
+
+
+def test_a_value_that_is_none_of_ours_goes_and_the_others_stay(folder, caplog):
+    store = LmdbStore(folder)
+    store.swap("good", None, b"kept", 600)
+    store.close()
+    with lmdb.open(str(folder)) as env, env.begin(write=True) as txn:
+        txn.put(b"=short", b"abc")
+    store = LmdbStore(folder)
+    assert store.get("short")[0] is None
+    assert store.update("short", count) == 1
+    assert store.get("good")[0] == b"kept"
+    assert "had values that are none" in caplog.text
+    assert aside(folder) == []
+    store.close()
+
+
+def test_what_a_rule_breaks_down_with_is_no_damage(folder):
+    store = LmdbStore(folder)
+    store.swap("good", None, b"kept", 600)
+
+    def broken(old, now):
+        raise struct.error("unpack requires a buffer of 8 bytes")
+
+    with pytest.raises(StoreError):
+        store.update("key", broken)
+    assert store.get("good")[0] == b"kept"
+    assert aside(folder) == []
+    store.close()
 
 
 NOBODY = f"""

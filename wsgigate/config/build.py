@@ -42,7 +42,14 @@ from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.proxy.request import RequestMaker
 from wsgigate.rules.maintenance import GATEWAY
 from wsgigate.rules.routing import Route
-from wsgigate.store import NETWORKED, MisconfiguredStore, Store, StoreError, open_store
+from wsgigate.store import (
+    NETWORKED,
+    DamagedStore,
+    MisconfiguredStore,
+    Store,
+    StoreError,
+    open_store,
+)
 from wsgigate.store.memory import MemoryStore
 from wsgigate.worker_reports import Steady, WorkerReports
 
@@ -134,6 +141,8 @@ def outage_of(store: Store) -> str:
     except MisconfiguredStore:
         raise
     except StoreError as error:
+        if isinstance(error, DamagedStore):
+            return str(error)
         return f"{error}; the gateway starts without its store and uses it once it answers"
     return ""
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NETWORKED",
     "Change",
+    "DamagedStore",
     "MisconfiguredStore",
     "Quotas",
     "Several",
@@ -48,6 +49,10 @@ class MisconfiguredStore(StoreError):
     A wrong password, a database that does not exist, a folder of another user, a file of another
     program: each is an error at the start. The message names the cause and the cure.
     """
+
+
+class DamagedStore(StoreError):
+    """The file of the store is damaged; its next user moves it aside and begins a new one."""
 
 
 @runtime_checkable

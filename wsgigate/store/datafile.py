@@ -12,22 +12,31 @@ import errno
 import fcntl
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 __all__ = [
+    "DAMAGED",
     "STEP",
     "allocate",
     "alone",
     "enlarged",
     "fill_lock_file",
     "keeps_its_space",
+    "move_aside",
     "rounded",
     "unused",
 ]
 
 STEP = 1024 * 1024
 """The file's length is a multiple of it."""
+
+DAMAGED = ".damaged-"
+"""What is put after the name of a file that was moved aside; the time follows."""
+
+KEPT = 3
+"""How many of them are kept: a file may be as large as the store may become."""
 
 SURE = frozenset({"ext4", "tmpfs", "xfs"})
 """File systems that write a page where it is. Others (btrfs, zfs) write it anew somewhere else, for
@@ -108,6 +117,32 @@ def allocate(path: str, size: int, *, used: bool = False) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def move_aside(path: str, lock: str, now: float) -> str:
+    """Give the damaged file *path* another name, and return that; the oldest such file goes.
+
+    The lock file goes away with it: it describes this very file, and whoever has both open keeps
+    both, without meeting those that open new ones. To be called while :func:`alone`.
+
+    :param now: The time, in seconds since 1970.
+    :raises OSError: It cannot be renamed.
+    """
+    moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
+    place, number = f"{path}{DAMAGED}{moment}", 1
+    while os.path.lexists(place):
+        number += 1
+        place = f"{path}{DAMAGED}{moment}-{number}"
+    os.rename(path, place)
+    with suppress(FileNotFoundError):
+        os.unlink(lock)
+    folder, name = os.path.split(path)
+    others = [each for each in os.listdir(folder) if each.startswith(name + DAMAGED)]
+    others.sort(key=lambda each: (os.lstat(os.path.join(folder, each)).st_mtime, each))
+    for each in others[:-KEPT]:
+        if os.path.join(folder, each) != place:
+            os.unlink(os.path.join(folder, each))
+    return place
 
 
 def enlarged(path: str, size: int, wanted: int) -> tuple[int, OSError | None]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import struct
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,14 +16,16 @@ from typing import Any, TypeVar
 import lmdb
 
 from wsgigate.store import MisconfiguredStore, StoreError, datafile
-from wsgigate.store.failures import Full, explained
+from wsgigate.store.failures import DAMAGE, Full, explained
 from wsgigate.store.folder import check_file, own_folder
 from wsgigate.store.forking import rest_at_fork
 from wsgigate.store.limits import COUNTERS, VITAL
-from wsgigate.store.sweep import FIRST, FORMAT, MARKER, SWEEP_EVERY, SWEEP_LOOKS, expiry, sweep
-from wsgigate.store.verify import Damaged, reach, verify
+from wsgigate.store.sweep import FIRST, FORMAT, MARKER, OWN, SWEEP_EVERY, SWEEP_LOOKS, expiry, sweep
+from wsgigate.store.verify import Damaged, OtherVersion, reach, verify
 
 __all__ = ["Environment", "has_live_values"]
+
+LOG = logging.getLogger("wsgigate.store")
 
 R = TypeVar("R")
 
@@ -73,6 +77,7 @@ class Environment:
         self.users: weakref.WeakSet[object] = weakref.WeakSet()
         self._folder = folder
         self._data = os.path.join(folder, "data.mdb")
+        self._locks = os.path.join(folder, "lock.mdb")
         self.map_size = map_size
         self._most = datafile.rounded(map_size + max(RESERVE, map_size // 8))
         self._size = 0
@@ -81,28 +86,81 @@ class Environment:
         self._file = (0, 0)
         rest_at_fork(self)
 
-    def open(self) -> Any:
+    def open(self, *, repair: bool = True) -> Any:
         """Open the environment; return its ``begin``.
 
+        :param repair: Move a damaged file aside, and begin a new one.
         :raises StoreError: The folder or its files are not ours, not wsgigate's, or unusable.
         """
-        lock = os.path.join(self._folder, "lock.mdb")
         try:
             with datafile.alone(self._folder, own_folder):
                 check_file(self._data)
-                check_file(lock)
-                size = self._prepare(used=datafile.fill_lock_file(lock, LOCK_BYTES))
-                self.turn = os.open(self._data, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                found = os.fstat(self.turn)
-                self._env = self._open(size, writemap=datafile.keeps_its_space(found.st_dev))
-                self._env.reader_check()  # frees the slots of processes that were killed
-                self._size = size
-                self._claim()  # while nobody else can make the file larger
+                check_file(self._locks)
+                try:
+                    self._begin()
+                except DAMAGE as error:
+                    if not repair or isinstance(error, OtherVersion):
+                        raise
+                    self._move_aside(error)
+                    self._begin()
         except (lmdb.Error, OSError, Damaged, StoreError) as error:
             self.close()
             raise self.failure(error) from error
-        self._file, self.begin = (found.st_dev, found.st_ino), self._env.begin
+        self.begin = self._env.begin
         return self.begin
+
+    def _begin(self) -> None:
+        """Open what is there, or make it, while no other process does."""
+        size = self._prepare(used=datafile.fill_lock_file(self._locks, LOCK_BYTES))
+        self.turn = os.open(self._data, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        found = os.fstat(self.turn)
+        self._file = found.st_dev, found.st_ino
+        self._env = self._open(size, writemap=datafile.keeps_its_space(found.st_dev))
+        self._env.reader_check()  # frees the slots of processes that were killed
+        self._size = size
+        self._claim()  # while nobody else can make the file larger
+
+    def _move_aside(self, error: Exception) -> None:
+        """Give a damaged file another name; the next to open the folder makes a new one.
+
+        Processes that have it open keep it, with its lock file, until they next look after it.
+        """
+        self.close()
+        place = datafile.move_aside(self._data, self._locks, time.time())
+        LOG.error(
+            "%s was damaged (%s). It is now %s, and a new one begins: limits count anew, services "
+            "register again with their next heartbeat; denied tokens and maintenance notices are "
+            "lost, deny or announce them again",
+            self._data,
+            error,
+            place,
+        )
+
+    def _replace(self, error: Exception) -> None:
+        """Move the file aside that was found to be damaged in use, unless another has by now."""
+        mine = self._file
+        self.close()
+        with datafile.alone(self._folder, own_folder):
+            try:
+                found = os.stat(self._data)
+            except FileNotFoundError:
+                return
+            if (found.st_dev, found.st_ino) == mine:
+                self._move_aside(error)
+
+    def _drop_unreadable(self) -> bool:
+        """Remove values that are too short to begin with their expiry; return whether any was."""
+
+        def drop(txn: Any) -> bool:
+            with txn.cursor() as cursor:
+                cursor.set_range(FIRST)
+                short = [key for key, value in cursor if len(value) < expiry.size]
+            for key in short:
+                if key not in OWN:
+                    txn.delete(key)
+            return bool(short)
+
+        return self._in_a_full_map(drop)
 
     def _open(self, size: int, *, writemap: bool) -> Any:
         # Nothing is flushed to disk: a process that dies loses nothing, as the kernel has its
@@ -208,6 +266,10 @@ class Environment:
         try:
             if isinstance(error, lmdb.MapResizedError):
                 self._grow(0)  # another process did
+            elif isinstance(error, DAMAGE):
+                self._replace(error)
+            elif isinstance(error, struct.error) and self._drop_unreadable():
+                LOG.error("%s had values that are none, which were removed", self._data)
             elif isinstance(error, lmdb.PanicError):
                 self.close()  # LMDB refuses everything from here on until it is opened anew
             elif isinstance(error, lmdb.MapFullError) and self._env.reader_check():

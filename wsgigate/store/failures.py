@@ -8,11 +8,11 @@ from errno import EACCES, EISDIR, ENOTDIR, EPERM, EROFS
 
 import lmdb
 
-from wsgigate.store import MisconfiguredStore, StoreError
+from wsgigate.store import DamagedStore, MisconfiguredStore, StoreError
 from wsgigate.store.folder import of_system
-from wsgigate.store.verify import Damaged
+from wsgigate.store.verify import Damaged, OtherVersion
 
-__all__ = ["FAILURES", "Full", "explained"]
+__all__ = ["DAMAGE", "FAILURES", "Full", "explained"]
 
 
 class Full(Exception):
@@ -29,14 +29,8 @@ class Full(Exception):
 FAILURES = (Full, lmdb.Error, struct.error)
 """What a transaction fails with; ``struct.error``: a value too short to begin with its expiry."""
 
-_DAMAGE = (
-    Damaged,
-    lmdb.InvalidError,
-    lmdb.VersionMismatchError,
-    lmdb.CorruptedError,
-    lmdb.PageNotFoundError,
-    struct.error,
-)
+DAMAGE = (Damaged, lmdb.InvalidError, lmdb.CorruptedError, lmdb.PageNotFoundError)
+"""What a file is opened or used with that is moved aside then."""
 
 
 _LASTING = [os.strerror(code) for code in (EACCES, EPERM, EROFS, ENOTDIR, EISDIR)]
@@ -60,9 +54,14 @@ def explained(error: Exception, path: str, *, most: int, readers: int) -> StoreE
         )
     if isinstance(error, lmdb.ReadersFullError):
         return StoreError(f"{path} is in use by more than {readers} processes")
-    if isinstance(error, _DAMAGE):
-        return StoreError(
-            f"{path} is damaged or no LMDB file ({error}); remove it or name another folder"
+    if isinstance(error, OtherVersion | lmdb.VersionMismatchError):
+        return MisconfiguredStore(
+            f"{path} is of another version of LMDB ({error}); remove it or name another folder"
+        )
+    if isinstance(error, DAMAGE):
+        return DamagedStore(
+            f"{path} is damaged or no LMDB file ({error}); it is moved aside when a gateway opens "
+            "it, and a new one begins without its values"
         )
     if isinstance(error, OSError):
         return of_system(error, f"{path} cannot be used")

@@ -36,6 +36,7 @@ LOOKED_AT, REMOVED = 256, 16
 
 _NAME = re.compile(r"[A-Za-z0-9-]+-[0-9a-f]{12}")
 _FILES = {"data.mdb", "lock.mdb"}
+_ASIDE = "data.mdb" + datafile.DAMAGED
 
 
 def remove_leftovers(base: str, *, keep: frozenset[str], now: float | None = None) -> int:
@@ -69,7 +70,8 @@ def _removed(folder: str, now: float) -> bool:
     with datafile.alone(folder):
         names = set(os.listdir(folder))
         lock = os.path.join(folder, "lock.mdb")
-        if not names <= _FILES or not _is_old(folder, now):
+        ours = all(name in _FILES or name.startswith(_ASIDE) for name in names)
+        if not ours or not _is_old(folder, now):
             return False
         if "lock.mdb" in names and not datafile.unused(lock):
             return False

@@ -198,11 +198,16 @@ class LmdbStore:
     def check(self) -> None:
         """See that values can be kept: write one, remove it, and leave nothing open.
 
+        :raises DamagedStore: The file is damaged; it is left as it is.
         :raises StoreError: They cannot; names the path and the cause.
         """
         used = self._environment is not None
+        environment = self._environment or self._attach()
         key = f"wsgigate/check/{os.getpid()}"
         try:
+            with environment.lock:
+                if environment.begin is None:
+                    environment.open(repair=False)
             self.update(key, lambda old, now: (bytes(16384), 1.0, None))
             self.update(key, lambda old, now: (None, 0.0, None))
         finally:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from operator import ge, le
 from typing import IO, Any, NamedTuple
 
-__all__ = ["Damaged", "reach", "verify"]
+__all__ = ["Damaged", "OtherVersion", "reach", "verify"]
 
 MAGIC, VERSION = 0xBEEFC0DE, 1
 HEAD = 16  # bytes of a page before its node offsets: pgno, pad, flags, lower, upper
@@ -37,6 +37,10 @@ _number = struct.Struct("<Q")
 
 class Damaged(Exception):
     """The file is none of LMDB's, or not whole; says where."""
+
+
+class OtherVersion(Damaged):
+    """The file is LMDB's, and of a version that this one does not read."""
 
 
 class _Tree(NamedTuple):
@@ -121,8 +125,11 @@ def _newest(file: IO[bytes]) -> _Meta:
 def _meta_of(raw: bytes) -> _Meta:
     if len(raw) < HEAD + 136:
         raise Damaged("it is too short")
-    if not _head.unpack_from(raw)[2] & META or _meta.unpack_from(raw, HEAD) != (MAGIC, VERSION):
+    magic, version = _meta.unpack_from(raw, HEAD)
+    if not _head.unpack_from(raw)[2] & META or magic != MAGIC:
         raise Damaged("it does not begin as one")
+    if version != VERSION:
+        raise OtherVersion(f"it is of the format {version}, not {VERSION}")
     free = _Tree(*_tree.unpack_from(raw, HEAD + 24))
     main = _Tree(*_tree.unpack_from(raw, HEAD + 72))
     last, transaction = _last.unpack_from(raw, HEAD + 120)
