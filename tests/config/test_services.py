@@ -429,3 +429,45 @@ def test_a_slow_request_is_made_at_another_instance_where_the_file_says(after: s
         assert {Client(gateway).get("/").text for _ in range(3)} == {"fast"}
         gateway.close()
         slow.wait_until_closed()
+
+
+ZONED = """
+[gateway]
+{gateway}
+[services.a]
+instances = [
+  {{ url = "http://near", zone = "eu-1a" }}, {{ url = "http://far", zone = "eu-1b" }}
+]
+{service}
+[[routes]]
+path = "/a"
+service = "a"
+"""
+
+
+@pytest.mark.parametrize(
+    ("gateway", "service", "environ", "first"),
+    [
+        ('zone = "eu-1a"', "", {}, {"http://near"}),
+        ('zone = "eu-1b"', "", {"WSGIGATE_ZONE": "eu-1a"}, {"http://far"}),
+        ("", "", {"WSGIGATE_ZONE": "eu-1a"}, {"http://near"}),
+        ('zone = "${ZONE:-eu-1b}"', "", {}, {"http://far"}),
+        ("", "", {}, {"http://near", "http://far"}),
+        ("", "", {"WSGIGATE_ZONE": ""}, {"http://near", "http://far"}),
+        ('zone = "eu-1a"', "prefer_zone = false", {}, {"http://near", "http://far"}),
+    ],
+)
+def test_the_zone_of_the_gateway_comes_first(
+    gateway: str,
+    service: str,
+    environ: dict[str, str],
+    first: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("WSGIGATE_ZONE", raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    made = build(parse(ZONED.format(gateway=gateway, service=service), environ=environ))
+    leases = [made.pools["a"].pick() for _ in range(40)]
+    urls = {lease.instance.url for lease in leases if lease is not None and lease.release() is None}
+    assert urls == first

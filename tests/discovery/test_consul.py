@@ -9,7 +9,7 @@ import pytest
 
 from tests.discovery.fakes import FakeConsul
 from wsgigate.discovery.sources import Found, SourceError
-from wsgigate.discovery.sources.consul import Consul
+from wsgigate.discovery.sources.consul import Consul, _instances
 
 NEVER = threading.Event()
 
@@ -137,3 +137,28 @@ def test_a_question_that_waits_ends_when_it_is_told_to(server: FakeConsul) -> No
     stopping.set()
     thread.join(10)
     assert [str(error) for error in errors] == ["it was stopped"]
+
+
+@pytest.mark.parametrize(
+    ("service", "node", "zone"),
+    [
+        ({}, {}, ""),
+        ({"Meta": {"zone": "a"}}, {}, "a"),
+        ({}, {"Meta": {"zone": "a"}}, "a"),
+        ({"Meta": {"zone": "a"}}, {"Meta": {"zone": "b"}}, "a"),
+        ({"Locality": {"Region": "eu", "Zone": "eu-1"}, "Meta": {"zone": "a"}}, {}, "eu-1"),
+        ({"Meta": {}, "Locality": None}, {"Locality": {"Zone": "eu-2"}}, "eu-2"),
+        ({"Meta": {"zone": "two words"}}, {}, ""),  # which is none, and no reason to fail
+        ({"Meta": {"zone": 7}, "Locality": "x"}, {"Meta": None}, ""),
+    ],
+)
+def test_a_service_or_its_node_says_in_which_zone_it_is(
+    service: dict[str, object], node: dict[str, object], zone: str
+) -> None:
+    entry = {
+        "Service": {"Address": "10.0.0.1", "Port": 80, **service},
+        "Node": {"Address": "10.0.0.9", **node},
+        "Checks": [{"Status": "passing"}],
+    }
+    [found] = _instances([entry], "http")
+    assert found.zone == zone

@@ -180,3 +180,13 @@ def test_an_empty_list_is_meant(path: Path) -> None:
 def test_a_list_has_an_end() -> None:
     with pytest.raises(SourceError, match="at most 10000"):
         read_list([A] * 10_001)
+
+
+def test_a_list_says_in_which_zone_an_instance_is(path: Path) -> None:
+    path.write_text(f'[{{"url": "{A}", "zone": "eu-1a"}}, "{B}"]')
+    found = WatchedFile(path).find(threading.Event())
+    assert [instance.zone for instance in found.instances] == ["eu-1a", ""]
+    for zone, said in (("7", "expected a text"), ('"two words"', "a zone is at most")):
+        path.write_text(f'[{{"url": "{A}", "zone": {zone}}}]')
+        with pytest.raises(SourceError, match=said):
+            WatchedFile(path).find(threading.Event())

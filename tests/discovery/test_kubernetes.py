@@ -214,3 +214,10 @@ def test_a_slice_that_is_none_is_an_error(broken: Any) -> None:
         broken = {"ports": [HTTP], "endpoints": [endpoint("10.0.0.1")], **broken}
     with pytest.raises(SourceError, match="not of its form"):
         instances_of_slices([broken], "http", "http")
+
+
+def test_the_zone_of_an_endpoint_is_that_of_its_node() -> None:
+    near, far, nowhere = (endpoint(f"10.0.0.{n}") for n in (1, 2, 3))
+    near["zone"], far["zone"] = "eu-1a", "eu-1b"
+    found, _ = instances_of_slices([slice_of(near, far, nowhere)], "http", "http")
+    assert [instance.zone for instance in found] == ["eu-1a", "eu-1b", ""]

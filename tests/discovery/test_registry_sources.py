@@ -311,3 +311,12 @@ def test_a_registry_that_cannot_wait_is_asked_every_second(serve: Serve) -> None
 def test_what_no_registry_says_is_an_error(serve: Serve, document: Any, said: str) -> None:
     with pytest.raises(SourceError, match=said):
         RemoteRegistry(serve(answering(document)), "users").find(NEVER)
+
+
+def test_an_instance_says_in_which_zone_it_is(source: Source, registry: Registry) -> None:
+    registry.register(entry(1, zone="eu-1a"))
+    registry.register(entry(2, zone="eu-1b"))
+    registry.register(entry(3))
+    registry.heartbeat("users", "users-2", Status.DRAINING)
+    zones = {each.url[-6]: each.zone for each in source.find(NEVER).instances}
+    assert zones == {"1": "eu-1a", "2": "eu-1b", "3": ""}

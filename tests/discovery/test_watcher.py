@@ -465,3 +465,11 @@ def test_the_networks_that_a_source_names_hold_at_once_and_after_a_restart() -> 
     assert again.networks == ("10.0.0.0/24",)
     with pytest.raises(ValueError, match="outside of the allowed networks"):
         again.check(IPv4Address("127.0.0.1"), 80)  # what a name may resolve to by now
+
+
+def test_zones_are_kept_for_workers_that_begin_without_a_source(store: Store) -> None:
+    kept = Kept(store, "i/users", "told")
+    kept.keep([Instance(A, zone="eu-1a"), Instance(B)])
+    recalled = kept.recall()
+    assert recalled is not None
+    assert [each.zone for each in recalled.instances] == ["eu-1a", ""]

@@ -327,3 +327,60 @@ def test_a_forwarder_asks_by_the_key(backend: Backend) -> None:
         users = Pool("users", [Instance(backend.url)], balance=balance, key=key)
         Client(Forwarder(users)).get("/", headers={"X-Tenant": "a"})
     assert asked == ["a", "a"]
+
+
+# -- zones -----------------------------------------------------------------------------------------
+
+
+def in_zones(zone: str, **options: Any) -> Pool:
+    """Return a pool of two instances in zone a and two in zone b."""
+    urls = {"http://a1": "a", "http://a2": "a", "http://b1": "b", "http://b2": "b"}
+    return Pool("svc", [Instance(url, zone=its) for url, its in urls.items()], zone=zone, **options)
+
+
+def asked(pool: Pool, times: int = 40, **how: Any) -> set[str]:
+    found = set()
+    for _ in range(times):
+        lease = pool.pick(**how)
+        assert lease is not None
+        found.add(lease.instance.url.removeprefix("http://"))
+        lease.release()
+    return found
+
+
+@pytest.mark.parametrize("balance", ["two-choices", "round-robin", "weighted", "consistent-hash"])
+def test_requests_go_to_the_own_zone_while_that_can_take_them(balance: str) -> None:
+    pool = in_zones("a", balance=balance)
+    keys = {"key": "k"} if balance == "consistent-hash" else {}
+    assert asked(pool, **keys) <= {"a1", "a2"}
+    pool.mark("http://a1", False)
+    pool.mark("http://a2", False)
+    assert asked(pool, **keys) <= {"b1", "b2"}
+    pool.mark("http://a1", True)
+    pool.mark("http://a2", True)
+    assert asked(pool, **keys) <= {"a1", "a2"}
+    assert asked(in_zones("")) == {"a1", "a2", "b1", "b2"}
+
+
+def test_a_zone_that_is_full_spills_over() -> None:
+    pool = in_zones("a", instance_limit=1, balance="round-robin")
+    held = [pool.pick() for _ in range(4)]
+    urls = [lease.instance.url.removeprefix("http://") for lease in held if lease is not None]
+    assert sorted(urls[:2]) == ["a1", "a2"]
+    assert sorted(urls[2:]) == ["b1", "b2"]
+    assert pool.pick() is None
+
+
+def test_another_try_stays_in_the_zone_while_there_is_another_instance() -> None:
+    pool = in_zones("a")
+    lease = pool.pick()
+    assert lease is not None
+    assert len(asked(pool, avoid=[lease.member]) | {lease.instance.url[-2:]}) == 2
+    both = [member for member in pool._members.values() if member.instance.zone == "a"]
+    assert asked(pool, avoid=both) <= {"b1", "b2"}
+
+
+def test_a_list_that_changes_a_zone_moves_the_requests() -> None:
+    pool = in_zones("a")
+    pool.renew([Instance("http://a1", zone="b"), Instance("http://b1", zone="a")])
+    assert asked(pool) == {"b1"}

@@ -361,3 +361,19 @@ def test_what_is_remembered_of_instances_is_bounded() -> None:
     for number in range(2000):
         stays.id_of(f"http://10.0.0.1:{number}")
     assert stays.id_of.cache_info().currsize <= 1024
+
+
+def test_a_client_stays_with_its_instance_in_another_zone() -> None:
+    """So it does when it comes to a gateway in one zone and then to one in the other."""
+    stays = Stickiness("svc", SECRET)
+    instances = [Instance("http://a", zone="a"), Instance("http://b", zone="b")]
+    pool = Pool("svc", instances, zone="a", sticky=stays)
+    for url in ("http://a", "http://b"):
+        lease = pool.pick(stuck=stays.id_of(url))
+        assert lease is not None
+        assert lease.instance.url == url
+    later = [Instance("http://a", zone="a"), Instance("http://b", tier=1, zone="a")]
+    pool.renew(later)  # one that only stands by lets its clients go
+    lease = pool.pick(stuck=stays.id_of("http://b"))
+    assert lease is not None
+    assert lease.instance.url == "http://a"

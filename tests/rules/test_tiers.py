@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsgigate.rules.balance import LeastLatency, RoundRobin, TwoChoices, policy_of
-from wsgigate.rules.balance.available import Level, Standing, available
+from wsgigate.rules.balance.available import Level, Standing, available, tier_of, zoned
 from wsgigate.rules.balance.tiers import Tiers
 
 WELL, ILL, DRAINED = Standing(), Standing(well=False), Standing(weight=0)
@@ -232,3 +232,49 @@ def test_each_tier_hears_of_its_own_answers() -> None:
 def test_a_name_that_is_no_policy_is_refused() -> None:
     with pytest.raises(ValueError, match="balance is one of two-choices"):
         policy_of("best", random.random)
+
+
+# -- zones -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("own", "instances", "shares"),
+    [
+        # An instance is its zone and its tier, with a "!" when it is not well.
+        ("a", "a0 a0 b0 b0", {"a": 1.0}),
+        ("b", "a0 a0 b0 b0", {"b": 1.0}),
+        ("", "a0 a0 b0 b0", {"a": 0.5, "b": 0.5}),  # the gateway is in none
+        ("c", "a0 a0 b0 b0", {"a": 0.5, "b": 0.5}),  # none is nearby
+        ("a", "a0 -0 -0", {"a": 1.0}),  # what says no zone is not nearby
+        ("a", "-0 -0", {"-": 1.0}),
+        ("a", "a0! a0! b0 b0", {"b": 1.0}),
+        ("a", "a0 a0! b0 b0", {"a": 0.7, "b": 0.3}),
+        ("a", "a0 a0 a0 a0! b0 b0", {"a": 1.0}),  # three of four can take it
+        ("a", "a0 b0 c0", {"a": 1.0}),
+        ("a", "a0! b0 c0", {"b": 0.5, "c": 0.5}),
+        ("a", "b0 a1", {"b": 1.0}),  # another tier is none's turn before
+        ("a", "a0! b0! a1 b1", {"a": 1.0}),
+        ("a", "a0! b0! a1! b1", {"b": 1.0}),
+        ("a", "a0! b0 a1 b1", {"b": 1.0}),
+    ],
+)
+def test_the_own_zone_comes_first_and_others_take_what_it_cannot(
+    own: str, instances: str, shares: dict[str, float]
+) -> None:
+    made = [
+        (each[0].strip("-"), int(each[1]), not each.endswith("!")) for each in instances.split()
+    ]
+    standings = [Standing(well, 1, zoned(tier, zone, own)) for zone, tier, well in made]
+    found: dict[str, float] = {}
+    for level in available(standings):
+        for place in level.places:
+            zone = made[place][0] or "-"
+            found[zone] = found.get(zone, 0) + level.share / len(level.places)
+    assert {zone: share for zone, share in found.items() if share} == pytest.approx(shares)
+
+
+@pytest.mark.parametrize("own", ["", "a"])
+@pytest.mark.parametrize("zone", ["", "a", "b"])
+def test_a_level_belongs_to_its_tier(own: str, zone: str) -> None:
+    for tier in range(16):
+        assert tier_of(zoned(tier, zone, own), own) == tier

@@ -77,6 +77,12 @@ class Gateway:
     threads: int = setting(
         Integer(1, 4096), "How many requests one process serves at a time.", default=16
     )
+    zone: str | None = setting(
+        Text("a zone without spaces", pattern=r"[\x21-\x7e]{1,128}"),
+        "The availability zone the gateway runs in, whose instances come first; that of the "
+        "environment variable WSGIGATE_ZONE unless said.",
+        default=None,
+    )
     log_level: str | None = setting(
         Choice(*LEVELS),
         "The least important records that are logged; info, which has every change of state.",

@@ -44,6 +44,11 @@ class Weighted:
         "Whose turn it is: 0 first, the next ones as far as those before fail.",
         default=0,
     )
+    zone: str = setting(
+        Text("a zone without spaces", pattern=r"[\x21-\x7e]{0,128}"),
+        "The availability zone it runs in.",
+        default="",
+    )
 
 
 @table
@@ -96,6 +101,12 @@ class Service:
     balance: Balance | str | None = setting(
         Either(_is_table, Table(Balance), POLICY),
         "Who of them takes the next request; two-choices unless said.",
+        default=None,
+    )
+    prefer_zone: bool | None = setting(
+        Flag(),
+        "Whether instances in the gateway's own zone come first, where gateway.zone is set; true "
+        "unless said.",
         default=None,
     )
     sticky: ServiceSticky | None = setting(

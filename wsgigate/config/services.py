@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from wsgigate.discovery.destinations import PRIVATE, Destinations, Vouched
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.discovery.kept import Kept
 from wsgigate.discovery.registry import Registry
-from wsgigate.discovery.sources import Source
+from wsgigate.discovery.sources import Source, zone_of
 from wsgigate.discovery.sources.own import OwnRegistry
 from wsgigate.discovery.watcher import Watch, Watcher
 from wsgigate.fields import FieldRules
@@ -99,6 +100,7 @@ class Services:
         self._own = own_places(gateway.bind)
         self._gateway = {"via": via, "identity": dict(identity)}
         self._folder = folder
+        self._zone = gateway.zone or zone_of(os.environ.get("WSGIGATE_ZONE"))
         self._errors = errors
         self._registry = registry
         for name, service in config.services.items():
@@ -111,7 +113,7 @@ class Services:
         if named and tried(at(path, "host"), lambda: host_and_port(named)) is None:
             named = ""
         instances = [
-            Instance(item.url, item.weight, item.tier, named)
+            Instance(item.url, item.weight, item.tier, named, item.zone)
             if isinstance(item, Weighted)
             else Instance(item, host=named)
             for item in service.instances
@@ -129,7 +131,10 @@ class Services:
             )
         if service.instance_max_in_flight is not None and balance is not None:
             balance["instance_limit"] = service.instance_max_in_flight
-        pool = tried(at(path, "instances"), lambda: Pool(name, instances, **(balance or {})))
+        zone = "" if service.prefer_zone is False else self._zone
+        pool = tried(
+            at(path, "instances"), lambda: Pool(name, instances, zone=zone, **(balance or {}))
+        )
         verify = tried(at(path, "tls"), lambda: self._verify(service), keys=["ca"])
         health = service.health
         if health is not None:

@@ -18,6 +18,7 @@ __all__ = ["LAST_TIER", "Instance", "Registration", "host_and_port"]
 
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?\.?")
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
+_ZONE = re.compile(r"[\x21-\x7e]{0,128}")
 LAST_TIER = 15
 _MOST_SOCKET_PATH = 107  # what the kernel takes
 
@@ -33,6 +34,7 @@ class Instance:
     :param tier: Whose turn it is: 0 first, the next ones as far as those before fail; up to 15.
     :param host: The name it is asked by, ``NAME[:PORT]``, for one that serves several names
         (virtual hosts) or was found by an address. Default: the host and port of the URL.
+    :param zone: The availability zone it runs in; empty where that is not known.
     :ivar scheme: ``http``, ``https`` or ``http+unix``.
     :ivar authority: ``HOST[:PORT]`` as it is sent in ``Host``: *host*, or else that of the URL in
         lower case, without a default port; ``localhost`` behind a socket.
@@ -45,6 +47,7 @@ class Instance:
     weight: int = 1
     tier: int = 0
     host: str = ""
+    zone: str = ""
     scheme: str = field(init=False, repr=False, compare=False)
     authority: str = field(init=False, repr=False, compare=False)
     origin: str = field(init=False, repr=False, compare=False)
@@ -63,6 +66,10 @@ class Instance:
             raise ValueError(f"a weight is 0 or more, got {self.weight}")
         if not 0 <= self.tier <= LAST_TIER:
             raise ValueError(f"a tier is 0 to {LAST_TIER}, got {self.tier}")
+        if not _ZONE.fullmatch(self.zone):
+            raise ValueError(
+                f"a zone is at most 128 visible characters without spaces, got {self.zone!r}"
+            )
         if parts.path not in ("", "/") or parts.query or parts.fragment:
             raise ValueError(
                 f"an instance's URL ends after the port, not as {self.url!r}; "

@@ -66,7 +66,7 @@ class Kept:
         :raises StoreError: The store failed.
         """
         old, now = self._store.get(self._key)
-        listed = [[each.url, each.weight, each.tier, each.host] for each in instances]
+        listed = [[each.url, each.weight, each.tier, each.host, each.zone] for each in instances]
         members = [self._source, now, listed, *([] if networks is None else [list(networks)])]
         new = json.dumps(members, separators=(",", ":")).encode()
         if len(new) <= VALUE_BYTES:

@@ -17,7 +17,7 @@ from wsgigate.proxy.stickiness import Stickiness
 from wsgigate.repeated import ChangeLog
 from wsgigate.rules.arguments import checked
 from wsgigate.rules.balance import Policy, policy_of
-from wsgigate.rules.balance.available import Standing, available, slow_start
+from wsgigate.rules.balance.available import Standing, available, slow_start, tier_of, zoned
 from wsgigate.rules.balance.tiers import Tiers
 from wsgigate.rules.circuit import Outcome
 from wsgigate.rules.outlier import OutlierRules, Outliers
@@ -86,6 +86,8 @@ class Pool:
         0 for at once.
     :param outlier: When an instance is left out for a while that fails; ``None`` for never. Each
         worker judges by what it has seen itself.
+    :param zone: The zone whose instances come first; those of other zones get what these cannot
+        take. Empty for none.
     :param panic: The share of available instances below which health is ignored, 0 to 1.
     :param random: Gives numbers in [0, 1); the module's own is seeded anew in a forked worker.
     :param clock: Tells the time in seconds, from any moment on.
@@ -105,6 +107,7 @@ class Pool:
         instance_limit: int | None = None,
         slow_start: float = 0.0,
         outlier: OutlierRules | None = None,
+        zone: str = "",
         panic: float = 0.5,
         random: Callable[[], float] = _random.random,
         clock: Callable[[], float] = time.monotonic,
@@ -118,6 +121,7 @@ class Pool:
             raise ValueError(f"slow_start is a number of seconds, got {slow_start}")
         self.service = service
         self.panic = panic
+        self.zone = zone
         if instance_limit is not None and instance_limit < 1:
             raise ValueError(f"instance_limit is at least one request, got {instance_limit}")
         self.key = key
@@ -320,7 +324,11 @@ class Pool:
                 self._returned.append(member)
             member.ejected = member.name in ejected
         standings = [
-            Standing(m.healthy and not m.ejected, m.instance.weight, m.instance.tier)
+            Standing(
+                m.healthy and not m.ejected,
+                m.instance.weight,
+                zoned(m.instance.tier, m.instance.zone, self.zone),
+            )
             for m in members
         ]
         levels = [
@@ -340,6 +348,10 @@ class Pool:
         if picked:
             self._policy.renew(levels, draining)
         if self.sticky is not None:
-            staying = [m for _, share, those in levels if share for m in those]
+            # a client stays with its instance in another zone, but not with one that stands by
+            tiers = {tier_of(level, self.zone) for level, share, _ in levels if share}
+            staying = [
+                m for level, _, those in levels if tier_of(level, self.zone) in tiers for m in those
+            ]
             staying += draining if self.sticky.keep_draining else []
             self._stuck = {self.sticky.id_of(member.name): member for member in staying}

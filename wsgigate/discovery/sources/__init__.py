@@ -6,18 +6,29 @@ the last good answer. So a source only has to say who is there now, or that it d
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 from wsgigate.discovery import LAST_TIER, Instance
 
-__all__ = ["MOST", "Found", "Source", "SourceError", "distinct", "instance_of", "read_list"]
+__all__ = [
+    "MOST",
+    "Found",
+    "Source",
+    "SourceError",
+    "distinct",
+    "instance_of",
+    "read_list",
+    "zone_of",
+]
 
 MOST = 10_000
 """How many instances of one service are taken in; a list of more is an error."""
 
-_KEYS = ("url", "weight", "tier")
+_ZONE = re.compile(r"[\x21-\x7e]{1,128}")
+_KEYS = ("url", "weight", "tier", "zone")
 
 
 class SourceError(Exception):
@@ -82,11 +93,18 @@ def distinct(instances: Iterable[Instance]) -> tuple[Instance, ...]:
 
 
 def instance_of(
-    scheme: str, host: object, port: object, weight: object = 1, tier: int = 0, name: str = ""
+    scheme: str,
+    host: object,
+    port: object,
+    weight: object = 1,
+    tier: int = 0,
+    name: str = "",
+    zone: object = "",
 ) -> Instance:
     """Return the instance at a host and port that a source names.
 
     :param name: The name it is asked by, where *host* is an address that was looked up.
+    :param zone: Where it runs; what is no zone counts as not known.
     :raises SourceError: They are none.
     """
     if not isinstance(host, str) or not host:
@@ -97,15 +115,23 @@ def instance_of(
         raise SourceError("an instance's weight is not a whole number from 0 to 65535")
     try:
         url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-        return Instance(url, weight, tier, f"{name}:{port}" if name else "")
+        return Instance(url, weight, tier, f"{name}:{port}" if name else "", zone_of(zone))
     except ValueError as error:
         raise SourceError(str(error)) from None
+
+
+def zone_of(*found: object) -> str:
+    """Return the first of *found* that is a zone; empty when none is."""
+    for each in found:
+        if isinstance(each, str) and each and _ZONE.fullmatch(each):
+            return each
+    return ""
 
 
 def read_list(document: object) -> tuple[Instance, ...]:
     """Return the instances of a document: a list of them, or a table that has one.
 
-    Each is a URL, or a table with ``url``, ``weight`` and ``tier``.
+    Each is a URL, or a table with ``url``, ``weight``, ``tier`` and ``zone``.
 
     :raises SourceError: It is not of that form; says where.
     """
@@ -129,8 +155,11 @@ def read_list(document: object) -> tuple[Instance, ...]:
             raise SourceError(f"{place}.weight: expected a whole number from 0 to 65535")
         if type(tier) is not int or not 0 <= tier <= LAST_TIER:
             raise SourceError(f"{place}.tier: expected a whole number from 0 to {LAST_TIER}")
+        zone = table.get("zone", "")
+        if not isinstance(zone, str):
+            raise SourceError(f'{place}.zone: expected a text such as "eu-1a"')
         try:
-            instance = Instance(url, weight, tier)
+            instance = Instance(url, weight, tier, zone=zone)
         except ValueError as error:
             raise SourceError(f"{place}.url: {error}") from None
         if instance.url in found:

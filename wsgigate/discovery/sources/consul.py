@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from wsgigate.discovery import Instance
-from wsgigate.discovery.sources import MOST, Found, SourceError, distinct, instance_of
+from wsgigate.discovery.sources import MOST, Found, SourceError, distinct, instance_of, zone_of
 from wsgigate.discovery.sources.asking import Asker
 from wsgigate.discovery.sources.documents import read_json, refused
 
@@ -105,4 +105,13 @@ def _instance(entry: object, scheme: str) -> Instance | None:
     weights = service.get("Weights") or {}
     weight = weights.get("Warning" if "warning" in states else "Passing", 1)
     host = service.get("Address") or node.get("Address")
-    return instance_of(scheme, host, service.get("Port"), weight)
+    zone = zone_of(*(_zone(part) for part in (service, node)))
+    return instance_of(scheme, host, service.get("Port"), weight, zone=zone)
+
+
+def _zone(part: Mapping[str, Any]) -> object:
+    """Return the zone that a service or a node says: its locality, or ``zone`` of its metadata."""
+    locality, meta = part.get("Locality"), part.get("Meta")
+    return (locality.get("Zone") if isinstance(locality, Mapping) else None) or (
+        meta.get("zone") if isinstance(meta, Mapping) else None
+    )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from wsgigate.discovery import Instance
 from wsgigate.discovery.registry import Listing, Registry
 from wsgigate.discovery.sources import Found, SourceError, distinct, instance_of
-from wsgigate.rules.registry import Status
+from wsgigate.rules.registry import Registered, Status
 from wsgigate.store import StoreError
 
 __all__ = ["OwnRegistry"]
@@ -78,7 +78,11 @@ class OwnRegistry:
         leaving = [entry for entry in entries if entry.status is Status.DRAINING]
         return distinct(
             [
-                *(instance_of(each.scheme, each.host, each.port, each.weight) for each in well),
-                *(instance_of(each.scheme, each.host, each.port, 0) for each in leaving),
+                *(_instance(each, each.weight) for each in well),
+                *(_instance(each, 0) for each in leaving),
             ]
         )
+
+
+def _instance(entry: Registered, weight: int) -> Instance:
+    return instance_of(entry.scheme, entry.host, entry.port, weight, zone=entry.zone)

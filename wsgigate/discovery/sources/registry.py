@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from wsgigate.discovery import Instance
 from wsgigate.discovery.destinations import Destinations
-from wsgigate.discovery.sources import MOST, Found, SourceError, distinct, instance_of
+from wsgigate.discovery.sources import MOST, Found, SourceError, distinct, instance_of, zone_of
 from wsgigate.discovery.sources.asking import Asker
 from wsgigate.discovery.sources.documents import read_json, refused
 
@@ -115,4 +115,8 @@ def _instance(entry: Mapping[str, Any], weight: int | None) -> Instance:
     if scheme not in ("http", "https"):
         raise SourceError("an instance is neither http nor https")
     given = entry.get("weight", 1) if weight is None else weight
-    return instance_of(scheme, entry.get("host"), entry.get("port"), given)
+    metadata = entry.get("metadata")
+    zone = zone_of(
+        entry.get("zone"), metadata.get("zone") if isinstance(metadata, Mapping) else None
+    )
+    return instance_of(scheme, entry.get("host"), entry.get("port"), given, zone=zone)

@@ -39,7 +39,9 @@ def instances_of_slices(
                 well = conditions.get("ready", True) is not False
                 serves = conditions.get("serving")
                 serves = well if serves is None else serves
-                instance = instance_of(scheme, endpoint["addresses"][0], number)
+                instance = instance_of(
+                    scheme, endpoint["addresses"][0], number, zone=endpoint.get("zone")
+                )
                 if well:
                     ready.setdefault(family, []).append(instance)
                 elif serves and conditions.get("terminating"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["OVERPROVISIONED", "Level", "Standing", "available", "slow_start"]
+__all__ = ["OVERPROVISIONED", "Level", "Standing", "available", "slow_start", "tier_of", "zoned"]
 
 OVERPROVISIONED = 1.4
 """How much more than its share a tier is taken to bear: it does with 1 / 1.4 = 71 % of it well."""
@@ -37,6 +37,25 @@ class Level(NamedTuple):
     share: float
     places: tuple[int, ...]
     panic: bool = False
+
+
+def zoned(tier: int, zone: str, own: str) -> int:
+    """Return the tier in which an instance stands once zones count.
+
+    Each tier becomes two: its instances in the gateway's own zone first, then all others. So those
+    far away get what those nearby cannot take, by the same rule by which a tier helps out another:
+    with two of ten nearby gone nothing, with half of them gone 30 %, with all of them gone
+    everything. A lower tier is never asked before all zones of the one above it.
+
+    :param zone: The instance's; empty where it is not known, which is not the gateway's own.
+    :param own: The gateway's; empty where zones do not count.
+    """
+    return 2 * tier + (zone != own) if own else tier
+
+
+def tier_of(level: int, own: str) -> int:
+    """Return the tier that :func:`zoned` made *level* of."""
+    return level // 2 if own else level
 
 
 def available(standings: Sequence[Standing], panic: float = 0.5) -> tuple[Level, ...]:
