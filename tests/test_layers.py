@@ -13,6 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 GROUND = {
     "addresses",
+    "clocks",
     "cookies",
     "copied",
     "errands",
@@ -50,10 +51,10 @@ ALLOWED: dict[str, set[str]] = {
     "limit_keys": GROUND | {"rules"},
     "rules": {"rules"},
     "bodies": GROUND | {"rules"},
-    "store": {"process", "rules", "store"},
-    "denylist": {"rules", "store"},
-    "maintenance": {"repeated", "rules", "store"},
-    "circuits": {"repeated", "rules", "store", "circuits"},
+    "store": {"clocks", "process", "rules", "store"},
+    "denylist": {"clocks", "rules", "store"},
+    "maintenance": {"clocks", "repeated", "rules", "store"},
+    "circuits": {"clocks", "repeated", "rules", "store", "circuits"},
     "middleware": GROUND | {"rules", "store", "circuits", "denylist", "maintenance"},
     "discovery": GROUND | {"rules", "bodies", "store", "discovery"},
     "proxy": GROUND | {"rules", "circuits", "discovery", "proxy"},

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from wsgigate.clocks import steady
 from wsgigate.rules.arguments import checked
 from wsgigate.rules.compact import shown
 from wsgigate.rules.denial import (
@@ -64,7 +64,7 @@ class DenyList:
         namespace: str | None = None,
         staleness: float = 1.0,
         cache_size: int = 10_000,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = steady,
     ) -> None:
         if not isinstance(staleness, (int, float)) or not 0 <= staleness <= 60:
             raise ValueError(f"staleness: 0 to 60 seconds, not {staleness!r}")

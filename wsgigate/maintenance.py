@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+from wsgigate.clocks import steady
 from wsgigate.repeated import ChangeLog, Trouble, one_line
 from wsgigate.rules.arguments import checked
 from wsgigate.rules.maintenance import LONGEST, Notice, noticed, read, switched
@@ -51,7 +51,7 @@ class MaintenanceSwitch:
         name: str = "gateway",
         staleness: float = 0.5,
         speaks: Callable[[], bool] = lambda: True,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = steady,
     ) -> None:
         if not isinstance(staleness, (int, float)) or not 0 <= staleness <= 1:
             raise ValueError(f"staleness: 0 to 1 second, not {staleness!r}")

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import random as _random
 import re
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 from wsgigate.circuits.shared import SharedVerdict
+from wsgigate.clocks import steady
 from wsgigate.rules.circuit import Event, Outcome, State, Verdict, ask, move, tell, trip
 from wsgigate.rules.circuit_rules import CircuitRules
 from wsgigate.rules.tally import Tally
@@ -136,7 +136,7 @@ class Circuit:
         store: Store | None = None,
         prefix: str = "circuit/",
         sync_interval: float = 0.5,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = steady,
         random: Callable[[], float] = _random.random,
     ) -> None:
         if not _NAME.fullmatch(name):

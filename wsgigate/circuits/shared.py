@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from logging import INFO, WARNING
 from typing import TypeVar
 
+from wsgigate.clocks import steady
 from wsgigate.repeated import ChangeLog, Trouble
 from wsgigate.rules.circuit import State, Verdict, bounded, pack, unpack
 from wsgigate.rules.circuit_rules import CircuitRules
@@ -48,7 +48,7 @@ class SharedVerdict:
         *,
         interval: float,
         replaced: Callable[[Verdict], object],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = steady,
     ) -> None:
         self.verdict = Verdict()
         self.ahead = 0.0

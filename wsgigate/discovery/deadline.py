@@ -11,7 +11,6 @@ import http.client
 import io
 import socket
 import ssl
-import time
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -23,6 +22,7 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
+from wsgigate.clocks import real
 from wsgigate.tls import Cert, Verify, context_for, present
 
 __all__ = ["DeadlineAdapter"]
@@ -56,7 +56,7 @@ class _Reader(io.RawIOBase):
 
 
 def _until(deadline: float) -> float:
-    left = deadline - time.monotonic()
+    left = deadline - real()
     if left <= 0:
         raise TimeoutError("the deadline has passed")
     return left
@@ -90,7 +90,7 @@ class _Deadline:
 
     def connect(self) -> None:
         seconds: float = self.timeout  # type: ignore[attr-defined]
-        self._deadline = time.monotonic() + seconds
+        self._deadline = real() + seconds
         super().connect()  # type: ignore[misc]
 
     def _new_conn(self) -> socket.socket:

@@ -14,6 +14,7 @@ import requests
 from requests.models import PreparedRequest, Response
 from requests.structures import CaseInsensitiveDict
 
+from wsgigate.clocks import real
 from wsgigate.discovery.deadline import DeadlineAdapter
 from wsgigate.discovery.registration_entry import Entry, own_address
 from wsgigate.rules.registration import Answer, Step, Wanted
@@ -76,7 +77,7 @@ class RegistryClient:
                 request, stream=True, timeout=TIMEOUT
             )
             try:
-                return self._answer(response, time.monotonic() + TIMEOUT)
+                return self._answer(response, real() + TIMEOUT)
             finally:
                 response.close()
         except Exception as error:  # whatever it is, the service it happens in goes on
@@ -152,7 +153,7 @@ def _document(raw: Any, deadline: float) -> dict[str, Any]:
     read, parts, left = getattr(raw, "read1", raw.read), [], _MOST_BODY
     while left > 0:
         part = read(left, decode_content=False)
-        if time.monotonic() > deadline:
+        if real() > deadline:
             raise TimeoutError
         if not part:
             break

@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 from wsgigate import process
+from wsgigate.clocks import real
 from wsgigate.discovery import Instance
 from wsgigate.discovery.kept import Kept
 from wsgigate.discovery.process_thread import ProcessThread
@@ -308,9 +309,9 @@ class Watcher:
         started = [thread.start() for thread in self._threads]
         if not any(started):
             return
-        until = time.monotonic() + wait
+        until = real() + wait
         for watch in self._watches:
-            watch.asked.wait(max(0.0, until - time.monotonic()))
+            watch.asked.wait(max(0.0, until - real()))
 
     def stop(self, timeout: float = 1.0) -> None:
         """End this process's threads.
@@ -319,9 +320,9 @@ class Watcher:
         """
         for thread in self._threads:
             thread.end()
-        until = time.monotonic() + timeout
+        until = real() + timeout
         for thread in self._threads:
-            thread.stop(max(0.0, until - time.monotonic()))
+            thread.stop(max(0.0, until - real()))
 
     @property
     def sources(self) -> dict[str, str]:

@@ -6,13 +6,13 @@ import json
 import logging
 import re
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate import process
+from wsgigate.clocks import wall
 from wsgigate.denylist import DenyList
 from wsgigate.limit_keys import Exempt, exempt_of
 from wsgigate.problem import Problem, Refuse, answer_with
@@ -113,7 +113,7 @@ class Authenticator:
         cache_size: int = 10_000,
         deny_list: DenyList | None = None,
         on_store_error: str = "refuse",
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = wall,
         refuse: Refuse = answer_with,
     ) -> None:
         if invalid_token_status not in (401, 403):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random as _random
-import time
 from collections.abc import Callable, Collection, Iterable
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.circuits import Circuit, Rejection
+from wsgigate.clocks import steady
 from wsgigate.fields import retry_after
 from wsgigate.problem import Problem, Refuse, answer_with
 from wsgigate.rules.arguments import checked
@@ -64,7 +64,7 @@ class Breaker:
         enabled: bool = True,
         sync_interval: float = 0.5,
         refuse: Refuse = answer_with,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = steady,
         random: Callable[[], float] = _random.random,
     ) -> None:
         if not enabled:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal, TextIO
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from wsgigate.clocks import wall
 from wsgigate.records import JsonLines, Lines, Record, TextLines
 from wsgigate.rules.arguments import checked
 from wsgigate.sink import Sink
@@ -72,7 +73,7 @@ class Logger:
         stream: TextIO | None = None,
         format: Literal["auto", "json", "text"] = "auto",
         queue_size: int = 10_000,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] = wall,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if format not in _FORMATS:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeAlias
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from wsgigate.clocks import steady, wall
 from wsgigate.copied import CopiedBody
 from wsgigate.instead import answer_instead, marked, shaped
 from wsgigate.problem import status_line
@@ -68,8 +68,8 @@ class StaleAnswers:
         max_size: int = 16 * 1024 * 1024,
         max_answer: int = 1024 * 1024,
         stale_for: float = 3600.0,
-        now: Callable[[], float] = time.time,
-        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = wall,
+        clock: Callable[[], float] = steady,
     ) -> None:
         if max_answer < 1:
             raise ValueError(f"max_answer: 1 byte or more, not {max_answer}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import lru_cache
 from wsgiref.types import WSGIEnvironment
 
+from wsgigate.clocks import wall
 from wsgigate.cookies import cookie_values
 from wsgigate.discovery import Instance
 from wsgigate.fields import is_token
@@ -50,7 +50,7 @@ class Stickiness:
         max_age: float | None = None,
         path: str = "/",
         keep_draining: bool = False,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = wall,
     ) -> None:
         self.cookie = f"wsgigate-{service}" if cookie is None else cookie
         if not is_token(self.cookie):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from wsgigate import process
+from wsgigate.clocks import real
 
 __all__ = ["Tunnels", "relay"]
 
@@ -58,7 +59,7 @@ class Tunnels:
 
     def stop(self) -> None:
         """Have all of them end soon, and no other begin; does not wait."""
-        self.end_at = time.monotonic() + self._grace
+        self.end_at = real() + self._grace
 
 
 class _Way:

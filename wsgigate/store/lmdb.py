@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from fcntl import LOCK_EX, LOCK_UN, flock
 from typing import Any, TypeVar, cast
 
+from wsgigate.clocks import wall
 from wsgigate.store import Change
 from wsgigate.store.environment import Environment
 from wsgigate.store.failures import FAILURES
@@ -50,7 +50,7 @@ class LmdbStore:
         path: str | os.PathLike[str],
         *,
         map_size: int = 256 * 1024 * 1024,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = wall,
     ) -> None:
         if not os.fspath(path):
             raise ValueError("the path of an lmdb store is empty")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
 from typing import TypeAlias, TypeVar, cast
 
+from wsgigate.clocks import wall
 from wsgigate.store import Change
 from wsgigate.store.forking import rest_at_fork
 from wsgigate.store.limits import COUNTERS, KEY_BYTES, VALUE_BYTES, check_value, encoded
@@ -37,7 +37,7 @@ class MemoryStore:
     :raises ValueError: *max_items* is less than 1.
     """
 
-    def __init__(self, *, max_items: int = 100_000, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, *, max_items: int = 100_000, clock: Callable[[], float] = wall) -> None:
         if max_items < 1:
             raise ValueError(f"max_items is at least 1, got {max_items}")
         self.max_items = max_items

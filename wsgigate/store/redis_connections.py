@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import ssl
 import threading
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,6 +17,7 @@ from redis.connection import (
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
+from wsgigate.clocks import real
 from wsgigate.rules.tls import client_context
 from wsgigate.store import StoreError
 from wsgigate.store.redis_socket import Wire
@@ -229,7 +229,7 @@ class Connections:
 
     def _awaited(self) -> _Line | None:
         """Return what comes free in time; None where one more may be opened."""
-        until = time.monotonic() + self._wait
+        until = real() + self._wait
         with self._changed:
             self._waiting += 1  # before it looks: who gives back looks at this afterwards
             try:
@@ -241,7 +241,7 @@ class Connections:
                     if self._open < self._most:
                         self._open += 1
                         return None
-                    left = until - time.monotonic()
+                    left = until - real()
                     if left <= 0:
                         break
                     self._changed.wait(left)

@@ -11,12 +11,12 @@ import io
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from wsgigate.clocks import real
 from wsgigate.discovery.sources import SourceError
 from wsgigate.tls import context_for
 
@@ -55,7 +55,7 @@ class _Patient(io.RawIOBase):
         while True:
             if self._stopping.is_set():
                 raise SourceError("it was stopped")
-            left = self.until - time.monotonic()
+            left = self.until - real()
             if left <= 0:
                 raise TimeoutError
             self._sock.settimeout(min(left, _LOOK_UP))
@@ -92,7 +92,7 @@ class Lines:
         :param within: The most seconds until it is there.
         :raises SourceError: It is not, or too long.
         """
-        self._reader.until = time.monotonic() + within
+        self._reader.until = real() + within
         with _told():
             line = self._response.readline(_MOST_LINE)
         if len(line) >= _MOST_LINE:
@@ -161,7 +161,7 @@ class Asker:
         reader = _Patient(sock, stopping)
         response = http.client.HTTPResponse(_Handed(reader), method="GET")  # type: ignore[arg-type]
         try:
-            reader.until = time.monotonic() + wait + _ANSWER
+            reader.until = real() + wait + _ANSWER
             host = f"[{self._host}]" if ":" in self._host else self._host
             head = {
                 "Host": f"{host}:{self._port}",

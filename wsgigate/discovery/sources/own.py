@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 
+from wsgigate.clocks import real
 from wsgigate.discovery import Instance
 from wsgigate.discovery.registry import Listing, Registry
 from wsgigate.discovery.sources import Found, SourceError, distinct, instance_of
@@ -60,16 +60,16 @@ class OwnRegistry:
         return Found(self._instances(listing), 0.0, certain=certain, trouble=trouble)
 
     def _await_change(self, version: int, stopping: threading.Event) -> None:
-        until = time.monotonic() + _WAIT
+        until = real() + _WAIT
         while not stopping.is_set():
-            now = time.monotonic()
+            now = real()
             look_up = min(until, now + _LOOK_UP)
             if (
                 now >= until
                 or self._registry.wait(self._service, version, look_up - now) != version
             ):
                 return
-            stopping.wait(max(0.0, look_up - time.monotonic()))  # it may not wait any more
+            stopping.wait(max(0.0, look_up - real()))  # it may not wait any more
 
     def _instances(self, listing: Listing) -> tuple[Instance, ...]:
         entries, rules = listing.instances, self._registry.rules
