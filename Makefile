@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --no-build-isolation --editable
 
-.PHONY: help demo test test-latest update lint docs bench bench-registry drill clean
+.PHONY: help demo test unit test-latest update lint docs bench bench-registry drill clean
 
 help:  ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 18
@@ -15,6 +15,9 @@ demo: $(VENV)/.installed  ## Three services behind a gateway on 127.0.0.1:3000, 
 
 test: $(VENV)/.installed  ## The whole suite, with the versions of constraints.txt
 	$(BIN)/python -m pytest -n 3 --dist loadfile
+
+unit: $(VENV)/.installed  ## The tests that start no servers of their own: all but tests/acceptance
+	$(BIN)/python -m pytest -n 3 --dist loadfile --ignore=tests/acceptance
 
 test-latest:  ## The whole suite against the newest of everything, in an environment of its own
 	rm -rf .venv-latest

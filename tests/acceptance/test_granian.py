@@ -208,7 +208,7 @@ def test_a_reload_reads_the_file_again_and_a_broken_one_changes_nothing(
     until(lambda: status("/new") == 200)
     gateway.file.write_text("broken")
     gateway.signal(signal.SIGHUP)
-    until(lambda: "The changed file is refused" in gateway.log)
+    until(lambda: "Reload rejected" in gateway.log)
     until(lambda: status("/svc") == 200)
 
 
