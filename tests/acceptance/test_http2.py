@@ -28,6 +28,7 @@ GATEWAY = """
 http2 = true
 threads = 4
 idle_timeout = "2s"
+keep_alive = "2s"
 tls = {{ cert = "{certificate}" }}
 [gateway.identity]
 X-User-Id = "sub"
@@ -507,6 +508,26 @@ def test_nothing_is_smuggled(what: str, gate: Gate, request: pytest.FixtureReque
         return
     assert not 200 <= answer.status <= 299
     assert not any(other.complete for other in others)
+
+
+@pytest.mark.parametrize(
+    ("what", "status"), [("a long target", 414), ("a long field", 431), ("many fields", 431)]
+)
+def test_a_head_that_is_too_much_is_refused_as_anything_else_is(
+    what: str, status: int, under_gunicorn: Gate
+) -> None:
+    fields = {
+        "a long target": head(path="/svc/" + "a" * 9000),
+        "a long field": [*head(), ("x", "a" * 9000)],
+        "many fields": [*head(), *[("x", "a")] * 200],
+    }[what]
+    before = under_gunicorn.log.count(f'"status":{status},')
+    with under_gunicorn.client() as client:
+        answer = client.answer(client.say(fields))
+        assert (answer.status, answer.ended) == (status, True)
+        assert answer.fields["content-type"] == "application/problem+json"
+        assert client.answer(client.ask("/svc/next")).body == b"ok"
+    until(lambda: under_gunicorn.log.count(f'"status":{status},') == before + 1)
 
 
 def _says_nothing(client: Client) -> None:

@@ -22,7 +22,7 @@ from gunicorn.http import errors, wsgi
 
 from wsgigate.integrations.gate_http2 import Http2Worker
 from wsgigate.middleware.logger import Logger
-from wsgigate.problem import Problem
+from wsgigate.problem import Problem, status_line
 from wsgigate.wsgi import REASON, close_body
 
 __all__ = ["Http1Worker"]
@@ -30,6 +30,7 @@ __all__ = ["Http1Worker"]
 _INNER = ("app", "wsgi_app", "application")
 _VERSION = (1, 1)
 
+_FAILED = Problem(500, "The server failed.")
 _BAD_HEAD = Problem(400, "Malformed request head.")
 _REFUSED: tuple[tuple[type[Exception], Problem], ...] = (
     (errors.LimitRequestLine, Problem(414, "The request target is too long.")),
@@ -37,12 +38,12 @@ _REFUSED: tuple[tuple[type[Exception], Problem], ...] = (
     (errors.ExpectationFailed, Problem(417, "Only 100-continue can be expected.")),
     (errors.UnsupportedTransferCoding, Problem(501, "Transfer coding not supported.")),
     (errors.ForbiddenProxyRequest, Problem(403, "Request forbidden.")),
-    (errors.ConfigurationProblem, Problem(500, "The server cannot serve this request.")),
+    (errors.ConfigurationProblem, _FAILED),
     (errors.InvalidChunkSize, Problem(400, "Malformed request body.")),
     (errors.ChunkMissingTerminator, Problem(400, "Malformed request body.")),
     (errors.InvalidChunkExtension, Problem(400, "Malformed request body.")),
-    (errors.InvalidResponseHeader, Problem(500, "")),  # both are the app's doing, though bad heads
-    (errors.InvalidResponseHeaderName, Problem(500, "")),
+    (errors.InvalidResponseHeader, _FAILED),  # both are the app's doing
+    (errors.InvalidResponseHeaderName, _FAILED),
     (errors.ParseException, _BAD_HEAD),
 )
 
@@ -109,25 +110,29 @@ class Http1Worker(Http2Worker):
         if isinstance(exc, ssl.SSLError):  # there is nobody to be answered in plain text
             self.log.debug("TLS failed with ip=%s: %s", _address(addr)[0], exc)
             return
-        req = req or getattr(exc, "req", None)
-        problem = next((each for kind, each in _REFUSED if isinstance(exc, kind)), None)
-        if problem is None or problem.status == 500:
-            self.log.exception(
-                "Error handling request %s %s",
-                getattr(req, "method", "-"),
-                getattr(req, "uri", "-"),
-            )
-            problem = Problem(500, "The server failed.")
-        else:
-            self.log.warning("Invalid request from ip=%s: %s", _address(addr)[0], exc)
+        status, fields, body = self.refusal(req, addr, exc)
+        head = "".join(f"{name}: {value}\r\n" for name, value in fields)
+        first = f"HTTP/1.1 {status_line(status)}\r\nConnection: close\r\n"
         try:
-            util.write_nonblock(client, self._refusal(problem, req, addr, str(exc)))
+            util.write_nonblock(client, (first + head + "\r\n").encode("latin-1") + body)
         except Exception as error:
             self.log.debug("Failed to send error message: %s", error)
 
-    def _refusal(self, problem: Problem, req: Any, addr: Any, reason: str) -> bytes:
-        """Return the response that says *problem*, once the app's Logger has logged it."""
+    def refusal(
+        self, req: Any, addr: Any, exc: BaseException
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
+        """Return the status, the fields and the body that answer a request that is not served.
+
+        The app's Logger logs it, if it has one.
+        """
+        req = req or getattr(exc, "req", None)
         host, port = _address(addr)
+        problem = next((each for kind, each in _REFUSED if isinstance(exc, kind)), _FAILED)
+        if problem is _FAILED:
+            method, uri = getattr(req, "method", "-"), getattr(req, "uri", "-")
+            self.log.exception("Error handling request %s %s", method, uri)
+        else:
+            self.log.warning("Invalid request from ip=%s: %s", host, exc)
         environ: WSGIEnvironment = {
             "REQUEST_METHOD": getattr(req, "method", None) or "",
             "RAW_URI": getattr(req, "uri", None) or "",
@@ -137,17 +142,14 @@ class Http1Worker(Http2Worker):
             "REMOTE_ADDR": host,
             "REMOTE_PORT": port,
             "wsgi.url_scheme": "https" if self.cfg.is_ssl else "http",
-            REASON: reason,
+            REASON: str(exc),
         }
-        head = [""]
+        fields = [("Date", util.http_date())]
 
         def start(
-            status: str, headers: list[tuple[str, str]], exc_info: object = None
+            _status: str, headers: list[tuple[str, str]], exc_info: object = None
         ) -> Callable[[bytes], object]:
-            fields = [("Date", util.http_date()), ("Connection", "close"), *headers]
-            head[0] = f"HTTP/1.1 {status}\r\n" + "".join(
-                f"{name}: {value}\r\n" for name, value in fields
-            )
+            fields.extend(headers)
             return lambda data: None
 
         start_response = cast("StartResponse", start)
@@ -157,10 +159,9 @@ class Http1Worker(Http2Worker):
         else:
             body = logger.record(problem, environ, start_response)
         try:
-            content = b"".join(body)
+            return problem.status, fields, b"".join(body)
         finally:
             close_body(body)
-        return head[0].encode("latin-1") + b"\r\n" + content
 
 
 class _Awaited:

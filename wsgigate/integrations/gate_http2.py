@@ -15,7 +15,7 @@ from gunicorn.http2.errors import (
 )
 from gunicorn.http2.response import HTTP2Response
 
-from wsgigate.integrations.gate_http2_client import Http2Client, Stream
+from wsgigate.integrations.gate_http2_client import Http2Client, RefusedRequest, Stream
 from wsgigate.integrations.gate_linger import LingeringWorker
 from wsgigate.wsgi import CLIENT_STREAM, close_body
 
@@ -145,9 +145,12 @@ class Http2Worker(LingeringWorker):
             return
         stream = request.stream
         try:
-            if stream.length == 0:
-                stream.await_end()
-            self.handle_http2_request(request, conn, client)
+            if isinstance(request, RefusedRequest):
+                self._refuse(request, conn, client)
+            else:
+                if stream.length == 0:
+                    stream.await_end()
+                self.handle_http2_request(request, conn, client)
         except (HTTP2Error, ConnectionError) as error:
             self.log.debug("HTTP/2 stream cut: %s", error)  # finishing resets it
         except (Exception, SystemExit, KeyboardInterrupt):
@@ -160,6 +163,17 @@ class Http2Worker(LingeringWorker):
                 self.method_queue.defer(self._look_at_http2, conn)
             elif client.wants():
                 self.keepalived_conns.offer(lambda: self._serve_http2(conn))
+
+    def refusal(
+        self, req: Any, addr: Any, exc: BaseException
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
+        """Return the status, the fields and the body that answer a request that is not served."""
+        raise NotImplementedError
+
+    def _refuse(self, request: RefusedRequest, conn: Any, client: Http2Client) -> None:
+        status, fields, body = self.refusal(request, conn.client, request.error)
+        client.respond(request.stream, status, fields, end=not body)
+        client.send(request.stream, body, end=True)
 
     def _fail(self, client: Http2Client, stream: Stream) -> None:
         try:

@@ -56,7 +56,7 @@ from gunicorn.http2.errors import (
 from gunicorn.http2.request import HTTP2Request
 from gunicorn.http2.stream import StreamState
 
-__all__ = ["Http2Client", "Stream"]
+__all__ = ["Http2Client", "RefusedRequest", "Stream"]
 
 SLICE = 65536
 """Bytes of a response that must be taken within the patience."""
@@ -203,6 +203,20 @@ class Stream:
         return watching
 
 
+class RefusedRequest:
+    """A request whose head is not one that gunicorn takes.
+
+    :ivar error: Why.
+    """
+
+    def __init__(self, stream: Stream, error: Exception) -> None:
+        self.stream = stream
+        self.error = error if isinstance(error, ParseException) else ParseException(str(error))
+        pseudo = stream.get_pseudo_headers()
+        self.method = pseudo.get(":method", "")
+        self.uri = pseudo.get(":path", "")
+
+
 class _Rate:
     """Counts what happens in a while."""
 
@@ -264,7 +278,7 @@ class Http2Client:
         self._most = max(1, threads - threads // 4)
         self._most_incomplete = max(1, threads // 2)
         self._wake = wake
-        self._waiting: deque[HTTP2Request] = deque()
+        self._waiting: deque[HTTP2Request | RefusedRequest] = deque()
         self._serving: set[Stream] = set()
         self._out = bytearray()
         self._moved = 0.0  # when the client last took something that was owed
@@ -505,7 +519,7 @@ class Http2Client:
             return
         self._flush()
 
-    def _next(self) -> HTTP2Request | None:
+    def _next(self) -> HTTP2Request | RefusedRequest | None:
         """Return the request that is to be served next, if one may be."""
         if self.is_closed or len(self._serving) >= self._most:
             return None
@@ -640,10 +654,10 @@ class Http2Client:
         stream = Stream(self, number, fields)
         try:
             request = HTTP2Request(stream, self.cfg, self._client)
-        except (ParseException, ValueError):
-            self._reset(number, HTTP2ErrorCode.PROTOCOL_ERROR)
-            return
-        stream.length = request.content_length
+        except (ParseException, ValueError) as error:
+            request = RefusedRequest(stream, error)
+        else:
+            stream.length = request.content_length
         self.streams[number] = stream
         self._waiting.append(request)
 
