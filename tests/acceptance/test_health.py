@@ -14,6 +14,7 @@ import requests
 
 from tests.acceptance.conftest import until
 from tests.store.redis.servers import Server
+from wsgigate.store import StoreError
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.testing.backend import Backend, reply
 
@@ -177,3 +178,63 @@ def test_a_damaged_store_is_moved_aside_and_the_gateway_starts(
     assert aside.read_bytes() == bytes(100_000)
     [said] = [line for line in gateway.log.splitlines() if "was damaged" in line]
     assert str(aside) in said
+
+
+FULL = """
+[gateway]
+name = "shop"
+threads = 4
+[store]
+url = "lmdb:{store}"
+[admin]
+token = "the-token-of-operators-0123456789abcdef"
+[registry]
+token = "the-token-of-services-0123456789abcdef"
+[[middleware]]
+use = "limiter"
+quota = "100000 per hour"
+key = "header:X-Api-Key"
+[services.svc]
+instances = {instances}
+health = {{ path = "/health", interval = "0.3s", timeout = "1s", unhealthy_after = 2 }}
+[[routes]]
+path = "/"
+service = "svc"
+"""
+
+
+def test_in_a_store_that_clients_have_filled_an_instance_can_still_become_unhealthy(
+    serve: Callable[..., Any], tmp_path: Path
+) -> None:
+    backends = [Backend().__enter__() for _ in range(3)]
+    for backend in backends:
+        backend.answers = [reply()]
+    store = LmdbStore(tmp_path / "store")
+    try:
+        instances = [backend.url for backend in backends]
+        gateway = serve(FULL.format(store=tmp_path / "store", instances=instances), workers=3)
+        until(lambda: unhealthy(gateway) == [[]] * 8)
+        for number in range(100_000):  # as clients would, one key a request
+            try:
+                store.swap(f"limit/made-up/{number}", None, bytes(8000), 3600)
+            except StoreError:
+                break
+        assert store.usage()["used"] >= store.usage()["limit"]
+        backends[1].__exit__(None, None, None)
+        until(lambda: unhealthy(gateway) == [[instances[1]]] * 8)
+        one = {"serviceName": "users", "instanceId": "u-1", "host": "127.0.0.1", "port": 3001}
+        services = {"Authorization": "Bearer the-token-of-services-0123456789abcdef"}
+        register = f"{gateway.url}/_registry/register"
+        assert requests.post(register, json=one, headers=services, timeout=20).status_code == 201
+        operators = {"Authorization": "Bearer the-token-of-operators-0123456789abcdef"}
+        denial = {"jti": "stolen", "until": time.time() + 600}
+        deny = f"{gateway.url}/_gateway/tokens/deny"
+        assert requests.post(deny, json=denial, headers=operators, timeout=20).status_code < 300
+        new = requests.get(f"{gateway.url}/x", headers={"X-Api-Key": "new"}, timeout=20)
+        assert new.status_code == 200  # on_store_error = "allow"
+        assert "X-RateLimit-Remaining" not in new.headers
+        assert "checks health for itself" not in gateway.log
+    finally:
+        store.close()
+        for backend in (backends[0], backends[2]):
+            backend.__exit__(None, None, None)

@@ -407,6 +407,23 @@ def test_a_store_that_has_lost_everything_gets_what_is_known(fleet: Fleet) -> No
         assert worker.pools["shop"].marks == {"http://a": False}
 
 
+def test_a_store_that_fails_now_and_then_does_not_fill_the_log(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet.worker()
+    fleet.run(2)
+    with caplog.at_level(logging.WARNING, "wsgigate.health"):
+        for _ in range(20):
+            fleet.store.broken = True
+            fleet.run(1)
+            fleet.store.broken = False
+            fleet.run(1.5)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "Store unavailable",
+        "Store available again",
+    ]
+
+
 def test_a_result_that_cannot_be_stored_counts_here_and_is_shared_later(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:

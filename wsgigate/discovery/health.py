@@ -101,6 +101,7 @@ class HealthChecker:
         self._schedule = Schedule(self._most, self._random)
         self._leading = False
         self._alone = False
+        self._announced = False  # whether the log says that it is alone
         self._targets: dict[str, Target] = {}
         self._next_at = float("-inf")
         self._lead_at = self._read_at = float("-inf")
@@ -178,15 +179,16 @@ class HealthChecker:
 
     def _part(self, error: StoreError) -> None:
         self._alone = True
-        self._complain(
+        self._announced |= self._complain(
             "Store unavailable: this worker checks health for itself until it recovers: %s", error
         )
         self._targets = self._results.targets()
         self._results.only(self._targets)
 
     def _join(self) -> None:
-        if self._alone:
-            self._alone = False
+        self._alone = False
+        if self._announced:
+            self._announced = False
             LOG.warning("Store available again: health results are shared by all workers")
 
     def refresh(self) -> None:
@@ -238,8 +240,11 @@ class HealthChecker:
                 self._complain("A health result is not shared, as the store fails: %s", error)
         self._results.keep(target, outcome)
 
-    def _complain(self, trouble: str, *args: object, traceback: Exception | None = None) -> None:
+    def _complain(self, trouble: str, *args: object, traceback: Exception | None = None) -> bool:
+        """Log *trouble* unless it was logged in the last minute; return whether it was now."""
         now = self._clock()
-        if now - self._complained.get(trouble, float("-inf")) >= COMPLAIN:
-            self._complained[trouble] = now
-            LOG.error(trouble, *args, exc_info=traceback)
+        if now - self._complained.get(trouble, float("-inf")) < COMPLAIN:
+            return False
+        self._complained[trouble] = now
+        LOG.error(trouble, *args, exc_info=traceback)
+        return True
