@@ -105,6 +105,18 @@ def test_a_fleet_with_a_token_that_was_replaced_locks_nobody_out(store: MemorySt
     assert worker.register(TOKEN).status_code == 201
 
 
+def test_services_with_tokens_that_were_replaced_lock_out_no_new_one(
+    store: MemoryStore, clock: FakeClock
+) -> None:
+    """Twelve of them behind one address, each with its own, for as long as nobody sees to it."""
+    worker = Worker(store)
+    for _ in range(20):
+        for number in range(12):
+            assert worker.register(f"the-old-token-of-{number}").status_code in (401, 429)
+        clock.advance(10)
+    assert worker.register(TOKEN).status_code == 201
+
+
 def test_reads_that_take_a_token_and_doors_are_throttled_alike(store: MemoryStore) -> None:
     worker = Worker(store)
 

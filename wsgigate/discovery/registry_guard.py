@@ -1,6 +1,6 @@
 """Throttles wrong registry tokens by the address they come from, exactly across all workers.
 
-An address that has presented too many distinct wrong tokens gets 429 until the oldest one no
+An address that has presented too many new wrong tokens gets 429 until the oldest one no
 longer counts, whatever it presents: otherwise a guess that is right would be told from one that is
 wrong, and nothing would be won. One exception keeps services behind a shared address (NAT, a proxy
 that is not trusted) at work: a right token that was presented from this address before goes on
@@ -17,7 +17,7 @@ from hashlib import blake2b
 from math import ceil
 
 from wsgigate.problem import Problem, Refusal
-from wsgigate.rules.registry.guesses import MARK_BYTES, Guesses, GuessRules
+from wsgigate.rules.registry.guesses import MARK_BYTES, MEMORY, Guesses, GuessRules
 from wsgigate.store import Store, StoreError, update
 
 __all__ = ["TokenGuard"]
@@ -88,7 +88,7 @@ class TokenGuard:
             before = Guesses.from_bytes(old)
             wait = before.wait(now, rules)
             after = before.after(mark, now, rules)
-            return (old if after is before else after.to_bytes()), rules.window, wait
+            return (old if after is before else after.to_bytes()), MEMORY, wait
 
         try:
             wait = update(self._store, self._wrong + address, change)

@@ -1,8 +1,8 @@
 """Wrong tokens, counted by the address they come from: pure rules, time as an argument.
 
-What is counted is distinct tokens, not requests. A fleet behind one address (NAT) that goes on with
-a token that was replaced presents one wrong token, however often; who guesses presents a new one
-each time.
+What is counted is new tokens, not requests. Services behind one address (NAT) that go on with
+tokens that were replaced present the same few again and again, which count once an hour; a guesser
+presents a new one each time.
 """
 
 from __future__ import annotations
@@ -12,6 +12,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 __all__ = ["GuessRules", "Guesses"]
+
+MEMORY = 3600.0
+"""Seconds for which a wrong token is known, and does not count again."""
+
+MOST_KNOWN = 64
+"""How many wrong tokens of an address are known."""
 
 MARK_BYTES = 4
 """Bytes of a token's digest that are kept: enough to tell tokens apart, useless to find one."""
@@ -23,8 +29,8 @@ _ENTRY = struct.Struct(f">d{MARK_BYTES}s")
 class GuessRules:
     """How many wrong tokens an address may present.
 
-    :param most: Distinct wrong tokens within *window*, 1 to 1000.
-    :param window: Seconds that a wrong token counts for.
+    :param most: New wrong tokens within *window*, 1 to 64.
+    :param window: Seconds that a wrong token counts for, at most an hour.
     :raises ValueError: A setting is out of its range; names it.
     """
 
@@ -32,14 +38,14 @@ class GuessRules:
     window: float = 60.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.most <= 1_000:
-            raise ValueError(f"most is 1 to 1000 wrong tokens, got {self.most!r}")
-        if not 0 < self.window <= 86_400:
-            raise ValueError(f"window is more than 0 s and at most a day, got {self.window!r}")
+        if not 1 <= self.most <= MOST_KNOWN:
+            raise ValueError(f"most is 1 to {MOST_KNOWN} wrong tokens, got {self.most!r}")
+        if not 0 < self.window <= MEMORY:
+            raise ValueError(f"window is more than 0 s and at most an hour, got {self.window!r}")
 
 
 class Guesses(NamedTuple):
-    """The distinct wrong tokens of one address, oldest first: when each was last counted."""
+    """The wrong tokens of one address, oldest first: when each was counted."""
 
     entries: tuple[tuple[float, bytes], ...] = ()
 
@@ -56,16 +62,13 @@ class Guesses(NamedTuple):
 
     def wait(self, now: float, rules: GuessRules) -> float:
         """Return the seconds until a wrong token is looked at again, 0 when it is now."""
-        live = self._live(now, rules)
-        return 0.0 if len(live) < rules.most else live[0][0] + rules.window - now
+        live = [at for at, _ in self.entries if 0 <= now - at < rules.window]
+        return 0.0 if len(live) < rules.most else live[0] + rules.window - now
 
     def after(self, mark: bytes, now: float, rules: GuessRules) -> Guesses:
         """Return the record after the wrong token *mark*, which is not counted while waiting."""
-        live = self._live(now, rules)
-        if len(live) >= rules.most or any(mark == each for _, each in live):
-            return self if len(live) == len(self.entries) else Guesses(live)
-        return Guesses((*live, (now, mark)))
-
-    def _live(self, now: float, rules: GuessRules) -> tuple[tuple[float, bytes], ...]:
         # a clock that was set back must not lock anybody out: what is in the future is forgotten
-        return tuple(each for each in self.entries if 0 <= now - each[0] < rules.window)
+        known = tuple(each for each in self.entries if 0 <= now - each[0] < MEMORY)
+        if any(mark == each for _, each in known) or self.wait(now, rules) > 0:
+            return self if len(known) == len(self.entries) else Guesses(known)
+        return Guesses((*known[1 - MOST_KNOWN :], (now, mark)))
