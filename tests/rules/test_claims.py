@@ -88,6 +88,11 @@ MARKS = [
     ({}, {"typ": "client-authentication+jwt"}, "proof"),
     ({}, {"typ": "oauth-authz-req+jwt"}, "request"),
     ({}, {"typ": "token-introspection+jwt"}, "introspection"),
+    ({"type": "password_reset"}, {}, "action"),
+    ({"token_type": "verify-email"}, {}, "action"),
+    ({"purpose": "reset_password_token"}, {}, "action"),
+    ({"purpose": "refresh"}, {}, "refresh"),
+    ({"purpose": "access"}, {}, None),
     # access tokens, and what is no mark at all
     ({"type": "access"}, {"typ": "JWT"}, None),
     ({"token_type": "access"}, {"typ": "at+jwt"}, None),

@@ -76,9 +76,10 @@ class Authenticator:
         ``{"token_type": "access", "tenant": ["a", "b"]}``: the claim must be the value, or one of
         them; a claim that is a list must hold one of them.
     :param also_accept: Kinds of tokens that are accepted although they are marked as no access
-        tokens: ``refresh``, ``id``, ``logout``, ``event``, ``proof``, ``request`` or
-        ``introspection``. By default a token whose header's ``typ``, or whose claim ``typ``,
-        ``type`` or ``token_type``, names one of these is rejected (RFC 8725 section 3.11).
+        tokens: ``refresh``, ``id``, ``logout``, ``action`` (reset a password, verify an address),
+        ``event``, ``proof``, ``request`` or ``introspection``. By default a token is rejected whose
+        header's ``typ``, or whose claim ``typ``, ``type`` or ``token_type``, names one of these
+        (RFC 8725 section 3.11).
     :param realm: Names what is protected in ``WWW-Authenticate``.
     :param cache_size: How many verified tokens are remembered.
     :param deny_list: Tokens that are refused before they end; asked for each request, a remembered

@@ -22,6 +22,15 @@ Scalar: TypeAlias = str | int | float | bool
 RequiredClaims: TypeAlias = Sequence[str] | Mapping[str, Scalar | Sequence[Scalar]]
 """Names of claims, or names with the value, or one of the values, that each must have."""
 
+_ACTIONS = dict.fromkeys(
+    (
+        *("passwordreset", "resetpassword", "emailverification", "verifyemail"),
+        *("emailconfirmation", "confirmemail", "activation"),
+    ),
+    "action",
+)
+"""Marks of tokens that are sent by mail, for one step."""
+
 _KIND_OF_MARK = {
     "refresh": "refresh",
     "rt": "refresh",
@@ -34,6 +43,7 @@ _KIND_OF_MARK = {
     "clientauthentication": "proof",
     "oauthauthzreq": "request",
     "tokenintrospection": "introspection",
+    **_ACTIONS,
 }
 """The kind of token by its mark, without case and separators."""
 
@@ -48,6 +58,7 @@ _MARKS = {
     "token_use": {"refresh": "refresh"},
     "tokenType": _KIND_OF_MARK,
     "tokenUse": {"refresh": "refresh"},
+    "purpose": {"refresh": "refresh", **_ACTIONS},
 }
 """The claims in which issuers mark a token, with the marks that are understood."""
 
