@@ -32,6 +32,8 @@ GROUND = {
     "problem",
     "process",
     "records",
+    "refusals",
+    "request_log",
     "repeated",
     "rewriting",
     "sink",

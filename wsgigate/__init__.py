@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from wsgigate.proxy.stickiness import Stickiness
     from wsgigate.proxy.thread_shares import ThreadShares
     from wsgigate.proxy.upgrade import WebSocketLimits
+    from wsgigate.request_log import RequestIdFilter
     from wsgigate.rules.circuit_rules import CircuitRules
     from wsgigate.rules.fallback import FallbackRules
     from wsgigate.rules.faults import FaultRules
@@ -89,6 +90,7 @@ __all__ = [
     "Quota",
     "Registration",
     "RequestId",
+    "RequestIdFilter",
     "Resilience",
     "RetryRules",
     "Route",
@@ -136,6 +138,7 @@ _HOMES = {
     "Quota": "rules.quota",
     "Registration": "discovery.registration",
     "RequestId": "middleware.request_id",
+    "RequestIdFilter": "request_log",
     "Resilience": "proxy.service",
     "RetryRules": "rules.retry",
     "Route": "rules.routing",

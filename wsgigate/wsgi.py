@@ -84,6 +84,9 @@ LIMITS = "wsgigate.limits"
 in how many seconds it resets and the next request is allowed; the store's time in seconds; and the
 quota's name and fields. Set by Limiter and ConcurrencyLimiter."""
 
+LOGGED = "wsgigate.logged"
+"""``True``: a Logger around logs the response with its reason; set by Logger."""
+
 REASON = "wsgigate.reason"
 """``str``: why a request was refused, for the log only: it may say what a client must not know."""
 

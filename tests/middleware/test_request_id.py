@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import logging.config
 import os
 import re
+import threading
 
 import pytest
 
+from wsgigate import request_log
 from wsgigate.middleware.request_id import RequestId
+from wsgigate.request_log import RequestIdFilter
+from wsgigate.testing import check_middleware
 from wsgigate.testing.server import Server, new_environ
 from wsgigate.wsgi import PEER_TRUSTED, REQUEST_ID
 
@@ -140,3 +147,116 @@ def test_workers_forked_from_one_process_mint_different_ids():
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         RequestId(app, **settings)
+
+
+@pytest.fixture
+def filtered():
+    """A log whose lines have the id of their request, and what it wrote."""
+    before = request_log.filters.copy()
+    lines = io.StringIO()
+    handler = logging.StreamHandler(lines)
+    handler.setFormatter(logging.Formatter("%(request_id)s %(message)s"))
+    log = logging.getLogger("tests.shop")
+    handler.addFilter(RequestIdFilter())
+    log.addHandler(handler)
+    log.propagate = False
+    yield log, lines
+    log.removeHandler(handler)
+    request_log.filters[:] = before
+
+
+def test_the_apps_own_lines_have_the_id(filtered):
+    log, lines = filtered
+
+    class Body:
+        def __iter__(self):
+            log.warning("chunk")
+            yield b"x"
+            log.warning("last")
+
+        def close(self):
+            log.warning("close")
+
+    def app(environ, start_response):
+        log.warning("view")
+        start_response("200 OK", [])
+        return Body()
+
+    stack = RequestId(app, accept="always")
+    log.warning("before")
+    for number in "12":
+        environ = {**new_environ(), "HTTP_X_REQUEST_ID": number}
+        body = stack(environ, lambda *_: None)
+        log.warning("between")
+        for _ in body:
+            log.warning("server")
+        body.close()
+        body.close()
+    told = [line.split() for line in lines.getvalue().splitlines()]
+    assert told[0] == ["-", "before"]
+    for number in "12":
+        assert [what for who, what in told if who == number] == ["view", "chunk", "last", "close"]
+    assert {what for who, what in told if who == "-"} == {"before", "between", "server"}
+
+
+def test_a_request_that_fails_takes_its_id_along(filtered):
+    log, lines = filtered
+
+    def app(environ, start_response):
+        log.warning("view")
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        RequestId(app, mint=lambda: "7")(new_environ(), lambda *_: None)
+    log.warning("after")
+    assert lines.getvalue() == "7 view\n- after\n"
+
+
+def test_each_thread_has_its_own(filtered):
+    log, lines = filtered
+    barrier = threading.Barrier(2)
+
+    def app(environ, start_response):
+        barrier.wait(20)
+        log.warning(environ["REQUEST_METHOD"])
+        start_response("200 OK", [])
+        return []
+
+    stack = RequestId(app, accept="always")
+
+    def quiet(*arguments):
+        return None
+
+    threads = [
+        threading.Thread(
+            target=lambda name=name: stack(
+                {**new_environ(), "HTTP_X_REQUEST_ID": name, "REQUEST_METHOD": name}, quiet
+            )
+        )
+        for name in ("A", "B")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(lines.getvalue().splitlines()) == ["A A", "B B"]
+
+
+def test_it_keeps_the_contract_with_a_filter(filtered):
+    check_middleware(RequestId)
+
+
+def test_it_is_found_by_its_name_in_a_configuration(filtered):
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "filters": {"ids": {"()": "wsgigate.RequestIdFilter", "missing": "none"}},
+            "handlers": {"null": {"class": "logging.NullHandler", "filters": ["ids"]}},
+            "loggers": {"tests.configured": {"handlers": ["null"], "propagate": False}},
+        }
+    )
+    record = logging.LogRecord("x", logging.INFO, "x", 1, "x", (), None)
+    [handler] = logging.getLogger("tests.configured").handlers
+    assert handler.filter(record)
+    assert record.request_id == "none"

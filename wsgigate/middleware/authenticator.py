@@ -16,13 +16,14 @@ from wsgigate.clocks import wall
 from wsgigate.denylist import DenyList
 from wsgigate.limit_keys import Exempt, exempt_of
 from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.refusals import refused
 from wsgigate.rules.arguments import checked
 from wsgigate.rules.claims import ClaimRules, RequiredClaims, granted_scopes
 from wsgigate.rules.compact import MAX_LENGTH, TokenRejected, read_compact, read_object, shown
 from wsgigate.rules.denial import GRACE, Identity, identity
 from wsgigate.store import StoreError
 from wsgigate.tokens import Keys, Text
-from wsgigate.wsgi import CLAIMS, REASON, is_preflight
+from wsgigate.wsgi import CLAIMS, is_preflight
 
 __all__ = ["Authenticator"]
 
@@ -159,7 +160,8 @@ class Authenticator:
 
         _check_realm(realm)
         missing = answer(401, "Access token required!")
-        self._without_token = missing if required else app
+        self._missing = missing
+        self._without_token = self._no_token if required else app
         self._invalid = answer(invalid_token_status, "Invalid or expired token!", "invalid_token")
         self._insufficient = answer(
             403, "Insufficient scope.", "insufficient_scope", " ".join(sorted(self._scopes))
@@ -181,7 +183,7 @@ class Authenticator:
         try:
             verified = self._look(value)
         except TokenRejected as error:
-            environ[REASON] = f"bad token: {error}"
+            refused(environ, "Authenticator", f"bad token: {error}")
             return self._invalid(environ, start_response)
         if verified is None:
             return self._without_token(environ, start_response)
@@ -190,11 +192,19 @@ class Authenticator:
             if refusal is not None:
                 return refusal(environ, start_response)
         if verified.missing:
-            environ[REASON] = f"the token does not grant {', '.join(sorted(verified.missing))}"
+            refused(
+                environ,
+                "Authenticator",
+                f"the token does not grant {', '.join(sorted(verified.missing))}",
+            )
             return self._insufficient(environ, start_response)
         text = verified.text
         environ[CLAIMS] = json.loads(text) if text else verified.claims.copy()
         return self.app(environ, start_response)
+
+    def _no_token(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        refused(environ, "Authenticator", "no token")
+        return self._missing(environ, start_response)
 
     def _refusal(
         self, deny_list: DenyList, token: Identity, environ: WSGIEnvironment
@@ -214,11 +224,11 @@ class Authenticator:
                 _log.error("denied tokens %s, %s so far: %s", said, self.store_errors, error)
             if self._allows_on_error:
                 return None
-            environ[REASON] = f"the deny-list cannot be read: {error}"
+            refused(environ, "Authenticator", f"the deny-list cannot be read: {error}")
             return self._unknown
         if not reason:
             return None
-        environ[REASON] = f"bad token: {reason}"
+        refused(environ, "Authenticator", f"bad token: {reason}")
         return self._invalid
 
     def _look(self, value: str) -> Verified | None:

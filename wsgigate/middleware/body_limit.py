@@ -8,9 +8,10 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.held import Held
 from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.refusals import refused
 from wsgigate.rules.arguments import checked
 from wsgigate.units import parse_size
-from wsgigate.wsgi import REASON, BodyTooLarge
+from wsgigate.wsgi import BodyTooLarge
 
 __all__ = ["BodyLimit"]
 
@@ -57,15 +58,15 @@ class BodyLimit:
         text = environ.get("CONTENT_LENGTH") or ""
         length = _length(text) if text else 0
         if length is None:
-            environ[REASON] = f"Content-Length is {text[:64]!r}"
+            refused(environ, "BodyLimit", f"Content-Length is {text[:64]!r}")
             return self._malformed(environ, start_response)
         if length > self.limit:
-            environ[REASON] = f"body of {text[:64]} bytes, limit {self.limit}"
+            refused(environ, "BodyLimit", f"body of {text[:64]} bytes, limit {self.limit}")
             return self._too_large(environ, start_response)
         if not terminated:
             if chunked and not text:
                 # This server leaves the chunks unread: the app would take the body for empty.
-                environ[REASON] = "chunked body, which this server does not read"
+                refused(environ, "BodyLimit", "chunked body, which this server does not read")
                 return self._no_length(environ, start_response)
             environ["wsgi.input"] = _Bounded(environ["wsgi.input"], length)
             environ["wsgi.input_terminated"] = True
@@ -186,5 +187,5 @@ class _Limited(Held):
     def instead(self, error: BaseException | None) -> WSGIApplication | None:
         if not self._counted.exceeded:
             return None
-        self._environ[REASON] = f"body of more than {self._counted.limit} bytes"
+        refused(self._environ, "BodyLimit", f"body of more than {self._counted.limit} bytes")
         return self._answer

@@ -10,6 +10,7 @@ from wsgigate.circuits import Circuit, Rejection
 from wsgigate.clocks import steady
 from wsgigate.fields import retry_after
 from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.refusals import refused
 from wsgigate.rules.arguments import checked
 from wsgigate.rules.circuit import Outcome
 from wsgigate.rules.circuit_rules import CircuitRules
@@ -17,7 +18,7 @@ from wsgigate.rules.outcomes import FAILURES, check_failures, outcome_of
 from wsgigate.store import Store
 from wsgigate.store.opened import Namespaced, OpenedStore
 from wsgigate.store.under_test import resettable
-from wsgigate.wsgi import REASON, BodyError, ExcInfo, Headers, Observed, observe
+from wsgigate.wsgi import BodyError, ExcInfo, Headers, Observed, observe
 
 __all__ = ["Breaker"]
 
@@ -147,7 +148,7 @@ class Breaker:
     def _refused(
         self, wait: float, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
-        environ[REASON] = f"the circuit {self.circuit.name!r} is open"
+        refused(environ, "Breaker", f"the circuit {self.circuit.name!r} is open")
         problem = Problem(
             503,
             "Service temporarily unavailable",

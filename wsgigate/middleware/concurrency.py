@@ -27,6 +27,7 @@ from wsgigate.limit_keys import (
 )
 from wsgigate.peer_watch import PeerWatch
 from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.refusals import refused
 from wsgigate.repeated import Repeated, observing, outage
 from wsgigate.rules.arguments import checked
 from wsgigate.rules.concurrency import ID_BYTES, Concurrency
@@ -271,7 +272,7 @@ class ConcurrencyLimiter:
             environ[REASON] = f"only observed: {reason}"
             self._observed.again(reason)
             return self.app(environ, start_response)
-        environ[REASON] = reason
+        refused(environ, "ConcurrencyLimiter", reason)
         problem = Problem(
             429,
             "Too many requests at a time! Please wait for one to end.",
@@ -291,7 +292,9 @@ class ConcurrencyLimiter:
         self._outages.again(error)
         if self._allows_on_error:
             return self.app(environ, start_response)
-        environ[REASON] = f"the limit {self.name!r} cannot be counted: {error}"
+        refused(
+            environ, "ConcurrencyLimiter", f"the limit {self.name!r} cannot be counted: {error}"
+        )
         problem = Problem(
             503,
             "The limit of requests at a time cannot be checked at the moment.",

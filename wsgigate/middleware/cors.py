@@ -10,8 +10,9 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.fields import is_token
 from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.refusals import refused
 from wsgigate.rules.arguments import checked
-from wsgigate.wsgi import REASON, ExcInfo, Headers
+from wsgigate.wsgi import ExcInfo, Headers
 
 __all__ = ["Cors"]
 
@@ -177,7 +178,7 @@ class Cors:
             fields.append(("Access-Control-Allow-Methods", allowed))
             start_response("204 No Content", fields + self._preflight)
             return []
-        environ[REASON] = reason
+        refused(environ, "Cors", reason)
         return self._refused(environ, start_response)
 
 

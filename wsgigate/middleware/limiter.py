@@ -27,6 +27,7 @@ from wsgigate.limit_keys import (
 )
 from wsgigate.peer_watch import PeerWatch
 from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.refusals import refused
 from wsgigate.repeated import Repeated, observing, outage
 from wsgigate.rules.algorithms import ALGORITHMS
 from wsgigate.rules.arguments import checked
@@ -293,7 +294,7 @@ class Limiter:
         reason = f"{key} is over the quota {names[0]!r} of {counted.quotas[over[0]]}"
         if self._observes:
             return self._watched(reason, environ, start_response)
-        environ[REASON] = reason
+        refused(environ, "Limiter", reason)
         wait = retry_after(max(verdicts[place].retry_after for place in over))
         problem = Problem(
             429,
@@ -316,7 +317,7 @@ class Limiter:
         reason = f"a cost of {cost}, of which the limit {self.name!r} allows 0 to {counted.most}"
         if self._observes:
             return self._watched(reason, environ, start_response)
-        environ[REASON] = reason
+        refused(environ, "Limiter", reason)
         problem = Problem(400, "This request has no valid cost.")
         if cost > 0:
             over = [
@@ -348,7 +349,7 @@ class Limiter:
         self._outages.again(error)
         if self._allows_on_error:
             return self.app(environ, start_response)
-        environ[REASON] = f"the limit {self.name!r} cannot be counted: {error}"
+        refused(environ, "Limiter", f"the limit {self.name!r} cannot be counted: {error}")
         problem = Problem(
             503,
             "The rate limit cannot be checked at the moment.",

@@ -14,6 +14,7 @@ from wsgigate.rules.arguments import checked
 from wsgigate.sink import Sink
 from wsgigate.wsgi import (
     INSTANCE,
+    LOGGED,
     REASON,
     REQUEST_ID,
     ROUTE,
@@ -98,6 +99,7 @@ class Logger:
         malformed request.
         """
         began = self._clock()
+        environ[LOGGED] = True
 
         def done(response: Observed) -> None:
             get = environ.get

@@ -9,8 +9,16 @@ from typing import Literal
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.fields import HOP_BY_HOP, is_token
+from wsgigate.request_log import filters, told
 from wsgigate.rules.arguments import checked
-from wsgigate.wsgi import REQUEST_ID, ExcInfo, Headers, environ_key, peer_trusted, without
+from wsgigate.wsgi import (
+    REQUEST_ID,
+    ExcInfo,
+    Headers,
+    environ_key,
+    peer_trusted,
+    without,
+)
 
 __all__ = ["RequestId"]
 
@@ -80,6 +88,8 @@ class RequestId:
                 return start_response(status, fields, exc_info)
             return start_response(status, fields)
 
+        if filters:
+            return told(self.app, environ, start, request_id)
         return self.app(environ, start)
 
     def _sent(self, environ: WSGIEnvironment) -> str | None:

@@ -10,10 +10,11 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate import process
 from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.refusals import refused
 from wsgigate.rules.arguments import checked
 from wsgigate.rules.shedding import Gradient, SheddingRules
 from wsgigate.store.forking import rest_at_fork
-from wsgigate.wsgi import REASON, ExcInfo, Headers, Observed, is_websocket, observe
+from wsgigate.wsgi import ExcInfo, Headers, Observed, is_websocket, observe
 
 __all__ = ["Shedder"]
 
@@ -81,7 +82,7 @@ class Shedder:
             elif not lasting:
                 self.in_flight += 1
         if busy:
-            environ[REASON] = f"{limit} requests are under way already"
+            refused(environ, "Shedder", f"{limit} requests are under way already")
             return self._busy(environ, start_response)
         if lasting:
             return self.app(environ, start_response)

@@ -9,6 +9,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgigate.problem import Problem, Refusal, Refuse, answer_with
 from wsgigate.proxy.destination import METHODS, beneath, destination_path, mount_of
 from wsgigate.proxy.hops import NEVER
+from wsgigate.refusals import refused
 from wsgigate.rules.arguments import checked
 from wsgigate.rules.hosts import Hosts
 from wsgigate.rules.router import Router
@@ -24,7 +25,7 @@ from wsgigate.target import (
     leaves,
     readings,
 )
-from wsgigate.wsgi import KEPT_TARGET, PARAMS, REASON, ROUTE, environ_key, peer_trusted
+from wsgigate.wsgi import KEPT_TARGET, PARAMS, ROUTE, environ_key, peer_trusted
 
 __all__ = ["Dispatcher"]
 
@@ -110,7 +111,7 @@ class Dispatcher:
             try:
                 self._check_destination(environ, target.host, method, found)
             except Refusal as error:
-                environ[REASON] = str(error)
+                refused(environ, "Dispatcher", str(error))
                 return self._refuse(error.problem)(environ, start_response)
         environ[ROUTE] = found.route.name
         environ[PARAMS] = found.params
@@ -215,12 +216,12 @@ class Dispatcher:
     def _misdirected(
         self, host: str, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
-        environ[REASON] = f"the host {host!r} is none of the allowed ones"
+        refused(environ, "Dispatcher", f"the host {host!r} is none of the allowed ones")
         return self._elsewhere(environ, start_response)
 
     def _bad_target(
         self, reason: str, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
-        environ[REASON] = reason
+        refused(environ, "Dispatcher", reason)
         problem = Problem(400, "Malformed request target.")
         return self._refuse(problem)(environ, start_response)
