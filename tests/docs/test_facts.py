@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from werkzeug.test import Client, EnvironBuilder
 
+from tests.acceptance.certificates import make_certificate
 from tests.docs.pages import FOLDER, NAMED, PAGES, table
 from tests.proxy.conftest import URLLIB_CAN_NOT
 from wsgigate import Forwarder, Instance, Pool
@@ -146,8 +149,23 @@ def _short(backend: Backend) -> Any:
     return _to(backend).post("/", data=b"four", environ_overrides={"CONTENT_LENGTH": "5"})
 
 
+def _no_name(backend: Backend) -> Any:
+    pool = Pool("orders", [Instance(f"http://{'a' * 64}.test")])
+    return Client(Forwarder(pool)).get("/")
+
+
+def _untrusted(backend: Backend) -> Any:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with TemporaryDirectory() as folder:
+        context.load_cert_chain(make_certificate(Path(folder)))
+    with Backend(tls=lambda sock: context.wrap_socket(sock, True)) as secure:
+        return _to(secure).get("/")
+
+
 HAPPENINGS: dict[str, Callable[[Backend], Any]] = {
     "Nothing listens at the instance": _nothing_listens,
+    "The instance's name cannot be resolved": _no_name,
+    "The instance's certificate is not accepted": _untrusted,
     "The instance has all the connections it may have": _full,
     "The service has no instance that takes requests": _no_instance,
     "The instance did not answer in time": _late,

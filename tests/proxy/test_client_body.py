@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
+from werkzeug.test import EnvironBuilder
+from werkzeug.wrappers import Request
 
 from wsgigate.problem import Refusal
 from wsgigate.proxy.client_body import ClientBody, client_body
@@ -77,3 +80,46 @@ def test_a_body_is_as_long_as_it_says(environ: dict[str, Any], length: int | Non
 def test_no_length_is_no_body(environ: dict[str, Any]) -> None:
     """R04"""
     assert client_body({**environ, "wsgi.input": Input()}) is None
+
+
+FORM = "application/x-www-form-urlencoded"
+
+
+@pytest.mark.parametrize(
+    ("reads", "content_type", "chunked", "was_read"),
+    [
+        (lambda request: request.get_data(), "text/plain", False, True),
+        (lambda request: request.get_data(), "text/plain", True, True),
+        (lambda request: request.get_json(), "application/json", False, True),
+        (lambda request: request.form, FORM, False, True),
+        (lambda request: request.form, FORM, True, True),
+        (lambda request: request.stream.read(1), "text/plain", False, True),
+        (lambda request: request.stream, "text/plain", False, False),
+        (lambda request: request.headers, "text/plain", False, False),
+    ],
+)
+def test_a_body_that_the_app_has_read_is_not_waited_for(
+    reads: Any, content_type: str, chunked: bool, was_read: bool
+) -> None:
+    environ = EnvironBuilder(
+        "/", method="POST", data=b"[1]", content_type=content_type
+    ).get_environ()
+    if chunked:
+        del environ["CONTENT_LENGTH"]
+        environ |= {"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input_terminated": True}
+    reads(Request(environ))
+    if was_read:
+        with pytest.raises(Refusal) as refused:
+            client_body(environ)
+        assert refused.value.problem.status == 500
+        assert "has read the request body" in refused.value.problem.detail
+        environ["wsgi.input"] = io.BytesIO(b"[1]")
+    body = client_body(environ)
+    assert body is not None
+    assert body.read(9) == b"[1]"
+
+
+def test_without_a_body_there_is_none_that_could_have_been_read() -> None:
+    environ = EnvironBuilder("/").get_environ()
+    Request(environ).get_data()
+    assert client_body(environ) is None

@@ -194,6 +194,22 @@ def test_what_a_trusted_proxy_told_is_continued() -> None:
     assert told["Forwarded"] == "for=1.2.3.4, for=192.0.2.1;host=a.test;proto=http"
 
 
+def test_loops_are_seen_without_via() -> None:
+    options: dict[str, Any] = {"loop_field": "cdn-loop", "via": "gate"}
+    sent = fields({"HTTP_VIA": "1.1 front", "HTTP_CDN_LOOP": "cdn.test; x=1"}, **options)
+    assert "Via" not in sent
+    assert sent["Cdn-Loop"] == "cdn.test; x=1, gate"
+    assert [name.lower() for name in sent].count("cdn-loop") == 1
+    for value in ("gate", "cdn.test, gate", "gate; x=1, cdn.test"):
+        refused(508, environ={"HTTP_CDN_LOOP": value}, **options)
+        refused(508, environ={"HTTP_CDN_LOOP": value, "HTTP_CONNECTION": "cdn-loop"}, **options)
+    assert "Cdn-Loop" in fields(
+        {"HTTP_CDN_LOOP": "gates", "HTTP_CONNECTION": "cdn-loop"}, **options
+    )
+    with pytest.raises(ValueError, match="loop_field"):
+        RequestMaker(loop_field="none")
+
+
 @pytest.mark.parametrize(
     ("told", "host", "scheme", "port"),
     [

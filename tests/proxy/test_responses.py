@@ -6,16 +6,18 @@ against both transports; a poisoned connection is looked for by a second request
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 
 from wsgigate.proxy.response import UpstreamCut
 from wsgigate.testing.backend import Answer, Backend, Received, cut, reply
-from wsgigate.wsgi import close_body
+from wsgigate.wsgi import REASON, close_body
 
 Forward = Callable[..., Client]
 
@@ -55,6 +57,19 @@ CASES = [
     Case("G07", OK + b"Content-Length: 3\r\n\r\nabcde", 200, b"abc"),
     Case("G08", OK + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 502),
     Case("G08-te-first", OK + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", 502),
+    # a blank behind the coding is none of it
+    *(
+        Case(
+            f"G08-blank-{number}",
+            OK + b"Transfer-Encoding:" + coding + b"\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+            200,
+            b"hello",
+            stays=None,
+        )
+        for number, coding in enumerate(
+            (b"chunked\t", b"\tchunked", b" chunked \t ", b"Chunked\t\t", b"chunked ")
+        )
+    ),
     Case("G08-unknown", OK + b"Transfer-Encoding: xchunked\r\n\r\nok", 502),
     Case("G08-unknown-cl", OK + b"Transfer-Encoding: xchunked\r\nContent-Length: 2\r\n\r\nok", 502),
     Case("G08-gzip", OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 502),
@@ -212,6 +227,49 @@ def check(case: Case, backend: Backend, client: Client, ending: str) -> None:
     assert client.get("/").data == NEXT
     if ending == "keeps":
         assert backend.connections == (1 if case.stays else 2)
+
+
+@pytest.mark.parametrize("sent", [False, True], ids=["held", "sent"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        CHUNKED,
+        CHUNKED + b"5;" + b"x" * 200_000 + b"\r\nhello\r\n0\r\n\r\n",
+        CHUNKED + b"zz\r\n",
+        OK + b"Content-Length: 9\r\n\r\n",
+    ],
+    ids=["cut", "extension", "size", "length"],
+)
+def test_what_fails_before_its_first_byte_is_502_unless_its_head_was_sent(
+    data: bytes, sent: bool, backend: Backend, forward: Forward
+) -> None:
+    backend.answers = [cut(data), reply(NEXT)]
+    client = forward(backend.url)
+    started: list[tuple[str, list[tuple[str, str]]]] = []
+
+    def start_response(status: str, headers: Any, exc_info: Any = None) -> Any:
+        if exc_info and sent:
+            raise exc_info[1]
+        assert exc_info or not started
+        started.append((status, headers))
+
+    environ = EnvironBuilder("/").get_environ()
+    body = client.application(environ, start_response)
+    if started[0][0] != "200 OK":  # it was seen together with the head
+        assert started[0][0] == "502 Bad Gateway"
+    elif sent:
+        with pytest.raises(UpstreamCut):
+            list(body)
+    else:
+        told = json.loads(b"".join(body))
+        assert (told["status"], told["error"]) == (502, "Invalid response")
+        assert [status for status, _ in started] == ["200 OK", "502 Bad Gateway"]
+        assert dict(started[1][1])["Content-Type"] == "application/problem+json"
+        assert environ[REASON]
+    close_body(body)
+    assert client.pool.in_flight() == {backend.url: 0}  # type: ignore[attr-defined]
+    backend.wait_until_closed()
+    assert client.get("/").data == NEXT
 
 
 ENDED_BY_CLOSING = {"G06", "G06-1.1", "G22", "G26-199 x"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import socket
@@ -19,6 +20,9 @@ from werkzeug.test import Client
 
 from tests.acceptance.certificates import Authority
 from wsgigate.discovery import Instance
+from wsgigate.proxy.faults import NotConnected, TlsFailed
+from wsgigate.proxy.hold import nothing_sent
+from wsgigate.proxy.response import problem_of
 from wsgigate.proxy.sending import Fields
 from wsgigate.proxy.transport import Adapter, Timeout, gateway_session
 from wsgigate.testing.backend import Backend, Received, cut, reply
@@ -340,6 +344,69 @@ def test_who_has_another_name_is_not_asked(authority: Authority, forward: Forwar
     with over_tls(context) as backend:
         assert forward(backend.url, verify=str(authority.path)).get("/").status_code == 502
         assert backend.requests == []
+
+
+@pytest.mark.parametrize(
+    ("names", "trusted", "error"),
+    [
+        ([LOCALHOST], True, "Certificate verification failed"),  # another name
+        ([LOOPBACK], False, "Certificate verification failed"),  # of an unknown authority
+    ],
+)
+def test_a_certificate_that_is_not_accepted_is_told_as_that(
+    names: list[Any], trusted: bool, error: str, authority: Authority, forward: Forward
+) -> None:
+    context = server_context(authority.issue(f"told-{trusted}", names))
+    with over_tls(context) as backend:
+        answer = forward(backend.url, verify=str(authority.path) if trusted else True).get("/")
+        assert answer.status_code == 502
+        assert (answer.json or {})["error"] == error
+        assert backend.requests == []
+
+
+def test_an_instance_that_does_not_speak_tls_is_told_as_that(forward: Forward) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            client, _ = server.accept()
+            with client:
+                client.recv(4096)
+                client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        answer = forward(f"https://127.0.0.1:{server.getsockname()[1]}").get("/")
+        thread.join()
+        assert answer.status_code == 502
+        assert (answer.json or {})["error"] == "TLS failed"
+
+
+def test_a_name_that_cannot_be_resolved_is_told_as_that(own: Forward) -> None:
+    answer = own(f"http://{'a' * 64}.test").get("/")  # no name server is asked for such a one
+    assert answer.status_code == 503
+    assert (answer.json or {})["error"] == "Host not found"
+    assert answer.headers["Retry-After"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Host not found"),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), "Host unreachable"),
+        (OSError(errno.ENETUNREACH, "Network is unreachable"), "Host unreachable"),
+        (PermissionError("not connected: 127.0.0.1"), "Address not allowed"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), "Connection refused"),
+        (FileNotFoundError(errno.ENOENT, "no such socket"), "Connection refused"),
+        (PermissionError(errno.EACCES, "a Unix socket"), "Connection refused"),
+    ],
+)
+def test_why_no_connection_came_about_is_told_without_an_address(
+    error: Exception, words: str
+) -> None:
+    problem = problem_of(NotConnected(error))
+    assert (problem.status, problem.extensions["error"]) == (503, words)
+    assert nothing_sent(NotConnected(error))
+    assert nothing_sent(TlsFailed(error))
 
 
 def test_connections_are_not_shared_with_those_who_do_not_verify(authority: Authority) -> None:

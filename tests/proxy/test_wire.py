@@ -143,6 +143,42 @@ def test_much_between_chunks_is_too_much_and_much_in_all_is_not() -> None:
         endless.feed_body(b"x" * 8000)
 
 
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])
+def test_a_head_in_pieces_is_read_without_looking_at_any_of_it_twice(step: int) -> None:
+    head = OK + b"X: " + b"y" * 30_000 + b"\r\nContent-Length: 2\r\n\r\n"
+    reader = ResponseReader("GET")
+    held = set()
+    for at in range(0, len(head), step):
+        assert reader.complete is False
+        done = reader.feed_head(head[at : at + step])
+        held.add(id(reader._held))
+        assert done is (at + step >= len(head))
+    assert reader.fields[-1] == ("Content-Length", "2")
+    assert reader.feed_body(b"ok") == b"ok"
+    assert len(held) <= 3, "what has come is added to, not copied"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"HTTP/1.1 200 OK\n", b"X: y\r\n"],
+        [b"HTTP/1.1 200 OK\r\nX: y", b"\n"],
+        [b"HTTP/1.1 200 OK\r\nX: y\r", b"\n\n"],
+        [b"HTT", b"X"],
+        [b"HTTP/1.", b"1 200 OK\r\n" + b"x" * 65_536],
+    ],
+)
+def test_what_cannot_become_a_head_is_refused_before_its_end(pieces: list[bytes]) -> None:
+    reader = ResponseReader("GET")
+    for piece in pieces[:-1]:
+        try:
+            assert reader.feed_head(piece) is False
+        except BrokenResponse:
+            return
+    with pytest.raises(BrokenResponse):
+        reader.feed_head(pieces[-1])
+
+
 def test_names_are_remembered_within_bounds() -> None:
     """Few and short ones, whatever an instance sends; the answer is the same for the others."""
     wire._framing.cache_clear()

@@ -138,6 +138,11 @@ class Gateway:
         "What it is called in Via fields, by which loops are seen; made from its name unless said.",
         default="",
     )
+    loop_field: Literal["via", "cdn-loop"] = setting(
+        Choice("via", "cdn-loop"),
+        "The field by which loops are seen; cdn-loop for services that do not compress for Via.",
+        default="via",
+    )
     allowed_hosts: tuple[str, ...] = setting(
         ListOf(
             Checked(

@@ -98,7 +98,11 @@ class Services:
         self._common: dict[str, dict[str, Any]] = {}
         self._manners: dict[str, Manner] = {}
         self._own = own_places(gateway.bind)
-        self._gateway = {"via": via, "identity": dict(identity)}
+        self._gateway = {
+            "via": via,
+            "loop_field": gateway.loop_field,
+            "identity": dict(identity),
+        }
         self._folder = folder
         self._zone = gateway.zone or zone_of(os.environ.get("WSGIGATE_ZONE"))
         self._errors = errors

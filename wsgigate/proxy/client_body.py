@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 from wsgiref.types import WSGIEnvironment
 
-from wsgigate.problem import Refusal
+from wsgigate.problem import Problem, Refusal
 from wsgigate.wsgi import BodyError
 
 __all__ = ["ClientBody", "client_body"]
+
+
+_READ = Problem(
+    500,
+    "The application has read the request body, so there is nothing left to forward. It has to "
+    "forward the request before it reads the body, or to put it back as environ['wsgi.input'].",
+    title="Request body already read",
+)
 
 
 class _Readable(Protocol):
@@ -67,6 +75,8 @@ def client_body(environ: WSGIEnvironment) -> ClientBody | None:
     """
     coding: str = environ.get("HTTP_TRANSFER_ENCODING", "")
     length: str = environ.get("CONTENT_LENGTH", "") or ""
+    if "werkzeug.request" in environ and (coding or length not in ("", "0")) and _was_read(environ):
+        raise Refusal(_READ, _READ.detail)
     if coding:
         if length:
             raise Refusal.of(400, "Ambiguous body length.")
@@ -78,3 +88,24 @@ def client_body(environ: WSGIEnvironment) -> ClientBody | None:
     if not (length.isascii() and length.isdigit()) or len(length) > 18:
         raise Refusal.of(400, "Malformed Content-Length.")
     return ClientBody(environ["wsgi.input"], int(length)) if int(length) else None
+
+
+def _was_read(environ: WSGIEnvironment) -> bool:
+    """Return whether a request object of Flask or werkzeug has taken anything of the body.
+
+    On a server whose ``wsgi.input`` is the client's socket, such as that of ``flask run``, reading
+    it again would wait for bytes that never come.
+    """
+    request = environ["werkzeug.request"]
+    known: dict[str, Any] = getattr(request, "__dict__", {})
+    stream = known.get("stream")
+    if stream is None:
+        return False
+    source = environ["wsgi.input"]
+    inner = getattr(stream, "_stream", None)  # of the stream that ends with the body
+    if source not in (stream, inner):
+        return False  # somebody has put another one in its place
+    position: int = getattr(stream, "_pos", 0)
+    if inner is source and position:
+        return True
+    return known.get("_cached_data") is not None or "form" in known

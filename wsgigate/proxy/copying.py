@@ -21,7 +21,10 @@ from wsgigate.wsgi import REQUEST_ID, environ_key
 __all__ = ["PROTECTED", "FieldCopier"]
 
 PROTECTED = frozenset(
-    ("authorization", "content-length", "content-type", "cookie", "host", "x-request-id")
+    (
+        *("authorization", "cdn-loop", "content-length", "content-type", "cookie", "host"),
+        "x-request-id",
+    )
 )
 """What a client can not have dropped by naming it in ``Connection``."""
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import requests
 
-from wsgigate.proxy.faults import NotConnected
+from wsgigate.proxy.faults import NotConnected, TlsFailed
 from wsgigate.tls import Cert, Contexts, Verify
 
 __all__ = ["Cert", "Check", "Contexts", "Dial", "Holds", "Verify", "dialer", "see"]
@@ -84,7 +84,7 @@ def dialer(
             raise requests.ConnectTimeout(error) from error
         except (OSError, ValueError) as error:
             sock.close()
-            raise requests.exceptions.SSLError(error) from error
+            raise TlsFailed(error) from error
         except BaseException:
             sock.close()
             raise

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import requests
 
-__all__ = ["BrokenResponse", "NotConnected", "PoolFull", "SlowResponse"]
+__all__ = ["BrokenResponse", "NotConnected", "PoolFull", "SlowResponse", "TlsFailed"]
 
 
 class NotConnected(requests.ConnectionError):
     """No connection came about, so nothing of the request was sent."""
+
+
+class TlsFailed(NotConnected, requests.exceptions.SSLError):
+    """The TLS handshake failed, so nothing of the request was sent."""
 
 
 class PoolFull(requests.ConnectionError):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Mapping
+from functools import partial
+from typing import Any
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import requests
@@ -18,7 +21,7 @@ from wsgigate.proxy.hops import is_last_hop
 from wsgigate.proxy.pool import Lease, Pool
 from wsgigate.proxy.reply import RawResponse
 from wsgigate.proxy.request import Outgoing, RequestMaker
-from wsgigate.proxy.response import BadResponse, Body, ResponseMaker, problem_of
+from wsgigate.proxy.response import BadResponse, Body, ResponseMaker, problem_of, reason_of
 from wsgigate.proxy.sender import CLIENT_LEFT, Sender
 from wsgigate.proxy.service import Resilience
 from wsgigate.proxy.transport import Sessions, Timeout
@@ -27,7 +30,7 @@ from wsgigate.proxy.tunnel import Tunnels
 from wsgigate.proxy.upgrade import Upgrader, WebSocketLimits
 from wsgigate.rules.arguments import checked
 from wsgigate.target import BadTarget, kept_target_of
-from wsgigate.wsgi import FAILURE, INSTANCE, REASON, SERVICE
+from wsgigate.wsgi import FAILURE, INSTANCE, REASON, SERVICE, ExcInfo, Headers
 
 __all__ = ["Forwarder"]
 
@@ -60,6 +63,8 @@ class Forwarder:
     :param rewrite_cookies: Bring the paths of cookies back to what clients see, so that a cookie
         of one service is not sent to all; off for a service whose cookies are for all of them.
     :param via: The gateway's name in ``Via``. A request that has passed it already is refused.
+    :param loop_field: The field by which it sees loops: ``via``, or ``cdn-loop`` (RFC 8586) to send
+        no ``Via``, for services that compress or cache less because of it, as nginx does.
     :param hidden_cookies: Names of cookies of the gateway's own, which no instance gets, beside
         that of the pool.
     :param verify: Whether to verify the instances' TLS certificates, or a bundle to do it by.
@@ -91,6 +96,7 @@ class Forwarder:
         rewrite_location: bool = True,
         rewrite_cookies: bool = True,
         via: str = "wsgigate",
+        loop_field: str = "via",
         hidden_cookies: Collection[str] = (),
         verify: bool | str = True,
         cert: str | tuple[str, str] | None = None,
@@ -117,6 +123,7 @@ class Forwarder:
             identity=identity,
             forward_authorization=forward_authorization,
             via=via,
+            loop_field=loop_field,
             hidden_cookies=(*hidden_cookies, *([pool.sticky.cookie] if pool.sticky else ())),
         )
         self._responses = ResponseMaker(
@@ -176,7 +183,7 @@ class Forwarder:
             except BaseException:
                 departure.close()
                 raise
-            return self._answer(response, request, lease, departure, start_response)
+            return self._answer(response, request, lease, departure, environ, start_response)
         except BaseException:
             lease.release()
             raise
@@ -193,7 +200,7 @@ class Forwarder:
             departure.close()
             raise
         try:
-            return self._answer(response, request, hold, departure, start_response)
+            return self._answer(response, request, hold, departure, environ, start_response)
         except BaseException:
             hold.release()
             raise
@@ -210,6 +217,7 @@ class Forwarder:
         request: Outgoing,
         lease: Lease | Hold,
         departure: Departure,
+        environ: WSGIEnvironment,
         start_response: StartResponse,
     ) -> Iterable[bytes]:
         lease.began()
@@ -232,7 +240,21 @@ class Forwarder:
         if length == 0:
             return []
         body.promised = length
+        body.instead = partial(self._instead, environ, start_response)
         return body
+
+    def _instead(
+        self, environ: WSGIEnvironment, start_response: StartResponse, error: Exception
+    ) -> Iterable[bytes]:
+        """Answer instead of a response whose body has failed before its first byte.
+
+        :raises Exception: The one that is being handled, when the head has been sent already.
+        """
+
+        def start(status: str, headers: Headers, _: ExcInfo | None = None) -> Any:
+            return start_response(status, headers, sys.exc_info())
+
+        return self._refused(problem_of(error), reason_of(error), environ, start)
 
     def _at_once(
         self,

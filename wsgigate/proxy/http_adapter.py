@@ -45,6 +45,8 @@ class _Head:
         if line and (not line.endswith(b"\r\n") or line[:1] in (b" ", b"\t")):
             raise http.client.HTTPException("malformed response head")
         self.complete = line == b"\r\n"
+        if line[-3:-2] in (b" ", b"\t") and b":" in line:
+            return line[:-2].rstrip(b" \t") + b"\r\n"  # no part of the value (RFC 9112, 5.1)
         return line
 
     def __getattr__(self, name: str) -> Any:

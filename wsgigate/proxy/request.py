@@ -78,6 +78,7 @@ class RequestMaker:
     :param forward_authorization: Whether the client's ``Authorization`` goes along; when ``None``,
         unless verified claims are told by *identity* instead.
     :param via: The gateway's name in ``Via`` (RFC 9110 section 7.6.3).
+    :param loop_field: ``via``, or ``cdn-loop`` to send ``CDN-Loop`` (RFC 8586) instead of ``Via``.
     :param hidden_cookies: The names of cookies that are the gateway's own, and do not go along.
     :raises ValueError: A setting is not of its form.
     """
@@ -92,6 +93,7 @@ class RequestMaker:
         identity: Mapping[str, str] | None = None,
         forward_authorization: bool | None = None,
         via: str = "wsgigate",
+        loop_field: str = "via",
         hidden_cookies: Collection[str] = (),
     ) -> None:
         self._strip = _prefix(strip_prefix, "strip_prefix")
@@ -108,7 +110,7 @@ class RequestMaker:
                 raise ValueError(f"{name!r} can not be an identity field")
         self._identity = tuple(identity.items())
         self._forward_authorization = forward_authorization
-        self._way = Way(via)
+        self._way = Way(via, loop_field)
         self._copier = FieldCopier(identity)
         self._hidden_cookies = frozenset(hidden_cookies)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import http.client
 import re
-from collections.abc import Callable, Iterator
+import socket
+import ssl
+from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 from typing import Any
 
 import requests
-from urllib3.exceptions import HTTPError, NewConnectionError
+from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError
 
 from wsgigate.discovery import Instance
 from wsgigate.fields import FieldRules
@@ -57,9 +59,14 @@ class Body:
     :ivar promised: The bytes still to come, ``None`` when the end is marked otherwise.
     :param done: Called once, at the end: with the error that ended it, or ``None``.
     :param departure: Tells whether it was the client that ended it.
+    :ivar instead: Returns what the client gets instead of a response whose body fails before
+        its first byte, as long as its head has not been sent; raises when it has.
     """
 
-    __slots__ = ("_departure", "_done", "_read", "_response", "error", "promised")
+    __slots__ = (
+        *("_departure", "_done", "_other", "_read", "_response"),
+        *("error", "instead", "promised"),
+    )
 
     def __init__(
         self,
@@ -73,26 +80,47 @@ class Body:
         self.promised: int | None = None
         self._done: Callable[[Exception | None], object] | None = done
         self.error: Exception | None = None
+        self.instead: Callable[[Exception], Iterable[bytes]] | None = None
+        self._other: Iterator[bytes] | None = None
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
+        if self._other is not None:
+            return next(self._other)
         try:
             block: bytes = self._read(BLOCK, decode_content=False)
         except SlowResponse as error:
             raise self._cut(f"the response came too slowly: {error}") from error
         except _READ_ERRORS as error:
-            raise self._cut(f"the response was cut: {type(error).__name__}") from error
+            return self._ended(f"the response was cut: {type(error).__name__}", error)
         if block:
+            self.instead = None
             if self.promised is not None:
                 self.promised -= len(block)
             return block
         if self.promised:
-            raise self._cut(f"the response ended {self.promised} bytes early")
+            return self._ended(f"the response ended {self.promised} bytes early", None)
         if self._departure.gone:  # its end is not told from that of the connection
             raise self._cut("")
         raise StopIteration
+
+    def _ended(self, text: str, error: Exception | None) -> bytes:
+        """Return the first bytes of what the client gets instead, where that can be.
+
+        :raises Exception: It cannot, so that the client must see that the response is not whole.
+        """
+        cut = self._cut(text)
+        cut.__cause__ = error
+        instead, self.instead = self.instead, None
+        if instead is None or isinstance(cut, ClientLeft):
+            raise cut
+        try:
+            raise cut
+        except UpstreamCut:  # which the server raises if it has sent the head
+            self._other = iter(instead(error or cut))
+        return next(self._other)
 
     def _cut(self, text: str) -> Exception:
         self.error = ClientLeft() if self._departure.gone else UpstreamCut(text)
@@ -224,14 +252,32 @@ def problem_of(error: Exception) -> Problem:
         return Problem(504, "Service timeout", extensions={"error": "Request timeout"})
     if isinstance(error, PoolFull):
         return _FULL
+    causes = list(_chain(error))
+    if any(isinstance(each, requests.exceptions.SSLError) for each in causes):
+        causes += [each.__cause__ for each in causes if each.__cause__ is not None]
+        verified = not any(isinstance(each, ssl.SSLCertVerificationError) for each in causes)
+        what = "TLS failed" if verified else "Certificate verification failed"
+        return Problem(502, "Bad gateway", extensions={"error": what})
     if was_refused(error):
         return Problem(
             503,
             "Service unavailable",
-            extensions={"error": "Connection refused"},
+            extensions={"error": _not_connected(causes)},
             headers=(("Retry-After", "1"),),
         )
     return Problem(502, "Bad gateway", extensions={"error": "Invalid response"})
+
+
+def _not_connected(causes: list[BaseException]) -> str:
+    """Return why no connection came about, in words that name no host or address."""
+    for each in causes:
+        if isinstance(each, (socket.gaierror, UnicodeError, NameResolutionError)):
+            return "Host not found"
+        if isinstance(each, OSError) and each.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
+            return "Host unreachable"
+        if isinstance(each, PermissionError) and each.errno is None:  # not that of a Unix socket
+            return "Address not allowed"
+    return "Connection refused"
 
 
 def was_refused(error: BaseException) -> bool:

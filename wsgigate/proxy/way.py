@@ -20,13 +20,18 @@ class Way:
     """Tells the next hop which way a request came.
 
     :param via: The gateway's name in ``Via`` (RFC 9110 section 7.6.3).
-    :raises ValueError: It is no word.
+    :param loop_field: The field that names it to itself, so that it sees a loop: ``via``, or
+        ``cdn-loop`` (RFC 8586) for services that treat requests with a ``Via`` differently.
+    :raises ValueError: An argument is not of its form; the message names it.
     """
 
-    def __init__(self, via: str) -> None:
+    def __init__(self, via: str, loop_field: str = "via") -> None:
         if not is_token(via):
             raise ValueError(f"via is a word such as wsgigate, got {via!r}")
+        if loop_field not in ("via", "cdn-loop"):
+            raise ValueError(f'loop_field is "via" or "cdn-loop", got {loop_field!r}')
         self._via = via
+        self._in_via = loop_field == "via"
 
     def tell(
         self, environ: WSGIEnvironment, fields: dict[str, str], protocol: str, outside: str
@@ -53,13 +58,16 @@ class Way:
             prefix = (before or "").rstrip("/") + outside
             if prefix:
                 fields["X-Forwarded-Prefix"] = prefix
-        via = environ.get("HTTP_VIA")
-        mine = f"{protocol[5:]} {self._via}"
-        if via:
-            if self._via in via and self._via in re.split(r"[\s,]+", via):
-                raise Refusal.of(508, "Loop detected.", f"{self._via} is in Via already")
-            mine = f"{via}, {mine}"
-        fields["Via"] = mine
+        name = self._via
+        if self._in_via:
+            field, before, mine = "Via", environ.get("HTTP_VIA"), f"{protocol[5:]} {name}"
+        else:
+            field, before, mine = "Cdn-Loop", environ.get("HTTP_CDN_LOOP"), name
+        if before:
+            if name in before and name in re.split(r"[\s,;]+", before):
+                raise Refusal.of(508, "Loop detected.", f"{name} is in {field} already")
+            mine = f"{before}, {mine}"
+        fields[field] = mine
 
 
 @lru_cache(maxsize=4096)

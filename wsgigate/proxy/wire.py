@@ -36,6 +36,7 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([^\r\n]*))?\r\n"
 _START = b"HTTP/1."
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _FIELD = re.compile(r"([^:\r\n]++):[ \t]*+([^\r\n]*+)\r\n")
+_CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 _NOBODY = object()
 """What a parser reports to that is only asked whether it takes a head."""
 
@@ -67,7 +68,7 @@ class ResponseReader:
     fields: list[tuple[str, str]]
     _chunked = False
     _decoded: list[bytes]
-    _held = b""
+    _held = bytearray()  # never changed, but replaced
     _interim = 0
     _left: int | None = None
     _overhead = 0
@@ -86,27 +87,41 @@ class ResponseReader:
         if data:
             self.begun = True
         if self._held:
-            data = self._held + data
+            whole = self._with_held(data)
+            if whole is None:
+                return False
+            data = whole
         while True:
             end = data.find(b"\r\n\r\n") + 4
             if end == 3:
-                self._held = data
-                _check_unfinished(data)
+                _check_unfinished(b"", data)
+                self._held = bytearray(data)
                 return False
             if end > MOST_HEAD_BYTES:
                 raise BrokenResponse("the response head is too long")
             self._read_head(data[:end])
             data = data[end:]
             if self.status >= 200 or (self.status == 101 and self._upgrade):
-                self._held = b""
                 self.body = self.feed_body(data)
                 return True
             self._interim += 1
             if self.status == 101 or self._interim > MOST_INTERIM:
                 raise BrokenResponse(f"an interim response nobody asked for: {self.status}")
             if not data:
-                self._held = b""
                 return False
+
+    def _with_held(self, data: bytes) -> bytes | None:
+        """Return what has come with *data* behind it, ``None`` while it is no whole head.
+
+        Only what is new is looked at: a head that comes byte by byte costs no more than its length.
+        """
+        held = self._held
+        if b"\r\n\r\n" not in held[-3:] + data:
+            _check_unfinished(held, data)
+            held += data
+            return None
+        self._held = bytearray()
+        return bytes(held) + data
 
     def feed_body(self, data: bytes) -> bytes:
         """Return what *data* holds of the body; ``complete`` tells whether it was the last of it.
@@ -179,7 +194,9 @@ class ResponseReader:
             self._left = None
             self._chunked = True
             self._parser = HttpResponseParser(_Messages(self))
-            self._feed(self._parser, head)
+            # What has been decided, not the head as it was written: to the parser, a blank behind
+            # the word makes another coding of it, and the chunks a body without an end.
+            self._parser.feed_data(_CHUNKED)
         elif length_at >= 0:
             self._left = int(fields[length_at][1])
         else:
@@ -265,11 +282,16 @@ def _framing(names: tuple[str, ...]) -> tuple[int, tuple[int, ...], tuple[int, .
     return lengths[0] if lengths else -1, places("transfer-encoding"), places("connection")
 
 
-def _check_unfinished(data: bytes) -> None:
-    """Refuse early what can not become a head, rather than wait for the end of it."""
-    if len(data) > MOST_HEAD_BYTES:
+def _check_unfinished(held: bytes | bytearray, data: bytes) -> None:
+    """Refuse early what cannot become a head, rather than wait for the end of it.
+
+    :param held: What has been looked at before.
+    :param data: What has come since.
+    """
+    length = len(held) + len(data)
+    if length > MOST_HEAD_BYTES:
         raise BrokenResponse("the response head is too long")
-    if data[:7] != _START[: len(data)]:
+    if len(held) < 7 and (held[:7] + data[:7])[:7] != _START[:length]:
         raise BrokenResponse("what came is not HTTP/1")
-    if data.count(b"\n") != data.count(b"\r\n"):
+    if data.count(b"\n") != (held[-1:] + data).count(b"\r\n"):
         raise BrokenResponse("malformed response head: a bare line feed")

@@ -13,12 +13,17 @@ SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
 """Methods that change nothing (RFC 9110 section 9.2.1), of those that are passed on."""
 
 _REASONS = {
+    "Address not allowed": "refused",
+    "Certificate verification failed": "refused",
     "Circuit breaker open": "circuit-open",
     "Connection refused": "refused",
+    "Host not found": "refused",
+    "Host unreachable": "refused",
     "Invalid response": "broken",
     "Maintenance": "maintenance",
     "No instance available": "no-instance",
     "Request timeout": "timeout",
+    "TLS failed": "broken",
     "Too many connections": "busy",
     "Too many requests in flight": "busy",
 }
