@@ -384,3 +384,59 @@ def test_the_lease_is_given_back_and_the_asker_stopped() -> None:
     registry.stop()
     assert answers.stopped == 1
     assert store.get("registry/checks")[0] is None
+
+
+def checks_alone(fleet: Fleet, seconds: float, *, only: int | None = None) -> None:
+    """Let time pass while the store fails, with rounds of the checks alone."""
+    for _ in range(int(seconds)):
+        fleet.clock.now += 1.0
+        for number, worker in enumerate(fleet.workers):
+            if only in (None, number):
+                assert worker._checks is not None
+                worker._checks.step()
+
+
+def up(fleet: Fleet) -> list[int]:
+    found = [worker.discover("users", only_healthy=True).instances for worker in fleet.workers]
+    return [len(instances) for instances in found]
+
+
+def test_while_the_store_fails_each_worker_checks_for_itself(fleet: Fleet) -> None:
+    fleet.register(HTTP)
+    fleet.run(2)
+    assert up(fleet) == [1, 1]
+    asked = len(fleet.answers.asked)
+    fleet.store.broken = True
+    fleet.answers.outcome = DOWN
+    checks_alone(fleet, 14)
+    assert up(fleet) == [0, 0]
+    assert len(fleet.answers.asked) - asked <= 4  # each as often as ever
+    source = OwnRegistry(fleet.workers[1], "users")
+    assert source.find(threading.Event()).instances == ()
+    fleet.answers.outcome = UP
+    checks_alone(fleet, 12)
+    assert up(fleet) == [1, 1]
+    fleet.answers.outcome = DOWN
+    checks_alone(fleet, 12)
+    # what the store said before does not come back with it
+    fleet.store.broken = False
+    for _ in range(8):
+        fleet.run(1)
+        assert up(fleet) == [0, 0]
+    assert (fleet.states(), fleet.passing()) == (["critical"], 0)
+    for worker in fleet.workers:
+        assert worker._checks is not None
+        assert worker._checks._own == {}
+    asked = len(fleet.answers.asked)
+    fleet.run(30)
+    assert 2 <= len(fleet.answers.asked) - asked <= 4  # one checks for both again
+
+
+def test_a_worker_that_knows_no_instance_while_the_store_fails_checks_none(fleet: Fleet) -> None:
+    fleet.register(HTTP)
+    fleet.store.broken = True
+    checks_alone(fleet, 5)
+    assert fleet.answers.asked == []
+    fleet.store.broken = False
+    fleet.run(2)
+    assert up(fleet) == [1, 1]

@@ -306,7 +306,7 @@ class Registry:
         """
         if not _are_names(service):
             return Listing((), 0, 0.0)
-        listing = self._reader.listing(service)
+        listing = self._listing(service)
         if not (only_healthy or status or tags or zone or version or metadata):
             return listing
         return filtered(
@@ -320,12 +320,19 @@ class Registry:
             metadata=metadata,
         )
 
+    def _listing(self, service: str) -> Listing:
+        listing = self._reader.listing(service)
+        if self._checks is None:
+            return listing
+        entries = self._checks.overlaid(listing.instances)
+        return listing if entries is listing.instances else replace(listing, instances=entries)
+
     def listings(self) -> dict[str, Listing]:
         """Return the instances of every service that has any, by its name.
 
         :raises StoreError: The store fails, and nothing is known.
         """
-        found = {name: self._reader.listing(name) for name in self._reader.names()}
+        found = {name: self._listing(name) for name in self._reader.names()}
         return {name: listing for name, listing in found.items() if listing.instances}
 
     def names(self) -> tuple[str, ...]:
@@ -343,6 +350,14 @@ class Registry:
     def changes(self) -> Changes:
         """What has changed of late."""
         return self._index.log
+
+    def known(self) -> dict[str, tuple[Registered, ...]]:
+        """Return the instances that this worker has read, by service, without asking the store."""
+        checks = self._checks
+        found = self._reader.known()
+        if checks is None:
+            return found
+        return {name: checks.overlaid(entries) for name, entries in found.items()}
 
     def version(self, service: str | None = None) -> int:
         """Return what changes when what is discovered of *service* does, or of any for None.

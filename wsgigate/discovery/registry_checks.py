@@ -2,7 +2,12 @@
 
 Every worker runs a thread, of which one holds the lease ``checks`` and asks. Its results are
 heartbeats: an instance with such a check stays registered for as long as it is checked, whether it
-passes or not. While no worker checks, as the store fails, verdicts stay as they are.
+passes or not.
+
+While the store fails there is no lease and no result to share, so each worker checks the instances
+that it knows for itself, and its own verdicts hold in what it discovers. When the store answers
+again, the worker that leads writes its verdicts at once; the others keep theirs for a moment, so
+that an old verdict from the store does not put a dead instance back.
 """
 
 from __future__ import annotations
@@ -11,7 +16,8 @@ import logging
 import random as _random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from wsgigate.discovery import Instance
@@ -37,6 +43,9 @@ ROUND = 0.5
 REFRESH = 1.0
 """Seconds after which the lease is renewed, and it is seen whether there are other checks."""
 
+HANDED_BACK = 3.0
+"""Seconds after an outage of the store for which a worker's own verdicts still hold."""
+
 LATE = 10.0
 """Seconds beyond its timeout after which a check that never ended is given up."""
 
@@ -51,6 +60,9 @@ class Checked(Protocol):
 
     def services(self) -> dict[str, tuple[Registered, ...]]:
         """Return the instances of every service."""
+
+    def known(self) -> dict[str, tuple[Registered, ...]]:
+        """Return those that this worker has read, without asking the store."""
 
     def version(self, service: str | None = None) -> int:
         """Return what changes when any of them does."""
@@ -105,7 +117,9 @@ class RegistryChecks:
         self._thread = ProcessThread("wsgigate-registry-checks", self._run, self._begin_anew)
 
     def _begin_anew(self) -> None:
-        self._leading = False
+        self._leading = self._alone = False
+        self._own: dict[Name, Check] = {}  # as this worker found them while the store failed
+        self._own_until = float("inf")
         self._refresh_at = float("-inf")
         self._version: int | None = None
         self._targets: dict[Name, _Target] = {}
@@ -132,10 +146,8 @@ class RegistryChecks:
             while not stopping.is_set():
                 try:
                     self.step()
-                    self._trouble.ended()
-                except StoreError as error:
-                    self._leading = False
-                    self._trouble.failed("No instance is checked while the store fails: %s", error)
+                    if not self._alone:
+                        self._trouble.ended()
                 except Exception:
                     LOG.exception("A round of checks failed")
                 stopping.wait(ROUND)
@@ -145,19 +157,36 @@ class RegistryChecks:
             except StoreError:
                 pass  # it runs out by itself
 
-    def step(self) -> None:
-        """Do one round: start the checks that are due, if it is this worker that checks.
+    def overlaid(self, entries: tuple[Registered, ...]) -> tuple[Registered, ...]:
+        """Return *entries* with the verdicts that this worker has found for itself."""
+        own = self._own
+        if not own:
+            return entries
+        return tuple(self._as_found(entry, own) if entry.checks else entry for entry in entries)
 
-        :raises StoreError: The store fails.
-        """
+    def _as_found(self, entry: Registered, own: Mapping[Name, Check]) -> Registered:
+        checks = []
+        for check in entry.checks:
+            found = own.get((entry.service, entry.instance_id, check.check_id))
+            same = found is not None and found.definition() == check.definition()
+            checks.append(found if found is not None and same else check)
+        return entry if tuple(checks) == entry.checks else replace(entry, checks=tuple(checks))
+
+    def step(self) -> None:
+        """Do one round: start the checks that are due, if it is this worker that checks."""
         now = self._clock()
         if now >= self._refresh_at:
             self._refresh_at = now + REFRESH
-            self._leading = self._lease.take()
-            if self._leading:
-                self._look(now)
-                self._remove()
-        if not self._leading:
+            try:
+                self._leading = self._lease.take()
+                if self._leading:
+                    self._look(now)
+                self._join(now)
+                if self._leading:
+                    self._remove()
+            except StoreError as error:
+                self._part(now, error)
+        if not (self._leading or self._alone):
             self._version = None
             self._targets, self._next, self._streaks = {}, {}, {}
             return
@@ -184,13 +213,35 @@ class RegistryChecks:
             return HUNG
         return SURE if name in self._streaks else NEW
 
+    def _part(self, now: float, error: StoreError) -> None:
+        """Check without the others: they cannot be met."""
+        self._leading, self._alone, self._own_until = False, True, float("inf")
+        self._version = None
+        self._trouble.failed("Each worker checks for itself while the store fails: %s", error)
+        self._plan(self._registry.known(), now)
+
+    def _join(self, now: float) -> None:
+        """Hand back what was found alone: the leader writes it, the others believe it a while."""
+        if self._alone:
+            self._alone, self._own_until = False, now + HANDED_BACK
+        if self._leading:
+            for name, check in list(self._own.items()):
+                self._registry.report(*name[:2], check, check.status, check.output)
+                self._own.pop(name, None)
+        elif now >= self._own_until:
+            self._own = {}
+
     def _look(self, now: float) -> None:
         """See what is to be checked, if any instance has changed."""
         version = self._registry.version()
         if version == self._version:
             return
+        self._plan(self._registry.services(), now)
+        self._version = version
+
+    def _plan(self, services: Mapping[str, Sequence[Registered]], now: float) -> None:
         targets: dict[Name, _Target] = {}
-        for service, entries in self._registry.services().items():
+        for service, entries in services.items():
             for entry in entries:
                 for check in entry.checks:
                     name = service, entry.instance_id, check.check_id
@@ -206,7 +257,8 @@ class RegistryChecks:
             name: streak for name, streak in list(self._streaks.items()) if name in targets
         }
         self._hung &= targets.keys()
-        self._targets, self._version = targets, version
+        self._targets = targets
+        self._own = {name: check for name, check in list(self._own.items()) if name in targets}
 
     def _is_same(self, name: Name, target: _Target) -> bool:
         before = self._targets.get(name)
@@ -262,10 +314,13 @@ class RegistryChecks:
         streak = self._streaks.get(name, Streak()).after(result)
         self._streaks[name] = streak
         target = self._targets.get(name)
-        if not self._leading or target is None:
+        if not (self._leading or self._alone) or target is None:
             return
         verdict = judged(target.check, streak)
         words = output if verdict == result else target.check.output
+        if self._alone:
+            self._keep(name, target, verdict, words)
+            return
         try:
             held, _ = self._lease.held()
             entry = self._registry.report(*name[:2], check, verdict, words) if held else None
@@ -274,3 +329,12 @@ class RegistryChecks:
                     self._targets[name] = _Target(known, target.instance)
         except StoreError as error:
             self._trouble.failed("The result of a check could not be stored: %s", error)
+            self._keep(name, target, verdict, words)
+
+    def _keep(self, name: Name, target: _Target, verdict: str, words: str) -> None:
+        """Take note of a verdict that holds in this worker until the store answers."""
+        check = target.check.says(verdict, words, target.check.since)
+        self._own[name] = check
+        if not self._alone:
+            self._own_until = self._clock() + HANDED_BACK
+        self._targets[name] = _Target(check, target.instance)

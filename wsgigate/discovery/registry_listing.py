@@ -110,6 +110,10 @@ class Reader:
             sweep.preserving,
         )
 
+    def known(self) -> dict[str, tuple[Registered, ...]]:
+        """Return the instances that this worker has read, by service, without asking the store."""
+        return {name: known.entries for name, known in list(self._known.items())}
+
     def stale(self, service: str) -> None:
         """Have *service* read anew the next time: this process has heard of an instance."""
         known = self._known.get(service)
