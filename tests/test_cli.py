@@ -454,7 +454,26 @@ def test_an_address_to_listen_on_is_held_to_what_the_file_is(
     [
         ([], "COMMAND"),
         (["chek", "x"], "invalid choice: 'chek'"),
-        (["run", "x", "--workers", "0"], "invalid count of 1 or more value: '0'"),
+        (["run", "x", "--workers", "0"], "--workers: expected a whole number from 1 to 1024"),
+        (
+            ["run", "x", "--workers", "100000"],
+            "--workers: expected a whole number from 1 to 1024 "
+            "(each is a process with memory of its own), got '100000'",
+        ),
+        (["run", "x", "--workers", "1e3"], "--workers: expected a whole number"),
+        (["run", "x", "--workers", "1_0"], "--workers: expected a whole number"),
+        (["run", "x", "--workers", "9" * 5000], "--workers: expected a whole number"),
+        (["run", "x", "--threads", "-3"], "--threads: expected a whole number from 1 to 4096"),
+        (["run", "x", "--threads", "4097"], "--threads: expected a whole number from 1 to 4096"),
+        (["registry", "--workers", "1025"], "--workers: expected a whole number from 1 to 1024"),
+        (["registry", "--threads", "0"], "--threads: expected a whole number from 1 to 4096"),
+        (["register", "--port", "65536"], "--port: expected a whole number from 1 to 65535"),
+        (["register", "--port", "0"], "--port: expected a whole number from 1 to 65535"),
+        (["register", "--listens", "70000"], "--listens: expected a whole number from 1 to 65535"),
+        (["register", "--weight", "65536"], "--weight: expected a whole number from 0 to 65535"),
+        (["register", "--weight", "-1"], "--weight: expected a whole number from 0 to 65535"),
+        (["register", "--drain", "301s"], "--drain: expected at most 5 minutes, got '301s'"),
+        (["register", "--drain", "soon"], "--drain: expected a duration"),
         (["explain", "x"], "METHOD, URL"),
     ],
 )

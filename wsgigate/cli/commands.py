@@ -6,22 +6,30 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 from wsgigate.cli.failed import failed
 from wsgigate.cli.servers import server
 from wsgigate.config.build import Built, assemble, check_reading
 from wsgigate.config.checks import check_across
 from wsgigate.config.errors import ConfigError, Errors
+from wsgigate.config.kinds import Kind
 from wsgigate.config.load import load, read_file
-from wsgigate.config.model import Config
+from wsgigate.config.model import Config, Gateway
 from wsgigate.config.routes import Entry
 from wsgigate.config.schema import schema as schema_of_file
-from wsgigate.config.texts import Bind
 from wsgigate.rules.serving import Finding, findings
 from wsgigate.rules.thread_shares import ThreadShareRules
 
 __all__ = ["check", "routes", "run", "schema"]
+
+_INSTEAD = ("bind", "workers", "threads")
+"""Arguments of run that stand for keys of the file's [gateway]."""
+
+_KINDS: dict[str, Kind[Any]] = {
+    field.name: field.metadata["kind"] for field in fields(Gateway) if field.name in _INSTEAD
+}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -31,12 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         return failed(error)
     try:
-        if arguments.bind is not None:
-            _check_bind(arguments.bind, load(arguments.file))
-    except ConfigError as error:
+        if any(getattr(arguments, name) is not None for name in _INSTEAD):
+            _check_instead(arguments, load(arguments.file))
+    except (ConfigError, ValueError) as error:
         return failed(error)
-    except ValueError as error:
-        return failed(f"--bind: {error}")
     try:
         serve(
             arguments.file,
@@ -131,14 +137,20 @@ def _of_server(config: Config) -> list[Finding]:
     return findings(planned(config))
 
 
-def _check_bind(bind: str, config: Config) -> None:
-    """Raise ValueError when the gateway can not listen at *bind*, as if the file said so."""
-    instead = replace(config, gateway=replace(config.gateway, bind=bind))
+def _check_instead(arguments: argparse.Namespace, config: Config) -> None:
+    """See that the gateway can serve with what *arguments* say instead of the file.
+
+    :raises ValueError: It cannot; names the argument.
+    """
+    given = {name: value for name in _INSTEAD if (value := getattr(arguments, name)) is not None}
+    instead = replace(config, gateway=replace(config.gateway, **given))
     errors = Errors()
-    Bind().read(bind, "gateway.bind", errors)
+    for name, value in given.items():
+        _KINDS[name].read(value, f"gateway.{name}", errors)
     check_across(instead, errors, [])
-    for _, text in errors:
-        raise ValueError(text)
+    for key, text in errors:
+        name = key.removeprefix("gateway.")
+        raise ValueError(f"--{name}: {text}" if name in given else f"{key}: {text}")
 
 
 def _row(entry: Entry, built: Built) -> tuple[str, str, str, str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from wsgigate import __version__
-from wsgigate.cli import register_arguments
+from wsgigate.cli import numbers, register_arguments
 from wsgigate.cli.servers import SERVERS
 from wsgigate.log_level import LEVELS
 
@@ -150,9 +150,14 @@ def _parser() -> argparse.ArgumentParser:
     run = command("run", "commands:run", RUN)
     _file(run)
     run.add_argument("--bind", metavar="HOST:PORT", help="where to listen, instead of gateway.bind")
-    run.add_argument("--workers", type=_count, metavar="N", help="how many processes serve")
     run.add_argument(
-        "--threads", type=_count, metavar="N", help="how many requests a process serves at a time"
+        "--workers", type=numbers.workers, metavar="N", help="how many processes serve (1 to 1024)"
+    )
+    run.add_argument(
+        "--threads",
+        type=numbers.threads,
+        metavar="N",
+        help="how many requests a process serves at a time (1 to 4096)",
     )
     _server(run)
     _log_level(run)
@@ -244,10 +249,12 @@ def _registry(parser: argparse.ArgumentParser) -> None:
     )
     _server(parser)
     _log_level(parser)
-    parser.add_argument("--workers", type=_count, metavar="N", help="how many processes serve")
+    parser.add_argument(
+        "--workers", type=numbers.workers, metavar="N", help="how many processes serve (1 to 1024)"
+    )
     parser.add_argument(
         "--threads",
-        type=_count,
+        type=numbers.threads,
         default=16,
         metavar="N",
         help="how many requests a process serves at a time, of which a quarter may wait for a "
@@ -294,13 +301,3 @@ def _registry(parser: argparse.ArgumentParser) -> None:
 
 def _file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="the gateway's file, gateway.toml")
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
-
-
-_count.__name__ = "count of 1 or more"  # what argparse calls it in an error

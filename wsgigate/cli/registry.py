@@ -24,6 +24,8 @@ VERSION = "1.0.0"
 
 _FLAGS = {
     "gateway.bind": "--bind",
+    "gateway.threads": "--threads",
+    "gateway.workers": "--workers",
     "store.url": "--store",
     "registry.allowed_networks": "--allow",
     "registry.open": "--open",

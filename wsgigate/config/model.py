@@ -20,6 +20,7 @@ from wsgigate.config.texts import Bind, Checked, ImportPath
 from wsgigate.forwarding import address_field
 from wsgigate.log_level import LEVELS
 from wsgigate.rules.hosts import host_pattern
+from wsgigate.rules.serving import MOST_THREADS, MOST_WORKERS
 
 __all__ = [
     "Admin",
@@ -72,10 +73,12 @@ class Gateway:
         Flag(), "Whether clients may speak HTTP/2, which needs tls; as well as 1.1.", default=False
     )
     workers: int | None = setting(
-        Integer(1, 1024), "How many processes serve; one for each CPU unless said.", default=None
+        Integer(1, MOST_WORKERS),
+        "How many processes serve; one for each CPU unless said.",
+        default=None,
     )
     threads: int = setting(
-        Integer(1, 4096), "How many requests one process serves at a time.", default=16
+        Integer(1, MOST_THREADS), "How many requests one process serves at a time.", default=16
     )
     zone: str | None = setting(
         Text("a zone without spaces", pattern=r"[\x21-\x7e]{1,128}"),

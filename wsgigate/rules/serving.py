@@ -6,10 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Finding", "ServerFacts", "findings"]
+__all__ = ["MOST_THREADS", "MOST_WORKERS", "Finding", "ServerFacts", "findings"]
 
 STRICT_PARSER = (0, 6, 14)
 """The first ``gunicorn_h1c`` that reads requests as strictly as gunicorn itself."""
+
+MOST_WORKERS = 1024
+"""Processes of one gateway. Each takes tens of MiB: a typing error must not take all there is."""
+
+MOST_THREADS = 4096
+"""Threads of one process."""
 
 GRANIAN_CUTS = (2, 8, 9)
 """The first granian that cuts a response without a length for the client when the app fails."""

@@ -1,0 +1,51 @@
+"""The constraints file: exact versions of all that an extra installs, for each supported Python."""
+
+from __future__ import annotations
+
+import configparser
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+
+
+def _setup() -> configparser.ConfigParser:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    return setup
+
+
+def _lines() -> list[Requirement]:
+    text = (ROOT / "constraints.txt").read_text()
+    return [Requirement(line) for line in text.splitlines() if not line.startswith("#")]
+
+
+def _releases() -> list[str]:
+    prefix = "Programming Language :: Python :: 3."
+    lines = _setup()["metadata"]["classifiers"].splitlines()
+    return [line.rpartition(" ")[2] for line in lines if line.startswith(prefix)]
+
+
+def _direct() -> list[str]:
+    setup = _setup()
+    texts = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    wanted = {Requirement(line).name for text in texts for line in text.split("\n") if line}
+    return sorted({canonicalize_name(name) for name in wanted} | {"setuptools"})
+
+
+@pytest.mark.parametrize("release", _releases())
+def test_every_dependency_has_one_version_for_each_python(release: str) -> None:
+    environment = {"python_version": release, "python_full_version": f"{release}.0"}
+    here = [line for line in _lines() if not line.marker or line.marker.evaluate(environment)]
+    names = [canonicalize_name(line.name) for line in here]
+    assert sorted(names) == sorted(set(names))
+    assert [name for name in _direct() if name not in names] == [], "run make update"
+
+
+def test_a_constraint_is_a_version_and_no_address() -> None:
+    for line in _lines():
+        assert line.url is None
+        assert [each.operator for each in line.specifier] == ["=="], str(line)
