@@ -12,6 +12,7 @@ from pathlib import Path
 import jwt
 import pytest
 
+from tests.acceptance.certificates import make_certificate
 from wsgigate import __version__
 from wsgigate.cli import main
 
@@ -426,6 +427,20 @@ def test_granian_does_not_serve_a_route_that_keeps_encoded_slashes(cli: Cli) -> 
     code, _, err = cli("run", cli.file(keeping), "--server", "granian")
     assert code == 2
     assert "the route '/api/users/{id}' keeps encoded slashes" in err
+
+
+def test_granian_does_not_serve_http_2(cli: Cli, tmp_path: Path) -> None:
+    """One connection holds all threads of a worker by bodies that never come."""
+    certificate = make_certificate(tmp_path)
+    table = f'http2 = true\ntls = {{ cert = "{certificate}", key = "{certificate}" }}\n'
+    wanted = cli.file(f"[gateway]\n{table}[store]\nurl = 'memory:'\n")
+    for command in ("run", "check"):
+        code, _, err = cli(command, wanted, "--server", "granian")
+        assert (code, "bodies never come" in err, "gunicorn" in err) == (2, True, True), err
+    assert cli("check", wanted)[0] == 0
+    warned = cli.file(f'[gateway]\nself_check = "warn"\n{table}[store]\nurl = "memory:"\n')
+    code, _, err = cli("check", warned, "--server", "granian")
+    assert (code, "warning: http2" in err) == (0, True)
 
 
 def test_a_broken_file_is_not_run_by_granian_either(cli: Cli) -> None:

@@ -73,6 +73,10 @@ TABLE: list[tuple[dict[str, Any], list[str]]] = [
     ({"server": "granian", "version": (2, 8, 7), "tested": None}, ["warning granian"]),
     ({"server": "granian", "version": (2, 8, 9), "tested": None}, []),
     ({"server": "granian", "version": (), "tested": None}, []),
+    (
+        {"server": "granian", "version": (2, 8, 9), "tested": None, "http2": (True, True)},
+        ["error http2"],
+    ),
 ]
 
 

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from importlib import import_module
 from typing import Any
 
 from wsgigate.cli.failed import failed
@@ -71,8 +72,13 @@ def check(arguments: argparse.Namespace) -> int:
         return failed(error)
     services, count = len(built.gateway.pools), len(built.entries)
     built.gateway.close()
-    for finding in _of_server(reading.config):
-        print(f"{path}: warning: {finding}", file=sys.stderr)
+    found = _of_server(reading.config, arguments.server)
+    refused = arguments.server != "gunicorn" and reading.config.gateway.self_check == "refuse"
+    for finding in found:
+        severity = finding.severity if refused else "warning"
+        print(f"{path}: {severity}: {finding}", file=sys.stderr)
+    if refused and any(finding.severity == "error" for finding in found):
+        return 2
     print(f"{path}: ok: {_counted(services, 'service')}, {_counted(count, 'route')}")
     for line in _thread_shares(reading.config):
         print(f"{path}: {line}")
@@ -126,12 +132,12 @@ def _thread_shares(config: Config) -> Iterator[str]:
             yield f"services.{name}.max_in_flight: {limit}"
 
 
-def _of_server(config: Config) -> list[Finding]:
+def _of_server(config: Config, name: str) -> list[Finding]:
     """Return what is wrong with the server that ``run`` would start, where it is installed."""
     try:
-        from wsgigate.integrations.gunicorn import planned
+        planned = import_module(f"wsgigate.integrations.{name}").planned
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != "gunicorn":
+        if error.name is None or error.name.partition(".")[0] != name:
             raise
         return []
     return findings(planned(config))

@@ -164,7 +164,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--reload", action="store_true", help="restart when the file or code changes; to develop"
     )
-    _file(command("check", "commands:check", CHECK))
+    check = command("check", "commands:check", CHECK)
+    _file(check)
+    _server(check)
     _file(command("routes", "commands:routes", ROUTES))
 
     explain = command("explain", "explain:explain", EXPLAIN)

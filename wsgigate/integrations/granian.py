@@ -70,7 +70,7 @@ def application() -> WSGIApplication:
     with heeding():
         config = load(path)
         check(config)
-        tell(findings(planned(config)), config.gateway.self_check)
+        _self_check(config)
         return _started(build(config, path=path))
 
 
@@ -87,9 +87,21 @@ def check(config: Config) -> None:
             )
 
 
-def planned(_config: Config) -> ServerFacts:
-    """Return the facts of the server that would run the gateway of a configuration."""
-    return ServerFacts(server="granian", version=_VERSION, worker="")
+def planned(config: Config) -> ServerFacts:
+    """Return the facts of the server that would run the gateway of *config*."""
+    http2 = (config.gateway.http2, True)
+    return ServerFacts(server="granian", version=_VERSION, worker="", http2=http2)
+
+
+def _self_check(config: Config) -> None:
+    """Log what is wrong with granian for the gateway of *config*.
+
+    :raises ValueError: That makes it unsafe, and ``gateway.self_check`` is ``refuse``.
+    """
+    found = findings(planned(config))
+    if tell(found, config.gateway.self_check):
+        errors = [str(each) for each in found if each.severity == "error"]
+        raise ValueError("granian cannot serve this gateway: " + "; ".join(errors))
 
 
 def serve(
@@ -120,7 +132,7 @@ def serve(
     check(config)
     check_certificate(config, path)
     _look_at_store(config, path)
-    tell(findings(planned(config)), config.gateway.self_check)
+    _self_check(config)
     loaded = partial(_load, path, bind, threads, log_level, config)
     _server(config, path, reload).serve(target_loader=loaded, wrap_loader=False)
 
@@ -143,7 +155,7 @@ def serve_config(config: Config) -> None:
     :raises ValueError: It asks for what granian can not give.
     """
     check(config)
-    tell(findings(planned(config)), config.gateway.self_check)
+    _self_check(config)
     _server(config, "", False).serve(target_loader=partial(_built, config), wrap_loader=False)
 
 

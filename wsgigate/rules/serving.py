@@ -119,6 +119,14 @@ def _all(facts: ServerFacts) -> Iterator[Finding]:
             "it hides the request target as it was sent: an encoded slash is taken for a slash"
             + (', so no route can have encoded_slash = "keep"' if facts.keeps_slashes else ""),
         )
+    if facts.server == "granian" and facts.http2[0]:
+        # no release is known that frees them; 2.8.9 was tried
+        yield Finding(
+            "error",
+            "http2",
+            "under granian one HTTP/2 connection can hold every thread of a worker, by requests "
+            "whose bodies never come; turn gateway.http2 off, or run under gunicorn",
+        )
     if facts.server == "granian" and () < facts.version < GRANIAN_CUTS:
         yield Finding(
             "warning",
