@@ -69,7 +69,7 @@ class Hold:
         :param error: What ended it, if it is not that it was served.
         """
         outcome = self._outcome if error is None else outcome_of_error(error)
-        why = self._why(error, outcome)
+        why = "" if outcome is Outcome.OK else self._why(error, outcome)
         self._lease.end(outcome, why)
         permit = self._permit
         if permit is not None:
