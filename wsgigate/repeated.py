@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from wsgigate import process
 
-__all__ = ["ChangeLog", "Repeated", "Trouble", "observing", "one_line", "outage"]
+__all__ = ["ChangeLog", "Repeated", "Trouble", "counted_again", "observing", "one_line", "outage"]
 
 _LONGEST_TEXT = 300
 
@@ -36,6 +36,9 @@ class Repeated:
     ) -> None:
         self.total = 0
         """How often it happened in all."""
+        self.lasts = False
+        """Whether it has happened since :meth:`over` was last called."""
+        self._open = False  # whether it was told of since then
         self._tell = tell
         self._message = message
         self._clock = clock
@@ -49,12 +52,26 @@ class Repeated:
         """Count one more, and tell of it if the last time is long enough ago."""
         with self._lock:
             self.total += 1
+            self.lasts = True
             self._untold += 1
             now = self._clock()
             if now - self._told < self._silence:
                 return
             count, self._told, self._untold = self._untold, now, 0
+            self._open = True
         self._tell(self._message, count, *arguments)
+
+    def over(self, tell: Callable[..., object], message: str) -> None:
+        """Take note that it happens no more, and tell of that where the log has it.
+
+        :param tell: A logger's method.
+        :param message: What it is given.
+        """
+        with self._lock:
+            self.lasts = False
+            told, self._open = self._open, False
+        if told:
+            tell(message)
 
 
 class _Said(NamedTuple):
@@ -217,6 +234,11 @@ def one_line(text: object) -> str:
     if shown.isprintable():
         return shown
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
+
+
+def counted_again(name: str) -> str:
+    """Return the message that the limit *name* is counted again."""
+    return f"the limit {name!r} is counted again"
 
 
 def outage(name: str, *, passes: bool) -> str:

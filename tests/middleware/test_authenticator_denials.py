@@ -7,6 +7,7 @@ import pytest
 from tests.middleware.test_authenticator import GOOD, INVALID, NOW, Gate, claims, signed
 from wsgigate.denylist import DenyList
 from wsgigate.problem import Problem
+from wsgigate.store import StoreError
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import BrokenStore, FakeClock
 
@@ -92,6 +93,25 @@ def test_while_the_store_fails_tokens_are_refused(caplog):
     assert len(caplog.records) == 2
     assert gate.bearer("bad") == INVALID, "a bad token is known without the store"
     assert gate.ask()[0] == 401
+
+
+def test_the_log_tells_that_denied_tokens_are_known_again(caplog):
+    class Flaky(MemoryStore):
+        down = False
+
+        def get(self, key):
+            if self.down:
+                raise StoreError("the store is down")
+            return super().get(key)
+
+    store = Flaky()
+    gate = Gate(deny_list=DenyList(store, staleness=0))
+    for store.down in (False, True, True, False, False, True, False):
+        gate.bearer(TOKEN)
+    assert [record.getMessage() for record in caplog.records] == [
+        "denied tokens cannot be told apart, 1 so far: the store is down",
+        "denied tokens are known again",
+    ]
 
 
 def test_while_the_store_fails_good_tokens_pass_where_that_is_wanted(caplog):

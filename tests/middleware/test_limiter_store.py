@@ -11,7 +11,7 @@ import pytest
 
 from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.limiter import Limiter
-from wsgigate.store import MisconfiguredStore, open_store
+from wsgigate.store import MisconfiguredStore, StoreError, open_store
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import BrokenStore, FakeClock
@@ -59,6 +59,34 @@ def test_while_the_store_is_down_requests_pass_and_are_counted(caplog):
         "the limit 'default' cannot be counted, 5 requests passed since the last such message: "
         "the store is down",
     ]
+
+
+class Flaky(MemoryStore):
+    """A store that is down while it is told to be."""
+
+    down = False
+
+    def update(self, key, change):
+        if self.down:
+            raise StoreError("the store is down")
+        return super().update(key, change)
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit", "logger"),
+    [(Limiter, "9/m", "limiter"), (ConcurrencyLimiter, 9, "concurrency")],
+)
+def test_the_log_tells_that_a_limit_is_counted_again(kind, limit, logger, caplog):
+    store = Flaky()
+    app = kind(hello, limit, store=store, clock=FakeClock(), name="calls")
+    with caplog.at_level(logging.INFO, f"wsgigate.{logger}"):
+        for store.down in (False, True, True, False, False):
+            ask(app)
+        for store.down in (True, False) * 20:  # a store that flaps does not flood the log
+            ask(app)
+    told = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert [level for level, _ in told] == ["ERROR", "WARNING"]
+    assert told[1][1] == "the limit 'calls' is counted again"
 
 
 def test_while_the_store_is_down_requests_are_refused_if_that_is_wanted(caplog):

@@ -128,6 +128,8 @@ class Authenticator:
             raise ValueError(f"deny_list: expected a DenyList, not {deny_list!r}")
         self.app = app
         self.store_errors = 0
+        self._failing = False  # whether it has failed since it last worked
+        self._over = float("-inf")  # which of its failures that were logged is over
         self._exempt = exempt_of(exempt)
         self._passes_preflights = required and not preflights
         self._keys = Keys(algorithms, secret=secret, public_key=public_key)
@@ -216,6 +218,7 @@ class Authenticator:
             now = self._clock()
             with self._lock:
                 self.store_errors += 1
+                self._failing = True
                 telling = abs(now - self._told) >= SILENCE
                 if telling:
                     self._told = now
@@ -226,6 +229,11 @@ class Authenticator:
                 return None
             refused(environ, "Authenticator", f"the deny-list cannot be read: {error}")
             return self._unknown
+        if self._failing:
+            self._failing = False
+            if self._told != self._over:  # the log has that it failed
+                self._over = self._told
+                _log.warning("denied tokens are known again")
         if not reason:
             return None
         refused(environ, "Authenticator", f"bad token: {reason}")

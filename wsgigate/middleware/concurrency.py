@@ -28,7 +28,7 @@ from wsgigate.limit_keys import (
 from wsgigate.peer_watch import PeerWatch
 from wsgigate.problem import Problem, Refuse, answer_with
 from wsgigate.refusals import refused
-from wsgigate.repeated import Repeated, observing, outage
+from wsgigate.repeated import Repeated, counted_again, observing, outage
 from wsgigate.rules.arguments import checked
 from wsgigate.rules.concurrency import ID_BYTES, Concurrency
 from wsgigate.rules.quota import Verdict
@@ -170,6 +170,8 @@ class ConcurrencyLimiter:
             return self._without_store(error, environ, start_response)
         if self._update is None:
             self._update = update
+        if self._outages.lasts:
+            self._outages.over(_log.warning, counted_again(self.name))
         if not verdict.allowed:
             return self._over(key, verdict, now, environ, start_response)
         self._leases.hold(lease, place)

@@ -28,7 +28,7 @@ from wsgigate.limit_keys import (
 from wsgigate.peer_watch import PeerWatch
 from wsgigate.problem import Problem, Refuse, answer_with
 from wsgigate.refusals import refused
-from wsgigate.repeated import Repeated, observing, outage
+from wsgigate.repeated import Repeated, counted_again, observing, outage
 from wsgigate.rules.algorithms import ALGORITHMS
 from wsgigate.rules.arguments import checked
 from wsgigate.rules.policy import Policy, Quotas
@@ -204,6 +204,8 @@ class Limiter:
             return self._without_store(error, environ, start_response)
         if self._update is None:
             self._update, self._step = update, step
+        if self._outages.lasts:
+            self._outages.over(_log.warning, counted_again(self.name))
         for verdict in verdicts:
             if not verdict[0]:
                 return self._over(verdicts, now, counted, environ, start_response)
