@@ -166,14 +166,14 @@ HAPPENINGS: dict[str, Callable[[Backend], Any]] = {
     "Nothing listens at the instance": _nothing_listens,
     "The instance's name cannot be resolved": _no_name,
     "The instance's certificate is not accepted": _untrusted,
-    "The instance has all the connections it may have": _full,
-    "The service has no instance that takes requests": _no_instance,
-    "The instance did not answer in time": _late,
-    "The instance closed the connection, or its answer is malformed": _cut,
-    "The request came by here before": _circle,
-    "The client's body has a length and a coding": _length_and_coding,
-    "The client's body has another coding than chunked": _other_coding,
-    "The client's body ended early": _short,
+    "The instance's connection limit is reached": _full,
+    "The service has no instance that accepts requests": _no_instance,
+    "The instance did not respond in time": _late,
+    "The instance closed the connection, or its response is malformed": _cut,
+    "The request has passed through this gateway before": _circle,
+    "The request body has a length and a transfer coding": _length_and_coding,
+    "The request body has a transfer coding other than chunked": _other_coding,
+    "The request body ended early": _short,
 }
 
 

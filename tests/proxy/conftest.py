@@ -18,13 +18,13 @@ from wsgigate.proxy.transport import Adapter, Sessions, gateway_session
 Forward = Callable[..., Client]
 
 URLLIB_CAN_NOT = (
-    "reach Unix sockets",
+    "connect to Unix sockets",
     "open WebSockets",
-    "send a request again that met a connection which was closed meanwhile",
-    "bound the time of a head that comes byte by byte",
-    "bound how many connections an instance gets, and how old they get",
-    "stop an upload at the answer that comes before its end",
-    "refuse all that it does not mind, such as control characters in chunk extensions",
+    "resend a request after a reused connection turned out to be closed",
+    "limit the total time of a response head that arrives byte by byte",
+    "limit the number and the age of connections to an instance",
+    "stop an upload when the response arrives before its end",
+    "reject everything that it ignores, such as control characters in chunk extensions",
 )
 """What ``requests``' own adapter does not do, as the documentation lists it too. Tests of it use
 ``own``, all others both."""
