@@ -294,15 +294,15 @@ def environ() -> str:
         "   * - Constant",
         "     - Key",
         "     - Type",
-        "     - What it is",
+        "     - Meaning",
     ]
     for name, doc in _documented():
-        kind, _, meaning = doc.partition(": ")
+        kind, _, meaning = " ".join(doc.split()).partition(": ")
         lines += [
             f"   * - ``{name}``",
             f'     - ``"{getattr(wsgi, name)}"``',
             f"     - {kind}",
-            f"     - {meaning[:1].upper()}{' '.join(meaning[1:].split())}",
+            f"     - {meaning[:1].upper()}{meaning[1:]}",
         ]
     return "\n".join([*lines, ""])
 

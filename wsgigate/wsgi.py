@@ -43,66 +43,68 @@ __all__ = [
 ]
 
 REQUEST_ID = "wsgigate.request_id"
-"""``str``: names this request in logs; set by RequestId."""
+"""``str``: the request id, for logs; set by RequestId."""
 
 CLIENT = "wsgigate.client"
 """``str``: the client's address behind trusted proxies, without port; set by ClientAddress."""
 
 PEER_TRUSTED = "wsgigate.peer_trusted"
-"""``True``: the peer is a trusted proxy, its forwarding fields are kept; set by ClientAddress."""
+"""``True``: the peer is a trusted proxy; its forwarding fields are kept; set by ClientAddress."""
 
 CLIENT_SOURCE = "wsgigate.client_source"
-"""``tuple[str, ...]``: the ``REMOTE_ADDR`` and the forwarded addresses that the client was decided
-by; set by ClientAddress."""
+"""``tuple[str, ...]``: the ``REMOTE_ADDR`` and the forwarded addresses from which the client's
+address was determined; set by ClientAddress."""
 
 CLAIMS = "wsgigate.claims"
 """``dict``: the verified claims of the caller's token; set by Authenticator."""
 
 TARGET = "wsgigate.target"
-"""``Target``: the canonical request target when it was last asked for; ``target_of(environ)`` makes
-it again when a mount or a rewrite has changed the path."""
+"""``Target``: the canonical request target as of the last call of ``target_of(environ)``, which
+computes it again if a mount or a rewrite has changed the path."""
 
 KEPT_TARGET = "wsgigate.kept_target"
-"""``tuple``: what is forwarded instead of the target, and what it was made from, where the route
-keeps what most routes refuse; set by Dispatcher."""
+"""``tuple``: the target that is forwarded instead, and the values from which it was computed, if
+the route keeps path forms that are rejected by default; set by Dispatcher."""
 
 ROUTE = "wsgigate.route"
-"""``str``: the name of the route that matched; set by Dispatcher."""
+"""``str``: the name of the matching route; set by Dispatcher."""
 
 PARAMS = "wsgigate.params"
 """``dict[str, str]``: the path parameters of that route, percent-decoded; set by Dispatcher."""
 
 SERVICE = "wsgigate.service"
-"""``str``: the service the request was forwarded to; set by Forwarder."""
+"""``str``: the service to which the request was forwarded; set by Forwarder."""
 
 INSTANCE = "wsgigate.instance"
-"""``str``: the address of the instance that answered; set by Forwarder."""
+"""``str``: the address of the instance that responded; set by Forwarder."""
 
 LIMITS = "wsgigate.limits"
-"""``list[tuple]``: what the limits around the app took for this request, outermost first, each as
-``(standings, now, terms)``: of each of its quotas whether it allowed, the limit, what remains, and
-in how many seconds it resets and the next request is allowed; the store's time in seconds; and the
-quota's name and fields. Set by Limiter and ConcurrencyLimiter."""
+"""``list[tuple]``: the decisions of the limiters around the app about this request, outermost
+first, each as ``(standings, now, terms)``: for each quota whether it allowed the request, the
+limit, the remaining units, the seconds until it resets and until the next request is allowed; the
+store's time in seconds; and the quota's name and header fields. Set by Limiter and
+ConcurrencyLimiter."""
 
 LOGGED = "wsgigate.logged"
-"""``True``: a Logger around logs the response with its reason; set by Logger."""
+"""``True``: an outer Logger logs the response and its reason; set by Logger."""
 
 REASON = "wsgigate.reason"
-"""``str``: why a request was refused, for the log only: it may say what a client must not know."""
+"""``str``: why a request was rejected, for the log only: it may contain what clients must not
+see."""
 
 FAILURE = "wsgigate.failure"
-"""``str``: in which way the service gave no answer, as the ``error`` of a problem says it; set by
-Forwarder."""
+"""``str``: the kind of failure if the service did not respond, as in the ``error`` of a problem
+document; set by Forwarder."""
 
 SHAPED = "wsgigate.shaped"
-"""``str``: what was done to the request on purpose, such as ``split=beta fallback=stale``."""
+"""``str``: the traffic shaping applied to the request, such as ``split=beta fallback=stale``."""
 
 CLIENT_STREAM = "wsgigate.client_stream"
-"""``object``: its ``watch(callback)`` calls *callback* once the client has cancelled the request or
-has left, ``forget(callback)`` no more; set by GateWorker over HTTP/2."""
+"""``object``: ``watch(callback)`` calls *callback* when the client cancels the request or
+disconnects, ``forget(callback)`` removes it; set by GateWorker over HTTP/2."""
 
 TUNNELLED = "wsgigate.tunnelled"
-"""``tuple[int, int]``: bytes from and to the client of a WebSocket; set by Forwarder at its end."""
+"""``tuple[int, int]``: bytes from and to the client of a WebSocket; set by Forwarder at the end."""
 
 Headers: TypeAlias = list[tuple[str, str]]
 ExcInfo: TypeAlias = (
