@@ -77,9 +77,8 @@ class Http2Worker(LingeringWorker):
         if conn not in self._http2:
             return
         client: Http2Client = conn.parser
-        wanted = 0 if client.is_closed else client.interest()
-        if wanted != client.watched:
-            watched, client.watched = client.watched, wanted
+        watched, wanted = client.watch()
+        if wanted != watched:
             try:
                 if not wanted:
                     self.poller.unregister(conn.sock)

@@ -245,7 +245,6 @@ class Http2Client:
     :param threads: How many threads the worker has.
     :param wake: Has the loop look at this connection; may be called with its lock held.
     :ivar changed: Notified of all that anybody waits for; its lock guards everything in here.
-    :ivar watched: What of the socket the loop watches at the moment; the loop's alone.
     :ivar listed: Whether a thread is going to ask for a request.
     """
 
@@ -268,7 +267,8 @@ class Http2Client:
         self.streams: dict[int, Stream] = {}
         self.is_closed = False
         self.broken = False
-        self.watched = 0
+        self._watched = 0
+        self._woken = False
         self.listed = False
         self.idle_from = time.monotonic() + first - idle
         self._idle = idle
@@ -298,8 +298,20 @@ class Http2Client:
 
     # the loop's
 
-    def interest(self) -> int:
-        """Return what of the socket is to be watched."""
+    def watch(self) -> tuple[int, int]:
+        """Return what of the socket the loop watches, and what it is to watch from now on.
+
+        A thread that changes that later has the loop woken. So what is watched changes with the
+        lock held: a change that comes just before it is seen, or wakes the loop.
+        """
+        with self.changed:
+            self._woken = False
+            before, self._watched = self._watched, self._interest()
+            return before, self._watched
+
+    def _interest(self) -> int:
+        if self.is_closed:
+            return 0
         reads = EVENT_READ if len(self._out) <= MOST_OWED else 0
         return reads | (EVENT_WRITE if self._out else 0)
 
@@ -577,9 +589,13 @@ class Http2Client:
             except OSError as error:
                 self._lose_and_tell(f"the connection broke: {error}")
                 return
+            full = len(out) > OWED
             del out[:sent]
             self._moved = time.monotonic()
-        if self.interest() != self.watched:
+            if full and len(out) <= OWED:
+                self.changed.notify_all()  # whoever waits for this, whichever thread has sent it
+        if self._interest() != self._watched and not self._woken:
+            self._woken = True
             self._wake()
 
     def _lose(self, reason: str) -> list[Callable[[], object]]:
