@@ -267,3 +267,25 @@ def test_a_store_that_is_only_looked_at_does_not_grow(folder, clock, store):
         list(store.items(""))
         store.usage()
     assert (folder / "data.mdb").read_bytes() == before
+
+
+def test_a_file_that_grows_while_it_is_followed_is_no_failure(folder, clock):
+    """Another process fills the file, and makes it larger each time that this one looks."""
+    store = LmdbStore(folder, map_size=64 * 1024 * 1024, clock=clock)
+    store.swap("health/a", None, b"1", 3600)
+    environment = store._environment
+    begin, sizes = environment.begin, iter((2, 4, 8, 16))
+
+    def begun(*arguments):
+        if (size := next(sizes, None)) is None:
+            return begin(*arguments)
+        os.truncate(folder / "data.mdb", size * 1024 * 1024)
+        raise lmdb.MapResizedError("mdb_txn_begin")
+
+    environment.begin = begun
+    assert store.update("health/a", lambda old, now: (b"2", 60.0, old)) == b"1"
+    assert environment.size == 16 * 1024 * 1024
+    sizes = iter((16, 16))  # it is not, and LMDB says so again
+    with pytest.raises(StoreError, match="mdb_txn_begin"):
+        store.update("health/a", lambda old, now: (b"3", 60.0, old))
+    store.close()

@@ -56,6 +56,7 @@ class Environment:
     :param map_size: How much may be kept in it, in bytes.
     :ivar full: Whether there is no room for another value.
     :ivar packed: Whether there is none for a vital one either; see :mod:`wsgigate.store.limits`.
+    :ivar size: How long the file is, as far as it is mapped here.
     :ivar looked: When a write last swept and looked after the file.
     :ivar due: When the next one does.
     :ivar begin: Begins a transaction, ``None`` while it is not open.
@@ -80,7 +81,7 @@ class Environment:
         self._locks = os.path.join(folder, "lock.mdb")
         self.map_size = map_size
         self._most = datafile.rounded(map_size + max(RESERVE, map_size // 8))
-        self._size = 0
+        self.size = 0
         self._lacking: OSError | None = None
         self._env: Any = None
         self._file = (0, 0)
@@ -117,7 +118,7 @@ class Environment:
         self._file = found.st_dev, found.st_ino
         self._env = self._open(size, writemap=datafile.keeps_its_space(found.st_dev))
         self._env.reader_check()  # frees the slots of processes that were killed
-        self._size = size
+        self.size = size
         self._claim()  # while nobody else can make the file larger
 
     def _move_aside(self, error: Exception) -> None:
@@ -358,9 +359,9 @@ class Environment:
         used = pages * found["psize"]
         room = self.map_size
         vital = room + room // VITAL_SHARE
-        if self._size < self._most:  # perhaps for want of disk space: the file is what there is
-            room = min(room, self._size - max(self._size // 8, datafile.STEP // 4))
-            vital = min(vital, room + (self._size - room) // 2)
+        if self.size < self._most:  # perhaps for want of disk space: the file is what there is
+            room = min(room, self.size - max(self.size // 8, datafile.STEP // 4))
+            vital = min(vital, room + (self.size - room) // 2)
         self.full, self.packed = used > room, used > vital
         return used, found["entries"]
 
@@ -402,7 +403,7 @@ class Environment:
             except lmdb.MapFullError:
                 # not even pages to remove something with: it gets a little more than it may have,
                 # but not for ever, as a reader that is stopped has all of them kept for it
-                if not self._grow(min(self._size + datafile.STEP, self._most + RESERVE)):
+                if not self._grow(min(self.size + datafile.STEP, self._most + RESERVE)):
                     raise
 
     def _grow(self, most: int) -> bool:
@@ -411,16 +412,16 @@ class Environment:
             if self._lost():
                 return True
             size = datafile.rounded(os.stat(self._data).st_size)
-            if size > self._size:
+            if size > self.size:
                 # whoever made it so may be of an earlier version, which took no space for it
                 datafile.allocate(self._data, size, used=True)
             else:
-                wanted = min(2 * self._size, most)
-                size, self._lacking = datafile.enlarged(self._data, self._size, wanted)
-            if size <= self._size:
+                wanted = min(2 * self.size, most)
+                size, self._lacking = datafile.enlarged(self._data, self.size, wanted)
+            if size <= self.size:
                 return False
             self._env.set_mapsize(size)
-            self._size = size
+            self.size = size
             with self._writing() as txn:  # to read would take a reader's slot, and all may be taken
                 self.measure(txn)
         return True

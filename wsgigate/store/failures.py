@@ -12,7 +12,7 @@ from wsgigate.store import DamagedStore, MisconfiguredStore, StoreError
 from wsgigate.store.folder import of_system
 from wsgigate.store.verify import Damaged, OtherVersion
 
-__all__ = ["DAMAGE", "FAILURES", "Full", "explained"]
+__all__ = ["DAMAGE", "FAILURES", "RESIZED", "Full", "explained"]
 
 
 class Full(Exception):
@@ -28,6 +28,9 @@ class Full(Exception):
 
 FAILURES = (Full, lmdb.Error, struct.error)
 """What a transaction fails with; ``struct.error``: a value too short to begin with its expiry."""
+
+RESIZED = lmdb.MapResizedError
+"""What a transaction begins with after another process has made the file larger."""
 
 DAMAGE = (Damaged, lmdb.InvalidError, lmdb.CorruptedError, lmdb.PageNotFoundError)
 """What a file is opened or used with that is moved aside then."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 from wsgigate.clocks import wall
 from wsgigate.store import Change
 from wsgigate.store.environment import Environment
-from wsgigate.store.failures import FAILURES
+from wsgigate.store.failures import FAILURES, RESIZED
 from wsgigate.store.folder import private_folder
 from wsgigate.store.limits import KEY_BYTES, check_value, encoded
 from wsgigate.store.shared import environment_on
@@ -253,8 +253,17 @@ class LmdbStore:
 def _again(
     environment: Environment, error: Exception, now: float, last: bool, name: bytes = b""
 ) -> bool:
-    """Prepare the second attempt after *error*, or raise what it means if this was the *last*."""
-    if last:
+    """Prepare the second attempt after *error*, or raise what it means if this was the *last*.
+
+    That another process has made the file larger is no attempt: it may do so again and again while
+    it fills it, until the file is as long as it may become.
+    """
+    before = environment.size
+    if last and not isinstance(error, RESIZED):
         raise environment.failure(error) from error
     environment.recover(error, now, name)
+    if isinstance(error, RESIZED) and environment.size > before:
+        return last
+    if last:
+        raise environment.failure(error) from error
     return True
