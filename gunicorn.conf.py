@@ -2,9 +2,9 @@
 
 import os
 
-from wsgigate.integrations.gunicorn import settings
+from wsgigate.servers.gunicorn import settings
 
 # gunicorn reads a file of this name for whatever it starts in this folder.
 if "WSGIGATE_CONFIG" in os.environ:
     globals().update(settings())
-    wsgi_app = "wsgigate.integrations.gunicorn:application()"
+    wsgi_app = "wsgigate.servers.gunicorn:application()"

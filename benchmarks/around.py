@@ -12,7 +12,7 @@ from wsgiref.types import WSGIApplication
 
 from benchmarks.micro import serve
 from wsgigate import Limiter
-from wsgigate.store import open_store
+from wsgigate.store.open import open_store
 
 __all__ = ["ADDED", "Added", "added"]
 

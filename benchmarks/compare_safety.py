@@ -1,4 +1,4 @@
-"""Hold WSGI proxies against the cases of ``wsgigate.testing.proxy_safety``, side by side.
+"""Hold WSGI proxies against the cases of ``wsgigate.testing.proxy``, side by side.
 
 The table in the documentation is what this prints::
 
@@ -19,10 +19,10 @@ from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.discovery import Instance
-from wsgigate.problem import Problem
+from wsgigate.http.problem import Problem
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
-from wsgigate.testing.proxy_safety import CASES, Case, Make
+from wsgigate.testing.proxy import CASES, Case, Make
 
 RULES = {
     1: "Users share connections and nothing else",

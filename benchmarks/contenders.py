@@ -19,7 +19,7 @@ __all__ = ["CONTENDERS", "TARGETS", "Contender", "Setup", "Target", "backend"]
 HERE = Path(__file__).parent / "servers"
 ROOT = HERE.parents[1]
 BIN = Path(sys.executable).parent
-GATE_WORKER = "wsgigate.integrations.gate_worker.GateWorker"
+GATE_WORKER = "wsgigate.servers.gunicorn_worker.GateWorker"
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _gunicorn(
     return start
 
 
-_GATEWAY = "wsgigate.integrations.gunicorn:application()"
+_GATEWAY = "wsgigate.servers.gunicorn:application()"
 _APPS = "benchmarks.servers"
 _has_nginx = _needs("nginx", "apt-get install nginx-light")
 _has_granian = _needs("granian", "pip install 'wsgigate[bench]'")

@@ -27,7 +27,8 @@ from benchmarks.redis_server import redis_server
 from benchmarks.table import aligned
 from wsgigate.rules.algorithms import ALGORITHMS
 from wsgigate.rules.quota import Quota
-from wsgigate.store import open_store, update
+from wsgigate.store import update
+from wsgigate.store.open import open_store
 
 __all__ = ["PROCESSES", "Race", "document", "measure", "race", "tables"]
 

@@ -25,8 +25,8 @@ from wsgigate import (
     Route,
     Shedder,
 )
+from wsgigate.auth.jwt import mint
 from wsgigate.store.lmdb import LmdbStore
-from wsgigate.tokens import mint
 
 __all__ = ["BUDGET", "ONE", "costs", "serve"]
 

@@ -25,7 +25,7 @@ from benchmarks import contenders, decisions, load, meter, micro, table
 from benchmarks.bout import PATH, Bout, fight, served
 from benchmarks.picture import draw
 from benchmarks.process import free_port
-from wsgigate.tokens import mint
+from wsgigate.auth.jwt import mint
 
 ISSUER = "bench"
 

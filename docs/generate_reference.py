@@ -35,55 +35,49 @@ from wsgigate import (
     SheddingRules,
     Splitter,
     StaleAnswers,
-    wsgi,
 )
 from wsgigate.config import (
-    balances,
-    breakers,
-    healths,
-    hedges,
+    middleware_options,
     model,
-    options,
-    outliers,
-    retries,
-    shaping,
-    shedders,
+    service_tables,
+    traffic,
 )
-from wsgigate.config.kinds import Duration, Kind
+from wsgigate.config.middlewares import USES
 from wsgigate.config.tables import Either, ListOf, MapOf, Table
-from wsgigate.config.uses import USES
-from wsgigate.proxy.stickiness import Stickiness
+from wsgigate.config.types import Duration, Kind
+from wsgigate.http import wsgi
+from wsgigate.proxy.sticky import Stickiness
 from wsgigate.rules.health import HealthCheck
-from wsgigate.rules.hedge import HedgeRules
 from wsgigate.rules.outlier import OutlierRules
+from wsgigate.rules.retry import HedgeRules
 
 FOLDER = Path(__file__).parent
 
 CONSTRUCTORS: dict[type[Any], Any] = {
-    breakers.BreakerOptions: CircuitRules,
-    breakers.ServiceBreaker: CircuitRules,
-    healths.ServiceHealth: HealthCheck,
-    balances.Balance: Pool,
-    balances.ServiceSticky: Stickiness,
-    hedges.ServiceHedge: HedgeRules,
+    middleware_options.BreakerOptions: CircuitRules,
+    middleware_options.ServiceBreaker: CircuitRules,
+    service_tables.ServiceHealth: HealthCheck,
+    service_tables.Balance: Pool,
+    service_tables.ServiceSticky: Stickiness,
+    service_tables.ServiceHedge: HedgeRules,
     model.Service: Forwarder,
     model.Route: Forwarder,
-    options.AuthenticatorOptions: Authenticator,
-    options.BodyLimitOptions: BodyLimit,
-    options.ConcurrencyOptions: ConcurrencyLimiter,
-    options.CorsOptions: Cors,
-    options.LimiterOptions: Limiter,
-    options.LoggerOptions: Logger,
-    options.RequestIdOptions: RequestId,
-    outliers.ServiceOutlier: OutlierRules,
-    retries.ServiceRetry: RetryRules,
-    shaping.FallbackTable: FallbackRules,
-    shaping.FaultOptions: Faults,
-    shaping.MaintenanceTable: Maintenance,
-    shaping.MirrorTable: Mirror,
-    shaping.SplitTable: Splitter,
-    shaping.StaleTable: StaleAnswers,
-    shedders.ShedderOptions: SheddingRules,
+    middleware_options.AuthenticatorOptions: Authenticator,
+    middleware_options.BodyLimitOptions: BodyLimit,
+    middleware_options.ConcurrencyOptions: ConcurrencyLimiter,
+    middleware_options.CorsOptions: Cors,
+    middleware_options.LimiterOptions: Limiter,
+    middleware_options.LoggerOptions: Logger,
+    middleware_options.RequestIdOptions: RequestId,
+    service_tables.ServiceOutlier: OutlierRules,
+    service_tables.ServiceRetry: RetryRules,
+    traffic.FallbackTable: FallbackRules,
+    traffic.FaultOptions: Faults,
+    traffic.MaintenanceTable: Maintenance,
+    traffic.MirrorTable: Mirror,
+    traffic.SplitTable: Splitter,
+    traffic.StaleTable: StaleAnswers,
+    middleware_options.ShedderOptions: SheddingRules,
 }
 """Whose defaults count where a key that is left out is not passed on."""
 

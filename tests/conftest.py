@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 from hypothesis import settings
 
-from wsgigate import process
+from wsgigate.runtime import fork
 from wsgigate.testing.backend import Backend
 
 # how long an example takes is the machine's doing
@@ -22,7 +22,7 @@ settings.load_profile("wsgigate")
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have this process count as a server's, in which no test runs."""
-    monkeypatch.setattr(process, "_tested", False)
+    monkeypatch.setattr(fork, "_tested", False)
 
 
 @pytest.fixture

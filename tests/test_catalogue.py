@@ -22,10 +22,10 @@ FAULTS = "store/redis/test_faults.py"
 REDIS = "store/redis/test_redis.py"
 KILLED = "store/test_lmdb_killed.py"
 DISK = "store/test_lmdb_full_disk.py"
-VERIFY = "store/test_verify.py"
+VERIFY = "store/test_lmdb_verify.py"
 LMDB = "store/test_lmdb.py"
 HEALTH = "discovery/test_health.py"
-ACCESS = "admin/test_access.py"
+ACCESS = "auth/test_bearer.py"
 DENIAL = "admin/test_denial.py"
 ENDPOINTS = "admin/test_endpoints.py"
 
@@ -96,13 +96,13 @@ COVERED: dict[str, list[str]] = {
         f"{VERIFY}::test_no_damage_kills_who_opens_the_file",
         f"{VERIFY}::test_damage_is_told_before_the_file_is_opened_and_leaves_it_as_it_was",
         "middleware/test_limiter_store.py::"
-        "test_a_default_store_that_cannot_be_had_is_a_store_that_fails",
+        "test_a_default_store_that_can_never_be_had_is_an_error_that_names_the_cure",
     ],
     "P05": ["store/test_lmdb_faults.py::test_a_folder_that_cannot_be_used_is_refused_in_words"],
     "P06": ["test_catalogue.py::test_p06_nothing_is_unpickled_but_by_the_test_suite"],
     "P07": [
         f"{LMDB}::test_the_folder_and_its_files_are_for_their_owner_only",
-        "store/test_folder.py::test_a_runtime_folder_with_something_unsafe_in_it_is_not_used",
+        "store/test_lmdb_folder.py::test_a_runtime_folder_with_something_unsafe_in_it_is_not_used",
     ],
     "P08": [
         f"{FAULTS}::test_a_server_that_was_never_there_is_no_worse",

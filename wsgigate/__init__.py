@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from wsgigate.config.build import load_gateway as load
-    from wsgigate.denylist import DenyList
+    from wsgigate.coordination.denylist import DenyList
+    from wsgigate.coordination.maintenance import MaintenanceSwitch
     from wsgigate.discovery import Instance
-    from wsgigate.discovery.registration import Registration
-    from wsgigate.fields import FieldRules
     from wsgigate.gateway import Gateway
-    from wsgigate.maintenance import MaintenanceSwitch
+    from wsgigate.http.fields import FieldRules
+    from wsgigate.http.problem import Problem
+    from wsgigate.http.request_log import RequestIdFilter
     from wsgigate.middleware.authenticator import Authenticator
     from wsgigate.middleware.body_limit import BodyLimit
     from wsgigate.middleware.breaker import Breaker
@@ -24,37 +25,32 @@ if TYPE_CHECKING:
     from wsgigate.middleware.concurrency import ConcurrencyLimiter
     from wsgigate.middleware.cors import Cors
     from wsgigate.middleware.fallback import Fallback
-    from wsgigate.middleware.faults import Faults
+    from wsgigate.middleware.faults import FaultRules, Faults
     from wsgigate.middleware.guard import Guard
     from wsgigate.middleware.limiter import Limiter
     from wsgigate.middleware.logger import Logger
     from wsgigate.middleware.maintenance import Maintenance
     from wsgigate.middleware.mirror import Mirror
     from wsgigate.middleware.request_id import RequestId
-    from wsgigate.middleware.shedder import Shedder
+    from wsgigate.middleware.shedder import Shedder, SheddingRules
     from wsgigate.middleware.splitter import Splitter
     from wsgigate.middleware.stale import StaleAnswers
-    from wsgigate.problem import Problem
-    from wsgigate.proxy.bulkhead import Bulkhead
     from wsgigate.proxy.dispatcher import Dispatcher
     from wsgigate.proxy.forwarder import Forwarder
-    from wsgigate.proxy.pool import Pool
-    from wsgigate.proxy.service import Resilience
-    from wsgigate.proxy.stickiness import Stickiness
+    from wsgigate.proxy.pool import Bulkhead, Pool
+    from wsgigate.proxy.resilience import Resilience
+    from wsgigate.proxy.sticky import Stickiness
     from wsgigate.proxy.thread_shares import ThreadShares
-    from wsgigate.proxy.upgrade import WebSocketLimits
-    from wsgigate.request_log import RequestIdFilter
-    from wsgigate.rules.circuit_rules import CircuitRules
+    from wsgigate.proxy.websocket import WebSocketLimits
+    from wsgigate.registration import Registration
+    from wsgigate.rules.circuit import CircuitRules
     from wsgigate.rules.fallback import FallbackRules
-    from wsgigate.rules.faults import FaultRules
-    from wsgigate.rules.hedge import HedgeRules
     from wsgigate.rules.outlier import OutlierRules
     from wsgigate.rules.quota import Quota
-    from wsgigate.rules.retry import RetryRules
+    from wsgigate.rules.retry import HedgeRules, RetryRules
     from wsgigate.rules.routing import Route
-    from wsgigate.rules.shedding import SheddingRules
     from wsgigate.rules.thread_shares import ThreadShareRules
-    from wsgigate.store import open_store
+    from wsgigate.store.open import open_store
 
 __version__ = "0.1.0"
 
@@ -110,48 +106,48 @@ _HOMES = {
     "Authenticator": "middleware.authenticator",
     "BodyLimit": "middleware.body_limit",
     "Breaker": "middleware.breaker",
-    "Bulkhead": "proxy.bulkhead",
-    "CircuitRules": "rules.circuit_rules",
+    "Bulkhead": "proxy.pool",
+    "CircuitRules": "rules.circuit",
     "ClientAddress": "middleware.client_address",
     "ConcurrencyLimiter": "middleware.concurrency",
     "Cors": "middleware.cors",
-    "DenyList": "denylist",
+    "DenyList": "coordination.denylist",
     "Dispatcher": "proxy.dispatcher",
     "Fallback": "middleware.fallback",
     "FallbackRules": "rules.fallback",
-    "FaultRules": "rules.faults",
+    "FaultRules": "middleware.faults",
     "Faults": "middleware.faults",
-    "FieldRules": "fields",
+    "FieldRules": "http.fields",
     "Forwarder": "proxy.forwarder",
     "Gateway": "gateway",
     "Guard": "middleware.guard",
-    "HedgeRules": "rules.hedge",
+    "HedgeRules": "rules.retry",
     "Instance": "discovery",
     "Limiter": "middleware.limiter",
     "Logger": "middleware.logger",
     "Maintenance": "middleware.maintenance",
-    "MaintenanceSwitch": "maintenance",
+    "MaintenanceSwitch": "coordination.maintenance",
     "Mirror": "middleware.mirror",
     "OutlierRules": "rules.outlier",
     "Pool": "proxy.pool",
-    "Problem": "problem",
+    "Problem": "http.problem",
     "Quota": "rules.quota",
-    "Registration": "discovery.registration",
+    "Registration": "registration",
     "RequestId": "middleware.request_id",
-    "RequestIdFilter": "request_log",
-    "Resilience": "proxy.service",
+    "RequestIdFilter": "http.request_log",
+    "Resilience": "proxy.resilience",
     "RetryRules": "rules.retry",
     "Route": "rules.routing",
     "Shedder": "middleware.shedder",
-    "SheddingRules": "rules.shedding",
+    "SheddingRules": "middleware.shedder",
     "Splitter": "middleware.splitter",
     "StaleAnswers": "middleware.stale",
-    "Stickiness": "proxy.stickiness",
+    "Stickiness": "proxy.sticky",
     "ThreadShareRules": "rules.thread_shares",
     "ThreadShares": "proxy.thread_shares",
-    "WebSocketLimits": "proxy.upgrade",
+    "WebSocketLimits": "proxy.websocket",
     "load": "config.build:load_gateway",
-    "open_store": "store",
+    "open_store": "store.open",
 }
 
 

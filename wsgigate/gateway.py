@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate import log_level as logs
-from wsgigate import process
+from wsgigate.coordination.worker_reports import WorkerReports
 from wsgigate.discovery.health import HealthChecker
-from wsgigate.discovery.registry import Registry
 from wsgigate.discovery.watcher import Watcher
 from wsgigate.proxy.pool import Pool
+from wsgigate.registry import Registry
 from wsgigate.rules.routing import Route
+from wsgigate.runtime import fork
+from wsgigate.runtime import log_level as logs
 from wsgigate.store import Store
-from wsgigate.worker_reports import WorkerReports
 
 __all__ = ["Gateway"]
 
@@ -79,11 +79,11 @@ class Gateway:
         self._stopping = tuple(stopping)
         self._closing = tuple(closing)
         self._lock: threading.Lock
-        process.renewed(self, _lock="Lock")
+        fork.renewed(self, _lock="Lock")
         self._started_in = 0
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if self._started_in != process.pid:
+        if self._started_in != fork.pid:
             self.start()
             if self._first is not None:
                 self.app = self._first(environ) or self.app
@@ -92,7 +92,7 @@ class Gateway:
     def start(self) -> None:
         """Start what runs beside the app, in this process, unless it does already."""
         with self._lock:
-            if self._started_in == process.pid:
+            if self._started_in == fork.pid:
                 return
             try:
                 logs.set_up(self.log_level)
@@ -106,7 +106,7 @@ class Gateway:
                 if self.reports is not None:
                     self.reports.start()
             finally:
-                self._started_in = process.pid  # only now: who comes meanwhile needs instances too
+                self._started_in = fork.pid  # only now: who comes meanwhile needs instances too
 
     def stopping(self) -> None:
         """Have what lasts for long end soon, while requests are finished; does not wait."""
@@ -116,7 +116,7 @@ class Gateway:
     def close(self) -> None:
         """Stop what runs in this process and release what it holds open."""
         with self._lock:
-            running, self._started_in = self._started_in == process.pid, 0
+            running, self._started_in = self._started_in == fork.pid, 0
         if running and self.reports is not None:
             self.reports.stop()
         if running and self.health is not None:

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import math
 import re
+from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 
-__all__ = ["parse_duration", "parse_size"]
+__all__ = ["iso_time", "parse_duration", "parse_size"]
+
+
+def iso_time(seconds: float) -> str:
+    """Return a Unix time as ISO 8601 in UTC with milliseconds: ``2025-01-31T12:00:00.000Z``."""
+    whole, thousandths = divmod(int(seconds * 1000), 1000)
+    return f"{_second(whole)}.{thousandths:03d}Z"
+
+
+@lru_cache(maxsize=256)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
 
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)")
+
 _BYTES = {
     "": 1,
     "b": 1,
@@ -26,7 +41,9 @@ _DURATION = re.compile(
     r"(?:(?P<d>[0-9.]+) ?d)? ?(?:(?P<h>[0-9.]+) ?h)? ?(?:(?P<m>[0-9.]+) ?m(?!s))? ?"
     r"(?:(?P<s>[0-9.]+) ?s)? ?(?:(?P<ms>[0-9.]+) ?ms)?"
 )
+
 _NUMBER = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,9})?")
+
 _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 

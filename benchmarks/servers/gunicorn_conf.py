@@ -5,7 +5,7 @@ No worker is replaced during a measurement, so that all of it is one process's t
 
 import os
 
-from wsgigate.integrations.gunicorn import settings
+from wsgigate.servers.gunicorn import settings
 
 globals().update(settings())
 

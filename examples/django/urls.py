@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.http import HttpRequest, JsonResponse
 from django.urls import path
 
-from wsgigate.wsgi import CLAIMS
+from wsgigate.http.wsgi import CLAIMS
 
 
 def home(request: HttpRequest) -> JsonResponse:

@@ -7,8 +7,8 @@ from typing import Any
 from flask import Flask
 
 from wsgigate import ConcurrencyLimiter, Limiter
-from wsgigate.limit_keys import matching
-from wsgigate.wsgi import api_key, client_address
+from wsgigate.http.caller import matching
+from wsgigate.http.wsgi import api_key, client_address
 
 app = Flask(__name__)
 

@@ -2,7 +2,7 @@
 
 import os
 
-from wsgigate.integrations.gunicorn_registration import registered
+from wsgigate.registration.gunicorn import registered
 
 bind = f"127.0.0.1:{os.environ.get('PORT', '3001')}"
 workers = 2

@@ -18,7 +18,7 @@ PLAIN = (*OPTIONS, "--worker-class", "gthread", "--graceful-timeout", "1")
 
 APP = """
 import sys, time
-from wsgigate.integrations.gate_worker import GateWorker
+from wsgigate.servers.gunicorn_worker import GateWorker
 
 class Steady(GateWorker):
     idle_timeout = 3.0

@@ -17,7 +17,7 @@ from typing import Any, Self
 import pytest
 import requests
 
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 Serve = Callable[..., "Served"]
 

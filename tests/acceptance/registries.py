@@ -11,10 +11,10 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from tests.acceptance.conftest import until
-from tests.ports import free_port
-from wsgigate.discovery.registry import Registry
-from wsgigate.discovery.registry_access import Access
-from wsgigate.discovery.registry_api import RegistryApi
+from tests.support.ports import free_port
+from wsgigate.auth.bearer import Access
+from wsgigate.registry import Registry
+from wsgigate.registry.api import RegistryApi
 from wsgigate.rules.registry import LeaseRules, Registered
 from wsgigate.store.memory import MemoryStore
 

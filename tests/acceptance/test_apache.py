@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.acceptance.certificates import make_certificate
+from tests.support.certificates import make_certificate
 from wsgigate.testing.backend import Backend, Received, reply
 
 Serve = Callable[..., Any]

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from tests.acceptance.conftest import until
-from wsgigate.tokens import mint
+from wsgigate.auth.jwt import mint
 
 Serve = Callable[..., Any]
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.test_examples import EXAMPLES, running, session_of
-from tests.ports import free_ports, is_free
+from tests.support.ports import free_ports, is_free
 
 MOST = 2 * (5 + 10)
 """Five in a row for each of two workers, and those that are under way with the instance then."""

@@ -17,7 +17,7 @@ import pytest
 import requests
 
 from tests.acceptance.conftest import Served, Servers, home, until
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "registry"
 README = (EXAMPLE / "README.rst").read_text()

@@ -24,7 +24,7 @@ from requests.adapters import HTTPAdapter
 
 from tests.acceptance.conftest import until
 from tests.examples.lesson import BAD_TOKEN, LESSON, TIME, difference
-from tests.ports import HOME, free_ports, is_free
+from tests.support.ports import HOME, free_ports, is_free
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DEMO = str(EXAMPLES / "shop" / "demo.py")

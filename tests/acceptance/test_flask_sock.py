@@ -63,7 +63,7 @@ def command(server: str, port: int) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "server", ["gthread", "wsgigate.integrations.gate_worker.GateWorker", "gevent", "werkzeug"]
+    "server", ["gthread", "wsgigate.servers.gunicorn_worker.GateWorker", "gevent", "werkzeug"]
 )
 def test_a_socket_that_is_taken_over_is_no_failure(server: str, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(APP)

@@ -21,7 +21,7 @@ import pytest
 import requests
 
 from tests.acceptance.conftest import Servers, until
-from tests.ports import free_port
+from tests.support.ports import free_port
 from wsgigate.testing.backend import Backend, Received, cut, reply
 
 Serve = Callable[..., Any]

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.certificates import make_certificate
 from tests.acceptance.conftest import until
+from tests.support.certificates import make_certificate
 from wsgigate.testing.backend import Backend
 
 Serve = Callable[..., Any]

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.certificates import make_certificate
 from tests.acceptance.conftest import Served, until
+from tests.support.certificates import make_certificate
 
 Serve = Callable[..., Served]
 
 APP = """
-from wsgigate.integrations.gate_worker import GateWorker
+from wsgigate.servers.gunicorn_worker import GateWorker
 
 class Brief(GateWorker):
     head_timeout = idle_timeout = 2.0

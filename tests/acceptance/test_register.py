@@ -16,7 +16,7 @@ import pytest
 
 from tests.acceptance.conftest import home, until
 from tests.acceptance.registries import TOKEN, RegistryServer
-from tests.ports import free_port
+from tests.support.ports import free_port
 from wsgigate.cli.register import LOOK
 
 SERVER = """\

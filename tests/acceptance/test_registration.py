@@ -36,7 +36,7 @@ from wsgigate import Registration
 Registration("users", port=int(os.environ["PORT"]), tags=["blue"], drain=0.5).start()
 """
 CONF = """\
-from wsgigate.integrations.gunicorn_registration import registered
+from wsgigate.registration.gunicorn import registered
 globals().update(registered("users", tags=["blue"], drain=0.5))
 """
 ALONE = """

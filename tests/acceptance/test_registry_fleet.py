@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from tests.acceptance.conftest import Served, Servers, home, until
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 TOKEN = "registry-token-of-the-tests"
 WORKERS = 2
@@ -50,7 +50,7 @@ def app(environ, start_response):
 
 SETTINGS = """
 import os
-from wsgigate.integrations.gunicorn_registration import registered
+from wsgigate.registration.gunicorn import registered
 bind = "127.0.0.1:" + os.environ["PORT"]
 workers, worker_class, threads, keepalive = 2, "gthread", 8, 5
 control_socket_disable = True

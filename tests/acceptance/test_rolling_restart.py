@@ -22,7 +22,7 @@ from tests.acceptance.conftest import Served, Servers, home, until
 from wsgigate.testing.backend import Backend, Received, reply
 
 Serve = Callable[..., Any]
-GATE = (*OPTIONS, "--worker-class", "wsgigate.integrations.gate_worker.GateWorker")
+GATE = (*OPTIONS, "--worker-class", "wsgigate.servers.gunicorn_worker.GateWorker")
 
 
 def refuses(port: int) -> bool:

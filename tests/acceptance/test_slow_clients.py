@@ -28,7 +28,7 @@ from tests.acceptance.attackers import (
     Attackers,
     get,
 )
-from tests.acceptance.certificates import make_certificate
+from tests.support.certificates import make_certificate
 
 Serve = Callable[..., Any]
 

@@ -15,9 +15,9 @@ from wsgigate.testing.backend import Backend, Received
 
 SOURCE = """
 from wsgigate import Dispatcher, Forwarder, Instance, Pool, Route
-from wsgigate.problem import Problem
-from wsgigate.target import kept_target_of
-from wsgigate.wsgi import CLAIMS
+from wsgigate.http.problem import Problem
+from wsgigate.http.target import kept_target_of
+from wsgigate.http.wsgi import CLAIMS
 
 pool = Pool("svc", [Instance("{url}")])
 identity = {{"X-User-Id": "sub"}}

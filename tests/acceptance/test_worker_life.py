@@ -142,7 +142,7 @@ def test_a_worker_told_to_quit_does_so_though_a_request_is_under_way(serve_app: 
 
 TOLD_TO_STOP_AT_BIRTH = """
 import os, signal
-workers, threads, worker_class = 1, 2, "wsgigate.integrations.gate_worker.GateWorker"
+workers, threads, worker_class = 1, 2, "wsgigate.servers.gunicorn_worker.GateWorker"
 def post_fork(server, worker):
     if worker.age == 1:
         os.kill(os.getpid(), signal.SIGTERM)  # into the hands of the master's handler
@@ -220,9 +220,9 @@ def test_an_instance_is_let_go_when_the_client_leaves(serve: Serve, backend: Bac
 
 
 UNSAFE = """
-from wsgigate.integrations.gunicorn import settings
+from wsgigate.servers.gunicorn import settings
 globals().update(settings(), header_map="dangerous")
-wsgi_app = "wsgigate.integrations.gunicorn:application()"
+wsgi_app = "wsgigate.servers.gunicorn:application()"
 """
 
 
@@ -246,7 +246,7 @@ def test_a_gateway_refuses_to_start_unsafely_unless_told_otherwise(
 
 LATE = """
 import time
-workers, threads, worker_class = 3, 2, "wsgigate.integrations.gate_worker.GateWorker"
+workers, threads, worker_class = 3, 2, "wsgigate.servers.gunicorn_worker.GateWorker"
 def pre_fork(server, worker):
     if worker.age == 3:  # the master is late: by now more than one of them may have ended
         while not any(ended(pid) for pid in server.WORKERS):

@@ -10,10 +10,9 @@ import pytest
 from werkzeug.test import Client
 
 from wsgigate import Dispatcher
-from wsgigate.admin.circuits import circuit_routes, circuit_statuses
-from wsgigate.circuits import Circuit, Permit
-from wsgigate.rules.circuit import Outcome
-from wsgigate.rules.circuit_rules import CircuitRules
+from wsgigate.admin.operations import circuit_routes, circuit_statuses
+from wsgigate.coordination.circuit import Circuit, Permit
+from wsgigate.rules.circuit import CircuitRules, Outcome
 from wsgigate.testing import BrokenStore, FakeClock
 
 TOKEN = "an operator's token that is long enough".replace(" ", "-")

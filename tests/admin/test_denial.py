@@ -9,15 +9,13 @@ from typing import Any
 import pytest
 from werkzeug.test import Client, TestResponse
 
-from wsgigate.admin.denial import LARGEST, deny_route
-from wsgigate.denylist import DenyList
+from wsgigate.admin.operations import LARGEST_DENIAL, deny_route
+from wsgigate.auth.jwt import mint, read_compact
+from wsgigate.coordination.denylist import LONGEST, DenyList, identity
+from wsgigate.http.wsgi import REASON, BodyError
 from wsgigate.proxy.dispatcher import Dispatcher
-from wsgigate.rules.compact import read_compact
-from wsgigate.rules.denial import LONGEST, identity
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import BrokenStore, FakeClock
-from wsgigate.tokens import mint
-from wsgigate.wsgi import REASON, BodyError
 
 NOW = 1_764_547_200.0
 ADMIN = "k" * 32
@@ -165,7 +163,7 @@ def test_json_may_name_its_charset(denied: DenyList) -> None:
 
 
 def test_a_body_that_is_too_large_is_not_read(denied: DenyList) -> None:
-    fits = b'{"jti": "a", "until": 1}'.ljust(LARGEST)
+    fits = b'{"jti": "a", "until": 1}'.ljust(LARGEST_DENIAL)
     assert send(denied, fits).status_code == 200
     assert send(denied, fits + b" ").status_code == 413
     large = {"wsgi.input": Untouchable(), "CONTENT_LENGTH": "9" * 5000}
@@ -178,7 +176,7 @@ class Slow(io.BytesIO):
     """Gives one byte at a time, as sockets do."""
 
     def read(self, size: int | None = -1) -> bytes:
-        return super().read(min(1, LARGEST if size is None else size))
+        return super().read(min(1, LARGEST_DENIAL if size is None else size))
 
 
 def test_a_body_comes_in_pieces_and_with_or_without_a_length(denied: DenyList) -> None:

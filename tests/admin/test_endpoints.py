@@ -11,18 +11,17 @@ from wsgiref.validate import validator
 import pytest
 from werkzeug.test import Client, TestResponse
 
-from wsgigate.admin.endpoints import Facts, ServiceFacts, routes
-from wsgigate.admin.info import describe_features, describe_routes
+from wsgigate.admin.endpoints import Facts, ServiceFacts, describe_features, describe_routes, routes
 from wsgigate.discovery import Instance
-from wsgigate.discovery.asking import InThreads
 from wsgigate.discovery.health import HealthChecker
-from wsgigate.discovery.status import iso_time
+from wsgigate.discovery.health_results import InThreads
+from wsgigate.http.wsgi import REASON
 from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.proxy.pool import Pool
 from wsgigate.rules.health import HealthCheck, Outcome
 from wsgigate.rules.routing import Route, listing
 from wsgigate.store.memory import MemoryStore
-from wsgigate.wsgi import REASON
+from wsgigate.units import iso_time
 
 STARTED = 1_735_689_600.0
 NOW = STARTED + 12.3456

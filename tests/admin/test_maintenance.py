@@ -9,9 +9,9 @@ import pytest
 from werkzeug.test import Client, TestResponse
 
 from wsgigate import MaintenanceSwitch
-from wsgigate.admin.maintenance import maintenance_routes
+from wsgigate.admin.operations import maintenance_routes
+from wsgigate.coordination.maintenance import Notice
 from wsgigate.proxy.dispatcher import Dispatcher
-from wsgigate.rules.maintenance import Notice
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import BrokenStore, FakeClock
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 
+from wsgigate.auth.jwt import mint
 from wsgigate.config.build import assemble, build, check, check_reading, load_gateway
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import load, parse, read
 from wsgigate.gateway import Gateway
-from wsgigate.tokens import mint
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
 MEMORY = '[store]\nurl = "memory:"\n'

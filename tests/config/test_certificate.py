@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.certificates import make_certificate
-from wsgigate.config.build import check
-from wsgigate.config.certificate import certificate_files
+from tests.support.certificates import make_certificate
+from wsgigate.config.build import certificate_files, check
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import parse
 

@@ -8,7 +8,7 @@ import pytest
 from werkzeug.test import Client
 
 from tests.config.test_build import APP, SECRET, small, wrong
-from wsgigate.tokens import mint
+from wsgigate.auth.jwt import mint
 
 ADMIN = "a-token-of-32-or-more-characters"
 ADMIN_TABLE = f'[admin]\ntoken = "{ADMIN}"\n'

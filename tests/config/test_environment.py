@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wsgigate.config.environment import MISSING, FromEnvironment, substitute
-from wsgigate.config.errors import Errors
+from wsgigate.config.errors import MISSING, Errors, FromEnvironment, substitute
 
 ENVIRON = {
     "HOST": "orders",

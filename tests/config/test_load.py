@@ -8,8 +8,8 @@ import pytest
 
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import MAX_SIZE, load, parse, read
+from wsgigate.config.middleware_options import LimiterOptions
 from wsgigate.config.model import Config, Gateway
-from wsgigate.config.options import LimiterOptions
 from wsgigate.rules.quota import Quota
 
 ORDERS = '[services.orders]\ninstances = ["http://127.0.0.1:8000"]\n'

@@ -16,7 +16,7 @@ from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import parse
 from wsgigate.config.registry import is_loopback, own_places
 from wsgigate.gateway import Gateway
-from wsgigate.proxy.prober import Prober
+from wsgigate.proxy.health_probe import Prober
 
 TOKEN = "registry-token-of-the-tests"
 ONE = {"serviceName": "users", "instanceId": "u-1", "host": "10.0.0.1", "port": 3001}

@@ -12,21 +12,19 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from wsgigate.config.schema import schema
-from wsgigate.config.uses import USES
+from wsgigate.config.middlewares import USES
+from wsgigate.config.model import schema
 from wsgigate.middleware.authenticator import Authenticator
 from wsgigate.middleware.body_limit import BodyLimit
 from wsgigate.middleware.breaker import Breaker
 from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.cors import Cors
-from wsgigate.middleware.faults import Faults
+from wsgigate.middleware.faults import FaultRules, Faults
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.middleware.logger import Logger
 from wsgigate.middleware.request_id import RequestId
-from wsgigate.middleware.shedder import Shedder
-from wsgigate.rules.circuit_rules import CircuitRules
-from wsgigate.rules.faults import FaultRules
-from wsgigate.rules.shedding import SheddingRules
+from wsgigate.middleware.shedder import Shedder, SheddingRules
+from wsgigate.rules.circuit import CircuitRules
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.toml"))
 

@@ -19,11 +19,11 @@ from cryptography.x509.oid import NameOID
 from werkzeug.test import Client
 
 from tests.config.test_build import wrong
+from wsgigate.auth.jwt import mint
 from wsgigate.config.build import build
 from wsgigate.config.load import parse
 from wsgigate.gateway import Gateway
 from wsgigate.testing.backend import Backend, Received, reply
-from wsgigate.tokens import mint
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
 AUTHENTICATOR = f'{{ use = "authenticator", algorithms = ["HS256"], secret = "{SECRET}" }}'

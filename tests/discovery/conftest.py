@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from wsgigate.discovery import Instance
-from wsgigate.discovery.asking import InThreads
 from wsgigate.discovery.health import HealthChecker
+from wsgigate.discovery.health_results import InThreads
 from wsgigate.rules.health import HealthCheck, Outcome
 from wsgigate.store import Store, StoreError
 from wsgigate.store.lmdb import LmdbStore

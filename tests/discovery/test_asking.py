@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.certificates import make_certificate
-from wsgigate.discovery.sources import SourceError, asking
-from wsgigate.discovery.sources.asking import Asker
+from tests.support.certificates import make_certificate
+from wsgigate.discovery.sources import SourceError, http
+from wsgigate.discovery.sources.http import ApiClient
 from wsgigate.testing.backend import Backend, cut, reply
 
 NEVER = threading.Event()
@@ -19,7 +19,7 @@ NEVER = threading.Event()
 
 def test_an_answer_comes_with_its_fields(backend: Backend) -> None:
     backend.answers = [reply(b"[]", status="404 Not Found", fields=[("X-Consul-Index", "7")])]
-    answer = Asker(backend.url).get("/a?b=c", NEVER, fields={"X-Token": "t"})
+    answer = ApiClient(backend.url).get("/a?b=c", NEVER, fields={"X-Token": "t"})
     assert (answer.status, answer.fields["x-consul-index"], answer.body) == (404, "7", b"[]")
     [request] = backend.requests
     assert request.line == "GET /a?b=c HTTP/1.1"
@@ -39,31 +39,31 @@ def test_an_answer_comes_with_its_fields(backend: Backend) -> None:
 def test_what_is_no_answer_is_an_error(backend: Backend, answer: bytes, said: str) -> None:
     backend.answers = [cut(answer)]
     with pytest.raises(SourceError, match=said):
-        Asker(backend.url).get("/", NEVER)
+        ApiClient(backend.url).get("/", NEVER)
 
 
 def test_who_is_not_there_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(SourceError, match="refused"):
-        Asker(f"http://127.0.0.1:{port}").get("/", NEVER)
+        ApiClient(f"http://127.0.0.1:{port}").get("/", NEVER)
     with pytest.raises(SourceError, match="host is not known"):
-        Asker("http://nobody.invalid").get("/", NEVER)
+        ApiClient("http://nobody.invalid").get("/", NEVER)
 
 
 def test_a_server_that_says_nothing_is_given_up(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asking, "_ANSWER", 0.05)
+    monkeypatch.setattr(http, "_ANSWER", 0.05)
     backend.answers = [b""]
     with pytest.raises(SourceError, match="in time"):
-        Asker(backend.url).get("/", NEVER)
+        ApiClient(backend.url).get("/", NEVER)
 
 
 def test_one_that_sends_bit_by_bit_is_given_up_too(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asking, "_ANSWER", 0.1)
+    monkeypatch.setattr(http, "_ANSWER", 0.1)
     ended = threading.Event()
 
     def drip(connection: socket.socket, _request: object) -> bool:
@@ -76,36 +76,36 @@ def test_one_that_sends_bit_by_bit_is_given_up_too(
 
     backend.answers = [drip]
     with pytest.raises(SourceError, match="in time"):
-        Asker(backend.url).get("/", NEVER)
+        ApiClient(backend.url).get("/", NEVER)
     ended.set()
 
 
 def test_an_answer_has_an_end(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "_MOST_BYTES", 100)
+    monkeypatch.setattr(http, "_MOST_BYTES", 100)
     backend.answers = [reply(b"x" * 101)]
     with pytest.raises(SourceError, match="too long"):
-        Asker(backend.url).get("/", NEVER)
+        ApiClient(backend.url).get("/", NEVER)
 
 
 def test_lines_come_as_they_are_sent_and_have_an_end(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asking, "_MOST_LINE", 10)
+    monkeypatch.setattr(http, "_MOST_LINE", 10)
     body = b"one\n" + b"two\n" + b"x" * 20
     backend.answers = [reply(body)]
-    with Asker(backend.url).lines("/", NEVER) as (status, lines):
+    with ApiClient(backend.url).lines("/", NEVER) as (status, lines):
         assert status == 200
         assert [lines.next(5), lines.next(5)] == [b"one\n", b"two\n"]
         with pytest.raises(SourceError, match="too long"):
             lines.next(5)
     backend.answers = [reply(b"one\n")]
-    with Asker(backend.url).lines("/", NEVER) as (_, lines):
+    with ApiClient(backend.url).lines("/", NEVER) as (_, lines):
         assert [lines.next(5), lines.next(5)] == [b"one\n", None]
 
 
 def test_a_line_that_does_not_come_is_waited_for_no_longer_than_said(backend: Backend) -> None:
     backend.answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\none\n"]
-    with Asker(backend.url).lines("/", NEVER) as (_, lines):
+    with ApiClient(backend.url).lines("/", NEVER) as (_, lines):
         assert lines.next(5) == b"one\n"
         with pytest.raises(SourceError, match="in time"):
             lines.next(0.05)
@@ -120,8 +120,8 @@ def test_certificates_are_verified(tmp_path: Path) -> None:
         return context.wrap_socket(sock, server_side=True)
 
     with Backend(tls=wrap) as backend:
-        assert Asker(backend.url, ca=str(certificate)).get("/", NEVER).body == b"ok"
+        assert ApiClient(backend.url, ca=str(certificate)).get("/", NEVER).body == b"ok"
         with pytest.raises(SourceError, match="certificate can not be verified"):
-            Asker(backend.url).get("/", NEVER)
+            ApiClient(backend.url).get("/", NEVER)
         with pytest.raises(SourceError, match="certificate can not be verified"):
-            Asker(f"https://localhost:{backend.port}", ca=str(certificate)).get("/", NEVER)
+            ApiClient(f"https://localhost:{backend.port}", ca=str(certificate)).get("/", NEVER)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from wsgigate.discovery import Instance
-from wsgigate.discovery.asking import InThreads
 from wsgigate.discovery.health import HealthChecker
-from wsgigate.proxy.prober import Prober
+from wsgigate.discovery.health_results import InThreads
+from wsgigate.proxy.health_probe import Prober
 from wsgigate.rules.health import HealthCheck, Outcome
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing.backend import Backend, reply
@@ -632,7 +632,7 @@ def test_without_checks_there_is_no_thread() -> None:
 FORKING = """
 import os, sys, threading
 from wsgigate.discovery import Instance
-from wsgigate.discovery.asking import InThreads
+from wsgigate.discovery.health_results import InThreads
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.rules.health import HealthCheck, Outcome
 from wsgigate.store.lmdb import LmdbStore

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.certificates import make_certificate
 from tests.discovery.fakes import FakeKubernetes, endpoint
+from tests.support.certificates import make_certificate
 from wsgigate.discovery.sources import Found, SourceError
-from wsgigate.discovery.sources.kubernetes import Kubernetes
-from wsgigate.discovery.sources.slices import instances_of_slices
+from wsgigate.discovery.sources.kubernetes import Kubernetes, instances_of_slices
 
 NEVER = threading.Event()
 HTTP = {"name": "http", "port": 8080, "protocol": "TCP"}

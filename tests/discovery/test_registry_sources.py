@@ -12,13 +12,13 @@ import pytest
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from tests.discovery.conftest import Clock, Fickle
-from wsgigate.discovery.destinations import Destinations
-from wsgigate.discovery.registry import Registry
-from wsgigate.discovery.registry_access import Access
-from wsgigate.discovery.registry_api import RegistryApi
+from wsgigate.auth.bearer import Access
+from wsgigate.client.destinations import Destinations
 from wsgigate.discovery.sources import Found, Source, SourceError
-from wsgigate.discovery.sources.own import OwnRegistry
 from wsgigate.discovery.sources.registry import RemoteRegistry
+from wsgigate.registry import Registry
+from wsgigate.registry.api import RegistryApi
+from wsgigate.registry.source import OwnRegistry
 from wsgigate.rules.registry import Registered, Status
 from wsgigate.store.memory import MemoryStore
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from wsgigate.discovery.status import (
+from wsgigate.discovery.health_results import (
     instance_status,
-    iso_time,
     not_checked,
     not_monitored,
     service_status,
 )
 from wsgigate.rules.health import Health, Outcome
+from wsgigate.units import iso_time
 
 OK = Outcome(True, 200, "1.53ms")
 REFUSED = Outcome(False, None, error="Connection refused")

@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 
 from tests.discovery.conftest import Fickle
+from wsgigate.client.destinations import Destinations, Vouched
+from wsgigate.coordination.leader import LogLeader
 from wsgigate.discovery import Instance
-from wsgigate.discovery.destinations import Destinations, Vouched
-from wsgigate.discovery.kept import Kept
 from wsgigate.discovery.sources import Found, SourceError
-from wsgigate.discovery.sources.static import Static
-from wsgigate.discovery.speaker import Speaker
-from wsgigate.discovery.watcher import Watch, Watcher
+from wsgigate.discovery.sources.file import Static
+from wsgigate.discovery.watcher import InstanceCache, Watch, Watcher
 from wsgigate.proxy.pool import Pool
 from wsgigate.store import Store
 from wsgigate.store.lmdb import LmdbStore
@@ -256,7 +255,7 @@ def test_of_the_workers_of_a_machine_one_logs_what_all_of_them_see(
     source: Told, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    speakers = [Speaker(store), Speaker(store)]
+    speakers = [LogLeader(store), LogLeader(store)]
     speakers[1]._lease._pid, speakers[1]._lease._owner = os.getpid(), b"another"
     watches = [Watch(Pool("users", ()), source, speaks=each.speaks) for each in speakers]
     for watch in watches:
@@ -299,16 +298,16 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 def test_a_worker_that_begins_while_the_source_is_silent_knows_what_others_knew(
     store: Store, source: Told, clock: FakeClock
 ) -> None:
-    Watch(Pool("users", []), source, kept=Kept(store, "i/users", "told")).step(NEVER)
+    Watch(Pool("users", []), source, kept=InstanceCache(store, "i/users", "told")).step(NEVER)
     source.says = SourceError("no")
     late = Pool("users", [])
-    watch = Watch(late, source, kept=Kept(store, "i/users", "told"), clock=clock)
+    watch = Watch(late, source, kept=InstanceCache(store, "i/users", "told"), clock=clock)
     watch.recall()
     watch.step(NEVER)
     assert urls(late) == [A, B]
     assert watch.told()["age"] is not None
     other = Pool("users", [])
-    Watch(other, source, kept=Kept(store, "i/users", "dns:users:80")).recall()
+    Watch(other, source, kept=InstanceCache(store, "i/users", "dns:users:80")).recall()
     assert urls(other) == []  # that was said by another source
 
 
@@ -316,11 +315,11 @@ def test_and_so_does_one_whose_store_and_source_both_failed_when_it_began(
     source: Told, clock: FakeClock
 ) -> None:
     store = Fickle(MemoryStore())
-    Watch(Pool("users", []), source, kept=Kept(store, "i/users", "told")).step(NEVER)
+    Watch(Pool("users", []), source, kept=InstanceCache(store, "i/users", "told")).step(NEVER)
     source.says = SourceError("no")
     store.broken = True
     late = Pool("users", [])
-    watch = Watch(late, source, kept=Kept(store, "i/users", "told"), clock=clock)
+    watch = Watch(late, source, kept=InstanceCache(store, "i/users", "told"), clock=clock)
     watch.recall()
     watch.step(NEVER)
     assert urls(late) == []
@@ -330,7 +329,7 @@ def test_and_so_does_one_whose_store_and_source_both_failed_when_it_began(
 
 
 def test_weights_and_tiers_are_kept_too(store: Store) -> None:
-    kept = Kept(store, "i/users", "told")
+    kept = InstanceCache(store, "i/users", "told")
     assert kept.recall() is None
     instances = (Instance(A, 3), Instance(B, 0, 2))
     kept.keep(instances)
@@ -346,18 +345,18 @@ def test_weights_and_tiers_are_kept_too(store: Store) -> None:
 def test_what_is_kept_and_damaged_is_nothing(raw: bytes) -> None:
     store = MemoryStore()
     store.swap("i/users", None, raw, 60)
-    assert Kept(store, "i/users", "told").recall() is None
+    assert InstanceCache(store, "i/users", "told").recall() is None
 
 
 def test_too_many_to_be_kept_are_not(store: Store) -> None:
-    kept = Kept(store, "i/users", "told")
+    kept = InstanceCache(store, "i/users", "told")
     kept.keep([Instance(f"http://10.0.{n // 250}.{n % 250}:8000") for n in range(5000)])
     assert kept.recall() is None
 
 
 def test_forbidden_places_are_not_recalled_either() -> None:
     store = MemoryStore()
-    kept = Kept(store, "i/users", "told")
+    kept = InstanceCache(store, "i/users", "told")
     kept.keep(made(A, "http://169.254.169.254"))
     pool = Pool("users", [])
     Watch(pool, Told(), check=Destinations().check, kept=kept).recall()
@@ -369,7 +368,7 @@ def test_a_store_that_fails_changes_nothing(
 ) -> None:
     store = Fickle(MemoryStore())
     store.broken = True
-    watch = Watch(pool, source, kept=Kept(store, "i/users", "told"))
+    watch = Watch(pool, source, kept=InstanceCache(store, "i/users", "told"))
     watch.recall()
     watch.step(NEVER)
     assert urls(pool) == [A, B]
@@ -380,7 +379,7 @@ def test_a_store_that_fails_changes_nothing(
 def test_what_stays_the_same_is_kept_once_a_minute(
     pool: Pool, source: Told, clock: FakeClock
 ) -> None:
-    class Counting(Kept):
+    class Counting(InstanceCache):
         times = 0
 
         def keep(self, instances: Any, networks: Any = None) -> None:
@@ -457,7 +456,7 @@ def test_the_networks_that_a_source_names_hold_at_once_and_after_a_restart() -> 
     store, pool = MemoryStore(), Pool("users", [])
     source, vouched = Told(A, "http://10.9.0.1:8000"), Vouched(Destinations())
     source.says = source.says._replace(networks=("10.0.0.0/24",))
-    kept = Kept(store, "i/users", "told")
+    kept = InstanceCache(store, "i/users", "told")
     Watch(pool, source, check=vouched.check, narrow=vouched.narrow, kept=kept).step(NEVER)
     assert pool.instances == made(A)
     late, again = Pool("users", []), Vouched(Destinations())
@@ -468,7 +467,7 @@ def test_the_networks_that_a_source_names_hold_at_once_and_after_a_restart() -> 
 
 
 def test_zones_are_kept_for_workers_that_begin_without_a_source(store: Store) -> None:
-    kept = Kept(store, "i/users", "told")
+    kept = InstanceCache(store, "i/users", "told")
     kept.keep([Instance(A, zone="eu-1a"), Instance(B)])
     recalled = kept.recall()
     assert recalled is not None

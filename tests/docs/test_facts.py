@@ -11,22 +11,21 @@ from typing import Any
 import pytest
 from werkzeug.test import Client, EnvironBuilder
 
-from tests.acceptance.certificates import make_certificate
 from tests.docs.pages import FOLDER, NAMED, PAGES, table
 from tests.proxy.conftest import URLLIB_CAN_NOT
+from tests.support.certificates import make_certificate
 from wsgigate import Forwarder, Instance, Pool
 from wsgigate.cli.explain import request
+from wsgigate.client.adapter import Adapter, Sessions, gateway_session
 from wsgigate.config.build import assemble
 from wsgigate.config.load import parse
-from wsgigate.config.uses import USES, key_named
-from wsgigate.integrations.gunicorn import settings
+from wsgigate.config.middlewares import USES, key_named
+from wsgigate.http.target import BadTarget, canonical_path, target_of
 from wsgigate.proxy.request import RequestMaker
-from wsgigate.proxy.transport import Adapter, Sessions, gateway_session
-from wsgigate.rewriting import Told, cookie_path, location, refresh
+from wsgigate.proxy.rewriting import Told, cookie_path, location, refresh
 from wsgigate.rules.quota import Quota
-from wsgigate.rules.router import Router
-from wsgigate.rules.routing import Match, MethodNotAllowed, Route, RouteConflict
-from wsgigate.target import BadTarget, canonical_path, target_of
+from wsgigate.rules.routing import Match, MethodNotAllowed, Route, RouteConflict, Router
+from wsgigate.servers.gunicorn import settings
 from wsgigate.testing.backend import Backend, cut
 
 
@@ -198,7 +197,7 @@ def test_every_setting_for_gunicorn_is_explained(
 ) -> None:
     file = tmp_path / "gateway.toml"
     file.write_text(f'store.url = "memory:"\n{NAMED["gateway.toml"].text}')
-    monkeypatch.setattr("wsgigate.integrations.gunicorn._good", None)
+    monkeypatch.setattr("wsgigate.servers.gunicorn._good", None)
     for name in settings(str(file)):
         assert f"``{name}" in PAGES["running.rst"], name
 

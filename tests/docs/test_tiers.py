@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.docs.pages import table
-from wsgigate.rules.balance.available import Standing, available
+from wsgigate.rules.tiers import Standing, available
 
 
 @pytest.mark.parametrize("row", table("tiers"), ids=" ".join)

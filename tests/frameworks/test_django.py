@@ -20,11 +20,11 @@ from django.test import AsyncClient, Client, RequestFactory
 from django.urls import path
 
 from wsgigate import Authenticator, BodyLimit, ConcurrencyLimiter, Limiter, Logger, Problem
+from wsgigate.auth.jwt import mint
 from wsgigate.frameworks.django import GateMiddleware, render_refusals
+from wsgigate.http.wsgi import CLAIMS
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing.server import Server, new_environ
-from wsgigate.tokens import mint
-from wsgigate.wsgi import CLAIMS
 
 SECRET = "a secret of the tests, thirty-two bytes or more"
 HTML = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"

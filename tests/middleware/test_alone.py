@@ -20,14 +20,16 @@ from django.test import override_settings
 from django.urls import path
 from flask import Flask, Response, request, session
 
-from wsgigate.maintenance import MaintenanceSwitch
+from wsgigate.coordination.maintenance import MaintenanceSwitch
+from wsgigate.http.problem import Problem
+from wsgigate.http.wsgi import CLAIMS
 from wsgigate.middleware.authenticator import Authenticator
 from wsgigate.middleware.body_limit import BodyLimit
 from wsgigate.middleware.client_address import ClientAddress
 from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.cors import Cors
 from wsgigate.middleware.fallback import Fallback
-from wsgigate.middleware.faults import Faults
+from wsgigate.middleware.faults import FaultRules, Faults
 from wsgigate.middleware.guard import Guard
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.middleware.logger import Logger
@@ -36,11 +38,8 @@ from wsgigate.middleware.mirror import Mirror
 from wsgigate.middleware.request_id import RequestId
 from wsgigate.middleware.splitter import Splitter
 from wsgigate.middleware.stale import StaleAnswers
-from wsgigate.problem import Problem
-from wsgigate.rules.faults import FaultRules
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing.server import Server, new_environ
-from wsgigate.wsgi import CLAIMS
 
 SECRET = "a secret of the tests, thirty-two bytes or more"
 ORIGIN = "https://app.example.com"

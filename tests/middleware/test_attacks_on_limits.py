@@ -7,9 +7,9 @@ from wsgiref.util import setup_testing_defaults
 import pytest
 
 from wsgigate import Authenticator, ClientAddress, ConcurrencyLimiter, Dispatcher, Limiter, Route
-from wsgigate.store.limits import KEY_BYTES
+from wsgigate.http.wsgi import close_body
+from wsgigate.store import KEY_BYTES
 from wsgigate.store.memory import MemoryStore
-from wsgigate.wsgi import close_body
 
 
 def hello(environ, start_response):

@@ -23,10 +23,10 @@ from cryptography.hazmat.primitives.serialization import (
 from django.http import JsonResponse
 from werkzeug.test import Client
 
+from wsgigate.auth.jwt import mint
+from wsgigate.http.problem import Problem
+from wsgigate.http.wsgi import CLAIMS, REASON
 from wsgigate.middleware.authenticator import Authenticator, Recent
-from wsgigate.problem import Problem
-from wsgigate.tokens import mint
-from wsgigate.wsgi import CLAIMS, REASON
 
 SECRET = "0123456789abcdef0123456789abcdef"
 NOW = 1_700_000_000.0

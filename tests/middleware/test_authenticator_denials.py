@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.middleware.test_authenticator import GOOD, INVALID, NOW, Gate, claims, signed
-from wsgigate.denylist import DenyList
-from wsgigate.problem import Problem
+from wsgigate.coordination.denylist import DenyList
+from wsgigate.http.problem import Problem
 from wsgigate.store import StoreError
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import BrokenStore, FakeClock

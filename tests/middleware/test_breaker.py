@@ -13,10 +13,10 @@ from flask import Flask
 from werkzeug.test import Client, EnvironBuilder
 
 from wsgigate import Breaker, CircuitRules
+from wsgigate.http.wsgi import REASON, BodyTooLarge
 from wsgigate.rules.circuit import State
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import BrokenStore, FakeClock
-from wsgigate.wsgi import REASON, BodyTooLarge
 
 RULES = CircuitRules(consecutive_failures=2, open_for=60, probes=1, jitter=0)
 

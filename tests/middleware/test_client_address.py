@@ -12,10 +12,10 @@ from django.http import JsonResponse
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.test import Client
 
-from wsgigate.forwarding import ADDRESS_FIELDS, CLIENT_FORGED
+from wsgigate.http.forwarded import ADDRESS_FIELDS, CLIENT_FORGED
+from wsgigate.http.problem import Problem
+from wsgigate.http.wsgi import CLIENT, PEER_TRUSTED, REASON
 from wsgigate.middleware.client_address import ClientAddress
-from wsgigate.problem import Problem
-from wsgigate.wsgi import CLIENT, PEER_TRUSTED, REASON
 
 PROXY = "10.0.0.5"
 

@@ -14,13 +14,12 @@ import flask
 import pytest
 from django.http import JsonResponse
 
-from wsgigate.leases import Leases, _renewer
-from wsgigate.middleware.concurrency import ConcurrencyLimiter
+from wsgigate.http.wsgi import REASON
+from wsgigate.middleware.concurrency import ConcurrencyLimiter, Leases, _renewer
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import BrokenStore, FakeClock
-from wsgigate.testing.contract import check_middleware
-from wsgigate.wsgi import REASON
+from wsgigate.testing.middleware import check_middleware
 
 
 @pytest.fixture

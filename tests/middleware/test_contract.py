@@ -11,7 +11,8 @@ from typing import Any
 import jwt
 import pytest
 
-from wsgigate.maintenance import MaintenanceSwitch
+from wsgigate.coordination.maintenance import MaintenanceSwitch
+from wsgigate.http.problem import Problem
 from wsgigate.middleware.authenticator import Authenticator
 from wsgigate.middleware.body_limit import BodyLimit
 from wsgigate.middleware.breaker import Breaker
@@ -19,20 +20,17 @@ from wsgigate.middleware.client_address import ClientAddress
 from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.cors import Cors
 from wsgigate.middleware.fallback import Fallback
-from wsgigate.middleware.faults import Faults
+from wsgigate.middleware.faults import FaultRules, Faults
 from wsgigate.middleware.guard import Guard
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.middleware.logger import Logger
 from wsgigate.middleware.maintenance import Maintenance
 from wsgigate.middleware.mirror import Mirror
 from wsgigate.middleware.request_id import RequestId
-from wsgigate.middleware.shedder import Shedder
+from wsgigate.middleware.shedder import Shedder, SheddingRules
 from wsgigate.middleware.splitter import Splitter
 from wsgigate.middleware.stale import StaleAnswers
-from wsgigate.problem import Problem
-from wsgigate.rules.circuit_rules import CircuitRules
-from wsgigate.rules.faults import FaultRules
-from wsgigate.rules.shedding import SheddingRules
+from wsgigate.rules.circuit import CircuitRules
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import check_middleware
 

@@ -7,9 +7,9 @@ import re
 
 import pytest
 
+from wsgigate.http.wsgi import REASON
 from wsgigate.middleware.cors import Cors
 from wsgigate.testing.server import Server, new_environ
-from wsgigate.wsgi import REASON
 
 APP = "https://app.example.com"
 

@@ -31,10 +31,10 @@ from wsgigate import (
     Route,
     StaleAnswers,
 )
+from wsgigate.auth.jwt import mint
+from wsgigate.http.wsgi import CLAIMS, CLIENT, peer, peer_trusted
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import Backend, reply
-from wsgigate.tokens import mint
-from wsgigate.wsgi import CLAIMS, CLIENT, peer, peer_trusted
 
 SECRET = "at least thirty-two bytes of secret"
 TOKEN = {"Authorization": f"Bearer {mint(SECRET, 'HS256', 'ann')}"}

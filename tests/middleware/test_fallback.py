@@ -10,9 +10,9 @@ import pytest
 from werkzeug.test import Client
 
 from wsgigate import Fallback, FallbackRules
-from wsgigate.fixed import fixed_answer
+from wsgigate.http.responses import fixed_answer
+from wsgigate.http.wsgi import FAILURE, SHAPED
 from wsgigate.testing.server import Server, new_environ
-from wsgigate.wsgi import FAILURE, SHAPED
 
 ALL = FallbackRules(methods=["GET", "POST", "DELETE"])
 

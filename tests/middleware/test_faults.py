@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from wsgigate import FaultRules, Faults
+from wsgigate.http.wsgi import REASON, SHAPED
 from wsgigate.testing.server import Server, new_environ
-from wsgigate.wsgi import REASON, SHAPED
 
 BOTH = FaultRules(delay=2, delay_percent=50, abort_status=500, abort_percent=20)
 

@@ -10,13 +10,13 @@ import flask
 import pytest
 from django.http import JsonResponse
 
+from wsgigate.http.problem import Problem
+from wsgigate.http.wsgi import REASON
 from wsgigate.middleware.limiter import Limiter
-from wsgigate.problem import Problem
 from wsgigate.rules.quota import Quota
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import FakeClock
-from wsgigate.testing.contract import check_middleware
-from wsgigate.wsgi import REASON
+from wsgigate.testing.middleware import check_middleware
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from wsgiref.validate import validator
 
 import pytest
 
-from wsgigate.limit_keys import exemption
+from wsgigate.http.caller import exemption
+from wsgigate.http.wsgi import CLAIMS, CLIENT, PARAMS, REASON, ROUTE, subject
 from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.middleware.logger import Logger
@@ -18,7 +19,6 @@ from wsgigate.rules.quota import Quota
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import BrokenStore, FakeClock
-from wsgigate.wsgi import CLAIMS, CLIENT, PARAMS, REASON, ROUTE, subject
 
 REFUSALS = "wsgigate.refusals"
 

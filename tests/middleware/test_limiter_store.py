@@ -11,9 +11,10 @@ import pytest
 
 from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.limiter import Limiter
-from wsgigate.store import MisconfiguredStore, StoreError, open_store
+from wsgigate.store import MisconfiguredStore, StoreError
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.store.memory import MemoryStore
+from wsgigate.store.open import open_store
 from wsgigate.testing import BrokenStore, FakeClock
 
 

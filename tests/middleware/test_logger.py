@@ -8,11 +8,11 @@ import threading
 
 import pytest
 
+from wsgigate.http.wsgi import CLAIMS, CLIENT, INSTANCE, REASON, REQUEST_ID, ROUTE, SERVICE
 from wsgigate.middleware.guard import Guard
 from wsgigate.middleware.logger import Logger
 from wsgigate.testing import FakeClock
 from wsgigate.testing.server import Body, Server, new_environ
-from wsgigate.wsgi import CLAIMS, CLIENT, INSTANCE, REASON, REQUEST_ID, ROUTE, SERVICE
 
 
 class Boom(Exception):

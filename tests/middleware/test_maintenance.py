@@ -9,9 +9,9 @@ import pytest
 from werkzeug.test import Client
 
 from wsgigate import Maintenance, MaintenanceSwitch
+from wsgigate.http.wsgi import CLIENT, FAILURE, REASON
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing.server import Server, new_environ
-from wsgigate.wsgi import CLIENT, FAILURE, REASON
 
 SECRET = "let-me-pass-please"
 

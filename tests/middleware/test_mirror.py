@@ -13,9 +13,9 @@ import pytest
 from werkzeug.test import Client
 
 from wsgigate import Mirror
+from wsgigate.http.wsgi import CLAIMS, CLIENT, ROUTE, BodyError
 from wsgigate.testing import FakeClock
 from wsgigate.testing.server import Server, new_environ
-from wsgigate.wsgi import CLAIMS, CLIENT, ROUTE, BodyError
 
 
 def echo(environ: Any, start_response: Any) -> Iterable[bytes]:

@@ -11,7 +11,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 
 from wsgigate import ConcurrencyLimiter, Limiter
-from wsgigate.limit_keys import listed_path, matching
+from wsgigate.http.caller import listed_path, matching
 
 LOGIN = {"paths": ["/login"], "methods": ["POST"]}
 

@@ -12,9 +12,9 @@ from werkzeug.test import Client
 
 from wsgigate import Authenticator, ConcurrencyLimiter, Cors, Limiter, Problem
 from wsgigate.frameworks.flask import render_refusals
+from wsgigate.http.wsgi import CLAIMS, is_preflight
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing.server import Server, new_environ
-from wsgigate.wsgi import CLAIMS, is_preflight
 
 SECRET = "a secret of the tests, thirty-two bytes or more"
 ORIGIN = "https://app.example.com"

@@ -11,12 +11,12 @@ import threading
 
 import pytest
 
-from wsgigate import request_log
+from wsgigate.http import request_log
+from wsgigate.http.request_log import RequestIdFilter
+from wsgigate.http.wsgi import PEER_TRUSTED, REQUEST_ID
 from wsgigate.middleware.request_id import RequestId
-from wsgigate.request_log import RequestIdFilter
 from wsgigate.testing import check_middleware
 from wsgigate.testing.server import Server, new_environ
-from wsgigate.wsgi import PEER_TRUSTED, REQUEST_ID
 
 
 def app(environ, start_response):

@@ -10,8 +10,8 @@ import pytest
 from werkzeug.test import Client, EnvironBuilder
 
 from wsgigate import Shedder, SheddingRules
+from wsgigate.http.wsgi import REASON
 from wsgigate.testing import FakeClock
-from wsgigate.wsgi import REASON
 
 RULES = SheddingRules(least=2, measure_requests=4, window_requests=4, jitter=0)
 

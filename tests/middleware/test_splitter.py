@@ -9,8 +9,8 @@ import pytest
 from werkzeug.test import Client, EnvironBuilder
 
 from wsgigate import Splitter
+from wsgigate.http.wsgi import SHAPED
 from wsgigate.testing.server import Server
-from wsgigate.wsgi import SHAPED
 
 
 def named(name: str) -> Any:

@@ -9,9 +9,9 @@ import pytest
 from werkzeug.test import Client, EnvironBuilder
 
 from wsgigate import FallbackRules, StaleAnswers
+from wsgigate.http.wsgi import CLAIMS, FAILURE, SHAPED
 from wsgigate.testing import FakeClock
 from wsgigate.testing.server import Body, Server, new_environ
-from wsgigate.wsgi import CLAIMS, FAILURE, SHAPED
 
 
 class App:

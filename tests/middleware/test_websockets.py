@@ -8,10 +8,10 @@ import json
 import pytest
 
 from wsgigate import BodyLimit, Breaker, CircuitRules, Guard, Logger, Shedder, SheddingRules
+from wsgigate.http.wsgi import close_body, is_websocket
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import FakeClock
 from wsgigate.testing.server import new_environ
-from wsgigate.wsgi import close_body, is_websocket
 
 HANDSHAKE = {"HTTP_UPGRADE": "WebSocket", "HTTP_CONNECTION": "keep-alive, Upgrade"}
 WERKZEUG = {"werkzeug.socket": object()}

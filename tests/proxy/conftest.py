@@ -9,11 +9,11 @@ import pytest
 import requests
 from werkzeug.test import Client
 
+from wsgigate.client.adapter import Adapter, Sessions, gateway_session
 from wsgigate.discovery import Instance
 from wsgigate.proxy.forwarder import Forwarder
-from wsgigate.proxy.http_adapter import UrllibAdapter
 from wsgigate.proxy.pool import Pool
-from wsgigate.proxy.transport import Adapter, Sessions, gateway_session
+from wsgigate.proxy.urllib3_adapter import UrllibAdapter
 
 Forward = Callable[..., Client]
 

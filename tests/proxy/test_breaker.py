@@ -13,18 +13,17 @@ import pytest
 import requests
 from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 
-from wsgigate.circuits import Circuit
+from wsgigate.client.adapter import Adapter, Sessions, gateway_session
+from wsgigate.coordination.circuit import Circuit
 from wsgigate.discovery import Instance
+from wsgigate.http.wsgi import REASON
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
+from wsgigate.proxy.resilience import Resilience
 from wsgigate.proxy.response import UpstreamCut
-from wsgigate.proxy.service import Resilience
-from wsgigate.proxy.transport import Adapter, Sessions, gateway_session
-from wsgigate.rules.circuit import State
-from wsgigate.rules.circuit_rules import CircuitRules
+from wsgigate.rules.circuit import CircuitRules, State
 from wsgigate.testing import FakeClock
 from wsgigate.testing.backend import Backend, Received, cut, reply
-from wsgigate.wsgi import REASON
 
 RULES = CircuitRules(consecutive_failures=2, open_for=5, jitter=0, probes=1)
 BAD = reply(b"no", status="500 Internal Server Error")

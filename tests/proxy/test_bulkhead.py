@@ -12,20 +12,19 @@ from typing import Any
 import pytest
 from werkzeug.test import Client
 
-from wsgigate.circuits import Circuit
+from wsgigate.client.adapter import Sessions
+from wsgigate.coordination.circuit import Circuit
 from wsgigate.discovery import Instance
-from wsgigate.problem import Refusal
-from wsgigate.proxy.bulkhead import Bulkhead
+from wsgigate.http.problem import Refusal
+from wsgigate.http.wsgi import close_body
 from wsgigate.proxy.forwarder import Forwarder
-from wsgigate.proxy.pool import Pool
+from wsgigate.proxy.pool import Bulkhead, Pool
+from wsgigate.proxy.resilience import Resilience
 from wsgigate.proxy.response import UpstreamCut
-from wsgigate.proxy.service import Resilience
-from wsgigate.proxy.transport import Sessions
-from wsgigate.rules.circuit_rules import CircuitRules
+from wsgigate.rules.circuit import CircuitRules
 from wsgigate.rules.retry import RetryRules
 from wsgigate.testing.backend import Backend, Received, cut, reply
 from wsgigate.testing.server import Server, new_environ
-from wsgigate.wsgi import close_body
 
 FULL = {
     "type": "about:blank",

@@ -9,9 +9,9 @@ import pytest
 from werkzeug.test import EnvironBuilder
 from werkzeug.wrappers import Request
 
-from wsgigate.problem import Refusal
-from wsgigate.proxy.client_body import ClientBody, client_body
-from wsgigate.wsgi import BodyError
+from wsgigate.http.bodies import ClientBody, client_body
+from wsgigate.http.problem import Refusal
+from wsgigate.http.wsgi import BodyError
 
 
 class Input:

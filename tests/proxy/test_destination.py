@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from wsgigate.discovery import Instance
-from wsgigate.problem import Refusal
+from wsgigate.http.problem import Refusal
+from wsgigate.http.target import target_of
+from wsgigate.http.wsgi import PEER_TRUSTED, REASON
 from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.proxy.request import RequestMaker
 from wsgigate.rules.routing import Route
-from wsgigate.target import target_of
 from wsgigate.testing.server import Server, new_environ
-from wsgigate.wsgi import PEER_TRUSTED, REASON
 
 INSTANCE = Instance("http://10.0.0.5:8000")
 

@@ -9,11 +9,11 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 import pytest
 from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 
-from wsgigate.problem import Problem
+from wsgigate.http.problem import Problem
+from wsgigate.http.target import BadTarget
+from wsgigate.http.wsgi import PARAMS, REASON, ROUTE
 from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.rules.routing import Match, Route, RouteConflict
-from wsgigate.target import BadTarget
-from wsgigate.wsgi import PARAMS, REASON, ROUTE
 
 
 def app(name: str) -> WSGIApplication:

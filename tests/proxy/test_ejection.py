@@ -10,13 +10,13 @@ import pytest
 from werkzeug.test import Client
 
 from tests.config.test_build import wrong
+from wsgigate.client.adapter import Sessions
 from wsgigate.config.build import build
 from wsgigate.config.load import parse
 from wsgigate.discovery import Instance
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
-from wsgigate.proxy.service import Resilience
-from wsgigate.proxy.transport import Sessions
+from wsgigate.proxy.resilience import Resilience
 from wsgigate.rules.circuit import Outcome
 from wsgigate.rules.outlier import OutlierRules
 from wsgigate.rules.retry import RetryRules

@@ -13,14 +13,22 @@ from typing import Any
 import pytest
 from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 
+from wsgigate.client.adapter import Sessions
 from wsgigate.discovery import Instance
-from wsgigate.fields import FieldRules
+from wsgigate.http.fields import FieldRules
+from wsgigate.http.wsgi import (
+    CLAIMS,
+    INSTANCE,
+    PEER_TRUSTED,
+    REASON,
+    REQUEST_ID,
+    SERVICE,
+    BodyTooLarge,
+)
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.response import UpstreamCut
-from wsgigate.proxy.transport import Sessions
 from wsgigate.testing.backend import Backend, Received, cut, reply
-from wsgigate.wsgi import CLAIMS, INSTANCE, PEER_TRUSTED, REASON, REQUEST_ID, SERVICE, BodyTooLarge
 
 Forward = Callable[..., Client]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from wsgigate.problem import Refusal
-from wsgigate.proxy.handshake import BadHandshake, asks_for_websocket, check_request, read_answer
+from wsgigate.http.problem import Refusal
+from wsgigate.http.wsgi import Headers
+from wsgigate.proxy.websocket import BadHandshake, asks_for_websocket, check_request, read_answer
 from wsgigate.testing.server import new_environ
-from wsgigate.wsgi import Headers
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 section 1.3, and the answer to it below
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from wsgigate.proxy import head_plan
-from wsgigate.proxy.head_plan import BadResponse, content_length, plan_for, without_named
+from wsgigate.proxy import response
+from wsgigate.proxy.response import BadResponse, content_length, plan_for, without_named
 
 FEW = ("Date", "X-Color", "Content-Length", "Transfer-Encoding", "Connection", "Keep-Alive")
 
@@ -38,7 +38,7 @@ def test_a_malformed_name_is_known(name: str) -> None:
 
 def test_plans_are_remembered_within_bounds() -> None:
     """An instance may send names that are new each time, and as long as a head can be."""
-    remembered = head_plan._plan_of
+    remembered = response._plan_of
     remembered.cache_clear()
     long = "X" * 2049
     many = tuple(f"X-{number}" for number in range(65))
@@ -55,7 +55,7 @@ def test_plans_are_remembered_within_bounds() -> None:
 
 
 def test_what_connection_names_is_remembered_within_bounds() -> None:
-    remembered = head_plan._named
+    remembered = response._named
     remembered.cache_clear()
     headers = [("X-A", "1"), ("X-B", "2"), ("Cache-Control", "no-store")]
     for padding in ("", ", " + "y" * 2048):

@@ -14,24 +14,21 @@ from typing import Any
 import pytest
 from werkzeug.test import Client
 
-from wsgigate.circuits import Circuit, Permit
+from wsgigate.client.adapter import Sessions
+from wsgigate.coordination.circuit import Circuit, Permit
 from wsgigate.discovery import Instance
-from wsgigate.proxy.alarms import Alarm, Alarms
-from wsgigate.proxy.departure import ClientLeft, Departure, Departures
+from wsgigate.http.wsgi import INSTANCE, close_body
+from wsgigate.proxy.disconnect import ClientLeft, Departure, Departures
 from wsgigate.proxy.forwarder import Forwarder
-from wsgigate.proxy.pool import Lease, Pool
-from wsgigate.proxy.service import Resilience
-from wsgigate.proxy.stickiness import Stickiness
-from wsgigate.proxy.transport import Sessions
-from wsgigate.rules.budget import RetryBudget
-from wsgigate.rules.circuit import Outcome
-from wsgigate.rules.circuit_rules import CircuitRules
-from wsgigate.rules.hedge import HedgeRules
+from wsgigate.proxy.pool import InstanceLease, Pool
+from wsgigate.proxy.resilience import Resilience
+from wsgigate.proxy.sticky import Stickiness
+from wsgigate.rules.circuit import CircuitRules, Outcome
 from wsgigate.rules.outlier import OutlierRules
-from wsgigate.rules.retry import RetryRules
+from wsgigate.rules.retry import HedgeRules, RetryBudget, RetryRules
+from wsgigate.runtime.threads import Alarm, Alarms
 from wsgigate.testing.backend import Backend, Received, reply
 from wsgigate.testing.server import Server, new_environ
-from wsgigate.wsgi import INSTANCE, close_body
 
 BAD = reply(b"busy", status="503 Service Unavailable")
 SOON = HedgeRules(after=0.01)
@@ -75,7 +72,7 @@ class Watched(Pool):
         self._changed = threading.Condition()
         super().__init__(*arguments, **options)
 
-    def _release(self, lease: Lease) -> None:
+    def _release(self, lease: InstanceLease) -> None:
         super()._release(lease)
         with self._changed:
             self._changed.notify_all()

@@ -13,16 +13,23 @@ from hypothesis import strategies as st
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import EnvironBuilder
 
+from wsgigate.client.adapter import Sessions
 from wsgigate.discovery import Instance
+from wsgigate.http.target import (
+    BadTarget,
+    canonical_path,
+    kept_target_of,
+    leaves,
+    readings,
+    target_of,
+)
+from wsgigate.http.wsgi import REASON, ROUTE
 from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
-from wsgigate.proxy.transport import Sessions
 from wsgigate.rules.routing import Route
-from wsgigate.target import BadTarget, canonical_path, kept_target_of, leaves, readings, target_of
 from wsgigate.testing.backend import Backend, reply
 from wsgigate.testing.server import Server
-from wsgigate.wsgi import REASON, ROUTE
 
 ALL = dict.fromkeys(("encoded_slash", "encoded_backslash", "double_slash", "dot_segments"), "keep")
 

@@ -17,14 +17,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wsgigate.discovery import Instance
-from wsgigate.problem import Problem, Refusal
+from wsgigate.http.problem import Problem, Refusal
+from wsgigate.http.target import BadTarget, canonical_path, target_of
+from wsgigate.http.wsgi import PARAMS, ROUTE
 from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.proxy.request import RequestMaker
-from wsgigate.rules.router import Router
-from wsgigate.rules.routing import Match, Route
-from wsgigate.target import BadTarget, canonical_path, target_of
+from wsgigate.rules.routing import Match, Route, Router
 from wsgigate.testing.server import Server
-from wsgigate.wsgi import PARAMS, ROUTE
 
 INSTANCE = Instance("http://10.0.0.1:8000")
 

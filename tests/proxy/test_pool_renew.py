@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from wsgigate.discovery import Instance
-from wsgigate.proxy.pool import Lease, Pool
+from wsgigate.proxy.pool import InstanceLease, Pool
 from wsgigate.rules.balance import POLICIES
 from wsgigate.rules.circuit import Outcome
 from wsgigate.rules.outlier import OutlierRules
@@ -28,7 +28,7 @@ def pool(*urls: str, **options: Any) -> Pool:
     return Pool("users", made(urls or URLS), **options)
 
 
-def lease_of(users: Pool, url: str) -> Lease:
+def lease_of(users: Pool, url: str) -> InstanceLease:
     others = [member for name, member in users._members.items() if name != url]
     lease = users.pick(avoid=others)
     assert lease is not None
@@ -212,7 +212,7 @@ def test_the_list_may_change_while_it_is_used() -> None:
     """Whatever comes between, what is counted is right in the end."""
     chance = random.Random(7)
     users = pool(outlier=OutlierRules(consecutive_failures=3), balance="least-latency")
-    held: list[Lease] = []
+    held: list[InstanceLease] = []
     for _ in range(3000):
         step = chance.randrange(4)
         if step == 0:

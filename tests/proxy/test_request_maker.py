@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 
 from wsgigate.discovery import Instance
-from wsgigate.fields import FieldRules
-from wsgigate.problem import Refusal
-from wsgigate.proxy.copying import FieldCopier
-from wsgigate.proxy.request import Outgoing, RequestMaker
-from wsgigate.target import BadTarget, Target
+from wsgigate.http.fields import FieldRules
+from wsgigate.http.problem import Refusal
+from wsgigate.http.target import BadTarget, Target
+from wsgigate.http.wsgi import CLAIMS, PEER_TRUSTED, REQUEST_ID
+from wsgigate.proxy.request import FieldCopier, Outgoing, RequestMaker
 from wsgigate.testing.server import new_environ
-from wsgigate.wsgi import CLAIMS, PEER_TRUSTED, REQUEST_ID
 
 INSTANCE = Instance("http://10.0.0.1:8000")
 

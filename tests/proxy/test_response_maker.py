@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import requests
 
+from wsgigate.client.response import FieldList
 from wsgigate.discovery import Instance
-from wsgigate.proxy.departure import ClientLeft
-from wsgigate.proxy.reply import FieldList
+from wsgigate.http.target import Target
+from wsgigate.http.wsgi import Headers
+from wsgigate.proxy.disconnect import ClientLeft
 from wsgigate.proxy.request import Outgoing, RequestMaker
 from wsgigate.proxy.response import BadResponse, Body, ResponseMaker, UpstreamCut, reason_of
-from wsgigate.target import Target
 from wsgigate.testing.server import new_environ
-from wsgigate.wsgi import Headers
 
 INSTANCE = Instance("http://10.0.0.1:8000")
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 
+from wsgigate.http.wsgi import REASON, close_body
 from wsgigate.proxy.response import UpstreamCut
 from wsgigate.testing.backend import Answer, Backend, Received, cut, reply
-from wsgigate.wsgi import REASON, close_body
 
 Forward = Callable[..., Client]
 

@@ -11,11 +11,11 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import pytest
 
+from wsgigate.client.adapter import Sessions
 from wsgigate.discovery import Instance
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
-from wsgigate.proxy.transport import Sessions
-from wsgigate.testing.proxy_safety import CASES, Case, Exchange, check_proxy
+from wsgigate.testing.proxy import CASES, Case, Exchange, check_proxy
 
 Make = Callable[..., WSGIApplication]
 

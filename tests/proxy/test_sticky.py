@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from werkzeug.test import Client
 
+from wsgigate.client.adapter import Sessions
 from wsgigate.discovery import Instance
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
-from wsgigate.proxy.service import Resilience
-from wsgigate.proxy.stickiness import Stickiness
-from wsgigate.proxy.transport import Sessions
+from wsgigate.proxy.resilience import Resilience
+from wsgigate.proxy.sticky import Stickiness
 from wsgigate.rules.circuit import Outcome
 from wsgigate.rules.outlier import OutlierRules
 from wsgigate.rules.retry import RetryRules

@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 
 from tests.proxy.test_bulkhead import FULL, GIVEN, ask
+from wsgigate.client.adapter import Sessions
 from wsgigate.discovery import Instance
-from wsgigate.problem import Refusal
-from wsgigate.proxy.bulkhead import Compartment, Place
+from wsgigate.http.problem import Refusal
 from wsgigate.proxy.forwarder import Forwarder
-from wsgigate.proxy.pool import Pool
-from wsgigate.proxy.service import Resilience
+from wsgigate.proxy.pool import Compartment, Place, Pool
+from wsgigate.proxy.resilience import Resilience
 from wsgigate.proxy.thread_shares import ThreadShares
-from wsgigate.proxy.transport import Sessions
 from wsgigate.rules.thread_shares import ThreadShareRules
 from wsgigate.testing.backend import Backend, reply
 from wsgigate.testing.clock import FakeClock

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from wsgigate.proxy.tunnel import Tunnels, relay
+from wsgigate.proxy.websocket import Tunnels, relay
 
 
 class Ends:

@@ -10,11 +10,11 @@ from wsgiref.validate import validator
 import pytest
 from werkzeug.test import EnvironBuilder, run_wsgi_app
 
+from wsgigate.client.adapter import Sessions
 from wsgigate.discovery import Instance
 from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
-from wsgigate.proxy.transport import Sessions
 from wsgigate.rules.routing import Route
 from wsgigate.testing.backend import Backend, cut, reply
 

@@ -12,11 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgigate.rules.balance import POLICIES
-from wsgigate.rules.balance.available import slow_start
-from wsgigate.rules.balance.hashing import ConsistentHash
-from wsgigate.rules.balance.pairs import LeastLatency, Pairs, Random, TwoChoices
-from wsgigate.rules.balance.turns import RoundRobin, SmoothWeighted
+from wsgigate.rules.balance import (
+    POLICIES,
+    ConsistentHash,
+    LeastLatency,
+    Pairs,
+    Random,
+    RoundRobin,
+    SmoothWeighted,
+    TwoChoices,
+)
+from wsgigate.rules.tiers import slow_start
 from wsgigate.testing import Script
 
 

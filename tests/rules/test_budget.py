@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgigate.rules.budget import RetryBudget
+from wsgigate.rules.retry import RetryBudget
 
 
 def made(budget: RetryBudget, rate: float, seconds: float, start: float = 1000.0) -> list[float]:

@@ -9,8 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wsgigate.rules.algorithms import CalendarWindow
-from wsgigate.rules.calendar import span
 from wsgigate.rules.quota import CALENDAR, Quota
+from wsgigate.rules.windows import span
 
 
 def seconds(text: str) -> int:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from wsgigate.rules.circuit import (
     TRANSITIONS,
+    CircuitRules,
     Event,
     Outcome,
     State,
@@ -24,7 +25,6 @@ from wsgigate.rules.circuit import (
     trip,
     unpack,
 )
-from wsgigate.rules.circuit_rules import CircuitRules
 
 CLOSED, OPEN, HALF_OPEN = State
 RULES = CircuitRules(open_for=5, open_at_most=30, jitter=0, probes=2, probe_timeout=10)

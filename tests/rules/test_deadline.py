@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wsgigate.rules.deadline import Deadline, deadline, read_timeout, try_time, write_timeout
+from wsgigate.rules.retry import Deadline, deadline, read_timeout, try_time, write_timeout
 
 
 @pytest.mark.parametrize(

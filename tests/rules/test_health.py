@@ -8,15 +8,7 @@ from typing import Any
 
 import pytest
 
-from wsgigate.rules.health import (
-    Health,
-    HealthCheck,
-    Outcome,
-    first_due,
-    judge,
-    next_due,
-    record,
-)
+from wsgigate.rules.health import Health, HealthCheck, Outcome, first_due, judge, next_due, record
 
 OK = Outcome(True, 200, "1.53ms")
 FAIL = Outcome(False, 503, "2.00ms", "Status 503")

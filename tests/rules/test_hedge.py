@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgigate.rules.hedge import Delays, HedgeRules, hedgeable
+from wsgigate.rules.retry import Delays, HedgeRules, hedgeable
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wsgigate.rules.hosts import Hosts, host_pattern
+from wsgigate.rules.routing import Hosts, host_pattern
 
 HOSTS = Hosts(["api.Example.com", "*.shop.test", "[::1]", "10.0.0.1"])
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wsgigate.rules.circuit import Outcome
-from wsgigate.rules.outcomes import check_failures, outcome_of
+from wsgigate.rules.circuit import Outcome, check_failures, outcome_of
 
 
 @pytest.mark.parametrize(

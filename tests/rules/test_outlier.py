@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgigate.rules.balance.available import Standing, available
 from wsgigate.rules.circuit import Outcome
 from wsgigate.rules.outlier import Ejection, OutlierRules, Outliers, low_success
+from wsgigate.rules.tiers import Standing, available
 
 LETTERS = {
     "+": Outcome.OK,

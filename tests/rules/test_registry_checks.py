@@ -9,7 +9,7 @@ import pytest
 
 from wsgigate.rules.health import Outcome
 from wsgigate.rules.registry import LeaseRules, Registered, Status
-from wsgigate.rules.registry.checks import (
+from wsgigate.rules.registry_checks import (
     CRITICAL,
     PASSING,
     WARNING,

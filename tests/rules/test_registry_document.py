@@ -10,10 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgigate.rules.registry import Invalid, Registered, Status, parse
-from wsgigate.rules.registry.checks import Check
-from wsgigate.rules.registry.document import METADATA_BYTES
-from wsgigate.rules.registry.entry import MOST_BYTES
+from wsgigate.rules.registry import METADATA_BYTES, MOST_BYTES, Invalid, Registered, Status, parse
+from wsgigate.rules.registry_checks import Check
 
 LEAST = {"serviceName": "users", "instanceId": "users-1", "host": "10.0.0.5", "port": 3001}
 

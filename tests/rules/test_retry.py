@@ -10,14 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgigate.rules.retry import (
-    Attempt,
-    Decision,
-    RetryRules,
-    backoff,
-    decide,
-    read_retry_after,
-)
+from wsgigate.rules.retry import Attempt, Decision, RetryRules, backoff, decide, read_retry_after
 
 SAFE = ("GET", "HEAD", "OPTIONS", "PUT", "DELETE")
 UNSAFE = ("POST", "PATCH", "get", "")

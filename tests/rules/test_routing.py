@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from wsgigate.rules.router import Router
-from wsgigate.rules.routing import Match, MethodNotAllowed, Route, RouteConflict, listing
+from wsgigate.rules.routing import Match, MethodNotAllowed, Route, RouteConflict, Router, listing
 
 
 def route(path: str, endpoint: str = "", **options: Any) -> Route[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as some
 
-from wsgigate.rules.shelf import Shelf
+from wsgigate.rules.caching import Shelf
 
 
 def test_what_was_used_last_stays() -> None:

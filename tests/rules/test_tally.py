@@ -8,9 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgigate.rules.circuit import Outcome
-from wsgigate.rules.circuit_rules import CircuitRules
-from wsgigate.rules.tally import Tally
+from wsgigate.rules.circuit import CircuitRules, Outcome, Tally
 from wsgigate.rules.window import Counts, Window
 
 LETTERS = {

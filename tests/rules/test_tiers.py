@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsgigate.rules.balance import LeastLatency, RoundRobin, TwoChoices, policy_of
-from wsgigate.rules.balance.available import Level, Standing, available, tier_of, zoned
-from wsgigate.rules.balance.tiers import Tiers
+from wsgigate.rules.tiers import Level, Standing, Tiers, available, tier_of, zoned
 
 WELL, ILL, DRAINED = Standing(), Standing(well=False), Standing(weight=0)
 SPARE, ILL_SPARE = Standing(tier=1), Standing(well=False, tier=1)

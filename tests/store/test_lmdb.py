@@ -9,8 +9,9 @@ import threading
 import lmdb
 import pytest
 
-from wsgigate.store import StoreError, open_store
+from wsgigate.store import StoreError
 from wsgigate.store.lmdb import LmdbStore
+from wsgigate.store.open import open_store
 
 
 def count(old, now):

@@ -7,9 +7,8 @@ import lmdb
 import pytest
 
 from wsgigate.store import StoreError
-from wsgigate.store.environment import FULL_LOOKS, TRY_EVERY
 from wsgigate.store.lmdb import LmdbStore
-from wsgigate.store.sweep import SWEEP_LOOKS
+from wsgigate.store.lmdb_environment import FULL_LOOKS, SWEEP_LOOKS, TRY_EVERY
 
 PIN = """
 import lmdb, signal, sys
@@ -187,7 +186,7 @@ def test_a_map_that_another_process_was_allowed_to_make_larger_is_followed(outpu
     text = """
 import sys
 from wsgigate.store.lmdb import LmdbStore
-from wsgigate.store.sweep import SWEEP_LOOKS
+from wsgigate.store.lmdb_environment import SWEEP_LOOKS
 store = LmdbStore(sys.argv[1], map_size=32 * 1024 * 1024)
 for number in range(500):
     store.swap(f"large/{number}", None, bytes(20000), 60)

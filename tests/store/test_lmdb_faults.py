@@ -11,8 +11,8 @@ import lmdb
 import pytest
 
 from wsgigate.store import DamagedStore, StoreError
-from wsgigate.store.folder import check_file
 from wsgigate.store.lmdb import LmdbStore
+from wsgigate.store.lmdb_files import check_file
 
 
 def count(old, now):
@@ -178,7 +178,7 @@ def test_a_file_cut_short_is_an_error_and_no_crash(folder, output):
     text = """
 import sys
 from wsgigate.store import StoreError
-from wsgigate.store.folder import check_file
+from wsgigate.store.lmdb_files import check_file
 from wsgigate.store.lmdb import LmdbStore
 store = LmdbStore(sys.argv[1])
 try:
@@ -349,7 +349,7 @@ def test_what_a_rule_breaks_down_with_is_no_damage(folder):
 NOBODY = f"""
 import os, sys
 from wsgigate.store import StoreError
-from wsgigate.store.folder import check_file
+from wsgigate.store.lmdb_files import check_file
 from wsgigate.store.lmdb import LmdbStore
 if os.geteuid() == 0:
     os.setgroups([])

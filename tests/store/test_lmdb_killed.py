@@ -14,10 +14,9 @@ import lmdb
 import pytest
 
 from wsgigate.store import StoreError
-from wsgigate.store.datafile import alone
 from wsgigate.store.lmdb import LmdbStore
-from wsgigate.store.sweep import expiry
-from wsgigate.store.verify import verify
+from wsgigate.store.lmdb_environment import expiry
+from wsgigate.store.lmdb_files import alone, verify
 
 
 def count(old, now):
@@ -145,8 +144,8 @@ def wait_for_both(readers):
 
 
 def test_slots_of_killed_readers_are_had_again(child, folder, monkeypatch):
-    monkeypatch.setattr("wsgigate.store.environment.READERS", 4)
-    monkeypatch.setattr("wsgigate.store.environment.LOCK_BYTES", 4 * 64 + 128)
+    monkeypatch.setattr("wsgigate.store.lmdb_environment.READERS", 4)
+    monkeypatch.setattr("wsgigate.store.lmdb_environment.LOCK_BYTES", 4 * 64 + 128)
     store = LmdbStore(folder)
     store.update("key", count)
     for _ in range(5):
@@ -164,8 +163,8 @@ def test_slots_of_killed_readers_are_had_again(child, folder, monkeypatch):
 
 def test_slots_are_had_again_while_others_keep_the_file_open(child, folder, monkeypatch):
     """Nobody begins with an empty list of readers then."""
-    monkeypatch.setattr("wsgigate.store.environment.READERS", 4)
-    monkeypatch.setattr("wsgigate.store.environment.LOCK_BYTES", 4 * 64 + 128)
+    monkeypatch.setattr("wsgigate.store.lmdb_environment.READERS", 4)
+    monkeypatch.setattr("wsgigate.store.lmdb_environment.LOCK_BYTES", 4 * 64 + 128)
     store = LmdbStore(folder)
     store.update("key", count)
     keeper = child(look, folder)
@@ -182,9 +181,9 @@ def test_slots_are_had_again_while_others_keep_the_file_open(child, folder, monk
 
 
 def test_whoever_writes_frees_the_slots_of_the_dead_when_none_is_left(child, folder, monkeypatch):
-    monkeypatch.setattr("wsgigate.store.environment.READERS", 4)
-    monkeypatch.setattr("wsgigate.store.environment.LOCK_BYTES", 4 * 64 + 128)
-    monkeypatch.setattr("wsgigate.store.environment.LOOK_EVERY", 0.0)
+    monkeypatch.setattr("wsgigate.store.lmdb_environment.READERS", 4)
+    monkeypatch.setattr("wsgigate.store.lmdb_environment.LOCK_BYTES", 4 * 64 + 128)
+    monkeypatch.setattr("wsgigate.store.lmdb_environment.LOOK_EVERY", 0.0)
     LmdbStore(folder).check()
     keeper = child(count_up, folder, "keeper")
     keeper.wait(1)

@@ -13,7 +13,7 @@ import pytest
 
 from wsgigate.store.memory import MemoryStore
 from wsgigate.store.namespace import _relative, check_namespace
-from wsgigate.store.opened import Namespaced, OpenedStore
+from wsgigate.store.open import Namespaced, OpenedStore
 
 TELL = """
 import json, sys

@@ -11,22 +11,20 @@ import pytest
 from werkzeug.test import Client
 
 from wsgigate import Limiter
-from wsgigate.circuits import Circuit, Permit, Rejection
-from wsgigate.denylist import DenyList
+from wsgigate.coordination.circuit import Circuit, Permit, Rejection
+from wsgigate.coordination.denylist import DenyList, identity
+from wsgigate.coordination.maintenance import MaintenanceSwitch
 from wsgigate.discovery import Instance
-from wsgigate.discovery.asking import InThreads
 from wsgigate.discovery.health import HealthChecker
-from wsgigate.discovery.registry import Registry
-from wsgigate.maintenance import MaintenanceSwitch
+from wsgigate.discovery.health_results import InThreads
+from wsgigate.registry import Registry
+from wsgigate.rules.circuit import CircuitRules
 from wsgigate.rules.circuit import Outcome as Called
-from wsgigate.rules.circuit_rules import CircuitRules
-from wsgigate.rules.denial import identity
 from wsgigate.rules.health import Health, HealthCheck, Outcome
 from wsgigate.rules.registry import Registered
-from wsgigate.store import StoreError
-from wsgigate.store.environment import TRY_EVERY
-from wsgigate.store.limits import COUNTERS, VITAL
+from wsgigate.store import COUNTERS, VITAL, StoreError
 from wsgigate.store.lmdb import LmdbStore
+from wsgigate.store.lmdb_environment import TRY_EVERY
 from wsgigate.store.memory import MemoryStore
 
 MEGABYTE = 1024 * 1024

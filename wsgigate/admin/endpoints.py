@@ -6,23 +6,134 @@ costs the store a look at how full it is, and a few short reads where workers sh
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-from wsgiref.types import WSGIApplication, WSGIEnvironment
+from typing import Any, Protocol, TypeVar
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.admin.documents import json_app
-from wsgigate.admin.info import own_routes
+from wsgigate.coordination.maintenance import GATEWAY
+from wsgigate.coordination.worker_reports import Report
 from wsgigate.discovery import Instance
-from wsgigate.discovery.status import iso_time, not_monitored
-from wsgigate.problem import Problem, Refuse, answer_with
-from wsgigate.rules.maintenance import GATEWAY
+from wsgigate.discovery.health_results import not_monitored
+from wsgigate.http.problem import Problem, Refuse, answer_with
+from wsgigate.http.wsgi import PARAMS, REASON
 from wsgigate.rules.routing import Route
-from wsgigate.worker_reports import Report
-from wsgigate.wsgi import PARAMS
+from wsgigate.units import iso_time
 
-__all__ = ["Facts", "HasInstances", "ServiceFacts", "Statuses", "routes"]
+__all__ = [
+    "Facts",
+    "HasInstances",
+    "ServiceFacts",
+    "Statuses",
+    "describe_features",
+    "describe_routes",
+    "json_app",
+    "own_routes",
+    "routes",
+]
+
+
+# WSGI apps that answer with a JSON document.
+
+
+def json_app(
+    make: Callable[[WSGIEnvironment], object], *, refuse: Refuse = answer_with
+) -> WSGIApplication:
+    """Return the app that answers with what *make* returns: a document, or a :class:`Problem`.
+
+    The document is always JSON and says that it is nothing else, so that no browser takes a name in
+    it for a page. It is never kept: it tells of this moment.
+    """
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        document = make(environ)
+        if isinstance(document, Problem):
+            environ.setdefault(REASON, document.detail)
+            return refuse(document)(environ, start_response)
+        body = json.dumps(document).encode("ascii")
+        start_response(
+            "200 OK",
+            [
+                ("Content-Type", "application/json; charset=utf-8"),
+                ("Content-Length", str(len(body))),
+                ("Cache-Control", "no-store"),
+                ("X-Content-Type-Options", "nosniff"),
+            ],
+        )
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+
+    return app
+
+
+# What a gateway says of itself, worked out from what it is made of.
+
+E = TypeVar("E")
+
+_MIDDLEWARES = (
+    ("logger", "Request logging"),
+    ("limiter", "Rate limiting"),
+    ("authenticator", "Authentication"),
+)
+
+
+def own_routes(prefix: str = "") -> dict[str, str]:
+    """Return the endpoints that a gateway has of its own, with what each is for."""
+    return {
+        f"GET {prefix}/health": "Gateway health check",
+        f"GET {prefix}/info": "Gateway information",
+        f"GET {prefix}/services": "List all services",
+    }
+
+
+def describe_routes(
+    routes: Iterable[Route[E]], *, prefix: str = "", given: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return what ``/info`` says of the routes: ``GET /orders/*`` and what it is for.
+
+    :param routes: The routes. One that is listed nowhere is not told here either.
+    :param prefix: The path the gateway's own endpoints are below; they come first.
+    :param given: What to say instead of *routes*, in the operator's words.
+    """
+    told = own_routes(prefix)
+    if given:
+        return {**told, **given}
+    for route in routes:
+        for text in _texts(route):
+            told.setdefault(text, route.summary or "Proxied service routes")
+    return told
+
+
+def _texts(route: Route[E]) -> Sequence[str]:
+    if route.listed is not None:
+        return route.listed
+    path = route.host + (route.path if route.exact else route.path.rstrip("/") + "/*")
+    return [f"{method} {path}" for method in route.methods or ("ANY",)]
+
+
+def describe_features(
+    middlewares: Collection[str],
+    *,
+    services: bool = True,
+    health: bool = False,
+    given: Sequence[str] = (),
+) -> tuple[str, ...]:
+    """Return what ``/info`` says the gateway can do.
+
+    :param middlewares: The names of the middlewares in use, around everything or around a route.
+    :param services: Whether there are services to forward to.
+    :param health: Whether any of them has a health check.
+    :param given: What to say instead, in the operator's words.
+    """
+    if given:
+        return tuple(given)
+    told = [feature for name, feature in _MIDDLEWARES if name in middlewares]
+    if services:
+        told += ["Service discovery", "Load balancing"]
+    if health:
+        told.append("Health monitoring")
+    return tuple(told)
 
 
 class HasInstances(Protocol):

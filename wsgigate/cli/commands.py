@@ -10,18 +10,17 @@ from dataclasses import fields, replace
 from importlib import import_module
 from typing import Any
 
-from wsgigate.cli.failed import failed
-from wsgigate.cli.servers import server
+from wsgigate.cli.main import failed, server
 from wsgigate.config.build import Built, assemble, check_reading
+from wsgigate.config.build_routes import Entry
 from wsgigate.config.checks import check_across
 from wsgigate.config.errors import ConfigError, Errors
-from wsgigate.config.kinds import Kind
 from wsgigate.config.load import load, read_file
 from wsgigate.config.model import Config, Gateway
-from wsgigate.config.routes import Entry
-from wsgigate.config.schema import schema as schema_of_file
-from wsgigate.rules.serving import Finding, findings
+from wsgigate.config.model import schema as schema_of_file
+from wsgigate.config.types import Kind
 from wsgigate.rules.thread_shares import ThreadShareRules
+from wsgigate.server_check import Finding, findings
 
 __all__ = ["check", "routes", "run", "schema"]
 
@@ -135,7 +134,7 @@ def _thread_shares(config: Config) -> Iterator[str]:
 def _of_server(config: Config, name: str) -> list[Finding]:
     """Return what is wrong with the server that ``run`` would start, where it is installed."""
     try:
-        planned = import_module(f"wsgigate.integrations.{name}").planned
+        planned = import_module(f"wsgigate.servers.{name}").planned
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != name:
             raise

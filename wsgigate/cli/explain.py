@@ -6,21 +6,19 @@ import argparse
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from wsgigate.cli.failed import failed
+from wsgigate.cli.main import failed
 from wsgigate.config.build import Built, assemble
+from wsgigate.config.build_routes import Entry, leading_loggers
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import read_file
+from wsgigate.config.middleware_options import ConcurrencyOptions, LimiterOptions
 from wsgigate.config.middlewares import Middleware
 from wsgigate.config.model import Config
-from wsgigate.config.options import ConcurrencyOptions, LimiterOptions
-from wsgigate.config.routes import Entry
-from wsgigate.config.stack import leading_loggers
 from wsgigate.discovery import Instance
-from wsgigate.problem import Refusal
-from wsgigate.proxy.hops import NEVER
-from wsgigate.proxy.request import RequestMaker
+from wsgigate.http.problem import Refusal
+from wsgigate.http.target import BadTarget, any_target_of, kept_target_of
+from wsgigate.proxy.request import NEVER, RequestMaker
 from wsgigate.rules.routing import MethodNotAllowed
-from wsgigate.target import BadTarget, any_target_of, kept_target_of
 
 __all__ = ["explain"]
 

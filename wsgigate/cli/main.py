@@ -7,13 +7,115 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from types import ModuleType
+from typing import Any
 
 from wsgigate import __version__
-from wsgigate.cli import numbers, register_arguments
-from wsgigate.cli.servers import SERVERS
-from wsgigate.log_level import LEVELS
+from wsgigate.cli import numbers
+from wsgigate.config.errors import ConfigError
+from wsgigate.runtime.log_level import LEVELS
 
-__all__ = ["main"]
+__all__ = [
+    "REGISTER_ABOUT",
+    "REGISTER_EXAMPLES",
+    "SERVERS",
+    "add_register_arguments",
+    "failed",
+    "main",
+    "server",
+]
+
+
+# How a command fails: a line on standard error, and its exit code.
+
+
+def failed(why: Exception | str, code: int = 2) -> int:
+    """Tell *why*, and return *code*; what is wrong with a file already names the file."""
+    print(why if isinstance(why, ConfigError) else f"wsgigate: {why}", file=sys.stderr)
+    return code
+
+
+# What the command register takes.
+
+REGISTER_ABOUT = """\
+Run a program, in any language, and keep it registered at a registry while it runs: STARTING until
+its port takes connections, then UP, DRAINING for a while after SIGTERM, and gone at its end.
+Signals are passed on, and the exit code is the program's. REGISTRY_TOKEN is the token for it."""
+
+REGISTER_EXAMPLES = """\
+examples:
+
+  wsgigate register --service users --port 3001 -- node users.js
+  wsgigate register --service users --port 3001 --health-check-path /health --zone a \\
+      --meta team=shop -- gunicorn --bind 0.0.0.0:3001 users:app
+"""
+
+
+def add_register_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add them to *parser*."""
+
+    def text(name: str, about: str, metavar: str = "NAME", default: str | None = None) -> None:
+        parser.add_argument(name, metavar=metavar, help=about, default=default)
+
+    def several(name: str, about: str, metavar: str) -> None:
+        parser.add_argument(name, metavar=metavar, help=about, action="append", default=[])
+
+    def number(name: str, about: str, metavar: str, **options: Any) -> None:
+        parser.add_argument(name, metavar=metavar, help=about, **options)
+
+    parser.add_argument("--service", metavar="NAME", required=True, help="which service it is")
+    number("--port", "where others reach it", "PORT", type=numbers.port, required=True)
+    text("--host", "the name or address of it (default: this machine's, as the registry sees it)")
+    several("--registry", "where the registry is; several are asked in turn (REGISTRY_URL)", "URL")
+    text("--ca", "a file of the authorities that vouch for an https registry", "FILE")
+    text("--instance-id", "tells it from its siblings (default: made of host and port)", "ID")
+    text("--scheme", "http or https (default: http)", "SCHEME", "http")
+    text("--health-check-path", "where it answers whether it is well", "PATH")
+    number(
+        "--weight",
+        "its share of the traffic beside its siblings (default: 1)",
+        "N",
+        type=numbers.weight,
+        default=1,
+    )
+    text("--service-version", "which release it is", "VERSION")
+    text("--zone", "where it runs")
+    several("--tag", "a word to find it by; may be repeated", "WORD")
+    several("--meta", "what else is to be known of it; may be repeated", "NAME=VALUE")
+    number(
+        "--listens", "its port here, if others reach it by another one", "PORT", type=numbers.port
+    )
+    number(
+        "--drain",
+        "how long to go on after SIGTERM (default: 2s)",
+        "TIME",
+        type=numbers.drain,
+        default="2s",
+    )
+    parser.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM ...")
+
+
+# The servers that can be had to serve a gateway.
+
+SERVERS = {"gunicorn": "server", "granian": "granian"}
+"""The extra that installs each, by its name; the first is usual."""
+
+
+def server(name: str, command: str) -> ModuleType:
+    """Return what has the server *name* serve a gateway.
+
+    :param command: The command that needs it.
+    :raises ValueError: It is not installed; says what to do.
+    """
+    try:
+        return import_module(f"wsgigate.servers.{name}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != name:
+            raise
+        raise ValueError(
+            f'{command} needs {name}: pip install "wsgigate[{SERVERS[name]}]"'
+        ) from None
+
 
 ABOUT = """\
 An API gateway in front of your services: one file says which paths go to which service, and
@@ -201,7 +303,7 @@ def _parser() -> argparse.ArgumentParser:
     token.add_argument(
         "--expires", metavar="TIME", default="1h", help="how long it is valid (default: 1h)"
     )
-    deny = command("deny", "deny:deny", DENY, DENY_EXAMPLES)
+    deny = command("deny", "operations:deny", DENY, DENY_EXAMPLES)
     _file(deny)
     what = deny.add_mutually_exclusive_group()
     what.add_argument("--jti", metavar="ID", help="deny the token with this jti")
@@ -209,7 +311,7 @@ def _parser() -> argparse.ArgumentParser:
     deny.add_argument(
         "--last", metavar="TIME", help="for how long the last of these tokens is good, such as 1h"
     )
-    switch = command("maintenance", "maintenance:maintenance", MAINTENANCE, MAINTENANCE_EXAMPLES)
+    switch = command("maintenance", "operations:maintenance", MAINTENANCE, MAINTENANCE_EXAMPLES)
     _file(switch)
     switch.add_argument("what", choices=("on", "off", "status"), help="what to do")
     which = switch.add_mutually_exclusive_group()
@@ -221,8 +323,8 @@ def _parser() -> argparse.ArgumentParser:
     switch.add_argument(
         "--message", metavar="TEXT", default="", help="what clients are told, one sentence"
     )
-    register_arguments.add(
-        command("register", "register:register", register_arguments.ABOUT, register_arguments.END)
+    add_register_arguments(
+        command("register", "register:register", REGISTER_ABOUT, REGISTER_EXAMPLES)
     )
     _registry(command("registry", "registry:registry", REGISTRY, REGISTRY_EXAMPLES))
     command("schema", "commands:schema", SCHEMA)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from wsgigate.rules.serving import MOST_THREADS, MOST_WORKERS
+from wsgigate.server_check import MOST_THREADS, MOST_WORKERS
 from wsgigate.units import parse_duration
 
 __all__ = ["drain", "port", "threads", "weight", "workers"]

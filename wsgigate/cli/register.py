@@ -25,12 +25,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from wsgigate.cli.failed import failed
-from wsgigate.discovery.registration import AT_MOST
-from wsgigate.discovery.registration_connect import connector
-from wsgigate.discovery.registration_entry import Entry
-from wsgigate.discovery.registration_keeper import Keeper
-from wsgigate.discovery.registration_socket import accepts
+from wsgigate.cli.main import failed
+from wsgigate.registration import AT_MOST
+from wsgigate.registration.connect import connector
+from wsgigate.registration.entry import Entry
+from wsgigate.registration.heartbeat import Keeper
+from wsgigate.registration.process import accepts
 from wsgigate.rules.registration import Wanted
 from wsgigate.units import parse_duration
 

@@ -8,8 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wsgigate.cli.failed import failed
-from wsgigate.cli.servers import server
+from wsgigate.cli.main import failed, server
 from wsgigate.config.build import check_reading
 from wsgigate.config.checks import check_across
 from wsgigate.config.errors import ConfigError, Errors

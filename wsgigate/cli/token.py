@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wsgigate.cli.failed import failed
+from wsgigate.auth.jwt import SECRET_BYTES, mint
+from wsgigate.cli.main import failed
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import load
+from wsgigate.config.middleware_options import AuthenticatorOptions
 from wsgigate.config.model import Config
-from wsgigate.config.options import AuthenticatorOptions
-from wsgigate.tokens import SECRET_BYTES, mint
 from wsgigate.units import parse_duration
 
 __all__ = ["token"]

@@ -9,51 +9,246 @@ from __future__ import annotations
 import os
 import re
 import socket
+import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 from wsgiref.types import WSGIApplication
 
-from wsgigate import process
-from wsgigate.config.certificate import check_certificate
-from wsgigate.config.ends import Ends
+from wsgigate.admin.endpoints import Facts, ServiceFacts, describe_features, describe_routes, routes
+from wsgigate.admin.operations import (
+    circuit_routes,
+    circuit_statuses,
+    counted,
+    deny_route,
+    maintenance_routes,
+    notices_told,
+)
+from wsgigate.auth.bearer import require_token
+from wsgigate.config.build_routes import (
+    Entry,
+    MiddlewareStack,
+    RouteApps,
+    Routes,
+    leading_loggers,
+    policy_name,
+    scopes_of,
+)
+from wsgigate.config.build_services import Services
 from wsgigate.config.errors import ConfigError, Errors
-from wsgigate.config.imports import import_app
 from wsgigate.config.load import Reading, read_file
+from wsgigate.config.middleware_options import AuthenticatorOptions
+from wsgigate.config.middlewares import import_app
 from wsgigate.config.model import Config
-from wsgigate.config.own import own_routes, worker_report
 from wsgigate.config.registry import registry_of, registry_routes
-from wsgigate.config.routes import Entry, Routes
-from wsgigate.config.services import Services
-from wsgigate.config.stack import Stacker, leading_loggers, policy_name
-from wsgigate.discovery.registry import Registry
-from wsgigate.discovery.speaker import Speaker
+from wsgigate.coordination.denylist import DenyList
+from wsgigate.coordination.leader import LogLeader
+from wsgigate.coordination.maintenance import GATEWAY, MaintenanceSwitch
+from wsgigate.coordination.worker_reports import Steady, WorkerReports
+from wsgigate.discovery.health import HealthChecker
 from wsgigate.gateway import Gateway
-from wsgigate.integrations.self_check import checked_at_first_request
-from wsgigate.maintenance import MaintenanceSwitch
+from wsgigate.http.problem import Problem, Refuse, answer_with
 from wsgigate.middleware.client_address import ClientAddress
 from wsgigate.middleware.guard import Guard
 from wsgigate.middleware.request_id import RequestId
-from wsgigate.problem import Refuse, answer_with
 from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.proxy.request import RequestMaker
-from wsgigate.rules.maintenance import GATEWAY
+from wsgigate.registry import Registry
 from wsgigate.rules.routing import Route
-from wsgigate.store import (
-    NETWORKED,
-    DamagedStore,
-    MisconfiguredStore,
-    Store,
-    StoreError,
-    open_store,
-)
+from wsgigate.runtime import fork
+from wsgigate.server_check import checked_at_first_request
+from wsgigate.store import NETWORKED, DamagedStore, MisconfiguredStore, Store, StoreError, usage
 from wsgigate.store.memory import MemoryStore
-from wsgigate.worker_reports import Steady, WorkerReports
+from wsgigate.store.open import open_store
+from wsgigate.units import iso_time
 
-__all__ = ["Built", "assemble", "build", "check", "check_reading", "load_gateway", "outage_of"]
+__all__ = [
+    "Built",
+    "assemble",
+    "build",
+    "certificate_files",
+    "check",
+    "check_certificate",
+    "check_reading",
+    "load_gateway",
+    "outage_of",
+    "own_routes",
+    "worker_report",
+]
+
+
+# The gateway's own certificate: where its files are, and whether they can be used.
+
+
+def certificate_files(config: Config, path: str) -> tuple[str, str] | None:
+    """Return the files of the certificate and of its key, None when the gateway speaks no TLS.
+
+    :param path: The file that *config* was read from, in whose folder relative names start.
+    """
+    tls = config.gateway.tls
+    if tls is None:
+        return None
+    folder = Path(path).absolute().parent if path else Path.cwd()
+    return str(folder / tls.cert), str(folder / (tls.key or tls.cert))
+
+
+def check_certificate(config: Config, path: str) -> None:
+    """See that the certificate and its key can be read, and belong together.
+
+    :raises ValueError: They can not, or do not; begins with the name of the key in question.
+    """
+    files = certificate_files(config, path)
+    if files is None:
+        return
+    for name, file in zip(("cert", "key"), files, strict=True):
+        if not Path(file).is_file():
+            raise ValueError(f"{name}: there is no {file}")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(*files, password=lambda: b"")  # rather than ask a terminal
+    except OSError as error:
+        why = getattr(error, "reason", None) or error.strerror or str(error)
+        raise ValueError(
+            f"{files[0]} and its key can not be used: {why}; PEM without a password is needed"
+        ) from None
+
+
+# The gateway's own endpoints, as the ``[admin]`` table wants them.
+
+
+def own_routes(
+    config: Config,
+    services: Services,
+    health: HealthChecker,
+    others: Sequence[Route[WSGIApplication]],
+    errors: Errors,
+    deny_list: DenyList,
+    switch: MaintenanceSwitch,
+    *,
+    store: Store,
+    workers: WorkerReports,
+    started: float,
+) -> list[Route[WSGIApplication]]:
+    """Return the routes of the gateway's own endpoints; none without an ``[admin]`` table.
+
+    :param others: The routes of the file, which ``/info`` tells.
+    :param errors: Where it is told what can not be made.
+    :param deny_list: The tokens that are denied, for the authenticators that ask.
+    :param switch: What is out of service, where anything can be.
+    :param store: How full it is, ``/health`` tells.
+    :param workers: What each worker says of itself, made with :func:`worker_report`.
+    :param started: Since when the gateway serves, in seconds since 1970.
+    """
+    admin, gateway = config.admin, config.gateway
+    if admin is None or errors.under("admin.prefix"):
+        return []
+    token = admin.token
+    if token is not None:
+        errors.tried("admin.token", lambda: require_token(Problem(404), token))
+    entries = [*config.middleware, *(entry for each in config.routes for entry in each.middleware)]
+    found = {watch.service: watch.told for watch in services.watches}
+    facts = Facts(
+        gateway.name,
+        gateway.version,
+        _port(gateway.bind),
+        {
+            name: ServiceFacts(
+                pool,
+                config.services[name].routes,
+                found.get(name),
+                bool(config.services[name].max_in_flight),
+            )
+            for name, pool in services.pools.items()
+        },
+        describe_routes(others, prefix=admin.prefix, given=admin.routes),
+        describe_features(
+            {entry.use for entry in entries},
+            services=bool(config.services),
+            health=bool(services.checks),
+            given=admin.features,
+        ),
+    )
+    circuits = services.circuits
+
+    def counts() -> dict[str, dict[str, Any]]:
+        return {worker: each.get("circuits", {}) for worker, each in workers.all().items()}
+
+    kind = config.store.url.partition(":")[0]  # no more of it: it may have a password
+    made = errors.tried(
+        "admin.prefix",
+        lambda: routes(
+            facts,
+            admin.prefix,
+            health=health,
+            store=lambda: _store_told(kind, store, workers),
+            circuits=(lambda: circuit_statuses(circuits, workers=counts().values()))
+            if circuits
+            else None,
+            maintenance=None
+            if config.maintenance is None
+            else lambda: notices_told(switch.known()),
+            workers=workers.all,
+            started=lambda: started,
+        ),
+    )
+    own = made or []
+    if circuits and own and not errors.under("admin.token"):
+        own += circuit_routes(circuits, admin.prefix, token=token, workers=counts)
+    denies = any(
+        isinstance(entry.options, AuthenticatorOptions) and entry.options.deny_list
+        for entry in entries
+    )
+    if denies and own and not errors.under("admin.token"):
+        own.append(deny_route(deny_list, admin.prefix, token))
+    if config.maintenance is not None and own and not errors.under("admin.token"):
+        own += maintenance_routes(switch, scopes_of(config), admin.prefix, token=token)
+    return own
+
+
+def worker_report(
+    services: Services, steady: Steady, now: Callable[[], float] = time.time
+) -> dict[str, Any]:
+    """Return what this worker alone knows of its services, for all workers to tell."""
+    ejections = {name: pool.ejections() for name, pool in services.pools.items()}
+    moment = now()
+    told = {
+        "circuits": counted(services.circuits, now, steady),
+        "bulkheads": {name: each.status() for name, each in services.bulkheads.items()},
+        "ejections": {
+            name: {
+                url: [
+                    steady(f"{name} since {url}", moment - since),
+                    steady(f"{name} until {url}", moment + left),
+                    why,
+                ]
+                for url, (since, left, why) in each.items()
+            }
+            for name, each in ejections.items()
+            if each
+        },
+    }
+    return {what: value for what, value in told.items() if value}
+
+
+def _store_told(kind: str, store: Store, workers: WorkerReports) -> dict[str, Any]:
+    told: dict[str, Any] = {"kind": kind}
+    try:
+        store.get("health")  # a store on the network has no usage to be asked for
+        told |= usage(store)
+        if workers.failing_since is None:
+            return told
+    except StoreError:  # it names files and hosts, which are the log's to tell
+        pass
+    since = workers.failing_since
+    told["error"] = "Store unavailable"
+    return told if since is None else {**told, "since": iso_time(since)}
+
+
+def _port(bind: str) -> int | None:
+    return None if bind.startswith("unix:") else int(bind.rpartition(":")[2])
 
 
 class Built(NamedTuple):
@@ -170,8 +365,8 @@ class _Builder:
         self._file = os.path.abspath(path) if path else ""
         self._folder = Path(self._file).parent if self._file else Path.cwd()
         self._store = self._open_store()
-        self._speaker = Speaker(self._store, f"log/{policy_name(config.gateway.name)}/")
-        self._stacker = Stacker(config, self._store, self._folder, errors)
+        self._speaker = LogLeader(self._store, f"log/{policy_name(config.gateway.name)}/")
+        self._stacker = MiddlewareStack(config, self._store, self._folder, errors)
         self._identity = self._checked_identity()
         self._registry = self._made_registry()
         self._services = Services(
@@ -192,7 +387,7 @@ class _Builder:
         switch = MaintenanceSwitch(
             self._store, name=policy_name(gateway.name), speaks=self._speaker.speaks
         )
-        ends = Ends(self._config, services, switch, self._folder, self._errors)
+        ends = RouteApps(self._config, services, switch, self._folder, self._errors)
         routes = Routes(self._config, ends, self._stacker, self._errors)
         described = [entry.route for entry in routes.entries]
         maintained = self._config.maintenance is not None
@@ -254,7 +449,7 @@ class _Builder:
     def _open_store(self) -> Store:
         url = self._config.store.url
         scheme, _, place = url.partition(":")
-        if url == "lmdb:" and process.tested():
+        if url == "lmdb:" and fork.tested():
             return MemoryStore()  # counts that outlive a test run fail the next one
         # on many machines a gateway is known by its name alone, wherever its file is on each
         owner = self._config.gateway.name if scheme in NETWORKED else self._owner()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from wsgigate.addresses import UNIX
 from wsgigate.config.errors import Errors, at, shown
-from wsgigate.config.healths import ServiceHealth
+from wsgigate.config.middleware_options import ConcurrencyOptions, LimiterOptions
 from wsgigate.config.middlewares import Middleware
 from wsgigate.config.model import Config, Gateway, Route, Weighted
-from wsgigate.config.options import ConcurrencyOptions, LimiterOptions
 from wsgigate.config.registry import is_loopback
-from wsgigate.config.shaping import FaultOptions, check_fallback, check_service
+from wsgigate.config.service_tables import ServiceHealth
+from wsgigate.config.traffic import FaultOptions, check_fallback, check_service
+from wsgigate.http.forwarded import UNIX
 from wsgigate.store import NETWORKED
 
 __all__ = ["check_across"]

@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from wsgigate.config.checks import check_across
-from wsgigate.config.environment import substitute
-from wsgigate.config.errors import ConfigError, Errors
+from wsgigate.config.errors import ConfigError, Errors, substitute
 from wsgigate.config.model import Config
 from wsgigate.config.tables import Table
 from wsgigate.config.yaml import parse_yaml

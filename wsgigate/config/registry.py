@@ -2,28 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from ipaddress import ip_address
 from wsgiref.types import WSGIApplication
 
-from wsgigate.config.doors import DOORS, door_routes
+from wsgigate.auth.bearer import Access
+from wsgigate.client.destinations import PRIVATE, Destinations
 from wsgigate.config.errors import Errors
-from wsgigate.config.kinds import Choice, Duration, Flag, Integer, Number, Secret, Text
 from wsgigate.config.tables import ListOf, MapOf, setting, table
-from wsgigate.config.texts import Checked
-from wsgigate.discovery.destinations import PRIVATE, Destinations
-from wsgigate.discovery.registry import Registry
-from wsgigate.discovery.registry_access import Access
-from wsgigate.discovery.registry_api import RegistryApi
-from wsgigate.discovery.registry_checks import UNVERIFIED, VERIFIED
-from wsgigate.discovery.registry_wait import Places
-from wsgigate.proxy.prober import Manner, Prober
+from wsgigate.config.types import Checked, Choice, Duration, Flag, Integer, Number, Secret, Text
+from wsgigate.proxy.health_probe import Prober, TlsPolicy
+from wsgigate.registry import Registry
+from wsgigate.registry.api import RegistryApi
+from wsgigate.registry.checks import UNVERIFIED, VERIFIED
+from wsgigate.registry.compat.consul import Consul
+from wsgigate.registry.compat.eureka import Eureka
+from wsgigate.registry.long_poll import WaitSlots
 from wsgigate.rules.registry import LeaseRules
 from wsgigate.rules.routing import Route
 from wsgigate.store import Store
 
-__all__ = ["RegistryTable", "is_loopback", "own_places", "registry_of", "registry_routes"]
+__all__ = [
+    "DOORS",
+    "RegistryTable",
+    "door_routes",
+    "is_loopback",
+    "own_places",
+    "registry_of",
+    "registry_routes",
+]
+
+
+# The doors of the registry, by the names that the file has for them.
+
+DOORS = ("eureka", "consul")
+"""The doors that there are."""
+
+
+def door_routes(
+    names: Iterable[str],
+    registry: Registry,
+    access: Access,
+    places: WaitSlots,
+    *,
+    query_tokens: bool = False,
+) -> list[Route[WSGIApplication]]:
+    """Return the routes of the doors *names*, where their clients look for them.
+
+    :param places: How many requests may wait for a change, through any of them.
+    :param query_tokens: Whether Consul's clients may present the token in the query.
+    """
+    routes: list[Route[WSGIApplication]] = []
+    for name in dict.fromkeys(names):
+        if name == "eureka":
+            app: WSGIApplication = Eureka(registry, access)
+            routes.append(Route("/eureka", app, listed=(), summary="The registry, as Eureka"))
+        else:
+            app = Consul(registry, access, waiting=places, query_tokens=query_tokens)
+            routes.append(Route("/v1", app, listed=(), summary="The registry, as Consul"))
+    return routes
+
 
 WAITING_SHARE = 4
 """Of how many threads one may wait for a change."""
@@ -115,7 +154,7 @@ def registry_of(settings: RegistryTable | None, store: Store, *, name: str, bind
     destinations = Destinations(settings.allowed_networks, own_places(bind))
     asker = None
     if "consul" in settings.doors:  # whose clients have checks carried out
-        verified = Manner(allowed=destinations.check)
+        verified = TlsPolicy(allowed=destinations.check)
         asker = Prober({VERIFIED: verified, UNVERIFIED: verified._replace(verify=False)})
     return Registry(
         store,
@@ -159,7 +198,7 @@ def registry_routes(
     )
     if access is None or errors.under("registry.prefix"):
         return []
-    places = Places(threads // WAITING_SHARE)
+    places = WaitSlots(threads // WAITING_SHARE)
     api = RegistryApi(
         registry,
         access,

@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Generic, TypeVar, dataclass_transform
 
-from wsgigate.config.environment import FromEnvironment
-from wsgigate.config.errors import Errors, at, shown
-from wsgigate.config.kinds import Kind, Schema, or_reference
+from wsgigate.config.errors import Errors, FromEnvironment, at, shown
+from wsgigate.config.types import Kind, Schema, or_reference
 
 __all__ = ["Either", "ListOf", "MapOf", "Table", "given", "setting", "suggestion", "table"]
 

@@ -5,12 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field
-from importlib import import_module
-from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
-
-if TYPE_CHECKING:
-    from wsgigate.discovery.registration import Registration
 
 from wsgigate.rules.arguments import explained
 
@@ -149,9 +144,3 @@ def _is_ipv6(host: str) -> bool:
         return bool(ipaddress.IPv6Address(host))
     except ValueError:
         return False
-
-
-def __getattr__(name: str) -> object:
-    if name != "Registration":
-        raise AttributeError(f"module 'wsgigate.discovery' has no attribute {name!r}")
-    return import_module("wsgigate.discovery.registration").Registration

@@ -7,6 +7,7 @@ store works and another worker lives. What a source answers costs it little, as 
 
 from __future__ import annotations
 
+import json
 import logging
 import random as _random
 import threading
@@ -15,30 +16,146 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
-from wsgigate import process
-from wsgigate.clocks import real
+from wsgigate.client.destinations import Destinations
 from wsgigate.discovery import Instance
-from wsgigate.discovery.kept import Kept
-from wsgigate.discovery.process_thread import ProcessThread
 from wsgigate.discovery.sources import Found, Source, SourceError
-from wsgigate.repeated import ChangeLog, Trouble, one_line
-from wsgigate.rules.renewal import Emptiness, pause
-from wsgigate.store import StoreError
+from wsgigate.runtime import fork
+from wsgigate.runtime.clocks import real
+from wsgigate.runtime.threads import ProcessThread
+from wsgigate.runtime.throttled_log import ChangeLog, Trouble, one_line
+from wsgigate.store import VALUE_BYTES, Store, StoreError
 
-__all__ = ["Renewable", "Watch", "Watcher"]
+__all__ = ["EmptyGuard", "InstanceCache", "Recalled", "Renewable", "Watch", "Watcher", "pause"]
+
+
+# The last good answer of a source, kept in the store for workers that begin without one.
+#
+# A worker that is started while a source does not answer, be it for a reload, a crash or because
+# it has served its share of requests, would otherwise know of nobody.
+
+_DAY = 86_400.0
+
+
+class Recalled(NamedTuple):
+    """What was kept, how many seconds ago the source said so, and the networks that it named."""
+
+    instances: tuple[Instance, ...]
+    age: float
+    networks: tuple[str, ...] | None = None
+
+
+class InstanceCache:
+    """The instances of a service as its source last told them to any worker.
+
+    :param store: Where the workers meet.
+    :param key: The key they are under.
+    :param source: The source's name; what another one said before is nothing to this.
+    """
+
+    def __init__(self, store: Store, key: str, source: str) -> None:
+        self._store = store
+        self._key = key
+        self._source = source
+
+    def recall(self) -> Recalled | None:
+        """Return what was kept, ``None`` if that is nothing that can be used.
+
+        :raises StoreError: The store failed.
+        """
+        raw, now = self._store.get(self._key)
+        if raw is None:
+            return None
+        try:
+            source, at, listed, *rest = json.loads(raw)
+            if source != self._source:
+                return None
+            instances = tuple(Instance(*each) for each in listed)
+            networks = Destinations(rest[0]).allowed_networks if rest else None
+            return Recalled(instances, max(0.0, now - at), networks)
+        except (ValueError, TypeError):
+            return None
+
+    def keep(self, instances: Sequence[Instance], networks: Sequence[str] | None = None) -> None:
+        """Keep *instances* for a day, unless they are too many for one value of a store.
+
+        :param networks: The networks that the source allows them in, if it named any.
+        :raises StoreError: The store failed.
+        """
+        old, now = self._store.get(self._key)
+        listed = [[each.url, each.weight, each.tier, each.host, each.zone] for each in instances]
+        members = [self._source, now, listed, *([] if networks is None else [list(networks)])]
+        new = json.dumps(members, separators=(",", ":")).encode()
+        if len(new) <= VALUE_BYTES:
+            self._store.swap(self._key, old, new, _DAY)  # who was faster knows as much
+
+
+# What becomes of a list of instances when its source says something new, or nothing.
+
+_FIRST_PAUSE = 0.5
+
+_LONGEST_PAUSE = 30.0
+
+
+class EmptyGuard:
+    """Whether to believe that nobody is left.
+
+    An empty answer is more often a source that has just begun, or lost its memory, than a service
+    all of whose instances are gone: and to go on with them costs nothing, as who is gone refuses
+    connections. So it is believed at once only if the source is certain, else when it is all that
+    was heard for a while. Who never knew anybody has nothing to lose and believes it at once.
+
+    :param hold: Seconds for which the instances known before are kept.
+    """
+
+    def __init__(self, hold: float) -> None:
+        self._hold = hold
+        self._since: float | None = None
+
+    def believe(self, *, known: bool, found: bool, certain: bool, now: float) -> bool:
+        """Return whether an answer replaces what is known.
+
+        :param known: Whether any instance is known.
+        :param found: Whether the answer has any.
+        :param certain: Whether the source is certain of it.
+        :param now: Seconds of a clock that never steps back.
+        """
+        if found or certain or not known:
+            self._since = None
+            return True
+        if self._since is None:
+            self._since = now
+        return now - self._since >= self._hold
+
+
+def pause(failures: int, chance: float) -> float:
+    """Return the seconds until a source is asked again that failed *failures* times in a row.
+
+    They double up to half a minute, and half of them is chance: when a source comes back, not all
+    ask it at once.
+
+    :param failures: 1 or more.
+    :param chance: A number in [0, 1).
+    """
+    longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(failures - 1, 10))
+    return longest * (0.5 + 0.5 * chance)
+
 
 LOG = logging.getLogger("wsgigate.discovery")
 
 HOLD_EMPTY = 30.0
 """Seconds for which it is not believed that nobody is left, unless a source is certain."""
+
 KEEP_EVERY = 60.0
 """Seconds after which the same instances are kept in the store again, as their age is too."""
+
 COMPLAIN = 60.0
 """Seconds for which the same trouble is logged once."""
+
 _LONGEST = 3600.0
+
 _NAMED = 5
 """Instances that one line of the log names."""
 
@@ -87,7 +204,7 @@ class Watch:
         narrow: Callable[[Sequence[str]], object] = lambda _: None,
         host: str = "",
         forget: Callable[[str], object] = lambda _: None,
-        kept: Kept | None = None,
+        kept: InstanceCache | None = None,
         hold_empty: float = HOLD_EMPTY,
         speaks: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
@@ -107,13 +224,13 @@ class Watch:
         self._changes = ChangeLog(LOG, clock=clock)
         self._random = random
         self.begin_anew()
-        process.renewed(self, asked="Event")
+        fork.renewed(self, asked="Event")
 
     def begin_anew(self) -> None:
         """Forget how it went before, perhaps in the process forked from."""
         self.asked = threading.Event()
         """Set once the source has answered, or failed to."""
-        self._emptiness = Emptiness(self._hold)
+        self._emptiness = EmptyGuard(self._hold)
         self._failures = 0
         self._heard: float | None = None
         self._keep_at = float("-inf")

@@ -24,8 +24,8 @@ from django.template import TemplateDoesNotExist, loader
 from django.urls import get_resolver
 from django.utils.module_loading import import_string
 
-from wsgigate.problem import Problem, Refuse, prefers_html
-from wsgigate.wsgi import ExcInfo, Headers, close_body
+from wsgigate.http.problem import Problem, Refuse, prefers_html
+from wsgigate.http.wsgi import ExcInfo, Headers, close_body
 
 __all__ = ["GateMiddleware", "Refused", "render_refusals"]
 

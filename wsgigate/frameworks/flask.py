@@ -15,7 +15,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from werkzeug.exceptions import HTTPException, default_exceptions
 
-from wsgigate.problem import Problem, Refuse
+from wsgigate.http.problem import Problem, Refuse
 
 if TYPE_CHECKING:
     from flask import Flask

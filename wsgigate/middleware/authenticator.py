@@ -11,19 +11,25 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate import process
-from wsgigate.clocks import wall
-from wsgigate.denylist import DenyList
-from wsgigate.limit_keys import Exempt, exempt_of
-from wsgigate.problem import Problem, Refuse, answer_with
-from wsgigate.refusals import refused
+from wsgigate.auth.jwt import (
+    MAX_LENGTH,
+    ClaimRules,
+    Keys,
+    RequiredClaims,
+    Text,
+    granted_scopes,
+    read_compact,
+)
+from wsgigate.coordination.denylist import GRACE, DenyList, Identity, identity
+from wsgigate.http.caller import Exempt, exempt_of
+from wsgigate.http.problem import Problem, Refuse, answer_with
+from wsgigate.http.refusals import refused
+from wsgigate.http.strict_json import TokenRejected, read_object, shown
+from wsgigate.http.wsgi import CLAIMS, is_preflight
 from wsgigate.rules.arguments import checked
-from wsgigate.rules.claims import ClaimRules, RequiredClaims, granted_scopes
-from wsgigate.rules.compact import MAX_LENGTH, TokenRejected, read_compact, read_object, shown
-from wsgigate.rules.denial import GRACE, Identity, identity
+from wsgigate.runtime import fork
+from wsgigate.runtime.clocks import wall
 from wsgigate.store import StoreError
-from wsgigate.tokens import Keys, Text
-from wsgigate.wsgi import CLAIMS, is_preflight
 
 __all__ = ["Authenticator"]
 
@@ -147,7 +153,7 @@ class Authenticator:
         self._deny_list = deny_list
         self._allows_on_error = on_store_error == "allow"
         self._lock: threading.Lock
-        process.renewed(self, _lock="Lock")
+        fork.renewed(self, _lock="Lock")
         self._told = float("-inf")
         self._scopes = _checked_scopes(scopes)
         self._recent = Recent(cache_size)

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.held import Held
-from wsgigate.problem import Problem, Refuse, answer_with
-from wsgigate.refusals import refused
+from wsgigate.http.problem import Problem, Refuse, answer_with
+from wsgigate.http.refusals import refused
+from wsgigate.http.responses import Held
+from wsgigate.http.wsgi import BodyTooLarge
 from wsgigate.rules.arguments import checked
 from wsgigate.units import parse_size
-from wsgigate.wsgi import BodyTooLarge
 
 __all__ = ["BodyLimit"]
 
@@ -22,8 +22,8 @@ class BodyLimit:
 
     A body of a length told beforehand is refused before the application is called. One that comes
     in chunks is counted while the application reads it: past the limit the reader gets
-    :class:`~wsgigate.wsgi.BodyTooLarge`, and whatever the application answers then, if its response
-    has not begun, becomes the 413.
+    :class:`~wsgigate.http.wsgi.BodyTooLarge`. A response that the application has not begun by then
+    becomes the 413.
 
     Where the server does not mark the end of the body (no ``wsgi.input_terminated``), reading ends
     at the Content-Length, and at once without one, so that no reader waits for ever.

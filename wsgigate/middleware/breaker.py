@@ -6,19 +6,17 @@ import random as _random
 from collections.abc import Callable, Collection, Iterable
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.circuits import Circuit, Rejection
-from wsgigate.clocks import steady
-from wsgigate.fields import retry_after
-from wsgigate.problem import Problem, Refuse, answer_with
-from wsgigate.refusals import refused
+from wsgigate.coordination.circuit import Circuit, Rejection
+from wsgigate.http.fields import retry_after
+from wsgigate.http.problem import Problem, Refuse, answer_with
+from wsgigate.http.refusals import refused
+from wsgigate.http.wsgi import BodyError, ExcInfo, Headers, Observed, observe
 from wsgigate.rules.arguments import checked
-from wsgigate.rules.circuit import Outcome
-from wsgigate.rules.circuit_rules import CircuitRules
-from wsgigate.rules.outcomes import FAILURES, check_failures, outcome_of
+from wsgigate.rules.circuit import FAILURES, CircuitRules, Outcome, check_failures, outcome_of
+from wsgigate.runtime.clocks import steady
 from wsgigate.store import Store
-from wsgigate.store.opened import Namespaced, OpenedStore
+from wsgigate.store.open import Namespaced, OpenedStore
 from wsgigate.store.under_test import resettable
-from wsgigate.wsgi import BodyError, ExcInfo, Headers, Observed, observe
 
 __all__ = ["Breaker"]
 

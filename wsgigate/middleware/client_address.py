@@ -9,21 +9,22 @@ from functools import lru_cache
 from typing import TypeAlias
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.addresses import AddressList, address_of
-from wsgigate.forwarding import (
+from wsgigate.http.forwarded import (
+    AddressList,
     address_field,
+    address_of,
     forged_keys,
     format_forwarded,
     forwarded_chain,
     forwarded_for,
     parse_forwarded,
 )
-from wsgigate.peer_watch import PeerWatch
-from wsgigate.problem import Problem, Refuse, answer_with
-from wsgigate.refusals import refused
+from wsgigate.http.peer_watch import PeerWatch
+from wsgigate.http.problem import Problem, Refuse, answer_with
+from wsgigate.http.refusals import refused
+from wsgigate.http.target import BadTarget, normal_host
+from wsgigate.http.wsgi import CLIENT, CLIENT_SOURCE, PEER_TRUSTED, environ_key
 from wsgigate.rules.arguments import checked
-from wsgigate.target import BadTarget, normal_host
-from wsgigate.wsgi import CLIENT, CLIENT_SOURCE, PEER_TRUSTED, environ_key
 
 __all__ = ["ClientAddress"]
 

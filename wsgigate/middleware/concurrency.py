@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import secrets
+import struct
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
+from weakref import WeakSet
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate import process
-from wsgigate.leases import Leases
-from wsgigate.limit_fields import QUOTA_EXCEEDED, LimitFields, Terms, check_options
-from wsgigate.limit_keys import (
+from wsgigate.http.caller import (
     OTHERWISE,
     Exempt,
     KeyNames,
@@ -25,19 +25,258 @@ from wsgigate.limit_keys import (
     key_of,
     only_of,
 )
-from wsgigate.peer_watch import PeerWatch
-from wsgigate.problem import Problem, Refuse, answer_with
-from wsgigate.refusals import refused
-from wsgigate.repeated import Repeated, counted_again, observing, outage
+from wsgigate.http.peer_watch import PeerWatch
+from wsgigate.http.problem import Problem, Refuse, answer_with
+from wsgigate.http.rate_limit_fields import QUOTA_EXCEEDED, LimitFields, Terms, check_options
+from wsgigate.http.refusals import refused
+from wsgigate.http.wsgi import REASON, ExcInfo, Headers, client_address, close_body, is_preflight
 from wsgigate.rules.arguments import checked
-from wsgigate.rules.concurrency import ID_BYTES, Concurrency
 from wsgigate.rules.quota import Verdict
+from wsgigate.runtime import fork
+from wsgigate.runtime.throttled_log import Repeated, counted_again, observing, outage
 from wsgigate.store import Store, StoreError
-from wsgigate.store.opened import OpenedStore
+from wsgigate.store.open import OpenedStore
 from wsgigate.store.under_test import resettable
-from wsgigate.wsgi import REASON, ExcInfo, Headers, client_address, close_body, is_preflight
 
-__all__ = ["ConcurrencyLimiter"]
+__all__ = ["Concurrency", "ConcurrencyLimiter", "ID_BYTES", "LARGEST", "Leases"]
+
+
+# What this process holds and must keep renewing: one thread for all of it, while there is any.
+
+_lease_log = logging.getLogger("wsgigate.leases")
+
+
+class Leases:
+    """The leases that this process holds for one purpose, renewed for as long as they are held.
+
+    A process that was forked holds none of those of its parent.
+
+    :param renew: ``renew(place, leases)`` keeps some that are in one place. Called in a thread.
+    :param every: How many seconds are between two renewals; a lease is held for half of that, at
+        least, before it is renewed.
+    :param clock: Tells seconds; it never steps back.
+    """
+
+    def __init__(
+        self,
+        renew: Callable[[str, list[bytes]], object],
+        every: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._renew = renew
+        self._every = every
+        self._clock = clock
+        self._held: dict[bytes, tuple[str, float]] = {}
+        self._renewed = clock()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def hold(self, lease: bytes, place: str) -> None:
+        """Have *lease*, which is in *place*, renewed from now on."""
+        self._held[lease] = (place, self._clock())
+        if _renewer.thread is None or self not in _renewer.all:
+            _renewer.start(self)
+
+    def drop(self, lease: bytes) -> str | None:
+        """Renew *lease* no more; return where it is, or None when it was dropped already.
+
+        Takes no lock: it may run in the middle of anything, as part of a garbage collection.
+        """
+        held = self._held.pop(lease, None)
+        return None if held is None else held[0]
+
+    def stop(self) -> None:
+        """Renew nothing until something is held again."""
+        _renewer.forget(self)
+
+    def renew(self) -> float:
+        """Renew what is due; return in how many seconds to come back."""
+        now = self._clock()
+        wait = self._renewed + self._every - now
+        if wait > 0:
+            return wait
+        self._renewed = now
+        places: dict[str, list[bytes]] = {}
+        for lease, (place, since) in list(self._held.items()):
+            if since <= now - self._every / 2:
+                places.setdefault(place, []).append(lease)
+        for place, leases in places.items():
+            try:
+                self._renew(place, leases)
+            except Exception:  # whatever it is, the other leases are to be renewed
+                _lease_log.exception("leases could not be renewed")
+        return self._every
+
+    def forget_all(self) -> None:
+        """Hold nothing any more."""
+        self._held.clear()
+
+
+class _Renewer:
+    """The thread of this process. It ends when nothing is held, and starts with the next lease."""
+
+    def __init__(self) -> None:
+        self.all: WeakSet[Leases] = WeakSet()
+        self.thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+
+    def start(self, leases: Leases) -> None:
+        with self._lock:
+            self.all.add(leases)
+            self._wake.set()  # it may have to come back sooner
+            if self.thread is None:
+                thread = threading.Thread(target=self._run, name="leases", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    return  # no thread is to be had: the next lease tries again
+                self.thread = thread
+
+    def forget(self, leases: Leases) -> None:
+        with self._lock:
+            self.all.discard(leases)
+
+    def after_fork(self) -> None:
+        for leases in list(self.all):
+            leases.forget_all()
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self.thread = None
+
+    def _run(self) -> None:
+        wake = self._wake
+        while True:
+            wake.clear()
+            with self._lock:
+                every = list(self.all)
+            waits = [leases.renew() for leases in every]
+            del every
+            wake.wait(min(waits, default=0.0))
+            if not self._needed():
+                return
+
+    def _needed(self) -> bool:
+        """Return whether anything is held; if not, the next lease finds no thread."""
+        with self._lock:
+            this, self.thread = self.thread, None
+            # in this order: who holds one first and looks for the thread then is not missed
+            if any(len(leases) for leases in self.all):
+                self.thread = this
+            return self.thread is not None
+
+
+_renewer = _Renewer()
+
+fork.renew_at_fork(_renewer)
+
+
+# How many requests of a caller may be under way at a time, decided one at a time.
+#
+# The state of a caller is a list of leases, one for each of its requests: 8 bytes that tell it
+# from all others, and the moment it ends unless it is renewed. A worker that dies renews none, so
+# that what it held is free again after the time of a lease. A lease that would end later than a
+# new one is taken for a new one: a clock that is set back keeps no place occupied for longer than
+# that.
+
+ID_BYTES = 8
+
+_LEASE = struct.Struct(">8sd")
+
+LARGEST = 4000
+"""More leases do not fit into a store's value, 64 KiB."""
+
+
+class Concurrency:
+    """*limit* requests at a time.
+
+    :param limit: How many, 1 to 4000.
+    :param lease: For how many seconds a place is kept for a request without being renewed.
+    :raises ValueError: One of them is out of its range.
+    """
+
+    def __init__(self, limit: int, lease: float) -> None:
+        if limit.__class__ is not int or not 1 <= limit <= LARGEST:
+            raise ValueError(f"limit: a whole number of 1 to {LARGEST}, not {limit!r}")
+        if (
+            isinstance(lease, bool)
+            or not isinstance(lease, int | float)
+            or not 0.1 <= lease <= 3600
+        ):
+            raise ValueError(f"lease: 0.1 to 3600 seconds, not {lease!r}")
+        self.limit = limit
+        self.lease = float(lease)
+
+    def take(
+        self, old: bytes | None, now: float, lease: bytes
+    ) -> tuple[bytes | None, float, Verdict]:
+        """Decide about a request that begins *now*.
+
+        :param old: The caller's state.
+        :param lease: What its lease is to be called: 8 bytes that no other one has.
+        :returns: The new state, how many seconds it is needed, and the verdict; its
+            ``retry_after`` is when a place is free at the latest, should its holder be dead.
+        """
+        held, changed = self._live(old, now)
+        allowed = len(held) < self.limit
+        if allowed:
+            held[lease] = now + self.lease
+            changed = True
+        ends = min(held.values()) - now
+        return (
+            _written(held) if changed else old,
+            self._needed(held, now),
+            Verdict(
+                allowed, self.limit, max(0, self.limit - len(held)), 0.0, 0.0 if allowed else ends
+            ),
+        )
+
+    def release(
+        self, old: bytes | None, now: float, lease: bytes
+    ) -> tuple[bytes | None, float, None]:
+        """Free the place of *lease*; it may be gone already."""
+        held, changed = self._live(old, now)
+        if held.pop(lease, None) is None and not changed:
+            return old, self._needed(held, now), None
+        return _written(held), self._needed(held, now), None
+
+    def renew(
+        self, old: bytes | None, now: float, leases: Collection[bytes]
+    ) -> tuple[bytes | None, float, None]:
+        """Keep the places of *leases*, whose requests are still under way.
+
+        One that has ended meanwhile, as its worker was stopped, is there again: the request is.
+        """
+        held, _ = self._live(old, now)
+        held.update(dict.fromkeys(leases, now + self.lease))
+        while len(held) > LARGEST:
+            del held[next(iter(held))]
+        return _written(held), self._needed(held, now), None
+
+    def _live(self, old: bytes | None, now: float) -> tuple[dict[bytes, float], bool]:
+        """Return the leases that have not ended, and whether that is not what *old* says."""
+        held: dict[bytes, float] = {}
+        if old is None or len(old) % _LEASE.size:
+            return held, old is not None
+        latest = now + self.lease
+        changed = False
+        for lease, ends in _LEASE.iter_unpack(old):
+            if ends > latest:  # the clock was set back
+                ends, changed = latest, True
+            if ends > now:
+                held[lease] = ends
+            else:
+                changed = True
+        return held, changed
+
+    def _needed(self, held: dict[bytes, float], now: float) -> float:
+        return max(held.values()) - now + 0.001 if held else 0.0
+
+
+def _written(held: dict[bytes, float]) -> bytes | None:
+    return b"".join([_LEASE.pack(*each) for each in held.items()]) or None
+
 
 _log = logging.getLogger("wsgigate.concurrency")
 
@@ -179,7 +418,7 @@ class ConcurrencyLimiter:
             mine = ([verdict], now, self._terms)
             start_response = self._fields.starting(start_response, environ, mine)
         response = _Response(self, lease)
-        if process.tested():
+        if fork.tested():
             start_response = response.watching(start_response)
         try:
             response.body = self.app(environ, start_response)

@@ -8,11 +8,11 @@ from inspect import iscoroutinefunction
 from typing import Any, TypeAlias, cast
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.fields import is_token
-from wsgigate.problem import Problem, Refuse, answer_with
-from wsgigate.refusals import refused
+from wsgigate.http.fields import is_token
+from wsgigate.http.problem import Problem, Refuse, answer_with
+from wsgigate.http.refusals import refused
+from wsgigate.http.wsgi import ExcInfo, Headers
 from wsgigate.rules.arguments import checked
-from wsgigate.wsgi import ExcInfo, Headers
 
 __all__ = ["Cors"]
 

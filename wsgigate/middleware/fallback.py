@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.fields import is_token
-from wsgigate.instead import answer_instead, marked, shaped
-from wsgigate.kept_body import KeptBody
+from wsgigate.http.bodies import KeptBody
+from wsgigate.http.fields import is_token
+from wsgigate.http.responses import answer_instead, marked, shaped
+from wsgigate.http.wsgi import FAILURE
 from wsgigate.rules.arguments import checked
 from wsgigate.rules.fallback import FallbackRules, may_ask_another, reason_of
-from wsgigate.wsgi import FAILURE
 
 __all__ = ["Fallback"]
 

@@ -6,18 +6,78 @@ import random as _random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate import process
-from wsgigate.fields import is_token
-from wsgigate.instead import shaped
-from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.http.fields import is_token
+from wsgigate.http.problem import Problem, Refuse, answer_with
+from wsgigate.http.responses import shaped
+from wsgigate.http.wsgi import REASON, environ_key
 from wsgigate.rules.arguments import checked
-from wsgigate.rules.faults import FaultRules
-from wsgigate.store.forking import rest_at_fork
-from wsgigate.wsgi import REASON, environ_key
+from wsgigate.runtime import fork
+from wsgigate.runtime.fork import rest_at_fork
 
-__all__ = ["Faults"]
+__all__ = ["Fault", "FaultRules", "Faults"]
+
+
+# Which requests are spoiled on purpose, and in which way.
+
+LONGEST = 60.0
+"""Seconds of the longest delay."""
+
+
+class Fault(NamedTuple):
+    """What is done to one request.
+
+    :ivar delay: Seconds for which it waits.
+    :ivar status: What it is answered with instead; ``None`` to pass it on.
+    """
+
+    delay: float = 0.0
+    status: int | None = None
+
+
+@checked
+@dataclass(frozen=True)
+class FaultRules:
+    """What is done to how many requests.
+
+    :param delay: Seconds for which a request waits, at most 60.
+    :param delay_percent: How many in a hundred wait.
+    :param abort_status: What a request is answered with, 400 to 599.
+    :param abort_percent: How many in a hundred are answered so; whether it also waits is drawn
+        apart from that.
+    :raises ValueError: One of them is out of its range, or nothing would ever be done; says which.
+    """
+
+    delay: float = 0.0
+    delay_percent: float = 0.0
+    abort_status: int = 503
+    abort_percent: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.delay <= LONGEST:
+            raise ValueError(f"delay: 0 to {LONGEST:g} seconds, not {self.delay}")
+        for name in ("delay_percent", "abort_percent"):
+            if not 0 <= getattr(self, name) <= 100:
+                raise ValueError(f"{name}: a number from 0 to 100, not {getattr(self, name)}")
+        if not 400 <= self.abort_status <= 599:
+            raise ValueError(f"abort_status: one from 400 to 599, not {self.abort_status}")
+        if bool(self.delay) != bool(self.delay_percent):
+            raise ValueError("delay_percent: goes together with delay, both above 0")
+        if not (self.delay_percent or self.abort_percent):
+            raise ValueError("abort_percent: nothing would ever be done; or give delay_percent")
+
+    def draw(self, first: float, second: float) -> Fault:
+        """Return what is done to a request.
+
+        :param first: A number in [0, 1) that decides about the delay.
+        :param second: One that decides about the abort.
+        """
+        delay = self.delay if first * 100 < self.delay_percent else 0.0
+        status = self.abort_status if second * 100 < self.abort_percent else None
+        return Fault(delay, status)
 
 
 @checked
@@ -76,7 +136,7 @@ class Faults:
         self._sleep = sleep
         self._random = random
         rest_at_fork(self)
-        process.renew_at_fork(self)
+        fork.renew_at_fork(self)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if not self._enabled or any(environ.get(key) != value for key, value in self._when):

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Iterable
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.held import Held
-from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.http.problem import Problem, Refuse, answer_with
+from wsgigate.http.responses import Held
+from wsgigate.http.wsgi import REASON, REQUEST_ID
 from wsgigate.rules.arguments import checked
-from wsgigate.wsgi import REASON, REQUEST_ID
 
 __all__ = ["Guard"]
 

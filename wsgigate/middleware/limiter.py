@@ -10,9 +10,7 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.fields import retry_after
-from wsgigate.limit_fields import QUOTA_EXCEEDED, LimitFields, Terms, check_options
-from wsgigate.limit_keys import (
+from wsgigate.http.caller import (
     OTHERWISE,
     Exempt,
     KeyNames,
@@ -25,18 +23,19 @@ from wsgigate.limit_keys import (
     only_of,
     plan_of,
 )
-from wsgigate.peer_watch import PeerWatch
-from wsgigate.problem import Problem, Refuse, answer_with
-from wsgigate.refusals import refused
-from wsgigate.repeated import Repeated, counted_again, observing, outage
-from wsgigate.rules.algorithms import ALGORITHMS
+from wsgigate.http.fields import retry_after
+from wsgigate.http.peer_watch import PeerWatch
+from wsgigate.http.problem import Problem, Refuse, answer_with
+from wsgigate.http.rate_limit_fields import QUOTA_EXCEEDED, LimitFields, Terms, check_options
+from wsgigate.http.refusals import refused
+from wsgigate.http.wsgi import REASON, address_key, client_address, is_preflight, peer
+from wsgigate.rules.algorithms import ALGORITHMS, Policy, Quotas
 from wsgigate.rules.arguments import checked
-from wsgigate.rules.policy import Policy, Quotas
 from wsgigate.rules.quota import Quota, Verdict
+from wsgigate.runtime.throttled_log import Repeated, counted_again, observing, outage
 from wsgigate.store import Store, StoreError
-from wsgigate.store.opened import OpenedStore
+from wsgigate.store.open import OpenedStore
 from wsgigate.store.under_test import resettable
-from wsgigate.wsgi import REASON, address_key, client_address, is_preflight, peer
 
 __all__ = ["Limiter"]
 
@@ -76,7 +75,7 @@ class Limiter:
     :param only: Which requests are counted, if not all: a function of ``environ``, or a table of
         ``paths``, ``methods``, ``ignore_case`` and a ``rule``, all of which must match. ``paths``
         match every spelling that an app may serve, ``/login/`` and ``//login`` for ``/login``; see
-        :func:`wsgigate.limit_keys.matching`.
+        :func:`wsgigate.http.caller.matching`.
     :param exempt: Which requests are not counted: a function of ``environ``, or a table of
         ``addresses``, ``paths``, ``methods`` and a ``rule``.
     :param preflights: Whether CORS preflight requests are counted and refused. Default: they pass

@@ -8,11 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal, TextIO
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.clocks import wall
-from wsgigate.records import JsonLines, Lines, Record, TextLines
-from wsgigate.rules.arguments import checked
-from wsgigate.sink import Sink
-from wsgigate.wsgi import (
+from wsgigate.http.wsgi import (
     INSTANCE,
     LOGGED,
     REASON,
@@ -26,6 +22,9 @@ from wsgigate.wsgi import (
     peer,
     subject,
 )
+from wsgigate.rules.arguments import checked
+from wsgigate.runtime.access_log import JsonLines, Lines, Record, Sink, TextLines
+from wsgigate.runtime.clocks import wall
 
 __all__ = ["Logger"]
 

@@ -7,15 +7,14 @@ from hashlib import sha256
 from hmac import compare_digest
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.addresses import AddressList
-from wsgigate.fields import is_token, retry_after
-from wsgigate.fixed import fixed_answer
-from wsgigate.limit_keys import exemption
-from wsgigate.maintenance import MaintenanceSwitch
-from wsgigate.problem import Problem, Refuse, answer_with
+from wsgigate.coordination.maintenance import GATEWAY, MaintenanceSwitch, check_scope
+from wsgigate.http.caller import exemption
+from wsgigate.http.fields import is_token, retry_after
+from wsgigate.http.forwarded import AddressList
+from wsgigate.http.problem import Problem, Refuse, answer_with
+from wsgigate.http.responses import fixed_answer
+from wsgigate.http.wsgi import FAILURE, REASON, environ_key, peer
 from wsgigate.rules.arguments import checked
-from wsgigate.rules.maintenance import GATEWAY, check_scope
-from wsgigate.wsgi import FAILURE, REASON, environ_key, peer
 
 __all__ = ["Maintenance"]
 

@@ -11,11 +11,8 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.errands import Errands
-from wsgigate.kept_body import KeptBody
-from wsgigate.rules.arguments import checked
-from wsgigate.store.forking import rest_at_fork
-from wsgigate.wsgi import (
+from wsgigate.http.bodies import KeptBody
+from wsgigate.http.wsgi import (
     CLAIMS,
     CLIENT,
     CLIENT_SOURCE,
@@ -26,6 +23,9 @@ from wsgigate.wsgi import (
     ROUTE,
     close_body,
 )
+from wsgigate.rules.arguments import checked
+from wsgigate.runtime.fork import rest_at_fork
+from wsgigate.runtime.threads import Errands
 
 __all__ = ["Mirror"]
 

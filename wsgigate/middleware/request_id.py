@@ -8,17 +8,10 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.fields import HOP_BY_HOP, is_token
-from wsgigate.request_log import filters, told
+from wsgigate.http.fields import HOP_BY_HOP, is_token
+from wsgigate.http.request_log import filters, told
+from wsgigate.http.wsgi import REQUEST_ID, ExcInfo, Headers, environ_key, peer_trusted, without
 from wsgigate.rules.arguments import checked
-from wsgigate.wsgi import (
-    REQUEST_ID,
-    ExcInfo,
-    Headers,
-    environ_key,
-    peer_trusted,
-    without,
-)
 
 __all__ = ["RequestId"]
 

@@ -7,17 +7,15 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeAlias
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.clocks import steady, wall
-from wsgigate.copied import CopiedBody
-from wsgigate.instead import answer_instead, marked, shaped
-from wsgigate.problem import status_line
+from wsgigate.http.problem import status_line
+from wsgigate.http.responses import CopiedBody, answer_instead, marked, shaped
+from wsgigate.http.target import BadTarget, kept_target_of
+from wsgigate.http.wsgi import CLAIMS, FAILURE, ExcInfo, Headers, environ_key, without
 from wsgigate.rules.arguments import checked
-from wsgigate.rules.caching import Keeping, keeping, may_show, selecting
+from wsgigate.rules.caching import Keeping, Shelf, keeping, may_show, selecting
 from wsgigate.rules.fallback import SAFE, FallbackRules, reason_of
-from wsgigate.rules.shelf import Shelf
-from wsgigate.store.forking import rest_at_fork
-from wsgigate.target import BadTarget, kept_target_of
-from wsgigate.wsgi import CLAIMS, FAILURE, ExcInfo, Headers, environ_key, without
+from wsgigate.runtime.clocks import steady, wall
+from wsgigate.runtime.fork import rest_at_fork
 
 __all__ = ["StaleAnswers"]
 

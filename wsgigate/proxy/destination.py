@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from urllib.parse import quote
 from wsgiref.types import WSGIEnvironment
 
-from wsgigate.problem import Refusal
-from wsgigate.rewriting import Told, is_at, split_url
-from wsgigate.target import BadTarget, canonical_path
+from wsgigate.http.problem import Refusal
+from wsgigate.http.target import BadTarget, canonical_path
+from wsgigate.proxy.rewriting import Told, is_at, split_url
 
 __all__ = ["METHODS", "beneath", "destination_path", "led_to_instance", "mount_of"]
 

@@ -6,15 +6,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.problem import Problem, Refusal, Refuse, answer_with
-from wsgigate.proxy.destination import METHODS, beneath, destination_path, mount_of
-from wsgigate.proxy.hops import NEVER
-from wsgigate.refusals import refused
-from wsgigate.rules.arguments import checked
-from wsgigate.rules.hosts import Hosts
-from wsgigate.rules.router import Router
-from wsgigate.rules.routing import Match, MethodNotAllowed, Route, listing
-from wsgigate.target import (
+from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with
+from wsgigate.http.refusals import refused
+from wsgigate.http.target import (
     BadTarget,
     OddTarget,
     any_target_of,
@@ -25,7 +19,11 @@ from wsgigate.target import (
     leaves,
     readings,
 )
-from wsgigate.wsgi import KEPT_TARGET, PARAMS, ROUTE, environ_key, peer_trusted
+from wsgigate.http.wsgi import KEPT_TARGET, PARAMS, ROUTE, environ_key, peer_trusted
+from wsgigate.proxy.destination import METHODS, beneath, destination_path, mount_of
+from wsgigate.proxy.request import NEVER
+from wsgigate.rules.arguments import checked
+from wsgigate.rules.routing import Hosts, Match, MethodNotAllowed, Route, Router, listing
 
 __all__ = ["Dispatcher"]
 

@@ -10,27 +10,22 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 import requests
 
+from wsgigate.client.adapter import Sessions, Timeout
+from wsgigate.client.response import RawResponse
 from wsgigate.discovery import Instance
-from wsgigate.fields import FieldRules
-from wsgigate.problem import Problem, Refusal, Refuse, answer_with
-from wsgigate.proxy.asker import TIMEOUT_KEY
-from wsgigate.proxy.departure import ClientLeft, Departure, Departures
-from wsgigate.proxy.handshake import asks_for_websocket
-from wsgigate.proxy.hold import Hold
-from wsgigate.proxy.hops import is_last_hop
-from wsgigate.proxy.pool import Lease, Pool
-from wsgigate.proxy.reply import RawResponse
-from wsgigate.proxy.request import Outgoing, RequestMaker
+from wsgigate.http.fields import FieldRules
+from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with
+from wsgigate.http.target import BadTarget, kept_target_of
+from wsgigate.http.wsgi import FAILURE, INSTANCE, REASON, SERVICE, ExcInfo, Headers
+from wsgigate.proxy.attempts import TIMEOUT_KEY, Attempts
+from wsgigate.proxy.disconnect import ClientLeft, Departure, Departures
+from wsgigate.proxy.pool import InstanceLease, Pool
+from wsgigate.proxy.request import Outgoing, RequestMaker, is_last_hop
+from wsgigate.proxy.resilience import Resilience
 from wsgigate.proxy.response import BadResponse, Body, ResponseMaker, problem_of, reason_of
-from wsgigate.proxy.sender import CLIENT_LEFT, Sender
-from wsgigate.proxy.service import Resilience
-from wsgigate.proxy.transport import Sessions, Timeout
-from wsgigate.proxy.tries import Tries
-from wsgigate.proxy.tunnel import Tunnels
-from wsgigate.proxy.upgrade import Upgrader, WebSocketLimits
+from wsgigate.proxy.send import CLIENT_LEFT, Reservation, Sender
+from wsgigate.proxy.websocket import Tunnels, Upgrader, WebSocketLimits, asks_for_websocket
 from wsgigate.rules.arguments import checked
-from wsgigate.target import BadTarget, kept_target_of
-from wsgigate.wsgi import FAILURE, INSTANCE, REASON, SERVICE, ExcInfo, Headers
 
 __all__ = ["Forwarder"]
 
@@ -136,7 +131,7 @@ class Forwarder:
         limits = Timeout(min(connect_timeout, timeout), min(read_timeout, timeout), timeout)
         self._sender = Sender(sessions or Sessions(), limits, verify, cert)
         resilience = Resilience() if resilience is None else resilience
-        self._tries = Tries(pool, resilience, self._make, self._sender)
+        self._tries = Attempts(pool, resilience, self._make, self._sender)
         self._plain = not (resilience.active or pool.timed or pool.judges)
         self._departures = departures
         self._upgrade: Upgrader | None = None
@@ -215,7 +210,7 @@ class Forwarder:
         self,
         response: requests.Response,
         request: Outgoing,
-        lease: Lease | Hold,
+        lease: InstanceLease | Reservation,
         departure: Departure,
         environ: WSGIEnvironment,
         start_response: StartResponse,
@@ -261,7 +256,7 @@ class Forwarder:
         block: bytes,
         response: requests.Response,
         request: Outgoing,
-        lease: Lease | Hold,
+        lease: InstanceLease | Reservation,
         departure: Departure,
         start_response: StartResponse,
     ) -> Iterable[bytes]:

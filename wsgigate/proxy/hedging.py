@@ -16,24 +16,23 @@ from wsgiref.types import WSGIEnvironment
 
 import requests
 
-from wsgigate import process
-from wsgigate.problem import Refusal
-from wsgigate.proxy.alarms import ALARMS, Alarm, Alarms
-from wsgigate.proxy.departure import TICK, Departure, shut
-from wsgigate.proxy.hold import Hold
-from wsgigate.proxy.member import Member
+from wsgigate.http.problem import Refusal
+from wsgigate.http.wsgi import INSTANCE
+from wsgigate.proxy.disconnect import TICK, Departure, shut
+from wsgigate.proxy.pool import Member
 from wsgigate.proxy.request import Outgoing
-from wsgigate.proxy.sender import Unanswered
-from wsgigate.rules.hedge import Delays, HedgeRules, hedgeable
-from wsgigate.wsgi import INSTANCE
+from wsgigate.proxy.send import Reservation, Unanswered
+from wsgigate.rules.retry import Delays, HedgeRules, hedgeable
+from wsgigate.runtime import fork
+from wsgigate.runtime.threads import ALARMS, Alarm, Alarms
 
-__all__ = ["Hedge", "Leg", "Race"]
+__all__ = ["Hedge", "HedgedAttempt", "Race"]
 
-Answer: TypeAlias = tuple[requests.Response, Outgoing, Hold]
+Answer: TypeAlias = tuple[requests.Response, Outgoing, Reservation]
 Ask: TypeAlias = Callable[
-    [WSGIEnvironment, Hold, int, Departure], tuple[requests.Response, Outgoing]
+    [WSGIEnvironment, Reservation, int, Departure], tuple[requests.Response, Outgoing]
 ]
-Another: TypeAlias = Callable[[WSGIEnvironment, tuple[Member, ...]], Hold | None]
+Another: TypeAlias = Callable[[WSGIEnvironment, tuple[Member, ...]], Reservation | None]
 
 
 class Hedge:
@@ -56,7 +55,7 @@ class Hedge:
         self.clock = clock
         self._lock = threading.Lock()
         self._delays = None if rules.quantile is None else Delays(rules.quantile)
-        process.renew_at_fork(self)
+        fork.renew_at_fork(self)
 
     def after_fork(self) -> None:
         """Have a lock that no thread of the parent holds."""
@@ -84,7 +83,7 @@ class Hedge:
                 self._delays.add(seconds)
 
 
-class Leg(Departure):
+class HedgedAttempt(Departure):
     """One try of several: it ends when another one wins, or when the client leaves.
 
     :ivar off: Whether it was broken off.
@@ -149,21 +148,21 @@ class Race:
         self._another = another
         self._bad = bad
         self._changed = threading.Condition()
-        self._legs: list[Leg] = []
+        self._legs: list[HedgedAttempt] = []
         self._members: list[Member] = []
         self._running = 0
         self._over = False
         self._alarm: Alarm | None = None
-        self._winner: tuple[Answer, Leg] | None = None
+        self._winner: tuple[Answer, HedgedAttempt] | None = None
 
-    def run(self, environ: WSGIEnvironment, hold: Hold, client: Departure) -> Answer:
+    def run(self, environ: WSGIEnvironment, hold: Reservation, client: Departure) -> Answer:
         """Return the answer that counts.
 
         :param hold: The hold on the instance of the first try.
         :param client: Tells whether the client has left.
         :raises Refusal: There is none.
         """
-        hedge, leg = self._hedge, Leg()
+        hedge, leg = self._hedge, HedgedAttempt()
         leg.follow(client)
         self._legs.append(leg)
         self._members.append(hold.member)
@@ -197,7 +196,9 @@ class Race:
         environ[INSTANCE] = found[2].instance.address
         return found
 
-    def _settle(self, answer: Answer | None, client: Departure) -> tuple[Answer, Leg] | None:
+    def _settle(
+        self, answer: Answer | None, client: Departure
+    ) -> tuple[Answer, HedgedAttempt] | None:
         """Return who has won over the first try, which has ended; ``None`` if nobody did."""
         with self._changed:
             if answer is None or self._bad(answer[0].status_code):
@@ -205,7 +206,9 @@ class Race:
                     self._changed.wait(TICK)
             return self._end(self._winner)
 
-    def _end(self, winner: tuple[Answer, Leg] | None) -> tuple[Answer, Leg] | None:
+    def _end(
+        self, winner: tuple[Answer, HedgedAttempt] | None
+    ) -> tuple[Answer, HedgedAttempt] | None:
         """Have no more tries made, and break off those that are not wanted any more."""
         with self._changed:
             self._over = True
@@ -223,7 +226,7 @@ class Race:
             if self._over or self._winner is not None:
                 return
             self._running += 1
-            leg = Leg()
+            leg = HedgedAttempt()
             self._legs.append(leg)
             asked = tuple(self._members)
         answer: Answer | None = None
@@ -250,7 +253,7 @@ class Race:
         if answer is not None and not won:
             _drop(answer)
 
-    def _go_on(self, environ: WSGIEnvironment, after: float, hold: Hold) -> None:
+    def _go_on(self, environ: WSGIEnvironment, after: float, hold: Reservation) -> None:
         """Have one more try made if this one does not answer in time either."""
         with self._changed:
             self._members.append(hold.member)

@@ -8,30 +8,165 @@ import random as _random
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
 
-from wsgigate import process
 from wsgigate.discovery import Instance
-from wsgigate.proxy.bulkhead import Place
-from wsgigate.proxy.member import Member
-from wsgigate.proxy.stickiness import Stickiness
-from wsgigate.repeated import ChangeLog
+from wsgigate.http.problem import Problem, Refusal
+from wsgigate.http.wsgi import Key
+from wsgigate.proxy.sticky import Stickiness
 from wsgigate.rules.arguments import checked
 from wsgigate.rules.balance import Policy, policy_of
-from wsgigate.rules.balance.available import Standing, available, slow_start, tier_of, zoned
-from wsgigate.rules.balance.tiers import Tiers
 from wsgigate.rules.circuit import Outcome
 from wsgigate.rules.outlier import OutlierRules, Outliers
-from wsgigate.wsgi import Key
+from wsgigate.rules.tiers import Standing, Tiers, available, slow_start, tier_of, zoned
+from wsgigate.runtime import fork
+from wsgigate.runtime.throttled_log import ChangeLog
 
-__all__ = ["Lease", "Pool"]
+__all__ = [
+    "Bulkhead",
+    "Compartment",
+    "FULL",
+    "InstanceLease",
+    "Member",
+    "Place",
+    "Pool",
+    "check_most",
+    "full",
+]
+
+
+# A fixed limit of a service's requests in a worker, and what all bulkheads have in common.
+
+FULL = Problem(
+    503,
+    "Service temporarily unavailable",
+    extensions={"error": "Too many requests in flight"},
+    headers=(("Retry-After", "1"),),
+)
+
+
+class Place(Protocol):
+    """A request's place among those of its service that are under way."""
+
+    def answered(self) -> None:
+        """Take note that its response has begun."""
+
+    def tunnelled(self) -> None:
+        """Take note that it has become a WebSocket, which lasts as long as it is used."""
+
+    def leave(self) -> None:
+        """Give it up."""
+
+
+class Compartment(Protocol):
+    """What a service's requests need a place in."""
+
+    def enter(self) -> Place:
+        """Return a place for one more request.
+
+        :raises Refusal: There is none; carries the answer.
+        """
+
+    def status(self) -> dict[str, int]:
+        """Return what ``/services`` says of it."""
+
+
+@checked
+class Bulkhead:
+    """A fixed limit of requests to a service that are under way in this worker.
+
+    A request that is one too many is refused at once. A request holds its place until its response
+    has ended, retries and the waits between them included.
+
+    :param most: How many there may be, at least 1.
+    :ivar in_flight: How many there are.
+    :ivar refused: How many were refused so far.
+    :raises ValueError: *most* is out of its range.
+    """
+
+    def __init__(self, most: int) -> None:
+        check_most(most)
+        self.most = most
+        self.in_flight = 0
+        self.refused = 0
+        self._lock = threading.Lock()
+        fork.renew_at_fork(self)
+
+    def after_fork(self) -> None:
+        """Count none: those of the parent end there."""
+        self._lock = threading.Lock()
+        self.in_flight = self.refused = 0
+
+    def enter(self) -> Place:
+        """Count one more in; the place is the bulkhead itself.
+
+        :raises Refusal: There are as many as there may be; carries the answer.
+        """
+        with self._lock:
+            if self.in_flight < self.most:
+                self.in_flight += 1
+                return self
+            self.refused += 1
+        raise full(self.most)
+
+    def answered(self) -> None:
+        """Do nothing: a fixed limit does not depend on how fast responses are."""
+
+    def tunnelled(self) -> None:
+        """Do nothing: a WebSocket counts like any other request."""
+
+    def leave(self) -> None:
+        """Count one out."""
+        with self._lock:
+            self.in_flight -= 1
+
+    def status(self) -> dict[str, int]:
+        """Return what ``/services`` says of it."""
+        return {"inFlight": self.in_flight, "maxInFlight": self.most, "refused": self.refused}
+
+
+def check_most(most: object) -> None:
+    """Raise ValueError when *most* is no limit."""
+    if type(most) is not int or most < 1:
+        raise ValueError(f"max_in_flight is at least one request, got {most!r}")
+
+
+def full(most: int) -> Refusal:
+    """Return the refusal of a request above a fixed limit of *most*."""
+    return Refusal(FULL, f"{most} requests of the service are under way already")
+
+
+# One instance of a service as one worker sees it.
+
+
+class Member:
+    """One instance in a pool: what this worker knows of it.
+
+    :ivar name: Its URL.
+    :ivar weight: Its share at the moment, above 0 for one that can be picked.
+    :ivar well_since: When it became well, ``-inf`` for one that was from the beginning.
+    """
+
+    __slots__ = ("ejected", "healthy", "in_flight", "instance", "name", "weight", "well_since")
+
+    def __init__(self, instance: Instance, well_since: float = -math.inf) -> None:
+        self.instance = instance
+        self.name = instance.url
+        self.weight: float = instance.weight
+        self.healthy = True
+        self.ejected = False
+        self.in_flight = 0
+        self.well_since = well_since
+
 
 _log = logging.getLogger("wsgigate.pool")
 
 _SWEEP = 10.0  # seconds between two looks at the success rates of instances
+
 _STEPS = 20  # in so many the weight of an instance grows that has just become well
 
 
-class Lease:
+class InstanceLease:
     """One request's hold on an instance, until it is released.
 
     :ivar place: The request's place in a bulkhead, which it gives up then.
@@ -73,7 +208,7 @@ class Pool:
     """The instances of one service, and who takes the next request.
 
     An instance is available while it is healthy, not ejected, and its weight is not 0; how tiers
-    share the requests then, :func:`wsgigate.rules.balance.available.available` says.
+    share the requests then, :func:`wsgigate.rules.tiers.available` says.
 
     :param service: The service's name.
     :param instances: Its instances; no URL twice.
@@ -146,7 +281,7 @@ class Pool:
         self._renew_at = math.inf
         self._watches = self.timed  # whether a pick needs to know the time
         self._renew()
-        process.renew_at_fork(self)
+        fork.renew_at_fork(self)
 
     def after_fork(self) -> None:
         """Count no request: those of the parent end there."""
@@ -207,7 +342,7 @@ class Pool:
 
     def pick(
         self, key: str | None = None, avoid: Collection[Member] = (), stuck: str | None = None
-    ) -> Lease | None:
+    ) -> InstanceLease | None:
         """Return a hold on the instance for the next request, which counts as in flight with it.
 
         :param key: Tells requests that belong together.
@@ -232,7 +367,7 @@ class Pool:
             member.in_flight += 1
         if self._returned:
             self._log_returned()
-        return Lease(self, member)
+        return InstanceLease(self, member)
 
     def answered(self, member: Member, seconds: float, failed: bool) -> None:
         """Take note of how long it took *member* to begin an answer, or to fail."""
@@ -295,7 +430,7 @@ class Pool:
         """Return by URL how many of this worker's requests each instance is serving."""
         return {url: member.in_flight for url, member in self._members.items()}
 
-    def _release(self, lease: Lease) -> None:
+    def _release(self, lease: InstanceLease) -> None:
         with self._lock:
             lease.member.in_flight -= 1
         if lease.place is not None:

@@ -10,29 +10,307 @@ not a name.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import lru_cache
+from operator import itemgetter
+from typing import Any, NamedTuple
 from wsgiref.types import WSGIEnvironment
 
 import requests
 
-from wsgigate.cookies import without_cookies
+from wsgigate.client.http11 import Fields
 from wsgigate.discovery import Instance
-from wsgigate.fields import HOP_BY_HOP, FieldRules, is_field_value, is_token
-from wsgigate.problem import Refusal
-from wsgigate.proxy.client_body import client_body
-from wsgigate.proxy.copying import PROTECTED, FieldCopier
+from wsgigate.http.bodies import client_body
+from wsgigate.http.fields import (
+    HOP_BY_HOP,
+    FieldRules,
+    connection_tokens,
+    is_field_value,
+    is_token,
+    without_cookies,
+)
+from wsgigate.http.forwarded import CLIENT_FORGED, FAMILY, address_of, format_forwarded
+from wsgigate.http.problem import Refusal
+from wsgigate.http.target import (
+    BadTarget,
+    OddTarget,
+    Target,
+    canonical_path,
+    canonical_pattern,
+    leaves,
+)
+from wsgigate.http.wsgi import CLAIMS, CLIENT_SOURCE, REQUEST_ID, environ_key, peer_trusted
 from wsgigate.proxy.destination import METHODS, led_to_instance, mount_of
-from wsgigate.proxy.hops import NEVER, hops_left
-from wsgigate.proxy.sending import Fields
-from wsgigate.proxy.way import Way
-from wsgigate.target import BadTarget, OddTarget, Target, canonical_path, canonical_pattern, leaves
-from wsgigate.wsgi import CLAIMS
 
-__all__ = ["Outgoing", "RequestMaker"]
+__all__ = [
+    "FieldCopier",
+    "NEVER",
+    "Outgoing",
+    "PROTECTED",
+    "RequestMaker",
+    "Way",
+    "hops_left",
+    "is_last_hop",
+]
+
+
+# Which fields of a client's request go along, found out once for each set of environ keys.
+#
+# Not those that concern only its own connection, nor what only a proxy or the gateway may say.
+# What is left out is an environ key, not a name: no other spelling of the field survives.
+
+PROTECTED = frozenset(
+    (
+        *("authorization", "cdn-loop", "content-length", "content-type", "cookie", "host"),
+        "x-request-id",
+    )
+)
+"""What a client can not have dropped by naming it in ``Connection``."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+_SET_ANEW = frozenset(("HTTP_EXPECT", "HTTP_HOST", "HTTP_HTTP2_SETTINGS", "HTTP_VIA"))
+
+_FRAMING = frozenset(("HTTP_CONTENT_LENGTH", "HTTP_CONTENT_TYPE"))
+
+_MOST_SHAPES = 512
+
+_LONGEST_SHAPE = 8192
+"""Characters of all keys together: what costs more to remember is found out again."""
+
+
+class _Shape(NamedTuple):
+    """What goes along of an environ that has certain keys."""
+
+    names: tuple[str, ...]
+    values: Callable[[WSGIEnvironment], tuple[str, ...]]
+    nameless: bool
+    """Whether there is a request field without a name among them."""
+
+
+class FieldCopier:
+    """Copies what goes along of a request's fields.
+
+    :param identity: Names of the fields that only the gateway may set.
+    """
+
+    def __init__(self, identity: Iterable[str] = ()) -> None:
+        self._dropped = (
+            frozenset(environ_key(name) for name in HOP_BY_HOP)
+            | frozenset(environ_key(name) for name in identity)
+            | CLIENT_FORGED
+            | _SET_ANEW
+            | _FRAMING
+        )
+        self._shapes: dict[tuple[str, ...], _Shape] = {}  # bounded
+
+    def copied(self, environ: WSGIEnvironment) -> Fields:
+        """Return the fields of *environ* that go along.
+
+        :raises Refusal: One of them is malformed.
+        """
+        keys = tuple(environ)
+        shape = self._shapes.get(keys) or self._learn(keys)
+        if shape.nameless:
+            raise Refusal.of(400, "Malformed request field.", "a request field without a name")
+        values = shape.values(environ)
+        if _CONTROL.search("".join(values)):
+            raise Refusal.of(
+                400, "Malformed request field.", "a control character in a request field"
+            )
+        fields = Fields(zip(shape.names, values, strict=True))
+        content_type = environ.get("CONTENT_TYPE")
+        if content_type:
+            if _CONTROL.search(content_type):
+                raise Refusal.of(
+                    400, "Malformed request field.", "a control character in a request field"
+                )
+            fields["Content-Type"] = content_type
+        connection = environ.get("HTTP_CONNECTION")
+        if connection and connection.lower() not in ("keep-alive", "close"):
+            _drop_named(connection, fields, environ.get(REQUEST_ID))
+        return fields
+
+    def _learn(self, keys: tuple[str, ...]) -> _Shape:
+        copied = [
+            key
+            for key in keys
+            if key[:5] == "HTTP_" and key not in self._dropped and not key.startswith(FAMILY)
+        ]
+        names = tuple(map(_field_name, copied))
+        shape = _Shape(names, _getter(copied), "" in names)
+        if sum(map(len, keys)) <= _LONGEST_SHAPE:
+            if len(self._shapes) >= _MOST_SHAPES:
+                self._shapes = {}  # somebody makes them up
+            self._shapes[keys] = shape
+        return shape
+
+
+def _getter(keys: list[str]) -> Callable[[WSGIEnvironment], tuple[str, ...]]:
+    if len(keys) < 2:
+        return lambda environ: tuple([environ[key] for key in keys])
+    getter: Any = itemgetter(*keys)
+    return getter  # type: ignore[no-any-return]
+
+
+def _field_name(key: str) -> str:
+    """Return the field name of an environ key, ``X-Api-Key``; empty when it is no field name."""
+    name = key[5:].replace("_", "-").title()
+    return name if is_token(name) else ""
+
+
+def _drop_named(connection: str, fields: Fields, request_id: str | None) -> None:
+    """Remove what the client's ``Connection`` names, but for what is not its to take away."""
+    try:
+        named = connection_tokens(connection) - PROTECTED
+    except ValueError as error:
+        raise Refusal.of(400, "Malformed Connection field.", str(error)) from None
+    for name in [name for name in fields if name.lower() in named]:
+        if request_id is None or fields[name] != request_id:
+            del fields[name]
+
+
+# How far a request may go: methods that end here, and Max-Forwards (RFC 9110 section 7.6.2).
+
+NEVER = frozenset(("CONNECT", "TRACE", "TRACK"))
+"""Methods that are never passed on: a tunnel, and echoes of fields that a script must not read."""
+
+
+def is_last_hop(environ: WSGIEnvironment) -> bool:
+    """Return whether the request may go no further and is answered here.
+
+    That is OPTIONS with ``Max-Forwards: 0`` (RFC 9110 section 7.6.2); the other method that the
+    field is for, TRACE, never goes on.
+
+    :raises Refusal: What it holds is no number.
+    """
+    if environ["REQUEST_METHOD"] != "OPTIONS" or "HTTP_MAX_FORWARDS" not in environ:
+        return False
+    return hops_left(environ["HTTP_MAX_FORWARDS"]) == 0
+
+
+def hops_left(value: str) -> int:
+    """Return how many times the request may be passed on, as its Max-Forwards field says.
+
+    :raises Refusal: The *value* is no number.
+    """
+    value = value.strip(" \t")
+    if not (value.isascii() and value.isdigit()) or len(value) > 18:
+        raise Refusal.of(400, "Malformed Max-Forwards field.")
+    return int(value)
+
+
+# Which way a request came: ``X-Forwarded-*``, ``Forwarded`` (RFC 7239) and ``Via`` (RFC 9110).
+
+
+class Way:
+    """Tells the next hop which way a request came.
+
+    :param via: The gateway's name in ``Via`` (RFC 9110 section 7.6.3).
+    :param loop_field: The field that names it to itself, so that it sees a loop: ``via``, or
+        ``cdn-loop`` (RFC 8586) for services that treat requests with a ``Via`` differently.
+    :raises ValueError: An argument is not of its form; the message names it.
+    """
+
+    def __init__(self, via: str, loop_field: str = "via") -> None:
+        if not is_token(via):
+            raise ValueError(f"via is a word such as wsgigate, got {via!r}")
+        if loop_field not in ("via", "cdn-loop"):
+            raise ValueError(f'loop_field is "via" or "cdn-loop", got {loop_field!r}')
+        self._via = via
+        self._in_via = loop_field == "via"
+
+    def tell(
+        self, environ: WSGIEnvironment, fields: dict[str, str], protocol: str, outside: str
+    ) -> None:
+        """Add to *fields* the way that the request of *environ* came.
+
+        :param protocol: The client's, ``HTTP/1.1``.
+        :param outside: What the client's path begins with and the next hop does not see.
+        :raises Refusal: It came by here already.
+        """
+        peer = environ.get("REMOTE_ADDR") or "unknown"
+        trusted = peer_trusted(environ)
+        if trusted:  # a proxy fix inside of ClientAddress has replaced it by the client's
+            source = environ.get(CLIENT_SOURCE) or (peer,)
+            peer = source[0] if source[0] != "unix" else "unknown"
+        scheme = environ["wsgi.url_scheme"]
+        host = environ.get("HTTP_HOST", "")
+        told = _first_hop(peer, scheme, host)
+        if trusted:
+            told = _next_hop(environ, told)
+        fields.update(told)
+        before = environ.get("HTTP_X_FORWARDED_PREFIX") if trusted else None
+        if outside or before:
+            prefix = (before or "").rstrip("/") + outside
+            if prefix:
+                fields["X-Forwarded-Prefix"] = prefix
+        name = self._via
+        if self._in_via:
+            field, before, mine = "Via", environ.get("HTTP_VIA"), f"{protocol[5:]} {name}"
+        else:
+            field, before, mine = "Cdn-Loop", environ.get("HTTP_CDN_LOOP"), name
+        if before:
+            if name in before and name in re.split(r"[\s,;]+", before):
+                raise Refusal.of(508, "Loop detected.", f"{name} is in {field} already")
+            mine = f"{before}, {mine}"
+        fields[field] = mine
+
+
+@lru_cache(maxsize=4096)
+def _first_hop(peer: str, scheme: str, host: str) -> Mapping[str, str]:
+    """Return what is told of a request that nobody passed on before."""
+    # An IPv4 client of an IPv6 socket is ::ffff:192.0.2.1 to the server: one spelling for all.
+    told = {
+        "X-Forwarded-For": address_of(peer.partition("%")[0]) or peer,
+        "X-Forwarded-Proto": scheme,
+    }
+    if host:
+        told["X-Forwarded-Host"] = host
+    told["X-Forwarded-Port"] = _port(host, scheme)
+    told["Forwarded"] = format_forwarded(peer, host, scheme)
+    return told
+
+
+def _next_hop(environ: WSGIEnvironment, told: Mapping[str, str]) -> Mapping[str, str]:
+    """Return *told* behind what the trusted proxies before this one told.
+
+    Scheme, host and port are one statement about the client's view: a port that the proxy did not
+    tell is the one of the host and the scheme it told, never the one that this hop came by.
+    """
+    merged = dict(told)
+    for name, key in (
+        ("X-Forwarded-For", "HTTP_X_FORWARDED_FOR"),
+        ("Forwarded", "HTTP_FORWARDED"),
+    ):
+        chain = environ.get(key)
+        if chain:
+            merged[name] = f"{chain}, {told[name]}"
+    for name, key in (
+        ("X-Forwarded-Proto", "HTTP_X_FORWARDED_PROTO"),
+        ("X-Forwarded-Host", "HTTP_X_FORWARDED_HOST"),
+    ):
+        value = environ.get(key)
+        if value:
+            merged[name] = value
+    port = environ.get("HTTP_X_FORWARDED_PORT", "")
+    host, scheme = merged.get("X-Forwarded-Host", ""), merged["X-Forwarded-Proto"]
+    merged["X-Forwarded-Port"] = _port(host, scheme, port)
+    return merged
+
+
+def _port(host: str, scheme: str, told: str = "") -> str:
+    """Return the port of *host*; where that has none, the one *told*, or the scheme's own."""
+    port = host.rpartition(":")[2] if not host.endswith("]") and ":" in host else ""
+    return port or told or ("443" if scheme == "https" else "80")
+
 
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,20}")
+
 _BODY_METHODS = frozenset(("POST", "PUT", "PATCH"))
+
 _USUAL_METHODS = _BODY_METHODS | {"DELETE", "GET", "HEAD", "OPTIONS"}
+
 _PROTOCOLS = frozenset(("HTTP/1.0", "HTTP/1.1", "HTTP/2.0"))
 
 

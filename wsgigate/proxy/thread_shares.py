@@ -20,10 +20,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from wsgigate import process
-from wsgigate.problem import Refusal
-from wsgigate.proxy.bulkhead import FULL, Compartment, Place, check_most, full
+from wsgigate.http.problem import Refusal
+from wsgigate.proxy.pool import FULL, Compartment, Place, check_most, full
 from wsgigate.rules.thread_shares import Admission, ThreadShareRules
+from wsgigate.runtime import fork
 
 __all__ = ["ThreadShares"]
 
@@ -132,7 +132,7 @@ class ThreadShares:
         self.clock = clock
         self._shares: list[_Share] = []
         self.after_fork()
-        process.renew_at_fork(self)
+        fork.renew_at_fork(self)
 
     def after_fork(self) -> None:
         """Count none: those of the parent end there."""

@@ -12,22 +12,25 @@ that time had passed.
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Protocol, TypeAlias
+from zlib import crc32
 
-from wsgigate.rules.calendar import CalendarWindow
-from wsgigate.rules.quota import Quota, Verdict
-from wsgigate.rules.together import Together, tightest
-from wsgigate.rules.windows import FixedWindow, SlidingWindow, TokenBucket
+from wsgigate.rules.quota import Quota, Verdict, tightest
+from wsgigate.rules.windows import CalendarWindow, FixedWindow, SlidingWindow, TokenBucket
 
 __all__ = [
     "ALGORITHMS",
     "Algorithm",
     "CalendarWindow",
     "FixedWindow",
+    "Policy",
+    "Quotas",
     "SlidingWindow",
     "Together",
     "TokenBucket",
     "algorithm_for",
+    "tag_of",
     "tightest",
 ]
 
@@ -75,3 +78,189 @@ def algorithm_for(quota: Quota, name: str | None = None) -> Algorithm:
     if name not in ALGORITHMS:
         raise ValueError(f"algorithm is one of {', '.join(ALGORITHMS)}, not {name!r}")
     return ALGORITHMS[name](quota)
+
+
+# Several quotas of one caller, decided about at once: all allow a request, or none counts it.
+
+
+class Together:
+    """Several quotas, whose states are one value: a request passes if all of them allow it.
+
+    If one refuses, none is charged; each verdict tells what that quota alone would have said.
+
+    The value is the letter ``t`` and then per quota that has a state: 4 bytes that tell the quota
+    and the algorithm (CRC-32 of their names and numbers), 2 bytes with the length of its state, and
+    the state. So the counts of one quota survive when another is added, changed or removed.
+
+    :param algorithms: What to count with; no two of the same kind for the same quota.
+    :raises ValueError: There is none, or two are the same.
+    """
+
+    def __init__(self, algorithms: Sequence[Algorithm]) -> None:
+        if not algorithms:
+            raise ValueError("there has to be at least one quota")
+        self.algorithms = tuple(algorithms)
+        self._takes = tuple(one.take for one in self.algorithms)
+        self._tags = tuple(tag_of(one) for one in self.algorithms)
+        self._order = {tag: place for place, tag in enumerate(self._tags)}
+        for place, tag in enumerate(self._tags):
+            if tag in self._tags[:place]:
+                raise ValueError(f"two of the quotas are the same: {self.algorithms[place].quota}")
+
+    def take(
+        self, old: bytes | None, now: float, cost: int = 1
+    ) -> tuple[bytes | None, float, tuple[Verdict, ...]]:
+        """Decide about a request of *cost* at *now* against all quotas.
+
+        :param now: Seconds since 1970.
+        :param cost: How many requests it counts as, for each of the quotas; 0 only looks.
+        :returns: The new state (*old* itself if it stays as it is), how many seconds it is needed,
+            and each quota's verdict, in the order of the algorithms.
+        :raises ValueError: *cost* is no whole number, negative, or more than one of the limits.
+        """
+        if cost != 1 or cost.__class__ is not int:
+            for one in self.algorithms:
+                one.quota.check_cost(cost)
+        states = self._read(old) if old is not None else [None] * len(self._takes)
+        results = [take(state, now, cost) for take, state in zip(self._takes, states, strict=True)]
+        if cost and not all(verdict.allowed for _, _, verdict in results):
+            results = [
+                take(state, now, 0) if result[2].allowed else result
+                for take, state, result in zip(self._takes, states, results, strict=True)
+            ]
+        ttl, changed = 0.0, False
+        for (new, needed, _), state in zip(results, states, strict=True):
+            if new is not state:
+                changed = True
+            if needed > ttl:
+                ttl = needed
+        if changed:
+            old = self._written([new for new, _, _ in results])
+        return old, ttl, tuple([verdict for _, _, verdict in results])
+
+    def _read(self, old: bytes) -> list[bytes | None]:
+        states: list[bytes | None] = [None] * len(self._tags)
+        if old[:1] != b"t":
+            return states
+        place, size = 1, len(old)
+        while place + 6 <= size:
+            end = place + 6 + int.from_bytes(old[place + 4 : place + 6], "big")
+            if end > size:
+                break  # it was cut short; what came before it holds
+            which = self._order.get(old[place : place + 4])
+            if which is not None:
+                states[which] = old[place + 6 : end]
+            place = end
+        return states
+
+    def _written(self, states: list[bytes | None]) -> bytes:
+        parts = [b"t"]
+        for tag, state in zip(self._tags, states, strict=True):
+            if state is not None:
+                parts += (tag, len(state).to_bytes(2, "big"), state)
+        return b"".join(parts)
+
+
+def tag_of(algorithm: Algorithm) -> bytes:
+    """Return the 4 bytes by which the state of *algorithm* is found among others."""
+    quota = algorithm.quota
+    told = f"{algorithm.name}/{quota.limit}/{quota.micros}/{quota.calendar or ''}"
+    return crc32(told.encode()).to_bytes(4, "big")
+
+
+# One limit made ready: its quotas, what counts each of them, and where their counts are kept.
+
+Quotas: TypeAlias = Quota | str | Sequence[Quota | str]
+"""A quota, or several of which a request must pass all; as a text, ``"10/h; 100/d"``."""
+
+Verdicts: TypeAlias = tuple[Verdict, ...]
+
+Change: TypeAlias = Callable[
+    [bytes | None, float], tuple[bytes | None, float, tuple[Verdicts, float]]
+]
+"""What a store's update is given; its result is each quota's verdict, and the store's time."""
+
+
+class Policy:
+    """What is decided about requests against some quotas, all of which a request must pass.
+
+    :param quotas: One or several, as they are or as they are written.
+    :param algorithm: Counts those that are not for a span of the calendar.
+    :param name: Of the limit. Where there are several quotas and one has no name, it is called
+        after the limit and its time: ``default-15m``, ``default-month``.
+    :param cost: As how many requests one usually counts.
+    :raises ValueError: A quota is malformed, two have one name, or *cost* is more than one allows.
+    """
+
+    __slots__ = ("_together", "algorithms", "change", "most", "names", "place", "quotas")
+
+    def __init__(self, quotas: Quotas, *, algorithm: str, name: str, cost: int = 1) -> None:
+        several = Quota.parse_all(quotas) if isinstance(quotas, str) else quotas
+        several = [several] if isinstance(several, Quota) else several
+        if not isinstance(several, Sequence) or not several:
+            raise ValueError(
+                f'a quota is written "100 per 15 minutes" or "100/15m", not {quotas!r}'
+            )
+        self.quotas = tuple(one if isinstance(one, Quota) else Quota.parse(one) for one in several)
+        self.algorithms = tuple(
+            algorithm_for(quota, None if quota.calendar else algorithm) for quota in self.quotas
+        )
+        self.most = min(quota.limit for quota in self.quotas)
+        """The highest cost that is ever allowed."""
+        if cost > self.most:
+            raise ValueError(f"cost: {cost} is more than a quota of {self.most} ever allows")
+        if len(self.quotas) == 1:
+            [one], [quota] = self.algorithms, self.quotas
+            names = [quota.name or name]
+            period = quota.calendar or repr(quota.period)
+            self.place = f"{name}/{one.name}/{quota.limit}/{period}"
+        else:
+            names = [quota.name or f"{name}-{_span(quota)}" for quota in self.quotas]
+            if len(set(names)) < len(names):
+                listed = ", ".join(names)
+                raise ValueError(f"quota: two of one name; give each its own: {listed}")
+            self.place = f"{name}/together"
+        self.names = tuple(names)
+        self._together = Together(self.algorithms).take if len(self.quotas) > 1 else None
+        self.change = self.charging(cost)
+
+    def charging(self, cost: int) -> Change:
+        """Return the change of a caller's state by a request of *cost*."""
+        if self._together is not None:
+            together = self._together
+
+            def change(
+                old: bytes | None, now: float
+            ) -> tuple[bytes | None, float, tuple[Verdicts, float]]:
+                new, ttl, verdicts = together(old, now, cost)
+                return new, ttl, (verdicts, now)
+
+            return change
+        take = self.algorithms[0].take
+        if cost == 1:  # an argument less is worth it here, where nearly all requests come by
+
+            def one(
+                old: bytes | None, now: float
+            ) -> tuple[bytes | None, float, tuple[Verdicts, float]]:
+                new, ttl, verdict = take(old, now)
+                return new, ttl, ((verdict,), now)
+
+            return one
+
+        def several(
+            old: bytes | None, now: float
+        ) -> tuple[bytes | None, float, tuple[Verdicts, float]]:
+            new, ttl, verdict = take(old, now, cost)
+            return new, ttl, ((verdict,), now)
+
+        return several
+
+
+def _span(quota: Quota) -> str:
+    """Return the time of *quota* as short as can be: ``15m``."""
+    if quota.calendar:
+        return quota.calendar
+    for name, seconds in (("w", 604800), ("d", 86400), ("h", 3600), ("m", 60)):
+        if quota.period % seconds == 0:
+            return f"{quota.period / seconds:g}{name}"
+    return f"{quota.period:g}s"

@@ -7,12 +7,60 @@ the stricter one: an answer that is kept wrongly shows one user what is another'
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Generic, NamedTuple, TypeVar
 
 from wsgigate.rules.dates import unix_time
 
-__all__ = ["Keeping", "directives", "keeping", "may_show", "selecting", "varying"]
+__all__ = ["Keeping", "Shelf", "directives", "keeping", "may_show", "selecting", "varying"]
+
+
+# Values under keys, as many as there is room for: those that were used last stay.
+
+K = TypeVar("K", bound=Hashable)
+
+V = TypeVar("V")
+
+
+class Shelf(Generic[K, V]):
+    """Values under keys, bounded by their size together.
+
+    :param most: The size of all of them together, in bytes.
+    :ivar used: How much of that is used.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.used = 0
+        self._most = most
+        self._kept: OrderedDict[K, tuple[V, int]] = OrderedDict()
+
+    def get(self, key: K) -> V | None:
+        """Return the value of *key*, which now was used last; ``None`` without one."""
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
+        self._kept.move_to_end(key)
+        return kept[0]
+
+    def put(self, key: K, value: V, size: int) -> None:
+        """Put *value* in the place of what *key* had, and drop what there is no room for."""
+        self.drop(key)
+        self._kept[key] = (value, size)
+        self.used += size
+        while self.used > self._most:
+            _, (_, gone) = self._kept.popitem(last=False)
+            self.used -= gone
+
+    def drop(self, key: K) -> None:
+        """Forget the value of *key*, if there is one."""
+        kept = self._kept.pop(key, None)
+        if kept is not None:
+            self.used -= kept[1]
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
 
 STATUSES = frozenset((200, 203, 301, 308))
 """The statuses of answers that are worth showing again."""
@@ -23,6 +71,7 @@ _LONGEST = 2**31
 _DIRECTIVE = re.compile(
     r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:[ \t]*=[ \t]*(\"(?:[^\"\\]|\\.)*\"|[^\s,;\"]*))?"
 )
+
 _NEVER = frozenset(("no-store", "private", "no-cache", "must-revalidate", "proxy-revalidate"))
 
 

@@ -13,25 +13,121 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Collection
+from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from wsgigate.rules.circuit_rules import MOST_TRIPS, CircuitRules
+from wsgigate.rules.arguments import checked
+from wsgigate.rules.window import Window
 
 __all__ = [
-    "TRANSITIONS",
+    "CircuitRules",
     "Event",
+    "FAILURES",
+    "MOST_TRIPS",
     "Outcome",
     "State",
+    "TRANSITIONS",
+    "Tally",
     "Verdict",
     "ask",
     "bounded",
+    "check_failures",
     "move",
+    "outcome_of",
     "pack",
     "tell",
     "trip",
     "unpack",
 ]
+
+
+# When a circuit opens, for how long, and what closes it again: the settings, checked.
+
+MOST_TRIPS = 60
+"""More than so many doublings of the open time are none."""
+
+_MOST = 1_000_000
+
+_LONGEST = 86_400.0
+
+
+@checked
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CircuitRules:
+    """When a circuit opens, for how long, and what closes it again.
+
+    :param consecutive_failures: Failures in a row that open it; ``None`` for no such rule.
+    :param connect_failures: Failed connections in a row that do; ``None`` for no such rule.
+    :param failure_rate: The share of failed calls that does, above 0 to 1; ``None`` for no such
+        rule.
+    :param slow_after: Seconds after which a call is slow; ``None``: none is.
+    :param slow_rate: The share of slow calls that opens it, above 0 to 1.
+    :param minimum_calls: Calls in the window below which no share counts.
+    :param window: Seconds that the shares are taken over.
+    :param open_for: Seconds it stays open, doubled each time that the probes fail, or that it opens
+        again soon after.
+    :param open_at_most: The most seconds it stays open; a minute, or *open_for* if that is longer.
+    :param jitter: By up to which share of itself the open time is shortened, by chance.
+    :param probes: Calls that are let pass after that; all of them must pass.
+    :param probe_timeout: Seconds after which a probe that nothing was heard of is given up.
+    :raises ValueError: A setting is out of its range; says which.
+    """
+
+    consecutive_failures: int | None = None
+    connect_failures: int | None = 5
+    failure_rate: float | None = 0.5
+    slow_after: float | None = None
+    slow_rate: float = 1.0
+    minimum_calls: int = 20
+    window: float = 10.0
+    open_for: float = 5.0
+    open_at_most: float | None = None
+    jitter: float = 0.2
+    probes: int = 5
+    probe_timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("consecutive_failures", "connect_failures", "minimum_calls", "probes"):
+            count = getattr(self, name)
+            most = 1_000 if name == "probes" else _MOST
+            optional = name in ("consecutive_failures", "connect_failures")
+            if count is None and optional:
+                continue
+            if type(count) is not int or not 1 <= count <= most:
+                raise ValueError(f"{name} is a whole number from 1 to {most}, got {count!r}")
+        for name in ("failure_rate", "slow_rate"):
+            share = getattr(self, name)
+            if share is not None and not (_is_number(share) and 0 < share <= 1):
+                raise ValueError(f"{name} is a share above 0 and at most 1, got {share!r}")
+        for name in ("slow_after", "window", "open_for", "open_at_most", "probe_timeout"):
+            seconds = getattr(self, name)
+            if seconds is not None and not (_is_number(seconds) and 0 < seconds <= _LONGEST):
+                raise ValueError(f"{name} is more than 0 s and at most a day, got {seconds!r}")
+        if not (_is_number(self.jitter) and 0 <= self.jitter <= 1):
+            raise ValueError(f"jitter is a share between 0 and 1, got {self.jitter!r}")
+        if self.open_at_most is not None and self.open_at_most < self.open_for:
+            raise ValueError(
+                f"open_at_most is not less than open_for: {self.open_at_most!r} < {self.open_for!r}"
+            )
+
+    @property
+    def longest(self) -> float:
+        """The most seconds it stays open."""
+        return max(60.0, self.open_for) if self.open_at_most is None else self.open_at_most
+
+    def open_time(self, trips: int, chance: float) -> float:
+        """Return the seconds it stays open for the *trips*-th time in a row.
+
+        :param chance: A number in [0, 1).
+        """
+        doubled = self.open_for * 2.0 ** min(trips - 1, MOST_TRIPS)
+        return float(min(doubled, self.longest) * (1 - self.jitter * chance))
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and not math.isnan(value)  # type: ignore[arg-type]
 
 
 class State(Enum):
@@ -82,6 +178,7 @@ class Outcome(Enum):
 
 
 _BAD = frozenset((Outcome.FAILED, Outcome.UNREACHABLE))
+
 _RETRY_SOON = 1.0
 """Seconds after which to come again while others probe."""
 
@@ -213,9 +310,13 @@ def tell(
 
 
 _STATES = tuple(State)
+
 _PACKED = struct.Struct(">cBQdHHH")
+
 _SINCE = struct.Struct(">d")
+
 _TAG = b"c"
+
 LONGEST_WHY = 160
 """Characters of a reason that are kept."""
 
@@ -256,3 +357,123 @@ def bounded(verdict: Verdict, now: float, rules: CircuitRules) -> Verdict:
     half_open = verdict.state is State.HALF_OPEN
     latest = now + (rules.probe_timeout if half_open else rules.longest)
     return verdict._replace(until=latest) if verdict.until > latest else verdict
+
+
+# What the status of an answer tells of the service that gave it.
+
+FAILURES = (500, 502, 503, 504)
+"""The statuses that are failures unless said otherwise."""
+
+_NOTHING = frozenset((408, 429, 499))  # too slow, too many, gone: of the client, all of them
+
+
+def check_failures(statuses: Collection[int]) -> frozenset[int]:
+    """Return *statuses* as a set.
+
+    :raises ValueError: One of them can not be a failure: 4xx are the client's.
+    """
+    for status in statuses:
+        if type(status) is not int or not 500 <= status <= 599:
+            raise ValueError(f"statuses are 500 to 599: others are no failures, got {status!r}")
+    return frozenset(statuses)
+
+
+def outcome_of(status: int, failures: Collection[int] = FAILURES) -> Outcome:
+    """Return what an answer with *status* tells.
+
+    :param failures: The statuses that are failures.
+    """
+    if status < 400:
+        return Outcome.OK
+    if status in failures:
+        return Outcome.FAILED
+    if status in _NOTHING:
+        return Outcome.IGNORED
+    return Outcome.REFUSED if status < 500 else Outcome.OK
+
+
+# How the calls of one worker go, and when that is reason enough to open their circuit.
+
+
+class Tally:
+    """What one worker has seen of a service.
+
+    :param rules: What is too much.
+    :ivar failures: Calls that have failed since the last one that was answered.
+    :ivar successes: Calls that were answered, all in all.
+    :ivar last_failure: When the last one failed, ``None`` before there was one.
+    """
+
+    __slots__ = (
+        "_in_a_row",
+        "_rules",
+        "_unreachable",
+        "_window",
+        "failures",
+        "last_failure",
+        "successes",
+    )
+
+    def __init__(self, rules: CircuitRules) -> None:
+        self._rules = rules
+        self._window = Window(rules.window)
+        self.failures = self.successes = 0
+        self.last_failure: float | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew to look for a reason to open, as the circuit has changed."""
+        self._in_a_row = self._unreachable = 0
+        self._window.clear()
+
+    def add(self, outcome: Outcome, now: float, *, slow: bool = False) -> str:
+        """Take note of a call that ended at *now*; return why the circuit is to open.
+
+        :param slow: Whether it took longer than it may.
+        :returns: The reason in words; empty when the circuit is to stay as it is.
+        """
+        rules = self._rules
+        if outcome is Outcome.OK:
+            self.successes += 1
+            self.failures = 0
+            self._in_a_row = self._unreachable = 0
+            self._window.add(now, False, slow)
+            return self._why_slow() if slow else ""
+        if outcome is Outcome.REFUSED or outcome is Outcome.IGNORED:
+            return ""
+        self.failures += 1
+        self.last_failure = now
+        self._in_a_row += 1
+        self._unreachable = self._unreachable + 1 if outcome is Outcome.UNREACHABLE else 0
+        window = self._window
+        window.add(now, True, slow)
+        if rules.connect_failures is not None and self._unreachable >= rules.connect_failures:
+            return f"{_times(self._unreachable, 'connection failure')} in a row"
+        if rules.consecutive_failures is not None and self._in_a_row >= rules.consecutive_failures:
+            return f"{_times(self._in_a_row, 'failure')} in a row"
+        if self._share(window.failed, rules.failure_rate):
+            return f"{window.failed} of {window.calls} calls failed within {rules.window:g} s"
+        return self._why_slow() if slow else ""
+
+    def _why_slow(self) -> str:
+        rules, window = self._rules, self._window
+        if not self._share(window.slow, rules.slow_rate):
+            return ""
+        return (
+            f"{window.slow} of {window.calls} calls took longer than {rules.slow_after:g} s "
+            f"within {rules.window:g} s"
+        )
+
+    def forget(self) -> None:
+        """Forget the failures, as the operator knows better."""
+        self.clear()
+        self.failures = 0
+        self.last_failure = None
+
+    def _share(self, some: int, share: float | None) -> bool:
+        calls = self._window.calls
+        return share is not None and calls >= self._rules.minimum_calls and some >= share * calls
+
+
+def _times(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import NamedTuple
 
 from wsgigate.rules.arguments import explained
 
-__all__ = ["CALENDAR", "Quota", "Verdict", "verdict_of"]
+__all__ = ["CALENDAR", "Quota", "Verdict", "tightest", "verdict_of"]
+
+
+def tightest(verdicts: Sequence[tuple[bool, int, int, float, float]]) -> int:
+    """Return which of *verdicts* tells the caller most: the one that it has to wait for longest.
+
+    Of those that refused, the one that refuses for the longest time; if none did, the one of which
+    the least remains, and of several such the one that lasts longest.
+    """
+    return min(range(len(verdicts)), key=lambda place: _slack(verdicts[place]))
+
+
+def _slack(verdict: tuple[bool, int, int, float, float]) -> tuple[bool, float, float]:
+    allowed, _, remaining, reset_after, retry_after = verdict
+    return (True, remaining, -reset_after) if allowed else (False, -retry_after, -reset_after)
+
 
 _UNITS = {
     1: ("s", "sec", "secs", "second", "seconds"),
@@ -19,7 +34,9 @@ _UNITS = {
     86400: ("d", "day", "days"),
     604800: ("w", "week", "weeks"),
 }
+
 _SECONDS = {name: seconds for seconds, names in _UNITS.items() for name in names}
+
 _WRITTEN = re.compile(
     r"(?P<limit>[0-9][0-9_]*)\s*(?:requests?\s*)?(?:/|\bper\b)\s*"
     r"(?:(?P<count>[0-9][0-9_]*(?:\.[0-9]+)?)?|(?P<calendar>calendar\s))\s*(?P<unit>[a-z]+)",
@@ -36,8 +53,11 @@ CALENDAR = {
 """The spans of the calendar that a quota may be for, and how many seconds the longest has."""
 
 LONGEST = 3660 * 86400.0
+
 LARGEST = 1_000_000_000
+
 _NAME = re.compile(r"[A-Za-z0-9._:~-]{0,64}")
+
 _BETWEEN = re.compile(r"[;,|\n]")
 
 

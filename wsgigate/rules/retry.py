@@ -7,28 +7,235 @@ same as doing it once. RFC 9110 9.2.2 says which methods are so; what was sent d
 from __future__ import annotations
 
 import math
+import re
+from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 from typing import NamedTuple
 
 from wsgigate.rules.arguments import checked
 from wsgigate.rules.dates import unix_time
+from wsgigate.rules.window import Window
 
 __all__ = [
-    "IDEMPOTENT",
     "Attempt",
+    "Deadline",
     "Decision",
+    "Delays",
+    "HedgeRules",
+    "IDEMPOTENT",
+    "RetryBudget",
     "RetryRules",
+    "SAFE",
     "backoff",
+    "deadline",
     "decide",
+    "hedgeable",
     "read_retry_after",
+    "read_timeout",
+    "try_time",
+    "write_timeout",
 ]
+
+
+# How many retries there may be: a share of all requests, so that they never make things worse.
+#
+# Without a budget, a service that is slow because it has too much to do gets twice as much to do.
+
+
+class RetryBudget:
+    """What retries may be made of all requests of the last seconds.
+
+    A retry is allowed while retries are at most *share* of the requests of the last ten seconds, or
+    while there were fewer than *floor* in the last second: so few harm nobody, and a service with
+    little traffic has retries too. Not the sum of both: ten times the traffic is never more than
+    its share.
+
+    It belongs to all threads of a worker, and whoever calls it holds a lock.
+
+    :param share: Retries per request, 0 to 1.
+    :param floor: Retries per second that are allowed whatever the share says.
+    :param period: Seconds that the share is taken over.
+    :raises ValueError: A setting is out of its range; says which.
+    """
+
+    __slots__ = ("_floor", "_recent", "_requests", "_share")
+
+    def __init__(self, share: float = 0.2, floor: float = 3.0, period: float = 10.0) -> None:
+        for name, value, most in (("share", share, 1), ("floor", floor, 10_000)):
+            if type(value) not in (int, float) or not 0 <= value <= most:
+                raise ValueError(f"{name} is a number from 0 to {most}, got {value!r}")
+        if type(period) not in (int, float) or not 0 < period < math.inf:
+            raise ValueError(f"period is a number of seconds above 0, got {period!r}")
+        self._share = share
+        # Fewer than one a second is one in several seconds.
+        self._floor = max(1.0, floor) if floor else 0.0
+        self._requests = Window(period)
+        self._recent = Window(max(1.0, 1.0 / floor) if floor else 1.0)
+
+    def request(self, now: float) -> None:
+        """Take note of a request, not of its retries."""
+        self._requests.add(now, False)
+
+    def take(self, now: float) -> bool:
+        """Take one retry out of the budget; return whether there was one left."""
+        requests, retries, _ = self._requests.at(now)
+        requests -= retries  # those are counted in the same window
+        if retries + 1 > self._share * requests and self._recent.at(now).calls + 1 > self._floor:
+            return False
+        self._requests.add(now, True)
+        self._recent.add(now, False)
+        return True
+
+
+# Until when a request must have been answered, and how long each part of it may take.
+
+_SECONDS = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)(s|ms)?", re.ASCII)
+
+
+class Deadline(NamedTuple):
+    """Until when a request must have been answered, its retries and their waits included.
+
+    :ivar until: The moment.
+    :ivar shortened: Whether it is the client who wants it so soon. To be late for that tells
+        nothing of the service: it is no failure, or any client could open circuits for all.
+    """
+
+    until: float
+    shortened: bool = False
+
+
+def deadline(now: float, timeout: float, asked: float | None = None) -> Deadline:
+    """Return until when a request that came at *now* must have been answered.
+
+    :param timeout: Seconds that there are.
+    :param asked: Seconds that the client wants to wait; it can only shorten.
+    """
+    if asked is not None and asked < timeout:
+        return Deadline(now + asked, True)
+    return Deadline(now + timeout)
+
+
+def try_time(deadline: Deadline, now: float, per_try: float | None = None) -> float:
+    """Return the seconds that an attempt has which begins at *now*, 0 when there are none left.
+
+    :param per_try: The most that one attempt may take.
+    """
+    left = max(0.0, deadline.until - now)
+    return left if per_try is None else min(left, per_try)
+
+
+def read_timeout(text: str) -> float | None:
+    """Return the seconds that ``X-Request-Timeout`` means: ``2``, ``2s``, ``0.25`` or ``250ms``.
+
+    :returns: ``None`` for what is malformed, or no time at all: then the client has said nothing.
+    """
+    found = _SECONDS.fullmatch(text.strip(" \t"))
+    if found is None:
+        return None
+    seconds = float(found[1]) / (1000 if found[2] == "ms" else 1)
+    return seconds or None
+
+
+def write_timeout(deadline: Deadline, now: float) -> str:
+    """Return what is left as ``X-Request-Timeout`` says it to the next one: rounded down to 1 ms.
+
+    So that nobody behind us goes on working on what nobody waits for any more.
+    """
+    thousandths = max(1, int((deadline.until - now) * 1000))
+    return f"{thousandths / 1000:.3f}"
+
+
+# When a request that is slow to be answered is made once more beside itself.
+
+SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
+"""The methods that only read (RFC 9110 9.2.1); TRACE is never forwarded."""
+
+_QUANTILE = re.compile(r"p([1-9][0-9](?:\.[0-9])?)", re.ASCII)
+
+_LONGEST_HEDGE = 60.0
+
+_MOST_HEDGES = 5
+
+
+@checked
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HedgeRules:
+    """When there is another try before the first one has ended, and how many.
+
+    :param after: Seconds without an answer after which there is; or as ``"p95"`` says, the time
+        within which so many percent of the answers began lately.
+    :param most: How many there are beside the first one, 1 to 5: each after as long again.
+    :raises ValueError: A setting is out of its range; says which.
+    """
+
+    after: float | str = "p95"
+    most: int = 1
+
+    def __post_init__(self) -> None:
+        after = self.after
+        if isinstance(after, str):
+            if not _QUANTILE.fullmatch(after):
+                raise ValueError(f'after: is seconds, or "p10" to "p99.9", got {after!r}')
+        elif isinstance(after, bool) or not 0 < after <= _LONGEST_HEDGE:
+            raise ValueError(f"after: is more than nothing and at most a minute, got {after!r}")
+        if type(self.most) is not int or not 1 <= self.most <= _MOST_HEDGES:
+            raise ValueError(f"most: is 1 to {_MOST_HEDGES}, got {self.most!r}")
+
+    @property
+    def quantile(self) -> float | None:
+        """The share of answers that begin in time, ``None`` where the time is a fixed one."""
+        if not isinstance(self.after, str):
+            return None
+        return float(self.after[1:]) / 100
+
+
+def hedgeable(method: str, has_body: bool) -> bool:
+    """Return whether a request may be with two instances at once: it only reads, all of it."""
+    return method in SAFE and not has_body
+
+
+class Delays:
+    """How long the answers of a service took to begin lately, as a quantile of them.
+
+    It belongs to all threads of a worker, and whoever calls it holds a lock.
+
+    :param quantile: Which one, 0 to 1.
+    :param least: How many there must be before it says anything.
+    :param most: How many are remembered.
+    """
+
+    def __init__(self, quantile: float, *, least: int = 100, most: int = 1000) -> None:
+        self._quantile = quantile
+        self._least = least
+        self._most = most
+        self._recent: deque[float] = deque()
+        self._sorted: list[float] = []
+
+    def add(self, seconds: float) -> None:
+        """Take note that an answer began after *seconds*, or had not by then."""
+        self._recent.append(seconds)
+        insort(self._sorted, seconds)
+        if len(self._recent) > self._most:
+            del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
+
+    def after(self) -> float | None:
+        """Return the seconds within which a share of *quantile* began; ``None`` of too few."""
+        count = len(self._sorted)
+        if count < self._least:
+            return None
+        return self._sorted[min(count - 1, ceil(self._quantile * count) - 1)]
+
 
 IDEMPOTENT = ("GET", "HEAD", "OPTIONS", "PUT", "DELETE")
 """The methods that mean the same when done twice (RFC 9110 9.2.2). TRACE is never forwarded."""
 
 _MOST_ATTEMPTS = 10
+
 _LONGEST = 3_600.0
+
 _LARGEST = 16 * 1024 * 1024
 
 

@@ -9,21 +9,73 @@ if TYPE_CHECKING:
     from wsgigate.rules.algorithms import Algorithm
     from wsgigate.rules.quota import Verdict
 
+
 __all__ = [
-    "NETWORKED",
+    "COUNTERS",
     "Change",
     "DamagedStore",
+    "KEY_BYTES",
     "MisconfiguredStore",
+    "NETWORKED",
     "Quotas",
     "Several",
     "Store",
     "StoreError",
     "Updates",
+    "VALUE_BYTES",
+    "VITAL",
+    "check_value",
+    "encoded",
     "get_all",
-    "open_store",
     "update",
     "usage",
 ]
+
+
+# What a store takes: how large a key and a value may be, and which go first when it is full.
+#
+# Whoever sends requests can make up keys of counters: an address of IPv6, an API key, a claim.
+# What keeps the gateway right must not depend on how many. So there are three ranks, told by what
+# a key begins with, and a full store treats each in its own way:
+#
+# - **vital**: health, circuits, the registry, the deny list, leases, maintenance. How many there
+#   are is bounded by the configuration and the operator. They have room that nothing else may
+#   use, and when that is used up, too, counters are removed for them.
+# - **counters** of callers. There is no room for new ones in a full store; the limiter's
+#   ``on_store_error`` says what becomes of the request. One that is lost is a caller with a whole
+#   quota.
+# - all others, which are the user's own: nothing is removed for them, and they are not removed.
+
+KEY_BYTES = 480
+
+VALUE_BYTES = 64 * 1024
+
+COUNTERS = ("limit/", "concurrency/")
+"""What keys of counters begin with, in the order in which they are removed."""
+
+VITAL = (
+    *("circuit/", "deny/", "health/", "instances/", "log/", "maintenance/"),
+    *("registration/", "registry/", "service-circuit/"),
+)
+"""What the keys begin with that have room of their own."""
+
+
+def encoded(key: str) -> bytes:
+    """Return *key* in UTF-8.
+
+    :raises ValueError: It is longer than 480 bytes, or no Unicode text (a lone surrogate).
+    """
+    data = key.encode()
+    if len(data) > KEY_BYTES:
+        raise ValueError(f"a store's key is at most {KEY_BYTES} bytes of UTF-8, got {len(data)}")
+    return data
+
+
+def check_value(value: bytes | bytearray) -> None:
+    """Refuse a value of more than 64 KiB with a ValueError."""
+    if len(value) > VALUE_BYTES:
+        raise ValueError(f"a store's value is at most {VALUE_BYTES} bytes, got {len(value)}")
+
 
 R = TypeVar("R")
 
@@ -168,46 +220,3 @@ NETWORKED = frozenset(
     ]
 )
 """What the URLs of stores begin with that many machines may share."""
-
-
-def open_store(url: str, *, owner: str = "", cure: str = "") -> Store:
-    """Return the store that *url* names. Nothing is opened before its first use.
-
-    :param url: ``memory:`` for one process; ``lmdb:`` or ``lmdb:PATH`` for every worker of this
-        machine; ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://``, ``unix://``,
-        ``redis+sentinel://`` or ``redis+cluster://`` for many machines, see
-        :class:`wsgigate.store.redis.RedisStore`.
-    :param owner: Whose store it is: one per gateway or app, so that two of them never share
-        counters by accident. A plain ``lmdb:`` then is a folder of its own; in a Redis, the names
-        of the keys begin with it.
-    :param cure: What the error says to do when the folder of a plain ``lmdb:`` cannot be used.
-        Default: to set ``store.url``.
-    :raises ValueError: No store goes by that URL, or it needs a package that is not installed.
-    :raises MisconfiguredStore: The folder of a plain ``lmdb:`` cannot be used.
-    :raises StoreError: That folder cannot be made at the moment.
-    """
-    scheme, colon, rest = url.partition(":")
-    if scheme == "memory" and colon and not rest:
-        from wsgigate.store.memory import MemoryStore
-
-        return MemoryStore()
-    if scheme == "lmdb" and colon:
-        from wsgigate.store.lmdb import LmdbStore, private_folder
-
-        return LmdbStore(rest or private_folder(owner, cure))
-    if scheme in NETWORKED and rest.startswith("//"):
-        try:
-            from wsgigate.store.redis import RedisStore
-        except ModuleNotFoundError as error:
-            if error.name != "redis":
-                raise
-            raise ValueError(
-                f'a store at {scheme}:// needs redis-py: pip install "wsgigate[redis]"'
-            ) from None
-        return RedisStore(url, owner=owner)
-    if "//" in url:
-        url = f"{scheme}://..."  # what follows may be a secret
-    raise ValueError(
-        'a store is "memory:", "lmdb:", "lmdb:PATH" or a URL such as "redis://HOST:PORT/DB", '
-        f"not {url!r}"
-    )

@@ -3,20 +3,56 @@
 from __future__ import annotations
 
 import os
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from fcntl import LOCK_EX, LOCK_UN, flock
 from typing import Any, TypeVar, cast
 
-from wsgigate.clocks import wall
-from wsgigate.store import Change
-from wsgigate.store.environment import Environment
-from wsgigate.store.failures import FAILURES, RESIZED
-from wsgigate.store.folder import private_folder
-from wsgigate.store.limits import KEY_BYTES, check_value, encoded
-from wsgigate.store.shared import environment_on
-from wsgigate.store.sweep import FIRST, OWN, expiry
+from wsgigate.runtime import fork
+from wsgigate.runtime.clocks import wall
+from wsgigate.store import KEY_BYTES, Change, check_value, encoded
+from wsgigate.store.lmdb_environment import FAILURES, FIRST, OWN, RESIZED, Environment, expiry
 
-__all__ = ["LmdbStore", "private_folder"]
+__all__ = ["LmdbStore", "environment_on", "folders_in_use"]
+
+
+# The environments that this process has, one per folder.
+
+_environments: weakref.WeakValueDictionary[str, Environment] = weakref.WeakValueDictionary()
+
+
+class _Guard:
+    """The lock of the table above."""
+
+    def __init__(self) -> None:
+        self.lock: threading.Lock
+        fork.renewed(self, lock="Lock")
+
+
+_guard = _Guard()
+
+
+def environment_on(folder: str, map_size: int, user: object) -> Environment:
+    """Return this process's environment on *folder*, with *user* among its users.
+
+    LMDB may not be opened twice by one process: closing one would drop the locks of the other.
+    """
+    parent, name = os.path.split(folder)
+    real = os.path.join(os.path.realpath(parent), name)  # a link in its place is refused later
+    with _guard.lock:
+        environment = _environments.get(real)
+        if environment is None:
+            environment = _environments[real] = Environment(real, map_size)
+        environment.users.add(user)
+    return environment
+
+
+def folders_in_use() -> frozenset[str]:
+    """Return the folders that this process has environments on, open or not."""
+    with _guard.lock:
+        return frozenset(_environments)
+
 
 R = TypeVar("R")
 
@@ -26,6 +62,7 @@ PAGE = 256
 LONGEST = len(FIRST) + KEY_BYTES
 
 _pack = expiry.pack
+
 _expiry_of = expiry.unpack_from
 
 

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
 from typing import TypeAlias, TypeVar, cast
 
-from wsgigate.clocks import wall
-from wsgigate.store import Change
-from wsgigate.store.forking import rest_at_fork
-from wsgigate.store.limits import COUNTERS, KEY_BYTES, VALUE_BYTES, check_value, encoded
+from wsgigate.runtime.clocks import wall
+from wsgigate.runtime.fork import rest_at_fork
+from wsgigate.store import COUNTERS, KEY_BYTES, VALUE_BYTES, Change, check_value, encoded
 
 __all__ = ["MemoryStore"]
 
@@ -30,7 +29,7 @@ class MemoryStore:
 
     A full store forgets counters first, and of them those nearest to their end: a flood of new
     callers pushes itself out before callers that have used up most of their quota, and never the
-    health of an instance, a lease or a denied token. See :mod:`wsgigate.store.limits`.
+    health of an instance, a lease or a denied token. See :mod:`wsgigate.store`.
 
     :param max_items: How many values it holds at most.
     :param clock: Tells the time in seconds.

@@ -2,34 +2,579 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import random
+import re
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
-from wsgigate.rules.algorithms import Algorithm
+from redis.crc import key_slot
+
+from wsgigate.rules.algorithms import Algorithm, Together
 from wsgigate.rules.quota import Verdict
-from wsgigate.rules.together import Together
-from wsgigate.store import MisconfiguredStore, StoreError, update
-from wsgigate.store.forking import rest_at_fork
-from wsgigate.store.limits import check_value, encoded
-from wsgigate.store.redis_connections import Fits
-from wsgigate.store.redis_quotas import Prepared, prepared, verdicts_of
-from wsgigate.store.redis_scripts import GET, SWAP, Script
-from wsgigate.store.redis_servers import Ask, Servers, servers_of
+from wsgigate.runtime.fork import rest_at_fork
+from wsgigate.store import MisconfiguredStore, StoreError, check_value, encoded, update
+from wsgigate.store.redis_connections import SIZE, Connections, Fits, Refusal, Unreachable, command
+from wsgigate.store.redis_scripts import GET, SWAP, Prepared, Script, prepared, verdicts_of
 from wsgigate.store.redis_shapes import (
     NAMES_BYTES,
+    SLOTS_BYTES,
+    is_address,
     is_flag,
     is_page,
+    is_role,
+    is_slots,
     is_value,
     is_value_and_time,
 )
-from wsgigate.store.redis_url import read_url
-from wsgigate.store.redis_wire import SIZE, Refusal, command
+from wsgigate.store.redis_url import Address, Place, read_url
 
-__all__ = ["RedisStore"]
+__all__ = [
+    "Ask",
+    "Cluster",
+    "Outage",
+    "RedisStore",
+    "Sentinels",
+    "Servers",
+    "Single",
+    "Watch",
+    "connect_to",
+    "fit",
+]
+
+
+# When to ask a server again that fails: at once a few times, then after rests that grow.
+
+
+class Outage:
+    """What is known of one server's failures, and whether it is worth asking it.
+
+    After *tolerated* failures in a row it is left to rest: nobody asks. When the rest is over one
+    caller is let through as a probe, while all others still get their refusal at once. A probe that
+    fails makes the next rest twice as long; any success ends the outage. Calls must not overlap.
+
+    :param tolerated: How many failures in a row are borne before the first rest.
+    :param first: Seconds of the first rest.
+    :param longest: Seconds of the longest one; also how long a probe may stay away before another
+        is let through.
+    :raises ValueError: *tolerated* is below 1, or the rests are not ``0 < first <= longest``.
+    """
+
+    def __init__(self, *, tolerated: int = 3, first: float = 0.5, longest: float = 5.0) -> None:
+        if tolerated < 1:
+            raise ValueError(f"tolerated is 1 or more, not {tolerated}")
+        if not 0 < first <= longest:
+            raise ValueError(f"rests are 0 < first <= longest, not {first:g} and {longest:g}")
+        self.failures = 0
+        """How many calls have failed in a row; 0 while all is well."""
+        self.since = 0.0
+        """When the first of them failed."""
+        self.until = 0.0
+        """When the rest ends; means nothing unless :attr:`resting`."""
+        self._tolerated = tolerated
+        self._first = first
+        self._longest = longest
+        self._rest = first
+        self._probing = False
+
+    @property
+    def resting(self) -> bool:
+        """Whether nobody may ask but a probe."""
+        return self.failures >= self._tolerated
+
+    def admit(self, now: float) -> bool:
+        """Return whether a caller may ask at *now*: anybody when all is well, else one probe."""
+        if not self.resting:
+            return True
+        if now < self.until:
+            return False
+        self.until = now + self._longest  # a probe that is never heard of must not bar all others
+        self._probing = True
+        return True
+
+    def failed(self, now: float, chance: float) -> bool:
+        """Take note that a call failed; return whether a rest began with it, the first in a row.
+
+        :param chance: In [0, 1): shortens the rest by up to half, so that not all who share the
+            server come back at the same moment.
+        """
+        if self.resting and not self._probing:
+            return False  # it was under way when the rest began, and tells nothing new
+        if not self.failures:
+            self.since = now
+        before = self.resting
+        self.failures += 1
+        if not self.resting:
+            return False
+        self._rest = min(2 * self._rest, self._longest) if before else self._first
+        self._probing = False
+        self.until = now + self._rest * (1 - chance / 2)
+        return not before
+
+    def succeeded(self) -> bool:
+        """Take note that a call was answered; return whether that ended a rest."""
+        rested = self.resting
+        self.failures = 0
+        self._probing = False
+        return rested
+
+
+# Keeps an eye on one server: while it fails, nobody waits for it.
+
+LOG = logging.getLogger("wsgigate.store")
+
+
+class Watch:
+    """Lets callers ask a server, or fail at once while it rests; see :class:`Outage`.
+
+    One log record tells that it rests, one that it answers again.
+
+    :param shown: What the server is called, without secrets.
+    :param clock: Seconds of a clock that never steps back.
+    :param chance: Gives numbers in [0, 1).
+    """
+
+    def __init__(
+        self,
+        shown: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._shown = shown
+        self._clock = clock
+        self._chance = chance
+        self._outage = Outage()
+        self._reason = ""
+        self._kind: type[StoreError] = StoreError
+        self._lock = threading.Lock()
+
+    def admit(self) -> None:
+        """Return when the server may be asked.
+
+        :raises StoreError: It is left alone for now.
+        """
+        if not self._outage.failures:
+            return
+        with self._lock:
+            now = self._clock()
+            if self._outage.admit(now):
+                return
+            left = self._outage.until - now
+        raise self._kind(f"{self._reason}; it is asked again in {left:.1f} s")
+
+    def failed(self, reason: str, *, lasting: bool = False) -> StoreError:
+        """Take note of why a call failed; return the error for its caller.
+
+        :param lasting: Whether waiting does not help.
+        """
+        with self._lock:
+            self._reason = f"the store {self._shown} fails: {reason}"
+            self._kind = MisconfiguredStore if lasting else StoreError
+            told, kind = self._reason, self._kind
+            began = self._outage.failed(self._clock(), self._chance())
+        if began:
+            LOG.error("%s; until it answers again, nobody waits for it", told)
+        return kind(told)
+
+    def answered(self) -> None:
+        """Take note that the server answered."""
+        if not self._outage.failures:
+            return
+        with self._lock:
+            lasted = self._clock() - self._outage.since
+            ended = self._outage.succeeded()
+        if ended:
+            LOG.warning("the store %s answers again after %.1f s", self._shown, lasted)
+
+
+# A Redis Cluster: each key has one primary, and keys may move to another at any time.
+
+REDIRECTS = 3
+"""How often one call follows a key that has moved."""
+
+LOOK_AGAIN = 1.0
+"""Seconds between two looks at who has what, while something is wrong."""
+
+_SLOTS = command(b"CLUSTER", b"SLOTS")
+
+_ASKING = command(b"ASKING")
+
+_REDIRECT = re.compile(r"(MOVED|ASK) [0-9]+ (.*):([0-9]{1,5})")
+
+
+class Node(NamedTuple):
+    """One server of the cluster, and how it has been doing."""
+
+    connections: Connections
+    watch: Watch
+    ask: Ask
+
+
+class Cluster:
+    """Asks the primary that has the key; learns who that is from whichever server answers.
+
+    Each server is watched by itself: while one is down, only its keys can not be had. (Redis
+    documentation, "Redis cluster specification".)
+
+    :param clock: Seconds of a clock that never steps back.
+    """
+
+    def __init__(self, place: Place, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._place = place
+        self._clock = clock
+        self._watch = Watch(place.shown)
+        self._nodes: dict[Address, Node] = {}
+        self._map: tuple[list[int], list[tuple[int, Address]]] = ([], [])
+        # the first slots of the ranges, in order, and of each the last slot and who has it
+        self._stale = True
+        self._looked = float("-inf")
+        self._lock = threading.Lock()
+
+    def ask(self, key: bytes, packed: bytes, fits: Fits) -> Any:
+        address = self._address_of(key)
+        asking = False
+        for _ in range(REDIRECTS + 1):
+            if asking:
+                # of the two answers the first, to ASKING, is any that is no error
+                answer = self._ask(address, _ASKING + packed, 2, most=2 * SIZE)[1]
+                if not isinstance(answer, Refusal) and not fits(answer):
+                    raise StoreError(f"the store {self._place.shown} answers another question")
+            else:
+                answer = self._ask(address, packed, 1, fits)[0]
+            redirect = _redirect(answer)
+            if redirect is None:
+                return answer
+            kind, host, port = redirect
+            asking = kind == "ASK"
+            address = (host or address[0], port)
+            if not asking:
+                self._look(address)
+        raise StoreError(f"the store {self._place.shown} sends {key!r} from server to server")
+
+    def at(self, key: bytes) -> Ask:
+        return self._node(self._address_of(key)).ask
+
+    def each(self) -> Iterator[Ask]:
+        self._refresh()
+        for address in sorted({address for _, address in self._map[1]}):
+            yield self._node(address).ask
+
+    def close(self) -> None:
+        with self._lock:
+            nodes, self._nodes = list(self._nodes.values()), {}
+            self._stale = True
+            self._looked = float("-inf")
+        for node in nodes:
+            node.connections.close()
+
+    def _ask(
+        self,
+        address: Address,
+        packed: bytes,
+        answers: int = 1,
+        fits: Fits | None = None,
+        most: int = SIZE,
+    ) -> list[Any]:
+        node = self._node(address)
+        node.watch.admit()
+        try:
+            got = fit(node.connections.exchange(packed, answers, fits, most))
+        except Unreachable as error:
+            self._stale = True
+            raise node.watch.failed(str(error), lasting=error.lasting) from error
+        node.watch.answered()
+        return got
+
+    def _node(self, address: Address) -> Node:
+        node = self._nodes.get(address)
+        if node is None:
+            connections = connect_to(self._place, address)
+            with self._lock:
+                watch = Watch(f"{self._place.shown} at {connections.shown}")
+                ask = partial(self._ask, address)
+                node = self._nodes.setdefault(address, Node(connections, watch, ask))
+        return node
+
+    def _address_of(self, key: bytes) -> Address:
+        self._refresh()
+        slot = key_slot(key)
+        starts, ranges = self._map
+        place = bisect_right(starts, slot) - 1
+        if place >= 0:
+            end, address = ranges[place]
+            if slot <= end:
+                return address
+        self._stale = True
+        raise StoreError(f"no server of {self._place.shown} has the slot {slot}")
+
+    def _refresh(self) -> None:
+        """Look who has what, if that is not known or was found to be wrong."""
+        if not self._stale:
+            return
+        with self._lock:
+            now = self._clock()
+            if self._map[0] and now - self._looked < LOOK_AGAIN:
+                return
+            self._looked = now
+        self._watch.admit()
+        reasons, lasting = [], True
+        known = [address for _, address in self._map[1]]
+        for address in dict.fromkeys([*known, *self._place.addresses]):
+            try:
+                self._look(address)
+            except StoreError as error:
+                reasons.append(str(error))
+                lasting = lasting and isinstance(error, MisconfiguredStore)
+            else:
+                self._watch.answered()
+                return
+        if not self._map[0]:
+            raise self._watch.failed("; ".join(reasons), lasting=lasting)
+
+    def _look(self, address: Address) -> None:
+        """Take over what the server at *address* knows of who has what.
+
+        :raises StoreError: It does not answer, or knows nothing.
+        """
+        answer = self._ask(address, _SLOTS, 1, is_slots, SLOTS_BYTES)[0]
+        if isinstance(answer, Refusal) or not answer:
+            refused = isinstance(answer, Refusal)
+            told = answer.text if refused else "it knows of no slots"
+            kind = MisconfiguredStore if refused and answer.lasting else StoreError
+            raise kind(f"{self._place.shown} at {address[0]}:{address[1]}: {told}")
+        found = []
+        for start, end, (host, port, *_), *_replicas in answer:
+            # no host, or "?": the one that was asked, as seen from here
+            name = host.decode() if host not in (None, b"", b"?") else address[0]
+            found.append((int(start), int(end), (name, int(port))))
+        found.sort()
+        with self._lock:
+            self._map = ([start for start, _, _ in found], [(end, who) for _, end, who in found])
+            self._stale = False
+            used = {who for _, _, who in found}.union(self._place.addresses)
+            gone = [self._nodes.pop(who) for who in list(self._nodes) if who not in used]
+        for node in gone:
+            node.connections.close()
+
+
+def _redirect(answer: Any) -> tuple[str, str, int] | None:
+    """Return where an answer sends its caller: ``MOVED`` or ``ASK``, the host and the port."""
+    if not isinstance(answer, Refusal) or answer.code not in ("MOVED", "ASK"):
+        return None
+    found = _REDIRECT.fullmatch(answer.text)
+    return (found[1], found[2], int(found[3])) if found and 0 < int(found[3]) < 65536 else None
+
+
+# Which Redis is asked: the one there is, or the one that the sentinels call the primary.
+
+UNFIT = frozenset(
+    [
+        *("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "MISCONF"),
+        *("NOAUTH", "WRONGPASS", "NOREPLICAS"),
+    ]
+)
+"""The errors by which a server says that it can not serve at all at the moment."""
+
+Ask = Callable[..., list[Any]]
+"""``ask(packed, answers=1, fits=None, most=SIZE)``: one exchange with one server, guarded by its
+watch; see :meth:`Connections.exchange`."""
+
+
+class Servers(Protocol):
+    """Where the values are."""
+
+    def ask(self, key: bytes, packed: bytes, fits: Fits) -> Any:
+        """Return the answer of the server that has *key*; it may be a :class:`Refusal`.
+
+        :param fits: Whether an answer has the shape that was asked for.
+        :raises StoreError: It is not to be had, or has another shape.
+        """
+
+    def at(self, key: bytes) -> Ask:
+        """Return a way to ask the server that has *key*, the same for all keys it has.
+
+        :raises StoreError: It is not known.
+        """
+
+    def each(self) -> Iterator[Ask]:
+        """Yield a way to ask each of the servers that have values."""
+
+    def close(self) -> None:
+        """Close all connections."""
+
+
+def connect_to(place: Place, address: tuple[str, int]) -> Connections:
+    """Return connections to the server at *address*; none is open yet."""
+    return Connections(
+        address, tls=place.tls, settings=place.settings, most=place.most, wait=place.wait
+    )
+
+
+def fit(answers: list[Any]) -> list[Any]:
+    """Return *answers* unless one of them says that the server can not serve.
+
+    :raises Unreachable: One does.
+    """
+    for answer in answers:
+        if isinstance(answer, Refusal) and answer.code in UNFIT:
+            raise Unreachable(answer.text, lasting=answer.lasting)
+    return answers
+
+
+class Single:
+    """One server, always at the same place."""
+
+    def __init__(self, place: Place) -> None:
+        self._connections = connect_to(place, place.addresses[0])
+        self._watch = Watch(place.shown)
+
+    def ask(self, key: bytes, packed: bytes, fits: Fits) -> Any:
+        return self._ask(packed, 1, fits)[0]
+
+    def at(self, key: bytes) -> Ask:
+        return self._ask
+
+    def each(self) -> Iterator[Ask]:
+        yield self._ask
+
+    def close(self) -> None:
+        self._connections.close()
+
+    def _ask(
+        self, packed: bytes, answers: int = 1, fits: Fits | None = None, most: int = SIZE
+    ) -> list[Any]:
+        self._watch.admit()
+        try:
+            got = fit(self._connections.exchange(packed, answers, fits, most))
+        except Unreachable as error:
+            raise self._watch.failed(str(error), lasting=error.lasting) from error
+        self._watch.answered()
+        return got
+
+
+class Sentinels:
+    """A primary with replicas; sentinels tell which is the primary, and are asked after failures.
+
+    (Redis documentation, "Guidelines for Redis clients with support for Redis Sentinel".)
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._watch = Watch(place.shown)
+        self._sentinels = [
+            Connections(
+                address, tls=place.tls, settings=place.sentinel_settings, most=2, wait=place.wait
+            )
+            for address in place.addresses
+        ]
+        self._question = command(
+            b"SENTINEL", b"get-master-addr-by-name", place.service.encode("utf-8")
+        )
+        self._primary: Connections | None = None
+        self._lock = threading.Lock()
+
+    def ask(self, key: bytes, packed: bytes, fits: Fits) -> Any:
+        return self._ask(packed, 1, fits)[0]
+
+    def at(self, key: bytes) -> Ask:
+        return self._ask
+
+    def each(self) -> Iterator[Ask]:
+        yield self._ask
+
+    def close(self) -> None:
+        self._forget(self._primary)
+        for sentinel in self._sentinels:
+            sentinel.close()
+
+    def _ask(
+        self, packed: bytes, answers: int = 1, fits: Fits | None = None, most: int = SIZE
+    ) -> list[Any]:
+        self._watch.admit()
+        primary = self._primary
+        try:
+            if primary is None:
+                primary = self._found()
+            got = fit(primary.exchange(packed, answers, fits, most))
+        except Unreachable as error:
+            self._forget(primary)
+            raise self._watch.failed(str(error), lasting=error.lasting) from error
+        self._watch.answered()
+        return got
+
+    def _found(self) -> Connections:
+        """Return the primary that the first of the sentinels to answer knows.
+
+        :raises Unreachable: None knows one that says so itself.
+        """
+        reasons, lasting = [], True
+        for sentinel in list(self._sentinels):
+            try:
+                primary = self._named_by(sentinel)
+            except (Unreachable, StoreError) as error:
+                reasons.append(str(error))
+                lasting = lasting and getattr(error, "lasting", False)
+                continue
+            with self._lock:
+                if self._primary is None:
+                    self._primary = primary
+                found = self._primary
+                self._sentinels.remove(sentinel)  # who answered is asked first the next time
+                self._sentinels.insert(0, sentinel)
+            if found is not primary:
+                primary.close()  # another thread was faster
+            return found
+        raise Unreachable("; ".join(reasons), lasting=lasting)
+
+    def _named_by(self, sentinel: Connections) -> Connections:
+        [answer] = sentinel.exchange(self._question, 1, is_address)
+        if isinstance(answer, Refusal):
+            raise Unreachable(
+                f"the sentinel at {sentinel.shown} says {answer.text}", lasting=answer.lasting
+            )
+        if answer is None:
+            raise Unreachable(
+                f"the sentinel at {sentinel.shown} knows no service {self._place.service!r}",
+                lasting=True,
+            )
+        host, port = answer
+        primary = connect_to(self._place, (host.decode(), int(port)))
+        try:
+            [role] = fit(primary.exchange(command(b"ROLE"), 1, is_role))
+            if isinstance(role, Refusal) or role[0] == b"master":  # ROLE may not be allowed
+                return primary
+        except BaseException:
+            primary.close()
+            raise
+        primary.close()
+        raise Unreachable(f"{primary.shown} is said to be the primary, and is none")
+
+    def _forget(self, primary: Connections | None) -> None:
+        if primary is None:
+            return
+        with self._lock:
+            if self._primary is primary:
+                self._primary = None
+        primary.close()
+
+
+def servers_of(place: Place) -> Servers:
+    """Return what *place* describes; nothing is connected yet."""
+    if place.kind == "sentinel":
+        return Sentinels(place)
+    if place.kind == "cluster":
+        pass
+
+        return Cluster(place)
+    return Single(place)
+
 
 PAGE = 256
 """How many values are asked for at once; none is held while the caller uses them."""

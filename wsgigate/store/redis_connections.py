@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import _socket
 import inspect
+import math
+import re
+import select
+import socket
 import ssl
+import struct
 import threading
+import time
 from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeAlias
 
 from redis.backoff import NoBackoff
@@ -17,17 +25,349 @@ from redis.connection import (
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
-from wsgigate.clocks import real
-from wsgigate.rules.tls import client_context
+from wsgigate.runtime.clocks import real
+from wsgigate.runtime.tls import client_context
 from wsgigate.store import StoreError
-from wsgigate.store.redis_socket import Wire
-from wsgigate.store.redis_wire import SIZE, Malformed, Refusal
 
-__all__ = ["Connections", "Fits", "Unreachable"]
+__all__ = [
+    "Answers",
+    "Connections",
+    "Fits",
+    "Malformed",
+    "Refusal",
+    "Unreachable",
+    "Wire",
+    "command",
+    "integers",
+    "packed",
+]
+
+
+# What a Redis says, byte by byte: answers out of whatever parts of them come in.
+#
+# (Redis documentation, "Redis serialization protocol specification", RESP2.) Nothing here reads a
+# socket. What is not of the protocol is never guessed at: it is :class:`Malformed`.
+
+LINE = 16 * 1024
+"""Bytes of a line at most: an error, a size, a number."""
+
+DEPTH = 8
+"""Arrays within each other at most; those of ``CLUSTER SLOTS`` are four."""
+
+SIZE = 128 * 1024
+"""Bytes of one answer at most unless its caller expects more: twice the largest value of a store.
+Nothing is allocated by a length or a count that the server merely names: of an array, no more items
+are believed than fit into these bytes."""
+
+LEAST = 3
+"""Bytes of the shortest item of an array, ``+`` and the end of the line."""
+
+_NUMBER = re.compile(rb"[+-]?[0-9]{1,19}").fullmatch
+
+_LENGTH = re.compile(rb"-1|0|[1-9][0-9]{0,9}").fullmatch
+
+_HEAD = re.compile(rb"\*([1-9][0-9]?)\r\n?").fullmatch
+
+_UNFINISHED: Any = object()
+
+
+class Malformed(ValueError):
+    """What came in is no answer, too large a one, or more than was asked for."""
+
+
+_LASTING = re.compile(
+    "WRONGPASS|NOAUTH|NOPERM|DENIED|MOVED|CROSSSLOT"
+    "|ERR (?:DB index is out of range|invalid DB index|unknown command|unknown subcommand"
+    "|AUTH |Client sent AUTH|invalid password"
+    "|SELECT is not allowed|This instance has cluster support disabled)",
+    re.IGNORECASE,
+).match
+
+
+class Refusal:
+    """An error that the server answered with.
+
+    :ivar code: Its first word: ``NOSCRIPT``, ``OOM`` and so on.
+    """
+
+    __slots__ = ("code", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.code = text.partition(" ")[0]
+
+    @property
+    def lasting(self) -> bool:
+        """Whether it ends only when the gateway or the server is configured otherwise."""
+        return _LASTING(self.text) is not None
+
+
+def command(*parts: bytes) -> bytes:
+    """Return a command as it is sent."""
+    return b"*%d\r\n%b" % (len(parts), packed(*parts))
+
+
+def packed(*parts: bytes) -> bytes:
+    """Return parts of a command as they are sent."""
+    return b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
+
+
+def integers(data: bytes) -> list[int] | None:
+    """Return the numbers of *data* if it is one whole array of them and no more, else None.
+
+    What scripts answer is that nearly always. To be sure of it costs a tenth of what
+    :class:`Answers` does.
+    """
+    form = _form(data[:4])
+    found = None if form is None else form(data)
+    return None if found is None else list(map(int, found.groups()))
+
+
+@lru_cache(maxsize=128)
+def _form(head: bytes) -> Callable[[bytes], re.Match[bytes] | None] | None:
+    """Return what matches all of an array of numbers that begins with *head*."""
+    found = _HEAD(head)
+    if found is None:
+        return None
+    count = int(found[1])
+    return re.compile(rb"\*%d\r\n" % count + rb":(-?[0-9]{1,18})\r\n" * count).fullmatch
+
+
+class Answers:
+    """So many answers, read from parts that may be cut anywhere.
+
+    Strings are bytes, errors are :class:`Refusal`, arrays lists; what is null is None.
+
+    :param expected: How many answers there are to be, at least one.
+    :param most: Bytes of all of them together at most.
+    :ivar got: Those that are complete.
+    """
+
+    def __init__(self, expected: int, most: int = SIZE) -> None:
+        self._most = most
+        self.got: list[Any] = []
+        # the arrays that lack items, the innermost last, and how many each is to have
+        self._lacking = [(self.got, expected)]
+        self._unread = bytearray()
+        self._bulk = -1  # how long the string is that comes next; below 0: a line comes
+        self._size = 0
+
+    def feed(self, data: bytes) -> bool:
+        """Take in the next part; return whether that completed all answers.
+
+        :raises Malformed: It cannot be part of what is expected.
+        """
+        self._size += len(data)
+        if self._size > self._most:
+            raise Malformed(f"Protocol error: an answer is larger than {self._most} bytes")
+        unread: bytes | bytearray = data
+        if self._unread:
+            self._unread += data
+            unread = self._unread
+        lacking, place = self._lacking, 0
+        while lacking:
+            if self._bulk >= 0:
+                end = place + self._bulk
+                if len(unread) < end + 2:
+                    break
+                if unread[end : end + 2] != b"\r\n":
+                    raise Malformed("Protocol error: a string does not end where it is to end")
+                value: Any = bytes(unread[place:end])
+                self._bulk = -1
+            else:
+                end = unread.find(b"\r\n", place, place + LINE + 2)
+                if end < 0:
+                    if len(unread) - place >= LINE + 2:
+                        raise Malformed(f"Protocol error: a line is longer than {LINE} bytes")
+                    break
+                value = self._of_line(bytes(unread[place:end]))
+            place = end + 2
+            if value is _UNFINISHED:
+                continue
+            items, count = lacking[-1]
+            items.append(value)
+            while len(items) == count:  # which completes the array; perhaps the one it is in, too
+                lacking.pop()
+                if not lacking:
+                    break
+                value = items
+                items, count = lacking[-1]
+                items.append(value)
+        if place < len(unread):
+            if not lacking:
+                raise Malformed("Protocol error: there is more than was asked for")
+            if unread is data:
+                self._unread += data[place:]
+            else:
+                del self._unread[:place]
+        else:
+            self._unread.clear()
+        return not lacking
+
+    def _of_line(self, line: bytes) -> Any:
+        """Return what *line* says, if that is all of it."""
+        kind, told = line[:1], line[1:]
+        if kind == b"$" and _LENGTH(told):
+            self._bulk = int(told)
+            if self._bulk <= self._most:
+                return _UNFINISHED if self._bulk >= 0 else None
+        elif kind == b"*" and _LENGTH(told):
+            count = int(told)
+            if count <= 0:
+                return None if count else []
+            if count <= self._most // LEAST and len(self._lacking) <= DEPTH:
+                self._lacking.append(([], count))
+                return _UNFINISHED
+        elif kind == b":" and _NUMBER(told):
+            number = int(told)
+            if -(1 << 63) <= number < 1 << 63:
+                return number
+        elif kind in (b"+", b"-") and b"\r" not in told and b"\n" not in told:
+            return told if kind == b"+" else Refusal(told.decode("utf-8", "replace"))
+        raise Malformed(f"Protocol error: {line[:40]!r}")
+
+
+# Questions and answers over one open connection to a Redis, each within its time.
+#
+# An answer has ``timeout`` seconds in all, however many parts it comes in: a server that sends a
+# byte now and then must not hold a thread. Only a long answer (pages of values) earns more time,
+# by what has arrived: ``timeout`` for each 128 KiB. The first part is awaited by the socket's own
+# timeout, which costs nothing; the clock is looked at again only for answers in several parts.
+#
+# Only names that gevent's monkey patching replaces are used (``socket``, ``ssl``,
+# ``select.poll``), and looked up when they are needed.
+
+_TIMEVAL = struct.Struct("ll")
+
+SHORT, LONG = 4096, 65536
+"""How many bytes are asked for at once: of an answer's beginning, which is most often all of it,
+and of the rest."""
+
+
+class Wire:
+    """An open socket, for one exchange at a time; whoever gets an error from it closes it.
+
+    :param sock: With nothing unread.
+    :param timeout: Seconds that sending may take, and an answer; None: as long as it takes.
+    :param clock: Seconds of a clock that never steps back.
+    """
+
+    __slots__ = ("_clock", "_kernel", "_poll", "_recv", "_send", "_sock", "_timeout")
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        timeout: float | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._sock = sock
+        self._timeout = timeout
+        # With a timeout of Python's own each operation is two system calls, and twice gives up the
+        # interpreter to other threads. gevent's sockets and TLS have no other. (The system's begins
+        # anew after a signal, Python's goes on.)
+        self._kernel = isinstance(sock, _socket.socket) and not isinstance(sock, ssl.SSLSocket)
+        self._recv: Callable[[int], bytes] = sock.recv
+        self._send: Callable[[bytes], int] = partial(_send_all, sock)
+        if self._kernel:
+            self._poll = select.poll()
+            self._poll.register(sock, select.POLLIN)
+        if self._kernel and timeout is not None:
+            value = _timeval(timeout)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+            self._send = sock.send  # once: each further part would have a timeout of its own
+        sock.settimeout(None if self._kernel else timeout)
+
+    def ask(self, packed: bytes, expected: int, most: int = SIZE) -> list[Any]:
+        """Send *packed* commands and return so many answers as are *expected*.
+
+        :param most: Bytes of all answers at most.
+        :raises OSError: They are not to be had, or not in time.
+        :raises Malformed: What came is not they, or is more than they.
+        """
+        try:
+            if self._send(packed) != len(packed):
+                raise TimeoutError  # it came in the middle
+        except (BlockingIOError, TimeoutError):
+            raise TimeoutError("Timeout writing to socket") from None
+        began = self._clock()
+        data = self._part(SHORT)
+        if expected == 1:
+            numbers = integers(data)
+            if numbers is not None:
+                return [numbers]
+        return self._rest(expected, data, began, most)
+
+    def read(self) -> Any:
+        """Return the next answer; the caller has sent the command."""
+        began = self._clock()
+        return self._rest(1, self._part(SHORT), began, SIZE)[0]
+
+    def spoilt(self) -> bool:
+        """Return whether anything came in that nobody asked for, or the end."""
+        if self._kernel:
+            return bool(self._poll.poll(0))
+        sock = self._sock
+        try:
+            sock.settimeout(0)
+            try:
+                sock.recv(1)
+            finally:
+                sock.settimeout(self._timeout)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False  # nothing; or in TLS, what is not for us, such as a ticket
+        except OSError:
+            pass
+        return True
+
+    def _rest(self, expected: int, data: bytes, began: float, most: int) -> list[Any]:
+        answers, size = Answers(expected, most), 0
+        while not answers.feed(data):
+            size += len(data)
+            data = self._part_by(began, 1 + size // SIZE)
+        return answers.got
+
+    def _part_by(self, began: float, times: int) -> bytes:
+        """Return the next part, if it comes within so many *times* the timeout since *began*."""
+        if self._timeout is None:
+            return self._part(LONG)
+        left = began + self._timeout * times - self._clock()
+        if left <= 0:
+            raise TimeoutError("Timeout reading from socket")
+        if self._kernel:
+            if not self._poll.poll(math.ceil(left * 1000)):
+                raise TimeoutError("Timeout reading from socket")
+            return self._part(LONG)
+        try:
+            self._sock.settimeout(left)
+            return self._part(LONG)
+        finally:
+            self._sock.settimeout(self._timeout)
+
+    def _part(self, size: int) -> bytes:
+        try:
+            data = self._recv(size)
+        except (BlockingIOError, TimeoutError):
+            raise TimeoutError("Timeout reading from socket") from None
+        if not data:
+            raise ConnectionError("Connection closed by server.")
+        return data
+
+
+def _send_all(sock: socket.socket, packed: bytes) -> int:
+    sock.sendall(packed)
+    return len(packed)
+
+
+def _timeval(seconds: float) -> bytes:
+    """Return *seconds* as the system takes them; rounded up, since none at all is for ever."""
+    whole, micros = divmod(max(1, math.ceil(seconds * 1e6)), 1_000_000)
+    return _TIMEVAL.pack(whole, micros)
+
 
 Fits: TypeAlias = Callable[[Any], bool]
 """Whether an answer has the shape that was asked for."""
-
 
 _REQUIRED = {
     "required": ssl.CERT_REQUIRED,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from wsgigate.store.limits import VALUE_BYTES
+from wsgigate.store import VALUE_BYTES
 
 __all__ = [
     "NAMES_BYTES",

@@ -2,7 +2,7 @@
 
 Counts in a folder of the machine would outlive the run, so that the second run of a test suite
 fails, and parallel runs would share them. So a middleware without an explicit store counts in
-memory while a test runner runs in its process (:func:`wsgigate.process.tested`), or
+memory while a test runner runs in its process (:func:`wsgigate.runtime.fork.tested`), or
 while its Flask app has ``app.testing``.
 
 The workers of a server count in one place whatever the app says: ``app.testing`` alone is ignored
@@ -16,7 +16,7 @@ import sys
 import weakref
 from typing import Protocol
 
-from wsgigate import process
+from wsgigate.runtime import fork
 from wsgigate.store import Store
 from wsgigate.store.memory import MemoryStore
 
@@ -46,7 +46,7 @@ def under_test(app: object) -> bool:
 
     :param app: The innermost app, or None.
     """
-    if process.tested():
+    if fork.tested():
         return True
     return getattr(app, "testing", None) is True and not any(
         name in sys.modules for name in SERVERS

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from wsgigate.testing.backend import Backend, Received, cut, reply
     from wsgigate.testing.clock import FakeClock, Script
-    from wsgigate.testing.contract import check_middleware
-    from wsgigate.testing.exactness import check_exact
     from wsgigate.testing.limits import limits_off, reset
-    from wsgigate.testing.proxy_safety import check_proxy
-    from wsgigate.testing.store import BrokenStore, check_store
+    from wsgigate.testing.middleware import check_middleware
+    from wsgigate.testing.proxy import check_proxy
+    from wsgigate.testing.store import BrokenStore, check_exact, check_store
 
 __all__ = [
     "Backend",
@@ -40,9 +39,9 @@ _HOMES = {
     "FakeClock": "clock",
     "Received": "backend",
     "Script": "clock",
-    "check_exact": "exactness",
-    "check_middleware": "contract",
-    "check_proxy": "proxy_safety",
+    "check_exact": "store",
+    "check_middleware": "middleware",
+    "check_proxy": "proxy",
     "check_store": "store",
     "cut": "backend",
     "limits_off": "limits",

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgiref.util import setup_testing_defaults
 
-from wsgigate.wsgi import ExcInfo, Headers, close_body
+from wsgigate.http.wsgi import ExcInfo, Headers, close_body
 
 Make: TypeAlias = Callable[[WSGIApplication], WSGIApplication]
 

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from tests.acceptance.conftest import until
+from wsgigate.auth.jwt import mint
 from wsgigate.testing.backend import Answer, Backend, Received, reply
-from wsgigate.tokens import mint
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
 

@@ -14,9 +14,17 @@ import pytest
 import redis
 
 from wsgigate.store import StoreError
-from wsgigate.store.redis_connections import Connections, Unreachable
-from wsgigate.store.redis_socket import LONG, SHORT, Wire
-from wsgigate.store.redis_wire import SIZE, Malformed, Refusal, command
+from wsgigate.store.redis_connections import (
+    LONG,
+    SHORT,
+    SIZE,
+    Connections,
+    Malformed,
+    Refusal,
+    Unreachable,
+    Wire,
+    command,
+)
 
 PING = command(b"PING")
 
@@ -388,7 +396,7 @@ monkey.patch_all()
 import gevent
 from wsgigate.rules.algorithms import TokenBucket
 from wsgigate.rules.quota import Quota
-from wsgigate.store import open_store
+from wsgigate.store.open import open_store
 store = open_store(sys.argv[1])
 quota = [TokenBucket(Quota(100, 3600))]
 asked = [gevent.spawn(store.take, "key", quota, 1) for _ in range(50)]

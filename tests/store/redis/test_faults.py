@@ -14,10 +14,8 @@ import pytest
 from wsgigate.rules.algorithms import TokenBucket
 from wsgigate.rules.quota import Quota
 from wsgigate.store import MisconfiguredStore, StoreError
-from wsgigate.store.redis import RedisStore
-from wsgigate.store.redis_servers import Single
-from wsgigate.store.redis_watch import Watch
-from wsgigate.store.redis_wire import Refusal
+from wsgigate.store.redis import RedisStore, Single, Watch
+from wsgigate.store.redis_connections import Refusal
 from wsgigate.testing import FakeClock
 
 QUOTA = TokenBucket(Quota(5, 3600))

@@ -15,10 +15,9 @@ from werkzeug.test import Client
 from wsgigate import Limiter
 from wsgigate.rules.algorithms import FixedWindow, TokenBucket
 from wsgigate.rules.quota import Quota
-from wsgigate.store import StoreError
-from wsgigate.store.limits import VALUE_BYTES
+from wsgigate.store import VALUE_BYTES, StoreError
 from wsgigate.store.redis import RedisStore
-from wsgigate.store.redis_wire import Answers
+from wsgigate.store.redis_connections import Answers
 
 ONE = [TokenBucket(Quota(5, 3600))]
 TWO = [TokenBucket(Quota(5, 3600)), FixedWindow(Quota(9, 60))]

@@ -9,12 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wsgigate.rules.algorithms import ALGORITHMS, TokenBucket, algorithm_for
+from wsgigate.rules.algorithms import ALGORITHMS, Together, TokenBucket, algorithm_for
 from wsgigate.rules.quota import CALENDAR, LARGEST, LONGEST, Quota
-from wsgigate.rules.together import Together
 from wsgigate.store import update
 from wsgigate.store.redis import RedisStore
-from wsgigate.store.redis_quotas import prepared
+from wsgigate.store.redis_scripts import prepared
 from wsgigate.testing import check_exact
 
 LEAP = 951_782_400  # 2000-02-29

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from wsgigate.store import Store, open_store
+from wsgigate.store import Store
+from wsgigate.store.open import open_store
 from wsgigate.store.redis import RedisStore
 from wsgigate.store.redis_url import read_url
 

@@ -13,15 +13,13 @@ from wsgiref.util import setup_testing_defaults
 import pytest
 
 from wsgigate import Breaker, CircuitRules, ConcurrencyLimiter, Limiter
-from wsgigate.denylist import DenyList
+from wsgigate.auth.jwt import mint, read_compact
+from wsgigate.coordination.denylist import DenyList, identity
+from wsgigate.http.wsgi import REASON
 from wsgigate.rules.circuit import State
-from wsgigate.rules.compact import read_compact
-from wsgigate.rules.denial import identity
 from wsgigate.store.memory import MemoryStore
 from wsgigate.store.redis import RedisStore
 from wsgigate.testing import FakeClock
-from wsgigate.tokens import mint
-from wsgigate.wsgi import REASON
 
 
 @pytest.fixture(autouse=True)

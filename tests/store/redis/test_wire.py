@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgigate.store.redis_wire import (
+from wsgigate.store.redis_connections import (
     DEPTH,
     LEAST,
     LINE,

@@ -12,8 +12,7 @@ from urllib.parse import quote, urlencode
 
 from wsgigate.discovery import Instance
 from wsgigate.discovery.sources import MOST, Found, SourceError, distinct, instance_of, zone_of
-from wsgigate.discovery.sources.asking import Asker
-from wsgigate.discovery.sources.documents import read_json, refused
+from wsgigate.discovery.sources.http import ApiClient, read_json, refused
 
 __all__ = ["Consul"]
 
@@ -55,7 +54,7 @@ class Consul:
         self._tags = tuple(tags)
         self._fields = {} if token is None else {"X-Consul-Token": token}
         self._scheme = scheme
-        self._asker = Asker(url, ca=ca)
+        self._asker = ApiClient(url, ca=ca)
         self._index = 0
 
     def close(self) -> None:

@@ -8,26 +8,88 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from wsgigate.discovery.sources import Found, SourceError, distinct
-from wsgigate.discovery.sources.asking import Asker, Lines
-from wsgigate.discovery.sources.documents import read_json, refused
-from wsgigate.discovery.sources.slices import instances_of_slices
+from wsgigate.discovery import Instance
+from wsgigate.discovery.sources import Found, SourceError, distinct, instance_of
+from wsgigate.discovery.sources.http import ApiClient, Lines, read_json, refused
 
-__all__ = ["Kubernetes"]
+__all__ = ["Kubernetes", "instances_of_slices"]
+
+
+# Who of a Kubernetes service's endpoints takes requests, read from its EndpointSlices.
+
+
+def instances_of_slices(
+    slices: Collection[Mapping[str, Any]], port: str, scheme: str
+) -> tuple[list[Instance], bool]:
+    """Return the instances, and whether to believe that there are none.
+
+    Of an endpoint the first address is used, as kube-proxy does. *ready* that is not said is so,
+    *serving* that is not said is as *ready*, *terminating* that is not said is not so.
+
+    :param port: A port's name, or its number.
+    :raises SourceError: They are not of their form, or no slice has the port.
+    """
+    ready: dict[str, list[Instance]] = {}
+    leaving: dict[str, list[Instance]] = {}
+    endpoints, named = 0, False
+    try:
+        for item in slices:
+            number = _number(item.get("ports") or (), port)
+            listed = item.get("endpoints") or ()
+            endpoints += len(listed)
+            if number is None:
+                continue
+            named = True
+            family = item["addressType"]
+            for endpoint in listed:
+                conditions = endpoint.get("conditions") or {}
+                well = conditions.get("ready", True) is not False
+                serves = conditions.get("serving")
+                serves = well if serves is None else serves
+                instance = instance_of(
+                    scheme, endpoint["addresses"][0], number, zone=endpoint.get("zone")
+                )
+                if well:
+                    ready.setdefault(family, []).append(instance)
+                elif serves and conditions.get("terminating"):
+                    leaving.setdefault(family, []).append(instance)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise SourceError("a slice is not of its form") from error
+    if endpoints and not named:
+        raise SourceError("none of its slices has that port")
+    by_family = ready or leaving
+    found = by_family.get("IPv4") or by_family.get("IPv6") or by_family.get("FQDN") or []
+    return found, bool(slices) and not endpoints
+
+
+def _number(ports: Collection[Mapping[str, Any]], wanted: str) -> int | None:
+    for port in ports:
+        number = port.get("port")
+        if number is None or port.get("protocol", "TCP") != "TCP":
+            continue
+        if wanted in (str(number), port.get("name")):
+            return int(number)
+    return None
+
 
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+
 _WATCH = 50
 """Seconds after which a watch ends and goes on as another; until then nothing may be heard."""
+
 _GRACE = 15.0
+
 _PAUSE = 0.1
+
 _POLL = 1.0
 """Seconds until the next watch begins when one has ended."""
+
 _PAGE = 500
 
 
@@ -166,10 +228,10 @@ class Kubernetes:
         self._watch = None
         self._open.close()
 
-    def _asker(self) -> tuple[Asker, dict[str, str]]:
+    def _asker(self) -> tuple[ApiClient, dict[str, str]]:
         if self._server is not None:
             fields = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
-            return Asker(self._server, ca=self._ca), fields
+            return ApiClient(self._server, ca=self._ca), fields
         host, port = (os.environ.get(f"KUBERNETES_SERVICE_{part}") for part in ("HOST", "PORT"))
         if not host:
             raise SourceError("this is not inside of a cluster, and no server was given")
@@ -178,7 +240,7 @@ class Kubernetes:
             token = self._token or (self._account / "token").read_text().strip()
         except OSError as error:
             raise SourceError("the account's token can not be read") from error
-        asker = Asker(f"https://{host}:{port or 443}", ca=str(self._account / "ca.crt"))
+        asker = ApiClient(f"https://{host}:{port or 443}", ca=str(self._account / "ca.crt"))
         return asker, {"Authorization": f"Bearer {token}"}
 
 

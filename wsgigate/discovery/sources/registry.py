@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
+from wsgigate.client.destinations import Destinations
 from wsgigate.discovery import Instance
-from wsgigate.discovery.destinations import Destinations
 from wsgigate.discovery.sources import MOST, Found, SourceError, distinct, instance_of, zone_of
-from wsgigate.discovery.sources.asking import Asker
-from wsgigate.discovery.sources.documents import read_json, refused
+from wsgigate.discovery.sources.http import ApiClient, read_json, refused
 
 __all__ = ["RemoteRegistry"]
 
-_WAIT = 20
+_LONG_POLL = 20
 """Seconds that the registry is asked to wait for a change; it may answer earlier."""
 _PAUSE = 0.1
 _POLL = 1.0
@@ -52,7 +51,7 @@ class RemoteRegistry:
         self._target = f"/discover/{quote(service, safe='')}"
         self._tags = tuple(tags)
         self._fields = {} if token is None else {"Authorization": f"Bearer {token}"}
-        self._asker = Asker(url, ca=ca)
+        self._asker = ApiClient(url, ca=ca)
         self._index = ""
 
     def close(self) -> None:
@@ -65,9 +64,9 @@ class RemoteRegistry:
         query: list[tuple[str, Any]] = [("onlyHealthy", "false")]
         query += [("tag", tag) for tag in self._tags]
         if index:
-            query += [("wait", _WAIT), ("index", index)]
+            query += [("wait", _LONG_POLL), ("index", index)]
         target = f"{self._target}?{urlencode(query)}"
-        wait = _WAIT if index else 0.0
+        wait = _LONG_POLL if index else 0.0
         answer = self._asker.get(target, stopping, fields=self._fields, wait=wait)
         if answer.status != 200:
             raise refused(answer.status)

@@ -1,0 +1,104 @@
+"""The compact form of a token, read in one way or not at all."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+
+from wsgigate.auth.jwt import MAX_LENGTH, read_compact
+from wsgigate.http.strict_json import TokenRejected, read_object, shown
+
+
+def encoded(data):
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def test_a_token_is_taken_apart_and_only_its_header_is_read():
+    """RFC 7515 section 7.1."""
+    token = ".".join(encoded(part) for part in (b'{"alg":"X"}', b"no JSON", b"mark"))
+    compact = read_compact(token)
+    assert compact.header == {"alg": "X"}
+    assert compact.payload == b"no JSON"
+    assert compact.signed == token.rpartition(".")[0].encode()
+    assert compact.signature == b"mark"
+
+
+@pytest.mark.parametrize(
+    ("token", "reason"),
+    [
+        ("a" * (MAX_LENGTH + 1), "a token of 8193 characters"),
+        ("", "not three parts"),
+        ("e30.e30", "not three parts"),
+        ("e30.e30.e30.e30", "not three parts"),
+        ("e30..e30", "not three parts"),
+        ("e30.e30.e30=", "not three parts"),
+        ("e30.e30.e30\n", "not three parts"),
+        ("e30.e30.e3+", "not three parts"),
+        ("e30.e30.e", "no base64url"),  # 4n + 1 characters are no whole bytes
+        ("e30.e30.e31", "bits left over"),
+        ("e31.e30.e30", "bits left over"),
+        ("W10.e30.e30", "a header that is no object"),
+    ],
+)
+def test_another_form_is_no_token(token, reason):
+    """RFC 7515 section 2, RFC 4648 section 3.5; security J17, J18."""
+    with pytest.raises(TokenRejected, match=reason):
+        read_compact(token)
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (b"{}", {}),
+        (b' {"a": [1, 2.5, -0.0, true, null, "\\u00e9", {"b": 1}]} ', None),
+        (b'{"a":"\\ud83d\\ude00"}', {"a": "\U0001f600"}),
+        (b'{"a":' + b"9" * 400 + b"}", {"a": int("9" * 400)}),
+    ],
+)
+def test_strict_json_is_read(data, found):
+    assert read_object(data, "payload") == (json.loads(data) if found is None else found)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"[]", "no object"),
+        (b"", "no strict JSON"),
+        (b"{}{}", "no strict JSON"),
+        (b"\xff", "no strict JSON"),
+        (b"\xef\xbb\xbf{}", "no strict JSON"),
+        (b'{"a":1,"a":1}', "a member named twice"),
+        (b'{"x":{"a":1,"\\u0061":2}}', "a member named twice"),
+        (b'{"a":NaN}', "NaN is no number"),
+        (b'{"a":-Infinity}', "-Infinity is no number"),
+        (b'{"a":1e400}', "a number without end"),
+        (b'{"a":' + b"9" * 5000 + b"}", "no strict JSON"),
+        (b'{"a":"\\ud800"}', "no strict JSON"),
+        (b'{"\\udfff":1}', "no strict JSON"),
+        (b'{"a":"\x01"}', "no strict JSON"),
+        (b"[" * 100_000, "nested too deep"),
+        (b'{"a":' * 100_000, "nested too deep"),
+    ],
+)
+def test_what_two_readers_could_read_in_two_ways_is_refused(data, reason):
+    """RFC 8725 section 2.4, RFC 7493; security J09, J15, J16, J18, J19."""
+    with pytest.raises(TokenRejected, match=f"a payload .*{reason}|nested too deep") as caught:
+        read_object(data, "payload")
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("a\r\nb", r"'a\r\nb'"),
+        ("é\u202e", r"'\xe9\u202e'"),
+        ("x" * 500, "'" + "x" * 76 + "..."),
+        pytest.param(10**5000, "a int", id="huge"),
+        (None, "None"),
+    ],
+)
+def test_a_reason_fits_one_line_of_a_log(value, text):
+    """Security J04, L08."""
+    assert shown(value) == text

@@ -1,0 +1,498 @@
+"""One request over one connection, and the pool it comes from, with the instance's end in hand."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import requests
+
+from tests.support.turns import Turns
+from wsgigate.client.connections import Connection, ConnectionPool, Limits
+from wsgigate.client.http11 import Deadline, Upload, exchange
+from wsgigate.client.response import RawResponse
+from wsgigate.client.response_reader import (
+    BLOCK,
+    BrokenResponse,
+    PoolFull,
+    ResponseReader,
+    SlowResponse,
+)
+from wsgigate.rules.pace import Pace, PaceRules
+from wsgigate.testing.clock import FakeClock
+
+HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 65536\r\n\r\n"
+ANSWER = b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno"
+
+
+class Pairs:
+    """Dials: one end of a pair is the connection's, the other stays in ``theirs``."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.ours: list[socket.socket] = []
+        self.theirs: list[socket.socket] = []
+        self._failures = failures
+
+    def __call__(self, until: float) -> socket.socket:
+        if self._failures:
+            self._failures -= 1
+            raise requests.ConnectTimeout("no")
+        ours, theirs = socket.socketpair()
+        self.ours.append(ours)
+        self.theirs.append(theirs)
+        return ours
+
+    def close(self) -> None:
+        for end in (*self.ours, *self.theirs):
+            end.close()
+
+
+@pytest.fixture
+def pairs() -> Iterator[Pairs]:
+    made = Pairs()
+    yield made
+    made.close()
+
+
+def pool_of(pairs: Pairs, **limits: float) -> ConnectionPool:
+    return ConnectionPool(pairs, Limits(**limits), FakeClock(0.0))  # type: ignore[arg-type]
+
+
+def connection_of(pairs: Pairs) -> Connection:
+    return pool_of(pairs).take(0.0, 5.0)
+
+
+def upload(*blocks: bytes) -> Upload:
+    return Upload(iter(blocks), sum(map(len, blocks)))
+
+
+def plenty() -> Deadline:
+    return Deadline(5.0, 5.0, 0.0, FakeClock(0.0))
+
+
+def test_a_step_ends_with_the_deadline_or_before() -> None:
+    clock = FakeClock()
+    deadline = Deadline(2.0, 5.0, clock(), clock)
+    assert deadline.left() == 2.0
+    clock.advance(4)
+    assert deadline.left() == 1.0
+    assert deadline.step == 2.0
+    assert Deadline(9.0, 5.0, clock(), clock).step == 5.0
+    clock.advance(1)
+    with pytest.raises(TimeoutError, match="did not begin in time"):
+        deadline.left()
+    deadline.restart()
+    assert deadline.left() == 2.0
+
+
+def test_an_answer_before_the_body_is_sent_ends_the_sending(pairs: Pairs) -> None:
+    """G39: with its first block already."""
+    connection, reader = connection_of(pairs), ResponseReader("POST")
+    pairs.theirs[0].sendall(ANSWER)
+    exchange(connection, HEAD, upload(b"x" * BLOCK), reader, plenty())
+    assert (reader.status, reader.complete, reader.keep) == (413, True, False)
+    connection.close()
+    sent = b""
+    while block := pairs.theirs[0].recv(1 << 20):
+        sent += block
+    assert sent == HEAD
+
+
+def test_an_answer_between_two_blocks_ends_the_sending(pairs: Pairs) -> None:
+    """G39"""
+    connection, reader = connection_of(pairs), ResponseReader("POST")
+    asked: list[int] = []
+
+    def blocks() -> Iterator[bytes]:
+        for number in range(9):
+            asked.append(number)
+            if number == 2:
+                pairs.theirs[0].sendall(ANSWER)
+            yield b"x" * 10
+
+    exchange(connection, HEAD, Upload(blocks(), 90), reader, plenty())
+    assert (reader.status, reader.complete, reader.keep) == (413, True, False)
+    assert asked == [0, 1, 2]
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_an_instance_that_hangs_up_has_maybe_answered(small: bool, pairs: Pairs) -> None:
+    """N03, G39: it is not sent another request, whatever it says of the connection."""
+    connection, reader = connection_of(pairs), ResponseReader("POST")
+    pairs.theirs[0].sendall(ANSWER)
+    pairs.theirs[0].shutdown(socket.SHUT_RD)
+    body = b"x" * (10 if small else BLOCK)
+    exchange(connection, HEAD, upload(body), reader, plenty())
+    assert (reader.status, reader.complete, reader.keep) == (413, True, False)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_an_answer_that_ends_in_its_head_is_told_from_none(large: bool, pairs: Pairs) -> None:
+    """G05"""
+    for said, error, text in (
+        (b"HTTP/1.1 200 O", BrokenResponse, "head was cut short"),
+        (b"", requests.ConnectionError, "without response|while the body"),
+    ):
+        connection, reader = connection_of(pairs), ResponseReader("POST")
+        pairs.theirs[-1].sendall(said)
+        pairs.theirs[-1].shutdown(socket.SHUT_WR)
+        body = upload(b"x" * BLOCK) if large else None
+        with pytest.raises(error, match=text):
+            exchange(connection, HEAD, body, reader, plenty())
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_each_step_of_an_exchange_has_its_time(large: bool, pairs: Pairs) -> None:
+    """N25: the instance takes nothing and says nothing."""
+    connection = connection_of(pairs)
+    connection.set_timeout(60.0)
+    body = upload(*[b"x" * BLOCK] * 40) if large else None
+    with pytest.raises(requests.ReadTimeout):
+        exchange(
+            connection, HEAD, body, ResponseReader("POST"), Deadline(0.05, 0.1, 0.0, FakeClock(0.0))
+        )
+
+
+def test_a_connection_that_sent_a_large_body_is_good_for_another_request(pairs: Pairs) -> None:
+    pool = pool_of(pairs)
+    connection, reader = pool.take(0.0, 5.0), ResponseReader("POST")
+
+    def instance() -> None:
+        pairs.theirs[0].recv(len(HEAD) + BLOCK, socket.MSG_WAITALL)
+        pairs.theirs[0].sendall(ANSWER)
+
+    thread = threading.Thread(target=instance)
+    thread.start()
+    exchange(connection, HEAD, upload(b"x" * BLOCK), reader, plenty())
+    thread.join()
+    RawResponse(connection, reader, 5.0)
+    assert pool.idle_connections == 1
+    assert pool.take(0.0, 5.0) is connection
+
+
+def test_a_body_is_waited_for_as_long_as_its_own_time_says(pairs: Pairs) -> None:
+    """Whatever time the steps before had: none, after a look whether there was an answer."""
+    connection, reader = connection_of(pairs), ResponseReader("GET")
+    connection.set_timeout(5.0)
+    assert connection.recv_now(BLOCK) is None
+    pairs.theirs[0].sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+    assert reader.feed_head(connection.recv_now(BLOCK) or b"")
+    raw = RawResponse(connection, reader, 5.0)
+    later = threading.Timer(0.05, pairs.theirs[0].sendall, [b"ok"])
+    later.start()
+    assert raw.read() == b"ok"
+    later.join()
+
+
+LENGTH = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+class Ticking:
+    """A clock by which each look at it takes *step* seconds."""
+
+    def __init__(self, step: float) -> None:
+        self.now = 0.0
+        self.step = step
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+def paced(pairs: Pairs, head: bytes, clock: Callable[[], float], **rules: Any) -> RawResponse:
+    """Return the response that begins with *head*, whose pace is watched."""
+    connection, reader = connection_of(pairs), ResponseReader("GET")
+    assert reader.feed_head(head)
+    return RawResponse(connection, reader, 5.0, Pace(PaceRules(**rules), 5.0), clock)
+
+
+@pytest.mark.parametrize(
+    ("head", "part"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n", b"x"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"x"),
+    ],
+    ids=["length", "chunked", "until the end"],
+)
+def test_a_body_that_comes_too_slowly_ends(pairs: Pairs, head: bytes, part: bytes) -> None:
+    raw = paced(pairs, head, Ticking(1.0))
+    for _ in range(31):
+        pairs.theirs[0].sendall(part)
+        assert raw.read1() == b"x"
+    pairs.theirs[0].sendall(part)
+    with pytest.raises(SlowResponse, match=r"31 bytes in 31\.0 s are too slow"):
+        raw.read1()
+    assert raw.closed, "its connection does not serve another request"
+
+
+def test_drops_of_what_is_no_body_are_waited_for_no_longer(pairs: Pairs) -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    raw = paced(pairs, head, Ticking(1.0))
+    pairs.theirs[0].sendall(b"1;a=")
+    sending = threading.Thread(target=lambda: drip(pairs.theirs[0]))
+    sending.start()
+    with pytest.raises(SlowResponse, match="0 bytes"):
+        raw.read1()
+    sending.join()
+
+
+def drip(sock: socket.socket) -> None:
+    try:
+        while True:
+            sock.sendall(b"a")
+    except OSError:
+        pass
+
+
+def test_a_client_that_takes_its_response_slowly_is_not_the_instances_fault(pairs: Pairs) -> None:
+    clock = FakeClock()
+    raw = paced(pairs, b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n", clock, total=60)
+    for _ in range(50):
+        pairs.theirs[0].sendall(b"x")
+        assert raw.read1() == b"x"
+        clock.advance(100)  # until the client has taken it
+    assert raw.read1() == b""
+
+
+def test_a_read_is_no_longer_than_the_time_that_is_left(pairs: Pairs) -> None:
+    raw = paced(pairs, LENGTH, Ticking(0.0), total=0.05)
+    with pytest.raises(SlowResponse, match="0 bytes"):
+        raw.read1()
+    assert raw.closed
+
+
+def begun(pairs: Pairs, data: bytes, timeout: float = 5.0) -> tuple[ConnectionPool, RawResponse]:
+    """Return the response that begins with *data*, its head read."""
+    pool = pool_of(pairs)
+    connection, reader = pool.take(0.0, 5.0), ResponseReader("GET")
+    assert reader.feed_head(data)
+    return pool, RawResponse(connection, reader, timeout)
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "error"),
+    [
+        (LENGTH, b"short", BrokenResponse),
+        (CHUNKED, b"zz\r\n", BrokenResponse),
+        (LENGTH, None, requests.ReadTimeout),
+    ],
+)
+def test_a_body_that_fails_frees_its_connection_at_once(
+    head: bytes, body: bytes | None, error: type[Exception], pairs: Pairs
+) -> None:
+    pool, raw = begun(pairs, head, 0.05)
+    if body is not None:
+        pairs.theirs[0].sendall(body)
+        pairs.theirs[0].shutdown(socket.SHUT_WR)
+    with pytest.raises(error):
+        raw.read()
+    assert pool.open_connections == 0
+    assert raw.closed
+    assert raw.read() == b""
+
+
+def test_a_socket_that_fails_is_an_error_of_the_connection(pairs: Pairs) -> None:
+    pool, raw = begun(pairs, LENGTH)
+    pairs.ours[0].close()
+    with pytest.raises(requests.ConnectionError):
+        raw.read()
+    assert pool.open_connections == 0
+
+
+def test_a_body_that_came_in_two_is_kept_to_its_end(pairs: Pairs) -> None:
+    """G07: what came behind it is nobody's, so the connection is not either."""
+    for more, kept in ((b"56789", 1), (b"56789stray", 0)):
+        pool, raw = begun(pairs, LENGTH + b"1234")
+        pairs.theirs[-1].sendall(more)
+        assert raw.read() == b"123456789"
+        assert pool.idle_connections == kept
+
+
+def test_parts_of_a_body_are_never_read_twice(pairs: Pairs) -> None:
+    _, raw = begun(pairs, LENGTH + b"123456789")
+    assert [raw.read1(4), raw.read1(4), raw.read1(4), raw.read1(4)] == [b"1234", b"5678", b"9", b""]
+    _, raw = begun(pairs, LENGTH + b"123456789")
+    assert raw.read1(4) == b"1234"
+    raw.close()
+    assert (raw.read1(4), raw.closed) == (b"", True)
+    _, raw = begun(pairs, LENGTH + b"1234")
+    assert raw.read(6 - 4) == b"12"
+    connection, rest = raw.take_over()
+    assert rest == b"34"
+    connection.close()
+    with pytest.raises(ValueError, match="the response has ended"):
+        raw.take_over()
+
+
+def test_who_holds_a_connection_is_told_before_another_does(pairs: Pairs) -> None:
+    told: list[object] = []
+    pool = pool_of(pairs)
+    connection = pool.take(0.0, 5.0)
+    connection.holds = told.append
+    connection.give_back(True)
+    connection.give_back(True)
+    assert told == [None]
+    assert pool.idle_connections == 1
+    assert pool.take(0.0, 5.0).holds is None
+
+
+def test_a_place_is_free_again_when_nothing_came_of_it() -> None:
+    pairs = Pairs(failures=2)
+    pool = pool_of(pairs, max_open=1)
+    for _ in range(2):
+        with pytest.raises(requests.ConnectTimeout):
+            pool.take(0.0, 5.0)
+    pool.take(0.0, 5.0).close()
+    assert pool.open_connections == 0
+    pairs.close()
+
+
+def test_no_more_are_kept_than_there_is_room_for(pairs: Pairs) -> None:
+    pool = pool_of(pairs, max_idle=1)
+    taken = [pool.take(0.0, 5.0) for _ in range(3)]
+    for connection in taken:
+        connection.give_back(True)
+    assert (pool.open_connections, pool.idle_connections) == (1, 1)
+
+
+def test_a_fresh_connection_is_none_that_was_kept(pairs: Pairs) -> None:
+    pool = pool_of(pairs)
+    pool.take(0.0, 5.0).give_back(True)
+    fresh = pool.take(0.0, 5.0, fresh=True)
+    assert not fresh.reused
+    assert len(pairs.ours) == 2
+
+
+@pytest.mark.parametrize(("keep", "leaves", "fresh"), [(0, 1, 0), (1, 1, 0), (1, 0, 1), (1, 0, 0)])
+def test_who_waits_for_a_place_gets_a_connection_that_lives(
+    keep: int, leaves: int, fresh: int, pairs: Pairs
+) -> None:
+    """The old one was closed when its request ended, or by the instance just before it was kept,
+    or a new one is wanted; else it goes on."""
+    pool = pool_of(pairs, max_open=1)
+    turns = pool._freed = Turns(pool._lock)
+    held = pool.take(0.0, 5.0)
+    taken: list[Connection] = []
+
+    def wait() -> None:
+        taken.append(pool.take(0.0, 60.0, fresh=bool(fresh)))  # far more than it is given below
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    turns.until(lambda: pool._waiting)
+    if leaves:
+        pairs.theirs[0].close()
+    held.give_back(bool(keep))
+    waiter.join(10)
+    [connection] = taken
+    assert connection.reused == (not leaves and not fresh)
+    assert (pairs.ours[0].fileno() == -1) == (connection is not held)
+    assert (pool.open_connections, len(pairs.ours)) == (1, 2 - connection.reused)
+    with pytest.raises(PoolFull):
+        pool.take(0.0, 0.0)
+
+
+def test_a_connection_with_something_left_to_read_is_not_kept(pairs: Pairs) -> None:
+    """Of what TLS has decrypted already, no poller tells."""
+    pool = pool_of(pairs)
+    connection = pool.take(0.0, 5.0)
+    connection.pending = lambda: 1
+    connection.give_back(True)
+    assert (pool.open_connections, pool.idle_connections) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("later", "limits", "reused"),
+    [
+        (3.9, {"idle_timeout": 4.0}, True),
+        (4.0, {"idle_timeout": 4.0}, False),
+        (3.9, {"idle_timeout": 9.0, "max_age": 4.0}, True),
+        (4.0, {"idle_timeout": 9.0, "max_age": 4.0}, False),
+    ],
+)
+def test_a_connection_is_kept_for_less_than_its_time(
+    later: float, limits: dict[str, float], reused: bool, pairs: Pairs
+) -> None:
+    pool = pool_of(pairs, **limits)
+    pool.take(0.0, 5.0).give_back(True)
+    assert pool.take(later, 9.0).reused is reused
+
+
+def test_who_is_interrupted_while_connecting_leaves_its_place() -> None:
+    class Interrupted(BaseException):
+        """What is no error of the system's, such as a worker's order to end."""
+
+    def dial(until: float) -> socket.socket:
+        raise Interrupted
+
+    pool = ConnectionPool(dial, Limits(max_open=1), FakeClock(0.0))
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            pool.take(0.0, 5.0)
+    assert pool.open_connections == 0
+
+
+def test_who_is_told_too_late_looks_once_more(pairs: Pairs) -> None:
+    """Else a connection lies there that was given back to who has given up, while others wait."""
+    clock = FakeClock(0.0)
+    pool = ConnectionPool(pairs, Limits(max_open=1), clock)  # type: ignore[arg-type]
+    held = pool.take(0.0, 5.0)
+
+    class Late(threading.Condition):
+        def wait(self, timeout: float | None = None) -> bool:
+            self.release()  # its time is over, and before it has the lock again
+            clock.advance(timeout or 0.0)
+            held.give_back(True)
+            self.acquire()
+            return False
+
+    pool._freed = Late(pool._lock)
+    assert pool.take(0.0, 5.0) is held
+    with pytest.raises(PoolFull):
+        pool.take(0.0, 5.0)
+
+
+def test_a_response_that_is_collected_anywhere_gives_its_place_up(pairs: Pairs) -> None:
+    """Also while this very thread waits for a place, with what guards them in its hands."""
+
+    def clock() -> float:
+        gc.collect()
+        return 0.0
+
+    pool = ConnectionPool(pairs, Limits(max_open=1), clock)  # type: ignore[arg-type]
+    reader = ResponseReader("GET")
+    reader.feed_head(LENGTH)
+    forgotten: list[object] = [RawResponse(pool.take(0.0, 0.01), reader, 5.0)]
+    forgotten.append(forgotten)
+    del forgotten
+    taken: list[Connection] = []
+    waiter = threading.Thread(target=lambda: taken.append(pool.take(0.0, 0.01)), daemon=True)
+    waiter.start()
+    waiter.join(10)
+    [connection] = taken
+    assert pool.open_connections == 1
+    connection.close()
+
+
+def test_a_closed_pool_closes_what_comes_back(pairs: Pairs) -> None:
+    pool = pool_of(pairs)
+    held, kept = pool.take(0.0, 5.0), pool.take(0.0, 5.0)
+    kept.give_back(True)
+    pool.close()
+    assert (pool.open_connections, pool.idle_connections) == (1, 0)
+    held.give_back(True)
+    assert pool.open_connections == 0
+    assert [end.fileno() for end in pairs.ours] == [-1, -1]
+
+
+def test_an_abandoned_pool_lets_go_of_its_sockets(pairs: Pairs) -> None:
+    pool = pool_of(pairs)
+    pool.take(0.0, 5.0).give_back(True)
+    pool.abandon()
+    assert (pool.idle_connections, pairs.ours[0].fileno()) == (0, -1)

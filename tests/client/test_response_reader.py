@@ -1,0 +1,256 @@
+"""The reader of responses as a table: bytes in, what they are out, without a socket."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from wsgigate.client import response_reader
+from wsgigate.client.response_reader import BrokenResponse, ResponseReader
+from wsgigate.http.fields import is_token
+
+OK = b"HTTP/1.1 200 OK\r\n"
+NONE = b"Content-Length: 0\r\n\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
+FINAL = OK + b"Content-Length: 2\r\n\r\nok"
+
+HEADS: list[tuple[bytes, dict[str, Any]]] = [
+    # what came: what it is
+    (FINAL, {"status": 200, "version": 11, "keep": True, "complete": True, "body": b"ok"}),
+    (OK + NONE, {"keep": True, "complete": True, "body": b""}),
+    (OK + b"Connection: close\r\n" + NONE, {"keep": False}),
+    (OK + b"Connection: x, CLOSE\r\n" + NONE, {"keep": False}),
+    (OK + b"Connection: keep-alive\r\n" + NONE, {"keep": True}),
+    (b"HTTP/1.0 200 OK\r\n" + NONE, {"version": 10, "keep": False, "complete": True}),
+    (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n" + NONE, {"keep": False}),
+    (OK + b"\r\nto the end", {"keep": False, "complete": False, "body": b"to the end"}),
+    (OK + b"X: a \t \r\nY:b\r\n" + NONE, {"fields": [("X", "a"), ("Y", "b")]}),
+    (b"HTTP/1.1 200 Fine\r\n" + NONE, {"reason": "Fine"}),
+    (b"HTTP/1.1 200 F\x07ne\r\n" + NONE, {"reason": ""}),
+    (b"HTTP/1.1 200\r\n" + NONE, {"reason": ""}),
+    (OK + b"Transfer-Encoding: Chunked\r\n\r\n", {"complete": False, "keep": True}),
+    (CHUNKED + b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n", {"body": b"abc", "complete": True, "keep": True}),
+    (CHUNKED + b"2\r\nab\r\n0\r\nX: y\r\n\r\n", {"body": b"ab", "complete": True, "keep": True}),
+    (CHUNKED + b"2\r\nab\r\n0\r\n\r\n\r", {"body": b"ab", "complete": True, "keep": False}),
+    (CHUNKED + b"2\r\nab\r\n0\r\n\r\n\r\n", {"body": b"ab", "complete": True, "keep": False}),
+    (CHUNKED + b"2\r\nab\r\n0\r\n\r\n" + FINAL, {"body": b"ab", "complete": True, "keep": False}),
+    (FINAL + FINAL, {"body": b"ok", "complete": True, "keep": False}),
+    (b"HTTP/1.1 204 None\r\n\r\n", {"complete": True, "keep": True}),
+    (b"HTTP/1.1 204 None\r\n" + NONE, {"complete": True, "keep": True}),
+    (b"HTTP/1.1 204 None\r\nContent-Length: 5\r\n\r\n", {"complete": True, "keep": False}),
+    (b"HTTP/1.1 204 None\r\nTransfer-Encoding: chunked\r\n\r\n", {"complete": True, "keep": False}),
+    (b"HTTP/1.1 304 Same\r\nContent-Length: 5\r\n\r\n", {"complete": True, "keep": True}),
+    # what an interim answer says of its body is nothing to the final one's
+    (
+        b"HTTP/1.1 103 Hints\r\nTransfer-Encoding: chunked\r\n\r\n" + OK + b"\r\nplain",
+        {"status": 200, "body": b"plain", "complete": False},
+    ),
+    (b"HTTP/1.1 103 Hints\r\nContent-Length: 9\r\n\r\n" + FINAL, {"body": b"ok", "keep": True}),
+    (b"HTTP/1.1 103 Hints\r\nConnection: close\r\n\r\n" + FINAL, {"body": b"ok", "keep": True}),
+]
+
+
+@pytest.mark.parametrize(("data", "wanted"), HEADS)
+def test_a_response_is_what_its_head_says(data: bytes, wanted: dict[str, Any]) -> None:
+    reader = ResponseReader("GET")
+    assert reader.feed_head(data)
+    fields = [field for field in reader.fields if field[0] != "Content-Length"]
+    found = {name: fields if name == "fields" else getattr(reader, name) for name in wanted}
+    assert found == wanted
+
+
+@pytest.mark.parametrize("more", [b"", FINAL])
+def test_another_protocol_is_for_those_who_asked(more: bytes) -> None:
+    """G24: what follows would be taken for the answer."""
+    asked = ResponseReader("GET", upgrade=True)
+    assert asked.feed_head(SWITCHED + more)
+    assert (asked.status, asked.keep, asked.complete, asked.body) == (101, False, False, more)
+    with pytest.raises(BrokenResponse, match="nobody asked for: 101"):
+        ResponseReader("GET").feed_head(SWITCHED + more)
+
+
+def test_ten_interim_answers_are_enough() -> None:
+    """G23"""
+    hints = b"HTTP/1.1 103 Hints\r\n\r\n"
+    assert ResponseReader("GET").feed_head(hints * 10 + FINAL)
+    with pytest.raises(BrokenResponse, match="103"):
+        ResponseReader("GET").feed_head(hints * 11 + FINAL)
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (b"HTTP/1.1 20", "the response head was cut short"),
+        (b"HTTP/1.1 103 Hints\r\n\r\n", "the response head was cut short"),
+        (OK + b"Content-Length: 3\r\n\r\nok", "the response was cut short"),
+        (CHUNKED + b"2\r\nok\r\n0\r\n", "the response was cut short"),
+        (CHUNKED + b"2\r\nok\r\nzz\r\n", "malformed chunk"),
+        (OK + b"\r\nok", None),
+    ],
+)
+def test_the_end_is_the_end_where_the_framing_says_so(data: bytes, error: str | None) -> None:
+    """G01 to G06"""
+    reader = ResponseReader("GET")
+    reader.feed_head(data)
+    assert not reader.complete
+    if error is None:
+        reader.feed_end()
+        assert (reader.complete, reader.keep) == (True, False)
+    else:
+        with pytest.raises(BrokenResponse, match=error):
+            reader.feed_end()
+        assert not reader.complete
+
+
+def test_what_came_before_a_malformed_chunk_is_told_first() -> None:
+    reader = ResponseReader("GET")
+    assert reader.feed_head(CHUNKED)
+    assert reader.feed_body(b"2\r\nok\r\nzz\r\n") == b"ok"
+    with pytest.raises(BrokenResponse, match="malformed chunk"):
+        reader.feed_body(b"2\r\nok\r\n")
+    alone = ResponseReader("GET")
+    assert alone.feed_head(CHUNKED)
+    with pytest.raises(BrokenResponse, match="malformed chunk"):
+        alone.feed_body(b"zz\r\n")
+
+
+def test_what_comes_behind_the_end_is_not_the_answers_fault() -> None:
+    """G13"""
+    reader = ResponseReader("GET")
+    assert reader.feed_head(CHUNKED)
+    assert reader.feed_body(b"2\r\nok\r\n") == b"ok"
+    assert reader.feed_body(b"0\r\n\r\n\x00\x01") == b""
+    assert (reader.complete, reader.keep, reader.error) == (True, False, None)
+
+
+def test_much_between_chunks_is_too_much_and_much_in_all_is_not() -> None:
+    extended = b"2;" + b"x" * 8000 + b"\r\n"
+    reader = ResponseReader("GET")
+    reader.feed_head(CHUNKED)
+    for _ in range(20):
+        assert reader.feed_body(extended) + reader.feed_body(b"ok\r\n") == b"ok"
+    endless = ResponseReader("GET")
+    endless.feed_head(CHUNKED + b"2;")
+    for _ in range(8):
+        assert endless.feed_body(b"x" * 8000) == b""
+    with pytest.raises(BrokenResponse, match="too much between the chunks"):
+        endless.feed_body(b"x" * 8000)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])
+def test_a_head_in_pieces_is_read_without_looking_at_any_of_it_twice(step: int) -> None:
+    head = OK + b"X: " + b"y" * 30_000 + b"\r\nContent-Length: 2\r\n\r\n"
+    reader = ResponseReader("GET")
+    held = set()
+    for at in range(0, len(head), step):
+        assert reader.complete is False
+        done = reader.feed_head(head[at : at + step])
+        held.add(id(reader._held))
+        assert done is (at + step >= len(head))
+    assert reader.fields[-1] == ("Content-Length", "2")
+    assert reader.feed_body(b"ok") == b"ok"
+    assert len(held) <= 3, "what has come is added to, not copied"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"HTTP/1.1 200 OK\n", b"X: y\r\n"],
+        [b"HTTP/1.1 200 OK\r\nX: y", b"\n"],
+        [b"HTTP/1.1 200 OK\r\nX: y\r", b"\n\n"],
+        [b"HTT", b"X"],
+        [b"HTTP/1.", b"1 200 OK\r\n" + b"x" * 65_536],
+    ],
+)
+def test_what_cannot_become_a_head_is_refused_before_its_end(pieces: list[bytes]) -> None:
+    reader = ResponseReader("GET")
+    for piece in pieces[:-1]:
+        try:
+            assert reader.feed_head(piece) is False
+        except BrokenResponse:
+            return
+    with pytest.raises(BrokenResponse):
+        reader.feed_head(pieces[-1])
+
+
+def test_names_are_remembered_within_bounds() -> None:
+    """Few and short ones, whatever an instance sends; the answer is the same for the others."""
+    response_reader._framing.cache_clear()
+    long = b"X-" + b"y" * 5000 + b": z\r\n"
+    for number in range(1100):
+        usual = ResponseReader("GET")
+        assert usual.feed_head(OK + b"X-%d: y\r\n" % number + NONE)
+        if number % 100 == 0:
+            reader = ResponseReader("GET")
+            assert reader.feed_head(OK + b"X-%d: y\r\nConnection: close\r\n" % number + long + NONE)
+            assert (reader.complete, reader.keep) == (True, False)
+    info = response_reader._framing.cache_info()
+    assert (info.misses, info.currsize) == (1100, 1024)
+
+
+NAMES = [
+    b"Content-Length",
+    b"content-LENGTH",
+    b"Transfer-Encoding",
+    b"Connection",
+    b"X",
+    b"Set-Cookie",
+]
+ODD_NAMES = [b"", b" X", b"X ", b"X\t", b"\x85", b"\xa0X", b"(X)", b"X\x00"]
+VALUES = [b"", b" ", b"5", b"05", b"close", b"chunked", b"Chunked", b"a:b", b"\x80\xff", b"a\tb"]
+ODD_VALUES = [
+    *(b"5, 5", b"+5", b"-1", b"0x5", b"1_0", b"5 5", b"5\xa0", b"5\x85", b"\xb2", b"9" * 20),
+    *(b"gzip, chunked", b"chunked\xa0", b"\x85chunked", b"\x0bchunked", b"\x0c5", b"\x1f", b"\x7f"),
+]
+SEPARATORS = [b":", b": ", b":\t ", b" :", b"::", b"", b":\xa0", b":\r"]
+ENDS = [b"\r\n"] * 6 + [b" \r\n", b"\t\r\n", b"\n", b"\r", b"\r\r\n", b"\r\n ", b"\x0b\r\n"]
+LINES = st.tuples(
+    st.sampled_from(NAMES * 3 + ODD_NAMES),
+    st.sampled_from(SEPARATORS[:3] * 4 + SEPARATORS),
+    st.sampled_from(VALUES * 2 + ODD_VALUES),
+    st.sampled_from(ENDS),
+).map(b"".join)
+
+
+def read_slowly(head: bytes) -> list[tuple[str, str]] | None:
+    """Return the fields of a head as RFC 9112 section 5 has them; None when it is malformed."""
+    fields = []
+    for line in head.removesuffix(b"\r\n\r\n").split(b"\r\n")[1:]:
+        name, colon, value = line.partition(b":")
+        value = value.strip(b" \t")
+        if not colon or not is_token(name.decode("latin-1")) or set(value) & set(b"\r\n\0"):
+            return None
+        fields.append((name.decode("latin-1"), value.decode("latin-1")))
+    return fields
+
+
+@example([b"Transfer-Encoding: chunked\xa0\r\n"])
+@example([b"Content-Length: 5\xa0\r\n"])
+@given(st.lists(st.one_of(LINES, st.binary(max_size=12)), max_size=5))
+def test_what_passes_is_what_a_slow_reader_reads(lines: list[bytes]) -> None:
+    """The fields are not the parser's own report: both must be sure to see the same ones."""
+    head, end, _ = (OK + b"".join(lines) + b"\r\n\r\n").partition(b"\r\n\r\n")
+    reader = ResponseReader("GET")
+    try:
+        assert reader.feed_head(head + end)
+    except BrokenResponse:
+        return
+    fields = read_slowly(head + end)
+    assert reader.fields == fields
+    lengths = [value for name, value in fields if name.lower() == "content-length"]
+    codings = [value.lower() for name, value in fields if name.lower() == "transfer-encoding"]
+    assert len(lengths + codings) <= 1
+    if lengths:
+        assert re.fullmatch("[0-9]{1,19}", lengths[0])
+        assert reader.complete == (int(lengths[0]) == 0)
+    elif codings:
+        assert codings == ["chunked"]
+        assert reader.feed_body(b"2\r\nok\r\n0\r\n\r\n") == b"ok"
+        assert reader.complete
+    else:
+        assert (reader.complete, reader.keep) == (False, False)

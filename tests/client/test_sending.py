@@ -1,0 +1,401 @@
+"""Requests onto the wire, the connections they ask for, and the sessions they come by."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from requests.exceptions import InvalidHeader, InvalidURL
+
+from wsgigate.client.adapter import Adapter, Sessions, Timeout, gateway_session
+from wsgigate.client.connections import Connection, ConnectionPool
+from wsgigate.client.dial import Contexts, dialer
+from wsgigate.client.http11 import Fields, Upload, request_head, upload_of
+from wsgigate.client.response_reader import BrokenResponse, NotConnected
+from wsgigate.testing.backend import Backend, Received, reply
+from wsgigate.testing.clock import FakeClock
+
+ORIGIN = "http://a.test:8000"
+
+
+def prepared(method: str = "POST", *, body: Any = None, **fields: str) -> requests.PreparedRequest:
+    request = requests.PreparedRequest()
+    request.method, request.url, request.body = method, f"{ORIGIN}/x", body
+    request.headers = requests.structures.CaseInsensitiveDict(
+        {name.replace("_", "-"): value for name, value in fields.items()}
+    )
+    return request
+
+
+def head_of(request: requests.PreparedRequest, origin: str = ORIGIN) -> list[str]:
+    head = request_head(request, upload_of(request), origin).decode("latin-1")
+    assert head.endswith("\r\n\r\n")
+    return head[:-4].split("\r\n")
+
+
+def sent_of(upload: Upload | None) -> bytes:
+    return b"" if upload is None else upload.first + b"".join(upload.rest())
+
+
+def test_fields_of_one_name_are_one_whatever_its_case() -> None:
+    fields = Fields.joined([("Cookie", "a=1"), ("X", "1"), ("cookie", "b=2"), ("x", "2")])
+    assert fields == {"Cookie": "a=1; b=2", "X": "1, 2"}
+    fields.target = "/x"
+    assert not hasattr(fields.copy(), "holds")
+    fields.holds = print
+    assert (fields.copy(), fields.copy().target, fields.copy().holds) == (fields, "/x", print)
+
+
+def test_the_host_is_the_origins_unless_said() -> None:
+    assert head_of(prepared("GET")) == ["GET /x HTTP/1.1", "Host: a.test:8000"]
+    assert head_of(prepared("GET", host="b.test")) == ["GET /x HTTP/1.1", "host: b.test"]
+    assert head_of(prepared("GET"), "http+unix://%2Fx")[1] == "Host: localhost"
+    assert head_of(prepared("GET", Expect="100-continue"))[1:] == ["Host: a.test:8000"]
+
+
+@pytest.mark.parametrize("value", ["a\nX: b", "a\rX: b", "a\r\nX: b", "a\0b"])
+def test_no_value_brings_a_line_of_its_own(value: str) -> None:
+    """CVE-2019-11236"""
+    with pytest.raises(InvalidHeader):
+        head_of(prepared("GET", X=value))
+
+
+@pytest.mark.parametrize("method", ["G T", "G(T", "GET / HTTP/1.1\r\nX: y\r\n\r\nGET", ""])
+def test_a_method_is_a_word(method: str) -> None:
+    """CVE-2020-26137"""
+    request = prepared("GET")
+    request.method = method or "é"
+    with pytest.raises((InvalidURL, InvalidHeader)):
+        head_of(request)
+
+
+class Reader:
+    def __init__(self, data: bytes, length: int | None = None) -> None:
+        self._data = data
+        if length is not None:
+            self.length = length
+
+    def read(self, size: int) -> bytes:
+        data, self._data = self._data[:size], self._data[size:]
+        return data
+
+
+LENGTH, CODING = "Content-Length: 2", "Transfer-Encoding: chunked"
+CHUNKED = b"2\r\nok\r\n0\r\n\r\n"
+FRAMED: list[tuple[Callable[[], Any], dict[str, str], list[str], bytes]] = [
+    # the body, the fields it comes with: how it is framed, what is sent
+    (lambda: None, {}, [], b""),
+    (lambda: b"", {}, [], b""),
+    (lambda: "", {"Content_Length": "0"}, ["Content-Length: 0"], b""),
+    (lambda: b"ok", {}, [LENGTH], b"ok"),
+    (lambda: "ok", {}, [LENGTH], b"ok"),
+    (lambda: b"ok", {"content_length": "2"}, [LENGTH.lower()], b"ok"),
+    (lambda: b"ok", {"Transfer_Encoding": "chunked"}, [CODING], CHUNKED),
+    (lambda: iter([b"o", "k"]), {"Content_Length": "2"}, [LENGTH], b"ok"),
+    (lambda: iter(["ok", b""]), {}, [CODING], CHUNKED),
+    (lambda: iter([b"", b"ok"]), {}, [CODING], CHUNKED),
+    (lambda: Reader(b"ok"), {}, [CODING], CHUNKED),
+    (lambda: Reader(b"ok", 2), {}, [LENGTH], b"ok"),
+    (lambda: Reader(b"ok", 2), {"Content_Length": "2"}, [LENGTH], b"ok"),
+    (lambda: Reader(b"ok", 2), {"Transfer_Encoding": "chunked"}, [CODING], CHUNKED),
+    (lambda: Reader(b""), {"Content_Length": "0"}, ["Content-Length: 0"], b""),
+]
+
+
+@pytest.mark.parametrize(("body", "fields", "framing", "sent"), FRAMED)
+def test_a_body_is_framed_in_one_way(
+    body: Callable[[], Any], fields: dict[str, str], framing: list[str], sent: bytes
+) -> None:
+    """A24"""
+    request = prepared(body=body(), **fields)
+    upload = upload_of(request)
+    lines = request_head(request, upload, ORIGIN).decode().split("\r\n")[1:-2]
+    assert [line for line in lines if not line.startswith("Host")] == framing
+    assert sent_of(upload) == sent
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        (b"ok", {"Content_Length": "2", "Transfer_Encoding": "chunked"}),
+        (None, {"Content_Length": "2"}),
+        (None, {"Transfer_Encoding": "chunked"}),
+        (b"ok", {"Content_Length": "3"}),
+        (b"ok", {"Content_Length": "+2"}),
+        (b"ok", {"Content_Length": "²"}),
+        (Reader(b"ok"), {"Content_Length": "0x2"}),
+        (Reader(b"o"), {"Content_Length": "2"}),
+        (iter([b"ok!"]), {"Content_Length": "2"}),
+    ],
+)
+def test_a_framing_that_contradicts_the_body_is_refused(body: Any, fields: dict[str, str]) -> None:
+    with pytest.raises(InvalidHeader):
+        sent_of(upload_of(prepared(body=body, **fields)))
+
+
+def test_a_body_can_be_sent_again_as_long_as_it_is_there() -> None:
+    """N09"""
+    upload = Upload(iter([b"a", b"b"]), 2)
+    assert upload.replayable
+    assert list(upload.rest()) == [b"b"]
+    assert not upload.replayable
+
+
+class Recorded(Adapter):
+    """An adapter that keeps until when each connection was wanted, and whether a new one."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.taken: list[tuple[float, bool]] = []
+
+    def _pool(self, *key: Any) -> ConnectionPool:
+        pool, taken = super()._pool(*key), self.taken
+
+        class Taking:
+            def take(self, now: float, until: float, *, fresh: bool, holds: Any) -> Connection:
+                taken.append((round(until - now, 3), fresh))
+                return pool.take(now, until, fresh=fresh, holds=holds)
+
+        return Taking()  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("timeout", "wanted"),
+    [
+        (Timeout(2.0, 30.0, 30.0), 2.0),
+        (Timeout(2.0, 30.0, 1.5), 1.5),
+        ((2.0, 5.0), 2.0),
+        (3.0, 3.0),
+        (None, 86400.0),
+    ],
+)
+def test_a_connection_is_wanted_in_its_time_and_within_all_of_it(
+    timeout: Any, wanted: float, backend: Backend
+) -> None:
+    adapter = Recorded(clock=FakeClock(0.0))
+    request = prepared("GET")
+    request.url = backend.url
+    backend.answers = [reply(b"ok"), lambda *_: False, reply(b"ok")]
+    for _ in range(2):  # the second meets a connection that is closed, and needs a new one
+        assert adapter.send(request, timeout=timeout).content == b"ok"
+    assert adapter.taken == [(wanted, False), (wanted, False), (wanted, True)]
+    adapter.close()
+
+
+def test_what_is_sent_again_goes_by_no_other_connection_that_was_kept(backend: Backend) -> None:
+    """N02"""
+
+    def only_new(connection: socket.socket, request: Received) -> bool:
+        new = request.connection > 2
+        connection.sendall(reply(b"new") if new else b"")
+        return new
+
+    backend.answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"] * 2 + [only_new]
+    adapter = Adapter()
+    pool = None
+    kept = []
+    for _ in range(2):
+        request = prepared("GET")
+        request.url = backend.url
+        pool = adapter._pool(backend.url, True, None)
+        kept.append(pool.take(time.monotonic(), time.monotonic() + 5))
+        kept[-1].sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        backend.wait_for_requests(len(kept))
+        data = b""
+        while not data.endswith(b"ok") and (block := kept[-1].recv(1000)):
+            data += block
+        assert data.endswith(b"ok")
+    for connection in kept:
+        connection.give_back(True)
+    assert adapter.send(request, timeout=5).content == b"new"
+    assert len(backend.requests) == 4
+    adapter.close()
+
+
+def test_an_unasked_change_of_protocol_is_no_answer(backend: Backend) -> None:
+    """G24"""
+    switched = b"HTTP/1.1 101 Go\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
+    backend.answers = [switched + reply(b"evil")]
+    with gateway_session() as session, pytest.raises(BrokenResponse):
+        session.get(backend.url, timeout=5)
+
+
+def test_a_session_adds_nothing_of_its_own() -> None:
+    with gateway_session() as session:
+        assert session.trust_env is False
+        assert dict(session.headers) == {}
+
+
+def test_credentials_in_a_url_are_no_part_of_the_host(backend: Backend) -> None:
+    request = prepared("GET")
+    request.url = backend.url.replace("http://", "http://user:secret@")
+    adapter = Adapter()
+    assert adapter.send(request, timeout=5).content == b"ok"
+    assert backend.requests[0].value("Host") == f"127.0.0.1:{backend.port}"
+    adapter.close()
+
+
+def test_instances_without_connections_are_forgotten_when_there_are_many(backend: Backend) -> None:
+    adapter = Adapter()
+    request = prepared("GET")
+    request.url = backend.url
+    assert adapter.send(request, timeout=5).content == b"ok"
+    kept = adapter._pool(backend.url, True, None)
+    for number in range(2500):
+        adapter._pool(f"http://10.0.0.1:{number + 1}", True, None)
+    assert len(adapter._pools) <= 1000
+    assert adapter._pool(backend.url, True, None) is kept
+    adapter.close()
+
+
+def test_each_tls_policy_has_connections_of_its_own() -> None:
+    """N21, CVE-2024-35195"""
+    adapter = Adapter()
+    policies: list[Any] = [
+        (True, None),
+        (False, None),
+        ("ca.pem", None),
+        (True, "a"),
+        (True, ("a", "b")),
+    ]
+    pools = [adapter._pool("https://a.test", *policy) for policy in policies]
+    assert len(set(map(id, pools))) == len(policies)
+    assert adapter._pool("https://a.test", True, ["a", "b"]) is pools[-1]
+
+
+class Counted(requests.Session):
+    closed = 0
+
+    def close(self) -> None:
+        super().close()
+        self.closed += 1
+
+
+def in_child(check: Callable[[], object]) -> bool:
+    """Return what *check* says in a forked process."""
+    pid = os.fork()
+    if not pid:
+        os._exit(0 if check() else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_forked_process_has_a_session_of_its_own_and_leaves_its_parents_alone() -> None:
+    """Q09"""
+    sessions = Sessions(Counted)
+    first: Any = sessions.current()
+    assert sessions.current() is first
+
+    def child() -> bool:
+        sessions.close()
+        untouched = first.closed == 0
+        second: Any = sessions.current()
+        sessions.close()
+        return untouched and second is not first and (first.closed, second.closed) == (0, 1)
+
+    assert in_child(child)
+    assert sessions.current() is first
+    sessions.close()
+    assert first.closed == 1
+    assert sessions.current() is not first
+    sessions.close()
+
+
+def now_and(seconds: float) -> float:
+    return time.monotonic() + seconds
+
+
+def dial(origin: str, until: float) -> socket.socket:
+    return dialer(origin, True, None, Contexts(), time.monotonic)(until)
+
+
+def test_nothing_is_dialled_too_late(backend: Backend, tmp_path: Path) -> None:
+    for origin in (backend.url, f"http+unix://{str(tmp_path / 's').replace('/', '%2F')}"):
+        with pytest.raises(requests.ConnectTimeout):
+            dial(origin, now_and(-1))
+    assert backend.connections == 0
+
+
+def test_a_unix_socket_that_is_busy_is_waited_for(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    ends: list[socket.socket] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(0)
+        try:
+            while True:
+                ends.append(socket.socket(socket.AF_UNIX))
+                ends[-1].setblocking(False)
+                ends[-1].connect(path)
+        except BlockingIOError:
+            pass
+        with pytest.raises(requests.ConnectTimeout):
+            dial(f"http+unix://{path.replace('/', '%2F')}", now_and(0.05))
+        for end in ends:
+            end.close()
+
+
+def test_a_name_that_can_not_be_one_is_no_connection() -> None:
+    with pytest.raises(NotConnected):
+        dial(f"http://{'x' * 64}.test:1", now_and(5))
+
+
+def test_what_is_sent_does_not_wait_for_more(backend: Backend) -> None:
+    with dial(backend.url, now_and(5)) as sock:
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert 0 < (sock.gettimeout() or 0) <= 5
+
+
+@pytest.mark.parametrize(("scheme", "port"), [("http", 80), ("https", 443)])
+def test_each_scheme_has_its_port(scheme: str, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def none(host: str, port: int, **_: Any) -> list[Any]:
+        asked.append((host, port))
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", none)
+    with pytest.raises(NotConnected, match="no address"):
+        dial(f"{scheme}://a.test", now_and(5))
+    assert asked == [("a.test", port)]
+
+
+@pytest.mark.parametrize("origin", ["http://", "ftp://a.test", "http://a:x", "https://[::1", "a"])
+def test_what_is_no_address_is_not_dialled(origin: str) -> None:
+    with pytest.raises(InvalidURL):
+        dialer(origin, True, None, Contexts(), time.monotonic)
+
+
+def test_tls_is_what_it_is_today(tmp_path: Path) -> None:
+    """N21"""
+    contexts = Contexts()
+    context = contexts.get(True, None)
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+    assert (context.check_hostname, context.verify_mode) == (True, ssl.CERT_REQUIRED)
+    assert contexts.get(True, None) is context
+    trusting = contexts.get(False, None)
+    assert (trusting.check_hostname, trusting.verify_mode) == (False, ssl.CERT_NONE)
+    folder = contexts.get(str(tmp_path), None)
+    assert folder.verify_mode is ssl.CERT_REQUIRED
+    with pytest.raises(OSError):  # noqa: PT011
+        contexts.get(str(tmp_path / "none.pem"), None)
+
+
+@pytest.fixture
+def plain() -> Iterator[Backend]:
+    with Backend() as backend:
+        yield backend
+
+
+def test_a_handshake_that_fails_leaves_nothing_open(plain: Backend) -> None:
+    silent = plain.url.replace("http", "https")
+    with pytest.raises(requests.ConnectTimeout) as caught:
+        dial(silent, now_and(0.1))
+    plain.wait_until_closed(5)
+    assert caught.value is not None

@@ -1,0 +1,190 @@
+"""Whom the connections that are opened believe by TLS: one policy for all, under every Python."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+import requests
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from tests.support.certificates import Authority
+from wsgigate.client.dial import Contexts, dialer
+from wsgigate.discovery import Instance
+from wsgigate.discovery.sources import SourceError
+from wsgigate.discovery.sources.http import ApiClient
+from wsgigate.proxy.health_probe import Prober, TlsPolicy
+from wsgigate.proxy.urllib3_adapter import UrllibAdapter
+from wsgigate.registration.client import DeadlineAdapter
+from wsgigate.rules.health import HealthCheck, Outcome
+from wsgigate.store.redis_connections import _TLSConnection
+from wsgigate.testing.backend import Backend
+
+LOOPBACK = x509.IPAddress(ip_address("127.0.0.1"))
+ELSEWHERE = x509.DNSName("elsewhere.test")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a server presents, and what the client has."""
+
+    chain: Path
+    key: Path
+    authorities: Path
+    good: bool = True
+
+
+def _bundle(folder: Path, *files: Path) -> Path:
+    path = folder / "bundle.pem"
+    path.write_bytes(b"".join(file.read_bytes() for file in files))
+    return path
+
+
+def _plain(folder: Path, *, identified: bool) -> Case:
+    authority = Authority(folder, identified=identified)
+    server = authority.issue("server", [LOOPBACK])
+    return Case(server, server, authority.path)
+
+
+def _intermediate(folder: Path, *, identified: bool, root: bool) -> Case:
+    authority = Authority(folder, identified=identified)
+    between = Authority(folder, "between", issuer=authority, identified=identified)
+    server = between.issue("server", [LOOPBACK])
+    chain = _bundle(folder, server, between.path)
+    return Case(chain, server, authority.path if root else between.path)
+
+
+def _pinned(folder: Path, *, identified: bool) -> Case:
+    server = Authority(folder, identified=identified).issue("server", [LOOPBACK])
+    return Case(server, server, server)
+
+
+def _stranger(folder: Path) -> Case:
+    """Issued by another authority that calls itself the same."""
+    (folder / "other").mkdir()
+    server = Authority(folder / "other").issue("server", [LOOPBACK])
+    return Case(server, server, Authority(folder).path)
+
+
+def _expired(folder: Path) -> Case:
+    authority = Authority(folder)
+    server = authority.issue("server", [LOOPBACK], days=-1)
+    return Case(server, server, authority.path)
+
+
+def _elsewhere(folder: Path) -> Case:
+    authority = Authority(folder)
+    server = authority.issue("server", [ELSEWHERE])
+    return Case(server, server, authority.path)
+
+
+def _no_authority(folder: Path) -> Case:
+    """Issued by a certificate that may issue none."""
+    authority = Authority(folder)
+    middle = authority.issue("middle", [LOOPBACK])
+    (folder / "false").mkdir()
+    false = Authority(folder / "false", "middle")
+    false.key = _key(middle)
+    server = false.issue("server", [LOOPBACK])
+    return Case(_bundle(folder, server, middle), server, authority.path)
+
+
+def _key(path: Path) -> ec.EllipticCurvePrivateKey:
+    key = load_pem_private_key(path.read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return key
+
+
+MAKERS: dict[str, Callable[[Path], Case]] = {
+    "a private authority": lambda folder: _plain(folder, identified=True),
+    "a private authority that names no keys": lambda folder: _plain(folder, identified=False),
+    "an intermediate authority": lambda folder: _intermediate(folder, identified=True, root=True),
+    "an intermediate authority that names no keys": lambda folder: _intermediate(
+        folder, identified=False, root=True
+    ),
+    "an intermediate authority alone": lambda folder: _intermediate(
+        folder, identified=False, root=False
+    ),
+    "its own certificate": lambda folder: _pinned(folder, identified=True),
+    "another authority": _stranger,
+    "an expired certificate": _expired,
+    "another name": _elsewhere,
+    "no authority": _no_authority,
+}
+REFUSED = ("another authority", "an expired certificate", "another name", "no authority")
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    made = MAKERS[request.param](tmp_path_factory.mktemp("tls"))
+    return replace(made, good=request.param not in REFUSED)
+
+
+def _proxy(port: int, authorities: str) -> None:
+    dial = dialer(f"https://127.0.0.1:{port}", authorities, None, Contexts(), time.monotonic)
+    dial(time.monotonic() + 10).close()
+
+
+def _urllib3(port: int, authorities: str) -> None:
+    with requests.Session() as session:
+        session.mount("https://", UrllibAdapter())
+        session.get(f"https://127.0.0.1:{port}", verify=authorities, timeout=10)
+
+
+def _registration(port: int, authorities: str) -> None:
+    with requests.Session() as session:
+        session.mount("https://", DeadlineAdapter(authorities))
+        session.get(f"https://127.0.0.1:{port}", timeout=10)
+
+
+def _discovery(port: int, authorities: str) -> None:
+    ApiClient(f"https://127.0.0.1:{port}", ca=authorities).get("/", threading.Event())
+
+
+def _health(port: int, authorities: str) -> None:
+    outcome: Future[Outcome] = Future()
+    prober = Prober({"svc": TlsPolicy(authorities)})
+    instance = Instance(f"https://127.0.0.1:{port}")
+    prober.ask("svc", instance, HealthCheck("/", timeout=10), outcome.set_result)
+    found = outcome.result(20)
+    prober.stop()
+    if not found.ok:
+        raise ssl.SSLError(found.error)
+
+
+def _redis(port: int, authorities: str) -> None:
+    settings = {"ssl_ca_certs": authorities, "socket_timeout": 10}
+    with closing(_TLSConnection(host="127.0.0.1", port=port, **settings)._connect()):
+        pass
+
+
+WAYS = {
+    "the proxy": _proxy,
+    "urllib3": _urllib3,
+    "health checks": _health,
+    "discovery": _discovery,
+    "registration": _registration,
+    "redis": _redis,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_all_that_connect_believe_the_same_certificates(way: str, case: Case) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(case.chain, case.key)
+    with Backend(tls=lambda sock: context.wrap_socket(sock, server_side=True)) as backend:
+        if case.good:
+            WAYS[way](backend.port, str(case.authorities))
+        else:
+            with pytest.raises((OSError, SourceError)):
+                WAYS[way](backend.port, str(case.authorities))

@@ -1,0 +1,506 @@
+"""Where instances are known, as the file says it, and what comes of it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+from werkzeug.test import Client
+
+from tests.config.test_build import wrong
+from tests.discovery.name_server import NameServer
+from tests.support.certificates import make_certificate
+from wsgigate.client.destinations import Destinations
+from wsgigate.config.build import build
+from wsgigate.config.discover import Address, Discover, read_address, source_of
+from wsgigate.config.load import parse
+from wsgigate.discovery import Instance
+from wsgigate.gateway import Gateway
+from wsgigate.registry import Registry
+from wsgigate.rules.health import HealthCheck, Outcome
+from wsgigate.rules.registry import Registered
+from wsgigate.testing.backend import Backend
+
+NEVER = threading.Event()
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("registry", Address("registry")),
+        ("registry:http://10.0.0.4:3004", Address("registry", url="http://10.0.0.4:3004")),
+        ("registry:https://reg/orders", Address("registry", "orders", "https://reg")),
+        ("dns:a.internal:8000", Address("dns", "a.internal", port="8000")),
+        ("srv:_http._tcp.a.internal", Address("srv", "_http._tcp.a.internal")),
+        ("file:run/a.json", Address("file", "run/a.json")),
+        ("file:/run/a.yml", Address("file", "/run/a.yml")),
+        ("consul:orders", Address("consul", "orders")),
+        ("consul:http://[::1]:8500/orders", Address("consul", "orders", "http://[::1]:8500")),
+        ("kubernetes:shop/orders:http", Address("kubernetes", "orders", "", "http", "shop")),
+        ("kubernetes:shop/orders:8080", Address("kubernetes", "orders", "", "8080", "shop")),
+    ],
+)
+def test_a_source_has_an_address(text: str, address: Address) -> None:
+    assert read_address(text) == address
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("etcd:a", "is one of"),
+        ("dns", "is one of"),
+        ("", "is one of"),
+        ("registry:a", "is followed by a URL"),
+        ("registry:http://user:secret@a", "must not carry credentials"),
+        ("registry:http://a/b/c", "no name of a service"),
+        ("dns:a", "a name and a port"),
+        ("dns:a:0", "a name and a port"),
+        ("dns:a:99999", "a name and a port"),
+        ("dns:a b:80", "a name and a port"),
+        ("dns:-a:80", "a name and a port"),
+        ("srv:", "is followed by a name"),
+        ("file:a.ini", "ends in .json, .toml, .yaml, .yml"),
+        ("consul:", "no name of a service"),
+        ("consul:http://a:8500", "ends with the service"),
+        ("consul:a/b", "no name of a service"),
+        ("kubernetes:orders:http", "a namespace, a service and a port"),
+        ("kubernetes:shop/orders", "a namespace, a service and a port"),
+        ("kubernetes:shop/orders:", "a namespace, a service and a port"),
+    ],
+)
+def test_what_is_none_is_told_in_words(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said.replace(".", r"\.")):
+        read_address(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "said"),
+    [
+        ("discover = 'etcd:a'", "services.a.discover", "is one of"),
+        ("discover = 7", "services.a.discover", "expected one of"),
+        ("", "services.a", "needs instances or discover"),
+        ("discover = { scheme = 'https' }", "services.a.discover.use", "is missing"),
+        (
+            "discover = { use = 'dns:a:1', server = 'http://a' }",
+            "services.a.discover.server",
+            "is not for dns",
+        ),
+        (
+            "discover = { use = 'file:a.json', token = 'abc' }",
+            "services.a.discover.token",
+            "is not for file",
+        ),
+        (
+            "discover = { use = 'dns:a:1', nameservers = ['ns.internal'] }",
+            "services.a.discover.nameservers",
+            "a name server is an address",
+        ),
+        (
+            "discover = { use = 'consul:a', ca = 'nowhere.pem' }",
+            "services.a.discover.ca",
+            "there is no ",
+        ),
+        (
+            "discover = { use = 'consul:a', allowed_networks = ['10.0.0.0/99'] }",
+            "services.a.discover.allowed_networks[0]",
+            "10.0.0.0/99",
+        ),
+        ("discover = 'registry'", "services.a.discover", "there is no [registry] table"),
+        ("instances = ['http://a']\ndiscover = 'consul:a'", "services.a", "exclude each other"),
+    ],
+)
+def test_an_error_is_told_where_it_is(text: str, path: str, said: str) -> None:
+    told = dict(wrong(f"[services.a]\n{text}\n[[routes]]\npath = '/a'\nservice = 'a'"))
+    assert said in told[path]
+
+
+@pytest.mark.parametrize(
+    ("use", "name"),
+    [
+        ("registry:http://a:1,http://b:2", "registry:http://a:1, registry:http://b:2"),
+        ("registry:http://a:1, http://b:2/users", "registry:http://a:1, registry:http://b:2"),
+        (
+            ["registry:http://a:1", "registry:http://b:2"],
+            "registry:http://a:1, registry:http://b:2",
+        ),
+        (["registry:http://a:1", "registry:http://a:1"], "registry:http://a:1"),
+        (["registry:http://a:1"], "registry:http://a:1"),
+        ("consul:http://a:1,http://b:2/u", "consul:http://a:1/u, consul:http://b:2/u"),
+        (
+            ["consul:http://a:1/u", "consul:http://b:2/u"],
+            "consul:http://a:1/u, consul:http://b:2/u",
+        ),
+    ],
+)
+@pytest.mark.parametrize("table", [False, True])
+def test_several_servers_are_one_source(use: str | list[str], name: str, table: bool) -> None:
+    written = json.dumps(use)
+    text = f"[services.a]\ndiscover = {f'{{ use = {written} }}' if table else written}\n"
+    gateway = build(parse(text + "[[routes]]\npath = '/a'\nservice = 'a'", environ={}))
+    try:
+        assert gateway.watcher is not None
+        assert gateway.watcher.sources == {"a": name}
+    finally:
+        gateway.close()
+
+
+@pytest.mark.parametrize(
+    ("use", "said"),
+    [
+        ([], "at least one item"),
+        (["registry", "registry:http://a:1"], "several sources are registries, or Consuls"),
+        (["registry:http://a:1", "consul:http://a:1/u"], "several sources are registries"),
+        (["registry:http://a:1/u", "registry:http://b:1/v"], "several sources are registries"),
+        (["dns:a:80", "dns:b:80"], "several sources are registries, or Consuls"),
+        ("registry:http://a:1/u,http://b:1/v", "by one name"),
+        ("registry:http://a:1,b", "each has a URL"),
+        (["registry:http://a:1", "etcd:x"], "is one of"),
+        (["registry:http://a:1", 7], "expected one of"),
+    ],
+)
+def test_sources_that_cannot_stand_for_each_other_are_an_error(
+    use: str | list[object], said: str
+) -> None:
+    text = f"[services.a]\ndiscover = {json.dumps(use)}\n"
+    errors = wrong(text + "[[routes]]\npath = '/a'\nservice = 'a'")
+    assert any(said in text and key.startswith("services.a.discover") for key, text in errors)
+
+
+def test_a_token_is_never_shown() -> None:
+    errors = wrong(
+        "[services.a]\ndiscover = { use = 'dns:a:1', token = 's3cret-token' }\n"
+        "[services.b]\ndiscover = 'registry:http://s3cret-token@a'"
+    )
+    assert errors
+    assert "s3cret-token" not in str(errors)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (Discover(use="dns:a.internal:80", nameservers=("127.0.0.1",)), "dns:a.internal:80"),
+        (Discover(use="srv:_http._tcp.a"), "srv:_http._tcp.a"),
+        (Discover(use="file:a.yaml"), "file:a.yaml"),
+        (Discover(use="consul:a", token="t", tags=("v1",)), "consul:http://127.0.0.1:8500/a"),
+        (Discover(use="registry:http://b:3004"), "registry:http://b:3004"),
+        (Discover(use="kubernetes:n/a:http", server="http://b"), "kubernetes:n/a:http"),
+    ],
+)
+def test_each_source_can_be_made_and_says_what_it_is(options: Discover, name: str) -> None:
+    def own(*_: Any) -> Any:
+        raise AssertionError
+
+    made = source_of(options, "a", Path("/nowhere"), own)
+    assert made.name == name
+    made.close()
+
+
+Make = Callable[[str], Gateway]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    """Yield what makes a gateway whose one service is found as it is told; all are closed."""
+    made: list[Gateway] = []
+
+    def make(service: str, rest: str = "") -> Gateway:
+        text = (
+            "[store]\nurl = 'memory:'\n[admin]\n[[routes]]\npath = '/'\nservice = 'users'\n"
+            f"[services.users]\n{service}\n{rest}"
+        )
+        made.append(build(parse(text, environ={}), path=str(tmp_path / "gateway.toml")))
+        return made[-1]
+
+    yield make
+    for gateway in made:
+        gateway.close()
+
+
+def test_the_first_request_finds_its_instance(backend: Backend, make: Make, tmp_path: Path) -> None:
+    (tmp_path / "users.json").write_text(json.dumps([backend.url]))
+    client = Client(make("discover = 'file:users.json'"))
+    assert client.get("/").text == "ok"
+    for path in ("services", "discover/users"):
+        told = client.get(f"/_gateway/{path}").json
+        assert told is not None
+        service = told["services"][0] if path == "services" else told["service"]
+        assert service["url"] == backend.url
+        assert service["discovery"]["source"] == "file:users.json"
+        assert service["discovery"]["instances"] == 1
+        assert 0 <= service["discovery"]["age"] < 60
+    health = client.get("/_gateway/health").json
+    assert health is not None
+    assert health["discovery"]["users"]["instances"] == 1
+
+
+def test_who_asks_while_the_first_answer_is_awaited_waits_too(
+    backend: Backend, make: Make, tmp_path: Path
+) -> None:
+    """Not only the request that starts what runs beside the gateway."""
+    gateway = make("discover = 'file:users.json'")
+    assert gateway.watcher is not None
+    started, go_on = threading.Event(), threading.Event()
+    start = gateway.watcher.start
+
+    def slowly() -> None:
+        started.set()
+        go_on.wait(10)
+        start()
+
+    gateway.watcher.start = slowly  # type: ignore[method-assign, assignment]
+    (tmp_path / "users.json").write_text(json.dumps([backend.url]))
+    answers: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(Client(gateway).get("/").status_code))
+        for _ in range(3)
+    ]
+    threads[0].start()
+    started.wait(10)
+    for thread in threads[1:]:
+        thread.start()
+    threads[1].join(0.05)
+    assert answers == []
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    assert answers == [200, 200, 200]
+
+
+def test_a_source_that_does_not_answer_is_a_503_and_told(make: Make) -> None:
+    client = Client(make("discover = 'file:nowhere.json'"))
+    response = client.get("/")
+    assert response.status_code == 503
+    assert "Retry-After" in response.headers
+    health = client.get("/_gateway/health").json
+    assert health is not None
+    assert health["discovery"]["users"] == {
+        "source": "file:nowhere.json",
+        "instances": 0,
+        "age": None,
+        "error": "the file can not be read: No such file or directory",
+    }
+
+
+def test_nothing_is_told_of_sources_where_there_are_none(make: Make, backend: Backend) -> None:
+    gateway = make(f"instances = ['{backend.url}']")
+    assert gateway.watcher is None
+    client = Client(gateway)
+    health, services = client.get("/_gateway/health").json, client.get("/_gateway/services").json
+    assert health is not None
+    assert services is not None
+    assert "discovery" not in health
+    assert "discovery" not in services["services"][0]
+
+
+def test_a_name_is_checked_where_it_is_connected_to(
+    make: Make, backend: Backend, tmp_path: Path
+) -> None:
+    """The list has a name, of which nothing is known before."""
+    (tmp_path / "users.json").write_text(json.dumps([f"http://localhost:{backend.port}"]))
+    allowed = "allowed_networks = ['10.0.0.0/8']"
+    refused = Client(make(f"discover = {{ use = 'file:users.json', {allowed} }}")).get("/")
+    assert refused.status_code == 503
+    assert backend.connections == 0
+    assert Client(make("discover = 'file:users.json'")).get("/").text == "ok"
+
+
+def test_the_gateway_is_never_its_own_instance(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "users.json").write_text('["http://127.0.0.1:3999", "http://127.0.0.1:3998"]')
+    gateway = make("discover = 'file:users.json'", "[gateway]\nbind = '127.0.0.1:3999'")
+    gateway.start()
+    assert [one.url for one in gateway.pools["users"].instances] == ["http://127.0.0.1:3998"]
+
+
+def test_instances_of_the_file_stay_as_they_are_wherever_they_are(make: Make) -> None:
+    gateway = make("instances = ['http://169.254.169.254']")
+    assert [one.url for one in gateway.pools["users"].instances] == ["http://169.254.169.254"]
+
+
+def test_what_registers_with_the_gateway_is_found(make: Make, backend: Backend) -> None:
+    gateway = make("discover = 'registry'", "[registry]\nopen = true")
+    assert gateway.registry is not None
+    gateway.registry.register(Registered("users", "users-1", "127.0.0.1", backend.port))
+    gateway.registry.register(Registered("others", "others-1", "127.0.0.1", 1))
+    assert Client(gateway).get("/").text == "ok"
+
+
+def moved(gateway: Gateway, port: int, at: str, **more: Any) -> None:
+    """Register the name localhost while it means *at*, as far as the registry is told."""
+    assert gateway.registry is not None
+
+    def lookup(*asked: Any, **options: Any) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (at, port))]
+
+    before = Registry(
+        gateway.store,
+        destinations=Destinations(["127.0.0.0/8", "10.0.0.0/8"], lookup=lookup),
+        prefix="registry/wsgigate/",
+    )
+    before.register(Registered("users", "users-1", "localhost", port, **more))
+
+
+@pytest.mark.parametrize(
+    ("registry", "discover", "status"),
+    [
+        (["127.0.0.2"], None, 503),
+        (["10.0.0.0/8"], None, 503),
+        (["127.0.0.0/8", "::1"], None, 200),
+        (["127.0.0.0/8", "::1"], ["10.0.0.0/8"], 503),
+        (["10.0.0.0/8"], ["127.0.0.0/8", "::1"], 503),
+        (["127.0.0.0/8", "::1", "10.0.0.0/8"], ["127.0.0.0/8", "::1"], 200),
+    ],
+)
+def test_the_list_of_the_registry_holds_when_a_name_means_something_else(
+    make: Make, backend: Backend, registry: list[str], discover: list[str] | None, status: int
+) -> None:
+    narrowed = "" if discover is None else f", allowed_networks = {discover}"
+    gateway = make(
+        f"discover = {{ use = 'registry'{narrowed} }}\n"
+        "health = { path = '/health', interval = '1h' }",
+        f"[registry]\nopen = true\nallowed_networks = {registry}",
+    )
+    moved(gateway, backend.port, "127.0.0.2" if "127.0.0.2" in registry else "10.0.0.5")
+    assert Client(gateway).get("/").status_code == status
+    outcome = checked(gateway, f"http://localhost:{backend.port}")
+    assert outcome.ok is (status == 200)
+    if status != 200:
+        assert outcome.error == "Address not allowed"
+        assert backend.connections == 0
+
+
+def test_a_public_network_that_may_register_is_reached(make: Make, backend: Backend) -> None:
+    """The registry's list is enough, also where it is wider than the usual one."""
+    gateway = make(
+        "discover = 'registry'", "[registry]\nopen = true\nallowed_networks = ['203.0.113.0/24']"
+    )
+    assert gateway.registry is not None
+    gateway.registry.register(Registered("users", "users-1", "203.0.113.5", backend.port))
+    gateway.start()
+    assert [one.url for one in gateway.pools["users"].instances] == [
+        f"http://203.0.113.5:{backend.port}"
+    ]
+
+
+def checked(gateway: Gateway, url: str, host: str = "") -> Outcome:
+    """Return what a health check of the service's instance finds."""
+    assert gateway.health is not None
+    found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+    instance = Instance(url, host=host)
+    check = HealthCheck("/health", timeout=5)
+    gateway.health._asker.ask("users", instance, check, found.put)
+    outcome = found.get(timeout=10)
+    assert isinstance(outcome, Outcome)
+    return outcome
+
+
+def host_of(backend: Backend) -> str:
+    """Return the Host that the last request had, its port made readable."""
+    return dict(backend.requests[-1].fields)["Host"].replace(str(backend.port), "PORT")
+
+
+@pytest.mark.parametrize(
+    ("more", "client", "host"),
+    [
+        ("", "shop.example", "users.test:PORT"),
+        ("host = 'virtual.example'", "shop.example", "virtual.example"),
+        ("host = 'virtual.example:81'", "shop.example", "virtual.example:81"),
+        ("preserve_host = true", "shop.example", "shop.example"),
+        ("preserve_host = true\nhost = 'virtual.example'", "shop.example", "shop.example"),
+    ],
+)
+def test_what_was_found_by_a_name_is_asked_by_it(
+    more: str, client: str, host: str, make: Make, backend: Backend
+) -> None:
+    with NameServer("users 60 IN A 127.0.0.1\n") as server:
+        discover = f"'dns:users.test:{backend.port}', nameservers = ['{server.address}']"
+        gateway = make(f"discover = {{ use = {discover} }}\n{more}")
+        assert Client(gateway).get("/", headers={"Host": client}).status_code == 200
+        assert host_of(backend) == host
+
+
+def test_redirects_by_that_name_lead_back_to_the_gateway(make: Make) -> None:
+    def answer(connection: socket.socket, request: Any) -> None:
+        there = f"http://{dict(request.fields)['Host']}/items/".encode()
+        connection.sendall(
+            b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + there + b"\r\n\r\n"
+        )
+
+    with Backend(answer) as backend, NameServer("users 60 IN A 127.0.0.1\n") as server:
+        discover = f"'dns:users.test:{backend.port}', nameservers = ['{server.address}']"
+        for more in ("", "host = 'virtual.example'"):
+            client = Client(make(f"discover = {{ use = {discover} }}\n{more}"))
+            assert client.get("/items").headers["Location"] == "/items/"
+
+
+@pytest.mark.parametrize("source", ["instances", "file", "registry"])
+def test_a_service_is_asked_by_the_host_that_the_file_names(
+    source: str, make: Make, backend: Backend, tmp_path: Path
+) -> None:
+    (tmp_path / "users.json").write_text(json.dumps([backend.url]))
+    where = {
+        "instances": f"instances = ['{backend.url}']",
+        "file": "discover = 'file:users.json'",
+        "registry": "discover = 'registry'",
+    }[source]
+    gateway = make(f"{where}\nhost = 'virtual.example'", "[registry]\nopen = true")
+    assert gateway.registry is not None
+    gateway.registry.register(Registered("users", "users-1", "127.0.0.1", backend.port))
+    assert Client(gateway).get("/").text == "ok"
+    assert host_of(backend) == "virtual.example"
+
+
+@pytest.mark.parametrize("host", ["http://a", "a/b", "a b", "a:99999"])
+def test_a_host_that_is_none_is_told_at_its_key(host: str) -> None:
+    errors = wrong(f"[services.a]\ninstances = ['http://a']\nhost = '{host}'")
+    assert "a host is a name such as" in dict(errors)["services.a.host"]
+
+
+def test_over_tls_the_host_is_the_name_that_an_address_is_asked_by(
+    make: Make, tmp_path: Path
+) -> None:
+    certificate = make_certificate(tmp_path, "virtual.test")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    asked: list[str | None] = []
+    context.sni_callback = lambda sock, name, _: asked.append(name)
+    with Backend(tls=lambda sock: context.wrap_socket(sock, True)) as backend:
+        service = (
+            f"instances = ['https://127.0.0.1:{backend.port}']\nhost = 'virtual.test'\n"
+            "tls = { ca = 'both.pem' }\nhealth = { path = '/', interval = '1h' }"
+        )
+        gateway = make(service)
+        assert Client(gateway).get("/").status_code == 200
+        assert host_of(backend) == "virtual.test"
+        assert checked(gateway, backend.url, "virtual.test").ok
+        assert set(asked) == {"virtual.test"}
+
+
+def test_certificates_are_for_the_name_that_was_asked_by(make: Make, tmp_path: Path) -> None:
+    """An address has no certificate, so that is verified against the name of DNS."""
+    certificate = make_certificate(tmp_path, "users.test")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    records = "users 60 IN A 127.0.0.1\nother 60 IN A 127.0.0.1\n"
+    with (
+        Backend(tls=lambda sock: context.wrap_socket(sock, True)) as backend,
+        NameServer(records) as server,
+    ):
+
+        def ask(name: str, tls: str = "") -> int:
+            service = (
+                f"discover = {{ use = 'dns:{name}:{backend.port}', scheme = 'https',"
+                f" nameservers = ['{server.address}'] }}\n"
+                f"tls = {{ ca = 'both.pem'{tls} }}"
+            )
+            return Client(make(service)).get("/").status_code
+
+        assert ask("users.test") == 200
+        assert ask("other.test") == 502
+        assert ask("other.test", ", server_name = 'users.test'") == 200

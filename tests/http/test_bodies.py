@@ -1,0 +1,63 @@
+"""A body that was read in part can be read again from its beginning, by any way of reading."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from wsgigate.http.bodies import KeptBody
+
+DATA = b"one\ntwo\n\nthree"
+
+STEPS = some.lists(
+    some.tuples(some.sampled_from(["read", "readline"]), some.none() | some.integers(-1, 20)),
+    max_size=6,
+)
+
+
+@given(STEPS, STEPS)
+def test_it_reads_as_the_body_itself_does(
+    first: list[tuple[str, int | None]], second: list[tuple[str, int | None]]
+) -> None:
+    body, plain = KeptBody(io.BytesIO(DATA), 100), io.BytesIO(DATA)
+    for how, size in first:
+        assert getattr(body, how)(size) == getattr(plain, how)(size)
+    again, plain = body.again(), io.BytesIO(DATA)
+    for how, size in second:
+        assert getattr(again, how)(size) == getattr(plain, how)(size)
+    assert again is not None
+    assert again.read() == plain.read()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [lambda body: b"".join(body), lambda body: b"".join(body.readlines()), lambda b: b.read()],
+)
+def test_every_way_to_the_end_is_one(read: Callable[[Any], bytes]) -> None:
+    body = KeptBody(io.BytesIO(DATA), 100, expected=len(DATA))
+    assert body.whole() is None
+    assert body.read(5) + read(body) == body.whole() == DATA
+    assert read(body.again()) == DATA
+
+
+def test_without_a_length_the_end_has_to_be_seen() -> None:
+    body = KeptBody(io.BytesIO(DATA), 100)
+    body.read(len(DATA))
+    body.read(0)
+    assert body.whole() is None
+    body.read(1)
+    assert body.whole() == DATA
+
+
+@pytest.mark.parametrize(("most", "kept"), [(len(DATA), True), (len(DATA) - 1, False)])
+def test_no_more_is_kept_than_may_be(most: int, kept: bool) -> None:
+    body = KeptBody(io.BytesIO(DATA), most, expected=len(DATA))
+    while body.read(3):
+        pass
+    assert (body.whole() is not None, body.again() is not None) == (kept, kept)
+    assert body.too_large is not kept

@@ -1,0 +1,129 @@
+"""A refusal is logged by the access log, or where there is none, by a logger of its own."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import pytest
+from werkzeug.test import Client
+
+from wsgigate import (
+    Authenticator,
+    BodyLimit,
+    Breaker,
+    CircuitRules,
+    ConcurrencyLimiter,
+    Cors,
+    Dispatcher,
+    Limiter,
+    Logger,
+    Route,
+)
+from wsgigate.http import refusals
+from wsgigate.store.memory import MemoryStore
+from wsgigate.testing import FakeClock
+from wsgigate.testing.server import Server, new_environ
+
+SECRET = "a secret of the tests, thirty-two bytes or more"
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    clock = FakeClock()
+    monkeypatch.setattr(refusals, "_warnings", refusals._Warnings(clock))
+    return clock
+
+
+def app(environ, start_response):  # type: ignore[no-untyped-def]
+    start_response("200 OK", [])
+    return [b"x"]
+
+
+def failing(environ, start_response):  # type: ignore[no-untyped-def]
+    start_response("500 Oops", [])
+    return []
+
+
+def limited(**options):  # type: ignore[no-untyped-def]
+    return Limiter(app, "1/h", store=MemoryStore(), **options)
+
+
+PREFLIGHT = {
+    "REQUEST_METHOD": "OPTIONS",
+    "HTTP_ORIGIN": "https://evil.test",
+    "HTTP_ACCESS_CONTROL_REQUEST_METHOD": "PUT",
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "environ", "by", "why"),
+    [
+        (limited, {}, "Limiter", "over the quota 'default' of 1 per hour"),
+        (lambda: Authenticator(app, algorithms=["HS256"], secret=SECRET), {}, "Auth", "no token"),
+        (lambda: BodyLimit(app, 1), {"CONTENT_LENGTH": "2"}, "BodyLimit", "body of 2 bytes"),
+        (lambda: Cors(app, origins=["https://a.test"]), PREFLIGHT, "Cors", "not allowed"),
+        (
+            lambda: Breaker(failing, CircuitRules(consecutive_failures=1), store="memory:"),
+            {},
+            "Breaker",
+            "circuit 'default' is open",
+        ),
+        (
+            lambda: Dispatcher([Route("/", app)], allowed_hosts=["a.test"]),
+            {},
+            "Dispatcher",
+            "none of the allowed ones",
+        ),
+    ],
+)
+def test_each_is_logged_once(make, environ, by, why, caplog):  # type: ignore[no-untyped-def]
+    stack, more = make(), {"HTTP_HOST": "localhost", "REMOTE_ADDR": "192.0.2.7", **environ}
+    for _ in range(2):
+        Server().serve(stack, {**new_environ(), **more})
+    found = [each for each in caplog.records if each.name == "wsgigate.refusals"]
+    assert found[0].levelno == logging.WARNING
+    assert found[0].getMessage().startswith(by)
+    assert why in found[0].getMessage()
+    assert "192.0.2.7" in found[0].getMessage()
+
+
+def test_a_flood_of_refusals_is_none_of_warnings(clock, caplog):  # type: ignore[no-untyped-def]
+    client = Client(limited())
+    with caplog.at_level(logging.INFO, "wsgigate.refusals"):
+        for _ in range(5):
+            client.get("/a%0Ab?token=secret")
+        clock.advance(60)
+        client.get("/")
+    levels = [each.levelname for each in caplog.records]
+    assert levels == ["WARNING", "INFO", "INFO", "INFO", "WARNING"]
+    assert caplog.messages[0].startswith("Limiter refused 'GET' /a%0Ab of ")
+    assert "secret" not in caplog.text
+    assert caplog.messages[-1].endswith("(3 more since the last warning)")
+    caplog.clear()
+    client.get("/")
+    assert caplog.text == ""
+
+
+def test_a_logger_around_logs_it_alone(caplog):  # type: ignore[no-untyped-def]
+    stream = io.StringIO()
+    inside = Logger(limited(), stream=stream, format="json")
+    for _ in range(2):
+        Client(inside).get("/", buffered=True)
+    inside.close()
+    assert '"reason":' in stream.getvalue()
+    assert caplog.text == ""
+    stack = ConcurrencyLimiter(
+        Logger(app, stream=stream), 1, store=MemoryStore(), key=lambda _: "x"
+    )
+    held = stack(new_environ(), lambda *_: None)  # type: ignore[arg-type, return-value]
+    Server().serve(stack, new_environ())
+    assert "ConcurrencyLimiter refused" in caplog.text
+    held.close()  # type: ignore[attr-defined]
+
+
+def test_what_is_only_observed_is_not_refused(caplog):  # type: ignore[no-untyped-def]
+    client = Client(limited(observe=True))
+    for _ in range(3):
+        client.get("/")
+    assert "refused" not in caplog.text.replace("would have refused", "")

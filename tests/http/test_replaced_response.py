@@ -1,0 +1,173 @@
+"""An answer is replaced before it begins, and passed on untouched otherwise."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from wsgigate.http.responses import FIELD, answer_instead, marked, shaped
+from wsgigate.http.wsgi import SHAPED
+from wsgigate.testing.server import Body, Boom, Server, new_environ
+
+PLAIN = [("Content-Type", "text/plain")]
+
+
+def other(environ: Any, start_response: Any) -> list[bytes]:
+    start_response("200 OK", [*PLAIN, ("X-From", "other")])
+    return [b"other"]
+
+
+def serve(app: Any, choose: Any) -> Server:
+    def around(environ: Any, start_response: Any) -> Any:
+        return answer_instead(app, environ, start_response, choose)
+
+    return Server().serve(around, new_environ())
+
+
+def failures(status: int, error: Exception | None) -> Any:
+    return other if status >= 500 else None
+
+
+def never(status: int, error: Exception | None) -> Any:
+    return None
+
+
+def eager(status: str, body: Any) -> Any:
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response(status, PLAIN)
+        return body
+
+    return app
+
+
+def lazy(status: str, body: Any) -> Any:
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response(status, PLAIN)
+        yield from body
+
+    return app
+
+
+@pytest.mark.parametrize("kind", [eager, lazy])
+def test_what_fails_is_replaced(kind: Any) -> None:
+    answer = serve(kind("503 Busy", [b"no"]), failures)
+    assert (answer.status, answer.chunks) == ("200 OK", [b"other"])
+    assert ("X-From", "other") in answer.headers
+
+
+@pytest.mark.parametrize("kind", [eager, lazy])
+@pytest.mark.parametrize(
+    ("status", "choose"), [("200 OK", failures), ("503 Busy", never), ("418 Teapot", failures)]
+)
+def test_what_does_not_is_passed_on(kind: Any, status: str, choose: Any) -> None:
+    answer = serve(kind(status, [b"one", b"two"]), choose)
+    assert (answer.status, answer.chunks) == (status, [b"one", b"two"])
+
+
+def test_the_body_of_an_answer_that_stays_is_the_apps_own() -> None:
+    body = Body()
+    got = answer_instead(eager("200 OK", body), new_environ(), Server().start_response, failures)
+    assert got is body
+
+
+def test_the_body_of_a_replaced_answer_is_closed_before_the_other_is_asked() -> None:
+    body, closed = Body(), []
+
+    def after(environ: Any, start_response: Any) -> list[bytes]:
+        closed.append(body.closed)
+        return other(environ, start_response)
+
+    serve(eager("500 No", body), lambda status, error: after)
+    assert (closed, body.closed) == ([1], 1)
+
+
+@pytest.mark.parametrize("kind", ["at once", "later"])
+def test_an_app_that_raises_counts_as_500(kind: str) -> None:
+    told: list[Any] = []
+
+    def at_once(environ: Any, start_response: Any) -> Any:
+        raise Boom
+
+    def later(environ: Any, start_response: Any) -> Iterator[bytes]:
+        raise Boom
+        yield b""
+
+    app = at_once if kind == "at once" else later
+
+    def choose(status: int, error: Exception | None) -> Any:
+        told.append((status, type(error)))
+        return other
+
+    assert serve(app, choose).chunks == [b"other"]
+    assert told == [(500, Boom)]
+    with pytest.raises(Boom):
+        serve(app, never)
+
+
+def test_an_app_that_raises_after_its_answer_was_replaced_is_replaced() -> None:
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("503 Busy", PLAIN)(b"written to nobody")
+        raise Boom
+
+    assert serve(app, failures).chunks == [b"other"]
+
+
+def test_nothing_is_replaced_once_it_has_begun() -> None:
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", PLAIN)
+        yield b"one"
+        raise Boom
+
+    with pytest.raises(Boom):
+        serve(app, lambda status, error: other if error else None)
+
+
+def test_an_app_may_change_its_mind() -> None:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("503 Busy", PLAIN)
+        try:
+            raise Boom
+        except Boom:
+            start_response("404 Nowhere", PLAIN, sys.exc_info())
+        return [b"nowhere"]
+
+    answer = serve(app, failures)
+    assert (answer.status, answer.chunks) == ("404 Nowhere", [b"nowhere"])
+
+
+def test_a_lazy_body_is_closed_once() -> None:
+    body = Body()
+
+    class Lazy:
+        def __iter__(self) -> Iterator[bytes]:
+            self.start("200 OK", PLAIN)
+            return iter(body)
+
+        def close(self) -> None:
+            body.close()
+
+        def __call__(self, environ: Any, start_response: Any) -> Any:
+            self.start = start_response
+            return self
+
+    got: Any = answer_instead(Lazy(), new_environ(), Server().start_response, failures)
+    assert next(iter(got)) == b"one"
+    got.close()
+    got.close()
+    assert body.closed == 1
+
+
+def test_an_answer_says_whose_it_is_whatever_it_said_itself() -> None:
+    answer = Server()
+    marked(answer.start_response, "app")("200 OK", [*PLAIN, (FIELD.lower(), "none")])
+    assert answer.headers == [*PLAIN, (FIELD, "app")]
+
+
+def test_what_was_done_is_noted_in_its_order() -> None:
+    environ: dict[str, Any] = {}
+    shaped(environ, "split=a")
+    shaped(environ, "fallback=b")
+    assert environ[SHAPED] == "split=a fallback=b"

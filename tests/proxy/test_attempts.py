@@ -1,0 +1,550 @@
+"""Another try when one has failed: where that is safe, and nowhere else.
+
+The backends record every byte they get, and die at every point of an exchange there is.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import requests
+from requests.adapters import BaseAdapter
+from requests.exceptions import InvalidHeader
+from werkzeug.test import Client
+
+from wsgigate.client.adapter import Sessions
+from wsgigate.coordination.circuit import Circuit
+from wsgigate.discovery import Instance
+from wsgigate.proxy.disconnect import Departure, Departures
+from wsgigate.proxy.forwarder import Forwarder
+from wsgigate.proxy.pool import Pool
+from wsgigate.proxy.resilience import Resilience
+from wsgigate.proxy.response import UpstreamCut
+from wsgigate.rules.circuit import CircuitRules
+from wsgigate.rules.retry import HedgeRules, RetryBudget, RetryRules
+from wsgigate.testing import FakeClock
+from wsgigate.testing.backend import Backend, Received, cut, reply
+
+BAD = reply(b"busy", status="503 Service Unavailable")
+WELL = reply(b"well")
+SMALL = b"0123456789"
+LARGE = b"0123456789" * 40_000
+RESET = struct.pack("ii", 1, 0)
+
+Make = Callable[..., Client]
+
+
+class Reader(Client):
+    """Reads every answer to its end, as clients do."""
+
+    def open(self, *args: Any, **options: Any) -> Any:
+        return super().open(*args, **{"buffered": True, **options})
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    log = logging.getLogger("wsgigate.circuits")
+    log.disabled = True
+    yield
+    log.disabled = False
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def make(sessions: Sessions, clock: FakeClock) -> Make:
+    """Return a maker of clients of a forwarder that asks the *urls* one after the other."""
+
+    def make(
+        *urls: str,
+        rules: RetryRules | None = None,
+        given: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> Client:
+        waited: list[float] = []
+        resilience = Resilience(
+            retry=rules or RetryRules(),
+            clock=clock,
+            sleep=waited.append,
+            random=lambda: 0.5,
+            **(given or {}),
+        )
+        instances = [Instance(url) for url in urls]
+        pool = Pool("svc", instances, balance="round-robin", random=lambda: 0.0)
+        client = Reader(
+            Forwarder(pool, sessions=sessions, resilience=resilience, **more), use_cookies=False
+        )
+        client.waited, client.pool = waited, pool  # type: ignore[attr-defined]
+        return client
+
+    return make
+
+
+POINTS = (
+    *("before a connection", "after accept", "after the head", "in the body", "after the body"),
+    *("in the response's head", "in the response's body"),
+)
+
+
+class Dying:
+    """A backend that dies at one point of every exchange, and records what it got before.
+
+    :param point: One of *POINTS*.
+    :param reset: Whether it dies with a reset instead of an orderly end.
+    """
+
+    def __init__(self, point: str, reset: bool) -> None:
+        self.point = point
+        self.reset = reset
+        self.got: list[bytes] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        if point == "before a connection":
+            self._listener.close()
+        else:
+            self._thread.start()
+
+    def close(self) -> None:
+        if self.point != "before a connection":
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._thread.join(10)
+            self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.settimeout(10)
+                self.got.append(b"")
+                try:
+                    self._serve(connection)
+                except OSError:
+                    pass
+                if self.reset:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+
+    def _serve(self, connection: socket.socket) -> None:
+        if self.point == "after accept":
+            return
+        self._read(connection, lambda got: b"\r\n\r\n" in got)
+        if self.point == "after the head":
+            return
+        head, _, _ = self.got[-1].partition(b"\r\n\r\n")
+        found = [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")]
+        length = int(found[0].partition(b":")[2]) if found else 0
+        wanted = length // 2 if self.point == "in the body" else length
+        self._read(connection, lambda got: len(got) >= len(head) + 4 + wanted)
+        if self.point == "in the response's head":
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-")
+        elif self.point == "in the response's body":
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+
+    def _read(self, connection: socket.socket, enough: Callable[[bytes], bool]) -> None:
+        while not enough(self.got[-1]):
+            block = connection.recv(65536)
+            if not block:
+                return
+            self.got[-1] += block
+
+
+@contextmanager
+def dying(point: str, reset: bool = False) -> Iterator[Dying]:
+    backend = Dying(point, reset)
+    try:
+        yield backend
+    finally:
+        backend.close()
+
+
+KEYED = {"Idempotency-Key": "k-1"}
+ASKED: list[tuple[str, bytes, dict[str, str], bool]] = [
+    ("GET", b"", {}, True),
+    ("HEAD", b"", {}, True),
+    ("DELETE", b"", {}, True),
+    ("PUT", SMALL, {}, True),
+    ("POST", SMALL, {}, False),
+    ("POST", b"", {}, False),
+    ("PATCH", SMALL, {}, False),
+    ("POST", SMALL, KEYED, True),
+    ("POST", LARGE, {}, False),
+]
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["ends", "resets"])
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(("method", "body", "fields", "safe"), ASKED)
+def test_nothing_is_sent_twice_that_may_have_been_processed(
+    method: str,
+    body: bytes,
+    fields: dict[str, str],
+    safe: bool,
+    point: str,
+    reset: bool,
+    backend: Backend,
+    make: Make,
+) -> None:
+    backend.answers = [WELL]
+    rules = RetryRules(attempts=3, idempotency_key=True)
+    with dying(point, reset) as first:
+        client = make(first.url, backend.url, rules=rules)
+        try:
+            answer = client.open("/", method=method, data=body or None, headers=fields)
+            status = answer.status_code
+        except UpstreamCut:
+            status = 0  # the client has the beginning of an answer
+        sent = len(first.got)
+    again = len(backend.requests)
+    assert again == (status == 200 and not (method == "HEAD" and point == POINTS[-1]))
+    if point == "before a connection":
+        assert (status, again) == (200, 1)
+    elif point == "after accept" and reset and again:
+        pass  # the reset was there before the connection was, so nothing was sent
+    elif not safe:
+        assert (sent, again) == (1, 0)
+        assert status in (0, 200 if method == "HEAD" else 502)
+    elif point.startswith("in the response"):
+        assert again == 0 or (reset and "head" in point)
+        assert sent == 1
+    else:
+        assert (sent, status, again) == (1, 200, 1)
+    if again:
+        assert backend.requests[0].body == body
+        assert backend.requests[0].complete or not body
+
+
+@pytest.mark.parametrize("keeps_to_it", [False, True])
+def test_an_idempotency_key_counts_only_where_the_service_keeps_to_it(
+    keeps_to_it: bool, backend: Backend, make: Make
+) -> None:
+    with dying("after the body") as first:
+        client = make(
+            first.url, backend.url, rules=RetryRules(attempts=3, idempotency_key=keeps_to_it)
+        )
+        client.post("/", data=SMALL, headers=KEYED)
+        assert len(first.got) + len(backend.requests) == 1 + keeps_to_it
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_a_large_body_is_not_kept(method: str, backend: Backend, make: Make) -> None:
+    with dying("in the body") as first:
+        client = make(first.url, backend.url, rules=RetryRules(attempts=3, buffer=1000))
+        assert client.open("/", method=method, data=LARGE).status_code == 502
+        assert (len(first.got), len(backend.requests)) == (1, 0)
+
+
+def test_a_large_body_of_which_little_was_read_is_sent_to_another(
+    backend: Backend, make: Make
+) -> None:
+    with dying("before a connection") as first:
+        client = make(first.url, backend.url)
+        assert client.post("/", data=LARGE).status_code == 200
+        assert backend.requests[0].body == LARGE
+
+
+def test_a_stale_connection_and_a_retry_do_not_multiply(own: Any, sessions: Sessions) -> None:
+    """What the transport does by itself about a connection that was closed meanwhile is done for
+    the first try alone."""
+    with Backend(WELL, lambda *_: False) as one, Backend(WELL, lambda *_: False) as other:
+        pool = Pool(
+            "svc",
+            [Instance(one.url), Instance(other.url)],
+            balance="round-robin",
+            random=lambda: 0.0,
+        )
+        given = Resilience(retry=RetryRules(), sleep=lambda _: None)
+        own_sessions = Sessions()
+        client = Reader(Forwarder(pool, sessions=own_sessions, resilience=given))
+        assert [client.get("/").status_code for _ in range(2)] == [200, 200]  # now both keep one
+        assert client.get("/").status_code == 502
+        assert sorted((len(one.requests), len(other.requests))) == [1 + 1, 1 + 2]
+        own_sessions.close()
+
+
+def test_a_post_on_a_stale_connection_is_sent_once(make: Make, sessions: Sessions) -> None:
+    with Backend(WELL, lambda *_: False) as one, Backend(WELL) as other:
+        client = make(one.url, other.url)
+        assert [client.get("/").status_code for _ in range(2)] == [200, 200]
+        assert client.post("/", data=SMALL).status_code == 502
+        assert (len(one.requests), len(other.requests)) == (2, 1)
+
+
+@pytest.mark.parametrize(("status", "again"), [(502, 1), (503, 1), (504, 1), (500, 0), (404, 0)])
+def test_after_some_statuses_there_is_another_try(
+    status: int, again: int, backend: Backend, make: Make
+) -> None:
+    with Backend(reply(b"no", status=f"{status} No")) as first:
+        client = make(first.url, backend.url)
+        answer = client.get("/")
+        assert answer.status_code == (200 if again else status)
+        assert len(backend.requests) == again
+        client.get("/")
+        assert client.post("/", data=SMALL).status_code == status
+        assert set(client.pool.in_flight().values()) == {0}  # type: ignore[attr-defined]
+
+
+def test_the_last_answer_counts_when_no_try_is_left(make: Make) -> None:
+    with Backend(BAD) as first, Backend(reply(b"late", status="504 Late")) as second:
+        client = make(first.url, second.url, rules=RetryRules(attempts=3))
+        answer = client.get("/")
+        assert (answer.status_code, answer.data) == (503, b"busy")  # who had failed, had to again
+        assert (len(first.requests), len(second.requests)) == (2, 1)
+        assert client.waited == [0.0125, 0.025]  # type: ignore[attr-defined]
+
+
+def test_an_answer_that_streams_is_let_go_before_another_try(backend: Backend, make: Make) -> None:
+    def endless(connection: socket.socket, _request: Received) -> bool:
+        connection.sendall(b"HTTP/1.1 503 No\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        return connection.recv(1) != b""
+
+    with Backend(endless) as first:
+        assert make(first.url, backend.url).get("/").data == b"ok"
+        first.wait_until_closed()
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "waited"),
+    [
+        ("0", 200, [0.0125]),
+        ("1", 200, [1.0]),
+        ("2", 503, []),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 200, [0.0125]),
+        ("Wed, 21 Oct 2115 07:28:00 GMT", 503, []),
+        ("soon", 200, [0.0125]),
+    ],
+)
+def test_retry_after_is_kept_to_when_it_is_short_and_else_passed_on(
+    said: str, status: int, waited: list[float], backend: Backend, make: Make
+) -> None:
+    bad = reply(b"", status="503 No", fields=[("Retry-After", said)])
+    with Backend(bad) as first:
+        client = make(first.url, backend.url)
+        answer = client.get("/")
+        assert answer.status_code == status
+        assert client.waited == waited  # type: ignore[attr-defined]
+        if status == 503:
+            assert answer.headers["Retry-After"] == said
+
+
+def test_the_budget_is_for_all_requests_together(make: Make) -> None:
+    with Backend(BAD) as first:
+        client = make(first.url, given={"budget": RetryBudget(0.2, floor=0)})
+        for _ in range(20):
+            client.get("/")
+        assert len(first.requests) == 24
+
+
+def test_each_try_counts_for_the_breaker_which_may_forbid_the_next(
+    make: Make, clock: FakeClock
+) -> None:
+    rules = CircuitRules(consecutive_failures=3, jitter=0)
+    circuit = Circuit("svc", rules, clock=clock)
+    with Backend(BAD) as first:
+        client = make(first.url, rules=RetryRules(attempts=5), given={"circuit": circuit})
+        answer = client.get("/")
+        assert (answer.status_code, answer.data) == (503, b"busy")  # what there is, is told
+        assert len(first.requests) == 3
+        assert client.get("/").get_json()["error"] == "Circuit breaker open"
+        assert len(first.requests) == 3
+
+
+def test_an_unsafe_request_that_failed_counts_for_the_breaker(make: Make, clock: FakeClock) -> None:
+    circuit = Circuit("svc", CircuitRules(), clock=clock)
+    with dying("after the body") as first:
+        make(first.url, given={"circuit": circuit}).post("/", data=SMALL)
+    assert circuit.status().failures == 1
+
+
+def silent(connection: socket.socket, _request: Received) -> bool:
+    return connection.recv(1) != b""
+
+
+def test_a_try_that_takes_too_long_is_given_up_for_another(
+    backend: Backend, clock: FakeClock
+) -> None:
+    """Not over ``requests``' own adapter, which knows no such time."""
+    sessions = Sessions()
+    with Backend(silent) as first:
+        pool = Pool(
+            "svc",
+            [Instance(first.url), Instance(backend.url)],
+            balance="round-robin",
+            random=lambda: 0.0,
+        )
+        given = Resilience(
+            retry=RetryRules(per_try_timeout=0.05), clock=clock, sleep=lambda _: None
+        )
+        client = Reader(Forwarder(pool, sessions=sessions, resilience=given))
+        assert client.get("/").data == b"ok"
+        first.wait_until_closed()
+    sessions.close()
+
+
+def test_there_is_no_try_without_time_left(backend: Backend, make: Make, clock: FakeClock) -> None:
+    def slow(connection: socket.socket, request: Received) -> bool:
+        clock.advance(29.99)
+        connection.sendall(BAD)
+        return True
+
+    with Backend(slow) as first:
+        client = make(first.url, backend.url, rules=RetryRules(backoff=0.1))
+        assert client.get("/").status_code == 503
+        assert backend.requests == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "passed"),
+    [
+        ("2", "2.000"),
+        ("250ms", "0.250"),
+        ("0.5s", "0.500"),
+        ("3600", "30.000"),
+        ("soon", "30.000"),
+        (None, None),
+    ],
+)
+def test_a_client_can_shorten_the_time_and_what_is_left_is_passed_on(
+    asked: str | None, passed: str | None, backend: Backend, make: Make
+) -> None:
+    fields = {} if asked is None else {"X-Request-Timeout": asked}
+    make(backend.url).get("/", headers=fields)
+    assert backend.requests[0].value("X-Request-Timeout") == passed
+
+
+def test_the_next_try_is_told_what_is_left(backend: Backend, make: Make, clock: FakeClock) -> None:
+    def slow(connection: socket.socket, request: Received) -> bool:
+        clock.advance(1.5)
+        connection.sendall(BAD)
+        return True
+
+    with Backend(slow) as first:
+        client = make(first.url, backend.url)
+        assert client.get("/", headers={"X-Request-Timeout": "2"}).status_code == 200
+    assert backend.requests[0].value("X-Request-Timeout") == "0.500"
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_to_be_late_only_for_an_impatient_client_tells_nothing_of_the_service(
+    guarded: bool, clock: FakeClock
+) -> None:
+    circuit = Circuit("svc", CircuitRules(), clock=clock)
+    given = Resilience(circuit=circuit) if guarded else None
+    sessions = Sessions()
+    with Backend(silent) as first:
+        pool = Pool("svc", [Instance(first.url)])
+        client = Reader(Forwarder(pool, sessions=sessions, resilience=given))
+        late = client.get("/", headers={"X-Request-Timeout": "50ms"})
+        assert (late.status_code, late.get_json()["error"]) == (504, "Request timeout")
+        assert circuit.status()[1:3] == (0, 0)
+        if guarded:
+            hasty = Forwarder(pool, sessions=sessions, resilience=given, read_timeout=0.05)
+            assert Reader(hasty).get("/", headers={"X-Request-Timeout": "9"}).status_code == 504
+            assert circuit.status()[1:3] == (1, 0)  # too late for anybody
+    sessions.close()
+
+
+def test_nothing_is_tried_for_a_client_that_has_left(
+    backend: Backend, sessions: Sessions, clock: FakeClock
+) -> None:
+    departures = Departures()
+    departure = Departure(None, lambda _: None)
+    departures.watch = lambda environ: departure  # type: ignore[method-assign]
+    with Backend(BAD) as first:
+        pool = Pool(
+            "svc",
+            [Instance(first.url), Instance(backend.url)],
+            balance="round-robin",
+            random=lambda: 0.0,
+        )
+        given = Resilience(retry=RetryRules(), sleep=lambda _: departure.happened(), clock=clock)
+        forwarder = Forwarder(pool, sessions=sessions, resilience=given, departures=departures)
+        assert Reader(forwarder).get("/").status_code == 499
+        assert backend.connections == 0
+        assert set(pool.in_flight().values()) == {0}
+
+
+def test_a_chunked_body_is_sent_again_as_it_was(backend: Backend, make: Make) -> None:
+    with dying("after the head") as first:
+        answer = make(first.url, backend.url).put(
+            "/",
+            input_stream=io.BytesIO(SMALL),
+            environ_overrides={
+                "HTTP_TRANSFER_ENCODING": "chunked",
+                "CONTENT_LENGTH": "",
+                "wsgi.input_terminated": True,
+            },
+        )
+        assert answer.status_code == 200
+    assert backend.requests[0].body == SMALL
+    assert backend.requests[0].value("Transfer-Encoding") == "chunked"
+
+
+class Unwilling(BaseAdapter):
+    """Finds fault with every request."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def send(self, *args: Any, **options: Any) -> Any:
+        self.asked += 1
+        raise InvalidHeader("a line end in a request field")
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_request_that_can_be_sent_to_nobody_is_not_tried_again(clock: FakeClock) -> None:
+    adapter = Unwilling()
+
+    def session() -> requests.Session:
+        made = requests.Session()
+        made.mount("http://", adapter)
+        return made
+
+    circuit = Circuit("svc", CircuitRules(), clock=clock)
+    given = Resilience(retry=RetryRules(attempts=3), circuit=circuit, clock=clock)
+    pool = Pool("svc", [Instance("http://a.test"), Instance("http://b.test")])
+    client = Reader(Forwarder(pool, sessions=Sessions(session), resilience=given))
+    assert client.get("/").status_code == 502
+    assert adapter.asked == 1
+    assert circuit.status().failures == 0  # it tells nothing of the service
+
+
+def test_without_retries_a_request_is_tried_once(make: Make) -> None:
+    with Backend(BAD) as first, Backend(cut(b"")) as second:
+        for url in (first.url, second.url):
+            make(url, rules=RetryRules(attempts=1)).get("/")
+        assert len(first.requests) == 1
+
+
+def test_a_forked_worker_asks_for_retries_and_hedges_by_locks_of_its_own(
+    in_child: Callable[[Callable[[], bool]], bool],
+) -> None:
+    given = Resilience(retry=RetryRules(), hedge=HedgeRules(after="p95"))
+    assert given.hedge is not None
+    locks = (given._lock, given.hedge._lock)
+    for lock in locks:
+        lock.acquire()  # as a thread may that the child has not
+
+    def asks() -> bool:
+        given.count(0.0)
+        return given.take(0.0) and given.hedge is not None and given.hedge.after() is None
+
+    assert in_child(asks)
+    for lock in locks:
+        lock.release()

@@ -1,0 +1,221 @@
+"""Clients that leave while an instance is at work, over real sockets and without a server."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import pytest
+
+from wsgigate.discovery import Instance
+from wsgigate.http.wsgi import REASON, close_body
+from wsgigate.proxy.disconnect import ClientLeft, Departures
+from wsgigate.proxy.forwarder import Forwarder
+from wsgigate.proxy.pool import Pool
+from wsgigate.testing.backend import Backend, Received, reply
+from wsgigate.testing.server import Server, new_environ
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Return the server's and the client's end of a connection."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+class Unhurried(Departures):
+    """Looks only when it is told to."""
+
+    def _run(self) -> None:
+        pass
+
+
+def held(connection: socket.socket, _request: Received) -> bool:
+    return connection.recv(1) != b""  # until the gateway lets go
+
+
+@pytest.mark.parametrize("ahead", [b"", b"GET /next HTTP/1.1\r\n\r\n"])
+def test_a_client_has_left_when_it_has_hung_up_and_not_before(
+    pair: tuple[socket.socket, socket.socket], ahead: bytes
+) -> None:
+    ours, theirs = pair
+    departures = Unhurried()
+    departure = departures.watch(new_environ() | told(ours))
+    theirs.sendall(ahead)
+    departures.look()
+    assert not departure.gone
+    theirs.close()
+    departures.look()
+    assert departure.gone
+
+
+def told(client: socket.socket) -> dict[str, object]:
+    return {"gunicorn.socket": client, "SERVER_PROTOCOL": "HTTP/1.1"}
+
+
+def test_a_request_is_served_where_no_thread_is_to_be_had_to_look(
+    pair: tuple[socket.socket, socket.socket],
+    threadless: Callable[[], AbstractContextManager[None]],
+) -> None:
+    ours, theirs = pair
+    departures = Departures(tick=0.001)
+    with threadless():
+        departures.watch(new_environ() | told(ours)).close()
+    departure = departures.watch(new_environ() | told(ours))
+    upstream, instance = socket.socketpair()
+    with upstream, instance:
+        departure.holds(upstream)
+        theirs.close()
+        instance.settimeout(10)
+        assert instance.recv(1) == b""  # somebody looks again by now
+    departure.close()
+
+
+def test_what_a_departure_has_let_go_is_left_alone(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    departures = Unhurried()
+    upstream, instance = socket.socketpair()
+    with upstream, instance:
+        departure = departures.watch(new_environ() | told(ours))
+        departure.holds(upstream)
+        departure.holds(None)
+        theirs.close()
+        departures.look()
+        assert departure.gone
+        upstream.sendall(b"another request's")
+        assert instance.recv(100) == b"another request's"
+        departure.holds(upstream)  # too late: nobody is there to take the answer
+        assert instance.recv(100) == b""
+
+
+def test_who_is_to_be_connected_learns_whether_anybody_waits(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    departures = Unhurried()
+    departure = departures.watch(new_environ() | told(ours))
+    with socket.socket() as upstream:
+        assert departure.holds(upstream) is True
+        theirs.close()
+        departures.look()
+        assert departure.holds(upstream) is False
+
+
+@pytest.mark.parametrize("protocol", ["HTTP/1.0", "HTTP/1.1"])
+def test_what_was_held_to_the_end_is_left_alone(
+    protocol: str, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, _ = pair
+    departure = Unhurried().watch(
+        {"gunicorn.socket": ours, "SERVER_PROTOCOL": protocol, "REQUEST_METHOD": "GET"}
+    )
+    upstream, instance = socket.socketpair()
+    with upstream, instance:
+        departure.holds(upstream)
+        departure.close()
+        departure.happened()  # it was being looked at in that moment
+        assert departure.gone
+        upstream.sendall(b"another request's")
+        assert instance.recv(100) == b"another request's"
+
+
+def test_a_forked_worker_looks_after_its_own(
+    pair: tuple[socket.socket, socket.socket], in_child: Callable[[Callable[[], bool]], bool]
+) -> None:
+    ours, _ = pair
+    departures = Unhurried()
+    departure = departures.watch(new_environ() | told(ours))
+
+    def looks() -> bool:
+        own = departures.watch(new_environ() | told(ours))
+        return list(departures._watched.values()) == [own]
+
+    assert in_child(looks)
+    departure.close()
+
+
+def test_a_closed_departure_is_looked_at_no_more(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    departures = Unhurried()
+    departure = departures.watch(new_environ() | told(ours))
+    departure.close()
+    departure.close()
+    theirs.close()
+    departures.look()
+    assert not departure.gone
+
+
+@pytest.mark.parametrize(
+    "environ", [{}, {"SERVER_PROTOCOL": "HTTP/2.0", "gunicorn.socket": object()}]
+)
+def test_without_a_socket_of_its_own_nobody_is_looked_at(environ: dict[str, object]) -> None:
+    departures = Unhurried()
+    departure = departures.watch(new_environ() | environ)
+    departures.look()
+    assert departure.client is None
+    assert not departure.gone
+
+
+def test_the_instance_is_let_go_while_its_answer_is_waited_for(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    with Backend(held, reply(b"ok")) as backend:
+        pool = Pool("svc", [Instance(backend.url)])
+        forwarder = Forwarder(pool, departures=Departures(tick=0.001))
+        environ = new_environ() | told(ours)
+        answer = Server()
+        thread = threading.Thread(target=answer.serve, args=(forwarder, environ))
+        thread.start()
+        backend.wait_for_requests(1)
+        theirs.close()
+        thread.join(10)
+        backend.wait_until_closed()
+        assert answer.status == "499 Client Closed Request"
+        assert environ[REASON] == "the client has left"
+        assert Server().serve(forwarder, new_environ()).chunks == [b"ok"]
+
+
+def test_the_instance_is_let_go_in_the_middle_of_its_answer(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+
+    def begins(connection: socket.socket, request: Received) -> bool:
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\nfirst")
+        return held(connection, request)
+
+    with Backend(begins) as backend:
+        pool = Pool("svc", [Instance(backend.url)])
+        forwarder = Forwarder(pool, departures=Departures(tick=0.001))
+        body = forwarder(new_environ() | told(ours), Server().start_response)
+        chunks = iter(body)
+        assert next(chunks) == b"first"
+        theirs.close()
+        with pytest.raises(ClientLeft):
+            next(chunks)
+        close_body(body)
+        backend.wait_until_closed()
+
+
+def test_a_kept_connection_is_let_go_before_it_serves_another(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    departures = Unhurried()
+    with Backend(reply(b"ok")) as backend:
+        forwarder = Forwarder(Pool("svc", [Instance(backend.url)]), departures=departures)
+        body = forwarder(new_environ() | told(ours), Server().start_response)
+        assert b"".join(body) == b"ok"  # read to its end, not closed: the connection is free
+        theirs.close()
+        departures.look()
+        assert Server().serve(forwarder, new_environ()).chunks == [b"ok"]
+        assert backend.connections == 1
+        close_body(body)

@@ -1,0 +1,302 @@
+"""Many checks in one thread: what hangs delays nobody, and what ends is cleared away."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+
+import pytest
+
+from wsgigate.discovery import Instance
+from wsgigate.discovery.health import HealthChecker
+from wsgigate.proxy.health_probe import Prober, TlsPolicy
+from wsgigate.proxy.pool import Pool
+from wsgigate.rules.health import HealthCheck, Outcome
+from wsgigate.store.memory import MemoryStore
+from wsgigate.testing.backend import Backend, Received, reply
+
+Found = SimpleQueue[tuple[str, Outcome | Exception]]
+CHECK = HealthCheck("/health", timeout=5.0)
+
+
+@pytest.fixture
+def prober() -> Iterator[Prober]:
+    """Yield an prober, and stop it after."""
+    prober = Prober()
+    yield prober
+    prober.stop()
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """Yield a port of all of loopback where thousands may connect and none is answered."""
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        listener.listen(4096)
+        yield listener.getsockname()[1]
+
+
+def many(count: int, port: int) -> list[Instance]:
+    """Return instances on as many addresses of loopback."""
+    return [Instance(f"http://127.0.{n // 250}.{n % 250 + 1}:{port}") for n in range(count)]
+
+
+class Well:
+    """A server on all of loopback that answers one request a connection.
+
+    :ivar asked: How often each host was asked for.
+    """
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+        self._changed = threading.Condition()
+
+    def __enter__(self) -> Well:
+        self._listener = socket.socket()
+        self._listener.bind(("", 0))
+        self._listener.listen(1024)
+        self.port = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(10)
+        self._listener.close()
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        """Wait until *condition* holds; it is looked at after each request."""
+        with self._changed:
+            assert self._changed.wait_for(condition, 30)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection:
+                host = connection.getsockname()[0]
+                connection.recv(4096)
+                connection.sendall(reply())
+            with self._changed:
+                self.asked[host] += 1
+                self._changed.notify_all()
+
+
+def brief(outcome: Outcome | Exception) -> tuple[bool, int | None, str]:
+    assert isinstance(outcome, Outcome)
+    return outcome.ok, outcome.status, outcome.error
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if "health" in thread.name]
+
+
+def test_nothing_runs_before_the_first_check_and_after_the_end(
+    prober: Prober, backend: Backend
+) -> None:
+    assert threads() == []
+    found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+    for _ in range(2):
+        prober.ask("shop", Instance(backend.url), CHECK, found.put)
+        assert brief(found.get(timeout=10)) == (True, 200, "")
+        assert threads() == ["wsgigate-health-prober"]
+        prober.stop()
+        assert threads() == []
+    prober.stop()
+
+
+def test_hundreds_that_hang_take_no_thread_and_delay_nobody(
+    prober: Prober, backend: Backend, silent: int
+) -> None:
+    found: Found = SimpleQueue()
+    hasty = HealthCheck("/health", timeout=0.5)
+    for instance in many(300, silent):
+        prober.ask("shop", instance, hasty, lambda outcome: found.put(("hangs", outcome)))
+    for _ in range(20):
+        prober.ask(
+            "shop", Instance(backend.url), CHECK, lambda outcome: found.put(("well", outcome))
+        )
+    ended = [found.get(timeout=10) for _ in range(320)]
+    told = [(name, *brief(outcome)) for name, outcome in ended]
+    assert told[:20] == [("well", True, 200, "")] * 20
+    assert told[20:] == [("hangs", False, None, "Timeout")] * 300
+    assert threads() == ["wsgigate-health-prober"]
+    assert prober._round is not None
+    assert prober._round._flights == set()
+    assert len(prober._round._selector.get_map()) == 1
+
+
+def test_an_answer_that_came_while_the_thread_was_held_up_counts(prober: Prober) -> None:
+    now, answered, held = 0.0, threading.Event(), threading.Event()
+
+    def answer(connection: socket.socket, request: Received) -> None:
+        if request.target == "/late":
+            assert held.wait(10)
+        connection.sendall(reply())
+        if request.target == "/late":
+            answered.set()
+
+    def hold_up(_outcome: object) -> None:  # as a store does that is slow
+        nonlocal now
+        held.set()
+        assert answered.wait(10)
+        now += 100.0
+
+    found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+    prober._clock = lambda: now
+    with Backend(answer) as backend:
+        prober.ask("shop", Instance(backend.url), HealthCheck("/late"), found.put)
+        prober.ask("shop", Instance(backend.url), HealthCheck("/"), hold_up)
+        outcome = found.get(timeout=10)
+    assert brief(outcome) == (True, 200, "")
+
+
+def test_a_result_that_nobody_can_take_harms_no_other(
+    prober: Prober, backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+
+    failing = threading.Event()
+
+    def fail(_outcome: object) -> None:
+        failing.set()
+        raise RuntimeError("a bug")
+
+    prober.ask("shop", Instance(backend.url), CHECK, fail)
+    assert failing.wait(10)
+    prober.ask("shop", Instance(backend.url), CHECK, found.put)
+    assert found.get(timeout=10)
+    assert [record.getMessage() for record in caplog.records] == [
+        "A health result could not be taken"
+    ]
+
+
+def test_what_this_machine_lacks_is_no_fault_of_an_instance(backend: Backend) -> None:
+    def lack(_address: object, _port: int) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+    prober = Prober({"shop": TlsPolicy(allowed=lack)})
+    prober.ask("shop", Instance(backend.url), CHECK, found.put)
+    assert isinstance(found.get(timeout=10), OSError)
+    prober.ask("other", Instance(backend.url), CHECK, found.put)
+    assert brief(found.get(timeout=10)) == (True, 200, "")
+    prober.stop()
+
+
+def test_a_thread_that_has_ended_by_a_flaw_is_replaced(prober: Prober, backend: Backend) -> None:
+    found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+    prober.ask("shop", Instance(backend.url), CHECK, found.put)
+    assert found.get(timeout=10)
+    assert prober._round is not None
+    prober._round.stop()  # as it would by an error of its own
+    prober.ask("shop", Instance(backend.url), CHECK, found.put)
+    assert brief(found.get(timeout=10)) == (True, 200, "")
+
+
+def test_checks_under_way_are_abandoned_and_their_sockets_closed(prober: Prober) -> None:
+    found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+    asked = threading.Event()
+
+    def hang(connection: socket.socket, _request: Received) -> bool:
+        asked.set()
+        return bool(connection.recv(1))
+
+    with Backend(hang) as backend:
+        prober.ask("shop", Instance(backend.url), CHECK, found.put)
+        assert asked.wait(10)
+        prober.stop()
+        backend.wait_until_closed()
+    assert found.empty()
+
+
+def test_a_forked_process_has_a_thread_of_its_own(prober: Prober, backend: Backend) -> None:
+    found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+    prober.ask("shop", Instance(backend.url), CHECK, found.put)
+    assert found.get(timeout=10)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            prober.ask("shop", Instance(backend.url), CHECK, found.put)
+            outcome = found.get(timeout=10)
+            prober.stop()
+            code = 0 if isinstance(outcome, Outcome) and outcome.ok else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    prober.ask("shop", Instance(backend.url), CHECK, found.put)
+    assert found.get(timeout=10)
+
+
+def test_a_forked_process_lets_go_of_what_is_its_parents(prober: Prober) -> None:
+    """A child that asked nobody kept the instance's connection open for as long as it lived."""
+    asked = threading.Event()
+
+    def hang(connection: socket.socket, _request: Received) -> bool:
+        asked.set()
+        return bool(connection.recv(1))
+
+    with Backend(hang) as backend:
+        prober.ask("shop", Instance(backend.url), CHECK, lambda outcome: None)
+        assert asked.wait(10)
+        going = prober._round
+        assert going is not None
+        waits = threading.Event()
+        going._do(waits.set)  # done once it has sent what it was at
+        assert waits.wait(10)
+        own = (going._selector, going._ear, going._mouth)
+        held = [each.fileno() for each in own]
+        held += [flight.watched or -1 for flight in going._flights]
+        child = os.fork()
+        if child == 0:
+            left = len(held)
+            for number in held:
+                try:
+                    os.fstat(number)
+                except OSError:
+                    left -= 1
+            os._exit(left)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert len(held) == 4
+        prober.stop()  # and here all of it goes on
+        backend.wait_until_closed()
+
+
+def test_a_thousand_that_hang_keep_nobody_from_being_checked_nor_anyone_new(
+    silent: int,
+) -> None:
+    """Over real sockets: none of the thousand is refused, and none is ever answered."""
+    check = HealthCheck("/", interval=0.2, timeout=0.15, unhealthy_after=1)
+    flights = 0
+    with Well() as well:
+        pools = {
+            "hung": Pool("hung", many(1000, silent)),
+            "well": Pool("well", many(50, well.port)),
+        }
+        checker = HealthChecker(
+            pools, dict.fromkeys(pools, check), MemoryStore(), Prober(), most=128
+        )
+
+        def all_asked(hosts: int, times: int) -> bool:
+            nonlocal flights
+            flights = max(flights, len(checker._schedule._flights))
+            return len(well.asked) == hosts and min(well.asked.values()) >= times
+
+        checker.start()
+        try:
+            well.wait(lambda: all_asked(50, 3))
+            checker._results._pools["well"] = Pool("well", many(51, well.port))  # type: ignore[index]
+            well.wait(lambda: all_asked(51, 3))
+            well.wait(lambda: not pools["hung"].available())
+        finally:
+            checker.stop()
+    assert 64 <= flights <= 128

@@ -1,0 +1,218 @@
+"""What a registration says on the wire, and what it makes of what comes back."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import pytest
+
+from wsgigate.registration.client import RegistryClient
+from wsgigate.registration.entry import Entry, check_registry, own_address
+from wsgigate.rules.registration import Answer, Step, Wanted
+from wsgigate.testing.backend import Backend, Received, cut, reply
+
+TOKEN = "registry-token-of-the-tests"
+ENTRY = Entry(service="users", port=3001, host="10.0.0.5")
+
+
+def asked(
+    backend: Backend, step: Step, wanted: Wanted = Wanted.UP, entry: Entry = ENTRY
+) -> tuple[Answer, Received]:
+    answer = RegistryClient([backend.url], entry, TOKEN).ask(step, wanted, 0)
+    backend.wait(lambda: backend.requests[-1].complete)
+    return answer, backend.requests[-1]
+
+
+@pytest.mark.parametrize(
+    ("step", "wanted", "line", "document"),
+    [
+        (Step.HEARTBEAT, Wanted.UP, "POST /heartbeat/users/10.0.0.5-3001 HTTP/1.1", None),
+        (
+            Step.TELL,
+            Wanted.DRAINING,
+            "PUT /status/users/10.0.0.5-3001 HTTP/1.1",
+            {"status": "DRAINING"},
+        ),
+        (Step.DEREGISTER, Wanted.GONE, "DELETE /register/users/10.0.0.5-3001 HTTP/1.1", None),
+        (
+            Step.REGISTER,
+            Wanted.STARTING,
+            "POST /register HTTP/1.1",
+            {
+                "serviceName": "users",
+                "instanceId": "10.0.0.5-3001",
+                "host": "10.0.0.5",
+                "port": 3001,
+                "scheme": "http",
+                "weight": 1,
+                "status": "STARTING",
+            },
+        ),
+    ],
+)
+def test_each_step_is_a_request_of_the_registrys(
+    backend: Backend, step: Step, wanted: Wanted, line: str, document: object
+) -> None:
+    answer, request = asked(backend, step, wanted)
+    assert answer.status == 200
+    assert request.line == line
+    assert (json.loads(request.body) if request.body else None) == document
+    assert request.value("Authorization") == f"Bearer {TOKEN}"
+    assert request.value("Host") == f"127.0.0.1:{backend.port}"
+
+
+def test_everything_that_is_said_of_an_instance(backend: Backend) -> None:
+    entry = Entry(
+        service="users",
+        port=443,
+        host="users.internal",
+        instance_id="users:1@a",
+        scheme="https",
+        weight=3,
+        version="1.2.3",
+        zone="a",
+        tags=("blue", "new"),
+        metadata={"team": "shop", "slots": [1, 2]},
+        health_check_path="/health",
+    )
+    _, request = asked(backend, Step.REGISTER, Wanted.UP, entry)
+    assert json.loads(request.body) == {
+        "serviceName": "users",
+        "instanceId": "users:1@a",
+        "host": "users.internal",
+        "port": 443,
+        "scheme": "https",
+        "weight": 3,
+        "status": "UP",
+        "version": "1.2.3",
+        "zone": "a",
+        "tags": ["blue", "new"],
+        "metadata": {"team": "shop", "slots": [1, 2]},
+        "healthCheckPath": "/health",
+    }
+    _, request = asked(backend, Step.HEARTBEAT, Wanted.UP, entry)
+    assert request.target == "/heartbeat/users/users:1@a"
+
+
+def test_a_registry_may_be_mounted_below_a_path(backend: Backend) -> None:
+    RegistryClient([f"{backend.url}/registry"], ENTRY).ask(Step.HEARTBEAT, Wanted.UP, 0)
+    assert backend.requests[-1].target == "/registry/heartbeat/users/10.0.0.5-3001"
+    assert backend.requests[-1].values("Authorization") == []
+
+
+def test_without_a_host_the_address_is_the_one_by_which_the_registry_is_reached(
+    backend: Backend,
+) -> None:
+    _, request = asked(backend, Step.REGISTER, entry=Entry(service="users", port=3001))
+    document = json.loads(request.body)
+    assert (document["host"], document["instanceId"]) == ("127.0.0.1", "127.0.0.1-3001")
+
+
+def test_an_id_is_made_of_any_address() -> None:
+    entry = Entry(service="users", port=3001)
+    assert entry.id_at("2001:db8::5") == "2001-db8-5-3001"
+    assert entry.id_at("::1") == "1-3001"
+    assert own_address("http://127.0.0.1:3004") == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("sent", "answer"),
+    [
+        (reply(b'{"instance": {"heartbeatInterval": 4}}', status="201 Created"), Answer(201, 4.0)),
+        (reply(b'{"instance": {"heartbeatInterval": 2.5}}'), Answer(200, 2.5)),
+        (reply(b'{"instance": {"heartbeatInterval": "4"}}'), Answer(200)),
+        (reply(b'{"instance": {"heartbeatInterval": true}}'), Answer(200)),
+        (reply(b"[" * 60_000), Answer(200)),
+        (reply(b"[]"), Answer(200)),
+        (reply(b'{"instance": 4}'), Answer(200)),
+        (reply(b"\xff"), Answer(200)),
+        (reply(status="404 Not Found"), Answer(404, why="status 404")),
+        (
+            reply(b'{"field": "port", "detail": "1 to 65535"}', status="400 Bad Request"),
+            Answer(400, why="status 400: port: 1 to 65535"),
+        ),
+        (
+            reply(status="503 Busy", fields=[("Retry-After", "7")]),
+            Answer(503, retry_after=7.0, why="status 503"),
+        ),
+        (
+            reply(status="302 Found", fields=[("Location", "http://127.0.0.1:1/")]),
+            Answer(302, why="status 302"),
+        ),
+        (cut(b""), Answer(None, why="no connection")),
+        (
+            cut(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"),
+            Answer(None, why="no answer that can be read (ProtocolError)"),
+        ),
+    ],
+)
+def test_what_is_read_of_an_answer(sent: bytes, answer: Answer) -> None:
+    with Backend(sent) as backend:
+        assert asked(backend, Step.HEARTBEAT)[0] == answer
+
+
+def test_an_answer_that_repeats_the_token_does_not_bring_it_to_the_log() -> None:
+    words = f"the token {TOKEN}\n\x1b[31mis wrong" + "!" * 1000
+    body = json.dumps({"detail": words}).encode()
+    with Backend(reply(body, status="401 Unauthorized")) as backend:
+        why = asked(backend, Step.HEARTBEAT)[0].why
+    assert TOKEN not in why
+    assert why.startswith("status 401: the token ... [31mis wrong!!")
+    assert len(why) == 200
+
+
+def test_nobody_there_is_an_answer_too() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    client = RegistryClient([f"http://127.0.0.1:{port}"], ENTRY, TOKEN)
+    assert client.ask(Step.REGISTER, Wanted.UP, 0) == Answer(None, why="no connection")
+
+
+def test_a_registry_without_an_address_is_one_that_does_not_answer() -> None:
+    client = RegistryClient(["http://no.such.host.invalid"], Entry(service="users", port=3001))
+    assert client.ask(Step.REGISTER, Wanted.UP, 0).status is None
+    assert client.name == "users"
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("ftp://registry", "http://HOST:PORT"),
+        ("registry:3004", "http://HOST:PORT"),
+        ("http://", "http://HOST:PORT"),
+        ("http://user:secret@registry", "must not carry credentials"),
+        ("http://registry:99999", "valid host and port"),
+        ("http://[registry", "valid host and port"),
+        ("http://registry:0", "http://HOST:PORT"),
+        ("http://registry/?a=b", "ends with its path"),
+        ("http://registry/a b", "ends with its path"),
+        ("http://registry/\r\nX: y", "ends with its path"),
+    ],
+)
+def test_what_is_no_url_of_a_registry(url: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why) as raised:
+        check_registry(url)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"service": ""}, "serviceName"),
+        ({"port": 0}, "port"),
+        ({"port": "3001"}, "port"),
+        ({"host": ""}, "host"),
+        ({"host": "a b"}, "host"),
+        ({"instance_id": "a/b"}, "instanceId"),
+        ({"scheme": "ftp"}, "scheme"),
+        ({"weight": -1}, "weight"),
+        ({"version": ""}, "version"),
+        ({"tags": ("",)}, "tags"),
+        ({"metadata": {"a": object()}}, "metadata"),
+        ({"health_check_path": "health"}, "healthCheckPath"),
+    ],
+)
+def test_what_no_registry_takes_is_named_before_it_is_sent(wrong: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        Entry(**{"service": "users", "port": 3001, **wrong})

@@ -1,0 +1,247 @@
+"""The thread that keeps an instance registered: what it asks of its registries, in which order."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from wsgigate.registration.heartbeat import Keeper
+from wsgigate.rules.registration import Answer, Phase, Standing, Step, Wanted
+
+DONE = Answer(200, 0.1)
+NOT_THERE = Answer(404, why="status 404")
+SILENT = Answer(None, why="no connection")
+
+
+class Registries:
+    """Stands for the registries: answers as it was told to, and notes what it was asked."""
+
+    name = "users/a"
+
+    def __init__(self, number: int = 1) -> None:
+        self.registries = tuple(f"http://registry{place}" for place in range(number))
+        self.answer: Callable[[Step, int], Answer] = lambda step, place: DONE
+        self.asked: list[tuple[Step, Wanted, int]] = []
+        self._changed = threading.Condition()
+
+    def ask(self, step: Step, wanted: Wanted, place: int) -> Answer:
+        with self._changed:
+            self.asked.append((step, wanted, place))
+            self._changed.notify_all()
+        return self.answer(step, place)
+
+    def steps(self) -> list[Step]:
+        """Return what was asked, without what repeats itself."""
+        asked = [step for step, _, _ in self.asked]
+        return [step for at, step in enumerate(asked) if at == 0 or asked[at - 1] is not step]
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        with self._changed:
+            assert self._changed.wait_for(condition, 10.0), self.asked
+
+    def wait_for(self, *steps: Step) -> None:
+        self.wait(lambda: self.steps()[-len(steps) :] == list(steps))
+
+
+class Turn:
+    """The lead, given and taken away by a test."""
+
+    def __init__(self, leads: bool) -> None:
+        self.leads = leads
+        self.asked = threading.Event()
+        self.released = False
+
+    def take(self) -> bool:
+        self.asked.set()
+        return self.leads
+
+    def release(self) -> None:
+        self.released = True
+
+
+@pytest.fixture
+def registries() -> Registries:
+    return Registries()
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[..., Keeper]]:
+    keepers: list[Keeper] = []
+
+    def start(registries: Registries, **options: object) -> Keeper:
+        keeper = Keeper(lambda: registries, random=lambda: 0.0, **options)  # type: ignore[arg-type]
+        keepers.append(keeper)
+        keeper.start()
+        return keeper
+
+    yield start
+    for keeper in keepers:
+        keeper.end(leave=False, timeout=10.0)
+
+
+def test_a_whole_life(registries: Registries, started: Callable[..., Keeper]) -> None:
+    keeper = started(registries, wanted=Wanted.STARTING)
+    registries.wait_for(Step.REGISTER, Step.HEARTBEAT)
+    keeper.want(Wanted.UP)
+    registries.wait_for(Step.TELL, Step.HEARTBEAT)
+    assert not keeper.settled(0)
+    keeper.want(Wanted.DRAINING)
+    assert keeper.settled(10.0)
+    assert keeper.drains
+    registries.wait_for(Step.TELL, Step.HEARTBEAT)
+    keeper.end(leave=True, timeout=10.0)
+    assert registries.steps() == [
+        *(Step.REGISTER, Step.HEARTBEAT, Step.TELL, Step.HEARTBEAT),
+        *(Step.TELL, Step.HEARTBEAT, Step.DEREGISTER),
+    ]
+    told = [wanted for step, wanted, _ in registries.asked if step is Step.TELL]
+    assert told == [Wanted.UP, Wanted.DRAINING]
+
+
+def test_who_was_forgotten_registers_again(
+    registries: Registries, started: Callable[..., Keeper]
+) -> None:
+    started(registries)
+    registries.wait_for(Step.REGISTER, Step.HEARTBEAT)
+    registries.answer = lambda step, place: NOT_THERE if step is Step.HEARTBEAT else DONE
+    registries.wait(lambda: [step for step, _, _ in registries.asked].count(Step.REGISTER) >= 3)
+
+
+def test_one_that_is_forgotten_while_it_drains_does_not_come_back(
+    registries: Registries, started: Callable[..., Keeper]
+) -> None:
+    keeper = started(registries)
+    registries.wait_for(Step.REGISTER, Step.HEARTBEAT)
+    registries.answer = lambda step, place: NOT_THERE
+    keeper.want(Wanted.DRAINING)
+    assert keeper.settled(10.0)
+    keeper.end(leave=True, timeout=10.0)
+    assert Step.REGISTER not in [step for step, _, _ in registries.asked][1:]
+
+
+def test_when_one_registry_fails_the_next_is_asked(started: Callable[..., Keeper]) -> None:
+    registries = Registries(3)
+    registries.answer = lambda step, place: DONE if place == 2 else SILENT
+    started(registries)
+    registries.wait(lambda: len(registries.asked) >= 5)
+    assert [place for _, _, place in registries.asked[:5]] == [0, 1, 2, 2, 2]
+
+
+def test_leaving_asks_each_registry_once_and_gives_up(started: Callable[..., Keeper]) -> None:
+    registries = Registries(2)
+    keeper = started(registries)
+    registries.wait_for(Step.REGISTER, Step.HEARTBEAT)
+    registries.answer = lambda step, place: SILENT
+    keeper.end(leave=True, timeout=10.0)
+    ends = [place for step, _, place in registries.asked if step is Step.DEREGISTER]
+    assert sorted(ends) == [0, 1]
+
+
+def test_nobody_waits_for_a_registry_that_can_not_be_told(
+    registries: Registries, started: Callable[..., Keeper]
+) -> None:
+    registries.answer = lambda step, place: SILENT
+    keeper = started(registries)
+    registries.wait_for(Step.REGISTER)
+    keeper.want(Wanted.DRAINING)
+    assert keeper.settled(10.0)
+    assert not keeper.drains
+
+
+def test_only_who_leads_speaks(registries: Registries, started: Callable[..., Keeper]) -> None:
+    turn = Turn(leads=False)
+    keeper = started(registries, lead=turn)
+    assert turn.asked.wait(10.0)
+    keeper.want(Wanted.DRAINING)
+    assert keeper.settled(10.0)
+    keeper.end(leave=True, timeout=10.0)
+    assert registries.asked == []
+    assert turn.released
+
+
+def test_who_takes_over_registers_anew(
+    registries: Registries, started: Callable[..., Keeper]
+) -> None:
+    turn = Turn(leads=False)
+    started(registries, lead=turn)
+    assert turn.asked.wait(10.0)
+    turn.leads = True
+    registries.wait_for(Step.REGISTER, Step.HEARTBEAT)
+    turn.leads = False
+    turn.asked.clear()
+    assert turn.asked.wait(10.0)
+
+
+def test_what_is_known_need_not_be_told(
+    registries: Registries, started: Callable[..., Keeper]
+) -> None:
+    known = Standing(Phase.REGISTERED, told=Wanted.UP, sent=True)
+    keeper = started(registries, wanted=Wanted.DRAINING, standing=known)
+    assert keeper.settled(10.0)
+    assert registries.asked[0] == (Step.TELL, Wanted.DRAINING, 0)
+
+
+def test_nothing_is_asked_before_it_is_time(
+    registries: Registries, started: Callable[..., Keeper]
+) -> None:
+    looked, ready = threading.Event(), threading.Event()
+
+    def look() -> bool:
+        looked.set()
+        return ready.is_set()
+
+    keeper = started(registries, ready=look)
+    assert looked.wait(10.0)
+    assert not keeper.begun
+    assert registries.asked == []
+    ready.set()
+    registries.wait_for(Step.REGISTER, Step.HEARTBEAT)
+    assert keeper.begun
+    never = started(registries, ready=lambda: False)
+    asked = len(registries.asked)
+    never.want(Wanted.UP)
+    never.end(leave=True, timeout=10.0)
+    assert Step.DEREGISTER not in [step for step, _, _ in registries.asked[asked:]]
+
+
+def test_a_function_is_called_between_steps(
+    registries: Registries, started: Callable[..., Keeper]
+) -> None:
+    called = threading.Event()
+    started(registries).call(called.set)
+    assert called.wait(10.0)
+
+
+def test_what_happens_is_logged_once(
+    registries: Registries, started: Callable[..., Keeper], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "wsgigate.registration"):
+        keeper = started(registries)
+        registries.wait_for(Step.REGISTER, Step.HEARTBEAT)
+        registries.answer = lambda step, place: SILENT
+        asked = len(registries.asked)
+        registries.wait(lambda: len(registries.asked) >= asked + 5)
+        registries.answer = lambda step, place: DONE
+        keeper.end(leave=True, timeout=10.0)
+    assert caplog.messages == [
+        "users/a is registered at http://registry0",
+        "1 failed attempts at a registry since the last such message; the last: "
+        "http://registry0: users/a: heartbeat: no connection",
+        "users/a is gone at http://registry0",
+    ]
+
+
+def test_a_client_that_can_not_be_made_is_told_and_nothing_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def connect() -> Registries:
+        raise ValueError("REGISTRY_URL: is wrong")
+
+    keeper = Keeper(connect)
+    keeper.start()
+    assert keeper.settled(10.0)
+    keeper.end(leave=True, timeout=10.0)
+    assert caplog.messages == ["nothing is registered: REGISTRY_URL: is wrong"]

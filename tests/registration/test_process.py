@@ -1,0 +1,46 @@
+"""Who has a listening socket, and who only could connect to it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from wsgigate.registration.process import accepts, holds
+
+
+@pytest.mark.parametrize(
+    ("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
+)
+def test_a_process_has_the_sockets_it_listens_at(family: socket.AddressFamily, host: str) -> None:
+    with socket.create_server((host, 0), family=family) as listener:
+        port = listener.getsockname()[1]
+        assert holds(port)
+        assert not holds(port, os.getppid())
+        assert accepts(host, port)
+        with socket.create_connection((host, port)) as connection:
+            assert not holds(connection.getsockname()[1])
+    assert not holds(port)
+    assert not accepts(host, port)
+
+
+def test_a_socket_that_only_another_process_has_is_not_ours() -> None:
+    code = (
+        "import socket, sys\n"
+        "listener = socket.create_server(('127.0.0.1', 0))\n"
+        "print(listener.getsockname()[1], flush=True)\n"
+        "sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        port = int(other.stdout.readline())
+        assert not holds(port)
+        assert holds(port, other.pid)
+        assert accepts("127.0.0.1", port)
+        other.stdin.close()
+        other.wait(10)
+    assert not holds(port, other.pid)

@@ -1,0 +1,132 @@
+"""What a registration refuses, and how the processes of a machine agree on who speaks."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wsgigate import Registration
+from wsgigate.registration import OneOfMachine
+from wsgigate.registration.connect import connector
+from wsgigate.registration.entry import Entry
+from wsgigate.testing.backend import Backend
+
+ENTRY = Entry(service="users", port=3001)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"service": "a b"}, "serviceName"),
+        ({"port": 65_536}, "port"),
+        ({"tags": "blue"}, "tags are several words"),
+        ({"tags": ["", "b"]}, "tags"),
+        ({"drain": -1}, "drain is 0 to 300 seconds"),
+        ({"registry": "registry:3004"}, "the registry's URL"),
+        ({"registry": []}, "registry names no registry"),
+        ({"registry": ["http://a", "b"]}, "the registry's URL"),
+        ({"token": "two words"}, "token is 1 to 4096 visible characters"),
+        ({"metadata": {"a": float("nan")}}, "metadata"),
+    ],
+)
+def test_what_can_not_be_right_is_named_where_it_is_written(wrong: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named) as raised:
+        Registration(**{"service": "users", "port": 3001, **wrong})
+    assert "two words" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("env", "named"),
+    [
+        ({"REGISTRY_URL": "registry"}, "REGISTRY_URL: the registry's URL is"),
+        ({"REGISTRY_URL": " , "}, "REGISTRY_URL names no registry"),
+        ({"REGISTRY_TOKEN": "secret word"}, "REGISTRY_TOKEN is 1 to 4096 visible"),
+    ],
+)
+def test_what_is_wrong_with_the_environment_is_found_later(
+    env: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    connect = connector(ENTRY)
+    with pytest.raises(ValueError, match=named) as raised:
+        connect()
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "env", "found"),
+    [
+        (None, "", ("http://127.0.0.1:3004",)),
+        (None, "http://a:1/, https://b/r", ("http://a:1", "https://b/r")),
+        ("http://c", "http://a", ("http://c",)),
+        (["http://c", "http://d/"], "http://a", ("http://c", "http://d")),
+    ],
+)
+def test_where_the_registry_is(
+    given: object, env: str, found: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGISTRY_URL", env)
+    assert connector(ENTRY, given)().registries == found  # type: ignore[arg-type]
+
+
+def test_authorities_that_are_not_there_are_found_later(tmp_path: Path) -> None:
+    connect = connector(ENTRY, "https://registry", ca=str(tmp_path / "none.pem"))
+    with pytest.raises(ValueError, match=r"none\.pem"):
+        connect()
+
+
+def test_one_of_those_who_share_a_store_speaks(tmp_path: Path) -> None:
+    first, second = (OneOfMachine(f"lmdb:{tmp_path}/store", "users") for _ in range(2))
+    other = OneOfMachine(f"lmdb:{tmp_path}/store", "products")
+    assert first.take()
+    assert first.take()
+    assert not second.take()
+    assert other.take()
+    first.release()
+    assert second.take()
+    assert not first.take()
+
+
+@pytest.mark.parametrize("store", ["lmdb:/proc/nowhere", "bogus:"])
+def test_without_a_store_each_speaks_for_itself(
+    store: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lead = OneOfMachine(store, "users")
+    assert lead.take()
+    assert lead.take()
+    lead.release()
+    [message] = caplog.messages
+    assert message.startswith("each worker sends heartbeats of its own, for want of a store: ")
+
+
+@pytest.fixture
+def _signals() -> Iterator[None]:
+    """Leave the handlers of this process as they are found."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_signals")
+def test_it_is_started_once_and_can_be_stopped(
+    tmp_path: Path, backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    registration = Registration(
+        "users", port=3001, listens=0, registry=backend.url, store=f"lmdb:{tmp_path}/store"
+    )
+    with caplog.at_level(logging.INFO, "wsgigate.registration"):
+        assert registration.start() is registration.start() is registration
+        assert [t.name for t in threading.enumerate()].count("wsgigate-registration") == 1
+        backend.wait_for_requests(1)
+        registration.stop()
+        registration.stop()
+    assert [request.method for request in backend.requests] == ["POST", "DELETE"]
+    assert [t.name for t in threading.enumerate()].count("wsgigate-registration") == 0

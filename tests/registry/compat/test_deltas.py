@@ -1,0 +1,149 @@
+"""Deltas: what the log of changes makes of them, and what a client makes of one after the other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.discovery.conftest import Clock
+from wsgigate.registry import Registry
+from wsgigate.registry.compat.eureka_format import Action, delta
+from wsgigate.registry.storage import PAGE_BYTES, PAGES, Name, Noted
+from wsgigate.rules.registry import Registered, Status
+from wsgigate.store.memory import MemoryStore
+
+A, B, C = (Registered("users", name, f"10.0.0.{n}", 80) for n, name in enumerate("abc", start=1))
+A_DOWN = replace(A, status=Status.DOWN)
+A_LATER = replace(A, registered_at=50.0, last_heartbeat=60.0)
+
+ADDED, MODIFIED, DELETED = Action
+
+
+@pytest.mark.parametrize(
+    ("entries", "noted", "removed", "told"),
+    [
+        ([A, B], {}, [], []),
+        ([A, B], {"b": {ADDED}}, [], [(ADDED, B)]),
+        ([A_DOWN, B], {"a": {MODIFIED}}, [], [(MODIFIED, A_DOWN)]),
+        ([A_DOWN, B], {"a": {ADDED, MODIFIED}}, [], [(MODIFIED, A_DOWN)]),
+        ([B], {"a": {DELETED}}, [A], [(DELETED, A)]),
+        ([B], {"a": {ADDED, MODIFIED, DELETED}}, [A], [(DELETED, A)]),
+        ([A_LATER, B], {"a": {ADDED, DELETED}}, [A], [(ADDED, A_LATER)]),
+        ([A_DOWN, B], {"a": {ADDED, DELETED}}, [A], [(MODIFIED, A_DOWN)]),
+        # it is there, whatever was written down: the process that removes it was not done yet
+        ([A, B], {"a": {DELETED}}, [A], [(ADDED, A)]),
+        # nobody knows where it was
+        ([B], {"a": {DELETED}}, [], []),
+        ([B], {"a": {ADDED}}, [], []),
+    ],
+)
+def test_a_delta_is_what_became_of_each(
+    entries: list[Registered],
+    noted: dict[str, set[Action]],
+    removed: list[Registered],
+    told: list[tuple[Action, Registered]],
+) -> None:
+    actions = {("users", name): frozenset(done) for name, done in noted.items()}
+
+    def were(names: list[Name]) -> list[Registered | None]:
+        known = {(entry.service, entry.instance_id): entry for entry in removed}
+        return [known.get(name) for name in names]
+
+    assert delta(entries, Noted(actions, True, 0), were) == told
+    others = [
+        (ADDED, entry) for entry in entries if (entry.service, entry.instance_id) not in actions
+    ]
+    assert delta(entries, Noted(actions, False, 0), were) == told + others
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_the_log_is_whole_once_it_is_as_old_as_it_reaches(clock: Clock) -> None:
+    registry = Registry(MemoryStore(clock=clock))
+    assert not registry.changes.read().complete
+    registry.register(A)
+    assert not registry.changes.read().complete
+    clock.now += 180
+    noted = registry.changes.read()
+    assert (noted.complete, noted.actions) == (True, {("users", "a"): {ADDED}})
+    clock.now += 16
+    assert registry.changes.read().actions == {}
+
+
+def test_what_is_more_than_a_page_is_on_the_next(clock: Clock) -> None:
+    registry = Registry(MemoryStore(clock=clock), most_of_one=500)
+    long = "x" * 120
+    for number in range(400):
+        registry.register(Registered("users", f"{number}-{long}", "10.0.0.1", 80))
+    noted = registry.changes.read()
+    assert len(noted.actions) == 400
+    assert {*noted.actions.values()} == {frozenset({ADDED})}
+
+
+def test_too_many_changes_are_told_apart_from_none(clock: Clock) -> None:
+    registry = Registry(MemoryStore(clock=clock))
+    registry.changes.begin()
+    clock.now += 200
+    assert registry.changes.read().complete
+    registry.changes._begun = True
+    store, keys = registry.changes._store, registry.changes._keys
+    for page in range(PAGES):  # as full as pages get
+        bucket = int(clock.now // 15)
+        store.swap(keys.changes(bucket, page), None, b"A users/" + b"x" * PAGE_BYTES, 60.0)
+    registry.register(A)
+    noted = registry.changes.read()
+    assert not noted.complete
+
+
+def test_heartbeats_are_no_changes(clock: Clock) -> None:
+    registry = Registry(MemoryStore(clock=clock))
+    registry.register(A)
+    clock.now += 200
+    registry.heartbeat("users", "a")
+    registry.register(A)
+    registry.heartbeat("users", "a", Status.UP)
+    assert registry.changes.read().actions == {}
+
+
+STATES = st.dictionaries(st.sampled_from("abcdef"), st.sampled_from(Status))
+STEPS = st.lists(st.tuples(st.floats(0.1, 60), STATES, st.booleans(), st.booleans()), max_size=20)
+
+
+@given(STEPS)
+def test_a_client_that_believes_deltas_alone_knows_what_there_is(
+    steps: list[tuple[float, dict[str, Status], bool, bool]],
+) -> None:
+    """Whichever worker answers it, and however often they are started anew."""
+    clock = Clock()
+    store = MemoryStore(clock=clock)
+    workers = [Registry(store), Registry(store)]
+    known: dict[str, Status] = {}
+    asked = float("-inf")
+    for seconds, states, asks, restarts in steps:
+        clock.now += seconds
+        if restarts:
+            workers = [workers[1], Registry(store)]
+        there = {entry.instance_id for entry in workers[0].discover("users").instances}
+        for name in there - set(states):
+            workers[0].deregister("users", name)
+        for number, (name, status) in enumerate(states.items()):
+            workers[number % 2].register(Registered("users", name, "10.0.0.1", 80, status=status))
+        if not asks:
+            continue
+        if clock.now - asked > 180:
+            known = dict(states)  # it fetches everything, as a client does that was away
+        noted = workers[1].changes.read()
+        entries = workers[1].discover("users").instances
+        for action, entry in delta(entries, noted, workers[1].changes.removed):
+            if action is DELETED:
+                known.pop(entry.instance_id, None)
+            elif action is MODIFIED or entry.instance_id not in known:
+                known[entry.instance_id] = entry.status
+        assert known == states
+        asked = clock.now

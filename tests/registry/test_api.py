@@ -1,0 +1,488 @@
+"""The registry over HTTP: as the lesson's answers, member by member, and what there is besides."""
+
+from __future__ import annotations
+
+import re
+import threading
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from werkzeug.test import Client, TestResponse
+
+from tests.discovery.conftest import Clock, Fickle
+from tests.examples.lesson import TIME, difference
+from tests.support.turns import Turns
+from wsgigate.auth.bearer import Access
+from wsgigate.registry import Registry
+from wsgigate.registry.api import RegistryApi
+from wsgigate.rules.registry import Registered, Status
+from wsgigate.store.memory import MemoryStore
+from wsgigate.testing import Script
+
+TOKEN = "registry-token-of-the-tests"
+DEMO = {
+    "serviceName": "user-service",
+    "instanceId": "user-1",
+    "host": "localhost",
+    "port": 3001,
+    "metadata": {"version": "1.0.0", "healthCheckPath": "/health"},
+}
+
+
+class Served:
+    """The registry's app over a store whose clock stands still."""
+
+    def __init__(self, **options: Any) -> None:
+        self.clock = Clock()
+        self.clock.now = 1_764_547_200.0
+        self.store = Fickle(MemoryStore(clock=self.clock))
+        self.registry = Registry(self.store)
+        self.app = RegistryApi(
+            self.registry, Access(TOKEN), **{"now": self.clock, "random": lambda: 0.0, **options}
+        )
+        self.client = Client(self.app)
+
+    def send(self, method: str, path: str, document: object = None, **fields: str) -> TestResponse:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        headers |= {name.replace("_", "-"): value for name, value in fields.items()}
+        options = {} if document is None else {"json": document}
+        return self.client.open(path, method=method, headers=headers, **options)
+
+    def register(self, name: str, service: str = "users", **members: Any) -> None:
+        entry = Registered(service, name, "10.0.0.1", 3001)
+        self.registry.register(replace(entry, **members))
+
+    def names(self, query: str = "", service: str = "users") -> list[str]:
+        answer = self.send("GET", f"/discover/{service}?{query}")
+        assert answer.status_code == 200, answer.text
+        assert answer.json
+        return [each["instanceId"] for each in answer.json["instances"]]
+
+
+@pytest.fixture
+def served() -> Served:
+    return Served()
+
+
+INSTANCE = {
+    **DEMO,
+    "url": "http://localhost:3001",
+    "registeredAt": TIME,
+    "lastHeartbeat": TIME,
+    "healthy": True,
+    "healthCheckPath": "/health",
+}
+ABSENT = {"success": False, "message": "Service instance not found!"}
+MISSING = {"success": False, "message": "serviceName, instanceId, host, and port are required!"}
+
+LESSON: list[tuple[str, object, int, dict[str, object]]] = [
+    (
+        "GET /health",
+        None,
+        200,
+        {
+            "service": "service-discovery",
+            "version": "1.0.0",
+            "status": "healthy",
+            "timestamp": TIME,
+            "uptime": float,
+            "registry": {
+                "totalServices": 0,
+                "totalInstances": 0,
+                "healthyInstances": 0,
+                "healthPercentage": 0,
+            },
+        },
+    ),
+    ("GET /services", None, 200, {"success": True, "services": {}, "serviceCount": 0}),
+    (
+        "GET /discover/user-service",
+        None,
+        200,
+        {"success": True, "serviceName": "user-service", "instances": [], "count": 0},
+    ),
+    (
+        "GET /instance/user-service",
+        None,
+        404,
+        {"success": False, "message": "No healthy instances found!"},
+    ),
+    ("POST /heartbeat/user-service/user-1", None, 404, ABSENT),
+    ("DELETE /register/user-service/user-1", None, 404, ABSENT),
+    ("POST /register", {}, 400, MISSING),
+    ("POST /register", {**DEMO, "port": 0}, 400, MISSING),
+    (
+        "POST /register",
+        DEMO,
+        201,
+        {
+            "success": True,
+            "message": "Service registered successfully!",
+            "instance": {
+                "serviceName": "user-service",
+                "instanceId": "user-1",
+                "url": "http://localhost:3001",
+                "registeredAt": TIME,
+                "heartbeatInterval": 10.0,  # is more: how often a heartbeat is expected
+            },
+        },
+    ),
+    (
+        "POST /heartbeat/user-service/user-1",
+        None,
+        200,
+        {"success": True, "message": "Heartbeat updated successfully!"},
+    ),
+    (
+        "GET /instance/user-service?strategy=round-robin",
+        None,
+        200,
+        {
+            "success": True,
+            "instance": {
+                "serviceName": "user-service",
+                "instanceId": "user-1",
+                "url": "http://localhost:3001",
+                "healthy": True,
+                "lastHeartbeat": TIME,
+            },
+        },
+    ),
+    (
+        "GET /health",
+        None,
+        200,
+        {
+            "registry": {
+                "totalServices": 1,
+                "totalInstances": 1,
+                "healthyInstances": 1,
+                "healthPercentage": "100.00",
+            }
+        },
+    ),
+    (
+        "DELETE /register/user-service/user-1",
+        None,
+        200,
+        {"success": True, "message": "Service deregistered successfully!"},
+    ),
+]
+
+
+def test_it_answers_as_the_lesson_does(served: Served) -> None:
+    for line, document, status, expected in LESSON:
+        method, path = line.split()
+        answer = served.send(method, path, document)
+        assert (line, answer.status_code) == (line, status)
+        assert not difference(answer.json, expected), line
+        if status < 400:
+            assert answer.content_type == "application/json; charset=utf-8"
+        else:
+            assert answer.content_type == "application/problem+json"
+
+
+def test_an_instance_is_told_as_the_lesson_does_and_more(served: Served) -> None:
+    served.send("POST", "/register", DEMO)
+    for path, members in (
+        ("/discover/user-service", ["instances"]),
+        ("/services", ["services", "user-service"]),
+    ):
+        found: Any = served.send("GET", path).json
+        for member in members:
+            found = found[member]
+        [told] = found
+        assert list(told)[: len(INSTANCE)] == [
+            *("serviceName", "instanceId", "host", "port", "url", "metadata"),
+            *("registeredAt", "lastHeartbeat", "healthy", "healthCheckPath"),
+        ]
+        more = {name: told.pop(name) for name in list(told)[len(INSTANCE) :]}
+        assert not difference(told, INSTANCE, "instance")
+        assert more == {"status": "UP", "weight": 1, "version": "1.0.0", "tags": []}
+
+
+def test_times_are_those_of_the_store(served: Served) -> None:
+    served.send("POST", "/register", DEMO)
+    served.clock.now += 12.5
+    for moment in ("12.500", "12.750"):  # what this worker was told, it tells at once
+        served.send("POST", "/heartbeat/user-service/user-1")
+        found: Any = served.send("GET", "/discover/user-service").json
+        [told] = found["instances"]
+        assert told["registeredAt"] == "2025-12-01T00:00:00.000Z"
+        assert told["lastHeartbeat"] == f"2025-12-01T00:00:{moment}Z"
+        served.clock.now += 0.25
+
+
+def test_unhealthy_ones_are_told_to_who_asks_for_them(served: Served) -> None:
+    served.register("silent")
+    served.clock.now += 31
+    served.register("well")
+    served.register("starting", status=Status.STARTING)
+    assert served.names() == ["well"]
+    assert served.names("onlyHealthy=true") == ["well"]
+    assert served.names("onlyHealthy=false") == ["silent", "starting", "well"]
+    found: Any = served.send("GET", "/discover/users?onlyHealthy=false").json
+    assert [each["healthy"] for each in found["instances"]] == [False, False, True]
+    health: Any = served.send("GET", "/health").json
+    assert health["registry"] == {
+        "totalServices": 1,
+        "totalInstances": 3,
+        "healthyInstances": 1,
+        "healthPercentage": "33.33",
+    }
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("tag=blue", ["a", "b"]),
+        ("tag=blue&tag=canary", ["b"]),
+        ("zone=eu", ["a"]),
+        ("version=2", ["b"]),
+        ("meta.team=x", ["a"]),
+        ("meta.team=x&meta.size=3", ["a"]),
+        ("meta.team=x&zone=us", []),
+        ("status=draining&onlyHealthy=false", ["c"]),
+        ("status=UP&onlyHealthy=false", ["a", "b"]),
+    ],
+)
+def test_a_query_filters(served: Served, query: str, names: list[str]) -> None:
+    served.register("a", tags=("blue",), zone="eu", metadata={"team": "x", "size": 3})
+    served.register("b", tags=("blue", "canary"), version="2", metadata={"team": "y"})
+    served.register("c", status=Status.DRAINING)
+    assert served.names(query) == names
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("onlyHealthy=1", "onlyHealthy"),
+        ("status=GONE", "status"),
+        ("zone=a&zone=b", "zone"),
+        ("surprise=1", "surprise"),
+        ("wait=soon", "wait"),
+        ("index=-1", "index"),
+        ("index=" + "9" * 30, "index"),
+        ("strategy=magic", "strategy"),
+        ("meta.=1", "meta."),
+        ("&".join(f"tag={n}" for n in range(40)), "query"),
+    ],
+)
+def test_a_query_that_is_none_is_refused_by_its_field(
+    served: Served, query: str, field: str
+) -> None:
+    answer = served.send("GET", f"/discover/users?{query}")
+    assert answer.status_code == 400
+    assert answer.json
+    assert answer.json["field"] == field
+    assert answer.json["message"].startswith(f"{field}: ")
+
+
+def test_a_status_can_be_set(served: Served) -> None:
+    served.register("a")
+    answer = served.send("PUT", "/status/users/a", {"status": "DRAINING"})
+    assert answer.status_code == 200
+    assert answer.json
+    assert answer.json["message"] == "Status updated successfully!"
+    assert (answer.json["instance"]["status"], answer.json["instance"]["healthy"]) == (
+        "DRAINING",
+        False,
+    )
+    assert served.names() == []
+    served.send("POST", "/heartbeat/users/a")
+    assert served.names() == []  # a heartbeat alone changes nothing of that
+    served.send("POST", "/heartbeat/users/a", {"status": "UP"})
+    assert served.names() == ["a"]
+    for document, field in (
+        ({}, "status"),
+        ({"status": "AWAY"}, "status"),
+        ({"state": "UP"}, "state"),
+    ):
+        refused = served.send("PUT", "/status/users/a", document)
+        assert (refused.status_code, refused.json["field"]) == (400, field)  # type: ignore[index]
+    assert served.send("PUT", "/status/users/b", {"status": "UP"}).status_code == 404
+
+
+def test_what_has_not_changed_is_not_sent_again(served: Served) -> None:
+    served.register("a")
+    first = served.send("GET", "/discover/users")
+    tag, index = first.headers["ETag"], first.headers["X-Registry-Index"]
+    assert index == str(served.registry.version("users"))
+    assert first.headers["Cache-Control"] == "no-cache"
+    served.clock.now += 5
+    served.send("POST", "/heartbeat/users/a")  # no change, so weakly the same
+    for given in (tag, f'"other", {tag}', tag.removeprefix("W/"), "*"):
+        again = served.send("GET", "/discover/users", If_None_Match=given)
+        assert (again.status_code, again.data) == (304, b"")
+        assert (again.headers["ETag"], again.headers["X-Registry-Index"]) == (tag, index)
+    assert served.send("GET", "/discover/users", If_None_Match='"x"').status_code == 200
+    served.register("b")
+    changed = served.send("GET", "/discover/users", If_None_Match=tag)
+    assert changed.status_code == 200
+    assert changed.headers["ETag"] != tag
+
+
+def test_one_that_became_unhealthy_meanwhile_is_a_change(served: Served) -> None:
+    served.register("a")
+    for query in ("", "?onlyHealthy=false"):
+        tag = served.send("GET", f"/discover/users{query}").headers["ETag"]
+        served.clock.now += 31  # and nobody has looked after leases
+        answer = served.send("GET", f"/discover/users{query}", If_None_Match=tag)
+        assert answer.status_code == 200
+        told: Any = answer.json
+        assert [each["healthy"] for each in told["instances"]] == ([False] if query else [])
+        served.registry.heartbeat("users", "a")
+
+
+def test_a_request_may_wait_for_a_change(served: Served) -> None:
+    served.register("a")
+    index = served.send("GET", "/discover/users").headers["X-Registry-Index"]
+    answers: list[TestResponse] = []
+    path = f"/discover/users?wait=20&index={index}"
+    thread = threading.Thread(target=lambda: answers.append(served.send("GET", path)))
+    turns = served.registry._waiting._changed = Turns()
+    thread.start()
+    turns.until(lambda: served.registry._waiting._waiting["users"] == 1)
+    served.registry.register(Registered("users", "b", "10.0.0.2", 80))
+    thread.join(10)
+    assert answers[0].json
+    assert answers[0].json["count"] == 2
+    assert int(answers[0].headers["X-Registry-Index"]) > int(index)
+
+
+def test_who_has_seen_less_need_not_wait(served: Served) -> None:
+    served.register("a")
+    answer = served.send("GET", "/discover/users?wait=20&index=7")
+    assert answer.json
+    assert answer.json["count"] == 1
+    assert served.send("GET", "/discover/users?wait=20").status_code == 200
+
+
+def test_no_more_wait_than_may(served: Served) -> None:
+    served = Served(waiting=2)
+    index = served.registry.version("users")
+    path = f"/discover/users?wait=25&index={index}"
+    threads = [threading.Thread(target=served.send, args=("GET", path)) for _ in range(2)]
+    turns = served.registry._waiting._changed = Turns()
+    for thread in threads:
+        thread.start()
+    turns.until(lambda: served.registry._waiting._waiting["users"] == 2)
+    assert served.send("GET", path).status_code == 200  # at once
+    assert all(thread.is_alive() for thread in threads)
+    served.registry.stopping()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert served.send("GET", path).status_code == 200  # nor does anybody wait from now on
+
+
+def test_with_none_that_may_wait_nobody_does() -> None:
+    served = Served(waiting=0)
+    assert served.send("GET", "/discover/users?wait=25&index=0").status_code == 200
+
+
+def test_a_single_one_is_chosen() -> None:
+    chances = Script([0.0, 0.0, 0.5, 0.99])
+    served = Served(random=chances)
+    for name, weight in (("a", 1), ("b", 8), ("c", 1), ("d", 0)):
+        served.register(name, weight=weight)
+
+    def chosen(strategy: str = "") -> str:
+        answer = served.send("GET", f"/instance/users{strategy}")
+        assert answer.json
+        return str(answer.json["instance"]["instanceId"])
+
+    assert [chosen() for _ in range(4)] == ["b", "c", "a", "b"]
+    assert [chosen("?strategy=random") for _ in range(3)] == ["a", "b", "c"]
+    assert [chosen("?strategy=first") for _ in range(2)] == ["a", "a"]
+    assert chances.left == 0
+
+
+def test_turns_are_remembered_within_bounds(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsgigate.registry.api.MOST", 3)
+    for n in range(9):
+        served.register("a", service=f"s{n}")
+        assert served.send("GET", f"/instance/s{n}").status_code == 200
+    assert len(served.app._choice._turns) <= 3
+
+
+def test_it_may_be_below_a_path() -> None:
+    served = Served(prefix="/_registry")
+    assert served.send("POST", "/_registry/register", DEMO).status_code == 201
+    assert served.send("GET", "/_registry/discover/user-service").status_code == 200
+    assert served.send("GET", "/discover/user-service").status_code == 404
+
+
+@pytest.mark.parametrize("prefix", ["registry", "/registry/", "/"])
+def test_a_prefix_that_is_no_path_is_refused(prefix: str) -> None:
+    with pytest.raises(ValueError, match="prefix"):
+        Served(prefix=prefix)
+
+
+def test_what_is_no_endpoint_is_told_with_those_there_are(served: Served) -> None:
+    answer = served.send("GET", "/nothing")
+    assert answer.status_code == 404
+    assert answer.json
+    assert answer.json["availableRoutes"][:2] == [
+        "POST /register",
+        "DELETE /register/{service}/{instance}",
+    ]
+    refused = served.send("POST", "/discover/users")
+    assert (refused.status_code, refused.headers["Allow"]) == (405, "GET, HEAD")
+
+
+def test_a_head_is_a_get_without_its_body(served: Served) -> None:
+    served.register("a")
+    answer = served.send("HEAD", "/discover/users")
+    assert (answer.status_code, answer.data) == (200, b"")
+    assert int(answer.headers["Content-Length"]) > 100
+
+
+def test_while_the_store_fails_reads_say_how_old_they_are(served: Served) -> None:
+    served.register("a")
+    served.send("GET", "/services")
+    served.store.broken = True
+    monotonic = served.registry._reader._clock
+    served.registry._reader._clock = lambda: monotonic() + 7
+    found: Any = served.send("GET", "/discover/users").json
+    assert found["count"] == 1
+    assert found["age"] >= 7
+    health: Any = served.send("GET", "/health").json
+    assert health["status"] == "degraded"
+    assert health["registry"]["age"] >= 7
+    for method, path, document in (
+        ("GET", "/discover/others", None),
+        ("POST", "/register", DEMO),
+        ("POST", "/heartbeat/users/a", None),
+        ("DELETE", "/register/users/a", None),
+    ):
+        refused = served.send(method, path, document)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+        assert "disk" not in refused.text
+
+
+def test_when_most_are_silent_that_is_told(served: Served) -> None:
+    for n in range(4):
+        served.register(f"u{n}")
+    sweeper = served.registry._sweeper
+    for _ in range(40):
+        served.clock.now += 1
+        sweeper.step()
+    found: Any = served.send("GET", "/discover/users?onlyHealthy=false").json
+    assert (found["count"], found["preserving"]) == (4, True)
+    assert served.send("GET", "/health").json["registry"]["preserving"]  # type: ignore[index]
+
+
+def test_services_are_told_with_their_version(served: Served) -> None:
+    served.register("a", zone="eu")
+    served.register("b", service="orders")
+    answer = served.send("GET", "/services?zone=eu")
+    assert answer.json
+    assert list(answer.json["services"]) == ["users"]
+    assert answer.json["serviceCount"] == 1
+    index = answer.headers["X-Registry-Index"]
+    assert re.fullmatch(r"\d{13}", index)
+    assert index == str(served.registry.version())

@@ -1,0 +1,73 @@
+"""What is told of instances, written in parts: the same as if it were written as a whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from wsgigate.registry import documents
+from wsgigate.registry.documents import ResponseCache, instance_document
+from wsgigate.registry.listing import Listing
+from wsgigate.rules.registry import LeaseRules, Registered, Status
+
+RULES = LeaseRules()
+PLAIN = Registered("users", "users-1", "10.0.0.5", 3001, registered_at=50.0).heard(90.0)
+TOLD = replace(
+    PLAIN,
+    instance_id="users-2",
+    metadata={"lastHeartbeat": 'x", "healthy": true', "ä": [1, None, {"healthy": False}]},
+    tags=("blue", "canary"),
+    version="2.1.0",
+    zone="eu-1",
+    health_check_path='/alive?"healthy"',
+    status=Status.DRAINING,
+)
+
+
+def stored(entry: Registered) -> Registered:
+    """Return *entry* as it comes out of the store."""
+    return Registered.from_bytes(entry.to_bytes())
+
+
+def whole(*entries: Registered, now: float = 100.0, **more: Any) -> bytes:
+    """Return the body of these as it is written in one go."""
+    documents = [instance_document(entry, now, RULES) for entry in entries]
+    told = {"success": True, "serviceName": "users", "instances": documents}
+    return json.dumps({**told, "count": len(entries), **more}).encode()
+
+
+@pytest.mark.parametrize("entries", [(), (PLAIN,), (PLAIN, TOLD), (stored(PLAIN), stored(TOLD))])
+def test_a_body_is_that_of_the_documents(entries: tuple[Registered, ...]) -> None:
+    bodies = ResponseCache(RULES)
+    for tag in ("a", "b"):  # the second time parts of it are there
+        assert bodies.of("users", "", Listing(entries, 7, 100.0), tag) == whole(*entries)
+
+
+def test_what_is_unusual_is_told() -> None:
+    listing = Listing((stored(PLAIN),), 7, 100.0, age=1.5, preserving=True)
+    body = ResponseCache(RULES).of("users", "", listing, "a")
+    assert body == whole(PLAIN, preserving=True, age=1.5)
+
+
+def test_what_has_changed_since_is_told() -> None:
+    bodies = ResponseCache(RULES)
+    entry = stored(PLAIN)
+    assert b'"healthy": true' in bodies.of("users", "", Listing((entry,), 7, 100.0), "a")
+    silent = bodies.of("users", "", Listing((entry,), 7, 900.0), "b")
+    assert silent == whole(entry, now=900.0)
+    assert b'"healthy": false' in silent
+    heard = entry.heard(890.0)
+    assert bodies.of("users", "", Listing((heard,), 7, 900.0), "c") == whole(heard, now=900.0)
+    changed = stored(replace(entry, weight=9))
+    assert bodies.of("users", "", Listing((changed,), 8, 100.0), "d") == whole(changed)
+
+
+def test_of_how_many_instances_parts_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "MOST_INSTANCES", 3)
+    bodies = ResponseCache(RULES)
+    entries = tuple(stored(replace(PLAIN, port=port)) for port in range(3001, 3008))
+    assert bodies.of("users", "", Listing(entries, 7, 100.0), "a") == whole(*entries)
+    assert 0 < len(bodies._around) <= 3

@@ -1,0 +1,475 @@
+"""Leases end when they are over, by one worker for all; none while it is the registry's fault."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.discovery.conftest import Clock, Fickle
+from wsgigate.registry import Registry
+from wsgigate.registry.storage import Index
+from wsgigate.rules.registry import LeaseRules, Registered, Status
+from wsgigate.store import Store, StoreError
+from wsgigate.store.lmdb import LmdbStore
+from wsgigate.store.memory import MemoryStore
+
+ONE = Registered("users", "u-1", "10.0.0.1", 3001)
+
+
+class Worker:
+    """A registry as if in a process of its own, whose rounds are driven by hand."""
+
+    def __init__(self, store: Fickle, rules: LeaseRules) -> None:
+        self.registry = Registry(store, rules=rules)
+        self.sweeper = self.registry._sweeper
+        lease = self.sweeper._lease
+        lease._pid, lease._owner = os.getpid(), str(id(self)).encode()
+
+
+class Fleet:
+    """Workers over one store and one clock."""
+
+    def __init__(self, store: Fickle, clock: Clock) -> None:
+        self.store, self.clock = store, clock
+        self.rules = LeaseRules()
+        self.workers: list[Worker] = []
+
+    def worker(self) -> Worker:
+        self.workers.append(Worker(self.store, self.rules))
+        return self.workers[-1]
+
+    def run(self, seconds: int, *alive: str, workers: list[Worker] | None = None) -> None:
+        """Let *seconds* pass, with a round of each worker every second and the heartbeats of
+        *alive* every ten."""
+        for _ in range(seconds):
+            self.clock.now += 1
+            for worker in self.workers if workers is None else workers:
+                worker.sweeper.step()
+            if self.clock.now % 10 == 0:
+                self.beat(*alive)
+
+    def beat(self, *alive: str) -> None:
+        for name in alive:
+            service, _, instance_id = name.partition("/")
+            self.workers[0].registry.heartbeat(service, instance_id)
+
+    def seen(self, service: str = "users") -> dict[str, bool]:
+        """Return who is there, and whether it is healthy."""
+        registry = self.workers[-1].registry
+        found = registry.discover(service)
+        return {
+            each.instance_id: each.healthy(found.now, registry.rules) for each in found.instances
+        }
+
+
+@pytest.fixture(params=["memory", "lmdb"])
+def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Fleet]:
+    clock = Clock()
+    if request.param == "memory":
+        yield Fleet(Fickle(MemoryStore(clock=clock)), clock)
+        return
+    store = LmdbStore(tmp_path / "store", map_size=4 << 20, clock=clock)
+    yield Fleet(Fickle(store), clock)
+    store.close()
+
+
+def registered(registry: Registry, *names: str) -> None:
+    for name in names:
+        service, _, instance_id = name.partition("/")
+        registry.register(replace(ONE, service=service, instance_id=instance_id))
+
+
+def test_who_falls_silent_is_unhealthy_and_then_gone(fleet: Fleet) -> None:
+    here, there = fleet.worker(), fleet.worker()
+    registered(here.registry, "users/a", "users/b", "users/c")
+    others = ("users/a", "users/b")
+    fleet.run(30, *others)
+    assert fleet.seen() == {"a": True, "b": True, "c": True}
+    before = there.registry.version("users")
+    fleet.run(2, *others)
+    assert fleet.seen() == {"a": True, "b": True, "c": False}
+    unhealthy = there.registry.version("users")
+    assert unhealthy != before  # whoever waits hears of it
+    fleet.run(57, *others)
+    assert fleet.seen() == {"a": True, "b": True, "c": False}
+    assert there.registry.version("users") == unhealthy
+    fleet.run(3, *others)
+    assert fleet.seen() == {"a": True, "b": True}
+    assert there.registry.version("users") != unhealthy
+    assert there.registry.heartbeat("users", "c") is None
+
+
+def test_who_is_heard_of_again_is_healthy_again(fleet: Fleet) -> None:
+    registry = fleet.worker().registry
+    registered(registry, "users/a", "users/b")
+    fleet.run(40, "users/a")
+    assert fleet.seen() == {"a": True, "b": False}
+    version = registry.version("users")
+    registry.heartbeat("users", "b")
+    assert fleet.seen() == {"a": True, "b": True}
+    assert registry.version("users") != version
+
+
+def test_all_is_read_seldom_while_all_are_heard_of(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = fleet.worker()
+    registered(worker.registry, "users/a", "users/b")
+    read: list[float] = []
+    names = Index.names
+    monkeypatch.setattr(Index, "names", lambda self: (read.append(fleet.clock.now), names(self))[1])
+    fleet.run(300, "users/a", "users/b")
+    assert len(read) <= 300 / 15
+
+
+def test_when_most_fall_silent_most_are_kept(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = fleet.worker().registry  # H22
+    registered(registry, *(f"users/{n:02}" for n in range(40)))
+    with caplog.at_level(logging.WARNING, "wsgigate.registry"):
+        fleet.run(88)
+    assert len(fleet.seen()) == 40
+    assert registry.discover("users").preserving
+    told = [record.message for record in caplog.records]
+    assert told[0] == "00 of users is unhealthy: no heartbeat for 31 s"
+    assert told[20:] == [
+        "20 more instances are unhealthy: no heartbeat",
+        "40 of 40 instances are silent: most are kept, as it may be the network's fault",
+    ]
+    fleet.run(30)
+    assert len(fleet.seen()) == 34  # 15 % a minute
+    alive = [f"users/{name}" for name in fleet.seen()]
+    fleet.run(70, *alive)
+    assert len(fleet.seen()) == 34
+    assert all(fleet.seen().values())
+    assert not registry.discover("users").preserving
+
+
+def test_those_who_leave_one_by_one_are_not_kept(fleet: Fleet) -> None:  # H24
+    registry = fleet.worker().registry
+    registered(registry, *(f"users/{n}" for n in range(10)))
+    fleet.run(5)
+    for n in range(10):
+        assert registry.deregister("users", f"{n}")
+    fleet.run(5)
+    assert fleet.seen() == {}
+    assert not registry.discover("users").preserving
+
+
+def test_another_worker_goes_on_when_the_one_that_leads_dies(fleet: Fleet) -> None:
+    leader, other = fleet.worker(), fleet.worker()
+    registered(leader.registry, "users/a", "users/b")
+    fleet.run(10, "users/a", "users/b")
+    assert leader.sweeper._leading
+    assert not other.sweeper._leading
+    fleet.run(100, "users/a", workers=[other])
+    assert other.sweeper._leading
+    assert fleet.seen() == {"a": True}
+
+
+def test_one_that_wakes_up_leads_no_more(fleet: Fleet) -> None:
+    leader, other = fleet.worker(), fleet.worker()
+    registered(leader.registry, "users/a")
+    fleet.run(3, "users/a")
+    fleet.run(20, "users/a", workers=[other])
+    leader.sweeper.step()
+    assert not leader.sweeper._leading
+    fleet.run(2, "users/a")
+    assert other.sweeper._leading
+
+
+class Meanwhile(Fickle):
+    """A store in which other processes do something just before a write to one key."""
+
+    def __init__(self, store: Store, key: str, what: Callable[[], object]) -> None:
+        super().__init__(store)
+        self._key, self._what = key, what
+        self.done = 0
+
+    def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
+        if key == self._key:
+            self.done += 1
+            self._what()
+        return super().swap(key, old, new, ttl)
+
+
+def test_who_is_heard_of_while_it_is_being_removed_stays(fleet: Fleet) -> None:
+    registry = fleet.worker().registry
+    registered(registry, "users/a", "users/b")
+    fleet.run(90, "users/a")
+
+    def heartbeat() -> None:
+        assert registry.heartbeat("users", "b") is not None
+
+    sweeper = fleet.workers[0].sweeper
+    sweeper._store = meanwhile = Meanwhile(fleet.store, "registry/i/users/b", heartbeat)
+    version = registry.version("users")
+    fleet.run(1)
+    assert meanwhile.done == 1
+    assert fleet.seen() == {"a": True, "b": True}
+    sweeper._store = fleet.store
+    fleet.run(20, "users/a", "users/b")
+    assert fleet.seen() == {"a": True, "b": True}
+    assert registry.version("users") != version  # that it is healthy again
+
+
+def test_one_whose_round_another_has_done_leads_no_more(fleet: Fleet) -> None:
+    """It slept in the middle of a round for longer than its lease lasts."""
+    leader, other = fleet.worker(), fleet.worker()
+    registered(leader.registry, "users/a", "users/b")
+    fleet.run(3, "users/a", "users/b")
+
+    def sleep() -> None:
+        leader.sweeper._store = fleet.store
+        fleet.run(10, "users/a", "users/b", workers=[other])
+
+    leader.sweeper._store = meanwhile = Meanwhile(fleet.store, leader.sweeper._keys.swept, sleep)
+    leader.sweeper.step()
+    assert meanwhile.done == 1
+    assert not leader.sweeper._leading
+    assert other.sweeper._leading
+    fleet.run(2, "users/a", "users/b")
+    assert not leader.sweeper._leading
+
+
+def test_those_that_went_within_the_minute_count_as_silent(fleet: Fleet) -> None:
+    """15 % of 40 is 6: three go, then three of seven; the others stay until the minute ends."""
+    registry = fleet.worker().registry
+    alive = [f"users/{n:02}" for n in range(30)]
+    first = [f"users/{n}" for n in (50, 51, 52)]
+    later = [f"users/{n}" for n in range(60, 67)]
+    registered(registry, *alive, *first, *later)
+    fleet.run(20, *alive, *later)  # the first have been silent since 0, the others since 20
+    fleet.run(72, *alive)
+    assert len(fleet.seen()) == 37
+    assert registry.discover("users").preserving
+    fleet.run(20, *alive)
+    assert len(fleet.seen()) == 34
+    assert registry.discover("users").preserving
+    fleet.run(37, *alive)
+    assert len(fleet.seen()) == 34
+    fleet.run(4, *alive)
+    assert len(fleet.seen()) == 30  # of 34 four are few enough, in the next minute
+    assert not registry.discover("users").preserving
+
+
+@pytest.mark.parametrize("away", [60, 3600, 7 * 86_400])
+def test_nobody_is_held_to_have_been_silent_while_the_registry_was_away(
+    fleet: Fleet, away: int
+) -> None:
+    registry = fleet.worker().registry  # all are killed, the machine sleeps, or the clock is set
+    registered(registry, "users/a", "users/b", "users/dead")
+    fleet.run(50, "users/a", "users/b")
+    assert fleet.seen() == {"a": True, "b": True, "dead": False}
+    version = registry.version("users")
+    fleet.clock.now += away
+    assert fleet.seen() == {"a": True, "b": True, "dead": False}  # before anybody looks after them
+    fleet.workers.clear()
+    registry = fleet.worker().registry
+    assert fleet.seen() == {"a": True, "b": True, "dead": False}
+    fleet.run(1)
+    assert fleet.seen() == {"a": True, "b": True, "dead": False}
+    assert registry.version("users") >= version
+    fleet.run(12, "users/a")
+    fleet.run(20, "users/a")
+    assert fleet.seen() == {"a": True, "b": False, "dead": False}
+    fleet.run(200, "users/a")
+    assert fleet.seen() == {"a": True}
+
+
+def test_a_clock_that_is_set_back_makes_nobody_live_for_ever(fleet: Fleet) -> None:  # H21
+    registry = fleet.worker().registry
+    registered(registry, "users/a", "users/b", "users/c")
+    fleet.run(10, "users/a", "users/b", "users/c")
+    fleet.clock.now -= 50_000
+    fleet.run(5)
+    assert fleet.seen() == {"a": True, "b": True, "c": True}
+    fleet.run(100, "users/a", "users/b")
+    assert fleet.seen() == {"a": True, "b": True}
+
+
+def test_draining_ones_that_die_are_removed_as_well(fleet: Fleet) -> None:
+    registry = fleet.worker().registry
+    registered(registry, "users/a", "users/b")
+    registry.heartbeat("users", "b", Status.DRAINING)
+    fleet.run(95, "users/a")
+    assert fleet.seen() == {"a": True}
+
+
+@pytest.mark.parametrize("step", range(1, 7))
+def test_what_a_killed_process_left_half_done_is_put_in_order(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Register one, and let the process be killed before its write number *step*."""
+    registry = fleet.worker().registry
+    registered(registry, "users/a")
+    fleet.run(2, "users/a")
+
+    class Killed(BaseException):
+        pass
+
+    dying = Registry(Dying(fleet.store, step, Killed))
+    try:
+        dying.register(replace(ONE, service="orders", instance_id="o-1"))
+        complete = True
+    except Killed:
+        complete = False
+    fleet.workers.clear()
+    registry = fleet.worker().registry
+    fleet.clock.now += 6  # the lease of who led
+    fleet.run(40, "users/a", "orders/o-1")
+    known = {
+        name: [each.instance_id for each in found] for name, found in registry.services().items()
+    }
+    there = registry.heartbeat("orders", "o-1") is not None
+    assert known == {"users": ["a"], **({"orders": ["o-1"]} if there else {})}
+    assert there or not complete
+    assert registry._index.total().instances == (2 if there else 1)
+    registered(registry, "orders/o-1")
+    assert [each.instance_id for each in registry.discover("orders").instances] == ["o-1"]
+
+
+def test_who_is_there_and_not_listed_is_found_by_the_next_that_leads(fleet: Fleet) -> None:
+    registry = fleet.worker().registry
+    registered(registry, "users/a")
+    lost = replace(ONE, service="orders", instance_id="o-1").heard(fleet.clock.now)
+    fleet.store.swap("registry/i/orders/o-1", None, lost.to_bytes(), 60)
+    assert fleet.seen("orders") == {}
+    fleet.run(1)
+    assert fleet.seen("orders") == {"o-1": True}
+    assert registry.names() == ("orders", "users")
+
+
+class Dying:
+    """A store whose process is killed before a certain write."""
+
+    def __init__(self, store: Fickle, step: int, killed: type[BaseException]) -> None:
+        self.store, self.left, self.killed = store, step, killed
+
+    def get(self, key):  # type: ignore[no-untyped-def]
+        return self.store.get(key)
+
+    def swap(self, key, old, new, ttl):  # type: ignore[no-untyped-def]
+        self.left -= 1
+        if not self.left:
+            raise self.killed
+        return self.store.swap(key, old, new, ttl)
+
+    def items(self, prefix):  # type: ignore[no-untyped-def]
+        return self.store.items(prefix)
+
+    def close(self) -> None:
+        pass
+
+
+def test_while_the_store_fails_nobody_goes(fleet: Fleet) -> None:
+    worker = fleet.worker()
+    registered(worker.registry, "users/a")
+    fleet.run(5)
+    fleet.store.broken = True
+    with pytest.raises(StoreError):
+        worker.sweeper.step()
+    fleet.clock.now += 300
+    fleet.store.broken = False
+    fleet.run(3)
+    assert fleet.seen() == {"a": True}  # nobody could have been heard of
+
+
+def test_a_thread_of_each_process_looks_after_leases(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path / "store", map_size=4 << 20)
+    registry = Registry(store, rules=LeaseRules(0.05, 0.1, 0.2))
+    registry.register(ONE)
+    version = registry.version("users")
+    registry.start()
+    registry.start()  # it runs already
+    try:
+        for _ in range(12):
+            if registry.discover("users").instances:
+                version = registry.wait("users", version, 5)
+        assert not registry.discover("users").instances
+    finally:
+        registry.stop()
+    assert not registry._sweeper._thread.alive
+    registry.stop()
+    store.close()
+
+
+def test_the_log_tells_what_comes_and_goes_once_of_all_workers(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = fleet.worker().registry, fleet.worker().registry
+    with caplog.at_level(logging.INFO, "wsgigate.registry"):
+        registered(one, "users/a", "users/b")
+        registered(other, "users/a")  # the same once more is no news
+        fleet.run(35, "users/b")
+        other.heartbeat("users", "a")
+        other.heartbeat("users", "a", Status.DRAINING)
+        fleet.run(100, "users/b")
+        one.deregister("users", "b")
+        other.deregister("users", "b")
+    told = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert [(level, text.partition(" at ")[0]) for level, text in told] == [
+        ("INFO", "a of users registered"),
+        ("INFO", "b of users registered"),
+        ("INFO", "This worker looks after the leases of the registry for all"),
+        ("WARNING", "a of users is unhealthy: no heartbeat for 31 s"),
+        ("INFO", "a of users sends heartbeats again, after 35 s of silence"),
+        ("INFO", "a of users is now DRAINING"),
+        ("WARNING", "a of users is unhealthy: no heartbeat for 31 s"),
+        ("WARNING", "a of users is removed: no heartbeat for 91 s"),
+        ("INFO", "b of users deregistered"),
+    ]
+
+
+@pytest.mark.parametrize("away", [2, 5, 8, 10])
+@pytest.mark.parametrize("leader", ["the same", "restarted", "another"])
+def test_an_outage_shorter_than_ten_seconds_is_no_silence_either(
+    fleet: Fleet, away: int, leader: str
+) -> None:
+    fleet.rules = LeaseRules(heartbeat=1, unhealthy_after=2, remove_after=4, preserve=1)
+    registry = fleet.worker().registry
+    registered(registry, "users/a", "users/b", "users/c")
+    if leader == "another":
+        fleet.workers[0].sweeper.step()
+        fleet.worker()
+    for _ in range(6):
+        fleet.clock.now += 0.5
+        fleet.beat("users/a", "users/b", "users/c")
+        for worker in fleet.workers:
+            worker.sweeper.step()
+    before = fleet.clock.now
+    fleet.clock.now += away  # nobody is there to be sent a heartbeat
+    if leader == "the same":  # stopped and continued
+        fleet.workers[0].sweeper._ended -= away
+    elif leader == "restarted":
+        fleet.workers.clear()
+        fleet.worker()
+    else:
+        del fleet.workers[0]
+    assert fleet.seen() == {"a": True, "b": True, "c": True}, "before the first round"
+    [worker] = fleet.workers
+    while not worker.sweeper._leading or fleet.clock.now < before + away + 1:
+        worker.sweeper.step()  # it leads once the lease of the old one is over
+        assert fleet.seen() == {"a": True, "b": True, "c": True}
+        fleet.clock.now += 0.5
+    for _ in range(20):
+        fleet.beat("users/a")
+        fleet.clock.now += 0.5
+        worker.sweeper.step()
+    assert fleet.seen() == {"a": True}, "a silent instance is removed all the same"
+
+
+def test_a_round_that_takes_long_is_no_absence(fleet: Fleet) -> None:
+    registry = fleet.worker().registry
+    registered(registry, "users/a", "users/b")
+    for _ in range(40):  # of 5 s each, in which heartbeats come
+        fleet.clock.now += 5
+        fleet.beat("users/a")
+        fleet.workers[0].sweeper.step()
+    assert fleet.seen() == {"a": True}

@@ -1,0 +1,137 @@
+"""Many wait for a change, one of them looks, and what happens in this process is seen at once."""
+
+from __future__ import annotations
+
+import threading
+
+from tests.support.turns import Turns
+from wsgigate.registry import Registry
+from wsgigate.registry.long_poll import Waiting
+from wsgigate.rules.registry import Registered
+from wsgigate.store import StoreError
+from wsgigate.store.memory import MemoryStore
+
+ONE = Registered("users", "u-1", "10.0.0.1", 3001)
+
+
+class Looks:
+    """What is looked at; notes how often."""
+
+    def __init__(self) -> None:
+        self.versions: dict[str | None, int] = {}
+        self.count = 0
+        self.failing = False
+        self.looked = threading.Event()
+
+    def __call__(self, service: str | None) -> int:
+        self.count += 1
+        self.looked.set()
+        if self.failing:
+            raise StoreError("the store is down")
+        return self.versions.get(service, 0)
+
+
+def waiting(waiting: Waiting, service: str | None, version: int, timeout: float = 20.0) -> Waiter:
+    waiter = Waiter(waiting, service, version, timeout)
+    waiter.start()
+    return waiter
+
+
+class Waiter(threading.Thread):
+    def __init__(self, waiting: Waiting, service: str | None, version: int, timeout: float) -> None:
+        super().__init__()
+        self.arguments = (service, version, timeout)
+        self.waiting = waiting
+        self.found = -1
+
+    def run(self) -> None:
+        self.found = self.waiting.wait(*self.arguments)
+
+    def ended(self) -> int:
+        self.join(10)
+        assert not self.is_alive()
+        return self.found
+
+
+def test_another_version_is_told_at_once() -> None:
+    looks = Looks()
+    looks.versions["users"] = 5
+    assert Waiting(looks).wait("users", 4, 20) == 5
+    assert Waiting(looks).wait("users", 0, 0) == 5
+
+
+def test_the_same_version_is_told_when_the_time_is_over() -> None:
+    looks = Looks()
+    assert Waiting(looks, every=0.001).wait("users", 0, 0.01) == 0
+    assert looks.count > 1
+    assert Waiting(looks).wait("users", 0, 0) == 0
+
+
+def test_what_another_process_changes_is_seen_at_the_next_look() -> None:
+    looks = Looks()
+    waiter = waiting(Waiting(looks, every=0.01), "users", 0)
+    looks.looked.wait(10)
+    looks.versions["users"] = 1
+    assert waiter.ended() == 1
+
+
+def test_what_this_process_changes_is_seen_at_once() -> None:
+    looks = Looks()
+    several = Waiting(looks, every=1000)
+    turns = several._changed = Turns()
+    waiters = [waiting(several, service, 0) for service in ("users", "users", None)]
+    turns.until(lambda: len(several._seen) == 2)
+    looks.versions = {"users": 1, None: 2}
+    several.tell("users")
+    assert [waiter.ended() for waiter in waiters] == [1, 1, 2]
+    assert several._seen == {}
+    assert several._waiting == {}
+
+
+def test_many_who_wait_share_their_looks() -> None:
+    looks = Looks()
+    several = Waiting(looks, every=1000)
+    turns = several._changed = Turns()
+    waiters = [waiting(several, "users", 0) for _ in range(20)]
+    turns.until(lambda: several._waiting["users"] == 20)
+    assert looks.count == 1
+    several.end()
+    assert [waiter.ended() for waiter in waiters] == [0] * 20
+    assert looks.count == 1
+
+
+def test_while_the_store_fails_nothing_has_changed() -> None:
+    looks = Looks()
+    looks.failing = True
+    assert Waiting(looks, every=0.001).wait("users", 7, 0.01) == 7
+
+
+def test_a_process_that_stops_lets_nobody_wait() -> None:
+    several = Waiting(Looks())
+    several.end()
+    assert several.wait("users", 0, 1000) == 0
+
+
+def test_a_forked_process_waits_for_itself() -> None:
+    looks = Looks()
+    several = Waiting(looks)
+    several._pid -= 1
+    several._changed.acquire()  # by a thread that is not in this process
+    assert several.wait("users", 0, 0) == 0
+
+
+def test_a_registry_lets_nobody_wait_for_longer_than_may_be(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    registry = Registry(MemoryStore())
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(registry._waiting, "wait", lambda *each: asked.append(each))
+    registry.wait("users", 1, 1e9)
+    registry.wait(None, 1, -5)
+    assert asked == [("users", 1, 25.0), (None, 1, 0.0)]
+
+
+def test_registering_here_is_seen_there_at_once() -> None:
+    store = MemoryStore()
+    here, there = Registry(store), Registry(store)
+    waiters = [waiting(each._waiting, "users", 0) for each in (here, there)]
+    here.register(ONE)
+    assert [waiter.ended() for waiter in waiters] == [here.version("users")] * 2

@@ -1,0 +1,142 @@
+"""Work in the background: bounded, begun when there is some, and none of it another process's."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+
+import pytest
+
+from tests.support.turns import Turns
+from wsgigate.runtime.threads import Errands
+
+
+class Gate:
+    """Work that waits until it is let go, and tells how much of it runs."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.most = 0
+        self.done = 0
+        self.open = False
+        self.changed = threading.Condition()
+
+    def __call__(self) -> None:
+        with self.changed:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.open, 10)
+            self.running -= 1
+            self.done += 1
+            self.changed.notify_all()
+
+    def release(self) -> None:
+        with self.changed:
+            self.open = True
+            self.changed.notify_all()
+
+    def wait(self, condition: object) -> None:
+        with self.changed:
+            assert self.changed.wait_for(condition, 10)  # type: ignore[arg-type]
+
+
+def threads(name: str) -> int:
+    return sum(thread.name == name for thread in threading.enumerate())
+
+
+def test_no_more_run_and_no_more_wait_than_there_may() -> None:
+    errands, gate = Errands(threads=2, queue=3, name="bounded"), Gate()
+    assert threads("bounded") == 0
+    assert errands.put(gate)
+    gate.wait(lambda: gate.running == 1)
+    assert threads("bounded") == 1
+    assert errands.put(gate)
+    gate.wait(lambda: gate.running == 2)
+    assert [errands.put(gate) for _ in range(5)] == [True, True, True, False, False]
+    assert errands.dropped == 2
+    assert threads("bounded") == 2
+    gate.release()
+    gate.wait(lambda: gate.done == 5)
+    assert gate.most == 2
+    errands.close()
+
+
+def test_a_thread_that_is_free_takes_the_next_work() -> None:
+    errands = Errands(threads=5, name="free")
+    turns = errands._changed = Turns()
+    for _ in range(3):
+        done = threading.Event()
+        errands.put(done.set)
+        assert done.wait(10)
+        turns.until(lambda: errands._free == 1)
+    assert threads("free") == 1
+    errands.close()
+
+
+def test_a_thread_without_work_ends_and_another_one_begins() -> None:
+    errands, done = Errands(idle=0.001, name="idle"), threading.Event()
+    errands.put(done.set)
+    assert done.wait(10)
+    for thread in threading.enumerate():
+        if thread.name == "idle":
+            thread.join(10)
+    again = threading.Event()
+    errands.put(again.set)
+    assert again.wait(10)
+    errands.close()
+
+
+def test_closing_drops_what_waits_and_ends_the_threads() -> None:
+    errands, gate = Errands(threads=1, name="closing"), Gate()
+    for _ in range(3):
+        errands.put(gate)
+    gate.wait(lambda: gate.running == 1)
+    [thread] = [thread for thread in threading.enumerate() if thread.name == "closing"]
+    errands.close()
+    gate.release()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert gate.done == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), SystemExit(1)])
+def test_work_that_fails_is_told_and_the_next_is_done(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    """``sys.exit()`` in an app that a request is mirrored to took the thread with it, unseen."""
+    errands, done = Errands(threads=1), threading.Event()
+
+    def fail() -> None:
+        raise error
+
+    with caplog.at_level(logging.ERROR, "wsgigate.errands"):
+        errands.put(fail)
+        errands.put(done.set)
+        assert done.wait(10)
+    assert "Work in the background failed" in caplog.text
+    errands.close()
+
+
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    errands, gate = Errands(threads=1, queue=1), Gate()
+    errands.put(gate)
+    gate.wait(lambda: gate.running == 1)
+    assert errands.put(gate)
+    assert not errands.put(gate)
+    pid = os.fork()
+    if pid == 0:  # here nobody works any more, unless they know that this is another process
+        done = threading.Event()
+        os._exit(0 if errands.put(done.set) and done.wait(10) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    gate.release()
+    gate.wait(lambda: gate.done == 2)
+    errands.close()
+
+
+@pytest.mark.parametrize("settings", [{"threads": 0}, {"queue": 0}])
+def test_less_than_one_is_refused(settings: dict[str, int]) -> None:
+    [name] = settings
+    with pytest.raises(ValueError, match=f"{name}: 1 or more"):
+        Errands(**settings)  # type: ignore[arg-type]

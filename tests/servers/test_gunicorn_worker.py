@@ -1,0 +1,179 @@
+"""What a thread of a worker does with one connection, without a server around it."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from wsgigate.servers.gunicorn_threads import IdleConnections
+from wsgigate.servers.gunicorn_worker import TURN, GateWorker, _Word
+
+KEPT = 5.0
+ENDING = 2.0
+
+
+class Connection:
+    """One that has been read from, with its client's end."""
+
+    initialized = True
+    timeout = 0.0
+
+    def __init__(self, *, ahead: bool = False) -> None:
+        self.sock, self.client = socket.socketpair()
+        self.client.sendall(b"x")
+        self._ahead = ahead
+
+    def set_timeout(self) -> None:
+        self.timeout = time.monotonic() + KEPT
+
+    def has_read_ahead(self) -> bool:
+        return self._ahead
+
+
+class Worker(GateWorker):
+    """One whose requests have known ends."""
+
+    def __init__(self, end: Callable[[], object]) -> None:
+        self.alive = True
+        self.keepalived_conns = IdleConnections()
+        self.deferred: list[tuple[Any, ...]] = []
+        self.told: list[str] = []
+        self.log = SimpleNamespace(exception=self.told.append)
+        self.method_queue = SimpleNamespace(defer=lambda *what: self.deferred.append(what))
+        self._at_work = set()
+        self._end = end
+
+    def handle(self, conn: Any) -> Any:
+        assert self._at_work
+        return self._end()
+
+
+Serve = Callable[..., tuple[Worker, Connection]]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    opened: list[Connection] = []
+
+    def served(
+        end: Callable[[], object], *, alive: bool = True, **options: Any
+    ) -> tuple[Worker, Connection]:
+        worker, connection = Worker(end), Connection(**options)
+        opened.append(connection)
+        worker.alive = alive
+        worker.keepalived_conns.add(connection)
+        worker._serve_next()
+        assert not worker._at_work
+        return worker, connection
+
+    yield served
+    for connection in opened:
+        connection.sock.close()
+        connection.client.close()
+
+
+def test_a_kept_connection_waits_for_the_next_request(serve: Serve) -> None:
+    before = time.monotonic()
+    worker, connection = serve(lambda: True)
+    assert list(worker.keepalived_conns) == [connection]
+    assert before + KEPT <= connection.timeout <= time.monotonic() + KEPT
+    assert worker.deferred == []
+
+
+def test_one_whose_next_request_is_read_has_the_time_that_a_response_has(serve: Serve) -> None:
+    before = time.monotonic()
+    worker, connection = serve(lambda: True, ahead=True)
+    assert worker.keepalived_conns.take(10) is connection
+    assert connection.timeout >= before + worker.idle_timeout > before + KEPT
+
+
+def test_a_worker_that_stops_keeps_it_for_a_moment_and_has_its_loop_look(serve: Serve) -> None:
+    worker, connection = serve(lambda: True, alive=False)
+    assert list(worker.keepalived_conns) == [connection]
+    assert connection.timeout <= time.monotonic() + ENDING
+    assert len(worker.deferred) == 1
+
+
+def closes() -> bool:
+    raise SystemExit("whatever an application raises")
+
+
+def test_one_that_is_not_kept_is_let_go_by_the_loop(serve: Serve) -> None:
+    worker, connection = serve(lambda: False)
+    assert worker.deferred == [(worker._let_go, connection)]
+    assert (len(worker.keepalived_conns), worker.told) == (0, [])
+
+
+def test_whatever_a_request_ends_with_ends_no_thread(serve: Serve) -> None:
+    worker, connection = serve(closes)
+    assert worker.deferred == [(worker._let_go, connection)]
+    assert worker.told == ["Error serving a connection"]
+
+
+def test_a_connection_that_was_closed_by_then_is_let_go(serve: Serve) -> None:
+    connections: list[Connection] = []
+
+    def end() -> bool:
+        connections[0].sock.close()
+        return True
+
+    connection = Connection()
+    connections.append(connection)
+    worker = Worker(end)
+    worker.keepalived_conns.add(connection)
+    worker._serve_next()
+    connection.client.close()
+    assert worker.deferred == [(worker._let_go, connection)]
+    assert worker.told == ["Error serving a connection"]
+    assert len(worker.keepalived_conns) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "waits"),
+    [
+        ({"_accepting": True}, 1.0),
+        ({"_accepting": False}, TURN),  # it was crowded a moment ago, and is not by now
+        ({"_accepting": False, "alive": False}, 1.0),
+        ({"_accepting": False, "nr_conns": 5}, 1.0),
+        ({"_accepting": True, "_at_work": {1, 2}}, TURN),
+        (
+            {"_accepting": True, "_at_work": {1, 2}, "cfg": SimpleNamespace(threads=2, workers=1)},
+            1.0,
+        ),
+    ],
+)
+def test_a_worker_that_does_not_accept_looks_again_soon(
+    changes: dict[str, Any], waits: float
+) -> None:
+    """A thread that becomes free wakes nobody."""
+    asked: list[float] = []
+    worker = Worker(bool)
+    worker.nr_conns, worker.worker_connections, worker._rests_until = 4, 5, 0.0
+    worker.cfg, worker.sockets = SimpleNamespace(threads=2, workers=2), []
+    worker.poller = SimpleNamespace(select=lambda timeout: asked.append(timeout) or ())
+    worker._untaken_since = None
+    vars(worker).update(changes)
+    worker.wait_for_and_dispatch_events(1.0)
+    assert asked[0] == waits
+
+
+def test_only_one_has_the_last_word() -> None:
+    word, another = _Word(), _Word()
+    assert [word.take(), word.take(), another.take()] == [True, False, True]
+
+
+def test_a_connection_that_can_not_be_closed_in_good_order_ends_no_worker(serve: Serve) -> None:
+    def close(graceful: bool = False) -> None:
+        raise AttributeError("whatever it is that goes wrong")
+
+    worker, connection = serve(lambda: False)
+    worker.nr_conns = 1
+    connection.close = close
+    worker._let_go(connection)
+    assert worker.told == ["Error closing a connection"]
+    assert (worker.nr_conns, connection.sock.fileno()) == (0, -1)

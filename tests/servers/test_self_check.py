@@ -1,0 +1,205 @@
+"""The facts of a server, from its settings and from a request."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from gunicorn.config import Config
+from werkzeug.test import EnvironBuilder
+
+from wsgigate.gateway import Gateway
+from wsgigate.http.problem import Problem
+from wsgigate.runtime import fork
+from wsgigate.server_check import (
+    Finding,
+    checked_at_first_request,
+    facts_of_environ,
+    facts_of_gunicorn,
+    findings,
+    tell,
+)
+from wsgigate.servers.gunicorn_worker import TESTED, GateWorker
+from wsgigate.store.memory import MemoryStore
+from wsgigate.testing.server import Server, new_environ
+
+SAFE = {
+    "http_parser": "python",
+    "forwarded_allow_ips": "",
+    "forwarder_headers": "",
+    "header_map": "refuse",
+}
+
+
+def config(**settings: Any) -> Config:
+    made = Config()
+    for name, value in {**SAFE, **settings}.items():
+        made.set(name, value)
+    return made
+
+
+def settings_of(cfg: Config) -> list[str]:
+    facts = facts_of_gunicorn(cfg, worker="GateWorker", tested=TESTED)
+    return [f"{found.severity} {found.setting}" for found in findings(facts)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, []),
+        ({"preload_app": True}, ["warning preload_app"]),
+        ({"header_map": "dangerous"}, ["error header_map"]),
+        ({"forwarded_allow_ips": "*"}, ["error forwarded_allow_ips"]),
+        ({"bind": "unix:/tmp/a", "forwarder_headers": "script_name"}, ["error forwarder_headers"]),
+    ],
+)
+def test_gunicorns_settings_tell_facts(settings: dict[str, Any], expected: list[str]) -> None:
+    assert settings_of(config(**settings)) == expected
+
+
+def test_gunicorns_defaults_are_not_those_of_a_gateway() -> None:
+    assert "error forwarder_headers" in settings_of(Config())
+
+
+def test_a_worker_class_without_changes_is_the_class_itself() -> None:
+    assert GateWorker.having(head_timeout=None, idle_timeout=30.0) is GateWorker
+    assert GateWorker.having(head_timeout=1.0).head_timeout == 1.0
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, []),
+        ({"SERVER_SOFTWARE": "gunicorn/27.0.1", "RAW_URI": "/"}, ["warning worker_class"]),
+        (
+            {"SERVER_SOFTWARE": "WSGIServer/0.2 CPython/3.11.7"},
+            ["warning wsgiref", "warning wsgiref"],
+        ),
+        ({"SERVER_SOFTWARE": "Werkzeug/3.1.9", "REQUEST_URI": "/"}, ["warning werkzeug"]),
+        (
+            {
+                "SERVER_SOFTWARE": "Werkzeug/3.1.9",
+                "REQUEST_URI": "/",
+                "werkzeug.debug.preserve_context": None,
+            },
+            ["error werkzeug", "warning werkzeug"],
+        ),
+        (
+            {
+                "SERVER_SOFTWARE": "Werkzeug/3.1.9",
+                "REQUEST_URI": "/",
+                "REMOTE_ADDR": "127.0.0.1",
+                "werkzeug.debug.preserve_context": None,
+            },
+            ["warning werkzeug"],
+        ),
+        (EnvironBuilder().get_environ(), []),
+    ],
+)
+def test_a_request_tells_facts(environ: dict[str, Any], expected: list[str]) -> None:
+    found = findings(facts_of_environ({**new_environ(), **environ}))
+    assert [f"{each.severity} {each.setting}" for each in found] == expected
+
+
+def test_warnings_never_refuse(caplog: pytest.LogCaptureFixture) -> None:
+    assert not tell([Finding("warning", "worker_class", "is slow")], "refuse")
+    assert caplog.text.count("Self-check: worker_class: is slow") == 1
+
+
+@pytest.mark.parametrize(("mode", "status"), [("refuse", 503), ("warn", 404)])
+def test_a_gateway_looks_at_the_first_request_and_tells_once(
+    mode: Any, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway = Gateway(
+        Problem(404),
+        name="test",
+        store=MemoryStore(),
+        pools={},
+        first=checked_at_first_request(mode),
+    )
+    unsafe = {"SERVER_SOFTWARE": "Werkzeug/3.1.9", "werkzeug.debug.preserve_context": None}
+    for _ in range(2):
+        answer = Server().serve(gateway, {**new_environ(), **unsafe})
+        assert answer.status.startswith(str(status))
+    assert caplog.text.count("lets clients run code") == 1
+    gateway.close()
+
+
+def test_what_uwsgi_and_mod_wsgi_hide_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of(**environ: Any) -> list[str]:
+        request = {"REQUEST_URI": "/", **environ}
+        return [found.setting for found in findings(facts_of_environ(request))]
+
+    uwsgi = SimpleNamespace(opt={"master": b"true"})
+    monkeypatch.setitem(sys.modules, "uwsgi", uwsgi)
+    environ = {"uwsgi.version": b"2.0.21"}
+    assert of(**environ) == ["enable-threads"]
+    uwsgi.opt["threads"] = b"4"
+    assert of(**environ) == []
+    monkeypatch.setattr(fork, "unseen", True)
+    assert of(**environ) == ["py-call-osafterfork"]
+    monkeypatch.undo()
+    apache = {"mod_wsgi.version": (4, 9, 4), "SERVER_SOFTWARE": "Apache/2.4.58 (Debian)"}
+    assert of(**apache) == ["WSGIPassAuthorization"]
+    assert of(**apache, HTTP_AUTHORIZATION="Bearer x") == []
+
+
+WAITRESS = """
+import sys, wsgigate
+with open("gateway.toml", "w") as file:
+    file.write('[store]\\nurl = "memory:"\\n')
+import threading, urllib.error, urllib.request
+from waitress import create_server
+server = create_server(wsgigate.load("gateway.toml"), listen="127.0.0.1:0", **eval(sys.argv[1]))
+threading.Thread(target=server.run, daemon=True).start()
+try:
+    urllib.request.urlopen(f"http://127.0.0.1:{server.effective_port}/")
+except urllib.error.HTTPError as error:
+    print(error.code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "found", "missing"),
+    [
+        ({}, 404, "clear_untrusted_proxy_headers=False", "trusted_proxy:"),
+        ({"clear_untrusted_proxy_headers": False}, 404, "Content-Length", "clear_untrusted"),
+        (
+            {"trusted_proxy": "*", "trusted_proxy_headers": "x-forwarded-for"},
+            404,
+            "trusted_proxy: every client",
+            "clear_untrusted",
+        ),
+    ],
+)
+def test_what_waitress_does_is_found(
+    options: dict[str, Any], status: int, found: str, missing: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WAITRESS, repr(options)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.stdout == f"{status}\n", done.stderr
+    assert found in done.stderr
+    assert missing not in done.stderr
+    # until a waitress is out that closes such a connection, or rejects the request
+    takes_both = "Content-Length and Transfer-Encoding" in done.stderr
+    assert takes_both == (keeps_both_framings() is True)
+
+
+def keeps_both_framings() -> bool:
+    from waitress.adjustments import Adjustments
+    from waitress.parser import HTTPRequestParser
+
+    parser = HTTPRequestParser(Adjustments())
+    parser.received(
+        b"POST / HTTP/1.1\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    )
+    return not (parser.error or parser.connection_close)

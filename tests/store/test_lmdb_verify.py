@@ -1,0 +1,156 @@
+"""A file that was damaged is found out before LMDB trusts it."""
+
+import logging
+import os
+import random
+import signal
+import struct
+
+import pytest
+
+from wsgigate.store import MisconfiguredStore, StoreError
+from wsgigate.store.lmdb import LmdbStore
+from wsgigate.store.lmdb_files import Damaged, reach, verify
+
+PAGE = 4096
+
+
+def filled(folder, seed=0, steps=3000):
+    """Fill a store with values of all sizes, many of them removed again; return its file."""
+    chance = random.Random(seed)
+    store = LmdbStore(folder)
+    for _ in range(steps):
+        size = chance.choice((0, 17, 17, 17, 400, 3000, 9000))
+        new = None if chance.random() < 0.3 else bytes(size)
+        store.update(f"key/{chance.randrange(400)}", lambda old, now, new=new: (new, 600.0, None))
+    store.close()
+    return folder / "data.mdb"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_file_that_is_whole_passes_whatever_was_done_to_it(folder, seed):
+    path = filled(folder, seed)
+    with path.open("rb") as file:
+        verify(file)
+        assert 20 * PAGE < reach(file) <= path.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "too short"),
+        (b"short", "too short"),
+        (b"some text " * 5000, "does not begin as one"),
+        (bytes(100_000), "does not begin as one"),
+    ],
+)
+def test_what_is_no_lmdb_file_is_told(tmp_path, content, words):
+    (tmp_path / "file").write_bytes(content)
+    with (tmp_path / "file").open("rb") as file, pytest.raises(Damaged, match=words):
+        verify(file)
+
+
+@pytest.mark.parametrize("pages", [3, 10])
+def test_a_file_cut_short_is_told(folder, pages):
+    path = filled(folder)
+    os.truncate(path, pages * PAGE)
+    with path.open("rb") as file, pytest.raises(Damaged, match=f"cut short: {pages * PAGE} bytes"):
+        verify(file)
+
+
+def flip_bits(data, chance):
+    for _ in range(chance.choice((1, 1, 8, 100))):
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+
+
+def lose_a_page(data, chance):
+    at = chance.randrange(2, len(data) // PAGE) * PAGE
+    data[at : at + PAGE] = bytes(PAGE)
+
+
+def scribble_on_a_page(data, chance):
+    at = chance.randrange(2, len(data) // PAGE) * PAGE
+    data[at : at + PAGE] = chance.randbytes(PAGE)
+
+
+def swap_pages(data, chance):
+    one, other = (chance.randrange(2, len(data) // PAGE) * PAGE for _ in range(2))
+    kept = data[one : one + PAGE]
+    data[one : one + PAGE] = data[other : other + PAGE]
+    data[other : other + PAGE] = kept
+
+
+def damage_a_head(data, chance):
+    at = chance.randrange(len(data) // PAGE) * PAGE + chance.randrange(160)
+    data[at] = chance.randrange(256)
+
+
+def use(folder):
+    """Do with the store all that there is; return what it says."""
+    store = LmdbStore(folder)
+    try:
+        for number in range(400):
+            store.get(f"key/{number}")
+        list(store.items(""))
+        for number in range(400):
+            store.update(f"key/{number}", lambda old, now: (bytes(17), 1.0, None))
+        for number in range(80):  # until the pages that were free are used
+            store.update(f"new/{number}", lambda old, now: (bytes(5000), 1.0, None))
+        return b"usable"
+    except StoreError as error:
+        return str(error).encode()
+
+
+@pytest.mark.parametrize(
+    "damage", [flip_bits, lose_a_page, scribble_on_a_page, swap_pages, damage_a_head]
+)
+def test_no_damage_kills_who_opens_the_file(folder, damage):
+    path = filled(folder)
+    with path.open("rb") as file:
+        used = reach(file)
+    whole = path.read_bytes()
+    moved = 0
+    for seed in range(60):
+        chance = random.Random(f"{damage.__name__} {seed}")
+        data = bytearray(whole[:used])
+        damage(data, chance)
+        path.write_bytes(data + whole[used:])
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            logging.disable()  # what was moved aside: see the faults of LMDB
+            os.write(writing, use(folder)[:4000])
+            os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading, "rb") as file:
+            words = file.read().decode()
+        assert os.waitpid(child, 0)[1] == 0, f"seed {seed}: {words}"
+        assert words == "usable" or str(path) in words
+        moved += any(".damaged-" in each.name for each in folder.iterdir())
+        for each in folder.iterdir():
+            each.unlink()
+    assert moved > 1
+
+
+def test_damage_is_told_before_the_file_is_opened_and_leaves_it_as_it_was(folder):
+    path = filled(folder)
+    data = bytearray(path.read_bytes())
+    data[2 * PAGE :] = bytes(len(data) - 2 * PAGE)
+    path.write_bytes(data)
+    with pytest.raises(StoreError) as caught:
+        LmdbStore(folder).check()
+    assert str(caught.value).startswith(f"{path} is damaged or no LMDB file (page ")
+    assert str(caught.value).endswith("a new one begins without its values")
+    assert path.read_bytes() == data
+
+
+def test_a_file_of_another_version_of_lmdb_is_left_alone(folder):
+    path = filled(folder)
+    data = bytearray(path.read_bytes())
+    for head in (0, PAGE):
+        data[head + 20 : head + 24] = struct.pack("<I", 2)
+    path.write_bytes(data)
+    with pytest.raises(MisconfiguredStore, match="of another version of LMDB"):
+        LmdbStore(folder).get("key/1")
+    assert path.read_bytes() == data

@@ -1,0 +1,272 @@
+"""Limits in the test suites of apps: each run begins anew, and may begin anew in between."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import flask
+import pytest
+from werkzeug.test import Client
+
+import wsgigate.testing
+from wsgigate import Breaker, CircuitRules, ConcurrencyLimiter, Limiter, Shedder
+from wsgigate.runtime import fork
+from wsgigate.store import under_test
+from wsgigate.store.lmdb import LmdbStore
+from wsgigate.store.memory import MemoryStore
+from wsgigate.testing import limits_off, reset
+from wsgigate.testing.pytest_plugin import wsgigate_off, wsgigate_reset
+
+APP = """
+from flask import Flask
+from wsgigate import Limiter
+
+def create_app():
+    app = Flask(__name__)
+    app.wsgi_app = Limiter(app.wsgi_app, "2 per hour")
+    app.get("/")(lambda: "hello")
+    return app
+
+app = create_app()
+"""
+
+SUITE = """
+import pytest
+import shop
+
+def statuses(app):
+    client = app.test_client()
+    return [client.get("/").status_code for _ in range(3)]
+
+def test_each_app_begins_anew():
+    for _ in range(2):
+        assert statuses(shop.create_app()) == [200, 200, 429]
+
+def test_one_app_goes_on():
+    assert statuses(shop.app) == [200, 200, 429]
+    assert statuses(shop.app) == [429] * 3
+
+def test_it_begins_anew(wsgigate_reset):
+    assert statuses(shop.app) == [200, 200, 429]
+
+def test_it_is_off(wsgigate_off):
+    assert statuses(shop.app) == [200, 200, 200]
+
+def test_it_is_on_again():
+    shop.app.wsgi_app.reset("127.0.0.1")
+    assert statuses(shop.app) == [200, 200, 429]
+"""
+
+UNITTEST = """
+import unittest
+import shop
+
+class Limits(unittest.TestCase):
+    def test_limit(self):
+        client = shop.app.test_client()
+        self.assertEqual([client.get("/").status_code for _ in range(3)], [200, 200, 429])
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "shop.py").write_text(APP)
+    (tmp_path / "test_shop.py").write_text(SUITE)
+    (tmp_path / "test_unit.py").write_text(UNITTEST)
+    return tmp_path
+
+
+def run(folder: Path, *arguments: str) -> None:
+    """Run Python twice in *folder*, as nobody's child; nothing is left behind."""
+    state = folder / "state"
+    state.mkdir(exist_ok=True)
+    environ = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("PYTEST")},
+        "XDG_RUNTIME_DIR": str(state),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=folder, env=environ, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert list(state.iterdir()) == []
+
+
+def test_a_suite_of_pytest_passes_each_time(folder: Path) -> None:
+    run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_shop.py")
+
+
+def test_a_suite_of_unittest_passes_each_time(folder: Path) -> None:
+    run(folder, "-m", "unittest", "test_unit")
+
+
+def test_a_program_with_app_testing_counts_in_memory(folder: Path) -> None:
+    code = "import shop; shop.app.testing = True; c = shop.app.test_client()\n"
+    run(
+        folder, "-c", code + "assert [c.get('/').status_code for _ in (1, 2, 3)] == [200, 200, 429]"
+    )
+
+
+def test_what_a_test_has_started_is_no_test(folder: Path) -> None:
+    """The workers of a server under test count together, though they inherit its environment."""
+    code = "from wsgigate.runtime import fork; import sys; sys.exit(fork.tested())"
+    environ = {**os.environ, "PYTEST_VERSION": "9", "PYTEST_CURRENT_TEST": "test.py::test (call)"}
+    assert subprocess.run([sys.executable, "-c", code], env=environ).returncode == 0
+
+
+@pytest.mark.parametrize("server", ["gunicorn.arbiter", "uwsgi", "mod_wsgi"])
+def test_a_server_is_none_whatever_the_app_says(
+    monkeypatch: pytest.MonkeyPatch, served: None, server: str
+) -> None:
+    app = SimpleNamespace(testing=True)
+    for name in under_test.SERVERS:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert under_test.under_test(app)
+    assert not under_test.under_test(SimpleNamespace(testing=False))
+    assert not under_test.under_test(SimpleNamespace(testing="no"))
+    monkeypatch.setitem(sys.modules, server, ModuleType(server))
+    assert not under_test.under_test(app)
+
+
+def test_the_runner_of_django_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "_pytest.config")
+    utils = ModuleType("django.test.utils")
+    utils._TestState = type("_TestState", (), {})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "django.test.utils", utils)
+    assert not fork._has_test_runner()
+    utils._TestState.saved_data = object()  # type: ignore[attr-defined]
+    assert fork._has_test_runner()
+
+
+PEER = {"REMOTE_ADDR": "127.0.0.1"}
+
+
+def hello(environ, start_response):  # type: ignore[no-untyped-def]
+    start_response("200 OK", [("Content-Length", "5")])
+    return iter([b"hello"])
+
+
+def ask(app: object) -> int:
+    return Client(app).get("/", environ_base=PEER).status_code  # type: ignore[arg-type]
+
+
+def test_middlewares_of_one_app_count_together_as_they_do_elsewhere() -> None:
+    assert [ask(Limiter(hello, "1/h")) for _ in range(2)] == [200, 429]
+
+
+def test_another_test_counts_anew() -> None:
+    assert [ask(Limiter(hello, "1/h")) for _ in range(2)] == [200, 429]
+
+
+def test_an_app_that_nothing_can_refer_to_has_a_memory_too() -> None:
+    class Slots:
+        __slots__ = ()
+        __hash__ = None  # type: ignore[assignment]
+
+        def __call__(self, environ, start_response):  # type: ignore[no-untyped-def]
+            return hello(environ, start_response)
+
+    app = Limiter(Slots(), "1/h")
+    assert [ask(app) for _ in range(2)] == [200, 429]
+
+
+def test_all_begin_anew_but_what_is_counted_elsewhere(tmp_path: Path) -> None:
+    def broken(environ, start_response):  # type: ignore[no-untyped-def]
+        start_response("500 Oops", [])
+        return []
+
+    kept = Limiter(hello, "1/h", store=LmdbStore(tmp_path / "store"))
+    apps = [
+        Limiter(hello, "1/h"),
+        Limiter(hello, ["1/h", "9/d"], store="memory:", name="several"),
+        Limiter(hello, lambda environ: "1/h", store=MemoryStore(), name="chosen"),
+        Breaker(broken, CircuitRules(consecutive_failures=1, jitter=0)),
+    ]
+    first = [ask(app) for app in (*apps, kept)]
+    assert [ask(app) for app in (*apps, kept)] == [429, 429, 429, 503, 429]
+    reset()
+    assert [ask(app) for app in apps] == first[:-1]
+    assert ask(kept) == 429
+    kept.reset()
+    assert ask(kept) == 200
+    kept.close()
+
+
+def test_one_caller_begins_anew() -> None:
+    store = MemoryStore()
+    limiter = Limiter(hello, "1/h", store=store, key="header:X-Who")
+    others = [
+        Limiter(hello, "1/h", store=store, name="other", key="header:X-Who"),
+        Limiter(hello, lambda environ: "1/h", store=store, name="chosen", key="header:X-Who"),
+    ]
+
+    def by(app: Limiter, who: str) -> int:
+        return Client(app).get("/", headers={"X-Who": who}).status_code
+
+    for app in (limiter, *others):
+        assert [by(app, who) for who in "abab"] == [200, 200, 429, 429]
+    a = limiter.key({"HTTP_X_WHO": "a"})
+    limiter.reset(a)
+    assert [by(limiter, who) for who in "ab"] == [200, 429]
+    assert [by(others[0], who) for who in "ab"] == [429, 429]
+    others[1].reset(a)
+    assert [by(others[1], who) for who in "ab"] == [200, 429]
+    address = Limiter(hello, "1/h", store=store, name="address")
+    assert [ask(address), ask(address)] == [200, 429]
+    address.reset("127.0.0.1")
+    assert ask(address) == 200
+    address.reset()
+    assert ask(address) == 200
+
+
+def test_places_are_free_again() -> None:
+    app = ConcurrencyLimiter(lambda environ, start: (start("200 OK", []), iter([b"1", b"2"]))[1], 1)
+    client = Client(app)
+    held = client.get("/", environ_base=PEER)
+    assert ask(app) == 429
+    app.reset("127.0.0.1")
+    again = client.get("/", environ_base=PEER)
+    assert (held.status_code, again.status_code, ask(app)) == (200, 200, 429)
+    app.reset()
+    assert ask(app) == 200
+
+
+def test_each_can_be_switched_off_and_a_single_one_on(wsgigate_off: None) -> None:
+    app = flask.Flask("shop")
+    assert [ask(Limiter(app, "1/h")) for _ in range(2)] == [404, 404]
+    limiter = Limiter(app, "1/h")
+    limiter.enabled = True
+    assert [ask(limiter) for _ in range(2)] == [404, 429]
+    for made in (
+        Limiter(hello, "1/h", enabled=False),
+        ConcurrencyLimiter(hello, 1, enabled=False),
+        Breaker(hello, enabled=False),
+        Shedder(hello, enabled=False),
+    ):
+        assert not made.enabled
+        assert [ask(made) for _ in range(3)] == [200] * 3
+
+
+def test_the_switch_is_put_back() -> None:
+    with limits_off():
+        assert not Limiter.enabled
+    assert Limiter.enabled
+    assert ConcurrencyLimiter.enabled
+
+
+def test_the_names_are_all_there_and_loaded_late() -> None:
+    for name in wsgigate.testing.__all__:
+        assert getattr(wsgigate.testing, name) is not None
+    assert set(wsgigate.testing._HOMES) == set(wsgigate.testing.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        wsgigate.testing.nothing  # noqa: B018
+    assert callable(wsgigate_reset)
+    assert callable(wsgigate_off)
+    code = "import sys, wsgigate.testing.pytest_plugin as p; "
+    code += "sys.exit(any(m.startswith('wsgigate.store') for m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

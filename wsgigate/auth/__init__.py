@@ -1,0 +1,1 @@
+"""Authentication: JSON Web Tokens and bearer tokens."""

@@ -1,0 +1,574 @@
+"""The keys that tokens are signed with: checked when they are given, so that none is weak.
+
+This is the one file that knows a cryptographic library.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import (
+    load_pem_private_key,
+    load_pem_public_key,
+)
+from jwt.algorithms import Algorithm, get_default_algorithms
+
+from wsgigate.http.strict_json import TokenRejected, read_object, shown
+
+__all__ = [
+    "ALGORITHMS",
+    "ClaimRules",
+    "Compact",
+    "KINDS",
+    "Keys",
+    "MAX_LENGTH",
+    "RequiredClaims",
+    "granted_scopes",
+    "mint",
+    "read_compact",
+]
+
+
+# What the claims of a token must say to be believed (RFC 7519), and which scopes they grant.
+#
+# A signature proves who issued a token, not what the token is for. Issuers sign refresh tokens,
+# ID tokens and logout tokens with the same key as access tokens, and mark them in the header's
+# ``typ`` (RFC 8725 section 3.11, RFC 9068 section 2.1) or in a claim of their own. A token that
+# is marked as something else than an access token is rejected; a token without a mark, or with a
+# mark that is not known, is not.
+
+Scalar: TypeAlias = str | int | float | bool
+
+RequiredClaims: TypeAlias = Sequence[str] | Mapping[str, Scalar | Sequence[Scalar]]
+"""Names of claims, or names with the value, or one of the values, that each must have."""
+
+_ACTIONS = dict.fromkeys(
+    (
+        *("passwordreset", "resetpassword", "emailverification", "verifyemail"),
+        *("emailconfirmation", "confirmemail", "activation"),
+    ),
+    "action",
+)
+"""Marks of tokens that are sent by mail, for one step."""
+
+_KIND_OF_MARK = {
+    "refresh": "refresh",
+    "rt": "refresh",
+    "id": "id",
+    "logout": "logout",
+    "backchannellogout": "logout",
+    "secevent": "event",
+    "dpop": "proof",
+    "kb": "proof",
+    "clientauthentication": "proof",
+    "oauthauthzreq": "request",
+    "tokenintrospection": "introspection",
+    **_ACTIONS,
+}
+"""The kind of token by its mark, without case and separators."""
+
+KINDS = tuple(sorted(set(_KIND_OF_MARK.values())))
+"""Kinds of tokens that are no access tokens."""
+
+_MARKS = {
+    "type": _KIND_OF_MARK,  # flask-jwt-extended
+    "token_type": _KIND_OF_MARK,  # djangorestframework-simplejwt
+    "typ": {**_KIND_OF_MARK, "offline": "refresh"},  # Keycloak
+    # Gateways accept the ID tokens of AWS Cognito, which are marked "id" here.
+    "token_use": {"refresh": "refresh"},
+    "tokenType": _KIND_OF_MARK,
+    "tokenUse": {"refresh": "refresh"},
+    "purpose": {"refresh": "refresh", **_ACTIONS},
+}
+"""The claims in which issuers mark a token, with the marks that are understood."""
+
+_URN = "urn:ietf:params:oauth:token-type:"  # RFC 8693 section 3
+
+_SEPARATORS = str.maketrans("", "", "-_+ .")
+
+_LARGEST = 2.0**53  # of a moment; beyond it seconds are no longer told apart
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+class ClaimRules:
+    """Whom a token must come from, whom it must be for, and when.
+
+    ``exp`` is required and ``sub``, where there is one, must be a text. A token is good from
+    ``nbf - leeway`` on and until right before ``exp + leeway`` (RFC 7519 sections 4.1.4, 4.1.5). A
+    token for an audience is refused when none is expected (section 4.1.3).
+
+    :param issuer: What ``iss`` must be, to the letter; None asks for nothing.
+    :param audience: One or several names of this gateway: ``aud`` must hold one of them.
+    :param leeway: How many seconds clocks may differ.
+    :param max_lifetime: How many seconds may lie between ``iat`` and ``exp``; None is no limit.
+    :param typ: What the header's ``typ`` must be, such as ``at+jwt``; None asks for nothing.
+    :param required_claims: Names of claims that a token must have, or a table of names and values:
+        the claim must be that value, or one of a list of values. A claim that is a list itself must
+        hold one of them.
+    :param also_accept: Kinds of tokens that are accepted although they are marked as no access
+        tokens: names of :data:`KINDS`.
+    :raises ValueError: One of these cannot be.
+    """
+
+    def __init__(
+        self,
+        *,
+        issuer: str | None = None,
+        audience: str | Sequence[str] | None = None,
+        leeway: float = 30.0,
+        max_lifetime: float | None = None,
+        typ: str | None = None,
+        required_claims: RequiredClaims = (),
+        also_accept: Sequence[str] = (),
+    ) -> None:
+        self.issuer = None if issuer is None else _text("issuer", issuer)
+        names = [audience] if isinstance(audience, str) else audience
+        if names is not None and not names:
+            raise ValueError("audience: an empty list would refuse every token")
+        self.audience = frozenset(_text("audience", name) for name in names or ())
+        if not (_is_number(leeway) and leeway >= 0):
+            raise ValueError(f"leeway: seconds, 0 or more, not {leeway!r}")
+        self.leeway = float(leeway)
+        if max_lifetime is not None and not (_is_number(max_lifetime) and max_lifetime > 0):
+            raise ValueError(f"max_lifetime: seconds, more than 0, not {max_lifetime!r}")
+        self.max_lifetime = max_lifetime
+        self.typ = None if typ is None else _media_type(_text("typ", typ))
+        self.required_claims = _required(required_claims)
+        if isinstance(also_accept, str) or not set(also_accept) <= set(KINDS):
+            listed = ", ".join(f'"{kind}"' for kind in KINDS)
+            raise ValueError(f"also_accept: a list of {listed}, not {also_accept!r}")
+        self.also_accept = frozenset(also_accept)
+        # A mark that is asked for explicitly, as on the route where tokens are refreshed, is good.
+        self._marks = {
+            name: known for name, known in _MARKS.items() if not self.required_claims.get(name)
+        }
+
+    def check_header(self, header: Mapping[str, Any]) -> None:
+        """Refuse a header that asks for something else than a plain signed token.
+
+        Keys that the token brings along, or points to (``jwk``, ``jku``, ``x5c``, ``x5u``), are
+        not even looked at.
+
+        :raises TokenRejected: It does; says what.
+        """
+        for name in ("crit", "b64"):
+            if name in header:
+                raise TokenRejected(f"a header with {name}")
+        kid = header.get("kid", "")
+        if not isinstance(kid, str) or len(kid) > 256 or _CONTROL.search(kid):
+            raise TokenRejected(f"a kid that is no short text: {shown(kid)}")
+        typ = header.get("typ")
+        if self.typ is not None:
+            if not isinstance(typ, str) or _media_type(typ) != self.typ:
+                raise TokenRejected(f"typ is {shown(typ)}")
+        elif isinstance(typ, str):
+            kind = _KIND_OF_MARK.get(_mark(typ))
+            if kind is not None and kind not in self.also_accept:
+                raise TokenRejected(f"no access token: typ is {shown(typ)}")
+
+    def check(self, claims: Mapping[str, Any], now: float) -> float:
+        """Return when the verified *claims* end, the leeway included.
+
+        :param now: Unix time in seconds.
+        :raises TokenRejected: They are not to be believed now; says why.
+        """
+        exp = _moment(claims, "exp")
+        if exp is None:
+            raise TokenRejected("no exp")
+        until = exp + self.leeway
+        if now >= until:
+            raise TokenRejected(f"expired {now - exp:.0f} s ago")
+        nbf, iat = _moment(claims, "nbf"), _moment(claims, "iat")
+        if nbf is not None and nbf - self.leeway > now:
+            raise TokenRejected(f"not good for another {nbf - now:.0f} s")
+        if iat is not None and iat - self.leeway > now:
+            raise TokenRejected(f"issued {iat - now:.0f} s in the future")
+        if self.max_lifetime is not None:
+            if iat is None:
+                raise TokenRejected("no iat, and there is a longest lifetime")
+            if exp - iat > self.max_lifetime:
+                raise TokenRejected(f"good for {exp - iat:.0f} s, longer than allowed")
+        self._check_names(claims)
+        for name, known in self._marks.items():
+            mark = claims.get(name)
+            if isinstance(mark, str):
+                kind = known.get(_mark(mark))
+                if kind is not None and kind not in self.also_accept:
+                    raise TokenRejected(f"no access token: {name} is {shown(mark)}")
+        for name, allowed in self.required_claims.items():
+            if name not in claims:
+                raise TokenRejected(f"no {name}")
+            if allowed and not _is_one_of(claims[name], allowed):
+                raise TokenRejected(f"{name} is {shown(claims[name])}")
+        return until
+
+    def _check_names(self, claims: Mapping[str, Any]) -> None:
+        if self.issuer is not None and claims.get("iss") != self.issuer:
+            raise TokenRejected(f"issued by {shown(claims.get('iss'))}")
+        if self.audience or "aud" in claims:
+            aud = claims.get("aud")
+            names = [aud] if isinstance(aud, str) else aud
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise TokenRejected(f"aud is {shown(aud)}")
+            if self.audience.isdisjoint(names):
+                raise TokenRejected(f"meant for {shown(aud)}")
+        if "sub" in claims:
+            sub = claims["sub"]
+            if not isinstance(sub, str) or not sub or _CONTROL.search(sub):
+                raise TokenRejected(f"sub is {shown(sub)}")
+
+
+def granted_scopes(claims: Mapping[str, Any]) -> frozenset[str]:
+    """Return the scopes in ``scope`` (RFC 8693 section 4.2), ``scp`` or ``scopes``.
+
+    Each is a text of names with spaces between, or a list of names; anything else grants nothing.
+    """
+    granted: set[str] = set()
+    for name in ("scope", "scp", "scopes"):
+        value = claims.get(name)
+        if isinstance(value, str):
+            granted.update(value.split(" "))
+        elif isinstance(value, list):
+            granted.update(item for item in value if isinstance(item, str))
+    return frozenset(granted - {""})
+
+
+def _moment(claims: Mapping[str, Any], name: str) -> float | None:
+    if name not in claims:
+        return None
+    value = claims[name]
+    if not _is_number(value) or abs(value) > _LARGEST:
+        raise TokenRejected(f"{name} is {shown(value)}")
+    return float(value)
+
+
+def _is_number(value: object) -> bool:
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and (isinstance(value, int) or math.isfinite(value))
+    )
+
+
+def _mark(text: str) -> str:
+    """Return what *text* says a token is, in one spelling: ``REFRESH_TOKEN`` is ``refresh``."""
+    mark = text.lower().removeprefix(_URN).removeprefix("application/").translate(_SEPARATORS)
+    return mark.removesuffix("jwt").removesuffix("token")
+
+
+def _required(claims: object) -> dict[str, tuple[Scalar, ...]]:
+    """Return the values that are allowed of each claim; none stands for any value."""
+    if isinstance(claims, Mapping):
+        return {_claim_name(name): _allowed(name, value) for name, value in claims.items()}
+    if isinstance(claims, str) or not isinstance(claims, Sequence):
+        raise ValueError(
+            'required_claims: a list of names, or a table such as {"token_type": "access"}, '
+            f"not {claims!r}"
+        )
+    return {_claim_name(name): () for name in claims}
+
+
+def _claim_name(name: object) -> str:
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"required_claims: the name of a claim is a text, not {name!r}")
+    return name
+
+
+def _allowed(name: object, value: object) -> tuple[Scalar, ...]:
+    values = tuple(value) if isinstance(value, (list, tuple, set, frozenset)) else (value,)
+    if not values:
+        raise ValueError(f"required_claims: {name}: an empty list would reject every token")
+    for one in values:
+        if not isinstance(one, (str, int, float)):
+            raise ValueError(
+                f"required_claims: {name}: a text, a number, true or false, or a list of these, "
+                f"not {value!r}"
+            )
+    return values
+
+
+def _is_one_of(claim: object, allowed: tuple[Scalar, ...]) -> bool:
+    if isinstance(claim, list):
+        return any(_is_one_of(item, allowed) for item in claim if not isinstance(item, list))
+    # 1 is no true, although Python finds them equal
+    return any(
+        claim == value and isinstance(claim, bool) is isinstance(value, bool) for value in allowed
+    )
+
+
+def _text(setting: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{setting}: expected a text, not {value!r}")
+    return value
+
+
+def _media_type(typ: str) -> str:
+    return typ.lower().removeprefix("application/")
+
+
+# The compact form of a signed token (RFC 7515 section 7.1), read more strictly than it must be.
+#
+# Whatever two readers could understand in two ways is refused: a member named twice, padding, a
+# number that is none. What is refused here never reaches a cryptographic library.
+
+MAX_LENGTH = 8192
+"""The longest token that is looked at, in characters."""
+
+_PARTS = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
+
+
+class Compact(NamedTuple):
+    """A token in its parts, not verified yet."""
+
+    header: dict[str, Any]
+    payload: bytes
+    signed: bytes
+    signature: bytes
+
+
+def read_compact(token: str) -> Compact:
+    """Return the parts of *token*; of its content only the header is read.
+
+    :raises TokenRejected: It has another form.
+    """
+    if len(token) > MAX_LENGTH:
+        raise TokenRejected(f"a token of {len(token)} characters")
+    parts = _PARTS.fullmatch(token)
+    if parts is None:
+        raise TokenRejected("not three parts of base64url")
+    header, payload, signature = map(_decoded, parts.groups())
+    signed = token[: parts.end(2)].encode("ascii")
+    return Compact(read_object(header, "header"), payload, signed, signature)
+
+
+def _decoded(part: str) -> bytes:
+    try:
+        data = urlsafe_b64decode(part + "=" * (-len(part) % 4))
+    except ValueError:
+        raise TokenRejected("a part that is no base64url") from None
+    # Bits left over at the end would let one token be written in several ways.
+    if urlsafe_b64encode(data).rstrip(b"=") != part.encode("ascii"):
+        raise TokenRejected("a part with bits left over")
+    return data
+
+
+Text: TypeAlias = str | bytes
+
+SECRET_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
+
+CURVES = {"ES256": "secp256r1", "ES256K": "secp256k1", "ES384": "secp384r1", "ES512": "secp521r1"}
+
+RSA = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"})
+
+ALGORITHMS = (*SECRET_BYTES, *sorted(RSA), *CURVES, "EdDSA")
+"""Every algorithm that can be asked for."""
+
+_ROCA_PRIMES = tuple(n for n in range(3, 168) if all(n % d for d in range(2, n)))
+
+_ROCA_RESIDUES = {p: frozenset(pow(65537, k, p) for k in range(p)) for p in _ROCA_PRIMES}
+
+
+class Keys:
+    """The keys of one kind, each for the algorithms that it fits.
+
+    Several keys of one kind are for their rotation: a signature by any of them is good. Which key
+    and which algorithm is never the token's to choose.
+
+    :param algorithms: Names of algorithms (RFC 7518 section 3.1), all with secrets or all without.
+    :param secret: For ``HS*``: what both sides know, at least as long as the hash.
+    :param public_key: For the others: PEM text, ``-----BEGIN PUBLIC KEY-----``.
+    :raises ValueError: A key is missing, weak, of the wrong kind, or fits no algorithm. The text
+        never shows a key.
+    """
+
+    def __init__(
+        self,
+        algorithms: Sequence[str],
+        *,
+        secret: Text | Sequence[Text] | None = None,
+        public_key: Text | Sequence[Text] | None = None,
+    ) -> None:
+        names = _checked_names(algorithms)
+        symmetric = names[0] in SECRET_BYTES
+        wanted, given = ("secret", secret) if symmetric else ("public_key", public_key)
+        other, unwanted = ("public_key", public_key) if symmetric else ("secret", secret)
+        if unwanted is not None:
+            raise ValueError(f"{other}: not for {', '.join(names)}, which use {wanted}")
+        known = get_default_algorithms()
+        texts = _texts(wanted, given)
+        if symmetric:
+            pairs = [(name, _secret(name, text)) for name in names for text in texts]
+        else:
+            keys = [_public_key(text) for text in texts]
+            pairs = [(name, key) for name in names for key in keys if _fits(name, key)]
+            _check_all_used(names, keys, pairs)
+        self._keys: dict[str, tuple[Algorithm, list[Any]]] = {
+            name: (known[name], [key for wanted, key in pairs if wanted == name]) for name in names
+        }
+
+    def __contains__(self, algorithm: str) -> bool:
+        return algorithm in self._keys
+
+    def verify(self, algorithm: str, signed: bytes, signature: bytes) -> bool:
+        """Tell whether *signature* over *signed* is by one of the keys for *algorithm*."""
+        rule, keys = self._keys[algorithm]
+        return any(rule.verify(signed, key, signature) for key in keys)
+
+
+def mint(
+    key: Text,
+    algorithm: str,
+    subject: str,
+    expires_in: float = 3600.0,
+    now: float | None = None,
+    /,
+    **claims: object,
+) -> str:
+    """Return a new signed token, for trying things out.
+
+    :param key: The secret, or for asymmetric algorithms the private key as PEM text.
+    :param algorithm: One of :data:`ALGORITHMS`.
+    :param subject: The ``sub`` claim.
+    :param expires_in: In how many seconds it ends.
+    :param now: Unix time in seconds; None is the present.
+    :param claims: Further claims; they replace those above.
+    :raises ValueError: The key is not one for this algorithm, or the token would be over already.
+    """
+    (name,) = _checked_names([algorithm])
+    if not expires_in > 0:
+        raise ValueError(f"expires_in: seconds, more than 0, not {expires_in!r}")
+    issued = int(time.time() if now is None else now)
+    payload = {"sub": subject, "iat": issued, "exp": issued + max(1, int(expires_in)), **claims}
+    if name in SECRET_BYTES:
+        return jwt.encode(payload, _secret(name, key), name)
+    try:
+        private = load_pem_private_key(_bytes("key", key), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ValueError("key: no PEM text of a private key without password") from None
+    public: Any = private.public_key()
+    _check_strength(public)
+    if not _fits(name, public):
+        raise ValueError(f"key: {_kind(public)} does not fit {name}")
+    return jwt.encode(payload, private, name)  # type: ignore[arg-type]
+
+
+def _checked_names(algorithms: object) -> list[str]:
+    if isinstance(algorithms, str) or not isinstance(algorithms, Iterable):
+        raise ValueError(f'algorithms: expected a list such as ["HS256"], not {algorithms!r}')
+    names = list(algorithms)
+    if not names:
+        raise ValueError("algorithms: at least one is needed")
+    for name in names:
+        if isinstance(name, str) and name.lower() == "none":
+            raise ValueError('algorithms: "none" would believe every token')
+        if name not in ALGORITHMS:
+            raise ValueError(f"algorithms: {name!r} is not one of {', '.join(ALGORITHMS)}")
+    if len({name in SECRET_BYTES for name in names}) > 1:
+        raise ValueError(
+            "algorithms: HS* and others cannot be mixed, "
+            "else a public key could be used as a secret"
+        )
+    return names
+
+
+def _texts(setting: str, given: Text | Sequence[Text] | None) -> list[bytes]:
+    if given is None:
+        raise ValueError(f"{setting}: missing")
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+        raise ValueError(f"{setting}: expected a text or a list of texts")
+    texts = [given] if isinstance(given, (str, bytes)) else list(given)
+    if not texts:
+        raise ValueError(f"{setting}: missing")
+    return [_bytes(setting, text) for text in texts]
+
+
+def _bytes(setting: str, text: object) -> bytes:
+    if not isinstance(text, (str, bytes)):
+        raise ValueError(f"{setting}: expected a text or bytes, not {type(text).__name__}")
+    try:
+        data = text.encode("utf-8") if isinstance(text, str) else text
+    except UnicodeEncodeError:
+        raise ValueError(f"{setting}: no valid text") from None
+    if not data.strip():
+        raise ValueError(f"{setting}: empty")
+    return data
+
+
+def _secret(algorithm: str, text: Text) -> bytes:
+    data = _bytes("secret", text)
+    try:
+        get_default_algorithms()[algorithm].prepare_key(data)
+    except jwt.InvalidKeyError:
+        raise ValueError(
+            "secret: this is a key of another kind (PEM, DER, SSH or JWK), "
+            "which others may know; HS* needs a secret"
+        ) from None
+    needed = SECRET_BYTES[algorithm]
+    if len(data) < needed:
+        raise ValueError(
+            f"secret: {len(data)} bytes; {algorithm} needs at least {needed} (RFC 7518 section 3.2)"
+        )
+    return data
+
+
+def _public_key(text: bytes) -> Any:
+    if b"PRIVATE KEY-----" in text:
+        raise ValueError("public_key: this is a private key; the gateway needs the public one only")
+    try:
+        key = load_pem_public_key(text)
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError(
+            "public_key: no usable key in PEM text, which begins with -----BEGIN PUBLIC KEY-----"
+        ) from None
+    _check_strength(key)
+    return key
+
+
+def _check_strength(key: object) -> None:
+    if not isinstance(key, RSAPublicKey):
+        return
+    if key.key_size < 2048:
+        raise ValueError(f"public_key: RSA of {key.key_size} bits; at least 2048 are needed")
+    modulus = key.public_numbers().n
+    if all(modulus % prime in found for prime, found in _ROCA_RESIDUES.items()):
+        raise ValueError("public_key: RSA of a chip whose keys can be broken (CVE-2017-15361)")
+
+
+def _fits(algorithm: str, key: object) -> bool:
+    if isinstance(key, RSAPublicKey):
+        return algorithm in RSA
+    if isinstance(key, EllipticCurvePublicKey):
+        return CURVES.get(algorithm) == key.curve.name
+    return algorithm == "EdDSA" and isinstance(key, (Ed25519PublicKey, Ed448PublicKey))
+
+
+def _kind(key: object) -> str:
+    if isinstance(key, RSAPublicKey):
+        return "an RSA key"
+    if isinstance(key, EllipticCurvePublicKey):
+        return f"a key on the curve {key.curve.name}"
+    return f"a key of the kind {type(key).__name__.lstrip('_')}"
+
+
+def _check_all_used(
+    names: Sequence[str], keys: Sequence[object], pairs: Sequence[tuple[str, object]]
+) -> None:
+    for key in keys:
+        if not any(key is used for _, used in pairs):
+            raise ValueError(f"public_key: {_kind(key)} does not fit {', '.join(names)}")
+    for name in names:
+        if not any(name == used for used, _ in pairs):
+            need = f"a key on the curve {CURVES[name]}" if name in CURVES else "another kind of key"
+            raise ValueError(f"public_key: none fits {name}, which needs {need}")

@@ -1,0 +1,1 @@
+"""The HTTP/1.1 client: a requests transport adapter, its connections, and response parsing."""

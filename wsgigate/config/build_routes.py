@@ -1,0 +1,526 @@
+"""Routes of the file: each with its app, in its middlewares, in one table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import takewhile
+from mimetypes import guess_type
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from wsgigate.config.build_services import Services
+from wsgigate.config.errors import Errors, at, shown
+from wsgigate.config.middleware_options import (
+    AuthenticatorOptions,
+    BreakerOptions,
+    ConcurrencyOptions,
+    CorsOptions,
+    LimiterOptions,
+)
+from wsgigate.config.middlewares import BuildContext, Middleware, import_app, wrap
+from wsgigate.config.model import Config
+from wsgigate.config.model import Route as RouteTable
+from wsgigate.config.tables import given
+from wsgigate.config.traffic import FallbackTable, MirrorTable, StaleTable, fallback_rules
+from wsgigate.coordination.denylist import DenyList
+from wsgigate.coordination.maintenance import GATEWAY, MaintenanceSwitch
+from wsgigate.http.problem import Problem
+from wsgigate.http.responses import LARGEST, fixed_answer
+from wsgigate.middleware.fallback import Fallback
+from wsgigate.middleware.maintenance import Maintenance
+from wsgigate.middleware.mirror import Mirror
+from wsgigate.middleware.splitter import Splitter
+from wsgigate.middleware.stale import StaleAnswers
+from wsgigate.proxy.dispatcher import Dispatcher
+from wsgigate.rules.routing import Route, RouteConflict, listing
+from wsgigate.store import Store
+
+__all__ = [
+    "Entry",
+    "MiddlewareStack",
+    "OnlyMethods",
+    "RouteApps",
+    "Routes",
+    "answers_preflights",
+    "leading_loggers",
+    "policy_name",
+    "scopes_of",
+]
+
+
+# Middlewares around an app, and what those are called that have no name of their own.
+
+_Named = LimiterOptions | ConcurrencyOptions | BreakerOptions
+
+
+class MiddlewareStack:
+    """Puts apps into their middlewares.
+
+    :param store: What the gateway's workers share.
+    :param folder: Where relative file names start.
+    :param errors: Where a middleware that can not be made is told.
+    """
+
+    def __init__(self, config: Config, store: Store, folder: Path, errors: Errors) -> None:
+        self.closing: list[Callable[[], object]] = []
+        self.deny_list = DenyList(store)
+        """One for all, so that what the gateway is told to deny holds at once where it was told."""
+        self._store = store
+        self._folder = folder
+        self._faults = config.gateway.fault_injection
+        self._errors = errors
+        self._named: dict[tuple[str, str], tuple[str, _Named]] = {}
+        self._unnamed: dict[str, str] = {}
+        lists = [("middleware", config.middleware)]
+        for index, route in enumerate(config.routes):
+            lists.append((at(at("routes", index), "middleware"), route.middleware))
+        for path, entries in lists:
+            for index, entry in enumerate(entries):
+                self._take_name(at(path, index), entry)
+
+    def around(
+        self,
+        app: WSGIApplication,
+        entries: Sequence[Middleware],
+        path: str,
+        name: str,
+        *,
+        without: Collection[int] = (),
+    ) -> WSGIApplication:
+        """Return *app* in the middlewares of *entries*, the first outermost.
+
+        :param path: The key path of the list.
+        :param name: What its limiters and breakers are called that have no name.
+        :param without: Positions of entries that are left out.
+        """
+        named = [self._name_of(at(path, n), entry, name) for n, entry in enumerate(entries)]
+        for index, entry in reversed(list(enumerate(entries))):
+            where = at(path, index)
+            if index in without or self._errors.under(where) or entry.options is None:
+                continue
+            surroundings = BuildContext(
+                self._store, named[index], self._folder, self.deny_list, self._faults
+            )
+            made = self._errors.tried(
+                where, partial(wrap, app, entry, surroundings), keys=entry.keys
+            )
+            if made is None:
+                continue
+            app = made
+            close = getattr(app, "close", None)
+            if callable(close):
+                self.closing.append(close)
+        return app
+
+    def _take_name(self, path: str, entry: Middleware) -> None:
+        options = entry.options
+        if not isinstance(options, _Named) or options.name is None:
+            return
+        kind, together = _kind(options)
+        first, other = self._named.setdefault((kind, options.name), (path, options))
+        if other != options:
+            self._errors.add(
+                path,
+                f"the {kind} {shown(options.name)} {together} together with the one at {first}, "
+                "so all their options must be the same; or give it another name",
+            )
+
+    def _name_of(self, path: str, entry: Middleware, name: str) -> str:
+        options = entry.options
+        if not isinstance(options, _Named) or options.name is not None:
+            return ""
+        if path not in self._unnamed:  # it is asked for again for each path of a route
+            kind, _ = _kind(options)
+            free, number = name, 1
+            while (kind, free) in self._named:
+                number += 1
+                free = f"{name}-{number}"
+            self._named[kind, free] = (path, options)
+            self._unnamed[path] = free
+        return self._unnamed[path]
+
+
+def _kind(options: _Named) -> tuple[str, str]:
+    """Return what must not share a name, and what those do that do."""
+    return ("breaker", "opens") if isinstance(options, BreakerOptions) else ("limiter", "counts")
+
+
+def policy_name(text: str) -> str:
+    """Return *text*, a route's name or path, as a limiter's name: letters, digits and hyphens."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:56] or "root"
+
+
+def answers_preflights(entries: Iterable[Middleware]) -> bool:
+    """Return whether one of *entries* answers preflight requests, and so needs to get them."""
+    return any(isinstance(entry.options, CorsOptions) for entry in entries)
+
+
+def leading_loggers(entries: Iterable[Middleware]) -> set[int]:
+    """Return the positions of the loggers that nothing but loggers and request ids precede."""
+    leading = takewhile(lambda at: at[1].use in ("logger", "request-id"), enumerate(entries))
+    return {index for index, entry in leading if entry.use == "logger"}
+
+
+class OnlyMethods:
+    """Refuse methods that a route takes for the sake of its middlewares alone.
+
+    :param app: The app of the route.
+    :param methods: The methods the app takes.
+    """
+
+    def __init__(self, app: WSGIApplication, methods: Sequence[str]) -> None:
+        self.app = app
+        self._methods = frozenset(methods) | ({"HEAD"} if "GET" in methods else set())
+        allowed = ", ".join(sorted(self._methods))
+        self._refused = Problem(405, "Method not allowed.", headers=(("Allow", allowed),))
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] in self._methods:
+            return self.app(environ, start_response)
+        return self._refused(environ, start_response)
+
+
+# What stands at the end of a route: an app, or what forwards to its services.
+
+
+class RouteApps:
+    """Makes what stands at the end of routes.
+
+    :param switch: Tells what is out of service; asked where the file has ``[maintenance]``.
+    :param folder: Where relative file names start.
+    :param errors: Where it is told what can not be made.
+    :ivar closing: What is to be called at the gateway's end.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        services: Services,
+        switch: MaintenanceSwitch,
+        folder: Path,
+        errors: Errors,
+    ) -> None:
+        self.closing: list[Callable[[], object]] = []
+        self._config = config
+        self._services = services
+        self._switch = switch
+        self._folder = folder
+        self._errors = errors
+        self._maintenance: dict[str, Any] | None = self._read_maintenance()
+
+    def end(self, table: RouteTable, prefix: str, path: str) -> App | None:
+        """Return the app of a route without its middlewares, ``None`` when it can not be made.
+
+        :param prefix: What is taken off the front of the path.
+        :param path: The route's key path.
+        """
+        app: App | None
+        if table.app is not None:
+            app = self._errors.tried(at(path, "app"), partial(import_app, table.app))
+        elif table.services:
+            app = self._split(table, prefix, path)
+        else:
+            app = self._service(table.service, table, prefix, path)
+        if app is None:
+            return None
+        if table.fallback is not None:
+            app = self._fallen_back(app, table.fallback, table, prefix, path, at(path, "fallback"))
+        if table.mirror is not None:
+            app = self._mirrored(app, table.mirror, table, prefix, path)
+        return app
+
+    def maintained(self, app: App, *scopes: str) -> App:
+        """Return *app* with what answers while one of *scopes* is out of service."""
+        if self._maintenance is None:
+            return app
+        return Maintenance(app, self._switch, scopes, **self._maintenance)
+
+    def _service(self, name: str | None, table: RouteTable, prefix: str, path: str) -> App | None:
+        """Return what forwards to a service, and what answers when that fails."""
+        app = self._forwarder(name, table, prefix, path)
+        service = self._config.services.get(name or "")
+        if app is None or service is None or service.fallback is None or table.fallback is not None:
+            return app
+        where = at(at("services", str(name)), "fallback")
+        return self._fallen_back(app, service.fallback, table, prefix, path, where)
+
+    def _forwarder(self, name: str | None, table: RouteTable, prefix: str, path: str) -> App | None:
+        forwarder = self._services.forwarder(replace(table, service=name), prefix, path)
+        return None if forwarder is None else self.maintained(forwarder, f"service:{name}")
+
+    def _split(self, table: RouteTable, prefix: str, path: str) -> App | None:
+        apps: dict[str, tuple[App, float]] = {}
+        for share in table.services:
+            app = self._service(share.service, table, prefix, path)
+            if app is None:
+                return None
+            apps[share.service] = (app, share.weight)
+        settings = {} if table.split is None else given(table.split)
+        salt = table.name or table.path or next(iter(table.paths), "")
+        where = at(path, "split") if table.split is not None else at(path, "services")
+        return self._errors.tried(
+            where, lambda: Splitter(apps, salt=salt, **settings), keys=["key", "override"]
+        )
+
+    def _fallen_back(
+        self,
+        app: App,
+        fallback: FallbackTable,
+        table: RouteTable,
+        prefix: str,
+        path: str,
+        where: str,
+    ) -> App:
+        """Return *app* with what answers when it fails.
+
+        :param where: The key path of *fallback*.
+        """
+        rules = self._errors.tried(where, lambda: fallback_rules(fallback), keys=["methods"])
+        if fallback.stale:
+            kept = fallback.stale
+            settings = given(kept) if isinstance(kept, StaleTable) else {}
+            stale = self._errors.tried(
+                at(where, "stale"),
+                lambda: StaleAnswers(app, rules=rules, **settings),
+                keys=["max_size", "max_answer", "stale_for"],
+            )
+            app = app if stale is None else stale
+        other: App | None = None
+        kind = "app"
+        if fallback.service is not None:
+            other, kind = self._forwarder(fallback.service, table, prefix, path), "service"
+        elif fallback.app is not None:
+            other = self._errors.tried(at(where, "app"), partial(import_app, fallback.app))
+        elif fallback.body is not None or fallback.file is not None:
+            made = lambda: self._fixed(fallback)  # noqa: E731
+            other = self._errors.tried(where, made, keys=["file", "body", "status", "content_type"])
+            kind = "fixed"
+        if other is None:
+            return app
+        return Fallback(app, other, rules=rules, kind=kind, acts=kind != "fixed")
+
+    def _fixed(self, fallback: FallbackTable) -> App:
+        body: bytes | str = fallback.body or ""
+        settings: dict[str, Any] = given(fallback, only=("status", "content_type"))
+        if fallback.file is not None:
+            body, kind = self._content(fallback.file, "file")
+            settings.setdefault("content_type", kind)
+        return fixed_answer(body, **settings)
+
+    def _mirrored(
+        self, app: App, mirror: MirrorTable, table: RouteTable, prefix: str, path: str
+    ) -> App:
+        other = self._services.forwarder(replace(table, service=mirror.service), prefix, path)
+        if other is None:
+            return app
+        settings = given(mirror, without=("service",))
+        made = self._errors.tried(
+            at(path, "mirror"), lambda: Mirror(app, other, **settings), keys=list(settings)
+        )
+        if made is None:
+            return app
+        self.closing.append(made.close)
+        return made
+
+    def _read_maintenance(self) -> dict[str, Any] | None:
+        """Return the arguments of every :class:`Maintenance`, ``None`` when there is none."""
+        said = self._config.maintenance
+        if said is None or self._errors.under("maintenance"):
+            return None
+        settings = given(said, only=("allow", "exempt", "retry_after"))
+        if said.allow_header is not None:
+            settings["allow_header"] = (said.allow_header.name, said.allow_header.secret)
+        if said.page is not None:
+            page = said.page
+            found = self._errors.tried(
+                "maintenance", lambda: self._content(page, "page"), keys=["page"]
+            )
+            if found is None:
+                return None
+            settings["page"] = (found[0], said.content_type or found[1])
+        made = self._errors.tried(
+            "maintenance",
+            lambda: Maintenance(_nobody, self._switch, **settings),
+            keys=["allow", "allow_header", "content_type", "exempt", "retry_after"],
+        )
+        return None if made is None else settings
+
+    def _content(self, name: str, key: str) -> tuple[bytes, str]:
+        """Return what is in a file, and of which type that is by its name."""
+        file = self._folder / name
+        try:
+            with file.open("rb") as opened:
+                content = opened.read(LARGEST + 1)
+        except OSError as error:
+            raise ValueError(f"{key}: {file} can not be read: {error.strerror}") from error
+        if len(content) > LARGEST:
+            raise ValueError(f"{key}: {file} has more than {LARGEST} bytes")
+        kind = guess_type(name)[0] or "application/octet-stream"
+        return content, f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
+
+
+def _nobody(environ: Any, start_response: Any) -> list[bytes]:
+    raise RuntimeError("nobody is to be asked")
+
+
+def scopes_of(config: Config) -> list[str]:
+    """Return what of a gateway can be taken out of service, by the names of the switch."""
+    routes = [table.name or table.path or next(iter(table.paths), "") for table in config.routes]
+    return [
+        GATEWAY,
+        *(f"service:{name}" for name in config.services),
+        *dict.fromkeys(f"route:{name}" for name in routes if name),
+    ]
+
+
+App: TypeAlias = WSGIApplication
+
+_ABSENT = Problem(503)
+"""Stands for an app that can not be made, while more errors are looked for."""
+
+
+class Entry(NamedTuple):
+    """One route as it was built, for those who list and explain it.
+
+    :ivar path: The key path of its table, or of its path where a table has several.
+    :ivar table: What the file says of it.
+    :ivar strip_prefix: What is taken off the front of the path.
+    :ivar route: The route itself.
+    """
+
+    path: str
+    table: RouteTable
+    strip_prefix: str
+    route: Route[App]
+
+
+class Routes:
+    """The routes of a gateway.
+
+    :param ends: Makes what stands at their ends.
+    :param stacker: Puts that into their middlewares.
+    :param errors: Where it is told what can not be made.
+    """
+
+    def __init__(
+        self, config: Config, ends: RouteApps, stacker: MiddlewareStack, errors: Errors
+    ) -> None:
+        self.entries: list[Entry] = []
+        self._config = config
+        self._ends = ends
+        self._stacker = stacker
+        self._errors = errors
+        self._with_options = {
+            (table.host, pattern, table.exact, table.priority)
+            for table in config.routes
+            for pattern in _patterns(table)
+            if "OPTIONS" in _upper(table.methods)
+        }
+        for index, table in enumerate(config.routes):
+            self._add(table, at("routes", index))
+
+    def dispatcher(
+        self,
+        own: list[Route[App]],
+        *,
+        registry: Sequence[tuple[str, Route[App]]] = (),
+        fallback: App | None,
+        identity: Mapping[str, str],
+    ) -> Dispatcher:
+        """Return the app that serves the routes, after the gateway's *own* and its *registry*.
+
+        :param registry: Each with the key of the file that has it there.
+        """
+        known = {entry.route.name: self._note(entry.table) for entry in self.entries}
+        routes = [("admin.prefix", route) for route in own]
+        routes += registry
+        routes += [(entry.path, entry.route) for entry in self.entries]
+        while True:
+            try:
+                return Dispatcher(
+                    [route for _, route in routes],
+                    fallback=fallback,
+                    identity_fields=identity,
+                    allowed_hosts=self._config.gateway.allowed_hosts,
+                    list_routes=self._config.gateway.list_routes,
+                    notes={name: note for name, note in known.items() if note},
+                )
+            except RouteConflict as conflict:
+                path = routes.pop(conflict.second)[0]
+                self._errors.add(path, f"{conflict}; the other is {routes[conflict.first][0]}")
+
+    def _add(self, table: RouteTable, path: str) -> None:
+        """Add the routes of one table: one for each of its paths."""
+        if self._errors.under(path, but=at(path, "middleware")):
+            self._wrapped(_ABSENT, table, path)
+            return
+        apps: dict[str, App] = {}
+        for number, pattern in enumerate(_patterns(table)):
+            strip = table.strip_prefix
+            prefix = strip if isinstance(strip, str) else pattern if strip else ""
+            if prefix not in apps:
+                apps[prefix] = self._wrapped(self._app(table, prefix, path), table, path)
+            where = at(at(path, "paths"), number) if table.paths else path
+            route = self._errors.tried(where, partial(self._route, table, pattern, apps[prefix]))
+            if route is not None:
+                self.entries.append(Entry(where, table, prefix, route))
+
+    def _app(self, table: RouteTable, prefix: str, path: str) -> App:
+        app = self._ends.end(table, prefix, path)
+        return _ABSENT if app is None else app
+
+    def _wrapped(self, app: App, table: RouteTable, path: str) -> App:
+        if _answers_for_options(table):
+            app = OnlyMethods(app, _upper(table.methods))
+        name = table.name or next(iter(_patterns(table)), "")
+        app = self._stacker.around(app, table.middleware, at(path, "middleware"), policy_name(name))
+        return self._ends.maintained(app, GATEWAY, f"route:{name}") if name else app
+
+    def _route(self, table: RouteTable, pattern: str, app: App) -> Route[App]:
+        route = Route(
+            pattern,
+            app,
+            host=table.host,
+            methods=table.methods,
+            exact=table.exact,
+            priority=table.priority,
+            name=table.name,
+            listed=table.listed,
+            summary=table.summary,
+            encoded_slash=table.encoded_slash or self._config.gateway.encoded_slash,
+            encoded_backslash=table.encoded_backslash,
+            double_slash=table.double_slash,
+            dot_segments=table.dot_segments,
+        )
+        shape = (table.host, pattern, table.exact, table.priority)
+        if not _answers_for_options(table) or shape in self._with_options:
+            return route
+        self._with_options.add(shape)  # one route gets the preflights of a path
+        listed = listing([route], {route.name: self._note(table)})
+        return replace(route, methods=(*route.methods, "OPTIONS"), listed=listed)
+
+    def _note(self, table: RouteTable) -> str:
+        entries: list[Middleware] = [*self._config.middleware, *table.middleware]
+        required = any(
+            isinstance(entry.options, AuthenticatorOptions) and entry.options.required is not False
+            for entry in entries
+        )
+        return "auth required" if required else ""
+
+
+def _patterns(table: RouteTable) -> tuple[str, ...]:
+    return table.paths or ((table.path,) if table.path else ())
+
+
+def _upper(methods: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(method.upper() for method in methods)
+
+
+def _answers_for_options(table: RouteTable) -> bool:
+    """Return whether the route needs to get OPTIONS for its middlewares' sake alone."""
+    methods = _upper(table.methods)
+    return bool(methods) and "OPTIONS" not in methods and answers_preflights(table.middleware)

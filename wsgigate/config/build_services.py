@@ -1,0 +1,422 @@
+"""Services of the file as pools, health checks, and forwarders for their routes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from wsgigate.client.adapter import Sessions, gateway_session
+from wsgigate.client.destinations import PRIVATE, Destinations, Vouched
+from wsgigate.client.dial import literal
+from wsgigate.config.checks import virtual_host
+from wsgigate.config.discover import OPTIONS, Discover, discovery, is_own, server_name, source_of
+from wsgigate.config.errors import Errors, at
+from wsgigate.config.middleware_options import circuit_rules
+from wsgigate.config.model import Config, FieldChanges, Route, Service, Weighted
+from wsgigate.config.registry import own_places
+from wsgigate.config.service_tables import (
+    _BUDGET,
+    HEALTH_KEYS,
+    Balance,
+    Options,
+    ServiceHealth,
+    ServiceHedge,
+    ServiceOutlier,
+    ServiceRetry,
+    ServiceSticky,
+)
+from wsgigate.config.tables import given
+from wsgigate.coordination.circuit import Circuit
+from wsgigate.discovery import Instance, host_and_port
+from wsgigate.discovery.health import HealthChecker
+from wsgigate.discovery.sources import Source, zone_of
+from wsgigate.discovery.watcher import InstanceCache, Watch, Watcher
+from wsgigate.http.caller import key_of
+from wsgigate.http.fields import FieldRules
+from wsgigate.http.wsgi import Key
+from wsgigate.proxy.forwarder import Forwarder
+from wsgigate.proxy.health_probe import Prober, TlsPolicy
+from wsgigate.proxy.pool import Bulkhead, Compartment, Pool
+from wsgigate.proxy.resilience import Resilience
+from wsgigate.proxy.sticky import Stickiness
+from wsgigate.proxy.thread_shares import ThreadShares
+from wsgigate.proxy.websocket import Tunnels, WebSocketLimits
+from wsgigate.registry import Registry
+from wsgigate.registry.source import OwnRegistry
+from wsgigate.rules.health import HealthCheck
+from wsgigate.rules.outlier import OutlierRules
+from wsgigate.rules.pace import PaceRules
+from wsgigate.rules.retry import HedgeRules, RetryBudget, RetryRules
+from wsgigate.rules.thread_shares import ThreadShareRules
+from wsgigate.store import Store
+
+__all__ = [
+    "Services",
+    "balance_of",
+    "health_check",
+    "hedge_rules",
+    "outlier_rules",
+    "retry_budget",
+    "retry_rules",
+    "stickiness",
+]
+
+
+def balance_of(balance: Balance | str | None) -> dict[str, Any]:
+    """Return what a pool is told of how requests are spread.
+
+    :raises ValueError: It contradicts itself; says how.
+    """
+    if not isinstance(balance, Balance):
+        balance = Balance() if balance is None else Balance(use=balance)
+    told = given(balance, only=("slow_start",))
+    if balance.use == "consistent-hash":
+        told["key"] = _key(balance.key or "address")
+    elif balance.key is not None:
+        raise ValueError("key: is for consistent-hash alone")
+    return {"balance": balance.use, **told}
+
+
+def _key(name: str) -> Key:
+    try:
+        return key_of(name)
+    except ValueError as error:
+        raise ValueError(f"key: {error}") from None
+
+
+def stickiness(service: str, options: ServiceSticky) -> Stickiness:
+    """Return what has the clients of *service* stay as *options* say.
+
+    :raises ValueError: A setting is not of its form; says which.
+    """
+    settings = given(options, without=("secret",))
+    return Stickiness(service, options.secret.encode("utf-8", "surrogatepass"), **settings)
+
+
+def health_check(options: Options, host: str = "") -> HealthCheck:
+    """Return how the instances of a service are asked.
+
+    :param host: The Host to send where the file names none for the check.
+    :raises ValueError: A setting is out of its range; says which.
+    """
+    path = options.path if isinstance(options, ServiceHealth) else None
+    settings = given(options, without=("type", "path"))
+    if path is not None and host:
+        settings.setdefault("host", host)
+    return HealthCheck(path, **settings)
+
+
+def hedge_rules(options: ServiceHedge) -> HedgeRules:
+    """Return the rules that *options* describe.
+
+    :raises ValueError: A setting is out of its range; says which.
+    """
+    return HedgeRules(**given(options))
+
+
+def outlier_rules(options: ServiceOutlier) -> OutlierRules:
+    """Return the rules that *options* describe: 0 is no rule.
+
+    :raises ValueError: They contradict each other; says how.
+    """
+    settings = given(options)
+    if settings.get("consecutive_failures") == 0:
+        settings["consecutive_failures"] = None
+    return OutlierRules(**settings)
+
+
+def retry_rules(options: ServiceRetry) -> RetryRules:
+    """Return the rules that *options* describe.
+
+    :raises ValueError: They contradict each other; says how.
+    """
+    return RetryRules(**given(options, without=_BUDGET))
+
+
+def retry_budget(options: ServiceRetry) -> RetryBudget:
+    """Return the budget that *options* describe."""
+    settings: dict[str, Any] = {"share": options.budget, "floor": options.budget_floor}
+    return RetryBudget(**{key: value for key, value in settings.items() if value is not None})
+
+
+FORWARDING = ("preserve_host", "rewrite_location", "rewrite_cookies", "forward_authorization")
+"""Keys of a route that are options of its forwarder."""
+
+
+class Services:
+    """The services of a gateway.
+
+    :param store: What the gateway's workers share.
+    :param name: The gateway's name, by which what it shares is told from others'.
+    :param via: Its name in ``Via``.
+    :param identity: The request fields that tell who the caller is, and their claims.
+    :param folder: Where relative file names start.
+    :param errors: Where it is told what can not be made.
+    :param registry: The gateway's own registry, if it has one.
+    :param speaks: Whether this worker logs what every worker sees.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        *,
+        name: str,
+        via: str,
+        identity: Mapping[str, str],
+        folder: Path,
+        errors: Errors,
+        registry: Registry | None = None,
+        speaks: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._speaks = speaks
+        self.pools: dict[str, Pool] = {}
+        self.checks: dict[str, HealthCheck] = {}
+        self.sessions: dict[str, Sessions] = {}
+        self.circuits: list[Circuit] = []
+        self.bulkheads: dict[str, Compartment] = {}
+        self.watches: list[Watch] = []
+        self._config = config
+        self._store = store
+        self._name = name
+        gateway = config.gateway
+        rules = ThreadShareRules(threads=gateway.threads, services=max(1, len(config.services)))
+        self.tunnels = Tunnels(rules.most if gateway.websockets is None else gateway.websockets)
+        # with one service there is nothing to be kept from
+        self._shares = ThreadShares(rules) if len(config.services) > 1 else None
+        self._common: dict[str, dict[str, Any]] = {}
+        self._manners: dict[str, TlsPolicy] = {}
+        self._own = own_places(gateway.bind)
+        self._gateway = {
+            "via": via,
+            "loop_field": gateway.loop_field,
+            "identity": dict(identity),
+        }
+        self._folder = folder
+        self._zone = gateway.zone or zone_of(os.environ.get("WSGIGATE_ZONE"))
+        self._errors = errors
+        self._registry = registry
+        for name, service in config.services.items():
+            if not errors.under(at("services", name)):
+                self._add(name, service, at("services", name))
+
+    def _add(self, name: str, service: Service, path: str) -> None:
+        tried = self._errors.tried
+        named = service.host or ""
+        if named and tried(at(path, "host"), lambda: host_and_port(named)) is None:
+            named = ""
+        instances = [
+            Instance(item.url, item.weight, item.tier, named, item.zone)
+            if isinstance(item, Weighted)
+            else Instance(item, host=named)
+            for item in service.instances
+        ]
+        balance = tried(at(path, "balance"), lambda: balance_of(service.balance), keys=["key"])
+        outlier = service.outlier
+        if outlier is not None and balance is not None:
+            balance["outlier"] = tried(at(path, "outlier"), lambda: outlier_rules(outlier))
+        sticky = service.sticky
+        if sticky is not None and balance is not None:
+            balance["sticky"] = tried(
+                at(path, "sticky"),
+                lambda: stickiness(name, sticky),
+                keys=["secret", "cookie", "max_age", "path"],
+            )
+        if service.instance_max_in_flight is not None and balance is not None:
+            balance["instance_limit"] = service.instance_max_in_flight
+        zone = "" if service.prefer_zone is False else self._zone
+        pool = tried(
+            at(path, "instances"), lambda: Pool(name, instances, zone=zone, **(balance or {}))
+        )
+        verify = tried(at(path, "tls"), lambda: self._verify(service), keys=["ca"])
+        health = service.health
+        if health is not None:
+            host = "" if named else virtual_host(self._config, name)
+            check = tried(at(path, "health"), lambda: health_check(health, host), keys=HEALTH_KEYS)
+            if check is not None:
+                self.checks[name] = check
+        resilience = tried(at(path, "breaker"), lambda: self._resilience(name, service, path))
+        if pool is None or verify is None or resilience is None:
+            self.checks.pop(name, None)
+            return
+        pace = tried(at(path, "min_response_rate"), lambda: _pace(service)) or PaceRules()
+        place = at(path, "discover")
+        sessions = tried(place, lambda: self._sessions(service, pool, verify, pace), keys=OPTIONS)
+        if sessions is None:
+            self.checks.pop(name, None)
+        self.pools[name] = pool
+        self.sessions[name] = sessions or Sessions()
+        self._common[name] = {
+            **given(service, only=("timeout", "connect_timeout", "read_timeout", "preserve_host")),
+            "verify": verify,
+            "sessions": self.sessions[name],
+            "resilience": resilience,
+        }
+
+    def _sessions(
+        self, service: Service, pool: Pool, verify: bool | str, pace: PaceRules
+    ) -> Sessions:
+        """Return where connections to the instances come from; have those found that are sought."""
+        name = None if service.tls is None else service.tls.server_name
+        named = urlsplit(f"//{service.host}").hostname if service.host else None
+        if service.discover is None:
+            if name is None and all(map(_is_at_address, pool.instances)):
+                name = named
+            self._manners[pool.service] = TlsPolicy(verify, name)
+            return Sessions(partial(gateway_session, server_name=name, pace=pace))
+        options = discovery(service.discover)
+        source = source_of(options, pool.service, self._folder, self._own_registry)
+        vouched = self._vouched(options)
+        check = vouched.check
+        name = name or server_name(options) or named
+        self._manners[pool.service] = TlsPolicy(verify, name, check)
+        make = partial(gateway_session, check=check, server_name=name, pace=pace)
+        sessions = Sessions(make)
+        kept = InstanceCache(self._store, f"instances/{self._name}/{pool.service}", source.name)
+        self.watches.append(
+            Watch(
+                pool,
+                source,
+                check=check,
+                narrow=vouched.narrow,
+                host=service.host or "",
+                forget=sessions.forget,
+                kept=kept,
+                speaks=self._speaks,
+            )
+        )
+        return sessions
+
+    def _vouched(self, options: Discover) -> Vouched:
+        """Return where the instances of a service may be connected to.
+
+        The gateway's own registry has a list already: without another for the service it holds
+        alone, so that what may register is also reached.
+        """
+        lists = []
+        if options.allowed_networks is not None or not is_own(options):
+            lists.append(Destinations(options.allowed_networks or PRIVATE, self._own))
+        if is_own(options) and self._registry is not None:
+            lists.append(self._registry.destinations)
+        return Vouched(*lists)
+
+    def _own_registry(self, service: str, tags: tuple[str, ...]) -> Source:
+        if self._registry is None:
+            raise ValueError(
+                "there is no [registry] table; without it, name a registry to ask, as in "
+                '"registry:http://10.0.0.4:3004"'
+            )
+        return OwnRegistry(self._registry, service, tags=tags)
+
+    def watcher(self) -> Watcher | None:
+        """Return what keeps the pools as their sources say, not started; None without sources."""
+        return Watcher(self.watches) if self.watches else None
+
+    def _resilience(self, name: str, service: Service, path: str) -> Resilience:
+        settings: dict[str, Any] = {}
+        breaker, retry = service.breaker, service.retry
+        if breaker is not None:
+            settings["circuit"] = Circuit(
+                name,
+                circuit_rules(breaker),
+                store=self._store,
+                prefix=f"service-circuit/{self._name}/",
+            )
+            self.circuits.append(settings["circuit"])
+            if breaker.statuses is not None:
+                settings["failures"] = breaker.statuses
+        if retry is not None:
+            rules = self._errors.tried(at(path, "retry"), lambda: retry_rules(retry))
+            settings |= {"retry": rules, "budget": retry_budget(retry)}
+        hedge = service.hedge
+        if hedge is not None:
+            settings["hedge"] = self._errors.tried(
+                at(path, "hedge"), lambda: _hedge(service, hedge), keys=["after", "most"]
+            )
+        most = service.max_in_flight
+        if self._shares is not None:
+            settings["bulkhead"] = self.bulkheads[name] = self._shares.compartment(most)
+        elif most:
+            settings["bulkhead"] = self.bulkheads[name] = Bulkhead(most)
+        return Resilience(**settings)
+
+    def _verify(self, service: Service) -> bool | str:
+        tls = service.tls
+        if tls is None or tls.ca is None:
+            return tls is None or tls.verify
+        authorities = self._folder / tls.ca
+        if not authorities.exists():
+            raise ValueError(f"ca: there is no {authorities}")
+        return str(authorities)
+
+    def checker(self) -> HealthChecker:
+        """Return what checks the health of the services, not started."""
+        prober = Prober({name: self._manners[name] for name in self.checks})
+        prefix = f"health/{self._name}/"
+        return HealthChecker(self.pools, self.checks, self._store, prober, prefix=prefix)
+
+    def forwarder(self, route: Route, strip_prefix: str, path: str) -> Forwarder | None:
+        """Return the app that forwards the requests of *route*, None when it can not be made.
+
+        :param strip_prefix: What is taken off the front of the path.
+        :param path: The route's key path.
+        """
+        pool = self.pools.get(route.service or "")
+        if pool is None:
+            return None
+        request = self._changes(route.request_fields, at(path, "request_fields"))
+        response = self._changes(route.response_fields, at(path, "response_fields"))
+        settings = {
+            **self._gateway,
+            **self._common[pool.service],
+            **given(route, only=FORWARDING),
+            "strip_prefix": strip_prefix,
+            "add_prefix": route.add_prefix,
+            "hidden_cookies": self._cookies(),
+            "request_fields": request,
+            "response_fields": response,
+            "websocket": self._websocket(route),
+            "tunnels": self.tunnels,
+        }
+        return self._errors.tried(path, lambda: Forwarder(pool, **settings))
+
+    def _cookies(self) -> list[str]:
+        """Return the cookies of all services: a client may send those of one to any other."""
+        return [pool.sticky.cookie for pool in self.pools.values() if pool.sticky is not None]
+
+    @staticmethod
+    def _websocket(route: Route) -> bool | WebSocketLimits:
+        if isinstance(route.websocket, bool):
+            return route.websocket
+        return WebSocketLimits(**given(route.websocket))
+
+    def _changes(self, changes: FieldChanges | None, path: str) -> FieldRules | None:
+        if changes is None:
+            return None
+        return self._errors.tried(
+            path,
+            lambda: FieldRules(changes.set, changes.add, changes.remove),
+            keys=["set", "add", "remove"],
+        )
+
+
+def _is_at_address(instance: Instance) -> bool:
+    """Return whether an instance is known by an address, which certificates seldom name."""
+    return literal(urlsplit(instance.url).hostname or "", 0) is not None
+
+
+def _pace(service: Service) -> PaceRules:
+    """Return how slowly the bodies of a service's responses may come."""
+    rate = service.min_response_rate
+    least = PaceRules.least if rate is None else float(rate)
+    return PaceRules(least, total=service.response_timeout)
+
+
+def _hedge(service: Service, hedge: ServiceHedge) -> HedgeRules:
+    if service.sticky is not None:
+        raise ValueError("is not for a service whose clients stay with an instance (sticky)")
+    return hedge_rules(hedge)

@@ -1,0 +1,354 @@
+"""Where the instances of a service are known, in the file: text or a table, and what it becomes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from wsgigate.config.tables import Either, ListOf, setting, table
+from wsgigate.config.types import Checked, Choice, Secret, Text, Url
+from wsgigate.config.yaml import parse_yaml
+from wsgigate.discovery import Instance
+from wsgigate.discovery.sources import Source
+from wsgigate.discovery.sources.consul import Consul
+from wsgigate.discovery.sources.file import WatchedFile
+from wsgigate.discovery.sources.kubernetes import Kubernetes
+from wsgigate.discovery.sources.registry import RemoteRegistry
+from wsgigate.discovery.sources.several import Several
+from wsgigate.http.forwarded import AddressList
+
+__all__ = [
+    "Address",
+    "Discover",
+    "Discovered",
+    "EXAMPLES",
+    "FILES",
+    "FORMS",
+    "OPTIONS",
+    "discovery",
+    "is_own",
+    "read_address",
+    "read_addresses",
+    "server_name",
+    "source_of",
+]
+
+
+# What the text of ``discover`` may be: the kind of source, and where it is.
+
+FILES = (".json", ".toml", ".yaml", ".yml")
+"""How the names of files end whose lists can be read."""
+
+EXAMPLES = (
+    '"registry", "registry:http://10.0.0.4:3004", "dns:orders.internal:8000", '
+    '"srv:_http._tcp.orders.internal", "file:orders.json", "consul:orders" or '
+    '"kubernetes:shop/orders:http"'
+)
+
+_HOST = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
+
+_PORT = re.compile(r"[0-9]{1,5}|[a-z0-9-]{1,63}")
+
+
+class Address(NamedTuple):
+    """What the text of ``discover`` says.
+
+    :ivar kind: The kind of source.
+    :ivar name: Of a host, a service or a file.
+    :ivar url: Of a server; of the first of several.
+    :ivar others: The URLs of the other servers that know the same, in their order.
+    :ivar port: A number, or the name of one.
+    :ivar namespace: Where Kubernetes has the service.
+    """
+
+    kind: str
+    name: str = ""
+    url: str = ""
+    port: str = ""
+    namespace: str = ""
+    others: tuple[str, ...] = ()
+
+
+def read_addresses(use: str | Sequence[str]) -> Address:
+    """Return what a text says, or a list of texts that differ in the server alone.
+
+    :raises ValueError: One is none of the forms, or they are not of the same source.
+    """
+    first, *rest = (read_address(text) for text in ([use] if isinstance(use, str) else use))
+    for address in rest:
+        if (
+            not (first.url and address.url)
+            or address._replace(url=first.url, others=first.others) != first
+        ):
+            raise ValueError(
+                "several sources are registries, or Consuls, that know the same service at "
+                'different URLs, as in ["registry:http://10.0.0.4:3004", '
+                '"registry:http://10.0.0.5:3004"]'
+            )
+    if not rest and not first.others:
+        return first
+    urls = [url for each in (first, *rest) for url in (each.url, *each.others)]
+    others = [url for url in dict.fromkeys(urls) if url != first.url]
+    return first._replace(others=tuple(others))
+
+
+def read_address(text: str) -> Address:
+    """Return what *text* says.
+
+    :raises ValueError: It is none of the forms; says why.
+    """
+    kind, colon, rest = text.partition(":")
+    read = FORMS.get(kind)
+    if read is None or (not colon and kind != "registry"):
+        raise ValueError(f"is one of {EXAMPLES}, not {text!r}")
+    return read(rest)
+
+
+def _registry(rest: str) -> Address:
+    if not rest:
+        return Address("registry")
+    base, name, others = _several(rest)
+    if not base:
+        raise ValueError('registry: is followed by a URL, as in "registry:http://10.0.0.4:3004"')
+    return Address("registry", name, base, others=others)
+
+
+def _several(rest: str) -> tuple[str, str, tuple[str, ...]]:
+    """Return the URL of the first server, the name behind any, and the URLs of the others."""
+    found = [_based(part.strip()) for part in rest.split(",")]
+    names = {name for _, name in found if name}
+    if len(names) > 1:
+        raise ValueError(f"the servers know the service by one name, not by {sorted(names)}")
+    if len(found) > 1 and not all(url for url, _ in found):
+        raise ValueError(f"of several servers each has a URL, as in http://10.0.0.4:3004: {rest!r}")
+    return found[0][0], next(iter(names), ""), tuple(url for url, _ in found[1:])
+
+
+def _based(rest: str) -> tuple[str, str]:
+    """Return the URL of a server and the name behind it; either may be missing."""
+    if not rest.startswith(("http://", "https://")):
+        return "", _named(rest)
+    scheme, _, place = rest.partition("://")
+    host, _, name = place.partition("/")
+    return Instance(f"{scheme}://{host}").url, _named(name) if name else ""
+
+
+def _named(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise ValueError(f"{text!r} is no name of a service")
+    return text
+
+
+def _dns(rest: str) -> Address:
+    host, _, port = rest.rpartition(":")
+    if not _HOST.fullmatch(host) or not (port.isdecimal() and 0 < int(port) < 65536):
+        raise ValueError(
+            f'dns: is followed by a name and a port, as in "dns:a.internal:80": {rest!r}'
+        )
+    return Address("dns", host, port=port)
+
+
+def _srv(rest: str) -> Address:
+    if not _HOST.fullmatch(rest):
+        raise ValueError(f'srv: is followed by a name, as in "srv:_http._tcp.a.internal": {rest!r}')
+    return Address("srv", rest)
+
+
+def _file(rest: str) -> Address:
+    if Path(rest).suffix not in FILES:
+        raise ValueError(f"the name of the file ends in {', '.join(FILES)}: {rest!r}")
+    return Address("file", rest)
+
+
+def _consul(rest: str) -> Address:
+    url, name, others = _several(rest)
+    if not name:
+        raise ValueError('consul: ends with the service, as in "consul:http://10.0.0.4:8500/a"')
+    return Address("consul", name, url, others=others)
+
+
+def _kubernetes(rest: str) -> Address:
+    namespace, _, service = rest.partition("/")
+    name, _, port = service.partition(":")
+    if not (_NAME.fullmatch(namespace) and _NAME.fullmatch(name) and _PORT.fullmatch(port)):
+        raise ValueError(
+            "kubernetes: is followed by a namespace, a service and a port, as in "
+            f'"kubernetes:shop/orders:http": {rest!r}'
+        )
+    return Address("kubernetes", name, port=port, namespace=namespace)
+
+
+FORMS: dict[str, Callable[[str], Address]] = {
+    "registry": _registry,
+    "dns": _dns,
+    "srv": _srv,
+    "file": _file,
+    "consul": _consul,
+    "kubernetes": _kubernetes,
+}
+
+_PARSERS: dict[str, Callable[[str], object] | None] = {
+    ".json": None,
+    ".toml": None,
+    ".yaml": parse_yaml,
+    ".yml": parse_yaml,
+}
+
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "scheme": ("dns", "srv", "consul", "kubernetes"),
+    "tags": ("registry", "consul"),
+    "nameservers": ("dns", "srv"),
+    "server": ("kubernetes",),
+    "token": ("registry", "consul", "kubernetes"),
+    "ca": ("registry", "consul", "kubernetes"),
+}
+"""Which kinds of sources take an option."""
+
+
+class Discovered(Checked[str]):
+    """The address of a source."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            lambda text: text if read_address(text) else "",
+            f"one of {EXAMPLES}",
+            pattern=f"^(?:registry$|(?:{'|'.join(FORMS)}):)",
+            reason=True,
+        )
+
+
+SOURCES: Either[tuple[str, ...], str] = Either(
+    lambda value: isinstance(value, list), ListOf(Discovered(), least=1), Discovered()
+)
+"""The address of a source, or of several that know the same."""
+
+
+class _Networks(Checked[str]):
+    def __init__(self) -> None:
+        super().__init__(
+            lambda text: AddressList([text]).entries[0],
+            'an address or network such as "10.0.0.0/8"',
+            reason=True,
+        )
+
+
+@table
+class Discover:
+    """Where the instances of a service are known."""
+
+    use: tuple[str, ...] | str = setting(
+        SOURCES, "The source; of registries and Consuls several URLs, asked in turn."
+    )
+    allowed_networks: tuple[str, ...] | None = setting(
+        ListOf(_Networks(), least=1),
+        "Where instances may be; loopback and private networks unless said.",
+        default=None,
+    )
+    scheme: str | None = setting(
+        Choice("http", "https"),
+        "How instances are talked to, of sources that do not say.",
+        default=None,
+    )
+    tags: tuple[str, ...] | None = setting(
+        ListOf(Text()), "What an instance must be tagged with, all of it.", default=None
+    )
+    nameservers: tuple[str, ...] | None = setting(
+        ListOf(Text('an address such as "10.0.0.53" or "127.0.0.1:8600"'), least=1),
+        "Whom to ask by DNS; the system's unless said.",
+        default=None,
+    )
+    server: str | None = setting(
+        Url(), "Where the API of Kubernetes is; the cluster's own unless said.", default=None
+    )
+    token: str | None = setting(Secret(), "What the source's server asks for.", default=None)
+    ca: str | None = setting(Text(), "A file of authorities for the source's server.", default=None)
+
+
+def discovery(value: Discover | tuple[str, ...] | str) -> Discover:
+    """Return the table that *value* is short for."""
+    return value if isinstance(value, Discover) else Discover(use=value)
+
+
+def source_of(
+    options: Discover, service: str, folder: Path, own: Callable[[str, tuple[str, ...]], Source]
+) -> Source:
+    """Return the source that *options* describe, of several servers one that asks them in turn.
+
+    :param service: The service's name, which a registry knows it by unless said.
+    :param folder: Where relative file names start.
+    :param own: Makes the source of this gateway's own registry, of a name and tags.
+    :raises ValueError: An option is not for that source, or its value is not of its form.
+    """
+    address = read_addresses(options.use)
+    if address.others:
+        each = [
+            replace(options, use=_text(address._replace(url=url, others=())))
+            for url in (address.url, *address.others)
+        ]
+        return Several([source_of(one, service, folder, own) for one in each])
+    kind = address.kind
+    for option, kinds in OPTIONS.items():
+        if getattr(options, option) is not None and kind not in kinds:
+            raise ValueError(f"{option}: is not for {kind}")
+    scheme, tags = options.scheme or "http", options.tags or ()
+    ca = None if options.ca is None else str(folder / options.ca)
+    if ca is not None and not Path(ca).is_file():
+        raise ValueError(f"ca: there is no {ca}")
+    if kind == "registry" and not address.url:
+        return own(address.name or service, tags)
+    if kind == "file":
+        made = WatchedFile(folder / address.name, parse=_PARSERS[Path(address.name).suffix])
+        made.name = f"file:{address.name}"
+        return made
+    if kind in ("dns", "srv"):
+        return _by_dns(address, scheme, options.nameservers or ())
+    known: dict[str, Any] = {"token": options.token, "ca": ca}
+    if kind == "registry":
+        return RemoteRegistry(address.url, address.name or service, tags=tags, **known)
+    if kind == "consul":
+        known |= {"url": address.url} if address.url else {}
+        return Consul(address.name, tags=tags, scheme=scheme, **known)
+    return Kubernetes(
+        address.namespace,
+        address.name,
+        address.port,
+        server=options.server,
+        scheme=scheme,
+        **known,
+    )
+
+
+def _text(address: Address) -> str:
+    return f"{address.kind}:{address.url}{'/' if address.name else ''}{address.name}"
+
+
+def is_own(options: Discover) -> bool:
+    """Return whether the instances are those of the gateway's own registry."""
+    address = read_addresses(options.use)
+    return address.kind == "registry" and not address.url
+
+
+def server_name(options: Discover) -> str | None:
+    """Return the name that certificates of the instances are for, if it is not their own."""
+    address = read_addresses(options.use)
+    return address.name if address.kind == "dns" and options.scheme == "https" else None
+
+
+def _by_dns(address: Address, scheme: str, nameservers: tuple[str, ...]) -> Source:
+    if find_spec("dns") is None:
+        raise ValueError('DNS needs dnspython: pip install "wsgigate[dns]"')
+    from wsgigate.discovery.sources.dns import DnsAddresses, DnsService, Resolver
+
+    try:
+        resolver = Resolver(nameservers)
+    except ValueError as error:
+        raise ValueError(f"nameservers: {error}") from None
+    if address.kind == "srv":
+        return DnsService(address.name, scheme=scheme, resolver=resolver)
+    return DnsAddresses(address.name, int(address.port), scheme=scheme, resolver=resolver)

@@ -1,0 +1,398 @@
+"""What one value of the file may be: read into Python, or an error in its author's words.
+
+Every kind also knows its JSON Schema (draft 2020-12), so that the schema for editors can not say
+something else than the reader. Where a value is not text, text with a reference to an environment
+variable may stand for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from wsgigate.config.errors import MISSING, Errors, FromEnvironment, shown
+from wsgigate.discovery import Instance
+from wsgigate.http.target import canonical_pattern
+from wsgigate.rules.quota import Quota
+from wsgigate.rules.routing import Route
+from wsgigate.units import parse_duration, parse_size
+
+__all__ = [
+    "Bind",
+    "Checked",
+    "Choice",
+    "Duration",
+    "Flag",
+    "ImportPath",
+    "Integer",
+    "Kind",
+    "Number",
+    "PathPattern",
+    "QuotaText",
+    "Schema",
+    "Secret",
+    "Size",
+    "Text",
+    "Url",
+    "or_reference",
+]
+
+
+T = TypeVar("T")
+
+Schema: TypeAlias = dict[str, Any]
+
+
+def or_reference(schema: Schema) -> Schema:
+    """Return *schema* that also admits text with a reference to an environment variable."""
+    reference = {"type": "string", "pattern": r"\$\{[A-Za-z_]", "description": '"${NAME}"'}
+    return {"anyOf": [schema, reference]}
+
+
+class Kind(Generic[T]):
+    """One kind of value."""
+
+    expected = "a value"
+    """What an error says the value should have been."""
+
+    def read(self, value: object, path: str, errors: Errors) -> T | None:
+        """Return *value* as Python wants it, or None when it is wrong and *errors* say so."""
+        return self.blank() if value is MISSING else self._read(value, path, errors)
+
+    def blank(self) -> T | None:
+        """Return what stands for a wrong value, where a list must keep its count."""
+        return None
+
+    def _read(self, value: object, path: str, errors: Errors) -> T | None:
+        raise NotImplementedError
+
+    def schema(self, definitions: dict[str, Schema]) -> Schema:
+        """Return the JSON Schema; shapes used in several places go to *definitions*."""
+        raise NotImplementedError
+
+    def _wrong(self, value: object, path: str, errors: Errors) -> T | None:
+        errors.add(path, f"expected {self.expected}, got {shown(value)}")
+        return self.blank()
+
+
+class Text(Kind[str]):
+    """Text of one line or many.
+
+    :param expected: What it is, with an example.
+    :param pattern: What all of it must match.
+    """
+
+    def __init__(self, expected: str = "text", *, pattern: str = "") -> None:
+        self.expected = expected
+        self._pattern = re.compile(pattern) if pattern else None
+
+    def _read(self, value: object, path: str, errors: Errors) -> str | None:
+        if not isinstance(value, str) or (self._pattern and not self._pattern.fullmatch(value)):
+            return self._wrong(value, path, errors)
+        return str(value)
+
+    def schema(self, definitions: dict[str, Schema]) -> Schema:
+        if self._pattern is None:
+            return {"type": "string"}
+        return or_reference({"type": "string", "pattern": f"^(?:{self._pattern.pattern})$"})
+
+
+class Secret(Kind[str]):
+    """Text that no error, log or listing may show."""
+
+    expected = "text (a secret)"
+
+    def _read(self, value: object, path: str, errors: Errors) -> str | None:
+        if not isinstance(value, str):
+            errors.add(path, f"expected {self.expected}, got something else")
+            return None
+        if not value:
+            errors.add(path, "a secret must not be empty")
+            return None
+        errors.hide(value)
+        return str(value)
+
+    def schema(self, definitions: dict[str, Schema]) -> Schema:
+        return {"type": "string", "minLength": 1, "writeOnly": True}
+
+
+class Number(Kind[float]):
+    """A number, whole or not."""
+
+    def __init__(self, minimum: float, maximum: float | None = None) -> None:
+        self._minimum = minimum
+        self._maximum = maximum
+        self.expected = _between("a number", minimum, maximum)
+
+    def _read(self, value: object, path: str, errors: Errors) -> float | None:
+        number = _parsed(value, float)
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            return self._wrong(value, path, errors)
+        upper = number if self._maximum is None else self._maximum
+        if not self._minimum <= number <= upper or number in (float("inf"), float("-inf")):
+            return self._wrong(value, path, errors)
+        return float(number)
+
+    def schema(self, definitions: dict[str, Schema]) -> Schema:
+        return or_reference(_limits("number", self._minimum, self._maximum))
+
+
+class Integer(Kind[int]):
+    """A whole number."""
+
+    def __init__(self, minimum: int, maximum: int | None = None) -> None:
+        self._minimum = minimum
+        self._maximum = maximum
+        self.expected = _between("a whole number", minimum, maximum)
+
+    def _read(self, value: object, path: str, errors: Errors) -> int | None:
+        number = _parsed(value, int)
+        if isinstance(number, bool) or not isinstance(number, int):
+            return self._wrong(value, path, errors)
+        if number < self._minimum or (self._maximum is not None and number > self._maximum):
+            return self._wrong(value, path, errors)
+        return number
+
+    def schema(self, definitions: dict[str, Schema]) -> Schema:
+        return or_reference(_limits("integer", self._minimum, self._maximum))
+
+
+class Flag(Kind[bool]):
+    """``true`` or ``false``."""
+
+    expected = "true or false"
+
+    def _read(self, value: object, path: str, errors: Errors) -> bool | None:
+        if isinstance(value, FromEnvironment):
+            value = {"true": True, "false": False}.get(value.lower(), value)
+        if not isinstance(value, bool):
+            return self._wrong(value, path, errors)
+        return value
+
+    def schema(self, definitions: dict[str, Schema]) -> Schema:
+        return or_reference({"type": "boolean"})
+
+
+class Scalar(Kind[str | int | float | bool]):
+    """Text, a number, ``true`` or ``false``."""
+
+    expected = "text, a number, true or false"
+
+    def _read(self, value: object, path: str, errors: Errors) -> str | int | float | bool | None:
+        if not isinstance(value, str | int | float):
+            return self._wrong(value, path, errors)
+        return str(value) if isinstance(value, str) else value
+
+    def schema(self, definitions: dict[str, Schema]) -> Schema:
+        return {"type": ["string", "number", "boolean"]}
+
+
+class Choice(Kind[str]):
+    """One of a few words."""
+
+    def __init__(self, *words: str) -> None:
+        self._words = words
+        quoted = [shown(word) for word in words]
+        self.expected = " or ".join([", ".join(quoted[:-1]), quoted[-1]]).removeprefix(" or ")
+
+    def _read(self, value: object, path: str, errors: Errors) -> str | None:
+        if not isinstance(value, str) or value not in self._words:
+            return self._wrong(value, path, errors)
+        return str(value)
+
+    def schema(self, definitions: dict[str, Schema]) -> Schema:
+        return or_reference({"enum": list(self._words)})
+
+
+class _Amount(Kind[T]):
+    """A number, or text of a number and a unit."""
+
+    _pattern = ""
+
+    def _read_amount(self, value: Any) -> T:
+        raise NotImplementedError
+
+    def _read(self, value: object, path: str, errors: Errors) -> T | None:
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            try:
+                return self._read_amount(value)
+            except ValueError:
+                pass
+        return self._wrong(value, path, errors)
+
+    def schema(self, definitions: dict[str, Schema]) -> Schema:
+        pattern = rf"^\s*[0-9].*{self._pattern}|\$\{{"
+        return {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": pattern}]}
+
+
+class Duration(_Amount[float]):
+    """A length of time; a bare number is seconds.
+
+    :param zero: Whether it may be none at all.
+    """
+
+    expected = 'a duration such as "30s"'
+    _pattern = "[0-9dhms]\\s*$"
+
+    def __init__(self, *, zero: bool = False) -> None:
+        self._zero = zero
+
+    def _read_amount(self, value: Any) -> float:
+        seconds = parse_duration(value)
+        if not (seconds or self._zero):
+            raise ValueError("a duration is more than nothing")
+        return seconds
+
+
+class Size(_Amount[int]):
+    """A number of bytes."""
+
+    expected = 'a size such as "64KiB"'
+    _pattern = "[0-9KMGTkmgtiIbB]\\s*$"
+
+    def _read_amount(self, value: Any) -> int:
+        return parse_size(value)
+
+
+def _between(what: str, minimum: float, maximum: float | None) -> str:
+    return (
+        f"{what}, at least {minimum}" if maximum is None else f"{what} from {minimum} to {maximum}"
+    )
+
+
+def _limits(type_: str, minimum: float, maximum: float | None) -> Schema:
+    schema: Schema = {"type": type_, "minimum": minimum}
+    return schema if maximum is None else {**schema, "maximum": maximum}
+
+
+def _parsed(value: object, number: Callable[[str], float]) -> object:
+    if isinstance(value, FromEnvironment):
+        try:
+            return number(value)
+        except ValueError:
+            pass
+    return value
+
+
+# Kinds of text that somebody else already knows how to read: quotas, addresses, paths.
+
+
+class Checked(Kind[T]):
+    """Text that a function reads.
+
+    :param make: Makes the value of the text; raises ValueError when it can not.
+    :param expected: What it is, with an example.
+    :param reason: Whether the ValueError says it better than "expected this, got that".
+    """
+
+    def __init__(
+        self, make: Callable[[str], T], expected: str, *, pattern: str = "", reason: bool = False
+    ) -> None:
+        self.expected = expected
+        self._make = make
+        self._pattern = pattern
+        self._reason = reason
+
+    def _read(self, value: object, path: str, errors: Errors) -> T | None:
+        if not isinstance(value, str):
+            return self._wrong(value, path, errors)
+        try:
+            return self._make(str(value))
+        except ValueError as error:
+            if not self._reason:
+                return self._wrong(value, path, errors)
+            errors.add(path, str(error))
+            return None
+
+    def schema(self, definitions: dict[str, Schema]) -> Schema:
+        text: Schema = {"type": "string"}
+        return or_reference({**text, "pattern": self._pattern}) if self._pattern else text
+
+
+class QuotaText(Checked[Quota]):
+    """How many requests in how much time."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            Quota.parse,
+            'a quota such as "100 per 15 minutes"',
+            pattern=r"^\s*[0-9][0-9_]*\s*([Rr]equests?\s*)?(/|[Pp][Ee][Rr]\b)",
+            reason=True,
+        )
+
+
+class QuotasText(Checked["Quota | tuple[Quota, ...]"]):
+    """One quota, or several with ``;`` between them."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            _quotas,
+            'a quota such as "100 per 15 minutes", or several such as "10/h; 100/d"',
+            pattern=r"^\s*[0-9][0-9_]*\s*([Rr]equests?\s*)?(/|[Pp][Ee][Rr]\b)",
+            reason=True,
+        )
+
+
+def _quotas(text: str) -> Quota | tuple[Quota, ...]:
+    quotas = Quota.parse_all(text)
+    return quotas[0] if len(quotas) == 1 else quotas
+
+
+class Url(Checked[str]):
+    """The address of an instance."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            lambda text: Instance(text).url,
+            'an address such as "http://10.0.0.5:8000"',
+            pattern="^https?://",
+            reason=True,
+        )
+
+
+class PathPattern(Checked[str]):
+    """A route's path."""
+
+    def __init__(self) -> None:
+        super().__init__(_route_path, 'a path such as "/api/users"', pattern="^/", reason=True)
+
+
+class ImportPath(Checked[str]):
+    """An object of a Python module, which is imported when the gateway is built."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(_import_path, f'{what} such as "package.module:name"', pattern=":")
+
+
+class Bind(Checked[str]):
+    """An address to listen on."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            _bind, 'an address such as "127.0.0.1:3000", "[::1]:3000" or "unix:/run/gateway.sock"'
+        )
+
+
+def _route_path(text: str) -> str:
+    path = canonical_pattern(text)
+    Route(path, None)
+    return path
+
+
+_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
+
+_BIND = re.compile(r"unix:.+|(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
+
+
+def _import_path(text: str) -> str:
+    if not _IMPORT_PATH.fullmatch(text):
+        raise ValueError(text)
+    return text
+
+
+def _bind(text: str) -> str:
+    match = _BIND.fullmatch(text)
+    if not match or (match[1] and int(match[1]) > 65535):
+        raise ValueError(text)
+    return text

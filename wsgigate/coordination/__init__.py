@@ -1,0 +1,1 @@
+"""State that workers agree on: circuit verdicts, denied tokens, maintenance and leadership."""

@@ -1,0 +1,281 @@
+"""What is out of service on purpose, told to all that share a store."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from wsgigate.rules.arguments import checked
+from wsgigate.runtime.clocks import steady
+from wsgigate.runtime.throttled_log import ChangeLog, Trouble, one_line
+from wsgigate.store import Store, StoreError, update
+from wsgigate.store.open import OpenedStore
+
+__all__ = ["GATEWAY", "MaintenanceSwitch", "Notice", "check_scope", "noticed", "read", "switched"]
+
+
+# What of a gateway is out of service on purpose: as text that workers share, and what it says.
+
+GATEWAY = "gateway"
+"""The scope of all routes together."""
+
+LONGEST = 10 * 365 * 86_400.0
+"""For how many seconds it may last at most; for so long the store keeps it."""
+
+MOST = 60_000
+"""How many bytes of text all that is out of service may take; a store takes no more than 64 KiB."""
+
+_SCOPE = re.compile(r"gateway|(?:service|route):[^\x00-\x1f\x7f]{1,200}")
+
+_MESSAGE = re.compile(r"[^\x00-\x1f\x7f]{0,300}")
+
+
+class Notice(NamedTuple):
+    """What is told of a scope that is out of service.
+
+    :ivar since: The store's time at which it was switched, in seconds.
+    :ivar until: The time at which it ends by itself; ``None`` for never.
+    :ivar message: One sentence for clients; empty for the usual one.
+    """
+
+    since: float
+    until: float | None = None
+    message: str = ""
+
+
+def check_scope(scope: str) -> str:
+    """Return *scope*: ``gateway``, ``service:NAME`` or ``route:NAME``.
+
+    :raises ValueError: It is none of these.
+    """
+    if not isinstance(scope, str) or not _SCOPE.fullmatch(scope):
+        raise ValueError(f"scope: gateway, service:NAME or route:NAME, not {scope!r}")
+    return scope
+
+
+def read(value: bytes | None) -> dict[str, Notice]:
+    """Return what *value* says, by scope; nothing when it says nothing that makes sense."""
+    try:
+        told = json.loads(value or b"{}")
+        return {
+            check_scope(scope): Notice(
+                float(since), None if until is None else float(until), str(message)
+            )
+            for scope, (since, until, message) in told.items()
+        }
+    except (ValueError, TypeError, AttributeError):
+        return {}
+
+
+def switched(
+    value: bytes | None,
+    scope: str,
+    now: float,
+    *,
+    on: bool,
+    lasts: float | None = None,
+    message: str = "",
+) -> bytes | None:
+    """Return what *value* becomes when *scope* is switched; ``None`` when nothing is left.
+
+    What is over is left out. Switched on again, it goes on since when it was switched first.
+
+    :param lasts: Seconds after which it ends by itself; ``None`` for never.
+    :raises ValueError: One of the arguments can not be; says which.
+    """
+    check_scope(scope)
+    if lasts is not None and not 0 < lasts <= LONGEST:
+        raise ValueError(f"for: more than 0 seconds and at most ten years, not {lasts!r}")
+    if not isinstance(message, str) or not _MESSAGE.fullmatch(message):
+        raise ValueError("message: a text of one line, at most 300 characters")
+    notices = {key: one for key, one in read(value).items() if _lasting(one, now)}
+    if on:
+        before = notices.get(scope)
+        since = now if before is None else before.since
+        notices[scope] = Notice(since, None if lasts is None else now + lasts, message)
+    else:
+        notices.pop(scope, None)
+    if not notices:
+        return None
+    made = json.dumps(notices, separators=(",", ":")).encode()
+    if on and len(made) > MOST:
+        raise ValueError("scope: too much is out of service already")
+    return made
+
+
+def noticed(notices: Mapping[str, Notice], scopes: Iterable[str], now: float) -> Notice | None:
+    """Return the notice of the first of *scopes* that is out of service."""
+    for scope in scopes:
+        notice = notices.get(scope)
+        if notice is not None and _lasting(notice, now):
+            return notice
+    return None
+
+
+def _lasting(notice: Notice, now: float) -> bool:
+    return notice.until is None or now < notice.until
+
+
+LOG = logging.getLogger("wsgigate.maintenance")
+
+
+class _Known(NamedTuple):
+    notices: Mapping[str, Notice]
+    read: float
+    ahead: float
+    """How far the store's clock is ahead of this process's."""
+
+
+@checked
+class MaintenanceSwitch:
+    """What is out of service, known to every worker that shares the store.
+
+    All of it is one value, which a worker reads again at most every *staleness* seconds; so a
+    request costs nothing but a look at the clock. While the store fails, what was read last holds.
+
+    :param store: What the workers share: a store, or the URL of one.
+    :param name: Whose it is: gateways of one store that have the same name share it.
+    :param staleness: For how many seconds it is believed, 0 to 1.
+    :param speaks: Whether this worker logs what every worker sees: what goes out of service and
+        what is back, also where its time has run out.
+    :param clock: Tells seconds that only go forward.
+    :ivar store_errors: How often the store failed.
+    :raises ValueError: One of the settings is wrong; says which.
+    """
+
+    PREFIX = "maintenance/"
+
+    def __init__(
+        self,
+        store: Store | str,
+        *,
+        name: str = "gateway",
+        staleness: float = 0.5,
+        speaks: Callable[[], bool] = lambda: True,
+        clock: Callable[[], float] = steady,
+    ) -> None:
+        if not isinstance(staleness, (int, float)) or not 0 <= staleness <= 1:
+            raise ValueError(f"staleness: 0 to 1 second, not {staleness!r}")
+        if store is None:
+            raise ValueError("store: a store or the URL of one, not None")
+        self.store_errors = 0
+        self._opened = OpenedStore(store)
+        self._key = self.PREFIX + name
+        self._staleness = staleness
+        self._clock = clock
+        self._known: _Known | None = None
+        self._speaks = speaks
+        self._seen: dict[str, Notice] = {}
+        self._changes = ChangeLog(LOG, clock=clock)
+        self._trouble = Trouble(
+            LOG, "What is out of service can be read again, after %.0f s", clock=clock
+        )
+
+    def on(self, scope: str, *, lasts: float | None = None, message: str = "") -> None:
+        """Take *scope* out of service.
+
+        :param scope: ``gateway``, ``service:NAME`` or ``route:NAME``.
+        :param lasts: Seconds after which it is back by itself; ``None`` for never.
+        :param message: One sentence for clients.
+        :raises ValueError: One of them can not be; says which.
+        :raises StoreError: The store failed: it may be out of service, or not.
+        """
+        self._switch(scope, True, lasts, message)
+
+    def off(self, scope: str) -> None:
+        """Put *scope* into service again, which it may be already.
+
+        :raises ValueError: There can be no such scope.
+        :raises StoreError: The store failed: it may be in service, or not.
+        """
+        self._switch(scope, False, None, "")
+
+    def status(self) -> dict[str, Notice]:
+        """Return what is out of service at the moment, by scope.
+
+        :raises StoreError: The store failed.
+        """
+        value, now = self._opened.get(self._key)
+        notices = read(value)
+        return {scope: one for scope, one in notices.items() if noticed(notices, [scope], now)}
+
+    def notice(self, scopes: Iterable[str]) -> tuple[Notice, float] | None:
+        """Return the notice of the first of *scopes* that is out of service.
+
+        :returns: It, and for how many seconds more; 0 when nobody knows. ``None`` when all of them
+            are in service.
+        """
+        now = self._clock()
+        known = self._known
+        if known is None or now - known.read >= self._staleness:
+            known = self._known = self._read(known, now)
+        if not known.notices:
+            return None
+        there = now + known.ahead
+        found = noticed(known.notices, scopes, there)
+        if found is None:
+            return None
+        return found, 0.0 if found.until is None else found.until - there
+
+    def known(self) -> dict[str, Notice]:
+        """Return what is out of service, as :meth:`notice` knows it: also while the store fails."""
+        self.notice(())
+        known = self._known
+        if known is None:
+            return {}
+        now = self._clock() + known.ahead
+        return {s: one for s, one in known.notices.items() if noticed(known.notices, [s], now)}
+
+    def look(self) -> None:
+        """Read what is out of service if that is due, and log what has changed.
+
+        For a worker without requests: with them, :meth:`notice` does that.
+        """
+        self.notice(())
+
+    def close(self) -> None:
+        """Close the store, if it is the switch's own and not one it was given."""
+        self._opened.close()
+
+    def _read(self, known: _Known | None, now: float) -> _Known:
+        try:
+            value, there = self._opened.get(self._key)
+        except StoreError as error:
+            self.store_errors += 1
+            self._trouble.failed("What is out of service cannot be read: %s", error)
+            return _Known({}, now, 0.0) if known is None else known._replace(read=now)
+        self._trouble.ended()
+        notices = read(value)
+        if notices or self._seen:
+            self._log_changes(notices, there)
+        return _Known(notices, now, there - now)
+
+    def _log_changes(self, notices: Mapping[str, Notice], now: float) -> None:
+        """Log what is out of service at *now* and was not before, and the other way round."""
+        active = {scope: one for scope, one in notices.items() if noticed(notices, [scope], now)}
+        before, self._seen = self._seen, active
+        if active == before or not self._speaks():
+            return
+        for scope in active.keys() - before.keys():
+            until, message = active[scope].until, active[scope].message
+            self._changes.log(
+                logging.WARNING,
+                scope,
+                "%s is out of service for maintenance%s%s",
+                one_line(scope),
+                "" if until is None else f" for {max(0.0, until - now):.0f} s",
+                f": {one_line(message)}" if message else "",
+            )
+        for scope in before.keys() - active.keys():
+            self._changes.log(logging.WARNING, scope, "%s is back in service", one_line(scope))
+
+    def _switch(self, scope: str, on: bool, lasts: float | None, message: str) -> None:
+        def change(old: bytes | None, now: float) -> tuple[bytes | None, float, None]:
+            return switched(old, scope, now, on=on, lasts=lasts, message=message), LONGEST, None
+
+        switched(None, scope, 0.0, on=on, lasts=lasts, message=message)  # says what is wrong
+        update(self._opened.open(), self._key, change)
+        self._known = None  # here it holds at once

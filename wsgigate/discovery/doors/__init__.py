@@ -1,1 +1,0 @@
-"""The registry in other registries' words: doors for clients that are there already."""

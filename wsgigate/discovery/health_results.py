@@ -1,0 +1,401 @@
+"""The health of instances as one worker knows it: shared through the store, or found by itself.
+
+While the store works, one worker writes and all read: :meth:`Results.write`, :meth:`Results.read`.
+While it fails, each worker records what it finds in memory (:meth:`Results.keep`), on top of what
+it last read, so that a verdict is not decided anew. When the store answers again, what the worker
+found holds until the store has a *newer* result: an old verdict that outlived the outage in the
+store must not put a dead instance back. The leader writes its own findings at once
+(:meth:`Results.share`), so the others, and workers that start then, have a newer result soon. Newer
+is decided by how long ago a check ended, never by comparing the wall clocks of two machines.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import lru_cache, partial
+from hashlib import sha256
+from logging import INFO, WARNING
+from typing import Any, NamedTuple, Protocol, TypeAlias
+from urllib.parse import quote
+
+from wsgigate.coordination.leader import LeaderLease
+from wsgigate.discovery import Instance
+from wsgigate.rules.health import Health, HealthCheck, Outcome, record
+from wsgigate.runtime import fork
+from wsgigate.runtime.throttled_log import ChangeLog, one_line
+from wsgigate.store import Store
+from wsgigate.units import iso_time
+
+__all__ = [
+    "InThreads",
+    "Known",
+    "Markable",
+    "Probe",
+    "ProbeRunner",
+    "Results",
+    "Target",
+    "instance_status",
+    "not_checked",
+    "not_monitored",
+    "service_status",
+]
+
+
+# How instances are asked whether they are well: what a checker wants of whoever asks them.
+
+Probe: TypeAlias = Callable[[Instance, HealthCheck], Outcome]
+"""Asks one instance once whether it is well, within the check's timeout. Runs in any thread."""
+
+Found: TypeAlias = Callable[[Outcome | Exception], None]
+"""Takes what a check found, or what kept it from finding anything. Runs in any thread."""
+
+
+class ProbeRunner(Protocol):
+    """Asks instances, many at a time."""
+
+    def ask(self, service: str, instance: Instance, check: HealthCheck, found: Found) -> None:
+        """Start a check, and call *found* when it has ended."""
+
+    def stop(self) -> None:
+        """Abandon the checks under way."""
+
+
+class InThreads:
+    """Ask by a function of one's own, each check in a thread that ends with it.
+
+    :param probe: Asks one instance once.
+    :param spawn: Runs a function in the background.
+    """
+
+    def __init__(
+        self, probe: Probe, *, spawn: Callable[[Callable[[], None]], None] | None = None
+    ) -> None:
+        self._probe = probe
+        self._spawn = spawn or _spawn_thread
+
+    def ask(self, service: str, instance: Instance, check: HealthCheck, found: Found) -> None:
+        """Start a check in a thread.
+
+        :raises RuntimeError: There is no thread to be had.
+        """
+        self._spawn(partial(self._run, instance, check, found))
+
+    def stop(self) -> None:
+        """Leave the threads to end by themselves."""
+
+    def _run(self, instance: Instance, check: HealthCheck, found: Found) -> None:
+        outcome: Outcome | Exception
+        try:
+            outcome = self._probe(instance, check)
+        except Exception as error:
+            outcome = error
+        found(outcome)
+
+
+def _spawn_thread(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, name="wsgigate-health-check", daemon=True).start()
+
+
+# How the health of services is told to people and programs, as members of JSON documents.
+
+
+def not_checked() -> dict[str, Any]:
+    """Return the status of a service whose first check has not ended yet."""
+    return {"healthy": False, "error": "Not checked yet"}
+
+
+def not_monitored() -> dict[str, Any]:
+    """Return the status of a service that has no health check: it is taken to be healthy.
+
+    That is what the gateway does: it sends such a service its requests.
+    """
+    return {"healthy": True, "status": "No health check"}
+
+
+def instance_status(health: Health | None) -> dict[str, Any]:
+    """Return the status of one instance.
+
+    A healthy one tells ``healthy, lastCheck, responseTime, status``, an unhealthy one ``healthy,
+    lastCheck, error, status``. ``status`` is the status code, ``"N/A"`` when there was no answer.
+    The last check may disagree with the verdict: a healthy instance then has an ``error`` as well,
+    and an unhealthy one that answers again is ``Recovering``.
+    """
+    if health is None:
+        return not_checked()
+    last = health.last
+    told: dict[str, Any] = {"healthy": health.healthy, "lastCheck": iso_time(health.checked)}
+    if health.healthy:
+        told["responseTime"] = last.response_time
+    if not health.healthy or not last.ok:
+        told["error"] = "Recovering" if last.ok else last.error
+    told["status"] = "N/A" if last.status is None else last.status
+    return told
+
+
+def service_status(healths: Mapping[str, Health | None]) -> dict[str, Any]:
+    """Return the status of a service from the *healths* of its instances, by URL.
+
+    A service is healthy when one of its instances is. Of several, the last one checked of those
+    that agree with the verdict speaks for all; each is told in ``instances``.
+    """
+    if not healths:
+        return {"healthy": False, "error": "No instances"}
+    known = [health for health in healths.values() if health is not None]
+    if not known:
+        told = not_checked()
+    else:
+        healthy = any(health.healthy for health in known)
+        agreeing = (health for health in known if health.healthy == healthy)
+        told = instance_status(max(agreeing, key=lambda health: health.checked))
+        told["lastCheck"] = iso_time(max(health.checked for health in known))
+    if len(healths) > 1:
+        told["instances"] = {url: instance_status(health) for url, health in healths.items()}
+    return told
+
+
+LOG = logging.getLogger("wsgigate.health")
+
+_LEAST_TTL = 300.0
+
+_INTERVALS_KEPT = 10
+
+
+class Markable(Protocol):
+    """What is wanted of a pool: who is in it, and a way to say who is well."""
+
+    @property
+    def instances(self) -> Iterable[Instance]:
+        """The instances in it at the moment."""
+
+    def mark(self, url: str, healthy: bool) -> None:
+        """Take note of whether the instance at *url* is healthy."""
+
+
+class Target(NamedTuple):
+    """One instance, how it is checked, and the key its health is kept under."""
+
+    key: str
+    service: str
+    instance: Instance
+    check: HealthCheck
+
+
+class Known(NamedTuple):
+    """The health of an instance, and the bytes of it that are in the store."""
+
+    raw: bytes | None
+    health: Health | None
+
+
+_NOTHING = Known(None, None)
+
+
+class Results:
+    """The health of the instances in *pools*, as it was last read from the store.
+
+    :param pools: By service; their instances may change at any time.
+    :param checks: How a service is checked, by service.
+    :param store: Where the workers meet.
+    :param lease: Whoever holds it may write.
+    :param prefix: What the keys in the store begin with.
+    :param clock: Seconds of a clock that never steps back.
+    :param wall: The Unix time; stands for the store's until that was read.
+    """
+
+    def __init__(
+        self,
+        pools: Mapping[str, Markable],
+        checks: Mapping[str, HealthCheck],
+        store: Store,
+        lease: LeaderLease,
+        *,
+        prefix: str,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._clock = clock
+        self._wall = wall
+        self._ahead: float | None = None  # of the store's time; None: never read
+        self._own: dict[str, float] = {}
+        # what this worker found that the store may not have: when, by the clock
+        self._pools = pools
+        self._checks = checks
+        self._store = store
+        self._lease = lease
+        self._prefix = prefix
+        self._known: dict[str, Known] = {}
+        self._changes = ChangeLog(LOG, clock=clock)
+        self._storing: threading.Lock
+        fork.renewed(self, _storing="Lock")
+
+    def now(self) -> float:
+        """Return the store's time, as far as it can be known without asking the store."""
+        return self._wall() if self._ahead is None else self._clock() + self._ahead
+
+    def targets(self) -> dict[str, Target]:
+        """Return what is to be checked at the moment, by key."""
+        targets = (
+            Target(_key(self._prefix, service, instance.url), service, instance, check)
+            for service, check in self._checks.items()
+            for instance in self._pools[service].instances
+        )
+        return {target.key: target for target in targets}
+
+    def known(self, target: Target) -> Known:
+        """Return what is known of *target*."""
+        return self._known.get(target.key, _NOTHING)
+
+    def healths(self, service: str) -> dict[str, Health | None]:
+        """Return the health of each instance of *service*, by URL."""
+        known = self._known
+        return {
+            instance.url: known.get(_key(self._prefix, service, instance.url), _NOTHING).health
+            for instance in self._pools[service].instances
+        }
+
+    def read(self, targets: Mapping[str, Target]) -> None:
+        """Read what is known of *targets*, forget all others, and mark the pools.
+
+        What has vanished from the store, or cannot be understood, stays as it was last known.
+
+        :raises StoreError: The store failed; nothing has changed.
+        """
+        self._changes.flush()
+        with self._storing:  # else what is read could replace what is written meanwhile
+            # one by one: a store on the network would look through all its keys for a prefix
+            found = {key: self._store.get(key)[0] for key in targets}
+            _, now = self._store.get(self._lease.key)
+            self._ahead = now - self._clock()
+            before = self._known
+            self._known = {
+                key: self._agreed(key, found.get(key), before.get(key, _NOTHING)) for key in targets
+            }
+            self._forget_own()
+        self.mark(targets)
+
+    def mark(self, targets: Mapping[str, Target]) -> None:
+        """Mark the pools with what is known of *targets*."""
+        known = self._known
+        for key, target in targets.items():
+            health = known.get(key, _NOTHING).health
+            if health is not None:
+                self._pools[target.service].mark(target.instance.url, health.healthy)
+
+    def only(self, targets: Mapping[str, Target]) -> None:
+        """Forget all but *targets*, and mark the pools, without reading the store."""
+        with self._storing:
+            self._known = {key: known for key, known in self._known.items() if key in targets}
+            self._forget_own()
+        self.mark(targets)
+
+    def keep(self, target: Target, outcome: Outcome) -> None:
+        """Record *outcome* for this worker alone: the store cannot be asked."""
+        with self._storing:
+            before = self.known(target)
+            health = record(before.health, outcome, self.now(), target.check)
+            self._known[target.key] = Known(before.raw, health)
+            self._own[target.key] = self._clock()
+        self._pools[target.service].mark(target.instance.url, health.healthy)
+        self._log_change(target, before.health, health)
+
+    def share(self, targets: Mapping[str, Target]) -> None:
+        """Write what this worker found by itself, where the store has nothing newer.
+
+        For the holder of the lease, after :meth:`read`.
+
+        :raises StoreError: The store failed; what was not written stays to be shared.
+        """
+        for key in list(self._own):
+            target = targets.get(key)
+            with self._storing:
+                known = self._known.get(key, _NOTHING)
+                if target is None or known.health is None or key not in self._own:
+                    continue
+                new = known.health.to_bytes()
+                if self._store.swap(key, known.raw, new, _ttl(target.check)):
+                    self._known[key] = Known(new, known.health)
+                    self._own.pop(key, None)
+
+    def _agreed(self, key: str, raw: bytes | None, before: Known) -> Known:
+        """Return what holds: what the store has, or what this worker found later by itself."""
+        stored = _decoded(raw, before)
+        at = self._own.get(key)
+        if at is None or before.health is None or self._ahead is None:
+            return stored
+        # the moments may stem from another clock than the store's, which was not known then
+        moved = at + self._ahead - before.health.checked
+        own = replace(
+            before.health,
+            since=max(0.0, before.health.since + moved),
+            checked=max(0.0, before.health.checked + moved),
+        )
+        if stored.health is None or stored.health is before.health:
+            return Known(raw, own)
+        if stored.health.checked >= own.checked:
+            del self._own[key]
+            return stored
+        return Known(raw, own)
+
+    def _forget_own(self) -> None:
+        for key in self._own.keys() - self._known.keys():
+            del self._own[key]
+
+    def write(self, target: Target, outcome: Outcome, raw: bytes | None) -> None:
+        """Make *outcome* known, unless another leads by now, or has written since *raw* was read.
+
+        A process that was stopped in the middle of a check must not write over what its successor
+        found meanwhile.
+
+        :param raw: What was in the store when the check began.
+        :raises StoreError: The store failed; the outcome is lost.
+        """
+        with self._storing:
+            held, now = self._lease.held()
+            if not held:
+                return
+            before = self.known(target).health
+            health = record(before, outcome, now, target.check)
+            new = health.to_bytes()
+            if not self._store.swap(target.key, raw, new, _ttl(target.check)):
+                return
+            self._known[target.key] = Known(new, health)
+            self._own.pop(target.key, None)
+        self._log_change(target, before, health)
+
+    def _log_change(self, target: Target, before: Health | None, health: Health) -> None:
+        """Log a change of the verdict. That an instance is healthy from the start is none."""
+        if health.healthy if before is None else before.healthy == health.healthy:
+            return
+        place, service, log = target.instance.address, target.service, self._changes.log
+        if before is not None and health.healthy:
+            lasted = health.checked - before.since
+            log(INFO, place, "%s of %r is healthy again, after %.0f s", place, service, lasted)
+        else:
+            reason = one_line(health.last.error)
+            log(WARNING, place, "%s of %r is unhealthy: %s", place, service, reason)
+
+
+def _ttl(check: HealthCheck) -> float:
+    return max(_LEAST_TTL, _INTERVALS_KEPT * check.interval)
+
+
+def _decoded(raw: bytes | None, before: Known) -> Known:
+    if raw == before.raw:
+        return before
+    if raw is None:
+        return Known(None, before.health)
+    try:
+        return Known(raw, Health.from_bytes(raw))
+    except ValueError:
+        return Known(raw, before.health)
+
+
+@lru_cache(maxsize=4096)
+def _key(prefix: str, service: str, url: str) -> str:
+    """Return the key of an instance's health; one too long for a store is shortened to a hash."""
+    key = f"{prefix}{quote(service, safe='')}/{url}"
+    return key if len(key) <= 480 else f"{prefix}{sha256(key.encode()).hexdigest()}"

@@ -1,0 +1,247 @@
+"""HTTP as sources need it: one answer that may take its time, or a stream of lines without end.
+
+A source waits for most of its life. So every wait ends soon after the thread is told to stop, a
+connection that is dead without a word is found out, and no answer is read without a bound.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from wsgigate.client.tls import context_for
+from wsgigate.discovery.sources import SourceError
+from wsgigate.runtime.clocks import real
+
+__all__ = ["Answer", "ApiClient", "Lines", "read_json", "refused"]
+
+
+# What sources that speak HTTP have in common in what they read.
+
+
+def read_json(body: bytes) -> object:
+    """Return what *body* says.
+
+    :raises SourceError: It is not JSON.
+    """
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise SourceError("its answer is not JSON") from error
+
+
+def refused(status: int) -> SourceError:
+    """Return the error that an answer other than 200 is."""
+    if status in (401, 403):
+        return SourceError(f"it answered {status}: the token is missing, or may not do this")
+    return SourceError(f"it answered {status}")
+
+
+_LOOK_UP = 0.5
+"""Seconds after which a wait sees whether it is to stop."""
+
+_CONNECT = 5.0
+
+_ANSWER = 10.0
+
+_MOST_BYTES = 32 << 20
+
+_MOST_LINE = 8 << 20
+
+_ALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+
+
+class Answer(NamedTuple):
+    """What came back, whatever its status; the names of its fields in lower case."""
+
+    status: int
+    fields: Mapping[str, str]
+    body: bytes
+
+
+class _Patient(io.RawIOBase):
+    """Reads from a socket until a moment or until it is to stop."""
+
+    def __init__(self, sock: socket.socket, stopping: threading.Event) -> None:
+        self._sock = sock
+        self._kept = sock.makefile("rb", buffering=0)  # http.client may close its own
+        self._stopping = stopping
+        self.until = 0.0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            if self._stopping.is_set():
+                raise SourceError("it was stopped")
+            left = self.until - real()
+            if left <= 0:
+                raise TimeoutError
+            self._sock.settimeout(min(left, _LOOK_UP))
+            try:
+                return self._sock.recv_into(buffer)
+            except TimeoutError:
+                pass
+
+    def close(self) -> None:
+        self._kept.close()
+        super().close()
+
+
+class _Handed:
+    """The one thing ``http.client`` wants of a socket in order to read a response."""
+
+    def __init__(self, reader: _Patient) -> None:
+        self._reader = reader
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self._reader)
+
+
+class Lines:
+    """The lines of an answer that goes on."""
+
+    def __init__(self, response: http.client.HTTPResponse, reader: _Patient) -> None:
+        self._response = response
+        self._reader = reader
+
+    def next(self, within: float) -> bytes | None:
+        """Return the next line, ``None`` at the end.
+
+        :param within: The most seconds until it is there.
+        :raises SourceError: It is not, or too long.
+        """
+        self._reader.until = real() + within
+        with _told():
+            line = self._response.readline(_MOST_LINE)
+        if len(line) >= _MOST_LINE:
+            raise SourceError("a line of the answer is too long")
+        return line or None
+
+
+class ApiClient:
+    """Asks one server, on a new connection each time; follows no redirect, uses no proxy.
+
+    :param url: ``http://HOST[:PORT]`` or ``https://HOST[:PORT]``.
+    :param ca: A file of authorities to believe instead of the usual.
+    """
+
+    def __init__(self, url: str, *, ca: str | None = None) -> None:
+        parts = urlsplit(url)
+        self._secure = parts.scheme == "https"
+        self._host = parts.hostname or ""
+        self._port = parts.port or (443 if self._secure else 80)
+        self._ca = ca
+
+    def get(
+        self,
+        target: str,
+        stopping: threading.Event,
+        *,
+        fields: Mapping[str, str] | None = None,
+        wait: float = 0.0,
+    ) -> Answer:
+        """Return the answer to a GET.
+
+        :param wait: Seconds that the server was asked to wait for something to tell.
+        :raises SourceError: There is none.
+        """
+        with _told(), self._asked(target, stopping, fields, wait) as (response, _):
+            body = response.read(_MOST_BYTES + 1)
+            if len(body) > _MOST_BYTES:
+                raise SourceError("the answer is too long")
+            named = {name.lower(): value for name, value in response.headers.items()}
+            return Answer(response.status, named, body)
+
+    @contextmanager
+    def lines(
+        self,
+        target: str,
+        stopping: threading.Event,
+        *,
+        fields: Mapping[str, str] | None = None,
+    ) -> Iterator[tuple[int, Lines]]:
+        """Yield the status of the answer to a GET, and its lines as they come.
+
+        :raises SourceError: There is no answer.
+        """
+        with _told(), self._asked(target, stopping, fields, 0.0) as (response, reader):
+            yield response.status, Lines(response, reader)
+
+    @contextmanager
+    def _asked(
+        self,
+        target: str,
+        stopping: threading.Event,
+        fields: Mapping[str, str] | None,
+        wait: float,
+    ) -> Iterator[tuple[http.client.HTTPResponse, _Patient]]:
+        sock = self._connected()
+        reader = _Patient(sock, stopping)
+        response = http.client.HTTPResponse(_Handed(reader), method="GET")  # type: ignore[arg-type]
+        try:
+            reader.until = real() + wait + _ANSWER
+            host = f"[{self._host}]" if ":" in self._host else self._host
+            head = {
+                "Host": f"{host}:{self._port}",
+                "User-Agent": "wsgigate",
+                "Accept": "application/json",
+                "Connection": "close",
+                **(fields or {}),
+            }
+            text = "".join(f"{name}: {value}\r\n" for name, value in head.items())
+            sock.sendall(f"GET {target} HTTP/1.1\r\n{text}\r\n".encode("latin-1"))
+            response.begin()
+            yield response, reader
+        finally:
+            response.close()
+            reader.close()
+            sock.close()
+
+    def _connected(self) -> socket.socket:
+        sock = socket.create_connection((self._host, self._port), _CONNECT)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in _ALIVE:
+                if hasattr(socket, name):
+                    sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+            if not self._secure:
+                return sock
+            try:
+                context = context_for(self._ca or True)
+            except OSError as error:
+                raise SourceError("the file of authorities can not be used") from error
+            return context.wrap_socket(sock, server_hostname=self._host)
+        except BaseException:
+            sock.close()
+            raise
+
+
+_WHY: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
+    ((TimeoutError,), "there was no answer in time"),
+    ((socket.gaierror,), "its host is not known"),
+    ((ssl.SSLCertVerificationError,), "its certificate can not be verified"),
+    ((ssl.SSLError,), "TLS failed"),
+    ((ConnectionRefusedError,), "the connection was refused"),
+    ((http.client.HTTPException, ValueError), "its answer is not valid HTTP"),
+    ((OSError,), "the connection failed"),
+)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say in words that name no host what went wrong."""
+    try:
+        yield
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        why = next(why for kinds, why in _WHY if isinstance(error, kinds))
+        raise SourceError(why) from error

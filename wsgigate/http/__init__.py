@@ -1,0 +1,1 @@
+"""HTTP and WSGI semantics: header fields, targets, bodies, responses and problem documents."""

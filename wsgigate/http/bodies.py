@@ -1,0 +1,327 @@
+"""The body of a request, and the JSON object that it is, read within bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from typing import Any, Protocol
+from wsgiref.types import WSGIEnvironment
+
+from wsgigate.http.problem import Problem, Refusal
+from wsgigate.http.strict_json import TokenRejected, read_object
+from wsgigate.http.wsgi import BodyError
+
+__all__ = [
+    "ClientBody",
+    "KeptBody",
+    "Replay",
+    "client_body",
+    "has_body",
+    "json_body",
+    "read_body",
+    "replayed",
+    "wrong",
+]
+
+
+# A request's body of which a copy is kept while it is read.
+
+
+class _Reader(Protocol):
+    """What WSGI wants of ``wsgi.input`` (PEP 3333), made of two of these methods.
+
+    A size of ``None`` means the same as none, as it does to :mod:`io` and to servers.
+    """
+
+    def read(self, size: int | None = -1, /) -> bytes: ...
+
+    def readline(self, size: int | None = -1, /) -> bytes: ...
+
+    def readlines(self, hint: int | None = -1, /) -> list[bytes]:
+        return list(self)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while line := self.readline():
+            yield line
+
+
+class KeptBody(_Reader):
+    """Reads *source*, and keeps what came as long as that is not too much.
+
+    :param source: ``wsgi.input``.
+    :param most: Bytes that are kept; of a longer body none are, once more of it has been read.
+    :param expected: How many bytes the body has, ``None`` when its end is told by the source.
+    :ivar too_large: Whether more has been read.
+    """
+
+    def __init__(self, source: Any, most: int, expected: int | None = None) -> None:
+        self.too_large = False
+        self._source = source
+        self._most = most
+        self._expected = expected
+        self._copy = bytearray()
+        self._ended = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return self._kept_of(self._source.read, size)
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        return self._kept_of(self._source.readline, size)
+
+    def whole(self) -> bytes | None:
+        """Return all of the body; ``None`` when it was too large, or not read to its end."""
+        if self.too_large:
+            return None
+        ended = self._ended if self._expected is None else len(self._copy) == self._expected
+        return bytes(self._copy) if ended else None
+
+    def again(self) -> _Reader | None:
+        """Return the body from its beginning, ``None`` when that is lost."""
+        return None if self.too_large else _Again(bytes(self._copy), self._source)
+
+    def _kept_of(self, read: Callable[..., bytes], size: int | None) -> bytes:
+        block = read() if size is None or size < 0 else read(size)
+        if not block:
+            self._ended = self._ended or size != 0
+        elif not self.too_large:
+            if len(self._copy) + len(block) > self._most:
+                self.too_large = True
+                self._copy = bytearray()
+            else:
+                self._copy += block
+        return block
+
+
+class _Again(_Reader):
+    """What was kept, and then what is left of the source."""
+
+    def __init__(self, kept: bytes, source: Any) -> None:
+        self._kept = BytesIO(kept)
+        self._source = source
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        block = self._kept.read(size)
+        if size is None or size < 0:
+            rest: bytes = self._source.read()
+            return block + rest
+        if len(block) < size:
+            block += self._source.read(size - len(block))
+        return block
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = self._kept.readline(size)
+        if line.endswith(b"\n") or len(line) == size:
+            return line
+        read = self._source.readline
+        rest: bytes = read() if size is None or size < 0 else read(size - len(line))
+        return line + rest
+
+
+# The client's body on its way to an instance: framed in one way, and never completed for it.
+
+_READ = Problem(
+    500,
+    "The application has read the request body, so there is nothing left to forward. It has to "
+    "forward the request before it reads the body, or to put it back as environ['wsgi.input'].",
+    title="Request body already read",
+)
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class ClientBody:
+    """The client's body, read as it is sent on; it ends where it said it would, or not at all.
+
+    It has no ``__iter__`` and no length, so that ``requests`` frames it by the fields it comes with
+    and never by both of them.
+
+    :param source: ``wsgi.input``.
+    :param length: Bytes to read, ``None`` to read to the end of a chunked body.
+    """
+
+    __slots__ = ("_left", "_source", "error", "length")
+
+    def __init__(self, source: _Readable, length: int | None) -> None:
+        self._source = source
+        self.length = length
+        self._left = length
+        self.error: BodyError | None = None
+
+    def read(self, size: int) -> bytes:
+        """Return up to *size* bytes, nothing at the end.
+
+        :raises BodyError: The client stopped early, broke its framing or sent too much; kept in
+            ``error`` too, as the layers between may dress it up.
+        """
+        left = self._left
+        if left is not None:
+            if left == 0:
+                return b""
+            size = min(size, left)
+        try:
+            block = self._source.read(size)
+        except BodyError as error:
+            self.error = error
+            raise
+        except Exception as error:
+            self.error = BodyError(f"{type(error).__name__} while reading the request body")
+            raise self.error from error
+        if left is not None:
+            if not block:
+                self.error = BodyError(f"the request body ended {left} bytes early")
+                raise self.error
+            self._left = left - len(block)
+        return block
+
+
+def client_body(environ: WSGIEnvironment) -> ClientBody | None:
+    """Return the request's body, ``None`` when it has none.
+
+    :raises Refusal: Its framing is malformed, ambiguous, or one that the gateway does not speak.
+    """
+    coding: str = environ.get("HTTP_TRANSFER_ENCODING", "")
+    length: str = environ.get("CONTENT_LENGTH", "") or ""
+    if "werkzeug.request" in environ and (coding or length not in ("", "0")) and _was_read(environ):
+        raise Refusal(_READ, _READ.detail)
+    if coding:
+        if length:
+            raise Refusal.of(400, "Ambiguous body length.")
+        if coding.strip(" \t").lower() != "chunked" or not environ.get("wsgi.input_terminated"):
+            raise Refusal.of(501, "Transfer coding not supported.", f"Transfer-Encoding: {coding}")
+        return ClientBody(environ["wsgi.input"], None)
+    if not length:
+        return None
+    if not (length.isascii() and length.isdigit()) or len(length) > 18:
+        raise Refusal.of(400, "Malformed Content-Length.")
+    return ClientBody(environ["wsgi.input"], int(length)) if int(length) else None
+
+
+def _was_read(environ: WSGIEnvironment) -> bool:
+    """Return whether a request object of Flask or werkzeug has taken anything of the body.
+
+    On a server whose ``wsgi.input`` is the client's socket, such as that of ``flask run``, reading
+    it again would wait for bytes that never come.
+    """
+    request = environ["werkzeug.request"]
+    known: dict[str, Any] = getattr(request, "__dict__", {})
+    stream = known.get("stream")
+    if stream is None:
+        return False
+    source = environ["wsgi.input"]
+    inner = getattr(stream, "_stream", None)  # of the stream that ends with the body
+    if source not in (stream, inner):
+        return False  # somebody has put another one in its place
+    position: int = getattr(stream, "_pos", 0)
+    if inner is source and position:
+        return True
+    return known.get("_cached_data") is not None or "form" in known
+
+
+# A request body that can be sent once more: as much of it as is kept.
+
+
+class Replay:
+    """Reads *source* and keeps what came, until that is too much.
+
+    :param source: ``wsgi.input``.
+    :param most: Bytes that are kept; of a longer body none are, once more of it has been read.
+    :ivar whole: Whether all that was read is there to be read again.
+    """
+
+    __slots__ = ("_at", "_kept", "_most", "_source", "whole")
+
+    def __init__(self, source: _Readable, most: int) -> None:
+        self._source = source
+        self._most = most
+        self._kept = bytearray()
+        self._at = 0
+        self.whole = True
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to *size* bytes, nothing at the end."""
+        kept, at = self._kept, self._at
+        if at < len(kept):
+            block = bytes(kept[at : at + size])
+            self._at += len(block)
+            return block
+        block = self._source.read(size)
+        if self.whole:
+            if len(kept) + len(block) > self._most:
+                self.whole = False
+                kept.clear()
+                self._at = 0
+            else:
+                kept += block
+                self._at = len(kept)
+        return block
+
+    def rewind(self) -> None:
+        """Begin anew with what was kept, which must be all."""
+        self._at = 0
+
+
+def replayed(environ: WSGIEnvironment, most: int) -> Replay | None:
+    """Put a :class:`Replay` in the place of the request's body; ``None`` when it has none."""
+    if environ.get("CONTENT_LENGTH") in (None, "", "0") and "HTTP_TRANSFER_ENCODING" not in environ:
+        return None
+    environ["wsgi.input"] = replay = Replay(environ["wsgi.input"], most)
+    return replay
+
+
+def has_body(environ: WSGIEnvironment) -> bool:
+    """Tell whether the request announces a body that is not empty."""
+    length = environ.get("CONTENT_LENGTH") or ""
+    return length != "0" if length else bool(environ.get("HTTP_TRANSFER_ENCODING"))
+
+
+def json_body(environ: WSGIEnvironment, largest: int, *, typed: bool = True) -> dict[str, Any]:
+    """Return the object that is the request's body: strict JSON, no member named twice.
+
+    :param largest: How many bytes it may have.
+    :param typed: Whether the request has to say that it is JSON.
+    :raises Refusal: It is none, or could not be read; the problem says which.
+    """
+    kind = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
+    if typed and kind != "application/json":
+        raise Refusal.of(415, "The body has to be application/json.")
+    try:
+        return read_object(read_body(environ, largest), "body")
+    except TokenRejected as error:
+        raise Refusal.of(400, f"The request has {error}.") from None
+
+
+def read_body(environ: WSGIEnvironment, largest: int) -> bytes:
+    """Return the request's body.
+
+    :param largest: How many bytes it may have.
+    :raises Refusal: It has more, or could not be read; the problem says which.
+    """
+    length = environ.get("CONTENT_LENGTH") or ""
+    if not length and not environ.get("wsgi.input_terminated"):
+        raise Refusal.of(411, "The body needs a Content-Length.")
+    if length and not (length.isascii() and length.isdigit()):
+        raise Refusal.of(400, "Malformed Content-Length.")
+    if len(length) > 9 or int(length or 0) > largest:
+        raise Refusal.of(413, f"The body has to be at most {largest} bytes.")
+    wanted = int(length) if length else largest + 1
+    data = b""
+    try:
+        while len(data) < wanted:
+            part = environ["wsgi.input"].read(wanted - len(data))
+            if not part:
+                break
+            data += part
+    except (BodyError, OSError):
+        raise Refusal.of(400, "The body could not be read to its end.") from None
+    if len(data) > largest:
+        raise Refusal.of(413, f"The body has to be at most {largest} bytes.")
+    if length and len(data) < wanted:
+        raise Refusal.of(400, "The body could not be read to its end.")
+    return data
+
+
+def wrong(detail: str, field: str = "") -> Refusal:
+    """Return a 400 that says what is wrong with a body, and which of its members is."""
+    return Refusal(Problem(400, detail, extensions={"field": field} if field else {}))

@@ -1,0 +1,430 @@
+"""Who is counted, who is not, and by which plan: functions of ``environ``, by the names of files.
+
+What a client sends in a field or a cookie is hashed: the store and the log see neither a secret
+nor how long it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any, TypeAlias
+from uuid import UUID
+from wsgiref.types import WSGIEnvironment
+
+from wsgigate.http import wsgi
+from wsgigate.http.fields import is_token
+from wsgigate.http.forwarded import AddressList
+from wsgigate.http.target import BadTarget, canonical_path, target_of
+from wsgigate.http.wsgi import CLAIMS, Key, combined, environ_key, header, path_parameter, peer
+from wsgigate.rules.paths import PathPatterns
+
+__all__ = [
+    "Exempt",
+    "KeyNames",
+    "OTHERWISE",
+    "Plan",
+    "SubjectKey",
+    "by_address",
+    "claim",
+    "cookie",
+    "exemption",
+    "first_of",
+    "kept_as",
+    "key_of",
+    "listed_path",
+    "matching",
+    "only_of",
+    "plan_of",
+    "text_of",
+]
+
+
+KeyNames: TypeAlias = Key | str | Sequence[Key | str]
+"""A key function, the name of one, or several of these that are combined."""
+
+Exempt: TypeAlias = Callable[[WSGIEnvironment], object]
+"""Tells whether a request is not counted at all."""
+
+Plan: TypeAlias = Callable[[WSGIEnvironment], str | None]
+"""Names the plan by which a request is counted."""
+
+LONGEST_KEY = 128  # a longer one is hashed; the store takes no more than 480 bytes
+
+_PLAIN: dict[str, Key] = {
+    "address": wsgi.client_address,
+    "api-key": wsgi.api_key,
+    "route": wsgi.route,
+    "subject": wsgi.subject,
+}
+
+_PARAMETER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+
+
+def cookie(name: str) -> Key:
+    """Return a key function that names the caller by its cookie *name*, hashed.
+
+    :raises ValueError: No cookie can have that name.
+    """
+    if not is_token(name):
+        raise ValueError(f"{name!r} cannot be the name of a cookie")
+    begins = name + "="
+
+    def key(environ: WSGIEnvironment) -> str | None:
+        for pair in environ.get("HTTP_COOKIE", "").split(";"):
+            pair = pair.strip(" \t")
+            if pair.startswith(begins) and len(pair) > len(begins):
+                value = pair[len(begins) :].encode("utf-8", "replace")
+                return sha256(value).hexdigest()[:32]
+        return None
+
+    return key
+
+
+def claim(name: str) -> Key:
+    """Return a key function that names the caller by the claim *name* of its verified token."""
+
+    def key(environ: WSGIEnvironment) -> str | None:
+        claims: dict[str, Any] = environ.get(CLAIMS) or {}
+        value = claims.get(name)
+        if isinstance(value, str):
+            return value or None
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
+
+    return key
+
+
+def first_of(*keys: Key) -> Key:
+    """Return a key function that says what the first of *keys* says that does not exempt.
+
+    What two of them say never counts together, even where it is the same.
+    """
+
+    def key(environ: WSGIEnvironment) -> str | None:
+        for place, one in enumerate(keys):
+            said = one(environ)
+            if said is not None:
+                return f"{place}.{said}"
+        return None
+
+    return key
+
+
+def key_of(key: KeyNames, *, subject: Key = wsgi.subject) -> Key:
+    """Return the key function that *key* stands for.
+
+    :param key: One, or the name of one: ``address``, ``subject``, ``route``, ``api-key``,
+        ``header:NAME``, ``cookie:NAME``, ``claim:NAME``, ``path:NAME``; ``subject|address`` is the
+        first of them that knows the caller, and ``subject|exempt`` exempts those it does not know;
+        a list names each combination.
+    :param subject: What ``subject`` by itself stands for.
+    :raises ValueError: It is nothing of the kind.
+    """
+    if callable(key):
+        return subject if key is wsgi.subject else key
+    if isinstance(key, str):
+        names = [name.strip() for name in key.split("|")]
+        if len(names) == 1:
+            named = _named(names[0])
+            return subject if named is wsgi.subject else named
+        if names[-1] == "exempt":
+            names.pop()
+        return first_of(*map(_named, names))
+    if not isinstance(key, Sequence) or not key:
+        raise ValueError(f"key is a function, the name of one, or a list of them, not {key!r}")
+    keys = [key_of(one, subject=subject) for one in key]
+    return keys[0] if len(keys) == 1 else combined(*keys)
+
+
+OTHERWISE = "\x1f"
+"""What the key of a caller begins with that has no subject: no subject holds such a character."""
+
+_TELLING = ("user_id", "uid", "user", "client_id", "azp", "email")
+
+
+class SubjectKey:
+    """A key function by the ``sub`` claim, and by the address where a verified token has none.
+
+    The tokens of some issuers name their user by another claim; to exempt them would be no limit.
+    A request without verified claims is exempt.
+
+    :param warn: A logger's method, for one message about tokens without a subject.
+    :param what: The subject of that message, such as ``the limit 'user'``.
+    """
+
+    def __init__(self, warn: Callable[..., object], what: str) -> None:
+        self._warn = warn
+        self._what = what
+        self._turns = itertools.count()  # the first number is one thread's alone
+        self._warned = False
+
+    def __call__(self, environ: WSGIEnvironment) -> str | None:
+        claims: dict[str, Any] | None = environ.get(CLAIMS)
+        if not claims:
+            return None
+        sub = claims.get("sub")
+        if isinstance(sub, str) and sub:
+            return sub
+        if not self._warned:
+            self._say(
+                '%s counts callers by "subject", and a token has no sub: such callers are counted '
+                'by address. Name a claim that the tokens have, key="claim:%s", or say '
+                '"subject|address", or "subject|exempt" to count only those with a sub',
+                self._what,
+                next((name for name in _TELLING if name in claims), "NAME"),
+            )
+        return f"{OTHERWISE}address {wsgi.client_address(environ)}"
+
+    def missed(self, environ: WSGIEnvironment) -> None:
+        """Look at *environ* after the app was called for a request that was exempt."""
+        if not self._warned and environ.get(CLAIMS):
+            self._say(
+                '%s counts callers by "subject" outside of the Authenticator, where no request has '
+                "one, so it limits nothing: put it inside",
+                self._what,
+            )
+
+    def _say(self, message: str, *arguments: object) -> None:
+        self._warned = True
+        if next(self._turns) == 0:
+            self._warn(message, *arguments)
+
+
+def text_of(key: object) -> str:
+    """Return what a key function has said, as a text.
+
+    :raises TypeError: It is neither a text, a whole number nor a UUID.
+    """
+    if isinstance(key, str):
+        return str(key)
+    if isinstance(key, (int, UUID)) and not isinstance(key, bool):
+        return str(key)
+    raise TypeError(
+        f"a key function returns a text, a whole number, a UUID or None, not {type(key).__name__}"
+    )
+
+
+def _named(name: str) -> Key:
+    kind, _, argument = name.partition(":")
+    if name in _PLAIN:
+        return _PLAIN[name]
+    if kind == "header" and is_token(argument):
+        return header(argument)
+    if kind == "cookie" and is_token(argument):
+        return cookie(argument)
+    if kind == "claim" and argument:
+        return claim(argument)
+    if kind == "path" and _PARAMETER.fullmatch(argument):
+        return path_parameter(argument)
+    known = ", ".join(_PLAIN)
+    raise ValueError(
+        f"key is one of {known}, header:NAME, cookie:NAME, claim:NAME or path:NAME, not {name!r}"
+    )
+
+
+def plan_of(plan: Plan | str) -> Plan:
+    """Return the function that tells a request's plan.
+
+    :param plan: One, or ``claim:NAME`` of the verified token, or ``header:NAME`` as it was sent:
+        only for a field that no client can set.
+    :raises ValueError: It is neither.
+    """
+    if callable(plan):
+        return plan
+    kind, _, name = plan.partition(":") if isinstance(plan, str) else ("", "", "")
+    if kind == "claim" and name:
+        return claim(name)
+    if kind == "header" and is_token(name):
+        key_name = environ_key(name)
+        return lambda environ: environ.get(key_name)
+    raise ValueError(f"plan is a function, claim:NAME or header:NAME, not {plan!r}")
+
+
+def exemption(
+    *,
+    addresses: Iterable[str] = (),
+    paths: Iterable[str] = (),
+    methods: Iterable[str] = (),
+    rule: Exempt | None = None,
+) -> Exempt:
+    """Return a function that tells whether a request is exempt: when any of these says so.
+
+    :param addresses: Of clients: addresses and networks.
+    :param paths: ``/health`` is that path, ``/static/*`` all below it. Compared in the canonical
+        form of the request's target, which must have one.
+    :param methods: In capitals.
+    :param rule: Tells of anything else.
+    :raises ValueError: One of them is malformed; says which.
+    """
+    try:
+        listed = AddressList(addresses)
+    except ValueError as error:
+        raise ValueError(f"addresses: {error}") from None
+    if isinstance(paths, str) or isinstance(methods, str):
+        raise ValueError("paths and methods are lists")
+    exact, below = set(), []
+    for path in paths:
+        try:
+            whole = canonical_path(path.removesuffix("*"))
+        except ValueError as error:
+            raise ValueError(f"paths: {path!r}: {error}") from None
+        if "*" in whole or (path.endswith("*") and not whole.endswith("/")):
+            raise ValueError(f"paths: {path!r} is neither a path nor /a/path/*")
+        if path.endswith("*"):
+            below.append(whole)
+        else:
+            exact.add(whole)
+    exempted = frozenset(methods)
+    for method in exempted:
+        if not is_token(method) or method != method.upper():
+            raise ValueError(f"methods: {method!r} is not a method in capitals")
+    if rule is not None and not callable(rule):
+        raise ValueError(f"rule is a function, not {rule!r}")
+    prefixes, by_path = tuple(below), bool(exact or below)
+
+    def exempt(environ: WSGIEnvironment) -> bool:
+        if exempted and environ["REQUEST_METHOD"] in exempted:
+            return True
+        if listed and peer(environ) in listed:
+            return True
+        if by_path:
+            try:
+                path = target_of(environ).path
+            except BadTarget:
+                return False
+            if path in exact or path.startswith(prefixes):
+                return True
+        return rule is not None and bool(rule(environ))
+
+    return exempt
+
+
+def matching(
+    *,
+    paths: Iterable[str] = (),
+    methods: Iterable[str] = (),
+    ignore_case: bool = False,
+    rule: Exempt | None = None,
+) -> Exempt:
+    """Return a function that returns whether a request is one of these: all of them must match.
+
+    Use it wherever a limit, a cost or a check is for some paths only. A comparison of ``PATH_INFO``
+    with a text is evaded by other spellings of the path that the application serves as well.
+
+    :param paths: ``/login`` is that path in every spelling: ``/login/``, ``//login``,
+        ``/login;x=1``; ``/auth/*`` is ``/auth`` and all below it; ``*`` and ``{name}`` stand for
+        one segment. Relative to where the middleware is mounted. Any path when left out.
+    :param methods: In capitals; ``GET`` includes ``HEAD``. Any method when left out.
+    :param ignore_case: Whether ``/LOGIN`` is ``/login``, for an application that serves both.
+    :param rule: A function of ``environ`` that must return true as well.
+    :raises ValueError: One of them is malformed, or none is given; the message names it.
+    """
+    try:
+        patterns = PathPatterns(paths, ignore_case=ignore_case)
+    except ValueError as error:
+        raise ValueError(f"paths: {error}") from None
+    if isinstance(methods, str):
+        raise ValueError("methods is a list")
+    named = frozenset(methods)
+    for method in named:
+        if not isinstance(method, str) or not is_token(method) or method != method.upper():
+            raise ValueError(f"methods: {method!r} is not a method in capitals")
+    if "GET" in named:
+        named |= {"HEAD"}
+    if ignore_case not in (True, False):
+        raise ValueError(f"ignore_case is True or False, not {ignore_case!r}")
+    if rule is not None and not callable(rule):
+        raise ValueError(f"rule is a function, not {rule!r}")
+    if not (patterns or named or rule):
+        raise ValueError("paths, methods or a rule are needed")
+    by_path, find = bool(patterns), patterns.find
+
+    def matches(environ: WSGIEnvironment) -> bool:
+        if named:
+            method = environ["REQUEST_METHOD"]
+            if method not in named and method.upper() not in named:  # Flask takes "post" for POST
+                return False
+        if by_path and find(environ.get("PATH_INFO", "")) is None:
+            return False
+        return rule is None or bool(rule(environ))
+
+    return matches
+
+
+def listed_path(paths: Iterable[str], *, ignore_case: bool = False) -> Key:
+    """Return a key function that names the one of *paths* that was asked for, else ``other``.
+
+    The paths are listed, as clients can make up as many others as they like.
+
+    :param paths: As for :func:`matching`.
+    :param ignore_case: As for :func:`matching`.
+    :raises ValueError: A path is malformed; the message names it.
+    """
+    patterns = PathPatterns(paths, ignore_case=ignore_case)
+    return lambda environ: patterns.find(environ.get("PATH_INFO", "")) or "other"
+
+
+def only_of(only: Exempt | Mapping[str, Any] | None) -> Exempt | None:
+    """Return what returns whether a request is counted; None when all are.
+
+    :raises ValueError: It is neither a function nor the arguments of :func:`matching`.
+    """
+    return _of_table(
+        "only", only, matching, {"paths", "methods", "ignore_case", "rule"}, "what is counted"
+    )
+
+
+def exempt_of(exempt: Exempt | Mapping[str, Any] | None) -> Exempt | None:
+    """Return what tells whether a request is exempt; None when none is.
+
+    :raises ValueError: It is neither a function nor the arguments of :func:`exemption`.
+    """
+    return _of_table(
+        "exempt", exempt, exemption, {"addresses", "paths", "methods", "rule"}, "what is exempt"
+    )
+
+
+def _of_table(
+    called: str,
+    given: Exempt | Mapping[str, Any] | None,
+    make: Callable[..., Exempt],
+    known: set[str],
+    what: str,
+) -> Exempt | None:
+    if given is None or callable(given):
+        return given
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{called} is a function, or a table of {what}, not {given!r}")
+    unknown = given.keys() - known
+    if unknown:
+        raise ValueError(
+            f"{called} has no {', '.join(sorted(map(str, unknown)))}; "
+            f"its keys are {', '.join(sorted(known))}"
+        )
+    try:
+        return make(**given)
+    except ValueError as error:
+        raise ValueError(f"{called}: {error}") from None
+
+
+def by_address(key: KeyNames) -> bool:
+    """Return whether *key*, an argument of :func:`key_of`, counts callers by their address."""
+    if isinstance(key, str):
+        return "address" in [name.strip() for name in key.split("|")]
+    if callable(key):
+        return key is wsgi.client_address
+    return any(by_address(one) for one in key)
+
+
+def kept_as(key: object) -> str:
+    """Return what a store calls *key*: itself where it is short and plain, else its hash.
+
+    :raises TypeError: It is not what a key function may return.
+    """
+    if key.__class__ is not str:
+        key = text_of(key)
+    if len(key) > LONGEST_KEY or not key.isascii():
+        return "#" + sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+    return "=" + key

@@ -1,0 +1,227 @@
+"""HTTP field rules: names and values, hop-by-hop, added and removed ones, RateLimit.
+
+Text in, text out. :mod:`wsgigate.http.forwarded` has those for ``Forwarded`` and its kin,
+:mod:`wsgigate.proxy.rewriting` those for ``Location`` and ``Set-Cookie``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from wsgigate.rules.arguments import checked
+
+__all__ = [
+    "FieldRules",
+    "HOP_BY_HOP",
+    "connection_tokens",
+    "cookie_values",
+    "is_field_value",
+    "is_token",
+    "rate_limit",
+    "rate_limit_policy",
+    "retry_after",
+    "without_cookies",
+]
+
+
+# Cookies as a request has them: text in, text out, what is not asked for left as it is.
+
+
+def cookie_values(field: str, name: str, most: int = 4) -> list[str]:
+    """Return what the cookies called *name* say, in their order.
+
+    There may be several, of different paths, and not all of them need be the gateway's own.
+
+    :param field: The ``Cookie`` field.
+    :param most: How many are returned at most.
+    """
+    begins = name + "="
+    if begins not in field:
+        return []
+    pairs = [pair.strip(" \t") for pair in field.split(";")]
+    return [pair[len(begins) :] for pair in pairs if pair.startswith(begins)][:most]
+
+
+def without_cookies(field: str, names: Collection[str]) -> str:
+    """Return the ``Cookie`` field *field* without the cookies called *names*.
+
+    What is left is as it was, byte for byte; nothing if there are no others.
+    """
+    kept = [pair for pair in field.split(";") if pair.partition("=")[0].strip(" \t") not in names]
+    return ";".join(kept).lstrip(" \t")
+
+
+HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "http2-settings",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authentication-info",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""Fields that speak of one connection only (RFC 9110 section 7.6.1), lower case."""
+
+MAX_CONNECTION_TOKENS = 100
+
+_UNSETTABLE = HOP_BY_HOP | {"content-length", "host"}
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+
+_LARGEST = 999_999_999_999_999  # of a structured field's integer, RFC 9651 section 3.3.1
+
+
+def is_token(name: str) -> bool:
+    """Tell whether *name* can be a field's name or a method (RFC 9110 section 5.6.2)."""
+    return _TOKEN.fullmatch(name) is not None
+
+
+def is_field_value(value: str) -> bool:
+    """Tell whether *value* can be sent in a field: latin-1, no control characters except tab.
+
+    (RFC 9110 section 5.5.)
+    """
+    return _VALUE.fullmatch(value) is not None
+
+
+def connection_tokens(value: str) -> frozenset[str]:
+    """Return the field names that a ``Connection`` value lists, lower case, malformed ones ignored.
+
+    (RFC 9110 section 7.6.1.)
+
+    :raises ValueError: It lists more than a hundred.
+    """
+    if value.count(",") >= MAX_CONNECTION_TOKENS:
+        raise ValueError(f"Connection lists more than {MAX_CONNECTION_TOKENS} names")
+    names = (part.strip(" \t") for part in value.split(","))
+    return frozenset(name.lower() for name in names if is_token(name))
+
+
+def _folded(name: str) -> str:
+    # Behind CGI, WSGI and their like "X_User" and "X-User" are the same field.
+    return name.lower().replace("_", "-")
+
+
+@checked
+@dataclass(frozen=True)
+class FieldRules:
+    """What is done to the fields of a message: some removed, some replaced, some added.
+
+    Names are compared without regard to case, and ``_`` counts as ``-``, as it does to the WSGI
+    application that will read them. Fields that speak of one connection, frame the body or name
+    the host are not to be touched this way.
+
+    :param set: Fields that replace all of the same name.
+    :param add: Fields that come after what is there.
+    :param remove: Names of fields that are dropped.
+    :raises ValueError: A name or a value cannot be that of a field, or is not to be touched.
+    """
+
+    set: Mapping[str, str] = field(default_factory=dict)
+    add: Mapping[str, str] = field(default_factory=dict)
+    remove: Sequence[str] = ()
+    _dropped: frozenset[str] = field(init=False, repr=False, compare=False)
+    _added: tuple[tuple[str, str], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.remove, str):
+            raise ValueError(f"remove: expected a list of field names, not {self.remove!r}")
+        removed = frozenset(_settable("remove", name) for name in self.remove)
+        replaced = _checked("set", self.set)
+        added = _checked("add", self.add)
+        both = removed & replaced.keys()
+        if both:
+            raise ValueError(f"set and remove both name {', '.join(sorted(both))}")
+        for name, value in (
+            ("set", MappingProxyType(dict(self.set))),
+            ("add", MappingProxyType(dict(self.add))),
+            ("remove", tuple(self.remove)),
+            ("_dropped", removed | replaced.keys()),
+            ("_added", (*replaced.values(), *added.values())),
+        ):
+            object.__setattr__(self, name, value)
+
+    def __bool__(self) -> bool:
+        return bool(self._dropped or self._added)
+
+    def apply(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return a new list: *headers* without those dropped and replaced, then set, then add."""
+        dropped = self._dropped
+        if not dropped:
+            return [*headers, *self._added]
+        return [item for item in headers if _folded(item[0]) not in dropped] + [*self._added]
+
+
+def _settable(rule: str, name: object) -> str:
+    if not isinstance(name, str) or not is_token(name):
+        raise ValueError(f"{rule}: {name!r} cannot be the name of a field")
+    if _folded(name) in _UNSETTABLE:
+        raise ValueError(
+            f"{rule}: {name} names the host, frames the body or ends at the connection"
+        )
+    return _folded(name)
+
+
+def _checked(rule: str, fields: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"{rule}: expected field names with their values, not {fields!r}")
+    checked: dict[str, tuple[str, str]] = {}
+    for name, value in fields.items():
+        folded = _settable(rule, name)
+        if folded in checked:
+            raise ValueError(f"{rule}: {checked[folded][0]} and {name} are the same field")
+        if not isinstance(value, str) or not is_field_value(value):
+            raise ValueError(f"{rule}: {name} cannot have the value {value!r}")
+        checked[folded] = (name, value.strip(" \t"))
+    return checked
+
+
+def _count(number: float) -> int:
+    return min(max(0, math.ceil(number)), _LARGEST)
+
+
+def _quoted(name: str) -> str:
+    if not name.isascii() or not name.isprintable():
+        raise ValueError(f"a policy's name is printable ASCII, not {name!r}")
+    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def rate_limit_policy(name: str, limit: int, period: float) -> str:
+    """Return a ``RateLimit-Policy`` value: ``"default";q=100;w=900``.
+
+    (draft-ietf-httpapi-ratelimit-headers-11, sections 3 and 4.)
+
+    :param name: Names the policy.
+    :param limit: How many requests.
+    :param period: In how many seconds, rounded up.
+    """
+    return f"{_quoted(name)};q={_count(limit)};w={_count(period)}"
+
+
+def rate_limit(name: str, remaining: int, reset_after: float) -> str:
+    """Return a ``RateLimit`` value: ``"default";r=50;t=30``.
+
+    (draft-ietf-httpapi-ratelimit-headers-11, section 4.)
+
+    :param name: Names the policy.
+    :param remaining: How many requests are left.
+    :param reset_after: For how many seconds that is true, rounded up.
+    """
+    return f"{_quoted(name)};r={_count(remaining)};t={_count(reset_after)}"
+
+
+def retry_after(seconds: float) -> str:
+    """Return a ``Retry-After`` value in whole seconds: rounded up, at least 1 (RFC 9110 10.2.3)."""
+    return str(max(1, _count(seconds)))

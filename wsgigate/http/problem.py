@@ -1,0 +1,165 @@
+"""Refusals as values: an RFC 9457 problem document that is also the WSGI app answering with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from html import escape
+from http import HTTPStatus
+from typing import TypeAlias
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from wsgigate.rules.arguments import explained
+
+__all__ = ["Problem", "Refusal", "Refuse", "answer_with", "status_line"]
+
+
+def status_line(status: int) -> str:
+    """Return *status* with its registered phrase: ``404 Not Found``."""
+    return _LINES.get(status) or f"{status} Unknown"
+
+
+_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
+
+_LINES[499] = "499 Client Closed Request"  # nginx's word for it, for the log alone
+
+
+@explained
+@dataclass(frozen=True)
+class Problem:
+    """A problem document (RFC 9457), and the WSGI application that answers with it.
+
+    Beside the standard members it carries ``success: false`` and ``message`` (the detail again), so
+    that clients which look for those find them. A detail names the rule that refused, never a host,
+    a token's flaw or a stack: that goes to the log, as ``environ["wsgigate.reason"]``.
+
+    A client whose ``Accept`` field prefers ``text/html``, as a browser's does for a page, receives
+    a small HTML page with the title and the detail instead of the JSON document (RFC 9110 section
+    12.5.1). Clients that accept anything, or do not say, receive the document.
+
+    :param status: The HTTP status code.
+    :param detail: One sentence for the client.
+    :param type: A URI that names the kind of problem.
+    :param title: The kind in words; the status's own phrase unless said.
+    :param extensions: Further members of the document.
+    :param headers: Further response fields, such as ``Retry-After``.
+    """
+
+    status: int
+    detail: str = ""
+    type: str = "about:blank"
+    title: str = ""
+    extensions: Mapping[str, object] = field(default_factory=dict)
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def document(self) -> dict[str, object]:
+        """Return the members of the document in the order they are written."""
+        title = self.title or status_line(self.status).partition(" ")[2]
+        detail = self.detail or title
+        return {
+            "type": self.type,
+            "title": title,
+            "status": self.status,
+            "detail": detail,
+            "success": False,
+            "message": detail,
+            **self.extensions,
+        }
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if "html" in environ.get("HTTP_ACCEPT", "") and prefers_html(environ["HTTP_ACCEPT"]):
+            content_type, body = "text/html; charset=utf-8", self.page()
+        else:
+            content_type = "application/problem+json"
+            body = json.dumps(self.document()).encode("ascii")
+        start_response(
+            status_line(self.status),
+            [
+                ("Content-Type", content_type),
+                ("Content-Length", str(len(body))),
+                ("Cache-Control", "no-store"),
+                *self.headers,
+                ("Vary", "Accept"),
+            ],
+        )
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+
+    def page(self) -> bytes:
+        """Return the problem as an HTML page: its title and its detail, escaped."""
+        document = self.document()
+        title, detail = escape(str(document["title"])), escape(str(document["detail"]))
+        said = "" if detail == title else f"<p>{detail}</p>\n"
+        return (
+            '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width">\n'
+            f"<title>{self.status} {title}</title>\n<h1>{title}</h1>\n{said}</html>\n"
+        ).encode()
+
+
+_HTML = ("text/html", "application/xhtml+xml")
+
+_JSON = ("application/problem+json", "application/json")
+
+
+def prefers_html(accept: str) -> bool:
+    """Return whether an ``Accept`` field prefers an HTML page to a JSON document.
+
+    Only a client that names HTML, with a higher quality than it gives to JSON, prefers it: ``*/*``
+    and ``text/*`` are what programs send. (RFC 9110 section 12.5.1)
+    """
+    html, json_named, json_any = 0.0, -1.0, 0.0
+    for item in accept.lower().split(",", _MOST_RANGES):
+        kind, *parameters = item.split(";")
+        kind, quality = kind.strip(), 1.0
+        for parameter in parameters:
+            name, _, value = parameter.partition("=")
+            if name.strip() == "q":
+                quality = _quality(value.strip())
+        if kind in _HTML:
+            html = max(html, quality)
+        elif kind in _JSON:
+            json_named = max(json_named, quality)
+        elif kind in ("application/*", "*/*"):
+            json_any = max(json_any, quality)
+    return html > (json_any if json_named < 0 else json_named)
+
+
+_MOST_RANGES = 50
+
+
+def _quality(value: str) -> float:
+    """Return the weight of a media range, 0 to 1; 0 for one that is malformed."""
+    try:
+        quality = float(value)
+    except ValueError:
+        return 0.0
+    return quality if 0 <= quality <= 1 else 0.0
+
+
+class Refusal(Exception):
+    """Raised where a request turns out to be refused, and answered at the edge of the same app.
+
+    It never leaves a middleware: one used alone has nobody outside to catch it.
+
+    :param problem: The answer.
+    :param reason: Why, for the log.
+    """
+
+    def __init__(self, problem: Problem, reason: str = "") -> None:
+        super().__init__(reason or problem.detail)
+        self.problem = problem
+
+    @classmethod
+    def of(cls, status: int, detail: str, reason: str = "") -> Refusal:
+        """Return a refusal whose problem has nothing but a status and a detail."""
+        return cls(Problem(status, detail), reason)
+
+
+Refuse: TypeAlias = Callable[[Problem], WSGIApplication]
+"""Turns a problem into the app that answers it, for those who want HTML or another shape."""
+
+
+def answer_with(problem: Problem) -> WSGIApplication:
+    """Return *problem* as it is: how every middleware refuses by default."""
+    return problem

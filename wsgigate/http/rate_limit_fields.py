@@ -1,0 +1,261 @@
+"""What limits tell the caller: the ``RateLimit`` fields of the draft, and the customary ones.
+
+Limits that stand around each other tell their numbers together. Each notes under :data:`LIMITS`
+what it took, and whoever starts the response writes the fields of all.
+(draft-ietf-httpapi-ratelimit-headers-11)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache, partial
+from math import ceil
+from operator import itemgetter
+from typing import NamedTuple, TypeAlias
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+from wsgigate.http.fields import rate_limit, rate_limit_policy
+from wsgigate.http.wsgi import LIMITS, ExcInfo, Headers
+from wsgigate.rules.quota import tightest
+
+__all__ = [
+    "FAMILIES",
+    "LimitFields",
+    "QUOTA_EXCEEDED",
+    "Standing",
+    "Taken",
+    "Terms",
+    "check_options",
+    "is_list_of",
+]
+
+
+QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+
+_CUSTOMARY = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
+
+FAMILIES = {
+    "ratelimit": ("RateLimit-Policy", "RateLimit"),
+    "x-ratelimit": _CUSTOMARY,
+    "x-ratelimit-epoch": _CUSTOMARY,
+    "x-ratelimit-seconds": _CUSTOMARY,
+}
+"""The fields that tell callers how they stand. The three customary ones are alternatives: when the
+quota resets is a moment in ISO 8601, in seconds since 1970, or in how many seconds."""
+
+KNOWN, LONGEST = 1024, 64
+"""How many names of the apps' fields are remembered as none of ours, and how long ones."""
+
+Standing: TypeAlias = tuple[bool, int, int, float, float]
+"""A verdict: allowed, the limit, what remains, and in how many seconds it resets and is to retry.
+
+(:class:`wsgigate.rules.quota.Verdict`)
+"""
+
+
+def is_list_of(found: object, known: Collection[str]) -> bool:
+    """Return whether *found* is a list, or the like, of names that are in *known*."""
+    return (
+        isinstance(found, Collection)
+        and not isinstance(found, str | bytes)
+        and all(isinstance(each, str) and each in known for each in found)
+    )
+
+
+def check_options(name: str, on_store_error: str) -> None:
+    """See that all limits have a name that fields and stores can use, and know what to do.
+
+    :raises ValueError: One of them is wrong; says which.
+    """
+    if on_store_error not in ("allow", "refuse"):
+        raise ValueError(f'on_store_error is "allow" or "refuse", not {on_store_error!r}')
+    if not re.fullmatch(r"[A-Za-z0-9._:~-]{1,64}", name):
+        raise ValueError(f"name is 1 to 64 letters, digits and any of ._:~-, not {name!r}")
+
+
+class Terms(NamedTuple):
+    """One policy as the fields tell of it, made once."""
+
+    name: str
+    policy: str
+    """Its item in ``RateLimit-Policy``."""
+    begins: str
+    """Its item in ``RateLimit``, up to what remains."""
+    policy_field: tuple[str, str]
+    limit_field: tuple[str, str] | None
+    """The customary one; there is none for requests at a time."""
+
+    @classmethod
+    def of(cls, name: str, limit: int, period: float) -> Terms:
+        """Return the terms of *limit* requests in *period* seconds; 0 for requests at a time."""
+        policy = rate_limit_policy(name, limit, period or 1)
+        if not period:
+            policy = policy.removesuffix(";w=1") + ';qu="concurrent-requests"'
+        return cls(
+            name,
+            policy,
+            rate_limit(name, 0, 0).removesuffix("0;t=0"),
+            ("RateLimit-Policy", policy),
+            ("X-RateLimit-Limit", str(limit)) if period else None,
+        )
+
+
+Taken: TypeAlias = tuple[Sequence[Standing], float, Sequence[Terms]]
+"""What one limit took for a request: its verdicts, the store's time, and the terms of each.
+
+Those of requests at a time have no window: their terms say so.
+"""
+
+
+class LimitFields:
+    """Writes the fields of limits into responses.
+
+    :param families: A list out of :data:`FAMILIES`, at most one of the customary ones.
+    :raises ValueError: It is none.
+    """
+
+    def __init__(self, families: Collection[str]) -> None:
+        if not is_list_of(families, FAMILIES):
+            known = ", ".join(f'"{name}"' for name in FAMILIES)
+            raise ValueError(f"fields is a list out of {known}, not {families!r}")
+        customary = sorted(set(families) - {"ratelimit"})
+        if len(customary) > 1:
+            raise ValueError(f"fields: {' and '.join(customary)} are the same fields; name one")
+        self._standard = "ratelimit" in families
+        self._customary = bool(customary)
+        self._reset = _RESETS[customary[0]] if customary else _iso
+        self._replaced = frozenset(name.lower() for each in families for name in FAMILIES[each])
+        self._both = self._standard and self._customary
+        self._wanted = slice(0, 2) if self._standard else slice(2, 5)
+        self._harmless: set[str] = set()
+        self._start = self._started
+
+    def starting(
+        self, start_response: StartResponse, environ: WSGIEnvironment, mine: Taken
+    ) -> StartResponse:
+        """Return a ``start_response`` that adds the fields of *mine* and of the limits around."""
+        taken: list[Taken] | None = environ.get(LIMITS)
+        if taken is None:
+            taken = environ[LIMITS] = [mine]
+        elif not all(verdict[0] for verdict in mine[0]):
+            taken[:] = [mine]  # what else was taken does not tell this caller when to come back
+        else:
+            taken.append(mine)
+        if not self._replaced:
+            return start_response
+        return partial(self._start, start_response, taken)  # cheaper than a closure
+
+    def _started(
+        self,
+        start_response: StartResponse,
+        taken: list[Taken],
+        status: str,
+        headers: Headers,
+        exc_info: ExcInfo | None = None,
+    ) -> Callable[[bytes], object]:
+        if not self._harmless.issuperset(map(_name_of, headers)):
+            headers = self._without_ours(headers)
+        if len(taken) > 1 or len(taken[0][0]) > 1:
+            fields = headers + self._of_all(taken)
+        else:
+            verdicts, now, several = taken[0]
+            _, _, remaining, reset_after, retry_after = verdicts[0]
+            _, _, begins, policy_field, limit_field = several[0]
+            if limit_field is None:
+                fields = headers + self._of_all(taken)
+            else:  # nearly all requests come by here, and each call would cost as much as a field
+                left = str(remaining)
+                if self._reset is _iso:
+                    moment = ceil((now + reset_after) * 1000)
+                    reset = _seconds(moment // 1000) + _MILLISECONDS[moment % 1000]
+                else:
+                    reset = self._reset(now, reset_after)
+                fields = [
+                    policy_field,
+                    ("RateLimit", f"{begins}{left};t={ceil(retry_after or reset_after)}"),
+                    limit_field,
+                    ("X-RateLimit-Remaining", left),
+                    ("X-RateLimit-Reset", reset),
+                ]
+                fields = headers + (fields if self._both else fields[self._wanted])
+        if exc_info:
+            return start_response(status, fields, exc_info)
+        return start_response(status, fields)
+
+    def policies(self, terms: Sequence[Terms]) -> Headers:
+        """Return what tells of *terms* alone, before anything is taken."""
+        return [("RateLimit-Policy", ", ".join([t.policy for t in terms]))] * self._standard
+
+    def _without_ours(self, headers: Headers) -> Headers:
+        """Return *headers* without those that are ours to set; remember the names of the others."""
+        kept: Headers = []
+        for field in headers:
+            name = field[0]
+            if name.lower() in self._replaced:
+                continue
+            kept.append(field)
+            if len(self._harmless) < KNOWN and len(name) <= LONGEST:
+                self._harmless.add(name)
+        return kept
+
+    def _of_all(self, taken: list[Taken]) -> Headers:
+        told = [
+            (verdict, terms, now)
+            for verdicts, now, several in taken
+            for verdict, terms in zip(verdicts, several, strict=True)
+        ]
+        fields: Headers = []
+        if self._standard:
+            # what is not the cause of a refusal does not tell when to come back
+            refused = [each for each in told if not each[0][0]]
+            fields = [
+                ("RateLimit-Policy", ", ".join([terms.policy for _, terms, _ in told])),
+                ("RateLimit", ", ".join([_left(*each) for each in refused or told])),
+            ]
+        counted = [each for each in told if each[1].limit_field]
+        if self._customary and counted:
+            place = tightest([each[0] for each in counted]) if len(counted) > 1 else 0
+            verdict, terms, now = counted[place]
+            fields += (
+                terms.limit_field or ("", ""),
+                ("X-RateLimit-Remaining", str(verdict[2])),
+                ("X-RateLimit-Reset", self._reset(now, verdict[3])),
+            )
+        return fields
+
+
+_name_of = itemgetter(0)
+
+
+def _left(verdict: Standing, terms: Terms, now: float) -> str:
+    """Tell what remains, and how long that is so: until there is more of it."""
+    _, _, remaining, reset_after, retry_after = verdict
+    if terms.limit_field is None:
+        return f"{terms.begins}{remaining}"
+    return f"{terms.begins}{remaining};t={ceil(retry_after or reset_after)}"
+
+
+def _epoch(now: float, reset_after: float) -> str:
+    return str(ceil(now + reset_after))
+
+
+def _delta(now: float, reset_after: float) -> str:
+    return str(ceil(reset_after))
+
+
+def _iso(now: float, reset_after: float) -> str:
+    """Return the moment as ISO 8601 in UTC, rounded up to the millisecond: never too early."""
+    whole = ceil((now + reset_after) * 1000)
+    return _seconds(whole // 1000) + _MILLISECONDS[whole % 1000]
+
+
+@lru_cache(maxsize=1024)
+def _seconds(moment: int) -> str:
+    return datetime.fromtimestamp(moment, UTC).replace(tzinfo=None).isoformat()
+
+
+_MILLISECONDS = tuple(f".{each:03}Z" for each in range(1000))
+
+_RESETS = {"x-ratelimit": _iso, "x-ratelimit-epoch": _epoch, "x-ratelimit-seconds": _delta}

@@ -1,0 +1,469 @@
+"""The request target: one canonical form, made once, that is matched and forwarded alike.
+
+Most ways around a gateway's rules are a path that the rules read in one way and the backend in
+another. So there is one form. What only spells the same path differently is brought to it; what
+could mean two things is refused:
+
+=====================================================  =========================================
+in the path                                            what becomes of it
+=====================================================  =========================================
+escape of an unreserved character, ``%73``             decoded, ``s``
+any other escape, ``%3b``                              kept, with upper-case digits, ``%3B``
+``//``                                                 one ``/``, unless a route keeps it
+a dot segment, plain, encoded or before a ``;``        refused, unless a route keeps it
+``%2f``; ``%5c``                                       refused, unless a route keeps it
+a backslash; control bytes, ``%00``; ``#``             refused
+a broken escape, ``%zz``                               refused
+a character no path may hold raw, such as ``|``        escaped
+=====================================================  =========================================
+
+The query is not read at all: it is passed byte for byte. Decisions after RFC 3986 section 6.2.2
+and RFC 9112 section 3.2; unlike those, nothing is resolved, because a resolved dot segment is how
+a path leaves the place it was matched in.
+
+A route may keep what most refuse, for keys of object stores, URLs within paths and the like.
+Its path then has several readings: with or without what is encoded decoded, slashes merged and dot
+segments resolved. So what is kept is bounded: :func:`readings` are all of them, and a route serves
+a path only if none of them is another route's or leaves the route's own path.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import NamedTuple
+from urllib.parse import quote, unquote_to_bytes
+from wsgiref.types import WSGIEnvironment
+
+from wsgigate.http.wsgi import KEPT_TARGET, TARGET
+
+__all__ = [
+    "BadTarget",
+    "OddTarget",
+    "Target",
+    "any_target_of",
+    "canonical_path",
+    "canonical_pattern",
+    "has_dot_segments",
+    "host_of",
+    "keep_target",
+    "kept_target_of",
+    "leaves",
+    "normal_host",
+    "readings",
+    "target_of",
+]
+
+
+MAX_LENGTH = 8190
+"""Bytes of a request target; what gunicorn's own largest request line leaves room for."""
+
+_SIMPLE = re.compile(r"(?:/(?!\.\.?(?:[/;]|\Z))[A-Za-z0-9._~!$&'()*+,;=:@-]+)+/?|/")
+
+_ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})?")
+
+_SLASHES = re.compile(r"//+")
+
+_ENCODED_SLASH = re.compile("%2f", re.IGNORECASE)
+
+_DOTS = re.compile(r"/\.\.?(?:[/;]|\Z)")
+
+_RAW = re.compile(r"""[^A-Za-z0-9._~!$&'()*+,;=:@/%-]""")
+
+_REFUSED_RAW = re.compile(r"[\x00-\x20\x7f\\#?]")
+
+_QUERY = re.compile(r"[\x21\x22\x24-\x7e]*")
+
+_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+
+_SAFE = "!$&'()*+,;=:@/~"
+
+_ABSOLUTE = re.compile(r"(https?)://([^/?#]*)([^#]*)", re.IGNORECASE)
+
+_HOST = re.compile(
+    r"([A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?\.?|\[[0-9A-Fa-f:.]+\])(?::(\d{0,5}))?"
+)
+
+_LONGEST_HOST = 260
+"""A name of 253 characters (RFC 1035 section 2.3.4), the root's dot, a colon and a port; no more,
+as what is made of hosts is remembered in several places."""
+
+_SOURCE = "wsgigate.target_source"
+"""The values of ``environ`` that the target was made from."""
+
+
+class BadTarget(ValueError):
+    """The request target, or the host it is for, can not be brought to one meaning."""
+
+
+class Target(NamedTuple):
+    """A canonical request target.
+
+    :ivar path: In canonical form, relative to where the gateway is mounted; starts with ``/``.
+    :ivar query: What stood behind the ``?``, byte for byte; ``None`` without one.
+    :ivar host: The host asked for: lower case, no port, no trailing dot; empty when none was named.
+    """
+
+    path: str
+    query: str | None
+    host: str
+
+    @property
+    def has_encoded_slash(self) -> bool:
+        """Whether a part of a segment is a ``/`` to those who decode it."""
+        return "%2F" in self.path
+
+    @property
+    def text(self) -> str:
+        """The target in origin form."""
+        return self.path if self.query is None else f"{self.path}?{self.query}"
+
+
+class OddTarget(Target):
+    """A target whose path holds what a route may keep. It is equal to one of the same path.
+
+    :ivar kept: The path with its slashes not merged.
+    :ivar refused: Why the path is refused unless a route keeps what it holds; empty for ``//``,
+        which is merged.
+    """
+
+    kept: str
+    refused: str
+
+
+_target: Callable[[tuple[str, str | None, str]], Target] = partial(tuple.__new__, Target)
+"""Half the price of ``Target(...)``."""
+
+
+def canonical_path(path: str) -> str:
+    """Return *path* in canonical form.
+
+    :param path: A raw path: percent-encoded, starting with ``/``.
+    :raises BadTarget: It has no single meaning; says why.
+    """
+    path, _, refused = _read(path)
+    if refused:
+        raise BadTarget(refused)
+    return path
+
+
+def _read(path: str) -> tuple[str, str, str]:
+    """Return the canonical form of a raw path, the one with slashes not merged, why it is refused.
+
+    :returns: The second is empty where it is the same, the third where it is not refused.
+    :raises BadTarget: It has no single meaning, and no route may keep what it holds.
+    """
+    if _SIMPLE.fullmatch(path):
+        return path, "", ""
+    if not path.startswith("/"):
+        raise BadTarget("a path starts with /")
+    refused = _REFUSED_RAW.search(path)
+    if refused:
+        raise BadTarget(f"{refused[0]!r} in the path")
+    if "%" in path:
+        path = _ESCAPE.sub(_escape_of, path)
+    kept = _RAW.sub(_escaped, path)
+    path = _SLASHES.sub("/", kept)
+    why = ""
+    if "%5C" in path:
+        why = "an encoded backslash in the path"
+    elif has_dot_segments(path):
+        why = "a dot segment in the path"
+    return path, "" if kept == path else kept, why
+
+
+def has_dot_segments(path: str) -> bool:
+    """Return whether a canonical *path* has a dot segment, once what is encoded is decoded."""
+    if "%" in path:
+        path = path.replace("%2F", "/").replace("%5C", "/")
+    return _DOTS.search(path) is not None
+
+
+def readings(path: str) -> set[str]:
+    """Return how those who serve a canonical *path* may read it, itself included.
+
+    Escaped slashes and backslashes may be decoded to slashes, slashes may be merged, and dot
+    segments resolved, before or after that.
+    """
+    found = {path}
+    for escape in ("%2F", "%5C"):
+        if escape in path:
+            found |= {each.replace(escape, "/") for each in found}
+    found |= {_SLASHES.sub("/", each) for each in found}
+    found |= {_resolved(each) for each in found}
+    return found | {_SLASHES.sub("/", each) for each in found}
+
+
+def _resolved(path: str) -> str:
+    """Return *path* without dot segments (RFC 3986 section 5.2.4)."""
+    kept: list[str] = []
+    segments = path.split("/")[1:]
+    for segment in segments:
+        name = segment.partition(";")[0]
+        if name == "..":
+            del kept[-1:]
+        elif name != ".":
+            kept.append(segment)
+    if segments[-1].partition(";")[0] in (".", ".."):
+        kept.append("")
+    return "/" + "/".join(kept)
+
+
+def leaves(path: str, base: int = 0) -> bool:
+    """Return whether a dot segment in a canonical *path* leads out of its first segments.
+
+    :param base: How many segments it must stay beneath.
+    """
+    if "%" in path:
+        path = path.replace("%2F", "/").replace("%5C", "/")
+    depth = 0
+    for segment in path.split("/"):
+        name = segment.partition(";")[0]
+        if name == "..":
+            depth -= 1
+            if depth < base:
+                return True
+        elif segment and name != ".":
+            depth += 1
+    return False
+
+
+def _escape_of(match: re.Match[str]) -> str:
+    digits = match[1]
+    if digits is None:
+        raise BadTarget("a broken escape in the path")
+    code = int(digits, 16)
+    if code < 0x20 or code == 0x7F:
+        raise BadTarget("an encoded control character in the path")
+    character = chr(code)
+    return character if character in _UNRESERVED else f"%{digits.upper()}"
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match[0].encode("latin-1", "replace"))
+
+
+def canonical_pattern(path: str) -> str:
+    """Return a route's *path* with its literal segments in canonical form, ``/caf%C3%A9``.
+
+    :raises BadTarget: A literal segment could never be matched; says why.
+    """
+    return "/".join(
+        segment
+        if segment in ("", "*") or "{" in segment or "}" in segment
+        else canonical_path("/" + quote(segment, safe=_SAFE + "%"))[1:]
+        for segment in path.split("/")
+    )
+
+
+@lru_cache(maxsize=1024)
+def normal_host(value: str) -> str:
+    """Return the name in a ``Host`` field value: lower case, without port and trailing dot.
+
+    :raises BadTarget: It is not ``name[:port]`` or ``[address][:port]``.
+    """
+    match = _HOST.fullmatch(value) if len(value) <= _LONGEST_HOST else None
+    if match is None or (match[2] and int(match[2]) > 65535):
+        raise BadTarget("a malformed Host")
+    return match[1].lower().rstrip(".")
+
+
+def target_of(environ: WSGIEnvironment) -> Target:
+    """Return the request's canonical target: what is matched, and what the app then serves.
+
+    The target is kept in ``environ`` together with the values that it was made from, and made anew
+    when one of them has changed since: a mount moves a part of ``PATH_INFO`` to ``SCRIPT_NAME``, a
+    rewriting middleware replaces it, a proxy fix replaces the host.
+
+    The target as the client sent it is used where the server hands it on (``RAW_URI``,
+    ``REQUEST_URI``) and still names the path in ``PATH_INFO``. Where it does not, the path was
+    rewritten on its way here, and ``PATH_INFO`` is encoded again, as on servers that hand on no raw
+    target. An escaped slash can then no longer be told from a plain one.
+
+    :raises BadTarget: The target or the host has no single meaning; says why.
+    """
+    target = any_target_of(environ)
+    if isinstance(target, OddTarget) and target.refused:
+        raise BadTarget(target.refused)
+    return target
+
+
+def keep_target(environ: WSGIEnvironment, path: str) -> None:
+    """Have the request forwarded with *path*, as its route keeps what most refuse."""
+    target = any_target_of(environ)
+    kept = OddTarget(path, target.query, target.host)
+    kept.kept, kept.refused = path, ""
+    environ[KEPT_TARGET] = environ[_SOURCE], kept
+
+
+def kept_target_of(environ: WSGIEnvironment) -> Target:
+    """Return what is forwarded: the request's target, with what its route keeps.
+
+    :raises BadTarget: It has no single meaning.
+    """
+    if KEPT_TARGET in environ:
+        any_target_of(environ)  # renews what it was made from
+        source, target = environ[KEPT_TARGET]
+        if source == environ[_SOURCE]:
+            kept: Target = target
+            return kept
+    return target_of(environ)
+
+
+def any_target_of(environ: WSGIEnvironment) -> Target:
+    """Return the target as :func:`target_of` does, but for a path that only some routes take, too.
+
+    :returns: An :class:`OddTarget` where the path holds what a route may keep.
+    :raises BadTarget: No route takes it.
+    """
+    get = environ.get
+    source: tuple[str | None, ...] = (
+        get("RAW_URI") or get("REQUEST_URI"),
+        get("SCRIPT_NAME"),
+        get("PATH_INFO"),
+        get("QUERY_STRING"),
+        get("HTTP_HOST"),
+    )
+    if _SOURCE in environ and environ[_SOURCE] == source:
+        known: Target | None = get(TARGET)
+        if known is not None:
+            return known
+    raw, mount, below, asked, host = source
+    if (  # the usual case, seen at once
+        raw is not None
+        and raw == below
+        and host
+        and not (mount or asked)
+        and len(raw) <= MAX_LENGTH
+        and _SIMPLE.fullmatch(raw)
+    ):
+        made = _target((raw, None, normal_host(host)))
+    else:
+        made = _make(environ, raw, mount, below, asked, host)
+    environ[TARGET] = made
+    environ[_SOURCE] = source
+    return made
+
+
+def _make(
+    environ: WSGIEnvironment,
+    raw: str | None,
+    mount: str | None,
+    below: str | None,
+    asked: str | None,
+    host_field: str | None,
+) -> Target:
+    host = host_of(environ)
+    mount, below = mount or "", below or ""
+    if raw is None:
+        return _encoded(below, asked or "", host)
+    if len(raw) > MAX_LENGTH:
+        raise BadTarget("a request target that is too long")
+    if not raw.startswith("/"):
+        raw = _origin_form(raw, host_field or "")
+    path, mark, query = raw.partition("?")
+    if query and not _QUERY.fullmatch(query):
+        raise BadTarget("a character in the query that must be escaped")
+    if asked is not None and query != asked:  # the query was rewritten
+        mark = query = asked
+        if query and not _QUERY.fullmatch(query):
+            raise BadTarget("a character in the query that must be escaped")
+    whole = path == below and not mount
+    if not whole:
+        whole = _same(path, mount + below or "/")
+        # Some test clients, and proxies that strip a prefix, leave the mount out of the raw one.
+        if not whole and not _same(path, below):
+            # The checks of the raw path still hold, as the server that read it may be another one.
+            canonical_path(path)
+            return _encoded(below, query, host)
+    path, kept, refused = _read(path)
+    if whole and mount and mount != "/":
+        path = _below(mount, path)
+        kept = _below(mount, kept) if kept else ""
+    return _made(path, query if mark else None, host, kept, refused)
+
+
+def _made(path: str, query: str | None, host: str, kept: str, refused: str) -> Target:
+    if not refused and (not kept or kept == path) and "%2F" not in path:
+        return _target((path, query, host))
+    odd = OddTarget(path, query, host)
+    odd.kept, odd.refused = kept or path, refused
+    return odd
+
+
+def _same(raw: str, decoded: str) -> bool:
+    """Return whether *decoded* is what a server makes of the path *raw*."""
+    if raw == decoded or _unquoted(raw) == _SLASHES.sub("/", decoded):
+        return True
+    if "%2" not in decoded:
+        return False
+    # cheroot decodes every escape but that of a slash
+    kept = _unquoted(_ENCODED_SLASH.sub("%252F", raw))
+    return kept == _SLASHES.sub("/", _ENCODED_SLASH.sub("%2F", decoded))
+
+
+def _unquoted(raw: str) -> str:
+    read = unquote_to_bytes(raw.encode("latin-1", "replace")).decode("latin-1")
+    return _SLASHES.sub("/", read)
+
+
+def _encoded(path: str, query: str, host: str) -> Target:
+    """Return the target of a decoded *path*."""
+    path = path or "/"
+    if query and not _QUERY.fullmatch(query):
+        raise BadTarget("a character in the query that must be escaped")
+    room = MAX_LENGTH - (len(query) + 1 if query else 0)  # beside the question mark
+    if len(path) <= room and _SIMPLE.fullmatch(path):
+        return Target(path, query or None, host)
+    if not path.startswith("/"):
+        raise BadTarget("a path starts with /")
+    refused = re.search(r"[\x00-\x1f\x7f]", path)
+    if refused:
+        raise BadTarget(f"{refused[0]!r} in the path")
+    path = quote(path.encode("latin-1", "replace"), safe=_SAFE)
+    if len(path) > room:
+        raise BadTarget("a request target that is too long")
+    path, kept, why = _read(path)
+    return _made(path, query or None, host, kept, why)
+
+
+def host_of(environ: WSGIEnvironment) -> str:
+    """Return the host the request is for; empty for an HTTP/1.0 request that names none.
+
+    :raises BadTarget: It names none, or a malformed one (RFC 9112 section 3.2).
+    """
+    value: str | None = environ.get("HTTP_HOST")
+    if value is None:
+        if environ.get("SERVER_PROTOCOL") == "HTTP/1.0":
+            return ""
+        raise BadTarget("no Host")
+    return normal_host(value)
+
+
+def _origin_form(raw: str, host_field: str) -> str:
+    absolute = _ABSOLUTE.fullmatch(raw)
+    if absolute is None or "@" in absolute[2]:
+        raise BadTarget("a request target that is neither a path nor an http URL")
+    default = "443" if absolute[1].lower() == "https" else "80"
+    if _authority(absolute[2], default) != _authority(host_field, default):
+        raise BadTarget("a request target for another host than the Host field's")
+    rest = absolute[3]
+    return rest if rest.startswith("/") else "/" + rest
+
+
+def _authority(value: str, default_port: str) -> tuple[str, str]:
+    match = _HOST.fullmatch(value)
+    if match is None:
+        raise BadTarget("a malformed Host")
+    return match[1].lower().rstrip("."), match[2] or default_port
+
+
+def _below(mount: str, path: str) -> str:
+    """Return what of the canonical *path* lies below *mount*, a decoded ``SCRIPT_NAME``."""
+    prefix = canonical_path(quote(mount.encode("latin-1", "replace"), safe=_SAFE).rstrip("/"))
+    if path == prefix:
+        return "/"
+    if not path.startswith(prefix + "/"):
+        raise BadTarget("a path outside of where the gateway is mounted")
+    return path[len(prefix) :]

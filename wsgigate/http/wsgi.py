@@ -1,0 +1,460 @@
+"""What every middleware shares: the environ keys, the key functions, and how a response ends.
+
+The middlewares never import each other. They meet in ``environ``, under the keys listed here,
+and each of them works when a key is missing.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from hashlib import sha256
+from operator import itemgetter
+from types import TracebackType
+from typing import Any, TypeAlias
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from wsgigate.runtime import fork
+
+__all__ = [
+    "BodyError",
+    "BodyTooLarge",
+    "ExcInfo",
+    "Headers",
+    "Key",
+    "Observed",
+    "address_key",
+    "api_key",
+    "client_address",
+    "close_body",
+    "combined",
+    "header",
+    "is_preflight",
+    "is_websocket",
+    "observe",
+    "path_parameter",
+    "peer",
+    "peer_trusted",
+    "route",
+    "subject",
+    "without",
+]
+
+
+REQUEST_ID = "wsgigate.request_id"
+"""``str``: the request id, for logs; set by RequestId."""
+
+CLIENT = "wsgigate.client"
+"""``str``: the client's address behind trusted proxies, without port; set by ClientAddress."""
+
+PEER_TRUSTED = "wsgigate.peer_trusted"
+"""``True``: the peer is a trusted proxy; its forwarding fields are kept; set by ClientAddress."""
+
+CLIENT_SOURCE = "wsgigate.client_source"
+"""``tuple[str, ...]``: the ``REMOTE_ADDR`` and the forwarded addresses from which the client's
+address was determined; set by ClientAddress."""
+
+CLAIMS = "wsgigate.claims"
+"""``dict``: the verified claims of the caller's token; set by Authenticator."""
+
+TARGET = "wsgigate.target"
+"""``Target``: the canonical request target as of the last call of ``target_of(environ)``, which
+computes it again if a mount or a rewrite has changed the path."""
+
+KEPT_TARGET = "wsgigate.kept_target"
+"""``tuple``: the target that is forwarded instead, and the values from which it was computed, if
+the route keeps path forms that are rejected by default; set by Dispatcher."""
+
+ROUTE = "wsgigate.route"
+"""``str``: the name of the matching route; set by Dispatcher."""
+
+PARAMS = "wsgigate.params"
+"""``dict[str, str]``: the path parameters of that route, percent-decoded; set by Dispatcher."""
+
+SERVICE = "wsgigate.service"
+"""``str``: the service to which the request was forwarded; set by Forwarder."""
+
+INSTANCE = "wsgigate.instance"
+"""``str``: the address of the instance that responded; set by Forwarder."""
+
+LIMITS = "wsgigate.limits"
+"""``list[tuple]``: the decisions of the limiters around the app about this request, outermost
+first, each as ``(standings, now, terms)``: for each quota whether it allowed the request, the
+limit, the remaining units, the seconds until it resets and until the next request is allowed; the
+store's time in seconds; and the quota's name and header fields. Set by Limiter and
+ConcurrencyLimiter."""
+
+LOGGED = "wsgigate.logged"
+"""``True``: an outer Logger logs the response and its reason; set by Logger."""
+
+REASON = "wsgigate.reason"
+"""``str``: why a request was rejected, for the log only: it may contain what clients must not
+see."""
+
+FAILURE = "wsgigate.failure"
+"""``str``: the kind of failure if the service did not respond, as in the ``error`` of a problem
+document; set by Forwarder."""
+
+SHAPED = "wsgigate.shaped"
+"""``str``: the traffic shaping applied to the request, such as ``split=beta fallback=stale``."""
+
+CLIENT_STREAM = "wsgigate.client_stream"
+"""``object``: ``watch(callback)`` calls *callback* when the client cancels the request or
+disconnects, ``forget(callback)`` removes it; set by GateWorker over HTTP/2."""
+
+TUNNELLED = "wsgigate.tunnelled"
+"""``tuple[int, int]``: bytes from and to the client of a WebSocket; set by Forwarder at the end."""
+
+Headers: TypeAlias = list[tuple[str, str]]
+
+ExcInfo: TypeAlias = (
+    tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
+)
+
+Key: TypeAlias = Callable[[WSGIEnvironment], str | None]
+"""Names a caller; ``None`` exempts the request."""
+
+
+class BodyError(Exception):
+    """The client's request body could not be read to its end."""
+
+
+class BodyTooLarge(BodyError):
+    """The client's request body is longer than allowed; answered with 413."""
+
+
+def close_body(body: object) -> None:
+    """Close the body of a response that is done with, if it is one to be closed (PEP 3333)."""
+    close = getattr(body, "close", None)
+    if close is not None:
+        close()
+
+
+class Observed:
+    """One response on its way out: its status, its size, and how it ended.
+
+    ``close()`` is the only end that PEP 3333 promises, so it is where *done* is told, once.
+    """
+
+    __slots__ = (
+        *("_chunks", "_done", "_start_response", "_write"),
+        *("body", "complete", "error", "sent", "status", "taken_over"),
+    )
+
+    def __init__(self, start_response: StartResponse, done: Callable[[Observed], object]) -> None:
+        self.status = ""
+        self.sent = 0
+        self.complete = False
+        self.taken_over = False
+        """Whether an app inside took the client's socket over; the status is 101 then."""
+        self.error: BaseException | None = None
+        self.body: Iterable[bytes] = ()
+        self._chunks: Iterator[bytes] | None = None
+        self._write: Callable[[bytes], object] | None = None
+        self._start_response = start_response
+        self._done: Callable[[Observed], object] | None = done
+
+    def start_response(
+        self, status: str, headers: Headers, exc_info: ExcInfo | None = None
+    ) -> Callable[[bytes], object]:
+        self.status = status
+        if exc_info:
+            self._write = self._start_response(status, headers, exc_info)
+        else:
+            self._write = self._start_response(status, headers)
+        return self._counted
+
+    def _counted(self, data: bytes) -> object:
+        self.sent += len(data)
+        return self._write(data) if self._write is not None else None
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            chunks = self._chunks
+            if chunks is None:
+                chunks = self._chunks = iter(self.body)
+            chunk = next(chunks)
+        except StopIteration:
+            self.complete = True  # else the client left, or the app failed
+            raise
+        except BaseException as error:
+            self.error = error
+            raise
+        self.sent += len(chunk)
+        return chunk
+
+    def close(self) -> None:
+        done, self._done = self._done, None
+        if done is None:  # some servers and test clients close twice
+            return
+        try:
+            close_body(self.body)
+        finally:
+            done(self)
+
+
+def _of_websocket(
+    environ: WSGIEnvironment, done: Callable[[Observed], object]
+) -> Callable[[Observed], object]:
+    """Return a *done* that sees whether the socket was taken over, which is no failure."""
+
+    def ended(response: Observed) -> None:
+        if isinstance(response.error, StopIteration):
+            taken = not response.status
+        elif response.error is None and response.complete and not response.sent:
+            taken = not response.status or (
+                response.status[:3] == "200" and "werkzeug.socket" in environ
+            )
+        else:
+            taken = False
+        if taken:
+            response.taken_over, response.complete, response.error = True, True, None
+            response.status = "101 Switching Protocols"
+        done(response)
+
+    return ended
+
+
+class _Delivered(Observed):
+    """A response that has ended, too, when all of it has been handed on.
+
+    For tests: test clients close a response when the test has no use for it any more, if at all.
+    """
+
+    __slots__ = ("_closed", "_length")
+
+    def __init__(self, start_response: StartResponse, done: Callable[[Observed], object]) -> None:
+        super().__init__(start_response, done)
+        self._closed = False
+        self._length = -1
+
+    def start_response(
+        self, status: str, headers: Headers, exc_info: ExcInfo | None = None
+    ) -> Callable[[bytes], object]:
+        lengths = [value for name, value in headers if name.lower() == "content-length"]
+        self._length = int(lengths[0]) if lengths and lengths[0].isdecimal() else -1
+        return super().start_response(status, headers, exc_info)
+
+    def __next__(self) -> bytes:
+        try:
+            chunk = super().__next__()
+        except StopIteration:
+            self._end()
+            raise
+        if self.sent == self._length:
+            self.complete = True
+            self._end()
+        return chunk
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            close_body(self.body)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            done(self)
+
+
+def observe(
+    app: WSGIApplication,
+    environ: WSGIEnvironment,
+    start_response: StartResponse,
+    done: Callable[[Observed], object],
+) -> Iterable[bytes]:
+    """Call *app* and have *done* told once, when its response has ended or failed.
+
+    A body that is a list has ended when it is returned: nothing of it can fail any more, and it has
+    nothing to close. It is handed on as it is, and counts as sent.
+
+    :param done: Called with the :class:`Observed` response: its ``status`` line (empty when none
+        was started), the bytes ``sent``, whether it went out ``complete``, and the ``error`` that
+        ended it, if one did.
+    """
+    if "HTTP_UPGRADE" in environ and is_websocket(environ):
+        done = _of_websocket(environ, done)
+    response = (_Delivered if fork.tested() else Observed)(start_response, done)
+    try:
+        response.body = body = app(environ, response.start_response)
+    except BaseException as error:
+        response.error = error
+        done(response)
+        raise
+    if type(body) is list:
+        response.sent += sum(map(len, body))
+        response.complete = True
+        done(response)
+        return body
+    return response
+
+
+_name_of = itemgetter(0)
+
+
+def without(headers: Headers, names: frozenset[str]) -> Headers:
+    """Return a copy of *headers* without the fields of those *names*.
+
+    Nearly always there is none of them, which is seen without a step of Python for each field.
+
+    :param names: In lower case.
+    """
+    if names.isdisjoint(map(str.lower, map(_name_of, headers))):
+        return headers.copy()
+    return [field for field in headers if field[0].lower() not in names]
+
+
+_NOT_OF_A_PREFLIGHT = (
+    "HTTP_X_HTTP_METHOD_OVERRIDE",
+    "HTTP_X_HTTP_METHOD",
+    "HTTP_X_METHOD_OVERRIDE",
+    "HTTP_TRANSFER_ENCODING",
+)
+
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
+
+
+def is_preflight(environ: WSGIEnvironment) -> bool:
+    """Return whether the request is a CORS preflight, as browsers send it (Fetch section 4.8).
+
+    A browser sends it without a body, and without a field that could make another method of
+    OPTIONS in an application: a request with one of these is an ordinary request.
+    """
+    if (
+        environ["REQUEST_METHOD"] != "OPTIONS"
+        or "HTTP_ORIGIN" not in environ
+        or not _TOKEN.fullmatch(environ.get("HTTP_ACCESS_CONTROL_REQUEST_METHOD", ""))
+        or environ.get("CONTENT_LENGTH") not in (None, "", "0")
+    ):
+        return False
+    return not any(name in environ for name in _NOT_OF_A_PREFLIGHT)
+
+
+def is_websocket(environ: WSGIEnvironment) -> bool:
+    """Return whether the request asks for a WebSocket (RFC 6455 section 4.1).
+
+    An app that accepts takes the client's socket over and speaks to the client by itself.
+    What the server and the middlewares see of that depends on the library and the server: a
+    ``StopIteration`` from the app (gunicorn), no call of ``start_response`` (gevent), or a 200
+    without a body that nobody receives (werkzeug).
+    """
+    upgrade: str = environ.get("HTTP_UPGRADE", "")
+    return upgrade.strip().lower() == "websocket" and environ["REQUEST_METHOD"] == "GET"
+
+
+def peer(environ: WSGIEnvironment) -> str:
+    """Return the address of the client: as a trusted proxy told it, else the peer's own.
+
+    A peer without an address (a Unix socket) is ``"unix"``: one name, never the empty string. When
+    other code has replaced ``REMOTE_ADDR`` since :class:`~wsgigate.ClientAddress` decided, by an
+    address that it did not know, the new one is the client's.
+    """
+    get = environ.get
+    address: str = get("REMOTE_ADDR") or "unix"
+    client: str | None = get(CLIENT)
+    if client is None:
+        return address
+    source: tuple[str, ...] | None = get(CLIENT_SOURCE)
+    # A proxy fix inside of ClientAddress sets one of the addresses of the checked fields.
+    return client if source is None or address in source else address
+
+
+def peer_trusted(environ: WSGIEnvironment) -> bool:
+    """Return whether the peer is a trusted proxy, whose forwarding fields can be believed."""
+    if environ.get(PEER_TRUSTED) is not True:
+        return False
+    source: tuple[str, ...] | None = environ.get(CLIENT_SOURCE)
+    return source is None or (environ.get("REMOTE_ADDR") or "unix") in source
+
+
+@lru_cache(maxsize=4096)
+def address_key(address: str, ipv6_prefix: int = 64) -> str:
+    """Return the name a limit counts *address* under.
+
+    An IPv6 client owns a whole network, so it is counted by its first *ipv6_prefix* bits; an IPv4
+    address written as IPv6 (``::ffff:192.0.2.1``) counts as the IPv4 address it is.
+    """
+    if ":" not in address:
+        return address
+    try:
+        parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((parsed, ipv6_prefix), strict=False))
+
+
+def client_address(environ: WSGIEnvironment) -> str:
+    """Name the caller by its address: IPv4 whole, IPv6 by its /64."""
+    return address_key(peer(environ))
+
+
+def subject(environ: WSGIEnvironment) -> str | None:
+    """Name the caller by the ``sub`` claim of its verified token; exempt a caller without one."""
+    claims: dict[str, Any] = environ.get(CLAIMS) or {}
+    sub = claims.get("sub")
+    return sub if isinstance(sub, str) and sub else None
+
+
+def route(environ: WSGIEnvironment) -> str | None:
+    """Name the route that matched, so that every route has a count of its own."""
+    name: str | None = environ.get(ROUTE)
+    return name
+
+
+def path_parameter(name: str) -> Key:
+    """Return a key function that names the caller by the path parameter *name*."""
+
+    def key(environ: WSGIEnvironment) -> str | None:
+        params: dict[str, str] = environ.get(PARAMS) or {}
+        return params.get(name)
+
+    return key
+
+
+def environ_key(name: str) -> str:
+    """Return the environ key of the request field *name*: ``X-Api-Key`` is ``HTTP_X_API_KEY``."""
+    key = name.upper().replace("-", "_")
+    return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + key
+
+
+def header(name: str) -> Key:
+    """Return a key function that names the caller by the request field *name*.
+
+    The value is the client's to choose, so it is hashed: the store sees neither its length nor its
+    characters, and no secret.
+    """
+    key_name = environ_key(name)
+
+    def key(environ: WSGIEnvironment) -> str | None:
+        value: str = environ.get(key_name, "")
+        return sha256(value.encode("utf-8", "replace")).hexdigest()[:32] if value else None
+
+    return key
+
+
+api_key = header("X-API-Key")
+"""Names the caller by its ``X-API-Key`` field, hashed."""
+
+
+def combined(*keys: Key) -> Key:
+    """Return a key function that joins what *keys* say; exempt when any of them exempts."""
+
+    def key(environ: WSGIEnvironment) -> str | None:
+        parts = [part(environ) for part in keys]
+        if any(part is None for part in parts):
+            return None
+        texts = [str(part) for part in parts]  # a whole number is a key, too
+        return "|".join(f"{len(text)}:{text}" for text in texts)
+
+    return key

@@ -1,1 +1,0 @@
-"""What the servers and frameworks around a gateway need from it."""

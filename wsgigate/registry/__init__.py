@@ -1,0 +1,431 @@
+"""The registry: services say where they are, and others ask."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from wsgigate.auth.throttle import TokenGuard
+from wsgigate.client.destinations import Destinations, Forbidden
+from wsgigate.discovery.health_results import ProbeRunner
+from wsgigate.registry.checks import RegistryChecks
+from wsgigate.registry.expiry import Sweeper
+from wsgigate.registry.listing import Listing, Reader, filtered
+from wsgigate.registry.long_poll import Waiting
+from wsgigate.registry.storage import KEPT, Action, Changes, Full, Index, Keys, version_in
+from wsgigate.rules.registry import (
+    Invalid,
+    LeaseRules,
+    Registered,
+    Status,
+    check_host,
+    check_id,
+    check_service,
+)
+from wsgigate.rules.registry_checks import Check, carried_over
+from wsgigate.runtime.throttled_log import ChangeLog
+from wsgigate.store import Store, update
+
+__all__ = ["Full", "Invalid", "Listing", "Refused", "Registry"]
+
+
+LOG = logging.getLogger("wsgigate.registry")
+
+LONGEST_WAIT = 25.0
+"""Seconds that anybody may wait for a change."""
+
+
+class Refused(Invalid):
+    """An instance is somewhere where none may be."""
+
+
+class Registry:
+    """Who is there: kept in a store, so that all workers know, and those that come after them.
+
+    Nothing is opened or started by the constructor. :meth:`start` is called by every worker for
+    itself, after the fork; without it no lease ends.
+
+    :param store: What the workers share.
+    :param rules: How long an instance is believed.
+    :param destinations: Where instances may be.
+    :param most_services: How many services there may be.
+    :param most_instances: How many instances all services together may have.
+    :param most_of_one: How many instances one service may have.
+    :param prefix: What the keys in the store begin with.
+    :param asker: Carries out checks that instances are registered with; without it they are
+        refused. It is to connect where *destinations* allow alone.
+    :ivar guard: Counts wrong tokens, for all that is served of it.
+    :raises ValueError: One of the bounds is out of its range; says which.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        rules: LeaseRules = LeaseRules(),  # noqa: B008 - it is frozen
+        destinations: Destinations | None = None,
+        most_services: int = 1_000,
+        most_instances: int = 20_000,
+        most_of_one: int = 500,
+        prefix: str = "registry/",
+        asker: ProbeRunner | None = None,
+    ) -> None:
+        for name, bound, most in (
+            ("most_services", most_services, 1_000),
+            ("most_instances", most_instances, 1_000_000),
+            ("most_of_one", most_of_one, 500),  # more of the longest ids are too long a value
+        ):
+            if not 1 <= bound <= most:
+                raise ValueError(f"{name} is 1 to {most}, got {bound}")
+        self.rules = rules
+        self.destinations = destinations or Destinations()
+        self._store = store
+        self._keys = Keys(prefix)
+        self._index = Index(store, self._keys, most_services, most_of_one, most_instances)
+        # what is written of an instance changes seldom, and is read at each heartbeat
+        self._entry_of = lru_cache(maxsize=most_instances)(Registered.from_body)
+        self._reader = Reader(store, self._keys, rules, most_services, self._entry_of)
+        self._change_log = ChangeLog(LOG)
+        self._sweeper = Sweeper(store, self._keys, rules, self._index, self._change_log)
+        self._waiting = Waiting(self.version)
+        self._checks = (
+            None if asker is None else RegistryChecks(self, store, f"{prefix}checks", asker)
+        )
+        self.guard = TokenGuard(store, prefix=prefix)
+
+    def start(self) -> None:
+        """Have the leases looked after in this process, or by it for all."""
+        self._sweeper.start()
+        if self._checks is not None:
+            self._checks.start()
+
+    def stop(self) -> None:
+        """Undo :meth:`start`."""
+        if self._checks is not None:
+            self._checks.stop()
+        self._sweeper.stop()
+
+    def stopping(self) -> None:
+        """Have nobody wait for a change any more: the process is about to end."""
+        self._waiting.end()
+
+    def register(self, entry: Registered) -> Registered:
+        """Register *entry*, or renew it and replace what was known of it.
+
+        :returns: The entry as it is kept. What was there with the same members keeps the moment of
+            its registration.
+        :raises Invalid: It has a name, an id or a host that none may have.
+        :raises Refused: It may not be where it is, or nobody can say where that is.
+        :raises Full: There are too many.
+        :raises StoreError: The store failed: it may be registered or not.
+        """
+        service, instance_id = check_service(entry.service), check_id(entry.instance_id)
+        host = check_host(entry.host)
+        self._check_destination(host, entry.port)
+        for check in entry.checks:
+            if self._checks is None:
+                raise Invalid("check", "one by HTTP or TCP: this registry carries out none")
+            parts = urlsplit(check.url)
+            self._check_destination(parts.hostname or "", parts.port or 80, "check")
+        key = self._keys.instance(service, instance_id)
+
+        def put(old: bytes | None, now: float) -> tuple[bytes, float, _Put]:
+            new = replace(entry, host=host, registered_at=now).heard(now)
+            if new.checks and old is not None:
+                new = replace(new, checks=carried_over(new.checks, _checks_in(old)))
+            if old is None:
+                return new.to_bytes(), KEPT, _Put(new, True, Action.ADDED)
+            same = _kept_since(old, new)
+            silence = now - Registered.heartbeat_in(old)
+            changed = same is None or silence > entry.unhealthy_after(self.rules)
+            new = same or new
+            action = Action.MODIFIED if same is None else None
+            return new.to_bytes(), KEPT, _Put(new, changed, action)
+
+        def renew(old: bytes | None, now: float) -> tuple[bytes | None, float, _Put | None]:
+            return (old, 0.0, None) if old is None else put(old, now)
+
+        done = update(self._store, key, renew)
+        if done is None:
+            self._index.reserve(service, instance_id)
+            done = update(self._store, key, put)._replace(changed=True, action=Action.ADDED)
+        self._reader.stale(service)
+        if done.changed:
+            self._index.publish(service, instance_id, done.action)
+            self._waiting.tell(service)
+            what = "registered" if done.action is Action.ADDED else "registered anew"
+            place = (done.entry.host, done.entry.port)
+            self._log("%s of %s %s at %s:%d", instance_id, service, what, *place)
+        return done.entry
+
+    def deregister(self, service: str, instance_id: str) -> bool:
+        """Remove an instance; return whether it was there.
+
+        :raises StoreError: The store failed: it may be removed or not.
+        """
+
+        def change(old: bytes | None, now: float) -> tuple[bytes | None, float, bool]:
+            return (old, 0.0, False) if old is None else (None, 0.0, True)
+
+        if not _are_names(service, instance_id):
+            return False
+        key = self._keys.instance(service, instance_id)
+        raw = self._store.get(key)[0]
+        if raw is not None:
+            self._index.log.keep(raw, service, instance_id)
+        removed = update(self._store, key, change)
+        if removed:
+            self._index.remove(service, instance_id)
+            self._waiting.tell(service)
+            self._log("%s of %s deregistered", instance_id, service)
+        return removed
+
+    def heartbeat(
+        self, service: str, instance_id: str, status: Status | None = None
+    ) -> Registered | None:
+        """Take note that an instance is there; return it, None when it has to register first.
+
+        :param status: What it says of itself from now on; as before unless given.
+        :raises StoreError: The store failed, and it may count as silent.
+        """
+
+        def change(
+            old: bytes | None, now: float
+        ) -> tuple[bytes | None, float, tuple[bytes, float, Action | None] | None]:
+            if old is None:
+                return old, 0.0, None
+            new = Registered.renewed(old, now)
+            if status is not None:
+                try:
+                    entry = self._entry_of(old[8:])
+                except ValueError:
+                    return old, 0.0, None
+                new = replace(entry, status=status, last_heartbeat=now).to_bytes()
+            if old[8:] != new[8:]:
+                return new, KEPT, (new, float("inf"), Action.MODIFIED)
+            return new, KEPT, (new, now - moment(old), None)
+
+        if not _are_names(service, instance_id):
+            return None
+        moment = Registered.heartbeat_in
+        done = update(self._store, self._keys.instance(service, instance_id), change)
+        if done is None:
+            return None
+        raw, silence, action = done
+        self._reader.stale(service)
+        try:
+            entry = self._entry_of(raw[8:]).heard(moment(raw))
+        except ValueError:
+            return None
+        if silence > entry.unhealthy_after(self.rules):  # or it says something new of itself
+            self._index.publish(service, instance_id, action)
+            self._waiting.tell(service)
+            if silence < float("inf"):
+                again = "%s of %s sends heartbeats again, after %.0f s of silence"
+                self._log(again, instance_id, service, silence)
+            else:
+                self._log("%s of %s is now %s", instance_id, service, entry.status.value)
+        return entry
+
+    @property
+    def carries_out_checks(self) -> bool:
+        """Whether instances may be registered with checks by HTTP and TCP."""
+        return self._checks is not None
+
+    def report(
+        self, service: str, instance_id: str, check: Check, status: str, output: str
+    ) -> Registered | None:
+        """Take note of what a check of an instance has found; return the instance, if it is there.
+
+        It is a heartbeat as well, except of an instance that is to send its own.
+
+        :param check: The check as it was carried out; the result of one that was replaced
+            meanwhile is dropped.
+        :raises StoreError: The store failed; the result is lost.
+        """
+        wanted = check.definition()
+
+        def change(
+            old: bytes | None, now: float
+        ) -> tuple[bytes | None, float, tuple[Registered, bool, bool] | None]:
+            try:
+                entry = None if old is None else self._entry_of(old[8:])
+            except ValueError:
+                entry = None
+            if old is None or entry is None:
+                return old, 0.0, None
+            known = next((each for each in entry.checks if each.definition() == wanted), None)
+            if known is None:
+                return old, 0.0, None
+            heard = Registered.heartbeat_in(old) if entry.reports else now
+            if known.status == status and known.carried_out:
+                return Registered.renewed(old, heard), KEPT, (entry.heard(heard), False, False)
+            says = known.says(status, output, now)
+            checks = tuple(says if each is known else each for each in entry.checks)
+            new = replace(entry, checks=checks).heard(heard)
+            return new.to_bytes(), KEPT, (new, True, new.state is not entry.state)
+
+        if not _are_names(service, instance_id):
+            return None
+        done = update(self._store, self._keys.instance(service, instance_id), change)
+        if done is None:
+            return None
+        entry, changed, became = done
+        self._reader.stale(service)
+        if changed:
+            self._index.publish(service, instance_id, Action.MODIFIED if became else None)
+            self._waiting.tell(service)
+            found = (check.name, status, output)
+            self._log("%s of %s: the check %r is %s: %s", instance_id, service, *found)
+        return entry
+
+    def discover(
+        self,
+        service: str,
+        *,
+        only_healthy: bool = False,
+        status: Status | None = None,
+        tags: Iterable[str] = (),
+        zone: str | None = None,
+        version: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Listing:
+        """Return the instances of *service* that are all that is asked for; of none, none.
+
+        While the store fails, they are those that were known last.
+
+        :param only_healthy: Those that say they are UP and were heard of lately.
+        :param tags: All of which they have.
+        :param metadata: Members of their metadata, each as text.
+        :raises StoreError: The store fails, and nothing is known.
+        """
+        if not _are_names(service):
+            return Listing((), 0, 0.0)
+        listing = self._listing(service)
+        if not (only_healthy or status or tags or zone or version or metadata):
+            return listing
+        return filtered(
+            listing,
+            self.rules,
+            only_healthy=only_healthy,
+            status=status,
+            tags=tags,
+            zone=zone,
+            version=version,
+            metadata=metadata,
+        )
+
+    def _listing(self, service: str) -> Listing:
+        listing = self._reader.listing(service)
+        if self._checks is None:
+            return listing
+        entries = self._checks.overlaid(listing.instances)
+        return listing if entries is listing.instances else replace(listing, instances=entries)
+
+    def listings(self) -> dict[str, Listing]:
+        """Return the instances of every service that has any, by its name.
+
+        :raises StoreError: The store fails, and nothing is known.
+        """
+        found = {name: self._listing(name) for name in self._reader.names()}
+        return {name: listing for name, listing in found.items() if listing.instances}
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the services, sorted.
+
+        :raises StoreError: The store fails, and nothing is known.
+        """
+        return self._reader.names()
+
+    def services(self) -> dict[str, tuple[Registered, ...]]:
+        """Return the instances of every service, by its name; as :meth:`listings` does."""
+        return {name: listing.instances for name, listing in self.listings().items()}
+
+    @property
+    def changes(self) -> Changes:
+        """What has changed of late."""
+        return self._index.log
+
+    def known(self) -> dict[str, tuple[Registered, ...]]:
+        """Return the instances that this worker has read, by service, without asking the store."""
+        checks = self._checks
+        found = self._reader.known()
+        if checks is None:
+            return found
+        return {name: checks.overlaid(entries) for name, entries in found.items()}
+
+    def version(self, service: str | None = None) -> int:
+        """Return what changes when what is discovered of *service* does, or of any for None.
+
+        :raises StoreError: The store fails.
+        """
+        if service is None:
+            return version_in(self._store.get(self._keys.total)[0])
+        if not _are_names(service):
+            return 0
+        return version_in(self._store.get(self._keys.service(service))[0])
+
+    def wait(self, service: str | None, version: int, timeout: float) -> int:
+        """Return the version of *service* as soon as it is not *version*, or after a while.
+
+        :param timeout: For how many seconds; 25 at most.
+        """
+        if service is not None and not _are_names(service):
+            return 0
+        return self._waiting.wait(service, version, min(max(timeout, 0.0), LONGEST_WAIT))
+
+    def _log(self, message: str, instance_id: str, service: str, *args: object) -> None:
+        """Log what became of an instance. Its names and its host were checked: no line ends."""
+        subject = f"{service}/{instance_id}"
+        self._change_log.log(logging.INFO, subject, message, instance_id, service, *args)
+
+    def _check_destination(self, host: str, port: int, field: str = "host") -> None:
+        try:
+            self.destinations.resolve(host, port)
+        except Forbidden as error:
+            raise Refused(field, str(error)) from None
+        except OSError:
+            raise Refused(field, "a name whose address nobody can tell") from None
+
+
+class _Put(NamedTuple):
+    """What became of a registration.
+
+    :ivar changed: Whether another one is discovered than before.
+    :ivar action: What is written down of it, None when it is as it was.
+    """
+
+    entry: Registered
+    changed: bool
+    action: Action | None
+
+
+def _checks_in(raw: bytes) -> tuple[Check, ...]:
+    try:
+        return Registered.from_bytes(raw).checks
+    except ValueError:
+        return ()
+
+
+def _kept_since(raw: bytes, new: Registered) -> Registered | None:
+    """Return *new* as registered when *raw* was, None when it is not the same otherwise."""
+    try:
+        before = Registered.from_bytes(raw)
+    except ValueError:
+        return None
+    same = replace(new, registered_at=before.registered_at)
+    return same if same.body() == raw[8:] else None
+
+
+def _are_names(service: str, instance_id: str = "0") -> bool:
+    """Tell whether there can be such an instance: no other text may become part of a key."""
+    try:
+        check_service(service)
+        check_id(instance_id)
+    except Invalid:
+        return False
+    return True

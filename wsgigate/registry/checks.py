@@ -1,0 +1,341 @@
+"""Carries out the checks of instances that were registered with one: one worker for all.
+
+Every worker runs a thread, of which one holds the lease ``checks`` and asks. Its results are
+heartbeats: an instance with such a check stays registered for as long as it is checked, whether it
+passes or not.
+
+While the store fails there is no lease and no result to share, so each worker checks the instances
+that it knows for itself, and its own verdicts hold in what it discovers. When the store answers
+again, the worker that leads writes its verdicts at once; the others keep theirs for a moment, so
+that an old verdict from the store does not put a dead instance back.
+"""
+
+from __future__ import annotations
+
+import logging
+import random as _random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple, Protocol
+
+from wsgigate.coordination.leader import LeaderLease
+from wsgigate.discovery import Instance
+from wsgigate.discovery.health_results import ProbeRunner
+from wsgigate.rules.health import Outcome, first_due, next_due
+from wsgigate.rules.registry import Registered
+from wsgigate.rules.registry_checks import CRITICAL, Check, Streak, judged, result_of
+from wsgigate.runtime.threads import ProcessThread
+from wsgigate.runtime.throttled_log import Trouble
+from wsgigate.store import Store, StoreError
+
+__all__ = ["Checked", "RegistryChecks", "UNVERIFIED", "VERIFIED"]
+
+
+LOG = logging.getLogger("wsgigate.registry")
+
+VERIFIED, UNVERIFIED = "verified", "unverified"
+"""What the asker is told in the place of a service: whether certificates are verified."""
+
+ROUND = 0.5
+"""Seconds between two rounds."""
+
+REFRESH = 1.0
+"""Seconds after which the lease is renewed, and it is seen whether there are other checks."""
+
+HANDED_BACK = 3.0
+"""Seconds after an outage of the store for which a worker's own verdicts still hold."""
+
+LATE = 10.0
+"""Seconds beyond its timeout after which a check that never ended is given up."""
+
+SURE, NEW, HUNG = 0, 1, 2
+
+Name = tuple[str, str, str]
+"""A service, an instance and a check."""
+
+
+class Checked(Protocol):
+    """What is wanted of a registry."""
+
+    def services(self) -> dict[str, tuple[Registered, ...]]:
+        """Return the instances of every service."""
+
+    def known(self) -> dict[str, tuple[Registered, ...]]:
+        """Return those that this worker has read, without asking the store."""
+
+    def version(self, service: str | None = None) -> int:
+        """Return what changes when any of them does."""
+
+    def report(
+        self, service: str, instance_id: str, check: Check, status: str, output: str
+    ) -> Registered | None:
+        """Take note of what a check has found."""
+
+    def deregister(self, service: str, instance_id: str) -> bool:
+        """Remove an instance."""
+
+
+class _Target(NamedTuple):
+    check: Check
+    instance: Instance
+
+
+class RegistryChecks:
+    """Carries out checks.
+
+    :param registry: Whose checks they are.
+    :param store: Where the workers meet.
+    :param key: The lease of the worker that checks.
+    :param asker: Asks; the addresses it may connect to are its own business.
+    :param most: How many checks are under way at most, 4 or more; half as many that timed out the
+        last time, three quarters of those and of new ones. Others wait for their turn.
+    :param clock: Seconds of a clock that never steps back.
+    :param random: Gives numbers in [0, 1).
+    """
+
+    def __init__(
+        self,
+        registry: Checked,
+        store: Store,
+        key: str,
+        asker: ProbeRunner,
+        *,
+        most: int = 256,
+        clock: Callable[[], float] = time.monotonic,
+        random: Callable[[], float] = _random.random,
+    ) -> None:
+        self._registry = registry
+        self._asker = asker
+        self._most = most
+        self._clock = clock
+        self._random = random
+        self._store = store
+        self._lease = LeaderLease(store, key)
+        self._trouble = Trouble(LOG, "The store answers again: instances are checked, after %.0f s")
+        self._begin_anew()
+        self._thread = ProcessThread("wsgigate-registry-checks", self._run, self._begin_anew)
+
+    def _begin_anew(self) -> None:
+        self._leading = self._alone = False
+        self._own: dict[Name, Check] = {}  # as this worker found them while the store failed
+        self._own_until = float("inf")
+        self._refresh_at = float("-inf")
+        self._version: int | None = None
+        self._targets: dict[Name, _Target] = {}
+        self._next: dict[Name, float] = {}
+        self._flights: dict[Name, float] = {}
+        self._streaks: dict[Name, Streak] = {}
+        self._hung: set[Name] = set()
+        self._trouble.since = None
+
+    def start(self) -> None:
+        """Start this process's thread, unless it runs."""
+        self._thread.start()
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """End this process's thread and let another worker check.
+
+        :param timeout: Seconds to wait for the thread; the lease of one that hangs runs out.
+        """
+        self._thread.stop(timeout)
+        self._asker.stop()
+
+    def _run(self, stopping: threading.Event) -> None:
+        try:
+            while not stopping.is_set():
+                try:
+                    self.step()
+                    if not self._alone:
+                        self._trouble.ended()
+                except Exception:
+                    LOG.exception("A round of checks failed")
+                stopping.wait(ROUND)
+        finally:
+            try:
+                self._lease.release()
+            except StoreError:
+                pass  # it runs out by itself
+
+    def overlaid(self, entries: tuple[Registered, ...]) -> tuple[Registered, ...]:
+        """Return *entries* with the verdicts that this worker has found for itself."""
+        own = self._own
+        if not own:
+            return entries
+        return tuple(self._as_found(entry, own) if entry.checks else entry for entry in entries)
+
+    def _as_found(self, entry: Registered, own: Mapping[Name, Check]) -> Registered:
+        checks = []
+        for check in entry.checks:
+            found = own.get((entry.service, entry.instance_id, check.check_id))
+            same = found is not None and found.definition() == check.definition()
+            checks.append(found if found is not None and same else check)
+        return entry if tuple(checks) == entry.checks else replace(entry, checks=tuple(checks))
+
+    def step(self) -> None:
+        """Do one round: start the checks that are due, if it is this worker that checks."""
+        now = self._clock()
+        if now >= self._refresh_at:
+            self._refresh_at = now + REFRESH
+            try:
+                self._leading = self._lease.take()
+                if self._leading:
+                    self._look(now)
+                self._join(now)
+                if self._leading:
+                    self._remove()
+            except StoreError as error:
+                self._part(now, error)
+        if not (self._leading or self._alone):
+            self._version = None
+            self._targets, self._next, self._streaks = {}, {}, {}
+            return
+        for name in [name for name, until in list(self._flights.items()) if until < now]:
+            self._flights.pop(name, None)
+        # those that hung the last time, and those that may hang, keep none from being checked
+        free = [
+            most - sum(self._doubt(name) >= doubt for name in list(self._flights))
+            for doubt, most in enumerate((self._most, self._most * 3 // 4, self._most // 2))
+        ]
+        for name, at in sorted(self._next.items(), key=lambda item: item[1]):
+            if at > now or free[SURE] <= 0:
+                break
+            doubt = self._doubt(name)
+            if name in self._flights or min(free[: doubt + 1]) <= 0:
+                continue
+            for less in range(doubt + 1):
+                free[less] -= 1
+            self._begin(name, now)
+
+    def _doubt(self, name: Name) -> int:
+        """Return how likely a check is to hang: one that did, one never carried out, any other."""
+        if name in self._hung:
+            return HUNG
+        return SURE if name in self._streaks else NEW
+
+    def _part(self, now: float, error: StoreError) -> None:
+        """Check without the others: they cannot be met."""
+        self._leading, self._alone, self._own_until = False, True, float("inf")
+        self._version = None
+        self._trouble.failed("Each worker checks for itself while the store fails: %s", error)
+        self._plan(self._registry.known(), now)
+
+    def _join(self, now: float) -> None:
+        """Hand back what was found alone: the leader writes it, the others believe it a while."""
+        if self._alone:
+            self._alone, self._own_until = False, now + HANDED_BACK
+        if self._leading:
+            for name, check in list(self._own.items()):
+                self._registry.report(*name[:2], check, check.status, check.output)
+                self._own.pop(name, None)
+        elif now >= self._own_until:
+            self._own = {}
+
+    def _look(self, now: float) -> None:
+        """See what is to be checked, if any instance has changed."""
+        version = self._registry.version()
+        if version == self._version:
+            return
+        self._plan(self._registry.services(), now)
+        self._version = version
+
+    def _plan(self, services: Mapping[str, Sequence[Registered]], now: float) -> None:
+        targets: dict[Name, _Target] = {}
+        for service, entries in services.items():
+            for entry in entries:
+                for check in entry.checks:
+                    name = service, entry.instance_id, check.check_id
+                    targets[name] = _Target(check, Instance(check.url))
+        known = self._next
+        self._next = {
+            name: known[name]
+            if name in known and self._is_same(name, target)
+            else first_due(now, target.check.interval, self._random())
+            for name, target in targets.items()
+        }
+        self._streaks = {
+            name: streak for name, streak in list(self._streaks.items()) if name in targets
+        }
+        self._hung &= targets.keys()
+        self._targets = targets
+        self._own = {name: check for name, check in list(self._own.items()) if name in targets}
+
+    def _is_same(self, name: Name, target: _Target) -> bool:
+        before = self._targets.get(name)
+        return before is not None and before.check.definition() == target.check.definition()
+
+    def _remove(self) -> None:
+        """Remove the instances that have been critical for as long as they asked for."""
+        waiting = [
+            (name, target.check)
+            for name, target in self._targets.items()
+            if target.check.remove_after is not None
+            and target.check.status == CRITICAL
+            and target.check.carried_out
+        ]
+        if not waiting:
+            return
+        now = self._store.get(self._lease.key)[1]
+        for (service, instance_id, _), check in waiting:
+            age = now - check.since
+            if age < (check.remove_after or 0.0):
+                continue
+            if self._registry.deregister(service, instance_id):
+                why = (age, check.output)
+                LOG.warning("%s of %s removed: critical for %.0f s: %s", instance_id, service, *why)
+
+    def _begin(self, name: Name, now: float) -> None:
+        target = self._targets[name]
+        check = target.check
+        self._next[name] = next_due(now, check.interval, self._random())
+        self._flights[name] = now + check.timeout + LATE
+
+        def found(outcome: Outcome | Exception) -> None:
+            self._flights.pop(name, None)
+            if isinstance(outcome, Outcome):
+                self._take(name, target.check, outcome)
+            else:  # what this machine lacks is no fault of the instance
+                self._trouble.failed("A check could not be carried out: %s", outcome)
+
+        manner = VERIFIED if check.verify else UNVERIFIED
+        try:
+            self._asker.ask(manner, target.instance, check.health_check(), found)
+        except Exception as error:  # no thread or socket to be had at the moment
+            self._flights.pop(name, None)
+            self._trouble.failed("A check could not be carried out: %s", error)
+
+    def _take(self, name: Name, check: Check, outcome: Outcome) -> None:
+        """Report what a check has found; runs in the asker's thread."""
+        result, output = result_of(outcome)
+        if outcome.error == "Timeout":
+            self._hung.add(name)
+        else:
+            self._hung.discard(name)
+        streak = self._streaks.get(name, Streak()).after(result)
+        self._streaks[name] = streak
+        target = self._targets.get(name)
+        if not (self._leading or self._alone) or target is None:
+            return
+        verdict = judged(target.check, streak)
+        words = output if verdict == result else target.check.output
+        if self._alone:
+            self._keep(name, target, verdict, words)
+            return
+        try:
+            held, _ = self._lease.held()
+            entry = self._registry.report(*name[:2], check, verdict, words) if held else None
+            for known in entry.checks if entry is not None else ():
+                if known.check_id == name[2]:
+                    self._targets[name] = _Target(known, target.instance)
+        except StoreError as error:
+            self._trouble.failed("The result of a check could not be stored: %s", error)
+            self._keep(name, target, verdict, words)
+
+    def _keep(self, name: Name, target: _Target, verdict: str, words: str) -> None:
+        """Take note of a verdict that holds in this worker until the store answers."""
+        check = target.check.says(verdict, words, target.check.since)
+        self._own[name] = check
+        if not self._alone:
+            self._own_until = self._clock() + HANDED_BACK
+        self._targets[name] = _Target(check, target.instance)

@@ -1,0 +1,240 @@
+"""What the doors do alike: who is asked for what, what was sent, and how that is answered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+from urllib.parse import parse_qs
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+from wsgigate.auth.bearer import Access, Caller
+from wsgigate.http.bodies import has_body, json_body, read_body
+from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with, status_line
+from wsgigate.http.target import BadTarget, target_of
+from wsgigate.http.wsgi import REASON
+from wsgigate.registry import Full, Registry
+from wsgigate.rules.registry import Invalid, Registered
+from wsgigate.rules.routing import MethodNotAllowed, Route, Router
+from wsgigate.store import StoreError
+
+__all__ = ["Answer", "Asked", "Door", "Endpoint", "Table"]
+
+
+LARGEST = 64 * 1024
+"""The largest body that is read, in bytes. Java's clients say much that is not kept."""
+
+MOST_FIELDS = 32
+"""How many parameters a query may have."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response whose body is there as a whole.
+
+    :param body: A document, which is written as JSON, or what is written already.
+    """
+
+    body: object = b""
+    status: int = 200
+    content_type: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Asked:
+    """A request, as a door looks at it.
+
+    :ivar environ: Has the client's token where the registry's own API has it.
+    :ivar query: The parameters, each with its values.
+    """
+
+    __slots__ = ("environ", "query")
+
+    def __init__(self, environ: WSGIEnvironment) -> None:
+        self.environ = environ
+        try:
+            self.query: dict[str, list[str]] = parse_qs(
+                environ.get("QUERY_STRING", ""),
+                keep_blank_values=True,
+                errors="strict",
+                max_num_fields=MOST_FIELDS,
+            )
+        except ValueError:
+            raise Refusal.of(400, "The query is malformed or too long.") from None
+
+    def one(self, name: str, default: str = "") -> str:
+        """Return the only value of the parameter *name*.
+
+        :raises Invalid: It has several.
+        """
+        values = self.query.get(name) or [default]
+        if len(values) > 1:
+            raise Invalid(name[:64], "at most one")
+        return values[0]
+
+    def body(self) -> bytes:
+        """Return the body.
+
+        :raises Refusal: It is too large, compressed, or could not be read.
+        """
+        self._check_encoding()
+        return read_body(self.environ, LARGEST)
+
+    def json(self) -> dict[str, Any]:
+        """Return the JSON object that is the body, of whatever type it is said to be.
+
+        Many clients say none or a wrong one. That opens nothing to a page in a browser: its
+        requests are known by their origin, and no token is ever in a cookie.
+
+        :raises Refusal: It is none, or as with :meth:`body`.
+        """
+        self._check_encoding()
+        return json_body(self.environ, LARGEST, typed=False)
+
+    def has_body(self) -> bool:
+        """Tell whether there is a body that is not empty."""
+        return has_body(self.environ)
+
+    def _check_encoding(self) -> None:
+        if self.environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
+            raise Refusal.of(415, "The body must not be compressed.")
+
+
+Endpoint: TypeAlias = Callable[..., Answer]
+"""Answers what is :class:`Asked`; the path's parameters come by name."""
+
+Table: TypeAlias = Mapping[str, Endpoint]
+"""The endpoints, each by its method and path: ``GET /apps/{app}``."""
+
+
+class Door:
+    """A WSGI app that speaks of the registry in another one's words.
+
+    :param registry: What it is a door to.
+    :param access: Who may change and read it.
+    :param table: What it answers, below each of *prefixes*.
+    :param refuse: Turns a problem into the app that answers it.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        access: Access,
+        table: Table,
+        prefixes: Iterable[str],
+        *,
+        refuse: Refuse = answer_with,
+    ) -> None:
+        self._registry = registry
+        self._access = access
+        access.guard_by(registry.guard)
+        self._refuse = refuse
+        routes = []
+        for prefix in prefixes:
+            if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
+                raise ValueError(f'prefix is "" or a path such as "/eureka", got {prefix!r}')
+            for name, endpoint in table.items():
+                method, _, path = name.partition(" ")
+                routes.append(Route(prefix + path, endpoint, methods=(method,), exact=True))
+        self._router: Router[Endpoint] = Router(routes)
+
+    def token(self, environ: WSGIEnvironment) -> bytes | None:
+        """Return the token of a request in the door's own place for it; ``None`` without one."""
+        raise NotImplementedError
+
+    def denied(self, refusal: Refusal) -> Refusal:
+        """Return what is told to a client whose token is missing or wrong."""
+        return refusal
+
+    def absent(self) -> Refusal:
+        """Return what is told to a client that asks for what is not there."""
+        return Refusal.of(404, "There is nothing of that name here.")
+
+    def writer(self, asked: Asked, service: str | None = None) -> Caller:
+        """Return who wants to change something.
+
+        :param service: What it has to be allowed to change.
+        :raises Refusal: It may not.
+        """
+        caller = self._access.writer(asked.environ)
+        if service is not None:
+            self._access.check_caller(caller, service)
+        return caller
+
+    def register(self, entry: Registered, fields: Mapping[str, str]) -> None:
+        """Register *entry*.
+
+        :param fields: What the client calls the members that the registry names in an error.
+        :raises Invalid: It may not be so; names the member as the client does.
+        """
+        try:
+            self._registry.register(entry)
+        except Invalid as error:
+            raise Invalid(fields.get(error.field, error.field), error.why) from error
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        try:
+            answer = self._answer(environ)
+        except Refusal as refusal:
+            if refusal.problem.status == 401:
+                refusal = self.denied(refusal)
+            return self._refused(refusal.problem, str(refusal), environ, start_response)
+        except Invalid as error:
+            problem = Problem(
+                400, f"{error.field}: {error.why}.", extensions={"field": error.field}
+            )
+            return self._refused(problem, str(error), environ, start_response)
+        except Full as error:
+            problem = Problem(507, "The registry is full.", headers=(("Retry-After", "30"),))
+            return self._refused(problem, str(error), environ, start_response)
+        except StoreError as error:
+            problem = Problem(
+                503, "The registry cannot be used at the moment.", headers=(("Retry-After", "5"),)
+            )
+            reason = f"the registry's store fails: {error}"
+            return self._refused(problem, reason, environ, start_response)
+        return _sent(answer, environ, start_response)
+
+    def _answer(self, environ: WSGIEnvironment) -> Answer:
+        try:
+            target = target_of(environ)
+        except BadTarget as error:
+            raise Refusal.of(400, "Malformed request target.", str(error)) from None
+        path = target.path.rstrip("/") or "/"  # some clients end it with one, some do not
+        found = self._router.match(target.host, path, environ["REQUEST_METHOD"])
+        if found is None:
+            raise self.absent()
+        if isinstance(found, MethodNotAllowed):
+            allow = (("Allow", ", ".join(found.allowed)),)
+            raise Refusal(Problem(405, "Method not allowed.", headers=allow))
+        token = self.token(environ)
+        if token is not None:
+            bearer = b"Bearer " + token
+            environ = {**environ, "HTTP_AUTHORIZATION": bearer.decode("latin-1")}
+        if found.route.methods == ("GET",):
+            self._access.check_read(environ)
+        return found.route.endpoint(Asked(environ), **found.params)
+
+    def _refused(
+        self,
+        problem: Problem,
+        reason: str,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+    ) -> Iterable[bytes]:
+        environ.setdefault(REASON, reason)
+        return self._refuse(problem)(environ, start_response)
+
+
+def _sent(
+    answer: Answer, environ: WSGIEnvironment, start_response: StartResponse
+) -> Iterable[bytes]:
+    body = answer.body
+    if not isinstance(body, bytes):
+        body = json.dumps(body).encode("ascii")
+    fields = [("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")]
+    if answer.status != 204:
+        fields += [("Content-Type", answer.content_type), ("Content-Length", str(len(body)))]
+    start_response(status_line(answer.status), [*fields, *answer.headers])
+    return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]

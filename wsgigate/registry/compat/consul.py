@@ -1,0 +1,566 @@
+"""Consul's door: the part of its agent, catalog and health API that services and users need."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+from urllib.parse import parse_qs
+from wsgiref.types import WSGIEnvironment
+
+from wsgigate.auth.bearer import Access, Caller
+from wsgigate.http.problem import Refusal, Refuse, answer_with
+from wsgigate.http.wsgi import peer
+from wsgigate.registry import LONGEST_WAIT, Listing, Registry
+from wsgigate.registry.compat.app import MOST_FIELDS, Answer, Asked, Door, Table
+from wsgigate.registry.compat.consul_filter import Filter, parse_filter
+from wsgigate.registry.compat.consul_format import (
+    CHECK,
+    FIELDS,
+    STATES,
+    check_id,
+    has_check,
+    read_check_of,
+    read_duration,
+    read_flag,
+    read_service,
+    read_state,
+    with_any_check,
+    without_check,
+)
+from wsgigate.registry.long_poll import WaitSlots
+from wsgigate.rules.registry import Invalid, LeaseRules, Registered, Status
+
+__all__ = [
+    "Consul",
+    "ConsulReads",
+    "tell_catalog",
+    "tell_checks",
+    "tell_health",
+    "tell_node",
+    "tell_service",
+]
+
+
+# What the registry knows, in Consul's words.
+
+
+def tell_node(entry: Registered, datacenter: str, index: int) -> dict[str, Any]:
+    """Return the host of *entry* as Consul's JSON has a node: every host is one."""
+    return {
+        "ID": "",
+        "Node": entry.host,
+        "Address": entry.host,
+        "Datacenter": datacenter,
+        "TaggedAddresses": {},
+        "Meta": {},
+        "CreateIndex": index,
+        "ModifyIndex": index,
+    }
+
+
+def tell_service(entry: Registered, index: int) -> dict[str, Any]:
+    """Return *entry* as Consul's JSON has a service.
+
+    :param index: Of what was read.
+    """
+    meta = {key: _told(value) for key, value in entry.metadata.items() if key != CHECK}
+    scheme = None if entry.scheme == "http" else entry.scheme
+    for key, value in (("zone", entry.zone), ("version", entry.version), ("scheme", scheme)):
+        if value is not None:
+            meta.setdefault(key, value)
+    return {
+        "ID": entry.instance_id,
+        "Service": entry.service,
+        "Tags": list(entry.tags),
+        "Meta": meta,
+        "Port": entry.port,
+        "Address": entry.host,
+        "TaggedAddresses": {},
+        "Weights": {"Passing": entry.weight, "Warning": 1},
+        "EnableTagOverride": False,
+        "CreateIndex": index,
+        "ModifyIndex": index,
+    }
+
+
+def tell_checks(
+    entry: Registered, now: float, rules: LeaseRules, index: int
+) -> list[dict[str, Any]]:
+    """Return the checks of *entry*: those it has, and one more when it is in maintenance."""
+    believed = replace(entry, status=Status.UP, checks=()).healthy(now, rules)
+    well = believed and entry.status in (Status.UP, Status.DRAINING)
+    output = f"The service says that it is {entry.status}." if believed else "TTL expired"
+    common = {
+        "Node": entry.host,
+        "Notes": "",
+        "ServiceID": entry.instance_id,
+        "ServiceName": entry.service,
+        "ServiceTags": list(entry.tags),
+        "CreateIndex": index,
+        "ModifyIndex": index,
+    }
+    checks = [
+        {
+            **common,
+            "CheckID": check.check_id,
+            "Name": check.name,
+            "Status": check.status,
+            "Output": check.output,
+            "Type": check.kind,
+            "Interval": f"{check.interval:g}s",
+            "Timeout": f"{check.timeout:g}s",
+        }
+        for check in entry.checks
+    ]
+    if entry.reports:
+        own = {
+            "CheckID": check_id(entry),
+            "Name": f"Service '{entry.service}' check",
+            "Status": "passing" if well else "critical",
+            "Output": output,
+            "Type": "ttl",
+        }
+        checks.append({**common, **own})
+    if entry.status is Status.DRAINING:
+        maintenance = {
+            "CheckID": f"_service_maintenance:{entry.instance_id}",
+            "Name": "Service Maintenance Mode",
+            "Status": "critical",
+            "Output": "",
+            "Type": "maintenance",
+        }
+        checks.append({**common, **maintenance})
+    return checks
+
+
+def tell_health(
+    entry: Registered, datacenter: str, now: float, rules: LeaseRules, index: int
+) -> dict[str, Any]:
+    """Return *entry* as ``/v1/health/service`` has it: its host, itself, and its checks."""
+    return {
+        "Node": tell_node(entry, datacenter, index),
+        "Service": tell_service(entry, index),
+        "Checks": tell_checks(entry, now, rules, index),
+    }
+
+
+def tell_catalog(entry: Registered, datacenter: str, index: int) -> dict[str, Any]:
+    """Return *entry* as ``/v1/catalog/service`` has it: all in one."""
+    node, service = tell_node(entry, datacenter, index), tell_service(entry, index)
+    return {
+        **{name: value for name, value in node.items() if name != "Meta"},
+        "NodeMeta": node["Meta"],
+        "ServiceID": service["ID"],
+        "ServiceName": service["Service"],
+        **{
+            f"Service{name}": service[name]
+            for name in ("Tags", "Address", "Port", "Meta", "Weights", "EnableTagOverride")
+        },
+    }
+
+
+def _told(value: object) -> str:
+    """Return *value* as a text, as all of Consul's metadata are."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+# What Consul's door tells: its agent's, its catalog's and its health's answers.
+
+_NOT_SPOKEN = ("node-meta", "ns", "partition", "peer", "sg")
+"""Parameters that would leave something out: refused, so that nobody takes all for a part."""
+
+
+class ConsulReads:
+    """The part of the door that changes nothing.
+
+    :param datacenter: What the only one there is is called.
+    :param node: What the agent is called.
+    :param places: How many requests may wait for a change at a time.
+    """
+
+    def __init__(self, registry: Registry, datacenter: str, node: str, places: WaitSlots) -> None:
+        self._registry = registry
+        self._datacenter = datacenter
+        self._node = node
+        self._places = places
+
+    def table(self) -> Table:
+        """Return the endpoints."""
+        return {
+            "GET /agent/self": self._self,
+            "GET /agent/services": self._agent_services,
+            "GET /agent/service/{name}": self._agent_service,
+            "GET /agent/checks": self._agent_checks,
+            "GET /catalog/datacenters": self._datacenters,
+            "GET /catalog/nodes": self._nodes,
+            "GET /catalog/services": self._catalog_services,
+            "GET /catalog/service/{service}": self._catalog_service,
+            "GET /health/service/{service}": self._health_service,
+            "GET /health/checks/{service}": self._health_checks,
+            "GET /health/state/{state}": self._health_state,
+            "GET /status/leader": self._leader,
+            "GET /status/peers": self._peers,
+        }
+
+    def _self(self, asked: Asked) -> Answer:
+        config = {
+            "Datacenter": self._datacenter,
+            "NodeName": self._node,
+            "NodeID": "",
+            "Revision": "",
+            "Server": True,
+            "Version": "1.0.0+wsgigate",
+        }
+        member = {"Name": self._node, "Addr": "", "Port": 0, "Tags": {}, "Status": 1}
+        return Answer({"Config": config, "DebugConfig": {}, "Member": member, "Meta": {}})
+
+    def _agent_services(self, asked: Asked) -> Answer:
+        self._check(asked, filtered=True)
+        version, wanted = self._registry.version(), self._filter(asked, _SERVICE)
+        told = [self._service(entry, version) for entry in self.everything()]
+        return Answer({each["ID"]: each for each in told if wanted(each)})
+
+    def _agent_service(self, asked: Asked, name: str) -> Answer:
+        self._check(asked)
+        version = self._registry.version()
+        for entry in self.everything():
+            if entry.instance_id == name:
+                return Answer(self._service(entry, version))
+        raise Refusal.of(404, "There is no such service.")
+
+    def _agent_checks(self, asked: Asked) -> Answer:
+        return Answer({check["CheckID"]: check for check in self._all_checks(asked)})
+
+    def _service(self, entry: Registered, version: int) -> dict[str, Any]:
+        return {**tell_service(entry, _index(version)), "Datacenter": self._datacenter}
+
+    def _catalog_services(self, asked: Asked) -> Answer:
+        self._await(asked, None)
+        version = self._registry.version()
+        tags = {
+            name: sorted({tag for entry in entries for tag in entry.tags})
+            for name, entries in self._registry.services().items()
+        }
+        return _indexed(tags, version)
+
+    def _catalog_service(self, asked: Asked, service: str) -> Answer:
+        listing = self._listing(asked, service)
+        index = _index(listing.version)
+        wanted = self._filter(asked, _CATALOG)
+        told = [tell_catalog(entry, self._datacenter, index) for entry in listing.instances]
+        return _indexed(list(filter(wanted, told)), listing.version, listing.age)
+
+    def _health_service(self, asked: Asked, service: str) -> Answer:
+        listing = self._listing(asked, service)
+        rules, index = self._registry.rules, _index(listing.version)
+        passing = "passing" in asked.query and read_flag(asked.one("passing") or "1", "passing")
+        told = [
+            tell_health(entry, self._datacenter, listing.now, rules, index)
+            for entry in listing.instances
+            if not passing or entry.healthy(listing.now, rules)
+        ]
+        told = list(filter(self._filter(asked, _HEALTH), told))
+        return _indexed(told, listing.version, listing.age)
+
+    def _health_checks(self, asked: Asked, service: str) -> Answer:
+        listing = self._listing(asked, service)
+        checks = list(filter(self._filter(asked, _CHECK), self._checks_of(listing)))
+        return _indexed(checks, listing.version, listing.age)
+
+    def _health_state(self, asked: Asked, state: str) -> Answer:
+        if state not in (*STATES, "any"):
+            raise Invalid("state", f"one of any, {', '.join(STATES)}")
+        self._await(asked, None, filtered=True)
+        version = self._registry.version()
+        checks = [c for c in self._all_checks(asked) if state in ("any", c["Status"])]
+        return _indexed(checks, version)
+
+    def _nodes(self, asked: Asked) -> Answer:
+        self._await(asked, None, filtered=True)
+        version, wanted = self._registry.version(), self._filter(asked, _NODE)
+        nodes = {
+            entry.host: tell_node(entry, self._datacenter, _index(version))
+            for entry in self.everything()
+        }
+        return _indexed([nodes[host] for host in sorted(nodes) if wanted(nodes[host])], version)
+
+    def _datacenters(self, asked: Asked) -> Answer:
+        return Answer([self._datacenter])
+
+    def _leader(self, asked: Asked) -> Answer:
+        return Answer("127.0.0.1:8300")
+
+    def _peers(self, asked: Asked) -> Answer:
+        return Answer(["127.0.0.1:8300"])
+
+    def everything(self) -> Iterator[Registered]:
+        """Return the instances of all services."""
+        for entries in self._registry.services().values():
+            yield from entries
+
+    def _all_checks(self, asked: Asked) -> Iterator[dict[str, Any]]:
+        self._check(asked, filtered=True)
+        wanted = self._filter(asked, _CHECK)
+        for listing in self._registry.listings().values():
+            yield from filter(wanted, self._checks_of(listing))
+
+    def _checks_of(self, listing: Listing) -> list[dict[str, Any]]:
+        rules, index = self._registry.rules, _index(listing.version)
+        return [
+            check
+            for entry in listing.instances
+            for check in tell_checks(entry, listing.now, rules, index)
+        ]
+
+    def _listing(self, asked: Asked, service: str) -> Listing:
+        self._await(asked, service, filtered=True)
+        return self._registry.discover(service, tags=asked.query.get("tag", ()))
+
+    def _await(self, asked: Asked, service: str | None, *, filtered: bool = False) -> None:
+        """Wait for another index than the one that the client has seen, if it has seen one.
+
+        :param filtered: Whether the endpoint takes a filter.
+        """
+        self._check(asked, filtered=filtered)
+        index, wait = asked.one("index") or "0", asked.one("wait")
+        if not (index.isascii() and index.isdigit() and len(index) < 20):
+            raise Invalid("index", "what X-Consul-Index has said")
+        seconds = read_duration(wait, "wait") if wait else LONGEST_WAIT
+        if int(index) and self._places.take():
+            try:
+                self._registry.wait(service, _version(int(index)), seconds)
+            finally:
+                self._places.leave()
+
+    @staticmethod
+    def _filter(asked: Asked, sample: Mapping[str, Any]) -> Filter:
+        """Return what tells whether the client wants a document that is like *sample*."""
+        text = asked.one("filter")
+        return parse_filter(text, sample) if text.strip() else _everything
+
+    def _check(self, asked: Asked, *, filtered: bool = False) -> None:
+        for name in _NOT_SPOKEN if filtered else (*_NOT_SPOKEN, "filter"):
+            if any(asked.query.get(name, ())):
+                raise Invalid(name, "not spoken here")
+        if asked.one("dc", self._datacenter) not in ("", self._datacenter):
+            raise Invalid("dc", f"there is only {self._datacenter}")
+
+
+def _everything(document: object) -> bool:
+    return True
+
+
+_ENTRY = Registered("sample", "sample", "10.0.0.1", 80)
+
+_NODE = tell_node(_ENTRY, "dc1", 1)
+
+_SERVICE = {**tell_service(_ENTRY, 1), "Kind": "", "Datacenter": "dc1"}
+
+_CATALOG = {**tell_catalog(_ENTRY, "dc1", 1), "ServiceKind": ""}
+
+_CHECK = tell_checks(_ENTRY, 0.0, LeaseRules(), 1)[0]
+
+_HEALTH = {"Node": _NODE, "Service": _SERVICE, "Checks": [_CHECK]}
+
+
+def _index(version: int) -> int:
+    """Return the index that stands for *version*: never 0, by which clients do not wait."""
+    return max(1, version)
+
+
+def _version(index: int) -> int:
+    return 0 if index == 1 else index
+
+
+def _indexed(document: object, version: int, age: float = 0.0) -> Answer:
+    """Return *document* with the index to wait for the next one with.
+
+    :param age: For how many seconds the store has not been read, as it fails.
+    """
+    fields = (
+        ("X-Consul-Index", str(_index(version))),
+        ("X-Consul-KnownLeader", "false" if age else "true"),
+        ("X-Consul-LastContact", str(round(age * 1000))),
+    )
+    return Answer(document, headers=fields)
+
+
+_DONE = Answer(content_type="text/plain")
+
+_MOST_REMEMBERED = 10_000
+"""How many checks are remembered, by whom they are."""
+
+
+class Consul(Door):
+    """Consul's API over the registry, below ``/v1``: one agent for all services.
+
+    A client presents the registry's token as ``X-Consul-Token`` or as a bearer token. Whoever may
+    not is told so by 403, as Consul does. The rest of Consul's API is answered with 501, as its
+    clients read 404 as "there is no value".
+
+    :param registry: What it is a door to.
+    :param access: Who may change and read it.
+    :param prefix: The path that it is below.
+    :param datacenter: What the only one there is is called.
+    :param node: What the agent is called.
+    :param waiting: How many requests may wait for a change at a time; any more are answered at
+        once. The registry's own API may share them.
+    :param query_tokens: Whether the token may be ``?token=`` in the query, too, as older clients
+        have it. Queries end up in logs of proxies and in histories.
+    :param refuse: Turns a problem into the app that answers it.
+    :raises ValueError: *prefix* is no path, or *waiting* is negative.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        access: Access,
+        *,
+        prefix: str = "/v1",
+        datacenter: str = "dc1",
+        node: str = "wsgigate",
+        waiting: int | WaitSlots = 4,
+        query_tokens: bool = False,
+        refuse: Refuse = answer_with,
+    ) -> None:
+        places = waiting if isinstance(waiting, WaitSlots) else WaitSlots(waiting)
+        told = ConsulReads(registry, datacenter, node, places)
+        table: Table = {
+            **told.table(),
+            "PUT /agent/service/register": self._register,
+            "PUT /agent/service/deregister/{name}": self._deregister,
+            "PUT /agent/service/maintenance/{name}": self._maintenance,
+            "PUT /agent/check/register": self._register_check,
+            "PUT /agent/check/deregister/{check}": self._deregister_check,
+            "PUT /agent/check/pass/{check}": self._pass,
+            "PUT /agent/check/warn/{check}": self._pass,
+            "PUT /agent/check/fail/{check}": self._fail,
+            "PUT /agent/check/update/{check}": self._update,
+        }
+        super().__init__(registry, access, table, (prefix,), refuse=refuse)
+        self._places = places
+        self._query_tokens = query_tokens
+        self._everything = told.everything
+        self._remembered: dict[str, tuple[tuple[str, str], ...]] = {}
+
+    def token(self, environ: WSGIEnvironment) -> bytes | None:
+        given: str | None = environ.get("HTTP_X_CONSUL_TOKEN")
+        if given is not None:
+            return given.strip(" ").encode("latin-1", "replace")
+        if not self._query_tokens or environ.get("HTTP_AUTHORIZATION"):
+            return None
+        found = parse_qs(environ.get("QUERY_STRING", ""), max_num_fields=MOST_FIELDS)
+        return found["token"][0].encode("utf-8", "replace") if "token" in found else None
+
+    def denied(self, refusal: Refusal) -> Refusal:
+        return Refusal.of(
+            403, "Permission denied: registry token required, as X-Consul-Token!", str(refusal)
+        )
+
+    def absent(self) -> Refusal:
+        return Refusal.of(
+            501,
+            "Not implemented: of Consul's API, this registry has services, checks, health and the "
+            "catalog.",
+        )
+
+    def _register(self, asked: Asked) -> Answer:
+        caller = self.writer(asked)
+        environ = asked.environ
+        address = peer(environ)
+        entry = read_service(asked.json(), "" if address == "unix" else address)
+        self._access.check_caller(caller, entry.service)
+        for known in self._registry.discover(entry.service, status=Status.DRAINING).instances:
+            if known.instance_id == entry.instance_id:  # it is in maintenance, whatever it knows
+                entry = replace(entry, status=Status.DRAINING)
+        self.register(entry, FIELDS)
+        return _DONE
+
+    def _deregister(self, asked: Asked, name: str) -> Answer:
+        for entry in self._writable(asked, lambda entry: entry.instance_id == name):
+            self._registry.deregister(entry.service, entry.instance_id)
+        return _DONE
+
+    def _maintenance(self, asked: Asked, name: str) -> Answer:
+        entries = self._writable(asked, lambda entry: entry.instance_id == name)
+        enable = read_flag(asked.one("enable"), "enable")
+        for entry in entries:
+            if enable or entry.status is Status.DRAINING:
+                status = Status.DRAINING if enable else Status.UP
+                self._registry.heartbeat(entry.service, entry.instance_id, status)
+        return _DONE
+
+    def _register_check(self, asked: Asked) -> Answer:
+        self.writer(asked)
+        name, check = read_check_of(asked.json())
+        for entry in self._writable(asked, lambda entry: entry.instance_id == name):
+            self.register(with_any_check(entry, check), FIELDS)
+        return _DONE
+
+    def _deregister_check(self, asked: Asked, check: str) -> Answer:
+        for entry in self._writable(asked, lambda entry: has_check(entry, check)):
+            self.register(without_check(entry, check), FIELDS)
+        return _DONE
+
+    def _pass(self, asked: Asked, check: str) -> Answer:
+        return self._report(asked, check, Status.UP)
+
+    def _fail(self, asked: Asked, check: str) -> Answer:
+        return self._report(asked, check, Status.DOWN)
+
+    def _update(self, asked: Asked, check: str) -> Answer:
+        self.writer(asked)
+        return self._report(asked, check, read_state(asked.json()))
+
+    def _report(self, asked: Asked, check: str, status: Status) -> Answer:
+        """Renew the lease of those that have *check*, and have them be what it says.
+
+        Who they are is remembered, as checks report often and are to be searched for.
+        """
+        caller = self.writer(asked)
+        names = self._remembered.get(check, ())
+        mine = [name for name in names if caller.may(name[0])]
+        if mine and all(self._renew(service, name, status) for service, name in mine):
+            return _DONE
+        found = self._found(lambda entry: check_id(entry) == check)
+        for entry in self._mine(caller, found):
+            self._renew(entry.service, entry.instance_id, status)
+        if len(self._remembered) >= _MOST_REMEMBERED:
+            self._remembered.clear()
+        self._remembered[check] = tuple((entry.service, entry.instance_id) for entry in found)
+        return _DONE
+
+    def _renew(self, service: str, name: str, status: Status) -> bool:
+        entry = self._registry.heartbeat(service, name)
+        if entry is None:
+            return False
+        # who is in maintenance stays there, however well it is
+        if entry.status not in (status, Status.DRAINING):
+            self._registry.heartbeat(service, name, status)
+        return True
+
+    def _writable(self, asked: Asked, wanted: Callable[[Registered], bool]) -> list[Registered]:
+        """Return those *wanted* that the client may change.
+
+        :raises Refusal: It may change none of them; or there is none.
+        """
+        caller = self.writer(asked)
+        return self._mine(caller, self._found(wanted))
+
+    def _found(self, wanted: Callable[[Registered], bool]) -> list[Registered]:
+        """Return all *wanted*: an agent has each id once, here several services may have it.
+
+        :raises Refusal: There is none.
+        """
+        found = list(filter(wanted, self._everything()))
+        if not found:
+            raise Refusal.of(404, "There is no such service or check; register it first.")
+        return found
+
+    def _mine(self, caller: Caller, found: list[Registered]) -> list[Registered]:
+        mine = [entry for entry in found if caller.may(entry.service)]
+        if not mine:
+            self._access.check_caller(caller, found[0].service)
+        return mine

@@ -1,0 +1,291 @@
+"""Eureka's door: its REST in JSON and XML, for clients that know of no other registry."""
+
+from __future__ import annotations
+
+import json
+import threading
+from base64 import b64decode
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+from wsgiref.types import WSGIEnvironment
+
+from wsgigate.auth.bearer import Access
+from wsgigate.http.problem import Refusal, Refuse, answer_with
+from wsgigate.registry import Registry
+from wsgigate.registry.compat.app import Answer, Asked, Door, Table
+from wsgigate.registry.compat.eureka_format import (
+    FIELDS,
+    STATUSES,
+    Action,
+    Changed,
+    XmlError,
+    applications,
+    delta,
+    hash_code,
+    lasting_status,
+    read_instance,
+    read_status,
+    read_xml,
+    tell_instance,
+    vips,
+    with_metadata,
+    write_xml,
+)
+from wsgigate.rules.registry import Invalid, Registered, Status
+from wsgigate.runtime import fork
+from wsgigate.store import StoreError
+
+__all__ = ["Eureka"]
+
+
+_DONE = Answer(content_type="text/plain")
+
+_ABOUT = {"lastDirtyTimestamp"}
+"""Parameters that say something of the request, and not of the instance."""
+
+
+class _Seen(NamedTuple):
+    """What there was when the registry was looked at."""
+
+    version: int
+    entries: Sequence[Registered]
+    code: str
+
+
+class Eureka(Door):
+    """Eureka's REST over the registry, below ``/eureka`` and ``/eureka/v2``.
+
+    A client presents the registry's token as the password of HTTP Basic, as most of them take it
+    out of the server's URL, ``http://any:TOKEN@registry:3004/eureka``; or as a bearer token.
+
+    :param registry: What it is a door to.
+    :param access: Who may change and read it.
+    :param prefix: The path that it is below, besides the same followed by ``/v2``.
+    :param refuse: Turns a problem into the app that answers it.
+    :raises ValueError: *prefix* is no path.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        access: Access,
+        *,
+        prefix: str = "/eureka",
+        refuse: Refuse = answer_with,
+    ) -> None:
+        table: Table = {
+            "GET /apps": self._all,
+            "GET /apps/delta": self._delta,
+            "GET /apps/{app}": self._app,
+            "POST /apps/{app}": self._register,
+            "GET /apps/{app}/{name}": self._instance,
+            "PUT /apps/{app}/{name}": self._renew,
+            "DELETE /apps/{app}/{name}": self._cancel,
+            "PUT /apps/{app}/{name}/status": self._override,
+            "DELETE /apps/{app}/{name}/status": self._end_override,
+            "PUT /apps/{app}/{name}/metadata": self._add_metadata,
+            "GET /vips/{vip}": self._vip,
+            "GET /svips/{vip}": self._secure_vip,
+            "GET /instances/{name}": self._anywhere,
+        }
+        super().__init__(registry, access, table, (prefix, f"{prefix}/v2"), refuse=refuse)
+        self._writing: threading.Lock
+        fork.renewed(self, _writing="Lock")
+        self._seen: _Seen | None = None
+        self._written: dict[bool, tuple[int, Answer]] = {}
+        self._deltas: dict[bool, tuple[tuple[int, int], Answer]] = {}
+
+    def token(self, environ: WSGIEnvironment) -> bytes | None:
+        scheme, _, value = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        if scheme.lower() != "basic":
+            return None
+        try:
+            return b64decode(value.strip(" "), validate=True).partition(b":")[2]
+        except ValueError:
+            return b""
+
+    def denied(self, refusal: Refusal) -> Refusal:
+        challenge = (("WWW-Authenticate", 'Basic realm="registry"'),)
+        return Refusal(replace(refusal.problem, headers=challenge), str(refusal))
+
+    # what is told
+
+    def _all(self, asked: Asked) -> Answer:
+        seen, kind = self._look(), _wants_json(asked)
+        with self._writing:  # one writes for all: of thousands that takes a moment
+            written = self._written.get(kind)
+            if written is None or written[0] != seen.version:
+                answer = self._tell(asked, _as_added(seen.entries), seen)
+                self._written[kind] = written = seen.version, answer
+        return written[1]
+
+    def _delta(self, asked: Asked) -> Answer:
+        kind, changes = _wants_json(asked), self._registry.changes
+        try:
+            known = self._look().version, changes.bucket()
+            with self._writing:  # one writes for all
+                written = self._deltas.get(kind)
+                if written is None or written[0] != known:
+                    noted = changes.read()  # before the entries, which may then be newer
+                    seen = self._look()
+                    changed = delta(seen.entries, noted, changes.removed)
+                    written = known, self._tell(asked, changed, seen)
+                    if seen.version == known[0]:  # else a change came in between: once is enough
+                        self._deltas[kind] = written
+            return written[1]
+        except StoreError:  # by the last that is known, nothing is certain but what is there
+            return self._all(asked)
+
+    def _vip(self, asked: Asked, vip: str, *, secure: bool = False) -> Answer:
+        seen = self._look()
+        found = [entry for entry in seen.entries if vip in vips(entry, secure=secure)]
+        return self._tell(asked, _as_added(found), _Seen(seen.version, found, hash_code(found)))
+
+    def _secure_vip(self, asked: Asked, vip: str) -> Answer:
+        return self._vip(asked, vip, secure=True)
+
+    def _app(self, asked: Asked, app: str) -> Answer:
+        found = [entry for entry in self._look().entries if entry.service.upper() == app.upper()]
+        if not found:
+            raise _unknown()
+        told = [tell_instance(entry, self._registry.rules) for entry in found]
+        return _written(asked, "application", {"name": app.upper(), "instance": told})
+
+    def _instance(self, asked: Asked, app: str, name: str) -> Answer:
+        return self._tell_one(asked, self._known(app, name))
+
+    def _anywhere(self, asked: Asked, name: str) -> Answer:
+        found = (entry for entry in self._look().entries if entry.instance_id == name)
+        return self._tell_one(asked, next(found, None))
+
+    def _tell_one(self, asked: Asked, entry: Registered | None) -> Answer:
+        if entry is None:
+            raise _unknown()
+        return _written(asked, "instance", tell_instance(entry, self._registry.rules))
+
+    def _tell(self, asked: Asked, changed: Iterable[Changed], seen: _Seen) -> Answer:
+        told = applications(changed, seen.code, seen.version, self._registry.rules)
+        return _written(asked, "applications", told)
+
+    def _look(self) -> _Seen:
+        """Return all entries, and a version of the registry that they are no older than.
+
+        They are read anew when the version is another one. In between none of them has changed but
+        by its heartbeats, of which Eureka's clients make nothing.
+        """
+        seen = self._seen
+        try:
+            version = self._registry.version()
+        except StoreError:
+            if seen is None:
+                raise
+            return seen
+        if seen is None or seen.version != version:
+            entries = [entry for each in self._registry.services().values() for entry in each]
+            seen = _Seen(version, entries, hash_code(entries))
+            self._seen = seen
+        return seen
+
+    # what is changed
+
+    def _register(self, asked: Asked, app: str) -> Answer:
+        self.writer(asked, app.lower())
+        entry = read_instance(app, _registration(asked))
+        known = self._of(entry.service, entry.instance_id)
+        status = lasting_status(entry.status, None if known is None else known.status)
+        self.register(replace(entry, status=status), FIELDS)
+        return Answer(status=204)
+
+    def _renew(self, asked: Asked, app: str, name: str) -> Answer:
+        self.writer(asked, app.lower())
+        if self._registry.heartbeat(app.lower(), name) is None:
+            entry = self._writable(asked, app, name)
+            if self._registry.heartbeat(entry.service, name) is None:
+                raise _unknown()
+        return _DONE
+
+    def _cancel(self, asked: Asked, app: str, name: str) -> Answer:
+        entry = self._writable(asked, app, name)
+        if not self._registry.deregister(entry.service, name):
+            raise _unknown()
+        return _DONE
+
+    def _override(self, asked: Asked, app: str, name: str) -> Answer:
+        entry = self._writable(asked, app, name)
+        value = asked.one("value")
+        if value not in STATUSES.values():
+            raise Invalid("value", f"one of {', '.join(STATUSES.values())}")
+        return self._set(entry, read_status(value, "value"))
+
+    def _end_override(self, asked: Asked, app: str, name: str) -> Answer:
+        entry = self._writable(asked, app, name)
+        value = asked.one("value", "UNKNOWN")
+        if value != "UNKNOWN":
+            return self._set(entry, read_status(value, "value"))
+        return self._set(entry, Status.UP) if entry.status is Status.DRAINING else _DONE
+
+    def _set(self, entry: Registered, status: Status) -> Answer:
+        if self._registry.heartbeat(entry.service, entry.instance_id, status) is None:
+            raise _unknown()
+        return _DONE
+
+    def _add_metadata(self, asked: Asked, app: str, name: str) -> Answer:
+        entry = self._writable(asked, app, name)
+        more = {key: values[0] for key, values in asked.query.items() if key not in _ABOUT}
+        self.register(with_metadata(entry, more), FIELDS)
+        return _DONE
+
+    def _writable(self, asked: Asked, app: str, name: str) -> Registered:
+        """Return an instance that the client may change.
+
+        :raises Refusal: It may not; or there is none.
+        """
+        self.writer(asked)
+        entry = self._known(app, name)
+        self.writer(asked, app.lower() if entry is None else entry.service)
+        if entry is None:
+            raise _unknown()
+        return entry
+
+    def _known(self, app: str, name: str) -> Registered | None:
+        """Return an instance of *app*, in whatever case its service was registered elsewhere."""
+        entry = self._of(app.lower(), name)
+        if entry is None:
+            services = {each.service for each in self._look().entries} - {app.lower()}
+            for service in sorted(each for each in services if each.upper() == app.upper()):
+                entry = entry or self._of(service, name)
+        return entry
+
+    def _of(self, service: str, name: str) -> Registered | None:
+        entries = self._registry.discover(service).instances
+        return next((entry for entry in entries if entry.instance_id == name), None)
+
+
+def _as_added(entries: Iterable[Registered]) -> list[Changed]:
+    return [(Action.ADDED, entry) for entry in entries]
+
+
+def _unknown() -> Refusal:
+    return Refusal.of(404, "There is no such instance; register it first.")
+
+
+def _wants_json(asked: Asked) -> bool:
+    """Tell in which of the two to answer: XML is Eureka's own unless JSON is asked for."""
+    return "json" in asked.environ.get("HTTP_ACCEPT", "").lower()
+
+
+def _written(asked: Asked, name: str, node: object) -> Answer:
+    if _wants_json(asked):
+        return Answer(json.dumps({name: node}).encode("ascii"))
+    return Answer(write_xml(name, node), content_type="application/xml")
+
+
+def _registration(asked: Asked) -> dict[str, object]:
+    if "xml" not in asked.environ.get("CONTENT_TYPE", "").lower():
+        return asked.json()
+    try:
+        name, node = read_xml(asked.body())
+    except XmlError as error:
+        raise Refusal.of(400, f"The body is no XML that is read here: {error}.") from None
+    return {name: node}

@@ -1,0 +1,475 @@
+"""Eureka's documents and the registry's entries: what the one is in the words of the other."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+from xml.parsers import expat
+from xml.sax.saxutils import escape, quoteattr
+
+from wsgigate.registry.storage import Action, Name, Noted, is_same
+from wsgigate.rules.registry import Invalid, LeaseRules, Registered, Status, parse
+
+__all__ = [
+    "Action",
+    "Changed",
+    "FIELDS",
+    "MOST_DEPTH",
+    "MOST_ELEMENTS",
+    "STATUSES",
+    "XmlError",
+    "applications",
+    "delta",
+    "hash_code",
+    "lasting_status",
+    "read_instance",
+    "read_status",
+    "read_xml",
+    "tell_instance",
+    "vips",
+    "with_metadata",
+    "write_xml",
+]
+
+
+# What an Eureka client has to be told that has fetched everything within the last minutes.
+
+Changed: TypeAlias = tuple[Action, Registered]
+
+
+def delta(
+    entries: Iterable[Registered],
+    noted: Noted,
+    removed: Callable[[list[Name]], list[Registered | None]],
+) -> list[Changed]:
+    """Return the changes, one for each instance.
+
+    An instance that was removed and has registered again as it was is ADDED: the client either
+    missed its removal, and has it, or adds it. Where changes may be missing from the log, all
+    other instances are ADDED as well. A client that has them already ignores that, or replaces
+    them by what they are.
+
+    :param entries: All instances, at least as new as *noted*.
+    :param noted: The changes that were written down.
+    :param removed: Returns instances as they were when they were removed.
+    """
+    there = {(entry.service, entry.instance_id): entry for entry in entries}
+    names = list(noted.actions)
+    gone = [name for name in names if Action.DELETED in noted.actions[name]]
+    were = dict(zip(gone, removed(gone), strict=True))
+    changed: list[Changed] = []
+    for name in names:
+        entry, was = there.get(name), were.get(name)
+        if entry is None:
+            if was is not None:
+                changed.append((Action.DELETED, was))
+        elif Action.MODIFIED in noted.actions[name] or (
+            was is not None and not is_same(was, entry)
+        ):
+            changed.append((Action.MODIFIED, entry))
+        else:
+            changed.append((Action.ADDED, entry))
+    if not noted.complete:
+        changed += [(Action.ADDED, there[name]) for name in there if name not in noted.actions]
+    return changed
+
+
+# The little XML that Eureka's clients speak: read without what makes XML dangerous, and written.
+#
+# Both ways it has the shape of Eureka's JSON, so that there is one mapping for the two: an
+# element is a text, or a mapping of its children by name with its attributes under ``@name`` and
+# its own text under ``$``; ``<port enabled="true">80</port>`` is ``{"@enabled": "true", "$":
+# "80"}``.
+
+MOST_DEPTH = 8
+"""How deep the elements of a document may lie in each other."""
+
+MOST_ELEMENTS = 512
+"""How many elements and attributes a document may have."""
+
+Node: TypeAlias = "str | dict[str, Any]"
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9._-]*")
+
+_PLAIN = re.compile(r"[ !-%'-;=?-~]*")
+
+_NO_CHARACTER = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What no XML document may contain, not even escaped (XML 1.0, 2.2)."""
+
+
+class XmlError(ValueError):
+    """The document is none that is read; says why."""
+
+
+def read_xml(data: bytes) -> tuple[str, Node]:
+    """Return the name of the root element of *data*, and what it holds.
+
+    A document with a document type is refused before anything in it is read, and with that all
+    entities but the five that XML itself has. Whatever it declares, it is read as UTF-8.
+
+    :param data: The whole document, already bounded in size by whoever read it.
+    :raises XmlError: It is not well-formed, has a document type, too many elements or too deep
+        ones, or an element with two children of one name.
+    """
+    try:
+        data.decode("utf-8")  # as the parser would take another encoding's byte order mark
+    except UnicodeDecodeError:
+        raise XmlError("it is not well-formed: not UTF-8") from None
+    reader = _Reader()
+    parser = expat.ParserCreate("utf-8")
+    parser.buffer_text = True
+    parser.StartDoctypeDeclHandler = reader.doctype
+    parser.StartElementHandler = reader.start
+    parser.EndElementHandler = reader.end
+    parser.CharacterDataHandler = reader.text
+    try:
+        parser.Parse(data, True)
+    except expat.ExpatError as error:
+        said = expat.ErrorString(error.code)
+        raise XmlError(f"it is not well-formed: {said}, line {error.lineno}") from None
+    return reader.root
+
+
+class _Reader:
+    """Builds nodes from what the parser meets."""
+
+    def __init__(self) -> None:
+        self.root: tuple[str, Node] = "", ""
+        self._open: list[tuple[str, dict[str, Any], list[str]]] = []
+        self._count = 0
+
+    def doctype(self, *_: object) -> None:
+        raise XmlError("it has a document type")
+
+    def start(self, name: str, attributes: dict[str, str]) -> None:
+        self._count += 1 + len(attributes)
+        if self._count > MOST_ELEMENTS:
+            raise XmlError(f"it has more than {MOST_ELEMENTS} elements")
+        if len(self._open) == MOST_DEPTH:
+            raise XmlError(f"its elements are more than {MOST_DEPTH} deep")
+        self._open.append((name, {f"@{key}": value for key, value in attributes.items()}, []))
+
+    def text(self, text: str) -> None:
+        self._open[-1][2].append(text)
+
+    def end(self, name: str) -> None:
+        _, members, texts = self._open.pop()
+        text = "".join(texts).strip()
+        node: Node = members
+        if not members:
+            node = text
+        elif text:
+            members["$"] = text
+        if not self._open:
+            self.root = name, node
+            return
+        siblings = self._open[-1][1]
+        if name in siblings:
+            raise XmlError(f"it has two elements {name[:64]!a} where one is meant")
+        siblings[name] = node
+
+
+def write_xml(name: str, node: object) -> bytes:
+    """Return the document whose root element *name* holds *node*.
+
+    A list is as many elements of one name. A member whose name can not be an element's is left out,
+    and so are the characters that no document may contain.
+    """
+    parts = ['<?xml version="1.0" encoding="UTF-8"?>']
+    _write(name, node, parts.append)
+    return "".join(parts).encode("utf-8", "replace")
+
+
+def _write(name: str, node: object, put: Callable[[str], None]) -> None:
+    if isinstance(node, list):
+        for each in node:
+            _write(name, each, put)
+        return
+    if not isinstance(node, Mapping):
+        put(f"<{name}>{_escaped(node)}</{name}>")
+        return
+    attributes = [
+        f" {key[1:]}={quoteattr(_NO_CHARACTER.sub('', str(value)))}"
+        for key, value in node.items()
+        if key[:1] == "@"
+    ]
+    put(f"<{name}{''.join(attributes)}>")
+    for key, value in node.items():
+        if key == "$":
+            put(_escaped(value))
+        elif _NAME.fullmatch(key):
+            if type(value) is str:  # nearly all are: without one step more for each
+                put(f"<{key}>{_escaped(value)}</{key}>")
+            else:
+                _write(key, value, put)
+    put(f"</{name}>")
+
+
+def _escaped(value: object) -> str:
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else escape(_NO_CHARACTER.sub("", text))
+
+
+STATUSES = {
+    Status.UP: "UP",
+    Status.STARTING: "STARTING",
+    Status.DRAINING: "OUT_OF_SERVICE",
+    Status.DOWN: "DOWN",
+}
+
+_MEANT = {**{word: status for status, word in STATUSES.items()}, "UNKNOWN": Status.STARTING}
+
+FIELDS = {
+    "serviceName": "app",
+    "host": "ipAddr",
+    "healthCheckPath": "healthCheckUrl",
+}
+"""What the client calls the members that the registry's rules name in an error."""
+
+VIP, SECURE_VIP = "eureka.vip", "eureka.svip"
+"""Where in an entry's metadata is what only Eureka's clients ask for."""
+
+LONGEST = 3600.0
+"""The longest lease that is given, in seconds, whatever a client asks for."""
+
+
+def read_instance(app: str, document: Mapping[str, Any]) -> Registered:
+    """Return the entry that a registration under the name *app* asks for.
+
+    A service's name is the application's in lower case, as Eureka's are upper case whatever they
+    were. Of its addresses it has one: ``ipAddr`` with ``port``, or the ``hostName``, which is in
+    its certificate, with a ``securePort`` that alone is enabled.
+
+    :raises Invalid: It is none; names the member in Eureka's words.
+    """
+    instance = document.get("instance")
+    if not isinstance(instance, Mapping):
+        raise Invalid("instance", "an object")
+    named = _text_member(instance, "app")
+    if named.upper() != app.upper():
+        raise Invalid("app", f"{app.upper()[:64]!a}, as in the path")
+    host_name, address = _text_member(instance, "hostName"), _text_member(instance, "ipAddr")
+    secure, port = _port(instance)
+    host = (host_name or address) if secure else (address or host_name)
+    metadata = dict(_mapping(instance, "metadata"))
+    metadata.pop("@class", None)  # what Java calls the empty one
+    for key, member in ((VIP, "vipAddress"), (SECURE_VIP, "secureVipAddress")):
+        vip = _text_member(instance, member)
+        if vip and vip != app.lower():
+            metadata[key] = vip
+    wanted = {
+        "serviceName": app.lower(),
+        "instanceId": _text_member(instance, "instanceId") or host_name,
+        "host": host,
+        "port": port,
+        "scheme": "https" if secure else "http",
+        "status": read_status(_text_member(instance, "status") or "UP", "status"),
+        "metadata": metadata,
+        "healthCheckPath": _health_path(instance, {host_name, address}, secure, port),
+    }
+    lease = _lease(_mapping(instance, "leaseInfo"))
+    try:
+        return replace(parse(wanted), lease=lease)
+    except Invalid as error:
+        field = FIELDS.get(error.field, error.field)
+        if field == "ipAddr" and host != address:
+            field = "hostName"
+        raise Invalid(field, error.why) from None
+
+
+def read_status(word: str, field: str) -> Status:
+    """Return what *word* means here.
+
+    :raises Invalid: It is no status of Eureka's; names *field*.
+    """
+    status = _MEANT.get(word)
+    if status is None:
+        raise Invalid(field, f"one of {', '.join(_MEANT)}")
+    return status
+
+
+def lasting_status(told: Status, known: Status | None) -> Status:
+    """Return the status of an instance that registers as *told* while it is *known*.
+
+    One that was taken out of service stays so, whatever it believes of itself, until somebody says
+    otherwise; but that it starts or is down nobody knows better than itself. That is Eureka's rule.
+    """
+    return known if told is Status.UP and known is Status.DRAINING else told
+
+
+def with_metadata(entry: Registered, more: Mapping[str, str]) -> Registered:
+    """Return *entry* with *more* metadata.
+
+    :raises Invalid: That is too much, or no metadata.
+    """
+    metadata = {**entry.metadata, **more}
+    read = parse(
+        {
+            "serviceName": entry.service,
+            "instanceId": entry.instance_id,
+            "host": entry.host,
+            "port": entry.port,
+            "metadata": metadata,
+        }
+    )
+    zone, version = read.zone or entry.zone, read.version or entry.version
+    return replace(entry, metadata=metadata, zone=zone, version=version)
+
+
+def tell_instance(entry: Registered, rules: LeaseRules, action: str = "ADDED") -> dict[str, Any]:
+    """Return *entry* as Eureka's JSON has an instance."""
+    secure = entry.scheme == "https"
+    metadata = dict(entry.metadata)
+    app = entry.service.lower()
+    vip, secure_vip = metadata.pop(VIP, app), metadata.pop(SECURE_VIP, app)
+    for key, value in (("zone", entry.zone), ("version", entry.version)):
+        if value is not None:
+            metadata.setdefault(key, value)
+    duration = entry.unhealthy_after(rules)
+    registered, renewed = str(int(entry.registered_at * 1000)), int(entry.last_heartbeat * 1000)
+    told = {
+        "instanceId": entry.instance_id,
+        "hostName": entry.host,
+        "app": entry.service.upper(),
+        "ipAddr": entry.host,
+        "status": STATUSES[entry.state],
+        "overriddenstatus": "OUT_OF_SERVICE" if entry.status is Status.DRAINING else "UNKNOWN",
+        "port": {"$": 80 if secure else entry.port, "@enabled": _bool(not secure)},
+        "securePort": {"$": entry.port if secure else 443, "@enabled": _bool(secure)},
+        "countryId": 1,
+        "dataCenterInfo": {
+            "@class": "com.netflix.appinfo.InstanceInfo$DefaultDataCenterInfo",
+            "name": "MyOwn",
+        },
+        "leaseInfo": {
+            "renewalIntervalInSecs": max(1, round(duration / 3)),
+            "durationInSecs": max(1, round(duration)),
+            "registrationTimestamp": int(registered),
+            "lastRenewalTimestamp": renewed,
+            "evictionTimestamp": 0,
+            "serviceUpTimestamp": int(registered),
+        },
+        "metadata": metadata,
+        "homePageUrl": f"{entry.url}/",
+        "vipAddress": vip,
+        "secureVipAddress": secure_vip,
+        "isCoordinatingDiscoveryServer": "false",
+        "lastUpdatedTimestamp": registered,
+        "lastDirtyTimestamp": registered,
+        "actionType": action,
+    }
+    if entry.health_check_path:
+        told[_health_member(secure)] = entry.url + entry.health_check_path
+    return told
+
+
+def applications(
+    changed: Iterable[Changed], code: str, version: int, rules: LeaseRules
+) -> dict[str, Any]:
+    """Return what *changed* as Eureka's JSON has applications.
+
+    :param code: The hash code of what a client knows then, if it knew what there was before.
+    :param version: Of the registry, when it was read.
+    """
+    instances: dict[str, list[dict[str, Any]]] = {}
+    for action, entry in changed:
+        told = tell_instance(entry, rules, action)
+        instances.setdefault(told["app"], []).append(told)
+    return {
+        "versions__delta": str(version),
+        "apps__hashcode": code,
+        "application": [{"name": app, "instance": told} for app, told in instances.items()],
+    }
+
+
+def hash_code(entries: Iterable[Registered]) -> str:
+    """Return how many there are in each status, ``DOWN_1_UP_2_``.
+
+    A client that has applied a delta counts what it knows, and asks for everything when it comes to
+    something else.
+    """
+    counts = Counter(STATUSES[entry.state] for entry in entries)
+    return "".join(f"{status}_{counts[status]}_" for status in sorted(counts))
+
+
+def vips(entry: Registered, *, secure: bool) -> list[str]:
+    """Return the virtual addresses that *entry* is found under."""
+    told = entry.metadata.get(SECURE_VIP if secure else VIP, entry.service.lower())
+    return [vip.strip() for vip in str(told).split(",")]
+
+
+def _mapping(document: Mapping[str, Any], field: str) -> Mapping[str, Any]:
+    found = document.get(field)
+    if found is None or found == "":  # an empty element of XML
+        return {}
+    if not isinstance(found, Mapping):
+        raise Invalid(field, "an object")
+    return found
+
+
+def _text_member(document: Mapping[str, Any], field: str) -> str:
+    found = document.get(field)
+    if found is None:
+        return ""
+    if not isinstance(found, str):
+        raise Invalid(field, "a text")
+    return found
+
+
+def _port(instance: Mapping[str, Any]) -> tuple[bool, int]:
+    """Return whether the port is one for TLS, and the port: the plain one where both are on."""
+    for field, unless_said in (("port", True), ("securePort", False)):
+        given = instance.get(field)
+        if given is None:
+            continue
+        if not isinstance(given, Mapping):
+            given = {"$": given}
+        enabled = given.get("@enabled", unless_said)
+        if enabled in (True, "true"):
+            return field == "securePort", _number(given.get("$"), field)
+    raise Invalid("port", "required, unless securePort is enabled")
+
+
+def _number(given: object, field: str) -> int:
+    if isinstance(given, str) and given.isascii() and given.isdigit() and len(given) <= 9:
+        return int(given)
+    if isinstance(given, int) and not isinstance(given, bool):
+        return given
+    raise Invalid(field, "a number")
+
+
+def _lease(info: Mapping[str, Any]) -> float | None:
+    given = info.get("durationInSecs")
+    if given is None:
+        return None
+    if not isinstance(given, float):
+        given = float(_number(given, "leaseInfo.durationInSecs"))
+    if not given >= 0:
+        raise Invalid("leaseInfo.durationInSecs", "0 or more")
+    return min(given, LONGEST)
+
+
+def _health_path(
+    instance: Mapping[str, Any], hosts: set[str], secure: bool, port: int
+) -> str | None:
+    """Return the path of the health check, if it is one of this very port's."""
+    url = _text_member(instance, _health_member(secure))
+    try:
+        parts = urlsplit(url)
+        there = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        return None
+    same = parts.hostname in hosts and there == port and secure == (parts.scheme == "https")
+    return parts.path if same and parts.path else None
+
+
+def _health_member(secure: bool) -> str:
+    return "secureHealthCheckUrl" if secure else "healthCheckUrl"
+
+
+def _bool(value: bool) -> str:
+    return "true" if value else "false"

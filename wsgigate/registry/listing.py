@@ -1,0 +1,222 @@
+"""What a worker knows of the registry: listings, read anew when they change."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from wsgigate.registry.storage import Keys, Service, Swept, split
+from wsgigate.rules.registry import LeaseRules, Registered, Status, short_absence, silent_since
+from wsgigate.store import Store, StoreError, get_all
+
+__all__ = ["Listing", "Reader", "filtered"]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The instances of a service.
+
+    :ivar instances: Sorted by their ids.
+    :ivar version: Changes when what is discovered does, and not by a mere heartbeat.
+    :ivar now: The moment at which they are judged, by the store's clock.
+    :ivar age: Seconds since the store was last read; more than 0 only while it fails.
+    :ivar preserving: Whether so many instances are silent that most are kept although their leases
+        are over. Then whoever finds no healthy instance does well to use the others.
+    """
+
+    instances: tuple[Registered, ...]
+    version: int
+    now: float
+    age: float = 0.0
+    preserving: bool = False
+
+
+class _Known(NamedTuple):
+    raw: bytes | None
+    read: float
+    seen: float
+    version: int
+    entries: tuple[Registered, ...]
+    of: dict[bytes, Registered]
+
+
+class _Sweep(NamedTuple):
+    read: float
+    swept: Swept | None
+    preserving: bool
+
+
+class Reader:
+    """Reads listings, and keeps them.
+
+    One that has the version it had is believed for a second: meanwhile nothing can have changed but
+    the moments of heartbeats. While the store fails, all are believed.
+
+    :param most: How many services are kept at most.
+    :param entry_of: Reads an entry without its moments.
+    :param clock: Tells seconds that only go forward.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        keys: Keys,
+        rules: LeaseRules,
+        most: int,
+        entry_of: Callable[[bytes], Registered] = Registered.from_body,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._keys = keys
+        self._rules = rules
+        self._most = most
+        self._entry_of = entry_of
+        self._clock = clock
+        self._fresh = min(1.0, rules.heartbeat / 2, (rules.unhealthy_after - rules.heartbeat) / 2)
+        self._known: dict[str, _Known] = {}
+        self._names: tuple[str, ...] | None = None
+        self._sweep = _Sweep(float("-inf"), None, False)
+
+    def listing(self, service: str) -> Listing:
+        """Return all instances of *service*.
+
+        :raises StoreError: The store fails, and nothing is known of *service*.
+        """
+        known = self._known.get(service)
+        try:
+            raw, now = self._store.get(self._keys.service(service))
+            sweep = self._looked(now)
+            known = self._known.get(service)
+            if known is None or raw != known.raw or not 0 <= now - known.read < self._fresh:
+                known = self._read(service, raw, now, known, sweep.swept)
+        except StoreError:
+            if known is None:
+                raise
+            age = max(0.0, self._clock() - known.seen)
+            return Listing(known.entries, known.version, known.read, age, self._sweep.preserving)
+        return Listing(
+            known.entries,
+            known.version,
+            judged(now, sweep.swept, self._rules),
+            0.0,
+            sweep.preserving,
+        )
+
+    def known(self) -> dict[str, tuple[Registered, ...]]:
+        """Return the instances that this worker has read, by service, without asking the store."""
+        return {name: known.entries for name, known in list(self._known.items())}
+
+    def stale(self, service: str) -> None:
+        """Have *service* read anew the next time: this process has heard of an instance."""
+        known = self._known.get(service)
+        if known is not None:
+            self._known[service] = known._replace(read=float("-inf"))
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the services, the last known ones while the store fails.
+
+        :raises StoreError: The store fails, and nothing is known.
+        """
+        try:
+            self._names = split(self._store.get(self._keys.names)[0])
+        except StoreError:
+            if self._names is None:
+                raise
+            return tuple(name for name in self._names if name in self._known)
+        return self._names
+
+    def _read(
+        self,
+        service: str,
+        raw: bytes | None,
+        now: float,
+        before: _Known | None,
+        swept: Swept | None,
+    ) -> _Known:
+        if raw is None:
+            self._known.pop(service, None)
+            return _Known(None, now, self._clock(), 0, (), {})
+        version, ids = Service.read(raw)
+        away = swept.away if swept is not None else ()
+        values = get_all(self._store, [self._keys.instance(service, each) for each in ids])
+        same = before.of if before is not None else {}  # most have not been heard of since
+        found: dict[bytes, Registered] = {}
+        for value in values:
+            if value is not None:
+                entry = same.get(value) or self._entry(value, away)
+                if entry is not None:
+                    found[value] = entry
+        known = _Known(raw, now, self._clock(), version, tuple(found.values()), found)
+        while len(self._known) >= self._most and service not in self._known:
+            for oldest in list(self._known)[:1]:  # a copy, as other threads change it as well
+                self._known.pop(oldest, None)
+        self._known[service] = known
+        return known
+
+    def _entry(self, raw: bytes, away: Iterable[tuple[float, float]]) -> Registered | None:
+        heartbeat = Registered.heartbeat_in(raw)
+        try:
+            entry = self._entry_of(raw[8:])
+        except ValueError:  # of another version, or damaged: nobody can use it
+            return None
+        return entry.heard(heartbeat, silent_since(heartbeat, away) if away else None)
+
+    def _looked(self, now: float) -> _Sweep:
+        """Return how the sweeper stands, read at most once a second."""
+        sweep = self._sweep
+        if not 0 <= now - sweep.read < 1.0:
+            swept = Swept.read(self._store.get(self._keys.swept)[0])
+            if swept is not None and (sweep.swept is None or swept.away != sweep.swept.away):
+                self._known.clear()  # silences count from another moment
+            sweep = self._sweep = _Sweep(now, swept, swept is not None and swept.preserving)
+        return sweep
+
+
+def judged(now: float, swept: Swept | None, rules: LeaseRules) -> float:
+    """Return the moment at which leases are judged: while nobody looks after them, time rests."""
+    return now if swept is None else min(now, swept.at + short_absence(rules))
+
+
+def filtered(
+    listing: Listing,
+    rules: LeaseRules,
+    *,
+    only_healthy: bool = False,
+    status: Status | None = None,
+    tags: Iterable[str] = (),
+    zone: str | None = None,
+    version: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Listing:
+    """Return *listing* with the instances alone that are wanted: by all that is given."""
+    entries: Iterable[Registered] = listing.instances
+    wanted_tags = frozenset(tags)
+    if only_healthy:
+        entries = [entry for entry in entries if entry.healthy(listing.now, rules)]
+    if status is not None:
+        entries = [entry for entry in entries if entry.state is status]
+    if wanted_tags:
+        entries = [entry for entry in entries if wanted_tags.issubset(entry.tags)]
+    if zone is not None:
+        entries = [entry for entry in entries if entry.zone == zone]
+    if version is not None:
+        entries = [entry for entry in entries if entry.version == version]
+    if metadata:
+        entries = [
+            entry
+            for entry in entries
+            if all(
+                _text(entry.metadata.get(name)) == _text(value) for name, value in metadata.items()
+            )
+        ]
+    found = tuple(entries)
+    return listing if found == listing.instances else replace(listing, instances=found)
+
+
+def _text(value: object) -> str | None:
+    """Return *value* as a query writes it; what no query can write is equal to nothing."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, (str, int, float)) else None

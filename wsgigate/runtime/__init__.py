@@ -1,0 +1,1 @@
+"""Services of a process: forks, background threads, the access log, throttled log messages."""

@@ -1,0 +1,519 @@
+"""Access records as lines: one per response, as JSON or for people."""
+
+from __future__ import annotations
+
+import atexit
+import io
+import os
+import re
+import select
+import stat
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from functools import lru_cache
+from json.encoder import encode_basestring_ascii as _quoted
+from typing import NamedTuple, Protocol, TextIO
+from urllib.parse import quote
+
+from wsgigate.runtime import fork
+
+__all__ = ["JsonLines", "Lines", "Record", "Sink", "TextLines"]
+
+
+LONGEST = 4096
+"""No line is longer, in bytes: up to this, POSIX writes to a pipe whole (``PIPE_BUF`` on Linux)."""
+
+_LIMITS = (512, 128, 24)  # characters of a value: the first at which the line is not too long
+
+_COLOURS = {"2": "32", "3": "36", "4": "33", "5": "31"}  # of a status class, ECMA-48 SGR
+
+_SPECIAL = re.compile(r'[ "\\]')
+
+_SAFE = "/:@!$&'()*+,;=~"  # what a path may carry besides letters and digits, RFC 3986 section 3.3
+
+
+class Record(NamedTuple):
+    """What is told of one response.
+
+    ``target`` is the request target as it was received, if the server tells; else the path is made
+    of ``path``, which is decoded. ``status`` is a status line or empty; ``duration`` in seconds.
+    """
+
+    time: float
+    request_id: str | None
+    client: str
+    method: str
+    target: str | None
+    path: str
+    status: str
+    bytes: int
+    duration: float
+    route: str | None
+    service: str | None
+    instance: str | None
+    subject: str | None
+    reason: str | None
+    error: str | None
+    aborted: bool
+    shaped: str | None = None
+
+
+class Lines(Protocol):
+    """Turns records into lines."""
+
+    def line(self, record: Record) -> bytes:
+        """Return the line of *record*, its end included, at most :data:`LONGEST` bytes."""
+
+    def dropped(self, now: float, count: int) -> bytes:
+        """Return the line that says that *count* records were lost."""
+
+
+class _Clock:
+    """Writes times, a second's worth of work at once."""
+
+    def __init__(self) -> None:
+        self._last = (-1, "")  # a second and its text together: threads share this
+
+    def __call__(self, now: float) -> str:
+        second, rest = divmod(int(now * 1000), 1000)
+        known, text = self._last
+        if second != known:
+            text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._last = (second, text)
+        return f"{text}.{rest:03d}Z"
+
+
+def _short_enough(write: Callable[[Record, int], bytes], record: Record) -> bytes:
+    """Return the line that *write* makes of *record* with its values cut as little as need be."""
+    for limit in _LIMITS:
+        line = write(record, limit)
+        if len(line) <= LONGEST:
+            break
+    return line
+
+
+class JsonLines:
+    """One JSON object per line, in ASCII."""
+
+    def __init__(self) -> None:
+        self._time = _Clock()
+
+    def line(self, record: Record) -> bytes:
+        return _short_enough(self._line, record)
+
+    def _line(self, r: Record, limit: int) -> bytes:
+        line = (
+            f'{{"time":"{self._time(r.time)}","request_id":{_json(r.request_id, limit)},'
+            f'"client":{_known(r.client, limit)},"method":{_method(r.method, limit)},'
+            f'"path":{_json(_path(r), limit)},'
+            f'"status":{_status(r.status) or "null"},"bytes":{r.bytes},'
+            f'"duration_ms":{r.duration * 1000:.3f},"route":{_known(r.route, limit)},'
+            f'"service":{_known(r.service, limit)},"instance":{_known(r.instance, limit)},'
+            f'"subject":{_json(r.subject, limit)}'
+        )
+        if r.shaped is not None:
+            line += f',"shaped":{_json(r.shaped, limit)}'
+        if r.reason is not None:
+            line += f',"reason":{_json(r.reason, limit)}'
+        if r.error is not None:
+            line += f',"error":{_json(r.error, limit)}'
+        if r.aborted:
+            line += ',"aborted":true'
+        # DEL is the one control character that JSON lets stand for itself.
+        return (line + "}\n").replace("\x7f", "\\u007f").encode("ascii")
+
+    def dropped(self, now: float, count: int) -> bytes:
+        time = self._time(now)
+        return f'{{"time":"{time}","event":"log records dropped","count":{count}}}\n'.encode()
+
+
+class TextLines:
+    """One line for people, in columns; values that nobody set are left out.
+
+    Whatever does not print, a space, a quote or a backslash in a value is written as an escape, so
+    that no value can end the line, colour the terminal or pass for another value. Only a reason,
+    which is made of words, has its spaces, in quotes.
+
+    :param encoding: Of the stream that the lines are for.
+    :param colour: Whether the status is coloured by its class.
+    """
+
+    def __init__(self, encoding: str = "utf-8", *, colour: bool = False) -> None:
+        self._time = _Clock()
+        self._encoding = encoding
+        self._colour = colour
+
+    def line(self, record: Record) -> bytes:
+        return _short_enough(self._line, record)
+
+    def _line(self, r: Record, limit: int) -> bytes:
+        def text(value: object) -> str:
+            return _escaped(_cut(value, limit))
+
+        status = _status(r.status) or "---"
+        colour = _COLOURS.get(status[0]) if self._colour else None
+        if colour:
+            status = f"\x1b[{colour}m{status}\x1b[0m"
+        line = (
+            f"{self._time(r.time)} {status} {r.duration * 1000:9.1f}ms {r.bytes:>9}B"
+            f" {text(r.client):<15} {text(r.method):<7} {text(_path(r))}"
+        )
+        for name, value in (
+            ("route", r.route),
+            ("service", r.service),
+            ("instance", r.instance),
+            ("subject", r.subject),
+            ("request_id", r.request_id),
+            ("error", r.error),
+        ):
+            if value is not None:
+                line += f" {name}={text(value)}"
+        if r.shaped is not None:
+            line += f" shaped={_words(_cut(r.shaped, limit))}"
+        if r.reason is not None:
+            line += f" reason={_words(_cut(r.reason, limit))}"
+        return (line + (" aborted\n" if r.aborted else "\n")).encode(
+            self._encoding, "backslashreplace"
+        )
+
+    def dropped(self, now: float, count: int) -> bytes:
+        return f"{self._time(now)} --- log records dropped: {count}\n".encode(self._encoding)
+
+
+def _cut(value: object, limit: int) -> str:
+    text = value if type(value) is str else str(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _json(value: object, limit: int) -> str:
+    if value is None:
+        return "null"
+    return _quoted(value if type(value) is str and len(value) <= limit else _cut(value, limit))
+
+
+_LONGEST_METHOD = 20
+
+_known = lru_cache(maxsize=4096)(_json)
+"""The same for values that come again and again."""
+
+
+def _method(value: object, limit: int) -> str:
+    """The same for a method, which can be as long as its client likes, and new each time."""
+    return (_known if len(str(value)) <= _LONGEST_METHOD else _json)(value, limit)
+
+
+@lru_cache(maxsize=256)
+def _status(line: str) -> str:
+    """Return the code of a status line, empty if there is none."""
+    code = line[:3]
+    return code if len(code) == 3 and code.isascii() and code.isdigit() and code >= "100" else ""
+
+
+def _path(record: Record) -> str:
+    """Return the path of the request, without its query and fragment: tokens live there."""
+    target = record.target
+    if target and target[0] == "/" and "?" not in target and "#" not in target:
+        return target
+    if not target:
+        return quote(record.path, safe=_SAFE, encoding="latin-1", errors="replace")
+    path = target.partition("?")[0].partition("#")[0]
+    if path.startswith("/"):
+        return path
+    _, separator, rest = path.partition("://")
+    if not separator:
+        return path  # "*" of OPTIONS, or what no server should have let through
+    return "/" + rest.partition("/")[2]  # without the authority, which may hold a password
+
+
+def _escaped(value: str) -> str:
+    if value.isprintable() and not _SPECIAL.search(value):
+        return value
+    return "".join(map(_escape, value))
+
+
+def _words(value: str) -> str:
+    return f'"{" ".join(map(_escaped, value.split(" ")))}"'
+
+
+def _escape(character: str) -> str:
+    if character.isprintable() and character not in ' "\\':
+        return character
+    code = ord(character)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+# Lines written by a thread of their own, so that a slow reader of them slows nobody else.
+
+AT_EXIT = 2.0
+"""Seconds that the end of the process waits for what is not written yet."""
+
+LINGER = 0.1
+"""Seconds from the first line to the writing: one wake-up for all that come in between.
+
+Each wake-up has the thread ask for the interpreter while requests use it, which costs them more
+than all the rest of the log.
+"""
+
+_ROUND = 1000  # lines taken at a time
+
+_BLOCK = 65536  # bytes written at a time to what is no pipe
+
+
+class Sink:
+    """A bounded queue of lines, and the thread that writes them to a stream.
+
+    A record becomes a line at once, where it comes from: threads that work at the same time hinder
+    each other, so the one that writes does nothing else. It starts with the first record of a
+    process, and again in a child that was forked: what the parent had not written yet is the
+    parent's to write. A record that finds the queue full, or that the stream does not take, is
+    dropped and counted; the count is written as soon as something can be written again.
+
+    :param stream: Where the lines go; ``None`` is ``sys.stdout``, whatever that is at the time:
+        test runners and ``redirect_stdout`` put another stream in its place, and close it later.
+    :param lines: Makes what turns records into lines for a stream.
+    :param queue_size: How many records wait at most.
+    :param now: Tells the time, in seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO | None,
+        lines: Callable[[TextIO], Lines],
+        *,
+        queue_size: int,
+        now: Callable[[], float],
+    ) -> None:
+        self._stream = stream
+        self._lines = lines
+        self._queue_size = queue_size
+        self._now = now
+        self._writers: dict[int, _Writer] = {}  # at most the one of this process
+
+    @property
+    def dropped(self) -> int:
+        """How many records this process has lost."""
+        writer = self._writers.get(fork.pid)
+        return writer.dropped if writer is not None else 0
+
+    def put(self, record: Record) -> None:
+        """Have *record* written soon; never waits."""
+        writer = self._writers.get(fork.pid) or self._start()
+        if len(writer.queue) < self._queue_size:
+            writer.put(record)
+        else:
+            writer.lose(1)
+
+    def flush(self, timeout: float = AT_EXIT) -> bool:
+        """Wait until all is written or lost; return whether that came to pass in time."""
+        writer = self._writers.get(fork.pid)
+        return writer is None or writer.flush(timeout)
+
+    def close(self, timeout: float = AT_EXIT) -> bool:
+        """Flush and end the thread; the next record starts another. The stream stays open."""
+        writer = self._writers.pop(fork.pid, None)
+        return writer is None or writer.stop(timeout)
+
+    def _start(self) -> _Writer:
+        # No lock: a thread of the parent may have held it at the fork, and never lets go here.
+        pid = fork.pid
+        fresh = _Writer(self._stream, self._lines, self._now, self._queue_size // 2)
+        writer = self._writers.setdefault(pid, fresh)
+        if writer is fresh:
+            for other in [each for each in self._writers if each != pid]:
+                self._writers.pop(other, None)
+            try:
+                fresh.thread.start()
+            except RuntimeError:  # no more threads, or the interpreter is on its way out
+                self._writers.pop(pid, None)
+                return fresh
+            atexit.register(fresh.flush_at_exit)
+            weakref.finalize(self, fresh.add, None).atexit = False
+        return writer
+
+
+class _Writer:
+    """The thread of one process; knows its Sink's settings, not the Sink, which may vanish."""
+
+    def __init__(
+        self,
+        stream: TextIO | None,
+        lines: Callable[[TextIO], Lines],
+        now: Callable[[], float],
+        many: int,
+    ) -> None:
+        self.queue: deque[bytes | threading.Event | None] = deque()
+        self.dropped = 0
+        self.thread = threading.Thread(target=self._run, name="wsgigate-log", daemon=True)
+        self._stream = stream
+        self._follows = stream is None
+        self._make_lines = lines
+        self._now = now
+        self._many = many
+        self._pid = fork.pid
+        self._lock = threading.Lock()
+        self._idle = False
+        self._wake = threading.Event()
+        self._hurry = threading.Event()
+        self._reported = 0
+        self._output: _Output | None = None
+        self._lines: Lines | None = None
+
+    def put(self, record: Record) -> None:
+        try:
+            lines = self._lines
+            if lines is None or (self._follows and sys.stdout is not self._stream):
+                lines = self._opened()
+            line = lines.line(record)
+        except Exception:  # no stream, or a value that is none: the log never fails anyone
+            self.lose(1)
+            return
+        queue = self.queue
+        queue.append(line)
+        if self._idle:
+            self._wake.set()
+        if len(queue) > self._many and not self._hurry.is_set():
+            self._hurry.set()
+
+    def add(self, item: threading.Event | None) -> None:
+        """Queue what is no line: an event to set when all before it is written, or the end."""
+        self.queue.append(item)
+        self._hurry.set()
+        self._wake.set()
+
+    def lose(self, count: int) -> None:
+        with self._lock:
+            self.dropped += count
+        if self._idle:
+            self._wake.set()
+
+    def flush(self, timeout: float) -> bool:
+        if not self.thread.is_alive():
+            return not self.queue
+        written = threading.Event()
+        self.add(written)
+        return written.wait(timeout)
+
+    def flush_at_exit(self) -> None:
+        if self._pid == fork.pid:
+            self.flush(AT_EXIT)
+
+    def stop(self, timeout: float) -> bool:
+        self.add(None)
+        self.thread.join(timeout)
+        return not self.thread.is_alive()
+
+    def _run(self) -> None:
+        queue = self.queue
+        going_on = True
+        while going_on:
+            self._idle = True
+            if not queue:  # looked at after the flag: whoever adds from here on sees it
+                self._wake.wait()
+            self._idle = False
+            self._wake.clear()
+            if len(queue) < _ROUND:
+                self._hurry.wait(LINGER)
+            self._hurry.clear()
+            items = [queue.popleft() for _ in range(min(len(queue), _ROUND))]
+            going_on = None not in items
+            self._write(items)
+        atexit.unregister(self.flush_at_exit)
+
+    def _write(self, items: list[bytes | threading.Event | None]) -> None:
+        batch: list[bytes] = []
+        size = 0
+        most = self._output.most if self._output is not None else LONGEST
+        for item in items:
+            if isinstance(item, bytes):
+                if size + len(item) > most:
+                    self._out(batch)
+                    batch, size = [], 0
+                batch.append(item)
+                size += len(item)
+            elif item is not None:
+                self._out(batch)
+                batch, size = [], 0
+                item.set()
+        self._out(batch)
+
+    def _out(self, batch: list[bytes]) -> None:
+        """Write the lines of *batch* at once, after the number of those that were lost before."""
+        try:
+            lost = self.dropped - self._reported
+            if not batch and not lost:
+                return
+            lines = self._opened()
+            if self._output is None:
+                self._output = _Output(self._current())
+            if lost:
+                self._output.write(lines.dropped(self._now(), lost))
+                self._reported += lost
+            if batch:
+                self._output.write(b"".join(batch))
+        except Exception:  # a full disk, a reader that left, a stream that was closed
+            self.lose(len(batch))
+
+    def _opened(self) -> Lines:
+        with self._lock:
+            if self._follows and sys.stdout is not self._stream:
+                self._stream, self._lines, self._output = sys.stdout, None, None
+            if self._lines is None:
+                self._lines = self._make_lines(self._current())
+            return self._lines
+
+    def _current(self) -> TextIO:
+        if self._stream is None:
+            raise ValueError("there is no sys.stdout")
+        return self._stream
+
+
+class _Output:
+    """A text stream that takes bytes, unbuffered where it can: what is a line stays a line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        raw = getattr(getattr(stream, "buffer", None), "raw", None)
+        # Not its file descriptor: the number of a closed file may be a client's connection by now.
+        self._raw: io.RawIOBase | None = raw if isinstance(raw, io.RawIOBase) else None
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+        self._torn = False
+        self.most = LONGEST  # a longer write to a pipe may be mixed with those of other workers
+        if self._raw is not None:
+            stream.flush()
+            try:
+                mode = os.fstat(self._raw.fileno()).st_mode
+            except OSError:  # no file at all
+                mode = 0
+            if stat.S_ISREG(mode) or stat.S_ISCHR(mode):
+                self.most = _BLOCK
+
+    def write(self, data: bytes) -> None:
+        if self._raw is None:
+            self._stream.write(data.decode(self._encoding))
+            self._stream.flush()
+            return
+        if self._torn:  # by a disk that was full: the next line does not continue that one
+            self._write_raw(self._raw, b"\n")
+            self._torn = False
+        self._write_raw(self._raw, data)
+
+    def _write_raw(self, raw: io.RawIOBase, data: bytes) -> None:
+        rest = memoryview(data)
+        try:
+            while rest:
+                written = raw.write(rest)
+                if written is None:  # a pipe that was told not to wait
+                    poll = select.poll()
+                    poll.register(raw.fileno(), select.POLLOUT)
+                    poll.poll(1000)
+                else:
+                    rest = rest[written:]
+        except BaseException:
+            self._torn = self._torn or 0 < len(rest) < len(data)
+            raise

@@ -1,0 +1,418 @@
+"""The facts of the server at hand, and what is done about what they show.
+
+Under GateWorker gunicorn's settings are looked at before anything is served. Elsewhere a gateway
+learns of its server by the first request.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from typing import Any, Literal
+from wsgiref.types import WSGIApplication, WSGIEnvironment
+
+from wsgigate.http.problem import Problem
+from wsgigate.runtime import fork
+
+__all__ = [
+    "Finding",
+    "MOST_THREADS",
+    "MOST_WORKERS",
+    "ServerFacts",
+    "checked_at_first_request",
+    "facts_of_environ",
+    "facts_of_gunicorn",
+    "findings",
+    "tell",
+]
+
+
+# What a server gets wrong for a gateway: findings from facts.
+
+STRICT_PARSER = (0, 6, 14)
+"""The first ``gunicorn_h1c`` that reads requests as strictly as gunicorn itself."""
+
+MOST_WORKERS = 1024
+"""Processes of one gateway. Each takes tens of MiB: a typing error must not take all there is."""
+
+MOST_THREADS = 4096
+"""Threads of one process."""
+
+GRANIAN_CUTS = (2, 8, 9)
+"""The first granian that cuts a response without a length for the client when the app fails."""
+
+_HELD_BY_SLOW_CLIENTS = ("sync", "gthread")
+
+_RUINED_BY_FORWARDERS = {"SCRIPT_NAME", "PATH_INFO"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it should be.
+
+    :ivar severity: ``error`` for what makes a gateway unsafe, ``warning`` for what makes it worse.
+    :ivar setting: The setting to change, or the server.
+    :ivar text: What is wrong with it, and what to do.
+    """
+
+    severity: Literal["error", "warning"]
+    setting: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.setting}: {self.text}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerFacts:
+    """What is known of a server; what is not keeps its default, with which nothing is wrong.
+
+    :ivar server: What it calls itself: ``gunicorn``, ``werkzeug``, ``wsgiref``.
+    :ivar version: Its version.
+    :ivar tested: The versions that the gateway was tested with: from the first, before the second.
+    :ivar worker: gunicorn's kind of worker, or ``GateWorker``.
+    :ivar parser: gunicorn's ``http_parser``.
+    :ivar other_parser: The version of ``gunicorn_h1c`` that is installed.
+    :ivar trusts: Whose word gunicorn takes for the scheme: its ``forwarded_allow_ips``.
+    :ivar forwarders_set: The fields by which those set parts of the environ: ``forwarder_headers``.
+    :ivar unix_socket: Whether it listens on a Unix socket, all of whose peers it trusts so.
+    :ivar header_map: What gunicorn does with fields that have underscores in their names.
+    :ivar preload: Whether the gateway is made before the workers are forked.
+    :ivar http2: Whether it is to speak HTTP/2, and whether it can: what that takes is installed.
+    :ivar raw_target: Whether the request target arrives as the client sent it.
+    :ivar keeps_slashes: Whether a route of the gateway tells ``%2F`` from ``/``.
+    :ivar strips_forwarded: Whether it removes ``X-Forwarded-For`` and the like by itself.
+    :ivar believes_all: Whether it takes the client's address from any peer's ``X-Forwarded-For``.
+    :ivar both_framings: Whether it keeps the connection of a request that has a
+        ``Content-Length`` and a ``Transfer-Encoding``.
+    :ivar hides_authorization: Whether it hides ``Authorization``, as far as this request shows.
+    :ivar unseen_fork: Whether its workers were forked without Python being told.
+    :ivar no_threads: Whether threads that an app starts do not run.
+    :ivar debugger: Whether werkzeug's debugger runs what clients of other machines type.
+    """
+
+    server: str = ""
+    version: tuple[int, ...] = ()
+    tested: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    worker: str = "GateWorker"
+    parser: str = "python"
+    other_parser: tuple[int, ...] | None = None
+    trusts: tuple[str, ...] = ()
+    forwarders_set: tuple[str, ...] = ()
+    unix_socket: bool = False
+    header_map: str = "refuse"
+    preload: bool = False
+    http2: tuple[bool, bool] = (False, True)
+    raw_target: bool = True
+    keeps_slashes: bool = False
+    debugger: bool = False
+    strips_forwarded: bool = False
+    believes_all: bool = False
+    both_framings: bool = False
+    hides_authorization: bool = False
+    unseen_fork: bool = False
+    no_threads: bool = False
+
+
+def findings(facts: ServerFacts) -> list[Finding]:
+    """Return what is not as it should be, errors first."""
+    return sorted(_all(facts), key=lambda finding: finding.severity)
+
+
+def _all(facts: ServerFacts) -> Iterator[Finding]:
+    yield from _parser(facts)
+    yield from _forwarders(facts)
+    if facts.header_map == "dangerous":
+        yield Finding(
+            "error", "header_map", 'X_User_Id is read as X-User-Id; set it to "refuse" or "drop"'
+        )
+    if facts.http2 == (True, False):
+        yield Finding(
+            "error", "http_protocols", 'HTTP/2 needs the package h2: pip install "wsgigate[http2]"'
+        )
+    if facts.debugger:
+        yield Finding("error", "werkzeug", "its debugger lets clients run code; turn it off")
+    if facts.server in ("werkzeug", "wsgiref"):
+        yield Finding("warning", facts.server, "it is a server for development; use gunicorn")
+    if not facts.raw_target:
+        yield Finding(
+            "error" if facts.keeps_slashes else "warning",
+            facts.server or "the server",
+            "it hides the request target as it was sent: an encoded slash is taken for a slash"
+            + (', so no route can have encoded_slash = "keep"' if facts.keeps_slashes else ""),
+        )
+    if facts.server == "granian" and facts.http2[0]:
+        # no release is known that frees them; 2.8.9 was tried
+        yield Finding(
+            "error",
+            "http2",
+            "under granian one HTTP/2 connection can hold every thread of a worker, by requests "
+            "whose bodies never come; turn gateway.http2 off, or run under gunicorn",
+        )
+    if facts.server == "granian" and () < facts.version < GRANIAN_CUTS:
+        yield Finding(
+            "warning",
+            "granian",
+            f"{_dotted(facts.version)} completes a response without a length that the service "
+            f"cut, so the client takes it for whole; use granian {_dotted(GRANIAN_CUTS)} or newer",
+        )
+    yield from _hidden(facts)
+    if facts.worker in _HELD_BY_SLOW_CLIENTS:
+        yield Finding(
+            "warning",
+            "worker_class",
+            f"slow clients can hold {facts.worker} workers; use "
+            "wsgigate.servers.gunicorn_worker.GateWorker or put a buffering proxy in front",
+        )
+    if facts.preload:
+        yield Finding(
+            "warning",
+            "preload_app",
+            "a reload reads neither the file nor code again, and what middlewares open before "
+            "the fork is shared by all workers; turn it off",
+        )
+    if facts.tested is not None and not facts.tested[0] <= facts.version[:2] < facts.tested[1]:
+        first, end = map(_dotted, facts.tested)
+        yield Finding(
+            "warning",
+            facts.server,
+            f"{_dotted(facts.version)} is not a release this was tested with: "
+            f"from {first}, before {end}",
+        )
+
+
+def _hidden(facts: ServerFacts) -> Iterator[Finding]:
+    if facts.believes_all:
+        yield Finding(
+            "warning",
+            "trusted_proxy",
+            "every client may claim any address by X-Forwarded-For; remove "
+            'trusted_proxy = "*", and name the proxies in gateway.trusted_proxies',
+        )
+    if facts.strips_forwarded:
+        yield Finding(
+            "warning",
+            facts.server,
+            "it removes X-Forwarded-For and the like, so behind a proxy all clients have the "
+            "proxy's address and share one quota; serve with clear_untrusted_proxy_headers=False "
+            "(waitress-serve --no-clear-untrusted-proxy-headers)",
+        )
+    if facts.both_framings:
+        yield Finding(
+            "warning",
+            facts.server,
+            "it accepts a request with both Content-Length and Transfer-Encoding and keeps its "
+            "connection; a proxy in front that goes by the length lets clients smuggle requests; "
+            "use gunicorn, or a proxy that rejects such requests",
+        )
+    if facts.hides_authorization:
+        yield Finding(
+            "warning",
+            "WSGIPassAuthorization",
+            "this request has no Authorization, which mod_wsgi hides by default, so that every "
+            'token is refused with 401; set "WSGIPassAuthorization On" if it is not',
+        )
+    if facts.unseen_fork:
+        yield Finding(
+            "warning",
+            "py-call-osafterfork",
+            "the workers were forked without telling Python, so threads and locks made before may "
+            "hang in them; run uwsgi with --py-call-osafterfork or --lazy-apps",
+        )
+    if facts.no_threads:
+        yield Finding(
+            "warning",
+            "enable-threads",
+            "threads of the app do not run, so the Logger writes nothing and no health check runs; "
+            "run uwsgi with --enable-threads",
+        )
+
+
+def _parser(facts: ServerFacts) -> Iterator[Finding]:
+    other = facts.other_parser
+    if facts.parser == "python" or other is None:
+        return
+    if other < STRICT_PARSER:
+        yield Finding(
+            "error",
+            "http_parser",
+            f"{facts.parser!r} takes gunicorn_h1c {_dotted(other)}, which lets bare "
+            'line feeds and folded fields pass; set it to "python"',
+        )
+    else:
+        yield Finding(
+            "warning",
+            "http_parser",
+            f'{facts.parser!r} takes gunicorn_h1c, which was not tested; set it to "python"',
+        )
+
+
+def _forwarders(facts: ServerFacts) -> Iterator[Finding]:
+    rewriting = _RUINED_BY_FORWARDERS.intersection(facts.forwarders_set)
+    if "*" in facts.trusts:
+        yield Finding(
+            "error",
+            "forwarded_allow_ips",
+            'every client may say that it came by https; set it to "", and gateway.trusted_proxies',
+        )
+    elif facts.trusts:
+        yield Finding(
+            "warning",
+            "forwarded_allow_ips",
+            "whom to believe is for gateway.trusted_proxies to say; "
+            f'set it to "", not {",".join(facts.trusts)!r}',
+        )
+    if rewriting and (facts.trusts or facts.unix_socket):
+        yield Finding(
+            "error",
+            "forwarder_headers",
+            f'clients could rewrite the path by {" and ".join(sorted(rewriting))}; set it to ""',
+        )
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+Mode = Literal["refuse", "warn"]
+
+_log = logging.getLogger("wsgigate")
+
+_SOFTWARE = re.compile(r"([A-Za-z_]+)/([0-9]+(?:\.[0-9]+)*)")
+
+
+def facts_of_gunicorn(cfg: Any, *, worker: str, tested: Any = None) -> ServerFacts:
+    """Return what gunicorn's settings *cfg* say.
+
+    :param worker: What serves: ``GateWorker``, ``gthread``.
+    :param tested: The releases that the worker was tested with.
+    """
+    import gunicorn
+    from gunicorn.http2 import is_http2_available
+
+    return ServerFacts(
+        server="gunicorn",
+        version=_version(gunicorn.__version__),
+        tested=tested,
+        worker=worker,
+        parser=cfg.http_parser,
+        other_parser=_installed("gunicorn_h1c"),
+        trusts=_listed(cfg.forwarded_allow_ips),
+        forwarders_set=tuple(name.upper() for name in _listed(cfg.forwarder_headers)),
+        unix_socket=any(isinstance(address, str) for address in cfg.address),
+        header_map=cfg.header_map,
+        preload=cfg.preload_app,
+        http2=("h2" in cfg.http_protocols, is_http2_available()),
+    )
+
+
+def facts_of_environ(environ: WSGIEnvironment, *, keeps_slashes: bool = False) -> ServerFacts:
+    """Return what a request tells of its server.
+
+    :param keeps_slashes: Whether a route of the gateway tells ``%2F`` from ``/``.
+    """
+    software = environ.get("SERVER_SOFTWARE", "")
+    name, version = "", tuple[int, ...]()
+    found = _SOFTWARE.search(software)
+    if found is not None:
+        name, version = found[1].lower(), _version(found[2])
+    elif software == "Granian":  # which does not name its version
+        name, version = "granian", _installed("granian") or ()
+    if "uwsgi.version" in environ:
+        name, version = "uwsgi", _version(str(environ["uwsgi.version"]))
+    elif "mod_wsgi.version" in environ:
+        name, version = "mod_wsgi", tuple(environ["mod_wsgi.version"])
+    elif "waitress.client_disconnected" in environ:
+        name, version = "waitress", _installed("waitress") or ()
+    waitress = _settings_of_waitress(environ)
+    return ServerFacts(
+        server={"wsgiserver": "wsgiref"}.get(name, name),
+        version=version,
+        worker="gthread" if name == "gunicorn" and _is_gunicorns_own(environ) else "",
+        raw_target=not name or bool(environ.get("RAW_URI") or environ.get("REQUEST_URI")),
+        keeps_slashes=keeps_slashes,
+        debugger="werkzeug.debug.preserve_context" in environ
+        and not environ.get("REMOTE_ADDR", "").startswith(("127.", "::1")),
+        strips_forwarded=getattr(waitress, "clear_untrusted_proxy_headers", False)
+        and getattr(waitress, "trusted_proxy", None) is None,
+        believes_all=getattr(waitress, "trusted_proxy", None) == "*",
+        both_framings=name == "waitress" and _waitress_takes_both_framings(),
+        hides_authorization=name == "mod_wsgi" and "HTTP_AUTHORIZATION" not in environ,
+        unseen_fork=fork.unseen,
+        no_threads=name == "uwsgi" and not _uwsgi_runs_threads(),
+    )
+
+
+def _settings_of_waitress(environ: WSGIEnvironment) -> Any:
+    """Return the settings of the waitress that serves, if it shows them; there is no other way."""
+    channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
+    return getattr(getattr(channel, "server", None), "adj", None)
+
+
+def _waitress_takes_both_framings() -> bool:
+    """Return whether the waitress at hand does, by what it does: a later one may not."""
+    try:
+        parser = import_module("waitress.parser").HTTPRequestParser(
+            import_module("waitress.adjustments").Adjustments()
+        )
+        parser.received(
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        )
+    except Exception:  # it is another one than this was written for
+        return False
+    return not parser.error and not parser.connection_close
+
+
+def _uwsgi_runs_threads() -> bool:
+    options: Any = getattr(sys.modules.get("uwsgi"), "opt", {})
+    return any(name in options for name in ("enable-threads", "threads", "gevent"))
+
+
+def tell(found: list[Finding], mode: Mode, log: Any = _log) -> bool:
+    """Write what was *found* to the log; return whether serving is to be refused for it."""
+    for finding in found:
+        (log.error if finding.severity == "error" else log.warning)("Self-check: %s", finding)
+    refused = mode == "refuse" and any(finding.severity == "error" for finding in found)
+    if refused:
+        log.error('Nothing is served until that is put right, or gateway.self_check is "warn"')
+    return refused
+
+
+def checked_at_first_request(
+    mode: Mode, *, keeps_slashes: bool = False
+) -> Callable[[WSGIEnvironment], WSGIApplication | None]:
+    """Return what looks at the first request, and says what answers instead if it must not pass."""
+
+    def check(environ: WSGIEnvironment) -> WSGIApplication | None:
+        fork.notice_fork()
+        refused = tell(findings(facts_of_environ(environ, keeps_slashes=keeps_slashes)), mode)
+        return Problem(503, "The gateway refuses to serve under this server.") if refused else None
+
+    return check
+
+
+def _is_gunicorns_own(environ: WSGIEnvironment) -> bool:
+    """Return whether the worker is one that a client can hold: neither gevent's nor ours."""
+    client = environ.get("gunicorn.socket")
+    return not type(client).__module__.startswith(("gevent", "eventlet", "wsgigate"))
+
+
+def _listed(value: Any) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def _installed(package: str) -> tuple[int, ...] | None:
+    try:
+        return _version(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])

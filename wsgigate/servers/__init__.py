@@ -1,0 +1,3 @@
+"""What the servers and frameworks around a gateway need from it."""
+
+from __future__ import annotations

@@ -1,0 +1,367 @@
+"""HTTP/2 under GateWorker: the loop reads connections, and threads serve their requests.
+
+See :mod:`wsgigate.servers.gunicorn_http2_client` for what a connection is and how it is bounded.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from functools import partial
+from typing import Any
+
+from gunicorn import util
+from gunicorn.http import wsgi
+from gunicorn.http2.errors import (
+    HTTP2Error,
+    HTTP2StreamError,
+)
+from gunicorn.http2.response import HTTP2Response
+from gunicorn.workers import gthread
+
+from wsgigate.http.wsgi import CLIENT_STREAM, close_body
+from wsgigate.servers.gunicorn_http2_client import Http2Client, RefusedRequest, Stream
+
+__all__ = ["Http2Client", "Http2Worker", "LingeringWorker"]
+
+
+# Connections that were answered for the last time, closed without anybody waiting for them.
+
+MOST_DRAINED = 64 << 20
+"""Bytes that are read, and thrown away, of a client that goes on sending what was refused.
+
+Most clients send a body as a whole before they read the response. Closing meanwhile resets the
+connection, and the response is lost: they see a broken pipe instead of the 413.
+"""
+
+LONGEST = 30.0
+"""Seconds for which that may last in all."""
+
+
+class LingeringWorker(gthread.ThreadWorker):  # type: ignore[misc]
+    """gunicorn's threaded worker, whose last word to a client does not hold up its accept loop.
+
+    :cvar linger_timeout: Seconds for a client to close a connection that was answered, or to send
+        more of what is thrown away.
+    """
+
+    alive: bool
+    linger_timeout = 2.0
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._lingering: dict[socket.socket, tuple[float, float, int]] = {}
+        # until when each may be silent, and go on sending, and what it has sent
+
+    def linger(self, client: socket.socket) -> None:
+        """Close *client* as RFC 9112 section 9.6 says, without waiting for it.
+
+        A stopping worker waits for it as for a request, or what was sent last could be lost.
+        """
+        try:
+            client.setblocking(False)
+            if isinstance(client, ssl.SSLSocket):
+                _say_goodbye(client)
+            client.shutdown(socket.SHUT_WR)
+            self.poller.register(client, gthread.selectors.EVENT_READ, partial(self._drain, client))
+        except (OSError, ValueError, KeyError):
+            util.close(client)
+            return
+        self.nr_conns += 1
+        now = time.monotonic()
+        longest = LONGEST if self.alive else self.linger_timeout
+        self._lingering[client] = (now + self.linger_timeout, now + longest, 0)
+
+    def _drain(self, client: socket.socket, _fileobj: object) -> None:
+        if client not in self._lingering:
+            return
+        try:
+            data = socket.socket.recv(client, 65536)  # of TLS as well: nobody is to understand it
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        _, longest, drained = self._lingering.pop(client)
+        now = time.monotonic()
+        drained += len(data)
+        # the last of the table, which is in the order of these deadlines
+        self._lingering[client] = (min(now + self.linger_timeout, longest), longest, drained)
+        if not data or drained > MOST_DRAINED or now >= longest:
+            self._end(client)
+
+    def _end(self, client: socket.socket) -> None:
+        del self._lingering[client]
+        self.nr_conns -= 1
+        try:
+            self.poller.unregister(client)
+        except (OSError, KeyError, ValueError):
+            pass
+        util.close(client)
+
+    def end_lingering(self, now: float) -> None:
+        """Close those whose clients have taken too long."""
+        for client, (until, *_) in list(self._lingering.items()):
+            if until > now:
+                break
+            self._end(client)
+
+    def hurry_lingering(self, deadline: float) -> None:
+        """Close all that linger by *deadline* at the latest."""
+        for client, (until, longest, drained) in self._lingering.items():
+            self._lingering[client] = (min(until, deadline), min(longest, deadline), drained)
+
+    def end_oldest_lingering(self) -> bool:
+        """Close the one that has lingered for longest; return whether there was one."""
+        for client in self._lingering:
+            self._end(client)
+            return True
+        return False
+
+
+def _say_goodbye(client: ssl.SSLSocket) -> None:
+    """Tell the client that nothing was cut off (RFC 8446 section 6.1) without waiting."""
+    try:
+        client.unwrap()
+    except (OSError, ValueError):
+        pass
+
+
+class Http2Worker(LingeringWorker):
+    """gunicorn's threaded worker, whose threads serve HTTP/2 requests and not connections."""
+
+    alive: bool
+    idle_timeout: float
+    head_timeout: float
+    body_rate: float
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._http2: dict[Any, None] = {}  # connections; the loop's alone
+
+    def handle_http2(self, conn: Any) -> bool:
+        """Have the loop read *conn* from now on; return that it is kept."""
+        self.method_queue.defer(self._begin_http2, conn)
+        return True
+
+    def handle_h2c_upgrade(self, conn: Any, req: Any, settings: Any) -> Any:
+        """Serve a request that asks for HTTP/2 without TLS over HTTP/1.1 (RFC 9113 section 3.1)."""
+        return self._keepalive_after(conn, self.handle_request(req, conn))
+
+    def begin_http2(self, conn: Any) -> Http2Client:
+        """Return what reads and writes on *conn*, which has just been opened."""
+        conn.sock.setblocking(False)
+        return Http2Client(
+            conn.parser,
+            patience=self.idle_timeout,
+            rate=self.body_rate,
+            idle=self.cfg.keepalive,
+            first=self.head_timeout,
+            threads=int(self.cfg.threads),
+            wake=lambda: self.method_queue.defer(self._look_at_http2, conn),
+        )
+
+    def _begin_http2(self, conn: Any) -> None:
+        self._http2[conn] = None
+        self._read_http2(conn)
+
+    def _read_http2(self, conn: Any, _socket: object = None) -> None:
+        """Read *conn*, which has something to read or room to write; runs in the loop."""
+        if conn not in self._http2:
+            return
+        try:
+            if conn.parser.receive():
+                self.method_queue.defer(self._read_http2, conn)
+        except Exception:
+            self.log.exception("HTTP/2 connection error")
+            conn.parser.close()
+        self._look_at_http2(conn)
+
+    def _look_at_http2(self, conn: Any) -> None:
+        """Watch, serve or close *conn*, as it needs; runs in the loop."""
+        if conn not in self._http2:
+            return
+        client: Http2Client = conn.parser
+        watched, wanted = client.watch()
+        if wanted != watched:
+            try:
+                if not wanted:
+                    self.poller.unregister(conn.sock)
+                elif watched:
+                    self.poller.modify(conn.sock, wanted, lambda _: self._read_http2(conn))
+                else:
+                    self.poller.register(conn.sock, wanted, lambda _: self._read_http2(conn))
+            except (OSError, KeyError, ValueError):
+                client.close()
+        if client.is_closed:
+            if not client.in_flight:
+                self._forget_http2(conn)
+        elif client.wants():
+            self.keepalived_conns.offer(lambda: self._serve_http2(conn))
+
+    def _forget_http2(self, conn: Any) -> None:
+        del self._http2[conn]
+        self.nr_conns -= 1
+        try:
+            conn.close(graceful=not conn.parser.broken)
+        except Exception:
+            self.log.exception("Error closing a connection")
+            util.close(conn.sock)
+
+    def end_idle_http2(self, now: float, *, force: bool = False) -> None:
+        """Close the connections that have asked for nothing for too long, or all of them."""
+        for conn in list(self._http2):
+            if force or conn.parser.expired(now):
+                conn.parser.close()
+                self._look_at_http2(conn)
+                if force and conn in self._http2:
+                    self._forget_http2(conn)
+
+    def drain_http2(self, until: float) -> None:
+        """Have clients make their next requests elsewhere, and serve those made before *until*."""
+        for conn in self._http2:
+            conn.parser.drain(until)
+
+    def refuse_http2(self) -> None:
+        """Accept no further request."""
+        for conn in self._http2:
+            conn.parser.refuse_more()
+
+    def silent_http2(self) -> tuple[float, Any] | None:
+        """Return the connection that has asked for nothing for longest, and since when."""
+        silent = [
+            (since, conn) for conn in self._http2 if (since := conn.parser.silent_since) is not None
+        ]
+        return min(silent, key=lambda each: each[0], default=None)
+
+    def end_http2(self, conn: Any) -> None:
+        """Close *conn*."""
+        conn.parser.close()
+        self._look_at_http2(conn)
+
+    def _serve_http2(self, conn: Any) -> None:
+        """Serve the next request of *conn*; runs in a thread."""
+        client: Http2Client = conn.parser
+        request, more = client.take()
+        if more:
+            self.keepalived_conns.offer(lambda: self._serve_http2(conn))
+        if request is None:
+            return
+        stream = request.stream
+        try:
+            if isinstance(request, RefusedRequest):
+                self._refuse(request, conn, client)
+            else:
+                if stream.length == 0:
+                    stream.await_end()
+                self.handle_http2_request(request, conn, client)
+        except (HTTP2Error, ConnectionError) as error:
+            self.log.debug("HTTP/2 stream cut: %s", error)  # finishing resets it
+        except (Exception, SystemExit, KeyboardInterrupt):
+            if not client.is_closed and not stream.gone:
+                self.log.exception("Error handling HTTP/2 request")
+                self._fail(client, stream)
+        finally:
+            client.finish(stream)
+            if client.is_closed or not self.alive:
+                self.method_queue.defer(self._look_at_http2, conn)
+            elif client.wants():
+                self.keepalived_conns.offer(lambda: self._serve_http2(conn))
+
+    def refusal(
+        self, req: Any, addr: Any, exc: BaseException
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
+        """Return the status, the fields and the body that answer a request that is not served."""
+        raise NotImplementedError
+
+    def _refuse(self, request: RefusedRequest, conn: Any, client: Http2Client) -> None:
+        status, fields, body = self.refusal(request, conn.client, request.error)
+        client.respond(request.stream, status, fields, end=not body)
+        client.send(request.stream, body, end=True)
+
+    def _fail(self, client: Http2Client, stream: Stream) -> None:
+        try:
+            client.fail(stream)
+        except HTTP2Error as error:
+            self.log.debug("HTTP/2 error response failed: %s", error)
+
+    def handle_http2_request(self, req: Any, conn: Any, h2_conn: Any) -> None:
+        """Serve one request.
+
+        :raises HTTP2Error: The client is gone, or does not take the response.
+        """
+        stream = req.stream
+        environ: dict[str, Any] = {}
+        response = None
+        try:
+            self.cfg.pre_request(self, req)
+            response, environ = wsgi.create(
+                req,
+                conn.sock,
+                conn.client,
+                conn.server,
+                self.cfg,
+                response_class=_Response,
+                response_args=(h2_conn, stream),
+            )
+            environ["wsgi.multithread"] = True
+            environ["wsgi.early_hints"] = lambda headers: h2_conn.inform(stream, 103, headers)
+            environ[CLIENT_STREAM] = stream
+            if "CONTENT_LENGTH" not in environ and (stream.size or not stream.complete):
+                environ["HTTP_TRANSFER_ENCODING"] = "chunked"  # as HTTP/1.1 says the same
+            self.nr += 1
+            if self.nr >= self.max_requests and self.alive:
+                self.log.info("Autorestarting worker after current request.")
+                self.alive = False
+            body = self.wsgi(environ, response.start_response)
+            try:
+                for item in body:
+                    response.write(item)
+                response.close()
+            finally:
+                close_body(body)
+        finally:
+            try:
+                self.cfg.post_request(self, req, environ, response)
+            except Exception:
+                self.log.exception("Exception in post_request hook")
+
+
+class _Response(HTTP2Response):  # type: ignore[misc]
+    """Writes a response as frames; one without a body ends with its head."""
+
+    def __init__(self, req: Any, sock: Any, cfg: Any, client: Http2Client, stream: Stream) -> None:
+        super().__init__(req, sock, cfg, client, stream.stream_id)
+        self.headers_sent = False
+        self._client = client
+        self._stream = stream
+
+    def send_headers(self, *, end: bool = False) -> None:
+        """Send the head, unless it was sent."""
+        if self.headers_sent:
+            return
+        names = {name.lower() for name, _ in self.headers}
+        fields = list(self.headers)
+        if "server" not in names:
+            fields.append(("server", self.version))
+        if "date" not in names:
+            fields.append(("date", util.http_date()))
+        end = end or self._omits_body or self.response_length == 0
+        self._client.respond(self._stream, self.status_code, fields, end=end)
+        self.headers_sent = True
+
+    def _emit_body(self, data: bytes) -> None:
+        if data:
+            end = self.response_length is not None and self.sent >= self.response_length
+            self._client.send(self._stream, data, end=end)
+
+    def close(self) -> None:
+        """End the response.
+
+        :raises HTTP2StreamError: It is shorter than it said; that resets it.
+        """
+        self.send_headers(end=True)
+        if not self._stream.ended and self.sent < (self.response_length or 0):
+            raise HTTP2StreamError(self.stream_id, "the response is shorter than its length")
+        if not self._stream.ended:
+            self._client.send(self._stream, b"", end=True)

@@ -1,0 +1,162 @@
+"""Removes the folders of apps that are gone.
+
+Each app and gateway without an explicit store has a folder of its own under the user's runtime or
+state folder, named after the file of its code. An app that was moved leaves a folder behind. So who
+makes a new folder looks at some of those beside it.
+
+A folder is removed only when nothing can be lost by it:
+
+- no process has its store open, which LMDB's lock file tells, and none can open it meanwhile: that
+  takes the lock of the folder (:func:`wsgigate.store.lmdb_files.alone`), which is held here;
+- no value in it is alive, so that a deny-list is kept for as long as its tokens are valid;
+- it was not touched for a day, and holds nothing but the two files of LMDB.
+
+A process that comes too late for the folder makes it anew and finds what it would have found: no
+value.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import sys
+import time
+from hashlib import sha256
+from itertools import islice
+
+from wsgigate.store import MisconfiguredStore, StoreError, lmdb_files
+from wsgigate.store.lmdb import folders_in_use
+from wsgigate.store.lmdb_environment import has_live_values
+from wsgigate.store.lmdb_files import FIX, own_folder
+
+__all__ = ["private_folder", "remove_leftovers"]
+
+
+AGE = 86400.0
+"""For how many seconds nothing touched a folder that is removed."""
+
+LOOKED_AT, REMOVED = 256, 16
+"""How many folders are looked at, and removed, at a time: a request may wait for it."""
+
+_NAME = re.compile(r"[A-Za-z0-9-]+-[0-9a-f]{12}")
+
+_FILES = {"data.mdb", "lock.mdb"}
+
+_ASIDE = "data.mdb" + lmdb_files.DAMAGED
+
+
+def remove_leftovers(base: str, *, keep: frozenset[str], now: float | None = None) -> int:
+    """Remove folders under *base* that no app uses any more; return how many.
+
+    :param base: The folder of the user's private folders.
+    :param keep: Those that this process uses, open or not: LMDB must not be asked about them.
+    :param now: The time, in seconds since 1970.
+    """
+    now = time.time() if now is None else now
+    removed = 0
+    try:
+        with os.scandir(base) as entries:
+            paths = [entry.path for entry in islice(entries, LOOKED_AT)]
+    except OSError:
+        return 0
+    for path in paths:
+        if removed == REMOVED:
+            break
+        if os.path.realpath(path) not in keep and _NAME.fullmatch(os.path.basename(path)):
+            try:
+                removed += _removed(path, now)
+            except OSError:
+                pass  # another process was faster, or it is not ours to remove
+    return removed
+
+
+def _removed(folder: str, now: float) -> bool:
+    if not _is_old(folder, now):
+        return False
+    with lmdb_files.alone(folder):
+        names = set(os.listdir(folder))
+        lock = os.path.join(folder, "lock.mdb")
+        ours = all(name in _FILES or name.startswith(_ASIDE) for name in names)
+        if not ours or not _is_old(folder, now):
+            return False
+        if "lock.mdb" in names and not lmdb_files.unused(lock):
+            return False
+        if "data.mdb" in names and has_live_values(folder, now):
+            return False
+        for name in names:
+            os.unlink(os.path.join(folder, name))
+        os.rmdir(folder)
+    return True
+
+
+def _is_old(folder: str, now: float) -> bool:
+    """Return whether *folder* is a private folder of this user that nothing touched for long."""
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        return False
+    latest = found.st_mtime
+    for name in os.listdir(folder):
+        latest = max(latest, os.lstat(os.path.join(folder, name)).st_mtime)
+    return now - latest >= AGE
+
+
+def private_folder(owner: str, cure: str = "") -> str:
+    """Return a folder that only this user can open, one per *owner*; it is made if missing.
+
+    It lies under ``$XDG_RUNTIME_DIR/wsgigate``, or where that cannot be had under
+    ``$XDG_STATE_HOME/wsgigate`` (``~/.local/state/wsgigate``).
+
+    :param owner: Names the gateway or app; empty for the running program, known by its working
+        directory and its arguments, which all workers of one server have in common.
+    :param cure: What the error says to do. Default: to set ``store.url``.
+    :raises MisconfiguredStore: Neither place can be used; says why and what to set.
+    :raises StoreError: Neither can at the moment.
+    """
+    label = owner
+    if not owner:
+        try:
+            owner = "\0".join([os.getcwd(), *sys.argv])
+        except OSError as error:
+            raise MisconfiguredStore(
+                f"the working directory is gone: {error.strerror}; {cure or FIX}"
+            ) from error
+        label = f"{os.path.basename(sys.argv[0] or 'python')}-{os.path.basename(os.getcwd())}"
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-")[:40] or "app"
+    digest = sha256(owner.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    errors: list[StoreError] = []
+    for base in _bases():
+        try:
+            folder = os.path.join(base, "wsgigate")
+            own_folder(folder, private=True)
+            mine = os.path.join(folder, f"{slug}-{digest}")
+            new = not os.path.lexists(mine)
+            own_folder(mine, private=True)
+            if new:
+                _remove_leftovers(folder)
+            return mine
+        except StoreError as error:
+            errors.append(error)
+    lasting = all(isinstance(error, MisconfiguredStore) for error in errors)
+    kind = MisconfiguredStore if lasting else StoreError
+    reasons = "; ".join(map(str, errors))
+    raise kind(f"there is no private folder for the store: {reasons}; {cure or FIX}")
+
+
+def _remove_leftovers(base: str) -> None:
+    """Remove folders beside a new one whose apps are gone."""
+    remove_leftovers(base, keep=folders_in_use())
+
+
+def _bases() -> list[str]:
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    # relative paths are to be ignored (XDG Base Directory Specification, "Basics")
+    bases = [runtime] if os.path.isabs(runtime) else []
+    state = os.environ.get("XDG_STATE_HOME", "")
+    if not os.path.isabs(state):
+        state = os.path.join(os.path.expanduser("~"), ".local", "state")
+    try:
+        os.makedirs(state, 0o700, exist_ok=True)
+    except OSError:
+        pass  # own_folder then says what is wrong with it
+    return [*bases, state]

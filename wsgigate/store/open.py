@@ -1,0 +1,220 @@
+"""The store of one user of it: one that it was given, one by its URL, or one of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from wsgigate.runtime import fork
+from wsgigate.store import NETWORKED, Change, MisconfiguredStore, R, Store, StoreError, update
+from wsgigate.store.memory import MemoryStore
+from wsgigate.store.namespace import Names, check_namespace, innermost, maker
+from wsgigate.store.under_test import memory_of, under_test
+
+__all__ = ["Namespaced", "OpenedStore", "open_store"]
+
+
+def open_store(url: str, *, owner: str = "", cure: str = "") -> Store:
+    """Return the store that *url* names. Nothing is opened before its first use.
+
+    :param url: ``memory:`` for one process; ``lmdb:`` or ``lmdb:PATH`` for every worker of this
+        machine; ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://``, ``unix://``,
+        ``redis+sentinel://`` or ``redis+cluster://`` for many machines, see
+        :class:`wsgigate.store.redis.RedisStore`.
+    :param owner: Whose store it is: one per gateway or app, so that two of them never share
+        counters by accident. A plain ``lmdb:`` then is a folder of its own; in a Redis, the names
+        of the keys begin with it.
+    :param cure: What the error says to do when the folder of a plain ``lmdb:`` cannot be used.
+        Default: to set ``store.url``.
+    :raises ValueError: No store goes by that URL, or it needs a package that is not installed.
+    :raises MisconfiguredStore: The folder of a plain ``lmdb:`` cannot be used.
+    :raises StoreError: That folder cannot be made at the moment.
+    """
+    scheme, colon, rest = url.partition(":")
+    if scheme == "memory" and colon and not rest:
+        from wsgigate.store.memory import MemoryStore
+
+        return MemoryStore()
+    if scheme == "lmdb" and colon:
+        from wsgigate.store.lmdb import LmdbStore
+        from wsgigate.store.lmdb_folders import private_folder
+
+        return LmdbStore(rest or private_folder(owner, cure))
+    if scheme in NETWORKED and rest.startswith("//"):
+        try:
+            from wsgigate.store.redis import RedisStore
+        except ModuleNotFoundError as error:
+            if error.name != "redis":
+                raise
+            raise ValueError(
+                f'a store at {scheme}:// needs redis-py: pip install "wsgigate[redis]"'
+            ) from None
+        return RedisStore(url, owner=owner)
+    if "//" in url:
+        url = f"{scheme}://..."  # what follows may be a secret
+    raise ValueError(
+        'a store is "memory:", "lmdb:", "lmdb:PATH" or a URL such as "redis://HOST:PORT/DB", '
+        f"not {url!r}"
+    )
+
+
+class OpenedStore:
+    """Opens a store when it is first needed, and closes it if it is nobody else's.
+
+    It is a store itself, for those who do not mind one call more for each.
+
+    During a test, a store of its own is in memory (:mod:`wsgigate.store.under_test`).
+
+    :param store: A store, the URL of one, or None for the private folder of the user who runs this
+        program.
+    :param app: Whose values they are: apps that share a store by a URL, or by None, are told apart
+        by :mod:`wsgigate.store.namespace`. None for what all apps share.
+    :param namespace: Whose values they are instead: all with the same one share.
+    :raises ValueError: *store* is neither, or *namespace* is malformed.
+    """
+
+    def __init__(
+        self, store: Store | str | None, app: object = None, *, namespace: str | None = None
+    ) -> None:
+        self._owned = store is None or isinstance(store, str)
+        self._store: Store | None = None
+        self._default = store is None
+        self._app = None if app is None else innermost(app)
+        self._lock: threading.Lock
+        fork.renewed(self, _lock="Lock")
+        self._namespace = check_namespace(namespace)
+        self._names: Names | None = None
+        self._prefix: str | None = None if namespace is None else f"{namespace}/"
+        self._cure = 'correct the store that was given as store, or pass store="lmdb:/path"'
+        if store is None or store == "lmdb:":  # its folder is not to be made before it is needed
+            self._names = Names(self._app, maker(self._app))
+            self._cure = (
+                'pass store="lmdb:/path" with a folder that this user may write, or set '
+                "XDG_STATE_HOME to one"
+            )
+        elif isinstance(store, str):
+            try:
+                self._store = open_store(store)
+            except ValueError as error:
+                raise ValueError(f"store: {error}") from None
+            self._cure = "correct the argument store"
+            if isinstance(self._store, MemoryStore) or getattr(self._store, "own_prefix", False):
+                self._prefix = self._prefix or ""  # nobody shares it, or the URL says who does
+            else:
+                self._names = Names(self._app, maker(self._app))
+        elif isinstance(store, Store):
+            self._store = store
+            self._prefix = self._prefix or ""
+        else:
+            raise ValueError(f"store: a store or the URL of one, not {store!r}")
+
+    @property
+    def prefix(self) -> str:
+        """What keys begin with, after the user's own prefix; to be asked for at the first use."""
+        prefix = self._prefix
+        if prefix is None:
+            prefix = self._prefix = "" if self._names is None else self._names.prefix()
+        return prefix
+
+    def open(self) -> Store:
+        """Return the store. One that cannot be had is tried again at the next use.
+
+        :raises StoreError: Its folder cannot be had.
+        """
+        if self._store is None:
+            with self._lock:
+                if self._store is None:
+                    self._store = self._own()
+        return self._store
+
+    def _own(self) -> Store:
+        if self._default and under_test(self._app):
+            return memory_of(None if self._namespace else self._app)
+        owner = f"namespace-{self._namespace}"
+        if not self._namespace and self._names is not None:
+            owner = self._names.folder()
+        return open_store("lmdb:", owner=owner, cure=self._cure)
+
+    def check_outage(self, error: StoreError, what: str) -> None:
+        """See that *error*, of a store that has not worked so far, may pass without a change.
+
+        The store of a gateway's file was looked at when the gateway started.
+
+        :param what: What cannot be done without the store.
+        :raises MisconfiguredStore: The error does not pass; the message says what to change.
+        """
+        if not isinstance(error, MisconfiguredStore) or getattr(self._store, "checked", False):
+            return
+        text, cure = str(error), getattr(self._store, "cure", "") or self._cure
+        if cure not in text:
+            text = f"{text}; {cure}"
+        raise MisconfiguredStore(f"{what}: {text}") from error
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the values are in the memory of this process alone, as far as is known."""
+        return isinstance(self._store, MemoryStore)
+
+    def updater(self) -> Callable[..., Any]:
+        """Return the store's ``update(key, change)``.
+
+        :raises StoreError: Its folder cannot be had.
+        """
+        store = self.open()
+        own: Callable[..., Any] | None = getattr(store, "update", None)
+        return partial(update, store) if own is None else own
+
+    def get(self, key: str) -> tuple[bytes | None, float]:
+        """Return the live value, or None, and the store's own time in seconds."""
+        return self.open().get(key)
+
+    def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
+        """Replace *old* by *new* if it is still there."""
+        return self.open().swap(key, old, new, ttl)
+
+    def update(self, key: str, change: Change[R]) -> R:
+        """Replace the value of *key* by what *change* makes of it; return its result."""
+        return update(self.open(), key, change)
+
+    def items(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        """Yield the live items whose key starts with *prefix*."""
+        return self.open().items(prefix)
+
+    def close(self) -> None:
+        """Close the store, unless it was given."""
+        if self._owned and self._store is not None:
+            self._store.close()
+
+
+class Namespaced:
+    """A store whose keys are those of one namespace in *opened*.
+
+    :param opened: The store, whose prefix goes before every key.
+    """
+
+    def __init__(self, opened: OpenedStore) -> None:
+        self._opened = opened
+
+    def get(self, key: str) -> tuple[bytes | None, float]:
+        """Return the live value, or None, and the store's own time in seconds."""
+        return self._opened.get(self._opened.prefix + key)
+
+    def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
+        """Replace *old* by *new* if it is still there."""
+        return self._opened.swap(self._opened.prefix + key, old, new, ttl)
+
+    def update(self, key: str, change: Change[R]) -> R:
+        """Replace the value of *key* by what *change* makes of it; return its result."""
+        return self._opened.update(self._opened.prefix + key, change)
+
+    def items(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        """Yield the live items whose key starts with *prefix*."""
+        skipped = len(self._opened.prefix)
+        for key, value in self._opened.items(self._opened.prefix + prefix):
+            yield key[skipped:], value
+
+    def close(self) -> None:
+        """Close the store, unless it was given."""
+        self._opened.close()
