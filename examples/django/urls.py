@@ -1,4 +1,4 @@
-"""Two views: one for everybody, one for those with a token."""
+"""Two views: a public one, and one that requires a token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def home(request: HttpRequest) -> JsonResponse:
 
 
 def me(request: HttpRequest) -> JsonResponse:
-    """Answer who the caller is; a WSGI environ key cannot be forged by a request field."""
+    """Return the caller's identity; header fields cannot forge a WSGI environ key."""
     claims = request.META.get(CLAIMS)
     if claims is None:
         return JsonResponse({"message": "Access token required!"}, status=401)

@@ -1,4 +1,4 @@
-"""The project's WSGI application, with the token check around it: one import and one line."""
+"""The project's WSGI application with JWT authentication: one import and one statement."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ application = Authenticator(
     application,
     algorithms=["HS256"],
     secret=os.environ["JWT_SECRET"],
-    required=False,  # who has no token passes without claims; a bad token is refused
+    required=False,  # no token: passes without claims; an invalid token: 401
 )

@@ -1,4 +1,4 @@
-"""An existing Flask app that has a rate limit now: one import and one line."""
+"""An existing Flask app with a rate limit: one import and one line."""
 
 from __future__ import annotations
 
@@ -19,4 +19,4 @@ def hello(name: str) -> dict[str, str]:
     return {"message": f"Hello, {name}!"}
 
 
-app.wsgi_app = Limiter(app.wsgi_app, "100 per 15 minutes")  # the line; app stays a Flask app
+app.wsgi_app = Limiter(app.wsgi_app, "100 per 15 minutes")  # app stays a Flask app

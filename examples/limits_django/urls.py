@@ -1,4 +1,4 @@
-"""Views that know nothing of limits."""
+"""Views without any code for rate limits."""
 
 from __future__ import annotations
 

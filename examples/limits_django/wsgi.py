@@ -1,4 +1,4 @@
-"""The project's WSGI application, with limits around it."""
+"""The project's WSGI application, wrapped with rate limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Flask app with the limits an API needs: by plan, by address, at a time; views know nothing."""
+"""A Flask app with rate limits by plan and address and a concurrency limit, outside the views."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wsgigate.http.wsgi import api_key, client_address
 app = Flask(__name__)
 
 PLANS = {"free": "100 per hour", "pro": ["50/s", "1_000_000 per calendar month"]}
-KEYS = {"key-of-ada": "pro", "key-of-bob": "free"}  # in life: a table of yours, cached
+KEYS = {"key-of-ada": "pro", "key-of-bob": "free"}  # in production: a table, cached
 
 
 @app.get("/")
@@ -37,12 +37,12 @@ def health() -> dict[str, str]:
 
 
 def plan(environ: dict[str, Any]) -> str | None:
-    """Return the plan of the caller's API key; one that nobody has is nobody's."""
+    """Return the plan of the caller's API key, None for an unknown key."""
     return KEYS.get(environ.get("HTTP_X_API_KEY", ""))
 
 
 def caller(environ: dict[str, Any]) -> str | None:
-    """Count those with a good key by it, and all others by address: keys are easily made up."""
+    """Return a valid API key, else the address: unknown keys are easily forged."""
     return api_key(environ) if plan(environ) else client_address(environ)
 
 
@@ -50,14 +50,14 @@ is_report = matching(paths=["/report"])
 
 
 def cost(environ: dict[str, Any]) -> int:
-    """A report counts as ten requests."""
+    """Return the cost of the request: a report costs ten units."""
     return 10 if is_report(environ) else 1
 
 
 logins = {"paths": ["/login"], "methods": ["POST"]}
 free = {"paths": ["/health"], "methods": ["OPTIONS"]}
 
-# the innermost one first: a request comes by them in the opposite order
+# the innermost is first: a request passes them in the opposite order
 wsgi = app.wsgi_app
 wsgi = ConcurrencyLimiter(wsgi, 10, key=caller, exempt=free)
 wsgi = Limiter(

@@ -1,4 +1,4 @@
-"""Run the whole shop on this machine: three services and the gateway in front. Ctrl-C stops it."""
+"""Run the shop on this machine: three services behind the gateway. Ctrl-C stops it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def check_ports(ports: dict[str, int]) -> None:
 
 
 def environment(ports: dict[str, int], store: str) -> dict[str, str]:
-    """Return the environment for all: made-up secrets, where nobody has set any, and addresses."""
+    """Return the environment for all processes: addresses, and random secrets if unset."""
     environ = dict(os.environ)
     for name in ("JWT_SECRET", "ADMIN_TOKEN"):
         environ[name] = environ.get(name) or secrets.token_urlsafe(32)
@@ -68,7 +68,7 @@ def environment(ports: dict[str, int], store: str) -> dict[str, str]:
         environ[variable] = f"http://127.0.0.1:{ports[name]}"
     environ["GATEWAY_PORT"] = str(ports["gateway"])
     environ.setdefault("LOG_FORMAT", "text")  # people read this
-    environ["STORE_URL"] = f"lmdb:{store}"  # a new one, where no limit is used up yet
+    environ["STORE_URL"] = f"lmdb:{store}"  # a new store, with no quota consumed
     return environ
 
 
@@ -83,7 +83,7 @@ def start(name: str, port: int, environ: dict[str, str]) -> Process:
 
 
 def healthy(port: int) -> bool:
-    """Ask from an address of our own, where there is one, to leave the whole quota to people."""
+    """Probe from a separate loopback address, if available, to leave the user's quota whole."""
     for source in (("127.0.0.9", 0), None):
         connection = HTTPConnection("127.0.0.1", port, timeout=2, source_address=source)
         try:
@@ -100,7 +100,7 @@ def healthy(port: int) -> bool:
 
 
 def demo_token(secret: str) -> str:
-    """Return a token for the user that the user service starts with."""
+    """Return a token for the user that the user service creates at its start."""
     now = int(time.time())
     claims = {"sub": "1", "name": "Demo User", "role": "customer", "iat": now, "exp": now + 3600}
     return jwt.encode(claims, secret, "HS256")

@@ -1,7 +1,7 @@
-"""The order service: what the caller has bought. In memory, gone with the process.
+"""The order service: the orders of the caller. In memory, lost when the process exits.
 
-Run it alone with ``gunicorn --bind 127.0.0.1:3003 orders:app``; it asks the product service, at
-``PRODUCT_SERVICE_URL``, what things cost.
+Run it alone with ``gunicorn --bind 127.0.0.1:3003 orders:app``; it requests prices from the product
+service at ``PRODUCT_SERVICE_URL``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Order:
-    """What one user has ordered at once."""
+    """An order of one user."""
 
     id: int
     userId: int
@@ -83,7 +83,7 @@ def list_orders() -> dict[str, Any]:
 def show_order(order_id: int) -> dict[str, Any]:
     user_id = caller()
     order = orders.get(order_id)
-    # Somebody else's order is answered like one that does not exist: its number is no secret told.
+    # Another user's order gets the same 404 as an unknown id: a 404 reveals nothing.
     if order is None or not (order.userId == user_id or is_admin()):
         fail(404, "Order not found!")
     return {"success": True, "order": asdict(order)}
@@ -99,12 +99,12 @@ def create_order() -> tuple[dict[str, Any], int, dict[str, str]]:
         "message": "Order created successfully!",
         "order": asdict(order),
     }
-    # A path of this service: the gateway puts the prefix that it stripped before it again.
+    # A path of this service: the gateway prepends the prefix that it stripped.
     return answer, 201, {"Location": f"/{order.id}"}
 
 
 def wanted(body: dict[str, Any]) -> list[tuple[int, int]]:
-    """Return product and quantity of every item of *body*; 400, naming the field, on a bad one."""
+    """Return product id and quantity of each item of *body*; 400 names an invalid field."""
     items = body.get("items")
     if not isinstance(items, list) or not 1 <= len(items) <= MAX_ITEMS:
         fail(400, f"items must be a list of 1 to {MAX_ITEMS} items!")
@@ -114,7 +114,7 @@ def wanted(body: dict[str, Any]) -> list[tuple[int, int]]:
         if not isinstance(item, dict):
             fail(400, f"{where} must be an object with productId and quantity!")
         product_id, quantity = item.get("productId"), item.get("quantity")
-        if type(product_id) is not int:  # isinstance would take true for 1
+        if type(product_id) is not int:  # isinstance would accept True as 1
             fail(400, f"{where}.productId must be a whole number!")
         if type(quantity) is not int or not 1 <= quantity <= MAX_QUANTITY:
             fail(400, f"{where}.quantity must be a whole number from 1 to {MAX_QUANTITY}!")
@@ -123,7 +123,7 @@ def wanted(body: dict[str, Any]) -> list[tuple[int, int]]:
 
 
 def priced(items: list[tuple[int, int]]) -> tuple[Item, ...]:
-    """Return *items* with the names and prices that the product service has for them."""
+    """Return *items* with the names and prices from the product service."""
     products = ask_products({product_id for product_id, _ in items})
     lines = []
     for place, (product_id, quantity) in enumerate(items):
@@ -137,7 +137,7 @@ def priced(items: list[tuple[int, int]]) -> tuple[Item, ...]:
 def ask_products(ids: set[int]) -> dict[int, dict[str, Any]]:
     try:
         with requests.Session() as session:
-            session.trust_env = False  # a proxy of the environment has no part in this call
+            session.trust_env = False  # ignore proxies of the environment
             query = {"ids": ",".join(map(str, sorted(ids)))}
             answer = session.get(f"{PRODUCTS}/products", params=query, timeout=2)
             answer.raise_for_status()

@@ -1,4 +1,4 @@
-"""One process of the demo: started, watched, and stopped with everything it has started itself."""
+"""A process of the demo: started, watched, and stopped together with its child processes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ SHOP = Path(__file__).resolve().parent
 
 
 class Failed(Exception):
-    """The demo can not start or go on; says why."""
+    """The demo cannot start or continue; the message has the reason."""
 
 
 class Process:
-    """One process of the demo with its own process group; its output is shown under its name."""
+    """A process of the demo in its own process group; its output is prefixed with its name."""
 
     def __init__(self, name: str, command: list[str], environ: dict[str, str]) -> None:
         self.name = name
         self.last: deque[str] = deque(maxlen=20)
         self._popen = subprocess.Popen(
             [sys.executable, "-m", *command],
-            cwd=SHOP,  # where the services are, and no gunicorn.conf.py that they would obey
+            cwd=SHOP,  # the services' folder, without a gunicorn.conf.py that gunicorn would read
             env=environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -48,7 +48,7 @@ class Process:
                 say(f"{self.name:>15} | {line.rstrip()}")
 
     def check(self) -> None:
-        """Raise :class:`Failed` when the process has ended: it was not asked to."""
+        """Raise :class:`Failed` if the process has exited: no exit is expected."""
         if self._popen.poll() is not None:
             self._reader.join(1.0)
             end = f"{self.name} ended with exit code {self._popen.returncode}"
@@ -58,7 +58,7 @@ class Process:
         self._popen.terminate()
 
     def end(self, deadline: float) -> None:
-        """Wait until *deadline* for it to have ended, then kill what is left of its group."""
+        """Wait for the process to exit until *deadline*, then kill the rest of its group."""
         try:
             self._popen.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -66,13 +66,13 @@ class Process:
         try:
             os.killpg(self._popen.pid, signal.SIGKILL)
         except ProcessLookupError:
-            pass  # as it should be: nobody of the group is left
+            pass  # expected: no process of the group is left
         self._popen.wait()
         self._reader.join(1.0)
 
 
 def say(text: str, to: int = 1) -> None:
-    """Write *text* in one go, so that lines stay whole; a terminal that has gone is no error."""
+    """Write *text* in one call, so that lines stay whole; ignore errors of a closed terminal."""
     try:
         os.write(to, f"{text}\n".encode())
     except OSError:

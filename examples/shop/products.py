@@ -1,4 +1,4 @@
-"""The product service: the shop's catalogue, for everybody to read.
+"""The product service: the shop's public catalogue.
 
 Run it alone with ``gunicorn --bind 127.0.0.1:3002 products:app``.
 """
@@ -16,7 +16,7 @@ __all__ = ["app"]
 
 @dataclass(frozen=True)
 class Product:
-    """One thing to buy. The price is in cents: money is never a float."""
+    """A product. The price is in cents: money is never a float."""
 
     id: int
     name: str
@@ -24,7 +24,7 @@ class Product:
     priceCents: int
 
 
-# Written once and only read from then on, so that threads can share it without a lock.
+# Never modified after this assignment, so threads share it without a lock.
 CATALOGUE = {
     product.id: product
     for product in (

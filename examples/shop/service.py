@@ -1,4 +1,4 @@
-"""What the three services share: a Flask app with /health, errors as JSON, and the caller's id."""
+"""Shared code of the three services: a Flask app with /health, JSON errors, and the caller's id."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_BODY = 16 * 1024
 
 
 def create_app(name: str) -> Flask:
-    """Return a Flask app that answers ``/health``, and errors as ``{"success": false, ...}``."""
+    """Return a Flask app with ``/health`` and with errors as ``{"success": false, ...}``."""
     app = Flask(name)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     app.json.sort_keys = False  # type: ignore[attr-defined]  # "success" comes first
@@ -25,7 +25,7 @@ def create_app(name: str) -> Flask:
 
     @app.errorhandler(HTTPException)
     def as_json(error: HTTPException) -> Response:
-        response = error.get_response()  # keeps the fields that belong to it, such as Allow
+        response = error.get_response()  # keeps its header fields, such as Allow
         if error.code == 401:
             response.headers["WWW-Authenticate"] = 'Bearer realm="shop"'
         response.data = json.dumps({"success": False, "message": error.description})
@@ -36,21 +36,21 @@ def create_app(name: str) -> Flask:
 
 
 def timestamp() -> str:
-    """Return the time as JavaScript writes it: ISO 8601 in UTC, milliseconds, ``Z``."""
+    """Return the time in JavaScript's format: ISO 8601 in UTC, milliseconds, ``Z``."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def fail(status: int, message: str) -> NoReturn:
-    """End the request with an error the client can read."""
+    """Abort the request with an error document."""
     abort(status, message)
 
 
 def caller() -> int:
-    """Return the id of the user on whose behalf the gateway forwards this request; 401 without one.
+    """Return the id of the authenticated user of this request; 401 without one.
 
-    ``X-User-Id`` can be believed for two reasons, and both must hold: the gateway removes the
-    field from what clients send and sets it from the claims of a verified token, and clients can
-    not go around the gateway, because this service listens on the loopback interface only.
+    ``X-User-Id`` can be trusted if two conditions hold: the gateway removes the field from client
+    requests and sets it from the claims of a verified token, and clients cannot bypass the gateway,
+    because this service listens on the loopback interface only.
     """
     user_id = request.headers.get("X-User-Id", "")
     if not (user_id.isascii() and user_id.isdigit()):
@@ -59,12 +59,12 @@ def caller() -> int:
 
 
 def is_admin() -> bool:
-    """Whether the caller's token says so; believed for the same two reasons as :func:`caller`."""
+    """Return whether the caller is an admin; trusted as :func:`caller` is."""
     return request.headers.get("X-User-Role") == "admin"
 
 
 def json_body() -> dict[str, Any]:
-    """Return the request's JSON object; 415 or 400 when it is none."""
+    """Return the request's JSON object; 415 or 400 if the body is not one."""
     try:
         body = request.get_json()
     except UnsupportedMediaType:
@@ -77,7 +77,7 @@ def json_body() -> dict[str, Any]:
 
 
 def text(body: dict[str, Any], field: str, *, at_least: int = 1, at_most: int) -> str:
-    """Return the text *field* of *body*; 400, naming the field, when it is missing or unusable."""
+    """Return the text *field* of *body*; 400 names the field if it is missing or invalid."""
     value = body.get(field)
     if not isinstance(value, str) or not value.strip():
         fail(400, f"{field} is required!")

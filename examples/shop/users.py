@@ -1,4 +1,4 @@
-"""The user service: registering, logging in, and who is who. In memory, gone with the process."""
+"""The user service: registration, login and profiles. In memory, lost when the process exits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECRET = os.environ.get("JWT_SECRET", "")
 if len(SECRET.encode()) < 32:  # RFC 7518, section 3.2: as long as the hash of HS256
     raise RuntimeError("JWT_SECRET must be set, to at least 32 bytes")
 
-NOBODY = generate_password_hash(secrets.token_hex())  # the hash of a password nobody knows
+NOBODY = generate_password_hash(secrets.token_hex())  # the hash of an unknown, random password
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class User:
     role: str = "customer"
 
     def public(self) -> dict[str, Any]:
-        """Return what every user may know of this one."""
+        """Return the fields that every user may read."""
         return {"id": self.id, "name": self.name}
 
     def own(self) -> dict[str, Any]:
-        """Return what this user may know of itself."""
+        """Return the fields that only this user may read."""
         return {"id": self.id, "name": self.name, "email": self.email, "role": self.role}
 
 
@@ -56,7 +56,7 @@ class Users:
         self._by_email: dict[str, User] = {}
 
     def add(self, name: str, email: str, password: str) -> User | None:
-        """Add a user; ``None`` when the address is taken."""
+        """Add a user and return it; ``None`` if the address is in use."""
         with self._lock:
             if email in self._by_email:
                 return None
@@ -91,7 +91,7 @@ def register() -> tuple[dict[str, Any], int]:
     user = users.add(name, email, generate_password_hash(password))
     if user is None:
         fail(409, "A user with this email exists already!")
-    # No Location: the user is found under /api/users, but the gateway would put /auth before it.
+    # No Location: the user is under /api/users, but the gateway would prepend /auth.
     return {"success": True, "message": "User registered successfully!", "user": user.own()}, 201
 
 
@@ -101,7 +101,7 @@ def login() -> tuple[dict[str, Any], int, dict[str, str]]:
     email = text(body, "email", at_most=254).strip().lower()
     password = text(body, "password", at_most=128)
     user = users.with_email(email)
-    # An unknown address takes as long as a known one, so that the time does not tell them apart.
+    # An unknown address takes as long as a known one, so that timing does not reveal which it is.
     matches = check_password_hash(user.password if user else NOBODY, password)
     if user is None or not matches:
         fail(401, "Invalid email or password!")
@@ -119,12 +119,12 @@ def token_for(user: User) -> str:
 
 @app.post("/logout")
 def logout() -> dict[str, Any]:
-    # A token is valid until it expires, whoever has it: logging out is the client forgetting it.
+    # A token is valid until it expires, even if stolen: on logout the client only discards it.
     return {"success": True, "message": "Logout successful!"}
 
 
-# The gateway forwards /auth/* without asking for a token, and that way reaches every path of this
-# service: what is not for everybody asks for the caller itself.
+# The gateway forwards /auth/* without a token, and /auth/* reaches every path of this service:
+# each view that is not public calls caller() itself.
 
 
 @app.get("/")
