@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --no-build-isolation --editable
 
-.PHONY: help demo test unit test-latest update lint docs bench bench-registry drill clean
+.PHONY: help demo test unit test-latest update lint docs prose bench bench-registry drill clean
 
 help:  ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 18
@@ -19,7 +19,7 @@ test: $(VENV)/.installed  ## The whole suite, with the versions of constraints.t
 unit: $(VENV)/.installed  ## The tests that start no servers of their own: all but tests/acceptance
 	$(BIN)/python -m pytest -n 3 --dist loadfile --ignore=tests/acceptance
 
-test-latest:  ## The whole suite against the newest of everything, in an environment of its own
+test-latest:  ## The whole suite against the newest releases, in a separate environment
 	rm -rf .venv-latest
 	$(PYTHON) -m venv .venv-latest
 	.venv-latest/bin/pip --disable-pip-version-check install --quiet --upgrade setuptools
@@ -38,7 +38,10 @@ lint: $(VENV)/.installed  ## Linters and type checker
 docs: $(VENV)/.installed  ## Build the documentation, warnings are errors
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build
 
-# Who is missing is skipped. wrk and nginx are the system's: apt-get install wrk nginx-light
+prose:  ## Count idiom in docstrings, comments and pages, per file
+	@$(PYTHON) docs/prose.py
+
+# Proxies that are not installed are skipped. System packages: apt-get install wrk nginx-light
 bench: $(VENV)/.bench  ## Measure the gateway beside other proxies
 	$(BIN)/python -m benchmarks.run --json benchmarks/results.json --text docs/benchmarks.txt --svg docs/benchmarks.svg
 
@@ -46,7 +49,7 @@ bench: $(VENV)/.bench  ## Measure the gateway beside other proxies
 bench-registry: $(VENV)/.installed  ## Measure the registry
 	$(BIN)/python -m benchmarks.registry $(if $(LESSON),--lesson $(LESSON)) --json benchmarks/registry.json --text docs/registry-benchmark.txt
 
-# A minute for each of wsgigate, Envoy and nginx, as far as they are there.
+# Takes a minute for each of wsgigate, Envoy and nginx that is installed.
 drill: $(VENV)/.bench  ## Kill, hang and break instances under load
 	$(BIN)/python -m benchmarks.drill --json benchmarks/drill.json --text docs/drill.txt --svg docs/drill.svg
 
