@@ -10,7 +10,7 @@ from wsgiref.validate import validator
 
 import pytest
 
-from wsgigate.http.caller import exemption
+from wsgigate.http.caller import claim, exemption
 from wsgigate.http.wsgi import CLAIMS, CLIENT, PARAMS, REASON, ROUTE, subject
 from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.limiter import Limiter
@@ -326,6 +326,33 @@ def test_a_token_without_a_subject_is_counted_by_address_with_a_warning(store, k
     [text] = [each.getMessage() for each in caplog.records if each.name != REFUSALS]
     assert text.startswith("the limit 'user' counts callers by \"subject\", and a token has no sub")
     assert 'key="claim:user_id"' in text
+
+
+@pytest.mark.parametrize("key", ["claim:org", ["claim:org"], claim("org")])
+@pytest.mark.parametrize("make", [Limiter, ConcurrencyLimiter])
+def test_a_token_without_the_claim_is_counted_by_address_with_a_warning(store, key, make, caplog):
+    app = make(hello, "1/m" if make is Limiter else 1, store=store, key=key, name="org")
+    held = []
+    with caplog.at_level(logging.INFO, "wsgigate"):
+        assert begun(app, held, 2, **{CLAIMS: {"org": "a"}}) == [200, 429]
+        assert begun(app, held, 2, **{CLAIMS: SIMPLEJWT}) == [200, 429]
+        assert begun(app, held, 2, **{CLAIMS: {"org": ["a"]}}) == [429, 429]
+    [text] = [each.getMessage() for each in caplog.records if each.name != REFUSALS]
+    assert text.startswith(
+        "the limit 'org' counts callers by \"claim:org\", and a token has no org"
+    )
+    assert '"claim:org|exempt"' in text
+    assert (
+        begun(make(hello, "1/m" if make is Limiter else 1, store=store, key=key), held, 3)
+        == [200] * 3
+    )
+
+
+@pytest.mark.parametrize("key", ["claim:org|address", "claim:org|exempt"])
+def test_a_claim_with_an_alternative_falls_back_to_that(store, key):
+    app = Limiter(hello, "1/m", store=store, key=key)
+    found = statuses(app, 2, **{CLAIMS: SIMPLEJWT})
+    assert found == ([200, 200] if "exempt" in key else [200, 429])
 
 
 @pytest.mark.parametrize("key", ["subject|address", "subject|exempt", "claim:user_id"])

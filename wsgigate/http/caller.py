@@ -22,11 +22,12 @@ from wsgigate.http.wsgi import CLAIMS, Key, combined, environ_key, header, path_
 from wsgigate.rules.paths import PathPatterns
 
 __all__ = [
+    "Claim",
+    "ClaimOrAddress",
     "Exempt",
     "KeyNames",
     "OTHERWISE",
     "Plan",
-    "SubjectKey",
     "by_address",
     "claim",
     "cookie",
@@ -83,17 +84,26 @@ def cookie(name: str) -> Key:
     return key
 
 
-def claim(name: str) -> Key:
-    """Return a key function that names the caller by the claim *name* of its verified token."""
+class Claim:
+    """A key function that returns the claim *name* of the verified token, None without one.
 
-    def key(environ: WSGIEnvironment) -> str | None:
+    :param name: The name of a claim whose values are texts or whole numbers.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, environ: WSGIEnvironment) -> str | None:
         claims: dict[str, Any] = environ.get(CLAIMS) or {}
-        value = claims.get(name)
+        value = claims.get(self.name)
         if isinstance(value, str):
             return value or None
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
-    return key
+
+def claim(name: str) -> Key:
+    """Return a key function that names the caller by the claim *name* of its verified token."""
+    return Claim(name)
 
 
 def first_of(*keys: Key) -> Key:
@@ -112,49 +122,53 @@ def first_of(*keys: Key) -> Key:
     return key
 
 
-def key_of(key: KeyNames, *, subject: Key = wsgi.subject) -> Key:
+def key_of(key: KeyNames, *, claimed: Callable[[Key], Key] = lambda key: key) -> Key:
     """Return the key function that *key* stands for.
 
     :param key: One, or the name of one: ``address``, ``subject``, ``route``, ``api-key``,
         ``header:NAME``, ``cookie:NAME``, ``claim:NAME``, ``path:NAME``; ``subject|address`` is the
-        first of them that knows the caller, and ``subject|exempt`` exempts those it does not know;
-        a list names each combination.
-    :param subject: What ``subject`` by itself stands for.
+        first of them that has a value, and ``subject|exempt`` exempts requests without one; a list
+        names each combination.
+    :param claimed: Wraps ``subject`` and ``claim:NAME`` where they stand alone. Default: they
+        exempt a token without the claim.
     :raises ValueError: It is nothing of the kind.
     """
     if callable(key):
-        return subject if key is wsgi.subject else key
+        return claimed(key) if key is wsgi.subject or isinstance(key, Claim) else key
     if isinstance(key, str):
         names = [name.strip() for name in key.split("|")]
         if len(names) == 1:
-            named = _named(names[0])
-            return subject if named is wsgi.subject else named
+            return key_of(_named(names[0]), claimed=claimed)
         if names[-1] == "exempt":
             names.pop()
         return first_of(*map(_named, names))
     if not isinstance(key, Sequence) or not key:
         raise ValueError(f"key is a function, the name of one, or a list of them, not {key!r}")
-    keys = [key_of(one, subject=subject) for one in key]
+    keys = [key_of(one, claimed=claimed) for one in key]
     return keys[0] if len(keys) == 1 else combined(*keys)
 
 
 OTHERWISE = "\x1f"
-"""What the key of a caller begins with that has no subject: no subject holds such a character."""
+"""The first character of a key that stands for a missing claim: no claim holds such a character."""
 
 _TELLING = ("user_id", "uid", "user", "client_id", "azp", "email")
 
 
-class SubjectKey:
-    """A key function by the ``sub`` claim, and by the address where a verified token has none.
+class ClaimOrAddress:
+    """A key function by a claim, and by the address where a verified token lacks it.
 
-    The tokens of some issuers name their user by another claim; to exempt them would be no limit.
+    The tokens of some issuers name their user by another claim; exempting them would be no limit.
     A request without verified claims is exempt.
 
-    :param warn: A logger's method, for one message about tokens without a subject.
+    :param key: ``wsgi.subject`` or a :class:`Claim`.
+    :param warn: A logger's method, for one message about tokens without the claim.
     :param what: The subject of that message, such as ``the limit 'user'``.
     """
 
-    def __init__(self, warn: Callable[..., object], what: str) -> None:
+    def __init__(self, key: Key, *, warn: Callable[..., object], what: str) -> None:
+        self._key = key
+        self._name = key.name if isinstance(key, Claim) else "sub"
+        self._written = f"claim:{self._name}" if isinstance(key, Claim) else "subject"
         self._warn = warn
         self._what = what
         self._turns = itertools.count()  # the first number is one thread's alone
@@ -164,16 +178,21 @@ class SubjectKey:
         claims: dict[str, Any] | None = environ.get(CLAIMS)
         if not claims:
             return None
-        sub = claims.get("sub")
-        if isinstance(sub, str) and sub:
-            return sub
+        value = self._key(environ)
+        if value is not None:
+            return value
         if not self._warned:
             self._say(
-                '%s counts callers by "subject", and a token has no sub: such callers are counted '
-                'by address. Name a claim that the tokens have, key="claim:%s", or say '
-                '"subject|address", or "subject|exempt" to count only those with a sub',
+                '%s counts callers by "%s", and a token has no %s: such callers are counted by '
+                'address. Name a claim that the tokens have, key="claim:%s", or say "%s|address", '
+                'or "%s|exempt" to count only those with a %s',
                 self._what,
+                self._written,
+                self._name,
                 next((name for name in _TELLING if name in claims), "NAME"),
+                self._written,
+                self._written,
+                self._name,
             )
         return f"{OTHERWISE}address {wsgi.client_address(environ)}"
 
@@ -181,9 +200,10 @@ class SubjectKey:
         """Look at *environ* after the app was called for a request that was exempt."""
         if not self._warned and environ.get(CLAIMS):
             self._say(
-                '%s counts callers by "subject" outside of the Authenticator, where no request has '
+                '%s counts callers by "%s" outside of the Authenticator, where no request has '
                 "one, so it limits nothing: put it inside",
                 self._what,
+                self._written,
             )
 
     def _say(self, message: str, *arguments: object) -> None:

@@ -9,16 +9,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 from weakref import WeakSet
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.caller import (
     OTHERWISE,
+    ClaimOrAddress,
     Exempt,
     KeyNames,
-    SubjectKey,
     by_address,
     exempt_of,
     kept_as,
@@ -346,8 +346,8 @@ class ConcurrencyLimiter:
         self.app = app
         self.limit = limit
         self.name = name
-        self._subject = SubjectKey(_log.warning, f"the limit {name!r}")
-        self.key = key_of(key, subject=self._subject)
+        claimed = partial(ClaimOrAddress, warn=_log.warning, what=f"the limit {name!r}")
+        self.key = key_of(key, claimed=claimed)
         self._watch = PeerWatch.of_limit(_log.warning, name, app) if by_address(key) else None
         self._only = only_of(only)
         self._exempt = exempt_of(exempt)
@@ -388,8 +388,8 @@ class ConcurrencyLimiter:
         key = self.key(environ)
         if key is None:
             body = self.app(environ, start_response)
-            if self.key is self._subject:
-                self._subject.missed(environ)
+            if isinstance(self.key, ClaimOrAddress):
+                self.key.missed(environ)
             return body
         while self._forgotten:
             self._release_forgotten()

@@ -6,16 +6,16 @@ import logging
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.caller import (
     OTHERWISE,
+    ClaimOrAddress,
     Exempt,
     KeyNames,
     Plan,
-    SubjectKey,
     by_address,
     exempt_of,
     kept_as,
@@ -141,8 +141,8 @@ class Limiter:
         self.app = app
         self.quota = quota
         self.name = name
-        self._subject = SubjectKey(_log.warning, f"the limit {name!r}")
-        self.key = key_of(key, subject=self._subject)
+        claimed = partial(ClaimOrAddress, warn=_log.warning, what=f"the limit {name!r}")
+        self.key = key_of(key, claimed=claimed)
         self._caller = peer if self.key is client_address else self.key
         self._algorithm = algorithm
         self._fixed = 1 if callable(cost) else cost
@@ -182,8 +182,8 @@ class Limiter:
         key = self._caller(environ)
         if key is None or counted is None:
             body = self.app(environ, start_response)
-            if self.key is self._subject and key is None:
-                self._subject.missed(environ)
+            if key is None and isinstance(self.key, ClaimOrAddress):
+                self.key.missed(environ)
             return body
         cost, change, step = self._fixed, counted.change, self._step
         if self._cost is not None:
