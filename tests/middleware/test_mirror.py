@@ -51,7 +51,7 @@ def ask(app: Any, method: str = "GET", body: bytes = b"", **more: Any) -> Server
 def settled(mirror: Mirror) -> None:
     """Wait until its only thread has had all copies answered, by being the next in the queue."""
     done = threading.Event()
-    mirror._errands.put(done.set)
+    mirror._queue.put(done.set)
     assert done.wait(10)
 
 
@@ -137,7 +137,7 @@ def test_only_some_requests_are_copied(
     mirror = Mirror(echo, shadow, random=lambda: 0.2499, **options)
     assert ask(mirror, method, **more).status == "200 OK"
     ended = threading.Event()
-    mirror._errands.put(ended.set)
+    mirror._queue.put(ended.set)
     assert ended.wait(10)
     if copied:
         shadow.next()

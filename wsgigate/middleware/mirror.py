@@ -25,7 +25,7 @@ from wsgigate.http.wsgi import (
 )
 from wsgigate.rules.arguments import checked
 from wsgigate.runtime.fork import rest_at_fork
-from wsgigate.runtime.threads import Errands
+from wsgigate.runtime.threads import BackgroundQueue
 
 __all__ = ["Mirror"]
 
@@ -108,7 +108,7 @@ class Mirror:
         self.failed = 0
         self.too_large = 0
         self.unread = 0
-        self._errands = Errands(threads=threads, queue=queue, name="wsgigate-mirror")
+        self._queue = BackgroundQueue(threads=threads, queue=queue, name="wsgigate-mirror")
         self._other = other
         self._share = percent / 100
         self._methods = frozenset(methods)
@@ -155,11 +155,11 @@ class Mirror:
     @property
     def dropped(self) -> int:
         """How many copies there was no room for in the queue."""
-        return self._errands.dropped
+        return self._queue.dropped
 
     def close(self) -> None:
         """Drop what waits, and let the threads end."""
-        self._errands.close()
+        self._queue.close()
 
     def before_fork(self) -> None:
         """Do nothing: that the lock is held is enough."""
@@ -193,7 +193,7 @@ class Mirror:
         copied["wsgi.input"] = io.BytesIO(body)
         if body:
             copied["CONTENT_LENGTH"] = str(len(body))
-        self._errands.put(lambda: self._send(copied))
+        self._queue.put(lambda: self._send(copied))
 
     def _send(self, environ: WSGIEnvironment) -> None:
         try:

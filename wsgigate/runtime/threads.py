@@ -13,7 +13,7 @@ from heapq import heapify, heappop, heappush
 
 from wsgigate.runtime import fork
 
-__all__ = ["ALARMS", "Alarm", "Alarms", "Errands", "ProcessThread"]
+__all__ = ["ALARMS", "Alarm", "Alarms", "BackgroundQueue", "ProcessThread"]
 
 
 # Work that nobody waits for: a few threads, and a short queue that is never waited at.
@@ -21,7 +21,7 @@ __all__ = ["ALARMS", "Alarm", "Alarms", "Errands", "ProcessThread"]
 LOG = logging.getLogger("wsgigate.errands")
 
 
-class Errands:
+class BackgroundQueue:
     """Runs what it is given in the background, and what there is no room for not at all.
 
     Its threads are started when there is work, in the process that has it, and end when there was

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from tests.support.turns import Turns
-from wsgigate.runtime.threads import Errands
+from wsgigate.runtime.threads import BackgroundQueue
 
 
 class Gate:
@@ -47,54 +47,54 @@ def threads(name: str) -> int:
 
 
 def test_no_more_run_and_no_more_wait_than_there_may() -> None:
-    errands, gate = Errands(threads=2, queue=3, name="bounded"), Gate()
+    background, gate = BackgroundQueue(threads=2, queue=3, name="bounded"), Gate()
     assert threads("bounded") == 0
-    assert errands.put(gate)
+    assert background.put(gate)
     gate.wait(lambda: gate.running == 1)
     assert threads("bounded") == 1
-    assert errands.put(gate)
+    assert background.put(gate)
     gate.wait(lambda: gate.running == 2)
-    assert [errands.put(gate) for _ in range(5)] == [True, True, True, False, False]
-    assert errands.dropped == 2
+    assert [background.put(gate) for _ in range(5)] == [True, True, True, False, False]
+    assert background.dropped == 2
     assert threads("bounded") == 2
     gate.release()
     gate.wait(lambda: gate.done == 5)
     assert gate.most == 2
-    errands.close()
+    background.close()
 
 
 def test_a_thread_that_is_free_takes_the_next_work() -> None:
-    errands = Errands(threads=5, name="free")
-    turns = errands._changed = Turns()
+    background = BackgroundQueue(threads=5, name="free")
+    turns = background._changed = Turns()
     for _ in range(3):
         done = threading.Event()
-        errands.put(done.set)
+        background.put(done.set)
         assert done.wait(10)
-        turns.until(lambda: errands._free == 1)
+        turns.until(lambda: background._free == 1)
     assert threads("free") == 1
-    errands.close()
+    background.close()
 
 
 def test_a_thread_without_work_ends_and_another_one_begins() -> None:
-    errands, done = Errands(idle=0.001, name="idle"), threading.Event()
-    errands.put(done.set)
+    background, done = BackgroundQueue(idle=0.001, name="idle"), threading.Event()
+    background.put(done.set)
     assert done.wait(10)
     for thread in threading.enumerate():
         if thread.name == "idle":
             thread.join(10)
     again = threading.Event()
-    errands.put(again.set)
+    background.put(again.set)
     assert again.wait(10)
-    errands.close()
+    background.close()
 
 
 def test_closing_drops_what_waits_and_ends_the_threads() -> None:
-    errands, gate = Errands(threads=1, name="closing"), Gate()
+    background, gate = BackgroundQueue(threads=1, name="closing"), Gate()
     for _ in range(3):
-        errands.put(gate)
+        background.put(gate)
     gate.wait(lambda: gate.running == 1)
     [thread] = [thread for thread in threading.enumerate() if thread.name == "closing"]
-    errands.close()
+    background.close()
     gate.release()
     thread.join(10)
     assert not thread.is_alive()
@@ -106,37 +106,37 @@ def test_work_that_fails_is_told_and_the_next_is_done(
     error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     """``sys.exit()`` in an app that a request is mirrored to took the thread with it, unseen."""
-    errands, done = Errands(threads=1), threading.Event()
+    background, done = BackgroundQueue(threads=1), threading.Event()
 
     def fail() -> None:
         raise error
 
     with caplog.at_level(logging.ERROR, "wsgigate.errands"):
-        errands.put(fail)
-        errands.put(done.set)
+        background.put(fail)
+        background.put(done.set)
         assert done.wait(10)
     assert "Work in the background failed" in caplog.text
-    errands.close()
+    background.close()
 
 
 def test_a_forked_process_has_threads_of_its_own() -> None:
-    errands, gate = Errands(threads=1, queue=1), Gate()
-    errands.put(gate)
+    background, gate = BackgroundQueue(threads=1, queue=1), Gate()
+    background.put(gate)
     gate.wait(lambda: gate.running == 1)
-    assert errands.put(gate)
-    assert not errands.put(gate)
+    assert background.put(gate)
+    assert not background.put(gate)
     pid = os.fork()
     if pid == 0:  # here nobody works any more, unless they know that this is another process
         done = threading.Event()
-        os._exit(0 if errands.put(done.set) and done.wait(10) else 1)
+        os._exit(0 if background.put(done.set) and done.wait(10) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     gate.release()
     gate.wait(lambda: gate.done == 2)
-    errands.close()
+    background.close()
 
 
 @pytest.mark.parametrize("settings", [{"threads": 0}, {"queue": 0}])
 def test_less_than_one_is_refused(settings: dict[str, int]) -> None:
     [name] = settings
     with pytest.raises(ValueError, match=f"{name}: 1 or more"):
-        Errands(**settings)  # type: ignore[arg-type]
+        BackgroundQueue(**settings)  # type: ignore[arg-type]
