@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import logging.config
@@ -152,7 +153,6 @@ def test_wrong_settings_are_refused(settings, message):
 @pytest.fixture
 def filtered():
     """A log whose lines have the id of their request, and what it wrote."""
-    before = request_log.filters.copy()
     lines = io.StringIO()
     handler = logging.StreamHandler(lines)
     handler.setFormatter(logging.Formatter("%(request_id)s %(message)s"))
@@ -162,7 +162,6 @@ def filtered():
     log.propagate = False
     yield log, lines
     log.removeHandler(handler)
-    request_log.filters[:] = before
 
 
 def test_the_apps_own_lines_have_the_id(filtered):
@@ -260,3 +259,14 @@ def test_it_is_found_by_its_name_in_a_configuration(filtered):
     [handler] = logging.getLogger("tests.configured").handlers
     assert handler.filter(record)
     assert record.request_id == "none"
+    handler.filters.clear()
+
+
+def test_the_context_is_set_only_while_there_is_a_filter():
+    gc.collect()
+    before = len(request_log.filters)
+    kept = RequestIdFilter()
+    assert len(request_log.filters) == before + 1
+    del kept
+    gc.collect()
+    assert len(request_log.filters) == before

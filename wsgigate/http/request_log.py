@@ -1,7 +1,7 @@
-"""The app's own log lines by request: a filter gives each record the id of its request.
+"""A logging filter that adds the request id to the log records of the app.
 
 The id is in a context variable while code of the request runs: the call of the app, each chunk of
-its body, and the body's end. Between these the server has the thread, or another request.
+its body, and the ``close()`` of the body. In between the thread runs the server or another request.
 """
 
 from __future__ import annotations
@@ -9,25 +9,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
+from weakref import ref
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.wsgi import close_body
 
-__all__ = ["RequestIdFilter", "filters", "told"]
+__all__ = ["RequestIdFilter", "call_with_id", "filters"]
 
 
 _current: ContextVar[str | None] = ContextVar("wsgigate.request_id", default=None)
 
-filters: list[object] = []
-"""Has an item once a filter was made: before, no request tells its id to its thread."""
+filters: set[ref[RequestIdFilter]] = set()
+"""The filters that exist. While there are none, requests do not set the context variable."""
 
 
 class RequestIdFilter(logging.Filter):
-    """Gives log records the id of the request they were made in, as ``%(request_id)s``.
+    """Add the id of the current request to log records, as ``%(request_id)s``.
 
-    For a handler of the app's own log. It takes a :class:`RequestId` around the app, which every
-    gateway has. Records made outside of a request, or in a thread that the app starts without its
-    context (``contextvars.copy_context``), have *missing*.
+    Add it to a handler of the app's own log. It requires a :class:`RequestId` around the app, which
+    every gateway has. Records made outside a request, or in a thread that the app starts without
+    the request's context (``contextvars.copy_context``), get *missing*.
 
     :param missing: The id of a record that belongs to no request.
     """
@@ -35,25 +36,24 @@ class RequestIdFilter(logging.Filter):
     def __init__(self, missing: str = "-") -> None:
         super().__init__()
         self._missing = missing
-        if not filters:
-            filters.append(self.__class__)
+        filters.add(ref(self, filters.discard))
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.request_id = _current.get() or self._missing
         return True
 
 
-def told(
+def call_with_id(
     app: WSGIApplication, environ: WSGIEnvironment, start: StartResponse, request_id: str
 ) -> Iterable[bytes]:
-    """Call *app* with its request's id told to whatever it logs, its body included."""
+    """Call *app* and return its body; what either of them logs has *request_id*."""
     before = _current.get()
     _current.set(request_id)
     try:
         body = app(environ, start)
     finally:
         _current.set(before)
-    # nothing of a list runs any more, and a server may send a file by itself
+    # A list runs no code of the app, and a server may send a file without reading its chunks.
     wrapper = environ.get("wsgi.file_wrapper")
     if type(body) is list or (isinstance(wrapper, type) and isinstance(body, wrapper)):
         return body
@@ -61,7 +61,7 @@ def told(
 
 
 class _Body:
-    """A body whose chunks are made with the id told, and which is closed with it."""
+    """A response body that sets the context variable while it is iterated and closed."""
 
     __slots__ = ("_body", "_chunks", "_id")
 

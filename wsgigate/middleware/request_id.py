@@ -9,7 +9,7 @@ from typing import Literal
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.fields import HOP_BY_HOP, is_token
-from wsgigate.http.request_log import filters, told
+from wsgigate.http.request_log import call_with_id, filters
 from wsgigate.http.wsgi import REQUEST_ID, ExcInfo, Headers, environ_key, peer_trusted, without
 from wsgigate.rules.arguments import checked
 
@@ -82,7 +82,7 @@ class RequestId:
             return start_response(status, fields)
 
         if filters:
-            return told(self.app, environ, start, request_id)
+            return call_with_id(self.app, environ, start, request_id)
         return self.app(environ, start)
 
     def _sent(self, environ: WSGIEnvironment) -> str | None:
