@@ -282,7 +282,7 @@ def table(scale: Scale, found: Sequence[tuple[str, Figures]]) -> str:
     lines = [
         f"{scale.instances:,} instances of {scale.services} services, a heartbeat of each every "
         f"{scale.every:g} s,",
-        f"{scale.discoveries} questions a second who is there, for {scale.seconds:g} s; one "
+        f"{scale.discoveries} discovery requests a second, for {scale.seconds:g} s; one "
         "processor. Times in ms.",
         "",
         f"{'':<24}{'CPU':>5}{'each':>8}{'beats/s':>9}{'errors':>8}{'discover p50':>14}{'p99':>7}"

@@ -46,15 +46,15 @@ path.a, path.b, path.c { fill: none; }
 }
 """
 
-_BEGAN = {"killed": "{} is killed", "hung": "{} hangs", "failing": "{} answers 500"}
-_ENDED = {"killed": "{} is started", "hung": "{} goes on", "failing": "{} is well"}
+_BEGAN = {"killed": "{} is killed", "hung": "{} hangs", "failing": "{} returns 500"}
+_ENDED = {"killed": "{} is started", "hung": "{} resumes", "failing": "{} recovers"}
 
 
 def draw(documents: Sequence[Mapping[str, Any]]) -> str:
     """Return the picture of what the *documents* of drills tell."""
     height = _TOP + len(documents) * (_PANEL + _GAP) - _GAP + _BOTTOM
-    title = "One of three instances is killed, hangs, answers 500"
-    subtitle = "Requests answered per second by each instance; in red, those that failed"
+    title = "One of three instances is killed, hangs, returns 500"
+    subtitle = "Responses per second of each instance; failed requests in red"
     said = f"{title}. {subtitle}: " + "; ".join(_said(told) for told in documents)
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}"'

@@ -16,10 +16,10 @@ from figures import Slice, Trouble
 __all__ = ["Goal", "aligned", "figure_table", "goal_lines", "goals", "timeline"]
 
 TIMEOUT = 0.5
-"""Seconds that a try has, as the gateway's file says."""
+"""The timeout of an attempt in seconds, as in the gateway's file."""
 
-_BEGAN = {"killed": "is killed", "hung": "hangs", "failing": "answers 500"}
-_ENDED = {"killed": "is started again", "hung": "goes on", "failing": "is well again"}
+_BEGAN = {"killed": "is killed", "hung": "hangs", "failing": "returns 500"}
+_ENDED = {"killed": "is started again", "hung": "resumes", "failing": "recovers"}
 
 
 class Goal(NamedTuple):
@@ -69,13 +69,13 @@ def goals(told: Mapping[str, Any]) -> list[Goal]:
             False,
         ),
         Goal(
-            "no GET fails while one hangs or answers 500",
+            "no GET fails while one hangs or returns 500",
             hung["safe_failed"] + failing["safe_failed"] == 0,
             str(hung["safe_failed"] + failing["safe_failed"]),
             True,
         ),
         Goal("no POST is processed twice", posts["twice"] == 0, str(posts["twice"]), True),
-        Goal("no POST is answered and not processed", posts["lost"] == 0, str(posts["lost"]), True),
+        Goal("no POST is answered but not processed", posts["lost"] == 0, str(posts["lost"]), True),
         Goal(
             "each instance is back",
             all(figures["back"] is not None for figures in told["figures"]),
@@ -119,12 +119,12 @@ def figure_table(documents: Sequence[Mapping[str, Any]]) -> str:
         if what != "killed":
             rows.append(
                 [
-                    "  requests it was given until out, in all",
+                    "  requests sent to it until out, in total",
                     *(f"{each['asked_at_first']}, {each['asked']}" for each in figures),
                 ]
             )
         rows += [
-            ["  seconds until it does no harm", *(_number(each["out"]) for each in figures)],
+            ["  seconds until it is out", *(_number(each["out"]) for each in figures)],
             [
                 "  seconds until the p99 is normal",
                 *(
@@ -146,7 +146,7 @@ def figure_table(documents: Sequence[Mapping[str, Any]]) -> str:
         ]
     rows += [
         ["POSTs processed twice", *(str(told["posts"]["twice"]) for told in documents)],
-        ["POSTs answered, not processed", *(str(told["posts"]["lost"]) for told in documents)],
+        ["POSTs answered but not processed", *(str(told["posts"]["lost"]) for told in documents)],
     ]
     return aligned(rows)
 

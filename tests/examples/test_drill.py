@@ -197,8 +197,8 @@ def test_all_is_reached_when_nobody_notices(modules: dict[str, ModuleType], told
         (0, {"normal": None}, "p99"),
         (1, {"out": 2.5}, ""),
         (1, {"out": 2.6}, "5 timeouts"),
-        (1, {"safe_failed": 1}, "hangs or answers 500"),
-        (2, {"safe_failed": 1}, "hangs or answers 500"),
+        (1, {"safe_failed": 1}, "hangs or returns 500"),
+        (2, {"safe_failed": 1}, "hangs or returns 500"),
         (2, {"back": None}, "is back"),
     ],
 )
