@@ -26,7 +26,7 @@ from wsgigate.proxy.sticky import Stickiness
 from wsgigate.rules.circuit import CircuitRules, Outcome
 from wsgigate.rules.outlier import OutlierRules
 from wsgigate.rules.retry import HedgeRules, RetryBudget, RetryRules
-from wsgigate.runtime.threads import Alarm, Alarms
+from wsgigate.runtime.threads import ScheduledCall, Timer
 from wsgigate.testing.backend import Backend, Received, reply
 from wsgigate.testing.server import Server, new_environ
 
@@ -53,14 +53,14 @@ class Held:
         connection.sendall(self.data)
 
 
-class AfterTheFirst(Alarms):
+class AfterTheFirst(Timer):
     """Gives the first request all the time it wants."""
 
     def __init__(self) -> None:
         super().__init__()
         self._seen = 0
 
-    def after(self, seconds: float, call: Callable[[], object]) -> Alarm:
+    def after(self, seconds: float, call: Callable[[], object]) -> ScheduledCall:
         self._seen += 1
         return super().after(60.0 if self._seen == 1 else seconds, call)
 
@@ -111,7 +111,7 @@ def make(sessions: Sessions) -> Make:
         pool: dict[str, Any] | None = None,
         **more: Any,
     ) -> Reader:
-        resilience = Resilience(**{"hedge": rules, "alarms": Alarms(), **(given or {})})
+        resilience = Resilience(**{"hedge": rules, "timer": Timer(), **(given or {})})
         made = pool_of(*urls, **(pool or {}))
         client = Reader(
             Forwarder(made, sessions=sessions, resilience=resilience, **more), use_cookies=False
@@ -135,7 +135,7 @@ def test_who_answers_first_counts_and_the_other_is_let_go(make: Make) -> None:
 def test_what_is_broken_off_is_not_sent_again_by_another_connection(make: Make) -> None:
     """As it would be if the instance had closed one that was kept."""
     with Backend(reply(b"kept"), silent) as slow, Backend(reply(b"fast")) as fast:
-        given, pool = {"alarms": AfterTheFirst()}, {"balance": lambda _: First(slow.url)}
+        given, pool = {"timer": AfterTheFirst()}, {"balance": lambda _: First(slow.url)}
         client = make(slow.url, fast.url, given=given, pool=pool)
         assert client.get("/").data == b"kept"
         assert client.get("/").data == b"fast"
@@ -186,8 +186,8 @@ def never_with_two(make: Make, asked: dict[str, Any]) -> None:
     held = Held(reply(b"only"))
     with Backend(held) as one, Backend() as other:
         client = make(one.url, other.url, rules=HedgeRules(after=0.001))
-        alarms = Alarms()
-        alarms.after(0.1, held.opened.set)  # a hundred times as long
+        timer = Timer()
+        timer.after(0.1, held.opened.set)  # a hundred times as long
         assert client.open("/", **asked).data == b"only"
         assert other.connections == 0
 
@@ -252,7 +252,7 @@ def test_with_one_instance_there_is_nobody_else_to_ask(make: Make) -> None:
     held = Held(reply(b"only"))
     with Backend(held) as one:
         client = make(one.url, rules=HedgeRules(after=0.001))
-        Alarms().after(0.1, held.opened.set)
+        Timer().after(0.1, held.opened.set)
         assert client.get("/").data == b"only"
         assert len(one.requests) == 1
         client.pool.wait_until_idle()
@@ -267,7 +267,7 @@ def test_further_tries_are_within_the_budget_that_retries_have(make: Make) -> No
         for _ in range(4):
             held = Held(reply(b"slow"))
             slow.answers = [held]
-            Alarms().after(0.05, held.opened.set)
+            Timer().after(0.05, held.opened.set)
             assert client.get("/").data == b"slow"
         assert fast.connections == 0
         slow.answers = [silent]
@@ -301,7 +301,7 @@ def test_no_further_try_is_made_at_a_service_that_is_left_alone(make: Make) -> N
         permit = circuit.admit(time.monotonic())
         assert isinstance(permit, Permit)
         permit.done(Outcome.FAILED)
-        Alarms().after(0.1, held.opened.set)
+        Timer().after(0.1, held.opened.set)
         held(connection, request)
 
     with Backend(fails_meanwhile) as one, Backend() as other:
@@ -361,7 +361,7 @@ def test_a_client_that_leaves_frees_both(sessions: Sessions) -> None:
     departures.watch = lambda environ: departure  # type: ignore[method-assign]
     with Backend(silent) as one, Backend(silent) as other:
         pool = pool_of(one.url, other.url)
-        resilience = Resilience(hedge=SOON, alarms=Alarms())
+        resilience = Resilience(hedge=SOON, timer=Timer())
         forwarder = Forwarder(pool, sessions=sessions, resilience=resilience, departures=departures)
 
         def leave() -> None:
@@ -390,7 +390,7 @@ def test_a_client_that_leaves_when_one_has_failed_frees_the_other(sessions: Sess
 
     with Backend(dies) as one, Backend(silent) as other:
         pool = pool_of(one.url, other.url)
-        resilience = Resilience(hedge=SOON, alarms=Alarms())
+        resilience = Resilience(hedge=SOON, timer=Timer())
         forwarder = Forwarder(pool, sessions=sessions, resilience=resilience, departures=departures)
 
         def leave() -> None:
@@ -410,18 +410,18 @@ def test_a_client_that_leaves_when_one_has_failed_frees_the_other(sessions: Sess
 def test_nothing_is_kept_for_another_try_once_there_is_an_answer(
     backend: Backend, make: Make
 ) -> None:
-    class Kept(Alarms):
+    class Kept(Timer):
         def __init__(self) -> None:
             super().__init__()
-            self.made: list[Alarm] = []
+            self.made: list[ScheduledCall] = []
 
-        def after(self, seconds: float, call: Callable[[], object]) -> Alarm:
+        def after(self, seconds: float, call: Callable[[], object]) -> ScheduledCall:
             self.made.append(super().after(seconds, call))
             return self.made[-1]
 
-    alarms = Kept()
-    assert make(backend.url, rules=LATE, given={"alarms": alarms}).get("/").status_code == 200
-    assert [alarm.call for alarm in alarms.made] == [None]
+    timer = Kept()
+    assert make(backend.url, rules=LATE, given={"timer": timer}).get("/").status_code == 200
+    assert [scheduled.call for scheduled in timer.made] == [None]
 
 
 def test_a_client_that_leaves_while_the_winner_streams_frees_it(sessions: Sessions) -> None:
@@ -435,7 +435,7 @@ def test_a_client_that_leaves_while_the_winner_streams_frees_it(sessions: Sessio
 
     with Backend(silent) as one, Backend(begins) as other:
         pool = pool_of(one.url, other.url)
-        resilience = Resilience(hedge=SOON, alarms=Alarms())
+        resilience = Resilience(hedge=SOON, timer=Timer())
         forwarder = Forwarder(pool, sessions=sessions, resilience=resilience, departures=departures)
         body = forwarder(new_environ(), Server().start_response)
         chunks = iter(body)
@@ -495,7 +495,7 @@ def test_an_instance_that_can_not_be_connected_to_holds_nothing_up() -> None:
             each.connect_ex(address)
         pool = pool_of(f"http://127.0.0.1:{address[1]}", fast.url)
         sessions = Sessions()
-        resilience = Resilience(hedge=HedgeRules(after=0.05), alarms=Alarms())
+        resilience = Resilience(hedge=HedgeRules(after=0.05), timer=Timer())
         forwarder = Forwarder(
             pool, sessions=sessions, resilience=resilience, connect_timeout=25, timeout=25
         )

@@ -115,7 +115,7 @@ def test_work_that_fails_is_told_and_the_next_is_done(
         background.put(fail)
         background.put(done.set)
         assert done.wait(10)
-    assert "Work in the background failed" in caplog.text
+    assert "A background task failed" in caplog.text
     background.close()
 
 

@@ -10,10 +10,10 @@ from contextlib import AbstractContextManager
 import pytest
 
 from wsgigate.runtime import fork
-from wsgigate.runtime.threads import Alarms
+from wsgigate.runtime.threads import Timer
 
 
-def names(starting: str = "wsgigate-alarms") -> set[int]:
+def names(starting: str = "wsgigate-timer") -> set[int]:
     return {thread.ident or 0 for thread in threading.enumerate() if thread.name == starting}
 
 
@@ -25,52 +25,52 @@ def done(count: int = 1) -> tuple[Callable[[], object], Callable[[], bool]]:
 
 def test_nothing_runs_before_the_first_alarm() -> None:
     before = names()
-    alarms = Alarms()
+    timer = Timer()
     assert names() == before
     call, waited = done()
-    alarms.after(0, call)
+    timer.after(0, call)
     assert waited()
 
 
 def test_what_is_due_sooner_is_done_sooner_whatever_came_first() -> None:
-    alarms = Alarms(most=1)
+    timer = Timer(max_threads=1)
     order: list[str] = []
     call, waited = done(2)
-    late = alarms.after(3600, lambda: order.append("late"))
+    late = timer.after(3600, lambda: order.append("late"))
     for name, seconds in (("second", 0.05), ("first", 0.0)):
 
         def told(name: str = name) -> None:
             order.append(name)
             call()
 
-        alarms.after(seconds, told)
+        timer.after(seconds, told)
     assert waited()
     assert order == ["first", "second"]
     late.cancel()
 
 
 def test_what_is_called_off_is_not_done() -> None:
-    alarms = Alarms(most=1)
+    timer = Timer(max_threads=1)
     call, waited = done()
-    off = alarms.after(0.02, lambda: pytest.fail("it was called off"))
+    off = timer.after(0.02, lambda: pytest.fail("it was called off"))
     off.cancel()
     off.cancel()
-    alarm = alarms.after(0.05, call)
+    scheduled = timer.after(0.05, call)
     assert waited()
-    alarm.cancel()  # too late, and nothing
+    scheduled.cancel()  # too late, and nothing
 
 
 def test_what_nobody_wants_any_more_is_not_kept() -> None:
-    alarms = Alarms()
+    timer = Timer()
     for _ in range(10_000):
-        alarms.after(3600, print).cancel()
-    assert alarms._shift is not None
-    assert len(alarms._shift._alarms) < 200
+        timer.after(3600, print).cancel()
+    assert timer._schedule is not None
+    assert len(timer._schedule._calls) < 200
 
 
 def test_there_are_no_more_threads_than_there_may_be_and_nothing_is_lost() -> None:
     before = names()
-    alarms = Alarms(most=3)
+    timer = Timer(max_threads=3)
     together = threading.Barrier(4)  # three threads, and this one
     call, waited = done(12)
 
@@ -79,7 +79,7 @@ def test_there_are_no_more_threads_than_there_may_be_and_nothing_is_lost() -> No
         call()
 
     for _ in range(12):
-        alarms.after(0, work)
+        timer.after(0, work)
     for _ in range(4):
         together.wait(10)
     assert waited()
@@ -87,11 +87,11 @@ def test_there_are_no_more_threads_than_there_may_be_and_nothing_is_lost() -> No
 
 
 def test_an_alarm_that_fails_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
-    alarms = Alarms(most=1)
+    timer = Timer(max_threads=1)
     call, waited = done()
     with caplog.at_level(logging.ERROR, logger="wsgigate.alarms"):
-        alarms.after(0, lambda: 1 / 0)
-        alarms.after(0.01, call)
+        timer.after(0, lambda: 1 / 0)
+        timer.after(0.01, call)
         assert waited()
     assert "ZeroDivisionError" in caplog.text
 
@@ -99,34 +99,34 @@ def test_an_alarm_that_fails_stops_no_other(caplog: pytest.LogCaptureFixture) ->
 def test_what_is_due_waits_for_a_thread_where_none_is_to_be_had(
     threadless: Callable[[], AbstractContextManager[None]],
 ) -> None:
-    """One that could not be started counted as one that ran, and no alarm went off any more."""
-    alarms = Alarms(most=2)
+    """One that could not be started counted as one that ran, and no scheduled call ran any more."""
+    timer = Timer(max_threads=2)
     call, waited = done(2)
     with threadless():
-        alarms.after(0, call)
-    alarms.after(0, call)
+        timer.after(0, call)
+    timer.after(0, call)
     assert waited()
 
 
 def test_the_only_thread_goes_on_where_no_other_is_to_be_had(
     threadless: Callable[[], AbstractContextManager[None]],
 ) -> None:
-    alarms = Alarms(most=2)
+    timer = Timer(max_threads=2)
     call, waited = done(2)
-    alarms.after(3600, print).cancel()
+    timer.after(3600, print).cancel()
     with threadless():
-        alarms.after(0, call)
-        alarms.after(0.01, call)
+        timer.after(0, call)
+        timer.after(0.01, call)
         assert waited()
 
 
 def test_a_forked_worker_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    alarms = Alarms(most=1)
+    timer = Timer(max_threads=1)
     call, waited = done()
-    parents = alarms.after(3600, lambda: pytest.fail("that is the parent's"))
+    parents = timer.after(3600, lambda: pytest.fail("that is the parent's"))
     before = names()
     monkeypatch.setattr(fork, "pid", fork.pid + 1)
-    alarms.after(0, call)
+    timer.after(0, call)
     assert waited()
     assert len(names() - before) == 1
     parents.cancel()

@@ -1,7 +1,7 @@
 """Two tries at once: when the first is slow to answer, a second one at another instance.
 
 The thread that serves the request makes the first try itself, so that a fast answer costs nothing
-but an alarm that never goes off. What wins breaks the others off: their sockets are shut down, from
+but a scheduled call that is cancelled. What wins breaks the others off: their sockets are shut down, from
 which the threads that wait for them wake.
 """
 
@@ -24,7 +24,7 @@ from wsgigate.proxy.request import Outgoing
 from wsgigate.proxy.send import Reservation, Unanswered
 from wsgigate.rules.retry import Delays, HedgeRules, hedgeable
 from wsgigate.runtime import fork
-from wsgigate.runtime.threads import ALARMS, Alarm, Alarms
+from wsgigate.runtime.threads import TIMER, ScheduledCall, Timer
 
 __all__ = ["Hedge", "HedgedAttempt", "Race"]
 
@@ -39,7 +39,7 @@ class Hedge:
     """When the requests of a service are hedged; one for all of its forwarders.
 
     :param rules: After how long, and how often.
-    :param alarms: Has the further tries made.
+    :param timer: Has the further tries made.
     :param clock: Tells the time in seconds, from any moment on.
     """
 
@@ -47,11 +47,11 @@ class Hedge:
         self,
         rules: HedgeRules,
         *,
-        alarms: Alarms = ALARMS,
+        timer: Timer = TIMER,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.rules = rules
-        self.alarms = alarms
+        self.timer = timer
         self.clock = clock
         self._lock = threading.Lock()
         self._delays = None if rules.quantile is None else Delays(rules.quantile)
@@ -152,7 +152,7 @@ class Race:
         self._members: list[Member] = []
         self._running = 0
         self._over = False
-        self._alarm: Alarm | None = None
+        self._scheduled: ScheduledCall | None = None
         self._winner: tuple[Answer, HedgedAttempt] | None = None
 
     def run(self, environ: WSGIEnvironment, hold: Reservation, client: Departure) -> Answer:
@@ -168,7 +168,7 @@ class Race:
         self._members.append(hold.member)
         after = hedge.after()
         if after is not None:
-            self._alarm = hedge.alarms.after(after, lambda: self._try_another(environ, after))
+            self._scheduled = hedge.timer.after(after, lambda: self._try_another(environ, after))
         answer, error = None, None
         began = hedge.clock()
         try:
@@ -212,12 +212,12 @@ class Race:
         """Have no more tries made, and break off those that are not wanted any more."""
         with self._changed:
             self._over = True
-            alarm, self._alarm = self._alarm, None
+            scheduled, self._scheduled = self._scheduled, None
             for leg in self._legs[1:]:
                 if winner is None or leg is not winner[1]:
                     leg.break_off()
-        if alarm is not None:
-            alarm.cancel()
+        if scheduled is not None:
+            scheduled.cancel()
         return winner
 
     def _try_another(self, environ: WSGIEnvironment, after: float) -> None:
@@ -259,7 +259,7 @@ class Race:
             self._members.append(hold.member)
             if len(self._members) <= self._hedge.rules.most and not self._over:
                 again = lambda: self._try_another(environ, after)  # noqa: E731
-                self._alarm = self._hedge.alarms.after(after, again)
+                self._scheduled = self._hedge.timer.after(after, again)
 
 
 def _drop(answer: Answer) -> None:

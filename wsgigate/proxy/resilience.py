@@ -16,7 +16,7 @@ from wsgigate.rules.arguments import checked
 from wsgigate.rules.circuit import FAILURES, check_failures
 from wsgigate.rules.retry import Attempt, Decision, HedgeRules, RetryBudget, RetryRules, decide
 from wsgigate.runtime import fork
-from wsgigate.runtime.threads import ALARMS, Alarms
+from wsgigate.runtime.threads import TIMER, Timer
 
 __all__ = ["Resilience"]
 
@@ -34,7 +34,7 @@ class Resilience:
         no limit.
     :param hedge: When a request that only reads is made once more beside itself, within the same
         *budget*; ``None`` for never.
-    :param alarms: Has those tries made.
+    :param timer: Has those tries made.
     :param clock: Tells the time in seconds, from any moment on; the circuit's own.
     :param sleep: Waits so many seconds.
     :param random: Gives numbers in [0, 1).
@@ -50,7 +50,7 @@ class Resilience:
         budget: RetryBudget | None = None,
         bulkhead: Compartment | None = None,
         hedge: HedgeRules | None = None,
-        alarms: Alarms = ALARMS,
+        timer: Timer = TIMER,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
         random: Callable[[], float] = _random.random,
@@ -60,7 +60,7 @@ class Resilience:
         self.retry = retry if retry is not None and retry.attempts > 1 else None
         self.per_try = None if retry is None else retry.per_try_timeout
         self.bulkhead = bulkhead
-        self.hedge = None if hedge is None else Hedge(hedge, alarms=alarms, clock=clock)
+        self.hedge = None if hedge is None else Hedge(hedge, timer=timer, clock=clock)
         self.clock = clock
         self.sleep = sleep
         self._random = random

@@ -1,4 +1,25 @@
-"""A thread that every process has for itself, as a fork takes none along."""
+"""Background threads: a bounded queue, a timer and a supervised loop.
+
+Theory of operation
+-------------------
+
+``fork()`` copies only the thread that calls it. The other threads are missing in the child, while
+the locks that they held and the work that they had queued are copied. A server with ``--preload``
+makes every object of the gateway before it forks its workers. Hence four rules:
+
+1. A constructor starts no thread. The first use in a process does, so the master of a preloading
+   server has no thread that its workers would miss.
+2. Every object here registers itself with :mod:`wsgigate.runtime.fork`, and ``after_fork`` replaces
+   its locks, its queue and its thread. Work queued by the parent is done by the parent alone.
+3. All threads are daemons: the end of a process waits for none of them. What must happen at the end
+   (deregistration, the last lines of a log) is done by an explicit ``stop`` or ``flush``.
+4. A request never waits for a thread here. The queue is bounded, ``put`` drops what exceeds it and
+   counts that, and a thread that cannot be started (``RuntimeError``: the limit of the container is
+   reached) is started by a later call.
+
+A lock kept across a fork, or a thread started in a constructor, would break them: the child would
+wait for ever, or do nothing in the background.
+"""
 
 from __future__ import annotations
 
@@ -13,35 +34,31 @@ from heapq import heapify, heappop, heappush
 
 from wsgigate.runtime import fork
 
-__all__ = ["ALARMS", "Alarm", "Alarms", "BackgroundQueue", "ProcessThread"]
+__all__ = ["TIMER", "BackgroundQueue", "ProcessThread", "ScheduledCall", "Timer"]
 
-
-# Work that nobody waits for: a few threads, and a short queue that is never waited at.
 
 LOG = logging.getLogger("wsgigate.errands")
 
 
 class BackgroundQueue:
-    """Runs what it is given in the background, and what there is no room for not at all.
+    """A bounded background queue; :meth:`put` never blocks.
 
-    Its threads are started when there is work, in the process that has it, and end when there was
-    none for *idle* seconds. They are daemons: no process waits for them at its end.
-
-    :param threads: How many run at most.
-    :param queue: How many pieces of work may wait for a thread.
+    :param threads: Maximum number of threads. A thread starts when work is queued and no other is
+        free.
+    :param queue: Maximum number of calls that wait for a thread; more are dropped.
     :param idle: Seconds after which a thread without work ends.
-    :param name: What the threads are called.
-    :ivar dropped: How many pieces of work there was no room for.
-    :raises ValueError: A number is below 1.
+    :param name: Name of the threads.
+    :ivar dropped: Number of calls that were dropped.
+    :raises ValueError: *threads* or *queue* is below 1.
     """
 
     def __init__(
         self, *, threads: int = 2, queue: int = 100, idle: float = 10.0, name: str = "wsgigate"
     ) -> None:
         if threads < 1:
-            raise ValueError(f"threads: 1 or more, not {threads}")
+            raise ValueError(f"threads must be 1 or more, got {threads}")
         if queue < 1:
-            raise ValueError(f"queue: 1 or more, not {queue}")
+            raise ValueError(f"queue must be 1 or more, got {queue}")
         self.dropped = 0
         self._most = threads
         self._room = queue
@@ -51,7 +68,7 @@ class BackgroundQueue:
         fork.renew_at_fork(self)
 
     def after_fork(self) -> None:
-        """Have no threads and no work: those of a parent are not its child's."""
+        """Forget the threads and the queued work: they belong to the parent process."""
         self._changed = threading.Condition()
         self._waiting: deque[Callable[[], object]] = deque()
         self._running = 0
@@ -59,9 +76,9 @@ class BackgroundQueue:
         self._closed = False
 
     def put(self, work: Callable[[], object]) -> bool:
-        """Have *work* called soon, by another thread; never waits.
+        """Queue *work* to be called by a background thread, without waiting.
 
-        :returns: Whether it will be; not when the queue is full or no thread is to be had.
+        :returns: Whether it was queued. ``False``: the queue is full, or no thread could be started.
         """
         with self._changed:
             self._closed = False
@@ -71,7 +88,7 @@ class BackgroundQueue:
             if self._free <= len(self._waiting) and self._running < self._most:
                 try:
                     threading.Thread(target=self._run, name=self._name, daemon=True).start()
-                except RuntimeError:  # no thread is to be had at the moment
+                except RuntimeError:  # the system grants no further thread at the moment
                     if not self._running:
                         self.dropped += 1
                         return False
@@ -82,7 +99,7 @@ class BackgroundQueue:
         return True
 
     def close(self) -> None:
-        """Drop what waits, and have the threads end after what they are at."""
+        """Drop all queued work; each thread ends after its current call."""
         with self._changed:
             self._closed = True
             self._waiting.clear()
@@ -100,109 +117,113 @@ class BackgroundQueue:
                 work = self._waiting.popleft()
             try:
                 work()
-            except (Exception, SystemExit):  # which else would end the thread, and that unseen
-                LOG.exception("Work in the background failed")
+            except (Exception, SystemExit):  # either would end the thread without a log record
+                LOG.exception("A background task failed")
 
-
-# What is to be done later, unless somebody says meanwhile that it is not.
 
 _log = logging.getLogger("wsgigate.alarms")
 
-_FEW = 64
-"""Up to so many alarms that nobody wants any more are kept until their time comes."""
+_MAX_CANCELLED = 64
+"""Number of cancelled calls that may stay in the heap before it is rebuilt without them."""
 
 
-class Alarm:
-    """Something to be done at a moment."""
+class ScheduledCall:
+    """A call scheduled by :meth:`Timer.after`."""
 
-    __slots__ = ("call", "moment", "shift")
+    __slots__ = ("call", "moment", "schedule")
 
-    def __init__(self, shift: _Shift, moment: float, call: Callable[[], object]) -> None:
-        self.shift = shift
+    def __init__(self, schedule: _Schedule, moment: float, call: Callable[[], object]) -> None:
+        self.schedule = schedule
         self.moment = moment
         self.call: Callable[[], object] | None = call
 
-    def __lt__(self, other: Alarm) -> bool:
+    def __lt__(self, other: ScheduledCall) -> bool:
         return self.moment < other.moment
 
     def cancel(self) -> None:
-        """Have it not done, if that has not begun."""
-        self.shift.cancel(self)
+        """Cancel the call, unless it has begun."""
+        self.schedule.cancel(self)
 
 
-class Alarms:
-    """Does what is due in a few threads of its own, which the first alarm of a process starts.
+class Timer:
+    """Runs calls after a delay, in a few threads that the first call of a process starts.
 
-    When all of them are at work, or no thread is to be had, what is due waits for one.
+    While all threads are busy, or none can be started, due calls wait.
 
-    :param most: How many threads there are at most.
-    :param clock: Tells the time in seconds, from any moment on; a real one, as it is waited by it.
+    :param max_threads: Maximum number of threads.
+    :param clock: Returns monotonic seconds. It must be a real clock, as threads wait by it.
     """
 
-    def __init__(self, most: int = 8, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most = most
+    def __init__(
+        self, max_threads: int = 8, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._max_threads = max_threads
         self._clock = clock
         self.after_fork()
         fork.renew_at_fork(self)
 
     def after_fork(self) -> None:
-        """Have no threads: those of a parent are not its child's."""
+        """Forget the schedule and its threads: they belong to the parent process."""
         self._lock = threading.Lock()
-        self._shift: _Shift | None = None
+        self._schedule: _Schedule | None = None
 
-    def after(self, seconds: float, call: Callable[[], object]) -> Alarm:
-        """Have *call* called in *seconds*."""
-        shift = self._shift
-        if shift is None or shift.pid != fork.pid:
+    def after(self, seconds: float, call: Callable[[], object]) -> ScheduledCall:
+        """Schedule *call* to run after *seconds*."""
+        schedule = self._schedule
+        if schedule is None:
             with self._lock:
-                shift = self._shift
-                if shift is None or shift.pid != fork.pid:
-                    shift = self._shift = _Shift(self._most, self._clock)
-        alarm = Alarm(shift, self._clock() + seconds, call)
-        shift.add(alarm)
-        return alarm
+                schedule = self._schedule
+                if schedule is None:
+                    schedule = self._schedule = _Schedule(self._max_threads, self._clock)
+        scheduled = ScheduledCall(schedule, self._clock() + seconds, call)
+        schedule.add(scheduled)
+        return scheduled
 
 
-class _Shift:
-    """The alarms of one process, and its threads: one waits for the time, the others for it."""
+class _Schedule:
+    """The scheduled calls of one process, and its threads.
 
-    def __init__(self, most: int, clock: Callable[[], float]) -> None:
-        self.pid = fork.pid
-        self._most = most
+    One thread at a time waits for the moment of the first call (``_watched``). When that moment
+    comes it wakes or starts another to wait in its place, and runs the call itself. So a call that
+    takes long delays no other while there is a free thread.
+    """
+
+    def __init__(self, max_threads: int, clock: Callable[[], float]) -> None:
+        self._max_threads = max_threads
         self._clock = clock
-        self._alarms: list[Alarm] = []
+        self._calls: list[ScheduledCall] = []
         self._lock = threading.Lock()
         self._due = threading.Condition(self._lock)
         self._free = threading.Condition(self._lock)
         self._threads = 0
         self._idle = 0
         self._watched = False
-        self._wakes = -math.inf
-        self._dead = 0
+        self._wakes_at = -math.inf
+        self._cancelled = 0
 
-    def add(self, alarm: Alarm) -> None:
+    def add(self, scheduled: ScheduledCall) -> None:
         with self._lock:
-            heappush(self._alarms, alarm)
+            heappush(self._calls, scheduled)
             if not self._threads:
                 self._start()
-            elif alarm.moment < self._wakes:  # mostly it is a later one, and nobody is woken
+            elif scheduled.moment < self._wakes_at:  # usually it is later, and no thread is woken
                 self._due.notify()
 
-    def cancel(self, alarm: Alarm) -> None:
+    def cancel(self, scheduled: ScheduledCall) -> None:
         with self._lock:
-            if alarm.call is None:
+            if scheduled.call is None:
                 return
-            alarm.call = None
-            self._dead += 1
-            if self._dead > _FEW and self._dead * 2 > len(self._alarms):
-                self._alarms = [each for each in self._alarms if each.call is not None]
-                heapify(self._alarms)
-                self._dead = 0
+            scheduled.call = None
+            self._cancelled += 1
+            if self._cancelled > _MAX_CANCELLED and self._cancelled * 2 > len(self._calls):
+                self._calls = [each for each in self._calls if each.call is not None]
+                heapify(self._calls)
+                self._cancelled = 0
 
     def _start(self) -> None:
         try:
-            threading.Thread(target=self._run, name="wsgigate-alarms", daemon=True).start()
-        except RuntimeError:  # no thread is to be had: the next alarm, or the next due, tries again
+            threading.Thread(target=self._run, name="wsgigate-timer", daemon=True).start()
+        except RuntimeError:  # the next scheduled or due call tries again
             return
         self._threads += 1
 
@@ -218,46 +239,46 @@ class _Shift:
                 self._watched = False
                 if self._idle:
                     self._free.notify()
-                elif self._threads < self._most:
+                elif self._threads < self._max_threads:
                     self._start()
             try:
                 call()
             except Exception:
-                _log.exception("an alarm failed")
+                _log.exception("A scheduled call failed")
 
     def _next(self) -> Callable[[], object]:
-        """Return what is to be done, once it is due."""
+        """Wait until the first call is due, and return it."""
         while True:
             wait = None
-            self._wakes = math.inf
-            if self._alarms:
-                self._wakes = self._alarms[0].moment
-                wait = self._wakes - self._clock()
+            self._wakes_at = math.inf
+            if self._calls:
+                self._wakes_at = self._calls[0].moment
+                wait = self._wakes_at - self._clock()
                 if wait <= 0:
-                    alarm = heappop(self._alarms)
-                    call, alarm.call = alarm.call, None
+                    scheduled = heappop(self._calls)
+                    call, scheduled.call = scheduled.call, None
                     if call is not None:
-                        self._wakes = -math.inf
+                        self._wakes_at = -math.inf
                         return call
-                    self._dead -= 1
+                    self._cancelled -= 1
                     continue
             self._due.wait(wait)
 
 
-ALARMS = Alarms()
+TIMER = Timer()
 
 
 class ProcessThread:
-    """A thread of this process: at most one, started after the fork, ended in good order.
+    """A supervised loop: at most one thread per process, started on demand and stopped in order.
 
-    What a thread of the parent's held when it forked, be it the lock in here, is nothing to the
-    child, which begins anew.
+    Nothing is inherited over a fork: a child has no thread until it calls :meth:`start`, even if
+    the parent's thread, or the lock in here, was in use when it forked.
 
-    :param name: What it is called.
-    :param run: What it does; it is given an event, and ends when that is set.
-    :param begin: Called before it starts; forgets what belongs to a thread that ran before, perhaps
-        in the process forked from.
-    :ivar pid: The process that the rest belongs to.
+    :param name: Name of the thread.
+    :param run: The loop. It receives an event, and returns when the event is set.
+    :param begin: Called before the thread starts, to discard the state of an earlier thread, which
+        may be that of the parent process.
+    :ivar pid: Id of the process that the thread and the event belong to.
     :ivar stopping: Set when the thread is to end.
     """
 
@@ -267,14 +288,14 @@ class ProcessThread:
         self._name = name
         self._run = run
         self._begin = begin
-        self._begin_anew()
+        self._reset()
         fork.renew_at_fork(self)
 
     def after_fork(self) -> None:
-        """Have no thread: that of a parent is not its child's."""
-        self._begin_anew()
+        """Forget the thread: it belongs to the parent process."""
+        self._reset()
 
-    def _begin_anew(self) -> None:
+    def _reset(self) -> None:
         self.pid = os.getpid()
         self.stopping = threading.Event()
         self._starting = threading.Lock()
@@ -282,13 +303,13 @@ class ProcessThread:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs."""
+        """Whether the thread is running in this process."""
         return self.pid == os.getpid() and self._thread is not None and self._thread.is_alive()
 
     def start(self) -> bool:
-        """Start it unless it runs; return whether it was started."""
+        """Start the thread unless it is running; return whether it was started."""
         if self.pid != os.getpid():
-            self._begin_anew()
+            self._reset()
         with self._starting:
             if self.alive:
                 return False
@@ -302,15 +323,15 @@ class ProcessThread:
         return True
 
     def end(self) -> None:
-        """Tell it to end, without waiting until it has."""
+        """Signal the thread to end, without waiting for it."""
         if self.pid == os.getpid():
             with self._starting:
                 self.stopping.set()
 
     def stop(self, timeout: float) -> None:
-        """Tell it to end, and wait until it has.
+        """Signal the thread to end, and wait for it.
 
-        :param timeout: Seconds to wait at most; one that hangs is left behind.
+        :param timeout: Maximum seconds to wait; a thread that hangs is abandoned.
         """
         if self.pid != os.getpid():
             return
