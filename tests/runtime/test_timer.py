@@ -33,7 +33,7 @@ def test_nothing_runs_before_the_first_alarm() -> None:
 
 
 def test_what_is_due_sooner_is_done_sooner_whatever_came_first() -> None:
-    timer = Timer(max_threads=1)
+    timer = Timer(threads=1)
     order: list[str] = []
     call, waited = done(2)
     late = timer.after(3600, lambda: order.append("late"))
@@ -50,7 +50,7 @@ def test_what_is_due_sooner_is_done_sooner_whatever_came_first() -> None:
 
 
 def test_what_is_called_off_is_not_done() -> None:
-    timer = Timer(max_threads=1)
+    timer = Timer(threads=1)
     call, waited = done()
     off = timer.after(0.02, lambda: pytest.fail("it was called off"))
     off.cancel()
@@ -70,7 +70,7 @@ def test_what_nobody_wants_any_more_is_not_kept() -> None:
 
 def test_there_are_no_more_threads_than_there_may_be_and_nothing_is_lost() -> None:
     before = names()
-    timer = Timer(max_threads=3)
+    timer = Timer(threads=3)
     together = threading.Barrier(4)  # three threads, and this one
     call, waited = done(12)
 
@@ -87,7 +87,7 @@ def test_there_are_no_more_threads_than_there_may_be_and_nothing_is_lost() -> No
 
 
 def test_an_alarm_that_fails_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
-    timer = Timer(max_threads=1)
+    timer = Timer(threads=1)
     call, waited = done()
     with caplog.at_level(logging.ERROR, logger="wsgigate.alarms"):
         timer.after(0, lambda: 1 / 0)
@@ -100,7 +100,7 @@ def test_what_is_due_waits_for_a_thread_where_none_is_to_be_had(
     threadless: Callable[[], AbstractContextManager[None]],
 ) -> None:
     """One that could not be started counted as one that ran, and no scheduled call ran any more."""
-    timer = Timer(max_threads=2)
+    timer = Timer(threads=2)
     call, waited = done(2)
     with threadless():
         timer.after(0, call)
@@ -111,7 +111,7 @@ def test_what_is_due_waits_for_a_thread_where_none_is_to_be_had(
 def test_the_only_thread_goes_on_where_no_other_is_to_be_had(
     threadless: Callable[[], AbstractContextManager[None]],
 ) -> None:
-    timer = Timer(max_threads=2)
+    timer = Timer(threads=2)
     call, waited = done(2)
     timer.after(3600, print).cancel()
     with threadless():
@@ -121,7 +121,7 @@ def test_the_only_thread_goes_on_where_no_other_is_to_be_had(
 
 
 def test_a_forked_worker_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    timer = Timer(max_threads=1)
+    timer = Timer(threads=1)
     call, waited = done()
     parents = timer.after(3600, lambda: pytest.fail("that is the parent's"))
     before = names()

@@ -1,8 +1,8 @@
 """Two tries at once: when the first is slow to answer, a second one at another instance.
 
 The thread that serves the request makes the first try itself, so that a fast answer costs nothing
-but a scheduled call that is cancelled. What wins breaks the others off: their sockets are shut down, from
-which the threads that wait for them wake.
+but a scheduled call that is cancelled. What wins breaks the others off: their sockets are shut
+down, from which the threads that wait for them wake.
 """
 
 from __future__ import annotations

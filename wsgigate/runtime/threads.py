@@ -56,9 +56,9 @@ class BackgroundQueue:
         self, *, threads: int = 2, queue: int = 100, idle: float = 10.0, name: str = "wsgigate"
     ) -> None:
         if threads < 1:
-            raise ValueError(f"threads must be 1 or more, got {threads}")
+            raise ValueError(f"threads: 1 or more, not {threads}")
         if queue < 1:
-            raise ValueError(f"queue must be 1 or more, got {queue}")
+            raise ValueError(f"queue: 1 or more, not {queue}")
         self.dropped = 0
         self._most = threads
         self._room = queue
@@ -78,7 +78,7 @@ class BackgroundQueue:
     def put(self, work: Callable[[], object]) -> bool:
         """Queue *work* to be called by a background thread, without waiting.
 
-        :returns: Whether it was queued. ``False``: the queue is full, or no thread could be started.
+        :returns: Whether it was queued: not if the queue is full or no thread can be started.
         """
         with self._changed:
             self._closed = False
@@ -150,14 +150,12 @@ class Timer:
 
     While all threads are busy, or none can be started, due calls wait.
 
-    :param max_threads: Maximum number of threads.
+    :param threads: Maximum number of threads.
     :param clock: Returns monotonic seconds. It must be a real clock, as threads wait by it.
     """
 
-    def __init__(
-        self, max_threads: int = 8, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._max_threads = max_threads
+    def __init__(self, threads: int = 8, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max = threads
         self._clock = clock
         self.after_fork()
         fork.renew_at_fork(self)
@@ -174,7 +172,7 @@ class Timer:
             with self._lock:
                 schedule = self._schedule
                 if schedule is None:
-                    schedule = self._schedule = _Schedule(self._max_threads, self._clock)
+                    schedule = self._schedule = _Schedule(self._max, self._clock)
         scheduled = ScheduledCall(schedule, self._clock() + seconds, call)
         schedule.add(scheduled)
         return scheduled
@@ -188,8 +186,8 @@ class _Schedule:
     takes long delays no other while there is a free thread.
     """
 
-    def __init__(self, max_threads: int, clock: Callable[[], float]) -> None:
-        self._max_threads = max_threads
+    def __init__(self, threads: int, clock: Callable[[], float]) -> None:
+        self._max = threads
         self._clock = clock
         self._calls: list[ScheduledCall] = []
         self._lock = threading.Lock()
@@ -239,7 +237,7 @@ class _Schedule:
                 self._watched = False
                 if self._idle:
                     self._free.notify()
-                elif self._threads < self._max_threads:
+                elif self._threads < self._max:
                     self._start()
             try:
                 call()
