@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import pytest
 
-from wsgigate.runtime import fork
 from wsgigate.runtime.threads import Timer
 
 
@@ -120,13 +120,14 @@ def test_the_only_thread_goes_on_where_no_other_is_to_be_had(
         assert waited()
 
 
-def test_a_forked_worker_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forked_worker_has_its_own() -> None:
     timer = Timer(threads=1)
-    call, waited = done()
     parents = timer.after(3600, lambda: pytest.fail("that is the parent's"))
-    before = names()
-    monkeypatch.setattr(fork, "pid", fork.pid + 1)
-    timer.after(0, call)
-    assert waited()
-    assert len(names() - before) == 1
+    child = os.fork()
+    if child == 0:
+        call, waited = done()
+        before = names()
+        timer.after(0, call)
+        os._exit(0 if waited() and len(names() - before) == 1 else 1)
+    assert os.waitpid(child, 0)[1] == 0
     parents.cancel()
