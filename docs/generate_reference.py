@@ -1,6 +1,6 @@
-"""Write ``reference.rst`` and ``environ.rst``, the parts of these pages that the code knows best.
+"""Generate ``reference.rst`` and ``environ.rst`` from the code.
 
-Run it after a change of the file's keys or of the environ keys::
+Run it after changing keys of the file or environ keys::
 
     python docs/generate_reference.py
 """
@@ -79,57 +79,57 @@ CONSTRUCTORS: dict[type[Any], Any] = {
     traffic.StaleTable: StaleAnswers,
     middleware_options.ShedderOptions: SheddingRules,
 }
-"""Whose defaults count where a key that is left out is not passed on."""
+"""The constructor whose defaults apply where an omitted key is not passed on."""
 
 DEFAULTS = {
     "authenticator.deny_list": "``false``",
-    "breaker.name": 'made from the route; ``"default"`` around everything',
-    "breaker.open_at_most": "a minute, or ``open_for`` if that is longer",
+    "breaker.name": 'derived from the route; ``"default"`` in the top-level list',
+    "breaker.open_at_most": "one minute, or ``open_for`` if that is longer",
     "breaker.statuses": "``[500, 502, 503, 504]``",
     "gateway.workers": "the number of CPUs",
-    "gateway.via": "made from the name, the machine and the file",
-    "concurrency-limiter.name": 'made from the route; ``"default"`` around everything',
+    "gateway.via": "derived from the name, the host name and the file",
+    "concurrency-limiter.name": 'derived from the route; ``"default"`` in the top-level list',
     "faults.abort_percent": "``0``",
     "faults.abort_status": "``503``",
     "faults.delay": "``0s``",
     "faults.delay_percent": "``0``",
-    "limiter.name": 'made from the route; ``"default"`` around everything',
+    "limiter.name": 'derived from the route; ``"default"`` in the top-level list',
     "logger.stream": '``"stdout"``',
     "services.NAME.instances": "none: this or ``discover`` is required",
     "services.NAME.discover": "none: this or ``instances`` is required",
     "services.NAME.discover.allowed_networks": "loopback and private networks",
-    "services.NAME.discover.nameservers": "the system's",
+    "services.NAME.discover.nameservers": "the system's nameservers",
     "services.NAME.discover.scheme": '``"http"``',
-    "services.NAME.discover.server": "the cluster's own",
+    "services.NAME.discover.server": "the API of the cluster that the gateway runs in",
     "services.NAME.balance": '``"two-choices"``',
     "services.NAME.balance.key": '``"address"``',
-    "services.NAME.balance.slow_start": "at once",
-    "services.NAME.breaker.open_at_most": "a minute, or ``open_for`` if that is longer",
+    "services.NAME.balance.slow_start": "off: the full share at once",
+    "services.NAME.breaker.open_at_most": "one minute, or ``open_for`` if that is longer",
     "services.NAME.breaker.statuses": "``[500, 502, 503, 504]``",
-    "services.NAME.health.contains": "anything",
+    "services.NAME.health.contains": "any body",
     "services.NAME.health.fields": "none",
-    "services.NAME.health.host": "the one that requests have",
-    "services.NAME.health.port": "the instance's own",
-    "services.NAME.health.scheme": "the instance's own",
+    "services.NAME.health.host": "the Host of the service's requests",
+    "services.NAME.health.port": "the instance's port",
+    "services.NAME.health.scheme": "the instance's scheme",
     "services.NAME.health.statuses": "200 to 299",
-    "services.NAME.host": "the name that was looked up, or the instance's own",
+    "services.NAME.host": "the name that was looked up, or the instance's host and port",
     "services.NAME.retry.backoff_at_most": "ten times ``backoff``",
     "services.NAME.retry.budget": "``0.2``",
     "services.NAME.retry.budget_floor": "``3``",
-    "services.NAME.retry.per_try_timeout": "the time there is in all",
-    "routes.fallback.content_type": "``text/plain; charset=utf-8``, or by the file's name",
-    "routes.fallback.reasons": "all of them",
+    "services.NAME.retry.per_try_timeout": "the service's time limits",
+    "routes.fallback.content_type": "``text/plain; charset=utf-8``, or by file name",
+    "routes.fallback.reasons": "all",
     "routes.fallback.status": "``503``",
-    "routes.mirror.methods": "all of them",
-    "services.NAME.fallback.content_type": "``text/plain; charset=utf-8``, or by the file's name",
-    "services.NAME.fallback.reasons": "all of them",
+    "routes.mirror.methods": "all",
+    "services.NAME.fallback.content_type": "``text/plain; charset=utf-8``, or by file name",
+    "services.NAME.fallback.reasons": "all",
     "services.NAME.fallback.status": "``503``",
-    "routes.encoded_slash": "that of the gateway",
-    "routes.forward_authorization": "``true``, unless identity fields tell who the caller is",
-    "routes.listed": "worked out",
-    "routes.preserve_host": "that of the service",
+    "routes.encoded_slash": "as ``gateway.encoded_slash``",
+    "routes.forward_authorization": "``true``, but ``false`` when ``gateway.identity`` is set",
+    "routes.listed": "derived from the route",
+    "routes.preserve_host": "as the service's ``preserve_host``",
 }
-"""Defaults that are worked out where the gateway is built."""
+"""Defaults that are computed when the gateway is built."""
 
 HEADINGS = {
     "gateway": "``[gateway]``",
@@ -162,7 +162,7 @@ def reference() -> str:
 def _middlewares() -> Iterator[str]:
     yield (
         "``use`` names the middleware; all other keys are its options. With "
-        '``use = "package.module:factory"`` they are passed on as they are: '
+        '``use = "package.module:factory"`` they are passed to the factory unchanged: '
         "``factory(app, **options)``.\n"
     )
     for use in sorted(USES):
@@ -175,7 +175,7 @@ def _table(kind: Kind[Any], path: str) -> Iterator[str]:
     while isinstance(kind, ListOf):
         kind = kind._item
     if not isinstance(kind, Table):
-        raise TypeError(f"{path}: {kind!r} is no table")
+        raise TypeError(f"{path}: {kind!r} is not a table")
     yield from _keys(kind._cls, path)
 
 
@@ -261,7 +261,7 @@ def _plain(value: object) -> str:
 
 
 def _literal(text: str) -> str:
-    """Return *text* with what is between quotes as literals, and nothing in it that is markup."""
+    """Return *text* with what is between quotes as literals, and without any markup in the rest."""
     text = re.sub(r'(\{ [^}]*\}|"[^"]*")', r"``\1``", text)
     return "".join(
         part if part.startswith("``") else re.sub(r"([*_|])", r"\\\1", part)

@@ -52,7 +52,7 @@ def test_without_one_there_are_no_files() -> None:
         ('{ cert = "both.pem", key = "missing.key" }', "gateway.tls.key", "there is no "),
         ('{ cert = "both.pem", key = "other.pem" }', "gateway.tls", "KEY_VALUES_MISMATCH"),
         ('{ cert = "none.pem" }', "gateway.tls", "can not be used"),
-        ('{ key = "both.pem" }', "gateway.tls.cert", "is missing"),
+        ('{ key = "both.pem" }', "gateway.tls.cert", "is required"),
     ],
 )
 def test_a_bad_one_is_told_at_its_key(tls: str, key: str, text: str, folder: Path) -> None:

@@ -86,7 +86,7 @@ def test_what_is_none_is_told_in_words(text: str, said: str) -> None:
         ("discover = 'etcd:a'", "services.a.discover", "is one of"),
         ("discover = 7", "services.a.discover", "expected one of"),
         ("", "services.a", "needs instances or discover"),
-        ("discover = { scheme = 'https' }", "services.a.discover.use", "is missing"),
+        ("discover = { scheme = 'https' }", "services.a.discover.use", "is required"),
         (
             "discover = { use = 'dns:a:1', server = 'http://a' }",
             "services.a.discover.server",

@@ -22,7 +22,7 @@ SERVICE = "[services.a]\ninstances = ['http://a']\nhealth = "
 @pytest.mark.parametrize(
     ("health", "path", "said"),
     [
-        ("{ interval = 30 }", "services.a.health.path", "is missing"),
+        ("{ interval = 30 }", "services.a.health.path", "is required"),
         ("{ type = 'tcp', path = '/health' }", "services.a.health.path", "is not a known key"),
         ("{ type = 'tcp', contains = 'x' }", "services.a.health.contains", "is not a known key"),
         ("{ type = 'grpc', path = '/' }", "services.a.health.type", '"http"'),

@@ -184,7 +184,7 @@ def test_requests_and_health_checks_go_by_the_tls_settings_of_the_service(tmp_pa
         ("balance = 'best'", "services.a.balance", "two-choices"),
         ("balance = 'sticky'", "services.a.balance", "two-choices"),
         ("balance = { use = 'random', key = 'address' }", "services.a.balance.key", "alone"),
-        ("sticky = {}", "services.a.sticky.secret", "missing"),
+        ("sticky = {}", "services.a.sticky.secret", "is required"),
         ("sticky = { secret = 'short' }", "services.a.sticky.secret", "at least 16 bytes"),
         (f"sticky = {{ secret = '{SECRET}', cookie = 'a b' }}", "services.a.sticky.cookie", "name"),
         (f"sticky = {{ secret = '{SECRET}', path = 'a' }}", "services.a.sticky.path", "path"),

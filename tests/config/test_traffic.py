@@ -500,7 +500,7 @@ ONE = services(a="http://127.0.0.1:9", b="http://127.0.0.1:9")
         ("services = [{ service = 'a' }]\nsplit = { key = 'moon' }", "split.key", "key is one of"),
         ("mirror = { service = 'c' }", "mirror.service", 'there is no service "c"'),
         ("mirror = { service = 'b', percent = 0 }", "mirror.percent", "a number above 0"),
-        ("mirror = {}", "mirror.service", "is missing"),
+        ("mirror = {}", "mirror.service", "is required"),
     ],
 )
 def test_what_is_wrong_with_a_route_is_told_at_its_key(lines: str, key: str, words: str) -> None:

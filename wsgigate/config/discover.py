@@ -240,34 +240,36 @@ class _Networks(Checked[str]):
 
 @table
 class Discover:
-    """Where the instances of a service are known."""
+    """Service discovery: the source that finds the instances of a service."""
 
     use: tuple[str, ...] | str = setting(
-        SOURCES, "The source; of registries and Consuls several URLs, asked in turn."
+        SOURCES, "The source; of registries and Consuls several URLs, tried in order."
     )
     allowed_networks: tuple[str, ...] | None = setting(
         ListOf(_Networks(), least=1),
-        "Where instances may be; loopback and private networks unless said.",
+        "The networks that instances may be in. Default: loopback and private networks.",
         default=None,
     )
     scheme: str | None = setting(
         Choice("http", "https"),
-        "How instances are talked to, of sources that do not say.",
+        "The scheme of the instances, for sources that provide none.",
         default=None,
     )
     tags: tuple[str, ...] | None = setting(
-        ListOf(Text()), "What an instance must be tagged with, all of it.", default=None
+        ListOf(Text()), "The tags that an instance must have, all of them.", default=None
     )
     nameservers: tuple[str, ...] | None = setting(
         ListOf(Text('an address such as "10.0.0.53" or "127.0.0.1:8600"'), least=1),
-        "Whom to ask by DNS; the system's unless said.",
+        "The DNS servers to query. Default: the system's.",
         default=None,
     )
     server: str | None = setting(
-        Url(), "Where the API of Kubernetes is; the cluster's own unless said.", default=None
+        Url(), "The URL of the Kubernetes API. Default: the cluster's own.", default=None
     )
-    token: str | None = setting(Secret(), "What the source's server asks for.", default=None)
-    ca: str | None = setting(Text(), "A file of authorities for the source's server.", default=None)
+    token: str | None = setting(Secret(), "The token for the source's server.", default=None)
+    ca: str | None = setting(
+        Text(), "A file of CA certificates for the source's server.", default=None
+    )
 
 
 def discovery(value: Discover | tuple[str, ...] | str) -> Discover:

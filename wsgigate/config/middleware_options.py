@@ -58,52 +58,70 @@ _RULES = frozenset(CircuitRules.__dataclass_fields__)
 
 @table
 class ServiceBreaker:
-    """When calls are refused because too many fail, and when they are tried again."""
+    """Circuit breaker: when failures open the circuit, and when it closes again."""
 
     consecutive_failures: int | None = setting(
-        Integer(0), "Failures in a row that open it; 0 for no such rule.", default=None
+        Integer(0),
+        "Consecutive failures that open the circuit; 0 disables this rule.",
+        default=None,
     )
     connect_failures: int | None = setting(
-        Integer(0), "Failed connections in a row that open it; 0 for no such rule.", default=None
+        Integer(0),
+        "Consecutive failed connections that open the circuit; 0 disables this rule.",
+        default=None,
     )
     failure_rate: float | None = setting(
-        Number(0, 1), "The share of failures that opens it; 0 for no such rule.", default=None
+        Number(0, 1),
+        "The fraction of failures that opens the circuit; 0 disables this rule.",
+        default=None,
     )
     minimum_calls: int | None = setting(
-        Integer(1), "Calls in the window below which no share counts.", default=None
+        Integer(1), "The minimum number of calls in the window to evaluate rates.", default=None
     )
-    window: float | None = setting(Duration(), "The time that shares are taken over.", default=None)
-    slow_after: float | None = setting(Duration(), "When a call is slow.", default=None)
+    window: float | None = setting(
+        Duration(), "The window over which rates are computed.", default=None
+    )
+    slow_after: float | None = setting(
+        Duration(), "The duration from which a call is slow.", default=None
+    )
     slow_rate: float | None = setting(
-        Number(0, 1), "The share of slow calls that opens it.", default=None
+        Number(0, 1), "The fraction of slow calls that opens the circuit.", default=None
     )
     open_for: float | None = setting(
-        Duration(), "How long it is open at first; each time again, twice as long.", default=None
+        Duration(),
+        "How long the circuit is open at first; doubles each time it opens again.",
+        default=None,
     )
-    open_at_most: float | None = setting(Duration(), "How long it is open at most.", default=None)
+    open_at_most: float | None = setting(
+        Duration(), "The maximum time the circuit is open.", default=None
+    )
     jitter: float | None = setting(
-        Number(0, 1), "By up to which share that is shortened, by chance.", default=None
+        Number(0, 1), "The maximum random shortening of the open time, as a fraction.", default=None
     )
     probes: int | None = setting(
-        Integer(1, 1000), "Calls that must pass before it closes.", default=None
+        Integer(1, 1000),
+        "The number of probes that must succeed before the circuit closes.",
+        default=None,
     )
     probe_timeout: float | None = setting(
-        Duration(), "When a probe that nothing is heard of is given up.", default=None
+        Duration(), "The time after which a probe without a result is abandoned.", default=None
     )
     statuses: tuple[int, ...] | None = setting(
-        ListOf(Integer(500, 599), least=1), "The statuses that are failures.", default=None
+        ListOf(Integer(500, 599), least=1),
+        "The response statuses that count as failures.",
+        default=None,
     )
 
 
 @table
 class BreakerOptions(ServiceBreaker):
-    """Refuse at once while what is behind keeps failing."""
+    """Reject requests at once while the app behind keeps failing."""
 
     enabled: bool | None = setting(
-        Flag(), "Whether it does anything; false passes every request on.", default=None
+        Flag(), "Whether the middleware is active; false passes every request on.", default=None
     )
     name: str | None = setting(
-        Text(), "Names the circuit; breakers of one name are one.", default=None
+        Text(), "The circuit's name; breakers with the same name share one circuit.", default=None
     )
 
 
@@ -124,32 +142,36 @@ def circuit_rules(options: ServiceBreaker) -> CircuitRules:
 
 @table
 class ShedderOptions:
-    """Refuse what a worker can not answer in good time."""
+    """Load shedding: reject requests that a worker cannot answer in time."""
 
     enabled: bool | None = setting(
-        Flag(), "Whether it does anything; false passes every request on.", default=None
+        Flag(), "Whether the middleware is active; false passes every request on.", default=None
     )
     least: int | None = setting(
-        Integer(1), "Requests that may always be under way in a worker.", default=None
-    )
-    most: int | None = setting(Integer(1), "Requests that may be under way at most.", default=None)
-    tolerance: float | None = setting(
-        Number(0, 100),
-        "By which share answers may take longer than when there is no load.",
+        Integer(1),
+        "The minimum concurrency limit: requests that are always allowed in flight per worker.",
         default=None,
     )
-    window: float | None = setting(Duration(), "How often the limit is worked out.", default=None)
+    most: int | None = setting(
+        Integer(1), "The maximum concurrency limit: requests in flight per worker.", default=None
+    )
+    tolerance: float | None = setting(
+        Number(0, 100),
+        "The fraction by which response times may exceed those without load.",
+        default=None,
+    )
+    window: float | None = setting(Duration(), "How often the limit is computed.", default=None)
     window_requests: int | None = setting(
-        Integer(1, 500), "Answers that it takes at least.", default=None
+        Integer(1, 500), "The minimum number of responses to compute the limit.", default=None
     )
     measure_every: float | None = setting(
-        Duration(), "How often it is measured what answers take without load.", default=None
+        Duration(), "How often the response time without load is measured.", default=None
     )
     measure_requests: int | None = setting(
-        Integer(1, 500), "Answers that it is measured by.", default=None
+        Integer(1, 500), "The number of responses in a measurement.", default=None
     )
     jitter: float | None = setting(
-        Number(0, 1), "By up to which share that is put off, by chance.", default=None
+        Number(0, 1), "The maximum random delay of a measurement, as a fraction.", default=None
     )
 
 
@@ -187,22 +209,28 @@ _SECRETS = Either(_listed, ListOf(Secret(), least=1), Secret())
 class RequestIdOptions:
     """Give every request an id, for logs, services and the client."""
 
-    header: str | None = setting(Text(), "The field that carries it.", default=None)
+    header: str | None = setting(Text(), "The header field that carries the id.", default=None)
     accept: str | None = setting(
-        Choice("trusted", "always", "never"), "Whose id is kept as it came.", default=None
+        Choice("trusted", "always", "never"),
+        "Which clients' ids are kept: trusted proxies', every client's or none.",
+        default=None,
     )
 
 
 @table
 class LoggerOptions:
-    """Log one line for each request."""
+    """Log one line per request."""
 
     format: str | None = setting(
-        Choice("auto", "json", "text"), "JSON, or text for people.", default=None
+        Choice("auto", "json", "text"),
+        "JSON, or text for people; auto picks text on a terminal.",
+        default=None,
     )
-    stream: str | None = setting(Choice("stdout", "stderr"), "Where it goes.", default=None)
+    stream: str | None = setting(Choice("stdout", "stderr"), "The output stream.", default=None)
     queue_size: int | None = setting(
-        Integer(1), "Lines kept for a slow reader; more are dropped and counted.", default=None
+        Integer(1),
+        "Lines buffered for a slow reader; further lines are dropped and counted.",
+        default=None,
     )
 
 
@@ -219,9 +247,10 @@ _KEYS = Either(
 )
 
 _KEY_DOC = (
-    "Who is counted: address, subject (of the token), route, api-key, header:NAME, cookie:NAME, "
-    'claim:NAME, path:NAME, or package.module:function; "subject|address" is the first that is '
-    'known, "subject|exempt" exempts the others; a list counts each combination.'
+    "The caller to count: address, subject (of the token), route, api-key, header:NAME, "
+    'cookie:NAME, claim:NAME, path:NAME, or package.module:function. "subject|address" uses the '
+    'first key the request has, "subject|exempt" exempts requests without the others; a list '
+    "counts each combination."
 )
 
 _ON_STORE_ERROR = Choice("allow", "refuse")
@@ -229,32 +258,33 @@ _ON_STORE_ERROR = Choice("allow", "refuse")
 
 @table
 class ExemptOptions:
-    """Requests that are not counted: those of which any key says so."""
+    """Exempt requests: a request is exempt if any key matches."""
 
     addresses: tuple[str, ...] | None = setting(
-        ListOf(Text()), 'Of clients: addresses and networks, "10.0.0.0/8".', default=None
+        ListOf(Text()), 'Client addresses and networks, such as "10.0.0.0/8".', default=None
     )
     paths: tuple[str, ...] | None = setting(
         ListOf(Text('a path such as "/health" or "/static/*"', pattern=r"/.*")),
-        'Paths; "/static/*" is all below.',
+        'Paths; "/static/*" matches all paths below.',
         default=None,
     )
     methods: tuple[str, ...] | None = setting(
         ListOf(Text('a method such as "OPTIONS"', pattern="[A-Z]+")), "Methods.", default=None
     )
     rule: str | None = setting(
-        ImportPath("a function"), "A function that tells of anything else.", default=None
+        ImportPath("a function"), "A function that returns true for exempt requests.", default=None
     )
 
 
 @table
 class OnlyOptions:
-    """The requests that are counted: those of which every key says so."""
+    """The requests that are counted: a request counts if every key matches."""
 
     paths: tuple[str, ...] | None = setting(
         ListOf(Text('a path such as "/login" or "/auth/*"', pattern=r"/.*"), least=1),
-        'Paths, in every spelling that an app may serve: "/login" is "/login/" and "//login" as '
-        'well; "/auth/*" is "/auth" and all below; * and {name} stand for one segment.',
+        'Paths, in every spelling that an app may serve: "/login" also matches "/login/" and '
+        '"//login"; "/auth/*" matches "/auth" and all paths below; * and {name} match one '
+        "segment.",
         default=None,
     )
     methods: tuple[str, ...] | None = setting(
@@ -263,7 +293,7 @@ class OnlyOptions:
         default=None,
     )
     ignore_case: bool | None = setting(
-        Flag(), "Whether /LOGIN is /login, for an app that serves both.", default=None
+        Flag(), "Ignore case in paths, for an app that serves /LOGIN as /login.", default=None
     )
     rule: str | None = setting(
         ImportPath("a function"), "A function that must return true as well.", default=None
@@ -272,146 +302,149 @@ class OnlyOptions:
 
 @table
 class LimiterOptions:
-    """Refuse a caller that has used up its quota."""
+    """Rate limiting: reject callers that have used up their quota."""
 
     quota: tuple[Quota, ...] | Quota = setting(
         _QUOTAS,
-        'How many requests in what time: "100 per 15 minutes"; of several, a list or '
-        '"10/h; 100/d", all must allow one.',
+        'Requests per period: "100 per 15 minutes". Several quotas are a list or "10/h; 100/d"; '
+        "all must allow a request.",
     )
-    algorithm: str | None = setting(Choice(*ALGORITHMS), "How they are counted.", default=None)
+    algorithm: str | None = setting(
+        Choice(*ALGORITHMS), "The rate-limiting algorithm.", default=None
+    )
     key: tuple[str, ...] | str | None = setting(_KEYS, _KEY_DOC, default=None)
     cost: int | str | None = setting(
         Either(_counted, Integer(1), ImportPath("a number, or a function")),
-        "As how many requests a request counts: a number, or package.module:function.",
+        "The quota units that a request consumes: a number, or package.module:function.",
         default=None,
     )
     plans: Mapping[str, tuple[Quota, ...] | Quota] | None = setting(
-        MapOf(_QUOTAS), "Other quotas by the name of a plan.", default=None
+        MapOf(_QUOTAS), "Quotas by the name of a plan.", default=None
     )
     plan: str | None = setting(
         Text(
             '"claim:NAME", "header:NAME" or "package.module:function"',
             pattern=rf"claim:.+|header:{_NAME}|{_OBJECT}",
         ),
-        "What tells the plan: claim:NAME of the token, header:NAME that no client can set, or "
-        "package.module:function. Who has none of the plans has the quota.",
+        "The source of the caller's plan: claim:NAME of the token, header:NAME that clients "
+        "cannot set, or package.module:function. Callers without one of the plans get quota.",
         default=None,
     )
     only: OnlyOptions | None = setting(
-        Table(OnlyOptions), "Requests that are counted, if not all.", default=None
+        Table(OnlyOptions), "The requests that are counted. Default: all requests.", default=None
     )
     exempt: ExemptOptions | None = setting(
         Table(ExemptOptions), "Requests that are not counted.", default=None
     )
-    preflights: bool | None = setting(
-        Flag(), "Whether CORS preflight requests are counted too.", default=None
-    )
+    preflights: bool | None = setting(Flag(), "Count CORS preflight requests too.", default=None)
     enabled: bool | None = setting(
-        Flag(), "Whether it does anything; false passes every request on.", default=None
+        Flag(), "Whether the middleware is active; false passes every request on.", default=None
     )
     observe: bool | None = setting(
-        Flag(), "Only count and log what would be refused.", default=None
+        Flag(), "Dry run: only count and log what would be rejected.", default=None
     )
     name: str | None = setting(
         Text(),
-        "Names the policy in RateLimit fields; limiters of one name count together.",
+        "The policy's name in RateLimit fields; limiters with the same name share their counts.",
         default=None,
     )
     fields: tuple[str, ...] | None = setting(
         ListOf(Choice(*FAMILIES)),
-        "The response fields that tell; x-ratelimit-epoch and x-ratelimit-seconds are x-ratelimit "
-        "with X-RateLimit-Reset in seconds, since 1970 or from now.",
+        "The response fields that report the quota; x-ratelimit-epoch and x-ratelimit-seconds "
+        "are x-ratelimit with X-RateLimit-Reset in seconds, since 1970 or from now.",
         default=None,
     )
     on_store_error: str | None = setting(
-        _ON_STORE_ERROR, "What happens while the store fails.", default=None
+        _ON_STORE_ERROR, "What to do with requests while the store fails.", default=None
     )
 
 
 @table
 class ConcurrencyOptions:
-    """Refuse a caller that has too many requests under way."""
+    """Concurrency limiting: reject callers with too many requests in flight."""
 
-    limit: int = setting(Integer(1, LARGEST), "How many a caller may have under way.")
+    limit: int = setting(
+        Integer(1, LARGEST), "The maximum number of requests in flight per caller."
+    )
     key: tuple[str, ...] | str | None = setting(_KEYS, _KEY_DOC, default=None)
     only: OnlyOptions | None = setting(
-        Table(OnlyOptions), "Requests that are counted, if not all.", default=None
+        Table(OnlyOptions), "The requests that are counted. Default: all requests.", default=None
     )
     exempt: ExemptOptions | None = setting(
         Table(ExemptOptions), "Requests that are not counted.", default=None
     )
-    preflights: bool | None = setting(
-        Flag(), "Whether CORS preflight requests are counted too.", default=None
-    )
+    preflights: bool | None = setting(Flag(), "Count CORS preflight requests too.", default=None)
     lease: float | None = setting(
         Duration(),
-        "After how long the places of a worker that died are free again.",
+        "The time after which the slots of a crashed worker are free again.",
         default=None,
     )
     enabled: bool | None = setting(
-        Flag(), "Whether it does anything; false passes every request on.", default=None
+        Flag(), "Whether the middleware is active; false passes every request on.", default=None
     )
     observe: bool | None = setting(
-        Flag(), "Only count and log what would be refused.", default=None
+        Flag(), "Dry run: only count and log what would be rejected.", default=None
     )
     name: str | None = setting(
         Text(),
-        "Names the policy in RateLimit fields; limiters of one name count together.",
+        "The policy's name in RateLimit fields; limiters with the same name share their counts.",
         default=None,
     )
     fields: tuple[str, ...] | None = setting(
-        ListOf(Choice("ratelimit")), "The response fields that tell.", default=None
+        ListOf(Choice("ratelimit")), "The response fields that report the limit.", default=None
     )
     on_store_error: str | None = setting(
-        _ON_STORE_ERROR, "What happens while the store fails.", default=None
+        _ON_STORE_ERROR, "What to do with requests while the store fails.", default=None
     )
 
 
 @table
 class AuthenticatorOptions:
-    """Let pass those with a valid token (JWT) only."""
+    """Authentication: allow requests with a valid token (JWT) only."""
 
     algorithms: tuple[str, ...] = setting(
-        ListOf(Choice(*SIGNATURES), least=1), "How tokens may be signed; one family."
+        ListOf(Choice(*SIGNATURES), least=1),
+        'Signature algorithms, all of one family, e.g. ["RS256"].',
     )
     secret: tuple[str, ...] | str | None = setting(
         _SECRETS,
-        "What HS tokens are signed with; several while one replaces another.",
+        "The secret of HS256, HS384 and HS512 tokens; several during rotation.",
         default=None,
     )
-    secret_file: str | None = setting(Text(), "A file that holds the secret.", default=None)
+    secret_file: str | None = setting(Text(), "A file that contains the secret.", default=None)
     public_key: tuple[str, ...] | str | None = setting(
-        _TEXTS, "The PEM key that RS, PS, ES and EdDSA tokens are verified with.", default=None
+        _TEXTS,
+        "The PEM public key that verifies RS, PS, ES and EdDSA tokens; several during rotation.",
+        default=None,
     )
     public_key_file: tuple[str, ...] | str | None = setting(
-        _TEXTS, "Files that hold public keys.", default=None
+        _TEXTS, "Files that contain public keys.", default=None
     )
-    issuer: str | None = setting(Text(), "Who must have issued it.", default=None)
+    issuer: str | None = setting(Text(), 'Expected issuer ("iss").', default=None)
     audience: tuple[str, ...] | str | None = setting(
-        _TEXTS, "Whom it must be meant for.", default=None
+        _TEXTS, 'Expected audience ("aud").', default=None
     )
-    required: bool | None = setting(Flag(), "Whether to refuse without a token.", default=None)
+    required: bool | None = setting(Flag(), "Reject requests without a token.", default=None)
     exempt: ExemptOptions | None = setting(
-        Table(ExemptOptions), "Requests that pass unchecked, without claims.", default=None
+        Table(ExemptOptions), "Requests that pass unverified, without claims.", default=None
     )
     preflights: bool | None = setting(
-        Flag(), "Whether CORS preflight requests need a token too.", default=None
+        Flag(), "Require a token for CORS preflight requests too.", default=None
     )
     scopes: tuple[str, ...] | None = setting(
         ListOf(Text()), "The scopes a token must have, all of them.", default=None
     )
     invalid_token_status: int | None = setting(
-        Integer(401, 403), "The answer to a bad token: 401, or 403.", default=None
+        Integer(401, 403), "The response status for an invalid token: 401 or 403.", default=None
     )
-    leeway: float | None = setting(
-        Duration(zero=True), "How far clocks may be apart.", default=None
-    )
+    leeway: float | None = setting(Duration(zero=True), "The tolerated clock skew.", default=None)
     max_lifetime: float | None = setting(
-        Duration(), "Refuse tokens that are valid for longer.", default=None
+        Duration(), "Reject tokens with a longer lifetime.", default=None
     )
     typ: str | None = setting(
-        Text(), 'What its header must say it is: "at+jwt" for access tokens.', default=None
+        Text(),
+        'The expected type in the token\'s header: "at+jwt" for access tokens.',
+        default=None,
     )
     required_claims: tuple[str, ...] | Mapping[str, Any] | None = setting(
         Either(
@@ -419,8 +452,8 @@ class AuthenticatorOptions:
             ListOf(Text()),
             MapOf(Either(_listed, ListOf(Scalar(), least=1), Scalar())),
         ),
-        "Claims that a token must have: a list of names, or a table of names and the value, or one "
-        'of the values, that each must be: { token_type = "access" }.',
+        "Claims that a token must have: a list of names, or a table of names and the value, or "
+        'list of allowed values, that each must have: { token_type = "access" }.',
         default=None,
     )
     also_accept: tuple[str, ...] | None = setting(
@@ -429,44 +462,50 @@ class AuthenticatorOptions:
         "the route where tokens are refreshed.",
         default=None,
     )
-    realm: str | None = setting(Text(), "Names the protected area.", default=None)
-    cache_size: int | None = setting(Integer(0), "How many verified tokens are kept.", default=None)
+    realm: str | None = setting(Text(), "The name of the protected area.", default=None)
+    cache_size: int | None = setting(
+        Integer(0), "The number of verified tokens that are cached.", default=None
+    )
     deny_list: bool | None = setting(
         Flag(),
-        "Whether tokens can be denied before they end; the store of the gateway has the list.",
+        "Check tokens against the deny list, which is in the gateway's store, so that tokens "
+        "can be revoked before they expire.",
         default=None,
     )
     on_store_error: str | None = setting(
         Choice("refuse", "allow"),
-        "What happens while the store of the denied tokens fails.",
+        "What to do with requests while the store of the deny list fails.",
         default=None,
     )
 
 
 @table
 class BodyLimitOptions:
-    """Refuse request bodies that are too large."""
+    """Reject request bodies that are too large."""
 
-    limit: int | None = setting(Size(), "The largest body allowed.", default=None)
+    limit: int | None = setting(Size(), "The maximum size of a request body.", default=None)
 
 
 @table
 class CorsOptions:
-    """Tell browsers which other sites' pages may call."""
+    """CORS: allow browsers to call from other origins' pages."""
 
     origins: tuple[str, ...] = setting(
         ListOf(Text(), least=1),
-        'The sites: "https://shop.example", "https://*.shop.example", "http://localhost:*" for any '
-        'port, "*", or "package.module:function", called with the origin.',
+        'The allowed origins: "https://shop.example", "https://*.shop.example", '
+        '"http://localhost:*" for any port, "*", or "package.module:function", called with the '
+        "origin.",
     )
     methods: tuple[str, ...] | None = setting(
         ListOf(Text()), 'Allowed methods; "*" for any.', default=None
     )
-    headers: tuple[str, ...] | None = setting(ListOf(Text()), "Allowed fields.", default=None)
+    headers: tuple[str, ...] | None = setting(
+        ListOf(Text()), "Allowed request fields.", default=None
+    )
     expose: tuple[str, ...] | None = setting(
         ListOf(Text()), "Response fields that scripts may read.", default=None
     )
-    credentials: bool | None = setting(Flag(), "Whether cookies may come along.", default=None)
+    credentials: bool | None = setting(Flag(), "Allow credentials, such as cookies.", default=None)
     max_age: float | None = setting(
-        Duration(zero=True), "How long browsers keep the answer.", default=None
+        Duration(zero=True), "How long browsers cache a preflight response.", default=None
     )

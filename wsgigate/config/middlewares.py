@@ -184,7 +184,7 @@ class MiddlewareEntry(Kind[Middleware]):
             return self.blank()
         if not isinstance(use, str):
             said = (
-                "is missing: the middleware's name"
+                "is required: the middleware's name"
                 if use is None
                 else f"expected a middleware's name, got {shown(use)}"
             )

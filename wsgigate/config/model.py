@@ -87,95 +87,103 @@ _ONE_LINE = r"[^\x00-\x1f\x7f]+"
 
 @table
 class Gateway:
-    """The gateway itself."""
+    """The settings of the gateway itself."""
 
     name: str = setting(
-        Text("a name of one line", pattern=_ONE_LINE), "What it is called.", default="wsgigate"
+        Text("a name of one line", pattern=_ONE_LINE), "The gateway's name.", default="wsgigate"
     )
     version: str = setting(
-        Text("a version of one line", pattern=_ONE_LINE), "Its version.", default="0.0.0"
+        Text("a version of one line", pattern=_ONE_LINE), "The gateway's version.", default="0.0.0"
     )
     bind: str = setting(
-        Bind(), "Where it listens: HOST:PORT, [IPv6]:PORT or unix:PATH.", default="127.0.0.1:3000"
+        Bind(),
+        "The address to listen on: HOST:PORT, [IPv6]:PORT or unix:PATH.",
+        default="127.0.0.1:3000",
     )
     tls: ServerTls | None = setting(
-        Table(ServerTls), "The certificate with which it speaks TLS to clients.", default=None
+        Table(ServerTls), "The certificate for TLS connections from clients.", default=None
     )
-    http2: bool = setting(
-        Flag(), "Whether clients may speak HTTP/2, which needs tls; as well as 1.1.", default=False
-    )
+    http2: bool = setting(Flag(), "Accept HTTP/2 as well as HTTP/1.1. Requires tls.", default=False)
     workers: int | None = setting(
         Integer(1, MOST_WORKERS),
-        "How many processes serve; one for each CPU unless said.",
+        "The number of worker processes. Default: one per CPU.",
         default=None,
     )
     threads: int = setting(
-        Integer(1, MOST_THREADS), "How many requests one process serves at a time.", default=16
+        Integer(1, MOST_THREADS),
+        "The number of threads per worker process: requests served at a time.",
+        default=16,
     )
     zone: str | None = setting(
         Text("a zone without spaces", pattern=r"[\x21-\x7e]{1,128}"),
-        "The availability zone the gateway runs in, whose instances come first; that of the "
-        "environment variable WSGIGATE_ZONE unless said.",
+        "The availability zone of the gateway; instances in the same zone are preferred. "
+        "Default: the environment variable WSGIGATE_ZONE.",
         default=None,
     )
     log_level: str | None = setting(
         Choice(*LEVELS),
-        "The least important records that are logged; info, which has every change of state.",
+        "The minimum level of log records. Default: info, which includes every change of state.",
         default=None,
     )
     head_timeout: float | None = setting(
-        Duration(), "How long a client may take to send a request's head; 10 s.", default=None
+        Duration(), "The time limit for receiving a request's head. Default: 10 s.", default=None
     )
     idle_timeout: float | None = setting(
         Duration(),
-        "How long a client may take to send more of a body, or take more of a response; 30 s.",
+        "The time a client may take to send more of a request body, or to read more of a "
+        "response. Default: 30 s.",
         default=None,
     )
     keep_alive: float = setting(
         Duration(zero=True),
-        "How long a client's idle connection is kept for its next request; 0 keeps none.",
+        "How long an idle client connection stays open for the next request; 0 closes it after "
+        "each response.",
         default=75.0,
     )
     self_check: Literal["refuse", "warn"] = setting(
         Choice("refuse", "warn"),
-        "What is done when the server or its settings make the gateway unsafe.",
+        "What to do when the server or its settings make the gateway unsafe: refuse to serve, "
+        "or log a warning.",
         default="refuse",
     )
     websockets: int | None = setting(
         Integer(0, 4096),
-        "How many threads of a process WebSockets may hold. Default: at least half of them, up to "
-        "three quarters where there are few services.",
+        "The maximum number of threads per worker that WebSockets may occupy. Default: at least "
+        "half of the threads, up to three quarters with few services.",
         default=None,
     )
     trusted_proxies: tuple[str, ...] = setting(
         ListOf(Checked(_address, 'an address, a network, or "unix"', reason=True)),
-        'Proxies whose forwarding fields are believed: addresses, networks, "unix" for the peers '
+        'Proxies whose forwarding fields are trusted: addresses, networks, "unix" for the peers '
         "of a Unix socket.",
         default=(),
     )
     forwarded: str = setting(
         Checked(_forwarded, 'a field such as "x-forwarded-for" or "x-real-ip"', reason=True),
-        "The one field in which trusted proxies write the client's address: x-forwarded-for, "
-        "forwarded, one with the address alone, such as x-real-ip, cf-connecting-ip, "
+        "The header field in which trusted proxies pass the client's address: x-forwarded-for, "
+        "forwarded, a field with a single address such as x-real-ip, cf-connecting-ip, "
         'true-client-ip or fly-client-ip, or "header:NAME" for any other.',
         default="x-forwarded-for",
     )
     request_id: bool = setting(
-        Flag(), "Whether every request gets an id, in logs and fields.", default=True
+        Flag(), "Give every request an id, in logs and header fields.", default=True
     )
     identity: Mapping[str, str] = setting(
         MapOf(Text('a claim such as "sub"'), key=_FIELD, called="a field name"),
-        "Request fields that tell services the verified caller, and the claim each holds.",
+        "Request fields that pass claims of the verified token to services: field name to claim "
+        "name.",
         default_factory=dict,
     )
     via: str = setting(
         Text("a name without spaces", pattern=_FIELD),
-        "What it is called in Via fields, by which loops are seen; made from its name unless said.",
+        "The gateway's name in Via fields, which detect forwarding loops. Default: made from "
+        "the gateway's name.",
         default="",
     )
     loop_field: Literal["via", "cdn-loop"] = setting(
         Choice("via", "cdn-loop"),
-        "The field by which loops are seen; cdn-loop for services that do not compress for Via.",
+        "The header field that detects forwarding loops; use cdn-loop for services that do not "
+        "compress responses to requests with Via.",
         default="via",
     )
     allowed_hosts: tuple[str, ...] = setting(
@@ -184,80 +192,81 @@ class Gateway:
                 host_pattern, 'a host such as "api.example.com" or "*.example.com"', reason=True
             )
         ),
-        "The hosts it serves; a request for another is answered with 421. All unless said.",
+        "The hosts to serve; requests for other hosts get a 421. Default: all hosts.",
         default=(),
     )
     encoded_slash: Literal["reject", "keep"] = setting(
         Choice("reject", "keep"),
-        "What becomes of %2F in a path, where the route does not say.",
+        "How to handle %2F in a path, unless the route sets encoded_slash.",
         default="reject",
     )
-    list_routes: bool = setting(
-        Flag(), "Whether the answer 404 lists the routes there are.", default=True
-    )
+    list_routes: bool = setting(Flag(), "List the routes in 404 responses.", default=True)
     fallback: str | None = setting(
-        ImportPath("a WSGI application"), "The app that serves what no route matches.", default=None
+        ImportPath("a WSGI application"),
+        "The WSGI application for requests that no route matches.",
+        default=None,
     )
     fault_injection: bool = setting(
-        Flag(), 'Whether the middlewares "faults" that are enabled do anything.', default=False
+        Flag(), 'Activate the "faults" middlewares that are enabled.', default=False
     )
 
 
 @table
 class StoreTable:
-    """Where the workers keep what they share."""
+    """The store for state that workers share: quotas, circuits, health, registrations."""
 
     url: str = setting(
         Text('"lmdb:", "lmdb:FOLDER", "memory:", or a URL such as "redis://HOST:6379/0"'),
-        "lmdb: for the workers of one machine; redis:// for many; memory: for one process.",
+        "lmdb: for the workers of one machine, redis:// for several machines, memory: for a "
+        "single process.",
         default="lmdb:",
     )
 
 
 @table
 class Admin:
-    """The gateway's own endpoints; without this table there are none."""
+    """The gateway's own endpoints, such as /health. Without this table there are none."""
 
     prefix: str = setting(
         Text('"" or a path such as "/_gateway"', pattern=r"|(?:/[A-Za-z0-9._~-]+)+"),
-        "The path they are below.",
+        "The path prefix of the endpoints.",
         default="/_gateway",
     )
     token: str | None = setting(
         Secret(),
-        "What a request that changes something must present.",
+        "The bearer token for requests that change something.",
         default=None,
         repr=False,
     )
     routes: Mapping[str, str] = setting(
         MapOf(Text()),
-        "What /info says of the routes; listed from them unless said.",
+        "The routes that /info lists. Default: derived from the routes.",
         default_factory=dict,
     )
     features: tuple[str, ...] = setting(
-        ListOf(Text()), "What /info says the gateway can do.", default=()
+        ListOf(Text()), "The features that /info lists.", default=()
     )
 
 
 @table
 class FieldChanges:
-    """What becomes of header fields: removed first, then set, then added."""
+    """Changes to header fields: remove first, then set, then add."""
 
     set: Mapping[str, str] = setting(
-        MapOf(Text()), "Fields that replace what was there.", default_factory=dict
+        MapOf(Text()), "Fields to set, replacing existing values.", default_factory=dict
     )
     add: Mapping[str, str] = setting(
-        MapOf(Text()), "Fields that come beside what was there.", default_factory=dict
+        MapOf(Text()), "Fields to add beside existing values.", default_factory=dict
     )
-    remove: tuple[str, ...] = setting(ListOf(Text()), "Fields that are dropped.", default=())
+    remove: tuple[str, ...] = setting(ListOf(Text()), "Fields to remove.", default=())
 
 
 @table
 class WebSockets:
-    """What the WebSockets of a route may take."""
+    """Limits for the WebSockets of a route."""
 
     idle_timeout: float | None = setting(
-        Duration(), "How long one may be silent; 60 s unless said.", default=None
+        Duration(), "How long a WebSocket may be idle. Default: 60 s.", default=None
     )
 
 
@@ -274,140 +283,154 @@ def _is_flag(value: object) -> bool:
 
 @table
 class Route:
-    """Which requests go to which service, or to which WSGI application."""
+    """One route: the requests it matches, and the service or WSGI application for them."""
 
     path: str | None = setting(
         PathPattern(),
-        'This path and all below it; "{name}" is one segment with a name, "*" any one segment.',
+        'This path and all paths below it; "{name}" is a named segment, "*" any one segment.',
         default=None,
     )
     paths: tuple[str, ...] = setting(
-        ListOf(PathPattern(), least=1), "Several paths, all served alike.", default=()
+        ListOf(PathPattern(), least=1), "Several paths with the same settings.", default=()
     )
     host: str = setting(
         Text(),
-        'The host asked for: "api.example.com" or "*.example.com"; any unless said.',
+        'The requested host: "api.example.com" or "*.example.com". Default: any host.',
         default="",
     )
     methods: tuple[str, ...] = setting(
         ListOf(Text('a method such as "GET"', pattern="[A-Za-z][A-Za-z-]*")),
-        "The methods it takes; all unless said.",
+        "The allowed methods. Default: all methods.",
         default=(),
     )
-    exact: bool = setting(Flag(), "Match the path alone, nothing below it.", default=False)
+    exact: bool = setting(Flag(), "Match the path only, not the paths below it.", default=False)
     priority: int = setting(
-        Integer(-1_000_000, 1_000_000), "A higher one is asked first.", default=0
+        Integer(-1_000_000, 1_000_000),
+        "Routes with a higher priority are matched first.",
+        default=0,
     )
     name: str = setting(
         Text("a name of one line", pattern=_ONE_LINE),
-        "What logs call it; its path unless said.",
+        "The route's name in logs. Default: its path.",
         default="",
     )
-    summary: str = setting(Text(), "One line for people.", default="")
+    summary: str = setting(Text(), "A one-line description of the route.", default="")
     listed: tuple[str, ...] | None = setting(
         ListOf(Text()),
-        "How it stands in the 404's list of routes; worked out unless said, [] hides it.",
+        "The route's entries in the list of routes of 404 responses; [] hides the route. "
+        "Default: derived from the route.",
         default=None,
     )
-    service: str | None = setting(Text(), "The service that serves it.", default=None)
+    service: str | None = setting(Text(), "The service that handles the requests.", default=None)
     services: tuple[Share, ...] = setting(
-        ListOf(Table(Share), least=1), "Several services, each with its share.", default=()
+        ListOf(Table(Share), least=1),
+        "Several services, each with a share of the requests.",
+        default=(),
     )
     split: SplitTable | None = setting(
-        Table(SplitTable, name="Split"), "How requests are divided between them.", default=None
+        Table(SplitTable, name="Split"),
+        "How requests are divided between the services.",
+        default=None,
     )
     app: str | None = setting(
         ImportPath("a WSGI application"),
-        "The WSGI app that serves it, in this process.",
+        "The WSGI application that handles the requests, in this process.",
         default=None,
     )
     fallback: FallbackTable | None = setting(
         Table(FallbackTable, name="Fallback"),
-        "What is answered when that fails, instead of what its services say.",
+        "The fallback when the route's services fail; overrides the fallbacks of the services.",
         default=None,
     )
     mirror: MirrorTable | None = setting(
-        Table(MirrorTable, name="Mirror"), "Who gets copies of its requests.", default=None
+        Table(MirrorTable, name="Mirror"),
+        "The service that receives copies of the requests.",
+        default=None,
     )
     strip_prefix: bool | str = setting(
         Either(
             _is_flag, Flag(), Text('true, false or a path such as "/api"', pattern=r"(?:/[^/?#]+)+")
         ),
-        "What is cut off the path: true for the route's own, or a path.",
+        "The prefix to remove from the path: true for the route's path, or a path.",
         default=False,
     )
     add_prefix: str = setting(
         Text('a path such as "/v1"', pattern=r"(?:/[^/?#]+)+"),
-        "What is put before the path, after cutting.",
+        "The prefix to add to the path, after strip_prefix.",
         default="",
     )
     encoded_slash: Literal["reject", "keep"] | None = setting(
-        _SLASHES, "What becomes of %2F in the path.", default=None
+        _SLASHES, "How to handle %2F in the path. Default: as gateway.encoded_slash.", default=None
     )
     encoded_backslash: Literal["reject", "keep"] = setting(
-        _SLASHES, "What becomes of %5C in the path.", default="reject"
+        _SLASHES, "How to handle %5C in the path.", default="reject"
     )
     double_slash: Literal["merge", "keep"] = setting(
-        Choice("merge", "keep"), "What becomes of // in the path.", default="merge"
+        Choice("merge", "keep"), "How to handle // in the path.", default="merge"
     )
     dot_segments: Literal["reject", "keep"] = setting(
         _SLASHES,
-        "What becomes of . and .. in the path; kept ones must stay beneath the route's path.",
+        "How to handle . and .. in the path; with keep, the path must stay below the route's path.",
         default="reject",
     )
     request_fields: FieldChanges | None = setting(
-        Table(FieldChanges), "Changes to the request's fields.", default=None
+        Table(FieldChanges), "Changes to the request's header fields.", default=None
     )
     response_fields: FieldChanges | None = setting(
-        Table(FieldChanges), "Changes to the response's fields.", default=None
+        Table(FieldChanges), "Changes to the response's header fields.", default=None
     )
     preserve_host: bool | None = setting(
-        Flag(), "Send the client's Host instead of the instance's own.", default=None
+        Flag(), "Send the client's Host instead of the instance's.", default=None
     )
     rewrite_location: bool | None = setting(
-        Flag(), "Whether redirects to the instance are led back to the gateway.", default=None
+        Flag(), "Rewrite redirects to the instance so that they lead to the gateway.", default=None
     )
     rewrite_cookies: bool | None = setting(
         Flag(),
-        "Whether the paths of a service's cookies are brought back to what clients see.",
+        "Rewrite the paths of the service's cookies to the paths that clients use.",
         default=None,
     )
     websocket: bool | WebSockets = setting(
         Either(_is_flag, Flag(), Table(WebSockets)),
-        "Whether requests that ask for it become WebSockets.",
+        "Allow WebSockets on this route.",
         default=False,
     )
     forward_authorization: bool | None = setting(
         Flag(),
-        "Whether the service gets the Authorization field too; not when identity fields are set.",
+        "Forward the Authorization field to the service. Default: true, but false when "
+        "gateway.identity is set.",
         default=None,
     )
     middleware: tuple[Middleware, ...] = setting(
         ListOf(MiddlewareEntry()),
-        "The middlewares of this route alone, outermost first.",
+        "The middlewares of this route, outermost first.",
         default=(),
     )
 
 
 @table
 class Config:
-    """A gateway: its middlewares, its routes, and the services behind them."""
+    """A gateway: its middlewares, its routes and its services."""
 
-    gateway: Gateway = setting(Table(Gateway), "The gateway itself.", default_factory=Gateway)
+    gateway: Gateway = setting(
+        Table(Gateway), "The settings of the gateway itself.", default_factory=Gateway
+    )
     store: StoreTable = setting(
-        Table(StoreTable, name="Store"), "What workers share.", default_factory=StoreTable
+        Table(StoreTable, name="Store"),
+        "The store for state that workers share.",
+        default_factory=StoreTable,
     )
     admin: Admin | None = setting(Table(Admin), "The gateway's own endpoints.", default=None)
     maintenance: MaintenanceTable | None = setting(
         Table(MaintenanceTable, name="Maintenance"),
-        "What can be taken out of service; without this table nothing can.",
+        "Maintenance mode. Without this table there is no maintenance switch.",
         default=None,
     )
     registry: RegistryTable | None = setting(
-        Table(RegistryTable, name="Registry"), "Where services register.", default=None
+        Table(RegistryTable, name="Registry"), "The service registry.", default=None
     )
     middleware: tuple[Middleware, ...] = setting(
-        ListOf(MiddlewareEntry()), "The middlewares around everything, outermost first.", default=()
+        ListOf(MiddlewareEntry()), "The middlewares of all requests, outermost first.", default=()
     )
     services: Mapping[str, Service] = setting(
         MapOf(
@@ -419,5 +442,5 @@ class Config:
         default_factory=dict,
     )
     routes: tuple[Route, ...] = setting(
-        ListOf(Table(Route)), "The routes, in any order: the more specific one wins.", default=()
+        ListOf(Table(Route)), "The routes, in any order: the most specific match wins.", default=()
     )

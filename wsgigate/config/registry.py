@@ -74,72 +74,76 @@ def _network(text: str) -> str:
 
 @table
 class RegistryTable:
-    """The registry, for services that say themselves where they are."""
+    """The service registry, for self-registering services."""
 
     prefix: str = setting(
         Text('"" or a path such as "/_registry"', pattern=r"|(?:/[A-Za-z0-9._~-]+)+"),
-        "The path it is below.",
+        "The path prefix of the registry's API.",
         default="/_registry",
     )
     token: str | None = setting(
         Secret(),
-        "What a request must present that registers or changes any service.",
+        "The bearer token for requests that register or change any service.",
         default=None,
         repr=False,
     )
     tokens: Mapping[str, str] = setting(
         MapOf(Secret(), key=r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", called="a service's name"),
-        "What a service presents to register and change itself alone, by its name.",
+        "Tokens for single services, by service name: each may register and change that service "
+        "only.",
         default_factory=dict,
         repr=False,
     )
     open: bool = setting(
         Flag(),
-        "Whether anybody may register anything; only where the gateway listens on loopback, and "
+        "Allow registration without a token. Only where the gateway listens on loopback, and "
         "only for requests to localhost, 127.0.0.1 and the like.",
         default=False,
     )
     open_reads: bool = setting(
         Flag(),
-        "Whether anybody may ask who is there; else it takes one of the tokens.",
+        "Allow reads without a token; false requires one of the tokens.",
         default=True,
     )
     allowed_networks: tuple[str, ...] = setting(
         ListOf(
             Checked(_network, 'an address or a network such as "10.0.0.0/8"', reason=True), least=1
         ),
-        "Where instances may be; loopback and private addresses unless said.",
+        "The networks that instances may be in. Default: loopback and private addresses.",
         default=PRIVATE,
     )
     doors: tuple[str, ...] = setting(
         ListOf(Choice(*DOORS)),
-        "Whose clients may use it too, unchanged: Eureka's at /eureka, Consul's at /v1.",
+        "Compatibility APIs for unmodified clients: Eureka at /eureka, Consul at /v1.",
         default=(),
     )
     query_tokens: bool = setting(
         Flag(),
-        "Whether Consul's clients may present the token in the query (?token=), where proxies and "
-        "histories keep it.",
+        "Accept the token of Consul clients in the query (?token=), where proxies and browser "
+        "histories record it.",
         default=False,
     )
-    heartbeat: float = setting(Duration(), "How often instances send heartbeats.", default=10.0)
+    heartbeat: float = setting(Duration(), "The interval of heartbeats.", default=10.0)
     unhealthy_after: float = setting(
-        Duration(), "After how long a silence an instance is not healthy.", default=30.0
+        Duration(),
+        "The time without heartbeats after which an instance is unhealthy.",
+        default=30.0,
     )
     remove_after: float = setting(
-        Duration(), "After how long a silence an instance is removed.", default=90.0
+        Duration(), "The time without heartbeats after which an instance is removed.", default=90.0
     )
     preserve: float = setting(
         Number(0, 1),
-        "When a larger share is silent, no more than this one is removed in a minute.",
+        "Self-preservation: when a larger fraction of the instances sends no heartbeats, at "
+        "most this fraction is removed per minute.",
         default=0.15,
     )
-    most_services: int = setting(Integer(1, 1000), "How many services may register.", default=1000)
+    most_services: int = setting(Integer(1, 1000), "The maximum number of services.", default=1000)
     most_instances: int = setting(
-        Integer(1, 1_000_000), "How many instances may register in all.", default=20_000
+        Integer(1, 1_000_000), "The maximum number of instances of all services.", default=20_000
     )
     most_of_one: int = setting(
-        Integer(1, 500), "How many instances of one service may register.", default=500
+        Integer(1, 500), "The maximum number of instances per service.", default=500
     )
 
 

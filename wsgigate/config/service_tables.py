@@ -40,45 +40,46 @@ POLICY = Choice(*POLICIES)
 
 @table
 class Balance:
-    """Who of a service's instances takes the next request."""
+    """Load balancing: which instance handles the next request."""
 
-    use: str = setting(POLICY, "The policy.", default="two-choices")
+    use: str = setting(POLICY, "The load-balancing policy.", default="two-choices")
     key: str | None = setting(
         Text('"address", "subject", "header:NAME", "cookie:NAME", "claim:NAME" or "path:NAME"'),
-        "What tells requests that belong together, for consistent-hash; the address unless said.",
+        "The key that requests to the same instance share, for consistent-hash. Default: the "
+        "client's address.",
         default=None,
     )
     slow_start: float | None = setting(
         Duration(zero=True),
-        "In which time an instance that has become well gets all of its share.",
+        "The time over which a recovered instance ramps up to its full share.",
         default=None,
     )
 
 
 @table
 class ServiceSticky:
-    """How clients stay with the instance that answered them first."""
+    """Sticky sessions: clients stay with the instance that answered first, by a signed cookie."""
 
     secret: str = setting(
-        Secret(), "What the cookie is signed with, the same on all gateways.", repr=False
+        Secret(), "The secret that signs the cookie; the same on all gateways.", repr=False
     )
     cookie: str | None = setting(
         Text('a cookie\'s name such as "shop"', pattern=r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"),
-        "The cookie's name; \"wsgigate-\" and the service's unless said.",
+        "The cookie's name. Default: \"wsgigate-\" and the service's name.",
         default=None,
     )
     max_age: float | None = setting(
         Duration(),
-        "How long it is valid, renewed after half of that; as long as a client keeps it.",
+        "The cookie's lifetime, renewed after half of it. Default: a session cookie.",
         default=None,
     )
     path: str | None = setting(
         Text('a path such as "/shop"', pattern=r"/[^;\x00-\x1f\x7f]*"),
-        'The path that clients send it with; "/" unless said.',
+        'The cookie\'s path. Default: "/".',
         default=None,
     )
     keep_draining: bool | None = setting(
-        Flag(), "Whether an instance that drains keeps the clients it has.", default=None
+        Flag(), "Keep existing clients on an instance that drains.", default=None
     )
 
 
@@ -87,37 +88,45 @@ class ServiceSticky:
 
 @table
 class ServiceHealth:
-    """How a service is asked whether it is well."""
+    """Active health checks over HTTP."""
 
-    path: str = setting(Text('a path such as "/health"', pattern=r"/.*"), "What is asked for.")
+    path: str = setting(Text('a path such as "/health"', pattern=r"/.*"), "The path to probe.")
     type: str = setting(
         Choice("http"),
-        'How it is asked. With "tcp" an instance that accepts a connection is well; there is no '
-        "path, statuses and contains then.",
+        'The kind of check. With "tcp" an instance that accepts a connection is healthy; path, '
+        "statuses and contains are then not allowed.",
         default="http",
     )
-    interval: float | None = setting(Duration(), "How often.", default=None)
-    timeout: float | None = setting(Duration(), "How long an answer may take.", default=None)
+    interval: float | None = setting(Duration(), "The time between two checks.", default=None)
+    timeout: float | None = setting(Duration(), "The time limit for a response.", default=None)
     healthy_after: int | None = setting(
-        Integer(1, 100), "Good answers until an instance is used again.", default=None
+        Integer(1, 100),
+        "Consecutive successful checks before an instance is used again.",
+        default=None,
     )
     unhealthy_after: int | None = setting(
-        Integer(1, 100), "Bad answers until an instance is left out.", default=None
+        Integer(1, 100),
+        "Consecutive failed checks before an instance is removed from rotation.",
+        default=None,
     )
     statuses: tuple[int, ...] | None = setting(
-        ListOf(Integer(200, 599), least=1), "The statuses that are good.", default=None
+        ListOf(Integer(200, 599), least=1),
+        "The response statuses of a healthy instance.",
+        default=None,
     )
     contains: str | None = setting(
-        Text(), "What a good answer contains, in its first 64 KiB.", default=None
+        Text(),
+        "Text that a healthy instance's response contains, in its first 64 KiB.",
+        default=None,
     )
     host: str | None = setting(
         Text('a name such as "shop.example"'),
-        "The Host to send; the one that requests to the service have unless given.",
+        "The Host field to send. Default: the Host that the service's requests have.",
         default=None,
     )
     fields: Mapping[str, str] | None = setting(
         MapOf(Text()),
-        "Further request fields by name, such as Authorization.",
+        "Additional request fields by name, such as Authorization.",
         default=None,
         repr=False,
     )
@@ -125,28 +134,34 @@ class ServiceHealth:
         Text('a method such as "GET" or "HEAD"'), "The request method.", default=None
     )
     port: int | None = setting(
-        Integer(1, 65535), "The port to ask; the instance's own unless given.", default=None
+        Integer(1, 65535), "The port to probe. Default: the instance's port.", default=None
     )
     scheme: str | None = setting(
-        Choice("http", "https"), "How it is asked; as the instance unless given.", default=None
+        Choice("http", "https"),
+        "The scheme to probe with. Default: the instance's scheme.",
+        default=None,
     )
 
 
 @table
 class TcpHealth:
-    """How it is found out whether a service accepts connections."""
+    """Active health checks by TCP connection."""
 
-    type: str = setting(Choice("tcp"), "How it is asked.")
-    interval: float | None = setting(Duration(), "How often.", default=None)
-    timeout: float | None = setting(Duration(), "How long a connection may take.", default=None)
+    type: str = setting(Choice("tcp"), "The kind of check.")
+    interval: float | None = setting(Duration(), "The time between two checks.", default=None)
+    timeout: float | None = setting(Duration(), "The time limit for a connection.", default=None)
     healthy_after: int | None = setting(
-        Integer(1, 100), "Connections until an instance is used again.", default=None
+        Integer(1, 100),
+        "Consecutive accepted connections before an instance is used again.",
+        default=None,
     )
     unhealthy_after: int | None = setting(
-        Integer(1, 100), "Refused ones until an instance is left out.", default=None
+        Integer(1, 100),
+        "Consecutive failed connections before an instance is removed from rotation.",
+        default=None,
     )
     port: int | None = setting(
-        Integer(1, 65535), "The port to connect to; the instance's own unless given.", default=None
+        Integer(1, 65535), "The port to connect to. Default: the instance's port.", default=None
     )
 
 
@@ -172,7 +187,7 @@ def _is_quantile(value: object) -> bool:
 
 @table
 class ServiceHedge:
-    """When a request that only reads is made once more beside itself."""
+    """Hedged requests: send a slow read-only request to a second instance as well."""
 
     after: float | str | None = setting(
         Either(
@@ -180,11 +195,12 @@ class ServiceHedge:
             Text('a share of the answers such as "p95"', pattern=r"p[1-9][0-9](?:\.[0-9])?"),
             Duration(),
         ),
-        'After how long without an answer: "200ms", or "p95" for what 95 % of them took lately.',
+        'How long to wait for a response before hedging: "200ms", or "p95" for the time within '
+        "which 95 % of recent responses began.",
         default=None,
     )
     most: int | None = setting(
-        Integer(1, 5), "How many tries there are beside the first one.", default=None
+        Integer(1, 5), "The maximum number of additional attempts.", default=None
     )
 
 
@@ -193,29 +209,43 @@ class ServiceHedge:
 
 @table
 class ServiceOutlier:
-    """When an instance is left out for a while, judged by its answers."""
+    """Outlier detection: eject an instance for a while, judged by its responses."""
 
     consecutive_failures: int | None = setting(
-        Integer(0), "Failures in a row after which it is; 0 for no such rule.", default=None
+        Integer(0),
+        "Consecutive failures that eject an instance; 0 disables this rule.",
+        default=None,
     )
     eject_for: float | None = setting(
-        Duration(), "How long at first; each time as much longer.", default=None
+        Duration(),
+        "The duration of the first ejection; each further one is longer by as much.",
+        default=None,
     )
-    eject_at_most: float | None = setting(Duration(), "How long at most.", default=None)
+    eject_at_most: float | None = setting(
+        Duration(), "The maximum duration of an ejection.", default=None
+    )
     most_ejected: float | None = setting(
-        Number(0, 1), "The share of the instances that may be left out at once.", default=None
+        Number(0, 1),
+        "The maximum fraction of the instances that may be ejected at once.",
+        default=None,
     )
     success_rate: bool | None = setting(
-        Flag(), "Whether who answers markedly less often than the others is too.", default=None
+        Flag(),
+        "Also eject instances whose success rate is markedly below the others'.",
+        default=None,
     )
     least_instances: int | None = setting(
-        Integer(1), "Instances below which that is not judged.", default=None
+        Integer(1), "The minimum number of instances to compare success rates.", default=None
     )
     least_requests: int | None = setting(
-        Integer(1), "Requests of ten seconds that an instance is judged by at least.", default=None
+        Integer(1),
+        "The minimum number of requests in ten seconds to judge an instance's success rate.",
+        default=None,
     )
     deviations: float | None = setting(
-        Number(0.1, 100), "How many standard deviations below the others it is.", default=None
+        Number(0.1, 100),
+        "How many standard deviations below the mean a success rate must be to eject.",
+        default=None,
     )
 
 
@@ -226,46 +256,51 @@ _BUDGET = ("budget", "budget_floor")
 
 @table
 class ServiceRetry:
-    """When a request is made once more: if it was not processed, or twice is as good as once."""
+    """Retries of requests that were not processed, or that are idempotent."""
 
     attempts: int | None = setting(
-        Integer(1, 10), "How many there are in all, the first among them.", default=None
+        Integer(1, 10), "The maximum number of attempts, including the first.", default=None
     )
     backoff: float | None = setting(
         Duration(zero=True),
-        "The wait before the first retry is drawn from 0 to that; each time twice as much.",
+        "The delay before the first retry is random between 0 and this value; the bound doubles "
+        "with each retry.",
         default=None,
     )
     backoff_at_most: float | None = setting(
-        Duration(zero=True), "The most it is drawn from.", default=None
+        Duration(zero=True), "The maximum bound of the random delay.", default=None
     )
     methods: tuple[str, ...] | None = setting(
         ListOf(Choice(*IDEMPOTENT)),
-        "The methods that are repeated although they may have been processed.",
+        "Methods to retry even if the request may have been processed.",
         default=None,
     )
     statuses: tuple[int, ...] | None = setting(
-        ListOf(Integer(500, 599)), "The statuses after which there is a retry.", default=None
+        ListOf(Integer(500, 599)), "Response statuses that trigger a retry.", default=None
     )
     idempotency_key: bool | None = setting(
         Flag(),
-        "Whether the service keeps to Idempotency-Key, so that what has one can be repeated.",
+        "The service honours Idempotency-Key, so requests with this field may be retried.",
         default=None,
     )
     retry_after_at_most: float | None = setting(
-        Duration(zero=True), "The longest Retry-After that is waited for.", default=None
+        Duration(zero=True), "The longest Retry-After to wait for.", default=None
     )
     per_try_timeout: float | None = setting(
-        Duration(), "How long each try may take until its answer begins.", default=None
+        Duration(), "The time limit for each attempt, until its response begins.", default=None
     )
     buffer: int | None = setting(
-        Size(), "How much of a request's body is kept to be sent again.", default=None
+        Size(), "The maximum size of a request body that is kept for retries.", default=None
     )
     budget: float | None = setting(
-        Number(0, 1), "Retries per request, over the last ten seconds.", default=None
+        Number(0, 1),
+        "The maximum ratio of retries to requests, over the last ten seconds.",
+        default=None,
     )
     budget_floor: float | None = setting(
-        Number(0, 10_000), "Retries a second that there may be anyhow.", default=None
+        Number(0, 10_000),
+        "Retries per second that are allowed regardless of the ratio.",
+        default=None,
     )
 
 
@@ -277,35 +312,37 @@ def _is_table(value: object) -> bool:
 class Weighted:
     """One instance and its share of the requests."""
 
-    url: str = setting(Url(), "Its address.")
+    url: str = setting(Url(), "The instance's address.")
     weight: int = setting(
-        Integer(0, 65535), "Its share relative to the others; 0 drains it.", default=1
+        Integer(0, 65535),
+        "The share relative to the other instances; 0 drains the instance.",
+        default=1,
     )
     tier: int = setting(
         Integer(0, 15),
-        "Whose turn it is: 0 first, the next ones as far as those before fail.",
+        "The priority tier: 0 is used first, the next tiers as far as those before fail.",
         default=0,
     )
     zone: str = setting(
         Text("a zone without spaces", pattern=r"[\x21-\x7e]{0,128}"),
-        "The availability zone it runs in.",
+        "The availability zone of the instance.",
         default="",
     )
 
 
 @table
 class Tls:
-    """How the certificates of https:// instances are verified."""
+    """Verification of the certificates of https:// instances."""
 
-    verify: bool = setting(Flag(), "Whether they are verified at all.", default=True)
+    verify: bool = setting(Flag(), "Verify certificates.", default=True)
     ca: str | None = setting(
         Text(),
-        "A file or folder with the authorities to believe instead of the usual.",
+        "A file or folder of CA certificates to trust instead of the default ones.",
         default=None,
     )
     server_name: str | None = setting(
         Text("a host's name", pattern=r"[A-Za-z0-9._-]+"),
-        "The name that certificates are for, where an instance's address is not.",
+        "The name that certificates are issued for, if it differs from the instance's address.",
         default=None,
     )
 
@@ -314,113 +351,125 @@ class Tls:
 class ServerTls:
     """The gateway's own certificate."""
 
-    cert: str = setting(Text(), "A PEM file with the certificate and those that vouch for it.")
+    cert: str = setting(
+        Text(), "A PEM file with the certificate and its intermediate certificates."
+    )
     key: str | None = setting(
-        Text(), "A PEM file with its key, unless the same file holds it.", default=None
+        Text(),
+        "A PEM file with the private key. Default: the file of the certificate.",
+        default=None,
     )
 
 
 @table
 class Service:
-    """A backend application: its instances, and how they are talked to."""
+    """A backend application: its instances, and how the gateway connects to them."""
 
     instances: tuple[Weighted | str, ...] = setting(
         ListOf(Either(_is_table, Table(Weighted, name="Instance"), Url()), least=1),
-        'Where it runs: "http://10.0.0.5:8000", or { url = "...", weight = 2, tier = 1 }.',
+        'The addresses of the instances: "http://10.0.0.5:8000", or { url = "...", weight = 2, '
+        "tier = 1 }.",
         default=(),
     )
     discover: Discover | tuple[str, ...] | str | None = setting(
         Either(_is_table, Table(Discover), SOURCES),
-        'Who knows where it runs, instead: "registry", "dns:orders.internal:8000" and others.',
+        'The source that finds the instances, instead of instances: "registry", '
+        '"dns:orders.internal:8000" and others.',
         default=None,
     )
     routes: tuple[str, ...] = setting(
-        ListOf(Text()), "The paths it has, for people to read in /services.", default=()
+        ListOf(Text()), "The service's paths, for people to read in /services.", default=()
     )
     health: ServiceHealth | TcpHealth | None = setting(
-        HEALTH, "How its health is checked.", default=None
+        HEALTH, "Active health checks.", default=None
     )
     balance: Balance | str | None = setting(
         Either(_is_table, Table(Balance), POLICY),
-        "Who of them takes the next request; two-choices unless said.",
+        "The load-balancing policy. Default: two-choices.",
         default=None,
     )
     prefer_zone: bool | None = setting(
         Flag(),
-        "Whether instances in the gateway's own zone come first, where gateway.zone is set; true "
-        "unless said.",
+        "Prefer instances in the gateway's own zone, where gateway.zone is set. Default: true.",
         default=None,
     )
     sticky: ServiceSticky | None = setting(
         Table(ServiceSticky),
-        "How clients stay with an instance, by a signed cookie; they do not unless said.",
+        "Sticky sessions, by a signed cookie. Default: disabled.",
         default=None,
     )
     max_in_flight: int | None = setting(
         Integer(0),
-        "How many of its requests a worker serves at a time; requests above that get a 503 at "
-        "once. 0: no limit. Default: no limit for a single service; several share the threads, "
-        "and only a slow one is limited.",
+        "The maximum number of this service's requests in flight per worker; requests above "
+        "that get a 503 at once. 0: no limit. Default: no limit for a single service; several "
+        "services share the threads, and only a slow one is limited.",
         default=None,
     )
     instance_max_in_flight: int | None = setting(
-        Integer(1), "How many requests a worker gives to one instance at a time.", default=None
+        Integer(1),
+        "The maximum number of requests in flight per worker and instance. Default: no limit.",
+        default=None,
     )
     breaker: ServiceBreaker | None = setting(
         Table(ServiceBreaker),
-        "When it is left alone for a while; {} for the defaults, none unless said.",
+        "The circuit breaker; {} for the defaults. Default: disabled.",
         default=None,
     )
     outlier: ServiceOutlier | None = setting(
         Table(ServiceOutlier),
-        "When an instance is left out for a while; {} for the defaults, never unless said.",
+        "Outlier detection, which ejects failing instances for a while; {} for the defaults. "
+        "Default: disabled.",
         default=None,
     )
     retry: ServiceRetry | None = setting(
         Table(ServiceRetry),
-        "When a request is made once more; {} for the defaults, never unless said.",
+        "Retries; {} for the defaults. Default: disabled.",
         default=None,
     )
     hedge: ServiceHedge | None = setting(
         Table(ServiceHedge),
-        "When a request that only reads is made at a second instance before the first has answered;"
-        " {} for the defaults, never unless said.",
+        "Hedged requests, which send a slow read-only request to a second instance as well; {} "
+        "for the defaults. Default: disabled.",
         default=None,
     )
     fallback: FallbackTable | None = setting(
         Table(FallbackTable, name="Fallback"),
-        "What is answered when it fails, on routes that do not say.",
+        "The fallback when the service fails, on routes without a fallback.",
         default=None,
     )
     timeout: float | None = setting(
-        Duration(), "How long until the answer begins; caps the next two.", default=None
+        Duration(),
+        "The time limit until the response begins; also caps connect_timeout and read_timeout.",
+        default=None,
     )
     connect_timeout: float | None = setting(
-        Duration(), "How long connecting may take.", default=None
+        Duration(), "The time limit for connecting.", default=None
     )
     read_timeout: float | None = setting(
-        Duration(), "How long an instance may be silent.", default=None
+        Duration(), "How long an instance may send nothing.", default=None
     )
     min_response_rate: int | None = setting(
         Size(),
-        "Bytes a second that an instance must send of a response's body, on average over the time "
-        "that the gateway waits for it, after 30 s; 0 for any; 100B unless said. Not for streams "
-        "of events.",
+        "The minimum rate of a response body, in bytes per second, on average over the time "
+        "that the gateway waits for it, after 30 s; 0 for no minimum. Does not apply to event "
+        "streams. Default: 100B.",
         default=None,
     )
     response_timeout: float | None = setting(
         Duration(),
-        "How long the gateway waits in all for a response's body; any time unless said. Not for "
-        "streams of events.",
+        "The total time that the gateway waits for a response body. Does not apply to event "
+        "streams. Default: no limit.",
         default=None,
     )
-    tls: Tls | None = setting(Table(Tls), "How certificates are verified.", default=None)
+    tls: Tls | None = setting(
+        Table(Tls), "Verification of the instances' certificates.", default=None
+    )
     host: str | None = setting(
         Text('a name such as "shop.example" or "shop.example:8080"'),
-        "The Host that its instances are asked by; with discover by dns or srv the name that was "
-        "looked up, else the instance's own, unless given.",
+        "The Host field to send to instances. Default: the looked-up name with discover by dns "
+        "or srv, else the instance's own.",
         default=None,
     )
     preserve_host: bool | None = setting(
-        Flag(), "Send the client's Host instead of the instance's own.", default=None
+        Flag(), "Send the client's Host instead of the instance's.", default=None
     )

@@ -72,7 +72,7 @@ class Table(Kind[T]):
                 values[key] = read
         for field in self._fields.values():
             if _required(field) and field.name not in value:
-                errors.add(at(path, field.name), f"is missing: {_phrase(field.metadata['doc'])}")
+                errors.add(at(path, field.name), f"is required: {_phrase(field.metadata['doc'])}")
         self._check_one_of(value, path, errors)
         return self._made(values)
 

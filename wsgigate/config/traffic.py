@@ -54,44 +54,57 @@ def _address(text: str) -> str:
 
 @table
 class StaleTable:
-    """Which earlier answers are kept, to be shown when a service fails."""
+    """Stale responses: earlier responses that are kept and served when a service fails."""
 
     max_size: int | None = setting(
-        Size(), "How much a worker keeps of them for a route.", default=None
+        Size(), "The maximum size of kept responses per worker and route.", default=None
     )
-    max_answer: int | None = setting(Size(), "The largest body that is kept.", default=None)
+    max_answer: int | None = setting(
+        Size(), "The maximum body size of a kept response.", default=None
+    )
     stale_for: float | None = setting(
         Duration(zero=True),
-        "How long after it was fresh an answer is shown that does not say so.",
+        "How long after its freshness ends a response without a stale-if-error directive is "
+        "served.",
         default=None,
     )
 
 
 @table
 class FallbackTable:
-    """What is answered when a service fails."""
+    """The response when a service fails."""
 
     stale: bool | StaleTable = setting(
         Either(_is_flag, Flag(), Table(StaleTable, name="Stale")),
-        "Earlier good answers, where there is one that may be shown; asked first.",
+        "Serve an earlier good response if one is kept and may be served; takes precedence.",
         default=False,
     )
-    service: str | None = setting(Text(), "Another service.", default=None)
+    service: str | None = setting(Text(), "Another service that handles the request.", default=None)
     app: str | None = setting(
-        ImportPath("a WSGI application"), "A WSGI app, in this process.", default=None
+        ImportPath("a WSGI application"),
+        "A WSGI application that handles the request, in this process.",
+        default=None,
     )
-    body: str | None = setting(Text(), "A fixed answer: its body.", default=None)
-    file: str | None = setting(Text(), "A fixed answer: a file with its body.", default=None)
-    status: int | None = setting(Integer(200, 599), "The status of the fixed answer.", default=None)
-    content_type: str | None = setting(Text(), "Its type.", default=None)
+    body: str | None = setting(Text(), "A fixed response: its body.", default=None)
+    file: str | None = setting(Text(), "A fixed response: a file with its body.", default=None)
+    status: int | None = setting(
+        Integer(200, 599), "The status of the fixed response.", default=None
+    )
+    content_type: str | None = setting(
+        Text(), "The content type of the fixed response.", default=None
+    )
     statuses: tuple[int, ...] | None = setting(
-        ListOf(Integer(500, 599), least=1), "What a failure is.", default=None
+        ListOf(Integer(500, 599), least=1),
+        "The response statuses that count as failures.",
+        default=None,
     )
     reasons: tuple[str, ...] | None = setting(
-        ListOf(Choice(*sorted(REASONS)), least=1), "Why it failed.", default=None
+        ListOf(Choice(*sorted(REASONS)), least=1),
+        "The reasons of failure that trigger the fallback.",
+        default=None,
     )
     methods: tuple[str, ...] | None = setting(
-        ListOf(_METHOD, least=1), "Which requests.", default=None
+        ListOf(_METHOD, least=1), "The methods that the fallback applies to.", default=None
     )
 
 
@@ -100,7 +113,9 @@ class Share:
     """A service and its share of a route's requests."""
 
     service: str = setting(Text(), "The service.")
-    weight: float = setting(Number(0), "Its share relative to the others; 0 for none.", default=1.0)
+    weight: float = setting(
+        Number(0), "The share relative to the other services; 0 for none.", default=1.0
+    )
 
 
 @table
@@ -109,95 +124,108 @@ class SplitTable:
 
     key: str | tuple[str, ...] | None = setting(
         Either(lambda value: isinstance(value, list), ListOf(Text(), least=1), Text()),
-        "What tells requests that stay together, as of a limiter; chance decides unless said.",
+        "The key whose requests go to the same service, as of a limiter. Default: each request "
+        "is assigned at random.",
         default=None,
     )
     override: str | None = setting(
-        _FIELD, "A field by which anybody who sends it names the service.", default=None
+        _FIELD, "A request field that names the service; any client may send it.", default=None
     )
 
 
 @table
 class MirrorTable:
-    """A service that gets copies of requests, whose answers nobody sees."""
+    """Traffic mirroring: a service that gets copies of requests; its responses are discarded."""
 
     service: str = setting(Text(), "The service.")
     percent: float | None = setting(
-        Number(0, 100), "Of how many requests in a hundred.", default=None
+        Number(0, 100), "The percentage of requests to copy.", default=None
     )
     methods: tuple[str, ...] | None = setting(
-        ListOf(_METHOD, least=1), "Of which requests.", default=None
+        ListOf(_METHOD, least=1), "The methods of the requests to copy.", default=None
     )
-    max_body: int | None = setting(Size(), "The largest body that is copied.", default=None)
+    max_body: int | None = setting(
+        Size(), "The maximum size of a request body that is copied.", default=None
+    )
     credentials: bool | None = setting(
-        Flag(), "Whether copies tell who the caller is.", default=None
+        Flag(), "Include the caller's credentials and identity in copies.", default=None
     )
-    max_answer: int | None = setting(Size(), "How much of an answer is read.", default=None)
-    max_time: float | None = setting(Duration(), "How long an answer is read.", default=None)
+    max_answer: int | None = setting(
+        Size(), "The maximum number of bytes read of a response.", default=None
+    )
+    max_time: float | None = setting(
+        Duration(), "The maximum time for reading a response.", default=None
+    )
     threads: int | None = setting(
-        Integer(1, 64), "How many copies a worker has under way.", default=None
+        Integer(1, 64), "The maximum number of copies in flight per worker.", default=None
     )
-    queue: int | None = setting(Integer(1, 100_000), "How many may wait.", default=None)
+    queue: int | None = setting(
+        Integer(1, 100_000), "The maximum number of copies that wait to be sent.", default=None
+    )
 
 
 @table
 class AllowHeader:
-    """A field by which requests are let pass."""
+    """A request field with a secret; requests with it bypass maintenance."""
 
-    name: str = setting(_FIELD, "Its name.")
-    secret: str = setting(Secret(), "What it holds, 16 characters or more.", repr=False)
+    name: str = setting(_FIELD, "The field's name.")
+    secret: str = setting(Secret(), "The field's value, at least 16 characters.", repr=False)
 
 
 @table
 class MaintenanceTable:
-    """What is answered while something is out of service; there is a switch for it then."""
+    """Maintenance mode: the responses while the gateway, a service or a route is out of service."""
 
     exempt: tuple[str, ...] = setting(
         ListOf(Text('a path such as "/health" or "/static/*"', pattern="/.*")),
-        'Paths that go on, such as "/health", or "/static/*" for all below it.',
+        'Paths that stay in service, such as "/health", or "/static/*" for all paths below it.',
         default=(),
     )
     allow: tuple[str, ...] = setting(
         ListOf(Checked(_address, 'an address, a network, or "unix"', reason=True)),
-        "Whose requests are let pass: addresses and networks.",
+        "Addresses and networks of clients whose requests bypass maintenance.",
         default=(),
     )
     allow_header: AllowHeader | None = setting(
-        Table(AllowHeader), "A field and a secret by which requests are let pass.", default=None
+        Table(AllowHeader),
+        "A request field and a secret; requests with them bypass maintenance.",
+        default=None,
     )
     retry_after: float | None = setting(
-        Duration(), "When to come again, if nobody said when it is over.", default=None
+        Duration(), "The Retry-After to send when the maintenance has no planned end.", default=None
     )
     page: str | None = setting(
-        Text(), "A file that is answered instead of a problem document.", default=None
+        Text(), "A file to serve instead of a problem document.", default=None
     )
-    content_type: str | None = setting(Text(), "Its type; by its name unless said.", default=None)
+    content_type: str | None = setting(
+        Text(), "The content type of the page. Default: derived from its file name.", default=None
+    )
 
 
 @table
 class FaultOptions:
-    """Let some requests wait and some fail, for drills."""
+    """Inject faults for testing: delay some requests and fail some."""
 
     enabled: bool = setting(
-        Flag(), "Whether it does; gateway.fault_injection has to be on, too.", default=False
+        Flag(), "Inject faults; requires gateway.fault_injection = true as well.", default=False
     )
-    delay: float | None = setting(
-        Duration(), "How long a request waits; 60 s at most.", default=None
-    )
+    delay: float | None = setting(Duration(), "The delay of a request, at most 60 s.", default=None)
     delay_percent: float | None = setting(
-        Number(0, 100), "How many in a hundred wait.", default=None
+        Number(0, 100), "The percentage of requests to delay.", default=None
     )
     abort_status: int | None = setting(
-        Integer(400, 599), "What a request is answered with.", default=None
+        Integer(400, 599), "The response status of failed requests.", default=None
     )
     abort_percent: float | None = setting(
-        Number(0, 100), "How many in a hundred are answered so.", default=None
+        Number(0, 100), "The percentage of requests to fail.", default=None
     )
     when: Mapping[str, str] | None = setting(
-        MapOf(Text()), "Fields that requests must have, with their values.", default=None
+        MapOf(Text()), "Request fields and values that a request must have.", default=None
     )
     max_delayed: int | None = setting(
-        Integer(1, 4096), "How many threads of a worker may wait.", default=None
+        Integer(1, 4096),
+        "The maximum number of threads per worker that delays may occupy.",
+        default=None,
     )
 
 
