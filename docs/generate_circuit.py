@@ -19,7 +19,7 @@ WIDTH, HEIGHT = 720, 420
 PLACES = {State.CLOSED: (130, 110), State.OPEN: (590, 110), State.HALF_OPEN: (360, 320)}
 MEANING = {
     State.CLOSED: "calls pass",
-    State.OPEN: "calls are refused",
+    State.OPEN: "calls are rejected",
     State.HALF_OPEN: "a few calls probe",
 }
 BEND = 34  # how far an arrow is from the straight line

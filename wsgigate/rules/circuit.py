@@ -145,7 +145,7 @@ class Event(Enum):
     COOLED = "open time is over"
     PROBE_FAILED = "a probe failed"
     PROBES_PASSED = "all probes passed"
-    PROBES_LOST = "a probe was not heard of"
+    PROBES_LOST = "a probe timed out"
     RESET = "reset by the operator"
 
 
