@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgigate.client.destinations import Destinations, Forbidden, Vouched, meant
+from wsgigate.client.destinations import Destinations, Forbidden, Vouched, effective_addresses
 
 METADATA = "169.254.169.254"
 
@@ -99,7 +99,7 @@ def test_no_form_of_an_address_is_judged_otherwise_than_the_address(bits: int) -
         ip_address((0x2002 << 112) | (bits << 80)),
         ip_address((0xFFFF << 48) | bits),
     ):
-        assert meant(form) == (four,)
+        assert effective_addresses(form) == (four,)
         assert refused(destinations, str(form)) == plain
 
 

@@ -334,12 +334,12 @@ def test_who_holds_a_connection_is_told_before_another_does(pairs: Pairs) -> Non
     told: list[object] = []
     pool = pool_of(pairs)
     connection = pool.take(0.0, 5.0)
-    connection.holds = told.append
+    connection.on_socket = told.append
     connection.give_back(True)
     connection.give_back(True)
     assert told == [None]
     assert pool.idle_connections == 1
-    assert pool.take(0.0, 5.0).holds is None
+    assert pool.take(0.0, 5.0).on_socket is None
 
 
 def test_a_place_is_free_again_when_nothing_came_of_it() -> None:

@@ -70,7 +70,7 @@ def test_another_protocol_is_for_those_who_asked(more: bytes) -> None:
     asked = ResponseReader("GET", upgrade=True)
     assert asked.feed_head(SWITCHED + more)
     assert (asked.status, asked.keep, asked.complete, asked.body) == (101, False, False, more)
-    with pytest.raises(BrokenResponse, match="nobody asked for: 101"):
+    with pytest.raises(BrokenResponse, match="unexpected interim response 101"):
         ResponseReader("GET").feed_head(SWITCHED + more)
 
 
@@ -138,7 +138,7 @@ def test_much_between_chunks_is_too_much_and_much_in_all_is_not() -> None:
     endless.feed_head(CHUNKED + b"2;")
     for _ in range(8):
         assert endless.feed_body(b"x" * 8000) == b""
-    with pytest.raises(BrokenResponse, match="too much between the chunks"):
+    with pytest.raises(BrokenResponse, match="bytes of chunk extensions or trailers"):
         endless.feed_body(b"x" * 8000)
 
 

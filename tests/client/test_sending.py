@@ -48,9 +48,9 @@ def test_fields_of_one_name_are_one_whatever_its_case() -> None:
     fields = Fields.joined([("Cookie", "a=1"), ("X", "1"), ("cookie", "b=2"), ("x", "2")])
     assert fields == {"Cookie": "a=1; b=2", "X": "1, 2"}
     fields.target = "/x"
-    assert not hasattr(fields.copy(), "holds")
-    fields.holds = print
-    assert (fields.copy(), fields.copy().target, fields.copy().holds) == (fields, "/x", print)
+    assert not hasattr(fields.copy(), "on_socket")
+    fields.on_socket = print
+    assert (fields.copy(), fields.copy().target, fields.copy().on_socket) == (fields, "/x", print)
 
 
 def test_the_host_is_the_origins_unless_said() -> None:
@@ -159,9 +159,9 @@ class Recorded(Adapter):
         pool, taken = super()._pool(*key), self.taken
 
         class Taking:
-            def take(self, now: float, until: float, *, fresh: bool, holds: Any) -> Connection:
+            def take(self, now: float, until: float, *, fresh: bool, on_socket: Any) -> Connection:
                 taken.append((round(until - now, 3), fresh))
-                return pool.take(now, until, fresh=fresh, holds=holds)
+                return pool.take(now, until, fresh=fresh, on_socket=on_socket)
 
         return Taking()  # type: ignore[return-value]
 

@@ -67,7 +67,7 @@ def test_a_request_is_served_where_no_thread_is_to_be_had_to_look(
     departure = departures.watch(new_environ() | told(ours))
     upstream, instance = socket.socketpair()
     with upstream, instance:
-        departure.holds(upstream)
+        departure.set_upstream(upstream)
         theirs.close()
         instance.settimeout(10)
         assert instance.recv(1) == b""  # somebody looks again by now
@@ -82,14 +82,14 @@ def test_what_a_departure_has_let_go_is_left_alone(
     upstream, instance = socket.socketpair()
     with upstream, instance:
         departure = departures.watch(new_environ() | told(ours))
-        departure.holds(upstream)
-        departure.holds(None)
+        departure.set_upstream(upstream)
+        departure.set_upstream(None)
         theirs.close()
         departures.look()
         assert departure.gone
         upstream.sendall(b"another request's")
         assert instance.recv(100) == b"another request's"
-        departure.holds(upstream)  # too late: nobody is there to take the answer
+        departure.set_upstream(upstream)  # too late: nobody is there to take the answer
         assert instance.recv(100) == b""
 
 
@@ -100,10 +100,10 @@ def test_who_is_to_be_connected_learns_whether_anybody_waits(
     departures = Unhurried()
     departure = departures.watch(new_environ() | told(ours))
     with socket.socket() as upstream:
-        assert departure.holds(upstream) is True
+        assert departure.set_upstream(upstream) is True
         theirs.close()
         departures.look()
-        assert departure.holds(upstream) is False
+        assert departure.set_upstream(upstream) is False
 
 
 @pytest.mark.parametrize("protocol", ["HTTP/1.0", "HTTP/1.1"])
@@ -116,7 +116,7 @@ def test_what_was_held_to_the_end_is_left_alone(
     )
     upstream, instance = socket.socketpair()
     with upstream, instance:
-        departure.holds(upstream)
+        departure.set_upstream(upstream)
         departure.close()
         departure.happened()  # it was being looked at in that moment
         assert departure.gone

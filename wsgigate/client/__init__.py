@@ -1,1 +1,1 @@
-"""The HTTP/1.1 client: a requests transport adapter, its connections, and response parsing."""
+"""The HTTP/1.1 client: a ``requests`` transport adapter, its connections, response parsing."""

@@ -1,10 +1,32 @@
-"""How a request reaches an instance: a transport adapter of our own, and sessions that carry it.
+"""The transport adapter of the HTTP/1.1 client, and the sessions that hold it.
 
-A session only carries configuration here: adapters, TLS verification, client certificates.
-Requests go through ``session.get_adapter(url).send(...)``, never through ``session.send``: that
-keeps cookies (one user's would be sent with the next user's request), reads and drops the body of
-every redirect, and raises on a malformed ``Location``. ``trust_env`` is off, or a ``.netrc`` entry
-would replace the client's own credentials.
+Theory of operation. One request passes through these modules, in this order:
+
+1. ``http11.upload_of`` reads the first block of the request body, before anything is reserved, so
+   that a slow client occupies no connection.
+2. ``connections.ConnectionPool`` lends one connection, idle or new (``dial``).
+3. ``http11.exchange`` writes the head and the body and feeds received bytes to a
+   ``response_reader.ResponseReader`` until the final head is complete.
+4. ``response.RawResponse`` streams the body and returns the connection to its pool.
+
+Rules that must hold:
+
+- A connection serves one request at a time, and returns to the pool only when the response was
+  complete by its own framing and nothing followed it. Otherwise the next user would receive the
+  rest of this user's response.
+- A request is repeated automatically only on a reused connection, only before any byte of a
+  response has arrived, only while its body can be sent again, and only for an idempotent method.
+  An instance may close an idle connection at the moment a request is sent; nothing else justifies
+  sending a request twice.
+- Nothing in the request is changed: the head is written as given. A missing framing field is the
+  only addition; without it the instance cannot find the end of the body.
+- Requests go through ``session.get_adapter(url).send(...)``, never through ``session.send``. The
+  latter keeps cookies (one user's cookies would be sent with the next user's request), reads and
+  drops the body of every redirect, and raises on a malformed ``Location``. A session therefore only
+  carries configuration here: adapters, TLS verification, client certificates.
+- ``trust_env`` is off; a ``.netrc`` entry would replace the client's own credentials.
+- A forked worker never uses a connection of its parent: two processes that share a connection
+  receive each other's responses.
 """
 
 from __future__ import annotations
@@ -37,14 +59,14 @@ _FOREVER = 86_400.0
 
 
 class Timeout(tuple[float, float]):
-    """A timeout as ``requests`` takes it, and one for all of it until the response has begun.
+    """A ``requests`` timeout (connect, read) with a total until the response head is complete.
 
-    Without one, a head that comes byte by byte is never late. The time that the request's body
-    takes to be sent is not part of it.
+    Without a total, a head that arrives byte by byte never times out. The time spent sending the
+    request body does not count.
 
     :param connect: Seconds to wait for a connection.
     :param read: Seconds to wait for each part of the response.
-    :param total: Seconds until the head of the response is in.
+    :param total: Seconds until the response head is complete.
     """
 
     total: float
@@ -58,19 +80,19 @@ class Timeout(tuple[float, float]):
 class Adapter(BaseAdapter):
     """A transport adapter for HTTP/1.1 over TCP, TLS and Unix sockets.
 
-    It sends what it is given and adds nothing but a framing that is missing, is strict about what
-    comes back, and keeps connections for the worker's threads to share.
+    It sends a request as given, adds only a missing framing field, validates responses strictly,
+    and keeps idle connections that all threads of the worker share.
 
-    :param max_idle: How many connections are kept for each instance.
-    :param max_open: How many there are for each instance at most; a request waits its connect
-        timeout for one of them.
-    :param idle_timeout: Seconds for which a connection is kept; below the backends' own.
-    :param max_age: Seconds after which a connection is not used again.
-    :param check: Asked about each address just before it is connected to.
-    :param server_name: The name to ask for and verify by TLS; the instance's host unless given.
-    :param pace: How slowly a body may come that is no stream of events.
-    :param clock: Seconds of a clock that never steps back.
-    :raises ValueError: A setting is not of its form; says which.
+    :param max_idle: Maximum idle connections per instance.
+    :param max_open: Maximum open connections per instance; above it, a request waits up to its
+        connect timeout for a free one.
+    :param idle_timeout: Seconds an idle connection is kept; below the instances' own timeout.
+    :param max_age: Seconds after which a connection is not reused.
+    :param check: Called with each address and port before connecting; raises ValueError to reject.
+    :param server_name: Name for TLS SNI and certificate verification. Default: the instance's host.
+    :param pace: Minimum rate of response bodies other than event streams.
+    :param clock: Monotonic clock, in seconds.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     def __init__(
@@ -96,7 +118,7 @@ class Adapter(BaseAdapter):
         fork.renew_at_fork(self)
 
     def after_fork(self) -> None:
-        """Leave the parent's connections alone: two who share one get each other's answers."""
+        """Drop the parent's connections: processes sharing one receive each other's responses."""
         pools, self._pools = self._pools, {}
         for pool in pools.values():
             pool.abandon()
@@ -112,10 +134,12 @@ class Adapter(BaseAdapter):
     ) -> Reply:
         """Send a request and return its response, the body unread.
 
-        :raises requests.RequestException: There is no response; says why.
+        :raises requests.RequestException: No valid response head was received.
         """
         if proxies:
-            raise requests.exceptions.ProxyError("this adapter asks instances, not proxies")
+            raise requests.exceptions.ProxyError(
+                "proxies is not supported: the adapter connects to instances directly"
+            )
         connect, read, total = _limits(timeout)
         origin: str = getattr(request, "origin", None) or _origin(request.url or "")
         pool = self._pool(origin, verify, cert)
@@ -123,19 +147,19 @@ class Adapter(BaseAdapter):
         upload = upload_of(request)
         head = request_head(request, upload, origin)
         upgrade = "Upgrade" in (request.headers or ())
-        now = self._clock()  # a client slow to begin its body is not the instance's fault
+        now = self._clock()  # after reading the first block: a slow client is not counted
         if now >= self._sweep_at:
             self._sweep(now)
         deadline = Deadline(read, total, now, self._clock)
         until = min(now + connect, deadline.until)
-        holds = getattr(request.headers, "holds", None)
+        on_socket = getattr(request.headers, "on_socket", None)
         fresh = getattr(request, "fresh", False)
-        connection = pool.take(now, until, fresh=fresh, holds=holds)
+        connection = pool.take(now, until, fresh=fresh, on_socket=on_socket)
         while True:
             reader = ResponseReader(method, upgrade)
-            if holds is not None:
-                connection.holds = holds
-                holds(connection.sock)
+            if on_socket is not None:
+                connection.on_socket = on_socket
+                on_socket(connection.sock)
             try:
                 exchange(connection, head, upload, reader, deadline)
                 break
@@ -152,10 +176,10 @@ class Adapter(BaseAdapter):
             except BaseException:
                 connection.close()
                 raise
-            # the instance had closed it, or did so when the request was on its way
+            # the instance closed the idle connection before or while the request was sent
             again = self._clock()
             until = min(again + connect, deadline.until)
-            connection = pool.take(again, until, fresh=True, holds=holds)
+            connection = pool.take(again, until, fresh=True, on_socket=on_socket)
         rules, pace = self._pace, None
         if rules is not None and not reader.complete and not is_stream(reader.fields):
             pace = Pace(rules, read)
@@ -164,20 +188,20 @@ class Adapter(BaseAdapter):
         return Reply(request, raw, reader)
 
     def close(self) -> None:
-        """Close the idle connections, and those in use once they are given back."""
+        """Close idle connections now, and connections in use when they are returned."""
         pools, self._pools = self._pools, {}
         for pool in pools.values():
             pool.close()
 
     def forget(self, url: str) -> None:
-        """Close the connections to an instance that is gone: idle ones now, others once free."""
+        """Close the connections to a removed instance: idle ones now, others when returned."""
         for key in [key for key in list(self._pools) if key[0] == url]:
             pool = self._pools.pop(key, None)
             if pool is not None:
                 pool.close()
 
     def pools(self) -> dict[str, ConnectionPool]:
-        """Return this process's connections by the instances' URLs."""
+        """Return this process's connection pools by instance URL."""
         return {key[0]: pool for key, pool in self._pools.items()}
 
     def _pool(self, origin: str, verify: Verify, cert: Any) -> ConnectionPool:
@@ -196,14 +220,14 @@ class Adapter(BaseAdapter):
             pool.sweep(now)
 
     def _prune(self) -> None:
-        """Forget the instances that have no connection at the moment."""
+        """Remove the pools that have no open connection."""
         for key, pool in list(self._pools.items()):
             if not pool.open_connections:
                 self._pools.pop(key, None)
 
 
 def _limits(timeout: Any) -> tuple[float, float, float]:
-    """Return the seconds to connect, for each read, and for all until the head is in."""
+    """Return the connect, read and total timeouts, in seconds."""
     if type(timeout) is Timeout:
         return timeout[0], timeout[1], timeout.total
     if isinstance(timeout, tuple):
@@ -224,9 +248,9 @@ def _origin(url: str) -> str:
 
 
 def gateway_session(**options: Any) -> requests.Session:
-    """Return a session whose requests reach an instance as they were made.
+    """Return a session that sends requests without changing them.
 
-    :param options: Those of :class:`Adapter`.
+    :param options: Arguments of :class:`Adapter`.
     """
     session = requests.Session()
     session.trust_env = False
@@ -238,13 +262,13 @@ def gateway_session(**options: Any) -> requests.Session:
 
 
 class Sessions:
-    """One session a process, made on its first use.
+    """One session per process, created on first use.
 
-    A connection that two processes share mixes their answers up, so a forked worker makes a session
-    of its own; the one it inherited is kept, as adapters of others may say goodbye on sockets that
-    are its parent's when they are closed.
+    Two processes that share a connection receive each other's responses, so a forked worker creates
+    a new session. The inherited session is kept but not used: when collected, third-party adapters
+    may write to sockets of the parent (a TLS close, for example).
 
-    :param make: Makes a session.
+    :param make: Creates a session.
     """
 
     def __init__(self, make: Callable[[], requests.Session] = gateway_session) -> None:
@@ -256,7 +280,7 @@ class Sessions:
         fork.renew_at_fork(self)
 
     def after_fork(self) -> None:
-        """Put the parent's session away."""
+        """Set the parent's session aside, unclosed."""
         self._lock = threading.Lock()
         if self._session is not None:
             self._inherited.append(self._session)
@@ -275,11 +299,11 @@ class Sessions:
             return self._session
 
     def adapter(self, url: str) -> BaseAdapter:
-        """Return what this process's session has mounted for the instance at *url*.
+        """Return the adapter that this process's session has mounted for the instance at *url*.
 
-        Looked up once for each instance: what is mounted later is for instances yet unknown.
+        The result is cached per instance: an adapter mounted later applies to new instances only.
 
-        :raises requests.exceptions.InvalidSchema: There is nothing for such a URL.
+        :raises requests.exceptions.InvalidSchema: No adapter is mounted for the URL.
         """
         session = self.current()
         adapter = self._adapters.get(url)
@@ -290,7 +314,7 @@ class Sessions:
         return adapter
 
     def forget(self, url: str) -> None:
-        """Let go of the instance at *url*, which is gone; its requests under way are finished."""
+        """Drop the removed instance at *url*; its requests in flight finish."""
         adapter = self._adapters.pop(url, None)
         forget = getattr(adapter, "forget", None)
         if forget is not None:

@@ -1,11 +1,25 @@
-"""Connections to one instance, kept open between requests and shared by a worker's threads.
+"""The connection pool of the HTTP/1.1 client: persistent connections, shared by all threads.
 
-A connection is with one request at a time and in nobody's hands but its own until then. One that
-has anything to read while no request is under way is closed, be it the instance's farewell or bytes
-that nobody asked for: what they are is not worth finding out.
+Theory of operation. A :class:`ConnectionPool` holds the connections of one process to one instance
+under one TLS policy. Idle connections are a list used as a stack (last in, first out), so that
+surplus connections become old and are closed. Taking and returning an idle connection takes no
+lock: ``list.pop`` and ``list.append`` are atomic. The lock guards the number of open connections
+and the queue of waiting requests only.
 
-Only names that gevent's monkey patching replaces are used (``socket``, ``ssl``, ``select.poll``,
-``threading``), and looked up when they are needed.
+Rules that must hold:
+
+- A connection belongs to one request, or to the idle list, never to both. ``Connection.give_back``
+  clears its reference to the pool first, so a second call does nothing.
+- A connection that is readable while idle is closed, never reused: it holds the instance's close,
+  or bytes that belong to no request and would be read as the next response.
+- ``Connection.on_socket(None)`` is called before the connection becomes idle. A disconnecting
+  client shuts the registered socket down; a late call would break another client's request.
+- The count of open connections changes by one for each connection opened or closed. A leak would
+  block all requests to the instance once ``max_open`` is reached. A response that is never closed
+  frees its connection when it is garbage-collected. A collection can run at any point of the thread
+  that holds the lock, so the lock is reentrant.
+- Names that gevent's monkey patching replaces (``socket``, ``ssl``, ``select.poll``,
+  ``threading``) are looked up when used; a reference bound at import would block all greenlets.
 """
 
 from __future__ import annotations
@@ -19,57 +33,51 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from wsgigate.client.dial import Dial, Holds
+from wsgigate.client.dial import Dial, OnSocket
 from wsgigate.client.response_reader import PoolFull
 
 __all__ = ["Connection", "ConnectionPool", "Keeper", "Limits"]
-
-
-# One connection to an instance: bytes both ways, each step within its time.
-#
-# Only names that gevent's monkey patching replaces are used (``socket``, ``ssl``,
-# ``select.poll``), and looked up when they are needed.
 
 _TIMEVAL = struct.Struct("ll")
 
 
 class Keeper(Protocol):
-    """Whom a connection goes back to."""
+    """The owner to which a connection is returned: a pool."""
 
     def take_back(self, connection: Connection, keep: bool) -> None:
         """Keep *connection* for the next request, or close it."""
 
 
-def _nothing() -> int:
+def _no_pending() -> int:
     return 0
 
 
 class Connection:
-    """One open connection; it knows its pool only while a request has it.
+    """One open connection; it refers to its pool only while a request uses it.
 
-    :ivar reused: Whether another request went over it before, so that it may have ended unseen.
-    :ivar pending: Tells how many bytes were read from the socket and not asked for yet.
-    :ivar holds: Told ``None`` before it may serve another request.
+    :ivar reused: Whether it served a request before; the instance may have closed it since.
+    :ivar pending: Returns the number of bytes that TLS has decrypted and that are still unread.
+    :ivar on_socket: Called with ``None`` before the connection may serve another request.
     """
 
     __slots__ = (
         *("_kernel", "_poll", "_pool", "_recv", "_timeout"),
-        *("holds", "idle_since", "made", "pending", "reused", "sock"),
+        *("on_socket", "idle_since", "made", "pending", "reused", "sock"),
     )
 
     def __init__(self, pool: Keeper, sock: socket.socket, now: float) -> None:
         self._pool: Keeper | None = pool
         self.sock = sock
         self._recv = sock.recv
-        # With a timeout of Python's own each operation is two system calls, and twice gives up the
-        # interpreter to other threads. gevent's sockets and TLS have no other.
+        # With a Python timeout each operation takes two system calls and releases the GIL twice,
+        # so plain sockets use kernel timeouts. gevent's sockets and TLS support Python's only.
         self._kernel = isinstance(sock, _socket.socket) and not isinstance(sock, ssl.SSLSocket)
-        self.pending = sock.pending if isinstance(sock, ssl.SSLSocket) else _nothing
+        self.pending = sock.pending if isinstance(sock, ssl.SSLSocket) else _no_pending
         if self._kernel:
             sock.settimeout(None)
-        self.holds: Callable[[Any], object] | None = None
+        self.on_socket: OnSocket | None = None
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._timeout = -1.0
@@ -78,7 +86,7 @@ class Connection:
         self.reused = False
 
     def set_timeout(self, seconds: float) -> None:
-        """Have operations end within *seconds*; to the percent, as each change is a system call."""
+        """Set the timeout of each operation; a change below 1 % is skipped to save system calls."""
         if not 0.99 * seconds < self._timeout <= 1.01 * seconds:
             if self._kernel:
                 whole, rest = divmod(max(seconds, 0.001), 1)
@@ -90,9 +98,9 @@ class Connection:
             self._timeout = seconds
 
     def recv(self, size: int) -> bytes:
-        """Return what comes next, nothing at the end of the connection.
+        """Return the next bytes received; empty at the end of the connection.
 
-        :raises TimeoutError: Nothing came in time.
+        :raises TimeoutError: The timeout passed without data.
         """
         try:
             return self._recv(size)
@@ -100,9 +108,9 @@ class Connection:
             raise TimeoutError("timed out") from None
 
     def send_all(self, data: bytes) -> None:
-        """Send *data*.
+        """Send all of *data*.
 
-        :raises TimeoutError: It was not taken in time.
+        :raises TimeoutError: The timeout passed before all of it was sent.
         """
         try:
             self.sock.sendall(data)
@@ -110,9 +118,9 @@ class Connection:
             raise TimeoutError("timed out") from None
 
     def send_now(self, data: memoryview, seconds: float) -> int:
-        """Send what is taken of *data* without waiting, where that can be; return how much.
+        """Send as much of *data* as fits without blocking; return the number of bytes sent.
 
-        :param seconds: How long it may take where it can not.
+        :param seconds: The timeout for TLS and gevent sockets, which block instead.
         """
         if not self._kernel:
             self.set_timeout(seconds)
@@ -123,11 +131,11 @@ class Connection:
             return 0
 
     def readable(self) -> bool:
-        """Tell whether there is anything to read, the end included."""
+        """Return whether data, or the end of the connection, can be read."""
         return bool(self._poll.poll(0))
 
     def wait(self, seconds: float) -> tuple[bool, bool]:
-        """Wait until there is something to read, or room to write; tell which."""
+        """Wait until the socket is readable or writable; return ``(readable, writable)``."""
         poll = self._poll
         poll.modify(self.sock, select.POLLIN | select.POLLOUT)
         try:
@@ -138,7 +146,7 @@ class Connection:
         return bool(got & ~select.POLLOUT), bool(got & select.POLLOUT)
 
     def recv_now(self, size: int) -> bytes | None:
-        """Return what there is without waiting, None when it is nothing that concerns us yet."""
+        """Return received bytes without blocking; ``None`` when there are none yet."""
         sock = self.sock
         try:
             if self._kernel:
@@ -147,24 +155,24 @@ class Connection:
             self._timeout = 0.0
             return sock.recv(size)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return None  # in TLS, such as a ticket for the next session
+            return None  # also for TLS records without data, such as a session ticket
 
     def give_back(self, keep: bool) -> None:
-        """Let the connection go: to the next request if *keep*, else closed."""
+        """Return the connection to its pool: reusable if *keep*, closed otherwise."""
         pool, self._pool = self._pool, None
-        holds = self.holds
-        if holds is not None:
-            self.holds = None
-            holds(None)
+        on_socket = self.on_socket
+        if on_socket is not None:
+            self.on_socket = None
+            on_socket(None)
         if pool is not None:
             pool.take_back(self, keep)
 
     def close(self) -> None:
-        """Close it and make room for another."""
+        """Close the connection and free its slot in the pool."""
         self.give_back(False)
 
     def lent(self, pool: Keeper) -> Connection:
-        """Return it as the next request gets it."""
+        """Assign the connection to the next request and return it."""
         self._pool = pool
         self.reused = True
         return self
@@ -172,12 +180,14 @@ class Connection:
 
 @dataclass(frozen=True)
 class Limits:
-    """How many connections an instance gets, and for how long they are kept.
+    """Limits of the connections to one instance, per worker.
 
-    :param max_idle: Kept open for later, per instance and worker.
-    :param max_open: In use and kept together, per instance and worker.
-    :param idle_timeout: Seconds; below the 5 s that most servers keep theirs.
-    :param max_age: Seconds; so that a name that points elsewhere by now is looked up again.
+    :param max_idle: Maximum idle connections.
+    :param max_open: Maximum connections, in use and idle together.
+    :param idle_timeout: Seconds an idle connection is kept. Below 5 s, the usual timeout of
+        servers.
+    :param max_age: Seconds after which a connection is not reused, so that a changed DNS name is
+        resolved again.
     """
 
     max_idle: int = 32
@@ -187,20 +197,21 @@ class Limits:
 
     def __post_init__(self) -> None:
         if self.max_idle < 0:
-            raise ValueError(f"max_idle is a number of connections, got {self.max_idle}")
+            raise ValueError(f"max_idle must be 0 or more connections, got {self.max_idle}")
         if self.max_open < 1:
-            raise ValueError(f"max_open is at least one connection, got {self.max_open}")
+            raise ValueError(f"max_open must be 1 or more connections, got {self.max_open}")
         if not self.idle_timeout > 0:
-            raise ValueError(f"idle_timeout is a number of seconds, got {self.idle_timeout}")
+            raise ValueError(f"idle_timeout must be above 0 seconds, got {self.idle_timeout}")
         if not self.max_age > 0:
-            raise ValueError(f"max_age is a number of seconds, got {self.max_age}")
+            raise ValueError(f"max_age must be above 0 seconds, got {self.max_age}")
 
 
 class ConnectionPool:
     """The connections of this process to one instance under one TLS policy; last in, first out.
 
-    :param dial: Opens a connection.
-    :param clock: Seconds of a clock that never steps back.
+    :param dial: Opens a socket.
+    :param limits: How many connections there may be, and for how long.
+    :param clock: Monotonic clock, in seconds.
     """
 
     def __init__(self, dial: Dial, limits: Limits, clock: Callable[[], float]) -> None:
@@ -211,22 +222,23 @@ class ConnectionPool:
         self._open = 0
         self._waiting = 0
         self._closed = False
-        # A response that nobody closed gives its place up when it is collected, which may be in
-        # the middle of anything: so this thread may have it already.
+        # An unclosed response frees its slot when it is garbage-collected, which may happen while
+        # this very thread holds the lock: so the lock is reentrant.
         self._lock = threading.RLock()
         self._freed = threading.Condition(self._lock)
-        weakref.finalize(self, _close_all, self._idle)  # for those who forget to
+        weakref.finalize(self, _close_all, self._idle)  # in case close() is not called
 
     def take(
-        self, now: float, until: float, *, fresh: bool = False, holds: Holds | None = None
+        self, now: float, until: float, *, fresh: bool = False, on_socket: OnSocket | None = None
     ) -> Connection:
-        """Return a connection for one request: a kept one, else a new one.
+        """Return a connection for one request: an idle one, or else a new one.
 
-        :param until: When to stop waiting for a place and connecting.
-        :param fresh: Want a new one.
-        :param holds: Told of the socket of a new one before it is connected.
-        :raises PoolFull: There is none, and none became free in time.
-        :raises requests.RequestException: None came about.
+        :param now: The time by the pool's clock.
+        :param until: When to give up waiting for a slot and connecting.
+        :param fresh: Whether the connection must be new.
+        :param on_socket: Called with a new socket before it connects.
+        :raises PoolFull: The pool is full and no connection became free in time.
+        :raises requests.RequestException: Connecting failed.
         """
         idle = self._idle
         while idle and not fresh:
@@ -241,16 +253,16 @@ class ConnectionPool:
         if kept is not None:
             if not fresh and self._usable(kept, now):
                 return kept.lent(self)
-            kept.sock.close()  # and a new one in its place
+            kept.sock.close()  # a new connection takes over its slot
         try:
-            dialled = self._dial(until) if holds is None else self._dial(until, holds)
+            dialled = self._dial(until) if on_socket is None else self._dial(until, on_socket)
             return Connection(self, dialled, self._clock())
         except BaseException:
             self._count_closed()
             raise
 
     def take_back(self, connection: Connection, keep: bool) -> None:
-        """Keep a connection for the next request, or close it."""
+        """Keep *connection* for the next request, or close it."""
         room = len(self._idle) < self._limits.max_idle and not self._closed
         if keep and room and not connection.pending():
             connection.idle_since = self._clock()
@@ -258,14 +270,14 @@ class ConnectionPool:
             if self._waiting:
                 with self._lock:
                     self._freed.notify()
-            if self._closed:  # meanwhile
+            if self._closed:  # by another thread since the check above
                 self.close()
             return
         connection.sock.close()
         self._count_closed()
 
     def sweep(self, now: float) -> None:
-        """Close what was kept for longer than it may be."""
+        """Close the idle connections whose time is up."""
         for connection in list(self._idle):
             if not self._in_time(connection, now):
                 try:
@@ -275,7 +287,7 @@ class ConnectionPool:
                 self.take_back(connection, False)
 
     def close(self) -> None:
-        """Close what is idle now, and the rest as soon as it is given back."""
+        """Close idle connections now, and the others when they are returned."""
         self._closed = True
         while self._idle:
             try:
@@ -285,20 +297,20 @@ class ConnectionPool:
             self.take_back(connection, False)
 
     def abandon(self) -> None:
-        """Let go of connections that belong to the parent of this process.
+        """Close this process's copies of the parent's idle connections.
 
-        Nothing is said on them: to close a copy of a socket tells the other side nothing.
+        Closing a copy of a socket sends nothing to the instance.
         """
         _close_all(self._idle)
 
     @property
     def open_connections(self) -> int:
-        """How many there are, in use or kept."""
+        """The number of connections, in use or idle."""
         return self._open
 
     @property
     def idle_connections(self) -> int:
-        """How many are kept."""
+        """The number of idle connections."""
         return len(self._idle)
 
     def _in_time(self, connection: Connection, now: float) -> bool:
@@ -312,7 +324,7 @@ class ConnectionPool:
         return self._in_time(connection, now) and not connection.readable()
 
     def _await_place(self, until: float) -> Connection | None:
-        """Count one more connection as open; None when there was room for it, else one to reuse."""
+        """Reserve a slot: return ``None`` for a new connection, or an idle connection to reuse."""
         with self._lock:
             if self._open < self._limits.max_open:
                 self._open += 1
@@ -330,7 +342,7 @@ class ConnectionPool:
                     left = until - self._clock()
                     if left <= 0:
                         raise PoolFull(f"all {self._limits.max_open} connections are in use")
-                    self._freed.wait(left)  # too late for some may be for us: one more look
+                    self._freed.wait(left)  # also after a timeout: check once more
             finally:
                 self._waiting -= 1
 

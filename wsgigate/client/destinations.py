@@ -1,4 +1,4 @@
-"""Where an instance may be: no registration makes the gateway call what it should not."""
+"""Allowed instance addresses: protection against server-side request forgery (SSRF)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PRIVATE = (
     *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"),
     *("::1/128", "fc00::/7"),
 )
-"""Loopback and private addresses (RFC 1918, RFC 4193): where instances may be unless said."""
+"""Loopback and private addresses (RFC 1918, RFC 4193), allowed by default."""
 
 _NEVER = (
     ("0.0.0.0/8", "an unspecified address"),
@@ -28,7 +28,7 @@ _NEVER = (
     ("224.0.0.0/4", "a multicast address"),
     ("ff00::/8", "a multicast address"),
     ("240.0.0.0/4", "a reserved or broadcast address"),
-    ("64:ff9b:1::/48", "a translated address (RFC 8215)"),  # to what, its network alone knows
+    ("64:ff9b:1::/48", "a translated address (RFC 8215)"),  # the target depends on the network
     ("100.100.100.200/32", "a metadata service"),  # Alibaba
     ("168.63.129.16/32", "a metadata service"),  # Azure
     ("192.0.0.192/32", "a metadata service"),  # Oracle
@@ -54,21 +54,21 @@ Lookup: TypeAlias = Callable[..., Sequence[Any]]
 
 
 class Forbidden(ValueError):
-    """An instance may not be there; says why, without naming what it is the name of."""
+    """An instance address is not allowed; the message says why, without naming the address."""
 
 
 class Destinations:
-    """Where instances may be.
+    """The addresses that instances may have.
 
-    Link-local, multicast and unspecified addresses and metadata services are forbidden whatever is
-    allowed, in every form that IPv6 has for an IPv4 address. So is the gateway itself.
+    Link-local, multicast and unspecified addresses and metadata services are always forbidden, in
+    every IPv6 form of an IPv4 address. So are the gateway's own listeners.
 
-    :param allowed_networks: The addresses and networks that they may be in.
-    :param own: Where the gateway itself listens: ``(address, port)`` each. An unspecified address
-        stands for all that this machine has.
-    :param is_own: Tells whether an address is one of this machine's.
-    :param lookup: Finds the addresses of a name, as :func:`socket.getaddrinfo` does.
-    :raises ValueError: An entry is no address or network; names it.
+    :param allowed_networks: Allowed addresses and networks.
+    :param own: The gateway's own listeners, as ``(address, port)``. An unspecified address stands
+        for all addresses of this machine.
+    :param is_own: Returns whether an address belongs to this machine.
+    :param lookup: Resolves a name, with the signature of :func:`socket.getaddrinfo`.
+    :raises ValueError: An entry is not an address or network; the message names it.
     """
 
     def __init__(
@@ -81,7 +81,9 @@ class Destinations:
     ) -> None:
         allowed = AddressList(allowed_networks)
         if "unix" in allowed.entries:
-            raise ValueError("allowed_networks has addresses and networks, no sockets")
+            raise ValueError(
+                'allowed_networks takes addresses and networks such as "10.0.0.0/8", not "unix"'
+            )
         self._allowed = allowed
         self._own = tuple((ipaddress.ip_address(host), port) for host, port in own)
         self._own_ports = {port for _, port in self._own}
@@ -90,31 +92,32 @@ class Destinations:
 
     @property
     def allowed_networks(self) -> tuple[str, ...]:
-        """The addresses and networks that instances may be in."""
+        """The allowed addresses and networks."""
         return self._allowed.entries
 
     def check(self, address: Address, port: int) -> None:
-        """See that an instance may be at *address* and *port*.
+        """Check that an instance may have *address* and *port*.
 
         :raises Forbidden: It may not.
         """
-        for each in meant(address):
+        for each in effective_addresses(address):
             for network, why in _FORBIDDEN:
                 if each in network:
-                    raise Forbidden(f"an instance can not be at {why}")
+                    raise Forbidden(f"an instance cannot be at {why}")
             if str(each) not in self._allowed:
-                raise Forbidden("an instance can not be outside of the allowed networks")
+                raise Forbidden("an instance cannot be outside of the allowed networks")
             if port in self._own_ports and self._is_gateway(each, port):
-                raise Forbidden("the gateway itself can not be an instance")
+                raise Forbidden("the gateway itself cannot be an instance")
 
     def resolve(self, host: str, port: int) -> tuple[Address, ...]:
-        """Return the addresses of *host*, all of which an instance may have.
+        """Return the addresses of *host*, all of which are allowed.
 
-        It may be others a moment later: whoever connects checks the one that is connected to.
+        The name may resolve to other addresses later, so each address is checked again when a
+        connection is opened.
 
-        :param host: An address, or a name, which is looked up. That may take seconds.
-        :raises Forbidden: One of them may not be an instance's.
-        :raises OSError: The name has no address, or nobody can say.
+        :param host: An address, or a name, which is resolved. That may take seconds.
+        :raises Forbidden: One of the addresses is not allowed.
+        :raises OSError: The name has no address, or its resolution failed.
         """
         try:
             found: list[Address] = [ipaddress.ip_address(host)]
@@ -122,7 +125,7 @@ class Destinations:
             try:
                 entries = self._lookup(host, port, type=socket.SOCK_STREAM)
             except UnicodeError as error:
-                raise OSError(f"no name that can be looked up: {error}") from error
+                raise OSError(f"not a name that can be resolved: {error}") from error
             texts = dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in entries)
             found = [ipaddress.ip_address(text) for text in texts]
         if not found:
@@ -139,51 +142,51 @@ class Destinations:
 
 
 class Vouched:
-    """The destinations that everyone who vouches for an instance allows.
+    """The intersection of several lists of allowed addresses.
 
-    An instance that a registry names has passed the registry's list when it registered. The
-    gateway connects later, when a host name may resolve to another address, so the registry's list
-    has to hold again then, together with the gateway's own for that service.
+    A registry checks an instance against its list when the instance registers. The gateway connects
+    later, when a host name may resolve to another address, so the gateway applies the registry's
+    list again, together with its own list for that service.
 
-    :param lists: The lists that are known from the start; an address must be in each of them.
+    :param lists: The lists known from the start; each of them must allow an address.
     """
 
     def __init__(self, *lists: Destinations) -> None:
         self._lists = lists
-        self._told: Destinations | None = None
+        self._narrowed: Destinations | None = None
         self._networks: tuple[str, ...] | None = None
 
     @property
     def networks(self) -> tuple[str, ...] | None:
-        """The networks that the source named last; ``None`` when it named none."""
+        """The networks passed to :meth:`narrow` last; ``None`` before."""
         return self._networks
 
     def narrow(self, networks: Sequence[str]) -> None:
         """Require from now on that an address is in *networks* as well.
 
-        :raises ValueError: An entry is no address or network.
+        :raises ValueError: An entry is not an address or network.
         """
         given = tuple(networks)
         if given != self._networks:
-            self._told = Destinations(given)
+            self._narrowed = Destinations(given)
             self._networks = given
 
     def check(self, address: Address, port: int) -> None:
-        """See that an instance may be at *address* and *port*.
+        """Check that an instance may have *address* and *port*.
 
         :raises Forbidden: One of the lists does not allow it.
         """
         for each in self._lists:
             each.check(address, port)
-        if self._told is not None:
-            self._told.check(address, port)
+        if self._narrowed is not None:
+            self._narrowed.check(address, port)
 
 
-def meant(address: Address) -> tuple[Address, ...]:
-    """Return the addresses that packets to *address* go to in the end.
+def effective_addresses(address: Address) -> tuple[Address, ...]:
+    """Return the addresses that packets to *address* finally reach.
 
-    That is the IPv4 address inside, where an IPv6 address is but another form of one or the way to
-    it: mapped, compatible, translated, NAT64, 6to4, ISATAP; for Teredo the server and the client.
+    For an IPv6 address that embeds an IPv4 address (mapped, compatible, translated, NAT64, 6to4,
+    ISATAP) the result contains the IPv4 address; for Teredo, those of the server and the client.
     """
     if isinstance(address, ipaddress.IPv4Address):
         return (address,)
@@ -192,7 +195,7 @@ def meant(address: Address) -> tuple[Address, ...]:
     bits = int(address)
     if address in _NAT64 or address in _TRANSLATED:
         return (_four(bits),)
-    if address in _COMPATIBLE and bits > 0xFFFF:  # below are ::, ::1 and what nobody has
+    if address in _COMPATIBLE and bits > 0xFFFF:  # below: ::, ::1 and unassigned addresses
         return (_four(bits),)
     if address in _SIX_TO_FOUR:
         return (_four(bits >> 80),)
@@ -208,7 +211,7 @@ def _four(bits: int) -> ipaddress.IPv4Address:
 
 
 def _is_own(address: Address) -> bool:
-    """Tell whether this machine has *address*: then, and only then, a socket can be bound to it."""
+    """Return whether *address* is one of this machine's: whether a socket can be bound to it."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as sock:

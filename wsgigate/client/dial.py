@@ -1,4 +1,9 @@
-"""From an instance's address to an open connection: every address tried, TLS by one policy."""
+"""Opens connections to instances: name resolution, address checks, TCP, Unix sockets, TLS.
+
+The address check runs on the very address that is connected to, after name resolution: a check of
+the name alone would let DNS rebinding lead the gateway to a forbidden address. All steps share one
+deadline.
+"""
 
 from __future__ import annotations
 
@@ -24,25 +29,22 @@ __all__ = [
     "Check",
     "Contexts",
     "Dial",
-    "Holds",
+    "OnSocket",
     "Names",
     "Verify",
+    "check_target",
     "dialer",
     "literal",
-    "see",
 ]
 
-
-# The addresses of hosts, looked up beside what must not wait for them.
-
 Address: TypeAlias = tuple[int, Any]
-"""A family, and what a socket of that family connects to."""
+"""An address family, and the argument of ``connect`` for a socket of that family."""
 
 Found: TypeAlias = Callable[["list[Address] | Exception"], None]
 
 
 def literal(host: str, port: int) -> Address | None:
-    """Return the address that *host* is, None for a name."""
+    """Return the address for an IP literal *host*; ``None`` for a name."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -53,12 +55,13 @@ def literal(host: str, port: int) -> Address | None:
 
 
 class Names:
-    """Look up names in a few threads, each name once for all who wait for it.
+    """Resolves names in background threads; concurrent requests for a name share one lookup.
 
-    The threads end when there is nothing to look up. One that the resolver lets hang ends with it.
+    A thread ends when its queue is empty. A lookup that hangs occupies its thread until the
+    resolver returns.
 
-    :param most: How many names are looked up at a time.
-    :param resolve: Looks one up, as :func:`socket.getaddrinfo` does.
+    :param most: Maximum number of concurrent lookups.
+    :param resolve: Resolves a name, with the signature of :func:`socket.getaddrinfo`.
     """
 
     def __init__(
@@ -72,9 +75,9 @@ class Names:
         self._threads = 0
 
     def look_up(self, host: str, port: int, found: Found) -> None:
-        """Have *found* called, in another thread, with the addresses of *host* or what failed.
+        """Resolve *host*, and call *found* from another thread with the addresses or the error.
 
-        When no thread is to be had, that is what failed, and *found* is called in this one.
+        When no thread can be started, *found* is called with that error from this thread.
         """
         with self._lock:
             waiting = self._waiting.setdefault(host, [])
@@ -90,10 +93,10 @@ class Names:
                 return
             except RuntimeError:
                 if self._threads:
-                    return  # one of those looks it up
+                    return  # a running thread resolves it
                 self._queue.clear()
                 del self._waiting[host]
-        found(OSError(ENOMEM, "no thread is to be had to look up a name"))
+        found(OSError(ENOMEM, "cannot start a thread to resolve a name"))
 
     def _run(self) -> None:
         while True:
@@ -116,15 +119,15 @@ class Names:
                     found([(family, (at[0], port, *at[2:])) for family, *_, at in answer])
 
 
-Holds = Callable[[socket.socket], object]
-"""Told of a socket before it is connected, so that it can be shut down; returns ``False`` when
-nobody waits for it any more."""
+OnSocket: TypeAlias = Callable[[Any], object]
+"""Called with a socket before it connects, so that another thread can shut it down, and with
+``None`` before it may serve another request; returns ``False`` when the request was aborted."""
 
 Dial = Callable[..., socket.socket]
-"""Opens a connection before a moment of the monotonic clock; with whom to tell of its socket."""
+"""Opens a socket, given a deadline by the monotonic clock and optionally an :data:`OnSocket`."""
 
 Check = Callable[[IPv4Address | IPv6Address, int], object]
-"""Raises ValueError for an address and port that nobody may be connected to."""
+"""Raises ValueError for an address and port that the gateway must not connect to."""
 
 _BUSY_PAUSE = 0.01
 
@@ -139,14 +142,14 @@ def dialer(
     check: Check | None = None,
     server_name: str | None = None,
 ) -> Dial:
-    """Return what opens connections to *origin*.
+    """Return a function that opens connections to *origin*.
 
     :param origin: ``http://HOST[:PORT]``, ``https://HOST[:PORT]``, or ``http+unix://PATH`` with the
         path of a socket percent-encoded.
-    :param check: Asked about each address just before it is connected to, whatever the host's name
-        was said to mean before.
-    :param server_name: The name to ask for and verify by TLS; the host's unless given.
-    :raises requests.exceptions.InvalidURL: It is none of these.
+    :param check: Called with each address and port immediately before connecting, after name
+        resolution.
+    :param server_name: Name for TLS SNI and certificate verification. Default: the host.
+    :raises requests.exceptions.InvalidURL: *origin* has none of these forms.
     """
     try:
         parts = urlsplit(origin)
@@ -155,20 +158,22 @@ def dialer(
         raise requests.exceptions.InvalidURL(str(error)) from None
     if parts.scheme == "http+unix":
         path = unquote(parts.netloc)
-        return lambda until, holds=None: _mapped(lambda: _dial_unix(path, until, clock, holds))
+        return lambda until, on_socket=None: _mapped(
+            lambda: _dial_unix(path, until, clock, on_socket)
+        )
     if parts.scheme not in ("http", "https") or not host:
-        raise requests.exceptions.InvalidURL(f"no address of an instance: {origin!r}")
+        raise requests.exceptions.InvalidURL(f"not an instance URL: {origin!r}")
     secure = parts.scheme == "https"
     address = (host, port or (443 if secure else 80))
     name = (server_name or host).rstrip(".")
     if not secure:
-        return lambda until, holds=None: _mapped(
-            lambda: _dial_tcp(address, until, clock, check, holds)
+        return lambda until, on_socket=None: _mapped(
+            lambda: _dial_tcp(address, until, clock, check, on_socket)
         )
 
-    def dial(until: float, holds: Holds | None = None) -> socket.socket:
+    def dial(until: float, on_socket: OnSocket | None = None) -> socket.socket:
         context = contexts.get(verify, cert)
-        sock = _mapped(lambda: _dial_tcp(address, until, clock, check, holds))
+        sock = _mapped(lambda: _dial_tcp(address, until, clock, check, on_socket))
         try:
             sock.settimeout(max(until - clock(), 0.001))
             sock = tls = context.wrap_socket(
@@ -177,8 +182,8 @@ def dialer(
                 suppress_ragged_eofs=False,
                 do_handshake_on_connect=False,
             )
-            if holds is not None:
-                holds(tls)
+            if on_socket is not None:
+                on_socket(tls)
             tls.do_handshake()
             return tls
         except TimeoutError as error:
@@ -208,9 +213,9 @@ def _dial_tcp(
     until: float,
     clock: Callable[[], float],
     check: Check | None,
-    holds: Holds | None = None,
+    on_socket: OnSocket | None = None,
 ) -> socket.socket:
-    """Try each address of the host; one that does not answer leaves the others their share."""
+    """Connect to the first address that accepts; each gets an equal share of the time left."""
     found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
     failure: OSError = OSError("the host has no address")
     for number, (family, kind, protocol, _, target) in enumerate(found):
@@ -220,11 +225,11 @@ def _dial_tcp(
         sock = None
         try:
             if check is not None:
-                see(check, target)
+                check_target(check, target)
             sock = socket.socket(family, kind, protocol)
             sock.settimeout(left / (len(found) - number))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            _tell(holds, sock)
+            _announce(on_socket, sock)
             sock.connect(target)
             return sock
         except OSError as error:
@@ -238,10 +243,10 @@ def _dial_tcp(
     raise failure
 
 
-def see(check: Check, target: tuple[Any, ...]) -> None:
-    """See that *target*, what a socket connects to, is allowed.
+def check_target(check: Check, target: tuple[Any, ...]) -> None:
+    """Apply *check* to *target*, the argument of a socket's ``connect``.
 
-    :raises PermissionError: It is not.
+    :raises PermissionError: The address is not allowed.
     """
     try:
         check(ip_address(str(target[0]).partition("%")[0]), target[1])
@@ -250,7 +255,7 @@ def see(check: Check, target: tuple[Any, ...]) -> None:
 
 
 def _dial_unix(
-    path: str, until: float, clock: Callable[[], float], holds: Holds | None = None
+    path: str, until: float, clock: Callable[[], float], on_socket: OnSocket | None = None
 ) -> socket.socket:
     while True:
         left = until - clock()
@@ -259,10 +264,10 @@ def _dial_unix(
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.settimeout(left)
-            _tell(holds, sock)
+            _announce(on_socket, sock)
             sock.connect(path)
             return sock
-        except BlockingIOError:  # its queue is full, which a socket with a timeout is told at once
+        except BlockingIOError:  # the listen queue is full; Linux reports that at once
             sock.close()
             time.sleep(_BUSY_PAUSE)
         except BaseException:
@@ -270,10 +275,10 @@ def _dial_unix(
             raise
 
 
-def _tell(holds: Holds | None, sock: socket.socket) -> None:
-    """Tell of a socket that is about to be connected.
+def _announce(on_socket: OnSocket | None, sock: socket.socket) -> None:
+    """Pass a socket that is about to connect to *on_socket*.
 
-    :raises ConnectionAbortedError: Nobody waits for it any more.
+    :raises ConnectionAbortedError: The request was aborted.
     """
-    if holds is not None and holds(sock) is False:
-        raise ConnectionAbortedError("nobody waits for it any more")
+    if on_socket is not None and on_socket(sock) is False:
+        raise ConnectionAbortedError("the request was aborted")

@@ -1,4 +1,17 @@
-"""One request over one connection, until the head of its response is in."""
+"""Sends one HTTP/1.1 request over one connection, until its response head is complete.
+
+The rules that must hold:
+
+- A request on the wire has exactly one framing, and no line end except those written here. Fields
+  or a target with a CR, LF or NUL are rejected; an instance would read a second request in them
+  (request smuggling).
+- While a body is sent, the socket is also read: an instance may reject a request early (413, 401)
+  and close. Waiting for the whole body to be sent would lose that response, or deadlock when both
+  sides only write. The connection is not reused after an early response: the rest of the body was
+  not sent, so the instance would read the next request as part of it.
+- The time that a body takes to be sent does not count against the response: :class:`Deadline` is
+  restarted after the last block. Each step of sending has its own timeout.
+"""
 
 from __future__ import annotations
 
@@ -7,41 +20,37 @@ import re
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import requests
 from requests.exceptions import InvalidHeader, InvalidURL
 
 from wsgigate.client.connections import Connection
+from wsgigate.client.dial import OnSocket
 from wsgigate.client.response_reader import BLOCK, ResponseReader
 
 __all__ = ["Deadline", "Fields", "Upload", "exchange", "request_head", "upload_of"]
 
-
-# A request onto the wire: its head as it was made, its body framed in exactly one way.
-
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-
-Holds: TypeAlias = Callable[[Any], object]
 
 
 class Fields(dict[str, str]):
-    """Request fields on their way to the wire, with the exact request target they go with.
+    """Request fields as they are sent, with the exact request target.
 
-    :ivar holds: Told which socket the request goes by, and ``None`` before that may serve another;
-        there when somebody wants to know.
+    :ivar on_socket: Called with the socket that carries the request, and with ``None`` before that
+        socket may carry another; optional.
     """
 
-    __slots__ = ("holds", "target")
+    __slots__ = ("on_socket", "target")
 
     target: str
-    holds: Holds
+    on_socket: OnSocket
 
     @classmethod
     def joined(cls, fields: Iterable[tuple[str, str]]) -> Fields:
-        """Return *fields*, those of one name joined as RFC 9110 section 5.2 says; cookies by ``;``.
+        """Return *fields*, equal names joined by ``, `` (RFC 9110, 5.2), cookies by ``; ``.
 
-        A field that is added must not take the place of the client's.
+        A dictionary would otherwise replace the client's field by one that is added.
         """
         made = cls()
         names: dict[str, str] = {}
@@ -56,16 +65,17 @@ class Fields(dict[str, str]):
     def copy(self) -> Fields:
         copied = Fields(self)
         copied.target = self.target
-        holds = getattr(self, "holds", None)
-        if holds is not None:
-            copied.holds = holds
+        on_socket = getattr(self, "on_socket", None)
+        if on_socket is not None:
+            copied.on_socket = on_socket
         return copied
 
 
 def request_head(request: requests.PreparedRequest, upload: Upload | None, origin: str) -> bytes:
-    """Return the bytes of the request's head, target and fields as they are.
+    """Return the bytes of the request head, with target and fields unchanged.
 
-    :raises ValueError: It can not be told from something else on the wire.
+    :raises ValueError: The method, the target or a field is malformed, so that an instance could
+        read another request than was meant.
     """
     fields: Any = request.headers
     method = request.method or "GET"
@@ -76,7 +86,7 @@ def request_head(request: requests.PreparedRequest, upload: Upload | None, origi
         fields = {_text(name): _text(value) for name, value in (fields or {}).items()}
         names = {name.lower(): name for name in fields}
         if "expect" in names:
-            del fields[names["expect"]]  # to wait for leave to send costs more than it saves
+            del fields[names["expect"]]  # waiting for "100 Continue" costs more than it saves
         if "host" not in names:
             scheme, _, host = origin.partition("://")
             fields = {"Host": "localhost" if scheme == "http+unix" else host, **fields}
@@ -84,9 +94,9 @@ def request_head(request: requests.PreparedRequest, upload: Upload | None, origi
         fields = {**fields, upload.field[0]: upload.field[1]}
     lines = [f"{method} {target} HTTP/1.1", *map(": ".join, fields.items()), "\r\n"]
     text = "\r\n".join(lines)
-    ends = len(lines)  # exactly as many as were put there, or a value brought one of its own
+    ends = len(lines)  # exactly the line ends written here; more would come from a value
     if text.count("\n") != ends or text.count("\r") != ends or "\0" in text:
-        raise InvalidHeader("a line end or NUL in a request field")
+        raise InvalidHeader("a request field contains a line end or NUL")
     if lines[0].count(" ") != 2 or not _METHOD.fullmatch(method):
         raise InvalidURL("the request has no valid method or target")
     return text.encode("latin-1")
@@ -97,22 +107,22 @@ def _text(value: str | bytes) -> str:
 
 
 def upload_of(request: requests.PreparedRequest) -> Upload | None:
-    """Return the request's body as it is to be sent, None when it has none.
+    """Return the request body as it is sent; ``None`` for a request without one.
 
-    :raises ValueError: Its framing contradicts it.
+    :raises ValueError: The framing fields contradict each other or the body.
     """
     body: Any = request.body
     headers: Any = request.headers or {}
     stated = _text(headers.get("Content-Length") or "")
     chunked = bool(headers.get("Transfer-Encoding"))
     if chunked and stated:
-        raise InvalidHeader("a request with both framings")
+        raise InvalidHeader("a request has both Content-Length and Transfer-Encoding")
     if body is None or (isinstance(body, (str, bytes)) and not body):
         if chunked or stated not in ("", "0"):
-            raise InvalidHeader("a request without the body that its fields announce")
+            raise InvalidHeader("the request has no body, but its fields announce one")
         return None
     if stated and not (stated.isascii() and stated.isdigit()):
-        raise InvalidHeader("a malformed Content-Length")
+        raise InvalidHeader(f"malformed Content-Length {stated!r}")
     length = int(stated) if stated else None
     field = None
     if isinstance(body, str):
@@ -121,7 +131,7 @@ def upload_of(request: requests.PreparedRequest) -> Upload | None:
         if chunked:
             blocks: Iterator[bytes] = iter((bytes(body),))
         elif length not in (None, len(body)):
-            raise InvalidHeader("a Content-Length that is not the body's")
+            raise InvalidHeader(f"Content-Length is {length}, but the body has {len(body)} bytes")
         else:
             return Upload(iter((bytes(body),)), len(body), field=_length_field(len(body), length))
     elif hasattr(body, "read"):
@@ -147,16 +157,16 @@ def _bytes(block: bytes | str) -> bytes:
 
 
 class Upload:
-    """A request body, in blocks that are framed already.
+    """A request body, as framed blocks.
 
-    The first block is read before a connection is taken: one small enough goes out together with
-    the head, and a client that is slow to begin holds nothing up.
+    The first block is read before a connection is taken: a small one is sent together with the
+    head, and a slow client occupies no connection.
 
-    :param blocks: Bytes in parts.
-    :param length: How many there are; None for a chunked body.
+    :param blocks: The body in parts.
+    :param length: Its length in bytes; ``None`` for a chunked body.
     :param field: The framing field that the request lacks.
-    :ivar first: The first block as it goes out.
-    :ivar replayable: Whether all that was read so far is still there to be sent once more.
+    :ivar first: The first block, framed.
+    :ivar replayable: Whether everything read so far can be sent again.
     """
 
     __slots__ = ("_blocks", "_ended", "_left", "field", "first", "replayable")
@@ -177,11 +187,11 @@ class Upload:
 
     @property
     def ended(self) -> bool:
-        """Whether there is nothing left to read."""
+        """Whether the whole body was read."""
         return self._ended
 
     def rest(self) -> Iterator[bytes]:
-        """Yield what comes after the first block."""
+        """Yield the blocks after the first."""
         while not self._ended:
             self.replayable = False
             yield self._next()
@@ -199,7 +209,7 @@ class Upload:
         if self._left is None:
             return b"%x\r\n%b\r\n" % (len(block), block)
         if not block or len(block) > self._left:
-            raise InvalidHeader("the body is not as long as its Content-Length")
+            raise InvalidHeader("the length of the body differs from its Content-Length")
         self._left -= len(block)
         self._ended = self._left == 0
         return block
@@ -208,17 +218,18 @@ class Upload:
 _HEAD_BLOCK = 16384
 
 _SINGLE = 16384
-"""Up to this many bytes go out in one piece: every socket's buffer takes them at once."""
+"""Up to this many bytes are sent in one call: every socket's send buffer has room for them."""
 
 
 class Deadline:
-    """Until when the head of the response has to be in, and how long one step may take.
+    """The deadline of a response head, and the timeout of one step.
 
-    The time that a body takes on its way is not part of it: once it has been sent, the whole of
-    the time is there for the response again.
+    The time spent sending the request body does not count: the total starts again once it is sent.
 
-    :param step: Seconds for each step; no more than for all.
-    :param total: Seconds for all of them together.
+    :param step: Seconds for each step; at most *total*.
+    :param total: Seconds until the response head is complete.
+    :param now: The time by *clock*.
+    :param clock: Monotonic clock, in seconds.
     """
 
     __slots__ = ("_clock", "_total", "step", "until")
@@ -232,9 +243,9 @@ class Deadline:
         self.until = now + total
 
     def left(self) -> float:
-        """Return the seconds that the next step has.
+        """Return the timeout of the next step, in seconds.
 
-        :raises TimeoutError: There are none.
+        :raises TimeoutError: The deadline has passed.
         """
         left = self.until - self._clock()
         if left <= 0:
@@ -242,7 +253,7 @@ class Deadline:
         return min(left, self.step)
 
     def restart(self) -> None:
-        """Count anew, as the body has been sent."""
+        """Start the total again, after the body was sent."""
         self.until = self._clock() + self._total
 
 
@@ -255,18 +266,18 @@ def exchange(
 ) -> None:
     """Send a request and read the head of its response into *reader*.
 
-    :raises requests.RequestException: There is none; the connection is to be closed.
+    :raises requests.RequestException: No valid head was received; the caller closes the connection.
     """
     try:
         hung_up = False
         try:
             answered = _send(connection, head, upload, reader, deadline)
         except (BrokenPipeError, ConnectionResetError):
-            answered, hung_up = False, True  # it may have answered before it did
+            answered, hung_up = False, True  # a response may precede the close
         if not answered:
             _read_head(connection, reader, deadline, fresh=_at_once(connection, upload))
         if hung_up:
-            reader.keep = False  # whatever the head says
+            reader.keep = False  # even if the head allows reuse
     except TimeoutError as error:
         raise requests.ReadTimeout(error) from error
     except ssl.SSLError as error:
@@ -278,17 +289,17 @@ def exchange(
 
 
 def _at_once(connection: Connection, upload: Upload | None) -> bool:
-    """Return whether nothing took any of the time so far: no connecting, and no body."""
+    """Return whether no time was used yet: a reused connection, and no body."""
     return upload is None and connection.reused
 
 
 def _read_head(
     connection: Connection, reader: ResponseReader, deadline: Deadline, *, fresh: bool
 ) -> None:
-    """Read until the head is in.
+    """Read until the response head is complete.
 
-    :param fresh: Whether a step's time is set already and as good as all there: the usual case, in
-        which the clock need not be asked.
+    :param fresh: Whether the timeout of the first step is already set; the usual case, which saves
+        reading the clock.
     """
     while True:
         if not fresh:
@@ -313,7 +324,7 @@ def _send(
     reader: ResponseReader,
     deadline: Deadline,
 ) -> bool:
-    """Send it all; tell whether the response was there before the end of that."""
+    """Send head and body; return whether the response arrived before the end of the body."""
     connection.set_timeout(deadline.step if _at_once(connection, upload) else deadline.left())
     if upload is None:
         connection.send_all(head)
@@ -335,7 +346,7 @@ def _send(
 
 
 def _push(connection: Connection, block: bytes, reader: ResponseReader, deadline: Deadline) -> bool:
-    """Send a block; stop at a response, which then is the last on this connection."""
+    """Send a block; return ``True`` if a response arrived first, which ends the connection."""
     view = memoryview(block)
     while view:
         answered, writable = connection.wait(deadline.step)
@@ -350,7 +361,7 @@ def _push(connection: Connection, block: bytes, reader: ResponseReader, deadline
                     reader.keep = False
                     return True
         elif not writable:
-            raise TimeoutError("the body was not taken in time")
+            raise TimeoutError("the instance did not accept the request body in time")
         if writable:
             view = view[connection.send_now(view, deadline.step) :]
     return False

@@ -1,4 +1,4 @@
-"""A response as ``requests`` knows it, that costs only what is looked at."""
+"""A ``requests.Response`` whose body streams and whose attributes are computed on first use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["FieldList", "RawResponse", "Reply"]
 
 
 class FieldList:
-    """Response fields as they came: in order, several of a name kept apart."""
+    """Response fields in the order received, with repeated names kept separate."""
 
     __slots__ = ("_fields",)
 
@@ -37,7 +37,7 @@ class FieldList:
         return [value for key, value in self._fields if key.lower() == name]
 
     def get(self, name: str, default: str | None = None) -> str | None:
-        """Return those values as one."""
+        """Return the values of that name, joined by ``, ``."""
         return ", ".join(self.getlist(name)) or default
 
     def __contains__(self, name: str) -> bool:
@@ -45,13 +45,13 @@ class FieldList:
 
 
 class RawResponse:
-    """The body as it comes from the connection, which goes back as soon as all of it has.
+    """A response body, read from the connection; the connection is returned at its end.
 
-    :param connection: What it comes from; closed when the body is not read to its end.
-    :param reader: Its framing, the head read.
-    :param read_timeout: Seconds to wait for each part of it.
-    :param pace: How slowly it may come; ``None`` for any pace.
-    :param clock: Seconds of a clock that never steps back.
+    :param connection: The connection; closed when the body is not read to its end.
+    :param reader: The response parser, after the head.
+    :param read_timeout: Seconds to wait for each part.
+    :param pace: The minimum rate; ``None`` for no minimum.
+    :param clock: Monotonic clock, in seconds.
     """
 
     __slots__ = (
@@ -86,7 +86,7 @@ class RawResponse:
 
     @property
     def reason(self) -> str:
-        """The reason phrase; empty when it had control characters in it."""
+        """The reason phrase; empty when it contained control characters."""
         return self._reader.reason
 
     @property
@@ -96,18 +96,18 @@ class RawResponse:
 
     @property
     def closed(self) -> bool:
-        """Whether there is nothing more to read."""
+        """Whether the body was read to its end, or closed."""
         return self._connection is None and not self._ready
 
     def whole(self) -> bytes | None:
-        """Return all of the body when it has come already, else ``None`` and leave it alone."""
+        """Return the whole body if it arrived with the head, else ``None`` without reading."""
         if self._connection is not None or self._at or self._reader.error is not None:
             return None
         block, self._ready = self._ready, b""
         return block
 
     def read1(self, amt: int | None = -1, decode_content: bool | None = False) -> bytes:
-        """Return what has come, at most *amt* bytes; nothing at the end, and only then.
+        """Return the next available bytes, at most *amt*; empty only at the end.
 
         :raises requests.RequestException: The body was cut short or is malformed.
         """
@@ -123,7 +123,7 @@ class RawResponse:
         return block[self._at - amt : self._at]
 
     def read(self, amt: int | None = None, decode_content: bool | None = False) -> bytes:
-        """Return *amt* bytes, fewer only at the end; all that are left by default."""
+        """Return *amt* bytes, fewer only at the end. Default: all remaining bytes."""
         blocks: list[bytes] = []
         left = amt
         while left is None or left > 0:
@@ -136,13 +136,13 @@ class RawResponse:
         return b"".join(blocks)
 
     def stream(self, amt: int = BLOCK, decode_content: bool | None = None) -> Iterator[bytes]:
-        """Yield the body in parts of at most *amt* bytes, decompressed unless told otherwise."""
+        """Yield the body in parts of at most *amt* bytes, decompressed by default."""
         coding = self.headers.get("content-encoding") if decode_content is not False else None
         if coding is None:
             while block := self.read1(amt):
                 yield block
             return
-        from urllib3 import HTTPHeaderDict, HTTPResponse  # only for those who want it decompressed
+        from urllib3 import HTTPHeaderDict, HTTPResponse  # imported only when decompressing
 
         body: Any = self
         fields = HTTPHeaderDict({"Content-Encoding": coding})
@@ -150,13 +150,13 @@ class RawResponse:
         yield from decoded.stream(amt, decode_content=True)
 
     def take_over(self) -> tuple[Connection, bytes]:
-        """Return the connection, for another protocol to go on with, and what of it has come.
+        """Return the connection, for another protocol, and the bytes already received.
 
-        :raises ValueError: It has been given back.
+        :raises ValueError: The connection was already returned to its pool.
         """
         connection, self._connection = self._connection, None
         if connection is None:
-            raise ValueError("the response has ended")
+            raise ValueError("the response has ended; its connection was returned to the pool")
         ready, self._ready = self._ready[self._at :], b""
         return connection, ready
 
@@ -212,9 +212,9 @@ class RawResponse:
         return block
 
     def _paced(self, connection: Connection, pace: Pace) -> bytes:
-        """Return what comes next, and count for how long it was waited for.
+        """Receive the next bytes, and add the waiting time to *pace*.
 
-        :raises SlowResponse: The body has come too slowly so far.
+        :raises SlowResponse: The body arrives below the minimum rate.
         """
         left = pace.left()
         if left <= 0:
@@ -234,10 +234,11 @@ class RawResponse:
 
 
 class Reply(requests.Response):
-    """A response whose fields, cookies and encoding are worked out when they are asked for.
+    """A response that computes its headers, cookies and encoding on first access.
 
-    :param request: The request it answers.
-    :param raw: Its body.
+    :param request: The request.
+    :param raw: The response body.
+    :param reader: The parser that read the head.
     """
 
     _content: Any = False
@@ -262,7 +263,7 @@ class Reply(requests.Response):
         return value
 
     def close(self) -> None:
-        """Give the connection back when the body was read to its end, and close it otherwise."""
+        """Close the connection, unless the body was read to its end."""
         self.raw.close()
 
 

@@ -1,10 +1,26 @@
-"""A response out of the bytes of a connection: strict, and without a socket.
+"""A strict, sans-I/O parser of one HTTP/1 response.
 
-``httptools`` (llhttp) refuses by itself both framings at once, duplicate, signed, listed and
-overflowing lengths, odd chunk sizes, bare CR and LF, folded fields, NUL, names with spaces. Left to
-this module is what a parser of single messages can not know or does not mind: versions, statuses,
-codings, what ends early or goes on too long, to which method it answers, and which of the messages
-is the final one. Heads alone are handed to it, so that where each of them ends is certain.
+Theory of operation. A :class:`ResponseReader` takes the bytes of a connection: ``feed_head`` until
+the final response head is complete, then ``feed_body``; ``feed_end`` handles the end of the
+connection. It finds the end of each head itself and passes single heads to ``httptools``
+(llhttp) for validation. llhttp rejects both framings at once; duplicate, signed, listed and
+overflowing lengths; odd chunk sizes; bare CR and LF; folded fields; NUL; names with spaces. This
+module adds what a parser of single messages cannot know or does not check: versions, statuses,
+codings, early ends, surplus bytes, the request method, and which message is the final response.
+
+Rules that must hold:
+
+- Where this parser and the instance disagree about the end of a response, the next user receives
+  bytes of this response (response smuggling). So every ambiguity is an error, or at least the end
+  of the connection: ``keep`` becomes false and never true again.
+- The framing is decided once, in ``_read_head``: first the cases without a body (101, ``HEAD``,
+  1xx, 204, 304), then ``Transfer-Encoding``, then ``Content-Length``, else the end of the
+  connection (RFC 9112, 6.3). The chunk parser starts from a fixed head, not from the received one:
+  llhttp reads "chunked" followed by a blank as another coding, and the body as one without an end.
+- Data before an error is passed on before the error is raised, so that a client receives the bytes
+  that a proxy without this check would have forwarded.
+- Everything an instance controls is bounded: head size, number of fields, interim responses, chunk
+  extensions and trailers, and the size of what the caches remember.
 """
 
 from __future__ import annotations
@@ -30,11 +46,11 @@ __all__ = [
 ]
 
 
-# What can go wrong between the gateway and an instance, as exceptions that ``requests`` knows.
+# Errors between the gateway and an instance, as subclasses of the exceptions of ``requests``.
 
 
 class NotConnected(requests.ConnectionError):
-    """No connection came about, so nothing of the request was sent."""
+    """Connecting failed, so nothing of the request was sent."""
 
 
 class TlsFailed(NotConnected, requests.exceptions.SSLError):
@@ -42,19 +58,19 @@ class TlsFailed(NotConnected, requests.exceptions.SSLError):
 
 
 class PoolFull(requests.ConnectionError):
-    """The instance has as many connections as it may, and none became free in time."""
+    """All connections to the instance are in use, and none became free in time."""
 
 
 class SlowResponse(requests.ReadTimeout):
-    """The body comes, but more slowly than it may."""
+    """The body arrives below the minimum rate."""
 
 
 class BrokenResponse(requests.ConnectionError):
-    """What came is not a valid response, or not all of one."""
+    """The instance sent an invalid or incomplete response."""
 
 
 BLOCK = 65536
-"""Bytes moved at a time, each way."""
+"""Maximum bytes per read or write."""
 
 MOST_HEAD_BYTES = 65536
 
@@ -63,10 +79,10 @@ MOST_FIELDS = 100
 MOST_INTERIM = 10
 
 _LONGEST_LEARNT = 4096
-"""Characters of a head whose names are remembered: what costs more memory is found out again."""
+"""Longest head, in characters, whose field names are cached; bounds the memory of the cache."""
 
 MOST_CHUNK_OVERHEAD = 65536
-"""Bytes of chunk extensions or trailers in a row without any of the body among them."""
+"""Maximum bytes of chunk extensions or trailers in a row without body data between them."""
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([^\r\n]*))?\r\n")
 
@@ -78,26 +94,26 @@ _FIELD = re.compile(r"([^:\r\n]++):[ \t]*+([^\r\n]*+)\r\n")
 
 _CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
-_NOBODY = object()
-"""What a parser reports to that is only asked whether it takes a head."""
+_NO_CALLBACKS = object()
+"""The protocol object of a parser that only validates a head."""
 
 _name_of = itemgetter(0)
 
 
 class ResponseReader:
-    """Reads the response to one request: its head, over interim ones, then its body.
+    """Parses the response to one request: interim responses, the final head, the body.
 
-    :param method: The request's method; ``HEAD`` has a response without a body.
+    :param method: The request's method; the response to ``HEAD`` has no body.
     :param upgrade: Whether the request asked for another protocol, so that a 101 is final.
-    :ivar begun: Whether any byte of a response has come.
+    :ivar begun: Whether any byte of a response was received.
     :ivar fields: Names and values in order, duplicates kept.
-    :ivar complete: Whether the response has come to its end.
-    :ivar keep: Whether the connection is fit for another request once it has.
-    :ivar body: What of the body came with the head.
-    :ivar error: What is wrong with the body behind what has been returned of it.
+    :ivar complete: Whether the whole response was received.
+    :ivar keep: Whether the connection can serve another request after this response.
+    :ivar body: The part of the body that arrived with the head.
+    :ivar error: The error in the body after the data returned so far.
     """
 
-    # What most responses leave as it is stands here, so that it costs nothing to make a reader.
+    # Class attributes are the defaults that most responses never change: they make a reader cheap.
     begun = False
     body = b""
     complete = False
@@ -109,7 +125,7 @@ class ResponseReader:
     fields: list[tuple[str, str]]
     _chunked = False
     _decoded: list[bytes]
-    _held = bytearray()  # never changed, but replaced
+    _held = bytearray()  # shared by all readers: replaced, never mutated
     _interim = 0
     _left: int | None = None
     _overhead = 0
@@ -121,9 +137,9 @@ class ResponseReader:
         self._upgrade = upgrade
 
     def feed_head(self, data: bytes) -> bool:
-        """Take bytes until the final head is in; tell whether it is.
+        """Parse received bytes; return whether the final response head is complete.
 
-        :raises BrokenResponse: It is not a valid one.
+        :raises BrokenResponse: The head is invalid.
         """
         if data:
             self.begun = True
@@ -147,14 +163,14 @@ class ResponseReader:
                 return True
             self._interim += 1
             if self.status == 101 or self._interim > MOST_INTERIM:
-                raise BrokenResponse(f"an interim response nobody asked for: {self.status}")
+                raise BrokenResponse(f"unexpected interim response {self.status}")
             if not data:
                 return False
 
     def _with_held(self, data: bytes) -> bytes | None:
-        """Return what has come with *data* behind it, ``None`` while it is no whole head.
+        """Return all received bytes of the head, or ``None`` while the head is incomplete.
 
-        Only what is new is looked at: a head that comes byte by byte costs no more than its length.
+        Only new bytes are searched: a head that arrives byte by byte takes linear time.
         """
         held = self._held
         if b"\r\n\r\n" not in held[-3:] + data:
@@ -165,9 +181,9 @@ class ResponseReader:
         return bytes(held) + data
 
     def feed_body(self, data: bytes) -> bytes:
-        """Return what *data* holds of the body; ``complete`` tells whether it was the last of it.
+        """Return the body bytes in *data*; sets ``complete`` at the end of the body.
 
-        :raises BrokenResponse: It is not framed as it should be.
+        :raises BrokenResponse: The framing is invalid.
         """
         left = self._left
         if left is not None:
@@ -179,14 +195,14 @@ class ResponseReader:
             self._left = 0
             if size == left:
                 return data
-            self.keep = False  # what follows an answer is nobody's
+            self.keep = False  # bytes after the response belong to no request
             return data[:left]
         return self._feed_chunks(data) if self._chunked else data
 
     def feed_end(self) -> None:
-        """Take note that the connection has ended.
+        """Handle the end of the connection.
 
-        :raises BrokenResponse: The response had not, by its own framing.
+        :raises BrokenResponse: The response is incomplete by its own framing.
         """
         self.keep = False
         if self.status < 200:
@@ -198,11 +214,11 @@ class ResponseReader:
         self.complete = True
 
     def _read_head(self, head: bytes) -> None:
-        line = _STATUS_LINE.match(head)  # as the parser skips empty lines before a message
+        line = _STATUS_LINE.match(head)  # checked here: llhttp skips empty lines before a message
         if line is None:
             raise BrokenResponse("malformed status line")
-        self._feed(HttpResponseParser(_NOBODY), head)
-        # The parser has seen that these are fields; that they are all there is, is seen here.
+        self._feed(HttpResponseParser(_NO_CALLBACKS), head)
+        # llhttp has validated the syntax; this checks that no line was skipped.
         text = head[line.end() :].decode("latin-1")
         fields = _FIELD.findall(text)
         if len(fields) != text.count("\n") - 1:
@@ -225,7 +241,7 @@ class ResponseReader:
         if codings:
             self._check_codings([fields[at][1].lower() for at in codings])
         if status == 101:
-            self.keep = False  # what follows is another protocol's
+            self.keep = False  # another protocol follows
             self._left = None
         elif self._bodiless or status < 200 or status in (204, 304):
             self._left = 0
@@ -234,19 +250,19 @@ class ResponseReader:
         elif codings:
             self._left = None
             self._chunked = True
-            self._parser = HttpResponseParser(_Messages(self))
-            # What has been decided, not the head as it was written: to the parser, a blank behind
-            # the word makes another coding of it, and the chunks a body without an end.
+            self._parser = HttpResponseParser(_ChunkCallbacks(self))
+            # A fixed head, not the received one: llhttp reads "chunked" followed by a blank as
+            # another coding, and the chunks as a body without an end.
             self._parser.feed_data(_CHUNKED)
         elif length_at >= 0:
             self._left = int(fields[length_at][1])
         else:
             self._left = None
-            self.keep = False  # its end is the connection's
+            self.keep = False  # the end of the connection ends the body
 
     def _check_codings(self, codings: list[str]) -> None:
         if codings != ["chunked"] or self.version != 11:
-            raise BrokenResponse(f"Transfer-Encoding {', '.join(codings)!r}")
+            raise BrokenResponse(f"unsupported Transfer-Encoding {', '.join(codings)!r}")
 
     @staticmethod
     def _feed(parser: Any, head: bytes) -> None:
@@ -267,26 +283,28 @@ class ResponseReader:
         try:
             self._parser.feed_data(data)
         except HttpParserError as error:
-            if not self.complete:  # what came before the error is passed on, then it is told
+            if not self.complete:  # the data before the error is passed on first
                 self.error = BrokenResponse(f"malformed chunk: {error}")
         self._tail = tail = (self._tail + data[-5:])[-5:]
         if self.complete:
             self._parser = None
             if tail[1:] != b"\r\n\r\n" or tail[:1] == b"\n":
-                self.keep = False  # there is more than the empty line that ends the trailers
+                self.keep = False  # bytes follow the empty line that ends the trailers
         elif decoded:
             self._overhead = 0
         else:
             self._overhead += len(data)
             if self._overhead > MOST_CHUNK_OVERHEAD:
-                self.error = BrokenResponse("too much between the chunks")
+                self.error = BrokenResponse(
+                    f"more than {MOST_CHUNK_OVERHEAD} bytes of chunk extensions or trailers"
+                )
         if self.error is not None and not decoded:
             raise self.error
         return decoded[0] if len(decoded) == 1 else b"".join(decoded)
 
 
-class _Messages:
-    """What the parser reports to of a chunked body: the data of chunks, nothing behind them."""
+class _ChunkCallbacks:
+    """Receives the callbacks of the chunk parser; ignores data after the end of the body."""
 
     __slots__ = ("_reader",)
 
@@ -295,7 +313,7 @@ class _Messages:
 
     def on_message_begin(self) -> None:
         if self._reader.complete:
-            self._reader.keep = False  # a second message: an answer to nothing
+            self._reader.keep = False  # a second response, without a request
 
     def on_body(self, data: bytes) -> None:
         if not self._reader.complete:
@@ -307,12 +325,12 @@ class _Messages:
 
 @lru_cache(maxsize=1024)
 def _framing(names: tuple[str, ...]) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    """Return where in a head with these *names* the fields are that frame the body.
+    """Return the positions of the framing fields in a head with these *names*.
 
-    An instance sends the same names over and over: what they mean is found out once.
+    Cached, because an instance sends the same names again and again.
 
-    :returns: The place of ``Content-Length``, of which there is at most one, or -1; the places of
-        ``Transfer-Encoding``; the places of ``Connection``.
+    :returns: The position of ``Content-Length`` (at most one) or -1; the positions of
+        ``Transfer-Encoding``; the positions of ``Connection``.
     """
     lower = [name.lower() for name in names]
 
@@ -324,15 +342,15 @@ def _framing(names: tuple[str, ...]) -> tuple[int, tuple[int, ...], tuple[int, .
 
 
 def _check_unfinished(held: bytes | bytearray, data: bytes) -> None:
-    """Refuse early what cannot become a head, rather than wait for the end of it.
+    """Reject bytes that cannot become a valid head, without waiting for its end.
 
-    :param held: What has been looked at before.
-    :param data: What has come since.
+    :param held: Bytes checked before.
+    :param data: New bytes.
     """
     length = len(held) + len(data)
     if length > MOST_HEAD_BYTES:
         raise BrokenResponse("the response head is too long")
     if len(held) < 7 and (held[:7] + data[:7])[:7] != _START[:length]:
-        raise BrokenResponse("what came is not HTTP/1")
+        raise BrokenResponse("the response is not HTTP/1")
     if data.count(b"\n") != (held[-1:] + data).count(b"\r\n"):
-        raise BrokenResponse("malformed response head: a bare line feed")
+        raise BrokenResponse("malformed response head: a line feed without a carriage return")

@@ -1,4 +1,4 @@
-"""TLS contexts for the HTTP connections that are opened: one policy, with authorities loaded."""
+"""TLS contexts of outgoing HTTP connections: one policy, cached per verification setting."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from wsgigate.runtime import fork
 from wsgigate.runtime.tls import client_context
 
-__all__ = ["Cert", "Contexts", "Verify", "context_for", "present"]
+__all__ = ["Cert", "Contexts", "Verify", "context_for", "load_client_cert"]
 
 
 Verify = bool | str
-"""Whether the peer is verified; a text is the file or folder of authorities to do it by."""
+"""Whether the peer is verified; a string is the file or directory of trusted CA certificates."""
 
 Cert = str | tuple[str, str] | None
-"""A client certificate: a file that holds its key too, or a pair of files."""
+"""A client certificate: a PEM file with certificate and key, or ``(certificate, key)`` files."""
 
 
 class Contexts:
-    """One TLS context for each policy: to read the authorities anew costs 10 to 20 ms."""
+    """A cache of TLS contexts by setting: loading the CA certificates takes 10 to 20 ms."""
 
     def __init__(self) -> None:
         self.after_fork()
         fork.renew_at_fork(self)
 
     def after_fork(self) -> None:
-        """Have none: one of before gevent patched makes sockets that block all greenlets."""
+        """Drop all contexts: one made before gevent patched makes sockets that block greenlets."""
         self._made: dict[tuple[Verify, Cert], ssl.SSLContext] = {}
 
     def get(self, verify: Verify, cert: Cert) -> ssl.SSLContext:
         """Return the context for these settings.
 
-        :raises OSError: A file that they name cannot be used.
+        :raises OSError: A certificate file cannot be loaded.
         """
         context = self._made.get((verify, cert))
         if context is None:
             made = context_for(verify)
-            present(made, cert)
+            load_client_cert(made, cert)
             context = self._made.setdefault((verify, cert), made)
         return context
 
 
 def context_for(verify: Verify) -> ssl.SSLContext:
-    """Return a new context for HTTP/1.1 that verifies the peer as *verify* says.
+    """Return a new TLS context for HTTP/1.1 that verifies the peer according to *verify*.
 
-    :raises OSError: The authorities cannot be read.
+    :raises OSError: The CA certificates cannot be loaded.
     """
     context = client_context()
     context.set_alpn_protocols(["http/1.1"])
@@ -63,10 +63,10 @@ def context_for(verify: Verify) -> ssl.SSLContext:
     return context
 
 
-def present(context: ssl.SSLContext, cert: Cert) -> None:
-    """Have *context* present a client certificate, if there is one.
+def load_client_cert(context: ssl.SSLContext, cert: Cert) -> None:
+    """Load the client certificate *cert* into *context*, unless it is ``None``.
 
-    :raises OSError: Its files cannot be used.
+    :raises OSError: A certificate file cannot be loaded.
     """
     if cert is not None:
         context.load_cert_chain(*((cert,) if isinstance(cert, str) else cert))

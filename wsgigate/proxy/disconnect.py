@@ -61,7 +61,7 @@ class Departure:
         self._upstream: socket.socket | None = None
         self._lock = threading.Lock()
 
-    def holds(self, upstream: socket.socket | None) -> bool:
+    def set_upstream(self, upstream: socket.socket | None) -> bool:
         """Say which socket the request is served by now; ``None`` before it may serve another.
 
         :returns: Whether anybody still waits for the answer.
@@ -80,7 +80,7 @@ class Departure:
 
     def close(self) -> None:
         """Stop looking."""
-        self.holds(None)
+        self.set_upstream(None)
         self._close(self)
 
 
@@ -94,7 +94,7 @@ class _Unseen(Departure):
         self.client = None
         self.gone = False
 
-    def holds(self, upstream: socket.socket | None) -> bool:
+    def set_upstream(self, upstream: socket.socket | None) -> bool:
         """Do nothing."""
         return True
 

@@ -27,7 +27,7 @@ from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import unquote, urlsplit
 
-from wsgigate.client.dial import Address, Check, Contexts, Names, Verify, literal, see
+from wsgigate.client.dial import Address, Check, Contexts, Names, Verify, check_target, literal
 from wsgigate.client.response_reader import BrokenResponse, ResponseReader
 from wsgigate.discovery import Instance, host_and_port
 from wsgigate.discovery.health_results import Found
@@ -163,7 +163,7 @@ def _connect(
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             if allowed is not None and family != socket.AF_UNIX:
-                see(allowed, address)
+                check_target(allowed, address)
             sock.setblocking(False)
             while True:
                 try:

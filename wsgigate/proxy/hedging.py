@@ -105,14 +105,14 @@ class HedgedAttempt(Departure):
     def gone(self, gone: bool) -> None:
         pass  # it is known by other means
 
-    def holds(self, upstream: socket.socket | None) -> bool:
+    def set_upstream(self, upstream: socket.socket | None) -> bool:
         """Say which socket the try goes by now; return whether it is still wanted."""
         with self._lock:
             self._upstream = upstream
             if self.off:
                 shut(upstream)
             elif self._follows is not None:
-                self._follows.holds(upstream)
+                self._follows.set_upstream(upstream)
             return not self.off
 
     def break_off(self) -> None:
@@ -125,7 +125,7 @@ class HedgedAttempt(Departure):
         """Have it end when *client* leaves."""
         with self._lock:
             self._follows = client
-            client.holds(self._upstream)
+            client.set_upstream(self._upstream)
 
 
 class Race:

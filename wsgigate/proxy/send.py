@@ -186,7 +186,7 @@ class Sender:
         :raises Refusal: There is none, and the client is the reason.
         """
         if departure is not UNSEEN:
-            request.headers.holds = departure.holds  # type: ignore[attr-defined]
+            request.headers.on_socket = departure.set_upstream  # type: ignore[attr-defined]
         try:
             return self._sessions.adapter(request.origin).send(
                 request,

@@ -20,7 +20,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 from urllib3.util import SKIP_HEADER
 
-from wsgigate.client.dial import Check, see
+from wsgigate.client.dial import Check, check_target
 from wsgigate.client.http11 import Fields
 from wsgigate.client.response_reader import BLOCK
 from wsgigate.client.tls import Contexts
@@ -114,7 +114,7 @@ class _Reply(http.client.HTTPResponse):
 class _Exact:
     """A connection that sends the target as it is, and no field that was not asked for."""
 
-    holds: Callable[[Any], object] | None = None
+    on_socket: Callable[[Any], object] | None = None
 
     def request(
         self, method: str, url: str, body: Any = None, headers: Any = None, **options: Any
@@ -125,12 +125,12 @@ class _Exact:
             for name in ("user-agent", "accept-encoding"):
                 if name not in names:
                     headers[name] = SKIP_HEADER
-            self.holds = getattr(headers, "holds", None)
-            if self.holds is not None:
+            self.on_socket = getattr(headers, "on_socket", None)
+            if self.on_socket is not None:
                 connection: Any = self
                 if connection.sock is None:
                     connection.connect()
-                self.holds(connection.sock)
+                self.on_socket(connection.sock)
         super().request(method, url, body=body, headers=headers, **options)  # type: ignore[misc]
 
 
@@ -152,7 +152,7 @@ class _Checked:
         failure: Exception = NewConnectionError(connection, "the host has no address")
         for *_, target in found:
             try:
-                see(self.check, target)
+                check_target(self.check, target)
             except PermissionError as error:
                 failure = NewConnectionError(connection, str(error))
                 continue
@@ -176,9 +176,9 @@ class _TLSConnection(_Checked, _Exact, HTTPSConnection):
 
 class _Releasing:
     def _put_conn(self, conn: Any) -> None:
-        if conn is not None and conn.holds is not None:
-            conn.holds(None)
-            conn.holds = None
+        if conn is not None and conn.on_socket is not None:
+            conn.on_socket(None)
+            conn.on_socket = None
         super()._put_conn(conn)  # type: ignore[misc]
 
 

@@ -22,7 +22,7 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
-from wsgigate.client.tls import Cert, Verify, context_for, present
+from wsgigate.client.tls import Cert, Verify, context_for, load_client_cert
 from wsgigate.registration.entry import Entry, own_address
 from wsgigate.rules.registration import Answer, Step, Wanted
 from wsgigate.rules.retry import read_retry_after
@@ -232,7 +232,7 @@ def _context(verify: Verify, cert: Cert) -> ssl.SSLContext:
         bundle = DEFAULT_CA_BUNDLE_PATH if verify is True else verify
         raise ValueError(f"verify names no usable authorities: {bundle!r}: {error}") from error
     try:
-        present(context, cert)
+        load_client_cert(context, cert)
     except OSError as error:
         raise ValueError(f"cert names no usable certificate: {cert!r}: {error}") from error
     return context
