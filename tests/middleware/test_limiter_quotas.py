@@ -449,9 +449,9 @@ def test_an_observer_refuses_nobody_and_tells_only_the_operator(store, clock, ca
         statuses(app, 2)
     assert app.observed == 4
     assert [record.getMessage() for record in caplog.records] == [
-        "the limit 'trial', which only observes, would have refused 1 requests since the last such "
+        "the limit 'trial' (observe only) would have rejected 1 requests since the last such "
         "message; the last: 192.0.2.1 is over the quota 'trial' of 1 per minute",
-        "the limit 'trial', which only observes, would have refused 3 requests since the last such "
+        "the limit 'trial' (observe only) would have rejected 3 requests since the last such "
         "message; the last: 192.0.2.1 is over the quota 'trial' of 1 per minute",
     ]
 

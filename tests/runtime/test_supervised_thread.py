@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from wsgigate.runtime.threads import ProcessThread
+from wsgigate.runtime.threads import SupervisedThread
 
 
 def nothing() -> None: ...
@@ -16,8 +16,8 @@ def nothing() -> None: ...
 
 def made(
     run: Callable[[threading.Event], None], begin: Callable[[], None] = nothing
-) -> ProcessThread:
-    return ProcessThread("of-the-test", run, begin)
+) -> SupervisedThread:
+    return SupervisedThread("of-the-test", run, begin)
 
 
 def until_told(stopping: threading.Event) -> None:

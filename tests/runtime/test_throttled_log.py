@@ -54,7 +54,7 @@ def test_the_next_line_tells_how_many_were_left_out(
 
 
 def test_subjects_that_come_and_go_are_forgotten(clock: FakeClock) -> None:
-    changes = ChangeLog(LOG, most=10, clock=clock)
+    changes = ChangeLog(LOG, max_subjects=10, clock=clock)
     logging.getLogger("wsgigate.of_a_test").setLevel(logging.CRITICAL)
     for number in range(100):
         changes.log(logging.CRITICAL, f"subject {number}", "it is")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from wsgigate.runtime import fork
-from wsgigate.runtime.threads import ProcessThread
+from wsgigate.runtime.threads import SupervisedThread
 from wsgigate.runtime.throttled_log import Trouble
 from wsgigate.store import Store, StoreError, get_all, update
 
@@ -111,7 +111,7 @@ class WorkerReports:
             clock=clock,
         )
         self._begin_anew()
-        self._thread = ProcessThread("wsgigate-reports", self._run, self._begin_anew)
+        self._thread = SupervisedThread("wsgigate-reports", self._run, self._begin_anew)
 
     def _begin_anew(self) -> None:
         self._written = ""

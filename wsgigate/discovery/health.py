@@ -32,7 +32,7 @@ from wsgigate.discovery.health_results import (
     service_status,
 )
 from wsgigate.rules.health import Health, HealthCheck, Outcome, first_due, next_due
-from wsgigate.runtime.threads import ProcessThread
+from wsgigate.runtime.threads import SupervisedThread
 from wsgigate.store import Store, StoreError
 
 __all__ = ["Due", "Flight", "HealthChecker", "Markable", "Schedule"]
@@ -219,7 +219,7 @@ class HealthChecker:
         self._lease = LeaderLease(store, prefix + "leader")
         self._results = Results(pools, self._checks, store, self._lease, prefix=prefix, clock=clock)
         self._begin_anew()
-        self._thread = ProcessThread("wsgigate-health", self._run, self._begin_anew)
+        self._thread = SupervisedThread("wsgigate-health", self._run, self._begin_anew)
 
     def _begin_anew(self) -> None:
         """Forget what belongs to a thread that ran before, perhaps in the process forked from."""

@@ -24,7 +24,7 @@ from wsgigate.discovery import Instance
 from wsgigate.discovery.sources import Found, Source, SourceError
 from wsgigate.runtime import fork
 from wsgigate.runtime.clocks import real
-from wsgigate.runtime.threads import ProcessThread
+from wsgigate.runtime.threads import SupervisedThread
 from wsgigate.runtime.throttled_log import ChangeLog, Trouble, one_line
 from wsgigate.store import VALUE_BYTES, Store, StoreError
 
@@ -411,7 +411,7 @@ class Watcher:
     def __init__(self, watches: Iterable[Watch]) -> None:
         self._watches = tuple(watches)
         self._threads = [
-            ProcessThread(
+            SupervisedThread(
                 f"wsgigate-discovery-{watch.service}", partial(_run, watch), watch.begin_anew
             )
             for watch in self._watches

@@ -33,7 +33,7 @@ from wsgigate.http.wsgi import REASON, ExcInfo, Headers, client_address, close_b
 from wsgigate.rules.arguments import checked
 from wsgigate.rules.quota import Verdict
 from wsgigate.runtime import fork
-from wsgigate.runtime.throttled_log import Repeated, counted_again, observing, outage
+from wsgigate.runtime.throttled_log import ThrottledLog, counted_again, observing, outage
 from wsgigate.store import Store, StoreError
 from wsgigate.store.open import OpenedStore
 from wsgigate.store.under_test import resettable
@@ -356,9 +356,9 @@ class ConcurrencyLimiter:
         self._allows_on_error = observe or on_store_error == "allow"
         self._refuse = refuse
         self._terms = (Terms.of(name, limit, 0),)
-        self._outages = Repeated(_log.error, outage(name, passes=self._allows_on_error), clock)
-        self._observed = Repeated(_log.warning, observing(name), clock)
-        self._late = Repeated(
+        self._outages = ThrottledLog(_log.error, outage(name, passes=self._allows_on_error), clock)
+        self._observed = ThrottledLog(_log.warning, observing(name), clock)
+        self._late = ThrottledLog(
             _log.error,
             f"places of the limit {name!r} cannot be kept or given back, %s times since the last "
             "such message: %s",
@@ -409,8 +409,8 @@ class ConcurrencyLimiter:
             return self._without_store(error, environ, start_response)
         if self._update is None:
             self._update = update
-        if self._outages.lasts:
-            self._outages.over(_log.warning, counted_again(self.name))
+        if self._outages.ongoing:
+            self._outages.resolved(_log.warning, counted_again(self.name))
         if not verdict.allowed:
             return self._over(key, verdict, now, environ, start_response)
         self._leases.hold(lease, place)
@@ -488,7 +488,7 @@ class ConcurrencyLimiter:
             update = self._update or self._opened.updater()
             update(place, lambda old, now: release(old, now, lease))
         except StoreError as error:
-            self._late.again(error)
+            self._late.log(error)
 
     def _renew(self, place: str, leases: list[bytes]) -> None:
         """Keep *leases* for longer. Those that have ended meanwhile are not renewed again."""
@@ -497,7 +497,7 @@ class ConcurrencyLimiter:
             update = self._update or self._opened.updater()
             update(place, lambda old, now: renew(old, now, leases))
         except StoreError as error:
-            self._late.again(error)
+            self._late.log(error)
 
     def _over(
         self,
@@ -511,7 +511,7 @@ class ConcurrencyLimiter:
         reason = f"{caller} has {self.limit} requests under way, {self.name!r} has no more"
         if self._observes:
             environ[REASON] = f"only observed: {reason}"
-            self._observed.again(reason)
+            self._observed.log(reason)
             return self.app(environ, start_response)
         refused(environ, "ConcurrencyLimiter", reason)
         problem = Problem(
@@ -530,7 +530,7 @@ class ConcurrencyLimiter:
     ) -> Iterable[bytes]:
         if self._update is None and not self._observes:  # it has not worked so far
             self._opened.check_outage(error, f"the limit {self.name!r} cannot be counted")
-        self._outages.again(error)
+        self._outages.log(error)
         if self._allows_on_error:
             return self.app(environ, start_response)
         refused(

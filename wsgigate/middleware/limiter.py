@@ -32,7 +32,7 @@ from wsgigate.http.wsgi import REASON, address_key, client_address, is_preflight
 from wsgigate.rules.algorithms import ALGORITHMS, Policy, Quotas
 from wsgigate.rules.arguments import checked
 from wsgigate.rules.quota import Quota, Verdict
-from wsgigate.runtime.throttled_log import Repeated, counted_again, observing, outage
+from wsgigate.runtime.throttled_log import ThrottledLog, counted_again, observing, outage
 from wsgigate.store import Store, StoreError
 from wsgigate.store.open import OpenedStore
 from wsgigate.store.under_test import resettable
@@ -161,8 +161,8 @@ class Limiter:
         self._observes = observe
         self._allows_on_error = observe or on_store_error == "allow"
         self._refuse = refuse
-        self._outages = Repeated(_log.error, outage(name, passes=self._allows_on_error), clock)
-        self._observed = Repeated(_log.warning, observing(name), clock)
+        self._outages = ThrottledLog(_log.error, outage(name, passes=self._allows_on_error), clock)
+        self._observed = ThrottledLog(_log.warning, observing(name), clock)
         resettable(self)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -203,8 +203,8 @@ class Limiter:
             return self._without_store(error, environ, start_response)
         if self._update is None:
             self._update, self._step = update, step
-        if self._outages.lasts:
-            self._outages.over(_log.warning, counted_again(self.name))
+        if self._outages.ongoing:
+            self._outages.resolved(_log.warning, counted_again(self.name))
         for verdict in verdicts:
             if not verdict[0]:
                 return self._over(verdicts, now, counted, environ, start_response)
@@ -339,7 +339,7 @@ class Limiter:
         self, reason: str, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
         environ[REASON] = f"only observed: {reason}"
-        self._observed.again(reason)
+        self._observed.log(reason)
         return self.app(environ, start_response)
 
     def _without_store(
@@ -347,7 +347,7 @@ class Limiter:
     ) -> Iterable[bytes]:
         if self._update is None and not self._observes:  # it has not worked so far
             self._opened.check_outage(error, f"the limit {self.name!r} cannot be counted")
-        self._outages.again(error)
+        self._outages.log(error)
         if self._allows_on_error:
             return self.app(environ, start_response)
         refused(environ, "Limiter", f"the limit {self.name!r} cannot be counted: {error}")

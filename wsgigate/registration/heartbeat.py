@@ -26,7 +26,7 @@ from wsgigate.rules.registration import (
     after,
     next_step,
 )
-from wsgigate.runtime.throttled_log import Repeated
+from wsgigate.runtime.throttled_log import ThrottledLog
 
 __all__ = ["Client", "Keeper", "Lead"]
 
@@ -114,7 +114,7 @@ class Keeper:
         """Whether it was time to begin."""
         self.standing = Standing()
         """How the instance stands, if it is this process that speaks for it."""
-        self._failures = Repeated(
+        self._failures = ThrottledLog(
             LOG.warning,
             "%s failed attempts at a registry since the last such message; the last: %s",
             clock,
@@ -238,7 +238,7 @@ class Keeper:
         self.standing, wait = after(old, step, wanted, answer, self._random(), rules)
         registry = client.registries[old.place]
         if self.standing.failures:
-            self._failures.again(f"{registry}: {client.name}: {step}: {answer.why}")
+            self._failures.log(f"{registry}: {client.name}: {step}: {answer.why}")
         elif self.standing.phase is not old.phase:
             LOG.info("%s is %s at %s", client.name, self.standing.phase, registry)
         return wait

@@ -26,7 +26,7 @@ from wsgigate.discovery.health_results import ProbeRunner
 from wsgigate.rules.health import Outcome, first_due, next_due
 from wsgigate.rules.registry import Registered
 from wsgigate.rules.registry_checks import CRITICAL, Check, Streak, judged, result_of
-from wsgigate.runtime.threads import ProcessThread
+from wsgigate.runtime.threads import SupervisedThread
 from wsgigate.runtime.throttled_log import Trouble
 from wsgigate.store import Store, StoreError
 
@@ -115,7 +115,7 @@ class RegistryChecks:
         self._lease = LeaderLease(store, key)
         self._trouble = Trouble(LOG, "The store answers again: instances are checked, after %.0f s")
         self._begin_anew()
-        self._thread = ProcessThread("wsgigate-registry-checks", self._run, self._begin_anew)
+        self._thread = SupervisedThread("wsgigate-registry-checks", self._run, self._begin_anew)
 
     def _begin_anew(self) -> None:
         self._leading = self._alone = False

@@ -23,7 +23,7 @@ from wsgigate.rules.registry import (
     silent_since,
     was_away,
 )
-from wsgigate.runtime.threads import ProcessThread
+from wsgigate.runtime.threads import SupervisedThread
 from wsgigate.runtime.throttled_log import ChangeLog, Trouble
 from wsgigate.store import Store, StoreError, get_all, update
 
@@ -88,7 +88,7 @@ class Sweeper:
         self._every = round_time(rules)
         self._clock = clock
         self._begin_anew()
-        self._thread = ProcessThread("wsgigate-registry", self._run, self._begin_anew)
+        self._thread = SupervisedThread("wsgigate-registry", self._run, self._begin_anew)
 
     def _begin_anew(self) -> None:
         self._leading = False

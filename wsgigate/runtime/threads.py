@@ -34,7 +34,7 @@ from heapq import heapify, heappop, heappush
 
 from wsgigate.runtime import fork
 
-__all__ = ["TIMER", "BackgroundQueue", "ProcessThread", "ScheduledCall", "Timer"]
+__all__ = ["TIMER", "BackgroundQueue", "ScheduledCall", "SupervisedThread", "Timer"]
 
 
 LOG = logging.getLogger("wsgigate.errands")
@@ -266,7 +266,7 @@ class _Schedule:
 TIMER = Timer()
 
 
-class ProcessThread:
+class SupervisedThread:
     """A supervised loop: at most one thread per process, started on demand and stopped in order.
 
     Nothing is inherited over a fork: a child has no thread until it calls :meth:`start`, even if

@@ -1,4 +1,4 @@
-"""The same message many times is told once in a while, with how often it was so."""
+"""Bounded logging: repeated messages, changes of state, and failures that last."""
 
 from __future__ import annotations
 
@@ -11,77 +11,85 @@ from typing import NamedTuple
 
 from wsgigate.runtime import fork
 
-__all__ = ["ChangeLog", "Repeated", "Trouble", "counted_again", "observing", "one_line", "outage"]
+__all__ = [
+    "ChangeLog",
+    "ThrottledLog",
+    "Trouble",
+    "counted_again",
+    "observing",
+    "one_line",
+    "outage",
+]
 
 
 _LONGEST_TEXT = 300
 
 
-class Repeated:
-    """Counts what happens again and again, and tells of it now and then.
+class ThrottledLog:
+    """Logs a repeated message at most once a minute, with a count.
 
-    :param tell: A logger's method.
-    :param message: What it is given first: a format, for the count since the last time, and for
-        what :meth:`again` is given.
-    :param clock: Tells seconds; it never steps back.
-    :param silence: For how many seconds nothing is told again.
+    :param write: A logger's method, such as ``logger.warning``.
+    :param message: The format passed to *write*, for the number of events since the last record and
+        the arguments of :meth:`log`.
+    :param clock: Returns monotonic seconds.
+    :param silence: Seconds between two records.
     """
 
     def __init__(
         self,
-        tell: Callable[..., object],
+        write: Callable[..., object],
         message: str,
         clock: Callable[[], float],
         *,
         silence: float = 60.0,
     ) -> None:
         self.total = 0
-        """How often it happened in all."""
-        self.lasts = False
-        """Whether it has happened since :meth:`over` was last called."""
-        self._open = False  # whether it was told of since then
-        self._tell = tell
+        """Number of events in all."""
+        self.ongoing = False
+        """Whether an event was counted since :meth:`resolved` was last called."""
+        self._open = False  # whether a record was written since then
+        self._write = write
         self._message = message
         self._clock = clock
         self._silence = silence
         self._lock: threading.Lock
         fork.renewed(self, _lock="Lock")
-        self._told = float("-inf")
-        self._untold = 0
+        self._written_at = float("-inf")
+        self._unwritten = 0
 
-    def again(self, *arguments: object) -> None:
-        """Count one more, and tell of it if the last time is long enough ago."""
+    def log(self, *arguments: object) -> None:
+        """Count one event, and write a record unless the last one was just written."""
         with self._lock:
             self.total += 1
-            self.lasts = True
-            self._untold += 1
+            self.ongoing = True
+            self._unwritten += 1
             now = self._clock()
-            if now - self._told < self._silence:
+            if now - self._written_at < self._silence:
                 return
-            count, self._told, self._untold = self._untold, now, 0
+            count, self._written_at, self._unwritten = self._unwritten, now, 0
             self._open = True
-        self._tell(self._message, count, *arguments)
+        self._write(self._message, count, *arguments)
 
-    def over(self, tell: Callable[..., object], message: str) -> None:
-        """Take note that it happens no more, and tell of that where the log has it.
+    def resolved(self, write: Callable[..., object], message: str) -> None:
+        """Note that the condition is over, and log that if its beginning was logged.
 
-        :param tell: A logger's method.
-        :param message: What it is given.
+        :param write: A logger's method.
+        :param message: The message passed to it.
         """
         with self._lock:
-            self.lasts = False
-            told, self._open = self._open, False
-        if told:
-            tell(message)
+            self.ongoing = False
+            was_logged, self._open = self._open, False
+        if was_logged:
+            write(message)
 
 
-class _Said(NamedTuple):
-    """What is known of one subject: its room for lines, and what was held back.
+class _Subject(NamedTuple):
+    """The token bucket of one subject, and the line that was held back.
 
-    :ivar room: Lines it may have at once.
-    :ivar at: When that was so.
-    :ivar held: How many lines were held back since its last one.
-    :ivar last: The last of those, with its level and arguments.
+    :ivar room: Lines that it may log at once, as of *at*.
+    :ivar at: Time of the last update.
+    :ivar held: Number of lines held back since the last one that was logged.
+    :ivar last: The last line that was held back: its level, message and arguments.
     """
 
     room: float
@@ -91,17 +99,18 @@ class _Said(NamedTuple):
 
 
 class ChangeLog:
-    """Logs what changes, and bounds what one flapping subject can write.
+    """Logs changes of state, with a bound on the lines of one flapping subject.
 
-    A subject (an instance, a service) has *burst* lines at once, and one more every *period* /
+    A subject (an instance, a service) may log *burst* lines at once, and one more every *period* /
     *burst* seconds. What exceeds that is counted; :meth:`flush`, or the subject's next line, logs
-    the last of it with the count, so that the log always ends with the state that holds.
+    the last of these lines with the count, so the log always ends with the current state.
 
-    :param logger: Where it is logged.
-    :param burst: Lines of one subject at once.
-    :param period: Seconds in which a subject has that many lines again.
-    :param most: Subjects remembered; the one that was silent for longest is forgotten.
-    :param clock: Seconds of a clock that never steps back.
+    :param logger: The logger that receives the lines.
+    :param burst: Lines that one subject may log at once.
+    :param period: Seconds after which a silent subject may log *burst* lines again.
+    :param max_subjects: Maximum number of subjects remembered; the one silent for longest is
+        forgotten.
+    :param clock: Returns monotonic seconds.
     """
 
     def __init__(
@@ -110,67 +119,69 @@ class ChangeLog:
         *,
         burst: int = 10,
         period: float = 60.0,
-        most: int = 1024,
+        max_subjects: int = 1024,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.due = float("inf")
-        """When :meth:`flush` has something to log, by *clock*."""
+        """Time of *clock* at which :meth:`flush` has a line to log."""
         self._logger = logger
         self._burst = burst
         self._pause = period / burst
-        self._most = most
+        self._max_subjects = max_subjects
         self._clock = clock
         self._lock = threading.Lock()
-        self._subjects: OrderedDict[str, _Said] = OrderedDict()
+        self._subjects: OrderedDict[str, _Subject] = OrderedDict()
         fork.renew_at_fork(self)
 
     def after_fork(self) -> None:
-        """Make good what a thread of the parent may have held."""
+        """Replace the lock, which a thread of the parent may have held."""
         self._lock = threading.Lock()
 
     def log(self, level: int, subject: str, message: str, *args: object) -> None:
-        """Log a change of *subject*, now or, if it had too many lines, later.
+        """Log a change of *subject* now, or later if it has logged too many lines.
 
         :param level: A level of ``logging``.
-        :param subject: What changes; its lines are counted together.
+        :param subject: Names what changes; its lines are counted together.
         :param message: A format for *args*.
         """
         if not self._logger.isEnabledFor(level):
             return
         with self._lock:
             now = self._clock()
-            said = self._subjects.pop(subject, None) or _Said(self._burst, now)
-            room = min(self._burst, said.room + max(0.0, now - said.at) / self._pause)
+            state = self._subjects.pop(subject, None) or _Subject(self._burst, now)
+            room = min(self._burst, state.room + max(0.0, now - state.at) / self._pause)
             if room < 1:
-                self._subjects[subject] = _Said(room, now, said.held + 1, (level, message, args))
+                self._subjects[subject] = _Subject(
+                    room, now, state.held + 1, (level, message, args)
+                )
                 self.due = min(self.due, now + (1 - room) * self._pause)
                 return
-            self._subjects[subject] = _Said(room - 1, now)
-            if len(self._subjects) > self._most:
+            self._subjects[subject] = _Subject(room - 1, now)
+            if len(self._subjects) > self._max_subjects:
                 self._subjects.popitem(last=False)
-        if said.held:
-            message, args = f"{message} (%d earlier changes were not logged)", (*args, said.held)
+        if state.held:
+            message, args = f"{message} (%d earlier changes were not logged)", (*args, state.held)
         self._logger.log(level, message, *args)
 
     def flush(self) -> None:
-        """Log the last change of each subject that has room for it by now.
+        """Log the last held-back change of each subject that may log again.
 
-        To be called now and then; it costs nothing while no line is held back.
+        Call it periodically; it costs nothing while no line is held back.
         """
         if self.due > self._clock():
             return
         ready = []
         with self._lock:
             now, self.due = self._clock(), float("inf")
-            for subject, said in list(self._subjects.items()):
-                room = min(self._burst, said.room + max(0.0, now - said.at) / self._pause)
-                if said.last is None:
+            for subject, state in list(self._subjects.items()):
+                room = min(self._burst, state.room + max(0.0, now - state.at) / self._pause)
+                if state.last is None:
                     continue
                 if room < 1:
                     self.due = min(self.due, now + (1 - room) * self._pause)
                     continue
-                ready.append((said.last, said.held - 1))
-                self._subjects[subject] = _Said(room - 1, now)
+                ready.append((state.last, state.held - 1))
+                self._subjects[subject] = _Subject(room - 1, now)
         for (level, message, args), more in ready:
             if more:
                 message, args = f"{message} (%d earlier changes were not logged)", (*args, more)
@@ -178,14 +189,14 @@ class ChangeLog:
 
 
 class Trouble:
-    """One kind of failure that lasts: logged when it begins, every minute, and when it is over.
+    """Logs one kind of lasting failure: when it begins, once a minute, and when it is over.
 
-    :param logger: Where it is logged.
-    :param over: Logged at its end: a format for *args* and the seconds it lasted.
-    :param level: The level at which it begins; its end is a warning then, so that whoever saw the
-        one sees the other, or of the same level where that is lower.
-    :param silence: Seconds between two lines while it lasts.
-    :param clock: Seconds of a clock that never steps back.
+    :param logger: The logger that receives the records.
+    :param over: Format of the record at the end, for *args* and the duration in seconds.
+    :param level: Level of the failure. The end is logged as a warning, or at *level* if that is
+        lower, so that a handler that shows the beginning also shows the end.
+    :param silence: Seconds between two records while the failure lasts.
+    :param clock: Returns monotonic seconds.
     """
 
     def __init__(
@@ -198,7 +209,7 @@ class Trouble:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.since: float | None = None
-        """Since when it lasts, by *clock*; ``None`` while all is well."""
+        """Time of *clock* at which the failure began; ``None`` without one."""
         self._logger = logger
         self._over = over
         self._args = args
@@ -208,7 +219,7 @@ class Trouble:
         self._logged = 0.0
 
     def failed(self, message: str, *args: object, traceback: Exception | None = None) -> None:
-        """Take note that it fails, and why."""
+        """Record a failure, and log it if it is the first or *silence* has passed."""
         now = self._clock()
         if self.since is None:
             self.since = now
@@ -218,7 +229,7 @@ class Trouble:
         self._logger.log(self._level, message, *args, exc_info=traceback)
 
     def ended(self) -> None:
-        """Take note that it works; costs nothing while it did before."""
+        """Record a success, and log the end of a failure; without one it costs nothing."""
         since = self.since
         if since is not None:
             self.since = None
@@ -227,8 +238,10 @@ class Trouble:
 
 
 def one_line(text: object) -> str:
-    """Return *text*, which another party has made, as it may stand in a log: no character in it
-    begins a line or drives a terminal, and it is not long."""
+    """Return *text*, which comes from outside, in a form that is safe in a log.
+
+    No character in it begins a line or controls a terminal, and it has at most 300 characters.
+    """
     shown = str(text)[: _LONGEST_TEXT + 1]
     if len(shown) > _LONGEST_TEXT:
         shown = shown[: _LONGEST_TEXT - 3] + "..."
@@ -244,16 +257,16 @@ def counted_again(name: str) -> str:
 
 def outage(name: str, *, passes: bool) -> str:
     """Return the message that the limit *name* cannot be counted."""
-    became = "passed" if passes else "were refused"
+    outcome = "passed" if passes else "were rejected"
     return (
-        f"the limit {name!r} cannot be counted, %s requests {became} since the last such message: "
+        f"the limit {name!r} cannot be counted, %s requests {outcome} since the last such message: "
         "%s"
     )
 
 
 def observing(name: str) -> str:
-    """Return the message that the limit *name* would have refused."""
+    """Return the message that the limit *name*, which only observes, would have rejected."""
     return (
-        f"the limit {name!r}, which only observes, would have refused %s requests since the last "
-        "such message; the last: %s"
+        f"the limit {name!r} (observe only) would have rejected %s requests since the last such "
+        "message; the last: %s"
     )
