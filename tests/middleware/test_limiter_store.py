@@ -97,7 +97,7 @@ def test_while_the_store_is_down_requests_are_refused_if_that_is_wanted(caplog):
     assert refused == 503
     assert fields["Retry-After"] == "5"
     assert b"down" not in body
-    assert "were refused" in caplog.text
+    assert "were rejected" in caplog.text
 
 
 MAKES = {
