@@ -31,7 +31,7 @@ from wsgigate.rules.circuit import (
     unpack,
 )
 from wsgigate.runtime.clocks import steady
-from wsgigate.runtime.fork import rest_at_fork
+from wsgigate.runtime.fork import quiesce_at_fork
 from wsgigate.runtime.throttled_log import ChangeLog, Trouble
 from wsgigate.store import Store, StoreError, update
 
@@ -93,7 +93,7 @@ class SharedVerdict:
         self._trouble = Trouble(
             _log, "Circuit %r is shared with other workers again, after %.0f s", name, clock=clock
         )
-        rest_at_fork(self)
+        quiesce_at_fork(self)
 
     def before_fork(self) -> None:
         """Do nothing: that the lock is held is enough."""

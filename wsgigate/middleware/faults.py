@@ -16,7 +16,7 @@ from wsgigate.http.responses import shaped
 from wsgigate.http.wsgi import REASON, environ_key
 from wsgigate.rules.arguments import checked
 from wsgigate.runtime import fork
-from wsgigate.runtime.fork import rest_at_fork
+from wsgigate.runtime.fork import quiesce_at_fork
 
 __all__ = ["Fault", "FaultRules", "Faults"]
 
@@ -135,7 +135,7 @@ class Faults:
         )
         self._sleep = sleep
         self._random = random
-        rest_at_fork(self)
+        quiesce_at_fork(self)
         fork.renew_at_fork(self)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

@@ -24,7 +24,7 @@ from wsgigate.http.wsgi import (
     close_body,
 )
 from wsgigate.rules.arguments import checked
-from wsgigate.runtime.fork import rest_at_fork
+from wsgigate.runtime.fork import quiesce_at_fork
 from wsgigate.runtime.threads import BackgroundQueue
 
 __all__ = ["Mirror"]
@@ -120,7 +120,7 @@ class Mirror:
         self._clock = clock
         self.lock = threading.RLock()
         self._complained = float("-inf")
-        rest_at_fork(self)
+        quiesce_at_fork(self)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ.pop(_MARK, None)

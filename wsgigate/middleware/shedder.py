@@ -16,7 +16,7 @@ from wsgigate.http.refusals import refused
 from wsgigate.http.wsgi import ExcInfo, Headers, Observed, is_websocket, observe
 from wsgigate.rules.arguments import checked
 from wsgigate.runtime import fork
-from wsgigate.runtime.fork import rest_at_fork
+from wsgigate.runtime.fork import quiesce_at_fork
 
 __all__ = ["Gradient", "Shedder", "SheddingRules"]
 
@@ -200,7 +200,7 @@ class Shedder:
         self._busy = refuse(_BUSY)
         self._clock = clock
         self._random = random
-        rest_at_fork(self)
+        quiesce_at_fork(self)
         fork.renew_at_fork(self)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

@@ -15,7 +15,7 @@ from wsgigate.rules.arguments import checked
 from wsgigate.rules.caching import Keeping, Shelf, keeping, may_show, selecting
 from wsgigate.rules.fallback import SAFE, FallbackRules, reason_of
 from wsgigate.runtime.clocks import steady, wall
-from wsgigate.runtime.fork import rest_at_fork
+from wsgigate.runtime.fork import quiesce_at_fork
 
 __all__ = ["StaleAnswers"]
 
@@ -84,7 +84,7 @@ class StaleAnswers:
         self._stale_for = stale_for
         self._now = now
         self._clock = clock
-        rest_at_fork(self)
+        quiesce_at_fork(self)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         method = environ["REQUEST_METHOD"]

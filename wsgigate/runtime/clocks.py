@@ -1,9 +1,10 @@
-"""Which clock decides what, so that a test that stops or moves time does so everywhere or nowhere.
+"""The clocks of the gateway, and what a test that stops or moves time does to them.
 
-A library such as freezegun replaces the functions of :mod:`time` while it runs. What a request is
-decided by (quotas, the end of a token, how long a circuit stays open) asks :func:`wall` or
-:func:`steady`, which look the function up at each call and so follow it. What waits for a socket or
-a thread asks :func:`real`, which never stops: a wait whose clock stands still has no end.
+A library such as freezegun replaces the functions of :mod:`time` while it runs. Code that decides
+about a request (quotas, the expiry of a token, how long a circuit stays open) uses :func:`wall` or
+:func:`steady`, which look the function up at each call and so follow the replacement. Code that
+waits for a socket or a thread uses :func:`real`, which is never replaced: a wait by a stopped clock
+would never end.
 
 A default such as ``clock=time.time`` is neither: it is bound when its module is imported.
 """
@@ -18,15 +19,15 @@ __all__ = ["real", "steady", "wall"]
 
 
 def wall() -> float:
-    """Return the time in seconds since 1970, as the program is to see it."""
+    """Return the Unix time in seconds, which a test may replace."""
     return time.time()
 
 
 def steady() -> float:
-    """Return seconds that never step back, as the program is to see them."""
+    """Return monotonic seconds, which a test may replace."""
     return time.monotonic()
 
 
-# not the function itself, which freezegun finds and replaces in every module that has it
+# wrapped, because freezegun finds and replaces the bare function in every module that has it
 real: Callable[[], float] = partial(time.monotonic)
-"""Returns seconds that never step back and never stand still."""
+"""Returns monotonic seconds that a test cannot stop."""

@@ -1,20 +1,35 @@
-"""This process: which one it is, what it begins anew, and what it has loaded for good.
+"""What happens to the objects of a process when it forks, or when gevent patches Python.
 
-What an app makes when it is loaded may be used in a process where it no longer fits. Two events
-make it unfit, and each object that is registered here is renewed after both:
+Theory of operation
+-------------------
 
-- A fork. A lock that a thread of the parent holds stays locked in the child for good, and
-  connections and counts of requests in flight are the parent's.
-- uWSGI forks by itself, and tells Python only with ``--py-call-osafterfork``. It calls
-  ``uwsgi.post_fork_hook`` in any case, which stands in for that here.
-- gevent's patching of Python. ``gunicorn -k gevent --preload`` loads the app in the master, forks,
-  and patches in the worker: a lock, a condition, an event or a queue made before that is one of the
-  system's threads. A greenlet that waits for it stops the only thread there is, and with it all
-  other greenlets, the one that would release it included.
+A server with ``--preload`` makes the whole gateway before it forks its workers. An object that holds
+a lock, a thread, a socket or a count is then used in a process that it does not fit. Two events make
+it unfit, and each object registered here is renewed after both:
 
-So no lock is kept that is not renewed: a constructor makes its locks with :func:`renewed`, or in
-``after_fork`` with :func:`renew_at_fork`. A thread is started by its first use in a process, never
-by a constructor. tests/test_gevent_patching.py looks for what was forgotten.
+- A fork. A lock that a thread of the parent holds stays locked in the child for ever, since that
+  thread does not exist there. Connections and counts of requests in flight belong to the parent.
+- gevent's monkey patching. ``gunicorn -k gevent --preload`` loads the app in the master, forks, and
+  patches in the worker. A lock, condition, event or queue made before is one of the system's
+  threads: a greenlet that waits for it blocks the only thread, and with it every other greenlet,
+  including the one that would release it.
+
+uWSGI forks by itself and runs Python's fork hooks only with ``--py-call-osafterfork``. It calls
+``uwsgi.post_fork_hook`` in any case, so :func:`notice_fork` is installed there. Such a fork is
+called *unseen* below: no hook ran before it, so a store may have been in the middle of a write.
+
+Rules:
+
+1. A constructor makes its locks with :func:`renewed`, or in ``after_fork`` with
+   :func:`renew_at_fork`. No other lock may be kept.
+2. A thread is started by its first use in a process, never by a constructor.
+3. A store is quiescent during a fork (:func:`quiesce_at_fork`): the parent acquires the locks of
+   all stores before it forks, and parent and child release them afterwards. Otherwise the child
+   could inherit a half-written structure, and LMDB forbids an open environment to cross a fork.
+4. :data:`pid` changes only together with the renewal. So code that is renewed needs no comparison of
+   process ids; code that must work even when the fork was not noticed compares with ``os.getpid()``.
+
+A lock that is not renewed breaks them; tests/runtime/test_gevent_patching.py searches for such.
 """
 
 from __future__ import annotations
@@ -38,27 +53,23 @@ __all__ = [
     "processors",
     "renew_at_fork",
     "renewed",
-    "rest_at_fork",
+    "quiesce_at_fork",
     "settle",
     "tested",
 ]
 
 
 class Renewable(Protocol):
-    """Something that holds what belongs to one process.
-
-    What the threads of a parent have under way, and the locks that they hold while it forks, are
-    nothing to its child, which none of them is in.
-    """
+    """An object whose locks, threads, connections or counts belong to one process."""
 
     def after_fork(self) -> None:
-        """Forget, in the child, what is its parent's; called as well once gevent has patched."""
+        """Replace in the child what belongs to the parent; also called after gevent has patched."""
 
 
 pid = os.getpid()
-"""The id of this process; to be read as ``process.pid``, since a fork changes it.
+"""The id of this process, without a system call per request.
 
-Known without asking the system for each request."""
+Read it as ``fork.pid``: a fork changes it, so ``from ... import pid`` would keep the parent's."""
 
 _renewables: weakref.WeakSet[Renewable] = weakref.WeakSet()
 
@@ -71,17 +82,17 @@ _listening = False
 _unseen: list[Callable[[], object]] = []
 
 unseen = False
-"""Whether this process was forked without Python being told."""
+"""Whether this process was created by a fork that did not run Python's fork hooks."""
 
 
 def renew_at_fork(renewable: Renewable) -> None:
-    """Have *renewable* begin anew in each child of this process, for as long as it lives."""
+    """Call ``after_fork`` of *renewable* in each child process, for as long as it is alive."""
     _renewables.add(renewable)
     _listen()
 
 
 def renewed(owner: object, **kinds: str) -> None:
-    """Set attributes of *owner* to fresh parts of ``threading``, now and after each fork.
+    """Set attributes of *owner* to new objects of ``threading``, now and after each fork.
 
     :param kinds: Attribute name to class name, such as ``_lock="Lock"``.
     """
@@ -91,7 +102,7 @@ def renewed(owner: object, **kinds: str) -> None:
 
 
 def after_patching(callback: Callable[[], object]) -> None:
-    """Have *callback* called each time gevent has patched ``threading``."""
+    """Call *callback* each time gevent has patched ``threading``."""
     _patching_callbacks.append(callback)
 
 
@@ -101,8 +112,8 @@ _tested: bool | None = None
 def tested() -> bool:
     """Return whether a test runner runs in this process: pytest, Django's, or unittest's.
 
-    A server that a test started is none: it inherits the runner's environment, but has not loaded
-    the runner. Known from the first call on.
+    A server started by a test does not count: it inherits the runner's environment, but has not
+    loaded the runner. The first result is cached.
     """
     global _tested
     if _tested is None:
@@ -125,17 +136,17 @@ def _has_test_runner() -> bool:
 
 
 def after_unseen_fork(callback: Callable[[], object]) -> None:
-    """Have *callback* called in a child whose fork Python was not told of.
+    """Call *callback* in a child whose fork did not run Python's fork hooks.
 
-    For what ``os.register_at_fork`` was given.
+    For callbacks that are also registered with ``os.register_at_fork``.
     """
     _unseen.append(callback)
 
 
 def notice_fork() -> bool:
-    """Begin anew if this process was forked without Python being told.
+    """Renew all registered objects if this process was forked without Python's fork hooks.
 
-    :returns: Whether it was, now or before.
+    :returns: Whether it was, now or at an earlier call.
     """
     global unseen
     if pid != os.getpid():
@@ -147,16 +158,16 @@ def notice_fork() -> bool:
 
 
 def processors() -> int:
-    """Return how many processors this process may use, which is fewer in many containers."""
+    """Return the number of processors this process may use, which a container may limit."""
     usable = getattr(os, "sched_getaffinity", None)
     return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def settle() -> None:
-    """Have the garbage collector look no more at what a worker has loaded before it serves.
+    """Exclude everything a worker has loaded before it serves from garbage collection.
 
-    That is there to stay; to look through it now and then would hold up every request meanwhile,
-    and longer than any of them takes.
+    These objects stay for the life of the process. A full collection that traverses them stops
+    every request in flight for longer than a request takes.
     """
     gc.collect()
     gc.freeze()
@@ -182,7 +193,7 @@ def _after_fork() -> None:
 
 
 def _listen() -> None:
-    """Hear of gevent's patching, once gevent is loaded: it is not loaded for that."""
+    """Subscribe to gevent's patching events if gevent is loaded; it is never imported for that."""
     global _listening
     if not _listening and "gevent" in sys.modules:
         try:
@@ -190,7 +201,7 @@ def _listen() -> None:
                 "gevent.events"
             ).subscribers
         except (ImportError, AttributeError):
-            return  # it is just being loaded
+            return  # gevent is being imported right now
         subscribers.append(_patched)
         _listening = True
 
@@ -205,7 +216,7 @@ def _patched(event: object) -> None:
 
 
 def _hook_uwsgi() -> None:
-    uwsgi: Any = sys.modules.get("uwsgi")  # there in a process of uWSGI, and nowhere else
+    uwsgi: Any = sys.modules.get("uwsgi")  # exists in a process of uWSGI only
     if uwsgi is None:
         return
     before = getattr(uwsgi, "post_fork_hook", None)
@@ -216,9 +227,9 @@ def _hook_uwsgi() -> None:
             before()
 
     uwsgi.post_fork_hook = hook
-    try:  # it replaces the hook when it is loaded, so it is loaded first
+    try:  # uwsgidecorators replaces the hook when imported, so it is imported first
         import_module("uwsgidecorators").postfork_chain.append(notice_fork)
-    except Exception:  # noqa: S110 it is not there, or refuses to be loaded without a master
+    except Exception:  # noqa: S110 it is missing, or cannot be imported without a master
         pass
 
 
@@ -227,61 +238,57 @@ os.register_at_fork(after_in_child=_after_fork)
 _hook_uwsgi()
 
 
-# Forks only while no store is in the middle of anything.
-#
-# A lock that another thread holds at the moment of a fork stays locked in the child for ever, and
-# an LMDB environment must not cross a fork at all. So each store is brought to rest before a
-# fork.
+# Stores are quiescent during a fork: rule 3 above.
 
 
 class Forkable(Protocol):
-    """Something with a lock that has to be at rest when its process forks."""
+    """A store whose lock is held while its process forks."""
 
     lock: threading.RLock
 
     def before_fork(self) -> None:
-        """Let go, with the lock held, of what must not cross a fork."""
+        """Release, with the lock held, what must not cross a fork."""
 
     def after_unseen_fork(self) -> None:
-        """Put right, in the child, what crossed a fork that ``before_fork`` was not told of."""
+        """Repair, in the child, the state after a fork without ``before_fork``."""
 
 
 _guard = threading.Lock()
 
 _forkables: weakref.WeakSet[Forkable] = weakref.WeakSet()
 
-_resting: list[Forkable] | None = None
+_quiescent: list[Forkable] | None = None
 
 
-def rest_at_fork(forkable: Forkable) -> None:
-    """Have *forkable* brought to rest before each fork of this process, for as long as it lives."""
+def quiesce_at_fork(forkable: Forkable) -> None:
+    """Hold the lock of *forkable* during each fork of this process, for as long as it is alive."""
     with _guard:
         _forkables.add(forkable)
 
 
 def _before() -> None:
-    global _resting
+    global _quiescent
     _guard.acquire()
-    _resting = list(_forkables)
-    for forkable in _resting:
+    _quiescent = list(_forkables)
+    for forkable in _quiescent:
         forkable.lock.acquire()
         forkable.before_fork()
 
 
 def _after() -> None:
-    global _resting
-    resting, _resting = _resting or [], None
-    for forkable in resting:
+    global _quiescent
+    quiescent, _quiescent = _quiescent or [], None
+    for forkable in quiescent:
         forkable.lock.release()
     _guard.release()
 
 
 def _after_in_child() -> None:
     global _guard
-    if _resting is not None:
+    if _quiescent is not None:
         _after()
         return
-    # a server written in C (uWSGI) forked by itself and told Python only afterwards
+    # an unseen fork (uWSGI): no lock was acquired before it, and any of them may be held
     _guard = threading.Lock()
     for forkable in list(_forkables):
         forkable.lock = threading.RLock()
@@ -289,7 +296,7 @@ def _after_in_child() -> None:
 
 
 def _after_patching() -> None:
-    """Have locks that gevent's greenlets can wait for; nothing is under way while it patches."""
+    """Replace the locks by those that greenlets can wait for; no call runs while gevent patches."""
     global _guard
     _guard = threading.Lock()
     for forkable in list(_forkables):

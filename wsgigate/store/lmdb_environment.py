@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import lmdb
 
-from wsgigate.runtime.fork import rest_at_fork
+from wsgigate.runtime.fork import quiesce_at_fork
 from wsgigate.store import COUNTERS, VITAL, DamagedStore, MisconfiguredStore, StoreError, lmdb_files
 from wsgigate.store.lmdb_files import (
     Damaged,
@@ -220,7 +220,7 @@ class Environment:
         self._lacking: OSError | None = None
         self._env: Any = None
         self._file = (0, 0)
-        rest_at_fork(self)
+        quiesce_at_fork(self)
 
     def open(self, *, repair: bool = True) -> Any:
         """Open the environment; return its ``begin``.

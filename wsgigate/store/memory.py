@@ -8,7 +8,7 @@ from heapq import heapify, heappop, heappush
 from typing import TypeAlias, TypeVar, cast
 
 from wsgigate.runtime.clocks import wall
-from wsgigate.runtime.fork import rest_at_fork
+from wsgigate.runtime.fork import quiesce_at_fork
 from wsgigate.store import COUNTERS, KEY_BYTES, VALUE_BYTES, Change, check_value, encoded
 
 __all__ = ["MemoryStore"]
@@ -48,7 +48,7 @@ class MemoryStore:
         self._counters: list[tuple[float, str]] = []
         self._others: list[tuple[float, str]] = []
         self._due = float("inf")  # when there is something to sweep
-        rest_at_fork(self)
+        quiesce_at_fork(self)
 
     def get(self, key: str) -> tuple[bytes | None, float]:
         _check(key)

@@ -18,7 +18,7 @@ from redis.crc import key_slot
 
 from wsgigate.rules.algorithms import Algorithm, Together
 from wsgigate.rules.quota import Verdict
-from wsgigate.runtime.fork import rest_at_fork
+from wsgigate.runtime.fork import quiesce_at_fork
 from wsgigate.store import MisconfiguredStore, StoreError, check_value, encoded, update
 from wsgigate.store.redis_connections import SIZE, Connections, Fits, Refusal, Unreachable, command
 from wsgigate.store.redis_scripts import GET, SWAP, Prepared, Script, prepared, verdicts_of
@@ -620,7 +620,7 @@ class RedisStore:
         self.lock = threading.RLock()
         self._servers: Servers | None = None
         self._pid = 0
-        rest_at_fork(self)
+        quiesce_at_fork(self)
 
     def __repr__(self) -> str:
         return f"RedisStore({self._place.shown!r}, prefix={self.prefix!r})"
