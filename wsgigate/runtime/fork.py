@@ -3,9 +3,9 @@
 Theory of operation
 -------------------
 
-A server with ``--preload`` makes the whole gateway before it forks its workers. An object that holds
-a lock, a thread, a socket or a count is then used in a process that it does not fit. Two events make
-it unfit, and each object registered here is renewed after both:
+A server with ``--preload`` makes the whole gateway before it forks its workers. An object that
+holds a lock, a thread, a socket or a count is then used in a process that it does not fit. Two
+events make it unfit, and each object registered here is renewed after both:
 
 - A fork. A lock that a thread of the parent holds stays locked in the child for ever, since that
   thread does not exist there. Connections and counts of requests in flight belong to the parent.
@@ -26,8 +26,8 @@ Rules:
 3. A store is quiescent during a fork (:func:`quiesce_at_fork`): the parent acquires the locks of
    all stores before it forks, and parent and child release them afterwards. Otherwise the child
    could inherit a half-written structure, and LMDB forbids an open environment to cross a fork.
-4. :data:`pid` changes only together with the renewal. So code that is renewed needs no comparison of
-   process ids; code that must work even when the fork was not noticed compares with ``os.getpid()``.
+4. :data:`pid` changes only together with the renewal. So code that is renewed compares no process
+   ids. Code that must work even when the fork was not noticed compares with ``os.getpid()``.
 
 A lock that is not renewed breaks them; tests/runtime/test_gevent_patching.py searches for such.
 """
