@@ -377,8 +377,7 @@ def test_hostile_requests_reach_no_service(serve: Serve, backend: Backend) -> No
         with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as sock:
             sock.sendall(data)
             answer = sock.recv(65536)
-        # gunicorn says its own refusals in the version it was asked in, even in one that is none.
-        assert answer[9:10] in (b"4", b"5"), (data, answer)
+        assert answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5")), (data, answer)
     assert backend.requests == []
     assert get(gateway.url + "/svc").status_code == 200
 

@@ -6,7 +6,7 @@
   Logger as other refusals are.
 - A kept connection is announced with how long it is kept: a client that does not know may send its
   next request just as the connection is closed.
-- A client that speaks a later minor version is answered in HTTP/1.1 (RFC 9110 section 2.5).
+- A client that speaks a later minor version gets its response in HTTP/1.1 (RFC 9110 section 2.5).
 """
 
 from __future__ import annotations
@@ -62,8 +62,6 @@ class Http1Worker(Http2Worker):
         """Serve a request; return whether its connection is kept."""
         environ: dict[str, Any] = {}
         response: Any = None
-        if req.version > _VERSION:
-            req.version = _VERSION
         expects, req._expected_100_continue = req._expected_100_continue, False
         try:
             self.cfg.pre_request(self, req)
@@ -72,6 +70,8 @@ class Http1Worker(Http2Worker):
                 req, conn.sock, conn.client, conn.server, self.cfg, response_class=_Response
             )
             environ["wsgi.multithread"] = True
+            if req.version > _VERSION:  # of the response; SERVER_PROTOCOL has the client's
+                req.version = _VERSION
             if expects:
                 environ["wsgi.input"] = req.body = _Awaited(req, conn.sock, response)
             self.nr += 1
