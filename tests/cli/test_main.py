@@ -137,7 +137,7 @@ def test_check_tells_every_error_and_warning_and_exits_with_2(cli: Cli) -> None:
         '"127.0.0.1:3000", "[::1]:3000" or "unix:/run/gateway.sock", got "localhost"',
         f'{path}: services.users.timeout: expected a duration such as "30s", got "soon"',
         f"{path}: services.users: needs instances or discover",
-        f"{path}: routes[0].app: not_there can not be imported: "
+        f"{path}: routes[0].app: not_there cannot be imported: "
         "ModuleNotFoundError: No module named 'not_there'",
     ]
 
@@ -188,7 +188,7 @@ def test_a_file_that_can_not_be_read_is_one_clear_line(
     path = str(cli.folder / name)
     code, out, err = cli(*command, path)
     assert (code, out) == (2, "")
-    assert err.startswith(f"{path}: can not be read: {said}")
+    assert err.startswith(f"{path}: cannot be read: {said}")
     assert err.count("\n") == 1
 
 

@@ -260,8 +260,8 @@ def test_a_breaker_stands_where_the_file_puts_it(site: ModuleType) -> None:
             "the other is routes[0].paths[1]",
         ),
         (APP.replace("echo'", "x").replace(":echo", ":nope"), "routes[0].app", "has no nope"),
-        (APP.replace(":echo", ":number"), "routes[0].app", "it can not be called"),
-        (APP.replace("full_site", "not_there"), "routes[0].app", "can not be imported: Module"),
+        (APP.replace(":echo", ":number"), "routes[0].app", "it is not callable"),
+        (APP.replace("full_site", "not_there"), "routes[0].app", "cannot be imported: Module"),
         ("[gateway]\nfallback = 'full_site:nope'", "gateway.fallback", "has no nope"),
         ("[gateway]\nidentity = { Host = 'sub' }", "gateway.identity", "Host"),
         ("[[middleware]]\nuse = 'full_site:Stamp'", "middleware[0]", "failed: TypeError"),
@@ -270,7 +270,11 @@ def test_a_breaker_stands_where_the_file_puts_it(site: ModuleType) -> None:
             "middleware[0]",
             "failed: RuntimeError: no text",
         ),
-        ("[[middleware]]\nuse = 'full_site:nothing'", "middleware[0]", "made no WSGI application"),
+        (
+            "[[middleware]]\nuse = 'full_site:nothing'",
+            "middleware[0]",
+            "returned no WSGI application",
+        ),
         ("[[middleware]]\nuse = 'limiter'\nquota='1/s'\nname='a b'", "middleware[0]", "name is 1"),
         (
             "[[middleware]]\nuse = 'authenticator'\nalgorithms = ['HS256']\nsecret = 'hunter2'",
@@ -338,10 +342,14 @@ def test_a_breaker_stands_where_the_file_puts_it(site: ModuleType) -> None:
         (LIMITER + "plans = { a = 'many' }", "middleware[0].plans.a", "a quota is written"),
         (LIMITER + "plans = { a = '1/s' }", "middleware[0].plan", "plans needs it"),
         (LIMITER + "plan = 'header:X-Plan'", "middleware[0].plans", "plan needs it"),
-        (LIMITER + "plan = 'cookie:a'", "middleware[0].plan", "cookie can not be imported"),
-        (LIMITER + "plan = 'claim:plan'\nplans = { a = '1/s' }", "middleware[0].plan", "needs an"),
-        (LIMITER + "key = 'claim:team'", "middleware[0].key", "needs an authenticator"),
-        (LIMITER + "key = 'address|subject'", "middleware[0].key", "needs an authenticator"),
+        (LIMITER + "plan = 'cookie:a'", "middleware[0].plan", "cookie cannot be imported"),
+        (
+            LIMITER + "plan = 'claim:plan'\nplans = { a = '1/s' }",
+            "middleware[0].plan",
+            "requires a verified token",
+        ),
+        (LIMITER + "key = 'claim:team'", "middleware[0].key", "add an authenticator"),
+        (LIMITER + "key = 'address|subject'", "middleware[0].key", "add an authenticator"),
         (LIMITER + "key = 'address|who'", "middleware[0].key", "expected"),
         (LIMITER + "observe = 1", "middleware[0].observe", "true or false"),
         (LIMITER + "exempt = { paths = ['health'] }", "middleware[0].exempt.paths[0]", "/health"),
@@ -426,7 +434,7 @@ def test_a_secret_can_be_in_a_file_beside(site: ModuleType, tmp_path: Path) -> N
     assert "is empty" in said
     (tmp_path / "jwt").unlink()
     ((_, said),) = wrong(text, str(tmp_path / "gateway.toml"))
-    assert "can not be read: No such file" in said
+    assert "cannot be read: No such file" in said
 
 
 def test_a_folder_of_the_store_starts_where_the_file_is(tmp_path: Path) -> None:

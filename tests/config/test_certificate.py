@@ -63,5 +63,5 @@ def test_a_bad_one_is_told_at_its_key(tls: str, key: str, text: str, folder: Pat
 
 def test_http2_needs_one(folder: Path) -> None:
     assert wrong("http2 = true\n", folder) == [
-        ("gateway.http2", "is spoken over TLS only: give gateway.tls a certificate")
+        ("gateway.http2", "requires TLS: set gateway.tls.cert")
     ]

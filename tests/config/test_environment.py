@@ -47,12 +47,12 @@ def test_a_reference_is_replaced_by_the_variable(text: str, expected: str) -> No
     ("text", "said"),
     [
         ("${NOPE}", "the environment variable NOPE is not set, and ${NOPE} has no default"),
-        ("${HOST", 'a "${" without its "}"'),
-        ("${}", 'a reference to a variable is "${NAME}"'),
-        ("${1ST}", 'a reference to a variable is "${NAME}"'),
-        ("${HOST:+x}", 'a reference to a variable is "${NAME}"'),
-        ("${HOST-x}", 'a reference to a variable is "${NAME}"'),
-        ("${NOPE:-${HOST}}", "can not stand inside of another"),
+        ("${HOST", '"${" without a closing "}"'),
+        ("${}", 'a variable reference is "${NAME}"'),
+        ("${1ST}", 'a variable reference is "${NAME}"'),
+        ("${HOST:+x}", 'a variable reference is "${NAME}"'),
+        ("${HOST-x}", 'a variable reference is "${NAME}"'),
+        ("${NOPE:-${HOST}}", "cannot contain another one"),
     ],
 )
 def test_a_reference_that_has_no_value_is_an_error(text: str, said: str) -> None:

@@ -78,19 +78,19 @@ SAID = {
     "admin.token": "expected text (a secret), got something else",
     "middleware[0].use": '"limitr" is not a middleware; did you mean "limiter"?',
     "middleware[1].quota": "counts in 'fortnight'",
-    "middleware[1].key": '"path:id" is known to the middlewares of a route only',
+    "middleware[1].key": '"path:id" is available to the middlewares of a route only',
     "middleware[2].use": "is required: the middleware's name",
     "services.orders.instances[0]": "an instance's URL must not carry credentials",
     "services.orders.instances[1]": "has no valid port",
     "services.orders.timeout": 'expected a duration such as "30s", got "30 parsecs"',
-    "services.orders": "instances and discover exclude each other; give one of them",
+    "services.orders": "instances and discover are mutually exclusive; give one of them",
     "services.orders.health.path": "is required: the path to probe",
-    "services.empty.instances": "expected a list with at least one item, got an empty one",
+    "services.empty.instances": "expected a list with at least one item, got an empty list",
     "routes[0].path": "a route's path starts with /",
     "routes[0].service": 'there is no service "order"; did you mean "orders"?',
     "routes[0].stripPrefix": 'did you mean "strip_prefix"?',
-    "routes[1]": "needs a path, or several paths",
-    "routes[2].add_prefix": "is for routes to a service, not to an app",
+    "routes[1]": "requires path or paths",
+    "routes[2].add_prefix": "applies to routes with a service only, not with an app",
     "routes[2].middleware[0].algorithms[0]": 'got "none"',
     "routes[2].middleware[0].secret": "the environment variable NOPE is not set",
     "routes[3].strip_prefix": 'the path "/users/{id}" does not begin with "/user"',
@@ -108,7 +108,7 @@ def test_every_error_of_a_file_is_told_at_once_each_with_its_key_path() -> None:
     told = dict(reversed(errors))
     for path, said in SAID.items():
         assert said in told[path], path
-    assert ("routes[1]", "service and app: a route is served by one of them") in errors
+    assert ("routes[1]", "service and app are mutually exclusive; give one of them") in errors
     assert told.keys() == SAID.keys()
 
 
@@ -168,7 +168,7 @@ def test_broken_toml_is_told_with_line_and_column(text: str, said: str) -> None:
 def test_a_file_that_is_no_text_is_told_with_its_line(tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
     file.write_bytes(b'a = 1\nb = "\xff"\n')
-    with pytest.raises(ConfigError, match="is not text in UTF-8: line 2"):
+    with pytest.raises(ConfigError, match="is not UTF-8 text: line 2"):
         load(str(file))
 
 
@@ -190,7 +190,7 @@ def test_a_file_that_can_not_be_read_is_one_error(tmp_path: Path, name: str) -> 
     path = str(tmp_path / name)
     with pytest.raises(ConfigError) as caught:
         load(path)
-    assert str(caught.value).startswith(f"{path}: can not be read: ")
+    assert str(caught.value).startswith(f"{path}: cannot be read: ")
 
 
 def test_a_file_that_is_nested_without_end_is_refused() -> None:
@@ -201,7 +201,7 @@ def test_a_file_that_is_nested_without_end_is_refused() -> None:
     ("text", "path", "said"),
     [
         (ORDERS, "services.orders", "no route leads to it"),
-        ("", "routes", "every request is answered with 404"),
+        ("", "routes", "every request gets a 404"),
         (
             ORDERS + "tls = { verify = false }\n" + ROUTE,
             "services.orders.tls",
@@ -210,7 +210,7 @@ def test_a_file_that_is_nested_without_end_is_refused() -> None:
         (
             ORDERS.replace("http:", "https:") + "tls = { verify = false }\n" + ROUTE,
             "services.orders.tls.verify",
-            "anybody can pose as this service",
+            "certificates are not verified, so any server can impersonate this service",
         ),
         (
             ORDERS.replace('["', '["http://other", "', 1) + "breaker = {}\n" + ROUTE,
@@ -241,28 +241,28 @@ def test_what_is_likely_not_meant_is_a_warning(text: str, path: str, said: str) 
     [
         ("routes = 3", "routes", "expected a list, got the number 3"),
         ("routes = [3]", "routes[0]", "expected a table, got the number 3"),
-        ("routes = [{}]", "routes[0]", "needs a service or an app that serves it"),
+        ("routes = [{}]", "routes[0]", "requires service, services or app"),
         ("middleware = ['logger']", "middleware[0]", 'a table such as { use = "logger" }'),
         ("[[middleware]]\nuse = 3", "middleware[0].use", "expected a middleware's name"),
         ("[[middleware]]\nuse = 'a b:c'", "middleware[0].use", "expected a factory such as"),
         ("[service.orders]", "service", 'did you mean "services"?'),
         ("[services.'a b']\ninstances = ['http://a']", 'services."a b"', "is not a service's name"),
-        ("[services.a]\ndiscover = 'etcd:a'", "services.a.discover", 'is one of "registry"'),
+        ("[services.a]\ndiscover = 'etcd:a'", "services.a.discover", 'must be one of "registry"'),
         ("[gateway]\nworkers = 1979-05-27", "gateway.workers", "got a date or time"),
         (
             "[[middleware]]\nuse = 'limiter'\nquota = '1/s'\nkey = 'subject'",
             "middleware[0].key",
-            "needs an authenticator further out",
+            "requires a verified token; add an authenticator before this limiter",
         ),
         (
             "[services.a]\ninstances = ['https://a']\ntls = { verify = false, ca = 'x' }",
             "services.a.tls",
-            "verify = false makes ca useless",
+            "verify = false ignores ca",
         ),
         (
             "[[routes]]\npath = '/a'\npaths = ['/b']\napp = 'a:b'",
             "routes[0]",
-            "path and paths say the same thing",
+            "path and paths are mutually exclusive",
         ),
     ],
 )

@@ -143,7 +143,7 @@ def test_anybody_may_register_on_loopback_where_it_is_said(tmp_path: Path) -> No
         (
             '[registry]\nopen = true\nprefix = ""\n[admin]\nprefix = ""',
             "registry.prefix",
-            "own endpoints",
+            "is also admin.prefix",
         ),
         (
             '[registry]\nopen = true\nallowed_networks = ["10.0.0.1/8"]',

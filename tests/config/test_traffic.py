@@ -363,7 +363,7 @@ def test_faults_need_both_switches(site: ModuleType, text: str, status: int) -> 
 
 def test_faults_that_do_nothing_are_warned_of(site: ModuleType, tmp_path: Path) -> None:
     reading = read(MEMORY + APP + FAULTS, environ={})
-    assert ("routes[0].middleware[0]", "does nothing: gateway.fault_injection is off") in (
+    assert ("routes[0].middleware[0]", "has no effect: gateway.fault_injection is off") in (
         reading.warnings
     )
     reading = read(MEMORY + SWITCH + APP + FAULTS, environ={})
@@ -459,20 +459,24 @@ ONE = services(a="http://127.0.0.1:9", b="http://127.0.0.1:9")
 @pytest.mark.parametrize(
     ("lines", "key", "words"),
     [
-        ("fallback = {}", "fallback", "needs one of stale, service"),
+        ("fallback = {}", "fallback", "requires one of stale, service"),
         (
             "fallback = { service = 'b', body = 'x' }",
             "fallback",
-            "service and body: one of them answers",
+            "service and body are mutually exclusive",
         ),
         ("fallback = { service = 'bb' }", "fallback.service", 'there is no service "bb"'),
-        ("fallback = { service = 'b', status = 200 }", "fallback.status", "is for a fixed answer"),
+        (
+            "fallback = { service = 'b', status = 200 }",
+            "fallback.status",
+            "applies to a fixed response only",
+        ),
         (
             "fallback = { body = '', status = 204 }",
             "fallback.status",
             "one from 200 to 599 that has a body",
         ),
-        ("fallback = { file = 'nowhere.html' }", "fallback.file", "can not be read"),
+        ("fallback = { file = 'nowhere.html' }", "fallback.file", "cannot be read"),
         ("fallback = { app = 'nowhere:app' }", "fallback.app", "nowhere"),
         (
             "fallback = { stale = { max_size = 1, max_answer = 2 } }",
@@ -483,20 +487,20 @@ ONE = services(a="http://127.0.0.1:9", b="http://127.0.0.1:9")
         (
             "service = 'b'\nservices = [{ service = 'a' }]",
             "",
-            "service and services: a route is served by one of them",
+            "service and services are mutually exclusive; give one of them",
         ),
         (
             "services = [{ service = 'a' }, { service = 'a' }]",
             "services[1].service",
-            '"a" is in the list already',
+            '"a" is listed twice',
         ),
         (
             "services = [{ service = 'a', weight = 0 }]",
             "services",
-            "one of them needs a weight above 0",
+            "at least one service needs a weight above 0",
         ),
         ("services = [{ service = 'c' }]", "services[0].service", 'there is no service "c"'),
-        ("split = { key = 'address' }", "split", "is for a route with services"),
+        ("split = { key = 'address' }", "split", "requires services"),
         ("services = [{ service = 'a' }]\nsplit = { key = 'moon' }", "split.key", "key is one of"),
         ("mirror = { service = 'c' }", "mirror.service", 'there is no service "c"'),
         ("mirror = { service = 'b', percent = 0 }", "mirror.percent", "a number above 0"),
@@ -520,7 +524,7 @@ def test_what_is_wrong_with_a_route_is_told_at_its_key(lines: str, key: str, wor
             "services.a.fallback.service",
             'there is no service "c"',
         ),
-        ("[maintenance]\npage = 'nowhere.html'\n" + ONE, "maintenance.page", "can not be read"),
+        ("[maintenance]\npage = 'nowhere.html'\n" + ONE, "maintenance.page", "cannot be read"),
         ("[maintenance]\nexempt = ['/a*b']\n" + ONE, "maintenance.exempt", "is neither a path"),
         ("[maintenance]\nallow = ['moon']\n" + ONE, "maintenance.allow[0]", "'moon' is neither"),
         (

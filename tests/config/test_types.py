@@ -117,7 +117,7 @@ WRONG: list[tuple[Kind[Any], object, str]] = [
     (PathPattern(), "api", "a route's path starts with /, got 'api'"),
     (Url(), "orders:80", "starts with http:// or https://"),
     (ListOf(Text()), "GET", 'expected a list, got "GET"'),
-    (ListOf(Text(), least=1), [], "expected a list with at least one item, got an empty one"),
+    (ListOf(Text(), least=1), [], "expected a list with at least one item, got an empty list"),
     (MapOf(Text()), [], "expected a table, got a list"),
     (MapOf(Text(), key="[a-z]+", called="a word"), {"A": ""}, '"A" is not a word'),
 ]

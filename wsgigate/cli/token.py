@@ -80,7 +80,7 @@ def _secret(options: AuthenticatorOptions, path: str) -> str:
         try:
             secret = file.read_text(encoding="utf-8").strip()
         except OSError as error:
-            raise ValueError(f"{file} can not be read: {error.strerror}") from error
+            raise ValueError(f"{file} cannot be read: {error.strerror}") from error
     return secret or ""
 
 

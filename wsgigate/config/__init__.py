@@ -1,1 +1,1 @@
-"""The file that describes a gateway, and the only place that knows everything."""
+"""Configuration: read and check a gateway's file, and build the gateway from it."""

@@ -356,7 +356,7 @@ class RouteApps:
             with file.open("rb") as opened:
                 content = opened.read(LARGEST + 1)
         except OSError as error:
-            raise ValueError(f"{key}: {file} can not be read: {error.strerror}") from error
+            raise ValueError(f"{key}: {file} cannot be read: {error.strerror}") from error
         if len(content) > LARGEST:
             raise ValueError(f"{key}: {file} has more than {LARGEST} bytes")
         kind = guess_type(name)[0] or "application/octet-stream"

@@ -350,7 +350,7 @@ class Services:
             return tls is None or tls.verify
         authorities = self._folder / tls.ca
         if not authorities.exists():
-            raise ValueError(f"ca: there is no {authorities}")
+            raise ValueError(f"ca: file or folder {authorities} does not exist")
         return str(authorities)
 
     def checker(self) -> HealthChecker:

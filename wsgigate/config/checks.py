@@ -1,4 +1,4 @@
-"""What no single key can tell: whether the parts of a file agree with each other."""
+"""Checks across keys: whether the parts of a file are consistent with each other."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Warnings = list[tuple[str, str]]
 
 
 def check_across(config: Config, errors: Errors, warnings: Warnings) -> None:
-    """Add to *errors* what contradicts itself, and to *warnings* what is likely not meant."""
+    """Add contradictions to *errors*, and probable mistakes to *warnings*."""
     _check_gateway(config, errors, warnings)
     for index, route in enumerate(config.routes):
         _check_route(route, at("routes", index), config, errors)
@@ -46,52 +46,52 @@ def _check_gateway(config: Config, errors: Errors, warnings: Warnings) -> None:
     if gateway.bind.startswith("unix:") and UNIX.isdisjoint(gateway.trusted_proxies):
         errors.add(
             "gateway.bind",
-            'the peers of a Unix socket have no address: add "unix" to gateway.trusted_proxies, '
+            'the peers of a Unix socket have no address; add "unix" to gateway.trusted_proxies, '
             "so that the proxy in front can tell the clients apart",
         )
     if gateway.http2 and gateway.tls is None and not errors.under("gateway.tls"):
-        errors.add("gateway.http2", "is spoken over TLS only: give gateway.tls a certificate")
+        errors.add("gateway.http2", "requires TLS: set gateway.tls.cert")
     if gateway.identity and not any(
         entry.verifies
         for entry in [*config.middleware, *(m for r in config.routes for m in r.middleware)]
     ):
         warnings.append(
-            ("gateway.identity", "no middleware verifies a token, so these fields are never sent")
+            ("gateway.identity", "no middleware verifies tokens, so these fields are never sent")
         )
     scheme, _, rest = config.store.url.partition(":")
     if scheme in NETWORKED and gateway.name == Gateway().name and "prefix=" not in rest:
         warnings.append(
             (
                 "gateway.name",
-                "all gateways without a name that use this store count together; name yours, "
-                "or give store.url a ?prefix=",
+                "all gateways without a name that use this store share their counts; "
+                "set gateway.name, or add ?prefix= to store.url",
             )
         )
     if not (config.routes or config.admin or config.registry or gateway.fallback or errors):
-        warnings.append(("routes", "there are none, so every request is answered with 404"))
+        warnings.append(("routes", "no routes, so every request gets a 404"))
 
 
 def _check_route(route: Route, path: str, config: Config, errors: Errors) -> None:
     if errors.exactly(path):  # not a table
         return
     if route.path and route.paths:
-        errors.add(path, "path and paths say the same thing; give one of them")
+        errors.add(path, "path and paths are mutually exclusive; give one of them")
     elif not (
         route.path
         or route.paths
         or errors.under(at(path, "path"))
         or errors.under(at(path, "paths"))
     ):
-        errors.add(path, "needs a path, or several paths")
+        errors.add(path, "requires path or paths")
     ways = [key for key in _WAYS if getattr(route, key)]
     if len(ways) > 1:
-        errors.add(path, f"{' and '.join(ways)}: a route is served by one of them")
+        errors.add(path, f"{' and '.join(ways)} are mutually exclusive; give one of them")
     elif route.app is not None:
         for key in _OF_SERVICES:
             if getattr(route, key):
-                errors.add(at(path, key), "is for routes to a service, not to an app")
+                errors.add(at(path, key), "applies to routes with a service only, not with an app")
     elif not ways and not any(errors.under(at(path, key)) for key in _WAYS):
-        errors.add(path, "needs a service or an app that serves it")
+        errors.add(path, "requires service, services or app")
     _check_shaping(route, path, config, errors)
     if isinstance(route.strip_prefix, str):
         for pattern in route.paths or ((route.path,) if route.path else ()):
@@ -109,12 +109,12 @@ def _check_shaping(route: Route, path: str, config: Config, errors: Errors) -> N
         where = at(at(at(path, "services"), index), "service")
         check_service(name, where, config.services, errors)
         if name is not None and name in names[:index]:
-            errors.add(where, f"{shown(name)} is in the list already")
+            errors.add(where, f"{shown(name)} is listed twice")
     weightless = names and not any(share.weight for share in route.services)
     if weightless and not errors.under(at(path, "services")):
-        errors.add(at(path, "services"), "one of them needs a weight above 0")
+        errors.add(at(path, "services"), "at least one service needs a weight above 0")
     if route.split is not None and not names:
-        errors.add(at(path, "split"), "is for a route with services, of which it chooses")
+        errors.add(at(path, "split"), "requires services, between which it divides requests")
     if route.fallback is not None:
         check_fallback(route.fallback, at(path, "fallback"), config.services, errors)
     if route.mirror is not None:
@@ -135,7 +135,7 @@ def _any(segment: str) -> bool:
 
 
 def _services_of(route: Route) -> Iterator[str | None]:
-    """Yield the services that requests of *route* may get to."""
+    """Yield the services that may receive requests of *route*."""
     yield route.service
     yield from (share.service for share in route.services)
     if route.fallback is not None:
@@ -145,10 +145,10 @@ def _services_of(route: Route) -> Iterator[str | None]:
 
 
 def virtual_host(config: Config, name: str) -> str:
-    """Return the one host by which clients ask for a service that gets their own ``Host``.
+    """Return the one host that clients request a service by, if it gets the client's ``Host``.
 
-    That is what its health check sends too, as a virtual host answers to nothing else. There is
-    none where ``preserve_host`` is off, and where the routes name no host or several.
+    Its health checks send this ``Host`` too, as a virtual host responds to no other. Empty when
+    ``preserve_host`` is off, or when the routes have no host or several.
     """
     hosts = _preserved_hosts(config, name)
     [host] = hosts if len(hosts) == 1 else [""]
@@ -156,7 +156,7 @@ def virtual_host(config: Config, name: str) -> str:
 
 
 def _preserved_hosts(config: Config, name: str) -> set[str]:
-    """Return the hosts of the routes that lead to a service and pass on the client's ``Host``."""
+    """Return the hosts of the routes to a service that forward the client's ``Host``."""
     service = config.services[name]
     return {
         route.host
@@ -173,10 +173,11 @@ def _check_registry(config: Config, errors: Errors) -> None:
     if registry.open and not is_loopback(config.gateway.bind):
         errors.add(
             "registry.open",
-            f"is for a gateway that listens on loopback, not at {shown(config.gateway.bind)}",
+            "requires a gateway that listens on loopback, "
+            f"but gateway.bind is {shown(config.gateway.bind)}",
         )
     if config.admin is not None and config.admin.prefix == registry.prefix:
-        errors.add("registry.prefix", "is that of the gateway's own endpoints too")
+        errors.add("registry.prefix", "is also admin.prefix; the two must differ")
 
 
 def _check_services(config: Config, errors: Errors, warnings: Warnings) -> None:
@@ -190,7 +191,7 @@ def _check_services(config: Config, errors: Errors, warnings: Warnings) -> None:
             check_fallback(service.fallback, at(path, "fallback"), config.services, errors)
         if service.tls is not None:
             if service.tls.ca is not None and not service.tls.verify:
-                errors.add(at(path, "tls"), "verify = false makes ca useless; drop one of them")
+                errors.add(at(path, "tls"), "verify = false ignores ca; remove one of them")
             urls = [i.url if isinstance(i, Weighted) else i for i in service.instances or ()]
             if urls and not any(url and url.startswith("https:") for url in urls):
                 warnings.append((at(path, "tls"), "none of its instances is https://"))
@@ -204,8 +205,8 @@ def _check_services(config: Config, errors: Errors, warnings: Warnings) -> None:
             warnings.append(
                 (
                     at(path, "health"),
-                    "has no host, and clients ask for several (preserve_host): a virtual host may "
-                    "answer to none of them; give health.host",
+                    "has no host, while clients use several hosts (preserve_host); a virtual "
+                    "host may respond to none of them; set health.host",
                 )
             )
         several = len(service.instances) > 1 or service.discover is not None
@@ -218,7 +219,12 @@ def _check_services(config: Config, errors: Errors, warnings: Warnings) -> None:
                 )
             )
         if service.tls is not None and not service.tls.verify:
-            warnings.append((at(at(path, "tls"), "verify"), "anybody can pose as this service"))
+            warnings.append(
+                (
+                    at(at(path, "tls"), "verify"),
+                    "certificates are not verified, so any server can impersonate this service",
+                )
+            )
 
 
 def _check_faults(config: Config, warnings: Warnings) -> None:
@@ -231,13 +237,13 @@ def _check_faults(config: Config, warnings: Warnings) -> None:
             if not isinstance(options, FaultOptions):
                 continue
             if options.enabled and not config.gateway.fault_injection:
-                warnings.append((at(path, index), "does nothing: gateway.fault_injection is off"))
+                warnings.append((at(path, index), "has no effect: gateway.fault_injection is off"))
 
 
 def _check_keys(
     entries: Sequence[Middleware], outside: Sequence[Middleware], path: str, errors: Errors
 ) -> None:
-    """Refuse limiters whose callers have no name where they stand: they would limit nothing."""
+    """Add errors for limiters whose key is unknown at their position: they would limit nothing."""
     known = {"subject"} if any(entry.verifies for entry in outside) else set()
     if path != "middleware":
         known |= {"route", "path"}
@@ -250,7 +256,7 @@ def _check_keys(
         here = at(path, index)
         keys = (options.key,) if isinstance(options.key, str) else options.key or ()
         for key in keys:
-            # of alternatives the last one is there for those whom the others do not know
+            # the last alternative is the key of requests that have none of the others
             names = [name.strip() for name in key.split("|")]
             last = names[-2] if names[-1] == "exempt" and len(names) > 1 else names[-1]
             _check_key(last, key, known, at(here, "key"), errors)
@@ -259,12 +265,12 @@ def _check_keys(
             errors.add(at(here, "plan"), _NEEDS_AUTHENTICATOR.format(shown(plan)))
 
 
-_NEEDS_AUTHENTICATOR = "{} needs an authenticator further out: before it in the list"
+_NEEDS_AUTHENTICATOR = "{} requires a verified token; add an authenticator before this limiter"
 
 
 def _check_key(last: str, key: str, known: set[str], path: str, errors: Errors) -> None:
     kind = last.partition(":")[0]
     if kind in ("route", "path") and kind not in known:
-        errors.add(path, f"{shown(key)} is known to the middlewares of a route only")
+        errors.add(path, f"{shown(key)} is available to the middlewares of a route only")
     elif kind in ("subject", "claim") and "subject" not in known:
         errors.add(path, _NEEDS_AUTHENTICATOR.format(shown(key)))

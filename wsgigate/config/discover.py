@@ -1,4 +1,4 @@
-"""Where the instances of a service are known, in the file: text or a table, and what it becomes."""
+"""Service discovery in the file: the ``discover`` key of a service, and the source it names."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ __all__ = [
 ]
 
 
-# What the text of ``discover`` may be: the kind of source, and where it is.
+# The text forms of ``discover``: the kind of source, and its address.
 
 FILES = (".json", ".toml", ".yaml", ".yml")
-"""How the names of files end whose lists can be read."""
+"""The supported suffixes of instance files."""
 
 EXAMPLES = (
     '"registry", "registry:http://10.0.0.4:3004", "dns:orders.internal:8000", '
@@ -57,14 +57,14 @@ _PORT = re.compile(r"[0-9]{1,5}|[a-z0-9-]{1,63}")
 
 
 class Address(NamedTuple):
-    """What the text of ``discover`` says.
+    """The parsed text of ``discover``.
 
     :ivar kind: The kind of source.
-    :ivar name: Of a host, a service or a file.
-    :ivar url: Of a server; of the first of several.
-    :ivar others: The URLs of the other servers that know the same, in their order.
-    :ivar port: A number, or the name of one.
-    :ivar namespace: Where Kubernetes has the service.
+    :ivar name: The name of the host, service or file.
+    :ivar url: The URL of the server, or of the first of several.
+    :ivar others: The URLs of the other servers of the same registry or Consul, in order.
+    :ivar port: A port number, or a port name.
+    :ivar namespace: The Kubernetes namespace of the service.
     """
 
     kind: str
@@ -76,9 +76,9 @@ class Address(NamedTuple):
 
 
 def read_addresses(use: str | Sequence[str]) -> Address:
-    """Return what a text says, or a list of texts that differ in the server alone.
+    """Parse one text, or a list of texts that differ in the server only.
 
-    :raises ValueError: One is none of the forms, or they are not of the same source.
+    :raises ValueError: A text has none of the forms, or the texts name different sources.
     """
     first, *rest = (read_address(text) for text in ([use] if isinstance(use, str) else use))
     for address in rest:
@@ -87,7 +87,7 @@ def read_addresses(use: str | Sequence[str]) -> Address:
             or address._replace(url=first.url, others=first.others) != first
         ):
             raise ValueError(
-                "several sources are registries, or Consuls, that know the same service at "
+                "several sources must be registries, or Consuls, with the same service at "
                 'different URLs, as in ["registry:http://10.0.0.4:3004", '
                 '"registry:http://10.0.0.5:3004"]'
             )
@@ -99,14 +99,14 @@ def read_addresses(use: str | Sequence[str]) -> Address:
 
 
 def read_address(text: str) -> Address:
-    """Return what *text* says.
+    """Parse *text*.
 
-    :raises ValueError: It is none of the forms; says why.
+    :raises ValueError: *text* has none of the forms; the message says which are allowed.
     """
     kind, colon, rest = text.partition(":")
     read = FORMS.get(kind)
     if read is None or (not colon and kind != "registry"):
-        raise ValueError(f"is one of {EXAMPLES}, not {text!r}")
+        raise ValueError(f"must be one of {EXAMPLES}, got {text!r}")
     return read(rest)
 
 
@@ -115,23 +115,27 @@ def _registry(rest: str) -> Address:
         return Address("registry")
     base, name, others = _several(rest)
     if not base:
-        raise ValueError('registry: is followed by a URL, as in "registry:http://10.0.0.4:3004"')
+        raise ValueError(
+            'registry: must be followed by a URL, as in "registry:http://10.0.0.4:3004"'
+        )
     return Address("registry", name, base, others=others)
 
 
 def _several(rest: str) -> tuple[str, str, tuple[str, ...]]:
-    """Return the URL of the first server, the name behind any, and the URLs of the others."""
+    """Return the URL of the first server, the service's name, and the URLs of the other servers."""
     found = [_based(part.strip()) for part in rest.split(",")]
     names = {name for _, name in found if name}
     if len(names) > 1:
-        raise ValueError(f"the servers know the service by one name, not by {sorted(names)}")
+        raise ValueError(f"all servers must have the same service name, got {sorted(names)}")
     if len(found) > 1 and not all(url for url, _ in found):
-        raise ValueError(f"of several servers each has a URL, as in http://10.0.0.4:3004: {rest!r}")
+        raise ValueError(
+            f"each of several servers must have a URL, as in http://10.0.0.4:3004, got {rest!r}"
+        )
     return found[0][0], next(iter(names), ""), tuple(url for url, _ in found[1:])
 
 
 def _based(rest: str) -> tuple[str, str]:
-    """Return the URL of a server and the name behind it; either may be missing."""
+    """Return the URL of a server and the service's name after it; either may be empty."""
     if not rest.startswith(("http://", "https://")):
         return "", _named(rest)
     scheme, _, place = rest.partition("://")
@@ -141,7 +145,7 @@ def _based(rest: str) -> tuple[str, str]:
 
 def _named(text: str) -> str:
     if not _NAME.fullmatch(text):
-        raise ValueError(f"{text!r} is no name of a service")
+        raise ValueError(f"{text!r} is not a service name")
     return text
 
 
@@ -149,27 +153,29 @@ def _dns(rest: str) -> Address:
     host, _, port = rest.rpartition(":")
     if not _HOST.fullmatch(host) or not (port.isdecimal() and 0 < int(port) < 65536):
         raise ValueError(
-            f'dns: is followed by a name and a port, as in "dns:a.internal:80": {rest!r}'
+            f'dns: must be followed by a name and a port, as in "dns:a.internal:80", got {rest!r}'
         )
     return Address("dns", host, port=port)
 
 
 def _srv(rest: str) -> Address:
     if not _HOST.fullmatch(rest):
-        raise ValueError(f'srv: is followed by a name, as in "srv:_http._tcp.a.internal": {rest!r}')
+        raise ValueError(
+            f'srv: must be followed by a name, as in "srv:_http._tcp.a.internal", got {rest!r}'
+        )
     return Address("srv", rest)
 
 
 def _file(rest: str) -> Address:
     if Path(rest).suffix not in FILES:
-        raise ValueError(f"the name of the file ends in {', '.join(FILES)}: {rest!r}")
+        raise ValueError(f"the file name must end in one of {', '.join(FILES)}, got {rest!r}")
     return Address("file", rest)
 
 
 def _consul(rest: str) -> Address:
     url, name, others = _several(rest)
     if not name:
-        raise ValueError('consul: ends with the service, as in "consul:http://10.0.0.4:8500/a"')
+        raise ValueError('consul: must end with the service, as in "consul:http://10.0.0.4:8500/a"')
     return Address("consul", name, url, others=others)
 
 
@@ -178,8 +184,8 @@ def _kubernetes(rest: str) -> Address:
     name, _, port = service.partition(":")
     if not (_NAME.fullmatch(namespace) and _NAME.fullmatch(name) and _PORT.fullmatch(port)):
         raise ValueError(
-            "kubernetes: is followed by a namespace, a service and a port, as in "
-            f'"kubernetes:shop/orders:http": {rest!r}'
+            "kubernetes: must be followed by a namespace, a service and a port, as in "
+            f'"kubernetes:shop/orders:http", got {rest!r}'
         )
     return Address("kubernetes", name, port=port, namespace=namespace)
 
@@ -208,7 +214,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "token": ("registry", "consul", "kubernetes"),
     "ca": ("registry", "consul", "kubernetes"),
 }
-"""Which kinds of sources take an option."""
+"""The kinds of sources that each option applies to."""
 
 
 class Discovered(Checked[str]):
@@ -226,7 +232,7 @@ class Discovered(Checked[str]):
 SOURCES: Either[tuple[str, ...], str] = Either(
     lambda value: isinstance(value, list), ListOf(Discovered(), least=1), Discovered()
 )
-"""The address of a source, or of several that know the same."""
+"""The address of a source, or of several servers with the same instances."""
 
 
 class _Networks(Checked[str]):
@@ -273,19 +279,19 @@ class Discover:
 
 
 def discovery(value: Discover | tuple[str, ...] | str) -> Discover:
-    """Return the table that *value* is short for."""
+    """Return *value* as a table: a text or list is short for its ``use``."""
     return value if isinstance(value, Discover) else Discover(use=value)
 
 
 def source_of(
     options: Discover, service: str, folder: Path, own: Callable[[str, tuple[str, ...]], Source]
 ) -> Source:
-    """Return the source that *options* describe, of several servers one that asks them in turn.
+    """Return the source that *options* describe; one with several servers tries them in order.
 
-    :param service: The service's name, which a registry knows it by unless said.
-    :param folder: Where relative file names start.
-    :param own: Makes the source of this gateway's own registry, of a name and tags.
-    :raises ValueError: An option is not for that source, or its value is not of its form.
+    :param service: The service's name. Default name in a registry.
+    :param folder: The folder that relative file names refer to.
+    :param own: Returns the source of this gateway's own registry, for a name and tags.
+    :raises ValueError: An option does not apply to the source, or is invalid.
     """
     address = read_addresses(options.use)
     if address.others:
@@ -297,11 +303,11 @@ def source_of(
     kind = address.kind
     for option, kinds in OPTIONS.items():
         if getattr(options, option) is not None and kind not in kinds:
-            raise ValueError(f"{option}: is not for {kind}")
+            raise ValueError(f"{option}: does not apply to {kind}")
     scheme, tags = options.scheme or "http", options.tags or ()
     ca = None if options.ca is None else str(folder / options.ca)
     if ca is not None and not Path(ca).is_file():
-        raise ValueError(f"ca: there is no {ca}")
+        raise ValueError(f"ca: file {ca} does not exist")
     if kind == "registry" and not address.url:
         return own(address.name or service, tags)
     if kind == "file":
@@ -331,20 +337,20 @@ def _text(address: Address) -> str:
 
 
 def is_own(options: Discover) -> bool:
-    """Return whether the instances are those of the gateway's own registry."""
+    """Return whether the source is the gateway's own registry."""
     address = read_addresses(options.use)
     return address.kind == "registry" and not address.url
 
 
 def server_name(options: Discover) -> str | None:
-    """Return the name that certificates of the instances are for, if it is not their own."""
+    """Return the name that the instances' certificates are issued for, if not their address."""
     address = read_addresses(options.use)
     return address.name if address.kind == "dns" and options.scheme == "https" else None
 
 
 def _by_dns(address: Address, scheme: str, nameservers: tuple[str, ...]) -> Source:
     if find_spec("dns") is None:
-        raise ValueError('DNS needs dnspython: pip install "wsgigate[dns]"')
+        raise ValueError('DNS requires dnspython: pip install "wsgigate[dns]"')
     from wsgigate.discovery.sources.dns import DnsAddresses, DnsService, Resolver
 
     try:

@@ -1,4 +1,8 @@
-"""Everything that is wrong with a file, found in one go: where, and a sentence for its author."""
+"""Errors of a configuration file, and environment variables in its values.
+
+All errors of a file are collected and reported together, each with the path of its key. A secret
+that a value or a variable held is masked in every error text.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +26,10 @@ _SHORTEST_SECRET = 4  # hiding a shorter one would hide the words around it
 
 
 class ConfigError(Exception):
-    """A configuration file that can not be used; as text, one line for each thing that is wrong.
+    """A configuration file that cannot be used; as text, one line per error.
 
-    :param path: The file, as its user named it.
-    :param errors: Pairs of key path and sentence; the key path is empty for the file as a whole.
+    :param path: The file name, as the user gave it.
+    :param errors: Pairs of key path and message; the key path is empty for the file as a whole.
     """
 
     def __init__(self, path: str, errors: Iterable[tuple[str, str]]) -> None:
@@ -40,18 +44,18 @@ class ConfigError(Exception):
 
 
 class Errors:
-    """Errors as they are found; secrets in their texts are replaced when they are read."""
+    """The errors of a file, collected; iterating masks the secrets in their texts."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str], None] = {}
         self._secrets: set[str] = set()
 
     def add(self, path: str, text: str) -> None:
-        """Keep one error; the same one twice is one."""
+        """Add the error *text* at the key *path*, once."""
         self._found[path, " ".join(text.split())] = None
 
     def hide(self, secret: str) -> None:
-        """Never show *secret*, wherever it turns up, however it is quoted there."""
+        """Mask *secret* in all error texts, in any quoted form."""
         for form in (
             secret,
             repr(secret)[1:-1],
@@ -62,17 +66,17 @@ class Errors:
                 self._secrets.add(form)
 
     def under(self, path: str, *, but: str = "") -> bool:
-        """Return whether *path* or something below it is wrong, *but* and below not counted."""
+        """Return whether *path* or a key below it has an error, except *but* and keys below it."""
         return any(_below(key, path) and not (but and _below(key, but)) for key, _ in self._found)
 
     def exactly(self, path: str) -> bool:
-        """Return whether *path* itself is wrong, whatever is below it."""
+        """Return whether *path* itself has an error; keys below it are ignored."""
         return any(key == path for key, _ in self._found)
 
     def tried(self, path: str, make: Callable[[], T], *, keys: Collection[str] = ()) -> T | None:
-        """Return what *make* makes, or None when it raises ValueError: an error at *path*.
+        """Return the result of *make*; on ValueError, add an error at *path* and return None.
 
-        :param keys: Keys below *path*: an error that begins with the name of one is at that key.
+        :param keys: Keys below *path*: an error that begins with one of them is added at that key.
         """
         try:
             return make()
@@ -91,7 +95,7 @@ class Errors:
         return bool(self._found)
 
     def raise_any(self, path: str) -> None:
-        """Raise all of them as one :class:`ConfigError` of the file *path*, if there are any."""
+        """Raise a :class:`ConfigError` of the file *path* with all errors, if there are any."""
         if self._found:
             raise ConfigError(path, self)
 
@@ -114,7 +118,7 @@ def at(path: str, key: str | int) -> str:
 
 
 def shown(value: object) -> str:
-    """Return *value* as an error text names it: ``"30 parsecs"``, ``the number 3``, ``a list``."""
+    """Return *value* as error texts show it: ``"30 parsecs"``, ``the number 3``, ``a list``."""
     if isinstance(value, str):
         text = value if len(value) <= _SHOWN else value[:_SHOWN] + "..."
         return json.dumps(text, ensure_ascii=False)
@@ -131,7 +135,7 @@ def shown(value: object) -> str:
     return "a date or time"
 
 
-# ``${NAME}`` and ``${NAME:-default}`` in the strings of a file, and ``$$`` for a dollar sign.
+# Environment variables in strings: ``${NAME}``, ``${NAME:-default}``, and ``$$`` for ``$``.
 
 _REFERENCE = re.compile(r"\$\$|\$\{([^}]*)(\}?)")
 
@@ -140,19 +144,19 @@ _BODY = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 _SECRET_NAME = re.compile(r"SECRET|TOKEN|PASS|PWD|KEY|CREDENTIAL", re.IGNORECASE)
 
 MISSING = object()
-"""Stands where a variable is not set, which is an error already: nothing more is said of it."""
+"""Replaces a value whose variable is not set: that error is reported already, no further one is."""
 
 
 class FromEnvironment(str):
-    """Text that a variable took part in, which numbers and switches may therefore be read from."""
+    """Text that came from a variable; numbers and flags may be read from it."""
 
     __slots__ = ()
 
 
 def substitute(value: object, environ: Mapping[str, str], errors: Errors, path: str = "") -> object:
-    """Return *value* with the references in every string of it replaced; keys stay as they are.
+    """Return *value* with variables substituted in all its strings; keys are left unchanged.
 
-    A variable that is set but empty counts as set, except where a default is given: as in a shell.
+    A variable that is set but empty counts as set, except with a default, as in a shell.
     """
     if isinstance(value, str):
         return _text(value, environ, errors, path) if "$" in value else value
@@ -192,14 +196,15 @@ def _value(
 ) -> str | None:
     body = _BODY.fullmatch(reference[1])
     if not reference[2]:
-        errors.add(path, 'a "${" without its "}"; write "$$" for a dollar sign')
+        errors.add(path, '"${" without a closing "}"; write "$$" for a dollar sign')
         return None
     if "${" in reference[1]:
-        errors.add(path, "a reference to a variable can not stand inside of another")
+        errors.add(path, "a variable reference cannot contain another one")
         return None
     if body is None:
         errors.add(
-            path, 'a reference to a variable is "${NAME}" or "${NAME:-default}"; "$$" is a dollar'
+            path,
+            'a variable reference is "${NAME}" or "${NAME:-default}"; write "$$" for a dollar sign',
         )
         return None
     name, default = body[1], body[2]

@@ -1,4 +1,4 @@
-"""From a file to a configuration, or to everything that is wrong with it."""
+"""Load a configuration from a file in TOML or YAML, with all its errors at once."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from wsgigate.config.yaml import parse_yaml
 __all__ = ["MAX_SIZE", "Reading", "load", "parse", "read", "read_file"]
 
 MAX_SIZE = 1024 * 1024
-"""Bytes of a file; a larger one is no configuration, whatever it is."""
+"""The maximum size of a file, in bytes."""
 
 
 class Reading(NamedTuple):
-    """A file as far as it could be read.
+    """A file that was read, with its errors and warnings.
 
-    :ivar config: What it says; a value that is wrong is its default here.
-    :ivar errors: What is wrong. The config is for use only when there is nothing.
-    :ivar warnings: What is not wrong, but likely not meant: key path and sentence.
+    :ivar config: The configuration; an invalid value has its default here.
+    :ivar errors: The errors. The configuration may be used only when there are none.
+    :ivar warnings: Probable mistakes: key path and message.
     """
 
     config: Config
@@ -35,8 +35,8 @@ class Reading(NamedTuple):
 def load(path: str, *, environ: Mapping[str, str] | None = None) -> Config:
     """Return the configuration in the file at *path*.
 
-    :param environ: Where ``${NAME}`` is looked up; the process's own environment unless given.
-    :raises ConfigError: It can not be read, or says something wrong: all of it at once.
+    :param environ: The variables for ``${NAME}``. Default: the environment of the process.
+    :raises ConfigError: The file cannot be read or has errors; the exception has all of them.
     """
     reading = read_file(path, environ=environ)
     reading.errors.raise_any(path)
@@ -47,7 +47,7 @@ def parse(text: str, path: str = "", *, environ: Mapping[str, str] | None = None
     """Return the configuration in *text*.
 
     :param path: The file's name, for errors; one that ends in ``.yaml`` or ``.yml`` is YAML.
-    :raises ConfigError: It says something wrong: all of it at once.
+    :raises ConfigError: The text has errors; the exception has all of them.
     """
     reading = read(text, path, environ=environ)
     reading.errors.raise_any(path)
@@ -55,29 +55,29 @@ def parse(text: str, path: str = "", *, environ: Mapping[str, str] | None = None
 
 
 def read_file(path: str, *, environ: Mapping[str, str] | None = None) -> Reading:
-    """Return the file at *path* as far as it could be read.
+    """Read the file at *path*; return its configuration, errors and warnings.
 
-    :raises ConfigError: There is no such file, or its syntax is broken.
+    :raises ConfigError: The file cannot be read, or its syntax is invalid.
     """
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_SIZE + 1)
     except OSError as error:
-        raise ConfigError(path, [("", f"can not be read: {error.strerror}")]) from error
+        raise ConfigError(path, [("", f"cannot be read: {error.strerror}")]) from error
     if len(content) > MAX_SIZE:
         raise ConfigError(path, [("", f"is larger than {MAX_SIZE // 1024} KiB")])
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ConfigError(path, [("", f"is not text in UTF-8: line {line}")]) from error
+        raise ConfigError(path, [("", f"is not UTF-8 text: line {line}")]) from error
     return read(text, path, environ=environ)
 
 
 def read(text: str, path: str = "", *, environ: Mapping[str, str] | None = None) -> Reading:
-    """Return *text* as far as it could be read.
+    """Parse *text*; return its configuration, errors and warnings.
 
-    :raises ConfigError: Its syntax is broken.
+    :raises ConfigError: The syntax is invalid.
     """
     parser: Callable[[str], Any] = tomllib.loads
     if path.lower().endswith((".yaml", ".yml")):
@@ -94,7 +94,7 @@ def read(text: str, path: str = "", *, environ: Mapping[str, str] | None = None)
         config = Table(Config).read(data, "", errors)
     except RecursionError:
         raise ConfigError(path, [("", "is nested too deeply")]) from None
-    if config is None:  # only YAML can be something else than a table
+    if config is None:  # only the top level of YAML can be something other than a table
         config = Config()
     check_across(config, errors, warnings)
     return Reading(config, errors, warnings)

@@ -1,4 +1,7 @@
-"""One entry of a list of middlewares: how it is read, and an app put into it."""
+"""Middlewares in the file: an entry is read, and its middleware is built around an app.
+
+An entry's ``use`` is a name of :data:`USES`, or ``package.module:factory``, which is imported.
+"""
 
 from __future__ import annotations
 
@@ -61,19 +64,19 @@ __all__ = [
 ]
 
 
-# Objects that the file names as ``package.module:name``: other people's middlewares and apps.
+# Imports: objects that the file names as ``package.module:name``.
 
 
 def import_object(name: str) -> Any:
-    """Return the object that *name*, ``package.module:attribute``, stands for.
+    """Import and return the object *name*, ``package.module:attribute``.
 
-    :raises ValueError: The module can not be imported, or has no such attribute; says why.
+    :raises ValueError: The module cannot be imported, or has no such attribute.
     """
     module_name, _, attribute = name.partition(":")
     try:
         found: Any = import_module(module_name)
-    except Exception as error:  # whatever a module does when it is imported is its own
-        raise ValueError(f"{module_name} can not be imported: {_error_text(error)}") from error
+    except Exception as error:  # importing runs arbitrary code, which may raise anything
+        raise ValueError(f"{module_name} cannot be imported: {_error_text(error)}") from error
     for part in attribute.split("."):
         try:
             found = getattr(found, part)
@@ -83,39 +86,39 @@ def import_object(name: str) -> Any:
 
 
 def import_app(name: str) -> WSGIApplication:
-    """Return the WSGI application that *name* stands for.
+    """Import and return the WSGI application *name*.
 
-    :raises ValueError: There is none.
+    :raises ValueError: The object cannot be imported, or is not callable.
     """
     app: WSGIApplication = import_object(name)
     if not callable(app):
-        raise ValueError(f"{name} is not a WSGI application: it can not be called")
+        raise ValueError(f"{name} is not a WSGI application: it is not callable")
     return app
 
 
 def import_function(name: str) -> Any:
-    """Return the function that *name* stands for.
+    """Import and return the function *name*.
 
-    :raises ValueError: There is none.
+    :raises ValueError: The object cannot be imported, or is not callable.
     """
     found = import_object(name)
     if not callable(found):
-        raise ValueError(f"{name} is not a function: it can not be called")
+        raise ValueError(f"{name} is not a function: it is not callable")
     return found
 
 
 def made_by(name: str, app: WSGIApplication, options: dict[str, Any]) -> WSGIApplication:
-    """Return what the factory *name* makes of *app* and *options*.
+    """Return the app that the factory *name* makes of *app* and *options*.
 
-    :raises ValueError: The factory can not be had, fails, or makes nothing that can be called.
+    :raises ValueError: The factory cannot be imported, fails, or returns nothing callable.
     """
     factory = import_app(name)
     try:
         made: WSGIApplication = factory(app, **options)  # type: ignore[call-arg, assignment, arg-type]
-    except Exception as error:  # other people's code, any reason
+    except Exception as error:  # a factory is arbitrary code, which may raise anything
         raise ValueError(f"{name} failed: {_error_text(error)}") from error
     if not callable(made):
-        raise ValueError(f"{name} made no WSGI application, but {type(made).__name__}")
+        raise ValueError(f"{name} returned no WSGI application, but {type(made).__name__}")
     return made
 
 
@@ -131,8 +134,8 @@ class Middleware:
     """One entry of a ``middleware`` list.
 
     :param use: A name of :data:`USES`, or ``package.module:factory``.
-    :param options: An instance of the options of its use; for a factory, a dict; None for an entry
-        that is wrong.
+    :param options: An instance of the options class of its use; for a factory, a dict; None for an
+        invalid entry.
     """
 
     use: str
@@ -147,14 +150,14 @@ class Middleware:
 
     @property
     def verifies(self) -> bool:
-        """Whether it verifies tokens, or may, for all that is known of it."""
+        """Whether it verifies tokens, or may: that of a factory is unknown."""
         return isinstance(self.options, AuthenticatorOptions | dict | None)
 
 
 def wrap(app: App, middleware: Middleware, around: BuildContext) -> App:
-    """Return *app* in *middleware*.
+    """Return *app* wrapped in *middleware*.
 
-    :raises ValueError: Its options do not do, or somebody's factory fails.
+    :raises ValueError: An option is invalid, or the factory fails.
     """
     if ":" in middleware.use:
         return made_by(middleware.use, app, middleware.options)
@@ -183,18 +186,18 @@ class MiddlewareEntry(Kind[Middleware]):
         if use is MISSING:
             return self.blank()
         if not isinstance(use, str):
-            said = (
+            problem = (
                 "is required: the middleware's name"
                 if use is None
                 else f"expected a middleware's name, got {shown(use)}"
             )
-            errors.add(path_of_use, said)
+            errors.add(path_of_use, problem)
             return self.blank()
         if ":" in use:
             factory = self._factory.read(use, path_of_use, errors)
             return Middleware(str(use), None if factory is None else _plain(options))
         if use not in self._tables:
-            near = suggestion(use, list(USES)) or f"; known are {', '.join(USES)}"
+            near = suggestion(use, list(USES)) or f"; known middlewares: {', '.join(USES)}"
             errors.add(path_of_use, f"{shown(use)} is not a middleware{near}")
             return self.blank()
         return Middleware(str(use), self._tables[use].read(options, path, errors))
@@ -219,7 +222,7 @@ class MiddlewareEntry(Kind[Middleware]):
             choices.append(
                 {
                     "title": "package.module:factory",
-                    "description": "Anybody's middleware: factory(app, **options).",
+                    "description": "A custom middleware: factory(app, **options).",
                     "properties": {"use": factory},
                 }
             )
@@ -227,7 +230,7 @@ class MiddlewareEntry(Kind[Middleware]):
 
 
 def _plain(value: Any) -> Any:
-    """Return *value* with nothing in it but the types of the file's format."""
+    """Return *value* converted to the plain types of the file's format."""
     if isinstance(value, str):
         return str(value)
     if isinstance(value, list):
@@ -237,17 +240,17 @@ def _plain(value: Any) -> Any:
     return value
 
 
-# How each middleware that a file can name is made of its options.
+# The middlewares of the package: how each is built from its options.
 
 
 class BuildContext(NamedTuple):
-    """What a middleware is given besides its options.
+    """What building a middleware requires besides its options.
 
-    :ivar store: What the gateway's workers share.
-    :ivar name: What a limiter or breaker is called that has no name; unique in the gateway.
-    :ivar folder: Where relative file names start.
-    :ivar deny_list: The tokens that are denied, for those who ask.
-    :ivar faults: Whether requests may be spoiled on purpose.
+    :ivar store: The store that the gateway's workers share.
+    :ivar name: The name of a limiter or breaker without one; unique in the gateway.
+    :ivar folder: The folder that relative file names refer to.
+    :ivar deny_list: The list of denied tokens.
+    :ivar faults: Whether faults may be injected.
     """
 
     store: Store
@@ -261,10 +264,10 @@ Build: TypeAlias = Callable[[App, Any, BuildContext], App]
 
 
 class Use(NamedTuple):
-    """One middleware that comes with the package.
+    """One middleware of the package.
 
     :ivar options: The dataclass of its options.
-    :ivar build: Makes it; raises ValueError when the options do not do.
+    :ivar build: Builds it; raises ValueError if an option is invalid.
     """
 
     options: type[Any]
@@ -272,9 +275,9 @@ class Use(NamedTuple):
 
 
 def key_named(name: str) -> wsgi.Key:
-    """Return the key function that a file calls *name*.
+    """Return the key function of the key *name* in a file.
 
-    :raises ValueError: There is none; it may be a function that can not be imported.
+    :raises ValueError: *name* is not a known key, and no function that can be imported.
     """
     try:
         return key_of(name)
@@ -296,7 +299,7 @@ def _logger(app: App, options: LoggerOptions, around: BuildContext) -> App:
 
 def _limiter(app: App, options: LimiterOptions, around: BuildContext) -> App:
     arguments = given(options, without=("quota", "key", "only", "exempt"))
-    arguments |= _whom(options)
+    arguments |= _counting_arguments(options)
     for key in ("cost", "plan"):
         if _IS_OBJECT.fullmatch(str(arguments.get(key, ""))):
             arguments[key] = _named_callable(key, arguments[key])
@@ -306,13 +309,13 @@ def _limiter(app: App, options: LimiterOptions, around: BuildContext) -> App:
 
 def _concurrency(app: App, options: ConcurrencyOptions, around: BuildContext) -> App:
     arguments = given(options, without=("limit", "key", "only", "exempt"))
-    arguments |= _whom(options)
+    arguments |= _counting_arguments(options)
     arguments.setdefault("name", around.name)
     return ConcurrencyLimiter(app, options.limit, store=around.store, **arguments)
 
 
-def _whom(options: LimiterOptions | ConcurrencyOptions) -> dict[str, Any]:
-    """Return who is counted, and who is not, as the arguments of either limiter."""
+def _counting_arguments(options: LimiterOptions | ConcurrencyOptions) -> dict[str, Any]:
+    """Return the arguments key, only and exempt of a limiter."""
     arguments: dict[str, Any] = {}
     if options.key is not None:
         names = (options.key,) if isinstance(options.key, str) else options.key
@@ -353,11 +356,11 @@ def _authenticator(app: App, options: AuthenticatorOptions, around: BuildContext
     if options.deny_list:
         arguments["deny_list"] = around.deny_list
     elif "on_store_error" in arguments:
-        raise ValueError("on_store_error: only together with deny_list = true")
+        raise ValueError("on_store_error: requires deny_list = true")
     for kind in ("secret", "public_key"):
         files = getattr(options, f"{kind}_file") or ()
         if files and kind in arguments:
-            raise ValueError(f"{kind} and {kind}_file say the same thing; give one of them")
+            raise ValueError(f"{kind} and {kind}_file are mutually exclusive; give one of them")
         contents = [
             _content(around.folder / file, f"{kind}_file")
             for file in ((files,) if isinstance(files, str) else files)
@@ -371,8 +374,8 @@ def _content(file: Path, key: str) -> str:
     try:
         content = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise ValueError(f"{key}: {file} can not be read: {reason}") from error
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ValueError(f"{key}: {file} cannot be read: {reason}") from error
     if not content:
         raise ValueError(f"{key}: {file} is empty")
     return content
@@ -422,4 +425,4 @@ USES: dict[str, Use] = {
     "request-id": Use(RequestIdOptions, _request_id),
     "shedder": Use(ShedderOptions, _shedder),
 }
-"""Every ``use`` there is, the factories of others aside."""
+"""The middlewares of the package, by ``use``."""

@@ -1,4 +1,4 @@
-"""The registry in the file: who may register, where instances may be, and for how long."""
+"""The ``[registry]`` table of the file, and the registry and its routes built from it."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ __all__ = [
 ]
 
 
-# The doors of the registry, by the names that the file has for them.
+# The compatibility APIs of the registry, by their names in the file.
 
 DOORS = ("eureka", "consul")
-"""The doors that there are."""
+"""The compatibility APIs that ``doors`` may name."""
 
 
 def door_routes(
@@ -48,10 +48,10 @@ def door_routes(
     *,
     query_tokens: bool = False,
 ) -> list[Route[WSGIApplication]]:
-    """Return the routes of the doors *names*, where their clients look for them.
+    """Return the routes of the compatibility APIs *names*, at the paths that their clients use.
 
-    :param places: How many requests may wait for a change, through any of them.
-    :param query_tokens: Whether Consul's clients may present the token in the query.
+    :param places: The slots for requests that wait for a change, shared by all APIs.
+    :param query_tokens: Whether Consul clients may present the token in the query.
     """
     routes: list[Route[WSGIApplication]] = []
     for name in dict.fromkeys(names):
@@ -65,7 +65,7 @@ def door_routes(
 
 
 WAITING_SHARE = 4
-"""Of how many threads one may wait for a change."""
+"""One in so many threads may wait for a change."""
 
 
 def _network(text: str) -> str:
@@ -150,14 +150,16 @@ class RegistryTable:
 def registry_of(settings: RegistryTable | None, store: Store, *, name: str, bind: str) -> Registry:
     """Return the registry of the gateway *name*, not started.
 
-    :param settings: What the file says; without it, it is as if the table were empty.
-    :param bind: Where the gateway listens: no instance can be there.
-    :raises ValueError: The settings contradict each other; says how.
+    :param settings: The table of the file. Default: an empty table.
+    :param bind: The address the gateway listens on, which no instance may have.
+    :raises ValueError: The settings contradict each other; the message names them.
     """
     settings = settings or RegistryTable()
     destinations = Destinations(settings.allowed_networks, own_places(bind))
     asker = None
-    if "consul" in settings.doors:  # whose clients have checks carried out
+    if (
+        "consul" in settings.doors
+    ):  # Consul clients may register checks, which the registry carries out
         verified = TlsPolicy(allowed=destinations.check)
         asker = Prober({VERIFIED: verified, UNVERIFIED: verified._replace(verify=False)})
     return Registry(
@@ -184,11 +186,11 @@ def registry_routes(
     version: str,
     started: float,
 ) -> list[tuple[str, Route[WSGIApplication]]]:
-    """Return the routes of the registry's own paths, and those of its doors.
+    """Return the routes of the registry's API and of its compatibility APIs.
 
-    Each comes with the key of the file that has it there. There are none when they can not be made.
+    Each route comes with the key of the file that configures it. Empty when they cannot be built.
 
-    :param threads: How many requests a process serves at a time; a quarter of them may wait.
+    :param threads: The number of threads per process; a quarter of them may wait for changes.
     """
     access = errors.tried(
         "registry.token",
@@ -222,7 +224,7 @@ def registry_routes(
 
 
 def own_places(bind: str) -> list[tuple[str, int]]:
-    """Return where a gateway listens, as addresses and ports; a name may mean any of them."""
+    """Return the addresses and ports a gateway listens on; a host name counts as every address."""
     host, colon, port = bind.rpartition(":")
     if bind.startswith("unix:") or not colon:
         return []
@@ -233,7 +235,7 @@ def own_places(bind: str) -> list[tuple[str, int]]:
 
 
 def is_loopback(bind: str) -> bool:
-    """Tell whether nobody but this machine reaches what listens at *bind*."""
+    """Return whether *bind* can be reached from this machine only."""
     host = bind.rpartition(":")[0].strip("[]")
     try:
         return bind.startswith("unix:") or host == "localhost" or ip_address(host).is_loopback

@@ -1,4 +1,4 @@
-"""Kinds made of other kinds: lists, maps, alternatives, and tables read into frozen dataclasses."""
+"""Composite kinds: lists, maps, alternatives, and tables as frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ K = TypeVar("K")
 
 
 def setting(kind: Kind[Any], doc: str, **default: Any) -> Any:
-    """Describe one key of a table, as the field of its dataclass.
+    """Return the dataclass field that declares one key of a table.
 
-    :param kind: What it may hold.
-    :param doc: One line for people: the schema's description.
-    :param default: ``default`` or ``default_factory``; a key without either must be given.
+    :param kind: The kind of its value.
+    :param doc: Its description, in the schema, the reference and error messages.
+    :param default: ``default`` or ``default_factory``; a key without either is required.
     """
     return dataclasses.field(metadata={"kind": kind, "doc": doc}, **default)
 
@@ -37,10 +37,10 @@ def table(cls: type[T]) -> type[T]:
 class Table(Kind[T]):
     """A table with known keys, read into a dataclass made by :func:`table`.
 
-    A key that is wrong keeps its default, or is None when there is none, so that the rest of the
-    file can still be checked.
+    An invalid key keeps its default, or is None without a default, so that the rest of the file can
+    still be checked.
 
-    :param one_of: Keys of which one is given, and only one.
+    :param one_of: Keys of which exactly one is required.
     """
 
     expected = "a table"
@@ -81,7 +81,7 @@ class Table(Kind[T]):
         if self._one_of and not known:
             errors.add(path, f"needs {' or '.join(self._one_of)}")
         elif len(known) > 1:
-            errors.add(path, f"{' and '.join(known)} exclude each other; give one of them")
+            errors.add(path, f"{' and '.join(known)} are mutually exclusive; give one of them")
 
     def schema(self, definitions: dict[str, Schema]) -> Schema:
         if self.name not in definitions:
@@ -100,7 +100,7 @@ class Table(Kind[T]):
 
 
 class ListOf(Kind[tuple[T, ...]]):
-    """A list of one kind; from an environment variable, its items separated by commas."""
+    """A list of one kind of items; in an environment variable, commas separate the items."""
 
     def __init__(self, item: Kind[T], *, least: int = 0) -> None:
         self._item = item
@@ -113,7 +113,7 @@ class ListOf(Kind[tuple[T, ...]]):
         if not isinstance(value, list):
             return self._wrong(value, path, errors)
         if len(value) < self._least:
-            errors.add(path, f"expected {self.expected}, got an empty one")
+            errors.add(path, f"expected {self.expected}, got an empty list")
             return None
         items = [self._item.read(item, at(path, n), errors) for n, item in enumerate(value)]
         return tuple(item for item in items if item is not None)
@@ -122,17 +122,17 @@ class ListOf(Kind[tuple[T, ...]]):
         schema: Schema = {"type": "array", "items": self._item.schema(definitions)}
         if self._least:
             schema["minItems"] = self._least
-        if "$ref" in schema["items"]:  # tables can not come from a variable
+        if "$ref" in schema["items"]:  # a table cannot come from a variable
             return schema
         return or_reference(schema)
 
 
 class MapOf(Kind[Mapping[str, T]]):
-    """A table whose keys are its author's own.
+    """A table with arbitrary keys.
 
-    :param item: What each key holds.
-    :param key: What the keys must match.
-    :param called: What the keys are, for errors.
+    :param item: The kind of the values.
+    :param key: A regular expression that the keys must match.
+    :param called: What the keys are, for error messages.
     """
 
     expected = "a table"
@@ -166,10 +166,10 @@ class MapOf(Kind[Mapping[str, T]]):
 
 
 class Either(Kind[T | K], Generic[T, K]):
-    """One kind or another, told apart by the type of the value.
+    """One of two kinds, depending on the value.
 
-    :param first: Asked when *chooses* says so.
-    :param second: Asked otherwise.
+    :param first: The kind of values for which *chooses* returns true.
+    :param second: The kind of all other values.
     """
 
     def __init__(self, chooses: Callable[[object], bool], first: Kind[T], second: Kind[K]) -> None:
@@ -190,14 +190,14 @@ class Either(Kind[T | K], Generic[T, K]):
 def given(
     values: Any, *, only: Sequence[str] | None = None, without: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return what was given of the table *values*, as keyword arguments: what is not None."""
+    """Return the keys of the table *values* that are not None, as keyword arguments."""
     names = [field.name for field in dataclasses.fields(values)] if only is None else only
     found = {name: getattr(values, name) for name in names if name not in without}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def suggestion(word: str, known: list[str]) -> str:
-    """Return `` (did you mean "...")`` for the nearest of *known*, or nothing."""
+    """Return ``; did you mean "..."?`` with the nearest of *known*, or an empty string."""
     plain = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", word).replace("-", "_").lower()
     spelled = {name.replace("-", "_").lower(): name for name in known}
     near = get_close_matches(plain, spelled, n=1, cutoff=0.6)
@@ -205,7 +205,7 @@ def suggestion(word: str, known: list[str]) -> str:
 
 
 def _unknown(key: str, known: list[str]) -> str:
-    return "is not a known key" + (suggestion(key, known) or f"; known are {', '.join(known)}")
+    return "is not a known key" + (suggestion(key, known) or f"; known keys: {', '.join(known)}")
 
 
 def _phrase(sentence: str) -> str:

@@ -1,4 +1,4 @@
-"""Fallbacks, splits, mirrors, faults and maintenance in the file."""
+"""Traffic shaping in the file: fallbacks, splits, mirrors, faults and maintenance."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ class FaultOptions:
 def fallback_rules(fallback: FallbackTable) -> FallbackRules:
     """Return the rules that *fallback* describes.
 
-    :raises ValueError: They are none; says why.
+    :raises ValueError: An option is invalid; the message names it.
     """
     return FallbackRules(**given(fallback, only=("statuses", "reasons", "methods")))
 
@@ -240,7 +240,7 @@ def fallback_rules(fallback: FallbackTable) -> FallbackRules:
 def fault_rules(options: FaultOptions) -> FaultRules:
     """Return the rules that *options* describe.
 
-    :raises ValueError: They contradict each other; says how.
+    :raises ValueError: An option is invalid; the message names it.
     """
     settings: dict[str, Any] = given(
         options, only=("delay", "delay_percent", "abort_status", "abort_percent")
@@ -249,7 +249,7 @@ def fault_rules(options: FaultOptions) -> FaultRules:
 
 
 def check_service(name: object, path: str, services: Collection[str], errors: Errors) -> None:
-    """Add to *errors* that there is no service *name*, if there is none."""
+    """Add an error at *path* unless *name* is one of *services*."""
     known = isinstance(name, str) and name in services
     if not known and name is not None and not errors.under(at("services", str(name))):
         near = suggestion(str(name), list(services))
@@ -259,18 +259,18 @@ def check_service(name: object, path: str, services: Collection[str], errors: Er
 def check_fallback(
     fallback: FallbackTable, path: str, services: Collection[str], errors: Errors
 ) -> None:
-    """Add to *errors* what contradicts itself in *fallback*."""
+    """Add the contradictions in *fallback* to *errors*."""
     if errors.under(path):
         return
     kinds = [
         key for key in ("service", "app", "body", "file") if getattr(fallback, key) is not None
     ]
     if len(kinds) > 1:
-        errors.add(path, f"{' and '.join(kinds)}: one of them answers")
+        errors.add(path, f"{' and '.join(kinds)} are mutually exclusive; give one of them")
     elif not kinds and not fallback.stale:
-        errors.add(path, "needs one of stale, service, app, body and file")
+        errors.add(path, "requires one of stale, service, app, body and file")
     if not {"body", "file"} & set(kinds):
         for key in ("status", "content_type"):
             if getattr(fallback, key) is not None:
-                errors.add(at(path, key), "is for a fixed answer, of body or file")
+                errors.add(at(path, key), "applies to a fixed response only: set body or file")
     check_service(fallback.service, at(path, "service"), services, errors)

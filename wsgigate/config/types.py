@@ -1,8 +1,8 @@
-"""What one value of the file may be: read into Python, or an error in its author's words.
+"""The kinds of values in a file: each validates and converts a value, or adds an error.
 
-Every kind also knows its JSON Schema (draft 2020-12), so that the schema for editors can not say
-something else than the reader. Where a value is not text, text with a reference to an environment
-variable may stand for it.
+Every kind also has its JSON Schema (draft 2020-12), so that the schema for editors always agrees
+with the reader. A value that is not text may also be given as text that refers to an environment
+variable.
 """
 
 from __future__ import annotations
@@ -45,30 +45,30 @@ Schema: TypeAlias = dict[str, Any]
 
 
 def or_reference(schema: Schema) -> Schema:
-    """Return *schema* that also admits text with a reference to an environment variable."""
+    """Return *schema* extended to accept text that refers to an environment variable."""
     reference = {"type": "string", "pattern": r"\$\{[A-Za-z_]", "description": '"${NAME}"'}
     return {"anyOf": [schema, reference]}
 
 
 class Kind(Generic[T]):
-    """One kind of value."""
+    """A kind of value."""
 
     expected = "a value"
-    """What an error says the value should have been."""
+    """The expected value, for error messages."""
 
     def read(self, value: object, path: str, errors: Errors) -> T | None:
-        """Return *value* as Python wants it, or None when it is wrong and *errors* say so."""
+        """Return *value* converted to Python; add to *errors* and return None if it is invalid."""
         return self.blank() if value is MISSING else self._read(value, path, errors)
 
     def blank(self) -> T | None:
-        """Return what stands for a wrong value, where a list must keep its count."""
+        """Return the placeholder for an invalid value, so that the positions in a list stay."""
         return None
 
     def _read(self, value: object, path: str, errors: Errors) -> T | None:
         raise NotImplementedError
 
     def schema(self, definitions: dict[str, Schema]) -> Schema:
-        """Return the JSON Schema; shapes used in several places go to *definitions*."""
+        """Return the JSON Schema; shared shapes are added to *definitions*."""
         raise NotImplementedError
 
     def _wrong(self, value: object, path: str, errors: Errors) -> T | None:
@@ -77,10 +77,10 @@ class Kind(Generic[T]):
 
 
 class Text(Kind[str]):
-    """Text of one line or many.
+    """Text of one or more lines.
 
-    :param expected: What it is, with an example.
-    :param pattern: What all of it must match.
+    :param expected: A description with an example, for error messages.
+    :param pattern: A regular expression that the whole text must match.
     """
 
     def __init__(self, expected: str = "text", *, pattern: str = "") -> None:
@@ -99,7 +99,7 @@ class Text(Kind[str]):
 
 
 class Secret(Kind[str]):
-    """Text that no error, log or listing may show."""
+    """Text that errors, logs and listings must not show."""
 
     expected = "text (a secret)"
 
@@ -118,7 +118,7 @@ class Secret(Kind[str]):
 
 
 class Number(Kind[float]):
-    """A number, whole or not."""
+    """A number, integer or not."""
 
     def __init__(self, minimum: float, maximum: float | None = None) -> None:
         self._minimum = minimum
@@ -189,7 +189,7 @@ class Scalar(Kind[str | int | float | bool]):
 
 
 class Choice(Kind[str]):
-    """One of a few words."""
+    """One of several fixed words."""
 
     def __init__(self, *words: str) -> None:
         self._words = words
@@ -206,7 +206,7 @@ class Choice(Kind[str]):
 
 
 class _Amount(Kind[T]):
-    """A number, or text of a number and a unit."""
+    """A number, or text with a number and a unit."""
 
     _pattern = ""
 
@@ -229,7 +229,7 @@ class _Amount(Kind[T]):
 class Duration(_Amount[float]):
     """A length of time; a bare number is seconds.
 
-    :param zero: Whether it may be none at all.
+    :param zero: Whether 0 is allowed.
     """
 
     expected = 'a duration such as "30s"'
@@ -241,7 +241,7 @@ class Duration(_Amount[float]):
     def _read_amount(self, value: Any) -> float:
         seconds = parse_duration(value)
         if not (seconds or self._zero):
-            raise ValueError("a duration is more than nothing")
+            raise ValueError("a duration must be greater than 0")
         return seconds
 
 
@@ -275,15 +275,15 @@ def _parsed(value: object, number: Callable[[str], float]) -> object:
     return value
 
 
-# Kinds of text that somebody else already knows how to read: quotas, addresses, paths.
+# Kinds of text that functions of other modules parse: quotas, addresses, paths.
 
 
 class Checked(Kind[T]):
-    """Text that a function reads.
+    """Text that a function parses.
 
-    :param make: Makes the value of the text; raises ValueError when it can not.
-    :param expected: What it is, with an example.
-    :param reason: Whether the ValueError says it better than "expected this, got that".
+    :param make: Returns the value of the text, or raises ValueError.
+    :param expected: A description with an example, for error messages.
+    :param reason: Report the message of the ValueError instead of "expected ..., got ...".
     """
 
     def __init__(
@@ -311,7 +311,7 @@ class Checked(Kind[T]):
 
 
 class QuotaText(Checked[Quota]):
-    """How many requests in how much time."""
+    """A quota: requests per period."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -323,7 +323,7 @@ class QuotaText(Checked[Quota]):
 
 
 class QuotasText(Checked["Quota | tuple[Quota, ...]"]):
-    """One quota, or several with ``;`` between them."""
+    """One quota, or several separated by ``;``."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -359,7 +359,7 @@ class PathPattern(Checked[str]):
 
 
 class ImportPath(Checked[str]):
-    """An object of a Python module, which is imported when the gateway is built."""
+    """The name of an object in a Python module, imported when the gateway is built."""
 
     def __init__(self, what: str) -> None:
         super().__init__(_import_path, f'{what} such as "package.module:name"', pattern=":")
