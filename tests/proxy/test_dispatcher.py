@@ -78,6 +78,20 @@ def test_some_methods_are_never_dispatched(method: str) -> None:
     assert dispatcher(fallback=app("old")).open("/api", method=method).status_code == 405
 
 
+@pytest.mark.parametrize(
+    ("method", "served_by"), [("post", "api"), ("Get", "api"), ("delete", "old"), ("trace", None)]
+)
+def test_a_method_in_small_letters_reaches_the_route_of_the_method(
+    method: str, served_by: str | None
+) -> None:
+    """Flask and Django serve it as the method in capitals: the route's checks must see it."""
+    given = {"REQUEST_METHOD": method}
+    answer = dispatcher(fallback=app("old")).get("/api", environ_overrides=given)
+    assert answer.headers.get("X-App") == served_by
+    found = Dispatcher(ROUTES).find(EnvironBuilder("/api", environ_overrides=given).get_environ())
+    assert isinstance(found, Match) is (served_by == "api")
+
+
 def test_options_of_the_server_itself_are_answered_here() -> None:
     """F14"""
     environ = {"PATH_INFO": "*", "RAW_URI": "*", "REQUEST_URI": "*"}

@@ -30,6 +30,11 @@ __all__ = ["Dispatcher"]
 _ROUTED_BY = "wsgigate.routed_by"
 _EVERY = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 
+# Methods are case-sensitive (RFC 9110 section 9.1), but Flask and Django serve "post" as POST, and
+# granian and werkzeug hand it on. A route limited to POST must match it: otherwise it would reach
+# the fallback, without the middlewares of the route.
+_USUAL = frozenset(_EVERY.split(", "))
+
 
 @checked
 class Dispatcher:
@@ -78,6 +83,8 @@ class Dispatcher:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         method = environ["REQUEST_METHOD"]
+        if method not in _USUAL:
+            method = method.upper()
         if method in NEVER:
             return self._no_method(environ, start_response)
         for key in self._identity:
@@ -126,7 +133,7 @@ class Dispatcher:
         :raises BadTarget: Its target has no single meaning.
         """
         target = any_target_of(environ)
-        method = environ["REQUEST_METHOD"]
+        method = environ["REQUEST_METHOD"].upper()
         found = self._router.match(target.host, target.path, method)
         if isinstance(target, OddTarget):
             found = self._odd(environ, target, method, found)
