@@ -21,6 +21,7 @@ __all__ = ["PathPatterns"]
 _SLASHES = re.compile(r"//+")
 _PARAMETERS = re.compile(r";[^/]*")
 _ODD = re.compile(r"[;\\]|/\.|%2[fF]")
+_DOTTED_I = {0x130: "i", 0x131: "i"}  # to re.IGNORECASE they are an i, to str.casefold not
 _VARIABLE = re.compile(r"\*|\{[A-Za-z_][A-Za-z0-9_]*\}")
 
 
@@ -86,12 +87,14 @@ class PathPatterns:
 
     def _normal(self, path: str) -> str:
         path = path.rstrip("/")
+        if path[:1] != "/":  # werkzeug's server passes "POST login", and Flask serves it as /login
+            path = "/" + path if path else path
         if "//" in path:
             path = _SLASHES.sub("/", path)
         if self._ignore_case:
             if not path.isascii():
                 path = path.encode("latin-1", "replace").decode("utf-8", "replace")
-            path = path.casefold()
+            path = path.translate(_DOTTED_I).casefold()
         return path
 
     def _look(self, path: str) -> str | None:
