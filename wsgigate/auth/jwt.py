@@ -57,6 +57,7 @@ _ACTIONS = dict.fromkeys(
     (
         *("passwordreset", "resetpassword", "emailverification", "verifyemail"),
         *("emailconfirmation", "confirmemail", "activation"),
+        *("resetcredentials", "executeactions", "updateemail", "idpverifyaccountviaemail"),
     ),
     "action",
 )
@@ -66,6 +67,7 @@ _KIND_OF_MARK = {
     "refresh": "refresh",
     "rt": "refresh",
     "id": "id",
+    "serializedid": "id",
     "logout": "logout",
     "backchannellogout": "logout",
     "secevent": "event",
@@ -94,6 +96,9 @@ _MARKS = {
 """The claims in which issuers mark a token, with the marks that are understood."""
 
 _URN = "urn:ietf:params:oauth:token-type:"  # RFC 8693 section 3
+
+_LOGOUT_EVENT = "http://schemas.openid.net/event/backchannel-logout"
+"""Marks logout tokens of issuers that leave ``typ`` out (OpenID Back-Channel Logout 1.0, 2.4)."""
 
 _SEPARATORS = str.maketrans("", "", "-_+ .")
 
@@ -207,6 +212,10 @@ class ClaimRules:
                 kind = known.get(_mark(mark))
                 if kind is not None and kind not in self.also_accept:
                     raise TokenRejected(f"no access token: {name} is {shown(mark)}")
+        events = claims.get("events")
+        is_logout = isinstance(events, dict) and _LOGOUT_EVENT in events
+        if is_logout and "logout" not in self.also_accept:
+            raise TokenRejected("no access token: events holds a logout")
         for name, allowed in self.required_claims.items():
             if name not in claims:
                 raise TokenRejected(f"no {name}")
