@@ -99,7 +99,7 @@ def test_in_memory_there_is_one_process(run: Run) -> None:
         ((), {}, "REGISTRY_TOKEN: is missing"),
         ((), {"REGISTRY_TOKEN": ""}, "REGISTRY_TOKEN: is missing"),
         ((), {"REGISTRY_TOKEN": "short"}, "REGISTRY_TOKEN: the token is 16 to 1024"),
-        (("--open", "--bind", "0.0.0.0:3004"), {}, "--open: is for a gateway that listens on"),
+        (("--open", "--bind", "0.0.0.0:3004"), {}, "--open: requires a gateway that listens on"),
         (("--open", "--bind", "nowhere"), {}, "--bind: expected an address"),
         (("--open", "--allow", "10.0.0.1/8"), {}, "--allow: "),
         (("--open", "--allow", "unix"), {}, "--allow: "),

@@ -304,7 +304,7 @@ def test_a_breaker_stands_where_the_file_puts_it(site: ModuleType) -> None:
         (
             "[services.a]\ninstances = ['https://a']\ntls = { ca = 'nowhere.pem' }",
             "services.a.tls.ca",
-            "there is no ",
+            "does not exist",
         ),
         (
             ORDERS + "[[routes]]\npath = '/a'\nservice = 'orders'\n"
