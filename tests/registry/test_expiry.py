@@ -140,7 +140,7 @@ def test_when_most_fall_silent_most_are_kept(
     assert told[0] == "00 of users is unhealthy: no heartbeat for 31 s"
     assert told[20:] == [
         "20 more instances are unhealthy: no heartbeat",
-        "40 of 40 instances are silent: most are kept, as it may be the network's fault",
+        "Self-preservation active: 40 of 40 instances are silent, most of them are kept",
     ]
     fleet.run(30)
     assert len(fleet.seen()) == 34  # 15 % a minute
@@ -417,7 +417,7 @@ def test_the_log_tells_what_comes_and_goes_once_of_all_workers(
     assert [(level, text.partition(" at ")[0]) for level, text in told] == [
         ("INFO", "a of users registered"),
         ("INFO", "b of users registered"),
-        ("INFO", "This worker looks after the leases of the registry for all"),
+        ("INFO", "This worker expires the leases of the registry for all workers"),
         ("WARNING", "a of users is unhealthy: no heartbeat for 31 s"),
         ("INFO", "a of users sends heartbeats again, after 35 s of silence"),
         ("INFO", "a of users is now DRAINING"),

@@ -1,4 +1,4 @@
-"""The registry: services say where they are, and others ask."""
+"""The service registry: instances register, send heartbeats and are discovered."""
 
 from __future__ import annotations
 
@@ -36,30 +36,31 @@ __all__ = ["Full", "Invalid", "Listing", "Refused", "Registry"]
 LOG = logging.getLogger("wsgigate.registry")
 
 LONGEST_WAIT = 25.0
-"""Seconds that anybody may wait for a change."""
+"""The most seconds that a request waits for a change."""
 
 
 class Refused(Invalid):
-    """An instance is somewhere where none may be."""
+    """The address of an instance is not allowed, or cannot be resolved."""
 
 
 class Registry:
-    """Who is there: kept in a store, so that all workers know, and those that come after them.
+    """A service registry in a store, which all workers share and which survives restarts.
 
-    Nothing is opened or started by the constructor. :meth:`start` is called by every worker for
-    itself, after the fork; without it no lease ends.
+    The constructor opens and starts nothing. Every worker calls :meth:`start` for itself, after
+    the fork; without it no lease expires.
 
-    :param store: What the workers share.
-    :param rules: How long an instance is believed.
-    :param destinations: Where instances may be.
-    :param most_services: How many services there may be.
-    :param most_instances: How many instances all services together may have.
-    :param most_of_one: How many instances one service may have.
-    :param prefix: What the keys in the store begin with.
-    :param asker: Carries out checks that instances are registered with; without it they are
-        refused. It is to connect where *destinations* allow alone.
-    :ivar guard: Counts wrong tokens, for all that is served of it.
-    :raises ValueError: One of the bounds is out of its range; says which.
+    :param store: The store that the workers share.
+    :param rules: The lease times and the limits of self-preservation.
+    :param destinations: The addresses that instances may have. Default: loopback and private
+        networks.
+    :param most_services: The largest number of services, up to 1000.
+    :param most_instances: The largest number of instances of all services together, up to 1000000.
+    :param most_of_one: The largest number of instances of one service, up to 500.
+    :param prefix: The prefix of the keys in the store.
+    :param asker: Carries out the HTTP and TCP checks of instances; without it, registrations with
+        such checks are rejected. It must connect only to what *destinations* allows.
+    :ivar guard: Counts wrong tokens, for all APIs of this registry.
+    :raises ValueError: A bound is out of range; the message names it.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Registry:
         self._store = store
         self._keys = Keys(prefix)
         self._index = Index(store, self._keys, most_services, most_of_one, most_instances)
-        # what is written of an instance changes seldom, and is read at each heartbeat
+        # parsed at each heartbeat, but rarely changed
         self._entry_of = lru_cache(maxsize=most_instances)(Registered.from_body)
         self._reader = Reader(store, self._keys, rules, most_services, self._entry_of)
         self._change_log = ChangeLog(LOG)
@@ -98,7 +99,7 @@ class Registry:
         self.guard = TokenGuard(store, prefix=prefix)
 
     def start(self) -> None:
-        """Have the leases looked after in this process, or by it for all."""
+        """Start the background threads of this process: lease expiry and checks."""
         self._sweeper.start()
         if self._checks is not None:
             self._checks.start()
@@ -110,25 +111,25 @@ class Registry:
         self._sweeper.stop()
 
     def stopping(self) -> None:
-        """Have nobody wait for a change any more: the process is about to end."""
+        """End all waits for a change, and start no more: the process is about to exit."""
         self._waiting.end()
 
     def register(self, entry: Registered) -> Registered:
-        """Register *entry*, or renew it and replace what was known of it.
+        """Register *entry*, or replace an existing entry and renew its lease.
 
-        :returns: The entry as it is kept. What was there with the same members keeps the moment of
-            its registration.
-        :raises Invalid: It has a name, an id or a host that none may have.
-        :raises Refused: It may not be where it is, or nobody can say where that is.
-        :raises Full: There are too many.
-        :raises StoreError: The store failed: it may be registered or not.
+        :returns: The entry as it is stored. An entry that existed with the same members keeps the
+            time of its registration.
+        :raises Invalid: A name, an id or a host is malformed, or a check is not allowed.
+        :raises Refused: The address is not allowed, or the host name cannot be resolved.
+        :raises Full: A bound of the registry is reached.
+        :raises StoreError: The store failed; the instance may be registered or not.
         """
         service, instance_id = check_service(entry.service), check_id(entry.instance_id)
         host = check_host(entry.host)
         self._check_destination(host, entry.port)
         for check in entry.checks:
             if self._checks is None:
-                raise Invalid("check", "one by HTTP or TCP: this registry carries out none")
+                raise Invalid("check", "not by HTTP or TCP: this registry carries out no checks")
             parts = urlsplit(check.url)
             self._check_destination(parts.hostname or "", parts.port or 80, "check")
         key = self._keys.instance(service, instance_id)
@@ -163,9 +164,9 @@ class Registry:
         return done.entry
 
     def deregister(self, service: str, instance_id: str) -> bool:
-        """Remove an instance; return whether it was there.
+        """Remove an instance; return whether it existed.
 
-        :raises StoreError: The store failed: it may be removed or not.
+        :raises StoreError: The store failed; the instance may be removed or not.
         """
 
         def change(old: bytes | None, now: float) -> tuple[bytes | None, float, bool]:
@@ -187,10 +188,10 @@ class Registry:
     def heartbeat(
         self, service: str, instance_id: str, status: Status | None = None
     ) -> Registered | None:
-        """Take note that an instance is there; return it, None when it has to register first.
+        """Renew the lease of an instance; return its entry, ``None`` if it is not registered.
 
-        :param status: What it says of itself from now on; as before unless given.
-        :raises StoreError: The store failed, and it may count as silent.
+        :param status: The new status of the instance. Default: unchanged.
+        :raises StoreError: The store failed; the heartbeat may be lost.
         """
 
         def change(
@@ -221,7 +222,7 @@ class Registry:
             entry = self._entry_of(raw[8:]).heard(moment(raw))
         except ValueError:
             return None
-        if silence > entry.unhealthy_after(self.rules):  # or it says something new of itself
+        if silence > entry.unhealthy_after(self.rules):  # infinite if the status has changed
             self._index.publish(service, instance_id, action)
             self._waiting.tell(service)
             if silence < float("inf"):
@@ -239,11 +240,11 @@ class Registry:
     def report(
         self, service: str, instance_id: str, check: Check, status: str, output: str
     ) -> Registered | None:
-        """Take note of what a check of an instance has found; return the instance, if it is there.
+        """Store the result of a check of an instance; return its entry, ``None`` without one.
 
-        It is a heartbeat as well, except of an instance that is to send its own.
+        A result also renews the lease, except that of an instance that sends its own heartbeats.
 
-        :param check: The check as it was carried out; the result of one that was replaced
+        :param check: The check as it was carried out. The result of a check that was replaced
             meanwhile is dropped.
         :raises StoreError: The store failed; the result is lost.
         """
@@ -294,14 +295,14 @@ class Registry:
         version: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Listing:
-        """Return the instances of *service* that are all that is asked for; of none, none.
+        """Return the instances of *service* that match all filters.
 
-        While the store fails, they are those that were known last.
+        While the store fails, the listing is the one that this worker read last.
 
-        :param only_healthy: Those that say they are UP and were heard of lately.
-        :param tags: All of which they have.
-        :param metadata: Members of their metadata, each as text.
-        :raises StoreError: The store fails, and nothing is known.
+        :param only_healthy: Only instances with status UP whose lease has not expired.
+        :param tags: Only instances that have all of these tags.
+        :param metadata: Only instances with these members in their metadata, compared as text.
+        :raises StoreError: The store failed, and this worker has not read the service before.
         """
         if not _are_names(service):
             return Listing((), 0, 0.0)
@@ -327,9 +328,9 @@ class Registry:
         return listing if entries is listing.instances else replace(listing, instances=entries)
 
     def listings(self) -> dict[str, Listing]:
-        """Return the instances of every service that has any, by its name.
+        """Return the listing of every service that has instances, by its name.
 
-        :raises StoreError: The store fails, and nothing is known.
+        :raises StoreError: The store failed, and this worker has read nothing before.
         """
         found = {name: self._listing(name) for name in self._reader.names()}
         return {name: listing for name, listing in found.items() if listing.instances}
@@ -337,7 +338,7 @@ class Registry:
     def names(self) -> tuple[str, ...]:
         """Return the names of the services, sorted.
 
-        :raises StoreError: The store fails, and nothing is known.
+        :raises StoreError: The store failed, and this worker has read nothing before.
         """
         return self._reader.names()
 
@@ -347,11 +348,11 @@ class Registry:
 
     @property
     def changes(self) -> Changes:
-        """What has changed of late."""
+        """The change log."""
         return self._index.log
 
     def known(self) -> dict[str, tuple[Registered, ...]]:
-        """Return the instances that this worker has read, by service, without asking the store."""
+        """Return the instances that this worker has read, by service, without a store access."""
         checks = self._checks
         found = self._reader.known()
         if checks is None:
@@ -359,9 +360,11 @@ class Registry:
         return {name: checks.overlaid(entries) for name, entries in found.items()}
 
     def version(self, service: str | None = None) -> int:
-        """Return what changes when what is discovered of *service* does, or of any for None.
+        """Return the version of *service*, or with ``None`` of all services together.
 
-        :raises StoreError: The store fails.
+        It changes with every change except a mere heartbeat.
+
+        :raises StoreError: The store failed.
         """
         if service is None:
             return version_in(self._store.get(self._keys.total)[0])
@@ -370,16 +373,16 @@ class Registry:
         return version_in(self._store.get(self._keys.service(service))[0])
 
     def wait(self, service: str | None, version: int, timeout: float) -> int:
-        """Return the version of *service* as soon as it is not *version*, or after a while.
+        """Return the version of *service* as soon as it is not *version*, or after *timeout*.
 
-        :param timeout: For how many seconds; 25 at most.
+        :param timeout: Seconds to wait, at most 25.
         """
         if service is not None and not _are_names(service):
             return 0
         return self._waiting.wait(service, version, min(max(timeout, 0.0), LONGEST_WAIT))
 
     def _log(self, message: str, instance_id: str, service: str, *args: object) -> None:
-        """Log what became of an instance. Its names and its host were checked: no line ends."""
+        """Log an event of an instance. Its names and host were validated: no line breaks."""
         subject = f"{service}/{instance_id}"
         self._change_log.log(logging.INFO, subject, message, instance_id, service, *args)
 
@@ -389,14 +392,15 @@ class Registry:
         except Forbidden as error:
             raise Refused(field, str(error)) from None
         except OSError:
-            raise Refused(field, "a name whose address nobody can tell") from None
+            raise Refused(field, "a name that cannot be resolved") from None
 
 
 class _Put(NamedTuple):
-    """What became of a registration.
+    """The outcome of a registration.
 
-    :ivar changed: Whether another one is discovered than before.
-    :ivar action: What is written down of it, None when it is as it was.
+    :ivar entry: The entry as it is stored.
+    :ivar changed: Whether discovery returns something else than before.
+    :ivar action: The action for the change log, ``None`` if the entry is unchanged.
     """
 
     entry: Registered
@@ -412,7 +416,7 @@ def _checks_in(raw: bytes) -> tuple[Check, ...]:
 
 
 def _kept_since(raw: bytes, new: Registered) -> Registered | None:
-    """Return *new* as registered when *raw* was, None when it is not the same otherwise."""
+    """Return *new* with the registration time of *raw*; ``None`` if other members differ."""
     try:
         before = Registered.from_bytes(raw)
     except ValueError:
@@ -422,7 +426,7 @@ def _kept_since(raw: bytes, new: Registered) -> Registered | None:
 
 
 def _are_names(service: str, instance_id: str = "0") -> bool:
-    """Tell whether there can be such an instance: no other text may become part of a key."""
+    """Return whether the names are well-formed: no other text may become part of a key."""
     try:
         check_service(service)
         check_id(instance_id)

@@ -1,4 +1,4 @@
-"""The registry over HTTP: register, send heartbeats, leave; and ask who is there."""
+"""The registry's HTTP API: register, send heartbeats, deregister, discover."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ from wsgigate.units import iso_time, parse_duration
 __all__ = ["INDEX", "LARGEST", "Picker", "Query", "RegistryApi", "instance_document", "parse_query"]
 
 
-# One of several instances, for those who ask the registry for a single one.
+# Choosing one instance.
 
 MOST = 1_000
-"""Of how many services it is known whose turn it is."""
+"""The largest number of services whose round-robin position is kept."""
 
 
 class Picker:
-    """Chooses instances in turns, by chance in proportion to their weights, or always the first.
+    """Picks an instance: round-robin, at random in proportion to the weights, or the first.
 
-    The turns are those of this process. Each begins somewhere else, so that workers do not march in
-    step; requests at the very same moment may get the same one.
+    Each process has its own round-robin position, which starts at a random instance, so that
+    workers do not pick in step. Concurrent requests may get the same instance.
 
-    :param random: Gives numbers in [0, 1).
+    :param random: Returns numbers in [0, 1).
     """
 
     def __init__(self, random: Callable[[], float]) -> None:
@@ -58,7 +58,7 @@ class Picker:
         self._turns: dict[str, int] = {}
 
     def of(self, service: str, strategy: str, usable: Sequence[Registered]) -> Registered:
-        """Return one of *usable*, which are at least one and have weights above 0.
+        """Return one of *usable*, at least one instance, all with weights above 0.
 
         :param strategy: ``round-robin``, ``random`` or ``first``.
         """
@@ -76,19 +76,19 @@ class Picker:
         return usable[turn % len(usable)]
 
 
-# What a query asks the registry for.
+# Queries.
 
 _MOST_FIELDS = 32
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked for.
+    """A parsed query string.
 
-    :ivar filters: The keywords of ``Registry.discover``.
-    :ivar wait: For how many seconds to wait for a change.
-    :ivar index: The version that whoever asks has seen, None when it has seen none.
-    :ivar strategy: How one of the instances is chosen.
+    :ivar filters: The keyword arguments of :meth:`.Registry.discover`.
+    :ivar wait: Seconds to wait for a change.
+    :ivar index: The version that the client has seen, ``None`` if it sent none.
+    :ivar strategy: How one of the instances is picked.
     """
 
     filters: Mapping[str, Any]
@@ -98,10 +98,10 @@ class Query:
 
 
 def parse_query(text: str, only_healthy: bool = True) -> Query:
-    """Return what the query *text* asks for.
+    """Parse the query string *text*.
 
-    :param only_healthy: Whether unhealthy instances are left out unless it is said.
-    :raises Invalid: It has a field that there is not, twice what can be once, or a wrong value.
+    :param only_healthy: The default of ``onlyHealthy``.
+    :raises Invalid: A field is unknown, given twice, or has an invalid value.
     """
     filters: dict[str, Any] = {"only_healthy": only_healthy}
     rest: dict[str, Any] = {}
@@ -154,7 +154,7 @@ def _wait(text: str) -> float:
 
 def _index(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 19):
-        raise Invalid("index", "what X-Registry-Index has said") from None
+        raise Invalid("index", "the value of X-Registry-Index in an earlier response") from None
     return int(text)
 
 
@@ -177,7 +177,7 @@ _FILTERS: dict[str, tuple[str, Callable[[str], Any]]] = {
 _REST: dict[str, Callable[[str], Any]] = {"wait": _wait, "index": _index, "strategy": _strategy}
 
 LARGEST = 32 * 1024
-"""Bytes that a registration may have."""
+"""The largest body of a request, in bytes."""
 
 Reply: TypeAlias = Answer | Problem
 
@@ -189,20 +189,20 @@ _NOBODY = Problem(404, "No healthy instances found!")
 
 
 class RegistryApi:
-    """A WSGI application over a :class:`.Registry`.
+    """The HTTP API of a :class:`.Registry`, as a WSGI application.
 
-    :param registry: What it is about.
-    :param access: Who may change and read it.
-    :param prefix: The path that it is below, such as ``/_registry``.
-    :param name: What it is called in ``/health``.
-    :param version: Its version there.
-    :param waiting: How many requests may wait for a change at a time; more are answered at once.
-        Doors to the same registry may share them.
-    :param started: Since when it serves, in Unix time; from now on unless given.
-    :param now: Tells the Unix time.
-    :param random: Gives numbers in [0, 1).
-    :param refuse: Turns a problem into the app that answers it.
-    :raises ValueError: *prefix* is no path, or *waiting* is negative.
+    :param registry: The registry.
+    :param access: Authenticates and authorizes clients.
+    :param prefix: The path prefix, such as ``/_registry``. Default: none.
+    :param name: The name of the registry in ``/health``.
+    :param version: Its version in ``/health``.
+    :param waiting: The largest number of requests that wait for a change at a time; further ones
+        are answered at once. Compatibility APIs of the same registry may share the slots.
+    :param started: Since when the registry serves, in Unix time. Default: now.
+    :param now: Returns the Unix time.
+    :param random: Returns numbers in [0, 1).
+    :param refuse: Turns a problem into the app that sends it.
+    :raises ValueError: *prefix* is not a path, or *waiting* is negative.
     """
 
     def __init__(
@@ -220,7 +220,7 @@ class RegistryApi:
         refuse: Refuse = answer_with,
     ) -> None:
         if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
-            raise ValueError(f'prefix is "" or a path such as "/_registry", got {prefix!r}')
+            raise ValueError(f'prefix must be "" or a path such as "/_registry", got {prefix!r}')
         self._registry = registry
         self._access = access
         access.guard_by(registry.guard)
@@ -235,7 +235,7 @@ class RegistryApi:
         self._networks = (NETWORKS, ", ".join(registry.destinations.allowed_networks))
         self._router = Router(self._routes(prefix))
         self.listing = listing(self._router.routes)
-        """What it answers, for people: ``POST /register`` and so on."""
+        """The endpoints, for people: ``POST /register`` and so on."""
 
     def _routes(self, prefix: str) -> list[Route[Endpoint]]:
         one = "{service}/{instance}"
@@ -294,7 +294,7 @@ class RegistryApi:
     def _register(self, environ: WSGIEnvironment) -> Answer:
         caller = self._access.writer(environ)
         document = json_body(environ, LARGEST)
-        if document.get("serviceName"):  # else it is told that it is missing
+        if document.get("serviceName"):  # without one, parse() reports that it is missing
             self._access.check_caller(caller, document["serviceName"])
         entry = self._registry.register(parse(document))
         told = {
@@ -324,7 +324,7 @@ class RegistryApi:
         self._access.check_write(environ, service)
         status = _status_of(json_body(environ, LARGEST))
         if status is None:
-            raise Invalid("status", f"is missing: one of {', '.join(Status)}")
+            raise Invalid("status", f"required: one of {', '.join(Status)}")
         entry = self._registry.heartbeat(service, instance, status)
         if entry is None:
             return _ABSENT
@@ -400,7 +400,7 @@ class RegistryApi:
         )
 
     def _await(self, service: str | None, query: Query) -> None:
-        """Wait for another version than the one that whoever asks has, if it wants to."""
+        """Wait for another version than the client's, if the query has ``wait`` and ``index``."""
         if query.wait and query.index is not None and self._places.take():
             try:
                 self._registry.wait(service, query.index, query.wait)

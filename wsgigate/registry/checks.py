@@ -1,13 +1,14 @@
-"""Carries out the checks of instances that were registered with one: one worker for all.
+"""Checks that instances are registered with: one worker carries them out for all.
 
-Every worker runs a thread, of which one holds the lease ``checks`` and asks. Its results are
-heartbeats: an instance with such a check stays registered for as long as it is checked, whether it
-passes or not.
+Every worker runs a thread, and the one that holds the lease ``checks`` sends the probes. Each
+result also renews the lease of the instance: an instance with such a check stays registered as
+long as it is checked, whether it passes or not.
 
-While the store fails there is no lease and no result to share, so each worker checks the instances
-that it knows for itself, and its own verdicts hold in what it discovers. When the store answers
-again, the worker that leads writes its verdicts at once; the others keep theirs for a moment, so
-that an old verdict from the store does not put a dead instance back.
+While the store fails there is no lease and no shared result, so each worker checks the instances
+that it has read, and its own verdicts apply to what it returns from discovery. When the store
+answers again, the leader writes its verdicts at once; the other workers keep theirs for
+:data:`HANDED_BACK` seconds, so that an old verdict in the store does not bring a dead instance back
+into rotation.
 """
 
 from __future__ import annotations
@@ -36,42 +37,42 @@ __all__ = ["Checked", "RegistryChecks", "UNVERIFIED", "VERIFIED"]
 LOG = logging.getLogger("wsgigate.registry")
 
 VERIFIED, UNVERIFIED = "verified", "unverified"
-"""What the asker is told in the place of a service: whether certificates are verified."""
+"""Passed to the probe runner in place of a service name: whether certificates are verified."""
 
 ROUND = 0.5
 """Seconds between two rounds."""
 
 REFRESH = 1.0
-"""Seconds after which the lease is renewed, and it is seen whether there are other checks."""
+"""Seconds after which the lease is renewed, and changed registrations are read."""
 
 HANDED_BACK = 3.0
-"""Seconds after an outage of the store for which a worker's own verdicts still hold."""
+"""Seconds after a store outage for which a worker's own verdicts still apply."""
 
 LATE = 10.0
-"""Seconds beyond its timeout after which a check that never ended is given up."""
+"""Seconds beyond its timeout after which a check that has not ended is abandoned."""
 
 SURE, NEW, HUNG = 0, 1, 2
 
 Name = tuple[str, str, str]
-"""A service, an instance and a check."""
+"""The names of a service, an instance and a check."""
 
 
 class Checked(Protocol):
-    """What is wanted of a registry."""
+    """The methods of a registry that :class:`RegistryChecks` uses."""
 
     def services(self) -> dict[str, tuple[Registered, ...]]:
         """Return the instances of every service."""
 
     def known(self) -> dict[str, tuple[Registered, ...]]:
-        """Return those that this worker has read, without asking the store."""
+        """Return the instances that this worker has read, without a store access."""
 
     def version(self, service: str | None = None) -> int:
-        """Return what changes when any of them does."""
+        """Return the version, which changes when an instance does."""
 
     def report(
         self, service: str, instance_id: str, check: Check, status: str, output: str
     ) -> Registered | None:
-        """Take note of what a check has found."""
+        """Store the result of a check."""
 
     def deregister(self, service: str, instance_id: str) -> bool:
         """Remove an instance."""
@@ -83,16 +84,16 @@ class _Target(NamedTuple):
 
 
 class RegistryChecks:
-    """Carries out checks.
+    """Carries out the checks of registered instances.
 
-    :param registry: Whose checks they are.
-    :param store: Where the workers meet.
-    :param key: The lease of the worker that checks.
-    :param asker: Asks; the addresses it may connect to are its own business.
-    :param most: How many checks are under way at most, 4 or more; half as many that timed out the
-        last time, three quarters of those and of new ones. Others wait for their turn.
-    :param clock: Seconds of a clock that never steps back.
-    :param random: Gives numbers in [0, 1).
+    :param registry: The registry.
+    :param store: The store that the workers share.
+    :param key: The key of the lease of the worker that checks.
+    :param asker: Sends the probes; it decides which addresses it may connect to.
+    :param most: The largest number of checks in flight, 4 or more. At most half of them are checks
+        that timed out the last time, and at most three quarters those and new ones; others wait.
+    :param clock: Returns monotonic seconds.
+    :param random: Returns numbers in [0, 1).
     """
 
     def __init__(
@@ -113,7 +114,9 @@ class RegistryChecks:
         self._random = random
         self._store = store
         self._lease = LeaderLease(store, key)
-        self._trouble = Trouble(LOG, "The store answers again: instances are checked, after %.0f s")
+        self._trouble = Trouble(
+            LOG, "Store available again after %.0f s: one worker checks for all"
+        )
         self._begin_anew()
         self._thread = SupervisedThread("wsgigate-registry-checks", self._run, self._begin_anew)
 
@@ -131,13 +134,13 @@ class RegistryChecks:
         self._trouble.since = None
 
     def start(self) -> None:
-        """Start this process's thread, unless it runs."""
+        """Start the thread of this process, unless it is running."""
         self._thread.start()
 
     def stop(self, timeout: float = 1.0) -> None:
-        """End this process's thread and let another worker check.
+        """Stop the thread of this process and release the lease.
 
-        :param timeout: Seconds to wait for the thread; the lease of one that hangs runs out.
+        :param timeout: Seconds to wait for the thread; the lease of a thread that hangs expires.
         """
         self._thread.stop(timeout)
         self._asker.stop()
@@ -156,10 +159,10 @@ class RegistryChecks:
             try:
                 self._lease.release()
             except StoreError:
-                pass  # it runs out by itself
+                pass  # the lease expires
 
     def overlaid(self, entries: tuple[Registered, ...]) -> tuple[Registered, ...]:
-        """Return *entries* with the verdicts that this worker has found for itself."""
+        """Return *entries* with the verdicts that this worker found while the store failed."""
         own = self._own
         if not own:
             return entries
@@ -174,7 +177,7 @@ class RegistryChecks:
         return entry if tuple(checks) == entry.checks else replace(entry, checks=tuple(checks))
 
     def step(self) -> None:
-        """Do one round: start the checks that are due, if it is this worker that checks."""
+        """Run one round: start the checks that are due, if this worker checks."""
         now = self._clock()
         if now >= self._refresh_at:
             self._refresh_at = now + REFRESH
@@ -193,7 +196,7 @@ class RegistryChecks:
             return
         for name in [name for name, until in list(self._flights.items()) if until < now]:
             self._flights.pop(name, None)
-        # those that hung the last time, and those that may hang, keep none from being checked
+        # checks that hung the last time, or may hang, must not use up all slots
         free = [
             most - sum(self._doubt(name) >= doubt for name in list(self._flights))
             for doubt, most in enumerate((self._most, self._most * 3 // 4, self._most // 2))
@@ -209,20 +212,20 @@ class RegistryChecks:
             self._begin(name, now)
 
     def _doubt(self, name: Name) -> int:
-        """Return how likely a check is to hang: one that did, one never carried out, any other."""
+        """Return how likely a check is to hang: it did, it was never carried out, or neither."""
         if name in self._hung:
             return HUNG
         return SURE if name in self._streaks else NEW
 
     def _part(self, now: float, error: StoreError) -> None:
-        """Check without the others: they cannot be met."""
+        """Start to check for this worker alone, as the store fails."""
         self._leading, self._alone, self._own_until = False, True, float("inf")
         self._version = None
-        self._trouble.failed("Each worker checks for itself while the store fails: %s", error)
+        self._trouble.failed("Store unavailable: each worker runs the checks for itself: %s", error)
         self._plan(self._registry.known(), now)
 
     def _join(self, now: float) -> None:
-        """Hand back what was found alone: the leader writes it, the others believe it a while."""
+        """Return to shared results: the leader writes its own, the others keep theirs a moment."""
         if self._alone:
             self._alone, self._own_until = False, now + HANDED_BACK
         if self._leading:
@@ -233,7 +236,7 @@ class RegistryChecks:
             self._own = {}
 
     def _look(self, now: float) -> None:
-        """See what is to be checked, if any instance has changed."""
+        """Read the checks again, if any instance has changed."""
         version = self._registry.version()
         if version == self._version:
             return
@@ -266,7 +269,7 @@ class RegistryChecks:
         return before is not None and before.check.definition() == target.check.definition()
 
     def _remove(self) -> None:
-        """Remove the instances that have been critical for as long as they asked for."""
+        """Remove the instances that have been critical for longer than their check allows."""
         waiting = [
             (name, target.check)
             for name, target in self._targets.items()
@@ -295,18 +298,18 @@ class RegistryChecks:
             self._flights.pop(name, None)
             if isinstance(outcome, Outcome):
                 self._take(name, target.check, outcome)
-            else:  # what this machine lacks is no fault of the instance
+            else:  # a lack of threads or sockets here says nothing about the instance
                 self._trouble.failed("A check could not be carried out: %s", outcome)
 
         manner = VERIFIED if check.verify else UNVERIFIED
         try:
             self._asker.ask(manner, target.instance, check.health_check(), found)
-        except Exception as error:  # no thread or socket to be had at the moment
+        except Exception as error:  # no thread or socket available
             self._flights.pop(name, None)
             self._trouble.failed("A check could not be carried out: %s", error)
 
     def _take(self, name: Name, check: Check, outcome: Outcome) -> None:
-        """Report what a check has found; runs in the asker's thread."""
+        """Report the result of a check; runs in a thread of the probe runner."""
         result, output = result_of(outcome)
         if outcome.error == "Timeout":
             self._hung.add(name)
@@ -333,7 +336,7 @@ class RegistryChecks:
             self._keep(name, target, verdict, words)
 
     def _keep(self, name: Name, target: _Target, verdict: str, words: str) -> None:
-        """Take note of a verdict that holds in this worker until the store answers."""
+        """Keep a verdict that applies to this worker until the store answers."""
         check = target.check.says(verdict, words, target.check.since)
         self._own[name] = check
         if not self._alone:

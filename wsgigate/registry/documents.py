@@ -1,4 +1,4 @@
-"""How the registry answers: documents, and the fields by which a change is told from none."""
+"""Responses of the registry's HTTP API: JSON documents, entity tags and a cache of bodies."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ __all__ = [
 
 
 NETWORKS = "X-Registry-Networks"
-"""The field that names the networks instances may be in, for gateways that connect to them."""
+"""The header field with the networks that instances may be in, for gateways that use them."""
 
 INDEX = "X-Registry-Index"
-"""The field that tells the version of what was discovered, to wait for the next one with."""
+"""The header field with the version of a listing; a client sends it back to wait for a change."""
 
 
 class Answer(NamedTuple):
-    """A JSON document on its way out, or one that is written already; with the status 304, none."""
+    """A response: a JSON document, or encoded JSON as bytes; ignored with the status 304."""
 
     document: object
     status: int = 200
@@ -44,7 +44,7 @@ class Answer(NamedTuple):
 
 
 def instance_document(entry: Registered, now: float, rules: LeaseRules) -> dict[str, Any]:
-    """Return what is told of an instance, judged at *now*."""
+    """Return the JSON object of an instance, its health judged at *now*."""
     told: dict[str, Any] = {
         "serviceName": entry.service,
         "instanceId": entry.instance_id,
@@ -67,7 +67,7 @@ def instance_document(entry: Registered, now: float, rules: LeaseRules) -> dict[
 
 
 def state_of(listing: Listing) -> dict[str, object]:
-    """Return what is unusual of a listing, as members of the document."""
+    """Return the members that a document has only during self-preservation or a store failure."""
     told: dict[str, object] = {}
     if listing.preserving:
         told["preserving"] = True
@@ -77,8 +77,8 @@ def state_of(listing: Listing) -> dict[str, object]:
 
 
 def headers_of(listing: Listing, rules: LeaseRules) -> tuple[tuple[str, str], ...]:
-    """Return an ETag that is the same for as long as nothing changes but heartbeats."""
-    # of those judged differently before the version says so, the tag differs
+    """Return the fields of a listing, with an ETag that mere heartbeats do not change."""
+    # health is part of the tag, as it may change before the version does
     seen = ",".join(
         f"{entry.instance_id} {entry.healthy(listing.now, rules)}" for entry in listing.instances
     )
@@ -87,7 +87,7 @@ def headers_of(listing: Listing, rules: LeaseRules) -> tuple[tuple[str, str], ..
 
 
 def has(environ: WSGIEnvironment, tag: str) -> bool:
-    """Tell whether the client has what *tag* is of: RFC 9110 section 13.1.2, weak comparison."""
+    """Return whether ``If-None-Match`` contains *tag*: RFC 9110 section 13.1.2, weak comparison."""
     given = environ.get("HTTP_IF_NONE_MATCH", "")
     opaque = tag.removeprefix("W/")
     return given.strip() == "*" or opaque in (
@@ -96,7 +96,7 @@ def has(environ: WSGIEnvironment, tag: str) -> bool:
 
 
 def invalid(error: Invalid) -> Problem:
-    """Return the problem that names what is wrong."""
+    """Return the 400 problem for *error*, with the name of the field."""
     told = error.why if error.why.endswith("!") else f"{error.field}: {error.why}."
     return Problem(400, told, extensions={"field": error.field})
 
@@ -122,16 +122,16 @@ def sent(
     return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
 
-# Answers that are written once and sent until what they tell changes.
+# Cached response bodies.
 
 MOST = 500
-"""How many answers are kept."""
+"""The largest number of cached bodies."""
 
 MOST_INSTANCES = 20_000
-"""Of how many instances it is kept what is told of them whenever they were heard of."""
+"""The largest number of instances whose unchanging JSON is cached."""
 
 LARGEST_QUERY = 200
-"""How long the query of one may be that is kept."""
+"""The longest query, in characters, whose response is cached."""
 
 
 class _Written(NamedTuple):
@@ -141,9 +141,9 @@ class _Written(NamedTuple):
 
 
 class ResponseCache:
-    """The bodies of what ``GET /discover/SERVICE`` answers, by service and query.
+    """A cache of the bodies of ``GET /discover/SERVICE``, by service and query.
 
-    :param rules: By which instances are judged.
+    :param rules: The lease rules by which the health of instances is judged.
     """
 
     def __init__(self, rules: LeaseRules) -> None:
@@ -152,15 +152,15 @@ class ResponseCache:
         self._around: dict[bytes, tuple[str, str]] = {}
 
     def of(self, service: str, query: str, found: Listing, tag: str) -> bytes:
-        """Return the body that tells *found*.
+        """Return the body for the listing *found*.
 
-        :param query: What was asked for.
-        :param tag: The ETag, which is another one when somebody is judged otherwise.
+        :param query: The query string of the request.
+        :param tag: The ETag of the listing; it differs when the health of an instance differs.
         """
         key = (service, query)
         written = self._written.get(key)
         usual = not found.age and not found.preserving
-        # most of what is compared is the very same object, so that this takes a microsecond
+        # most entries are the identical objects, so this comparison takes a microsecond
         if (
             usual
             and written is not None
@@ -179,7 +179,7 @@ class ResponseCache:
         return body
 
     def _text(self, entry: Registered, now: float) -> str:
-        """Return the JSON of an instance's document; of most only two members are new."""
+        """Return the JSON of an instance; for most instances only two members are new."""
         around = self._around.get(entry.written)
         if around is None:
             around = _around(instance_document(entry, now, self._rules))
@@ -193,7 +193,7 @@ class ResponseCache:
 
 
 def _around(document: dict[str, Any]) -> tuple[str, str]:
-    """Return the JSON of an instance's *document* before what its heartbeats change, and after."""
+    """Return the JSON of *document* before and after the members that heartbeats change."""
     members = list(document.items())
     changing = list(document).index("lastHeartbeat")
     return json.dumps(dict(members[:changing]))[:-1], json.dumps(dict(members[changing + 2 :]))[1:]

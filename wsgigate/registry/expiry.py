@@ -1,4 +1,40 @@
-"""Looks after the leases of the registry: one worker for all of them."""
+"""Lease expiry and self-preservation: one worker evicts instances whose heartbeats stopped.
+
+Theory of operation
+===================
+
+An instance has a lease, which each heartbeat renews. Without a heartbeat it is first unhealthy
+and later evicted, after the times of :class:`~wsgigate.rules.registry.LeaseRules`. Every worker
+runs a thread, one of them leads (:class:`~wsgigate.coordination.leader.LeaderLease`), and each
+round of the leader ends with a write of ``swept``: the time of the round, the periods in which no
+worker led, the evictions of the current minute, and whether self-preservation is active. These
+rules must hold:
+
+1. Time in which the registry was not running is not silence. When the machine was suspended, the
+   clock was set forward or all workers were down, no heartbeat could arrive, so a gap in
+   ``swept`` becomes a period *away*, and the silence of each instance is counted without these
+   periods. Otherwise a restart after a minute would evict every instance. For the same reason
+   readers judge leases at most a moment after the last round
+   (:func:`wsgigate.registry.listing.judged`). When the clock is set back, entries with a
+   heartbeat in the future count as renewed now, once they are too far in the future.
+2. Self-preservation: when a large share of all instances is silent, the cause is more likely the
+   network between the instances and the registry than the instances. The silent instances are
+   then unhealthy, but most are kept (:func:`~wsgigate.rules.registry.evictions_among`,
+   :func:`~wsgigate.rules.registry.is_preserving`). Evictions of the current minute count as
+   silent; otherwise one slow eviction after another would stay below the threshold. The count is
+   part of ``swept``, so a change of leader does not reset it.
+3. An entry is evicted only if its heartbeat is still the one that the decision was based on; a
+   heartbeat between the read and the eviction wins. The removal is one atomic update.
+4. Only one worker leads. ``swept`` is replaced only if it is still what this worker has read: a
+   leader that was stopped for longer than its lease finds another value and stops leading.
+5. While the store fails, no lease ends. Without the store no heartbeat can be recorded either.
+6. A new leader, and every leader after an absence, compares the entries with the index first and
+   lists entries that a killed process left out (:meth:`Sweeper._reconcile`).
+
+Cost: all entries are read only when the oldest heartbeat may have become too old. While all
+instances send heartbeats, no entry does, so full reads are rare; of a healthy entry only the
+8-byte time is parsed.
+"""
 
 from __future__ import annotations
 
@@ -33,25 +69,25 @@ __all__ = ["Sweeper"]
 LOG = logging.getLogger("wsgigate.registry")
 
 PAUSE = 256
-"""After how many entries the thread lets others go on."""
+"""The number of entries after which the thread yields to other threads."""
 
 SILENT_A_SECOND = 2_000
-"""How many silent instances are looked at in a second, while they are kept."""
+"""The number of silent instances checked per second while self-preservation keeps them."""
 
 NAMED = 20
-"""Instances that one round names in the log; of more it logs how many."""
+"""The most instances that a round names in the log; it logs the number of further ones."""
 
 REMEMBERED = 3600.0
-"""For how many seconds it is known that the registry was away."""
+"""Seconds for which a period without a leader is remembered."""
 
 
 class _Found(NamedTuple):
-    """What there is.
+    """The result of reading all entries.
 
-    :ivar suspects: Those that may have been silent for too long.
-    :ivar sizes: How many instances each service has.
-    :ivar lost: Those that are listed, and whose entries are gone.
-    :ivar oldest: The moment of the oldest heartbeat of all others.
+    :ivar suspects: Instances that may have been silent for too long.
+    :ivar sizes: The number of instances of each service.
+    :ivar lost: Instances that are listed, but whose entry is missing or malformed.
+    :ivar oldest: The time of the oldest heartbeat of all other instances.
     """
 
     suspects: list[Registered]
@@ -61,12 +97,9 @@ class _Found(NamedTuple):
 
 
 class Sweeper:
-    """Finds out who has fallen silent, and removes whose lease is over.
+    """Marks silent instances as unhealthy and evicts instances whose lease has expired.
 
-    Every worker has a thread for it, of which one leads. It says every second that it is there.
-    When nobody did for a while - the machine slept, the clock was set, all were killed - nobody is
-    held to have been silent in the meantime. It reads all entries when the first of them may have
-    become too old, which none does while all send heartbeats, so that is seldom.
+    Every worker runs a thread, of which one leads; see the head of this module.
     """
 
     def __init__(
@@ -83,7 +116,7 @@ class Sweeper:
         self._rules = rules
         self._index = index
         self._changes = ChangeLog(LOG) if changes is None else changes
-        self._trouble = Trouble(LOG, "The store answers again: leases count, after %.0f s")
+        self._trouble = Trouble(LOG, "Store available again after %.0f s: lease expiry resumes")
         self._lease = LeaderLease(store, keys.leader)
         self._every = round_time(rules)
         self._clock = clock
@@ -99,13 +132,13 @@ class Sweeper:
         self._trouble.since = None
 
     def start(self) -> None:
-        """Start this process's thread, unless it runs."""
+        """Start the thread of this process, unless it is running."""
         self._thread.start()
 
     def stop(self, timeout: float = 1.0) -> None:
-        """End this process's thread and let another worker lead.
+        """Stop the thread of this process and release the leader lease.
 
-        :param timeout: Seconds to wait for the thread; the lease of one that hangs runs out.
+        :param timeout: Seconds to wait for the thread; the lease of a thread that hangs expires.
         """
         self._thread.stop(timeout)
 
@@ -117,26 +150,26 @@ class Sweeper:
                     self._trouble.ended()
                 except StoreError as error:
                     self._leading = False
-                    self._trouble.failed("No lease ends while the store fails: %s", error)
+                    self._trouble.failed("Lease expiry paused: store unavailable: %s", error)
                 except Exception:
-                    LOG.exception("A round of the registry failed")
+                    LOG.exception("A round of lease expiry failed")
                 stopping.wait(self._every)
         finally:
             try:
                 self._lease.release()
             except StoreError:
-                pass  # it runs out by itself
+                pass  # the lease expires
 
     def step(self) -> None:
-        """Do one round, if it is this worker that leads.
+        """Run one round, if this worker leads.
 
-        :raises StoreError: The store fails; nothing is lost.
+        :raises StoreError: The store failed; nothing is lost.
         """
         self._changes.flush()
         led, self._leading = self._leading, self._lease.take()
         if led != self._leading:
-            what = "looks" if self._leading else "no longer looks"
-            LOG.info("This worker %s after the leases of the registry for all", what)
+            what = "expires" if self._leading else "no longer expires"
+            LOG.info("This worker %s the leases of the registry for all workers", what)
         if not self._leading:
             return
         raw, now = self._store.get(self._keys.swept)
@@ -151,13 +184,13 @@ class Sweeper:
         if fresh or not self._last <= now < self._due:
             swept = self._sweep(swept, now)
         if not self._store.swap(self._keys.swept, raw, swept.to_bytes(), KEPT):
-            self._leading = False  # another one has led meanwhile
+            self._leading = False  # another worker has led meanwhile
         self._ended = self._clock()
 
     def _attended(self, before: Swept | None, now: float, steady: bool) -> Swept:
-        """Return that leases are looked after now, and that they were not if so it was.
+        """Return the state with this round, and with a period away if no worker led until now.
 
-        :param steady: Whether this worker has looked after them all the while.
+        :param steady: Whether this worker has led since the last round.
         """
         if before is None:
             return Swept(now)
@@ -167,13 +200,13 @@ class Sweeper:
             self._changes.log(
                 logging.WARNING,
                 "",
-                "Leases went unattended for %.1f s, which count as silence of no instance",
+                "Leases were not checked for %.1f s; this time does not count as silence",
                 now - before.at,
             )
         return before._replace(at=now, away=away)
 
     def _reconcile(self) -> None:
-        """Put in order what a process may have left half done that was killed."""
+        """List the entries that a process that was killed left out of the index."""
         skip = len(self._keys.instances)
         listed = {name: set(self._index.service(name).ids) for name in self._index.names()}
         for key, _ in self._store.items(self._keys.instances):
@@ -206,12 +239,12 @@ class Sweeper:
         self._log([silent[key] for key in sorted(newly)], now, "unhealthy")
         if preserving and not swept.preserving:
             LOG.warning(
-                "%d of %d instances are silent: most are kept, as it may be the network's fault",
+                "Self-preservation active: %d of %d instances are silent, most of them are kept",
                 len(silent),
                 count,
             )
         elif swept.preserving and not preserving:
-            LOG.warning("Few instances are silent by now: leases end as usual")
+            LOG.warning("Self-preservation ended: few instances are silent, leases expire again")
         self._silent = silent.keys() - evicted
         self._index.recount(total, count)
         self._last = now
@@ -237,7 +270,7 @@ class Sweeper:
             LOG.warning("%d more instances are %s: no heartbeat", len(entries) - NAMED, what)
 
     def _found(self, swept: Swept, now: float) -> _Found:
-        """Read all entries. Most are well, which the moment of their heartbeats tells."""
+        """Read all entries. Most are healthy, which the time of the heartbeat alone shows."""
         suspects: list[Registered] = []
         sizes: dict[str, int] = {}
         lost: list[tuple[str, str]] = []
@@ -274,7 +307,7 @@ class Sweeper:
         return _Found(suspects, sizes, lost, oldest)
 
     def _suspect(self, key: str, raw: bytes, swept: Swept, now: float) -> Registered | None:
-        """Return the entry *raw*, which may have been silent for too long; None when it is none."""
+        """Parse *raw*, an entry that may be silent; return ``None`` if it is malformed."""
         try:
             entry = Registered.from_bytes(raw)
         except ValueError:
@@ -285,7 +318,7 @@ class Sweeper:
         return replace(entry, silent_since=since)
 
     def _put_right(self, key: str, entry: Registered) -> Registered:
-        """Return *entry* as if heard of now: the clock was set back since it was."""
+        """Return *entry* with its heartbeat set to now, as the clock was set back since it."""
 
         def change(old: bytes | None, now: float) -> tuple[bytes | None, float, float]:
             if old is None or Registered.heartbeat_in(old) <= now:
@@ -295,7 +328,7 @@ class Sweeper:
         return entry.heard(update(self._store, key, change))
 
     def _evict(self, entry: Registered) -> bool:
-        """Remove *entry*, unless it was heard of meanwhile."""
+        """Remove *entry*, unless a heartbeat has arrived since it was read."""
 
         def change(old: bytes | None, now: float) -> tuple[bytes | None, float, bool]:
             if old is None or Registered.heartbeat_in(old) != entry.last_heartbeat:

@@ -1,4 +1,4 @@
-"""What a worker knows of the registry: listings, read anew when they change."""
+"""Listings of services, cached in each worker and read again when their version changes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["Listing", "Reader", "filtered"]
 class Listing:
     """The instances of a service.
 
-    :ivar instances: Sorted by their ids.
-    :ivar version: Changes when what is discovered does, and not by a mere heartbeat.
-    :ivar now: The moment at which they are judged, by the store's clock.
+    :ivar instances: The entries, sorted by id.
+    :ivar version: Changes with every change except a mere heartbeat.
+    :ivar now: The time at which leases are judged, by the store's clock.
     :ivar age: Seconds since the store was last read; more than 0 only while it fails.
-    :ivar preserving: Whether so many instances are silent that most are kept although their leases
-        are over. Then whoever finds no healthy instance does well to use the others.
+    :ivar preserving: Whether self-preservation is active: most instances are kept although their
+        leases have expired. A client that finds no healthy instance should use the others.
     """
 
     instances: tuple[Registered, ...]
@@ -49,14 +49,14 @@ class _Sweep(NamedTuple):
 
 
 class Reader:
-    """Reads listings, and keeps them.
+    """Reads listings, and caches them.
 
-    One that has the version it had is believed for a second: meanwhile nothing can have changed but
-    the moments of heartbeats. While the store fails, all are believed.
+    A cached listing whose version is unchanged is used for up to a second: only heartbeat times
+    can have changed. While the store fails, cached listings are used without a limit of age.
 
-    :param most: How many services are kept at most.
-    :param entry_of: Reads an entry without its moments.
-    :param clock: Tells seconds that only go forward.
+    :param most: The largest number of cached services.
+    :param entry_of: Parses an entry without its heartbeat time.
+    :param clock: Returns monotonic seconds.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Reader:
     def listing(self, service: str) -> Listing:
         """Return all instances of *service*.
 
-        :raises StoreError: The store fails, and nothing is known of *service*.
+        :raises StoreError: The store failed, and *service* is not cached.
         """
         known = self._known.get(service)
         try:
@@ -105,19 +105,19 @@ class Reader:
         )
 
     def known(self) -> dict[str, tuple[Registered, ...]]:
-        """Return the instances that this worker has read, by service, without asking the store."""
+        """Return the cached instances, by service, without a store access."""
         return {name: known.entries for name, known in list(self._known.items())}
 
     def stale(self, service: str) -> None:
-        """Have *service* read anew the next time: this process has heard of an instance."""
+        """Mark the cached listing of *service* as stale: this process has changed an entry."""
         known = self._known.get(service)
         if known is not None:
             self._known[service] = known._replace(read=float("-inf"))
 
     def names(self) -> tuple[str, ...]:
-        """Return the names of the services, the last known ones while the store fails.
+        """Return the names of the services; while the store fails, those that are cached.
 
-        :raises StoreError: The store fails, and nothing is known.
+        :raises StoreError: The store failed, and no names are cached.
         """
         try:
             self._names = split(self._store.get(self._keys.names)[0])
@@ -141,7 +141,7 @@ class Reader:
         version, ids = Service.read(raw)
         away = swept.away if swept is not None else ()
         values = get_all(self._store, [self._keys.instance(service, each) for each in ids])
-        same = before.of if before is not None else {}  # most have not been heard of since
+        same = before.of if before is not None else {}  # most entries are unchanged
         found: dict[bytes, Registered] = {}
         for value in values:
             if value is not None:
@@ -150,7 +150,7 @@ class Reader:
                     found[value] = entry
         known = _Known(raw, now, self._clock(), version, tuple(found.values()), found)
         while len(self._known) >= self._most and service not in self._known:
-            for oldest in list(self._known)[:1]:  # a copy, as other threads change it as well
+            for oldest in list(self._known)[:1]:  # a copy, as other threads change the mapping
                 self._known.pop(oldest, None)
         self._known[service] = known
         return known
@@ -159,23 +159,23 @@ class Reader:
         heartbeat = Registered.heartbeat_in(raw)
         try:
             entry = self._entry_of(raw[8:])
-        except ValueError:  # of another version, or damaged: nobody can use it
+        except ValueError:  # written by another version of the package, or damaged
             return None
         return entry.heard(heartbeat, silent_since(heartbeat, away) if away else None)
 
     def _looked(self, now: float) -> _Sweep:
-        """Return how the sweeper stands, read at most once a second."""
+        """Return the state of lease expiry, read at most once a second."""
         sweep = self._sweep
         if not 0 <= now - sweep.read < 1.0:
             swept = Swept.read(self._store.get(self._keys.swept)[0])
             if swept is not None and (sweep.swept is None or swept.away != sweep.swept.away):
-                self._known.clear()  # silences count from another moment
+                self._known.clear()  # the silence of an instance counts from another time
             sweep = self._sweep = _Sweep(now, swept, swept is not None and swept.preserving)
         return sweep
 
 
 def judged(now: float, swept: Swept | None, rules: LeaseRules) -> float:
-    """Return the moment at which leases are judged: while nobody looks after them, time rests."""
+    """Return the time at which leases are judged: it stops while no worker checks the leases."""
     return now if swept is None else min(now, swept.at + short_absence(rules))
 
 
@@ -190,7 +190,7 @@ def filtered(
     version: str | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Listing:
-    """Return *listing* with the instances alone that are wanted: by all that is given."""
+    """Return *listing* with only the instances that match all given filters."""
     entries: Iterable[Registered] = listing.instances
     wanted_tags = frozenset(tags)
     if only_healthy:
@@ -216,7 +216,7 @@ def filtered(
 
 
 def _text(value: object) -> str | None:
-    """Return *value* as a query writes it; what no query can write is equal to nothing."""
+    """Return *value* as a query writes it; ``None`` for a value that a query cannot write."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value) if isinstance(value, (str, int, float)) else None

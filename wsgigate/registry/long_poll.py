@@ -1,4 +1,4 @@
-"""Waiting for a version to change: many wait, and one of them looks."""
+"""Long polling: many threads wait for a version to change, and one of them reads the store."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["WaitSlots", "Waiting"]
 
 
 class Waiting:
-    """Threads that wait for the versions of services, with one look at the store for all of them.
+    """Threads that wait for the versions of services, with one read of the store for all of them.
 
-    :param look: Returns the version of a service at the moment, of all together for None.
-    :param every: Seconds between two looks at the same one; a change made in this process is
-        seen at once.
-    :param clock: Tells seconds that only go forward.
+    :param look: Returns the current version of a service, with ``None`` of all services together.
+    :param every: Seconds between two reads of the same version; a change made in this process
+        wakes the waiting threads at once.
+    :param clock: Returns monotonic seconds.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Waiting:
         fork.renew_at_fork(self)
 
     def after_fork(self) -> None:
-        """Have no request wait: those of a parent are not its child's."""
+        """Start without waiting threads: those of the parent do not exist in the child."""
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -50,7 +50,7 @@ class Waiting:
     def wait(self, service: str | None, version: int, timeout: float) -> int:
         """Return the version of *service* as soon as it is not *version*, or after *timeout*.
 
-        While the store fails, that is the version that it was.
+        While the store fails, the version counts as unchanged.
         """
         if self._pid != fork.pid:
             self._begin_anew()
@@ -73,7 +73,7 @@ class Waiting:
                     self._seen.pop(service, None)
 
     def tell(self, service: str) -> None:
-        """Have those who wait for *service* look again at once."""
+        """Wake the threads that wait for *service*; they read the version again."""
         if self._pid == fork.pid and self._waiting:
             with self._changed:
                 self._seen.pop(service, None)
@@ -81,7 +81,7 @@ class Waiting:
                 self._changed.notify_all()
 
     def end(self) -> None:
-        """Have all who wait go on now, and nobody wait from now on: the process is stopping."""
+        """End all waits, and start no more: the process is stopping."""
         self._ended = True
         if self._pid == fork.pid:
             with self._changed:
@@ -103,27 +103,27 @@ class Waiting:
 
 
 class WaitSlots:
-    """How many requests may wait at a time, through whatever door they came.
+    """A bound on the number of requests that wait at a time, over all APIs of a registry.
 
-    :param most: Beyond it nobody waits, and is answered at once.
+    :param most: The largest number of waiting requests; further ones are answered at once.
     :raises ValueError: *most* is negative.
     """
 
     def __init__(self, most: int) -> None:
         if most < 0:
-            raise ValueError(f"waiting is 0 or more requests, got {most}")
+            raise ValueError(f"waiting must be 0 or more requests, got {most}")
         self._most = most
         self.after_fork()
         fork.renew_at_fork(self)
 
     def after_fork(self) -> None:
-        """Have all places free: those who wait in a parent wait there."""
+        """Free all slots: the requests that wait in the parent do not exist in the child."""
         self._free = threading.BoundedSemaphore(self._most)
 
     def take(self) -> bool:
-        """Take one of the places; return whether there was one."""
+        """Take a slot without waiting; return whether one was free."""
         return self._free.acquire(blocking=False)
 
     def leave(self) -> None:
-        """Give a place back."""
+        """Release a slot."""
         self._free.release()

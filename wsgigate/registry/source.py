@@ -1,4 +1,4 @@
-"""Instances of this gateway's own registry, the one in its store."""
+"""A discovery source that reads this gateway's own registry, in its store."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ __all__ = ["OwnRegistry"]
 
 
 _WAIT = 5.0
-"""Seconds to wait for a change; that heartbeats no longer come is none."""
+"""Seconds to wait for a change of the version, which missing heartbeats do not change at once."""
 
 _LOOK_UP = 0.5
 
 _AGAIN = 1.0
-"""Seconds until a failing store is asked again: it costs little, as the store bounds the wait."""
+"""Seconds until a failing store is read again: cheap, as the store bounds the wait."""
 
 
 class OwnRegistry:
-    """A source of what services have registered with this gateway.
+    """A source of the instances that are registered with this gateway.
 
-    Who is UP and sends its heartbeats is there; who is DRAINING keeps what belongs to it and gets
-    nothing else. While nobody's heartbeats arrive, all that are UP are there: it is the registry
-    then that cannot be reached. That nobody is left is believed at once, unless the store knows
-    nothing of the service at all: then it may have lost its memory.
+    Instances with status UP and a valid lease are returned. DRAINING instances are returned with
+    weight 0: they keep their sticky sessions and get no other requests. While the leases of all
+    instances have expired, all instances with status UP are returned, as it is then the registry
+    that cannot be reached. An empty list is certain, unless the store does not know the service
+    at all: then the store may have lost its data.
 
     :param registry: The registry.
-    :param service: The service's name there.
-    :param tags: It must have all of them.
+    :param service: The name of the service in the registry.
+    :param tags: Only instances that have all of these tags.
     """
 
     def __init__(self, registry: Registry, service: str, *, tags: Sequence[str] = ()) -> None:
@@ -45,11 +46,11 @@ class OwnRegistry:
         self._version: int | None = None
 
     def close(self) -> None:
-        """Begin anew: the next answer is given at once."""
+        """Forget the last version: the next :meth:`find` returns at once."""
         self._version = None
 
     def find(self, stopping: threading.Event) -> Found:
-        """Return who is there, as soon as that is not what was returned before."""
+        """Return the instances as soon as they differ from the last ones, or after 5 s."""
         if self._version is not None:
             self._await_change(self._version, stopping)
         try:
@@ -72,7 +73,7 @@ class OwnRegistry:
                 or self._registry.wait(self._service, version, look_up - now) != version
             ):
                 return
-            stopping.wait(max(0.0, look_up - real()))  # it may not wait any more
+            stopping.wait(max(0.0, look_up - real()))  # the registry returns at once when it stops
 
     def _instances(self, listing: Listing) -> tuple[Instance, ...]:
         entries, rules = listing.instances, self._registry.rules

@@ -1,4 +1,56 @@
-"""Which instances of which services there are, by name, and how many: the bounds are kept here."""
+"""The registry's layout in its store: keys, versions, indexes, bounds and the change log.
+
+Theory of operation
+===================
+
+Layout, below the registry's prefix:
+
+==================== ===========================================================================
+``i/SERVICE/ID``     an entry, preceded by the 8-byte time of its last heartbeat
+``s/SERVICE``        the version of a service, and the ids of its instances
+``names``            the names of the services
+``all``              the version of all services together, and the number of instances
+``swept``            when leases were last checked, and the periods in which no worker did
+``leader``           the lease of the worker that expires leases
+``checks``           the lease of the worker that carries out checks
+``c/BUCKET/PAGE``    the changes of 15 seconds, one a line: ``D users/users-1``
+``c/since``          since when changes are recorded
+``d/SERVICE/ID``     the entry of an instance that was removed, as it was
+==================== ===========================================================================
+
+A store has atomic updates of single keys, no transactions over several, and any process may be
+killed between two writes. The entry (``i/``) is therefore the truth, and everything else is an
+index of it that can be repaired. These rules must hold:
+
+1. A heartbeat writes one key, the entry, and changes its first 8 bytes only. It changes no
+   version: a reader that knows the version has all of the rest.
+2. A change is written in the order entry, change log, service, names, total. Versions come after
+   what they describe. In the opposite order, a reader could keep old data under a new version,
+   and would never read it again.
+3. A version never returns, not even after a service was forgotten: it is at least the store's
+   time in milliseconds (:func:`next_version`). Otherwise a client that waits for another version
+   than the one that it has seen would miss a change.
+4. A process that adds an id reads the entry once more afterwards, and so does a process that
+   removes one. Of two processes that work on the same instance at the same time, the later one
+   sees the other's write and corrects the index.
+5. The process whose write adds an id to ``s/SERVICE`` counts the instance in ``all``, and the
+   process whose write removes the id subtracts it. No other process does, so the bounds hold.
+   Where a process was killed in between, the next sweep recounts (:meth:`Index.recount`) and adds
+   entries that no index lists (:mod:`wsgigate.registry.expiry`).
+
+The change log serves Eureka clients, which fetch everything once and a delta every 30 seconds.
+Some compare a hash code and fetch everything again when it differs; others (eureka-js-client)
+rely on the deltas alone, and keep a dead instance for ever if one deletion is missing. A worker
+must therefore not answer from what it happened to see itself: the worker that makes a change
+records it in the store. All keys of the log expire a little later than a delta reaches back, and:
+
+6. The copy of a removed entry (``d/``) is written before the entry is removed. A process that is
+   killed in between leaves a copy of an instance that still exists, which is never read.
+7. A change is recorded before the version of all services changes. A reader that reads a version
+   and then the log finds every change that led to this version.
+8. A page is a set: it records which instances changed, not in which order. The state of an
+   instance is its entry now, or its copy from when it was removed.
+"""
 
 from __future__ import annotations
 
@@ -30,29 +82,13 @@ __all__ = [
 ]
 
 
-# How the registry lies in its store.
-#
-# ==================== ===============================================================
-# ``i/SERVICE/ID``     an entry, and first the moment of its last heartbeat
-# ``s/SERVICE``        the version of a service, and the ids of its instances
-# ``names``            the names of the services
-# ``all``              the version of all services together, and how many instances
-# ``swept``            when leases were last looked after, and when nobody did
-# ``leader``           the lease of who looks after them
-# ``checks``           the lease of who carries out checks
-# ``c/...``            what has changed of late, see :mod:`.registry_changes`
-# ``d/SERVICE/ID``     an entry that was removed of late
-# ==================== ===============================================================
-#
-# A heartbeat writes one small value, whose bytes but the first eight stay as they are. Whoever
-# changes what is discovered writes the entry first and the versions then, so that nobody keeps
-# what is old under a version that is new.
+# Keys and values.
 
 KEPT = 366 * 86_400.0
-"""Seconds for which the store keeps what belongs to a registry that nobody runs."""
+"""Seconds for which the store keeps the keys of a registry that no longer runs."""
 
 EMPTY = 60.0
-"""Seconds for which the version of a service without instances is kept, for those who wait."""
+"""Seconds for which the version of a service without instances is kept, for waiting requests."""
 
 _VERSION = struct.Struct(">Q")
 
@@ -83,11 +119,11 @@ class Keys:
         return f"{self.instances}{service}/{instance_id}"
 
     def changes(self, bucket: int, page: int) -> str:
-        """Return the key of a page of the changes of some seconds."""
+        """Return the key of a page of a bucket of the change log."""
         return f"{self._prefix}c/{bucket}/{page}"
 
     def removed(self, service: str, instance_id: str) -> str:
-        """Return the key of an entry that was removed."""
+        """Return the key of the copy of a removed entry."""
         return f"{self._prefix}d/{service}/{instance_id}"
 
 
@@ -99,39 +135,40 @@ class Service(NamedTuple):
 
     @classmethod
     def read(cls, raw: bytes | None) -> Service:
-        """Return what is in *raw*."""
+        """Parse the value of ``s/SERVICE``."""
         if raw is None or len(raw) < _VERSION.size:
             return cls()
         return cls(_VERSION.unpack_from(raw)[0], split(raw[_VERSION.size :]))
 
     def to_bytes(self) -> bytes:
-        """Return what :meth:`read` reads."""
+        """Return the bytes that :meth:`read` parses."""
         return _VERSION.pack(self.version) + join(self.ids)
 
 
 class Total(NamedTuple):
-    """The version of all services together, and how many instances they have."""
+    """The version of all services together, and the number of their instances."""
 
     version: int = 0
     instances: int = 0
 
     @classmethod
     def read(cls, raw: bytes | None) -> Total:
-        """Return what is in *raw*."""
+        """Parse the value of ``all``."""
         return cls() if raw is None or len(raw) != _TOTAL.size else cls(*_TOTAL.unpack(raw))
 
     def to_bytes(self) -> bytes:
-        """Return what :meth:`read` reads."""
+        """Return the bytes that :meth:`read` parses."""
         return _TOTAL.pack(*self)
 
 
 class Swept(NamedTuple):
-    """What whoever looks after the leases has to tell.
+    """The state of lease expiry, shared by all workers.
 
-    :ivar at: When that was last done.
-    :ivar away: From when to when nobody did.
-    :ivar evictions: What was removed in this minute.
-    :ivar preserving: Whether too many are silent to be removed.
+    :ivar at: When leases were last checked.
+    :ivar away: The periods, start and end, in which no worker checked them.
+    :ivar evictions: The number of instances evicted in the current minute.
+    :ivar preserving: Whether self-preservation is active: too many instances are silent to evict
+        them.
     """
 
     at: float
@@ -141,7 +178,7 @@ class Swept(NamedTuple):
 
     @classmethod
     def read(cls, raw: bytes | None) -> Swept | None:
-        """Return what is in *raw*, None when it is nothing."""
+        """Parse the value of ``swept``; return ``None`` if there is none or it is malformed."""
         if raw is None:
             return None
         try:
@@ -153,13 +190,13 @@ class Swept(NamedTuple):
             return None
 
     def to_bytes(self) -> bytes:
-        """Return what :meth:`read` reads."""
+        """Return the bytes that :meth:`read` parses."""
         members = [self.at, self.away[-_MOST_AWAY:], self.evictions, self.preserving]
         return json.dumps(members).encode("ascii")
 
 
 def version_in(raw: bytes | None) -> int:
-    """Return the version that *raw*, a service's or the total, begins with."""
+    """Return the version at the start of *raw*, the value of ``s/SERVICE`` or ``all``."""
     if raw is None or len(raw) < _VERSION.size:
         return 0
     version: int = _VERSION.unpack_from(raw)[0]
@@ -167,61 +204,41 @@ def version_in(raw: bytes | None) -> int:
 
 
 def next_version(version: int, now: float) -> int:
-    """Return a version that neither *version* nor any before it has had.
+    """Return a version greater than *version* and than every version used before.
 
-    It is a time in milliseconds or later, so that one that was forgotten does not come again.
+    A version is at least the current time in milliseconds, so that the versions of a service that
+    was forgotten are not used again.
     """
     return max(version + 1, int(now * 1000))
 
 
 def split(raw: bytes | None) -> tuple[str, ...]:
-    """Return the words in *raw*."""
+    """Return the names in *raw*, as :func:`join` writes them."""
     return tuple(raw.decode("ascii").split("\n")) if raw else ()
 
 
 def join(words: Iterable[str]) -> bytes:
-    """Return *words* as :func:`split` reads them."""
+    """Return *words* as bytes that :func:`split` parses."""
     return "\n".join(words).encode("ascii")
 
 
-# What has changed of late, shared by all workers, for clients that ask for changes alone.
-#
-# Eureka's clients fetch everything once and then a delta every 30 seconds. Some of them compare a
-# hash code and fetch everything again when it differs; others (eureka-js-client) believe the
-# deltas alone, and keep a dead instance for ever if one deletion is missing. So no worker may
-# answer by what it has happened to see: changes are written down in the store, by the worker that
-# makes them.
-#
-# ==================== ===============================================================
-# ``c/BUCKET/PAGE``    the changes of 15 seconds, one a line: ``D users/users-1``
-# ``c/since``          since when changes are written down at all
-# ``d/SERVICE/ID``     an entry that was removed, as it was
-# ==================== ===============================================================
-#
-# All expire by themselves, a little later than a delta reaches back. What must hold:
-#
-# - The entry that is removed is kept before it is removed: a process that is killed in between
-#   leaves a copy of an instance that is still there, which nobody asks for.
-# - A change is written down before the version of all services changes. Whoever has read a
-#   version and asks for the changes then finds all that led to it.
-# - A page is a set: what became of an instance is what it is now, or what it was when it was
-#   removed.
+# The change log.
 
 REACH = 180.0
-"""Seconds for which changes are known: Eureka's own, six times the pause between two deltas."""
+"""Seconds of changes that a delta covers: Eureka's own value, six times its polling interval."""
 
 BUCKET = 15.0
 """Seconds of changes under one key."""
 
 PAGE_BYTES = 3 * 1024
-"""The most that one value holds, some sixty changes; more are on further pages. Each change writes
-one anew, so they are small."""
+"""The largest page, about sixty changes; more are on further pages. Pages are small because each
+change rewrites one."""
 
 PAGES = 320
-"""More changes than these hold in a bucket, some twenty thousand, are not told one by one."""
+"""The most pages of a bucket, about twenty thousand changes; more are not recorded one by one."""
 
 _AT_ONCE = 8
-"""How many pages of a bucket are read in one step."""
+"""The number of pages of a bucket that are read in one step."""
 
 _KEPT = REACH + 2 * BUCKET
 
@@ -231,7 +248,7 @@ Name: TypeAlias = tuple[str, str]
 
 
 class Action(StrEnum):
-    """What became of an instance, in Eureka's words."""
+    """What happened to an instance, in the terms of Eureka."""
 
     ADDED = "ADDED"
     MODIFIED = "MODIFIED"
@@ -242,12 +259,12 @@ _ACTIONS = {action.value[0]: action for action in Action}
 
 
 class Noted(NamedTuple):
-    """The changes within the reach.
+    """The changes of the last :data:`REACH` seconds.
 
-    :ivar actions: What was done to each instance, by service and id, in no order.
-    :ivar complete: Whether these are all changes of that time. They are not while the log is
-        younger than it reaches back, and after more changes than it holds.
-    :ivar bucket: What the moment of reading falls into; another one may know less.
+    :ivar actions: The actions of each instance, by service and id, in no order.
+    :ivar complete: Whether these are all changes of that period. ``False`` while the log is
+        younger than :data:`REACH`, and after more changes than it holds.
+    :ivar bucket: The bucket at the time of reading; in a later bucket, old changes are left out.
     """
 
     actions: Mapping[Name, frozenset[Action]]
@@ -256,7 +273,7 @@ class Noted(NamedTuple):
 
 
 class Changes:
-    """The log of changes of a registry."""
+    """The change log of a registry."""
 
     def __init__(self, store: Store, keys: Keys) -> None:
         self._store = store
@@ -265,7 +282,7 @@ class Changes:
         self._written = (0, 0)
 
     def begin(self) -> float:
-        """See that it is known since when changes are written down; return the store's time."""
+        """Record since when the log exists, unless that is recorded; return the store's time."""
         raw, now = self._store.get(self._keys.changes_since)
         if raw is None:
             self._store.swap(self._keys.changes_since, None, repr(now).encode(), KEPT)
@@ -273,7 +290,7 @@ class Changes:
         return now
 
     def note(self, action: Action, service: str, instance_id: str) -> None:
-        """Write down that *action* was done to an instance.
+        """Record *action* for an instance.
 
         :raises StoreError: The store failed.
         """
@@ -282,13 +299,13 @@ class Changes:
 
         def change(old: bytes | None, now: float) -> tuple[bytes | None, float, bool]:
             lines = old or b""
-            if line in lines:  # whole: a line has one space, behind its first letter
+            if line in lines:  # only whole lines match: a line's one space follows its first letter
                 return old, 0.0, True
             if len(lines) + len(line) > PAGE_BYTES:
                 return old, 0.0, False
             return lines + line, _KEPT, True
 
-        # pages before the one that was written last are full, and need not be looked through
+        # pages before the one that was written last are full
         written = self._written
         for page in range(written[1] if written[0] == bucket else 0, PAGES):
             if update(self._store, self._keys.changes(bucket, page), change):
@@ -298,10 +315,10 @@ class Changes:
         update(self._store, key, lambda old, now: (_OVERFLOW, _KEPT, None))
 
     def keep(self, raw: bytes, service: str, instance_id: str) -> None:
-        """Keep *raw*, the entry of an instance that is about to be removed.
+        """Store a copy of *raw*, the entry of an instance that is about to be removed.
 
-        Of an instance that is removed twice, only the second entry is kept. A client may know the
-        first one, so where they differ it has to replace it whatever comes.
+        Of an instance that is removed twice, only the second copy is kept. A client may have the
+        first entry, so if the two differ, a change is recorded that makes the client replace it.
 
         :raises StoreError: The store failed.
         """
@@ -313,14 +330,14 @@ class Changes:
             self.note(Action.MODIFIED, service, instance_id)
 
     def bucket(self) -> int:
-        """Return the bucket of this moment: while it and the version stay, so do the changes.
+        """Return the current bucket. The changes are the same while it and the version are.
 
         :raises StoreError: The store failed.
         """
         return int(self._store.get(self._keys.total)[1] // BUCKET)
 
     def read(self) -> Noted:
-        """Return the changes within the reach.
+        """Return the changes of the last :data:`REACH` seconds.
 
         :raises StoreError: The store failed.
         """
@@ -347,7 +364,7 @@ class Changes:
         return Noted(actions, complete, last)
 
     def removed(self, names: list[Name]) -> list[Registered | None]:
-        """Return the entries of instances that were removed, as they were; None when not known.
+        """Return the copies of removed entries, ``None`` for each that is not known.
 
         :raises StoreError: The store failed.
         """
@@ -369,7 +386,7 @@ def _lines(raw: bytes | None) -> Iterator[tuple[str, str, Action]]:
 
 
 def _are_alike(one: bytes, other: bytes) -> bool:
-    """Return whether two entries are the same but for the moments in them."""
+    """Return whether two entries, as bytes, are equal except for their times."""
     try:
         return is_same(Registered.from_bytes(one), Registered.from_bytes(other))
     except ValueError:
@@ -377,7 +394,7 @@ def _are_alike(one: bytes, other: bytes) -> bool:
 
 
 def is_same(one: Registered, other: Registered) -> bool:
-    """Return whether two entries are the same but for the moments in them."""
+    """Return whether two entries are equal except for their times."""
     return replace(one, registered_at=0.0, last_heartbeat=0.0) == replace(
         other, registered_at=0.0, last_heartbeat=0.0
     )
@@ -391,21 +408,19 @@ def _moment(raw: bytes, now: float) -> float:
 
 
 class Full(Exception):
-    """There is no room for one more; says of what, and how many there may be."""
+    """A bound of the registry is reached; the message names the bound."""
 
 
 class Index:
     """The names of services and the ids of instances in the store, with their versions.
 
-    Several processes change it at once, and any of them may be killed between two steps. So whoever
-    adds looks again afterwards whether it is there, and so does whoever removes whether it should
-    have been: of two that meet, the later one sees the other. An instance is counted by the process
-    that adds its id, and no more by the one that removes it.
+    Several processes change the index at once, and each may be killed between two steps; rules 4
+    and 5 at the head of this module keep it correct.
 
-    :param most_services: How many services there may be.
-    :param most_of_one: How many instances one service may have.
-    :param most_in_all: How many instances all services together may have.
-    :ivar log: Where changes are written down.
+    :param most_services: The largest number of services.
+    :param most_of_one: The largest number of instances of one service.
+    :param most_in_all: The largest number of instances of all services together.
+    :ivar log: The change log.
     """
 
     def __init__(
@@ -427,16 +442,16 @@ class Index:
         return Service.read(self._store.get(self._keys.service(name))[0])
 
     def reserve(self, name: str, instance_id: str) -> None:
-        """Make room for one more instance.
+        """Reserve room for one more instance.
 
-        :raises Full: There is none.
+        :raises Full: A bound is reached.
         """
         self._add_name(name)
         try:
             self._count(1)
             try:
                 if not self._add_id(name, instance_id):
-                    self._count(-1)  # somebody else is about to register the same one
+                    self._count(-1)  # another process is registering the same instance
             except Full:
                 self._count(-1)
                 raise
@@ -447,9 +462,9 @@ class Index:
     def publish(
         self, name: str, instance_id: str | None = None, action: Action | None = None
     ) -> None:
-        """Make a change known: of one instance that is there, or of the service as a whole.
+        """Publish a change of an existing instance, or of the service as a whole.
 
-        :param action: What became of the instance; None when nothing but its silence has changed.
+        :param action: What happened to the instance; ``None`` if only its health has changed.
         """
         if instance_id is not None and action is not None:
             self.log.note(action, name, instance_id)
@@ -465,13 +480,13 @@ class Index:
         added = update(self._store, self._keys.service(name), change)
         if instance_id is not None:
             self._add_name(name, bounded=False)
-        self._count(1 if added else 0, bounded=False)  # the last, as it tells of all the others
+        self._count(1 if added else 0, bounded=False)  # last: it announces all other writes
         if instance_id is not None and not self._is_there(name, instance_id):
-            # removed meanwhile, by a process that saw less of it than is there now
+            # removed meanwhile, by a process that did not see what was written here
             self.remove(name, instance_id)
 
     def remove(self, name: str, instance_id: str) -> None:
-        """Forget an instance whose entry is gone, and make that known."""
+        """Remove an instance whose entry is gone from the index, and publish that."""
 
         def change(old: bytes | None, now: float) -> tuple[bytes | None, float, bool]:
             version, ids = Service.read(old)
@@ -489,7 +504,7 @@ class Index:
             self.publish(name, instance_id, Action.ADDED)  # it has registered again meanwhile
 
     def recount(self, before: Total, instances: int) -> None:
-        """Correct the number of all instances, if nothing has changed since it was *before*."""
+        """Correct the number of instances, unless the total has changed since *before* was read."""
 
         def change(old: bytes | None, now: float) -> tuple[bytes | None, float, None]:
             if old is None or Total.read(old) != before or before.instances == instances:
@@ -499,7 +514,7 @@ class Index:
         update(self._store, self._keys.total, change)
 
     def total(self) -> Total:
-        """Return the version of all services together, and how many instances there are."""
+        """Return the version of all services together, and the number of instances."""
         return Total.read(self._store.get(self._keys.total)[0])
 
     def _is_there(self, name: str, instance_id: str) -> bool:
@@ -536,7 +551,7 @@ class Index:
             raise Full(f"there are at most {most} services")
 
     def _tidy(self, name: str) -> None:
-        """Forget the name of a service that has no instances."""
+        """Remove the name of a service that has no instances."""
 
         def change(old: bytes | None, now: float) -> tuple[bytes | None, float, None]:
             names = split(old)
@@ -550,7 +565,7 @@ class Index:
                 self._add_name(name, bounded=False)
 
     def _count(self, more: int, *, bounded: bool = True) -> None:
-        """Count *more* instances, and give all services together a new version."""
+        """Add *more* to the number of instances, and give all services together a new version."""
         most = self._most_in_all if bounded else float("inf")
 
         def change(old: bytes | None, now: float) -> tuple[bytes | None, float, bool]:

@@ -1,3 +1,3 @@
-"""The registry in other registries' words: doors for clients that are there already."""
+"""Compatibility APIs of the registry, for existing clients of Eureka and Consul."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the doors do alike: who is asked for what, what was sent, and how that is answered."""
+"""The common base of the compatibility APIs: routing, authorization, bodies, error mapping."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ __all__ = ["Answer", "Asked", "Door", "Endpoint", "Table"]
 
 
 LARGEST = 64 * 1024
-"""The largest body that is read, in bytes. Java's clients say much that is not kept."""
+"""The largest body that is read, in bytes. Java clients send much that is not stored."""
 
 MOST_FIELDS = 32
-"""How many parameters a query may have."""
+"""The largest number of parameters in a query."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A response whose body is there as a whole.
+    """A response with its complete body.
 
-    :param body: A document, which is written as JSON, or what is written already.
+    :param body: A document, which is encoded as JSON, or encoded bytes.
     """
 
     body: object = b""
@@ -43,10 +43,10 @@ class Answer:
 
 
 class Asked:
-    """A request, as a door looks at it.
+    """A request to a compatibility API.
 
-    :ivar environ: Has the client's token where the registry's own API has it.
-    :ivar query: The parameters, each with its values.
+    :ivar environ: The ``environ``, with the client's token moved to ``Authorization: Bearer``.
+    :ivar query: The query parameters, each with its values.
     """
 
     __slots__ = ("environ", "query")
@@ -64,9 +64,9 @@ class Asked:
             raise Refusal.of(400, "The query is malformed or too long.") from None
 
     def one(self, name: str, default: str = "") -> str:
-        """Return the only value of the parameter *name*.
+        """Return the single value of the parameter *name*, *default* without one.
 
-        :raises Invalid: It has several.
+        :raises Invalid: The parameter is given more than once.
         """
         values = self.query.get(name) or [default]
         if len(values) > 1:
@@ -76,24 +76,24 @@ class Asked:
     def body(self) -> bytes:
         """Return the body.
 
-        :raises Refusal: It is too large, compressed, or could not be read.
+        :raises Refusal: The body is too large, compressed, or incomplete.
         """
         self._check_encoding()
         return read_body(self.environ, LARGEST)
 
     def json(self) -> dict[str, Any]:
-        """Return the JSON object that is the body, of whatever type it is said to be.
+        """Return the body as a JSON object, whatever its ``Content-Type``.
 
-        Many clients say none or a wrong one. That opens nothing to a page in a browser: its
-        requests are known by their origin, and no token is ever in a cookie.
+        Many clients send none or a wrong one. This does not enable cross-site requests from a
+        browser: they are recognized by their origin, and a token is never read from a cookie.
 
-        :raises Refusal: It is none, or as with :meth:`body`.
+        :raises Refusal: The body is not a JSON object, or is rejected as by :meth:`body`.
         """
         self._check_encoding()
         return json_body(self.environ, LARGEST, typed=False)
 
     def has_body(self) -> bool:
-        """Tell whether there is a body that is not empty."""
+        """Return whether the request has a body that is not empty."""
         return has_body(self.environ)
 
     def _check_encoding(self) -> None:
@@ -102,19 +102,21 @@ class Asked:
 
 
 Endpoint: TypeAlias = Callable[..., Answer]
-"""Answers what is :class:`Asked`; the path's parameters come by name."""
+"""Handles an :class:`Asked`; the parameters of the path are keyword arguments."""
 
 Table: TypeAlias = Mapping[str, Endpoint]
-"""The endpoints, each by its method and path: ``GET /apps/{app}``."""
+"""The endpoints by method and path, such as ``GET /apps/{app}``."""
 
 
 class Door:
-    """A WSGI app that speaks of the registry in another one's words.
+    """A WSGI app that offers the registry through the API of another registry.
 
-    :param registry: What it is a door to.
-    :param access: Who may change and read it.
-    :param table: What it answers, below each of *prefixes*.
-    :param refuse: Turns a problem into the app that answers it.
+    :param registry: The registry.
+    :param access: Authenticates and authorizes clients.
+    :param table: The endpoints.
+    :param prefixes: The path prefixes; each endpoint exists below each of them.
+    :param refuse: Turns a problem into the app that sends it.
+    :raises ValueError: A prefix is not a path.
     """
 
     def __init__(
@@ -133,29 +135,29 @@ class Door:
         routes = []
         for prefix in prefixes:
             if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
-                raise ValueError(f'prefix is "" or a path such as "/eureka", got {prefix!r}')
+                raise ValueError(f'prefix must be "" or a path such as "/eureka", got {prefix!r}')
             for name, endpoint in table.items():
                 method, _, path = name.partition(" ")
                 routes.append(Route(prefix + path, endpoint, methods=(method,), exact=True))
         self._router: Router[Endpoint] = Router(routes)
 
     def token(self, environ: WSGIEnvironment) -> bytes | None:
-        """Return the token of a request in the door's own place for it; ``None`` without one."""
+        """Return the token where this API's clients send it; ``None`` without one."""
         raise NotImplementedError
 
     def denied(self, refusal: Refusal) -> Refusal:
-        """Return what is told to a client whose token is missing or wrong."""
+        """Return the response to a client whose token is missing or wrong."""
         return refusal
 
     def absent(self) -> Refusal:
-        """Return what is told to a client that asks for what is not there."""
+        """Return the response to a request for a path that does not exist."""
         return Refusal.of(404, "There is nothing of that name here.")
 
     def writer(self, asked: Asked, service: str | None = None) -> Caller:
-        """Return who wants to change something.
+        """Return the caller of a request that changes something.
 
-        :param service: What it has to be allowed to change.
-        :raises Refusal: It may not.
+        :param service: The service that the caller must be allowed to change.
+        :raises Refusal: The caller is not allowed to.
         """
         caller = self._access.writer(asked.environ)
         if service is not None:
@@ -165,8 +167,8 @@ class Door:
     def register(self, entry: Registered, fields: Mapping[str, str]) -> None:
         """Register *entry*.
 
-        :param fields: What the client calls the members that the registry names in an error.
-        :raises Invalid: It may not be so; names the member as the client does.
+        :param fields: The names that this API has for the members that an error may name.
+        :raises Invalid: The entry is invalid; the error names the member as this API does.
         """
         try:
             self._registry.register(entry)
@@ -201,7 +203,7 @@ class Door:
             target = target_of(environ)
         except BadTarget as error:
             raise Refusal.of(400, "Malformed request target.", str(error)) from None
-        path = target.path.rstrip("/") or "/"  # some clients end it with one, some do not
+        path = target.path.rstrip("/") or "/"  # some clients send a trailing slash
         found = self._router.match(target.host, path, environ["REQUEST_METHOD"])
         if found is None:
             raise self.absent()

@@ -1,4 +1,4 @@
-"""Consul's door: the part of its agent, catalog and health API that services and users need."""
+"""Consul compatibility API: the parts of its agent, catalog and health APIs that clients need."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ __all__ = [
 ]
 
 
-# What the registry knows, in Consul's words.
+# Entries of the registry as Consul's JSON documents.
 
 
 def tell_node(entry: Registered, datacenter: str, index: int) -> dict[str, Any]:
-    """Return the host of *entry* as Consul's JSON has a node: every host is one."""
+    """Return the host of *entry* as a node in Consul's JSON: every host is a node."""
     return {
         "ID": "",
         "Node": entry.host,
@@ -61,9 +61,9 @@ def tell_node(entry: Registered, datacenter: str, index: int) -> dict[str, Any]:
 
 
 def tell_service(entry: Registered, index: int) -> dict[str, Any]:
-    """Return *entry* as Consul's JSON has a service.
+    """Return *entry* as a service in Consul's JSON.
 
-    :param index: Of what was read.
+    :param index: The index of the listing.
     """
     meta = {key: _told(value) for key, value in entry.metadata.items() if key != CHECK}
     scheme = None if entry.scheme == "http" else entry.scheme
@@ -88,7 +88,7 @@ def tell_service(entry: Registered, index: int) -> dict[str, Any]:
 def tell_checks(
     entry: Registered, now: float, rules: LeaseRules, index: int
 ) -> list[dict[str, Any]]:
-    """Return the checks of *entry*: those it has, and one more when it is in maintenance."""
+    """Return the checks of *entry*: its own, and one more while it is in maintenance."""
     believed = replace(entry, status=Status.UP, checks=()).healthy(now, rules)
     well = believed and entry.status in (Status.UP, Status.DRAINING)
     output = f"The service says that it is {entry.status}." if believed else "TTL expired"
@@ -138,7 +138,7 @@ def tell_checks(
 def tell_health(
     entry: Registered, datacenter: str, now: float, rules: LeaseRules, index: int
 ) -> dict[str, Any]:
-    """Return *entry* as ``/v1/health/service`` has it: its host, itself, and its checks."""
+    """Return *entry* as in ``/v1/health/service``: its node, service and checks."""
     return {
         "Node": tell_node(entry, datacenter, index),
         "Service": tell_service(entry, index),
@@ -147,7 +147,7 @@ def tell_health(
 
 
 def tell_catalog(entry: Registered, datacenter: str, index: int) -> dict[str, Any]:
-    """Return *entry* as ``/v1/catalog/service`` has it: all in one."""
+    """Return *entry* as in ``/v1/catalog/service``: node and service in one object."""
     node, service = tell_node(entry, datacenter, index), tell_service(entry, index)
     return {
         **{name: value for name, value in node.items() if name != "Meta"},
@@ -162,22 +162,22 @@ def tell_catalog(entry: Registered, datacenter: str, index: int) -> dict[str, An
 
 
 def _told(value: object) -> str:
-    """Return *value* as a text, as all of Consul's metadata are."""
+    """Return *value* as a string, as all metadata of Consul are strings."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
-# What Consul's door tells: its agent's, its catalog's and its health's answers.
+# The endpoints that read.
 
 _NOT_SPOKEN = ("node-meta", "ns", "partition", "peer", "sg")
-"""Parameters that would leave something out: refused, so that nobody takes all for a part."""
+"""Unsupported filters. They are rejected: a client would take the full list for a filtered one."""
 
 
 class ConsulReads:
-    """The part of the door that changes nothing.
+    """The endpoints that read.
 
-    :param datacenter: What the only one there is is called.
-    :param node: What the agent is called.
-    :param places: How many requests may wait for a change at a time.
+    :param datacenter: The name of the only datacenter.
+    :param node: The name of the agent.
+    :param places: The slots for requests that wait for a change.
     """
 
     def __init__(self, registry: Registry, datacenter: str, node: str, places: WaitSlots) -> None:
@@ -319,14 +319,14 @@ class ConsulReads:
         return self._registry.discover(service, tags=asked.query.get("tag", ()))
 
     def _await(self, asked: Asked, service: str | None, *, filtered: bool = False) -> None:
-        """Wait for another index than the one that the client has seen, if it has seen one.
+        """Wait for another index than the client's, if it sent one.
 
-        :param filtered: Whether the endpoint takes a filter.
+        :param filtered: Whether the endpoint supports ``filter``.
         """
         self._check(asked, filtered=filtered)
         index, wait = asked.one("index") or "0", asked.one("wait")
         if not (index.isascii() and index.isdigit() and len(index) < 20):
-            raise Invalid("index", "what X-Consul-Index has said")
+            raise Invalid("index", "the value of X-Consul-Index in an earlier response")
         seconds = read_duration(wait, "wait") if wait else LONGEST_WAIT
         if int(index) and self._places.take():
             try:
@@ -336,14 +336,14 @@ class ConsulReads:
 
     @staticmethod
     def _filter(asked: Asked, sample: Mapping[str, Any]) -> Filter:
-        """Return what tells whether the client wants a document that is like *sample*."""
+        """Return the predicate of the query's ``filter``, for documents like *sample*."""
         text = asked.one("filter")
         return parse_filter(text, sample) if text.strip() else _everything
 
     def _check(self, asked: Asked, *, filtered: bool = False) -> None:
         for name in _NOT_SPOKEN if filtered else (*_NOT_SPOKEN, "filter"):
             if any(asked.query.get(name, ())):
-                raise Invalid(name, "not spoken here")
+                raise Invalid(name, "not supported here")
         if asked.one("dc", self._datacenter) not in ("", self._datacenter):
             raise Invalid("dc", f"there is only {self._datacenter}")
 
@@ -366,7 +366,7 @@ _HEALTH = {"Node": _NODE, "Service": _SERVICE, "Checks": [_CHECK]}
 
 
 def _index(version: int) -> int:
-    """Return the index that stands for *version*: never 0, by which clients do not wait."""
+    """Return the index for *version*: never 0, with which clients do not wait."""
     return max(1, version)
 
 
@@ -375,9 +375,9 @@ def _version(index: int) -> int:
 
 
 def _indexed(document: object, version: int, age: float = 0.0) -> Answer:
-    """Return *document* with the index to wait for the next one with.
+    """Return *document* with the index that a client sends back to wait for a change.
 
-    :param age: For how many seconds the store has not been read, as it fails.
+    :param age: Seconds since the store was last read, while it fails.
     """
     fields = (
         ("X-Consul-Index", str(_index(version))),
@@ -390,27 +390,27 @@ def _indexed(document: object, version: int, age: float = 0.0) -> Answer:
 _DONE = Answer(content_type="text/plain")
 
 _MOST_REMEMBERED = 10_000
-"""How many checks are remembered, by whom they are."""
+"""The largest number of checks whose instances are cached."""
 
 
 class Consul(Door):
     """Consul's API over the registry, below ``/v1``: one agent for all services.
 
-    A client presents the registry's token as ``X-Consul-Token`` or as a bearer token. Whoever may
-    not is told so by 403, as Consul does. The rest of Consul's API is answered with 501, as its
-    clients read 404 as "there is no value".
+    A client sends the registry's token as ``X-Consul-Token`` or as a bearer token. Callers without
+    permission get a 403, as from Consul. The rest of Consul's API returns 501, as clients read 404
+    as "there is no value".
 
-    :param registry: What it is a door to.
-    :param access: Who may change and read it.
-    :param prefix: The path that it is below.
-    :param datacenter: What the only one there is is called.
-    :param node: What the agent is called.
-    :param waiting: How many requests may wait for a change at a time; any more are answered at
-        once. The registry's own API may share them.
-    :param query_tokens: Whether the token may be ``?token=`` in the query, too, as older clients
-        have it. Queries end up in logs of proxies and in histories.
-    :param refuse: Turns a problem into the app that answers it.
-    :raises ValueError: *prefix* is no path, or *waiting* is negative.
+    :param registry: The registry.
+    :param access: Authenticates and authorizes clients.
+    :param prefix: The path prefix.
+    :param datacenter: The name of the only datacenter.
+    :param node: The name of the agent.
+    :param waiting: The largest number of requests that wait for a change at a time; further ones
+        are answered at once. The registry's own API may share the slots.
+    :param query_tokens: Whether the token is also read from ``?token=`` in the query, as older
+        clients send it. Queries end up in the logs of proxies and in histories.
+    :param refuse: Turns a problem into the app that sends it.
+    :raises ValueError: *prefix* is not a path, or *waiting* is negative.
     """
 
     def __init__(
@@ -473,7 +473,7 @@ class Consul(Door):
         entry = read_service(asked.json(), "" if address == "unix" else address)
         self._access.check_caller(caller, entry.service)
         for known in self._registry.discover(entry.service, status=Status.DRAINING).instances:
-            if known.instance_id == entry.instance_id:  # it is in maintenance, whatever it knows
+            if known.instance_id == entry.instance_id:  # maintenance survives a registration
                 entry = replace(entry, status=Status.DRAINING)
         self.register(entry, FIELDS)
         return _DONE
@@ -515,9 +515,9 @@ class Consul(Door):
         return self._report(asked, check, read_state(asked.json()))
 
     def _report(self, asked: Asked, check: str, status: Status) -> Answer:
-        """Renew the lease of those that have *check*, and have them be what it says.
+        """Renew the lease of the instances that have *check*, and set their status.
 
-        Who they are is remembered, as checks report often and are to be searched for.
+        The instances of a check are cached: checks report often, and finding them takes a search.
         """
         caller = self.writer(asked)
         names = self._remembered.get(check, ())
@@ -536,23 +536,25 @@ class Consul(Door):
         entry = self._registry.heartbeat(service, name)
         if entry is None:
             return False
-        # who is in maintenance stays there, however well it is
+        # an instance in maintenance stays so, whatever its check reports
         if entry.status not in (status, Status.DRAINING):
             self._registry.heartbeat(service, name, status)
         return True
 
     def _writable(self, asked: Asked, wanted: Callable[[Registered], bool]) -> list[Registered]:
-        """Return those *wanted* that the client may change.
+        """Return the instances that match *wanted* and that the client may change.
 
-        :raises Refusal: It may change none of them; or there is none.
+        :raises Refusal: None matches, or the client may change none of them.
         """
         caller = self.writer(asked)
         return self._mine(caller, self._found(wanted))
 
     def _found(self, wanted: Callable[[Registered], bool]) -> list[Registered]:
-        """Return all *wanted*: an agent has each id once, here several services may have it.
+        """Return all instances that match *wanted*.
 
-        :raises Refusal: There is none.
+        An agent of Consul has each id once; here several services may have the same id.
+
+        :raises Refusal: None matches.
         """
         found = list(filter(wanted, self._everything()))
         if not found:

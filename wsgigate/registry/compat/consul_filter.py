@@ -1,12 +1,12 @@
-"""Consul's ``filter`` expressions, the part that needs no regular expressions.
+"""Consul's ``filter`` expressions, except regular expressions.
 
-https://developer.hashicorp.com/consul/api-docs/features/filtering has the language. Spoken are
-``==``, ``!=``, ``in``, ``not in``, ``contains``, ``not contains``, ``is empty``, ``is not empty``,
-``and``, ``or``, ``not`` and parentheses. ``matches`` is refused: the expression comes from whoever
-may read, and one regular expression can hold a thread for hours.
+https://developer.hashicorp.com/consul/api-docs/features/filtering defines the language. Supported
+are ``==``, ``!=``, ``in``, ``not in``, ``contains``, ``not contains``, ``is empty``, ``is not
+empty``, ``and``, ``or``, ``not`` and parentheses. ``matches`` is rejected: the expression comes
+from any client that may read, and one regular expression can occupy a thread for hours.
 
-A selector is checked against a sample of the document, whether or not there is anything to filter:
-a misspelled name is an error, not an empty answer.
+A selector is checked against a sample of the document, even if there is nothing to filter: a
+misspelled name is an error, not an empty result.
 """
 
 from __future__ import annotations
@@ -48,13 +48,12 @@ class _Token(NamedTuple):
 
 
 def parse_filter(text: str, sample: Mapping[str, Any]) -> Filter:
-    """Return what tells whether a document is wanted.
+    """Return a predicate for documents.
 
     :param text: The expression.
     :param sample: A document of the same shape, with an item in each list of objects. A mapping
-        that is empty in it has keys of its authors' own.
-    :raises Invalid: It is no expression, or one that is not spoken here; says what is wrong with
-        ``filter``.
+        that is empty in the sample accepts any keys.
+    :raises Invalid: The expression is malformed or unsupported; the error names ``filter``.
     """
     if len(text) > _LONGEST:
         raise Invalid("filter", f"at most {_LONGEST} characters")
@@ -89,7 +88,7 @@ def _tokens(text: str) -> list[_Token]:
 
 
 class _Parser:
-    """Reads tokens from left to right: ``or`` binds least, then ``and``, then ``not``."""
+    """A recursive-descent parser: ``or`` binds least, then ``and``, then ``not``."""
 
     def __init__(self, tokens: list[_Token], sample: Mapping[str, Any]) -> None:
         self._tokens = tokens
@@ -152,7 +151,7 @@ class _Parser:
             self._at += 2 if negated else 1
             return self._held(first.text, self._next("a selector"), negated)
         if first.kind == "number":
-            raise _wrong(f"{first.text!r} is no selector")
+            raise _wrong(f"{first.text!r} is not a selector")
         operator = self._next("an operator")
         if operator.kind == "sign" and operator.text in ("==", "!="):
             return self._equal(first, self._value(), operator.text == "!=")
@@ -170,8 +169,8 @@ class _Parser:
                 raise _wrong('"is" is followed by "empty" or "not empty"')
             return self._empty(first, negated)
         if operator.text.removeprefix("not ") == "matches":
-            raise _wrong("matches is not spoken here: no regular expressions")
-        raise _wrong(f"{operator.text!r} is no operator that is spoken here")
+            raise _wrong("matches is not supported: no regular expressions")
+        raise _wrong(f"{operator.text!r} is not a supported operator")
 
     def _value(self) -> str:
         value = self._next("a value")
@@ -218,9 +217,9 @@ class _Parser:
         return (lambda document: not holds(document)) if negated else holds
 
     def _select(self, selector: _Token) -> tuple[Callable[[Any], list[Any]], type]:
-        """Return what finds the values of *selector* in a document, and their type.
+        """Return a function that returns the values of *selector* in a document, and their type.
 
-        Of a list of objects it finds those of each; of what is not there, nothing.
+        It returns the values of every object in a list, and none for a missing member.
         """
         path = _path(selector)
         kind, missing = _kind(self._sample, path, selector.text)
@@ -231,10 +230,10 @@ def _path(selector: _Token) -> list[str]:
     text = selector.text
     if selector.kind == "text":
         if not text.startswith("/"):
-            raise _wrong(f"{text!r} is no selector")
+            raise _wrong(f"{text!r} is not a selector")
         return [part.replace("~1", "/").replace("~0", "~") for part in text[1:].split("/")]
     if selector.kind != "word":
-        raise _wrong(f"{text!r} is no selector")
+        raise _wrong(f"{text!r} is not a selector")
     parts: list[str] = []
     at = 0
     while at < len(text):
@@ -242,21 +241,21 @@ def _path(selector: _Token) -> list[str]:
             at += 1
         found = _PART.match(text, at)
         if found is None:
-            raise _wrong(f"{text!r} is no selector")
+            raise _wrong(f"{text!r} is not a selector")
         parts.append(found[1] if found[1] is not None else found[2])
         at = found.end()
     return parts
 
 
 def _kind(sample: Any, path: list[str], text: str) -> tuple[type, Any]:
-    """Return the type of what *path* leads to, and what stands for it where it is left out."""
+    """Return the type of the value at *path*, and the default for documents without it."""
     here = sample
     for name in path:
         if isinstance(here, list) and here and isinstance(here[0], dict):
             here = here[0]
         if not isinstance(here, dict):
             raise _wrong(f"the selector {text!r} is not known here")
-        if not here:  # keys of its authors' own
+        if not here:  # any keys, such as those of metadata
             return str, None
         if name not in here:
             raise _wrong(f"the selector {text!r} is not known here")

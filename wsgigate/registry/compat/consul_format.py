@@ -1,4 +1,4 @@
-"""What Consul's clients say, in the registry's words."""
+"""Conversion of Consul's registrations and checks to entries of the registry."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ __all__ = [
 
 
 STATES = {"passing": Status.UP, "warning": Status.UP, "critical": Status.DOWN}
-"""What a check may say of an instance. There is no warning here: such an instance still serves."""
+"""The states of a check. The registry has no warning state: such an instance still serves."""
 
 LONGEST = 3600.0
-"""The longest lease that is given, in seconds, whatever TTL a client asks for."""
+"""The longest lease, in seconds; a longer TTL is shortened to it."""
 
 CHECK = "consul.check"
-"""Where in an entry's metadata its check's id is, when it is not ``service:ID``."""
+"""The key in an entry's metadata for the id of its check, if that is not ``service:ID``."""
 
 FIELDS = {
     "serviceName": "Name",
@@ -61,7 +61,7 @@ FIELDS = {
     "metadata.version": "Meta.version",
     "metadata.healthCheckPath": "Meta.healthCheckPath",
 }
-"""What the client calls the members that the registry's rules name in an error."""
+"""Consul's names of the members that an error of the registry may name."""
 
 _CAN_NOT = ("kind", "proxy", "connect", "socketpath")
 
@@ -90,9 +90,9 @@ _PART = re.compile(r"([0-9.]+)(ns|us|µs|ms|s|m|h)")
 
 
 def read_duration(text: object, field: str) -> float:
-    """Return the seconds of a duration as Go writes them: ``10s``, ``1m30s``, ``1.5h``.
+    """Parse a duration as Go writes it, such as ``10s``, ``1m30s`` or ``1.5h``; return seconds.
 
-    :raises Invalid: It is none; names *field*.
+    :raises Invalid: *text* is not a duration; the error names *field*.
     """
     if not isinstance(text, str) or not _DURATION.fullmatch(text):
         raise Invalid(field, 'a duration such as "10s"')
@@ -100,18 +100,18 @@ def read_duration(text: object, field: str) -> float:
 
 
 def read_service(document: Mapping[str, Any], peer: str) -> Registered:
-    """Return the entry that a registration with the agent asks for.
+    """Return the entry for a registration with the agent.
 
-    An instance whose check is a TTL is critical until that has passed for the first time, if the
-    check says nothing else.
+    An instance with a TTL check is critical until its check passes for the first time, unless the
+    check has another initial status.
 
-    :param peer: The client's address, which is the instance's as well when it names none.
-    :raises Invalid: It is none; names the member in Consul's words.
+    :param peer: The client's address, which is the default of the instance's address.
+    :raises Invalid: The registration is invalid; the error names the member as Consul does.
     """
     service = _flat(document, "")
     for member in _CAN_NOT:
         if service.get(member):
-            raise Invalid(member, "not spoken here, an instance has an address and a port")
+            raise Invalid(member, "not supported here, an instance has an address and a port")
     checks = service.get("checks") or []
     if not isinstance(checks, list):
         raise Invalid("Checks", "a list")
@@ -138,7 +138,7 @@ def read_service(document: Mapping[str, Any], peer: str) -> Registered:
 
 
 def _with_checks(entry: Registered, documents: list[object]) -> Registered:
-    """Return *entry* with the checks that it was registered with."""
+    """Return *entry* with the checks of its registration."""
     several = len(documents) > 1
     seen: set[str] = set()
     reported: tuple[str, float, Status] | None = None
@@ -156,7 +156,7 @@ def _with_checks(entry: Registered, documents: list[object]) -> Registered:
             if several:
                 reported = (named, *found[1:])
         if named in seen:
-            raise Invalid("CheckID", "each another one")
+            raise Invalid("CheckID", "unique among the checks of an instance")
         seen.add(named)
     _check_length(entry)
     return entry if reported is None else with_check(entry, *reported)
@@ -165,10 +165,10 @@ def _with_checks(entry: Registered, documents: list[object]) -> Registered:
 def read_any_check(
     document: object, entry: Registered, named: str
 ) -> Check | tuple[str, float, Status]:
-    """Return a check that the registry carries out, or one with a TTL as :func:`read_check` does.
+    """Return a check that the registry carries out, or a TTL check as :func:`read_check` does.
 
-    :param named: What it is called unless it says so.
-    :raises Invalid: It is none.
+    :param named: The default of its id.
+    :raises Invalid: The check is invalid or unsupported.
     """
     if not isinstance(document, Mapping):
         raise Invalid("Check", "an object")
@@ -177,7 +177,7 @@ def read_any_check(
         return read_check(document)
     for name in (*_OTHER_CHECKS, *_NOT_OF_CHECKS, "ttl"):
         if check.get(name):
-            raise Invalid("Check", f"{name} is not spoken here beside HTTP or TCP")
+            raise Invalid("Check", f"{name} is not supported beside HTTP or TCP")
     if check.get("http") and check.get("tcp"):
         raise Invalid("Check", "either HTTP or TCP")
     url, path = _http(check["http"]) if check.get("http") else (_tcp(check["tcp"]), None)
@@ -214,7 +214,7 @@ def read_any_check(
 
 
 def _http(url: object) -> tuple[str, str]:
-    """Return where a check by HTTP connects to, and what it asks for."""
+    """Return the origin and the request target of an HTTP check."""
     wrong = Invalid("HTTP", 'a URL such as "http://10.0.0.5:8080/health"')
     if not isinstance(url, str) or len(url) > 1024 or not url.isascii() or not url.isprintable():
         raise wrong
@@ -231,7 +231,7 @@ def _http(url: object) -> tuple[str, str]:
 
 
 def _tcp(text: object) -> str:
-    """Return where a check by TCP connects to."""
+    """Return the address of a TCP check, as a URL."""
     host, colon, port = text.rpartition(":") if isinstance(text, str) else ("", "", "")
     if not colon or not host or not (port.isascii() and port.isdigit() and len(port) <= 5):
         raise Invalid("TCP", 'a host and a port such as "10.0.0.5:8080"')
@@ -249,10 +249,10 @@ def _place(scheme: str, host: str, port: int, field: str) -> str:
 
 
 def _reachable(url: str, host: str) -> str:
-    """Return *url* as the registry reaches it.
+    """Return *url* with a loopback host replaced by the instance's *host*.
 
-    The agent of Consul runs beside the instance, so clients name loopback. Here the registry asks,
-    from elsewhere: what is meant is the instance's own address.
+    Consul's agent runs beside the instance, so clients register checks of loopback addresses. The
+    registry probes from elsewhere and needs the instance's own address.
     """
     parts = urlsplit(url)
     if _is_loopback(parts.hostname or "") and not _is_loopback(host):
@@ -268,7 +268,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _fields(header: object) -> tuple[tuple[tuple[str, str], ...], str]:
-    """Return the fields of a check, and what it sends in ``Host``, if it says so."""
+    """Return the header fields of a check without ``Host``, and the value of ``Host``, if any."""
     if header is None:
         return (), ""
     if not isinstance(header, Mapping):
@@ -319,16 +319,16 @@ def _check_length(entry: Registered) -> None:
 
 
 def read_check(document: object) -> tuple[str, float, Status]:
-    """Return the id of a check, or nothing when it names none, its TTL in seconds, and its status.
+    """Return the id of a TTL check, empty if it has none, its TTL in seconds, and its status.
 
-    :raises Invalid: It is none, or not one with a TTL.
+    :raises Invalid: The check is invalid, or not a TTL check.
     """
     if not isinstance(document, Mapping):
         raise Invalid("Check", "an object")
     check = _flat(document, "Check.")
     for name in _OTHER_CHECKS:
         if check.get(name):
-            raise Invalid("Check", f"only HTTP, TCP and TTL are spoken here, not {name}")
+            raise Invalid("Check", f"only HTTP, TCP and TTL are supported, not {name}")
     ttl = read_duration(check.get("ttl"), "TTL")
     named = _check_name(check)
     status = read_state(check) if check.get("status") else Status.STARTING
@@ -336,22 +336,22 @@ def read_check(document: object) -> tuple[str, float, Status]:
 
 
 def read_check_of(document: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return the id of the instance that a check registered by itself is of, and its document.
+    """Return the instance's id and the definition of a check that is registered separately.
 
-    :raises Invalid: It is none, or one of a node.
+    :raises Invalid: The check has no service id: checks of nodes are not supported.
     """
     flat = _flat(document, "")
     of = flat.get("serviceid")
     if not of or not isinstance(of, str):
-        raise Invalid("ServiceID", "required, as a check is always an instance's here")
+        raise Invalid("ServiceID", "required, as a check always belongs to an instance here")
     named = flat.get("checkid") or flat.get("id") or flat.get("name")
     return of, {**flat, "checkid": named}
 
 
 def with_any_check(entry: Registered, document: Mapping[str, Any]) -> Registered:
-    """Return *entry* with one more check, or another one of the same name.
+    """Return *entry* with a check added, or replaced if it has one with the same id.
 
-    :raises Invalid: It is none, or they are too many.
+    :raises Invalid: The check is invalid, or there are too many.
     """
     found = read_any_check(document, entry, f"service:{entry.instance_id}")
     if not isinstance(found, Check):
@@ -365,9 +365,9 @@ def with_any_check(entry: Registered, document: Mapping[str, Any]) -> Registered
 
 
 def read_state(document: Mapping[str, Any]) -> Status:
-    """Return what the ``Status`` in *document* says of an instance.
+    """Return the status of an instance for the ``Status`` of its check in *document*.
 
-    :raises Invalid: It is none that a check has.
+    :raises Invalid: The value is not a status of a check.
     """
     state = _flat(document, "").get("status")
     if not isinstance(state, str) or state not in STATES:
@@ -376,9 +376,9 @@ def read_state(document: Mapping[str, Any]) -> Status:
 
 
 def read_flag(text: str, field: str) -> bool:
-    """Return whether *text* says yes, in the words that Go takes.
+    """Parse a boolean in the spellings that Go accepts.
 
-    :raises Invalid: It says neither yes nor no; names *field*.
+    :raises Invalid: *text* is not a boolean; the error names *field*.
     """
     if text in ("1", "t", "T", "true", "TRUE", "True"):
         return True
@@ -388,20 +388,20 @@ def read_flag(text: str, field: str) -> bool:
 
 
 def with_check(entry: Registered, named: str, ttl: float, status: Status) -> Registered:
-    """Return *entry* under a lease of *ttl* seconds that the check *named* renews.
+    """Return *entry* with a lease of *ttl* seconds that the check *named* renews.
 
-    One shorter than the registry's own is as long as that.
+    The registry's own lease time is the minimum.
     """
     metadata = {key: value for key, value in entry.metadata.items() if key != CHECK}
     if named and named != f"service:{entry.instance_id}":
         metadata[CHECK] = named
     if entry.status is Status.DRAINING:
-        status = entry.status  # in maintenance, whatever its check says
+        status = entry.status  # maintenance takes precedence over the check
     return replace(entry, metadata=metadata, lease=ttl, status=status)
 
 
 def without_check(entry: Registered, named: str) -> Registered:
-    """Return *entry* as it is when the check *named* was never registered for it."""
+    """Return *entry* without the check *named*, as if it had never been registered."""
     left = tuple(check for check in entry.checks if check.check_id != named)
     if len(left) < len(entry.checks):
         return replace(entry, checks=left)
@@ -411,24 +411,24 @@ def without_check(entry: Registered, named: str) -> Registered:
 
 
 def has_check(entry: Registered, named: str) -> bool:
-    """Return whether *entry* has a check of the id *named*, with a TTL or another one."""
+    """Return whether *entry* has a check with the id *named*, of any kind."""
     return named == check_id(entry) or any(check.check_id == named for check in entry.checks)
 
 
 def check_id(entry: Registered) -> str | None:
-    """Return the id of the check with a TTL that *entry* has; ``None`` without one."""
+    """Return the id of the TTL check of *entry*; ``None`` without one."""
     if not entry.reports:
         return None
     return str(entry.metadata.get(CHECK, f"service:{entry.instance_id}"))
 
 
 def _tags(tags: object) -> object:
-    """Return *tags* without empty ones, which say nothing."""
+    """Return *tags* without empty strings."""
     return [tag for tag in tags if tag != ""] if isinstance(tags, list) else tags
 
 
 def _flat(document: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return *document* with its names in lower case and without ``_``, as Consul takes them."""
+    """Return *document* with its names in lower case and without ``_``, as Consul compares them."""
     flat: dict[str, Any] = {}
     for name, value in document.items():
         plain = name.replace("_", "").lower()

@@ -1,4 +1,4 @@
-"""Eureka's door: its REST in JSON and XML, for clients that know of no other registry."""
+"""Eureka compatibility API: its REST operations, in JSON and XML."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ __all__ = ["Eureka"]
 _DONE = Answer(content_type="text/plain")
 
 _ABOUT = {"lastDirtyTimestamp"}
-"""Parameters that say something of the request, and not of the instance."""
+"""Parameters that belong to the request, not to the metadata of the instance."""
 
 
 class _Seen(NamedTuple):
-    """What there was when the registry was looked at."""
+    """All entries of the registry at a version, with their hash code."""
 
     version: int
     entries: Sequence[Registered]
@@ -54,16 +54,17 @@ class _Seen(NamedTuple):
 
 
 class Eureka(Door):
-    """Eureka's REST over the registry, below ``/eureka`` and ``/eureka/v2``.
+    """Eureka's REST API over the registry, below ``/eureka`` and ``/eureka/v2``.
 
-    A client presents the registry's token as the password of HTTP Basic, as most of them take it
-    out of the server's URL, ``http://any:TOKEN@registry:3004/eureka``; or as a bearer token.
+    A client sends the registry's token as the password of HTTP Basic authentication, which most
+    clients read from the server's URL, ``http://any:TOKEN@registry:3004/eureka``; or as a bearer
+    token.
 
-    :param registry: What it is a door to.
-    :param access: Who may change and read it.
-    :param prefix: The path that it is below, besides the same followed by ``/v2``.
-    :param refuse: Turns a problem into the app that answers it.
-    :raises ValueError: *prefix* is no path.
+    :param registry: The registry.
+    :param access: Authenticates and authorizes clients.
+    :param prefix: The path prefix; the API is also below *prefix* followed by ``/v2``.
+    :param refuse: Turns a problem into the app that sends it.
+    :raises ValueError: *prefix* is not a path.
     """
 
     def __init__(
@@ -109,11 +110,11 @@ class Eureka(Door):
         challenge = (("WWW-Authenticate", 'Basic realm="registry"'),)
         return Refusal(replace(refusal.problem, headers=challenge), str(refusal))
 
-    # what is told
+    # operations that read
 
     def _all(self, asked: Asked) -> Answer:
         seen, kind = self._look(), _wants_json(asked)
-        with self._writing:  # one writes for all: of thousands that takes a moment
+        with self._writing:  # one thread encodes for all: thousands of instances take a moment
             written = self._written.get(kind)
             if written is None or written[0] != seen.version:
                 answer = self._tell(asked, _as_added(seen.entries), seen)
@@ -124,17 +125,17 @@ class Eureka(Door):
         kind, changes = _wants_json(asked), self._registry.changes
         try:
             known = self._look().version, changes.bucket()
-            with self._writing:  # one writes for all
+            with self._writing:  # one thread encodes for all
                 written = self._deltas.get(kind)
                 if written is None or written[0] != known:
-                    noted = changes.read()  # before the entries, which may then be newer
+                    noted = changes.read()  # first: entries must be at least as new as the log
                     seen = self._look()
                     changed = delta(seen.entries, noted, changes.removed)
                     written = known, self._tell(asked, changed, seen)
-                    if seen.version == known[0]:  # else a change came in between: once is enough
+                    if seen.version == known[0]:  # after a change in between, do not cache it
                         self._deltas[kind] = written
             return written[1]
-        except StoreError:  # by the last that is known, nothing is certain but what is there
+        except StoreError:  # the log cannot be read: send everything that is cached
             return self._all(asked)
 
     def _vip(self, asked: Asked, vip: str, *, secure: bool = False) -> Answer:
@@ -171,8 +172,8 @@ class Eureka(Door):
     def _look(self) -> _Seen:
         """Return all entries, and a version of the registry that they are no older than.
 
-        They are read anew when the version is another one. In between none of them has changed but
-        by its heartbeats, of which Eureka's clients make nothing.
+        They are read again when the version changes. With the same version, only heartbeat times
+        have changed, which Eureka clients do not use.
         """
         seen = self._seen
         try:
@@ -187,7 +188,7 @@ class Eureka(Door):
             self._seen = seen
         return seen
 
-    # what is changed
+    # operations that write
 
     def _register(self, asked: Asked, app: str) -> Answer:
         self.writer(asked, app.lower())
@@ -239,7 +240,7 @@ class Eureka(Door):
     def _writable(self, asked: Asked, app: str, name: str) -> Registered:
         """Return an instance that the client may change.
 
-        :raises Refusal: It may not; or there is none.
+        :raises Refusal: The client may not change it, or it does not exist.
         """
         self.writer(asked)
         entry = self._known(app, name)
@@ -249,7 +250,7 @@ class Eureka(Door):
         return entry
 
     def _known(self, app: str, name: str) -> Registered | None:
-        """Return an instance of *app*, in whatever case its service was registered elsewhere."""
+        """Return an instance of *app*; the service may be registered in another case."""
         entry = self._of(app.lower(), name)
         if entry is None:
             services = {each.service for each in self._look().entries} - {app.lower()}
@@ -271,7 +272,7 @@ def _unknown() -> Refusal:
 
 
 def _wants_json(asked: Asked) -> bool:
-    """Tell in which of the two to answer: XML is Eureka's own unless JSON is asked for."""
+    """Return whether the client accepts JSON; Eureka's default is XML."""
     return "json" in asked.environ.get("HTTP_ACCEPT", "").lower()
 
 
@@ -287,5 +288,5 @@ def _registration(asked: Asked) -> dict[str, object]:
     try:
         name, node = read_xml(asked.body())
     except XmlError as error:
-        raise Refusal.of(400, f"The body is no XML that is read here: {error}.") from None
+        raise Refusal.of(400, f"The body is not valid XML: {error}.") from None
     return {name: node}

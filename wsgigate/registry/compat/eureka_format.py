@@ -1,4 +1,4 @@
-"""Eureka's documents and the registry's entries: what the one is in the words of the other."""
+"""Conversion between Eureka's documents, in JSON and XML, and entries of the registry."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 
-# What an Eureka client has to be told that has fetched everything within the last minutes.
+# Deltas, for clients that have fetched everything within the last minutes.
 
 Changed: TypeAlias = tuple[Action, Registered]
 
@@ -48,14 +48,13 @@ def delta(
 ) -> list[Changed]:
     """Return the changes, one for each instance.
 
-    An instance that was removed and has registered again as it was is ADDED: the client either
-    missed its removal, and has it, or adds it. Where changes may be missing from the log, all
-    other instances are ADDED as well. A client that has them already ignores that, or replaces
-    them by what they are.
+    An instance that was removed and registered again unchanged is ADDED: a client that missed the
+    removal still has it, others add it. If the log may be incomplete, all other instances are ADDED
+    as well. A client that has them already ignores that, or replaces them.
 
     :param entries: All instances, at least as new as *noted*.
-    :param noted: The changes that were written down.
-    :param removed: Returns instances as they were when they were removed.
+    :param noted: The recorded changes.
+    :param removed: Returns the copies of removed entries.
     """
     there = {(entry.service, entry.instance_id): entry for entry in entries}
     names = list(noted.actions)
@@ -78,18 +77,18 @@ def delta(
     return changed
 
 
-# The little XML that Eureka's clients speak: read without what makes XML dangerous, and written.
+# XML: the subset that Eureka clients use, without document types and entities.
 #
-# Both ways it has the shape of Eureka's JSON, so that there is one mapping for the two: an
-# element is a text, or a mapping of its children by name with its attributes under ``@name`` and
-# its own text under ``$``; ``<port enabled="true">80</port>`` is ``{"@enabled": "true", "$":
-# "80"}``.
+# An XML document is converted to and from the shape of Eureka's JSON, so that there is one mapping
+# for both: an element is a string, or a mapping of its children by name, with its attributes under
+# ``@name`` and its text under ``$``; ``<port enabled="true">80</port>`` is ``{"@enabled": "true",
+# "$": "80"}``.
 
 MOST_DEPTH = 8
-"""How deep the elements of a document may lie in each other."""
+"""The deepest nesting of elements."""
 
 MOST_ELEMENTS = 512
-"""How many elements and attributes a document may have."""
+"""The largest number of elements and attributes."""
 
 Node: TypeAlias = "str | dict[str, Any]"
 
@@ -98,25 +97,25 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9._-]*")
 _PLAIN = re.compile(r"[ !-%'-;=?-~]*")
 
 _NO_CHARACTER = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What no XML document may contain, not even escaped (XML 1.0, 2.2)."""
+"""Characters that an XML document may not contain, not even escaped (XML 1.0, 2.2)."""
 
 
 class XmlError(ValueError):
-    """The document is none that is read; says why."""
+    """An XML document is malformed or not accepted; the message says why."""
 
 
 def read_xml(data: bytes) -> tuple[str, Node]:
-    """Return the name of the root element of *data*, and what it holds.
+    """Return the name of the root element of *data*, and its content.
 
-    A document with a document type is refused before anything in it is read, and with that all
-    entities but the five that XML itself has. Whatever it declares, it is read as UTF-8.
+    A document type is rejected before anything in it is parsed, and with it all entities except
+    the five predefined ones. The document is decoded as UTF-8, whatever it declares.
 
-    :param data: The whole document, already bounded in size by whoever read it.
-    :raises XmlError: It is not well-formed, has a document type, too many elements or too deep
-        ones, or an element with two children of one name.
+    :param data: The whole document; the caller bounds its size.
+    :raises XmlError: The document is not well-formed, has a document type, too many or too deeply
+        nested elements, or an element with two children of the same name.
     """
     try:
-        data.decode("utf-8")  # as the parser would take another encoding's byte order mark
+        data.decode("utf-8")  # the parser would accept the byte order mark of another encoding
     except UnicodeDecodeError:
         raise XmlError("it is not well-formed: not UTF-8") from None
     reader = _Reader()
@@ -135,7 +134,7 @@ def read_xml(data: bytes) -> tuple[str, Node]:
 
 
 class _Reader:
-    """Builds nodes from what the parser meets."""
+    """Builds nodes from the events of the parser."""
 
     def __init__(self) -> None:
         self.root: tuple[str, Node] = "", ""
@@ -169,15 +168,15 @@ class _Reader:
             return
         siblings = self._open[-1][1]
         if name in siblings:
-            raise XmlError(f"it has two elements {name[:64]!a} where one is meant")
+            raise XmlError(f"it has two elements {name[:64]!a} where one is allowed")
         siblings[name] = node
 
 
 def write_xml(name: str, node: object) -> bytes:
-    """Return the document whose root element *name* holds *node*.
+    """Return the document whose root element *name* has the content *node*.
 
-    A list is as many elements of one name. A member whose name can not be an element's is left out,
-    and so are the characters that no document may contain.
+    A list becomes several elements of the same name. Members whose name is not a valid element name
+    are left out, and so are characters that a document may not contain.
     """
     parts = ['<?xml version="1.0" encoding="UTF-8"?>']
     _write(name, node, parts.append)
@@ -202,7 +201,7 @@ def _write(name: str, node: object, put: Callable[[str], None]) -> None:
         if key == "$":
             put(_escaped(value))
         elif _NAME.fullmatch(key):
-            if type(value) is str:  # nearly all are: without one step more for each
+            if type(value) is str:  # nearly all are; saves a call for each
                 put(f"<{key}>{_escaped(value)}</{key}>")
             else:
                 _write(key, value, put)
@@ -228,23 +227,23 @@ FIELDS = {
     "host": "ipAddr",
     "healthCheckPath": "healthCheckUrl",
 }
-"""What the client calls the members that the registry's rules name in an error."""
+"""Eureka's names of the members that an error of the registry may name."""
 
 VIP, SECURE_VIP = "eureka.vip", "eureka.svip"
-"""Where in an entry's metadata is what only Eureka's clients ask for."""
+"""Keys in an entry's metadata for the virtual addresses, which only Eureka clients use."""
 
 LONGEST = 3600.0
-"""The longest lease that is given, in seconds, whatever a client asks for."""
+"""The longest lease, in seconds; a longer one is shortened to it."""
 
 
 def read_instance(app: str, document: Mapping[str, Any]) -> Registered:
-    """Return the entry that a registration under the name *app* asks for.
+    """Return the entry for a registration under the name *app*.
 
-    A service's name is the application's in lower case, as Eureka's are upper case whatever they
-    were. Of its addresses it has one: ``ipAddr`` with ``port``, or the ``hostName``, which is in
-    its certificate, with a ``securePort`` that alone is enabled.
+    The name of the service is that of the application in lower case, as Eureka converts all names
+    to upper case. The entry has one address: ``ipAddr`` with ``port``; or, if only ``securePort``
+    is enabled, ``hostName``, which the certificate contains.
 
-    :raises Invalid: It is none; names the member in Eureka's words.
+    :raises Invalid: The registration is invalid; the error names the member as Eureka does.
     """
     instance = document.get("instance")
     if not isinstance(instance, Mapping):
@@ -256,7 +255,7 @@ def read_instance(app: str, document: Mapping[str, Any]) -> Registered:
     secure, port = _port(instance)
     host = (host_name or address) if secure else (address or host_name)
     metadata = dict(_mapping(instance, "metadata"))
-    metadata.pop("@class", None)  # what Java calls the empty one
+    metadata.pop("@class", None)  # Java clients send it with empty metadata
     for key, member in ((VIP, "vipAddress"), (SECURE_VIP, "secureVipAddress")):
         vip = _text_member(instance, member)
         if vip and vip != app.lower():
@@ -282,9 +281,9 @@ def read_instance(app: str, document: Mapping[str, Any]) -> Registered:
 
 
 def read_status(word: str, field: str) -> Status:
-    """Return what *word* means here.
+    """Return the status for Eureka's *word*.
 
-    :raises Invalid: It is no status of Eureka's; names *field*.
+    :raises Invalid: *word* is not a status of Eureka; the error names *field*.
     """
     status = _MEANT.get(word)
     if status is None:
@@ -293,10 +292,10 @@ def read_status(word: str, field: str) -> Status:
 
 
 def lasting_status(told: Status, known: Status | None) -> Status:
-    """Return the status of an instance that registers as *told* while it is *known*.
+    """Return the status of an instance that registers as *told* while its entry is *known*.
 
-    One that was taken out of service stays so, whatever it believes of itself, until somebody says
-    otherwise; but that it starts or is down nobody knows better than itself. That is Eureka's rule.
+    As in Eureka, an instance that was taken out of service stays so when it registers as UP, until
+    the override is removed; a registration as STARTING or DOWN takes effect.
     """
     return known if told is Status.UP and known is Status.DRAINING else told
 
@@ -304,7 +303,7 @@ def lasting_status(told: Status, known: Status | None) -> Status:
 def with_metadata(entry: Registered, more: Mapping[str, str]) -> Registered:
     """Return *entry* with *more* metadata.
 
-    :raises Invalid: That is too much, or no metadata.
+    :raises Invalid: The metadata is too large or malformed.
     """
     metadata = {**entry.metadata, **more}
     read = parse(
@@ -321,7 +320,7 @@ def with_metadata(entry: Registered, more: Mapping[str, str]) -> Registered:
 
 
 def tell_instance(entry: Registered, rules: LeaseRules, action: str = "ADDED") -> dict[str, Any]:
-    """Return *entry* as Eureka's JSON has an instance."""
+    """Return *entry* as an instance in Eureka's JSON."""
     secure = entry.scheme == "https"
     metadata = dict(entry.metadata)
     app = entry.service.lower()
@@ -370,10 +369,11 @@ def tell_instance(entry: Registered, rules: LeaseRules, action: str = "ADDED") -
 def applications(
     changed: Iterable[Changed], code: str, version: int, rules: LeaseRules
 ) -> dict[str, Any]:
-    """Return what *changed* as Eureka's JSON has applications.
+    """Return *changed* as applications in Eureka's JSON.
 
-    :param code: The hash code of what a client knows then, if it knew what there was before.
-    :param version: Of the registry, when it was read.
+    :param code: The hash code of all instances, which a client compares with its own after the
+        changes.
+    :param version: The version of the registry.
     """
     instances: dict[str, list[dict[str, Any]]] = {}
     for action, entry in changed:
@@ -387,17 +387,17 @@ def applications(
 
 
 def hash_code(entries: Iterable[Registered]) -> str:
-    """Return how many there are in each status, ``DOWN_1_UP_2_``.
+    """Return the number of instances in each status, such as ``DOWN_1_UP_2_``.
 
-    A client that has applied a delta counts what it knows, and asks for everything when it comes to
-    something else.
+    A client that has applied a delta counts its instances, and fetches everything if the result
+    differs.
     """
     counts = Counter(STATUSES[entry.state] for entry in entries)
     return "".join(f"{status}_{counts[status]}_" for status in sorted(counts))
 
 
 def vips(entry: Registered, *, secure: bool) -> list[str]:
-    """Return the virtual addresses that *entry* is found under."""
+    """Return the virtual addresses of *entry*."""
     told = entry.metadata.get(SECURE_VIP if secure else VIP, entry.service.lower())
     return [vip.strip() for vip in str(told).split(",")]
 
@@ -421,7 +421,7 @@ def _text_member(document: Mapping[str, Any], field: str) -> str:
 
 
 def _port(instance: Mapping[str, Any]) -> tuple[bool, int]:
-    """Return whether the port is one for TLS, and the port: the plain one where both are on."""
+    """Return whether the port uses TLS, and the port: the plain one if both are enabled."""
     for field, unless_said in (("port", True), ("securePort", False)):
         given = instance.get(field)
         if given is None:
@@ -456,7 +456,7 @@ def _lease(info: Mapping[str, Any]) -> float | None:
 def _health_path(
     instance: Mapping[str, Any], hosts: set[str], secure: bool, port: int
 ) -> str | None:
-    """Return the path of the health check, if it is one of this very port's."""
+    """Return the path of the health check, if it is on the instance's own host and port."""
     url = _text_member(instance, _health_member(secure))
     try:
         parts = urlsplit(url)
