@@ -162,7 +162,7 @@ def test_a_client_address_that_trusts_nobody_behind_a_proxy_is_named(log):
     assert statuses == [200, 200, 200, 429, 429, 429]
     [text] = warnings(log)
     assert text.startswith("all clients behind the proxy in front count as one: the peer unix")
-    assert 'list "unix" in trusted_proxies, in a file in gateway.trusted_proxies' in text
+    assert 'add "unix" to trusted_proxies (in a gateway file: gateway.trusted_proxies)' in text
 
 
 def test_what_a_client_sends_cannot_forge_a_line(log):

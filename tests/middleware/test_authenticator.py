@@ -252,8 +252,8 @@ def test_j02_the_algorithm_is_one_of_those_that_were_named(pair):
         ({"audience": ""}, "audience: expected a text"),
         ({"typ": ""}, "typ: expected a text"),
         ({"scopes": "read"}, "scopes: expected a list"),
-        ({"scopes": ["a b"]}, "scopes: 'a b' cannot be the name"),
-        ({"scopes": ["a"], "required": False}, "scopes: cannot be asked for"),
+        ({"scopes": ["a b"]}, "scopes: 'a b' is not a scope name"),
+        ({"scopes": ["a"], "required": False}, "scopes: cannot be required"),
         ({"required_claims": "sub"}, "required_claims: a list of names, or a table"),
         ({"required_claims": {"type": []}}, "required_claims: type: an empty list"),
         ({"required_claims": {"type": {}}}, "required_claims: type: a text, a number, true"),
@@ -264,8 +264,8 @@ def test_j02_the_algorithm_is_one_of_those_that_were_named(pair):
         ({"realm": 'a"b'}, "realm: printable ASCII"),
         ({"realm": ""}, "realm: printable ASCII"),
         ({"realm": "a\r\n"}, "realm: printable ASCII"),
-        ({"cache_size": -1}, "cache_size: a number of tokens"),
-        ({"cache_size": 1.5}, "cache_size: a number of tokens"),
+        ({"cache_size": -1}, "cache_size: a whole number of tokens"),
+        ({"cache_size": 1.5}, "cache_size: a whole number of tokens"),
     ],
 )
 def test_j03_j21_j33_wrong_settings_are_told_at_once(options, text):

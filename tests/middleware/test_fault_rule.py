@@ -29,13 +29,13 @@ def test_what_is_done(rules: FaultRules, first: float, second: float, fault: Fau
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({}, "abort_percent: nothing would ever be done"),
+        ({}, "abort_percent: no fault would be injected"),
         ({"delay": 61, "delay_percent": 1}, "delay: 0 to 60 seconds"),
-        ({"delay": 1}, "delay_percent: goes together with delay"),
-        ({"delay_percent": 1}, "delay_percent: goes together with delay"),
+        ({"delay": 1}, "delay_percent: requires delay"),
+        ({"delay_percent": 1}, "delay_percent: requires delay"),
         ({"delay": 1, "delay_percent": 101}, "delay_percent: a number from 0 to 100"),
         ({"abort_percent": -1}, "abort_percent: a number from 0 to 100"),
-        ({"abort_percent": 1, "abort_status": 200}, "abort_status: one from 400 to 599"),
+        ({"abort_percent": 1, "abort_status": 200}, "abort_status: a status from 400 to 599"),
     ],
 )
 def test_rules_that_can_not_be(settings: dict[str, Any], words: str) -> None:

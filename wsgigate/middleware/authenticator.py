@@ -1,4 +1,7 @@
-"""Who the caller is: a bearer token (RFC 6750), verified, and its claims for those behind."""
+"""Authentication by bearer tokens (RFC 6750) that are JSON Web Tokens.
+
+The middleware verifies the token and puts its claims into ``environ`` for the apps behind it.
+"""
 
 from __future__ import annotations
 
@@ -33,19 +36,21 @@ from wsgigate.store import StoreError
 
 __all__ = ["Authenticator"]
 
-# One value of another scheme; a comma may be the seam of two fields that the server joined.
+# One value of another scheme. A comma may be where the server joined two header fields.
 _OTHER_SCHEME = re.compile(r"(?!bearer)[!#$%&'*+.^_`|~0-9a-z-]+(?: [^,]*)?", re.IGNORECASE)
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 section 3.3
-SILENCE = 60.0  # seconds between two log records about a store that fails
+LOG_INTERVAL = 60.0  # seconds between two log records about a failing store
 
 _log = logging.getLogger("wsgigate.authenticator")
 
 
 class Verified(NamedTuple):
-    """What is known of a token once its signature was verified."""
+    """A token with a valid signature."""
 
     claims: dict[str, Any]
-    text: str  # the payload, to be read again where claims hold lists or objects; else empty
+    text: (
+        str  # the payload if claims hold lists or objects, which are parsed per request; else empty
+    )
     until: float
     missing: frozenset[str]
     identity: Identity
@@ -53,49 +58,52 @@ class Verified(NamedTuple):
 
 @checked
 class Authenticator:
-    """Let pass who brings a good token, with its claims in ``environ["wsgigate.claims"]``.
+    """Allow requests with a valid token; its claims are in ``environ["wsgigate.claims"]``.
 
-    The token is that of the ``Authorization: Bearer`` field and of nowhere else. It must be signed
-    by a key that was given here, with an algorithm that was named here, and say itself when it
-    ends. Every flaw gets the same answer; which one it was is in ``environ["wsgigate.reason"]``.
+    The token is read from the ``Authorization: Bearer`` field only. It must be signed by one of the
+    given keys with one of the given algorithms, and have an expiry (``exp``). Every invalid token
+    gets the same response; the cause is in ``environ["wsgigate.reason"]``, for the log.
 
-    A token that was verified is remembered by its hash until it ends. Each request gets claims of
-    its own to change.
+    A verified token is cached by its hash until it expires. Each request gets a copy of the claims,
+    which it may change.
 
     :param app: The WSGI application to protect.
-    :param algorithms: Names such as ``HS256`` or ``RS256``; symmetric and asymmetric never mixed.
-    :param secret: For ``HS*``: the shared secret, or several while they are rotated.
-    :param public_key: For the others: the public key as PEM text, or several.
-    :param issuer: What ``iss`` must be, to the letter.
-    :param audience: One or several names of this gateway; ``aud`` must hold one of them. A token
-        that has an ``aud`` is refused when none is given here.
-    :param required: Whether a request without a token is refused. A bad token always is.
-    :param exempt: Which requests pass unchecked and without claims: a function of ``environ``, or
+    :param algorithms: Names such as ``HS256`` or ``RS256``; symmetric and asymmetric algorithms
+        cannot be mixed.
+    :param secret: For ``HS*``: the shared secret, or several during rotation.
+    :param public_key: For the other algorithms: the public key as PEM text, or several.
+    :param issuer: Required value of ``iss``; the comparison is exact.
+    :param audience: Expected audience (``aud``): one or several names of this gateway, of which
+        ``aud`` must contain one. Without *audience*, a token that has an ``aud`` is rejected.
+    :param required: Whether a request without a token is rejected. An invalid token always is.
+    :param exempt: Requests that pass unchecked and without claims: a function of ``environ``, or
         a table of ``addresses``, ``paths``, ``methods`` and a ``rule``, as for a :class:`Limiter`.
-    :param preflights: Whether CORS preflight requests need a token, which browsers never send.
+    :param preflights: Whether CORS preflight requests require a token, which browsers never send.
         Default: they pass without claims, so that a page can read the response that follows.
-    :param scopes: What the token must grant, all of it; else the answer is 403.
-    :param invalid_token_status: The answer to a bad token: 401 (RFC 6750), or 403.
-    :param leeway: How many seconds the issuer's clock may differ from ours.
-    :param max_lifetime: How many seconds may lie between ``iat`` and ``exp``.
-    :param typ: What the header's ``typ`` must be: ``at+jwt`` for access tokens of RFC 9068.
+    :param scopes: Scopes that the token must grant, all of them; otherwise the response is 403.
+    :param invalid_token_status: Status for an invalid token: 401 (RFC 6750) or 403.
+    :param leeway: Allowed clock difference to the issuer, in seconds.
+    :param max_lifetime: Maximum time between ``iat`` and ``exp``, in seconds. Default: no limit.
+    :param typ: Required ``typ`` of the token's header, such as ``at+jwt`` for the access tokens of
+        RFC 9068.
     :param required_claims: Names of claims that a token must have, or a table of names and values,
-        ``{"token_type": "access", "tenant": ["a", "b"]}``: the claim must be the value, or one of
-        them; a claim that is a list must hold one of them.
-    :param also_accept: Kinds of tokens that are accepted although they are marked as no access
-        tokens: ``refresh``, ``id``, ``logout``, ``action`` (reset a password, verify an address),
-        ``event``, ``proof``, ``request`` or ``introspection``. By default a token is rejected whose
-        header's ``typ``, or whose claim ``typ``, ``type`` or ``token_type``, names one of these
-        (RFC 8725 section 3.11).
-    :param realm: Names what is protected in ``WWW-Authenticate``.
-    :param cache_size: How many verified tokens are remembered.
-    :param deny_list: Tokens that are refused before they end; asked for each request, a remembered
-        token's too.
+        ``{"token_type": "access", "tenant": ["a", "b"]}``: the claim must equal the value, or one
+        of the listed values; a claim that is a list must contain one of them.
+    :param also_accept: Kinds of tokens that are accepted although they are not access tokens:
+        ``refresh``, ``id``, ``logout``, ``action`` (password reset, address verification),
+        ``event``, ``proof``, ``request`` or ``introspection``. By default a token is rejected if
+        the ``typ`` of its header, or its claim ``typ``, ``type`` or ``token_type``, names one of
+        these (RFC 8725 section 3.11).
+    :param realm: The ``realm`` in ``WWW-Authenticate``.
+    :param cache_size: Maximum number of cached tokens.
+    :param deny_list: Tokens that are rejected before they expire. It is checked for each request,
+        for cached tokens too.
     :param on_store_error: What to do when the store of the deny-list fails: ``"refuse"`` every
-        token with 503, or ``"allow"`` those that are good otherwise; counted in ``store_errors``.
-    :param clock: Unix time in seconds.
-    :param refuse: Turns a problem into the app that answers it.
-    :raises ValueError: A setting cannot be, or a key is missing, weak or of the wrong kind.
+        token with 503, or ``"allow"`` those that are valid otherwise; counted in ``store_errors``.
+    :param clock: Returns the Unix time in seconds.
+    :param refuse: A function that turns a :class:`Problem` into the WSGI app that responds with it.
+    :raises ValueError: An argument is invalid, or a key is missing, weak or of the wrong type; the
+        message names it.
     """
 
     def __init__(
@@ -127,15 +135,17 @@ class Authenticator:
         if invalid_token_status not in (401, 403):
             raise ValueError(f"invalid_token_status is 401 or 403, not {invalid_token_status!r}")
         if scopes and not required:
-            raise ValueError("scopes: cannot be asked for where a token is not required")
+            raise ValueError(
+                "scopes: cannot be required where a token is optional (required=False)"
+            )
         if on_store_error not in ("allow", "refuse"):
             raise ValueError(f'on_store_error is "allow" or "refuse", not {on_store_error!r}')
         if deny_list is not None and not isinstance(deny_list, DenyList):
             raise ValueError(f"deny_list: expected a DenyList, not {deny_list!r}")
         self.app = app
         self.store_errors = 0
-        self._failing = False  # whether it has failed since it last worked
-        self._over = float("-inf")  # which of its failures that were logged is over
+        self._failing = False  # whether the store has failed since its last success
+        self._over = float("-inf")  # time of the logged failure whose recovery was logged
         self._exempt = exempt_of(exempt)
         self._passes_preflights = required and not preflights
         self._keys = Keys(algorithms, secret=secret, public_key=public_key)
@@ -154,14 +164,14 @@ class Authenticator:
         self._allows_on_error = on_store_error == "allow"
         self._lock: threading.Lock
         fork.renewed(self, _lock="Lock")
-        self._told = float("-inf")
+        self._logged = float("-inf")
         self._scopes = _checked_scopes(scopes)
         self._recent = Recent(cache_size)
         self._clock = clock
 
         def answer(status: int, detail: str, error: str = "", scope: str = "") -> WSGIApplication:
-            said = [("realm", realm), ("error", error), ("scope", scope)]
-            challenge = ", ".join(f'{name}="{value}"' for name, value in said if value)
+            parameters = [("realm", realm), ("error", error), ("scope", scope)]
+            challenge = ", ".join(f'{name}="{value}"' for name, value in parameters if value)
             return refuse(
                 Problem(status, detail, headers=(("WWW-Authenticate", f"Bearer {challenge}"),))
             )
@@ -217,7 +227,7 @@ class Authenticator:
     def _refusal(
         self, deny_list: DenyList, token: Identity, environ: WSGIEnvironment
     ) -> WSGIApplication | None:
-        """Return what answers a *token* that is denied, or of which that cannot be told."""
+        """Return the app that rejects a denied *token*, or any if the store fails."""
         try:
             reason = deny_list.why_denied(token)
         except StoreError as error:
@@ -225,28 +235,33 @@ class Authenticator:
             with self._lock:
                 self.store_errors += 1
                 self._failing = True
-                telling = abs(now - self._told) >= SILENCE
-                if telling:
-                    self._told = now
-            if telling:
-                said = "are not asked for" if self._allows_on_error else "cannot be told apart"
-                _log.error("denied tokens %s, %s so far: %s", said, self.store_errors, error)
+                logs = abs(now - self._logged) >= LOG_INTERVAL
+                if logs:
+                    self._logged = now
+            if logs:
+                effect = "unchecked" if self._allows_on_error else "rejected"
+                _log.error(
+                    "the deny-list cannot be read, tokens are %s, %s so far: %s",
+                    effect,
+                    self.store_errors,
+                    error,
+                )
             if self._allows_on_error:
                 return None
             refused(environ, "Authenticator", f"the deny-list cannot be read: {error}")
             return self._unknown
         if self._failing:
             self._failing = False
-            if self._told != self._over:  # the log has that it failed
-                self._over = self._told
-                _log.warning("denied tokens are known again")
+            if self._logged != self._over:  # the failure was logged
+                self._over = self._logged
+                _log.warning("the deny-list can be read again")
         if not reason:
             return None
         refused(environ, "Authenticator", f"bad token: {reason}")
         return self._invalid
 
     def _look(self, value: str) -> Verified | None:
-        """Return what the ``Authorization`` field *value* proves; None when it is no bearer's."""
+        """Return the token of the ``Authorization`` field *value*; None for another scheme."""
         scheme, _, token = value.partition(" ")
         if scheme != "Bearer" and scheme.lower() != "bearer":
             if _OTHER_SCHEME.fullmatch(value):
@@ -255,7 +270,7 @@ class Authenticator:
         if len(token) > MAX_LENGTH:
             raise TokenRejected(f"a token of {len(token)} characters")
         now = self._clock()
-        # All of the token and nothing but the token: two tokens never share an entry.
+        # The hash covers the whole token and nothing else: two tokens never share an entry.
         name = sha256(token.encode("utf-8", "replace")).digest()
         verified = self._recent.get(name)
         if verified is None:
@@ -274,7 +289,7 @@ class Authenticator:
             raise TokenRejected(f"alg is {shown(algorithm)}")
         self._rules.check_header(compact.header)
         if not self._keys.verify(algorithm, compact.signed, compact.signature):
-            raise TokenRejected("the signature is by no key of ours")
+            raise TokenRejected("the signature does not match any key")
         claims = read_object(compact.payload, "payload")
         until = self._rules.check(claims, now)
         flat = not any(isinstance(claim, (dict, list)) for claim in claims.values())
@@ -284,15 +299,15 @@ class Authenticator:
 
 
 class Recent:
-    """The tokens that were verified lately, at most *size*: two generations, the older dropped.
+    """A cache of at most *size* verified tokens, in two generations; the older one is dropped.
 
-    Every step is one atomic operation on a dict, so no lock is needed; the worst that two threads
-    can do to each other is a token verified twice.
+    Every step is one atomic operation on a dict, so no lock is needed. The worst result of a race
+    between two threads is that a token is verified twice.
     """
 
     def __init__(self, size: int) -> None:
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-            raise ValueError(f"cache_size: a number of tokens, 0 or more, not {size!r}")
+            raise ValueError(f"cache_size: a whole number of tokens, 0 or more, not {size!r}")
         self._half = size // 2
         self._young: dict[bytes, Verified] = {}
         self._old: dict[bytes, Verified] = {}
@@ -317,10 +332,10 @@ class Recent:
 
 def _checked_scopes(scopes: Sequence[str]) -> frozenset[str]:
     if isinstance(scopes, str):
-        raise ValueError(f"scopes: expected a list of names, not {scopes!r}")
+        raise ValueError(f'scopes: expected a list such as ["read"], not {scopes!r}')
     for scope in scopes:
         if not isinstance(scope, str) or not _SCOPE.fullmatch(scope):
-            raise ValueError(f"scopes: {scope!r} cannot be the name of a scope")
+            raise ValueError(f"scopes: {scope!r} is not a scope name (RFC 6749 section 3.3)")
     return frozenset(scopes)
 
 

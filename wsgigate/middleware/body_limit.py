@@ -1,4 +1,4 @@
-"""A limit to the size of request bodies, and an end to those that have none."""
+"""A size limit for request bodies."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ __all__ = ["BodyLimit"]
 
 @checked
 class BodyLimit:
-    """Refuse a request whose body is larger than *limit*, before it is read or while it is.
+    """Reject requests whose body is larger than *limit* with 413.
 
-    A body of a length told beforehand is refused before the application is called. One that comes
-    in chunks is counted while the application reads it: past the limit the reader gets
-    :class:`~wsgigate.http.wsgi.BodyTooLarge`. A response that the application has not begun by then
-    becomes the 413.
+    A body with a Content-Length is rejected before the application is called. A chunked body is
+    counted while the application reads it: past the limit ``read`` raises
+    :class:`~wsgigate.http.wsgi.BodyTooLarge`. If the response has not started by then, it is
+    replaced by the 413.
 
-    Where the server does not mark the end of the body (no ``wsgi.input_terminated``), reading ends
-    at the Content-Length, and at once without one, so that no reader waits for ever.
+    If the server does not mark the end of the body (no ``wsgi.input_terminated``), the input ends
+    at the Content-Length, and is empty without one, so that no reader blocks forever.
 
     :param app: The WSGI application to protect.
-    :param limit: The largest body in bytes, or as text such as ``"64KiB"``.
-    :param refuse: Turns a problem into the app that answers with it.
+    :param limit: Maximum body size in bytes, or as text such as ``"64KiB"``.
+    :param refuse: A function that turns a :class:`Problem` into the WSGI app that responds with it.
     :raises ValueError: *limit* is not a size.
     """
 
@@ -65,23 +65,25 @@ class BodyLimit:
             return self._too_large(environ, start_response)
         if not terminated:
             if chunked and not text:
-                # This server leaves the chunks unread: the app would take the body for empty.
-                refused(environ, "BodyLimit", "chunked body, which this server does not read")
+                # This server does not decode chunks: the app would see an empty body.
+                refused(environ, "BodyLimit", "chunked body, which this server does not decode")
                 return self._no_length(environ, start_response)
             environ["wsgi.input"] = _Bounded(environ["wsgi.input"], length)
             environ["wsgi.input_terminated"] = True
             return self.app(environ, start_response)
         if text and not chunked:
-            return self.app(environ, start_response)  # the server ends it at its length
+            return self.app(
+                environ, start_response
+            )  # the server ends the input at the Content-Length
         counted = _Counted(environ["wsgi.input"], self.limit)
         environ["wsgi.input"] = counted
         return _Limited(environ, start_response, counted, self._too_large).call(self.app)
 
 
 def _length(text: str) -> int | None:
-    """Return the number of bytes that *text* says, or ``None`` if it is not plain decimal.
+    """Return the Content-Length *text* as a number, ``None`` if it is not plain decimal.
 
-    (RFC 9110 section 8.6.) More digits than any disk holds bytes are cut: too large all the same.
+    (RFC 9110 section 8.6.) More than 30 digits are cut off: the number is still far too large.
     """
     if not (text.isascii() and text.isdigit()):
         return None
@@ -95,7 +97,7 @@ class _Input(Protocol):
 
 
 class _Bounded:
-    """An input that ends after a number of bytes, whatever the server would let one read."""
+    """An input that ends after *length* bytes, even if the server's input does not."""
 
     __slots__ = ("_input", "_left")
 
@@ -138,12 +140,14 @@ class _Take(Protocol):
 
 
 class _Counted(_Bounded):
-    """An input that refuses to go on past a number of bytes."""
+    """An input that raises :class:`BodyTooLarge` past *limit* bytes."""
 
     __slots__ = ("exceeded", "limit")
 
     def __init__(self, input: _Input, limit: int) -> None:
-        super().__init__(input, limit + 1)  # the one byte more tells too long from just fitting
+        super().__init__(
+            input, limit + 1
+        )  # one byte more tells a body that is too long from one that just fits
         self.limit = limit
         self.exceeded = False
 
@@ -151,7 +155,7 @@ class _Counted(_Bounded):
         if size is not None and size >= 0:
             return super().read(size)
         parts = []
-        while part := super().read(-1):  # some servers return what has come so far
+        while part := super().read(-1):  # some servers return only what has arrived
             parts.append(part)
         return b"".join(parts)
 
@@ -169,7 +173,7 @@ class _Counted(_Bounded):
 
 
 class _Limited(Held):
-    """A response that becomes the 413 when the body turned out too large before it began."""
+    """A response that is replaced by the 413 if it has not started when the limit is exceeded."""
 
     __slots__ = ("_answer", "_counted")
 

@@ -1,4 +1,4 @@
-"""Stop calling an app that keeps failing; try it again later, a few calls at a time."""
+"""A circuit breaker around a WSGI app."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ __all__ = ["Breaker"]
 
 @checked
 class Breaker:
-    """Refuse requests at once while the app behind keeps failing, and spare it the load.
+    """Reject requests at once while the app keeps failing.
 
-    What counts is in *rules*, and what a failure is in *statuses* and *exceptions*. A client's own
-    mistake (4xx) is none, and a client that leaves before the end tells nothing. After the open
-    time a few requests of all workers together are let pass as probes.
+    *rules* say when the circuit opens, *statuses* and *exceptions* which responses are failures. A
+    client error (4xx) is not a failure, and a response that the client aborts is not counted. After
+    the open time a few requests of all workers together pass as probes.
 
-    :param app: The WSGI application to stand in front of.
-    :param rules: When it opens and for how long.
-    :param name: Names the circuit to people and in the store; one per app.
-    :param statuses: The statuses that are failures, each 500 to 599.
-    :param exceptions: The exceptions that are failures when the app raises them.
-    :param store: Where the workers meet: a store, or the URL of one. Unless said, a folder of this
-        machine that all workers of this app share and no other app does.
-    :param enabled: Whether the breaker does anything; the attribute can be set at any time.
-    :param namespace: Whose circuit it is, where the store is shared: all with the same namespace
-        and name share it. Default: that of *app*, known by the file and the name of its code.
-    :param sync_interval: Seconds after which what other workers found is read again.
-    :param refuse: Turns the problem into the app that answers it.
-    :param clock: Tells the time in seconds, from any moment on.
-    :param random: Gives numbers in [0, 1).
-    :ivar circuit: The circuit; ``circuit.status()`` tells how it stands, ``circuit.reset()`` closes
+    :param app: The WSGI application to protect.
+    :param rules: When the circuit opens and for how long.
+    :param name: Name of the circuit in logs and in the store; one per app.
+    :param statuses: Statuses that count as failures, each 500 to 599.
+    :param exceptions: Exceptions of the app that count as failures.
+    :param store: The store that the workers share: a store, or its URL. Default: a directory of
+        this machine that all workers of this app share and no other app does.
+    :param enabled: Whether the breaker is active; the attribute can be changed at any time.
+    :param namespace: Separates apps that share a store: breakers with the same namespace and name
+        share a circuit. Default: derived from the file and the name of the code of *app*.
+    :param sync_interval: Seconds between two reads of the state that other workers have written.
+    :param refuse: A function that turns a :class:`Problem` into the WSGI app that responds with it.
+    :param clock: Returns a monotonic time in seconds.
+    :param random: Returns random numbers in [0, 1).
+    :ivar circuit: The circuit; ``circuit.status()`` returns its state, ``circuit.reset()`` closes
         it.
-    :raises ValueError: One of the settings is wrong; says which and how.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     enabled = True
@@ -99,7 +99,9 @@ class Breaker:
                 status: str, headers: Headers, exc_info: ExcInfo | None = None
             ) -> Callable[[bytes], object]:
                 nonlocal took
-                if took is None:  # what the client takes to read it is not the app's fault
+                if (
+                    took is None
+                ):  # the time that the client takes to read the response does not count
                     took = self._clock() - permit.began
                 if exc_info:
                     return start_response(status, headers, exc_info)
@@ -108,7 +110,7 @@ class Breaker:
             start = timed
 
         def done(response: Observed) -> None:
-            # a WebSocket that an app inside has taken over may last for hours, which is not slow
+            # A WebSocket that an inner app has taken over may last for hours; that is not slow.
             permit.done(
                 self._outcome(response, environ),
                 took=0.0 if response.taken_over else took,
@@ -118,7 +120,7 @@ class Breaker:
         return observe(self.app, environ, start, done)
 
     def reset(self) -> None:
-        """Close the circuit, and forget what was counted."""
+        """Close the circuit and reset its counts."""
         self.circuit.reset()
 
     def counts_in_memory(self) -> bool:
@@ -126,21 +128,21 @@ class Breaker:
         return self._opened.in_memory
 
     def close(self) -> None:
-        """Close the store, if it is the breaker's own and not one it was given."""
+        """Close the store if the breaker has opened it."""
         self._opened.close()
 
     def _outcome(self, response: Observed, environ: WSGIEnvironment) -> Outcome:
         error = response.error
         if error is not None:
             if isinstance(error, BodyError) or not isinstance(error, Exception):
-                return Outcome.IGNORED  # the client's doing, or this process is told to end
+                return Outcome.IGNORED  # caused by the client, or this process is shutting down
             failed = isinstance(error, self._exceptions)
             return Outcome.FAILED if failed else Outcome.IGNORED
         if not response.status:
-            return Outcome.IGNORED  # it was let go before it began
+            return Outcome.IGNORED  # the response was closed before it started
         outcome = outcome_of(int(response.status[:3]), self._failures)
         if outcome is Outcome.OK and not response.complete and environ["REQUEST_METHOD"] != "HEAD":
-            return Outcome.IGNORED  # the client has left
+            return Outcome.IGNORED  # the client has disconnected
         return outcome
 
     def _refused(
@@ -157,7 +159,7 @@ class Breaker:
 
 
 def _why(response: Observed) -> str:
-    """Return what a response that failed looked like, for those who ask why the circuit opened."""
+    """Return the cause of a failure, as the circuit's status reports it."""
     if response.error is not None:
         return type(response.error).__name__
     return f"status {response.status[:3]}" if response.status[:1] == "5" else ""

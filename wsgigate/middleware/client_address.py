@@ -1,4 +1,4 @@
-"""Who the client is, decided once: the peer, unless a trusted proxy vouches for another."""
+"""The client address: the peer's, or the one that a trusted proxy reports."""
 
 from __future__ import annotations
 
@@ -28,44 +28,48 @@ from wsgigate.rules.arguments import checked
 
 __all__ = ["ClientAddress"]
 
-Told: TypeAlias = tuple[list[str], list[str]]
-"""The believable chain from the client on, and what is told of it: scheme, host, port, prefix."""
+Forwarded: TypeAlias = tuple[list[str], list[str]]
+"""The trusted part of the address chain, from the client on, and the forwarded scheme, host, port
+and prefix."""
 
 _log = logging.getLogger("wsgigate.client_address")
 _PREFIX = re.compile(r"(?:/(?!\.\.?(?:/|\Z))[A-Za-z0-9._~!$&'()*+,;=:@-]+)+/?")
-_TOLD = [f"HTTP_X_FORWARDED_{name}" for name in ("PROTO", "HOST", "PORT", "PREFIX")]
+_FORWARDED_KEYS = [f"HTTP_X_FORWARDED_{name}" for name in ("PROTO", "HOST", "PORT", "PREFIX")]
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 
 
 @checked
 class ClientAddress:
-    """Tell the rest of the stack who the client is, and take away what it made up about itself.
+    """Determine the client address and remove forged forwarding fields.
 
-    The client's address is put into ``environ["wsgigate.client"]``. It is the peer's own, and every
-    field that only a proxy may set is removed: ``Forwarded``, all of ``X-Forwarded-*``,
-    ``X-Real-IP`` and its many cousins, ``X-Original-URL``, method overrides, ``Proxy``.
+    The client address is in ``environ["wsgigate.client"]``. Default: it is the peer's, and every
+    header field that only a proxy may set is removed: ``Forwarded``, all of ``X-Forwarded-*``,
+    ``X-Real-IP`` and its many variants, ``X-Original-URL``, method overrides, ``Proxy``.
 
-    When the peer is a trusted proxy, the client is the right-most address in *source* that is not a
-    trusted proxy itself, and the scheme it used becomes ``wsgi.url_scheme``. What was told is then
-    left in one checked form, whatever the source: ``X-Forwarded-For`` and ``Forwarded`` from the
-    client on, without what the client put before, and ``X-Forwarded-Proto``, ``-Host``, ``-Port``
-    and ``-Prefix`` where they are well-formed. All else is removed here, too.
+    If the peer is a trusted proxy, the client address is the right-most address in *source* that is
+    not itself a trusted proxy, and the forwarded scheme becomes ``wsgi.url_scheme``. The forwarding
+    fields are then rewritten in one validated form, whatever the source: ``X-Forwarded-For`` and
+    ``Forwarded`` from the client on, without entries that the client sent, and
+    ``X-Forwarded-Proto``, ``-Host``, ``-Port`` and ``-Prefix`` if they are well-formed. All other
+    forwarding fields are removed.
 
-    The outermost one decides: a request that has its client already passes as it is, unless its
-    ``REMOTE_ADDR`` was replaced in between by an address that the outer one knew nothing of.
+    The outermost ClientAddress decides: a request that already has a client address passes
+    unchanged, unless other code has since replaced ``REMOTE_ADDR`` by an address that the outer one
+    did not see.
 
     :param app: The WSGI application to protect.
     :param trusted_proxies: Addresses and networks of the proxies in front of this server; ``unix``
         is the peer of a Unix socket. Default: none.
-    :param source: The field that these proxies write and do not pass on as a client sent it:
-        ``x-forwarded-for``, ``forwarded`` (RFC 7239), a field with the client's address alone, such
+    :param source: The field that these proxies write and never pass on from a client:
+        ``x-forwarded-for``, ``forwarded`` (RFC 7239), a field with only the client's address, such
         as ``x-real-ip``, ``cf-connecting-ip``, ``true-client-ip`` or ``fly-client-ip``, or
         ``header:NAME`` for any other such field. Other fields are never read.
-    :param refuse: Turns a problem into the app that answers it.
-    :raises ValueError: A proxy is no address, or there is no such source.
+    :param refuse: A function that turns a :class:`Problem` into the WSGI app that responds with it.
+    :raises ValueError: *trusted_proxies* contains something else than addresses and networks, or
+        *source* is unknown.
     """
 
-    KNOWN = 1024  # how many keys are remembered as harmless; others are looked at again
+    KNOWN = 1024  # maximum number of keys cached as harmless; others are checked each time
 
     def __init__(
         self,
@@ -75,12 +79,12 @@ class ClientAddress:
         source: str = "x-forwarded-for",
         refuse: Refuse = answer_with,
     ) -> None:
-        sources = {"x-forwarded-for": _told_by_x_forwarded, "forwarded": _told_by_forwarded}
+        sources = {"x-forwarded-for": _read_x_forwarded, "forwarded": _read_forwarded}
         source = source.lower() if isinstance(source, str) else source
-        self._own = ""  # the key of a field that holds the client's address alone
-        self._read = sources.get(source, self._told_by_own)
+        self._address_key = ""  # the environ key of a field that holds the client's address only
+        self._read = sources.get(source, self._read_address_field)
         if source not in sources:
-            self._own = environ_key(address_field(source))
+            self._address_key = environ_key(address_field(source))
         try:
             self._trusted = AddressList(trusted_proxies)
         except ValueError as error:
@@ -90,7 +94,7 @@ class ClientAddress:
         self._watch: PeerWatch | None = PeerWatch(
             _log.warning,
             "all clients behind the proxy in front count as one",
-            'list "{peer}" in trusted_proxies, in a file in gateway.trusted_proxies',
+            'add "{peer}" to trusted_proxies (in a gateway file: gateway.trusted_proxies)',
         )
         self._refuse = refuse
 
@@ -109,39 +113,41 @@ class ClientAddress:
                 )
                 problem = Problem(400, f"{error}.")
                 return self._refuse(problem)(environ, start_response)
-        elif not self._harmless.issuperset(environ):  # all keys in one look: 0.5 µs
+        elif not self._harmless.issuperset(environ):  # one check for all keys: 0.5 µs
             watch = self._watch
             if watch is not None and not watch.forwarded(environ, peer):
                 self._watch = None
             self._forget(environ)
         return self.app(environ, start_response)
 
-    def _told_by_own(self, environ: WSGIEnvironment, addresses: AddressList, peer: str) -> Told:
-        # Several addresses, or several fields, are not one that a proxy has written.
-        address = address_of(environ.get(self._own, "").strip(" \t"))
+    def _read_address_field(
+        self, environ: WSGIEnvironment, addresses: AddressList, peer: str
+    ) -> Forwarded:
+        # A proxy writes one address: a value with several is ignored.
+        address = address_of(environ.get(self._address_key, "").strip(" \t"))
         chain = [] if address is None else [address]
-        return chain, [environ.get(key, "") for key in _TOLD]
+        return chain, [environ.get(key, "") for key in _FORWARDED_KEYS]
 
     def _forget(self, environ: WSGIEnvironment) -> None:
-        """Remove what only a proxy may set; what is harmless need not be looked at again."""
+        """Remove the fields that only a proxy may set, and cache the keys that are harmless."""
         harmless = self._harmless
         unknown = [key for key in environ if key not in harmless]
         forged = forged_keys(unknown)
-        if self._own in unknown and self._own not in forged:
-            forged.append(self._own)
+        if self._address_key in unknown and self._address_key not in forged:
+            forged.append(self._address_key)
         for key in forged:
             del environ[key]
         if len(forged) < len(unknown) <= self.KNOWN - len(harmless):
             harmless.update(k for k in unknown if k not in forged and len(k) <= 40)
 
     def _believe(self, environ: WSGIEnvironment, peer: str) -> None:
-        chain, told = self._read(environ, self._trusted, peer)
+        chain, forwarded = self._read(environ, self._trusted, peer)
         self._forget(environ)
         environ[PEER_TRUSTED] = True
         if chain:
             environ[CLIENT] = chain[0]
             environ[CLIENT_SOURCE] = (peer, *chain)
-        proto, host, port, prefix = told
+        proto, host, port, prefix = forwarded
         host = host if _is_host(host) else ""
         if proto in ("http", "https"):
             environ["wsgi.url_scheme"] = environ["HTTP_X_FORWARDED_PROTO"] = proto
@@ -154,8 +160,8 @@ class ClientAddress:
         if _PREFIX.fullmatch(prefix):
             environ["HTTP_X_FORWARDED_PREFIX"] = prefix
         if chain:
-            if self._own:
-                environ[self._own] = chain[0]
+            if self._address_key:
+                environ[self._address_key] = chain[0]
             environ["HTTP_X_FORWARDED_FOR"] = ", ".join(chain)
             environ["HTTP_FORWARDED"] = ", ".join(
                 [format_forwarded(chain[0], host, proto), *map(format_forwarded, chain[1:])]
@@ -164,23 +170,23 @@ class ClientAddress:
 
 @lru_cache(maxsize=4096)
 def _alone(peer: str) -> tuple[str, tuple[str, ...]]:
-    """Return the client that *peer* is by itself, and what that was made from."""
+    """Return the client address of a *peer* that is not a proxy, and its source addresses."""
     return address_of(peer) or peer, (peer,)
 
 
-def _told_by_x_forwarded(environ: WSGIEnvironment, addresses: AddressList, peer: str) -> Told:
+def _read_x_forwarded(environ: WSGIEnvironment, addresses: AddressList, peer: str) -> Forwarded:
     entries = forwarded_for(environ.get("HTTP_X_FORWARDED_FOR", ""))
     chain = forwarded_chain(peer, entries, addresses.__contains__)
-    return chain, [environ.get(key, "") for key in _TOLD]
+    return chain, [environ.get(key, "") for key in _FORWARDED_KEYS]
 
 
-def _told_by_forwarded(environ: WSGIEnvironment, addresses: AddressList, peer: str) -> Told:
+def _read_forwarded(environ: WSGIEnvironment, addresses: AddressList, peer: str) -> Forwarded:
     elements = parse_forwarded(environ.get("HTTP_FORWARDED", ""))
     entries = [element.get("for", "") for element in elements]
     chain = forwarded_chain(peer, entries, addresses.__contains__)
-    # The element about the client; the nearest proxy's when it does not give the client away.
-    told = elements[-max(1, len(chain))] if elements else {}
-    return chain, [told.get("proto", ""), told.get("host", ""), "", ""]
+    # The element about the client, or the nearest proxy's if it hides the client.
+    nearest = elements[-max(1, len(chain))] if elements else {}
+    return chain, [nearest.get("proto", ""), nearest.get("host", ""), "", ""]
 
 
 def _is_host(value: str) -> bool:

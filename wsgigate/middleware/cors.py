@@ -1,4 +1,4 @@
-"""Cross-origin resource sharing: which web pages of other origins may call the application."""
+"""Cross-origin resource sharing (CORS): which other origins may read the responses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wsgigate.rules.arguments import checked
 __all__ = ["Cors"]
 
 _SAFELISTED = frozenset({"accept", "accept-language", "content-language", "content-type", "range"})
-"""Request fields that a page may always send, lower case (Fetch section 2.2.2)."""
+"""Request fields that a page may always send, in lower case (Fetch section 2.2.2)."""
 
 _MAX_REQUESTED = 100
 
@@ -29,7 +29,7 @@ _ORIGIN = re.compile(
 _DEFAULT_PORTS = {"http": "80", "https": "443", "ws": "80", "wss": "443"}
 
 _FORBIDDEN = frozenset({"CONNECT", "TRACE", "TRACK"})
-"""Methods that no page can use (Fetch section 2.2.1)."""
+"""Methods that browsers do not allow to pages (Fetch section 2.2.1)."""
 
 _STRANGERS = ("https://wsgigate.invalid", "http://wsgigate.invalid:1234", "null")
 """Origins that a pattern should not match where credentials are allowed."""
@@ -42,27 +42,28 @@ _PREFLIGHT_VARY = ("Vary", "Origin, Access-Control-Request-Method, Access-Contro
 
 @checked
 class Cors:
-    """Answer preflight requests, and tell browsers which origins may read the responses.
+    """Answer CORS preflight requests and add the ``Access-Control-*`` fields to responses.
 
-    (The CORS protocol of the Fetch standard.) A preflight never reaches the application: it is
-    answered with 204, or with 403 when its origin, method or a field is not allowed. The
-    application's own ``Access-Control-*`` fields are replaced: there is one policy. A request of an
-    origin that is not allowed is still passed on, as any client without a browser could send it;
-    the browser is not told that its page may read the answer.
+    (The CORS protocol of the Fetch standard.) A preflight never reaches the application: the
+    response is 204, or 403 if its origin, method or a field is not allowed. The application's own
+    ``Access-Control-*`` fields are replaced, so that there is one policy. A request of an origin
+    that is not allowed still reaches the application, as any client that is not a browser could
+    send it; without the fields the browser does not let the page read the response.
 
     :param app: The WSGI application to share.
     :param origins: ``"https://app.example.com"`` exactly, ``"https://*.example.com"`` for one label
-        or more in the place of the star, ``"http://localhost:*"`` for any port, ``"*"`` for all,
+        or more in place of the star, ``"http://localhost:*"`` for any port, ``"*"`` for all,
         ``"null"`` for pages without an origin. A compiled regular expression must match the whole
         origin, in lower case as browsers send it; a function is called with the origin and returns
-        whether it is allowed. A list of these, or one pattern or function alone.
-    :param methods: What other origins may use, in any case of letters; ``"*"`` for any.
-    :param headers: Request fields they may send besides the harmless ones; ``"*"`` for any.
-    :param expose: Response fields their scripts may read besides the harmless ones.
-    :param credentials: Whether cookies and client certificates may come along.
-    :param max_age: How many seconds a browser may remember the answer to a preflight.
-    :param refuse: Turns a problem into the app that answers with it.
-    :raises ValueError: A setting is malformed, or would hand a user's credentials to any page.
+        whether it is allowed. A list of these, or a single pattern or function.
+    :param methods: Methods that other origins may use, case-insensitive; ``"*"`` for any.
+    :param headers: Request fields that they may send besides the CORS-safelisted ones; ``"*"`` for
+        any.
+    :param expose: Response fields that their scripts may read besides the safelisted ones.
+    :param credentials: Whether requests may include cookies and client certificates.
+    :param max_age: How long a browser may cache the response to a preflight, in seconds.
+    :param refuse: A function that turns a :class:`Problem` into the WSGI app that responds with it.
+    :raises ValueError: An argument is malformed, or would expose credentials to any page.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class Cors:
 
         added: Headers = []
         if self._all:
-            # Told to everybody, pages or not, so that no cache needs to tell them apart.
+            # Sent to every client, so that caches need no Vary: Origin.
             added = [("Access-Control-Allow-Origin", "*"), *self._actual]
         elif origin is not None and self._allows(origin):
             added = [("Access-Control-Allow-Origin", origin), *self._actual]
@@ -150,7 +151,7 @@ class Cors:
             return True
         if self._pattern is not None and self._pattern.fullmatch(origin) is not None:
             return True
-        if self._credentials and origin == "null":  # any page can have itself this origin
+        if self._credentials and origin == "null":  # any page can give itself this origin
             return False
         return any(pattern.fullmatch(origin) for pattern in self._patterns) or any(
             function(origin) for function in self._functions
@@ -183,14 +184,14 @@ class Cors:
 
 
 def _listed(value: str) -> list[str] | None:
-    """Return the field names that *value* lists, lower case; ``None`` if they are not names."""
+    """Return the field names in *value*, in lower case; ``None`` if one is malformed."""
     names = [name.strip(" \t").lower() for name in value.split(",", _MAX_REQUESTED)]
     names = [name for name in names if name]
     return names if all(map(is_token, names)) else None
 
 
 def _add_vary(fields: Headers) -> None:
-    """Say in *fields* that the response depends on the request's origin, beside what else does."""
+    """Add ``Origin`` to the ``Vary`` field in *fields*."""
     where = -1
     for index, (name, value) in enumerate(fields):
         if name.lower() == "vary":
@@ -228,13 +229,13 @@ def _check_credentials(origins: Sequence[Origin], expose: Sequence[str]) -> None
                 "would let any page act for a user; name the hosts that may"
             )
     if "*" in expose:
-        raise ValueError('expose: "*" says nothing where there are credentials; list the fields')
+        raise ValueError('expose: "*" has no effect with credentials; list the fields')
 
 
 def _listed_origins(origins: Any) -> list[Origin]:
     """Return *origins* as a list.
 
-    :raises ValueError: It is none, it is empty, or an item is not an origin of any kind.
+    :raises ValueError: It is not a list, it is empty, or an item is not an origin.
     """
     if isinstance(origins, str):
         raise ValueError(f'origins is a list, such as ["{origins}"], not a string')
@@ -257,7 +258,7 @@ def _listed_origins(origins: Any) -> list[Origin]:
 
 
 def _compile(origins: Sequence[str]) -> tuple[frozenset[str], re.Pattern[str] | None]:
-    """Return the exact origins, and one pattern for those with a star in them."""
+    """Return the exact origins, and one pattern for those with a wildcard."""
     exact = set()
     patterns = []
     for origin in origins:
@@ -284,7 +285,7 @@ def _compile(origins: Sequence[str]) -> tuple[frozenset[str], re.Pattern[str] | 
 
 
 def _hint(origin: str) -> str:
-    """Return what to write instead of a text that browsers never send as an origin, if known."""
+    """Return a correction for a text that browsers never send as an origin; empty if unknown."""
     if not origin.isascii():
         try:
             ascii_origin = "://".join(

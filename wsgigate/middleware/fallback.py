@@ -1,4 +1,4 @@
-"""Have somebody else answer what an app fails to."""
+"""A fallback: another app responds if the first one fails."""
 
 from __future__ import annotations
 
@@ -18,32 +18,31 @@ _OF_THE_REQUEST = (
     *("REQUEST_METHOD", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING", "RAW_URI", "REQUEST_URI"),
     *("CONTENT_TYPE", "CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING", "wsgi.input_terminated"),
 )
-"""The other app gets these as they were before the first app changed them, as a mount does. Other
+"""Restored for the fallback app, as the first app may have changed them, as a mount does. Header
 fields are not restored: the first app may have removed a forged one."""
 
 _ABSENT = object()
 
 BUFFER = 64 * 1024
-"""Of a body how many bytes are kept, to be read again by the other app."""
+"""Maximum number of body bytes that are kept for the fallback app."""
 
 
 @checked
 class Fallback:
-    """Have another app answer the requests that *app* fails to.
+    """Call another app for requests that *app* fails to serve.
 
-    What fails is in *rules*: by default an answer of 502, 503 or 504 to GET, HEAD and OPTIONS. The
-    other app gets the same request. A request that may change something is passed to it only where
-    nothing of it was sent: it may have been processed otherwise. Of its body 64 KiB are kept; one
-    of which more has been read is lost to the other app.
+    *rules* define a failure: by default a 502, 503 or 504 response to GET, HEAD and OPTIONS. The
+    fallback app gets the same request. A request with an unsafe method reaches it only if nothing
+    of the request was sent upstream: otherwise it may have been processed. The first 64 KiB of the
+    request body are kept; if *app* has read more, the request is not passed to the fallback app.
 
-    :param app: The WSGI application to stand in front of, such as a forwarder.
-    :param other: The one that answers instead: another forwarder, a local app, a fixed answer.
-    :param rules: What is answered by the other one.
-    :param kind: What answers are called that are the other's: in the field ``X-Gateway-Fallback``
-        and in the log.
-    :param acts: Whether the other app does what requests want; a fixed answer does not, so it may
-        answer any.
-    :raises ValueError: *kind* is no word.
+    :param app: The WSGI application that is called first, such as a forwarder.
+    :param other: The fallback app: another forwarder, a local app, a fixed response.
+    :param rules: Which responses are replaced.
+    :param kind: Name of the fallback in the field ``X-Gateway-Fallback`` and in the log.
+    :param acts: Whether the fallback app processes the request. A fixed response does not, so it
+        may replace the response to any request.
+    :raises ValueError: *kind* is not a token.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class Fallback:
         acts: bool = True,
     ) -> None:
         if not is_token(kind):
-            raise ValueError(f"kind: a word, not {kind!r}")
+            raise ValueError(f'kind: expected a word such as "app", not {kind!r}')
         self.app = app
         self._other = other
         self._rules = FallbackRules() if rules is None else rules
@@ -89,7 +88,7 @@ class Fallback:
             if body is not None:
                 environ["wsgi.input"] = body.again()
             environ.pop(FAILURE, None)
-            environ.pop("werkzeug.request", None)  # with what was read of it
+            environ.pop("werkzeug.request", None)  # it caches the body that was read
             for key, value in zip(_OF_THE_REQUEST, before, strict=True):
                 if value is _ABSENT:
                     environ.pop(key, None)

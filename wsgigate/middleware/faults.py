@@ -1,4 +1,4 @@
-"""Spoil requests on purpose, to see how those fare who made them."""
+"""Fault injection: delay or abort a share of the requests, to test how clients cope."""
 
 from __future__ import annotations
 
@@ -21,17 +21,15 @@ from wsgigate.runtime.fork import quiesce_at_fork
 __all__ = ["Fault", "FaultRules", "Faults"]
 
 
-# Which requests are spoiled on purpose, and in which way.
-
 LONGEST = 60.0
-"""Seconds of the longest delay."""
+"""Maximum delay in seconds."""
 
 
 class Fault(NamedTuple):
-    """What is done to one request.
+    """The fault that is injected into one request.
 
-    :ivar delay: Seconds for which it waits.
-    :ivar status: What it is answered with instead; ``None`` to pass it on.
+    :ivar delay: Delay in seconds.
+    :ivar status: Status of the error response; ``None`` to call the app.
     """
 
     delay: float = 0.0
@@ -41,14 +39,15 @@ class Fault(NamedTuple):
 @checked
 @dataclass(frozen=True)
 class FaultRules:
-    """What is done to how many requests.
+    """Which faults are injected, and into what share of the requests.
 
-    :param delay: Seconds for which a request waits, at most 60.
-    :param delay_percent: How many in a hundred wait.
-    :param abort_status: What a request is answered with, 400 to 599.
-    :param abort_percent: How many in a hundred are answered so; whether it also waits is drawn
-        apart from that.
-    :raises ValueError: One of them is out of its range, or nothing would ever be done; says which.
+    :param delay: Delay in seconds, at most 60.
+    :param delay_percent: Percentage of requests that are delayed.
+    :param abort_status: Status of the error response, 400 to 599.
+    :param abort_percent: Percentage of requests that get the error response; drawn independently of
+        the delay.
+    :raises ValueError: An argument is out of range, or no fault would be injected; the message
+        names it.
     """
 
     delay: float = 0.0
@@ -63,17 +62,19 @@ class FaultRules:
             if not 0 <= getattr(self, name) <= 100:
                 raise ValueError(f"{name}: a number from 0 to 100, not {getattr(self, name)}")
         if not 400 <= self.abort_status <= 599:
-            raise ValueError(f"abort_status: one from 400 to 599, not {self.abort_status}")
+            raise ValueError(f"abort_status: a status from 400 to 599, not {self.abort_status}")
         if bool(self.delay) != bool(self.delay_percent):
-            raise ValueError("delay_percent: goes together with delay, both above 0")
+            raise ValueError("delay_percent: requires delay, and delay requires it, both above 0")
         if not (self.delay_percent or self.abort_percent):
-            raise ValueError("abort_percent: nothing would ever be done; or give delay_percent")
+            raise ValueError(
+                "abort_percent: no fault would be injected; set it or delay_percent above 0"
+            )
 
     def draw(self, first: float, second: float) -> Fault:
-        """Return what is done to a request.
+        """Return the fault for one request.
 
-        :param first: A number in [0, 1) that decides about the delay.
-        :param second: One that decides about the abort.
+        :param first: A random number in [0, 1) that decides on the delay.
+        :param second: A random number in [0, 1) that decides on the error response.
         """
         delay = self.delay if first * 100 < self.delay_percent else 0.0
         status = self.abort_status if second * 100 < self.abort_percent else None
@@ -82,22 +83,24 @@ class FaultRules:
 
 @checked
 class Faults:
-    """Let some requests wait, and answer some with an error, for drills.
+    """Inject faults: delay some requests, and respond to some with an error.
 
-    It does nothing at all unless *enabled*. What was done is in the log, as ``fault=delay`` or
-    ``fault=503``, and an answer that was made up has ``X-Gateway-Fault: abort``.
+    It is inactive unless *enabled*. The access log records each fault as ``fault=delay`` or
+    ``fault=503``, and an injected error response has ``X-Gateway-Fault: abort``.
 
-    :param app: The WSGI application to stand in front of.
-    :param rules: What is done to how many.
-    :param enabled: Whether anything is done.
-    :param when: Request fields and their values: only requests that have all of them are spoiled.
-    :param max_delayed: How many threads of a worker may wait at a time; further requests do not.
-    :param refuse: Turns the problem into the app that answers it.
-    :param sleep: Waits so many seconds.
-    :param random: Gives numbers in [0, 1).
-    :ivar delayed: How many requests wait at the moment.
-    :ivar undelayed: How many did not wait since too many did.
-    :raises ValueError: One of the settings is wrong; says which.
+    :param app: The WSGI application around which faults are injected.
+    :param rules: Which faults are injected, and into what share of the requests.
+    :param enabled: Whether faults are injected. Default: no.
+    :param when: Request fields and their values: faults are injected only into requests that have
+        all of them.
+    :param max_delayed: Maximum number of requests of a worker that are delayed at the same time;
+        further ones are not delayed.
+    :param refuse: A function that turns a :class:`Problem` into the WSGI app that responds with it.
+    :param sleep: Waits for a number of seconds.
+    :param random: Returns random numbers in [0, 1).
+    :ivar delayed: Number of requests that are currently delayed.
+    :ivar undelayed: Number of requests that were not delayed, as *max_delayed* was reached.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     def __init__(
@@ -116,7 +119,7 @@ class Faults:
             raise ValueError(f"max_delayed: 1 or more threads, not {max_delayed}")
         for name in when or ():
             if not is_token(name):
-                raise ValueError(f"when: {name!r} cannot be the name of a field")
+                raise ValueError(f"when: {name!r} is not a valid header field name")
         self.app = app
         self.delayed = 0
         self.undelayed = 0
@@ -151,14 +154,14 @@ class Faults:
         return self._aborted(environ, start_response)
 
     def after_fork(self) -> None:
-        """Count none: those of the parent wait there."""
+        """Reset the counts: delayed requests of the parent process stay there."""
         self.delayed = self.undelayed = 0
 
     def before_fork(self) -> None:
-        """Do nothing: that the lock is held is enough."""
+        """Do nothing: the caller holds the lock, which is enough."""
 
     def after_unseen_fork(self) -> None:
-        """Do nothing: the lock is another one already."""
+        """Do nothing: the lock has been replaced."""
 
     def _delay(self, seconds: float, environ: WSGIEnvironment) -> None:
         with self.lock:

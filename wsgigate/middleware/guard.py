@@ -1,4 +1,4 @@
-"""The last resort: an application that fails before it answers is answered for."""
+"""The outermost middleware: an unhandled exception of the app becomes a 500 response."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _FAILED = Problem(500, "Gateway error occurred", extensions={"error": "Internal 
 
 @checked
 class Guard:
-    """Answer with 500 when everything inside fails before its response began. Goes outermost.
+    """Respond with 500 if the app fails before its response has started. Put it outermost.
 
-    What failed is logged with its traceback, under the request id, by the logger ``wsgigate``; the
-    client learns nothing of it. A failure after the response began goes on to
-    the server, which cuts the connection: a short answer must not look like a whole one.
+    The exception is logged with its traceback and the request id by the logger ``wsgigate``; the
+    response contains nothing of it. An exception after the response has started is raised to the
+    server, which closes the connection: a truncated response must not look complete.
 
-    ``SystemExit`` counts as a failure: raised in one request it would end a threaded server's
-    worker, and every other request of that worker with it.
+    ``SystemExit`` counts as a failure: raised in one request it would stop the worker of a threaded
+    server, and with it every other request of that worker.
 
-    :param app: The WSGI application to stand in for.
-    :param refuse: Turns the problem into the app that answers with it.
+    :param app: The WSGI application to protect.
+    :param refuse: A function that turns a :class:`Problem` into the WSGI app that responds with it.
     """
 
     def __init__(self, app: WSGIApplication, *, refuse: Refuse = answer_with) -> None:
