@@ -158,5 +158,5 @@ def test_fallbacks_can_be_chained() -> None:
 
 
 def test_a_kind_that_is_no_word_is_refused() -> None:
-    with pytest.raises(ValueError, match="kind: a word"):
+    with pytest.raises(ValueError, match="kind: expected a word"):
         Fallback(App(), App(), kind="two words")
