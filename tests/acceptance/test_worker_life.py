@@ -167,7 +167,7 @@ def test_without_a_descriptor_left_a_worker_rests_and_goes_on(serve_app: Serve) 
         for _ in range(60):
             client = socket.create_connection(("127.0.0.1", server.port), timeout=20)
             stack.callback(client.close)
-        until(lambda: "Resting from accepting" in server.log)
+        until(lambda: "Accepting paused for" in server.log)
         assert get(server.url).text == "ok"
     assert server.workers() == [worker]
     assert "Traceback" not in server.log

@@ -24,7 +24,7 @@ from wsgigate.servers.gunicorn_connection import (
     SLICE,
     ClientStalled,
     Connection,
-    _Patient,
+    _KernelTimeoutSocket,
     _Reader,
 )
 
@@ -38,7 +38,7 @@ def pair() -> Iterator[tuple[Any, socket.socket]]:
         theirs = socket.create_connection(listener.getsockname())
         ours, _ = listener.accept()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
-    ours.__class__ = _Patient
+    ours.__class__ = _KernelTimeoutSocket
     with ours, theirs:
         yield ours, theirs
 

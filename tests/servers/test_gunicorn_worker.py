@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from wsgigate.servers.gunicorn_threads import IdleConnections
-from wsgigate.servers.gunicorn_worker import TURN, GateWorker, _Word
+from wsgigate.servers.gunicorn_worker import TURN, GateWorker, _OnceToken
 
 KEPT = 5.0
 ENDING = 2.0
@@ -105,17 +105,17 @@ def closes() -> bool:
 
 def test_one_that_is_not_kept_is_let_go_by_the_loop(serve: Serve) -> None:
     worker, connection = serve(lambda: False)
-    assert worker.deferred == [(worker._let_go, connection)]
+    assert worker.deferred == [(worker._close_gracefully, connection)]
     assert (len(worker.keepalived_conns), worker.told) == (0, [])
 
 
 def test_whatever_a_request_ends_with_ends_no_thread(serve: Serve) -> None:
     worker, connection = serve(closes)
-    assert worker.deferred == [(worker._let_go, connection)]
+    assert worker.deferred == [(worker._close_gracefully, connection)]
     assert worker.told == ["Error serving a connection"]
 
 
-def test_a_connection_that_was_closed_by_then_is_let_go(serve: Serve) -> None:
+def test_a_connection_that_was_closed_by_then_is_close_gracefully(serve: Serve) -> None:
     connections: list[Connection] = []
 
     def end() -> bool:
@@ -128,7 +128,7 @@ def test_a_connection_that_was_closed_by_then_is_let_go(serve: Serve) -> None:
     worker.keepalived_conns.add(connection)
     worker._serve_next()
     connection.client.close()
-    assert worker.deferred == [(worker._let_go, connection)]
+    assert worker.deferred == [(worker._close_gracefully, connection)]
     assert worker.told == ["Error serving a connection"]
     assert len(worker.keepalived_conns) == 0
 
@@ -162,9 +162,9 @@ def test_a_worker_that_does_not_accept_looks_again_soon(
     assert asked[0] == waits
 
 
-def test_only_one_has_the_last_word() -> None:
-    word, another = _Word(), _Word()
-    assert [word.take(), word.take(), another.take()] == [True, False, True]
+def test_exactly_one_worker_takes_the_token() -> None:
+    token, another = _OnceToken(), _OnceToken()
+    assert [token.take(), token.take(), another.take()] == [True, False, True]
 
 
 def test_a_connection_that_can_not_be_closed_in_good_order_ends_no_worker(serve: Serve) -> None:
@@ -174,6 +174,6 @@ def test_a_connection_that_can_not_be_closed_in_good_order_ends_no_worker(serve:
     worker, connection = serve(lambda: False)
     worker.nr_conns = 1
     connection.close = close
-    worker._let_go(connection)
+    worker._close_gracefully(connection)
     assert worker.told == ["Error closing a connection"]
     assert (worker.nr_conns, connection.sock.fileno()) == (0, -1)

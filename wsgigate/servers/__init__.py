@@ -1,3 +1,3 @@
-"""What the servers and frameworks around a gateway need from it."""
+"""Adapters to the WSGI servers that run a gateway: gunicorn and granian."""
 
 from __future__ import annotations

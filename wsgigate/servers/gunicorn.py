@@ -1,10 +1,21 @@
-"""A gateway under gunicorn: its settings, and a reload that no broken file turns into an outage.
+"""A gateway under gunicorn: its settings, and reloading its configuration.
 
-The master reads the file and keeps the last one that was good; workers are forked from it and build
-what it kept. A reload (SIGHUP) reads the file again: a good one is what the new workers build, a
-broken one is told to the log and the old one goes on. Whether a file is good is found out by a
-process of its own, so that the master never imports what the file names and new workers see new
-code.
+Theory of operation
+-------------------
+
+A reload must never turn a broken file into an outage.
+
+- The master reads the file and keeps the last valid configuration in memory (``_good``). Workers
+  are forked from the master and build the gateway from that copy, not from the file: so a worker
+  that is replaced after a crash, while the file is broken or half-edited, still starts, and all
+  workers of one generation serve the same configuration.
+- A reload (SIGHUP) reads the file again. If it is valid, it replaces ``_good``, and the new workers
+  build it. Otherwise the error is logged, and the previous configuration stays active. Only at the
+  first start does an invalid file end the process.
+- A file is validated in a separate process (``wsgigate check``), which also imports what the file
+  names and checks the store. The master itself must never import the application's modules: workers
+  would inherit them by the fork, and a reload would go on running old code.
+- An unavailable store is a warning, not an error: the gateway serves without it.
 """
 
 from __future__ import annotations
@@ -36,7 +47,7 @@ __all__ = ["application", "planned", "serve", "serve_config", "settings"]
 
 
 WAITING = 1000
-"""Connections of a worker beside those that its threads serve."""
+"""Idle connections of a worker, besides those that its threads serve."""
 
 log = logging.getLogger("gunicorn.error")
 
@@ -56,30 +67,31 @@ def settings(
 ) -> dict[str, Any]:
     """Return gunicorn's settings for the gateway that the file at *path* describes.
 
-    Called by the master at its start and at every reload. What is set here, and why:
+    The master calls this at its start and at every reload. Reasons for the settings:
 
-    - ``http_parser`` pins gunicorn's own strict parser; ``auto`` would take any other that happens
-      to be installed.
-    - ``forwarded_allow_ips`` and ``forwarder_headers`` are empty: who may speak for a client is the
-      gateway's ``trusted_proxies`` to say, and ``SCRIPT_NAME`` nobody's.
+    - ``http_parser`` pins gunicorn's own strict parser; ``auto`` would use another one where it is
+      installed.
+    - ``forwarded_allow_ips`` and ``forwarder_headers`` are empty: forwarding fields are trusted by
+      the gateway's ``trusted_proxies`` only, and ``SCRIPT_NAME`` is accepted from no client.
     - ``header_map = "refuse"``: ``X_User_Id`` would be read as ``X-User-Id``.
     - ``certfile``, ``keyfile`` and ``http_protocols`` are set where the file has ``gateway.tls``.
-    - ``worker_connections`` grow with the threads: gunicorn's 1000 would be less than many threads.
-    - ``loglevel`` is the file's ``gateway.log_level``; the gateway's own records follow it.
-    - ``pre_request`` makes one field of several ``Cookie`` fields, which gunicorn would join with a
-      comma: that is part of a cookie's value.
+    - ``worker_connections`` grows with the threads: gunicorn's default of 1000 may be less than the
+      number of threads.
+    - ``loglevel`` is the file's ``gateway.log_level``; the gateway's loggers use the same level.
+    - ``pre_request`` joins several ``Cookie`` fields with a semicolon; gunicorn would join them
+      with a comma, which can be part of a cookie's value.
 
-    :param path: The file; ``$WSGIGATE_CONFIG`` when ``None``.
-    :param bind: ``HOST:PORT`` or ``unix:PATH``, instead of the file's.
-    :param threads: Threads a process, instead of the file's.
-    :raises SystemExit: At the first start the file is missing or broken; told on stderr.
+    :param path: The file. Default: ``$WSGIGATE_CONFIG``.
+    :param bind: ``HOST:PORT`` or ``unix:PATH``; overrides the file's.
+    :param threads: Threads per process; overrides the file's.
+    :raises SystemExit: At the first start the file is missing or invalid; stderr has the errors.
     """
     path = _path(path)
     return _settings(_read(path, bind, threads), path)
 
 
 def planned(config: Config) -> ServerFacts:
-    """Return the facts of the server that would run the gateway of *config*."""
+    """Return the facts of the gunicorn server that would run the gateway of *config*."""
     from wsgigate.servers.gunicorn_worker import TESTED
 
     cfg = Settings()
@@ -92,7 +104,7 @@ def planned(config: Config) -> ServerFacts:
 def _settings(config: Config, path: str = "") -> dict[str, Any]:
     gateway = config.gateway
     files = certificate_files(config, path)
-    # of ten thousand instances the heartbeats of ten seconds are as many
+    # A registry with 10,000 instances gets 10,000 heartbeats each ten seconds.
     served = 10_000 if config.registry is None else 1_000_000
     return {
         **({"certfile": files[0], "keyfile": files[1]} if files else {}),
@@ -135,15 +147,15 @@ def _worker_class(gateway: Table) -> str | type:
         )
         return f"{worker.__module__}.GateWorker" if worker is GateWorker else worker
     log.warning(
-        "gunicorn %s is not one that GateWorker was tested with: its plain gthread worker serves, "
-        "which slow clients can hold; put a buffering proxy in front",
+        "GateWorker does not support gunicorn %s: using gunicorn's gthread worker, which slow "
+        "clients can block; install gunicorn>=27,<28 or put a buffering proxy in front",
         gunicorn.__version__,
     )
     return "gthread"
 
 
 def application() -> Gateway:
-    """Return the gateway of the last good file; what a worker loads."""
+    """Return the gateway of the last valid configuration; each worker loads this."""
     if _good is None:
         return build(load(_path(None)), path=_path(None))
     return build(_good.config, path=_good.path, started=_started)
@@ -158,15 +170,15 @@ def serve(
     log_level: str | None = None,
     reload: bool = False,
 ) -> None:
-    """Run the gateway that the file at *path* describes, until a signal ends it.
+    """Run the gateway that the file at *path* describes, until a signal stops it.
 
-    :param bind: ``HOST:PORT`` or ``unix:PATH``, instead of the file's.
-    :param workers: Processes, instead of the file's.
-    :param threads: Threads a process, instead of the file's.
-    :param log_level: ``debug``, ``info``, ``warning``, ``error`` or ``critical``, instead of the
+    :param bind: ``HOST:PORT`` or ``unix:PATH``; overrides the file's.
+    :param workers: Worker processes; overrides the file's.
+    :param threads: Threads per process; overrides the file's.
+    :param log_level: ``debug``, ``info``, ``warning``, ``error`` or ``critical``; overrides the
         file's.
     :param reload: Restart workers when the file or the code they loaded changes; for development.
-    :raises SystemExit: The server has ended, or could not start.
+    :raises SystemExit: The server has stopped, or could not start.
     """
     given = {"workers": workers, "threads": threads, "loglevel": log_level}
     chosen = {name: value for name, value in given.items() if value is not None}
@@ -174,9 +186,9 @@ def serve(
 
 
 def serve_config(config: Config) -> None:
-    """Run the gateway of *config*, which is in no file, until a signal ends it.
+    """Run the gateway of *config*, which has no file, until a signal stops it.
 
-    :raises SystemExit: The server has ended, or could not start.
+    :raises SystemExit: The server has stopped, or could not start.
     """
     global _good
     _good = _Good("", config)
@@ -215,7 +227,7 @@ def _path(path: str | None) -> str:
 
 
 def _read(path: str, bind: str | None, threads: int | None = None) -> Config:
-    """Return the file's configuration when it is good, else the last one that was."""
+    """Return the file's configuration if it is valid, else the last valid one."""
     global _good
     try:
         config = load(path)
@@ -240,9 +252,9 @@ def _read(path: str, bind: str | None, threads: int | None = None) -> Config:
 
 
 def _check(path: str) -> tuple[str, str]:
-    """Return what is wrong with the gateway that the file describes, and with its store for now.
+    """Validate the file in a separate process; return its errors, and a warning about its store.
 
-    Each is empty when nothing is. The second does not keep it from serving.
+    Each is empty where there is none. A gateway whose store is unavailable can serve.
     """
     try:
         done = subprocess.run(  # noqa: S603
@@ -254,15 +266,15 @@ def _check(path: str) -> tuple[str, str]:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{path}: cannot be checked: {error}", ""
-    told = done.stderr.strip()
+    output = done.stderr.strip()
     if done.returncode:
-        return told or f"check: exit {done.returncode}", ""
+        return output or f"check: exit {done.returncode}", ""
     of_store = f"{path}: warning: store.url: "
-    return "", next((line for line in told.splitlines() if line.startswith(of_store)), "")
+    return "", next((line for line in output.splitlines() if line.startswith(of_store)), "")
 
 
 def _one_cookie_field(_worker: Any, request: Any) -> None:
-    """Join the Cookie fields of a request as RFC 9113 section 8.2.3 says."""
+    """Join the Cookie fields of a request with semicolons (RFC 9113 section 8.2.3)."""
     cookies = [value for name, value in request.headers if name == "COOKIE"]
     if len(cookies) > 1:
         others = [field for field in request.headers if field[0] != "COOKIE"]

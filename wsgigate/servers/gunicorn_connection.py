@@ -1,4 +1,13 @@
-"""A client's connection to a GateWorker, with its deadlines."""
+"""A client's HTTP/1.1 connection to a GateWorker, with its deadlines.
+
+- Head: the loop shuts the socket down at the worker's deadline, which wakes the thread that reads.
+- Body: ``_Reader`` measures the time spent waiting for the client, and bounds each wait and their
+  sum. The time that the application takes does not count.
+- Response: sent in slices, each with the socket's timeout. A client that does not read one in time
+  has its connection reset (``SO_LINGER`` 0), which discards what the system has buffered.
+- A plain socket uses the kernel's timeouts (``SO_RCVTIMEO``, ``SO_SNDTIMEO``) and stays blocking:
+  Python's own timeouts cost two system calls, and release the GIL twice, for each operation.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +30,21 @@ __all__ = ["ClientStalled", "Connection"]
 
 
 ABANDONED = struct.pack("ii", 1, 0)
-"""``SO_LINGER`` for a connection that is reset, not closed."""
+"""``SO_LINGER`` for a connection that is reset instead of closed."""
 
 _TIMEVAL = struct.Struct("ll")
 
 GRACE = 1.0
-"""Seconds for which a connection is kept beyond what its client was told."""
+"""Seconds for which an idle connection is kept beyond the ``Keep-Alive`` timeout it announced."""
 
 SLICE = 65536
-"""Bytes of a response that must be taken within the idle timeout."""
+"""Bytes of a response that the client must read within the idle timeout."""
 
 
 class ClientStalled(ConnectionResetError, TimeoutError):
-    """The client sends or takes too slowly, and is gone as far as anybody here is concerned.
+    """The client sends or reads too slowly; its connection is given up.
 
-    A kind of connection reset, as that is no news to gunicorn: it closes and says nothing.
+    A ``ConnectionResetError``, because gunicorn closes the connection on one without logging it.
     """
 
     def __init__(self, text: str) -> None:
@@ -43,9 +52,9 @@ class ClientStalled(ConnectionResetError, TimeoutError):
 
 
 class Connection(TConn):  # type: ignore[misc]
-    """A connection whose client may not keep a thread waiting for longer than its worker says.
+    """A client's connection with the deadlines of its worker.
 
-    :param worker: The worker it is served by.
+    :param worker: The worker that serves it.
     """
 
     timeout: float
@@ -55,59 +64,59 @@ class Connection(TConn):  # type: ignore[misc]
         self._worker = worker
 
     def init(self) -> None:
-        """Speak TLS if that is what the port speaks, and get ready to read requests."""
+        """Do the TLS handshake where the port has TLS, and prepare for reading requests."""
         if self.initialized:
             return
         try:
             super().init()
-        except HTTP2ConnectionError as error:  # it left before it was told the first thing
+        except HTTP2ConnectionError as error:  # the client left before the preface was sent
             raise ConnectionResetError(errno.ECONNRESET, str(error)) from error
         if self.is_http2:
             self.parser = self._worker.begin_http2(self)
             return
         if isinstance(self.sock, ssl.SSLSocket):
-            self.sock.__class__ = _PatientTLS
+            self.sock.__class__ = _SlicingTLSSocket
         else:
-            self.sock.__class__ = _Patient
+            self.sock.__class__ = _KernelTimeoutSocket
             self.sock.wait_at_most(self._worker.idle_timeout)
         reader = _Reader(self.sock, self._worker.body_rate)
         reader.unread(self.parser.unreader.take_buffered())
         self.parser.unreader = reader
 
     def set_timeout(self) -> None:
-        """Say until when the next request is waited for: a little longer than the client was told,
-        so that one sent at the last moment is served."""
+        """Set the deadline for the next request: :data:`GRACE` after the announced keep-alive
+        timeout, so that a request sent at the last moment is served."""
         self.timeout = time.monotonic() + self.cfg.keepalive + GRACE
 
     def begin_head(self) -> None:
-        """Say that a head is to be read, whose deadline is the worker's to keep."""
+        """Prepare for reading a head, whose deadline the worker's loop enforces."""
         if self.initialized and not self.is_http2:
             self.parser.unreader.patience = None
 
     def begin_body(self, patience: float) -> None:
-        """Say that a head has been read, and what follows is to stall no longer than *patience*."""
+        """Prepare for a body and a response that may stall for at most *patience* seconds."""
         if isinstance(self.sock, ssl.SSLSocket):
             self.sock.settimeout(patience)
         self.parser.unreader.begin(patience)
 
     def has_read_ahead(self) -> bool:
-        """Return whether more of what the client sent was read than has been served."""
+        """Return whether data of a further request was read already."""
         if self.parser.unreader.buf.getvalue():
             return True
         return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
 
     def cut(self) -> None:
-        """End what another thread reads or writes on the connection."""
+        """Interrupt the thread that reads or writes the connection."""
         try:
-            # Not SSLSocket.shutdown(), which takes the TLS away from under that thread.
+            # Not SSLSocket.shutdown(), which drops the TLS state that the other thread uses.
             socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
         except OSError:
             pass
 
     def cut_if_silent(self) -> None:
-        """End what another thread reads, unless there is more that it only has not come to read.
+        """Interrupt the thread that reads the connection, unless there is unread data.
 
-        On a machine that has too much to do, that is not the client's fault.
+        Unread data means that the machine is overloaded, not that the client is slow.
         """
         poll = select.poll()
         try:
@@ -118,7 +127,7 @@ class Connection(TConn):  # type: ignore[misc]
             self.cut()
 
     def close(self, graceful: bool = False) -> None:
-        """Close the connection; gracefully without waiting for the client to do so."""
+        """Close the connection; with *graceful*, by a lingering close that does not block."""
         if isinstance(self.parser, Http2Client):
             self.parser.close()
         if graceful and not self._abandoned():
@@ -135,15 +144,15 @@ class Connection(TConn):  # type: ignore[misc]
 
 
 class _Reader(SocketUnreader):  # type: ignore[misc]
-    """What a request's body is read by: the client is waited for so long, and so long in all.
+    """Reads a request's body; each wait for the client, and the sum of all waits, is bounded.
 
-    In all it is the patience once, and a second more for each *rate* bytes that have come: a client
-    that sends a byte now and then is let go too. Only the time spent waiting for the client counts:
-    an application that takes its time is not the client's fault.
+    The sum is bounded by the patience, plus one second for each *rate* bytes received: so a client
+    that sends single bytes is cut off, too. Only the time spent waiting for the client counts, not
+    the time that the application takes between two reads.
     """
 
     max_body_chunk = 65536
-    """As much as is read at a time. Of more, gunicorn copies all that is left at each read."""
+    """Bytes read at a time. With more, gunicorn copies the rest of the chunk at each read."""
 
     def __init__(
         self, sock: socket.socket, rate: float, clock: Callable[[], float] = time.monotonic
@@ -170,7 +179,7 @@ class _Reader(SocketUnreader):  # type: ignore[misc]
         left = self.patience + self._received / self._rate - self._waited
         if left <= 0:
             raise ClientStalled("the request body came too slowly")
-        short = left < self.patience  # else what the socket waits anyway is as good
+        short = left < self.patience  # else the socket's usual timeout is the right one
         if short:
             self.sock.settimeout(left)
         began = self._clock()
@@ -187,7 +196,7 @@ class _Reader(SocketUnreader):  # type: ignore[misc]
 
 
 class _Slices:
-    """Sends slice by slice, because a timeout is one for all that is sent by one call."""
+    """Sends in slices, because a socket's timeout covers the whole of one ``sendall``."""
 
     __slots__ = ()
 
@@ -207,31 +216,33 @@ class _Slices:
         return sent
 
     def _abandon(self) -> NoReturn:
-        """Have what is left in the system's buffers thrown away when the socket is closed."""
+        """Make the close of the socket a reset, which discards the data in the system's buffers."""
         self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABANDONED)  # type: ignore[attr-defined]
-        raise ClientStalled("the response was not taken")
+        raise ClientStalled("the client did not read the response in time")
 
 
-class _Patient(_Slices, socket.socket):
-    """A socket whose timeouts are the kernel's: with Python's own each operation is two system
-    calls, and twice gives up the interpreter to other threads."""
+class _KernelTimeoutSocket(_Slices, socket.socket):
+    """A blocking socket with the kernel's timeouts.
+
+    With Python's own timeouts each operation makes two system calls and releases the GIL twice.
+    """
 
     __slots__ = ()
 
     def wait_at_most(self, seconds: float) -> None:
-        """Have each operation end after *seconds*, with a ``BlockingIOError``."""
+        """Make each operation raise ``BlockingIOError`` after *seconds*."""
         whole, rest = divmod(seconds, 1)
         value = _TIMEVAL.pack(int(whole), int(rest * 1e6))
         self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
         self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
     def setblocking(self, flag: bool) -> None:
-        """Do as is said, without a system call when that is so already."""
+        """Set the mode, without a system call where it is set already."""
         if not flag or self.gettimeout() is not None:
             super().setblocking(flag)
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
-        # It waits by itself, and for Python's timeout only.
+        # It polls the socket, and respects Python's timeout only.
         value = self.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.size)
         whole, rest = _TIMEVAL.unpack(value)
         self.settimeout(whole + rest / 1e6)
@@ -241,5 +252,5 @@ class _Patient(_Slices, socket.socket):
             self.settimeout(None)
 
 
-class _PatientTLS(_Slices, ssl.SSLSocket):
+class _SlicingTLSSocket(_Slices, ssl.SSLSocket):
     __slots__ = ()

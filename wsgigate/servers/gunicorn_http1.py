@@ -1,12 +1,14 @@
-"""HTTP/1.1 requests under GateWorker: what gunicorn says too early, in its own words or not at all.
+"""HTTP/1.1 requests under GateWorker: 100 Continue, malformed requests, Keep-Alive, versions.
 
-- ``100 Continue`` is sent when the app first reads the body, so one that refuses a request by its
-  head does so before the client has sent anything (RFC 9110 section 10.1.1).
-- A head that is refused by gunicorn's parser is answered with a problem document, and logged by the
-  Logger as other refusals are.
-- A kept connection is announced with how long it is kept: a client that does not know may send its
-  next request just as the connection is closed.
-- A client that speaks a later minor version gets its response in HTTP/1.1 (RFC 9110 section 2.5).
+Differences from gunicorn's own worker:
+
+- ``100 Continue`` is sent when the app first reads the body, so an app that rejects a request by
+  its head does so before the client has sent the body (RFC 9110 section 10.1.1).
+- A request that gunicorn's parser rejects gets a problem document as its response, and is logged by
+  the Logger middleware like other rejected requests.
+- A persistent connection announces its ``Keep-Alive`` timeout: a client that does not know it may
+  send its next request just as the connection is closed.
+- A request with a later minor version gets a response in HTTP/1.1 (RFC 9110 section 2.5).
 """
 
 from __future__ import annotations
@@ -46,14 +48,14 @@ _REFUSED: tuple[tuple[type[Exception], Problem], ...] = (
     (errors.InvalidChunkSize, Problem(400, "Malformed request body.")),
     (errors.ChunkMissingTerminator, Problem(400, "Malformed request body.")),
     (errors.InvalidChunkExtension, Problem(400, "Malformed request body.")),
-    (errors.InvalidResponseHeader, _FAILED),  # both are the app's doing
+    (errors.InvalidResponseHeader, _FAILED),  # this and the next are errors of the app
     (errors.InvalidResponseHeaderName, _FAILED),
     (errors.ParseException, _BAD_HEAD),
 )
 
 
 class Http1Worker(Http2Worker):
-    """gunicorn's threaded worker, with HTTP/1.1 as its clients need it."""
+    """gunicorn's threaded worker with the HTTP/1.1 behavior that this module describes."""
 
     nr: int
     max_requests: int
@@ -73,7 +75,7 @@ class Http1Worker(Http2Worker):
             if req.version > _VERSION:  # of the response; SERVER_PROTOCOL has the client's
                 req.version = _VERSION
             if expects:
-                environ["wsgi.input"] = req.body = _Awaited(req, conn.sock, response)
+                environ["wsgi.input"] = req.body = _ContinueBody(req, conn.sock, response)
             self.nr += 1
             if self.nr >= self.max_requests:
                 if self.alive:
@@ -125,9 +127,9 @@ class Http1Worker(Http2Worker):
     def refusal(
         self, req: Any, addr: Any, exc: BaseException
     ) -> tuple[int, list[tuple[str, str]], bytes]:
-        """Return the status, the fields and the body that answer a request that is not served.
+        """Return the status, fields and body of the response to a rejected request.
 
-        The app's Logger logs it, if it has one.
+        The Logger middleware of the app, if it has one, logs it.
         """
         req = req or getattr(exc, "req", None)
         host, port = _address(addr)
@@ -168,40 +170,40 @@ class Http1Worker(Http2Worker):
             close_body(body)
 
 
-class _Awaited:
-    """The body of a client that waits for ``100 Continue`` before it sends it."""
+class _ContinueBody:
+    """The body of a client that expects ``100 Continue``, which is sent at the first read."""
 
     def __init__(self, req: Any, sock: Any, response: Any) -> None:
         self._body = req.body
         self._req = req
         self._sock = sock
         self._response = response
-        self._asked = False
-        # Whether a client that is refused sends its body all the same is not known.
+        self._continued = False
+        # Unless 100 Continue is sent, the connection closes: a client may send its body or not.
         self._closes, req.must_close = req.must_close, True
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._body, name)
 
-    def _ask(self) -> Any:
-        if not self._asked:
-            self._asked = True
+    def _continue(self) -> Any:
+        if not self._continued:
+            self._continued = True
             if not self._response.headers_sent:
                 self._sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
                 self._req.must_close = self._closes
         return self._body
 
     def read(self, size: int | None = None) -> bytes:
-        """Return up to *size* bytes; the client is told to send them."""
-        return cast("bytes", self._ask().read(size))
+        """Send 100 Continue if it was not sent; return up to *size* bytes."""
+        return cast("bytes", self._continue().read(size))
 
     def readline(self, size: int | None = None) -> bytes:
-        """Return a line, of up to *size* bytes; the client is told to send it."""
-        return cast("bytes", self._ask().readline(size))
+        """Send 100 Continue if it was not sent; return a line of up to *size* bytes."""
+        return cast("bytes", self._continue().readline(size))
 
     def readlines(self, hint: int | None = None) -> list[bytes]:
-        """Return the lines; the client is told to send them."""
-        return cast("list[bytes]", self._ask().readlines(hint))
+        """Send 100 Continue if it was not sent; return the lines."""
+        return cast("list[bytes]", self._continue().readlines(hint))
 
     def __iter__(self) -> Any:
         return self
@@ -215,7 +217,7 @@ class _Awaited:
 
 class _Response(wsgi.Response):  # type: ignore[misc]
     def default_headers(self) -> list[str]:
-        """Return the first lines of the head, with how long the connection is kept."""
+        """Return the first lines of the head, with ``Keep-Alive`` for a persistent connection."""
         lines: list[str] = super().default_headers()
         if lines[3] == "Connection: keep-alive\r\n":
             lines.insert(4, f"Keep-Alive: timeout={self.cfg.keepalive}\r\n")
@@ -229,7 +231,7 @@ def _address(addr: Any) -> tuple[str, str]:
 
 
 def _logger_of(app: Any) -> Logger | None:
-    """Return the Logger around *app*, if there is one."""
+    """Return the Logger middleware in the stack of *app*, None without one."""
     seen: set[int] = set()
     while app is not None and id(app) not in seen:
         if isinstance(app, Logger):

@@ -1,6 +1,34 @@
-"""HTTP/2 under GateWorker: the loop reads connections, and threads serve their requests.
+"""HTTP/2 under GateWorker, and lingering close: the loop reads connections, threads serve requests.
 
-See :mod:`wsgigate.servers.gunicorn_http2_client` for what a connection is and how it is bounded.
+Theory of operation
+-------------------
+
+HTTP/2 connections
+
+- The loop (the worker's main thread) owns the table of HTTP/2 connections, ``_http2``, and their
+  registration in the poller. Methods that say "runs in the loop" must run nowhere else; a pool
+  thread reaches them by ``method_queue.defer``.
+- ``_read_http2`` reads a connection until the socket would block, then ``_look_at_http2`` decides
+  what happens next: watch other events, offer a request to the next free thread, or close. Every
+  change of a connection's state must be followed by ``_look_at_http2``, or the poller keeps
+  watching for the wrong events and the connection hangs.
+- Requests are offered one at a time per connection: ``_serve_http2`` takes one and, if there is
+  another, offers the connection again, behind those of other clients. A client with many requests
+  so delays none with few.
+- A closed connection is forgotten once its last request has left its thread (``in_flight`` is 0);
+  ``nr_conns`` counts it until then. Forgetting it earlier would let the worker exit, or accept
+  above its limit, while threads still serve it.
+- A stopping worker sends GOAWAY as soon as a connection is idle, serves requests that cross it
+  until the deadline, then refuses new streams and closes idle connections.
+
+See :mod:`wsgigate.servers.gunicorn_http2_client` for the connection, its lock and its bounds.
+
+Lingering close
+
+A connection whose last response was sent is half-closed, and what the client still sends is read
+and discarded (RFC 9112 section 9.6): closing at once would reset the connection, and the client
+would lose the response. Here the poller does this, as a waiting accept loop would block the worker.
+``_lingering`` is ordered by deadline, so that expiry stops at the first one that is not due.
 """
 
 from __future__ import annotations
@@ -26,24 +54,24 @@ from wsgigate.servers.gunicorn_http2_client import Http2Client, RefusedRequest, 
 __all__ = ["Http2Client", "Http2Worker", "LingeringWorker"]
 
 
-# Connections that were answered for the last time, closed without anybody waiting for them.
+# Lingering close.
 
 MOST_DRAINED = 64 << 20
-"""Bytes that are read, and thrown away, of a client that goes on sending what was refused.
+"""Bytes read and discarded from a client that goes on sending a rejected body.
 
-Most clients send a body as a whole before they read the response. Closing meanwhile resets the
-connection, and the response is lost: they see a broken pipe instead of the 413.
+Most clients send the whole body before they read the response. Closing earlier resets the
+connection, and the response is lost: the client sees a broken pipe instead of the 413.
 """
 
 LONGEST = 30.0
-"""Seconds for which that may last in all."""
+"""Seconds for which a client may go on sending, in all."""
 
 
 class LingeringWorker(gthread.ThreadWorker):  # type: ignore[misc]
-    """gunicorn's threaded worker, whose last word to a client does not hold up its accept loop.
+    """gunicorn's threaded worker with a lingering close that does not block the accept loop.
 
-    :cvar linger_timeout: Seconds for a client to close a connection that was answered, or to send
-        more of what is thrown away.
+    :cvar linger_timeout: Seconds for a client to close a half-closed connection, or to send more
+        data, which is discarded.
     """
 
     alive: bool
@@ -51,18 +79,20 @@ class LingeringWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        # By socket: the deadline for more data, the deadline in all, the bytes discarded. Ordered
+        # by the first, as each that is renewed is moved to the end.
         self._lingering: dict[socket.socket, tuple[float, float, int]] = {}
-        # until when each may be silent, and go on sending, and what it has sent
 
     def linger(self, client: socket.socket) -> None:
-        """Close *client* as RFC 9112 section 9.6 says, without waiting for it.
+        """Close *client* in steps (RFC 9112 section 9.6), without blocking.
 
-        A stopping worker waits for it as for a request, or what was sent last could be lost.
+        It counts as a connection until then: a stopping worker that exited earlier could lose the
+        end of the response.
         """
         try:
             client.setblocking(False)
             if isinstance(client, ssl.SSLSocket):
-                _say_goodbye(client)
+                _send_close_notify(client)
             client.shutdown(socket.SHUT_WR)
             self.poller.register(client, gthread.selectors.EVENT_READ, partial(self._drain, client))
         except (OSError, ValueError, KeyError):
@@ -77,7 +107,7 @@ class LingeringWorker(gthread.ThreadWorker):  # type: ignore[misc]
         if client not in self._lingering:
             return
         try:
-            data = socket.socket.recv(client, 65536)  # of TLS as well: nobody is to understand it
+            data = socket.socket.recv(client, 65536)  # raw bytes of TLS, too: nothing decrypts them
         except BlockingIOError:
             return
         except OSError:
@@ -85,7 +115,7 @@ class LingeringWorker(gthread.ThreadWorker):  # type: ignore[misc]
         _, longest, drained = self._lingering.pop(client)
         now = time.monotonic()
         drained += len(data)
-        # the last of the table, which is in the order of these deadlines
+        # re-inserted at the end, which keeps the table ordered by deadline
         self._lingering[client] = (min(now + self.linger_timeout, longest), longest, drained)
         if not data or drained > MOST_DRAINED or now >= longest:
             self._end(client)
@@ -100,27 +130,27 @@ class LingeringWorker(gthread.ThreadWorker):  # type: ignore[misc]
         util.close(client)
 
     def end_lingering(self, now: float) -> None:
-        """Close those whose clients have taken too long."""
+        """Close the lingering connections that are due."""
         for client, (until, *_) in list(self._lingering.items()):
             if until > now:
                 break
             self._end(client)
 
     def hurry_lingering(self, deadline: float) -> None:
-        """Close all that linger by *deadline* at the latest."""
+        """Move the deadlines of all lingering connections to *deadline* at the latest."""
         for client, (until, longest, drained) in self._lingering.items():
             self._lingering[client] = (min(until, deadline), min(longest, deadline), drained)
 
     def end_oldest_lingering(self) -> bool:
-        """Close the one that has lingered for longest; return whether there was one."""
+        """Close the lingering connection that is due first; return whether there was one."""
         for client in self._lingering:
             self._end(client)
             return True
         return False
 
 
-def _say_goodbye(client: ssl.SSLSocket) -> None:
-    """Tell the client that nothing was cut off (RFC 8446 section 6.1) without waiting."""
+def _send_close_notify(client: ssl.SSLSocket) -> None:
+    """Send the TLS close_notify alert (RFC 8446 section 6.1) without blocking."""
     try:
         client.unwrap()
     except (OSError, ValueError):
@@ -128,7 +158,7 @@ def _say_goodbye(client: ssl.SSLSocket) -> None:
 
 
 class Http2Worker(LingeringWorker):
-    """gunicorn's threaded worker, whose threads serve HTTP/2 requests and not connections."""
+    """gunicorn's threaded worker whose threads serve HTTP/2 requests instead of connections."""
 
     alive: bool
     idle_timeout: float
@@ -137,19 +167,19 @@ class Http2Worker(LingeringWorker):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._http2: dict[Any, None] = {}  # connections; the loop's alone
+        self._http2: dict[Any, None] = {}  # connections; only the loop touches it
 
     def handle_http2(self, conn: Any) -> bool:
-        """Have the loop read *conn* from now on; return that it is kept."""
+        """Hand *conn* to the loop, which reads it from now on; return True: it stays open."""
         self.method_queue.defer(self._begin_http2, conn)
         return True
 
     def handle_h2c_upgrade(self, conn: Any, req: Any, settings: Any) -> Any:
-        """Serve a request that asks for HTTP/2 without TLS over HTTP/1.1 (RFC 9113 section 3.1)."""
+        """Serve an ``Upgrade: h2c`` request over HTTP/1.1, as RFC 9113 section 3.1 allows."""
         return self._keepalive_after(conn, self.handle_request(req, conn))
 
     def begin_http2(self, conn: Any) -> Http2Client:
-        """Return what reads and writes on *conn*, which has just been opened."""
+        """Return the HTTP/2 state of *conn*, which has just been opened."""
         conn.sock.setblocking(False)
         return Http2Client(
             conn.parser,
@@ -166,7 +196,7 @@ class Http2Worker(LingeringWorker):
         self._read_http2(conn)
 
     def _read_http2(self, conn: Any, _socket: object = None) -> None:
-        """Read *conn*, which has something to read or room to write; runs in the loop."""
+        """Read and write *conn*, which is readable or writable; runs in the loop."""
         if conn not in self._http2:
             return
         try:
@@ -178,7 +208,7 @@ class Http2Worker(LingeringWorker):
         self._look_at_http2(conn)
 
     def _look_at_http2(self, conn: Any) -> None:
-        """Watch, serve or close *conn*, as it needs; runs in the loop."""
+        """Update the poller for *conn*, offer its next request, or close it; runs in the loop."""
         if conn not in self._http2:
             return
         client: Http2Client = conn.parser
@@ -209,7 +239,7 @@ class Http2Worker(LingeringWorker):
             util.close(conn.sock)
 
     def end_idle_http2(self, now: float, *, force: bool = False) -> None:
-        """Close the connections that have asked for nothing for too long, or all of them."""
+        """Close the HTTP/2 connections whose idle time is over, or all; runs in the loop."""
         for conn in list(self._http2):
             if force or conn.parser.expired(now):
                 conn.parser.close()
@@ -218,17 +248,17 @@ class Http2Worker(LingeringWorker):
                     self._forget_http2(conn)
 
     def drain_http2(self, until: float) -> None:
-        """Have clients make their next requests elsewhere, and serve those made before *until*."""
+        """Send GOAWAY to idle clients, and serve the requests that arrive before *until*."""
         for conn in self._http2:
             conn.parser.drain(until)
 
     def refuse_http2(self) -> None:
-        """Accept no further request."""
+        """Reject every further request (REFUSED_STREAM)."""
         for conn in self._http2:
             conn.parser.refuse_more()
 
     def silent_http2(self) -> tuple[float, Any] | None:
-        """Return the connection that has asked for nothing for longest, and since when."""
+        """Return the connection that has been idle for longest, and since when."""
         silent = [
             (since, conn) for conn in self._http2 if (since := conn.parser.silent_since) is not None
         ]
@@ -240,7 +270,7 @@ class Http2Worker(LingeringWorker):
         self._look_at_http2(conn)
 
     def _serve_http2(self, conn: Any) -> None:
-        """Serve the next request of *conn*; runs in a thread."""
+        """Serve the next request of *conn*; runs in a pool thread."""
         client: Http2Client = conn.parser
         request, more = client.take()
         if more:
@@ -256,7 +286,7 @@ class Http2Worker(LingeringWorker):
                     stream.await_end()
                 self.handle_http2_request(request, conn, client)
         except (HTTP2Error, ConnectionError) as error:
-            self.log.debug("HTTP/2 stream cut: %s", error)  # finishing resets it
+            self.log.debug("HTTP/2 stream cut: %s", error)  # finish() below resets it
         except (Exception, SystemExit, KeyboardInterrupt):
             if not client.is_closed and not stream.gone:
                 self.log.exception("Error handling HTTP/2 request")
@@ -271,7 +301,7 @@ class Http2Worker(LingeringWorker):
     def refusal(
         self, req: Any, addr: Any, exc: BaseException
     ) -> tuple[int, list[tuple[str, str]], bytes]:
-        """Return the status, the fields and the body that answer a request that is not served."""
+        """Return the status, fields and body of the response to a rejected request."""
         raise NotImplementedError
 
     def _refuse(self, request: RefusedRequest, conn: Any, client: Http2Client) -> None:
@@ -288,7 +318,7 @@ class Http2Worker(LingeringWorker):
     def handle_http2_request(self, req: Any, conn: Any, h2_conn: Any) -> None:
         """Serve one request.
 
-        :raises HTTP2Error: The client is gone, or does not take the response.
+        :raises HTTP2Error: The client has left, or does not read the response.
         """
         stream = req.stream
         environ: dict[str, Any] = {}
@@ -308,7 +338,7 @@ class Http2Worker(LingeringWorker):
             environ["wsgi.early_hints"] = lambda headers: h2_conn.inform(stream, 103, headers)
             environ[CLIENT_STREAM] = stream
             if "CONTENT_LENGTH" not in environ and (stream.size or not stream.complete):
-                environ["HTTP_TRANSFER_ENCODING"] = "chunked"  # as HTTP/1.1 says the same
+                environ["HTTP_TRANSFER_ENCODING"] = "chunked"  # what HTTP/1.1 sends in this case
             self.nr += 1
             if self.nr >= self.max_requests and self.alive:
                 self.log.info("Autorestarting worker after current request.")
@@ -328,7 +358,7 @@ class Http2Worker(LingeringWorker):
 
 
 class _Response(HTTP2Response):  # type: ignore[misc]
-    """Writes a response as frames; one without a body ends with its head."""
+    """Writes a response as HTTP/2 frames; without a body, the HEADERS frame ends the stream."""
 
     def __init__(self, req: Any, sock: Any, cfg: Any, client: Http2Client, stream: Stream) -> None:
         super().__init__(req, sock, cfg, client, stream.stream_id)
@@ -337,7 +367,7 @@ class _Response(HTTP2Response):  # type: ignore[misc]
         self._stream = stream
 
     def send_headers(self, *, end: bool = False) -> None:
-        """Send the head, unless it was sent."""
+        """Send the response head, once."""
         if self.headers_sent:
             return
         names = {name.lower() for name, _ in self.headers}
@@ -358,7 +388,7 @@ class _Response(HTTP2Response):  # type: ignore[misc]
     def close(self) -> None:
         """End the response.
 
-        :raises HTTP2StreamError: It is shorter than it said; that resets it.
+        :raises HTTP2StreamError: It is shorter than its ``Content-Length``; the stream is reset.
         """
         self.send_headers(end=True)
         if not self._stream.ended and self.sent < (self.response_length or 0):

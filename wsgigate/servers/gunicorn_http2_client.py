@@ -1,32 +1,37 @@
-"""A client's HTTP/2 connection to a GateWorker, whose requests are served beside each other.
+"""A client's HTTP/2 connection to a GateWorker, whose requests are served concurrently.
 
-gunicorn gives each connection a thread for as long as it lasts, and serves its requests one after
-the other: whoever reads a body or waits for room in a window reads the connection meanwhile. So a
-request that waits for anything else holds up all others of its client, and nothing sees that the
-client has cancelled it. Here
+Theory of operation
+-------------------
+
+gunicorn gives each connection a thread for its whole life and serves its requests one after the
+other; the request that reads a body or waits for window space also reads the connection. So a
+request that waits for anything else blocks all other requests of its client, and a cancellation is
+not noticed. This module works differently:
 
 - The worker's loop, one thread, reads all HTTP/2 connections (:meth:`Http2Client.receive`). It
-  never waits: sockets are non-blocking, and what a client does not take stays in a bounded buffer,
-  for which the loop watches the socket.
+  never blocks: sockets are non-blocking, and data that a client does not read stays in a bounded
+  buffer, for which the loop watches the socket.
 - Each request is served by a free thread of the worker, like one of HTTP/1.1. Such a thread waits
-  for a body, or for room to send, at the connection's condition, which the loop notifies.
-- The state machine of h2, its output, and the TLS socket are touched only with that condition's
-  lock held. No lock is held across a call of the application, or of what was told that a client
-  left.
-- RST_STREAM, GOAWAY with an error and the end of a connection end its requests at once: what waits
-  for the client is woken, and what :meth:`Stream.watch` was given is called. A proxy shuts its
-  connection to the instance down then.
+  for a body, or for room to send, on the connection's condition, which the loop notifies.
+- The state machine of h2, its output buffer and the TLS socket are used only with that condition's
+  lock held: none of them is thread-safe. No lock is held across a call of the application, or of a
+  callback of :meth:`Stream.watch`, except where ``_lose_and_notify`` calls these; such a callback
+  must not wait for this lock.
+- RST_STREAM, GOAWAY with an error and the end of the connection end its requests at once: threads
+  that wait for the client are woken, and the callbacks of :meth:`Stream.watch` are called. The
+  proxy then shuts down its connection to the instance.
 
-What bounds a client:
+Bounds per client:
 
-- A connection has at most three quarters of the threads, and half of them for requests whose bodies
-  have not arrived yet. Connections take turns, so that one of many requests delays none of few.
-- A body and a response have the deadlines that they have over HTTP/1.1.
+- A connection has at most three quarters of the threads, and at most half of them for requests
+  whose bodies are incomplete. Connections take turns, so that a client with many requests does not
+  delay one with few.
+- A body and a response have the same deadlines as over HTTP/1.1.
 - RST_STREAM and frames that carry no request are counted; too many end the connection.
-- A connection whose client does not take what it is owed is not read either.
+- A connection whose client does not read its responses is not read either.
 
-What is malformed by its length (RFC 9113 section 8.1.1) never reaches an app as a whole request:
-the last bytes of a body with a length are handed on once the stream has ended there.
+A body that contradicts its ``Content-Length`` (RFC 9113 section 8.1.1) never reaches an app as a
+complete request: the last bytes of a body with a length are handed over only after END_STREAM.
 """
 
 from __future__ import annotations
@@ -60,15 +65,15 @@ __all__ = ["Http2Client", "RefusedRequest", "Stream"]
 
 
 SLICE = 65536
-"""Bytes of a response that must be taken within the patience."""
+"""Bytes of a response that the client must read within the patience."""
 
 OWED = 65536
-"""Bytes that may wait for a client to take them before whoever has more for it waits, too."""
+"""Buffered output bytes above which a thread that sends a response waits."""
 
 MOST_OWED = 262144
-"""Bytes owed, from which on the client is not read either: what it sends may add to them."""
+"""Buffered output bytes above which the client is not read: its frames may cause more output."""
 
-_READS = 16  # of 64 KiB, before other connections have their turn
+_READS = 16  # reads of 64 KiB before other connections have their turn
 
 _LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -80,11 +85,11 @@ _GOAWAY = struct.Struct(">HBBBIII")
 class Stream:
     """One request of a connection.
 
-    It is what gunicorn's ``HTTP2Request`` and ``HTTP2Body`` ask of a stream of their own.
+    It implements the stream interface of gunicorn's ``HTTP2Request`` and ``HTTP2Body``.
 
-    :ivar length: The body's length, as the client says; None when it does not.
-    :ivar complete: Whether all of the request has arrived.
-    :ivar gone: Why there is nobody to answer any more; empty while there is.
+    :ivar length: The request's ``Content-Length``; None without one.
+    :ivar complete: Whether the whole request has arrived.
+    :ivar gone: Why the stream has ended for the client; empty while it is open.
     """
 
     priority_weight = 16
@@ -104,14 +109,14 @@ class Stream:
         self.chunks: deque[bytes] = deque()
         self._taken = 0
         self._waited = 0.0
-        self._since: float | None = None  # when it began to wait for what it waits for
-        self._seen = 0  # what had arrived by then
+        self._since: float | None = None  # when the present wait for more of the body began
+        self._seen = 0  # bytes that had arrived at that moment
         self._watching: list[Callable[[], object]] = []
 
-    # what HTTP2Request and HTTP2Body ask for
+    # the interface of HTTP2Request and HTTP2Body
 
     def get_pseudo_headers(self) -> dict[str, str]:
-        """Return what stands for the request line."""
+        """Return the pseudo-header fields, which correspond to the request line."""
         return {name: value for name, value in self.fields if name.startswith(":")}
 
     def get_regular_headers(self) -> list[tuple[str, str]]:
@@ -120,7 +125,7 @@ class Stream:
 
     @property
     def state(self) -> StreamState:
-        """``CLOSED`` when there is nobody to answer."""
+        """``CLOSED`` once the client has left."""
         return StreamState.CLOSED if self.gone else StreamState.OPEN
 
     @property
@@ -130,11 +135,11 @@ class Stream:
 
     @property
     def trailers(self) -> list[tuple[str, str]]:
-        """Nothing: trailers are not handed on."""
+        """An empty list: trailers are discarded."""
         return []
 
     def pop_chunk(self) -> bytes | None:
-        """Return the next part of the body, None at its end; waits for it.
+        """Wait for the next part of the body and return it, None at the end.
 
         :raises HTTP2Error: The client has left, or is too slow.
         """
@@ -155,7 +160,7 @@ class Stream:
                 self._wait_for_more()
 
     def await_end(self) -> None:
-        """Wait until all of the request has arrived.
+        """Wait until the whole request has arrived.
 
         :raises HTTP2Error: The client has left, or is too slow.
         """
@@ -176,15 +181,15 @@ class Stream:
             connection.cut(self, HTTP2ErrorCode.CANCEL)
             raise HTTP2StreamError(self.stream_id, "the request body came too slowly")
         if self.expect_continue and not self.response_headers_sent:
-            self.expect_continue = False  # now that the body is wanted
+            self.expect_continue = False  # 100 Continue, as the app reads the body now
             connection.inform(self, 100, [])
         connection.changed.wait(left)
         self._waited += time.monotonic() - now
 
-    # whether the client has left
+    # disconnection of the client
 
     def watch(self, callback: Callable[[], object]) -> None:
-        """Have *callback* called once the client has left; at once, if it has."""
+        """Call *callback* once the client has left; immediately if it already has."""
         with self.connection.changed:
             if not self.gone:
                 self._watching.append(callback)
@@ -192,13 +197,13 @@ class Stream:
         callback()
 
     def forget(self, callback: Callable[[], object]) -> None:
-        """Call *callback* no more."""
+        """Remove *callback* again."""
         with self.connection.changed:
             if callback in self._watching:
                 self._watching.remove(callback)
 
     def leave(self, reason: str) -> list[Callable[[], object]]:
-        """Take note that the client has left; return what is to be called without the lock."""
+        """Record that the client has left; return the callbacks, to be called without the lock."""
         if self.gone:
             return []
         self.gone = reason
@@ -208,9 +213,9 @@ class Stream:
 
 
 class RefusedRequest:
-    """A request whose head is not one that gunicorn takes.
+    """A request whose head gunicorn rejects.
 
-    :ivar error: Why.
+    :ivar error: The reason.
     """
 
     def __init__(self, stream: Stream, error: Exception) -> None:
@@ -222,7 +227,7 @@ class RefusedRequest:
 
 
 class _Rate:
-    """Counts what happens in a while."""
+    """Counts events within a sliding period."""
 
     def __init__(self, most: int, seconds: float) -> None:
         self._most = most
@@ -230,7 +235,7 @@ class _Rate:
         self._times: deque[float] = deque()
 
     def exceeded(self) -> bool:
-        """Count one more; return whether there were too many."""
+        """Count one event; return whether there were more than *most* within *seconds*."""
         now = time.monotonic()
         self._times.append(now)
         while now - self._times[0] > self._seconds:
@@ -239,17 +244,17 @@ class _Rate:
 
 
 class Http2Client:
-    """A client's end of an HTTP/2 connection.
+    """An HTTP/2 connection of a client: its streams, its output buffer, its limits.
 
-    :param connection: gunicorn's, whose preface has been sent.
-    :param patience: Seconds for its client to send more of a body or take more of a response.
+    :param connection: gunicorn's connection object, whose preface has been sent.
+    :param patience: Seconds for the client to send more of a body or read more of a response.
     :param rate: Bytes of a body that earn one more second in all.
     :param idle: Seconds from the end of a request to the next one.
     :param first: Seconds for the first request.
-    :param threads: How many threads the worker has.
-    :param wake: Has the loop look at this connection; may be called with its lock held.
-    :ivar changed: Notified of all that anybody waits for; its lock guards everything in here.
-    :ivar listed: Whether a thread is going to ask for a request.
+    :param threads: The number of threads of the worker.
+    :param wake: Makes the loop check this connection; may be called with the lock held.
+    :ivar changed: Notified of every change that a thread may wait for; its lock guards all state.
+    :ivar listed: Whether a thread is about to call :meth:`take`.
     """
 
     def __init__(
@@ -285,28 +290,28 @@ class Http2Client:
         self._waiting: deque[HTTP2Request | RefusedRequest] = deque()
         self._serving: set[Stream] = set()
         self._out = bytearray()
-        self._moved = 0.0  # when the client last took something that was owed
+        self._moved = 0.0  # when the client last read from the output buffer
         self._credit = 0
         self._last = 0  # the last stream that was accepted
         self._peer_last = _ANY_STREAM
-        self._until = float("inf")  # when an idle connection ends, whatever it may be asked
-        self._says_goodbye = False
+        self._until = float("inf")  # when the connection is closed once it is idle
+        self._owes_goaway = False
         self._refuses = False
         self._resets = _Rate(RST_STREAM_RATE_LIMIT, RST_STREAM_RATE_WINDOW)
         self._controls = _Rate(CONTROL_FRAME_RATE_LIMIT, CONTROL_FRAME_RATE_WINDOW)
 
     @property
     def in_flight(self) -> int:
-        """How many requests are being served."""
+        """The number of requests that are being served."""
         return len(self._serving)
 
-    # the loop's
+    # called by the loop
 
     def watch(self) -> tuple[int, int]:
-        """Return what of the socket the loop watches, and what it is to watch from now on.
+        """Return the events that the loop watches the socket for, and those to watch from now on.
 
-        A thread that changes that later has the loop woken. So what is watched changes with the
-        lock held: a change that comes just before it is seen, or wakes the loop.
+        Both change with the lock held: a thread that changes them earlier is taken into account
+        here, and one that changes them later wakes the loop. No change is lost.
         """
         with self.changed:
             self._woken = False
@@ -320,9 +325,9 @@ class Http2Client:
         return reads | (EVENT_WRITE if self._out else 0)
 
     def receive(self) -> bool:
-        """Take in what has arrived, and send what can be sent; never waits.
+        """Read and process what has arrived, and write what the socket accepts; never blocks.
 
-        :returns: Whether there is more to be read, which the socket may not show.
+        :returns: Whether there may be more to read: TLS may hold data that the poller cannot see.
         """
         left: list[Callable[[], object]] = []
         more = False
@@ -351,44 +356,47 @@ class Http2Client:
         return more
 
     def expired(self, now: float) -> bool:
-        """Return whether the connection has ended, or is to end now: its client is too slow."""
+        """Return whether the connection is closed, or must be closed now.
+
+        It must when its client does not read, or when its idle time is over.
+        """
         with self.changed:
             if not self.is_closed and self._out and now > self._moved + self.patience:
                 self.broken = True
-                self._lose_and_tell("the client takes nothing")
+                self._lose_and_notify("the client does not read its responses")
             idle = not self.streams and now >= min(self.idle_from + self._idle, self._until)
             return self.is_closed or idle
 
     @property
     def silent_since(self) -> float | None:
-        """Since when nothing is asked; None while something is."""
+        """Since when the connection is idle; None while a request is in flight."""
         return None if self.streams or self._serving else self.idle_from
 
     def drain(self, until: float) -> None:
-        """Have the client make its next requests elsewhere; those before *until* are served."""
+        """Send GOAWAY once the connection is idle; serve requests that arrive before *until*."""
         with self.changed:
             self._until = min(self._until, until)
-            self._says_goodbye = True
-            self._say_when_idle()
+            self._owes_goaway = True
+            self._goaway_when_idle()
             self._flush()
 
     def refuse_more(self) -> None:
-        """Serve what was accepted, and nothing else."""
+        """Finish the accepted requests, and reject all others."""
         with self.changed:
             self._refuses = True
 
     def close(self) -> None:
-        """Say which request was the last one (RFC 9113 section 6.8), and end all of them."""
+        """Send GOAWAY with the last accepted stream (RFC 9113 section 6.8); end all requests."""
         with self.changed:
             if not self.is_closed:
                 self._goaway(self._last)
                 self._flush()
-                self._lose_and_tell("the connection is closed")
+                self._lose_and_notify("the connection is closed")
 
-    # the threads', which serve
+    # called by the threads that serve requests
 
     def wants(self) -> bool:
-        """Return whether a thread is to ask for a request, which nobody was told of yet."""
+        """Return whether a thread must call :meth:`take`; True once, until one has called it."""
         with self.changed:
             if self.listed or self._next() is None:
                 return False
@@ -396,7 +404,7 @@ class Http2Client:
             return True
 
     def take(self) -> tuple[Any, bool]:
-        """Return a request to serve, or None, and whether another thread is to ask as well."""
+        """Return a request to serve, or None, and whether another thread must call this, too."""
         with self.changed:
             request = self._next()
             if request is None:
@@ -408,7 +416,7 @@ class Http2Client:
             return request, self.listed
 
     def finish(self, stream: Stream) -> None:
-        """End a request: what it has not said will not be said."""
+        """End a request; a stream whose response is incomplete is reset."""
         with self.changed:
             self._serving.discard(stream)
             self.streams.pop(stream.stream_id, None)
@@ -419,23 +427,23 @@ class Http2Client:
                     self._reset(stream.stream_id, HTTP2ErrorCode.NO_ERROR)
                 if not self.streams:
                     self.idle_from = time.monotonic()
-                    self._say_when_idle()
+                    self._goaway_when_idle()
                 self._flush()
             stream.leave("the request has ended")
 
     def respond(
         self, stream: Stream, status: int, fields: list[tuple[str, str]], *, end: bool
     ) -> None:
-        """Send the head of a response, its bytes as the app gave them.
+        """Send the head of a response; field values keep the bytes that the app gave.
 
         :raises HTTP2Error: The client has left.
         """
-        told = [
+        encoded = [
             (name.lower(), value if value.isascii() else _text(value)) for name, value in fields
         ]
         with self.changed:
             self.check(stream)
-            self._say(stream, [(":status", str(status)), *told], end=end)
+            self._send_head(stream, [(":status", str(status)), *encoded], end=end)
             stream.response_headers_sent = True
             stream.ended = end
             self._flush()
@@ -443,24 +451,24 @@ class Http2Client:
     def inform(self, stream: Stream, status: int, fields: list[tuple[str, str]]) -> None:
         """Send an interim response.
 
-        :raises HTTP2Error: The client has left, or has its response already.
+        :raises HTTP2Error: The client has left, or the final response was sent.
         """
         with self.changed:
             self.check(stream)
             if stream.response_headers_sent:
                 raise HTTP2Error("an interim response after the final one")
-            told = [(name.lower(), str(value)) for name, value in fields]
-            self._say(stream, [(":status", str(status)), *told], end=False)
+            encoded = [(name.lower(), str(value)) for name, value in fields]
+            self._send_head(stream, [(":status", str(status)), *encoded], end=False)
             self._flush()
 
     def send(self, stream: Stream, data: bytes, *, end: bool) -> None:
-        """Send a part of a response as fast as the client takes it.
+        """Send a part of a response as fast as the client reads it.
 
         :raises HTTP2Error: The client has left, or is too slow.
         """
         for at in range(0, len(data) - SLICE, SLICE):
             self._send_slice(stream, data[at : at + SLICE], end=False)
-            time.sleep(0)  # the loop and other requests of the connection have their turn
+            time.sleep(0)  # yields to the loop and to other requests of the connection
         rest = data if len(data) <= SLICE else data[(len(data) - 1) // SLICE * SLICE :]
         self._send_slice(stream, rest, end=end)
 
@@ -503,16 +511,16 @@ class Http2Client:
                     return
 
     def fail(self, stream: Stream) -> None:
-        """Answer a request with a bare 500, or cut what has begun to be sent of its response."""
+        """Respond with an empty 500, unless a response has begun; :meth:`finish` then resets it."""
         if not stream.response_headers_sent:
             self.respond(stream, 500, [("content-length", "0")], end=True)
 
-    # with the lock held
+    # called with the lock held
 
     def check(self, stream: Stream) -> None:
-        """Return while there is somebody to answer.
+        """Check that the stream is open.
 
-        :raises HTTP2Error: There is not.
+        :raises HTTP2Error: The client has left.
         """
         if stream.gone:
             raise HTTP2StreamError(stream.stream_id, stream.gone)
@@ -520,13 +528,13 @@ class Http2Client:
             raise HTTP2ConnectionError("the connection is closed")
 
     def cut(self, stream: Stream, code: int) -> None:
-        """End a stream whose client is too slow."""
+        """Reset a stream whose client is too slow."""
         self._reset(stream.stream_id, code)
         stream.leave("the client was too slow")
         self._flush()
 
     def credit(self, stream: Stream, size: int) -> None:
-        """Make room for *size* more bytes of a body."""
+        """Extend the stream's flow-control window by *size* bytes."""
         if self.is_closed or stream.complete or stream.gone or not size:
             return
         try:
@@ -536,7 +544,7 @@ class Http2Client:
         self._flush()
 
     def _next(self) -> HTTP2Request | RefusedRequest | None:
-        """Return the request that is to be served next, if one may be."""
+        """Return the request to serve next, None when there is none within the limits."""
         if self.is_closed or len(self._serving) >= self._most:
             return None
         incomplete = sum(not stream.complete for stream in self._serving)
@@ -545,7 +553,7 @@ class Http2Client:
                 return request
         return None
 
-    def _say(self, stream: Stream, fields: list[tuple[str, str]], *, end: bool) -> None:
+    def _send_head(self, stream: Stream, fields: list[tuple[str, str]], *, end: bool) -> None:
         self._guarded(stream, self._state.send_headers, stream.stream_id, fields, end_stream=end)
 
     def _guarded(
@@ -563,22 +571,22 @@ class Http2Client:
             pass
 
     def _goaway(self, last: int, code: int = HTTP2ErrorCode.NO_ERROR) -> None:
-        # Not by the state machine, which would take no more of the streams that go on.
+        # Written directly: h2's state machine would accept no further frame of the open streams.
         self._out += self._state.data_to_send()
         self._out += _GOAWAY.pack(0, 8, 7, 0, 0, last, int(code))
 
-    def _say_when_idle(self) -> None:
-        """Tell the client to go elsewhere once nothing is under way.
+    def _goaway_when_idle(self) -> None:
+        """Send a GOAWAY that is owed, once no request is in flight.
 
-        Requests that cross this are served. Clients that take any GOAWAY for the end of all that is
-        under way, such as Python's h2, lose nothing.
+        Requests that cross it are served. Clients that treat any GOAWAY as the end of all requests
+        in flight, such as Python's h2, lose none.
         """
-        if self._says_goodbye and not self.streams and not self.is_closed:
-            self._says_goodbye = False
+        if self._owes_goaway and not self.streams and not self.is_closed:
+            self._owes_goaway = False
             self._goaway(_ANY_STREAM)
 
     def _flush(self) -> None:
-        """Send what the client takes at once."""
+        """Write as much of the output buffer as the socket accepts."""
         if self.is_closed:
             return
         out = self._out
@@ -591,19 +599,19 @@ class Http2Client:
             except _LATER:
                 break
             except OSError as error:
-                self._lose_and_tell(f"the connection broke: {error}")
+                self._lose_and_notify(f"the connection broke: {error}")
                 return
             full = len(out) > OWED
             del out[:sent]
             self._moved = time.monotonic()
             if full and len(out) <= OWED:
-                self.changed.notify_all()  # whoever waits for this, whichever thread has sent it
+                self.changed.notify_all()  # any thread may flush: wake all that wait for room
         if self._interest() != self._watched and not self._woken:
             self._woken = True
             self._wake()
 
     def _lose(self, reason: str) -> list[Callable[[], object]]:
-        """End all that is under way; return what is to be called without the lock."""
+        """End all requests; return the callbacks, to be called without the lock."""
         if self.is_closed:
             return []
         self.is_closed = True
@@ -615,8 +623,8 @@ class Http2Client:
         self._wake()
         return left
 
-    def _lose_and_tell(self, reason: str) -> None:
-        # Departures take a lock of their own, and none of them waits for this one.
+    def _lose_and_notify(self, reason: str) -> None:
+        # The lock is held here. The callbacks take another lock, and none of them waits for this.
         for callback in self._lose(reason):
             callback()
 
@@ -624,18 +632,18 @@ class Http2Client:
         try:
             events = self._state.receive_data(data)
         except _protocol_error() as error:
-            self._flush()  # which says why
+            self._flush()  # sends h2's GOAWAY with the error code
             return self._lose(f"the client broke the protocol: {error}")
         left: list[Callable[[], object]] = []
         for event in events:
-            left += self._happened(event)
+            left += self._handle_event(event)
         if self._credit and not self.is_closed:
-            # At once, so that a stream that waits for its turn starves none that is served.
+            # At once: a body that waits for a free thread must not use up the connection's window.
             self._state.increment_flow_control_window(self._credit)
         self._credit = 0
         return left
 
-    def _happened(self, event: Any) -> list[Callable[[], object]]:
+    def _handle_event(self, event: Any) -> list[Callable[[], object]]:
         kind = type(event).__name__
         stream = self.streams.get(getattr(event, "stream_id", None) or 0)
         if kind == "RequestReceived":
@@ -657,7 +665,7 @@ class Http2Client:
             if self._controls.exceeded():
                 return self._too_much()
         elif kind == "ConnectionTerminated":
-            # gunicorn's state machine goes on after one without an error (section 6.8)
+            # after a GOAWAY without an error gunicorn's state machine continues (section 6.8)
             if event.error_code or self._state.peer_goaway_last_stream_id is None:
                 return self._lose("the client has ended the connection")
             self._peer_last = event.last_stream_id
@@ -702,24 +710,24 @@ class Http2Client:
         self.streams.pop(stream.stream_id, None)
         if not self.streams:
             self.idle_from = time.monotonic()
-            self._say_when_idle()
+            self._goaway_when_idle()
         return stream.leave("the client has cancelled the request")
 
     def _too_much(self) -> list[Callable[[], object]]:
         self._goaway(self._last, HTTP2ErrorCode.ENHANCE_YOUR_CALM)
         self._flush()
-        return self._lose("the client sends too much that asks for nothing")
+        return self._lose("the client sends too many frames without requests")
 
 
 def _protocol_error() -> type[Exception]:
-    """Return the base of h2's errors, which is loaded where HTTP/2 is spoken."""
+    """Return the base class of h2's errors; h2 is imported only where HTTP/2 is enabled."""
     from h2.exceptions import ProtocolError
 
     return ProtocolError
 
 
 def _text(value: str) -> str:
-    """Return the text whose UTF-8 is the bytes that *value* stands for, or else *value*."""
+    """Return the latin-1 string *value* decoded as UTF-8; *value* itself where that fails."""
     try:
         return value.encode("latin-1").decode()
     except UnicodeError:

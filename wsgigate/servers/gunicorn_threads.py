@@ -1,9 +1,23 @@
-"""The threads of a worker, and the connections they serve: whoever is free takes what is next.
+"""The threads of a worker, and the idle connections they take their requests from.
 
 gunicorn has one thread that watches all connections and hands each request to another one, which
-hands the connection back by a pipe: two wake-ups of another thread for a request. Here all threads
-watch. The kernel tells one of them of each connection that has something to read, and no other
-until it is watched again (epoll's ``EPOLLONESHOT``).
+hands the connection back through a pipe: two thread wake-ups per request. Here all threads wait on
+one epoll, and a free one serves the next readable connection.
+
+Theory of operation
+-------------------
+
+- A connection is armed with ``EPOLLONESHOT``: the kernel reports it to one thread, and to no other
+  until it is armed again. Without that two threads would read one connection.
+- The table ``_waiting`` (by file descriptor) decides ownership. Taking an entry out with
+  ``dict.pop``, which is atomic, makes the connection that thread's alone; a thread that finds no
+  entry does nothing. The entry must be in the table before the descriptor is armed.
+- Once armed, a connection may already belong to another thread. So ``add`` must be the last thing
+  that a thread does with it, and an entry is expired only once it is ``watched``, when ``add`` has
+  finished.
+- Descriptor numbers are reused: an event may be stale, reported for a connection that was closed
+  since. ``take`` checks new connections for that, and re-adds those that are not readable.
+- Expiry spares a connection that is readable, as a thread is about to serve it.
 """
 
 from __future__ import annotations
@@ -23,16 +37,16 @@ __all__ = ["IdleConnections", "SelectorWatch", "Threads", "Watch"]
 
 
 class Watch(Protocol):
-    """Tells of descriptors that something can be done with, each once."""
+    """Reports descriptors that are ready, each once until it is armed again."""
 
     def arm(self, descriptor: int, writable: bool) -> None:
-        """Tell of *descriptor* when it can be read, or when it can be written."""
+        """Report *descriptor* once when it is readable, or with *writable* when it is writable."""
 
     def forget(self, descriptor: int) -> None:
-        """Tell nothing of *descriptor*, which is to be closed."""
+        """Stop reporting *descriptor*, which is about to be closed."""
 
     def wait(self, seconds: float) -> int | None:
-        """Return a descriptor that is ready, None when there is none for so long."""
+        """Return a descriptor that is ready, None if none is within *seconds*."""
 
 
 class _Epoll:
@@ -48,7 +62,7 @@ class _Epoll:
 
     def forget(self, descriptor: int) -> None:
         try:
-            # Closing it is not enough where a child process of the app has it too.
+            # Closing it does not unregister it where a child process of the app has a copy.
             self._epoll.unregister(descriptor)
         except OSError:
             pass
@@ -60,9 +74,9 @@ class _Epoll:
 
 
 class SelectorWatch:
-    """The same by one thread at a time, for systems without epoll.
+    """A :class:`Watch` in which one thread at a time waits, for systems without epoll.
 
-    :param selector: One that can be told of descriptors while it waits, as kqueue can.
+    :param selector: A selector that accepts changes while it waits, such as kqueue's.
     """
 
     def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
@@ -94,15 +108,15 @@ class SelectorWatch:
         return None
 
 
-_NOBODY = SimpleNamespace(timeout=0.0)
+_NO_CONNECTION = SimpleNamespace(timeout=0.0)
 
 
-class _Place:
-    """What is known of a connection that waits.
+class _Entry:
+    """An idle connection in the table.
 
-    :ivar ahead: Whether its next request has been read, and only its turn is waited for.
-    :ivar since: Since when it has waited.
-    :ivar watched: Whether who added it is done with that: before, it is not to be closed.
+    :ivar ahead: Whether its next request has been read, and waits for its turn.
+    :ivar since: When the connection became idle.
+    :ivar watched: Whether the thread that added it has finished; it must not be closed before.
     """
 
     __slots__ = ("ahead", "connection", "since", "watched")
@@ -115,138 +129,139 @@ class _Place:
 
 
 class IdleConnections:
-    """Connections that wait for their clients, in the order in which they began to.
+    """Idle connections, in the order in which they became idle.
 
-    One thread closes connections and adds new ones; all may take one and add it again. There is no
-    lock: each connection is taken out of the table by one of them, and is that one's then.
+    The main thread adds new connections and closes expired ones; all threads take connections and
+    add them again. There is no lock: the thread that removes an entry from the table owns the
+    connection.
 
-    :param watch: What tells which of them has something to read.
+    :param watch: Reports the readable ones. Default: epoll, or a selector where there is none.
     """
 
     def __init__(self, watch: Watch | None = None) -> None:
         self._watch: Watch = watch or (_Epoll() if hasattr(select, "epoll") else SelectorWatch())
-        self._waiting: dict[int, _Place] = {}
+        self._waiting: dict[int, _Entry] = {}
         self._offered: deque[Callable[[], object]] = deque()
-        self._bell = -1
-        self._ringing = threading.Lock()
+        self._wake_fd = -1
+        self._wake_lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([place.connection for place in list(self._waiting.values())])
+        return iter([entry.connection for entry in list(self._waiting.values())])
 
     def __getitem__(self, at: int) -> Any:
-        """Return one of them, whose ``timeout`` gunicorn's loop looks at; nobody's when all are
-        being served by now."""
+        """Return an idle connection, whose ``timeout`` gunicorn's loop reads; a placeholder when
+        all are being served."""
         waiting = list(self)
-        return waiting[at] if waiting else _NOBODY
+        return waiting[at] if waiting else _NO_CONNECTION
 
     def add(self, connection: Any, *, read_ahead: bool = False) -> None:
-        """Have *connection* served by the next free thread once there is something to read.
+        """Add *connection*: the next free thread serves it once it is readable.
 
-        It is not to be touched any more: it may be another thread's already.
+        The caller must not touch it afterwards: another thread may own it already.
 
-        :param read_ahead: Its next request was read together with the last one: whoever is next
-            takes it, but behind those that wait already, and not before its client has taken what
-            it was sent.
-        :raises OSError: It is closed, so nobody will serve it.
+        :param read_ahead: Its next request was read together with the last one. It is served after
+            those that are ready already, once the socket is writable: when its client has read
+            enough of the last response.
+        :raises OSError: The socket is closed; the connection was not added.
         """
         descriptor = connection.sock.fileno()
-        place = _Place(connection, read_ahead)
-        self._waiting[descriptor] = place
+        entry = _Entry(connection, read_ahead)
+        self._waiting[descriptor] = entry
         try:
             self._watch.arm(descriptor, read_ahead)
         except BaseException:
             self._waiting.pop(descriptor, None)
             raise
-        place.watched = True
+        entry.watched = True
 
     def offer(self, work: Callable[[], object]) -> None:
-        """Have the next free thread do *work*."""
+        """Queue *work* for the next free thread."""
         self._offered.append(work)
-        if self._bell < 0:
-            with self._ringing:
-                if self._bell < 0:
-                    self._bell, mouth = os.pipe()
-                    os.write(mouth, b"!")  # it can always be read, and nobody does
-                    self._mouth = mouth
-        self._watch.arm(self._bell, False)
+        if self._wake_fd < 0:
+            with self._wake_lock:
+                if self._wake_fd < 0:
+                    self._wake_fd, write_end = os.pipe()
+                    os.write(write_end, b"!")  # never read: the pipe is readable whenever armed
+                    self._wake_write_end = write_end
+        self._watch.arm(self._wake_fd, False)
 
     def take(self, seconds: float) -> Any:
-        """Return a connection to serve, or work that was offered; None when there is none for so
-        long."""
+        """Return a readable connection, or offered work; None if there is none for *seconds*."""
         descriptor = self._watch.wait(seconds)
         if descriptor is None:
             return None
-        if descriptor == self._bell:
+        if descriptor == self._wake_fd:
             try:
                 work = self._offered.popleft()
             except IndexError:
                 return None
-            if self._offered:  # the watch tells of the bell once, however often it was armed
-                self._watch.arm(self._bell, False)
+            if self._offered:  # the pipe is reported once, however often it was armed
+                self._watch.arm(self._wake_fd, False)
             return work
-        place = self._waiting.pop(descriptor, None)
-        if place is None:  # it has waited too long just now, and was closed
+        entry = self._waiting.pop(descriptor, None)
+        if entry is None:  # it has just expired, and was closed
             return None
-        connection = place.connection
-        if not connection.initialized and not _ready(place, descriptor):
-            # What was told of was closed, and this is a new one that got its number since.
+        connection = entry.connection
+        if not connection.initialized and not _ready(entry, descriptor):
+            # A stale event: its connection was closed, and this new one has the same descriptor.
             self.add(connection)
             return None
         return connection
 
     @property
     def silent_since(self) -> float:
-        """Since when the oldest has waited; infinite when there is none."""
-        return next((place.since for place in list(self._waiting.values())), math.inf)
+        """Since when the oldest connection is idle; infinite when there is none."""
+        return next((entry.since for entry in list(self._waiting.values())), math.inf)
 
     def take_oldest(self) -> Any:
-        """Return the connection that has been silent for longest, which is to be closed."""
-        return next(self._taken(lambda place: True), None)
+        """Remove and return the connection that has been idle for longest, None without one."""
+        return next(self._taken(lambda entry: True), None)
 
     def take_expired(self, now: float) -> Iterator[Any]:
-        """Yield the connections that have been silent for too long, which are to be closed.
+        """Remove and yield the connections whose deadline has passed, to be closed.
 
-        One whose request only waits for a thread is not among them.
+        One whose request waits for a free thread is not among them.
 
-        :param now: Seconds of the monotonic clock; infinite for all of them.
+        :param now: Seconds of the monotonic clock; infinite for all connections.
         """
-        return self._taken(lambda place: place.connection.timeout <= now, spare=now < math.inf)
+        return self._taken(lambda entry: entry.connection.timeout <= now, spare=now < math.inf)
 
-    def _taken(self, wanted: Callable[[_Place], bool], *, spare: bool = True) -> Iterator[Any]:
-        """Take out those that are *wanted*, and that no thread is about to serve if they are to be
-        *spared* then."""
+    def _taken(self, wanted: Callable[[_Entry], bool], *, spare: bool = True) -> Iterator[Any]:
+        """Remove and yield the *wanted* connections; with *spare*, except those that are ready,
+        which a thread is about to serve."""
         for descriptor, seen in list(self._waiting.items()):
             if not (seen.watched and wanted(seen)) or (spare and _ready(seen, descriptor)):
                 continue
-            place = self._waiting.pop(descriptor, None)
-            if place is None:
+            entry = self._waiting.pop(descriptor, None)
+            if entry is None:
                 continue  # it is being served
-            if place is not seen:  # it was served in between
-                self.add(place.connection, read_ahead=place.ahead)
+            if entry is not seen:  # it was served, and added again, in between
+                self.add(entry.connection, read_ahead=entry.ahead)
                 continue
             self._watch.forget(descriptor)
-            yield place.connection
+            yield entry.connection
 
 
-def _ready(place: _Place, descriptor: int) -> bool:
-    """Return whether a thread will be told of it at once."""
+def _ready(entry: _Entry, descriptor: int) -> bool:
+    """Return whether the watch reports the connection at once."""
     poll = select.poll()
-    poll.register(descriptor, select.POLLOUT if place.ahead else select.POLLIN)
+    poll.register(descriptor, select.POLLOUT if entry.ahead else select.POLLIN)
     return bool(poll.poll(0))
 
 
 class Threads:
-    """Threads that do the same over and over, and that a process does not wait for.
+    """Daemon threads that call one function repeatedly.
 
-    The interpreter waits at its end for the threads of a ``ThreadPoolExecutor``, whatever they wait
-    for themselves: a worker told to quit at once, or whose time to finish is over, would stay as
-    long as its slowest backend.
+    At exit the interpreter joins the threads of a ``ThreadPoolExecutor``, whatever they wait for: a
+    worker that must quit at once, or whose graceful timeout is over, would run as long as its
+    slowest backend.
 
-    :param count: How many threads there are.
-    :param work: What each does until :meth:`shutdown`; returns after a while.
+    :param count: The number of threads.
+    :param work: The function that each calls until :meth:`shutdown`; it returns after a second or
+        so when there is nothing to do.
     """
 
     def __init__(self, count: int, work: Callable[[], object]) -> None:
@@ -256,7 +271,7 @@ class Threads:
         self._ended = False
 
     def start(self) -> None:
-        """Start the threads, unless they run already."""
+        """Start the threads, once."""
         if self._started:
             return
         self._started = True
@@ -265,7 +280,7 @@ class Threads:
             threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def shutdown(self, wait: bool = False) -> None:
-        """Let the threads end once they have done what they are at; does not wait."""
+        """Let each thread end after its present call of the function; does not wait."""
         self._ended = True
 
     def _run(self) -> None:
