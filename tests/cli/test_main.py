@@ -157,7 +157,7 @@ def test_check_warns_of_a_damaged_store_and_leaves_it(cli: Cli) -> None:
     code, _, err = cli("check", path)
     assert code == 0
     assert f"{path}: warning: store.url: {cli.folder}/data/data.mdb is damaged" in err
-    assert "it is moved aside when a gateway opens it" in err
+    assert "a gateway that opens it moves it aside" in err
     assert sorted(each.name for each in (cli.folder / "data").iterdir()) == [
         "data.mdb",
         "lock.mdb",

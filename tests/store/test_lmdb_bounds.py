@@ -8,7 +8,7 @@ import pytest
 
 from wsgigate.store import StoreError
 from wsgigate.store.lmdb import LmdbStore
-from wsgigate.store.lmdb_environment import FULL_LOOKS, SWEEP_LOOKS, TRY_EVERY
+from wsgigate.store.lmdb_environment import FULL_LOOKS, RETRY_EVERY, SWEEP_LOOKS
 
 PIN = """
 import lmdb, signal, sys
@@ -68,7 +68,8 @@ def test_a_full_store_is_swept_and_written_on(folder, clock, size):
     store = LmdbStore(folder, map_size=1024 * 1024, clock=clock)
     stored, words = fill(store, "first", size, 10)
     assert words == (
-        f"{folder}/data.mdb is full of values that are still alive: map_size is 1048576 bytes"
+        f"{folder}/data.mdb is full of values that have not expired; "
+        "map_size is 1048576 bytes, raise it"
     )
     for _ in range(4):
         clock.advance(11)
@@ -85,7 +86,7 @@ def test_what_a_full_store_holds_can_still_be_changed_and_removed(folder, clock)
         assert store.swap(f"key/{number}", bytes(1000), b"x" * 1000, 3600)
     for number in range(stored):
         assert store.swap(f"key/{number}", b"x" * 1000, None, 0)
-    clock.advance(TRY_EVERY)
+    clock.advance(RETRY_EVERY)
     assert store.swap("new", None, b"", 3600)
     store.close()
 
@@ -97,7 +98,7 @@ def test_a_full_store_is_not_searched_from_end_to_end_for_every_new_value(folder
     looks = []
     store._environment.sweep = lambda txn, now, looked: looks.append(looked)
     for _ in range(10):
-        clock.advance(TRY_EVERY)
+        clock.advance(RETRY_EVERY)
         with pytest.raises(StoreError, match="full of values"):
             store.swap("more", None, b"", 3600)
     assert looks == [FULL_LOOKS] * 10
@@ -143,7 +144,7 @@ def test_a_flood_of_new_callers_costs_a_full_store_no_more_than_a_look_each(
         assert reader.stdout.readline() == "reading\n"
         with pytest.raises(StoreError):
             change_for_ever(store)
-    clock.advance(TRY_EVERY)
+    clock.advance(RETRY_EVERY)
     counted = Counting(store._environment)
     refused = 0
     for number in range(1000):
@@ -154,7 +155,7 @@ def test_a_flood_of_new_callers_costs_a_full_store_no_more_than_a_look_each(
     assert counted.sweeps <= 8
     assert counted.growths <= 8
     before = counted.sweeps, counted.growths
-    clock.advance(TRY_EVERY)
+    clock.advance(RETRY_EVERY)
     with pytest.raises(StoreError, match="is full of values"):
         store.swap("new", None, b"", 3600)
     assert before < (counted.sweeps, counted.growths), "it is tried again, as it may help by now"
@@ -173,7 +174,7 @@ def test_a_full_store_finds_the_few_expired_among_many_live_in_the_end(folder, c
             store.swap("more", None, b"", 3600)
         except StoreError:
             failed += 1
-            clock.advance(TRY_EVERY)
+            clock.advance(RETRY_EVERY)
         else:
             break
     assert 0 < failed < 20

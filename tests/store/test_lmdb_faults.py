@@ -134,7 +134,7 @@ def open_to_others(folder):
     ("spoil", "words"),
     [
         (lambda folder: folder.write_text(""), "is not a folder"),
-        (other_program, "is the LMDB file of some other program"),
+        (other_program, "is the LMDB file of another program; name another folder"),
         (other_version, "has the format b'99' of another version of wsgigate, this one has b'1'"),
         (linked, "is a symbolic link, which is not followed"),
         (linked_file, "data.mdb is not a plain file"),
@@ -202,7 +202,7 @@ def aside(folder):
 )
 def test_a_file_that_is_none_is_moved_aside_and_named(folder, text, caplog):
     damaged(folder, text)
-    with pytest.raises(DamagedStore, match="it is moved aside when a gateway opens it"):
+    with pytest.raises(DamagedStore, match="a gateway that opens it moves it aside"):
         LmdbStore(folder).check()
     assert (folder / "data.mdb").read_bytes() == text
     assert caplog.records == []
@@ -214,7 +214,7 @@ def test_a_file_that_is_none_is_moved_aside_and_named(folder, text, caplog):
     [record] = caplog.records
     assert record.levelname == "ERROR"
     assert f"{folder}/data.mdb was damaged (" in record.getMessage()
-    assert f"It is now {folder}/{name}, and a new one begins" in record.getMessage()
+    assert f"moved aside to {folder}/{name}, an empty file takes its place" in record.getMessage()
     assert "denied tokens and maintenance notices are lost" in record.getMessage()
     store.close()
     store.check()  # the new one is none
@@ -327,7 +327,7 @@ def test_a_value_that_is_none_of_ours_goes_and_the_others_stay(folder, caplog):
     assert store.get("short")[0] is None
     assert store.update("short", count) == 1
     assert store.get("good")[0] == b"kept"
-    assert "had values that are none" in caplog.text
+    assert "malformed values were removed" in caplog.text
     assert aside(folder) == []
     store.close()
 

@@ -183,7 +183,7 @@ def test_slots_are_had_again_while_others_keep_the_file_open(child, folder, monk
 def test_whoever_writes_frees_the_slots_of_the_dead_when_none_is_left(child, folder, monkeypatch):
     monkeypatch.setattr("wsgigate.store.lmdb_environment.READERS", 4)
     monkeypatch.setattr("wsgigate.store.lmdb_environment.LOCK_BYTES", 4 * 64 + 128)
-    monkeypatch.setattr("wsgigate.store.lmdb_environment.LOOK_EVERY", 0.0)
+    monkeypatch.setattr("wsgigate.store.lmdb_environment.CHECK_EVERY", 0.0)
     LmdbStore(folder).check()
     keeper = child(count_up, folder, "keeper")
     keeper.wait(1)

@@ -140,8 +140,8 @@ def test_damage_is_told_before_the_file_is_opened_and_leaves_it_as_it_was(folder
     path.write_bytes(data)
     with pytest.raises(StoreError) as caught:
         LmdbStore(folder).check()
-    assert str(caught.value).startswith(f"{path} is damaged or no LMDB file (page ")
-    assert str(caught.value).endswith("a new one begins without its values")
+    assert str(caught.value).startswith(f"{path} is damaged or not an LMDB file (page ")
+    assert str(caught.value).endswith("moves it aside and begins an empty one")
     assert path.read_bytes() == data
 
 

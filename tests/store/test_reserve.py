@@ -24,7 +24,7 @@ from wsgigate.rules.health import Health, HealthCheck, Outcome
 from wsgigate.rules.registry import Registered
 from wsgigate.store import COUNTERS, VITAL, StoreError
 from wsgigate.store.lmdb import LmdbStore
-from wsgigate.store.lmdb_environment import TRY_EVERY
+from wsgigate.store.lmdb_environment import RETRY_EVERY
 from wsgigate.store.memory import MemoryStore
 
 MEGABYTE = 1024 * 1024
@@ -176,7 +176,7 @@ def test_nothing_else_is_removed_for_it(folder, clock):
     vital = fill(store, "health/", 1000)
     assert vital >= 20, "it has room of its own"
     assert len(list(store.items("own/"))) == own
-    clock.advance(TRY_EVERY)
+    clock.advance(RETRY_EVERY)
     assert store.swap("own/0", bytes(1000), None, 0)
     store.close()
 
@@ -230,7 +230,7 @@ def test_with_a_reader_that_holds_all_pages_it_is_an_error_and_no_end(folder, cl
     finally:
         reader.kill()
         reader.communicate()
-    clock.advance(TRY_EVERY)
+    clock.advance(RETRY_EVERY)
     assert store.swap("health/last", None, b"x", 3600)
     store.close()
 

@@ -1,4 +1,8 @@
-"""A store for all processes of one machine: a memory-mapped file, and no server to run."""
+"""The store for all processes of one machine: a memory-mapped LMDB file, without a server.
+
+Locks, forks, growth and damaged files are the concern of :mod:`wsgigate.store.lmdb_environment`,
+whose theory of operation also explains the two locks that a write takes here.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +16,18 @@ from typing import Any, TypeVar, cast
 from wsgigate.runtime import fork
 from wsgigate.runtime.clocks import wall
 from wsgigate.store import KEY_BYTES, Change, check_value, encoded
-from wsgigate.store.lmdb_environment import FAILURES, FIRST, OWN, RESIZED, Environment, expiry
+from wsgigate.store.lmdb_environment import FAILURES, FIRST, INTERNAL, RESIZED, Environment, expiry
 
 __all__ = ["LmdbStore", "environment_on", "folders_in_use"]
 
 
-# The environments that this process has, one per folder.
+# The environments of this process, one per folder.
 
 _environments: weakref.WeakValueDictionary[str, Environment] = weakref.WeakValueDictionary()
 
 
 class _Guard:
-    """The lock of the table above."""
+    """The lock of ``_environments``."""
 
     def __init__(self) -> None:
         self.lock: threading.Lock
@@ -36,10 +40,10 @@ _guard = _Guard()
 def environment_on(folder: str, map_size: int, user: object) -> Environment:
     """Return this process's environment on *folder*, with *user* among its users.
 
-    LMDB may not be opened twice by one process: closing one would drop the locks of the other.
+    A process must not open a folder twice: closing one environment would drop the other's locks.
     """
     parent, name = os.path.split(folder)
-    real = os.path.join(os.path.realpath(parent), name)  # a link in its place is refused later
+    real = os.path.join(os.path.realpath(parent), name)  # open() rejects a symbolic link
     with _guard.lock:
         environment = _environments.get(real)
         if environment is None:
@@ -49,7 +53,7 @@ def environment_on(folder: str, map_size: int, user: object) -> Environment:
 
 
 def folders_in_use() -> frozenset[str]:
-    """Return the folders that this process has environments on, open or not."""
+    """Return the folders of this process's environments, open or closed."""
     with _guard.lock:
         return frozenset(_environments)
 
@@ -57,7 +61,7 @@ def folders_in_use() -> frozenset[str]:
 R = TypeVar("R")
 
 PAGE = 256
-"""How many items are read in one transaction: none stays open while the caller uses them."""
+"""Items read in one transaction; none stays open while the caller uses the items."""
 
 LONGEST = len(FIRST) + KEY_BYTES
 
@@ -67,18 +71,18 @@ _expiry_of = expiry.unpack_from
 
 
 class LmdbStore:
-    """Keeps values in a folder of this machine, for all processes that name the same folder.
+    """Stores values in a folder of this machine, for all processes that name the same folder.
 
-    Its time is the wall clock, since the file may outlive a boot; whoever keeps moments in it must
-    bear with a clock that is set back. Stores of one process on one folder share what is open.
+    Its time is the wall clock, since the file may outlive a boot: code that stores moments must
+    tolerate a clock that is set back. Stores of one process on one folder share one environment.
 
-    :param path: The folder; made with mode 0700 on first use if it is missing.
-    :param map_size: How many bytes may be kept, expired ones included until they are swept; when
-        it is full, what is there can be changed but nothing added, except what keeps the gateway
-        right (health, circuits, the registry, the deny list): a sixteenth more is for that alone,
-        and then counters of callers are removed for it. Of several stores of this process on one
-        folder, the first one's counts.
-    :param clock: Tells the time in seconds, the same in every process.
+    :param path: The folder; made with mode 0700 at the first use if it is missing.
+    :param map_size: Maximum bytes of all values, including expired ones until they are swept. In a
+        full store existing values can change but none can be added, except what keeps the gateway
+        correct (health, circuits, the registry, the deny list): a sixteenth more is for these
+        alone, and then counters of callers are evicted for them. Of several stores of this process
+        on one folder, the first one's value applies. Default: 256 MiB.
+    :param clock: Returns the Unix time in seconds, the same in every process.
     :raises ValueError: *path* is empty, or *map_size* is below 1 MiB.
     """
 
@@ -90,7 +94,7 @@ class LmdbStore:
         clock: Callable[[], float] = wall,
     ) -> None:
         if not os.fspath(path):
-            raise ValueError("the path of an lmdb store is empty")
+            raise ValueError("the path of an lmdb store is empty; example: lmdb:/run/wsgigate")
         if map_size < 1024 * 1024:
             raise ValueError(f"map_size is at least 1048576 bytes (1 MiB), got {map_size}")
         self.path = os.path.abspath(os.path.expanduser(path))
@@ -98,9 +102,9 @@ class LmdbStore:
         self._clock = clock
         self._environment: Environment | None = None
         self.checked = False
-        """Whether the start of a gateway looks at it."""
+        """Whether the gateway checks the store at its start."""
         self.cure = ""
-        """What to do when it can never be used, in the terms of whoever named it."""
+        """The remedy to add to a lasting error, in the terms of the configuration in use."""
 
     def __repr__(self) -> str:
         return f"LmdbStore({self.path!r})"
@@ -124,7 +128,7 @@ class LmdbStore:
                         return None, now
                     return raw[8:], now
                 except FAILURES as error:
-                    last = _again(environment, error, 0.0, last)
+                    last = _recover(environment, error, 0.0, last)
 
     def get_all(self, keys: Sequence[str]) -> list[bytes | None]:
         """Return the live value of each of *keys*, None for those that have none.
@@ -133,15 +137,15 @@ class LmdbStore:
         """
         names = [FIRST + encoded(key) for key in keys]
 
-        def look(txn: Any, _: Environment) -> list[bytes | None]:
+        def read(txn: Any, _: Environment) -> list[bytes | None]:
             raws = list(map(txn.get, names))
             now = self._clock()
             return [None if raw is None or _expiry_of(raw)[0] <= now else raw[8:] for raw in raws]
 
-        return self._read(look)
+        return self._read_only(read)
 
     def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
-        # a copy, as update() leaves the value alone when it is given the very object it handed out
+        # a copy: update() writes nothing when it gets back the very object that it passed in
         fresh = None if new is None else cast("bytes", bytearray(new))
 
         def change(live: bytes | None, now: float) -> tuple[bytes | None, float, bool]:
@@ -160,12 +164,13 @@ class LmdbStore:
                 now = 0.0
                 try:
                     begin = environment.begin or environment.open()
-                    turn = environment.turn
+                    write_lock = environment.write_lock
                     try:
-                        flock(turn, LOCK_EX)  # a signal's handler may raise as soon as it returns
+                        # inside the try: a signal handler may raise as soon as flock returns
+                        flock(write_lock, LOCK_EX)
                         txn = begin(None, None, True)
                         try:
-                            # read when it is our turn: no decision goes back in time
+                            # read under the lock, so that decisions never go back in time
                             now = self._clock()
                             raw = txn.get(name)
                             old = None if raw is None or _expiry_of(raw)[0] <= now else raw[8:]
@@ -181,7 +186,7 @@ class LmdbStore:
                                     check_value(new)
                                     environment.add(size, name)
                                 txn.put(name, _pack(now + ttl) + new)
-                            # a clock that was set back is a reason to look, too
+                            # a clock that was set back is a reason to sweep, too
                             looking = not environment.looked <= now < environment.due
                             if looking:
                                 environment.sweep(txn, now)
@@ -190,12 +195,12 @@ class LmdbStore:
                             txn.abort()
                             raise
                     finally:
-                        flock(turn, LOCK_UN)
+                        flock(write_lock, LOCK_UN)
                     if looking:
-                        environment.look_after(now)
+                        environment.check_file_identity(now)
                     return result
                 except FAILURES as error:
-                    last = _again(environment, error, now, last, name)
+                    last = _recover(environment, error, now, last, name)
 
     def items(self, prefix: str) -> Iterator[tuple[str, bytes]]:
         first = position = FIRST + encoded(prefix)
@@ -204,24 +209,24 @@ class LmdbStore:
             for name, value in page:
                 try:
                     key = name[len(FIRST) :].decode()
-                except UnicodeDecodeError:  # damaged; nobody can ask for it by another way either
+                except UnicodeDecodeError:  # damaged, and not readable by get() either
                     continue
                 yield key, value
 
     def usage(self) -> dict[str, int]:
-        """Return how many bytes are ``used`` of the ``limit``, and how many ``items`` they are.
+        """Return the bytes ``used`` of the ``limit``, and the number of ``items``.
 
         Values that have expired count until they are swept.
 
         :raises StoreError: The store fails.
         """
 
-        def look(txn: Any, environment: Environment) -> dict[str, int]:
+        def read(txn: Any, environment: Environment) -> dict[str, int]:
             used, entries = environment.measure(txn)
-            own = sum(txn.get(name) is not None for name in OWN)
+            own = sum(txn.get(name) is not None for name in INTERNAL)
             return {"used": used, "limit": environment.map_size, "items": entries - own}
 
-        return self._read(look)
+        return self._read_only(read)
 
     def close(self) -> None:
         environment, self._environment = self._environment, None
@@ -233,10 +238,10 @@ class LmdbStore:
                 environment.close()
 
     def check(self) -> None:
-        """See that values can be kept: write one, remove it, and leave nothing open.
+        """Check that values can be stored: write one, remove it, and leave nothing open.
 
         :raises DamagedStore: The file is damaged; it is left as it is.
-        :raises StoreError: They cannot; names the path and the cause.
+        :raises StoreError: They cannot; the message names the path and the cause.
         """
         used = self._environment is not None
         environment = self._environment or self._attach()
@@ -256,9 +261,9 @@ class LmdbStore:
         return environment
 
     def _page(self, first: bytes, position: bytes) -> tuple[list[tuple[bytes, bytes]], bytes]:
-        """Return the live items of one page from *position* on, and where the next page begins."""
+        """Return the live items of one page from *position* on, and the next page's first key."""
 
-        def look(txn: Any, _: Environment) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        def read(txn: Any, _: Environment) -> tuple[list[tuple[bytes, bytes]], bytes]:
             page: list[tuple[bytes, bytes]] = []
             with txn.cursor() as cursor:
                 now = self._clock()
@@ -272,28 +277,28 @@ class LmdbStore:
                         page.append((name, raw[8:]))
             return page, b""
 
-        return self._read(look)
+        return self._read_only(read)
 
-    def _read(self, look: Callable[[Any, Environment], R]) -> R:
-        """Return what *look* makes of a transaction that only reads; it may be called twice."""
+    def _read_only(self, read: Callable[[Any, Environment], R]) -> R:
+        """Return the result of *read* in a read transaction; *read* may be called twice."""
         environment = self._environment or self._attach()
         with environment.lock:
             last = False
             while True:
                 try:
                     with (environment.begin or environment.open())() as txn:
-                        return look(txn, environment)
+                        return read(txn, environment)
                 except FAILURES as error:
-                    last = _again(environment, error, 0.0, last)
+                    last = _recover(environment, error, 0.0, last)
 
 
-def _again(
+def _recover(
     environment: Environment, error: Exception, now: float, last: bool, name: bytes = b""
 ) -> bool:
-    """Prepare the second attempt after *error*, or raise what it means if this was the *last*.
+    """Prepare a second attempt after *error*, or raise the store's error if this was the *last*.
 
-    That another process has made the file larger is no attempt: it may do so again and again while
-    it fills it, until the file is as long as it may become.
+    A file that another process has made larger does not count as an attempt: that process may grow
+    it again and again while it fills it, up to the maximum length.
     """
     before = environment.size
     if last and not isinstance(error, RESIZED):

@@ -1,4 +1,47 @@
-"""LMDB itself: one environment per folder and process, opened, shared, swept and never forked."""
+"""The LMDB environment of a process on a folder: opening, locking, growth, eviction, repair.
+
+Theory of operation
+-------------------
+
+A folder holds ``data.mdb``, which all processes map into memory, and ``lock.mdb``, which LMDB uses
+for its table of readers. LMDB has one writer at a time and any number of readers that never wait.
+The rules, and what breaks without them:
+
+1. **One environment per folder and process.** LMDB holds POSIX locks, and closing any descriptor of
+   a file drops all POSIX locks of the process on it. A second environment would drop the locks of
+   the first when it is closed, so :func:`wsgigate.store.lmdb.environment_on` shares one. Every
+   method of :class:`Environment` is called with its ``lock`` held.
+2. **Never open across a fork.** LMDB forbids a child both to use and to clean up what it inherits.
+   The environment is closed before a fork, and the next use in parent and child opens it again.
+   After a fork without hooks (uWSGI) the inherited object stays in ``_inherited`` for ever, so that
+   no destructor closes it.
+3. **Writers queue at flock(2), not at LMDB's mutex.** LMDB's own lock is a robust mutex of the C
+   library. When a process is killed just after it was woken to take that mutex, others may sleep
+   on although it is free. So a writer first takes an flock on ``data.mdb`` (``write_lock``), and
+   never waits for the mutex. The kernel wakes all waiters of an flock, and frees it when its holder
+   dies.
+4. **Opening and growing are exclusive.** Both happen under the folder's lock
+   (:func:`wsgigate.store.lmdb_files.alone`). The file grows by one process at a time; another one
+   gets ``MapResizedError`` at its next transaction, maps the new size and repeats it.
+5. **Disk space before use.** A write to a mapped page without disk space kills the process
+   (SIGBUS). :mod:`wsgigate.store.lmdb_files` allocates the space first, so a full disk is an error.
+6. **A reserve of pages.** LMDB is copy-on-write: even a deletion takes free pages, so nothing can
+   be removed from a map that is really full. Values may therefore fill less than the map
+   (``RESERVE``). A part more than what all values may fill is for vital keys alone
+   (``VITAL_SHARE``), and counters are evicted for these; see :mod:`wsgigate.store`.
+7. **Damage is moved aside.** LMDB trusts the file: a page number that leads nowhere stops the
+   process. The first process to open a file verifies it from its root to its last page, because a
+   machine that went down may have left it damaged. A damaged file is renamed together with its lock
+   file, and a new one begins. Processes that have the old one open keep both of its files, and
+   notice at their next check (``check_file_identity``, once a second) that another is in its place.
+8. **No flush.** Writes survive the death of a process, as the kernel has them. A crash of the
+   machine may lose the last ones, or leave a file that is moved aside by rule 7.
+
+A writer that adds values also removes expired ones: in its own transaction it looks at twice as
+many keys as were added, from where the last sweep stopped. All workers together sweep as much as
+one would, no process has to live for it, and a write waits for no more than a few lookups. The file
+holds at most twice what is alive.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +80,7 @@ __all__ = [
     "FORMAT",
     "Full",
     "MARKER",
-    "OWN",
+    "INTERNAL",
     "RESIZED",
     "SWEEP_EVERY",
     "SWEEP_LOOKS",
@@ -48,13 +91,13 @@ __all__ = [
 ]
 
 
-# What LMDB's failures mean, in the operator's words.
+# Failures, and the errors that they become.
 
 
 class Full(Exception):
     """There is no room for another value.
 
-    :param lacking: Why the file cannot be made larger, if it might be.
+    :param lacking: The error that prevented the file from growing, if it was tried.
     """
 
     def __init__(self, lacking: OSError | None = None) -> None:
@@ -63,24 +106,24 @@ class Full(Exception):
 
 
 FAILURES = (Full, lmdb.Error, struct.error)
-"""What a transaction fails with; ``struct.error``: a value too short to begin with its expiry."""
+"""Errors of a transaction. ``struct.error``: a value is too short to begin with its expiry."""
 
 RESIZED = lmdb.MapResizedError
-"""What a transaction begins with after another process has made the file larger."""
+"""Raised when a transaction begins after another process has made the file larger."""
 
 DAMAGE = (Damaged, lmdb.InvalidError, lmdb.CorruptedError, lmdb.PageNotFoundError)
-"""What a file is opened or used with that is moved aside then."""
+"""Errors after which the file is moved aside as damaged."""
 
 _LASTING = [os.strerror(code) for code in (EACCES, EPERM, EROFS, ENOTDIR, EISDIR)]
-"""What LMDB says of the system's errors that do not pass by themselves."""
+"""LMDB's texts for errors of the system that last until the configuration changes."""
 
 
 def explained(error: Exception, path: str, *, most: int, readers: int) -> StoreError:
-    """Return what the operator is to know of *error*.
+    """Return *error* as the error of a store, with a message for the operator.
 
-    :param path: The file.
-    :param most: How many bytes may be kept in it.
-    :param readers: How many processes may use it.
+    :param path: Path of the file.
+    :param most: ``map_size`` in bytes.
+    :param readers: Maximum number of processes that may use the file.
     """
     if isinstance(error, StoreError):
         return error
@@ -88,18 +131,18 @@ def explained(error: Exception, path: str, *, most: int, readers: int) -> StoreE
         return StoreError(f"{path} cannot be made larger: {error.lacking.strerror}")
     if isinstance(error, Full | lmdb.MapFullError):
         return StoreError(
-            f"{path} is full of values that are still alive: map_size is {most} bytes"
+            f"{path} is full of values that have not expired; map_size is {most} bytes, raise it"
         )
     if isinstance(error, lmdb.ReadersFullError):
-        return StoreError(f"{path} is in use by more than {readers} processes")
+        return StoreError(f"{path} is used by more than {readers} processes")
     if isinstance(error, OtherVersion | lmdb.VersionMismatchError):
         return MisconfiguredStore(
             f"{path} is of another version of LMDB ({error}); remove it or name another folder"
         )
     if isinstance(error, DAMAGE):
         return DamagedStore(
-            f"{path} is damaged or no LMDB file ({error}); it is moved aside when a gateway opens "
-            "it, and a new one begins without its values"
+            f"{path} is damaged or not an LMDB file ({error}); a gateway that opens it moves it "
+            "aside and begins an empty one"
         )
     if isinstance(error, OSError):
         return of_system(error, f"{path} cannot be used")
@@ -108,27 +151,21 @@ def explained(error: Exception, path: str, *, most: int, readers: int) -> StoreE
     return kind(f"{path} cannot be used: {error}")
 
 
-# How values expire in LMDB: what is written before each, and how the expired ones are found.
-#
-# Nobody is asked to sweep: whoever adds values looks at twice as many keys, in the same
-# transaction, from where the last one stopped. LMDB has one writer at a time, so all workers
-# together sweep as one would, none has to live for it, and a write waits for no more than a few
-# looks. A store that nothing is added to does not grow; what has expired in it goes while
-# somebody writes.
+# The format of the file, and the removal of expired values.
 
-FIRST = b"="  # every key of ours starts with it, which keeps them apart from the next two
+FIRST = b"="  # prefix of every key of a value, which keeps them apart from the next two keys
 
-MARKER = b"\0wsgigate"  # no other program's file has it
+MARKER = b"\0wsgigate"  # identifies a file of wsgigate
 
-POSITION = b"\0sweep"  # how far the sweep has come, over all processes
+POSITION = b"\0sweep"  # the key at which the next sweep begins, of whichever process
 
-OWN = (MARKER, POSITION)
+INTERNAL = (MARKER, POSITION)
 
-FORMAT = b"1"  # a value is its expiry, a big-endian double, and then the bytes that were stored
+FORMAT = b"1"  # a value is its expiry (a big-endian double) and the stored bytes
 
-SWEEP_EVERY = 32  # new values; a large one counts for several
+SWEEP_EVERY = 32  # new values between two sweeps; a large one counts for several
 
-SWEEP_LOOKS = 64  # at keys: twice the new ones, so the file holds at most twice what is alive
+SWEEP_LOOKS = 64  # keys per sweep, twice the new ones: at most half of the file is expired
 
 expiry = struct.Struct(">d")
 
@@ -136,7 +173,7 @@ _expiry_of = expiry.unpack_from
 
 
 def sweep(txn: Any, now: float, looks: int = SWEEP_LOOKS) -> None:
-    """Remove the expired among the next *looks* keys, as a part of *txn*."""
+    """Remove the expired values among the next *looks* keys, as a part of *txn*."""
     position = txn.get(POSITION, FIRST)
     following = _expire(txn, position, looks, now) or FIRST
     if following != position:
@@ -144,7 +181,7 @@ def sweep(txn: Any, now: float, looks: int = SWEEP_LOOKS) -> None:
 
 
 def _expire(txn: Any, position: bytes, looks: int, now: float) -> bytes | None:
-    """Remove the expired of *looks* keys from *position* on; return where to go on, if anywhere."""
+    """Remove the expired of *looks* keys from *position* on; return the next key, if any."""
     with txn.cursor() as cursor:
         if not cursor.set_range(position):
             return None
@@ -163,53 +200,48 @@ READERS = 1022
 
 LOCK_BYTES = READERS * 64 + 128  # the size LMDB itself gives the lock file for so many readers
 
-FULL_LOOKS = 4096  # at keys before each new one that a full file may have no room for
+FULL_LOOKS = 4096  # keys per sweep of a full file, before a new value is rejected
 
-LOOK_EVERY = 1.0  # seconds: sweeps where nothing is added, and sees whether the file is there
+CHECK_EVERY = 1.0  # seconds between two sweeps without new values, and checks of the file
 
-TRY_EVERY = 0.25  # seconds: between two attempts to find room in a full file, which take a while
+RETRY_EVERY = 0.25  # seconds between two attempts to find room in a full file, which are slow
 
 
-# From a map that is really full LMDB removes nothing either, as even that takes pages. So what may
-# be filled is less than the map, by what is written between two looks at how full it is.
+# Bytes of the map that values may not fill (rule 6): what is written between two measurements.
 RESERVE = 4 * 1024 * 1024
 
-VITAL_SHARE = 16  # of what all values may use, this part comes on top for the vital ones alone
+VITAL_SHARE = 16  # a sixteenth of what all values may use comes on top, for vital keys alone
 
-EVICTED = 1024  # counters removed in one transaction: some milliseconds for whoever waits to write
+EVICTED = 1024  # counters removed in one transaction, which delays other writers by milliseconds
 
-EVICTIONS = 8  # such transactions for one write at most
+EVICTIONS = 8  # maximum number of such transactions for one write
 
 
 class Environment:
-    """The one LMDB environment that this process may have open on a folder.
+    """The LMDB environment of this process on a folder; see the theory of operation above.
 
-    Every method is called with the lock held. It is open while somebody uses it, but never across a
-    fork: it is closed before one, and opened by the next use in the parent and in the child.
+    It is open while at least one store uses it. Every method is called with ``lock`` held.
 
-    :param folder: Where its two files are; made if missing.
-    :param map_size: How much may be kept in it, in bytes.
+    :param folder: The folder of the two files; made if missing.
+    :param map_size: Maximum number of bytes that values may take.
     :ivar full: Whether there is no room for another value.
-    :ivar packed: Whether there is none for a vital one either; see :mod:`wsgigate.store`.
-    :ivar size: How long the file is, as far as it is mapped here.
-    :ivar looked: When a write last swept and looked after the file.
-    :ivar due: When the next one does.
-    :ivar begin: Begins a transaction, ``None`` while it is not open.
-    :ivar turn: The descriptor whose lock (flock(2)) is held by whoever writes. LMDB has a lock of
-        its own for that, a robust mutex of the C library: but when a process is killed just after
-        it was woken to have that lock, others may sleep on though it is free. So nobody ever waits
-        for it. The kernel wakes all who wait for this one, and frees it when its holder dies.
+    :ivar packed: Whether there is none for a vital value either; see :mod:`wsgigate.store`.
+    :ivar size: Length of the file, as far as it is mapped here.
+    :ivar looked: Time of the last write that swept and checked the file.
+    :ivar due: Time at which the next write does.
+    :ivar begin: Begins a transaction; ``None`` while the environment is closed.
+    :ivar write_lock: The descriptor whose flock(2) a writer holds; -1 while closed.
     """
 
     def __init__(self, folder: str, map_size: int) -> None:
         self.lock = threading.RLock()
         self.begin: Any = None
-        self.turn = -1
+        self.write_lock = -1
         self.looked = self.due = float("-inf")
         self.full = self.packed = False
         self._added = 0
-        self._tried = self._cleared = float("-inf")
-        self._evict_at = b""  # the counter that was removed last
+        self._growth_tried = self._eviction_failed = float("-inf")
+        self._evict_at = b""  # the counter that was evicted last
         self.users: weakref.WeakSet[object] = weakref.WeakSet()
         self._folder = folder
         self._data = os.path.join(folder, "data.mdb")
@@ -225,83 +257,81 @@ class Environment:
     def open(self, *, repair: bool = True) -> Any:
         """Open the environment; return its ``begin``.
 
-        :param repair: Move a damaged file aside, and begin a new one.
-        :raises StoreError: The folder or its files are not ours, not wsgigate's, or unusable.
+        :param repair: Whether to move a damaged file aside and begin a new one.
+        :raises StoreError: The folder or a file belongs to another user or program, or is unusable.
         """
         try:
             with lmdb_files.alone(self._folder, own_folder):
                 check_file(self._data)
                 check_file(self._locks)
                 try:
-                    self._begin()
+                    self._open_files()
                 except DAMAGE as error:
                     if not repair or isinstance(error, OtherVersion):
                         raise
                     self._move_aside(error)
-                    self._begin()
+                    self._open_files()
         except (lmdb.Error, OSError, Damaged, StoreError) as error:
             self.close()
             raise self.failure(error) from error
         self.begin = self._env.begin
         return self.begin
 
-    def _begin(self) -> None:
-        """Open what is there, or make it, while no other process does."""
+    def _open_files(self) -> None:
+        """Open the files, or make them, with the folder's lock held."""
         size = self._prepare(used=lmdb_files.fill_lock_file(self._locks, LOCK_BYTES))
-        self.turn = os.open(self._data, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        found = os.fstat(self.turn)
+        self.write_lock = os.open(self._data, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        found = os.fstat(self.write_lock)
         self._file = found.st_dev, found.st_ino
         self._env = self._open(size, writemap=lmdb_files.keeps_its_space(found.st_dev))
         self._env.reader_check()  # frees the slots of processes that were killed
         self.size = size
-        self._claim()  # while nobody else can make the file larger
+        self._claim()  # under the folder's lock, so no other process makes the file larger
 
     def _move_aside(self, error: Exception) -> None:
-        """Give a damaged file another name; the next to open the folder makes a new one.
+        """Rename a damaged file; the next process to open the folder makes a new one.
 
-        Processes that have it open keep it, with its lock file, until they next look after it.
+        Processes that have it open keep it, with its lock file, until their next check.
         """
         self.close()
         place = lmdb_files.move_aside(self._data, self._locks, time.time())
         LOG.error(
-            "%s was damaged (%s). It is now %s, and a new one begins: limits count anew, services "
-            "register again with their next heartbeat; denied tokens and maintenance notices are "
-            "lost, deny or announce them again",
+            "%s was damaged (%s): moved aside to %s, an empty file takes its place. Rate limits "
+            "start from zero, services register again with their next heartbeat; denied tokens and "
+            "maintenance notices are lost, set them again",
             self._data,
             error,
             place,
         )
 
     def _replace(self, error: Exception) -> None:
-        """Move the file aside that was found to be damaged in use, unless another has by now."""
-        mine = self._file
+        """Move aside a file found damaged in use, unless another process has done so."""
+        ours = self._file
         self.close()
         with lmdb_files.alone(self._folder, own_folder):
             try:
                 found = os.stat(self._data)
             except FileNotFoundError:
                 return
-            if (found.st_dev, found.st_ino) == mine:
+            if (found.st_dev, found.st_ino) == ours:
                 self._move_aside(error)
 
     def _drop_unreadable(self) -> bool:
-        """Remove values that are too short to begin with their expiry; return whether any was."""
+        """Remove values too short to begin with an expiry; return whether there were any."""
 
         def drop(txn: Any) -> bool:
             with txn.cursor() as cursor:
                 cursor.set_range(FIRST)
                 short = [key for key, value in cursor if len(value) < expiry.size]
             for key in short:
-                if key not in OWN:
+                if key not in INTERNAL:
                     txn.delete(key)
             return bool(short)
 
         return self._in_a_full_map(drop)
 
     def _open(self, size: int, *, writemap: bool) -> Any:
-        # Nothing is flushed to disk: a process that dies loses nothing, as the kernel has its
-        # writes; a machine that dies may lose the last ones or, where the file system reorders
-        # them, leave a file that must be removed. For counters and leases that is cheap.
+        # nothing is flushed to disk: rule 8
         return lmdb.open(
             self._folder,
             map_size=size,
@@ -315,10 +345,9 @@ class Environment:
         )
 
     def _prepare(self, *, used: bool) -> int:
-        """Make the file unless it is there, and take its disk space; return its length.
+        """Make the file unless it exists, and allocate its disk space; return its length.
 
-        Who is the first to open it reads all of it before: a machine that went down may have left
-        it damaged, and others are not to meet that.
+        :param used: Whether other processes have it open. If not, all of it is verified (rule 7).
         """
         if not os.path.exists(self._data) or not os.path.getsize(self._data):
             try:
@@ -327,26 +356,26 @@ class Environment:
                 lmdb_files.allocate(self._data, lmdb_files.STEP)
             except (lmdb.Error, OSError):
                 with suppress(OSError):
-                    os.truncate(self._data, 0)  # else there is half a head, which nobody can read
+                    os.truncate(self._data, 0)  # a half-written header would be unreadable
                 raise
         with open(self._data, "rb") as file:
             if not used:
                 verify(file)
             size = lmdb_files.rounded(max(os.fstat(file.fileno()).st_size, reach(file)))
-        # all of it: of a file that was cut short, or copied without its zeros, some is missing
+        # all of it: a file cut short, or copied as a sparse file, lacks some
         lmdb_files.allocate(self._data, size, used=used)
         return size
 
     @contextmanager
     def _writing(self) -> Iterator[Any]:
-        """Give a transaction that may write, when it is our turn."""
-        turn = self.turn
+        """Return a context with a write transaction, under the writers' lock (rule 3)."""
+        lock = self.write_lock
         try:
-            fcntl.flock(turn, fcntl.LOCK_EX)
+            fcntl.flock(lock, fcntl.LOCK_EX)
             with self._env.begin(write=True) as txn:
                 yield txn
         finally:
-            fcntl.flock(turn, fcntl.LOCK_UN)
+            fcntl.flock(lock, fcntl.LOCK_UN)
 
     def _claim(self) -> None:
         with self._env.begin() as txn:
@@ -356,7 +385,9 @@ class Environment:
         with self._writing() as txn:
             marker = txn.get(MARKER)
             if marker is None and txn.stat()["entries"]:
-                raise MisconfiguredStore(f"{self._data} is the LMDB file of some other program")
+                raise MisconfiguredStore(
+                    f"{self._data} is the LMDB file of another program; name another folder"
+                )
             if marker not in (None, FORMAT):
                 raise MisconfiguredStore(
                     f"{self._data} has the format {marker!r} of another version of wsgigate, "
@@ -370,57 +401,57 @@ class Environment:
         self.full = self.packed = False
         if env is not None:
             env.close()
-        self._let_go()
+        self._close_write_lock()
 
-    def _let_go(self) -> None:
-        turn, self.turn = self.turn, -1
-        if turn >= 0:
-            os.close(turn)
+    def _close_write_lock(self) -> None:
+        descriptor, self.write_lock = self.write_lock, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def before_fork(self) -> None:
         self.close()
 
     def after_unseen_fork(self) -> None:
-        # LMDB forbids the child both to use what it inherited and to have it cleaned up
+        # the child may neither use the inherited environment nor clean it up: rule 2
         if self._env is not None:
             _inherited.append(self._env)
         self._env = self.begin = None
-        self._let_go()
+        self._close_write_lock()
 
     def failure(self, error: Exception) -> StoreError:
-        """Return what the operator is to know of *error*."""
+        """Return *error* as the error of a store, with a message for the operator."""
         if isinstance(error, Full | lmdb.MapFullError):
             error = Full(self._lacking)
         return explained(error, self._data, most=self.map_size, readers=READERS)
 
     def recover(self, error: Exception, now: float, name: bytes = b"") -> None:
-        """Do what may let a second attempt succeed.
+        """Handle *error* so that a second attempt may succeed.
 
-        :param name: The key that is written, if one is.
-        :raises StoreError: There is nothing to be done.
+        :param name: The key of a write; empty for a read.
+        :raises StoreError: The error cannot be handled.
         """
         try:
             if isinstance(error, lmdb.MapResizedError):
-                self._grow(0)  # another process did
+                self._grow(0)  # map what another process has added
             elif isinstance(error, DAMAGE):
                 self._replace(error)
             elif isinstance(error, struct.error) and self._drop_unreadable():
-                LOG.error("%s had values that are none, which were removed", self._data)
+                LOG.error("%s: malformed values were removed", self._data)
             elif isinstance(error, lmdb.PanicError):
-                self.close()  # LMDB refuses everything from here on until it is opened anew
+                self.close()  # LMDB rejects every call until the environment is opened again
             elif isinstance(error, lmdb.MapFullError) and self._env.reader_check():
-                pass  # there are pages again, which were kept for a reader that was killed
+                pass  # pages kept for a reader that was killed are free again
             elif isinstance(error, Full | lmdb.MapFullError) and name.startswith(_VITAL):
                 self._make_room(error, now)
             elif isinstance(error, Full | lmdb.MapFullError):
-                if 0.0 <= now - self._tried < TRY_EVERY:
-                    raise self.failure(error)  # else every new caller would cost milliseconds
-                self._tried = now
+                if 0.0 <= now - self._growth_tried < RETRY_EVERY:
+                    raise self.failure(error)  # otherwise each new caller would cost milliseconds
+                self._growth_tried = now
                 self._lacking = None
                 if not self._grow(self._most) or self.full:
                     self._sweep_far(now)
                 if not self.full:
-                    self._tried = float("-inf")
+                    self._growth_tried = float("-inf")
             else:
                 raise self.failure(error)
         except OSError as lost:
@@ -430,9 +461,9 @@ class Environment:
             raise self.failure(again) from again
 
     def _make_room(self, error: Exception, now: float) -> None:
-        """Find room for a vital value, by what is expired, or else by removing counters."""
-        if 0.0 <= now - self._cleared < TRY_EVERY:
-            raise self.failure(error)  # there was nothing to remove the last time
+        """Find room for a vital value: grow, sweep, or evict counters."""
+        if 0.0 <= now - self._eviction_failed < RETRY_EVERY:
+            raise self.failure(error)  # there was nothing to evict the last time
         self._lacking = None
         grown = self._grow(self._most)
         if not grown or self.packed:
@@ -442,15 +473,16 @@ class Environment:
             if not lacking:
                 return
             if not self._evict():
-                self._cleared = now
+                self._eviction_failed = now
                 return
             lacking = self.packed
 
     def _evict(self) -> int:
-        """Remove some counters, and return how many: neighbours, as only whole pages come free.
+        """Remove some counters, and return how many.
 
-        Those that are made up are as many as their maker likes, those of callers are few: whoever
-        is next in turn is most likely one of the former. Each process goes round by itself.
+        They are neighbours, as only whole pages become free. A flood makes up keys without bound,
+        while real callers are few: a counter taken in turn is most likely one of a flood. Each
+        process goes round independently.
         """
 
         def remove(txn: Any) -> int:
@@ -472,7 +504,7 @@ class Environment:
         return self._in_a_full_map(remove)
 
     def add(self, size: int, name: bytes) -> None:
-        """Account for *size* bytes more under *name*; sooner or later they cause a sweep.
+        """Account for *size* more bytes under *name*, and schedule a sweep after enough of them.
 
         :raises Full: There is no room for them.
         """
@@ -483,34 +515,35 @@ class Environment:
             self.due = self.looked
 
     def sweep(self, txn: Any, now: float, looks: int = SWEEP_LOOKS) -> None:
-        """Sweep as a part of *txn*, and see how full the file is then."""
+        """Sweep as a part of *txn*, and measure how full the file is."""
         sweep(txn, now, looks)
         self.measure(txn)
 
     def measure(self, txn: Any) -> tuple[int, int]:
-        """Return how many bytes are in use, and how many keys; see whether that is too much."""
+        """Return the bytes in use and the number of keys; update ``full`` and ``packed``."""
         found = txn.stat()
         pages = found["branch_pages"] + found["leaf_pages"] + found["overflow_pages"]
         used = pages * found["psize"]
         room = self.map_size
         vital = room + room // VITAL_SHARE
-        if self.size < self._most:  # perhaps for want of disk space: the file is what there is
+        if self.size < self._most:  # the disk may be full: the limit is the file as it is
             room = min(room, self.size - max(self.size // 8, lmdb_files.STEP // 4))
             vital = min(vital, room + (self.size - room) // 2)
         self.full, self.packed = used > room, used > vital
         return used, found["entries"]
 
-    def look_after(self, now: float) -> None:
-        """Let go of a file that somebody has removed or replaced: others have a new one by now.
+    def check_file_identity(self, now: float) -> None:
+        """Close the environment if its file was removed or replaced: others use a new one.
 
-        Else free the slots of processes that were killed: with none left nobody could open it.
+        Otherwise free the reader slots of processes that were killed; without a free slot no
+        process could open the file.
         """
-        self._added, self.looked, self.due = 0, now, now + LOOK_EVERY
-        if not self._lost():
-            with suppress(lmdb.Error):  # what has been written is not to be written again
+        self._added, self.looked, self.due = 0, now, now + CHECK_EVERY
+        if not self._file_gone():
+            with suppress(lmdb.Error):  # the write has been committed and must not be repeated
                 self._env.reader_check()
 
-    def _lost(self) -> bool:
+    def _file_gone(self) -> bool:
         try:
             found = os.stat(self._data)
         except OSError:
@@ -521,34 +554,34 @@ class Environment:
         return self._env is None
 
     def _sweep_far(self, now: float) -> None:
-        """Sweep further than usual, but not over all: a full file must not make everybody wait."""
+        """Sweep more keys than usual, but not all, as other writers wait meanwhile."""
         self._in_a_full_map(lambda txn: self.sweep(txn, now, FULL_LOOKS))
 
     def _in_a_full_map(self, work: Callable[[Any], R]) -> R:
-        """Return what *work* makes of a transaction, for which there may be no pages yet.
+        """Return the result of *work* in a transaction, and grow the file if it lacks pages.
 
-        :raises lmdb.MapFullError: There are none to be had.
+        :raises lmdb.MapFullError: The file cannot grow any further.
         """
         while True:
             if self._env is None:
-                self.open()  # its file was replaced meanwhile
+                self.open()  # the file was replaced meanwhile
             try:
                 with self._writing() as txn:
                     return work(txn)
             except lmdb.MapFullError:
-                # not even pages to remove something with: it gets a little more than it may have,
-                # but not for ever, as a reader that is stopped has all of them kept for it
+                # there are no pages even for a deletion: grow a little beyond the limit, but with
+                # a bound, since all freed pages are kept for a reader that is stopped
                 if not self._grow(min(self.size + lmdb_files.STEP, self._most + RESERVE)):
                     raise
 
     def _grow(self, most: int) -> bool:
-        """Make the file larger, up to *most* bytes, or use what another process made it."""
+        """Grow the file, up to *most* bytes, or map what another process has added."""
         with lmdb_files.alone(self._folder):
-            if self._lost():
+            if self._file_gone():
                 return True
             size = lmdb_files.rounded(os.stat(self._data).st_size)
             if size > self.size:
-                # whoever made it so may be of an earlier version, which took no space for it
+                # an earlier version may have extended it, without allocating the space
                 lmdb_files.allocate(self._data, size, used=True)
             else:
                 wanted = min(2 * self.size, most)
@@ -557,7 +590,7 @@ class Environment:
                 return False
             self._env.set_mapsize(size)
             self.size = size
-            with self._writing() as txn:  # to read would take a reader's slot, and all may be taken
+            with self._writing() as txn:  # not a read, which needs a free reader slot
                 self.measure(txn)
         return True
 
@@ -572,7 +605,7 @@ _inherited: list[Any] = []
 def has_live_values(folder: str, now: float) -> bool:
     """Return whether a value in *folder*, which no process has open, is alive at *now*.
 
-    What cannot be read is taken to be alive. The caller keeps others from opening it meanwhile.
+    A file that cannot be read counts as alive. The caller holds the folder's lock.
     """
     path = os.path.join(folder, "data.mdb")
     try:
@@ -586,7 +619,7 @@ def has_live_values(folder: str, now: float) -> bool:
     try:
         with env.begin() as txn, txn.cursor() as cursor:
             if txn.get(MARKER) != FORMAT:
-                return True  # it is not ours
+                return True  # another program's file
             found = cursor.set_range(FIRST)
             while found:
                 if expiry.unpack_from(cursor.value())[0] > now:
