@@ -18,10 +18,10 @@ from wsgigate.rules.circuit import (
     Outcome,
     State,
     Verdict,
-    ask,
+    acquire,
     move,
     pack,
-    tell,
+    record_probe,
     trip,
     unpack,
 )
@@ -29,64 +29,64 @@ from wsgigate.rules.circuit import (
 CLOSED, OPEN, HALF_OPEN = State
 RULES = CircuitRules(open_for=5, open_at_most=30, jitter=0, probes=2, probe_timeout=10)
 
-# now, what happens, state after, seconds to wait (of "ask") or None, generation
+# now, what happens, state after, seconds to wait (of "acquire") or None, generation
 STORIES: dict[str, list[tuple[float, str, State, float | None, int]]] = {
     "it opens, lets two probes pass, and closes": [
-        (100, "ask", CLOSED, 0, 0),
+        (100, "acquire", CLOSED, 0, 0),
         (100, "trip 0", OPEN, None, 1),
-        (101, "ask", OPEN, 4, 1),
-        (104.5, "ask", OPEN, 0.5, 1),
-        (105, "ask", HALF_OPEN, 0, 2),
-        (105, "ask", HALF_OPEN, 0, 2),
-        (105, "ask", HALF_OPEN, 1, 2),
+        (101, "acquire", OPEN, 4, 1),
+        (104.5, "acquire", OPEN, 0.5, 1),
+        (105, "acquire", HALF_OPEN, 0, 2),
+        (105, "acquire", HALF_OPEN, 0, 2),
+        (105, "acquire", HALF_OPEN, 1, 2),
         (106, "ok 2", HALF_OPEN, None, 2),
-        (106, "ask", HALF_OPEN, 1, 2),
+        (106, "acquire", HALF_OPEN, 1, 2),
         (107, "ok 2", CLOSED, None, 3),
-        (107, "ask", CLOSED, 0, 3),
+        (107, "acquire", CLOSED, 0, 3),
     ],
     "a failed probe opens it for twice as long, each time, up to the most": [
         (0, "trip 0", OPEN, None, 1),
-        (5, "ask", HALF_OPEN, 0, 2),
+        (5, "acquire", HALF_OPEN, 0, 2),
         (5, "failed 2", OPEN, None, 3),
-        (5, "ask", OPEN, 10, 3),
-        (15, "ask", HALF_OPEN, 0, 4),
+        (5, "acquire", OPEN, 10, 3),
+        (15, "acquire", HALF_OPEN, 0, 4),
         (15, "unreachable 4", OPEN, None, 5),
-        (15, "ask", OPEN, 20, 5),
-        (35, "ask", HALF_OPEN, 0, 6),
+        (15, "acquire", OPEN, 20, 5),
+        (35, "acquire", HALF_OPEN, 0, 6),
         (35, "slow 6", OPEN, None, 7),
-        (35, "ask", OPEN, 30, 7),
-        (65, "ask", HALF_OPEN, 0, 8),
+        (35, "acquire", OPEN, 30, 7),
+        (65, "acquire", HALF_OPEN, 0, 8),
         (65, "failed 8", OPEN, None, 9),
-        (65, "ask", OPEN, 30, 9),
+        (65, "acquire", OPEN, 30, 9),
     ],
     "one that opens again soon after it was closed stays open for longer": [
         (0, "trip 0", OPEN, None, 1),
-        (5, "ask", HALF_OPEN, 0, 2),
-        (5, "ask", HALF_OPEN, 0, 2),
+        (5, "acquire", HALF_OPEN, 0, 2),
+        (5, "acquire", HALF_OPEN, 0, 2),
         (5, "ok 2", HALF_OPEN, None, 2),
         (5, "ok 2", CLOSED, None, 3),
         (34.9, "trip 3", OPEN, None, 4),
-        (34.9, "ask", OPEN, 10, 4),
+        (34.9, "acquire", OPEN, 10, 4),
     ],
     "and one that has held for a while is open for as long as at first": [
         (0, "trip 0", OPEN, None, 1),
-        (5, "ask", HALF_OPEN, 0, 2),
-        (5, "ask", HALF_OPEN, 0, 2),
+        (5, "acquire", HALF_OPEN, 0, 2),
+        (5, "acquire", HALF_OPEN, 0, 2),
         (5, "ok 2", HALF_OPEN, None, 2),
         (5, "ok 2", CLOSED, None, 3),
         (35, "trip 3", OPEN, None, 4),
-        (35, "ask", OPEN, 5, 4),
+        (35, "acquire", OPEN, 5, 4),
     ],
     "a probe that nothing is heard of is given up, and another one is made": [
         (0, "trip 0", OPEN, None, 1),
-        (5, "ask", HALF_OPEN, 0, 2),
-        (6, "ask", HALF_OPEN, 0, 2),
+        (5, "acquire", HALF_OPEN, 0, 2),
+        (6, "acquire", HALF_OPEN, 0, 2),
         (7, "ok 2", HALF_OPEN, None, 2),
-        (15.5, "ask", HALF_OPEN, 0.5, 2),
-        (16, "ask", HALF_OPEN, 0, 3),
+        (15.5, "acquire", HALF_OPEN, 0.5, 2),
+        (16, "acquire", HALF_OPEN, 0, 3),
         (16, "failed 2", HALF_OPEN, None, 3),
         (16, "ok 2", HALF_OPEN, None, 3),
-        (16, "ask", HALF_OPEN, 0, 3),
+        (16, "acquire", HALF_OPEN, 0, 3),
         (17, "ok 3", HALF_OPEN, None, 3),
         (17, "ok 3", CLOSED, None, 4),
     ],
@@ -95,10 +95,10 @@ STORIES: dict[str, list[tuple[float, str, State, float | None, int]]] = {
         (1, "failed 0", OPEN, None, 1),
         (1, "ok 0", OPEN, None, 1),
         (1, "trip 0", OPEN, None, 1),
-        (5, "ask", HALF_OPEN, 0, 2),
+        (5, "acquire", HALF_OPEN, 0, 2),
         (5, "ok 0", HALF_OPEN, None, 2),
         (5, "failed 0", HALF_OPEN, None, 2),
-        (5, "ask", HALF_OPEN, 0, 2),
+        (5, "acquire", HALF_OPEN, 0, 2),
         (5, "ok 2", HALF_OPEN, None, 2),
         (5, "ok 2", CLOSED, None, 3),
         (5, "trip 0", CLOSED, None, 3),
@@ -106,22 +106,22 @@ STORIES: dict[str, list[tuple[float, str, State, float | None, int]]] = {
     ],
     "a client that leaves gives its probe back, and one that is refused has passed": [
         (0, "trip 0", OPEN, None, 1),
-        (5, "ask", HALF_OPEN, 0, 2),
-        (5, "ask", HALF_OPEN, 0, 2),
-        (5, "ask", HALF_OPEN, 1, 2),
+        (5, "acquire", HALF_OPEN, 0, 2),
+        (5, "acquire", HALF_OPEN, 0, 2),
+        (5, "acquire", HALF_OPEN, 1, 2),
         (5, "ignored 2", HALF_OPEN, None, 2),
-        (5, "ask", HALF_OPEN, 0, 2),
-        (5, "ask", HALF_OPEN, 1, 2),
+        (5, "acquire", HALF_OPEN, 0, 2),
+        (5, "acquire", HALF_OPEN, 1, 2),
         (5, "refused 2", HALF_OPEN, None, 2),
         (5, "refused 2", CLOSED, None, 3),
     ],
     "an operator closes it at once, and nothing is held against it": [
         (0, "trip 0", OPEN, None, 1),
         (1, "reset", CLOSED, None, 2),
-        (1, "ask", CLOSED, 0, 2),
+        (1, "acquire", CLOSED, 0, 2),
         (2, "trip 2", OPEN, None, 3),
-        (2, "ask", OPEN, 5, 3),
-        (7, "ask", HALF_OPEN, 0, 4),
+        (2, "acquire", OPEN, 5, 3),
+        (7, "acquire", HALF_OPEN, 0, 4),
         (7, "reset", CLOSED, None, 5),
         (7, "failed 4", CLOSED, None, 5),
     ],
@@ -130,15 +130,15 @@ STORIES: dict[str, list[tuple[float, str, State, float | None, int]]] = {
 
 def play(verdict: Verdict, now: float, what: str, rules: CircuitRules) -> tuple[Verdict, Any]:
     word, _, generation = what.partition(" ")
-    if word == "ask":
-        return ask(verdict, now, rules)
+    if word == "acquire":
+        return acquire(verdict, now, rules)
     if word == "trip":
         return trip(verdict, int(generation), now, rules), None
     if word == "reset":
         return move(verdict, Event.RESET, now, rules), None
     slow = word == "slow"
     outcome = Outcome.OK if slow else Outcome(word)
-    return tell(verdict, int(generation), outcome, now, rules, slow=slow), None
+    return record_probe(verdict, int(generation), outcome, now, rules, slow=slow), None
 
 
 @pytest.mark.parametrize("story", STORIES.values(), ids=STORIES)
@@ -209,7 +209,7 @@ class Model:
         self.lengths.append(length)
         self.enter(OPEN, now)
 
-    def ask(self, now: float) -> bool:
+    def acquire(self, now: float) -> bool:
         if self.state is CLOSED:
             return True
         if self.state is OPEN:
@@ -228,7 +228,7 @@ class Model:
         if self.state is CLOSED and generation == self.generation:
             self.open(now, again=now - self.closed_at < self.rules.longest)
 
-    def tell(self, generation: int, outcome: str, now: float) -> None:
+    def record_probe(self, generation: int, outcome: str, now: float) -> None:
         if self.state is not HALF_OPEN or generation != self.generation:
             return
         if outcome in ("failed", "unreachable"):
@@ -242,7 +242,7 @@ class Model:
             self.closed_at = now
 
 
-WORDS = ["ask", "ask", "ask", "trip", "ok", "ok", "ok", "refused", "ignored", "failed"]
+WORDS = ["acquire", "acquire", "acquire", "trip", "ok", "ok", "ok", "refused", "ignored", "failed"]
 
 
 @given(
@@ -273,10 +273,10 @@ def test_whatever_happens_it_is_as_a_slow_model_says(
     under_way: list[int] = []  # the generations of the calls that were let pass
     for word, seconds, which in story:
         now += seconds
-        if word == "ask":
+        if word == "acquire":
             before = verdict
-            verdict, wait = ask(verdict, now, rules)
-            assert (wait == 0) == model.ask(now)
+            verdict, wait = acquire(verdict, now, rules)
+            assert (wait == 0) == model.acquire(now)
             assert wait <= rules.longest
             if wait == 0:
                 under_way.append(verdict.generation)
@@ -288,8 +288,8 @@ def test_whatever_happens_it_is_as_a_slow_model_says(
                 verdict = trip(verdict, generation, now, rules)
                 model.trip(generation, now)
             else:
-                verdict = tell(verdict, generation, Outcome(word), now, rules)
-                model.tell(generation, word, now)
+                verdict = record_probe(verdict, generation, Outcome(word), now, rules)
+                model.record_probe(generation, word, now)
         assert (verdict.state, verdict.generation) == (model.state, model.generation)
         assert 0 <= verdict.passed <= verdict.taken <= rules.probes
         assert unpack(pack(verdict), now, rules) == verdict
@@ -305,7 +305,7 @@ def test_whatever_happens_it_is_as_a_slow_model_says(
 def test_no_bytes_keep_anybody_out_for_longer_than_the_rules_say(raw: bytes) -> None:
     now = 1000.0
     verdict = unpack(raw, now, RULES)
-    assert ask(verdict, now + 30.001, RULES)[1] == 0
+    assert acquire(verdict, now + 30.001, RULES)[1] == 0
 
 
 @pytest.mark.parametrize(
@@ -329,11 +329,11 @@ def test_a_clock_set_back_keeps_it_open_for_no_longer_than_the_most(back: float)
     raw = pack(trip(Verdict(), 0, 2e9, RULES))
     verdict = unpack(raw, 2e9 - back, RULES)
     assert verdict.state is OPEN
-    assert ask(verdict, 2e9 - back, RULES)[1] <= 30
+    assert acquire(verdict, 2e9 - back, RULES)[1] <= 30
 
 
 def test_a_clock_set_forward_is_no_worse_than_waiting() -> None:
-    assert ask(trip(Verdict(), 0, 1000.0, RULES), 1e9, RULES)[1] == 0
+    assert acquire(trip(Verdict(), 0, 1000.0, RULES), 1e9, RULES)[1] == 0
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,11 @@ from wsgigate.rules.circuit import (
     State,
     Tally,
     Verdict,
-    ask,
+    acquire,
     bounded,
     move,
     pack,
-    tell,
+    record_probe,
     trip,
     unpack,
 )
@@ -382,10 +382,10 @@ class Circuit:
         if moment < verdict.until and (
             verdict.state is State.OPEN or verdict.taken >= rules.probes
         ):
-            return Rejection(ask(verdict, moment, rules)[1])  # known without the store
+            return Rejection(acquire(verdict, moment, rules)[1])  # known without the store
 
         def asked(before: Verdict, moment: float) -> tuple[Verdict, tuple[int, float]]:
-            after, wait = ask(before, moment, rules)
+            after, wait = acquire(before, moment, rules)
             return after, (after.generation, wait)
 
         generation, wait = shared.change(asked, now)
@@ -469,7 +469,9 @@ class Circuit:
         chance = self._random()
 
         def told(old: Verdict, at: float) -> tuple[Verdict, None]:
-            after = tell(old, generation, outcome, at, rules, slow=slow, chance=chance, why=why)
+            after = record_probe(
+                old, generation, outcome, at, rules, slow=slow, chance=chance, why=why
+            )
             return after, None
 
         shared.change(told, now)

@@ -1,12 +1,28 @@
-"""A circuit breaker, decided: when calls are refused, and when they are tried again.
+"""The circuit breaker's rules: when calls are rejected, and when they are tried again.
 
-The state of a circuit is one small :class:`Verdict` that all workers share. The functions here say
-what becomes of it: :func:`trip` when a worker has seen enough failures, :func:`ask` when a request
-would like to pass, :func:`tell` when a probe has ended, :func:`move` for each step of the table.
-Each verdict has a generation: what is told of calls that an earlier one let pass is ignored, as it
-speaks of the time before the last step.
+Theory of operation
+-------------------
 
-The states and settings are those of Resilience4j, the generations gobreaker's.
+- The state of a circuit is one small :class:`Verdict` that all workers share in the store. The
+  functions here are pure: each returns the next verdict, and the caller writes it by one atomic
+  update of the store. Two workers that act at once are thus serialized, and the second one decides
+  on the result of the first; a read and a separate write would let both send the same last probe.
+- Every change of state is a row of :data:`TRANSITIONS`, made by :func:`move`. :func:`trip` opens a
+  circuit, :func:`acquire` admits a request or a probe, :func:`record_probe` records the result of
+  a probe.
+- Each change of state increments the ``generation``, and a permit belongs to the generation that
+  granted it. Reports of an earlier generation are ignored: they describe the service before the
+  last change, and would close or reopen a circuit for reasons that no longer hold.
+- Each worker counts calls in its own :class:`Tally`; only the verdict is shared. A closed circuit
+  therefore costs no write to the store per call.
+- Half-open admits at most ``probes`` requests at a time across all workers. A probe whose worker
+  died is never reported: after ``probe_timeout`` the half-open state starts over
+  (``PROBES_LOST``), or the circuit would reject calls forever.
+- Moments are seconds of the store's clock, which all workers share. :func:`bounded` caps a moment
+  at the longest time that the rules allow, so that a clock that is set back cannot keep a circuit
+  open for longer.
+
+The states and settings are those of Resilience4j; the generations are gobreaker's.
 """
 
 from __future__ import annotations
@@ -31,22 +47,22 @@ __all__ = [
     "TRANSITIONS",
     "Tally",
     "Verdict",
-    "ask",
+    "acquire",
     "bounded",
     "check_failures",
     "move",
     "outcome_of",
     "pack",
-    "tell",
+    "record_probe",
     "trip",
     "unpack",
 ]
 
 
-# When a circuit opens, for how long, and what closes it again: the settings, checked.
+# Settings.
 
 MOST_TRIPS = 60
-"""More than so many doublings of the open time are none."""
+"""The most doublings of the open time; ``open_at_most`` is reached long before."""
 
 _MOST = 1_000_000
 
@@ -58,21 +74,23 @@ _LONGEST = 86_400.0
 class CircuitRules:
     """When a circuit opens, for how long, and what closes it again.
 
-    :param consecutive_failures: Failures in a row that open it; ``None`` for no such rule.
-    :param connect_failures: Failed connections in a row that do; ``None`` for no such rule.
-    :param failure_rate: The share of failed calls that does, above 0 to 1; ``None`` for no such
+    :param consecutive_failures: Consecutive failures that open it; ``None`` disables the rule.
+    :param connect_failures: Consecutive connection failures that open it; ``None`` disables the
         rule.
-    :param slow_after: Seconds after which a call is slow; ``None``: none is.
+    :param failure_rate: The share of failed calls that opens it, above 0 to 1; ``None`` disables
+        the rule.
+    :param slow_after: Seconds after which a call is slow; ``None`` disables the rule.
     :param slow_rate: The share of slow calls that opens it, above 0 to 1.
-    :param minimum_calls: Calls in the window below which no share counts.
-    :param window: Seconds that the shares are taken over.
-    :param open_for: Seconds it stays open, doubled each time that the probes fail, or that it opens
-        again soon after.
-    :param open_at_most: The most seconds it stays open; a minute, or *open_for* if that is longer.
-    :param jitter: By up to which share of itself the open time is shortened, by chance.
-    :param probes: Calls that are let pass after that; all of them must pass.
-    :param probe_timeout: Seconds after which a probe that nothing was heard of is given up.
-    :raises ValueError: A setting is out of its range; says which.
+    :param minimum_calls: Calls in the window below which the shares do not count.
+    :param window: Seconds over which the shares are computed.
+    :param open_for: Seconds for which it stays open, doubled each time that a probe fails or that
+        it opens again soon after it has closed.
+    :param open_at_most: The most seconds for which it stays open. Default: 60 s, or *open_for* if
+        that is longer.
+    :param jitter: Maximum random shortening of the open time, as a share of it.
+    :param probes: Calls that are admitted after the open time; all of them must succeed.
+    :param probe_timeout: Seconds after which a probe without a result is given up.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     consecutive_failures: int | None = None
@@ -114,11 +132,11 @@ class CircuitRules:
 
     @property
     def longest(self) -> float:
-        """The most seconds it stays open."""
+        """The most seconds for which it stays open."""
         return max(60.0, self.open_for) if self.open_at_most is None else self.open_at_most
 
     def open_time(self, trips: int, chance: float) -> float:
-        """Return the seconds it stays open for the *trips*-th time in a row.
+        """Return the seconds for which it stays open after *trips* openings in a row.
 
         :param chance: A number in [0, 1).
         """
@@ -131,7 +149,7 @@ def _is_number(value: object) -> bool:
 
 
 class State(Enum):
-    """Whether calls pass. The values are what people and programs are told."""
+    """The state of a circuit. The values are shown by the admin API and in logs."""
 
     CLOSED = "CLOSED"
     OPEN = "OPEN"
@@ -139,7 +157,7 @@ class State(Enum):
 
 
 class Event(Enum):
-    """What moves a circuit from one state to another. The values are for people."""
+    """What moves a circuit from one state to another. The values are shown to people."""
 
     TRIPPED = "too many failures"
     COOLED = "open time is over"
@@ -159,41 +177,41 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.OPEN, Event.RESET): State.CLOSED,
     (State.HALF_OPEN, Event.RESET): State.CLOSED,
 }
-"""Every step there is; a pair that is not here never happens."""
+"""All transitions; :func:`move` raises ValueError for any other pair."""
 
 
 class Outcome(Enum):
-    """How a call ended, as far as it tells of the service."""
+    """How a call ended, as evidence about the service."""
 
     OK = "ok"
-    """It was answered."""
+    """The service responded."""
     FAILED = "failed"
-    """It was not answered, or with what counts as a failure."""
+    """The service did not respond, or with a status that counts as a failure."""
     UNREACHABLE = "unreachable"
-    """No connection came about: a failure that needs no second look."""
+    """No connection could be made: a failure that also counts for ``connect_failures``."""
     REFUSED = "refused"
-    """It was answered that the client is wrong (4xx): this counts nowhere, but a probe passes."""
+    """The service responded with a client error (4xx): not counted, but a probe succeeds."""
     IGNORED = "ignored"
-    """It tells nothing of the service: the client left, say. A probe is made once more."""
+    """No evidence about the service, such as a client that left: a probe is repeated."""
 
 
 _BAD = frozenset((Outcome.FAILED, Outcome.UNREACHABLE))
 
 _RETRY_SOON = 1.0
-"""Seconds after which to come again while others probe."""
+"""``Retry-After`` in seconds while all probes of a half-open circuit are in flight."""
 
 
 class Verdict(NamedTuple):
-    """What the workers agree on about one circuit. Moments are seconds of the store's clock.
+    """The state of one circuit, shared by all workers. Moments are seconds of the store's clock.
 
-    :ivar generation: Counts the steps; a permit is valid for the generation it was given in.
-    :ivar until: Open: when probes begin. Half-open: when a probe is given up. Closed: until when
-        the open time goes on doubling, should it open again.
-    :ivar trips: How many times in a row it has opened.
-    :ivar taken: Probes on their way or passed.
-    :ivar passed: Probes passed.
-    :ivar since: When it came to this state; 0 before its first step.
-    :ivar why: What brought it there, in words that name no host.
+    :ivar generation: Counts the transitions; a permit is valid for the generation that granted it.
+    :ivar until: Open: when probes begin. Half-open: when the probes are given up. Closed: until
+        when another opening doubles the open time.
+    :ivar trips: The number of openings in a row.
+    :ivar taken: Probes in flight or succeeded.
+    :ivar passed: Probes that succeeded.
+    :ivar since: When it entered this state; 0 before the first transition.
+    :ivar why: The reason for the last transition, without host names.
     """
 
     state: State = State.CLOSED
@@ -217,12 +235,12 @@ def move(
     """Return the verdict after *event*.
 
     :param chance: A number in [0, 1), for the open time.
-    :param why: More on *event*, for people.
-    :raises ValueError: Nothing of the kind happens in this state.
+    :param why: Details of *event*, for people.
+    :raises ValueError: :data:`TRANSITIONS` has no such event in this state.
     """
     state = TRANSITIONS.get((verdict.state, event))
     if state is None:
-        raise ValueError(f"{event.name} does not happen to a circuit that is {verdict.state.name}")
+        raise ValueError(f"a circuit that is {verdict.state.name} has no transition {event.name}")
     generation = verdict.generation + 1
     since = verdict.since if state is verdict.state else now
     if event is Event.TRIPPED:
@@ -249,21 +267,22 @@ def trip(
     chance: float = 0.0,
     why: str = "",
 ) -> Verdict:
-    """Return the verdict after a worker has seen enough failures.
+    """Return the verdict after a worker has counted enough failures to open the circuit.
 
-    :param generation: That in which it saw them: in another one, nothing happens.
+    :param generation: The generation in which it counted them; in another one nothing changes.
     :param chance: A number in [0, 1).
-    :param why: What it has seen.
+    :param why: The reason, from :meth:`Tally.add`.
     """
     if verdict.state is not State.CLOSED or verdict.generation != generation:
         return verdict
     return move(verdict, Event.TRIPPED, now, rules, chance, why)
 
 
-def ask(verdict: Verdict, now: float, rules: CircuitRules) -> tuple[Verdict, float]:
-    """Return the verdict after a request asked to pass, and the seconds after which to come again.
+def acquire(verdict: Verdict, now: float, rules: CircuitRules) -> tuple[Verdict, float]:
+    """Return the verdict after a request, and the seconds after which the client may retry.
 
-    These are 0 for a request that may pass. In half-open that is a probe: tell how it ended.
+    0 seconds mean that the request is admitted. In half-open it is a probe: report its result with
+    :func:`record_probe`.
     """
     state = verdict.state
     if state is State.CLOSED:
@@ -279,7 +298,7 @@ def ask(verdict: Verdict, now: float, rules: CircuitRules) -> tuple[Verdict, flo
     return verdict._replace(taken=verdict.taken + 1, until=now + rules.probe_timeout), 0.0
 
 
-def tell(
+def record_probe(
     verdict: Verdict,
     generation: int,
     outcome: Outcome,
@@ -292,8 +311,8 @@ def tell(
 ) -> Verdict:
     """Return the verdict after a probe has ended.
 
-    :param generation: That in which it was let pass: of an older one, nothing is heard.
-    :param slow: Whether it took longer than it may: then it failed.
+    :param generation: The generation that admitted it; results of an older one are ignored.
+    :param slow: Whether it took longer than ``slow_after``, which counts as a failure.
     :param chance: A number in [0, 1).
     :param why: Why it failed, if it did.
     """
@@ -318,20 +337,20 @@ _SINCE = struct.Struct(">d")
 _TAG = b"c"
 
 LONGEST_WHY = 160
-"""Characters of a reason that are kept."""
+"""Characters to which a reason is truncated."""
 
 
 def pack(verdict: Verdict) -> bytes:
-    """Return *verdict* as it is shared with other workers."""
+    """Return *verdict* as the bytes that the store keeps."""
     state, *numbers, since, why = verdict
     head = _PACKED.pack(_TAG, _STATES.index(state), *numbers)
     return head + _SINCE.pack(since) + why.encode("utf-8", "replace")
 
 
 def unpack(raw: bytes | None, now: float, rules: CircuitRules) -> Verdict:
-    """Return the verdict that :func:`pack` wrote; of other bytes, and of none, a closed one.
+    """Return the verdict that :func:`pack` wrote; a closed one for other bytes, and for ``None``.
 
-    A moment is never further off than the rules allow: a clock that was set back keeps nobody out.
+    Moments are capped by :func:`bounded`.
 
     :param now: The time of the store it was read from.
     """
@@ -344,7 +363,7 @@ def unpack(raw: bytes | None, now: float, rules: CircuitRules) -> Verdict:
     passed = min(passed, taken)
     trips = min(trips, MOST_TRIPS)
     since, why = 0.0, ""
-    if len(raw) >= _PACKED.size + _SINCE.size:  # else an earlier release has written it
+    if len(raw) >= _PACKED.size + _SINCE.size:  # shorter ones were written by an earlier release
         [since] = _SINCE.unpack_from(raw, _PACKED.size)
         since = since if math.isfinite(since) else 0.0
         why = raw[_PACKED.size + _SINCE.size :].decode("utf-8", "replace")
@@ -353,24 +372,24 @@ def unpack(raw: bytes | None, now: float, rules: CircuitRules) -> Verdict:
 
 
 def bounded(verdict: Verdict, now: float, rules: CircuitRules) -> Verdict:
-    """Return *verdict* with no moment in it that is further off than the rules allow."""
+    """Return *verdict* with ``until`` no later than the rules allow, whatever the clock did."""
     half_open = verdict.state is State.HALF_OPEN
     latest = now + (rules.probe_timeout if half_open else rules.longest)
     return verdict._replace(until=latest) if verdict.until > latest else verdict
 
 
-# What the status of an answer tells of the service that gave it.
+# The outcome that a response's status stands for.
 
 FAILURES = (500, 502, 503, 504)
-"""The statuses that are failures unless said otherwise."""
+"""The statuses that count as failures by default."""
 
-_NOTHING = frozenset((408, 429, 499))  # too slow, too many, gone: of the client, all of them
+_NOTHING = frozenset((408, 429, 499))  # too slow, too many, gone: all caused by the client
 
 
 def check_failures(statuses: Collection[int]) -> frozenset[int]:
     """Return *statuses* as a set.
 
-    :raises ValueError: One of them can not be a failure: 4xx are the client's.
+    :raises ValueError: One of them is not a server error (500 to 599).
     """
     for status in statuses:
         if type(status) is not int or not 500 <= status <= 599:
@@ -379,9 +398,9 @@ def check_failures(statuses: Collection[int]) -> frozenset[int]:
 
 
 def outcome_of(status: int, failures: Collection[int] = FAILURES) -> Outcome:
-    """Return what an answer with *status* tells.
+    """Return the outcome of a call whose response has *status*.
 
-    :param failures: The statuses that are failures.
+    :param failures: The statuses that count as failures.
     """
     if status < 400:
         return Outcome.OK
@@ -392,16 +411,16 @@ def outcome_of(status: int, failures: Collection[int] = FAILURES) -> Outcome:
     return Outcome.REFUSED if status < 500 else Outcome.OK
 
 
-# How the calls of one worker go, and when that is reason enough to open their circuit.
+# The counts of one worker, and when they are reason to open the circuit.
 
 
 class Tally:
-    """What one worker has seen of a service.
+    """The call counts of one worker for one service.
 
-    :param rules: What is too much.
-    :ivar failures: Calls that have failed since the last one that was answered.
-    :ivar successes: Calls that were answered, all in all.
-    :ivar last_failure: When the last one failed, ``None`` before there was one.
+    :param rules: The thresholds.
+    :ivar failures: Failed calls since the last successful one.
+    :ivar successes: Successful calls in all.
+    :ivar last_failure: When the last call failed; ``None`` before the first failure.
     """
 
     __slots__ = (
@@ -422,15 +441,15 @@ class Tally:
         self.clear()
 
     def clear(self) -> None:
-        """Begin anew to look for a reason to open, as the circuit has changed."""
+        """Reset the counts that can open the circuit, as its state has changed."""
         self._in_a_row = self._unreachable = 0
         self._window.clear()
 
     def add(self, outcome: Outcome, now: float, *, slow: bool = False) -> str:
-        """Take note of a call that ended at *now*; return why the circuit is to open.
+        """Count a call that ended at *now*; return the reason to open the circuit.
 
-        :param slow: Whether it took longer than it may.
-        :returns: The reason in words; empty when the circuit is to stay as it is.
+        :param slow: Whether it took longer than ``slow_after``.
+        :returns: The reason; empty when the circuit stays closed.
         """
         rules = self._rules
         if outcome is Outcome.OK:
@@ -465,7 +484,7 @@ class Tally:
         )
 
     def forget(self) -> None:
-        """Forget the failures, as the operator knows better."""
+        """Reset all failure counts, after the operator has reset the circuit."""
         self.clear()
         self.failures = 0
         self.last_failure = None

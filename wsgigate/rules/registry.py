@@ -1,4 +1,39 @@
-"""One entry of the registry: an instance as it registered itself, and the limits of each member."""
+"""The registry's rules: its entries and their limits, leases, and self-preservation.
+
+Theory of operation
+-------------------
+
+Leases
+
+- An entry (:class:`Registered`) has a lease: heartbeats renew it. After ``unhealthy_after`` seconds
+  of silence the entry is listed as unhealthy, after ``remove_after`` seconds it may be removed.
+  An instance that registers with a longer ``lease`` has both moved by the difference.
+- Moments are seconds of the store's clock, never of an instance or a worker, as their clocks may
+  differ.
+- Silence counts only while the registry could have received a heartbeat. After a restart, an outage
+  of the store or a change of the leading worker, heartbeats may have been lost: :func:`was_away`
+  detects the gap between two rounds, and :func:`silent_since` subtracts it. Without that, a
+  registry that was down for longer than ``remove_after`` would remove every instance when it comes
+  back.
+- The heartbeat is stored in front of the JSON, in 8 bytes: a renewal replaces these and parses
+  nothing.
+
+Self-preservation
+
+- When many instances fall silent at once, a fault of the network or of the registry is more likely
+  than that all of them failed. So while more than the share ``preserve`` of all instances is
+  silent, at most that share (and at least one) is removed per minute; Eureka calls that
+  self-preservation. Each service loses the same share of its instances, its last one last.
+- Instances that were removed within the present minute count as silent and as present
+  (:class:`Evictions`). Otherwise each removal would lower the share of silent ones until
+  self-preservation ends, and the rest would be removed at once.
+
+Checks
+
+- An instance with checks that the registry carries out itself needs no heartbeats of its own: each
+  check renews its lease. Their verdict is stored beside the instance's status, and
+  :attr:`Registered.state` combines both.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +74,10 @@ __all__ = [
 ]
 
 
-# From the document that a registration sends to an entry, or to what is wrong with it.
+# Parsing of registration documents.
 
 METADATA_BYTES = 4096
-"""How long the metadata may be, as JSON."""
+"""The most bytes of the metadata, as JSON."""
 
 _METADATA_MEMBERS = 64
 
@@ -55,7 +90,7 @@ _MOST_TAGS = 256
 _LONGEST_TAG = 4096
 
 TAGS_BYTES = 16 * 1024
-"""How long all tags of an instance may be together, as JSON."""
+"""The most bytes of all tags of an instance together, as JSON."""
 
 _MEMBERS = frozenset(
     [
@@ -76,12 +111,12 @@ _WORD = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,62}[\x21-\x7e])?")
 def parse(document: Mapping[str, Any], service: str | None = None) -> Registered:
     """Return the entry that *document* describes.
 
-    Its members are ``serviceName``, ``instanceId``, ``host``, ``port`` and, if need be, ``scheme``,
+    Its members are ``serviceName``, ``instanceId``, ``host`` and ``port``; optional are ``scheme``,
     ``weight``, ``status``, ``version``, ``zone``, ``tags``, ``healthCheckPath`` and ``metadata``. A
-    ``version``, ``zone`` or ``healthCheckPath`` may be among the metadata instead.
+    ``version``, ``zone`` or ``healthCheckPath`` may be a member of the metadata instead.
 
-    :param service: The name of the service where the document need not say it.
-    :raises Invalid: A member is missing, unknown, or beyond its limits; names it.
+    :param service: The name of the service; the document's ``serviceName`` is then optional.
+    :raises Invalid: A member is missing, unknown, or out of its limits; the error names it.
     """
     for name in document:
         if name not in _MEMBERS:
@@ -124,7 +159,7 @@ def parse(document: Mapping[str, Any], service: str | None = None) -> Registered
 def parse_status(value: object) -> Status:
     """Return the status that *value* names.
 
-    :raises Invalid: There is none of that name.
+    :raises Invalid: There is no such status.
     """
     try:
         return Status(value)  # type: ignore[arg-type]
@@ -154,7 +189,7 @@ def _tags(name: str, value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or len(value) > _MOST_TAGS:
         raise Invalid(name, f"a list of at most {_MOST_TAGS} tags")
     for tag in value:
-        # a whole routing rule may stand in one, as Traefik reads it there
+        # long, because Traefik reads whole routing rules from tags
         if not isinstance(tag, str) or not 0 < len(tag) <= _LONGEST_TAG or _NO_TEXT.search(tag):
             raise Invalid(
                 name, f"each tag a text of 1 to {_LONGEST_TAG} characters, no control characters"
@@ -192,7 +227,7 @@ def _metadata(value: object) -> dict[str, Any]:
 
 
 def _check_tree(value: object, depth: int) -> None:
-    """Refuse what is nested deeper than *depth*, control characters, and names that mean more."""
+    """Reject nesting deeper than *depth*, control characters, and names that begin with ``__``."""
     if isinstance(value, dict):
         if depth == 0:
             raise Invalid("metadata", f"at most {_METADATA_DEPTH} levels deep")
@@ -217,21 +252,17 @@ def _check_tree(value: object, depth: int) -> None:
         raise Invalid("metadata", "numbers that are finite")
 
 
-# Leases: how long an instance is believed without being heard of, and who is let go.
-#
-# When many fall silent at once, it is more likely the network, or the registry, than all of them:
-# then only a few are let go each minute, and of each service the last one last. Eureka calls that
-# self-preservation.
+# Leases and self-preservation.
 
 MINUTE = 60.0
-"""In which time no more than a share is removed; less where leases are shorter."""
+"""Seconds in which at most the share ``preserve`` is removed; ``remove_after`` where shorter."""
 
 
 class Evictions(NamedTuple):
-    """What was removed in the present minute of self-preservation.
+    """The removals within the present minute of self-preservation.
 
     :ivar since: When the minute began.
-    :ivar gone: How many were removed in it.
+    :ivar gone: The number of instances removed in it.
     """
 
     since: float = 0.0
@@ -240,14 +271,14 @@ class Evictions(NamedTuple):
 
 @dataclass(frozen=True)
 class LeaseRules:
-    """How long an instance is believed. All in seconds but *preserve*.
+    """The times of a lease, in seconds, and the limit of self-preservation.
 
-    :param heartbeat: How often an instance is to be heard of.
-    :param unhealthy_after: After how long a silence it is no longer taken to be healthy.
-    :param remove_after: After how long a silence it is removed.
-    :param preserve: The share of all instances that may be silent; when more are, no more than this
-        share is removed in a minute, and one at least. 1 removes all of them at once.
-    :raises ValueError: One of them is out of its range; says which.
+    :param heartbeat: The interval of heartbeats.
+    :param unhealthy_after: Seconds of silence after which an instance counts as unhealthy.
+    :param remove_after: Seconds of silence after which it is removed.
+    :param preserve: The share of all instances, 0 to 1. While more than that are silent, at most
+        this share, and at least one, is removed per minute. 1 removes all of them at once.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     heartbeat: float = 10.0
@@ -272,45 +303,44 @@ class LeaseRules:
             raise ValueError(f"preserve is a share from 0 to 1, got {self.preserve}")
 
     def recent(self, state: Evictions, now: float) -> int:
-        """Return how many were removed in the present minute: of leases shorter than that, in the
-        time that they last."""
+        """Return how many were removed in the present minute, or within ``remove_after`` seconds
+        where that is shorter."""
         return state.gone if 0 <= now - state.since < min(MINUTE, self.remove_after) else 0
 
 
 LONG_ABSENCE = 10.0
-"""Seconds without a round after which the registry was away whatever else is known."""
+"""Seconds without a round after which the registry counts as absent in any case."""
 
 _ROUNDS = 3
 
 
 def round_time(rules: LeaseRules) -> float:
-    """Return the seconds between two rounds of the worker that looks after leases."""
+    """Return the seconds between two rounds of the worker that expires leases."""
     return min(1.0, rules.heartbeat / 2)
 
 
 def short_absence(rules: LeaseRules) -> float:
-    """Return the seconds without a round after which the registry may have been away."""
+    """Return the seconds without a round after which the registry may have been absent."""
     return min(LONG_ABSENCE, _ROUNDS * round_time(rules))
 
 
 def was_away(gap: float, rules: LeaseRules, *, steady: bool) -> bool:
-    """Return whether nobody could be heard of for *gap* seconds, which are no silence then.
+    """Return whether heartbeats may have been lost for *gap* seconds, which then are no silence.
 
-    A worker that goes on looking after leases may take some seconds for a round: that is no
-    absence, as heartbeats are taken meanwhile. After any other gap (the registry was restarted, its
-    store failed, another worker took over) some of them may have been lost, so it does not count,
-    however short it is.
+    A round of the worker that expires leases may take some seconds: that is no absence, as other
+    threads accept heartbeats during it. After any other gap (the registry was restarted, its store
+    failed, another worker took over) some heartbeats may have been lost, so a shorter gap counts.
 
     :param gap: Seconds of the store's clock from the beginning of the last round to this one.
-    :param steady: Whether the same worker did both, without a pause in between.
+    :param steady: Whether the same worker did both rounds, without a pause in between.
     """
     return gap > (LONG_ABSENCE if steady else short_absence(rules))
 
 
 def silent_since(last_heartbeat: float, away: Iterable[tuple[float, float]]) -> float:
-    """Return since when a silence counts: the time in which nobody listened does not.
+    """Return since when silence counts: *last_heartbeat*, later by the registry's absences.
 
-    :param away: From when to when the registry itself was away, each after the other.
+    :param away: The periods in which the registry was absent, in order: their begin and end.
     """
     return last_heartbeat + sum(
         max(0.0, until - max(since, last_heartbeat)) for since, until in away
@@ -318,9 +348,9 @@ def silent_since(last_heartbeat: float, away: Iterable[tuple[float, float]]) -> 
 
 
 def is_preserving(silent: int, count: int, rules: LeaseRules) -> bool:
-    """Tell whether too many are silent for it to be their own doing.
+    """Return whether so many instances are silent that self-preservation limits removals.
 
-    :param silent: How many of *count* have not been heard of for ``unhealthy_after``.
+    :param silent: How many of *count* instances sent no heartbeat for ``unhealthy_after``.
     """
     return silent > _allowed(count, rules)
 
@@ -332,10 +362,10 @@ def _allowed(count: int, rules: LeaseRules) -> int:
 def evictions(
     entries: Sequence[Registered], now: float, rules: LeaseRules, state: Evictions
 ) -> tuple[tuple[Registered, ...], Evictions]:
-    """Return whose lease is over and who is to go now, and the new state.
+    """Return the expired entries to remove now, and the new state.
 
     :param entries: All entries of all services.
-    :param state: What was returned the last time.
+    :param state: The state that the last call returned.
     """
     return evictions_among(entries, Counter(each.service for each in entries), now, rules, state)
 
@@ -347,10 +377,10 @@ def evictions_among(
     rules: LeaseRules,
     state: Evictions,
 ) -> tuple[tuple[Registered, ...], Evictions]:
-    """Return what :func:`evictions` does.
+    """Return the same as :func:`evictions`, given the silent entries only.
 
     :param entries: At least the entries that are silent.
-    :param sizes: How many instances each service has.
+    :param sizes: The number of instances of each service.
     """
     count = sum(sizes.values())
     ages = [(now - entry.silent_since, entry) for entry in entries]
@@ -361,7 +391,7 @@ def evictions_among(
     if not over:
         return (), state
     silent = sum(age > entry.unhealthy_after(rules) for age, entry in ages)
-    # those that went within this minute were silent as well, and were there when it began
+    # Those removed in this minute count as silent, and as present when it began.
     gone = rules.recent(state, now)
     if not is_preserving(silent + gone, count + gone, rules):
         chosen = [entry for _, entry in over]
@@ -374,7 +404,7 @@ def evictions_among(
 
 
 def _spread(over: Sequence[Registered], sizes: Mapping[str, int]) -> list[Registered]:
-    """Return *over* in an order that takes the same share of every service, the last one last."""
+    """Return *over* in an order that removes the same share of each service, its last one last."""
     turns: Counter[str] = Counter()
     ranked = []
     for position, entry in enumerate(over):
@@ -384,23 +414,23 @@ def _spread(over: Sequence[Registered], sizes: Mapping[str, int]) -> list[Regist
 
 
 class Status(StrEnum):
-    """What an instance says of itself."""
+    """The status that an instance reports."""
 
     UP = "UP"
-    """It takes requests."""
+    """It accepts requests."""
     STARTING = "STARTING"
     """It is not ready yet."""
     DRAINING = "DRAINING"
-    """It ends the requests it has, and takes no more."""
+    """It finishes its requests, and accepts no new ones."""
     DOWN = "DOWN"
-    """It takes none, and does not say when it will."""
+    """It accepts no requests."""
 
 
 class Invalid(ValueError):
-    """A member of an entry is not what it may be.
+    """A member of a registration document is invalid.
 
     :ivar field: The member, by its name in the registry's documents.
-    :ivar why: What it may be, in words that can be shown to whoever sent it.
+    :ivar why: The allowed values, in words that can be shown to the client.
     """
 
     def __init__(self, field: str, why: str) -> None:
@@ -410,7 +440,7 @@ class Invalid(ValueError):
 
 
 MOST_BYTES = 40 * 1024
-"""How long an entry may be in the store; its members are limited to much less together."""
+"""The most bytes of an entry in the store; the limits of its members add up to much less."""
 
 _SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -418,15 +448,15 @@ _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,127}")
 
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 
-_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # of whatever base inet_aton(3) reads
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # in any base that inet_aton(3) reads
 
 _HEARTBEAT = struct.Struct(">d")
 
 
 def check_service(name: object) -> str:
-    """Return *name* if it is a service's: letters, digits, ``.``, ``_`` and ``-``, at most 63.
+    """Return the service name *name*: at most 63 letters, digits, ``.``, ``_`` and ``-``.
 
-    :raises Invalid: It is not.
+    :raises Invalid: It is not a service name.
     """
     if not isinstance(name, str) or not _SERVICE.fullmatch(name):
         raise Invalid("serviceName", "1 to 63 letters, digits, '.', '_' or '-', no sign first")
@@ -434,9 +464,9 @@ def check_service(name: object) -> str:
 
 
 def check_id(text: object) -> str:
-    """Return *text* if it is an instance's id: as a service's name, and ``:`` and ``@``, to 128.
+    """Return the instance id *text*: characters of a service name, ``:`` and ``@``, at most 128.
 
-    :raises Invalid: It is not.
+    :raises Invalid: It is not an instance id.
     """
     if not isinstance(text, str) or not _ID.fullmatch(text):
         raise Invalid(
@@ -446,12 +476,12 @@ def check_id(text: object) -> str:
 
 
 def check_host(text: object) -> str:
-    """Return *text* as a host is compared: an address in its usual form, or a name in lower case.
+    """Return the host *text* in canonical form: an IP address, or a name in lower case.
 
-    What systems read as an address in one way and people in another (``127.1``, ``0x7f.1``,
-    ``2130706433``) is neither.
+    Unusual spellings of an address (``127.1``, ``0x7f.1``, ``2130706433``) are rejected: systems
+    read them as addresses that people do not expect.
 
-    :raises Invalid: It is no host.
+    :raises Invalid: It is not a host.
     """
     wrong = Invalid("host", "an IP address or a host name, nothing before or behind it")
     if not isinstance(text, str) or not text.isascii() or not 0 < len(text) <= 253 or "%" in text:
@@ -469,29 +499,29 @@ def check_host(text: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """One instance as the registry knows it. Moments are seconds of the store's clock.
+    """One registered instance. Moments are seconds of the store's clock.
 
-    :param service: The service it is one of.
-    :param instance_id: What tells it from its siblings.
-    :param host: Its address or its host's name.
+    :param service: The name of its service.
+    :param instance_id: Its id, unique within the service.
+    :param host: Its IP address or host name.
     :param port: 1 to 65535.
     :param scheme: ``http`` or ``https``.
-    :param weight: Its share of the traffic relative to its siblings; 0 drains it.
-    :param status: What it says of itself.
+    :param weight: Its share of the traffic relative to other instances; 0 drains it.
+    :param status: The status it reports.
     :param version: The version it runs.
-    :param zone: Where it runs.
-    :param tags: What else it may be asked for by.
-    :param metadata: Whatever its users want to know: JSON.
-    :param health_check_path: What it may be asked for to see whether it is well.
-    :param lease: For how many seconds it may be silent, where that is more than the rules have: who
-        is heard of every 30 seconds is not unhealthy after 30.
+    :param zone: The zone it runs in.
+    :param tags: Tags that clients can filter by.
+    :param metadata: Further data for clients, as JSON.
+    :param health_check_path: The path of its health check.
+    :param lease: Seconds for which it may be silent, where that is more than ``unhealthy_after``:
+        an instance with a heartbeat every 30 s must not be unhealthy after 30 s.
     :param registered_at: When it registered.
-    :param last_heartbeat: When it was last heard of.
-    :param silent_since: Since when its silence counts: its last heartbeat, or later, as the time in
-        which the registry itself was away does not count. Not kept in the store.
-    :param checks: Checks that the registry carries out itself. What they say of the instance is
-        beside what it says of itself, see :attr:`state`.
-    :ivar written: All but the moments as the store had it, empty when it does not come from there.
+    :param last_heartbeat: When its last heartbeat arrived.
+    :param silent_since: Since when its silence counts: its last heartbeat, or later, as absences of
+        the registry do not count. Not kept in the store.
+    :param checks: Checks that the registry carries out itself; :attr:`state` combines their results
+        with *status*.
+    :ivar written: The bytes of :meth:`body` as the store has them; empty for a new entry.
     """
 
     service: str
@@ -515,46 +545,49 @@ class Registered:
 
     @property
     def url(self) -> str:
-        """Where it is: ``http://10.0.0.5:8000``."""
+        """Its base URL, such as ``http://10.0.0.5:8000``."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}"
 
     @property
     def state(self) -> Status:
-        """What it is for others: what it says of itself, unless its checks know better."""
+        """Its effective status: the reported one; while that is UP, its checks can lower it."""
         if not self.checks or self.status is not Status.UP or all(c.passes for c in self.checks):
             return self.status
         failed = any(check.carried_out and not check.passes for check in self.checks)
         return Status.DOWN if failed else Status.STARTING
 
     def healthy(self, now: float, rules: LeaseRules) -> bool:
-        """Tell whether it is UP, and was heard of lately."""
+        """Return whether it is UP, and its lease is current."""
         if self.status is not Status.UP or (self.checks and self.state is not Status.UP):
             return False
         silent = now - max(self.last_heartbeat, self.silent_since)
         return silent <= rules.unhealthy_after or silent <= self.unhealthy_after(rules)
 
     def unhealthy_after(self, rules: LeaseRules) -> float:
-        """Return after how many seconds of silence it is no longer taken to be healthy."""
-        if self.checks and self.lease is None:  # it is heard of whenever one was carried out
+        """Return the seconds of silence after which it counts as unhealthy."""
+        if self.checks and self.lease is None:  # each check that is carried out renews it
             return max(rules.unhealthy_after, *(3 * c.interval + c.timeout for c in self.checks))
         return max(rules.unhealthy_after, self.lease or 0.0)
 
     @property
     def reports(self) -> bool:
-        """Whether it is to send heartbeats itself, rather than be heard of by its checks."""
+        """Whether it must send heartbeats; False where only the registry's checks renew it."""
         return not self.checks or self.lease is not None
 
     def remove_after(self, rules: LeaseRules) -> float:
-        """Return after how many seconds of silence it is removed: as long afterwards as others."""
+        """Return the seconds of silence after which it is removed.
+
+        The time from unhealthy to removed is the same as for all other instances.
+        """
         return self.unhealthy_after(rules) + rules.remove_after - rules.unhealthy_after
 
     def heard(self, now: float, silent_since: float | None = None) -> Registered:
-        """Return it with a heartbeat at *now*.
+        """Return the entry with a heartbeat at *now*.
 
-        :param silent_since: Since when its silence counts, if not since then.
+        :param silent_since: Since when its silence counts. Default: *now*.
         """
-        heard = Registered(  # replace() takes twice as long, and this is done for each heartbeat
+        heard = Registered(  # dataclasses.replace() takes twice as long; each heartbeat runs this
             *(self.service, self.instance_id, self.host, self.port, self.scheme, self.weight),
             *(self.status, self.version, self.zone, self.tags, self.metadata),
             *(self.health_check_path, self.lease, self.registered_at),
@@ -564,11 +597,11 @@ class Registered:
         return heard
 
     def to_bytes(self) -> bytes:
-        """Return what is kept in the store: the moment of its last heartbeat, and all else."""
+        """Return the entry as the store keeps it: its last heartbeat, then :meth:`body`."""
         return _HEARTBEAT.pack(self.last_heartbeat) + self.body()
 
     def body(self) -> bytes:
-        """Return all but the moment of its last heartbeat."""
+        """Return the entry as JSON, without its last heartbeat."""
         members: list[Any] = [
             *(self.service, self.instance_id, self.host, self.port, self.scheme, self.weight),
             *(self.status.value, self.version, self.zone, list(self.tags), dict(self.metadata)),
@@ -582,15 +615,15 @@ class Registered:
     def from_bytes(cls, raw: bytes) -> Registered:
         """Return the entry that :meth:`to_bytes` wrote.
 
-        :raises ValueError: *raw* is no entry.
+        :raises ValueError: *raw* is not an entry.
         """
         return cls.from_body(raw[_HEARTBEAT.size :]).heard(cls.heartbeat_in(raw))
 
     @classmethod
     def from_body(cls, body: bytes) -> Registered:
-        """Return the entry that :meth:`body` wrote, of which nobody has heard yet.
+        """Return the entry that :meth:`body` wrote, without a heartbeat.
 
-        :raises ValueError: *body* is none.
+        :raises ValueError: *body* is not an entry.
         """
         if not 0 < len(body) <= MOST_BYTES - _HEARTBEAT.size:
             raise ValueError("not an entry of the registry")
@@ -623,14 +656,14 @@ class Registered:
 
     @staticmethod
     def renewed(raw: bytes, now: float) -> bytes:
-        """Return *raw*, an entry as it is stored, with a heartbeat at *now*; all else stays."""
+        """Return the stored entry *raw* with a heartbeat at *now*."""
         return _HEARTBEAT.pack(now) + raw[_HEARTBEAT.size :]
 
     @staticmethod
     def heartbeat_in(raw: bytes) -> float:
-        """Return the moment of the last heartbeat of *raw*, an entry as it is stored.
+        """Return the moment of the last heartbeat of the stored entry *raw*.
 
-        Of what is none, it is before all others.
+        It is minus infinity where *raw* is not an entry.
         """
         if len(raw) < _HEARTBEAT.size:
             return float("-inf")
