@@ -17,7 +17,7 @@ import pytest
 from tests.acceptance.conftest import home, until
 from tests.acceptance.registries import TOKEN, RegistryServer
 from tests.support.ports import free_port
-from wsgigate.cli.register import LOOK
+from wsgigate.cli.register import CHECK_INTERVAL
 
 SERVER = """\
 import http.server, signal, sys, time
@@ -226,7 +226,7 @@ def test_options_that_can_not_be_right_are_named_and_nothing_is_run(
 def test_a_command_without_a_program_says_what_is_missing(run: Run) -> None:
     registered = run([])
     assert registered.ends_with() == 2
-    assert "the program to run is missing" in registered.output.read_text()
+    assert "a program to run is required" in registered.output.read_text()
 
 
 def test_signals_reach_the_program_once(run: Run, registry: RegistryServer) -> None:
@@ -249,9 +249,9 @@ def test_one_that_was_stopped_goes_on(run: Run, registry: RegistryServer) -> Non
     program.wait_to_hear("SIGUSR1")
     for _ in range(5):
         program.send(signal.SIGSTOP)
-        time.sleep(2 * LOOK)
+        time.sleep(2 * CHECK_INTERVAL)
         program.send(signal.SIGCONT)
-        time.sleep(LOOK / 2)
+        time.sleep(CHECK_INTERVAL / 2)
     assert program.process.poll() is None, program.told()
     registry.wait_for("POST heartbeat", registry.count("POST heartbeat") + 1)
     program.send(signal.SIGTERM)

@@ -74,8 +74,8 @@ def test_a_process_of_its_own_denies_for_a_gateway_that_runs(file: str) -> None:
     ("arguments", "given", "words"),
     [
         ([], "", "token: not three parts of base64url"),
-        (["--jti", "j-1"], "", "--last: is missing"),
-        (["--sub", "ann"], "", "--last: is missing"),
+        (["--jti", "j-1"], "", "--last is required"),
+        (["--sub", "ann"], "", "--last is required"),
         (["--sub", "", "--last", "1h"], "", "sub: a text of 1 to 1024 characters"),
         (["--sub", "ann", "--last", "soon"], "", "expected a duration"),
         (["--sub", "ann", "--last", "9999d"], "", "until: a Unix time at most ten years ahead"),
@@ -100,7 +100,7 @@ def test_a_store_that_no_command_can_see_is_told(
     path = tmp_path / "gateway.toml"
     path.write_text(FILE.replace("lmdb:data", "memory:"))
     assert main(["deny", str(path), "--jti", "a", "--last", "1h"]) == 2
-    assert "is each worker's own" in capsys.readouterr().err
+    assert "is private to each worker" in capsys.readouterr().err
 
 
 def test_a_store_that_fails_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,7 +108,7 @@ def test_a_store_that_fails_is_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     path.write_text(FILE)
     (tmp_path / "data").write_text("no folder")
     assert main(["deny", str(path), "--jti", "a", "--last", "1h"]) == 1
-    assert "it may be denied or not" in capsys.readouterr().err
+    assert "unknown whether the tokens are denied" in capsys.readouterr().err
 
 
 def test_a_file_that_is_wrong_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,8 +76,11 @@ def test_a_process_of_its_own_switches_a_gateway_that_runs(file: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["on", "--service", "order"], '"service:order" is no scope of this gateway; did you mean'),
-        (["on", "--route", "/x"], '"route:/x" is no scope'),
+        (
+            ["on", "--service", "order"],
+            '"service:order" is not a scope of this gateway; did you mean',
+        ),
+        (["on", "--route", "/x"], '"route:/x" is not a scope'),
         (["on", "--for", "soon"], "expected a duration"),
         (["on", "--for", "0s"], "for: more than 0 seconds"),
         (["on", "--message", "two\nlines"], "message: a text of one line"),
@@ -96,7 +99,7 @@ def test_what_can_not_be_is_told(
     ("before", "after", "code", "words"),
     [
         ("[maintenance]\n", "", 2, "has no [maintenance]"),
-        ("lmdb:data", "memory:", 2, "is each worker's own"),
+        ("lmdb:data", "memory:", 2, "is private to each worker"),
         ("[maintenance]\n", "[maintenance]\nx = 1\n", 2, "maintenance.x"),
     ],
 )
@@ -118,7 +121,7 @@ def test_a_store_that_fails_is_told(
 ) -> None:
     (tmp_path / "data").write_text("no folder")
     assert main(["maintenance", file, "on"]) == 1
-    assert "it may be out of service or not" in capsys.readouterr().err
+    assert "unknown whether the switch took effect" in capsys.readouterr().err
 
 
 def test_routes_and_explain_tell_of_a_split(file: str, capsys: pytest.CaptureFixture[str]) -> None:

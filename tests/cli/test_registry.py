@@ -96,8 +96,8 @@ def test_in_memory_there_is_one_process(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "environ", "told"),
     [
-        ((), {}, "REGISTRY_TOKEN: is missing"),
-        ((), {"REGISTRY_TOKEN": ""}, "REGISTRY_TOKEN: is missing"),
+        ((), {}, "REGISTRY_TOKEN is required"),
+        ((), {"REGISTRY_TOKEN": ""}, "REGISTRY_TOKEN is required"),
         ((), {"REGISTRY_TOKEN": "short"}, "REGISTRY_TOKEN: the token is 16 to 1024"),
         (("--open", "--bind", "0.0.0.0:3004"), {}, "--open: requires a gateway that listens on"),
         (("--open", "--bind", "nowhere"), {}, "--bind: expected an address"),

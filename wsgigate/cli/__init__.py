@@ -1,4 +1,4 @@
-"""The command line: run a gateway from its file, and find out what the file means."""
+"""The command line: run a gateway from its file, check the file, and operate the gateway."""
 
 from wsgigate.cli.main import main
 

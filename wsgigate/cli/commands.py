@@ -1,4 +1,4 @@
-"""The commands that say little of their own: run, check, routes, schema."""
+"""The commands run, check, routes and schema."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from wsgigate.server_check import Finding, findings
 
 __all__ = ["check", "routes", "run", "schema"]
 
-_INSTEAD = ("bind", "workers", "threads")
-"""Arguments of run that stand for keys of the file's [gateway]."""
+_OVERRIDES = ("bind", "workers", "threads")
+"""Arguments of run that override keys of the file's [gateway] table."""
 
 _KINDS: dict[str, Kind[Any]] = {
-    field.name: field.metadata["kind"] for field in fields(Gateway) if field.name in _INSTEAD
+    field.name: field.metadata["kind"] for field in fields(Gateway) if field.name in _OVERRIDES
 }
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until a signal ends it."""
+    """Serve the gateway until a signal stops it."""
     try:
         serve = server(arguments.server, "run").serve
     except ValueError as error:
         return failed(error)
     try:
-        if any(getattr(arguments, name) is not None for name in _INSTEAD):
-            _check_instead(arguments, load(arguments.file))
+        if any(getattr(arguments, name) is not None for name in _OVERRIDES):
+            _check_overrides(arguments, load(arguments.file))
     except (ConfigError, ValueError) as error:
         return failed(error)
     try:
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Tell all that is wrong with a file, and what is likely not meant."""
+    """Report all errors and warnings of a file."""
     path: str = arguments.file
     try:
         reading = read_file(path)
@@ -114,7 +114,7 @@ def schema(_arguments: argparse.Namespace) -> int:
 
 
 def _thread_shares(config: Config) -> Iterator[str]:
-    """Yield how the threads of a worker are shared by the services, as far as they are."""
+    """Yield lines on how the services share the threads of a worker."""
     threads, services = config.gateway.threads, config.services
     limits = {name: service.max_in_flight for name, service in services.items()}
     shared = sorted(name for name, most in limits.items() if most is None)
@@ -132,7 +132,7 @@ def _thread_shares(config: Config) -> Iterator[str]:
 
 
 def _of_server(config: Config, name: str) -> list[Finding]:
-    """Return what is wrong with the server that ``run`` would start, where it is installed."""
+    """Return the findings on the server that ``run`` would start, if it is installed."""
     try:
         planned = import_module(f"wsgigate.servers.{name}").planned
     except ModuleNotFoundError as error:
@@ -142,17 +142,17 @@ def _of_server(config: Config, name: str) -> list[Finding]:
     return findings(planned(config))
 
 
-def _check_instead(arguments: argparse.Namespace, config: Config) -> None:
-    """See that the gateway can serve with what *arguments* say instead of the file.
+def _check_overrides(arguments: argparse.Namespace, config: Config) -> None:
+    """Check the configuration with the keys that *arguments* override.
 
-    :raises ValueError: It cannot; names the argument.
+    :raises ValueError: The configuration is invalid; the message names the argument.
     """
-    given = {name: value for name in _INSTEAD if (value := getattr(arguments, name)) is not None}
-    instead = replace(config, gateway=replace(config.gateway, **given))
+    given = {name: value for name in _OVERRIDES if (value := getattr(arguments, name)) is not None}
+    overridden = replace(config, gateway=replace(config.gateway, **given))
     errors = Errors()
     for name, value in given.items():
         _KINDS[name].read(value, f"gateway.{name}", errors)
-    check_across(instead, errors, [])
+    check_across(overridden, errors, [])
     for key, text in errors:
         name = key.removeprefix("gateway.")
         raise ValueError(f"--{name}: {text}" if name in given else f"{key}: {text}")

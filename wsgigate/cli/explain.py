@@ -1,4 +1,4 @@
-"""The command explain: what would become of a request, without sending one."""
+"""The command explain: show how a request would be handled, without sending one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["explain"]
 
 
 def explain(arguments: argparse.Namespace) -> int:
-    """Print what becomes of a request; return 1 when it is refused."""
+    """Print how a request would be handled; return 1 if it would be rejected."""
     try:
         reading = read_file(arguments.file)
         built = assemble(reading.config, path=arguments.file, errors=reading.errors)
@@ -60,7 +60,7 @@ def request(method: str, url: str) -> dict[str, Any]:
 def _explained(environ: dict[str, Any], built: Built, config: Config) -> int:
     method: str = environ["REQUEST_METHOD"]
     if method in NEVER:
-        return _refused(405, f"{method} is never passed on")
+        return _refused(405, f"{method} is never forwarded")
     try:
         found = built.dispatcher.find(environ)
         target = kept_target_of(environ) if found is not None else any_target_of(environ)
@@ -69,9 +69,9 @@ def _explained(environ: dict[str, Any], built: Built, config: Config) -> int:
     _line("target", f"{method} {target.text}")
     _line("host", target.host)
     if not built.dispatcher.serves(target.host):
-        return _refused(421, "the host is none of gateway.allowed_hosts")
+        return _refused(421, "the host is not in gateway.allowed_hosts")
     if isinstance(found, MethodNotAllowed):
-        return _refused(405, f"the routes of this path take {', '.join(found.allowed)}")
+        return _refused(405, f"the routes of this path allow {', '.join(found.allowed)}")
     loggers = leading_loggers(config.middleware)
     outside = [_named(config.middleware[index]) for index in sorted(loggers)]
     outside.append("client-address")
@@ -116,7 +116,9 @@ def _forwarded(
     instances: tuple[Instance, ...] = built.gateway.pools[service].instances
     if watcher is not None and service in watcher.sources:
         _line("found by", watcher.sources[service])
-        instances = (Instance("http://instance"),)  # whichever there will be
+        instances = (
+            Instance("http://instance"),
+        )  # any instance: which ones there are is not known yet
     for instance in instances:
         try:
             request = maker.make(environ, kept_target_of(environ), instance)
@@ -127,7 +129,7 @@ def _forwarded(
 
 
 def _shaped(entry: Entry, config: Config) -> None:
-    """Tell who else may get to see the request."""
+    """Print the fallbacks and the mirror of the request."""
     table = entry.table
     names = [share.service for share in table.services] or [table.service or ""]
     fallbacks = [config.services[name].fallback for name in names]
@@ -148,11 +150,11 @@ def _shaped(entry: Entry, config: Config) -> None:
 def _named(entry: Middleware) -> str:
     if isinstance(entry.options, LimiterOptions):
         quota = entry.options.quota
-        told = ", ".join(map(str, quota)) if isinstance(quota, tuple) else str(quota)
+        text = ", ".join(map(str, quota)) if isinstance(quota, tuple) else str(quota)
         for plan, quotas in (entry.options.plans or {}).items():
             several = quotas if isinstance(quotas, tuple) else (quotas,)
-            told += f"; {plan}: {', '.join(map(str, several))}"
-        return f"{entry.use} ({told}{'; only observed' if entry.options.observe else ''})"
+            text += f"; {plan}: {', '.join(map(str, several))}"
+        return f"{entry.use} ({text}{'; only observed' if entry.options.observe else ''})"
     if isinstance(entry.options, ConcurrencyOptions):
         watched = "; only observed" if entry.options.observe else ""
         return f"{entry.use} ({entry.options.limit} at a time{watched})"

@@ -1,4 +1,7 @@
-"""What the commands are called and what they take; what they do is in the modules beside."""
+"""The commands of the command line and their arguments.
+
+The function of a command is in another module, which is imported only when the command runs.
+"""
 
 from __future__ import annotations
 
@@ -26,21 +29,22 @@ __all__ = [
 ]
 
 
-# How a command fails: a line on standard error, and its exit code.
+# Errors: a line on standard error, and the exit code.
 
 
 def failed(why: Exception | str, code: int = 2) -> int:
-    """Tell *why*, and return *code*; what is wrong with a file already names the file."""
+    """Print *why* on standard error and return *code*; a ConfigError names its file itself."""
     print(why if isinstance(why, ConfigError) else f"wsgigate: {why}", file=sys.stderr)
     return code
 
 
-# What the command register takes.
+# The command register.
 
 REGISTER_ABOUT = """\
 Run a program, in any language, and keep it registered at a registry while it runs: STARTING until
-its port takes connections, then UP, DRAINING for a while after SIGTERM, and gone at its end.
-Signals are passed on, and the exit code is the program's. REGISTRY_TOKEN is the token for it."""
+its port accepts connections, then UP, DRAINING for a while after SIGTERM, and removed when it
+exits. Signals are forwarded to the program, and the exit code is the program's. The environment
+variable REGISTRY_TOKEN holds the token."""
 
 REGISTER_EXAMPLES = """\
 examples:
@@ -52,7 +56,7 @@ examples:
 
 
 def add_register_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add them to *parser*."""
+    """Add the arguments of the command register to *parser*."""
 
     def text(name: str, about: str, metavar: str = "NAME", default: str | None = None) -> None:
         parser.add_argument(name, metavar=metavar, help=about, default=default)
@@ -63,31 +67,41 @@ def add_register_arguments(parser: argparse.ArgumentParser) -> None:
     def number(name: str, about: str, metavar: str, **options: Any) -> None:
         parser.add_argument(name, metavar=metavar, help=about, **options)
 
-    parser.add_argument("--service", metavar="NAME", required=True, help="which service it is")
-    number("--port", "where others reach it", "PORT", type=numbers.port, required=True)
-    text("--host", "the name or address of it (default: this machine's, as the registry sees it)")
-    several("--registry", "where the registry is; several are asked in turn (REGISTRY_URL)", "URL")
-    text("--ca", "a file of the authorities that vouch for an https registry", "FILE")
-    text("--instance-id", "tells it from its siblings (default: made of host and port)", "ID")
+    parser.add_argument("--service", metavar="NAME", required=True, help="the service's name")
+    number("--port", "the port at which others reach it", "PORT", type=numbers.port, required=True)
+    text(
+        "--host",
+        "its host name or address (default: this machine's address, as the registry sees it)",
+    )
+    several(
+        "--registry",
+        "the registry's URL; may be repeated, several are tried in order (default: REGISTRY_URL)",
+        "URL",
+    )
+    text("--ca", "a file of CA certificates for an https registry", "FILE")
+    text("--instance-id", "the instance's id (default: derived from host and port)", "ID")
     text("--scheme", "http or https (default: http)", "SCHEME", "http")
-    text("--health-check-path", "where it answers whether it is well", "PATH")
+    text("--health-check-path", "the path of its health check", "PATH")
     number(
         "--weight",
-        "its share of the traffic beside its siblings (default: 1)",
+        "its share of the traffic relative to the other instances (default: 1)",
         "N",
         type=numbers.weight,
         default=1,
     )
-    text("--service-version", "which release it is", "VERSION")
-    text("--zone", "where it runs")
-    several("--tag", "a word to find it by; may be repeated", "WORD")
-    several("--meta", "what else is to be known of it; may be repeated", "NAME=VALUE")
+    text("--service-version", "the version of the program", "VERSION")
+    text("--zone", "the availability zone it runs in")
+    several("--tag", "a tag, by which clients select instances; may be repeated", "WORD")
+    several("--meta", "metadata of the instance; may be repeated", "NAME=VALUE")
     number(
-        "--listens", "its port here, if others reach it by another one", "PORT", type=numbers.port
+        "--listens",
+        "the port it listens on here, if others reach it by another one",
+        "PORT",
+        type=numbers.port,
     )
     number(
         "--drain",
-        "how long to go on after SIGTERM (default: 2s)",
+        "how long to keep running after SIGTERM (default: 2s)",
         "TIME",
         type=numbers.drain,
         default="2s",
@@ -95,17 +109,17 @@ def add_register_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM ...")
 
 
-# The servers that can be had to serve a gateway.
+# The servers that can serve a gateway.
 
 SERVERS = {"gunicorn": "server", "granian": "granian"}
-"""The extra that installs each, by its name; the first is usual."""
+"""The extra that installs each server; the first one is the default."""
 
 
 def server(name: str, command: str) -> ModuleType:
-    """Return what has the server *name* serve a gateway.
+    """Return the module that serves a gateway with the server *name*.
 
-    :param command: The command that needs it.
-    :raises ValueError: It is not installed; says what to do.
+    :param command: The command that requires it, for the error.
+    :raises ValueError: The server is not installed; the message says how to install it.
     """
     try:
         return import_module(f"wsgigate.servers.{name}")
@@ -113,16 +127,16 @@ def server(name: str, command: str) -> ModuleType:
         if error.name is None or error.name.partition(".")[0] != name:
             raise
         raise ValueError(
-            f'{command} needs {name}: pip install "wsgigate[{SERVERS[name]}]"'
+            f'{command} requires {name}: pip install "wsgigate[{SERVERS[name]}]"'
         ) from None
 
 
 ABOUT = """\
-An API gateway in front of your services: one file says which paths go to which service, and
-which middlewares (rate limits, tokens, logs) stand before them."""
+An API gateway in front of your services: one file defines which paths are routed to which service,
+and which middlewares (rate limiting, authentication, logging) are applied."""
 
 START = """\
-a first file, gateway.toml:
+a minimal gateway.toml:
 
   [services.orders]
   instances = ["http://127.0.0.1:8000"]
@@ -140,24 +154,24 @@ then:
 """
 
 RUN = """\
-Serve the gateway with gunicorn, or granian, until a signal ends it. SIGHUP reads the file again:
-requests under way are finished by the old workers, and a file with errors changes nothing."""
+Serve the gateway with gunicorn, or granian, until a signal stops it. SIGHUP reloads the file: the
+old workers finish the requests in flight; a file with errors is rejected without any effect."""
 
 CHECK = """\
-Read the file, build the gateway without starting it, and see that its store can be used here.
-Every error is reported with its key; the exit code is 0 when there is none, else 2. A store that
-does not answer at the moment is a warning, as the gateway starts without it; a wrong password is
-an error."""
+Check the file: build the gateway without starting it, and check that its store can be used here.
+Every error is reported with its key; the exit code is 0 without errors, else 2. A store that is
+unavailable at the moment is a warning, as the gateway starts without it; a wrong password is an
+error."""
 
-ROUTES = "List the routes: what they match, what stands before them, and where they lead."
+ROUTES = "List the routes: what they match, their middlewares, and their services."
 
 EXPLAIN = """\
-Tell what would become of a request, without sending one: its path as the gateway reads it, the
-route that takes it, the middlewares in their order, and what the service would be asked for. The
-exit code is 1 when the request would be refused: no route, a wrong method, a malformed path."""
+Show how a request would be handled, without sending one: its path as the gateway parses it, the
+route that matches, the middlewares in order, and the request to the service. The exit code is 1 if
+the request would be rejected: no route, a wrong method, a malformed path."""
 
 MINT = """\
-Print a signed token (JWT) for trying things out, as the gateway's authenticator would accept it."""
+Print a signed token (JWT) for testing, as the gateway's authenticator accepts it."""
 
 EXAMPLES = """\
 examples:
@@ -167,8 +181,8 @@ examples:
 """
 
 DENY = """\
-Deny tokens before they end: the authenticators of the gateway with deny_list = true refuse them
-within a second. A token is read from standard input, so that no list of processes shows it."""
+Revoke tokens before they expire: the gateway's authenticators with deny_list = true reject them
+within a second. The token is read from standard input, so that process listings do not show it."""
 
 DENY_EXAMPLES = """\
 examples:
@@ -178,8 +192,9 @@ examples:
 """
 
 MAINTENANCE = """\
-Take the gateway, a service or a route out of service, and back. All workers answer its requests
-with 503 within a second; the gateway's own endpoints go on. The file needs [maintenance]."""
+Switch maintenance mode of the gateway, a service or a route on or off. Within a second all workers
+answer its requests with 503; the gateway's own endpoints stay available. The file must have a
+[maintenance] table."""
 
 MAINTENANCE_EXAMPLES = """\
 examples:
@@ -189,10 +204,10 @@ examples:
 """
 
 REGISTRY = """\
-Serve the registry alone, until a signal ends it: services register with it, send heartbeats and
-leave; gateways and others ask it who is there. Whoever registers presents the token that the
-environment variable REGISTRY_TOKEN holds. It runs under gunicorn or granian, its state is in
-LMDB."""
+Serve the service registry without a gateway, until a signal stops it: services register, send
+heartbeats and deregister; gateways and other clients look up instances. Registration requires the
+token in the environment variable REGISTRY_TOKEN. The registry runs under gunicorn or granian, its
+state is in LMDB."""
 
 REGISTRY_EXAMPLES = """\
 examples:
@@ -203,16 +218,18 @@ examples:
   wsgigate registry --server granian      (for thousands of instances)
   wsgigate registry --bind 10.0.0.4:3004 --allow 10.0.0.0/8 --token users=USERS_TOKEN
 
-All that there is to set is in the [registry] table of a gateway's file, for "wsgigate run".
+For all other settings use the [registry] table of a gateway's file, with "wsgigate run".
 """
 
-SCHEMA = "Print the JSON Schema of the file, by which editors complete and check it."
+SCHEMA = "Print the JSON Schema of the file, for completion and validation in editors."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line *argv*, the process's own unless given; return the exit code."""
+    """Run the command line *argv* and return the exit code. Default: the process's arguments."""
     arguments = _parser().parse_args(argv)
-    if os.getcwd() not in sys.path:  # apps and factories that the file names are often here
+    if (
+        os.getcwd() not in sys.path
+    ):  # apps and factories that the file names are often in the current folder
         sys.path.insert(0, os.getcwd())
     module, _, name = arguments.command.partition(":")
     command: Callable[[argparse.Namespace], int] = getattr(import_module(module), name)
@@ -220,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = command(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever reads has read enough; what is left must not be complained about at exit.
+        # The reader has closed the pipe; Python must not report the unwritten rest at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
@@ -251,20 +268,24 @@ def _parser() -> argparse.ArgumentParser:
 
     run = command("run", "commands:run", RUN)
     _file(run)
-    run.add_argument("--bind", metavar="HOST:PORT", help="where to listen, instead of gateway.bind")
     run.add_argument(
-        "--workers", type=numbers.workers, metavar="N", help="how many processes serve (1 to 1024)"
+        "--bind", metavar="HOST:PORT", help="the address to listen on, instead of gateway.bind"
+    )
+    run.add_argument(
+        "--workers", type=numbers.workers, metavar="N", help="worker processes (1 to 1024)"
     )
     run.add_argument(
         "--threads",
         type=numbers.threads,
         metavar="N",
-        help="how many requests a process serves at a time (1 to 4096)",
+        help="threads per worker process: requests served at a time (1 to 4096)",
     )
     _server(run)
     _log_level(run)
     run.add_argument(
-        "--reload", action="store_true", help="restart when the file or code changes; to develop"
+        "--reload",
+        action="store_true",
+        help="for development: restart when the file or code changes",
     )
     check = command("check", "commands:check", CHECK)
     _file(check)
@@ -281,7 +302,7 @@ def _parser() -> argparse.ArgumentParser:
         "file",
         metavar="FILE",
         nargs="?",
-        help="the gateway's file: the token is one for its first authenticator with a secret",
+        help="the gateway's file: the token is for its first authenticator with a secret",
     )
     token.add_argument(
         "--secret-env",
@@ -291,25 +312,25 @@ def _parser() -> argparse.ArgumentParser:
         "(default: JWT_SECRET)",
     )
     token.add_argument(
-        "--sub", metavar="SUBJECT", default="test", help="who the token speaks of (default: test)"
+        "--sub", metavar="SUBJECT", default="test", help="the token's subject (default: test)"
     )
     token.add_argument(
         "--claim",
         metavar="NAME=VALUE",
         action="append",
         default=[],
-        help="another claim; the value is JSON, or else text",
+        help="an additional claim; the value is JSON, else text; may be repeated",
     )
     token.add_argument(
-        "--expires", metavar="TIME", default="1h", help="how long it is valid (default: 1h)"
+        "--expires", metavar="TIME", default="1h", help="the token's lifetime (default: 1h)"
     )
     deny = command("deny", "operations:deny", DENY, DENY_EXAMPLES)
     _file(deny)
     what = deny.add_mutually_exclusive_group()
     what.add_argument("--jti", metavar="ID", help="deny the token with this jti")
-    what.add_argument("--sub", metavar="SUBJECT", help="deny all that this subject has until now")
+    what.add_argument("--sub", metavar="SUBJECT", help="deny all tokens that this subject has now")
     deny.add_argument(
-        "--last", metavar="TIME", help="for how long the last of these tokens is good, such as 1h"
+        "--last", metavar="TIME", help="the time until the last of these tokens expires, such as 1h"
     )
     switch = command("maintenance", "operations:maintenance", MAINTENANCE, MAINTENANCE_EXAMPLES)
     _file(switch)
@@ -318,11 +339,12 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--service", metavar="NAME", help="this service alone")
     which.add_argument("--route", metavar="NAME", help="this route alone")
     switch.add_argument(
-        "--for", dest="lasts", metavar="TIME", help="when it ends by itself, such as 30m"
+        "--for",
+        dest="lasts",
+        metavar="TIME",
+        help="how long it lasts, such as 30m (default: until switched off)",
     )
-    switch.add_argument(
-        "--message", metavar="TEXT", default="", help="what clients are told, one sentence"
-    )
+    switch.add_argument("--message", metavar="TEXT", default="", help="a sentence for clients")
     add_register_arguments(
         command("register", "register:register", REGISTER_ABOUT, REGISTER_EXAMPLES)
     )
@@ -332,14 +354,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _server(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--server", choices=tuple(SERVERS), default="gunicorn", help="what serves")
+    parser.add_argument(
+        "--server",
+        choices=tuple(SERVERS),
+        default="gunicorn",
+        help="the server to use (default: gunicorn)",
+    )
 
 
 def _log_level(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log-level",
         choices=LEVELS,
-        help="the least important records that are logged (default: info, with every change of "
+        help="the minimum level of log records (default: info, which includes every change of "
         "state)",
     )
 
@@ -349,36 +376,37 @@ def _registry(parser: argparse.ArgumentParser) -> None:
         "--bind",
         metavar="HOST:PORT",
         default="127.0.0.1:3004",
-        help="where to listen (default: 127.0.0.1:3004)",
+        help="the address to listen on (default: 127.0.0.1:3004)",
     )
     _server(parser)
     _log_level(parser)
     parser.add_argument(
-        "--workers", type=numbers.workers, metavar="N", help="how many processes serve (1 to 1024)"
+        "--workers", type=numbers.workers, metavar="N", help="worker processes (1 to 1024)"
     )
     parser.add_argument(
         "--threads",
         type=numbers.threads,
         default=16,
         metavar="N",
-        help="how many requests a process serves at a time, of which a quarter may wait for a "
-        "change (default: 16)",
+        help="requests a process serves at a time; a quarter of them may be long polls "
+        "(default: 16)",
     )
     parser.add_argument(
-        "--store", metavar="URL", default="lmdb:", help="where its state is (default: lmdb:)"
+        "--store", metavar="URL", default="lmdb:", help="the store of its state (default: lmdb:)"
     )
     parser.add_argument(
-        "--open", action="store_true", help="anybody may register; on loopback only"
+        "--open", action="store_true", help="allow registration without a token; on loopback only"
     )
     parser.add_argument(
-        "--closed-reads", action="store_true", help="to ask who is there takes a token as well"
+        "--closed-reads", action="store_true", help="require a token for lookups as well"
     )
     parser.add_argument(
         "--token",
         metavar="SERVICE=NAME",
         action="append",
         default=[],
-        help="the environment variable NAME holds a token by which SERVICE registers itself alone",
+        help="the environment variable NAME holds a token that registers SERVICE only; may be "
+        "repeated",
     )
     parser.add_argument(
         "--door",
@@ -386,22 +414,23 @@ def _registry(parser: argparse.ArgumentParser) -> None:
         action="append",
         choices=["eureka", "consul"],
         default=[],
-        help="whose clients may use it too, unchanged: eureka at /eureka, consul at /v1; may be "
+        help="a compatibility API for unmodified clients: eureka at /eureka, consul at /v1; may be "
         "repeated",
     )
     parser.add_argument(
         "--query-tokens",
         action="store_true",
-        help="Consul's clients may present the token as ?token= in the query, too",
+        help="accept the token of Consul clients in the query (?token=) too",
     )
     parser.add_argument(
         "--allow",
         metavar="NETWORK",
         action="append",
         default=[],
-        help="where instances may be, instead of loopback and private addresses; may be repeated",
+        help="a network that instances may be in, instead of loopback and private addresses; may "
+        "be repeated",
     )
 
 
 def _file(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="the gateway's file, gateway.toml")
+    parser.add_argument("file", metavar="FILE", help="the gateway's file, such as gateway.toml")

@@ -1,4 +1,4 @@
-"""Numbers and times on the command line: each has its bounds, and an error tells them."""
+"""Argument types of the command line: numbers and durations within bounds."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ MOST_SECONDS_TO_DRAIN = 300
 
 
 def _whole(least: int, most: int, reason: str = "") -> Callable[[str], int]:
-    """Return what reads a whole number from *least* to *most*.
+    """Return a parser of whole numbers from *least* to *most*.
 
-    :param reason: Why it is no more.
+    :param reason: The reason for the upper bound, for the error.
     """
     expected = f"expected a whole number from {least} to {most}{reason and f' ({reason})'}"
 
     def read(text: str) -> int:
-        # int() would take "1_000" and digits of other scripts as well
+        # int() also accepts "1_000" and digits of other scripts
         digits = text.removeprefix("-")
         number = int(text) if digits.isascii() and digits.isdigit() and len(digits) < 20 else None
         if number is None or not least <= number <= most:
@@ -33,7 +33,7 @@ def _whole(least: int, most: int, reason: str = "") -> Callable[[str], int]:
 
 
 def drain(text: str) -> str:
-    """Return *text*, which is a duration of 0 to 300 seconds."""
+    """Return *text* if it is a duration of 0 to 300 seconds."""
     try:
         seconds = parse_duration(text)
     except ValueError as error:
@@ -43,7 +43,7 @@ def drain(text: str) -> str:
     return text
 
 
-workers = _whole(1, MOST_WORKERS, "each is a process with memory of its own")
-threads = _whole(1, MOST_THREADS, "of one process")
+workers = _whole(1, MOST_WORKERS, "each is a process of tens of MiB")
+threads = _whole(1, MOST_THREADS, "per process")
 port = _whole(1, 65535)
 weight = _whole(0, 65535)

@@ -1,4 +1,4 @@
-"""The command deny: tokens that every worker of a gateway refuses from now on."""
+"""The commands deny and maintenance: they write to the store that all workers share."""
 
 from __future__ import annotations
 
@@ -23,18 +23,17 @@ from wsgigate.units import parse_duration
 __all__ = ["deny", "maintenance", "shared_store"]
 
 
-# The store of a gateway, for the commands that write to what its workers share.
-
-
 @contextmanager
 def shared_store(config: Config, path: str) -> Iterator[Store]:
-    """Yield the store of the gateway that *config*, of the file *path*, describes.
+    """Yield the store of the gateway that *config*, read from the file *path*, describes.
 
-    :raises ConfigError: The gateway can not be built.
-    :raises ValueError: Its workers share nothing.
+    :raises ConfigError: The gateway cannot be built.
+    :raises ValueError: The store is private to each worker.
     """
     if config.store.url == "memory:":
-        raise ValueError(f"the store of {path} is each worker's own: no command sees it")
+        raise ValueError(
+            f"store.url of {path} is memory:, which is private to each worker; use lmdb: or redis:"
+        )
     gateway = assemble(config, path=path).gateway
     try:
         yield gateway.store
@@ -42,11 +41,8 @@ def shared_store(config: Config, path: str) -> Iterator[Store]:
         gateway.close()
 
 
-# The command maintenance: what is out of service on purpose, and the switch.
-
-
 def maintenance(arguments: argparse.Namespace) -> int:
-    """Switch what the arguments name in the store of the gateway's file, or tell how it stands."""
+    """Switch maintenance mode on or off in the store of the gateway, and print the status."""
     try:
         config = load(arguments.file)
         scope = _scope(arguments, config)
@@ -61,13 +57,13 @@ def maintenance(arguments: argparse.Namespace) -> int:
     except (ConfigError, ValueError) as error:
         return failed(error)
     except StoreError as error:
-        return failed(f"it may be out of service or not: {error}", 1)
+        return failed(f"unknown whether the switch took effect: {error}", 1)
     return 0
 
 
 def _scope(arguments: argparse.Namespace, config: Config) -> str:
     if config.maintenance is None:
-        raise ValueError(f"{arguments.file} has no [maintenance], so nothing can be switched")
+        raise ValueError(f"{arguments.file} has no [maintenance] table")
     if arguments.what != "on" and (arguments.lasts is not None or arguments.message):
         raise ValueError("--for and --message: only to switch it on")
     scope = GATEWAY
@@ -77,17 +73,17 @@ def _scope(arguments: argparse.Namespace, config: Config) -> str:
         scope = f"route:{arguments.route}"
     known = scopes_of(config)
     if arguments.what == "on" and scope not in known:
-        raise ValueError(f"{shown(scope)} is no scope of this gateway{suggestion(scope, known)}")
+        raise ValueError(f"{shown(scope)} is not a scope of this gateway{suggestion(scope, known)}")
     return scope
 
 
 def _print(switch: MaintenanceSwitch) -> None:
     notices = switch.status()
     for scope, notice in notices.items():
-        told = f"{scope}: out of service since {_time(notice.since)}"
+        line = f"{scope}: out of service since {_time(notice.since)}"
         if notice.until is not None:
-            told += f" until {_time(notice.until)}"
-        print(f"{told}: {notice.message}" if notice.message else told)
+            line += f" until {_time(notice.until)}"
+        print(f"{line}: {notice.message}" if notice.message else line)
     if not notices:
         print("all in service")
 
@@ -97,18 +93,20 @@ def _time(seconds: float) -> str:
 
 
 def deny(arguments: argparse.Namespace) -> int:
-    """Deny what the arguments name in the store of the gateway's file."""
+    """Deny the tokens that the arguments name, in the store of the gateway."""
     try:
         config = load(arguments.file)
         if (arguments.jti is not None or arguments.sub is not None) and arguments.last is None:
-            raise ValueError("--last: is missing: for how long the last of these tokens is good")
+            raise ValueError(
+                "--last is required with --jti and --sub: when the last of these expires, e.g. 1h"
+            )
         last = None if arguments.last is None else time.time() + parse_duration(arguments.last)
         with shared_store(config, arguments.file) as store:
             _deny(DenyList(store), arguments, last)
     except (ConfigError, ValueError) as error:
         return failed(error)
     except StoreError as error:
-        return failed(f"it may be denied or not: {error}", 1)
+        return failed(f"unknown whether the tokens are denied: {error}", 1)
     return 0
 
 

@@ -1,16 +1,18 @@
-"""The command register: a program in any language, known to a registry for as long as it runs.
+"""The command register: run a program and keep it registered while it runs.
 
-Three things must hold:
+Theory of operation. Three rules must hold:
 
-- The signals come to one loop, in turn, and none is made up. They are blocked in every thread, and
-  the loop takes them by ``sigwaitinfo``; its timeout is an interval timer, whose SIGALRM is one of
-  them. ``sigtimedwait`` would do without the timer, but CPython returns an uninitialised structure
-  when that is interrupted after its deadline, as by SIGCONT: a signal that was never sent.
-- The program does not outlive this process. An error here ends it; for a death that cannot be
-  noticed here (SIGKILL) the kernel ends it, where there is a parent-death signal (Linux). That
-  belongs to the thread that forked, so the main thread forks, which lives as long as the process.
-- The program begins as if it had been started without us: its signal mask, the signals that Python
-  ignores, and the descriptors that were handed to this process.
+- One loop handles all signals, one at a time, and only signals that were sent. They are blocked in
+  every thread, and the loop receives them by ``sigwaitinfo``; its timeout is an interval timer,
+  whose SIGALRM is one of the signals. ``sigtimedwait`` would not require the timer, but CPython
+  returns an uninitialised structure when that call is interrupted after its deadline, for example
+  by SIGCONT: a signal that was never sent.
+- The program does not outlive this process. An error here terminates the program; when this process
+  is killed (SIGKILL), the kernel terminates the program by a parent-death signal, where the system
+  has one (Linux). That signal is bound to the thread that forked, so the main thread forks, which
+  lives as long as the process.
+- The program starts as if it had been started directly: with the signal mask, the ignored signals
+  and the file descriptors that this process was started with.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ from wsgigate.units import parse_duration
 
 __all__ = ["register"]
 
-LOOK = 0.1
-"""Seconds between two looks whether the program takes connections."""
+CHECK_INTERVAL = 0.1
+"""Seconds between two checks whether the program accepts connections."""
 
 _FROM_KERNEL = 0x80  # SI_KERNEL: a key pressed at the terminal, which all of its programs get
 
@@ -45,31 +47,33 @@ _FORWARDED = (
     *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT),
     *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH),
 )
-_HEEDED = {*_FORWARDED, signal.SIGCHLD, signal.SIGALRM}
-_OURS = (signal.SIGCHLD, signal.SIGALRM)
+_HANDLED = {*_FORWARDED, signal.SIGCHLD, signal.SIGALRM}
+_OWN_SIGNALS = (signal.SIGCHLD, signal.SIGALRM)
 
 _PR_SET_PDEATHSIG = 1
 
 
 def register(arguments: argparse.Namespace) -> int:
-    """Run a program, and keep it registered meanwhile; return its exit code."""
+    """Run a program and keep it registered while it runs; return its exit code."""
     command: list[str] = arguments.program
     if command[:1] == ["--"]:
         command = command[1:]
     try:
         if not hasattr(signal, "sigwaitinfo"):
-            raise ValueError("register needs a system that has sigwaitinfo(2), such as Linux")
+            raise ValueError("register requires a system with sigwaitinfo(2), such as Linux")
         if not command:
-            raise ValueError("the program to run is missing: wsgigate register ... -- PROGRAM")
+            raise ValueError("a program to run is required: wsgigate register ... -- PROGRAM")
         drain = parse_duration(arguments.drain)
         entry = _entry(arguments)
         connect = connector(entry, arguments.registry or None, ca=arguments.ca)
     except ValueError as error:
         return failed(error)
     _log_to_stderr()
-    # blocked before there is another thread, so that all of them come to the loop, in turn
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who ignores it has no children to wait for
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED)
+    # blocked before another thread starts, so that all signals are delivered to the loop
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_DFL
+    )  # while SIGCHLD is ignored, children cannot be waited for
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
     try:
         program = _started(command, before)
     except OSError as error:
@@ -79,7 +83,7 @@ def register(arguments: argparse.Namespace) -> int:
     keeper = Keeper(connect, wanted=Wanted.STARTING)
     port = entry.port if arguments.listens is None else arguments.listens
     places = [("127.0.0.1", port), (entry.host or "::1", port)]
-    watch = _Watch(program, keeper, places, drain)
+    watch = _Supervisor(program, keeper, places, drain)
     try:
         keeper.start()
         return watch.wait()
@@ -99,15 +103,15 @@ def _started(command: list[str], mask: Iterable[int]) -> subprocess.Popen[bytes]
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if die_with_parent is not None:
             die_with_parent()
-            if os.getppid() != parent:  # which died before it was asked for
+            if os.getppid() != parent:  # the parent died before the signal was set up
                 os._exit(128 + signal.SIGTERM)
 
-    # The only thread is this one, so that a fork is safe, and Python may run before the program.
+    # This is the only thread, so the fork is safe, and Python code may run before the program.
     return subprocess.Popen(command, preexec_fn=prepare, close_fds=False)  # noqa: S603
 
 
 def _parent_death_signal() -> Callable[[], object] | None:
-    """Return what has the kernel send SIGTERM to the caller when its parent dies, if it can."""
+    """Return a function that sets SIGTERM as the caller's parent-death signal, if possible."""
     if not sys.platform.startswith("linux"):
         return None
     try:
@@ -142,8 +146,8 @@ def _entry(arguments: argparse.Namespace) -> Entry:
     )
 
 
-class _Watch:
-    """The program from its start to its end: its signals pass through here, and its exit code."""
+class _Supervisor:
+    """Supervises the program: forwards signals, reports its status, and returns its exit code."""
 
     def __init__(
         self,
@@ -158,28 +162,28 @@ class _Watch:
         self._places = places
         self._drain = drain
         self._up = False
-        self._told_by: float | None = None  # until when the registry is to know that it drains
-        self._end_at: float | None = None  # when the program is told to end
+        self._drains_until: float | None = None  # deadline for the registry to learn that it drains
+        self._terminate_at: float | None = None  # when the program gets SIGTERM
 
     def wait(self) -> int:
-        """Return the exit code of the program, as a shell would tell it."""
+        """Wait for the program; return its exit code, as a shell reports it."""
         while (code := self._reaped()) is None:
             if not self._up:
-                self._look()
-            self._drain_on()
-            busy = not self._up or self._told_by is not None or self._end_at is not None
-            signal.setitimer(signal.ITIMER_REAL, LOOK if busy else 60.0)
-            self._heed(signal.sigwaitinfo(_HEEDED))
+                self._check_port()
+            self._continue_draining()
+            busy = not self._up or self._drains_until is not None or self._terminate_at is not None
+            signal.setitimer(signal.ITIMER_REAL, CHECK_INTERVAL if busy else 60.0)
+            self._handle(signal.sigwaitinfo(_HANDLED))
         return code
 
     def end(self) -> None:
-        """Tell the program to end if it has not, whatever kept this process from waiting for it."""
+        """Terminate the program if it still runs, after an error in this process."""
         signal.setitimer(signal.ITIMER_REAL, 0)
         if self._program.returncode is None:
             os.kill(self._pid, signal.SIGTERM)
 
     def _reaped(self) -> int | None:
-        """Return the exit code if the program has ended, and bury what it may have left to us."""
+        """Return the exit code if the program has exited; reap all orphaned children."""
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
@@ -188,33 +192,35 @@ class _Watch:
                 code = self._program.returncode = os.waitstatus_to_exitcode(status)
                 return code if code >= 0 else 128 - code
 
-    def _look(self) -> None:
+    def _check_port(self) -> None:
         if any(accepts(*place) for place in self._places):
             self._up = True
             self._keeper.want(Wanted.UP)
 
-    def _heed(self, info: signal.struct_siginfo) -> None:
-        if info.si_signo in _OURS:
+    def _handle(self, info: signal.struct_siginfo) -> None:
+        if info.si_signo in _OWN_SIGNALS:
             return
         if info.si_signo != signal.SIGTERM:
             if info.si_code != _FROM_KERNEL:
                 os.kill(self._pid, info.si_signo)
             return
-        waits = self._told_by is not None or self._end_at is not None
+        waits = self._drains_until is not None or self._terminate_at is not None
         if waits or not (self._up and self._drain):
-            self._told_by = None
-            self._end_at = time.monotonic()
+            self._drains_until = None
+            self._terminate_at = time.monotonic()
         else:
-            self._told_by = time.monotonic() + AT_MOST
+            self._drains_until = time.monotonic() + AT_MOST
             self._keeper.want(Wanted.DRAINING)
 
-    def _drain_on(self) -> None:
-        """Tell the program to end when gateways have had the time to take note of it."""
+    def _continue_draining(self) -> None:
+        """Send SIGTERM to the program once gateways have had time to see that it drains."""
         now = time.monotonic()
-        if self._told_by is not None and (self._keeper.settled(0) or now >= self._told_by):
-            self._told_by, self._end_at = None, now + self._drain * self._keeper.drains
-        if self._end_at is not None and now >= self._end_at:
-            self._end_at = None
+        if self._drains_until is not None and (
+            self._keeper.settled(0) or now >= self._drains_until
+        ):
+            self._drains_until, self._terminate_at = None, now + self._drain * self._keeper.drains
+        if self._terminate_at is not None and now >= self._terminate_at:
+            self._terminate_at = None
             os.kill(self._pid, signal.SIGTERM)
 
 

@@ -1,4 +1,4 @@
-"""The command registry: the registry alone, as a gateway that has nothing else."""
+"""The command registry: serve the service registry, as a gateway without routes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FLAGS = {
 
 
 def registry(arguments: argparse.Namespace) -> int:
-    """Serve until a signal ends it."""
+    """Serve the registry until a signal stops it."""
     try:
         serve_config = server(arguments.server, "registry").serve_config
     except ValueError as error:
@@ -52,17 +52,17 @@ def registry(arguments: argparse.Namespace) -> int:
 
 
 def config_of(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Config:
-    """Return the configuration that *arguments* are short for, checked here and now.
+    """Return the configuration that *arguments* describe, after checking it.
 
-    :raises ConfigError: Something of it is wrong.
-    :raises ValueError: There is no token, or one is not where it is said to be.
+    :raises ConfigError: The configuration is invalid.
+    :raises ValueError: A token is missing, or arguments contradict each other.
     """
     token = environ.get("REGISTRY_TOKEN") or None
     tokens = _tokens(arguments.token, environ)
     if token is None and not tokens and not arguments.open:
         raise ValueError(
-            "REGISTRY_TOKEN: is missing: the token that whoever registers presents, 16 characters "
-            "or more; or say --open, and anybody on this machine may register"
+            "REGISTRY_TOKEN is required: the token for registration, at least 16 characters; or "
+            "use --open to allow registration without a token from this machine"
         )
     workers = arguments.workers
     if arguments.store == "memory:":
@@ -106,13 +106,13 @@ def _tokens(given: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
         if not (service and equals and name):
             raise ValueError(f"--token: SERVICE=NAME, not {text!r}")
         if not environ.get(name):
-            raise ValueError(f"--token: the environment variable {name} holds no token")
+            raise ValueError(f"--token: the environment variable {name} is not set or empty")
         tokens[service] = environ[name]
     return tokens
 
 
 def _flag(key: str) -> str:
-    """Return the argument that the *key* of a file stands for."""
+    """Return the argument that sets the *key* of a file."""
     return next((flag for name, flag in _FLAGS.items() if _is_below(key, name)), key)
 
 

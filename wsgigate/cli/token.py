@@ -1,4 +1,4 @@
-"""The command token: a signed token for trying things out."""
+"""The command token: print a signed token for testing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Signing(NamedTuple):
 
 
 def token(arguments: argparse.Namespace) -> int:
-    """Print a token and nothing else."""
+    """Print the token, and nothing else."""
     try:
         signing = _signing(arguments)
         minted = mint(
@@ -49,7 +49,8 @@ def _signing(arguments: argparse.Namespace) -> _Signing:
         secret = os.environ.get(name, "")
         if not secret:
             raise ValueError(
-                f"the environment variable {name} holds no secret; set it, or name a FILE"
+                f"the environment variable {name} is not set or empty; "
+                "set it to the secret, or give a FILE"
             )
         return _Signing("HS256", secret, {})
     return _of_file(load(arguments.file), arguments.file)
@@ -70,7 +71,7 @@ def _of_file(config: Config, path: str) -> _Signing:
         if isinstance(options.required_claims, Mapping):
             claims |= {name: _first(value) for name, value in options.required_claims.items()}
         return _Signing(algorithm, _secret(options, path), claims)
-    raise ValueError(f"{path} has no authenticator whose tokens are signed with a secret")
+    raise ValueError(f"{path} has no authenticator with a secret (HS256, HS384 or HS512)")
 
 
 def _secret(options: AuthenticatorOptions, path: str) -> str:
@@ -93,7 +94,7 @@ def _claims(texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not (name and equals):
-            raise ValueError(f"a claim is NAME=VALUE, not {text!r}")
+            raise ValueError(f"--claim: expected NAME=VALUE, got {text!r}")
         try:
             claims[name] = json.loads(value)
         except ValueError:
