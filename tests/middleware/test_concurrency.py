@@ -86,7 +86,7 @@ def test_callers_are_told_and_a_refusal_is_the_documented_problem(store):
         "retryAfter": 1,
         "violated-policies": ["at-once"],
     }
-    assert refused.environ[REASON] == ("192.0.2.1 has 1 requests under way, 'at-once' has no more")
+    assert refused.environ[REASON] == ("192.0.2.1 has 1 requests in flight, the limit of 'at-once'")
     quiet = ConcurrencyLimiter(hello, 1, store=store, name="quiet", fields=())
     assert Answer(quiet).fields["RateLimit"] == "of the app"
 
@@ -198,7 +198,7 @@ def test_a_place_that_cannot_be_given_back_runs_out(store, clock, caplog):
     assert Answer(app).status == 429
     clock.advance(10)
     assert Answer(app).status == 200
-    assert "cannot be kept or given back" in caplog.text
+    assert "cannot be renewed or released" in caplog.text
 
 
 def test_long_responses_keep_their_places_and_those_of_the_dead_become_free():

@@ -114,7 +114,7 @@ def test_the_log_and_a_fallback_are_told(switch: MaintenanceSwitch) -> None:
     switch.on("gateway")
     environ = new_environ()
     Server().serve(Maintenance(app, switch), environ)
-    assert environ[REASON] == "out of service on purpose"
+    assert environ[REASON] == "in maintenance"
     assert environ[FAILURE] == "Maintenance"
 
 

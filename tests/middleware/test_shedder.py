@@ -70,7 +70,7 @@ def test_its_reason_is_for_the_log(clock: FakeClock) -> None:
     kept = [under_way(guarded), under_way(guarded)]
     environ = EnvironBuilder().get_environ()
     list(guarded(environ, lambda *_: lambda data: None))
-    assert environ[REASON] == "2 requests are under way already"
+    assert environ[REASON] == "2 requests are in flight already"
     for body in kept:
         body.close()
 

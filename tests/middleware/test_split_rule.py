@@ -66,7 +66,7 @@ def test_weight_0_gets_nothing() -> None:
     [
         ([], "above 0"),
         ([("a", 0)], "above 0"),
-        ([("a", 1), ("a", 1)], "same name"),
+        ([("a", 1), ("a", 1)], "names must be unique"),
         ([("a", -1), ("b", 2)], "0 or more"),
         ([("a", float("inf"))], "0 or more"),
         ([("a", float("nan"))], "0 or more"),

@@ -87,11 +87,11 @@ def test_the_log_is_told() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"apps": {}}, "apps: one of them has a weight above 0"),
-        ({"apps": {"a b": (named("a"), 1)}}, "apps: 'a b' is no word"),
-        ({"apps": {"a": (named("a"), -1)}}, "apps: a weight is 0 or more"),
+        ({"apps": {}}, "apps: at least one weight must be above 0"),
+        ({"apps": {"a b": (named("a"), 1)}}, "apps: 'a b' is not a word"),
+        ({"apps": {"a": (named("a"), -1)}}, "apps: a weight must be 0 or more"),
         ({"key": "moon"}, "key: key is one of"),
-        ({"override": "X Y"}, "override: 'X Y' cannot be the name of a field"),
+        ({"override": "X Y"}, "override: 'X Y' is not a valid header field name"),
     ],
 )
 def test_settings_that_can_not_be(settings: dict[str, Any], words: str) -> None:

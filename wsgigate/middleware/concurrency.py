@@ -1,4 +1,20 @@
-"""Refuse a request whose caller has too many of them under way."""
+"""A limit of concurrent requests per caller, counted across all workers.
+
+Theory of operation. A request in flight holds a slot, which is a lease in the store: 8 random bytes
+and an expiry time. The state of a caller is the list of its leases, changed only by the store's
+atomic update. These rules hold:
+
+- A slot is free again at the latest one lease time after its worker died. Nothing else frees it
+  then, so leases are short (15 s), and each worker renews its own every quarter of a lease time for
+  as long as the response lasts. Without the renewal a long response would lose its slot.
+- A lease that would expire later than a new one counts as a new one. Otherwise a clock that is set
+  back would keep slots occupied for as long as it was set back.
+- A request releases its slot once: ``Leases.drop`` returns the store key to the first caller only.
+  Exhausting the body, ``close()`` and garbage collection may all try.
+- Garbage collection can interrupt any code, also code that holds a lock. So ``__del__`` takes no
+  lock and does not use the store: it appends to a deque, and the next request frees the slot.
+- A forked child holds no leases: its parent renews and releases them.
+"""
 
 from __future__ import annotations
 
@@ -41,20 +57,21 @@ from wsgigate.store.under_test import resettable
 __all__ = ["Concurrency", "ConcurrencyLimiter", "ID_BYTES", "LARGEST", "Leases"]
 
 
-# What this process holds and must keep renewing: one thread for all of it, while there is any.
+# The leases of this process, and the one thread that renews them while there are any.
 
 _lease_log = logging.getLogger("wsgigate.leases")
 
 
 class Leases:
-    """The leases that this process holds for one purpose, renewed for as long as they are held.
+    """The leases that one limiter holds in this process; a thread renews them.
 
-    A process that was forked holds none of those of its parent.
+    A forked child does not hold the leases of its parent.
 
-    :param renew: ``renew(place, leases)`` keeps some that are in one place. Called in a thread.
-    :param every: How many seconds are between two renewals; a lease is held for half of that, at
-        least, before it is renewed.
-    :param clock: Tells seconds; it never steps back.
+    :param renew: ``renew(place, leases)`` extends the leases under one store key. Called in a
+        thread.
+    :param every: Seconds between two renewals; a lease is first renewed when it has been held for
+        at least half of that.
+    :param clock: Returns a monotonic time in seconds.
     """
 
     def __init__(
@@ -73,25 +90,25 @@ class Leases:
         return len(self._held)
 
     def hold(self, lease: bytes, place: str) -> None:
-        """Have *lease*, which is in *place*, renewed from now on."""
+        """Renew *lease*, which is under the store key *place*, from now on."""
         self._held[lease] = (place, self._clock())
         if _renewer.thread is None or self not in _renewer.all:
             _renewer.start(self)
 
     def drop(self, lease: bytes) -> str | None:
-        """Renew *lease* no more; return where it is, or None when it was dropped already.
+        """Stop renewing *lease*; return its store key, or None if it was dropped already.
 
-        Takes no lock: it may run in the middle of anything, as part of a garbage collection.
+        Takes no lock: a garbage collection may call it at any point.
         """
         held = self._held.pop(lease, None)
         return None if held is None else held[0]
 
     def stop(self) -> None:
-        """Renew nothing until something is held again."""
+        """Stop renewing until the next lease is held."""
         _renewer.forget(self)
 
     def renew(self) -> float:
-        """Renew what is due; return in how many seconds to come back."""
+        """Renew the leases that are due; return the seconds until the next renewal."""
         now = self._clock()
         wait = self._renewed + self._every - now
         if wait > 0:
@@ -104,17 +121,17 @@ class Leases:
         for place, leases in places.items():
             try:
                 self._renew(place, leases)
-            except Exception:  # whatever it is, the other leases are to be renewed
+            except Exception:  # the other leases must still be renewed
                 _lease_log.exception("leases could not be renewed")
         return self._every
 
     def forget_all(self) -> None:
-        """Hold nothing any more."""
+        """Drop all leases."""
         self._held.clear()
 
 
 class _Renewer:
-    """The thread of this process. It ends when nothing is held, and starts with the next lease."""
+    """The renewal thread of this process. It ends without leases and starts with the next one."""
 
     def __init__(self) -> None:
         self.all: WeakSet[Leases] = WeakSet()
@@ -125,13 +142,13 @@ class _Renewer:
     def start(self, leases: Leases) -> None:
         with self._lock:
             self.all.add(leases)
-            self._wake.set()  # it may have to come back sooner
+            self._wake.set()  # the next renewal may be sooner
             if self.thread is None:
                 thread = threading.Thread(target=self._run, name="leases", daemon=True)
                 try:
                     thread.start()
                 except RuntimeError:
-                    return  # no thread is to be had: the next lease tries again
+                    return  # no thread is available: the next lease tries again
                 self.thread = thread
 
     def forget(self, leases: Leases) -> None:
@@ -158,10 +175,10 @@ class _Renewer:
                 return
 
     def _needed(self) -> bool:
-        """Return whether anything is held; if not, the next lease finds no thread."""
+        """Return whether any lease is held; if not, unset the thread: the next lease starts one."""
         with self._lock:
             this, self.thread = self.thread, None
-            # in this order: who holds one first and looks for the thread then is not missed
+            # In this order, as ``hold`` stores the lease first and looks for the thread then.
             if any(len(leases) for leases in self.all):
                 self.thread = this
             return self.thread is not None
@@ -172,28 +189,22 @@ _renewer = _Renewer()
 fork.renew_at_fork(_renewer)
 
 
-# How many requests of a caller may be under way at a time, decided one at a time.
-#
-# The state of a caller is a list of leases, one for each of its requests: 8 bytes that tell it
-# from all others, and the moment it ends unless it is renewed. A worker that dies renews none, so
-# that what it held is free again after the time of a lease. A lease that would end later than a
-# new one is taken for a new one: a clock that is set back keeps no place occupied for longer than
-# that.
+# The decision: a pure function of the caller's leases, the time and the request.
 
 ID_BYTES = 8
 
 _LEASE = struct.Struct(">8sd")
 
 LARGEST = 4000
-"""More leases do not fit into a store's value, 64 KiB."""
+"""Maximum number of leases that fit into a value of the store, 64 KiB."""
 
 
 class Concurrency:
-    """*limit* requests at a time.
+    """Allow *limit* concurrent requests.
 
-    :param limit: How many, 1 to 4000.
-    :param lease: For how many seconds a place is kept for a request without being renewed.
-    :raises ValueError: One of them is out of its range.
+    :param limit: Number of slots, 1 to 4000.
+    :param lease: Seconds after which a slot is free again if its lease is not renewed.
+    :raises ValueError: An argument is out of range; the message names it.
     """
 
     def __init__(self, limit: int, lease: float) -> None:
@@ -211,12 +222,12 @@ class Concurrency:
     def take(
         self, old: bytes | None, now: float, lease: bytes
     ) -> tuple[bytes | None, float, Verdict]:
-        """Decide about a request that begins *now*.
+        """Decide on a request that starts *now*.
 
         :param old: The caller's state.
-        :param lease: What its lease is to be called: 8 bytes that no other one has.
-        :returns: The new state, how many seconds it is needed, and the verdict; its
-            ``retry_after`` is when a place is free at the latest, should its holder be dead.
+        :param lease: The identifier of its lease: 8 unique bytes.
+        :returns: The new state, its time to live in seconds, and the verdict. ``retry_after`` of
+            the verdict is the time until the first lease expires if it is not renewed.
         """
         held, changed = self._live(old, now)
         allowed = len(held) < self.limit
@@ -235,7 +246,7 @@ class Concurrency:
     def release(
         self, old: bytes | None, now: float, lease: bytes
     ) -> tuple[bytes | None, float, None]:
-        """Free the place of *lease*; it may be gone already."""
+        """Free the slot of *lease*, if it has not expired."""
         held, changed = self._live(old, now)
         if held.pop(lease, None) is None and not changed:
             return old, self._needed(held, now), None
@@ -244,9 +255,9 @@ class Concurrency:
     def renew(
         self, old: bytes | None, now: float, leases: Collection[bytes]
     ) -> tuple[bytes | None, float, None]:
-        """Keep the places of *leases*, whose requests are still under way.
+        """Extend *leases*, whose requests are still in flight.
 
-        One that has ended meanwhile, as its worker was stopped, is there again: the request is.
+        A lease that has expired, for example while its worker was suspended, is restored.
         """
         held, _ = self._live(old, now)
         held.update(dict.fromkeys(leases, now + self.lease))
@@ -255,7 +266,7 @@ class Concurrency:
         return _written(held), self._needed(held, now), None
 
     def _live(self, old: bytes | None, now: float) -> tuple[dict[bytes, float], bool]:
-        """Return the leases that have not ended, and whether that is not what *old* says."""
+        """Return the leases that have not expired, and whether they differ from *old*."""
         held: dict[bytes, float] = {}
         if old is None or len(old) % _LEASE.size:
             return held, old is not None
@@ -283,33 +294,34 @@ _log = logging.getLogger("wsgigate.concurrency")
 
 @checked
 class ConcurrencyLimiter:
-    """Refuse a request whose caller has too many under way already, wherever they are served.
+    """Limit the concurrent requests of a caller, across all workers; more get a 429.
 
-    A request holds a place from here until its response has ended. The places are leases in the
-    store, which the worker renews for as long as the response goes on: those of a worker that died
-    are free again when they run out.
+    A request holds a slot until its response has ended. Slots are leases in the store, which the
+    worker renews for as long as the response lasts: those of a worker that died are free again when
+    their lease expires.
 
     :param app: The WSGI application to protect.
-    :param limit: How many requests a caller may have under way, 1 to 4000.
-    :param store: Where the leases are: a store, or the URL of one. Unless said, a folder of this
+    :param limit: Maximum number of concurrent requests of a caller, 1 to 4000.
+    :param store: Where the leases are stored: a store, or its URL. Default: a directory of this
         machine that all workers of this app share and no other app does.
-    :param namespace: Whose counts they are, where the store is shared: all with the same namespace
-        count together. Default: those of *app*, known by the file and the name of its code.
-    :param key: Names the caller, as for a :class:`Limiter`.
-    :param only: Which requests are counted, if not all, as for a :class:`Limiter`.
+    :param namespace: Separates apps that share a store: limiters with the same namespace share
+        their counts. Default: derived from the file and the name of the code of *app*.
+    :param key: Identifies the caller, as for a :class:`Limiter`.
+    :param only: Which requests are counted, as for a :class:`Limiter`. Default: all.
     :param exempt: Which requests are not counted, as for a :class:`Limiter`.
-    :param lease: After how many seconds, at most, the places of a worker that died are free again;
+    :param lease: Maximum time in seconds until the slots of a worker that died are free again;
         0.1 to 3600.
-    :param preflights: Whether CORS preflight requests are counted and refused. Default: they pass
-        uncounted, as a page cannot read any response after a refused one.
-    :param observe: Only count and log: nothing is refused, and nobody told.
-    :param enabled: Whether the limiter does anything, as for a :class:`Limiter`.
-    :param name: Names this policy in response fields and in the store.
-    :param fields: Whether response fields tell the caller how it stands: ``"ratelimit"`` or none.
+    :param preflights: Whether CORS preflight requests are counted and rejected. Default: they pass
+        uncounted, as a page cannot read any response after a rejected preflight.
+    :param observe: Dry run: count and log only. Requests pass and clients are not notified.
+    :param enabled: Whether the limiter is active, as for a :class:`Limiter`.
+    :param name: Name of this policy in response fields and in the store.
+    :param fields: Rate limit fields in responses: ``["ratelimit"]`` or an empty list.
     :param on_store_error: What to do when the store fails, as for a :class:`Limiter`.
-    :param refuse: Makes the answer of a refusal out of its problem.
-    :param clock: Measures seconds: how long a response has been going on, and between log records.
-    :raises ValueError: One of the settings is wrong; says which and how.
+    :param refuse: A function that turns a :class:`Problem` into the WSGI app that responds with it.
+    :param clock: Returns a monotonic time in seconds, for renewals and the interval between log
+        records.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     enabled = True
@@ -360,7 +372,7 @@ class ConcurrencyLimiter:
         self._observed = ThrottledLog(_log.warning, observing(name), clock)
         self._late = ThrottledLog(
             _log.error,
-            f"places of the limit {name!r} cannot be kept or given back, %s times since the last "
+            f"leases of the limit {name!r} cannot be renewed or released, %s times since the last "
             "such message: %s",
             clock,
         )
@@ -370,7 +382,7 @@ class ConcurrencyLimiter:
 
     @cached_property
     def _prefix(self) -> str:
-        """What the keys in the store begin with; known at the first use."""
+        """The prefix of the keys in the store; computed at the first use."""
         return f"concurrency/{self.name}/{self._opened.prefix}"
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -429,18 +441,18 @@ class ConcurrencyLimiter:
 
     @property
     def store_errors(self) -> int:
-        """How many requests could not be counted, as the store failed."""
+        """Number of requests that could not be counted, as the store failed."""
         return self._outages.total
 
     @property
     def observed(self) -> int:
-        """How many requests would have been refused, were this limiter not to observe."""
+        """Number of requests that would have been rejected without *observe*."""
         return self._observed.total
 
     def reset(self, key: str | None = None) -> None:
-        """Free the places of a caller, or of all; requests under way hold none any more.
+        """Free the slots of a caller, or of all; requests in flight hold no slot afterwards.
 
-        :param key: The caller, as the key function names it; all callers when it is None.
+        :param key: The caller, as the key function returns it; None for all callers.
         :raises StoreError: The store fails.
         """
         if key is not None:
@@ -452,11 +464,11 @@ class ConcurrencyLimiter:
                 self._opened.update(place, _nothing)
 
     def counts_in_memory(self) -> bool:
-        """Return whether the places are in the memory of this process alone."""
+        """Return whether the leases are in the memory of this process only."""
         return self._opened.in_memory
 
     def close(self) -> None:
-        """End the thread that renews, and close the store if it was not given."""
+        """Stop renewing leases, and close the store if the limiter has opened it."""
         self._leases.stop()
         self._opened.close()
 
@@ -466,10 +478,9 @@ class ConcurrencyLimiter:
             self._free(place, lease)
 
     def _forget(self, lease: bytes) -> None:
-        """Have the place of *lease* freed by the next request.
+        """Let the next request free the slot of *lease*.
 
-        Takes no lock and asks no store: it may run in the middle of anything, as a part of a
-        garbage collection.
+        Takes no lock and does not use the store: a garbage collection may call it at any point.
         """
         place = self._leases.drop(lease)
         if place is not None:
@@ -491,7 +502,7 @@ class ConcurrencyLimiter:
             self._late.log(error)
 
     def _renew(self, place: str, leases: list[bytes]) -> None:
-        """Keep *leases* for longer. Those that have ended meanwhile are not renewed again."""
+        """Extend *leases* in the store."""
         renew = self._rule.renew
         try:
             update = self._update or self._opened.updater()
@@ -508,7 +519,7 @@ class ConcurrencyLimiter:
         start_response: StartResponse,
     ) -> Iterable[bytes]:
         caller = kept_as(key)[1:].lstrip(OTHERWISE)
-        reason = f"{caller} has {self.limit} requests under way, {self.name!r} has no more"
+        reason = f"{caller} has {self.limit} requests in flight, the limit of {self.name!r}"
         if self._observes:
             environ[REASON] = f"only observed: {reason}"
             self._observed.log(reason)
@@ -528,7 +539,7 @@ class ConcurrencyLimiter:
     def _without_store(
         self, error: StoreError, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
-        if self._update is None and not self._observes:  # it has not worked so far
+        if self._update is None and not self._observes:  # the store has not worked so far
             self._opened.check_outage(error, f"the limit {self.name!r} cannot be counted")
         self._outages.log(error)
         if self._allows_on_error:
@@ -549,11 +560,11 @@ def _nothing(old: bytes | None, now: float) -> tuple[bytes | None, float, None]:
 
 
 class _Response:
-    """A response that holds a place until it has ended: exhausted or closed, whichever is first.
+    """A response that holds a slot until it is exhausted or closed, whichever is first.
 
-    One that is never closed, against PEP 3333, loses its place when it is forgotten. Test clients
-    leave responses unread and unclosed as long as a test refers to them, so during a test a
-    response has ended as well when all bytes of its Content-Length have been handed on.
+    A response that is never closed, against PEP 3333, releases its slot when it is garbage
+    collected. Test clients keep responses unclosed for as long as a test refers to them, so during
+    a test the slot is also released when all bytes of the Content-Length have been returned.
     """
 
     __slots__ = ("_chunks", "_lease", "_left", "_limiter", "body")
@@ -566,7 +577,7 @@ class _Response:
         self._lease = lease
 
     def watching(self, start_response: StartResponse) -> StartResponse:
-        """Return a *start_response* that notes how long the response is."""
+        """Return a *start_response* that records the Content-Length."""
 
         def start(
             status: str, headers: Headers, exc_info: ExcInfo | None = None

@@ -1,4 +1,4 @@
-"""Refuse a request whose caller has used up its quota."""
+"""Rate limiting: reject requests of a caller that has used up its quota."""
 
 from __future__ import annotations
 
@@ -42,59 +42,58 @@ __all__ = ["Limiter"]
 Chosen: TypeAlias = Callable[[WSGIEnvironment], Quotas | None]
 
 COMPILED = 1024
-"""How many different quotas of a function are kept ready."""
+"""How many different quotas of a quota function are cached."""
 
 REMEMBERED = 1024
-"""Of how many callers a quota's key in the store is remembered."""
+"""For how many callers the store key of a quota is cached."""
 
 _log = logging.getLogger("wsgigate.limiter")
 
 
 @checked
 class Limiter:
-    """Refuse a request whose caller has used up its quota.
+    """Limit requests per caller and period; requests over the quota get a 429.
 
     :param app: The WSGI application to protect.
-    :param quota: How many requests a caller may make: ``Quota(100, 900)`` or
-        ``"100 per 15 minutes"``. Of several, a list or ``"10/h; 100/d"``, a request must pass all,
-        and when one refuses none is charged. A function of ``environ`` returns the quota of a
-        request, ``None`` for none.
+    :param quota: The number of requests per period: ``Quota(100, 900)`` or
+        ``"100 per 15 minutes"``. With several, a list or ``"10/h; 100/d"``, a request must pass
+        all; if one rejects it, none is charged. A function of ``environ`` returns the quota of a
+        request, ``None`` for no limit.
     :param algorithm: ``"token-bucket"``, ``"fixed-window"`` or ``"sliding-window"``. A quota per
-        month of the calendar, and the like, is counted by the calendar whatever it says.
-    :param store: Where the counts are: a store, or the URL of one. Unless said, a folder of this
+        calendar month, day and the like is always counted by the calendar.
+    :param store: Where the counts are stored: a store, or its URL. Default: a directory of this
         machine that all workers of this app share and no other app does.
-    :param namespace: Whose counts they are, where the store is shared: all with the same namespace
-        count together. Default: those of *app*, known by the file and the name of its code.
-    :param key: Names the caller; ``None`` exempts the request. A function of ``environ``, or one of
-        the names that files use, such as ``"subject|address"``; a list counts each combination.
-    :param cost: As how many requests a request counts: a number, or a function of ``environ``.
-        0 only looks. What costs more than the limit is refused at once.
-    :param plans: Other quotas by the name of a plan; who has none of these has *quota*.
-    :param plan: Tells the plan of a request: a function of ``environ``, ``"claim:NAME"`` or
+    :param namespace: Separates apps that share a store: limiters with the same namespace share
+        their counts. Default: derived from the file and the name of the code of *app*.
+    :param key: Identifies the caller; ``None`` exempts the request. A function of ``environ``, or a
+        name as in files, such as ``"subject|address"``; a list counts each combination.
+    :param cost: Quota units that a request consumes: a number, or a function of ``environ``.
+        0 checks without consuming. A request that costs more than the limit is always rejected.
+    :param plans: Other quotas by plan name; a caller without one of these plans has *quota*.
+    :param plan: The plan of a request: a function of ``environ``, ``"claim:NAME"`` or
         ``"header:NAME"``.
-    :param only: Which requests are counted, if not all: a function of ``environ``, or a table of
-        ``paths``, ``methods``, ``ignore_case`` and a ``rule``, all of which must match. ``paths``
-        match every spelling that an app may serve, ``/login/`` and ``//login`` for ``/login``; see
-        :func:`wsgigate.http.caller.matching`.
+    :param only: Which requests are counted: a function of ``environ``, or a table of ``paths``,
+        ``methods``, ``ignore_case`` and a ``rule``, all of which must match. ``paths`` match every
+        spelling that an app may serve, ``/login/`` and ``//login`` for ``/login``; see
+        :func:`wsgigate.http.caller.matching`. Default: all requests.
     :param exempt: Which requests are not counted: a function of ``environ``, or a table of
-        ``addresses``, ``paths``, ``methods`` and a ``rule``.
-    :param preflights: Whether CORS preflight requests are counted and refused. Default: they pass
-        uncounted, as a page cannot read any response after a refused one.
-    :param observe: Only count and log: nothing is refused, and nobody told.
-    :param enabled: Whether the limiter does anything; the attribute can be set at any time, also on
-        the class for all limiters that do not say themselves.
-    :param name: Names this policy in response fields and in the store.
-    :param fields: Which response fields tell the caller how it stands: ``"ratelimit"``,
-        ``"x-ratelimit"``, both or none. ``"x-ratelimit-epoch"`` and ``"x-ratelimit-seconds"`` are
-        the latter with ``X-RateLimit-Reset`` in seconds, since 1970 or from now, instead of a time
-        in ISO 8601.
+        ``addresses``, ``paths``, ``methods`` and a ``rule``, one of which must match.
+    :param preflights: Whether CORS preflight requests are counted and rejected. Default: they pass
+        uncounted, as a page cannot read any response after a rejected preflight.
+    :param observe: Dry run: count and log only. Requests pass and clients are not notified.
+    :param enabled: Whether the limiter is active; the attribute can be changed at any time, also on
+        the class for all limiters that do not set it.
+    :param name: Name of this policy in response fields and in the store.
+    :param fields: Rate limit fields in responses: ``"ratelimit"``, ``"x-ratelimit"``, both or none.
+        ``"x-ratelimit-epoch"`` and ``"x-ratelimit-seconds"`` are the latter with
+        ``X-RateLimit-Reset`` in seconds, since 1970 or from now, instead of a time in ISO 8601.
     :param on_store_error: What to do when the store fails: ``"allow"`` the request and count it in
-        ``store_errors``, or ``"refuse"`` it. A store that cannot be used until its configuration
-        changes, such as a folder without permission, is a :class:`.MisconfiguredStore` instead,
-        raised by each request until it can.
-    :param refuse: Makes the answer of a refusal out of its problem.
-    :param clock: Tells the seconds between two log records.
-    :raises ValueError: One of the settings is wrong; says which and how.
+        ``store_errors``, or ``"refuse"`` it. A store that is unusable until its configuration
+        changes, such as a directory without permission, raises :class:`.MisconfiguredStore` for
+        each request instead.
+    :param refuse: A function that turns a :class:`Problem` into the WSGI app that responds with it.
+    :param clock: Returns a monotonic time in seconds, for the interval between log records.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     enabled = True
@@ -130,7 +129,9 @@ class Limiter:
             raise ValueError(f"cost is a whole number of at least 1, or a function, not {cost!r}")
         if (plans is None) != (plan is None):
             missing, there = ("plans", "plan") if plans is None else ("plan", "plans")
-            raise ValueError(f"{missing}: {there} needs it: the quotas, and whose they are")
+            raise ValueError(
+                f"{missing}: required with {there}: plans are the quotas by name, plan selects one"
+            )
         self._fields = LimitFields(fields)
         self._starting = self._fields.starting
         self._opened = OpenedStore(store, app, namespace=namespace)
@@ -156,8 +157,8 @@ class Limiter:
         self._only = only_of(only)
         self._exempt = exempt_of(exempt)
         self._passes_preflights = not preflights
-        asked = (self._only, self._exempt, self._plan, self._chosen)
-        self._asks = any(each is not None for each in asked)
+        selectors = (self._only, self._exempt, self._plan, self._chosen)
+        self._selects = any(each is not None for each in selectors)
         self._observes = observe
         self._allows_on_error = observe or on_store_error == "allow"
         self._refuse = refuse
@@ -171,7 +172,7 @@ class Limiter:
         counted, watch = self._default, self._watch
         if watch is not None and not watch.look(environ):
             self._watch = None
-        if self._asks:  # most limiters have nothing to ask a request but who it is of
+        if self._selects:  # most limiters have none of these
             if self._only is not None and not self._only(environ):
                 return self.app(environ, start_response)
             if self._exempt is not None and self._exempt(environ):
@@ -215,25 +216,25 @@ class Limiter:
 
     @property
     def store_errors(self) -> int:
-        """How many requests could not be counted, as the store failed."""
+        """Number of requests that could not be counted, as the store failed."""
         return self._outages.total
 
     @property
     def observed(self) -> int:
-        """How many requests would have been refused, were this limiter not to observe."""
+        """Number of requests that would have been rejected without *observe*."""
         return self._observed.total
 
     def reset(self, key: str | None = None) -> None:
-        """Forget what was counted, so that each caller has its whole quota again.
+        """Reset the counts, so that callers have their full quota again.
 
         Limiters of one name that share a store share the counts, and so their reset.
 
-        :param key: The caller, as the key function names it, such as ``"192.0.2.1"``; all callers
-            when it is None. ``limiter.key(environ)`` returns the key of a request.
+        :param key: The caller, as the key function returns it, such as ``"192.0.2.1"``; None for
+            all callers. ``limiter.key(environ)`` returns the key of a request.
         :raises StoreError: The store fails.
         """
         if key is None or self._chosen is not None:
-            # what stands between the name and the key: policies.Policy.place
+            # Between the name and the key is rules.algorithms.Policy.place.
             begins, ends = re.escape(f"limit/{self.name}/"), re.escape(self._opened.prefix)
             ends += "[=#].*" if key is None else re.escape(self._kept_as(key))
             mine = re.compile(f"{begins}(?:together|[^/]+/[^/]+/[^/]+)/{ends}", re.DOTALL)
@@ -246,11 +247,11 @@ class Limiter:
                     self._opened.update(counted.kept(key), _forgotten)
 
     def counts_in_memory(self) -> bool:
-        """Return whether the counts are in the memory of this process alone."""
+        """Return whether the counts are in the memory of this process only."""
         return self._opened.in_memory
 
     def close(self) -> None:
-        """Close the store, if it is the limiter's own and not one it was given."""
+        """Close the store if the limiter has opened it."""
         self._opened.close()
 
     def _open(self) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
@@ -294,7 +295,7 @@ class Limiter:
         key = kept_as(self.key(environ))[1:].lstrip(OTHERWISE)
         reason = f"{key} is over the quota {names[0]!r} of {counted.quotas[over[0]]}"
         if self._observes:
-            return self._watched(reason, environ, start_response)
+            return self._observe(reason, environ, start_response)
         refused(environ, "Limiter", reason)
         wait = retry_after(max(verdicts[place].retry_after for place in over))
         problem = Problem(
@@ -314,10 +315,10 @@ class Limiter:
         environ: WSGIEnvironment,
         start_response: StartResponse,
     ) -> Iterable[bytes]:
-        """Refuse what no waiting would let pass: there is no Retry-After."""
+        """Reject a request whose cost exceeds the limit, without a useless Retry-After."""
         reason = f"a cost of {cost}, of which the limit {self.name!r} allows 0 to {counted.most}"
         if self._observes:
-            return self._watched(reason, environ, start_response)
+            return self._observe(reason, environ, start_response)
         refused(environ, "Limiter", reason)
         problem = Problem(400, "This request has no valid cost.")
         if cost > 0:
@@ -335,7 +336,7 @@ class Limiter:
             )
         return self._refuse(problem)(environ, start_response)
 
-    def _watched(
+    def _observe(
         self, reason: str, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
         environ[REASON] = f"only observed: {reason}"
@@ -345,7 +346,7 @@ class Limiter:
     def _without_store(
         self, error: StoreError, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
-        if self._update is None and not self._observes:  # it has not worked so far
+        if self._update is None and not self._observes:  # the store has not worked so far
             self._opened.check_outage(error, f"the limit {self.name!r} cannot be counted")
         self._outages.log(error)
         if self._allows_on_error:
@@ -364,7 +365,7 @@ def _forgotten(old: bytes | None, now: float) -> tuple[bytes | None, float, None
 
 
 class _Counted(Policy):
-    """Quotas made ready: what counts them, where, and what is told of them."""
+    """Compiled quotas: the policy, the store keys and the header fields."""
 
     __slots__ = ("kept", "terms")
 

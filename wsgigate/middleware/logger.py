@@ -1,4 +1,4 @@
-"""The access log: one record per response, written at its end."""
+"""The access log: one record per response, written when the response has ended."""
 
 from __future__ import annotations
 
@@ -46,24 +46,24 @@ _record = tuple.__new__
 
 @checked
 class Logger:
-    """Write one record per response, at its end: who asked for what, and how it went.
+    """Write an access log: one record per response, when the response has ended.
 
-    The path is logged without its query, and of the fields nothing: tokens live in both. Values are
-    cut at 512 characters, and no value can forge a line. No request waits for the log: records go
-    through a bounded queue to a thread that writes them, and are dropped and counted when it cannot
-    keep up or the stream is broken.
+    The path is logged without its query, and header fields are not logged, as both may contain
+    tokens. Values are truncated to 512 characters and escaped, so that no value can forge a line.
+    Requests never wait for the log: a thread writes the records from a bounded queue. They are
+    dropped and counted if it cannot keep up or the stream is broken.
 
-    A response whose application failed before anything was sent is logged with the status 500, as
-    the server will answer. ``aborted`` is one that ended before the application had said all of it.
+    If the application fails before anything was sent, the record has the status 500, with which the
+    server will respond. ``aborted`` marks a response that ended before its last chunk.
 
-    :param app: The WSGI application to observe.
-    :param stream: Where the lines go; ``sys.stdout`` at the first use unless said.
-    :param format: ``"json"``, ``"text"`` for people, or ``"auto"``: text on a terminal. Text on a
+    :param app: The WSGI application whose responses are logged.
+    :param stream: The output stream. Default: ``sys.stdout`` as of the first record.
+    :param format: ``"json"``, ``"text"`` or ``"auto"``: text on a terminal, else JSON. Text on a
         terminal is coloured unless the environment variable ``NO_COLOR`` is set.
-    :param queue_size: How many records may wait to be written.
-    :param now: Tells the time in seconds since 1970.
-    :param clock: Measures how long a response took, in seconds.
-    :raises ValueError: *format* is none of the three, or *queue_size* is less than 1.
+    :param queue_size: Maximum number of records in the queue.
+    :param now: Returns the Unix time in seconds.
+    :param clock: Returns a monotonic time in seconds, for durations.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     def __init__(
@@ -92,9 +92,9 @@ class Logger:
     def record(
         self, app: WSGIApplication, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
-        """Call *app*, and write a line about its response.
+        """Call *app* and log its response.
 
-        For what answers without the app that this Logger is around, such as a server that rejects a
+        For responses that do not come from the wrapped app, such as a server's rejection of a
         malformed request.
         """
         began = self._clock()
@@ -133,15 +133,15 @@ class Logger:
 
     @property
     def dropped(self) -> int:
-        """How many records this process has lost since its log began."""
+        """Number of records that this process has dropped."""
         return self._sink.dropped
 
     def flush(self, timeout: float = 2.0) -> bool:
-        """Wait until all records so far are written; return whether that came to pass in time."""
+        """Wait until all records so far are written; return False after *timeout* seconds."""
         return self._sink.flush(timeout)
 
     def close(self, timeout: float = 2.0) -> bool:
-        """Flush, and end the thread that writes. A later request starts another."""
+        """Flush and stop the writer thread. A later request starts it again."""
         return self._sink.close(timeout)
 
 

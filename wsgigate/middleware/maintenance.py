@@ -1,4 +1,4 @@
-"""Answer in the place of an app that is out of service on purpose."""
+"""Maintenance mode: respond with 503 while an app is out of service."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from wsgigate.rules.arguments import checked
 __all__ = ["Maintenance"]
 
 _PASSES = "wsgigate.passes_maintenance"
-"""The hash of the secret that the request had, which another secret's Maintenance does not take."""
+"""The hash of the secret in the request: a Maintenance with another secret does not accept it."""
 
 SHORTEST = 16
-"""Characters of a secret by which requests are let pass, at least."""
+"""Minimum length of the secret in *allow_header*, in characters."""
 
 
 @checked
 class Maintenance:
-    """Answer 503 while the app is out of service, except to those who look after it.
+    """Respond with 503 while the app is in maintenance, except to its operators.
 
-    :param app: The WSGI application to stand in front of.
-    :param switch: Tells what is out of service; shared by all that are switched together.
-    :param scopes: What *app* is part of: ``gateway``, ``service:NAME``, ``route:NAME``.
-    :param exempt: Paths that go on, such as ``/health``, or ``/static/*`` for all below it.
-    :param allow: Addresses and networks whose requests are let pass.
-    :param allow_header: A request field and the secret in it by which requests are let pass; it is
-        taken off them, so that the app does not see it.
-    :param retry_after: Seconds in ``Retry-After`` where nobody knows when it is over.
-    :param page: What is answered instead of a problem document, and its content type.
-    :param refuse: Turns the problem into the app that answers it.
-    :raises ValueError: One of the settings is wrong; says which.
+    :param app: The WSGI application to protect.
+    :param switch: The maintenance switch; all middlewares with the same switch share its state.
+    :param scopes: The scopes that *app* belongs to: ``gateway``, ``service:NAME``, ``route:NAME``.
+    :param exempt: Paths that stay available, such as ``/health``, or ``/static/*`` for all below.
+    :param allow: Addresses and networks whose requests pass.
+    :param allow_header: The name of a request field and the secret that it must contain for the
+        request to pass. The field is removed, so that the app does not see it.
+    :param retry_after: ``Retry-After`` in seconds if the end of the maintenance is not known.
+    :param page: Body and content type of the response, instead of a problem document.
+    :param refuse: A function that turns a :class:`Problem` into the WSGI app that responds with it.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Maintenance:
         if allow_header is not None:
             name, secret = allow_header
             if not is_token(name):
-                raise ValueError(f"allow_header: {name!r} cannot be the name of a field")
+                raise ValueError(f"allow_header: {name!r} is not a valid header field name")
             if len(secret) < SHORTEST or not secret.isascii() or not secret.isprintable():
                 raise ValueError(
                     f"allow_header: the secret has {SHORTEST} or more visible ASCII characters"
@@ -81,7 +81,7 @@ class Maintenance:
             raise ValueError(f"retry_after: a number of seconds above 0, not {retry_after}")
         self._retry_after = retry_after
         if page is not None:
-            fixed_answer(page[0], content_type=page[1])  # says what is wrong with it
+            fixed_answer(page[0], content_type=page[1])  # raises ValueError if it is invalid
         self._page = page
         self._refuse = refuse
 
@@ -93,7 +93,7 @@ class Maintenance:
             return self.app(environ, start_response)
         notice, left = found
         wait = ("Retry-After", retry_after(left or self._retry_after))
-        environ[REASON] = "out of service on purpose"
+        environ[REASON] = "in maintenance"
         environ[FAILURE] = "Maintenance"
         if self._page is not None:
             body, content_type = self._page
@@ -108,7 +108,7 @@ class Maintenance:
         return self._refuse(problem)(environ, start_response)
 
     def _look(self, environ: WSGIEnvironment) -> None:
-        """Take the secret off the request, and remember for those further in that it was right."""
+        """Remove the secret from the request, and mark it for inner middlewares if it is right."""
         given = sha256(environ.pop(self._key).encode("utf-8", "surrogatepass")).digest()
         if compare_digest(given, self._digest):
             environ[_PASSES] = self._digest

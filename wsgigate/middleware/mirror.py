@@ -1,4 +1,4 @@
-"""Have a copy of requests answered by another app, of which nobody hears."""
+"""Traffic mirroring: send copies of requests to another app and discard its responses."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ __all__ = ["Mirror"]
 
 LOG = logging.getLogger("wsgigate.mirror")
 
-COMPLAIN = 60.0
-"""Seconds for which failing mirrors are logged once."""
+LOG_INTERVAL = 60.0
+"""Seconds between two log records about failed copies."""
 
 _MARK = "HTTP_X_GATEWAY_MIRROR"
 _CREDENTIALS = frozenset(
@@ -47,38 +47,37 @@ _OF_REQUESTS = frozenset(
         *(REQUEST_ID, CLIENT, CLIENT_SOURCE, PEER_TRUSTED, CLAIMS, ROUTE, PARAMS, KEPT_TARGET),
     )
 )
-"""What of an environ speaks of the request; the rest is the server's or the connection's."""
+"""The environ keys that describe the request; the others belong to the server or connection."""
 
 
 @checked
 class Mirror:
-    """Have a share of the requests answered a second time by another app, and drop those answers.
+    """Send copies of a share of the requests to another app, and discard its responses.
 
-    The client's own request never waits for that and never fails by it: copies go through a short
-    queue to a few threads, and are dropped and counted when that is full. A copy has
-    ``X-Gateway-Mirror: 1``, which is taken off what clients send, and unless *credentials* are
-    mirrored, none of ``Authorization``, ``Cookie``, ``Proxy-Authorization``, ``X-Api-Key`` and the
-    claims that were verified.
+    The original request never waits for its copy and never fails because of it: a few threads send
+    the copies from a short queue; if the queue is full, copies are dropped and counted. A copy has
+    ``X-Gateway-Mirror: 1``, a field that is removed from client requests. Unless *credentials* is
+    set, a copy has none of ``Authorization``, ``Cookie``, ``Proxy-Authorization``, ``X-Api-Key``
+    and the verified claims.
 
-    :param app: The WSGI application to stand in front of.
-    :param other: The one that gets the copies, such as a forwarder; its timeouts are what bounds
-        them.
-    :param percent: Of how many requests in a hundred there is a copy, above 0 to 100.
-    :param methods: The methods of requests that are mirrored; all when empty.
-    :param max_body: The largest body that is copied, in bytes; a request with a larger one is not
+    :param app: The WSGI application that serves the requests.
+    :param other: The app that gets the copies, such as a forwarder, whose timeouts bound them.
+    :param percent: Percentage of requests that are mirrored, above 0 to 100.
+    :param methods: Methods of requests that are mirrored. Default: all.
+    :param max_body: Maximum body size of a copy in bytes. A request with a larger body is not
         mirrored, nor is one whose body the app has not read to its end.
-    :param credentials: Whether copies have what tells who the caller is.
-    :param max_answer: How many bytes of an answer are read before it is let go.
-    :param max_time: Seconds after which an answer is let go, looked at with each part of it.
-    :param threads: How many copies are under way at a time, in each worker.
-    :param queue: How many may wait for that.
-    :param random: Gives numbers in [0, 1).
-    :param clock: Tells seconds that only go forward.
-    :ivar sent: How many copies were answered, whatever with.
-    :ivar failed: How many ended in an exception.
-    :ivar too_large: How many requests had too large a body.
-    :ivar unread: How many had one that was not read to its end before the answer began.
-    :raises ValueError: One of the settings is wrong; says which.
+    :param credentials: Whether copies include the caller's credentials.
+    :param max_answer: Maximum number of bytes that are read of a response.
+    :param max_time: Maximum time to read a response, in seconds; checked after each chunk.
+    :param threads: Number of threads per worker that send copies.
+    :param queue: Maximum number of copies in the queue.
+    :param random: Returns random numbers in [0, 1).
+    :param clock: Returns a monotonic time in seconds.
+    :ivar sent: Number of copies that got a response, whatever its status.
+    :ivar failed: Number of copies that raised an exception.
+    :ivar too_large: Number of requests whose body was too large.
+    :ivar unread: Number of requests whose body was not read to its end before the response started.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     def __init__(
@@ -119,7 +118,7 @@ class Mirror:
         self._random = random
         self._clock = clock
         self.lock = threading.RLock()
-        self._complained = float("-inf")
+        self._logged = float("-inf")
         quiesce_at_fork(self)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -154,18 +153,18 @@ class Mirror:
 
     @property
     def dropped(self) -> int:
-        """How many copies there was no room for in the queue."""
+        """Number of copies that were dropped, as the queue was full."""
         return self._queue.dropped
 
     def close(self) -> None:
-        """Drop what waits, and let the threads end."""
+        """Drop the queued copies and stop the threads."""
         self._queue.close()
 
     def before_fork(self) -> None:
-        """Do nothing: that the lock is held is enough."""
+        """Do nothing: the caller holds the lock, which is enough."""
 
     def after_unseen_fork(self) -> None:
-        """Do nothing: the lock is another one already."""
+        """Do nothing: the lock has been replaced."""
 
     def _wanted(self, environ: WSGIEnvironment) -> bool:
         if self._methods and environ["REQUEST_METHOD"] not in self._methods:
@@ -175,7 +174,7 @@ class Mirror:
         return self._share >= 1 or self._random() < self._share
 
     def _copied(self, environ: WSGIEnvironment) -> WSGIEnvironment:
-        """Return what of *environ* speaks of the request, before anybody changes it."""
+        """Return a copy of the request's part of *environ*, before the app can change it."""
         left_out = _NOT_COPIED if self._credentials else _NOT_COPIED | _CREDENTIALS
         copied: WSGIEnvironment = {
             key: value
@@ -207,18 +206,18 @@ class Mirror:
             finally:
                 close_body(answer)
         except Exception as error:
-            self._complain(error)
+            self._log_failure(error)
             return
         with self.lock:
             self.sent += 1
 
-    def _complain(self, error: Exception) -> None:
+    def _log_failure(self, error: Exception) -> None:
         now = self._clock()
         with self.lock:
             self.failed += 1
-            if now - self._complained < COMPLAIN:
+            if now - self._logged < LOG_INTERVAL:
                 return
-            self._complained = now
+            self._logged = now
         LOG.warning("A copy of a request failed: %s: %s", type(error).__name__, error)
 
 

@@ -1,4 +1,8 @@
-"""Refuse what is too much, so that the rest is answered in time."""
+"""Adaptive load shedding: reject requests beyond the limit at which response times grow.
+
+A server that accepts more requests than it can serve concurrently serves all of them late. So the
+excess is rejected at once, and the response times of the others stay low.
+"""
 
 from __future__ import annotations
 
@@ -21,34 +25,29 @@ from wsgigate.runtime.fork import quiesce_at_fork
 __all__ = ["Gradient", "Shedder", "SheddingRules"]
 
 
-# How many requests may be under way, so that those that are do not take longer than they must.
-#
-# A server that takes on more than it can do at once does all of it late. So what is too much is
-# refused at once, and the rest is as fast as ever.
-
 _LARGEST = 100_000
 
 _MOST_SAMPLES = 500
 
 _ROOM = 16
-"""How far above twice of what is under way the limit may be."""
+"""How far the limit may exceed twice the peak of requests in flight."""
 
 
 @checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SheddingRules:
-    """How the limit of requests under way is found.
+    """How the limit of requests in flight is computed.
 
-    :param least: The limit is never below that, and it is that while the unloaded time is measured.
-    :param most: The limit is never above that.
-    :param tolerance: By which share an answer may take longer than when there is no load.
-    :param window: Seconds after which the limit is worked out again.
-    :param window_requests: Answers below which a window goes on.
-    :param measure_every: Seconds after which the unloaded time is measured again.
-    :param measure_requests: Answers that it is measured by.
-    :param jitter: By up to which share that is put off, by chance, so that not all workers measure
-        at the same time.
-    :raises ValueError: A setting is out of its range; says which.
+    :param least: Minimum limit, also used while the unloaded response time is measured.
+    :param most: Maximum limit.
+    :param tolerance: By which share a response may take longer than without load.
+    :param window: Seconds between two updates of the limit.
+    :param window_requests: Minimum number of responses in a window; until then it is extended.
+    :param measure_every: Seconds between two measurements of the unloaded response time.
+    :param measure_requests: Number of responses in a measurement.
+    :param jitter: Maximum random delay of a measurement, as a fraction of *measure_every*, so that
+        workers do not measure at the same time.
+    :raises ValueError: An argument is out of range; the message names it.
     """
 
     least: int = 3
@@ -80,18 +79,18 @@ class SheddingRules:
 
 
 class Gradient:
-    """A limit that follows how long answers take, by the gradient of Envoy's adaptive concurrency.
+    """A limit that adapts to response times, like the gradient of Envoy's adaptive concurrency.
 
-    The time of an answer without load is measured now and then, with few requests under way. The
-    limit is multiplied by how that compares with what answers take at present, between a half and
-    twice, and may grow by its square root. One that is far from being reached does not grow: it
-    would take long to come down.
+    The response time without load is measured from time to time, with few requests in flight. Each
+    window multiplies the limit by the ratio of the unloaded to the present response time, between
+    0.5 and 2, and adds the square root of the limit. A limit far above the peak of requests in
+    flight does not grow: it would take long to come down.
 
-    It belongs to all threads of a worker, and whoever calls it holds a lock.
+    All threads of a worker share the object; the caller holds a lock.
 
     :param rules: The settings.
-    :ivar limit: How many requests may be under way.
-    :ivar unloaded: Seconds that an answer takes without load; 0 before that was measured.
+    :ivar limit: Maximum number of requests in flight.
+    :ivar unloaded: Response time without load in seconds; 0 before the first measurement.
     """
 
     def __init__(self, rules: SheddingRules) -> None:
@@ -100,18 +99,18 @@ class Gradient:
         self._ends = -math.inf
         self._measuring = True
         self._measures_at = math.inf
-        # Where it goes on after measuring: far enough for the first window to say something.
+        # The limit after a measurement, large enough for the first window to be meaningful.
         self._aim = float(min(rules.most, max(rules.least, 16)))
         self._peak = 0
         self.limit = rules.least
         self.unloaded = 0.0
 
-    def answered(self, seconds: float, under_way: int, now: float, chance: float) -> None:
-        """Take note that a request was answered.
+    def answered(self, seconds: float, in_flight: int, now: float, chance: float) -> None:
+        """Record the response time of a request.
 
-        :param seconds: How long that took.
-        :param under_way: How many were under way at the end of it, itself among them.
-        :param chance: A number in [0, 1).
+        :param seconds: The response time.
+        :param in_flight: Number of requests in flight at its end, including this one.
+        :param chance: A random number in [0, 1).
         """
         rules, samples = self._rules, self._samples
         if self._measuring:
@@ -122,17 +121,17 @@ class Gradient:
         if now >= self._measures_at:
             self._measuring, self._samples = True, []
             self._aim, self.limit = float(self.limit), rules.least
-            return  # those under way still are too many: what they take is not counted
+            return  # requests in flight started under load: their response times do not count
         if len(samples) < _MOST_SAMPLES:
             samples.append(seconds)
-        if under_way > self._peak:
-            self._peak = under_way
+        if in_flight > self._peak:
+            self._peak = in_flight
         if now >= self._ends and len(samples) >= rules.window_requests:
             self._update(now)
 
     def _measured(self, now: float, chance: float) -> None:
         rules = self._rules
-        # The first to end began under more load; the middle one did not.
+        # The first responses of a measurement started under more load; the median did not.
         self.unloaded = max(median(self._samples), 1e-6)
         self._measuring, self._samples = False, []
         self._measures_at = now + rules.measure_every * (1 + rules.jitter * chance)
@@ -145,7 +144,9 @@ class Gradient:
         gradient = min(2.0, max(0.5, self.unloaded * (1 + rules.tolerance) / taken))
         limit = gradient * self.limit + math.sqrt(self.limit)
         if limit > self.limit and self.limit > 2 * self._peak + _ROOM:
-            limit = self.limit  # it was not reached, so how fast answers are says nothing of it
+            limit = (
+                self.limit
+            )  # the limit was not reached, so response times are no evidence for it
         self.limit = int(min(rules.most, max(rules.least, limit)))
         self._peak = 0
         self._samples = []
@@ -162,19 +163,19 @@ _BUSY = Problem(
 
 @checked
 class Shedder:
-    """Let no more requests of this worker be under way than the app can answer in good time.
+    """Limit the requests in flight of this worker to what the app serves without slowing down.
 
-    How many that are is found out from how long answers take, until they begin. It needs a worker
-    with more threads than the app can make use of: what waits for a thread is not under way yet.
+    The limit is computed from response times, up to the start of the response. The worker needs
+    more threads than the app can use: a request that waits for a thread is not yet in flight.
 
-    :param app: The WSGI application to keep fast.
-    :param rules: How the limit is found.
-    :param enabled: Whether the shedder does anything; the attribute can be set at any time.
-    :param refuse: Turns the problem into the app that answers it.
-    :param clock: Tells the time in seconds, from any moment on.
-    :param random: Gives numbers in [0, 1).
-    :ivar in_flight: How many requests are under way.
-    :ivar refused: How many this worker has refused.
+    :param app: The WSGI application to protect.
+    :param rules: How the limit is computed.
+    :param enabled: Whether the shedder is active; the attribute can be changed at any time.
+    :param refuse: A function that turns a :class:`Problem` into the WSGI app that responds with it.
+    :param clock: Returns a monotonic time in seconds.
+    :param random: Returns random numbers in [0, 1).
+    :ivar in_flight: Number of requests in flight.
+    :ivar refused: Number of requests that this worker has rejected.
     """
 
     enabled = True
@@ -206,7 +207,7 @@ class Shedder:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if not self.enabled:
             return self.app(environ, start_response)
-        # a WebSocket lasts, and is no answer that could come in good time
+        # A WebSocket may last for hours: it is not counted.
         lasting = "HTTP_UPGRADE" in environ and is_websocket(environ)
         with self.lock:
             limit = self._gradient.limit
@@ -216,7 +217,7 @@ class Shedder:
             elif not lasting:
                 self.in_flight += 1
         if busy:
-            refused(environ, "Shedder", f"{limit} requests are under way already")
+            refused(environ, "Shedder", f"{limit} requests are in flight already")
             return self._busy(environ, start_response)
         if lasting:
             return self.app(environ, start_response)
@@ -228,14 +229,14 @@ class Shedder:
             status: str, headers: Headers, exc_info: ExcInfo | None = None
         ) -> Callable[[bytes], object]:
             nonlocal answered
-            answered = clock()  # what the client takes to read it says nothing of the app
+            answered = clock()  # the time that the client takes to read the response does not count
             if exc_info:
                 return start_response(status, headers, exc_info)
             return start_response(status, headers)
 
         def done(response: Observed) -> None:
             with self.lock:
-                # Failures come too fast or too late to tell what an answer takes.
+                # Failures are faster or slower than a typical response: they do not count.
                 if answered is not None and response.status[:1] != "5" and not response.error:
                     self._gradient.answered(
                         answered - began, self.in_flight, clock(), self._random()
@@ -246,15 +247,15 @@ class Shedder:
 
     @property
     def limit(self) -> int:
-        """How many requests may be under way."""
+        """Maximum number of requests in flight."""
         return self._gradient.limit
 
     def after_fork(self) -> None:
-        """Count none: those of the parent end there."""
+        """Reset the counts: requests of the parent process end there."""
         self.in_flight = self.refused = 0
 
     def before_fork(self) -> None:
-        """Do nothing: that the lock is held is enough."""
+        """Do nothing: the caller holds the lock, which is enough."""
 
     def after_unseen_fork(self) -> None:
-        """Do nothing: the lock is another one already."""
+        """Do nothing: the lock has been replaced."""

@@ -1,4 +1,4 @@
-"""Divide requests between apps, as for a new version that few are to see at first."""
+"""Traffic splitting by weight, for canary releases and A/B tests."""
 
 from __future__ import annotations
 
@@ -17,47 +17,45 @@ from wsgigate.rules.arguments import checked
 __all__ = ["Split", "Splitter"]
 
 
-# Who of several takes a request, each by its share; the same for the same key.
-
 _SCALE = float(1 << 53)
 
 
 class Split:
-    """Divides requests by weight.
+    """Chooses a name by weight.
 
-    Requests with a key go where the key falls to, on every worker and every machine alike, by
-    weighted rendezvous hashing (Schindelhauer and Schomaker 2005). When the weights change only as
-    many keys move as have to: whoever is with the new version at 5 % is so at 50 %, too.
+    The same key gets the same name on every worker and every machine, by weighted rendezvous
+    hashing (Schindelhauer and Schomaker 2005). When the weights change, only as many keys move as
+    necessary: a client on the canary at 5 % stays on it at 50 %.
 
-    :param weights: The names and their shares relative to each other; one of weight 0 gets none.
-    :param salt: Tells this split from others, in which other keys are to be among the few.
-    :raises ValueError: Two have the same name, a weight is negative, or all are 0.
+    :param weights: The names and their relative weights; a name with weight 0 is never chosen.
+    :param salt: Makes this split independent of other splits with the same keys.
+    :raises ValueError: A name is duplicated, a weight is negative, or all weights are 0.
     """
 
     def __init__(self, weights: Sequence[tuple[str, float]], salt: str = "") -> None:
         self.names = tuple(name for name, _ in weights)
         if len(set(self.names)) < len(self.names):
-            raise ValueError("two of them have the same name")
+            raise ValueError("names must be unique")
         if any(not 0 <= weight < float("inf") for _, weight in weights):
-            raise ValueError("a weight is 0 or more")
+            raise ValueError("a weight must be 0 or more")
         self._weights = tuple((name, float(weight)) for name, weight in weights if weight)
         if not self._weights:
-            raise ValueError("one of them has a weight above 0")
+            raise ValueError("at least one weight must be above 0")
         self._total = sum(weight for _, weight in self._weights)
         self._seeds = tuple(
             (name, weight, f"{salt}\0{name}\0".encode()) for name, weight in self._weights
         )
 
     def choose(self, key: str | None, chance: Callable[[], float]) -> str:
-        """Return the name of who takes the request.
+        """Return the name for a request.
 
-        :param key: What tells requests that belong together; ``None`` lets chance decide.
-        :param chance: Gives a number in [0, 1).
+        :param key: Requests with the same key get the same name; ``None`` for a random choice.
+        :param chance: Returns a random number in [0, 1).
         """
         if key is None:
             return self._by_chance(chance())
-        told = key.encode("utf-8", "surrogatepass")
-        return max(self._seeds, key=lambda one: _score(one[2] + told, one[1]))[0]
+        data = key.encode("utf-8", "surrogatepass")
+        return max(self._seeds, key=lambda one: _score(one[2] + data, one[1]))[0]
 
     def _by_chance(self, number: float) -> str:
         left = number * self._total
@@ -75,19 +73,20 @@ def _score(data: bytes, weight: float) -> float:
 
 @checked
 class Splitter:
-    """Pass each request to one of several apps, by their weights.
+    """Distribute requests between several apps by weight.
 
-    Requests of the same *key* go to the same app, as long as the weights stay; without a key, or
-    where the request has none, chance decides. Which one it was is in the log as ``split=NAME``.
+    Requests with the same *key* go to the same app while the weights stay the same. Without a key,
+    or for a request that has none, the choice is random. The access log records it as
+    ``split=NAME``.
 
-    :param apps: By name, the app and its weight.
-    :param key: What tells requests that belong together: a key function, or the name of one, such
-        as ``cookie:session|address``; see :func:`wsgigate.http.caller.key_of`.
-    :param override: A request field by which whoever sends it chooses the app by its name, weight 0
-        included; what is no name chooses nothing. Anybody can send it.
-    :param salt: Tells this split from others: who is among the few here need not be there.
-    :param random: Gives numbers in [0, 1).
-    :raises ValueError: One of the settings is wrong; says which.
+    :param apps: The app and its weight by name.
+    :param key: Keeps the requests of one caller on one app: a key function, or a name such as
+        ``cookie:session|address``; see :func:`wsgigate.http.caller.key_of`.
+    :param override: A request field that selects an app by its name, also one with weight 0. An
+        unknown name is ignored. Any client can send the field.
+    :param salt: Makes this split independent of others: a client may be on the canary of one only.
+    :param random: Returns random numbers in [0, 1).
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     def __init__(
@@ -105,9 +104,9 @@ class Splitter:
             raise ValueError(f"apps: {error}") from None
         for name in apps:
             if not is_token(name):
-                raise ValueError(f"apps: {name!r} is no word")
+                raise ValueError(f'apps: {name!r} is not a word such as "stable"')
         if override is not None and not is_token(override):
-            raise ValueError(f"override: {override!r} cannot be the name of a field")
+            raise ValueError(f"override: {override!r} is not a valid header field name")
         try:
             self._key = None if key is None else key_of(key)
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""Keep good answers, and show them again when the app fails."""
+"""Stale-if-error: store responses and serve them again while the app fails."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from wsgigate.runtime.fork import quiesce_at_fork
 __all__ = ["StaleAnswers"]
 
 VARIANTS = 8
-"""How many answers to one target are kept that differ in what their ``Vary`` names."""
+"""Maximum number of stored responses per target that differ by ``Vary``."""
 
-_OVERHEAD = 1024  # bytes that an answer takes besides its body and its fields' text
+_OVERHEAD = 1024  # bytes of memory per response besides the text of its body and fields
 _AGE = frozenset(("age", "content-length"))
 
 _Key: TypeAlias = tuple[str, str, str]
@@ -40,22 +40,23 @@ class _Answer(NamedTuple):
 
 @checked
 class StaleAnswers:
-    """Keep good answers to GET, and show them again when the app fails.
+    """Store successful responses to GET, and serve them again while the app fails.
 
-    What may be kept follows RFC 9111, strictly: see :mod:`wsgigate.rules.caching`. While the app is
-    well every request reaches it. What is kept is each worker's own; those answers that were used
-    last stay. An answer that is shown has its ``Age``, and ``stale`` in ``X-Gateway-Fallback``.
+    Which responses are stored follows RFC 9111 strictly: see :mod:`wsgigate.rules.caching`. While
+    the app works, every request reaches it. Each worker has its own storage, which evicts the least
+    recently used responses. A stored response is sent with its ``Age`` and
+    ``X-Gateway-Fallback: stale``.
 
-    :param app: The WSGI application to stand in front of.
-    :param rules: What a failure is; its methods do not count.
-    :param max_size: How many bytes are kept.
-    :param max_answer: How many bytes the body of one answer may have.
-    :param stale_for: For how many seconds an answer may be shown after it was fresh, where it does
-        not say so itself by ``stale-if-error``.
-    :param now: Tells the Unix time.
-    :param clock: Tells seconds that only go forward.
-    :ivar shown: How many answers were shown.
-    :raises ValueError: One of the numbers is below what makes sense; says which.
+    :param app: The WSGI application to stand in for.
+    :param rules: Which responses are failures; the methods of the rules are ignored.
+    :param max_size: Maximum size of the storage in bytes.
+    :param max_answer: Maximum body size of a stored response in bytes.
+    :param stale_for: How long a response may be served after it is no longer fresh, in seconds, if
+        it has no ``stale-if-error``.
+    :param now: Returns the Unix time in seconds.
+    :param clock: Returns a monotonic time in seconds.
+    :ivar shown: Number of stored responses that were served.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     def __init__(
@@ -95,18 +96,18 @@ class StaleAnswers:
         path = environ.get("SCRIPT_NAME", "") + target.text
         key = (environ["wsgi.url_scheme"], target.host, path)
         if method not in SAFE:
-            return self.app(environ, self._forgetting(key, start_response))
+            return self.app(environ, self._invalidating(key, start_response))
         if method == "OPTIONS" or "HTTP_UPGRADE" in environ:
             return self.app(environ, start_response)
         kept: tuple[int, Headers, Keeping] | None = None
-        # An inner middleware may remove a cookie or a credential; the response depends on it still.
-        asked = environ.copy()
+        # An inner middleware may remove a cookie or a credential on which the response depends.
+        received = environ.copy()
 
         def start(
             status: str, headers: Headers, exc_info: ExcInfo | None = None
         ) -> Callable[[bytes], object]:
             nonlocal kept
-            kept = self._kept(asked, environ, status, headers) if method == "GET" else None
+            kept = self._kept(received, environ, status, headers) if method == "GET" else None
             if exc_info:
                 return start_response(status, headers, exc_info)
             return start_response(status, headers)
@@ -114,18 +115,18 @@ class StaleAnswers:
         def choose(status: int, error: Exception | None) -> WSGIApplication | None:
             if not self._rules.replaces(status, reason_of(environ.get(FAILURE), error is not None)):
                 return None
-            found = self._find(key, asked, environ)
+            found = self._find(key, received, environ)
             if found is None:
                 return None
             return lambda environ, _: self._show(found, environ, start_response)
 
         body = answer_instead(self.app, environ, start, choose)
-        if kept is None:  # or the app starts later: that is not kept either
+        if kept is None:  # also for an app that starts its response lazily
             return body
         status, headers, how = kept
 
         def whole(data: bytes) -> None:
-            self._put(key, asked, status, headers, data, how)
+            self._put(key, received, status, headers, data, how)
 
         if type(body) is list:
             if sum(map(len, body)) <= self._largest:
@@ -134,18 +135,18 @@ class StaleAnswers:
         return CopiedBody(body, self._largest, whole)
 
     def before_fork(self) -> None:
-        """Do nothing: that the lock is held is enough."""
+        """Do nothing: the caller holds the lock, which is enough."""
 
     def after_unseen_fork(self) -> None:
-        """Do nothing: the lock is another one already."""
+        """Do nothing: the lock has been replaced."""
 
     @property
     def size(self) -> int:
-        """How many bytes are kept."""
+        """Size of the stored responses in bytes."""
         return self._shelf.used
 
-    def _forgetting(self, key: _Key, start_response: StartResponse) -> StartResponse:
-        """Have what changes a target forget what is kept of it (RFC 9111 section 4.4)."""
+    def _invalidating(self, key: _Key, start_response: StartResponse) -> StartResponse:
+        """Return a *start_response* that invalidates *key* on success (RFC 9111 section 4.4)."""
 
         def start(
             status: str, headers: Headers, exc_info: ExcInfo | None = None
@@ -160,7 +161,7 @@ class StaleAnswers:
         return start
 
     def _kept(
-        self, asked: WSGIEnvironment, environ: WSGIEnvironment, status: str, headers: Headers
+        self, received: WSGIEnvironment, environ: WSGIEnvironment, status: str, headers: Headers
     ) -> tuple[int, Headers, Keeping] | None:
         code = status[:3]
         if not code.isdecimal():
@@ -171,8 +172,8 @@ class StaleAnswers:
         how = keeping(
             int(code),
             headers,
-            credentials=_tells_who(asked) or _tells_who(environ),
-            asked=asked.get("HTTP_CACHE_CONTROL", ""),
+            credentials=_has_credentials(received) or _has_credentials(environ),
+            asked=received.get("HTTP_CACHE_CONTROL", ""),
             now=self._now(),
             stale_for=self._stale_for,
         )
@@ -181,20 +182,20 @@ class StaleAnswers:
     def _put(
         self,
         key: _Key,
-        asked: WSGIEnvironment,
+        received: WSGIEnvironment,
         status: int,
         headers: Headers,
         body: bytes,
         how: Keeping,
     ) -> None:
-        """Keep an answer whose body has come to its end."""
+        """Store a response whose body is complete."""
         lengths = [value for name, value in headers if name.lower() == "content-length"]
         if any(value != str(len(body)) for value in lengths):
-            return  # cut short, whatever it looked like
+            return  # truncated
         headers = [*without(headers, _AGE), ("Content-Length", str(len(body)))]
-        selected = selecting(how.vary, lambda name: _field(asked, name))
+        selected = selecting(how.vary, lambda name: _field(received, name))
         size = len(body) + sum(len(name) + len(value) for name, value in headers) + _OVERHEAD
-        size += sum(map(len, selected))  # what clients send, as much as servers let them
+        size += sum(map(len, selected))  # request fields may be as long as the server allows
         made = _Answer(status, headers, body, how, selected, self._clock(), size)
         with self.lock:
             others = [
@@ -205,16 +206,18 @@ class StaleAnswers:
             answers = (made, *others[: VARIANTS - 1])
             self._shelf.put(key, answers, sum(one.size for one in answers) + len(key[2]))
 
-    def _find(self, key: _Key, asked: WSGIEnvironment, environ: WSGIEnvironment) -> _Answer | None:
-        if "HTTP_IF_MATCH" in asked or "HTTP_IF_UNMODIFIED_SINCE" in asked:
-            return None  # the service alone knows whether that still holds
+    def _find(
+        self, key: _Key, received: WSGIEnvironment, environ: WSGIEnvironment
+    ) -> _Answer | None:
+        if "HTTP_IF_MATCH" in received or "HTTP_IF_UNMODIFIED_SINCE" in received:
+            return None  # only the service can evaluate these conditions
         with self.lock:
             answers = self._shelf.get(key) or ()
-        now, credentials = self._clock(), _tells_who(asked) or _tells_who(environ)
+        now, credentials = self._clock(), _has_credentials(received) or _has_credentials(environ)
         for one in answers:
             age = one.keeping.age + now - one.came
             if may_show(one.keeping, age, credentials=credentials) and one.selected == selecting(
-                one.keeping.vary, lambda name: _field(asked, name)
+                one.keeping.vary, lambda name: _field(received, name)
             ):
                 return one
         return None
@@ -236,8 +239,8 @@ def _field(environ: WSGIEnvironment, name: str) -> str:
     return value
 
 
-def _tells_who(environ: WSGIEnvironment) -> bool:
-    """Return whether the request tells who its caller is, in a way that is known."""
+def _has_credentials(environ: WSGIEnvironment) -> bool:
+    """Return whether the request has credentials of a known kind."""
     return any(key in environ for key in _CREDENTIALS) or bool(environ.get(CLAIMS))
 
 
