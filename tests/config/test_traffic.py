@@ -474,7 +474,7 @@ ONE = services(a="http://127.0.0.1:9", b="http://127.0.0.1:9")
         (
             "fallback = { body = '', status = 204 }",
             "fallback.status",
-            "one from 200 to 599 that has a body",
+            "a status from 200 to 599 that has a body",
         ),
         ("fallback = { file = 'nowhere.html' }", "fallback.file", "cannot be read"),
         ("fallback = { app = 'nowhere:app' }", "fallback.app", "nowhere"),

@@ -27,8 +27,8 @@ def test_it_is_always_the_same() -> None:
     ("settings", "words"),
     [
         ({"body": b"x" * (LARGEST + 1)}, "body: at most 1048576 bytes"),
-        ({"status": 199}, "status: one from 200 to 599"),
-        ({"status": 204}, "status: one from 200 to 599 that has a body"),
+        ({"status": 199}, "status: a status from 200 to 599"),
+        ({"status": 204}, "status: a status from 200 to 599 that has a body"),
         ({"status": 600}, "status: "),
         ({"content_type": ""}, "content_type: "),
         ({"content_type": "text/plain\r\nX: y"}, "content_type: "),

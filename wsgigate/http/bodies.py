@@ -1,4 +1,4 @@
-"""The body of a request, and the JSON object that it is, read within bounds."""
+"""Request bodies: kept copies, framing towards the upstream, and bounded JSON."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = [
 ]
 
 
-# A request's body of which a copy is kept while it is read.
+# Request bodies that are copied while they are read.
 
 
 class _Reader(Protocol):
-    """What WSGI wants of ``wsgi.input`` (PEP 3333), made of two of these methods.
+    """The methods of ``wsgi.input`` (PEP 3333), based on ``read`` and ``readline``.
 
-    A size of ``None`` means the same as none, as it does to :mod:`io` and to servers.
+    A size of ``None`` means no size, as in :mod:`io` and in servers.
     """
 
     def read(self, size: int | None = -1, /) -> bytes: ...
@@ -46,12 +46,12 @@ class _Reader(Protocol):
 
 
 class KeptBody(_Reader):
-    """Reads *source*, and keeps what came as long as that is not too much.
+    """An input that reads from *source* and keeps a copy of up to *most* bytes.
 
     :param source: ``wsgi.input``.
-    :param most: Bytes that are kept; of a longer body none are, once more of it has been read.
-    :param expected: How many bytes the body has, ``None`` when its end is told by the source.
-    :ivar too_large: Whether more has been read.
+    :param most: Maximum number of bytes to keep. When more have been read, the copy is dropped.
+    :param expected: Length of the body in bytes; ``None`` if *source* marks its end.
+    :ivar too_large: Whether more than *most* bytes have been read.
     """
 
     def __init__(self, source: Any, most: int, expected: int | None = None) -> None:
@@ -63,23 +63,23 @@ class KeptBody(_Reader):
         self._ended = False
 
     def read(self, size: int | None = -1, /) -> bytes:
-        return self._kept_of(self._source.read, size)
+        return self._read_and_keep(self._source.read, size)
 
     def readline(self, size: int | None = -1, /) -> bytes:
-        return self._kept_of(self._source.readline, size)
+        return self._read_and_keep(self._source.readline, size)
 
     def whole(self) -> bytes | None:
-        """Return all of the body; ``None`` when it was too large, or not read to its end."""
+        """Return the whole body; ``None`` if it was too large, or not read to its end."""
         if self.too_large:
             return None
         ended = self._ended if self._expected is None else len(self._copy) == self._expected
         return bytes(self._copy) if ended else None
 
     def again(self) -> _Reader | None:
-        """Return the body from its beginning, ``None`` when that is lost."""
+        """Return the body from its beginning; ``None`` if it was too large."""
         return None if self.too_large else _Again(bytes(self._copy), self._source)
 
-    def _kept_of(self, read: Callable[..., bytes], size: int | None) -> bytes:
+    def _read_and_keep(self, read: Callable[..., bytes], size: int | None) -> bytes:
         block = read() if size is None or size < 0 else read(size)
         if not block:
             self._ended = self._ended or size != 0
@@ -93,7 +93,7 @@ class KeptBody(_Reader):
 
 
 class _Again(_Reader):
-    """What was kept, and then what is left of the source."""
+    """An input with the kept bytes, then the rest of the source."""
 
     def __init__(self, kept: bytes, source: Any) -> None:
         self._kept = BytesIO(kept)
@@ -117,7 +117,7 @@ class _Again(_Reader):
         return line + rest
 
 
-# The client's body on its way to an instance: framed in one way, and never completed for it.
+# The client's body as it is forwarded: with one framing, and never completed if it is truncated.
 
 _READ = Problem(
     500,
@@ -132,13 +132,13 @@ class _Readable(Protocol):
 
 
 class ClientBody:
-    """The client's body, read as it is sent on; it ends where it said it would, or not at all.
+    """The client's body as it is forwarded; ``read`` raises an error if it ends too early.
 
-    It has no ``__iter__`` and no length, so that ``requests`` frames it by the fields it comes with
-    and never by both of them.
+    It has no ``__iter__`` and no ``__len__``, so that ``requests`` frames it by the request's
+    header fields, and never by Content-Length and Transfer-Encoding both.
 
     :param source: ``wsgi.input``.
-    :param length: Bytes to read, ``None`` to read to the end of a chunked body.
+    :param length: Number of bytes to read; ``None`` to read to the end of a chunked body.
     """
 
     __slots__ = ("_left", "_source", "error", "length")
@@ -150,10 +150,10 @@ class ClientBody:
         self.error: BodyError | None = None
 
     def read(self, size: int) -> bytes:
-        """Return up to *size* bytes, nothing at the end.
+        """Return up to *size* bytes, ``b""`` at the end.
 
-        :raises BodyError: The client stopped early, broke its framing or sent too much; kept in
-            ``error`` too, as the layers between may dress it up.
+        :raises BodyError: The body is truncated, malformed or too large. It is also kept in
+            ``error``, as the layers between may wrap it.
         """
         left = self._left
         if left is not None:
@@ -177,9 +177,9 @@ class ClientBody:
 
 
 def client_body(environ: WSGIEnvironment) -> ClientBody | None:
-    """Return the request's body, ``None`` when it has none.
+    """Return the request's body, ``None`` if it has none.
 
-    :raises Refusal: Its framing is malformed, ambiguous, or one that the gateway does not speak.
+    :raises Refusal: Its framing is malformed, ambiguous or not supported.
     """
     coding: str = environ.get("HTTP_TRANSFER_ENCODING", "")
     length: str = environ.get("CONTENT_LENGTH", "") or ""
@@ -199,7 +199,7 @@ def client_body(environ: WSGIEnvironment) -> ClientBody | None:
 
 
 def _was_read(environ: WSGIEnvironment) -> bool:
-    """Return whether a request object of Flask or werkzeug has taken anything of the body.
+    """Return whether a request object of Flask or werkzeug has read any of the body.
 
     On a server whose ``wsgi.input`` is the client's socket, such as that of ``flask run``, reading
     it again would wait for bytes that never come.
@@ -210,24 +210,24 @@ def _was_read(environ: WSGIEnvironment) -> bool:
     if stream is None:
         return False
     source = environ["wsgi.input"]
-    inner = getattr(stream, "_stream", None)  # of the stream that ends with the body
+    inner = getattr(stream, "_stream", None)  # werkzeug's LimitedStream wraps the input
     if source not in (stream, inner):
-        return False  # somebody has put another one in its place
+        return False  # other code has replaced the input
     position: int = getattr(stream, "_pos", 0)
     if inner is source and position:
         return True
     return known.get("_cached_data") is not None or "form" in known
 
 
-# A request body that can be sent once more: as much of it as is kept.
+# Request bodies that can be sent again.
 
 
 class Replay:
-    """Reads *source* and keeps what came, until that is too much.
+    """A body that can be read again after :meth:`rewind`, up to *most* bytes.
 
     :param source: ``wsgi.input``.
-    :param most: Bytes that are kept; of a longer body none are, once more of it has been read.
-    :ivar whole: Whether all that was read is there to be read again.
+    :param most: Maximum number of bytes to keep. When more have been read, the copy is dropped.
+    :ivar whole: Whether everything that was read is kept.
     """
 
     __slots__ = ("_at", "_kept", "_most", "_source", "whole")
@@ -240,7 +240,7 @@ class Replay:
         self.whole = True
 
     def read(self, size: int, /) -> bytes:
-        """Return up to *size* bytes, nothing at the end."""
+        """Return up to *size* bytes, ``b""`` at the end."""
         kept, at = self._kept, self._at
         if at < len(kept):
             block = bytes(kept[at : at + size])
@@ -258,12 +258,12 @@ class Replay:
         return block
 
     def rewind(self) -> None:
-        """Begin anew with what was kept, which must be all."""
+        """Restart from the beginning of the body; requires :attr:`whole`."""
         self._at = 0
 
 
 def replayed(environ: WSGIEnvironment, most: int) -> Replay | None:
-    """Put a :class:`Replay` in the place of the request's body; ``None`` when it has none."""
+    """Replace the request's body by a :class:`Replay`; return ``None`` if it has no body."""
     if environ.get("CONTENT_LENGTH") in (None, "", "0") and "HTTP_TRANSFER_ENCODING" not in environ:
         return None
     environ["wsgi.input"] = replay = Replay(environ["wsgi.input"], most)
@@ -271,17 +271,17 @@ def replayed(environ: WSGIEnvironment, most: int) -> Replay | None:
 
 
 def has_body(environ: WSGIEnvironment) -> bool:
-    """Tell whether the request announces a body that is not empty."""
+    """Return whether the request has a body that is not empty."""
     length = environ.get("CONTENT_LENGTH") or ""
     return length != "0" if length else bool(environ.get("HTTP_TRANSFER_ENCODING"))
 
 
 def json_body(environ: WSGIEnvironment, largest: int, *, typed: bool = True) -> dict[str, Any]:
-    """Return the object that is the request's body: strict JSON, no member named twice.
+    """Return the JSON object in the request's body; duplicate members are rejected.
 
-    :param largest: How many bytes it may have.
-    :param typed: Whether the request has to say that it is JSON.
-    :raises Refusal: It is none, or could not be read; the problem says which.
+    :param largest: Maximum size in bytes.
+    :param typed: Whether the Content-Type must be ``application/json``.
+    :raises Refusal: The body is not a JSON object or cannot be read.
     """
     kind = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
     if typed and kind != "application/json":
@@ -295,8 +295,8 @@ def json_body(environ: WSGIEnvironment, largest: int, *, typed: bool = True) -> 
 def read_body(environ: WSGIEnvironment, largest: int) -> bytes:
     """Return the request's body.
 
-    :param largest: How many bytes it may have.
-    :raises Refusal: It has more, or could not be read; the problem says which.
+    :param largest: Maximum size in bytes.
+    :raises Refusal: The body is larger or cannot be read.
     """
     length = environ.get("CONTENT_LENGTH") or ""
     if not length and not environ.get("wsgi.input_terminated"):
@@ -323,5 +323,5 @@ def read_body(environ: WSGIEnvironment, largest: int) -> bytes:
 
 
 def wrong(detail: str, field: str = "") -> Refusal:
-    """Return a 400 that says what is wrong with a body, and which of its members is."""
+    """Return a 400 with *detail*; *field* is the invalid member of the body."""
     return Refusal(Problem(400, detail, extensions={"field": field} if field else {}))

@@ -1,4 +1,4 @@
-"""Refusals as values: an RFC 9457 problem document that is also the WSGI app answering with it."""
+"""Problem documents (RFC 9457), each of which is also the WSGI app that responds with it."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ def status_line(status: int) -> str:
 
 _LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
-_LINES[499] = "499 Client Closed Request"  # nginx's word for it, for the log alone
+_LINES[499] = "499 Client Closed Request"  # as nginx calls it; used in the log only
 
 
 @explained
 @dataclass(frozen=True)
 class Problem:
-    """A problem document (RFC 9457), and the WSGI application that answers with it.
+    """A problem document (RFC 9457), and the WSGI application that responds with it.
 
-    Beside the standard members it carries ``success: false`` and ``message`` (the detail again), so
-    that clients which look for those find them. A detail names the rule that refused, never a host,
-    a token's flaw or a stack: that goes to the log, as ``environ["wsgigate.reason"]``.
+    Besides the standard members it has ``success: false`` and ``message`` (the detail again), for
+    clients that expect these. The detail names the rule that rejected the request, never a host,
+    the flaw of a token or a stack trace: these go to the log, as ``environ["wsgigate.reason"]``.
 
     A client whose ``Accept`` field prefers ``text/html``, as a browser's does for a page, receives
     a small HTML page with the title and the detail instead of the JSON document (RFC 9110 section
-    12.5.1). Clients that accept anything, or do not say, receive the document.
+    12.5.1). Clients that accept anything, or send no ``Accept``, receive the document.
 
     :param status: The HTTP status code.
     :param detail: One sentence for the client.
-    :param type: A URI that names the kind of problem.
-    :param title: The kind in words; the status's own phrase unless said.
+    :param type: A URI that identifies the problem type.
+    :param title: The name of the problem type. Default: the reason phrase of the status.
     :param extensions: Further members of the document.
     :param headers: Further response fields, such as ``Retry-After``.
     """
@@ -54,7 +54,7 @@ class Problem:
     headers: tuple[tuple[str, str], ...] = ()
 
     def document(self) -> dict[str, object]:
-        """Return the members of the document in the order they are written."""
+        """Return the members of the document, in order."""
         title = self.title or status_line(self.status).partition(" ")[2]
         detail = self.detail or title
         return {
@@ -89,11 +89,11 @@ class Problem:
         """Return the problem as an HTML page: its title and its detail, escaped."""
         document = self.document()
         title, detail = escape(str(document["title"])), escape(str(document["detail"]))
-        said = "" if detail == title else f"<p>{detail}</p>\n"
+        paragraph = "" if detail == title else f"<p>{detail}</p>\n"
         return (
             '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width">\n'
-            f"<title>{self.status} {title}</title>\n<h1>{title}</h1>\n{said}</html>\n"
+            f"<title>{self.status} {title}</title>\n<h1>{title}</h1>\n{paragraph}</html>\n"
         ).encode()
 
 
@@ -105,8 +105,8 @@ _JSON = ("application/problem+json", "application/json")
 def prefers_html(accept: str) -> bool:
     """Return whether an ``Accept`` field prefers an HTML page to a JSON document.
 
-    Only a client that names HTML, with a higher quality than it gives to JSON, prefers it: ``*/*``
-    and ``text/*`` are what programs send. (RFC 9110 section 12.5.1)
+    It does only if the field names HTML with a higher quality than JSON: ``*/*`` and ``text/*`` are
+    what programs send. (RFC 9110 section 12.5.1)
     """
     html, json_named, json_any = 0.0, -1.0, 0.0
     for item in accept.lower().split(",", _MOST_RANGES):
@@ -129,7 +129,7 @@ _MOST_RANGES = 50
 
 
 def _quality(value: str) -> float:
-    """Return the weight of a media range, 0 to 1; 0 for one that is malformed."""
+    """Return the weight of a media range, 0 to 1; 0 if it is malformed."""
     try:
         quality = float(value)
     except ValueError:
@@ -138,12 +138,12 @@ def _quality(value: str) -> float:
 
 
 class Refusal(Exception):
-    """Raised where a request turns out to be refused, and answered at the edge of the same app.
+    """Raised to reject a request; the same app catches it and responds with *problem*.
 
-    It never leaves a middleware: one used alone has nobody outside to catch it.
+    It must never leave a middleware: if the middleware is used alone, no outer code catches it.
 
-    :param problem: The answer.
-    :param reason: Why, for the log.
+    :param problem: The response.
+    :param reason: The cause, for the log.
     """
 
     def __init__(self, problem: Problem, reason: str = "") -> None:
@@ -152,14 +152,14 @@ class Refusal(Exception):
 
     @classmethod
     def of(cls, status: int, detail: str, reason: str = "") -> Refusal:
-        """Return a refusal whose problem has nothing but a status and a detail."""
+        """Return a refusal whose problem has only a status and a detail."""
         return cls(Problem(status, detail), reason)
 
 
 Refuse: TypeAlias = Callable[[Problem], WSGIApplication]
-"""Turns a problem into the app that answers it, for those who want HTML or another shape."""
+"""Returns the WSGI app that responds with a problem, for HTML or another format."""
 
 
 def answer_with(problem: Problem) -> WSGIApplication:
-    """Return *problem* as it is: how every middleware refuses by default."""
+    """Return *problem* unchanged: the default *refuse* of every middleware."""
     return problem

@@ -1,8 +1,8 @@
-"""What is refused is logged: by the access log, or here where no Logger stands around.
+"""Logging of rejected requests: by the access log, or here without a Logger around.
 
-A middleware used alone would refuse in silence otherwise. Each refusal is one record of the logger
-``wsgigate.refusals``: a warning, but after one the next of the same middleware within a minute are
-INFO, so that a flood of refusals does not become one of warnings.
+Otherwise a middleware that is used alone would reject requests without a trace. Each rejection is
+one record of the logger ``wsgigate.refusals``: a WARNING, or INFO within a minute after a WARNING
+of the same middleware, so that a flood of rejections is not a flood of warnings.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from wsgigate.runtime.clocks import real
 __all__ = ["refused"]
 
 
-SILENCE = 60.0
+WARNING_INTERVAL = 60.0
 """Seconds between two warnings of one middleware."""
 
 _log = logging.getLogger("wsgigate.refusals")
 
 
 class _Warnings:
-    """When each middleware was warned of last, and how often it has refused since."""
+    """Records the last warning of each middleware, and the rejections since."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._said: dict[str, tuple[float, int]] = {}  # by the few names of middlewares
+        self._last: dict[str, tuple[float, int]] = {}  # by the name of the middleware
         self._lock: threading.Lock
         fork.renewed(self, _lock="Lock")
 
     def due(self, by: str) -> int | None:
-        """Count a refusal; return how many were no warnings since the last, None for one more."""
+        """Count a rejection; return the count since the last warning if one is due, else None."""
         now = self._clock()
         with self._lock:
-            said, more = self._said.get(by, (float("-inf"), 0))
-            if now - said < SILENCE:
-                self._said[by] = said, more + 1
+            last, more = self._last.get(by, (float("-inf"), 0))
+            if now - last < WARNING_INTERVAL:
+                self._last[by] = last, more + 1
                 return None
-            self._said[by] = now, 0
+            self._last[by] = now, 0
             return more
 
 
@@ -51,10 +51,10 @@ _warnings = _Warnings(real)
 
 
 def refused(environ: WSGIEnvironment, by: str, reason: str) -> None:
-    """Note why a request is refused, and log it unless a Logger around will.
+    """Record why a request is rejected, and log it unless an outer Logger does.
 
     :param by: The name of the middleware.
-    :param reason: For the log only: it may say what a client must not know.
+    :param reason: For the log only: it may contain what a client must not see.
     """
     environ[REASON] = reason
     if LOGGED in environ:

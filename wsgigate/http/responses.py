@@ -1,4 +1,15 @@
-"""Responses held back until their first chunk, so that another answer can take their place."""
+"""Responses that are copied, fixed, or replaced before they start.
+
+WSGI lets an app call ``start_response`` and still fail before its first chunk. So a response can be
+replaced until then, on these conditions:
+
+- The head of a buffered response (:class:`BufferedResponse`) is held back until its first chunk.
+  A second ``start_response`` with ``exc_info``, which PEP 3333 allows too, does not work: gunicorn
+  keeps the fields of the first call, its Content-Length among them, and would send both.
+- The body of a replaced response is closed before the other app is called, and the body that is
+  returned is closed once, as PEP 3333 requires.
+- A WebSocket that an inner app has taken over has no response left to replace.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +33,12 @@ __all__ = [
 ]
 
 
-# A copy of what goes out, made as it goes.
-
-
 class CopiedBody:
-    """The body of an answer on its way out, of which a copy is made if it comes to its end.
+    """A response body that is copied while it is sent.
 
-    :param body: What the app returned.
-    :param most: The bytes that are copied; of a longer body there is no copy.
-    :param whole: Called once with the copy, when the body has come to its end.
+    :param body: The body that the app returned.
+    :param most: Maximum number of bytes to copy; a longer body is not copied.
+    :param whole: Called once with the copy, when the body is complete.
     """
 
     def __init__(self, body: Iterable[bytes], most: int, whole: Callable[[bytes], object]) -> None:
@@ -70,10 +78,8 @@ class CopiedBody:
         close_body(body)
 
 
-# An answer that is always the same.
-
 LARGEST = 1024 * 1024
-"""The largest body, in bytes: each worker keeps it."""
+"""Maximum body size of a fixed response in bytes: each worker holds it in memory."""
 
 
 def fixed_answer(
@@ -83,19 +89,19 @@ def fixed_answer(
     content_type: str = "text/plain; charset=utf-8",
     fields: Iterable[tuple[str, str]] = (),
 ) -> WSGIApplication:
-    """Return the app that always answers with *body*, of which nobody is to keep a copy.
+    """Return an app that always responds with *body* and ``Cache-Control: no-store``.
 
     :param body: The body; text is sent as UTF-8.
-    :param status: Its status, 200 to 599; 204, 205 and 304 have no body, so they are none.
-    :param content_type: Its ``Content-Type``.
-    :param fields: Further fields.
-    :raises ValueError: One of them can not be; says which.
+    :param status: The status, 200 to 599 except 204, 205 and 304, which have no body.
+    :param content_type: The ``Content-Type``.
+    :param fields: Further header fields.
+    :raises ValueError: An argument is invalid; the message names it.
     """
     data = body.encode() if isinstance(body, str) else bytes(body)
     if len(data) > LARGEST:
         raise ValueError(f"body: at most {LARGEST} bytes, not {len(data)}")
     if not 200 <= status <= 599 or status in (204, 205, 304):
-        raise ValueError(f"status: one from 200 to 599 that has a body, not {status}")
+        raise ValueError(f"status: a status from 200 to 599 that has a body, not {status}")
     if not content_type or not is_field_value(content_type):
         raise ValueError(f"content_type: a type such as text/html, not {content_type!r}")
     line = status_line(status)
@@ -113,26 +119,24 @@ def fixed_answer(
     return answer
 
 
-# Answers in the place of others: those that fail before they begin.
-
 FIELD = "X-Gateway-Fallback"
-"""The field of an answer that is not the one which was asked for; says whose it is."""
+"""The header field of a fallback response; its value is the kind of the fallback."""
 
 _NAMES = frozenset((FIELD.lower(),))
 
 Choose: TypeAlias = Callable[[int, Exception | None], WSGIApplication | None]
-"""``choose(status, error)``: the app that answers instead, ``None`` to leave the answer as it is.
-*error* is what the app raised; its status is 500 then."""
+"""``choose(status, error)`` returns the app that replaces the response, ``None`` to keep it.
+*error* is the exception that the app raised; the status is 500 then."""
 
 
 def shaped(environ: WSGIEnvironment, what: str) -> None:
-    """Note for the log that *what*, such as ``split=beta``, was done to the request on purpose."""
+    """Record *what*, such as ``split=beta``, for the access log: how the request was shaped."""
     before = environ.get(SHAPED)
     environ[SHAPED] = f"{before} {what}" if before else what
 
 
 def marked(start_response: StartResponse, kind: str) -> StartResponse:
-    """Return a *start_response* that says in the field :data:`FIELD` whose answer it is."""
+    """Return a *start_response* that adds the field :data:`FIELD` with the value *kind*."""
 
     def start(
         status: str, headers: Headers, exc_info: ExcInfo | None = None
@@ -151,16 +155,16 @@ def answer_instead(
     start_response: StartResponse,
     choose: Choose,
 ) -> Iterable[bytes]:
-    """Call *app*, and another one if *choose* says so when the answer is about to begin.
+    """Call *app*, and the app that *choose* returns when the response starts or fails.
 
-    An answer that stays is passed on as it comes: nothing waits for its first chunk, and its body
-    is returned as it is. The body of one that is replaced is closed before the other app is called.
+    A response that is kept is not delayed: ``start_response`` is passed on at once, and its body is
+    returned unchanged. The body of a replaced response is closed before the other app is called.
     """
     return _Response(environ, start_response, choose).call(app)
 
 
 class _Response:
-    """One response that may still be replaced; the body as well, of an app that starts lazily."""
+    """A response that may be replaced when it starts; also the body if the app starts lazily."""
 
     __slots__ = ("_began", "_body", "_choose", "_chunks", "_environ", "_other", "_start_response")
 
@@ -202,7 +206,7 @@ class _Response:
         return self._start_response(status, headers)
 
     def _failed(self, error: Exception) -> WSGIApplication:
-        """Return what answers in the place of an app that raised *error*, or raise it again."""
+        """Return the app that replaces an app that raised *error*, or raise *error* again."""
         other = self._other
         if other is None and not self._began:
             other = self._choose(500, error)
@@ -218,7 +222,7 @@ class _Response:
         return self._first() if chunks is None else next(chunks)
 
     def _first(self) -> bytes:
-        """Return the first chunk, of this response or of the one that takes its place."""
+        """Return the first chunk, of this response or of its replacement."""
         other: WSGIApplication | None
         try:
             self._chunks = chunks = iter(self._body)
@@ -241,22 +245,18 @@ class _Response:
 
 
 def _drop(_data: bytes) -> None:
-    """Take what the app writes of an answer that is replaced."""
+    """Discard what the app writes of a response that is replaced."""
 
 
 class Held:
-    """One response that may still be replaced by another until its first chunk is handed on.
+    """A response whose head is held back until its first chunk, so that it can be replaced.
 
-    The head is held back rather than replaced by a second ``start_response`` with ``exc_info``,
-    which PEP 3333 allows too: gunicorn keeps the fields of the first call, its Content-Length among
-    them, and would send both.
-
-    A subclass says what to answer, by :meth:`instead`. The object is the body as well, with the one
-    ``close()`` that PEP 3333 promises.
+    A subclass implements :meth:`instead`, which returns the replacement. The object is also the
+    body of the response.
     """
 
-    asks = True
-    """Whether :meth:`instead` has something to say to a response that is about to begin."""
+    replaces_started = True
+    """Whether :meth:`instead` is called for a response that has not failed."""
 
     begun = False
     _body: Iterable[bytes] = ()
@@ -270,23 +270,23 @@ class Held:
         self._start_response = start_response
 
     def instead(self, error: BaseException | None) -> WSGIApplication | None:
-        """Return the app that answers in the place of this response, or ``None`` to let it go on.
+        """Return the app that replaces this response, or ``None`` to keep it.
 
-        Asked once, when the response is about to begin or has failed before it did.
+        Called once, when the response is about to start or has failed before.
 
-        :param error: What ended it, raised again unless an app is returned; ``None`` if nothing
-            did.
+        :param error: The exception of the app, which is raised again if the response is kept;
+            ``None`` without one.
         """
         raise NotImplementedError
 
     def call(self, app: WSGIApplication) -> Iterable[bytes]:
-        """Return the body of *app*'s response, or of what is answered instead."""
+        """Call *app* and return the body of its response, or of the replacement."""
         body: Iterable[bytes] = ()
         try:
             body = self._body = app(self._environ, self.start_response)
             if type(body) is not list and type(body) is not tuple:
                 return self
-            # Nothing of a list is left to fail: it is handed on as it is, with its length.
+            # A list cannot fail any more: it is returned unchanged, with its length.
             if not self.begun:
                 self._begin()
         except (Exception, SystemExit) as error:
@@ -307,10 +307,10 @@ class Held:
         return self.write
 
     def write(self, data: bytes) -> None:
-        """Send *data* at once: what ``start_response`` returns."""
+        """Send *data* at once: the ``write`` callable of PEP 3333."""
         if not self.begun:
             self._begin()
-        if self._write is not None:  # a response that was replaced speaks to nobody
+        if self._write is not None:  # a replaced response is discarded
             self._write(data)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -321,7 +321,7 @@ class Held:
         return self._first() if chunks is None else next(chunks)
 
     def _first(self) -> bytes:
-        """Return the first chunk, of this response or of what is answered instead."""
+        """Return the first chunk, of this response or of its replacement."""
         chunk: bytes | None = None
         if self._other is None:
             try:
@@ -347,28 +347,28 @@ class Held:
             close_body(other)
 
     def _begin(self) -> None:
-        """Hand on the head, or start the answer that takes its place."""
-        app = self.instead(None) if self.asks else None
+        """Pass on the head, or start the replacement."""
+        app = self.instead(None) if self.replaces_started else None
         if app is not None:
             self._replace(app)
             return
         if self._head is None and is_websocket(self._environ):
-            self.begun = True  # the app took the socket over and has answered by itself
+            self.begun = True  # the app has taken over the socket
             return
         if self._head is None:
-            raise AssertionError("the application answered without calling start_response")
+            raise AssertionError("the application returned a body without calling start_response")
         status, headers, exc_info = self._head
         self._head = None
-        self.begun = True  # before the call: should the server refuse the head, it answers for it
+        self.begun = True  # before the call: if the server rejects the head, it sends the error
         if exc_info:
             self._write = self._start_response(status, headers, exc_info)
         else:
             self._write = self._start_response(status, headers)
 
     def _fail(self, error: BaseException) -> None:
-        """Start the answer that takes the place of a response ended by *error*, or raise it."""
+        """Start the replacement of a response that failed with *error*, or raise *error*."""
         if isinstance(error, StopIteration) and is_websocket(self._environ):
-            raise error  # so an app tells gunicorn that it took the socket over
+            raise error  # an app that took over the socket ends this way under gunicorn
         if not self.begun and (app := self.instead(error)) is not None:
             self._replace(app)
         if self._other is None:

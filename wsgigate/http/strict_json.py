@@ -1,4 +1,4 @@
-"""JSON of tokens and keys, read strictly: no repeated names, no numbers that JSON does not have."""
+"""Strict JSON: no duplicate names, no numbers outside the JSON grammar."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["TokenRejected", "read_object", "shown"]
 
 
 class TokenRejected(Exception):
-    """The token is not to be believed; says why, for the operator only."""
+    """The token is invalid; the message is for the operator only."""
 
 
 def read_object(data: bytes, what: str) -> dict[str, Any]:
-    """Return the JSON object in *data*: no member twice, no number that is not finite.
+    """Return the JSON object in *data*, without duplicate members and infinite numbers.
 
-    :param what: Names it in the reason.
-    :raises TokenRejected: It is anything else.
+    :param what: Its name in the error message.
+    :raises TokenRejected: *data* is anything else.
     """
     try:
         found = json.loads(
@@ -27,39 +27,39 @@ def read_object(data: bytes, what: str) -> dict[str, Any]:
             parse_float=_finite,
             parse_constant=_refused,
         )
-        if b"\\u" in data:  # half a surrogate pair would break whoever writes it down
+        if b"\\u" in data:  # an unpaired surrogate cannot be encoded as UTF-8
             json.dumps(found, ensure_ascii=False).encode("utf-8")
     except RecursionError:
-        raise TokenRejected(f"a {what} nested too deep") from None
+        raise TokenRejected(f"a {what} that is nested too deeply") from None
     except ValueError as error:
-        raise TokenRejected(f"a {what} that is no strict JSON: {shown(str(error))}") from None
+        raise TokenRejected(f"a {what} that is not strict JSON: {shown(str(error))}") from None
     if not isinstance(found, dict):
-        raise TokenRejected(f"a {what} that is no object")
+        raise TokenRejected(f"a {what} that is not an object")
     return found
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
-        raise ValueError("a member named twice")
+        raise ValueError("a duplicate member")
     return members
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError("a number without end")
+        raise ValueError("a number that is not finite")
     return number
 
 
 def _refused(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def shown(value: object) -> str:
-    """Return *value* as a log line can hold it: ASCII, escaped, not long."""
+    """Return *value* for a log line: ASCII, escaped, at most 80 characters."""
     try:
         text = ascii(value)
-    except (RecursionError, ValueError):  # too deep, or a number of too many digits
+    except (RecursionError, ValueError):  # nested too deeply, or a number with too many digits
         text = f"a {type(value).__name__}"
     return text if len(text) <= 80 else text[:77] + "..."

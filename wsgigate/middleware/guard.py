@@ -47,7 +47,7 @@ class Guard:
 
 
 class _Guarded(Held):
-    asks = False
+    replaces_started = False
     answer: WSGIApplication
 
     def instead(self, error: BaseException | None) -> WSGIApplication | None:
