@@ -64,7 +64,7 @@ def test_strict_json_is_read(data, found):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"[]", "no object"),
+        (b"[]", "not an object"),
         (b"", "not strict JSON"),
         (b"{}{}", "not strict JSON"),
         (b"\xff", "not strict JSON"),

@@ -358,7 +358,7 @@ def test_a_breaker_stands_where_the_file_puts_it(site: ModuleType) -> None:
         (LIMITER + "exempt = { methods = ['get'] }", "middleware[0].exempt.methods[0]", "OPTIONS"),
         (LIMITER + "exempt = { rule = 'full_site:no' }", "middleware[0].exempt", "has no no"),
         (LIMITER + "exempt = { path = [] }", "middleware[0].exempt.path", "is not a known key"),
-        (LIMITER + "only = {}", "middleware[0].only", "paths, methods or a rule are needed"),
+        (LIMITER + "only = {}", "middleware[0].only", "paths, methods or a rule is required"),
         (LIMITER + "only = { paths = [] }", "middleware[0].only.paths", "at least one"),
         (LIMITER + "only = { paths = ['login'] }", "middleware[0].only.paths[0]", "/login"),
         (LIMITER + "only = { paths = ['/a*'] }", "middleware[0].only", "a whole segment"),

@@ -83,7 +83,7 @@ def test_an_address_is_listed_whatever_its_spelling(entries, address, listed):
         (["10.0.0.0/8", "localhost"], "'localhost' is neither an IP address, nor a network"),
         (
             ["10.0.0.5/8"],
-            "'10.0.0.5/8' has bits set behind its prefix; the network is '10.0.0.0/8'",
+            "'10.0.0.5/8' has host bits set; the network is '10.0.0.0/8'",
         ),
         (["*"], r"'\*' is neither"),
         (["10.0.0.0/33"], "'10.0.0.0/33' is neither"),

@@ -10,7 +10,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.test import Client
 
 from wsgigate import ClientAddress, ConcurrencyLimiter, Limiter, RequestId
-from wsgigate.http.peer_watch import LOOKED_AT, proxy_fix_in
+from wsgigate.http.peer_watch import INSPECTED, proxy_fix_in
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_of_several_limits_the_outermost_one_warns(log):
 
 def test_the_watch_ends(log):
     app = limited(quota="1000000/h")
-    for _ in range(LOOKED_AT + 1):
+    for _ in range(INSPECTED + 1):
         ask(app, None)
     assert app._watch is None
     app = limited()

@@ -168,12 +168,12 @@ def test_listed_paths_are_counted_apart_in_every_spelling():
 @pytest.mark.parametrize(
     ("only", "text"),
     [
-        ({}, "only: paths, methods or a rule are needed"),
-        ({"paths": []}, "only: paths, methods or a rule are needed"),
+        ({}, "only: paths, methods or a rule is required"),
+        ({"paths": []}, "only: paths, methods or a rule is required"),
         ({"paths": "/login"}, "only: paths: a list of paths is expected, not the text '/login'"),
         ({"paths": ["login"]}, "only: paths: 'login': expected a path such as"),
         ({"methods": "POST"}, "only: methods is a list"),
-        ({"methods": ["post"]}, "only: methods: 'post' is not a method in capitals"),
+        ({"methods": ["post"]}, "only: methods: 'post' is not a method in upper case"),
         ({"methods": [None]}, "only: methods: None is not a method"),
         ({"paths": ["/a"], "ignore_case": "yes"}, "only: ignore_case is True or False"),
         ({"rule": 7}, "only: rule is a function, not 7"),

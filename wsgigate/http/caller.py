@@ -1,7 +1,7 @@
-"""Who is counted, who is not, and by which plan: functions of ``environ``, by the names of files.
+"""Functions of ``environ`` that select and identify requests: keys, exemptions and plans.
 
-What a client sends in a field or a cookie is hashed: the store and the log see neither a secret
-nor how long it is.
+Files name these functions by text, such as ``header:X-Client``. Values of header fields and cookies
+are hashed: the store and the log see neither a secret nor its length.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ __all__ = [
 
 
 KeyNames: TypeAlias = Key | str | Sequence[Key | str]
-"""A key function, the name of one, or several of these that are combined."""
+"""A key function, its name, or several of these that are combined."""
 
 Exempt: TypeAlias = Callable[[WSGIEnvironment], object]
-"""Tells whether a request is not counted at all."""
+"""Returns whether a request is exempt (or, for *only*, selected)."""
 
 Plan: TypeAlias = Callable[[WSGIEnvironment], str | None]
-"""Names the plan by which a request is counted."""
+"""Returns the name of a request's plan."""
 
-LONGEST_KEY = 128  # a longer one is hashed; the store takes no more than 480 bytes
+LONGEST_KEY = 128  # a longer key is hashed; the store accepts at most 480 bytes
 
 _PLAIN: dict[str, Key] = {
     "address": wsgi.client_address,
@@ -65,12 +65,12 @@ _PARAMETER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
 def cookie(name: str) -> Key:
-    """Return a key function that names the caller by its cookie *name*, hashed.
+    """Return a key function that identifies the caller by its cookie *name*, hashed.
 
-    :raises ValueError: No cookie can have that name.
+    :raises ValueError: *name* is not a valid cookie name.
     """
     if not is_token(name):
-        raise ValueError(f"{name!r} cannot be the name of a cookie")
+        raise ValueError(f"{name!r} is not a valid cookie name")
     begins = name + "="
 
     def key(environ: WSGIEnvironment) -> str | None:
@@ -102,21 +102,21 @@ class Claim:
 
 
 def claim(name: str) -> Key:
-    """Return a key function that names the caller by the claim *name* of its verified token."""
+    """Return a key function that identifies the caller by the claim *name* of its token."""
     return Claim(name)
 
 
 def first_of(*keys: Key) -> Key:
-    """Return a key function that says what the first of *keys* says that does not exempt.
+    """Return a key function with the value of the first of *keys* that does not exempt the request.
 
-    What two of them say never counts together, even where it is the same.
+    Equal values of two of *keys* are different callers.
     """
 
     def key(environ: WSGIEnvironment) -> str | None:
         for place, one in enumerate(keys):
-            said = one(environ)
-            if said is not None:
-                return f"{place}.{said}"
+            value = one(environ)
+            if value is not None:
+                return f"{place}.{value}"
         return None
 
     return key
@@ -151,7 +151,7 @@ def key_of(key: KeyNames, *, claimed: Callable[[Key], Key] = lambda key: key) ->
 OTHERWISE = "\x1f"
 """The first character of a key that stands for a missing claim: no claim holds such a character."""
 
-_TELLING = ("user_id", "uid", "user", "client_id", "azp", "email")
+_SUBJECT_CLAIMS = ("user_id", "uid", "user", "client_id", "azp", "email")
 
 
 class ClaimOrAddress:
@@ -171,7 +171,7 @@ class ClaimOrAddress:
         self._written = f"claim:{self._name}" if isinstance(key, Claim) else "subject"
         self._warn = warn
         self._what = what
-        self._turns = itertools.count()  # the first number is one thread's alone
+        self._warnings = itertools.count()  # only one thread gets the first number
         self._warned = False
 
     def __call__(self, environ: WSGIEnvironment) -> str | None:
@@ -189,7 +189,7 @@ class ClaimOrAddress:
                 self._what,
                 self._written,
                 self._name,
-                next((name for name in _TELLING if name in claims), "NAME"),
+                next((name for name in _SUBJECT_CLAIMS if name in claims), "NAME"),
                 self._written,
                 self._written,
                 self._name,
@@ -197,7 +197,7 @@ class ClaimOrAddress:
         return f"{OTHERWISE}address {wsgi.client_address(environ)}"
 
     def missed(self, environ: WSGIEnvironment) -> None:
-        """Look at *environ* after the app was called for a request that was exempt."""
+        """Check *environ* after the app was called for an exempt request."""
         if not self._warned and environ.get(CLAIMS):
             self._say(
                 '%s counts callers by "%s" outside of the Authenticator, where no request has '
@@ -208,12 +208,12 @@ class ClaimOrAddress:
 
     def _say(self, message: str, *arguments: object) -> None:
         self._warned = True
-        if next(self._turns) == 0:
+        if next(self._warnings) == 0:
             self._warn(message, *arguments)
 
 
 def text_of(key: object) -> str:
-    """Return what a key function has said, as a text.
+    """Return the value of a key function as text.
 
     :raises TypeError: It is neither a text, a whole number nor a UUID.
     """
@@ -245,11 +245,11 @@ def _named(name: str) -> Key:
 
 
 def plan_of(plan: Plan | str) -> Plan:
-    """Return the function that tells a request's plan.
+    """Return the function that returns a request's plan.
 
-    :param plan: One, or ``claim:NAME`` of the verified token, or ``header:NAME`` as it was sent:
-        only for a field that no client can set.
-    :raises ValueError: It is neither.
+    :param plan: A function, or ``claim:NAME`` of the verified token, or ``header:NAME``, which is
+        safe only for a field that clients cannot set.
+    :raises ValueError: *plan* is none of these.
     """
     if callable(plan):
         return plan
@@ -269,14 +269,14 @@ def exemption(
     methods: Iterable[str] = (),
     rule: Exempt | None = None,
 ) -> Exempt:
-    """Return a function that tells whether a request is exempt: when any of these says so.
+    """Return a function that returns whether a request is exempt: one argument must match.
 
-    :param addresses: Of clients: addresses and networks.
-    :param paths: ``/health`` is that path, ``/static/*`` all below it. Compared in the canonical
-        form of the request's target, which must have one.
-    :param methods: In capitals.
-    :param rule: Tells of anything else.
-    :raises ValueError: One of them is malformed; says which.
+    :param addresses: Addresses and networks of clients.
+    :param paths: ``/health`` is that path, ``/static/*`` all below it. They are compared with the
+        canonical form of the request's target; a target without one does not match.
+    :param methods: Methods in upper case.
+    :param rule: A function of ``environ``.
+    :raises ValueError: An argument is invalid; the message names it.
     """
     try:
         listed = AddressList(addresses)
@@ -299,7 +299,7 @@ def exemption(
     exempted = frozenset(methods)
     for method in exempted:
         if not is_token(method) or method != method.upper():
-            raise ValueError(f"methods: {method!r} is not a method in capitals")
+            raise ValueError(f'methods: {method!r} is not a method in upper case, such as "GET"')
     if rule is not None and not callable(rule):
         raise ValueError(f"rule is a function, not {rule!r}")
     prefixes, by_path = tuple(below), bool(exact or below)
@@ -328,18 +328,19 @@ def matching(
     ignore_case: bool = False,
     rule: Exempt | None = None,
 ) -> Exempt:
-    """Return a function that returns whether a request is one of these: all of them must match.
+    """Return a function that returns whether a request matches all of the arguments.
 
-    Use it wherever a limit, a cost or a check is for some paths only. A comparison of ``PATH_INFO``
-    with a text is evaded by other spellings of the path that the application serves as well.
+    Use it if a limit, a cost or a check applies to some paths only. A comparison of ``PATH_INFO``
+    with a text can be evaded by other spellings of the path that the application serves as well.
 
     :param paths: ``/login`` is that path in every spelling: ``/login/``, ``//login``,
         ``/login;x=1``; ``/auth/*`` is ``/auth`` and all below it; ``*`` and ``{name}`` stand for
-        one segment. Relative to where the middleware is mounted. Any path when left out.
-    :param methods: In capitals; ``GET`` includes ``HEAD``. Any method when left out.
-    :param ignore_case: Whether ``/LOGIN`` is ``/login``, for an application that serves both.
+        one segment. Relative to where the middleware is mounted. Default: any path.
+    :param methods: Methods in upper case; ``GET`` includes ``HEAD``. Default: any method.
+    :param ignore_case: Whether ``/LOGIN`` matches ``/login``, for an application that serves
+        both.
     :param rule: A function of ``environ`` that must return true as well.
-    :raises ValueError: One of them is malformed, or none is given; the message names it.
+    :raises ValueError: An argument is malformed, or none is given; the message names it.
     """
     try:
         patterns = PathPatterns(paths, ignore_case=ignore_case)
@@ -350,7 +351,7 @@ def matching(
     named = frozenset(methods)
     for method in named:
         if not isinstance(method, str) or not is_token(method) or method != method.upper():
-            raise ValueError(f"methods: {method!r} is not a method in capitals")
+            raise ValueError(f'methods: {method!r} is not a method in upper case, such as "GET"')
     if "GET" in named:
         named |= {"HEAD"}
     if ignore_case not in (True, False):
@@ -358,7 +359,7 @@ def matching(
     if rule is not None and not callable(rule):
         raise ValueError(f"rule is a function, not {rule!r}")
     if not (patterns or named or rule):
-        raise ValueError("paths, methods or a rule are needed")
+        raise ValueError("paths, methods or a rule is required")
     by_path, find = bool(patterns), patterns.find
 
     def matches(environ: WSGIEnvironment) -> bool:
@@ -374,9 +375,9 @@ def matching(
 
 
 def listed_path(paths: Iterable[str], *, ignore_case: bool = False) -> Key:
-    """Return a key function that names the one of *paths* that was asked for, else ``other``.
+    """Return a key function with the one of *paths* that a request matches, else ``other``.
 
-    The paths are listed, as clients can make up as many others as they like.
+    Other paths share one key, as clients can invent any number of them.
 
     :param paths: As for :func:`matching`.
     :param ignore_case: As for :func:`matching`.
@@ -387,9 +388,9 @@ def listed_path(paths: Iterable[str], *, ignore_case: bool = False) -> Key:
 
 
 def only_of(only: Exempt | Mapping[str, Any] | None) -> Exempt | None:
-    """Return what returns whether a request is counted; None when all are.
+    """Return the function that returns whether a request is counted; None if all are.
 
-    :raises ValueError: It is neither a function nor the arguments of :func:`matching`.
+    :raises ValueError: *only* is neither a function nor the arguments of :func:`matching`.
     """
     return _of_table(
         "only", only, matching, {"paths", "methods", "ignore_case", "rule"}, "what is counted"
@@ -397,9 +398,9 @@ def only_of(only: Exempt | Mapping[str, Any] | None) -> Exempt | None:
 
 
 def exempt_of(exempt: Exempt | Mapping[str, Any] | None) -> Exempt | None:
-    """Return what tells whether a request is exempt; None when none is.
+    """Return the function that returns whether a request is exempt; None if none is.
 
-    :raises ValueError: It is neither a function nor the arguments of :func:`exemption`.
+    :raises ValueError: *exempt* is neither a function nor the arguments of :func:`exemption`.
     """
     return _of_table(
         "exempt", exempt, exemption, {"addresses", "paths", "methods", "rule"}, "what is exempt"
@@ -439,9 +440,9 @@ def by_address(key: KeyNames) -> bool:
 
 
 def kept_as(key: object) -> str:
-    """Return what a store calls *key*: itself where it is short and plain, else its hash.
+    """Return the store key of *key*: ``=`` and the key if it is short ASCII, else ``#`` and a hash.
 
-    :raises TypeError: It is not what a key function may return.
+    :raises TypeError: A key function may not return such a value.
     """
     if key.__class__ is not str:
         key = text_of(key)

@@ -1,7 +1,8 @@
-"""HTTP field rules: names and values, hop-by-hop, added and removed ones, RateLimit.
+"""HTTP header fields: syntax, hop-by-hop fields, cookies, field rules, and rate limit values.
 
-Text in, text out. :mod:`wsgigate.http.forwarded` has those for ``Forwarded`` and its kin,
-:mod:`wsgigate.proxy.rewriting` those for ``Location`` and ``Set-Cookie``.
+Pure functions of text. The module :mod:`wsgigate.http.forwarded` has those for the ``Forwarded``
+and ``X-Forwarded-*`` fields, :mod:`wsgigate.proxy.response` those for ``Location`` and
+``Set-Cookie``.
 """
 
 from __future__ import annotations
@@ -28,16 +29,13 @@ __all__ = [
 ]
 
 
-# Cookies as a request has them: text in, text out, what is not asked for left as it is.
-
-
 def cookie_values(field: str, name: str, most: int = 4) -> list[str]:
-    """Return what the cookies called *name* say, in their order.
+    """Return the values of the cookies called *name*, in their order.
 
-    There may be several, of different paths, and not all of them need be the gateway's own.
+    There may be several, of different paths, and not all of them are the gateway's own.
 
     :param field: The ``Cookie`` field.
-    :param most: How many are returned at most.
+    :param most: Maximum number of values.
     """
     begins = name + "="
     if begins not in field:
@@ -49,7 +47,7 @@ def cookie_values(field: str, name: str, most: int = 4) -> list[str]:
 def without_cookies(field: str, names: Collection[str]) -> str:
     """Return the ``Cookie`` field *field* without the cookies called *names*.
 
-    What is left is as it was, byte for byte; nothing if there are no others.
+    The other cookies are unchanged, byte for byte; the result is empty without any.
     """
     kept = [pair for pair in field.split(";") if pair.partition("=")[0].strip(" \t") not in names]
     return ";".join(kept).lstrip(" \t")
@@ -70,7 +68,7 @@ HOP_BY_HOP = frozenset(
         "upgrade",
     }
 )
-"""Fields that speak of one connection only (RFC 9110 section 7.6.1), lower case."""
+"""Fields of one connection (RFC 9110 section 7.6.1), in lower case."""
 
 MAX_CONNECTION_TOKENS = 100
 
@@ -84,12 +82,12 @@ _LARGEST = 999_999_999_999_999  # of a structured field's integer, RFC 9651 sect
 
 
 def is_token(name: str) -> bool:
-    """Tell whether *name* can be a field's name or a method (RFC 9110 section 5.6.2)."""
+    """Return whether *name* is a valid field name or method (RFC 9110 section 5.6.2)."""
     return _TOKEN.fullmatch(name) is not None
 
 
 def is_field_value(value: str) -> bool:
-    """Tell whether *value* can be sent in a field: latin-1, no control characters except tab.
+    """Return whether *value* is a valid field value: latin-1, no control characters except tab.
 
     (RFC 9110 section 5.5.)
     """
@@ -97,11 +95,11 @@ def is_field_value(value: str) -> bool:
 
 
 def connection_tokens(value: str) -> frozenset[str]:
-    """Return the field names that a ``Connection`` value lists, lower case, malformed ones ignored.
+    """Return the field names in a ``Connection`` value, in lower case, without malformed ones.
 
     (RFC 9110 section 7.6.1.)
 
-    :raises ValueError: It lists more than a hundred.
+    :raises ValueError: It lists more than 100.
     """
     if value.count(",") >= MAX_CONNECTION_TOKENS:
         raise ValueError(f"Connection lists more than {MAX_CONNECTION_TOKENS} names")
@@ -194,7 +192,7 @@ def _count(number: float) -> int:
 
 def _quoted(name: str) -> str:
     if not name.isascii() or not name.isprintable():
-        raise ValueError(f"a policy's name is printable ASCII, not {name!r}")
+        raise ValueError(f"a policy name is printable ASCII, not {name!r}")
     return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
@@ -203,9 +201,9 @@ def rate_limit_policy(name: str, limit: int, period: float) -> str:
 
     (draft-ietf-httpapi-ratelimit-headers-11, sections 3 and 4.)
 
-    :param name: Names the policy.
-    :param limit: How many requests.
-    :param period: In how many seconds, rounded up.
+    :param name: Name of the policy.
+    :param limit: Number of requests per period.
+    :param period: Length of the period in seconds, rounded up.
     """
     return f"{_quoted(name)};q={_count(limit)};w={_count(period)}"
 
@@ -215,9 +213,9 @@ def rate_limit(name: str, remaining: int, reset_after: float) -> str:
 
     (draft-ietf-httpapi-ratelimit-headers-11, section 4.)
 
-    :param name: Names the policy.
-    :param remaining: How many requests are left.
-    :param reset_after: For how many seconds that is true, rounded up.
+    :param name: Name of the policy.
+    :param remaining: Number of remaining requests.
+    :param reset_after: Seconds until there are more, rounded up.
     """
     return f"{_quoted(name)};r={_count(remaining)};t={_count(reset_after)}"
 

@@ -1,6 +1,12 @@
-"""Who the client behind the proxies is: ``X-Forwarded-For`` and ``Forwarded`` (RFC 7239).
+"""The client address behind proxies: ``X-Forwarded-For`` and ``Forwarded`` (RFC 7239).
 
-Text in, text out. What counts as trusted is the caller's to say; these functions only read.
+Pure functions of text. Their caller decides which proxies are trusted.
+
+A header field such as ``X-Forwarded-For`` is forgeable: a client can send it, and each proxy
+appends to what it got. Only the right-most entry is certain, and only if the peer is a trusted
+proxy. So every function reads from the right, believes an entry only if a trusted proxy wrote it,
+and stops at the first entry that is malformed or not a trusted proxy. Reading from the left, or
+past a malformed element, would let a client choose its own address.
 """
 
 from __future__ import annotations
@@ -31,8 +37,6 @@ __all__ = [
 ]
 
 
-# Addresses as peers and proxies write them, and lists of those that are trusted.
-
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -44,12 +48,12 @@ _ENTRY = re.compile(
 
 @lru_cache(maxsize=4096)
 def address_of(entry: str) -> str | None:
-    """Return the address that an ``X-Forwarded-For`` entry or a ``for=`` value names.
+    """Return the address in an ``X-Forwarded-For`` entry or a ``for=`` value.
 
-    Its port and brackets are dropped, and an IPv4 address written as IPv6 (``::ffff:192.0.2.1``)
-    becomes the IPv4 address it is.
+    Port and brackets are removed, and an IPv4-mapped IPv6 address (``::ffff:192.0.2.1``) becomes
+    the IPv4 address.
 
-    :returns: ``None`` for anything else: ``unknown``, ``_hidden``, a host name, a zone, rubbish.
+    :returns: ``None`` for anything else: ``unknown``, ``_hidden``, a host name, a zone.
     """
     if len(entry) > 60 or "%" in entry:
         return None
@@ -63,7 +67,7 @@ def address_of(entry: str) -> str | None:
 
 
 def _parse(text: str) -> Address | None:
-    """Return the address in *text*, an IPv4-mapped one as IPv4; None when it is none."""
+    """Return the address in *text*, an IPv4-mapped one as IPv4; None if it is not an address."""
     try:
         parsed = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
@@ -74,15 +78,17 @@ def _parse(text: str) -> Address | None:
 
 
 UNIX = frozenset(("unix", "unix:"))
-"""How a list names the peers of a Unix socket."""
+"""The names of the peer of a Unix socket in a list of addresses."""
 
 _WITHOUT_ADDRESS = frozenset(("", "unix", "unix:", "localhost", "<local>"))
-"""What servers call the peer of a Unix socket: waitress ``localhost``, werkzeug ``<local>``."""
+"""The address of a Unix socket's peer in servers: waitress ``localhost``, werkzeug ``<local>``."""
 
 
 def is_near(address: str) -> bool:
-    """Return whether *address* cannot be a client's across the internet: that of a Unix socket, or
-    a private, loopback or link-local one."""
+    """Return whether *address* cannot be that of a client on the internet.
+
+    This is so for a Unix socket, and for a private, loopback or link-local address.
+    """
     if address in _WITHOUT_ADDRESS:
         return True
     parsed = _parse(address)
@@ -90,14 +96,14 @@ def is_near(address: str) -> bool:
 
 
 class AddressList:
-    """A list of addresses and networks; ``address in addresses`` tells whether one is listed.
+    """A list of addresses and networks that supports ``address in addresses``.
 
-    An IPv4 address written as IPv6 is the IPv4 address it is, on both sides, and an IPv6 zone
-    (``%eth0``) does not count. What is no address is never in the list.
+    An IPv4-mapped IPv6 address equals the IPv4 address, on both sides, and an IPv6 zone (``%eth0``)
+    is ignored. A text that is not an address is never in the list.
 
-    :param entries: ``192.0.2.1``, ``10.0.0.0/8``, ``2001:db8::/32``; ``unix`` or ``unix:`` lists
-        the peers of a Unix socket, which have no address.
-    :raises ValueError: An entry is none of these; names it.
+    :param entries: ``192.0.2.1``, ``10.0.0.0/8``, ``2001:db8::/32``; ``unix`` or ``unix:`` for the
+        peer of a Unix socket, which has no address.
+    :raises ValueError: An entry is none of these; the message names it.
     """
 
     CACHED = 4096
@@ -145,11 +151,11 @@ def _wrong(entry: str) -> str:
         loose = ipaddress.ip_network(entry, strict=False)
     except ValueError:
         return f'{entry!r} is neither an IP address, nor a network like 10.0.0.0/8, nor "unix"'
-    return f"{entry!r} has bits set behind its prefix; the network is {str(loose)!r}"
+    return f"{entry!r} has host bits set; the network is {str(loose)!r}"
 
 
 MAX_ENTRIES = 32
-"""How many proxies one request may name; more is an attempt to make us work."""
+"""Maximum number of proxies in one request; more are an attempt to waste CPU time."""
 
 ADDRESS_FIELDS = (
     "x-real-ip",  # nginx, Traefik
@@ -166,15 +172,15 @@ ADDRESS_FIELDS = (
     "do-connecting-ip",  # DigitalOcean App Platform
     "ali-cdn-real-ip",
 )
-"""Fields in which proxies write the one address of the client."""
+"""Fields in which proxies write only the client address."""
 
 FAMILY = "HTTP_X_FORWARDED"
-"""Every environ key that begins so is a proxy's to set, those not invented yet included."""
+"""Only a proxy may set environ keys with this prefix, including unknown ones."""
 
 CLIENT_FORGED = frozenset(
     "HTTP_" + name
     for name in (
-        # who and what the client asked, as a proxy in front tells it
+        # the client and its request, as a proxy reports them
         "FORWARDED",
         "X_FORWARDED",
         "X_FORWARDED_FOR",
@@ -196,7 +202,7 @@ CLIENT_FORGED = frozenset(
         "FRONT_END_HTTPS",
         "X_SCHEME",
         "X_URL_SCHEME",
-        # addresses, each one product's own spelling
+        # addresses, in product-specific fields
         *(name.upper().replace("-", "_") for name in ADDRESS_FIELDS),
         "CLIENT_IP",
         "CF_CONNECTING_IPV6",
@@ -204,7 +210,7 @@ CLIENT_FORGED = frozenset(
         "X_REMOTE_IP",
         "X_REMOTE_ADDR",
         "X_ORIGINATING_IP",
-        # another target or method than the one that was matched
+        # another target or method than the matched one
         "X_ORIGINAL_HOST",
         "X_ORIGINAL_METHOD",
         "X_ORIGINAL_URI",
@@ -217,15 +223,15 @@ CLIENT_FORGED = frozenset(
         "PROXY",
     )
 )
-"""The environ keys that only a trusted proxy may set. Keys, not field names: ``X-Real-IP`` and
-``X_Real_IP`` are one key, and so one decision. The rest of :data:`FAMILY` belongs to it."""
+"""The environ keys that only a trusted proxy may set, in addition to those of :data:`FAMILY`. Keys,
+not field names: ``X-Real-IP`` and ``X_Real_IP`` are one key, and so one decision."""
 
 _NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 
 _QUOTED = r'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*+"'
 
 
-# Many proxies leave the quotes off around a port or an IPv6 address, so ":[]" pass bare.
+# Many proxies omit the quotes around a port or an IPv6 address, so ":[]" are allowed unquoted.
 _BARE = r"[!#$%&'*+.^_`|~0-9A-Za-z:\[\]-]++"
 
 _PAIR = re.compile(rf"({_NAME})=({_QUOTED}|{_BARE})")
@@ -236,18 +242,19 @@ _ELEMENT = re.compile(
 
 
 def address_field(source: str) -> str:
-    """Return the name of the field that *source* stands for, in lower case.
+    """Return the name of the field for *source*, in lower case.
 
-    :param source: One of :data:`ADDRESS_FIELDS`, or ``header:NAME`` for any other field that the
-        proxies in front write the client's address to, and overwrite when the client sends it.
-    :raises ValueError: It is neither; the message lists the names.
+    :param source: One of :data:`ADDRESS_FIELDS`, or ``header:NAME`` for any other field in which
+        the proxies in front write the client address, and which they overwrite if a client sends
+        it.
+    :raises ValueError: *source* is neither; the message lists the names.
     """
     name = source.lower() if isinstance(source, str) else ""
     if name in ADDRESS_FIELDS:
         return name
-    own = name.removeprefix("header:")
-    if own != name and is_token(own) and own not in ("x-forwarded-for", "forwarded"):
-        return own
+    custom = name.removeprefix("header:")
+    if custom != name and is_token(custom) and custom not in ("x-forwarded-for", "forwarded"):
+        return custom
     listed = ", ".join(f'"{known}"' for known in ("x-forwarded-for", "forwarded", *ADDRESS_FIELDS))
     raise ValueError(f'source is one of {listed}, or "header:NAME", not {source!r}')
 
@@ -258,7 +265,7 @@ def forged_keys(environ: Iterable[str]) -> list[str]:
 
 
 def forwarded_for(value: str) -> list[str]:
-    """Return the entries of an ``X-Forwarded-For`` value, left to right, empty ones left out.
+    """Return the entries of an ``X-Forwarded-For`` value, left to right, without empty ones.
 
     :raises ValueError: There are more than :data:`MAX_ENTRIES`.
     """
@@ -270,9 +277,9 @@ def forwarded_for(value: str) -> list[str]:
 def parse_forwarded(value: str) -> list[dict[str, str]]:
     """Return the elements of a ``Forwarded`` value (RFC 7239 section 4), left to right.
 
-    The right end is what the nearest proxy wrote and the left end what the client may have made
-    up, so reading goes from the right and stops at the first element that is malformed: nothing a
-    client sends, an open quote say, can hide what was written after it.
+    The nearest proxy wrote the right end, and the client may have forged the left end. So the value
+    is parsed from the right, up to the first malformed element: nothing that a client sends, such
+    as an unbalanced quote, can hide what a proxy appended.
 
     :returns: One dict for each element: lower-case parameter names, values without quotes.
     :raises ValueError: There are more than :data:`MAX_ENTRIES`.
@@ -303,10 +310,10 @@ def _unquoted(text: str) -> str:
 def format_forwarded(for_: str, host: str = "", proto: str = "") -> str:
     """Return one ``Forwarded`` element: ``for="[2001:db8::1]";host=example.com;proto=https``.
 
-    :param for_: The client's address; anything else, a Unix socket say, is told as ``unknown``.
-    :param host: The ``Host`` field the client sent; empty leaves it out.
-    :param proto: The scheme the client used; empty leaves it out.
-    :raises ValueError: *host* or *proto* holds what no field value may hold.
+    :param for_: The client address; anything else, such as a Unix socket, becomes ``unknown``.
+    :param host: The client's ``Host`` field; omitted if empty.
+    :param proto: The scheme of the client's request; omitted if empty.
+    :raises ValueError: *host* or *proto* contains a character that no field value may contain.
     """
     address = address_of(for_.partition("%")[0]) or "unknown"
     pairs = [
@@ -321,22 +328,22 @@ def _quoted(text: str) -> str:
     if re.fullmatch(_NAME, text):
         return text
     if not re.fullmatch(r"[\t\x20-\x7e\x80-\xff]*", text):
-        raise ValueError(f"a field value cannot hold {text!r}")
+        raise ValueError(f"a field value cannot contain {text!r}")
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def forwarded_chain(
     peer: str, entries: Iterable[str], is_trusted: Callable[[str], bool]
 ) -> list[str]:
-    """Return the part of *entries* that can be believed: the client, then the proxies it came by.
+    """Return the trusted part of *entries*: the client, then the proxies between.
 
-    Each hop vouches for the entry that it wrote, so reading goes from the right, from the peer on,
-    and ends with the first entry that is not a trusted proxy, or before the first invalid one.
+    Each trusted hop wrote one entry. So the entries are read from the right, starting with the
+    peer, up to and including the first one that is not a trusted proxy, or up to an invalid one.
 
     :param peer: The address of the peer.
     :param entries: Addresses as the hops wrote them, left to right, ports allowed.
-    :param is_trusted: Tells whether an address is a trusted proxy's.
-    :returns: Normal forms of addresses; empty when the peer itself is the client.
+    :param is_trusted: Returns whether an address is a trusted proxy.
+    :returns: Normalized addresses; empty if the peer is the client.
     """
     chain: list[str] = []
     hop = peer
@@ -350,10 +357,10 @@ def forwarded_chain(
 
 
 def client_of(peer: str, entries: Iterable[str], is_trusted: Callable[[str], bool]) -> str:
-    """Return the client: the right-most of *entries* that is not a trusted proxy, else *peer*.
+    """Return the client address: the right-most of *entries* that is no trusted proxy, else *peer*.
 
     :param peer: The address of the peer.
     :param entries: Addresses as the hops wrote them, left to right, ports allowed.
-    :param is_trusted: Tells whether an address is a trusted proxy's.
+    :param is_trusted: Returns whether an address is a trusted proxy.
     """
     return next(iter(forwarded_chain(peer, entries, is_trusted)), peer)

@@ -1,14 +1,14 @@
-"""Find out that a proxy hides the clients, and log it once.
+"""Detects that a proxy hides the client addresses, and logs one warning.
 
-A middleware that counts callers by address behind a reverse proxy, and is not given the proxies to
-trust, counts all clients as one: the proxy. Nothing fails, but the whole world shares one quota.
-Which fields to believe cannot be guessed, as a client can send any. That such fields are there, and
-that the peer is always the same private one, can be seen. Two situations are told apart:
+A middleware that counts callers by address behind a reverse proxy, without a list of trusted
+proxies, counts all clients as one: the proxy. Nothing fails, but all clients share one quota. Which
+forwarding fields are trustworthy cannot be detected, as a client can send any. But their presence
+can, and that the peer is always a private address. Two situations get a warning:
 
-- werkzeug's ``ProxyFix`` is inside of the middleware, which sees the address before it is fixed.
-- All peers are private, or have no address, and forward requests for several clients.
+- werkzeug's ``ProxyFix`` is inside the middleware, which sees the address before it is fixed.
+- All peers are private, or have no address, and forward requests of several clients.
 
-A watch looks at a middleware's first requests and then ends: afterwards it costs nothing.
+A watch inspects the first requests of a middleware; afterwards it costs nothing.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _WARNED = "wsgigate.peer_warned"
 
 _INNER = ("app", "application", "wsgi_app", "_app", "__wrapped__", "func")
 
-LOOKED_AT = 1000
-"""Requests that are looked at before the peers count as what they seem."""
+INSPECTED = 1000
+"""Maximum number of requests that a watch inspects."""
 
 
 class PeerWatch:
-    """Looks at the peers of one middleware's requests until it is clear who they are.
+    """Inspects the peers of one middleware's requests until they are known to be proxies or not.
 
     :param log: A logger's method.
-    :param what: The subject of the message: ``the limit 'login' counts all clients as one``.
-    :param cure: What to do; ``{peer}`` in it is the address of the proxy.
-    :param app: What the middleware wraps, in which a ``ProxyFix`` is looked for.
+    :param what: The problem: ``the limit 'login' counts all clients as one``.
+    :param cure: The solution; ``{peer}`` in it is replaced by the address of the proxy.
+    :param app: The wrapped app, which is searched for a ``ProxyFix``.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class PeerWatch:
         self._cure = cure
         self._app = app
         self._first = True
-        self._left = LOOKED_AT
+        self._left = INSPECTED
         self._peers: set[str] = set()
-        self._told: set[str] = set()
-        self._turns = itertools.count()  # its first number is one thread's alone
+        self._forwarded: set[str] = set()
+        self._warnings = itertools.count()  # only one thread gets the first number
 
     @classmethod
     def of_limit(cls, log: Callable[..., object], name: str, app: object) -> PeerWatch:
-        """Return the watch of the limit *name* around *app*, which counts by address."""
+        """Return a watch for the limit *name* around *app*, which counts by address."""
         return cls(
             log,
             f"the limit {name!r} counts all clients behind the proxy in front as one",
@@ -72,7 +72,7 @@ class PeerWatch:
         )
 
     def look(self, environ: WSGIEnvironment) -> bool:
-        """Look at a request; return whether the watch goes on."""
+        """Inspect a request; return whether to inspect the next one."""
         if CLIENT in environ or _WARNED in environ:
             return False
         peer: str = environ.get("REMOTE_ADDR") or "unix"
@@ -88,7 +88,7 @@ class PeerWatch:
         return self.forwarded(environ, peer)
 
     def forwarded(self, environ: WSGIEnvironment, peer: str) -> bool:
-        """Look at the forwarded fields of a request of *peer*; return whether the watch goes on."""
+        """Inspect the forwarding fields of a request; return whether to inspect the next one."""
         self._left -= 1
         if self._left < 0 or not is_near(peer):
             return False
@@ -96,8 +96,8 @@ class PeerWatch:
         if not clients:
             return True
         self._peers.add(peer)
-        self._told.add("\n".join(clients)[:200])
-        if len(self._told) <= len(self._peers):
+        self._forwarded.add("\n".join(clients)[:200])
+        if len(self._forwarded) <= len(self._peers):
             return True
         names = ", ".join(
             key.removeprefix("HTTP_").replace("_", "-").title() for key in _FIELDS if key in environ
@@ -106,19 +106,19 @@ class PeerWatch:
         return False
 
     def _warn(self, environ: WSGIEnvironment, peer: str, why: str) -> None:
-        environ[_WARNED] = True  # middlewares further in need not say it again
-        if next(self._turns) == 0:
+        environ[_WARNED] = True  # so that inner middlewares do not log it again
+        if next(self._warnings) == 0:
             cure = self._cure.format(peer=peer)
             self._log("%s: %s; %s", self._what, why, cure)
 
 
 def proxy_fix_in(app: object) -> bool:
-    """Return whether a request for *app* comes by werkzeug's ``ProxyFix``."""
+    """Return whether *app* contains werkzeug's ``ProxyFix``."""
     return any(type(each).__name__ == "ProxyFix" for each in _inside(app))
 
 
 def _inside(app: object) -> Iterator[object]:
-    """Yield what *app* wraps, from outside, as far as attributes tell."""
+    """Yield *app* and the apps that it wraps, outermost first, as found in attributes."""
     seen: set[int] = set()
     left = [app]
     while left and len(seen) < 64:
@@ -128,9 +128,9 @@ def _inside(app: object) -> Iterator[object]:
         seen.add(id(one))
         yield one
         if hasattr(one, "__self__"):
-            continue  # a bound method is called as it is, whatever stands around its object by now
+            continue  # a bound method is called directly, not through what wraps its object
         for name in _INNER:
-            with contextlib.suppress(Exception):  # what computes an attribute may fail in any way
+            with contextlib.suppress(Exception):  # a computed attribute may raise any exception
                 inner = getattr(one, name, None)
                 if callable(inner):
                     left.append(inner)

@@ -1,7 +1,7 @@
-"""What limits tell the caller: the ``RateLimit`` fields of the draft, and the customary ones.
+"""Rate limit fields in responses: ``RateLimit`` of the IETF draft, and ``X-RateLimit-*``.
 
-Limits that stand around each other tell their numbers together. Each notes under :data:`LIMITS`
-what it took, and whoever starts the response writes the fields of all.
+Nested limiters report their numbers together: each appends its decision to the list under
+:data:`LIMITS`, and when the response starts, the fields of all are written.
 (draft-ietf-httpapi-ratelimit-headers-11)
 """
 
@@ -34,29 +34,29 @@ __all__ = [
 
 QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 
-_CUSTOMARY = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
+_X_RATELIMIT = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
 
 FAMILIES = {
     "ratelimit": ("RateLimit-Policy", "RateLimit"),
-    "x-ratelimit": _CUSTOMARY,
-    "x-ratelimit-epoch": _CUSTOMARY,
-    "x-ratelimit-seconds": _CUSTOMARY,
+    "x-ratelimit": _X_RATELIMIT,
+    "x-ratelimit-epoch": _X_RATELIMIT,
+    "x-ratelimit-seconds": _X_RATELIMIT,
 }
-"""The fields that tell callers how they stand. The three customary ones are alternatives: when the
-quota resets is a moment in ISO 8601, in seconds since 1970, or in how many seconds."""
+"""The fields by family. The three ``x-ratelimit`` families are alternatives: the reset is a time in
+ISO 8601, in seconds since 1970, or in seconds from now."""
 
 KNOWN, LONGEST = 1024, 64
-"""How many names of the apps' fields are remembered as none of ours, and how long ones."""
+"""Maximum number and length of field names that are cached as not ours."""
 
 Standing: TypeAlias = tuple[bool, int, int, float, float]
-"""A verdict: allowed, the limit, what remains, and in how many seconds it resets and is to retry.
+"""A verdict: allowed, limit, remaining units, seconds until the reset, seconds until a retry.
 
 (:class:`wsgigate.rules.quota.Verdict`)
 """
 
 
 def is_list_of(found: object, known: Collection[str]) -> bool:
-    """Return whether *found* is a list, or the like, of names that are in *known*."""
+    """Return whether *found* is a collection of names that are in *known*."""
     return (
         isinstance(found, Collection)
         and not isinstance(found, str | bytes)
@@ -65,9 +65,9 @@ def is_list_of(found: object, known: Collection[str]) -> bool:
 
 
 def check_options(name: str, on_store_error: str) -> None:
-    """See that all limits have a name that fields and stores can use, and know what to do.
+    """Check the arguments that all limiters have.
 
-    :raises ValueError: One of them is wrong; says which.
+    :raises ValueError: An argument is invalid; the message names it.
     """
     if on_store_error not in ("allow", "refuse"):
         raise ValueError(f'on_store_error is "allow" or "refuse", not {on_store_error!r}')
@@ -76,20 +76,20 @@ def check_options(name: str, on_store_error: str) -> None:
 
 
 class Terms(NamedTuple):
-    """One policy as the fields tell of it, made once."""
+    """The header fields of one quota, computed once."""
 
     name: str
     policy: str
     """Its item in ``RateLimit-Policy``."""
     begins: str
-    """Its item in ``RateLimit``, up to what remains."""
+    """Its item in ``RateLimit``, up to the remaining units."""
     policy_field: tuple[str, str]
     limit_field: tuple[str, str] | None
-    """The customary one; there is none for requests at a time."""
+    """``X-RateLimit-Limit``; None for a limit of concurrent requests."""
 
     @classmethod
     def of(cls, name: str, limit: int, period: float) -> Terms:
-        """Return the terms of *limit* requests in *period* seconds; 0 for requests at a time."""
+        """Return the terms of *limit* requests in *period* seconds; 0 for concurrent requests."""
         policy = rate_limit_policy(name, limit, period or 1)
         if not period:
             policy = policy.removesuffix(";w=1") + ';qu="concurrent-requests"'
@@ -103,31 +103,31 @@ class Terms(NamedTuple):
 
 
 Taken: TypeAlias = tuple[Sequence[Standing], float, Sequence[Terms]]
-"""What one limit took for a request: its verdicts, the store's time, and the terms of each.
+"""The decision of one limiter: its verdicts, the store's time, and the terms of each verdict.
 
-Those of requests at a time have no window: their terms say so.
+A limit of concurrent requests has no window, which its terms mark.
 """
 
 
 class LimitFields:
-    """Writes the fields of limits into responses.
+    """Adds rate limit fields to responses.
 
-    :param families: A list out of :data:`FAMILIES`, at most one of the customary ones.
-    :raises ValueError: It is none.
+    :param families: Names from :data:`FAMILIES`, at most one of the ``x-ratelimit`` families.
+    :raises ValueError: *families* is anything else.
     """
 
     def __init__(self, families: Collection[str]) -> None:
         if not is_list_of(families, FAMILIES):
             known = ", ".join(f'"{name}"' for name in FAMILIES)
             raise ValueError(f"fields is a list out of {known}, not {families!r}")
-        customary = sorted(set(families) - {"ratelimit"})
-        if len(customary) > 1:
-            raise ValueError(f"fields: {' and '.join(customary)} are the same fields; name one")
+        x_ratelimit = sorted(set(families) - {"ratelimit"})
+        if len(x_ratelimit) > 1:
+            raise ValueError(f"fields: {' and '.join(x_ratelimit)} are the same fields; name one")
         self._standard = "ratelimit" in families
-        self._customary = bool(customary)
-        self._reset = _RESETS[customary[0]] if customary else _iso
+        self._x_ratelimit = bool(x_ratelimit)
+        self._reset = _RESETS[x_ratelimit[0]] if x_ratelimit else _iso
         self._replaced = frozenset(name.lower() for each in families for name in FAMILIES[each])
-        self._both = self._standard and self._customary
+        self._both = self._standard and self._x_ratelimit
         self._wanted = slice(0, 2) if self._standard else slice(2, 5)
         self._harmless: set[str] = set()
         self._start = self._started
@@ -140,7 +140,7 @@ class LimitFields:
         if taken is None:
             taken = environ[LIMITS] = [mine]
         elif not all(verdict[0] for verdict in mine[0]):
-            taken[:] = [mine]  # what else was taken does not tell this caller when to come back
+            taken[:] = [mine]  # a rejection reports only the limit that rejected
         else:
             taken.append(mine)
         if not self._replaced:
@@ -165,7 +165,7 @@ class LimitFields:
             _, _, begins, policy_field, limit_field = several[0]
             if limit_field is None:
                 fields = headers + self._of_all(taken)
-            else:  # nearly all requests come by here, and each call would cost as much as a field
+            else:  # the usual case, inlined: a function call costs as much as a field
                 left = str(remaining)
                 if self._reset is _iso:
                     moment = ceil((now + reset_after) * 1000)
@@ -185,11 +185,11 @@ class LimitFields:
         return start_response(status, fields)
 
     def policies(self, terms: Sequence[Terms]) -> Headers:
-        """Return what tells of *terms* alone, before anything is taken."""
+        """Return the fields of *terms* alone, before a decision."""
         return [("RateLimit-Policy", ", ".join([t.policy for t in terms]))] * self._standard
 
     def _without_ours(self, headers: Headers) -> Headers:
-        """Return *headers* without those that are ours to set; remember the names of the others."""
+        """Return *headers* without the fields that we set, and cache the names of the others."""
         kept: Headers = []
         for field in headers:
             name = field[0]
@@ -201,21 +201,21 @@ class LimitFields:
         return kept
 
     def _of_all(self, taken: list[Taken]) -> Headers:
-        told = [
+        decisions = [
             (verdict, terms, now)
             for verdicts, now, several in taken
             for verdict, terms in zip(verdicts, several, strict=True)
         ]
         fields: Headers = []
         if self._standard:
-            # what is not the cause of a refusal does not tell when to come back
-            refused = [each for each in told if not each[0][0]]
+            # a rejection reports only the limits that rejected
+            refused = [each for each in decisions if not each[0][0]]
             fields = [
-                ("RateLimit-Policy", ", ".join([terms.policy for _, terms, _ in told])),
-                ("RateLimit", ", ".join([_left(*each) for each in refused or told])),
+                ("RateLimit-Policy", ", ".join([terms.policy for _, terms, _ in decisions])),
+                ("RateLimit", ", ".join([_left(*each) for each in refused or decisions])),
             ]
-        counted = [each for each in told if each[1].limit_field]
-        if self._customary and counted:
+        counted = [each for each in decisions if each[1].limit_field]
+        if self._x_ratelimit and counted:
             place = tightest([each[0] for each in counted]) if len(counted) > 1 else 0
             verdict, terms, now = counted[place]
             fields += (
@@ -230,7 +230,7 @@ _name_of = itemgetter(0)
 
 
 def _left(verdict: Standing, terms: Terms, now: float) -> str:
-    """Tell what remains, and how long that is so: until there is more of it."""
+    """Return the item in ``RateLimit``: the remaining units, and the time until there are more."""
     _, _, remaining, reset_after, retry_after = verdict
     if terms.limit_field is None:
         return f"{terms.begins}{remaining}"
@@ -246,7 +246,7 @@ def _delta(now: float, reset_after: float) -> str:
 
 
 def _iso(now: float, reset_after: float) -> str:
-    """Return the moment as ISO 8601 in UTC, rounded up to the millisecond: never too early."""
+    """Return the time in ISO 8601 and UTC, rounded up to the millisecond: never too early."""
     whole = ceil((now + reset_after) * 1000)
     return _seconds(whole // 1000) + _MILLISECONDS[whole % 1000]
 
