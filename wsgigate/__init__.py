@@ -1,7 +1,7 @@
 """API gateway and service registry as a stack of WSGI middlewares.
 
-The names below are loaded when they are first asked for: whoever takes one middleware loads neither
-the proxy nor what it stands on.
+The public names are imported on first use: an application that uses one middleware imports neither
+the proxy nor its dependencies.
 """
 
 from __future__ import annotations

@@ -340,8 +340,8 @@ def test_a_breaker_stands_where_the_file_puts_it(site: ModuleType) -> None:
         (LIMITER + "cost = 0", "middleware[0].cost", "a whole number, at least 1"),
         (LIMITER + "cost = 'many'", "middleware[0].cost", "package.module:name"),
         (LIMITER + "plans = { a = 'many' }", "middleware[0].plans.a", "a quota is written"),
-        (LIMITER + "plans = { a = '1/s' }", "middleware[0].plan", "plans needs it"),
-        (LIMITER + "plan = 'header:X-Plan'", "middleware[0].plans", "plan needs it"),
+        (LIMITER + "plans = { a = '1/s' }", "middleware[0].plan", "required with plans"),
+        (LIMITER + "plan = 'header:X-Plan'", "middleware[0].plans", "required with plan"),
         (LIMITER + "plan = 'cookie:a'", "middleware[0].plan", "cookie cannot be imported"),
         (
             LIMITER + "plan = 'claim:plan'\nplans = { a = '1/s' }",

@@ -283,7 +283,7 @@ def test_the_outermost_one_decides():
     ("options", "text"),
     [
         ({"trusted_proxies": ["10.0.0.0/8", "proxy"]}, "trusted_proxies: 'proxy' is neither"),
-        ({"trusted_proxies": ["10.0.0.1/8"]}, "trusted_proxies: '10.0.0.1/8' has bits set"),
+        ({"trusted_proxies": ["10.0.0.1/8"]}, "trusted_proxies: '10.0.0.1/8' has host bits set"),
         ({"trusted_proxies": "10.0.0.1"}, "trusted_proxies: expected a list"),
         ({"source": "x-real"}, 'source is one of "x-forwarded-for", "forwarded", "x-real-ip"'),
     ],

@@ -123,15 +123,15 @@ def first_of(*keys: Key) -> Key:
 
 
 def key_of(key: KeyNames, *, claimed: Callable[[Key], Key] = lambda key: key) -> Key:
-    """Return the key function that *key* stands for.
+    """Return the key function for *key*.
 
-    :param key: One, or the name of one: ``address``, ``subject``, ``route``, ``api-key``,
-        ``header:NAME``, ``cookie:NAME``, ``claim:NAME``, ``path:NAME``; ``subject|address`` is the
-        first of them that has a value, and ``subject|exempt`` exempts requests without one; a list
-        names each combination.
-    :param claimed: Wraps ``subject`` and ``claim:NAME`` where they stand alone. Default: they
-        exempt a token without the claim.
-    :raises ValueError: It is nothing of the kind.
+    :param key: A key function, or its name: ``address``, ``subject``, ``route``, ``api-key``,
+        ``header:NAME``, ``cookie:NAME``, ``claim:NAME``, ``path:NAME``. ``subject|address`` is the
+        first of them that has a value, and ``subject|exempt`` exempts requests without a subject.
+        A list combines several.
+    :param claimed: Wraps ``subject`` and ``claim:NAME`` if they are not part of an alternative.
+        Default: they exempt a token without the claim.
+    :raises ValueError: *key* is none of these.
     """
     if callable(key):
         return claimed(key) if key is wsgi.subject or isinstance(key, Claim) else key
@@ -149,16 +149,16 @@ def key_of(key: KeyNames, *, claimed: Callable[[Key], Key] = lambda key: key) ->
 
 
 OTHERWISE = "\x1f"
-"""The first character of a key that stands for a missing claim: no claim holds such a character."""
+"""The first character of a key for a missing claim; no claim contains this character."""
 
 _SUBJECT_CLAIMS = ("user_id", "uid", "user", "client_id", "azp", "email")
 
 
 class ClaimOrAddress:
-    """A key function by a claim, and by the address where a verified token lacks it.
+    """A key function by a claim, or by address if a verified token lacks the claim.
 
-    The tokens of some issuers name their user by another claim; exempting them would be no limit.
-    A request without verified claims is exempt.
+    The tokens of some issuers identify the user by another claim; if they were exempt, the limit
+    would not apply. A request without verified claims is exempt.
 
     :param key: ``wsgi.subject`` or a :class:`Claim`.
     :param warn: A logger's method, for one message about tokens without the claim.
@@ -184,8 +184,8 @@ class ClaimOrAddress:
         if not self._warned:
             self._say(
                 '%s counts callers by "%s", and a token has no %s: such callers are counted by '
-                'address. Name a claim that the tokens have, key="claim:%s", or say "%s|address", '
-                'or "%s|exempt" to count only those with a %s',
+                'address. Set key="claim:%s" to a claim that the tokens have, or "%s|address", '
+                'or "%s|exempt" to count only tokens with a %s',
                 self._what,
                 self._written,
                 self._name,

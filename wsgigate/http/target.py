@@ -1,30 +1,30 @@
-"""The request target: one canonical form, made once, that is matched and forwarded alike.
+"""The request target: one canonical form, computed once, that is both matched and forwarded.
 
-Most ways around a gateway's rules are a path that the rules read in one way and the backend in
-another. So there is one form. What only spells the same path differently is brought to it; what
-could mean two things is refused:
+Most attacks on the rules of a gateway use a path that the rules interpret in one way and the
+backend in another. So there is one canonical form. A different spelling of the same path is
+converted to it; an ambiguous path is rejected:
 
 =====================================================  =========================================
-in the path                                            what becomes of it
+in the path                                            result
 =====================================================  =========================================
 escape of an unreserved character, ``%73``             decoded, ``s``
 any other escape, ``%3b``                              kept, with upper-case digits, ``%3B``
 ``//``                                                 one ``/``, unless a route keeps it
-a dot segment, plain, encoded or before a ``;``        refused, unless a route keeps it
-``%2f``; ``%5c``                                       refused, unless a route keeps it
-a backslash; control bytes, ``%00``; ``#``             refused
-a broken escape, ``%zz``                               refused
-a character no path may hold raw, such as ``|``        escaped
+a dot segment, plain, encoded or before a ``;``        rejected, unless a route keeps it
+``%2f``; ``%5c``                                       rejected, unless a route keeps it
+a backslash; control bytes, ``%00``; ``#``             rejected
+a broken escape, ``%zz``                               rejected
+a character that must be escaped, such as ``|``        escaped
 =====================================================  =========================================
 
-The query is not read at all: it is passed byte for byte. Decisions after RFC 3986 section 6.2.2
-and RFC 9112 section 3.2; unlike those, nothing is resolved, because a resolved dot segment is how
-a path leaves the place it was matched in.
+The query is not parsed: it is passed byte for byte. The decisions follow RFC 3986 section 6.2.2
+and RFC 9112 section 3.2, except that dot segments are not resolved, because a resolved dot segment
+is how a path leaves the prefix that it was matched in.
 
-A route may keep what most refuse, for keys of object stores, URLs within paths and the like.
-Its path then has several readings: with or without what is encoded decoded, slashes merged and dot
-segments resolved. So what is kept is bounded: :func:`readings` are all of them, and a route serves
-a path only if none of them is another route's or leaves the route's own path.
+A route may keep forms that are rejected by default, for keys of object stores, URLs within paths
+and the like. A backend can interpret such a path in several ways: with or without decoding,
+merging slashes and resolving dot segments. :func:`readings` returns all interpretations, and a
+route serves a path only if none of them belongs to another route or leaves the route's own path.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ __all__ = [
 
 
 MAX_LENGTH = 8190
-"""Bytes of a request target; what gunicorn's own largest request line leaves room for."""
+"""Maximum length of a request target in bytes, which fits gunicorn's maximum request line."""
 
 _SIMPLE = re.compile(r"(?:/(?!\.\.?(?:[/;]|\Z))[A-Za-z0-9._~!$&'()*+,;=:@-]+)+/?|/")
 
@@ -86,23 +86,23 @@ _HOST = re.compile(
 )
 
 _LONGEST_HOST = 260
-"""A name of 253 characters (RFC 1035 section 2.3.4), the root's dot, a colon and a port; no more,
-as what is made of hosts is remembered in several places."""
+"""A name of 253 characters (RFC 1035 section 2.3.4), the root's dot, a colon and a port. Longer
+ones are rejected, as values derived from hosts are cached in several places."""
 
 _SOURCE = "wsgigate.target_source"
-"""The values of ``environ`` that the target was made from."""
+"""The values of ``environ`` from which the target was computed."""
 
 
 class BadTarget(ValueError):
-    """The request target, or the host it is for, can not be brought to one meaning."""
+    """The request target or its host is ambiguous or malformed."""
 
 
 class Target(NamedTuple):
     """A canonical request target.
 
-    :ivar path: In canonical form, relative to where the gateway is mounted; starts with ``/``.
-    :ivar query: What stood behind the ``?``, byte for byte; ``None`` without one.
-    :ivar host: The host asked for: lower case, no port, no trailing dot; empty when none was named.
+    :ivar path: The canonical path, relative to where the gateway is mounted; starts with ``/``.
+    :ivar query: The part after the ``?``, byte for byte; ``None`` without one.
+    :ivar host: The requested host: lower case, no port, no trailing dot; empty without one.
     """
 
     path: str
@@ -111,7 +111,7 @@ class Target(NamedTuple):
 
     @property
     def has_encoded_slash(self) -> bool:
-        """Whether a part of a segment is a ``/`` to those who decode it."""
+        """Whether a segment contains an encoded ``/``."""
         return "%2F" in self.path
 
     @property
@@ -121,11 +121,11 @@ class Target(NamedTuple):
 
 
 class OddTarget(Target):
-    """A target whose path holds what a route may keep. It is equal to one of the same path.
+    """A target whose path has a form that a route may keep. It equals a target with the same path.
 
-    :ivar kept: The path with its slashes not merged.
-    :ivar refused: Why the path is refused unless a route keeps what it holds; empty for ``//``,
-        which is merged.
+    :ivar kept: The path without merged slashes.
+    :ivar refused: Why the path is rejected unless a route keeps its form; empty for ``//``, which
+        is merged.
     """
 
     kept: str
@@ -133,14 +133,14 @@ class OddTarget(Target):
 
 
 _target: Callable[[tuple[str, str | None, str]], Target] = partial(tuple.__new__, Target)
-"""Half the price of ``Target(...)``."""
+"""Takes half the time of ``Target(...)``."""
 
 
 def canonical_path(path: str) -> str:
     """Return *path* in canonical form.
 
     :param path: A raw path: percent-encoded, starting with ``/``.
-    :raises BadTarget: It has no single meaning; says why.
+    :raises BadTarget: The path is ambiguous or malformed; the message says why.
     """
     path, _, refused = _read(path)
     if refused:
@@ -149,15 +149,15 @@ def canonical_path(path: str) -> str:
 
 
 def _read(path: str) -> tuple[str, str, str]:
-    """Return the canonical form of a raw path, the one with slashes not merged, why it is refused.
+    """Return the canonical form of a raw path, its form without merged slashes, and a rejection.
 
-    :returns: The second is empty where it is the same, the third where it is not refused.
-    :raises BadTarget: It has no single meaning, and no route may keep what it holds.
+    :returns: The second is empty if it equals the first, the third if the path is not rejected.
+    :raises BadTarget: The path is malformed or ambiguous in a way that no route may keep.
     """
     if _SIMPLE.fullmatch(path):
         return path, "", ""
     if not path.startswith("/"):
-        raise BadTarget("a path starts with /")
+        raise BadTarget("a path that does not start with /")
     refused = _REFUSED_RAW.search(path)
     if refused:
         raise BadTarget(f"{refused[0]!r} in the path")
@@ -174,14 +174,14 @@ def _read(path: str) -> tuple[str, str, str]:
 
 
 def has_dot_segments(path: str) -> bool:
-    """Return whether a canonical *path* has a dot segment, once what is encoded is decoded."""
+    """Return whether a canonical *path* has a dot segment after decoding."""
     if "%" in path:
         path = path.replace("%2F", "/").replace("%5C", "/")
     return _DOTS.search(path) is not None
 
 
 def readings(path: str) -> set[str]:
-    """Return how those who serve a canonical *path* may read it, itself included.
+    """Return how a backend may interpret a canonical *path*, including *path* itself.
 
     Escaped slashes and backslashes may be decoded to slashes, slashes may be merged, and dot
     segments resolved, before or after that.
@@ -211,9 +211,9 @@ def _resolved(path: str) -> str:
 
 
 def leaves(path: str, base: int = 0) -> bool:
-    """Return whether a dot segment in a canonical *path* leads out of its first segments.
+    """Return whether a dot segment in a canonical *path* leaves its first *base* segments.
 
-    :param base: How many segments it must stay beneath.
+    :param base: Number of leading segments that dot segments must not leave.
     """
     if "%" in path:
         path = path.replace("%2F", "/").replace("%5C", "/")
@@ -247,7 +247,7 @@ def _escaped(match: re.Match[str]) -> str:
 def canonical_pattern(path: str) -> str:
     """Return a route's *path* with its literal segments in canonical form, ``/caf%C3%A9``.
 
-    :raises BadTarget: A literal segment could never be matched; says why.
+    :raises BadTarget: A literal segment can never match; the message says why.
     """
     return "/".join(
         segment
@@ -261,7 +261,7 @@ def canonical_pattern(path: str) -> str:
 def normal_host(value: str) -> str:
     """Return the name in a ``Host`` field value: lower case, without port and trailing dot.
 
-    :raises BadTarget: It is not ``name[:port]`` or ``[address][:port]``.
+    :raises BadTarget: The value is not ``name[:port]`` or ``[address][:port]``.
     """
     match = _HOST.fullmatch(value) if len(value) <= _LONGEST_HOST else None
     if match is None or (match[2] and int(match[2]) > 65535):
@@ -270,18 +270,18 @@ def normal_host(value: str) -> str:
 
 
 def target_of(environ: WSGIEnvironment) -> Target:
-    """Return the request's canonical target: what is matched, and what the app then serves.
+    """Return the request's canonical target, which is both matched and served.
 
-    The target is kept in ``environ`` together with the values that it was made from, and made anew
-    when one of them has changed since: a mount moves a part of ``PATH_INFO`` to ``SCRIPT_NAME``, a
-    rewriting middleware replaces it, a proxy fix replaces the host.
+    The target is cached in ``environ`` together with the values from which it was computed, and is
+    computed again if one of them has changed: a mount moves a part of ``PATH_INFO`` to
+    ``SCRIPT_NAME``, a rewriting middleware replaces it, a proxy fix replaces the host.
 
-    The target as the client sent it is used where the server hands it on (``RAW_URI``,
-    ``REQUEST_URI``) and still names the path in ``PATH_INFO``. Where it does not, the path was
-    rewritten on its way here, and ``PATH_INFO`` is encoded again, as on servers that hand on no raw
-    target. An escaped slash can then no longer be told from a plain one.
+    The raw target is used if the server provides it (``RAW_URI``, ``REQUEST_URI``) and it matches
+    the path in ``PATH_INFO``. Otherwise an outer app has rewritten the path, and ``PATH_INFO`` is
+    encoded again, as on servers without a raw target. An encoded slash is then indistinguishable
+    from a plain one.
 
-    :raises BadTarget: The target or the host has no single meaning; says why.
+    :raises BadTarget: The target or the host is ambiguous or malformed; the message says why.
     """
     target = any_target_of(environ)
     if isinstance(target, OddTarget) and target.refused:
@@ -290,7 +290,7 @@ def target_of(environ: WSGIEnvironment) -> Target:
 
 
 def keep_target(environ: WSGIEnvironment, path: str) -> None:
-    """Have the request forwarded with *path*, as its route keeps what most refuse."""
+    """Forward the request with *path*, as its route keeps a form that is rejected by default."""
     target = any_target_of(environ)
     kept = OddTarget(path, target.query, target.host)
     kept.kept, kept.refused = path, ""
@@ -298,12 +298,12 @@ def keep_target(environ: WSGIEnvironment, path: str) -> None:
 
 
 def kept_target_of(environ: WSGIEnvironment) -> Target:
-    """Return what is forwarded: the request's target, with what its route keeps.
+    """Return the target to forward: the canonical one, or the one that the route keeps.
 
-    :raises BadTarget: It has no single meaning.
+    :raises BadTarget: The target is ambiguous or malformed.
     """
     if KEPT_TARGET in environ:
-        any_target_of(environ)  # renews what it was made from
+        any_target_of(environ)  # updates the cached source values
         source, target = environ[KEPT_TARGET]
         if source == environ[_SOURCE]:
             kept: Target = target
@@ -312,10 +312,10 @@ def kept_target_of(environ: WSGIEnvironment) -> Target:
 
 
 def any_target_of(environ: WSGIEnvironment) -> Target:
-    """Return the target as :func:`target_of` does, but for a path that only some routes take, too.
+    """Return the target like :func:`target_of`, also for a path that only some routes accept.
 
-    :returns: An :class:`OddTarget` where the path holds what a route may keep.
-    :raises BadTarget: No route takes it.
+    :returns: An :class:`OddTarget` if the path has a form that a route may keep.
+    :raises BadTarget: No route accepts the path.
     """
     get = environ.get
     source: tuple[str | None, ...] = (
@@ -330,7 +330,7 @@ def any_target_of(environ: WSGIEnvironment) -> Target:
         if known is not None:
             return known
     raw, mount, below, asked, host = source
-    if (  # the usual case, seen at once
+    if (  # fast path
         raw is not None
         and raw == below
         and host
@@ -372,9 +372,9 @@ def _make(
     whole = path == below and not mount
     if not whole:
         whole = _same(path, mount + below or "/")
-        # Some test clients, and proxies that strip a prefix, leave the mount out of the raw one.
+        # Some test clients, and proxies that strip a prefix, omit the mount from the raw target.
         if not whole and not _same(path, below):
-            # The checks of the raw path still hold, as the server that read it may be another one.
+            # The raw path is checked as well, as the outer server may interpret it differently.
             canonical_path(path)
             return _encoded(below, query, host)
     path, kept, refused = _read(path)
@@ -393,12 +393,12 @@ def _made(path: str, query: str | None, host: str, kept: str, refused: str) -> T
 
 
 def _same(raw: str, decoded: str) -> bool:
-    """Return whether *decoded* is what a server makes of the path *raw*."""
+    """Return whether a server decodes the path *raw* to *decoded*."""
     if raw == decoded or _unquoted(raw) == _SLASHES.sub("/", decoded):
         return True
     if "%2" not in decoded:
         return False
-    # cheroot decodes every escape but that of a slash
+    # cheroot decodes every escape except an encoded slash
     kept = _unquoted(_ENCODED_SLASH.sub("%252F", raw))
     return kept == _SLASHES.sub("/", _ENCODED_SLASH.sub("%2F", decoded))
 
@@ -413,11 +413,11 @@ def _encoded(path: str, query: str, host: str) -> Target:
     path = path or "/"
     if query and not _QUERY.fullmatch(query):
         raise BadTarget("a character in the query that must be escaped")
-    room = MAX_LENGTH - (len(query) + 1 if query else 0)  # beside the question mark
+    room = MAX_LENGTH - (len(query) + 1 if query else 0)  # including the question mark
     if len(path) <= room and _SIMPLE.fullmatch(path):
         return Target(path, query or None, host)
     if not path.startswith("/"):
-        raise BadTarget("a path starts with /")
+        raise BadTarget("a path that does not start with /")
     refused = re.search(r"[\x00-\x1f\x7f]", path)
     if refused:
         raise BadTarget(f"{refused[0]!r} in the path")
@@ -429,9 +429,9 @@ def _encoded(path: str, query: str, host: str) -> Target:
 
 
 def host_of(environ: WSGIEnvironment) -> str:
-    """Return the host the request is for; empty for an HTTP/1.0 request that names none.
+    """Return the host of the request; empty for an HTTP/1.0 request without a Host.
 
-    :raises BadTarget: It names none, or a malformed one (RFC 9112 section 3.2).
+    :raises BadTarget: The Host is missing or malformed (RFC 9112 section 3.2).
     """
     value: str | None = environ.get("HTTP_HOST")
     if value is None:
@@ -460,7 +460,7 @@ def _authority(value: str, default_port: str) -> tuple[str, str]:
 
 
 def _below(mount: str, path: str) -> str:
-    """Return what of the canonical *path* lies below *mount*, a decoded ``SCRIPT_NAME``."""
+    """Return the part of the canonical *path* below *mount*, a decoded ``SCRIPT_NAME``."""
     prefix = canonical_path(quote(mount.encode("latin-1", "replace"), safe=_SAFE).rstrip("/"))
     if path == prefix:
         return "/"

@@ -1,7 +1,7 @@
-"""What every middleware shares: the environ keys, the key functions, and how a response ends.
+"""The shared parts of all middlewares: environ keys, key functions, and observed responses.
 
-The middlewares never import each other. They meet in ``environ``, under the keys listed here,
-and each of them works when a key is missing.
+The middlewares never import each other. They communicate through ``environ``, by the keys listed
+here, and each of them works if a key is missing.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ ExcInfo: TypeAlias = (
 )
 
 Key: TypeAlias = Callable[[WSGIEnvironment], str | None]
-"""Names a caller; ``None`` exempts the request."""
+"""Identifies a caller; ``None`` exempts the request."""
 
 
 class BodyError(Exception):
@@ -126,16 +126,16 @@ class BodyTooLarge(BodyError):
 
 
 def close_body(body: object) -> None:
-    """Close the body of a response that is done with, if it is one to be closed (PEP 3333)."""
+    """Close a response body, if it has a ``close`` method (PEP 3333)."""
     close = getattr(body, "close", None)
     if close is not None:
         close()
 
 
 class Observed:
-    """One response on its way out: its status, its size, and how it ended.
+    """A response that records its status, its size, and how it ended.
 
-    ``close()`` is the only end that PEP 3333 promises, so it is where *done* is told, once.
+    ``close()`` is the only end that PEP 3333 guarantees, so it calls *done*, once.
     """
 
     __slots__ = (
@@ -148,7 +148,7 @@ class Observed:
         self.sent = 0
         self.complete = False
         self.taken_over = False
-        """Whether an app inside took the client's socket over; the status is 101 then."""
+        """Whether an inner app has taken over the client's socket; the status is 101 then."""
         self.error: BaseException | None = None
         self.body: Iterable[bytes] = ()
         self._chunks: Iterator[bytes] | None = None
@@ -180,7 +180,7 @@ class Observed:
                 chunks = self._chunks = iter(self.body)
             chunk = next(chunks)
         except StopIteration:
-            self.complete = True  # else the client left, or the app failed
+            self.complete = True  # otherwise the client has disconnected, or the app failed
             raise
         except BaseException as error:
             self.error = error
@@ -201,7 +201,7 @@ class Observed:
 def _of_websocket(
     environ: WSGIEnvironment, done: Callable[[Observed], object]
 ) -> Callable[[Observed], object]:
-    """Return a *done* that sees whether the socket was taken over, which is no failure."""
+    """Return a *done* that detects a socket that was taken over, which is not a failure."""
 
     def ended(response: Observed) -> None:
         if isinstance(response.error, StopIteration):
@@ -221,9 +221,9 @@ def _of_websocket(
 
 
 class _Delivered(Observed):
-    """A response that has ended, too, when all of it has been handed on.
+    """A response that also ends when its last byte has been returned.
 
-    For tests: test clients close a response when the test has no use for it any more, if at all.
+    For tests: test clients close a response late, if at all.
     """
 
     __slots__ = ("_closed", "_length")
@@ -272,14 +272,14 @@ def observe(
     start_response: StartResponse,
     done: Callable[[Observed], object],
 ) -> Iterable[bytes]:
-    """Call *app* and have *done* told once, when its response has ended or failed.
+    """Call *app*, and call *done* once when its response has ended or failed.
 
-    A body that is a list has ended when it is returned: nothing of it can fail any more, and it has
-    nothing to close. It is handed on as it is, and counts as sent.
+    A body that is a list has ended when it is returned: it cannot fail any more, and has nothing to
+    close. It is returned unchanged, and counts as sent.
 
-    :param done: Called with the :class:`Observed` response: its ``status`` line (empty when none
-        was started), the bytes ``sent``, whether it went out ``complete``, and the ``error`` that
-        ended it, if one did.
+    :param done: Called with the :class:`Observed` response: its ``status`` line (empty if it never
+        started), the bytes ``sent``, whether it is ``complete``, and the ``error`` that ended it,
+        or None.
     """
     if "HTTP_UPGRADE" in environ and is_websocket(environ):
         done = _of_websocket(environ, done)
@@ -302,11 +302,11 @@ _name_of = itemgetter(0)
 
 
 def without(headers: Headers, names: frozenset[str]) -> Headers:
-    """Return a copy of *headers* without the fields of those *names*.
+    """Return a copy of *headers* without the fields called *names*.
 
-    Nearly always there is none of them, which is seen without a step of Python for each field.
+    Fast path: usually none match.
 
-    :param names: In lower case.
+    :param names: Field names in lower case.
     """
     if names.isdisjoint(map(str.lower, map(_name_of, headers))):
         return headers.copy()
@@ -326,8 +326,8 @@ _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 def is_preflight(environ: WSGIEnvironment) -> bool:
     """Return whether the request is a CORS preflight, as browsers send it (Fetch section 4.8).
 
-    A browser sends it without a body, and without a field that could make another method of
-    OPTIONS in an application: a request with one of these is an ordinary request.
+    A browser sends it without a body, and without a field that makes an application use another
+    method than OPTIONS: a request with one of these is not a preflight.
     """
     if (
         environ["REQUEST_METHOD"] != "OPTIONS"
@@ -342,21 +342,20 @@ def is_preflight(environ: WSGIEnvironment) -> bool:
 def is_websocket(environ: WSGIEnvironment) -> bool:
     """Return whether the request asks for a WebSocket (RFC 6455 section 4.1).
 
-    An app that accepts takes the client's socket over and speaks to the client by itself.
-    What the server and the middlewares see of that depends on the library and the server: a
-    ``StopIteration`` from the app (gunicorn), no call of ``start_response`` (gevent), or a 200
-    without a body that nobody receives (werkzeug).
+    An app that accepts it takes over the client's socket. How the server and the middlewares notice
+    depends on the library and the server: a ``StopIteration`` from the app (gunicorn), no call of
+    ``start_response`` (gevent), or a 200 without a body that is never sent (werkzeug).
     """
     upgrade: str = environ.get("HTTP_UPGRADE", "")
     return upgrade.strip().lower() == "websocket" and environ["REQUEST_METHOD"] == "GET"
 
 
 def peer(environ: WSGIEnvironment) -> str:
-    """Return the address of the client: as a trusted proxy told it, else the peer's own.
+    """Return the client address: as reported by a trusted proxy, else the peer's.
 
-    A peer without an address (a Unix socket) is ``"unix"``: one name, never the empty string. When
-    other code has replaced ``REMOTE_ADDR`` since :class:`~wsgigate.ClientAddress` decided, by an
-    address that it did not know, the new one is the client's.
+    For a peer without an address (a Unix socket) it is ``"unix"``, never the empty string. If other
+    code has replaced ``REMOTE_ADDR`` since :class:`~wsgigate.ClientAddress` decided, by an address
+    that it did not see, the new one is the client's.
     """
     get = environ.get
     address: str = get("REMOTE_ADDR") or "unix"
@@ -369,7 +368,7 @@ def peer(environ: WSGIEnvironment) -> str:
 
 
 def peer_trusted(environ: WSGIEnvironment) -> bool:
-    """Return whether the peer is a trusted proxy, whose forwarding fields can be believed."""
+    """Return whether the peer is a trusted proxy, whose forwarding fields are trustworthy."""
     if environ.get(PEER_TRUSTED) is not True:
         return False
     source: tuple[str, ...] | None = environ.get(CLIENT_SOURCE)
@@ -378,10 +377,10 @@ def peer_trusted(environ: WSGIEnvironment) -> bool:
 
 @lru_cache(maxsize=4096)
 def address_key(address: str, ipv6_prefix: int = 64) -> str:
-    """Return the name a limit counts *address* under.
+    """Return the key by which a limit counts *address*.
 
-    An IPv6 client owns a whole network, so it is counted by its first *ipv6_prefix* bits; an IPv4
-    address written as IPv6 (``::ffff:192.0.2.1``) counts as the IPv4 address it is.
+    An IPv6 client has a whole network, so it is counted by its first *ipv6_prefix* bits; an
+    IPv4-mapped address (``::ffff:192.0.2.1``) counts as the IPv4 address.
     """
     if ":" not in address:
         return address
@@ -395,25 +394,25 @@ def address_key(address: str, ipv6_prefix: int = 64) -> str:
 
 
 def client_address(environ: WSGIEnvironment) -> str:
-    """Name the caller by its address: IPv4 whole, IPv6 by its /64."""
+    """Return the caller's address: IPv4 as it is, IPv6 as its /64 network."""
     return address_key(peer(environ))
 
 
 def subject(environ: WSGIEnvironment) -> str | None:
-    """Name the caller by the ``sub`` claim of its verified token; exempt a caller without one."""
+    """Return the ``sub`` claim of the caller's verified token; None without one."""
     claims: dict[str, Any] = environ.get(CLAIMS) or {}
     sub = claims.get("sub")
     return sub if isinstance(sub, str) and sub else None
 
 
 def route(environ: WSGIEnvironment) -> str | None:
-    """Name the route that matched, so that every route has a count of its own."""
+    """Return the name of the matching route, so that each route has its own count."""
     name: str | None = environ.get(ROUTE)
     return name
 
 
 def path_parameter(name: str) -> Key:
-    """Return a key function that names the caller by the path parameter *name*."""
+    """Return a key function that identifies the caller by the path parameter *name*."""
 
     def key(environ: WSGIEnvironment) -> str | None:
         params: dict[str, str] = environ.get(PARAMS) or {}
@@ -429,9 +428,9 @@ def environ_key(name: str) -> str:
 
 
 def header(name: str) -> Key:
-    """Return a key function that names the caller by the request field *name*.
+    """Return a key function that identifies the caller by the request field *name*.
 
-    The value is the client's to choose, so it is hashed: the store sees neither its length nor its
+    The client chooses the value, so it is hashed: the store sees neither its length nor its
     characters, and no secret.
     """
     key_name = environ_key(name)
@@ -444,17 +443,17 @@ def header(name: str) -> Key:
 
 
 api_key = header("X-API-Key")
-"""Names the caller by its ``X-API-Key`` field, hashed."""
+"""Identifies the caller by its ``X-API-Key`` field, hashed."""
 
 
 def combined(*keys: Key) -> Key:
-    """Return a key function that joins what *keys* say; exempt when any of them exempts."""
+    """Return a key function that combines *keys*; None if one of them returns None."""
 
     def key(environ: WSGIEnvironment) -> str | None:
         parts = [part(environ) for part in keys]
         if any(part is None for part in parts):
             return None
-        texts = [str(part) for part in parts]  # a whole number is a key, too
+        texts = [str(part) for part in parts]  # a whole number is a valid key, too
         return "|".join(f"{len(text)}:{text}" for text in texts)
 
     return key
