@@ -23,7 +23,7 @@ from werkzeug.test import Client
 from wsgigate.client.adapter import Sessions
 from wsgigate.coordination.circuit import Circuit
 from wsgigate.discovery import Instance
-from wsgigate.proxy.disconnect import Departure, Departures
+from wsgigate.proxy.disconnect import ClientWatch, Disconnects
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.resilience import Resilience
@@ -460,9 +460,9 @@ def test_to_be_late_only_for_an_impatient_client_tells_nothing_of_the_service(
 def test_nothing_is_tried_for_a_client_that_has_left(
     backend: Backend, sessions: Sessions, clock: FakeClock
 ) -> None:
-    departures = Departures()
-    departure = Departure(None, lambda _: None)
-    departures.watch = lambda environ: departure  # type: ignore[method-assign]
+    disconnects = Disconnects()
+    watch = ClientWatch(None, lambda _: None)
+    disconnects.watch = lambda environ: watch  # type: ignore[method-assign]
     with Backend(BAD) as first:
         pool = Pool(
             "svc",
@@ -470,8 +470,8 @@ def test_nothing_is_tried_for_a_client_that_has_left(
             balance="round-robin",
             random=lambda: 0.0,
         )
-        given = Resilience(retry=RetryRules(), sleep=lambda _: departure.happened(), clock=clock)
-        forwarder = Forwarder(pool, sessions=sessions, resilience=given, departures=departures)
+        given = Resilience(retry=RetryRules(), sleep=lambda _: watch.disconnected(), clock=clock)
+        forwarder = Forwarder(pool, sessions=sessions, resilience=given, disconnects=disconnects)
         assert Reader(forwarder).get("/").status_code == 499
         assert backend.connections == 0
         assert set(pool.in_flight().values()) == {0}

@@ -11,7 +11,7 @@ import pytest
 
 from wsgigate.discovery import Instance
 from wsgigate.http.wsgi import REASON, close_body
-from wsgigate.proxy.disconnect import ClientLeft, Departures
+from wsgigate.proxy.disconnect import ClientLeft, Disconnects
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.testing.backend import Backend, Received, reply
@@ -26,7 +26,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
-class Unhurried(Departures):
+class Unhurried(Disconnects):
     """Looks only when it is told to."""
 
     def _run(self) -> None:
@@ -42,14 +42,14 @@ def test_a_client_has_left_when_it_has_hung_up_and_not_before(
     pair: tuple[socket.socket, socket.socket], ahead: bytes
 ) -> None:
     ours, theirs = pair
-    departures = Unhurried()
-    departure = departures.watch(new_environ() | told(ours))
+    disconnects = Unhurried()
+    watch = disconnects.watch(new_environ() | told(ours))
     theirs.sendall(ahead)
-    departures.look()
-    assert not departure.gone
+    disconnects.check()
+    assert not watch.gone
     theirs.close()
-    departures.look()
-    assert departure.gone
+    disconnects.check()
+    assert watch.gone
 
 
 def told(client: socket.socket) -> dict[str, object]:
@@ -61,35 +61,35 @@ def test_a_request_is_served_where_no_thread_is_to_be_had_to_look(
     threadless: Callable[[], AbstractContextManager[None]],
 ) -> None:
     ours, theirs = pair
-    departures = Departures(tick=0.001)
+    disconnects = Disconnects(tick=0.001)
     with threadless():
-        departures.watch(new_environ() | told(ours)).close()
-    departure = departures.watch(new_environ() | told(ours))
+        disconnects.watch(new_environ() | told(ours)).close()
+    watch = disconnects.watch(new_environ() | told(ours))
     upstream, instance = socket.socketpair()
     with upstream, instance:
-        departure.set_upstream(upstream)
+        watch.set_upstream(upstream)
         theirs.close()
         instance.settimeout(10)
         assert instance.recv(1) == b""  # somebody looks again by now
-    departure.close()
+    watch.close()
 
 
 def test_what_a_departure_has_let_go_is_left_alone(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, theirs = pair
-    departures = Unhurried()
+    disconnects = Unhurried()
     upstream, instance = socket.socketpair()
     with upstream, instance:
-        departure = departures.watch(new_environ() | told(ours))
-        departure.set_upstream(upstream)
-        departure.set_upstream(None)
+        watch = disconnects.watch(new_environ() | told(ours))
+        watch.set_upstream(upstream)
+        watch.set_upstream(None)
         theirs.close()
-        departures.look()
-        assert departure.gone
+        disconnects.check()
+        assert watch.gone
         upstream.sendall(b"another request's")
         assert instance.recv(100) == b"another request's"
-        departure.set_upstream(upstream)  # too late: nobody is there to take the answer
+        watch.set_upstream(upstream)  # too late: nobody is there to take the answer
         assert instance.recv(100) == b""
 
 
@@ -97,13 +97,13 @@ def test_who_is_to_be_connected_learns_whether_anybody_waits(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, theirs = pair
-    departures = Unhurried()
-    departure = departures.watch(new_environ() | told(ours))
+    disconnects = Unhurried()
+    watch = disconnects.watch(new_environ() | told(ours))
     with socket.socket() as upstream:
-        assert departure.set_upstream(upstream) is True
+        assert watch.set_upstream(upstream) is True
         theirs.close()
-        departures.look()
-        assert departure.set_upstream(upstream) is False
+        disconnects.check()
+        assert watch.set_upstream(upstream) is False
 
 
 @pytest.mark.parametrize("protocol", ["HTTP/1.0", "HTTP/1.1"])
@@ -111,15 +111,15 @@ def test_what_was_held_to_the_end_is_left_alone(
     protocol: str, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     ours, _ = pair
-    departure = Unhurried().watch(
+    watch = Unhurried().watch(
         {"gunicorn.socket": ours, "SERVER_PROTOCOL": protocol, "REQUEST_METHOD": "GET"}
     )
     upstream, instance = socket.socketpair()
     with upstream, instance:
-        departure.set_upstream(upstream)
-        departure.close()
-        departure.happened()  # it was being looked at in that moment
-        assert departure.gone
+        watch.set_upstream(upstream)
+        watch.close()
+        watch.disconnected()  # it was being looked at in that moment
+        assert watch.gone
         upstream.sendall(b"another request's")
         assert instance.recv(100) == b"another request's"
 
@@ -128,39 +128,39 @@ def test_a_forked_worker_looks_after_its_own(
     pair: tuple[socket.socket, socket.socket], in_child: Callable[[Callable[[], bool]], bool]
 ) -> None:
     ours, _ = pair
-    departures = Unhurried()
-    departure = departures.watch(new_environ() | told(ours))
+    disconnects = Unhurried()
+    watch = disconnects.watch(new_environ() | told(ours))
 
     def looks() -> bool:
-        own = departures.watch(new_environ() | told(ours))
-        return list(departures._watched.values()) == [own]
+        own = disconnects.watch(new_environ() | told(ours))
+        return list(disconnects._watched.values()) == [own]
 
     assert in_child(looks)
-    departure.close()
+    watch.close()
 
 
 def test_a_closed_departure_is_looked_at_no_more(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, theirs = pair
-    departures = Unhurried()
-    departure = departures.watch(new_environ() | told(ours))
-    departure.close()
-    departure.close()
+    disconnects = Unhurried()
+    watch = disconnects.watch(new_environ() | told(ours))
+    watch.close()
+    watch.close()
     theirs.close()
-    departures.look()
-    assert not departure.gone
+    disconnects.check()
+    assert not watch.gone
 
 
 @pytest.mark.parametrize(
     "environ", [{}, {"SERVER_PROTOCOL": "HTTP/2.0", "gunicorn.socket": object()}]
 )
 def test_without_a_socket_of_its_own_nobody_is_looked_at(environ: dict[str, object]) -> None:
-    departures = Unhurried()
-    departure = departures.watch(new_environ() | environ)
-    departures.look()
-    assert departure.client is None
-    assert not departure.gone
+    disconnects = Unhurried()
+    watch = disconnects.watch(new_environ() | environ)
+    disconnects.check()
+    assert watch.client is None
+    assert not watch.gone
 
 
 def test_the_instance_is_let_go_while_its_answer_is_waited_for(
@@ -169,7 +169,7 @@ def test_the_instance_is_let_go_while_its_answer_is_waited_for(
     ours, theirs = pair
     with Backend(held, reply(b"ok")) as backend:
         pool = Pool("svc", [Instance(backend.url)])
-        forwarder = Forwarder(pool, departures=Departures(tick=0.001))
+        forwarder = Forwarder(pool, disconnects=Disconnects(tick=0.001))
         environ = new_environ() | told(ours)
         answer = Server()
         thread = threading.Thread(target=answer.serve, args=(forwarder, environ))
@@ -179,7 +179,7 @@ def test_the_instance_is_let_go_while_its_answer_is_waited_for(
         thread.join(10)
         backend.wait_until_closed()
         assert answer.status == "499 Client Closed Request"
-        assert environ[REASON] == "the client has left"
+        assert environ[REASON] == "the client has disconnected"
         assert Server().serve(forwarder, new_environ()).chunks == [b"ok"]
 
 
@@ -194,7 +194,7 @@ def test_the_instance_is_let_go_in_the_middle_of_its_answer(
 
     with Backend(begins) as backend:
         pool = Pool("svc", [Instance(backend.url)])
-        forwarder = Forwarder(pool, departures=Departures(tick=0.001))
+        forwarder = Forwarder(pool, disconnects=Disconnects(tick=0.001))
         body = forwarder(new_environ() | told(ours), Server().start_response)
         chunks = iter(body)
         assert next(chunks) == b"first"
@@ -209,13 +209,13 @@ def test_a_kept_connection_is_let_go_before_it_serves_another(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, theirs = pair
-    departures = Unhurried()
+    disconnects = Unhurried()
     with Backend(reply(b"ok")) as backend:
-        forwarder = Forwarder(Pool("svc", [Instance(backend.url)]), departures=departures)
+        forwarder = Forwarder(Pool("svc", [Instance(backend.url)]), disconnects=disconnects)
         body = forwarder(new_environ() | told(ours), Server().start_response)
         assert b"".join(body) == b"ok"  # read to its end, not closed: the connection is free
         theirs.close()
-        departures.look()
+        disconnects.check()
         assert Server().serve(forwarder, new_environ()).chunks == [b"ok"]
         assert backend.connections == 1
         close_body(body)

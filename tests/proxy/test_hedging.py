@@ -18,7 +18,7 @@ from wsgigate.client.adapter import Sessions
 from wsgigate.coordination.circuit import Circuit, Permit
 from wsgigate.discovery import Instance
 from wsgigate.http.wsgi import INSTANCE, close_body
-from wsgigate.proxy.disconnect import ClientLeft, Departure, Departures
+from wsgigate.proxy.disconnect import ClientLeft, ClientWatch, Disconnects
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import InstanceLease, Pool
 from wsgigate.proxy.resilience import Resilience
@@ -356,18 +356,20 @@ def test_as_many_are_asked_as_there_may_be(make: Make) -> None:
 
 
 def test_a_client_that_leaves_frees_both(sessions: Sessions) -> None:
-    departures = Departures()
-    departure = Departure(None, lambda _: None)
-    departures.watch = lambda environ: departure  # type: ignore[method-assign]
+    disconnects = Disconnects()
+    watch = ClientWatch(None, lambda _: None)
+    disconnects.watch = lambda environ: watch  # type: ignore[method-assign]
     with Backend(silent) as one, Backend(silent) as other:
         pool = pool_of(one.url, other.url)
         resilience = Resilience(hedge=SOON, timer=Timer())
-        forwarder = Forwarder(pool, sessions=sessions, resilience=resilience, departures=departures)
+        forwarder = Forwarder(
+            pool, sessions=sessions, resilience=resilience, disconnects=disconnects
+        )
 
         def leave() -> None:
             one.wait_for_requests(1)
             other.wait_for_requests(1)
-            departure.happened()
+            watch.disconnected()
 
         thread = threading.Thread(target=leave)
         thread.start()
@@ -379,9 +381,9 @@ def test_a_client_that_leaves_frees_both(sessions: Sessions) -> None:
 
 
 def test_a_client_that_leaves_when_one_has_failed_frees_the_other(sessions: Sessions) -> None:
-    departures = Departures()
-    departure = Departure(None, lambda _: None)
-    departures.watch = lambda environ: departure  # type: ignore[method-assign]
+    disconnects = Disconnects()
+    watch = ClientWatch(None, lambda _: None)
+    disconnects.watch = lambda environ: watch  # type: ignore[method-assign]
     opened = threading.Event()
 
     def dies(_connection: socket.socket, _request: Received) -> bool:
@@ -391,13 +393,15 @@ def test_a_client_that_leaves_when_one_has_failed_frees_the_other(sessions: Sess
     with Backend(dies) as one, Backend(silent) as other:
         pool = pool_of(one.url, other.url)
         resilience = Resilience(hedge=SOON, timer=Timer())
-        forwarder = Forwarder(pool, sessions=sessions, resilience=resilience, departures=departures)
+        forwarder = Forwarder(
+            pool, sessions=sessions, resilience=resilience, disconnects=disconnects
+        )
 
         def leave() -> None:
             other.wait_for_requests(1)
             opened.set()
             pool.wait_until(lambda: pool.in_flight()[one.url] == 0)
-            departure.happened()
+            watch.disconnected()
 
         thread = threading.Thread(target=leave)
         thread.start()
@@ -425,9 +429,9 @@ def test_nothing_is_kept_for_another_try_once_there_is_an_answer(
 
 
 def test_a_client_that_leaves_while_the_winner_streams_frees_it(sessions: Sessions) -> None:
-    departures = Departures()
-    departure = Departure(None, lambda _: None)
-    departures.watch = lambda environ: departure  # type: ignore[method-assign]
+    disconnects = Disconnects()
+    watch = ClientWatch(None, lambda _: None)
+    disconnects.watch = lambda environ: watch  # type: ignore[method-assign]
 
     def begins(connection: socket.socket, request: Received) -> bool:
         connection.sendall(b"HTTP/1.1 200 OK\r\n\r\nfirst")
@@ -436,11 +440,13 @@ def test_a_client_that_leaves_while_the_winner_streams_frees_it(sessions: Sessio
     with Backend(silent) as one, Backend(begins) as other:
         pool = pool_of(one.url, other.url)
         resilience = Resilience(hedge=SOON, timer=Timer())
-        forwarder = Forwarder(pool, sessions=sessions, resilience=resilience, departures=departures)
+        forwarder = Forwarder(
+            pool, sessions=sessions, resilience=resilience, disconnects=disconnects
+        )
         body = forwarder(new_environ(), Server().start_response)
         chunks = iter(body)
         assert next(chunks) == b"first"
-        departure.happened()
+        watch.disconnected()
         other.wait_until_closed()
         with pytest.raises(ClientLeft):
             next(chunks)
@@ -508,5 +514,5 @@ def test_an_instance_that_can_not_be_connected_to_holds_nothing_up() -> None:
 
 def test_clients_that_stay_are_not_hedged(sessions: Sessions) -> None:
     pool = Pool("svc", [Instance("http://a")], sticky=Stickiness("svc", b"a secret of the tests"))
-    with pytest.raises(ValueError, match="hedge is not for"):
+    with pytest.raises(ValueError, match="hedge cannot be combined with sticky"):
         Forwarder(pool, sessions=sessions, resilience=Resilience(hedge=SOON))

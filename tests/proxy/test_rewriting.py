@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wsgigate.proxy.rewriting import Told, cookie_path, location, refresh
+from wsgigate.proxy.rewriting import ForwardedOrigin, cookie_path, location, refresh
 
 ORIGIN = "http://10.0.0.1:8000"
 
@@ -85,11 +85,14 @@ def test_a_default_port_may_be_written_or_not(value, origin, result):
 def test_an_instance_that_was_told_the_public_host_may_use_it():
     value = "https://shop.example/login"
     assert location(value, ORIGIN, "/api") == value
-    assert location(value, ORIGIN, "/api", told=Told("https", "shop.example")) == "/api/login"
+    assert (
+        location(value, ORIGIN, "/api", forwarded=ForwardedOrigin("https", "shop.example"))
+        == "/api/login"
+    )
 
 
-TLS = Told("https", "shop.example", "443")
-PLAIN = Told("http", "shop.example:8080", "8080")
+TLS = ForwardedOrigin("https", "shop.example", "443")
+PLAIN = ForwardedOrigin("http", "shop.example:8080", "8080")
 
 
 @pytest.mark.parametrize(
@@ -116,16 +119,16 @@ PLAIN = Told("http", "shop.example:8080", "8080")
         ("//shop.example/items/", TLS, "/api/items/"),
         ("https://shop.example/api/items/", TLS, "/api/items/"),
         ("http://shop.example:8080/items/", PLAIN, "/api/items/"),
-        ("http://shop.example/", Told("http", "shop.example", "8080"), "/api/"),
-        ("http://shop.example:8080/", Told("http", "shop.example", "8080"), "/api/"),
+        ("http://shop.example/", ForwardedOrigin("http", "shop.example", "8080"), "/api/"),
+        ("http://shop.example:8080/", ForwardedOrigin("http", "shop.example", "8080"), "/api/"),
         # on to TLS: as a path it would be a loop
         (
             "https://shop.example/x",
-            Told("http", "shop.example", "80"),
+            ForwardedOrigin("http", "shop.example", "80"),
             "https://shop.example/api/x",
         ),
         ("https://10.0.0.1:8000/x", PLAIN, "https://shop.example/api/x"),
-        ("https://10.0.0.1:8000/x", Told("http"), "https://10.0.0.1:8000/x"),
+        ("https://10.0.0.1:8000/x", ForwardedOrigin("http"), "https://10.0.0.1:8000/x"),
         # others
         ("https://shop.example:8443/x", TLS, "https://shop.example:8443/x"),
         ("https://pay.example/x", TLS, "https://pay.example/x"),
@@ -137,25 +140,25 @@ PLAIN = Told("http", "shop.example:8080", "8080")
     ],
 )
 def test_what_it_was_told_of_its_client_is_its_own_address(value, told, result):
-    assert location(value, ORIGIN, "/api", told=told) == result
-    assert refresh(f"5; url={value}", ORIGIN, "/api", told=told) == f"5; url={result}"
+    assert location(value, ORIGIN, "/api", forwarded=told) == result
+    assert refresh(f"5; url={value}", ORIGIN, "/api", forwarded=told) == f"5; url={result}"
 
 
 def test_an_instance_over_tls_is_its_own_for_a_client_without():
     origin = "https://10.0.0.1"
-    assert location("https://10.0.0.1/x", origin, told=PLAIN) == "/x"
+    assert location("https://10.0.0.1/x", origin, forwarded=PLAIN) == "/x"
 
 
 def test_an_instance_may_be_sent_another_host_than_its_address():
-    told = Told("https", "shop.example", "443")
+    told = ForwardedOrigin("https", "shop.example", "443")
     for value in ("http://users.internal/x", "https://users.internal/x", "//users.internal/x"):
-        assert location(value, ORIGIN, "/api", hosts=["users.internal"], told=told) == "/api/x"
+        assert location(value, ORIGIN, "/api", hosts=["users.internal"], forwarded=told) == "/api/x"
 
 
 def test_an_ipv6_instance_is_known_with_and_without_a_port():
     for authority in ("[::1]:8000", "[::1]"):
         value, origin = f"https://{authority}/x", f"http://{authority}"
-        assert location(value, origin, told=TLS) == "/x"
+        assert location(value, origin, forwarded=TLS) == "/x"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from wsgigate.client.adapter import Sessions, gateway_session
 from wsgigate.discovery import Instance
 from wsgigate.http.fields import FieldRules
 from wsgigate.http.wsgi import REASON
-from wsgigate.proxy.disconnect import Departures
+from wsgigate.proxy.disconnect import Disconnects
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.resilience import Resilience
@@ -111,8 +111,8 @@ def through() -> Iterator[Through]:
 
 def test_bytes_go_both_ways_and_nothing_is_held_after(backend: Backend, through: Through) -> None:
     backend.answers = [echo]
-    departures, tunnels = Departures(), Tunnels(1)
-    gateway = through(backend.url, departures=departures, tunnels=tunnels)
+    disconnects, tunnels = Disconnects(), Tunnels(1)
+    gateway = through(backend.url, disconnects=disconnects, tunnels=tunnels)
     assert gateway.ask(b"ping").status == "101 Switching Protocols"
     assert gateway.got().startswith(b"hello ")
     asked = backend.requests[0]
@@ -120,7 +120,7 @@ def test_bytes_go_both_ways_and_nothing_is_held_after(backend: Backend, through:
     adapter: Any = gateway.sessions.adapter(backend.url)
     assert adapter.pools()[backend.url].open_connections == 0
     assert gateway.pool.in_flight() == {backend.url: 0}
-    assert (departures._watched, tunnels.open) == ({}, 0)
+    assert (disconnects._watched, tunnels.open) == ({}, 0)
 
 
 def test_there_are_no_more_than_there_may_be(backend: Backend, through: Through) -> None:
@@ -173,10 +173,10 @@ def test_an_instance_is_let_go_when_the_client_leaves_before_it_has_answered(
         return connection.recv(1) != b""  # until the gateway lets go
 
     with Backend(silent) as backend:
-        gateway = through(backend.url, departures=Departures(tick=0.001))
+        gateway = through(backend.url, disconnects=Disconnects(tick=0.001))
         environ = gateway.environ()
         gateway.app(environ, Server().start_response)
-        assert environ[REASON] == "the client has left"
+        assert environ[REASON] == "the client has disconnected"
         backend.wait_until_closed()
         assert gateway.pool.in_flight() == {backend.url: 0}
 

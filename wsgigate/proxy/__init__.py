@@ -1,1 +1,1 @@
-"""The inside of the onion: from a route to a backend and back."""
+"""Reverse proxying: from a matched route to an instance of its service, and back."""

@@ -1,4 +1,29 @@
-"""The tries that a request to a service is given: how they end decides whether there is another."""
+"""The attempts of a request to a service: circuit breaker, deadline, retries, hedging.
+
+Theory of operation. :class:`Attempts` serves one request in this order:
+
+1. The bulkhead admits the request or rejects it. It comes first, so that a rejected request says
+   nothing to the circuit breaker.
+2. The circuit breaker admits the request, which yields a permit, or rejects it with a 503.
+3. :class:`AttemptRunner` reserves an instance. The instance and the permit form a
+   :class:`~wsgigate.proxy.send.Reservation`, which reports the outcome to both exactly once.
+4. The attempt runs, alone or in a :class:`~wsgigate.proxy.hedging.Race`. When the retry rules allow
+   another attempt, steps 2 to 4 repeat with the instances that failed excluded.
+
+Rules that must hold:
+
+- Every permit is reported and every reservation released on every path, also when an exception
+  passes. A permit that is not reported blocks a half-open circuit, because its probe never ends; a
+  reservation that is not released leaves the instance at its limit of requests in flight.
+- The response of a failed attempt is closed and its reservation released before the next attempt
+  begins; a request does not hold two instances, except while it is hedged.
+- All attempts share one deadline. Each attempt gets what is left of it, and the client's
+  ``X-Request-Timeout`` is passed on as the remaining time.
+- A request is repeated only when :func:`wsgigate.rules.retry.decide` allows it: it knows whether
+  anything was sent, whether a response began, whether the body can be sent again, and the budget.
+- An error caused only by a shorter timeout of the client's is not reported as a failure of the
+  instance; a client could otherwise open the circuit for all.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +40,8 @@ from wsgigate.discovery import Instance
 from wsgigate.http.bodies import replayed
 from wsgigate.http.problem import Problem, Refusal
 from wsgigate.http.wsgi import INSTANCE
-from wsgigate.proxy.disconnect import Departure
-from wsgigate.proxy.hedging import HedgedAttempt, Race
+from wsgigate.proxy.disconnect import ClientWatch
+from wsgigate.proxy.hedging import AttemptResult, HedgedAttempt, Race
 from wsgigate.proxy.pool import FULL, InstanceLease, Member, Pool
 from wsgigate.proxy.request import Outgoing
 from wsgigate.proxy.resilience import Resilience
@@ -40,10 +65,7 @@ from wsgigate.rules.retry import (
     write_timeout,
 )
 
-__all__ = ["Answer", "AttemptRunner", "Attempts", "Make", "NO_INSTANCE", "TIMEOUT_KEY"]
-
-
-# One try: an instance is picked, asked, and what came of it is told.
+__all__ = ["AttemptRunner", "Attempts", "Make", "NO_INSTANCE", "TIMEOUT_KEY"]
 
 TIMEOUT_KEY = "HTTP_X_REQUEST_TIMEOUT"
 
@@ -57,16 +79,16 @@ NO_INSTANCE = Problem(
 )
 
 Make: TypeAlias = Callable[[WSGIEnvironment, Instance], Outgoing]
-"""Makes the request for an instance out of the client's."""
+"""Builds the request to an instance from the client's request."""
 
 
 class AttemptRunner:
-    """Asks one instance of a service at a time.
+    """Runs single attempts: picks an instance, sends the request, reports the outcome.
 
     :param pool: The service's instances.
-    :param resilience: What is done when it fails.
-    :param make: Makes the request for an instance.
-    :param sender: Sends it.
+    :param resilience: The service's circuit breaker, retries and hedging.
+    :param make: Builds the request to an instance.
+    :param sender: Sends the request.
     """
 
     def __init__(self, pool: Pool, resilience: Resilience, make: Make, sender: Sender) -> None:
@@ -76,9 +98,14 @@ class AttemptRunner:
         self._sender = sender
         self._timed = resilience.timed or pool.timed
 
-    def hold(
+    def reserve(
         self, environ: WSGIEnvironment, permit: Permit | None, failed: tuple[Member, ...]
     ) -> Reservation:
+        """Reserve an instance for an attempt that *permit* allows; cancel *permit* if none is free.
+
+        :param failed: Instances that failed this request already.
+        :raises Refusal: No instance is available.
+        """
         try:
             return Reservation(self.pick(environ, failed), permit)
         except BaseException:
@@ -87,10 +114,10 @@ class AttemptRunner:
             raise
 
     def pick(self, environ: WSGIEnvironment, failed: tuple[Member, ...] = ()) -> InstanceLease:
-        """Return a hold on whoever is to serve the request of *environ*.
+        """Lease the instance for the request of *environ*.
 
-        :param failed: Those that have not.
-        :raises Refusal: There is nobody.
+        :param failed: Instances that failed this request already.
+        :raises Refusal: No instance is available.
         """
         pool = self._pool
         key = None if pool.key is None else pool.key(environ)
@@ -99,15 +126,17 @@ class AttemptRunner:
         if lease is not None:
             return lease
         if pool.instance_limit is not None and pool.available():
-            raise Refusal(FULL, "every instance has as many requests as it may have")
-        raise Refusal(NO_INSTANCE, "no instance")
+            raise Refusal(FULL, "every instance has reached its limit of requests in flight")
+        raise Refusal(NO_INSTANCE, "no instance is available")
 
-    def another(self, environ: WSGIEnvironment, asked: tuple[Member, ...]) -> Reservation | None:
-        """Return a hold on an instance for a try beside those of *asked*, if there may be one."""
+    def reserve_hedge(
+        self, environ: WSGIEnvironment, tried: tuple[Member, ...]
+    ) -> Reservation | None:
+        """Reserve an instance not in *tried* for a hedged attempt; ``None`` if none may be made."""
         resilience = self._resilience
-        lease = self.pick(environ, asked)
+        lease = self.pick(environ, tried)
         try:
-            if lease.member not in asked:
+            if lease.member not in tried:
                 now = resilience.clock()
                 permit = resilience.admit(now)
                 if resilience.take(now):
@@ -120,23 +149,24 @@ class AttemptRunner:
         lease.release()
         return None
 
-    def ask(
+    def run(
         self,
         environ: WSGIEnvironment,
-        hold: Reservation,
+        reservation: Reservation,
         until: Deadline | None,
         number: int,
-        departure: Departure,
+        watch: ClientWatch,
     ) -> tuple[requests.Response, Outgoing]:
-        """Return the answer of one instance; tell how long it took and what it means.
+        """Send the request to one instance; return its response, and report time and outcome.
 
-        :raises Unanswered: There is none.
+        :param number: The number of the attempt, from 1.
+        :raises Unanswered: The instance gave no response.
         """
         resilience, pool = self._resilience, self._pool
         began, limits = 0.0, None
         try:
-            environ[INSTANCE] = hold.instance.address
-            request = self._make(environ, hold.instance)
+            environ[INSTANCE] = reservation.instance.address
+            request = self._make(environ, reservation.instance)
             if self._timed or until is not None:
                 began = resilience.clock()
             if until is not None:
@@ -144,37 +174,40 @@ class AttemptRunner:
                 if TIMEOUT_KEY in environ and _TIMEOUT in request.headers:
                     request.headers[_TIMEOUT] = write_timeout(until, began)
                 if number > 1:
-                    request.fresh = True  # type: ignore[attr-defined]  # so not sent twice by itself
-            response = self._sender.send(request, departure, limits)
+                    # on a new connection, so that the client does not repeat it automatically
+                    request.fresh = True  # type: ignore[attr-defined]
+            response = self._sender.send(request, watch, limits)
             took = resilience.clock() - began if self._timed else 0.0
             outcome = outcome_of(response.status_code, resilience.failures)
             if pool.timed:
-                pool.answered(hold.member, took, outcome is Outcome.FAILED)
-            hold.answered(outcome, took, response.status_code)
+                pool.answered(reservation.member, took, outcome is Outcome.FAILED)
+            reservation.answered(outcome, took, response.status_code)
             return response, request
         except Unanswered as error:
             if pool.timed:
-                pool.answered(hold.member, resilience.clock() - began, True)
+                pool.answered(reservation.member, resilience.clock() - began, True)
             cause = error.__cause__
             if not isinstance(cause, Exception) or self._too_short(cause, until, limits):
-                hold.release()
+                reservation.release()
             else:
-                hold.release(cause)
+                reservation.release(cause)
             raise
         except BaseException:
-            if pool.timed and type(departure) is HedgedAttempt and departure.off:
-                pool.answered(hold.member, resilience.clock() - began, False)  # that long at least
-            hold.release()
+            if pool.timed and type(watch) is HedgedAttempt and watch.off:
+                pool.answered(
+                    reservation.member, resilience.clock() - began, False
+                )  # a lower bound
+            reservation.release()
             raise
 
     def _limits(self, until: Deadline, now: float) -> Timeout:
-        """Return what a try may take that begins *now*; reading the body takes what it does."""
+        """Return the timeouts of an attempt that begins *now*; reading the body is not limited."""
         connect, read = self._sender.timeout
         left = max(0.001, try_time(until, now, self._resilience.per_try))
         return Timeout(min(connect, left), read, left)
 
     def _too_short(self, error: Exception, until: Deadline | None, limits: Timeout | None) -> bool:
-        """Return whether *error* is that the client wants it sooner than the service need be."""
+        """Return whether *error* is a timeout that only the client's shorter deadline caused."""
         if until is None or limits is None or not until.shortened:
             return False
         if not isinstance(error, requests.Timeout):
@@ -184,143 +217,141 @@ class AttemptRunner:
         return limits.total < (usual if per_try is None else min(usual, per_try))
 
 
-Answer: TypeAlias = tuple[requests.Response, Outgoing, Reservation]
-"""The answer that counts, its body unread; what it answers; and the hold on who gave it."""
-
-
 class Attempts:
-    """Asks a service, again where that is safe, as far as it is to be asked.
+    """Sends requests to a service, with retries and hedging where these are configured and safe.
 
     :param pool: The service's instances.
-    :param resilience: What is done when it fails.
-    :param make: Makes the request for an instance.
-    :param sender: Sends it.
+    :param resilience: The service's circuit breaker, retries and hedging.
+    :param make: Builds the request to an instance.
+    :param sender: Sends the request.
+    :raises ValueError: *pool* is sticky and *resilience* hedges.
     """
 
     def __init__(self, pool: Pool, resilience: Resilience, make: Make, sender: Sender) -> None:
         if pool.sticky is not None and resilience.hedge is not None:
-            raise ValueError("hedge is not for a service whose clients stay with an instance")
-        self._asker = AttemptRunner(pool, resilience, make, sender)
+            raise ValueError("hedge cannot be combined with sticky: remove one of them")
+        self._runner = AttemptRunner(pool, resilience, make, sender)
         self._resilience = resilience
         self._total = sender.timeout.total
 
-    def look(self) -> None:
-        """See that the service may be asked, by one whose end will tell nothing of it.
+    def check_circuit(self) -> None:
+        """Check that the circuit admits a request, without reporting an outcome.
 
-        :raises Refusal: It may not.
+        :raises Refusal: The circuit is open.
         """
         permit = self._resilience.admit(self._resilience.clock())
         if permit is not None:
             permit.done(Outcome.IGNORED)
 
     def lease(self, environ: WSGIEnvironment) -> InstanceLease:
-        """Return a hold on an instance for a request whose end tells nothing of the service.
+        """Lease an instance for a request whose outcome is not reported.
 
-        :raises Refusal: There is none.
+        :raises Refusal: No instance is available, or the bulkhead is full.
         """
         bulkhead = self._resilience.bulkhead
         if bulkhead is None:
-            return self._asker.pick(environ)
+            return self._runner.pick(environ)
         place = bulkhead.enter()
         try:
-            lease = self._asker.pick(environ)
+            lease = self._runner.pick(environ)
         except BaseException:
             place.leave()
             raise
         lease.place = place
         return lease
 
-    def answer(self, environ: WSGIEnvironment, departure: Departure) -> Answer:
-        """Return what the service answers to the request of *environ*.
+    def run(self, environ: WSGIEnvironment, watch: ClientWatch) -> AttemptResult:
+        """Send the request of *environ* to the service and return the response that counts.
 
-        :param departure: Tells whether the client has left.
-        :raises Refusal: Nothing; carries what the client is told.
+        :param watch: Reports whether the client has disconnected.
+        :raises Refusal: The service gave no response; carries the client's response.
         """
         bulkhead = self._resilience.bulkhead
         if bulkhead is None:
-            return self._answer(environ, departure)
-        place = bulkhead.enter()  # first of all, so that one too many tells the circuit nothing
+            return self._run(environ, watch)
+        place = bulkhead.enter()  # before the circuit: a rejected request is no outcome
         try:
-            answer = self._answer(environ, departure)
+            answer = self._run(environ, watch)
         except BaseException:
             place.leave()
             raise
         answer[2].keep(place)
         return answer
 
-    def _answer(self, environ: WSGIEnvironment, departure: Departure) -> Answer:
+    def _run(self, environ: WSGIEnvironment, watch: ClientWatch) -> AttemptResult:
         resilience = self._resilience
         rules, now = resilience.retry, resilience.clock()
         permit = resilience.admit(now)
-        asked = environ.get(TIMEOUT_KEY)
+        requested = environ.get(TIMEOUT_KEY)
         total = self._total
         until = None
-        if asked is not None or resilience.per_try is not None:  # else what is usual holds
-            until = deadline(now, total, read_timeout(asked) if asked else None)
+        if requested is not None or resilience.per_try is not None:  # else the usual timeouts
+            until = deadline(now, total, read_timeout(requested) if requested else None)
         if rules is not None or resilience.hedge is not None:
             resilience.count(now)
         if rules is None:
-            return self._first(environ, self._asker.hold(environ, permit, ()), until, departure)
+            return self._first(environ, self._runner.reserve(environ, permit, ()), until, watch)
         replay = replayed(environ, rules.buffer)
         number = 1
         failed: tuple[Member, ...] = ()
         while True:
-            hold = self._asker.hold(environ, permit, failed)
+            reservation = self._runner.reserve(environ, permit, failed)
             response, error = None, None
             try:
                 if number == 1:
-                    response, request, hold = self._first(environ, hold, until, departure)
+                    response, request, reservation = self._first(environ, reservation, until, watch)
                 else:
-                    response, request = self._asker.ask(environ, hold, until, number, departure)
+                    response, request = self._runner.run(environ, reservation, until, number, watch)
                 if response.status_code not in rules.statuses:
-                    return response, request, hold
+                    return response, request, reservation
             except Unanswered as unanswered:
                 error = unanswered
             if until is None:
                 until = deadline(now, total)
-            again = self._again(
+            again = self._retry(
                 environ, number, until, response, error, replay is None or replay.whole
             )
             if again is None:
                 if error is not None:
                     raise error
-                return response, request, hold  # type: ignore[return-value]
+                return response, request, reservation  # type: ignore[return-value]
             if response is not None:
                 response.close()
-                hold.release()
+                reservation.release()
             wait, permit = again
-            self._wait(wait, permit, departure)
+            self._wait(wait, permit, watch)
             if replay is not None:
                 replay.rewind()
             number += 1
-            failed = (*failed, hold.member)
+            failed = (*failed, reservation.member)
 
     def _first(
         self,
         environ: WSGIEnvironment,
-        hold: Reservation,
+        reservation: Reservation,
         until: Deadline | None,
-        departure: Departure,
-    ) -> Answer:
-        """Return the answer to the first try, or to another that was made beside it."""
+        watch: ClientWatch,
+    ) -> AttemptResult:
+        """Run the first attempt, hedged where configured; return the response that counts."""
         hedge = self._resilience.hedge
         if hedge is None or not hedge.applies(environ):
-            return *self._asker.ask(environ, hold, until, 1, departure), hold
+            return *self._runner.run(environ, reservation, until, 1, watch), reservation
 
-        def ask(
-            environ: WSGIEnvironment, hold: Reservation, number: int, departure: Departure
+        def run(
+            environ: WSGIEnvironment, reservation: Reservation, number: int, watch: ClientWatch
         ) -> tuple[requests.Response, Outgoing]:
-            return self._asker.ask(environ, hold, until, number, departure)
+            return self._runner.run(environ, reservation, until, number, watch)
 
-        return Race(hedge, ask, self._asker.another, self._bad).run(environ, hold, departure)
+        race = Race(hedge, run, self._runner.reserve_hedge, self._is_failure)
+        return race.run(environ, reservation, watch)
 
-    def _bad(self, status: int) -> bool:
-        """Return whether an answer with *status* is a failure, or one that is tried again after."""
+    def _is_failure(self, status: int) -> bool:
+        """Return whether a response with *status* is a failure or causes a retry."""
         resilience = self._resilience
         retried = () if resilience.retry is None else resilience.retry.statuses
         return status in resilience.failures or status in retried
 
-    def _again(
+    def _retry(
         self,
         environ: WSGIEnvironment,
         number: int,
@@ -329,7 +360,7 @@ class Attempts:
         error: Unanswered | None,
         replayable: bool,
     ) -> tuple[float, Permit | None] | None:
-        """Return the seconds until another try, and leave to make it; ``None`` for no other."""
+        """Return the seconds to wait before a retry, and its permit; ``None`` for no retry."""
         resilience = self._resilience
         cause = None if error is None else error.__cause__
         if isinstance(cause, UNSENDABLE):
@@ -352,22 +383,22 @@ class Attempts:
         try:
             return decision.wait, resilience.admit(now)
         except Refusal:
-            return None  # what there is, is told
+            return None  # the circuit is open: the client gets the present result
 
-    def _wait(self, seconds: float, permit: Permit | None, departure: Departure) -> None:
+    def _wait(self, seconds: float, permit: Permit | None, watch: ClientWatch) -> None:
         if seconds:
             self._resilience.sleep(seconds)
-        if departure.gone:
+        if watch.gone:
             if permit is not None:
                 permit.done(Outcome.IGNORED)
-            raise Refusal(CLIENT_LEFT, "the client has left")
+            raise Refusal(CLIENT_LEFT, "the client has disconnected")
 
 
 def _retry_after(response: requests.Response) -> float | None:
-    """Return the seconds of an answer's ``Retry-After``, the longest when there are several."""
-    said = [
+    """Return the seconds of a response's ``Retry-After``, the longest of several."""
+    values = [
         read_retry_after(value, time.time())
         for name, value in response.raw.headers.items()
         if name.lower() == "retry-after"
     ]
-    return max((seconds for seconds in said if seconds is not None), default=None)
+    return max((seconds for seconds in values if seconds is not None), default=None)

@@ -1,8 +1,8 @@
-"""Where a WebDAV client wants something copied or moved to, as its instance must read it.
+"""The WebDAV ``Destination`` field: checked against the routes, rewritten for the instance.
 
-``Destination`` (RFC 4918 section 10.3) is a URL of the client's view, while the instance sees
-another host and another path. It is matched in the same canonical form as the request target: what
-a route protects cannot be written to by another route's ``MOVE``.
+``Destination`` (RFC 4918, section 10.3) is a URL as the client sees it, while the instance sees
+another host and another path. It is matched in the same canonical form as the request target, so
+that ``MOVE`` on one route cannot write to resources that another route protects.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from wsgiref.types import WSGIEnvironment
 
 from wsgigate.http.problem import Refusal
 from wsgigate.http.target import BadTarget, canonical_path
-from wsgigate.proxy.rewriting import Told, is_at, split_url
+from wsgigate.proxy.rewriting import ForwardedOrigin, is_at, split_url
 
-__all__ = ["METHODS", "beneath", "destination_path", "led_to_instance", "mount_of"]
+__all__ = ["METHODS", "beneath", "destination_path", "instance_destination", "mount_of"]
 
 METHODS = frozenset(("COPY", "MOVE"))
 
@@ -25,12 +25,12 @@ Canonical = Callable[[str], str]
 def destination_path(
     environ: WSGIEnvironment, canonical: Canonical = canonical_path
 ) -> tuple[str, str | None, bool] | None:
-    """Return where a request for this host wants something copied or moved to.
+    """Return the target of a ``COPY`` or ``MOVE`` request within this host.
 
-    :param canonical: Brings a path to canonical form.
+    :param canonical: Returns the canonical form of a path.
     :returns: The canonical path as the client sees it, the query, and whether it was an absolute
         URL; ``None`` when the destination is on another host.
-    :raises Refusal: It has no single meaning.
+    :raises Refusal: The destination is ambiguous.
     """
     value: str = environ["HTTP_DESTINATION"].strip(" \t")
     found = split_url(value)
@@ -40,9 +40,11 @@ def destination_path(
         rest = value
     else:
         scheme, authority, rest = found
-        told = Told(environ["wsgi.url_scheme"], "", environ.get("HTTP_X_FORWARDED_PORT", ""))
+        forwarded = ForwardedOrigin(
+            environ["wsgi.url_scheme"], "", environ.get("HTTP_X_FORWARDED_PORT", "")
+        )
         hosts = (environ.get("HTTP_HOST", ""), environ.get("HTTP_X_FORWARDED_HOST", ""))
-        if not any(host and is_at(authority, scheme, host, told) for host in hosts):
+        if not any(host and is_at(authority, scheme, host, forwarded) for host in hosts):
             return None
     path, mark, query = rest.partition("?")
     try:
@@ -52,31 +54,31 @@ def destination_path(
 
 
 def mount_of(environ: WSGIEnvironment) -> str:
-    """Return where the gateway itself is mounted, percent-encoded; empty at the root."""
+    """Return the gateway's own mount path, percent-encoded; empty at the root."""
     mount: str = environ.get("SCRIPT_NAME", "").rstrip("/")
     return quote(mount.encode("latin-1", "replace"), safe="/~!$&'()*+,;=:@") if mount else ""
 
 
 def beneath(prefix: str, path: str) -> str | None:
-    """Return what of *path* is beneath *prefix*, by whole segments; ``None`` when it is not."""
+    """Return the part of *path* below *prefix*, by whole segments; ``None`` if it is not below."""
     if path != prefix and not path.startswith(prefix + "/"):
         return None
     return path[len(prefix) :] or "/"
 
 
-def led_to_instance(
+def instance_destination(
     environ: WSGIEnvironment,
     fields: Mapping[str, str],
     scheme: str,
     add: str,
     canonical: Canonical = canonical_path,
 ) -> str:
-    """Return the ``Destination`` of *environ* as the instance must read it.
+    """Return the ``Destination`` of *environ*, rewritten for the instance.
 
-    :param fields: Those that the instance gets: its ``Host``, and the prefix it does not see.
-    :param scheme: The instance's.
-    :param add: The prefix that the gateway puts before the path.
-    :raises Refusal: It is on this host, but not beneath the prefix that leads to the service.
+    :param fields: The instance's request fields, with its ``Host`` and the stripped prefix.
+    :param scheme: The instance's scheme.
+    :param add: The prefix that the gateway adds to the path.
+    :raises Refusal: The destination is on this host, but not below the service's prefix.
     """
     found = destination_path(environ, canonical)
     value: str = environ["HTTP_DESTINATION"]
@@ -88,7 +90,7 @@ def led_to_instance(
         raise Refusal.of(
             502,
             "Bad gateway",
-            "the Destination is not beneath the prefix that leads to the service",
+            "the Destination is not below the prefix of the service",
         )
     path = add + rest
     if query is not None:

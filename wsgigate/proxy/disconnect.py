@@ -1,16 +1,29 @@
-"""Clients that leave while an instance is still at work: its connection is freed at once.
+"""Detection of client disconnects: frees the upstream connection while an instance still works.
 
-A server written for WSGI learns that its client has left when it writes to it, which is too late
-for a thread that waits for an instance. So while one does, its client's socket is looked at a few
-times a second; once the client has hung up, the connection to the instance is shut down, and what
-waits for it fails.
+Theory of operation. A WSGI server notices that its client has disconnected only when it writes to
+it, too late for a thread that waits for an instance. So while a thread waits, one background thread
+polls the sockets of all waiting clients every 0.25 s. When a client has disconnected, that thread
+shuts the upstream socket down; the waiting thread wakes with an error and finds ``gone`` set.
 
-Looking needs the client's socket, which gunicorn and werkzeug hand out, and ``POLLRDHUP``, which
-Linux has; elsewhere nobody is seen leaving. What a client has sent ahead, such as its next request,
-does not count as leaving; closing its sending side does, as it does for nginx.
+Over HTTP/2, GateWorker reads the connection all the time and reports at once that a client has
+cancelled a request or has disconnected.
 
-Over HTTP/2 GateWorker reads the connection all the time, and tells at once that a client has
-cancelled a request or has left.
+Rules that must hold:
+
+- Only the socket that serves this client's request may be shut down. The socket is cleared, under
+  the lock of its :class:`ClientWatch`, before its connection returns to the pool; a late shutdown
+  would break another client's request.
+- The polling thread shuts a socket down and never closes it: closing would free the file
+  descriptor while the waiting thread uses it, and the kernel could reuse the number.
+- A disconnect that precedes the upstream socket is not lost: ``set_upstream`` checks ``gone`` under
+  the same lock and shuts the new socket down.
+- A check may poll the file descriptor of a client whose request has ended meanwhile, and which
+  belongs to another socket by now. That is harmless, because closing a watch clears its upstream
+  socket before the server can close the client's.
+
+Limits: the server must hand out the client's socket (gunicorn and werkzeug do), and the system
+must have ``POLLRDHUP`` (Linux); elsewhere no disconnect is detected. Data that a client sends
+ahead, such as its next request, is not a disconnect; closing its sending side is, as for nginx.
 """
 
 from __future__ import annotations
@@ -28,11 +41,11 @@ from wsgiref.types import WSGIEnvironment
 from wsgigate.http.wsgi import CLIENT_STREAM
 from wsgigate.runtime import fork
 
-__all__ = ["ClientLeft", "Departure", "Departures", "TICK", "UNSEEN", "client_socket", "shut"]
+__all__ = ["ClientLeft", "ClientWatch", "Disconnects", "TICK", "UNWATCHED", "client_socket", "shut"]
 
 
 TICK = 0.25
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
 _HUNG_UP: int = getattr(select, "POLLRDHUP", 0)
 
@@ -40,21 +53,23 @@ _GONE = _HUNG_UP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
 class ClientLeft(ConnectionResetError):
-    """The client has left, so what was being done for it is not."""
+    """The client has disconnected, so its request was aborted."""
 
     def __init__(self) -> None:
-        super().__init__(errno.ECONNRESET, "the client has left")
+        super().__init__(errno.ECONNRESET, "the client has disconnected")
 
 
-class Departure:
-    """Whether one client has left, and the socket that it takes along when it does.
+class ClientWatch:
+    """One client under watch, and the upstream socket to shut down when it disconnects.
 
-    :ivar gone: Whether it has.
+    :ivar gone: Whether the client has disconnected.
     """
 
     __slots__ = ("_close", "_lock", "_upstream", "client", "gone")
 
-    def __init__(self, client: socket.socket | None, close: Callable[[Departure], object]) -> None:
+    def __init__(
+        self, client: socket.socket | None, close: Callable[[ClientWatch], object]
+    ) -> None:
         self.client = client
         self.gone = False
         self._close = close
@@ -62,9 +77,9 @@ class Departure:
         self._lock = threading.Lock()
 
     def set_upstream(self, upstream: socket.socket | None) -> bool:
-        """Say which socket the request is served by now; ``None`` before it may serve another.
+        """Set the socket that serves the request; ``None`` before it may serve another.
 
-        :returns: Whether anybody still waits for the answer.
+        :returns: ``False`` if the client has disconnected.
         """
         with self._lock:
             self._upstream = upstream
@@ -72,25 +87,25 @@ class Departure:
                 shut(upstream)
             return not self.gone
 
-    def happened(self) -> None:
-        """Take note that the client has left."""
+    def disconnected(self) -> None:
+        """Record the disconnect and shut the upstream socket down."""
         with self._lock:
             self.gone = True
             shut(self._upstream)
 
     def close(self) -> None:
-        """Stop looking."""
+        """Stop watching."""
         self.set_upstream(None)
         self._close(self)
 
 
-class _Unseen(Departure):
-    """The departure of a client that nobody can see: it never happens."""
+class _Unwatched(ClientWatch):
+    """The watch of a client whose disconnect cannot be detected."""
 
     __slots__ = ()
 
     def __init__(self) -> None:
-        # one for all processes, so without a lock
+        # shared by all threads and processes, so it has no lock
         self.client = None
         self.gone = False
 
@@ -102,13 +117,13 @@ class _Unseen(Departure):
         """Do nothing."""
 
 
-UNSEEN = _Unseen()
+UNWATCHED = _Unwatched()
 
 
-class Departures:
-    """Looks after the clients of one process, in a thread that the first of them starts.
+class Disconnects:
+    """Watches the clients of one process, in a thread that the first watch starts.
 
-    :param tick: Seconds between two looks.
+    :param tick: Seconds between two checks.
     """
 
     def __init__(self, *, tick: float = TICK) -> None:
@@ -117,66 +132,68 @@ class Departures:
         fork.renew_at_fork(self)
 
     def after_fork(self) -> None:
-        """Watch no client: those of a parent are not its child's."""
-        self._watched: dict[int, Departure] = {}
+        """Drop the watches: the clients are the parent's."""
+        self._watched: dict[int, ClientWatch] = {}
         self._lock = threading.Lock()
         self._pid = 0
 
-    def watch(self, environ: WSGIEnvironment) -> Departure:
-        """Return what tells whether the client of *environ* has left; to be closed."""
+    def watch(self, environ: WSGIEnvironment) -> ClientWatch:
+        """Start watching the client of *environ*; the caller closes the watch."""
         stream = environ.get(CLIENT_STREAM)
         if stream is not None:
-            departure = Departure(None, lambda departure: stream.forget(departure.happened))
-            stream.watch(departure.happened)
-            return departure
+            watch = ClientWatch(None, lambda watch: stream.forget(watch.disconnected))
+            stream.watch(watch.disconnected)
+            return watch
         client = client_socket(environ) if _HUNG_UP else None
         if client is None:
-            return UNSEEN
-        departure = Departure(client, self._forget)
+            return UNWATCHED
+        watch = ClientWatch(client, self._forget)
         if self._pid != fork.pid:
             self._start()
-        self._watched[id(departure)] = departure
-        return departure
+        self._watched[id(watch)] = watch
+        return watch
 
-    def _forget(self, departure: Departure) -> None:
-        self._watched.pop(id(departure), None)
+    def _forget(self, watch: ClientWatch) -> None:
+        self._watched.pop(id(watch), None)
 
     def _start(self) -> None:
         with self._lock:
             if self._pid != fork.pid:
-                thread = threading.Thread(target=self._run, name="wsgigate-departures", daemon=True)
+                thread = threading.Thread(
+                    target=self._run, name="wsgigate-disconnects", daemon=True
+                )
                 try:
                     thread.start()
                 except RuntimeError:
-                    return  # no thread is to be had: nobody is seen leaving until one is
+                    return  # no thread available: the next watch tries again
                 self._pid = fork.pid
 
     def _run(self) -> None:
         while True:
             time.sleep(self._tick)
-            self.look()
+            self.check()
 
-    def look(self) -> None:
-        """Look at every client once."""
+    def check(self) -> None:
+        """Check every client once."""
         poll = _poll()
-        clients: dict[int, Departure] = {}
-        for departure in self._watched.copy().values():
-            number = departure.client.fileno() if departure.client is not None else -1
+        clients: dict[int, ClientWatch] = {}
+        for watch in self._watched.copy().values():
+            number = watch.client.fileno() if watch.client is not None else -1
             if number >= 0:
-                clients[number] = departure
+                clients[number] = watch
                 poll.register(number, _HUNG_UP)
         if not clients:
             return
         for number, events in poll.poll(0):
             if events & _GONE:
-                # What has ended since is out of its own hands: closing took the lock before.
-                clients[number].happened()
+                # A request that has ended since is safe: closing its watch cleared the socket.
+                clients[number].disconnected()
 
 
 def client_socket(environ: WSGIEnvironment) -> Any:
-    """Return the client's socket where the server hands it out, else ``None``.
+    """Return the client's socket if the server hands it out, else ``None``.
 
-    With HTTP/2 it is several requests' own: see ``CLIENT_STREAM``.
+    Over HTTP/2 several requests share the socket: see ``CLIENT_STREAM``.
     """
     if environ.get("SERVER_PROTOCOL") not in ("HTTP/1.1", "HTTP/1.0"):
         return None
@@ -184,18 +201,18 @@ def client_socket(environ: WSGIEnvironment) -> Any:
 
 
 def _poll() -> select.poll:
-    """Return what looks without waiting; gevent's in its place knows no ``POLLRDHUP``."""
+    """Return a new poll object; the original, as gevent's does not support ``POLLRDHUP``."""
     gevent: Any = sys.modules.get("gevent.monkey")
     made: select.poll = (gevent.get_original("select", "poll") if gevent else select.poll)()
     return made
 
 
 def shut(upstream: socket.socket | None) -> None:
-    """Have whoever waits for something on *upstream* wait no longer."""
+    """Shut *upstream* down, which wakes the thread that waits for it."""
     if upstream is None:
         return
     try:
-        # Not SSLSocket.shutdown(), which takes the TLS away from under the thread that reads.
+        # Not SSLSocket.shutdown(), which drops the TLS object that the other thread reads from.
         socket.socket.shutdown(upstream, socket.SHUT_RDWR)
-    except (OSError, TypeError):  # closed already, or TLS within TLS, which is no socket
+    except (OSError, TypeError):  # already closed, or TLS within TLS, which is not a socket
         pass

@@ -1,4 +1,4 @@
-"""The innermost app of a gateway's stack: to each request its route's app."""
+"""The innermost app of a gateway's stack: dispatches each request to its route's app."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ _USUAL = frozenset(_EVERY.split(", "))
 
 @checked
 class Dispatcher:
-    """Pass each request to the app of the route that matches its host, path and method.
+    """Dispatch each request to the app of the route that matches its host, path and method.
 
-    The path is matched in its canonical form, the very one a forwarder sends on; a target that has
-    none is refused here, before any route sees it. The app of a route gets ``SCRIPT_NAME`` and
-    ``PATH_INFO`` as the server set them.
+    The path is matched in its canonical form, the same form that a forwarder sends; a target
+    without one is rejected here, before any route sees it. The app of a route gets ``SCRIPT_NAME``
+    and ``PATH_INFO`` as the server set them.
 
-    :param routes: The routes, each with a WSGI app as its endpoint. Paths may be written as people
-        do, ``/café``.
-    :param fallback: The app that serves what no route matches, such as the Flask or Django app the
-        gateway is mounted around; a 404 when there is none.
-    :param identity_fields: Names of the fields by which backends are told who the caller is. They
-        are removed from every request before a route sees it, whatever their spelling.
-    :param allowed_hosts: The hosts it serves, ``api.example.com`` or ``*.example.com`` for every
-        name below it; a request for another is answered with 421. All when empty.
-    :param list_routes: Whether the 404 names the routes there are.
-    :param notes: By route name, what to add in that list, such as ``auth required``.
-    :param refuse: Turns a problem into the app that answers it.
+    :param routes: The routes, each with a WSGI app as its endpoint. Paths may contain unencoded
+        characters, ``/café``.
+    :param fallback: The app for requests that match no route, such as the Flask or Django app that
+        the gateway wraps. Default: respond with 404.
+    :param identity_fields: Names of the fields that carry the caller's identity to backends. They
+        are removed from every request, in any spelling, before a route sees it.
+    :param allowed_hosts: The hosts to serve, ``api.example.com`` or ``*.example.com`` for every
+        name below it; requests for other hosts get a 421. Empty allows all.
+    :param list_routes: Whether the 404 lists the routes.
+    :param notes: Notes for that list by route name, such as ``auth required``.
+    :param refuse: Returns the WSGI app that responds with a given problem.
     :raises ValueError: A route or a host is malformed.
-    :raises RouteConflict: Two routes can not be told apart.
+    :raises RouteConflict: Two routes match the same requests.
     """
 
     def __init__(
@@ -90,8 +90,8 @@ class Dispatcher:
         for key in self._identity:
             environ.pop(key, None)
         if method == "OPTIONS" and environ.get("RAW_URI", environ.get("PATH_INFO")) == "*":
-            return self._of_the_server(environ, start_response)
-        if KEPT_TARGET in environ:  # of a dispatcher further out, which has other routes
+            return self._server_options(environ, start_response)
+        if KEPT_TARGET in environ:  # set by an outer dispatcher, for its routes
             del environ[KEPT_TARGET]
         try:
             target = any_target_of(environ)
@@ -103,7 +103,7 @@ class Dispatcher:
         except BadTarget as error:
             return self._bad_target(str(error), environ, start_response)
         if found is None or (found.__class__ is MethodNotAllowed and self._fallback is not None):
-            if environ.get(_ROUTED_BY) is self:  # a request of its own that was sent here again
+            if environ.get(_ROUTED_BY) is self:  # routed here before
                 del environ[_ROUTED_BY], environ[ROUTE], environ[PARAMS]
             app = self._fallback or self._not_found
             return app(environ, start_response)
@@ -124,13 +124,13 @@ class Dispatcher:
         return found.route.endpoint(environ, start_response)
 
     def serves(self, host: str) -> bool:
-        """Return whether requests for *host*, as a target has it, are for this gateway."""
+        """Return whether this gateway serves *host*, as found in a request target."""
         return self._hosts is None or host in self._hosts
 
     def find(self, environ: WSGIEnvironment) -> Match[WSGIApplication] | MethodNotAllowed | None:
-        """Return what would serve the request, without serving it.
+        """Return the route match for the request, without serving it.
 
-        :raises BadTarget: Its target has no single meaning.
+        :raises BadTarget: The request target is ambiguous.
         """
         target = any_target_of(environ)
         method = environ["REQUEST_METHOD"].upper()
@@ -148,15 +148,17 @@ class Dispatcher:
         method: str,
         found: Match[WSGIApplication] | MethodNotAllowed | None,
     ) -> Match[WSGIApplication] | MethodNotAllowed | None:
-        """Return the route of a target that can be read in several ways, as *found*.
+        """Return the match of a target with several readings, or *found* unchanged.
 
-        :raises BadTarget: No route takes it, or another one serves it in another reading.
+        :raises BadTarget: No route accepts the target, or another reading matches another route.
         """
         path, host = target.path, target.host
         if not isinstance(found, Match):
             if target.refused:
                 raise BadTarget(target.refused)
-            if "%2F" in path and not (self._fallback and self._is_nobodys(host, path, method)):
+            if "%2F" in path and not (
+                self._fallback and self._matches_no_route(host, path, method)
+            ):
                 raise BadTarget("an encoded slash in the path")
             return found
         route = found.route
@@ -178,21 +180,21 @@ class Dispatcher:
             if there is not None and (
                 isinstance(there, MethodNotAllowed) or there.route is not route
             ):
-                raise BadTarget("a path that is another route's in another reading")
+                raise BadTarget("a path that matches another route in another reading")
         keep_target(environ, path)
         return found
 
-    def _is_nobodys(self, host: str, path: str, method: str) -> bool:
-        """Return whether *path* is no route's however it is read."""
+    def _matches_no_route(self, host: str, path: str, method: str) -> bool:
+        """Return whether *path* matches no route in any reading."""
         matches = (self._router.match(host, each, method) for each in readings(path))
         return not any(isinstance(each, Match) for each in matches)
 
     def _check_destination(
         self, environ: WSGIEnvironment, host: str, method: str, found: Match[WSGIApplication]
     ) -> None:
-        """See that a request for one route does not write to what another one protects.
+        """Check that a request does not write to resources of another route.
 
-        :raises Refusal: It does.
+        :raises Refusal: The Destination belongs to another route.
         """
         named = destination_path(environ)
         if named is None:
@@ -203,12 +205,12 @@ class Dispatcher:
             raise Refusal.of(400, "Malformed Destination field.", "an encoded slash")
         there = None if path is None else self._router.match(host, path, method)
         if not isinstance(there, Match) or there.route is not found.route:
-            raise Refusal.of(403, "Forbidden.", "the Destination is not of the request's own route")
+            raise Refusal.of(403, "Forbidden.", "the Destination belongs to another route")
 
-    def _of_the_server(
+    def _server_options(
         self, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
-        """Answer ``OPTIONS *``, which asks about the server as a whole."""
+        """Respond to ``OPTIONS *``, which concerns the server as a whole."""
         try:
             host = host_of(environ)
         except BadTarget as error:
@@ -221,7 +223,7 @@ class Dispatcher:
     def _misdirected(
         self, host: str, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
-        refused(environ, "Dispatcher", f"the host {host!r} is none of the allowed ones")
+        refused(environ, "Dispatcher", f"the host {host!r} is not in allowed_hosts")
         return self._elsewhere(environ, start_response)
 
     def _bad_target(

@@ -1,4 +1,4 @@
-"""The app at the end of a route: it passes the request to an instance and streams both ways."""
+"""The WSGI app at the end of a route: forwards a request to an instance and streams both ways."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with
 from wsgigate.http.target import BadTarget, kept_target_of
 from wsgigate.http.wsgi import FAILURE, INSTANCE, REASON, SERVICE, ExcInfo, Headers
 from wsgigate.proxy.attempts import TIMEOUT_KEY, Attempts
-from wsgigate.proxy.disconnect import ClientLeft, Departure, Departures
+from wsgigate.proxy.disconnect import ClientLeft, ClientWatch, Disconnects
 from wsgigate.proxy.pool import InstanceLease, Pool
 from wsgigate.proxy.request import Outgoing, RequestMaker, is_last_hop
 from wsgigate.proxy.resilience import Resilience
@@ -29,49 +29,49 @@ from wsgigate.rules.arguments import checked
 
 __all__ = ["Forwarder"]
 
-DEPARTURES = Departures()
+DISCONNECTS = Disconnects()
 
 
 @checked
 class Forwarder:
     """Forward requests to the instances of a service.
 
-    Bodies stream both ways in constant memory. Nothing is sent that the client did not send, but
-    for the fields that say which way the request came and who verified it; see
+    Bodies stream both ways in constant memory. The gateway adds only the fields that describe the
+    path of the request and the verified identity of the caller; see
     :class:`wsgigate.proxy.request.RequestMaker` for those.
 
     :param pool: The instances of the service.
-    :param strip_prefix: What to take off the front of the path.
-    :param add_prefix: What to put in front of it then.
+    :param strip_prefix: Prefix to remove from the path.
+    :param add_prefix: Prefix to add to the path afterwards.
     :param preserve_host: Send the client's ``Host`` instead of the instance's own.
     :param request_fields: Changes to the request fields.
     :param response_fields: Changes to the response fields.
-    :param identity: Field name to claim name, such as ``{"X-User-Id": "sub"}``: who the caller is.
-    :param forward_authorization: Whether the client's ``Authorization`` goes along; by default
-        unless verified claims are told by *identity* instead.
+    :param identity: Field names and the claims they carry, such as ``{"X-User-Id": "sub"}``.
+    :param forward_authorization: Whether to forward the client's ``Authorization``. Default: only
+        when *identity* sends no verified claims instead.
     :param connect_timeout: Seconds to wait for a connection.
     :param read_timeout: Seconds to wait for the response to begin, and between its parts.
-    :param timeout: Seconds for all of it until the response begins, but for what a long request
-        body takes to be sent; caps the other two. A client that sends ``X-Request-Timeout`` may
-        have less, and what is left is passed on.
-    :param rewrite_location: Bring ``Location`` fields back to what clients see.
-    :param rewrite_cookies: Bring the paths of cookies back to what clients see, so that a cookie
-        of one service is not sent to all; off for a service whose cookies are for all of them.
-    :param via: The gateway's name in ``Via``. A request that has passed it already is refused.
-    :param loop_field: The field by which it sees loops: ``via``, or ``cdn-loop`` (RFC 8586) to send
+    :param timeout: Seconds until the response begins, excluding the time to send a long request
+        body; caps the other two. A client may shorten it with ``X-Request-Timeout``, and the
+        remaining time is passed on.
+    :param rewrite_location: Rewrite ``Location`` fields to the URLs that clients see.
+    :param rewrite_cookies: Rewrite the paths of cookies to those that clients see, so that a cookie
+        of one service is not sent to all. Disable it for a service that sets cookies for all.
+    :param via: The gateway's name in ``Via``. A request that has passed it already is rejected.
+    :param loop_field: The field for loop detection: ``via``, or ``cdn-loop`` (RFC 8586) to send
         no ``Via``, for services that compress or cache less because of it, as nginx does.
-    :param hidden_cookies: Names of cookies of the gateway's own, which no instance gets, beside
-        that of the pool.
-    :param verify: Whether to verify the instances' TLS certificates, or a bundle to do it by.
-    :param cert: A client certificate: the path of a PEM file, or of one and of its key.
-    :param resilience: What is done when the service fails; shared by its forwarders.
-    :param sessions: Where connections come from; shared by forwarders to share theirs.
-    :param departures: Looks after clients that leave meanwhile; one for a process is enough.
-    :param websocket: Whether requests that ask for it become WebSockets, and what those may take.
-        Where it is off they are forwarded as plain ones.
-    :param tunnels: Counts the WebSockets of this process; shared by forwarders to count together.
-    :param refuse: Turns a problem into the app that answers it.
-    :raises ValueError: A setting is not of its form; says which.
+    :param hidden_cookies: Names of the gateway's own cookies, which are not forwarded, in addition
+        to the pool's.
+    :param verify: Whether to verify the instances' TLS certificates, or a CA bundle to verify with.
+    :param cert: A client certificate: the path of a PEM file, or ``(certificate, key)`` paths.
+    :param resilience: The service's circuit breaker, retries and limits; shared by its forwarders.
+    :param sessions: Provides the connections; share it to share connections between forwarders.
+    :param disconnects: Detects client disconnects; one per process is enough.
+    :param websocket: Whether WebSocket upgrades are allowed, or their limits. When disabled, an
+        upgrade is forwarded as a plain request.
+    :param tunnels: Counts the WebSockets of this process; share it to count them together.
+    :param refuse: Returns the WSGI app that responds with a given problem.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Forwarder:
         cert: str | tuple[str, str] | None = None,
         resilience: Resilience | None = None,
         sessions: Sessions | None = None,
-        departures: Departures = DEPARTURES,
+        disconnects: Disconnects = DISCONNECTS,
         websocket: bool | WebSocketLimits = False,
         tunnels: Tunnels | None = None,
         refuse: Refuse = answer_with,
@@ -108,7 +108,7 @@ class Forwarder:
             ("timeout", timeout),
         ):
             if not 0 < seconds < float("inf"):
-                raise ValueError(f"{name} is a number of seconds above 0, got {seconds}")
+                raise ValueError(f"{name} must be a number of seconds above 0, got {seconds}")
         self.pool = pool
         self._requests = RequestMaker(
             strip_prefix=strip_prefix,
@@ -131,9 +131,9 @@ class Forwarder:
         limits = Timeout(min(connect_timeout, timeout), min(read_timeout, timeout), timeout)
         self._sender = Sender(sessions or Sessions(), limits, verify, cert)
         resilience = Resilience() if resilience is None else resilience
-        self._tries = Attempts(pool, resilience, self._make, self._sender)
+        self._attempts = Attempts(pool, resilience, self._make, self._sender)
         self._plain = not (resilience.active or pool.timed or pool.judges)
-        self._departures = departures
+        self._disconnects = disconnects
         self._upgrade: Upgrader | None = None
         if websocket:
             self._upgrade = Upgrader(
@@ -146,58 +146,62 @@ class Forwarder:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ[SERVICE] = self.pool.service
-        environ.pop(FAILURE, None)  # of a service that was asked before
+        environ.pop(FAILURE, None)  # set by a previous forwarder of this request
         try:
             if environ["REQUEST_METHOD"] == "OPTIONS" and is_last_hop(environ):
                 start_response("204 No Content", [])
                 return []
             if self._plain and TIMEOUT_KEY not in environ:
-                return self._forward(environ, start_response)
-            return self._try(environ, start_response)
+                return self._forward_once(environ, start_response)
+            return self._forward_resilient(environ, start_response)
         except BadTarget as error:
             problem = Problem(400, "Malformed request target.")
-            return self._refused(problem, str(error), environ, start_response)
+            return self._reject(problem, str(error), environ, start_response)
         except Refusal as error:
-            return self._refused(error.problem, str(error), environ, start_response)
+            return self._reject(error.problem, str(error), environ, start_response)
 
-    def _forward(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Pass the request on, whatever became of others."""
-        lease = self._tries.lease(environ)
+    def _forward_once(
+        self, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """Forward the request without retries; its outcome is not reported."""
+        lease = self._attempts.lease(environ)
         try:
             environ[INSTANCE] = lease.instance.address
             request = self._make(environ, lease.instance)
-            departure = self._departures.watch(environ)
+            watch = self._disconnects.watch(environ)
             try:
                 if self._upgrade is not None and asks_for_websocket(environ):
-                    opened = self._upgrade(environ, start_response, request, departure, lease)
+                    opened = self._upgrade(environ, start_response, request, watch, lease)
                     if not isinstance(opened, requests.Response):
                         return opened
                     response = opened
                 else:
-                    response = self._sender.send(request, departure)
+                    response = self._sender.send(request, watch)
             except BaseException:
-                departure.close()
+                watch.close()
                 raise
-            return self._answer(response, request, lease, departure, environ, start_response)
+            return self._respond(response, request, lease, watch, environ, start_response)
         except BaseException:
             lease.release()
             raise
 
-    def _try(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Pass the request on as far as the service is to be asked, and tell how it ended."""
+    def _forward_resilient(
+        self, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """Forward the request with the service's resilience, and report the outcome."""
         if self._upgrade is not None and asks_for_websocket(environ):
-            self._tries.look()
-            return self._forward(environ, start_response)
-        departure = self._departures.watch(environ)
+            self._attempts.check_circuit()
+            return self._forward_once(environ, start_response)
+        watch = self._disconnects.watch(environ)
         try:
-            response, request, hold = self._tries.answer(environ, departure)
+            response, request, reservation = self._attempts.run(environ, watch)
         except BaseException:
-            departure.close()
+            watch.close()
             raise
         try:
-            return self._answer(response, request, hold, departure, environ, start_response)
+            return self._respond(response, request, reservation, watch, environ, start_response)
         except BaseException:
-            hold.release()
+            reservation.release()
             raise
 
     def _make(self, environ: WSGIEnvironment, instance: Instance) -> Outgoing:
@@ -206,20 +210,20 @@ class Forwarder:
             self.pool.sticky.mark(request, environ, instance)
         return request
 
-    def _answer(
+    def _respond(
         self,
         response: requests.Response,
         request: Outgoing,
         lease: InstanceLease | Reservation,
-        departure: Departure,
+        watch: ClientWatch,
         environ: WSGIEnvironment,
         start_response: StartResponse,
     ) -> Iterable[bytes]:
         lease.began()
         whole = response.raw.whole() if type(response.raw) is RawResponse else None
         if whole is not None:
-            return self._at_once(whole, response, request, lease, departure, start_response)
-        body = Body(response, lease.release, departure)
+            return self._respond_at_once(whole, response, request, lease, watch, start_response)
+        body = Body(response, lease.release, watch)
         try:
             status, headers, length = self._responses.head(response, request, lease.instance)
             if length == 0:
@@ -235,36 +239,36 @@ class Forwarder:
         if length == 0:
             return []
         body.promised = length
-        body.instead = partial(self._instead, environ, start_response)
+        body.instead = partial(self._respond_with_error, environ, start_response)
         return body
 
-    def _instead(
+    def _respond_with_error(
         self, environ: WSGIEnvironment, start_response: StartResponse, error: Exception
     ) -> Iterable[bytes]:
-        """Answer instead of a response whose body has failed before its first byte.
+        """Return an error response for a response whose body failed before its first byte.
 
-        :raises Exception: The one that is being handled, when the head has been sent already.
+        :raises Exception: The exception being handled, if the head has been sent already.
         """
 
         def start(status: str, headers: Headers, _: ExcInfo | None = None) -> Any:
             return start_response(status, headers, sys.exc_info())
 
-        return self._refused(problem_of(error), reason_of(error), environ, start)
+        return self._reject(problem_of(error), reason_of(error), environ, start)
 
-    def _at_once(
+    def _respond_at_once(
         self,
         block: bytes,
         response: requests.Response,
         request: Outgoing,
         lease: InstanceLease | Reservation,
-        departure: Departure,
+        watch: ClientWatch,
         start_response: StartResponse,
     ) -> Iterable[bytes]:
-        """Answer with a body that came together with its head, as a list: it costs the least."""
-        departure.close()
-        if departure.gone:  # its end is not told from that of the connection
+        """Return a body that arrived with its head as a list, the cheapest WSGI response."""
+        watch.close()
+        if watch.gone:  # the shutdown may have looked like the end of the response
             lease.release(ClientLeft())
-            raise Refusal(CLIENT_LEFT, "the client has left")
+            raise Refusal(CLIENT_LEFT, "the client has disconnected")
         try:
             status, headers, length = self._responses.head(response, request, lease.instance)
         except BadResponse as error:
@@ -274,7 +278,7 @@ class Forwarder:
         lease.release()
         return [block] if block and length != 0 else []
 
-    def _refused(
+    def _reject(
         self,
         problem: Problem,
         reason: str,

@@ -1,8 +1,8 @@
-"""Two tries at once: when the first is slow to answer, a second one at another instance.
+"""Hedged requests: when the first attempt is slow, a second one is sent to another instance.
 
-The thread that serves the request makes the first try itself, so that a fast answer costs nothing
-but a scheduled call that is cancelled. What wins breaks the others off: their sockets are shut
-down, from which the threads that wait for them wake.
+The thread that serves the request runs the first attempt itself, so a fast response costs only a
+scheduled call that is cancelled. The winning attempt aborts the others by shutting down their
+sockets, which wakes the threads that wait for them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import requests
 
 from wsgigate.http.problem import Refusal
 from wsgigate.http.wsgi import INSTANCE
-from wsgigate.proxy.disconnect import TICK, Departure, shut
+from wsgigate.proxy.disconnect import TICK, ClientWatch, shut
 from wsgigate.proxy.pool import Member
 from wsgigate.proxy.request import Outgoing
 from wsgigate.proxy.send import Reservation, Unanswered
@@ -28,19 +28,21 @@ from wsgigate.runtime.threads import TIMER, ScheduledCall, Timer
 
 __all__ = ["Hedge", "HedgedAttempt", "Race"]
 
-Answer: TypeAlias = tuple[requests.Response, Outgoing, Reservation]
-Ask: TypeAlias = Callable[
-    [WSGIEnvironment, Reservation, int, Departure], tuple[requests.Response, Outgoing]
+AttemptResult: TypeAlias = tuple[requests.Response, Outgoing, Reservation]
+"""The response that counts, its body unread; its request; the reservation of its instance."""
+
+RunAttempt: TypeAlias = Callable[
+    [WSGIEnvironment, Reservation, int, ClientWatch], tuple[requests.Response, Outgoing]
 ]
-Another: TypeAlias = Callable[[WSGIEnvironment, tuple[Member, ...]], Reservation | None]
+ReserveHedge: TypeAlias = Callable[[WSGIEnvironment, tuple[Member, ...]], Reservation | None]
 
 
 class Hedge:
-    """When the requests of a service are hedged; one for all of its forwarders.
+    """When the requests of a service are hedged; shared by all of its forwarders.
 
-    :param rules: After how long, and how often.
-    :param timer: Has the further tries made.
-    :param clock: Tells the time in seconds, from any moment on.
+    :param rules: The delay and the number of hedged attempts.
+    :param timer: Starts the hedged attempts.
+    :param clock: Monotonic clock, in seconds.
     """
 
     def __init__(
@@ -58,11 +60,11 @@ class Hedge:
         fork.renew_at_fork(self)
 
     def after_fork(self) -> None:
-        """Have a lock that no thread of the parent holds."""
+        """Replace the lock, which a thread of the parent may reservation."""
         self._lock = threading.Lock()
 
     def applies(self, environ: WSGIEnvironment) -> bool:
-        """Return whether the request of *environ* may be with several instances at once."""
+        """Return whether the request of *environ* may be sent to several instances at once."""
         has_body = (
             environ.get("CONTENT_LENGTH") not in (None, "", "0")
             or "HTTP_TRANSFER_ENCODING" in environ
@@ -70,43 +72,43 @@ class Hedge:
         return hedgeable(environ["REQUEST_METHOD"], has_body)
 
     def after(self) -> float | None:
-        """Return the seconds after which there is another try; ``None`` while that is not known."""
+        """Return the seconds before a hedged attempt; ``None`` while too few are measured."""
         if self._delays is None:
             return float(self.rules.after)
         with self._lock:
             return self._delays.after()
 
     def took(self, seconds: float) -> None:
-        """Take note of how long an answer took to begin, or had not begun by then."""
+        """Record the seconds until a response began, or a lower bound of them."""
         if self._delays is not None:
             with self._lock:
                 self._delays.add(seconds)
 
 
-class HedgedAttempt(Departure):
-    """One try of several: it ends when another one wins, or when the client leaves.
+class HedgedAttempt(ClientWatch):
+    """The abort signal of one of several attempts: another one won, or the client disconnected.
 
-    :ivar off: Whether it was broken off.
+    :ivar off: Whether it was aborted.
     """
 
     __slots__ = ("_follows", "off")
 
     def __init__(self) -> None:
-        super().__init__(None, lambda departure: None)
+        super().__init__(None, lambda watch: None)
         self.off = False
-        self._follows: Departure | None = None
+        self._follows: ClientWatch | None = None
 
     @property
     def gone(self) -> bool:
-        """Whether nobody waits for it any more."""
+        """Whether its response is no longer needed."""
         return self.off or (self._follows is not None and self._follows.gone)
 
     @gone.setter
     def gone(self, gone: bool) -> None:
-        pass  # it is known by other means
+        pass  # derived from the other attributes
 
     def set_upstream(self, upstream: socket.socket | None) -> bool:
-        """Say which socket the try goes by now; return whether it is still wanted."""
+        """Set the attempt's upstream socket; return whether its response is still needed."""
         with self._lock:
             self._upstream = upstream
             if self.off:
@@ -115,68 +117,76 @@ class HedgedAttempt(Departure):
                 self._follows.set_upstream(upstream)
             return not self.off
 
-    def break_off(self) -> None:
-        """End it: whoever waits for its answer is woken."""
+    def abort(self) -> None:
+        """Abort the attempt; the thread that waits for its response wakes."""
         with self._lock:
             self.off = True
             shut(self._upstream)
 
-    def follow(self, client: Departure) -> None:
-        """Have it end when *client* leaves."""
+    def follow(self, client: ClientWatch) -> None:
+        """Abort the attempt when *client* disconnects."""
         with self._lock:
             self._follows = client
             client.set_upstream(self._upstream)
 
 
 class Race:
-    """The tries of one request that are under way at once; the first good answer counts.
+    """The concurrent attempts of one request; the first response that is no failure wins.
 
-    A failure does not win while another try is under way, or hedging would turn slow answers into
-    bad ones.
+    A failure does not win while another attempt is in flight; hedging would otherwise turn slow
+    responses into failed ones.
 
-    :param ask: Makes a try: with an environ, an instance, which of them it is, and what ends it.
-    :param another: Returns a hold on an instance for a further try, without those that were asked;
-        ``None`` when there is to be none.
-    :param bad: Tells whether an answer with that status is a failure.
+    :param hedge: The delay and the timer.
+    :param run: Runs an attempt, given an environ, a reservation, the number of the attempt and its
+        abort signal.
+    :param reserve: Reserves an instance for a hedged attempt, excluding those already tried;
+        returns ``None`` when no other attempt may be made.
+    :param is_failure: Returns whether a response with that status is a failure.
     """
 
     def __init__(
-        self, hedge: Hedge, ask: Ask, another: Another, bad: Callable[[int], bool]
+        self,
+        hedge: Hedge,
+        run: RunAttempt,
+        reserve: ReserveHedge,
+        is_failure: Callable[[int], bool],
     ) -> None:
         self._hedge = hedge
-        self._ask = ask
-        self._another = another
-        self._bad = bad
+        self._run = run
+        self._reserve = reserve
+        self._is_failure = is_failure
         self._changed = threading.Condition()
-        self._legs: list[HedgedAttempt] = []
+        self._attempts: list[HedgedAttempt] = []
         self._members: list[Member] = []
         self._running = 0
         self._over = False
         self._scheduled: ScheduledCall | None = None
-        self._winner: tuple[Answer, HedgedAttempt] | None = None
+        self._winner: tuple[AttemptResult, HedgedAttempt] | None = None
 
-    def run(self, environ: WSGIEnvironment, hold: Reservation, client: Departure) -> Answer:
-        """Return the answer that counts.
+    def run(
+        self, environ: WSGIEnvironment, reservation: Reservation, client: ClientWatch
+    ) -> AttemptResult:
+        """Return the winning response.
 
-        :param hold: The hold on the instance of the first try.
-        :param client: Tells whether the client has left.
-        :raises Refusal: There is none.
+        :param reservation: The reservation of the first attempt.
+        :param client: Reports whether the client has disconnected.
+        :raises Refusal: No attempt got a response.
         """
-        hedge, leg = self._hedge, HedgedAttempt()
-        leg.follow(client)
-        self._legs.append(leg)
-        self._members.append(hold.member)
+        hedge, attempt = self._hedge, HedgedAttempt()
+        attempt.follow(client)
+        self._attempts.append(attempt)
+        self._members.append(reservation.member)
         after = hedge.after()
         if after is not None:
-            self._scheduled = hedge.timer.after(after, lambda: self._try_another(environ, after))
+            self._scheduled = hedge.timer.after(after, lambda: self._run_another(environ, after))
         answer, error = None, None
         began = hedge.clock()
         try:
-            answer = (*self._ask(environ, hold, 1, leg), hold)
+            answer = (*self._run(environ, reservation, 1, attempt), reservation)
         except Unanswered as failure:
             error = failure
         except Refusal:
-            if not leg.off:
+            if not attempt.off:
                 self._end(None)
                 raise
         except BaseException:
@@ -188,81 +198,83 @@ class Race:
         if winner is None:
             if answer is not None:
                 return answer
-            raise error or RuntimeError("a try was broken off, and nobody won")
+            raise error or RuntimeError("an attempt was aborted, but no other one has won")
         if answer is not None:
             _drop(answer)
-        found, its_leg = winner
-        its_leg.follow(client)
+        found, its_attempt = winner
+        its_attempt.follow(client)
         environ[INSTANCE] = found[2].instance.address
         return found
 
     def _settle(
-        self, answer: Answer | None, client: Departure
-    ) -> tuple[Answer, HedgedAttempt] | None:
-        """Return who has won over the first try, which has ended; ``None`` if nobody did."""
+        self, answer: AttemptResult | None, client: ClientWatch
+    ) -> tuple[AttemptResult, HedgedAttempt] | None:
+        """Return the attempt that beat the first, which has ended; ``None`` if none did."""
         with self._changed:
-            if answer is None or self._bad(answer[0].status_code):
+            if answer is None or self._is_failure(answer[0].status_code):
                 while self._winner is None and self._running and not client.gone:
                     self._changed.wait(TICK)
             return self._end(self._winner)
 
     def _end(
-        self, winner: tuple[Answer, HedgedAttempt] | None
-    ) -> tuple[Answer, HedgedAttempt] | None:
-        """Have no more tries made, and break off those that are not wanted any more."""
+        self, winner: tuple[AttemptResult, HedgedAttempt] | None
+    ) -> tuple[AttemptResult, HedgedAttempt] | None:
+        """Prevent further attempts, and abort those whose response is not needed."""
         with self._changed:
             self._over = True
             scheduled, self._scheduled = self._scheduled, None
-            for leg in self._legs[1:]:
-                if winner is None or leg is not winner[1]:
-                    leg.break_off()
+            for attempt in self._attempts[1:]:
+                if winner is None or attempt is not winner[1]:
+                    attempt.abort()
         if scheduled is not None:
             scheduled.cancel()
         return winner
 
-    def _try_another(self, environ: WSGIEnvironment, after: float) -> None:
-        """Make one more try, in a thread of its own."""
+    def _run_another(self, environ: WSGIEnvironment, after: float) -> None:
+        """Run one more attempt, in another thread."""
         with self._changed:
             if self._over or self._winner is not None:
                 return
             self._running += 1
-            leg = HedgedAttempt()
-            self._legs.append(leg)
-            asked = tuple(self._members)
-        answer: Answer | None = None
+            attempt = HedgedAttempt()
+            self._attempts.append(attempt)
+            tried = tuple(self._members)
+        answer: AttemptResult | None = None
         won = False
         try:
-            environ = environ.copy()  # it tells whom it is with
-            hold = self._another(environ, asked)
-            if hold is not None:
-                self._go_on(environ, after, hold)
-                answer = (*self._ask(environ, hold, len(asked) + 1, leg), hold)
+            environ = environ.copy()  # INSTANCE differs per attempt
+            reservation = self._reserve(environ, tried)
+            if reservation is not None:
+                self._schedule_next(environ, after, reservation)
+                answer = (*self._run(environ, reservation, len(tried) + 1, attempt), reservation)
         except Refusal:
-            pass  # what it tells of the instance was told
+            pass  # the outcome was reported already
         finally:
             with self._changed:
                 self._running -= 1
                 if answer is not None and not self._over and self._winner is None:
-                    won = not self._bad(answer[0].status_code)
+                    won = not self._is_failure(answer[0].status_code)
                 if won and answer is not None:
-                    self._winner = (answer, leg)
-                    for other in self._legs:
-                        if other is not leg:
-                            other.break_off()
+                    self._winner = (answer, attempt)
+                    for other in self._attempts:
+                        if other is not attempt:
+                            other.abort()
                 self._changed.notify_all()
         if answer is not None and not won:
             _drop(answer)
 
-    def _go_on(self, environ: WSGIEnvironment, after: float, hold: Reservation) -> None:
-        """Have one more try made if this one does not answer in time either."""
+    def _schedule_next(
+        self, environ: WSGIEnvironment, after: float, reservation: Reservation
+    ) -> None:
+        """Schedule one more attempt, in case this one does not respond in time either."""
         with self._changed:
-            self._members.append(hold.member)
+            self._members.append(reservation.member)
             if len(self._members) <= self._hedge.rules.most and not self._over:
-                again = lambda: self._try_another(environ, after)  # noqa: E731
+                again = lambda: self._run_another(environ, after)  # noqa: E731
                 self._scheduled = self._hedge.timer.after(after, again)
 
 
-def _drop(answer: Answer) -> None:
-    response, _, hold = answer
+def _drop(answer: AttemptResult) -> None:
+    response, _, reservation = answer
     response.close()
-    hold.release()
+    reservation.release()

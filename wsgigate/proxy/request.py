@@ -1,10 +1,10 @@
-"""From a WSGI request to the request an instance gets: no I/O, the order of steps is the safety.
+"""Builds the request to an instance from a WSGI request, without I/O.
 
-What the client sent is copied first, without what concerns only its own connection, what only a
-trusted proxy may say, and what only the gateway may say; then the gateway's own fields are set.
-So nothing that a client names in ``Connection`` can take away what the gateway adds (RFC 9110
-section 7.6.1), and no spelling of an identity field survives: what is deleted is an environ key,
-not a name.
+The order of steps is a security property. First the client's fields are copied, except hop-by-hop
+fields, fields that only a trusted proxy may set, and fields that only the gateway may set. Then
+the gateway sets its own fields. So a client cannot remove a field of the gateway's by naming it in
+``Connection`` (RFC 9110, section 7.6.1), and no spelling of an identity field passes, because
+environ keys are deleted, not field names.
 """
 
 from __future__ import annotations
@@ -40,24 +40,22 @@ from wsgigate.http.target import (
     leaves,
 )
 from wsgigate.http.wsgi import CLAIMS, CLIENT_SOURCE, REQUEST_ID, environ_key, peer_trusted
-from wsgigate.proxy.destination import METHODS, led_to_instance, mount_of
+from wsgigate.proxy.destination import METHODS, instance_destination, mount_of
 
 __all__ = [
     "FieldCopier",
+    "ForwardingFields",
     "NEVER",
     "Outgoing",
     "PROTECTED",
     "RequestMaker",
-    "Way",
     "hops_left",
     "is_last_hop",
 ]
 
 
-# Which fields of a client's request go along, found out once for each set of environ keys.
-#
-# Not those that concern only its own connection, nor what only a proxy or the gateway may say.
-# What is left out is an environ key, not a name: no other spelling of the field survives.
+# Copying the client's fields. Which fields are copied is cached per set of environ keys. Fields are
+# excluded by environ key, not by name, so that no other spelling of a field passes.
 
 PROTECTED = frozenset(
     (
@@ -65,7 +63,7 @@ PROTECTED = frozenset(
         "x-request-id",
     )
 )
-"""What a client can not have dropped by naming it in ``Connection``."""
+"""Fields that a client cannot remove by naming them in ``Connection``."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -76,20 +74,20 @@ _FRAMING = frozenset(("HTTP_CONTENT_LENGTH", "HTTP_CONTENT_TYPE"))
 _MOST_SHAPES = 512
 
 _LONGEST_SHAPE = 8192
-"""Characters of all keys together: what costs more to remember is found out again."""
+"""Longest set of keys, in characters, that is cached; bounds the memory of the cache."""
 
 
 class _Shape(NamedTuple):
-    """What goes along of an environ that has certain keys."""
+    """The fields to copy from an environ with a certain set of keys."""
 
     names: tuple[str, ...]
     values: Callable[[WSGIEnvironment], tuple[str, ...]]
     nameless: bool
-    """Whether there is a request field without a name among them."""
+    """Whether one of the keys is a request field without a name."""
 
 
 class FieldCopier:
-    """Copies what goes along of a request's fields.
+    """Copies the fields of a client's request that are forwarded.
 
     :param identity: Names of the fields that only the gateway may set.
     """
@@ -105,9 +103,9 @@ class FieldCopier:
         self._shapes: dict[tuple[str, ...], _Shape] = {}  # bounded
 
     def copied(self, environ: WSGIEnvironment) -> Fields:
-        """Return the fields of *environ* that go along.
+        """Return the fields of *environ* to forward.
 
-        :raises Refusal: One of them is malformed.
+        :raises Refusal: A field is malformed.
         """
         keys = tuple(environ)
         shape = self._shapes.get(keys) or self._learn(keys)
@@ -141,7 +139,7 @@ class FieldCopier:
         shape = _Shape(names, _getter(copied), "" in names)
         if sum(map(len, keys)) <= _LONGEST_SHAPE:
             if len(self._shapes) >= _MOST_SHAPES:
-                self._shapes = {}  # somebody makes them up
+                self._shapes = {}  # some client varies its fields; start anew
             self._shapes[keys] = shape
         return shape
 
@@ -154,13 +152,13 @@ def _getter(keys: list[str]) -> Callable[[WSGIEnvironment], tuple[str, ...]]:
 
 
 def _field_name(key: str) -> str:
-    """Return the field name of an environ key, ``X-Api-Key``; empty when it is no field name."""
+    """Return the field name of an environ key, ``X-Api-Key``; empty if it is not a valid name."""
     name = key[5:].replace("_", "-").title()
     return name if is_token(name) else ""
 
 
 def _drop_named(connection: str, fields: Fields, request_id: str | None) -> None:
-    """Remove what the client's ``Connection`` names, but for what is not its to take away."""
+    """Remove the fields named in the client's ``Connection``, except protected ones."""
     try:
         named = connection_tokens(connection) - PROTECTED
     except ValueError as error:
@@ -170,19 +168,19 @@ def _drop_named(connection: str, fields: Fields, request_id: str | None) -> None
             del fields[name]
 
 
-# How far a request may go: methods that end here, and Max-Forwards (RFC 9110 section 7.6.2).
+# Methods that are never forwarded, and Max-Forwards (RFC 9110, section 7.6.2).
 
 NEVER = frozenset(("CONNECT", "TRACE", "TRACK"))
-"""Methods that are never passed on: a tunnel, and echoes of fields that a script must not read."""
+"""Methods that are never forwarded: a tunnel, and echoes of fields that scripts must not read."""
 
 
 def is_last_hop(environ: WSGIEnvironment) -> bool:
-    """Return whether the request may go no further and is answered here.
+    """Return whether the gateway must respond itself, because of ``Max-Forwards: 0``.
 
-    That is OPTIONS with ``Max-Forwards: 0`` (RFC 9110 section 7.6.2); the other method that the
-    field is for, TRACE, never goes on.
+    That is the case for OPTIONS (RFC 9110, section 7.6.2); TRACE, the other method with that field,
+    is never forwarded.
 
-    :raises Refusal: What it holds is no number.
+    :raises Refusal: The value of the field is not a number.
     """
     if environ["REQUEST_METHOD"] != "OPTIONS" or "HTTP_MAX_FORWARDS" not in environ:
         return False
@@ -190,9 +188,9 @@ def is_last_hop(environ: WSGIEnvironment) -> bool:
 
 
 def hops_left(value: str) -> int:
-    """Return how many times the request may be passed on, as its Max-Forwards field says.
+    """Return the number of times the request may be forwarded, from its Max-Forwards field.
 
-    :raises Refusal: The *value* is no number.
+    :raises Refusal: *value* is not a number.
     """
     value = value.strip(" \t")
     if not (value.isascii() and value.isdigit()) or len(value) > 18:
@@ -200,46 +198,46 @@ def hops_left(value: str) -> int:
     return int(value)
 
 
-# Which way a request came: ``X-Forwarded-*``, ``Forwarded`` (RFC 7239) and ``Via`` (RFC 9110).
+# Forwarding fields: ``X-Forwarded-*``, ``Forwarded`` (RFC 7239) and ``Via`` (RFC 9110).
 
 
-class Way:
-    """Tells the next hop which way a request came.
+class ForwardingFields:
+    """Adds the fields that describe the path of a request to the next hop.
 
-    :param via: The gateway's name in ``Via`` (RFC 9110 section 7.6.3).
-    :param loop_field: The field that names it to itself, so that it sees a loop: ``via``, or
-        ``cdn-loop`` (RFC 8586) for services that treat requests with a ``Via`` differently.
-    :raises ValueError: An argument is not of its form; the message names it.
+    :param via: The gateway's name in ``Via`` (RFC 9110, section 7.6.3).
+    :param loop_field: The field for loop detection: ``via``, or ``cdn-loop`` (RFC 8586) for
+        services that treat requests with a ``Via`` differently.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     def __init__(self, via: str, loop_field: str = "via") -> None:
         if not is_token(via):
-            raise ValueError(f"via is a word such as wsgigate, got {via!r}")
+            raise ValueError(f"via must be a token such as wsgigate, got {via!r}")
         if loop_field not in ("via", "cdn-loop"):
-            raise ValueError(f'loop_field is "via" or "cdn-loop", got {loop_field!r}')
+            raise ValueError(f'loop_field must be "via" or "cdn-loop", got {loop_field!r}')
         self._via = via
         self._in_via = loop_field == "via"
 
-    def tell(
+    def add_to(
         self, environ: WSGIEnvironment, fields: dict[str, str], protocol: str, outside: str
     ) -> None:
-        """Add to *fields* the way that the request of *environ* came.
+        """Add the forwarding fields of the request of *environ* to *fields*.
 
-        :param protocol: The client's, ``HTTP/1.1``.
-        :param outside: What the client's path begins with and the next hop does not see.
-        :raises Refusal: It came by here already.
+        :param protocol: The client's protocol, ``HTTP/1.1``.
+        :param outside: The part of the client's path that is removed for the next hop.
+        :raises Refusal: The request passed this gateway before: a forwarding loop.
         """
         peer = environ.get("REMOTE_ADDR") or "unknown"
         trusted = peer_trusted(environ)
-        if trusted:  # a proxy fix inside of ClientAddress has replaced it by the client's
+        if trusted:  # a proxy fix inside ClientAddress may have replaced it by the client's
             source = environ.get(CLIENT_SOURCE) or (peer,)
             peer = source[0] if source[0] != "unix" else "unknown"
         scheme = environ["wsgi.url_scheme"]
         host = environ.get("HTTP_HOST", "")
-        told = _first_hop(peer, scheme, host)
+        added = _first_hop(peer, scheme, host)
         if trusted:
-            told = _next_hop(environ, told)
-        fields.update(told)
+            added = _next_hop(environ, added)
+        fields.update(added)
         before = environ.get("HTTP_X_FORWARDED_PREFIX") if trusted else None
         if outside or before:
             prefix = (before or "").rstrip("/") + outside
@@ -259,33 +257,33 @@ class Way:
 
 @lru_cache(maxsize=4096)
 def _first_hop(peer: str, scheme: str, host: str) -> Mapping[str, str]:
-    """Return what is told of a request that nobody passed on before."""
-    # An IPv4 client of an IPv6 socket is ::ffff:192.0.2.1 to the server: one spelling for all.
-    told = {
+    """Return the forwarding fields of a request that no other proxy forwarded."""
+    # On an IPv6 socket an IPv4 client has the address ::ffff:192.0.2.1; use the IPv4 form.
+    added = {
         "X-Forwarded-For": address_of(peer.partition("%")[0]) or peer,
         "X-Forwarded-Proto": scheme,
     }
     if host:
-        told["X-Forwarded-Host"] = host
-    told["X-Forwarded-Port"] = _port(host, scheme)
-    told["Forwarded"] = format_forwarded(peer, host, scheme)
-    return told
+        added["X-Forwarded-Host"] = host
+    added["X-Forwarded-Port"] = _port(host, scheme)
+    added["Forwarded"] = format_forwarded(peer, host, scheme)
+    return added
 
 
-def _next_hop(environ: WSGIEnvironment, told: Mapping[str, str]) -> Mapping[str, str]:
-    """Return *told* behind what the trusted proxies before this one told.
+def _next_hop(environ: WSGIEnvironment, added: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the fields of the trusted proxies before this one, with *added* appended.
 
-    Scheme, host and port are one statement about the client's view: a port that the proxy did not
-    tell is the one of the host and the scheme it told, never the one that this hop came by.
+    Scheme, host and port describe the client's view together: a port that the proxy did not send
+    follows from the host and scheme that it sent, never from this hop.
     """
-    merged = dict(told)
+    merged = dict(added)
     for name, key in (
         ("X-Forwarded-For", "HTTP_X_FORWARDED_FOR"),
         ("Forwarded", "HTTP_FORWARDED"),
     ):
         chain = environ.get(key)
         if chain:
-            merged[name] = f"{chain}, {told[name]}"
+            merged[name] = f"{chain}, {added[name]}"
     for name, key in (
         ("X-Forwarded-Proto", "HTTP_X_FORWARDED_PROTO"),
         ("X-Forwarded-Host", "HTTP_X_FORWARDED_HOST"),
@@ -299,10 +297,10 @@ def _next_hop(environ: WSGIEnvironment, told: Mapping[str, str]) -> Mapping[str,
     return merged
 
 
-def _port(host: str, scheme: str, told: str = "") -> str:
-    """Return the port of *host*; where that has none, the one *told*, or the scheme's own."""
+def _port(host: str, scheme: str, forwarded: str = "") -> str:
+    """Return the port of *host*; without one, *forwarded*, or else the scheme's default."""
     port = host.rpartition(":")[2] if not host.endswith("]") and ":" in host else ""
-    return port or told or ("443" if scheme == "https" else "80")
+    return port or forwarded or ("443" if scheme == "https" else "80")
 
 
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,20}")
@@ -315,9 +313,12 @@ _PROTOCOLS = frozenset(("HTTP/1.0", "HTTP/1.1", "HTTP/2.0"))
 
 
 class Outgoing(requests.PreparedRequest):
-    """A request filled by hand: preparing one would rewrite its target and guess its framing."""
+    """A prepared request with attributes set directly.
 
-    # What a prepared request has besides, and nobody here fills or changes.
+    ``requests``' own preparation would rewrite the target and guess the framing.
+    """
+
+    # Attributes of a prepared request that the gateway does not use.
     _cookies = None
     _body_position = None
     hooks: Mapping[str, list[object]] = {"response": []}
@@ -326,13 +327,13 @@ class Outgoing(requests.PreparedRequest):
     origin: str
     """The instance's URL."""
     scheme: str
-    """The one the client came by."""
+    """The scheme of the client's request."""
     outside: str
-    """What the client's path begins with and the instance does not see: mount and prefix."""
+    """The part of the client's path that the instance does not see: mount and prefix."""
     upgrade: bool = False
-    """Whether it asks to become a WebSocket."""
+    """Whether it requests a WebSocket upgrade."""
     set_cookie: str | None = None
-    """What the gateway has the client keep with the answer, if anything."""
+    """A ``Set-Cookie`` value that the gateway adds to the response, if any."""
 
     def __init__(self) -> None:
         self.body = None
@@ -344,21 +345,20 @@ class Outgoing(requests.PreparedRequest):
 
 
 class RequestMaker:
-    """Makes the request for an instance out of the client's.
+    """Builds the request to an instance from the client's request.
 
-    :param strip_prefix: What to take off the front of the path; ``{name}`` and ``*`` stand for a
-        segment.
-    :param add_prefix: What to put in front of it then.
+    :param strip_prefix: Prefix to remove from the path; ``{name}`` and ``*`` stand for a segment.
+    :param add_prefix: Prefix to add to the path afterwards.
     :param preserve_host: Send the client's ``Host`` instead of the instance's own.
     :param fields: Changes to the request fields, made last.
-    :param identity: Field name to claim name: who the caller is, told by verified claims. The
-        fields are removed from what the client sent, claims or not.
-    :param forward_authorization: Whether the client's ``Authorization`` goes along; when ``None``,
-        unless verified claims are told by *identity* instead.
-    :param via: The gateway's name in ``Via`` (RFC 9110 section 7.6.3).
+    :param identity: Field names and the verified claims they carry. These fields are always removed
+        from the client's request, with or without claims.
+    :param forward_authorization: Whether to forward the client's ``Authorization``. ``None``: only
+        when *identity* sends no verified claims instead.
+    :param via: The gateway's name in ``Via`` (RFC 9110, section 7.6.3).
     :param loop_field: ``via``, or ``cdn-loop`` to send ``CDN-Loop`` (RFC 8586) instead of ``Via``.
-    :param hidden_cookies: The names of cookies that are the gateway's own, and do not go along.
-    :raises ValueError: A setting is not of its form.
+    :param hidden_cookies: Names of the gateway's own cookies, which are not forwarded.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     def __init__(
@@ -379,23 +379,23 @@ class RequestMaker:
         self._strip_varies = "{" in self._strip or "*" in self._strip_segments
         self._add = _prefix(add_prefix, "add_prefix")
         if "{" in self._add or "*" in self._add.split("/"):
-            raise ValueError("add_prefix holds no parameters")
+            raise ValueError(f"add_prefix cannot contain {{name}} or *, got {add_prefix!r}")
         self._preserve_host = preserve_host
         self._fields = fields or None
         identity = dict(identity or {})
         for name in identity:
             if not is_token(name) or name.lower() in HOP_BY_HOP | PROTECTED:
-                raise ValueError(f"{name!r} can not be an identity field")
+                raise ValueError(f"{name!r} cannot be an identity field; use one such as X-User-Id")
         self._identity = tuple(identity.items())
         self._forward_authorization = forward_authorization
-        self._way = Way(via, loop_field)
+        self._forwarding = ForwardingFields(via, loop_field)
         self._copier = FieldCopier(identity)
         self._hidden_cookies = frozenset(hidden_cookies)
 
     def make(self, environ: WSGIEnvironment, target: Target, instance: Instance) -> Outgoing:
         """Return the request for *instance*.
 
-        :raises Refusal: It can not be forwarded; carries the answer.
+        :raises Refusal: The request cannot be forwarded; carries the client's response.
         """
         method = environ["REQUEST_METHOD"]
         if method not in _USUAL_METHODS:
@@ -419,18 +419,20 @@ class RequestMaker:
         if method == "OPTIONS" and "Max-Forwards" in fields:
             fields["Max-Forwards"] = str(hops_left(fields["Max-Forwards"]) - 1)
         if self._identity or self._forward_authorization is False:
-            self._tell_identity(environ, fields)
+            self._add_identity(environ, fields)
         path = target.path
         stripped = ""
         if self._strip or self._add:
             path, stripped = self._rewritten(path, kept=isinstance(target, OddTarget))
         request.scheme = environ["wsgi.url_scheme"]
         request.outside = outside = mount_of(environ) + stripped
-        self._way.tell(environ, fields, protocol, outside)
+        self._forwarding.add_to(environ, fields, protocol, outside)
         host = environ.get("HTTP_HOST") if self._preserve_host else None
         fields["Host"] = host or instance.authority
         if "Destination" in fields and method in METHODS:
-            fields["Destination"] = led_to_instance(environ, fields, instance.scheme, self._add)
+            fields["Destination"] = instance_destination(
+                environ, fields, instance.scheme, self._add
+            )
         if self._fields is not None:
             fields = Fields.joined(self._fields.apply(list(fields.items())))
         request.method = method
@@ -441,25 +443,25 @@ class RequestMaker:
         request.headers = fields  # type: ignore[assignment]
         return request
 
-    def _tell_identity(self, environ: WSGIEnvironment, fields: Fields) -> None:
+    def _add_identity(self, environ: WSGIEnvironment, fields: Fields) -> None:
         claims: Mapping[str, object] | None = environ.get(CLAIMS)
-        told = bool(self._identity) and claims is not None
+        sends_claims = bool(self._identity) and claims is not None
         for name, claim in self._identity if claims is not None else ():
             value = _claim_text((claims or {}).get(claim))
             if value is None:
                 continue
             if not is_field_value(value) or len(value) > 4096:
-                raise Refusal.of(403, "Forbidden.", f"the claim {claim} can not be told in a field")
+                raise Refusal.of(403, "Forbidden.", f"the claim {claim} cannot be sent in a field")
             fields[name] = value
         forward = self._forward_authorization
-        if (not told) if forward is None else forward:
+        if (not sends_claims) if forward is None else forward:
             return
         fields.pop("Authorization", None)
 
     def _rewritten(self, path: str, *, kept: bool) -> tuple[str, str]:
-        """Return the path for the instance, and what was stripped off the client's.
+        """Return the path for the instance, and the prefix stripped from the client's path.
 
-        :param kept: Whether the path may hold what most routes refuse.
+        :param kept: Whether the path may contain what routes reject by default.
         """
         stripped = ""
         if self._strip:
@@ -469,7 +471,7 @@ class RequestMaker:
             path = self._add + path if path != "/" else self._add + "/"
         if (stripped or self._add) and not _stays(path, self._add, kept):
             raise Refusal.of(
-                400, "Malformed request target.", "a rewritten path that is not canonical"
+                400, "Malformed request target.", "the rewritten path is not canonical"
             )
         return path, stripped
 
@@ -486,7 +488,7 @@ class RequestMaker:
 
 
 def _stays(path: str, add: str, kept: bool) -> bool:
-    """Return whether a rewritten *path* is still one that is read as it was matched."""
+    """Return whether a rewritten *path* still has the reading that was matched."""
     if kept and not leaves(path, add.count("/")):
         return True
     return canonical_path(path) == path
@@ -500,7 +502,7 @@ def _check_method(method: str) -> None:
 
 
 def _claim_text(value: object) -> str | None:
-    """Return a claim as one line of text; ``None`` for what has no plain one."""
+    """Return a claim as one line of text; ``None`` for other types."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (str, int)):
@@ -519,5 +521,5 @@ def _prefix(value: str, setting: str) -> str:
     except BadTarget as error:
         raise ValueError(f"{setting} {value!r}: {error}") from None
     if not canonical.startswith("/") or "//" in canonical:
-        raise ValueError(f"{setting} is a path such as /api, got {value!r}")
+        raise ValueError(f"{setting} must be a path such as /api, got {value!r}")
     return canonical

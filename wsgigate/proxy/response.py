@@ -20,9 +20,9 @@ from wsgigate.discovery import Instance
 from wsgigate.http.fields import HOP_BY_HOP, FieldRules, connection_tokens, is_token
 from wsgigate.http.problem import Problem, status_line
 from wsgigate.http.wsgi import Headers
-from wsgigate.proxy.disconnect import ClientLeft, Departure
+from wsgigate.proxy.disconnect import ClientLeft, ClientWatch
 from wsgigate.proxy.request import Outgoing
-from wsgigate.proxy.rewriting import Told, cookie_path, location, refresh
+from wsgigate.proxy.rewriting import ForwardedOrigin, cookie_path, location, refresh
 
 __all__ = [
     "BadResponse",
@@ -181,13 +181,13 @@ class Body:
     :param response: The response, its head read.
     :ivar promised: The bytes still to come, ``None`` when the end is marked otherwise.
     :param done: Called once, at the end: with the error that ended it, or ``None``.
-    :param departure: Tells whether it was the client that ended it.
+    :param watch: Tells whether it was the client that ended it.
     :ivar instead: Returns what the client gets instead of a response whose body fails before
         its first byte, as long as its head has not been sent; raises when it has.
     """
 
     __slots__ = (
-        *("_departure", "_done", "_other", "_read", "_response"),
+        *("_watch", "_done", "_other", "_read", "_response"),
         *("error", "instead", "promised"),
     )
 
@@ -195,10 +195,10 @@ class Body:
         self,
         response: requests.Response,
         done: Callable[[Exception | None], object],
-        departure: Departure,
+        watch: ClientWatch,
     ) -> None:
         self._response = response
-        self._departure = departure
+        self._watch = watch
         self._read = getattr(response.raw, "read1", None) or response.raw.read
         self.promised: int | None = None
         self._done: Callable[[Exception | None], object] | None = done
@@ -225,7 +225,7 @@ class Body:
             return block
         if self.promised:
             return self._ended(f"the response ended {self.promised} bytes early", None)
-        if self._departure.gone:  # its end is not told from that of the connection
+        if self._watch.gone:  # its end is not told from that of the connection
             raise self._cut("")
         raise StopIteration
 
@@ -246,7 +246,7 @@ class Body:
         return next(self._other)
 
     def _cut(self, text: str) -> Exception:
-        self.error = ClientLeft() if self._departure.gone else UpstreamCut(text)
+        self.error = ClientLeft() if self._watch.gone else UpstreamCut(text)
         return self.error
 
     def skip(self) -> None:
@@ -263,7 +263,7 @@ class Body:
         done, self._done = self._done, None
         if done is None:
             return
-        self._departure.close()
+        self._watch.close()
         try:
             self._response.close()
         finally:
@@ -350,7 +350,7 @@ class ResponseMaker:
     def _rewritten(self, headers: Headers, request: Outgoing, instance: Instance) -> Headers:
         outside = request.outside
         sent = request.headers
-        told = Told(
+        forwarded = ForwardedOrigin(
             sent.get("X-Forwarded-Proto", request.scheme),
             sent.get("X-Forwarded-Host", ""),
             sent.get("X-Forwarded-Port", ""),
@@ -362,7 +362,9 @@ class ResponseMaker:
             lower = name.lower()
             if self._rewrite_location and lower in _URLS:
                 lead = refresh if lower == "refresh" else location
-                value = lead(value, instance.origin, outside, self._added, hosts=hosts, told=told)
+                value = lead(
+                    value, instance.origin, outside, self._added, hosts=hosts, forwarded=forwarded
+                )
             elif self._rewrite_cookies and lower == "set-cookie":
                 value = cookie_path(value, self._added, outside, domain)
             rewritten.append((name, value))

@@ -1,4 +1,4 @@
-"""One request to one instance: what comes back, or what the client is told instead."""
+"""Sends one request to one instance, and maps errors to client responses and outcomes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wsgigate.coordination.circuit import Permit
 from wsgigate.http.bodies import ClientBody
 from wsgigate.http.problem import Problem, Refusal
 from wsgigate.http.wsgi import BodyError, BodyTooLarge
-from wsgigate.proxy.disconnect import UNSEEN, ClientLeft, Departure
+from wsgigate.proxy.disconnect import UNWATCHED, ClientLeft, ClientWatch
 from wsgigate.proxy.pool import InstanceLease, Place
 from wsgigate.proxy.request import Outgoing
 from wsgigate.proxy.response import BadResponse, UpstreamCut, problem_of, reason_of, was_refused
@@ -32,21 +32,19 @@ __all__ = [
     "outcome_of_error",
 ]
 
-
-# What a request to an instance holds, and what its end tells of the service.
-
 UNSENDABLE = (InvalidHeader, InvalidURL)
-"""What is wrong with a request that can not be sent to anybody."""
+"""The errors of a request that cannot be sent to any instance."""
 
 
 class Reservation:
-    """A request's hold on an instance, and leave to ask the service; tells how it ended.
+    """An attempt's instance lease and circuit permit; reports its outcome to both.
 
-    An answer that begins well is not told before its end: it may be cut. But a probe's is, as
-    others wait for what it found, and an answer may have no end.
+    A success is reported at the end of the response, because the response may still be cut. The
+    success of a half-open circuit's probe is reported when its response begins: other requests wait
+    for it, and a response may have no end.
 
     :ivar instance: The instance.
-    :ivar member: What the pool knows it by.
+    :ivar member: Its entry in the pool.
     """
 
     __slots__ = ("_lease", "_outcome", "_permit", "_status", "_took", "instance", "member")
@@ -61,17 +59,17 @@ class Reservation:
         self._took = 0.0
 
     def keep(self, place: Place) -> None:
-        """Keep the request's *place* in a bulkhead until it has ended."""
+        """Hold *place*, the request's slot in a bulkhead, until the request has ended."""
         self._lease.place = place
 
     def began(self) -> None:
-        """Take note that the response which counts has begun."""
+        """Report that the response to the client has begun."""
         self._lease.began()
 
     def answered(self, outcome: Outcome, took: float, status: int = 0) -> None:
-        """Take note that an answer has begun.
+        """Record that a response has begun.
 
-        :param took: Seconds until it did.
+        :param took: Seconds until it began.
         :param status: Its status code.
         """
         self._outcome = outcome
@@ -82,9 +80,9 @@ class Reservation:
             permit.done(outcome, took=took, why=self._why(None, outcome))
 
     def release(self, error: Exception | None = None) -> None:
-        """Take note that the request has ended; to say so again does nothing.
+        """End the attempt and report its outcome; a second call does nothing.
 
-        :param error: What ended it, if it is not that it was served.
+        :param error: The error that ended it; ``None`` if it was served.
         """
         outcome = self._outcome if error is None else outcome_of_error(error)
         why = "" if outcome is Outcome.OK else self._why(error, outcome)
@@ -94,37 +92,39 @@ class Reservation:
             permit.done(outcome, took=self._took, why=why)
 
     def _why(self, error: Exception | None, outcome: Outcome) -> str:
-        """Return what failed, in words that name no host; empty if nothing did."""
+        """Return the reason of a failure, without host names; empty for no failure."""
         if outcome is Outcome.FAILED or outcome is Outcome.UNREACHABLE:
             return f"status {self._status}" if error is None else failure_of(error)
         return ""
 
 
 def outcome_of_error(error: Exception) -> Outcome:
-    """Return what *error*, which ended a request to an instance, tells of the service."""
+    """Return the outcome that the circuit breaker counts for *error*."""
     if isinstance(error, (UpstreamCut, BadResponse)):
         return Outcome.FAILED
     if isinstance(error, (ClientLeft, PoolFull, *UNSENDABLE)):
-        return Outcome.IGNORED  # the client; our own limit; what can not be sent to anybody
+        return (
+            Outcome.IGNORED
+        )  # caused by the client, the gateway's own limit, or the request itself
     if nothing_sent(error):
         return Outcome.UNREACHABLE
     return Outcome.FAILED
 
 
 def failure_of(error: Exception) -> str:
-    """Return in the words that clients get what went wrong with an instance."""
+    """Return the client-facing description of an instance's failure."""
     if isinstance(error, UpstreamCut):
         return "Response too slow" if isinstance(error.__cause__, SlowResponse) else "Response cut"
     return str(problem_of(error).extensions.get("error", "Invalid response"))
 
 
 def nothing_sent(error: BaseException) -> bool:
-    """Return whether *error* is that no connection came about, so that nothing was sent."""
+    """Return whether *error* means that connecting failed, so nothing was sent."""
     return isinstance(error, (requests.ConnectTimeout, PoolFull)) or was_refused(error)
 
 
 def had_begun(error: BaseException) -> bool:
-    """Return whether *error* is that an answer began which is none, or not all of one."""
+    """Return whether *error* means that an invalid or incomplete response had begun."""
     inner: object = error
     for _ in range(5):
         if isinstance(inner, BrokenResponse):
@@ -137,7 +137,7 @@ def had_begun(error: BaseException) -> bool:
 
 
 CLIENT_LEFT = Problem(499)
-"""Read by nobody but the log, under the status that nginx has for it."""
+"""Not sent, only logged; nginx uses the same status."""
 
 _SEND_ERRORS = (
     requests.RequestException,
@@ -149,7 +149,7 @@ _SEND_ERRORS = (
 
 
 class Unanswered(Refusal):
-    """The instance gave no answer, and it is not the client's doing; the cause says why."""
+    """The instance gave no response, and the client is not the cause; see ``__cause__``."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(problem_of(error), reason_of(error))
@@ -158,10 +158,10 @@ class Unanswered(Refusal):
 class Sender:
     """Sends requests to the instances of a service.
 
-    :param sessions: Where connections come from.
-    :param timeout: What a request may take, unless said for one.
-    :param verify: Whether to verify the instances' TLS certificates, or a bundle to do it by.
-    :param cert: A client certificate: the path of a PEM file, or of one and of its key.
+    :param sessions: Provides the connections.
+    :param timeout: The default timeouts of a request.
+    :param verify: Whether to verify the instances' TLS certificates, or a CA bundle to verify with.
+    :param cert: A client certificate: the path of a PEM file, or ``(certificate, key)`` paths.
     """
 
     def __init__(
@@ -177,16 +177,17 @@ class Sender:
         self._cert = cert
 
     def send(
-        self, request: Outgoing, departure: Departure, timeout: Timeout | None = None
+        self, request: Outgoing, watch: ClientWatch, timeout: Timeout | None = None
     ) -> requests.Response:
         """Return the response to *request*, its body unread.
 
-        :param departure: Tells whether the client has left.
-        :raises Unanswered: There is none.
-        :raises Refusal: There is none, and the client is the reason.
+        :param watch: Reports whether the client has disconnected.
+        :param timeout: The timeouts of this request. Default: those of the sender.
+        :raises Unanswered: The instance gave no response.
+        :raises Refusal: The client caused the failure, such as a body that is too large.
         """
-        if departure is not UNSEEN:
-            request.headers.on_socket = departure.set_upstream  # type: ignore[attr-defined]
+        if watch is not UNWATCHED:
+            request.headers.on_socket = watch.set_upstream  # type: ignore[attr-defined]
         try:
             return self._sessions.adapter(request.origin).send(
                 request,
@@ -199,8 +200,8 @@ class Sender:
             broken = _broken(request.body)
             if isinstance(broken, BodyTooLarge):
                 raise Refusal(Problem(413, "Request body too large."), str(broken)) from error
-            if departure.gone:
-                raise Refusal(CLIENT_LEFT, "the client has left") from error
+            if watch.gone:
+                raise Refusal(CLIENT_LEFT, "the client has disconnected") from error
             if broken is not None and isinstance(broken.__cause__, TimeoutError):
                 raise Refusal(Problem(408, "Request body came too slowly."), str(broken)) from error
             if broken is not None:

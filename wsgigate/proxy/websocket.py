@@ -28,7 +28,7 @@ from wsgigate.client.response import RawResponse
 from wsgigate.http.fields import HOP_BY_HOP, connection_tokens, is_field_value, is_token
 from wsgigate.http.problem import Problem, Refusal
 from wsgigate.http.wsgi import TUNNELLED, Headers
-from wsgigate.proxy.disconnect import Departure, client_socket
+from wsgigate.proxy.disconnect import ClientWatch, client_socket
 from wsgigate.proxy.pool import InstanceLease
 from wsgigate.proxy.request import Outgoing
 from wsgigate.proxy.response import ResponseMaker
@@ -335,7 +335,7 @@ class Upgrader:
         environ: WSGIEnvironment,
         start_response: StartResponse,
         request: Outgoing,
-        departure: Departure,
+        watch: ClientWatch,
         lease: InstanceLease,
     ) -> Iterable[bytes] | requests.Response:
         """Open a WebSocket to the instance that *request* is for.
@@ -343,7 +343,7 @@ class Upgrader:
         :returns: The body that is the WebSocket; or the instance's response, its body unread, when
             it opens none: the client gets that as it is.
 
-        :param departure: Tells whether the client has left; closed here once it is open.
+        :param watch: Tells whether the client has left; closed here once it is open.
         :param lease: Released at its end; not when it could not be opened.
         :raises Refusal: It cannot be opened; carries the answer.
         """
@@ -357,7 +357,7 @@ class Upgrader:
             raise Refusal(_TOO_MANY, "as many WebSockets as this process may have")
         upstream: Connection | None = None
         try:
-            response = self._ask(request, departure)
+            response = self._ask(request, watch)
             if response.status_code != 101:
                 self._tunnels.leave()
                 return response
@@ -368,7 +368,7 @@ class Upgrader:
             headers = self._responses.own_fields(headers, request, lease.instance)
             if lease.place is not None:
                 lease.place.tunnelled()
-            departure.close()  # the tunnel sees by itself when an end leaves
+            watch.close()  # the tunnel sees by itself when an end leaves
             start_response("101 Switching Protocols", headers)
             return _Tunnel(
                 environ, client, upstream, first, self._limits, self._tunnels, lease.release
@@ -381,11 +381,11 @@ class Upgrader:
                 raise Refusal(_BAD, f"the handshake failed: {error}") from error
             raise
 
-    def _ask(self, request: Outgoing, departure: Departure) -> requests.Response:
+    def _ask(self, request: Outgoing, watch: ClientWatch) -> requests.Response:
         """Return the instance's response to the handshake."""
         request.headers.update({"Connection": "Upgrade", "Upgrade": "websocket"})
         request.upgrade = True
-        return self._sender.send(request, departure)
+        return self._sender.send(request, watch)
 
 
 def _taken_over(response: requests.Response) -> tuple[Connection, Headers, bytes]:
