@@ -340,9 +340,9 @@ def test_the_key_counts_where_the_cookie_says_nothing(gate: Gate) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"cookie": "a b"}, "cookie: 'a b' cannot be"),
+        ({"cookie": "a b"}, "cookie: 'a b' is not a valid cookie name"),
         ({"cookie": ""}, "cookie"),
-        ({"path": "shop"}, "path: is a path"),
+        ({"path": "shop"}, "path: must be a path"),
         ({"path": "/a;b"}, "path"),
         ({"path": "/caf\xe9"}, "path"),
         ({"path": "/a\r\nSet-Cookie: x"}, "path"),

@@ -119,7 +119,7 @@ def test_it_tells_nothing_of_the_instance_and_is_the_same_for_all_gateways() -> 
 @pytest.mark.parametrize(
     ("secret", "age", "said"),
     [
-        (b"secret", None, "secret: has at least 16 bytes"),
+        (b"secret", None, "secret: must have at least 16 bytes"),
         (SECRET, 0.5, "max_age"),
         (SECRET, -1, "max_age"),
         (SECRET, float("inf"), "max_age"),

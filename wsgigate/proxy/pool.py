@@ -1,4 +1,4 @@
-"""The instances of one service as one worker sees them: which are well, and how busy each is."""
+"""The load-balanced instances of one service in one worker, and bulkheads (concurrency limits)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 
-# A fixed limit of a service's requests in a worker, and what all bulkheads have in common.
+# Bulkheads: limits of a service's requests in flight in one worker.
 
 FULL = Problem(
     503,
@@ -46,42 +46,42 @@ FULL = Problem(
 
 
 class Place(Protocol):
-    """A request's place among those of its service that are under way."""
+    """A request's slot in a compartment."""
 
     def answered(self) -> None:
-        """Take note that its response has begun."""
+        """Record that the response has begun."""
 
     def tunnelled(self) -> None:
-        """Take note that it has become a WebSocket, which lasts as long as it is used."""
+        """Record that the request has become a WebSocket, which may last long."""
 
     def leave(self) -> None:
-        """Give it up."""
+        """Release the slot."""
 
 
 class Compartment(Protocol):
-    """What a service's requests need a place in."""
+    """Limits the requests of one service in flight in this worker."""
 
     def enter(self) -> Place:
-        """Return a place for one more request.
+        """Return a slot for one more request.
 
-        :raises Refusal: There is none; carries the answer.
+        :raises Refusal: The compartment is full; carries the client's response.
         """
 
     def status(self) -> dict[str, int]:
-        """Return what ``/services`` says of it."""
+        """Return the members for ``/services``."""
 
 
 @checked
 class Bulkhead:
-    """A fixed limit of requests to a service that are under way in this worker.
+    """A fixed limit of a service's requests in flight in this worker.
 
-    A request that is one too many is refused at once. A request holds its place until its response
-    has ended, retries and the waits between them included.
+    Requests above the limit are rejected at once. A request holds its slot until its response has
+    ended, including retries and the waits between them.
 
-    :param most: How many there may be, at least 1.
-    :ivar in_flight: How many there are.
-    :ivar refused: How many were refused so far.
-    :raises ValueError: *most* is out of its range.
+    :param most: The maximum number of requests in flight, at least 1.
+    :ivar in_flight: The number of requests in flight.
+    :ivar refused: The number of requests rejected so far.
+    :raises ValueError: *most* is less than 1 or not an integer.
     """
 
     def __init__(self, most: int) -> None:
@@ -93,14 +93,14 @@ class Bulkhead:
         fork.renew_at_fork(self)
 
     def after_fork(self) -> None:
-        """Count none: those of the parent end there."""
+        """Reset the counts: the requests in flight are the parent's."""
         self._lock = threading.Lock()
         self.in_flight = self.refused = 0
 
     def enter(self) -> Place:
-        """Count one more in; the place is the bulkhead itself.
+        """Take a slot; the slot is the bulkhead itself.
 
-        :raises Refusal: There are as many as there may be; carries the answer.
+        :raises Refusal: The bulkhead is full; carries the client's response.
         """
         with self._lock:
             if self.in_flight < self.most:
@@ -110,41 +110,38 @@ class Bulkhead:
         raise full(self.most)
 
     def answered(self) -> None:
-        """Do nothing: a fixed limit does not depend on how fast responses are."""
+        """Do nothing: a fixed limit does not depend on response times."""
 
     def tunnelled(self) -> None:
         """Do nothing: a WebSocket counts like any other request."""
 
     def leave(self) -> None:
-        """Count one out."""
+        """Release a slot."""
         with self._lock:
             self.in_flight -= 1
 
     def status(self) -> dict[str, int]:
-        """Return what ``/services`` says of it."""
+        """Return the members for ``/services``."""
         return {"inFlight": self.in_flight, "maxInFlight": self.most, "refused": self.refused}
 
 
 def check_most(most: object) -> None:
-    """Raise ValueError when *most* is no limit."""
+    """Raise ValueError unless *most* is an integer of at least 1."""
     if type(most) is not int or most < 1:
-        raise ValueError(f"max_in_flight is at least one request, got {most!r}")
+        raise ValueError(f"max_in_flight must be 1 or more requests, got {most!r}")
 
 
 def full(most: int) -> Refusal:
-    """Return the refusal of a request above a fixed limit of *most*."""
-    return Refusal(FULL, f"{most} requests of the service are under way already")
-
-
-# One instance of a service as one worker sees it.
+    """Return the rejection of a request above a fixed limit of *most*."""
+    return Refusal(FULL, f"{most} requests of the service are in flight already")
 
 
 class Member:
-    """One instance in a pool: what this worker knows of it.
+    """The state of one instance in a pool, in this worker.
 
     :ivar name: Its URL.
-    :ivar weight: Its share at the moment, above 0 for one that can be picked.
-    :ivar well_since: When it became well, ``-inf`` for one that was from the beginning.
+    :ivar weight: Its current weight, above 0 for an instance that can be picked.
+    :ivar well_since: When it became healthy; ``-inf`` if it was healthy from the start.
     """
 
     __slots__ = ("ejected", "healthy", "in_flight", "instance", "name", "weight", "well_since")
@@ -161,15 +158,15 @@ class Member:
 
 _log = logging.getLogger("wsgigate.pool")
 
-_SWEEP = 10.0  # seconds between two looks at the success rates of instances
+_SWEEP = 10.0  # seconds between two checks of the instances' success rates
 
-_STEPS = 20  # in so many the weight of an instance grows that has just become well
+_STEPS = 20  # slow start raises a weight in this many steps
 
 
 class InstanceLease:
-    """One request's hold on an instance, until it is released.
+    """One request's lease of an instance, which counts as in flight until it is released.
 
-    :ivar place: The request's place in a bulkhead, which it gives up then.
+    :ivar place: The request's slot in a bulkhead, released together with the lease.
     """
 
     __slots__ = ("_pool", "instance", "member", "place")
@@ -181,20 +178,20 @@ class InstanceLease:
         self.place: Place | None = None
 
     def began(self) -> None:
-        """Take note that the response has begun."""
+        """Record that the response has begun."""
         if self.place is not None:
             self.place.answered()
 
     def release(self, error: Exception | None = None) -> None:
-        """Take note that the request has ended, by *error* or not; again, and it does nothing."""
+        """End the lease; a second call does nothing. The outcome is not reported."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pool._release(self)
 
     def end(self, outcome: Outcome, why: str = "") -> None:
-        """Take note that the request has ended, and of what that tells of the instance.
+        """End the lease and report the request's outcome to outlier detection.
 
-        :param why: Of a failure, what went wrong.
+        :param why: The reason of a failure.
         """
         pool, self._pool = self._pool, None
         if pool is not None:
@@ -205,30 +202,30 @@ class InstanceLease:
 
 @checked
 class Pool:
-    """The instances of one service, and who takes the next request.
+    """The instances of one service, and the load balancing between them.
 
-    An instance is available while it is healthy, not ejected, and its weight is not 0; how tiers
-    share the requests then, :func:`wsgigate.rules.tiers.available` says.
+    An instance is available while it is healthy, not ejected, and its weight is not 0.
+    :func:`wsgigate.rules.tiers.available` decides how tiers share the requests.
 
     :param service: The service's name.
-    :param instances: Its instances; no URL twice.
-    :param balance: Who takes the next request: the name of a policy, see
-        :data:`wsgigate.rules.balance.POLICIES`, or what makes one when it is given *random*.
-    :param key: Tells requests that belong together, for a policy that cares.
-    :param sticky: Has clients stay with the instance that answered them first.
-    :param instance_limit: How many requests of this worker an instance gets at a time.
-    :param slow_start: Seconds in which an instance that has become well gets all of its weight;
-        0 for at once.
-    :param outlier: When an instance is left out for a while that fails; ``None`` for never. Each
-        worker judges by what it has seen itself.
-    :param zone: The zone whose instances come first; those of other zones get what these cannot
-        take. Empty for none.
+    :param instances: Its instances, each with a different URL.
+    :param balance: The load balancing policy: a name in :data:`wsgigate.rules.balance.POLICIES`, or
+        a function that takes *random* and returns a policy.
+    :param key: Returns the key of a request, for policies that keep equal keys together.
+    :param sticky: Sticky sessions. Default: none.
+    :param instance_limit: Maximum requests of this worker in flight per instance.
+    :param slow_start: Seconds in which the weight of an instance that became healthy rises to its
+        full value; 0 for at once.
+    :param outlier: When a failing instance is ejected for a time; ``None`` for never. Each worker
+        counts the outcomes of its own requests.
+    :param zone: The preferred zone; instances of other zones get the requests that these cannot
+        take. Empty for no preference.
     :param panic: The share of available instances below which health is ignored, 0 to 1.
-    :param random: Gives numbers in [0, 1); the module's own is seeded anew in a forked worker.
-    :param clock: Tells the time in seconds, from any moment on.
-    :ivar judges: Whether it wants to know how requests ended.
-    :ivar timed: Whether the policy wants to know how long answers took.
-    :raises ValueError: A setting is not of its form; says which.
+    :param random: Returns a number in [0, 1). The default is reseeded in a forked worker.
+    :param clock: Monotonic clock, in seconds.
+    :ivar judges: Whether outcomes must be reported, for outlier detection.
+    :ivar timed: Whether the policy needs response times.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     def __init__(
@@ -251,14 +248,14 @@ class Pool:
         if len(set(urls)) != len(urls):
             raise ValueError(f"the service {service!r} has an instance twice")
         if not 0 <= panic <= 1:
-            raise ValueError(f"panic is a share between 0 and 1, got {panic}")
+            raise ValueError(f"panic must be a share between 0 and 1, got {panic}")
         if not 0 <= slow_start < math.inf:
-            raise ValueError(f"slow_start is a number of seconds, got {slow_start}")
+            raise ValueError(f"slow_start must be 0 or more seconds, got {slow_start}")
         self.service = service
         self.panic = panic
         self.zone = zone
         if instance_limit is not None and instance_limit < 1:
-            raise ValueError(f"instance_limit is at least one request, got {instance_limit}")
+            raise ValueError(f"instance_limit must be 1 or more requests, got {instance_limit}")
         self.key = key
         self.sticky = sticky
         self.instance_limit = instance_limit
@@ -276,23 +273,23 @@ class Pool:
         self._members = {instance.url: Member(instance) for instance in instances}
         self._stuck: dict[str, Member] = {}
         self._changes = ChangeLog(_log)
-        self._returned: list[Member] = []  # no longer ejected, and not logged yet
+        self._returned: list[Member] = []  # ejections that are over but not logged yet
         self._picked: list[Member] = []
         self._renew_at = math.inf
-        self._watches = self.timed  # whether a pick needs to know the time
+        self._watches = self.timed  # whether a pick needs the time
         self._renew()
         fork.renew_at_fork(self)
 
     def after_fork(self) -> None:
-        """Count no request: those of the parent end there."""
+        """Reset the counts: the requests in flight are the parent's."""
         self._lock = threading.Lock()
         for member in self._members.values():
             member.in_flight = 0
-        self._renew()  # a thread of the parent may have been in the middle of it
+        self._renew()  # a thread of the parent may have been interrupted in it
 
     @property
     def instances(self) -> tuple[Instance, ...]:
-        """The instances, well or not."""
+        """All instances, healthy or not."""
         return tuple(member.instance for member in self._members.values())
 
     def available(self) -> tuple[Instance, ...]:
@@ -304,7 +301,7 @@ class Pool:
         )
 
     def mark(self, url: str, healthy: bool) -> None:
-        """Take note of whether the instance at *url* is healthy; an unknown one is ignored."""
+        """Set whether the instance at *url* is healthy; an unknown URL is ignored."""
         member = self._members.get(url)
         if member is None or member.healthy == healthy:
             return
@@ -318,13 +315,13 @@ class Pool:
             self._log_returned()
 
     def renew(self, instances: Sequence[Instance]) -> tuple[Instance, ...]:
-        """Replace the instances; return those that are gone.
+        """Replace the instances; return those that were removed.
 
-        Who stays, by its URL, keeps what is known of it: requests in flight, latency, ejection and
-        health. Who is new has its slow start. Requests in flight with those that are gone end as
-        they would have, and tell nothing any more.
+        An instance that stays, by its URL, keeps its state: requests in flight, latency, ejection
+        and health. A new instance has its slow start. Requests in flight to a removed instance
+        finish, and their outcomes are ignored.
 
-        :raises ValueError: One is there twice; nothing has changed.
+        :raises ValueError: A URL occurs twice; nothing was changed.
         """
         renewed = {instance.url: instance for instance in instances}
         if len(renewed) != len(instances):
@@ -343,12 +340,12 @@ class Pool:
     def pick(
         self, key: str | None = None, avoid: Collection[Member] = (), stuck: str | None = None
     ) -> InstanceLease | None:
-        """Return a hold on the instance for the next request, which counts as in flight with it.
+        """Pick the instance for the next request and lease it.
 
-        :param key: Tells requests that belong together.
-        :param avoid: Those that have failed this request; picked only when there are no others.
-        :param stuck: What a sticky cookie calls the instance that the client is to stay with.
-        :returns: ``None`` when the service has no instance that takes requests.
+        :param key: The key of the request, for policies that keep equal keys together.
+        :param avoid: Instances that failed this request; picked only if there are no others.
+        :param stuck: The id of an instance from a sticky cookie.
+        :returns: ``None`` if no instance takes requests.
         """
         now = self._clock() if self._watches else 0.0
         with self._lock:
@@ -360,7 +357,7 @@ class Pool:
                 free = [member for member in free if member not in full]
                 avoid = full if all(m in avoid for m in free) else [*avoid, *full]
             member = self._stuck.get(stuck) if stuck is not None else None
-            if member is None or member in avoid:  # one that drains is not among the free
+            if member is None or member in avoid:  # a draining one is not in free
                 if not free:
                     return None
                 member = self._policy.pick(key, avoid, now)
@@ -370,22 +367,22 @@ class Pool:
         return InstanceLease(self, member)
 
     def answered(self, member: Member, seconds: float, failed: bool) -> None:
-        """Take note of how long it took *member* to begin an answer, or to fail."""
+        """Record the seconds until *member* began a response, or failed."""
         now = self._clock()
         with self._lock:
-            if self._members.get(member.name) is member:  # else it is gone
+            if self._members.get(member.name) is member:  # else it was removed
                 self._policy.answered(member, seconds, now, failed)
 
     def report(self, member: Member, outcome: Outcome, why: str = "") -> None:
-        """Take note of how a request to *member* ended.
+        """Report the outcome of a request to *member* to outlier detection.
 
-        :param why: Of a failure, what went wrong.
+        :param why: The reason of a failure.
         """
         now = self._clock()
         with self._lock:
             members = self._members
             if members.get(member.name) is not member:
-                return  # it is gone
+                return  # it was removed
             ejection = self._outliers.report(member.name, outcome, now, why)
             names = [] if ejection is None else [member.name]
             if now >= self._sweep_at:
@@ -407,15 +404,15 @@ class Pool:
             self._changes.flush()
 
     def ejected(self) -> list[str]:
-        """Return the URLs of the instances that are left out because they fail."""
+        """Return the URLs of the ejected instances."""
         with self._lock:
             return sorted(self._outliers.ejected(self._clock()))
 
     def ejections(self) -> dict[str, tuple[float, float, str]]:
-        """Return by URL the instances that this worker leaves out because they fail.
+        """Return the instances that this worker has ejected, by URL.
 
-        :returns: For how many seconds each has been left out, for how many more it will be, and
-            why, in words that name no host.
+        :returns: For each, the seconds since its ejection, the seconds until its return, and the
+            reason, without host names.
         """
         with self._lock:
             now = self._clock()
@@ -427,7 +424,7 @@ class Pool:
         }
 
     def in_flight(self) -> dict[str, int]:
-        """Return by URL how many of this worker's requests each instance is serving."""
+        """Return the number of this worker's requests in flight by instance URL."""
         return {url: member.in_flight for url, member in self._members.items()}
 
     def _release(self, lease: InstanceLease) -> None:
@@ -437,7 +434,7 @@ class Pool:
             lease.place.leave()
 
     def _log_returned(self) -> None:
-        """Log whose ejection is over; never with the lock held, as writing may take a while."""
+        """Log the ejections that are over; not with the lock held, as writing may block."""
         with self._lock:
             returned, self._returned = self._returned, []
         for member in returned:
@@ -449,7 +446,7 @@ class Pool:
             )
 
     def _renew(self) -> None:
-        """Work out who is to be picked from now on."""
+        """Compute the instances to pick from, with their weights."""
         now, window = self._clock(), self._slow_start
         members = list(self._members.values())
         ejected = self._outliers.ejected(now)
@@ -483,7 +480,7 @@ class Pool:
         if picked:
             self._policy.renew(levels, draining)
         if self.sticky is not None:
-            # a client stays with its instance in another zone, but not with one that stands by
+            # a client stays with its instance in another zone, but not in a standby tier
             tiers = {tier_of(level, self.zone) for level, share, _ in levels if share}
             staying = [
                 m for level, _, those in levels if tier_of(level, self.zone) in tiers for m in those

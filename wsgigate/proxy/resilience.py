@@ -1,4 +1,4 @@
-"""What the forwarders of a service share besides its pool: when it is left alone or asked again."""
+"""The resilience of a service, shared by its forwarders: circuit breaker, retries, bulkhead."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ __all__ = ["Resilience"]
 
 @checked
 class Resilience:
-    """What is done when a service fails; one for all the forwarders of a service.
+    """How a service's failures are handled; shared by all forwarders of the service.
 
-    :param circuit: Opens when too many requests fail, and then refuses them; ``None`` for none.
-    :param failures: The statuses that are failures, each 500 to 599.
-    :param retry: When a request is made once more; ``None`` for never.
-    :param budget: How many retries there may be: by default a fifth of the requests.
-    :param bulkhead: Limits its requests that are under way in this worker: a
+    :param circuit: The circuit breaker. Default: none.
+    :param failures: The statuses that count as failures, each 500 to 599.
+    :param retry: When a request is retried. Default: never.
+    :param budget: The maximum number of retries. Default: a fifth of the requests.
+    :param bulkhead: Limits the service's requests in flight in this worker: a
         :class:`~wsgigate.Bulkhead`, or a compartment of :class:`~wsgigate.ThreadShares`. Default:
         no limit.
-    :param hedge: When a request that only reads is made once more beside itself, within the same
-        *budget*; ``None`` for never.
-    :param timer: Has those tries made.
-    :param clock: Tells the time in seconds, from any moment on; the circuit's own.
-    :param sleep: Waits so many seconds.
-    :param random: Gives numbers in [0, 1).
-    :raises ValueError: A setting is out of its range; says which.
+    :param hedge: When a read-only request is sent to a second instance while the first has not
+        responded, within the same *budget*. Default: never.
+    :param timer: Starts the hedged attempts.
+    :param clock: Monotonic clock, in seconds; the same as the circuit's.
+    :param sleep: Waits a number of seconds.
+    :param random: Returns a number in [0, 1).
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     def __init__(
@@ -70,35 +70,35 @@ class Resilience:
         fork.renew_at_fork(self)
 
     def after_fork(self) -> None:
-        """Have a lock that no thread of the parent holds."""
+        """Replace the lock, which a thread of the parent may hold."""
         self._lock = threading.Lock()
 
     @property
     def active(self) -> bool:
-        """Whether anything depends on how requests end."""
-        told = (self.circuit, self.retry, self.per_try, self.hedge)
-        return any(each is not None for each in told)
+        """Whether a circuit breaker, retries, a timeout per attempt or hedging are set."""
+        settings = (self.circuit, self.retry, self.per_try, self.hedge)
+        return any(each is not None for each in settings)
 
     def count(self, now: float) -> None:
-        """Take note of a request, of which there may be a share of retries."""
+        """Count a request, which adds to the retry budget."""
         with self._lock:
             self._budget.request(now)
 
     def decide(self, attempt: Attempt, now: float) -> Decision:
-        """Return whether a request is made once more, of which *attempt* has failed."""
+        """Return whether to retry after the failed *attempt*, and when."""
         if self.retry is None:
-            return Decision(False, why="there are no retries")
+            return Decision(False, why="retries are disabled")
         return decide(attempt, self.retry, self._random(), lambda: self.take(now))
 
     def take(self, now: float) -> bool:
-        """Take one try more out of what there is for all requests; return whether there was one."""
+        """Take one attempt out of the retry budget; return ``False`` if it is used up."""
         with self._lock:
             return self._budget.take(now)
 
     def admit(self, now: float) -> Permit | None:
-        """Return leave to ask the service, ``None`` where nobody needs any.
+        """Return a permit of the circuit; ``None`` without a circuit.
 
-        :raises Refusal: The circuit is open; carries the answer.
+        :raises Refusal: The circuit is open; carries the client's response.
         """
         circuit = self.circuit
         if circuit is None:

@@ -1,4 +1,4 @@
-"""From an instance's response to the client's: checked, rid of what is the hop's own, streamed."""
+"""Builds the client's response from an instance's: validates, drops hop-by-hop fields, streams."""
 
 from __future__ import annotations
 
@@ -38,40 +38,38 @@ __all__ = [
 ]
 
 
-# What is done with each field of a response head: found out once for each set of names.
-#
-# An instance sends the same names over and over; only their values change.
+# The handling of each field of a response head, cached per set of names: an instance sends the same
+# names again and again, and only their values change.
 
 MOST_LEARNT = 64
 
 LONGEST_LEARNT = 2048
-"""Names, and characters of all of them together, whose meaning is remembered."""
+"""Largest set of names that is cached: their number, and their characters together."""
 
 _KEPT = frozenset(("cache-control", "content-length", "content-type", "set-cookie"))
 
 
 class BadResponse(Exception):
-    """The instance answered with something that is not a valid response."""
+    """The instance sent an invalid response."""
 
 
 class Plan(NamedTuple):
-    """What is done with a head of certain field names."""
+    """The handling of a head with certain field names."""
 
     kept: Callable[[Sequence[tuple[str, str]]], Iterable[tuple[str, str]]]
-    """Returns the fields that are meant for the client, apart from the framing."""
+    """Returns the fields for the client, without the framing fields."""
     lengths: tuple[int, ...]
     codings: tuple[int, ...]
     connections: tuple[int, ...]
     own: bool
-    """Whether any of them is the instance's own view of where it is."""
+    """Whether a field contains the instance's own URL or path, such as ``Location``."""
     malformed: bool
 
 
 def plan_for(names: tuple[str, ...]) -> Plan:
-    """Return what is done with the fields of a head that has these *names*, in this order.
+    """Return the handling of a head with these *names*, in this order.
 
-    An instance sends the same names over and over: what they mean is found out once. Names that
-    take more memory than those are found out about each time.
+    Cached, except for unusually many or long names, to bound the memory of the cache.
     """
     if len(names) > MOST_LEARNT or len("".join(names)) > LONGEST_LEARNT:
         return _plan_of.__wrapped__(names)
@@ -101,7 +99,7 @@ def _plan_of(names: tuple[str, ...]) -> Plan:
 
 
 def _kind(name: str) -> str:
-    """Return what is done with the response fields of that name."""
+    """Return the kind of the response fields of that name."""
     lower = name.lower()
     if lower in ("content-length", "transfer-encoding", "connection"):
         return lower
@@ -113,7 +111,7 @@ def _kind(name: str) -> str:
 
 
 def without_named(headers: Headers, connections: list[str]) -> Headers:
-    """Return *headers* without those that the values of ``Connection`` name."""
+    """Return *headers* without the fields named in the values of ``Connection``."""
     try:
         named = frozenset().union(*map(_named_by, connections))
     except ValueError as error:
@@ -122,7 +120,7 @@ def without_named(headers: Headers, connections: list[str]) -> Headers:
 
 
 def _named_by(connection: str) -> frozenset[str]:
-    """Return the fields that a ``Connection`` value names and that would not be dropped anyway."""
+    """Return the fields named in a ``Connection`` value, except those dropped in any case."""
     return (_named if len(connection) <= LONGEST_LEARNT else _named.__wrapped__)(connection)
 
 
@@ -132,15 +130,15 @@ def _named(connection: str) -> frozenset[str]:
 
 
 def content_length(values: list[str]) -> int | None:
-    """Return the length that the *values* of ``Content-Length`` say, None when there are none.
+    """Return the length from the *values* of ``Content-Length``; ``None`` without a value.
 
-    :raises BadResponse: They say none.
+    :raises BadResponse: There are several values, or the value is malformed.
     """
     if not values:
         return None
     value = values[0].strip(" \t")
     if len(values) > 1 or not (value.isascii() and value.isdigit()) or len(value) > 18:
-        raise BadResponse(f"Content-Length {', '.join(values)!r}")
+        raise BadResponse(f"invalid Content-Length {', '.join(values)!r}")
     return int(value)
 
 
@@ -165,10 +163,10 @@ _READ_ERRORS = (HTTPError, OSError, http.client.HTTPException, ValueError)
 
 
 class UpstreamCut(ConnectionResetError):
-    """The instance's response ended early, so the client's must not look complete.
+    """The instance's response ended early, so the client's response must not look complete.
 
-    A kind of connection reset, because that is what the server is to make of it: no final chunk, no
-    second answer, the connection closed.
+    A subclass of :exc:`ConnectionResetError`, so that the server closes the client's connection,
+    without a final chunk and without a second response.
     """
 
     def __init__(self, text: str) -> None:
@@ -176,14 +174,14 @@ class UpstreamCut(ConnectionResetError):
 
 
 class Body:
-    """The body of an instance's response, as it arrives; closing it frees everything.
+    """The body of an instance's response, streamed; closing it releases connection and leases.
 
     :param response: The response, its head read.
-    :ivar promised: The bytes still to come, ``None`` when the end is marked otherwise.
-    :param done: Called once, at the end: with the error that ended it, or ``None``.
-    :param watch: Tells whether it was the client that ended it.
-    :ivar instead: Returns what the client gets instead of a response whose body fails before
-        its first byte, as long as its head has not been sent; raises when it has.
+    :param done: Called once, at the end, with the error that ended the body, or ``None``.
+    :param watch: Reports whether the client has disconnected.
+    :ivar promised: The bytes still expected; ``None`` when the length is unknown.
+    :ivar instead: Returns an error response for a body that failed before its first byte; raises if
+        the head has been sent already.
     """
 
     __slots__ = (
@@ -225,14 +223,14 @@ class Body:
             return block
         if self.promised:
             return self._ended(f"the response ended {self.promised} bytes early", None)
-        if self._watch.gone:  # its end is not told from that of the connection
+        if self._watch.gone:  # the shutdown may have looked like the end of the response
             raise self._cut("")
         raise StopIteration
 
     def _ended(self, text: str, error: Exception | None) -> bytes:
-        """Return the first bytes of what the client gets instead, where that can be.
+        """Return the first bytes of an error response, if the head has not been sent.
 
-        :raises Exception: It cannot, so that the client must see that the response is not whole.
+        :raises Exception: The head was sent; the error makes the server cut the response.
         """
         cut = self._cut(text)
         cut.__cause__ = error
@@ -241,7 +239,7 @@ class Body:
             raise cut
         try:
             raise cut
-        except UpstreamCut:  # which the server raises if it has sent the head
+        except UpstreamCut:  # the server re-raises it if it has sent the head
             self._other = iter(instead(error or cut))
         return next(self._other)
 
@@ -250,7 +248,10 @@ class Body:
         return self.error
 
     def skip(self) -> None:
-        """Close a body that has nothing in it, keeping the connection where that is certain."""
+        """Close an empty body, keeping the connection unless the status is 205.
+
+        A 205 has no body, but some instances send one; the connection is then closed.
+        """
         if self._response.status_code != 205:
             try:
                 self._read(1, decode_content=False)
@@ -259,7 +260,7 @@ class Body:
         self.close()
 
     def close(self) -> None:
-        """Give the connection back when the body was read to its end, and close it otherwise."""
+        """Release the response; its connection is closed unless the body was read to its end."""
         done, self._done = self._done, None
         if done is None:
             return
@@ -271,15 +272,15 @@ class Body:
 
 
 class ResponseMaker:
-    """Makes the client's response head out of the instance's.
+    """Builds the client's response head from the instance's.
 
     :param fields: Changes to the response fields, made last.
-    :param rewrite_location: Bring URLs of the instance's own in ``Location``, ``Content-Location``
-        and ``Refresh`` back to the client's view.
-    :param rewrite_cookies: Bring the path of a cookie back to what the client sees.
-    :param preserve_host: Whether the instance was asked under the client's own host, and so knows
-        itself by that name too.
-    :param add_prefix: What was put in front of the path for the instance.
+    :param rewrite_location: Rewrite the instance's own URLs in ``Location``, ``Content-Location``
+        and ``Refresh`` to the client's view.
+    :param rewrite_cookies: Rewrite the path of a cookie to the client's view.
+    :param preserve_host: Whether the instance received the client's ``Host``, so that its URLs may
+        use that name.
+    :param add_prefix: The prefix that was added to the path for the instance.
     """
 
     def __init__(
@@ -302,12 +303,12 @@ class ResponseMaker:
     ) -> tuple[str, Headers, int | None]:
         """Return the status line, the fields, and the length of the body to come.
 
-        :returns: A length of 0 for a response without a body, ``None`` for one of unknown length.
-        :raises BadResponse: The head is not a valid one; says why.
+        :returns: A length of 0 for a response without a body, ``None`` for an unknown length.
+        :raises BadResponse: The head is invalid; the message says why.
         """
         status = response.status_code
         if not 200 <= status <= 599:
-            raise BadResponse(f"status {status}")
+            raise BadResponse(f"invalid status {status}")
         fields = list(response.raw.headers.items())
         plan = plan_for(tuple(map(_name_of, fields)))
         if plan.malformed or _CONTROL.search("".join(map(_value_of, fields))):
@@ -319,7 +320,7 @@ class ResponseMaker:
         if plan.codings:
             codings = [fields[at][1].strip(" \t").lower() for at in plan.codings]
             if lengths or codings != ["chunked"]:
-                raise BadResponse(f"Transfer-Encoding {', '.join(codings)!r}")
+                raise BadResponse(f"invalid Transfer-Encoding {', '.join(codings)!r}")
         length = content_length(lengths)
         bodiless = request.method == "HEAD" or status in _BODILESS
         if length is not None and status not in (204, 205):
@@ -334,14 +335,16 @@ class ResponseMaker:
             headers += [("Upgrade", "websocket"), ("Connection", "Upgrade")]
         if self._fields is not None:
             headers = self._fields.apply(headers)
-        if request.set_cookie is not None and status < 500:  # nobody is to stay where it fails
+        if (
+            request.set_cookie is not None and status < 500
+        ):  # clients must not stick to a failing instance
             headers.append(("Set-Cookie", request.set_cookie))
         return status_line(status), headers, 0 if bodiless else length
 
     def own_fields(self, headers: Headers, request: Outgoing, instance: Instance) -> Headers:
-        """Return the fields of a response without a body of its own, such as a 101, for the client.
+        """Return the client's fields of a response that bypasses :meth:`head`, such as a 101.
 
-        :param headers: Those that are for the client, checked.
+        :param headers: The validated end-to-end fields.
         """
         if self._rewrite_location or self._rewrite_cookies:
             headers = self._rewritten(headers, request, instance)
@@ -372,7 +375,7 @@ class ResponseMaker:
 
 
 def problem_of(error: Exception) -> Problem:
-    """Return what the client is told of an instance that gave no response."""
+    """Return the client's response for *error*, with which a request to an instance failed."""
     if isinstance(error, requests.Timeout):
         return Problem(504, "Service timeout", extensions={"error": "Request timeout"})
     if isinstance(error, PoolFull):
@@ -394,30 +397,30 @@ def problem_of(error: Exception) -> Problem:
 
 
 def _not_connected(causes: list[BaseException]) -> str:
-    """Return why no connection came about, in words that name no host or address."""
+    """Return the reason why connecting failed, without host names and addresses."""
     for each in causes:
         if isinstance(each, (socket.gaierror, UnicodeError, NameResolutionError)):
             return "Host not found"
         if isinstance(each, OSError) and each.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
             return "Host unreachable"
-        if isinstance(each, PermissionError) and each.errno is None:  # not that of a Unix socket
+        if isinstance(each, PermissionError) and each.errno is None:  # a Unix socket's has an errno
             return "Address not allowed"
     return "Connection refused"
 
 
 def was_refused(error: BaseException) -> bool:
-    """Return whether no connection came about, so that nothing of the request was sent."""
+    """Return whether connecting failed, so that nothing of the request was sent."""
     return any(isinstance(inner, (NotConnected, NewConnectionError)) for inner in _chain(error))
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what went wrong in the words of the innermost error, for the log."""
+    """Return the message of the innermost error, for the log."""
     *_, inner = _chain(error)
     return f"{type(inner).__name__}: {_WRAPPING.sub('', str(inner))}"[:300]
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield *error* and what it wraps, which ``requests`` and ``urllib3`` keep in arguments."""
+    """Yield *error* and the errors it wraps, which ``requests`` and ``urllib3`` keep in args."""
     seen: Any = error
     for _ in range(5):
         yield seen

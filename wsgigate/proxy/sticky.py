@@ -1,4 +1,4 @@
-"""Clients that stay with an instance: the cookie that says which one, read and written."""
+"""Sticky sessions: a signed cookie keeps a client on the instance that served it first."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ from wsgigate.runtime.clocks import wall
 
 __all__ = ["Stickiness", "StickyCookie", "Stuck"]
 
-
-# The instance that a client was with before, by a cookie that only the gateway can write.
-
 _SHORTEST = 16
 
 _ID = 9
@@ -31,10 +28,10 @@ _VALUE = re.compile(r"([A-Za-z0-9_-]{12})\.(0|[1-9][0-9]{0,11})\.([A-Za-z0-9_-]{
 
 
 class Stuck(NamedTuple):
-    """What a valid cookie says.
+    """The content of a valid cookie.
 
-    :ivar id: Of the instance, as :meth:`StickyCookie.id_of` has it.
-    :ivar stale: Whether it is time for a new one.
+    :ivar id: The id of the instance, from :meth:`StickyCookie.id_of`.
+    :ivar stale: Whether the cookie is due for renewal.
     """
 
     id: str
@@ -42,34 +39,34 @@ class Stuck(NamedTuple):
 
 
 class StickyCookie:
-    """Makes and reads what the cookie says: which instance, and until when.
+    """Signs and verifies cookie values of the form ``ID.UNTIL.SIGNATURE``.
 
-    ``ID.UNTIL.SIGNATURE``: the instance goes by an id that tells neither its address nor anything
-    to be guessed, the time is in Unix seconds (0 for as long as the client keeps it), and both are
-    signed (HMAC with SHA-256) together with the service's name.
+    ``ID`` is a keyed hash of the instance's name, which does not reveal its address and cannot be
+    guessed. ``UNTIL`` is the expiry in Unix seconds, 0 for a session cookie. ``SIGNATURE`` is an
+    HMAC-SHA-256 of both and the service's name.
 
     :param secret: At least 16 bytes that all gateways of the service share.
-    :param service: The service's name: the cookie of one is nothing to another.
-    :param max_age: Seconds for which it is valid; ``None`` for as long as the client keeps it.
-    :raises ValueError: A setting is not of its form; says which.
+    :param service: The service's name; a cookie is valid for its service only.
+    :param max_age: Seconds until it expires; ``None`` for a session cookie.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     def __init__(self, secret: bytes, service: str, max_age: float | None = None) -> None:
         if len(secret) < _SHORTEST:
-            raise ValueError(f"secret: has at least {_SHORTEST} bytes")
+            raise ValueError(f"secret: must have at least {_SHORTEST} bytes, got {len(secret)}")
         if max_age is not None and not 1 <= max_age <= 1e9:
-            raise ValueError(f"max_age: is at least one second, got {max_age!r}")
+            raise ValueError(f"max_age: must be 1 second to 1e9 seconds, got {max_age!r}")
         self._secret = secret
         self._service = service.encode("utf-8", "surrogatepass") + b"\0"
         self.max_age = None if max_age is None else int(max_age)
 
     def id_of(self, name: str) -> str:
-        """Return what the instance *name* goes by: the same for every gateway of the service."""
+        """Return the id of the instance *name*, the same in every gateway of the service."""
         text = b"instance\0" + self._service + name.encode("utf-8", "surrogatepass")
         return self._mac(text, _ID)
 
     def sign(self, id: str, now: float) -> str:
-        """Return what a cookie says whose client stays with the instance *id*.
+        """Return the cookie value for the instance *id*.
 
         :param now: The Unix time.
         """
@@ -77,11 +74,12 @@ class StickyCookie:
         return f"{id}.{until}.{self._signature(id, str(until))}"
 
     def read(self, value: str, now: float) -> Stuck | None:
-        """Return what *value* says, in a time that tells nothing of what is right about it.
+        """Verify *value* in constant time and return its content.
 
-        It is stale after half of its time, so that a client that comes back in time stays.
+        The cookie is stale after half of its lifetime, so that a client which returns within the
+        other half stays with its instance.
 
-        :returns: ``None`` when it is forged, malformed, out of date or another service's.
+        :returns: ``None`` if it is forged, malformed, expired or of another service.
         """
         found = _VALUE.fullmatch(value)
         if found is None:
@@ -92,7 +90,7 @@ class StickyCookie:
         if self.max_age is None:
             return Stuck(id, until != "0")
         left = int(until) - now
-        if left <= 0 or left > self.max_age:  # the time it may have was shortened meanwhile
+        if left <= 0 or left > self.max_age:  # the second: max_age was shortened since
             return None
         return Stuck(id, left < self.max_age / 2)
 
@@ -106,27 +104,27 @@ class StickyCookie:
 _READ = "wsgigate.stuck"
 
 _ONLY_SECURE = ("__Host-", "__Secure-")
-"""What browsers take with ``Secure`` alone (RFC 6265bis, cookie name prefixes)."""
+"""Name prefixes that browsers accept only with ``Secure`` (RFC 6265bis)."""
 
 
 @checked
 class Stickiness:
-    """Has the clients of a service stay with the instance that answered them first.
+    """Keep each client of a service on the instance that served it first (sticky sessions).
 
-    The cookie is signed, says nothing of the instance, and is for the gateway alone: no instance
-    gets to see it. It is ``HttpOnly`` and ``SameSite=Lax``, and ``Secure`` when the client came by
-    https. Where it is missing, forged, out of date, or names an instance that takes no requests,
-    the service's policy picks as if there were none, and the client gets a new one.
+    The cookie is signed, does not reveal the instance, and is never forwarded to instances. It is
+    ``HttpOnly`` and ``SameSite=Lax``, and ``Secure`` for clients that use https. If the cookie is
+    missing, forged, expired, or names an instance that takes no requests, the load balancing policy
+    picks an instance, and the client gets a new cookie.
 
     :param service: The service's name.
     :param secret: At least 16 bytes that all gateways of the service share.
-    :param cookie: The cookie's name; ``wsgigate-`` and the service's unless said.
-    :param max_age: Seconds for which it is valid, renewed after half of them; ``None`` for as long
-        as the client keeps it.
-    :param path: The path that the client sends it with.
-    :param keep_draining: Whether an instance that drains keeps the clients it has.
-    :param clock: Tells the Unix time.
-    :raises ValueError: A setting is not of its form; says which.
+    :param cookie: The cookie's name. Default: ``wsgigate-`` and the service's name.
+    :param max_age: Seconds until it expires, renewed after half of them; ``None`` for a session
+        cookie.
+    :param path: The cookie's ``Path``.
+    :param keep_draining: Whether a draining instance keeps its clients.
+    :param clock: Returns the Unix time.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     def __init__(
@@ -142,11 +140,11 @@ class Stickiness:
     ) -> None:
         self.cookie = f"wsgigate-{service}" if cookie is None else cookie
         if not is_token(self.cookie):
-            raise ValueError(f"cookie: {self.cookie!r} cannot be the name of a cookie")
+            raise ValueError(f"cookie: {self.cookie!r} is not a valid cookie name")
         if not path.startswith("/") or not path.isprintable() or not path.isascii() or ";" in path:
-            raise ValueError(f"path: is a path such as /shop, got {path!r}")
+            raise ValueError(f"path: must be a path such as /shop, got {path!r}")
         if self.cookie.startswith("__Host-") and path != "/":
-            raise ValueError('path: is "/" for a cookie whose name begins with __Host-')
+            raise ValueError(f'path: must be "/" with a __Host- cookie name, got {path!r}')
         self._values = StickyCookie(secret, service, max_age)
         self.keep_draining = keep_draining
         self.id_of = lru_cache(maxsize=1024)(self._values.id_of)
@@ -156,12 +154,12 @@ class Stickiness:
         self._only_secure = self.cookie.startswith(_ONLY_SECURE)
 
     def read(self, environ: WSGIEnvironment) -> Stuck | None:
-        """Return what the client's cookie says, ``None`` without a valid one."""
+        """Return the content of the client's cookie; ``None`` without a valid one."""
         field = environ.get("HTTP_COOKIE")
         if not field:
             return None
         known: tuple[Stickiness, str, Stuck | None] | None = environ.get(_READ)
-        # asked for at the pick, and at the answer
+        # read twice per request: when an instance is picked, and for the response
         if known is None or known[0] is not self or known[1] != field:
             environ[_READ] = known = (self, field, self._read(field))
         return known[2]
@@ -175,7 +173,7 @@ class Stickiness:
         return None
 
     def mark(self, request: Outgoing, environ: WSGIEnvironment, instance: Instance) -> None:
-        """Have the answer to *request* tell the client to stay with *instance*, unless it does."""
+        """Set the sticky cookie for *instance* on *request*, unless the client has a fresh one."""
         id, stuck = self.id_of(instance.url), self.read(environ)
         if stuck is None or stuck.stale or stuck.id != id:
             value = self._values.sign(id, self._clock())

@@ -1,16 +1,16 @@
-"""The threads of a worker, shared by its services so that one that hangs leaves some to the others.
+"""Fair shares of a worker's threads, so that a service that hangs leaves threads to the others.
 
-It decides by :mod:`wsgigate.rules.thread_shares`; what is above a service's share waits in its
-thread for a place. What has to hold:
+Theory of operation. :mod:`wsgigate.rules.thread_shares` decides; a request above its service's
+share waits in its thread for a slot. Rules that must hold:
 
-- Everything is changed under one lock, which is held for a few steps and never while anything is
-  waited for or woken. So it may be one that was made before gevent replaced those of ``threading``.
-- A request that waits never decides by itself that it has a place: whoever gives a place up hands
-  it to the longest waiting request of the service that holds least. So no request overtakes another
-  one of its service.
-- A thread that waits counts as taken when it is asked whether others find one, but not when it is
-  asked how many a service may hold: else those that wait would keep each other waiting.
-- A request that takes the last thread sends back those that wait for a slow service.
+- All state changes under one lock. It is held for a few steps and never while waiting for or waking
+  a thread, so it may be a lock that was made before gevent patched ``threading``.
+- A waiting request never takes a slot itself: the request that releases a slot assigns it to the
+  longest-waiting request of the service that holds the fewest. So requests of one service are
+  served in order.
+- A waiting thread counts as taken when deciding whether other services find a thread, but not when
+  deciding how many a service may hold; otherwise waiting requests would block each other.
+- A request that takes the last thread rejects those that wait for a slow service.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from wsgigate.runtime import fork
 __all__ = ["ThreadShares"]
 
 _LOOK = 0.1
-"""Seconds after which a request that waits sees whether its service has become slow."""
+"""Seconds between two checks by a waiting request of whether its service has become slow."""
 
 
 class _Held:
@@ -43,22 +43,22 @@ class _Held:
         self.tunnel = False
 
     def answered(self) -> None:
-        """Take note that its response has begun."""
+        """Record that its response has begun."""
         self._share.took(self._share.shares.clock() - self.began)
 
     def tunnelled(self) -> None:
-        """Take note that it has become a WebSocket."""
+        """Record that it has become a WebSocket."""
         self._share.shares.tunnelled(self._share, self)
 
     def leave(self) -> None:
-        """Give the thread back; to do so again does nothing."""
+        """Release the thread; a second call does nothing."""
         if not self._ended:
             self._ended = True
             self._share.shares.left(self._share, self)
 
 
 class _Waiter:
-    """A request that waits for a place."""
+    """A request that waits for a slot."""
 
     __slots__ = ("held", "refused", "since", "woken")
 
@@ -66,13 +66,13 @@ class _Waiter:
         self.since = since
         self.held: _Held | None = None
         self.refused = False
-        self.woken = threading.Event()  # made now, so that it is gevent's where gevent is
+        self.woken = threading.Event()  # created per request, so that it is gevent's if patched
 
 
 class _Share:
-    """What one service holds of the threads.
+    """The threads that one service holds.
 
-    :ivar usual: Seconds that its responses usually take to begin; ``None`` while unknown.
+    :ivar usual: The moving average of the seconds until a response begins; ``None`` while unknown.
     """
 
     def __init__(self, shares: ThreadShares, most: int | None) -> None:
@@ -83,31 +83,31 @@ class _Share:
         self.reset()
 
     def reset(self) -> None:
-        """Hold nothing."""
+        """Reset to no requests."""
         self.held: dict[_Held, None] = {}  # in the order in which they began
         self.waiters: deque[_Waiter] = deque()
         self.tunnels = 0
         self.refused = 0
 
     def enter(self) -> Place:
-        """Return a place for one more request, waiting for one if need be.
+        """Return a slot for one more request, after waiting if necessary.
 
-        :raises Refusal: There is none; carries the answer.
+        :raises Refusal: No slot is available; carries the client's response.
         """
         return self.shares.entered(self)
 
     def took(self, seconds: float) -> None:
-        """Take note of how long a response took to begin."""
-        usual = self.usual  # two threads may do this at once: one of the two does not count then
+        """Record the seconds until a response began."""
+        usual = self.usual  # a race between two threads loses one of the values
         self.usual = seconds if usual is None else usual + 0.2 * (seconds - usual)
 
     def is_slow(self, now: float) -> bool:
-        """Return whether most of its requests have been under way for long."""
+        """Return whether most of its requests in flight are slow."""
         held = self.held
         return self.shares.rules.is_slow((each.began for each in held), len(held), now, self.usual)
 
     def status(self) -> dict[str, int]:
-        """Return what ``/services`` says of it."""
+        """Return the members for ``/services``."""
         status = {"inFlight": len(self.held) + self.tunnels, "refused": self.refused}
         if self.most is not None:
             return {**status, "maxInFlight": self.most}
@@ -115,14 +115,14 @@ class _Share:
 
 
 class ThreadShares:
-    """The threads of a worker, shared by its services so that one that hangs leaves some to others.
+    """Fair shares of a worker's threads, so that a service that hangs leaves threads to the others.
 
-    Requests above a service's share wait for a place. They are refused while no other thread is
-    free and most requests of the service have been under way for long, at the latest after
+    Requests above a service's share wait for a slot. They are rejected while no other thread is
+    free and most requests of the service in flight are slow, at the latest after
     ``rules.longest_wait`` seconds.
 
-    :param rules: How many threads there are, how many services, and when a request is refused.
-    :param clock: Returns the time in seconds, from any moment on.
+    :param rules: The number of threads and of services, and when a request is rejected.
+    :param clock: Monotonic clock, in seconds.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class ThreadShares:
         fork.renew_at_fork(self)
 
     def after_fork(self) -> None:
-        """Count none: those of the parent end there."""
+        """Reset the counts: the requests in flight are the parent's."""
         self._lock = threading.Lock()
         self._in_flight = 0
         self._waiting = 0
@@ -143,11 +143,11 @@ class ThreadShares:
             share.reset()
 
     def compartment(self, most: int | None = None) -> Compartment:
-        """Return what the requests of one service need a place in.
+        """Return the compartment of one service.
 
-        :param most: A fixed limit instead of a share, at least 1: requests above it are refused at
-            once. 0 for no limit at all. Either way its requests count as threads that are taken.
-        :raises ValueError: *most* is negative, or no whole number.
+        :param most: A fixed limit instead of a share: requests above it are rejected at once. 0 for
+            no limit. In either case the service's requests count as taken threads.
+        :raises ValueError: *most* is negative or not an integer.
         """
         if most is not None and most != 0:
             check_most(most)
@@ -156,9 +156,9 @@ class ThreadShares:
         return share
 
     def entered(self, share: _Share) -> _Held:
-        """Return a place for a request of *share*.
+        """Return a slot for a request of *share*.
 
-        :raises Refusal: There is none; carries the answer.
+        :raises Refusal: No slot is available; carries the client's response.
         """
         now = self.clock()
         most = share.most
@@ -183,7 +183,7 @@ class ThreadShares:
         return held if enters else self._waited(share, waiter)
 
     def left(self, share: _Share, held: _Held) -> None:
-        """Take a thread back."""
+        """Release a thread."""
         woken: list[_Waiter] = []
         with self._lock:
             if held.tunnel:
@@ -253,7 +253,7 @@ class ThreadShares:
         waiter.refused = True
 
     def _hand_on(self) -> list[_Waiter]:
-        """Give the places that are free to those who wait; return whom to wake."""
+        """Assign free slots to waiting requests; return the waiters to wake."""
         woken: list[_Waiter] = []
         now = self.clock()
         while self._waiting:
@@ -261,7 +261,7 @@ class ThreadShares:
                 (each for each in self._shares if each.waiters), key=lambda each: len(each.held)
             )
             if not self.rules.admits(len(share.held), self._in_flight):
-                break  # nor may those who hold more
+                break  # services that hold more may not either
             waiter = share.waiters.popleft()
             self._waiting -= 1
             waiter.held = self._add(share, now)
@@ -269,9 +269,9 @@ class ThreadShares:
         return woken
 
     def _relieve(self, now: float) -> list[_Waiter]:
-        """Have a thread free for others, if requests of slow services hold it; return whom to wake.
+        """Reject waiting requests of slow services if no thread is free; return those to wake.
 
-        The one that began to wait last is sent back first: the others are nearer to a place.
+        The request that began to wait last is rejected first: the others are closer to a slot.
         """
         woken: list[_Waiter] = []
         for share in self._shares:
