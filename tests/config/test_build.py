@@ -252,12 +252,12 @@ def test_a_breaker_stands_where_the_file_puts_it(site: ModuleType) -> None:
     ("text", "path", "said"),
     [
         (APP + APP, "routes[1]", "/echo and /echo match the same requests"),
-        (APP + APP, "routes[1]", "the other is routes[0]"),
+        (APP + APP, "routes[1]", "the other route is routes[0]"),
         (
             "[[routes]]\npaths = ['/a', '/b']\napp = 'full_site:echo'\n"
             "[[routes]]\npaths = ['/c', '/{b}', '/b']\napp = 'full_site:echo'\n",
             "routes[1].paths[2]",
-            "the other is routes[0].paths[1]",
+            "the other route is routes[0].paths[1]",
         ),
         (APP.replace("echo'", "x").replace(":echo", ":nope"), "routes[0].app", "has no nope"),
         (APP.replace(":echo", ":number"), "routes[0].app", "it is not callable"),
@@ -319,19 +319,19 @@ def test_a_breaker_stands_where_the_file_puts_it(site: ModuleType) -> None:
                 "app", "exact = true\nmethods = ['GET']\napp"
             ),
             "routes[0]",
-            "the other is admin.prefix",
+            "the other route is admin.prefix",
         ),
         (
             "[[middleware]]\nuse = 'limiter'\nquota = '1/s'\nname = 'a'\n"
             "[[middleware]]\nuse = 'limiter'\nquota = '2/s'\nname = 'a'\n",
             "middleware[1]",
-            "counts together with the one at middleware[0]",
+            "shares its counts with the one at middleware[0]",
         ),
         (
             "[[middleware]]\nuse = 'limiter'\nquota = '1/s'\nname = 'a'\n"
             "[[middleware]]\nuse = 'concurrency-limiter'\nlimit = 2\nname = 'a'\n",
             "middleware[1]",
-            "counts together with the one at middleware[0]",
+            "shares its counts with the one at middleware[0]",
         ),
         (LIMITER + "key = 'full_site:nobody'", "middleware[0].key", "full_site has no nobody"),
         (LIMITER + "key = 'full_site:number'", "middleware[0].key", "is not a function"),
@@ -382,7 +382,7 @@ def test_a_breaker_stands_where_the_file_puts_it(site: ModuleType) -> None:
             "[[middleware]]\nuse = 'breaker'\nprobes = 1\nname = 'a'\n"
             "[[middleware]]\nuse = 'breaker'\nprobes = 2\nname = 'a'\n",
             "middleware[1]",
-            "opens together with the one at middleware[0]",
+            "shares its circuit with the one at middleware[0]",
         ),
         (
             "[[middleware]]\nuse = 'breaker'\nopen_for = '1m'\nopen_at_most = '1s'\n",
@@ -503,7 +503,7 @@ def test_the_file_to_load_is_named_by_the_environment(
     monkeypatch.setenv("WSGIGATE_CONFIG", str(full))
     load_gateway().close()
     monkeypatch.delenv("WSGIGATE_CONFIG")
-    with pytest.raises(ConfigError, match="WSGIGATE_CONFIG names no file"):
+    with pytest.raises(ConfigError, match="WSGIGATE_CONFIG is not set"):
         load_gateway()
 
 

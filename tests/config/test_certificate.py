@@ -48,10 +48,10 @@ def test_without_one_there_are_no_files() -> None:
 @pytest.mark.parametrize(
     ("tls", "key", "text"),
     [
-        ('{ cert = "missing.pem" }', "gateway.tls.cert", "there is no "),
-        ('{ cert = "both.pem", key = "missing.key" }', "gateway.tls.key", "there is no "),
+        ('{ cert = "missing.pem" }', "gateway.tls.cert", "does not exist"),
+        ('{ cert = "both.pem", key = "missing.key" }', "gateway.tls.key", "does not exist"),
         ('{ cert = "both.pem", key = "other.pem" }', "gateway.tls", "KEY_VALUES_MISMATCH"),
-        ('{ cert = "none.pem" }', "gateway.tls", "can not be used"),
+        ('{ cert = "none.pem" }', "gateway.tls", "cannot be used"),
         ('{ key = "both.pem" }', "gateway.tls.cert", "is required"),
     ],
 )

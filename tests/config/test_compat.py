@@ -81,7 +81,7 @@ def test_what_may_wait_is_shared(gateways: Any) -> None:
         ('doors = ["nacos"]\n', ("registry.doors[0]", '"eureka" or "consul"')),
         (
             'doors = ["consul"]\n[[routes]]\npath = "/v1"\napp = "json:dumps"\n',
-            ("routes[0]", "the other is registry.doors"),
+            ("routes[0]", "the other route is registry.doors"),
         ),
     ],
 )

@@ -112,7 +112,7 @@ def test_what_is_none_is_told_in_words(text: str, said: str) -> None:
             "services.a.discover.allowed_networks[0]",
             "10.0.0.0/99",
         ),
-        ("discover = 'registry'", "services.a.discover", "there is no [registry] table"),
+        ("discover = 'registry'", "services.a.discover", "this gateway has no [registry] table"),
         ("instances = ['http://a']\ndiscover = 'consul:a'", "services.a", "are mutually exclusive"),
     ],
 )

@@ -183,7 +183,11 @@ def test_requests_and_health_checks_go_by_the_tls_settings_of_the_service(tmp_pa
     [
         ("balance = 'best'", "services.a.balance", "two-choices"),
         ("balance = 'sticky'", "services.a.balance", "two-choices"),
-        ("balance = { use = 'random', key = 'address' }", "services.a.balance.key", "alone"),
+        (
+            "balance = { use = 'random', key = 'address' }",
+            "services.a.balance.key",
+            "requires use = ",
+        ),
         ("sticky = {}", "services.a.sticky.secret", "is required"),
         ("sticky = { secret = 'short' }", "services.a.sticky.secret", "at least 16 bytes"),
         (f"sticky = {{ secret = '{SECRET}', cookie = 'a b' }}", "services.a.sticky.cookie", "name"),
@@ -196,7 +200,7 @@ def test_requests_and_health_checks_go_by_the_tls_settings_of_the_service(tmp_pa
         (
             f"sticky = {{ secret = '{SECRET}', max_age = '10ms' }}",
             "services.a.sticky.max_age",
-            "one second",
+            "1 second",
         ),
         ("hedge = { after = 'p100' }", "services.a.hedge.after", "p95"),
         ("hedge = { after = '2m' }", "services.a.hedge.after", "a minute"),
@@ -205,7 +209,7 @@ def test_requests_and_health_checks_go_by_the_tls_settings_of_the_service(tmp_pa
         (
             f"hedge = {{}}\nsticky = {{ secret = '{SECRET}' }}",
             "services.a.hedge",
-            "stay with an instance",
+            "cannot be combined with sticky",
         ),
         ("max_in_flight = -1", "services.a.max_in_flight", "at least 0"),
         ("instance_max_in_flight = 0", "services.a.instance_max_in_flight", "at least 1"),

@@ -1,7 +1,8 @@
-"""From a configuration to a gateway: the one place where everything meets.
+"""Build a gateway from a configuration.
 
-Nothing is opened and nothing starts here. What a constructor refuses becomes an error at the key
-path of what it was to be made from; the rest is still built, so that all errors are told at once.
+Nothing is opened and nothing starts here. A ValueError of a constructor becomes an error at the key
+path that the object was built from; the rest is still built, so that all errors are reported at
+once.
 """
 
 from __future__ import annotations
@@ -80,13 +81,13 @@ __all__ = [
 ]
 
 
-# The gateway's own certificate: where its files are, and whether they can be used.
+# The gateway's own certificate.
 
 
 def certificate_files(config: Config, path: str) -> tuple[str, str] | None:
-    """Return the files of the certificate and of its key, None when the gateway speaks no TLS.
+    """Return the files of the certificate and of its key; None without ``gateway.tls``.
 
-    :param path: The file that *config* was read from, in whose folder relative names start.
+    :param path: The file that *config* was read from; relative names refer to its folder.
     """
     tls = config.gateway.tls
     if tls is None:
@@ -96,27 +97,30 @@ def certificate_files(config: Config, path: str) -> tuple[str, str] | None:
 
 
 def check_certificate(config: Config, path: str) -> None:
-    """See that the certificate and its key can be read, and belong together.
+    """Check that the certificate and its key can be read, and match.
 
-    :raises ValueError: They can not, or do not; begins with the name of the key in question.
+    :raises ValueError: They cannot be used; the message begins with the name of the key.
     """
     files = certificate_files(config, path)
     if files is None:
         return
     for name, file in zip(("cert", "key"), files, strict=True):
         if not Path(file).is_file():
-            raise ValueError(f"{name}: there is no {file}")
+            raise ValueError(f"{name}: file {file} does not exist")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        context.load_cert_chain(*files, password=lambda: b"")  # rather than ask a terminal
+        context.load_cert_chain(
+            *files, password=lambda: b""
+        )  # otherwise OpenSSL prompts on the terminal
     except OSError as error:
         why = getattr(error, "reason", None) or error.strerror or str(error)
         raise ValueError(
-            f"{files[0]} and its key can not be used: {why}; PEM without a password is needed"
+            f"{files[0]} and its key cannot be used: {why}; "
+            "they must be PEM files, the key without a password"
         ) from None
 
 
-# The gateway's own endpoints, as the ``[admin]`` table wants them.
+# The gateway's own endpoints, from the ``[admin]`` table.
 
 
 def own_routes(
@@ -134,13 +138,13 @@ def own_routes(
 ) -> list[Route[WSGIApplication]]:
     """Return the routes of the gateway's own endpoints; none without an ``[admin]`` table.
 
-    :param others: The routes of the file, which ``/info`` tells.
-    :param errors: Where it is told what can not be made.
-    :param deny_list: The tokens that are denied, for the authenticators that ask.
-    :param switch: What is out of service, where anything can be.
-    :param store: How full it is, ``/health`` tells.
-    :param workers: What each worker says of itself, made with :func:`worker_report`.
-    :param started: Since when the gateway serves, in seconds since 1970.
+    :param others: The routes of the file, which ``/info`` lists.
+    :param errors: Collects the errors.
+    :param deny_list: The list of denied tokens.
+    :param switch: The maintenance switch.
+    :param store: The store whose usage ``/health`` reports.
+    :param workers: The reports of all workers, made with :func:`worker_report`.
+    :param started: When the gateway started, in seconds since 1970.
     """
     admin, gateway = config.admin, config.gateway
     if admin is None or errors.under("admin.prefix"):
@@ -176,14 +180,14 @@ def own_routes(
     def counts() -> dict[str, dict[str, Any]]:
         return {worker: each.get("circuits", {}) for worker, each in workers.all().items()}
 
-    kind = config.store.url.partition(":")[0]  # no more of it: it may have a password
+    kind = config.store.url.partition(":")[0]  # the scheme only: the URL may contain a password
     made = errors.tried(
         "admin.prefix",
         lambda: routes(
             facts,
             admin.prefix,
             health=health,
-            store=lambda: _store_told(kind, store, workers),
+            store=lambda: _store_status(kind, store, workers),
             circuits=(lambda: circuit_statuses(circuits, workers=counts().values()))
             if circuits
             else None,
@@ -211,10 +215,10 @@ def own_routes(
 def worker_report(
     services: Services, steady: Steady, now: Callable[[], float] = time.time
 ) -> dict[str, Any]:
-    """Return what this worker alone knows of its services, for all workers to tell."""
+    """Return this worker's report on its services, which all workers can read."""
     ejections = {name: pool.ejections() for name, pool in services.pools.items()}
     moment = now()
-    told = {
+    report = {
         "circuits": counted(services.circuits, now, steady),
         "bulkheads": {name: each.status() for name, each in services.bulkheads.items()},
         "ejections": {
@@ -230,21 +234,21 @@ def worker_report(
             if each
         },
     }
-    return {what: value for what, value in told.items() if value}
+    return {what: value for what, value in report.items() if value}
 
 
-def _store_told(kind: str, store: Store, workers: WorkerReports) -> dict[str, Any]:
-    told: dict[str, Any] = {"kind": kind}
+def _store_status(kind: str, store: Store, workers: WorkerReports) -> dict[str, Any]:
+    status: dict[str, Any] = {"kind": kind}
     try:
-        store.get("health")  # a store on the network has no usage to be asked for
-        told |= usage(store)
+        store.get("health")  # a networked store reports no usage, so this read tests it
+        status |= usage(store)
         if workers.failing_since is None:
-            return told
-    except StoreError:  # it names files and hosts, which are the log's to tell
+            return status
+    except StoreError:  # its message names files and hosts, which belong in the log only
         pass
     since = workers.failing_since
-    told["error"] = "Store unavailable"
-    return told if since is None else {**told, "since": iso_time(since)}
+    status["error"] = "Store unavailable"
+    return status if since is None else {**status, "since": iso_time(since)}
 
 
 def _port(bind: str) -> int | None:
@@ -252,9 +256,9 @@ def _port(bind: str) -> int | None:
 
 
 class Built(NamedTuple):
-    """A gateway, and what it was made of.
+    """A gateway, with the parts it was built from.
 
-    :ivar own: The routes of its own endpoints; in the dispatcher they come before the entries.
+    :ivar own: The routes of its own endpoints; in the dispatcher they precede the entries.
     """
 
     gateway: Gateway
@@ -266,11 +270,11 @@ class Built(NamedTuple):
 def build(config: Config, *, path: str = "", started: float | None = None) -> Gateway:
     """Return the gateway that *config* describes.
 
-    :param path: The file it was read from: names the gateway's own store, and relative file names
-        start in its folder.
-    :param started: Since when it serves, in seconds since 1970: now, unless other processes have
-        been serving it before.
-    :raises ConfigError: It can not be built; says why, at the key path of each reason.
+    :param path: The file it was read from: it identifies the gateway's own store, and relative file
+        names refer to its folder.
+    :param started: When the gateway started, in seconds since 1970. Default: now; earlier when
+        other processes served it before.
+    :raises ConfigError: The gateway cannot be built; the exception has all errors.
     """
     return assemble(config, path=path, started=started).gateway
 
@@ -279,35 +283,46 @@ def load_gateway(path: str | None = None) -> Gateway:
     """Return the gateway that the file at *path* describes.
 
     :param path: The file; ``$WSGIGATE_CONFIG`` when ``None``.
-    :raises ConfigError: It can not be read or built; says all that is wrong.
+    :raises ConfigError: The file cannot be read, or the gateway cannot be built.
     """
     if path is None:
         path = os.environ.get("WSGIGATE_CONFIG", "")
         if not path:
-            raise ConfigError("", [("", "the environment variable WSGIGATE_CONFIG names no file")])
+            raise ConfigError(
+                "",
+                [
+                    (
+                        "",
+                        "the environment variable WSGIGATE_CONFIG is not set; "
+                        "set it to the gateway's file",
+                    )
+                ],
+            )
     reading = read_file(path)
     gateway = assemble(reading.config, path=path, errors=reading.errors).gateway
     store: Any = gateway.store
-    if hasattr(store, "checked"):  # no command has looked at it: the first request does
+    if hasattr(store, "checked"):  # no command has checked the store: the first request does
         store.checked, store.cure = False, f"correct store.url in {path}"
     return gateway
 
 
 def check(config: Config, *, path: str = "") -> None:
-    """See that the gateway can be built, and that nothing but an outage keeps it from its store.
+    """Check that the gateway can be built, and that its store and certificate can be used.
 
-    :raises ConfigError: It cannot be built, or its store is misconfigured.
+    An outage of the store is no error.
+
+    :raises ConfigError: The gateway cannot be built, or its store is misconfigured.
     """
     check_reading(Reading(config, Errors(), []), path)
 
 
 def check_reading(reading: Reading, path: str) -> Built:
-    """Return what is built of *reading*, and see that its store and certificate can be used.
+    """Build *reading*, and check that its store and certificate can be used.
 
-    A store that does not answer at the moment is a warning: a running gateway goes on without it,
-    so one that starts then must not stay down.
+    A store that is unavailable at the moment is a warning: a running gateway continues without it,
+    so one that starts during the outage must start too.
 
-    :raises ConfigError: Something is wrong with the file, with the store or the certificate.
+    :raises ConfigError: The file, the store or the certificate is invalid.
     """
     built = assemble(reading.config, path=path, errors=reading.errors)
     try:
@@ -325,9 +340,9 @@ def check_reading(reading: Reading, path: str) -> Built:
 
 
 def outage_of(store: Store) -> str:
-    """Return why values cannot be kept in *store* at the moment; empty when they can.
+    """Return why *store* is unavailable at the moment; empty if it is available.
 
-    :raises MisconfiguredStore: They cannot be until its configuration changes.
+    :raises MisconfiguredStore: The store stays unusable until its configuration changes.
     """
     look = getattr(store, "check", None)
     try:
@@ -345,10 +360,10 @@ def outage_of(store: Store) -> str:
 def assemble(
     config: Config, *, path: str = "", errors: Errors | None = None, started: float | None = None
 ) -> Built:
-    """Return the gateway and what it was made of.
+    """Build the gateway; return it with the parts it was built from.
 
-    :param errors: What is known to be wrong already: it is left out, and told with the rest.
-    :raises ConfigError: Anything is wrong.
+    :param errors: Errors found before; their keys are skipped, and they are reported with the rest.
+    :raises ConfigError: There are errors.
     """
     errors = Errors() if errors is None else errors
     builder = _Builder(config, path, errors, time.time() if started is None else started)
@@ -365,8 +380,8 @@ class _Builder:
         self._file = os.path.abspath(path) if path else ""
         self._folder = Path(self._file).parent if self._file else Path.cwd()
         self._store = self._open_store()
-        self._speaker = LogLeader(self._store, f"log/{policy_name(config.gateway.name)}/")
-        self._stacker = MiddlewareStack(config, self._store, self._folder, errors)
+        self._log_leader = LogLeader(self._store, f"log/{policy_name(config.gateway.name)}/")
+        self._stack = MiddlewareStack(config, self._store, self._folder, errors)
         self._identity = self._checked_identity()
         self._registry = self._made_registry()
         self._services = Services(
@@ -378,17 +393,17 @@ class _Builder:
             folder=self._folder,
             errors=errors,
             registry=self._registry,
-            speaks=self._speaker.speaks,
+            speaks=self._log_leader.speaks,
         )
 
     def built(self) -> Built:
         gateway, services = self._config.gateway, self._services
         health = services.checker()
         switch = MaintenanceSwitch(
-            self._store, name=policy_name(gateway.name), speaks=self._speaker.speaks
+            self._store, name=policy_name(gateway.name), speaks=self._log_leader.speaks
         )
-        ends = RouteApps(self._config, services, switch, self._folder, self._errors)
-        routes = Routes(self._config, ends, self._stacker, self._errors)
+        route_apps = RouteApps(self._config, services, switch, self._folder, self._errors)
+        routes = Routes(self._config, route_apps, self._stack, self._errors)
         described = [entry.route for entry in routes.entries]
         maintained = self._config.maintenance is not None
         workers = WorkerReports(
@@ -396,7 +411,8 @@ class _Builder:
             partial(worker_report, services, Steady()),
             prefix=f"workers/{policy_name(gateway.name)}/",
             beside=[switch.look] if maintained else [],
-            quiet=self._config.store.url.partition(":")[0] in NETWORKED,  # it tells by itself
+            quiet=self._config.store.url.partition(":")[0]
+            in NETWORKED,  # such a store logs its outages itself
         )
         own = own_routes(
             self._config,
@@ -404,7 +420,7 @@ class _Builder:
             health,
             described,
             self._errors,
-            self._stacker.deny_list,
+            self._stack.deny_list,
             switch,
             store=self._store,
             workers=workers,
@@ -412,7 +428,7 @@ class _Builder:
         )
         fallback = self._fallback()
         if fallback is not None:
-            fallback = ends.maintained(fallback, GATEWAY)
+            fallback = route_apps.maintained(fallback, GATEWAY)
         dispatcher = routes.dispatcher(
             own, registry=self._registry_routes(), fallback=fallback, identity=self._identity
         )
@@ -438,10 +454,10 @@ class _Builder:
                 *([] if self._registry is None else [self._registry.stopping]),
             ],
             closing=[
-                *self._stacker.closing,
-                *ends.closing,
+                *self._stack.closing,
+                *route_apps.closing,
                 *(sessions.close for sessions in services.sessions.values()),
-                self._speaker.stop,
+                self._log_leader.stop,
             ],
         )
         return Built(made, dispatcher, tuple(own), tuple(routes.entries))
@@ -450,8 +466,8 @@ class _Builder:
         url = self._config.store.url
         scheme, _, place = url.partition(":")
         if url == "lmdb:" and fork.tested():
-            return MemoryStore()  # counts that outlive a test run fail the next one
-        # on many machines a gateway is known by its name alone, wherever its file is on each
+            return MemoryStore()  # counts that persist after a test run fail the next one
+        # across machines the name alone identifies a gateway: the path of its file may differ
         owner = self._config.gateway.name if scheme in NETWORKED else self._owner()
         if scheme == "lmdb" and place:
             url = f"lmdb:{self._folder / Path(place).expanduser()}"
@@ -461,9 +477,9 @@ class _Builder:
             self._errors.add("store.url", str(error))
             store = None
         if store is None:
-            return MemoryStore()  # so that the rest can be tried
+            return MemoryStore()  # so that the rest can be checked
         if hasattr(store, "checked"):
-            store.checked = True  # later an error of it is an outage, whatever it says
+            store.checked = True  # from now on any error of the store is an outage
         return store
 
     def _made_registry(self) -> Registry | None:
@@ -500,22 +516,22 @@ class _Builder:
         return self._errors.tried("gateway.fallback", partial(import_app, name))
 
     def _around(self, app: WSGIApplication) -> WSGIApplication:
-        """Return *app* in all that is gateway-wide.
+        """Return *app* in the gateway-wide middlewares.
 
-        There are two guards. What fails inside is answered by the inner one, and this answer is
-        logged, counted and named like any other; the outer one is for the middlewares themselves.
+        There are two guards. The inner one answers failures inside, and its response is logged,
+        counted and given an id like any other; the outer one answers failures of the middlewares.
 
-        The loggers that nothing but a request id precedes stand outside of what tells the client's
-        address, so that what that refuses has its line too: they ask who it was at the end.
+        Loggers that only request ids precede are outside of ClientAddress, so that requests which
+        ClientAddress rejects are logged too: a logger reads the client's address at the end.
         """
         gateway, entries = self._config.gateway, self._config.middleware
         outside = leading_loggers(entries)
         inside = set(range(len(entries))) - outside
-        app = self._stacker.around(Guard(app), entries, "middleware", "default", without=outside)
+        app = self._stack.around(Guard(app), entries, "middleware", "default", without=outside)
         ids = [entry.options for entry in entries if entry.use == "request-id"]
         refuse: Refuse = answer_with
         if gateway.request_id:
-            refuse = _named(getattr(ids[0], "header", None) if ids else None)
+            refuse = _refuse_with_id(getattr(ids[0], "header", None) if ids else None)
             app = app if ids else RequestId(app)
         app = ClientAddress(
             app,
@@ -523,7 +539,7 @@ class _Builder:
             source=gateway.forwarded,
             refuse=refuse,
         )
-        return Guard(self._stacker.around(app, entries, "middleware", "default", without=inside))
+        return Guard(self._stack.around(app, entries, "middleware", "default", without=inside))
 
     def _checked_identity(self) -> Mapping[str, str]:
         identity = self._config.gateway.identity
@@ -545,6 +561,6 @@ class _Builder:
         return f"{name}-{sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
 
 
-def _named(header: str | None) -> Refuse:
-    """Return what answers a problem under a request id."""
+def _refuse_with_id(header: str | None) -> Refuse:
+    """Return a *refuse* that gives its responses a request id."""
     return lambda problem: RequestId(problem, header=header or "X-Request-ID", accept="never")

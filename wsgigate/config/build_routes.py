@@ -1,4 +1,9 @@
-"""Routes of the file: each with its app, in its middlewares, in one table."""
+"""Build the routes of the file: each with its app, in its middlewares.
+
+:class:`RouteApps` builds the innermost app of a route: the forwarder to its service, its split,
+fallback and mirror, or a WSGI application. :class:`MiddlewareStack` wraps it in its middlewares.
+:class:`Routes` makes a route for each path and collects them in the dispatcher.
+"""
 
 from __future__ import annotations
 
@@ -52,28 +57,29 @@ __all__ = [
 ]
 
 
-# Middlewares around an app, and what those are called that have no name of their own.
+# Middlewares around an app. Limiters and breakers without a name get one that is unique.
 
-_Named = LimiterOptions | ConcurrencyOptions | BreakerOptions
+_NamedOptions = LimiterOptions | ConcurrencyOptions | BreakerOptions
 
 
 class MiddlewareStack:
-    """Puts apps into their middlewares.
+    """Wraps apps in their middlewares.
 
-    :param store: What the gateway's workers share.
-    :param folder: Where relative file names start.
-    :param errors: Where a middleware that can not be made is told.
+    :param store: The store that the gateway's workers share.
+    :param folder: The folder that relative file names refer to.
+    :param errors: Collects the errors.
+    :ivar closing: Functions to call when the gateway closes.
     """
 
     def __init__(self, config: Config, store: Store, folder: Path, errors: Errors) -> None:
         self.closing: list[Callable[[], object]] = []
         self.deny_list = DenyList(store)
-        """One for all, so that what the gateway is told to deny holds at once where it was told."""
+        """Shared by all authenticators, so that a denial takes effect at once in this worker."""
         self._store = store
         self._folder = folder
         self._faults = config.gateway.fault_injection
         self._errors = errors
-        self._named: dict[tuple[str, str], tuple[str, _Named]] = {}
+        self._named: dict[tuple[str, str], tuple[str, _NamedOptions]] = {}
         self._unnamed: dict[str, str] = {}
         lists = [("middleware", config.middleware)]
         for index, route in enumerate(config.routes):
@@ -91,23 +97,21 @@ class MiddlewareStack:
         *,
         without: Collection[int] = (),
     ) -> WSGIApplication:
-        """Return *app* in the middlewares of *entries*, the first outermost.
+        """Return *app* wrapped in the middlewares of *entries*, the first outermost.
 
         :param path: The key path of the list.
-        :param name: What its limiters and breakers are called that have no name.
-        :param without: Positions of entries that are left out.
+        :param name: The name for its limiters and breakers without a name.
+        :param without: Positions of entries to skip.
         """
         named = [self._name_of(at(path, n), entry, name) for n, entry in enumerate(entries)]
         for index, entry in reversed(list(enumerate(entries))):
             where = at(path, index)
             if index in without or self._errors.under(where) or entry.options is None:
                 continue
-            surroundings = BuildContext(
+            context = BuildContext(
                 self._store, named[index], self._folder, self.deny_list, self._faults
             )
-            made = self._errors.tried(
-                where, partial(wrap, app, entry, surroundings), keys=entry.keys
-            )
+            made = self._errors.tried(where, partial(wrap, app, entry, context), keys=entry.keys)
             if made is None:
                 continue
             app = made
@@ -118,22 +122,22 @@ class MiddlewareStack:
 
     def _take_name(self, path: str, entry: Middleware) -> None:
         options = entry.options
-        if not isinstance(options, _Named) or options.name is None:
+        if not isinstance(options, _NamedOptions) or options.name is None:
             return
-        kind, together = _kind(options)
+        kind, shared = _kind(options)
         first, other = self._named.setdefault((kind, options.name), (path, options))
         if other != options:
             self._errors.add(
                 path,
-                f"the {kind} {shown(options.name)} {together} together with the one at {first}, "
-                "so all their options must be the same; or give it another name",
+                f"the {kind} {shown(options.name)} shares its {shared} with the one at {first}, "
+                "so all their options must be equal; or use another name",
             )
 
     def _name_of(self, path: str, entry: Middleware, name: str) -> str:
         options = entry.options
-        if not isinstance(options, _Named) or options.name is not None:
+        if not isinstance(options, _NamedOptions) or options.name is not None:
             return ""
-        if path not in self._unnamed:  # it is asked for again for each path of a route
+        if path not in self._unnamed:  # called again for each path of a route
             kind, _ = _kind(options)
             free, number = name, 1
             while (kind, free) in self._named:
@@ -144,32 +148,32 @@ class MiddlewareStack:
         return self._unnamed[path]
 
 
-def _kind(options: _Named) -> tuple[str, str]:
-    """Return what must not share a name, and what those do that do."""
-    return ("breaker", "opens") if isinstance(options, BreakerOptions) else ("limiter", "counts")
+def _kind(options: _NamedOptions) -> tuple[str, str]:
+    """Return the kind of middlewares that may share a name, and what they share."""
+    return ("breaker", "circuit") if isinstance(options, BreakerOptions) else ("limiter", "counts")
 
 
 def policy_name(text: str) -> str:
-    """Return *text*, a route's name or path, as a limiter's name: letters, digits and hyphens."""
+    """Return *text*, a route's name or path, as a policy name: letters, digits and hyphens."""
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:56] or "root"
 
 
 def answers_preflights(entries: Iterable[Middleware]) -> bool:
-    """Return whether one of *entries* answers preflight requests, and so needs to get them."""
+    """Return whether one of *entries* answers preflight requests, so OPTIONS must reach it."""
     return any(isinstance(entry.options, CorsOptions) for entry in entries)
 
 
 def leading_loggers(entries: Iterable[Middleware]) -> set[int]:
-    """Return the positions of the loggers that nothing but loggers and request ids precede."""
+    """Return the positions of the loggers that only loggers and request ids precede."""
     leading = takewhile(lambda at: at[1].use in ("logger", "request-id"), enumerate(entries))
     return {index for index, entry in leading if entry.use == "logger"}
 
 
 class OnlyMethods:
-    """Refuse methods that a route takes for the sake of its middlewares alone.
+    """Reject methods that a route accepts for its middlewares only.
 
     :param app: The app of the route.
-    :param methods: The methods the app takes.
+    :param methods: The methods to pass to the app.
     """
 
     def __init__(self, app: WSGIApplication, methods: Sequence[str]) -> None:
@@ -184,16 +188,16 @@ class OnlyMethods:
         return self._refused(environ, start_response)
 
 
-# What stands at the end of a route: an app, or what forwards to its services.
+# The app of a route: a WSGI application, or the forwarder to its services.
 
 
 class RouteApps:
-    """Makes what stands at the end of routes.
+    """Builds the apps of routes, without their middlewares.
 
-    :param switch: Tells what is out of service; asked where the file has ``[maintenance]``.
-    :param folder: Where relative file names start.
-    :param errors: Where it is told what can not be made.
-    :ivar closing: What is to be called at the gateway's end.
+    :param switch: The maintenance switch, used if the file has ``[maintenance]``.
+    :param folder: The folder that relative file names refer to.
+    :param errors: Collects the errors.
+    :ivar closing: Functions to call when the gateway closes.
     """
 
     def __init__(
@@ -210,12 +214,12 @@ class RouteApps:
         self._switch = switch
         self._folder = folder
         self._errors = errors
-        self._maintenance: dict[str, Any] | None = self._read_maintenance()
+        self._maintenance: dict[str, Any] | None = self._maintenance_arguments()
 
-    def end(self, table: RouteTable, prefix: str, path: str) -> App | None:
-        """Return the app of a route without its middlewares, ``None`` when it can not be made.
+    def app(self, table: RouteTable, prefix: str, path: str) -> App | None:
+        """Return the app of a route without its middlewares, ``None`` if it cannot be built.
 
-        :param prefix: What is taken off the front of the path.
+        :param prefix: The prefix to remove from the path.
         :param path: The route's key path.
         """
         app: App | None
@@ -228,25 +232,27 @@ class RouteApps:
         if app is None:
             return None
         if table.fallback is not None:
-            app = self._fallen_back(app, table.fallback, table, prefix, path, at(path, "fallback"))
+            app = self._with_fallback(
+                app, table.fallback, table, prefix, path, at(path, "fallback")
+            )
         if table.mirror is not None:
-            app = self._mirrored(app, table.mirror, table, prefix, path)
+            app = self._with_mirror(app, table.mirror, table, prefix, path)
         return app
 
     def maintained(self, app: App, *scopes: str) -> App:
-        """Return *app* with what answers while one of *scopes* is out of service."""
+        """Return *app* behind the maintenance mode of *scopes*."""
         if self._maintenance is None:
             return app
         return Maintenance(app, self._switch, scopes, **self._maintenance)
 
     def _service(self, name: str | None, table: RouteTable, prefix: str, path: str) -> App | None:
-        """Return what forwards to a service, and what answers when that fails."""
+        """Return the forwarder to a service, with the service's fallback."""
         app = self._forwarder(name, table, prefix, path)
         service = self._config.services.get(name or "")
         if app is None or service is None or service.fallback is None or table.fallback is not None:
             return app
         where = at(at("services", str(name)), "fallback")
-        return self._fallen_back(app, service.fallback, table, prefix, path, where)
+        return self._with_fallback(app, service.fallback, table, prefix, path, where)
 
     def _forwarder(self, name: str | None, table: RouteTable, prefix: str, path: str) -> App | None:
         forwarder = self._services.forwarder(replace(table, service=name), prefix, path)
@@ -266,7 +272,7 @@ class RouteApps:
             where, lambda: Splitter(apps, salt=salt, **settings), keys=["key", "override"]
         )
 
-    def _fallen_back(
+    def _with_fallback(
         self,
         app: App,
         fallback: FallbackTable,
@@ -275,7 +281,7 @@ class RouteApps:
         path: str,
         where: str,
     ) -> App:
-        """Return *app* with what answers when it fails.
+        """Return *app* with *fallback*.
 
         :param where: The key path of *fallback*.
         """
@@ -311,7 +317,7 @@ class RouteApps:
             settings.setdefault("content_type", kind)
         return fixed_answer(body, **settings)
 
-    def _mirrored(
+    def _with_mirror(
         self, app: App, mirror: MirrorTable, table: RouteTable, prefix: str, path: str
     ) -> App:
         other = self._services.forwarder(replace(table, service=mirror.service), prefix, path)
@@ -326,31 +332,31 @@ class RouteApps:
         self.closing.append(made.close)
         return made
 
-    def _read_maintenance(self) -> dict[str, Any] | None:
-        """Return the arguments of every :class:`Maintenance`, ``None`` when there is none."""
-        said = self._config.maintenance
-        if said is None or self._errors.under("maintenance"):
+    def _maintenance_arguments(self) -> dict[str, Any] | None:
+        """Return the arguments of :class:`Maintenance`, ``None`` without ``[maintenance]``."""
+        table = self._config.maintenance
+        if table is None or self._errors.under("maintenance"):
             return None
-        settings = given(said, only=("allow", "exempt", "retry_after"))
-        if said.allow_header is not None:
-            settings["allow_header"] = (said.allow_header.name, said.allow_header.secret)
-        if said.page is not None:
-            page = said.page
+        settings = given(table, only=("allow", "exempt", "retry_after"))
+        if table.allow_header is not None:
+            settings["allow_header"] = (table.allow_header.name, table.allow_header.secret)
+        if table.page is not None:
+            page = table.page
             found = self._errors.tried(
                 "maintenance", lambda: self._content(page, "page"), keys=["page"]
             )
             if found is None:
                 return None
-            settings["page"] = (found[0], said.content_type or found[1])
+            settings["page"] = (found[0], table.content_type or found[1])
         made = self._errors.tried(
             "maintenance",
-            lambda: Maintenance(_nobody, self._switch, **settings),
+            lambda: Maintenance(_unreachable, self._switch, **settings),
             keys=["allow", "allow_header", "content_type", "exempt", "retry_after"],
         )
         return None if made is None else settings
 
     def _content(self, name: str, key: str) -> tuple[bytes, str]:
-        """Return what is in a file, and of which type that is by its name."""
+        """Return the content of a file, and the content type that its name suggests."""
         file = self._folder / name
         try:
             with file.open("rb") as opened:
@@ -358,17 +364,17 @@ class RouteApps:
         except OSError as error:
             raise ValueError(f"{key}: {file} cannot be read: {error.strerror}") from error
         if len(content) > LARGEST:
-            raise ValueError(f"{key}: {file} has more than {LARGEST} bytes")
+            raise ValueError(f"{key}: {file} is larger than {LARGEST} bytes")
         kind = guess_type(name)[0] or "application/octet-stream"
         return content, f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
 
 
-def _nobody(environ: Any, start_response: Any) -> list[bytes]:
-    raise RuntimeError("nobody is to be asked")
+def _unreachable(environ: Any, start_response: Any) -> list[bytes]:
+    raise RuntimeError("this app is never called: it only validates the arguments")
 
 
 def scopes_of(config: Config) -> list[str]:
-    """Return what of a gateway can be taken out of service, by the names of the switch."""
+    """Return the maintenance scopes of a gateway: itself, its services and its routes."""
     routes = [table.name or table.path or next(iter(table.paths), "") for table in config.routes]
     return [
         GATEWAY,
@@ -379,16 +385,16 @@ def scopes_of(config: Config) -> list[str]:
 
 App: TypeAlias = WSGIApplication
 
-_ABSENT = Problem(503)
-"""Stands for an app that can not be made, while more errors are looked for."""
+_MISSING_APP = Problem(503)
+"""Replaces an app that cannot be built, so that the check for further errors continues."""
 
 
 class Entry(NamedTuple):
-    """One route as it was built, for those who list and explain it.
+    """One route with its table in the file, for the commands routes and explain.
 
-    :ivar path: The key path of its table, or of its path where a table has several.
-    :ivar table: What the file says of it.
-    :ivar strip_prefix: What is taken off the front of the path.
+    :ivar path: The key path of its table, or of its path if the table has several.
+    :ivar table: The table in the file.
+    :ivar strip_prefix: The prefix to remove from the path.
     :ivar route: The route itself.
     """
 
@@ -401,18 +407,18 @@ class Entry(NamedTuple):
 class Routes:
     """The routes of a gateway.
 
-    :param ends: Makes what stands at their ends.
-    :param stacker: Puts that into their middlewares.
-    :param errors: Where it is told what can not be made.
+    :param route_apps: Builds the apps of the routes.
+    :param stack: Wraps the apps in their middlewares.
+    :param errors: Collects the errors.
     """
 
     def __init__(
-        self, config: Config, ends: RouteApps, stacker: MiddlewareStack, errors: Errors
+        self, config: Config, route_apps: RouteApps, stack: MiddlewareStack, errors: Errors
     ) -> None:
         self.entries: list[Entry] = []
         self._config = config
-        self._ends = ends
-        self._stacker = stacker
+        self._route_apps = route_apps
+        self._stack = stack
         self._errors = errors
         self._with_options = {
             (table.host, pattern, table.exact, table.priority)
@@ -431,9 +437,9 @@ class Routes:
         fallback: App | None,
         identity: Mapping[str, str],
     ) -> Dispatcher:
-        """Return the app that serves the routes, after the gateway's *own* and its *registry*.
+        """Return the dispatcher of the *own*, the *registry*'s and the file's routes, in order.
 
-        :param registry: Each with the key of the file that has it there.
+        :param registry: The routes of the registry, each with the key that configures it.
         """
         known = {entry.route.name: self._note(entry.table) for entry in self.entries}
         routes = [("admin.prefix", route) for route in own]
@@ -451,12 +457,14 @@ class Routes:
                 )
             except RouteConflict as conflict:
                 path = routes.pop(conflict.second)[0]
-                self._errors.add(path, f"{conflict}; the other is {routes[conflict.first][0]}")
+                self._errors.add(
+                    path, f"{conflict}; the other route is {routes[conflict.first][0]}"
+                )
 
     def _add(self, table: RouteTable, path: str) -> None:
-        """Add the routes of one table: one for each of its paths."""
+        """Add the routes of one table: one per path."""
         if self._errors.under(path, but=at(path, "middleware")):
-            self._wrapped(_ABSENT, table, path)
+            self._wrapped(_MISSING_APP, table, path)
             return
         apps: dict[str, App] = {}
         for number, pattern in enumerate(_patterns(table)):
@@ -470,15 +478,15 @@ class Routes:
                 self.entries.append(Entry(where, table, prefix, route))
 
     def _app(self, table: RouteTable, prefix: str, path: str) -> App:
-        app = self._ends.end(table, prefix, path)
-        return _ABSENT if app is None else app
+        app = self._route_apps.app(table, prefix, path)
+        return _MISSING_APP if app is None else app
 
     def _wrapped(self, app: App, table: RouteTable, path: str) -> App:
-        if _answers_for_options(table):
+        if _accepts_options_for_middlewares(table):
             app = OnlyMethods(app, _upper(table.methods))
         name = table.name or next(iter(_patterns(table)), "")
-        app = self._stacker.around(app, table.middleware, at(path, "middleware"), policy_name(name))
-        return self._ends.maintained(app, GATEWAY, f"route:{name}") if name else app
+        app = self._stack.around(app, table.middleware, at(path, "middleware"), policy_name(name))
+        return self._route_apps.maintained(app, GATEWAY, f"route:{name}") if name else app
 
     def _route(self, table: RouteTable, pattern: str, app: App) -> Route[App]:
         route = Route(
@@ -497,9 +505,9 @@ class Routes:
             dot_segments=table.dot_segments,
         )
         shape = (table.host, pattern, table.exact, table.priority)
-        if not _answers_for_options(table) or shape in self._with_options:
+        if not _accepts_options_for_middlewares(table) or shape in self._with_options:
             return route
-        self._with_options.add(shape)  # one route gets the preflights of a path
+        self._with_options.add(shape)  # only one route may accept the preflights of a path
         listed = listing([route], {route.name: self._note(table)})
         return replace(route, methods=(*route.methods, "OPTIONS"), listed=listed)
 
@@ -520,7 +528,7 @@ def _upper(methods: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(method.upper() for method in methods)
 
 
-def _answers_for_options(table: RouteTable) -> bool:
-    """Return whether the route needs to get OPTIONS for its middlewares' sake alone."""
+def _accepts_options_for_middlewares(table: RouteTable) -> bool:
+    """Return whether the route must accept OPTIONS for its middlewares only."""
     methods = _upper(table.methods)
     return bool(methods) and "OPTIONS" not in methods and answers_preflights(table.middleware)

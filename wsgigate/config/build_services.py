@@ -1,4 +1,4 @@
-"""Services of the file as pools, health checks, and forwarders for their routes."""
+"""Build the services of the file: pools, discovery, health checks, and the forwarders of routes."""
 
 from __future__ import annotations
 
@@ -67,18 +67,18 @@ __all__ = [
 
 
 def balance_of(balance: Balance | str | None) -> dict[str, Any]:
-    """Return what a pool is told of how requests are spread.
+    """Return the load-balancing arguments of a :class:`Pool`.
 
-    :raises ValueError: It contradicts itself; says how.
+    :raises ValueError: An option is invalid; the message names it.
     """
     if not isinstance(balance, Balance):
         balance = Balance() if balance is None else Balance(use=balance)
-    told = given(balance, only=("slow_start",))
+    arguments = given(balance, only=("slow_start",))
     if balance.use == "consistent-hash":
-        told["key"] = _key(balance.key or "address")
+        arguments["key"] = _key(balance.key or "address")
     elif balance.key is not None:
-        raise ValueError("key: is for consistent-hash alone")
-    return {"balance": balance.use, **told}
+        raise ValueError('key: requires use = "consistent-hash"')
+    return {"balance": balance.use, **arguments}
 
 
 def _key(name: str) -> Key:
@@ -89,19 +89,19 @@ def _key(name: str) -> Key:
 
 
 def stickiness(service: str, options: ServiceSticky) -> Stickiness:
-    """Return what has the clients of *service* stay as *options* say.
+    """Return the sticky sessions of *service*, as *options* describe.
 
-    :raises ValueError: A setting is not of its form; says which.
+    :raises ValueError: An option is invalid; the message names it.
     """
     settings = given(options, without=("secret",))
     return Stickiness(service, options.secret.encode("utf-8", "surrogatepass"), **settings)
 
 
 def health_check(options: Options, host: str = "") -> HealthCheck:
-    """Return how the instances of a service are asked.
+    """Return the health check of a service.
 
-    :param host: The Host to send where the file names none for the check.
-    :raises ValueError: A setting is out of its range; says which.
+    :param host: The Host to send if *options* has none.
+    :raises ValueError: An option is out of range; the message names it.
     """
     path = options.path if isinstance(options, ServiceHealth) else None
     settings = given(options, without=("type", "path"))
@@ -113,15 +113,15 @@ def health_check(options: Options, host: str = "") -> HealthCheck:
 def hedge_rules(options: ServiceHedge) -> HedgeRules:
     """Return the rules that *options* describe.
 
-    :raises ValueError: A setting is out of its range; says which.
+    :raises ValueError: An option is out of range; the message names it.
     """
     return HedgeRules(**given(options))
 
 
 def outlier_rules(options: ServiceOutlier) -> OutlierRules:
-    """Return the rules that *options* describe: 0 is no rule.
+    """Return the rules that *options* describe: 0 disables a rule.
 
-    :raises ValueError: They contradict each other; says how.
+    :raises ValueError: An option is invalid; the message names it.
     """
     settings = given(options)
     if settings.get("consecutive_failures") == 0:
@@ -132,7 +132,7 @@ def outlier_rules(options: ServiceOutlier) -> OutlierRules:
 def retry_rules(options: ServiceRetry) -> RetryRules:
     """Return the rules that *options* describe.
 
-    :raises ValueError: They contradict each other; says how.
+    :raises ValueError: An option is invalid; the message names it.
     """
     return RetryRules(**given(options, without=_BUDGET))
 
@@ -144,20 +144,20 @@ def retry_budget(options: ServiceRetry) -> RetryBudget:
 
 
 FORWARDING = ("preserve_host", "rewrite_location", "rewrite_cookies", "forward_authorization")
-"""Keys of a route that are options of its forwarder."""
+"""The keys of a route that are passed to its forwarder."""
 
 
 class Services:
     """The services of a gateway.
 
-    :param store: What the gateway's workers share.
-    :param name: The gateway's name, by which what it shares is told from others'.
-    :param via: Its name in ``Via``.
-    :param identity: The request fields that tell who the caller is, and their claims.
-    :param folder: Where relative file names start.
-    :param errors: Where it is told what can not be made.
+    :param store: The store that the gateway's workers share.
+    :param name: The gateway's name, the prefix of its keys in the store.
+    :param via: The gateway's name in ``Via``.
+    :param identity: Request fields with the caller's identity, and the claim of each.
+    :param folder: The folder that relative file names refer to.
+    :param errors: Collects the errors.
     :param registry: The gateway's own registry, if it has one.
-    :param speaks: Whether this worker logs what every worker sees.
+    :param speaks: Returns whether this worker logs events that all workers observe.
     """
 
     def __init__(
@@ -186,10 +186,10 @@ class Services:
         gateway = config.gateway
         rules = ThreadShareRules(threads=gateway.threads, services=max(1, len(config.services)))
         self.tunnels = Tunnels(rules.most if gateway.websockets is None else gateway.websockets)
-        # with one service there is nothing to be kept from
+        # with one service no isolation is needed
         self._shares = ThreadShares(rules) if len(config.services) > 1 else None
         self._common: dict[str, dict[str, Any]] = {}
-        self._manners: dict[str, TlsPolicy] = {}
+        self._tls_policies: dict[str, TlsPolicy] = {}
         self._own = own_places(gateway.bind)
         self._gateway = {
             "via": via,
@@ -244,8 +244,10 @@ class Services:
             self.checks.pop(name, None)
             return
         pace = tried(at(path, "min_response_rate"), lambda: _pace(service)) or PaceRules()
-        place = at(path, "discover")
-        sessions = tried(place, lambda: self._sessions(service, pool, verify, pace), keys=OPTIONS)
+        discover_path = at(path, "discover")
+        sessions = tried(
+            discover_path, lambda: self._sessions(service, pool, verify, pace), keys=OPTIONS
+        )
         if sessions is None:
             self.checks.pop(name, None)
         self.pools[name] = pool
@@ -260,20 +262,20 @@ class Services:
     def _sessions(
         self, service: Service, pool: Pool, verify: bool | str, pace: PaceRules
     ) -> Sessions:
-        """Return where connections to the instances come from; have those found that are sought."""
+        """Return the sessions of the service's instances; with a source, add its watch."""
         name = None if service.tls is None else service.tls.server_name
         named = urlsplit(f"//{service.host}").hostname if service.host else None
         if service.discover is None:
-            if name is None and all(map(_is_at_address, pool.instances)):
+            if name is None and all(map(_has_ip_address, pool.instances)):
                 name = named
-            self._manners[pool.service] = TlsPolicy(verify, name)
+            self._tls_policies[pool.service] = TlsPolicy(verify, name)
             return Sessions(partial(gateway_session, server_name=name, pace=pace))
         options = discovery(service.discover)
         source = source_of(options, pool.service, self._folder, self._own_registry)
         vouched = self._vouched(options)
         check = vouched.check
         name = name or server_name(options) or named
-        self._manners[pool.service] = TlsPolicy(verify, name, check)
+        self._tls_policies[pool.service] = TlsPolicy(verify, name, check)
         make = partial(gateway_session, check=check, server_name=name, pace=pace)
         sessions = Sessions(make)
         kept = InstanceCache(self._store, f"instances/{self._name}/{pool.service}", source.name)
@@ -292,10 +294,10 @@ class Services:
         return sessions
 
     def _vouched(self, options: Discover) -> Vouched:
-        """Return where the instances of a service may be connected to.
+        """Return the destinations allowed for the instances of a service.
 
-        The gateway's own registry has a list already: without another for the service it holds
-        alone, so that what may register is also reached.
+        The gateway's own registry has a list of allowed networks already; without another list for
+        the service it applies alone, so that every instance that may register is reachable.
         """
         lists = []
         if options.allowed_networks is not None or not is_own(options):
@@ -307,13 +309,13 @@ class Services:
     def _own_registry(self, service: str, tags: tuple[str, ...]) -> Source:
         if self._registry is None:
             raise ValueError(
-                "there is no [registry] table; without it, name a registry to ask, as in "
+                "this gateway has no [registry] table; add one, or name another registry, as in "
                 '"registry:http://10.0.0.4:3004"'
             )
         return OwnRegistry(self._registry, service, tags=tags)
 
     def watcher(self) -> Watcher | None:
-        """Return what keeps the pools as their sources say, not started; None without sources."""
+        """Return the watcher that updates the pools, not started; None without sources."""
         return Watcher(self.watches) if self.watches else None
 
     def _resilience(self, name: str, service: Service, path: str) -> Resilience:
@@ -354,15 +356,15 @@ class Services:
         return str(authorities)
 
     def checker(self) -> HealthChecker:
-        """Return what checks the health of the services, not started."""
-        prober = Prober({name: self._manners[name] for name in self.checks})
+        """Return the health checker of the services, not started."""
+        prober = Prober({name: self._tls_policies[name] for name in self.checks})
         prefix = f"health/{self._name}/"
         return HealthChecker(self.pools, self.checks, self._store, prober, prefix=prefix)
 
     def forwarder(self, route: Route, strip_prefix: str, path: str) -> Forwarder | None:
-        """Return the app that forwards the requests of *route*, None when it can not be made.
+        """Return the app that forwards the requests of *route*; None if it cannot be built.
 
-        :param strip_prefix: What is taken off the front of the path.
+        :param strip_prefix: The prefix to remove from the path.
         :param path: The route's key path.
         """
         pool = self.pools.get(route.service or "")
@@ -385,7 +387,7 @@ class Services:
         return self._errors.tried(path, lambda: Forwarder(pool, **settings))
 
     def _cookies(self) -> list[str]:
-        """Return the cookies of all services: a client may send those of one to any other."""
+        """Return the sticky cookies of all services: clients may send them to any service."""
         return [pool.sticky.cookie for pool in self.pools.values() if pool.sticky is not None]
 
     @staticmethod
@@ -404,13 +406,13 @@ class Services:
         )
 
 
-def _is_at_address(instance: Instance) -> bool:
-    """Return whether an instance is known by an address, which certificates seldom name."""
+def _has_ip_address(instance: Instance) -> bool:
+    """Return whether the instance's URL has an IP address, which certificates rarely contain."""
     return literal(urlsplit(instance.url).hostname or "", 0) is not None
 
 
 def _pace(service: Service) -> PaceRules:
-    """Return how slowly the bodies of a service's responses may come."""
+    """Return the minimum rate of a service's response bodies, and their time limit."""
     rate = service.min_response_rate
     least = PaceRules.least if rate is None else float(rate)
     return PaceRules(least, total=service.response_timeout)
@@ -418,5 +420,5 @@ def _pace(service: Service) -> PaceRules:
 
 def _hedge(service: Service, hedge: ServiceHedge) -> HedgeRules:
     if service.sticky is not None:
-        raise ValueError("is not for a service whose clients stay with an instance (sticky)")
+        raise ValueError("cannot be combined with sticky")
     return hedge_rules(hedge)

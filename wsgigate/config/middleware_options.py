@@ -1,7 +1,7 @@
-"""The options of each middleware that a file can name.
+"""The options of each middleware of the package, as tables of the file.
 
-An option that is left out is None and never passed on, so that every default stands in one place:
-the middleware's own constructor.
+An omitted option is None and not passed on, so that each default is defined in one place: the
+middleware's constructor.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 
-# Circuit breakers in the file: around a middleware's app, or before a service.
+# Circuit breakers: of a middleware, or of a service.
 
 _RULES = frozenset(CircuitRules.__dataclass_fields__)
 
@@ -126,9 +126,9 @@ class BreakerOptions(ServiceBreaker):
 
 
 def circuit_rules(options: ServiceBreaker) -> CircuitRules:
-    """Return the rules that *options* describe: 0 is no rule.
+    """Return the rules that *options* describe: 0 disables a rule.
 
-    :raises ValueError: They contradict each other; says how.
+    :raises ValueError: An option is invalid; the message names it.
     """
     settings: dict[str, Any] = given(options, only=sorted(_RULES))
     for name in ("consecutive_failures", "connect_failures", "failure_rate"):
@@ -137,7 +137,7 @@ def circuit_rules(options: ServiceBreaker) -> CircuitRules:
     return CircuitRules(**settings)
 
 
-# Load shedding in the file.
+# Load shedding.
 
 
 @table
@@ -178,7 +178,7 @@ class ShedderOptions:
 def shedding_rules(options: ShedderOptions) -> SheddingRules:
     """Return the rules that *options* describe.
 
-    :raises ValueError: They contradict each other; says how.
+    :raises ValueError: An option is invalid; the message names it.
     """
     return SheddingRules(**given(options, without=("enabled",)))
 

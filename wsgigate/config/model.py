@@ -1,6 +1,6 @@
-"""The shape of the file: its tables, their keys, and one line on each. No behaviour.
+"""The model of the file: its tables and keys with their descriptions, and its JSON Schema.
 
-A key that may be left out and whose default is a constructor's is None here.
+An optional key whose default is defined by a constructor is None here.
 """
 
 from __future__ import annotations
@@ -48,13 +48,10 @@ __all__ = [
 ]
 
 
-# The JSON Schema of the file, made from the same kinds that read it.
-
-
 def schema() -> Schema:
     """Return the JSON Schema (draft 2020-12) of a gateway's file, for editors.
 
-    It tells what one table can tell; what several parts say of each other is ``wsgigate check``'s.
+    It covers each table by itself; ``wsgigate check`` also checks tables against each other.
     """
     definitions: dict[str, Schema] = {}
     root = Table(Config).schema(definitions)
@@ -270,9 +267,7 @@ class WebSockets:
     )
 
 
-# The shape of the file's routes. No behaviour.
-#
-# A key that may be left out and whose default is a constructor's is None here.
+# Routes.
 
 _SLASHES = Choice("reject", "keep")
 

@@ -1,6 +1,6 @@
-"""The shape of the file's services. No behaviour.
+"""The tables of the file's services: balancing, health checks, retries, ejection, TLS.
 
-A key that may be left out and whose default is a constructor's is None here.
+An optional key whose default is defined by a constructor is None here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-# Balancing in the file: who takes the next request, and which clients stay where they are.
+# Load balancing and sticky sessions.
 
 POLICY = Choice(*POLICIES)
 
@@ -83,7 +83,7 @@ class ServiceSticky:
     )
 
 
-# Health checks in the file.
+# Health checks.
 
 
 @table
@@ -175,10 +175,10 @@ def _asks(value: Any) -> bool:
 HEALTH = Either(_asks, Table(ServiceHealth), Table(TcpHealth))
 
 HEALTH_KEYS = ("host", "fields", "method", "port", "scheme", "contains")
-"""The keys that an error of a check may begin with."""
+"""The keys that an error of a health check may begin with."""
 
 
-# Hedging in the file: when a request that only reads is made once more beside itself.
+# Hedging.
 
 
 def _is_quantile(value: object) -> bool:
@@ -204,7 +204,7 @@ class ServiceHedge:
     )
 
 
-# Ejection in the file: when an instance of a service is left out for a while.
+# Outlier detection.
 
 
 @table
@@ -249,7 +249,7 @@ class ServiceOutlier:
     )
 
 
-# Retries in the file: when a request to a service is made once more.
+# Retries.
 
 _BUDGET = ("budget", "budget_floor")
 
