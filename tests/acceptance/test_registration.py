@@ -331,7 +331,7 @@ def test_what_is_wrong_with_gunicorns_settings_is_told_and_the_service_runs(
 ) -> None:
     served = start(registry.env(), conf=CONF.replace('"users"', '"no name"'))
     assert serves(served)
-    until(lambda: "nothing is registered: serviceName" in served.log)
+    until(lambda: "Registration not started: serviceName" in served.log)
     served.stop()
 
 

@@ -373,8 +373,8 @@ def of(pool: Pool, **more: Any) -> Facts:
         (Pool("a", []), None, "No instances"),
         (
             Pool("a", []),
-            lambda: {"source": "dns:a:80", "error": "its host is not known"},
-            "No instances: its host is not known",
+            lambda: {"source": "dns:a:80", "error": "its host name cannot be resolved"},
+            "No instances: its host name cannot be resolved",
         ),
         (Pool("a", []), lambda: {"source": "dns:a:80"}, "No instances"),
         (Pool("a", [Instance("http://a:1", 0)]), None, "All instances are draining"),

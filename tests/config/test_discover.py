@@ -100,7 +100,7 @@ def test_what_is_none_is_told_in_words(text: str, said: str) -> None:
         (
             "discover = { use = 'dns:a:1', nameservers = ['ns.internal'] }",
             "services.a.discover.nameservers",
-            "a name server is an address",
+            "a name server must be an address",
         ),
         (
             "discover = { use = 'consul:a', ca = 'nowhere.pem' }",
@@ -284,7 +284,7 @@ def test_a_source_that_does_not_answer_is_a_503_and_told(make: Make) -> None:
         "source": "file:nowhere.json",
         "instances": 0,
         "age": None,
-        "error": "the file can not be read: No such file or directory",
+        "error": "the file cannot be read: No such file or directory",
     }
 
 

@@ -191,7 +191,7 @@ def test_what_was_known_is_forgotten_when_it_is_closed(server: NameServer) -> No
 
 @pytest.mark.parametrize("text", ["ns.test", "10.0.0.53:0", "10.0.0.53:x", "", "[::1", "1.2.3"])
 def test_a_name_server_is_an_address(text: str) -> None:
-    with pytest.raises(ValueError, match="a name server is an address"):
+    with pytest.raises(ValueError, match="a name server must be an address"):
         Resolver([text])
 
 

@@ -60,7 +60,7 @@ def test_a_list_has_many_forms(
 
 
 def test_another_kind_of_file_needs_somebody_to_read_it(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"ends in \.json or \.toml"):
+    with pytest.raises(ValueError, match=r"must end in \.json or \.toml"):
         WatchedFile(tmp_path / "users.ini")
 
 
@@ -127,18 +127,18 @@ def test_a_file_that_did_not_change_is_not_read_again(path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (f'["{A}", ', "can not be understood"),
-        ("", "can not be understood"),
+        (f'["{A}", ', "cannot be parsed"),
+        ("", "cannot be parsed"),
         ("{}", "instances: expected a list"),
         ('"x"', "instances: expected a list"),
         ("[7]", r"instances\[0\].url: expected an address"),
         (f'["{A}", "10.0.0.2:8000"]', r"instances\[1\].url: an instance's URL starts with"),
-        (f'["{A}", "{A}/"]', r"instances\[1\].url: the instance is there twice"),
+        (f'["{A}", "{A}/"]', r"instances\[1\].url: the instance is listed twice"),
         (f'[{{"url": "{A}", "wieght": 2}}]', r"instances\[0\].wieght: is not a known key"),
         (f'[{{"url": "{A}", "weight": -1}}]', r"instances\[0\].weight: expected a whole number"),
         (f'[{{"url": "{A}", "tier": 16}}]', r"instances\[0\].tier: expected a whole number"),
         (f'[{{"url": "{A}", "weight": true}}]', r"instances\[0\].weight: expected a whole number"),
-        ("[" * 100_000, "can not be understood"),
+        ("[" * 100_000, "cannot be parsed"),
         (" " * 2_000_000, "larger than 1 MiB"),
     ],
 )
@@ -168,7 +168,7 @@ def test_a_file_that_is_gone_is_an_error_and_no_empty_list(path: Path) -> None:
 
 def test_bytes_that_are_no_text_are_an_error(path: Path) -> None:
     path.write_bytes(b'["\xff"]')
-    with pytest.raises(SourceError, match="can not be understood"):
+    with pytest.raises(SourceError, match="cannot be parsed"):
         WatchedFile(path).find(NEVER)
 
 

@@ -434,7 +434,7 @@ def test_a_result_that_cannot_be_stored_counts_here_and_is_shared_later(
     worker.let_go()
     assert worker.pools["shop"].marks == {"http://a": True}
     assert [record.getMessage() for record in caplog.records] == [
-        "A health result is not shared, as the store fails: the disk is full"
+        "A health result could not be written to the store: the disk is full"
     ]
     fleet.store.broken = False
     fleet.run(2.5)

@@ -112,13 +112,13 @@ def test_what_is_refused_is_an_error(
 
 def test_inside_of_a_cluster_all_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Kubernetes("shop", "web", "http", account=tmp_path)
-    with pytest.raises(SourceError, match="not inside of a cluster"):
+    with pytest.raises(SourceError, match="not inside a cluster"):
         source.find(NEVER)
     with FakeKubernetes(make_certificate(tmp_path)) as server:
         server.put("web-a", endpoint("10.0.0.1"))
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
         monkeypatch.setenv("KUBERNETES_SERVICE_PORT", server.url.rpartition(":")[2])
-        with pytest.raises(SourceError, match="token can not be read"):
+        with pytest.raises(SourceError, match="token cannot be read"):
             source.find(NEVER)
         (tmp_path / "token").write_text("first\n")
         with pytest.raises(SourceError, match="authorities"):
@@ -211,7 +211,7 @@ def test_a_port_has_a_name_or_a_number(port: str, number: int | None) -> None:
 def test_a_slice_that_is_none_is_an_error(broken: Any) -> None:
     if isinstance(broken, dict):
         broken = {"ports": [HTTP], "endpoints": [endpoint("10.0.0.1")], **broken}
-    with pytest.raises(SourceError, match="not of its form"):
+    with pytest.raises(SourceError, match="an EndpointSlice is malformed"):
         instances_of_slices([broken], "http", "http")
 
 

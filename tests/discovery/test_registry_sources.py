@@ -201,7 +201,7 @@ def test_another_registry_may_name_them_or_not(
 @pytest.mark.parametrize("text", ["", "unix", "10.0.0.0/99", "10.0.0.0/8,"])
 def test_networks_that_are_none_are_an_error(text: str, serve: Serve) -> None:
     app = answer_with(b'{"instances": []}', [("X-Registry-Networks", text)])
-    with pytest.raises(SourceError, match="networks that are none"):
+    with pytest.raises(SourceError, match="malformed networks"):
         RemoteRegistry(serve(app), "users").find(NEVER)
 
 

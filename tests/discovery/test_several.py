@@ -126,5 +126,5 @@ def test_a_source_that_was_stopped_is_the_last_that_is_asked() -> None:
 
 
 def test_none_is_too_few() -> None:
-    with pytest.raises(ValueError, match="one at least"):
+    with pytest.raises(ValueError, match="must not be empty"):
         Several([])

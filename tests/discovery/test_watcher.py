@@ -146,7 +146,7 @@ def test_an_empty_answer_empties_the_pool_only_when_it_lasts(
     assert watch.step(NEVER) == 1.0  # it is looked into
     assert source.closed == 1
     assert urls(pool) == [A, B]
-    assert "not believed yet" in watch.told()["error"]
+    assert "not confirmed yet" in watch.told()["error"]
     clock.advance(30)
     assert watch.step(NEVER) == 50.0
     assert urls(pool) == []
@@ -212,7 +212,7 @@ def test_the_same_trouble_is_logged_once_a_minute(
     clock.advance(61)
     watch.step(NEVER)
     assert [record.getMessage() for record in caplog.records] == [
-        "The instances of 'users' stay as they are: no"
+        "The instances of 'users' stay unchanged: no"
     ] * 2
 
 
@@ -246,8 +246,8 @@ def test_the_log_tells_when_a_source_answers_again(
     watch.step(NEVER)
     watch.step(NEVER)
     assert [record.getMessage() for record in caplog.records if record.levelname != "INFO"] == [
-        "The instances of 'users' stay as they are: no\\n[INFO] all is well",
-        "The source of 'users' answers again, after 12 s",
+        "The instances of 'users' stay unchanged: no\\n[INFO] all is well",
+        "The source of 'users' is available again after 12 s",
     ]
 
 
@@ -372,8 +372,8 @@ def test_a_store_that_fails_changes_nothing(
     watch.recall()
     watch.step(NEVER)
     assert urls(pool) == [A, B]
-    assert "can not be read" in caplog.text
-    assert "can not be kept" in caplog.text
+    assert "cannot be read" in caplog.text
+    assert "cannot be written" in caplog.text
 
 
 def test_what_stays_the_same_is_kept_once_a_minute(

@@ -143,7 +143,7 @@ def test_an_id_is_made_of_any_address() -> None:
         (cut(b""), Answer(None, why="no connection")),
         (
             cut(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"),
-            Answer(None, why="no answer that can be read (ProtocolError)"),
+            Answer(None, why="malformed response (ProtocolError)"),
         ),
     ],
 )
@@ -185,9 +185,9 @@ def test_a_registry_without_an_address_is_one_that_does_not_answer() -> None:
         ("http://registry:99999", "valid host and port"),
         ("http://[registry", "valid host and port"),
         ("http://registry:0", "http://HOST:PORT"),
-        ("http://registry/?a=b", "ends with its path"),
-        ("http://registry/a b", "ends with its path"),
-        ("http://registry/\r\nX: y", "ends with its path"),
+        ("http://registry/?a=b", "must end with its path"),
+        ("http://registry/a b", "must end with its path"),
+        ("http://registry/\r\nX: y", "must end with its path"),
     ],
 )
 def test_what_is_no_url_of_a_registry(url: str, why: str) -> None:

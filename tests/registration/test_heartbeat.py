@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from wsgigate.registration.heartbeat import Keeper
+from wsgigate.registration.heartbeat import Heartbeat
 from wsgigate.rules.registration import Answer, Phase, Standing, Step, Wanted
 
 DONE = Answer(200, 0.1)
@@ -68,31 +68,31 @@ def registries() -> Registries:
 
 
 @pytest.fixture
-def started() -> Iterator[Callable[..., Keeper]]:
-    keepers: list[Keeper] = []
+def started() -> Iterator[Callable[..., Heartbeat]]:
+    heartbeats: list[Heartbeat] = []
 
-    def start(registries: Registries, **options: object) -> Keeper:
-        keeper = Keeper(lambda: registries, random=lambda: 0.0, **options)  # type: ignore[arg-type]
-        keepers.append(keeper)
-        keeper.start()
-        return keeper
+    def start(registries: Registries, **options: object) -> Heartbeat:
+        heartbeat = Heartbeat(lambda: registries, random=lambda: 0.0, **options)  # type: ignore[arg-type]
+        heartbeats.append(heartbeat)
+        heartbeat.start()
+        return heartbeat
 
     yield start
-    for keeper in keepers:
-        keeper.end(leave=False, timeout=10.0)
+    for heartbeat in heartbeats:
+        heartbeat.end(leave=False, timeout=10.0)
 
 
-def test_a_whole_life(registries: Registries, started: Callable[..., Keeper]) -> None:
-    keeper = started(registries, wanted=Wanted.STARTING)
+def test_a_whole_life(registries: Registries, started: Callable[..., Heartbeat]) -> None:
+    heartbeat = started(registries, wanted=Wanted.STARTING)
     registries.wait_for(Step.REGISTER, Step.HEARTBEAT)
-    keeper.want(Wanted.UP)
+    heartbeat.want(Wanted.UP)
     registries.wait_for(Step.TELL, Step.HEARTBEAT)
-    assert not keeper.settled(0)
-    keeper.want(Wanted.DRAINING)
-    assert keeper.settled(10.0)
-    assert keeper.drains
+    assert not heartbeat.settled(0)
+    heartbeat.want(Wanted.DRAINING)
+    assert heartbeat.settled(10.0)
+    assert heartbeat.drains
     registries.wait_for(Step.TELL, Step.HEARTBEAT)
-    keeper.end(leave=True, timeout=10.0)
+    heartbeat.end(leave=True, timeout=10.0)
     assert registries.steps() == [
         *(Step.REGISTER, Step.HEARTBEAT, Step.TELL, Step.HEARTBEAT),
         *(Step.TELL, Step.HEARTBEAT, Step.DEREGISTER),
@@ -102,7 +102,7 @@ def test_a_whole_life(registries: Registries, started: Callable[..., Keeper]) ->
 
 
 def test_who_was_forgotten_registers_again(
-    registries: Registries, started: Callable[..., Keeper]
+    registries: Registries, started: Callable[..., Heartbeat]
 ) -> None:
     started(registries)
     registries.wait_for(Step.REGISTER, Step.HEARTBEAT)
@@ -111,18 +111,18 @@ def test_who_was_forgotten_registers_again(
 
 
 def test_one_that_is_forgotten_while_it_drains_does_not_come_back(
-    registries: Registries, started: Callable[..., Keeper]
+    registries: Registries, started: Callable[..., Heartbeat]
 ) -> None:
-    keeper = started(registries)
+    heartbeat = started(registries)
     registries.wait_for(Step.REGISTER, Step.HEARTBEAT)
     registries.answer = lambda step, place: NOT_THERE
-    keeper.want(Wanted.DRAINING)
-    assert keeper.settled(10.0)
-    keeper.end(leave=True, timeout=10.0)
+    heartbeat.want(Wanted.DRAINING)
+    assert heartbeat.settled(10.0)
+    heartbeat.end(leave=True, timeout=10.0)
     assert Step.REGISTER not in [step for step, _, _ in registries.asked][1:]
 
 
-def test_when_one_registry_fails_the_next_is_asked(started: Callable[..., Keeper]) -> None:
+def test_when_one_registry_fails_the_next_is_asked(started: Callable[..., Heartbeat]) -> None:
     registries = Registries(3)
     registries.answer = lambda step, place: DONE if place == 2 else SILENT
     started(registries)
@@ -130,40 +130,40 @@ def test_when_one_registry_fails_the_next_is_asked(started: Callable[..., Keeper
     assert [place for _, _, place in registries.asked[:5]] == [0, 1, 2, 2, 2]
 
 
-def test_leaving_asks_each_registry_once_and_gives_up(started: Callable[..., Keeper]) -> None:
+def test_leaving_asks_each_registry_once_and_gives_up(started: Callable[..., Heartbeat]) -> None:
     registries = Registries(2)
-    keeper = started(registries)
+    heartbeat = started(registries)
     registries.wait_for(Step.REGISTER, Step.HEARTBEAT)
     registries.answer = lambda step, place: SILENT
-    keeper.end(leave=True, timeout=10.0)
+    heartbeat.end(leave=True, timeout=10.0)
     ends = [place for step, _, place in registries.asked if step is Step.DEREGISTER]
     assert sorted(ends) == [0, 1]
 
 
 def test_nobody_waits_for_a_registry_that_can_not_be_told(
-    registries: Registries, started: Callable[..., Keeper]
+    registries: Registries, started: Callable[..., Heartbeat]
 ) -> None:
     registries.answer = lambda step, place: SILENT
-    keeper = started(registries)
+    heartbeat = started(registries)
     registries.wait_for(Step.REGISTER)
-    keeper.want(Wanted.DRAINING)
-    assert keeper.settled(10.0)
-    assert not keeper.drains
+    heartbeat.want(Wanted.DRAINING)
+    assert heartbeat.settled(10.0)
+    assert not heartbeat.drains
 
 
-def test_only_who_leads_speaks(registries: Registries, started: Callable[..., Keeper]) -> None:
+def test_only_who_leads_speaks(registries: Registries, started: Callable[..., Heartbeat]) -> None:
     turn = Turn(leads=False)
-    keeper = started(registries, lead=turn)
+    heartbeat = started(registries, lead=turn)
     assert turn.asked.wait(10.0)
-    keeper.want(Wanted.DRAINING)
-    assert keeper.settled(10.0)
-    keeper.end(leave=True, timeout=10.0)
+    heartbeat.want(Wanted.DRAINING)
+    assert heartbeat.settled(10.0)
+    heartbeat.end(leave=True, timeout=10.0)
     assert registries.asked == []
     assert turn.released
 
 
 def test_who_takes_over_registers_anew(
-    registries: Registries, started: Callable[..., Keeper]
+    registries: Registries, started: Callable[..., Heartbeat]
 ) -> None:
     turn = Turn(leads=False)
     started(registries, lead=turn)
@@ -176,16 +176,16 @@ def test_who_takes_over_registers_anew(
 
 
 def test_what_is_known_need_not_be_told(
-    registries: Registries, started: Callable[..., Keeper]
+    registries: Registries, started: Callable[..., Heartbeat]
 ) -> None:
     known = Standing(Phase.REGISTERED, told=Wanted.UP, sent=True)
-    keeper = started(registries, wanted=Wanted.DRAINING, standing=known)
-    assert keeper.settled(10.0)
+    heartbeat = started(registries, wanted=Wanted.DRAINING, standing=known)
+    assert heartbeat.settled(10.0)
     assert registries.asked[0] == (Step.TELL, Wanted.DRAINING, 0)
 
 
 def test_nothing_is_asked_before_it_is_time(
-    registries: Registries, started: Callable[..., Keeper]
+    registries: Registries, started: Callable[..., Heartbeat]
 ) -> None:
     looked, ready = threading.Event(), threading.Event()
 
@@ -193,13 +193,13 @@ def test_nothing_is_asked_before_it_is_time(
         looked.set()
         return ready.is_set()
 
-    keeper = started(registries, ready=look)
+    heartbeat = started(registries, ready=look)
     assert looked.wait(10.0)
-    assert not keeper.begun
+    assert not heartbeat.begun
     assert registries.asked == []
     ready.set()
     registries.wait_for(Step.REGISTER, Step.HEARTBEAT)
-    assert keeper.begun
+    assert heartbeat.begun
     never = started(registries, ready=lambda: False)
     asked = len(registries.asked)
     never.want(Wanted.UP)
@@ -208,7 +208,7 @@ def test_nothing_is_asked_before_it_is_time(
 
 
 def test_a_function_is_called_between_steps(
-    registries: Registries, started: Callable[..., Keeper]
+    registries: Registries, started: Callable[..., Heartbeat]
 ) -> None:
     called = threading.Event()
     started(registries).call(called.set)
@@ -216,16 +216,16 @@ def test_a_function_is_called_between_steps(
 
 
 def test_what_happens_is_logged_once(
-    registries: Registries, started: Callable[..., Keeper], caplog: pytest.LogCaptureFixture
+    registries: Registries, started: Callable[..., Heartbeat], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "wsgigate.registration"):
-        keeper = started(registries)
+        heartbeat = started(registries)
         registries.wait_for(Step.REGISTER, Step.HEARTBEAT)
         registries.answer = lambda step, place: SILENT
         asked = len(registries.asked)
         registries.wait(lambda: len(registries.asked) >= asked + 5)
         registries.answer = lambda step, place: DONE
-        keeper.end(leave=True, timeout=10.0)
+        heartbeat.end(leave=True, timeout=10.0)
     assert caplog.messages == [
         "users/a is registered at http://registry0",
         "1 failed attempts at a registry since the last such message; the last: "
@@ -240,8 +240,8 @@ def test_a_client_that_can_not_be_made_is_told_and_nothing_else(
     def connect() -> Registries:
         raise ValueError("REGISTRY_URL: is wrong")
 
-    keeper = Keeper(connect)
-    keeper.start()
-    assert keeper.settled(10.0)
-    keeper.end(leave=True, timeout=10.0)
-    assert caplog.messages == ["nothing is registered: REGISTRY_URL: is wrong"]
+    heartbeat = Heartbeat(connect)
+    heartbeat.start()
+    assert heartbeat.settled(10.0)
+    heartbeat.end(leave=True, timeout=10.0)
+    assert caplog.messages == ["Registration not started: REGISTRY_URL: is wrong"]

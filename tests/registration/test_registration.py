@@ -24,13 +24,13 @@ ENTRY = Entry(service="users", port=3001)
     [
         ({"service": "a b"}, "serviceName"),
         ({"port": 65_536}, "port"),
-        ({"tags": "blue"}, "tags are several words"),
+        ({"tags": "blue"}, "tags must be a list such as"),
         ({"tags": ["", "b"]}, "tags"),
-        ({"drain": -1}, "drain is 0 to 300 seconds"),
+        ({"drain": -1}, "drain must be 0 to 300 seconds"),
         ({"registry": "registry:3004"}, "the registry's URL"),
-        ({"registry": []}, "registry names no registry"),
+        ({"registry": []}, "registry is empty"),
         ({"registry": ["http://a", "b"]}, "the registry's URL"),
-        ({"token": "two words"}, "token is 1 to 4096 visible characters"),
+        ({"token": "two words"}, "token must be 1 to 4096 visible characters"),
         ({"metadata": {"a": float("nan")}}, "metadata"),
     ],
 )
@@ -43,9 +43,9 @@ def test_what_can_not_be_right_is_named_where_it_is_written(wrong: dict, named: 
 @pytest.mark.parametrize(
     ("env", "named"),
     [
-        ({"REGISTRY_URL": "registry"}, "REGISTRY_URL: the registry's URL is"),
-        ({"REGISTRY_URL": " , "}, "REGISTRY_URL names no registry"),
-        ({"REGISTRY_TOKEN": "secret word"}, "REGISTRY_TOKEN is 1 to 4096 visible"),
+        ({"REGISTRY_URL": "registry"}, "REGISTRY_URL: the registry's URL must be"),
+        ({"REGISTRY_URL": " , "}, "REGISTRY_URL is empty"),
+        ({"REGISTRY_TOKEN": "secret word"}, "REGISTRY_TOKEN must be 1 to 4096 visible"),
     ],
 )
 def test_what_is_wrong_with_the_environment_is_found_later(
@@ -102,7 +102,7 @@ def test_without_a_store_each_speaks_for_itself(
     assert lead.take()
     lead.release()
     [message] = caplog.messages
-    assert message.startswith("each worker sends heartbeats of its own, for want of a store: ")
+    assert message.startswith("Store unavailable: each worker sends its own heartbeats: ")
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from wsgigate.cli.main import failed
 from wsgigate.registration import AT_MOST
 from wsgigate.registration.connect import connector
 from wsgigate.registration.entry import Entry
-from wsgigate.registration.heartbeat import Keeper
+from wsgigate.registration.heartbeat import Heartbeat
 from wsgigate.registration.process import accepts
 from wsgigate.rules.registration import Wanted
 from wsgigate.units import parse_duration
@@ -80,16 +80,16 @@ def register(arguments: argparse.Namespace) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         code = 127 if error.errno == errno.ENOENT else 126
         return failed(f"{command[0]}: {error.strerror}", code)
-    keeper = Keeper(connect, wanted=Wanted.STARTING)
+    heartbeat = Heartbeat(connect, wanted=Wanted.STARTING)
     port = entry.port if arguments.listens is None else arguments.listens
     places = [("127.0.0.1", port), (entry.host or "::1", port)]
-    watch = _Supervisor(program, keeper, places, drain)
+    watch = _Supervisor(program, heartbeat, places, drain)
     try:
-        keeper.start()
+        heartbeat.start()
         return watch.wait()
     finally:
         watch.end()
-        keeper.end(leave=True, timeout=AT_MOST)
+        heartbeat.end(leave=True, timeout=AT_MOST)
 
 
 def _started(command: list[str], mask: Iterable[int]) -> subprocess.Popen[bytes]:
@@ -152,13 +152,13 @@ class _Supervisor:
     def __init__(
         self,
         program: subprocess.Popen[bytes],
-        keeper: Keeper,
+        heartbeat: Heartbeat,
         places: Sequence[tuple[str, int]],
         drain: float,
     ) -> None:
         self._program = program
         self._pid = program.pid
-        self._keeper = keeper
+        self._heartbeat = heartbeat
         self._places = places
         self._drain = drain
         self._up = False
@@ -195,7 +195,7 @@ class _Supervisor:
     def _check_port(self) -> None:
         if any(accepts(*place) for place in self._places):
             self._up = True
-            self._keeper.want(Wanted.UP)
+            self._heartbeat.want(Wanted.UP)
 
     def _handle(self, info: signal.struct_siginfo) -> None:
         if info.si_signo in _OWN_SIGNALS:
@@ -210,15 +210,18 @@ class _Supervisor:
             self._terminate_at = time.monotonic()
         else:
             self._drains_until = time.monotonic() + AT_MOST
-            self._keeper.want(Wanted.DRAINING)
+            self._heartbeat.want(Wanted.DRAINING)
 
     def _continue_draining(self) -> None:
         """Send SIGTERM to the program once gateways have had time to see that it drains."""
         now = time.monotonic()
         if self._drains_until is not None and (
-            self._keeper.settled(0) or now >= self._drains_until
+            self._heartbeat.settled(0) or now >= self._drains_until
         ):
-            self._drains_until, self._terminate_at = None, now + self._drain * self._keeper.drains
+            self._drains_until, self._terminate_at = (
+                None,
+                now + self._drain * self._heartbeat.drains,
+            )
         if self._terminate_at is not None and now >= self._terminate_at:
             self._terminate_at = None
             os.kill(self._pid, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Who is there: the instances of a service, and whether they are well."""
+"""Service discovery: the instances of a service, their sources and their health checks."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ _MOST_SOCKET_PATH = 107  # what the kernel takes
 @explained
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One running copy of a service, at one address.
+    """A running instance of a service, at one address.
 
-    :param url: ``http://HOST[:PORT]`` or ``https://HOST[:PORT]``, nothing behind it; or
-        ``http+unix://%2Frun%2Fapp.sock``, with the absolute path of a socket percent-encoded.
-    :param weight: Its share of the traffic relative to its siblings; 0 drains it.
-    :param tier: Whose turn it is: 0 first, the next ones as far as those before fail; up to 15.
-    :param host: The name it is asked by, ``NAME[:PORT]``, for one that serves several names
-        (virtual hosts) or was found by an address. Default: the host and port of the URL.
-    :param zone: The availability zone it runs in; empty where that is not known.
+    :param url: ``http://HOST[:PORT]`` or ``https://HOST[:PORT]`` without a path; or
+        ``http+unix://%2Frun%2Fapp.sock``, with the percent-encoded absolute path of a socket.
+    :param weight: Its share of the traffic relative to the other instances; 0 drains it.
+    :param tier: Its priority, 0 to 15: requests go to the lowest tier, and to the next one as far
+        as the instances of the tiers before it fail.
+    :param host: The value of ``Host``, ``NAME[:PORT]``, for an instance that serves several virtual
+        hosts or was found by its address. Default: the host and port of the URL.
+    :param zone: Its availability zone; empty if unknown.
     :ivar scheme: ``http``, ``https`` or ``http+unix``.
-    :ivar authority: ``HOST[:PORT]`` as it is sent in ``Host``: *host*, or else that of the URL in
-        lower case, without a default port; ``localhost`` behind a socket.
-    :ivar origin: The URL by which it may name itself in a ``Location``.
-    :ivar address: Where it is, for the log: that of the URL, or ``unix:`` and the path.
-    :raises ValueError: *url* or *host* is not of that form; says what is wrong with it.
+    :ivar authority: ``HOST[:PORT]`` as sent in ``Host``: *host*, or else that of the URL in lower
+        case, without a default port; ``localhost`` for a socket.
+    :ivar origin: The URL that the instance may use for itself in a ``Location``.
+    :ivar address: Its address in the log: that of the URL, or ``unix:`` and the path.
+    :raises ValueError: An argument is invalid; the message says what is wrong with it.
     """
 
     url: str
@@ -109,10 +110,10 @@ class Instance:
 
 
 def host_and_port(text: str, scheme: str = "http") -> str:
-    """Return *text*, ``HOST`` or ``HOST:PORT``, as a ``Host`` field has it.
+    """Return *text*, ``HOST`` or ``HOST:PORT``, in the normal form of a ``Host`` field.
 
-    :param scheme: The one whose default port is left out.
-    :raises ValueError: It is none.
+    :param scheme: The scheme whose default port is left out.
+    :raises ValueError: *text* is not a host with an optional port.
     """
     found = _AUTHORITY.fullmatch(text)
     name, port = (found[1].lower(), int(found[2] or 0)) if found else ("", 0)
@@ -127,7 +128,7 @@ def host_and_port(text: str, scheme: str = "http") -> str:
 
 
 def _socket_path(encoded: str) -> str:
-    """Return the path of a Unix socket out of the place where other URLs have a host."""
+    """Return the path of a Unix socket, which is in the place of the host in its URL."""
     path = unquote(encoded, errors="strict")
     if not path.startswith("/") or not path.isprintable() or not path.isascii():
         raise ValueError(

@@ -1,15 +1,30 @@
 """Active health checks: one worker probes the instances, and all workers share the results.
 
-Every worker runs one thread that reads the results from the store and marks its own pools. The one
-that holds the lease ``health/leader`` also probes the instances, many at a time, so that one that
-hangs delays neither the others nor the lease. When the leader dies or is stopped, another worker
-goes on where it was.
+Theory of operation
+===================
 
-While the store fails there is no lease and no shared result, so each worker probes for itself, from
-the first failed round on: instances die during outages of the store, too. Its first probe of an
-instance is due when the leader's next one would have been, spread as always, so an outage is no
-burst of probes. With the first round in which the store answers again, one worker leads and the
-others stop; see :mod:`wsgigate.discovery.health_results` for which verdict holds then.
+Every worker runs one thread that reads the results from the store and marks its own pools. The
+worker that holds the lease ``health/leader`` also probes the instances. These rules must hold:
+
+1. One worker probes for all, so the number of probes does not grow with the number of workers.
+   When the leader dies or is stopped, another worker takes the lease and continues the schedule:
+   the first probe of an instance is due when the former leader's next one would have been.
+2. A probe never blocks the thread. Probes run in the background, many at a time, so that an
+   instance that hangs delays neither the other probes nor the renewal of the lease.
+3. Instances that hang cannot use up all slots. At most half of the slots are for instances that
+   did not answer the last time, and three quarters for those and for new ones
+   (:class:`Schedule`). Services take turns, so that a small one does not wait for a large one.
+4. A result is written only if the worker still holds the lease and the store's value is the one
+   from when the probe began. A leader that was stopped during a probe must not overwrite what its
+   successor has found.
+5. Times are differences on a monotonic clock, or the store's time. Wall clocks of two machines are
+   never compared.
+6. Intervals have a random part, so that workers and instances do not synchronize.
+
+While the store fails, there is no lease and no shared result, so each worker probes for itself from
+the first failed round on: instances die during store outages, too. Rule 1 also holds then, so an
+outage causes no burst of probes. In the first round in which the store answers again, one worker
+leads and the others stop; :mod:`wsgigate.discovery.health_results` describes which verdict applies.
 """
 
 from __future__ import annotations
@@ -38,19 +53,19 @@ from wsgigate.store import Store, StoreError
 __all__ = ["Due", "Flight", "HealthChecker", "Markable", "Schedule"]
 
 
-# Which checks are due, and how many of them may be under way.
+# The schedule: which checks are due, and how many may be in flight.
 
 SURE, NEW, SILENT = 0, 1, 2
-"""An instance that answered the last time, that was never asked, that did not answer."""
+"""An instance that answered the last check, was never checked, or did not answer."""
 
 
 class Flight:
-    """A check under way.
+    """A check in flight.
 
-    :ivar raw: What the store held of the instance when the check began. Its result may only
-        replace that: it is nothing any more once another was written meanwhile.
-    :ivar started: When it began.
-    :ivar doubt: How likely it is to hang: :data:`SURE`, :data:`NEW` or :data:`SILENT`.
+    :ivar raw: The store's value for the instance when the check began. The result may replace only
+        this value: if another result was written meanwhile, it is dropped.
+    :ivar started: The monotonic time of its start.
+    :ivar doubt: How likely the check is to hang: :data:`SURE`, :data:`NEW` or :data:`SILENT`.
     """
 
     __slots__ = ("doubt", "raw", "started")
@@ -62,12 +77,12 @@ class Flight:
 
 
 class Due(NamedTuple):
-    """What is to be done in a round.
+    """The work of a round.
 
-    :ivar checks: Checks to start, each counted as under way until it is landed.
-    :ivar overdue: Instances whose check under way should have ended long ago.
-    :ivar next_at: When there is more to do, as far as is known; a moment that has passed while
-        more checks are due than may be under way.
+    :ivar checks: Checks to start; each is in flight until :meth:`Schedule.land`.
+    :ivar overdue: Instances whose check in flight has exceeded its timeout.
+    :ivar next_at: When the next check is due; a time in the past while more checks are due than may
+        be in flight.
     """
 
     checks: list[tuple[Target, Flight]]
@@ -76,11 +91,11 @@ class Due(NamedTuple):
 
 
 class Schedule:
-    """When each instance is checked next, at most one check of it at a time.
+    """The next check of each instance, at most one of it at a time.
 
-    :param most: How many checks are under way at most; half as many of instances that did not
-        answer the last time, three quarters of those and ones never asked.
-    :param random: Gives numbers in [0, 1).
+    :param most: The largest number of checks in flight. At most half are checks of instances that
+        did not answer the last one, and at most three quarters those and first checks.
+    :param random: Returns numbers in [0, 1).
     """
 
     def __init__(self, most: int, random: Callable[[], float]) -> None:
@@ -90,11 +105,11 @@ class Schedule:
         self._flights: dict[str, Flight] = {}
 
     def rest(self) -> None:
-        """Forget what was planned: another worker does the checks."""
+        """Clear the schedule: another worker carries out the checks."""
         self._next.clear()
 
     def due(self, targets: Mapping[str, Target], results: Results, now: float) -> Due:
-        """Return what is to be done now; instances that are not in *targets* are forgotten."""
+        """Return the work that is due; instances that are not in *targets* are forgotten."""
         planned = self._next
         self._next = {
             key: planned[key] if key in planned else self._first(target, results, now)
@@ -128,7 +143,7 @@ class Schedule:
         return due if waiting else due._replace(next_at=min(self._next.values(), default=now))
 
     def _in_turn(self, targets: Mapping[str, Target], now: float) -> list[str]:
-        """Return what is due, the services in turn: none queues behind a larger one."""
+        """Return the keys that are due, services in turn: none waits for a larger one."""
         turns: Counter[str] = Counter()
         due = []
         for moment, key in sorted((at, key) for key, at in self._next.items() if at <= now):
@@ -138,12 +153,12 @@ class Schedule:
         return [key for _, _, key in sorted(due)]
 
     def land(self, target: Target, flight: Flight) -> None:
-        """Take note that *flight* has ended; any thread may."""
+        """Record that *flight* has ended. Any thread may call this."""
         if self._flights.get(target.key) is flight:
             del self._flights[target.key]
 
     def _first(self, target: Target, results: Results, now: float) -> float:
-        """Return when the first check by this worker is due: where another left off, or soon."""
+        """Return when this worker's first check is due: as another worker's next one, or soon."""
         health = results.known(target).health
         if health is None:
             return first_due(now, target.check.interval, self._random())
@@ -163,34 +178,35 @@ ROUND = 0.5
 """Seconds between two rounds of the thread."""
 
 SHORTEST = 0.05
-"""Seconds between two rounds when more checks are due soon, or wait for others to end."""
+"""Seconds between two rounds when checks are due soon, or wait for a free slot."""
 
 REFRESH = 1.0
 """Seconds after which the lease is renewed, and pools and results are read again."""
 
 COMPLAIN = 60.0
-"""Seconds for which the same trouble is logged once."""
+"""Seconds in which the same error is logged once."""
 
 _TIMED_OUT = Outcome(False, error="Timeout")
 
 
 class HealthChecker:
-    """Check the instances of services, and keep the pools of every worker in the know.
+    """Checks the instances of services and marks them in the pools of every worker.
 
     Nothing runs before :meth:`start`, which every worker calls for itself, after the fork. While
-    the store fails, each worker checks for itself. Instances may come into the pools and go at any
-    time: what is in them is what is checked.
+    the store fails, each worker checks for itself. The instances of a pool may change at any time;
+    each round checks the current ones.
 
     :param pools: The pools of this process, by service.
-    :param checks: How a service is checked; one that is not in here is not.
-    :param store: Where the workers meet. Two gateways that share one need a *prefix* each.
-    :param asker: Asks the instances.
-    :param most: How many checks are under way at most. No more than half of them are checks of
-        instances that did not answer the last time, and three quarters together with those never
-        asked: a thousand dead hosts keep neither the others nor new ones from being checked.
-    :param prefix: What the keys in the store begin with.
-    :param clock: Seconds of a clock that never steps back.
-    :param random: Gives numbers in [0, 1).
+    :param checks: The health check of each service; services without one are not checked.
+    :param store: The store that the workers share. Gateways that share a store need different
+        prefixes.
+    :param asker: Sends the probes.
+    :param most: The largest number of checks in flight. At most half of them are checks of
+        instances that did not answer the last one, and at most three quarters those and first
+        checks: a thousand dead hosts delay neither the other instances nor new ones.
+    :param prefix: The prefix of the keys in the store.
+    :param clock: Returns monotonic seconds.
+    :param random: Returns numbers in [0, 1).
     :raises ValueError: A check is for a service that has no pool, or *most* is below 4.
     """
 
@@ -210,7 +226,7 @@ class HealthChecker:
             if service not in pools:
                 raise ValueError(f"there is a health check for {service!r}, but no such service")
         if most < 4:
-            raise ValueError(f"most is 4 or more checks, got {most}")
+            raise ValueError(f"most must be 4 or more checks, got {most}")
         self._checks = dict(checks)
         self._asker = asker
         self._most = most
@@ -222,25 +238,25 @@ class HealthChecker:
         self._thread = SupervisedThread("wsgigate-health", self._run, self._begin_anew)
 
     def _begin_anew(self) -> None:
-        """Forget what belongs to a thread that ran before, perhaps in the process forked from."""
+        """Reset the state of an earlier thread, also that of the process forked from."""
         self._schedule = Schedule(self._most, self._random)
         self._leading = False
         self._alone = False
-        self._announced = False  # whether the log says that it is alone
+        self._announced = False  # whether it was logged that this worker checks for itself
         self._targets: dict[str, Target] = {}
         self._next_at = float("-inf")
         self._lead_at = self._read_at = float("-inf")
         self._complained: dict[str, float] = {}
 
     def start(self) -> None:
-        """Start this process's thread unless it runs; without checks there is none."""
+        """Start the thread of this process, unless it is running or there are no checks."""
         if self._checks:
             self._thread.start()
 
     def stop(self, timeout: float = 1.0) -> None:
-        """End this process's thread and let go of the lease; checks under way are abandoned.
+        """Stop the thread of this process and release the lease; checks in flight are abandoned.
 
-        :param timeout: Seconds to wait for the thread; the lease of one that hangs runs out.
+        :param timeout: Seconds to wait for the thread; the lease of a thread that hangs expires.
         """
         self._thread.stop(timeout)
         self._asker.stop()
@@ -257,15 +273,15 @@ class HealthChecker:
             try:
                 self._lease.release()
             except StoreError:
-                pass  # it runs out by itself
+                pass  # the lease expires
 
     @property
     def alone(self) -> bool:
-        """Whether this worker checks for itself, as the store fails."""
+        """Whether this worker checks for itself, because the store fails."""
         return self._alone
 
     def step(self) -> None:
-        """Do one round: lead if no other worker does, read the results, start the checks due."""
+        """Run one round: take the lease if it is free, read the results, start the due checks."""
         now = self._clock()
         self._next_at = float("inf")
         try:
@@ -317,7 +333,7 @@ class HealthChecker:
             LOG.warning("Store available again: health results are shared by all workers")
 
     def refresh(self) -> None:
-        """Read the results from the store now, whether or not the thread runs."""
+        """Read the results from the store now, whether or not the thread is running."""
         try:
             self._results.read(self._results.targets())
         except StoreError as error:
@@ -330,7 +346,7 @@ class HealthChecker:
         return service_status(self._results.healths(service))
 
     def all(self) -> dict[str, dict[str, Any]]:
-        """Return the status of every service of which an instance has been checked."""
+        """Return the status of every service with at least one checked instance."""
         healths = {service: self._results.healths(service) for service in self._checks}
         return {
             service: service_status(instances)
@@ -352,7 +368,7 @@ class HealthChecker:
 
         try:
             self._asker.ask(target.service, target.instance, target.check, found)
-        except Exception as error:  # no thread or socket to be had at the moment
+        except Exception as error:  # no thread or socket available
             schedule.land(target, flight)
             self._complain("A health check could not be started", traceback=error)
 
@@ -362,11 +378,11 @@ class HealthChecker:
                 self._results.write(target, outcome, raw)
                 return
             except StoreError as error:
-                self._complain("A health result is not shared, as the store fails: %s", error)
+                self._complain("A health result could not be written to the store: %s", error)
         self._results.keep(target, outcome)
 
     def _complain(self, trouble: str, *args: object, traceback: Exception | None = None) -> bool:
-        """Log *trouble* unless it was logged in the last minute; return whether it was now."""
+        """Log *trouble* unless it was logged in the last minute; return whether it was logged."""
         now = self._clock()
         if now - self._complained.get(trouble, float("-inf")) < COMPLAIN:
             return False

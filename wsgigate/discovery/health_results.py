@@ -1,12 +1,13 @@
-"""The health of instances as one worker knows it: shared through the store, or found by itself.
+"""Health check results: shared by all workers through the store, or kept by one worker.
 
 While the store works, one worker writes and all read: :meth:`Results.write`, :meth:`Results.read`.
-While it fails, each worker records what it finds in memory (:meth:`Results.keep`), on top of what
-it last read, so that a verdict is not decided anew. When the store answers again, what the worker
-found holds until the store has a *newer* result: an old verdict that outlived the outage in the
-store must not put a dead instance back. The leader writes its own findings at once
-(:meth:`Results.share`), so the others, and workers that start then, have a newer result soon. Newer
-is decided by how long ago a check ended, never by comparing the wall clocks of two machines.
+While it fails, each worker keeps its results in memory (:meth:`Results.keep`), based on what it
+last read, so that thresholds continue to count. When the store answers again, a worker's own result
+applies until the store has a *newer* one: an old verdict that outlived the outage in the store must
+not bring a dead instance back into rotation. The leader writes its own results at once
+(:meth:`Results.share`), so that the other workers, and workers that start then, have a newer result
+soon. The newer of two results is the one whose check ended less long ago; wall clocks of two
+machines are never compared.
 """
 
 from __future__ import annotations
@@ -45,30 +46,30 @@ __all__ = [
 ]
 
 
-# How instances are asked whether they are well: what a checker wants of whoever asks them.
+# Probe runners.
 
 Probe: TypeAlias = Callable[[Instance, HealthCheck], Outcome]
-"""Asks one instance once whether it is well, within the check's timeout. Runs in any thread."""
+"""Probes one instance once, within the check's timeout. Runs in any thread."""
 
 Found: TypeAlias = Callable[[Outcome | Exception], None]
-"""Takes what a check found, or what kept it from finding anything. Runs in any thread."""
+"""Receives the outcome of a check, or the error that prevented it. Runs in any thread."""
 
 
 class ProbeRunner(Protocol):
-    """Asks instances, many at a time."""
+    """Probes instances, many at a time."""
 
     def ask(self, service: str, instance: Instance, check: HealthCheck, found: Found) -> None:
-        """Start a check, and call *found* when it has ended."""
+        """Start a check; call *found* when it has ended."""
 
     def stop(self) -> None:
-        """Abandon the checks under way."""
+        """Abandon the checks in flight."""
 
 
 class InThreads:
-    """Ask by a function of one's own, each check in a thread that ends with it.
+    """A probe runner that calls a function, each check in its own thread.
 
-    :param probe: Asks one instance once.
-    :param spawn: Runs a function in the background.
+    :param probe: Probes one instance once.
+    :param spawn: Runs a function in the background. Default: in a new thread.
     """
 
     def __init__(
@@ -80,12 +81,12 @@ class InThreads:
     def ask(self, service: str, instance: Instance, check: HealthCheck, found: Found) -> None:
         """Start a check in a thread.
 
-        :raises RuntimeError: There is no thread to be had.
+        :raises RuntimeError: No thread can be started.
         """
         self._spawn(partial(self._run, instance, check, found))
 
     def stop(self) -> None:
-        """Leave the threads to end by themselves."""
+        """Do nothing: each thread ends with its check."""
 
     def _run(self, instance: Instance, check: HealthCheck, found: Found) -> None:
         outcome: Outcome | Exception
@@ -100,7 +101,7 @@ def _spawn_thread(work: Callable[[], None]) -> None:
     threading.Thread(target=work, name="wsgigate-health-check", daemon=True).start()
 
 
-# How the health of services is told to people and programs, as members of JSON documents.
+# The status of services and instances, as members of JSON documents.
 
 
 def not_checked() -> dict[str, Any]:
@@ -109,20 +110,17 @@ def not_checked() -> dict[str, Any]:
 
 
 def not_monitored() -> dict[str, Any]:
-    """Return the status of a service that has no health check: it is taken to be healthy.
-
-    That is what the gateway does: it sends such a service its requests.
-    """
+    """Return the status of a service without a health check: healthy, as it gets its requests."""
     return {"healthy": True, "status": "No health check"}
 
 
 def instance_status(health: Health | None) -> dict[str, Any]:
     """Return the status of one instance.
 
-    A healthy one tells ``healthy, lastCheck, responseTime, status``, an unhealthy one ``healthy,
-    lastCheck, error, status``. ``status`` is the status code, ``"N/A"`` when there was no answer.
-    The last check may disagree with the verdict: a healthy instance then has an ``error`` as well,
-    and an unhealthy one that answers again is ``Recovering``.
+    A healthy instance has ``healthy, lastCheck, responseTime, status``, an unhealthy one ``healthy,
+    lastCheck, error, status``. ``status`` is the status code, ``"N/A"`` without a response. The
+    last check may disagree with the verdict: a healthy instance then has an ``error`` as well, and
+    the error of an unhealthy one that answers again is ``Recovering``.
     """
     if health is None:
         return not_checked()
@@ -139,8 +137,8 @@ def instance_status(health: Health | None) -> dict[str, Any]:
 def service_status(healths: Mapping[str, Health | None]) -> dict[str, Any]:
     """Return the status of a service from the *healths* of its instances, by URL.
 
-    A service is healthy when one of its instances is. Of several, the last one checked of those
-    that agree with the verdict speaks for all; each is told in ``instances``.
+    A service is healthy if one of its instances is. With several instances, the members are those
+    of the last checked instance that agrees with the verdict; ``instances`` has all of them.
     """
     if not healths:
         return {"healthy": False, "error": "No instances"}
@@ -165,18 +163,18 @@ _INTERVALS_KEPT = 10
 
 
 class Markable(Protocol):
-    """What is wanted of a pool: who is in it, and a way to say who is well."""
+    """The part of a pool that health checks use."""
 
     @property
     def instances(self) -> Iterable[Instance]:
-        """The instances in it at the moment."""
+        """The current instances of the pool."""
 
     def mark(self, url: str, healthy: bool) -> None:
-        """Take note of whether the instance at *url* is healthy."""
+        """Mark the instance at *url* as healthy or unhealthy."""
 
 
 class Target(NamedTuple):
-    """One instance, how it is checked, and the key its health is kept under."""
+    """An instance to check, its check, and the key of its health in the store."""
 
     key: str
     service: str
@@ -185,7 +183,7 @@ class Target(NamedTuple):
 
 
 class Known(NamedTuple):
-    """The health of an instance, and the bytes of it that are in the store."""
+    """The health of an instance, and its bytes in the store."""
 
     raw: bytes | None
     health: Health | None
@@ -195,15 +193,15 @@ _NOTHING = Known(None, None)
 
 
 class Results:
-    """The health of the instances in *pools*, as it was last read from the store.
+    """The health of the instances in *pools*, as last read from the store.
 
-    :param pools: By service; their instances may change at any time.
-    :param checks: How a service is checked, by service.
-    :param store: Where the workers meet.
-    :param lease: Whoever holds it may write.
-    :param prefix: What the keys in the store begin with.
-    :param clock: Seconds of a clock that never steps back.
-    :param wall: The Unix time; stands for the store's until that was read.
+    :param pools: The pools, by service; their instances may change at any time.
+    :param checks: The health checks, by service.
+    :param store: The store that the workers share.
+    :param lease: The lease that a worker must hold to write.
+    :param prefix: The prefix of the keys in the store.
+    :param clock: Returns monotonic seconds.
+    :param wall: Returns the Unix time; used instead of the store's time until that was read.
     """
 
     def __init__(
@@ -219,9 +217,9 @@ class Results:
     ) -> None:
         self._clock = clock
         self._wall = wall
-        self._ahead: float | None = None  # of the store's time; None: never read
+        self._ahead: float | None = None  # store's time minus clock; None until read
+        # results of this worker that the store may not have: the clock's time of each
         self._own: dict[str, float] = {}
-        # what this worker found that the store may not have: when, by the clock
         self._pools = pools
         self._checks = checks
         self._store = store
@@ -233,11 +231,11 @@ class Results:
         fork.renewed(self, _storing="Lock")
 
     def now(self) -> float:
-        """Return the store's time, as far as it can be known without asking the store."""
+        """Return an estimate of the store's time, without a store access."""
         return self._wall() if self._ahead is None else self._clock() + self._ahead
 
     def targets(self) -> dict[str, Target]:
-        """Return what is to be checked at the moment, by key."""
+        """Return the instances to check, by key."""
         targets = (
             Target(_key(self._prefix, service, instance.url), service, instance, check)
             for service, check in self._checks.items()
@@ -246,7 +244,7 @@ class Results:
         return {target.key: target for target in targets}
 
     def known(self, target: Target) -> Known:
-        """Return what is known of *target*."""
+        """Return the known health of *target*."""
         return self._known.get(target.key, _NOTHING)
 
     def healths(self, service: str) -> dict[str, Health | None]:
@@ -258,15 +256,15 @@ class Results:
         }
 
     def read(self, targets: Mapping[str, Target]) -> None:
-        """Read what is known of *targets*, forget all others, and mark the pools.
+        """Read the health of *targets*, forget all others, and mark the pools.
 
-        What has vanished from the store, or cannot be understood, stays as it was last known.
+        A value that is missing from the store, or malformed, leaves the known health unchanged.
 
         :raises StoreError: The store failed; nothing has changed.
         """
         self._changes.flush()
-        with self._storing:  # else what is read could replace what is written meanwhile
-            # one by one: a store on the network would look through all its keys for a prefix
+        with self._storing:  # otherwise a read could replace a result that is written meanwhile
+            # one by one: a store on the network would scan all its keys for a prefix
             found = {key: self._store.get(key)[0] for key in targets}
             _, now = self._store.get(self._lease.key)
             self._ahead = now - self._clock()
@@ -278,7 +276,7 @@ class Results:
         self.mark(targets)
 
     def mark(self, targets: Mapping[str, Target]) -> None:
-        """Mark the pools with what is known of *targets*."""
+        """Mark the pools with the known health of *targets*."""
         known = self._known
         for key, target in targets.items():
             health = known.get(key, _NOTHING).health
@@ -293,7 +291,7 @@ class Results:
         self.mark(targets)
 
     def keep(self, target: Target, outcome: Outcome) -> None:
-        """Record *outcome* for this worker alone: the store cannot be asked."""
+        """Record *outcome* for this worker alone, as the store fails."""
         with self._storing:
             before = self.known(target)
             health = record(before.health, outcome, self.now(), target.check)
@@ -303,11 +301,11 @@ class Results:
         self._log_change(target, before.health, health)
 
     def share(self, targets: Mapping[str, Target]) -> None:
-        """Write what this worker found by itself, where the store has nothing newer.
+        """Write this worker's own results, unless the store has newer ones.
 
-        For the holder of the lease, after :meth:`read`.
+        Called by the holder of the lease, after :meth:`read`.
 
-        :raises StoreError: The store failed; what was not written stays to be shared.
+        :raises StoreError: The store failed; the remaining results can be shared later.
         """
         for key in list(self._own):
             target = targets.get(key)
@@ -321,12 +319,12 @@ class Results:
                     self._own.pop(key, None)
 
     def _agreed(self, key: str, raw: bytes | None, before: Known) -> Known:
-        """Return what holds: what the store has, or what this worker found later by itself."""
+        """Return the newer one of the store's result and this worker's own."""
         stored = _decoded(raw, before)
         at = self._own.get(key)
         if at is None or before.health is None or self._ahead is None:
             return stored
-        # the moments may stem from another clock than the store's, which was not known then
+        # the times may be from the wall clock, if the store's time was not known then
         moved = at + self._ahead - before.health.checked
         own = replace(
             before.health,
@@ -345,12 +343,12 @@ class Results:
             del self._own[key]
 
     def write(self, target: Target, outcome: Outcome, raw: bytes | None) -> None:
-        """Make *outcome* known, unless another leads by now, or has written since *raw* was read.
+        """Write *outcome*, unless the lease is lost or the store's value is no longer *raw*.
 
-        A process that was stopped in the middle of a check must not write over what its successor
-        found meanwhile.
+        A process that was stopped during a check must not overwrite what its successor has found
+        meanwhile.
 
-        :param raw: What was in the store when the check began.
+        :param raw: The store's value when the check began.
         :raises StoreError: The store failed; the outcome is lost.
         """
         with self._storing:
@@ -367,7 +365,7 @@ class Results:
         self._log_change(target, before, health)
 
     def _log_change(self, target: Target, before: Health | None, health: Health) -> None:
-        """Log a change of the verdict. That an instance is healthy from the start is none."""
+        """Log a change of the verdict; an instance that is healthy from the start is none."""
         if health.healthy if before is None else before.healthy == health.healthy:
             return
         place, service, log = target.instance.address, target.service, self._changes.log
@@ -396,6 +394,6 @@ def _decoded(raw: bytes | None, before: Known) -> Known:
 
 @lru_cache(maxsize=4096)
 def _key(prefix: str, service: str, url: str) -> str:
-    """Return the key of an instance's health; one too long for a store is shortened to a hash."""
+    """Return the key of an instance's health; a key too long for a store becomes a hash."""
     key = f"{prefix}{quote(service, safe='')}/{url}"
     return key if len(key) <= 480 else f"{prefix}{sha256(key.encode()).hexdigest()}"

@@ -1,8 +1,31 @@
-"""Keeps pools as their sources say: each source has a thread in every worker that asks it.
+"""Service discovery: keeps the pools of a gateway up to date from their sources.
 
-It is a thread of each worker, not one for all of them through the store, so that a change reaches
-each worker at once and by itself: not a round of looking at the store later, and not only while the
-store works and another worker lives. What a source answers costs it little, as it mostly waits.
+Theory of operation
+===================
+
+Every worker runs one thread for each source. The thread calls :meth:`.Source.find`, which mostly
+waits for a change, and replaces the instances of the pool with the result. These rules must hold:
+
+1. Discovery does not depend on the store or on another worker. A thread in each worker, rather
+   than one leader that writes to the store, means that a change reaches each worker at once: not
+   a polling interval later, and also while the store fails or the leader has died. The price is
+   one waiting request per worker and source.
+2. A source that fails never empties a pool. The last good instances stay, whatever the error, and
+   the pause between attempts doubles up to 30 s, half of it random, so that workers do not all
+   send a request at once when the source recovers.
+3. An empty list is confirmed before it is used (:class:`EmptyGuard`). It usually means a source
+   that has just started or lost its data, and dead instances cost little, as their connections
+   are refused. It is used at once if the source is certain, or if no instance was known.
+4. A worker that starts while its source fails uses the last good list of any worker
+   (:class:`InstanceCache`), which is kept in the store for a day. Workers start at any time, after
+   a reload, a crash or a number of requests, and would otherwise have no instances. The cache
+   names its source, so that a list of another source is never used, and it includes the networks
+   that the source allows, so that the same restriction applies.
+5. Addresses come from outside and are validated each time (``check``), also those of the cache. A
+   list with an invalid instance is used without this instance. Host names are resolved when a
+   connection is made, and must be checked there as well.
+6. After a fork, all state starts anew (:meth:`Watch.begin_anew`): the thread, its connection and
+   its pauses belong to the parent.
 """
 
 from __future__ import annotations
@@ -31,16 +54,11 @@ from wsgigate.store import VALUE_BYTES, Store, StoreError
 __all__ = ["EmptyGuard", "InstanceCache", "Recalled", "Renewable", "Watch", "Watcher", "pause"]
 
 
-# The last good answer of a source, kept in the store for workers that begin without one.
-#
-# A worker that is started while a source does not answer, be it for a reload, a crash or because
-# it has served its share of requests, would otherwise know of nobody.
-
 _DAY = 86_400.0
 
 
 class Recalled(NamedTuple):
-    """What was kept, how many seconds ago the source said so, and the networks that it named."""
+    """A cached list: the instances, its age in seconds, and the networks the source allowed."""
 
     instances: tuple[Instance, ...]
     age: float
@@ -48,11 +66,11 @@ class Recalled(NamedTuple):
 
 
 class InstanceCache:
-    """The instances of a service as its source last told them to any worker.
+    """The last good list of a source, shared by all workers through the store.
 
-    :param store: Where the workers meet.
-    :param key: The key they are under.
-    :param source: The source's name; what another one said before is nothing to this.
+    :param store: The store that the workers share.
+    :param key: The key of the list.
+    :param source: The name of the source; a list of another source is ignored.
     """
 
     def __init__(self, store: Store, key: str, source: str) -> None:
@@ -61,7 +79,7 @@ class InstanceCache:
         self._source = source
 
     def recall(self) -> Recalled | None:
-        """Return what was kept, ``None`` if that is nothing that can be used.
+        """Return the cached list, ``None`` if there is none or it is not usable.
 
         :raises StoreError: The store failed.
         """
@@ -79,9 +97,9 @@ class InstanceCache:
             return None
 
     def keep(self, instances: Sequence[Instance], networks: Sequence[str] | None = None) -> None:
-        """Keep *instances* for a day, unless they are too many for one value of a store.
+        """Store *instances* for a day, unless they are too large for one value of a store.
 
-        :param networks: The networks that the source allows them in, if it named any.
+        :param networks: The networks in which the source allows instances, if it names any.
         :raises StoreError: The store failed.
         """
         old, now = self._store.get(self._key)
@@ -89,10 +107,8 @@ class InstanceCache:
         members = [self._source, now, listed, *([] if networks is None else [list(networks)])]
         new = json.dumps(members, separators=(",", ":")).encode()
         if len(new) <= VALUE_BYTES:
-            self._store.swap(self._key, old, new, _DAY)  # who was faster knows as much
+            self._store.swap(self._key, old, new, _DAY)  # if it fails, another worker's is as good
 
-
-# What becomes of a list of instances when its source says something new, or nothing.
 
 _FIRST_PAUSE = 0.5
 
@@ -100,14 +116,14 @@ _LONGEST_PAUSE = 30.0
 
 
 class EmptyGuard:
-    """Whether to believe that nobody is left.
+    """Decides whether an empty list of instances replaces the known ones.
 
-    An empty answer is more often a source that has just begun, or lost its memory, than a service
-    all of whose instances are gone: and to go on with them costs nothing, as who is gone refuses
-    connections. So it is believed at once only if the source is certain, else when it is all that
-    was heard for a while. Who never knew anybody has nothing to lose and believes it at once.
+    An empty list is more often from a source that has just started or lost its data than from a
+    service without instances, and keeping dead instances costs little, as their connections are
+    refused. An empty list therefore replaces the known instances at once only if the source is
+    certain, and otherwise after it was the only answer for *hold* seconds.
 
-    :param hold: Seconds for which the instances known before are kept.
+    :param hold: Seconds for which the known instances are kept.
     """
 
     def __init__(self, hold: float) -> None:
@@ -115,12 +131,12 @@ class EmptyGuard:
         self._since: float | None = None
 
     def believe(self, *, known: bool, found: bool, certain: bool, now: float) -> bool:
-        """Return whether an answer replaces what is known.
+        """Return whether a list replaces the known instances.
 
         :param known: Whether any instance is known.
-        :param found: Whether the answer has any.
-        :param certain: Whether the source is certain of it.
-        :param now: Seconds of a clock that never steps back.
+        :param found: Whether the list has any instance.
+        :param certain: Whether the source is certain that an empty list is right.
+        :param now: Monotonic seconds.
         """
         if found or certain or not known:
             self._since = None
@@ -131,13 +147,13 @@ class EmptyGuard:
 
 
 def pause(failures: int, chance: float) -> float:
-    """Return the seconds until a source is asked again that failed *failures* times in a row.
+    """Return the seconds until the next attempt after *failures* failures in a row.
 
-    They double up to half a minute, and half of them is chance: when a source comes back, not all
-    ask it at once.
+    The pause doubles up to 30 s, and half of it is random, so that workers do not all send a
+    request at once when the source recovers.
 
-    :param failures: 1 or more.
-    :param chance: A number in [0, 1).
+    :param failures: The number of failures, 1 or more.
+    :param chance: A random number in [0, 1).
     """
     longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(failures - 1, 10))
     return longest * (0.5 + 0.5 * chance)
@@ -146,53 +162,52 @@ def pause(failures: int, chance: float) -> float:
 LOG = logging.getLogger("wsgigate.discovery")
 
 HOLD_EMPTY = 30.0
-"""Seconds for which it is not believed that nobody is left, unless a source is certain."""
+"""Seconds for which an empty list is not used, unless the source is certain."""
 
 KEEP_EVERY = 60.0
-"""Seconds after which the same instances are kept in the store again, as their age is too."""
+"""Seconds after which an unchanged list is written to the store again, to renew its age."""
 
 COMPLAIN = 60.0
-"""Seconds for which the same trouble is logged once."""
+"""Seconds in which the same warning is logged once."""
 
 _LONGEST = 3600.0
 
 _NAMED = 5
-"""Instances that one line of the log names."""
+"""The most instances that a log line names."""
 
 Check: TypeAlias = Callable[[IPv4Address | IPv6Address, int], object]
 
 
 class Renewable(Protocol):
-    """What is wanted of a pool."""
+    """The part of a pool that discovery uses."""
 
     service: str
 
     @property
     def instances(self) -> tuple[Instance, ...]:
-        """The instances in it."""
+        """The instances in the pool."""
 
     def renew(self, instances: Sequence[Instance]) -> tuple[Instance, ...]:
-        """Replace the instances; return those that are gone."""
+        """Replace the instances; return those that were removed."""
 
 
 class Watch:
-    """One pool, kept as one source says.
+    """Keeps one pool up to date from one source.
 
     :param pool: The pool.
-    :param source: Asked who is in it. While it does not know, the pool stays as it is.
-    :param check: Raises ValueError for an address and port that no instance may have, as
-        :meth:`.Destinations.check` does. Names are looked up when they are connected to, so it is
-        to be asked there too.
-    :param narrow: Called with the networks that the source allows instances in, when it names any,
-        so that *check* refuses all others.
-    :param host: The name that all instances are asked by, instead of what the source says.
-    :param forget: Called with the URL of each instance that is gone.
-    :param kept: Where the last good answer is kept for other workers; nowhere without it.
-    :param hold_empty: Seconds for which an empty answer is not believed whose source is not
-        certain of it.
-    :param speaks: Whether this worker logs what every worker sees, see :class:`.Speaker`.
-    :param clock: Seconds of a clock that never steps back.
-    :param random: Gives numbers in [0, 1).
+    :param source: The source of its instances. While the source fails, the pool is unchanged.
+    :param check: Raises ValueError for an address and port that an instance may not have, as
+        :meth:`.Destinations.check` does. Host names are resolved when a connection is made, so the
+        connection must be checked as well.
+    :param narrow: Called with the networks that the source allows, when it names any, so that
+        *check* rejects all others.
+    :param host: The ``Host`` of all instances, instead of the one that the source names.
+    :param forget: Called with the URL of each removed instance.
+    :param kept: Stores the last good list for other workers. Default: none.
+    :param hold_empty: Seconds for which an empty list is not used if the source is not certain.
+    :param speaks: Returns whether this worker logs what every worker sees; see :class:`.Speaker`.
+    :param clock: Returns monotonic seconds.
+    :param random: Returns numbers in [0, 1).
     """
 
     def __init__(
@@ -227,9 +242,9 @@ class Watch:
         fork.renewed(self, asked="Event")
 
     def begin_anew(self) -> None:
-        """Forget how it went before, perhaps in the process forked from."""
+        """Reset the state, also that of the process forked from."""
         self.asked = threading.Event()
-        """Set once the source has answered, or failed to."""
+        """Set once the source has answered or failed for the first time."""
         self._emptiness = EmptyGuard(self._hold)
         self._failures = 0
         self._heard: float | None = None
@@ -239,7 +254,7 @@ class Watch:
         self._complained: dict[str, float] = {}
         self._failing = Trouble(
             LOG,
-            "The source of %r answers again, after %.0f s",
+            "The source of %r is available again after %.0f s",
             self.service,
             level=logging.WARNING,
             silence=COMPLAIN,
@@ -247,11 +262,11 @@ class Watch:
         )
 
     def told(self) -> dict[str, Any]:
-        """Return how it stands, as members of a JSON object.
+        """Return the status of the source, as members of a JSON object.
 
-        ``source`` is its name, ``instances`` how many there are, ``age`` the seconds since it last
-        said so, ``None`` if it never did, ``error`` why it does not now, and ``refused`` how many
-        instances it named that are not taken in.
+        ``source`` is its name, ``instances`` the number of instances in the pool, ``age`` the
+        seconds since its last good answer, ``None`` without one, ``error`` why it fails, and
+        ``refused`` the number of instances that were rejected.
         """
         age = None if self._heard is None else round(max(0.0, self._clock() - self._heard), 3)
         told = {"source": self.source.name, "instances": len(self._pool.instances), "age": age}
@@ -262,13 +277,13 @@ class Watch:
         return told
 
     def recall(self) -> None:
-        """Begin with what another worker was told last, if the pool is empty."""
+        """Fill an empty pool with the last good list of any worker."""
         if self._kept is None or self._pool.instances:
             return
         try:
             recalled = self._kept.recall()
         except StoreError as error:
-            self._complain("The last instances of %r can not be read: %s", error)
+            self._complain("The last instances of %r cannot be read from the store: %s", error)
             return
         if recalled is not None:
             if recalled.networks is not None:
@@ -277,7 +292,7 @@ class Watch:
             self._heard = self._clock() - recalled.age
 
     def step(self, stopping: threading.Event) -> float:
-        """Ask once, and make the pool what the answer says; return the seconds until next time."""
+        """Query the source once and update the pool; return the seconds until the next query."""
         self._changes.flush()
         try:
             found = self.source.find(stopping)
@@ -287,14 +302,14 @@ class Watch:
                 return 0.0
             self._fail(str(error))
             why = one_line(error)
-            self._failing.failed("The instances of %r stay as they are: %s", self.service, why)
-            self.recall()  # the store may have failed as well when this worker began
+            self._failing.failed("The instances of %r stay unchanged: %s", self.service, why)
+            self.recall()  # the store may have failed as well when this worker started
             if error.again_in is not None:
                 return error.again_in
         except Exception as failure:
             self._fail("it failed")
             self._failing.failed(
-                "The instances of %r stay as they are", self.service, traceback=failure
+                "The instances of %r stay unchanged", self.service, traceback=failure
             )
         finally:
             self.asked.set()
@@ -312,9 +327,9 @@ class Watch:
         if not self._emptiness.believe(
             known=bool(before), found=bool(wanted), certain=found.certain, now=now
         ):
-            self._trouble = "it has no instances, which is not believed yet"
-            self._complain("The instances of %r stay as they are: its source has none at once")
-            self.source.close()  # else it might wait for longer than that
+            self._trouble = "it returned no instances, which is not confirmed yet"
+            self._complain("The instances of %r stay unchanged: its source suddenly returns none")
+            self.source.close()  # otherwise the source might wait for longer than the hold time
             return min(max(found.again_in, 0.1), 1.0)
         if wanted != before:
             gone = self._pool.renew(wanted)
@@ -325,7 +340,7 @@ class Watch:
         self._trouble = found.trouble
         if found.trouble:
             self._failing.failed(
-                "The instances of %r are those known before: %s",
+                "The instances of %r are from an earlier answer: %s",
                 *(self.service, one_line(found.trouble)),
             )
         else:
@@ -363,7 +378,7 @@ class Watch:
                 admitted.append(replace(instance, host=self._host) if self._host else instance)
             except ValueError as error:
                 self._refused += 1
-                self._complain("An instance of %r is not used: %s: %s", instance.address, error)
+                self._complain("An instance of %r is rejected: %s: %s", instance.address, error)
         return tuple(admitted)
 
     def _see(self, instance: Instance) -> None:
@@ -371,11 +386,11 @@ class Watch:
             return
         parts = urlsplit(instance.url)
         if instance.scheme == "http+unix":
-            raise ValueError("a socket is no instance's that was found")
+            raise ValueError("a Unix socket cannot come from a source")
         try:
             address = ip_address(parts.hostname or "")
         except ValueError:
-            return  # a name
+            return  # a host name, which is checked when it is resolved
         self._check(address, parts.port or (443 if instance.scheme == "https" else 80))
 
     def _keep(
@@ -391,7 +406,7 @@ class Watch:
         try:
             self._kept.keep(instances, networks)
         except StoreError as error:
-            self._complain("The instances of %r can not be kept: %s", error)
+            self._complain("The instances of %r cannot be written to the store: %s", error)
 
     def _complain(self, trouble: str, *args: object) -> None:
         now = self._clock()
@@ -403,9 +418,9 @@ class Watch:
 
 
 class Watcher:
-    """All the watches of a gateway. Nothing runs before :meth:`start`, in each worker for itself.
+    """All the watches of a gateway. Nothing runs before :meth:`start`, which every worker calls.
 
-    :param watches: They; one for each pool.
+    :param watches: One for each pool.
     """
 
     def __init__(self, watches: Iterable[Watch]) -> None:
@@ -418,7 +433,7 @@ class Watcher:
         ]
 
     def start(self, wait: float = 2.0) -> None:
-        """Start this process's threads unless they run.
+        """Start the threads of this process, unless they are running.
 
         :param wait: The most seconds to wait until all sources have answered for the first time, so
             that the first request finds instances.
@@ -431,9 +446,9 @@ class Watcher:
             watch.asked.wait(max(0.0, until - real()))
 
     def stop(self, timeout: float = 1.0) -> None:
-        """End this process's threads.
+        """Stop the threads of this process.
 
-        :param timeout: Seconds to wait for them; one that hangs is left behind.
+        :param timeout: Seconds to wait for the threads; one that hangs is abandoned.
         """
         for thread in self._threads:
             thread.end()
@@ -447,7 +462,7 @@ class Watcher:
         return {watch.service: watch.source.name for watch in self._watches}
 
     def told(self) -> dict[str, dict[str, Any]]:
-        """Return how each source stands, by service."""
+        """Return the status of each source, by service."""
         return {watch.service: watch.told() for watch in self._watches}
 
 

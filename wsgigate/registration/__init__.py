@@ -1,4 +1,33 @@
-"""A service says at a registry that it is there, for as long as it is."""
+"""Service registration: keeps a service registered at a registry while it serves.
+
+Theory of operation
+===================
+
+``Registration(...).start()`` runs in every process that imports the service's module. These rules
+must hold:
+
+1. A process that does not serve registers nothing. Shells, management commands and task queues
+   import the same module, so nothing happens until the process itself has the listening socket
+   of the port, which is read from ``/proc`` without a connection (:func:`.process.holds`).
+2. One process of a machine sends for all workers: the one with a lease in the store
+   (:class:`OneOfMachine`). Otherwise every worker would send heartbeats, and the first worker that
+   exits would deregister a service that the others still offer. If the store fails, each worker
+   sends: superfluous heartbeats do no harm, missing ones do.
+3. The service never waits for a registry and never fails because of one. All requests run in one
+   background thread (:mod:`.heartbeat`), errors are logged and retried, and only :meth:`stop` and
+   the exit of the process wait, at most :data:`AT_MOST` seconds.
+4. Deregistration belongs to the end of the service, not of a worker. A worker whose master still
+   has the socket leaves the instance registered and releases the lease, so that another worker
+   continues. The worker finds out from the parent process: it is the master if it has the socket
+   as well, and it has ended if the parent's process id is another one.
+5. On SIGTERM the order is: status DRAINING, a pause for gateways to notice, the original signal
+   handler, deregistration. Without the pause, gateways would still send requests to a closed
+   socket. A second SIGTERM is passed on at once.
+6. A signal handler may interrupt any code, including code that holds a lock. It therefore only
+   puts items on a ``SimpleQueue``, whose ``put`` is reentrant; the thread does the work.
+7. A forked child is another process: it does not inherit the thread, the lease or the duty to
+   deregister. Every entry point compares the process id.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +44,7 @@ from typing import Any, Self
 from wsgigate.coordination.leader import LeaderLease
 from wsgigate.registration.connect import connector
 from wsgigate.registration.entry import Entry
-from wsgigate.registration.heartbeat import Keeper
+from wsgigate.registration.heartbeat import Heartbeat
 from wsgigate.registration.process import DeferredSignals, holds
 from wsgigate.rules.arguments import checked
 from wsgigate.rules.registration import Phase, Wanted
@@ -31,49 +60,49 @@ LEASE = 6.0
 """Seconds after which another worker takes over from one that was killed."""
 
 AT_MOST = 4.0
-"""Seconds that a process which ends waits for its registries."""
+"""The most seconds that an exiting process waits for its registries."""
 
 
 @checked
 class Registration:
-    """Keep this service registered while it serves: ``Registration("users", port=3001).start()``.
+    """Keeps a service registered while it serves: ``Registration("users", port=3001).start()``.
 
-    That line is for the module that has the app, and every process that loads it may run it.
+    That line belongs in the module of the app, and every process that imports it may run it.
     Nothing happens until the process has the socket that listens at *port*: a shell, a management
-    command or a task queue with the same module registers nothing. Of several workers of a machine
-    one speaks for all, in one thread; when it dies another takes over. No request and no start
-    waits for a registry, and no failure of one is an error of the service: it is logged as
-    ``wsgigate.registration``, and tried again.
+    command or a task queue with the same module registers nothing. One worker of a machine sends
+    for all, in one thread; when it dies, another one takes over. No request waits for a registry,
+    nor does the start of the service. Failures of a registry are logged as
+    ``wsgigate.registration`` and retried.
 
-    On SIGTERM a server of one process is marked ``DRAINING`` and goes on to serve for *drain*
-    seconds, for gateways to take note; then whoever handled the signal before gets it. A worker
-    lets go of its service when its master no longer has the socket, as when gunicorn ends; when
-    only the worker ends, the others go on. At exit it is deregistered.
+    On SIGTERM a server with one process is marked ``DRAINING`` and continues to serve for *drain*
+    seconds, so that gateways stop sending requests; then the signal is passed on to the previous
+    handler. A worker deregisters the service when its master no longer has the socket, as when
+    gunicorn stops; when only the worker ends, the others continue. At exit the service is
+    deregistered.
 
     :param service: The name of the service.
-    :param port: Where others reach it.
-    :param host: The name or address under which they do; by default the address by which this
+    :param port: The port at which others reach the instance.
+    :param host: The name or address at which others reach it. Default: the address from which this
         machine reaches the registry.
-    :param registry: The URL of the registry, or of several that are asked in turn;
-        ``$REGISTRY_URL``, with commas between them, or else ``http://127.0.0.1:3004``.
-    :param token: What allows to register; ``$REGISTRY_TOKEN`` unless given. Never logged.
-    :param ca: A file or folder of the authorities that vouch for the registry, for ``https``; the
-        usual ones unless given.
-    :param instance_id: Tells it from its siblings; made of host and port unless given.
+    :param registry: The URL of the registry, or several for failover. Default: ``$REGISTRY_URL``,
+        separated by commas, or else ``http://127.0.0.1:3004``.
+    :param token: The token for the registry; never logged. Default: ``$REGISTRY_TOKEN``.
+    :param ca: A file or folder of trusted certificate authorities, for ``https``. Default: those of
+        ``requests``.
+    :param instance_id: The id of the instance. Default: made from host and port.
     :param scheme: ``http`` or ``https``.
-    :param weight: Its share of the traffic relative to its siblings.
-    :param version: Which release of the service it is.
-    :param zone: Where it runs.
-    :param tags: Words to find it by.
-    :param metadata: What else is to be known of it, as JSON can say it.
-    :param health_check_path: Where it answers whether it is well.
-    :param listens: The port at which this process listens, if others reach it by another one; 0
-        where it listens at none, such as behind a Unix socket: then every process that runs this
-        line takes part.
-    :param drain: Seconds to go on after SIGTERM; 0 for none.
-    :param store: The URL of the store by which the workers of this machine agree on who speaks.
-        One that fails costs only that: each worker then speaks for itself.
-    :raises ValueError: An argument can not be right; says which.
+    :param weight: Its share of the traffic relative to the other instances.
+    :param version: The release of the service.
+    :param zone: The availability zone.
+    :param tags: Tags for discovery.
+    :param metadata: Any other data, as a JSON object.
+    :param health_check_path: The path of its health check.
+    :param listens: The port at which this process listens, if it is not *port*; 0 if it listens at
+        none, such as behind a Unix socket: then every process that runs this line takes part.
+    :param drain: Seconds to continue to serve after SIGTERM; 0 for none.
+    :param store: The URL of the store in which the workers of this machine elect a leader. While
+        it fails, each worker sends its own heartbeats.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     def __init__(
@@ -98,7 +127,7 @@ class Registration:
         store: str = "lmdb:",
     ) -> None:
         if isinstance(tags, str):
-            raise ValueError(f"tags are several words, got the text {tags!r}")
+            raise ValueError(f'tags must be a list such as ["eu", "blue"], got the text {tags!r}')
         self.entry = Entry(
             service=service,
             port=port,
@@ -113,56 +142,56 @@ class Registration:
             health_check_path=health_check_path,
         )
         if not 0 <= drain <= 300:
-            raise ValueError(f"drain is 0 to 300 seconds, got {drain!r}")
+            raise ValueError(f"drain must be 0 to 300 seconds, got {drain!r}")
         self.connect = connector(self.entry, registry, token, ca)
         self._listens = port if listens is None else listens
         self._drain = drain
-        # with the machine in it, since several may have the same home
+        # with the machine's name, as several machines may share a home folder
         machine = os.uname().nodename[:64]
         key = f"registration/{service}/{instance_id or port}/{machine}"
         self._lead = OneOfMachine(store, key)
-        self._keeper: Keeper | None = None
+        self._heartbeat: Heartbeat | None = None
         self._signals = DeferredSignals(self._asked)
         self._leaves = True
-        self._parent = 0  # whoever had the socket as well when we began
+        self._parent = 0  # the parent process, if it had the socket as well at the start
         self._pid = 0
 
     @property
     def phase(self) -> Phase:
-        """How the service stands, in a process that speaks for it."""
-        return self._keeper.standing.phase if self._keeper else Phase.REGISTERING
+        """The state of the registration, in the process that sends for the service."""
+        return self._heartbeat.standing.phase if self._heartbeat else Phase.REGISTERING
 
     def start(self, *, leaves: bool = True) -> Self:
-        """Begin, in the background; a second call in the same process changes nothing.
+        """Start the background thread; a second call in the same process does nothing.
 
-        :param leaves: Whether the service may be gone when this process is. Not so for workers
-            whose master says when; they leave it to others as soon as they are told to end.
+        :param leaves: Whether this process may deregister the service when it exits. ``False`` for
+            workers whose master does; they release the lease at the first signal to exit.
         """
-        if self._pid == os.getpid() and self._keeper is not None:
+        if self._pid == os.getpid() and self._heartbeat is not None:
             return self
         self._pid = os.getpid()
         self._leaves = leaves
-        self._keeper = Keeper(self.connect, ready=self._ready, lead=self._lead)
+        self._heartbeat = Heartbeat(self.connect, ready=self._ready, lead=self._lead)
         self._signals.install(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
         atexit.register(self._at_exit if leaves else self.release)
-        self._keeper.start()
+        self._heartbeat.start()
         return self
 
     def stop(self, timeout: float = AT_MOST) -> None:
-        """Deregister, and end what :meth:`start` began.
+        """Deregister the service, and stop the thread.
 
-        :param timeout: Seconds to wait for the registry at most.
+        :param timeout: The most seconds to wait for the registry.
         """
         self._end(leave=True, timeout=timeout)
 
     def release(self) -> None:
-        """End what :meth:`start` began, and leave the service registered: others speak for it."""
+        """Stop the thread, and leave the service registered: another process sends for it."""
         self._end(leave=False, timeout=1.0)
 
     def _end(self, *, leave: bool, timeout: float) -> None:
-        keeper, self._keeper = self._keeper, None
-        if keeper is not None and self._pid == os.getpid():
-            keeper.end(leave=leave, timeout=timeout)
+        heartbeat, self._heartbeat = self._heartbeat, None
+        if heartbeat is not None and self._pid == os.getpid():
+            heartbeat.end(leave=leave, timeout=timeout)
 
     def _ready(self) -> bool:
         if not self._listens:
@@ -173,7 +202,7 @@ class Registration:
         return True
 
     def _stays(self) -> bool:
-        """Return whether the service stays although this process ends: its master listens on."""
+        """Return whether the service continues without this process: its master has the socket."""
         return (
             self._parent != 0
             and self._parent == os.getppid()
@@ -184,48 +213,48 @@ class Registration:
         self._end(leave=not self._stays(), timeout=AT_MOST)
 
     def _asked(self, number: int) -> bool:
-        """Take note, in a signal handler, that this process ends; return whether not just yet."""
-        keeper = self._keeper
-        if keeper is None:
+        """Handle a signal to exit, in the signal handler; return whether to defer the signal."""
+        heartbeat = self._heartbeat
+        if heartbeat is None:
             return False
         if not self._leaves:
-            keeper.retire()
+            heartbeat.retire()
             return False
-        if not keeper.begun:
+        if not heartbeat.begun:
             return False
         if self._parent:
-            keeper.call(partial(self._drain_unless_it_stays, keeper))
+            heartbeat.call(partial(self._drain_unless_it_stays, heartbeat))
             return False
-        # also with a registration under way: it may be there before the answer is here
+        # also with a registration in flight: it may exist before its response arrives
         if number != signal.SIGTERM or not self._drain:
             return False
-        keeper.call(partial(self._drain_and_pass_on, keeper))
+        heartbeat.call(partial(self._drain_and_pass_on, heartbeat))
         return True
 
-    def _drain_unless_it_stays(self, keeper: Keeper) -> None:
+    def _drain_unless_it_stays(self, heartbeat: Heartbeat) -> None:
         if not self._stays():
-            keeper.want(Wanted.DRAINING)
+            heartbeat.want(Wanted.DRAINING)
 
-    def _drain_and_pass_on(self, keeper: Keeper) -> None:
-        keeper.want(Wanted.DRAINING)
+    def _drain_and_pass_on(self, heartbeat: Heartbeat) -> None:
+        heartbeat.want(Wanted.DRAINING)
         threading.Thread(
-            target=self._pass_on, args=(keeper,), name="wsgigate-drain", daemon=True
+            target=self._pass_on, args=(heartbeat,), name="wsgigate-drain", daemon=True
         ).start()
 
-    def _pass_on(self, keeper: Keeper) -> None:
-        keeper.settled(AT_MOST)
-        if keeper.drains:
+    def _pass_on(self, heartbeat: Heartbeat) -> None:
+        heartbeat.settled(AT_MOST)
+        if heartbeat.drains:
             time.sleep(self._drain)
-        if self._signals.ends(signal.SIGTERM):  # nothing of ours would run after it
-            keeper.end(leave=True, timeout=AT_MOST)
+        if self._signals.ends(signal.SIGTERM):  # the process dies without running atexit
+            heartbeat.end(leave=True, timeout=AT_MOST)
         self._signals.pass_on(signal.SIGTERM)
 
 
 class OneOfMachine:
-    """Which of the processes that share a store speaks for an instance: the one with the lease.
+    """Leader election among the processes of a machine, by a lease in a store.
 
-    :param url: The store's.
-    :param key: What the lease is called there.
+    :param url: The URL of the store.
+    :param key: The key of the lease.
     """
 
     def __init__(self, url: str, key: str) -> None:
@@ -235,7 +264,7 @@ class OneOfMachine:
         self._complained = False
 
     def take(self) -> bool:
-        """Return whether this process has the lease; if nobody can know, it speaks as well."""
+        """Return whether this process has the lease; ``True`` while the store fails."""
         try:
             if self._lease is None:
                 self._lease = LeaderLease(open_store(self._url), self._key, ttl=LEASE)
@@ -243,15 +272,13 @@ class OneOfMachine:
         except (StoreError, ValueError) as error:
             if not self._complained:
                 self._complained = True
-                LOG.warning(
-                    "each worker sends heartbeats of its own, for want of a store: %s", error
-                )
+                LOG.warning("Store unavailable: each worker sends its own heartbeats: %s", error)
             return True
 
     def release(self) -> None:
-        """Let go of the lease, so that another has it at once."""
+        """Release the lease, so that another process can take it at once."""
         try:
             if self._lease is not None:
                 self._lease.release()
         except StoreError:
-            pass  # it runs out
+            pass  # the lease expires

@@ -1,4 +1,4 @@
-"""One step at a registry over HTTP: it ends in time, follows nothing, and tells no secret."""
+"""The HTTP client of a registration: with a deadline, without redirects, logging no secrets."""
 
 from __future__ import annotations
 
@@ -31,21 +31,20 @@ from wsgigate.runtime.clocks import real
 __all__ = ["DeadlineAdapter", "RegistryClient"]
 
 
-# A transport adapter whose every exchange ends in time, however its other side behaves.
+# A transport adapter with a deadline for each exchange, however the server behaves.
 #
-# A socket's timeout is for one read, so a server that sends a byte a second is never too late for
-# it, not even with its head. Here the moment by which all must be read is kept, and each read
-# gets what is left until then.
+# A socket's timeout applies to one read, so a server that sends a byte a second never exceeds it.
+# Here the exchange has a deadline, and the timeout of each read is the time that remains.
 
 _MOST_BYTES = 196_608
 
 
 class _Reader(io.RawIOBase):
-    """What comes from a socket until a moment, and no more of it than any honest answer has."""
+    """Reads from a socket until a deadline, and at most :data:`_MOST_BYTES`."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock = sock
-        self._raw = sock.makefile("rb", buffering=0)  # keeps the socket open as long as it is read
+        self._raw = sock.makefile("rb", buffering=0)  # keeps the socket open while it is read
         self._deadline = deadline
         self._left = _MOST_BYTES
 
@@ -73,7 +72,7 @@ def _until(deadline: float) -> float:
 
 
 class _Readable:
-    """The one thing ``http.client`` wants of a socket in order to read a response."""
+    """The one method of a socket that ``http.client`` uses to read a response."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._reader = _Reader(sock, deadline)
@@ -83,10 +82,10 @@ class _Readable:
 
 
 class _Reply(http.client.HTTPResponse):
-    """A response that no interim one, such as 103, is taken for."""
+    """A final response; interim responses, such as 103, are skipped."""
 
     def _read_status(self) -> tuple[str, int, str]:
-        while True:  # the reader ends it
+        while True:  # bounded by the reader
             version, status, reason = super()._read_status()  # type: ignore[misc]
             if not 102 <= status < 200:
                 return version, status, reason
@@ -126,11 +125,11 @@ class _Connection(_Deadline, HTTPConnection):  # type: ignore[misc]
 class _TLSConnection(_Deadline, HTTPSConnection):  # type: ignore[misc]
     def connect(self) -> None:
         super().connect()
-        self.is_verified = True  # unverified only by the user's choice: no warning at each check
+        self.is_verified = True  # unverified only by configuration: no warning for each request
 
 
 class _UnixConnection(_Connection):
-    """A connection to a socket, whose path stands in hexadecimal where others have a host."""
+    """A connection to a Unix socket; the host is the path in hexadecimal."""
 
     def _new_conn(self) -> socket.socket:
         path = bytes.fromhex(self.host).decode()
@@ -148,7 +147,7 @@ class _UnixConnection(_Connection):
 
 
 class _Once:
-    """A pool that keeps nothing: a server may well ignore ``Connection: close``."""
+    """A pool that keeps no connections: a server may ignore ``Connection: close``."""
 
     def _put_conn(self, conn: Any) -> None:
         if conn is not None:
@@ -171,13 +170,13 @@ class _TLSPool(_Once, HTTPSConnectionPool):
 class DeadlineAdapter(HTTPAdapter):
     """``requests``' transport adapter with a deadline, and one TLS context for all connections.
 
-    The timeout of a request is the time for all of it: to connect, to agree on TLS, to read what
-    the caller reads of the response. Requests say ``Connection: close``: each has a connection of
-    its own, as a new client would. To read the authorities anew for each of them costs 10 to 20 ms.
+    The timeout of a request covers the whole exchange: connecting, the TLS handshake and reading
+    the response. Requests have ``Connection: close``: each uses a new connection. The TLS context
+    is shared, as reading the certificate authorities takes 10 to 20 ms.
 
-    :param verify: Whether and against which file or folder of authorities TLS is verified.
+    :param verify: Whether to verify TLS, or a file or folder of trusted certificate authorities.
     :param cert: A client certificate: a file with its key, or a pair of files.
-    :raises ValueError: A file can not be used; says which setting names it.
+    :raises ValueError: A file cannot be used; the message names the argument.
     """
 
     def __init__(self, verify: Verify = True, cert: Cert = None) -> None:
@@ -185,7 +184,7 @@ class DeadlineAdapter(HTTPAdapter):
         self._cert = cert
         self._context: ssl.SSLContext | None = None
         if isinstance(verify, str) or cert is not None:
-            self._tls()  # a file that is not there is told now, not by the first check
+            self._tls()  # report a missing file now, not at the first request
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
@@ -203,16 +202,16 @@ class DeadlineAdapter(HTTPAdapter):
     ) -> tuple[Any, Any]:
         parts = urlsplit(request.url or "")
         if parts.scheme == "http+unix":
-            path = unquote(parts.netloc).encode().hex()  # names of hosts lose their upper case
+            path = unquote(parts.netloc).encode().hex()  # host names are converted to lower case
             return {"scheme": parts.scheme, "host": path, "port": None}, {}
         host = {"scheme": parts.scheme, "host": parts.hostname, "port": parts.port}
         return host, {"ssl_context": self._tls()} if parts.scheme == "https" else {}
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        """Leave it to the context."""
+        """Do nothing: the TLS context verifies."""
 
     def build_response(self, req: PreparedRequest, resp: Any) -> Response:
-        """Return *resp* without cookies, encoding and all else that a check has no use for."""
+        """Return *resp* with status, header fields and body only; no cookies, no encoding."""
         response = Response()
         response.status_code = resp.status
         response.headers = CaseInsensitiveDict(resp.headers)
@@ -228,7 +227,7 @@ class DeadlineAdapter(HTTPAdapter):
 def _context(verify: Verify, cert: Cert) -> ssl.SSLContext:
     try:
         context = context_for(verify)
-    except OSError as error:  # an SSLError is one too
+    except OSError as error:  # includes ssl.SSLError
         bundle = DEFAULT_CA_BUNDLE_PATH if verify is True else verify
         raise ValueError(f"verify names no usable authorities: {bundle!r}: {error}") from error
     try:
@@ -239,7 +238,7 @@ def _context(verify: Verify, cert: Cert) -> ssl.SSLContext:
 
 
 TIMEOUT = 3.0
-"""Seconds that one step takes at most."""
+"""The most seconds that a request takes."""
 
 _MOST_BODY = 65_536
 
@@ -249,12 +248,12 @@ _UNSEEN = re.compile(r"[^\x20-\x7e]+")
 
 
 class RegistryClient:
-    """Say to one of several registries how an instance stands.
+    """Sends the registration, heartbeats and status of an instance to one of several registries.
 
     :param registries: Their URLs, as :func:`check_registry` returns them.
-    :param entry: What is said of the instance.
-    :param token: What allows it; empty for none. It is sent in ``Authorization`` and shown nowhere.
-    :param verify: Whether and against which file or folder of authorities TLS is verified.
+    :param entry: The registration of the instance.
+    :param token: The bearer token; empty for none. It is never logged.
+    :param verify: Whether to verify TLS, or a file or folder of trusted certificate authorities.
     """
 
     def __init__(
@@ -277,14 +276,14 @@ class RegistryClient:
 
     @property
     def name(self) -> str:
-        """What the instance is called in the log."""
+        """The name of the instance in the log."""
         service = self.entry.service
         return service if self._host is None else f"{service}/{self.entry.id_at(self._host)}"
 
     def ask(self, step: Step, wanted: Wanted, place: int) -> Answer:
-        """Do *step* at the registry *place*; never raises for what the registry does.
+        """Send the request for *step* to the registry at index *place*; never raises.
 
-        :param wanted: The status that is told where one is.
+        :param wanted: The status, for steps that send one.
         """
         registry = self.registries[place]
         try:
@@ -298,7 +297,7 @@ class RegistryClient:
                 return self._answer(response, real() + TIMEOUT)
             finally:
                 response.close()
-        except Exception as error:  # whatever it is, the service it happens in goes on
+        except Exception as error:  # no error may reach the service that runs this
             return Answer(None, why=self._words(_failure(error)))
 
     def _request(self, registry: str, step: Step, wanted: Wanted, host: str) -> PreparedRequest:
@@ -342,32 +341,32 @@ class RegistryClient:
         )
 
     def _words(self, text: str) -> str:
-        """Return *text* as it may be logged: an answer could have our token in it."""
+        """Return *text* for the log, without the token, which a response might repeat."""
         if self._token:
             text = text.replace(self._token, "...")
         return _UNSEEN.sub(" ", text)[:_MOST_WORDS]
 
 
 _FAILURES: tuple[tuple[type[BaseException], str], ...] = (
-    (requests.exceptions.SSLError, "no connection that TLS can vouch for"),
+    (requests.exceptions.SSLError, "TLS verification failed"),
     (requests.exceptions.Timeout, "no answer in time"),
     (TimeoutError, "no answer in time"),
     (requests.exceptions.ConnectionError, "no connection"),
-    (socket.gaierror, "its host has no address"),
-    (OSError, "no way to its host"),
+    (socket.gaierror, "its host name cannot be resolved"),
+    (OSError, "no route to its host"),
 )
 
 
 def _failure(error: Exception) -> str:
-    """Return why there is no answer, in words that can have nothing secret in them."""
+    """Return why a request failed, in fixed texts that contain no secrets."""
     for kind, words in _FAILURES:
         if isinstance(error, kind):
             return words
-    return f"no answer that can be read ({type(error).__name__})"
+    return f"malformed response ({type(error).__name__})"
 
 
 def _document(raw: Any, deadline: float) -> dict[str, Any]:
-    """Return the JSON object that an answer has for a body, or an empty one."""
+    """Return the JSON object in the body of a response; an empty one if it has none."""
     read, parts, left = getattr(raw, "read1", raw.read), [], _MOST_BODY
     while left > 0:
         part = read(left, decode_content=False)
@@ -392,7 +391,7 @@ def _interval(document: dict[str, Any]) -> float | None:
 
 
 def _told(status: int, document: dict[str, Any]) -> str:
-    """Return what a refusal says, and of which member of the registration it says it."""
+    """Return the status, field and detail of an error response; empty for a success."""
     if 200 <= status < 300:
         return ""
     words = [f"status {status}"]

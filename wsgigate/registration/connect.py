@@ -1,4 +1,4 @@
-"""Where the registry of a service is, and what allows to register there."""
+"""The URLs and the token of the registries of a service, from arguments or the environment."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ def connector(
     token: str | None = None,
     ca: str | None = None,
 ) -> Callable[[], Client]:
-    """Return what makes the client of *entry*'s registries.
+    """Return a function that returns the client for *entry*'s registries.
 
-    What is given is checked now; what comes from the environment, and what is in files, when it is
-    called, since a service must not fail for it.
+    Arguments are validated now; environment variables and files when the function is called, as an
+    error in them must not stop the service from starting.
 
-    :param registry: Their URLs; those of ``$REGISTRY_URL`` unless given.
-    :param token: What allows to register; ``$REGISTRY_TOKEN`` unless given.
-    :param ca: A file or folder of the authorities that vouch for them.
-    :raises ValueError: *registry* or *token* can not be right; so does what is returned.
+    :param registry: The URLs. Default: ``$REGISTRY_URL``.
+    :param token: The token for the registries. Default: ``$REGISTRY_TOKEN``.
+    :param ca: A file or folder of trusted certificate authorities.
+    :raises ValueError: *registry* or *token* is invalid; the returned function raises it as well.
     """
     given = (registry,) if isinstance(registry, str) else registry
     registries = None if given is None else tuple(map(check_registry, given))
     if registries == ():
-        raise ValueError("registry names no registry")
+        raise ValueError("registry is empty: the URL of a registry, or several")
     if token:
         _check_token(token, "token")
 
     def connect() -> Client:
-        # only now, and in the background: it takes a while, and the service should not wait for it
+        # imported in the background thread: the import takes a while and must not delay the start
         from wsgigate.registration.client import RegistryClient
 
         secret = os.environ.get("REGISTRY_TOKEN", "") if token is None else token
@@ -60,10 +60,10 @@ def _from_environment() -> tuple[str, ...]:
     except ValueError as error:
         raise ValueError(f"REGISTRY_URL: {error}") from None
     if not where:
-        raise ValueError("REGISTRY_URL names no registry")
+        raise ValueError("REGISTRY_URL is empty: the URL of a registry, or several, with commas")
     return where
 
 
 def _check_token(token: str, name: str) -> None:
     if not _TOKEN.fullmatch(token):
-        raise ValueError(f"{name} is 1 to 4096 visible characters without spaces")
+        raise ValueError(f"{name} must be 1 to 4096 visible characters without spaces")

@@ -1,4 +1,4 @@
-"""What a service says of itself to a registry, and at which address it says it is."""
+"""The entry that a service registers, and the address of this machine."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _NOT_IN_ID = re.compile(r"[^A-Za-z0-9._-]+")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One instance of a service, as it is to be registered.
+    """The registration of one instance of a service.
 
     :param service: The name of the service.
-    :param port: Where it takes connections.
-    :param host: The name or address under which others reach it; ``None`` for the address by which
-        this machine reaches the registry.
-    :param instance_id: Tells it from its siblings; made from its host and port unless given.
+    :param port: The port at which others reach the instance.
+    :param host: The name or address at which others reach it. Default: the address from which this
+        machine reaches the registry.
+    :param instance_id: The id of the instance. Default: made from host and port.
     :param scheme: ``http`` or ``https``.
-    :param weight: Its share of the traffic relative to its siblings.
-    :param version: Which release of the service it is.
-    :param zone: Where it runs, for those who look for one nearby.
-    :param tags: Words to find it by.
-    :param metadata: Whatever else is to be known of it: names, and what JSON can say.
-    :param health_check_path: Where it answers whether it is well.
-    :raises ValueError: A member is not what a registry takes; names it as the registry does.
+    :param weight: Its share of the traffic relative to the other instances.
+    :param version: The release of the service.
+    :param zone: The availability zone.
+    :param tags: Tags for discovery.
+    :param metadata: Any other data, as a JSON object.
+    :param health_check_path: The path of its health check.
+    :raises ValueError: A member is invalid; the message names it as the registry does.
     """
 
     service: str
@@ -54,11 +54,11 @@ class Entry:
         parse(self.document(host, Wanted.UP))
 
     def id_at(self, host: str) -> str:
-        """Return its id when it is at *host*: one for each address, however many workers it has."""
+        """Return the id of the instance at *host*: the same for all workers at an address."""
         return self.instance_id or _NOT_IN_ID.sub("-", f"{host}-{self.port}").strip("-.")
 
     def document(self, host: str, status: Wanted) -> dict[str, Any]:
-        """Return what is sent to register it."""
+        """Return the JSON object of the registration."""
         optional = {
             "version": self.version,
             "zone": self.zone,
@@ -79,9 +79,9 @@ class Entry:
 
 
 def check_registry(url: str) -> str:
-    """Return *url*, where a registry answers, without a slash at its end.
+    """Return *url*, the URL of a registry, without a trailing slash.
 
-    :raises ValueError: It is no URL of a registry; never shows a password in it.
+    :raises ValueError: *url* is not valid; the message never contains a password.
     """
     try:
         parts = urlsplit(url)
@@ -91,18 +91,18 @@ def check_registry(url: str) -> str:
     if parts.username is not None or parts.password is not None:
         raise ValueError("the registry's URL must not carry credentials: use REGISTRY_TOKEN")
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise ValueError(f"the registry's URL is http://HOST:PORT or https://..., not {url!r}")
+        raise ValueError(f"the registry's URL must be http://HOST:PORT or https://..., not {url!r}")
     if parts.query or parts.fragment or not (url.isascii() and url.isprintable()) or " " in url:
-        raise ValueError(f"the registry's URL ends with its path, not as {url!r}")
+        raise ValueError(f"the registry's URL must end with its path, got {url!r}")
     return url.rstrip("/")
 
 
 def own_address(registry: str) -> str:
     """Return the address that this machine uses to reach the host of *registry*.
 
-    Nothing is sent: to connect a datagram socket is only to look at the routes.
+    Nothing is sent: connecting a datagram socket only selects a route.
 
-    :raises OSError: The host has no address, or there is no way to it.
+    :raises OSError: The host cannot be resolved, or there is no route to it.
     """
     parts = urlsplit(registry)
     port = parts.port or 80

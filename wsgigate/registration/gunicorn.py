@@ -1,8 +1,8 @@
-"""A service under gunicorn that says at a registry that it is there.
+"""Service registration under gunicorn.
 
-Workers come and go, and the service stays: one of them sends the heartbeats, and it is the master
-that knows when the service ends. It holds SIGTERM back until gateways have taken note, and only
-then lets gunicorn close the socket.
+Workers are replaced while the service continues: one of them sends the heartbeats, and the master
+deregisters the service, as only the master sees when it ends. The master defers SIGTERM until
+gateways have had time to notice the status DRAINING, and only then lets gunicorn close the socket.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from wsgigate.registration import AT_MOST, Registration
-from wsgigate.registration.heartbeat import Keeper
+from wsgigate.registration.heartbeat import Heartbeat
 from wsgigate.rules.registration import Phase, Standing, Wanted
 
 __all__ = ["registered"]
@@ -41,15 +41,16 @@ def registered(
 ) -> dict[str, Any]:
     """Return gunicorn's settings for a service that registers itself.
 
-    To be had in ``gunicorn.conf.py``: ``globals().update(registered("users"))``. Port, host and
-    scheme are those of gunicorn's ``bind`` and ``certfile`` unless given. What is wrong with them
-    is told to the log, and the service starts all the same.
+    For ``gunicorn.conf.py``: ``globals().update(registered("users"))``. Port, host and scheme
+    default to those of gunicorn's ``bind`` and ``certfile``. Invalid settings are logged, and the
+    service starts without registration.
 
     :param service: The name of the service.
-    :param drain: Seconds to go on after SIGTERM, for gateways to take note; 0 for none.
-    :param post_worker_init: A hook of your own, called besides; so are *when_ready*, *on_reload*
-        and *on_exit*.
-    :param options: What else :class:`~wsgigate.registration.Registration` takes.
+    :param drain: Seconds to continue to serve after SIGTERM, so that gateways stop sending
+        requests; 0 for none.
+    :param post_worker_init: Your own hook, which is called as well; so are *when_ready*,
+        *on_reload* and *on_exit*.
+    :param options: Other arguments of :class:`~wsgigate.registration.Registration`.
     """
     given = {**options, "drain": drain}
 
@@ -67,15 +68,15 @@ def registered(
                 hook(server)
             _log_as_gunicorn()
             registration = _registration(service, server.cfg, given)
-            # looked up by the master's loop for each SIGTERM, by this name
-            server.handle_term = _Departure(server, registration, drain).handle_term
+            # the master's loop looks up this name for each SIGTERM
+            server.handle_term = _Shutdown(server, registration, drain).handle_term
 
         return attach
 
     def exited(server: Any) -> None:
-        departure = getattr(server.handle_term, "__self__", None)
-        if isinstance(departure, _Departure):
-            departure.leave()
+        shutdown = getattr(server.handle_term, "__self__", None)
+        if isinstance(shutdown, _Shutdown):
+            shutdown.deregister()
         if on_exit is not None:
             on_exit(server)
 
@@ -88,9 +89,9 @@ def registered(
 
 
 def _registration(service: str, cfg: Any, given: dict[str, Any]) -> Registration | None:
-    """Return the registration of what *cfg* binds, or None when there is nothing to register."""
-    places = [place for place in cfg.address if isinstance(place, tuple)]
-    host, port = places[0][:2] if places else ("", 0)
+    """Return the registration for gunicorn's *cfg*; ``None`` if it is invalid."""
+    addresses = [address for address in cfg.address if isinstance(address, tuple)]
+    host, port = addresses[0][:2] if addresses else ("", 0)
     own = {
         "port": port,
         "host": None if host in _EVERYWHERE else host,
@@ -100,7 +101,7 @@ def _registration(service: str, cfg: Any, given: dict[str, Any]) -> Registration
     try:
         return Registration(service, **(own | given))
     except (ValueError, TypeError) as error:
-        log.error("nothing is registered: %s", error)
+        log.error("Registration not started: %s", error)
         return None
 
 
@@ -112,51 +113,55 @@ def _log_as_gunicorn() -> None:
         own.propagate = False
 
 
-class _Departure:
-    """The end of a service, as its master sees it coming."""
+class _Shutdown:
+    """The shutdown of a service, in its master process."""
 
     def __init__(self, server: Any, registration: Registration | None, drain: float) -> None:
         self._server = server
         self._registration = registration
         self._drain = drain
-        self._keeper: Keeper | None = None
+        self._heartbeat: Heartbeat | None = None
         self._original: Callable[[], None] = type(server).handle_term.__get__(server)
 
     def handle_term(self) -> None:
-        """Put SIGTERM off until the service drains; the second one is not."""
-        if self._keeper is not None or self._stays() or not self._drain:
+        """Defer SIGTERM until the service has drained; a second one takes effect at once."""
+        if self._heartbeat is not None or self._stays() or not self._drain:
             self._original()
             return
-        self._keeper = self._begin(Wanted.DRAINING)
+        self._heartbeat = self._begin(Wanted.DRAINING)
         log.info("Draining for %s s", self._drain)
         threading.Thread(target=self._pass_on, name="wsgigate-drain", daemon=True).start()
 
-    def leave(self) -> None:
-        """Deregister the service: all workers have ended."""
+    def deregister(self) -> None:
+        """Deregister the service, after all workers have ended."""
         if self._stays():
             return
-        keeper = self._keeper or self._begin(Wanted.GONE)
-        keeper.end(leave=True, timeout=AT_MOST)
+        heartbeat = self._heartbeat or self._begin(Wanted.GONE)
+        heartbeat.end(leave=True, timeout=AT_MOST)
 
-    def _begin(self, wanted: Wanted) -> Keeper:
-        """Speak for the service; its workers do no more than to repeat that it lives."""
+    def _begin(self, wanted: Wanted) -> Heartbeat:
+        """Start to send the status of the service; its workers send heartbeats only."""
         assert self._registration is not None  # noqa: S101
-        keeper = Keeper(
+        heartbeat = Heartbeat(
             self._registration.connect,
             wanted=wanted,
             standing=Standing(Phase.REGISTERED, told=Wanted.UP, sent=True),
         )
-        keeper.start()
-        return keeper
+        heartbeat.start()
+        return heartbeat
 
     def _pass_on(self) -> None:
-        if self._keeper is not None and self._keeper.settled(AT_MOST) and self._keeper.drains:
+        if (
+            self._heartbeat is not None
+            and self._heartbeat.settled(AT_MOST)
+            and self._heartbeat.drains
+        ):
             time.sleep(self._drain)
         os.kill(self._server.pid, signal.SIGTERM)
 
     def _stays(self) -> bool:
-        """Return whether another master serves at the same socket, or nothing is registered."""
-        # after SIGUSR2 the old master has the pid of the new one, and the new one that of the old
+        """Return whether another master serves the same socket, or there is no registration."""
+        # after SIGUSR2 the old master has the new one's pid, and the new master the old one's
         return bool(
             self._registration is None or self._server.reexec_pid or self._server.master_pid
         )

@@ -1,7 +1,8 @@
-"""The one thread of a process that keeps an instance registered, for as long as it leads.
+"""The thread of a process that keeps an instance registered while the process leads.
 
-Everything it is told goes through a queue that may be written to in the midst of a signal handler,
-and everything it does it does by itself: nobody waits for a registry but who asks to.
+Commands reach the thread through a queue whose ``put`` is safe in a signal handler, and all
+requests to a registry are sent by the thread. Other code waits for a registry only in
+:meth:`Heartbeat.settled` and :meth:`Heartbeat.end`.
 """
 
 from __future__ import annotations
@@ -28,41 +29,41 @@ from wsgigate.rules.registration import (
 )
 from wsgigate.runtime.throttled_log import ThrottledLog
 
-__all__ = ["Client", "Keeper", "Lead"]
+__all__ = ["Client", "Heartbeat", "Lead"]
 
 
 LOG = logging.getLogger("wsgigate.registration")
 
 LOOK, LOOK_AT_MOST = 0.25, 2.0
-"""Seconds between two looks whether it is time to begin, at first and later."""
+"""Seconds between two checks whether the process is ready, at first and at most."""
 
 ROUND = 1.5
-"""Seconds after which a process asks again whether it leads."""
+"""Seconds after which a process tries to take or renew its lease."""
 
 
 class Client(Protocol):
-    """Says to registries how an instance stands."""
+    """Sends requests to registries."""
 
     @property
     def registries(self) -> tuple[str, ...]:
-        """Where they are."""
+        """The URLs of the registries."""
 
     @property
     def name(self) -> str:
-        """What the instance is called in the log."""
+        """The name of the instance in the log."""
 
     def ask(self, step: Step, wanted: Wanted, place: int) -> Answer:
-        """Do *step* at the registry *place*; never raises for what the registry does."""
+        """Send the request for *step* to the registry at index *place*; never raises."""
 
 
 class Lead(Protocol):
-    """Decides which of several processes speaks for the instance."""
+    """Elects the process that sends for the instance."""
 
     def take(self) -> bool:
-        """Return whether this process does, from now until it asks again."""
+        """Return whether this process leads, until the next call."""
 
     def release(self) -> None:
-        """Let another do so."""
+        """Release the leadership."""
 
 
 class _Always:
@@ -73,19 +74,20 @@ class _Always:
         pass
 
 
-_Told: TypeAlias = "Wanted | Callable[[], object] | None"
+_Command: TypeAlias = "Wanted | Callable[[], object] | None"
+"""A new wanted status, a function to call, or ``None`` to stop without deregistering."""
 
 
-class Keeper:
-    """Keep an instance registered from a thread of its own.
+class Heartbeat:
+    """Keeps an instance registered, from a background thread.
 
-    :param connect: Makes the client, in the thread; a ValueError of it is told to the log.
-    :param ready: Says whether to begin; asked again and again until it does.
-    :param lead: Decides whether it is for this process to speak.
-    :param wanted: What the instance is to be at first.
-    :param standing: What is known of it at first.
-    :param clock: Seconds of a clock that never steps back.
-    :param random: Gives numbers in [0, 1).
+    :param connect: Returns the client, in the thread; a ValueError that it raises is logged.
+    :param ready: Returns whether to start; called repeatedly until it returns ``True``.
+    :param lead: Elects the process that sends. Default: this one.
+    :param wanted: The initial wanted status.
+    :param standing: The initial state of the registration.
+    :param clock: Returns monotonic seconds.
+    :param random: Returns numbers in [0, 1).
     """
 
     def __init__(
@@ -106,14 +108,15 @@ class Keeper:
         self._known = standing
         self._clock = clock
         self._random = random
-        self._queue: queue.SimpleQueue[_Told] = queue.SimpleQueue()  # gevent's, where it patched
+        # SimpleQueue.put is reentrant, so that a signal handler may call it; gevent may patch it
+        self._queue: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._settled = threading.Event()
         self._pid = 0
         self.begun = False
-        """Whether it was time to begin."""
+        """Whether the process was ready, and the thread has started to register."""
         self.standing = Standing()
-        """How the instance stands, if it is this process that speaks for it."""
+        """The state of the registration, if this process leads."""
         self._failures = ThrottledLog(
             LOG.warning,
             "%s failed attempts at a registry since the last such message; the last: %s",
@@ -121,41 +124,41 @@ class Keeper:
         )
 
     def start(self) -> None:
-        """Begin, in the background."""
+        """Start the thread."""
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="wsgigate-registration", daemon=True)
         self._thread.start()
 
     def want(self, wanted: Wanted) -> None:
-        """Have the instance be *wanted* as soon as that can be."""
+        """Change the wanted status; safe in a signal handler."""
         self._queue.put(wanted)
 
     def call(self, function: Callable[[], object]) -> None:
-        """Have *function* called in the thread, between two steps."""
+        """Call *function* in the thread, between two steps; safe in a signal handler."""
         self._queue.put(function)
 
     def retire(self) -> None:
-        """Leave the instance to others from now on; may be called in a signal handler."""
+        """Stop the thread and leave the instance registered; safe in a signal handler."""
         self._queue.put(None)
 
     def settled(self, timeout: float) -> bool:
-        """Wait until a registry knows that the instance drains, or can not be told.
+        """Wait until a registry has the status DRAINING, or cannot be reached.
 
-        :param timeout: Seconds to wait at most.
-        :returns: Whether it did not take longer.
+        :param timeout: The most seconds to wait.
+        :returns: ``False`` after a timeout.
         """
         return self._settled.wait(timeout)
 
     @property
     def drains(self) -> bool:
-        """Whether a registry knows that the instance drains: only then waiting is of any use."""
+        """Whether a registry has the status DRAINING: only then does a pause have an effect."""
         return self.standing.phase is Phase.DRAINING
 
     def end(self, *, leave: bool, timeout: float) -> None:
-        """End the thread.
+        """Stop the thread.
 
-        :param leave: Whether the instance is to be deregistered before.
-        :param timeout: Seconds to wait for it; what a registry does not answer in time is left.
+        :param leave: Whether to deregister the instance first.
+        :param timeout: The most seconds to wait; a request without a response is abandoned.
         """
         thread, self._thread = self._thread, None
         if thread is None or self._pid != os.getpid():
@@ -168,8 +171,8 @@ class Keeper:
             client = self._connected()
             if client is not None and self._wait_until_ready():
                 self._keep(client)
-        except Exception:  # a fault of ours is not to be one of the service
-            LOG.exception("nothing is registered any more")
+        except Exception:  # an error here must not become an error of the service
+            LOG.exception("Registration stopped: heartbeats are no longer sent")
         finally:
             self._settled.set()
             self._lead.release()
@@ -178,20 +181,20 @@ class Keeper:
         try:
             return self._connect()
         except ValueError as error:
-            LOG.error("nothing is registered: %s", error)
+            LOG.error("Registration not started: %s", error)
             return None
 
     def _wait_until_ready(self) -> bool:
         wait = LOOK
         while not self._ready():
             try:
-                told = self._queue.get(timeout=wait)
+                command = self._queue.get(timeout=wait)
             except queue.Empty:
                 wait = min(wait * 1.25, LOOK_AT_MOST)
                 continue
-            if told is None or told is Wanted.GONE:
+            if command is None or command is Wanted.GONE:
                 return False
-            self._take(told)
+            self._execute(command)
         self.begun = True
         return True
 
@@ -202,7 +205,7 @@ class Keeper:
             now = self._clock()
             if now >= lead_at:
                 was, leading, lead_at = leading, self._lead.take(), now + ROUND
-                if leading and not was:  # nobody knows what another process has left
+                if leading and not was:  # what another process has registered is unknown
                     self.standing, self._known, due = self._known or Standing(), None, now
             if leading and now >= due:
                 due = now + self._step(client, rules)
@@ -211,25 +214,25 @@ class Keeper:
                 return
             try:
                 ahead = min(due, lead_at) if leading else lead_at
-                told = self._queue.get(timeout=max(0.0, ahead - self._clock()))
+                command = self._queue.get(timeout=max(0.0, ahead - self._clock()))
             except queue.Empty:
                 continue
-            if told is None:
+            if command is None:
                 return
-            if self._take(told):
+            if self._execute(command):
                 due = now
                 self.standing = replace(self.standing, failures=0)
 
-    def _take(self, told: Wanted | Callable[[], object]) -> bool:
-        """Do as told; return whether something else is wanted now."""
-        if not isinstance(told, Wanted):
-            told()
+    def _execute(self, command: Wanted | Callable[[], object]) -> bool:
+        """Execute *command*; return whether the wanted status has changed."""
+        if not isinstance(command, Wanted):
+            command()
             return False
-        changed, self._wanted = told is not self._wanted, told
+        changed, self._wanted = command is not self._wanted, command
         return changed
 
     def _step(self, client: Client, rules: RegistrationRules) -> float:
-        """Do what is to be done; return in how many seconds the next step is."""
+        """Execute the next step; return the seconds until the one after it."""
         old, wanted = self.standing, self._wanted
         step = next_step(old, wanted)
         if step is Step.NOTHING:
@@ -244,7 +247,7 @@ class Keeper:
         return wait
 
     def _note_settled(self, leading: bool, rules: RegistrationRules) -> None:
-        """Let those go on who wait until the registry knows, or can not be told."""
+        """Wake :meth:`settled`, if the status is known to a registry or none can be reached."""
         standing = self.standing
         if self._wanted in (Wanted.DRAINING, Wanted.GONE) and (
             not leading
@@ -255,7 +258,7 @@ class Keeper:
             self._settled.set()
 
     def _is_over(self, leading: bool, rules: RegistrationRules) -> bool:
-        """Return whether nothing more is to be tried: each registry is asked once to let go."""
+        """Return whether deregistration has ended: each registry is tried once."""
         return (
             not leading
             or next_step(self.standing, Wanted.GONE) is Step.NOTHING

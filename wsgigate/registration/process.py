@@ -1,4 +1,4 @@
-"""A signal that ends a process, put off until others have been told that it ends."""
+"""The process that serves a port, found in ``/proc``, and deferred signals to exit."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import TypeAlias
 __all__ = ["DeferredSignals", "accepts", "holds"]
 
 
-# Whether a process serves a port, found out without a connection to it.
+# Which process serves a port, without a connection to it.
 #
-# A module that registers its service is also loaded by those that do not serve it: a management
-# command, a shell, a task queue. And a worker that is told to end does not know whether its
-# service ends, or only the worker. Both is known from who has the listening socket (``proc(5)``).
+# A module that registers its service is also imported by processes that do not serve it: a
+# management command, a shell, a task queue. And a worker that gets a signal to exit cannot see
+# whether the service ends or only the worker. Both follow from which processes have the listening
+# socket (``proc(5)``).
 
 _LISTENING = "0A"  # TCP_LISTEN of the kernel's include/net/tcp_states.h
 
@@ -25,11 +26,10 @@ _LISTENING = "0A"  # TCP_LISTEN of the kernel's include/net/tcp_states.h
 def holds(port: int, pid: int | None = None) -> bool:
     """Return whether a process has a socket that listens at *port*.
 
-    :param pid: The process; this one unless given. Of one that this user may not look into, the
-        answer is no.
+    :param pid: The process. Default: this one. ``False`` for a process of another user.
     """
     which = "self" if pid is None else str(pid)
-    if not os.path.exists("/proc/self/net/tcp"):  # no Linux: whoever it is that listens there
+    if not os.path.exists("/proc/self/net/tcp"):  # not Linux: any process may be the listener
         return pid is None and accepts("127.0.0.1", port)
     listening = _listening(port)
     if not listening:
@@ -42,13 +42,13 @@ def holds(port: int, pid: int | None = None) -> bool:
         try:
             if os.readlink(f"/proc/{which}/fd/{descriptor}") in listening:
                 return True
-        except OSError:  # it has just been closed
+        except OSError:  # the descriptor has just been closed
             pass
     return False
 
 
 def accepts(host: str, port: int, timeout: float = 0.5) -> bool:
-    """Return whether somebody takes connections at *host* and *port*."""
+    """Return whether a connection to *host* and *port* is accepted."""
     try:
         socket.create_connection((host, port), timeout).close()
     except OSError:
@@ -57,7 +57,7 @@ def accepts(host: str, port: int, timeout: float = 0.5) -> bool:
 
 
 def _listening(port: int) -> set[str]:
-    """Return what descriptors of sockets that listen at *port* are links to."""
+    """Return the link targets of descriptors of sockets that listen at *port*."""
     found = set()
     for table in ("tcp", "tcp6"):
         try:
@@ -76,11 +76,11 @@ _Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
 
 
 class DeferredSignals:
-    """Be asked first when a signal comes, and let who was there before handle it later, or at once.
+    """Signal handlers that can defer a signal before the previous handler gets it.
 
-    :param asked: Called in the signal handler, in the midst of anything: it may put something on a
-        ``SimpleQueue``, and little else. Returns whether the signal is put off until
-        :meth:`pass_on`; the same signal once more is not.
+    :param asked: Called in the signal handler, which may interrupt any code: it may put an item on
+        a ``SimpleQueue``, and little else. Returns whether to defer the signal until
+        :meth:`pass_on`; a second signal with the same number is not deferred.
     """
 
     def __init__(self, asked: Callable[[int], bool]) -> None:
@@ -90,10 +90,10 @@ class DeferredSignals:
         self._pid = 0
 
     def install(self, *signals: int) -> None:
-        """Take over those of *signals* that this process does not ignore.
+        """Install the handler for those of *signals* that this process does not ignore.
 
-        Only the main thread can; in any other, nothing is done. A server that sets handlers of its
-        own later replaces these.
+        Only the main thread can set handlers; in any other, this does nothing. A server that sets
+        its own handlers later replaces these.
         """
         if threading.current_thread() is not threading.main_thread():
             return
@@ -101,20 +101,20 @@ class DeferredSignals:
         for number in signals:
             before = signal.getsignal(number)
             if before is None or before == signal.SIG_IGN or before == self._handle:
-                continue  # one that is set by C code can not be put back
+                continue  # a handler that C code has set cannot be restored
             self._before[number] = before
             signal.signal(number, self._handle)
 
     def ends(self, number: int) -> bool:
-        """Return whether the signal, once passed on, ends the process at once."""
+        """Return whether the signal ends the process at once when it is passed on."""
         return self._before.get(number) == signal.SIG_DFL
 
     def pass_on(self, number: int) -> None:
-        """Send the signal to this process again; any thread may."""
+        """Send the signal to this process again. Any thread may call this."""
         os.kill(os.getpid(), number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        mine = os.getpid() == self._pid  # a fork that has not set its own handlers yet is another
+        mine = os.getpid() == self._pid  # not in a fork that has not set its own handlers yet
         if mine and number not in self._put_off and self._asked(number):
             self._put_off.add(number)
             return

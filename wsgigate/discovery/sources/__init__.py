@@ -1,7 +1,8 @@
-"""Where the instances of a service are known: one file for each kind of source.
+"""Discovery sources: one module for each kind.
 
-A source is asked again and again by one thread, see :mod:`wsgigate.discovery.watcher`, which keeps
-the last good answer. So a source only has to say who is there now, or that it does not know.
+One thread queries a source repeatedly and keeps the last good answer
+(:mod:`wsgigate.discovery.watcher`), so a source only returns the current instances, or raises
+:class:`SourceError`.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ __all__ = [
 ]
 
 MOST = 10_000
-"""How many instances of one service are taken in; a list of more is an error."""
+"""The largest number of instances of a service; a longer list is an error."""
 
 _ZONE = re.compile(r"[\x21-\x7e]{1,128}")
 _KEYS = ("url", "weight", "tier", "zone")
 
 
 class SourceError(Exception):
-    """A source does not know who is there; says why, without hosts or secrets.
+    """A source cannot return the instances; the message says why, without hosts or secrets.
 
-    :param again_in: Seconds after which it is worth asking again; ``None`` for ever more of them.
+    :param again_in: Seconds until the next query; ``None`` for a pause that grows.
     """
 
     def __init__(self, why: str, *, again_in: float | None = None) -> None:
@@ -43,14 +44,13 @@ class SourceError(Exception):
 
 
 class Found(NamedTuple):
-    """What a source answers.
+    """The answer of a source.
 
-    :ivar instances: Who is there, no URL twice, in an order that only changes when they do.
-    :ivar again_in: Seconds after which it is worth asking again; 0 for a source that waits itself
-        until something has changed.
-    :ivar certain: Whether an empty list is what somebody wants, rather than all that is known.
-    :ivar trouble: Why a part of it is from before, if one is.
-    :ivar networks: The networks that the source allows instances in; ``None`` when it names none.
+    :ivar instances: The instances, each URL once, in an order that changes only when they do.
+    :ivar again_in: Seconds until the next query; 0 for a source that itself waits for a change.
+    :ivar certain: Whether an empty list is intended, rather than a lack of data.
+    :ivar trouble: Why a part of the answer is from an earlier one; empty if none is.
+    :ivar networks: The networks that the source allows instances in; ``None`` if it names none.
     """
 
     instances: tuple[Instance, ...]
@@ -61,30 +61,30 @@ class Found(NamedTuple):
 
 
 class Source(Protocol):
-    """Knows the instances of one service.
+    """Returns the instances of one service.
 
-    Nothing is opened before :meth:`find`. One thread at a time uses it, in one process.
+    Nothing is opened before :meth:`find`. One thread at a time uses a source, in one process.
 
-    :ivar name: What it is, for people: ``dns:billing.internal:8000``.
+    :ivar name: Its name in logs and status documents, such as ``dns:billing.internal:8000``.
     """
 
     name: str
 
     def find(self, stopping: threading.Event) -> Found:
-        """Return who is there; a source may wait up to a minute for what it said to change.
+        """Return the instances; a source may wait up to a minute for its last answer to change.
 
-        :param stopping: When it is set, what waits gives up within a second.
-        :raises SourceError: It is not known.
+        :param stopping: When it is set, a wait ends within a second.
+        :raises SourceError: The instances cannot be determined.
         """
 
     def close(self) -> None:
-        """Release what is open; the next :meth:`find` opens it again, and knows nothing before."""
+        """Close connections and forget the last answer; the next :meth:`find` starts anew."""
 
 
 def distinct(instances: Iterable[Instance]) -> tuple[Instance, ...]:
-    """Return *instances* by URL, each once.
+    """Return *instances* sorted by URL, each URL once.
 
-    :raises SourceError: There are too many.
+    :raises SourceError: There are more than :data:`MOST`.
     """
     found = {instance.url: instance for instance in instances}
     if len(found) > MOST:
@@ -101,11 +101,11 @@ def instance_of(
     name: str = "",
     zone: object = "",
 ) -> Instance:
-    """Return the instance at a host and port that a source names.
+    """Return the instance at a host and port that a source returned.
 
-    :param name: The name it is asked by, where *host* is an address that was looked up.
-    :param zone: Where it runs; what is no zone counts as not known.
-    :raises SourceError: They are none.
+    :param name: The host name for ``Host``, if *host* is an address that was resolved from it.
+    :param zone: Its availability zone; an invalid one counts as unknown.
+    :raises SourceError: The host, port or weight is invalid.
     """
     if not isinstance(host, str) or not host:
         raise SourceError("an instance has no host")
@@ -121,7 +121,7 @@ def instance_of(
 
 
 def zone_of(*found: object) -> str:
-    """Return the first of *found* that is a zone; empty when none is."""
+    """Return the first of *found* that is a valid zone; empty if none is."""
     for each in found:
         if isinstance(each, str) and each and _ZONE.fullmatch(each):
             return each
@@ -129,11 +129,11 @@ def zone_of(*found: object) -> str:
 
 
 def read_list(document: object) -> tuple[Instance, ...]:
-    """Return the instances of a document: a list of them, or a table that has one.
+    """Return the instances of a document: a list, or a table with a list ``instances``.
 
-    Each is a URL, or a table with ``url``, ``weight``, ``tier`` and ``zone``.
+    Each instance is a URL, or a table with ``url``, ``weight``, ``tier`` and ``zone``.
 
-    :raises SourceError: It is not of that form; says where.
+    :raises SourceError: The document is malformed; the message names the key.
     """
     listed = document.get("instances") if isinstance(document, Mapping) else document
     if not isinstance(listed, list):
@@ -163,6 +163,6 @@ def read_list(document: object) -> tuple[Instance, ...]:
         except ValueError as error:
             raise SourceError(f"{place}.url: {error}") from None
         if instance.url in found:
-            raise SourceError(f"{place}.url: the instance is there twice")
+            raise SourceError(f"{place}.url: the instance is listed twice: {instance.url!r}")
         found[instance.url] = instance
     return tuple(found.values())

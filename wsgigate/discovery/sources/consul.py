@@ -1,6 +1,6 @@
-"""Instances that Consul knows: its health API, asked with blocking queries.
+"""Consul source: its health API, with blocking queries.
 
-https://developer.hashicorp.com/consul/api-docs/health and .../features/blocking have the rules.
+https://developer.hashicorp.com/consul/api-docs/health and .../features/blocking define them.
 """
 
 from __future__ import annotations
@@ -17,26 +17,25 @@ from wsgigate.discovery.sources.http import ApiClient, read_json, refused
 __all__ = ["Consul"]
 
 _WAIT = 50
-"""Seconds that Consul is asked to wait for a change; it adds up to a sixteenth."""
+"""Seconds of a blocking query; Consul adds up to a sixteenth."""
 _GRACE = 5.0
 _PAUSE = 0.1
-"""Seconds between two questions at least: changes come in floods, and Consul asks for that."""
+"""The fewest seconds between two queries: changes come in bursts, and Consul's docs require it."""
 _POLL = 1.0
 
 
 class Consul:
-    """A source of a service's instances whose checks do not fail.
+    """A source of a service's instances without critical checks.
 
-    An instance with a critical check, which one under maintenance has too, is not there; one with a
-    warning has the weight that its registration has for that. That none is left is believed after a
-    while only.
+    An instance with a critical check, which includes maintenance mode, is left out; one with a
+    warning has the ``Warning`` weight of its registration. An empty list is not certain.
 
-    :param service: Its name in Consul.
-    :param url: The agent's or server's.
-    :param tags: It must have all of them.
+    :param service: The name of the service in Consul.
+    :param url: The URL of an agent or server.
+    :param tags: Only instances that have all of these tags.
     :param token: An ACL token that may read the service and its nodes.
-    :param ca: A file of authorities to believe instead of the usual.
-    :param scheme: ``http`` or ``https``: how its instances are talked to.
+    :param ca: A file of trusted certificate authorities. Default: those of ``requests``.
+    :param scheme: The scheme of the instances, ``http`` or ``https``.
     """
 
     def __init__(
@@ -58,12 +57,12 @@ class Consul:
         self._index = 0
 
     def close(self) -> None:
-        """Begin anew: the next answer is given at once."""
+        """Forget the last index: the next :meth:`find` returns at once."""
         self._index = 0
 
     def find(self, stopping: threading.Event) -> Found:
-        """Return who is there, as soon as that is not what was returned before."""
-        index, self._index = self._index, 0  # whatever goes wrong, the next answer is a whole one
+        """Return the instances as soon as they change, or after 50 s."""
+        index, self._index = self._index, 0  # after any error, the next query does not block
         query: list[tuple[str, Any]] = [("tag", tag) for tag in self._tags]
         if index:
             query += [("index", index), ("wait", f"{_WAIT}s")]
@@ -74,9 +73,9 @@ class Consul:
             raise refused(answer.status)
         found = _instances(read_json(answer.body), self._scheme)
         new = _number(answer.fields.get("x-consul-index"))
-        if not new:  # it does not say, so there is nothing to wait for
+        if not new:  # without an index, poll
             return Found(found, _POLL)
-        # One that goes back belongs to a server that was restored: what it has is asked for anew.
+        # An index that decreases is of a server that was restored: the next query does not block.
         self._index = new if new >= index else 0
         return Found(found, _PAUSE)
 
@@ -96,7 +95,7 @@ def _instances(document: object, scheme: str) -> tuple[Instance, ...]:
 
 def _instance(entry: object, scheme: str) -> Instance | None:
     if not isinstance(entry, Mapping):
-        raise SourceError("its answer has an instance that is none")
+        raise SourceError("its answer has a malformed instance")
     service, node = entry.get("Service") or {}, entry.get("Node") or {}
     states = {check.get("Status") for check in entry.get("Checks") or ()}
     if not states <= {"passing", "warning"}:
@@ -109,7 +108,7 @@ def _instance(entry: object, scheme: str) -> Instance | None:
 
 
 def _zone(part: Mapping[str, Any]) -> object:
-    """Return the zone that a service or a node says: its locality, or ``zone`` of its metadata."""
+    """Return the zone of a service or node: of its locality, or ``zone`` of its metadata."""
     locality, meta = part.get("Locality"), part.get("Meta")
     return (locality.get("Zone") if isinstance(locality, Mapping) else None) or (
         meta.get("zone") if isinstance(meta, Mapping) else None

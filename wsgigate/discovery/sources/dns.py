@@ -1,7 +1,7 @@
-"""Instances by DNS: the addresses of a name, or the targets of a service record (RFC 2782).
+"""DNS sources: the addresses of a name, or the targets of a service record (RFC 2782).
 
-dnspython asks, not the system: only so is it known for how long an answer holds (its TTL), and
-whether there is none or nobody knows.
+They use dnspython instead of the system's resolver, which reports neither the TTL of an answer nor
+whether a name does not exist or could not be resolved.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ __all__ = ["DnsAddresses", "DnsService", "Resolver"]
 _LEAST = 1.0
 _MOST_WAIT = 3600.0
 _NEGATIVE = 5.0
-"""Seconds for which it holds that there is no answer."""
+"""Seconds for which a negative answer is used."""
 _TRY = 1.0
 
 
 class _Answer(NamedTuple):
-    """The records of a name and kind, and the seconds they hold."""
+    """The records of a name and type, and their TTL in seconds."""
 
     records: tuple[Any, ...]
     ttl: float
 
 
 class Resolver:
-    """Asks name servers, and remembers the last good answer to each question.
+    """A DNS resolver that keeps the last good answer to each question.
 
-    So one that fails to answer for a moment takes nobody along: neither the IPv6 addresses when
-    only those for IPv4 can be had, nor one target of many.
+    A failure of a name server therefore removes no instances: neither the IPv6 addresses when only
+    those for IPv4 can be resolved, nor one target of many.
 
-    :param nameservers: Their addresses, ``10.0.0.53`` or ``127.0.0.1:8600``; the system's by
-        default, as ``/etc/resolv.conf`` has them.
+    :param nameservers: Their addresses, such as ``10.0.0.53`` or ``127.0.0.1:8600``. Default: those
+        of ``/etc/resolv.conf``.
     :param patience: Seconds that the answer to one question may take.
-    :ivar trouble: Why one of this round's answers is from before, if one is.
-    :raises ValueError: One is no address.
+    :ivar trouble: Why an answer of this round is an earlier one; empty if none is.
+    :raises ValueError: A name server is not an IP address with an optional port.
     """
 
     def __init__(self, nameservers: Sequence[str] = (), *, patience: float = 3.0) -> None:
@@ -56,20 +56,20 @@ class Resolver:
         self.trouble = ""
 
     def close(self) -> None:
-        """Forget all answers, and read the system's settings again."""
+        """Forget all answers; the next query reads the system's settings again."""
         self._asking = None
         self._known = {}
 
     def begin(self) -> None:
-        """Begin a round of questions: what was not asked in the last one is forgotten."""
+        """Begin a round of questions: answers not used in the last round are forgotten."""
         self._known = {key: known for key, known in self._known.items() if key in self._asked}
         self._asked = set()
         self.trouble = ""
 
     def ask(self, name: str, kind: str) -> _Answer:
-        """Return the records of *name*, none if there are none.
+        """Return the records of *name*, an empty answer if it has none.
 
-        :raises SourceError: It is not known, and never was.
+        :raises SourceError: The query failed, and there is no earlier answer.
         """
         key = name, kind
         self._asked.add(key)
@@ -103,14 +103,14 @@ class Resolver:
 
 
 class DnsAddresses:
-    """A source of one instance at each address of a name: its A and AAAA records.
+    """A source with one instance for each address of a name: its A and AAAA records.
 
-    Instances are connected to by their addresses and asked by the name (``Host``).
+    The gateway connects to the addresses and sends the name in ``Host``.
 
     :param host: The name.
-    :param port: The port of all of them.
-    :param scheme: ``http`` or ``https``; certificates are then to be verified against the name.
-    :param resolver: Whom to ask.
+    :param port: The port of all instances.
+    :param scheme: ``http`` or ``https``; certificates must then be verified against the name.
+    :param resolver: The resolver. Default: one with the system's name servers.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class DnsAddresses:
         self._resolver.close()
 
     def find(self, stopping: threading.Event) -> Found:
-        """Return an instance for each address, until their TTL is over."""
+        """Return an instance for each address, valid until the shortest TTL expires."""
         self._resolver.begin()
         answers = _addresses(self._resolver, self._host)
         made = _instances(answers, self._scheme, self._port, name=self._host)
@@ -137,15 +137,15 @@ class DnsAddresses:
 class DnsService:
     """A source of the targets of a name's SRV records: hosts, ports and weights.
 
-    The best priority is the first tier, the others are those behind it: they take requests as far
-    as those before fail. A weight of 0, which to SRV is a very small one, counts as 1. The target
-    ``.`` says that the service is not there, and is believed at once. Targets are looked up here
-    too, so an instance has an address, and is asked by the target's name (``Host``); over https it
-    has the target's name, against which its certificate is verified.
+    The best priority is the first tier; the tiers behind it get requests as far as the instances
+    before them fail. A weight of 0, which means a very small one in SRV, counts as 1. The target
+    ``.`` means that the service is not available, and is used at once. Targets are resolved to
+    addresses, and their name is sent in ``Host``; over https the instance keeps the target's name,
+    against which its certificate is verified.
 
     :param name: The name, such as ``_http._tcp.billing.internal``.
     :param scheme: ``http`` or ``https``.
-    :param resolver: Whom to ask.
+    :param resolver: The resolver. Default: one with the system's name servers.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class DnsService:
         self._resolver.close()
 
     def find(self, stopping: threading.Event) -> Found:
-        """Return the targets, until the TTL of whatever they follow from is over."""
+        """Return the targets, valid until the shortest TTL of the records expires."""
         self._resolver.begin()
         answer = self._resolver.ask(self._service, "SRV")
         records = answer.records
@@ -176,8 +176,8 @@ class DnsService:
                     raise SourceError("it was stopped")
                 if record.priority == priority:
                     made += self._at(record, min(tier, LAST_TIER), answers)
-        nobody = bool(records) and not targets  # RFC 2782: decidedly not available
-        return Found(distinct(made), _again(answers), nobody, self._resolver.trouble)
+        unavailable = bool(records) and not targets  # RFC 2782: decidedly not available
+        return Found(distinct(made), _again(answers), unavailable, self._resolver.trouble)
 
     def _at(self, record: Any, tier: int, answers: list[_Answer]) -> Iterable[Instance]:
         target, weight = record.target.to_text(), max(1, record.weight)
@@ -198,12 +198,12 @@ def _server(text: str) -> tuple[str, int]:
     except ValueError:
         address = ""
     if not address or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ValueError(f'a name server is an address such as "10.0.0.53:53", got {text!r}')
+        raise ValueError(f'a name server must be an address such as "10.0.0.53:53", got {text!r}')
     return address, int(port)
 
 
 def _addresses(resolver: Resolver, host: str) -> list[_Answer]:
-    """Return what is known of a host's addresses; an error only if nothing is known of any."""
+    """Return the A and AAAA answers for *host*; raise an error only if neither has an address."""
     answers, errors = [], []
     for kind in ("A", "AAAA"):
         try:
@@ -238,9 +238,9 @@ def _again(answers: Sequence[_Answer]) -> float:
 _WHY: tuple[tuple[type[Exception], str], ...] = (
     (dns.resolver.LifetimeTimeout, "no name server answered in time"),
     (dns.resolver.NoNameservers, "no name server has an answer"),
-    (dns.resolver.NoResolverConfiguration, "the system names no name server"),
+    (dns.resolver.NoResolverConfiguration, "the system has no name server configured"),
 )
 
 
 def _why(error: Exception) -> str:
-    return next((why for kind, why in _WHY if isinstance(error, kind)), "the name can not be asked")
+    return next((why for kind, why in _WHY if isinstance(error, kind)), "the query failed")

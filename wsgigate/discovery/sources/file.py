@@ -1,4 +1,4 @@
-"""Instances in a file that somebody else writes: a deployment script, a template, an editor."""
+"""File source, for a file that another program writes; and a source of fixed instances."""
 
 from __future__ import annotations
 
@@ -17,14 +17,11 @@ from wsgigate.discovery.sources import Found, SourceError, read_list
 __all__ = ["Static", "WatchedFile"]
 
 
-# Instances that never change, for who has them already but is asked for a source.
-
-
 class Static:
-    """A source of the instances it is given, which are never asked for again.
+    """A source of fixed instances.
 
-    :param instances: They, each a URL or an :class:`~wsgigate.discovery.Instance`.
-    :raises ValueError: One is no address, or there twice.
+    :param instances: URLs or :class:`~wsgigate.discovery.Instance` objects.
+    :raises ValueError: A URL is invalid, or given twice.
     """
 
     name = "static"
@@ -32,11 +29,11 @@ class Static:
     def __init__(self, instances: Sequence[Instance | str]) -> None:
         made = [Instance(item) if isinstance(item, str) else item for item in instances]
         if len({instance.url for instance in made}) != len(made):
-            raise ValueError("an instance is there twice")
+            raise ValueError("instances must not contain a URL twice")
         self._instances = tuple(made)
 
     def find(self, stopping: threading.Event) -> Found:
-        """Return them."""
+        """Return the instances."""
         return Found(self._instances, math.inf, certain=True)
 
     def close(self) -> None:
@@ -44,7 +41,7 @@ class Static:
 
 
 LOOK_EVERY = 0.25
-"""Seconds between two looks at the file."""
+"""Seconds between two checks of the file."""
 
 _MOST_BYTES = 1 << 20
 
@@ -54,15 +51,14 @@ _Signature = tuple[int, int, int, int]
 class WatchedFile:
     """A source that reads a file, and reads it again soon after it has changed.
 
-    A file that was replaced by another (written beside it, then renamed) is whole and counts at
-    once. One that is written in place counts when it has stayed as it is between two looks: until
-    then it may be half of what it will be. What can not be read, or has no list of instances, is an
-    error, and looked at again. A list that is there and empty is meant so.
+    A file that was replaced (written beside the old one, then renamed) is complete and is read at
+    once. A file that is written in place is read when it was unchanged between two checks, as it
+    may be incomplete until then. A file that cannot be read, or has no list of instances, is an
+    error, and is checked again. An empty list is certain.
 
-    :param path: The file: JSON or TOML, by the end of its name.
-    :param parse: Makes data of its text, and raises ValueError for what it can not; for files of
-        other kinds.
-    :raises ValueError: Its name ends otherwise, and *parse* is not given.
+    :param path: The file: JSON or TOML, by its suffix.
+    :param parse: Parses the text of files of other formats; raises ValueError if it is invalid.
+    :raises ValueError: The suffix is neither ``.json`` nor ``.toml``, and *parse* is not given.
     """
 
     def __init__(self, path: str | Path, *, parse: Callable[[str], object] | None = None) -> None:
@@ -71,24 +67,24 @@ class WatchedFile:
         if parse is None:
             parse = {".json": json.loads, ".toml": tomllib.loads}.get(self._path.suffix)
         if parse is None:
-            raise ValueError(f"the name of the file ends in .json or .toml, got {str(path)!r}")
+            raise ValueError(f"the name of the file must end in .json or .toml, got {str(path)!r}")
         self._parse = parse
         self.close()
 
     def close(self) -> None:
-        """Forget what was read."""
+        """Forget the last content."""
         self._seen: _Signature | None = None
         self._read: _Signature | None = None
         self._result: Found | SourceError | None = None
 
     def find(self, stopping: threading.Event) -> Found:
-        """Return what the file says, read only when it has changed."""
+        """Return the instances in the file, which is read only when it has changed."""
         try:
             with open(self._path, "rb") as file:
                 self._look(file)
         except OSError as error:
             self._seen = None
-            why = f"the file can not be read: {error.strerror}"
+            why = f"the file cannot be read: {error.strerror}"
             raise SourceError(why, again_in=LOOK_EVERY) from error
         if isinstance(self._result, Found):
             return self._result
@@ -99,7 +95,7 @@ class WatchedFile:
         before, self._seen = self._seen, signature
         written = before is not None and before[:2] == signature[:2] and before != signature
         if written or signature == self._read:
-            return  # it may be half of what it will be; or it is what was read
+            return  # it may be incomplete; or it is unchanged
         data = file.read(_MOST_BYTES + 1)
         if _signature(file) != signature:
             return
@@ -115,8 +111,8 @@ class WatchedFile:
             raise SourceError(f"the file is larger than {_MOST_BYTES >> 20} MiB")
         try:
             document = self._parse(data.decode())
-        except (ValueError, RecursionError) as error:  # what is not UTF-8, JSON or TOML is one too
-            raise SourceError(f"the file can not be understood: {error}") from None
+        except (ValueError, RecursionError) as error:  # also for invalid UTF-8, JSON and TOML
+            raise SourceError(f"the file cannot be parsed: {error}") from None
         return read_list(document)
 
 

@@ -1,7 +1,7 @@
-"""HTTP as sources need it: one answer that may take its time, or a stream of lines without end.
+"""HTTP client of the sources: one response after a long poll, or an endless stream of lines.
 
-A source waits for most of its life. So every wait ends soon after the thread is told to stop, a
-connection that is dead without a word is found out, and no answer is read without a bound.
+A source mostly waits. Every wait therefore ends soon after the thread is stopped, TCP keepalive
+detects dead connections, and the size of every response is bounded.
 """
 
 from __future__ import annotations
@@ -24,13 +24,10 @@ from wsgigate.runtime.clocks import real
 __all__ = ["Answer", "ApiClient", "Lines", "read_json", "refused"]
 
 
-# What sources that speak HTTP have in common in what they read.
-
-
 def read_json(body: bytes) -> object:
-    """Return what *body* says.
+    """Parse *body* as JSON.
 
-    :raises SourceError: It is not JSON.
+    :raises SourceError: *body* is not JSON.
     """
     try:
         return json.loads(body)
@@ -39,14 +36,14 @@ def read_json(body: bytes) -> object:
 
 
 def refused(status: int) -> SourceError:
-    """Return the error that an answer other than 200 is."""
+    """Return the error for a response whose status is not 200."""
     if status in (401, 403):
-        return SourceError(f"it answered {status}: the token is missing, or may not do this")
+        return SourceError(f"it answered {status}: the token is missing or lacks permission")
     return SourceError(f"it answered {status}")
 
 
 _LOOK_UP = 0.5
-"""Seconds after which a wait sees whether it is to stop."""
+"""Seconds after which a wait checks whether the thread is stopped."""
 
 _CONNECT = 5.0
 
@@ -60,7 +57,7 @@ _ALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
 
 class Answer(NamedTuple):
-    """What came back, whatever its status; the names of its fields in lower case."""
+    """A response of any status; the names of its header fields are in lower case."""
 
     status: int
     fields: Mapping[str, str]
@@ -68,7 +65,7 @@ class Answer(NamedTuple):
 
 
 class _Patient(io.RawIOBase):
-    """Reads from a socket until a moment or until it is to stop."""
+    """Reads from a socket until a deadline, or until the thread is stopped."""
 
     def __init__(self, sock: socket.socket, stopping: threading.Event) -> None:
         self._sock = sock
@@ -98,7 +95,7 @@ class _Patient(io.RawIOBase):
 
 
 class _Handed:
-    """The one thing ``http.client`` wants of a socket in order to read a response."""
+    """The one method of a socket that ``http.client`` uses to read a response."""
 
     def __init__(self, reader: _Patient) -> None:
         self._reader = reader
@@ -108,7 +105,7 @@ class _Handed:
 
 
 class Lines:
-    """The lines of an answer that goes on."""
+    """The lines of a streamed response."""
 
     def __init__(self, response: http.client.HTTPResponse, reader: _Patient) -> None:
         self._response = response
@@ -117,22 +114,22 @@ class Lines:
     def next(self, within: float) -> bytes | None:
         """Return the next line, ``None`` at the end.
 
-        :param within: The most seconds until it is there.
-        :raises SourceError: It is not, or too long.
+        :param within: The most seconds to wait for it.
+        :raises SourceError: The line does not arrive in time, or is too long.
         """
         self._reader.until = real() + within
         with _told():
             line = self._response.readline(_MOST_LINE)
         if len(line) >= _MOST_LINE:
-            raise SourceError("a line of the answer is too long")
+            raise SourceError("a line of the response is too long")
         return line or None
 
 
 class ApiClient:
-    """Asks one server, on a new connection each time; follows no redirect, uses no proxy.
+    """An HTTP client for one server: a new connection each time, no redirects, no proxy.
 
     :param url: ``http://HOST[:PORT]`` or ``https://HOST[:PORT]``.
-    :param ca: A file of authorities to believe instead of the usual.
+    :param ca: A file of trusted certificate authorities. Default: those of ``requests``.
     """
 
     def __init__(self, url: str, *, ca: str | None = None) -> None:
@@ -150,15 +147,15 @@ class ApiClient:
         fields: Mapping[str, str] | None = None,
         wait: float = 0.0,
     ) -> Answer:
-        """Return the answer to a GET.
+        """Send a GET request and return the response.
 
-        :param wait: Seconds that the server was asked to wait for something to tell.
-        :raises SourceError: There is none.
+        :param wait: Seconds of the long poll that *target* requests; extends the timeout.
+        :raises SourceError: There is no valid response.
         """
         with _told(), self._asked(target, stopping, fields, wait) as (response, _):
             body = response.read(_MOST_BYTES + 1)
             if len(body) > _MOST_BYTES:
-                raise SourceError("the answer is too long")
+                raise SourceError("the response is too long")
             named = {name.lower(): value for name, value in response.headers.items()}
             return Answer(response.status, named, body)
 
@@ -170,9 +167,9 @@ class ApiClient:
         *,
         fields: Mapping[str, str] | None = None,
     ) -> Iterator[tuple[int, Lines]]:
-        """Yield the status of the answer to a GET, and its lines as they come.
+        """Send a GET request; yield the status of the response, and its lines as they arrive.
 
-        :raises SourceError: There is no answer.
+        :raises SourceError: There is no valid response.
         """
         with _told(), self._asked(target, stopping, fields, 0.0) as (response, reader):
             yield response.status, Lines(response, reader)
@@ -219,7 +216,7 @@ class ApiClient:
             try:
                 context = context_for(self._ca or True)
             except OSError as error:
-                raise SourceError("the file of authorities can not be used") from error
+                raise SourceError("the file of certificate authorities cannot be used") from error
             return context.wrap_socket(sock, server_hostname=self._host)
         except BaseException:
             sock.close()
@@ -228,8 +225,8 @@ class ApiClient:
 
 _WHY: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
     ((TimeoutError,), "there was no answer in time"),
-    ((socket.gaierror,), "its host is not known"),
-    ((ssl.SSLCertVerificationError,), "its certificate can not be verified"),
+    ((socket.gaierror,), "its host name cannot be resolved"),
+    ((ssl.SSLCertVerificationError,), "its certificate cannot be verified"),
     ((ssl.SSLError,), "TLS failed"),
     ((ConnectionRefusedError,), "the connection was refused"),
     ((http.client.HTTPException, ValueError), "its answer is not valid HTTP"),
@@ -239,7 +236,7 @@ _WHY: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Say in words that name no host what went wrong."""
+    """Raise network and protocol errors as :class:`SourceError`, without the name of a host."""
     try:
         yield
     except (OSError, http.client.HTTPException, ValueError) as error:

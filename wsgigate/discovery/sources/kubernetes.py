@@ -1,7 +1,7 @@
-"""Instances that Kubernetes knows: a service's EndpointSlices, listed and then watched.
+"""Kubernetes source: a service's EndpointSlices, listed and then watched.
 
-https://kubernetes.io/docs/reference/using-api/api-concepts/ has the rules of watching, and
-https://kubernetes.io/docs/concepts/services-networking/endpoint-slices/ those of the conditions.
+https://kubernetes.io/docs/reference/using-api/api-concepts/ defines watches, and
+https://kubernetes.io/docs/concepts/services-networking/endpoint-slices/ the conditions.
 """
 
 from __future__ import annotations
@@ -21,19 +21,16 @@ from wsgigate.discovery.sources.http import ApiClient, Lines, read_json, refused
 __all__ = ["Kubernetes", "instances_of_slices"]
 
 
-# Who of a Kubernetes service's endpoints takes requests, read from its EndpointSlices.
-
-
 def instances_of_slices(
     slices: Collection[Mapping[str, Any]], port: str, scheme: str
 ) -> tuple[list[Instance], bool]:
-    """Return the instances, and whether to believe that there are none.
+    """Return the instances of EndpointSlices, and whether an empty list is certain.
 
-    Of an endpoint the first address is used, as kube-proxy does. *ready* that is not said is so,
-    *serving* that is not said is as *ready*, *terminating* that is not said is not so.
+    The first address of an endpoint is used, as by kube-proxy. The default of *ready* is true, that
+    of *serving* is the value of *ready*, and that of *terminating* is false.
 
     :param port: A port's name, or its number.
-    :raises SourceError: They are not of their form, or no slice has the port.
+    :raises SourceError: A slice is malformed, or no slice has the port.
     """
     ready: dict[str, list[Instance]] = {}
     leaving: dict[str, list[Instance]] = {}
@@ -60,7 +57,7 @@ def instances_of_slices(
                 elif serves and conditions.get("terminating"):
                     leaving.setdefault(family, []).append(instance)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise SourceError("a slice is not of its form") from error
+        raise SourceError("an EndpointSlice is malformed") from error
     if endpoints and not named:
         raise SourceError("none of its slices has that port")
     by_family = ready or leaving
@@ -81,7 +78,7 @@ def _number(ports: Collection[Mapping[str, Any]], wanted: str) -> int | None:
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 _WATCH = 50
-"""Seconds after which a watch ends and goes on as another; until then nothing may be heard."""
+"""Seconds after which a watch ends and another one starts; it may be silent until then."""
 
 _GRACE = 15.0
 
@@ -94,25 +91,25 @@ _PAGE = 500
 
 
 class Kubernetes:
-    """A source of the endpoints of a service that are ready.
+    """A source of the ready endpoints of a service.
 
-    Inside of a cluster it needs nothing but a role that may ``list`` and ``watch``
-    ``endpointslices`` of ``discovery.k8s.io`` in the namespace: where the API is, whose
-    certificate to believe and the account's token are known there. The token is read again for each
-    question, as it changes.
+    Inside a cluster it only needs a role that may ``list`` and ``watch`` ``endpointslices`` of
+    ``discovery.k8s.io`` in the namespace: the pod has the address of the API, its certificate
+    authority and the token of the service account. The token is read again for each request, as it
+    is rotated.
 
-    When no endpoint is ready, those that are terminating but still serve are used. Of a service
-    with addresses of both kinds those of IPv4 are. That a service has no endpoints is believed at
-    once, that it has no slices at all is not: then it is not there, or not yet.
+    If no endpoint is ready, endpoints that are terminating but still serve are used. Of a
+    dual-stack service the IPv4 addresses are used. An empty list is certain if the service has
+    slices without endpoints; without any slice, the service does not exist, or not yet.
 
-    :param namespace: The service's.
-    :param service: Its name.
-    :param port: The name of a port of the service, or a number of one that its pods listen at.
-    :param server: The API's URL, when it is not the cluster's own: ``kubectl proxy``'s, say.
-    :param token: A bearer token, when it is not the account's.
-    :param ca: A file of authorities for *server*.
-    :param scheme: ``http`` or ``https``: how its instances are talked to.
-    :param account: The folder of the account's files.
+    :param namespace: The namespace of the service.
+    :param service: The name of the service.
+    :param port: The name of a port of the service, or the number of a port of its pods.
+    :param server: The API's URL, such as that of ``kubectl proxy``. Default: the cluster's own.
+    :param token: A bearer token. Default: that of the service account.
+    :param ca: A file of trusted certificate authorities for *server*.
+    :param scheme: The scheme of the instances, ``http`` or ``https``.
+    :param account: The folder with the files of the service account.
     """
 
     def __init__(
@@ -144,13 +141,13 @@ class Kubernetes:
         self._open = ExitStack()
 
     def close(self) -> None:
-        """End the watch, and list again the next time."""
+        """End the watch; the next :meth:`find` lists again."""
         self._version = ""
         self._known = {}
         self._end_watch()
 
     def find(self, stopping: threading.Event) -> Found:
-        """Return who is there, as soon as that is not what was returned before."""
+        """Return the instances as soon as there is a change, or when a watch ends."""
         again_in = _PAUSE
         try:
             if not self._version:
@@ -187,7 +184,7 @@ class Kubernetes:
         self._known, self._version = known, str(version)
 
     def _hear(self, stopping: threading.Event) -> None:
-        """Take in the next change; return after a while without any, too."""
+        """Apply the next change of the watch; return when the watch ends, too."""
         if self._watch is None:
             query = {
                 "labelSelector": self._selector,
@@ -199,7 +196,7 @@ class Kubernetes:
             asker, fields = self._asker()
             lines = asker.lines(f"{self._slices}?{urlencode(query)}", stopping, fields=fields)
             status, self._watch = self._open.enter_context(lines)
-            if status == 410:  # what came after that version is forgotten
+            if status == 410:  # the server no longer has the changes since that version
                 self.close()
                 return
             if status != 200:
@@ -222,7 +219,7 @@ class Kubernetes:
             elif kind == "DELETED":
                 self._known.pop(_name(item), None)
         except (KeyError, TypeError) as error:
-            raise SourceError("its answer has a change that is none") from error
+            raise SourceError("its answer has a malformed change") from error
 
     def _end_watch(self) -> None:
         self._watch = None
@@ -234,12 +231,12 @@ class Kubernetes:
             return ApiClient(self._server, ca=self._ca), fields
         host, port = (os.environ.get(f"KUBERNETES_SERVICE_{part}") for part in ("HOST", "PORT"))
         if not host:
-            raise SourceError("this is not inside of a cluster, and no server was given")
+            raise SourceError("this is not inside a cluster, and server is not set")
         host = f"[{host}]" if ":" in host else host
         try:
             token = self._token or (self._account / "token").read_text().strip()
         except OSError as error:
-            raise SourceError("the account's token can not be read") from error
+            raise SourceError("the service account's token cannot be read") from error
         asker = ApiClient(f"https://{host}:{port or 443}", ca=str(self._account / "ca.crt"))
         return asker, {"Authorization": f"Bearer {token}"}
 

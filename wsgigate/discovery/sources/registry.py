@@ -1,4 +1,4 @@
-"""Instances that a registry of another process knows, over its HTTP API, by long poll."""
+"""Registry source: a wsgigate registry in another process, by long polling of its HTTP API."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from wsgigate.discovery.sources.http import ApiClient, read_json, refused
 __all__ = ["RemoteRegistry"]
 
 _LONG_POLL = 20
-"""Seconds that the registry is asked to wait for a change; it may answer earlier."""
+"""Seconds of a long poll; the registry may answer earlier."""
 _PAUSE = 0.1
 _POLL = 1.0
 
 
 class RemoteRegistry:
-    """A source of the instances that ``wsgigate registry`` knows, or one that answers like it.
+    """A source of the instances in a ``wsgigate registry``, or in one with the same API.
 
-    Who is UP and sends its heartbeats is there; who is DRAINING keeps what belongs to it and gets
-    nothing else. While nobody's heartbeats arrive, all that are UP are there: it is the registry
-    then that cannot be reached. That nobody is left is believed at once, unless the registry knows
-    nothing of the service at all: then it may have lost its memory.
+    Instances with status UP and a valid lease are returned. DRAINING instances are returned with
+    weight 0: they keep their sticky sessions and get no other requests. While the leases of all
+    instances have expired, all instances with status UP are returned, as it is then the registry
+    that cannot be reached. An empty list is certain, unless the registry does not know the service
+    at all: then it may have lost its data.
 
-    A registry names the networks that it allows instances in (``X-Registry-Networks``). Its
-    instances are connected to in those networks only.
+    A registry names the networks in which it allows instances (``X-Registry-Networks``). The
+    gateway connects to its instances in these networks only.
 
-    :param url: The registry's.
-    :param service: The service's name there.
-    :param tags: It must have all of them.
-    :param token: Sent with each question, for a registry that asks for one.
-    :param ca: A file of authorities to believe instead of the usual.
+    :param url: The URL of the registry.
+    :param service: The name of the service in the registry.
+    :param tags: Only instances that have all of these tags.
+    :param token: A bearer token for the registry. Default: none.
+    :param ca: A file of trusted certificate authorities. Default: those of ``requests``.
     """
 
     def __init__(
@@ -55,11 +56,11 @@ class RemoteRegistry:
         self._index = ""
 
     def close(self) -> None:
-        """Begin anew: the next answer is given at once."""
+        """Forget the last index: the next :meth:`find` returns at once."""
         self._index = ""
 
     def find(self, stopping: threading.Event) -> Found:
-        """Return who is there, as soon as that is not what was returned before."""
+        """Return the instances as soon as they change, or after 20 s."""
         index, self._index = self._index, ""
         query: list[tuple[str, Any]] = [("onlyHealthy", "false")]
         query += [("tag", tag) for tag in self._tags]
@@ -76,20 +77,20 @@ class RemoteRegistry:
         self._index = new if new.isdecimal() else ""
         trouble = "its store fails" if isinstance(document, dict) and document.get("age") else ""
         certain = self._index not in ("", "0") and not trouble
-        # The same index again: it had no thread to wait with, or nothing has changed for so long.
+        # The same index again: the registry had no free slot to wait, or nothing has changed.
         again_in = _PAUSE if self._index not in ("", index) else _POLL
         return Found(found, again_in, certain, trouble, _networks(answer.fields))
 
 
 def _networks(fields: Mapping[str, str]) -> tuple[str, ...] | None:
-    """Return the networks that the registry allows instances in; ``None`` if it names none."""
+    """Return the networks in which the registry allows instances; ``None`` if it names none."""
     text = fields.get("x-registry-networks")
     if text is None:
         return None
     try:
         return Destinations(each.strip() for each in text.split(",")).allowed_networks
     except ValueError as error:
-        raise SourceError("its answer names networks that are none") from error
+        raise SourceError("its answer has malformed networks") from error
 
 
 def _instances(document: object) -> tuple[Instance, ...]:

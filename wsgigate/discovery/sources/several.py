@@ -1,4 +1,4 @@
-"""One source out of several that know the same: the next one answers while one does not."""
+"""Failover between several sources of the same instances."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ __all__ = ["Several"]
 
 
 class Several:
-    """A source that asks others in turn: the first, and the next ones as far as those before fail.
+    """A source that queries other sources in order: the next one if the ones before it fail.
 
-    It stays with the one that answers, as long as that does: registries that share a store know
-    the same, and those that do not would have instances come and go with every change between
-    them. An empty answer is a reason to ask the others as well: a registry that was restarted
-    without its memory has nothing to say against one that knows instances. Nothing is certain
-    then unless all of them answer that no instance is left.
+    It stays with a source as long as that answers: registries that share a store return the same
+    instances, and with registries that do not, instances would come and go with every change of
+    the source. After an empty answer, the other sources are queried as well: a registry that was
+    restarted without its data must not override one that has instances. An empty list is certain
+    only if all sources return one that is.
 
-    :param sources: They, the preferred one first; at least one.
-    :raises ValueError: There is none.
+    :param sources: The sources, the preferred one first; at least one.
+    :raises ValueError: *sources* is empty.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
         if not sources:
-            raise ValueError("several sources are one at least")
+            raise ValueError("sources must not be empty")
         self._sources = tuple(sources)
         self._current = 0
         self.name = ", ".join(source.name for source in self._sources)
 
     def close(self) -> None:
-        """Begin anew with the one that answered last: its next answer is given at once."""
+        """Close all sources; the next :meth:`find` starts with the one that answered last."""
         for source in self._sources:
             source.close()
 
     def find(self, stopping: threading.Event) -> Found:
-        """Return what the first of them answers that has instances, or else that answers.
+        """Return the first answer with instances, or else the first answer.
 
-        :raises SourceError: None of them answers; says why of each.
+        :raises SourceError: All sources fail; the message has the reason of each.
         """
         count = len(self._sources)
         failures: list[str] = []
@@ -46,7 +46,7 @@ class Several:
         for place in [(self._current + each) % count for each in range(count)]:
             source = self._sources[place]
             if place != self._current:
-                source.close()  # it may wait for a change of what it said long ago
+                source.close()  # otherwise it might wait for a change of an old answer
             try:
                 found = source.find(stopping)
             except SourceError as error:
@@ -69,4 +69,4 @@ class Several:
 
 
 _PAUSE = 1.0
-"""Seconds until all of them are asked again while none has instances."""
+"""Seconds until the next query while no source has instances."""
