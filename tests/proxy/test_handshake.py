@@ -8,7 +8,7 @@ import pytest
 
 from wsgigate.http.problem import Refusal
 from wsgigate.http.wsgi import Headers
-from wsgigate.proxy.websocket import BadHandshake, asks_for_websocket, check_request, read_answer
+from wsgigate.proxy.websocket import BadHandshake, check_request, check_response, is_upgrade
 from wsgigate.testing.server import new_environ
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 section 1.3, and the answer to it below
@@ -39,7 +39,7 @@ def asking(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_a_request_asks_for_a_websocket_in_both_fields(changes: dict[str, Any], asks: bool) -> None:
-    assert asks_for_websocket(asking(**changes)) is asks
+    assert is_upgrade(asking(**changes)) is asks
 
 
 def test_a_proper_handshake_has_a_key() -> None:
@@ -88,7 +88,7 @@ def test_what_the_client_gets_is_end_to_end_and_the_upgrade() -> None:
         "Proxy-Connection: keep-alive",
         connection="Connection: X-Hop, upgrade, Sec-WebSocket-Accept",
     )
-    assert read_answer(fields, KEY, "other, chat", "") == [
+    assert check_response(fields, KEY, "other, chat", "") == [
         ("Sec-WebSocket-Accept", ACCEPT),
         ("Sec-WebSocket-Protocol", "chat"),
         ("Set-Cookie", "a=1"),
@@ -118,4 +118,4 @@ def test_what_the_client_gets_is_end_to_end_and_the_upgrade() -> None:
 )
 def test_an_answer_that_opens_none_is_no_answer(fields: Headers) -> None:
     with pytest.raises(BadHandshake):
-        read_answer(fields, KEY, "chat", "")
+        check_response(fields, KEY, "chat", "")

@@ -82,7 +82,7 @@ class Destinations:
         allowed = AddressList(allowed_networks)
         if "unix" in allowed.entries:
             raise ValueError(
-                'allowed_networks takes addresses and networks such as "10.0.0.0/8", not "unix"'
+                'allowed_networks takes addresses and networks such as "10.0.0.0/8", not sockets'
             )
         self._allowed = allowed
         self._own = tuple((ipaddress.ip_address(host), port) for host, port in own)

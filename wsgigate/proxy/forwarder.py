@@ -24,7 +24,7 @@ from wsgigate.proxy.request import Outgoing, RequestMaker, is_last_hop
 from wsgigate.proxy.resilience import Resilience
 from wsgigate.proxy.response import BadResponse, Body, ResponseMaker, problem_of, reason_of
 from wsgigate.proxy.send import CLIENT_LEFT, Reservation, Sender
-from wsgigate.proxy.websocket import Tunnels, Upgrader, WebSocketLimits, asks_for_websocket
+from wsgigate.proxy.websocket import Tunnels, Upgrader, WebSocketLimits, is_upgrade
 from wsgigate.rules.arguments import checked
 
 __all__ = ["Forwarder"]
@@ -170,7 +170,7 @@ class Forwarder:
             request = self._make(environ, lease.instance)
             watch = self._disconnects.watch(environ)
             try:
-                if self._upgrade is not None and asks_for_websocket(environ):
+                if self._upgrade is not None and is_upgrade(environ):
                     opened = self._upgrade(environ, start_response, request, watch, lease)
                     if not isinstance(opened, requests.Response):
                         return opened
@@ -189,7 +189,7 @@ class Forwarder:
         self, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
         """Forward the request with the service's resilience, and report the outcome."""
-        if self._upgrade is not None and asks_for_websocket(environ):
+        if self._upgrade is not None and is_upgrade(environ):
             self._attempts.check_circuit()
             return self._forward_once(environ, start_response)
         watch = self._disconnects.watch(environ)

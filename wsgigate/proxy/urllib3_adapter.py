@@ -1,7 +1,7 @@
-"""``requests``' own transport adapter made fit for a gateway, for those who want urllib3.
+"""A urllib3 transport adapter, as an alternative to the default HTTP/1.1 client.
 
-It is one ``session.mount("http://", UrllibAdapter())`` away from the one that is used by default,
-slower, and as strict as ``http.client`` can be made.
+Enable it with ``session.mount("http://", UrllibAdapter())``. It is slower than the default adapter,
+and as strict as ``http.client`` can be made.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,15}[ \t]*(?:;[^\r\n]*)?\r\n")
 
 
 class _Head:
-    """A response head as ``http.client`` reads it, line by line, that lets no odd line pass."""
+    """Reads a response head line by line for ``http.client``; rejects malformed lines."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -50,7 +50,7 @@ class _Head:
             raise http.client.HTTPException("malformed response head")
         self.complete = line == b"\r\n"
         if line[-3:-2] in (b" ", b"\t") and b":" in line:
-            return line[:-2].rstrip(b" \t") + b"\r\n"  # no part of the value (RFC 9112, 5.1)
+            return line[:-2].rstrip(b" \t") + b"\r\n"  # not part of the value (RFC 9112, 5.1)
         return line
 
     def __getattr__(self, name: str) -> Any:
@@ -58,11 +58,11 @@ class _Head:
 
 
 class _Reply(http.client.HTTPResponse):
-    """A response read as strictly as one that somebody else's may be hidden behind.
+    """A strict response, which cannot hide another one (response smuggling).
 
-    ``http.client`` takes every 1xx but 100 for the final response: its connection would go back to
-    the pool, and the next user would read this user's answer. It also takes a head without an end
-    for a whole one, drops what follows a malformed line, and reads chunk sizes as Python would.
+    ``http.client`` treats every 1xx except 100 as the final response: the connection would return
+    to the pool, and the next user would receive this user's response. It also accepts a head
+    without an end, drops the lines after a malformed one, and parses chunk sizes with ``int()``.
     """
 
     chunk_left: int | None
@@ -112,7 +112,7 @@ class _Reply(http.client.HTTPResponse):
 
 
 class _Exact:
-    """A connection that sends the target as it is, and no field that was not asked for."""
+    """A connection that sends the target unchanged, and adds no fields."""
 
     on_socket: Callable[[Any], object] | None = None
 
@@ -135,7 +135,7 @@ class _Exact:
 
 
 class _Checked:
-    """A connection to an address that is allowed: the one that is connected to, not its name."""
+    """A connection that checks the address it connects to, after name resolution."""
 
     check: Check | None = None
 
@@ -156,7 +156,7 @@ class _Checked:
             except PermissionError as error:
                 failure = NewConnectionError(connection, str(error))
                 continue
-            connection._dns_host = target[0]  # else the name would be looked up once more
+            connection._dns_host = target[0]  # otherwise the name would be resolved again
             try:
                 return dial()
             except (NewConnectionError, ConnectTimeoutError) as error:
@@ -191,23 +191,23 @@ class _TLSPool(_Releasing, HTTPSConnectionPool):
 
 
 def _pools(check: Check | None) -> dict[str, type]:
-    """Return the classes of pools whose connections ask *check*."""
+    """Return the pool classes by scheme, with connections that apply *check*."""
     if check is None:
         return {"http": _Pool, "https": _TLSPool}
-    asking = {"check": staticmethod(check)}
+    checked = {"check": staticmethod(check)}
     made = {}
     for scheme, pool in (("http", _Pool), ("https", _TLSPool)):
-        connection = type("_CheckedConnection", (pool.ConnectionCls,), asking)
+        connection = type("_CheckedConnection", (pool.ConnectionCls,), checked)
         made[scheme] = type("_CheckedPool", (pool,), {"ConnectionCls": connection})
     return made
 
 
 class UrllibAdapter(HTTPAdapter):
-    """``requests``' own transport adapter, kept from changing what it sends.
+    """The transport adapter of ``requests``, prevented from changing what it sends.
 
-    :param instances: For how many instances connections are kept; one more would close another's.
-    :param connections: How many idle connections are kept for each; as many as there are threads.
-    :param check: Asked about each address just before it is connected to.
+    :param instances: Maximum number of instances with idle connections.
+    :param connections: Maximum idle connections per instance; use the number of threads.
+    :param check: Called with each address and port before connecting; raises ValueError to reject.
     """
 
     def __init__(
@@ -232,10 +232,10 @@ class UrllibAdapter(HTTPAdapter):
         return host, {"ssl_context": self._contexts.get(verify, cert)}
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        """Leave it to the context."""
+        """Do nothing: the TLS context verifies."""
 
     def build_response(self, req: requests.PreparedRequest, resp: Any) -> Response:
-        """Return *resp* as a ``Response`` without the parts a gateway must not or need not fill."""
+        """Return *resp* as a ``Response``, without the parts that a gateway must not use."""
         response = Response()
         response.status_code = resp.status
         response.reason = resp.reason

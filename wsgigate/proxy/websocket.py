@@ -1,9 +1,10 @@
-"""WebSockets: a handshake passed on, and after it a tunnel where the server hands out its socket.
+"""WebSocket forwarding: the opening handshake, then a tunnel between the two sockets.
 
-gunicorn's threaded and gevent workers and werkzeug's server do. The response is an ordinary one of
-WSGI, with the status 101: its first chunk is empty, which has the server send the head, and asking
-for the second is what runs the tunnel. So every middleware sees its beginning and its end. The
-socket is shut down then, from which the server learns that no other request comes by it.
+It requires a server that hands out the client's socket: gunicorn's threaded and gevent workers, and
+werkzeug's server. The response is an ordinary WSGI response with the status 101. Its first chunk is
+empty, so that the server sends the head; iterating to the second chunk runs the tunnel. So every
+middleware sees the beginning and the end of the response. At the end the client's socket is shut
+down, so that the server does not expect another request on it.
 """
 
 from __future__ import annotations
@@ -42,14 +43,14 @@ __all__ = [
     "Tunnels",
     "Upgrader",
     "WebSocketLimits",
-    "asks_for_websocket",
     "check_request",
-    "read_answer",
+    "check_response",
+    "is_upgrade",
     "relay",
 ]
 
 
-# The opening handshake of a WebSocket, both sides of it: text in, text out (RFC 6455, 4).
+# The opening handshake (RFC 6455, section 4), without I/O.
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
@@ -59,11 +60,11 @@ _DROPPED = HOP_BY_HOP | {"content-length"}
 
 
 class BadHandshake(Exception):
-    """The instance's 101 opens no WebSocket."""
+    """The instance's 101 response is not a valid WebSocket handshake."""
 
 
-def asks_for_websocket(environ: WSGIEnvironment) -> bool:
-    """Return whether the request asks to become a WebSocket."""
+def is_upgrade(environ: WSGIEnvironment) -> bool:
+    """Return whether the request asks for a WebSocket upgrade."""
     if "websocket" not in environ.get("HTTP_UPGRADE", "").lower():
         return False
     try:
@@ -73,16 +74,18 @@ def asks_for_websocket(environ: WSGIEnvironment) -> bool:
 
 
 def check_request(environ: WSGIEnvironment) -> str:
-    """Return the key of a client's handshake.
+    """Validate a client's handshake and return its key.
 
-    :raises Refusal: It is none; carries the answer.
+    :raises Refusal: The handshake is invalid; carries the client's response.
     """
     if environ["REQUEST_METHOD"] != "GET" or environ.get("SERVER_PROTOCOL") != "HTTP/1.1":
-        raise Refusal.of(400, "Malformed WebSocket handshake.", "not a GET of HTTP/1.1")
+        raise Refusal.of(
+            400, "Malformed WebSocket handshake.", "the handshake is not an HTTP/1.1 GET"
+        )
     if environ["HTTP_UPGRADE"].strip().lower() != "websocket":
-        raise Refusal.of(400, "Malformed WebSocket handshake.", "another protocol in Upgrade")
+        raise Refusal.of(400, "Malformed WebSocket handshake.", "Upgrade names another protocol")
     if environ.get("CONTENT_LENGTH", "0") not in ("", "0") or "HTTP_TRANSFER_ENCODING" in environ:
-        raise Refusal.of(400, "Malformed WebSocket handshake.", "a body")
+        raise Refusal.of(400, "Malformed WebSocket handshake.", "the handshake has a body")
     if environ.get("HTTP_SEC_WEBSOCKET_VERSION", "").strip() != "13":
         problem = Problem(
             426,
@@ -100,16 +103,16 @@ def check_request(environ: WSGIEnvironment) -> str:
     return key
 
 
-def read_answer(answer: Headers, key: str, protocols: str, extensions: str) -> Headers:
-    """Return the fields for the client, of an instance's 101 that opens a WebSocket.
+def check_response(received: Headers, key: str, protocols: str, extensions: str) -> Headers:
+    """Validate an instance's 101 response and return the fields for the client.
 
-    :param answer: The fields of the instance's.
-    :param key: The client's key, which the answer must have understood.
-    :param protocols: What the client asked for in ``Sec-WebSocket-Protocol``.
-    :param extensions: What it asked for in ``Sec-WebSocket-Extensions``.
-    :raises BadHandshake: It opens none; says why.
+    :param received: The instance's fields.
+    :param key: The client's key, which ``Sec-WebSocket-Accept`` must match.
+    :param protocols: The client's ``Sec-WebSocket-Protocol``.
+    :param extensions: The client's ``Sec-WebSocket-Extensions``.
+    :raises BadHandshake: The response is invalid; the message says why.
     """
-    fields = [(name, value.strip(" \t")) for name, value in answer]
+    fields = [(name, value.strip(" \t")) for name, value in received]
     if not all(is_token(name) and is_field_value(value) for name, value in fields):
         raise BadHandshake("a malformed field")
 
@@ -117,19 +120,19 @@ def read_answer(answer: Headers, key: str, protocols: str, extensions: str) -> H
         return [value for name, value in fields if name.lower() == wanted]
 
     if [value.lower() for value in values("upgrade")] != ["websocket"]:
-        raise BadHandshake("an upgrade to something else")
+        raise BadHandshake("Upgrade is not websocket")
     try:
         named = frozenset().union(*map(connection_tokens, values("connection")))
     except ValueError as error:
         raise BadHandshake(str(error)) from None
     if "upgrade" not in named:
-        raise BadHandshake("no upgrade in Connection")
+        raise BadHandshake("Connection does not contain upgrade")
     digest = hashlib.sha1(key.encode("latin-1") + _GUID, usedforsecurity=False).digest()
     if values("sec-websocket-accept") != [base64.b64encode(digest).decode()]:
         raise BadHandshake("a wrong Sec-WebSocket-Accept")
-    _check_chosen(values("sec-websocket-protocol"), protocols)
+    _check_protocol(values("sec-websocket-protocol"), protocols)
     if values("sec-websocket-extensions") and not extensions:
-        raise BadHandshake("an extension that was not asked for")
+        raise BadHandshake("an extension that the client did not request")
     dropped = _DROPPED | (named - _KEPT)
     return [
         *(field for field in fields if field[0].lower() not in dropped),
@@ -138,46 +141,46 @@ def read_answer(answer: Headers, key: str, protocols: str, extensions: str) -> H
     ]
 
 
-def _check_chosen(chosen: Sequence[str], asked: str) -> None:
-    offered = [each.strip() for each in asked.split(",")]
+def _check_protocol(chosen: Sequence[str], requested: str) -> None:
+    offered = [each.strip() for each in requested.split(",")]
     if len(chosen) > 1 or (chosen and chosen[0] not in offered):
-        raise BadHandshake("a protocol that was not asked for")
+        raise BadHandshake("a protocol that the client did not request")
 
 
-# Bytes both ways between two sockets, and how many threads of a process do that at a time.
+# The tunnel between two sockets, and the limit of tunnels per process.
 
 BLOCK = 65536
 
 TICK = 1.0
-"""Seconds after which a silent tunnel sees that it is to end."""
+"""Seconds after which an idle tunnel notices that it must end."""
 
-_LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Tunnels:
-    """How many tunnels a process has, and whether they are to end.
+    """Counts and limits the tunnels of a process, and ends them at shutdown.
 
-    :param most: How many there may be: each holds a thread for as long as it lasts.
-    :param grace: Seconds that they go on for once they are told to end.
+    :param most: Maximum number of tunnels; each occupies a thread while it lasts.
+    :param grace: Seconds that tunnels may continue after :meth:`stop`.
     :raises ValueError: *most* is negative.
     """
 
     def __init__(self, most: int = 8, *, grace: float = 5.0) -> None:
         if most < 0:
-            raise ValueError(f"the number of tunnels is 0 or more, got {most}")
+            raise ValueError(f"most must be 0 or more tunnels, got {most}")
         self._most = most
         self._grace = grace
         self.after_fork()
         fork.renew_at_fork(self)
 
     def after_fork(self) -> None:
-        """Have none: those of a parent are not its child's."""
+        """Reset the count: the open tunnels are the parent's."""
         self._lock = threading.Lock()
         self.open = 0
         self.end_at = float("inf")
 
     def enter(self) -> bool:
-        """Count one more in, unless there are as many as there may be, or they are to end."""
+        """Count a tunnel; return ``False`` at the limit and after :meth:`stop`."""
         with self._lock:
             if self.open >= self._most or self.end_at < float("inf"):
                 return False
@@ -185,17 +188,17 @@ class Tunnels:
             return True
 
     def leave(self) -> None:
-        """Count one out."""
+        """Count a tunnel as ended."""
         with self._lock:
             self.open -= 1
 
     def stop(self) -> None:
-        """Have all of them end soon, and no other begin; does not wait."""
+        """Allow no new tunnels and end the open ones after the grace period; does not wait."""
         self.end_at = real() + self._grace
 
 
-class _Way:
-    """What goes one way, read only as fast as it is taken."""
+class _Direction:
+    """One direction of a tunnel; reads only as fast as the sink accepts (backpressure)."""
 
     __slots__ = ("closed", "held", "moved", "sink", "source")
 
@@ -207,13 +210,13 @@ class _Way:
         self.closed = False
 
     def move(self) -> bool:
-        """Move what can be moved without waiting; return whether anything was."""
+        """Move bytes while neither socket blocks; return whether any were moved."""
         moved = False
         while True:
             if self.held:
                 try:
                     sent = self.sink.send(self.held)
-                except _LATER:
+                except _WOULD_BLOCK:
                     return moved
                 self.held = self.held[sent:]
                 self.moved += sent
@@ -223,7 +226,7 @@ class _Way:
                 return moved
             try:
                 data = self.source.recv(BLOCK)
-            except _LATER:
+            except _WOULD_BLOCK:
                 return moved
             self.closed = not data
             self.held = memoryview(data)
@@ -239,22 +242,22 @@ def relay(
     clock: Callable[[], float] = time.monotonic,
     selector: Callable[[], Any] = selectors.DefaultSelector,
 ) -> tuple[int, int]:
-    """Move bytes both ways until either end closes; return how many went up and down.
+    """Copy bytes both ways until either end closes; return the bytes sent up and down.
 
-    :param idle_timeout: Seconds without a byte either way after which it ends.
-    :param first: What the upstream has said already.
-    :param end_at: When it ends in any case, by *clock*.
+    :param idle_timeout: Seconds without a byte in either direction until the tunnel ends.
+    :param first: Bytes already received from the upstream.
+    :param end_at: Returns the time at which the tunnel must end, by *clock*.
     """
     client.setblocking(False)
     upstream.setblocking(False)
-    up, down = _Way(client, upstream, b""), _Way(upstream, client, first)
+    up, down = _Direction(client, upstream, b""), _Direction(upstream, client, first)
     idle_at = clock() + idle_timeout
     try:
         with selector() as ready:
             for end in (client, upstream):
                 ready.register(end, selectors.EVENT_READ)
             while True:
-                # Both are always tried: TLS may hold what no selector sees.
+                # Always try both: TLS may have buffered bytes that no selector sees.
                 if up.move() | down.move():
                     idle_at = clock() + idle_timeout
                 if (up.closed and not up.held) or (down.closed and not down.held):
@@ -266,14 +269,14 @@ def relay(
                     wanted = (0 if comes.held or comes.closed else selectors.EVENT_READ) | (
                         selectors.EVENT_WRITE if goes.held else 0
                     )
-                    _want(ready, end, wanted)
+                    _set_interest(ready, end, wanted)
                 ready.select(min(left, TICK))
     except OSError:
-        pass  # one end is gone
+        pass  # one end was closed
     return up.moved, down.moved
 
 
-def _want(ready: Any, end: socket.socket, wanted: int) -> None:
+def _set_interest(ready: Any, end: socket.socket, wanted: int) -> None:
     known = ready.get_map().get(end)
     if known is None:
         if wanted:
@@ -294,10 +297,10 @@ _BAD = Problem(502, "Bad gateway", extensions={"error": "Invalid response"})
 @checked
 @dataclass(frozen=True)
 class WebSocketLimits:
-    """What the WebSockets of a route may take.
+    """Limits of a route's WebSockets.
 
-    :param idle_timeout: Seconds without a byte either way after which one is closed.
-    :raises ValueError: It is not above 0.
+    :param idle_timeout: Seconds without a byte in either direction until a WebSocket is closed.
+    :raises ValueError: *idle_timeout* is not above 0.
     """
 
     idle_timeout: float = 60.0
@@ -305,17 +308,17 @@ class WebSocketLimits:
     def __post_init__(self) -> None:
         if not 0 < self.idle_timeout < float("inf"):
             raise ValueError(
-                f"idle_timeout is a number of seconds above 0, got {self.idle_timeout}"
+                f"idle_timeout must be a number of seconds above 0, got {self.idle_timeout}"
             )
 
 
 class Upgrader:
     """Opens WebSockets for a route.
 
-    :param limits: What they may take.
-    :param tunnels: Counts those of the process.
-    :param sender: Sends the handshake, by the same rules as any other request.
-    :param responses: Makes the fields that an instance sends those that the client gets.
+    :param limits: The limits of each WebSocket.
+    :param tunnels: Counts the WebSockets of the process.
+    :param sender: Sends the handshake like any other request.
+    :param responses: Rewrites the instance's fields for the client.
     """
 
     def __init__(
@@ -338,37 +341,36 @@ class Upgrader:
         watch: ClientWatch,
         lease: InstanceLease,
     ) -> Iterable[bytes] | requests.Response:
-        """Open a WebSocket to the instance that *request* is for.
+        """Open a WebSocket to the instance of *request*.
 
-        :returns: The body that is the WebSocket; or the instance's response, its body unread, when
-            it opens none: the client gets that as it is.
-
-        :param watch: Tells whether the client has left; closed here once it is open.
-        :param lease: Released at its end; not when it could not be opened.
-        :raises Refusal: It cannot be opened; carries the answer.
+        :param watch: Reports whether the client has disconnected; closed once the WebSocket opens.
+        :param lease: Released at the end of the WebSocket; kept if it cannot be opened.
+        :returns: The body that runs the WebSocket; or the instance's response, its body unread, if
+            it is not a 101: the client receives that response.
+        :raises Refusal: The WebSocket cannot be opened; carries the client's response.
         """
         client = client_socket(environ)
         if client is None:
             raise Refusal(_UNSUPPORTED, "the server does not hand out the client's socket")
         key = check_request(environ)
         if _sent_ahead(environ):
-            raise Refusal.of(400, "Malformed WebSocket handshake.", "bytes behind the handshake")
+            raise Refusal.of(400, "Malformed WebSocket handshake.", "bytes follow the handshake")
         if not self._tunnels.enter():
-            raise Refusal(_TOO_MANY, "as many WebSockets as this process may have")
+            raise Refusal(_TOO_MANY, "this process has reached its limit of WebSockets")
         upstream: Connection | None = None
         try:
-            response = self._ask(request, watch)
+            response = self._send_handshake(request, watch)
             if response.status_code != 101:
                 self._tunnels.leave()
                 return response
-            upstream, answer, first = _taken_over(response)
-            asked = environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", "")
+            upstream, received, first = _take_over(response)
+            protocols = environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", "")
             extensions = environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", "")
-            headers = read_answer(answer, key, asked, extensions)
+            headers = check_response(received, key, protocols, extensions)
             headers = self._responses.own_fields(headers, request, lease.instance)
             if lease.place is not None:
                 lease.place.tunnelled()
-            watch.close()  # the tunnel sees by itself when an end leaves
+            watch.close()  # the tunnel itself notices when an end closes
             start_response("101 Switching Protocols", headers)
             return _Tunnel(
                 environ, client, upstream, first, self._limits, self._tunnels, lease.release
@@ -381,15 +383,15 @@ class Upgrader:
                 raise Refusal(_BAD, f"the handshake failed: {error}") from error
             raise
 
-    def _ask(self, request: Outgoing, watch: ClientWatch) -> requests.Response:
+    def _send_handshake(self, request: Outgoing, watch: ClientWatch) -> requests.Response:
         """Return the instance's response to the handshake."""
         request.headers.update({"Connection": "Upgrade", "Upgrade": "websocket"})
         request.upgrade = True
         return self._sender.send(request, watch)
 
 
-def _taken_over(response: requests.Response) -> tuple[Connection, Headers, bytes]:
-    """Return the connection of a 101, its fields, and what came behind it."""
+def _take_over(response: requests.Response) -> tuple[Connection, Headers, bytes]:
+    """Return the connection of a 101, its fields, and the bytes received after it."""
     raw = response.raw
     if raw.version != 11:
         response.close()
@@ -402,7 +404,7 @@ def _taken_over(response: requests.Response) -> tuple[Connection, Headers, bytes
 
 
 class _Tunnel:
-    """The body of a response that has become a tunnel."""
+    """The response body that runs the tunnel."""
 
     def __init__(
         self,
@@ -446,14 +448,14 @@ class _Tunnel:
 
 def _hang_up(client: socket.socket) -> None:
     try:
-        # Not SSLSocket.shutdown(), after which the server's own closing would fail.
+        # Not SSLSocket.shutdown(), after which the server could not close the socket.
         socket.socket.shutdown(client, socket.SHUT_RDWR)
     except OSError:
         pass
 
 
 def _sent_ahead(environ: WSGIEnvironment) -> bool:
-    """Return whether gunicorn has read more than the request, whose client is to wait for it."""
+    """Return whether gunicorn has read bytes beyond the handshake; a client must not send any."""
     reader = getattr(getattr(environ.get("wsgi.input"), "reader", None), "unreader", None)
     held = getattr(reader, "buf", None)
     return held is not None and bool(held.getvalue())
