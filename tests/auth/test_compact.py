@@ -36,9 +36,9 @@ def test_a_token_is_taken_apart_and_only_its_header_is_read():
         ("e30.e30.e30=", "not three parts"),
         ("e30.e30.e30\n", "not three parts"),
         ("e30.e30.e3+", "not three parts"),
-        ("e30.e30.e", "no base64url"),  # 4n + 1 characters are no whole bytes
-        ("e30.e30.e31", "bits left over"),
-        ("e31.e30.e30", "bits left over"),
+        ("e30.e30.e", "not base64url"),  # 4n + 1 characters are no whole bytes
+        ("e30.e30.e31", "trailing bits"),
+        ("e31.e30.e30", "trailing bits"),
         ("W10.e30.e30", "a header that is not an object"),
     ],
 )

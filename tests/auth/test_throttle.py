@@ -226,7 +226,7 @@ def test_a_token_is_served_by_whatever_name(store: MemoryStore) -> None:
     assert worker.api.get("/services", headers=headers).status_code == 403
     answer = worker.api.get("/services", headers=headers)
     assert answer.json is not None
-    assert "present a token" in answer.json["detail"]
+    assert "send a token" in answer.json["detail"]
     headers["Authorization"] = f"Bearer {TOKEN}"
     assert worker.api.post("/register", json=ONE, headers=headers).status_code == 201
     # one that is not open is asked by its name, as ever

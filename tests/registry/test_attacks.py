@@ -119,7 +119,7 @@ def test_h09_a_service_changes_itself_alone(
         document = {**document, "serviceName": "orders"}
     answer = others.send(method, path.replace("/users/", "/orders/"), document, USERS)
     assert answer.status_code == 403
-    assert others.reason == "the token presented is that of another service"
+    assert others.reason == "the token belongs to another service"
     assert others.state() == before
 
 

@@ -1,4 +1,14 @@
-"""Who sends a request that changes something: the token it presents, and the page it comes from."""
+"""Bearer tokens of the operator and of the registry, and protection against other web sites.
+
+A browser attaches no bearer token by itself, but it can reach a service on the user's machine. So a
+request from a page of another origin is rejected whatever token it has (``Origin``,
+``Sec-Fetch-Site``).
+
+A registry that is open without a token on one machine has another risk: a page of any site can let
+its own host name resolve to 127.0.0.1 (DNS rebinding), and its requests are then same-origin. Only
+the ``Host`` field reveals them. So an open registry serves requests without a token only for
+loopback names and addresses.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +34,9 @@ _AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]@/\s]+)(?::[0-9]{0,
 
 
 def bearer(environ: WSGIEnvironment) -> bytes:
-    """Return the token of ``Authorization: Bearer``, empty when there is none.
+    """Return the token of ``Authorization: Bearer``; empty without one.
 
-    It is taken from that field only: one in a query would end up in logs and histories.
+    A token in the query is ignored: it would end up in logs and histories.
     """
     scheme, _, value = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
     if scheme.lower() != "bearer":
@@ -36,7 +46,10 @@ def bearer(environ: WSGIEnvironment) -> bytes:
 
 
 def from_another_site(environ: WSGIEnvironment) -> bool:
-    """Tell whether a browser says so. The scheme is not compared: TLS may end before us."""
+    """Return whether a browser sent the request for a page of another site.
+
+    The scheme is not compared, as a proxy may terminate TLS.
+    """
     if environ.get("HTTP_SEC_FETCH_SITE", "none") not in ("none", "same-origin"):
         return True
     origin = environ.get("HTTP_ORIGIN")
@@ -55,11 +68,11 @@ def from_another_site(environ: WSGIEnvironment) -> bool:
 
 
 def for_loopback(environ: WSGIEnvironment) -> bool:
-    """Return whether a request is for this machine, by a name or address of loopback.
+    """Return whether a request is for a loopback name or address.
 
     A page whose host name resolves to this machine (DNS rebinding) has that name in ``Host`` and
-    ``Origin``. Any port will do, as ports are forwarded. A client that a trusted proxy reports has
-    to be on this machine too, as the proxy may set another ``Host``.
+    ``Origin``. Any port is accepted, as ports may be forwarded. A client that a trusted proxy
+    reports must be on this machine too, as the proxy may set another ``Host``.
     """
     if not _is_loopback(environ.get("HTTP_HOST", "")):
         return False
@@ -75,7 +88,7 @@ def for_loopback(environ: WSGIEnvironment) -> bool:
 
 
 def _is_loopback(authority: str) -> bool:
-    """Return whether ``HOST[:PORT]`` is loopback: its addresses, and ``localhost`` (RFC 6761)."""
+    """Return whether ``HOST[:PORT]`` is a loopback address or ``localhost`` (RFC 6761)."""
     found = _AUTHORITY.fullmatch(authority)
     if found is None:
         return False
@@ -95,22 +108,16 @@ def _is_loopback(authority: str) -> bool:
     return address.is_loopback
 
 
-# Who may change something: whoever presents the operator's token, and no page of another site.
-
 _ADMIN_TOKEN = re.compile(r"[\x21-\x7e]{32,1024}")
 
 
 def require_token(
     app: WSGIApplication, token: str, *, refuse: Refuse = answer_with
 ) -> WSGIApplication:
-    """Return *app* for requests with ``Authorization: Bearer`` and *token* alone.
+    """Return an app that requires *token* as ``Authorization: Bearer``, and rejects other sites.
 
-    The token is taken from that field only: one in a query would end up in logs and histories. A
-    browser says where a request comes from (``Origin``, ``Sec-Fetch-Site``): one that comes from a
-    page of another origin is refused whatever it presents.
-
-    :param token: The operator's secret, at least 32 visible characters.
-    :raises ValueError: *token* is too short or has characters that no field value has.
+    :param token: The operator's secret, 32 to 1024 visible ASCII characters.
+    :raises ValueError: *token* is too short, too long or has other characters.
     """
     if not _ADMIN_TOKEN.fullmatch(token):
         raise ValueError("an admin token is 32 to 1024 visible ASCII characters without spaces")
@@ -123,7 +130,7 @@ def require_token(
         if from_another_site(environ):
             environ[REASON] = "the request comes from a page of another origin"
             return elsewhere(environ, start_response)
-        # digests are of one length, so the time taken tells nothing of the token, not even that
+        # Digests have one length, so the comparison time does not reveal even the token's length.
         if not compare_digest(sha256(bearer(environ)).digest(), digest):
             environ[REASON] = "the admin token is missing or wrong"
             return unknown(environ, start_response)
@@ -132,49 +139,42 @@ def require_token(
     return guarded
 
 
-# Who may change what in the registry, and who may read it.
-#
-# A registry that is open to everyone on its machine is also asked by browsers on that machine,
-# and a page of any site can have its own host name resolve to 127.0.0.1 (DNS rebinding): its
-# requests are same-origin then. What gives them away is the ``Host`` field. So without a token an
-# open registry serves loopback names and addresses alone.
-
 _LONGEST_ADDRESS = 64
 
 _REGISTRY_TOKEN = re.compile(r"[\x21-\x7e]{16,1024}")
 
 
 class Caller(NamedTuple):
-    """Whoever presented a token: what it may change.
+    """The permissions of a registry token.
 
-    :ivar everything: It may change every service.
-    :ivar services: The names of those that it may change.
+    :ivar everything: Whether it may change every service.
+    :ivar services: The names of the services that it may change.
     """
 
     everything: bool
     services: frozenset[str] = frozenset()
 
     def may(self, service: object) -> bool:
-        """Tell whether it may change *service*."""
+        """Return whether the caller may change *service*."""
         return self.everything or (isinstance(service, str) and service in self.services)
 
 
 class Access:
-    """Tells callers by their tokens.
+    """The access control of a registry: callers by their tokens.
 
-    Tokens are looked up by a hash under a key of this process alone, so the time that takes tells
-    nothing of them, however many there are.
+    Tokens are looked up by a hash with a random key of this process, so the lookup time reveals
+    nothing about them, regardless of their number.
 
-    :param token: Whoever presents it may change every service.
-    :param tokens: By service, what it presents to change itself alone.
-    :param open_reads: Whether anybody may read; else whoever has any of the tokens.
-    :param open_writes: Whether anybody may change everything: for a machine with one user. Requests
-        without a token are then served for loopback names and addresses alone (``localhost``,
+    :param token: The token that may change every service.
+    :param tokens: By service, the token that may change this service only.
+    :param open_reads: Whether reads need no token; otherwise any of the tokens is required.
+    :param open_writes: Whether changes need no token: for a machine with one user. Requests without
+        a token are then served for loopback names and addresses only (``localhost``,
         ``127.0.0.1``, ``[::1]``).
-    :param guard: Counts wrong tokens, so that they cannot be guessed at full speed; that of the
-        first registry that is served with this, unless given.
-    :raises ValueError: A token can be guessed or sent by nobody, or a name is no service's; without
-        a token nobody could change anything.
+    :param guard: Throttles wrong tokens, so that they cannot be guessed quickly. Default: the guard
+        of the first registry that uses this object.
+    :raises ValueError: A token is too short or malformed, a service name is invalid, or no token
+        is given without *open_writes*.
     """
 
     def __init__(
@@ -187,12 +187,12 @@ class Access:
         guard: TokenGuard | None = None,
     ) -> None:
         if token is None and not tokens and not open_writes:
-            raise ValueError("a token is missing: without one nobody could register anything")
+            raise ValueError("a token is required: without one no service can register")
         self._key = secrets.token_bytes(32)
         self._callers: dict[bytes, Caller] = {}
         self._open_reads = open_reads
         self._guard = guard
-        self._anybody = Caller(everything=True) if open_writes else None
+        self._anonymous = Caller(everything=True) if open_writes else None
         for service, text in (tokens or {}).items():
             check_service(service)
             _check(text, f"the token of {service!r}")
@@ -204,7 +204,7 @@ class Access:
             self._callers[self._digest(token.encode("ascii"))] = Caller(everything=True)
 
     def guard_by(self, guard: TokenGuard) -> None:
-        """Have *guard* count wrong tokens, unless another one does."""
+        """Throttle wrong tokens by *guard*, unless there is a guard already."""
         if self._guard is None:
             self._guard = guard
 
@@ -212,14 +212,14 @@ class Access:
         return "Access(...)"
 
     def caller_of(self, token: bytes) -> Caller | None:
-        """Return what whoever presents *token* may do, None when it is nobody's."""
-        return self._callers.get(self._digest(token)) or self._anybody
+        """Return the permissions of *token*, None if it is unknown."""
+        return self._callers.get(self._digest(token)) or self._anonymous
 
     def writer(self, environ: WSGIEnvironment) -> Caller:
-        """Return who wants to change something.
+        """Return the caller of a request that changes something.
 
-        :raises Refusal: Nobody who may: 401; a page of another site in a browser, or a host that an
-            open registry does not serve: 403; too many wrong tokens: 429.
+        :raises Refusal: 401 without a valid token; 403 for a page of another site in a browser, or
+            for a host that an open registry does not serve; 429 after too many wrong tokens.
         """
         if from_another_site(environ):
             raise Refusal.of(
@@ -230,9 +230,9 @@ class Access:
         return self._caller(environ)
 
     def _caller(self, environ: WSGIEnvironment) -> Caller:
-        """Return whoever sent a request.
+        """Return the caller of a request.
 
-        :raises Refusal: As :meth:`writer` does.
+        :raises Refusal: As for :meth:`writer`, except for pages of other sites.
         """
         token = bearer(environ)
         known = self._callers.get(self._digest(token)) if token else None
@@ -240,39 +240,39 @@ class Access:
             if self._guard is not None:
                 self._guard.right(client_address(environ)[:_LONGEST_ADDRESS], token)
             return known
-        if self._anybody is not None:
+        if self._anonymous is not None:
             if not for_loopback(environ):
-                raise _not_here()
-            return self._anybody
+                raise _not_loopback()
+            return self._anonymous
         if token and self._guard is not None:
             self._guard.wrong(client_address(environ)[:_LONGEST_ADDRESS], token)
         raise _unknown()
 
     def check_write(self, environ: WSGIEnvironment, service: str) -> None:
-        """See that the caller may change *service*.
+        """Check that the caller of a request may change *service*.
 
-        :raises Refusal: It may not: 401 or 403.
+        :raises Refusal: 401, 403 or 429, if it may not.
         """
         self.check_caller(self.writer(environ), service)
 
     def check_caller(self, caller: Caller, service: object) -> None:
-        """See that *caller* may change *service*.
+        """Check that *caller* may change *service*.
 
-        :raises Refusal: It may not: 403.
+        :raises Refusal: 403, if it may not.
         """
         if not caller.may(service):
             raise Refusal.of(
                 403,
                 "The token is another service's!",
-                "the token presented is that of another service",
+                "the token belongs to another service",
             )
 
     def check_read(self, environ: WSGIEnvironment) -> None:
-        """See that the caller may read.
+        """Check that the caller of a request may read.
 
-        :raises Refusal: It may not: 401, 403 or 429, as for :meth:`writer`.
+        :raises Refusal: 401, 403 or 429, if it may not, as for :meth:`writer`.
         """
-        if self._anybody is not None or not self._open_reads:
+        if self._anonymous is not None or not self._open_reads:
             self._caller(environ)
 
     def _digest(self, token: bytes) -> bytes:
@@ -287,12 +287,12 @@ def _unknown() -> Refusal:
     )
 
 
-def _not_here() -> Refusal:
+def _not_loopback() -> Refusal:
     return Refusal.of(
         403,
-        "This registry is open to its own machine alone: ask it as localhost or 127.0.0.1, "
-        "or present a token.",
-        "an open registry was asked by a name that is not loopback's",
+        "This registry is open to its own machine alone: use localhost or 127.0.0.1, "
+        "or send a token.",
+        "the Host of the request to an open registry is not a loopback name",
     )
 
 

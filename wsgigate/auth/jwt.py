@@ -1,6 +1,10 @@
-"""The keys that tokens are signed with: checked when they are given, so that none is weak.
+"""JSON Web Tokens (RFC 7519): strict parsing, signature verification, and claim rules.
 
-This is the one file that knows a cryptographic library.
+Keys are validated when they are configured: a weak key, or one that does not fit its algorithm, is
+an error at startup. The configuration alone chooses keys and algorithms, never the token: that is
+what algorithm confusion attacks abuse. A token is parsed strictly before its signature is verified,
+so that malformed input never reaches a cryptographic library; its claims are checked afterwards.
+This is the only module that imports one.
 """
 
 from __future__ import annotations
@@ -40,18 +44,18 @@ __all__ = [
 ]
 
 
-# What the claims of a token must say to be believed (RFC 7519), and which scopes they grant.
+# Claims: the rules that they must satisfy (RFC 7519), and the scopes that they grant.
 #
 # A signature proves who issued a token, not what the token is for. Issuers sign refresh tokens,
 # ID tokens and logout tokens with the same key as access tokens, and mark them in the header's
-# ``typ`` (RFC 8725 section 3.11, RFC 9068 section 2.1) or in a claim of their own. A token that
-# is marked as something else than an access token is rejected; a token without a mark, or with a
-# mark that is not known, is not.
+# ``typ`` (RFC 8725 section 3.11, RFC 9068 section 2.1) or in a claim. A token that is marked as
+# something else than an access token is rejected; a token without a mark, or with an unknown mark,
+# is not.
 
 Scalar: TypeAlias = str | int | float | bool
 
 RequiredClaims: TypeAlias = Sequence[str] | Mapping[str, Scalar | Sequence[Scalar]]
-"""Names of claims, or names with the value, or one of the values, that each must have."""
+"""Names of required claims, or names with the required value or list of allowed values."""
 
 _ACTIONS = dict.fromkeys(
     (
@@ -61,7 +65,7 @@ _ACTIONS = dict.fromkeys(
     ),
     "action",
 )
-"""Marks of tokens that are sent by mail, for one step."""
+"""Marks of single-use tokens that are sent by mail."""
 
 _KIND_OF_MARK = {
     "refresh": "refresh",
@@ -78,10 +82,10 @@ _KIND_OF_MARK = {
     "tokenintrospection": "introspection",
     **_ACTIONS,
 }
-"""The kind of token by its mark, without case and separators."""
+"""The kind of token by mark, in lower case and without separators."""
 
 KINDS = tuple(sorted(set(_KIND_OF_MARK.values())))
-"""Kinds of tokens that are no access tokens."""
+"""Kinds of tokens that are not access tokens."""
 
 _MARKS = {
     "type": _KIND_OF_MARK,  # flask-jwt-extended
@@ -93,7 +97,7 @@ _MARKS = {
     "tokenUse": {"refresh": "refresh"},
     "purpose": {"refresh": "refresh", **_ACTIONS},
 }
-"""The claims in which issuers mark a token, with the marks that are understood."""
+"""The claims in which issuers mark a token, with the known marks."""
 
 _URN = "urn:ietf:params:oauth:token-type:"  # RFC 8693 section 3
 
@@ -102,29 +106,29 @@ _LOGOUT_EVENT = "http://schemas.openid.net/event/backchannel-logout"
 
 _SEPARATORS = str.maketrans("", "", "-_+ .")
 
-_LARGEST = 2.0**53  # of a moment; beyond it seconds are no longer told apart
+_LARGEST = 2.0**53  # largest time; beyond it a float cannot represent every second
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class ClaimRules:
-    """Whom a token must come from, whom it must be for, and when.
+    """The required issuer, audience, validity period and type of a token.
 
-    ``exp`` is required and ``sub``, where there is one, must be a text. A token is good from
-    ``nbf - leeway`` on and until right before ``exp + leeway`` (RFC 7519 sections 4.1.4, 4.1.5). A
-    token for an audience is refused when none is expected (section 4.1.3).
+    ``exp`` is required, and ``sub``, if present, must be a text. A token is valid from
+    ``nbf - leeway`` until right before ``exp + leeway`` (RFC 7519 sections 4.1.4, 4.1.5). A token
+    with an audience is rejected if none is expected (section 4.1.3).
 
-    :param issuer: What ``iss`` must be, to the letter; None asks for nothing.
-    :param audience: One or several names of this gateway: ``aud`` must hold one of them.
-    :param leeway: How many seconds clocks may differ.
-    :param max_lifetime: How many seconds may lie between ``iat`` and ``exp``; None is no limit.
-    :param typ: What the header's ``typ`` must be, such as ``at+jwt``; None asks for nothing.
+    :param issuer: Required value of ``iss``; the comparison is exact. None accepts any.
+    :param audience: One or several names of this gateway: ``aud`` must contain one of them.
+    :param leeway: Allowed clock difference in seconds.
+    :param max_lifetime: Maximum time between ``iat`` and ``exp`` in seconds; None for no limit.
+    :param typ: Required ``typ`` of the header, such as ``at+jwt``; None accepts any.
     :param required_claims: Names of claims that a token must have, or a table of names and values:
-        the claim must be that value, or one of a list of values. A claim that is a list itself must
-        hold one of them.
-    :param also_accept: Kinds of tokens that are accepted although they are marked as no access
-        tokens: names of :data:`KINDS`.
-    :raises ValueError: One of these cannot be.
+        the claim must equal the value, or one of a list of values. A claim that is a list must
+        contain one of them.
+    :param also_accept: Kinds of tokens that are accepted although they are not access tokens:
+        names from :data:`KINDS`.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     def __init__(
@@ -141,7 +145,7 @@ class ClaimRules:
         self.issuer = None if issuer is None else _text("issuer", issuer)
         names = [audience] if isinstance(audience, str) else audience
         if names is not None and not names:
-            raise ValueError("audience: an empty list would refuse every token")
+            raise ValueError("audience: an empty list would reject every token")
         self.audience = frozenset(_text("audience", name) for name in names or ())
         if not (_is_number(leeway) and leeway >= 0):
             raise ValueError(f"leeway: seconds, 0 or more, not {leeway!r}")
@@ -155,25 +159,24 @@ class ClaimRules:
             listed = ", ".join(f'"{kind}"' for kind in KINDS)
             raise ValueError(f"also_accept: a list of {listed}, not {also_accept!r}")
         self.also_accept = frozenset(also_accept)
-        # A mark that is asked for explicitly, as on the route where tokens are refreshed, is good.
+        # A mark that is explicitly required, as on the route for token refresh, is accepted.
         self._marks = {
             name: known for name, known in _MARKS.items() if not self.required_claims.get(name)
         }
 
     def check_header(self, header: Mapping[str, Any]) -> None:
-        """Refuse a header that asks for something else than a plain signed token.
+        """Check the header of a token.
 
-        Keys that the token brings along, or points to (``jwk``, ``jku``, ``x5c``, ``x5u``), are
-        not even looked at.
+        Keys that the token contains or refers to (``jwk``, ``jku``, ``x5c``, ``x5u``) are ignored.
 
-        :raises TokenRejected: It does; says what.
+        :raises TokenRejected: The header is not that of a plain signed access token.
         """
         for name in ("crit", "b64"):
             if name in header:
                 raise TokenRejected(f"a header with {name}")
         kid = header.get("kid", "")
         if not isinstance(kid, str) or len(kid) > 256 or _CONTROL.search(kid):
-            raise TokenRejected(f"a kid that is no short text: {shown(kid)}")
+            raise TokenRejected(f"a kid that is not a short text: {shown(kid)}")
         typ = header.get("typ")
         if self.typ is not None:
             if not isinstance(typ, str) or _media_type(typ) != self.typ:
@@ -184,10 +187,10 @@ class ClaimRules:
                 raise TokenRejected(f"no access token: typ is {shown(typ)}")
 
     def check(self, claims: Mapping[str, Any], now: float) -> float:
-        """Return when the verified *claims* end, the leeway included.
+        """Return the time at which the verified *claims* expire, including the leeway.
 
         :param now: Unix time in seconds.
-        :raises TokenRejected: They are not to be believed now; says why.
+        :raises TokenRejected: The claims do not satisfy the rules at *now*.
         """
         exp = _moment(claims, "exp")
         if exp is None:
@@ -197,14 +200,14 @@ class ClaimRules:
             raise TokenRejected(f"expired {now - exp:.0f} s ago")
         nbf, iat = _moment(claims, "nbf"), _moment(claims, "iat")
         if nbf is not None and nbf - self.leeway > now:
-            raise TokenRejected(f"not good for another {nbf - now:.0f} s")
+            raise TokenRejected(f"not valid for another {nbf - now:.0f} s")
         if iat is not None and iat - self.leeway > now:
             raise TokenRejected(f"issued {iat - now:.0f} s in the future")
         if self.max_lifetime is not None:
             if iat is None:
-                raise TokenRejected("no iat, and there is a longest lifetime")
+                raise TokenRejected("no iat, which max_lifetime requires")
             if exp - iat > self.max_lifetime:
-                raise TokenRejected(f"good for {exp - iat:.0f} s, longer than allowed")
+                raise TokenRejected(f"valid for {exp - iat:.0f} s, longer than max_lifetime")
         self._check_names(claims)
         for name, known in self._marks.items():
             mark = claims.get(name)
@@ -232,7 +235,7 @@ class ClaimRules:
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise TokenRejected(f"aud is {shown(aud)}")
             if self.audience.isdisjoint(names):
-                raise TokenRejected(f"meant for {shown(aud)}")
+                raise TokenRejected(f"for the audience {shown(aud)}")
         if "sub" in claims:
             sub = claims["sub"]
             if not isinstance(sub, str) or not sub or _CONTROL.search(sub):
@@ -242,7 +245,7 @@ class ClaimRules:
 def granted_scopes(claims: Mapping[str, Any]) -> frozenset[str]:
     """Return the scopes in ``scope`` (RFC 8693 section 4.2), ``scp`` or ``scopes``.
 
-    Each is a text of names with spaces between, or a list of names; anything else grants nothing.
+    Each is a text of names separated by spaces, or a list of names; anything else grants nothing.
     """
     granted: set[str] = set()
     for name in ("scope", "scp", "scopes"):
@@ -272,13 +275,13 @@ def _is_number(value: object) -> bool:
 
 
 def _mark(text: str) -> str:
-    """Return what *text* says a token is, in one spelling: ``REFRESH_TOKEN`` is ``refresh``."""
+    """Return the mark *text* in normal form: ``REFRESH_TOKEN`` becomes ``refresh``."""
     mark = text.lower().removeprefix(_URN).removeprefix("application/").translate(_SEPARATORS)
     return mark.removesuffix("jwt").removesuffix("token")
 
 
 def _required(claims: object) -> dict[str, tuple[Scalar, ...]]:
-    """Return the values that are allowed of each claim; none stands for any value."""
+    """Return the allowed values of each claim; an empty tuple allows any value."""
     if isinstance(claims, Mapping):
         return {_claim_name(name): _allowed(name, value) for name, value in claims.items()}
     if isinstance(claims, str) or not isinstance(claims, Sequence):
@@ -311,7 +314,7 @@ def _allowed(name: object, value: object) -> tuple[Scalar, ...]:
 def _is_one_of(claim: object, allowed: tuple[Scalar, ...]) -> bool:
     if isinstance(claim, list):
         return any(_is_one_of(item, allowed) for item in claim if not isinstance(item, list))
-    # 1 is no true, although Python finds them equal
+    # 1 is not true, although they are equal in Python
     return any(
         claim == value and isinstance(claim, bool) is isinstance(value, bool) for value in allowed
     )
@@ -327,19 +330,20 @@ def _media_type(typ: str) -> str:
     return typ.lower().removeprefix("application/")
 
 
-# The compact form of a signed token (RFC 7515 section 7.1), read more strictly than it must be.
+# The compact serialization of a signed token (RFC 7515 section 7.1), parsed more strictly than
+# required.
 #
-# Whatever two readers could understand in two ways is refused: a member named twice, padding, a
-# number that is none. What is refused here never reaches a cryptographic library.
+# Input that two parsers could interpret differently is rejected: duplicate members, padding,
+# numbers that JSON does not have.
 
 MAX_LENGTH = 8192
-"""The longest token that is looked at, in characters."""
+"""Maximum length of a token in characters."""
 
 _PARTS = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
 
 
 class Compact(NamedTuple):
-    """A token in its parts, not verified yet."""
+    """The parts of a token that is not verified yet."""
 
     header: dict[str, Any]
     payload: bytes
@@ -348,9 +352,9 @@ class Compact(NamedTuple):
 
 
 def read_compact(token: str) -> Compact:
-    """Return the parts of *token*; of its content only the header is read.
+    """Return the parts of *token*; only the header is decoded as JSON.
 
-    :raises TokenRejected: It has another form.
+    :raises TokenRejected: *token* is malformed.
     """
     if len(token) > MAX_LENGTH:
         raise TokenRejected(f"a token of {len(token)} characters")
@@ -366,10 +370,10 @@ def _decoded(part: str) -> bytes:
     try:
         data = urlsafe_b64decode(part + "=" * (-len(part) % 4))
     except ValueError:
-        raise TokenRejected("a part that is no base64url") from None
-    # Bits left over at the end would let one token be written in several ways.
+        raise TokenRejected("a part that is not base64url") from None
+    # Non-zero trailing bits would allow several spellings of one token.
     if urlsafe_b64encode(data).rstrip(b"=") != part.encode("ascii"):
-        raise TokenRejected("a part with bits left over")
+        raise TokenRejected("a part with trailing bits")
     return data
 
 
@@ -382,7 +386,7 @@ CURVES = {"ES256": "secp256r1", "ES256K": "secp256k1", "ES384": "secp384r1", "ES
 RSA = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"})
 
 ALGORITHMS = (*SECRET_BYTES, *sorted(RSA), *CURVES, "EdDSA")
-"""Every algorithm that can be asked for."""
+"""All supported algorithms."""
 
 _ROCA_PRIMES = tuple(n for n in range(3, 168) if all(n % d for d in range(2, n)))
 
@@ -390,16 +394,16 @@ _ROCA_RESIDUES = {p: frozenset(pow(65537, k, p) for k in range(p)) for p in _ROC
 
 
 class Keys:
-    """The keys of one kind, each for the algorithms that it fits.
+    """Symmetric or asymmetric keys, each for the algorithms that it fits.
 
-    Several keys of one kind are for their rotation: a signature by any of them is good. Which key
-    and which algorithm is never the token's to choose.
+    Several keys allow rotation: a signature by any of them is valid. The token never chooses the
+    key or the algorithm.
 
-    :param algorithms: Names of algorithms (RFC 7518 section 3.1), all with secrets or all without.
-    :param secret: For ``HS*``: what both sides know, at least as long as the hash.
+    :param algorithms: Names of algorithms (RFC 7518 section 3.1), all symmetric or all asymmetric.
+    :param secret: For ``HS*``: the shared secret, at least as long as the hash.
     :param public_key: For the others: PEM text, ``-----BEGIN PUBLIC KEY-----``.
-    :raises ValueError: A key is missing, weak, of the wrong kind, or fits no algorithm. The text
-        never shows a key.
+    :raises ValueError: A key is missing, weak, of the wrong type, or fits no algorithm. The message
+        never contains a key.
     """
 
     def __init__(
@@ -431,7 +435,7 @@ class Keys:
         return algorithm in self._keys
 
     def verify(self, algorithm: str, signed: bytes, signature: bytes) -> bool:
-        """Tell whether *signature* over *signed* is by one of the keys for *algorithm*."""
+        """Return whether *signature* over *signed* matches one of the keys for *algorithm*."""
         rule, keys = self._keys[algorithm]
         return any(rule.verify(signed, key, signature) for key in keys)
 
@@ -445,15 +449,15 @@ def mint(
     /,
     **claims: object,
 ) -> str:
-    """Return a new signed token, for trying things out.
+    """Return a new signed token, for tests and experiments.
 
     :param key: The secret, or for asymmetric algorithms the private key as PEM text.
     :param algorithm: One of :data:`ALGORITHMS`.
     :param subject: The ``sub`` claim.
-    :param expires_in: In how many seconds it ends.
-    :param now: Unix time in seconds; None is the present.
+    :param expires_in: Lifetime in seconds.
+    :param now: Unix time in seconds. Default: the current time.
     :param claims: Further claims; they replace those above.
-    :raises ValueError: The key is not one for this algorithm, or the token would be over already.
+    :raises ValueError: The key does not fit the algorithm, or *expires_in* is not positive.
     """
     (name,) = _checked_names([algorithm])
     if not expires_in > 0:
@@ -465,7 +469,7 @@ def mint(
     try:
         private = load_pem_private_key(_bytes("key", key), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise ValueError("key: no PEM text of a private key without password") from None
+        raise ValueError("key: expected a private key without password as PEM text") from None
     public: Any = private.public_key()
     _check_strength(public)
     if not _fits(name, public):
@@ -478,28 +482,27 @@ def _checked_names(algorithms: object) -> list[str]:
         raise ValueError(f'algorithms: expected a list such as ["HS256"], not {algorithms!r}')
     names = list(algorithms)
     if not names:
-        raise ValueError("algorithms: at least one is needed")
+        raise ValueError('algorithms: at least one is required, such as ["RS256"]')
     for name in names:
         if isinstance(name, str) and name.lower() == "none":
-            raise ValueError('algorithms: "none" would believe every token')
+            raise ValueError('algorithms: "none" would accept every token')
         if name not in ALGORITHMS:
             raise ValueError(f"algorithms: {name!r} is not one of {', '.join(ALGORITHMS)}")
     if len({name in SECRET_BYTES for name in names}) > 1:
         raise ValueError(
-            "algorithms: HS* and others cannot be mixed, "
-            "else a public key could be used as a secret"
+            "algorithms: HS* and others cannot be mixed: a public key could be used as a secret"
         )
     return names
 
 
 def _texts(setting: str, given: Text | Sequence[Text] | None) -> list[bytes]:
     if given is None:
-        raise ValueError(f"{setting}: missing")
+        raise ValueError(f"{setting}: required for these algorithms")
     if isinstance(given, Mapping) or not isinstance(given, Iterable):
         raise ValueError(f"{setting}: expected a text or a list of texts")
     texts = [given] if isinstance(given, (str, bytes)) else list(given)
     if not texts:
-        raise ValueError(f"{setting}: missing")
+        raise ValueError(f"{setting}: required for these algorithms")
     return [_bytes(setting, text) for text in texts]
 
 
@@ -509,7 +512,7 @@ def _bytes(setting: str, text: object) -> bytes:
     try:
         data = text.encode("utf-8") if isinstance(text, str) else text
     except UnicodeEncodeError:
-        raise ValueError(f"{setting}: no valid text") from None
+        raise ValueError(f"{setting}: not a valid text") from None
     if not data.strip():
         raise ValueError(f"{setting}: empty")
     return data
@@ -521,8 +524,8 @@ def _secret(algorithm: str, text: Text) -> bytes:
         get_default_algorithms()[algorithm].prepare_key(data)
     except jwt.InvalidKeyError:
         raise ValueError(
-            "secret: this is a key of another kind (PEM, DER, SSH or JWK), "
-            "which others may know; HS* needs a secret"
+            "secret: this is a key in another format (PEM, DER, SSH or JWK), "
+            "which may be public; HS* needs a secret"
         ) from None
     needed = SECRET_BYTES[algorithm]
     if len(data) < needed:
@@ -534,12 +537,12 @@ def _secret(algorithm: str, text: Text) -> bytes:
 
 def _public_key(text: bytes) -> Any:
     if b"PRIVATE KEY-----" in text:
-        raise ValueError("public_key: this is a private key; the gateway needs the public one only")
+        raise ValueError("public_key: this is a private key; the gateway needs only the public key")
     try:
         key = load_pem_public_key(text)
     except (ValueError, UnsupportedAlgorithm):
         raise ValueError(
-            "public_key: no usable key in PEM text, which begins with -----BEGIN PUBLIC KEY-----"
+            "public_key: expected a key as PEM text, which starts with -----BEGIN PUBLIC KEY-----"
         ) from None
     _check_strength(key)
     return key
@@ -549,10 +552,10 @@ def _check_strength(key: object) -> None:
     if not isinstance(key, RSAPublicKey):
         return
     if key.key_size < 2048:
-        raise ValueError(f"public_key: RSA of {key.key_size} bits; at least 2048 are needed")
+        raise ValueError(f"public_key: RSA of {key.key_size} bits; at least 2048 are required")
     modulus = key.public_numbers().n
     if all(modulus % prime in found for prime, found in _ROCA_RESIDUES.items()):
-        raise ValueError("public_key: RSA of a chip whose keys can be broken (CVE-2017-15361)")
+        raise ValueError("public_key: an RSA key that can be factored (ROCA, CVE-2017-15361)")
 
 
 def _fits(algorithm: str, key: object) -> bool:
@@ -568,7 +571,7 @@ def _kind(key: object) -> str:
         return "an RSA key"
     if isinstance(key, EllipticCurvePublicKey):
         return f"a key on the curve {key.curve.name}"
-    return f"a key of the kind {type(key).__name__.lstrip('_')}"
+    return f"a key of the type {type(key).__name__.lstrip('_')}"
 
 
 def _check_all_used(
@@ -579,5 +582,5 @@ def _check_all_used(
             raise ValueError(f"public_key: {_kind(key)} does not fit {', '.join(names)}")
     for name in names:
         if not any(name == used for used, _ in pairs):
-            need = f"a key on the curve {CURVES[name]}" if name in CURVES else "another kind of key"
+            need = f"a key on the curve {CURVES[name]}" if name in CURVES else "another type of key"
             raise ValueError(f"public_key: none fits {name}, which needs {need}")

@@ -1,12 +1,15 @@
-"""Throttles wrong registry tokens by the address they come from, exactly across all workers.
+"""Throttling of wrong registry tokens by client address, exact across all workers.
 
-An address that has presented too many new wrong tokens gets 429 until the oldest one no
-longer counts, whatever it presents: otherwise a guess that is right would be told from one that is
-wrong, and nothing would be won. One exception keeps services behind a shared address (NAT, a proxy
-that is not trusted) at work: a right token that was presented from this address before goes on
-being accepted. Other addresses never notice.
+Rules:
 
-Both records are in the store. While it fails, each worker counts for itself.
+- An address that has sent too many different wrong tokens gets 429 until the oldest one expires,
+  also for a valid token. Otherwise an attacker could recognize a correct guess by its status, and
+  throttling would be useless.
+- One exception keeps services behind a shared address (NAT, a proxy that is not trusted) working: a
+  valid token that this address has used before is still accepted.
+- Other addresses are not affected.
+
+Both records are in the store. While it fails, each worker counts by itself.
 """
 
 from __future__ import annotations
@@ -24,26 +27,26 @@ __all__ = ["TokenGuard"]
 
 
 SEEN = 7 * 86_400.0
-"""Seconds for which it is known that an address has presented a right token."""
+"""Seconds for which the valid tokens of an address are remembered."""
 
 FRESH = 600.0
-"""Seconds for which a worker does not look again: it has seen the token from that address."""
+"""Seconds for which a worker caches that an address has used a token, without the store."""
 
 _MOST_FRESH = 10_000
 
 _MOST_ALONE = 10_000
 
 _MOST_MARKS = 16
-"""How many right tokens of one address are remembered."""
+"""Maximum number of valid tokens that are remembered per address."""
 
 
 class TokenGuard:
-    """Counts wrong tokens.
+    """Counts wrong tokens per address.
 
-    :param store: Where the workers meet.
-    :param prefix: What the keys of the registry begin with in the store.
-    :param rules: How many wrong tokens an address may present.
-    :param clock: Seconds of a clock that never steps back.
+    :param store: The store that all workers share.
+    :param prefix: The prefix of the registry's keys in the store.
+    :param rules: How many wrong tokens an address may send.
+    :param clock: Returns a monotonic time in seconds.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class TokenGuard:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
-        # among the counters, which a full store gives up first: anybody can add to them
+        # among the counters, which a full store evicts first, as any client can add to them
         self._wrong = f"limit/tokens/{prefix}"
         self._right = f"{prefix}right/"
         self._rules = rules
@@ -64,9 +67,9 @@ class TokenGuard:
         self._fresh: dict[tuple[str, bytes], float] = {}
 
     def right(self, address: str, token: bytes) -> None:
-        """Take note of a right token from *address*.
+        """Record a valid token from *address*.
 
-        :raises Refusal: The address has presented too many wrong ones, and this one never: 429.
+        :raises Refusal: 429 after too many wrong tokens, unless the address has used this one.
         """
         mark, now = _mark(token), self._clock()
         key = (address, mark)
@@ -83,7 +86,7 @@ class TokenGuard:
     def wrong(self, address: str, token: bytes) -> None:
         """Count a wrong token from *address*.
 
-        :raises Refusal: It has presented too many: 429.
+        :raises Refusal: 429, if the address has sent too many.
         """
         mark, rules = _mark(token), self._rules
 
@@ -127,7 +130,7 @@ class TokenGuard:
         try:
             update(self._store, self._right + address, change)
         except StoreError:
-            pass  # it is remembered in this process, and the next time that it is presented
+            pass  # this process caches it, and the next use records it again
 
 
 def _mark(token: bytes) -> bytes:

@@ -1,12 +1,12 @@
 """The middlewares of this package as an entry of Django's ``MIDDLEWARE``.
 
-A middleware around ``application`` in ``wsgi.py`` is not seen by Django's test client, which calls
-Django without ``wsgi.py``. :class:`GateMiddleware` puts the same stack inside of Django, where
-``Client()``, ``LiveServerTestCase``, ``runserver`` and each WSGI server meet it.
+Django's test client bypasses a middleware around ``application`` in ``wsgi.py``, as it does not use
+``wsgi.py``. :class:`GateMiddleware` runs the same stack inside Django, where ``Client()``,
+``LiveServerTestCase``, ``runserver`` and every WSGI server use it.
 
-The request passes through the stack with the ``environ`` that the server made, whose other name in
-Django is ``request.META``; the innermost app of the stack is Django's next middleware. A response
-that comes back as Django made it stays the same object.
+The request passes through the stack with the server's ``environ``, which is ``request.META`` in
+Django; the innermost app of the stack is Django's next middleware. An unchanged response stays the
+same object.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from wsgigate.http.wsgi import ExcInfo, Headers, close_body
 __all__ = ["GateMiddleware", "Refused", "render_refusals"]
 
 REQUEST = "wsgigate.django.request"
-"""``tuple``: Django's request, and the input it was made with."""
+"""``tuple``: Django's request, and its original ``wsgi.input``."""
 
 RESPONSE = "wsgigate.django.response"
-"""Django's response, on its way out of the stack."""
+"""Django's response, while it passes through the stack."""
 
 View: TypeAlias = Callable[[Any, Problem], Any]
-"""``view(request, problem)``: returns the ``HttpResponse`` of a refusal."""
+"""``view(request, problem)`` returns the ``HttpResponse`` of a rejection."""
 
 
 class GateMiddleware:
     """A Django middleware that runs the stack of the setting ``WSGIGATE``.
 
-    The setting lists middlewares, outermost first, as the file of a gateway does. Each entry is the
-    dotted path of a class or a function that takes the app, or such an object itself, or a pair of
-    one and its options::
+    The setting lists middlewares, outermost first, like the file of a gateway. Each entry is the
+    dotted path of a class or a function that takes the app, such an object itself, or a pair of one
+    and its options::
 
         MIDDLEWARE = ["wsgigate.frameworks.django.GateMiddleware", ...]
         WSGIGATE = [
@@ -52,12 +52,12 @@ class GateMiddleware:
             ("wsgigate.Limiter", {"quota": "100 per 15 minutes"}),
         ]
 
-    Each handler of Django, such as that of one ``Client()``, makes a stack of its own. Do not wrap
+    Each handler of Django, such as that of one ``Client()``, has its own stack. Do not wrap
     ``application`` in ``wsgi.py`` with the same middlewares: each request would pass both.
 
-    It is for WSGI. Under ASGI each request is an ``ImproperlyConfigured`` that says so.
+    It requires WSGI. Under ASGI each request raises ``ImproperlyConfigured``.
 
-    :raises ImproperlyConfigured: The setting is missing, or an entry is wrong; the message names
+    :raises ImproperlyConfigured: The setting is missing, or an entry is invalid; the message names
         the entry.
     """
 
@@ -83,20 +83,20 @@ class GateMiddleware:
             close_body(body)
             raise
         finally:
-            environ.pop(REQUEST, None)  # else the two would refer to each other
+            environ.pop(REQUEST, None)  # avoids a reference cycle
         return response
 
 
 class _Inner:
-    """The innermost app of the stack: what Django does with the request."""
+    """The innermost app of the stack: calls Django's next middleware."""
 
     def __init__(self, get_response: Callable[[Any], Any]) -> None:
         self._get_response = get_response
-        # tells this project's counts from those of others in one store
+        # separates the counts of projects that share a store
         self.import_name = str(getattr(settings, "SETTINGS_MODULE", "") or settings.ROOT_URLCONF)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        request = _brought_up_to_date(environ)
+        request = _updated_request(environ)
         response = environ[RESPONSE] = self._get_response(request)
         _rendered(response)
         start_response(f"{response.status_code} {response.reason_phrase}", _headers(response))
@@ -107,7 +107,7 @@ class _Inner:
 
 
 class _Started:
-    """The ``start_response`` of the stack; keeps what it is called with."""
+    """The ``start_response`` of the stack; records its arguments."""
 
     status = ""
     headers: Headers = []  # noqa: RUF012 - replaced, never changed
@@ -123,7 +123,7 @@ class _Started:
 
 
 class _Body:
-    """The rest of a body that has begun; closes the whole."""
+    """A body of which the first chunks were already read; closes the original body."""
 
     def __init__(self, first: list[bytes], rest: Iterator[bytes], body: Iterable[bytes]) -> None:
         self._chunks = chain(first, rest)
@@ -138,9 +138,9 @@ class _Body:
 
 
 def _response(body: Iterable[bytes], started: _Started, inner: Any) -> Any:
-    """Return the response that the stack made, which is *inner* where it is what Django made."""
+    """Return the response of the stack: *inner*, Django's response, if it is unchanged."""
     if isinstance(body, list | tuple) or (inner is not None and not inner.streaming):
-        # nothing of it is left to come: what Django made is in memory already
+        # the whole body is in memory
         data = b"".join(body)
         close_body(body)
         data = b"".join(started.written) + data
@@ -154,7 +154,7 @@ def _response(body: Iterable[bytes], started: _Started, inner: Any) -> Any:
         _set_headers(response, started.headers, _headers(inner) if response is inner else None)
         return response
     chunks, first = iter(body), []
-    while not started.status:  # an app may start its response with the first chunk
+    while not started.status:  # an app may call start_response with the first chunk
         try:
             first.append(next(chunks))
         except StopIteration:
@@ -175,12 +175,12 @@ def _response(body: Iterable[bytes], started: _Started, inner: Any) -> Any:
 def _status(started: _Started) -> tuple[int, str]:
     code, _, reason = started.status.partition(" ")
     if not code.isdecimal():
-        raise AssertionError("the stack answered without calling start_response")
+        raise AssertionError("the stack returned a body without calling start_response")
     return int(code), reason
 
 
 def _take_over(inner: Any, response: Any) -> None:
-    """Have *response* close what the replaced response *inner* would have closed."""
+    """Let *response* close the resources of the replaced response *inner*."""
     if inner is not None:
         response._resource_closers.extend(inner._resource_closers)
 
@@ -193,7 +193,7 @@ def _headers(response: Any) -> Headers:
 
 
 def _set_headers(response: Any, headers: Headers, before: Headers | None) -> None:
-    """Set the fields of *response*; *before* are those it has, None for a new one."""
+    """Set the fields of *response*; *before* are its present ones, None for a new response."""
     if headers == before:
         return
     for name in list(response.headers):
@@ -206,7 +206,7 @@ def _set_headers(response: Any, headers: Headers, before: Headers | None) -> Non
     for name, value in headers:
         if name.lower() == "set-cookie":
             continue
-        # a response of Django has one field of each name; the list says the same (RFC 9110, 5.3)
+        # Django allows one field per name; a joined list is equivalent (RFC 9110 section 5.3)
         response.headers[name] = f"{response.headers[name]}, {value}" if name in response else value
 
 
@@ -215,8 +215,8 @@ def _rendered(response: Any) -> None:
         response.render()
 
 
-def _brought_up_to_date(environ: WSGIEnvironment) -> Any:
-    """Return Django's request as *environ* says it is now, which the middlewares may change."""
+def _updated_request(environ: WSGIEnvironment) -> Any:
+    """Return Django's request, updated from *environ*, which the middlewares may have changed."""
     request, body = environ[REQUEST]
     if request.environ is not environ:
         request.environ = request.META = environ
@@ -272,9 +272,9 @@ def _wrapped(app: WSGIApplication, entry: Any, where: str) -> WSGIApplication:
 
 
 class Refused(Exception):
-    """What an error handler of the URLconf receives as *exception*.
+    """The *exception* argument of the URLconf's error handlers for a rejected request.
 
-    :ivar problem: The refusal.
+    :ivar problem: The problem document of the rejection.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -283,16 +283,16 @@ class Refused(Exception):
 
 
 def render_refusals(view: View | None = None) -> Refuse:
-    """Return a *refuse* that has the Django project render the refusals of a middleware.
+    """Return a *refuse* callback that renders the rejections of a middleware by the project.
 
     Without *view*, a ``handler400``, ``handler403``, ``handler404`` or ``handler500`` of the
-    URLconf makes the response of its status; a client that prefers HTML receives the template
-    ``STATUS.html``, such as ``429.html``, with the members of the document as ``problem``. Where
-    there is neither, the problem document stays. The status is never a success, and fields such as
-    ``Retry-After`` are added where the response sets none.
+    URLconf returns the response of its status; otherwise a client that prefers HTML receives the
+    template ``STATUS.html``, such as ``429.html``, with the members of the document as ``problem``.
+    Without either, the response is the problem document. The status is never a success, and fields
+    such as ``Retry-After`` are added unless the response sets them.
 
-    :param view: ``view(request, problem)`` that returns the ``HttpResponse`` of each refusal.
-    :returns: What the middlewares take as *refuse*.
+    :param view: ``view(request, problem)`` that returns the ``HttpResponse`` of each rejection.
+    :returns: The *refuse* argument of the middlewares.
     """
 
     def refuse(problem: Problem) -> WSGIApplication:
@@ -318,7 +318,7 @@ def render_refusals(view: View | None = None) -> Refuse:
 
 
 def _of_view(request: Any, problem: Problem) -> Any:
-    """Return what the project's own error handler or template makes of a refusal, or None."""
+    """Return the response of the project's error handler or template, None without one."""
     status = problem.status
     if status in (400, 403, 404, 500):
         handler = get_resolver().resolve_error_handler(status)

@@ -1,8 +1,8 @@
-"""Refusals rendered by a Flask application: its error handlers, and what it adds to each response.
+"""Render the rejections of a middleware by a Flask application's error handlers.
 
-A middleware refuses a request before Flask sees it, so that neither the application's error
-handlers nor its ``after_request`` functions (Flask-Cors and Talisman are such) know of the
-response. :func:`render_refusals` hands the refusal to them.
+A middleware rejects a request before Flask sees it, so neither the application's error handlers nor
+its ``after_request`` functions (such as those of Flask-Cors and Talisman) process the response.
+:func:`render_refusals` passes the rejection to them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ __all__ = ["Refused", "render_refusals"]
 
 
 class Refused(HTTPException):
-    """What an error handler receives: an exception of werkzeug for the refusal's status.
+    """The werkzeug exception that an error handler receives for a rejected request.
 
-    Its class is that of the status as well: a handler of 429 or of ``TooManyRequests`` receives a
-    refusal with 429.
+    It is also an instance of the status's class: a handler of 429 or of ``TooManyRequests``
+    receives a rejection with 429.
 
-    :ivar problem: The refusal.
+    :ivar problem: The problem document of the rejection.
     """
 
     problem: Problem
@@ -51,17 +51,17 @@ class Refused(HTTPException):
 
 
 def render_refusals(app: Flask) -> Refuse:
-    """Return a *refuse* that has *app* render the refusals of a middleware around it.
+    """Return a *refuse* callback that renders the rejections of a middleware by *app*.
 
-    The application's error handler for the status, or for its exception, makes the response; where
-    there is none, the problem document stays. The ``after_request`` functions run on either, so
-    that fields of Flask-Cors or Talisman are on refusals too; ``before_request`` functions and
-    views do not run. The status is never a success: a handler that returns no status gets the
-    refusal's. Fields such as ``Retry-After`` and ``WWW-Authenticate`` are added where the handler
-    sets none.
+    The application's error handler for the status, or for its exception, returns the response;
+    without one it is the problem document. The ``after_request`` functions run on both, so that
+    rejections too have the fields of Flask-Cors or Talisman; ``before_request`` functions and views
+    do not run. The status is never a success: a response with a 2xx status gets the
+    rejection's. Fields such as ``Retry-After`` and ``WWW-Authenticate`` are added unless the
+    handler sets them.
 
-    :param app: The Flask application that the middleware stands around.
-    :returns: What the middlewares take as *refuse*.
+    :param app: The Flask application that the middleware wraps.
+    :returns: The *refuse* argument of the middlewares.
     """
 
     def refuse(problem: Problem) -> WSGIApplication:
@@ -71,7 +71,7 @@ def render_refusals(app: Flask) -> Refuse:
                 try:
                     made: Any = app.handle_http_exception(refused)
                     response = app.make_response(_plain(app, environ, made, problem))
-                except Exception:  # a handler that fails must not let the request pass
+                except Exception:  # a failing handler must not let the request pass
                     app.log_exception(sys.exc_info())
                     response = app.make_response(_plain(app, environ, refused, problem))
                 if response.status_code < 300:
@@ -88,7 +88,7 @@ def render_refusals(app: Flask) -> Refuse:
 
 
 def _plain(app: Flask, environ: WSGIEnvironment, made: Any, problem: Problem) -> Any:
-    """Return *made*, or the problem document where no handler made anything of the refusal."""
+    """Return *made*, or the problem document if no handler has handled the rejection."""
     if not isinstance(made, Refused):
         return made
     return app.response_class.from_app(problem, environ, buffered=True)
@@ -96,7 +96,7 @@ def _plain(app: Flask, environ: WSGIEnvironment, made: Any, problem: Problem) ->
 
 @lru_cache(maxsize=64)
 def _class_of(status: int) -> type[Refused]:
-    """Return the class of refusals with *status*: Flask finds its error handlers by class."""
+    """Return the exception class for *status*: Flask finds error handlers by class."""
     base = default_exceptions.get(status)
     bases = (Refused,) if base is None else (Refused, base)
     return type("Refused", bases, {"code": status, "__doc__": Refused.__doc__})
