@@ -204,7 +204,7 @@ def test_checks_are_carried_out_for_consuls_clients_where_instances_may_be(
         if made.registry._checks is not None:
             asker = made.registry._checks._asker
             assert isinstance(asker, Prober)
-            manners = asker._manners
+            manners = asker._policies
             assert {name: manner.verify for name, manner in manners.items()} == {
                 "verified": True,
                 "unverified": False,

@@ -129,9 +129,9 @@ def test_hundreds_that_hang_take_no_thread_and_delay_nobody(
     assert told[:20] == [("well", True, 200, "")] * 20
     assert told[20:] == [("hangs", False, None, "Timeout")] * 300
     assert threads() == ["wsgigate-health-prober"]
-    assert prober._round is not None
-    assert prober._round._flights == set()
-    assert len(prober._round._selector.get_map()) == 1
+    assert prober._thread is not None
+    assert prober._thread._checks == set()
+    assert len(prober._thread._selector.get_map()) == 1
 
 
 def test_an_answer_that_came_while_the_thread_was_held_up_counts(prober: Prober) -> None:
@@ -175,7 +175,7 @@ def test_a_result_that_nobody_can_take_harms_no_other(
     prober.ask("shop", Instance(backend.url), CHECK, found.put)
     assert found.get(timeout=10)
     assert [record.getMessage() for record in caplog.records] == [
-        "A health result could not be taken"
+        "The callback of a health check failed"
     ]
 
 
@@ -196,8 +196,8 @@ def test_a_thread_that_has_ended_by_a_flaw_is_replaced(prober: Prober, backend: 
     found: SimpleQueue[Outcome | Exception] = SimpleQueue()
     prober.ask("shop", Instance(backend.url), CHECK, found.put)
     assert found.get(timeout=10)
-    assert prober._round is not None
-    prober._round.stop()  # as it would by an error of its own
+    assert prober._thread is not None
+    prober._thread.stop()  # as it would by an error of its own
     prober.ask("shop", Instance(backend.url), CHECK, found.put)
     assert brief(found.get(timeout=10)) == (True, 200, "")
 
@@ -248,14 +248,14 @@ def test_a_forked_process_lets_go_of_what_is_its_parents(prober: Prober) -> None
     with Backend(hang) as backend:
         prober.ask("shop", Instance(backend.url), CHECK, lambda outcome: None)
         assert asked.wait(10)
-        going = prober._round
+        going = prober._thread
         assert going is not None
         waits = threading.Event()
-        going._do(waits.set)  # done once it has sent what it was at
+        going._call_soon(waits.set)  # done once it has sent what it was at
         assert waits.wait(10)
-        own = (going._selector, going._ear, going._mouth)
+        own = (going._selector, going._wake_receiver, going._wake_sender)
         held = [each.fileno() for each in own]
-        held += [flight.watched or -1 for flight in going._flights]
+        held += [check.watched or -1 for check in going._checks]
         child = os.fork()
         if child == 0:
             left = len(held)

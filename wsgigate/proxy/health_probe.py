@@ -1,4 +1,16 @@
-"""Many health checks at a time in one thread, however long each of them takes."""
+"""Health probes: many concurrent checks in one thread, without blocking.
+
+Theory of operation. Each check is a generator (:data:`Steps`) that yields the event it waits for.
+One thread per process selects over all sockets and deadlines and resumes the checks. So a check
+that hangs costs a socket, not a thread.
+
+A probed instance may be broken or hostile: it may redirect to an address that only the gateway can
+reach, send without end, or send one byte per second. So redirects are not followed, at most 64 KiB
+are read, and the deadline covers the whole check, not each read.
+
+An error of this machine, such as too many open files, is raised rather than counted: it would
+otherwise mark all instances as unhealthy at once.
+"""
 
 from __future__ import annotations
 
@@ -36,29 +48,22 @@ from wsgigate.runtime import fork
 
 __all__ = ["Prober", "Steps", "TlsPolicy", "Wait", "steps"]
 
-
-# One health check as steps that never block: to connect, perhaps over TLS, to ask and to read.
-#
-# What is asked may be broken or hostile: it may redirect to an address that only the gateway
-# reaches, send without end, or send one byte a second. So no redirect is followed, at most 64 KiB
-# are read, and the deadline holds for the whole of the check, not for each read of it.
-
 _BLOCK = 65_536
 
 _BUSY_PAUSE = 0.02
 
-_OWN = frozenset({EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL})
-"""What this machine lacks is no fault of an instance."""
+_LOCAL_ERRORS = frozenset({EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL})
+"""Errors of this machine, which say nothing about the instance."""
 
 _RESPONSE_TIME = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,30}[\x21-\x7e])?")
 
 
 class Wait(NamedTuple):
-    """What a check waits for.
+    """The event that a check waits for.
 
-    :ivar sock: The socket, ``None`` for what comes from elsewhere.
+    :ivar sock: The socket; ``None`` for an event without one, such as the result of a lookup.
     :ivar events: ``EVENT_READ``, ``EVENT_WRITE``, or 0.
-    :ivar until: When it has waited long enough, and is to be thrown a :exc:`TimeoutError`.
+    :ivar until: The time at which a :exc:`TimeoutError` is thrown into the check.
     """
 
     sock: socket.socket | None
@@ -67,13 +72,13 @@ class Wait(NamedTuple):
 
 
 Steps: TypeAlias = Generator[Wait, Any, Outcome]
-"""A check that yields what it waits for, is sent nothing when that has come, and returns what it
-found. Of the first :class:`Wait` it is sent the addresses of the instance, or thrown why there are
-none. It raises for what this machine lacks, never for what an instance does."""
+"""A check: yields a :class:`Wait`, is resumed when the event occurs, and returns the outcome. The
+first :class:`Wait` receives the addresses of the instance, or the error of their lookup. It raises
+errors of this machine only; errors of the instance are its outcome."""
 
 
 class _Incomplete(Exception):
-    """The connection ended too early."""
+    """The connection was closed before the response was complete."""
 
 
 def steps(
@@ -86,10 +91,11 @@ def steps(
 ) -> Steps:
     """Return the steps of one check.
 
-    :param host: Whom a certificate is to name.
-    :param tls: By what TLS is spoken; ``None`` to speak none.
-    :param clock: Seconds of a clock that never steps back.
-    :param allowed: Asked about each address just before it is connected to.
+    :param host: The name that the certificate must have.
+    :param tls: The TLS context; ``None`` for no TLS.
+    :param clock: Monotonic clock, in seconds.
+    :param allowed: Called with each address and port before connecting; raises ValueError to
+        reject.
     """
     started = clock()
     deadline = started + check.timeout
@@ -107,14 +113,14 @@ def steps(
         yield from _send(sock, _request(instance, check, tls is not None), deadline)
         while not reader.feed_head((yield from _receive(sock, reader, deadline))):
             pass
-        took = _told_time(reader.fields) or f"{(clock() - started) * 1000:.2f}ms"
+        took = _reported_time(reader.fields) or f"{(clock() - started) * 1000:.2f}ms"
         body = yield from _body(sock, reader, deadline)
         return judge(check, reader.status, took, body)
-    except Exception as problem:  # whatever an instance causes is its failure
-        if isinstance(problem, OSError) and problem.errno in _OWN:
+    except Exception as problem:  # any error caused by the instance is an unhealthy outcome
+        if isinstance(problem, OSError) and problem.errno in _LOCAL_ERRORS:
             raise
         status = reader.status if reader.status >= 200 else None
-        return Outcome(False, status, error=_words(problem))
+        return Outcome(False, status, error=_describe(problem))
     finally:
         if sock is not None:
             sock.close()
@@ -138,7 +144,7 @@ def _request(instance: Instance, check: HealthCheck, secure: bool) -> bytes:
 
 
 def _authority(instance: Instance, check: HealthCheck, secure: bool) -> str:
-    """Return what an instance is asked by, at the port of the check."""
+    """Return the ``Host`` of the request: the instance's, with the port of the check."""
     if check.port is None and check.scheme in (None, instance.scheme):
         return instance.authority
     host = urlsplit(f"//{instance.authority}").hostname or ""
@@ -155,7 +161,7 @@ def _connect(
     clock: Callable[[], float],
     allowed: Check | None,
 ) -> Generator[Wait, Any, socket.socket]:
-    """Try each address; one that does not answer leaves the others their share of the time."""
+    """Connect to the first address that accepts; each gets an equal share of the time left."""
     failure: OSError = OSError("the host has no address")
     for number, (family, address) in enumerate(addresses):
         now = clock()
@@ -174,7 +180,7 @@ def _connect(
                         _raise_any(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
                     elif clock() >= until:
                         raise TimeoutError from None
-                    else:  # its queue is full, and nothing tells when it no longer is
+                    else:  # the listen queue is full; no event signals a free slot
                         yield from _pause(clock() + _BUSY_PAUSE)
                         continue
                 return sock
@@ -189,7 +195,7 @@ def _connect(
 
 def _raise_any(code: int) -> None:
     if code:
-        raise OSError(code, "not connected")  # Python makes the fitting kind of it
+        raise OSError(code, "not connected")  # Python picks the subclass by the code
 
 
 def _pause(until: float) -> Generator[Wait, Any, None]:
@@ -202,7 +208,7 @@ def _pause(until: float) -> Generator[Wait, Any, None]:
 def _ready(
     sock: socket.socket, act: Callable[[], Any], events: int, deadline: float
 ) -> Generator[Wait, Any, Any]:
-    """Return what *act* returns, once it need not wait; TLS may have to read in order to write."""
+    """Return the result of *act* once it does not block; TLS may read in order to write."""
     while True:
         try:
             return act()
@@ -223,7 +229,7 @@ def _send(sock: socket.socket, data: bytes, deadline: float) -> Generator[Wait, 
 def _receive(
     sock: socket.socket, reader: ResponseReader, deadline: float
 ) -> Generator[Wait, Any, bytes]:
-    """Return what has come; that the other side has closed is an error until the head is in."""
+    """Return received bytes; a close before the end of the head is an error."""
     data: bytes = yield from _ready(sock, partial(sock.recv, _BLOCK), EVENT_READ, deadline)
     if not data and reader.status < 200:
         if reader.begun:
@@ -235,7 +241,7 @@ def _receive(
 def _body(
     sock: socket.socket, reader: ResponseReader, deadline: float
 ) -> Generator[Wait, Any, bytes]:
-    """Return the body as far as it matters: a service that can not finish it is not well."""
+    """Return the body, at most ``MOST_BODY`` bytes; an incomplete body is an error."""
     body = reader.body
     while not reader.complete and len(body) < MOST_BODY:
         if reader.error is not None:
@@ -251,16 +257,16 @@ def _body(
     return body[:MOST_BODY]
 
 
-def _told_time(fields: Sequence[tuple[str, str]]) -> str:
-    told = {name.lower(): value for name, value in fields}
+def _reported_time(fields: Sequence[tuple[str, str]]) -> str:
+    values = {name.lower(): value for name, value in fields}
     for name in ("response-time", "x-response-time"):
-        value = told.get(name, "")
+        value = values.get(name, "")
         if _RESPONSE_TIME.fullmatch(value):
             return value
     return ""
 
 
-_WORDS: tuple[tuple[str, type[BaseException]], ...] = (
+_DESCRIPTIONS: tuple[tuple[str, type[BaseException]], ...] = (
     ("Host not found", socket.gaierror),
     ("Timeout", TimeoutError),
     ("TLS failed", ssl.SSLError),
@@ -274,26 +280,26 @@ _WORDS: tuple[tuple[str, type[BaseException]], ...] = (
 )
 
 
-def _words(error: Exception) -> str:
-    """Return what went wrong in words that name no host, address or stack."""
+def _describe(error: Exception) -> str:
+    """Return a description of *error* without host names, addresses or stack traces."""
     if isinstance(error, _Incomplete):
         return str(error)
     if isinstance(error, OSError) and error.errno in (EHOSTUNREACH, ENETUNREACH):
         return "Host unreachable"
-    for words, kind in _WORDS:
+    for description, kind in _DESCRIPTIONS:
         if isinstance(error, kind):
-            return words
+            return description
     return "Check failed"
 
 
 LOG = logging.getLogger("wsgigate.health")
 
 
-class _Flight:
-    """A check under way.
+class _RunningCheck:
+    """A running check.
 
-    :ivar watched: The socket that is watched for it.
-    :ivar until: When it has waited long enough for what it waits for.
+    :ivar watched: The file descriptor registered with the selector.
+    :ivar until: The deadline of its current wait.
     """
 
     __slots__ = ("found", "steps", "until", "watched")
@@ -306,11 +312,11 @@ class _Flight:
 
 
 class TlsPolicy(NamedTuple):
-    """How the instances of a service are connected to.
+    """How a service's instances are connected to.
 
-    :ivar verify: Whether and against which file or folder of authorities TLS is verified.
-    :ivar server_name: The name to ask for and verify by TLS; the host's unless given.
-    :ivar allowed: Asked about each address just before it is connected to.
+    :ivar verify: Whether to verify certificates, or a file or directory of CA certificates.
+    :ivar server_name: Name for TLS SNI and certificate verification. Default: the host.
+    :ivar allowed: Called with each address and port before connecting; raises ValueError to reject.
     """
 
     verify: Verify = True
@@ -322,33 +328,34 @@ _PLAIN = TlsPolicy()
 
 
 class Prober:
-    """Ask instances whether they are well, over TCP, HTTP, TLS and Unix sockets.
+    """Runs health checks of instances over TCP, HTTP, TLS and Unix sockets.
 
-    A check that hangs costs a socket and no thread. The thread starts with the first check, in a
-    forked process with the first check there, and ends with :meth:`stop`.
+    A check that hangs costs a socket, not a thread. The thread starts with the first check of each
+    process, and ends with :meth:`stop`.
 
-    :param manners: How instances are connected to, by service.
-    :param clock: Seconds of a clock that never steps back.
-    :raises ValueError: A file or folder of authorities can not be used.
+    :param policies: How a service's instances are connected to, by service.
+    :param clock: Monotonic clock, in seconds.
+    :raises ValueError: The CA certificates of a policy cannot be loaded.
     """
 
     def __init__(
         self,
-        manners: Mapping[str, TlsPolicy] | None = None,
+        policies: Mapping[str, TlsPolicy] | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._manners = dict(manners or {})
+        self._policies = dict(policies or {})
         self._contexts = Contexts()
         self._clock = clock
-        for manner in self._manners.values():
-            if isinstance(manner.verify, str):
+        for policy in self._policies.values():
+            if isinstance(policy.verify, str):
                 try:
-                    self._contexts.get(manner.verify, None)
+                    self._contexts.get(policy.verify, None)
                 except OSError as error:
-                    told = f"verify names no usable authorities: {manner.verify!r}: {error}"
-                    raise ValueError(told) from error
-        self._round: _Round | None = None
+                    raise ValueError(
+                        f"verify: cannot load CA certificates from {policy.verify!r}: {error}"
+                    ) from error
+        self._thread: _ProbeThread | None = None
         fork.renew_at_fork(self)
 
     def ask(
@@ -358,65 +365,67 @@ class Prober:
         check: HealthCheck,
         found: Found,
     ) -> None:
-        """Start a check of *instance*; one thread at a time may.
+        """Start a check of *instance*; only one thread may call this at a time.
 
-        :param found: Called with the outcome, in the thread that checks, soon after the check's
-            timeout at the latest; not at all when :meth:`stop` comes before.
+        :param found: Called with the outcome in the prober's thread, shortly after the check's
+            timeout at the latest; not called after :meth:`stop`.
         """
         parts = urlsplit(instance.url)
         host = parts.hostname or ""
-        manner = self._manners.get(service, _PLAIN)
+        policy = self._policies.get(service, _PLAIN)
         unix = instance.scheme == "http+unix"
         secure = not unix and (check.scheme or instance.scheme) == "https"
-        tls = self._contexts.get(manner.verify, None) if secure else None
-        name = manner.server_name or host
-        if check.host and manner.server_name is None and literal(host, 0) is not None:
-            name = urlsplit(f"//{check.host}").hostname or host  # certificates are for names
+        tls = self._contexts.get(policy.verify, None) if secure else None
+        name = policy.server_name or host
+        if check.host and policy.server_name is None and literal(host, 0) is not None:
+            name = urlsplit(f"//{check.host}").hostname or host  # certificates are issued for names
         name = name.rstrip(".")
-        flight = _Flight(steps(instance, check, name, tls, self._clock, manner.allowed), found)
-        going = self._round
-        if going is None or not going.lives():
-            going = _Round(self._clock)
-            going.start()
-            self._round = going
-        going.begin(flight)
+        running = _RunningCheck(
+            steps(instance, check, name, tls, self._clock, policy.allowed), found
+        )
+        thread = self._thread
+        if thread is None or not thread.is_alive():
+            thread = _ProbeThread(self._clock)
+            thread.start()
+            self._thread = thread
+        thread.begin(running)
         if unix:  # it has no ports
-            going.tell(flight, [(socket.AF_UNIX, unquote(parts.netloc))])
+            thread.resume(running, [(socket.AF_UNIX, unquote(parts.netloc))])
             return
         port = check.port or parts.port or (443 if instance.scheme == "https" else 80)
         address = literal(host, port)
         if address is not None:
-            going.tell(flight, [address])
+            thread.resume(running, [address])
         else:
-            going.names.look_up(host, port, partial(going.tell, flight))
+            thread.names.look_up(host, port, partial(thread.resume, running))
 
     def stop(self) -> None:
-        """End the thread, and abandon the checks under way."""
-        going, self._round = self._round, None
-        if going is not None:
-            going.stop()
+        """Stop the thread and abandon the running checks."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.stop()
 
     def after_fork(self) -> None:
-        """Close what the parent had open."""
-        going, self._round = self._round, None
-        if going is not None:
-            going.close()
+        """Close this process's copies of the parent's sockets."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.close()
 
 
-class _Round:
-    """The thread of one process, and what belongs to it alone."""
+class _ProbeThread:
+    """The thread of one process, with its selector, checks and deadlines."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.names = Names()
         self._clock = clock
         self._selector = selectors.DefaultSelector()
-        self._ear, self._mouth = socket.socketpair()
-        self._ear.setblocking(False)
-        self._mouth.setblocking(False)
-        self._selector.register(self._ear, selectors.EVENT_READ)
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_receiver.setblocking(False)
+        self._wake_sender.setblocking(False)
+        self._selector.register(self._wake_receiver, selectors.EVENT_READ)
         self._inbox: deque[Callable[[], None]] = deque()
-        self._flights: set[_Flight] = set()
-        self._timers: list[tuple[float, int, _Flight]] = []
+        self._checks: set[_RunningCheck] = set()
+        self._timers: list[tuple[float, int, _RunningCheck]] = []
         self._numbers = count()
         self._stopping = False
         self._thread = threading.Thread(
@@ -426,115 +435,115 @@ class _Round:
     def start(self) -> None:
         try:
             self._thread.start()
-        except RuntimeError:  # no thread is to be had
+        except RuntimeError:  # no thread available
             self.close()
             raise
 
-    def lives(self) -> bool:
-        """Tell whether the thread still runs."""
+    def is_alive(self) -> bool:
+        """Return whether the thread is running."""
         return self._thread.is_alive()
 
-    def begin(self, flight: _Flight) -> None:
-        """Have *flight* begun."""
-        self._do(lambda: self._begin(flight))
+    def begin(self, running: _RunningCheck) -> None:
+        """Start *running* in the thread."""
+        self._call_soon(lambda: self._begin(running))
 
-    def tell(self, flight: _Flight, answer: list[tuple[int, object]] | Exception) -> None:
-        """Have *flight* go on with the addresses of its instance, or with why there are none."""
-        self._do(lambda: self._go_on(flight, answer))
+    def resume(self, running: _RunningCheck, answer: list[tuple[int, object]] | Exception) -> None:
+        """Resume *running* with the addresses of its instance, or with the lookup's error."""
+        self._call_soon(lambda: self._resume(running, answer))
 
     def stop(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._stopping = True
         self._wake()
         if threading.current_thread() is not self._thread:
             self._thread.join(1.0)
 
-    def _do(self, work: Callable[[], None]) -> None:
+    def _call_soon(self, work: Callable[[], None]) -> None:
         self._inbox.append(work)
         self._wake()
 
     def _wake(self) -> None:
         try:
-            self._mouth.send(b"\0")
+            self._wake_sender.send(b"\0")
         except OSError:
-            pass  # it is awake, or has ended
+            pass  # the thread is awake already, or has ended
 
     def _run(self) -> None:
         try:
             while not self._stopping:
-                self._turn()
+                self._run_once()
         finally:
             self.close()
 
     def close(self) -> None:
-        """Close all that is open, once the thread has ended or is another process's."""
-        for flight in self._flights:
+        """Close all sockets, after the thread has ended, or in a forked process without it."""
+        for running in self._checks:
             try:
-                flight.steps.close()
+                running.steps.close()
             except ValueError:
-                pass  # forked from in the middle of a step, which never ends here
+                pass  # the fork interrupted a step, which cannot finish here
         self._selector.close()
-        self._ear.close()
-        self._mouth.close()
+        self._wake_receiver.close()
+        self._wake_sender.close()
 
-    def _turn(self) -> None:
-        """Wait for something to happen, and see to all that has."""
+    def _run_once(self) -> None:
+        """Wait for events or deadlines, and handle them."""
         timers = self._timers
         timeout = max(0.0, timers[0][0] - self._clock()) if timers else None
         ready = self._selector.select(timeout)
-        now = self._clock()  # not later: what comes while this thread is held up still counts
+        now = self._clock()  # taken now: events that arrive during handling are not late
         for key, _ in ready:
             if key.data is not None:
-                self._go_on(key.data, None)
+                self._resume(key.data, None)
             else:
-                self._listen()
+                self._drain_wakeups()
         while self._inbox:
             self._inbox.popleft()()
         while timers and timers[0][0] <= now:
-            until, _, flight = heappop(timers)
-            if flight in self._flights and flight.until == until:
-                flight.until = 0.0
-                self._go_on(flight, TimeoutError("the deadline has passed"))
+            until, _, running = heappop(timers)
+            if running in self._checks and running.until == until:
+                running.until = 0.0
+                self._resume(running, TimeoutError("the deadline has passed"))
 
-    def _listen(self) -> None:
+    def _drain_wakeups(self) -> None:
         try:
-            while self._ear.recv(4096):
+            while self._wake_receiver.recv(4096):
                 pass
         except BlockingIOError:
             pass
 
-    def _begin(self, flight: _Flight) -> None:
-        self._flights.add(flight)
-        self._go_on(flight, None)
+    def _begin(self, running: _RunningCheck) -> None:
+        self._checks.add(running)
+        self._resume(running, None)
 
-    def _go_on(self, flight: _Flight, answer: object) -> None:
-        """Have *flight* do what it can, and watch what it waits for then."""
-        if flight not in self._flights:
-            return  # its time was up
-        if flight.watched is not None:
-            self._selector.unregister(flight.watched)
-            flight.watched = None
+    def _resume(self, running: _RunningCheck, answer: object) -> None:
+        """Resume *running*, and register the event that it waits for next."""
+        if running not in self._checks:
+            return  # it has timed out
+        if running.watched is not None:
+            self._selector.unregister(running.watched)
+            running.watched = None
         try:
             if isinstance(answer, Exception):
-                wait = flight.steps.throw(answer)
+                wait = running.steps.throw(answer)
             else:
-                wait = flight.steps.send(answer)
+                wait = running.steps.send(answer)
         except StopIteration as end:
-            self._end(flight, end.value)
+            self._finish(running, end.value)
             return
         except Exception as error:
-            self._end(flight, error)
+            self._finish(running, error)
             return
         if wait.sock is not None:
-            self._selector.register(wait.sock, wait.events, flight)
-            flight.watched = wait.sock.fileno()
-        if flight.until != wait.until:
-            flight.until = wait.until
-            heappush(self._timers, (wait.until, next(self._numbers), flight))
+            self._selector.register(wait.sock, wait.events, running)
+            running.watched = wait.sock.fileno()
+        if running.until != wait.until:
+            running.until = wait.until
+            heappush(self._timers, (wait.until, next(self._numbers), running))
 
-    def _end(self, flight: _Flight, outcome: Outcome | Exception) -> None:
-        self._flights.discard(flight)
+    def _finish(self, running: _RunningCheck, outcome: Outcome | Exception) -> None:
+        self._checks.discard(running)
         try:
-            flight.found(outcome)
+            running.found(outcome)
         except Exception:
-            LOG.exception("A health result could not be taken")
+            LOG.exception("The callback of a health check failed")
