@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import os, signal, sys, threading
-from wsgigate.servers.granian import heeding
+from wsgigate.servers.granian import deferred_signals
 
 class Main:
     interrupt_signal = False
@@ -23,7 +23,7 @@ for number in (signal.SIGINT, signal.SIGTERM):
 when, number = sys.argv[1], getattr(signal, sys.argv[2])
 if when == "before":
     os.kill(os.getpid(), number)
-with heeding():
+with deferred_signals():
     if when == "meanwhile":
         os.kill(os.getpid(), number)
 
@@ -57,12 +57,12 @@ def test_a_signal_that_comes_early_is_heard_later(when: str, number: str, told: 
 def test_where_there_can_be_no_handlers_nothing_is_done() -> None:
     text = """
 import signal, threading
-from wsgigate.servers.granian import heeding
+from wsgigate.servers.granian import deferred_signals
 
 before = signal.getsignal(signal.SIGTERM)
 
 def load():
-    with heeding():
+    with deferred_signals():
         print(signal.getsignal(signal.SIGTERM) == before)
 
 thread = threading.Thread(target=load)
@@ -76,12 +76,12 @@ print(threading.active_count())
 
 ENDING = """
 import os, signal, sys, threading, time
-from wsgigate.servers.granian import when_told_to_end
+from wsgigate.servers.granian import call_on_stop_signal
 
 ended = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: None)
 signal.signal(signal.SIGUSR1, lambda *_: None)
-when_told_to_end(ended.set)
+call_on_stop_signal(ended.set)
 os.kill(os.getpid(), signal.SIGUSR1)
 child = os.fork()
 if child == 0:

@@ -1,13 +1,23 @@
-"""The ways to count requests against a quota.
+"""Rate limiting algorithms, and several quotas of one limit decided together.
 
-The state of a caller is a few bytes that a store keeps between decisions. All that is counted and
-timed in them is a whole number, below 2**53 so that a store whose only numbers are doubles can
-decide alike: nothing is lost to rounding, and so never one too many passes.
+Theory of operation
+-------------------
 
-Bytes that the algorithm did not write itself count as none. A moment in them that is later than now
-counts as now: a clock that is set back is no way to a new quota, and it locks nobody out for longer
-than the quota's period (:class:`SlidingWindow`: and one slot). A clock that is set forward is as if
-that time had passed.
+- The state of a caller is a few bytes that a store keeps between decisions. :meth:`Algorithm.take`
+  is pure: it returns the new state, and the store applies it in one atomic update. A read and a
+  separate write would admit two requests on one remaining slot.
+- All counts and times in the state are whole numbers below 2**53, so that a store whose only
+  numbers are doubles (Lua in Redis) computes the same result. Nothing is lost to rounding, so no
+  request above the limit is ever admitted. Floating-point times would break that.
+- Bytes in another format count as an empty state, so that an algorithm can be changed in place.
+- Clocks are not trusted to be monotonic. A time in the state that is later than now counts as now:
+  a clock that is set back neither grants a new quota nor blocks a caller for longer than the
+  quota's period (:class:`SlidingWindow`: and one slot). A clock that is set forward has the same
+  effect as that time passing.
+- The time to live that ``take`` returns is never shorter than the state is needed: an expired state
+  would be a new quota.
+- Of several quotas (:class:`Together`) either all count a request or none does: their states are
+  one value in the store, changed by one update.
 """
 
 from __future__ import annotations
@@ -36,14 +46,14 @@ __all__ = [
 
 
 class Algorithm(Protocol):
-    """A way to count requests against a quota."""
+    """A rate limiting algorithm for one quota."""
 
     name: ClassVar[str]
-    """What settings and stores call it."""
+    """Its name in settings and stores."""
 
     @property
     def quota(self) -> Quota:
-        """What is counted against."""
+        """The quota."""
 
     def __init__(self, quota: Quota) -> None: ...
 
@@ -53,11 +63,10 @@ class Algorithm(Protocol):
         """Decide about a request of *cost* at *now*, given the caller's state *old*.
 
         :param now: Seconds since 1970; counted in whole microseconds, halves up.
-        :param cost: How many requests it counts as; 0 only looks.
-        :returns: The new state (*old* itself if it stays as it is), how many seconds it is needed,
-            and the verdict.
-        :raises ValueError: *cost* is no whole number, negative, or more than the limit, so that it
-            could never pass.
+        :param cost: Quota units consumed; 0 checks without consuming.
+        :returns: The new state (*old* itself if unchanged), the seconds for which the store must
+            keep it, and the verdict.
+        :raises ValueError: *cost* is not a whole number from 0 to the limit.
         """
 
 
@@ -68,9 +77,10 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
 
 
 def algorithm_for(quota: Quota, name: str | None = None) -> Algorithm:
-    """Return the algorithm *name* for *quota*; a span of the calendar can only be counted as such.
+    """Return the algorithm *name* for *quota*.
 
-    :param name: One of :data:`ALGORITHMS`; unless said, the one that is usual for such a quota.
+    :param name: One of :data:`ALGORITHMS`. Default: ``token-bucket``; ``calendar`` for a calendar
+        quota, which no other algorithm can count.
     :raises ValueError: There is no such algorithm, or it cannot count that quota.
     """
     if name is None:
@@ -80,25 +90,26 @@ def algorithm_for(quota: Quota, name: str | None = None) -> Algorithm:
     return ALGORITHMS[name](quota)
 
 
-# Several quotas of one caller, decided about at once: all allow a request, or none counts it.
+# Several quotas of one caller.
 
 
 class Together:
-    """Several quotas, whose states are one value: a request passes if all of them allow it.
+    """Several quotas whose states are one value: a request is allowed if all of them allow it.
 
-    If one refuses, none is charged; each verdict tells what that quota alone would have said.
+    If one rejects it, none is charged; each verdict is the one of that quota alone.
 
-    The value is the letter ``t`` and then per quota that has a state: 4 bytes that tell the quota
-    and the algorithm (CRC-32 of their names and numbers), 2 bytes with the length of its state, and
-    the state. So the counts of one quota survive when another is added, changed or removed.
+    The value is the letter ``t`` and then for each quota that has a state: 4 bytes that identify
+    the quota and the algorithm (CRC-32 of their names and numbers), 2 bytes with the length of its
+    state, and the state. So the counts of one quota survive when another is added, changed or
+    removed.
 
-    :param algorithms: What to count with; no two of the same kind for the same quota.
+    :param algorithms: One per quota; no two of the same kind for the same quota.
     :raises ValueError: There is none, or two are the same.
     """
 
     def __init__(self, algorithms: Sequence[Algorithm]) -> None:
         if not algorithms:
-            raise ValueError("there has to be at least one quota")
+            raise ValueError("at least one quota is required")
         self.algorithms = tuple(algorithms)
         self._takes = tuple(one.take for one in self.algorithms)
         self._tags = tuple(tag_of(one) for one in self.algorithms)
@@ -113,10 +124,10 @@ class Together:
         """Decide about a request of *cost* at *now* against all quotas.
 
         :param now: Seconds since 1970.
-        :param cost: How many requests it counts as, for each of the quotas; 0 only looks.
-        :returns: The new state (*old* itself if it stays as it is), how many seconds it is needed,
-            and each quota's verdict, in the order of the algorithms.
-        :raises ValueError: *cost* is no whole number, negative, or more than one of the limits.
+        :param cost: Units consumed of each quota; 0 checks without consuming.
+        :returns: The new state (*old* itself if unchanged), the seconds for which the store must
+            keep it, and each quota's verdict, in the order of the algorithms.
+        :raises ValueError: *cost* is not a whole number from 0 to the lowest limit.
         """
         if cost != 1 or cost.__class__ is not int:
             for one in self.algorithms:
@@ -146,7 +157,7 @@ class Together:
         while place + 6 <= size:
             end = place + 6 + int.from_bytes(old[place + 4 : place + 6], "big")
             if end > size:
-                break  # it was cut short; what came before it holds
+                break  # truncated: the states before this one are valid
             which = self._order.get(old[place : place + 4])
             if which is not None:
                 states[which] = old[place + 6 : end]
@@ -162,34 +173,34 @@ class Together:
 
 
 def tag_of(algorithm: Algorithm) -> bytes:
-    """Return the 4 bytes by which the state of *algorithm* is found among others."""
+    """Return the 4 bytes that identify the state of *algorithm* among others."""
     quota = algorithm.quota
-    told = f"{algorithm.name}/{quota.limit}/{quota.micros}/{quota.calendar or ''}"
-    return crc32(told.encode()).to_bytes(4, "big")
+    text = f"{algorithm.name}/{quota.limit}/{quota.micros}/{quota.calendar or ''}"
+    return crc32(text.encode()).to_bytes(4, "big")
 
 
-# One limit made ready: its quotas, what counts each of them, and where their counts are kept.
+# The policy of a limit: its quotas, their algorithms, and the key of their state in the store.
 
 Quotas: TypeAlias = Quota | str | Sequence[Quota | str]
-"""A quota, or several of which a request must pass all; as a text, ``"10/h; 100/d"``."""
+"""A quota, or several that must all allow a request; as a text, ``"10/h; 100/d"``."""
 
 Verdicts: TypeAlias = tuple[Verdict, ...]
 
 Change: TypeAlias = Callable[
     [bytes | None, float], tuple[bytes | None, float, tuple[Verdicts, float]]
 ]
-"""What a store's update is given; its result is each quota's verdict, and the store's time."""
+"""A function for the store's update; its result is each quota's verdict, and the store's time."""
 
 
 class Policy:
-    """What is decided about requests against some quotas, all of which a request must pass.
+    """The quotas of one limit, all of which must allow a request.
 
-    :param quotas: One or several, as they are or as they are written.
-    :param algorithm: Counts those that are not for a span of the calendar.
-    :param name: Of the limit. Where there are several quotas and one has no name, it is called
-        after the limit and its time: ``default-15m``, ``default-month``.
-    :param cost: As how many requests one usually counts.
-    :raises ValueError: A quota is malformed, two have one name, or *cost* is more than one allows.
+    :param quotas: One or several, as :class:`Quota` or as text.
+    :param algorithm: The algorithm for those that are not calendar quotas.
+    :param name: The name of the limit. Of several quotas, one without a name is named after the
+        limit and its period: ``default-15m``, ``default-month``.
+    :param cost: Quota units that a request consumes by default.
+    :raises ValueError: A quota is malformed, two have one name, or *cost* is more than a limit.
     """
 
     __slots__ = ("_together", "algorithms", "change", "most", "names", "place", "quotas")
@@ -206,7 +217,7 @@ class Policy:
             algorithm_for(quota, None if quota.calendar else algorithm) for quota in self.quotas
         )
         self.most = min(quota.limit for quota in self.quotas)
-        """The highest cost that is ever allowed."""
+        """The highest cost that can be allowed: the lowest limit."""
         if cost > self.most:
             raise ValueError(f"cost: {cost} is more than a quota of {self.most} ever allows")
         if len(self.quotas) == 1:
@@ -237,7 +248,7 @@ class Policy:
 
             return change
         take = self.algorithms[0].take
-        if cost == 1:  # an argument less is worth it here, where nearly all requests come by
+        if cost == 1:  # nearly all requests: saves an argument on the hot path
 
             def one(
                 old: bytes | None, now: float
@@ -257,7 +268,7 @@ class Policy:
 
 
 def _span(quota: Quota) -> str:
-    """Return the time of *quota* as short as can be: ``15m``."""
+    """Return the period of *quota* in short form: ``15m``."""
     if quota.calendar:
         return quota.calendar
     for name, seconds in (("w", 604800), ("d", 86400), ("h", 3600), ("m", 60)):

@@ -1,4 +1,4 @@
-"""How many requests a caller may make in what time, and what was decided about one of them."""
+"""Quotas (a number of requests per period), and verdicts (the decision about one request)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["CALENDAR", "Quota", "Verdict", "tightest", "verdict_of"]
 
 
 def tightest(verdicts: Sequence[tuple[bool, int, int, float, float]]) -> int:
-    """Return which of *verdicts* tells the caller most: the one that it has to wait for longest.
+    """Return the index of the most restrictive of *verdicts*.
 
-    Of those that refused, the one that refuses for the longest time; if none did, the one of which
-    the least remains, and of several such the one that lasts longest.
+    Of those that rejected the request, the one with the longest wait; if none did, the one with the
+    least remaining, and of several such the one that is reset last.
     """
     return min(range(len(verdicts)), key=lambda place: _slack(verdicts[place]))
 
@@ -50,7 +50,7 @@ CALENDAR = {
     "month": 31 * 86400.0,
     "year": 366 * 86400.0,
 }
-"""The spans of the calendar that a quota may be for, and how many seconds the longest has."""
+"""The calendar spans of quotas, and the length of the longest one of each in seconds."""
 
 LONGEST = 3660 * 86400.0
 
@@ -66,13 +66,13 @@ _BETWEEN = re.compile(r"[;,|\n]")
 class Quota:
     """*limit* requests per *period* seconds, or per hour, day, week, month or year of the calendar.
 
-    :param limit: How many requests, 1 to 1,000,000,000.
-    :param period: In how many seconds, a millisecond to ten years; counted in whole microseconds.
-        Not for a span of the calendar: it tells its own, which is the longest that it can be.
+    :param limit: The number of requests, 1 to 1,000,000,000.
+    :param period: Seconds, a millisecond to ten years; rounded to whole microseconds. Not allowed
+        with *calendar*, which sets it to the length of its longest span.
     :param calendar: ``"hour"``, ``"day"``, ``"week"`` (from Monday), ``"month"`` or ``"year"``: the
-        limit is for each of these as the calendar has them, in UTC.
-    :param name: What this quota is called where a caller has several.
-    :raises ValueError: One of them is out of its range.
+        limit applies to each calendar span, in UTC.
+    :param name: The name of this quota, where a limit has several.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     limit: int
@@ -109,7 +109,7 @@ class Quota:
 
         ``100 per 15 minutes``, ``100/15m``, ``10/s``; ``1000 per calendar month``.
 
-        :raises ValueError: It describes none; says what is wrong with it.
+        :raises ValueError: It is not a quota; the message gives the reason.
         """
         found = _WRITTEN.fullmatch(text.strip()) if isinstance(text, str) else None
         if found is None:
@@ -145,11 +145,11 @@ class Quota:
 
     @classmethod
     def parse_all(cls, text: str) -> tuple[Quota, ...]:
-        """Return the quotas that *text* describes, with ``;``, ``,`` or ``|`` between them.
+        """Return the quotas in *text*, separated by ``;``, ``,`` or ``|``: ``10/h; 100/d``.
 
-        ``10/h; 100/d``, as Flask-Limiter's users write them.
+        Flask-Limiter uses the same notation.
 
-        :raises ValueError: One of them is none; says what is wrong with it.
+        :raises ValueError: One of them is not a quota; the message gives the reason.
         """
         parts = _BETWEEN.split(text) if isinstance(text, str) else [text]
         written = [part for part in parts if not isinstance(part, str) or part.strip()]
@@ -161,7 +161,10 @@ class Quota:
         return round(self.period * 1_000_000)
 
     def check_cost(self, cost: int) -> None:
-        """Raise the ValueError of a *cost* that no request against this quota can have."""
+        """Check that *cost* is a whole number from 0 to the limit.
+
+        :raises ValueError: It is not.
+        """
         if cost.__class__ is not int or not 0 <= cost <= self.limit:
             raise ValueError(
                 f"a request may cost 0 to {self.limit}, which is the limit, not {cost!r}"
@@ -178,22 +181,22 @@ class Quota:
 
 
 class Verdict(NamedTuple):
-    """What was decided about one request, and how its caller stands after it."""
+    """The decision about one request, and the state of its caller's quota after it."""
 
     allowed: bool
     limit: int
     remaining: int
-    """How many more requests would be allowed now."""
+    """The number of requests that would be allowed now."""
     reset_after: float
-    """In how many seconds all of the quota is there again."""
+    """Seconds until the whole quota is available again."""
     retry_after: float
-    """In how many seconds the next request is allowed; 0 while some remain.
+    """Seconds until the next request is allowed; 0 while some remain.
 
-    After a refusal: in how many seconds the refused one would be.
+    After a rejection: seconds until the rejected request would be allowed.
     """
 
 
 verdict_of: Callable[[tuple[bool, int, int, float, float]], Verdict] = partial(
     tuple.__new__, Verdict
 )
-"""Makes a verdict of its five values in order, without the step of Python that ``Verdict()`` is."""
+"""Makes a verdict from its five values in order, without the Python call of ``Verdict()``."""

@@ -1,6 +1,20 @@
-"""Requests counted per period: by a bucket that fills, by windows of one caller, by all that slide.
+"""The four algorithms: calendar window, token bucket, fixed window, sliding window.
 
-See :mod:`wsgigate.rules.algorithms` for what holds of each of them.
+Theory of operation: see :mod:`wsgigate.rules.algorithms`. Each docstring here gives the layout of
+the state, which other implementations (the Lua scripts of the Redis store) must share bit by bit.
+
+===============  =============================================================================
+token bucket     Exact: at most *limit* in a burst, then a steady rate. The default.
+fixed window     Up to twice the limit around the end of a window; the window begins with the
+                 caller's first request.
+sliding window   At most *limit* in any span of one period, at 31 counts of state; a request
+                 counts for one period to one period and one slot.
+calendar         For limits "per calendar month": all callers' windows end at the same moment.
+===============  =============================================================================
+
+In each ``take``, time is counted in whole microseconds since 1970. *old* itself is returned when
+nothing was consumed, so that the store need not write. Every time to live has a millisecond added:
+no state may expire before its time because of rounding.
 """
 
 from __future__ import annotations
@@ -14,24 +28,22 @@ from wsgigate.rules.quota import Quota, Verdict, verdict_of
 __all__ = ["CalendarWindow", "FixedWindow", "SlidingWindow", "TokenBucket", "span"]
 
 
-# Requests counted per hour, day, week, month or year of the calendar.
-#
-# See :mod:`wsgigate.rules.algorithms` for what holds of each algorithm.
+# The calendar: hours, days, weeks, months and years in UTC.
 
 HOUR, DAY = 3600, 86400
 
 
 class CalendarWindow:
-    """A count for each hour, day, week, month or year of the calendar, in UTC.
+    """Counts requests per hour, day, week, month or year of the calendar, in UTC.
 
     A week begins on Monday (ISO 8601). Around the end of a span up to twice the limit may pass in a
-    short time, and all callers have their quota again at the same moment.
+    short time, and the quotas of all callers are reset at the same moment.
 
     The state is 17 bytes, ``>cqQ``: the letter ``c``, the second since 1970 at which the span
-    began, and how many passed in it. The count holds for that very span; one of a later span than
-    the present one (the clock was set back) counts for the present one.
+    began, and the number of requests counted in it. A count of an earlier span is 0 now; a count of
+    a later span (the clock was set back) counts for the present one.
 
-    :param quota: How many requests, and which spans of the calendar.
+    :param quota: A calendar quota.
     """
 
     name: ClassVar[str] = "calendar"
@@ -43,7 +55,7 @@ class CalendarWindow:
         self.quota = quota
         self._limit = quota.limit
         self._find = _SPANS[quota.calendar]
-        self._span = (0, 0)  # of the last request: most are of the same
+        self._span = (0, 0)  # cached: most requests fall into the span of the last one
 
     def take(
         self, old: bytes | None, now: float, cost: int = 1
@@ -78,7 +90,7 @@ class CalendarWindow:
 
 
 def span(calendar: str, second: int) -> tuple[int, int]:
-    """Return the first second of the *calendar* span that *second* is in, and that of the next.
+    """Return the first second of the *calendar* span around *second*, and that of the next span.
 
     :param calendar: One of :data:`wsgigate.rules.quota.CALENDAR`.
     :param second: Seconds since 1970 in UTC, as POSIX counts them: every day has 86,400.
@@ -121,11 +133,11 @@ _SPANS: dict[str, Callable[[int], tuple[int, int]]] = {
 }
 
 
-# Whole numbers only, and no library's calendar, so that a store's script can do the same. Years are
-# taken to begin in March: the day that is sometimes there is then the last one.
+# Whole numbers only, and no calendar library, so that a store's script can do the same. Years are
+# taken to begin in March: a leap day is then the last day of the year.
 # (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", days_from_civil, civil_from_days)
 def _days_until(year: int, month: int) -> int:
-    """Return how many days there are from 1970 to the first day of *month* in *year*."""
+    """Return the number of days from 1970-01-01 to the first day of *month* in *year*."""
     year -= month <= 2
     era, year = divmod(year, 400)
     day = (153 * (month - 3 if month > 2 else month + 9) + 2) // 5
@@ -133,7 +145,7 @@ def _days_until(year: int, month: int) -> int:
 
 
 def _year_and_month(days: int) -> tuple[int, int]:
-    """Return the year and the month, 1 to 12, of the day that is *days* after the first of 1970."""
+    """Return the year and the month, 1 to 12, of the day that is *days* after 1970-01-01."""
     era, day = divmod(days + 719_468, 146_097)
     year = (day - day // 1460 + day // 36_524 - day // 146_096) // 365
     month = (5 * (day - (365 * year + year // 4 - year // 100)) + 2) // 153
@@ -141,23 +153,24 @@ def _year_and_month(days: int) -> tuple[int, int]:
 
 
 _EXACT = 1 << 53
-"""Whole numbers up to here are told apart by doubles, too."""
+"""Doubles represent all whole numbers up to this one exactly."""
 
 
 class TokenBucket:
-    """A bucket of *limit* tokens that fills evenly, by the generic cell rate algorithm.
+    """A bucket of *limit* tokens that refills evenly, by the generic cell rate algorithm.
 
-    Of all requests in any span of time, no more pass than *limit* and what flows in meanwhile.
-    Time is counted in ticks, each a microsecond where limit times period allow. In one tick *limit*
-    units flow in, and a token is as many units as the period has ticks: whole numbers both.
+    In any span of time at most *limit* requests pass, plus the tokens refilled during it. Time is
+    counted in ticks of one microsecond, or of a power of ten more where limit times period would
+    exceed 2**53. In one tick *limit* units flow in, and a token has as many units as the period has
+    ticks: both are whole numbers.
     (ITU-T I.371, I.356; the continuous-state leaky bucket.)
 
     The state is 17 bytes, ``>cqQ``: the letter ``b``, the tick of the last request that passed, and
-    how many units the bucket lacked after it. At tick *t* it lacks ``max(0, lacked - (t - tick) *
+    the units that the bucket lacked after it. At tick *t* it lacks ``max(0, lacked - (t - tick) *
     limit)``; a request of *cost* passes if with ``cost * token`` more it lacks no more than ``limit
     * token``.
 
-    :param quota: How many tokens there are, and in how many seconds an empty bucket fills.
+    :param quota: The number of tokens, and the seconds in which an empty bucket fills.
     """
 
     name: ClassVar[str] = "token-bucket"
@@ -167,7 +180,7 @@ class TokenBucket:
         _no_calendar(quota, self.name)
         self.quota = quota
         self.tick = 1
-        """How many microseconds a tick has: the least power of ten that keeps all numbers exact."""
+        """Microseconds per tick: the least power of ten that keeps all numbers exact."""
         while -(-quota.micros // self.tick) * quota.limit >= _EXACT:
             self.tick *= 10
         token = -(-quota.micros // self.tick)
@@ -205,7 +218,7 @@ class TokenBucket:
         reset_after = (-(-lacks // limit) * tick - early) / 1_000_000 if lacks else 0.0
         return (
             state,
-            reset_after + 0.001,  # no state may be lost to rounding before its time
+            reset_after + 0.001,  # a millisecond more: rounding must not expire the state early
             verdict_of(
                 (
                     allowed,
@@ -219,14 +232,14 @@ class TokenBucket:
 
 
 class FixedWindow:
-    """A count that starts with the caller's first request and is forgotten a period later.
+    """Counts requests in windows that begin with a caller's first request and last one period.
 
     Around the end of a window up to twice the limit may pass in a short time.
 
     The state is 17 bytes, ``>cqQ``: the letter ``f``, the microsecond at which the window began,
-    and how many passed in it. It is over at that microsecond plus the period.
+    and the number of requests counted in it. The window ends one period after that microsecond.
 
-    :param quota: How many requests a window holds, and how long it is.
+    :param quota: The number of requests per window, and its length.
     """
 
     name: ClassVar[str] = "fixed-window"
@@ -270,22 +283,22 @@ class FixedWindow:
 
 
 class SlidingWindow:
-    """No more than *limit* requests in any span of one period, wherever it begins.
+    """Allows at most *limit* requests in any span of one period, wherever it begins.
 
-    Time is cut into slots, of which :data:`SLOTS` make a period. A request passes if together with
-    all that passed in its own slot and in the :data:`SLOTS` slots before it there are no more than
-    *limit*. These span at least a period; so the promise holds without any estimate, and a request
-    is forgotten after at least one period and at most one period and one slot.
+    Time is cut into slots, :data:`SLOTS` per period. A request passes if it and all requests
+    counted in its slot and in the :data:`SLOTS` slots before it are at most *limit*. These slots
+    span at least one period, so the guarantee is exact, without an estimate; a request counts for
+    at least one period and at most one period and one slot.
 
     A slot has the period's microseconds divided by :data:`SLOTS`, rounded up; slot *n* begins at
     microsecond *n* times that, since 1970.
 
     The state is 9 bytes and ``SLOTS + 1`` counts, ``>cq31H``, or ``>cq31I`` for a limit above
-    65,535: the letter ``s``, the newest slot that is counted, and how many passed in each, from the
-    oldest, which is ``SLOTS`` before it, to the newest. Counts of slots later than the present one
-    count as of the present one.
+    65,535: the letter ``s``, the newest slot with a count, and the counts from the oldest slot,
+    ``SLOTS`` before it, to the newest. Counts of slots later than the present one (the clock was
+    set back) are added to the present one.
 
-    :param quota: How many requests, and in how many seconds.
+    :param quota: The number of requests, and the period.
     """
 
     name: ClassVar[str] = "sliding-window"
@@ -296,7 +309,7 @@ class SlidingWindow:
         _no_calendar(quota, self.name)
         self.quota = quota
         self.slot = -(-quota.micros // self.SLOTS)
-        """How many microseconds a slot has."""
+        """Microseconds per slot."""
         self._limit = quota.limit
         self._width = 2 if quota.limit <= 0xFFFF else 4
         self._counts = struct.Struct(f">{self.SLOTS + 1}{'H' if self._width == 2 else 'I'}")
@@ -310,8 +323,9 @@ class SlidingWindow:
             self.quota.check_cost(cost)
         moment = int(now * 1_000_000 + 0.5)
         present = moment // slot
-        # What still counts, from the oldest slot on, as numbers and as they are written. It is left
-        # as written where it can be: to write all of the counts anew takes longer than the rest.
+        # The counts that are still in the window, from the oldest slot on: as numbers (counts) and
+        # as packed bytes (kept). The bytes are reused where possible, because packing all counts
+        # again takes longer than everything else here.
         counts: tuple[int, ...] = ()
         kept, total, state = b"", 0, old
         if old is not None and len(old) == self._size:
@@ -366,7 +380,7 @@ class SlidingWindow:
 
 
 def _set_back(counts: tuple[int, ...], slots: int) -> tuple[int, ...]:
-    """Return *counts* as of so many *slots* earlier; what is later by then counts as of then."""
+    """Return *counts* as seen *slots* slots earlier; later counts are added to the newest slot."""
     kept = max(0, len(counts) - 1 - slots)
     return (0,) * (len(counts) - 1 - kept) + counts[:kept] + (sum(counts[kept:]),)
 

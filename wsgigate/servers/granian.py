@@ -1,17 +1,32 @@
-"""A gateway under granian: its settings, and what granian can not give it.
+"""A gateway under granian: its settings, its limitations, and signals during its boot.
 
-granian is the fastest server there is for a gateway; what gunicorn can give, and granian not:
+granian is the fastest server for a gateway. Its limitations in comparison with gunicorn:
 
-- no request target as it was sent: an escaped slash can not be told from a plain one, so a route
-  that keeps them (``encoded_slash = "keep"``) is refused here;
-- ``X_User_Id`` is the same field as ``X-User-Id``. The gateway removes what a client must not say
-  by environ key, so neither spelling survives; no other field must be trusted by its name;
-- a chunked request body that was cut looks complete, so a body without a length is refused (411);
-- before granian 2.8.9 a chunked response that the backend cut looks complete to the client, which
-  the self-check warns of. One with a length is cut for the client, too, or a 502;
-- no deadline for a request body: slow clients can hold its threads, unless a proxy in front reads
-  bodies first;
-- bytes outside of ASCII in a field's value: the field is empty.
+- It does not pass on the request target as sent, so an escaped slash cannot be distinguished from a
+  plain one: a route with ``encoded_slash = "keep"`` is rejected here.
+- ``X_User_Id`` is the same field as ``X-User-Id``. The gateway removes the fields that a client
+  must not send by environ key, so neither spelling passes; no other field may be trusted by its
+  name.
+- A truncated chunked request body looks complete, so a body without a length gets a 411.
+- Before granian 2.8.9 a chunked response that the backend truncated looks complete to the client;
+  the self-check warns about it. A response with a length is truncated for the client, too, or
+  becomes a 502.
+- A request body has no deadline: slow clients can block its threads, unless a proxy in front
+  buffers request bodies.
+- A field value with bytes outside ASCII is empty.
+
+Theory of operation: signals
+----------------------------
+
+granian forks a worker, and installs the worker's signal handlers once its app is loaded. Two rules
+keep a SIGTERM from being lost, which would keep the server waiting until it kills the worker, 30 s
+later:
+
+- Until then the worker has the main process's handlers, which do nothing in it. So
+  :func:`deferred_signals` records the signals that arrive while the app is loaded, and sends them
+  again once granian's handlers are in place.
+- A signal that arrives just as the worker's main thread begins to wait is not handled until another
+  one wakes that thread. So SIGURG, whose handler does nothing, is sent to it several times.
 """
 
 from __future__ import annotations
@@ -51,36 +66,39 @@ from wsgigate.runtime.log_level import set_up
 from wsgigate.server_check import ServerFacts, findings, tell
 from wsgigate.store import MisconfiguredStore
 
-__all__ = ["GranianAdapter", "application", "heeding", "serve", "serve_config", "when_told_to_end"]
+__all__ = [
+    "GranianAdapter",
+    "application",
+    "call_on_stop_signal",
+    "deferred_signals",
+    "serve",
+    "serve_config",
+]
 
 
-# How a worker of granian begins and ends: heedful of signals.
-#
-# granian forks a worker and has it listen to signals when its app is there. Until then it has the
-# main process's handlers, which do nothing in it: a SIGTERM that comes in between is lost. One
-# that comes as the worker's main thread begins to wait is not handled until something else wakes
-# that thread, and nothing does. Who stops such a server waits until its workers are killed, 30
-# seconds later.
+# Signals during the boot of a worker.
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 LOOK = 0.01
-"""Seconds between two looks whether granian listens by now."""
+"""Seconds between two checks whether granian has installed its signal handlers."""
 
 LONGEST = 30.0
-"""Seconds after which it never will."""
+"""Seconds for which this is checked."""
 
 TURN = 0.1
+"""Seconds between two wake-ups of the main thread."""
 
 TURNS = 30
-"""How often the main thread is woken, and after how many seconds each time."""
+"""The number of wake-ups."""
 
 
 @contextmanager
-def heeding() -> Iterator[None]:
-    """Take note of signals that come meanwhile or came before, for granian to have them later.
+def deferred_signals() -> Iterator[None]:
+    """Record signals during the block, and send them again once granian handles them.
 
-    In another thread than the main one, where there can be no handlers, nothing is done.
+    A signal that the main process's handler recorded before counts, too. Outside the main thread,
+    which cannot have signal handlers, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -92,28 +110,28 @@ def heeding() -> Iterator[None]:
 
     for number in SIGNALS:
         inherited = getattr(signal.signal(number, note), "__self__", None)
-        if getattr(inherited, "interrupt_signal", False):  # what the main process's handler sets
+        if getattr(inherited, "interrupt_signal", False):  # set by the main process's handler
             came.add(signal.SIGTERM)
-    signal.signal(signal.SIGURG, _wake)  # which means nothing to anybody else
+    signal.signal(signal.SIGURG, _wake)  # nothing else uses this signal
     yield
-    threading.Thread(target=_pass_on, args=(note, came), name="granian-boot", daemon=True).start()
+    threading.Thread(target=_resend, args=(note, came), name="granian-boot", daemon=True).start()
 
 
-def when_told_to_end(act: Callable[[], object]) -> None:
-    """Have *act* called, in a thread of its own, as soon as a signal tells this process to end.
+def call_on_stop_signal(act: Callable[[], object]) -> None:
+    """Call *act* in a separate thread when a signal stops this process.
 
-    granian waits for what is under way, and tells nobody. Of a process that is forked from this one
-    the signals are its own. In another thread than the main one nothing is done.
+    granian waits for the requests in flight, without notifying the app. In a process that is forked
+    from this one *act* is not called. Outside the main thread this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    told, tell = os.pipe()
-    os.set_blocking(tell, False)
-    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     os.register_at_fork(after_in_child=partial(signal.set_wakeup_fd, -1))
 
     def wait() -> None:
-        while numbers := os.read(told, 64):
+        while numbers := os.read(read_end, 64):
             if not set(SIGNALS).isdisjoint(numbers):
                 act()
                 return
@@ -122,13 +140,13 @@ def when_told_to_end(act: Callable[[], object]) -> None:
 
 
 def _wake(_number: int, _frame: FrameType | None) -> None:
-    """Do nothing: what counts is that the main thread goes on, and handles what else has come."""
+    """Do nothing: the signal wakes the main thread, which then handles all pending signals."""
 
 
-def _pass_on(note: object, came: set[int]) -> None:
-    """Send again what *came* once *note* is no longer the handler; wake the main thread for more.
+def _resend(note: object, came: set[int]) -> None:
+    """Send the signals *came* again once *note* is no longer the handler; wake the main thread.
 
-    More than once, as granian has its handlers in place a moment before it heeds them.
+    They are sent three times, as granian installs its handlers a moment before it reacts to them.
     """
     main = threading.main_thread().ident or 0
     until = time.monotonic() + LONGEST
@@ -142,10 +160,10 @@ def _pass_on(note: object, came: set[int]) -> None:
         signal.pthread_kill(main, signal.SIGURG)
 
 
-# What granian and a gateway mean by requests and responses, told each as it expects it.
+# Requests and responses: differences between granian and PEP 3333.
 
 MOST_AT_ONCE = 65536
-"""Bytes of a response that is read to its end before it is sent, when it says its length."""
+"""Bytes up to which a response with a ``Content-Length`` is sent as a whole."""
 
 _PROTOCOLS = {"HTTP/1": "HTTP/1.0", "HTTP/2": "HTTP/2.0"}
 
@@ -159,15 +177,15 @@ _CUT = Problem(502, "Bad gateway", extensions={"error": "Invalid response"})
 
 
 class GranianAdapter:
-    """Tell *app* of requests, and granian of responses, what each expects of the other.
+    """A WSGI app that adapts granian's requests for *app*, and the responses of *app* for granian.
 
-    granian sends the head before it asks for the first chunk, though an app may start its response
-    as late as then (PEP 3333): so the first chunk is asked for here. A short response is read to
-    its end, as one that is sent at once costs granian much less.
+    granian sends the head before it reads the first chunk, but an app may start its response as
+    late as then (PEP 3333): so the first chunk is read here. A short response is joined, as granian
+    sends one chunk at much less cost.
 
     :param app: The WSGI application.
     :param inherited: The environment variables of this process, which granian puts into every
-        environ: one called ``HTTP_...`` would pass for a request field.
+        environ: one named ``HTTP_...`` would look like a request field.
     """
 
     def __init__(self, app: WSGIApplication, inherited: Iterable[tuple[str, str]] = ()) -> None:
@@ -180,7 +198,7 @@ class GranianAdapter:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if self._inherited:
-            self._forget(environ)
+            self._remove_inherited(environ)
         protocol = environ["SERVER_PROTOCOL"]
         if protocol != "HTTP/1.1":
             environ["SERVER_PROTOCOL"] = _PROTOCOLS.get(protocol, protocol)
@@ -190,7 +208,7 @@ class GranianAdapter:
             "HTTP_TRANSFER_ENCODING" in environ
             or (protocol == "HTTP/2" and environ["REQUEST_METHOD"] in _WITH_BODY)
         ):
-            environ[REASON] = "a body without a length, which granian would not tell from a cut one"
+            environ[REASON] = "a body without a length: granian does not detect a truncated one"
             return _NO_LENGTH(environ, start_response)
         head = _Head(start_response)
         body = self.app(environ, head.start_response)
@@ -210,15 +228,15 @@ class GranianAdapter:
             return _CUT(environ, start_response)
         return [whole]
 
-    def _forget(self, environ: WSGIEnvironment) -> None:
-        """Remove what comes from the environment of this process."""
+    def _remove_inherited(self, environ: WSGIEnvironment) -> None:
+        """Remove the environment variables of this process from *environ*."""
         for name, value in self._inherited:
             if environ.get(name) == value:
                 del environ[name]
 
 
 class _Head:
-    """A response's head, kept for what it says of what is to come."""
+    """Records a response's head, for the length and the status of the body that follows."""
 
     __slots__ = ("_headers", "_start_response", "_status")
 
@@ -237,7 +255,7 @@ class _Head:
         return self._start_response(status, headers)
 
     def length(self) -> int | None:
-        """Return the length that the head promises, None when it promises none."""
+        """Return the ``Content-Length``; None without one."""
         names = [*map(str.lower, map(_name_of, self._headers))]
         if "content-length" not in names:
             return None
@@ -245,12 +263,12 @@ class _Head:
         return int(value) if value.isdigit() else None
 
     def bodiless(self) -> bool:
-        """Return whether the status has no body, whatever the length."""
+        """Return whether a response with this status has no body, whatever its length."""
         return self._status[:3] in ("204", "304")
 
 
 class _Rest:
-    """A body whose first chunk has been asked for."""
+    """A response body whose first chunk has been read."""
 
     __slots__ = ("_body", "_chunks", "_first")
 
@@ -287,18 +305,18 @@ _VERSION = tuple(map(int, re.findall(r"\d+", metadata.version("granian"))[:3]))
 
 
 def application() -> WSGIApplication:
-    """Return the gateway of the file that ``$WSGIGATE_CONFIG`` names, to be served by granian.
+    """Return the gateway of the file that ``$WSGIGATE_CONFIG`` names, for granian.
 
-    For ``granian --interface wsgi --factory wsgigate.servers.granian:application``.
+    Run it with ``granian --interface wsgi --factory wsgigate.servers.granian:application``.
 
-    :raises SystemExit: No file is named.
-    :raises ConfigError: It is broken.
-    :raises ValueError: It asks for what granian can not give.
+    :raises SystemExit: ``$WSGIGATE_CONFIG`` is not set.
+    :raises ConfigError: The file is invalid.
+    :raises ValueError: It has a setting that granian does not support.
     """
     path = os.environ.get("WSGIGATE_CONFIG")
     if not path:
         raise SystemExit("wsgigate: WSGIGATE_CONFIG must name the gateway's file")
-    with heeding():
+    with deferred_signals():
         config = load(path)
         check(config)
         _self_check(config)
@@ -306,28 +324,28 @@ def application() -> WSGIApplication:
 
 
 def check(config: Config) -> None:
-    """See that granian can serve what *config* describes.
+    """Check that granian supports the routes of *config*.
 
-    :raises ValueError: It can not; says why.
+    :raises ValueError: A route has a setting that granian does not support; the message names it.
     """
     for route in config.routes:
         if (route.encoded_slash or config.gateway.encoded_slash) == "keep":
             raise ValueError(
-                f"the route {route.path!r} keeps encoded slashes, which granian does not tell "
-                "from plain ones; run under gunicorn"
+                f"the route {route.path!r} keeps encoded slashes, which granian does not "
+                "distinguish from plain ones; run under gunicorn"
             )
 
 
 def planned(config: Config) -> ServerFacts:
-    """Return the facts of the server that would run the gateway of *config*."""
+    """Return the facts of the granian server that would run the gateway of *config*."""
     http2 = (config.gateway.http2, True)
     return ServerFacts(server="granian", version=_VERSION, worker="", http2=http2)
 
 
 def _self_check(config: Config) -> None:
-    """Log what is wrong with granian for the gateway of *config*.
+    """Log the findings of the self-check for granian and the gateway of *config*.
 
-    :raises ValueError: That makes it unsafe, and ``gateway.self_check`` is ``refuse``.
+    :raises ValueError: One of them is an error, and ``gateway.self_check`` is ``refuse``.
     """
     found = findings(planned(config))
     if tell(found, config.gateway.self_check):
@@ -344,31 +362,31 @@ def serve(
     log_level: str | None = None,
     reload: bool = False,
 ) -> None:
-    """Run the gateway that the file at *path* describes, until a signal ends it.
+    """Run the gateway that the file at *path* describes, until a signal stops it.
 
-    SIGHUP has new workers read the file again; where it is broken they serve what it said at the
-    start.
+    After SIGHUP new workers read the file again; while it is invalid they serve the configuration
+    of the start.
 
-    :param bind: ``HOST:PORT`` or ``unix:PATH``, instead of the file's.
-    :param workers: Processes, instead of the file's.
-    :param threads: Threads a process, instead of the file's.
-    :param log_level: ``debug``, ``info``, ``warning``, ``error`` or ``critical``, instead of the
+    :param bind: ``HOST:PORT`` or ``unix:PATH``; overrides the file's.
+    :param workers: Worker processes; overrides the file's.
+    :param threads: Threads per process; overrides the file's.
+    :param log_level: ``debug``, ``info``, ``warning``, ``error`` or ``critical``; overrides the
         file's.
     :param reload: Restart workers when the code or the file changes; needs ``granian[reload]``.
-    :raises ConfigError: The file is broken.
-    :raises ValueError: It asks for what granian can not give.
+    :raises ConfigError: The file is invalid.
+    :raises ValueError: It has a setting that granian does not support.
     """
     path = os.path.abspath(path)
-    config = _told(load(path), bind, threads, workers, log_level)
+    config = _overridden(load(path), bind, threads, workers, log_level)
     check(config)
     check_certificate(config, path)
-    _look_at_store(config, path)
+    _check_store(config, path)
     _self_check(config)
     loaded = partial(_load, path, bind, threads, log_level, config)
     _server(config, path, reload).serve(target_loader=loaded, wrap_loader=False)
 
 
-def _look_at_store(config: Config, path: str) -> None:
+def _check_store(config: Config, path: str) -> None:
     gateway = build(config, path=path)
     try:
         outage = outage_of(gateway.store)
@@ -381,9 +399,9 @@ def _look_at_store(config: Config, path: str) -> None:
 
 
 def serve_config(config: Config) -> None:
-    """Run the gateway of *config*, which is in no file, until a signal ends it.
+    """Run the gateway of *config*, which has no file, until a signal stops it.
 
-    :raises ValueError: It asks for what granian can not give.
+    :raises ValueError: It has a setting that granian does not support.
     """
     check(config)
     _self_check(config)
@@ -422,17 +440,17 @@ def _server(config: Config, path: str, reload: bool) -> Granian:
 
 
 def _built(config: Config) -> WSGIApplication:
-    with heeding():
+    with deferred_signals():
         return _started(build(config))
 
 
 def _load(
     path: str, bind: str | None, threads: int | None, log_level: str | None, before: Config
 ) -> WSGIApplication:
-    """Return what a new worker serves: the file as it is now, or as it was *before*."""
-    with heeding():
+    """Return the gateway of the file for a new worker; where it is invalid, that of *before*."""
+    with deferred_signals():
         try:
-            config = _told(load(path), bind, threads, None, log_level)
+            config = _overridden(load(path), bind, threads, None, log_level)
             check(config)
             gateway = build(config, path=path)
         except (ConfigError, ValueError) as error:
@@ -440,30 +458,30 @@ def _load(
             log.error("Reload rejected; the previous configuration stays active:\n%s", error)
             gateway = build(before, path=path)
         else:
-            told = replace(config.gateway, workers=before.gateway.workers)
-            if replace(config, gateway=told) != before:
+            same_workers = replace(config.gateway, workers=before.gateway.workers)
+            if replace(config, gateway=same_workers) != before:
                 set_up(config.gateway.log_level)
                 log.info("This worker serves a newer configuration, reloaded from %s", path)
         return _started(gateway)
 
 
 def _started(gateway: Gateway) -> WSGIApplication:
-    """Start *gateway* in this worker, and close it at the worker's end."""
+    """Start *gateway* in this worker, and close it when the worker exits."""
     gateway.start()
-    when_told_to_end(gateway.stopping)
+    call_on_stop_signal(gateway.stopping)
     fork.settle()
-    Finalize(None, gateway.close, exitpriority=10)  # a worker's end runs these, not atexit's
+    Finalize(None, gateway.close, exitpriority=10)  # a multiprocessing worker skips atexit
     return GranianAdapter(gateway, os.environ.items())
 
 
-def _told(
+def _overridden(
     config: Config,
     bind: str | None,
     threads: int | None,
     workers: int | None = None,
     log_level: str | None = None,
 ) -> Config:
-    """Return *config* with what was told beside the file."""
+    """Return *config* with the settings of the command line in the place of the file's."""
     gateway = config.gateway
     gateway = replace(
         gateway,
