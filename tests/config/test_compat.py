@@ -71,7 +71,7 @@ def test_what_may_wait_is_shared(gateways: Any) -> None:
     client = gateways('["consul"]', "[gateway]\nthreads = 8\n")
     apps = {route.path: route.endpoint for route in client.application.routes}
     api, door = apps["/_registry"], apps["/v1"]
-    taken = [api._places.take(), door._places.take(), api._places.take()]
+    taken = [api._slots.take(), door._slots.take(), api._slots.take()]
     assert taken == [True, True, False]
 
 

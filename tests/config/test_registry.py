@@ -80,7 +80,7 @@ def test_it_is_beside_the_routes_and_looked_after(tmp_path: Path) -> None:
         listed: Any = client.get("/nothing").json
         assert "GET /_registry/discover/{service}" in listed["availableRoutes"]
         assert made.registry is not None
-        thread = made.registry._sweeper._thread
+        thread = made.registry._expiry._thread
         assert thread.alive
     assert not thread.alive
 

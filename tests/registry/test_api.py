@@ -341,9 +341,9 @@ def test_a_request_may_wait_for_a_change(served: Served) -> None:
     answers: list[TestResponse] = []
     path = f"/discover/users?wait=20&index={index}"
     thread = threading.Thread(target=lambda: answers.append(served.send("GET", path)))
-    turns = served.registry._waiting._changed = Turns()
+    turns = served.registry._waits._changed = Turns()
     thread.start()
-    turns.until(lambda: served.registry._waiting._waiting["users"] == 1)
+    turns.until(lambda: served.registry._waits._waiting["users"] == 1)
     served.registry.register(Registered("users", "b", "10.0.0.2", 80))
     thread.join(10)
     assert answers[0].json
@@ -364,10 +364,10 @@ def test_no_more_wait_than_may(served: Served) -> None:
     index = served.registry.version("users")
     path = f"/discover/users?wait=25&index={index}"
     threads = [threading.Thread(target=served.send, args=("GET", path)) for _ in range(2)]
-    turns = served.registry._waiting._changed = Turns()
+    turns = served.registry._waits._changed = Turns()
     for thread in threads:
         thread.start()
-    turns.until(lambda: served.registry._waiting._waiting["users"] == 2)
+    turns.until(lambda: served.registry._waits._waiting["users"] == 2)
     assert served.send("GET", path).status_code == 200  # at once
     assert all(thread.is_alive() for thread in threads)
     served.registry.stopping()
@@ -406,7 +406,7 @@ def test_turns_are_remembered_within_bounds(
     for n in range(9):
         served.register("a", service=f"s{n}")
         assert served.send("GET", f"/instance/s{n}").status_code == 200
-    assert len(served.app._choice._turns) <= 3
+    assert len(served.app._picker._turns) <= 3
 
 
 def test_it_may_be_below_a_path() -> None:
@@ -467,7 +467,7 @@ def test_while_the_store_fails_reads_say_how_old_they_are(served: Served) -> Non
 def test_when_most_are_silent_that_is_told(served: Served) -> None:
     for n in range(4):
         served.register(f"u{n}")
-    sweeper = served.registry._sweeper
+    sweeper = served.registry._expiry
     for _ in range(40):
         served.clock.now += 1
         sweeper.step()

@@ -82,7 +82,7 @@ class Fleet(Behind):
                 if only in (None, number):
                     assert worker._checks is not None
                     worker._checks.step()
-                    worker._sweeper.step()
+                    worker._expiry.step()
 
     def states(self) -> list[str]:
         return [

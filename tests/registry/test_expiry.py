@@ -26,7 +26,7 @@ class Worker:
 
     def __init__(self, store: Fickle, rules: LeaseRules) -> None:
         self.registry = Registry(store, rules=rules)
-        self.sweeper = self.registry._sweeper
+        self.sweeper = self.registry._expiry
         lease = self.sweeper._lease
         lease._pid, lease._owner = os.getpid(), str(id(self)).encode()
 
@@ -395,7 +395,7 @@ def test_a_thread_of_each_process_looks_after_leases(tmp_path: Path) -> None:
         assert not registry.discover("users").instances
     finally:
         registry.stop()
-    assert not registry._sweeper._thread.alive
+    assert not registry._expiry._thread.alive
     registry.stop()
     store.close()
 

@@ -6,7 +6,7 @@ import threading
 
 from tests.support.turns import Turns
 from wsgigate.registry import Registry
-from wsgigate.registry.long_poll import Waiting
+from wsgigate.registry.long_poll import LongPoll
 from wsgigate.rules.registry import Registered
 from wsgigate.store import StoreError
 from wsgigate.store.memory import MemoryStore
@@ -31,14 +31,16 @@ class Looks:
         return self.versions.get(service, 0)
 
 
-def waiting(waiting: Waiting, service: str | None, version: int, timeout: float = 20.0) -> Waiter:
+def waiting(waiting: LongPoll, service: str | None, version: int, timeout: float = 20.0) -> Waiter:
     waiter = Waiter(waiting, service, version, timeout)
     waiter.start()
     return waiter
 
 
 class Waiter(threading.Thread):
-    def __init__(self, waiting: Waiting, service: str | None, version: int, timeout: float) -> None:
+    def __init__(
+        self, waiting: LongPoll, service: str | None, version: int, timeout: float
+    ) -> None:
         super().__init__()
         self.arguments = (service, version, timeout)
         self.waiting = waiting
@@ -56,20 +58,20 @@ class Waiter(threading.Thread):
 def test_another_version_is_told_at_once() -> None:
     looks = Looks()
     looks.versions["users"] = 5
-    assert Waiting(looks).wait("users", 4, 20) == 5
-    assert Waiting(looks).wait("users", 0, 0) == 5
+    assert LongPoll(looks).wait("users", 4, 20) == 5
+    assert LongPoll(looks).wait("users", 0, 0) == 5
 
 
 def test_the_same_version_is_told_when_the_time_is_over() -> None:
     looks = Looks()
-    assert Waiting(looks, every=0.001).wait("users", 0, 0.01) == 0
+    assert LongPoll(looks, every=0.001).wait("users", 0, 0.01) == 0
     assert looks.count > 1
-    assert Waiting(looks).wait("users", 0, 0) == 0
+    assert LongPoll(looks).wait("users", 0, 0) == 0
 
 
 def test_what_another_process_changes_is_seen_at_the_next_look() -> None:
     looks = Looks()
-    waiter = waiting(Waiting(looks, every=0.01), "users", 0)
+    waiter = waiting(LongPoll(looks, every=0.01), "users", 0)
     looks.looked.wait(10)
     looks.versions["users"] = 1
     assert waiter.ended() == 1
@@ -77,12 +79,12 @@ def test_what_another_process_changes_is_seen_at_the_next_look() -> None:
 
 def test_what_this_process_changes_is_seen_at_once() -> None:
     looks = Looks()
-    several = Waiting(looks, every=1000)
+    several = LongPoll(looks, every=1000)
     turns = several._changed = Turns()
     waiters = [waiting(several, service, 0) for service in ("users", "users", None)]
     turns.until(lambda: len(several._seen) == 2)
     looks.versions = {"users": 1, None: 2}
-    several.tell("users")
+    several.notify("users")
     assert [waiter.ended() for waiter in waiters] == [1, 1, 2]
     assert several._seen == {}
     assert several._waiting == {}
@@ -90,12 +92,12 @@ def test_what_this_process_changes_is_seen_at_once() -> None:
 
 def test_many_who_wait_share_their_looks() -> None:
     looks = Looks()
-    several = Waiting(looks, every=1000)
+    several = LongPoll(looks, every=1000)
     turns = several._changed = Turns()
     waiters = [waiting(several, "users", 0) for _ in range(20)]
     turns.until(lambda: several._waiting["users"] == 20)
     assert looks.count == 1
-    several.end()
+    several.stop()
     assert [waiter.ended() for waiter in waiters] == [0] * 20
     assert looks.count == 1
 
@@ -103,18 +105,18 @@ def test_many_who_wait_share_their_looks() -> None:
 def test_while_the_store_fails_nothing_has_changed() -> None:
     looks = Looks()
     looks.failing = True
-    assert Waiting(looks, every=0.001).wait("users", 7, 0.01) == 7
+    assert LongPoll(looks, every=0.001).wait("users", 7, 0.01) == 7
 
 
 def test_a_process_that_stops_lets_nobody_wait() -> None:
-    several = Waiting(Looks())
-    several.end()
+    several = LongPoll(Looks())
+    several.stop()
     assert several.wait("users", 0, 1000) == 0
 
 
 def test_a_forked_process_waits_for_itself() -> None:
     looks = Looks()
-    several = Waiting(looks)
+    several = LongPoll(looks)
     several._pid -= 1
     several._changed.acquire()  # by a thread that is not in this process
     assert several.wait("users", 0, 0) == 0
@@ -123,7 +125,7 @@ def test_a_forked_process_waits_for_itself() -> None:
 def test_a_registry_lets_nobody_wait_for_longer_than_may_be(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     registry = Registry(MemoryStore())
     asked: list[tuple[object, ...]] = []
-    monkeypatch.setattr(registry._waiting, "wait", lambda *each: asked.append(each))
+    monkeypatch.setattr(registry._waits, "wait", lambda *each: asked.append(each))
     registry.wait("users", 1, 1e9)
     registry.wait(None, 1, -5)
     assert asked == [("users", 1, 25.0), (None, 1, 0.0)]
@@ -132,6 +134,6 @@ def test_a_registry_lets_nobody_wait_for_longer_than_may_be(monkeypatch) -> None
 def test_registering_here_is_seen_there_at_once() -> None:
     store = MemoryStore()
     here, there = Registry(store), Registry(store)
-    waiters = [waiting(each._waiting, "users", 0) for each in (here, there)]
+    waiters = [waiting(each._waits, "users", 0) for each in (here, there)]
     here.register(ONE)
     assert [waiter.ended() for waiter in waiters] == [here.version("users")] * 2

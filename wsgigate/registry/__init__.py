@@ -13,9 +13,9 @@ from wsgigate.auth.throttle import TokenGuard
 from wsgigate.client.destinations import Destinations, Forbidden
 from wsgigate.discovery.health_results import ProbeRunner
 from wsgigate.registry.checks import RegistryChecks
-from wsgigate.registry.expiry import Sweeper
+from wsgigate.registry.expiry import LeaseExpiry
 from wsgigate.registry.listing import Listing, Reader, filtered
-from wsgigate.registry.long_poll import Waiting
+from wsgigate.registry.long_poll import LongPoll
 from wsgigate.registry.storage import KEPT, Action, Changes, Full, Index, Keys, version_in
 from wsgigate.rules.registry import (
     Invalid,
@@ -91,8 +91,8 @@ class Registry:
         self._entry_of = lru_cache(maxsize=most_instances)(Registered.from_body)
         self._reader = Reader(store, self._keys, rules, most_services, self._entry_of)
         self._change_log = ChangeLog(LOG)
-        self._sweeper = Sweeper(store, self._keys, rules, self._index, self._change_log)
-        self._waiting = Waiting(self.version)
+        self._expiry = LeaseExpiry(store, self._keys, rules, self._index, self._change_log)
+        self._waits = LongPoll(self.version)
         self._checks = (
             None if asker is None else RegistryChecks(self, store, f"{prefix}checks", asker)
         )
@@ -100,7 +100,7 @@ class Registry:
 
     def start(self) -> None:
         """Start the background threads of this process: lease expiry and checks."""
-        self._sweeper.start()
+        self._expiry.start()
         if self._checks is not None:
             self._checks.start()
 
@@ -108,11 +108,11 @@ class Registry:
         """Undo :meth:`start`."""
         if self._checks is not None:
             self._checks.stop()
-        self._sweeper.stop()
+        self._expiry.stop()
 
     def stopping(self) -> None:
         """End all waits for a change, and start no more: the process is about to exit."""
-        self._waiting.end()
+        self._waits.stop()
 
     def register(self, entry: Registered) -> Registered:
         """Register *entry*, or replace an existing entry and renew its lease.
@@ -157,7 +157,7 @@ class Registry:
         self._reader.stale(service)
         if done.changed:
             self._index.publish(service, instance_id, done.action)
-            self._waiting.tell(service)
+            self._waits.notify(service)
             what = "registered" if done.action is Action.ADDED else "registered anew"
             place = (done.entry.host, done.entry.port)
             self._log("%s of %s %s at %s:%d", instance_id, service, what, *place)
@@ -181,7 +181,7 @@ class Registry:
         removed = update(self._store, key, change)
         if removed:
             self._index.remove(service, instance_id)
-            self._waiting.tell(service)
+            self._waits.notify(service)
             self._log("%s of %s deregistered", instance_id, service)
         return removed
 
@@ -224,7 +224,7 @@ class Registry:
             return None
         if silence > entry.unhealthy_after(self.rules):  # infinite if the status has changed
             self._index.publish(service, instance_id, action)
-            self._waiting.tell(service)
+            self._waits.notify(service)
             if silence < float("inf"):
                 again = "%s of %s sends heartbeats again, after %.0f s of silence"
                 self._log(again, instance_id, service, silence)
@@ -279,7 +279,7 @@ class Registry:
         self._reader.stale(service)
         if changed:
             self._index.publish(service, instance_id, Action.MODIFIED if became else None)
-            self._waiting.tell(service)
+            self._waits.notify(service)
             found = (check.name, status, output)
             self._log("%s of %s: the check %r is %s: %s", instance_id, service, *found)
         return entry
@@ -379,7 +379,7 @@ class Registry:
         """
         if service is not None and not _are_names(service):
             return 0
-        return self._waiting.wait(service, version, min(max(timeout, 0.0), LONGEST_WAIT))
+        return self._waits.wait(service, version, min(max(timeout, 0.0), LONGEST_WAIT))
 
     def _log(self, message: str, instance_id: str, service: str, *args: object) -> None:
         """Log an event of an instance. Its names and host were validated: no line breaks."""

@@ -226,11 +226,11 @@ class RegistryApi:
         access.guard_by(registry.guard)
         self._name = name
         self._version = version
-        self._places = waiting if isinstance(waiting, WaitSlots) else WaitSlots(waiting)
+        self._slots = waiting if isinstance(waiting, WaitSlots) else WaitSlots(waiting)
         self._now = now
         self._started = now() if started is None else started
         self._refuse = refuse
-        self._choice = Picker(random)
+        self._picker = Picker(random)
         self._bodies = ResponseCache(registry.rules)
         self._networks = (NETWORKS, ", ".join(registry.destinations.allowed_networks))
         self._router = Router(self._routes(prefix))
@@ -297,7 +297,7 @@ class RegistryApi:
         if document.get("serviceName"):  # without one, parse() reports that it is missing
             self._access.check_caller(caller, document["serviceName"])
         entry = self._registry.register(parse(document))
-        told = {
+        members = {
             "serviceName": entry.service,
             "instanceId": entry.instance_id,
             "url": entry.url,
@@ -305,7 +305,7 @@ class RegistryApi:
             "heartbeatInterval": self._registry.rules.heartbeat,
         }
         message = "Service registered successfully!"
-        return Answer({"success": True, "message": message, "instance": told}, 201)
+        return Answer({"success": True, "message": message, "instance": members}, 201)
 
     def _deregister(self, environ: WSGIEnvironment, service: str, instance: str) -> Reply:
         self._access.check_write(environ, service)
@@ -328,9 +328,9 @@ class RegistryApi:
         entry = self._registry.heartbeat(service, instance, status)
         if entry is None:
             return _ABSENT
-        told = instance_document(entry, entry.last_heartbeat, self._registry.rules)
+        members = instance_document(entry, entry.last_heartbeat, self._registry.rules)
         message = "Status updated successfully!"
-        return Answer({"success": True, "message": message, "instance": told})
+        return Answer({"success": True, "message": message, "instance": members})
 
     def _discover(self, environ: WSGIEnvironment, service: str) -> Answer:
         text = environ.get("QUERY_STRING", "")
@@ -350,22 +350,22 @@ class RegistryApi:
         usable = [entry for entry in listing.instances if entry.weight > 0]
         if not usable:
             return _NOBODY
-        entry = self._choice.of(service, query.strategy, usable)
-        told = {
+        entry = self._picker.of(service, query.strategy, usable)
+        members = {
             "serviceName": entry.service,
             "instanceId": entry.instance_id,
             "url": entry.url,
             "healthy": entry.healthy(listing.now, self._registry.rules),
             "lastHeartbeat": iso_time(entry.last_heartbeat),
         }
-        return Answer({"success": True, "instance": told}, 200, ((INDEX, str(listing.version)),))
+        return Answer({"success": True, "instance": members}, 200, ((INDEX, str(listing.version)),))
 
     def _services(self, environ: WSGIEnvironment) -> Answer:
         query = parse_query(environ.get("QUERY_STRING", ""), only_healthy=False)
         self._await(None, query)
         version = self._registry.version()
         services = {
-            name: self._told(listing)
+            name: self._documents(listing)
             for name in self._registry.names()
             if (listing := self._registry.discover(name, **query.filters)).instances
         }
@@ -379,14 +379,14 @@ class RegistryApi:
         healthy = sum(
             entry.healthy(each.now, rules) for each in listings.values() for entry in each.instances
         )
-        told = {
+        members = {
             "totalServices": len(listings),
             "totalInstances": total,
             "healthyInstances": healthy,
             "healthPercentage": f"{100 * healthy / total:.2f}" if total else 0,
         }
         if any(each.preserving for each in listings.values()):
-            told["preserving"] = True
+            members["preserving"] = True
         age = max((each.age for each in listings.values()), default=0.0)
         return Answer(
             {
@@ -395,19 +395,19 @@ class RegistryApi:
                 "status": "degraded" if age else "healthy",
                 "timestamp": iso_time(now),
                 "uptime": round(max(0.0, now - self._started), 3),
-                "registry": {**told, **({"age": round(age, 3)} if age else {})},
+                "registry": {**members, **({"age": round(age, 3)} if age else {})},
             }
         )
 
     def _await(self, service: str | None, query: Query) -> None:
         """Wait for another version than the client's, if the query has ``wait`` and ``index``."""
-        if query.wait and query.index is not None and self._places.take():
+        if query.wait and query.index is not None and self._slots.take():
             try:
                 self._registry.wait(service, query.index, query.wait)
             finally:
-                self._places.leave()
+                self._slots.release()
 
-    def _told(self, listing: Listing) -> list[dict[str, Any]]:
+    def _documents(self, listing: Listing) -> list[dict[str, Any]]:
         rules = self._registry.rules
         return [instance_document(entry, listing.now, rules) for entry in listing.instances]
 

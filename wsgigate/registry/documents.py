@@ -45,7 +45,7 @@ class Answer(NamedTuple):
 
 def instance_document(entry: Registered, now: float, rules: LeaseRules) -> dict[str, Any]:
     """Return the JSON object of an instance, its health judged at *now*."""
-    told: dict[str, Any] = {
+    members: dict[str, Any] = {
         "serviceName": entry.service,
         "instanceId": entry.instance_id,
         "host": entry.host,
@@ -61,19 +61,19 @@ def instance_document(entry: Registered, now: float, rules: LeaseRules) -> dict[
     }
     for name, value in (("version", entry.version), ("zone", entry.zone)):
         if value is not None:
-            told[name] = value
-    told["tags"] = list(entry.tags)
-    return told
+            members[name] = value
+    members["tags"] = list(entry.tags)
+    return members
 
 
 def state_of(listing: Listing) -> dict[str, object]:
     """Return the members that a document has only during self-preservation or a store failure."""
-    told: dict[str, object] = {}
+    members: dict[str, object] = {}
     if listing.preserving:
-        told["preserving"] = True
+        members["preserving"] = True
     if listing.age:
-        told["age"] = round(listing.age, 3)
-    return told
+        members["age"] = round(listing.age, 3)
+    return members
 
 
 def headers_of(listing: Listing, rules: LeaseRules) -> tuple[tuple[str, str], ...]:
@@ -97,8 +97,8 @@ def has(environ: WSGIEnvironment, tag: str) -> bool:
 
 def invalid(error: Invalid) -> Problem:
     """Return the 400 problem for *error*, with the name of the field."""
-    told = error.why if error.why.endswith("!") else f"{error.field}: {error.why}."
-    return Problem(400, told, extensions={"field": error.field})
+    detail = error.why if error.why.endswith("!") else f"{error.field}: {error.why}."
+    return Problem(400, detail, extensions={"field": error.field})
 
 
 def sent(

@@ -29,7 +29,7 @@ rules must hold:
    leader that was stopped for longer than its lease finds another value and stops leading.
 5. While the store fails, no lease ends. Without the store no heartbeat can be recorded either.
 6. A new leader, and every leader after an absence, compares the entries with the index first and
-   lists entries that a killed process left out (:meth:`Sweeper._reconcile`).
+   lists entries that a killed process left out (:meth:`LeaseExpiry._reconcile`).
 
 Cost: all entries are read only when the oldest heartbeat may have become too old. While all
 instances send heartbeats, no entry does, so full reads are rare; of a healthy entry only the
@@ -46,7 +46,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from wsgigate.coordination.leader import LeaderLease
-from wsgigate.registry.storage import KEPT, Action, Index, Keys, Swept
+from wsgigate.registry.storage import KEPT, Action, ExpiryState, Index, Keys
 from wsgigate.rules.registry import (
     LONG_ABSENCE,
     Evictions,
@@ -63,7 +63,7 @@ from wsgigate.runtime.threads import SupervisedThread
 from wsgigate.runtime.throttled_log import ChangeLog, Trouble
 from wsgigate.store import Store, StoreError, get_all, update
 
-__all__ = ["Sweeper"]
+__all__ = ["LeaseExpiry"]
 
 
 LOG = logging.getLogger("wsgigate.registry")
@@ -96,7 +96,7 @@ class _Found(NamedTuple):
     oldest: float
 
 
-class Sweeper:
+class LeaseExpiry:
     """Marks silent instances as unhealthy and evicts instances whose lease has expired.
 
     Every worker runs a thread, of which one leads; see the head of this module.
@@ -173,7 +173,7 @@ class Sweeper:
         if not self._leading:
             return
         raw, now = self._store.get(self._keys.swept)
-        before = Swept.read(raw)
+        before = ExpiryState.read(raw)
         steady = led and self._clock() - self._ended <= short_absence(self._rules)
         swept = self._attended(before, now, steady)
         fresh = not led or before is None or swept.away != before.away
@@ -187,13 +187,13 @@ class Sweeper:
             self._leading = False  # another worker has led meanwhile
         self._ended = self._clock()
 
-    def _attended(self, before: Swept | None, now: float, steady: bool) -> Swept:
+    def _attended(self, before: ExpiryState | None, now: float, steady: bool) -> ExpiryState:
         """Return the state with this round, and with a period away if no worker led until now.
 
         :param steady: Whether this worker has led since the last round.
         """
         if before is None:
-            return Swept(now)
+            return ExpiryState(now)
         away = tuple(period for period in before.away if 0 <= now - period[1] < REMEMBERED)
         if was_away(now - before.at, self._rules, steady=steady):
             away += ((before.at, now),)
@@ -214,7 +214,7 @@ class Sweeper:
             if instance_id not in listed.get(service, ()):
                 self._index.publish(service, instance_id, Action.ADDED)
 
-    def _sweep(self, swept: Swept, now: float) -> Swept:
+    def _sweep(self, swept: ExpiryState, now: float) -> ExpiryState:
         rules = self._rules
         total = self._index.total()
         found = self._found(swept, now)
@@ -269,7 +269,7 @@ class Sweeper:
         if len(entries) > NAMED:
             LOG.warning("%d more instances are %s: no heartbeat", len(entries) - NAMED, what)
 
-    def _found(self, swept: Swept, now: float) -> _Found:
+    def _found(self, swept: ExpiryState, now: float) -> _Found:
         """Read all entries. Most are healthy, which the time of the heartbeat alone shows."""
         suspects: list[Registered] = []
         sizes: dict[str, int] = {}
@@ -306,7 +306,7 @@ class Sweeper:
                 sizes[service] = there
         return _Found(suspects, sizes, lost, oldest)
 
-    def _suspect(self, key: str, raw: bytes, swept: Swept, now: float) -> Registered | None:
+    def _suspect(self, key: str, raw: bytes, swept: ExpiryState, now: float) -> Registered | None:
         """Parse *raw*, an entry that may be silent; return ``None`` if it is malformed."""
         try:
             entry = Registered.from_bytes(raw)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from wsgigate.registry.storage import Keys, Service, Swept, split
+from wsgigate.registry.storage import ExpiryState, Keys, Service, split
 from wsgigate.rules.registry import LeaseRules, Registered, Status, short_absence, silent_since
 from wsgigate.store import Store, StoreError, get_all
 
@@ -44,7 +44,7 @@ class _Known(NamedTuple):
 
 class _Sweep(NamedTuple):
     read: float
-    swept: Swept | None
+    swept: ExpiryState | None
     preserving: bool
 
 
@@ -87,7 +87,7 @@ class Reader:
         known = self._known.get(service)
         try:
             raw, now = self._store.get(self._keys.service(service))
-            sweep = self._looked(now)
+            sweep = self._expiry_state(now)
             known = self._known.get(service)
             if known is None or raw != known.raw or not 0 <= now - known.read < self._fresh:
                 known = self._read(service, raw, now, known, sweep.swept)
@@ -133,7 +133,7 @@ class Reader:
         raw: bytes | None,
         now: float,
         before: _Known | None,
-        swept: Swept | None,
+        swept: ExpiryState | None,
     ) -> _Known:
         if raw is None:
             self._known.pop(service, None)
@@ -163,18 +163,18 @@ class Reader:
             return None
         return entry.heard(heartbeat, silent_since(heartbeat, away) if away else None)
 
-    def _looked(self, now: float) -> _Sweep:
+    def _expiry_state(self, now: float) -> _Sweep:
         """Return the state of lease expiry, read at most once a second."""
         sweep = self._sweep
         if not 0 <= now - sweep.read < 1.0:
-            swept = Swept.read(self._store.get(self._keys.swept)[0])
+            swept = ExpiryState.read(self._store.get(self._keys.swept)[0])
             if swept is not None and (sweep.swept is None or swept.away != sweep.swept.away):
                 self._known.clear()  # the silence of an instance counts from another time
             sweep = self._sweep = _Sweep(now, swept, swept is not None and swept.preserving)
         return sweep
 
 
-def judged(now: float, swept: Swept | None, rules: LeaseRules) -> float:
+def judged(now: float, swept: ExpiryState | None, rules: LeaseRules) -> float:
     """Return the time at which leases are judged: it stops while no worker checks the leases."""
     return now if swept is None else min(now, swept.at + short_absence(rules))
 

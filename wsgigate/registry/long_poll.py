@@ -10,10 +10,10 @@ from collections.abc import Callable
 from wsgigate.runtime import fork
 from wsgigate.store import StoreError
 
-__all__ = ["WaitSlots", "Waiting"]
+__all__ = ["WaitSlots", "LongPoll"]
 
 
-class Waiting:
+class LongPoll:
     """Threads that wait for the versions of services, with one read of the store for all of them.
 
     :param look: Returns the current version of a service, with ``None`` of all services together.
@@ -45,7 +45,7 @@ class Waiting:
         self._waiting: Counter[str | None] = Counter()
         self._seen: dict[str | None, tuple[float, int]] = {}
         self._looking: set[str | None] = set()
-        self._ended = False
+        self._stopped = False
 
     def wait(self, service: str | None, version: int, timeout: float) -> int:
         """Return the version of *service* as soon as it is not *version*, or after *timeout*.
@@ -63,7 +63,7 @@ class Waiting:
                     looked, found = self._seen.get(service, (float("-inf"), version))
                     if now - looked >= self._every and service not in self._looking:
                         found = self._look_again(service, found)
-                    if found != version or now >= end or self._ended:
+                    if found != version or now >= end or self._stopped:
                         return found
                     self._changed.wait(min(self._every, end - now))
             finally:
@@ -72,7 +72,7 @@ class Waiting:
                     del self._waiting[service]
                     self._seen.pop(service, None)
 
-    def tell(self, service: str) -> None:
+    def notify(self, service: str) -> None:
         """Wake the threads that wait for *service*; they read the version again."""
         if self._pid == fork.pid and self._waiting:
             with self._changed:
@@ -80,9 +80,9 @@ class Waiting:
                 self._seen.pop(None, None)
                 self._changed.notify_all()
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """End all waits, and start no more: the process is stopping."""
-        self._ended = True
+        self._stopped = True
         if self._pid == fork.pid:
             with self._changed:
                 self._changed.notify_all()
@@ -124,6 +124,6 @@ class WaitSlots:
         """Take a slot without waiting; return whether one was free."""
         return self._free.acquire(blocking=False)
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Release a slot."""
         self._free.release()

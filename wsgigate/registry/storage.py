@@ -72,10 +72,10 @@ __all__ = [
     "Index",
     "KEPT",
     "Keys",
-    "Noted",
+    "RecordedChanges",
     "REACH",
     "Service",
-    "Swept",
+    "ExpiryState",
     "Total",
     "is_same",
     "next_version",
@@ -161,7 +161,7 @@ class Total(NamedTuple):
         return _TOTAL.pack(*self)
 
 
-class Swept(NamedTuple):
+class ExpiryState(NamedTuple):
     """The state of lease expiry, shared by all workers.
 
     :ivar at: When leases were last checked.
@@ -177,7 +177,7 @@ class Swept(NamedTuple):
     preserving: bool = False
 
     @classmethod
-    def read(cls, raw: bytes | None) -> Swept | None:
+    def read(cls, raw: bytes | None) -> ExpiryState | None:
         """Parse the value of ``swept``; return ``None`` if there is none or it is malformed."""
         if raw is None:
             return None
@@ -258,7 +258,7 @@ class Action(StrEnum):
 _ACTIONS = {action.value[0]: action for action in Action}
 
 
-class Noted(NamedTuple):
+class RecordedChanges(NamedTuple):
     """The changes of the last :data:`REACH` seconds.
 
     :ivar actions: The actions of each instance, by service and id, in no order.
@@ -336,7 +336,7 @@ class Changes:
         """
         return int(self._store.get(self._keys.total)[1] // BUCKET)
 
-    def read(self) -> Noted:
+    def read(self) -> RecordedChanges:
         """Return the changes of the last :data:`REACH` seconds.
 
         :raises StoreError: The store failed.
@@ -361,7 +361,7 @@ class Changes:
                 bucket for bucket, raw in zip(open_buckets, ends, strict=True) if raw is not None
             ]
             first += _AT_ONCE
-        return Noted(actions, complete, last)
+        return RecordedChanges(actions, complete, last)
 
     def removed(self, names: list[Name]) -> list[Registered | None]:
         """Return the copies of removed entries, ``None`` for each that is not known.

@@ -117,12 +117,12 @@ def test_reports_find_their_instance_again_after_it_has_left(behind: Behind) -> 
 def test_what_is_remembered_of_checks_is_bounded(
     behind: Behind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsgigate.registry.compat.consul._MOST_REMEMBERED", 3)
+    monkeypatch.setattr("wsgigate.registry.compat.consul._MOST_CACHED", 3)
     names = [f"a{n}" for n in range(8)]
     register(behind, *names)
     for name in names * 2:
         assert behind.ask("PUT", f"/v1/agent/check/pass/service:{name}").status == 200
-        assert len(behind.consul._remembered) <= 3
+        assert len(behind.consul._instances_of) <= 3
 
 
 def test_an_id_that_several_services_have_means_all_that_one_may_change(behind: Behind) -> None:
@@ -199,11 +199,11 @@ def test_who_waits_is_answered_when_something_changes(
 
 
 def _noting(wait: Any, begun: threading.Event) -> Any:
-    def noted(*arguments: object) -> Any:
+    def recorded(*arguments: object) -> Any:
         begun.set()
         return wait(*arguments)
 
-    return noted
+    return recorded
 
 
 def test_no_more_wait_than_may_and_the_rest_is_answered_at_once(behind: Behind) -> None:
@@ -217,7 +217,7 @@ def test_no_more_wait_than_may_and_the_rest_is_answered_at_once(behind: Behind) 
     register(behind, "a")
     thread.join(20)
     assert len(answers) == 1
-    assert behind.consul._places.take()  # as it was left again
+    assert behind.consul._slots.take()  # as it was left again
     behind.consul = Consul(behind.registry, behind.access, waiting=0)
     index = behind.ask("GET", USERS).headers["X-Consul-Index"]
     assert len(behind.ask("GET", f"{USERS}?index={index}").json) == 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from wsgigate.registry.compat.consul import tell_checks, tell_service
+from wsgigate.registry.compat.consul import check_documents, service_document
 from wsgigate.registry.compat.consul_format import (
     check_id,
     read_check,
@@ -239,7 +239,7 @@ def test_a_check_can_be_given_later_and_under_another_name() -> None:
 
 
 def test_an_entry_is_told_as_a_service() -> None:
-    assert tell_service(ENTRY, 7) == {
+    assert service_document(ENTRY, 7) == {
         "ID": "users-1",
         "Service": "users",
         "Tags": ["v1", "primary"],
@@ -258,7 +258,7 @@ def test_entries_of_other_doors_are_told_too() -> None:
     entry = replace(
         ENTRY, metadata={"list": [1], "consul.check": "alive"}, zone="a", scheme="https"
     )
-    told = tell_service(entry, 1)
+    told = service_document(entry, 1)
     assert told["Meta"] == {"list": "[1]", "zone": "a", "version": "1.2", "scheme": "https"}
 
 
@@ -267,7 +267,7 @@ def test_entries_of_other_doors_are_told_too() -> None:
     [ENTRY, replace(ENTRY, scheme="https", metadata={**ENTRY.metadata, "scheme": "https"})],
 )
 def test_what_is_told_can_be_registered_again(entry: Registered) -> None:
-    told = tell_service(entry, 7)
+    told = service_document(entry, 7)
     told["Name"] = told.pop("Service")
     told["Check"] = {"TTL": "45s", "Status": "passing"}
     assert read_service(told, "") == entry
@@ -287,7 +287,7 @@ def test_what_is_told_can_be_registered_again(entry: Registered) -> None:
 )
 def test_a_check_is_the_lease(status: Status, silence: float, states: list[str]) -> None:
     entry = replace(ENTRY, status=status, last_heartbeat=100.0)
-    checks = tell_checks(entry, 100.0 + silence, RULES, 7)
+    checks = check_documents(entry, 100.0 + silence, RULES, 7)
     assert [check["Status"] for check in checks] == states
     assert [check["CheckID"] for check in checks] == [
         "service:users-1",
@@ -442,11 +442,13 @@ def test_all_checks_are_told_but_not_their_fields() -> None:
     }
     entry = read_service(service(Check=document), "10.0.0.9").heard(100.0)
     assert "secret" not in repr(entry)
-    [told] = tell_checks(entry, 100.0, RULES, 7)
+    [told] = check_documents(entry, 100.0, RULES, 7)
     assert (told["CheckID"], told["Status"], told["Type"]) == (
         "service:users-1",
         "critical",
         "http",
     )
     assert (told["Interval"], told["Timeout"], told["Output"]) == ("10s", "10s", "")
-    assert "secret" not in str([tell_checks(entry, 100.0, RULES, 7), tell_service(entry, 7)])
+    assert "secret" not in str(
+        [check_documents(entry, 100.0, RULES, 7), service_document(entry, 7)]
+    )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.discovery.conftest import Clock
 from wsgigate.registry import Registry
 from wsgigate.registry.compat.eureka_format import Action, delta
-from wsgigate.registry.storage import PAGE_BYTES, PAGES, Name, Noted
+from wsgigate.registry.storage import PAGE_BYTES, PAGES, Name, RecordedChanges
 from wsgigate.rules.registry import Registered, Status
 from wsgigate.store.memory import MemoryStore
 
@@ -23,7 +23,7 @@ ADDED, MODIFIED, DELETED = Action
 
 
 @pytest.mark.parametrize(
-    ("entries", "noted", "removed", "told"),
+    ("entries", "recorded", "removed", "told"),
     [
         ([A, B], {}, [], []),
         ([A, B], {"b": {ADDED}}, [], [(ADDED, B)]),
@@ -42,21 +42,21 @@ ADDED, MODIFIED, DELETED = Action
 )
 def test_a_delta_is_what_became_of_each(
     entries: list[Registered],
-    noted: dict[str, set[Action]],
+    recorded: dict[str, set[Action]],
     removed: list[Registered],
     told: list[tuple[Action, Registered]],
 ) -> None:
-    actions = {("users", name): frozenset(done) for name, done in noted.items()}
+    actions = {("users", name): frozenset(done) for name, done in recorded.items()}
 
     def were(names: list[Name]) -> list[Registered | None]:
         known = {(entry.service, entry.instance_id): entry for entry in removed}
         return [known.get(name) for name in names]
 
-    assert delta(entries, Noted(actions, True, 0), were) == told
+    assert delta(entries, RecordedChanges(actions, True, 0), were) == told
     others = [
         (ADDED, entry) for entry in entries if (entry.service, entry.instance_id) not in actions
     ]
-    assert delta(entries, Noted(actions, False, 0), were) == told + others
+    assert delta(entries, RecordedChanges(actions, False, 0), were) == told + others
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ def test_the_log_is_whole_once_it_is_as_old_as_it_reaches(clock: Clock) -> None:
     registry.register(A)
     assert not registry.changes.read().complete
     clock.now += 180
-    noted = registry.changes.read()
-    assert (noted.complete, noted.actions) == (True, {("users", "a"): {ADDED}})
+    recorded = registry.changes.read()
+    assert (recorded.complete, recorded.actions) == (True, {("users", "a"): {ADDED}})
     clock.now += 16
     assert registry.changes.read().actions == {}
 
@@ -81,9 +81,9 @@ def test_what_is_more_than_a_page_is_on_the_next(clock: Clock) -> None:
     long = "x" * 120
     for number in range(400):
         registry.register(Registered("users", f"{number}-{long}", "10.0.0.1", 80))
-    noted = registry.changes.read()
-    assert len(noted.actions) == 400
-    assert {*noted.actions.values()} == {frozenset({ADDED})}
+    recorded = registry.changes.read()
+    assert len(recorded.actions) == 400
+    assert {*recorded.actions.values()} == {frozenset({ADDED})}
 
 
 def test_too_many_changes_are_told_apart_from_none(clock: Clock) -> None:
@@ -97,8 +97,8 @@ def test_too_many_changes_are_told_apart_from_none(clock: Clock) -> None:
         bucket = int(clock.now // 15)
         store.swap(keys.changes(bucket, page), None, b"A users/" + b"x" * PAGE_BYTES, 60.0)
     registry.register(A)
-    noted = registry.changes.read()
-    assert not noted.complete
+    recorded = registry.changes.read()
+    assert not recorded.complete
 
 
 def test_heartbeats_are_no_changes(clock: Clock) -> None:
@@ -138,9 +138,9 @@ def test_a_client_that_believes_deltas_alone_knows_what_there_is(
             continue
         if clock.now - asked > 180:
             known = dict(states)  # it fetches everything, as a client does that was away
-        noted = workers[1].changes.read()
+        recorded = workers[1].changes.read()
         entries = workers[1].discover("users").instances
-        for action, entry in delta(entries, noted, workers[1].changes.removed):
+        for action, entry in delta(entries, recorded, workers[1].changes.removed):
             if action is DELETED:
                 known.pop(entry.instance_id, None)
             elif action is MODIFIED or entry.instance_id not in known:

@@ -221,7 +221,7 @@ def test_deltas_are_whole_right_after_a_start_and_in_every_worker(behind: Behind
 
 def test_whoever_is_evicted_is_told_as_deleted(behind: Behind) -> None:
     register(behind, "a", "b")
-    sweeper = behind.registry._sweeper
+    sweeper = behind.registry._expiry
     sweeper.step()
     for _ in range(17):  # as if it were looked after all the time
         behind.clock.now += 10

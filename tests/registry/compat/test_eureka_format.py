@@ -10,11 +10,11 @@ import pytest
 from wsgigate.registry.compat.eureka_format import (
     Action,
     applications,
+    eureka_instance,
     hash_code,
     lasting_status,
     read_instance,
     read_xml,
-    tell_instance,
     vips,
     write_xml,
 )
@@ -208,7 +208,7 @@ def test_who_was_taken_out_of_service_stays_out(
 
 def test_an_entry_is_told_as_an_instance() -> None:
     entry = replace(ENTRY, registered_at=1000.5, last_heartbeat=1020.25)
-    assert tell_instance(entry, RULES, "MODIFIED") == {
+    assert eureka_instance(entry, RULES, "MODIFIED") == {
         "instanceId": "10.0.0.5:users:8080",
         "hostName": "10.0.0.5",
         "app": "USERS",
@@ -254,12 +254,12 @@ def test_an_entry_is_told_as_an_instance() -> None:
     ],
 )
 def test_what_is_told_can_be_registered_again(entry: Registered) -> None:
-    assert read_instance("USERS", {"instance": tell_instance(entry, RULES)}) == entry
+    assert read_instance("USERS", {"instance": eureka_instance(entry, RULES)}) == entry
 
 
 def test_entries_of_other_doors_are_told_too() -> None:
     entry = Registered("Big.Users", "u1", "10.0.0.5", 80, zone="a", version="1", tags=("x",))
-    told = tell_instance(entry, RULES)
+    told = eureka_instance(entry, RULES)
     assert (told["app"], told["vipAddress"]) == ("BIG.USERS", "big.users")
     assert told["metadata"] == {"zone": "a", "version": "1"}
     assert told["leaseInfo"]["durationInSecs"] == RULES.unhealthy_after

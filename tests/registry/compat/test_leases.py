@@ -57,7 +57,7 @@ def test_a_registry_lets_go_of_each_in_its_own_time(clock: Clock) -> None:
     there: dict[float, list[tuple[str, bool]]] = {}
     for _ in range(160):
         clock.now += 1
-        registry._sweeper.step()
+        registry._expiry.step()
         listing = registry.discover("users")
         there[clock.now - 1_000_000.0] = [
             (entry.instance_id, entry.healthy(listing.now, RULES)) for entry in listing.instances

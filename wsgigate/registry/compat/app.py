@@ -19,7 +19,7 @@ from wsgigate.rules.registry import Invalid, Registered
 from wsgigate.rules.routing import MethodNotAllowed, Route, Router
 from wsgigate.store import StoreError
 
-__all__ = ["Answer", "Asked", "Door", "Endpoint", "Table"]
+__all__ = ["Answer", "CompatRequest", "CompatApp", "Endpoint", "Table"]
 
 
 LARGEST = 64 * 1024
@@ -42,7 +42,7 @@ class Answer:
     headers: tuple[tuple[str, str], ...] = ()
 
 
-class Asked:
+class CompatRequest:
     """A request to a compatibility API.
 
     :ivar environ: The ``environ``, with the client's token moved to ``Authorization: Bearer``.
@@ -102,13 +102,13 @@ class Asked:
 
 
 Endpoint: TypeAlias = Callable[..., Answer]
-"""Handles an :class:`Asked`; the parameters of the path are keyword arguments."""
+"""Handles an :class:`CompatRequest`; the parameters of the path are keyword arguments."""
 
 Table: TypeAlias = Mapping[str, Endpoint]
 """The endpoints by method and path, such as ``GET /apps/{app}``."""
 
 
-class Door:
+class CompatApp:
     """A WSGI app that offers the registry through the API of another registry.
 
     :param registry: The registry.
@@ -153,13 +153,13 @@ class Door:
         """Return the response to a request for a path that does not exist."""
         return Refusal.of(404, "There is nothing of that name here.")
 
-    def writer(self, asked: Asked, service: str | None = None) -> Caller:
+    def writer(self, request: CompatRequest, service: str | None = None) -> Caller:
         """Return the caller of a request that changes something.
 
         :param service: The service that the caller must be allowed to change.
         :raises Refusal: The caller is not allowed to.
         """
-        caller = self._access.writer(asked.environ)
+        caller = self._access.writer(request.environ)
         if service is not None:
             self._access.check_caller(caller, service)
         return caller
@@ -216,7 +216,7 @@ class Door:
             environ = {**environ, "HTTP_AUTHORIZATION": bearer.decode("latin-1")}
         if found.route.methods == ("GET",):
             self._access.check_read(environ)
-        return found.route.endpoint(Asked(environ), **found.params)
+        return found.route.endpoint(CompatRequest(environ), **found.params)
 
     def _refused(
         self,

@@ -13,7 +13,7 @@ from wsgigate.auth.bearer import Access, Caller
 from wsgigate.http.problem import Refusal, Refuse, answer_with
 from wsgigate.http.wsgi import peer
 from wsgigate.registry import LONGEST_WAIT, Listing, Registry
-from wsgigate.registry.compat.app import MOST_FIELDS, Answer, Asked, Door, Table
+from wsgigate.registry.compat.app import MOST_FIELDS, Answer, CompatApp, CompatRequest, Table
 from wsgigate.registry.compat.consul_filter import Filter, parse_filter
 from wsgigate.registry.compat.consul_format import (
     CHECK,
@@ -35,18 +35,18 @@ from wsgigate.rules.registry import Invalid, LeaseRules, Registered, Status
 __all__ = [
     "Consul",
     "ConsulReads",
-    "tell_catalog",
-    "tell_checks",
-    "tell_health",
-    "tell_node",
-    "tell_service",
+    "catalog_document",
+    "check_documents",
+    "health_document",
+    "node_document",
+    "service_document",
 ]
 
 
 # Entries of the registry as Consul's JSON documents.
 
 
-def tell_node(entry: Registered, datacenter: str, index: int) -> dict[str, Any]:
+def node_document(entry: Registered, datacenter: str, index: int) -> dict[str, Any]:
     """Return the host of *entry* as a node in Consul's JSON: every host is a node."""
     return {
         "ID": "",
@@ -60,12 +60,12 @@ def tell_node(entry: Registered, datacenter: str, index: int) -> dict[str, Any]:
     }
 
 
-def tell_service(entry: Registered, index: int) -> dict[str, Any]:
+def service_document(entry: Registered, index: int) -> dict[str, Any]:
     """Return *entry* as a service in Consul's JSON.
 
     :param index: The index of the listing.
     """
-    meta = {key: _told(value) for key, value in entry.metadata.items() if key != CHECK}
+    meta = {key: _as_text(value) for key, value in entry.metadata.items() if key != CHECK}
     scheme = None if entry.scheme == "http" else entry.scheme
     for key, value in (("zone", entry.zone), ("version", entry.version), ("scheme", scheme)):
         if value is not None:
@@ -85,7 +85,7 @@ def tell_service(entry: Registered, index: int) -> dict[str, Any]:
     }
 
 
-def tell_checks(
+def check_documents(
     entry: Registered, now: float, rules: LeaseRules, index: int
 ) -> list[dict[str, Any]]:
     """Return the checks of *entry*: its own, and one more while it is in maintenance."""
@@ -135,20 +135,20 @@ def tell_checks(
     return checks
 
 
-def tell_health(
+def health_document(
     entry: Registered, datacenter: str, now: float, rules: LeaseRules, index: int
 ) -> dict[str, Any]:
     """Return *entry* as in ``/v1/health/service``: its node, service and checks."""
     return {
-        "Node": tell_node(entry, datacenter, index),
-        "Service": tell_service(entry, index),
-        "Checks": tell_checks(entry, now, rules, index),
+        "Node": node_document(entry, datacenter, index),
+        "Service": service_document(entry, index),
+        "Checks": check_documents(entry, now, rules, index),
     }
 
 
-def tell_catalog(entry: Registered, datacenter: str, index: int) -> dict[str, Any]:
+def catalog_document(entry: Registered, datacenter: str, index: int) -> dict[str, Any]:
     """Return *entry* as in ``/v1/catalog/service``: node and service in one object."""
-    node, service = tell_node(entry, datacenter, index), tell_service(entry, index)
+    node, service = node_document(entry, datacenter, index), service_document(entry, index)
     return {
         **{name: value for name, value in node.items() if name != "Meta"},
         "NodeMeta": node["Meta"],
@@ -161,14 +161,14 @@ def tell_catalog(entry: Registered, datacenter: str, index: int) -> dict[str, An
     }
 
 
-def _told(value: object) -> str:
+def _as_text(value: object) -> str:
     """Return *value* as a string, as all metadata of Consul are strings."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 # The endpoints that read.
 
-_NOT_SPOKEN = ("node-meta", "ns", "partition", "peer", "sg")
+_UNSUPPORTED = ("node-meta", "ns", "partition", "peer", "sg")
 """Unsupported filters. They are rejected: a client would take the full list for a filtered one."""
 
 
@@ -177,14 +177,14 @@ class ConsulReads:
 
     :param datacenter: The name of the only datacenter.
     :param node: The name of the agent.
-    :param places: The slots for requests that wait for a change.
+    :param slots: The slots for requests that wait for a change.
     """
 
-    def __init__(self, registry: Registry, datacenter: str, node: str, places: WaitSlots) -> None:
+    def __init__(self, registry: Registry, datacenter: str, node: str, slots: WaitSlots) -> None:
         self._registry = registry
         self._datacenter = datacenter
         self._node = node
-        self._places = places
+        self._slots = slots
 
     def table(self) -> Table:
         """Return the endpoints."""
@@ -204,7 +204,7 @@ class ConsulReads:
             "GET /status/peers": self._peers,
         }
 
-    def _self(self, asked: Asked) -> Answer:
+    def _self(self, request: CompatRequest) -> Answer:
         config = {
             "Datacenter": self._datacenter,
             "NodeName": self._node,
@@ -216,28 +216,28 @@ class ConsulReads:
         member = {"Name": self._node, "Addr": "", "Port": 0, "Tags": {}, "Status": 1}
         return Answer({"Config": config, "DebugConfig": {}, "Member": member, "Meta": {}})
 
-    def _agent_services(self, asked: Asked) -> Answer:
-        self._check(asked, filtered=True)
-        version, wanted = self._registry.version(), self._filter(asked, _SERVICE)
-        told = [self._service(entry, version) for entry in self.everything()]
-        return Answer({each["ID"]: each for each in told if wanted(each)})
+    def _agent_services(self, request: CompatRequest) -> Answer:
+        self._check(request, filtered=True)
+        version, wanted = self._registry.version(), self._filter(request, _SERVICE)
+        documents = [self._service(entry, version) for entry in self.everything()]
+        return Answer({each["ID"]: each for each in documents if wanted(each)})
 
-    def _agent_service(self, asked: Asked, name: str) -> Answer:
-        self._check(asked)
+    def _agent_service(self, request: CompatRequest, name: str) -> Answer:
+        self._check(request)
         version = self._registry.version()
         for entry in self.everything():
             if entry.instance_id == name:
                 return Answer(self._service(entry, version))
         raise Refusal.of(404, "There is no such service.")
 
-    def _agent_checks(self, asked: Asked) -> Answer:
-        return Answer({check["CheckID"]: check for check in self._all_checks(asked)})
+    def _agent_checks(self, request: CompatRequest) -> Answer:
+        return Answer({check["CheckID"]: check for check in self._all_checks(request)})
 
     def _service(self, entry: Registered, version: int) -> dict[str, Any]:
-        return {**tell_service(entry, _index(version)), "Datacenter": self._datacenter}
+        return {**service_document(entry, _index(version)), "Datacenter": self._datacenter}
 
-    def _catalog_services(self, asked: Asked) -> Answer:
-        self._await(asked, None)
+    def _catalog_services(self, request: CompatRequest) -> Answer:
+        self._await(request, None)
         version = self._registry.version()
         tags = {
             name: sorted({tag for entry in entries for tag in entry.tags})
@@ -245,54 +245,54 @@ class ConsulReads:
         }
         return _indexed(tags, version)
 
-    def _catalog_service(self, asked: Asked, service: str) -> Answer:
-        listing = self._listing(asked, service)
+    def _catalog_service(self, request: CompatRequest, service: str) -> Answer:
+        listing = self._listing(request, service)
         index = _index(listing.version)
-        wanted = self._filter(asked, _CATALOG)
-        told = [tell_catalog(entry, self._datacenter, index) for entry in listing.instances]
-        return _indexed(list(filter(wanted, told)), listing.version, listing.age)
+        wanted = self._filter(request, _CATALOG)
+        found = [catalog_document(entry, self._datacenter, index) for entry in listing.instances]
+        return _indexed(list(filter(wanted, found)), listing.version, listing.age)
 
-    def _health_service(self, asked: Asked, service: str) -> Answer:
-        listing = self._listing(asked, service)
+    def _health_service(self, request: CompatRequest, service: str) -> Answer:
+        listing = self._listing(request, service)
         rules, index = self._registry.rules, _index(listing.version)
-        passing = "passing" in asked.query and read_flag(asked.one("passing") or "1", "passing")
-        told = [
-            tell_health(entry, self._datacenter, listing.now, rules, index)
+        passing = "passing" in request.query and read_flag(request.one("passing") or "1", "passing")
+        documents = [
+            health_document(entry, self._datacenter, listing.now, rules, index)
             for entry in listing.instances
             if not passing or entry.healthy(listing.now, rules)
         ]
-        told = list(filter(self._filter(asked, _HEALTH), told))
-        return _indexed(told, listing.version, listing.age)
+        documents = list(filter(self._filter(request, _HEALTH), documents))
+        return _indexed(documents, listing.version, listing.age)
 
-    def _health_checks(self, asked: Asked, service: str) -> Answer:
-        listing = self._listing(asked, service)
-        checks = list(filter(self._filter(asked, _CHECK), self._checks_of(listing)))
+    def _health_checks(self, request: CompatRequest, service: str) -> Answer:
+        listing = self._listing(request, service)
+        checks = list(filter(self._filter(request, _CHECK), self._checks_of(listing)))
         return _indexed(checks, listing.version, listing.age)
 
-    def _health_state(self, asked: Asked, state: str) -> Answer:
+    def _health_state(self, request: CompatRequest, state: str) -> Answer:
         if state not in (*STATES, "any"):
             raise Invalid("state", f"one of any, {', '.join(STATES)}")
-        self._await(asked, None, filtered=True)
+        self._await(request, None, filtered=True)
         version = self._registry.version()
-        checks = [c for c in self._all_checks(asked) if state in ("any", c["Status"])]
+        checks = [c for c in self._all_checks(request) if state in ("any", c["Status"])]
         return _indexed(checks, version)
 
-    def _nodes(self, asked: Asked) -> Answer:
-        self._await(asked, None, filtered=True)
-        version, wanted = self._registry.version(), self._filter(asked, _NODE)
+    def _nodes(self, request: CompatRequest) -> Answer:
+        self._await(request, None, filtered=True)
+        version, wanted = self._registry.version(), self._filter(request, _NODE)
         nodes = {
-            entry.host: tell_node(entry, self._datacenter, _index(version))
+            entry.host: node_document(entry, self._datacenter, _index(version))
             for entry in self.everything()
         }
         return _indexed([nodes[host] for host in sorted(nodes) if wanted(nodes[host])], version)
 
-    def _datacenters(self, asked: Asked) -> Answer:
+    def _datacenters(self, request: CompatRequest) -> Answer:
         return Answer([self._datacenter])
 
-    def _leader(self, asked: Asked) -> Answer:
+    def _leader(self, request: CompatRequest) -> Answer:
         return Answer("127.0.0.1:8300")
 
-    def _peers(self, asked: Asked) -> Answer:
+    def _peers(self, request: CompatRequest) -> Answer:
         return Answer(["127.0.0.1:8300"])
 
     def everything(self) -> Iterator[Registered]:
@@ -300,9 +300,9 @@ class ConsulReads:
         for entries in self._registry.services().values():
             yield from entries
 
-    def _all_checks(self, asked: Asked) -> Iterator[dict[str, Any]]:
-        self._check(asked, filtered=True)
-        wanted = self._filter(asked, _CHECK)
+    def _all_checks(self, request: CompatRequest) -> Iterator[dict[str, Any]]:
+        self._check(request, filtered=True)
+        wanted = self._filter(request, _CHECK)
         for listing in self._registry.listings().values():
             yield from filter(wanted, self._checks_of(listing))
 
@@ -311,56 +311,58 @@ class ConsulReads:
         return [
             check
             for entry in listing.instances
-            for check in tell_checks(entry, listing.now, rules, index)
+            for check in check_documents(entry, listing.now, rules, index)
         ]
 
-    def _listing(self, asked: Asked, service: str) -> Listing:
-        self._await(asked, service, filtered=True)
-        return self._registry.discover(service, tags=asked.query.get("tag", ()))
+    def _listing(self, request: CompatRequest, service: str) -> Listing:
+        self._await(request, service, filtered=True)
+        return self._registry.discover(service, tags=request.query.get("tag", ()))
 
-    def _await(self, asked: Asked, service: str | None, *, filtered: bool = False) -> None:
+    def _await(
+        self, request: CompatRequest, service: str | None, *, filtered: bool = False
+    ) -> None:
         """Wait for another index than the client's, if it sent one.
 
         :param filtered: Whether the endpoint supports ``filter``.
         """
-        self._check(asked, filtered=filtered)
-        index, wait = asked.one("index") or "0", asked.one("wait")
+        self._check(request, filtered=filtered)
+        index, wait = request.one("index") or "0", request.one("wait")
         if not (index.isascii() and index.isdigit() and len(index) < 20):
             raise Invalid("index", "the value of X-Consul-Index in an earlier response")
         seconds = read_duration(wait, "wait") if wait else LONGEST_WAIT
-        if int(index) and self._places.take():
+        if int(index) and self._slots.take():
             try:
                 self._registry.wait(service, _version(int(index)), seconds)
             finally:
-                self._places.leave()
+                self._slots.release()
 
     @staticmethod
-    def _filter(asked: Asked, sample: Mapping[str, Any]) -> Filter:
+    def _filter(request: CompatRequest, sample: Mapping[str, Any]) -> Filter:
         """Return the predicate of the query's ``filter``, for documents like *sample*."""
-        text = asked.one("filter")
-        return parse_filter(text, sample) if text.strip() else _everything
+        text = request.one("filter")
+        return parse_filter(text, sample) if text.strip() else _match_all
 
-    def _check(self, asked: Asked, *, filtered: bool = False) -> None:
-        for name in _NOT_SPOKEN if filtered else (*_NOT_SPOKEN, "filter"):
-            if any(asked.query.get(name, ())):
+    def _check(self, request: CompatRequest, *, filtered: bool = False) -> None:
+        for name in _UNSUPPORTED if filtered else (*_UNSUPPORTED, "filter"):
+            if any(request.query.get(name, ())):
                 raise Invalid(name, "not supported here")
-        if asked.one("dc", self._datacenter) not in ("", self._datacenter):
+        if request.one("dc", self._datacenter) not in ("", self._datacenter):
             raise Invalid("dc", f"there is only {self._datacenter}")
 
 
-def _everything(document: object) -> bool:
+def _match_all(document: object) -> bool:
     return True
 
 
 _ENTRY = Registered("sample", "sample", "10.0.0.1", 80)
 
-_NODE = tell_node(_ENTRY, "dc1", 1)
+_NODE = node_document(_ENTRY, "dc1", 1)
 
-_SERVICE = {**tell_service(_ENTRY, 1), "Kind": "", "Datacenter": "dc1"}
+_SERVICE = {**service_document(_ENTRY, 1), "Kind": "", "Datacenter": "dc1"}
 
-_CATALOG = {**tell_catalog(_ENTRY, "dc1", 1), "ServiceKind": ""}
+_CATALOG = {**catalog_document(_ENTRY, "dc1", 1), "ServiceKind": ""}
 
-_CHECK = tell_checks(_ENTRY, 0.0, LeaseRules(), 1)[0]
+_CHECK = check_documents(_ENTRY, 0.0, LeaseRules(), 1)[0]
 
 _HEALTH = {"Node": _NODE, "Service": _SERVICE, "Checks": [_CHECK]}
 
@@ -389,11 +391,11 @@ def _indexed(document: object, version: int, age: float = 0.0) -> Answer:
 
 _DONE = Answer(content_type="text/plain")
 
-_MOST_REMEMBERED = 10_000
+_MOST_CACHED = 10_000
 """The largest number of checks whose instances are cached."""
 
 
-class Consul(Door):
+class Consul(CompatApp):
     """Consul's API over the registry, below ``/v1``: one agent for all services.
 
     A client sends the registry's token as ``X-Consul-Token`` or as a bearer token. Callers without
@@ -425,10 +427,10 @@ class Consul(Door):
         query_tokens: bool = False,
         refuse: Refuse = answer_with,
     ) -> None:
-        places = waiting if isinstance(waiting, WaitSlots) else WaitSlots(waiting)
-        told = ConsulReads(registry, datacenter, node, places)
+        slots = waiting if isinstance(waiting, WaitSlots) else WaitSlots(waiting)
+        reads = ConsulReads(registry, datacenter, node, slots)
         table: Table = {
-            **told.table(),
+            **reads.table(),
             "PUT /agent/service/register": self._register,
             "PUT /agent/service/deregister/{name}": self._deregister,
             "PUT /agent/service/maintenance/{name}": self._maintenance,
@@ -440,10 +442,10 @@ class Consul(Door):
             "PUT /agent/check/update/{check}": self._update,
         }
         super().__init__(registry, access, table, (prefix,), refuse=refuse)
-        self._places = places
+        self._slots = slots
         self._query_tokens = query_tokens
-        self._everything = told.everything
-        self._remembered: dict[str, tuple[tuple[str, str], ...]] = {}
+        self._everything = reads.everything
+        self._instances_of: dict[str, tuple[tuple[str, str], ...]] = {}
 
     def token(self, environ: WSGIEnvironment) -> bytes | None:
         given: str | None = environ.get("HTTP_X_CONSUL_TOKEN")
@@ -466,11 +468,11 @@ class Consul(Door):
             "catalog.",
         )
 
-    def _register(self, asked: Asked) -> Answer:
-        caller = self.writer(asked)
-        environ = asked.environ
+    def _register(self, request: CompatRequest) -> Answer:
+        caller = self.writer(request)
+        environ = request.environ
         address = peer(environ)
-        entry = read_service(asked.json(), "" if address == "unix" else address)
+        entry = read_service(request.json(), "" if address == "unix" else address)
         self._access.check_caller(caller, entry.service)
         for known in self._registry.discover(entry.service, status=Status.DRAINING).instances:
             if known.instance_id == entry.instance_id:  # maintenance survives a registration
@@ -478,58 +480,58 @@ class Consul(Door):
         self.register(entry, FIELDS)
         return _DONE
 
-    def _deregister(self, asked: Asked, name: str) -> Answer:
-        for entry in self._writable(asked, lambda entry: entry.instance_id == name):
+    def _deregister(self, request: CompatRequest, name: str) -> Answer:
+        for entry in self._writable(request, lambda entry: entry.instance_id == name):
             self._registry.deregister(entry.service, entry.instance_id)
         return _DONE
 
-    def _maintenance(self, asked: Asked, name: str) -> Answer:
-        entries = self._writable(asked, lambda entry: entry.instance_id == name)
-        enable = read_flag(asked.one("enable"), "enable")
+    def _maintenance(self, request: CompatRequest, name: str) -> Answer:
+        entries = self._writable(request, lambda entry: entry.instance_id == name)
+        enable = read_flag(request.one("enable"), "enable")
         for entry in entries:
             if enable or entry.status is Status.DRAINING:
                 status = Status.DRAINING if enable else Status.UP
                 self._registry.heartbeat(entry.service, entry.instance_id, status)
         return _DONE
 
-    def _register_check(self, asked: Asked) -> Answer:
-        self.writer(asked)
-        name, check = read_check_of(asked.json())
-        for entry in self._writable(asked, lambda entry: entry.instance_id == name):
+    def _register_check(self, request: CompatRequest) -> Answer:
+        self.writer(request)
+        name, check = read_check_of(request.json())
+        for entry in self._writable(request, lambda entry: entry.instance_id == name):
             self.register(with_any_check(entry, check), FIELDS)
         return _DONE
 
-    def _deregister_check(self, asked: Asked, check: str) -> Answer:
-        for entry in self._writable(asked, lambda entry: has_check(entry, check)):
+    def _deregister_check(self, request: CompatRequest, check: str) -> Answer:
+        for entry in self._writable(request, lambda entry: has_check(entry, check)):
             self.register(without_check(entry, check), FIELDS)
         return _DONE
 
-    def _pass(self, asked: Asked, check: str) -> Answer:
-        return self._report(asked, check, Status.UP)
+    def _pass(self, request: CompatRequest, check: str) -> Answer:
+        return self._report(request, check, Status.UP)
 
-    def _fail(self, asked: Asked, check: str) -> Answer:
-        return self._report(asked, check, Status.DOWN)
+    def _fail(self, request: CompatRequest, check: str) -> Answer:
+        return self._report(request, check, Status.DOWN)
 
-    def _update(self, asked: Asked, check: str) -> Answer:
-        self.writer(asked)
-        return self._report(asked, check, read_state(asked.json()))
+    def _update(self, request: CompatRequest, check: str) -> Answer:
+        self.writer(request)
+        return self._report(request, check, read_state(request.json()))
 
-    def _report(self, asked: Asked, check: str, status: Status) -> Answer:
+    def _report(self, request: CompatRequest, check: str, status: Status) -> Answer:
         """Renew the lease of the instances that have *check*, and set their status.
 
         The instances of a check are cached: checks report often, and finding them takes a search.
         """
-        caller = self.writer(asked)
-        names = self._remembered.get(check, ())
+        caller = self.writer(request)
+        names = self._instances_of.get(check, ())
         mine = [name for name in names if caller.may(name[0])]
         if mine and all(self._renew(service, name, status) for service, name in mine):
             return _DONE
         found = self._found(lambda entry: check_id(entry) == check)
         for entry in self._mine(caller, found):
             self._renew(entry.service, entry.instance_id, status)
-        if len(self._remembered) >= _MOST_REMEMBERED:
-            self._remembered.clear()
-        self._remembered[check] = tuple((entry.service, entry.instance_id) for entry in found)
+        if len(self._instances_of) >= _MOST_CACHED:
+            self._instances_of.clear()
+        self._instances_of[check] = tuple((entry.service, entry.instance_id) for entry in found)
         return _DONE
 
     def _renew(self, service: str, name: str, status: Status) -> bool:
@@ -541,12 +543,14 @@ class Consul(Door):
             self._registry.heartbeat(service, name, status)
         return True
 
-    def _writable(self, asked: Asked, wanted: Callable[[Registered], bool]) -> list[Registered]:
+    def _writable(
+        self, request: CompatRequest, wanted: Callable[[Registered], bool]
+    ) -> list[Registered]:
         """Return the instances that match *wanted* and that the client may change.
 
         :raises Refusal: None matches, or the client may change none of them.
         """
-        caller = self.writer(asked)
+        caller = self.writer(request)
         return self._mine(caller, self._found(wanted))
 
     def _found(self, wanted: Callable[[Registered], bool]) -> list[Registered]:

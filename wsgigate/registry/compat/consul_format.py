@@ -63,14 +63,14 @@ FIELDS = {
 }
 """Consul's names of the members that an error of the registry may name."""
 
-_CAN_NOT = ("kind", "proxy", "connect", "socketpath")
+_UNSUPPORTED_MEMBERS = ("kind", "proxy", "connect", "socketpath")
 
-_OTHER_CHECKS = (
+_UNSUPPORTED_CHECKS = (
     *("udp", "grpc", "h2ping", "args", "script", "scriptargs"),
     *("dockercontainerid", "aliasservice", "aliasnode", "osservice"),
 )
 
-_NOT_OF_CHECKS = ("body", "tlsservername", "tcpusetls", "proxyhttp")
+_UNSUPPORTED_OPTIONS = ("body", "tlsservername", "tcpusetls", "proxyhttp")
 
 MOST_CHECKS = 8
 
@@ -109,7 +109,7 @@ def read_service(document: Mapping[str, Any], peer: str) -> Registered:
     :raises Invalid: The registration is invalid; the error names the member as Consul does.
     """
     service = _flat(document, "")
-    for member in _CAN_NOT:
+    for member in _UNSUPPORTED_MEMBERS:
         if service.get(member):
             raise Invalid(member, "not supported here, an instance has an address and a port")
     checks = service.get("checks") or []
@@ -175,7 +175,7 @@ def read_any_check(
     check = _flat(document, "Check.")
     if not (check.get("http") or check.get("tcp")):
         return read_check(document)
-    for name in (*_OTHER_CHECKS, *_NOT_OF_CHECKS, "ttl"):
+    for name in (*_UNSUPPORTED_CHECKS, *_UNSUPPORTED_OPTIONS, "ttl"):
         if check.get(name):
             raise Invalid("Check", f"{name} is not supported beside HTTP or TCP")
     if check.get("http") and check.get("tcp"):
@@ -326,7 +326,7 @@ def read_check(document: object) -> tuple[str, float, Status]:
     if not isinstance(document, Mapping):
         raise Invalid("Check", "an object")
     check = _flat(document, "Check.")
-    for name in _OTHER_CHECKS:
+    for name in _UNSUPPORTED_CHECKS:
         if check.get(name):
             raise Invalid("Check", f"only HTTP, TCP and TTL are supported, not {name}")
     ttl = read_duration(check.get("ttl"), "TTL")

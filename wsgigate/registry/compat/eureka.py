@@ -13,7 +13,7 @@ from wsgiref.types import WSGIEnvironment
 from wsgigate.auth.bearer import Access
 from wsgigate.http.problem import Refusal, Refuse, answer_with
 from wsgigate.registry import Registry
-from wsgigate.registry.compat.app import Answer, Asked, Door, Table
+from wsgigate.registry.compat.app import Answer, CompatApp, CompatRequest, Table
 from wsgigate.registry.compat.eureka_format import (
     FIELDS,
     STATUSES,
@@ -22,12 +22,12 @@ from wsgigate.registry.compat.eureka_format import (
     XmlError,
     applications,
     delta,
+    eureka_instance,
     hash_code,
     lasting_status,
     read_instance,
     read_status,
     read_xml,
-    tell_instance,
     vips,
     with_metadata,
     write_xml,
@@ -53,7 +53,7 @@ class _Seen(NamedTuple):
     code: str
 
 
-class Eureka(Door):
+class Eureka(CompatApp):
     """Eureka's REST API over the registry, below ``/eureka`` and ``/eureka/v2``.
 
     A client sends the registry's token as the password of HTTP Basic authentication, which most
@@ -112,62 +112,66 @@ class Eureka(Door):
 
     # operations that read
 
-    def _all(self, asked: Asked) -> Answer:
-        seen, kind = self._look(), _wants_json(asked)
+    def _all(self, request: CompatRequest) -> Answer:
+        seen, kind = self._look(), _wants_json(request)
         with self._writing:  # one thread encodes for all: thousands of instances take a moment
             written = self._written.get(kind)
             if written is None or written[0] != seen.version:
-                answer = self._tell(asked, _as_added(seen.entries), seen)
+                answer = self._applications(request, _as_added(seen.entries), seen)
                 self._written[kind] = written = seen.version, answer
         return written[1]
 
-    def _delta(self, asked: Asked) -> Answer:
-        kind, changes = _wants_json(asked), self._registry.changes
+    def _delta(self, request: CompatRequest) -> Answer:
+        kind, changes = _wants_json(request), self._registry.changes
         try:
             known = self._look().version, changes.bucket()
             with self._writing:  # one thread encodes for all
                 written = self._deltas.get(kind)
                 if written is None or written[0] != known:
-                    noted = changes.read()  # first: entries must be at least as new as the log
+                    recorded = changes.read()  # first: entries must be at least as new as the log
                     seen = self._look()
-                    changed = delta(seen.entries, noted, changes.removed)
-                    written = known, self._tell(asked, changed, seen)
+                    changed = delta(seen.entries, recorded, changes.removed)
+                    written = known, self._applications(request, changed, seen)
                     if seen.version == known[0]:  # after a change in between, do not cache it
                         self._deltas[kind] = written
             return written[1]
         except StoreError:  # the log cannot be read: send everything that is cached
-            return self._all(asked)
+            return self._all(request)
 
-    def _vip(self, asked: Asked, vip: str, *, secure: bool = False) -> Answer:
+    def _vip(self, request: CompatRequest, vip: str, *, secure: bool = False) -> Answer:
         seen = self._look()
         found = [entry for entry in seen.entries if vip in vips(entry, secure=secure)]
-        return self._tell(asked, _as_added(found), _Seen(seen.version, found, hash_code(found)))
+        return self._applications(
+            request, _as_added(found), _Seen(seen.version, found, hash_code(found))
+        )
 
-    def _secure_vip(self, asked: Asked, vip: str) -> Answer:
-        return self._vip(asked, vip, secure=True)
+    def _secure_vip(self, request: CompatRequest, vip: str) -> Answer:
+        return self._vip(request, vip, secure=True)
 
-    def _app(self, asked: Asked, app: str) -> Answer:
+    def _app(self, request: CompatRequest, app: str) -> Answer:
         found = [entry for entry in self._look().entries if entry.service.upper() == app.upper()]
         if not found:
             raise _unknown()
-        told = [tell_instance(entry, self._registry.rules) for entry in found]
-        return _written(asked, "application", {"name": app.upper(), "instance": told})
+        document = [eureka_instance(entry, self._registry.rules) for entry in found]
+        return _written(request, "application", {"name": app.upper(), "instance": document})
 
-    def _instance(self, asked: Asked, app: str, name: str) -> Answer:
-        return self._tell_one(asked, self._known(app, name))
+    def _instance(self, request: CompatRequest, app: str, name: str) -> Answer:
+        return self._one_document(request, self._known(app, name))
 
-    def _anywhere(self, asked: Asked, name: str) -> Answer:
+    def _anywhere(self, request: CompatRequest, name: str) -> Answer:
         found = (entry for entry in self._look().entries if entry.instance_id == name)
-        return self._tell_one(asked, next(found, None))
+        return self._one_document(request, next(found, None))
 
-    def _tell_one(self, asked: Asked, entry: Registered | None) -> Answer:
+    def _one_document(self, request: CompatRequest, entry: Registered | None) -> Answer:
         if entry is None:
             raise _unknown()
-        return _written(asked, "instance", tell_instance(entry, self._registry.rules))
+        return _written(request, "instance", eureka_instance(entry, self._registry.rules))
 
-    def _tell(self, asked: Asked, changed: Iterable[Changed], seen: _Seen) -> Answer:
-        told = applications(changed, seen.code, seen.version, self._registry.rules)
-        return _written(asked, "applications", told)
+    def _applications(
+        self, request: CompatRequest, changed: Iterable[Changed], seen: _Seen
+    ) -> Answer:
+        document = applications(changed, seen.code, seen.version, self._registry.rules)
+        return _written(request, "applications", document)
 
     def _look(self) -> _Seen:
         """Return all entries, and a version of the registry that they are no older than.
@@ -190,38 +194,38 @@ class Eureka(Door):
 
     # operations that write
 
-    def _register(self, asked: Asked, app: str) -> Answer:
-        self.writer(asked, app.lower())
-        entry = read_instance(app, _registration(asked))
+    def _register(self, request: CompatRequest, app: str) -> Answer:
+        self.writer(request, app.lower())
+        entry = read_instance(app, _registration(request))
         known = self._of(entry.service, entry.instance_id)
         status = lasting_status(entry.status, None if known is None else known.status)
         self.register(replace(entry, status=status), FIELDS)
         return Answer(status=204)
 
-    def _renew(self, asked: Asked, app: str, name: str) -> Answer:
-        self.writer(asked, app.lower())
+    def _renew(self, request: CompatRequest, app: str, name: str) -> Answer:
+        self.writer(request, app.lower())
         if self._registry.heartbeat(app.lower(), name) is None:
-            entry = self._writable(asked, app, name)
+            entry = self._writable(request, app, name)
             if self._registry.heartbeat(entry.service, name) is None:
                 raise _unknown()
         return _DONE
 
-    def _cancel(self, asked: Asked, app: str, name: str) -> Answer:
-        entry = self._writable(asked, app, name)
+    def _cancel(self, request: CompatRequest, app: str, name: str) -> Answer:
+        entry = self._writable(request, app, name)
         if not self._registry.deregister(entry.service, name):
             raise _unknown()
         return _DONE
 
-    def _override(self, asked: Asked, app: str, name: str) -> Answer:
-        entry = self._writable(asked, app, name)
-        value = asked.one("value")
+    def _override(self, request: CompatRequest, app: str, name: str) -> Answer:
+        entry = self._writable(request, app, name)
+        value = request.one("value")
         if value not in STATUSES.values():
             raise Invalid("value", f"one of {', '.join(STATUSES.values())}")
         return self._set(entry, read_status(value, "value"))
 
-    def _end_override(self, asked: Asked, app: str, name: str) -> Answer:
-        entry = self._writable(asked, app, name)
-        value = asked.one("value", "UNKNOWN")
+    def _end_override(self, request: CompatRequest, app: str, name: str) -> Answer:
+        entry = self._writable(request, app, name)
+        value = request.one("value", "UNKNOWN")
         if value != "UNKNOWN":
             return self._set(entry, read_status(value, "value"))
         return self._set(entry, Status.UP) if entry.status is Status.DRAINING else _DONE
@@ -231,20 +235,20 @@ class Eureka(Door):
             raise _unknown()
         return _DONE
 
-    def _add_metadata(self, asked: Asked, app: str, name: str) -> Answer:
-        entry = self._writable(asked, app, name)
-        more = {key: values[0] for key, values in asked.query.items() if key not in _ABOUT}
+    def _add_metadata(self, request: CompatRequest, app: str, name: str) -> Answer:
+        entry = self._writable(request, app, name)
+        more = {key: values[0] for key, values in request.query.items() if key not in _ABOUT}
         self.register(with_metadata(entry, more), FIELDS)
         return _DONE
 
-    def _writable(self, asked: Asked, app: str, name: str) -> Registered:
+    def _writable(self, request: CompatRequest, app: str, name: str) -> Registered:
         """Return an instance that the client may change.
 
         :raises Refusal: The client may not change it, or it does not exist.
         """
-        self.writer(asked)
+        self.writer(request)
         entry = self._known(app, name)
-        self.writer(asked, app.lower() if entry is None else entry.service)
+        self.writer(request, app.lower() if entry is None else entry.service)
         if entry is None:
             raise _unknown()
         return entry
@@ -271,22 +275,22 @@ def _unknown() -> Refusal:
     return Refusal.of(404, "There is no such instance; register it first.")
 
 
-def _wants_json(asked: Asked) -> bool:
+def _wants_json(request: CompatRequest) -> bool:
     """Return whether the client accepts JSON; Eureka's default is XML."""
-    return "json" in asked.environ.get("HTTP_ACCEPT", "").lower()
+    return "json" in request.environ.get("HTTP_ACCEPT", "").lower()
 
 
-def _written(asked: Asked, name: str, node: object) -> Answer:
-    if _wants_json(asked):
+def _written(request: CompatRequest, name: str, node: object) -> Answer:
+    if _wants_json(request):
         return Answer(json.dumps({name: node}).encode("ascii"))
     return Answer(write_xml(name, node), content_type="application/xml")
 
 
-def _registration(asked: Asked) -> dict[str, object]:
-    if "xml" not in asked.environ.get("CONTENT_TYPE", "").lower():
-        return asked.json()
+def _registration(request: CompatRequest) -> dict[str, object]:
+    if "xml" not in request.environ.get("CONTENT_TYPE", "").lower():
+        return request.json()
     try:
-        name, node = read_xml(asked.body())
+        name, node = read_xml(request.body())
     except XmlError as error:
         raise Refusal.of(400, f"The body is not valid XML: {error}.") from None
     return {name: node}

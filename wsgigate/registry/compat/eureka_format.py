@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
-from wsgigate.registry.storage import Action, Name, Noted, is_same
+from wsgigate.registry.storage import Action, Name, RecordedChanges, is_same
 from wsgigate.rules.registry import Invalid, LeaseRules, Registered, Status, parse
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
     "read_instance",
     "read_status",
     "read_xml",
-    "tell_instance",
+    "eureka_instance",
     "vips",
     "with_metadata",
     "write_xml",
@@ -43,7 +43,7 @@ Changed: TypeAlias = tuple[Action, Registered]
 
 def delta(
     entries: Iterable[Registered],
-    noted: Noted,
+    recorded: RecordedChanges,
     removed: Callable[[list[Name]], list[Registered | None]],
 ) -> list[Changed]:
     """Return the changes, one for each instance.
@@ -52,28 +52,30 @@ def delta(
     removal still has it, others add it. If the log may be incomplete, all other instances are ADDED
     as well. A client that has them already ignores that, or replaces them.
 
-    :param entries: All instances, at least as new as *noted*.
-    :param noted: The recorded changes.
+    :param entries: All instances, at least as new as *recorded*.
+    :param recorded: The recorded changes.
     :param removed: Returns the copies of removed entries.
     """
-    there = {(entry.service, entry.instance_id): entry for entry in entries}
-    names = list(noted.actions)
-    gone = [name for name in names if Action.DELETED in noted.actions[name]]
+    current = {(entry.service, entry.instance_id): entry for entry in entries}
+    names = list(recorded.actions)
+    gone = [name for name in names if Action.DELETED in recorded.actions[name]]
     were = dict(zip(gone, removed(gone), strict=True))
     changed: list[Changed] = []
     for name in names:
-        entry, was = there.get(name), were.get(name)
+        entry, was = current.get(name), were.get(name)
         if entry is None:
             if was is not None:
                 changed.append((Action.DELETED, was))
-        elif Action.MODIFIED in noted.actions[name] or (
+        elif Action.MODIFIED in recorded.actions[name] or (
             was is not None and not is_same(was, entry)
         ):
             changed.append((Action.MODIFIED, entry))
         else:
             changed.append((Action.ADDED, entry))
-    if not noted.complete:
-        changed += [(Action.ADDED, there[name]) for name in there if name not in noted.actions]
+    if not recorded.complete:
+        changed += [
+            (Action.ADDED, current[name]) for name in current if name not in recorded.actions
+        ]
     return changed
 
 
@@ -220,7 +222,7 @@ STATUSES = {
     Status.DOWN: "DOWN",
 }
 
-_MEANT = {**{word: status for status, word in STATUSES.items()}, "UNKNOWN": Status.STARTING}
+_STATUS_OF = {**{word: status for status, word in STATUSES.items()}, "UNKNOWN": Status.STARTING}
 
 FIELDS = {
     "serviceName": "app",
@@ -285,19 +287,19 @@ def read_status(word: str, field: str) -> Status:
 
     :raises Invalid: *word* is not a status of Eureka; the error names *field*.
     """
-    status = _MEANT.get(word)
+    status = _STATUS_OF.get(word)
     if status is None:
-        raise Invalid(field, f"one of {', '.join(_MEANT)}")
+        raise Invalid(field, f"one of {', '.join(_STATUS_OF)}")
     return status
 
 
-def lasting_status(told: Status, known: Status | None) -> Status:
-    """Return the status of an instance that registers as *told* while its entry is *known*.
+def lasting_status(new: Status, known: Status | None) -> Status:
+    """Return the status of an instance that registers as *new* while its entry is *known*.
 
     As in Eureka, an instance that was taken out of service stays so when it registers as UP, until
     the override is removed; a registration as STARTING or DOWN takes effect.
     """
-    return known if told is Status.UP and known is Status.DRAINING else told
+    return known if new is Status.UP and known is Status.DRAINING else new
 
 
 def with_metadata(entry: Registered, more: Mapping[str, str]) -> Registered:
@@ -319,7 +321,7 @@ def with_metadata(entry: Registered, more: Mapping[str, str]) -> Registered:
     return replace(entry, metadata=metadata, zone=zone, version=version)
 
 
-def tell_instance(entry: Registered, rules: LeaseRules, action: str = "ADDED") -> dict[str, Any]:
+def eureka_instance(entry: Registered, rules: LeaseRules, action: str = "ADDED") -> dict[str, Any]:
     """Return *entry* as an instance in Eureka's JSON."""
     secure = entry.scheme == "https"
     metadata = dict(entry.metadata)
@@ -330,7 +332,7 @@ def tell_instance(entry: Registered, rules: LeaseRules, action: str = "ADDED") -
             metadata.setdefault(key, value)
     duration = entry.unhealthy_after(rules)
     registered, renewed = str(int(entry.registered_at * 1000)), int(entry.last_heartbeat * 1000)
-    told = {
+    instance = {
         "instanceId": entry.instance_id,
         "hostName": entry.host,
         "app": entry.service.upper(),
@@ -362,8 +364,8 @@ def tell_instance(entry: Registered, rules: LeaseRules, action: str = "ADDED") -
         "actionType": action,
     }
     if entry.health_check_path:
-        told[_health_member(secure)] = entry.url + entry.health_check_path
-    return told
+        instance[_health_member(secure)] = entry.url + entry.health_check_path
+    return instance
 
 
 def applications(
@@ -377,12 +379,12 @@ def applications(
     """
     instances: dict[str, list[dict[str, Any]]] = {}
     for action, entry in changed:
-        told = tell_instance(entry, rules, action)
-        instances.setdefault(told["app"], []).append(told)
+        instance = eureka_instance(entry, rules, action)
+        instances.setdefault(instance["app"], []).append(instance)
     return {
         "versions__delta": str(version),
         "apps__hashcode": code,
-        "application": [{"name": app, "instance": told} for app, told in instances.items()],
+        "application": [{"name": app, "instance": listed} for app, listed in instances.items()],
     }
 
 
@@ -398,8 +400,8 @@ def hash_code(entries: Iterable[Registered]) -> str:
 
 def vips(entry: Registered, *, secure: bool) -> list[str]:
     """Return the virtual addresses of *entry*."""
-    told = entry.metadata.get(SECURE_VIP if secure else VIP, entry.service.lower())
-    return [vip.strip() for vip in str(told).split(",")]
+    text = entry.metadata.get(SECURE_VIP if secure else VIP, entry.service.lower())
+    return [vip.strip() for vip in str(text).split(",")]
 
 
 def _mapping(document: Mapping[str, Any], field: str) -> Mapping[str, Any]:
@@ -422,13 +424,13 @@ def _text_member(document: Mapping[str, Any], field: str) -> str:
 
 def _port(instance: Mapping[str, Any]) -> tuple[bool, int]:
     """Return whether the port uses TLS, and the port: the plain one if both are enabled."""
-    for field, unless_said in (("port", True), ("securePort", False)):
+    for field, default in (("port", True), ("securePort", False)):
         given = instance.get(field)
         if given is None:
             continue
         if not isinstance(given, Mapping):
             given = {"$": given}
-        enabled = given.get("@enabled", unless_said)
+        enabled = given.get("@enabled", default)
         if enabled in (True, "true"):
             return field == "securePort", _number(given.get("$"), field)
     raise Invalid("port", "required, unless securePort is enabled")
