@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from wsgigate.http.bodies import KeptBody
+from wsgigate.http.bodies import BufferedBody
 
 DATA = b"one\ntwo\n\nthree"
 
@@ -24,10 +24,10 @@ STEPS = some.lists(
 def test_it_reads_as_the_body_itself_does(
     first: list[tuple[str, int | None]], second: list[tuple[str, int | None]]
 ) -> None:
-    body, plain = KeptBody(io.BytesIO(DATA), 100), io.BytesIO(DATA)
+    body, plain = BufferedBody(io.BytesIO(DATA), 100), io.BytesIO(DATA)
     for how, size in first:
         assert getattr(body, how)(size) == getattr(plain, how)(size)
-    again, plain = body.again(), io.BytesIO(DATA)
+    again, plain = body.from_start(), io.BytesIO(DATA)
     for how, size in second:
         assert getattr(again, how)(size) == getattr(plain, how)(size)
     assert again is not None
@@ -39,14 +39,14 @@ def test_it_reads_as_the_body_itself_does(
     [lambda body: b"".join(body), lambda body: b"".join(body.readlines()), lambda b: b.read()],
 )
 def test_every_way_to_the_end_is_one(read: Callable[[Any], bytes]) -> None:
-    body = KeptBody(io.BytesIO(DATA), 100, expected=len(DATA))
+    body = BufferedBody(io.BytesIO(DATA), 100, expected=len(DATA))
     assert body.whole() is None
     assert body.read(5) + read(body) == body.whole() == DATA
-    assert read(body.again()) == DATA
+    assert read(body.from_start()) == DATA
 
 
 def test_without_a_length_the_end_has_to_be_seen() -> None:
-    body = KeptBody(io.BytesIO(DATA), 100)
+    body = BufferedBody(io.BytesIO(DATA), 100)
     body.read(len(DATA))
     body.read(0)
     assert body.whole() is None
@@ -56,8 +56,8 @@ def test_without_a_length_the_end_has_to_be_seen() -> None:
 
 @pytest.mark.parametrize(("most", "kept"), [(len(DATA), True), (len(DATA) - 1, False)])
 def test_no_more_is_kept_than_may_be(most: int, kept: bool) -> None:
-    body = KeptBody(io.BytesIO(DATA), most, expected=len(DATA))
+    body = BufferedBody(io.BytesIO(DATA), most, expected=len(DATA))
     while body.read(3):
         pass
-    assert (body.whole() is not None, body.again() is not None) == (kept, kept)
+    assert (body.whole() is not None, body.from_start() is not None) == (kept, kept)
     assert body.too_large is not kept

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from werkzeug.test import Client
 
-from wsgigate.http.responses import LARGEST, fixed_answer
+from wsgigate.http.responses import LARGEST, fixed_response
 
 
 def test_it_is_always_the_same() -> None:
-    app = fixed_answer("später", status=200, fields=[("X-More", "1")])
+    app = fixed_response("später", status=200, fields=[("X-More", "1")])
     for _ in range(2):
         answer = Client(app).get("/")
         assert (answer.status, answer.text) == ("200 OK", "später")
@@ -36,4 +36,4 @@ def test_it_is_always_the_same() -> None:
 )
 def test_what_can_be_none(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        fixed_answer(**{"body": "", **settings})
+        fixed_response(**{"body": "", **settings})

@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 
-from wsgigate.http.responses import FIELD, answer_instead, marked, shaped
+from wsgigate.http.responses import (
+    FALLBACK_FIELD,
+    record_shaping,
+    replaceable_response,
+    with_fallback_field,
+)
 from wsgigate.http.wsgi import SHAPED
 from wsgigate.testing.server import Body, Boom, Server, new_environ
 
@@ -22,7 +27,7 @@ def other(environ: Any, start_response: Any) -> list[bytes]:
 
 def serve(app: Any, choose: Any) -> Server:
     def around(environ: Any, start_response: Any) -> Any:
-        return answer_instead(app, environ, start_response, choose)
+        return replaceable_response(app, environ, start_response, choose)
 
     return Server().serve(around, new_environ())
 
@@ -69,7 +74,9 @@ def test_what_does_not_is_passed_on(kind: Any, status: str, choose: Any) -> None
 
 def test_the_body_of_an_answer_that_stays_is_the_apps_own() -> None:
     body = Body()
-    got = answer_instead(eager("200 OK", body), new_environ(), Server().start_response, failures)
+    got = replaceable_response(
+        eager("200 OK", body), new_environ(), Server().start_response, failures
+    )
     assert got is body
 
 
@@ -153,7 +160,7 @@ def test_a_lazy_body_is_closed_once() -> None:
             self.start = start_response
             return self
 
-    got: Any = answer_instead(Lazy(), new_environ(), Server().start_response, failures)
+    got: Any = replaceable_response(Lazy(), new_environ(), Server().start_response, failures)
     assert next(iter(got)) == b"one"
     got.close()
     got.close()
@@ -162,12 +169,14 @@ def test_a_lazy_body_is_closed_once() -> None:
 
 def test_an_answer_says_whose_it_is_whatever_it_said_itself() -> None:
     answer = Server()
-    marked(answer.start_response, "app")("200 OK", [*PLAIN, (FIELD.lower(), "none")])
-    assert answer.headers == [*PLAIN, (FIELD, "app")]
+    with_fallback_field(answer.start_response, "app")(
+        "200 OK", [*PLAIN, (FALLBACK_FIELD.lower(), "none")]
+    )
+    assert answer.headers == [*PLAIN, (FALLBACK_FIELD, "app")]
 
 
 def test_what_was_done_is_noted_in_its_order() -> None:
     environ: dict[str, Any] = {}
-    shaped(environ, "split=a")
-    shaped(environ, "fallback=b")
+    record_shaping(environ, "split=a")
+    record_shaping(environ, "fallback=b")
     assert environ[SHAPED] == "split=a fallback=b"

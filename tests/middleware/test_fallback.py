@@ -10,7 +10,7 @@ import pytest
 from werkzeug.test import Client
 
 from wsgigate import Fallback, FallbackRules
-from wsgigate.http.responses import fixed_answer
+from wsgigate.http.responses import fixed_response
 from wsgigate.http.wsgi import FAILURE, SHAPED
 from wsgigate.testing.server import Server, new_environ
 
@@ -111,7 +111,7 @@ def test_the_other_gets_the_body_although_the_first_has_put_another_in_its_place
 
 
 def test_a_fixed_answer_does_nothing_so_it_may_answer_all() -> None:
-    fixed = fixed_answer("later", status=503)
+    fixed = fixed_response("later", status=503)
     app = Fallback(App(504, reads=5), fixed, rules=ALL, kind="fixed", acts=False)
     assert ask(app, "POST", b"order") == ("503", "fixed")
 
@@ -150,7 +150,7 @@ def test_the_log_is_told_and_the_other_may_fail_in_its_own_way() -> None:
 
 
 def test_fallbacks_can_be_chained() -> None:
-    fixed = fixed_answer("closed", status=200, content_type="text/html")
+    fixed = fixed_response("closed", status=200, content_type="text/html")
     app = Fallback(Fallback(App(503), App(502)), fixed, kind="fixed", acts=False)
     answer = Client(app).get("/", buffered=True)
     assert (answer.status_code, answer.text, answer.content_type) == (200, "closed", "text/html")

@@ -238,14 +238,14 @@ class Access:
         known = self._callers.get(self._digest(token)) if token else None
         if known is not None:
             if self._guard is not None:
-                self._guard.right(client_address(environ)[:_LONGEST_ADDRESS], token)
+                self._guard.record_valid(client_address(environ)[:_LONGEST_ADDRESS], token)
             return known
         if self._anonymous is not None:
             if not for_loopback(environ):
                 raise _not_loopback()
             return self._anonymous
         if token and self._guard is not None:
-            self._guard.wrong(client_address(environ)[:_LONGEST_ADDRESS], token)
+            self._guard.record_wrong(client_address(environ)[:_LONGEST_ADDRESS], token)
         raise _unknown()
 
     def check_write(self, environ: WSGIEnvironment, service: str) -> None:

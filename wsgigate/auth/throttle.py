@@ -66,7 +66,7 @@ class TokenGuard:
         self._alone: dict[str, Guesses] = {}
         self._fresh: dict[tuple[str, bytes], float] = {}
 
-    def right(self, address: str, token: bytes) -> None:
+    def record_valid(self, address: str, token: bytes) -> None:
         """Record a valid token from *address*.
 
         :raises Refusal: 429 after too many wrong tokens, unless the address has used this one.
@@ -83,7 +83,7 @@ class TokenGuard:
             self._fresh.clear()
         self._fresh[key] = now + FRESH
 
-    def wrong(self, address: str, token: bytes) -> None:
+    def record_wrong(self, address: str, token: bytes) -> None:
         """Count a wrong token from *address*.
 
         :raises Refusal: 429, if the address has sent too many.

@@ -34,7 +34,7 @@ from wsgigate.config.traffic import FallbackTable, MirrorTable, StaleTable, fall
 from wsgigate.coordination.denylist import DenyList
 from wsgigate.coordination.maintenance import GATEWAY, MaintenanceSwitch
 from wsgigate.http.problem import Problem
-from wsgigate.http.responses import LARGEST, fixed_answer
+from wsgigate.http.responses import LARGEST, fixed_response
 from wsgigate.middleware.fallback import Fallback
 from wsgigate.middleware.maintenance import Maintenance
 from wsgigate.middleware.mirror import Mirror
@@ -315,7 +315,7 @@ class RouteApps:
         if fallback.file is not None:
             body, kind = self._content(fallback.file, "file")
             settings.setdefault("content_type", kind)
-        return fixed_answer(body, **settings)
+        return fixed_response(body, **settings)
 
     def _with_mirror(
         self, app: App, mirror: MirrorTable, table: RouteTable, prefix: str, path: str

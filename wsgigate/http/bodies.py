@@ -13,7 +13,7 @@ from wsgigate.http.wsgi import BodyError
 
 __all__ = [
     "ClientBody",
-    "KeptBody",
+    "BufferedBody",
     "Replay",
     "client_body",
     "has_body",
@@ -45,7 +45,7 @@ class _Reader(Protocol):
             yield line
 
 
-class KeptBody(_Reader):
+class BufferedBody(_Reader):
     """An input that reads from *source* and keeps a copy of up to *most* bytes.
 
     :param source: ``wsgi.input``.
@@ -75,9 +75,9 @@ class KeptBody(_Reader):
         ended = self._ended if self._expected is None else len(self._copy) == self._expected
         return bytes(self._copy) if ended else None
 
-    def again(self) -> _Reader | None:
+    def from_start(self) -> _Reader | None:
         """Return the body from its beginning; ``None`` if it was too large."""
-        return None if self.too_large else _Again(bytes(self._copy), self._source)
+        return None if self.too_large else _ReplayedBody(bytes(self._copy), self._source)
 
     def _read_and_keep(self, read: Callable[..., bytes], size: int | None) -> bytes:
         block = read() if size is None or size < 0 else read(size)
@@ -92,7 +92,7 @@ class KeptBody(_Reader):
         return block
 
 
-class _Again(_Reader):
+class _ReplayedBody(_Reader):
     """An input with the kept bytes, then the rest of the source."""
 
     def __init__(self, kept: bytes, source: Any) -> None:

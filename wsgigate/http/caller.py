@@ -33,7 +33,7 @@ __all__ = [
     "cookie",
     "exemption",
     "first_of",
-    "kept_as",
+    "store_key",
     "key_of",
     "listed_path",
     "matching",
@@ -439,7 +439,7 @@ def by_address(key: KeyNames) -> bool:
     return any(by_address(one) for one in key)
 
 
-def kept_as(key: object) -> str:
+def store_key(key: object) -> str:
     """Return the store key of *key*: ``=`` and the key if it is short ASCII, else ``#`` and a hash.
 
     :raises TypeError: A key function may not return such a value.

@@ -71,7 +71,7 @@ class PeerWatch:
             app,
         )
 
-    def look(self, environ: WSGIEnvironment) -> bool:
+    def inspect(self, environ: WSGIEnvironment) -> bool:
         """Inspect a request; return whether to inspect the next one."""
         if CLIENT in environ or _WARNED in environ:
             return False
@@ -85,9 +85,9 @@ class PeerWatch:
                     "ProxyFix is inside of it and replaces the peer's address only afterwards",
                 )
                 return False
-        return self.forwarded(environ, peer)
+        return self.inspect_fields(environ, peer)
 
-    def forwarded(self, environ: WSGIEnvironment, peer: str) -> bool:
+    def inspect_fields(self, environ: WSGIEnvironment, peer: str) -> bool:
         """Inspect the forwarding fields of a request; return whether to inspect the next one."""
         self._left -= 1
         if self._left < 0 or not is_near(peer):

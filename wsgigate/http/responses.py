@@ -24,12 +24,12 @@ from wsgigate.http.wsgi import SHAPED, ExcInfo, Headers, close_body, is_websocke
 __all__ = [
     "Choose",
     "CopiedBody",
-    "FIELD",
-    "Held",
-    "answer_instead",
-    "fixed_answer",
-    "marked",
-    "shaped",
+    "FALLBACK_FIELD",
+    "BufferedResponse",
+    "replaceable_response",
+    "fixed_response",
+    "with_fallback_field",
+    "record_shaping",
 ]
 
 
@@ -82,7 +82,7 @@ LARGEST = 1024 * 1024
 """Maximum body size of a fixed response in bytes: each worker holds it in memory."""
 
 
-def fixed_answer(
+def fixed_response(
     body: bytes | str,
     *,
     status: int = 503,
@@ -119,29 +119,29 @@ def fixed_answer(
     return answer
 
 
-FIELD = "X-Gateway-Fallback"
+FALLBACK_FIELD = "X-Gateway-Fallback"
 """The header field of a fallback response; its value is the kind of the fallback."""
 
-_NAMES = frozenset((FIELD.lower(),))
+_FALLBACK_FIELDS = frozenset((FALLBACK_FIELD.lower(),))
 
 Choose: TypeAlias = Callable[[int, Exception | None], WSGIApplication | None]
 """``choose(status, error)`` returns the app that replaces the response, ``None`` to keep it.
 *error* is the exception that the app raised; the status is 500 then."""
 
 
-def shaped(environ: WSGIEnvironment, what: str) -> None:
+def record_shaping(environ: WSGIEnvironment, what: str) -> None:
     """Record *what*, such as ``split=beta``, for the access log: how the request was shaped."""
     before = environ.get(SHAPED)
     environ[SHAPED] = f"{before} {what}" if before else what
 
 
-def marked(start_response: StartResponse, kind: str) -> StartResponse:
-    """Return a *start_response* that adds the field :data:`FIELD` with the value *kind*."""
+def with_fallback_field(start_response: StartResponse, kind: str) -> StartResponse:
+    """Return a *start_response* that adds :data:`FALLBACK_FIELD` with the value *kind*."""
 
     def start(
         status: str, headers: Headers, exc_info: ExcInfo | None = None
     ) -> Callable[[bytes], object]:
-        headers = [*without(headers, _NAMES), (FIELD, kind)]
+        headers = [*without(headers, _FALLBACK_FIELDS), (FALLBACK_FIELD, kind)]
         if exc_info:
             return start_response(status, headers, exc_info)
         return start_response(status, headers)
@@ -149,7 +149,7 @@ def marked(start_response: StartResponse, kind: str) -> StartResponse:
     return start
 
 
-def answer_instead(
+def replaceable_response(
     app: WSGIApplication,
     environ: WSGIEnvironment,
     start_response: StartResponse,
@@ -160,10 +160,10 @@ def answer_instead(
     A response that is kept is not delayed: ``start_response`` is passed on at once, and its body is
     returned unchanged. The body of a replaced response is closed before the other app is called.
     """
-    return _Response(environ, start_response, choose).call(app)
+    return _ReplaceableResponse(environ, start_response, choose).call(app)
 
 
-class _Response:
+class _ReplaceableResponse:
     """A response that may be replaced when it starts; also the body if the app starts lazily."""
 
     __slots__ = ("_began", "_body", "_choose", "_chunks", "_environ", "_other", "_start_response")
@@ -248,15 +248,15 @@ def _drop(_data: bytes) -> None:
     """Discard what the app writes of a response that is replaced."""
 
 
-class Held:
+class BufferedResponse:
     """A response whose head is held back until its first chunk, so that it can be replaced.
 
-    A subclass implements :meth:`instead`, which returns the replacement. The object is also the
+    A subclass implements :meth:`replacement`, which returns the replacement. The object is also the
     body of the response.
     """
 
     replaces_started = True
-    """Whether :meth:`instead` is called for a response that has not failed."""
+    """Whether :meth:`replacement` is called for a response that has not failed."""
 
     begun = False
     _body: Iterable[bytes] = ()
@@ -269,7 +269,7 @@ class Held:
         self._environ = environ
         self._start_response = start_response
 
-    def instead(self, error: BaseException | None) -> WSGIApplication | None:
+    def replacement(self, error: BaseException | None) -> WSGIApplication | None:
         """Return the app that replaces this response, or ``None`` to keep it.
 
         Called once, when the response is about to start or has failed before.
@@ -348,7 +348,7 @@ class Held:
 
     def _begin(self) -> None:
         """Pass on the head, or start the replacement."""
-        app = self.instead(None) if self.replaces_started else None
+        app = self.replacement(None) if self.replaces_started else None
         if app is not None:
             self._replace(app)
             return
@@ -369,7 +369,7 @@ class Held:
         """Start the replacement of a response that failed with *error*, or raise *error*."""
         if isinstance(error, StopIteration) and is_websocket(self._environ):
             raise error  # an app that took over the socket ends this way under gunicorn
-        if not self.begun and (app := self.instead(error)) is not None:
+        if not self.begun and (app := self.replacement(error)) is not None:
             self._replace(app)
         if self._other is None:
             raise error

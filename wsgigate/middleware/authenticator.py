@@ -199,7 +199,7 @@ class Authenticator:
                 return self.app(environ, start_response)
             return self._without_token(environ, start_response)
         try:
-            verified = self._look(value)
+            verified = self._verified(value)
         except TokenRejected as error:
             refused(environ, "Authenticator", f"bad token: {error}")
             return self._invalid(environ, start_response)
@@ -260,7 +260,7 @@ class Authenticator:
         refused(environ, "Authenticator", f"bad token: {reason}")
         return self._invalid
 
-    def _look(self, value: str) -> Verified | None:
+    def _verified(self, value: str) -> Verified | None:
         """Return the token of the ``Authorization`` field *value*; None for another scheme."""
         scheme, _, token = value.partition(" ")
         if scheme != "Bearer" and scheme.lower() != "bearer":

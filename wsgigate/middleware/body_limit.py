@@ -8,7 +8,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.problem import Problem, Refuse, answer_with
 from wsgigate.http.refusals import refused
-from wsgigate.http.responses import Held
+from wsgigate.http.responses import BufferedResponse
 from wsgigate.http.wsgi import BodyTooLarge
 from wsgigate.rules.arguments import checked
 from wsgigate.units import parse_size
@@ -172,7 +172,7 @@ class _Counted(_Bounded):
         return BodyTooLarge(f"the request body is larger than {self.limit} bytes")
 
 
-class _Limited(Held):
+class _Limited(BufferedResponse):
     """A response that is replaced by the 413 if it has not started when the limit is exceeded."""
 
     __slots__ = ("_answer", "_counted")
@@ -188,7 +188,7 @@ class _Limited(Held):
         self._counted = counted
         self._answer = answer
 
-    def instead(self, error: BaseException | None) -> WSGIApplication | None:
+    def replacement(self, error: BaseException | None) -> WSGIApplication | None:
         if not self._counted.exceeded:
             return None
         refused(self._environ, "BodyLimit", f"body of more than {self._counted.limit} bytes")

@@ -115,7 +115,7 @@ class ClientAddress:
                 return self._refuse(problem)(environ, start_response)
         elif not self._harmless.issuperset(environ):  # one check for all keys: 0.5 µs
             watch = self._watch
-            if watch is not None and not watch.forwarded(environ, peer):
+            if watch is not None and not watch.inspect_fields(environ, peer):
                 self._watch = None
             self._forget(environ)
         return self.app(environ, start_response)

@@ -37,9 +37,9 @@ from wsgigate.http.caller import (
     KeyNames,
     by_address,
     exempt_of,
-    kept_as,
     key_of,
     only_of,
+    store_key,
 )
 from wsgigate.http.peer_watch import PeerWatch
 from wsgigate.http.problem import Problem, Refuse, answer_with
@@ -389,7 +389,7 @@ class ConcurrencyLimiter:
         if not self.enabled:
             return self.app(environ, start_response)
         watch = self._watch
-        if watch is not None and not watch.look(environ):
+        if watch is not None and not watch.inspect(environ):
             self._watch = None
         if self._only is not None and not self._only(environ):
             return self.app(environ, start_response)
@@ -405,7 +405,7 @@ class ConcurrencyLimiter:
             return body
         while self._forgotten:
             self._release_forgotten()
-        place, lease = self._prefix + kept_as(key), secrets.token_bytes(ID_BYTES)
+        place, lease = self._prefix + store_key(key), secrets.token_bytes(ID_BYTES)
         take = self._rule.take
 
         def change(
@@ -456,7 +456,7 @@ class ConcurrencyLimiter:
         :raises StoreError: The store fails.
         """
         if key is not None:
-            self._opened.update(self._prefix + kept_as(key), _nothing)
+            self._opened.update(self._prefix + store_key(key), _nothing)
             return
         self._leases.forget_all()
         for place, _ in list(self._opened.items(self._prefix)):
@@ -518,7 +518,7 @@ class ConcurrencyLimiter:
         environ: WSGIEnvironment,
         start_response: StartResponse,
     ) -> Iterable[bytes]:
-        caller = kept_as(key)[1:].lstrip(OTHERWISE)
+        caller = store_key(key)[1:].lstrip(OTHERWISE)
         reason = f"{caller} has {self.limit} requests in flight, the limit of {self.name!r}"
         if self._observes:
             environ[REASON] = f"only observed: {reason}"

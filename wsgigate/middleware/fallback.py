@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.http.bodies import KeptBody
+from wsgigate.http.bodies import BufferedBody
 from wsgigate.http.fields import is_token
-from wsgigate.http.responses import answer_instead, marked, shaped
+from wsgigate.http.responses import record_shaping, replaceable_response, with_fallback_field
 from wsgigate.http.wsgi import FAILURE
 from wsgigate.rules.arguments import checked
 from wsgigate.rules.fallback import FallbackRules, may_ask_another, reason_of
@@ -67,9 +67,9 @@ class Fallback:
         if environ["REQUEST_METHOD"] not in rules.methods or "HTTP_UPGRADE" in environ:
             return self.app(environ, start_response)
         before = [environ.get(key, _ABSENT) for key in _OF_THE_REQUEST]
-        body: KeptBody | None = None
+        body: BufferedBody | None = None
         if self._acts and _has_body(environ):
-            environ["wsgi.input"] = body = KeptBody(environ["wsgi.input"], BUFFER)
+            environ["wsgi.input"] = body = BufferedBody(environ["wsgi.input"], BUFFER)
 
         def choose(status: int, error: Exception | None) -> WSGIApplication | None:
             reason = reason_of(environ.get(FAILURE), error is not None)
@@ -86,7 +86,7 @@ class Fallback:
 
         def instead(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             if body is not None:
-                environ["wsgi.input"] = body.again()
+                environ["wsgi.input"] = body.from_start()
             environ.pop(FAILURE, None)
             environ.pop("werkzeug.request", None)  # it caches the body that was read
             for key, value in zip(_OF_THE_REQUEST, before, strict=True):
@@ -94,10 +94,10 @@ class Fallback:
                     environ.pop(key, None)
                 else:
                     environ[key] = value
-            shaped(environ, f"fallback={self._kind}")
-            return self._other(environ, marked(start_response, self._kind))
+            record_shaping(environ, f"fallback={self._kind}")
+            return self._other(environ, with_fallback_field(start_response, self._kind))
 
-        return answer_instead(self.app, environ, start_response, choose)
+        return replaceable_response(self.app, environ, start_response, choose)
 
 
 def _has_body(environ: WSGIEnvironment) -> bool:

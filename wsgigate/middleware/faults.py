@@ -12,7 +12,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.fields import is_token
 from wsgigate.http.problem import Problem, Refuse, answer_with
-from wsgigate.http.responses import shaped
+from wsgigate.http.responses import record_shaping
 from wsgigate.http.wsgi import REASON, environ_key
 from wsgigate.rules.arguments import checked
 from wsgigate.runtime import fork
@@ -149,7 +149,7 @@ class Faults:
             self._delay(fault.delay, environ)
         if fault.status is None:
             return self.app(environ, start_response)
-        shaped(environ, f"fault={fault.status}")
+        record_shaping(environ, f"fault={fault.status}")
         environ[REASON] = "a fault was injected"
         return self._aborted(environ, start_response)
 
@@ -170,7 +170,7 @@ class Faults:
                 return
             self.delayed += 1
         try:
-            shaped(environ, "fault=delay")
+            record_shaping(environ, "fault=delay")
             self._sleep(seconds)
         finally:
             with self.lock:

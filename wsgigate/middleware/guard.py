@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.problem import Problem, Refuse, answer_with
-from wsgigate.http.responses import Held
+from wsgigate.http.responses import BufferedResponse
 from wsgigate.http.wsgi import REASON, REQUEST_ID
 from wsgigate.rules.arguments import checked
 
@@ -46,11 +46,11 @@ class Guard:
             raise _exited(error) from error
 
 
-class _Guarded(Held):
+class _Guarded(BufferedResponse):
     replaces_started = False
     answer: WSGIApplication
 
-    def instead(self, error: BaseException | None) -> WSGIApplication | None:
+    def replacement(self, error: BaseException | None) -> WSGIApplication | None:
         if error is None:
             return None
         name = type(error).__name__

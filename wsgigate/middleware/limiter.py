@@ -18,10 +18,10 @@ from wsgigate.http.caller import (
     Plan,
     by_address,
     exempt_of,
-    kept_as,
     key_of,
     only_of,
     plan_of,
+    store_key,
 )
 from wsgigate.http.fields import retry_after
 from wsgigate.http.peer_watch import PeerWatch
@@ -170,7 +170,7 @@ class Limiter:
         if not self.enabled:
             return self.app(environ, start_response)
         counted, watch = self._default, self._watch
-        if watch is not None and not watch.look(environ):
+        if watch is not None and not watch.inspect(environ):
             self._watch = None
         if self._selects:  # most limiters have none of these
             if self._only is not None and not self._only(environ):
@@ -236,7 +236,7 @@ class Limiter:
         if key is None or self._chosen is not None:
             # Between the name and the key is rules.algorithms.Policy.place.
             begins, ends = re.escape(f"limit/{self.name}/"), re.escape(self._opened.prefix)
-            ends += "[=#].*" if key is None else re.escape(self._kept_as(key))
+            ends += "[=#].*" if key is None else re.escape(self._store_key(key))
             mine = re.compile(f"{begins}(?:together|[^/]+/[^/]+/[^/]+)/{ends}", re.DOTALL)
             for name, _ in list(self._opened.items(f"limit/{self.name}/")):
                 if mine.fullmatch(name):
@@ -257,8 +257,8 @@ class Limiter:
     def _open(self) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
         return self._opened.updater(), getattr(self._opened.open(), "take", None)
 
-    def _kept_as(self, key: str) -> str:
-        return kept_as(address_key(key) if self.key is client_address else key)
+    def _store_key(self, key: str) -> str:
+        return store_key(address_key(key) if self.key is client_address else key)
 
     def _quotas_of(self, environ: WSGIEnvironment) -> _Counted | None:
         if self._plan is not None:
@@ -292,7 +292,7 @@ class Limiter:
     ) -> Iterable[bytes]:
         over = [place for place, verdict in enumerate(verdicts) if not verdict.allowed]
         names = [counted.terms[place].name for place in over]
-        key = kept_as(self.key(environ))[1:].lstrip(OTHERWISE)
+        key = store_key(self.key(environ))[1:].lstrip(OTHERWISE)
         reason = f"{key} is over the quota {names[0]!r} of {counted.quotas[over[0]]}"
         if self._observes:
             return self._observe(reason, environ, start_response)
@@ -383,7 +383,7 @@ class _Counted(Policy):
         place = f"limit/{self.place}/"
 
         def kept(key: str) -> str:
-            return place + opened.prefix + kept_as(address_key(key) if by_address else key)
+            return place + opened.prefix + store_key(address_key(key) if by_address else key)
 
         self.kept = lru_cache(maxsize=REMEMBERED)(kept)
         self.terms = tuple(

@@ -12,7 +12,7 @@ from wsgigate.http.caller import exemption
 from wsgigate.http.fields import is_token, retry_after
 from wsgigate.http.forwarded import AddressList
 from wsgigate.http.problem import Problem, Refuse, answer_with
-from wsgigate.http.responses import fixed_answer
+from wsgigate.http.responses import fixed_response
 from wsgigate.http.wsgi import FAILURE, REASON, environ_key, peer
 from wsgigate.rules.arguments import checked
 
@@ -81,13 +81,13 @@ class Maintenance:
             raise ValueError(f"retry_after: a number of seconds above 0, not {retry_after}")
         self._retry_after = retry_after
         if page is not None:
-            fixed_answer(page[0], content_type=page[1])  # raises ValueError if it is invalid
+            fixed_response(page[0], content_type=page[1])  # raises ValueError if it is invalid
         self._page = page
         self._refuse = refuse
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if self._key and self._key in environ:
-            self._look(environ)
+            self._take_secret(environ)
         found = self._switch.notice(self._scopes)
         if found is None or self._passes(environ):
             return self.app(environ, start_response)
@@ -97,7 +97,7 @@ class Maintenance:
         environ[FAILURE] = "Maintenance"
         if self._page is not None:
             body, content_type = self._page
-            page = fixed_answer(body, content_type=content_type, fields=[wait])
+            page = fixed_response(body, content_type=content_type, fields=[wait])
             return page(environ, start_response)
         problem = Problem(
             503,
@@ -107,7 +107,7 @@ class Maintenance:
         )
         return self._refuse(problem)(environ, start_response)
 
-    def _look(self, environ: WSGIEnvironment) -> None:
+    def _take_secret(self, environ: WSGIEnvironment) -> None:
         """Remove the secret from the request, and mark it for inner middlewares if it is right."""
         given = sha256(environ.pop(self._key).encode("utf-8", "surrogatepass")).digest()
         if compare_digest(given, self._digest):

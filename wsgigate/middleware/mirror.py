@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.http.bodies import KeptBody
+from wsgigate.http.bodies import BufferedBody
 from wsgigate.http.wsgi import (
     CLAIMS,
     CLIENT,
@@ -139,7 +139,7 @@ class Mirror:
             return self.app(environ, start_response)
         copied = self._copied(environ)
         expected = None if chunked else int(length)
-        environ["wsgi.input"] = body = KeptBody(environ["wsgi.input"], self._largest, expected)
+        environ["wsgi.input"] = body = BufferedBody(environ["wsgi.input"], self._largest, expected)
         try:
             return self.app(environ, start_response)
         finally:

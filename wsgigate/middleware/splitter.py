@@ -10,7 +10,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.caller import KeyNames, key_of, text_of
 from wsgigate.http.fields import is_token
-from wsgigate.http.responses import shaped
+from wsgigate.http.responses import record_shaping
 from wsgigate.http.wsgi import environ_key
 from wsgigate.rules.arguments import checked
 
@@ -122,5 +122,5 @@ class Splitter:
             if key.__class__ is not str and key is not None:
                 key = text_of(key)
             name = self._split.choose(key, self._random)
-        shaped(environ, f"split={name}")
+        record_shaping(environ, f"split={name}")
         return self._apps[name](environ, start_response)

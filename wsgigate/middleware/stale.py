@@ -8,7 +8,12 @@ from typing import NamedTuple, TypeAlias
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.problem import status_line
-from wsgigate.http.responses import CopiedBody, answer_instead, marked, shaped
+from wsgigate.http.responses import (
+    CopiedBody,
+    record_shaping,
+    replaceable_response,
+    with_fallback_field,
+)
 from wsgigate.http.target import BadTarget, kept_target_of
 from wsgigate.http.wsgi import CLAIMS, FAILURE, ExcInfo, Headers, environ_key, without
 from wsgigate.rules.arguments import checked
@@ -28,13 +33,13 @@ _AGE = frozenset(("age", "content-length"))
 _Key: TypeAlias = tuple[str, str, str]
 
 
-class _Answer(NamedTuple):
+class _StoredResponse(NamedTuple):
     status: int
     headers: Headers
     body: bytes
     keeping: Keeping
     selected: tuple[str, ...]
-    came: float
+    stored_at: float
     size: int
 
 
@@ -80,7 +85,7 @@ class StaleAnswers:
         self.shown = 0
         self.lock = threading.RLock()
         self._rules = FallbackRules() if rules is None else rules
-        self._shelf: Shelf[_Key, tuple[_Answer, ...]] = Shelf(max_size)
+        self._shelf: Shelf[_Key, tuple[_StoredResponse, ...]] = Shelf(max_size)
         self._largest = max_answer
         self._stale_for = stale_for
         self._now = now
@@ -118,9 +123,9 @@ class StaleAnswers:
             found = self._find(key, received, environ)
             if found is None:
                 return None
-            return lambda environ, _: self._show(found, environ, start_response)
+            return lambda environ, _: self._serve(found, environ, start_response)
 
-        body = answer_instead(self.app, environ, start, choose)
+        body = replaceable_response(self.app, environ, start, choose)
         if kept is None:  # also for an app that starts its response lazily
             return body
         status, headers, how = kept
@@ -196,7 +201,7 @@ class StaleAnswers:
         selected = selecting(how.vary, lambda name: _field(received, name))
         size = len(body) + sum(len(name) + len(value) for name, value in headers) + _OVERHEAD
         size += sum(map(len, selected))  # request fields may be as long as the server allows
-        made = _Answer(status, headers, body, how, selected, self._clock(), size)
+        made = _StoredResponse(status, headers, body, how, selected, self._clock(), size)
         with self.lock:
             others = [
                 one
@@ -208,28 +213,28 @@ class StaleAnswers:
 
     def _find(
         self, key: _Key, received: WSGIEnvironment, environ: WSGIEnvironment
-    ) -> _Answer | None:
+    ) -> _StoredResponse | None:
         if "HTTP_IF_MATCH" in received or "HTTP_IF_UNMODIFIED_SINCE" in received:
             return None  # only the service can evaluate these conditions
         with self.lock:
             answers = self._shelf.get(key) or ()
         now, credentials = self._clock(), _has_credentials(received) or _has_credentials(environ)
         for one in answers:
-            age = one.keeping.age + now - one.came
+            age = one.keeping.age + now - one.stored_at
             if may_show(one.keeping, age, credentials=credentials) and one.selected == selecting(
                 one.keeping.vary, lambda name: _field(received, name)
             ):
                 return one
         return None
 
-    def _show(
-        self, found: _Answer, environ: WSGIEnvironment, start_response: StartResponse
+    def _serve(
+        self, found: _StoredResponse, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
         with self.lock:
             self.shown += 1
-        shaped(environ, "fallback=stale")
-        age = max(0, int(found.keeping.age + self._clock() - found.came))
-        start = marked(start_response, "stale")
+        record_shaping(environ, "fallback=stale")
+        age = max(0, int(found.keeping.age + self._clock() - found.stored_at))
+        start = with_fallback_field(start_response, "stale")
         start(status_line(found.status), [*found.headers, ("Age", str(age))])
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [found.body]
 
