@@ -73,7 +73,7 @@ PREFLIGHT = {
             lambda: Dispatcher([Route("/", app)], allowed_hosts=["a.test"]),
             {},
             "Dispatcher",
-            "none of the allowed ones",
+            "is not in allowed_hosts",
         ),
     ],
 )
