@@ -92,5 +92,5 @@ def test_of_a_server_nobody_knows_nothing_is_said() -> None:
 
 def test_a_finding_says_what_to_do() -> None:
     [found] = findings(ServerFacts(**GOOD, parser="auto", other_parser=(0, 6, 9)))
-    assert str(found).startswith("http_parser: 'auto' takes gunicorn_h1c 0.6.9")
+    assert str(found).startswith("http_parser: 'auto' selects gunicorn_h1c 0.6.9")
     assert str(found).endswith('set it to "python"')

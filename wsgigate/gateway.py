@@ -1,4 +1,4 @@
-"""A gateway put together: the stack that answers, and what runs beside it."""
+"""The gateway: a WSGI application, and the background tasks that run beside it in each process."""
 
 from __future__ import annotations
 
@@ -21,27 +21,30 @@ __all__ = ["Gateway"]
 
 
 class Gateway:
-    """A WSGI application made of a stack of middlewares, and the health checks beside it.
+    """A WSGI application made of a stack of middlewares, with its background tasks.
 
-    What runs beside it is started once in every process that serves: by the first request, or
-    earlier by whoever knows that the process is going to.
+    The background tasks (service discovery, health checks, the registry's expiry, the worker's
+    reports) start once in every process that serves: the server's worker calls :meth:`start`, or
+    else the first request does. A process that was forked from one that serves starts its own.
 
     :param app: The outermost app of the stack.
     :param name: The gateway's name.
-    :param version: Its version, as its operators count.
-    :param store: What its workers share.
-    :param pools: Its services' instances, by service name.
-    :param health: Checks them, unless nothing is to be checked.
-    :param registry: Where services register, if they do.
-    :param watcher: Finds them, unless all are named.
-    :param reports: What this worker says of itself to the others, if anyone asks for it.
-    :param routes: The routes, for those who list and explain them.
-    :param self_check: What is done under a server that makes it unsafe.
-    :param log_level: The level of what is logged, where the server and the application set none.
-    :param first: Asked at the first request, in a process that was not started before it: what
-        answers instead of *app*, if anything.
-    :param stopping: Called when the process begins to stop: what would outlast its requests ends.
-    :param closing: Called when the gateway is closed: releases what its middlewares opened.
+    :param version: The gateway's version.
+    :param store: The store that its workers share.
+    :param pools: The instance pools of its services, by service name.
+    :param health: The health checker, if there are health checks.
+    :param registry: The service registry, if the gateway has one.
+    :param watcher: The watcher of the services' sources, if there are any.
+    :param reports: The reports of the workers, if the gateway has endpoints that read them.
+    :param routes: The routes, for listing.
+    :param self_check: What to do under a server that makes the gateway unsafe.
+    :param log_level: The log level, if neither the server nor the application sets one.
+    :param first: Called with the first request of a process in which :meth:`start` was not called
+        before; returns an app that replaces *app*, or None.
+    :param stopping: Functions to call when the process begins to stop: each ends what would outlast
+        the requests in flight, such as WebSockets.
+    :param closing: Functions to call when the gateway is closed: each releases what a middleware
+        opened.
     """
 
     def __init__(
@@ -90,7 +93,7 @@ class Gateway:
         return self.app(environ, start_response)
 
     def start(self) -> None:
-        """Start what runs beside the app, in this process, unless it does already."""
+        """Start the background tasks in this process, unless they run already."""
         with self._lock:
             if self._started_in == fork.pid:
                 return
@@ -100,21 +103,23 @@ class Gateway:
                     self.watcher.start()
                 if self.health is not None:
                     self.health.start()
-                    self.health.refresh()  # what other workers have found out already
+                    self.health.refresh()  # the results of other workers, from the store
                 if self.registry is not None:
                     self.registry.start()
                 if self.reports is not None:
                     self.reports.start()
             finally:
-                self._started_in = fork.pid  # only now: who comes meanwhile needs instances too
+                self._started_in = (
+                    fork.pid
+                )  # set last: a request during the start must wait for the instances too
 
     def stopping(self) -> None:
-        """Have what lasts for long end soon, while requests are finished; does not wait."""
+        """Begin to end long-lived work while requests in flight are finished; does not block."""
         for stop in self._stopping:
             stop()
 
     def close(self) -> None:
-        """Stop what runs in this process and release what it holds open."""
+        """Stop the background tasks of this process and release its resources."""
         with self._lock:
             running, self._started_in = self._started_in == fork.pid, 0
         if running and self.reports is not None:

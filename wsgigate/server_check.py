@@ -1,7 +1,7 @@
-"""The facts of the server at hand, and what is done about what they show.
+"""The self-check: whether the server and its settings make a gateway unsafe.
 
-Under GateWorker gunicorn's settings are looked at before anything is served. Elsewhere a gateway
-learns of its server by the first request.
+Under GateWorker, gunicorn's settings are checked before the worker serves. Under other servers the
+first request's environ is checked. The facts are gathered first and judged by :func:`findings`.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ __all__ = [
 ]
 
 
-# What a server gets wrong for a gateway: findings from facts.
+# Findings from facts.
 
 STRICT_PARSER = (0, 6, 14)
-"""The first ``gunicorn_h1c`` that reads requests as strictly as gunicorn itself."""
+"""The first ``gunicorn_h1c`` that parses requests as strictly as gunicorn itself."""
 
 MOST_WORKERS = 1024
-"""Processes of one gateway. Each takes tens of MiB: a typing error must not take all there is."""
+"""The maximum number of workers. Each takes tens of MiB: a typo must not exhaust the memory."""
 
 MOST_THREADS = 4096
-"""Threads of one process."""
+"""The maximum number of threads per process."""
 
 GRANIAN_CUTS = (2, 8, 9)
-"""The first granian that cuts a response without a length for the client when the app fails."""
+"""The first granian that aborts a response without a length when the app fails."""
 
 _HELD_BY_SLOW_CLIENTS = ("sync", "gthread")
 
@@ -52,11 +52,11 @@ _RUINED_BY_FORWARDERS = {"SCRIPT_NAME", "PATH_INFO"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is not as it should be.
+    """One problem of the server or its settings.
 
-    :ivar severity: ``error`` for what makes a gateway unsafe, ``warning`` for what makes it worse.
+    :ivar severity: ``error`` if it makes a gateway unsafe, ``warning`` if it only degrades it.
     :ivar setting: The setting to change, or the server.
-    :ivar text: What is wrong with it, and what to do.
+    :ivar text: The problem, and how to fix it.
     """
 
     severity: Literal["error", "warning"]
@@ -69,30 +69,30 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerFacts:
-    """What is known of a server; what is not keeps its default, with which nothing is wrong.
+    """The known facts about a server; an unknown one keeps its default, which yields no finding.
 
-    :ivar server: What it calls itself: ``gunicorn``, ``werkzeug``, ``wsgiref``.
+    :ivar server: The server's name: ``gunicorn``, ``werkzeug``, ``wsgiref``.
     :ivar version: Its version.
-    :ivar tested: The versions that the gateway was tested with: from the first, before the second.
-    :ivar worker: gunicorn's kind of worker, or ``GateWorker``.
+    :ivar tested: The range of tested versions: from the first, before the second.
+    :ivar worker: gunicorn's worker class, or ``GateWorker``.
     :ivar parser: gunicorn's ``http_parser``.
-    :ivar other_parser: The version of ``gunicorn_h1c`` that is installed.
-    :ivar trusts: Whose word gunicorn takes for the scheme: its ``forwarded_allow_ips``.
+    :ivar other_parser: The installed version of ``gunicorn_h1c``.
+    :ivar trusts: The peers that gunicorn trusts for the scheme: its ``forwarded_allow_ips``.
     :ivar forwarders_set: The fields by which those set parts of the environ: ``forwarder_headers``.
-    :ivar unix_socket: Whether it listens on a Unix socket, all of whose peers it trusts so.
-    :ivar header_map: What gunicorn does with fields that have underscores in their names.
-    :ivar preload: Whether the gateway is made before the workers are forked.
-    :ivar http2: Whether it is to speak HTTP/2, and whether it can: what that takes is installed.
-    :ivar raw_target: Whether the request target arrives as the client sent it.
-    :ivar keeps_slashes: Whether a route of the gateway tells ``%2F`` from ``/``.
-    :ivar strips_forwarded: Whether it removes ``X-Forwarded-For`` and the like by itself.
+    :ivar unix_socket: Whether it listens on a Unix socket, all of whose peers gunicorn trusts.
+    :ivar header_map: How gunicorn handles fields with underscores in their names.
+    :ivar preload: Whether the gateway is built before the workers are forked.
+    :ivar http2: Whether HTTP/2 is enabled, and whether the package for it is installed.
+    :ivar raw_target: Whether the request target is available as the client sent it.
+    :ivar keeps_slashes: Whether a route of the gateway distinguishes ``%2F`` from ``/``.
+    :ivar strips_forwarded: Whether it removes ``X-Forwarded-For`` and similar fields.
     :ivar believes_all: Whether it takes the client's address from any peer's ``X-Forwarded-For``.
-    :ivar both_framings: Whether it keeps the connection of a request that has a
-        ``Content-Length`` and a ``Transfer-Encoding``.
-    :ivar hides_authorization: Whether it hides ``Authorization``, as far as this request shows.
-    :ivar unseen_fork: Whether its workers were forked without Python being told.
+    :ivar both_framings: Whether it keeps the connection open after a request with both
+        ``Content-Length`` and ``Transfer-Encoding``.
+    :ivar hides_authorization: Whether it may hide ``Authorization``: this request has none.
+    :ivar unseen_fork: Whether its workers were forked without Python's fork hooks.
     :ivar no_threads: Whether threads that an app starts do not run.
-    :ivar debugger: Whether werkzeug's debugger runs what clients of other machines type.
+    :ivar debugger: Whether werkzeug's debugger runs code that clients of other machines enter.
     """
 
     server: str = ""
@@ -119,7 +119,7 @@ class ServerFacts:
 
 
 def findings(facts: ServerFacts) -> list[Finding]:
-    """Return what is not as it should be, errors first."""
+    """Return the problems that *facts* show, errors first."""
     return sorted(_all(facts), key=lambda finding: finding.severity)
 
 
@@ -128,44 +128,51 @@ def _all(facts: ServerFacts) -> Iterator[Finding]:
     yield from _forwarders(facts)
     if facts.header_map == "dangerous":
         yield Finding(
-            "error", "header_map", 'X_User_Id is read as X-User-Id; set it to "refuse" or "drop"'
+            "error",
+            "header_map",
+            'X_User_Id is accepted as X-User-Id; set it to "refuse" or "drop"',
         )
     if facts.http2 == (True, False):
         yield Finding(
-            "error", "http_protocols", 'HTTP/2 needs the package h2: pip install "wsgigate[http2]"'
+            "error",
+            "http_protocols",
+            'HTTP/2 requires the package h2: pip install "wsgigate[http2]"',
         )
     if facts.debugger:
-        yield Finding("error", "werkzeug", "its debugger lets clients run code; turn it off")
+        yield Finding("error", "werkzeug", "its debugger lets clients run code; disable it")
     if facts.server in ("werkzeug", "wsgiref"):
-        yield Finding("warning", facts.server, "it is a server for development; use gunicorn")
+        yield Finding(
+            "warning", facts.server, "this is a development server; use gunicorn in production"
+        )
     if not facts.raw_target:
         yield Finding(
             "error" if facts.keeps_slashes else "warning",
             facts.server or "the server",
-            "it hides the request target as it was sent: an encoded slash is taken for a slash"
+            "it hides the raw request target: an encoded slash cannot be distinguished from a slash"
             + (', so no route can have encoded_slash = "keep"' if facts.keeps_slashes else ""),
         )
     if facts.server == "granian" and facts.http2[0]:
-        # no release is known that frees them; 2.8.9 was tried
+        # no release is known that frees them; 2.8.9 was tested
         yield Finding(
             "error",
             "http2",
-            "under granian one HTTP/2 connection can hold every thread of a worker, by requests "
-            "whose bodies never come; turn gateway.http2 off, or run under gunicorn",
+            "under granian one HTTP/2 connection can occupy every thread of a worker, by requests "
+            "whose bodies never arrive; set gateway.http2 = false, or run under gunicorn",
         )
     if facts.server == "granian" and () < facts.version < GRANIAN_CUTS:
         yield Finding(
             "warning",
             "granian",
             f"{_dotted(facts.version)} completes a response without a length that the service "
-            f"cut, so the client takes it for whole; use granian {_dotted(GRANIAN_CUTS)} or newer",
+            f"aborted, so the client takes it for complete; use granian {_dotted(GRANIAN_CUTS)} "
+            "or newer",
         )
     yield from _hidden(facts)
     if facts.worker in _HELD_BY_SLOW_CLIENTS:
         yield Finding(
             "warning",
             "worker_class",
-            f"slow clients can hold {facts.worker} workers; use "
+            f"slow clients can block {facts.worker} workers; use "
             "wsgigate.servers.gunicorn_worker.GateWorker or put a buffering proxy in front",
         )
     if facts.preload:
@@ -173,15 +180,15 @@ def _all(facts: ServerFacts) -> Iterator[Finding]:
             "warning",
             "preload_app",
             "a reload reads neither the file nor code again, and what middlewares open before "
-            "the fork is shared by all workers; turn it off",
+            "the fork is shared by all workers; disable it",
         )
     if facts.tested is not None and not facts.tested[0] <= facts.version[:2] < facts.tested[1]:
         first, end = map(_dotted, facts.tested)
         yield Finding(
             "warning",
             facts.server,
-            f"{_dotted(facts.version)} is not a release this was tested with: "
-            f"from {first}, before {end}",
+            f"{_dotted(facts.version)} is not a tested release; tested are "
+            f"{first} up to, but not including, {end}",
         )
 
 
@@ -190,14 +197,14 @@ def _hidden(facts: ServerFacts) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "trusted_proxy",
-            "every client may claim any address by X-Forwarded-For; remove "
+            "every client can forge its address by X-Forwarded-For; remove "
             'trusted_proxy = "*", and name the proxies in gateway.trusted_proxies',
         )
     if facts.strips_forwarded:
         yield Finding(
             "warning",
             facts.server,
-            "it removes X-Forwarded-For and the like, so behind a proxy all clients have the "
+            "it removes X-Forwarded-For and similar fields, so behind a proxy all clients have the "
             "proxy's address and share one quota; serve with clear_untrusted_proxy_headers=False "
             "(waitress-serve --no-clear-untrusted-proxy-headers)",
         )
@@ -206,22 +213,22 @@ def _hidden(facts: ServerFacts) -> Iterator[Finding]:
             "warning",
             facts.server,
             "it accepts a request with both Content-Length and Transfer-Encoding and keeps its "
-            "connection; a proxy in front that goes by the length lets clients smuggle requests; "
+            "connection; behind a proxy that uses the length, clients can smuggle requests; "
             "use gunicorn, or a proxy that rejects such requests",
         )
     if facts.hides_authorization:
         yield Finding(
             "warning",
             "WSGIPassAuthorization",
-            "this request has no Authorization, which mod_wsgi hides by default, so that every "
-            'token is refused with 401; set "WSGIPassAuthorization On" if it is not',
+            "this request has no Authorization, which mod_wsgi hides by default, so every "
+            'token is rejected with 401; set "WSGIPassAuthorization On" unless it is set',
         )
     if facts.unseen_fork:
         yield Finding(
             "warning",
             "py-call-osafterfork",
-            "the workers were forked without telling Python, so threads and locks made before may "
-            "hang in them; run uwsgi with --py-call-osafterfork or --lazy-apps",
+            "the workers were forked without Python's fork hooks, so threads and locks made before "
+            "may hang in them; run uwsgi with --py-call-osafterfork or --lazy-apps",
         )
     if facts.no_threads:
         yield Finding(
@@ -240,14 +247,14 @@ def _parser(facts: ServerFacts) -> Iterator[Finding]:
         yield Finding(
             "error",
             "http_parser",
-            f"{facts.parser!r} takes gunicorn_h1c {_dotted(other)}, which lets bare "
-            'line feeds and folded fields pass; set it to "python"',
+            f"{facts.parser!r} selects gunicorn_h1c {_dotted(other)}, which accepts bare "
+            'line feeds and folded fields; set it to "python"',
         )
     else:
         yield Finding(
             "warning",
             "http_parser",
-            f'{facts.parser!r} takes gunicorn_h1c, which was not tested; set it to "python"',
+            f'{facts.parser!r} selects gunicorn_h1c, which was not tested; set it to "python"',
         )
 
 
@@ -257,20 +264,20 @@ def _forwarders(facts: ServerFacts) -> Iterator[Finding]:
         yield Finding(
             "error",
             "forwarded_allow_ips",
-            'every client may say that it came by https; set it to "", and gateway.trusted_proxies',
+            'every client can claim to use https; set it to "", and use gateway.trusted_proxies',
         )
     elif facts.trusts:
         yield Finding(
             "warning",
             "forwarded_allow_ips",
-            "whom to believe is for gateway.trusted_proxies to say; "
+            "trusted proxies are configured by gateway.trusted_proxies; "
             f'set it to "", not {",".join(facts.trusts)!r}',
         )
     if rewriting and (facts.trusts or facts.unix_socket):
         yield Finding(
             "error",
             "forwarder_headers",
-            f'clients could rewrite the path by {" and ".join(sorted(rewriting))}; set it to ""',
+            f'clients can rewrite the path by {" and ".join(sorted(rewriting))}; set it to ""',
         )
 
 
@@ -286,10 +293,10 @@ _SOFTWARE = re.compile(r"([A-Za-z_]+)/([0-9]+(?:\.[0-9]+)*)")
 
 
 def facts_of_gunicorn(cfg: Any, *, worker: str, tested: Any = None) -> ServerFacts:
-    """Return what gunicorn's settings *cfg* say.
+    """Return the facts that gunicorn's settings *cfg* show.
 
-    :param worker: What serves: ``GateWorker``, ``gthread``.
-    :param tested: The releases that the worker was tested with.
+    :param worker: The worker class: ``GateWorker``, ``gthread``.
+    :param tested: The range of gunicorn versions that the worker was tested with.
     """
     import gunicorn
     from gunicorn.http2 import is_http2_available
@@ -311,16 +318,16 @@ def facts_of_gunicorn(cfg: Any, *, worker: str, tested: Any = None) -> ServerFac
 
 
 def facts_of_environ(environ: WSGIEnvironment, *, keeps_slashes: bool = False) -> ServerFacts:
-    """Return what a request tells of its server.
+    """Return the facts that a request's environ shows about its server.
 
-    :param keeps_slashes: Whether a route of the gateway tells ``%2F`` from ``/``.
+    :param keeps_slashes: Whether a route of the gateway distinguishes ``%2F`` from ``/``.
     """
     software = environ.get("SERVER_SOFTWARE", "")
     name, version = "", tuple[int, ...]()
     found = _SOFTWARE.search(software)
     if found is not None:
         name, version = found[1].lower(), _version(found[2])
-    elif software == "Granian":  # which does not name its version
+    elif software == "Granian":  # granian does not report its version
         name, version = "granian", _installed("granian") or ()
     if "uwsgi.version" in environ:
         name, version = "uwsgi", _version(str(environ["uwsgi.version"]))
@@ -348,13 +355,13 @@ def facts_of_environ(environ: WSGIEnvironment, *, keeps_slashes: bool = False) -
 
 
 def _settings_of_waitress(environ: WSGIEnvironment) -> Any:
-    """Return the settings of the waitress that serves, if it shows them; there is no other way."""
+    """Return the settings of the waitress that serves, if found; they have no public interface."""
     channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
     return getattr(getattr(channel, "server", None), "adj", None)
 
 
 def _waitress_takes_both_framings() -> bool:
-    """Return whether the waitress at hand does, by what it does: a later one may not."""
+    """Return whether the installed waitress accepts both framings, by trying it."""
     try:
         parser = import_module("waitress.parser").HTTPRequestParser(
             import_module("waitress.adjustments").Adjustments()
@@ -363,7 +370,7 @@ def _waitress_takes_both_framings() -> bool:
             b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n"
             b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
         )
-    except Exception:  # it is another one than this was written for
+    except Exception:  # this version of waitress has other internals
         return False
     return not parser.error and not parser.connection_close
 
@@ -374,19 +381,22 @@ def _uwsgi_runs_threads() -> bool:
 
 
 def tell(found: list[Finding], mode: Mode, log: Any = _log) -> bool:
-    """Write what was *found* to the log; return whether serving is to be refused for it."""
+    """Log the findings; return whether the gateway must refuse to serve."""
     for finding in found:
         (log.error if finding.severity == "error" else log.warning)("Self-check: %s", finding)
     refused = mode == "refuse" and any(finding.severity == "error" for finding in found)
     if refused:
-        log.error('Nothing is served until that is put right, or gateway.self_check is "warn"')
+        log.error(
+            "Self-check failed: all requests are rejected; fix the errors, or set "
+            'gateway.self_check = "warn"'
+        )
     return refused
 
 
 def checked_at_first_request(
     mode: Mode, *, keeps_slashes: bool = False
 ) -> Callable[[WSGIEnvironment], WSGIApplication | None]:
-    """Return what looks at the first request, and says what answers instead if it must not pass."""
+    """Return a check of the first request, which returns an app that rejects requests, or None."""
 
     def check(environ: WSGIEnvironment) -> WSGIApplication | None:
         fork.notice_fork()
@@ -397,7 +407,7 @@ def checked_at_first_request(
 
 
 def _is_gunicorns_own(environ: WSGIEnvironment) -> bool:
-    """Return whether the worker is one that a client can hold: neither gevent's nor ours."""
+    """Return whether a slow client can block the worker: it is neither gevent's nor GateWorker."""
     client = environ.get("gunicorn.socket")
     return not type(client).__module__.startswith(("gevent", "eventlet", "wsgigate"))
 

@@ -1,4 +1,4 @@
-"""Sizes and durations as people write them: ``"64KiB"``, ``"1h30m"``."""
+"""Sizes and durations with units, such as ``"64KiB"`` and ``"1h30m"``, and ISO 8601 times."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def parse_size(value: int | str) -> int:
     ``KB``, ``MB``, ``GB`` and ``TB`` count in thousands, ``KiB``, ``MiB``, ``GiB`` and ``TiB`` in
     1024s; the case of the letters does not matter. A bare number is bytes.
 
-    :raises ValueError: It is not a size, is negative, or is not a whole number of bytes.
+    :raises ValueError: *value* is not a size, is negative, or is not a whole number of bytes.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 0:
-            raise ValueError(f"a size is 0 or more bytes, got {value}")
+            raise ValueError(f"a size must be 0 or more bytes, got {value}")
         return value
     match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     unit = _BYTES.get(match[2].lower()) if match else None
@@ -72,14 +72,15 @@ def parse_size(value: int | str) -> int:
 def parse_duration(value: float | str) -> float:
     """Return *value* as seconds.
 
-    Days, hours, minutes, seconds and milliseconds (``d h m s ms``), the longer before the shorter,
-    each at most once: ``"1h30m"``, ``"1.5s"``, ``"250ms"``. A bare number is seconds.
+    The units are days, hours, minutes, seconds and milliseconds (``d h m s ms``), longer units
+    before shorter ones, each at most once: ``"1h30m"``, ``"1.5s"``, ``"250ms"``. A bare number is
+    seconds.
 
-    :raises ValueError: It is not a duration, or is negative or endless.
+    :raises ValueError: *value* is not a duration, is negative or is infinite.
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"a duration is 0 or more seconds, got {value}")
+            raise ValueError(f"a duration must be 0 or more seconds, got {value}")
         return float(value)
     text = value.strip() if isinstance(value, str) else ""
     if _NUMBER.fullmatch(text):

@@ -436,7 +436,7 @@ def test_granian_does_not_serve_http_2(cli: Cli, tmp_path: Path) -> None:
     wanted = cli.file(f"[gateway]\n{table}[store]\nurl = 'memory:'\n")
     for command in ("run", "check"):
         code, _, err = cli(command, wanted, "--server", "granian")
-        assert (code, "bodies never come" in err, "gunicorn" in err) == (2, True, True), err
+        assert (code, "bodies never arrive" in err, "gunicorn" in err) == (2, True, True), err
     assert cli("check", wanted)[0] == 0
     warned = cli.file(f'[gateway]\nself_check = "warn"\n{table}[store]\nurl = "memory:"\n')
     code, _, err = cli("check", warned, "--server", "granian")
