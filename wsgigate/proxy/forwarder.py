@@ -151,6 +151,8 @@ class Forwarder:
             if environ["REQUEST_METHOD"] == "OPTIONS" and is_last_hop(environ):
                 start_response("204 No Content", [])
                 return []
+            if self._upgrade is not None and is_upgrade(environ):
+                return self._open_websocket(self._upgrade, environ, start_response)
             if self._plain and TIMEOUT_KEY not in environ:
                 return self._forward_once(environ, start_response)
             return self._forward_resilient(environ, start_response)
@@ -170,13 +172,7 @@ class Forwarder:
             request = self._make(environ, lease.instance)
             watch = self._disconnects.watch(environ)
             try:
-                if self._upgrade is not None and is_upgrade(environ):
-                    opened = self._upgrade(environ, start_response, request, watch, lease)
-                    if not isinstance(opened, requests.Response):
-                        return opened
-                    response = opened
-                else:
-                    response = self._sender.send(request, watch)
+                response = self._sender.send(request, watch)
             except BaseException:
                 watch.close()
                 raise
@@ -189,9 +185,6 @@ class Forwarder:
         self, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
         """Forward the request with the service's resilience, and report the outcome."""
-        if self._upgrade is not None and is_upgrade(environ):
-            self._attempts.check_circuit()
-            return self._forward_once(environ, start_response)
         watch = self._disconnects.watch(environ)
         try:
             response, request, reservation = self._attempts.run(environ, watch)
@@ -202,6 +195,28 @@ class Forwarder:
             return self._respond(response, request, reservation, watch, environ, start_response)
         except BaseException:
             reservation.release()
+            raise
+
+    def _open_websocket(
+        self, upgrade: Upgrader, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """Open a WebSocket, without retries; its outcome is not reported."""
+        self._attempts.check_circuit()
+        lease = self._attempts.lease(environ)
+        try:
+            environ[INSTANCE] = lease.instance.address
+            request = self._make(environ, lease.instance)
+            watch = self._disconnects.watch(environ)
+            try:
+                opened = upgrade(environ, start_response, request, watch, lease)
+            except BaseException:
+                watch.close()
+                raise
+            if not isinstance(opened, requests.Response):
+                return opened
+            return self._respond(opened, request, lease, watch, environ, start_response)
+        except BaseException:
+            lease.release()
             raise
 
     def _make(self, environ: WSGIEnvironment, instance: Instance) -> Outgoing:
