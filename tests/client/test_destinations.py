@@ -10,7 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgigate.client.destinations import Destinations, Forbidden, Vouched, effective_addresses
+from wsgigate.client.destinations import (
+    CombinedDestinations,
+    Destinations,
+    Forbidden,
+    effective_addresses,
+)
 
 METADATA = "169.254.169.254"
 
@@ -178,7 +183,9 @@ def test_what_is_no_network_is_refused_at_once(entry: str) -> None:
 
 
 def test_an_address_has_to_be_in_the_list_of_everyone_who_vouches() -> None:
-    vouched = Vouched(Destinations(["10.0.0.0/8"]), Destinations(["10.1.0.0/16", "127.0.0.1"]))
+    vouched = CombinedDestinations(
+        Destinations(["10.0.0.0/8"]), Destinations(["10.1.0.0/16", "127.0.0.1"])
+    )
 
     def allowed(address: str) -> bool:
         try:

@@ -63,7 +63,7 @@ def pool_of(pairs: Pairs, **limits: float) -> ConnectionPool:
 
 
 def connection_of(pairs: Pairs) -> Connection:
-    return pool_of(pairs).take(0.0, 5.0)
+    return pool_of(pairs).acquire(0.0, 5.0)
 
 
 def upload(*blocks: bytes) -> Upload:
@@ -159,7 +159,7 @@ def test_each_step_of_an_exchange_has_its_time(large: bool, pairs: Pairs) -> Non
 
 def test_a_connection_that_sent_a_large_body_is_good_for_another_request(pairs: Pairs) -> None:
     pool = pool_of(pairs)
-    connection, reader = pool.take(0.0, 5.0), ResponseReader("POST")
+    connection, reader = pool.acquire(0.0, 5.0), ResponseReader("POST")
 
     def instance() -> None:
         pairs.theirs[0].recv(len(HEAD) + BLOCK, socket.MSG_WAITALL)
@@ -171,7 +171,7 @@ def test_a_connection_that_sent_a_large_body_is_good_for_another_request(pairs: 
     thread.join()
     RawResponse(connection, reader, 5.0)
     assert pool.idle_connections == 1
-    assert pool.take(0.0, 5.0) is connection
+    assert pool.acquire(0.0, 5.0) is connection
 
 
 def test_a_body_is_waited_for_as_long_as_its_own_time_says(pairs: Pairs) -> None:
@@ -270,7 +270,7 @@ def test_a_read_is_no_longer_than_the_time_that_is_left(pairs: Pairs) -> None:
 def begun(pairs: Pairs, data: bytes, timeout: float = 5.0) -> tuple[ConnectionPool, RawResponse]:
     """Return the response that begins with *data*, its head read."""
     pool = pool_of(pairs)
-    connection, reader = pool.take(0.0, 5.0), ResponseReader("GET")
+    connection, reader = pool.acquire(0.0, 5.0), ResponseReader("GET")
     assert reader.feed_head(data)
     return pool, RawResponse(connection, reader, timeout)
 
@@ -333,13 +333,13 @@ def test_parts_of_a_body_are_never_read_twice(pairs: Pairs) -> None:
 def test_who_holds_a_connection_is_told_before_another_does(pairs: Pairs) -> None:
     told: list[object] = []
     pool = pool_of(pairs)
-    connection = pool.take(0.0, 5.0)
+    connection = pool.acquire(0.0, 5.0)
     connection.on_socket = told.append
     connection.give_back(True)
     connection.give_back(True)
     assert told == [None]
     assert pool.idle_connections == 1
-    assert pool.take(0.0, 5.0).on_socket is None
+    assert pool.acquire(0.0, 5.0).on_socket is None
 
 
 def test_a_place_is_free_again_when_nothing_came_of_it() -> None:
@@ -347,15 +347,15 @@ def test_a_place_is_free_again_when_nothing_came_of_it() -> None:
     pool = pool_of(pairs, max_open=1)
     for _ in range(2):
         with pytest.raises(requests.ConnectTimeout):
-            pool.take(0.0, 5.0)
-    pool.take(0.0, 5.0).close()
+            pool.acquire(0.0, 5.0)
+    pool.acquire(0.0, 5.0).close()
     assert pool.open_connections == 0
     pairs.close()
 
 
 def test_no_more_are_kept_than_there_is_room_for(pairs: Pairs) -> None:
     pool = pool_of(pairs, max_idle=1)
-    taken = [pool.take(0.0, 5.0) for _ in range(3)]
+    taken = [pool.acquire(0.0, 5.0) for _ in range(3)]
     for connection in taken:
         connection.give_back(True)
     assert (pool.open_connections, pool.idle_connections) == (1, 1)
@@ -363,8 +363,8 @@ def test_no_more_are_kept_than_there_is_room_for(pairs: Pairs) -> None:
 
 def test_a_fresh_connection_is_none_that_was_kept(pairs: Pairs) -> None:
     pool = pool_of(pairs)
-    pool.take(0.0, 5.0).give_back(True)
-    fresh = pool.take(0.0, 5.0, fresh=True)
+    pool.acquire(0.0, 5.0).give_back(True)
+    fresh = pool.acquire(0.0, 5.0, fresh=True)
     assert not fresh.reused
     assert len(pairs.ours) == 2
 
@@ -377,11 +377,11 @@ def test_who_waits_for_a_place_gets_a_connection_that_lives(
     or a new one is wanted; else it goes on."""
     pool = pool_of(pairs, max_open=1)
     turns = pool._freed = Turns(pool._lock)
-    held = pool.take(0.0, 5.0)
+    held = pool.acquire(0.0, 5.0)
     taken: list[Connection] = []
 
     def wait() -> None:
-        taken.append(pool.take(0.0, 60.0, fresh=bool(fresh)))  # far more than it is given below
+        taken.append(pool.acquire(0.0, 60.0, fresh=bool(fresh)))  # far more than it is given below
 
     waiter = threading.Thread(target=wait)
     waiter.start()
@@ -395,13 +395,13 @@ def test_who_waits_for_a_place_gets_a_connection_that_lives(
     assert (pairs.ours[0].fileno() == -1) == (connection is not held)
     assert (pool.open_connections, len(pairs.ours)) == (1, 2 - connection.reused)
     with pytest.raises(PoolFull):
-        pool.take(0.0, 0.0)
+        pool.acquire(0.0, 0.0)
 
 
 def test_a_connection_with_something_left_to_read_is_not_kept(pairs: Pairs) -> None:
     """Of what TLS has decrypted already, no poller tells."""
     pool = pool_of(pairs)
-    connection = pool.take(0.0, 5.0)
+    connection = pool.acquire(0.0, 5.0)
     connection.pending = lambda: 1
     connection.give_back(True)
     assert (pool.open_connections, pool.idle_connections) == (0, 0)
@@ -420,8 +420,8 @@ def test_a_connection_is_kept_for_less_than_its_time(
     later: float, limits: dict[str, float], reused: bool, pairs: Pairs
 ) -> None:
     pool = pool_of(pairs, **limits)
-    pool.take(0.0, 5.0).give_back(True)
-    assert pool.take(later, 9.0).reused is reused
+    pool.acquire(0.0, 5.0).give_back(True)
+    assert pool.acquire(later, 9.0).reused is reused
 
 
 def test_who_is_interrupted_while_connecting_leaves_its_place() -> None:
@@ -434,7 +434,7 @@ def test_who_is_interrupted_while_connecting_leaves_its_place() -> None:
     pool = ConnectionPool(dial, Limits(max_open=1), FakeClock(0.0))
     for _ in range(2):
         with pytest.raises(Interrupted):
-            pool.take(0.0, 5.0)
+            pool.acquire(0.0, 5.0)
     assert pool.open_connections == 0
 
 
@@ -442,7 +442,7 @@ def test_who_is_told_too_late_looks_once_more(pairs: Pairs) -> None:
     """Else a connection lies there that was given back to who has given up, while others wait."""
     clock = FakeClock(0.0)
     pool = ConnectionPool(pairs, Limits(max_open=1), clock)  # type: ignore[arg-type]
-    held = pool.take(0.0, 5.0)
+    held = pool.acquire(0.0, 5.0)
 
     class Late(threading.Condition):
         def wait(self, timeout: float | None = None) -> bool:
@@ -453,9 +453,9 @@ def test_who_is_told_too_late_looks_once_more(pairs: Pairs) -> None:
             return False
 
     pool._freed = Late(pool._lock)
-    assert pool.take(0.0, 5.0) is held
+    assert pool.acquire(0.0, 5.0) is held
     with pytest.raises(PoolFull):
-        pool.take(0.0, 5.0)
+        pool.acquire(0.0, 5.0)
 
 
 def test_a_response_that_is_collected_anywhere_gives_its_place_up(pairs: Pairs) -> None:
@@ -468,11 +468,11 @@ def test_a_response_that_is_collected_anywhere_gives_its_place_up(pairs: Pairs) 
     pool = ConnectionPool(pairs, Limits(max_open=1), clock)  # type: ignore[arg-type]
     reader = ResponseReader("GET")
     reader.feed_head(LENGTH)
-    forgotten: list[object] = [RawResponse(pool.take(0.0, 0.01), reader, 5.0)]
+    forgotten: list[object] = [RawResponse(pool.acquire(0.0, 0.01), reader, 5.0)]
     forgotten.append(forgotten)
     del forgotten
     taken: list[Connection] = []
-    waiter = threading.Thread(target=lambda: taken.append(pool.take(0.0, 0.01)), daemon=True)
+    waiter = threading.Thread(target=lambda: taken.append(pool.acquire(0.0, 0.01)), daemon=True)
     waiter.start()
     waiter.join(10)
     [connection] = taken
@@ -482,7 +482,7 @@ def test_a_response_that_is_collected_anywhere_gives_its_place_up(pairs: Pairs) 
 
 def test_a_closed_pool_closes_what_comes_back(pairs: Pairs) -> None:
     pool = pool_of(pairs)
-    held, kept = pool.take(0.0, 5.0), pool.take(0.0, 5.0)
+    held, kept = pool.acquire(0.0, 5.0), pool.acquire(0.0, 5.0)
     kept.give_back(True)
     pool.close()
     assert (pool.open_connections, pool.idle_connections) == (1, 0)
@@ -493,6 +493,6 @@ def test_a_closed_pool_closes_what_comes_back(pairs: Pairs) -> None:
 
 def test_an_abandoned_pool_lets_go_of_its_sockets(pairs: Pairs) -> None:
     pool = pool_of(pairs)
-    pool.take(0.0, 5.0).give_back(True)
+    pool.acquire(0.0, 5.0).give_back(True)
     pool.abandon()
     assert (pool.idle_connections, pairs.ours[0].fileno()) == (0, -1)

@@ -1,4 +1,4 @@
-"""Names are looked up once for all who wait, and by few threads whatever the resolver does."""
+"""Resolver are looked up once for all who wait, and by few threads whatever the resolver does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from wsgigate.client.dial import Address, Names, literal
+from wsgigate.client.dial import Address, Resolver, literal
 
 Answers = SimpleQueue[list[Address] | Exception]
 
@@ -33,7 +33,7 @@ def test_an_address_needs_no_looking_up(host: str, address: Address | None) -> N
 
 def test_a_name_that_exists_has_addresses_with_the_port_of_who_asked() -> None:
     answers: Answers = SimpleQueue()
-    Names().look_up("localhost", 8080, answers.put)
+    Resolver().resolve("localhost", 8080, answers.put)
     found = answers.get(timeout=10)
     assert isinstance(found, list)
     assert (socket.AF_INET, ("127.0.0.1", 8080)) in found
@@ -41,10 +41,10 @@ def test_a_name_that_exists_has_addresses_with_the_port_of_who_asked() -> None:
 
 def test_what_failed_is_told() -> None:
     answers: Answers = SimpleQueue()
-    names = Names()
-    names.look_up("no-such-host.invalid", 80, answers.put)
+    resolver = Resolver()
+    resolver.resolve("no-such-host.invalid", 80, answers.put)
     assert isinstance(answers.get(timeout=10), socket.gaierror)
-    names.look_up("a" * 70, 80, answers.put)
+    resolver.resolve("a" * 70, 80, answers.put)
     assert isinstance(answers.get(timeout=10), (UnicodeError, OSError))
 
 
@@ -59,13 +59,13 @@ def test_a_resolver_that_hangs_is_asked_once_a_name_and_by_few_threads() -> None
         return [(socket.AF_INET6, 1, 6, "", ("fd00::1", 0, 0, 3))]
 
     answers: Answers = SimpleQueue()
-    names = Names(2, resolve=resolve)
+    resolver = Resolver(2, resolve=resolve)
     for port in (1, 2):
         for host in ("a", "b", "c"):
-            names.look_up(host, port, answers.put)
+            resolver.resolve(host, port, answers.put)
     for _ in range(2):
         assert hanging.acquire(timeout=10)
-    threads = [thread for thread in threading.enumerate() if thread.name == "wsgigate-names"]
+    threads = [thread for thread in threading.enumerate() if thread.name == "wsgigate-resolver"]
     assert len(threads) == 2
     assert sorted(asked) == ["a", "b"]
     go.set()
@@ -82,13 +82,13 @@ def test_a_name_is_looked_up_again_after_no_thread_was_to_be_had(
 ) -> None:
     """Whoever asked for it was forgotten, and whoever asked later waited with them for ever."""
     answers: Answers = SimpleQueue()
-    names = Names()
+    resolver = Resolver()
     with threadless():
-        names.look_up("localhost", 80, answers.put)
+        resolver.resolve("localhost", 80, answers.put)
     failed = answers.get(timeout=10)
     assert isinstance(failed, OSError)
     assert failed.errno == errno.ENOMEM  # which is no fault of an instance
-    names.look_up("localhost", 80, answers.put)
+    resolver.resolve("localhost", 80, answers.put)
     assert isinstance(answers.get(timeout=10), list)
 
 
@@ -103,10 +103,10 @@ def test_a_thread_that_runs_looks_up_what_no_other_could_be_had_for(
         return []
 
     answers: Answers = SimpleQueue()
-    names = Names(2, resolve=resolve)
-    names.look_up("one", 80, answers.put)
+    resolver = Resolver(2, resolve=resolve)
+    resolver.resolve("one", 80, answers.put)
     assert asked.wait(10)
     with threadless():
-        names.look_up("two", 80, answers.put)
+        resolver.resolve("two", 80, answers.put)
     go.set()
     assert [answers.get(timeout=10) for _ in range(2)] == [[], []]

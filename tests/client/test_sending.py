@@ -159,9 +159,11 @@ class Recorded(Adapter):
         pool, taken = super()._pool(*key), self.taken
 
         class Taking:
-            def take(self, now: float, until: float, *, fresh: bool, on_socket: Any) -> Connection:
+            def acquire(
+                self, now: float, until: float, *, fresh: bool, on_socket: Any
+            ) -> Connection:
                 taken.append((round(until - now, 3), fresh))
-                return pool.take(now, until, fresh=fresh, on_socket=on_socket)
+                return pool.acquire(now, until, fresh=fresh, on_socket=on_socket)
 
         return Taking()  # type: ignore[return-value]
 
@@ -205,7 +207,7 @@ def test_what_is_sent_again_goes_by_no_other_connection_that_was_kept(backend: B
         request = prepared("GET")
         request.url = backend.url
         pool = adapter._pool(backend.url, True, None)
-        kept.append(pool.take(time.monotonic(), time.monotonic() + 5))
+        kept.append(pool.acquire(time.monotonic(), time.monotonic() + 5))
         kept[-1].sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         backend.wait_for_requests(len(kept))
         data = b""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.discovery.conftest import Fickle
-from wsgigate.client.destinations import Destinations, Vouched
+from wsgigate.client.destinations import CombinedDestinations, Destinations
 from wsgigate.coordination.leader import LogLeader
 from wsgigate.discovery import Instance
 from wsgigate.discovery.sources import Found, SourceError
@@ -454,12 +454,12 @@ def _threads() -> list[threading.Thread]:
 
 def test_the_networks_that_a_source_names_hold_at_once_and_after_a_restart() -> None:
     store, pool = MemoryStore(), Pool("users", [])
-    source, vouched = Told(A, "http://10.9.0.1:8000"), Vouched(Destinations())
+    source, vouched = Told(A, "http://10.9.0.1:8000"), CombinedDestinations(Destinations())
     source.says = source.says._replace(networks=("10.0.0.0/24",))
     kept = InstanceCache(store, "i/users", "told")
     Watch(pool, source, check=vouched.check, narrow=vouched.narrow, kept=kept).step(NEVER)
     assert pool.instances == made(A)
-    late, again = Pool("users", []), Vouched(Destinations())
+    late, again = Pool("users", []), CombinedDestinations(Destinations())
     Watch(late, source, check=again.check, narrow=again.narrow, kept=kept).recall()
     assert again.networks == ("10.0.0.0/24",)
     with pytest.raises(ValueError, match="outside of the allowed networks"):

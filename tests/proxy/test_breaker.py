@@ -261,7 +261,7 @@ def test_a_full_pool_of_connections_is_our_own_limit(backend: Backend, clock: Fa
         connect_timeout=0.05,
     )
     adapter: Any = sessions.adapter(backend.url)
-    held = adapter._pool(backend.url, True, None).take(0.0, time.monotonic() + 10)
+    held = adapter._pool(backend.url, True, None).acquire(0.0, time.monotonic() + 10)
     try:
         answer = Client(forwarder).get("/")
         assert (answer.status_code, answer.get_json()["error"]) == (503, "Too many connections")

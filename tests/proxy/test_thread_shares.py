@@ -14,7 +14,7 @@ from wsgigate.client.adapter import Sessions
 from wsgigate.discovery import Instance
 from wsgigate.http.problem import Refusal
 from wsgigate.proxy.forwarder import Forwarder
-from wsgigate.proxy.pool import Compartment, Place, Pool
+from wsgigate.proxy.pool import Compartment, Pool, Slot
 from wsgigate.proxy.resilience import Resilience
 from wsgigate.proxy.thread_shares import ThreadShares
 from wsgigate.rules.thread_shares import ThreadShareRules
@@ -29,12 +29,12 @@ def shares_of(clock: FakeClock, threads: int = 4, services: int = 2, **given: An
     return ThreadShares(rules, clock=clock)
 
 
-def taken(share: Compartment, times: int) -> list[Place]:
+def taken(share: Compartment, times: int) -> list[Slot]:
     return [share.enter() for _ in range(times)]
 
 
 def waits(share: Compartment, count: int) -> None:
-    """Return once *count* requests wait for a place."""
+    """Return once *count* requests wait for a slot."""
     for _ in range(2000):
         if share.status()["waiting"] == count:
             return
@@ -58,7 +58,7 @@ def test_what_is_above_a_share_waits_for_its_turn(
 ) -> None:
     share = shares_of(clock).compartment()
     held = taken(share, 3)
-    first: Future[Place] = threads.submit(share.enter)
+    first: Future[Slot] = threads.submit(share.enter)
     waits(share, 1)
     second = threads.submit(share.enter)
     waits(share, 2)
@@ -81,13 +81,13 @@ def test_a_slow_service_is_refused_while_no_thread_is_free_and_waits_while_one_i
     clock.now += 1.5
     waiting = threads.submit(slow.enter)
     waits(slow, 1)
-    [place] = taken(other, 1)  # the last thread: who waits for a slow service goes
+    [slot] = taken(other, 1)  # the last thread: who waits for a slow service goes
     with pytest.raises(Refusal) as refused:
         waiting.result(20)
     assert refused.value.problem.status == 503
     assert "slow" in str(refused.value)
     assert slow.status() == {"inFlight": 2, "maxInFlight": 2, "waiting": 0, "refused": 1}
-    place.leave()
+    slot.leave()
     again = threads.submit(slow.enter)
     waits(slow, 1)
     with pytest.raises(Refusal):
@@ -143,8 +143,8 @@ def test_websockets_hold_threads_but_do_not_make_a_service_slow(
 ) -> None:
     shares = shares_of(clock, threads=8)  # of which two are left to others
     share = shares.compartment()
-    for place in taken(share, 4):
-        place.tunnelled()
+    for slot in taken(share, 4):
+        slot.tunnelled()
     clock.now += 3600
     held = taken(share, 3)  # of the four that are left
     waiting = threads.submit(share.enter)

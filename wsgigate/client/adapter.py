@@ -43,7 +43,7 @@ from requests.adapters import BaseAdapter
 from wsgigate.client.connections import ConnectionPool, Limits
 from wsgigate.client.dial import Cert, Check, Contexts, Verify, dialer
 from wsgigate.client.http11 import Deadline, exchange, request_head, upload_of
-from wsgigate.client.response import RawResponse, Reply
+from wsgigate.client.response import LazyResponse, RawResponse
 from wsgigate.client.response_reader import ResponseReader
 from wsgigate.rules.pace import Pace, PaceRules, is_stream
 from wsgigate.runtime import fork
@@ -131,7 +131,7 @@ class Adapter(BaseAdapter):
         verify: Verify = True,
         cert: Any = None,
         proxies: Mapping[str, str] | None = None,
-    ) -> Reply:
+    ) -> LazyResponse:
         """Send a request and return its response, the body unread.
 
         :raises requests.RequestException: No valid response head was received.
@@ -154,7 +154,7 @@ class Adapter(BaseAdapter):
         until = min(now + connect, deadline.until)
         on_socket = getattr(request.headers, "on_socket", None)
         fresh = getattr(request, "fresh", False)
-        connection = pool.take(now, until, fresh=fresh, on_socket=on_socket)
+        connection = pool.acquire(now, until, fresh=fresh, on_socket=on_socket)
         while True:
             reader = ResponseReader(method, upgrade)
             if on_socket is not None:
@@ -179,13 +179,13 @@ class Adapter(BaseAdapter):
             # the instance closed the idle connection before or while the request was sent
             again = self._clock()
             until = min(again + connect, deadline.until)
-            connection = pool.take(again, until, fresh=True, on_socket=on_socket)
+            connection = pool.acquire(again, until, fresh=True, on_socket=on_socket)
         rules, pace = self._pace, None
         if rules is not None and not reader.complete and not is_stream(reader.fields):
             pace = Pace(rules, read)
             pace.received = len(reader.body)
         raw = RawResponse(connection, reader, read, pace, self._clock)
-        return Reply(request, raw, reader)
+        return LazyResponse(request, raw, reader)
 
     def close(self) -> None:
         """Close idle connections now, and connections in use when they are returned."""

@@ -38,15 +38,15 @@ from typing import Protocol
 from wsgigate.client.dial import Dial, OnSocket
 from wsgigate.client.response_reader import PoolFull
 
-__all__ = ["Connection", "ConnectionPool", "Keeper", "Limits"]
+__all__ = ["Connection", "ConnectionPool", "ConnectionOwner", "Limits"]
 
 _TIMEVAL = struct.Struct("ll")
 
 
-class Keeper(Protocol):
+class ConnectionOwner(Protocol):
     """The owner to which a connection is returned: a pool."""
 
-    def take_back(self, connection: Connection, keep: bool) -> None:
+    def release(self, connection: Connection, keep: bool) -> None:
         """Keep *connection* for the next request, or close it."""
 
 
@@ -67,8 +67,8 @@ class Connection:
         *("on_socket", "idle_since", "made", "pending", "reused", "sock"),
     )
 
-    def __init__(self, pool: Keeper, sock: socket.socket, now: float) -> None:
-        self._pool: Keeper | None = pool
+    def __init__(self, pool: ConnectionOwner, sock: socket.socket, now: float) -> None:
+        self._pool: ConnectionOwner | None = pool
         self.sock = sock
         self._recv = sock.recv
         # With a Python timeout each operation takes two system calls and releases the GIL twice,
@@ -165,13 +165,13 @@ class Connection:
             self.on_socket = None
             on_socket(None)
         if pool is not None:
-            pool.take_back(self, keep)
+            pool.release(self, keep)
 
     def close(self) -> None:
         """Close the connection and free its slot in the pool."""
         self.give_back(False)
 
-    def lent(self, pool: Keeper) -> Connection:
+    def lend(self, pool: ConnectionOwner) -> Connection:
         """Assign the connection to the next request and return it."""
         self._pool = pool
         self.reused = True
@@ -228,7 +228,7 @@ class ConnectionPool:
         self._freed = threading.Condition(self._lock)
         weakref.finalize(self, _close_all, self._idle)  # in case close() is not called
 
-    def take(
+    def acquire(
         self, now: float, until: float, *, fresh: bool = False, on_socket: OnSocket | None = None
     ) -> Connection:
         """Return a connection for one request: an idle one, or else a new one.
@@ -247,12 +247,12 @@ class ConnectionPool:
             except IndexError:
                 break  # another thread was faster
             if self._usable(connection, now):
-                return connection.lent(self)
-            self.take_back(connection, False)
+                return connection.lend(self)
+            self.release(connection, False)
         kept = self._await_place(until)
         if kept is not None:
             if not fresh and self._usable(kept, now):
-                return kept.lent(self)
+                return kept.lend(self)
             kept.sock.close()  # a new connection takes over its slot
         try:
             dialled = self._dial(until) if on_socket is None else self._dial(until, on_socket)
@@ -261,7 +261,7 @@ class ConnectionPool:
             self._count_closed()
             raise
 
-    def take_back(self, connection: Connection, keep: bool) -> None:
+    def release(self, connection: Connection, keep: bool) -> None:
         """Keep *connection* for the next request, or close it."""
         room = len(self._idle) < self._limits.max_idle and not self._closed
         if keep and room and not connection.pending():
@@ -284,7 +284,7 @@ class ConnectionPool:
                     self._idle.remove(connection)
                 except ValueError:
                     continue  # another thread was faster
-                self.take_back(connection, False)
+                self.release(connection, False)
 
     def close(self) -> None:
         """Close idle connections now, and the others when they are returned."""
@@ -294,7 +294,7 @@ class ConnectionPool:
                 connection = self._idle.pop()
             except IndexError:
                 return
-            self.take_back(connection, False)
+            self.release(connection, False)
 
     def abandon(self) -> None:
         """Close this process's copies of the parent's idle connections.

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from wsgigate.http.forwarded import AddressList
 
-__all__ = ["Address", "Destinations", "Forbidden", "PRIVATE", "Vouched"]
+__all__ = ["Address", "Destinations", "Forbidden", "PRIVATE", "CombinedDestinations"]
 
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -141,7 +141,7 @@ class Destinations:
         )
 
 
-class Vouched:
+class CombinedDestinations:
     """The intersection of several lists of allowed addresses.
 
     A registry checks an instance against its list when the instance registers. The gateway connects

@@ -30,7 +30,7 @@ __all__ = [
     "Contexts",
     "Dial",
     "OnSocket",
-    "Names",
+    "Resolver",
     "Verify",
     "check_target",
     "dialer",
@@ -54,7 +54,7 @@ def literal(host: str, port: int) -> Address | None:
     return socket.AF_INET6, (host, port)
 
 
-class Names:
+class Resolver:
     """Resolves names in background threads; concurrent requests for a name share one lookup.
 
     A thread ends when its queue is empty. A lookup that hangs occupies its thread until the
@@ -74,7 +74,7 @@ class Names:
         self._queue: deque[str] = deque()
         self._threads = 0
 
-    def look_up(self, host: str, port: int, found: Found) -> None:
+    def resolve(self, host: str, port: int, found: Found) -> None:
         """Resolve *host*, and call *found* from another thread with the addresses or the error.
 
         When no thread can be started, *found* is called with that error from this thread.
@@ -88,7 +88,7 @@ class Names:
             if self._threads >= self._most:
                 return
             try:
-                threading.Thread(target=self._run, name="wsgigate-names", daemon=True).start()
+                threading.Thread(target=self._run, name="wsgigate-resolver", daemon=True).start()
                 self._threads += 1
                 return
             except RuntimeError:

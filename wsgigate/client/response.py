@@ -16,7 +16,7 @@ from wsgigate.client.connections import Connection
 from wsgigate.client.response_reader import BLOCK, ResponseReader, SlowResponse
 from wsgigate.rules.pace import Pace
 
-__all__ = ["FieldList", "RawResponse", "Reply"]
+__all__ = ["FieldList", "RawResponse", "LazyResponse"]
 
 
 class FieldList:
@@ -233,7 +233,7 @@ class RawResponse:
             pace.waited += self._clock() - began
 
 
-class Reply(requests.Response):
+class LazyResponse(requests.Response):
     """A response that computes its headers, cookies and encoding on first access.
 
     :param request: The request.
@@ -267,7 +267,7 @@ class Reply(requests.Response):
         self.raw.close()
 
 
-def _headers(reply: Reply) -> CaseInsensitiveDict[str]:
+def _headers(reply: LazyResponse) -> CaseInsensitiveDict[str]:
     merged: CaseInsensitiveDict[str] = CaseInsensitiveDict()
     for name, value in reply.raw.headers.items():
         merged[name] = f"{merged[name]}, {value}" if name in merged else value

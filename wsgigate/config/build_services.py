@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from wsgigate.client.adapter import Sessions, gateway_session
-from wsgigate.client.destinations import PRIVATE, Destinations, Vouched
+from wsgigate.client.destinations import PRIVATE, CombinedDestinations, Destinations
 from wsgigate.client.dial import literal
 from wsgigate.config.checks import virtual_host
 from wsgigate.config.discover import OPTIONS, Discover, discovery, is_own, server_name, source_of
@@ -293,7 +293,7 @@ class Services:
         )
         return sessions
 
-    def _vouched(self, options: Discover) -> Vouched:
+    def _vouched(self, options: Discover) -> CombinedDestinations:
         """Return the destinations allowed for the instances of a service.
 
         The gateway's own registry has a list of allowed networks already; without another list for
@@ -304,7 +304,7 @@ class Services:
             lists.append(Destinations(options.allowed_networks or PRIVATE, self._own))
         if is_own(options) and self._registry is not None:
             lists.append(self._registry.destinations)
-        return Vouched(*lists)
+        return CombinedDestinations(*lists)
 
     def _own_registry(self, service: str, tags: tuple[str, ...]) -> Source:
         if self._registry is None:

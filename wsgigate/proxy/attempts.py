@@ -251,13 +251,13 @@ class Attempts:
         bulkhead = self._resilience.bulkhead
         if bulkhead is None:
             return self._runner.pick(environ)
-        place = bulkhead.enter()
+        slot = bulkhead.enter()
         try:
             lease = self._runner.pick(environ)
         except BaseException:
-            place.leave()
+            slot.leave()
             raise
-        lease.place = place
+        lease.slot = slot
         return lease
 
     def run(self, environ: WSGIEnvironment, watch: ClientWatch) -> AttemptResult:
@@ -269,13 +269,13 @@ class Attempts:
         bulkhead = self._resilience.bulkhead
         if bulkhead is None:
             return self._run(environ, watch)
-        place = bulkhead.enter()  # before the circuit: a rejected request is no outcome
+        slot = bulkhead.enter()  # before the circuit: a rejected request is no outcome
         try:
             answer = self._run(environ, watch)
         except BaseException:
-            place.leave()
+            slot.leave()
             raise
-        answer[2].keep(place)
+        answer[2].keep(slot)
         return answer
 
     def _run(self, environ: WSGIEnvironment, watch: ClientWatch) -> AttemptResult:

@@ -39,7 +39,7 @@ from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import unquote, urlsplit
 
-from wsgigate.client.dial import Address, Check, Contexts, Names, Verify, check_target, literal
+from wsgigate.client.dial import Address, Check, Contexts, Resolver, Verify, check_target, literal
 from wsgigate.client.response_reader import BrokenResponse, ResponseReader
 from wsgigate.discovery import Instance, host_and_port
 from wsgigate.discovery.health_results import Found
@@ -397,7 +397,7 @@ class Prober:
         if address is not None:
             thread.resume(running, [address])
         else:
-            thread.names.look_up(host, port, partial(thread.resume, running))
+            thread.resolver.resolve(host, port, partial(thread.resume, running))
 
     def stop(self) -> None:
         """Stop the thread and abandon the running checks."""
@@ -416,7 +416,7 @@ class _ProbeThread:
     """The thread of one process, with its selector, checks and deadlines."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.names = Names()
+        self.resolver = Resolver()
         self._clock = clock
         self._selector = selectors.DefaultSelector()
         self._wake_receiver, self._wake_sender = socket.socketpair()

@@ -28,7 +28,7 @@ __all__ = [
     "FULL",
     "InstanceLease",
     "Member",
-    "Place",
+    "Slot",
     "Pool",
     "check_most",
     "full",
@@ -45,7 +45,7 @@ FULL = Problem(
 )
 
 
-class Place(Protocol):
+class Slot(Protocol):
     """A request's slot in a compartment."""
 
     def answered(self) -> None:
@@ -61,7 +61,7 @@ class Place(Protocol):
 class Compartment(Protocol):
     """Limits the requests of one service in flight in this worker."""
 
-    def enter(self) -> Place:
+    def enter(self) -> Slot:
         """Return a slot for one more request.
 
         :raises Refusal: The compartment is full; carries the client's response.
@@ -97,7 +97,7 @@ class Bulkhead:
         self._lock = threading.Lock()
         self.in_flight = self.refused = 0
 
-    def enter(self) -> Place:
+    def enter(self) -> Slot:
         """Take a slot; the slot is the bulkhead itself.
 
         :raises Refusal: The bulkhead is full; carries the client's response.
@@ -166,21 +166,21 @@ _STEPS = 20  # slow start raises a weight in this many steps
 class InstanceLease:
     """One request's lease of an instance, which counts as in flight until it is released.
 
-    :ivar place: The request's slot in a bulkhead, released together with the lease.
+    :ivar slot: The request's slot in a bulkhead, released together with the lease.
     """
 
-    __slots__ = ("_pool", "instance", "member", "place")
+    __slots__ = ("_pool", "instance", "member", "slot")
 
     def __init__(self, pool: Pool, member: Member) -> None:
         self._pool: Pool | None = pool
         self.instance = member.instance
         self.member = member
-        self.place: Place | None = None
+        self.slot: Slot | None = None
 
     def began(self) -> None:
         """Record that the response has begun."""
-        if self.place is not None:
-            self.place.answered()
+        if self.slot is not None:
+            self.slot.answered()
 
     def release(self, error: Exception | None = None) -> None:
         """End the lease; a second call does nothing. The outcome is not reported."""
@@ -430,8 +430,8 @@ class Pool:
     def _release(self, lease: InstanceLease) -> None:
         with self._lock:
             lease.member.in_flight -= 1
-        if lease.place is not None:
-            lease.place.leave()
+        if lease.slot is not None:
+            lease.slot.leave()
 
     def _log_returned(self) -> None:
         """Log the ejections that are over; not with the lock held, as writing may block."""

@@ -15,7 +15,7 @@ from wsgigate.http.bodies import ClientBody
 from wsgigate.http.problem import Problem, Refusal
 from wsgigate.http.wsgi import BodyError, BodyTooLarge
 from wsgigate.proxy.disconnect import UNWATCHED, ClientLeft, ClientWatch
-from wsgigate.proxy.pool import InstanceLease, Place
+from wsgigate.proxy.pool import InstanceLease, Slot
 from wsgigate.proxy.request import Outgoing
 from wsgigate.proxy.response import BadResponse, UpstreamCut, problem_of, reason_of, was_refused
 from wsgigate.rules.circuit import Outcome
@@ -58,9 +58,9 @@ class Reservation:
         self._status = 0
         self._took = 0.0
 
-    def keep(self, place: Place) -> None:
-        """Hold *place*, the request's slot in a bulkhead, until the request has ended."""
-        self._lease.place = place
+    def keep(self, slot: Slot) -> None:
+        """Hold *slot*, the request's slot in a bulkhead, until the request has ended."""
+        self._lease.slot = slot
 
     def began(self) -> None:
         """Report that the response to the client has begun."""

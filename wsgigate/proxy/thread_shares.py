@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable
 
 from wsgigate.http.problem import Refusal
-from wsgigate.proxy.pool import FULL, Compartment, Place, check_most, full
+from wsgigate.proxy.pool import FULL, Compartment, Slot, check_most, full
 from wsgigate.rules.thread_shares import Admission, ThreadShareRules
 from wsgigate.runtime import fork
 
@@ -89,7 +89,7 @@ class _Share:
         self.tunnels = 0
         self.refused = 0
 
-    def enter(self) -> Place:
+    def enter(self) -> Slot:
         """Return a slot for one more request, after waiting if necessary.
 
         :raises Refusal: No slot is available; carries the client's response.

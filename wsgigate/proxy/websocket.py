@@ -368,8 +368,8 @@ class Upgrader:
             extensions = environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", "")
             headers = check_response(received, key, protocols, extensions)
             headers = self._responses.own_fields(headers, request, lease.instance)
-            if lease.place is not None:
-                lease.place.tunnelled()
+            if lease.slot is not None:
+                lease.slot.tunnelled()
             watch.close()  # the tunnel itself notices when an end closes
             start_response("101 Switching Protocols", headers)
             return _Tunnel(
