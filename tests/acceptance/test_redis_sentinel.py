@@ -165,7 +165,7 @@ def test_the_sentinels_that_are_left_are_asked(fleet, store):
 
 def test_no_sentinel_and_no_such_service_are_errors_in_words(fleet):
     unknown = RedisStore(fleet.url().replace("/shop/", "/shap/"))
-    with pytest.raises(StoreError, match="knows no service 'shap'"):
+    with pytest.raises(StoreError, match="monitors no service 'shap'"):
         unknown.get("key")
     unknown.close()
     alone = RedisStore(f"redis+sentinel://127.0.0.1:{free_port()}/shop")

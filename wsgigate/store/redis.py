@@ -1,4 +1,34 @@
-"""A store for many machines: a Redis or Valkey that they all reach."""
+"""The store for many machines: a Redis or Valkey that all of them reach.
+
+Theory of operation: outages
+----------------------------
+
+A rate limiter must not make its application as slow as a failing Redis. The rules:
+
+1. **Fail fast.** After a few failures in a row (3 by default) a server is *paused*: every call
+   fails at once with :class:`StoreError`, without a connection attempt. Without that, each request
+   would wait for a timeout, and all threads of a worker would soon wait.
+2. **One probe.** When the pause ends, one call is admitted as a probe; the others fail at once. A
+   failed probe doubles the pause, from 0.5 s up to 5 s, and any success ends the outage. The pause
+   is shortened at random by up to half, so that workers do not return at the same moment.
+3. **A lost probe does not block.** A probe may never report (its thread was killed), so the next
+   one is admitted after the longest pause.
+4. **Stale failures do not count.** Calls in flight when the pause begins fail later and carry no
+   news; only the probe extends the pause.
+5. **No call is repeated after it may have been carried out.** A timeout leaves the outcome unknown,
+   and a repeated quota would be charged twice. A call does follow a redirect of a cluster, and does
+   send a script that the server lacks (``NOSCRIPT``), because neither was carried out.
+6. **Doubt closes the connection.** An answer of another shape than the command demands counts as a
+   failure, and its connection is never used again: its answers may belong to other calls.
+7. **Each server of a cluster has its own state.** While one is down, only its keys are unavailable.
+8. **Lasting errors.** A wrong password or a missing database does not pass without a change: such
+   a failure is a :class:`MisconfiguredStore`, which rejects the configuration at the start.
+
+The log has one record when a server is paused and one when it answers again.
+
+Connections never cross a fork: the store compares process ids, and leaves inherited connections to
+the process that opened them.
+"""
 
 from __future__ import annotations
 
@@ -49,95 +79,92 @@ __all__ = [
 ]
 
 
-# When to ask a server again that fails: at once a few times, then after rests that grow.
+# The outage of one server: counts failures and admits probes. Pure: the time is an argument.
 
 
 class Outage:
-    """What is known of one server's failures, and whether it is worth asking it.
+    """The failures of one server in a row, and whether a call is admitted.
 
-    After *tolerated* failures in a row it is left to rest: nobody asks. When the rest is over one
-    caller is let through as a probe, while all others still get their refusal at once. A probe that
-    fails makes the next rest twice as long; any success ends the outage. Calls must not overlap.
+    Calls must not overlap.
 
-    :param tolerated: How many failures in a row are borne before the first rest.
-    :param first: Seconds of the first rest.
-    :param longest: Seconds of the longest one; also how long a probe may stay away before another
-        is let through.
-    :raises ValueError: *tolerated* is below 1, or the rests are not ``0 < first <= longest``.
+    :param tolerated: Number of failures in a row before the first pause.
+    :param first: Seconds of the first pause.
+    :param longest: Seconds of the longest pause; also how long a probe may stay silent before the
+        next is admitted.
+    :raises ValueError: *tolerated* is below 1, or not ``0 < first <= longest``.
     """
 
     def __init__(self, *, tolerated: int = 3, first: float = 0.5, longest: float = 5.0) -> None:
         if tolerated < 1:
-            raise ValueError(f"tolerated is 1 or more, not {tolerated}")
+            raise ValueError(f"tolerated: 1 or more, not {tolerated}")
         if not 0 < first <= longest:
-            raise ValueError(f"rests are 0 < first <= longest, not {first:g} and {longest:g}")
+            raise ValueError(f"pauses: 0 < first <= longest, not {first:g} and {longest:g}")
         self.failures = 0
-        """How many calls have failed in a row; 0 while all is well."""
+        """Number of failures in a row; 0 without an outage."""
         self.since = 0.0
-        """When the first of them failed."""
+        """Time of the first of these failures."""
         self.until = 0.0
-        """When the rest ends; means nothing unless :attr:`resting`."""
+        """End of the pause; meaningless unless :attr:`paused`."""
         self._tolerated = tolerated
         self._first = first
         self._longest = longest
-        self._rest = first
+        self._pause = first
         self._probing = False
 
     @property
-    def resting(self) -> bool:
-        """Whether nobody may ask but a probe."""
+    def paused(self) -> bool:
+        """Whether calls fail at once, except for a probe."""
         return self.failures >= self._tolerated
 
     def admit(self, now: float) -> bool:
-        """Return whether a caller may ask at *now*: anybody when all is well, else one probe."""
-        if not self.resting:
+        """Return whether a call is admitted at *now*; during an outage only as a probe."""
+        if not self.paused:
             return True
         if now < self.until:
             return False
-        self.until = now + self._longest  # a probe that is never heard of must not bar all others
+        self.until = now + self._longest  # a lost probe must not block all calls: rule 3
         self._probing = True
         return True
 
     def failed(self, now: float, chance: float) -> bool:
-        """Take note that a call failed; return whether a rest began with it, the first in a row.
+        """Record a failed call; return whether it began the first pause of an outage.
 
-        :param chance: In [0, 1): shortens the rest by up to half, so that not all who share the
-            server come back at the same moment.
+        :param chance: In [0, 1): shortens the pause by up to half.
         """
-        if self.resting and not self._probing:
-            return False  # it was under way when the rest began, and tells nothing new
+        if self.paused and not self._probing:
+            return False  # in flight when the pause began: rule 4
         if not self.failures:
             self.since = now
-        before = self.resting
+        before = self.paused
         self.failures += 1
-        if not self.resting:
+        if not self.paused:
             return False
-        self._rest = min(2 * self._rest, self._longest) if before else self._first
+        self._pause = min(2 * self._pause, self._longest) if before else self._first
         self._probing = False
-        self.until = now + self._rest * (1 - chance / 2)
+        self.until = now + self._pause * (1 - chance / 2)
         return not before
 
     def succeeded(self) -> bool:
-        """Take note that a call was answered; return whether that ended a rest."""
-        rested = self.resting
+        """Record a successful call; return whether it ended a pause."""
+        was_paused = self.paused
         self.failures = 0
         self._probing = False
-        return rested
+        return was_paused
 
 
-# Keeps an eye on one server: while it fails, nobody waits for it.
+# The breaker of one server.
 
 LOG = logging.getLogger("wsgigate.store")
 
 
 class Watch:
-    """Lets callers ask a server, or fail at once while it rests; see :class:`Outage`.
+    """Admits calls to a server, or fails them at once during a pause; see :class:`Outage`.
 
-    One log record tells that it rests, one that it answers again.
+    It logs one record when the server is paused, and one when it answers again.
 
-    :param shown: What the server is called, without secrets.
-    :param clock: Seconds of a clock that never steps back.
-    :param chance: Gives numbers in [0, 1).
+    :param shown: The server's name for messages, without secrets.
+    :param clock: Returns monotonic seconds.
+    :param chance: Returns random numbers in [0, 1).
     """
 
     def __init__(
@@ -156,9 +183,9 @@ class Watch:
         self._lock = threading.Lock()
 
     def admit(self) -> None:
-        """Return when the server may be asked.
+        """Return if a call is admitted.
 
-        :raises StoreError: It is left alone for now.
+        :raises StoreError: The server is paused.
         """
         if not self._outage.failures:
             return
@@ -167,24 +194,24 @@ class Watch:
             if self._outage.admit(now):
                 return
             left = self._outage.until - now
-        raise self._kind(f"{self._reason}; it is asked again in {left:.1f} s")
+        raise self._kind(f"{self._reason}; next attempt in {left:.1f} s")
 
     def failed(self, reason: str, *, lasting: bool = False) -> StoreError:
-        """Take note of why a call failed; return the error for its caller.
+        """Record a failed call; return the error for its caller.
 
-        :param lasting: Whether waiting does not help.
+        :param lasting: Whether the failure lasts until the configuration changes.
         """
         with self._lock:
             self._reason = f"the store {self._shown} fails: {reason}"
             self._kind = MisconfiguredStore if lasting else StoreError
-            told, kind = self._reason, self._kind
+            text, kind = self._reason, self._kind
             began = self._outage.failed(self._clock(), self._chance())
         if began:
-            LOG.error("%s; until it answers again, nobody waits for it", told)
-        return kind(told)
+            LOG.error("%s; requests bypass the store until it recovers", text)
+        return kind(text)
 
     def answered(self) -> None:
-        """Take note that the server answered."""
+        """Record a successful call."""
         if not self._outage.failures:
             return
         with self._lock:
@@ -194,13 +221,13 @@ class Watch:
             LOG.warning("the store %s answers again after %.1f s", self._shown, lasted)
 
 
-# A Redis Cluster: each key has one primary, and keys may move to another at any time.
+# Redis Cluster: each key belongs to one primary, and may move to another at any time.
 
 REDIRECTS = 3
-"""How often one call follows a key that has moved."""
+"""Maximum number of redirects that one call follows."""
 
-LOOK_AGAIN = 1.0
-"""Seconds between two looks at who has what, while something is wrong."""
+REFRESH_EVERY = 1.0
+"""Seconds between two requests for the map of slots, while it is known to be wrong."""
 
 _SLOTS = command(b"CLUSTER", b"SLOTS")
 
@@ -210,7 +237,7 @@ _REDIRECT = re.compile(r"(MOVED|ASK) [0-9]+ (.*):([0-9]{1,5})")
 
 
 class Node(NamedTuple):
-    """One server of the cluster, and how it has been doing."""
+    """One server of the cluster, with its connections and its breaker."""
 
     connections: Connections
     watch: Watch
@@ -218,12 +245,12 @@ class Node(NamedTuple):
 
 
 class Cluster:
-    """Asks the primary that has the key; learns who that is from whichever server answers.
+    """A Redis Cluster: sends each command to the primary of its key.
 
-    Each server is watched by itself: while one is down, only its keys can not be had. (Redis
-    documentation, "Redis cluster specification".)
+    Any server that answers provides the map of slots. Each server has its own breaker: while one is
+    down, only its keys are unavailable. (Redis documentation, "Redis cluster specification".)
 
-    :param clock: Seconds of a clock that never steps back.
+    :param clock: Returns monotonic seconds.
     """
 
     def __init__(self, place: Place, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -232,9 +259,9 @@ class Cluster:
         self._watch = Watch(place.shown)
         self._nodes: dict[Address, Node] = {}
         self._map: tuple[list[int], list[tuple[int, Address]]] = ([], [])
-        # the first slots of the ranges, in order, and of each the last slot and who has it
+        # the first slots of the ranges in order, and for each its last slot and its primary
         self._stale = True
-        self._looked = float("-inf")
+        self._refreshed_at = float("-inf")
         self._lock = threading.Lock()
 
     def ask(self, key: bytes, packed: bytes, fits: Fits) -> Any:
@@ -242,10 +269,10 @@ class Cluster:
         asking = False
         for _ in range(REDIRECTS + 1):
             if asking:
-                # of the two answers the first, to ASKING, is any that is no error
+                # the first of the two answers belongs to ASKING, and is anything but an error
                 answer = self._ask(address, _ASKING + packed, 2, most=2 * SIZE)[1]
                 if not isinstance(answer, Refusal) and not fits(answer):
-                    raise StoreError(f"the store {self._place.shown} answers another question")
+                    raise StoreError(f"the store {self._place.shown} sent an unexpected answer")
             else:
                 answer = self._ask(address, packed, 1, fits)[0]
             redirect = _redirect(answer)
@@ -255,8 +282,10 @@ class Cluster:
             asking = kind == "ASK"
             address = (host or address[0], port)
             if not asking:
-                self._look(address)
-        raise StoreError(f"the store {self._place.shown} sends {key!r} from server to server")
+                self._read_slots(address)
+        raise StoreError(
+            f"the store {self._place.shown} redirects {key!r} more than {REDIRECTS} times"
+        )
 
     def at(self, key: bytes) -> Ask:
         return self._node(self._address_of(key)).ask
@@ -270,7 +299,7 @@ class Cluster:
         with self._lock:
             nodes, self._nodes = list(self._nodes.values()), {}
             self._stale = True
-            self._looked = float("-inf")
+            self._refreshed_at = float("-inf")
         for node in nodes:
             node.connections.close()
 
@@ -312,23 +341,23 @@ class Cluster:
             if slot <= end:
                 return address
         self._stale = True
-        raise StoreError(f"no server of {self._place.shown} has the slot {slot}")
+        raise StoreError(f"no server of {self._place.shown} serves the slot {slot}")
 
     def _refresh(self) -> None:
-        """Look who has what, if that is not known or was found to be wrong."""
+        """Read the map of slots if it is missing or was found to be wrong."""
         if not self._stale:
             return
         with self._lock:
             now = self._clock()
-            if self._map[0] and now - self._looked < LOOK_AGAIN:
+            if self._map[0] and now - self._refreshed_at < REFRESH_EVERY:
                 return
-            self._looked = now
+            self._refreshed_at = now
         self._watch.admit()
         reasons, lasting = [], True
         known = [address for _, address in self._map[1]]
         for address in dict.fromkeys([*known, *self._place.addresses]):
             try:
-                self._look(address)
+                self._read_slots(address)
             except StoreError as error:
                 reasons.append(str(error))
                 lasting = lasting and isinstance(error, MisconfiguredStore)
@@ -338,41 +367,41 @@ class Cluster:
         if not self._map[0]:
             raise self._watch.failed("; ".join(reasons), lasting=lasting)
 
-    def _look(self, address: Address) -> None:
-        """Take over what the server at *address* knows of who has what.
+    def _read_slots(self, address: Address) -> None:
+        """Replace the map of slots by that of the server at *address*.
 
-        :raises StoreError: It does not answer, or knows nothing.
+        :raises StoreError: The server does not answer, or has no map.
         """
         answer = self._ask(address, _SLOTS, 1, is_slots, SLOTS_BYTES)[0]
         if isinstance(answer, Refusal) or not answer:
             refused = isinstance(answer, Refusal)
-            told = answer.text if refused else "it knows of no slots"
+            reason = answer.text if refused else "the server has no map of slots"
             kind = MisconfiguredStore if refused and answer.lasting else StoreError
-            raise kind(f"{self._place.shown} at {address[0]}:{address[1]}: {told}")
+            raise kind(f"{self._place.shown} at {address[0]}:{address[1]}: {reason}")
         found = []
         for start, end, (host, port, *_), *_replicas in answer:
-            # no host, or "?": the one that was asked, as seen from here
+            # no host, or "?": the host that answered, as seen from here
             name = host.decode() if host not in (None, b"", b"?") else address[0]
             found.append((int(start), int(end), (name, int(port))))
         found.sort()
         with self._lock:
-            self._map = ([start for start, _, _ in found], [(end, who) for _, end, who in found])
+            self._map = ([start for start, _, _ in found], [(end, at) for _, end, at in found])
             self._stale = False
-            used = {who for _, _, who in found}.union(self._place.addresses)
-            gone = [self._nodes.pop(who) for who in list(self._nodes) if who not in used]
+            used = {at for _, _, at in found}.union(self._place.addresses)
+            gone = [self._nodes.pop(at) for at in list(self._nodes) if at not in used]
         for node in gone:
             node.connections.close()
 
 
 def _redirect(answer: Any) -> tuple[str, str, int] | None:
-    """Return where an answer sends its caller: ``MOVED`` or ``ASK``, the host and the port."""
+    """Return the redirect in *answer*: ``MOVED`` or ``ASK``, the host and the port."""
     if not isinstance(answer, Refusal) or answer.code not in ("MOVED", "ASK"):
         return None
     found = _REDIRECT.fullmatch(answer.text)
     return (found[1], found[2], int(found[3])) if found and 0 < int(found[3]) < 65536 else None
 
 
-# Which Redis is asked: the one there is, or the one that the sentinels call the primary.
+# A single server, or the primary that sentinels name.
 
 UNFIT = frozenset(
     [
@@ -380,47 +409,47 @@ UNFIT = frozenset(
         *("NOAUTH", "WRONGPASS", "NOREPLICAS"),
     ]
 )
-"""The errors by which a server says that it can not serve at all at the moment."""
+"""Codes of errors by which a server reports that it cannot serve any command now."""
 
 Ask = Callable[..., list[Any]]
 """``ask(packed, answers=1, fits=None, most=SIZE)``: one exchange with one server, guarded by its
-watch; see :meth:`Connections.exchange`."""
+breaker; see :meth:`Connections.exchange`."""
 
 
 class Servers(Protocol):
-    """Where the values are."""
+    """The servers that hold the values."""
 
     def ask(self, key: bytes, packed: bytes, fits: Fits) -> Any:
-        """Return the answer of the server that has *key*; it may be a :class:`Refusal`.
+        """Return the answer of the server that holds *key*; it may be a :class:`Refusal`.
 
-        :param fits: Whether an answer has the shape that was asked for.
-        :raises StoreError: It is not to be had, or has another shape.
+        :param fits: Returns whether an answer has the expected shape.
+        :raises StoreError: The server fails, or its answer has another shape.
         """
 
     def at(self, key: bytes) -> Ask:
-        """Return a way to ask the server that has *key*, the same for all keys it has.
+        """Return the function that asks the server of *key*, the same for all its keys.
 
-        :raises StoreError: It is not known.
+        :raises StoreError: The server is unknown.
         """
 
     def each(self) -> Iterator[Ask]:
-        """Yield a way to ask each of the servers that have values."""
+        """Yield the function that asks it for each server that holds values."""
 
     def close(self) -> None:
         """Close all connections."""
 
 
 def connect_to(place: Place, address: tuple[str, int]) -> Connections:
-    """Return connections to the server at *address*; none is open yet."""
+    """Return a pool for the server at *address*, without an open connection."""
     return Connections(
         address, tls=place.tls, settings=place.settings, most=place.most, wait=place.wait
     )
 
 
 def fit(answers: list[Any]) -> list[Any]:
-    """Return *answers* unless one of them says that the server can not serve.
+    """Return *answers* unless one of them reports that the server cannot serve.
 
-    :raises Unreachable: One does.
+    :raises Unreachable: One of them does.
     """
     for answer in answers:
         if isinstance(answer, Refusal) and answer.code in UNFIT:
@@ -429,7 +458,7 @@ def fit(answers: list[Any]) -> list[Any]:
 
 
 class Single:
-    """One server, always at the same place."""
+    """One server at a fixed address."""
 
     def __init__(self, place: Place) -> None:
         self._connections = connect_to(place, place.addresses[0])
@@ -460,7 +489,7 @@ class Single:
 
 
 class Sentinels:
-    """A primary with replicas; sentinels tell which is the primary, and are asked after failures.
+    """A primary with replicas; sentinels name the primary, and are asked again after failures.
 
     (Redis documentation, "Guidelines for Redis clients with support for Redis Sentinel".)
     """
@@ -501,7 +530,7 @@ class Sentinels:
         primary = self._primary
         try:
             if primary is None:
-                primary = self._found()
+                primary = self._find_primary()
             got = fit(primary.exchange(packed, answers, fits, most))
         except Unreachable as error:
             self._forget(primary)
@@ -509,10 +538,10 @@ class Sentinels:
         self._watch.answered()
         return got
 
-    def _found(self) -> Connections:
-        """Return the primary that the first of the sentinels to answer knows.
+    def _find_primary(self) -> Connections:
+        """Return the primary named by the first sentinel that answers.
 
-        :raises Unreachable: None knows one that says so itself.
+        :raises Unreachable: No sentinel names a server that confirms to be the primary.
         """
         reasons, lasting = [], True
         for sentinel in list(self._sentinels):
@@ -526,7 +555,7 @@ class Sentinels:
                 if self._primary is None:
                     self._primary = primary
                 found = self._primary
-                self._sentinels.remove(sentinel)  # who answered is asked first the next time
+                self._sentinels.remove(sentinel)  # asked first the next time
                 self._sentinels.insert(0, sentinel)
             if found is not primary:
                 primary.close()  # another thread was faster
@@ -537,11 +566,11 @@ class Sentinels:
         [answer] = sentinel.exchange(self._question, 1, is_address)
         if isinstance(answer, Refusal):
             raise Unreachable(
-                f"the sentinel at {sentinel.shown} says {answer.text}", lasting=answer.lasting
+                f"the sentinel at {sentinel.shown} answered {answer.text}", lasting=answer.lasting
             )
         if answer is None:
             raise Unreachable(
-                f"the sentinel at {sentinel.shown} knows no service {self._place.service!r}",
+                f"the sentinel at {sentinel.shown} monitors no service {self._place.service!r}",
                 lasting=True,
             )
         host, port = answer
@@ -554,7 +583,7 @@ class Sentinels:
             primary.close()
             raise
         primary.close()
-        raise Unreachable(f"{primary.shown} is said to be the primary, and is none")
+        raise Unreachable(f"{primary.shown}, which a sentinel named, is not the primary")
 
     def _forget(self, primary: Connections | None) -> None:
         if primary is None:
@@ -566,57 +595,56 @@ class Sentinels:
 
 
 def servers_of(place: Place) -> Servers:
-    """Return what *place* describes; nothing is connected yet."""
+    """Return the servers that *place* describes, without an open connection."""
     if place.kind == "sentinel":
         return Sentinels(place)
     if place.kind == "cluster":
-        pass
-
         return Cluster(place)
     return Single(place)
 
 
 PAGE = 256
-"""How many values are asked for at once; none is held while the caller uses them."""
+"""Values read at once; none is held while the caller uses them."""
 
 LOOKS = 1000
-"""How many of its keys a server looks at for one page of them."""
+"""Keys that a server scans for one page."""
 
 MOST_PAGES = 1_000_000
-"""Pages of names at most: those of a thousand million keys."""
+"""Maximum number of pages: those of a thousand million keys."""
 
 LONGEST = 10**14
-"""Milliseconds: a longer time to live is as good as for ever, and a server might not take it."""
+"""Maximum time to live in milliseconds; a server may reject a longer one."""
 
 
 class RedisStore:
-    """Keeps values in a Redis or Valkey, for all processes and machines that reach it.
+    """Stores values in a Redis or Valkey, for all processes and machines that reach it.
 
-    Its time is the server's. Every call but :meth:`items` and :meth:`get_all` is one round trip. A
-    call is never repeated after it may have been carried out. While the server fails, calls fail at
-    once: after the first few failures only a probe now and then waits for it. Nothing is connected
-    before the first call, and every process has connections of its own.
+    Its time is the server's. Every call but :meth:`items` and :meth:`get_all` is one round trip,
+    and no call is repeated after it may have been carried out. During an outage calls fail at once,
+    except for a probe now and then. The first call connects, and every process has its own
+    connections.
 
     :param url: ``redis://HOST:PORT/DB``, ``rediss://`` with TLS, ``unix:///PATH``,
-        ``redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB``, ``redis+cluster://HOST:PORT,HOST:PORT``;
-        ``valkey`` in place of ``redis`` is the same. A name and a password stand before the host,
-        or in ``$WSGIGATE_STORE_USERNAME`` and ``$WSGIGATE_STORE_PASSWORD``.
-    :param owner: Whose values these are, where several share a server: part of the names of the
-        keys, unless the URL says ``?prefix=``.
-    :raises ValueError: It is no such URL; says why without showing what may be secret.
+        ``redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB`` or
+        ``redis+cluster://HOST:PORT,HOST:PORT``;
+        ``valkey`` is a synonym of ``redis``. A user name and password stand before the host, or in
+        ``$WSGIGATE_STORE_USERNAME`` and ``$WSGIGATE_STORE_PASSWORD``.
+    :param owner: Identifies the owner of the values where several share a server: part of the
+        names of the keys, unless the URL has ``?prefix=``.
+    :raises ValueError: *url* is invalid; the message does not show secrets.
     """
 
     def __init__(self, url: str, *, owner: str = "") -> None:
         self._place = read_url(url, owner=owner)
         self.prefix = self._place.prefix
-        """What the names of its keys begin with, in the server."""
+        """Prefix of the names of its keys in the server."""
         self.own_prefix = self._place.named
-        """Whether the URL says that, and so whose values they are."""
+        """Whether the URL sets the prefix, and so identifies the owner."""
         self._prefix = self.prefix.encode()
         self.checked = False
-        """Whether the start of a gateway looks at it."""
+        """Whether the gateway checks the store at its start."""
         self.cure = ""
-        """What to do when it can never be used, in the terms of whoever named it."""
+        """The remedy to add to a lasting error, in the terms of the configuration in use."""
         self.lock = threading.RLock()
         self._servers: Servers | None = None
         self._pid = 0
@@ -632,7 +660,7 @@ class RedisStore:
     def get_all(self, keys: Sequence[str]) -> list[bytes | None]:
         """Return the live value of each of *keys*, None for those that have none.
 
-        One round trip for each server that has some of them, and for each few hundred keys.
+        It needs one round trip for each server involved and each 256 keys.
 
         :raises StoreError: A server fails.
         """
@@ -648,7 +676,7 @@ class RedisStore:
         name = self._prefix + encoded(key)
         if new is not None:
             check_value(new)
-            if ttl <= 0:  # over before it began
+            if ttl <= 0:  # already expired
                 new = None
         lives = max(1, math.ceil(min(ttl * 1000, LONGEST)))
         arguments = (name, _optional(old), _optional(new), b"%d" % lives)
@@ -657,24 +685,24 @@ class RedisStore:
     def take(
         self, key: str, algorithms: Sequence[Algorithm], cost: int = 1
     ) -> tuple[tuple[Verdict, ...], float]:
-        """Decide about one request against all *algorithms*, in one step of the server's.
+        """Decide about one request against all *algorithms*, in one step on the server.
 
         The request passes if all allow it; if one refuses, none is charged.
 
-        :param cost: How many requests it counts as; 0 only looks.
+        :param cost: Quota units consumed; 0 checks without consuming.
         :returns: Each quota's own verdict, and the store's time in seconds.
-        :raises ValueError: There is no algorithm, two are the same, or *cost* is not one that all
-            of the quotas allow.
+        :raises ValueError: There is no algorithm, two are the same, or a quota does not allow
+            *cost*.
         """
         ready = prepared(tuple(algorithms))
         if ready is None:
             return update(self, key, partial(_by_rules, tuple(algorithms), cost))
-        return self._taken(key, ready, cost, b"")
+        return self._take_at(key, ready, cost, b"")
 
-    def _taken(
+    def _take_at(
         self, key: str, ready: Prepared, cost: int, moment: bytes
     ) -> tuple[tuple[Verdict, ...], float]:
-        """Take at *moment*, a number of microseconds; empty: at the server's time."""
+        """Take at *moment*, in microseconds; empty: at the server's time."""
         if cost != 1 or cost.__class__ is not int:
             for quota in ready.quotas:
                 quota.check_cost(cost)
@@ -682,7 +710,7 @@ class RedisStore:
         answer = self._ready().ask(name, ready.known(name, cost, moment), ready.fits)
         if answer.__class__ is Refusal:
             arguments = (moment, b"%d" % cost, *ready.arguments)
-            answer = self._told(answer, ready.script, ready.fits, name, *arguments)
+            answer = self._load_and_run(answer, ready.script, ready.fits, name, *arguments)
         return verdicts_of(ready.limits, answer)
 
     def items(self, prefix: str) -> Iterator[tuple[str, bytes]]:
@@ -699,7 +727,7 @@ class RedisStore:
                 if value is not None:
                     try:
                         key = name[skipped:].decode()
-                    except UnicodeDecodeError:  # another program's: no key of ours is so written
+                    except UnicodeDecodeError:  # another program's key
                         continue
                     yield key, value
 
@@ -711,9 +739,9 @@ class RedisStore:
             servers.close()
 
     def check(self) -> None:
-        """See that values can be kept: write one, remove it, and leave nothing open.
+        """Check that values can be stored: write one, remove it, and leave nothing open.
 
-        :raises StoreError: They can not; names the server and the cause.
+        :raises StoreError: They cannot; the message names the server and the cause.
         """
         used = self._servers is not None
         key = f"wsgigate/check/{os.getpid()}"
@@ -725,7 +753,7 @@ class RedisStore:
                 self.close()
 
     def before_fork(self) -> None:
-        """Do nothing: the child sees by its process id that the connections are not its own."""
+        """Do nothing: the child compares process ids, and opens its own connections."""
 
     def after_unseen_fork(self) -> None:
         """Do nothing, for the same reason."""
@@ -735,7 +763,7 @@ class RedisStore:
         if servers is None or self._pid != os.getpid():
             with self.lock:
                 if self._servers is None or self._pid != os.getpid():
-                    # connections that came over a fork are left to whoever opened them
+                    # inherited connections belong to the parent process
                     self._servers, self._pid = servers_of(self._place), os.getpid()
                 servers = self._servers
         return servers
@@ -743,13 +771,13 @@ class RedisStore:
     def _run(self, script: Script, fits: Fits, name: bytes, *arguments: bytes) -> Any:
         answer = self._ready().ask(name, script.known(name, *arguments), fits)
         if answer.__class__ is Refusal:
-            answer = self._told(answer, script, fits, name, *arguments)
+            answer = self._load_and_run(answer, script, fits, name, *arguments)
         return answer
 
-    def _told(
+    def _load_and_run(
         self, refusal: Refusal, script: Script, fits: Fits, name: bytes, *arguments: bytes
     ) -> Any:
-        """Return the answer of a server that is told *script*, if all it said is to lack that."""
+        """Return the answer to *script* sent in full, if the server answered ``NOSCRIPT``."""
         answer: Any = refusal
         if refusal.code == "NOSCRIPT":
             answer = self._ready().ask(name, script.whole(name, *arguments), fits)
@@ -758,7 +786,7 @@ class RedisStore:
         return answer
 
     def _names(self, ask: Ask, begins: bytes) -> Iterator[bytes]:
-        """Yield the names of one server that begin so; one may come twice."""
+        """Yield the names with a prefix on one server; a name may come twice."""
         pattern, cursor, fits = _literally(begins) + b"*", b"0", is_page(begins)
         for _ in range(MOST_PAGES):
             question = command(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"%d" % LOOKS)
@@ -769,12 +797,12 @@ class RedisStore:
             yield from names
             if cursor == b"0":
                 return
-            if cursor == before:  # no server goes on where it was
+            if cursor == before:  # the scan makes no progress
                 break
-        raise StoreError(f"the store {self._place.shown} comes to no end with its keys")
+        raise StoreError(f"the store {self._place.shown}: the scan of its keys does not end")
 
     def _values(self, page: list[bytes], found: dict[bytes, Ask]) -> list[bytes | None]:
-        """Return the values of a page of names, one round trip for each server that has some."""
+        """Return the values of a page of names, with one round trip per server."""
         places: dict[Ask, list[bytes]] = {}
         for name in page:
             places.setdefault(found[name], []).append(name)
@@ -783,14 +811,14 @@ class RedisStore:
             packed = b"".join([command(b"GET", name) for name in names])
             answers = ask(packed, len(names), is_value, len(names) * SIZE)
             for name, answer in zip(names, answers, strict=True):
-                if isinstance(answer, Refusal):  # it may have moved to another server meanwhile
+                if isinstance(answer, Refusal):  # the key may have moved to another server
                     answer = self._run(GET, is_value_and_time, name)[0]
                 values[name] = answer
         return [values[name] for name in page]
 
     def _refused(self, refusal: Refusal) -> StoreError:
         kind = MisconfiguredStore if refusal.lasting else StoreError
-        return kind(f"the store {self._place.shown} refuses: {refusal.text}")
+        return kind(f"the store {self._place.shown} answered with an error: {refusal.text}")
 
 
 def _by_rules(

@@ -70,7 +70,7 @@ def test_a_dead_server_is_asked_a_few_times_and_then_only_by_a_probe(start, watc
     with caplog.at_level(logging.INFO, "wsgigate.store"):
         asked = failures(store, 3)
         assert all("refused" in told or "closed" in told.lower() for told in asked)
-        assert all("it is asked again in 0.5 s" in told for told in failures(store, 20))
+        assert all("next attempt in 0.5 s" in told for told in failures(store, 20))
         clock.advance(0.5)
         assert "asked again" not in failures(store, 1)[0], "this one was the probe"
         assert "asked again in 1.0 s" in failures(store, 1)[0]
@@ -82,7 +82,7 @@ def test_a_dead_server_is_asked_a_few_times_and_then_only_by_a_probe(start, watc
     [fails, back] = [record.getMessage() for record in caplog.records]
     address = f"redis://127.0.0.1:{server.port}/0"
     assert fails.startswith(f"the store {address} fails: ")
-    assert fails.endswith("until it answers again, nobody waits for it")
+    assert fails.endswith("requests bypass the store until it recovers")
     assert back == f"the store {address} answers again after 1.5 s"
 
 
@@ -167,7 +167,7 @@ def test_a_full_server_is_an_error_in_words_and_still_answers(start, watched):
     with server.admin() as admin:
         admin.config_set("maxmemory", 1)
         for _ in range(5):
-            with pytest.raises(StoreError, match=r"refuses: .*OOM"):
+            with pytest.raises(StoreError, match=r"answered with an error: .*OOM"):
                 store.swap("other", None, bytes(1000), 60)
             with pytest.raises(StoreError, match="OOM"):
                 store.take("quota", [QUOTA], 1)

@@ -30,7 +30,7 @@ def test_a_few_failures_are_borne_and_then_it_rests():
     outage = Outage(tolerated=3, first=0.5, longest=5.0)
     events = [(0, "ask"), (0, 0.0), (1, "ask"), (1, 0.0), (2, "ask"), (2, 0.0)]
     assert play(outage, events) == [True, False, True, False, True, True]
-    assert outage.resting
+    assert outage.paused
     assert outage.since == 0
     assert play(outage, [(2.49, "ask"), (2.5, "ask"), (2.5, "ask")]) == [False, True, False]
 
@@ -42,7 +42,7 @@ def test_failures_between_successes_do_not_add_up():
     assert outage.admit(10)
 
 
-def resting(**settings):
+def paused(**settings):
     outage = Outage(tolerated=1, **settings)
     outage.failed(0.0, 0.0)
     return outage
@@ -67,19 +67,19 @@ def test_rests_double_up_to_the_longest_and_chance_shortens_them(chances, rests)
 
 
 def test_one_probe_at_a_time():
-    outage = resting(first=1.0)
+    outage = paused(first=1.0)
     assert [outage.admit(1.0) for _ in range(4)] == [True, False, False, False]
 
 
 def test_a_probe_that_is_never_heard_of_does_not_bar_others_for_ever():
-    outage = resting(first=1.0, longest=5.0)
+    outage = paused(first=1.0, longest=5.0)
     assert outage.admit(1.0)
     assert not outage.admit(5.9)
     assert outage.admit(6.0)
 
 
 def test_what_was_under_way_when_the_rest_began_does_not_prolong_it():
-    outage = resting(first=1.0)
+    outage = paused(first=1.0)
     for now in (0.1, 0.2, 0.9):
         assert not outage.failed(now, 0.0)
     assert outage.until == 1.0
@@ -87,7 +87,7 @@ def test_what_was_under_way_when_the_rest_began_does_not_prolong_it():
 
 
 def test_a_success_ends_it_at_once_and_for_everybody():
-    outage = resting(first=1.0)
+    outage = paused(first=1.0)
     assert outage.admit(1.0)
     assert outage.succeeded()
     assert [outage.admit(1.0) for _ in range(3)] == [True] * 3
@@ -100,5 +100,5 @@ def test_a_success_ends_it_at_once_and_for_everybody():
     "settings", [{"tolerated": 0}, {"first": 0.0}, {"first": 2.0, "longest": 1.0}]
 )
 def test_settings_that_make_no_sense_are_refused(settings):
-    with pytest.raises(ValueError, match=r"is 1 or more|rests are"):
+    with pytest.raises(ValueError, match=r"1 or more|pauses: "):
         Outage(**settings)

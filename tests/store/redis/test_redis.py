@@ -138,7 +138,7 @@ def test_a_value_that_is_no_text_is_an_error_in_words(server, store):
             lambda: store.take("key", [COUNT], 1),
             lambda: list(store.items("")),
         ):
-            with pytest.raises(StoreError, match=r"refuses: .*WRONGTYPE"):
+            with pytest.raises(StoreError, match=r"answered with an error: .*WRONGTYPE"):
                 call()
         admin.delete(f"{store.prefix}key")
 

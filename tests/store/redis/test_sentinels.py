@@ -55,7 +55,9 @@ def test_a_sentinel_that_names_a_replica_is_not_believed(start, connect, sentine
     replica = start("--replicaof", "127.0.0.1", str(primary.port), "--replica-read-only", "no")
     late, right = sentinel(replica.port), sentinel(primary.port)
     misled = connect(f"redis+sentinel://{late}/service?{PATIENT}")
-    with pytest.raises(StoreError, match=f":{replica.port} is said to be the primary, and is none"):
+    with pytest.raises(
+        StoreError, match=f":{replica.port}, which a sentinel named, is not the primary"
+    ):
         misled.swap("key", None, b"value", 60)
     misled.close()
     store = connect(f"redis+sentinel://{late},{right}/service?{PATIENT}")
