@@ -55,7 +55,8 @@ def test_a_sentinel_that_names_a_replica_is_not_believed(start, connect, sentine
     replica = start("--replicaof", "127.0.0.1", str(primary.port), "--replica-read-only", "no")
     late, right = sentinel(replica.port), sentinel(primary.port)
     misled = connect(f"redis+sentinel://{late}/service?{PATIENT}")
-    with pytest.raises(
+    expected = f":{replica.port}, which a sentinel named, is not the primary"
+    with pytest.raises(StoreError, match=expected):
         StoreError, match=f":{replica.port}, which a sentinel named, is not the primary"
     ):
         misled.swap("key", None, b"value", 60)
