@@ -99,7 +99,7 @@ def test_all_that_a_subject_was_issued_before_a_moment_is_denied(store, issued, 
     deny_list = DenyList(store)
     deny_list.deny_subject("ann", NOW + 0.5, END)
     reason = deny_list.why_denied(ANN._replace(issued=issued))
-    assert reason == ("what its subject was issued by then was denied" if denied else "")
+    assert reason == ("tokens issued to its subject before a moment were denied" if denied else "")
     assert deny_list.why_denied(identity(b"", {"sub": "bob", "iat": NOW})) == ""
     assert deny_list.why_denied(identity(b"x", {"iat": 0})) == ""
 

@@ -28,7 +28,7 @@ def denied():
         (lambda denied: denied.deny_jti("j", NOW + 60), "bad token: its jti was denied"),
         (
             lambda denied: denied.deny_subject("user-1", NOW - 4, NOW + 60),
-            "bad token: what its subject was issued by then was denied",
+            "bad token: tokens issued to its subject before a moment were denied",
         ),
     ],
 )

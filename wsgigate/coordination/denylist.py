@@ -1,4 +1,4 @@
-"""Tokens that are refused before they end, told to all that share a store."""
+"""Revocation of tokens before they expire, shared by all workers of a store."""
 
 from __future__ import annotations
 
@@ -32,15 +32,14 @@ __all__ = [
 ]
 
 
-# Which tokens are denied before they end: a single one, or all that a subject was issued before.
-#
-# What is denied is kept under a key of its own, by hashes: a store sees no token and no name.
+# The entries of the list: a single token, or all tokens issued to a subject before a moment. Each
+# has its own key, made of hashes: the store holds no token and no name.
 
 GRACE = 86400.0
-"""For how many seconds more than asked a denial is kept: no clock and no leeway is further off."""
+"""Extra seconds for which a denial is kept, more than any clock skew or leeway."""
 
 LONGEST = 3660 * 86400.0
-"""In how many seconds the last of the denied tokens may end."""
+"""Maximum seconds until a denied token expires."""
 
 _SINGLE = struct.Struct(">d")  # until
 
@@ -48,23 +47,23 @@ _SUBJECT = struct.Struct(">dd")  # before, until
 
 
 class Identity(NamedTuple):
-    """What a verified token can be denied by."""
+    """The names of the entries by which a verified token can be denied."""
 
     token: str
-    """Names its entry as a token."""
+    """Name of the entry of the token itself."""
     jti: str
-    """Names its entry by its ``jti``; empty without one."""
+    """Name of the entry of its ``jti``; empty without one."""
     subject: str
-    """Names the entry of its ``sub``; empty without one."""
+    """Name of the entry of its ``sub``; empty without one."""
     issued: float | None
     """Its ``iat``."""
 
 
 def identity(signed: bytes, claims: Mapping[str, Any]) -> Identity:
-    """Return what the token with *claims* is denied by.
+    """Return the identity of the token with *claims*.
 
-    :param signed: What its signature is over. The signature itself does not count, as that of an
-        elliptic curve can be changed into another good one by anybody.
+    :param signed: The signed part of the token. The signature itself is not included, because
+        anyone can turn a valid ECDSA signature into another valid one.
     """
     jti, sub, iat = claims.get("jti"), claims.get("sub"), claims.get("iat")
     return Identity(
@@ -76,7 +75,7 @@ def identity(signed: bytes, claims: Mapping[str, Any]) -> Identity:
 
 
 def entry_of_token(signed: bytes) -> str:
-    """Return the name of the entry of a token: of what its signature is over."""
+    """Return the name of the entry of a token, by its signed part."""
     return "token/" + sha256(signed).hexdigest()
 
 
@@ -95,11 +94,11 @@ def _hashed(text: str) -> str:
 
 
 def end_of(token: str) -> tuple[str, float]:
-    """Return the name of the entry of *token*, and when it says that it ends.
+    """Return the name of the entry of *token*, and its expiry (``exp``).
 
-    Its signature is not looked at: whoever may deny a token may deny any.
+    The signature is not verified: a caller who may deny one token may deny any.
 
-    :raises ValueError: It is no token, or says no end.
+    :raises ValueError: *token* is not a JWT, or has no ``exp``.
     """
     try:
         compact = read_compact(token)
@@ -107,23 +106,23 @@ def end_of(token: str) -> tuple[str, float]:
     except TokenRejected as error:
         raise ValueError(f"token: {error}") from None
     if isinstance(exp, bool) or not isinstance(exp, (int, float)) or abs(exp) > 2.0**53:
-        raise ValueError("token: it does not say when it ends (exp)")
+        raise ValueError("token: the claim exp (expiry) is missing or not a number")
     return entry_of_token(compact.signed), float(exp)
 
 
 def hit(found: Identity) -> Iterator[tuple[str, str]]:
-    """Yield each entry that can deny *found*, and what is said if it does."""
+    """Yield each entry that can deny *found*, with the reason it gives."""
     yield found.token, "the token was denied"
     if found.jti:
         yield found.jti, "its jti was denied"
     if found.subject:
-        yield found.subject, "what its subject was issued by then was denied"
+        yield found.subject, "tokens issued to its subject before a moment were denied"
 
 
 def covers(entry: str, value: bytes, issued: float | None) -> bool:
-    """Tell whether *value* of *entry* denies a token issued at *issued*.
+    """Return whether *value* of *entry* denies a token issued at *issued*.
 
-    A value that cannot be read denies, and so does that of a subject a token without ``iat``.
+    A malformed value denies. The entry of a subject denies a token without ``iat``.
     """
     if not entry.startswith("subject/") or len(value) != _SUBJECT.size or issued is None:
         return True
@@ -132,7 +131,7 @@ def covers(entry: str, value: bytes, issued: float | None) -> bool:
 
 
 def extended(old: bytes | None, until: float) -> tuple[bytes, float]:
-    """Return the value that denies until *until* and no shorter than *old*, and its end."""
+    """Return the value that denies until *until* or the end of *old*, the later; and its end."""
     if old is not None and len(old) == _SINGLE.size:
         (earlier,) = _SINGLE.unpack(old)
         until = max(until, earlier)
@@ -140,7 +139,7 @@ def extended(old: bytes | None, until: float) -> tuple[bytes, float]:
 
 
 def extended_subject(old: bytes | None, before: float, until: float) -> tuple[bytes, float]:
-    """Return the value that denies all that *old* does and what was issued before *before*."""
+    """Return the value that denies tokens before *before* and those of *old*; and its end."""
     if old is not None and len(old) == _SUBJECT.size:
         earlier, end = _SUBJECT.unpack(old)
         before, until = max(before, earlier), max(until, end)
@@ -148,7 +147,7 @@ def extended_subject(old: bytes | None, before: float, until: float) -> tuple[by
 
 
 RECHECK = 30.0
-"""For how many seconds at most a token that was found good is not looked up again."""
+"""Maximum seconds for which a token that is not denied is not looked up again."""
 
 
 class _Known(NamedTuple):
@@ -160,20 +159,20 @@ class _Known(NamedTuple):
 
 @checked
 class DenyList:
-    """Tokens that are refused before they end, known to every worker that shares the store.
+    """A deny list of tokens (revocation), shared by every worker of a store.
 
-    Whatever is denied changes a mark in the store. A worker reads that mark at most every
-    *staleness* seconds, and looks a token up again only if it has changed, and every half a minute;
-    so a request costs a lookup in memory, a read of the store now and then, and a worker refuses
-    what another one has denied *staleness* seconds later at the latest; itself, at once.
+    Each denial changes a mark in the store. A worker reads that mark at most every *staleness*
+    seconds, and looks a token up again only if the mark has changed, and every 30 s. So a request
+    costs a lookup in memory and now and then a read of the store. A denial applies in the worker
+    that makes it at once, and in every other at most *staleness* seconds later.
 
-    :param store: What the workers share: a store, or the URL of one.
-    :param namespace: Whose list it is, where several share a store; all with the same one share it.
-        Default: whoever names the store.
-    :param staleness: For how many seconds the mark is believed, 0 to 60; 0 reads it each time.
-    :param cache_size: How many tokens that were found good are remembered.
-    :param clock: Tells seconds that only go forward.
-    :raises ValueError: One of the settings is wrong; says which.
+    :param store: The shared store: a store, or the URL of one.
+    :param namespace: Identifies the list where several share a store; all users of the same
+        namespace share one list. Default: all users of the store share one list.
+    :param staleness: Seconds for which the mark is not read again, 0 to 60; 0 reads it each time.
+    :param cache_size: Maximum number of accepted tokens remembered.
+    :param clock: Returns monotonic seconds.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     PREFIX = "deny/"
@@ -194,7 +193,7 @@ class DenyList:
         if store is None:
             raise ValueError("store: a store or the URL of one, not None")
         self._opened = OpenedStore(store, namespace=namespace)
-        self._mine = Namespaced(self._opened)
+        self._namespaced = Namespaced(self._opened)
         self._staleness = staleness
         self._size = cache_size
         self._clock = clock
@@ -202,17 +201,17 @@ class DenyList:
 
     @property
     def store(self) -> Store:
-        """What the workers share."""
-        return self._mine
+        """The store shared by the workers."""
+        return self._namespaced
 
     def deny_token(self, token: str, until: float | None = None) -> float:
-        """Deny this one token, whatever signature it is sent with.
+        """Deny one token, with any signature.
 
-        :param token: The token as it is sent, without ``Bearer``.
-        :param until: Unix time at which it ends; unless said, its own ``exp``.
+        :param token: The token as sent, without ``Bearer``.
+        :param until: Unix time at which the token expires. Default: its ``exp``.
         :returns: *until*.
-        :raises ValueError: It is no token, or names no end; or *until* is no such time.
-        :raises StoreError: The store failed: it may be denied, or not.
+        :raises ValueError: *token* is not a JWT or has no ``exp``, or *until* is invalid.
+        :raises StoreError: The store failed; the token may be denied or not.
         """
         entry, end = end_of(token)
         return self._deny(entry, end if until is None else until)
@@ -220,34 +219,34 @@ class DenyList:
     def deny_jti(self, jti: str, until: float) -> float:
         """Deny the token with this ``jti``.
 
-        :param until: Unix time at which it ends: thereafter it is not denied, but over.
-        :returns: *until*, or the later one that it is denied until already.
-        :raises ValueError: *jti* or *until* cannot be.
-        :raises StoreError: The store failed: it may be denied, or not.
+        :param until: Unix time at which the token expires; the denial ends with it.
+        :returns: *until*, or the later end of an earlier denial.
+        :raises ValueError: *jti* or *until* is invalid.
+        :raises StoreError: The store failed; the token may be denied or not.
         """
         return self._deny(entry_of_jti(_text("jti", jti)), until)
 
     def deny_subject(self, sub: str, before: float, until: float) -> float:
-        """Deny every token that *sub* was issued before a moment, whoever issued it.
+        """Deny every token issued to *sub* before a moment, by any issuer.
 
-        A token counts by its ``iat``, which most issuers cut to whole seconds; one without it is
-        denied whenever it was issued. A denial never takes back an earlier one.
+        The ``iat`` of a token counts, which most issuers truncate to whole seconds; a token without
+        it is denied. A denial never withdraws an earlier one.
 
-        :param before: Unix time, by the issuer's clock: those with an ``iat`` below are denied.
-        :param until: Unix time at which the last of them ends.
-        :returns: *until*, or the later one of an earlier denial.
-        :raises ValueError: One of them cannot be.
-        :raises StoreError: The store failed: they may be denied, or not.
+        :param before: Unix time by the issuer's clock: tokens with an earlier ``iat`` are denied.
+        :param until: Unix time at which the last of these tokens expires.
+        :returns: *until*, or the later end of an earlier denial.
+        :raises ValueError: An argument is invalid; the message names it.
+        :raises StoreError: The store failed; the tokens may be denied or not.
         """
         moment = _moment("before", before)
         entry = entry_of_subject(_text("sub", sub))
         return self._write(entry, until, lambda old, end: extended_subject(old, moment, end))
 
     def why_denied(self, token: Identity) -> str:
-        """Return why *token* is denied, in words for the log; empty if it is not.
+        """Return the reason why *token* is denied, for the log; empty if it is not denied.
 
-        :param token: What is known of it once it was verified: :func:`.denial.identity`.
-        :raises StoreError: The store failed, and what is known is too old.
+        :param token: The identity of a verified token, from :func:`identity`.
+        :raises StoreError: The store failed, and the cached state is too old.
         """
         now = self._clock()
         known = self._known
@@ -266,11 +265,11 @@ class DenyList:
         return ""
 
     def close(self) -> None:
-        """Close the store, if it is the list's own and not one it was given."""
+        """Close the store, unless it was passed in as an object."""
         self._opened.close()
 
     def _read(self, known: _Known | None, now: float) -> _Known:
-        # Threads that do so at once may overwrite each other's: each is right for its own moment.
+        # Concurrent threads may overwrite each other's result: each is correct for its own moment.
         generation = self.store.get(self.PREFIX + "mark")[0]
         if known is None or generation != known.generation or now - known.since >= RECHECK:
             return _Known(generation, now, now, set())
@@ -293,8 +292,8 @@ class DenyList:
         end = update(self.store, self.PREFIX + entry, change)
         if end is None:
             raise ValueError(f"until: a Unix time at most ten years ahead, not {until!r}")
-        # Not before the entry is there, lest another worker reads the mark first; and never a mark
-        # that has been there before.
+        # After the entry, or another worker could read the new mark before it; and random, so that
+        # no earlier mark comes back.
         mark = secrets.token_bytes(16)
         renew: Change[None] = lambda old, now: (mark, LONGEST, None)  # noqa: E731
         update(self.store, self.PREFIX + "mark", renew)

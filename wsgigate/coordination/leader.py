@@ -1,4 +1,24 @@
-"""A lease in the store: one of all workers has it, until it lets go or falls silent."""
+"""Leader leases: at most one worker at a time holds a name in the store.
+
+Theory of operation
+-------------------
+
+A lease is a value in the store, written by compare-and-swap, that expires after ``ttl`` seconds.
+The holder renews it before that; any worker takes it once it is absent. Rules:
+
+1. The store's clock alone decides about expiry, so clocks of machines need not agree.
+2. **Holding a lease is a belief that may be out of date.** A process that was suspended for longer
+   than ``ttl`` (a paused virtual machine, swapping) resumes with the belief that it is the leader,
+   while another has taken the lease. So what the leader alone may write is guarded twice: by
+   :meth:`LeaderLease.held` just before, and by a swap against the value read at the start.
+3. The owner's name is the process id and a random token, made anew after a fork: a child must not
+   renew or release its parent's lease, and a reused process id must not look like its predecessor.
+4. While the store fails there is no leader, and no worker may act as one. Logging is the exception:
+   every worker logs, as a record written twice is better than none.
+
+A write by the leader without the second guard, or an owner inherited over a fork, would break them:
+two workers would act at once.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +32,11 @@ __all__ = ["LeaderLease", "LogLeader"]
 
 
 class LeaderLease:
-    """A name that at most one process holds at a time.
+    """A name that at most one process holds at a time; see the rules above.
 
-    Holding it is a belief that may be out of date: a process that was stopped for longer than the
-    lease lives wakes up believing. What the holder alone may write is therefore guarded twice: by
-    :meth:`held` just before, and by a swap against the value it knew when it began.
-
-    :param store: Where the workers meet.
-    :param key: The name.
-    :param ttl: Seconds until a holder that does not renew it has lost it.
+    :param store: The store shared by the workers.
+    :param key: Key of the lease in the store.
+    :param ttl: Seconds after which a holder that does not renew the lease loses it.
     """
 
     def __init__(self, store: Store, key: str, *, ttl: float = 5.0) -> None:
@@ -32,53 +48,50 @@ class LeaderLease:
 
     @property
     def owner(self) -> bytes:
-        """How this process signs; a forked one signs otherwise than its parent."""
+        """The name under which this process holds the lease; a forked child has another."""
         if self._pid != os.getpid():
             self._owner = f"{os.getpid()}-{secrets.token_hex(8)}".encode()
             self._pid = os.getpid()
         return self._owner
 
     def take(self) -> bool:
-        """Renew the lease, or take it when nobody holds it; return whether it is ours.
+        """Renew the lease, or take it if it is free; return whether this process holds it.
 
-        :raises StoreError: The store failed, and nothing is known.
+        :raises StoreError: The store failed; the holder is unknown.
         """
         me = self.owner
         swap = self._store.swap
         return swap(self.key, me, me, self.ttl) or swap(self.key, None, me, self.ttl)
 
     def held(self) -> tuple[bool, float]:
-        """Return whether the lease is ours right now, and the store's time.
+        """Return whether this process holds the lease right now, and the store's time.
 
-        :raises StoreError: The store failed, and nothing is known.
+        :raises StoreError: The store failed; the holder is unknown.
         """
         holder, now = self._store.get(self.key)
         return holder == self.owner, now
 
     def release(self) -> None:
-        """Let go of the lease if it is ours, so that another takes it without waiting.
+        """Release the lease if this process holds it, so that another can take it at once.
 
-        :raises StoreError: The store failed; the lease ends by itself.
+        :raises StoreError: The store failed; the lease expires after ``ttl``.
         """
         self._store.swap(self.key, self.owner, None, self.ttl)
 
 
-# Which worker of a machine logs what all of them see.
-
 LOG_LEASE = 15.0
-"""Seconds for which the worker that has logged something logs what follows, too."""
+"""Seconds for which the worker that has logged a change also logs the following ones."""
 
 
 class LogLeader:
-    """Chooses one worker of this machine to log a change that every worker sees for itself.
+    """Elects one worker of this machine to log a change that every worker observes.
 
-    The worker that asks first holds a lease in the store, and renews it by asking again. So a
-    change that several workers see within some seconds is logged once, and its opposite by the
-    same worker, in the right order. While the store fails, each worker logs for itself: twice is
-    better than never.
+    The first worker that calls :meth:`speaks` takes a lease, and renews it by calling again. So a
+    change that several workers observe within some seconds is logged once, and its opposite by the
+    same worker, in the right order. While the store fails, every worker logs.
 
-    :param store: Where the workers meet.
-    :param prefix: What its key in the store begins with; one for each gateway.
+    :param store: The store shared by the workers.
+    :param prefix: Prefix of the key in the store; one for each gateway.
     """
 
     def __init__(self, store: Store, prefix: str = "log/") -> None:
@@ -86,7 +99,7 @@ class LogLeader:
         self._holds = False
 
     def speaks(self) -> bool:
-        """Return whether it is this worker that logs."""
+        """Return whether this worker logs."""
         try:
             self._holds = self._lease.take()
             return self._holds
@@ -94,11 +107,11 @@ class LogLeader:
             return True
 
     def stop(self) -> None:
-        """Leave it to another worker at once; a store that was not used is left alone."""
+        """Let another worker log at once; a store that was never used is not opened."""
         if not self._holds:
             return
         self._holds = False
         try:
             self._lease.release()
         except StoreError:
-            pass  # it runs out by itself
+            pass  # the lease expires

@@ -1,10 +1,10 @@
-"""What each worker says of itself, kept in the store so that any of them can answer for all.
+"""Reports of all workers, shared in the store so that any worker can answer for all.
 
-Counts of a circuit, places of a bulkhead and ejections belong to one worker. Each worker keeps a
-short report of them under a key of its own, written once a second if it has changed, and else as
-often as its lease demands: a worker that is killed is forgotten after :data:`TTL` seconds. The
-workers are listed in one value, so that no reader has to look through all keys of a store on the
-network. Everyone who asks reads the same reports, so the sums do not depend on who answers.
+Counts of a circuit, slots of a bulkhead and ejections belong to one worker. Each worker writes a
+short report of them under its own key: once a second if it has changed, and otherwise as often as
+its time to live demands. A worker that is killed is forgotten after :data:`TTL` seconds. The names
+of the workers are one value, so that a reader need not scan all keys of a store on the network. All
+workers read the same reports, so the sums do not depend on which worker answers.
 """
 
 from __future__ import annotations
@@ -28,44 +28,44 @@ __all__ = ["Report", "Steady", "WorkerReports"]
 LOG = logging.getLogger("wsgigate.store")
 
 EVERY = 1.0
-"""Seconds between two looks at what has changed."""
+"""Seconds between two checks for changes."""
 
 TTL = 8.0
-"""Seconds after which a worker that is not heard of is forgotten."""
+"""Seconds after which a worker without a new report is forgotten."""
 
 RENEW = 2.5
-"""Seconds after which a report is written although nothing has changed."""
+"""Seconds after which an unchanged report is written again."""
 
 FRESH = 0.05
-"""Seconds for which a report that was written because it was asked for is not written again."""
+"""Seconds for which a report just written is not written again."""
 
 MOST_WORKERS = 1000
 
 MOST_BYTES = 32_768
-"""Bytes of one report; of a longer one the workers know only that the worker is there."""
+"""Maximum bytes of one report; a longer one is replaced by an empty report."""
 
 NEARLY = 0.05
-"""Seconds by which two readings of the same moment may differ."""
+"""Seconds by which two computations of the same moment may differ."""
 
 MOST_MOMENTS = 10_000
 
 _LISTED = 86_400.0
 
 Report: TypeAlias = Mapping[str, Any]
-"""What a worker says of itself, of JSON's types."""
+"""The report of a worker, of JSON types."""
 
 
 class Steady:
-    """Moments that stay the same each time they are worked out from the difference of two clocks.
+    """Keeps moments that are computed from the difference of two clocks equal between calls.
 
-    Else a report would change each time it is made, by a millisecond or two.
+    Otherwise a report would change by a millisecond or two each time it is made.
     """
 
     def __init__(self) -> None:
         self._known: dict[str, float] = {}
 
     def __call__(self, name: str, moment: float) -> float:
-        """Return *moment*, or what was returned for *name* before if it is nearly the same."""
+        """Return *moment*, or the last result for *name* if it differs by less than 50 ms."""
         known = self._known.get(name)
         if known is not None and abs(known - moment) < NEARLY:
             return known
@@ -76,15 +76,15 @@ class Steady:
 
 
 class WorkerReports:
-    """The reports of all workers of a gateway. Nothing runs before :meth:`start`.
+    """The reports of all workers of a gateway. No thread runs before :meth:`start`.
 
-    :param store: Where the workers meet; each tells for itself while it fails.
-    :param report: Returns what this worker has to say.
-    :param prefix: What the keys in the store begin with; one for each gateway.
-    :param beside: Called once a second by each worker, such as to log what is due.
+    :param store: The store shared by the workers. While it fails, each worker answers for itself.
+    :param report: Returns the report of this worker.
+    :param prefix: Prefix of the keys in the store; one for each gateway.
+    :param beside: Called once a second by each worker, for example to flush held-back log lines.
     :param quiet: Whether the store logs its failures itself.
-    :param clock: Seconds of a clock that never steps back.
-    :param wall: The Unix time.
+    :param clock: Returns monotonic seconds.
+    :param wall: Returns the Unix time.
     """
 
     def __init__(
@@ -110,48 +110,48 @@ class WorkerReports:
             level=logging.DEBUG if quiet else logging.ERROR,
             clock=clock,
         )
-        self._begin_anew()
-        self._thread = SupervisedThread("wsgigate-reports", self._run, self._begin_anew)
+        self._reset()
+        self._thread = SupervisedThread("wsgigate-reports", self._run, self._reset)
 
-    def _begin_anew(self) -> None:
+    def _reset(self) -> None:
         self._written = ""
         self._written_at = self._listed_at = float("-inf")
         self._trouble.since = None
 
     @property
     def worker(self) -> str:
-        """What this worker is called: its machine and its process id."""
+        """The name of this worker: its host name and its process id."""
         return f"{socket.gethostname()[:64]}:{fork.pid}"
 
     @property
     def failing_since(self) -> float | None:
-        """Since when the store has failed, in Unix time; ``None`` while it works."""
+        """Unix time since which the store fails; ``None`` while it works."""
         since = self._trouble.since
         return None if since is None else self._wall() - max(0.0, self._clock() - since)
 
     def start(self) -> None:
-        """Start this process's thread unless it runs."""
+        """Start the thread of this process unless it is running."""
         self._thread.start()
 
     def stop(self, timeout: float = 1.0) -> None:
-        """End this process's thread and take its report back.
+        """Stop the thread of this process and remove its report.
 
-        :param timeout: Seconds to wait for the thread.
+        :param timeout: Maximum seconds to wait for the thread.
         """
         self._thread.stop(timeout)
 
     def step(self) -> None:
-        """Write the report if it has changed or is due; do what is to be done beside it."""
+        """Write the report if it has changed or is due, and call *beside*."""
         for each in self._beside:
             each()
-        self._share()
+        self._write_report()
 
     def all(self) -> dict[str, Report]:
-        """Return the report of each worker by its name, this one's as it is now.
+        """Return the reports of all workers by name, the one of this worker as of now.
 
-        While the store fails, that is this worker alone.
+        While the store fails the result has this worker alone.
         """
-        self._share()
+        self._write_report()
         own = self.worker
         found: dict[str, Report] = {}
         try:
@@ -168,10 +168,10 @@ class WorkerReports:
         found[own] = self._report()
         return dict(sorted(found.items()))
 
-    def _share(self) -> None:
-        """Write the report if it has changed or is due, but not again at once.
+    def _write_report(self) -> None:
+        """Write the report if it has changed or is due, but not twice within 50 ms.
 
-        A worker that has nothing to tell writes nothing.
+        A worker whose report stays empty writes nothing.
         """
         now = self._clock()
         age = now - self._written_at
@@ -180,8 +180,8 @@ class WorkerReports:
         text = json.dumps(self._report(), separators=(",", ":"))
         if text == self._written and age < RENEW:
             return
-        if text == "{}" and self._written in ("", "{}"):  # nothing to tell, nor was there before
-            self._look(now)
+        if text == "{}" and self._written in ("", "{}"):  # empty, as the last report was
+            self._probe_store(now)
             return
         raw = text.encode("ascii") if len(text) <= MOST_BYTES else b"{}"
 
@@ -191,15 +191,15 @@ class WorkerReports:
         try:
             update(self._store, self._key(self.worker), change)
             if now - self._listed_at >= RENEW:
-                self._list(now)
+                self._update_list(now)
             self._trouble.ended()
         except StoreError as error:
             self._trouble.failed("The store fails: %s", error)
             return
         self._written, self._written_at = text, now
 
-    def _look(self, now: float) -> None:
-        """See that the store answers, where there is nothing to write."""
+    def _probe_store(self, now: float) -> None:
+        """Check that the store answers, as there is nothing to write."""
         try:
             self._store.get(self._prefix + "list")
             self._trouble.ended()
@@ -207,8 +207,8 @@ class WorkerReports:
             self._trouble.failed("The store fails: %s", error)
         self._written, self._written_at = "{}", now
 
-    def _list(self, now: float) -> None:
-        """See that this worker is in the list, and those that are gone are not."""
+    def _update_list(self, now: float) -> None:
+        """Add this worker to the list, and remove workers whose report has expired."""
         own, listed = self.worker, self._names()
         self._listed_at = now
         raws = get_all(self._store, [self._key(name) for name in listed])
@@ -216,9 +216,9 @@ class WorkerReports:
         if own in listed and not gone:
             return
 
-        self._relist({*gone, own}, [own])
+        self._change_list({*gone, own}, [own])
 
-    def _relist(self, without: Collection[str], new: Sequence[str] = ()) -> None:
+    def _change_list(self, without: Collection[str], new: Sequence[str] = ()) -> None:
         """Remove workers from the list, and add others."""
 
         def change(old: bytes | None, _: float) -> tuple[bytes | None, float, None]:
@@ -245,9 +245,9 @@ class WorkerReports:
         finally:
             try:
                 update(self._store, self._key(self.worker), lambda _, __: (None, 0.0, None))
-                self._relist([self.worker])
+                self._change_list([self.worker])
             except StoreError:
-                pass  # it runs out by itself
+                pass  # the report expires
 
 
 def _listed(raw: bytes | None) -> list[str]:

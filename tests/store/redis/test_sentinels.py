@@ -57,8 +57,6 @@ def test_a_sentinel_that_names_a_replica_is_not_believed(start, connect, sentine
     misled = connect(f"redis+sentinel://{late}/service?{PATIENT}")
     expected = f":{replica.port}, which a sentinel named, is not the primary"
     with pytest.raises(StoreError, match=expected):
-        StoreError, match=f":{replica.port}, which a sentinel named, is not the primary"
-    ):
         misled.swap("key", None, b"value", 60)
     misled.close()
     store = connect(f"redis+sentinel://{late},{right}/service?{PATIENT}")
