@@ -1,8 +1,29 @@
-"""Circuits that all workers share: each counts its own calls, and they agree on the verdict.
+"""Circuit breakers whose verdict all workers share, while each worker counts its own calls.
 
-A call through a closed circuit asks nobody but this process. What is shared is the verdict, a few
-bytes in the store: read again twice a second, and changed in one step by whoever has a reason. So
-of all workers of all machines, no more probe a service than its rules say.
+Theory of operation
+-------------------
+
+The rules (when a circuit opens, how many probes it admits) are pure functions of
+:mod:`wsgigate.rules.circuit`. This module shares their result, the *verdict*: a few bytes under one
+key of the store. Its rules:
+
+1. **A call through a closed circuit uses this process alone.** The verdict is read again every
+   ``interval`` seconds (0.5 by default), by one thread; in between the last known verdict applies.
+   A request never waits for the store while the circuit is closed.
+2. **Every change is one atomic update** of the stored value, made by any worker with a reason. So
+   the probes of a half-open circuit are counted in the store, and all workers of all machines
+   together send no more than the rules allow.
+3. **Generations.** Each change of state has a number. The outcome of a call counts only if the
+   verdict still has the generation of its permit: a call that began before the last change is no
+   news about the present state. A thread never replaces a verdict by one of an older generation.
+4. **The store's clock is the common time.** A verdict holds moments of that clock; each worker keeps
+   the difference to its own (``ahead``), measured at every read and update.
+5. **A failing store does not stop the circuit.** The worker then decides alone and marks the verdict
+   as unshared. After a failure the store is not used for one interval. The first successful read
+   shares the verdict, unless another worker has changed it meanwhile: then that change wins.
+6. **The lock is never held during a call of the store**, or one slow store would stop all threads.
+   A read that began before a change in this process is therefore discarded (``_sets``).
+7. **One log record per change.** Only the worker whose update succeeded logs it.
 """
 
 from __future__ import annotations
@@ -38,29 +59,27 @@ from wsgigate.store import Store, StoreError, update
 __all__ = ["Circuit", "CircuitStatus", "Counts", "Permit", "Rejection", "SharedVerdict"]
 
 
-# One verdict that all workers agree on: kept in the store, changed in one step by any of them.
-
 R = TypeVar("R")
 
-_KEPT = 60.0  # seconds for which a verdict is kept when it no longer matters
+_RETENTION = 60.0  # seconds for which an obsolete verdict stays in the store
 
 _log = logging.getLogger("wsgigate.circuits")
 
 
 class SharedVerdict:
-    """The verdict on a circuit, as this worker knows it.
+    """The shared verdict on a circuit, as this worker knows it; see the rules above.
 
-    :param name: The circuit's name, for the log.
-    :param store: Where the workers meet; ``None`` for this process alone.
-    :param key: Its key in the store.
-    :param interval: Seconds after which it is read again.
-    :param clock: The time of the circuit's clock.
+    :param name: Name of the circuit, for the log.
+    :param store: The store shared by the workers; ``None`` for this process alone.
+    :param key: Key of the verdict in the store.
+    :param interval: Seconds after which the verdict is read again.
+    :param clock: Returns the time of the circuit's clock.
     :param replaced: Called, with the lock held, with a verdict of another generation.
-    :ivar verdict: What is known; immutable, so it is read without the lock.
-    :ivar ahead: By how many seconds the store's clock is ahead of ours.
-    :ivar sync_at: When it is to be read again.
-    :ivar lock: Held to change what is known; never while the store is asked.
-    :ivar errors: How often the store has failed.
+    :ivar verdict: The known verdict; immutable, so it is read without the lock.
+    :ivar ahead: Seconds by which the store's clock is ahead of the circuit's.
+    :ivar sync_at: Time of the next read.
+    :ivar lock: Held while the known verdict changes; never during a call of the store.
+    :ivar errors: Number of failures of the store.
     """
 
     def __init__(
@@ -85,9 +104,9 @@ class SharedVerdict:
         self._key = key
         self._interval = interval
         self._replaced = replaced
-        self._raw: bytes | None = None  # what the verdict was read from, or written as
-        self._sets = 0  # how often it was replaced
-        self._unshared = False  # whether the store has not heard of it
+        self._raw: bytes | None = None  # the stored form of the verdict
+        self._sets = 0  # number of replacements
+        self._unshared = False  # whether the store does not have the verdict
         self._down_until = float("-inf")
         self._changes = ChangeLog(_log, clock=clock)
         self._trouble = Trouble(
@@ -96,14 +115,14 @@ class SharedVerdict:
         quiesce_at_fork(self)
 
     def before_fork(self) -> None:
-        """Do nothing: that the lock is held is enough."""
+        """Do nothing: holding the lock is enough."""
 
     def after_unseen_fork(self) -> None:
-        """Do nothing: the lock is another one already."""
+        """Do nothing: the lock has been replaced already."""
 
     @property
     def shared(self) -> bool:
-        """Whether the store has heard of the verdict."""
+        """Whether the store has this verdict."""
         return not self._unshared
 
     def change(
@@ -113,13 +132,14 @@ class SharedVerdict:
         *,
         insist: bool = False,
     ) -> R:
-        """Replace the shared verdict by what *make* makes of it; return its result.
+        """Replace the shared verdict by the one that *make* returns; return its result.
 
-        Without a store, or while it fails, the change is this worker's own until it can be shared.
+        Without a store, or while it fails, the change applies to this worker until it can be
+        shared.
 
-        :param make: ``make(verdict, moment) -> (verdict, result)``, pure: it may be called more
-            than once. The verdict it was given, returned as it is, changes nothing.
-        :param insist: Ask the store even if it has failed just now.
+        :param make: ``make(verdict, moment) -> (verdict, result)``, pure, since it may be called
+            more than once. Returning the same verdict changes nothing.
+        :param insist: Whether to use the store even if it has just failed.
         """
         store, rules = self._store, self._rules
         if store is None or (now < self._down_until and not insist):
@@ -130,13 +150,13 @@ class SharedVerdict:
         def step(
             old: bytes | None, moment: float
         ) -> tuple[bytes | None, float, tuple[Verdict, Verdict, bytes | None, float, R]]:
-            ours = old is None or old == known_raw  # nobody has changed it meanwhile
+            ours = old is None or old == known_raw  # no other worker has changed it
             before = bounded(known, moment, rules) if ours else unpack(old, moment, rules)
             after, result = make(before, moment)
             if after is before and not (ours and unshared):
                 return old, 0.0, (before, after, old, moment, result)
             raw = pack(after)
-            ttl = max(0.0, after.until - moment) + _KEPT
+            ttl = max(0.0, after.until - moment) + _RETENTION
             return raw, ttl, (before, after, raw, moment, result)
 
         try:
@@ -147,15 +167,15 @@ class SharedVerdict:
         self._trouble.ended()
         with self.lock:
             self.ahead = moment - now
-            if after.generation >= self.verdict.generation:  # else another thread was faster
+            if after.generation >= self.verdict.generation:  # otherwise another thread was faster
                 self._set(after, raw)
-        self._tell(before, after)
+        self._log_change(before, after)
         return result
 
     def sync(self, now: float, *, insist: bool = False) -> None:
-        """Read the verdict if it is time, in one thread; share ours if the store has not heard.
+        """Read the verdict if it is due, in one thread; share an unshared verdict.
 
-        :param insist: Read it although it is not time.
+        :param insist: Whether to read it even if it is not due.
         """
         store = self._store
         with self.lock:
@@ -172,7 +192,7 @@ class SharedVerdict:
         self._changes.flush()
         with self.lock:
             if self._sets != sets:
-                return  # what was read may be older than what is known by now
+                return  # the value read may be older than the known verdict
             self.ahead = moment - now
             if raw is None or raw == self._raw:
                 self._raw = raw
@@ -191,7 +211,7 @@ class SharedVerdict:
             if after is not before:
                 self._set(after, self._raw)
                 self._unshared = self._store is not None
-        self._tell(before, after)
+        self._log_change(before, after)
         return result
 
     def _set(self, verdict: Verdict, raw: bytes | None) -> None:
@@ -201,8 +221,8 @@ class SharedVerdict:
         self._unshared = False
         self._sets += 1
 
-    def _tell(self, before: Verdict, after: Verdict) -> None:
-        """Log a step. Of all workers only the one whose change the store has taken gets here."""
+    def _log_change(self, before: Verdict, after: Verdict) -> None:
+        """Log a change of state: only the worker whose update succeeded calls this."""
         if before.state is after.state:
             return
         log, name = self._changes.log, self._name
@@ -225,28 +245,28 @@ _NAME = re.compile(r"[^\x00-\x1f\x7f]{1,100}")
 
 
 class Rejection(NamedTuple):
-    """A call that must not be made.
+    """A call that the circuit rejects.
 
-    :ivar retry_after: Seconds after which to ask again.
+    :ivar retry_after: Seconds after which a call may be admitted.
     """
 
     retry_after: float
 
 
 class CircuitStatus(NamedTuple):
-    """How a circuit stands: the state is shared, the counts are this worker's own.
+    """The status of a circuit: the state is shared, the counts are those of this worker.
 
-    :ivar state: Whether calls pass.
-    :ivar failures: Calls that have failed since the last one that was answered.
-    :ivar successes: Calls that were answered, all in all.
-    :ivar since_failure: Seconds since the last failure, ``None`` when this worker has seen none.
-    :ivar since: When it came to this state, ``None`` before its first change; as the store tells
-        the time, which *moment* is the present of.
-    :ivar until: When an open circuit is probed again, or a half-open one gives its probes up;
+    :ivar state: The state: closed, open or half-open.
+    :ivar failures: Failed calls since the last successful one.
+    :ivar successes: Successful calls in all.
+    :ivar since_failure: Seconds since the last failure; ``None`` without one in this worker.
+    :ivar since: Time of the last change of state, by the store's clock (see *moment*); ``None``
+        before the first.
+    :ivar until: When an open circuit admits a probe, or a half-open one gives up its probes;
         ``None`` for a closed one.
-    :ivar why: What brought it to this state, in words that name no host; empty before that.
-    :ivar generation: Counts its changes.
-    :ivar moment: The time now, of the clock of *since* and *until*.
+    :ivar why: Reason for the state, without a host name; empty before the first change.
+    :ivar generation: Number of changes of state.
+    :ivar moment: The present time of the clock of *since* and *until*.
     """
 
     state: State
@@ -261,12 +281,12 @@ class CircuitStatus(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What one worker has counted of a circuit.
+    """The counts of one worker for a circuit.
 
-    :ivar generation: Of the verdict that it knew.
-    :ivar failures: Calls that have failed since the last one that was answered.
-    :ivar successes: Calls that were answered, all in all.
-    :ivar since_failure: Seconds since the last failure, ``None`` when it has seen none.
+    :ivar generation: Generation of the verdict it knows.
+    :ivar failures: Failed calls since the last successful one.
+    :ivar successes: Successful calls in all.
+    :ivar since_failure: Seconds since the last failure; ``None`` without one.
     """
 
     generation: int
@@ -276,20 +296,20 @@ class Counts(NamedTuple):
 
 
 class Permit:
-    """Leave to make one call; say by :meth:`done` how it ended.
+    """Permission for one call; :meth:`done` reports its outcome.
 
-    :ivar generation: Of the verdict that gave it.
-    :ivar began: When it was given.
-    :ivar probe: Whether others wait for what becomes of the call.
+    :ivar generation: Generation of the verdict that granted it.
+    :ivar began: Time at which it was granted.
+    :ivar probe: Whether the call is a probe of a half-open circuit.
     """
 
-    __slots__ = ("_circuit", "_told", "began", "generation", "probe")
+    __slots__ = ("_circuit", "_reported", "began", "generation", "probe")
 
     def __init__(
         self, circuit: Circuit, generation: int, began: float, probe: bool = False
     ) -> None:
         self._circuit = circuit
-        self._told = False
+        self._reported = False
         self.generation = generation
         self.began = began
         self.probe = probe
@@ -302,30 +322,30 @@ class Permit:
         now: float | None = None,
         why: str = "",
     ) -> None:
-        """Tell how the call ended; to say so again does nothing.
+        """Report the outcome of the call; further reports are ignored.
 
-        :param took: Seconds until its answer began; since it was let pass, unless said.
-        :param now: The time of the circuit's clock, read unless said.
-        :param why: Of a failure: what went wrong, in words that name no host.
+        :param took: Seconds until the response began. Default: since the permit was granted.
+        :param now: Time of the circuit's clock. Default: the present.
+        :param why: Reason of a failure, without a host name.
         """
-        if not self._told:
-            self._told = True
+        if not self._reported:
+            self._reported = True
             self._circuit._done(self, outcome, took, now, why)
 
 
 class Circuit:
-    """Lets calls to a service pass until too many fail; then tries it again, a few calls at a time.
+    """A circuit breaker: rejects calls to a service after too many failures, then probes it.
 
-    Without a store, or while it fails, the worker decides by itself and shares later.
+    Without a store, or while it fails, the worker decides alone and shares the verdict later.
 
-    :param name: Names it in the store and to people; give all workers the same one.
-    :param rules: When it opens and closes.
-    :param store: Where the workers meet; ``None`` for this process alone.
-    :param prefix: What its key in the store begins with.
+    :param name: Name of the circuit, in the store and in messages; the same in all workers.
+    :param rules: When the circuit opens and closes.
+    :param store: The store shared by the workers; ``None`` for this process alone.
+    :param prefix: Prefix of the key in the store.
     :param sync_interval: Seconds after which the shared verdict is read again.
-    :param clock: Tells the time in seconds, from any moment on.
-    :param random: Gives numbers in [0, 1).
-    :raises ValueError: *name* is empty, too long, or not of one line.
+    :param clock: Returns monotonic seconds.
+    :param random: Returns random numbers in [0, 1).
+    :raises ValueError: *name* is not one line of 1 to 100 characters, or *sync_interval* is invalid.
     """
 
     def __init__(
@@ -355,19 +375,19 @@ class Circuit:
             store,
             prefix + name,
             interval=sync_interval,
-            replaced=self._begin_anew,
+            replaced=self._on_replaced,
             clock=clock,
         )
 
     @property
     def store_errors(self) -> int:
-        """How often the store has failed."""
+        """Number of failures of the store."""
         return self._shared.errors
 
     def admit(self, now: float | None = None) -> Permit | Rejection:
-        """Return leave for one call, or after what time to ask again.
+        """Return a permit for one call, or a rejection.
 
-        :param now: The time of the circuit's clock, read unless said.
+        :param now: Time of the circuit's clock. Default: the present.
         """
         if now is None:
             now = self._clock()
@@ -392,7 +412,7 @@ class Circuit:
         return Rejection(wait) if wait > 0 else Permit(self, generation, now, True)
 
     def counts(self) -> Counts:
-        """Return what this worker alone has counted, without asking the store."""
+        """Return the counts of this worker, without reading the store."""
         now, shared, tally = self._clock(), self._shared, self._tally
         with shared.lock:
             last = tally.last_failure
@@ -400,12 +420,12 @@ class Circuit:
             return Counts(shared.verdict.generation, tally.failures, tally.successes, since)
 
     def status(self, now: float | None = None, *, fresh: bool = False) -> CircuitStatus:
-        """Return how the circuit stands, as this worker knows it.
+        """Return the status of the circuit, as this worker knows it.
 
-        One whose open time is over is open still: it is the next call that probes.
+        A circuit whose open time is over is still open: the next call makes it half-open.
 
-        :param now: The time of the circuit's clock, read unless said.
-        :param fresh: Read the shared verdict from the store now.
+        :param now: Time of the circuit's clock. Default: the present.
+        :param fresh: Whether to read the shared verdict from the store now.
         """
         now = self._clock() if now is None else now
         shared, tally = self._shared, self._tally
@@ -428,7 +448,7 @@ class Circuit:
             )
 
     def reset(self) -> bool:
-        """Close the circuit; return whether the other workers will hear of it now."""
+        """Close the circuit; return whether the change is shared with the other workers."""
 
         def closed(before: Verdict, moment: float) -> tuple[Verdict, None]:
             return move(before, Event.RESET, moment, self.rules), None
@@ -439,8 +459,8 @@ class Circuit:
             self._tally.forget()
             return shared.shared
 
-    def _begin_anew(self, verdict: Verdict) -> None:
-        """Look for new reasons to open; after a reset, by whatever worker, forget the old ones."""
+    def _on_replaced(self, verdict: Verdict) -> None:
+        """Clear the reasons to open; after a reset by any worker also the counts."""
         if verdict.state is State.CLOSED and verdict.why == Event.RESET.value:
             self._tally.forget()
         else:
@@ -456,7 +476,7 @@ class Circuit:
         with shared.lock:
             verdict = shared.verdict
             if verdict.generation != generation:
-                return  # it speaks of the time before the last change
+                return  # the call began before the last change of state: rule 3
             tripped = self._tally.add(outcome, now, slow=slow)
         if verdict.state is State.CLOSED:
             if tripped:
@@ -468,10 +488,10 @@ class Circuit:
             return
         chance = self._random()
 
-        def told(old: Verdict, at: float) -> tuple[Verdict, None]:
+        def counted(old: Verdict, at: float) -> tuple[Verdict, None]:
             after = record_probe(
                 old, generation, outcome, at, rules, slow=slow, chance=chance, why=why
             )
             return after, None
 
-        shared.change(told, now)
+        shared.change(counted, now)

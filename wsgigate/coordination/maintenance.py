@@ -1,4 +1,4 @@
-"""What is out of service on purpose, told to all that share a store."""
+"""Maintenance mode of the gateway, a service or a route, shared by all workers of a store."""
 
 from __future__ import annotations
 
@@ -17,16 +17,14 @@ from wsgigate.store.open import OpenedStore
 __all__ = ["GATEWAY", "MaintenanceSwitch", "Notice", "check_scope", "noticed", "read", "switched"]
 
 
-# What of a gateway is out of service on purpose: as text that workers share, and what it says.
-
 GATEWAY = "gateway"
-"""The scope of all routes together."""
+"""The scope that covers all routes."""
 
 LONGEST = 10 * 365 * 86_400.0
-"""For how many seconds it may last at most; for so long the store keeps it."""
+"""Maximum duration in seconds; also the time to live of the stored value."""
 
 MOST = 60_000
-"""How many bytes of text all that is out of service may take; a store takes no more than 64 KiB."""
+"""Maximum bytes of all notices together; a value of a store is at most 64 KiB."""
 
 _SCOPE = re.compile(r"gateway|(?:service|route):[^\x00-\x1f\x7f]{1,200}")
 
@@ -34,11 +32,11 @@ _MESSAGE = re.compile(r"[^\x00-\x1f\x7f]{0,300}")
 
 
 class Notice(NamedTuple):
-    """What is told of a scope that is out of service.
+    """The notice on a scope that is out of service.
 
-    :ivar since: The store's time at which it was switched, in seconds.
-    :ivar until: The time at which it ends by itself; ``None`` for never.
-    :ivar message: One sentence for clients; empty for the usual one.
+    :ivar since: The store's time at which it was taken out of service, in seconds.
+    :ivar until: The time at which it returns to service; ``None`` if only on command.
+    :ivar message: One sentence for clients; empty for the default.
     """
 
     since: float
@@ -49,7 +47,7 @@ class Notice(NamedTuple):
 def check_scope(scope: str) -> str:
     """Return *scope*: ``gateway``, ``service:NAME`` or ``route:NAME``.
 
-    :raises ValueError: It is none of these.
+    :raises ValueError: *scope* is none of these.
     """
     if not isinstance(scope, str) or not _SCOPE.fullmatch(scope):
         raise ValueError(f"scope: gateway, service:NAME or route:NAME, not {scope!r}")
@@ -57,14 +55,14 @@ def check_scope(scope: str) -> str:
 
 
 def read(value: bytes | None) -> dict[str, Notice]:
-    """Return what *value* says, by scope; nothing when it says nothing that makes sense."""
+    """Return the notices in *value* by scope; none if it is malformed."""
     try:
-        told = json.loads(value or b"{}")
+        notices = json.loads(value or b"{}")
         return {
             check_scope(scope): Notice(
                 float(since), None if until is None else float(until), str(message)
             )
-            for scope, (since, until, message) in told.items()
+            for scope, (since, until, message) in notices.items()
         }
     except (ValueError, TypeError, AttributeError):
         return {}
@@ -178,23 +176,23 @@ class MaintenanceSwitch:
         """Take *scope* out of service.
 
         :param scope: ``gateway``, ``service:NAME`` or ``route:NAME``.
-        :param lasts: Seconds after which it is back by itself; ``None`` for never.
+        :param lasts: Seconds after which it returns to service; ``None``: only by :meth:`off`.
         :param message: One sentence for clients.
-        :raises ValueError: One of them can not be; says which.
-        :raises StoreError: The store failed: it may be out of service, or not.
+        :raises ValueError: An argument is invalid; the message names it.
+        :raises StoreError: The store failed; the scope may be out of service or not.
         """
         self._switch(scope, True, lasts, message)
 
     def off(self, scope: str) -> None:
-        """Put *scope* into service again, which it may be already.
+        """Return *scope* to service; does nothing if it is in service.
 
-        :raises ValueError: There can be no such scope.
-        :raises StoreError: The store failed: it may be in service, or not.
+        :raises ValueError: *scope* is malformed.
+        :raises StoreError: The store failed; the scope may be in service or not.
         """
         self._switch(scope, False, None, "")
 
     def status(self) -> dict[str, Notice]:
-        """Return what is out of service at the moment, by scope.
+        """Return the notices on all scopes that are out of service now.
 
         :raises StoreError: The store failed.
         """
@@ -205,8 +203,8 @@ class MaintenanceSwitch:
     def notice(self, scopes: Iterable[str]) -> tuple[Notice, float] | None:
         """Return the notice of the first of *scopes* that is out of service.
 
-        :returns: It, and for how many seconds more; 0 when nobody knows. ``None`` when all of them
-            are in service.
+        :returns: The notice and the seconds until it ends, 0 if it has no end. ``None`` if all
+            scopes are in service.
         """
         now = self._clock()
         known = self._known
@@ -221,7 +219,7 @@ class MaintenanceSwitch:
         return found, 0.0 if found.until is None else found.until - there
 
     def known(self) -> dict[str, Notice]:
-        """Return what is out of service, as :meth:`notice` knows it: also while the store fails."""
+        """Return the notices known to this worker, also while the store fails."""
         self.notice(())
         known = self._known
         if known is None:
@@ -230,14 +228,14 @@ class MaintenanceSwitch:
         return {s: one for s, one in known.notices.items() if noticed(known.notices, [s], now)}
 
     def look(self) -> None:
-        """Read what is out of service if that is due, and log what has changed.
+        """Read the notices if that is due, and log changes.
 
-        For a worker without requests: with them, :meth:`notice` does that.
+        For a worker without requests; with requests :meth:`notice` does it.
         """
         self.notice(())
 
     def close(self) -> None:
-        """Close the store, if it is the switch's own and not one it was given."""
+        """Close the store, unless it was passed in as an object."""
         self._opened.close()
 
     def _read(self, known: _Known | None, now: float) -> _Known:
@@ -254,7 +252,7 @@ class MaintenanceSwitch:
         return _Known(notices, now, there - now)
 
     def _log_changes(self, notices: Mapping[str, Notice], now: float) -> None:
-        """Log what is out of service at *now* and was not before, and the other way round."""
+        """Log the scopes that went out of service, or returned to it, by *now*."""
         active = {scope: one for scope, one in notices.items() if noticed(notices, [scope], now)}
         before, self._seen = self._seen, active
         if active == before or not self._speaks():
@@ -276,6 +274,8 @@ class MaintenanceSwitch:
         def change(old: bytes | None, now: float) -> tuple[bytes | None, float, None]:
             return switched(old, scope, now, on=on, lasts=lasts, message=message), LONGEST, None
 
-        switched(None, scope, 0.0, on=on, lasts=lasts, message=message)  # says what is wrong
+        switched(
+            None, scope, 0.0, on=on, lasts=lasts, message=message
+        )  # raises ValueError for an invalid argument
         update(self._opened.open(), self._key, change)
-        self._known = None  # here it holds at once
+        self._known = None  # applies in this worker at once
