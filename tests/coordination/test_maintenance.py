@@ -105,7 +105,7 @@ def test_while_the_store_fails_what_was_known_holds(
     store.fails = False
     clock.advance(1)
     switch.look()
-    assert caplog.messages[-1] == "What is out of service can be read again, after 3 s"
+    assert caplog.messages[-1] == "Maintenance notices can be read again, after 3 s"
     store.fails = True
     with pytest.raises(StoreError):
         switch.off("gateway")

@@ -97,6 +97,6 @@ def test_the_value_has_a_bound() -> None:
         value, more = more, on(more, f"service:{number}", message="ä" * 300)
     assert len(more) <= MOST
     value = more[:-1] + b', "route:/x": [0, null, "%s"]}' % (b"x" * (MOST - len(more)))
-    with pytest.raises(ValueError, match="scope: too much is out of service already"):
+    with pytest.raises(ValueError, match="scope: all notices together may take"):
         on(value, "service:one-more")
     assert "gateway" not in read(off(value, "gateway"))

@@ -8,19 +8,19 @@ The rules (when a circuit opens, how many probes it admits) are pure functions o
 key of the store. Its rules:
 
 1. **A call through a closed circuit uses this process alone.** The verdict is read again every
-   ``interval`` seconds (0.5 by default), by one thread; in between the last known verdict applies.
-   A request never waits for the store while the circuit is closed.
+   ``interval`` seconds (0.5 by default), by the one request that comes first then; in between the
+   last known verdict applies.
 2. **Every change is one atomic update** of the stored value, made by any worker with a reason. So
    the probes of a half-open circuit are counted in the store, and all workers of all machines
    together send no more than the rules allow.
 3. **Generations.** Each change of state has a number. The outcome of a call counts only if the
    verdict still has the generation of its permit: a call that began before the last change is no
    news about the present state. A thread never replaces a verdict by one of an older generation.
-4. **The store's clock is the common time.** A verdict holds moments of that clock; each worker keeps
-   the difference to its own (``ahead``), measured at every read and update.
-5. **A failing store does not stop the circuit.** The worker then decides alone and marks the verdict
-   as unshared. After a failure the store is not used for one interval. The first successful read
-   shares the verdict, unless another worker has changed it meanwhile: then that change wins.
+4. **The store's clock is the common time.** A verdict holds moments of that clock; each worker
+   keeps the difference to its own (``ahead``), measured at every read and update.
+5. **A failing store does not stop the circuit.** The worker then decides alone and marks the
+   verdict as unshared. After a failure the store is not used for one interval. The first successful
+   read shares the verdict, unless another worker has changed it meanwhile: then that change wins.
 6. **The lock is never held during a call of the store**, or one slow store would stop all threads.
    A read that began before a change in this process is therefore discarded (``_sets``).
 7. **One log record per change.** Only the worker whose update succeeded logs it.
@@ -345,7 +345,7 @@ class Circuit:
     :param sync_interval: Seconds after which the shared verdict is read again.
     :param clock: Returns monotonic seconds.
     :param random: Returns random numbers in [0, 1).
-    :raises ValueError: *name* is not one line of 1 to 100 characters, or *sync_interval* is invalid.
+    :raises ValueError: *name* or *sync_interval* is invalid; the message names it.
     """
 
     def __init__(

@@ -77,12 +77,13 @@ def switched(
     lasts: float | None = None,
     message: str = "",
 ) -> bytes | None:
-    """Return what *value* becomes when *scope* is switched; ``None`` when nothing is left.
+    """Return *value* with *scope* switched; ``None`` if no notice is left.
 
-    What is over is left out. Switched on again, it goes on since when it was switched first.
+    Notices that are over are removed. A scope switched on again keeps its *since*.
 
-    :param lasts: Seconds after which it ends by itself; ``None`` for never.
-    :raises ValueError: One of the arguments can not be; says which.
+    :param on: Whether to take the scope out of service, or return it.
+    :param lasts: Seconds after which it returns to service; ``None`` for no end.
+    :raises ValueError: An argument is invalid; the message names it.
     """
     check_scope(scope)
     if lasts is not None and not 0 < lasts <= LONGEST:
@@ -100,7 +101,9 @@ def switched(
         return None
     made = json.dumps(notices, separators=(",", ":")).encode()
     if on and len(made) > MOST:
-        raise ValueError("scope: too much is out of service already")
+        raise ValueError(
+            f"scope: all notices together may take {MOST} bytes; return other scopes to service first"
+        )
     return made
 
 
@@ -124,24 +127,24 @@ class _Known(NamedTuple):
     notices: Mapping[str, Notice]
     read: float
     ahead: float
-    """How far the store's clock is ahead of this process's."""
+    """Seconds by which the store's clock is ahead of this process's."""
 
 
 @checked
 class MaintenanceSwitch:
-    """What is out of service, known to every worker that shares the store.
+    """The maintenance mode of a gateway, shared by every worker of a store.
 
-    All of it is one value, which a worker reads again at most every *staleness* seconds; so a
-    request costs nothing but a look at the clock. While the store fails, what was read last holds.
+    All notices are one value, which a worker reads again at most every *staleness* seconds; a
+    request in between costs a look at the clock. While the store fails the last value read applies.
 
-    :param store: What the workers share: a store, or the URL of one.
-    :param name: Whose it is: gateways of one store that have the same name share it.
-    :param staleness: For how many seconds it is believed, 0 to 1.
-    :param speaks: Whether this worker logs what every worker sees: what goes out of service and
-        what is back, also where its time has run out.
-    :param clock: Tells seconds that only go forward.
-    :ivar store_errors: How often the store failed.
-    :raises ValueError: One of the settings is wrong; says which.
+    :param store: The shared store: a store, or the URL of one.
+    :param name: Name of the gateway: gateways of the same name share the notices of a store.
+    :param staleness: Seconds for which the value is not read again, 0 to 1.
+    :param speaks: Returns whether this worker logs the changes, which every worker sees, including
+        the end of a notice by time.
+    :param clock: Returns monotonic seconds.
+    :ivar store_errors: Number of failures of the store.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     PREFIX = "maintenance/"
@@ -169,7 +172,7 @@ class MaintenanceSwitch:
         self._seen: dict[str, Notice] = {}
         self._changes = ChangeLog(LOG, clock=clock)
         self._trouble = Trouble(
-            LOG, "What is out of service can be read again, after %.0f s", clock=clock
+            LOG, "Maintenance notices can be read again, after %.0f s", clock=clock
         )
 
     def on(self, scope: str, *, lasts: float | None = None, message: str = "") -> None:
@@ -243,7 +246,7 @@ class MaintenanceSwitch:
             value, there = self._opened.get(self._key)
         except StoreError as error:
             self.store_errors += 1
-            self._trouble.failed("What is out of service cannot be read: %s", error)
+            self._trouble.failed("Maintenance notices cannot be read: %s", error)
             return _Known({}, now, 0.0) if known is None else known._replace(read=now)
         self._trouble.ended()
         notices = read(value)
@@ -274,8 +277,6 @@ class MaintenanceSwitch:
         def change(old: bytes | None, now: float) -> tuple[bytes | None, float, None]:
             return switched(old, scope, now, on=on, lasts=lasts, message=message), LONGEST, None
 
-        switched(
-            None, scope, 0.0, on=on, lasts=lasts, message=message
-        )  # raises ValueError for an invalid argument
+        switched(None, scope, 0.0, on=on, lasts=lasts, message=message)  # checks them
         update(self._opened.open(), self._key, change)
         self._known = None  # applies in this worker at once
