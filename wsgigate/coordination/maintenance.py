@@ -101,9 +101,7 @@ def switched(
         return None
     made = json.dumps(notices, separators=(",", ":")).encode()
     if on and len(made) > MOST:
-        raise ValueError(
-            f"scope: all notices together may take {MOST} bytes; return other scopes to service first"
-        )
+        raise ValueError(f"scope: all notices together may take {MOST} bytes; remove others first")
     return made
 
 
