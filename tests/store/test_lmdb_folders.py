@@ -14,7 +14,7 @@ from wsgigate.store import StoreError, lmdb_files
 from wsgigate.store.lmdb import LmdbStore, folders_in_use
 from wsgigate.store.lmdb_environment import Environment
 from wsgigate.store.lmdb_files import own_folder
-from wsgigate.store.lmdb_folders import AGE, REMOVED, private_folder, remove_leftovers
+from wsgigate.store.lmdb_folders import AGE, MAX_REMOVED, private_folder, remove_leftovers
 from wsgigate.testing import FakeClock
 
 
@@ -100,10 +100,10 @@ def test_what_is_not_a_private_folder_stays(base, what, tmp_path):
 
 
 def test_an_empty_folder_goes_and_only_some_at_a_time(base):
-    folders = [private_folder(f"app{number}") for number in range(REMOVED + 2)]
+    folders = [private_folder(f"app{number}") for number in range(MAX_REMOVED + 2)]
     for folder in folders:
         os.utime(folder, (0, 0))
-    assert remove_leftovers(str(base), keep=frozenset()) == REMOVED
+    assert remove_leftovers(str(base), keep=frozenset()) == MAX_REMOVED
     assert remove_leftovers(str(base), keep=frozenset()) == 2
     assert remove_leftovers(str(base / "nowhere"), keep=frozenset()) == 0
 

@@ -1,4 +1,4 @@
-"""What workers share: small values under string keys, each gone after its time to live."""
+"""Stores: small values under string keys with a time to live, shared by workers."""
 
 from __future__ import annotations
 
@@ -32,38 +32,37 @@ __all__ = [
 ]
 
 
-# What a store takes: how large a key and a value may be, and which go first when it is full.
+# The sizes of keys and values, and the order of eviction.
 #
-# Whoever sends requests can make up keys of counters: an address of IPv6, an API key, a claim.
-# What keeps the gateway right must not depend on how many. So there are three ranks, told by what
-# a key begins with, and a full store treats each in its own way:
+# A client can make up any number of keys of counters: an IPv6 address, an API key, a claim. What
+# keeps the gateway correct must not depend on their number. So there are three ranks by the prefix
+# of a key, which a full store treats differently:
 #
-# - **vital**: health, circuits, the registry, the deny list, leases, maintenance. How many there
-#   are is bounded by the configuration and the operator. They have room that nothing else may
-#   use, and when that is used up, too, counters are removed for them.
-# - **counters** of callers. There is no room for new ones in a full store; the limiter's
-#   ``on_store_error`` says what becomes of the request. One that is lost is a caller with a whole
-#   quota.
-# - all others, which are the user's own: nothing is removed for them, and they are not removed.
+# - **vital**: health, circuits, the registry, the deny list, leases, maintenance. Configuration and
+#   operator bound their number. They have reserved room, and when that is used up, counters are
+#   evicted for them.
+# - **counters** of callers. A full store rejects new ones, and the limiter's ``on_store_error``
+#   decides about the request. An evicted counter gives its caller a whole quota.
+# - all others, which belong to the user: nothing is evicted for them, and they are not evicted.
 
 KEY_BYTES = 480
 
 VALUE_BYTES = 64 * 1024
 
 COUNTERS = ("limit/", "concurrency/")
-"""What keys of counters begin with, in the order in which they are removed."""
+"""Prefixes of the keys of counters, in the order of their eviction."""
 
 VITAL = (
     *("circuit/", "deny/", "health/", "instances/", "log/", "maintenance/"),
     *("registration/", "registry/", "service-circuit/"),
 )
-"""What the keys begin with that have room of their own."""
+"""Prefixes of the keys with reserved room."""
 
 
 def encoded(key: str) -> bytes:
     """Return *key* in UTF-8.
 
-    :raises ValueError: It is longer than 480 bytes, or no Unicode text (a lone surrogate).
+    :raises ValueError: *key* is longer than 480 bytes, or has a lone surrogate.
     """
     data = key.encode()
     if len(data) > KEY_BYTES:
@@ -72,7 +71,10 @@ def encoded(key: str) -> bytes:
 
 
 def check_value(value: bytes | bytearray) -> None:
-    """Refuse a value of more than 64 KiB with a ValueError."""
+    """Check the size of *value*.
+
+    :raises ValueError: *value* is longer than 64 KiB.
+    """
     if len(value) > VALUE_BYTES:
         raise ValueError(f"a store's value is at most {VALUE_BYTES} bytes, got {len(value)}")
 
@@ -80,18 +82,18 @@ def check_value(value: bytes | bytearray) -> None:
 R = TypeVar("R")
 
 Change: TypeAlias = Callable[[bytes | None, float], tuple[bytes | None, float, R]]
-"""``change(old, now) -> (new, ttl, result)``: what becomes of a value, decided in one step.
+"""``change(old, now) -> (new, ttl, result)``: decides about a value in one atomic step.
 
-*old* is the live value or ``None``; *now* is the store's own time in seconds. A *new* that is *old*
-itself leaves the value and its time to live as they are; ``None`` removes it.
+*old* is the live value or ``None``; *now* is the store's time in seconds. Returning *old* itself as
+*new* leaves the value and its time to live unchanged; ``None`` removes it.
 """
 
 
 class StoreError(Exception):
     """The store could not be read or written; the message names the store and the cause.
 
-    Most causes pass: a server that does not answer, a full disk. Whoever gets this goes on without
-    the store, as its ``on_store_error`` or the like says, and asks again.
+    Most causes pass: a server that does not answer, a full disk. Callers continue without the
+    store, as their ``on_store_error`` or similar setting says, and use it again later.
     """
 
 
@@ -99,80 +101,80 @@ class MisconfiguredStore(StoreError):
     """The store cannot be used until its configuration changes; waiting does not help.
 
     A wrong password, a database that does not exist, a folder of another user, a file of another
-    program: each is an error at the start. The message names the cause and the cure.
+    program: each is an error at the start. The message names the cause and the remedy.
     """
 
 
 class DamagedStore(StoreError):
-    """The file of the store is damaged; its next user moves it aside and begins a new one."""
+    """The file of the store is damaged; the next process to use it moves it aside."""
 
 
 @runtime_checkable
 class Store(Protocol):
-    """Small values shared by workers. Every value may vanish after its ttl.
+    """Small values shared by workers. Each may disappear after its time to live.
 
-    The store tells the time: those who share a counter must share a clock. A key is at most 480
-    bytes of UTF-8, a value at most 64 KiB; more is a ``ValueError``. Every method raises
-    :class:`StoreError` when the store fails.
+    The store has the clock, because workers that share a counter must share a clock. A key is at
+    most 480 bytes of UTF-8, a value at most 64 KiB; larger ones raise ``ValueError``. Every method
+    raises :class:`StoreError` when the store fails.
     """
 
     def get(self, key: str) -> tuple[bytes | None, float]:
-        """Return the live value, or None, and the store's own time in seconds."""
+        """Return the live value, or ``None``, and the store's time in seconds."""
 
     def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
-        """Replace *old* by *new* if it is still there; ``None`` means absent.
+        """Replace the value by *new* if it is *old* (compare and swap); ``None`` means absent.
 
-        :param ttl: How long *new* lives, in seconds from now.
-        :returns: Whether *old* was there and *new* is now.
+        :param ttl: Time to live of *new* in seconds.
+        :returns: Whether the value was *old*, and was replaced.
         """
 
     def items(self, prefix: str) -> Iterator[tuple[str, bytes]]:
-        """Yield the live items whose key starts with *prefix*, in the order of their keys."""
+        """Yield the live items whose key starts with *prefix*, in the order of the keys."""
 
     def close(self) -> None:
-        """Release what this process holds open; the next call opens it again."""
+        """Release the resources of this process; the next call opens them again."""
 
 
 class Updates(Protocol):
-    """What a store offers besides when it can decide and write in one step of its own."""
+    """Optional method of a store that can decide and write in one step."""
 
     def update(self, key: str, change: Change[R]) -> R:
-        """Replace the value of *key* by what *change* makes of it at once; return its result."""
+        """Replace the value of *key* by the result of *change* atomically; return its result."""
 
 
 class Several(Protocol):
-    """What a store offers besides when it can read several values faster than one by one."""
+    """Optional method of a store that can read several values faster than one by one."""
 
     def get_all(self, keys: Sequence[str]) -> list[bytes | None]:
-        """Return the live value of each of *keys*, None for those that have none."""
+        """Return the live value of each of *keys*, ``None`` for a missing one."""
 
 
 class Quotas(Protocol):
-    """What a store offers besides when it can decide about quotas by itself, in one step."""
+    """Optional method of a store that can decide about quotas in one step."""
 
     def take(
         self, key: str, algorithms: Sequence[Algorithm], cost: int = 1
     ) -> tuple[tuple[Verdict, ...], float]:
-        """Decide about one request against all *algorithms*: all allow it, or none is charged.
+        """Decide about one request by all *algorithms*: all allow it, or none is charged.
 
-        :param cost: How many requests it counts as; 0 only looks.
+        :param cost: Quota units consumed; 0 checks without consuming.
         :returns: Each quota's own verdict, and the store's time in seconds.
-        :raises ValueError: There is no algorithm, two are the same, or *cost* is not one that all
-            of the quotas allow.
+        :raises ValueError: There is no algorithm, two are the same, or a quota does not allow
+            *cost*.
         """
 
 
 ATTEMPTS = 100
-"""How often a value changed by others is read again before the store counts as failed."""
+"""Attempts to change a contended value before the store counts as failed."""
 
 
 def update(store: Store, key: str, change: Change[R]) -> R:
-    """Replace the value of *key* by what *change* makes of it, atomically; return its result.
+    """Replace the value of *key* by the result of *change* atomically; return its result.
 
-    One step of the store's own where it has one; else read, decide, and swap until nobody was
-    faster. *change* must be pure, as it may be called more than once.
+    It uses the store's own ``update`` if there is one, else compare and swap in a loop. *change*
+    must be pure, as it may be called more than once.
 
-    :raises StoreError: The store failed, or others changed the value every time.
+    :raises StoreError: The store failed, or other writers were faster 100 times.
     """
     own = getattr(store, "update", None)
     if own is not None:
@@ -183,14 +185,14 @@ def update(store: Store, key: str, change: Change[R]) -> R:
         new, ttl, result = change(old, now)
         if new is old or store.swap(key, old, new, ttl):
             return result
-    raise StoreError(f"{key!r} is changed by others faster than it can be read")
+    raise StoreError(f"{key!r} was changed by others during each of {ATTEMPTS} attempts")
 
 
 def get_all(store: Store, keys: Sequence[str]) -> list[bytes | None]:
-    """Return the live value of each of *keys*, None for those that have none.
+    """Return the live value of each of *keys*, ``None`` for a missing one.
 
-    They need not all have been there at one moment. One step of the store's own where it has one,
-    else one after the other.
+    The values need not be of the same moment. It uses the store's own ``get_all`` if there is one,
+    else one read per key.
 
     :raises StoreError: The store failed.
     """
@@ -199,11 +201,11 @@ def get_all(store: Store, keys: Sequence[str]) -> list[bytes | None]:
 
 
 def usage(store: Store) -> dict[str, int]:
-    """Return how full *store* is: ``used`` and ``limit`` in bytes, ``items``, ``maxItems``.
+    """Return the usage of *store*: ``used`` and ``limit`` in bytes, ``items``, ``maxItems``.
 
-    What it does not know or bound is left out; of a store that tells nothing the result is empty.
+    Members that the store does not provide are missing; the result may be empty.
 
-    :raises StoreError: The store fails.
+    :raises StoreError: The store failed.
     """
     own = getattr(store, "usage", None)
     return {} if own is None else dict(own())
@@ -219,4 +221,4 @@ NETWORKED = frozenset(
         ),
     ]
 )
-"""What the URLs of stores begin with that many machines may share."""
+"""Schemes of the URLs of stores that several machines may share."""

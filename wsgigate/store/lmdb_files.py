@@ -1,9 +1,9 @@
-"""The file beneath LMDB: its disk space is taken before it is used.
+"""The files beneath LMDB: their folder, their disk space, their verification, their removal.
 
-LMDB writes into memory that is the file, which costs a quarter of what writing to the file does.
-Where a page has no disk space behind it, a full disk is then no error but a signal that kills the
-process (SIGBUS). So the file is never longer than the space it has been given, and grows by one
-process at a time.
+LMDB writes into memory mapped from the file, which costs a quarter of writing to the file. A write
+to a page without disk space behind it is not an error but a signal that kills the process (SIGBUS).
+So the file is never longer than the space allocated for it, and one process at a time makes it
+grow, under the lock of :func:`alone`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 
-# Folders that are ours alone: made, found and checked before anything is kept in them.
+# Private folders: made, and checked before anything is stored in them.
 
 PASSING = frozenset(
     [
@@ -52,24 +52,24 @@ PASSING = frozenset(
         *(errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ENOLCK),
     ]
 )
-"""The errors of the system that may pass without a change of the configuration."""
+"""Errors of the system that may pass without a change of the configuration."""
 
 FIX = 'set store.url = "lmdb:/path" to a folder that this user may write'
 
 
 def of_system(error: OSError, trouble: str) -> StoreError:
-    """Return what an *error* of the system means: *trouble* that passes, or that does not."""
+    """Return *error* as the error of a store, whether it may pass or lasts; *trouble* begins it."""
     kind = StoreError if error.errno in PASSING else MisconfiguredStore
     return kind(f"{trouble}: {error.strerror}")
 
 
 def own_folder(path: str, *, private: bool = False) -> None:
-    """Make *path* with mode 0700 unless it is there, and see that nobody else can change it.
+    """Make *path* with mode 0700 unless it exists, and check that no other user can write to it.
 
-    :param private: Nobody else may read it either.
-    :raises MisconfiguredStore: It cannot be made, or is a symlink, no folder, another user's, or
-        open to others; says which and what to do.
-    :raises StoreError: It cannot be made at the moment, as the disk is full or the like.
+    :param private: Whether no other user may read it either.
+    :raises MisconfiguredStore: It cannot be made, is a symbolic link or not a folder, belongs to
+        another user, or is open to others; the message names the cause and the remedy.
+    :raises StoreError: It cannot be made now, for example because the disk is full.
     """
     try:
         try:
@@ -95,9 +95,9 @@ def own_folder(path: str, *, private: bool = False) -> None:
 
 
 def check_file(path: str) -> None:
-    """See that *path* is missing, or a plain file of ours.
+    """Check that *path* is missing, or a regular file of this user.
 
-    :raises MisconfiguredStore: It is something else, or another user's.
+    :raises MisconfiguredStore: It is something else, or belongs to another user.
     """
     try:
         found = os.lstat(path)
@@ -113,11 +113,10 @@ def check_file(path: str) -> None:
         )
 
 
-# Reads an LMDB file from its root to its last page, since LMDB itself trusts what it finds.
-#
-# A page that points to where there is none makes LMDB stop the process or read foreign memory,
-# which no exception handler helps against. The format is that of LMDB 0.9 on 64 bits (mdb.c:
-# MDB_page, MDB_node, MDB_meta, MDB_db; data version 1).
+# Verification of an LMDB file from its root to its last page, because LMDB trusts the file: a page
+# number that leads nowhere makes it stop the process or read foreign memory, which no exception
+# handler catches. The format is that of LMDB 0.9 on 64 bits (mdb.c: MDB_page, MDB_node, MDB_meta,
+# MDB_db; data version 1).
 
 MAGIC, VERSION = 0xBEEFC0DE, 1
 
@@ -127,7 +126,7 @@ NODE = 8  # bytes of a node before its key: size or page (low, high), flags, len
 
 BRANCH, LEAF, OVERFLOW, META = 0x01, 0x02, 0x04, 0x08
 
-BIG = 0x01  # a node's value is on pages of its own
+BIG = 0x01  # flag of a node whose value is on overflow pages
 
 INTEGER_KEYS = 0x08
 
@@ -135,9 +134,9 @@ PAGES = {1 << bits for bits in range(9, 17)}
 
 NONE = 2**64 - 1  # the root of an empty tree
 
-DEEPEST = 32  # levels that LMDB itself can follow
+DEEPEST = 32  # maximum depth that LMDB supports
 
-KEY_BYTES = 511  # the longest that LMDB takes
+KEY_BYTES = 511  # maximum length of a key in LMDB
 
 _head = struct.Struct("<QHHHH")
 
@@ -153,11 +152,11 @@ _number = struct.Struct("<Q")
 
 
 class Damaged(Exception):
-    """The file is none of LMDB's, or not whole; says where."""
+    """The file is not an LMDB file, or is damaged; the message says where."""
 
 
 class OtherVersion(Damaged):
-    """The file is LMDB's, and of a version that this one does not read."""
+    """The file is an LMDB file of another version."""
 
 
 class _Tree(NamedTuple):
@@ -173,43 +172,43 @@ class _Tree(NamedTuple):
 
 class _Node(NamedTuple):
     at: int
-    """Where on its page."""
+    """Offset on its page."""
     low: int
     high: int
-    """The size of its value, or together with the flags the page below it."""
+    """Size of the value; on a branch page, with the flags, the number of the child page."""
     flags: int
     key: int
-    """The length of its key."""
+    """Length of the key."""
 
 
 class _Meta(NamedTuple):
     size: int
-    """Bytes in a page."""
+    """Bytes of a page."""
     free: _Tree
     main: _Tree
     last: int
-    """The last page in use."""
+    """Number of the last page in use."""
     transaction: int
 
 
 def reach(file: IO[bytes]) -> int:
-    """Return where the last page in use ends.
+    """Return the offset at which the last page in use ends.
 
-    :raises Damaged: It is no LMDB file.
+    :raises Damaged: The file is not an LMDB file.
     """
     meta = _newest(file)
     return (meta.last + 1) * meta.size
 
 
 def verify(file: IO[bytes]) -> None:
-    """See that every page in use is where it should be, and what it should be.
+    """Check that every page in use exists once and has the expected kind and structure.
 
-    The contents of keys and values are not judged: a flipped bit in one of them is another value.
+    The contents of values are not checked: a flipped bit there yields another valid value.
 
-    :raises Damaged: One is not; says which.
+    :raises Damaged: A page is wrong; the message names it.
     """
     if sys.byteorder != "little" or sys.maxsize < 2**32:
-        return  # another layout
+        return  # the layout differs there
     meta = _newest(file)
     length = file.seek(0, 2)
     if length < (meta.last + 1) * meta.size:
@@ -264,7 +263,7 @@ def _mark(seen: bytearray, page: int, count: int = 1) -> None:
 
 
 def _walk(file: IO[bytes], meta: _Meta, tree: _Tree, seen: bytearray) -> Iterator[bytes]:
-    """Yield the values of *tree*: of all when it is that of free pages, else the first 8 bytes."""
+    """Yield the values of *tree*: whole for the tree of free pages, else their first 8 bytes."""
     if tree.root == NONE:
         return
     whole = tree is meta.free
@@ -272,7 +271,7 @@ def _walk(file: IO[bytes], meta: _Meta, tree: _Tree, seen: bytearray) -> Iterato
     if tree.depth > DEEPEST:
         raise Damaged("it is too deep")
     order = _as_number if whole else bytes
-    # Of each page: how far it is from the leaves, and between which keys all of its own are.
+    # for each page: its number, its level above the leaves, and the bounds of its keys
     waiting: list[tuple[int, int, Any, Any]] = [(tree.root, tree.depth, None, None)]
     while waiting:
         number, level, least, below = waiting.pop()
@@ -284,7 +283,7 @@ def _walk(file: IO[bytes], meta: _Meta, tree: _Tree, seen: bytearray) -> Iterato
             raise Damaged(f"page {number} has a value of an unknown kind")
         keys: list[Any] = [order(page[at + NODE : at + NODE + key]) for at, _, _, _, key in nodes]
         if level > 1:
-            keys[0] = least  # LMDB does not read the first one
+            keys[0] = least  # LMDB does not read the first key of a branch page
         inner = keys if least is not None or level == 1 else keys[1:]
         if any(map(ge, inner, inner[1:])) or (
             inner and ((least is not None and inner[0] < least) or not _under(inner[-1], below))
@@ -328,7 +327,7 @@ def _under(key: Any, bound: Any) -> bool:
 
 
 def _nodes(page: bytes, number: int, kind: int) -> Iterator[_Node]:
-    """Yield the nodes of *page*, in the order of their keys."""
+    """Yield the nodes of *page* in the order of their keys."""
     own, _, flags, lower, upper = _head.unpack_from(page)
     if own != number or flags != kind:
         raise Damaged(f"page {number} is not what it should be")
@@ -336,7 +335,7 @@ def _nodes(page: bytes, number: int, kind: int) -> Iterator[_Node]:
         raise Damaged(f"page {number} is broken")
     places = struct.unpack_from(f"<{(lower - HEAD) // 2}H", page, HEAD)
     begin = upper
-    for at in sorted(places):  # LMDB keeps them side by side up to the end of the page
+    for at in sorted(places):  # LMDB packs them up to the end of the page
         if at != begin or at > len(page) - NODE:
             raise Damaged(f"page {number} has a node where there should be none")
         low, high, flags, length = _node.unpack_from(page, at)
@@ -351,39 +350,39 @@ def _nodes(page: bytes, number: int, kind: int) -> Iterator[_Node]:
 
 
 STEP = 1024 * 1024
-"""The file's length is a multiple of it."""
+"""The length of the file is a multiple of it."""
 
 DAMAGED = ".damaged-"
-"""What is put after the name of a file that was moved aside; the time follows."""
+"""Suffix of a file that was moved aside; the time follows."""
 
 KEPT = 3
-"""How many of them are kept: a file may be as large as the store may become."""
+"""Number of such files kept: each may be as large as the store."""
 
 SURE = frozenset({"ext4", "tmpfs", "xfs"})
-"""File systems that write a page where it is. Others (btrfs, zfs) write it anew somewhere else, for
-which they need space each time; and nothing is known of those that are not named here."""
+"""File systems that overwrite a page in place. Others (btrfs, zfs) write it to a new place, which
+needs space each time; those not named here are treated like them."""
 
 FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_NOCOW_FL = 0x80086601, 0x40086602, 0x00800000
-"""ioctl_iflags(2), as on 64 bits."""
+"""ioctl_iflags(2), with the values for 64 bits."""
 
 
 def rounded(size: int) -> int:
-    """Return *size* rounded up to a length that the file may have."""
+    """Return *size* rounded up to a multiple of :data:`STEP`."""
     return max(STEP, -(-size // STEP) * STEP)
 
 
 ATTEMPTS = 10
-"""How often a folder is made anew that others remove at the same time."""
+"""Maximum attempts to make a folder that other processes remove at the same time."""
 
 
 @contextmanager
 def alone(folder: str, make: Callable[[str], object] | None = None) -> Iterator[None]:
-    """Let no other process open the file, make it larger or remove the folder meanwhile.
+    """Hold the exclusive lock of *folder*: opening, growing and removal are done under it.
 
-    The kernel takes the lock from a process that dies.
+    The lock is an flock(2) on the folder, which the kernel frees when its holder dies.
 
-    :param make: Makes the folder; called again if it was removed before the lock was had.
-    :raises FileNotFoundError: The folder is gone, and *make* does not make it.
+    :param make: Makes the folder; called again if it was removed before the lock was taken.
+    :raises FileNotFoundError: The folder does not exist, and *make* does not make it.
     """
     for attempt in range(1, ATTEMPTS + 1):
         if make is not None:
@@ -405,7 +404,7 @@ def alone(folder: str, make: Callable[[str], object] | None = None) -> Iterator[
 
 
 def _is_at(folder: str, descriptor: int) -> bool:
-    """Return whether what *descriptor* refers to is what is called *folder* now."""
+    """Return whether *descriptor* refers to the folder that has the path *folder* now."""
     try:
         there, here = os.lstat(folder), os.fstat(descriptor)
     except FileNotFoundError:
@@ -414,13 +413,13 @@ def _is_at(folder: str, descriptor: int) -> bool:
 
 
 def allocate(path: str, size: int, *, used: bool = False) -> None:
-    """Give the file *path*, which is made if missing, disk space for *size* bytes at least.
+    """Allocate disk space for at least *size* bytes of the file *path*, which is made if missing.
 
-    :param used: Others may write to it meanwhile. Where a file system cannot take space, the C
-        library writes a zero into each block that begins with none, which may undo what somebody
-        wrote there at that moment (posix_fallocate(3)): so only what is beyond the end is taken,
-        unless the file system is known to be able to.
-    :raises OSError: There is not so much; the file is as long as before.
+    :param used: Whether other processes may write to it meanwhile. Where a file system cannot
+        allocate space, the C library writes a zero into each block that begins with one, which may
+        undo a concurrent write (posix_fallocate(3)). So space is then allocated beyond the end
+        only, unless the file system is known to support allocation.
+    :raises OSError: There is not enough space; the file keeps its length.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -433,20 +432,20 @@ def allocate(path: str, size: int, *, used: bool = False) -> None:
             if size > start:
                 os.posix_fallocate(descriptor, start, size - start)
         except OSError:
-            os.ftruncate(descriptor, before)  # else it keeps what little there was
+            os.ftruncate(descriptor, before)  # otherwise it would keep the space allocated so far
             raise
     finally:
         os.close(descriptor)
 
 
 def move_aside(path: str, lock: str, now: float) -> str:
-    """Give the damaged file *path* another name, and return that; the oldest such file goes.
+    """Rename the damaged file *path*, and return its new path; the oldest such file is removed.
 
-    The lock file goes away with it: it describes this very file, and whoever has both open keeps
-    both, without meeting those that open new ones. To be called while :func:`alone`.
+    The lock file is removed too: it describes this very file. Processes that have both open keep
+    both, separate from processes that open new ones. Call it under :func:`alone`.
 
-    :param now: The time, in seconds since 1970.
-    :raises OSError: It cannot be renamed.
+    :param now: Unix time in seconds.
+    :raises OSError: The file cannot be renamed.
     """
     moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
     place, number = f"{path}{DAMAGED}{moment}", 1
@@ -466,9 +465,9 @@ def move_aside(path: str, lock: str, now: float) -> str:
 
 
 def enlarged(path: str, size: int, wanted: int) -> tuple[int, OSError | None]:
-    """Give the file *path*, which others use and has *size* bytes, *wanted* bytes or one step more.
+    """Grow the file *path*, which others use, from *size* to *wanted* bytes, or by one step.
 
-    :returns: How many it has then, and why it has not what was wanted.
+    :returns: The new size, and the error that prevented *wanted*.
     """
     lacking = None
     for attempt in (wanted, size + STEP):
@@ -483,23 +482,23 @@ def enlarged(path: str, size: int, wanted: int) -> tuple[int, OSError | None]:
 
 
 def _keep_in_place(descriptor: int) -> None:
-    """Have an empty file written where it is on btrfs too (``chattr +C``): LMDB maps its lock file
-    for writing everywhere."""
+    """Disable copy-on-write for an empty file on btrfs (``chattr +C``): LMDB maps its lock file for
+    writing on every file system."""
     flags = bytearray(8)
-    with suppress(OSError):  # other file systems know no such thing
+    with suppress(OSError):  # not supported by other file systems
         fcntl.ioctl(descriptor, FS_IOC_GETFLAGS, flags)
         number = int.from_bytes(flags, sys.byteorder) | FS_NOCOW_FL
         fcntl.ioctl(descriptor, FS_IOC_SETFLAGS, number.to_bytes(8, sys.byteorder))
 
 
 def unused(lock: str) -> bool:
-    """Tell whether no process has the environment open whose lock file is *lock*.
+    """Return whether no process has the environment with the lock file *lock* open.
 
-    Not to be asked while this process has: to close a file drops all locks on it (POSIX).
+    Never call it while this process has it open: closing a file drops all POSIX locks on it.
     """
     descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        # whoever has LMDB open holds its first byte, shared
+        # a process with LMDB open holds a shared lock on the first byte
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
     except BlockingIOError:
         return False
@@ -510,9 +509,9 @@ def unused(lock: str) -> bool:
 
 
 def fill_lock_file(path: str, size: int) -> bool:
-    """Give the lock file *path* its disk space, as LMDB maps it, unless others use it.
+    """Allocate the disk space of the lock file *path*, which LMDB maps, unless others use it.
 
-    :returns: Whether they do. It then stays as it is, as they have mapped it so.
+    :returns: Whether others use it. It then stays unchanged, as they have mapped it.
     """
     found = os.path.getsize(path) if os.path.exists(path) else 0
     if found and not unused(path):
@@ -522,10 +521,10 @@ def fill_lock_file(path: str, size: int) -> bool:
 
 
 def keeps_its_space(device: int, mounts: str | None = None) -> bool:
-    """Tell whether what was allocated on *device* can be written there for ever after.
+    """Return whether space allocated on *device* can always be written to afterwards.
 
     :param device: ``st_dev`` of the file.
-    :param mounts: What ``/proc/self/mountinfo`` says (proc(5)); read unless given.
+    :param mounts: Contents of ``/proc/self/mountinfo`` (proc(5)). Default: read from there.
     """
     if mounts is None:
         try:

@@ -1,18 +1,18 @@
-"""Removes the folders of apps that are gone.
+"""The private folder of an app's store, and the removal of folders whose apps are gone.
 
-Each app and gateway without an explicit store has a folder of its own under the user's runtime or
-state folder, named after the file of its code. An app that was moved leaves a folder behind. So who
-makes a new folder looks at some of those beside it.
+Each app and gateway without an explicit store has its own folder under the user's runtime or state
+folder, named after the file of its code. An app that was moved leaves a folder behind. So a process
+that makes a new folder checks some of those beside it.
 
 A folder is removed only when nothing can be lost by it:
 
-- no process has its store open, which LMDB's lock file tells, and none can open it meanwhile: that
-  takes the lock of the folder (:func:`wsgigate.store.lmdb_files.alone`), which is held here;
-- no value in it is alive, so that a deny-list is kept for as long as its tokens are valid;
-- it was not touched for a day, and holds nothing but the two files of LMDB.
+- No process has its store open, which LMDB's lock file shows, and none can open it meanwhile: that
+  needs the lock of the folder (:func:`wsgigate.store.lmdb_files.alone`), which is held here.
+- No value in it is alive, so a deny list is kept for as long as its tokens are valid.
+- It was not modified for a day, and holds nothing but the files of LMDB.
 
-A process that comes too late for the folder makes it anew and finds what it would have found: no
-value.
+A process that opens the folder just afterwards makes it anew, and finds what it would have found:
+no value.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ __all__ = ["private_folder", "remove_leftovers"]
 
 
 AGE = 86400.0
-"""For how many seconds nothing touched a folder that is removed."""
+"""Seconds without a modification before a folder is removed."""
 
-LOOKED_AT, REMOVED = 256, 16
-"""How many folders are looked at, and removed, at a time: a request may wait for it."""
+MAX_CHECKED, MAX_REMOVED = 256, 16
+"""Maximum number of folders checked, and removed, at a time: a request may wait for it."""
 
 _NAME = re.compile(r"[A-Za-z0-9-]+-[0-9a-f]{12}")
 
@@ -47,27 +47,28 @@ _ASIDE = "data.mdb" + lmdb_files.DAMAGED
 
 
 def remove_leftovers(base: str, *, keep: frozenset[str], now: float | None = None) -> int:
-    """Remove folders under *base* that no app uses any more; return how many.
+    """Remove folders under *base* that no app uses any more; return their number.
 
     :param base: The folder of the user's private folders.
-    :param keep: Those that this process uses, open or not: LMDB must not be asked about them.
-    :param now: The time, in seconds since 1970.
+    :param keep: Folders that this process uses, open or closed: their lock files must not be
+        opened.
+    :param now: Unix time in seconds. Default: the present.
     """
     now = time.time() if now is None else now
     removed = 0
     try:
         with os.scandir(base) as entries:
-            paths = [entry.path for entry in islice(entries, LOOKED_AT)]
+            paths = [entry.path for entry in islice(entries, MAX_CHECKED)]
     except OSError:
         return 0
     for path in paths:
-        if removed == REMOVED:
+        if removed == MAX_REMOVED:
             break
         if os.path.realpath(path) not in keep and _NAME.fullmatch(os.path.basename(path)):
             try:
                 removed += _removed(path, now)
             except OSError:
-                pass  # another process was faster, or it is not ours to remove
+                pass  # another process was faster, or it may not be removed
     return removed
 
 
@@ -91,7 +92,7 @@ def _removed(folder: str, now: float) -> bool:
 
 
 def _is_old(folder: str, now: float) -> bool:
-    """Return whether *folder* is a private folder of this user that nothing touched for long."""
+    """Return whether *folder* is a folder of this user that was not modified for a day."""
     found = os.lstat(folder)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         return False
@@ -102,16 +103,16 @@ def _is_old(folder: str, now: float) -> bool:
 
 
 def private_folder(owner: str, cure: str = "") -> str:
-    """Return a folder that only this user can open, one per *owner*; it is made if missing.
+    """Return the private folder of *owner*, with access for this user only; made if missing.
 
-    It lies under ``$XDG_RUNTIME_DIR/wsgigate``, or where that cannot be had under
+    It lies under ``$XDG_RUNTIME_DIR/wsgigate``, or if that cannot be used under
     ``$XDG_STATE_HOME/wsgigate`` (``~/.local/state/wsgigate``).
 
-    :param owner: Names the gateway or app; empty for the running program, known by its working
-        directory and its arguments, which all workers of one server have in common.
-    :param cure: What the error says to do. Default: to set ``store.url``.
-    :raises MisconfiguredStore: Neither place can be used; says why and what to set.
-    :raises StoreError: Neither can at the moment.
+    :param owner: Identifies the gateway or app. Default: the running program, identified by its
+        working directory and its arguments, which all workers of one server have in common.
+    :param cure: The remedy that the error recommends. Default: to set ``store.url``.
+    :raises MisconfiguredStore: Neither place can be used; the message has the cause and the remedy.
+    :raises StoreError: Neither place can be used at the moment.
     """
     label = owner
     if not owner:
@@ -158,5 +159,5 @@ def _bases() -> list[str]:
     try:
         os.makedirs(state, 0o700, exist_ok=True)
     except OSError:
-        pass  # own_folder then says what is wrong with it
+        pass  # own_folder reports the cause
     return [*bases, state]

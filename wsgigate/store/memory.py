@@ -1,4 +1,4 @@
-"""A store for one process: a dict, a lock, and a bound."""
+"""The store for one process: a dict, a lock, and a bound on the number of values."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ __all__ = ["MemoryStore"]
 R = TypeVar("R")
 
 SWEPT_PER_WRITE = 2
-"""More than the one item a write can add, so that the expired ones never pile up."""
+"""More than the one item that a write adds, so that expired items do not accumulate."""
 
 
 _Item: TypeAlias = tuple[bytes, float, float]
-"""A value, when it expires, and under which moment it stands in the queue: its expiry when it was
-last looked at. A plain tuple, as one is made at every write."""
+"""A value, its expiry, and the time under which it is queued: its expiry when it was queued. A
+plain tuple, because every write makes one."""
 
 
 class MemoryStore:
-    """Keeps values in this process only: for tests, and where there is one worker.
+    """Stores values in this process only: for tests, and for servers with one worker.
 
-    A full store forgets counters first, and of them those nearest to their end: a flood of new
-    callers pushes itself out before callers that have used up most of their quota, and never the
-    health of an instance, a lease or a denied token. See :mod:`wsgigate.store`.
+    A full store evicts counters first, those nearest to their expiry: a flood of new callers evicts
+    itself before callers that have used most of their quota, and never the health of an instance, a
+    lease or a denied token. See :mod:`wsgigate.store`.
 
-    :param max_items: How many values it holds at most.
-    :param clock: Tells the time in seconds.
-    :raises ValueError: *max_items* is less than 1.
+    :param max_items: Maximum number of values. Default: 100,000.
+    :param clock: Returns the time in seconds.
+    :raises ValueError: *max_items* is below 1.
     """
 
     def __init__(self, *, max_items: int = 100_000, clock: Callable[[], float] = wall) -> None:
@@ -43,11 +43,11 @@ class MemoryStore:
         self.lock = threading.RLock()
         self._clock = clock
         self._items: dict[str, _Item] = {}
-        # Each item stands in one queue once, under an expiry that was true at some time. A later
-        # expiry is only put right when its turn comes, so renewing an item costs nothing here.
+        # Each item is queued once, under an expiry that was true at some time. A later expiry is
+        # corrected when the item reaches the head, so renewing an item costs nothing here.
         self._counters: list[tuple[float, str]] = []
         self._others: list[tuple[float, str]] = []
-        self._due = float("inf")  # when there is something to sweep
+        self._due = float("inf")  # time at which the first item may expire
         quiesce_at_fork(self)
 
     def get(self, key: str) -> tuple[bytes | None, float]:
@@ -57,7 +57,7 @@ class MemoryStore:
         return (item[0] if item is not None and item[1] > now else None), now
 
     def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
-        # a copy, because update() leaves the value alone when it is given the same object again
+        # a copy: update() writes nothing when it gets back the very object that it passed in
         fresh = None if new is None else cast("bytes", bytearray(new))
 
         def change(live: bytes | None, now: float) -> tuple[bytes | None, float, bool]:
@@ -80,7 +80,7 @@ class MemoryStore:
             else:
                 if len(new) > VALUE_BYTES:
                     check_value(new)
-                # a copy: only the *old* handed out is that very object, never a caller's constant
+                # a copy, so that no later change returns this very object but *old* itself
                 value, expires = b"%b" % (new,), now + ttl
                 if item is not None and item[2] <= expires:
                     self._items[key] = (value, expires, item[2])
@@ -94,7 +94,7 @@ class MemoryStore:
                         if self._due <= now:
                             self._sweep(now)
                             continue
-                        self._forget_next(self._counters or self._others, None)
+                        self._pop_next(self._counters or self._others, None)
                     if len(queue) > 2 * len(self._items) + 64:
                         self._requeue()
             if self._due <= now:
@@ -114,17 +114,17 @@ class MemoryStore:
         yield from live
 
     def usage(self) -> dict[str, int]:
-        """Return how many ``items`` there are, the expired included, and how many at most."""
+        """Return the number of ``items``, including expired ones, and the maximum."""
         return {"items": len(self._items), "maxItems": self.max_items}
 
     def close(self) -> None:
-        """Do nothing: the values are the store, and there is nothing to open again."""
+        """Do nothing: the values exist in memory only, and nothing is open."""
 
     def before_fork(self) -> None:
-        """Do nothing: it is enough that the lock is held."""
+        """Do nothing: holding the lock is enough."""
 
     def after_unseen_fork(self) -> None:
-        """Queue every item anew, as the fork may have fallen between an item and its queueing."""
+        """Queue every item again: the fork may have come between a write and its queueing."""
         self._requeue()
 
     def _sweep(self, now: float) -> None:
@@ -134,19 +134,19 @@ class MemoryStore:
             if queue:
                 if queue[0][0] <= now:
                     for _ in range(SWEPT_PER_WRITE):
-                        self._forget_next(queue, now)
+                        self._pop_next(queue, now)
                         if not queue or queue[0][0] > now:
                             break
                 if queue and queue[0][0] < due:
                     due = queue[0][0]
         self._due = due
 
-    def _forget_next(self, queue: list[tuple[float, str]], now: float | None) -> None:
-        """Take the head of *queue*; forget its item if it is expired at *now* (None: anyway)."""
+    def _pop_next(self, queue: list[tuple[float, str]], now: float | None) -> None:
+        """Pop the head of *queue*; remove its item if expired at *now* (None: in any case)."""
         queued, key = heappop(queue)
         item = self._items.get(key)
         if item is None or item[2] != queued:
-            return  # left behind by an item that is gone or stands elsewhere
+            return  # the item was removed, or is queued elsewhere
         value, expires, _ = item
         if expires > queued:
             self._items[key] = (value, expires, expires)
