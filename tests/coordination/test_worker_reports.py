@@ -169,7 +169,7 @@ def test_bytes_of_another_program_harm_nothing(
     one.step()
     assert one.all() == {"m:0": {"n": 1}}
     assert store.swap("workers/of/m:1", None, raw, 60)
-    one._relist((), ["m:1"])
+    one._change_list((), ["m:1"])
     assert one.all().keys() <= {"m:0", "m:1"}
 
 

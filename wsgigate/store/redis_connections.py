@@ -1,4 +1,7 @@
-"""Connections to one Redis: few, kept, and dropped as soon as anything about them is in doubt."""
+"""A pool of connections to one Redis server, and the reader of its protocol (RESP2).
+
+A connection whose state is in doubt is closed: an answer must never be taken for another call's.
+"""
 
 from __future__ import annotations
 
@@ -43,24 +46,23 @@ __all__ = [
 ]
 
 
-# What a Redis says, byte by byte: answers out of whatever parts of them come in.
-#
-# (Redis documentation, "Redis serialization protocol specification", RESP2.) Nothing here reads a
-# socket. What is not of the protocol is never guessed at: it is :class:`Malformed`.
+# The protocol reader: answers from parts that may be cut anywhere, without reading a socket (Redis
+# documentation, "Redis serialization protocol specification", RESP2). Input that violates the
+# protocol is never guessed at: it is :class:`Malformed`.
 
 LINE = 16 * 1024
-"""Bytes of a line at most: an error, a size, a number."""
+"""Maximum bytes of a line: an error, a length, a number."""
 
 DEPTH = 8
-"""Arrays within each other at most; those of ``CLUSTER SLOTS`` are four."""
+"""Maximum depth of nested arrays; ``CLUSTER SLOTS`` has four."""
 
 SIZE = 128 * 1024
-"""Bytes of one answer at most unless its caller expects more: twice the largest value of a store.
-Nothing is allocated by a length or a count that the server merely names: of an array, no more items
-are believed than fit into these bytes."""
+"""Maximum bytes of one answer unless its caller expects more: twice the largest value of a store.
+No memory is allocated for a length or count that the server only announces: an array may have no
+more items than fit into these bytes."""
 
 LEAST = 3
-"""Bytes of the shortest item of an array, ``+`` and the end of the line."""
+"""Bytes of the shortest item of an array: ``+`` and the end of the line."""
 
 _NUMBER = re.compile(rb"[+-]?[0-9]{1,19}").fullmatch
 
@@ -72,7 +74,7 @@ _UNFINISHED: Any = object()
 
 
 class Malformed(ValueError):
-    """What came in is no answer, too large a one, or more than was asked for."""
+    """The input violates the protocol, is too large, or has more answers than expected."""
 
 
 _LASTING = re.compile(
@@ -85,7 +87,7 @@ _LASTING = re.compile(
 
 
 class Refusal:
-    """An error that the server answered with.
+    """An error answer of the server.
 
     :ivar code: Its first word: ``NOSCRIPT``, ``OOM`` and so on.
     """
@@ -98,25 +100,24 @@ class Refusal:
 
     @property
     def lasting(self) -> bool:
-        """Whether it ends only when the gateway or the server is configured otherwise."""
+        """Whether it lasts until the configuration of the gateway or the server changes."""
         return _LASTING(self.text) is not None
 
 
 def command(*parts: bytes) -> bytes:
-    """Return a command as it is sent."""
+    """Return a command in the form that is sent."""
     return b"*%d\r\n%b" % (len(parts), packed(*parts))
 
 
 def packed(*parts: bytes) -> bytes:
-    """Return parts of a command as they are sent."""
+    """Return parts of a command in the form that is sent."""
     return b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
 
 
 def integers(data: bytes) -> list[int] | None:
-    """Return the numbers of *data* if it is one whole array of them and no more, else None.
+    """Return the numbers of *data* if it is exactly one array of integers, else ``None``.
 
-    What scripts answer is that nearly always. To be sure of it costs a tenth of what
-    :class:`Answers` does.
+    Scripts nearly always answer so. This check costs a tenth of what :class:`Answers` does.
     """
     form = _form(data[:4])
     found = None if form is None else form(data)
@@ -125,7 +126,7 @@ def integers(data: bytes) -> list[int] | None:
 
 @lru_cache(maxsize=128)
 def _form(head: bytes) -> Callable[[bytes], re.Match[bytes] | None] | None:
-    """Return what matches all of an array of numbers that begins with *head*."""
+    """Return the matcher of a whole array of integers that begins with *head*."""
     found = _HEAD(head)
     if found is None:
         return None
@@ -134,28 +135,28 @@ def _form(head: bytes) -> Callable[[bytes], re.Match[bytes] | None] | None:
 
 
 class Answers:
-    """So many answers, read from parts that may be cut anywhere.
+    """Reads a known number of answers from parts that may be cut anywhere.
 
-    Strings are bytes, errors are :class:`Refusal`, arrays lists; what is null is None.
+    Strings become bytes, errors :class:`Refusal`, arrays lists, and null ``None``.
 
-    :param expected: How many answers there are to be, at least one.
-    :param most: Bytes of all of them together at most.
-    :ivar got: Those that are complete.
+    :param expected: Number of answers, at least one.
+    :param most: Maximum bytes of all answers together.
+    :ivar got: The complete answers.
     """
 
     def __init__(self, expected: int, most: int = SIZE) -> None:
         self._most = most
         self.got: list[Any] = []
-        # the arrays that lack items, the innermost last, and how many each is to have
+        # the incomplete arrays, the innermost last, each with its number of items
         self._lacking = [(self.got, expected)]
         self._unread = bytearray()
-        self._bulk = -1  # how long the string is that comes next; below 0: a line comes
+        self._bulk = -1  # length of the string that comes next; below 0: a line comes next
         self._size = 0
 
     def feed(self, data: bytes) -> bool:
-        """Take in the next part; return whether that completed all answers.
+        """Process the next part; return whether all answers are complete.
 
-        :raises Malformed: It cannot be part of what is expected.
+        :raises Malformed: The input violates the protocol.
         """
         self._size += len(data)
         if self._size > self._most:
@@ -171,7 +172,7 @@ class Answers:
                 if len(unread) < end + 2:
                     break
                 if unread[end : end + 2] != b"\r\n":
-                    raise Malformed("Protocol error: a string does not end where it is to end")
+                    raise Malformed("Protocol error: a string is longer than its length")
                 value: Any = bytes(unread[place:end])
                 self._bulk = -1
             else:
@@ -186,7 +187,7 @@ class Answers:
                 continue
             items, count = lacking[-1]
             items.append(value)
-            while len(items) == count:  # which completes the array; perhaps the one it is in, too
+            while len(items) == count:  # the array is complete; perhaps the enclosing one too
                 lacking.pop()
                 if not lacking:
                     break
@@ -195,7 +196,7 @@ class Answers:
                 items.append(value)
         if place < len(unread):
             if not lacking:
-                raise Malformed("Protocol error: there is more than was asked for")
+                raise Malformed("Protocol error: more answers than expected")
             if unread is data:
                 self._unread += data[place:]
             else:
@@ -205,51 +206,51 @@ class Answers:
         return not lacking
 
     def _of_line(self, line: bytes) -> Any:
-        """Return what *line* says, if that is all of it."""
-        kind, told = line[:1], line[1:]
-        if kind == b"$" and _LENGTH(told):
-            self._bulk = int(told)
+        """Return the value of *line*, or ``_UNFINISHED`` if more lines belong to it."""
+        kind, rest = line[:1], line[1:]
+        if kind == b"$" and _LENGTH(rest):
+            self._bulk = int(rest)
             if self._bulk <= self._most:
                 return _UNFINISHED if self._bulk >= 0 else None
-        elif kind == b"*" and _LENGTH(told):
-            count = int(told)
+        elif kind == b"*" and _LENGTH(rest):
+            count = int(rest)
             if count <= 0:
                 return None if count else []
             if count <= self._most // LEAST and len(self._lacking) <= DEPTH:
                 self._lacking.append(([], count))
                 return _UNFINISHED
-        elif kind == b":" and _NUMBER(told):
-            number = int(told)
+        elif kind == b":" and _NUMBER(rest):
+            number = int(rest)
             if -(1 << 63) <= number < 1 << 63:
                 return number
-        elif kind in (b"+", b"-") and b"\r" not in told and b"\n" not in told:
-            return told if kind == b"+" else Refusal(told.decode("utf-8", "replace"))
+        elif kind in (b"+", b"-") and b"\r" not in rest and b"\n" not in rest:
+            return rest if kind == b"+" else Refusal(rest.decode("utf-8", "replace"))
         raise Malformed(f"Protocol error: {line[:40]!r}")
 
 
-# Questions and answers over one open connection to a Redis, each within its time.
+# One open connection: commands and answers, each within its time.
 #
-# An answer has ``timeout`` seconds in all, however many parts it comes in: a server that sends a
-# byte now and then must not hold a thread. Only a long answer (pages of values) earns more time,
-# by what has arrived: ``timeout`` for each 128 KiB. The first part is awaited by the socket's own
-# timeout, which costs nothing; the clock is looked at again only for answers in several parts.
+# An answer has ``timeout`` seconds in all, in however many parts it comes: a server that sends a
+# byte now and then must not hold a thread. Only a long answer (pages of values) earns more time by
+# what has arrived: ``timeout`` for each 128 KiB. The first part is awaited with the socket's own
+# timeout, which costs nothing; the clock is read again only for answers in several parts.
 #
-# Only names that gevent's monkey patching replaces are used (``socket``, ``ssl``,
-# ``select.poll``), and looked up when they are needed.
+# Only names that gevent's monkey patching replaces are used (``socket``, ``ssl``, ``select.poll``),
+# and they are looked up when they are needed.
 
 _TIMEVAL = struct.Struct("ll")
 
 SHORT, LONG = 4096, 65536
-"""How many bytes are asked for at once: of an answer's beginning, which is most often all of it,
-and of the rest."""
+"""Bytes received at once: of the beginning of an answer, which is mostly all of it, and of the
+rest."""
 
 
 class Wire:
-    """An open socket, for one exchange at a time; whoever gets an error from it closes it.
+    """An open socket, for one exchange at a time; a caller that gets an error closes it.
 
-    :param sock: With nothing unread.
-    :param timeout: Seconds that sending may take, and an answer; None: as long as it takes.
-    :param clock: Seconds of a clock that never steps back.
+    :param sock: The socket, with no unread data.
+    :param timeout: Maximum seconds to send, and to receive an answer; ``None``: unlimited.
+    :param clock: Returns monotonic seconds.
     """
 
     __slots__ = ("_clock", "_kernel", "_poll", "_recv", "_send", "_sock", "_timeout")
@@ -263,9 +264,9 @@ class Wire:
         self._clock = clock
         self._sock = sock
         self._timeout = timeout
-        # With a timeout of Python's own each operation is two system calls, and twice gives up the
-        # interpreter to other threads. gevent's sockets and TLS have no other. (The system's begins
-        # anew after a signal, Python's goes on.)
+        # With Python's own timeout each operation makes two system calls and releases the GIL
+        # twice; gevent's sockets and TLS have no other. (The kernel's timeout restarts after a signal,
+        # Python's continues.)
         self._kernel = isinstance(sock, _socket.socket) and not isinstance(sock, ssl.SSLSocket)
         self._recv: Callable[[int], bytes] = sock.recv
         self._send: Callable[[bytes], int] = partial(_send_all, sock)
@@ -276,19 +277,19 @@ class Wire:
             value = _timeval(timeout)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
-            self._send = sock.send  # once: each further part would have a timeout of its own
+            self._send = sock.send  # one call: each further part would have its own timeout
         sock.settimeout(None if self._kernel else timeout)
 
     def ask(self, packed: bytes, expected: int, most: int = SIZE) -> list[Any]:
-        """Send *packed* commands and return so many answers as are *expected*.
+        """Send *packed* commands and return the *expected* number of answers.
 
-        :param most: Bytes of all answers at most.
-        :raises OSError: They are not to be had, or not in time.
-        :raises Malformed: What came is not they, or is more than they.
+        :param most: Maximum bytes of all answers.
+        :raises OSError: The connection failed, or the time ran out.
+        :raises Malformed: The answers violate the protocol, or are too many.
         """
         try:
             if self._send(packed) != len(packed):
-                raise TimeoutError  # it came in the middle
+                raise TimeoutError  # the timeout came in the middle
         except (BlockingIOError, TimeoutError):
             raise TimeoutError("Timeout writing to socket") from None
         began = self._clock()
@@ -305,7 +306,7 @@ class Wire:
         return self._rest(1, self._part(SHORT), began, SIZE)[0]
 
     def spoilt(self) -> bool:
-        """Return whether anything came in that nobody asked for, or the end."""
+        """Return whether unexpected data arrived, or the server closed the connection."""
         if self._kernel:
             return bool(self._poll.poll(0))
         sock = self._sock
@@ -316,7 +317,7 @@ class Wire:
             finally:
                 sock.settimeout(self._timeout)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return False  # nothing; or in TLS, what is not for us, such as a ticket
+            return False  # nothing; or a record of TLS itself, such as a session ticket
         except OSError:
             pass
         return True
@@ -329,7 +330,7 @@ class Wire:
         return answers.got
 
     def _part_by(self, began: float, times: int) -> bytes:
-        """Return the next part, if it comes within so many *times* the timeout since *began*."""
+        """Return the next part, if it arrives within *times* the timeout since *began*."""
         if self._timeout is None:
             return self._part(LONG)
         left = began + self._timeout * times - self._clock()
@@ -361,13 +362,13 @@ def _send_all(sock: socket.socket, packed: bytes) -> int:
 
 
 def _timeval(seconds: float) -> bytes:
-    """Return *seconds* as the system takes them; rounded up, since none at all is for ever."""
+    """Return *seconds* as a ``timeval``, rounded up, since zero means no timeout."""
     whole, micros = divmod(max(1, math.ceil(seconds * 1e6)), 1_000_000)
     return _TIMEVAL.pack(whole, micros)
 
 
 Fits: TypeAlias = Callable[[Any], bool]
-"""Whether an answer has the shape that was asked for."""
+"""Returns whether an answer has the expected shape."""
 
 _REQUIRED = {
     "required": ssl.CERT_REQUIRED,
@@ -377,9 +378,9 @@ _REQUIRED = {
 
 
 class Unreachable(Exception):
-    """The server was not reached, did not answer in time, or not in its protocol.
+    """The server cannot be reached, does not answer in time, or violates the protocol.
 
-    :ivar lasting: Whether that ends only when the gateway or the server is configured otherwise.
+    :ivar lasting: Whether it lasts until the configuration of the gateway or the server changes.
     """
 
     def __init__(self, text: str, *, lasting: bool = False) -> None:
@@ -388,13 +389,12 @@ class Unreachable(Exception):
 
 
 class _Parser:
-    """Reads for redis-py while it opens a connection, and has the socket for us afterwards.
+    """The parser of redis-py while it opens a connection; holds the socket for us afterwards.
 
-    That way, errors are as the server wrote them, whichever version of redis-py this is and
-    whether hiredis is there or not.
+    So errors are as the server wrote them, in every version of redis-py, with or without hiredis.
 
-    :param timeout: Seconds that each answer may take; what redis-py 5.0 makes of it is not to be
-        relied upon, which forgets it where the socket is a Unix one.
+    :param timeout: Maximum seconds for each answer. The one that redis-py passes cannot be used:
+        redis-py 5.0 loses it for Unix sockets.
     """
 
     def __init__(self, timeout: float | None) -> None:
@@ -417,8 +417,8 @@ class _Parser:
         return ResponseError(answer.text) if isinstance(answer, Refusal) else answer
 
 
-# what redis-py would tell the server about itself, in two more round trips at every connection
-_MODEST = (
+# suppresses CLIENT SETINFO of redis-py, which needs two more round trips per connection
+_NO_CLIENT_INFO = (
     {"driver_info": None}
     if "driver_info" in inspect.signature(AbstractConnection.__init__).parameters
     else {"lib_name": None, "lib_version": None}
@@ -426,10 +426,10 @@ _MODEST = (
 
 
 class _TLSConnection(Connection):  # type: ignore[misc]
-    """A connection of redis-py with TLS by the policy of all others, whichever redis-py this is.
+    """A connection of redis-py with the TLS policy of :mod:`wsgigate.runtime.tls`.
 
-    Its own ``SSLConnection`` has the policy of ``ssl.create_default_context``, which is not
-    the same in all versions of Python. The options are the same, ``ssl_ca_certs`` and so on.
+    redis-py's ``SSLConnection`` uses ``ssl.create_default_context``, which differs between versions
+    of Python. The options are the same: ``ssl_ca_certs`` and so on.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -445,7 +445,7 @@ class _TLSConnection(Connection):  # type: ignore[misc]
             raise
 
     def _context(self) -> ssl.SSLContext:
-        """Return a new context: a renewed file is read by the next connection."""
+        """Return a new context, so that the next connection reads renewed files."""
         given = self._tls.get
         context = client_context()
         context.check_hostname = given("ssl_check_hostname", True)
@@ -465,24 +465,24 @@ class _TLSConnection(Connection):  # type: ignore[misc]
         return context
 
 
-class _Line(NamedTuple):
-    """A connection as redis-py opened it, and what goes over it."""
+class _PooledConnection(NamedTuple):
+    """A connection opened by redis-py, and its socket."""
 
     connection: AbstractConnection
     wire: Wire
 
 
 class Connections:
-    """The connections of one process to one server.
+    """A pool of connections of one process to one server.
 
-    A connection is used for one exchange at a time. One on which anything but a complete answer
-    came in, or too much, is closed and never used again: no answer can be taken for another's.
+    A connection is used for one exchange at a time. If anything but the complete answers arrives on
+    it, it is closed and never used again, so that no answer can be taken for another's.
 
-    :param address: Host and port; of a Unix socket its path and 0.
-    :param tls: Whether TLS is spoken.
-    :param settings: What else redis-py's connections are made with.
-    :param most: How many there are at most.
-    :param wait: Seconds to wait for one while all are in use.
+    :param address: Host and port; for a Unix socket its path and 0.
+    :param tls: Whether to use TLS.
+    :param settings: Further arguments of redis-py's connections.
+    :param most: Maximum number of connections.
+    :param wait: Maximum seconds to wait for a connection while all are in use.
     """
 
     def __init__(
@@ -507,11 +507,12 @@ class Connections:
                 UnixDomainSocketConnection,
                 {"path": host},
             )
-        self._settings = {**_MODEST, **where, **settings, "protocol": 2}
+        self._settings = {**_NO_CLIENT_INFO, **where, **settings, "protocol": 2}
         self._wait = wait
         self._most = most
-        self._free: list[_Line] = []  # the last used last; one step takes from it or adds to it
-        self._open = 0  # how many there are, those in use too
+        # the last used last; append and pop are atomic
+        self._free: list[_PooledConnection] = []
+        self._open = 0  # open connections, including those in use
         self._waiting = 0
         self._changed = threading.Condition()  # for the two numbers above
         self._closed = False
@@ -519,18 +520,18 @@ class Connections:
     def exchange(
         self, packed: bytes, answers: int = 1, fits: Fits | None = None, most: int = SIZE
     ) -> list[Any]:
-        """Send *packed* commands, and return so many *answers*; one may be a :class:`Refusal`.
+        """Send *packed* commands, and return as many *answers*; one may be a :class:`Refusal`.
 
-        :param fits: Whether an answer has the shape that was asked for. A connection over which
-            another one came is out of step, or leads to something else than a Redis.
-        :param most: Bytes of all answers at most.
-        :raises Unreachable: It cannot be said whether the commands were carried out.
-        :raises StoreError: No connection came free in time; nothing was sent.
+        :param fits: Returns whether an answer has the expected shape. A connection with another
+            answer is out of step, or leads to something other than a Redis.
+        :param most: Maximum bytes of all answers.
+        :raises Unreachable: It is unknown whether the commands were carried out.
+        :raises StoreError: No connection became free in time; nothing was sent.
         """
         try:
-            line: _Line | None = self._free.pop()
+            line: _PooledConnection | None = self._free.pop()
         except IndexError:
-            line = self._awaited()
+            line = self._wait_for_one()
         kept = None
         try:
             if line is None or line.wire.spoilt():
@@ -542,10 +543,10 @@ class Connections:
                         raise Malformed("Protocol error: an answer to another question")
             kept = line
             return got
-        # OverflowError: a port that there is not; TypeError: of redis-py, which is opening a
-        # connection, about an answer of a type that it does not expect
+        # OverflowError: an impossible port; TypeError: redis-py got an answer of an unexpected type
+        # while it opened the connection
         except (RedisError, OSError, ValueError, OverflowError, TypeError) as error:
-            raise Unreachable(self._told(error), lasting=_lasting(error)) from error
+            raise Unreachable(self._message(error), lasting=_lasting(error)) from error
         finally:
             if kept is None:
                 self._drop(line)
@@ -558,7 +559,7 @@ class Connections:
                     self.close()
 
     def close(self) -> None:
-        """Close what is not in use; what is, is closed after use."""
+        """Close all idle connections; those in use are closed after use."""
         self._closed = True
         while self._free:
             try:
@@ -567,11 +568,11 @@ class Connections:
                 break  # another thread took the last one
             self._drop(line)
 
-    def _awaited(self) -> _Line | None:
-        """Return what comes free in time; None where one more may be opened."""
+    def _wait_for_one(self) -> _PooledConnection | None:
+        """Return a connection that becomes free; ``None`` if another may be opened."""
         until = real() + self._wait
         with self._changed:
-            self._waiting += 1  # before it looks: who gives back looks at this afterwards
+            self._waiting += 1  # before the check, as a returning thread reads it after
             try:
                 while True:
                     try:
@@ -591,8 +592,8 @@ class Connections:
             f"all {self._most} connections to {self.shown} were in use for {self._wait:g} s"
         )
 
-    def _opened(self, spoilt: _Line | None) -> _Line:
-        """Return a new connection, in the place of the one that is *spoilt*."""
+    def _opened(self, spoilt: _PooledConnection | None) -> _PooledConnection:
+        """Return a new connection, in place of *spoilt*."""
         if spoilt is not None:
             spoilt.connection.disconnect()
         parser = _Parser(self._settings.get("socket_timeout"))
@@ -603,13 +604,13 @@ class Connections:
             connection.connect()
             if parser.wire is None:
                 raise ConnectionError("Connection closed.")
-            return _Line(connection, parser.wire)
+            return _PooledConnection(connection, parser.wire)
         except BaseException:
             connection.disconnect()
             raise
 
-    def _drop(self, line: _Line | None) -> None:
-        """Close *line*, or give up to open it: another one may be opened in its place."""
+    def _drop(self, line: _PooledConnection | None) -> None:
+        """Close *line*, if any, and free its place in the pool."""
         try:
             if line is not None:
                 line.connection.disconnect()
@@ -618,18 +619,18 @@ class Connections:
                 self._open -= 1
                 self._changed.notify()
 
-    def _told(self, error: Exception) -> str:
+    def _message(self, error: Exception) -> str:
         text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         return text if self.shown in text else f"{self.shown}: {text}"
 
 
 _PASSING_CERTIFICATE = frozenset([9, 10, 11, 12])
-"""What X509_verify_cert(3) says of a certificate, or a list of revoked ones, that is not valid yet
-or any more: that passes with the server's renewal of it."""
+"""Codes of X509_verify_cert(3) for a certificate or revocation list that is not yet or no longer
+valid: renewing it on the server ends the failure."""
 
 
 def _lasting(error: Exception) -> bool:
-    """Return whether *error* ends only when the gateway or the server is configured otherwise."""
+    """Return whether *error* lasts until the configuration of gateway or server changes."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, ssl.SSLCertVerificationError):

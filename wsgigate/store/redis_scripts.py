@@ -1,7 +1,7 @@
-"""What a Redis is asked to do in one step, in Lua; each script is one round trip.
+"""The Lua scripts of the Redis store: each is one atomic step and one round trip.
 
-Every script names the one key it touches, so a cluster knows who has it. ``TIME`` before a write
-needs the effects of a script to be replicated, not its text: that is so from Redis 5 on.
+Every script names the one key it uses, so that a cluster can route it. ``TIME`` before a write
+requires that the effects of a script are replicated, not its text: that is so from Redis 5 on.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ __all__ = ["GET", "LUA", "Prepared", "SWAP", "Script", "prepared", "take_script"
 
 # The algorithms of :mod:`wsgigate.rules.algorithms` in Lua, number by number and byte by byte.
 #
-# All numbers are whole and below 2**53, so a double, which is what Lua counts in, holds each of
-# them. Each algorithm gets a state (false for none), the microsecond, the cost and its own
-# numbers; it returns the state (the very same if it stays), whether the request passes, what
-# remains, and the microseconds until all of the quota and until the next request of it is there.
+# All numbers are integers below 2**53, so a double, the number type of Lua, holds each exactly.
+# Each algorithm receives a state (false for none), the time in microseconds, the cost and its own
+# numbers. It returns the state (the same object if unchanged), whether the request passes, what
+# remains, and the microseconds until the whole quota and until the next unit is available.
 
 _COUNTED = """
 -- a count that holds from one moment to another: of a window of the caller's, or of the calendar
@@ -194,7 +194,7 @@ LUA: dict[str, tuple[str, ...]] = {
     "sliding-window": (_SLIDING,),
     "calendar": (_COUNTED, _CALENDAR),
 }
-"""What each algorithm consists of, by its name: a script has only what it needs."""
+"""The parts of each algorithm by name: a script contains only those it needs."""
 
 
 class Script:
@@ -205,11 +205,11 @@ class Script:
         self.digest = sha1(self.text, usedforsecurity=False).hexdigest().encode()
 
     def known(self, key: bytes, *arguments: bytes) -> bytes:
-        """Return the command that runs it where it is known; ``NOSCRIPT`` where it is not."""
+        """Return the command that runs it by its digest; the answer may be ``NOSCRIPT``."""
         return command(b"EVALSHA", self.digest, b"1", key, *arguments)
 
     def whole(self, key: bytes, *arguments: bytes) -> bytes:
-        """Return the command that runs it anywhere, and makes it known."""
+        """Return the command that runs it by its text, and loads it."""
         return command(b"EVAL", self.text, b"1", key, *arguments)
 
 
@@ -315,37 +315,37 @@ return answer
 
 @lru_cache(maxsize=64)
 def take_script(names: frozenset[str], several: bool) -> Script:
-    """Return the script that decides by the algorithms of these *names*, and knows no others.
+    """Return the script that decides by the algorithms of these *names* only.
 
-    :param several: Whether the states of several quotas are under the one key.
+    :param several: Whether the key holds the states of several quotas.
     """
     parts = dict.fromkeys(part for name in sorted(names) for part in LUA[name])
     return Script("".join([_BEGIN, *parts, _TIME, _SEVERAL if several else _ONE]))
 
 
-# Quotas as the script of a Redis takes them, and its answer as verdicts.
+# Quotas as arguments of the script, and its answer as verdicts.
 
 
 class Prepared(NamedTuple):
-    """Algorithms as arguments of the script, and all of the command but what differs each time."""
+    """Algorithms as arguments of the script, and the constant parts of its command."""
 
     script: Script
     arguments: tuple[bytes, ...]
     limits: tuple[int, ...]
     quotas: tuple[Quota, ...]
     begins: bytes
-    """The command, where the script is known, until it says how long the key is."""
+    """The command by digest, up to the length of the key."""
     ends: bytes
-    """What comes after the cost."""
+    """The part after the cost."""
     one: bytes
-    """What comes after the key for a request that counts as one, at the server's time."""
+    """The part after the key for a cost of 1 at the server's time."""
     fits: Callable[[Any], bool]
-    """Whether an answer is one to it."""
+    """Returns whether an answer has the expected shape."""
 
     def known(self, key: bytes, cost: int, moment: bytes) -> bytes:
-        """Return the command that decides where the script is known.
+        """Return the command by digest.
 
-        :param moment: A number of microseconds; empty: the server's time.
+        :param moment: Time in microseconds; empty: the server's time.
         """
         if cost == 1 and not moment:
             return b"%b%d\r\n%b\r\n%b" % (self.begins, len(key), key, self.one)
@@ -355,9 +355,9 @@ class Prepared(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def prepared(algorithms: tuple[Algorithm, ...]) -> Prepared | None:
-    """Return what the script needs of *algorithms*; None if one of them is not in the script.
+    """Return the script and arguments for *algorithms*; ``None`` if one has no script.
 
-    :raises ValueError: There is none, or two are the same.
+    :raises ValueError: *algorithms* is empty, or two are the same.
     """
     if not algorithms:
         raise ValueError("there has to be at least one quota")
@@ -365,16 +365,16 @@ def prepared(algorithms: tuple[Algorithm, ...]) -> Prepared | None:
     tags = set()
     for one in algorithms:
         if ALGORITHMS.get(one.name) is not type(one):
-            return None  # somebody's own, even if it has the name of one of ours
-        told, quota = _numbers(one), one.quota
-        tag = tag_of(one)  # what the rules write and what the script does, either can read
+            return None  # a custom one, even if it has the name of a built-in one
+        numbers, quota = _numbers(one), one.quota
+        tag = tag_of(one)  # rules and script can read each other's states
         tags.add(tag)
         arguments += (
             one.name.encode(),
             tag,
             b"%d" % quota.limit,
-            b"%d" % told[0],
-            b"%d" % told[1],
+            b"%d" % numbers[0],
+            b"%d" % numbers[1],
             (quota.calendar or "").encode(),
         )
     if len(tags) < len(algorithms):
@@ -396,7 +396,7 @@ def prepared(algorithms: tuple[Algorithm, ...]) -> Prepared | None:
 
 
 def verdicts_of(limits: Sequence[int], answer: list[int]) -> tuple[tuple[Verdict, ...], float]:
-    """Return each quota's verdict, and the store's time, out of the script's *answer*."""
+    """Return each quota's verdict and the store's time from the script's *answer*."""
     if len(limits) == 1:
         moment, allowed, remaining, reset, retry = answer
         one = Verdict(allowed == 1, limits[0], remaining, reset / 1_000_000, retry / 1_000_000)

@@ -1,9 +1,9 @@
-"""What the answers of a Redis look like, by what was asked.
+"""The shapes of a Redis server's answers, one predicate for each command.
 
-An answer can be well-formed and still be of no use: a proxy that answers in place of the server, a
-script that another program has replaced, a connection that is out of step. Each kind of question
-has one predicate here, asked before anything is made of the answer, so an answer of another shape
-is a failure of the store as an outage is, and never an exception further up.
+An answer can be well-formed and still be useless: from a proxy that answers in place of the server,
+a script replaced by another program, or a connection out of step. Each answer is checked before it
+is used, so that one of another shape is a failure of the store, like an outage, and never an
+exception in the caller.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ __all__ = [
 ]
 
 NAMES_BYTES = 4 * 1024 * 1024
-"""Bytes of a page of names at most: a thousand of the longest are an eighth of it."""
+"""Maximum bytes of a page of names: a thousand of the longest take an eighth of it."""
 
 SLOTS_BYTES = 16 * 1024 * 1024
-"""Bytes at most of who has which slots of a cluster: 16,384 ranges of a kilobyte each."""
+"""Maximum bytes of a cluster's map of slots: 16,384 ranges of a kilobyte each."""
 
 SLOTS = 16_384
 
@@ -40,12 +40,12 @@ _LONGEST_HOST = 255
 
 
 def is_value(answer: Any) -> bool:
-    """Tell whether *answer* is one to ``GET``."""
+    """Return whether *answer* is one to ``GET``."""
     return answer is None or (answer.__class__ is bytes and len(answer) <= VALUE_BYTES)
 
 
 def is_value_and_time(answer: Any) -> bool:
-    """Tell whether *answer* is one to the script that reads: a value and ``TIME``."""
+    """Return whether *answer* is one to the script that reads: a value and ``TIME``."""
     if answer.__class__ is not list or len(answer) != 2:
         return False
     value, time = answer
@@ -60,21 +60,21 @@ def is_value_and_time(answer: Any) -> bool:
 
 
 def is_flag(answer: Any) -> bool:
-    """Tell whether *answer* is one to the script that swaps."""
+    """Return whether *answer* is one to the script that swaps."""
     return answer.__class__ is int and answer in (0, 1)
 
 
 def verdicts(limits: tuple[int, ...]) -> Callable[[Any], bool]:
-    """Return what tells whether an answer is one to the script that decides about *limits*.
+    """Return the predicate for answers of the script that decides about *limits*.
 
-    That is a moment and, for each limit, whether it allows the request, what remains, and two spans
-    of time, in microseconds.
+    An answer is a time and, for each limit, whether it allows the request, what remains, and two
+    durations, in microseconds.
     """
     if len(limits) == 1:
         (limit,) = limits
 
-        def is_verdict(answer: Any) -> bool:  # what nearly every limited request asks
-            # what is no number is not compared with one, and what is no list of five not unpacked
+        def is_verdict(answer: Any) -> bool:  # nearly every limited request needs this one
+            # a wrong type fails the comparison, a wrong length the unpacking
             try:
                 moment, allowed, remaining, reset, retry = answer
                 good: bool = (
@@ -108,7 +108,7 @@ def verdicts(limits: tuple[int, ...]) -> Callable[[Any], bool]:
 
 
 def is_page(begins: bytes) -> Callable[[Any], bool]:
-    """Return what tells whether an answer is one to ``SCAN`` for names that begin so."""
+    """Return the predicate for answers to ``SCAN`` for names with the prefix *begins*."""
 
     def page(answer: Any) -> bool:
         return (
@@ -123,12 +123,12 @@ def is_page(begins: bytes) -> Callable[[Any], bool]:
 
 
 def is_role(answer: Any) -> bool:
-    """Tell whether *answer* is one to ``ROLE``, of which the first word counts."""
+    """Return whether *answer* is one to ``ROLE``; only its first item is used."""
     return answer.__class__ is list and bool(answer) and answer[0].__class__ is bytes
 
 
 def is_address(answer: Any) -> bool:
-    """Tell whether *answer* is a sentinel's: where the primary is, or null for none it knows."""
+    """Return whether *answer* is a sentinel's: the primary's address, or null if unknown."""
     if answer is None:
         return True
     if answer.__class__ is not list or len(answer) != 2:
@@ -138,7 +138,7 @@ def is_address(answer: Any) -> bool:
 
 
 def is_slots(answer: Any) -> bool:
-    """Tell whether *answer* is one to ``CLUSTER SLOTS``; it may be empty."""
+    """Return whether *answer* is one to ``CLUSTER SLOTS``; it may be empty."""
     return answer.__class__ is list and all(map(_is_range, answer))
 
 
@@ -163,7 +163,7 @@ def _is_number(text: Any) -> bool:
 
 
 def _is_host(text: Any) -> bool:
-    """Tell whether *text* can be a name or an address."""
+    """Return whether *text* can be a host name or an address."""
     return (
         text.__class__ is bytes
         and 0 < len(text) <= _LONGEST_HOST

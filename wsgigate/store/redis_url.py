@@ -1,4 +1,4 @@
-"""What the URL of a Redis says: where it is, how it is asked, and under which names things are."""
+"""The URL of a Redis: servers, connection options, and the prefix of the keys."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from wsgigate.store import NETWORKED
 __all__ = ["Address", "Place", "read_url"]
 
 Address = tuple[str, int]
-"""A host and its port; for a Unix socket its path and 0."""
+"""A host and a port; for a Unix socket its path and 0."""
 
 USERNAME, PASSWORD = "WSGIGATE_STORE_USERNAME", "WSGIGATE_STORE_PASSWORD"
 
-_HINT = "signs in its password are written with % (%40 for @, %2F for /, %23 for #)"
+_HINT = "percent-encode special characters of the password (%40 for @, %2F for /, %23 for #)"
 
 _URL = re.compile(
     r"(?P<scheme>[a-z+]+)://(?:(?P<user>[^:/?#]*)(?P<pass>:[^/?#]*)?@)?"
@@ -31,27 +31,27 @@ _HOST = re.compile(
 
 
 class Place(NamedTuple):
-    """Where a Redis is and how it is asked."""
+    """The servers of a Redis, and the options of their connections."""
 
     kind: str
     """``"single"``, ``"sentinel"`` or ``"cluster"``."""
     addresses: tuple[Address, ...]
     service: str
-    """What the sentinels call the primary."""
+    """The name of the primary at the sentinels."""
     settings: dict[str, Any]
-    """What redis-py's connections are made with, host and port apart."""
+    """Arguments of redis-py's connections, except host and port."""
     sentinel_settings: dict[str, Any]
     """The same for connections to the sentinels."""
     tls: bool
     wait: float
-    """Seconds to wait for a connection while all are in use."""
+    """Maximum seconds to wait for a connection while all are in use."""
     most: int
-    """How many connections one process has at most, to each server."""
+    """Maximum connections of one process to each server."""
     prefix: str
     named: bool
-    """Whether the URL itself says the prefix."""
+    """Whether the URL sets the prefix."""
     shown: str
-    """The URL without what is secret."""
+    """The URL without secrets."""
 
 
 def _flag(text: str) -> bool:
@@ -105,15 +105,15 @@ _OPTIONS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "ssl_password": (str, ""),
     "ssl_ciphers": (str, ""),
 }
-"""The options of the query: redis-py's own by their names there, and ``prefix``."""
+"""The options of the query: those of redis-py by their names there, and ``prefix``."""
 
 
 def read_url(url: str, *, owner: str = "", environ: Mapping[str, str] = os.environ) -> Place:
-    """Return what *url* says.
+    """Return the servers and options of *url*.
 
-    :param owner: Whose names they are, unless the URL has a ``prefix``.
-    :param environ: Where the name and the password are looked for that the URL does not have.
-    :raises ValueError: It is no such URL; says why without showing what may be secret.
+    :param owner: Identifies the owner of the keys, unless the URL has a ``prefix``.
+    :param environ: Provides the user name and password that the URL does not have.
+    :raises ValueError: *url* is invalid; the message does not show secrets.
     """
     found = _URL.fullmatch(url)
     if found is None or found["scheme"] not in NETWORKED:
@@ -199,7 +199,7 @@ def _options(query: str, tls: bool, kind: str) -> dict[str, Any]:
     if options.get("ssl_cert_reqs", "required") not in ("required", "optional", "none"):
         raise ValueError("the option 'ssl_cert_reqs' of a Redis is required, optional or none")
     if tls:
-        # redis-py before 6 believes any certificate's name unless told otherwise
+        # redis-py before 6 does not check the name of a certificate by default
         named = options.get("ssl_cert_reqs") != "none"
         options.setdefault("ssl_check_hostname", named)
     return options
@@ -217,7 +217,7 @@ def _addresses(text: str, port: int) -> tuple[Address, ...]:
 
 
 def _slug(owner: str) -> list[str]:
-    """Return *owner* as a part of names; a hash tells apart those that look alike in it."""
+    """Return *owner* as a part of names, with a hash that distinguishes similar ones."""
     if not owner or re.fullmatch(r"[A-Za-z0-9._-]{1,40}", owner):
         return [owner] if owner else []
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", owner).strip("-")[:40]

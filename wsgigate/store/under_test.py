@@ -1,12 +1,12 @@
-"""Where the middlewares of a test run count: in memory, anew for each app.
+"""The store of middlewares during a test: in memory, and new for each app.
 
 Counts in a folder of the machine would outlive the run, so that the second run of a test suite
 fails, and parallel runs would share them. So a middleware without an explicit store counts in
-memory while a test runner runs in its process (:func:`wsgigate.runtime.fork.tested`), or
-while its Flask app has ``app.testing``.
+memory while a test runner runs in its process (:func:`wsgigate.runtime.fork.tested`), or while its
+Flask app has ``app.testing``.
 
-The workers of a server count in one place whatever the app says: ``app.testing`` alone is ignored
-where a server with several workers is loaded.
+The workers of a server always share one store: ``app.testing`` alone is ignored where a server with
+several workers is loaded.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from wsgigate.store.memory import MemoryStore
 __all__ = ["Resettable", "memory_of", "reset_all", "resettable", "under_test"]
 
 SERVERS = ("gunicorn.arbiter", "uwsgi", "mod_wsgi", "granian._granian", "granian.server")
-"""What is loaded where requests are served by several processes."""
+"""Modules that are loaded in the processes of servers with several workers."""
 
 
 class Resettable(Protocol):
-    """A middleware that can forget what it counted."""
+    """A middleware that can reset its counts."""
 
     def counts_in_memory(self) -> bool:
         """Return whether the counts are in the memory of this process alone."""
 
     def reset(self) -> None:
-        """Forget what was counted."""
+        """Reset the counts."""
 
 
 _all: weakref.WeakSet[Resettable] = weakref.WeakSet()
@@ -44,7 +44,7 @@ _process_wide: list[MemoryStore] = []
 def under_test(app: object) -> bool:
     """Return whether *app* runs as a part of a test.
 
-    :param app: The innermost app, or None.
+    :param app: The innermost app, or ``None``.
     """
     if fork.tested():
         return True
@@ -54,12 +54,12 @@ def under_test(app: object) -> bool:
 
 
 def memory_of(app: object) -> Store:
-    """Return the memory that a middleware around *app* counts in during a test.
+    """Return the memory store of middlewares around *app* during a test.
 
-    Middlewares of one app share it, as they share a folder elsewhere. One that is first used in
-    another test of pytest counts anew.
+    Middlewares of one app share it, as they share a folder outside of tests. Each test of pytest
+    has a new one.
 
-    :param app: The innermost app; None for what all apps of this process share.
+    :param app: The innermost app; ``None`` for the store that all apps of this process share.
     """
     if app is None:
         if not _process_wide:
@@ -71,18 +71,18 @@ def memory_of(app: object) -> Store:
         if store is None or of_test != test:
             store = MemoryStore()
             _stores[app] = test, store
-    except TypeError:  # neither hashable nor to be referred to weakly: no other finds it
+    except TypeError:  # not hashable, or without weak references: it is not shared
         store = MemoryStore()
     return store
 
 
 def resettable(middleware: Resettable) -> None:
-    """Have :func:`reset_all` reset *middleware* for as long as it lives."""
+    """Register *middleware* with :func:`reset_all` for as long as it is alive."""
     _all.add(middleware)
 
 
 def reset_all() -> None:
-    """Reset every middleware of this process that counts in memory, and the shared memory."""
+    """Reset every middleware that counts in memory, and the store shared by all apps."""
     for middleware in list(_all):
         if middleware.counts_in_memory():
             middleware.reset()

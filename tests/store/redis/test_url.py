@@ -131,7 +131,7 @@ def test_owners_that_look_alike_have_names_of_their_own():
         ("redis+cluster://h/1", "no database but 0"),
         ("unix://relative/path", "a Unix socket is"),
         ("unix://", "a Unix socket is"),
-        ("redis://:pass/word@h", "signs in its password are written with %"),
+        ("redis://:pass/word@h", "percent-encode special characters of the password"),
         ("redis://h#x", 'a Redis is "redis://HOST'),
     ],
 )
