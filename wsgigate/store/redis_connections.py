@@ -265,7 +265,7 @@ class Wire:
         self._sock = sock
         self._timeout = timeout
         # With Python's own timeout each operation makes two system calls and releases the GIL
-        # twice; gevent's sockets and TLS have no other. (The kernel's timeout restarts after a signal,
+        # twice; gevent's sockets and TLS have no other. (The kernel's restarts after a signal,
         # Python's continues.)
         self._kernel = isinstance(sock, _socket.socket) and not isinstance(sock, ssl.SSLSocket)
         self._recv: Callable[[int], bytes] = sock.recv

@@ -299,7 +299,7 @@ def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_one():
 def test_an_answer_too_many_spoils_its_connection():
     """Which of the two is the right one, nobody can tell."""
     with peer((value(b"first") + value(b"spare"), value(b"spare")), (GOOD,)) as store:
-        with pytest.raises(StoreError, match="more than was asked for"):
+        with pytest.raises(StoreError, match="more answers than expected"):
             store.get("first")
         assert store.get("second") == (b"second", 7.0)
 
