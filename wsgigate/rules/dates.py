@@ -1,4 +1,4 @@
-"""The moments that HTTP fields tell."""
+"""Dates in HTTP fields."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __all__ = ["unix_time"]
 
 
 def unix_time(text: str) -> float | None:
-    """Return the Unix time that a date in a field means (RFC 9110 section 5.6.7).
+    """Return the Unix time of an HTTP date (RFC 9110 section 5.6.7).
 
-    Its old forms name no time zone, and mean UTC as well; so does ``-0000``.
+    The obsolete formats have no time zone, and mean UTC as well; so does ``-0000``.
 
     :returns: ``None`` when it is malformed.
     """

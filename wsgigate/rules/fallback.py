@@ -1,4 +1,4 @@
-"""Whether a failed request is answered by somebody else, and by whom that may be."""
+"""Fallbacks: whether a failed response is replaced, and whether another app may serve it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wsgigate.rules.arguments import checked
 __all__ = ["REASONS", "SAFE", "FallbackRules", "may_ask_another", "reason_of"]
 
 SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
-"""Methods that change nothing (RFC 9110 section 9.2.1), of those that are passed on."""
+"""The safe methods (RFC 9110 section 9.2.1); TRACE is never forwarded."""
 
 _REASONS = {
     "Address not allowed": "refused",
@@ -29,17 +29,17 @@ _REASONS = {
 }
 
 REASONS = frozenset(_REASONS.values()) | {"answered", "raised", "other"}
-"""Why a request failed: ``answered`` is that the service itself said so, ``raised`` that an app
-raised an exception; ``other`` are all that have no name."""
+"""Why a request failed: ``answered`` means that the service itself responded with the status,
+``raised`` that an app raised an exception; ``other`` is any failure without a name here."""
 
 _UNSENT = frozenset(("busy", "circuit-open", "maintenance", "no-instance", "refused"))
-"""The reasons that say that nothing of the request has reached the service."""
+"""The reasons for which no part of the request has reached the service."""
 
 
 def reason_of(failure: str | None, raised: bool = False) -> str:
-    """Return the reason that goes by the words *failure*.
+    """Return the reason for *failure*: one of :data:`REASONS`.
 
-    :param failure: The ``error`` of the problem, None when nobody told of one.
+    :param failure: The ``error`` of the problem document; None without one.
     :param raised: Whether the app raised an exception.
     """
     if raised:
@@ -50,13 +50,13 @@ def reason_of(failure: str | None, raised: bool = False) -> str:
 @checked
 @dataclass(frozen=True)
 class FallbackRules:
-    """When an answer is replaced by another one.
+    """When a response is replaced by the fallback.
 
     :param statuses: The statuses that are replaced, each 500 to 599. An app that raises an
         exception counts as 500.
-    :param reasons: The reasons for which they are: any of :data:`REASONS`.
-    :param methods: The methods of requests that get another answer.
-    :raises ValueError: One of them is not of its form; says which.
+    :param reasons: The reasons for which they are replaced: any of :data:`REASONS`.
+    :param methods: The methods of requests that can get the fallback.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     statuses: Collection[int] = (502, 503, 504)
@@ -79,20 +79,20 @@ class FallbackRules:
             object.__setattr__(self, name, frozenset(getattr(self, name)))
 
     def replaces(self, status: int, reason: str) -> bool:
-        """Return whether an answer of *status*, for that *reason*, is replaced."""
+        """Return whether a response with *status*, for that *reason*, is replaced."""
         return status in self.statuses and reason in self.reasons
 
 
 def may_ask_another(method: str, reason: str, *, keyed: bool, body_lost: bool) -> bool:
-    """Return whether somebody else may be asked to do what a request wants.
+    """Return whether a fallback app may serve the failed request.
 
-    A request that changes something may have been processed, unless nothing of it was sent; the one
-    who is asked next could do it a second time. (A PUT or DELETE that was tried several times may
-    have been, but to do it twice is the same as once.)
+    An unsafe request may have been processed, unless no part of it was sent; a fallback app could
+    process it a second time. (A PUT or DELETE that was retried may have been processed, too, but
+    these are idempotent.)
 
     :param reason: Why it failed.
-    :param keyed: Whether it has an ``Idempotency-Key``: it may have been sent by an earlier try.
-    :param body_lost: Whether so much of its body has been read that it can not be read again.
+    :param keyed: Whether it has an ``Idempotency-Key``: an earlier attempt may have sent it.
+    :param body_lost: Whether too much of its body was read for it to be sent again.
     """
     if body_lost:
         return False

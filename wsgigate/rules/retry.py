@@ -1,7 +1,8 @@
-"""Whether a request is made once more after an attempt has failed.
+"""Retries, deadlines and hedging of requests: when an attempt is repeated, and for how long.
 
-One rule for all: nothing is repeated that may have been processed, unless doing it twice is the
-same as doing it once. RFC 9110 9.2.2 says which methods are so; what was sent decides for others.
+One rule holds for all: a request that may have been processed is repeated only if it is idempotent.
+RFC 9110 section 9.2.2 lists the idempotent methods; other requests are repeated only if no part of
+them was sent.
 """
 
 from __future__ import annotations
@@ -40,25 +41,23 @@ __all__ = [
 ]
 
 
-# How many retries there may be: a share of all requests, so that they never make things worse.
-#
-# Without a budget, a service that is slow because it has too much to do gets twice as much to do.
+# The retry budget. Without one, retries double the load of a service that is slow because it is
+# overloaded.
 
 
 class RetryBudget:
-    """What retries may be made of all requests of the last seconds.
+    """Limits retries to a share of the requests of the last seconds.
 
-    A retry is allowed while retries are at most *share* of the requests of the last ten seconds, or
-    while there were fewer than *floor* in the last second: so few harm nobody, and a service with
-    little traffic has retries too. Not the sum of both: ten times the traffic is never more than
-    its share.
+    A retry is allowed while retries are at most *share* of the requests within *period*, or while
+    there were fewer than *floor* in the last second: so few do no harm, and a service with little
+    traffic has retries, too. The two are not added: with more traffic only the share counts.
 
-    It belongs to all threads of a worker, and whoever calls it holds a lock.
+    All threads of a worker share it; the caller holds a lock.
 
     :param share: Retries per request, 0 to 1.
-    :param floor: Retries per second that are allowed whatever the share says.
-    :param period: Seconds that the share is taken over.
-    :raises ValueError: A setting is out of its range; says which.
+    :param floor: Retries per second that are always allowed.
+    :param period: Seconds over which the share is computed.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     __slots__ = ("_floor", "_recent", "_requests", "_share")
@@ -70,19 +69,19 @@ class RetryBudget:
         if type(period) not in (int, float) or not 0 < period < math.inf:
             raise ValueError(f"period is a number of seconds above 0, got {period!r}")
         self._share = share
-        # Fewer than one a second is one in several seconds.
+        # A floor below 1 allows one retry within 1 / floor seconds.
         self._floor = max(1.0, floor) if floor else 0.0
         self._requests = Window(period)
         self._recent = Window(max(1.0, 1.0 / floor) if floor else 1.0)
 
     def request(self, now: float) -> None:
-        """Take note of a request, not of its retries."""
+        """Count a request; its retries are counted by :meth:`take`."""
         self._requests.add(now, False)
 
     def take(self, now: float) -> bool:
-        """Take one retry out of the budget; return whether there was one left."""
+        """Take one retry out of the budget; return whether it is allowed."""
         requests, retries, _ = self._requests.at(now)
-        requests -= retries  # those are counted in the same window
+        requests -= retries  # retries are counted as calls of the same window
         if retries + 1 > self._share * requests and self._recent.at(now).calls + 1 > self._floor:
             return False
         self._requests.add(now, True)
@@ -90,17 +89,17 @@ class RetryBudget:
         return True
 
 
-# Until when a request must have been answered, and how long each part of it may take.
+# Deadlines.
 
 _SECONDS = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)(s|ms)?", re.ASCII)
 
 
 class Deadline(NamedTuple):
-    """Until when a request must have been answered, its retries and their waits included.
+    """When a request must have its response, including retries and their waits.
 
     :ivar until: The moment.
-    :ivar shortened: Whether it is the client who wants it so soon. To be late for that tells
-        nothing of the service: it is no failure, or any client could open circuits for all.
+    :ivar shortened: Whether the client's ``X-Request-Timeout`` set it. Exceeding that is not a
+        failure of the service: otherwise any client could open circuits for all others.
     """
 
     until: float
@@ -108,10 +107,10 @@ class Deadline(NamedTuple):
 
 
 def deadline(now: float, timeout: float, asked: float | None = None) -> Deadline:
-    """Return until when a request that came at *now* must have been answered.
+    """Return the deadline of a request that arrived at *now*.
 
-    :param timeout: Seconds that there are.
-    :param asked: Seconds that the client wants to wait; it can only shorten.
+    :param timeout: The configured timeout in seconds.
+    :param asked: The client's timeout in seconds; it can only shorten the configured one.
     """
     if asked is not None and asked < timeout:
         return Deadline(now + asked, True)
@@ -119,18 +118,18 @@ def deadline(now: float, timeout: float, asked: float | None = None) -> Deadline
 
 
 def try_time(deadline: Deadline, now: float, per_try: float | None = None) -> float:
-    """Return the seconds that an attempt has which begins at *now*, 0 when there are none left.
+    """Return the timeout in seconds of an attempt that begins at *now*; 0 after the deadline.
 
-    :param per_try: The most that one attempt may take.
+    :param per_try: The most seconds of one attempt.
     """
     left = max(0.0, deadline.until - now)
     return left if per_try is None else min(left, per_try)
 
 
 def read_timeout(text: str) -> float | None:
-    """Return the seconds that ``X-Request-Timeout`` means: ``2``, ``2s``, ``0.25`` or ``250ms``.
+    """Return the seconds of an ``X-Request-Timeout``: ``2``, ``2s``, ``0.25`` or ``250ms``.
 
-    :returns: ``None`` for what is malformed, or no time at all: then the client has said nothing.
+    :returns: ``None`` when it is malformed or 0: it is then ignored.
     """
     found = _SECONDS.fullmatch(text.strip(" \t"))
     if found is None:
@@ -140,15 +139,15 @@ def read_timeout(text: str) -> float | None:
 
 
 def write_timeout(deadline: Deadline, now: float) -> str:
-    """Return what is left as ``X-Request-Timeout`` says it to the next one: rounded down to 1 ms.
+    """Return the remaining time as ``X-Request-Timeout`` for the instance, rounded down to 1 ms.
 
-    So that nobody behind us goes on working on what nobody waits for any more.
+    An instance can then stop working on a request that the client no longer waits for.
     """
     thousandths = max(1, int((deadline.until - now) * 1000))
     return f"{thousandths / 1000:.3f}"
 
 
-# When a request that is slow to be answered is made once more beside itself.
+# Hedging: a second attempt in parallel with a slow first one.
 
 SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
 """The methods that only read (RFC 9110 9.2.1); TRACE is never forwarded."""
@@ -163,12 +162,12 @@ _MOST_HEDGES = 5
 @checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HedgeRules:
-    """When there is another try before the first one has ended, and how many.
+    """When an additional attempt starts in parallel with the first one, and how many do.
 
-    :param after: Seconds without an answer after which there is; or as ``"p95"`` says, the time
-        within which so many percent of the answers began lately.
-    :param most: How many there are beside the first one, 1 to 5: each after as long again.
-    :raises ValueError: A setting is out of its range; says which.
+    :param after: Seconds without a response after which it starts; or a percentile such as
+        ``"p95"``: the time within which 95 % of recent responses began.
+    :param most: The number of additional attempts, 1 to 5; each starts after that time again.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     after: float | str = "p95"
@@ -186,25 +185,25 @@ class HedgeRules:
 
     @property
     def quantile(self) -> float | None:
-        """The share of answers that begin in time, ``None`` where the time is a fixed one."""
+        """The percentile as a share; ``None`` where *after* is a number of seconds."""
         if not isinstance(self.after, str):
             return None
         return float(self.after[1:]) / 100
 
 
 def hedgeable(method: str, has_body: bool) -> bool:
-    """Return whether a request may be with two instances at once: it only reads, all of it."""
+    """Return whether two instances may serve a request at once: a safe method without a body."""
     return method in SAFE and not has_body
 
 
 class Delays:
-    """How long the answers of a service took to begin lately, as a quantile of them.
+    """A quantile of the times that recent responses of a service took to begin.
 
-    It belongs to all threads of a worker, and whoever calls it holds a lock.
+    All threads of a worker share it; the caller holds a lock.
 
-    :param quantile: Which one, 0 to 1.
-    :param least: How many there must be before it says anything.
-    :param most: How many are remembered.
+    :param quantile: The quantile, 0 to 1.
+    :param least: The number of responses below which there is no result.
+    :param most: The number of responses that are kept.
     """
 
     def __init__(self, quantile: float, *, least: int = 100, most: int = 1000) -> None:
@@ -215,14 +214,14 @@ class Delays:
         self._sorted: list[float] = []
 
     def add(self, seconds: float) -> None:
-        """Take note that an answer began after *seconds*, or had not by then."""
+        """Add a response that began after *seconds*, or had not begun by then."""
         self._recent.append(seconds)
         insort(self._sorted, seconds)
         if len(self._recent) > self._most:
             del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
 
     def after(self) -> float | None:
-        """Return the seconds within which a share of *quantile* began; ``None`` of too few."""
+        """Return the quantile in seconds; ``None`` with fewer than *least* responses."""
         count = len(self._sorted)
         if count < self._least:
             return None
@@ -230,7 +229,7 @@ class Delays:
 
 
 IDEMPOTENT = ("GET", "HEAD", "OPTIONS", "PUT", "DELETE")
-"""The methods that mean the same when done twice (RFC 9110 9.2.2). TRACE is never forwarded."""
+"""The idempotent methods (RFC 9110 section 9.2.2); TRACE is never forwarded."""
 
 _MOST_ATTEMPTS = 10
 
@@ -242,23 +241,24 @@ _LARGEST = 16 * 1024 * 1024
 @checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetryRules:
-    """How often and after what a request is made once more.
+    """When and how often a failed request is retried.
 
-    :param attempts: How many there are in all, the first one among them; 1 for no retries.
-    :param backoff: Seconds that the wait before the first retry is drawn from; doubled each time.
-    :param backoff_at_most: The most it is drawn from; ten times *backoff* unless said.
-    :param methods: The methods that are repeated although they may have been processed, out of
+    :param attempts: The number of attempts in all, including the first; 1 disables retries.
+    :param backoff: Upper bound in seconds of the random wait before the first retry; doubled each
+        time.
+    :param backoff_at_most: The most that this bound grows to. Default: ten times *backoff*.
+    :param methods: The methods that are retried although they may have been processed, out of
         GET, HEAD, OPTIONS, PUT and DELETE.
-    :param statuses: The statuses that are no answer but a failure, each 500 to 599.
-    :param idempotency_key: Whether the service keeps to the ``Idempotency-Key`` of a request, so
-        that any method that has one can be repeated. A client can send one to any service, so this
-        is for the operator to know.
-    :param retry_after_at_most: Seconds that a ``Retry-After`` is waited for; one that is longer is
-        for the client to keep.
-    :param per_try_timeout: Seconds until one attempt is given up; ``None`` for the time that there
-        is in all.
-    :param buffer: Bytes of a request's body that are kept to be sent again.
-    :raises ValueError: A setting is out of its range; says which.
+    :param statuses: The statuses that count as failures, each 500 to 599.
+    :param idempotency_key: Whether the service honors ``Idempotency-Key``, so that a request of any
+        method that has one can be retried. A client can send one to any service, so only the
+        operator can decide this.
+    :param retry_after_at_most: The longest ``Retry-After`` in seconds that the gateway waits for; a
+        longer one is left to the client.
+    :param per_try_timeout: Seconds until one attempt is given up. Default: the remaining time of
+        the request.
+    :param buffer: Bytes of a request's body that are buffered to be sent again.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     attempts: int = 2
@@ -301,19 +301,19 @@ class RetryRules:
 
 
 class Attempt(NamedTuple):
-    """What is known of a request when an attempt has failed.
+    """The facts about a request after an attempt has failed.
 
     :ivar method: The request's method.
-    :ivar number: Which attempt it was, from 1.
-    :ivar sent: Whether anything of the request may have reached an instance.
-    :ivar replayable: Whether the body can be sent again from its beginning; so can none.
-    :ivar left: Seconds until the whole request must have been answered.
-    :ivar status: The status that came, ``None`` when no whole head did.
-    :ivar received: Whether anything of a response came.
-    :ivar retry_after: The seconds of its ``Retry-After``, ``None`` without one.
+    :ivar number: The number of the attempt, from 1.
+    :ivar sent: Whether any part of the request may have reached an instance.
+    :ivar replayable: Whether the body can be sent again from its beginning; True without a body.
+    :ivar left: Seconds until the deadline of the request.
+    :ivar status: The status of the response; ``None`` without a complete head.
+    :ivar received: Whether any part of a response arrived.
+    :ivar retry_after: The seconds of its ``Retry-After``; ``None`` without one.
     :ivar keyed: Whether the request has an ``Idempotency-Key``.
-    :ivar client_failed: Whether it is the client that left, or whose body broke off.
-    :ivar begun: Whether the client has got anything of a response.
+    :ivar client_failed: Whether the client left, or its body was truncated.
+    :ivar begun: Whether any part of a response was sent to the client.
     """
 
     method: str
@@ -330,11 +330,11 @@ class Attempt(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """Whether there is another attempt.
+    """Whether the request is retried.
 
-    :ivar again: Whether there is.
-    :ivar wait: Seconds until it.
-    :ivar why: Why there is none, in words for the log.
+    :ivar again: True for another attempt.
+    :ivar wait: Seconds until it starts.
+    :ivar why: The reason for no further attempt, for the log.
     """
 
     again: bool
@@ -345,10 +345,10 @@ class Decision(NamedTuple):
 def backoff(number: int, rules: RetryRules, chance: float) -> float:
     """Return the seconds to wait after attempt *number*: full jitter over a doubling range.
 
-    Drawn from all of the range, so that clients that failed together do not come back together
-    (AWS Architecture Blog, "Exponential backoff and jitter").
+    The wait is drawn from the whole range, so that clients that failed together do not retry
+    together (AWS Architecture Blog, "Exponential backoff and jitter").
 
-    :param number: Counts the attempts from 1.
+    :param number: The number of the attempt, from 1.
     :param chance: A number in [0, 1).
     """
     most = 10 * rules.backoff if rules.backoff_at_most is None else rules.backoff_at_most
@@ -358,11 +358,11 @@ def backoff(number: int, rules: RetryRules, chance: float) -> float:
 def decide(
     attempt: Attempt, rules: RetryRules, chance: float, budget: Callable[[], bool]
 ) -> Decision:
-    """Return whether the request is made once more.
+    """Return whether the request is retried.
 
     :param chance: A number in [0, 1).
-    :param budget: Takes one retry out of what there is for all requests; asked last, and only when
-        everything else is for it.
+    :param budget: Takes one retry out of the budget of all requests; called last, and only if all
+        other conditions allow a retry.
     """
     why = _against(attempt, rules)
     if why:
@@ -376,15 +376,15 @@ def decide(
 
 
 def _against(attempt: Attempt, rules: RetryRules) -> str:
-    """Return what speaks against another attempt, nothing if nothing does."""
+    """Return the reason against another attempt; empty if there is none."""
     if attempt.begun:
         return "the client has the beginning of a response"
     if attempt.client_failed:
-        return "it is the client that failed"
+        return "the client failed"
     if attempt.number >= rules.attempts:
         return "there are no attempts left"
     if attempt.status is not None and attempt.status not in rules.statuses:
-        return "it is answered"
+        return "the status is not retried"
     if attempt.received and attempt.status is None:
         return "the response is broken"
     if (attempt.sent or attempt.received) and not (
@@ -392,14 +392,14 @@ def _against(attempt: Attempt, rules: RetryRules) -> str:
     ):
         return "it may have been processed"
     if not attempt.replayable:
-        return "the body can not be sent again"
+        return "the body cannot be sent again"
     if (attempt.retry_after or 0.0) > rules.retry_after_at_most:
-        return "the service asks to come back later"
+        return "Retry-After is too long"
     return ""
 
 
 def read_retry_after(text: str, now: float) -> float | None:
-    """Return the seconds that a ``Retry-After`` field means (RFC 9110 10.2.3), never less than 0.
+    """Return the seconds of a ``Retry-After`` field (RFC 9110 section 10.2.3), at least 0.
 
     :param now: The Unix time.
     :returns: ``None`` when it is malformed.

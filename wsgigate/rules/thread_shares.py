@@ -1,14 +1,14 @@
-"""How the threads of a worker are shared among its services: only what is scarce is rationed.
+"""Bulkheads: how the threads of a worker are shared among its services.
 
 The rule is the dynamic threshold of switches that share one buffer among many ports: a service may
-hold a fixed multiple of the threads that nothing has taken. So one busy service gets all but the
-*reserve*, a second one gets most of what is left, and each that hangs leaves less, but never
-nothing, to the next. No service has to be known as hanging for that.
+hold a fixed multiple of the free threads. So one busy service gets all but the *reserve*, a second
+one gets most of the rest, and each service that hangs leaves less to the next, but never nothing.
+The rule does not need to know which services hang.
 
-A request above that is not refused but waits in its thread, as it would wait for a thread in the
-server's queue: a burst of quick requests is over in a moment. It is refused only when both are
-true: no other thread is free, so that it keeps other services waiting; and most requests of its own
-service have been under way for long, so that the wait is not going to be over soon.
+A request above the threshold is not rejected at once. It waits in its thread, as it would wait for
+a thread in the server's queue: a burst of quick requests is over in a moment. It is rejected only
+when both conditions hold: no other thread is free, so that it keeps other services waiting; and
+most requests of its service have been in flight for long, so that the wait will not be short.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Admission", "ThreadShareRules"]
 
 
 class Admission(Enum):
-    """What becomes of a request."""
+    """The decision about a request."""
 
     ENTER = "enter"
     WAIT = "wait"
@@ -32,17 +32,17 @@ class Admission(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ThreadShareRules:
-    """How many threads a service may hold, and when a request above that is refused.
+    """How many threads a service may hold, and when a request above that is rejected.
 
     :param threads: The threads of a worker, at least 1.
     :param services: The services that share them, at least 1.
-    :param patience: Seconds after which a request counts as slow, at least.
-    :param longest_patience: The same, at most: three times what the service usually takes lies
-        between the two.
-    :param longest_wait: Seconds after which a request that waits is refused in any case.
-    :ivar reserve: How many threads one service leaves to the others: one for each of them, but at
-        least a quarter and at most half of all threads.
-    :ivar most: How many threads one service may hold while the others hold none.
+    :param patience: The least seconds after which a request counts as slow.
+    :param longest_patience: The most seconds. Within these bounds a request is slow after three
+        times the usual time of its service.
+    :param longest_wait: Seconds after which a waiting request is rejected in any case.
+    :ivar reserve: Threads that one service leaves to the others: one for each of them, but at least
+        a quarter and at most half of all threads.
+    :ivar most: Threads that one service may hold while the others hold none.
     :raises ValueError: An argument is out of its range; the message names it.
     """
 
@@ -70,7 +70,7 @@ class ThreadShareRules:
         object.__setattr__(self, "most", self.threads - reserve)
 
     def admits(self, held: int, in_flight: int) -> bool:
-        """Return whether a service that holds *held* threads may have another one.
+        """Return whether a service that holds *held* threads may take another one.
 
         :param in_flight: The threads that all services hold.
         """
@@ -79,17 +79,17 @@ class ThreadShareRules:
     def patience_for(self, usual: float | None) -> float:
         """Return the seconds after which a request of a service counts as slow.
 
-        :param usual: The seconds that its responses usually take to begin; ``None`` while unknown.
+        :param usual: The usual seconds until its responses begin; ``None`` while unknown.
         """
         if usual is None:
             return self.patience
         return min(max(3 * usual, self.patience), self.longest_patience)
 
     def is_slow(self, began: Iterable[float], held: int, now: float, usual: float | None) -> bool:
-        """Return whether more than half of a service's requests have been under way for long.
+        """Return whether more than half of a service's requests in flight are slow.
 
         :param began: When each of them began, the oldest first.
-        :param held: How many there are.
+        :param held: The number of these requests.
         """
         middle = next(islice(began, held // 2, None), None)
         return middle is not None and now - middle > self.patience_for(usual)
@@ -97,7 +97,7 @@ class ThreadShareRules:
     def decide(
         self, held: int, in_flight: int, waiting: int, *, waited: float, slow: bool
     ) -> Admission:
-        """Return what becomes of a request that holds a thread, but no place yet.
+        """Return the decision about a request that occupies a thread, but was not admitted yet.
 
         :param held: The threads that its service holds.
         :param in_flight: The threads that all services hold.

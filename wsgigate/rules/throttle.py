@@ -1,8 +1,8 @@
-"""Wrong tokens, counted by the address they come from: pure rules, time as an argument.
+"""Throttling of token guessing: counts invalid tokens per client address.
 
-What is counted is new tokens, not requests. Services behind one address (NAT) that go on with
-tokens that were replaced present the same few again and again, which count once an hour; a guesser
-presents a new one each time.
+New tokens are counted, not requests. Services behind one address (NAT) that go on using replaced
+tokens send the same few repeatedly, which count once an hour; an attacker sends a new one each
+time.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ __all__ = ["GuessRules", "Guesses"]
 
 
 MEMORY = 3600.0
-"""Seconds for which a wrong token is known, and does not count again."""
+"""Seconds for which a wrong token is remembered, and does not count again."""
 
 MOST_KNOWN = 64
-"""How many wrong tokens of an address are known."""
+"""The number of wrong tokens that are remembered per address."""
 
 MARK_BYTES = 4
-"""Bytes of a token's digest that are kept: enough to tell tokens apart, useless to find one."""
+"""Bytes of a token's digest that are kept: enough to distinguish tokens, useless to find one."""
 
 _ENTRY = struct.Struct(f">d{MARK_BYTES}s")
 
 
 @dataclass(frozen=True, slots=True)
 class GuessRules:
-    """How many wrong tokens an address may present.
+    """The limit of wrong tokens per address.
 
     :param most: New wrong tokens within *window*, 1 to 64.
     :param window: Seconds that a wrong token counts for, at most an hour.
-    :raises ValueError: A setting is out of its range; names it.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     most: int = 10
@@ -52,23 +52,23 @@ class Guesses(NamedTuple):
 
     @classmethod
     def from_bytes(cls, raw: bytes | None) -> Guesses:
-        """Return what :meth:`to_bytes` wrote; nothing for anything else."""
+        """Return the record that :meth:`to_bytes` wrote; an empty one for other bytes."""
         if not raw or len(raw) % _ENTRY.size:
             return cls()
         return cls(tuple((at, mark) for at, mark in _ENTRY.iter_unpack(raw)))
 
     def to_bytes(self) -> bytes:
-        """Return the record as workers share it."""
+        """Return the record as the bytes that workers share."""
         return b"".join(_ENTRY.pack(at, mark) for at, mark in self.entries)
 
     def wait(self, now: float, rules: GuessRules) -> float:
-        """Return the seconds until a wrong token is looked at again, 0 when it is now."""
+        """Return the seconds until another token is verified; 0 when that is now."""
         live = [at for at, _ in self.entries if 0 <= now - at < rules.window]
         return 0.0 if len(live) < rules.most else live[0] + rules.window - now
 
     def after(self, mark: bytes, now: float, rules: GuessRules) -> Guesses:
         """Return the record after the wrong token *mark*, which is not counted while waiting."""
-        # a clock that was set back must not lock anybody out: what is in the future is forgotten
+        # A clock that was set back must not block an address: entries in the future are dropped.
         known = tuple(each for each in self.entries if 0 <= now - each[0] < MEMORY)
         if any(mark == each for _, each in known) or self.wait(now, rules) > 0:
             return self if len(known) == len(self.entries) else Guesses(known)

@@ -1,4 +1,4 @@
-"""Calls of the last seconds, counted in parts: old ones are forgotten without a list of them."""
+"""Counts the calls of the last seconds in time slots, without a list of calls."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["Counts", "Window"]
 
 
 class Counts(NamedTuple):
-    """How many calls there were, and how many of them went wrong or took long."""
+    """The number of calls, and of the failed and the slow ones among them."""
 
     calls: int
     failed: int
@@ -16,16 +16,16 @@ class Counts(NamedTuple):
 
 
 class Window:
-    """How calls of the last *length* seconds went.
+    """Counts the calls of the last *length* seconds.
 
-    Time is cut into parts; a part is forgotten as a whole. So what is counted is between
-    *length* less one part and *length* old. A clock that goes back empties the window.
+    Time is cut into parts, and a part is dropped as a whole: the window covers between *length*
+    less one part and *length* seconds. A clock that goes back empties the window.
 
     :param length: Seconds.
-    :param parts: How many parts there are.
-    :ivar calls: What is counted, as of the last call.
-    :ivar failed: How many of these have failed.
-    :ivar slow: How many of them took long.
+    :param parts: The number of parts.
+    :ivar calls: The number of calls, as of the last change.
+    :ivar failed: The failed ones among them.
+    :ivar slow: The slow ones among them.
     """
 
     __slots__ = (
@@ -46,7 +46,7 @@ class Window:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Reset all counts."""
         self._tick = -1
         self._calls = [0] * self._parts
         self._failed = [0] * self._parts
@@ -69,14 +69,14 @@ class Window:
             self.slow += 1
 
     def at(self, now: float) -> Counts:
-        """Return what is still counted at *now*."""
+        """Return the counts at *now*."""
         tick = int(now // self._part)
         if tick != self._tick:
             self._move_to(tick)
         return Counts(self.calls, self.failed, self.slow)
 
     def _move_to(self, tick: int) -> None:
-        """Forget what is too old by then."""
+        """Drop the parts that are older than the window at *tick*."""
         gone = tick - self._tick
         if 0 < gone < self._parts and self._tick >= 0:
             for old in range(self._tick + 1, tick + 1):
