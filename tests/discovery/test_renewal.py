@@ -30,7 +30,7 @@ def test_an_empty_answer_is_believed_when_it_is_certain_or_lasts(
 ) -> None:
     emptiness = EmptyGuard(30.0)
     for now, known, found, certain, believed in steps:
-        assert emptiness.believe(known=known, found=found, certain=certain, now=now) is believed
+        assert emptiness.accepts(known=known, found=found, certain=certain, now=now) is believed
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_a_source_that_does_not_know_leaves_all_as_it_is(
     assert [watch.step(NEVER) for _ in range(4)] == [0.5, 1.0, 2.0, 4.0]
     assert urls(pool) == [A, B]
     clock.advance(100)
-    assert watch.told() == {
+    assert watch.status() == {
         "source": "told",
         "instances": 2,
         "age": 100.0,
@@ -111,7 +111,7 @@ def test_a_source_that_does_not_know_leaves_all_as_it_is(
     }
     source.says = Found(made(A), 1.0)
     watch.step(NEVER)
-    assert watch.told() == {"source": "told", "instances": 1, "age": 0.0}
+    assert watch.status() == {"source": "told", "instances": 1, "age": 0.0}
     source.says = SourceError("again")
     assert watch.step(NEVER) == 0.5  # from the beginning
 
@@ -123,7 +123,7 @@ def test_a_source_that_breaks_does_not_end_the_watch(
     source.says = ZeroDivisionError()
     assert watch.step(NEVER) == 0.5
     assert urls(pool) == [A, B]
-    assert watch.told()["error"] == "it failed"
+    assert watch.status()["error"] == "it failed"
     assert "ZeroDivisionError" in caplog.text
 
 
@@ -135,7 +135,7 @@ def test_a_source_may_say_when_it_is_worth_asking_again(watch: Watch, source: To
 def test_of_a_source_that_never_answered_no_age_is_told(watch: Watch, source: Told) -> None:
     source.says = SourceError("no")
     watch.step(NEVER)
-    assert watch.told() == {"source": "told", "instances": 0, "age": None, "error": "no"}
+    assert watch.status() == {"source": "told", "instances": 0, "age": None, "error": "no"}
 
 
 def test_an_empty_answer_empties_the_pool_only_when_it_lasts(
@@ -146,11 +146,11 @@ def test_an_empty_answer_empties_the_pool_only_when_it_lasts(
     assert watch.step(NEVER) == 1.0  # it is looked into
     assert source.closed == 1
     assert urls(pool) == [A, B]
-    assert "not confirmed yet" in watch.told()["error"]
+    assert "not confirmed yet" in watch.status()["error"]
     clock.advance(30)
     assert watch.step(NEVER) == 50.0
     assert urls(pool) == []
-    assert "error" not in watch.told()
+    assert "error" not in watch.status()
 
 
 def test_an_empty_answer_that_is_certain_empties_it_at_once(
@@ -170,8 +170,8 @@ def test_an_answer_that_is_partly_from_before_makes_nothing_younger(
     source.says = Found(made(C), 1.0, trouble="no name server has an answer")
     watch.step(NEVER)
     assert urls(pool) == [C]
-    assert watch.told()["age"] == 10.0
-    assert watch.told()["error"] == "no name server has an answer"
+    assert watch.status()["age"] == 10.0
+    assert watch.status()["error"] == "no name server has an answer"
 
 
 def test_forbidden_places_are_not_taken_in(
@@ -191,7 +191,7 @@ def test_forbidden_places_are_not_taken_in(
     watch = Watch(pool, source, check=Destinations().check)
     watch.step(NEVER)
     assert urls(pool) == [A, "http://metadata.internal"]
-    assert watch.told()["refused"] == 4
+    assert watch.status()["refused"] == 4
     assert "169.254.169.254" in caplog.text
 
 
@@ -305,7 +305,7 @@ def test_a_worker_that_begins_while_the_source_is_silent_knows_what_others_knew(
     watch.recall()
     watch.step(NEVER)
     assert urls(late) == [A, B]
-    assert watch.told()["age"] is not None
+    assert watch.status()["age"] is not None
     other = Pool("users", [])
     Watch(other, source, kept=InstanceCache(store, "i/users", "dns:users:80")).recall()
     assert urls(other) == []  # that was said by another source
@@ -413,7 +413,7 @@ def test_after_the_start_the_first_answer_is_there() -> None:
     watcher.start(wait=10.0)
     watcher.start()
     assert [urls(pool) for pool in pools] == [[A], [B]]
-    assert watcher.told()["orders"]["instances"] == 1
+    assert watcher.status()["orders"]["instances"] == 1
     watcher.stop()
     assert [source.closed for source in sources] == [1, 1]
     assert not _threads()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from wsgigate import Registration
-from wsgigate.registration import OneOfMachine
+from wsgigate.registration import MachineLeader
 from wsgigate.registration.connect import connector
 from wsgigate.registration.entry import Entry
 from wsgigate.testing.backend import Backend
@@ -82,8 +82,8 @@ def test_authorities_that_are_not_there_are_found_later(tmp_path: Path) -> None:
 
 
 def test_one_of_those_who_share_a_store_speaks(tmp_path: Path) -> None:
-    first, second = (OneOfMachine(f"lmdb:{tmp_path}/store", "users") for _ in range(2))
-    other = OneOfMachine(f"lmdb:{tmp_path}/store", "products")
+    first, second = (MachineLeader(f"lmdb:{tmp_path}/store", "users") for _ in range(2))
+    other = MachineLeader(f"lmdb:{tmp_path}/store", "products")
     assert first.take()
     assert first.take()
     assert not second.take()
@@ -97,7 +97,7 @@ def test_one_of_those_who_share_a_store_speaks(tmp_path: Path) -> None:
 def test_without_a_store_each_speaks_for_itself(
     store: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lead = OneOfMachine(store, "users")
+    lead = MachineLeader(store, "users")
     assert lead.take()
     assert lead.take()
     lead.release()

@@ -153,7 +153,7 @@ def own_routes(
     if token is not None:
         errors.tried("admin.token", lambda: require_token(Problem(404), token))
     entries = [*config.middleware, *(entry for each in config.routes for entry in each.middleware)]
-    found = {watch.service: watch.told for watch in services.watches}
+    found = {watch.service: watch.status for watch in services.watches}
     facts = Facts(
         gateway.name,
         gateway.version,

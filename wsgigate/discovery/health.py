@@ -183,7 +183,7 @@ SHORTEST = 0.05
 REFRESH = 1.0
 """Seconds after which the lease is renewed, and pools and results are read again."""
 
-COMPLAIN = 60.0
+LOG_EVERY = 60.0
 """Seconds in which the same error is logged once."""
 
 _TIMED_OUT = Outcome(False, error="Timeout")
@@ -246,7 +246,7 @@ class HealthChecker:
         self._targets: dict[str, Target] = {}
         self._next_at = float("-inf")
         self._lead_at = self._read_at = float("-inf")
-        self._complained: dict[str, float] = {}
+        self._logged: dict[str, float] = {}
 
     def start(self) -> None:
         """Start the thread of this process, unless it is running or there are no checks."""
@@ -267,7 +267,7 @@ class HealthChecker:
                 try:
                     self.step()
                 except Exception as error:
-                    self._complain("A round of health checks failed", traceback=error)
+                    self._log_error("A round of health checks failed", traceback=error)
                 stopping.wait(min(ROUND, max(SHORTEST, self._next_at - self._clock())))
         finally:
             try:
@@ -294,11 +294,11 @@ class HealthChecker:
                 self._results.read(self._targets)
                 if self._leading:
                     self._results.share(self._targets)
-                self._join()
+                self._check_together()
         except StoreError as error:
             self._lead(False)
             self._lead_at = self._read_at = now + REFRESH
-            self._part(error)
+            self._check_alone(error)
         if not (self._leading or self._alone):
             self._schedule.rest()
             return
@@ -318,15 +318,15 @@ class HealthChecker:
                 else "This worker no longer checks the health of instances for all"
             )
 
-    def _part(self, error: StoreError) -> None:
+    def _check_alone(self, error: StoreError) -> None:
         self._alone = True
-        self._announced |= self._complain(
+        self._announced |= self._log_error(
             "Store unavailable: this worker checks health for itself until it recovers: %s", error
         )
         self._targets = self._results.targets()
         self._results.only(self._targets)
 
-    def _join(self) -> None:
+    def _check_together(self) -> None:
         self._alone = False
         if self._announced:
             self._announced = False
@@ -337,7 +337,7 @@ class HealthChecker:
         try:
             self._results.read(self._results.targets())
         except StoreError as error:
-            self._complain("Health results cannot be read: %s", error)
+            self._log_error("Health results cannot be read: %s", error)
 
     def status(self, service: str) -> dict[str, Any]:
         """Return the status of *service* as it was last read, as members of a JSON object."""
@@ -360,7 +360,7 @@ class HealthChecker:
         def found(outcome: Outcome | Exception) -> None:
             try:
                 if isinstance(outcome, Exception):
-                    self._complain("A health check failed", traceback=outcome)
+                    self._log_error("A health check failed", traceback=outcome)
                 else:
                     self._write(target, outcome, flight.raw)
             finally:
@@ -370,7 +370,7 @@ class HealthChecker:
             self._asker.ask(target.service, target.instance, target.check, found)
         except Exception as error:  # no thread or socket available
             schedule.land(target, flight)
-            self._complain("A health check could not be started", traceback=error)
+            self._log_error("A health check could not be started", traceback=error)
 
     def _write(self, target: Target, outcome: Outcome, raw: bytes | None) -> None:
         if not self._alone:
@@ -378,14 +378,14 @@ class HealthChecker:
                 self._results.write(target, outcome, raw)
                 return
             except StoreError as error:
-                self._complain("A health result could not be written to the store: %s", error)
+                self._log_error("A health result could not be written to the store: %s", error)
         self._results.keep(target, outcome)
 
-    def _complain(self, trouble: str, *args: object, traceback: Exception | None = None) -> bool:
+    def _log_error(self, trouble: str, *args: object, traceback: Exception | None = None) -> bool:
         """Log *trouble* unless it was logged in the last minute; return whether it was logged."""
         now = self._clock()
-        if now - self._complained.get(trouble, float("-inf")) < COMPLAIN:
+        if now - self._logged.get(trouble, float("-inf")) < LOG_EVERY:
             return False
-        self._complained[trouble] = now
+        self._logged[trouble] = now
         LOG.error(trouble, *args, exc_info=traceback)
         return True

@@ -130,7 +130,7 @@ class EmptyGuard:
         self._hold = hold
         self._since: float | None = None
 
-    def believe(self, *, known: bool, found: bool, certain: bool, now: float) -> bool:
+    def accepts(self, *, known: bool, found: bool, certain: bool, now: float) -> bool:
         """Return whether a list replaces the known instances.
 
         :param known: Whether any instance is known.
@@ -167,7 +167,7 @@ HOLD_EMPTY = 30.0
 KEEP_EVERY = 60.0
 """Seconds after which an unchanged list is written to the store again, to renew its age."""
 
-COMPLAIN = 60.0
+WARN_EVERY = 60.0
 """Seconds in which the same warning is logged once."""
 
 _LONGEST = 3600.0
@@ -245,36 +245,40 @@ class Watch:
         """Reset the state, also that of the process forked from."""
         self.asked = threading.Event()
         """Set once the source has answered or failed for the first time."""
-        self._emptiness = EmptyGuard(self._hold)
+        self._empty_guard = EmptyGuard(self._hold)
         self._failures = 0
-        self._heard: float | None = None
+        self._answered_at: float | None = None
         self._keep_at = float("-inf")
         self._trouble = ""
         self._refused = 0
-        self._complained: dict[str, float] = {}
+        self._warned: dict[str, float] = {}
         self._failing = Trouble(
             LOG,
             "The source of %r is available again after %.0f s",
             self.service,
             level=logging.WARNING,
-            silence=COMPLAIN,
+            silence=WARN_EVERY,
             clock=self._clock,
         )
 
-    def told(self) -> dict[str, Any]:
+    def status(self) -> dict[str, Any]:
         """Return the status of the source, as members of a JSON object.
 
         ``source`` is its name, ``instances`` the number of instances in the pool, ``age`` the
         seconds since its last good answer, ``None`` without one, ``error`` why it fails, and
         ``refused`` the number of instances that were rejected.
         """
-        age = None if self._heard is None else round(max(0.0, self._clock() - self._heard), 3)
-        told = {"source": self.source.name, "instances": len(self._pool.instances), "age": age}
+        age = (
+            None
+            if self._answered_at is None
+            else round(max(0.0, self._clock() - self._answered_at), 3)
+        )
+        status = {"source": self.source.name, "instances": len(self._pool.instances), "age": age}
         if self._trouble:
-            told["error"] = self._trouble
+            status["error"] = self._trouble
         if self._refused:
-            told["refused"] = self._refused
-        return told
+            status["refused"] = self._refused
+        return status
 
     def recall(self) -> None:
         """Fill an empty pool with the last good list of any worker."""
@@ -283,20 +287,20 @@ class Watch:
         try:
             recalled = self._kept.recall()
         except StoreError as error:
-            self._complain("The last instances of %r cannot be read from the store: %s", error)
+            self._warn("The last instances of %r cannot be read from the store: %s", error)
             return
         if recalled is not None:
             if recalled.networks is not None:
                 self._narrow(recalled.networks)
             self._pool.renew(self._admitted(recalled.instances))
-            self._heard = self._clock() - recalled.age
+            self._answered_at = self._clock() - recalled.age
 
     def step(self, stopping: threading.Event) -> float:
         """Query the source once and update the pool; return the seconds until the next query."""
         self._changes.flush()
         try:
             found = self.source.find(stopping)
-            return self._take(found)
+            return self._apply(found)
         except SourceError as error:
             if stopping.is_set():
                 return 0.0
@@ -319,16 +323,16 @@ class Watch:
         self._failures += 1
         self._trouble = why
 
-    def _take(self, found: Found) -> float:
+    def _apply(self, found: Found) -> float:
         now, before = self._clock(), self._pool.instances
         if found.networks is not None:
             self._narrow(found.networks)
         wanted = self._admitted(found.instances)
-        if not self._emptiness.believe(
+        if not self._empty_guard.accepts(
             known=bool(before), found=bool(wanted), certain=found.certain, now=now
         ):
             self._trouble = "it returned no instances, which is not confirmed yet"
-            self._complain("The instances of %r stay unchanged: its source suddenly returns none")
+            self._warn("The instances of %r stay unchanged: its source suddenly returns none")
             self.source.close()  # otherwise the source might wait for longer than the hold time
             return min(max(found.again_in, 0.1), 1.0)
         if wanted != before:
@@ -345,7 +349,7 @@ class Watch:
             )
         else:
             self._failing.ended()
-            self._heard = now
+            self._answered_at = now
             self._keep(wanted, found.networks, now, wanted != before)
         return found.again_in
 
@@ -356,11 +360,11 @@ class Watch:
         if not LOG.isEnabledFor(level) or not self._speaks():
             return
         known = {instance.url for instance in before}
-        came = [instance.address for instance in wanted if instance.url not in known]
-        went = [instance.address for instance in gone]
+        added = [instance.address for instance in wanted if instance.url not in known]
+        removed = [instance.address for instance in gone]
         parts = [
             f"{len(some)} {what}: {', '.join(some[:_NAMED])}{', ...' if len(some) > _NAMED else ''}"
-            for what, some in (("added", came), ("removed", went))
+            for what, some in (("added", added), ("removed", removed))
             if some
         ]
         self._changes.log(
@@ -374,14 +378,14 @@ class Watch:
         admitted, self._refused = [], 0
         for instance in instances:
             try:
-                self._see(instance)
+                self._validate(instance)
                 admitted.append(replace(instance, host=self._host) if self._host else instance)
             except ValueError as error:
                 self._refused += 1
-                self._complain("An instance of %r is rejected: %s: %s", instance.address, error)
+                self._warn("An instance of %r is rejected: %s: %s", instance.address, error)
         return tuple(admitted)
 
-    def _see(self, instance: Instance) -> None:
+    def _validate(self, instance: Instance) -> None:
         if self._check is None:
             return
         parts = urlsplit(instance.url)
@@ -406,14 +410,14 @@ class Watch:
         try:
             self._kept.keep(instances, networks)
         except StoreError as error:
-            self._complain("The instances of %r cannot be written to the store: %s", error)
+            self._warn("The instances of %r cannot be written to the store: %s", error)
 
-    def _complain(self, trouble: str, *args: object) -> None:
+    def _warn(self, trouble: str, *args: object) -> None:
         now = self._clock()
-        if len(self._complained) > 100:
-            self._complained.clear()
-        if now - self._complained.get(trouble, float("-inf")) >= COMPLAIN:
-            self._complained[trouble] = now
+        if len(self._warned) > 100:
+            self._warned.clear()
+        if now - self._warned.get(trouble, float("-inf")) >= WARN_EVERY:
+            self._warned[trouble] = now
             LOG.warning(trouble, self.service, *args)
 
 
@@ -461,9 +465,9 @@ class Watcher:
         """The names of the sources, by service."""
         return {watch.service: watch.source.name for watch in self._watches}
 
-    def told(self) -> dict[str, dict[str, Any]]:
+    def status(self) -> dict[str, dict[str, Any]]:
         """Return the status of each source, by service."""
-        return {watch.service: watch.told() for watch in self._watches}
+        return {watch.service: watch.status() for watch in self._watches}
 
 
 def _run(watch: Watch, stopping: threading.Event) -> None:

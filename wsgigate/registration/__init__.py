@@ -10,7 +10,7 @@ must hold:
    import the same module, so nothing happens until the process itself has the listening socket
    of the port, which is read from ``/proc`` without a connection (:func:`.process.holds`).
 2. One process of a machine sends for all workers: the one with a lease in the store
-   (:class:`OneOfMachine`). Otherwise every worker would send heartbeats, and the first worker that
+   (:class:`MachineLeader`). Otherwise every worker would send heartbeats, and the first worker that
    exits would deregister a service that the others still offer. If the store fails, each worker
    sends: superfluous heartbeats do no harm, missing ones do.
 3. The service never waits for a registry and never fails because of one. All requests run in one
@@ -149,9 +149,9 @@ class Registration:
         # with the machine's name, as several machines may share a home folder
         machine = os.uname().nodename[:64]
         key = f"registration/{service}/{instance_id or port}/{machine}"
-        self._lead = OneOfMachine(store, key)
+        self._leader = MachineLeader(store, key)
         self._heartbeat: Heartbeat | None = None
-        self._signals = DeferredSignals(self._asked)
+        self._signals = DeferredSignals(self._on_signal)
         self._leaves = True
         self._parent = 0  # the parent process, if it had the socket as well at the start
         self._pid = 0
@@ -171,7 +171,7 @@ class Registration:
             return self
         self._pid = os.getpid()
         self._leaves = leaves
-        self._heartbeat = Heartbeat(self.connect, ready=self._ready, lead=self._lead)
+        self._heartbeat = Heartbeat(self.connect, ready=self._ready, lead=self._leader)
         self._signals.install(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
         atexit.register(self._at_exit if leaves else self.release)
         self._heartbeat.start()
@@ -182,13 +182,13 @@ class Registration:
 
         :param timeout: The most seconds to wait for the registry.
         """
-        self._end(leave=True, timeout=timeout)
+        self._stop(leave=True, timeout=timeout)
 
     def release(self) -> None:
         """Stop the thread, and leave the service registered: another process sends for it."""
-        self._end(leave=False, timeout=1.0)
+        self._stop(leave=False, timeout=1.0)
 
-    def _end(self, *, leave: bool, timeout: float) -> None:
+    def _stop(self, *, leave: bool, timeout: float) -> None:
         heartbeat, self._heartbeat = self._heartbeat, None
         if heartbeat is not None and self._pid == os.getpid():
             heartbeat.end(leave=leave, timeout=timeout)
@@ -201,7 +201,7 @@ class Registration:
         self._parent = os.getppid() if holds(self._listens, os.getppid()) else 0
         return True
 
-    def _stays(self) -> bool:
+    def _master_serves(self) -> bool:
         """Return whether the service continues without this process: its master has the socket."""
         return (
             self._parent != 0
@@ -210,9 +210,9 @@ class Registration:
         )
 
     def _at_exit(self) -> None:
-        self._end(leave=not self._stays(), timeout=AT_MOST)
+        self._stop(leave=not self._master_serves(), timeout=AT_MOST)
 
-    def _asked(self, number: int) -> bool:
+    def _on_signal(self, number: int) -> bool:
         """Handle a signal to exit, in the signal handler; return whether to defer the signal."""
         heartbeat = self._heartbeat
         if heartbeat is None:
@@ -223,7 +223,7 @@ class Registration:
         if not heartbeat.begun:
             return False
         if self._parent:
-            heartbeat.call(partial(self._drain_unless_it_stays, heartbeat))
+            heartbeat.call(partial(self._drain_unless_master_serves, heartbeat))
             return False
         # also with a registration in flight: it may exist before its response arrives
         if number != signal.SIGTERM or not self._drain:
@@ -231,8 +231,8 @@ class Registration:
         heartbeat.call(partial(self._drain_and_pass_on, heartbeat))
         return True
 
-    def _drain_unless_it_stays(self, heartbeat: Heartbeat) -> None:
-        if not self._stays():
+    def _drain_unless_master_serves(self, heartbeat: Heartbeat) -> None:
+        if not self._master_serves():
             heartbeat.want(Wanted.DRAINING)
 
     def _drain_and_pass_on(self, heartbeat: Heartbeat) -> None:
@@ -250,7 +250,7 @@ class Registration:
         self._signals.pass_on(signal.SIGTERM)
 
 
-class OneOfMachine:
+class MachineLeader:
     """Leader election among the processes of a machine, by a lease in a store.
 
     :param url: The URL of the store.
@@ -261,7 +261,7 @@ class OneOfMachine:
         self._url = url
         self._key = key
         self._lease: LeaderLease | None = None
-        self._complained = False
+        self._warned = False
 
     def take(self) -> bool:
         """Return whether this process has the lease; ``True`` while the store fails."""
@@ -270,8 +270,8 @@ class OneOfMachine:
                 self._lease = LeaderLease(open_store(self._url), self._key, ttl=LEASE)
             return self._lease.take()
         except (StoreError, ValueError) as error:
-            if not self._complained:
-                self._complained = True
+            if not self._warned:
+                self._warned = True
                 LOG.warning("Store unavailable: each worker sends its own heartbeats: %s", error)
             return True
 

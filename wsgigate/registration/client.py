@@ -54,7 +54,7 @@ class _Reader(io.RawIOBase):
     def readinto(self, buffer: Any) -> int | None:
         if self._left <= 0:
             raise http.client.HTTPException("the response is too long")
-        self._sock.settimeout(_until(self._deadline))
+        self._sock.settimeout(_remaining(self._deadline))
         count = self._raw.readinto(buffer)
         self._left -= count or 0
         return count
@@ -64,14 +64,14 @@ class _Reader(io.RawIOBase):
         super().close()
 
 
-def _until(deadline: float) -> float:
+def _remaining(deadline: float) -> float:
     left = deadline - real()
     if left <= 0:
         raise TimeoutError("the deadline has passed")
     return left
 
 
-class _Readable:
+class _SocketLike:
     """The one method of a socket that ``http.client`` uses to read a response."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
@@ -81,7 +81,7 @@ class _Readable:
         return io.BufferedReader(self._reader)
 
 
-class _Reply(http.client.HTTPResponse):
+class _FinalResponse(http.client.HTTPResponse):
     """A final response; interim responses, such as 103, are skipped."""
 
     def _read_status(self) -> tuple[str, int, str]:
@@ -92,7 +92,7 @@ class _Reply(http.client.HTTPResponse):
             http.client.parse_headers(self.fp)
 
 
-class _Deadline:
+class _DeadlineMixin:
     """A connection whose whole exchange ends within its connect timeout."""
 
     _deadline = 0.0
@@ -105,7 +105,7 @@ class _Deadline:
     def _new_conn(self) -> socket.socket:
         sock: socket.socket = super()._new_conn()  # type: ignore[misc]
         try:
-            sock.settimeout(_until(self._deadline))  # holds for the TLS handshake
+            sock.settimeout(_remaining(self._deadline))  # holds for the TLS handshake
         except TimeoutError:
             sock.close()
             raise
@@ -114,15 +114,15 @@ class _Deadline:
     def response_class(
         self, sock: socket.socket, *debug: Any, **options: Any
     ) -> http.client.HTTPResponse:
-        readable: Any = _Readable(sock, self._deadline)
-        return _Reply(readable, *debug, **options)
+        readable: Any = _SocketLike(sock, self._deadline)
+        return _FinalResponse(readable, *debug, **options)
 
 
-class _Connection(_Deadline, HTTPConnection):  # type: ignore[misc]
+class _Connection(_DeadlineMixin, HTTPConnection):  # type: ignore[misc]
     pass
 
 
-class _TLSConnection(_Deadline, HTTPSConnection):  # type: ignore[misc]
+class _TLSConnection(_DeadlineMixin, HTTPSConnection):  # type: ignore[misc]
     def connect(self) -> None:
         super().connect()
         self.is_verified = True  # unverified only by configuration: no warning for each request
@@ -135,7 +135,7 @@ class _UnixConnection(_Connection):
         path = bytes.fromhex(self.host).decode()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            sock.settimeout(_until(self._deadline))
+            sock.settimeout(_remaining(self._deadline))
             sock.connect(path)
         except TimeoutError as error:
             sock.close()
@@ -146,7 +146,7 @@ class _UnixConnection(_Connection):
         return sock
 
 
-class _Once:
+class _NoReuse:
     """A pool that keeps no connections: a server may ignore ``Connection: close``."""
 
     def _put_conn(self, conn: Any) -> None:
@@ -155,15 +155,15 @@ class _Once:
         super()._put_conn(None)  # type: ignore[misc]
 
 
-class _Pool(_Once, HTTPConnectionPool):
+class _Pool(_NoReuse, HTTPConnectionPool):
     ConnectionCls = _Connection
 
 
-class _UnixPool(_Once, HTTPConnectionPool):
+class _UnixPool(_NoReuse, HTTPConnectionPool):
     ConnectionCls = _UnixConnection
 
 
-class _TLSPool(_Once, HTTPSConnectionPool):
+class _TLSPool(_NoReuse, HTTPSConnectionPool):
     ConnectionCls = _TLSConnection
 
 
@@ -242,9 +242,9 @@ TIMEOUT = 3.0
 
 _MOST_BODY = 65_536
 
-_MOST_WORDS = 200
+_LOGGED_TEXT = 200
 
-_UNSEEN = re.compile(r"[^\x20-\x7e]+")
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
 
 
 class RegistryClient:
@@ -298,7 +298,7 @@ class RegistryClient:
             finally:
                 response.close()
         except Exception as error:  # no error may reach the service that runs this
-            return Answer(None, why=self._words(_failure(error)))
+            return Answer(None, why=self._redacted(_failure(error)))
 
     def _request(self, registry: str, step: Step, wanted: Wanted, host: str) -> PreparedRequest:
         names = (self.entry.service, self.entry.id_at(host))
@@ -337,14 +337,14 @@ class RegistryClient:
             status,
             interval=_interval(document),
             retry_after=read_retry_after(retry_after, time.time()) if retry_after else None,
-            why=self._words(_told(status, document)),
+            why=self._redacted(_error_text(status, document)),
         )
 
-    def _words(self, text: str) -> str:
+    def _redacted(self, text: str) -> str:
         """Return *text* for the log, without the token, which a response might repeat."""
         if self._token:
             text = text.replace(self._token, "...")
-        return _UNSEEN.sub(" ", text)[:_MOST_WORDS]
+        return _UNPRINTABLE.sub(" ", text)[:_LOGGED_TEXT]
 
 
 _FAILURES: tuple[tuple[type[BaseException], str], ...] = (
@@ -359,9 +359,9 @@ _FAILURES: tuple[tuple[type[BaseException], str], ...] = (
 
 def _failure(error: Exception) -> str:
     """Return why a request failed, in fixed texts that contain no secrets."""
-    for kind, words in _FAILURES:
+    for kind, text in _FAILURES:
         if isinstance(error, kind):
-            return words
+            return text
     return f"malformed response ({type(error).__name__})"
 
 
@@ -390,13 +390,13 @@ def _interval(document: dict[str, Any]) -> float | None:
     return float(interval) if known else None  # type: ignore[arg-type]
 
 
-def _told(status: int, document: dict[str, Any]) -> str:
+def _error_text(status: int, document: dict[str, Any]) -> str:
     """Return the status, field and detail of an error response; empty for a success."""
     if 200 <= status < 300:
         return ""
-    words = [f"status {status}"]
+    parts = [f"status {status}"]
     for name in ("field", "detail"):
         value = document.get(name)
         if isinstance(value, str) and value:
-            words.append(value)
-    return ": ".join(words)
+            parts.append(value)
+    return ": ".join(parts)

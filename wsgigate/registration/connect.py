@@ -47,21 +47,21 @@ def connector(
         secret = os.environ.get("REGISTRY_TOKEN", "") if token is None else token
         if secret:
             _check_token(secret, "REGISTRY_TOKEN")
-        where = _from_environment() if registries is None else registries
-        return RegistryClient(where, entry, secret, verify=ca or True)
+        urls = _from_environment() if registries is None else registries
+        return RegistryClient(urls, entry, secret, verify=ca or True)
 
     return connect
 
 
 def _from_environment() -> tuple[str, ...]:
-    urls = os.environ.get("REGISTRY_URL", "") or DEFAULT_REGISTRY
+    text = os.environ.get("REGISTRY_URL", "") or DEFAULT_REGISTRY
     try:
-        where = tuple(check_registry(url.strip()) for url in urls.split(",") if url.strip())
+        urls = tuple(check_registry(url.strip()) for url in text.split(",") if url.strip())
     except ValueError as error:
         raise ValueError(f"REGISTRY_URL: {error}") from None
-    if not where:
+    if not urls:
         raise ValueError("REGISTRY_URL is empty: the URL of a registry, or several, with commas")
-    return where
+    return urls
 
 
 def _check_token(token: str, name: str) -> None:

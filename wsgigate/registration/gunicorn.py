@@ -125,7 +125,7 @@ class _Shutdown:
 
     def handle_term(self) -> None:
         """Defer SIGTERM until the service has drained; a second one takes effect at once."""
-        if self._heartbeat is not None or self._stays() or not self._drain:
+        if self._heartbeat is not None or self._other_master_serves() or not self._drain:
             self._original()
             return
         self._heartbeat = self._begin(Wanted.DRAINING)
@@ -134,7 +134,7 @@ class _Shutdown:
 
     def deregister(self) -> None:
         """Deregister the service, after all workers have ended."""
-        if self._stays():
+        if self._other_master_serves():
             return
         heartbeat = self._heartbeat or self._begin(Wanted.GONE)
         heartbeat.end(leave=True, timeout=AT_MOST)
@@ -159,7 +159,7 @@ class _Shutdown:
             time.sleep(self._drain)
         os.kill(self._server.pid, signal.SIGTERM)
 
-    def _stays(self) -> bool:
+    def _other_master_serves(self) -> bool:
         """Return whether another master serves the same socket, or there is no registration."""
         # after SIGUSR2 the old master has the new one's pid, and the new master the old one's
         return bool(

@@ -84,9 +84,9 @@ class DeferredSignals:
     """
 
     def __init__(self, asked: Callable[[int], bool]) -> None:
-        self._asked = asked
-        self._before: dict[int, _Handler] = {}
-        self._put_off: set[int] = set()
+        self._defers = asked
+        self._previous: dict[int, _Handler] = {}
+        self._deferred: set[int] = set()
         self._pid = 0
 
     def install(self, *signals: int) -> None:
@@ -99,15 +99,15 @@ class DeferredSignals:
             return
         self._pid = os.getpid()
         for number in signals:
-            before = signal.getsignal(number)
-            if before is None or before == signal.SIG_IGN or before == self._handle:
+            previous = signal.getsignal(number)
+            if previous is None or previous == signal.SIG_IGN or previous == self._handle:
                 continue  # a handler that C code has set cannot be restored
-            self._before[number] = before
+            self._previous[number] = previous
             signal.signal(number, self._handle)
 
     def ends(self, number: int) -> bool:
         """Return whether the signal ends the process at once when it is passed on."""
-        return self._before.get(number) == signal.SIG_DFL
+        return self._previous.get(number) == signal.SIG_DFL
 
     def pass_on(self, number: int) -> None:
         """Send the signal to this process again. Any thread may call this."""
@@ -115,12 +115,12 @@ class DeferredSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         mine = os.getpid() == self._pid  # not in a fork that has not set its own handlers yet
-        if mine and number not in self._put_off and self._asked(number):
-            self._put_off.add(number)
+        if mine and number not in self._deferred and self._defers(number):
+            self._deferred.add(number)
             return
-        before = self._before[number]
-        if callable(before):
-            before(number, frame)
-        elif before != signal.SIG_IGN:
+        previous = self._previous[number]
+        if callable(previous):
+            previous(number, frame)
+        elif previous != signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -184,12 +184,12 @@ class RegistryChecks:
             try:
                 self._leading = self._lease.take()
                 if self._leading:
-                    self._look(now)
-                self._join(now)
+                    self._read_changes(now)
+                self._check_together(now)
                 if self._leading:
                     self._remove()
             except StoreError as error:
-                self._part(now, error)
+                self._check_alone(now, error)
         if not (self._leading or self._alone):
             self._version = None
             self._targets, self._next, self._streaks = {}, {}, {}
@@ -217,14 +217,14 @@ class RegistryChecks:
             return HUNG
         return SURE if name in self._streaks else NEW
 
-    def _part(self, now: float, error: StoreError) -> None:
+    def _check_alone(self, now: float, error: StoreError) -> None:
         """Start to check for this worker alone, as the store fails."""
         self._leading, self._alone, self._own_until = False, True, float("inf")
         self._version = None
         self._trouble.failed("Store unavailable: each worker runs the checks for itself: %s", error)
         self._plan(self._registry.known(), now)
 
-    def _join(self, now: float) -> None:
+    def _check_together(self, now: float) -> None:
         """Return to shared results: the leader writes its own, the others keep theirs a moment."""
         if self._alone:
             self._alone, self._own_until = False, now + HANDED_BACK
@@ -235,7 +235,7 @@ class RegistryChecks:
         elif now >= self._own_until:
             self._own = {}
 
-    def _look(self, now: float) -> None:
+    def _read_changes(self, now: float) -> None:
         """Read the checks again, if any instance has changed."""
         version = self._registry.version()
         if version == self._version:
@@ -297,7 +297,7 @@ class RegistryChecks:
         def found(outcome: Outcome | Exception) -> None:
             self._flights.pop(name, None)
             if isinstance(outcome, Outcome):
-                self._take(name, target.check, outcome)
+                self._record(name, target.check, outcome)
             else:  # a lack of threads or sockets here says nothing about the instance
                 self._trouble.failed("A check could not be carried out: %s", outcome)
 
@@ -308,7 +308,7 @@ class RegistryChecks:
             self._flights.pop(name, None)
             self._trouble.failed("A check could not be carried out: %s", error)
 
-    def _take(self, name: Name, check: Check, outcome: Outcome) -> None:
+    def _record(self, name: Name, check: Check, outcome: Outcome) -> None:
         """Report the result of a check; runs in a thread of the probe runner."""
         result, output = result_of(outcome)
         if outcome.error == "Timeout":
@@ -321,23 +321,23 @@ class RegistryChecks:
         if not (self._leading or self._alone) or target is None:
             return
         verdict = judged(target.check, streak)
-        words = output if verdict == result else target.check.output
+        shown = output if verdict == result else target.check.output
         if self._alone:
-            self._keep(name, target, verdict, words)
+            self._keep_own(name, target, verdict, shown)
             return
         try:
             held, _ = self._lease.held()
-            entry = self._registry.report(*name[:2], check, verdict, words) if held else None
+            entry = self._registry.report(*name[:2], check, verdict, shown) if held else None
             for known in entry.checks if entry is not None else ():
                 if known.check_id == name[2]:
                     self._targets[name] = _Target(known, target.instance)
         except StoreError as error:
             self._trouble.failed("The result of a check could not be stored: %s", error)
-            self._keep(name, target, verdict, words)
+            self._keep_own(name, target, verdict, shown)
 
-    def _keep(self, name: Name, target: _Target, verdict: str, words: str) -> None:
+    def _keep_own(self, name: Name, target: _Target, verdict: str, shown: str) -> None:
         """Keep a verdict that applies to this worker until the store answers."""
-        check = target.check.says(verdict, words, target.check.since)
+        check = target.check.says(verdict, shown, target.check.since)
         self._own[name] = check
         if not self._alone:
             self._own_until = self._clock() + HANDED_BACK

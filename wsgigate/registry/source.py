@@ -20,7 +20,7 @@ _WAIT = 5.0
 
 _LOOK_UP = 0.5
 
-_AGAIN = 1.0
+_RETRY_AFTER = 1.0
 """Seconds until a failing store is read again: cheap, as the store bounds the wait."""
 
 
@@ -57,7 +57,7 @@ class OwnRegistry:
             listing = self._registry.discover(self._service, tags=self._tags)
         except StoreError as error:
             self._version = None
-            raise SourceError("the store fails", again_in=_AGAIN) from error
+            raise SourceError("the store fails", again_in=_RETRY_AFTER) from error
         self._version = listing.version
         trouble = "the store fails" if listing.age else ""
         certain = listing.version != 0 and not trouble
@@ -78,12 +78,12 @@ class OwnRegistry:
     def _instances(self, listing: Listing) -> tuple[Instance, ...]:
         entries, rules = listing.instances, self._registry.rules
         up = [entry for entry in entries if entry.state is Status.UP]
-        well = [entry for entry in up if entry.healthy(listing.now, rules)] or up
-        leaving = [entry for entry in entries if entry.status is Status.DRAINING]
+        healthy = [entry for entry in up if entry.healthy(listing.now, rules)] or up
+        draining = [entry for entry in entries if entry.status is Status.DRAINING]
         return distinct(
             [
-                *(_instance(each, each.weight) for each in well),
-                *(_instance(each, 0) for each in leaving),
+                *(_instance(each, each.weight) for each in healthy),
+                *(_instance(each, 0) for each in draining),
             ]
         )
 

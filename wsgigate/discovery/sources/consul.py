@@ -53,7 +53,7 @@ class Consul:
         self._tags = tuple(tags)
         self._fields = {} if token is None else {"X-Consul-Token": token}
         self._scheme = scheme
-        self._asker = ApiClient(url, ca=ca)
+        self._client = ApiClient(url, ca=ca)
         self._index = 0
 
     def close(self) -> None:
@@ -68,11 +68,11 @@ class Consul:
             query += [("index", index), ("wait", f"{_WAIT}s")]
         target = f"{self._target}?{urlencode(query)}" if query else self._target
         wait = _WAIT * 17 / 16 + _GRACE if index else 0.0
-        answer = self._asker.get(target, stopping, fields=self._fields, wait=wait)
-        if answer.status != 200:
-            raise refused(answer.status)
-        found = _instances(read_json(answer.body), self._scheme)
-        new = _number(answer.fields.get("x-consul-index"))
+        response = self._client.get(target, stopping, fields=self._fields, wait=wait)
+        if response.status != 200:
+            raise refused(response.status)
+        found = _instances(read_json(response.body), self._scheme)
+        new = _number(response.fields.get("x-consul-index"))
         if not new:  # without an index, poll
             return Found(found, _POLL)
         # An index that decreases is of a server that was restored: the next query does not block.

@@ -50,33 +50,33 @@ class Resolver:
     def __init__(self, nameservers: Sequence[str] = (), *, patience: float = 3.0) -> None:
         self._patience = patience
         self._servers = [_server(text) for text in nameservers]
-        self._asking: dns.resolver.Resolver | None = None
+        self._dnspython: dns.resolver.Resolver | None = None
         self._known: dict[tuple[str, str], _Answer] = {}
-        self._asked: set[tuple[str, str]] = set()
+        self._queried: set[tuple[str, str]] = set()
         self.trouble = ""
 
     def close(self) -> None:
         """Forget all answers; the next query reads the system's settings again."""
-        self._asking = None
+        self._dnspython = None
         self._known = {}
 
     def begin(self) -> None:
         """Begin a round of questions: answers not used in the last round are forgotten."""
-        self._known = {key: known for key, known in self._known.items() if key in self._asked}
-        self._asked = set()
+        self._known = {key: known for key, known in self._known.items() if key in self._queried}
+        self._queried = set()
         self.trouble = ""
 
-    def ask(self, name: str, kind: str) -> _Answer:
+    def query(self, name: str, kind: str) -> _Answer:
         """Return the records of *name*, an empty answer if it has none.
 
         :raises SourceError: The query failed, and there is no earlier answer.
         """
         key = name, kind
-        self._asked.add(key)
+        self._queried.add(key)
         try:
-            self._known[key] = answer = self._ask(name, kind)
+            self._known[key] = answer = self._query(name, kind)
         except dns.exception.DNSException as error:
-            self._asking = None  # the system's settings may have changed
+            self._dnspython = None  # the system's settings may have changed
             known = self._known.get(key)
             if known is None:
                 raise SourceError(_why(error)) from error
@@ -84,7 +84,7 @@ class Resolver:
             return known._replace(ttl=_NEGATIVE)
         return answer
 
-    def _ask(self, name: str, kind: str) -> _Answer:
+    def _query(self, name: str, kind: str) -> _Answer:
         try:
             answer = self._resolver().resolve(name, kind, search=True, lifetime=self._patience)
         except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
@@ -92,14 +92,14 @@ class Resolver:
         return _Answer(tuple(answer), float(answer.chaining_result.minimum_ttl))
 
     def _resolver(self) -> dns.resolver.Resolver:
-        if self._asking is None:
+        if self._dnspython is None:
             made = dns.resolver.Resolver(configure=not self._servers)
             if self._servers:
                 made.nameservers = [dns.nameserver.Do53Nameserver(*each) for each in self._servers]
             made.timeout = _TRY
             made.use_edns(0, 0, 1232)
-            self._asking = made
-        return self._asking
+            self._dnspython = made
+        return self._dnspython
 
 
 class DnsAddresses:
@@ -163,7 +163,7 @@ class DnsService:
     def find(self, stopping: threading.Event) -> Found:
         """Return the targets, valid until the shortest TTL of the records expires."""
         self._resolver.begin()
-        answer = self._resolver.ask(self._service, "SRV")
+        answer = self._resolver.query(self._service, "SRV")
         records = answer.records
         if len(records) > MOST:
             raise SourceError(f"there are {len(records)} records, more than {MOST}")
@@ -207,7 +207,7 @@ def _addresses(resolver: Resolver, host: str) -> list[_Answer]:
     answers, errors = [], []
     for kind in ("A", "AAAA"):
         try:
-            answers.append(resolver.ask(host, kind))
+            answers.append(resolver.query(host, kind))
         except SourceError as error:
             errors.append(error)
     if errors and not any(answer.records for answer in answers):

@@ -64,12 +64,12 @@ class Answer(NamedTuple):
     body: bytes
 
 
-class _Patient(io.RawIOBase):
+class _StoppableReader(io.RawIOBase):
     """Reads from a socket until a deadline, or until the thread is stopped."""
 
     def __init__(self, sock: socket.socket, stopping: threading.Event) -> None:
         self._sock = sock
-        self._kept = sock.makefile("rb", buffering=0)  # http.client may close its own
+        self._file = sock.makefile("rb", buffering=0)  # http.client may close its own
         self._stopping = stopping
         self.until = 0.0
 
@@ -90,14 +90,14 @@ class _Patient(io.RawIOBase):
                 pass
 
     def close(self) -> None:
-        self._kept.close()
+        self._file.close()
         super().close()
 
 
-class _Handed:
+class _SocketLike:
     """The one method of a socket that ``http.client`` uses to read a response."""
 
-    def __init__(self, reader: _Patient) -> None:
+    def __init__(self, reader: _StoppableReader) -> None:
         self._reader = reader
 
     def makefile(self, mode: str) -> io.BufferedReader:
@@ -107,7 +107,7 @@ class _Handed:
 class Lines:
     """The lines of a streamed response."""
 
-    def __init__(self, response: http.client.HTTPResponse, reader: _Patient) -> None:
+    def __init__(self, response: http.client.HTTPResponse, reader: _StoppableReader) -> None:
         self._response = response
         self._reader = reader
 
@@ -118,7 +118,7 @@ class Lines:
         :raises SourceError: The line does not arrive in time, or is too long.
         """
         self._reader.until = real() + within
-        with _told():
+        with _source_errors():
             line = self._response.readline(_MOST_LINE)
         if len(line) >= _MOST_LINE:
             raise SourceError("a line of the response is too long")
@@ -152,7 +152,7 @@ class ApiClient:
         :param wait: Seconds of the long poll that *target* requests; extends the timeout.
         :raises SourceError: There is no valid response.
         """
-        with _told(), self._asked(target, stopping, fields, wait) as (response, _):
+        with _source_errors(), self._response(target, stopping, fields, wait) as (response, _):
             body = response.read(_MOST_BYTES + 1)
             if len(body) > _MOST_BYTES:
                 raise SourceError("the response is too long")
@@ -171,20 +171,20 @@ class ApiClient:
 
         :raises SourceError: There is no valid response.
         """
-        with _told(), self._asked(target, stopping, fields, 0.0) as (response, reader):
+        with _source_errors(), self._response(target, stopping, fields, 0.0) as (response, reader):
             yield response.status, Lines(response, reader)
 
     @contextmanager
-    def _asked(
+    def _response(
         self,
         target: str,
         stopping: threading.Event,
         fields: Mapping[str, str] | None,
         wait: float,
-    ) -> Iterator[tuple[http.client.HTTPResponse, _Patient]]:
-        sock = self._connected()
-        reader = _Patient(sock, stopping)
-        response = http.client.HTTPResponse(_Handed(reader), method="GET")  # type: ignore[arg-type]
+    ) -> Iterator[tuple[http.client.HTTPResponse, _StoppableReader]]:
+        sock = self._connect()
+        reader = _StoppableReader(sock, stopping)
+        response = http.client.HTTPResponse(_SocketLike(reader), method="GET")  # type: ignore[arg-type]
         try:
             reader.until = real() + wait + _ANSWER
             host = f"[{self._host}]" if ":" in self._host else self._host
@@ -204,7 +204,7 @@ class ApiClient:
             reader.close()
             sock.close()
 
-    def _connected(self) -> socket.socket:
+    def _connect(self) -> socket.socket:
         sock = socket.create_connection((self._host, self._port), _CONNECT)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -223,7 +223,7 @@ class ApiClient:
             raise
 
 
-_WHY: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
+_REASONS: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
     ((TimeoutError,), "there was no answer in time"),
     ((socket.gaierror,), "its host name cannot be resolved"),
     ((ssl.SSLCertVerificationError,), "its certificate cannot be verified"),
@@ -235,10 +235,10 @@ _WHY: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _source_errors() -> Iterator[None]:
     """Raise network and protocol errors as :class:`SourceError`, without the name of a host."""
     try:
         yield
     except (OSError, http.client.HTTPException, ValueError) as error:
-        why = next(why for kinds, why in _WHY if isinstance(error, kinds))
-        raise SourceError(why) from error
+        reason = next(reason for kinds, reason in _REASONS if isinstance(error, kinds))
+        raise SourceError(reason) from error

@@ -33,7 +33,7 @@ def instances_of_slices(
     :raises SourceError: A slice is malformed, or no slice has the port.
     """
     ready: dict[str, list[Instance]] = {}
-    leaving: dict[str, list[Instance]] = {}
+    terminating: dict[str, list[Instance]] = {}
     endpoints, named = 0, False
     try:
         for item in slices:
@@ -46,21 +46,21 @@ def instances_of_slices(
             family = item["addressType"]
             for endpoint in listed:
                 conditions = endpoint.get("conditions") or {}
-                well = conditions.get("ready", True) is not False
-                serves = conditions.get("serving")
-                serves = well if serves is None else serves
+                is_ready = conditions.get("ready", True) is not False
+                is_serving = conditions.get("serving")
+                is_serving = is_ready if is_serving is None else is_serving
                 instance = instance_of(
                     scheme, endpoint["addresses"][0], number, zone=endpoint.get("zone")
                 )
-                if well:
+                if is_ready:
                     ready.setdefault(family, []).append(instance)
-                elif serves and conditions.get("terminating"):
-                    leaving.setdefault(family, []).append(instance)
+                elif is_serving and conditions.get("terminating"):
+                    terminating.setdefault(family, []).append(instance)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise SourceError("an EndpointSlice is malformed") from error
     if endpoints and not named:
         raise SourceError("none of its slices has that port")
-    by_family = ready or leaving
+    by_family = ready or terminating
     found = by_family.get("IPv4") or by_family.get("IPv6") or by_family.get("FQDN") or []
     return found, bool(slices) and not endpoints
 
@@ -135,7 +135,7 @@ class Kubernetes:
         self._token = token
         self._ca = ca
         self._account = Path(account)
-        self._known: dict[str, Mapping[str, Any]] = {}
+        self._by_name: dict[str, Mapping[str, Any]] = {}
         self._version = ""
         self._watch: Lines | None = None
         self._open = ExitStack()
@@ -143,7 +143,7 @@ class Kubernetes:
     def close(self) -> None:
         """End the watch; the next :meth:`find` lists again."""
         self._version = ""
-        self._known = {}
+        self._by_name = {}
         self._end_watch()
 
     def find(self, stopping: threading.Event) -> Found:
@@ -153,12 +153,12 @@ class Kubernetes:
             if not self._version:
                 self._list(stopping)
             else:
-                self._hear(stopping)
+                self._next_change(stopping)
                 again_in = _PAUSE if self._watch is not None else _POLL
         except SourceError:
             self.close()
             raise
-        found, certain = instances_of_slices(self._known.values(), self._port, self._scheme)
+        found, certain = instances_of_slices(self._by_name.values(), self._port, self._scheme)
         return Found(distinct(found), again_in, certain)
 
     def _list(self, stopping: threading.Event) -> None:
@@ -168,8 +168,8 @@ class Kubernetes:
             query = {"labelSelector": self._selector, "limit": _PAGE}
             if more:
                 query["continue"] = more
-            asker, fields = self._asker()
-            answer = asker.get(f"{self._slices}?{urlencode(query)}", stopping, fields=fields)
+            client, fields = self._client()
+            answer = client.get(f"{self._slices}?{urlencode(query)}", stopping, fields=fields)
             if answer.status != 200:
                 raise refused(answer.status)
             document: Any = read_json(answer.body)
@@ -181,9 +181,9 @@ class Kubernetes:
                 raise SourceError("its answer is not a list of slices") from error
             if not more:
                 break
-        self._known, self._version = known, str(version)
+        self._by_name, self._version = known, str(version)
 
-    def _hear(self, stopping: threading.Event) -> None:
+    def _next_change(self, stopping: threading.Event) -> None:
         """Apply the next change of the watch; return when the watch ends, too."""
         if self._watch is None:
             query = {
@@ -193,8 +193,8 @@ class Kubernetes:
                 "resourceVersion": self._version,
                 "timeoutSeconds": _WATCH,
             }
-            asker, fields = self._asker()
-            lines = asker.lines(f"{self._slices}?{urlencode(query)}", stopping, fields=fields)
+            client, fields = self._client()
+            lines = client.lines(f"{self._slices}?{urlencode(query)}", stopping, fields=fields)
             status, self._watch = self._open.enter_context(lines)
             if status == 410:  # the server no longer has the changes since that version
                 self.close()
@@ -205,9 +205,9 @@ class Kubernetes:
         if line is None:
             self._end_watch()
         elif line.strip():
-            self._take(read_json(line))
+            self._apply(read_json(line))
 
-    def _take(self, event: Any) -> None:
+    def _apply(self, event: Any) -> None:
         try:
             kind, item = event["type"], event["object"]
             if kind == "ERROR":  # 410 as a rule: list again
@@ -215,9 +215,9 @@ class Kubernetes:
                 return
             self._version = str(item["metadata"]["resourceVersion"])
             if kind in ("ADDED", "MODIFIED"):
-                self._known[_name(item)] = item
+                self._by_name[_name(item)] = item
             elif kind == "DELETED":
-                self._known.pop(_name(item), None)
+                self._by_name.pop(_name(item), None)
         except (KeyError, TypeError) as error:
             raise SourceError("its answer has a malformed change") from error
 
@@ -225,7 +225,7 @@ class Kubernetes:
         self._watch = None
         self._open.close()
 
-    def _asker(self) -> tuple[ApiClient, dict[str, str]]:
+    def _client(self) -> tuple[ApiClient, dict[str, str]]:
         if self._server is not None:
             fields = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
             return ApiClient(self._server, ca=self._ca), fields
@@ -237,8 +237,8 @@ class Kubernetes:
             token = self._token or (self._account / "token").read_text().strip()
         except OSError as error:
             raise SourceError("the service account's token cannot be read") from error
-        asker = ApiClient(f"https://{host}:{port or 443}", ca=str(self._account / "ca.crt"))
-        return asker, {"Authorization": f"Bearer {token}"}
+        client = ApiClient(f"https://{host}:{port or 443}", ca=str(self._account / "ca.crt"))
+        return client, {"Authorization": f"Bearer {token}"}
 
 
 def _name(item: Any) -> str:

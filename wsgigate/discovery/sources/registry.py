@@ -52,7 +52,7 @@ class RemoteRegistry:
         self._target = f"/discover/{quote(service, safe='')}"
         self._tags = tuple(tags)
         self._fields = {} if token is None else {"Authorization": f"Bearer {token}"}
-        self._asker = ApiClient(url, ca=ca)
+        self._client = ApiClient(url, ca=ca)
         self._index = ""
 
     def close(self) -> None:
@@ -68,18 +68,18 @@ class RemoteRegistry:
             query += [("wait", _LONG_POLL), ("index", index)]
         target = f"{self._target}?{urlencode(query)}"
         wait = _LONG_POLL if index else 0.0
-        answer = self._asker.get(target, stopping, fields=self._fields, wait=wait)
-        if answer.status != 200:
-            raise refused(answer.status)
-        document = read_json(answer.body)
+        response = self._client.get(target, stopping, fields=self._fields, wait=wait)
+        if response.status != 200:
+            raise refused(response.status)
+        document = read_json(response.body)
         found = _instances(document)
-        new = answer.fields.get("x-registry-index") or ""
+        new = response.fields.get("x-registry-index") or ""
         self._index = new if new.isdecimal() else ""
         trouble = "its store fails" if isinstance(document, dict) and document.get("age") else ""
         certain = self._index not in ("", "0") and not trouble
         # The same index again: the registry had no free slot to wait, or nothing has changed.
         again_in = _PAUSE if self._index not in ("", index) else _POLL
-        return Found(found, again_in, certain, trouble, _networks(answer.fields))
+        return Found(found, again_in, certain, trouble, _networks(response.fields))
 
 
 def _networks(fields: Mapping[str, str]) -> tuple[str, ...] | None:
@@ -101,10 +101,13 @@ def _instances(document: object) -> tuple[Instance, ...]:
         raise SourceError(f"it has {len(listed)} instances, more than {MOST}")
     entries = [entry for entry in listed if isinstance(entry, Mapping)]
     up = [entry for entry in entries if entry.get("status", "UP") == "UP"]
-    well = [entry for entry in up if entry.get("healthy", True)] or up
-    leaving = [entry for entry in entries if entry.get("status") == "DRAINING"]
+    healthy = [entry for entry in up if entry.get("healthy", True)] or up
+    draining = [entry for entry in entries if entry.get("status") == "DRAINING"]
     return distinct(
-        [*(_instance(entry, None) for entry in well), *(_instance(entry, 0) for entry in leaving)]
+        [
+            *(_instance(entry, None) for entry in healthy),
+            *(_instance(entry, 0) for entry in draining),
+        ]
     )
 
 
