@@ -207,7 +207,7 @@ def test_a_program_that_can_not_be_run_is_never_registered(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--meta", "x"], "--meta is NAME=VALUE"),
+        (["--meta", "x"], "--meta: expected NAME=VALUE"),
         (["--drain", "soon"], "soon"),
         (["--weight", "-1"], "weight: "),
         (["--health-check-path", "health"], "healthCheckPath: "),

@@ -131,7 +131,7 @@ def test_a_reset_that_the_others_do_not_hear_of_says_so(clock: FakeClock) -> Non
     alone = Circuit("orders", store=BrokenStore(), clock=clock)
     answer = client([alone]).post("/circuit-breakers/orders/reset", headers=BEARER)
     assert answer.status_code == 503
-    assert answer.json["message"] == "The circuit breaker was reset in this worker alone."
+    assert answer.json["message"] == "The circuit breaker was reset in this worker only."
 
 
 def test_below_a_prefix(circuits: list[Circuit]) -> None:

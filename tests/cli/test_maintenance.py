@@ -84,8 +84,8 @@ def test_a_process_of_its_own_switches_a_gateway_that_runs(file: str) -> None:
         (["on", "--for", "soon"], "expected a duration"),
         (["on", "--for", "0s"], "for: more than 0 seconds"),
         (["on", "--message", "two\nlines"], "message: a text of one line"),
-        (["off", "--for", "1h"], "--for and --message: only to switch it on"),
-        (["status", "--message", "x"], "--for and --message: only to switch it on"),
+        (["off", "--for", "1h"], "--for and --message: allowed with on only"),
+        (["status", "--message", "x"], "--for and --message: allowed with on only"),
     ],
 )
 def test_what_can_not_be_is_told(

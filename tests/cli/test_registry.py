@@ -103,7 +103,7 @@ def test_in_memory_there_is_one_process(run: Run) -> None:
         (("--open", "--bind", "nowhere"), {}, "--bind: expected an address"),
         (("--open", "--allow", "10.0.0.1/8"), {}, "--allow: "),
         (("--open", "--allow", "unix"), {}, "--allow: "),
-        (("--open", "--token", "users"), {}, "--token: SERVICE=NAME"),
+        (("--open", "--token", "users"), {}, "--token: expected SERVICE=NAME"),
         (("--open", "--token", "users=NO_SUCH"), {}, "--token: the environment variable NO_SUCH"),
         (("--open", "--token", "../x=T"), {"T": TOKEN}, "--token: "),
         (("--open", "--store", "memory:", "--workers", "2"), {}, "--store: memory:"),

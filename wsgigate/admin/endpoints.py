@@ -1,7 +1,7 @@
-"""The gateway's own endpoints: its health, what it is, and which services it knows.
+"""The gateway's own endpoints: health, information about the gateway, and its services.
 
-None of them changes anything. What they tell of health is what the worker read last; a request
-costs the store a look at how full it is, and a few short reads where workers share their reports.
+All of them are read-only. The health results are those that the worker read last; a request costs a
+read of the store's usage, and a few short reads where workers share their reports.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ __all__ = [
 ]
 
 
-# WSGI apps that answer with a JSON document.
+# JSON endpoints.
 
 
 def json_app(
     make: Callable[[WSGIEnvironment], object], *, refuse: Refuse = answer_with
 ) -> WSGIApplication:
-    """Return the app that answers with what *make* returns: a document, or a :class:`Problem`.
+    """Return the app that responds with the result of *make*: a document or a :class:`Problem`.
 
-    The document is always JSON and says that it is nothing else, so that no browser takes a name in
-    it for a page. It is never kept: it tells of this moment.
+    ``nosniff`` keeps browsers from interpreting a name in the document as HTML; ``no-store`` keeps
+    caches from storing it, as it describes the present state.
     """
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -67,7 +67,7 @@ def json_app(
     return app
 
 
-# What a gateway says of itself, worked out from what it is made of.
+# The contents of ``/info``.
 
 E = TypeVar("E")
 
@@ -79,7 +79,7 @@ _MIDDLEWARES = (
 
 
 def own_routes(prefix: str = "") -> dict[str, str]:
-    """Return the endpoints that a gateway has of its own, with what each is for."""
+    """Return the gateway's own endpoints with their descriptions."""
     return {
         f"GET {prefix}/health": "Gateway health check",
         f"GET {prefix}/info": "Gateway information",
@@ -90,19 +90,19 @@ def own_routes(prefix: str = "") -> dict[str, str]:
 def describe_routes(
     routes: Iterable[Route[E]], *, prefix: str = "", given: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Return what ``/info`` says of the routes: ``GET /orders/*`` and what it is for.
+    """Return the routes for ``/info``: ``GET /orders/*`` and its description.
 
-    :param routes: The routes. One that is listed nowhere is not told here either.
-    :param prefix: The path the gateway's own endpoints are below; they come first.
-    :param given: What to say instead of *routes*, in the operator's words.
+    :param routes: The routes; one with an empty ``listed`` is omitted.
+    :param prefix: The path prefix of the gateway's own endpoints, which come first.
+    :param given: The operator's own list, used instead of *routes*.
     """
-    told = own_routes(prefix)
+    described = own_routes(prefix)
     if given:
-        return {**told, **given}
+        return {**described, **given}
     for route in routes:
         for text in _texts(route):
-            told.setdefault(text, route.summary or "Proxied service routes")
-    return told
+            described.setdefault(text, route.summary or "Proxied service routes")
+    return described
 
 
 def _texts(route: Route[E]) -> Sequence[str]:
@@ -119,25 +119,25 @@ def describe_features(
     health: bool = False,
     given: Sequence[str] = (),
 ) -> tuple[str, ...]:
-    """Return what ``/info`` says the gateway can do.
+    """Return the features for ``/info``.
 
-    :param middlewares: The names of the middlewares in use, around everything or around a route.
-    :param services: Whether there are services to forward to.
+    :param middlewares: The names of the middlewares in use, gateway-wide or of a route.
+    :param services: Whether there are services.
     :param health: Whether any of them has a health check.
-    :param given: What to say instead, in the operator's words.
+    :param given: The operator's own list, used instead.
     """
     if given:
         return tuple(given)
-    told = [feature for name, feature in _MIDDLEWARES if name in middlewares]
+    features = [feature for name, feature in _MIDDLEWARES if name in middlewares]
     if services:
-        told += ["Service discovery", "Load balancing"]
+        features += ["Service discovery", "Load balancing"]
     if health:
-        told.append("Health monitoring")
-    return tuple(told)
+        features.append("Health monitoring")
+    return tuple(features)
 
 
 class HasInstances(Protocol):
-    """What is wanted of a pool: who is in it at the moment."""
+    """The part of a pool that the endpoints use: its current instances."""
 
     @property
     def instances(self) -> Iterable[Instance]:
@@ -145,7 +145,7 @@ class HasInstances(Protocol):
 
 
 class Statuses(Protocol):
-    """What is wanted of a health checker."""
+    """The part of a health checker that the endpoints use."""
 
     def status(self, service: str) -> dict[str, Any]:
         """Return the status of one service."""
@@ -153,12 +153,12 @@ class Statuses(Protocol):
 
 @dataclass(frozen=True)
 class ServiceFacts:
-    """What is told of a service.
+    """The facts about a service that the endpoints report.
 
-    :param pool: Knows its instances.
-    :param routes: The paths it says it answers.
-    :param discovery: Tells how the source of its instances stands, if it has one.
-    :param bulkhead: Whether to tell how full its bulkhead is before that has refused a request.
+    :param pool: Its instances.
+    :param routes: Its paths, from the file.
+    :param discovery: Returns the status of its source, if it has one.
+    :param bulkhead: Whether to report its bulkhead before it has rejected a request.
     """
 
     pool: HasInstances
@@ -169,12 +169,12 @@ class ServiceFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is told of a gateway.
+    """The facts about a gateway that the endpoints report.
 
-    :param port: The port it listens at, ``None`` when it has none, as with a Unix socket.
-    :param services: By name, in the order in which they are told.
-    :param info_routes: What each route is for, as ``GET /orders/*``: :func:`.describe_routes`.
-    :param features: What it can do: :func:`.describe_features`.
+    :param port: The port it listens on, ``None`` for a Unix socket.
+    :param services: The services by name, in the order of the reports.
+    :param info_routes: The routes of ``/info``: :func:`.describe_routes`.
+    :param features: The features of ``/info``: :func:`.describe_features`.
     """
 
     name: str
@@ -200,22 +200,22 @@ def routes(
 ) -> list[Route[WSGIApplication]]:
     """Return the routes of the gateway's own endpoints.
 
-    :param prefix: The path they are below, such as ``/_gateway``.
-    :param health: Tells how the services are; without one they are taken to be healthy.
-    :param store: Tells of the store, which nothing is said of without; it has an ``error`` while
-        it fails, and the gateway's status is ``degraded`` then.
-    :param circuits: Tells how the services' circuits stand, which nothing is said of without.
-    :param maintenance: Tells by scope what is out of service, which nothing is said of without;
-        the gateway's status is ``maintenance`` while all of it is.
-    :param workers: Tells what each worker reports: its ``bulkheads`` and ``ejections`` are told
-        in ``/services``, summed and by worker.
-    :param started: Tells since when this process serves, in Unix time.
-    :param now: Tells the Unix time.
-    :param refuse: Turns a problem into the app that answers it.
-    :raises ValueError: *prefix* is no path.
+    :param prefix: The path prefix, such as ``/_gateway``.
+    :param health: The health checker. Without one, services are reported as healthy.
+    :param store: Returns the status of the store, if it is to be reported; with an ``error`` in it
+        the gateway's status is ``degraded``.
+    :param circuits: Returns the states of the services' circuits, if they are to be reported.
+    :param maintenance: Returns the maintenance notices by scope, if they are to be reported; the
+        gateway's status is ``maintenance`` while the scope ``gateway`` is out of service.
+    :param workers: Returns the report of each worker: ``/services`` has their ``bulkheads`` and
+        ``ejections``, summed and by worker.
+    :param started: Returns when the gateway started, in Unix time.
+    :param now: Returns the Unix time.
+    :param refuse: Returns the app that responds with a problem.
+    :raises ValueError: *prefix* is not a path.
     """
     if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
-        raise ValueError(f'prefix is "" or a path such as "/_gateway", got {prefix!r}')
+        raise ValueError(f'prefix must be "" or a path such as "/_gateway", got {prefix!r}')
     endpoints = _Endpoints(facts, health, store, circuits, maintenance, workers, started, now)
     own = {
         text: Route(
@@ -295,7 +295,7 @@ class _Endpoints:
         }
 
     def _off(self) -> dict[str, dict[str, Any]]:
-        """Return what is out of service, by scope."""
+        """Return the maintenance notices by scope."""
         return dict(self._maintenance()) if self._maintenance else {}
 
     def _found(self) -> dict[str, Any]:
@@ -314,10 +314,10 @@ class _Endpoints:
     def services(self, environ: WSGIEnvironment) -> object:
         off, reports = self._off(), self._reports()
         services = [self._service(name, off, reports) for name in self._facts.services]
-        told = {"success": True, "services": services, "count": len(services)}
+        document = {"success": True, "services": services, "count": len(services)}
         if reports:
-            told["workers"] = {worker: _told(report) for worker, report in reports.items()}
-        return told
+            document["workers"] = {name: _worker(report) for name, report in reports.items()}
+        return document
 
     def _reports(self) -> Mapping[str, Report]:
         return self._workers() if self._workers else {}
@@ -333,38 +333,38 @@ class _Endpoints:
     ) -> dict[str, Any]:
         service = self._facts.services[name]
         urls = [instance.url for instance in service.pool.instances]
-        told: dict[str, Any] = {"name": name, "url": urls[0] if urls else None}
+        document: dict[str, Any] = {"name": name, "url": urls[0] if urls else None}
         if len(urls) > 1:
-            told["instances"] = urls
+            document["instances"] = urls
         if service.discovery:
-            told["discovery"] = service.discovery()
+            document["discovery"] = service.discovery()
         ejections = _ejections(name, reports.values())
         if ejections:
-            told["ejected"] = list(ejections)
-            told["ejections"] = ejections
+            document["ejected"] = list(ejections)
+            document["ejections"] = ejections
         bulkhead = _bulkhead(name, reports.values())
         if bulkhead and (service.bulkhead or bulkhead.get("refused")):
-            told["bulkhead"] = bulkhead
-        return {**told, "routes": list(service.routes), "status": self._status(name, off)}
+            document["bulkhead"] = bulkhead
+        return {**document, "routes": list(service.routes), "status": self._status(name, off)}
 
     def _status(self, name: str, off: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-        """Return the status of a service: by its health checks, if it has instances at all."""
+        """Return the status of a service: unhealthy without instances, else by health checks."""
         service = self._facts.services[name]
         instances = [*service.pool.instances]
         if not instances:
             found = service.discovery() if service.discovery else {}
             why = found.get("error")
-            told = {"healthy": False, "error": f"No instances: {why}" if why else "No instances"}
+            status = {"healthy": False, "error": f"No instances: {why}" if why else "No instances"}
         elif not any(instance.weight for instance in instances):
-            told = {"healthy": False, "error": "All instances are draining"}
+            status = {"healthy": False, "error": "All instances are draining"}
         else:
-            told = self._health.status(name) if self._health else not_monitored()
+            status = self._health.status(name) if self._health else not_monitored()
         notice = off.get(f"service:{name}")
-        return told if notice is None else {**told, "maintenance": notice}
+        return status if notice is None else {**status, "maintenance": notice}
 
 
 def _bulkhead(name: str, reports: Iterable[Report]) -> dict[str, int]:
-    """Return the sums over all workers of what they tell of the bulkhead of a service."""
+    """Return the counts of a service's bulkhead, summed over all workers."""
     sums: dict[str, int] = {}
     for report in reports:
         for key, count in report.get("bulkheads", {}).get(name, {}).items():
@@ -373,9 +373,9 @@ def _bulkhead(name: str, reports: Iterable[Report]) -> dict[str, int]:
 
 
 def _ejections(name: str, reports: Iterable[Report]) -> dict[str, dict[str, Any]]:
-    """Return the instances of a service that a worker leaves out: since when, until when, why.
+    """Return the instances of a service that any worker ejects, with since, until and reason.
 
-    ``workers`` is how many of them do: each judges by the responses that it has seen itself.
+    ``workers`` is the number of workers that do: each judges by the responses it received.
     """
     found: dict[str, dict[str, Any]] = {}
     for report in reports:
@@ -391,8 +391,8 @@ def _ejections(name: str, reports: Iterable[Report]) -> dict[str, dict[str, Any]
     }
 
 
-def _told(report: Report) -> dict[str, Any]:
-    """Return what ``/services`` says of one worker."""
+def _worker(report: Report) -> dict[str, Any]:
+    """Return the entry of one worker in ``/services``."""
     return {
         "bulkheads": dict(report.get("bulkheads", {})),
         "ejected": {name: sorted(each) for name, each in report.get("ejections", {}).items()},

@@ -1,4 +1,7 @@
-"""Circuits as the gateway tells of them: how they stand, and a way to close one by hand."""
+"""Endpoints for operations: deny tokens, switch maintenance mode, list and reset circuits.
+
+A request that changes something requires the admin token; without one configured it is rejected.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +36,10 @@ __all__ = [
 ]
 
 
-# The endpoint that denies tokens before they end.
+# Token denial.
 
 LARGEST_DENIAL = 2 * MAX_LENGTH
-"""The largest body that is read, in bytes: a token and all else there is to say."""
+"""The maximum size of the body, in bytes: a token and the other fields."""
 
 _DENIAL_FIELDS = {"token": {"until"}, "jti": {"until"}, "sub": {"before", "until"}}
 
@@ -51,15 +54,16 @@ def deny_route(
 ) -> Route[WSGIApplication]:
     """Return the route of ``POST /tokens/deny``.
 
-    Its body is a JSON object with one of ``token``, ``jti`` and ``sub``; with ``until``, the Unix
-    time at which the last of them ends, which a ``token`` says itself; and with ``before``, for a
-    ``sub``, the Unix time before which they were issued, the present unless said.
+    The body is a JSON object with one of ``token``, ``jti`` and ``sub``; ``until``, the Unix time
+    at which the last of the tokens expires (default for ``token``: its own expiry); and, for
+    ``sub``, ``before``: only tokens issued before this Unix time are denied (default: now).
 
-    :param prefix: The path of the gateway's own endpoints.
-    :param token: What the request must present; without one all are refused.
-    :param now: Tells the Unix time.
-    :param refuse: Turns a problem into the app that answers it.
-    :raises ValueError: *token* can be guessed.
+    :param deny_list: The list to add to.
+    :param prefix: The path prefix of the gateway's own endpoints.
+    :param token: The admin token; without one all requests are rejected.
+    :param now: Returns the Unix time.
+    :param refuse: Returns the app that responds with a problem.
+    :raises ValueError: *token* is too weak.
     """
 
     def deny(environ: WSGIEnvironment) -> object:
@@ -68,17 +72,18 @@ def deny_route(
         except Refusal as refusal:
             return refusal.problem
         except StoreError as error:
-            environ[REASON] = f"the deny-list cannot be written: {error}"
+            environ[REASON] = f"the deny list cannot be written: {error}"
             return Problem(
                 503,
-                "The deny-list cannot be written at the moment. What was asked may hold or not.",
+                "The deny list cannot be written at the moment. "
+                "The denial may or may not have taken effect.",
                 headers=(("Retry-After", "5"),),
             )
         return {"success": True, "message": "Denied.", "denied": kind, "until": until}
 
     app = json_app(deny, refuse=refuse)
     if token is None:
-        app = refuse(Problem(403, "This gateway has no admin token, so nobody may change it."))
+        app = refuse(Problem(403, "This gateway has no admin token, so changes are disabled."))
     else:
         app = require_token(app, token, refuse=refuse)
     return Route(
@@ -94,19 +99,21 @@ def deny_route(
 def _denied(
     deny_list: DenyList, body: dict[str, Any], now: Callable[[], float]
 ) -> tuple[str, float]:
-    """Do what *body* asks for; return what was denied, and until when."""
+    """Add the denial in *body* to the list; return its kind, and until when it lasts."""
     kinds = [kind for kind in _DENIAL_FIELDS if kind in body]
     if len(kinds) != 1:
-        raise wrong("token, jti, sub: exactly one of them says what is denied.")
+        raise wrong("exactly one of token, jti and sub is required.")
     [kind] = kinds
     for field in body:
         if field != kind and field not in _DENIAL_FIELDS[kind]:
-            raise wrong(f"{field[:64]!a}: there is no such field beside {kind}.", field[:64])
+            raise wrong(f"{field[:64]!a}: not allowed together with {kind}.", field[:64])
     named = body[kind]
     if not isinstance(named, str):
-        raise wrong(f"{kind}: a text.", kind)
+        raise wrong(f"{kind}: must be a string.", kind)
     if kind != "token" and "until" not in body:
-        raise wrong("until: is missing, the Unix time at which the last of them ends.", "until")
+        raise wrong(
+            "until: is required: the Unix time at which the last of the tokens expires.", "until"
+        )
     try:
         if kind == "token":
             until = deny_list.deny_token(named, body.get("until"))
@@ -119,16 +126,16 @@ def _denied(
     return kind, until
 
 
-# What is out of service on purpose, as the gateway tells of it, and the switch.
+# Maintenance mode.
 
 LARGEST_MAINTENANCE = 4096
-"""The largest body that is read, in bytes."""
+"""The maximum size of the body, in bytes."""
 
 _MAINTENANCE_FIELDS = ("on", "scope", "for", "message")
 
 
 def maintenance_told(switch: MaintenanceSwitch) -> dict[str, dict[str, Any]]:
-    """Return what is out of service, by scope: since when, until when and what is said.
+    """Return the maintenance notices by scope, as JSON members: since, until and message.
 
     :raises StoreError: The store failed.
     """
@@ -136,7 +143,7 @@ def maintenance_told(switch: MaintenanceSwitch) -> dict[str, dict[str, Any]]:
 
 
 def notices_told(notices: Mapping[str, Notice]) -> dict[str, dict[str, Any]]:
-    """Return *notices* as members of a JSON object, by scope."""
+    """Return *notices* by scope, as JSON members."""
     return {
         scope: {
             "since": iso_time(since),
@@ -155,32 +162,33 @@ def maintenance_routes(
     token: str | None,
     refuse: Refuse = answer_with,
 ) -> list[Route[WSGIApplication]]:
-    """Return the routes of ``/maintenance``: GET tells what is out of service, POST switches it.
+    """Return the routes of ``/maintenance``: GET lists the notices, POST switches a scope.
 
-    The body of a POST is a JSON object with ``on``, true or false; ``scope``, ``gateway`` unless
-    said; and to switch it on ``for``, seconds or a text such as ``"30m"`` after which it ends by
-    itself, and ``message``, a sentence for clients.
+    The body of a POST is a JSON object with ``on``, true or false; ``scope`` (default:
+    ``gateway``); and with ``on``, optionally, ``for``, the duration in seconds or as a text such as
+    ``"30m"``, and ``message``, a sentence for clients.
 
-    :param scopes: What there is to be switched: ``gateway``, ``service:NAME``, ``route:NAME``.
-    :param prefix: The path of the gateway's own endpoints.
-    :param token: What both of them take; without one all are refused.
-    :param refuse: Turns a problem into the app that answers it.
-    :raises ValueError: *token* can be guessed.
+    :param scopes: The scopes: ``gateway``, ``service:NAME``, ``route:NAME``.
+    :param prefix: The path prefix of the gateway's own endpoints.
+    :param token: The admin token, required by both; without one all requests are rejected.
+    :param refuse: Returns the app that responds with a problem.
+    :raises ValueError: *token* is too weak.
     """
     unreadable = Problem(
         503,
-        "What is out of service is not known at the moment. What was asked may hold or not.",
+        "The maintenance state is unknown at the moment. "
+        "A change may or may not have taken effect.",
         headers=(("Retry-After", "5"),),
     )
 
-    def told(environ: WSGIEnvironment) -> object:
+    def show(environ: WSGIEnvironment) -> object:
         return {"success": True, "scopes": list(scopes), "maintenance": maintenance_told(switch)}
 
     def change(environ: WSGIEnvironment) -> object:
         _switch(switch, scopes, json_body(environ, LARGEST_MAINTENANCE))
         return {"success": True, "maintenance": maintenance_told(switch)}
 
-    def tried(does: Callable[[WSGIEnvironment], object]) -> WSGIApplication:
+    def protected(does: Callable[[WSGIEnvironment], object]) -> WSGIApplication:
         def answer(environ: WSGIEnvironment) -> object:
             try:
                 return does(environ)
@@ -191,13 +199,13 @@ def maintenance_routes(
                 return unreadable
 
         if token is None:
-            return refuse(Problem(403, "This gateway has no admin token, so nobody may change it."))
+            return refuse(Problem(403, "This gateway has no admin token, so changes are disabled."))
         return require_token(json_app(answer, refuse=refuse), token, refuse=refuse)
 
     return [
         Route(
             f"{prefix}/maintenance",
-            tried(does),
+            protected(does),
             methods=(method,),
             exact=True,
             name=f"{method} {prefix}/maintenance",
@@ -205,7 +213,7 @@ def maintenance_routes(
             summary=summary,
         )
         for method, does, summary in (
-            ("GET", told, "What is out of service"),
+            ("GET", show, "What is out of service"),
             ("POST", change, "Take out of service, and back"),
         )
     ]
@@ -214,14 +222,17 @@ def maintenance_routes(
 def _switch(switch: MaintenanceSwitch, scopes: Collection[str], body: dict[str, Any]) -> None:
     for field in body:
         if field not in _MAINTENANCE_FIELDS:
-            raise wrong(f"{field[:64]!a}: there is no such field.", field[:64])
+            raise wrong(
+                f"{field[:64]!a}: unknown field; known are {', '.join(_MAINTENANCE_FIELDS)}.",
+                field[:64],
+            )
     on, scope, lasts = body.get("on"), body.get("scope", GATEWAY), body.get("for")
     if not isinstance(on, bool):
-        raise wrong("on: true or false.", "on")
+        raise wrong("on: must be true or false.", "on")
     if not on and ("for" in body or "message" in body):
-        raise wrong("for and message: only to switch it on.", "on")
+        raise wrong('for and message: allowed with "on": true only.', "on")
     if not isinstance(scope, str) or (on and scope not in scopes):
-        raise wrong("scope: one of those that GET tells.", "scope")
+        raise wrong("scope: must be one of the scopes that GET lists.", "scope")
     try:
         if not on:
             switch.off(scope)
@@ -239,29 +250,29 @@ _DAY = 86_400.0
 
 
 class HasCircuit(Protocol):
-    """What is wanted of a circuit."""
+    """The part of a circuit that the endpoints use."""
 
     @property
     def name(self) -> str:
-        """What people call it: the service's name."""
+        """The circuit's name: that of the service."""
 
     def status(self, *, fresh: bool = ...) -> CircuitStatus:
-        """Return how it stands; by what all workers agree on at the moment if *fresh*."""
+        """Return its status; with *fresh*, the one that all workers share at the moment."""
 
     def counts(self) -> Counts:
         """Return what this worker has counted."""
 
     def reset(self) -> bool:
-        """Close it; return whether the other workers will hear of it."""
+        """Close it; return whether the other workers will learn of it."""
 
 
 class Counted(NamedTuple):
-    """What one worker has counted of a circuit, as its report has it.
+    """The counts of one worker for a circuit, as in its report.
 
-    :ivar generation: Of the verdict that it knew.
-    :ivar failures: Calls that have failed since the last one that was answered.
-    :ivar successes: Calls that were answered, all in all.
-    :ivar last: When the last one failed, in Unix time; ``None`` when it has seen none.
+    :ivar generation: The generation of the verdict that the worker knew.
+    :ivar failures: Failed calls since the last successful one.
+    :ivar successes: Successful calls in total.
+    :ivar last: When the last call failed, in Unix time; ``None`` without one.
     """
 
     generation: int
@@ -275,11 +286,11 @@ def counted(
     now: Callable[[], float] = time.time,
     steady: Callable[[str, float], float] = lambda _, moment: moment,
 ) -> dict[str, Counted]:
-    """Return what this worker has counted of *circuits*, by name.
+    """Return this worker's counts of *circuits*, by name.
 
-    :param now: Tells the Unix time.
-    :param steady: Given a name and a moment, returns the moment as it was returned before, where
-        it differs by no more than two clocks do: see :class:`.Steady`.
+    :param now: Returns the Unix time.
+    :param steady: Given a name and a time, returns the time it returned before if the two differ
+        only by the difference of two clocks: see :class:`.Steady`.
     """
     found = {}
     for circuit in circuits:
@@ -294,17 +305,16 @@ def circuit_statuses(
     now: Callable[[], float] = time.time,
     workers: Iterable[Mapping[str, Sequence[Any]]] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Return how *circuits* stand, by name: the ``circuitBreakers`` of ``/health``.
+    """Return the states of *circuits* by name: the ``circuitBreakers`` of ``/health``.
 
     The state is that of all workers, and the counts are summed over them. A circuit that has
-    changed its state also tells ``since`` when, the ``reason``, and, unless it is closed,
-    ``until`` when it stays so.
+    changed its state also has ``since``, the ``reason``, and, unless it is closed, ``until``.
 
-    :param now: Tells the Unix time.
-    :param workers: What each worker has counted, as :func:`counted` returns it; this one alone
-        by default.
+    :param now: Returns the Unix time.
+    :param workers: The counts of each worker, as :func:`counted` returns them. Default: those of
+        this worker only.
     """
-    told: dict[str, dict[str, Any]] = {}
+    statuses: dict[str, dict[str, Any]] = {}
     if workers is None:
         workers = [counted(circuits, now)]
     reports = [*workers]
@@ -312,14 +322,14 @@ def circuit_statuses(
         status = circuit.status(fresh=True)
         counts = [Counted(*report[circuit.name]) for report in reports if circuit.name in report]
         if status.why == Event.RESET.value:
-            # a worker that has not heard of the reset yet still tells what was before
+            # the report of a worker that has not seen the reset yet has the counts before it
             heard = (each.generation >= status.generation for each in counts)
             counts = [
                 each if knows else each._replace(failures=0, last=None)
                 for each, knows in zip(counts, heard, strict=True)
             ]
         last = max((each.last for each in counts if each.last is not None), default=None)
-        told[circuit.name] = {
+        statuses[circuit.name] = {
             "serviceName": circuit.name,
             "state": status.state.value,
             "failureCount": sum(each.failures for each in counts),
@@ -328,15 +338,15 @@ def circuit_statuses(
         }
         if status.since is not None:
             unix = now()
-            # a store whose time is the Unix time tells all workers the same to the millisecond
+            # with a store on Unix time, all workers report the same time to the millisecond
             ahead = status.moment - unix
             ahead = 0.0 if abs(ahead) < _DAY else ahead
-            told[circuit.name] |= {
+            statuses[circuit.name] |= {
                 "since": iso_time(status.since - ahead),
                 "reason": status.why,
                 "until": None if status.until is None else iso_time(status.until - ahead),
             }
-    return told
+    return statuses
 
 
 def circuit_routes(
@@ -348,21 +358,21 @@ def circuit_routes(
     workers: Callable[[], Mapping[str, Mapping[str, Sequence[Any]]]] | None = None,
     refuse: Refuse = answer_with,
 ) -> list[Route[WSGIApplication]]:
-    """Return the routes that tell how *circuits* stand, and that close one.
+    """Return the routes that list the states of *circuits*, and that reset one.
 
-    :param circuits: One for each name.
-    :param prefix: The path they are below, such as ``/_gateway``.
-    :param token: What closing one takes; without it, that is no route.
-    :param now: Tells the Unix time.
-    :param workers: Tells by worker what each has counted; this one alone by default.
-    :param refuse: Turns a problem into the app that answers it.
-    :raises ValueError: *token* is none, see :func:`.require_token`; two circuits share a name.
+    :param circuits: The circuits, with unique names.
+    :param prefix: The path prefix, such as ``/_gateway``.
+    :param token: The admin token, required to reset a circuit; without one there is no such route.
+    :param now: Returns the Unix time.
+    :param workers: Returns the counts by worker. Default: those of this worker only.
+    :param refuse: Returns the app that responds with a problem.
+    :raises ValueError: *token* is invalid, see :func:`.require_token`; two circuits share a name.
     """
     by_name = {circuit.name: circuit for circuit in circuits}
     if len(by_name) < len(circuits):
         raise ValueError("two circuits have the same name")
 
-    def told(environ: WSGIEnvironment) -> object:
+    def show(environ: WSGIEnvironment) -> object:
         if workers is None:
             return {"success": True, "circuitBreakers": circuit_statuses(circuits, now)}
         reports = workers()
@@ -370,7 +380,7 @@ def circuit_routes(
             "success": True,
             "circuitBreakers": circuit_statuses(circuits, now, reports.values()),
             "workers": {
-                worker: {name: _told(each) for name, each in report.items()}
+                worker: {name: _counts(each) for name, each in report.items()}
                 for worker, report in reports.items()
             },
         }
@@ -383,7 +393,7 @@ def circuit_routes(
         if not circuit.reset():
             return Problem(
                 503,
-                "The circuit breaker was reset in this worker alone.",
+                "The circuit breaker was reset in this worker only.",
                 extensions={"error": "Store unavailable"},
                 headers=(("Retry-After", "5"),),
             )
@@ -393,7 +403,7 @@ def circuit_routes(
     routes: list[Route[WSGIApplication]] = [
         Route(
             path,
-            json_app(told, refuse=refuse),
+            json_app(show, refuse=refuse),
             methods=("GET",),
             exact=True,
             listed=(),
@@ -414,7 +424,7 @@ def circuit_routes(
     return routes
 
 
-def _told(report: Sequence[Any]) -> dict[str, Any]:
+def _counts(report: Sequence[Any]) -> dict[str, Any]:
     each = Counted(*report)
     return {
         "failureCount": each.failures,

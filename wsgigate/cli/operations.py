@@ -65,7 +65,7 @@ def _scope(arguments: argparse.Namespace, config: Config) -> str:
     if config.maintenance is None:
         raise ValueError(f"{arguments.file} has no [maintenance] table")
     if arguments.what != "on" and (arguments.lasts is not None or arguments.message):
-        raise ValueError("--for and --message: only to switch it on")
+        raise ValueError("--for and --message: allowed with on only")
     scope = GATEWAY
     if arguments.service is not None:
         scope = f"service:{arguments.service}"

@@ -129,7 +129,7 @@ def _entry(arguments: argparse.Namespace) -> Entry:
     for given in arguments.meta:
         name, equals, value = given.partition("=")
         if not name or not equals:
-            raise ValueError(f"--meta is NAME=VALUE, got {given!r}")
+            raise ValueError(f"--meta: expected NAME=VALUE, got {given!r}")
         metadata[name] = value
     return Entry(
         service=arguments.service,

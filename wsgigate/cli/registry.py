@@ -67,7 +67,9 @@ def config_of(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Conf
     workers = arguments.workers
     if arguments.store == "memory:":
         if workers not in (None, 1):
-            raise ValueError("--store: memory: is each worker's own, so there can be but one")
+            raise ValueError(
+                "--store: memory: is private to each worker; use --workers 1, or lmdb:"
+            )
         workers = 1
     table: dict[str, Any] = {"prefix": "", "tokens": tokens, "open": arguments.open}
     if token is not None:
@@ -104,7 +106,7 @@ def _tokens(given: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
     for text in given:
         service, equals, name = text.partition("=")
         if not (service and equals and name):
-            raise ValueError(f"--token: SERVICE=NAME, not {text!r}")
+            raise ValueError(f"--token: expected SERVICE=NAME, got {text!r}")
         if not environ.get(name):
             raise ValueError(f"--token: the environment variable {name} is not set or empty")
         tokens[service] = environ[name]
