@@ -243,11 +243,11 @@ def test_one_that_drains_and_fails_keeps_nobody(sessions: Sessions, three: list[
     rules = OutlierRules(consecutive_failures=1)
     pool = Pool("svc", instances, sticky=stays, outlier=rules)
     id = stays.id_of(three[0].url)
-    lease = pool.pick(stuck=id)
+    lease = pool.pick(sticky_id=id)
     assert lease is not None
     assert lease.instance.url == three[0].url
     lease.end(Outcome.FAILED)
-    again = pool.pick(stuck=id)
+    again = pool.pick(sticky_id=id)
     assert again is not None
     assert again.instance.url != three[0].url
 
@@ -257,11 +257,11 @@ def test_nobody_stays_in_a_tier_that_only_stands_by() -> None:
     first, spare = Instance("http://10.0.0.1"), Instance("http://10.0.0.2", tier=1)
     pool = Pool("svc", [first, spare], sticky=stays)
     for stuck in (first, spare):
-        lease = pool.pick(stuck=stays.id_of(stuck.url))
+        lease = pool.pick(sticky_id=stays.id_of(stuck.url))
         assert lease is not None
         assert lease.instance is first
     pool.mark(first.url, False)
-    moved = pool.pick(stuck=stays.id_of(spare.url))
+    moved = pool.pick(sticky_id=stays.id_of(spare.url))
     assert moved is not None
     assert moved.instance is spare
 
@@ -275,10 +275,10 @@ def test_one_that_drains_keeps_its_clients_when_there_is_nobody_else(weight: int
     if weight:
         assert pool.pick() is not None
     assert pool.pick() is None
-    lease = pool.pick(stuck=stays.id_of(urls[0]))
+    lease = pool.pick(sticky_id=stays.id_of(urls[0]))
     assert lease is not None
     assert lease.instance.url == urls[0]
-    assert pool.pick(stuck=stays.id_of(urls[0])) is None  # it is full itself by now
+    assert pool.pick(sticky_id=stays.id_of(urls[0])) is None  # it is full itself by now
 
 
 def test_another_try_goes_elsewhere_and_that_is_where_the_client_stays(
@@ -369,11 +369,11 @@ def test_a_client_stays_with_its_instance_in_another_zone() -> None:
     instances = [Instance("http://a", zone="a"), Instance("http://b", zone="b")]
     pool = Pool("svc", instances, zone="a", sticky=stays)
     for url in ("http://a", "http://b"):
-        lease = pool.pick(stuck=stays.id_of(url))
+        lease = pool.pick(sticky_id=stays.id_of(url))
         assert lease is not None
         assert lease.instance.url == url
     later = [Instance("http://a", zone="a"), Instance("http://b", tier=1, zone="a")]
     pool.renew(later)  # one that only stands by lets its clients go
-    lease = pool.pick(stuck=stays.id_of("http://b"))
+    lease = pool.pick(sticky_id=stays.id_of("http://b"))
     assert lease is not None
     assert lease.instance.url == "http://a"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgigate.proxy.sticky import StickyCookie, Stuck
+from wsgigate.proxy.sticky import StickyCookie, StickyTarget
 
 SECRET = b"a secret of the tests"
 NOW = 1_700_000_000.0
@@ -23,28 +23,28 @@ VALUE = COOKIE.sign(ID, NOW)
 @pytest.mark.parametrize(
     ("later", "found"),
     [
-        (0, Stuck(ID)),
-        (1800, Stuck(ID)),
-        (1801, Stuck(ID, stale=True)),
-        (3599, Stuck(ID, stale=True)),
+        (0, StickyTarget(ID)),
+        (1800, StickyTarget(ID)),
+        (1801, StickyTarget(ID, stale=True)),
+        (3599, StickyTarget(ID, stale=True)),
         (3600, None),
         (10**6, None),
         (-1, None),  # signed in the future: nobody may have it for longer than that
     ],
 )
 def test_it_is_valid_for_its_time_and_stale_after_half_of_it(
-    later: float, found: Stuck | None
+    later: float, found: StickyTarget | None
 ) -> None:
     assert COOKIE.read(VALUE, NOW + later) == found
 
 
 def test_without_a_time_it_is_valid_for_as_long_as_the_client_keeps_it() -> None:
     value = FOR_EVER.sign(ID, NOW)
-    assert FOR_EVER.read(value, NOW + 10**9) == Stuck(ID)
+    assert FOR_EVER.read(value, NOW + 10**9) == StickyTarget(ID)
 
 
 def test_a_time_that_was_changed_since_holds_for_those_there_are() -> None:
-    assert FOR_EVER.read(VALUE, NOW) == Stuck(ID, stale=True)
+    assert FOR_EVER.read(VALUE, NOW) == StickyTarget(ID, stale=True)
     assert COOKIE.read(FOR_EVER.sign(ID, NOW), NOW) is None
     assert StickyCookie(SECRET, "orders", 60).read(VALUE, NOW) is None
 
@@ -57,7 +57,7 @@ def test_what_it_says_is_for_ever_the_same() -> None:
 
 def test_a_second_is_time_enough() -> None:
     short = StickyCookie(SECRET, "orders", 1)
-    assert short.read(short.sign(ID, NOW), NOW) == Stuck(ID)
+    assert short.read(short.sign(ID, NOW), NOW) == StickyTarget(ID)
 
 
 @pytest.mark.parametrize("until", [1_700_003_599, 1_700_003_601])
@@ -95,7 +95,7 @@ def _flip(at: int) -> Callable[[str], str]:
     ],
 )
 def test_a_value_that_was_not_signed_for_this_is_nothing(forge: Callable[[str], str]) -> None:
-    assert COOKIE.read(VALUE, NOW) == Stuck(ID)
+    assert COOKIE.read(VALUE, NOW) == StickyTarget(ID)
     assert COOKIE.read(forge(VALUE), NOW) is None
 
 

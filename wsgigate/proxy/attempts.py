@@ -65,7 +65,7 @@ from wsgigate.rules.retry import (
     write_timeout,
 )
 
-__all__ = ["AttemptRunner", "Attempts", "Make", "NO_INSTANCE", "TIMEOUT_KEY"]
+__all__ = ["AttemptRunner", "Attempts", "RequestFactory", "NO_INSTANCE", "TIMEOUT_KEY"]
 
 TIMEOUT_KEY = "HTTP_X_REQUEST_TIMEOUT"
 
@@ -78,7 +78,7 @@ NO_INSTANCE = Problem(
     headers=(("Retry-After", "5"),),
 )
 
-Make: TypeAlias = Callable[[WSGIEnvironment, Instance], Outgoing]
+RequestFactory: TypeAlias = Callable[[WSGIEnvironment, Instance], Outgoing]
 """Builds the request to an instance from the client's request."""
 
 
@@ -91,7 +91,9 @@ class AttemptRunner:
     :param sender: Sends the request.
     """
 
-    def __init__(self, pool: Pool, resilience: Resilience, make: Make, sender: Sender) -> None:
+    def __init__(
+        self, pool: Pool, resilience: Resilience, make: RequestFactory, sender: Sender
+    ) -> None:
         self._pool = pool
         self._resilience = resilience
         self._make = make
@@ -121,8 +123,8 @@ class AttemptRunner:
         """
         pool = self._pool
         key = None if pool.key is None else pool.key(environ)
-        stuck = None if pool.sticky is None else pool.sticky.read(environ)
-        lease = pool.pick(key, failed, None if stuck is None else stuck.id)
+        target = None if pool.sticky is None else pool.sticky.read(environ)
+        lease = pool.pick(key, failed, None if target is None else target.id)
         if lease is not None:
             return lease
         if pool.instance_limit is not None and pool.available():
@@ -193,7 +195,7 @@ class AttemptRunner:
                 reservation.release(cause)
             raise
         except BaseException:
-            if pool.timed and type(watch) is HedgedAttempt and watch.off:
+            if pool.timed and type(watch) is HedgedAttempt and watch.aborted:
                 pool.answered(
                     reservation.member, resilience.clock() - began, False
                 )  # a lower bound
@@ -227,7 +229,9 @@ class Attempts:
     :raises ValueError: *pool* is sticky and *resilience* hedges.
     """
 
-    def __init__(self, pool: Pool, resilience: Resilience, make: Make, sender: Sender) -> None:
+    def __init__(
+        self, pool: Pool, resilience: Resilience, make: RequestFactory, sender: Sender
+    ) -> None:
         if pool.sticky is not None and resilience.hedge is not None:
             raise ValueError("hedge cannot be combined with sticky: remove one of them")
         self._runner = AttemptRunner(pool, resilience, make, sender)
@@ -271,12 +275,12 @@ class Attempts:
             return self._run(environ, watch)
         slot = bulkhead.enter()  # before the circuit: a rejected request is no outcome
         try:
-            answer = self._run(environ, watch)
+            result = self._run(environ, watch)
         except BaseException:
             slot.leave()
             raise
-        answer[2].keep(slot)
-        return answer
+        result[2].keep(slot)
+        return result
 
     def _run(self, environ: WSGIEnvironment, watch: ClientWatch) -> AttemptResult:
         resilience = self._resilience

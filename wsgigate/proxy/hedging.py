@@ -88,20 +88,20 @@ class Hedge:
 class HedgedAttempt(ClientWatch):
     """The abort signal of one of several attempts: another one won, or the client disconnected.
 
-    :ivar off: Whether it was aborted.
+    :ivar aborted: Whether it was aborted.
     """
 
-    __slots__ = ("_follows", "off")
+    __slots__ = ("_follows", "aborted")
 
     def __init__(self) -> None:
         super().__init__(None, lambda watch: None)
-        self.off = False
+        self.aborted = False
         self._follows: ClientWatch | None = None
 
     @property
     def gone(self) -> bool:
         """Whether its response is no longer needed."""
-        return self.off or (self._follows is not None and self._follows.gone)
+        return self.aborted or (self._follows is not None and self._follows.gone)
 
     @gone.setter
     def gone(self, gone: bool) -> None:
@@ -111,16 +111,16 @@ class HedgedAttempt(ClientWatch):
         """Set the attempt's upstream socket; return whether its response is still needed."""
         with self._lock:
             self._upstream = upstream
-            if self.off:
+            if self.aborted:
                 shut(upstream)
             elif self._follows is not None:
                 self._follows.set_upstream(upstream)
-            return not self.off
+            return not self.aborted
 
     def abort(self) -> None:
         """Abort the attempt; the thread that waits for its response wakes."""
         with self._lock:
-            self.off = True
+            self.aborted = True
             shut(self._upstream)
 
     def follow(self, client: ClientWatch) -> None:
@@ -152,7 +152,7 @@ class Race:
         is_failure: Callable[[int], bool],
     ) -> None:
         self._hedge = hedge
-        self._run = run
+        self._run_attempt = run
         self._reserve = reserve
         self._is_failure = is_failure
         self._changed = threading.Condition()
@@ -179,14 +179,14 @@ class Race:
         after = hedge.after()
         if after is not None:
             self._scheduled = hedge.timer.after(after, lambda: self._run_another(environ, after))
-        answer, error = None, None
+        result, error = None, None
         began = hedge.clock()
         try:
-            answer = (*self._run(environ, reservation, 1, attempt), reservation)
+            result = (*self._run_attempt(environ, reservation, 1, attempt), reservation)
         except Unanswered as failure:
             error = failure
         except Refusal:
-            if not attempt.off:
+            if not attempt.aborted:
                 self._end(None)
                 raise
         except BaseException:
@@ -194,24 +194,24 @@ class Race:
             raise
         if error is None:
             hedge.took(hedge.clock() - began)
-        winner = self._settle(answer, client)
+        winner = self._settle(result, client)
         if winner is None:
-            if answer is not None:
-                return answer
+            if result is not None:
+                return result
             raise error or RuntimeError("an attempt was aborted, but no other one has won")
-        if answer is not None:
-            _drop(answer)
+        if result is not None:
+            _drop(result)
         found, its_attempt = winner
         its_attempt.follow(client)
         environ[INSTANCE] = found[2].instance.address
         return found
 
     def _settle(
-        self, answer: AttemptResult | None, client: ClientWatch
+        self, result: AttemptResult | None, client: ClientWatch
     ) -> tuple[AttemptResult, HedgedAttempt] | None:
         """Return the attempt that beat the first, which has ended; ``None`` if none did."""
         with self._changed:
-            if answer is None or self._is_failure(answer[0].status_code):
+            if result is None or self._is_failure(result[0].status_code):
                 while self._winner is None and self._running and not client.gone:
                     self._changed.wait(TICK)
             return self._end(self._winner)
@@ -239,29 +239,32 @@ class Race:
             attempt = HedgedAttempt()
             self._attempts.append(attempt)
             tried = tuple(self._members)
-        answer: AttemptResult | None = None
+        result: AttemptResult | None = None
         won = False
         try:
             environ = environ.copy()  # INSTANCE differs per attempt
             reservation = self._reserve(environ, tried)
             if reservation is not None:
                 self._schedule_next(environ, after, reservation)
-                answer = (*self._run(environ, reservation, len(tried) + 1, attempt), reservation)
+                result = (
+                    *self._run_attempt(environ, reservation, len(tried) + 1, attempt),
+                    reservation,
+                )
         except Refusal:
             pass  # the outcome was reported already
         finally:
             with self._changed:
                 self._running -= 1
-                if answer is not None and not self._over and self._winner is None:
-                    won = not self._is_failure(answer[0].status_code)
-                if won and answer is not None:
-                    self._winner = (answer, attempt)
+                if result is not None and not self._over and self._winner is None:
+                    won = not self._is_failure(result[0].status_code)
+                if won and result is not None:
+                    self._winner = (result, attempt)
                     for other in self._attempts:
                         if other is not attempt:
                             other.abort()
                 self._changed.notify_all()
-        if answer is not None and not won:
-            _drop(answer)
+        if result is not None and not won:
+            _drop(result)
 
     def _schedule_next(
         self, environ: WSGIEnvironment, after: float, reservation: Reservation
@@ -274,7 +277,7 @@ class Race:
                 self._scheduled = self._hedge.timer.after(after, again)
 
 
-def _drop(answer: AttemptResult) -> None:
-    response, _, reservation = answer
+def _drop(result: AttemptResult) -> None:
+    response, _, reservation = result
     response.close()
     reservation.release()

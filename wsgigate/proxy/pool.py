@@ -271,7 +271,7 @@ class Pool:
         self._clock = clock
         self._lock = threading.Lock()
         self._members = {instance.url: Member(instance) for instance in instances}
-        self._stuck: dict[str, Member] = {}
+        self._sticky_members: dict[str, Member] = {}
         self._changes = ChangeLog(_log)
         self._returned: list[Member] = []  # ejections that are over but not logged yet
         self._picked: list[Member] = []
@@ -338,13 +338,13 @@ class Pool:
         return tuple(member.instance for url, member in before.items() if url not in members)
 
     def pick(
-        self, key: str | None = None, avoid: Collection[Member] = (), stuck: str | None = None
+        self, key: str | None = None, avoid: Collection[Member] = (), sticky_id: str | None = None
     ) -> InstanceLease | None:
         """Pick the instance for the next request and lease it.
 
         :param key: The key of the request, for policies that keep equal keys together.
         :param avoid: Instances that failed this request; picked only if there are no others.
-        :param stuck: The id of an instance from a sticky cookie.
+        :param sticky_id: The id of an instance from a sticky cookie.
         :returns: ``None`` if no instance takes requests.
         """
         now = self._clock() if self._watches else 0.0
@@ -356,7 +356,7 @@ class Pool:
                 full = [m for m in self._members.values() if m.in_flight >= self.instance_limit]
                 free = [member for member in free if member not in full]
                 avoid = full if all(m in avoid for m in free) else [*avoid, *full]
-            member = self._stuck.get(stuck) if stuck is not None else None
+            member = self._sticky_members.get(sticky_id) if sticky_id is not None else None
             if member is None or member in avoid:  # a draining one is not in free
                 if not free:
                     return None
@@ -486,4 +486,4 @@ class Pool:
                 m for level, _, those in levels if tier_of(level, self.zone) in tiers for m in those
             ]
             staying += draining if self.sticky.keep_draining else []
-            self._stuck = {self.sticky.id_of(member.name): member for member in staying}
+            self._sticky_members = {self.sticky.id_of(member.name): member for member in staying}

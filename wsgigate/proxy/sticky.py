@@ -16,7 +16,7 @@ from wsgigate.proxy.request import Outgoing
 from wsgigate.rules.arguments import checked
 from wsgigate.runtime.clocks import wall
 
-__all__ = ["Stickiness", "StickyCookie", "Stuck"]
+__all__ = ["Stickiness", "StickyCookie", "StickyTarget"]
 
 _SHORTEST = 16
 
@@ -27,7 +27,7 @@ _SIGNATURE = 18
 _VALUE = re.compile(r"([A-Za-z0-9_-]{12})\.(0|[1-9][0-9]{0,11})\.([A-Za-z0-9_-]{24})", re.ASCII)
 
 
-class Stuck(NamedTuple):
+class StickyTarget(NamedTuple):
     """The content of a valid cookie.
 
     :ivar id: The id of the instance, from :meth:`StickyCookie.id_of`.
@@ -73,7 +73,7 @@ class StickyCookie:
         until = 0 if self.max_age is None else int(now) + self.max_age
         return f"{id}.{until}.{self._signature(id, str(until))}"
 
-    def read(self, value: str, now: float) -> Stuck | None:
+    def read(self, value: str, now: float) -> StickyTarget | None:
         """Verify *value* in constant time and return its content.
 
         The cookie is stale after half of its lifetime, so that a client which returns within the
@@ -88,11 +88,11 @@ class StickyCookie:
         if not compare_digest(signature.encode(), self._signature(id, until).encode()):
             return None
         if self.max_age is None:
-            return Stuck(id, until != "0")
+            return StickyTarget(id, until != "0")
         left = int(until) - now
         if left <= 0 or left > self.max_age:  # the second: max_age was shortened since
             return None
-        return Stuck(id, left < self.max_age / 2)
+        return StickyTarget(id, left < self.max_age / 2)
 
     def _signature(self, id: str, until: str) -> str:
         return self._mac(b"cookie\0" + self._service + f"{id}.{until}".encode(), _SIGNATURE)
@@ -153,29 +153,29 @@ class Stickiness:
         self._attributes = f"; Path={path}{age}; HttpOnly; SameSite=Lax"
         self._only_secure = self.cookie.startswith(_ONLY_SECURE)
 
-    def read(self, environ: WSGIEnvironment) -> Stuck | None:
+    def read(self, environ: WSGIEnvironment) -> StickyTarget | None:
         """Return the content of the client's cookie; ``None`` without a valid one."""
         field = environ.get("HTTP_COOKIE")
         if not field:
             return None
-        known: tuple[Stickiness, str, Stuck | None] | None = environ.get(_READ)
+        known: tuple[Stickiness, str, StickyTarget | None] | None = environ.get(_READ)
         # read twice per request: when an instance is picked, and for the response
         if known is None or known[0] is not self or known[1] != field:
             environ[_READ] = known = (self, field, self._read(field))
         return known[2]
 
-    def _read(self, field: str) -> Stuck | None:
+    def _read(self, field: str) -> StickyTarget | None:
         now = self._clock()
         for value in cookie_values(field, self.cookie):
-            stuck = self._values.read(value, now)
-            if stuck is not None:
-                return stuck
+            target = self._values.read(value, now)
+            if target is not None:
+                return target
         return None
 
     def mark(self, request: Outgoing, environ: WSGIEnvironment, instance: Instance) -> None:
         """Set the sticky cookie for *instance* on *request*, unless the client has a fresh one."""
-        id, stuck = self.id_of(instance.url), self.read(environ)
-        if stuck is None or stuck.stale or stuck.id != id:
+        id, target = self.id_of(instance.url), self.read(environ)
+        if target is None or target.stale or target.id != id:
             value = self._values.sign(id, self._clock())
             secure = self._only_secure or environ["wsgi.url_scheme"] == "https"
             ends = "; Secure" if secure else ""
