@@ -1,4 +1,4 @@
-"""Access records as lines: one per response, as JSON or for people."""
+"""The access log: one line per response, as JSON or text, written by a background thread."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ __all__ = ["JsonLines", "Lines", "Record", "Sink", "TextLines"]
 
 
 LONGEST = 4096
-"""No line is longer, in bytes: up to this, POSIX writes to a pipe whole (``PIPE_BUF`` on Linux)."""
+"""Maximum bytes of a line: POSIX writes up to ``PIPE_BUF`` (4096 on Linux) to a pipe atomically."""
 
-_LIMITS = (512, 128, 24)  # characters of a value: the first at which the line is not too long
+_LIMITS = (512, 128, 24)  # characters of a value; the first that makes the line short enough
 
-_COLOURS = {"2": "32", "3": "36", "4": "33", "5": "31"}  # of a status class, ECMA-48 SGR
+_COLOURS = {"2": "32", "3": "36", "4": "33", "5": "31"}  # colour of each status class, ECMA-48 SGR
 
 _SPECIAL = re.compile(r'[ "\\]')
 
-_SAFE = "/:@!$&'()*+,;=~"  # what a path may carry besides letters and digits, RFC 3986 section 3.3
+_SAFE = "/:@!$&'()*+,;=~"  # allowed in a path besides letters and digits, RFC 3986 section 3.3
 
 
 class Record(NamedTuple):
-    """What is told of one response.
+    """The record of one response.
 
-    ``target`` is the request target as it was received, if the server tells; else the path is made
-    of ``path``, which is decoded. ``status`` is a status line or empty; ``duration`` in seconds.
+    ``target`` is the request target as received, if the server provides it; else the path is built
+    from the decoded ``path``. ``status`` is a status line, or empty; ``duration`` is in seconds.
     """
 
     time: float
@@ -66,17 +66,17 @@ class Lines(Protocol):
     """Turns records into lines."""
 
     def line(self, record: Record) -> bytes:
-        """Return the line of *record*, its end included, at most :data:`LONGEST` bytes."""
+        """Return the line of *record* with its line end, at most :data:`LONGEST` bytes."""
 
     def dropped(self, now: float, count: int) -> bytes:
-        """Return the line that says that *count* records were lost."""
+        """Return the line that reports *count* lost records."""
 
 
 class _Clock:
-    """Writes times, a second's worth of work at once."""
+    """Formats times; the text of a second is cached."""
 
     def __init__(self) -> None:
-        self._last = (-1, "")  # a second and its text together: threads share this
+        self._last = (-1, "")  # a second and its text in one tuple, as threads share it
 
     def __call__(self, now: float) -> str:
         second, rest = divmod(int(now * 1000), 1000)
@@ -88,7 +88,7 @@ class _Clock:
 
 
 def _short_enough(write: Callable[[Record, int], bytes], record: Record) -> bytes:
-    """Return the line that *write* makes of *record* with its values cut as little as need be."""
+    """Return the line of *record*, with its values cut as little as necessary."""
     for limit in _LIMITS:
         line = write(record, limit)
         if len(line) <= LONGEST:
@@ -123,7 +123,7 @@ class JsonLines:
             line += f',"error":{_json(r.error, limit)}'
         if r.aborted:
             line += ',"aborted":true'
-        # DEL is the one control character that JSON lets stand for itself.
+        # DEL is the only control character that JSON does not require to be escaped.
         return (line + "}\n").replace("\x7f", "\\u007f").encode("ascii")
 
     def dropped(self, now: float, count: int) -> bytes:
@@ -132,13 +132,13 @@ class JsonLines:
 
 
 class TextLines:
-    """One line for people, in columns; values that nobody set are left out.
+    """One line of text in columns; values that are not set are left out.
 
-    Whatever does not print, a space, a quote or a backslash in a value is written as an escape, so
-    that no value can end the line, colour the terminal or pass for another value. Only a reason,
-    which is made of words, has its spaces, in quotes.
+    Characters that do not print, spaces, quotes and backslashes in a value are escaped, so that no
+    value can end the line, control the terminal or be mistaken for another. Only a reason, which
+    consists of words, keeps its spaces, in quotes.
 
-    :param encoding: Of the stream that the lines are for.
+    :param encoding: Encoding of the stream.
     :param colour: Whether the status is coloured by its class.
     """
 
@@ -198,23 +198,23 @@ def _json(value: object, limit: int) -> str:
 _LONGEST_METHOD = 20
 
 _known = lru_cache(maxsize=4096)(_json)
-"""The same for values that come again and again."""
+"""The same with a cache, for values that recur."""
 
 
 def _method(value: object, limit: int) -> str:
-    """The same for a method, which can be as long as its client likes, and new each time."""
+    """The same for a method; a long one is not cached, as a client can send any number of them."""
     return (_known if len(str(value)) <= _LONGEST_METHOD else _json)(value, limit)
 
 
 @lru_cache(maxsize=256)
 def _status(line: str) -> str:
-    """Return the code of a status line, empty if there is none."""
+    """Return the code of a status line; empty without one."""
     code = line[:3]
     return code if len(code) == 3 and code.isascii() and code.isdigit() and code >= "100" else ""
 
 
 def _path(record: Record) -> str:
-    """Return the path of the request, without its query and fragment: tokens live there."""
+    """Return the path of the request, without query and fragment, which may contain tokens."""
     target = record.target
     if target and target[0] == "/" and "?" not in target and "#" not in target:
         return target
@@ -225,8 +225,8 @@ def _path(record: Record) -> str:
         return path
     _, separator, rest = path.partition("://")
     if not separator:
-        return path  # "*" of OPTIONS, or what no server should have let through
-    return "/" + rest.partition("/")[2]  # without the authority, which may hold a password
+        return path  # "*" of OPTIONS, or a target that no server should accept
+    return "/" + rest.partition("/")[2]  # without the authority, which may contain a password
 
 
 def _escaped(value: str) -> str:
@@ -248,37 +248,37 @@ def _escape(character: str) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-# Lines written by a thread of their own, so that a slow reader of them slows nobody else.
+# The background thread that writes the lines, so that a slow reader of them slows no request.
 
 AT_EXIT = 2.0
-"""Seconds that the end of the process waits for what is not written yet."""
+"""Maximum seconds for which the end of the process waits for unwritten lines."""
 
 LINGER = 0.1
-"""Seconds from the first line to the writing: one wake-up for all that come in between.
+"""Seconds from the first line to its writing: one wake-up for all lines that come in between.
 
-Each wake-up has the thread ask for the interpreter while requests use it, which costs them more
-than all the rest of the log.
+At each wake-up the thread competes with requests for the GIL, which costs them more than all the
+rest of the log.
 """
 
 _ROUND = 1000  # lines taken at a time
 
-_BLOCK = 65536  # bytes written at a time to what is no pipe
+_BLOCK = 65536  # bytes written at a time to anything but a pipe
 
 
 class Sink:
     """A bounded queue of lines, and the thread that writes them to a stream.
 
-    A record becomes a line at once, where it comes from: threads that work at the same time hinder
-    each other, so the one that writes does nothing else. It starts with the first record of a
-    process, and again in a child that was forked: what the parent had not written yet is the
-    parent's to write. A record that finds the queue full, or that the stream does not take, is
-    dropped and counted; the count is written as soon as something can be written again.
+    A record becomes a line at once, in the calling thread: concurrent threads slow each other down,
+    so the writing thread does nothing else. It starts with the first record of a process, and again
+    in a forked child; lines that the parent has not written yet are left to the parent. A record
+    that finds the queue full, or that the stream does not accept, is dropped and counted; the count
+    is written as soon as writing works again.
 
-    :param stream: Where the lines go; ``None`` is ``sys.stdout``, whatever that is at the time:
-        test runners and ``redirect_stdout`` put another stream in its place, and close it later.
-    :param lines: Makes what turns records into lines for a stream.
-    :param queue_size: How many records wait at most.
-    :param now: Tells the time, in seconds since 1970.
+    :param stream: The stream; ``None`` for the current ``sys.stdout``: test runners and
+        ``redirect_stdout`` replace it, and close the replacement later.
+    :param lines: Returns the formatter of lines for a stream.
+    :param queue_size: Maximum number of queued records.
+    :param now: Returns the Unix time in seconds.
     """
 
     def __init__(
@@ -293,16 +293,16 @@ class Sink:
         self._lines = lines
         self._queue_size = queue_size
         self._now = now
-        self._writers: dict[int, _Writer] = {}  # at most the one of this process
+        self._writers: dict[int, _Writer] = {}  # at most the writer of this process
 
     @property
     def dropped(self) -> int:
-        """How many records this process has lost."""
+        """Number of records that this process has lost."""
         writer = self._writers.get(fork.pid)
         return writer.dropped if writer is not None else 0
 
     def put(self, record: Record) -> None:
-        """Have *record* written soon; never waits."""
+        """Queue *record* without waiting."""
         writer = self._writers.get(fork.pid) or self._start()
         if len(writer.queue) < self._queue_size:
             writer.put(record)
@@ -310,17 +310,17 @@ class Sink:
             writer.lose(1)
 
     def flush(self, timeout: float = AT_EXIT) -> bool:
-        """Wait until all is written or lost; return whether that came to pass in time."""
+        """Wait until all queued lines are written or lost; return whether that was in time."""
         writer = self._writers.get(fork.pid)
         return writer is None or writer.flush(timeout)
 
     def close(self, timeout: float = AT_EXIT) -> bool:
-        """Flush and end the thread; the next record starts another. The stream stays open."""
+        """Flush and stop the thread; the next record starts another. The stream stays open."""
         writer = self._writers.pop(fork.pid, None)
         return writer is None or writer.stop(timeout)
 
     def _start(self) -> _Writer:
-        # No lock: a thread of the parent may have held it at the fork, and never lets go here.
+        # No lock: a thread of the parent may have held it at the fork, and it would stay locked.
         pid = fork.pid
         fresh = _Writer(self._stream, self._lines, self._now, self._queue_size // 2)
         writer = self._writers.setdefault(pid, fresh)
@@ -329,7 +329,7 @@ class Sink:
                 self._writers.pop(other, None)
             try:
                 fresh.thread.start()
-            except RuntimeError:  # no more threads, or the interpreter is on its way out
+            except RuntimeError:  # no more threads, or the interpreter is shutting down
                 self._writers.pop(pid, None)
                 return fresh
             atexit.register(fresh.flush_at_exit)
@@ -338,7 +338,7 @@ class Sink:
 
 
 class _Writer:
-    """The thread of one process; knows its Sink's settings, not the Sink, which may vanish."""
+    """The thread of one process. It has no reference to its Sink, which may be collected."""
 
     def __init__(
         self,
@@ -370,7 +370,7 @@ class _Writer:
             if lines is None or (self._follows and sys.stdout is not self._stream):
                 lines = self._opened()
             line = lines.line(record)
-        except Exception:  # no stream, or a value that is none: the log never fails anyone
+        except Exception:  # no stream, or a malformed value: the log must not fail a request
             self.lose(1)
             return
         queue = self.queue
@@ -381,7 +381,7 @@ class _Writer:
             self._hurry.set()
 
     def add(self, item: threading.Event | None) -> None:
-        """Queue what is no line: an event to set when all before it is written, or the end."""
+        """Queue an event, set when all lines before it are written, or ``None``: the end."""
         self.queue.append(item)
         self._hurry.set()
         self._wake.set()
@@ -413,7 +413,7 @@ class _Writer:
         going_on = True
         while going_on:
             self._idle = True
-            if not queue:  # looked at after the flag: whoever adds from here on sees it
+            if not queue:  # checked after the flag: a thread that adds from here on sees the flag
                 self._wake.wait()
             self._idle = False
             self._wake.clear()
@@ -443,7 +443,7 @@ class _Writer:
         self._out(batch)
 
     def _out(self, batch: list[bytes]) -> None:
-        """Write the lines of *batch* at once, after the number of those that were lost before."""
+        """Write the lines of *batch* at once, after the number of lines lost before."""
         try:
             lost = self.dropped - self._reported
             if not batch and not lost:
@@ -456,7 +456,7 @@ class _Writer:
                 self._reported += lost
             if batch:
                 self._output.write(b"".join(batch))
-        except Exception:  # a full disk, a reader that left, a stream that was closed
+        except Exception:  # a full disk, a closed pipe or stream
             self.lose(len(batch))
 
     def _opened(self) -> Lines:
@@ -474,7 +474,7 @@ class _Writer:
 
 
 class _Output:
-    """A text stream that takes bytes, unbuffered where it can: what is a line stays a line."""
+    """Writes bytes to a text stream, unbuffered if possible, so that each line stays whole."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -483,12 +483,12 @@ class _Output:
         self._raw: io.RawIOBase | None = raw if isinstance(raw, io.RawIOBase) else None
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
         self._torn = False
-        self.most = LONGEST  # a longer write to a pipe may be mixed with those of other workers
+        self.most = LONGEST  # a longer write to a pipe may mix with those of other workers
         if self._raw is not None:
             stream.flush()
             try:
                 mode = os.fstat(self._raw.fileno()).st_mode
-            except OSError:  # no file at all
+            except OSError:  # not a file
                 mode = 0
             if stat.S_ISREG(mode) or stat.S_ISCHR(mode):
                 self.most = _BLOCK
@@ -498,7 +498,7 @@ class _Output:
             self._stream.write(data.decode(self._encoding))
             self._stream.flush()
             return
-        if self._torn:  # by a disk that was full: the next line does not continue that one
+        if self._torn:  # a full disk has cut a line: begin a new one
             self._write_raw(self._raw, b"\n")
             self._torn = False
         self._write_raw(self._raw, data)
@@ -508,7 +508,7 @@ class _Output:
         try:
             while rest:
                 written = raw.write(rest)
-                if written is None:  # a pipe that was told not to wait
+                if written is None:  # a non-blocking pipe
                     poll = select.poll()
                     poll.register(raw.fileno(), select.POLLOUT)
                     poll.poll(1000)

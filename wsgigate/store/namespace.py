@@ -1,20 +1,20 @@
-"""Whose values they are: the one rule by which apps that use one store are told apart.
+"""Namespaces: how apps that use one store without a configuration are distinguished.
 
-A middleware that is used alone has no file that names its gateway, and yet two apps must never
-share counts by accident, and all processes of one app must share them: its workers, those of
-another port, those after a restart, those of another machine. So an app is named by its code, not
-by its process:
+A middleware used alone has no file that names its gateway. Yet two apps must never share counts by
+accident, and all processes of one app must share them: its workers, those of another port, those
+after a restart, those of another machine. So an app is identified by its code, not by its process:
 
 1. The file in which the app is defined: that of a Flask app's ``import_name``, of Django's settings
    module, of the function or the class, else the file that makes the middleware. It is the same in
    every process of the app whatever its arguments, working directory, module name (``__main__`` or
    ``app``) and server are, and two projects whose module is called ``app`` have different files.
-2. What tells apps of one file apart: the global names that the app has in its module; without one,
-   the function that made it, such as ``create_shop``; and of several that still look the same, the
-   order in which they were made.
+2. What distinguishes apps of one file: the global names of the app in its module; without one, the
+   function that made it, such as ``create_shop``; and if several still look the same, the order in
+   which they were made.
 
-What would break it: a name that depends on the order of requests, on a process id, on an address or
-on time. The rule is applied at the first use, since a module's global names are complete by then.
+The rule must not depend on the order of requests, a process id, an address or the time: the workers
+of one app would then count separately. It is applied at the first use, since a module's global
+names are complete by then.
 
 Where the rule is wrong, an explicit namespace replaces it: apps of the same path in several
 containers that share one Redis need one, and so do apps that want to share.
@@ -47,12 +47,12 @@ _FRAMES, _APPS = 64, 1024
 
 
 class Maker(NamedTuple):
-    """Who made a middleware: the frames of its caller, the nearest first.
+    """The code that made a middleware: the frames of its caller, the nearest first.
 
-    :ivar file: The file of the nearest frame that belongs to no library.
-    :ivar frames: File and function of each frame that was not given the app by its caller: the
+    :ivar file: The file of the nearest frame outside of libraries.
+    :ivar frames: File and function of each frame that did not receive the app from its caller: the
         nearest of the app's own file is the function that made it.
-    :ivar names: The global names where the nearest frame is.
+    :ivar names: The global names of the nearest frame.
     """
 
     file: str
@@ -61,9 +61,9 @@ class Maker(NamedTuple):
 
 
 def check_namespace(namespace: object) -> str | None:
-    """Return *namespace* as it is.
+    """Return *namespace* unchanged if it is valid.
 
-    :raises ValueError: It is neither None nor 1 to 64 visible ASCII characters without a slash.
+    :raises ValueError: It is not ``None`` or 1 to 64 visible ASCII characters without a slash.
     """
     if namespace is None:
         return None
@@ -75,7 +75,7 @@ def check_namespace(namespace: object) -> str | None:
 
 
 def maker(app: object) -> Maker:
-    """Return who makes a middleware right now: the code outside of this package.
+    """Return the code outside of this package that is making a middleware.
 
     :param app: The innermost app that the middleware is for.
     """
@@ -134,31 +134,31 @@ class Names:
             _remember(app, made_by)
 
     def folder(self) -> str:
-        """Return what names the folder of the app's file."""
+        """Return the owner of the private folder for the app's file."""
         file = _file_and_part(self._app, self._made_by)[0]
         short = "-".join(file.split(os.sep)[-2:])
         return f"{short}\0{file}"
 
     def prefix(self) -> str:
-        """Return what the keys of the app begin with: 16 hexadecimal digits and a slash."""
+        """Return the prefix of the app's keys: 16 hexadecimal digits and a slash."""
         if self._app is None:
             return ""
-        told = _told_apart(self._app, self._made_by)
+        identity = _identity(self._app, self._made_by)
         turn = 0
-        if told.named:  # as one module has a name once; a file may be loaded as two modules
+        if identity.named:  # a name is unique in its module; a file may be loaded as two modules
             others: Iterator[tuple[object, Maker]] = iter(())
         else:
             others = _remembered()
         for app, made_by in others:
             if app is self._app:
                 break
-            turn += _told_apart(app, made_by) == told
-        whole = "\0".join((told.file, told.part, told.called, str(turn)))
+            turn += _identity(app, made_by) == identity
+        whole = "\0".join((identity.file, identity.part, identity.called, str(turn)))
         return sha256(whole.encode("utf-8", "surrogateescape")).hexdigest()[:16] + "/"
 
 
 # The apps of this process in the order in which they were wrapped, which is that of the code and so
-# the same in every process. What was collected has no turn any more.
+# the same in every process. Apps that were garbage-collected are left out.
 _apps: list[tuple[weakref.ref[Any], Maker]] = []
 
 
@@ -167,7 +167,7 @@ def _remember(app: object, made_by: Maker) -> None:
         return
     try:
         reference = weakref.ref(app)
-    except TypeError:  # it has no turn: apps that look like it share with it
+    except TypeError:  # no weak references: apps that look the same share
         return
     _apps[:] = [pair for pair in _apps[-_APPS:] if pair[0]() is not None]
     _apps.append((reference, made_by))
@@ -180,8 +180,8 @@ def _remembered() -> Iterator[tuple[object, Maker]]:
             yield app, made_by
 
 
-class _Told(NamedTuple):
-    """What tells one app from others: its file, its part there, its names or its maker."""
+class _Identity(NamedTuple):
+    """The identity of an app: its file, its part there, and its names or its maker."""
 
     file: str
     part: str
@@ -189,19 +189,19 @@ class _Told(NamedTuple):
     named: bool
 
 
-def _told_apart(app: object, made_by: Maker) -> _Told:
+def _identity(app: object, made_by: Maker) -> _Identity:
     file, part, names = _file_and_part(app, made_by)
     called = sorted(name for name, value in list(names.items()) if _leads_to(value, app))
     if called:
-        return _Told(file, part, " ".join(called), named=True)
+        return _Identity(file, part, " ".join(called), named=True)
     known = [function for where, function in made_by.frames if _relative(where) == file]
     known = known or [function for where, function in made_by.frames if where == made_by.file]
     function = known[0] if known else ""
-    return _Told(file, part, "" if function == "<module>" else f"{function}()", named=False)
+    return _Identity(file, part, "" if function == "<module>" else f"{function}()", named=False)
 
 
 def _file_and_part(app: object, made_by: Maker) -> tuple[str, str, dict[str, Any]]:
-    """Return the file of *app*, what part of it the app is, and the global names there."""
+    """Return the file of *app*, the app's part of it, and the global names there."""
     if app is None:
         return _relative(made_by.file), "", {}
     imported = getattr(app, "import_name", None)
@@ -229,7 +229,7 @@ def _file_and_part(app: object, made_by: Maker) -> tuple[str, str, dict[str, Any
 
 
 def _leads_to(value: object, app: object) -> bool:
-    """Return whether the global *value* is *app*, or something around it."""
+    """Return whether the global *value* is *app*, or wraps it."""
     if value is app:
         return True
     # A proxy such as flask.current_app is another app in each request.
@@ -237,7 +237,7 @@ def _leads_to(value: object, app: object) -> bool:
         return False
     try:
         return innermost(value) is app
-    except Exception:  # what computes an attribute may fail in any way
+    except Exception:  # a computed attribute may raise anything
         return False
 
 
@@ -246,7 +246,7 @@ def _is_app(found: object) -> bool:
 
 
 def _absolute(file: str) -> str:
-    """Return *file* with its folder; links stay, as a deployment may move what they lead to."""
+    """Return *file* as an absolute path; links stay, as a deployment may move their targets."""
     try:
         return os.path.abspath(file)
     except OSError:  # the working directory is gone
@@ -260,7 +260,7 @@ def _is_library(file: str) -> bool:
 
 
 def _relative(file: str) -> str:
-    """Return *file*; of an installed one its place there, whatever the version of Python is."""
+    """Return *file*; for an installed one its path in the library, for any version of Python."""
     for name in _LIBRARIES:
         before, found, place = file.rpartition(f"{os.sep}{name}{os.sep}")
         if found and before:

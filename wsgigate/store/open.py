@@ -1,4 +1,4 @@
-"""The store of one user of it: one that it was given, one by its URL, or one of its own."""
+"""Opening a store: one passed as an object, one named by a URL, or the default one."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def open_store(url: str, *, owner: str = "", cure: str = "") -> Store:
         machine; ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://``, ``unix://``,
         ``redis+sentinel://`` or ``redis+cluster://`` for many machines, see
         :class:`wsgigate.store.redis.RedisStore`.
-    :param owner: Whose store it is: one per gateway or app, so that two of them never share
-        counters by accident. A plain ``lmdb:`` then is a folder of its own; in a Redis, the names
-        of the keys begin with it.
-    :param cure: What the error says to do when the folder of a plain ``lmdb:`` cannot be used.
-        Default: to set ``store.url``.
-    :raises ValueError: No store goes by that URL, or it needs a package that is not installed.
+    :param owner: Identifies the gateway or app, so that two of them never share counters by
+        accident. A plain ``lmdb:`` uses a separate folder for it; in a Redis it is part of the
+        prefix of the keys.
+    :param cure: The remedy that the error recommends if the folder of a plain ``lmdb:`` cannot be
+        used. Default: to set ``store.url``.
+    :raises ValueError: *url* is invalid, or it needs a package that is not installed.
     :raises MisconfiguredStore: The folder of a plain ``lmdb:`` cannot be used.
     :raises StoreError: That folder cannot be made at the moment.
     """
@@ -53,7 +53,7 @@ def open_store(url: str, *, owner: str = "", cure: str = "") -> Store:
             ) from None
         return RedisStore(url, owner=owner)
     if "//" in url:
-        url = f"{scheme}://..."  # what follows may be a secret
+        url = f"{scheme}://..."  # the rest may contain a secret
     raise ValueError(
         'a store is "memory:", "lmdb:", "lmdb:PATH" or a URL such as "redis://HOST:PORT/DB", '
         f"not {url!r}"
@@ -61,18 +61,18 @@ def open_store(url: str, *, owner: str = "", cure: str = "") -> Store:
 
 
 class OpenedStore:
-    """Opens a store when it is first needed, and closes it if it is nobody else's.
+    """Opens a store at its first use, and closes it if it was not passed in as an object.
 
-    It is a store itself, for those who do not mind one call more for each.
+    It is itself a store, at the cost of one more function call for each method.
 
-    During a test, a store of its own is in memory (:mod:`wsgigate.store.under_test`).
+    During a test the default store is in memory (:mod:`wsgigate.store.under_test`).
 
-    :param store: A store, the URL of one, or None for the private folder of the user who runs this
-        program.
-    :param app: Whose values they are: apps that share a store by a URL, or by None, are told apart
-        by :mod:`wsgigate.store.namespace`. None for what all apps share.
-    :param namespace: Whose values they are instead: all with the same one share.
-    :raises ValueError: *store* is neither, or *namespace* is malformed.
+    :param store: A store, the URL of one, or ``None`` for the private folder of the user that runs
+        this program.
+    :param app: The app that owns the values: apps that share a store by a URL or by ``None`` are
+        distinguished by :mod:`wsgigate.store.namespace`. ``None`` for values shared by all apps.
+    :param namespace: Owner of the values in place of *app*: all users of the same one share them.
+    :raises ValueError: *store* is not a store, a URL or ``None``; or *namespace* is malformed.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class OpenedStore:
         self._names: Names | None = None
         self._prefix: str | None = None if namespace is None else f"{namespace}/"
         self._cure = 'correct the store that was given as store, or pass store="lmdb:/path"'
-        if store is None or store == "lmdb:":  # its folder is not to be made before it is needed
+        if store is None or store == "lmdb:":  # its folder is made at the first use
             self._names = Names(self._app, maker(self._app))
             self._cure = (
                 'pass store="lmdb:/path" with a folder that this user may write, or set '
@@ -101,7 +101,7 @@ class OpenedStore:
                 raise ValueError(f"store: {error}") from None
             self._cure = "correct the argument store"
             if isinstance(self._store, MemoryStore) or getattr(self._store, "own_prefix", False):
-                self._prefix = self._prefix or ""  # nobody shares it, or the URL says who does
+                self._prefix = self._prefix or ""  # not shared, or the URL names the owner
             else:
                 self._names = Names(self._app, maker(self._app))
         elif isinstance(store, Store):
@@ -112,24 +112,24 @@ class OpenedStore:
 
     @property
     def prefix(self) -> str:
-        """What keys begin with, after the user's own prefix; to be asked for at the first use."""
+        """Prefix of the keys, after the user's own prefix; read it at the first use, not before."""
         prefix = self._prefix
         if prefix is None:
             prefix = self._prefix = "" if self._names is None else self._names.prefix()
         return prefix
 
     def open(self) -> Store:
-        """Return the store. One that cannot be had is tried again at the next use.
+        """Return the store. One that cannot be opened is tried again at the next use.
 
-        :raises StoreError: Its folder cannot be had.
+        :raises StoreError: The folder of the store cannot be used.
         """
         if self._store is None:
             with self._lock:
                 if self._store is None:
-                    self._store = self._own()
+                    self._store = self._open_default()
         return self._store
 
-    def _own(self) -> Store:
+    def _open_default(self) -> Store:
         if self._default and under_test(self._app):
             return memory_of(None if self._namespace else self._app)
         owner = f"namespace-{self._namespace}"
@@ -138,12 +138,12 @@ class OpenedStore:
         return open_store("lmdb:", owner=owner, cure=self._cure)
 
     def check_outage(self, error: StoreError, what: str) -> None:
-        """See that *error*, of a store that has not worked so far, may pass without a change.
+        """Check that *error*, of a store that has not worked so far, may pass without a change.
 
-        The store of a gateway's file was looked at when the gateway started.
+        A store of a gateway's file is exempt: it was checked when the gateway started.
 
-        :param what: What cannot be done without the store.
-        :raises MisconfiguredStore: The error does not pass; the message says what to change.
+        :param what: The operation that fails without the store.
+        :raises MisconfiguredStore: The error lasts; the message has the remedy.
         """
         if not isinstance(error, MisconfiguredStore) or getattr(self._store, "checked", False):
             return
@@ -154,28 +154,28 @@ class OpenedStore:
 
     @property
     def in_memory(self) -> bool:
-        """Whether the values are in the memory of this process alone, as far as is known."""
+        """Whether the values are known to be in the memory of this process only."""
         return isinstance(self._store, MemoryStore)
 
     def updater(self) -> Callable[..., Any]:
         """Return the store's ``update(key, change)``.
 
-        :raises StoreError: Its folder cannot be had.
+        :raises StoreError: The folder of the store cannot be used.
         """
         store = self.open()
         own: Callable[..., Any] | None = getattr(store, "update", None)
         return partial(update, store) if own is None else own
 
     def get(self, key: str) -> tuple[bytes | None, float]:
-        """Return the live value, or None, and the store's own time in seconds."""
+        """Return the live value, or ``None``, and the store's time in seconds."""
         return self.open().get(key)
 
     def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
-        """Replace *old* by *new* if it is still there."""
+        """Replace the value by *new* if it is *old*."""
         return self.open().swap(key, old, new, ttl)
 
     def update(self, key: str, change: Change[R]) -> R:
-        """Replace the value of *key* by what *change* makes of it; return its result."""
+        """Replace the value of *key* by the result of *change*; return its result."""
         return update(self.open(), key, change)
 
     def items(self, prefix: str) -> Iterator[tuple[str, bytes]]:
@@ -183,30 +183,30 @@ class OpenedStore:
         return self.open().items(prefix)
 
     def close(self) -> None:
-        """Close the store, unless it was given."""
+        """Close the store, unless it was passed in as an object."""
         if self._owned and self._store is not None:
             self._store.close()
 
 
 class Namespaced:
-    """A store whose keys are those of one namespace in *opened*.
+    """A store with a prefix before every key: one namespace of *opened*.
 
-    :param opened: The store, whose prefix goes before every key.
+    :param opened: The store, whose :attr:`OpenedStore.prefix` is put before every key.
     """
 
     def __init__(self, opened: OpenedStore) -> None:
         self._opened = opened
 
     def get(self, key: str) -> tuple[bytes | None, float]:
-        """Return the live value, or None, and the store's own time in seconds."""
+        """Return the live value, or ``None``, and the store's time in seconds."""
         return self._opened.get(self._opened.prefix + key)
 
     def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
-        """Replace *old* by *new* if it is still there."""
+        """Replace the value by *new* if it is *old*."""
         return self._opened.swap(self._opened.prefix + key, old, new, ttl)
 
     def update(self, key: str, change: Change[R]) -> R:
-        """Replace the value of *key* by what *change* makes of it; return its result."""
+        """Replace the value of *key* by the result of *change*; return its result."""
         return self._opened.update(self._opened.prefix + key, change)
 
     def items(self, prefix: str) -> Iterator[tuple[str, bytes]]:
@@ -216,5 +216,5 @@ class Namespaced:
             yield key[skipped:], value
 
     def close(self) -> None:
-        """Close the store, unless it was given."""
+        """Close the store, unless it was passed in as an object."""
         self._opened.close()
