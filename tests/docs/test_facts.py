@@ -22,7 +22,7 @@ from wsgigate.config.load import parse
 from wsgigate.config.middlewares import USES, key_named
 from wsgigate.http.target import BadTarget, canonical_path, target_of
 from wsgigate.proxy.request import RequestMaker
-from wsgigate.proxy.rewriting import Told, cookie_path, location, refresh
+from wsgigate.proxy.rewriting import ForwardedOrigin, cookie_path, location, refresh
 from wsgigate.rules.quota import Quota
 from wsgigate.rules.routing import Match, MethodNotAllowed, Route, RouteConflict, Router
 from wsgigate.servers.gunicorn import settings
@@ -90,8 +90,8 @@ def test_a_field_is_led_back_as_the_table_says(said: str, seen: str) -> None:
     name, _, value = said.partition(": ")
     if name in ("Location", "Refresh"):
         lead = location if name == "Location" else refresh
-        told = Told("https", "shop.example", "443")
-        led = lead(value, "http://10.0.0.5:8000", "/api", told=told)
+        told = ForwardedOrigin("https", "shop.example", "443")
+        led = lead(value, "http://10.0.0.5:8000", "/api", forwarded=told)
     else:
         led = cookie_path(value, "", "/api", "10.0.0.5")
     assert f"{name}: {led}" == seen
