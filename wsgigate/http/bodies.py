@@ -264,16 +264,16 @@ class Replay:
 
 def replayed(environ: WSGIEnvironment, most: int) -> Replay | None:
     """Replace the request's body by a :class:`Replay`; return ``None`` if it has no body."""
-    if environ.get("CONTENT_LENGTH") in (None, "", "0") and "HTTP_TRANSFER_ENCODING" not in environ:
+    if not has_body(environ):
         return None
     environ["wsgi.input"] = replay = Replay(environ["wsgi.input"], most)
     return replay
 
 
 def has_body(environ: WSGIEnvironment) -> bool:
-    """Return whether the request has a body that is not empty."""
-    length = environ.get("CONTENT_LENGTH") or ""
-    return length != "0" if length else bool(environ.get("HTTP_TRANSFER_ENCODING"))
+    """Return whether the request has a body: a Content-Length above 0, or a transfer coding."""
+    length = environ.get("CONTENT_LENGTH")
+    return length not in (None, "", "0") or "HTTP_TRANSFER_ENCODING" in environ
 
 
 def json_body(environ: WSGIEnvironment, largest: int, *, typed: bool = True) -> dict[str, Any]:

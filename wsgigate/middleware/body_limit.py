@@ -147,7 +147,7 @@ class _Counted(_Bounded):
     def __init__(self, input: _Input, limit: int) -> None:
         super().__init__(
             input, limit + 1
-        )  # one byte more tells a body that is too long from one that just fits
+        )  # one byte more distinguishes a body that is too long from one that fits
         self.limit = limit
         self.exceeded = False
 

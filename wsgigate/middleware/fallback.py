@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.http.bodies import BufferedBody
+from wsgigate.http.bodies import BufferedBody, has_body
 from wsgigate.http.fields import is_token
 from wsgigate.http.responses import record_shaping, replaceable_response, with_fallback_field
 from wsgigate.http.wsgi import FAILURE
@@ -68,7 +68,7 @@ class Fallback:
             return self.app(environ, start_response)
         before = [environ.get(key, _ABSENT) for key in _OF_THE_REQUEST]
         body: BufferedBody | None = None
-        if self._acts and _has_body(environ):
+        if self._acts and has_body(environ):
             environ["wsgi.input"] = body = BufferedBody(environ["wsgi.input"], BUFFER)
 
         def choose(status: int, error: Exception | None) -> WSGIApplication | None:
@@ -98,8 +98,3 @@ class Fallback:
             return self._other(environ, with_fallback_field(start_response, self._kind))
 
         return replaceable_response(self.app, environ, start_response, choose)
-
-
-def _has_body(environ: WSGIEnvironment) -> bool:
-    length = environ.get("CONTENT_LENGTH")
-    return length not in (None, "", "0") or "HTTP_TRANSFER_ENCODING" in environ

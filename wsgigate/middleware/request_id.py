@@ -1,4 +1,4 @@
-"""A name for every request, the same in the logs of everyone it passes."""
+"""Request ids: one id per request in the logs of the gateway and of the services."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _FRAMING = frozenset({"content-length", "content-type", "host"})
 
 
 def _mint() -> str:
-    # The module's function: CPython seeds it anew after a fork, so that workers differ.
+    # CPython reseeds the module's generator after a fork, so that workers get different ids.
     return f"{random.getrandbits(128):032x}"
 
 
 @checked
 class RequestId:
-    """Give every request an id: in environ, in a field for the app, and in one of the response.
+    """Assign an id to each request: in ``environ``, in a request field and in a response field.
 
-    An id that is there already, from a RequestId further out, is kept. One that the client sent is
-    believed as *accept* says, and only if it is 1 to 64 letters, digits, dots, underscores or
-    hyphens: anything else could write lines of its own into a log.
+    An id from an outer RequestId is kept. An id from the client is accepted according to *accept*,
+    and only if it consists of 1 to 64 letters, digits, dots, underscores and hyphens: other
+    characters could forge log lines.
 
-    :param app: The WSGI application whose requests are named.
-    :param header: The field that carries the id, both ways.
-    :param accept: Whose ids are believed: ``"trusted"`` (those of a peer that a ClientAddress
-        further out trusts), ``"always"`` or ``"never"``.
-    :param mint: Makes a new id.
-    :raises ValueError: *header* is not a field name that may carry an id, or *accept* is none of
+    :param app: The WSGI application whose requests get an id.
+    :param header: The field with the id, in requests and responses.
+    :param accept: Which ids of clients are accepted: ``"trusted"`` (if the peer is a trusted proxy
+        of an outer ClientAddress), ``"always"`` or ``"never"``.
+    :param mint: Returns a new id.
+    :raises ValueError: *header* is not a field name that may contain an id, or *accept* is none of
         the three.
     """
 
@@ -51,7 +51,7 @@ class RequestId:
         mint: Callable[[], str] = _mint,
     ) -> None:
         if not is_token(header) or header.lower() in HOP_BY_HOP | _FRAMING:
-            raise ValueError(f"header: {header!r} is not a field that may carry a request id")
+            raise ValueError(f"header: {header!r} is not a field that may contain a request id")
         if accept not in ("trusted", "always", "never"):
             raise ValueError(f'accept is "trusted", "always" or "never", not {accept!r}')
         self.app = app
@@ -74,7 +74,7 @@ class RequestId:
         def start(
             status: str, headers: Headers, exc_info: ExcInfo | None = None
         ) -> Callable[[bytes], object]:
-            # A backend's own id would contradict the one in our log: it gives way.
+            # The backend's id would differ from the one in our log, so it is replaced.
             fields = without(headers, names)
             fields.append(field)
             if exc_info:
@@ -86,7 +86,7 @@ class RequestId:
         return self.app(environ, start)
 
     def _sent(self, environ: WSGIEnvironment) -> str | None:
-        """Return the id that the client sent, if it is to be believed."""
+        """Return the id that the client sent, if it is accepted."""
         if not (self._always or (self._trusted and peer_trusted(environ))):
             return None
         sent = environ.get(self._key)

@@ -16,6 +16,7 @@ from wsgiref.types import WSGIEnvironment
 
 import requests
 
+from wsgigate.http.bodies import has_body
 from wsgigate.http.problem import Refusal
 from wsgigate.http.wsgi import INSTANCE
 from wsgigate.proxy.disconnect import TICK, ClientWatch, shut
@@ -65,11 +66,7 @@ class Hedge:
 
     def applies(self, environ: WSGIEnvironment) -> bool:
         """Return whether the request of *environ* may be sent to several instances at once."""
-        has_body = (
-            environ.get("CONTENT_LENGTH") not in (None, "", "0")
-            or "HTTP_TRANSFER_ENCODING" in environ
-        )
-        return hedgeable(environ["REQUEST_METHOD"], has_body)
+        return hedgeable(environ["REQUEST_METHOD"], has_body(environ))
 
     def after(self) -> float | None:
         """Return the seconds before a hedged attempt; ``None`` while too few are measured."""

@@ -26,6 +26,7 @@ import requests
 
 from wsgigate.client.connections import Connection
 from wsgigate.client.response import RawResponse
+from wsgigate.http.bodies import has_body
 from wsgigate.http.fields import HOP_BY_HOP, connection_tokens, is_field_value, is_token
 from wsgigate.http.problem import Problem, Refusal
 from wsgigate.http.wsgi import TUNNELLED, Headers
@@ -84,7 +85,7 @@ def check_request(environ: WSGIEnvironment) -> str:
         )
     if environ["HTTP_UPGRADE"].strip().lower() != "websocket":
         raise Refusal.of(400, "Malformed WebSocket handshake.", "Upgrade names another protocol")
-    if environ.get("CONTENT_LENGTH", "0") not in ("", "0") or "HTTP_TRANSFER_ENCODING" in environ:
+    if has_body(environ):
         raise Refusal.of(400, "Malformed WebSocket handshake.", "the handshake has a body")
     if environ.get("HTTP_SEC_WEBSOCKET_VERSION", "").strip() != "13":
         problem = Problem(
