@@ -115,16 +115,16 @@ def _folded(name: str) -> str:
 @checked
 @dataclass(frozen=True)
 class FieldRules:
-    """What is done to the fields of a message: some removed, some replaced, some added.
+    """Rules that remove, replace and add header fields of a message.
 
-    Names are compared without regard to case, and ``_`` counts as ``-``, as it does to the WSGI
-    application that will read them. Fields that speak of one connection, frame the body or name
-    the host are not to be touched this way.
+    Names are compared case-insensitively, and ``_`` equals ``-``, as in the ``environ`` of a WSGI
+    application. Hop-by-hop fields, ``Content-Length`` and ``Host`` cannot be changed.
 
-    :param set: Fields that replace all of the same name.
-    :param add: Fields that come after what is there.
-    :param remove: Names of fields that are dropped.
-    :raises ValueError: A name or a value cannot be that of a field, or is not to be touched.
+    :param set: Fields that replace all fields of the same name.
+    :param add: Fields that are appended.
+    :param remove: Names of fields that are removed.
+    :raises ValueError: A name or a value is invalid, or the field cannot be changed; the message
+        names it.
     """
 
     set: Mapping[str, str] = field(default_factory=dict)
@@ -155,7 +155,7 @@ class FieldRules:
         return bool(self._dropped or self._added)
 
     def apply(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Return a new list: *headers* without those dropped and replaced, then set, then add."""
+        """Return *headers* without removed and replaced fields, then *set*, then *add*."""
         dropped = self._dropped
         if not dropped:
             return [*headers, *self._added]
@@ -164,10 +164,10 @@ class FieldRules:
 
 def _settable(rule: str, name: object) -> str:
     if not isinstance(name, str) or not is_token(name):
-        raise ValueError(f"{rule}: {name!r} cannot be the name of a field")
+        raise ValueError(f"{rule}: {name!r} is not a valid field name")
     if _folded(name) in _UNSETTABLE:
         raise ValueError(
-            f"{rule}: {name} names the host, frames the body or ends at the connection"
+            f"{rule}: {name} cannot be changed: it names the host, frames the body or is hop-by-hop"
         )
     return _folded(name)
 

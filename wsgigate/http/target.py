@@ -329,18 +329,18 @@ def any_target_of(environ: WSGIEnvironment) -> Target:
         known: Target | None = get(TARGET)
         if known is not None:
             return known
-    raw, mount, below, asked, host = source
+    raw, mount, below, query_string, host = source
     if (  # fast path
         raw is not None
         and raw == below
         and host
-        and not (mount or asked)
+        and not (mount or query_string)
         and len(raw) <= MAX_LENGTH
         and _SIMPLE.fullmatch(raw)
     ):
         made = _target((raw, None, normal_host(host)))
     else:
-        made = _make(environ, raw, mount, below, asked, host)
+        made = _make(environ, raw, mount, below, query_string, host)
     environ[TARGET] = made
     environ[_SOURCE] = source
     return made
@@ -351,13 +351,13 @@ def _make(
     raw: str | None,
     mount: str | None,
     below: str | None,
-    asked: str | None,
+    query_string: str | None,
     host_field: str | None,
 ) -> Target:
     host = host_of(environ)
     mount, below = mount or "", below or ""
     if raw is None:
-        return _encoded(below, asked or "", host)
+        return _encoded(below, query_string or "", host)
     if len(raw) > MAX_LENGTH:
         raise BadTarget("a request target that is too long")
     if not raw.startswith("/"):
@@ -365,8 +365,8 @@ def _make(
     path, mark, query = raw.partition("?")
     if query and not _QUERY.fullmatch(query):
         raise BadTarget("a character in the query that must be escaped")
-    if asked is not None and query != asked:  # the query was rewritten
-        mark = query = asked
+    if query_string is not None and query != query_string:  # the query was rewritten
+        mark = query = query_string
         if query and not _QUERY.fullmatch(query):
             raise BadTarget("a character in the query that must be escaped")
     whole = path == below and not mount

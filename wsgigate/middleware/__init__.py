@@ -1,1 +1,1 @@
-"""One file per concern, each a plain WSGI middleware that is usable alone around any app."""
+"""WSGI middlewares, one file per concern; each can be used on its own around any WSGI app."""

@@ -124,7 +124,7 @@ class Breaker:
         self.circuit.reset()
 
     def counts_in_memory(self) -> bool:
-        """Return whether the circuit is in the memory of this process alone."""
+        """Return whether the circuit is in the memory of this process only."""
         return self._opened.in_memory
 
     def close(self) -> None:
