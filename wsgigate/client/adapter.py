@@ -18,8 +18,9 @@ Rules that must hold:
   response has arrived, only while its body can be sent again, and only for an idempotent method.
   An instance may close an idle connection at the moment a request is sent; nothing else justifies
   sending a request twice.
-- Nothing in the request is changed: the head is written as given. A missing framing field is the
-  only addition; without it the instance cannot find the end of the body.
+- The head of a forwarded request is written as given; only a missing framing field is added,
+  because the instance could not find the end of the body without it. Requests that were prepared by
+  ``requests`` itself also get a missing ``Host``, and lose ``Expect``.
 - Requests go through ``session.get_adapter(url).send(...)``, never through ``session.send``. The
   latter keeps cookies (one user's cookies would be sent with the next user's request), reads and
   drops the body of every redirect, and raises on a malformed ``Location``. A session therefore only

@@ -11,14 +11,13 @@ codings, early ends, surplus bytes, the request method, and which message is the
 Rules that must hold:
 
 - Where this parser and the instance disagree about the end of a response, the next user receives
-  bytes of this response (response smuggling). So every ambiguity is an error, or at least the end
-  of the connection: ``keep`` becomes false and never true again.
+  bytes of this response (response smuggling). So every ambiguity is an error, or at least ends the
+  connection after this response: ``keep`` is false.
 - The framing is decided once, in ``_read_head``: first the cases without a body (101, ``HEAD``,
   1xx, 204, 304), then ``Transfer-Encoding``, then ``Content-Length``, else the end of the
   connection (RFC 9112, 6.3). The chunk parser starts from a fixed head, not from the received one:
   llhttp reads "chunked" followed by a blank as another coding, and the body as one without an end.
-- Data before an error is passed on before the error is raised, so that a client receives the bytes
-  that a proxy without this check would have forwarded.
+- Body data that precedes an error is returned first; the next call raises the error.
 - Everything an instance controls is bounded: head size, number of fields, interim responses, chunk
   extensions and trailers, and the size of what the caches remember.
 """

@@ -2,8 +2,8 @@
 
 Theory of operation. :class:`Attempts` serves one request in this order:
 
-1. The bulkhead admits the request or rejects it. It comes first, so that a rejected request says
-   nothing to the circuit breaker.
+1. The bulkhead admits the request or rejects it. It comes first, so that the circuit breaker does
+   not count rejected requests.
 2. The circuit breaker admits the request, which yields a permit, or rejects it with a 503.
 3. :class:`AttemptRunner` reserves an instance. The instance and the permit form a
    :class:`~wsgigate.proxy.send.Reservation`, which reports the outcome to both exactly once.
@@ -13,14 +13,15 @@ Theory of operation. :class:`Attempts` serves one request in this order:
 Rules that must hold:
 
 - Every permit is reported and every reservation released on every path, also when an exception
-  passes. A permit that is not reported blocks a half-open circuit, because its probe never ends; a
-  reservation that is not released leaves the instance at its limit of requests in flight.
+  passes. A permit that is not reported occupies a probe of a half-open circuit until the probe's
+  timeout; a reservation that is not released counts as a request in flight forever.
 - The response of a failed attempt is closed and its reservation released before the next attempt
   begins; a request does not hold two instances, except while it is hedged.
 - All attempts share one deadline. Each attempt gets what is left of it, and the client's
   ``X-Request-Timeout`` is passed on as the remaining time.
-- A request is repeated only when :func:`wsgigate.rules.retry.decide` allows it: it knows whether
-  anything was sent, whether a response began, whether the body can be sent again, and the budget.
+- A request is repeated only when :func:`wsgigate.rules.retry.decide` allows it, which considers
+  whether anything was sent, whether a response began, whether the body can be sent again, and the
+  budget.
 - An error caused only by a shorter timeout of the client's is not reported as a failure of the
   instance; a client could otherwise open the circuit for all.
 """

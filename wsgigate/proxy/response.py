@@ -250,7 +250,8 @@ class Body:
     def skip(self) -> None:
         """Close an empty body, keeping the connection unless the status is 205.
 
-        A 205 has no body, but some instances send one; the connection is then closed.
+        A 205 has no body, so nothing is read, and the connection is closed in case the instance
+        sends one nevertheless.
         """
         if self._response.status_code != 205:
             try:
