@@ -212,7 +212,7 @@ def test_an_outage_at_the_first_request_stays_one():
     [
         ("foo:", '^store: a store is "memory:"'),
         ("redis:/host", '^store: a store is "memory:"'),
-        ("redis://host:port/0", "^store: a host of a Redis is"),
+        ("redis://host:port/0", "^store: a host in the URL of a Redis must be"),
         ("redis://host/0?prefiks=a", "^store: the URL of a Redis has no option 'prefiks'"),
         (7, "^store: a store or the URL of one"),
     ],

@@ -63,7 +63,7 @@ from wsgigate.store.redis_shapes import (
     is_value,
     is_value_and_time,
 )
-from wsgigate.store.redis_url import Address, Place, read_url
+from wsgigate.store.redis_url import Address, RedisLocation, read_url
 
 __all__ = [
     "Ask",
@@ -73,7 +73,7 @@ __all__ = [
     "Sentinels",
     "Servers",
     "Single",
-    "Watch",
+    "Breaker",
     "connect_to",
     "fit",
 ]
@@ -157,7 +157,7 @@ class Outage:
 LOG = logging.getLogger("wsgigate.store")
 
 
-class Watch:
+class Breaker:
     """Admits calls to a server, or fails them at once during a pause; see :class:`Outage`.
 
     It logs one record when the server is paused, and one when it answers again.
@@ -240,7 +240,7 @@ class Node(NamedTuple):
     """One server of the cluster, with its connections and its breaker."""
 
     connections: Connections
-    watch: Watch
+    breaker: Breaker
     ask: Ask
 
 
@@ -253,10 +253,12 @@ class Cluster:
     :param clock: Returns monotonic seconds.
     """
 
-    def __init__(self, place: Place, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, place: RedisLocation, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._place = place
         self._clock = clock
-        self._watch = Watch(place.shown)
+        self._breaker = Breaker(place.shown)
         self._nodes: dict[Address, Node] = {}
         self._map: tuple[list[int], list[tuple[int, Address]]] = ([], [])
         # the first slots of the ranges in order, and for each its last slot and its primary
@@ -312,13 +314,13 @@ class Cluster:
         most: int = SIZE,
     ) -> list[Any]:
         node = self._node(address)
-        node.watch.admit()
+        node.breaker.admit()
         try:
             got = fit(node.connections.exchange(packed, answers, fits, most))
         except Unreachable as error:
             self._stale = True
-            raise node.watch.failed(str(error), lasting=error.lasting) from error
-        node.watch.answered()
+            raise node.breaker.failed(str(error), lasting=error.lasting) from error
+        node.breaker.answered()
         return got
 
     def _node(self, address: Address) -> Node:
@@ -326,9 +328,9 @@ class Cluster:
         if node is None:
             connections = connect_to(self._place, address)
             with self._lock:
-                watch = Watch(f"{self._place.shown} at {connections.shown}")
+                breaker = Breaker(f"{self._place.shown} at {connections.shown}")
                 ask = partial(self._ask, address)
-                node = self._nodes.setdefault(address, Node(connections, watch, ask))
+                node = self._nodes.setdefault(address, Node(connections, breaker, ask))
         return node
 
     def _address_of(self, key: bytes) -> Address:
@@ -352,7 +354,7 @@ class Cluster:
             if self._map[0] and now - self._refreshed_at < REFRESH_EVERY:
                 return
             self._refreshed_at = now
-        self._watch.admit()
+        self._breaker.admit()
         reasons, lasting = [], True
         known = [address for _, address in self._map[1]]
         for address in dict.fromkeys([*known, *self._place.addresses]):
@@ -362,10 +364,10 @@ class Cluster:
                 reasons.append(str(error))
                 lasting = lasting and isinstance(error, MisconfiguredStore)
             else:
-                self._watch.answered()
+                self._breaker.answered()
                 return
         if not self._map[0]:
-            raise self._watch.failed("; ".join(reasons), lasting=lasting)
+            raise self._breaker.failed("; ".join(reasons), lasting=lasting)
 
     def _read_slots(self, address: Address) -> None:
         """Replace the map of slots by that of the server at *address*.
@@ -439,7 +441,7 @@ class Servers(Protocol):
         """Close all connections."""
 
 
-def connect_to(place: Place, address: tuple[str, int]) -> Connections:
+def connect_to(place: RedisLocation, address: tuple[str, int]) -> Connections:
     """Return a pool for the server at *address*, without an open connection."""
     return Connections(
         address, tls=place.tls, settings=place.settings, most=place.most, wait=place.wait
@@ -460,9 +462,9 @@ def fit(answers: list[Any]) -> list[Any]:
 class Single:
     """One server at a fixed address."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: RedisLocation) -> None:
         self._connections = connect_to(place, place.addresses[0])
-        self._watch = Watch(place.shown)
+        self._breaker = Breaker(place.shown)
 
     def ask(self, key: bytes, packed: bytes, fits: Fits) -> Any:
         return self._ask(packed, 1, fits)[0]
@@ -479,12 +481,12 @@ class Single:
     def _ask(
         self, packed: bytes, answers: int = 1, fits: Fits | None = None, most: int = SIZE
     ) -> list[Any]:
-        self._watch.admit()
+        self._breaker.admit()
         try:
             got = fit(self._connections.exchange(packed, answers, fits, most))
         except Unreachable as error:
-            raise self._watch.failed(str(error), lasting=error.lasting) from error
-        self._watch.answered()
+            raise self._breaker.failed(str(error), lasting=error.lasting) from error
+        self._breaker.answered()
         return got
 
 
@@ -494,9 +496,9 @@ class Sentinels:
     (Redis documentation, "Guidelines for Redis clients with support for Redis Sentinel".)
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: RedisLocation) -> None:
         self._place = place
-        self._watch = Watch(place.shown)
+        self._breaker = Breaker(place.shown)
         self._sentinels = [
             Connections(
                 address, tls=place.tls, settings=place.sentinel_settings, most=2, wait=place.wait
@@ -526,7 +528,7 @@ class Sentinels:
     def _ask(
         self, packed: bytes, answers: int = 1, fits: Fits | None = None, most: int = SIZE
     ) -> list[Any]:
-        self._watch.admit()
+        self._breaker.admit()
         primary = self._primary
         try:
             if primary is None:
@@ -534,8 +536,8 @@ class Sentinels:
             got = fit(primary.exchange(packed, answers, fits, most))
         except Unreachable as error:
             self._forget(primary)
-            raise self._watch.failed(str(error), lasting=error.lasting) from error
-        self._watch.answered()
+            raise self._breaker.failed(str(error), lasting=error.lasting) from error
+        self._breaker.answered()
         return got
 
     def _find_primary(self) -> Connections:
@@ -594,7 +596,7 @@ class Sentinels:
         primary.close()
 
 
-def servers_of(place: Place) -> Servers:
+def servers_of(place: RedisLocation) -> Servers:
     """Return the servers that *place* describes, without an open connection."""
     if place.kind == "sentinel":
         return Sentinels(place)

@@ -6,13 +6,14 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from hashlib import sha256
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from wsgigate.store import NETWORKED
 
-__all__ = ["Address", "Place", "read_url"]
+__all__ = ["Address", "RedisLocation", "read_url"]
 
 Address = tuple[str, int]
 """A host and a port; for a Unix socket its path and 0."""
@@ -30,7 +31,7 @@ _HOST = re.compile(
 )
 
 
-class Place(NamedTuple):
+class RedisLocation(NamedTuple):
     """The servers of a Redis, and the options of their connections."""
 
     kind: str
@@ -84,10 +85,10 @@ def _prefix(text: str) -> str:
 
 _OPTIONS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "prefix": (_prefix, "1 to 64 characters without spaces"),
-    "socket_timeout": (_seconds, "seconds"),
-    "socket_connect_timeout": (_seconds, "seconds"),
-    "timeout": (_seconds, "seconds"),
-    "max_connections": (_count, "a number from 1"),
+    "socket_timeout": (_seconds, "seconds above 0, e.g. 0.05"),
+    "socket_connect_timeout": (_seconds, "seconds above 0, e.g. 0.05"),
+    "timeout": (_seconds, "seconds above 0, e.g. 0.05"),
+    "max_connections": (_count, "a number from 1, e.g. 32"),
     "db": (_number, "a number"),
     "username": (str, ""),
     "password": (str, ""),
@@ -108,7 +109,9 @@ _OPTIONS: Mapping[str, tuple[Callable[[str], Any], str]] = {
 """The options of the query: those of redis-py by their names there, and ``prefix``."""
 
 
-def read_url(url: str, *, owner: str = "", environ: Mapping[str, str] = os.environ) -> Place:
+def read_url(
+    url: str, *, owner: str = "", environ: Mapping[str, str] = os.environ
+) -> RedisLocation:
     """Return the servers and options of *url*.
 
     :param owner: Identifies the owner of the keys, unless the URL has a ``prefix``.
@@ -117,7 +120,7 @@ def read_url(url: str, *, owner: str = "", environ: Mapping[str, str] = os.envir
     """
     found = _URL.fullmatch(url)
     if found is None or found["scheme"] not in NETWORKED:
-        raise ValueError(f'the URL of a Redis is "redis://HOST:PORT/DB"; {_HINT}')
+        raise ValueError(f'the URL of a Redis must be "redis://HOST:PORT/DB"; {_HINT}')
     base, _, kind = found["scheme"].partition("+")
     tls = base in ("rediss", "valkeys")
     if "unix" in (base, kind):
@@ -127,7 +130,7 @@ def read_url(url: str, *, owner: str = "", environ: Mapping[str, str] = os.envir
     service = ""
     if kind == "unix":
         if found["hosts"] or len(path) < 2:
-            raise ValueError('a Unix socket is "unix:///path/of/it"')
+            raise ValueError('the URL of a Unix socket must be "unix:///PATH"')
         addresses: tuple[Address, ...] = ((path, 0),)
         database = ""
     else:
@@ -135,16 +138,20 @@ def read_url(url: str, *, owner: str = "", environ: Mapping[str, str] = os.envir
         if kind == "sentinel":
             service, _, database = path[1:].partition("/")
             if not service:
-                raise ValueError('sentinels are "redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB"')
+                raise ValueError(
+                    'the URL of sentinels must be "redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB"'
+                )
         else:
             database = path[1:]
         if not kind and len(addresses) > 1:
-            raise ValueError('several hosts are "redis+sentinel://" or "redis+cluster://"')
+            raise ValueError('several hosts need "redis+sentinel://" or "redis+cluster://"')
     if database and not database.isdecimal():
-        raise ValueError("the database of a Redis is a number")
+        raise ValueError(
+            "the database in the URL of a Redis must be a number, e.g. redis://localhost:6379/0"
+        )
     number = options.pop("db", int(database or 0))
     if kind == "cluster" and number:
-        raise ValueError("a cluster has no database but 0")
+        raise ValueError("a Redis Cluster has the database 0 only; remove it from the URL")
     name, secret = found["user"], found["pass"]
     username = unquote(name or "") or options.pop("username", "") or environ.get(USERNAME, "")
     password = unquote((secret or "")[1:]) or options.pop("password", "")
@@ -158,7 +165,7 @@ def read_url(url: str, *, owner: str = "", environ: Mapping[str, str] = os.envir
     sentinel["password"] = options.pop("sentinel_password", "") or None
     settings = {"socket_timeout": 0.05, "socket_connect_timeout": 0.05, **options}
     shown = f"{found['scheme']}://{found['hosts']}{found['path'] or ''}"
-    return Place(
+    return RedisLocation(
         kind="single" if kind in ("", "unix") else kind,
         addresses=addresses,
         service=service,
@@ -182,22 +189,23 @@ def _options(query: str, tls: bool, kind: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for name, text in parse_qsl(query, keep_blank_values=True):
         if name not in _OPTIONS:
-            raise ValueError(f"the URL of a Redis has no option {name!r}")
+            near = [f"; did you mean {each!r}?" for each in get_close_matches(name, _OPTIONS, 1)]
+            raise ValueError(f"the URL of a Redis has no option {name!r}{''.join(near)}")
         if name in options:
             raise ValueError(f"the URL of a Redis has the option {name!r} twice")
         if name.startswith("ssl_") and not tls:
-            raise ValueError(f"the option {name!r} is for rediss:// and valkeys://")
+            raise ValueError(f"the option {name!r} needs TLS: rediss:// or valkeys://")
         if name.startswith("sentinel_") and kind != "sentinel":
-            raise ValueError(f"the option {name!r} is for redis+sentinel://")
+            raise ValueError(f"the option {name!r} needs redis+sentinel://")
         if name == "socket_keepalive" and kind == "unix":
-            raise ValueError(f"the option {name!r} is not for a Unix socket")
+            raise ValueError(f"the option {name!r} does not apply to a Unix socket")
         read, expected = _OPTIONS[name]
         try:
             options[name] = read(text)
         except (ValueError, KeyError):
-            raise ValueError(f"the option {name!r} of a Redis is {expected}") from None
+            raise ValueError(f"the option {name!r} of a Redis must be {expected}") from None
     if options.get("ssl_cert_reqs", "required") not in ("required", "optional", "none"):
-        raise ValueError("the option 'ssl_cert_reqs' of a Redis is required, optional or none")
+        raise ValueError("the option 'ssl_cert_reqs' of a Redis must be required, optional or none")
     if tls:
         # redis-py before 6 does not check the name of a certificate by default
         named = options.get("ssl_cert_reqs") != "none"
@@ -210,7 +218,10 @@ def _addresses(text: str, port: int) -> tuple[Address, ...]:
     for part in (text or "localhost").split(","):
         found = _HOST.fullmatch(part)
         if found is None or int(found["port"] or port) not in range(1, 65536):
-            raise ValueError(f"a host of a Redis is HOST, HOST:PORT or [IPv6]:PORT; {_HINT}")
+            raise ValueError(
+                "a host in the URL of a Redis must be HOST, HOST:PORT or [IPv6]:PORT with a port "
+                f"from 1 to 65535; {_HINT}"
+            )
         host = found["six"] or unquote(found["name"])
         addresses.append((host, int(found["port"] or port)))
     return tuple(addresses)

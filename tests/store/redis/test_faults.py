@@ -14,7 +14,7 @@ import pytest
 from wsgigate.rules.algorithms import TokenBucket
 from wsgigate.rules.quota import Quota
 from wsgigate.store import MisconfiguredStore, StoreError
-from wsgigate.store.redis import RedisStore, Single, Watch
+from wsgigate.store.redis import Breaker, RedisStore, Single
 from wsgigate.store.redis_connections import Refusal
 from wsgigate.testing import FakeClock
 
@@ -30,7 +30,7 @@ def watched(connect):
         clock = FakeClock()
         servers = store._ready()
         assert isinstance(servers, Single)
-        servers._watch = Watch(store._place.shown, clock=clock, chance=lambda: 0.0)
+        servers._breaker = Breaker(store._place.shown, clock=clock, chance=lambda: 0.0)
         return store, clock
 
     return make
