@@ -110,7 +110,7 @@ def test_owners_that_look_alike_have_names_of_their_own():
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("redis://h/x", "the database in the URL of a Redis must be a number from"),
+        ("redis://h/x", "the database in the URL of a Redis must be a number"),
         ("redis://h:0", "a host in the URL of a Redis must be"),
         ("redis://h:99999", "a host in the URL of a Redis must be"),
         ("redis://h:x", "a host in the URL of a Redis must be"),
@@ -131,7 +131,7 @@ def test_owners_that_look_alike_have_names_of_their_own():
         ("rediss://h?ssl_cert_reqs=maybe", "required, optional or none"),
         ("redis://h?sentinel_password=x", "needs redis.sentinel"),
         ("redis+sentinel://h", "the URL of sentinels must be"),
-        ("redis+sentinel://h/m/x", "the database in the URL of a Redis must be a number from"),
+        ("redis+sentinel://h/m/x", "the database in the URL of a Redis must be a number"),
         ("redis+cluster://h/1", "has the database 0 only"),
         ("unix://relative/path", "the URL of a Unix socket must be"),
         ("unix://", "the URL of a Unix socket must be"),
