@@ -459,7 +459,7 @@ def test_a_service_is_asked_by_the_host_that_the_file_names(
 @pytest.mark.parametrize("host", ["http://a", "a/b", "a b", "a:99999"])
 def test_a_host_that_is_none_is_told_at_its_key(host: str) -> None:
     errors = wrong(f"[services.a]\ninstances = ['http://a']\nhost = '{host}'")
-    assert "a host is a name such as" in dict(errors)["services.a.host"]
+    assert "host must be a name such as" in dict(errors)["services.a.host"]
 
 
 def test_over_tls_the_host_is_the_name_that_an_address_is_asked_by(

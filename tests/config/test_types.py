@@ -115,7 +115,7 @@ WRONG: list[tuple[Kind[Any], object, str]] = [
     (ImportPath("an app"), "shop.wsgi", 'expected an app such as "package.module:name"'),
     (ImportPath("an app"), "shop:wsgi()", 'got "shop:wsgi()"'),
     (PathPattern(), "api", "a route's path starts with /, got 'api'"),
-    (Url(), "orders:80", "starts with http:// or https://"),
+    (Url(), "orders:80", "must start with http:// or https://"),
     (ListOf(Text()), "GET", 'expected a list, got "GET"'),
     (ListOf(Text(), least=1), [], "expected a list with at least one item, got an empty list"),
     (MapOf(Text()), [], "expected a table, got a list"),

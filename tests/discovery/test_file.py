@@ -132,7 +132,7 @@ def test_a_file_that_did_not_change_is_not_read_again(path: Path) -> None:
         ("{}", "instances: expected a list"),
         ('"x"', "instances: expected a list"),
         ("[7]", r"instances\[0\].url: expected an address"),
-        (f'["{A}", "10.0.0.2:8000"]', r"instances\[1\].url: an instance's URL starts with"),
+        (f'["{A}", "10.0.0.2:8000"]', r"instances\[1\].url: an instance's URL must start with"),
         (f'["{A}", "{A}/"]', r"instances\[1\].url: the instance is listed twice"),
         (f'[{{"url": "{A}", "wieght": 2}}]', r"instances\[0\].wieght: is not a known key"),
         (f'[{{"url": "{A}", "weight": -1}}]', r"instances\[0\].weight: expected a whole number"),
@@ -186,7 +186,7 @@ def test_a_list_says_in_which_zone_an_instance_is(path: Path) -> None:
     path.write_text(f'[{{"url": "{A}", "zone": "eu-1a"}}, "{B}"]')
     found = WatchedFile(path).find(threading.Event())
     assert [instance.zone for instance in found.instances] == ["eu-1a", ""]
-    for zone, said in (("7", "expected a text"), ('"two words"', "a zone is at most")):
+    for zone, said in (("7", "expected a text"), ('"two words"', "zone must be at most")):
         path.write_text(f'[{{"url": "{A}", "zone": {zone}}}]')
         with pytest.raises(SourceError, match=said):
             WatchedFile(path).find(threading.Event())

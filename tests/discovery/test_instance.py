@@ -40,7 +40,7 @@ def test_it_is_asked_by_its_name_and_stays_where_it_is(url: str, host: str, auth
     ],
 )
 def test_what_is_no_host_is_refused(host: str) -> None:
-    with pytest.raises(ValueError, match="a host is a name such as"):
+    with pytest.raises(ValueError, match="host must be a name such as"):
         Instance("http://10.0.0.5", host=host)
 
 

@@ -284,7 +284,7 @@ def test_a_tier_is_used_by_real_requests_when_nobody_before_it_answers() -> None
 
 def test_a_tier_that_is_none_is_refused() -> None:
     for tier in (-1, 16):
-        with pytest.raises(ValueError, match="tier is 0 to 15"):
+        with pytest.raises(ValueError, match="tier must be 0 to 15"):
             Instance(URLS[0], tier=tier)
 
 

@@ -57,19 +57,21 @@ class Instance:
         if parts.username is not None or parts.password is not None:
             raise ValueError("an instance's URL must not carry credentials")
         if parts.scheme not in ("http", "https", "http+unix"):
-            raise ValueError(f"an instance's URL starts with http:// or https://, not {self.url!r}")
+            raise ValueError(
+                f"an instance's URL must start with http:// or https://, got {self.url!r}"
+            )
         if self.weight < 0:
-            raise ValueError(f"a weight is 0 or more, got {self.weight}")
+            raise ValueError(f"weight must be 0 or more, got {self.weight}")
         if not 0 <= self.tier <= LAST_TIER:
-            raise ValueError(f"a tier is 0 to {LAST_TIER}, got {self.tier}")
+            raise ValueError(f"tier must be 0 to {LAST_TIER}, got {self.tier}")
         if not _ZONE.fullmatch(self.zone):
             raise ValueError(
-                f"a zone is at most 128 visible characters without spaces, got {self.zone!r}"
+                f"zone must be at most 128 visible characters without spaces, got {self.zone!r}"
             )
         if parts.path not in ("", "/") or parts.query or parts.fragment:
             raise ValueError(
-                f"an instance's URL ends after the port, not as {self.url!r}; "
-                "a path goes into add_prefix"
+                f"an instance's URL must end after the port, got {self.url!r}; "
+                "a path belongs in add_prefix"
             )
         if parts.scheme == "http+unix":
             path = _socket_path(parts.netloc)
@@ -120,7 +122,7 @@ def host_and_port(text: str, scheme: str = "http") -> str:
     literal = name.startswith("[")
     if not (_is_ipv6(name[1:-1]) if literal else _HOST.fullmatch(name)) or port > 65535:
         raise ValueError(
-            f'a host is a name such as "shop.example" or "shop.example:8080", got {text!r}'
+            f'host must be a name such as "shop.example" or "shop.example:8080", got {text!r}'
         )
     name = name if literal else name.removesuffix(".")
     default = 443 if scheme == "https" else 80
@@ -132,11 +134,13 @@ def _socket_path(encoded: str) -> str:
     path = unquote(encoded, errors="strict")
     if not path.startswith("/") or not path.isprintable() or not path.isascii():
         raise ValueError(
-            "an http+unix:// URL holds the absolute path of a socket with its slashes encoded, "
-            f"as in http+unix://%2Frun%2Fapp.sock, not {encoded!r}"
+            "an http+unix:// URL must have the absolute path of a socket with encoded slashes, "
+            f"such as http+unix://%2Frun%2Fapp.sock, got {encoded!r}"
         )
     if len(path) > _MOST_SOCKET_PATH:
-        raise ValueError(f"the path of a socket has at most {_MOST_SOCKET_PATH} bytes: {path!r}")
+        raise ValueError(
+            f"the path of a socket must have at most {_MOST_SOCKET_PATH} bytes, got {path!r}"
+        )
     return path
 
 

@@ -125,13 +125,13 @@ def instance_status(health: Health | None) -> dict[str, Any]:
     if health is None:
         return not_checked()
     last = health.last
-    told: dict[str, Any] = {"healthy": health.healthy, "lastCheck": iso_time(health.checked)}
+    status: dict[str, Any] = {"healthy": health.healthy, "lastCheck": iso_time(health.checked)}
     if health.healthy:
-        told["responseTime"] = last.response_time
+        status["responseTime"] = last.response_time
     if not health.healthy or not last.ok:
-        told["error"] = "Recovering" if last.ok else last.error
-    told["status"] = "N/A" if last.status is None else last.status
-    return told
+        status["error"] = "Recovering" if last.ok else last.error
+    status["status"] = "N/A" if last.status is None else last.status
+    return status
 
 
 def service_status(healths: Mapping[str, Health | None]) -> dict[str, Any]:
@@ -144,15 +144,15 @@ def service_status(healths: Mapping[str, Health | None]) -> dict[str, Any]:
         return {"healthy": False, "error": "No instances"}
     known = [health for health in healths.values() if health is not None]
     if not known:
-        told = not_checked()
+        status = not_checked()
     else:
         healthy = any(health.healthy for health in known)
         agreeing = (health for health in known if health.healthy == healthy)
-        told = instance_status(max(agreeing, key=lambda health: health.checked))
-        told["lastCheck"] = iso_time(max(health.checked for health in known))
+        status = instance_status(max(agreeing, key=lambda health: health.checked))
+        status["lastCheck"] = iso_time(max(health.checked for health in known))
     if len(healths) > 1:
-        told["instances"] = {url: instance_status(health) for url, health in healths.items()}
-    return told
+        status["instances"] = {url: instance_status(health) for url, health in healths.items()}
+    return status
 
 
 LOG = logging.getLogger("wsgigate.health")

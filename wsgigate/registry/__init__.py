@@ -81,7 +81,7 @@ class Registry:
             ("most_of_one", most_of_one, 500),  # more of the longest ids are too long a value
         ):
             if not 1 <= bound <= most:
-                raise ValueError(f"{name} is 1 to {most}, got {bound}")
+                raise ValueError(f"{name} must be 1 to {most}, got {bound}")
         self.rules = rules
         self.destinations = destinations or Destinations()
         self._store = store

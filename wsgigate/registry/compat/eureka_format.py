@@ -130,8 +130,8 @@ def read_xml(data: bytes) -> tuple[str, Node]:
     try:
         parser.Parse(data, True)
     except expat.ExpatError as error:
-        said = expat.ErrorString(error.code)
-        raise XmlError(f"it is not well-formed: {said}, line {error.lineno}") from None
+        reason = expat.ErrorString(error.code)
+        raise XmlError(f"it is not well-formed: {reason}, line {error.lineno}") from None
     return reader.root
 
 
