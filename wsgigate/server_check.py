@@ -23,11 +23,11 @@ __all__ = [
     "MOST_THREADS",
     "MOST_WORKERS",
     "ServerFacts",
-    "checked_at_first_request",
+    "first_request_check",
     "facts_of_environ",
     "facts_of_gunicorn",
     "findings",
-    "tell",
+    "log_findings",
 ]
 
 
@@ -380,7 +380,7 @@ def _uwsgi_runs_threads() -> bool:
     return any(name in options for name in ("enable-threads", "threads", "gevent"))
 
 
-def tell(found: list[Finding], mode: Mode, log: Any = _log) -> bool:
+def log_findings(found: list[Finding], mode: Mode, log: Any = _log) -> bool:
     """Log the findings; return whether the gateway must refuse to serve."""
     for finding in found:
         (log.error if finding.severity == "error" else log.warning)("Self-check: %s", finding)
@@ -393,14 +393,16 @@ def tell(found: list[Finding], mode: Mode, log: Any = _log) -> bool:
     return refused
 
 
-def checked_at_first_request(
+def first_request_check(
     mode: Mode, *, keeps_slashes: bool = False
 ) -> Callable[[WSGIEnvironment], WSGIApplication | None]:
     """Return a check of the first request, which returns an app that rejects requests, or None."""
 
     def check(environ: WSGIEnvironment) -> WSGIApplication | None:
         fork.notice_fork()
-        refused = tell(findings(facts_of_environ(environ, keeps_slashes=keeps_slashes)), mode)
+        refused = log_findings(
+            findings(facts_of_environ(environ, keeps_slashes=keeps_slashes)), mode
+        )
         return Problem(503, "The gateway refuses to serve under this server.") if refused else None
 
     return check

@@ -19,7 +19,7 @@ from tests.discovery.name_server import NameServer
 from tests.support.certificates import make_certificate
 from wsgigate.client.destinations import Destinations
 from wsgigate.config.build import build
-from wsgigate.config.discover import Address, Discover, read_address, source_of
+from wsgigate.config.discover import Address, Discover, parse_address, source_of
 from wsgigate.config.load import parse
 from wsgigate.discovery import Instance
 from wsgigate.gateway import Gateway
@@ -48,7 +48,7 @@ NEVER = threading.Event()
     ],
 )
 def test_a_source_has_an_address(text: str, address: Address) -> None:
-    assert read_address(text) == address
+    assert parse_address(text) == address
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_source_has_an_address(text: str, address: Address) -> None:
 )
 def test_what_is_none_is_told_in_words(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said.replace(".", r"\.")):
-        read_address(text)
+        parse_address(text)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from werkzeug.test import Client
 from wsgigate.config.build import build
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import parse
-from wsgigate.config.registry import is_loopback, own_places
+from wsgigate.config.registry import is_loopback, listen_addresses
 from wsgigate.gateway import Gateway
 from wsgigate.proxy.health_probe import Prober
 
@@ -189,7 +189,7 @@ def test_no_error_shows_a_token() -> None:
 def test_where_it_listens_is_known(
     bind: str, places: list[tuple[str, int]], loopback: bool
 ) -> None:
-    assert own_places(bind) == places
+    assert listen_addresses(bind) == places
     assert is_loopback(bind) is loopback
 
 

@@ -17,11 +17,11 @@ from wsgigate.http.problem import Problem
 from wsgigate.runtime import fork
 from wsgigate.server_check import (
     Finding,
-    checked_at_first_request,
     facts_of_environ,
     facts_of_gunicorn,
     findings,
-    tell,
+    first_request_check,
+    log_findings,
 )
 from wsgigate.servers.gunicorn_worker import TESTED, GateWorker
 from wsgigate.store.memory import MemoryStore
@@ -106,7 +106,7 @@ def test_a_request_tells_facts(environ: dict[str, Any], expected: list[str]) -> 
 
 
 def test_warnings_never_refuse(caplog: pytest.LogCaptureFixture) -> None:
-    assert not tell([Finding("warning", "worker_class", "is slow")], "refuse")
+    assert not log_findings([Finding("warning", "worker_class", "is slow")], "refuse")
     assert caplog.text.count("Self-check: worker_class: is slow") == 1
 
 
@@ -119,7 +119,7 @@ def test_a_gateway_looks_at_the_first_request_and_tells_once(
         name="test",
         store=MemoryStore(),
         pools={},
-        first=checked_at_first_request(mode),
+        first=first_request_check(mode),
     )
     unsafe = {"SERVER_SOFTWARE": "Werkzeug/3.1.9", "werkzeug.debug.preserve_context": None}
     for _ in range(2):

@@ -30,7 +30,7 @@ __all__ = [
     "describe_features",
     "describe_routes",
     "json_app",
-    "own_routes",
+    "endpoint_summaries",
     "routes",
 ]
 
@@ -78,7 +78,7 @@ _MIDDLEWARES = (
 )
 
 
-def own_routes(prefix: str = "") -> dict[str, str]:
+def endpoint_summaries(prefix: str = "") -> dict[str, str]:
     """Return the gateway's own endpoints with their descriptions."""
     return {
         f"GET {prefix}/health": "Gateway health check",
@@ -96,7 +96,7 @@ def describe_routes(
     :param prefix: The path prefix of the gateway's own endpoints, which come first.
     :param given: The operator's own list, used instead of *routes*.
     """
-    described = own_routes(prefix)
+    described = endpoint_summaries(prefix)
     if given:
         return {**described, **given}
     for route in routes:
@@ -227,7 +227,7 @@ def routes(
             summary=summary,
         )
         for (text, summary), make in zip(
-            own_routes(prefix).items(),
+            endpoint_summaries(prefix).items(),
             (endpoints.health, endpoints.info, endpoints.services),
             strict=True,
         )

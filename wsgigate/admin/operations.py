@@ -28,11 +28,11 @@ __all__ = [
     "HasCircuit",
     "circuit_routes",
     "circuit_statuses",
-    "counted",
+    "circuit_counts",
     "deny_route",
     "maintenance_routes",
-    "maintenance_told",
-    "notices_told",
+    "maintenance_document",
+    "notices_document",
 ]
 
 
@@ -134,15 +134,15 @@ LARGEST_MAINTENANCE = 4096
 _MAINTENANCE_FIELDS = ("on", "scope", "for", "message")
 
 
-def maintenance_told(switch: MaintenanceSwitch) -> dict[str, dict[str, Any]]:
+def maintenance_document(switch: MaintenanceSwitch) -> dict[str, dict[str, Any]]:
     """Return the maintenance notices by scope, as JSON members: since, until and message.
 
     :raises StoreError: The store failed.
     """
-    return notices_told(switch.status())
+    return notices_document(switch.status())
 
 
-def notices_told(notices: Mapping[str, Notice]) -> dict[str, dict[str, Any]]:
+def notices_document(notices: Mapping[str, Notice]) -> dict[str, dict[str, Any]]:
     """Return *notices* by scope, as JSON members."""
     return {
         scope: {
@@ -182,11 +182,15 @@ def maintenance_routes(
     )
 
     def show(environ: WSGIEnvironment) -> object:
-        return {"success": True, "scopes": list(scopes), "maintenance": maintenance_told(switch)}
+        return {
+            "success": True,
+            "scopes": list(scopes),
+            "maintenance": maintenance_document(switch),
+        }
 
     def change(environ: WSGIEnvironment) -> object:
         _switch(switch, scopes, json_body(environ, LARGEST_MAINTENANCE))
-        return {"success": True, "maintenance": maintenance_told(switch)}
+        return {"success": True, "maintenance": maintenance_document(switch)}
 
     def protected(does: Callable[[WSGIEnvironment], object]) -> WSGIApplication:
         def answer(environ: WSGIEnvironment) -> object:
@@ -266,7 +270,7 @@ class HasCircuit(Protocol):
         """Close it; return whether the other workers will learn of it."""
 
 
-class Counted(NamedTuple):
+class CircuitCounts(NamedTuple):
     """The counts of one worker for a circuit, as in its report.
 
     :ivar generation: The generation of the verdict that the worker knew.
@@ -281,11 +285,11 @@ class Counted(NamedTuple):
     last: float | None
 
 
-def counted(
+def circuit_counts(
     circuits: Sequence[HasCircuit],
     now: Callable[[], float] = time.time,
     steady: Callable[[str, float], float] = lambda _, moment: moment,
-) -> dict[str, Counted]:
+) -> dict[str, CircuitCounts]:
     """Return this worker's counts of *circuits*, by name.
 
     :param now: Returns the Unix time.
@@ -296,7 +300,7 @@ def counted(
     for circuit in circuits:
         generation, failures, successes, since = circuit.counts()
         last = None if since is None else steady(circuit.name, now() - since)
-        found[circuit.name] = Counted(generation, failures, successes, last)
+        found[circuit.name] = CircuitCounts(generation, failures, successes, last)
     return found
 
 
@@ -311,16 +315,18 @@ def circuit_statuses(
     changed its state also has ``since``, the ``reason``, and, unless it is closed, ``until``.
 
     :param now: Returns the Unix time.
-    :param workers: The counts of each worker, as :func:`counted` returns them. Default: those of
-        this worker only.
+    :param workers: The counts of each worker, see :func:`circuit_counts`. Default: those
+        of this worker.
     """
     statuses: dict[str, dict[str, Any]] = {}
     if workers is None:
-        workers = [counted(circuits, now)]
+        workers = [circuit_counts(circuits, now)]
     reports = [*workers]
     for circuit in circuits:
         status = circuit.status(fresh=True)
-        counts = [Counted(*report[circuit.name]) for report in reports if circuit.name in report]
+        counts = [
+            CircuitCounts(*report[circuit.name]) for report in reports if circuit.name in report
+        ]
         if status.why == Event.RESET.value:
             # the report of a worker that has not seen the reset yet has the counts before it
             heard = (each.generation >= status.generation for each in counts)
@@ -425,7 +431,7 @@ def circuit_routes(
 
 
 def _counts(report: Sequence[Any]) -> dict[str, Any]:
-    each = Counted(*report)
+    each = CircuitCounts(*report)
     return {
         "failureCount": each.failures,
         "successCount": each.successes,

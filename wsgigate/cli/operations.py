@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from wsgigate.cli.main import failed
 from wsgigate.config.build import assemble
-from wsgigate.config.build_routes import policy_name, scopes_of
+from wsgigate.config.build_routes import maintenance_scopes, policy_name
 from wsgigate.config.errors import ConfigError, shown
 from wsgigate.config.load import load
 from wsgigate.config.model import Config
@@ -71,7 +71,7 @@ def _scope(arguments: argparse.Namespace, config: Config) -> str:
         scope = f"service:{arguments.service}"
     elif arguments.route is not None:
         scope = f"route:{arguments.route}"
-    known = scopes_of(config)
+    known = maintenance_scopes(config)
     if arguments.what == "on" and scope not in known:
         raise ValueError(f"{shown(scope)} is not a scope of this gateway{suggestion(scope, known)}")
     return scope

@@ -21,12 +21,12 @@ from wsgiref.types import WSGIApplication
 
 from wsgigate.admin.endpoints import Facts, ServiceFacts, describe_features, describe_routes, routes
 from wsgigate.admin.operations import (
+    circuit_counts,
     circuit_routes,
     circuit_statuses,
-    counted,
     deny_route,
     maintenance_routes,
-    notices_told,
+    notices_document,
 )
 from wsgigate.auth.bearer import require_token
 from wsgigate.config.build_routes import (
@@ -35,8 +35,8 @@ from wsgigate.config.build_routes import (
     RouteApps,
     Routes,
     leading_loggers,
+    maintenance_scopes,
     policy_name,
-    scopes_of,
 )
 from wsgigate.config.build_services import Services
 from wsgigate.config.errors import ConfigError, Errors
@@ -60,7 +60,7 @@ from wsgigate.proxy.request import RequestMaker
 from wsgigate.registry import Registry
 from wsgigate.rules.routing import Route
 from wsgigate.runtime import fork
-from wsgigate.server_check import checked_at_first_request
+from wsgigate.server_check import first_request_check
 from wsgigate.store import NETWORKED, DamagedStore, MisconfiguredStore, Store, StoreError, usage
 from wsgigate.store.memory import MemoryStore
 from wsgigate.store.open import open_store
@@ -193,7 +193,7 @@ def own_routes(
             else None,
             maintenance=None
             if config.maintenance is None
-            else lambda: notices_told(switch.known()),
+            else lambda: notices_document(switch.known()),
             workers=workers.all,
             started=lambda: started,
         ),
@@ -208,7 +208,7 @@ def own_routes(
     if denies and own and not errors.under("admin.token"):
         own.append(deny_route(deny_list, admin.prefix, token))
     if config.maintenance is not None and own and not errors.under("admin.token"):
-        own += maintenance_routes(switch, scopes_of(config), admin.prefix, token=token)
+        own += maintenance_routes(switch, maintenance_scopes(config), admin.prefix, token=token)
     return own
 
 
@@ -219,7 +219,7 @@ def worker_report(
     ejections = {name: pool.ejections() for name, pool in services.pools.items()}
     moment = now()
     report = {
-        "circuits": counted(services.circuits, now, steady),
+        "circuits": circuit_counts(services.circuits, now, steady),
         "bulkheads": {name: each.status() for name, each in services.bulkheads.items()},
         "ejections": {
             name: {
@@ -445,7 +445,7 @@ class _Builder:
             routes=dispatcher.routes,
             self_check=gateway.self_check,
             log_level=gateway.log_level,
-            first=checked_at_first_request(
+            first=first_request_check(
                 gateway.self_check,
                 keeps_slashes=any(route.encoded_slash == "keep" for route in dispatcher.routes),
             ),

@@ -53,7 +53,7 @@ __all__ = [
     "answers_preflights",
     "leading_loggers",
     "policy_name",
-    "scopes_of",
+    "maintenance_scopes",
 ]
 
 
@@ -373,7 +373,7 @@ def _unreachable(environ: Any, start_response: Any) -> list[bytes]:
     raise RuntimeError("this app is never called: it only validates the arguments")
 
 
-def scopes_of(config: Config) -> list[str]:
+def maintenance_scopes(config: Config) -> list[str]:
     """Return the maintenance scopes of a gateway: itself, its services and its routes."""
     routes = [table.name or table.path or next(iter(table.paths), "") for table in config.routes]
     return [

@@ -13,11 +13,18 @@ from wsgigate.client.adapter import Sessions, gateway_session
 from wsgigate.client.destinations import PRIVATE, CombinedDestinations, Destinations
 from wsgigate.client.dial import literal
 from wsgigate.config.checks import virtual_host
-from wsgigate.config.discover import OPTIONS, Discover, discovery, is_own, server_name, source_of
+from wsgigate.config.discover import (
+    OPTIONS,
+    Discover,
+    discovery,
+    is_own_registry,
+    server_name,
+    source_of,
+)
 from wsgigate.config.errors import Errors, at
 from wsgigate.config.middleware_options import circuit_rules
 from wsgigate.config.model import Config, FieldChanges, Route, Service, Weighted
-from wsgigate.config.registry import own_places
+from wsgigate.config.registry import listen_addresses
 from wsgigate.config.service_tables import (
     _BUDGET,
     HEALTH_KEYS,
@@ -190,7 +197,7 @@ class Services:
         self._shares = ThreadShares(rules) if len(config.services) > 1 else None
         self._common: dict[str, dict[str, Any]] = {}
         self._tls_policies: dict[str, TlsPolicy] = {}
-        self._own = own_places(gateway.bind)
+        self._own = listen_addresses(gateway.bind)
         self._gateway = {
             "via": via,
             "loop_field": gateway.loop_field,
@@ -300,9 +307,9 @@ class Services:
         the service it applies alone, so that every instance that may register is reachable.
         """
         lists = []
-        if options.allowed_networks is not None or not is_own(options):
+        if options.allowed_networks is not None or not is_own_registry(options):
             lists.append(Destinations(options.allowed_networks or PRIVATE, self._own))
-        if is_own(options) and self._registry is not None:
+        if is_own_registry(options) and self._registry is not None:
             lists.append(self._registry.destinations)
         return CombinedDestinations(*lists)
 

@@ -24,15 +24,15 @@ from wsgigate.http.forwarded import AddressList
 __all__ = [
     "Address",
     "Discover",
-    "Discovered",
+    "SourceAddress",
     "EXAMPLES",
     "FILES",
     "FORMS",
     "OPTIONS",
     "discovery",
-    "is_own",
-    "read_address",
-    "read_addresses",
+    "is_own_registry",
+    "parse_address",
+    "parse_addresses",
     "server_name",
     "source_of",
 ]
@@ -75,12 +75,12 @@ class Address(NamedTuple):
     others: tuple[str, ...] = ()
 
 
-def read_addresses(use: str | Sequence[str]) -> Address:
+def parse_addresses(use: str | Sequence[str]) -> Address:
     """Parse one text, or a list of texts that differ in the server only.
 
     :raises ValueError: A text has none of the forms, or the texts name different sources.
     """
-    first, *rest = (read_address(text) for text in ([use] if isinstance(use, str) else use))
+    first, *rest = (parse_address(text) for text in ([use] if isinstance(use, str) else use))
     for address in rest:
         if (
             not (first.url and address.url)
@@ -98,7 +98,7 @@ def read_addresses(use: str | Sequence[str]) -> Address:
     return first._replace(others=tuple(others))
 
 
-def read_address(text: str) -> Address:
+def parse_address(text: str) -> Address:
     """Parse *text*.
 
     :raises ValueError: *text* has none of the forms; the message says which are allowed.
@@ -217,12 +217,12 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
 """The kinds of sources that each option applies to."""
 
 
-class Discovered(Checked[str]):
+class SourceAddress(Checked[str]):
     """The address of a source."""
 
     def __init__(self) -> None:
         super().__init__(
-            lambda text: text if read_address(text) else "",
+            lambda text: text if parse_address(text) else "",
             f"one of {EXAMPLES}",
             pattern=f"^(?:registry$|(?:{'|'.join(FORMS)}):)",
             reason=True,
@@ -230,7 +230,7 @@ class Discovered(Checked[str]):
 
 
 SOURCES: Either[tuple[str, ...], str] = Either(
-    lambda value: isinstance(value, list), ListOf(Discovered(), least=1), Discovered()
+    lambda value: isinstance(value, list), ListOf(SourceAddress(), least=1), SourceAddress()
 )
 """The address of a source, or of several servers with the same instances."""
 
@@ -293,7 +293,7 @@ def source_of(
     :param own: Returns the source of this gateway's own registry, for a name and tags.
     :raises ValueError: An option does not apply to the source, or is invalid.
     """
-    address = read_addresses(options.use)
+    address = parse_addresses(options.use)
     if address.others:
         each = [
             replace(options, use=_text(address._replace(url=url, others=())))
@@ -336,15 +336,15 @@ def _text(address: Address) -> str:
     return f"{address.kind}:{address.url}{'/' if address.name else ''}{address.name}"
 
 
-def is_own(options: Discover) -> bool:
+def is_own_registry(options: Discover) -> bool:
     """Return whether the source is the gateway's own registry."""
-    address = read_addresses(options.use)
+    address = parse_addresses(options.use)
     return address.kind == "registry" and not address.url
 
 
 def server_name(options: Discover) -> str | None:
     """Return the name that the instances' certificates are issued for, if not their address."""
-    address = read_addresses(options.use)
+    address = parse_addresses(options.use)
     return address.name if address.kind == "dns" and options.scheme == "https" else None
 
 

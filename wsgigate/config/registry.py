@@ -24,11 +24,11 @@ from wsgigate.rules.routing import Route
 from wsgigate.store import Store
 
 __all__ = [
-    "DOORS",
+    "COMPAT_APIS",
     "RegistryTable",
-    "door_routes",
+    "compat_routes",
     "is_loopback",
-    "own_places",
+    "listen_addresses",
     "registry_of",
     "registry_routes",
 ]
@@ -36,11 +36,11 @@ __all__ = [
 
 # The compatibility APIs of the registry, by their names in the file.
 
-DOORS = ("eureka", "consul")
+COMPAT_APIS = ("eureka", "consul")
 """The compatibility APIs that ``doors`` may name."""
 
 
-def door_routes(
+def compat_routes(
     names: Iterable[str],
     registry: Registry,
     access: Access,
@@ -113,7 +113,7 @@ class RegistryTable:
         default=PRIVATE,
     )
     doors: tuple[str, ...] = setting(
-        ListOf(Choice(*DOORS)),
+        ListOf(Choice(*COMPAT_APIS)),
         "Compatibility APIs for unmodified clients: Eureka at /eureka, Consul at /v1.",
         default=(),
     )
@@ -155,7 +155,7 @@ def registry_of(settings: RegistryTable | None, store: Store, *, name: str, bind
     :raises ValueError: The settings contradict each other; the message names them.
     """
     settings = settings or RegistryTable()
-    destinations = Destinations(settings.allowed_networks, own_places(bind))
+    destinations = Destinations(settings.allowed_networks, listen_addresses(bind))
     asker = None
     if (
         "consul" in settings.doors
@@ -217,13 +217,13 @@ def registry_routes(
     own = Route[WSGIApplication](
         settings.prefix or "/", api, listed=api.listing, summary="The registry"
     )
-    doors = door_routes(
+    doors = compat_routes(
         settings.doors, registry, access, places, query_tokens=settings.query_tokens
     )
     return [("registry.prefix", own), *(("registry.doors", door) for door in doors)]
 
 
-def own_places(bind: str) -> list[tuple[str, int]]:
+def listen_addresses(bind: str) -> list[tuple[str, int]]:
     """Return the addresses and ports a gateway listens on; a host name counts as every address."""
     host, colon, port = bind.rpartition(":")
     if bind.startswith("unix:") or not colon:

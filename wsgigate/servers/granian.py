@@ -63,7 +63,7 @@ from wsgigate.http.problem import Problem
 from wsgigate.http.wsgi import REASON, ExcInfo, Headers
 from wsgigate.runtime import fork
 from wsgigate.runtime.log_level import set_up
-from wsgigate.server_check import ServerFacts, findings, tell
+from wsgigate.server_check import ServerFacts, findings, log_findings
 from wsgigate.store import MisconfiguredStore
 
 __all__ = [
@@ -348,7 +348,7 @@ def _self_check(config: Config) -> None:
     :raises ValueError: One of them is an error, and ``gateway.self_check`` is ``refuse``.
     """
     found = findings(planned(config))
-    if tell(found, config.gateway.self_check):
+    if log_findings(found, config.gateway.self_check):
         errors = [str(each) for each in found if each.severity == "error"]
         raise ValueError("granian cannot serve this gateway: " + "; ".join(errors))
 

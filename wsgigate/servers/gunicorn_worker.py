@@ -75,7 +75,7 @@ from gunicorn import util
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers import gthread
 
-from wsgigate.server_check import facts_of_gunicorn, findings, tell
+from wsgigate.server_check import facts_of_gunicorn, findings, log_findings
 from wsgigate.servers.gunicorn_connection import Connection
 from wsgigate.servers.gunicorn_http1 import Http1Worker
 from wsgigate.servers.gunicorn_threads import IdleConnections, Threads
@@ -156,7 +156,7 @@ class BootingWorker(Http1Worker):
         mode = getattr(self.wsgi, "self_check", None)
         if mode is not None:
             facts = facts_of_gunicorn(self.cfg, worker="GateWorker", tested=TESTED)
-            if tell(findings(facts), mode, self.log):
+            if log_findings(findings(facts), mode, self.log):
                 raise SystemExit(Arbiter.WORKER_BOOT_ERROR)  # which ends the master, too
 
     def init_signals(self) -> None:
