@@ -133,7 +133,7 @@ def test_anybody_may_register_on_loopback_where_it_is_said(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "key", "what"),
     [
-        ("[registry]", "registry.token", "missing"),
+        ("[registry]", "registry.token", "a token is required"),
         ('[registry]\ntoken = "short"', "registry.token", "16 to 1024"),
         ('[registry]\ntokens = { users = "short" }', "registry.token", "token of 'users'"),
         ('[registry]\ntokens = { "../x" = "short" }', 'registry.tokens."../x"', ""),
