@@ -30,7 +30,7 @@ Serve = Callable[..., Any]
 GATEWAY = """
 [gateway]
 name = "test"
-threads = 8
+threads = 4
 {gateway}
 [services.echo]
 instances = ["{scheme}://127.0.0.1:{port}"]
@@ -267,6 +267,26 @@ def test_who_may_not_pass_gets_none(serve: Serve, echo: Echo) -> None:
     server = serve(gateway(echo, route=route), workers=1)
     assert refusal(server) == 401
     assert echo.requests == []
+
+
+def test_they_take_no_thread_from_requests(serve: Serve, echo: Echo) -> None:
+    """More than there are threads, for which the worker starts others as long as they last."""
+    server = serve(gateway(echo), workers=1)
+    [worker] = server.workers()
+    for _ in range(2):
+        with ExitStack() as stack:
+            clients = [stack.enter_context(opened(server)) for _ in range(20)]
+            for number, client in enumerate(clients):
+                client.send(f"hello {number}")
+                assert client.recv(timeout=20) == f"hello {number}"
+            assert requests.get(server.url + "/none", timeout=20).status_code == 404
+            assert threads_of(worker) > 20
+        until(lambda: threads_of(worker) < 20)
+    assert "Traceback" not in server.log
+
+
+def threads_of(process: int) -> int:
+    return len(os.listdir(f"/proc/{process}/task"))
 
 
 def test_they_hold_no_more_threads_than_they_may(serve: Serve, echo: Echo) -> None:

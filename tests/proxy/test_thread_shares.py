@@ -156,6 +156,22 @@ def test_websockets_hold_threads_but_do_not_make_a_service_slow(
     assert share.status() == {"inFlight": 7, "maxInFlight": 6, "waiting": 0, "refused": 0}
 
 
+def test_websockets_whose_threads_were_replaced_hold_none(clock: FakeClock) -> None:
+    shares = shares_of(clock, threads=4)
+    share, other = shares.compartment(), shares.compartment()
+    tunnels = []
+    for _ in range(20):
+        [place] = taken(share, 1)
+        place.tunnelled(True)
+        tunnels.append(place)
+    held = taken(other, 3)
+    assert (share.status()["inFlight"], other.status()["inFlight"]) == (20, 3)
+    for place in (*tunnels, *tunnels, *held):
+        place.leave()
+    assert (share.status()["inFlight"], other.status()["inFlight"]) == (0, 0)
+    assert len(taken(share, 3)) == 3
+
+
 def test_a_fixed_limit_is_kept_at_once_and_counts_for_the_others(clock: FakeClock) -> None:
     shares = shares_of(clock, threads=4)
     fixed, free, other = shares.compartment(2), shares.compartment(0), shares.compartment()

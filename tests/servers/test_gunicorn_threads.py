@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 
 import pytest
 
@@ -408,6 +408,47 @@ def test_there_are_as_many_threads_as_asked_for_from_the_start_to_the_end() -> N
         thread.join(PLENTY)
     assert not any(thread.is_alive() for thread in seen)
     assert len(seen) == 2
+
+
+def test_a_thread_is_lent_for_as_long_as_another_is_held() -> None:
+    work: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+    served = threading.Semaphore(0)
+    threads = Threads(1, lambda: work.get(timeout=PLENTY)())
+    threads.start()
+    held = threading.Event()
+    returns: list[Callable[[], None]] = []
+
+    def hold() -> None:
+        returns.append(threads.lend())
+        served.release()
+        held.wait(PLENTY)
+        returns[0]()
+        returns[0]()
+        served.release()
+
+    work.put(hold)
+    assert served.acquire(timeout=PLENTY)
+    assert threads.count == 2
+    work.put(lambda: served.release())
+    assert served.acquire(timeout=PLENTY)  # by the thread that was lent
+    held.set()
+    assert served.acquire(timeout=PLENTY)
+    for _ in range(2):
+        work.put(lambda: served.release())
+        assert served.acquire(timeout=PLENTY)
+    assert threads.count == 1
+    threads.shutdown()
+    work.put(lambda: None)
+
+
+def test_without_another_thread_none_is_lent(
+    threadless: Callable[[], AbstractContextManager[None]],
+) -> None:
+    threads = Threads(1, lambda: None)
+    with threadless():
+        give_back = threads.lend()
+    give_back()
+    assert threads.count == 1
 
 
 STUCK = """

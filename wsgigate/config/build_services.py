@@ -154,6 +154,10 @@ FORWARDING = ("preserve_host", "rewrite_location", "rewrite_cookies", "forward_a
 """The keys of a route that are passed to its forwarder."""
 
 
+WEBSOCKETS = 512
+"""The maximum number of WebSockets of a worker that starts a thread for each."""
+
+
 class Services:
     """The services of a gateway.
 
@@ -192,7 +196,11 @@ class Services:
         self._name = name
         gateway = config.gateway
         rules = ThreadShareRules(threads=gateway.threads, services=max(1, len(config.services)))
-        self.tunnels = Tunnels(rules.most if gateway.websockets is None else gateway.websockets)
+        self.tunnels = (
+            Tunnels(rules.most, most_lent=WEBSOCKETS)
+            if gateway.websockets is None
+            else Tunnels(gateway.websockets)
+        )
         # with one service no isolation is needed
         self._shares = ThreadShares(rules) if len(config.services) > 1 else None
         self._common: dict[str, dict[str, Any]] = {}

@@ -145,8 +145,9 @@ class Gateway:
     )
     websockets: int | None = setting(
         Integer(0, 4096),
-        "The maximum number of threads per worker that WebSockets may occupy. Default: at least "
-        "half of the threads, up to three quarters with few services.",
+        "The maximum number of WebSockets per worker. Default: 512 under gunicorn, whose worker "
+        "starts a thread for each; elsewhere at least half of the threads, up to three quarters "
+        "with few services.",
         default=None,
     )
     trusted_proxies: tuple[str, ...] = setting(

@@ -104,6 +104,10 @@ CLIENT_STREAM = "wsgigate.client_stream"
 """``object``: ``watch(callback)`` calls *callback* when the client cancels the request or
 disconnects, ``forget(callback)`` removes it; set by GateWorker over HTTP/2."""
 
+LEND_THREAD = "wsgigate.lend_thread"
+"""A function that has the server start one more thread in place of one that a WebSocket holds, and
+returns a function that ends one again; set by GateWorker."""
+
 TUNNELLED = "wsgigate.tunnelled"
 """``tuple[int, int]``: bytes from and to the client of a WebSocket; set by Forwarder at the end."""
 

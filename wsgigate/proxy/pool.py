@@ -51,8 +51,11 @@ class Slot(Protocol):
     def answered(self) -> None:
         """Record that the response has begun."""
 
-    def tunnelled(self) -> None:
-        """Record that the request has become a WebSocket, which may last long."""
+    def tunnelled(self, lent: bool = False) -> None:
+        """Record that the request has become a WebSocket, which may last long.
+
+        :param lent: Whether the server has started one more thread in place of the one it holds.
+        """
 
     def leave(self) -> None:
         """Release the slot."""
@@ -112,7 +115,7 @@ class Bulkhead:
     def answered(self) -> None:
         """Do nothing: a fixed limit does not depend on response times."""
 
-    def tunnelled(self) -> None:
+    def tunnelled(self, lent: bool = False) -> None:
         """Do nothing: a WebSocket counts like any other request."""
 
     def leave(self) -> None:

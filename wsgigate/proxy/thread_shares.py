@@ -34,21 +34,25 @@ _LOOK = 0.1
 class _Held:
     """A thread that a request of a service holds."""
 
-    __slots__ = ("_ended", "_share", "began", "tunnel")
+    __slots__ = ("_ended", "_share", "began", "lent", "tunnel")
 
     def __init__(self, share: _Share, began: float) -> None:
         self._share = share
         self._ended = False
         self.began = began
         self.tunnel = False
+        self.lent = False
 
     def answered(self) -> None:
         """Record that its response has begun."""
         self._share.took(self._share.shares.clock() - self.began)
 
-    def tunnelled(self) -> None:
-        """Record that it has become a WebSocket."""
-        self._share.shares.tunnelled(self._share, self)
+    def tunnelled(self, lent: bool = False) -> None:
+        """Record that it has become a WebSocket.
+
+        :param lent: Whether the server has started one more thread in its place.
+        """
+        self._share.shares.tunnelled(self._share, self, lent)
 
     def leave(self) -> None:
         """Release the thread; a second call does nothing."""
@@ -190,18 +194,22 @@ class ThreadShares:
                 share.tunnels -= 1
             else:
                 del share.held[held]
-            self._in_flight -= 1
+            if not held.lent:
+                self._in_flight -= 1
             if self._waiting:
                 woken = self._hand_on()
         for each in woken:
             each.woken.set()
 
-    def tunnelled(self, share: _Share, held: _Held) -> None:
-        """Count a thread as one that a WebSocket holds."""
+    def tunnelled(self, share: _Share, held: _Held, lent: bool) -> None:
+        """Count a thread as one that a WebSocket holds, or as free if another took its place."""
         with self._lock:
             del share.held[held]
             held.tunnel = True
             share.tunnels += 1
+            if lent:
+                held.lent = True
+                self._in_flight -= 1
             woken = self._hand_on() if self._waiting else []
         for each in woken:
             each.woken.set()

@@ -29,7 +29,7 @@ from wsgigate.client.response import RawResponse
 from wsgigate.http.bodies import has_body
 from wsgigate.http.fields import HOP_BY_HOP, connection_tokens, is_field_value, is_token
 from wsgigate.http.problem import Problem, Refusal
-from wsgigate.http.wsgi import TUNNELLED, Headers
+from wsgigate.http.wsgi import LEND_THREAD, TUNNELLED, Headers
 from wsgigate.proxy.disconnect import ClientWatch, client_socket
 from wsgigate.proxy.pool import InstanceLease
 from wsgigate.proxy.request import Outgoing
@@ -161,15 +161,17 @@ _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 class Tunnels:
     """Counts and limits the tunnels of a process, and ends them at shutdown.
 
-    :param most: Maximum number of tunnels; each occupies a thread while it lasts.
+    :param most: Maximum number of tunnels while each occupies a thread of the server.
+    :param most_lent: Maximum number under a server that starts a thread for each. Default: *most*.
     :param grace: Seconds that tunnels may continue after :meth:`stop`.
     :raises ValueError: *most* is negative.
     """
 
-    def __init__(self, most: int = 8, *, grace: float = 5.0) -> None:
+    def __init__(self, most: int = 8, *, most_lent: int | None = None, grace: float = 5.0) -> None:
         if most < 0:
             raise ValueError(f"most must be 0 or more tunnels, got {most}")
         self._most = most
+        self._most_lent = most if most_lent is None else most_lent
         self._grace = grace
         self.after_fork()
         fork.renew_at_fork(self)
@@ -180,10 +182,11 @@ class Tunnels:
         self.open = 0
         self.end_at = float("inf")
 
-    def enter(self) -> bool:
+    def enter(self, lent: bool = False) -> bool:
         """Count a tunnel; return ``False`` at the limit and after :meth:`stop`."""
         with self._lock:
-            if self.open >= self._most or self.end_at < float("inf"):
+            most = self._most_lent if lent else self._most
+            if self.open >= most or self.end_at < float("inf"):
                 return False
             self.open += 1
             return True
@@ -356,7 +359,8 @@ class Upgrader:
         key = check_request(environ)
         if _sent_ahead(environ):
             raise Refusal.of(400, "Malformed WebSocket handshake.", "bytes follow the handshake")
-        if not self._tunnels.enter():
+        lend: Callable[[], Callable[[], None]] | None = environ.get(LEND_THREAD)
+        if not self._tunnels.enter(lend is not None):
             raise Refusal(_TOO_MANY, "this process has reached its limit of WebSockets")
         upstream: Connection | None = None
         try:
@@ -370,12 +374,11 @@ class Upgrader:
             headers = check_response(received, key, protocols, extensions)
             headers = self._responses.own_fields(headers, request, lease.instance)
             if lease.slot is not None:
-                lease.slot.tunnelled()
+                lease.slot.tunnelled(lend is not None)
             watch.close()  # the tunnel itself notices when an end closes
             start_response("101 Switching Protocols", headers)
-            return _Tunnel(
-                environ, client, upstream, first, self._limits, self._tunnels, lease.release
-            )
+            release = lease.release if lend is None else _both(lend(), lease.release)
+            return _Tunnel(environ, client, upstream, first, self._limits, self._tunnels, release)
         except BaseException as error:
             self._tunnels.leave()
             if upstream is not None:
@@ -389,6 +392,18 @@ class Upgrader:
         request.headers.update({"Connection": "Upgrade", "Upgrade": "websocket"})
         request.upgrade = True
         return self._sender.send(request, watch)
+
+
+def _both(first: Callable[[], object], second: Callable[[], object]) -> Callable[[], object]:
+    """Return a function that calls both, the second even when the first raises."""
+
+    def call() -> None:
+        try:
+            first()
+        finally:
+            second()
+
+    return call
 
 
 def _take_over(response: requests.Response) -> tuple[Connection, Headers, bytes]:

@@ -23,7 +23,7 @@ from gunicorn import util
 from gunicorn.http import errors, wsgi
 
 from wsgigate.http.problem import Problem, status_line
-from wsgigate.http.wsgi import REASON, close_body
+from wsgigate.http.wsgi import LEND_THREAD, REASON, close_body
 from wsgigate.middleware.logger import Logger
 from wsgigate.servers.gunicorn_http2 import Http2Worker
 
@@ -72,6 +72,7 @@ class Http1Worker(Http2Worker):
                 req, conn.sock, conn.client, conn.server, self.cfg, response_class=_Response
             )
             environ["wsgi.multithread"] = True
+            environ[LEND_THREAD] = self.tpool.lend
             if req.version > _VERSION:  # of the response; SERVER_PROTOCOL has the client's
                 req.version = _VERSION
             if expects:

@@ -260,24 +260,50 @@ class Threads:
     slowest backend.
 
     :param count: The number of threads.
+    :ivar count: The number of threads, those that were lent included.
     :param work: The function that each calls until :meth:`shutdown`; it returns after a second or
         so when there is nothing to do.
     """
 
     def __init__(self, count: int, work: Callable[[], object]) -> None:
-        self._count = count
+        self.count = count
         self._work = work
         self._started = False
         self._ended = False
+        self._lock = threading.Lock()  # made after the fork: the worker makes its threads then
+        self._surplus = 0
 
     def start(self) -> None:
         """Start the threads, once."""
         if self._started:
             return
         self._started = True
-        for number in range(1, self._count + 1):
+        for number in range(1, self.count + 1):
             name = f"gate-worker-{number}"
             threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def lend(self) -> Callable[[], None]:
+        """Start one more thread in place of the calling one, which a WebSocket holds for long.
+
+        Where the system starts no thread, the calling one is not replaced.
+
+        :returns: A function that has one thread end again; a second call does nothing.
+        """
+        returned = threading.Lock()
+
+        def give_back() -> None:
+            if returned.acquire(blocking=False):
+                with self._lock:
+                    self._surplus += 1
+
+        try:
+            threading.Thread(target=self._run, name="gate-worker-lent", daemon=True).start()
+        except RuntimeError:
+            returned.acquire()
+            return give_back
+        with self._lock:
+            self.count += 1
+        return give_back
 
     def shutdown(self, wait: bool = False) -> None:
         """Let each thread end after its present call of the function; does not wait."""
@@ -286,3 +312,9 @@ class Threads:
     def _run(self) -> None:
         while not self._ended:
             self._work()
+            if self._surplus:
+                with self._lock:
+                    if self._surplus:
+                        self._surplus -= 1
+                        self.count -= 1
+                        return

@@ -260,7 +260,7 @@ class GateWorker(BootingWorker):
 
     def _crowded(self) -> bool:
         """Return whether every thread is busy while other workers may have a free one."""
-        return len(self._at_work) >= int(self.cfg.threads) and int(self.cfg.workers) > 1
+        return len(self._at_work) >= self.tpool.count and int(self.cfg.workers) > 1
 
     def _take_turn(self) -> None:
         """Accept what no other worker has accepted for :data:`TURN` seconds: all are busy.
