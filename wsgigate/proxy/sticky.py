@@ -55,7 +55,7 @@ class StickyCookie:
         if len(secret) < _SHORTEST:
             raise ValueError(f"secret: must have at least {_SHORTEST} bytes, got {len(secret)}")
         if max_age is not None and not 1 <= max_age <= 1e9:
-            raise ValueError(f"max_age: must be one second to 1e9 seconds, got {max_age!r}")
+            raise ValueError(f"max_age: must be 1 second to 1e9 seconds, got {max_age!r}")
         self._secret = secret
         self._service = service.encode("utf-8", "surrogatepass") + b"\0"
         self.max_age = None if max_age is None else int(max_age)
