@@ -283,7 +283,7 @@ def exemption(
     except ValueError as error:
         raise ValueError(f"addresses: {error}") from None
     if isinstance(paths, str) or isinstance(methods, str):
-        raise ValueError("paths and methods are lists")
+        raise ValueError('paths and methods are lists, such as ["/health"]')
     exact, below = set(), []
     for path in paths:
         try:
@@ -347,7 +347,7 @@ def matching(
     except ValueError as error:
         raise ValueError(f"paths: {error}") from None
     if isinstance(methods, str):
-        raise ValueError("methods is a list")
+        raise ValueError('methods is a list, such as ["POST"]')
     named = frozenset(methods)
     for method in named:
         if not isinstance(method, str) or not is_token(method) or method != method.upper():
