@@ -1,8 +1,8 @@
-"""Constructors that tell a value of a wrong type as a ValueError which names its parameter.
+"""Type checks of constructor arguments, with errors that name the parameter.
 
-The types are those of the signature. They are read leniently, so that nothing is refused which
-works: any number does for a number, any iterable for a list, anything for a truth value, and what
-cannot be looked into, such as the items of an iterator, is left to the constructor.
+The types are those of the signature. They are applied leniently, so that nothing is rejected that
+works: any number fits a number, any iterable a list, any value a bool, and what cannot be
+inspected, such as the items of an iterator, is left to the constructor.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ T = TypeVar("T")
 _FUNCTION: object = Callable
 
 _LOOKED_INTO = 1000
-"""Of how many items of a list the types are looked at."""
+"""The number of items of a list whose types are checked."""
 
 
 def checked(cls: type[T]) -> type[T]:
-    """Have the constructor of *cls* raise ValueError for arguments of wrong types.
+    """Class decorator: make the constructor raise ValueError for arguments of wrong types.
 
-    What the constructor says itself comes first. Where it fails by a TypeError or the like, or
-    takes what would fail later, the type that was expected is named.
+    Errors of the constructor itself come first. Where it raises a TypeError or the like, or accepts
+    a value that would fail later, the error names the expected type.
     """
     return _wrapped(cls, afterwards=True)
 
 
 def explained(cls: type[T]) -> type[T]:
-    """Do the same where the constructor fails only, for what is made often."""
+    """Class decorator: do the same only where the constructor fails, for hot classes."""
     return _wrapped(cls, afterwards=False)
 
 
@@ -68,7 +68,7 @@ def _check(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> None:
-    """Check the arguments; those that do not fit the signature at all are left to the call."""
+    """Check the arguments' types; a wrong number of arguments is left to the call."""
     try:
         given = signature.bind(*args, **kwargs).arguments
     except TypeError:
@@ -77,7 +77,7 @@ def _check(
     for name, value in given.items():
         hint = hints.get(name, Any)
         if value is None and name == "app":
-            continue  # a middleware that answers every request itself needs none
+            continue  # a middleware that responds to every request itself needs no app
         if not _fits(value, hint):
             raise ValueError(f"{name}: expected {_words(hint)}, not {_shown(value)}")
 
@@ -86,7 +86,7 @@ _known: dict[type[Any], dict[str, Any]] = {}
 
 
 def _hints_of(cls: type[Any], init: Callable[..., None]) -> dict[str, Any]:
-    """Return the types of the parameters, without those that are not known at run time."""
+    """Return the types of the parameters; Any for those that cannot be resolved at run time."""
     hints = _known.get(cls)
     if hints is None:
         names = {**vars(typing), **vars(sys.modules[cls.__module__])}
@@ -94,7 +94,7 @@ def _hints_of(cls: type[Any], init: Callable[..., None]) -> dict[str, Any]:
         for name, written in init.__annotations__.items():
             try:
                 hints[name] = eval(written, names) if isinstance(written, str) else written  # noqa: S307
-            except Exception:  # a name that only type checkers know
+            except Exception:  # a name that is imported for type checkers only
                 hints[name] = Any
     return hints
 
@@ -108,7 +108,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is None or hint is type(None):
         return value is None
     if origin is Literal:
-        # what else is not allowed is told by the constructor, with its own words
+        # The constructor checks the value itself, with a better message.
         return isinstance(value, tuple({type(each) for each in inner}))
     kind = hint if origin is None else origin
     if not isinstance(kind, type):
@@ -136,7 +136,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return _has_methods(value, kind)
     if kind is typing.TextIO:
         return hasattr(value, "write")
-    # what stands in for a class of ours, in a test or elsewhere, need not be of that class
+    # A test double of one of our classes need not be an instance of it.
     return isinstance(value, kind) or type(value).__module__ != "builtins"
 
 
@@ -144,7 +144,7 @@ def _is_list(value: Any, kind: type[Any], inner: tuple[Any, ...]) -> bool:
     if not isinstance(value, Iterable) or isinstance(value, str | bytes):
         return False
     if isinstance(value, Mapping) and issubclass(kind, Sequence):
-        return False  # elsewhere its keys do
+        return False  # for other iterables its keys are accepted
     if not isinstance(value, Collection) or not inner:
         return True
     kinds = [each for each in inner if each is not ...]
@@ -161,7 +161,7 @@ def _has_methods(value: Any, protocol: type[Any]) -> bool:
 
 
 def _words(hint: Any) -> str:
-    """Return what *hint* is to people."""
+    """Return *hint* in words for an error message."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(_words, inner)))
@@ -193,7 +193,7 @@ _NAMES: dict[Any, str] = {
 
 
 def _shown(value: Any) -> str:
-    """Return *value* where it is short and can be no secret, else its type."""
+    """Return *value* if it is short and cannot be a secret, else its type."""
     if value is None or isinstance(value, bool | int | float):
         return repr(value)[:40]
     return f"{'an' if type(value).__name__[0] in 'aeiouAEIOU' else 'a'} {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""Which of several instances takes the next request.
+"""Load balancing policies: which of several instances gets the next request.
 
 A policy is one class with the methods of :class:`Policy`, and one line in :data:`POLICIES`.
 """
@@ -29,15 +29,15 @@ __all__ = [
 ]
 
 
-# What a way to balance is given and what it is asked for.
+# The interface of a policy.
 
 
 class Member(Protocol):
     """An instance as a policy sees it.
 
-    :ivar name: Tells it from others, in every worker the same: its URL.
-    :ivar weight: Its share relative to the others, above 0; read when the members are renewed.
-    :ivar in_flight: Requests that it has under way, as this worker sees it; read for each pick.
+    :ivar name: Its URL, which identifies it in every worker.
+    :ivar weight: Its share relative to the others, above 0; read by :meth:`Policy.renew`.
+    :ivar in_flight: Its requests in flight from this worker; read for each pick.
     """
 
     name: str
@@ -49,36 +49,36 @@ M = TypeVar("M", bound=Member)
 
 
 class Policy(Protocol[M]):
-    """Picks who takes the next request.
+    """Picks the instance for the next request.
 
-    Made with one argument, which gives numbers in [0, 1). It belongs to all threads of a worker,
-    and whoever calls it holds a lock.
+    Its constructor takes a function that returns random numbers in [0, 1). All threads of a worker
+    share it; the caller holds a lock.
 
-    :ivar timed: Whether it wants to know the time, and how long answers took.
+    :ivar timed: Whether it needs the time, and the response times.
     """
 
     timed: bool
 
     def renew(self, members: Sequence[M], draining: Sequence[M] = ()) -> None:
-        """Take note of who may be picked from now on.
+        """Set the instances that may be picked from now on.
 
         :param members: At least one, in a stable order; no name twice.
-        :param draining: Those that only go on with what they have begun.
+        :param draining: Instances that only finish their requests in flight.
         """
 
     def pick(self, key: str | None = None, avoid: Collection[M] = (), now: float = 0.0) -> M:
-        """Return who takes the next request.
+        """Return the instance for the next request.
 
-        :param key: Tells requests that belong together, for a policy that cares.
-        :param avoid: Those that have failed this request already. They are picked only when there
-            are no others.
+        :param key: The affinity key of the request, for a policy that uses one.
+        :param avoid: Instances that have failed this request already; picked only if there are no
+            others.
         :param now: The time in seconds, for a policy that is *timed*.
         """
 
     def answered(self, member: M, seconds: float, now: float, failed: bool = False) -> None:
-        """Take note that an answer began, for a policy that is *timed*.
+        """Record that a response began, for a policy that is *timed*.
 
-        :param seconds: How long that took: not until its end, which may be the client's doing.
+        :param seconds: The time until it began; the time until its end may depend on the client.
         """
 
 
@@ -87,16 +87,15 @@ def others(members: Sequence[M], avoid: Collection[M]) -> Sequence[M]:
     return [member for member in members if member not in avoid] or members
 
 
-# Two instances drawn at random, and the better one of them.
-#
-# Drawing two and taking the less loaded one is nearly as even as comparing all, and never sends
-# every worker to the same instance at once (Mitzenmacher 2001, "The power of two choices").
+# Random policies. Drawing two instances and taking the less loaded one is nearly as even as
+# comparing all, and never sends every worker to the same instance at once (Mitzenmacher 2001, "The
+# power of two choices").
 
 
 class Pairs(Generic[M]):
-    """Draws members by their weights, one or two different ones.
+    """Draws one member, or two different ones, at random by weight.
 
-    :param random: Gives numbers in [0, 1).
+    :param random: Returns numbers in [0, 1).
     """
 
     __slots__ = ("count", "equal", "members", "random", "sums", "total")
@@ -107,17 +106,17 @@ class Pairs(Generic[M]):
         self.count = len(members)
         weights = [member.weight for member in members]
         self.sums = list(accumulate(weights))
-        self.equal = len(set(weights)) == 1  # then a place is drawn without looking for it
+        self.equal = len(set(weights)) == 1  # then an index is drawn without a search
         self.total = sum(weights)
 
     def one(self) -> M:
-        """Return one of them."""
+        """Return one member."""
         if self.equal:
             return self.members[int(self.random() * self.count)]
         return self.members[self._at(self.random() * self.total)]
 
     def two(self) -> tuple[M, M]:
-        """Return two different ones of at least two, in an order that is chance too."""
+        """Return two different members, in random order; there must be at least two."""
         members, count = self.members, self.count
         if self.equal:
             first, second = divmod(int(self.random() * (count * (count - 1))), count - 1)
@@ -126,7 +125,7 @@ class Pairs(Generic[M]):
         before, weight = self.sums[first] - members[first].weight, members[first].weight
         mark = self.random() * (self.total - weight)
         second = self._at(mark if mark < before else mark + weight)
-        if second == first:  # the sums are rounded
+        if second == first:  # by rounding of the sums
             second = first + 1 if first + 1 < count else first - 1
         return members[first], members[second]
 
@@ -135,7 +134,7 @@ class Pairs(Generic[M]):
 
 
 class Random(Generic[M]):
-    """Whoever chance picks, by weight."""
+    """Picks at random, by weight."""
 
     timed = False
 
@@ -154,7 +153,7 @@ class Random(Generic[M]):
 
 
 class TwoChoices(Generic[M]):
-    """The one of two random ones that has fewer requests under way for its weight."""
+    """Picks the one of two random instances with fewer requests in flight per weight."""
 
     timed = False
 
@@ -181,21 +180,21 @@ class TwoChoices(Generic[M]):
 
 
 class LeastLatency(Generic[M]):
-    """The one of two random ones that is likely to answer sooner, by peak EWMA.
+    """Picks the one of two random instances with the lower expected latency, by peak EWMA.
 
-    What an answer costs is remembered at once when it grows, and forgotten slowly when it shrinks:
-    an instance that becomes slow is noticed by its first slow answer (Finagle's ``PeakEwma``).
-    Failures often come fast, so one counts as a slow answer: else a broken instance would draw all
-    requests. Not for services whose answers begin when there is something to tell (long polling).
+    The average rises at once and falls slowly, so the first slow response of an instance counts
+    (Finagle's ``PeakEwma``). Failures are often fast, so each counts as a slow response: otherwise
+    a broken instance would attract all requests. Not for services whose responses begin when an
+    event occurs (long polling).
 
-    :param decay: Seconds after which an answer counts for a third of itself.
+    :param decay: Seconds after which a response counts for about a third (1/e).
     """
 
     timed = True
     PENALTY = 1e6
-    """What the next request to an instance costs that has not answered its first one yet."""
+    """The cost per request in flight of an instance without any response yet."""
     FAILURE = 1.0
-    """Seconds that a failure counts for, at least."""
+    """The least seconds that a failure counts as."""
 
     def __init__(self, random: Callable[[], float], *, decay: float = 10.0) -> None:
         if not 0 < decay < float("inf"):
@@ -219,17 +218,17 @@ class LeastLatency(Generic[M]):
         return one if self.load(one, now) <= self.load(other, now) else other
 
     def load(self, member: M, now: float) -> float:
-        """Return what one more request to *member* is likely to cost."""
+        """Return the expected cost of another request to *member*."""
         known = self._costs.get(member.name)
         if known is None:
             return self.PENALTY * member.in_flight / member.weight
         cost, at = known
         if now > at:
-            cost *= exp((at - now) / self._decay)  # so that a slow one is tried again some day
+            cost *= exp((at - now) / self._decay)  # so that a slow instance is tried again
         return cost * (member.in_flight + 1) / member.weight
 
     def answered(self, member: M, seconds: float, now: float, failed: bool = False) -> None:
-        """Take note of what an answer of *member* cost."""
+        """Record the response time of *member*."""
         if failed:
             seconds = max(seconds, self.FAILURE)
         known = self._costs.get(member.name)
@@ -240,7 +239,7 @@ class LeastLatency(Generic[M]):
         self._costs[member.name] = (seconds, now)
 
 
-# The same instance for the same key, as long as it can be.
+# Affinity: the same instance for the same key, as far as possible.
 
 _BITS = (1 << 64) - 1
 
@@ -248,17 +247,17 @@ _SCALE = float(1 << 53)
 
 
 class ConsistentHash(Generic[M]):
-    """The instance that a request's key falls to; one with too much to do passes it on.
+    """Picks the instance by a hash of the request's key, with a bound on its load.
 
     Each instance has a score for each key, and the highest wins (rendezvous hashing, Thaler and
     Ravishankar 1998; weighted as by Schindelhauer and Schomaker 2005). So when an instance comes or
-    goes, only keys that fall to it move, in every worker the same way. No instance has more than
-    *bound* times its share of what is under way (Mirrokni et al. 2016, "Consistent hashing with
-    bounded loads"): what one key asks too often goes to the next instance in its order.
+    goes, only its keys move, in every worker the same way. No instance has more than *bound* times
+    its share of the requests in flight (Mirrokni et al. 2016, "Consistent hashing with bounded
+    loads"): further requests of a key go to the instance with the next lower score.
 
-    A request without a key goes to the less busy of two.
+    A request without a key goes to the less loaded of two random instances.
 
-    :param bound: What an instance may have under way, as a multiple of its share; above 1.
+    :param bound: The most requests in flight of an instance, as a multiple of its share; above 1.
     """
 
     timed = False
@@ -287,7 +286,7 @@ class ConsistentHash(Generic[M]):
         if len(members) == 1:
             return members[0]
         ranks = self._ranks(_hashed(key))
-        # What there would be with this request, as every instance's share of it.
+        # The requests in flight per weight, including this one, times the bound.
         share = self._bound * (sum([m.in_flight for m in members]) + 1) / self._total
         for _, at in ranks:
             member = members[at]
@@ -300,7 +299,7 @@ class ConsistentHash(Generic[M]):
         """Do nothing."""
 
     def _ranks(self, key: int) -> list[tuple[float, int]]:
-        """Return the score and the place of each member, the highest first."""
+        """Return the score and the index of each member, the highest score first."""
         if not self._weighted:
             scores = [(float(_mixed(key ^ seed)), at) for at, seed in enumerate(self._seeds)]
         else:
@@ -328,16 +327,16 @@ def _mixed(bits: int) -> int:
     return bits ^ (bits >> 31)
 
 
-# One after the other.
+# Round robin.
 
 _WARM_UP = 100
-"""From up to so many turns on does a worker begin, so that workers do not march in step."""
+"""The most turns that a worker skips at its start, so that workers are not in step."""
 
 
 class RoundRobin(Generic[M]):
-    """One after the other, whatever they weigh. Every worker begins with another one.
+    """Picks one after the other, regardless of weight; each worker starts at a random one.
 
-    When members come and go it goes on behind the one that was picked last.
+    When members change it continues after the one that was picked last.
     """
 
     timed = False
@@ -366,7 +365,7 @@ class RoundRobin(Generic[M]):
         if avoid:
             turns = [*members[at:], *members[:at]]
             picked = others(turns, avoid)[0]
-            if picked is not members[at]:  # it is nobody's turn: who comes next comes next
+            if picked is not members[at]:  # out of turn: the next turn stays the same
                 return picked
         self._next = at + 1 if at + 1 < count else 0
         return members[at]
@@ -376,10 +375,10 @@ class RoundRobin(Generic[M]):
 
 
 class SmoothWeighted(Generic[M]):
-    """One after the other, as often as each weighs, those of great weight not in a row.
+    """Picks one after the other in proportion to weight, without long runs of the same instance.
 
-    Each turn everybody gains its weight, and whoever has most pays all that was gained (nginx's
-    smooth weighted round-robin): 5, 1 and 1 are picked as ``a a b a c a a``.
+    In each turn every member gains its weight; the one with the most is picked, and loses the sum
+    of all weights (nginx's smooth weighted round-robin). Weights 5, 1 and 1 give ``a a b a c a a``.
     """
 
     timed = False
@@ -435,16 +434,16 @@ POLICIES: dict[str, Callable[..., Policy[Any]]] = {
     "least-latency": LeastLatency,
     "consistent-hash": ConsistentHash,
 }
-"""The policies by the names that settings use: each is made with ``random`` and its options."""
+"""The policies by their names in settings; each is called with ``random`` and its options."""
 
 
 def policy_of(
     balance: str | Callable[[Callable[[], float]], Policy[Any]], random: Callable[[], float]
 ) -> Policy[Any]:
-    """Return the policy called *balance*, or what *balance* makes.
+    """Return the policy named *balance*, or the one that the callable *balance* returns.
 
-    :param random: Gives numbers in [0, 1).
-    :raises ValueError: There is none of that name.
+    :param random: Returns numbers in [0, 1).
+    :raises ValueError: There is no policy of that name.
     """
     if not isinstance(balance, str):
         return balance(random)

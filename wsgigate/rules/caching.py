@@ -1,7 +1,7 @@
-"""Which answers may be kept by a shared cache, and shown again when the service fails.
+"""Stale responses: which ones a shared cache may store, and serve when the service fails.
 
-After RFC 9111 (HTTP Caching) and RFC 5861 section 4 (``stale-if-error``); where there is a choice,
-the stricter one: an answer that is kept wrongly shows one user what is another's.
+By RFC 9111 (HTTP Caching) and RFC 5861 section 4 (``stale-if-error``); where these leave a choice,
+the stricter one: a response that is stored wrongly discloses one user's data to another.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from wsgigate.rules.dates import unix_time
 __all__ = ["Keeping", "Shelf", "directives", "keeping", "may_show", "selecting", "varying"]
 
 
-# Values under keys, as many as there is room for: those that were used last stay.
+# An LRU cache bounded by size.
 
 K = TypeVar("K", bound=Hashable)
 
@@ -24,10 +24,10 @@ V = TypeVar("V")
 
 
 class Shelf(Generic[K, V]):
-    """Values under keys, bounded by their size together.
+    """An LRU cache, bounded by the total size of its values.
 
-    :param most: The size of all of them together, in bytes.
-    :ivar used: How much of that is used.
+    :param most: The most bytes of all values.
+    :ivar used: The bytes in use.
     """
 
     def __init__(self, most: int) -> None:
@@ -36,7 +36,7 @@ class Shelf(Generic[K, V]):
         self._kept: OrderedDict[K, tuple[V, int]] = OrderedDict()
 
     def get(self, key: K) -> V | None:
-        """Return the value of *key*, which now was used last; ``None`` without one."""
+        """Return the value of *key*, and mark it as used last; ``None`` without one."""
         kept = self._kept.get(key)
         if kept is None:
             return None
@@ -44,7 +44,7 @@ class Shelf(Generic[K, V]):
         return kept[0]
 
     def put(self, key: K, value: V, size: int) -> None:
-        """Put *value* in the place of what *key* had, and drop what there is no room for."""
+        """Set the value of *key*, and remove the least recently used ones to make room."""
         self.drop(key)
         self._kept[key] = (value, size)
         self.used += size
@@ -53,7 +53,7 @@ class Shelf(Generic[K, V]):
             self.used -= gone
 
     def drop(self, key: K) -> None:
-        """Forget the value of *key*, if there is one."""
+        """Remove the value of *key*, if there is one."""
         kept = self._kept.pop(key, None)
         if kept is not None:
             self.used -= kept[1]
@@ -63,10 +63,10 @@ class Shelf(Generic[K, V]):
 
 
 STATUSES = frozenset((200, 203, 301, 308))
-"""The statuses of answers that are worth showing again."""
+"""The statuses of responses that may be stored."""
 
 _LONGEST = 2**31
-"""A larger number of seconds is as good as this one (RFC 9111 section 1.2.2)."""
+"""A larger number of seconds counts as this one (RFC 9111 section 1.2.2)."""
 
 _DIRECTIVE = re.compile(
     r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:[ \t]*=[ \t]*(\"(?:[^\"\\]|\\.)*\"|[^\s,;\"]*))?"
@@ -76,13 +76,13 @@ _NEVER = frozenset(("no-store", "private", "no-cache", "must-revalidate", "proxy
 
 
 class Keeping(NamedTuple):
-    """How an answer may be kept.
+    """How a response may be stored.
 
-    :ivar fresh_for: Seconds for which it is fresh, of its age.
-    :ivar stale_for: Seconds after those for which it may be shown when the service fails.
-    :ivar age: Its age in seconds when it came.
+    :ivar fresh_for: The age in seconds up to which it is fresh.
+    :ivar stale_for: Seconds after that for which it may be served when the service fails.
+    :ivar age: Its age in seconds when it arrived.
     :ivar vary: The request fields that it depends on, lower case, sorted.
-    :ivar shared: Whether it is said to be for everybody, with credentials or without.
+    :ivar shared: Whether it is marked as the same for all users, with credentials or without.
     """
 
     fresh_for: float
@@ -95,14 +95,14 @@ class Keeping(NamedTuple):
 def directives(value: str) -> dict[str, str]:
     """Return the directives of a ``Cache-Control`` value, names in lower case, quotes removed.
 
-    Of one that is given twice the smaller number counts; what is no number, before any that is.
+    Of a repeated directive the smaller number counts; a value that is not a number counts first.
     """
     found: dict[str, str] = {}
-    for name, said in _DIRECTIVE.findall(value):
-        name, said = name.lower(), said.strip('"')
-        before, again = _seconds(found.setdefault(name, said)), _seconds(said)
+    for name, text in _DIRECTIVE.findall(value):
+        name, text = name.lower(), text.strip('"')
+        before, again = _seconds(found.setdefault(name, text)), _seconds(text)
         if before is not None and (again is None or again < before):
-            found[name] = said
+            found[name] = text
     return found
 
 
@@ -115,37 +115,37 @@ def keeping(
     now: float,
     stale_for: float,
 ) -> Keeping | None:
-    """Return how an answer to GET may be kept, ``None`` when it may not.
+    """Return how a response to GET may be stored, ``None`` when it must not be.
 
     :param status: Its status.
     :param headers: Its fields.
-    :param credentials: Whether the request told who its caller is: then only what is said to be
-        for everybody is kept (``public`` or ``s-maxage``, RFC 9111 section 3.5).
+    :param credentials: Whether the request had credentials: then only a response with ``public`` or
+        ``s-maxage`` is stored (RFC 9111 section 3.5).
     :param asked: The ``Cache-Control`` of the request.
     :param now: Unix time.
-    :param stale_for: Seconds for which it may be shown after it was fresh, where the answer does
-        not say: the operator's leave (RFC 9111 section 4.2.4).
+    :param stale_for: Seconds for which it may be served stale, where the response does not set
+        that: the operator's permission (RFC 9111 section 4.2.4).
     """
     if status not in STATUSES or "no-store" in directives(asked):
         return None
     fields = _joined(headers)
     if "set-cookie" in fields or "content-range" in fields:
         return None
-    said = directives(fields.get("cache-control", ""))
-    if not _NEVER.isdisjoint(said):
+    control = directives(fields.get("cache-control", ""))
+    if not _NEVER.isdisjoint(control):
         return None
-    if not said and "no-cache" in fields.get("pragma", "").lower():
+    if not control and "no-cache" in fields.get("pragma", "").lower():
         return None
-    shared = "public" in said or "s-maxage" in said
+    shared = "public" in control or "s-maxage" in control
     if credentials and not shared:
         return None
     vary = varying(fields.get("vary", ""))
     if "*" in vary:
         return None
-    fresh_for = _fresh_for(said, fields, now)
-    explicit = _seconds(said.get("stale-if-error"))
-    if explicit is None and (fresh_for == 0 or "s-maxage" in said):
-        # said to be used up at once; or, by s-maxage, not to be shown stale (section 5.2.2.10)
+    fresh_for = _fresh_for(control, fields, now)
+    explicit = _seconds(control.get("stale-if-error"))
+    if explicit is None and (fresh_for == 0 or "s-maxage" in control):
+        # It is stale at once; or s-maxage forbids serving it stale (section 5.2.2.10).
         if not fresh_for:
             return None
         stale_for = 0.0
@@ -161,10 +161,10 @@ def keeping(
 
 
 def may_show(kept: Keeping, age: float, *, credentials: bool) -> bool:
-    """Return whether a kept answer may be shown when the service fails.
+    """Return whether a stored response may be served when the service fails.
 
     :param age: Its age in seconds.
-    :param credentials: Whether the request tells who its caller is.
+    :param credentials: Whether the request has credentials.
     """
     if credentials and not kept.shared:
         return False
@@ -177,7 +177,7 @@ def varying(value: str) -> tuple[str, ...]:
 
 
 def selecting(names: tuple[str, ...], field: Callable[[str], str]) -> tuple[str, ...]:
-    """Return what *field* says of each of *names*: requests with the same get the same answer.
+    """Return the values of the fields *names*: requests with equal ones get the same response.
 
     White space around commas does not count (RFC 9111 section 4.1).
     """
@@ -192,11 +192,11 @@ def _joined(headers: Iterable[tuple[str, str]]) -> Mapping[str, str]:
     return fields
 
 
-def _fresh_for(said: Mapping[str, str], fields: Mapping[str, str], now: float) -> float | None:
-    """Return the freshness lifetime, ``None`` when nothing is said of it (section 4.2.1)."""
+def _fresh_for(control: Mapping[str, str], fields: Mapping[str, str], now: float) -> float | None:
+    """Return the freshness lifetime, ``None`` when the response has none (section 4.2.1)."""
     for name in ("s-maxage", "max-age"):
-        if name in said:
-            return _seconds(said[name]) or 0.0  # what is no number is not fresh at all
+        if name in control:
+            return _seconds(control[name]) or 0.0  # an invalid number means not fresh
     if "expires" not in fields:
         return None
     expires = _time(fields["expires"])

@@ -1,8 +1,8 @@
-"""Active health checks, decided: what is asked, when, and what an instance is taken for.
+"""The rules of active health checks: requests, schedule and verdicts.
 
-Each check is one :class:`Outcome`; :func:`record` makes of it and of what was known the new
-:class:`Health`. The first check decides at once, so that a service is usable after one answer; from
-then on several in a row are needed to change the verdict, so that one lost packet does not.
+Each check yields one :class:`Outcome`; :func:`record` returns the new :class:`Health`. The first
+check decides at once, so that a service is usable after one response; later the verdict changes
+only after several equal results in a row, so that one lost packet does not change it.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from urllib.parse import unquote
 __all__ = ["Health", "HealthCheck", "Outcome", "first_due", "judge", "next_due", "record"]
 
 JITTER = 0.2
-"""How far from the interval two checks may be apart, as a share of it."""
+"""Maximum random deviation from the interval, as a share of it."""
 
 SPREAD = 1.0
 """Seconds over which the first checks of many instances are spread."""
 
 DEFAULT_STATUSES = range(200, 300)
-"""The status codes of a good answer."""
+"""The status codes of a healthy response."""
 
 MOST_BODY = 65_536
-"""Bytes of an answer that are read."""
+"""Bytes of a response that are read."""
 
 _LONGEST = 86_400.0
 _LONGEST_TEXT = 1_024
 _MOST_IN_A_ROW = 1_000
 _MOST_BYTES = 1_024
 _BYTES = 256
-_LATEST = 253_402_300_800.0  # the year 10000: what a date can not say is not a time
+_LATEST = 253_402_300_800.0  # the year 10000, which a date cannot represent
 _PATH = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
@@ -55,23 +55,23 @@ _WORDS = re.compile(r"[\x20-\x7e]{0,64}")
 
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
-    """How the instances of a service are asked whether they are well.
+    """The active health check of the instances of a service.
 
-    :param path: What is asked for at each instance, with a query if need be. It is relative to the
-        instance: a path that could name another host or climb out of a prefix is refused. ``None``
-        asks for nothing: an instance that accepts a connection is well.
+    :param path: The path to probe, with an optional query. It is relative to the instance: a path
+        that could name another host or leave a prefix is rejected. ``None`` sends no request: an
+        instance that accepts a connection is healthy.
     :param interval: Seconds from one check of an instance to the next.
-    :param timeout: Seconds one check may take in all.
-    :param healthy_after: Good checks in a row that make an unhealthy instance healthy.
+    :param timeout: Seconds that one check may take in all.
+    :param healthy_after: Passed checks in a row that make an unhealthy instance healthy.
     :param unhealthy_after: Failed checks in a row that make a healthy instance unhealthy.
-    :param statuses: The status codes of a good answer; all from 200 to 299 unless said.
-    :param contains: What a good answer contains, in its first 64 KiB; nothing unless said.
-    :param host: ``HOST[:PORT]`` to send in ``Host``. Default: what the instance is asked by.
-    :param fields: Further request fields; their values are kept out of logs and errors.
+    :param statuses: The status codes of a healthy response. Default: 200 to 299.
+    :param contains: A text that a healthy response contains in its first 64 KiB. Default: any.
+    :param host: ``HOST[:PORT]`` to send in ``Host``. Default: the instance's host and port.
+    :param fields: Further request fields; their values do not appear in logs and errors.
     :param method: The request method.
-    :param port: The port to ask. Default: the instance's own.
-    :param scheme: ``http`` or ``https``. Default: the instance's own.
-    :raises ValueError: A setting is out of its range; says which.
+    :param port: The port to connect to. Default: the instance's.
+    :param scheme: ``http`` or ``https``. Default: the instance's.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     path: str | None
@@ -108,7 +108,7 @@ class HealthCheck:
                 raise ValueError(f"{name} is 1 to {_MOST_IN_A_ROW} checks, got {count!r}")
 
     def _check_bare(self) -> None:
-        """Refuse what only a check with a path asks for, or hears of."""
+        """Reject the settings that need a request: without a path only a connection is made."""
         for name, is_given in (
             ("contains", bool(self.contains)),
             ("statuses", self.statuses is not DEFAULT_STATUSES),
@@ -162,12 +162,12 @@ def _check_path(path: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one check found.
+    """The result of one check.
 
-    :param ok: Whether the instance answered as a healthy one does.
-    :param status: The status code it answered with, ``None`` when there was no answer.
-    :param response_time: How long it took, in the instance's own words or as ``1.53ms``.
-    :param error: What was wrong, in a few words that name no host.
+    :param ok: Whether the response was that of a healthy instance.
+    :param status: The status code of the response; ``None`` without one.
+    :param response_time: The duration, as the instance reported it or as ``1.53ms``.
+    :param error: The error in a few words, without host names.
     """
 
     ok: bool
@@ -178,13 +178,13 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What is known of one instance. Moments are seconds of the clock that its store keeps.
+    """The health of one instance. Moments are seconds of the store's clock.
 
     :param healthy: The verdict.
     :param since: When the verdict last changed.
-    :param streak: How many checks in a row ended as the last one did.
+    :param streak: The number of checks in a row with the result of the last one.
     :param checked: When the last check ended.
-    :param last: What the last check found, which may differ from the verdict.
+    :param last: The result of the last check, which may differ from the verdict.
     """
 
     healthy: bool
@@ -194,10 +194,9 @@ class Health:
     last: Outcome
 
     def to_bytes(self) -> bytes:
-        """Return the record as it is shared with other workers.
+        """Return the record as the bytes that workers share.
 
-        All but freaks have one length, so that a store without room for anything more can replace
-        each by the next.
+        Nearly all records have the same length, so that a full store can replace each by the next.
         """
         last = [self.last.ok, self.last.status, self.last.response_time, self.last.error]
         members = [self.healthy, self.since, self.streak, self.checked, last]
@@ -235,9 +234,9 @@ def _is_moment(value: object) -> bool:
 
 
 def record(health: Health | None, outcome: Outcome, now: float, check: HealthCheck) -> Health:
-    """Return what is known of an instance after one more check.
+    """Return the health of an instance after another check.
 
-    :param health: What was known before, ``None`` for an instance never checked.
+    :param health: Its health before; ``None`` before the first check.
     """
     if health is None:
         return Health(outcome.ok, now, 1, now, outcome)
@@ -249,9 +248,9 @@ def record(health: Health | None, outcome: Outcome, now: float, check: HealthChe
 
 
 def judge(check: HealthCheck, status: int, response_time: str, body: bytes) -> Outcome:
-    """Return what an answer says of the instance that gave it.
+    """Return the result of a check whose response has *status* and *body*.
 
-    :param body: As much of it as was read.
+    :param body: The part of the body that was read.
     """
     error = ""
     if status not in check.statuses:
@@ -270,7 +269,7 @@ def next_due(now: float, interval: float, chance: float) -> float:
 
 
 def first_due(now: float, interval: float, chance: float) -> float:
-    """Return when an instance first seen at *now* is due: soon, but not all of them at once.
+    """Return when the first check of an instance is due: soon, spread over :data:`SPREAD`.
 
     :param chance: A number in [0, 1).
     """

@@ -1,7 +1,7 @@
-"""Which instances are left out for a while, judged by the requests they have answered.
+"""Outlier detection: ejects instances for a while, judged by the outcomes of their requests.
 
-What an instance has done each worker counts for itself. The rules and their numbers are those of
-Envoy's outlier detection.
+Each worker counts outcomes for itself. The rules and their defaults are those of Envoy's outlier
+detection.
 """
 
 from __future__ import annotations
@@ -25,20 +25,22 @@ _MOST_TIMES = 1_000
 @checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutlierRules:
-    """When an instance is left out, and for how long.
+    """When an instance is ejected, and for how long.
 
-    :param consecutive_failures: Failures in a row after which it is; ``None`` for no such rule.
-    :param eject_for: Seconds it is left out for the first time; twice that the second time, three
-        times that the third. Each time that it then does well for as long is taken off again.
-    :param eject_at_most: The most seconds it is left out.
-    :param most_ejected: The share of the pool that may be left out at once, 0 to 1. One instance
-        may always be, if there are others.
-    :param success_rate: Whether an instance is left out that answers markedly less often than the
-        others do: *deviations* standard deviations below their mean.
-    :param least_instances: Instances with enough requests below which that is not judged.
-    :param least_requests: Requests of an interval that are enough.
-    :param deviations: How many standard deviations.
-    :raises ValueError: A setting is out of its range; says which.
+    :param consecutive_failures: Failures in a row after which it is ejected; ``None`` disables the
+        rule.
+    :param eject_for: Seconds of the first ejection; twice that for the second, three times that for
+        the third. Each such period without another ejection reduces the number by one.
+    :param eject_at_most: The most seconds of an ejection.
+    :param most_ejected: The share of the pool that may be ejected at once, 0 to 1. Above 0, one
+        instance may always be, if there are others.
+    :param success_rate: Whether an instance is ejected whose success rate is more than *deviations*
+        standard deviations below the mean of all.
+    :param least_instances: The number of instances with enough requests below which success rates
+        are not compared.
+    :param least_requests: Requests within an interval that are enough.
+    :param deviations: The number of standard deviations.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     consecutive_failures: int | None = 5
@@ -73,19 +75,19 @@ class OutlierRules:
             )
 
     def most(self, instances: int) -> int:
-        """Return how many of *instances* may be left out at once."""
+        """Return how many of *instances* may be ejected at once."""
         if instances < 2 or self.most_ejected == 0:
             return 0
         return max(1, math.floor(self.most_ejected * instances))
 
 
 class Ejection(NamedTuple):
-    """Until when an instance is left out, and for which time that is.
+    """The last ejection of an instance.
 
-    :ivar until: The moment; in the past for one that is back.
-    :ivar times: How many times that count.
-    :ivar since: Since when.
-    :ivar why: What it did, in words that name no host.
+    :ivar until: When it ends; in the past for an instance that is back.
+    :ivar times: The number of ejections that count for its length.
+    :ivar since: When it began.
+    :ivar why: The reason, without host names.
     """
 
     until: float = 0.0
@@ -103,7 +105,7 @@ class Ejection(NamedTuple):
 
 
 class _Record:
-    """What an instance has done since it was last ejected or looked at."""
+    """The counts of an instance since the last ejection or sweep."""
 
     __slots__ = ("answered", "asked", "in_a_row")
 
@@ -114,12 +116,12 @@ class _Record:
 
 
 class Outliers:
-    """The instances of one service, as one worker has come to know them.
+    """The ejections of one service's instances, in one worker.
 
-    It belongs to all threads of a worker, and whoever calls it holds a lock.
+    All threads of a worker share it; the caller holds a lock.
 
-    :param rules: When an instance is left out.
-    :ivar returns: When the next one is back: from then on, ask again who is left out.
+    :param rules: When an instance is ejected.
+    :ivar returns: When the next ejection ends: from then on, call :meth:`ejected` again.
     """
 
     def __init__(self, rules: OutlierRules) -> None:
@@ -129,18 +131,18 @@ class Outliers:
         self.returns = math.inf
 
     def renew(self, names: Collection[str]) -> None:
-        """Take note of who is in the pool; what is known of others is forgotten."""
+        """Set the instances of the pool; the records of all others are dropped."""
         self._records = {name: self._records.get(name) or _Record() for name in names}
         self._ejections = {
             name: ejection for name, ejection in self._ejections.items() if name in self._records
         }
 
     def report(self, name: str, outcome: Outcome, now: float, why: str = "") -> Ejection | None:
-        """Take note of how a request to *name* ended; return its ejection if it is one.
+        """Count the outcome of a request to *name*; return its ejection if this causes one.
 
-        :param why: Of a failure, what went wrong.
+        :param why: The error of a failure.
 
-        What a client got wrong (4xx) and what tells nothing of the instance counts nowhere.
+        Client errors (4xx) and outcomes without evidence about the instance are not counted.
         """
         record = self._records.get(name)
         if record is None or outcome is Outcome.IGNORED or outcome is Outcome.REFUSED:
@@ -158,7 +160,7 @@ class Outliers:
         return self._eject(name, now, f"{reason}, the last: {why}" if why else reason)
 
     def sweep(self, now: float) -> list[str]:
-        """Judge by success rates, once in an interval; return who is left out for that."""
+        """Compare success rates, once per interval; return the instances that this ejects."""
         counts = {name: (record.asked, record.answered) for name, record in self._records.items()}
         for record in self._records.values():
             record.asked = record.answered = 0
@@ -173,28 +175,28 @@ class Outliers:
         return [name for name in low if self._eject(name, now, why(name)) is not None]
 
     def ejected(self, now: float) -> frozenset[str]:
-        """Return who is left out at *now*."""
+        """Return the instances that are ejected at *now*."""
         left_out = {name: each for name, each in self._ejections.items() if each.until > now}
         self.returns = min((each.until for each in left_out.values()), default=math.inf)
         return frozenset(left_out)
 
     def restore(self, name: str, now: float) -> None:
-        """Take *name* back at once: an active check has found it well again after it was ill."""
+        """End the ejection of *name*: its active health check has recovered."""
         ejection = self._ejections.get(name)
         if ejection is not None and ejection.until > now:
             self._ejections[name] = ejection._replace(until=now)
             self.returns = now
 
     def ejection(self, name: str) -> Ejection:
-        """Return the last ejection of *name*; of one that was never ejected, an empty one."""
+        """Return the last ejection of *name*; an empty one if it was never ejected."""
         return self._ejections.get(name, Ejection())
 
     def _eject(self, name: str, now: float, why: str) -> Ejection | None:
         before = self._ejections.get(name, Ejection())
         if before.until > now:
-            return None  # the end of a request from before
+            return None  # the request began before the ejection
         if len(self.ejected(now)) >= self._rules.most(len(self._records)):
-            return None  # it may be its turn when another one is back
+            return None  # too many are ejected: it may be ejected when another one is back
         self._records[name].in_a_row = 0
         self._ejections[name] = ejection = before.again(now, self._rules, why)
         self.returns = min(self.returns, ejection.until)
@@ -202,9 +204,9 @@ class Outliers:
 
 
 def low_success(counts: Mapping[str, tuple[int, int]], rules: OutlierRules) -> list[str]:
-    """Return who answers markedly less often than the others, the worst first.
+    """Return the instances with a markedly lower success rate than the others, the lowest first.
 
-    :param counts: By name the requests of an interval, and how many of them were answered.
+    :param counts: By name, the requests of an interval and the successful ones among them.
     """
     rates = {
         name: answered / asked

@@ -1,12 +1,12 @@
-"""How slowly an instance may send the body of a response before it counts as failed.
+"""The least rate at which an instance must send the body of a response.
 
-An instance that sends a byte a second is never silent for long, so no timeout for a single read
-ends its response, and each holds a thread of the gateway. What counts here is only the time for
-which the gateway waits for the instance: a client that takes its response slowly has the bytes of
-the instance wait, not the gateway, and costs it nothing.
+An instance that sends a byte per second is never silent for long, so no timeout for a single read
+ends its response, and each such response occupies a thread of the gateway. Only the time for which
+the gateway waits for the instance counts: while a client reads slowly, the instance's bytes wait in
+buffers and the gateway does not wait for the instance.
 
-Streams of events are slow by design. They are told by their media type, or by ``X-Accel-Buffering:
-no``, with which an app asks proxies not to hold a stream back.
+Event streams are slow by design. They are recognized by their media type, or by
+``X-Accel-Buffering: no``, by which an app asks proxies not to buffer a stream.
 """
 
 from __future__ import annotations
@@ -36,13 +36,12 @@ _STREAMS = frozenset(
 
 @dataclass(frozen=True)
 class PaceRules:
-    """The least pace of a body, and the most time that it may be waited for.
+    """The least rate of a body, and the most time that the gateway waits for it.
 
-    :param least: Bytes a second on average, 0 for any. Each of so many bytes earns a second.
-    :param grace: Seconds of waiting that a body has before it has to have earned them; no less
-        than what a single read may take.
-    :param total: Seconds of waiting for all of the body; ``None`` for any.
-    :raises ValueError: One of them is out of its range; says which.
+    :param least: Bytes per second on average, 0 for no limit: this many bytes earn one second.
+    :param grace: Seconds of waiting before the rate counts; at least the read timeout.
+    :param total: Seconds of waiting for the whole body; ``None`` for no limit.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     least: float = 100.0
@@ -61,21 +60,21 @@ class PaceRules:
 
     @property
     def limits(self) -> bool:
-        """Whether there is anything to watch."""
+        """Whether there is any limit."""
         return self.least > 0 or self.total is not None
 
     def allowance(self, received: int, grace: float) -> float:
-        """Return for how many seconds a body may have been waited for after *received* bytes."""
+        """Return the seconds for which the gateway may have waited after *received* bytes."""
         earned = grace + received / self.least if self.least else math.inf
         return earned if self.total is None else min(earned, self.total)
 
 
 class Pace:
-    """The pace of one body.
+    """The rate of one body.
 
-    :param rules: What is too slow.
-    :param read_timeout: Seconds that a single read may take: an instance that may be silent for
-        that long is not too slow when it was.
+    :param rules: The limits.
+    :param read_timeout: Seconds that a single read may take: a silence within that timeout must not
+        count as too slow.
     """
 
     __slots__ = ("_grace", "_rules", "received", "waited")
@@ -84,17 +83,17 @@ class Pace:
         self._rules = rules
         self._grace = max(rules.grace, read_timeout)
         self.waited = 0.0
-        """Seconds for which it was waited for."""
+        """Seconds for which the gateway has waited for the body."""
         self.received = 0
-        """Bytes of it that have come."""
+        """Bytes of the body that have arrived."""
 
     def left(self) -> float:
-        """Return for how many seconds more it may be waited for; 0 or less when it is too slow."""
+        """Return the seconds for which the gateway may wait; 0 or less when it is too slow."""
         return self._rules.allowance(self.received, self._grace) - self.waited
 
 
 def is_stream(fields: Iterable[tuple[str, str]]) -> bool:
-    """Return whether response *fields* are those of a stream of events, slow by design."""
+    """Return whether response *fields* are those of an event stream."""
     for name, value in fields:
         lower = name.lower()
         if lower == "content-type":

@@ -1,14 +1,14 @@
-"""Which of some path patterns a path matches, however the path is spelled.
+"""Path patterns that match every spelling of a path.
 
-An application decides by itself which spellings of a path it serves: one serves ``/login`` alone,
-another ``/login/`` and ``//login`` as well. A rule that is to hold for ``/login`` has to hold for
-every spelling that some application may serve as it, so that no spelling gets around the rule.
-These patterns therefore match more than routes do: a path matches when one of its readings does.
+Applications differ in the spellings of a path that they serve: one serves ``/login`` only, another
+``/login/`` and ``//login`` as well. A rule for ``/login`` must hold for every spelling that some
+application may serve as it, or an attacker bypasses the rule. These patterns therefore match more
+than routes do: a path matches if one of its interpretations does.
 
-- Slashes at the end and several in a row do not count.
-- Parameters of a segment (``/login;x=1``), dot segments, backslashes and slashes that are still
-  escaped are tried both as they are and resolved.
-- With *ignore_case* the case does not count.
+- Trailing and repeated slashes are ignored.
+- Parameters of a segment (``/login;x=1``), dot segments, backslashes and escaped slashes are tried
+  both literally and resolved.
+- With *ignore_case* the case is ignored.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _VARIABLE = re.compile(r"\*|\{[A-Za-z_][A-Za-z0-9_]*\}")
 
 
 class PathPatterns:
-    """Patterns of paths.
+    """A set of path patterns.
 
     :param patterns: ``/login`` is that path, ``/static/*`` that path and all below it; within a
-        path ``*`` and ``{name}`` stand for one segment. Written as people do, not percent-encoded.
-    :param ignore_case: Whether ``/LOGIN`` is ``/login``.
+        path ``*`` and ``{name}`` stand for one segment. Not percent-encoded.
+    :param ignore_case: Whether ``/LOGIN`` matches ``/login``.
     :raises ValueError: A pattern is malformed; the message names it.
     """
 
@@ -48,7 +48,7 @@ class PathPatterns:
         return bool(self._exact or self._below or self._variable)
 
     def find(self, path: str) -> str | None:
-        """Return the first pattern that *path* matches, exact ones first; ``None`` without one.
+        """Return the first pattern that *path* matches, exact ones first; ``None`` if none does.
 
         :param path: Decoded, as ``PATH_INFO`` is (PEP 3333).
         """
@@ -113,7 +113,7 @@ class PathPatterns:
 
 
 def _resolved(path: str) -> str:
-    """Return *path* as an application reads it that resolves what could be resolved."""
+    """Return *path* with parameters, dot segments, backslashes and escaped slashes resolved."""
     path = path.replace("\\", "/").replace("%2f", "/").replace("%2F", "/")
     path = _PARAMETERS.sub("", path)
     segments: list[str] = []

@@ -1,16 +1,16 @@
-"""What a service does next so that a registry knows of it, decided.
+"""The registration client's rules: the next request to the registry, and when to send it.
 
-A :class:`Standing` is what is known of one instance at its registry. :func:`next_step` says what is
-asked next, given what the instance wants to be; :func:`after` makes of the answer the new standing
-and how long to wait. What each answer means:
+:class:`Standing` is the registration state of one instance. :func:`next_step` returns the next
+request, given the desired status; :func:`after` returns the new state and the wait, given the
+response. The meaning of each response:
 
 ==================  ==============================================================================
-2xx                 It is as was asked. The registry may say how often it wants to be told.
-404, 410            It is not there: forgotten, or the registry began anew. Register again, at once.
-408, 429, 5xx,      Nothing is known. Ask the next registry at once, and after all of them wait: a
-no answer           time drawn from a range that doubles (full jitter), so that a registry that
-                    comes back is not met by everybody at the same moment.
-any other           Refused, as by a wrong token, and so until somebody mends it: wait longer.
+2xx                 Done. The response may set the interval of heartbeats.
+404, 410            Not registered: the lease expired, or the registry lost it. Register at once.
+408, 425, 429,      Unknown. Try the next registry at once, and after the last one wait: a random
+5xx, no response    time from a range that doubles (full jitter), so that the instances do not all
+                    come back to a recovering registry at the same moment.
+any other           Rejected, for example because of an invalid token: wait longer.
 ==================  ==============================================================================
 """
 
@@ -33,17 +33,17 @@ __all__ = [
 ]
 
 LEAST_WAIT = 0.05
-"""Seconds that are waited before a failed step is tried again, however small the chance drawn."""
+"""The least seconds before a failed step is repeated, whatever the jitter."""
 
 SHORTEST, LONGEST = 0.1, 3_600.0
-"""Seconds between which a registry may say how often it wants to be told."""
+"""The bounds in seconds of the heartbeat interval that a registry may set."""
 
 EARLY = 0.1
-"""By which share of the interval a heartbeat may come early; it never comes late."""
+"""Maximum random shortening of the heartbeat interval, as a share; it is never lengthened."""
 
 
 class Wanted(StrEnum):
-    """What an instance is to be at its registry."""
+    """The status that an instance wants to have at its registry."""
 
     STARTING = "STARTING"
     UP = "UP"
@@ -52,22 +52,22 @@ class Wanted(StrEnum):
 
 
 class Phase(StrEnum):
-    """How an instance stands at its registry, as far as it knows."""
+    """The registration phase of an instance, as far as it knows."""
 
     REGISTERING = "registering"
-    """It is not there, or nobody has said that it is."""
+    """It is not registered, or that is not confirmed yet."""
     REGISTERED = "registered"
-    """It is there."""
+    """It is registered."""
     LOST = "lost"
-    """It was there, but the registry does not answer."""
+    """It was registered, but the registry does not respond."""
     DRAINING = "draining"
-    """It is there, and gets no new requests."""
+    """It is registered, and gets no new requests."""
     GONE = "gone"
-    """It has left, or has done for that what it could."""
+    """It has deregistered, or has tried to."""
 
 
 class Step(StrEnum):
-    """What is asked of the registry."""
+    """A request to the registry."""
 
     REGISTER = "register"
     HEARTBEAT = "heartbeat"
@@ -78,15 +78,16 @@ class Step(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegistrationRules:
-    """How a registry is asked.
+    """The intervals and waits of a registration client.
 
-    :param registries: How many there are, to be asked in turn.
-    :param interval: Seconds between heartbeats, unless the registry says otherwise.
-    :param backoff: Seconds that the wait after the first failure is drawn from; doubled each time.
-    :param backoff_at_most: The most it is drawn from: shorter than the time after which a registry
-        takes an instance that is silent for unhealthy.
-    :param refused_at_most: The most it is drawn from after a refusal.
-    :raises ValueError: A setting is out of its range; says which.
+    :param registries: The number of registries, which are tried in turn.
+    :param interval: Seconds between heartbeats, where the registry sets no interval.
+    :param backoff: Upper bound in seconds of the random wait after the first failure; doubled each
+        time.
+    :param backoff_at_most: The most that this bound grows to: less than the silence after which a
+        registry marks an instance as unhealthy.
+    :param refused_at_most: The most that it grows to after a rejection.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     registries: int = 1
@@ -97,7 +98,7 @@ class RegistrationRules:
 
     def __post_init__(self) -> None:
         if self.registries < 1:
-            raise ValueError(f"there is at least one registry, got {self.registries}")
+            raise ValueError(f"registries is at least 1, got {self.registries}")
         for name in ("interval", "backoff", "backoff_at_most", "refused_at_most"):
             seconds = getattr(self, name)
             if not 0 < seconds <= LONGEST:
@@ -105,12 +106,12 @@ class RegistrationRules:
 
 
 class Answer(NamedTuple):
-    """What came of a step.
+    """The registry's response to a step.
 
-    :ivar status: The status of the answer; ``None`` when there was none.
-    :ivar interval: Seconds between heartbeats that the registry asks for, if it does.
-    :ivar retry_after: Seconds that it asks to be left alone, if it does.
-    :ivar why: What was wrong, in words for the log.
+    :ivar status: The status of the response; ``None`` without one.
+    :ivar interval: Seconds between heartbeats that the registry sets, if it does.
+    :ivar retry_after: The seconds of its ``Retry-After``, if it has one.
+    :ivar why: The error, for the log.
     """
 
     status: int | None
@@ -121,15 +122,15 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How an instance stands at its registry.
+    """The registration state of an instance.
 
-    :ivar phase: What is taken for true.
-    :ivar told: The status that the registry was last told; ``None`` when it was told nothing.
-    :ivar sent: Whether it may be there: a registration was sent, and not refused.
-    :ivar place: Which of the registries is asked next, from 0.
-    :ivar failures: How many steps in a row have failed.
-    :ivar refused: Whether the last one was refused.
-    :ivar interval: Seconds between heartbeats that the registry asks for; ``None`` if it does not.
+    :ivar phase: The phase.
+    :ivar told: The status that the registry last confirmed; ``None`` before the first one.
+    :ivar sent: Whether it may be registered: a registration was sent, and not rejected.
+    :ivar place: The index of the registry to use next, from 0.
+    :ivar failures: The number of steps in a row that have failed.
+    :ivar refused: Whether the last one was rejected.
+    :ivar interval: Seconds between heartbeats that the registry sets; ``None`` without.
     """
 
     phase: Phase = Phase.REGISTERING
@@ -146,11 +147,11 @@ _AGAIN = (408, 425, 429)
 
 
 def next_step(standing: Standing, wanted: Wanted) -> Step:
-    """Return what is asked of the registry next, by an instance that wants to be *wanted*."""
+    """Return the next request to the registry, for an instance that wants the status *wanted*."""
     if standing.phase is Phase.GONE:
         return Step.NOTHING
     if wanted is Wanted.GONE:
-        # one that was perhaps registered leaves as one that was
+        # An instance that may be registered deregisters, too.
         return Step.DEREGISTER if standing.sent else Step.NOTHING
     if standing.phase is Phase.REGISTERING and wanted is not Wanted.DRAINING:
         return Step.REGISTER
@@ -167,9 +168,9 @@ def after(
     chance: float,
     rules: RegistrationRules,
 ) -> tuple[Standing, float]:
-    """Return how the instance stands after *answer* to *step*, and in how many seconds it goes on.
+    """Return the state after *answer* to *step*, and the seconds until the next step.
 
-    :param wanted: What it wanted to be when it asked.
+    :param wanted: The status that it wanted when the step was made.
     :param chance: A number in [0, 1).
     """
     status = answer.status
@@ -221,14 +222,14 @@ def _failed(
     now = replace(
         standing,
         phase=Phase.LOST if standing.phase is Phase.REGISTERED else standing.phase,
-        # what was not answered may have been done
+        # A registration without a response may have succeeded.
         sent=standing.sent or (step is Step.REGISTER and not refused),
         place=(standing.place + 1) % rules.registries,
         failures=failures,
         refused=refused,
     )
     if failures % rules.registries:
-        return now, LEAST_WAIT  # there is one that was not asked yet
+        return now, LEAST_WAIT  # another registry was not tried yet
     most = rules.refused_at_most if refused else rules.backoff_at_most
     rounds = min(failures // rules.registries - 1, 30)
     wait = min(most, rules.backoff * 2.0**rounds) * chance
@@ -237,7 +238,7 @@ def _failed(
 
 
 def _usable(interval: float | None) -> float | None:
-    """Return *interval* within what is bearable for both sides."""
+    """Return *interval* within :data:`SHORTEST` and :data:`LONGEST`; ``None`` if it is unusable."""
     if interval is None or not math.isfinite(interval) or interval <= 0:
         return None
     return min(max(interval, SHORTEST), LONGEST)

@@ -1,8 +1,8 @@
-"""Checks that the registry carries out itself: what they ask, and what an instance is by them.
+"""Health checks that the registry carries out itself, for instances that send no heartbeats.
 
-Consul's clients register an instance together with a check by HTTP or TCP and send no heartbeats:
-the agent finds out how the instance is. A check is a part of the entry, its verdict too, so both
-are read and replaced in one step. The verdict changes when several results in a row say so.
+Consul's clients register an instance together with an HTTP or TCP check and send no heartbeats: the
+agent checks the instance. A check and its verdict are part of the entry, so both are read and
+replaced in one update. The verdict changes after several results in a row.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ __all__ = [
 
 
 PASSING, WARNING, CRITICAL = "passing", "warning", "critical"
-"""What a check may say. An instance with a warning still takes requests."""
+"""The verdicts of a check. An instance with a warning still accepts requests."""
 
 CHECKS_BYTES = 8 * 1024
-"""How long all checks of an instance may be together, as JSON."""
+"""The most bytes of all checks of an instance together, as JSON."""
 
 _TOO_MANY_REQUESTS = 429
 
@@ -41,23 +41,23 @@ _TOO_MANY_REQUESTS = 429
 class Check:
     """One check of an instance, and its verdict.
 
-    :param check_id: What tells it from the others of all instances.
-    :param name: What it is called.
-    :param url: ``http://HOST:PORT``, ``https://HOST:PORT``: where it connects to.
-    :param path: What it asks for, with a query if need be; ``None`` only connects (TCP).
-    :param interval: Seconds from one to the next.
-    :param timeout: Seconds one may take in all.
+    :param check_id: Its id, unique among the checks of all instances.
+    :param name: Its name.
+    :param url: ``http://HOST:PORT`` or ``https://HOST:PORT``: where it connects to.
+    :param path: The path, with an optional query; ``None`` only connects (TCP).
+    :param interval: Seconds from one run to the next.
+    :param timeout: Seconds that one run may take in all.
     :param method: The request method.
-    :param host: What is sent in ``Host``; that of the URL unless given.
+    :param host: The value of ``Host``. Default: that of the URL.
     :param fields: Further request fields.
     :param verify: Whether certificates are verified.
     :param good_after: Results in a row that change the verdict to passing.
     :param bad_after: Results in a row that change the verdict to critical.
-    :param remove_after: Seconds after which an instance is removed whose check is critical; never
-        unless given.
+    :param remove_after: Seconds of a critical verdict after which the instance is removed. Default:
+        never.
     :param status: The verdict.
-    :param carried_out: Whether it comes from a result, rather than from the registration.
-    :param output: What the last result that changed it was, in words that name no host.
+    :param carried_out: Whether the verdict comes from a result, not from the registration.
+    :param output: The result that last changed the verdict, without host names.
     :param since: When the verdict changed, by the store's clock.
     """
 
@@ -86,13 +86,13 @@ class Check:
 
     @property
     def passes(self) -> bool:
-        """Whether the instance takes requests by it."""
+        """Whether the instance accepts requests according to this check."""
         return self.status != CRITICAL
 
     def health_check(self) -> HealthCheck:
-        """Return how it is carried out.
+        """Return it as the settings of an active health check.
 
-        :raises ValueError: A setting is out of its range; says which.
+        :raises ValueError: A setting is invalid; the message names it.
         """
         if self.path is None:
             return HealthCheck(None, interval=self.interval, timeout=self.timeout)
@@ -106,23 +106,23 @@ class Check:
         )
 
     def definition(self) -> Check:
-        """Return it without its verdict."""
+        """Return the check without its verdict."""
         return replace(self, status=CRITICAL, carried_out=False, output="", since=0.0)
 
     def says(self, status: str, output: str, now: float) -> Check:
-        """Return it with a verdict that a result has led to."""
+        """Return the check with the verdict *status*, to which a result has led."""
         since = self.since if status == self.status and self.carried_out else now
         return replace(self, status=status, carried_out=True, output=output, since=since)
 
     def members(self) -> list[Any]:
-        """Return it as JSON has it."""
+        """Return the check as a list for JSON."""
         return [getattr(self, name) for name in self.__slots__]
 
     @classmethod
     def of(cls, members: Sequence[Any]) -> Check:
-        """Return the check that :meth:`members` told.
+        """Return the check of a list that :meth:`members` returned.
 
-        :raises TypeError, ValueError: It is none.
+        :raises TypeError, ValueError: It is not such a list.
         """
         named = dict(zip(cls.__slots__, members, strict=True))
         named["fields"] = tuple((str(name), str(value)) for name, value in named["fields"])
@@ -132,27 +132,27 @@ class Check:
 
 
 def carried_over(checks: Sequence[Check], before: Sequence[Check]) -> tuple[Check, ...]:
-    """Return *checks* with the verdicts that the same ones had *before*.
+    """Return *checks* with the verdicts of the same checks in *before*.
 
-    A client that registers again does not begin anew.
+    So a client that registers again keeps its verdicts.
     """
     known = {check.definition(): check for check in before}
     return tuple(known.get(check.definition(), check) for check in checks)
 
 
 def length_of(checks: Sequence[Check]) -> int:
-    """Return how many bytes of JSON they are."""
+    """Return the length of *checks* as JSON, in bytes."""
     return len(json.dumps([check.members() for check in checks]))
 
 
 class Streak(NamedTuple):
-    """How many results in a row said the same."""
+    """The number of equal results in a row."""
 
     status: str = ""
     times: int = 0
 
     def after(self, status: str) -> Streak:
-        """Return it after one more."""
+        """Return the streak after another result with *status*."""
         return Streak(status, self.times + 1 if status == self.status else 1)
 
 
@@ -163,7 +163,7 @@ def judged(check: Check, streak: Streak) -> str:
 
 
 def result_of(outcome: Outcome) -> tuple[str, str]:
-    """Return what a result says, and in words why: 2xx passes, 429 is a warning."""
+    """Return the status of a result and its description: 2xx passes, 429 is a warning."""
     output = f"HTTP {outcome.status}" if outcome.status is not None else "Connected"
     if outcome.ok:
         return PASSING, output

@@ -1,4 +1,4 @@
-"""Requests that belong together: what a route is, and what a look-up finds."""
+"""Routing: routes by host, path and method, and the table that finds the one for a request."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 
-# Which hosts are meant by a list of names, some of them for all names below.
+# Host patterns.
 
 _PATTERN = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\]")
 
@@ -30,7 +30,7 @@ _PATTERN = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.
 def host_pattern(text: str) -> str:
     """Return *text* in lower case and without a trailing dot.
 
-    :raises ValueError: It is neither a host's name nor ``*.`` before one.
+    :raises ValueError: It is neither a host name nor ``*.`` and a host name.
     """
     host = text.lower().rstrip(".")
     if not _PATTERN.fullmatch(host):
@@ -44,7 +44,7 @@ class Hosts:
     """A set of hosts; ``host in hosts`` for a host in lower case, without port.
 
     :param patterns: Names, and ``*.example.com`` for every name below ``example.com``.
-    :raises ValueError: One of them is no host, or they are a text instead of several.
+    :raises ValueError: One of them is not a host, or *patterns* is a string.
     """
 
     def __init__(self, patterns: Iterable[str]) -> None:
@@ -72,8 +72,8 @@ _LITERAL_SEGMENT, _VARIABLE_SEGMENT, _BELOW = 0, 1, 2
 class RouteConflict(ValueError):
     """Two routes of a table match the same requests and neither is more specific.
 
-    :ivar first: Index of the one that was there.
-    :ivar second: Index of the one that clashes with it.
+    :ivar first: The index of the earlier route.
+    :ivar second: The index of the route that conflicts with it.
     """
 
     def __init__(self, first: int, second: int, text: str) -> None:
@@ -85,22 +85,22 @@ class RouteConflict(ValueError):
 @checked
 @dataclass(frozen=True)
 class Route(Generic[E]):
-    """Requests that belong together, and the *endpoint* that serves them.
+    """A pattern of requests, and the *endpoint* that serves them.
 
     :param path: ``/orders`` is that path and everything below it, by whole segments; ``{name}``
-        stands for one segment and keeps it, ``*`` for any one segment.
+        matches one segment and captures it, ``*`` matches any one segment.
     :param host: ``api.example.com``, ``*.example.com`` for every name below it, or any when empty.
-    :param methods: The methods it takes, all when empty; ``GET`` takes ``HEAD`` too.
-    :param exact: Match *path* alone, nothing below it.
-    :param priority: A higher one is asked first, however unspecific.
-    :param name: How logs call it; its path unless said.
-    :param listed: How it stands in the 404's ``availableRoutes``; worked out when ``None``.
-    :param summary: One line for people.
-    :param encoded_slash: Whether a path may hold ``%2F``, a slash to those who decode it.
-    :param encoded_backslash: Whether it may hold ``%5C``, a slash to some servers.
+    :param methods: The accepted methods, all when empty; ``GET`` includes ``HEAD``.
+    :param exact: Match *path* only, nothing below it.
+    :param priority: A route with a higher priority wins over more specific ones.
+    :param name: Its name in logs. Default: its path.
+    :param listed: Its lines in the ``availableRoutes`` of a 404. Default: method and path.
+    :param summary: A one-line description.
+    :param encoded_slash: Whether a path may contain ``%2F``, a slash to servers that decode it.
+    :param encoded_backslash: Whether it may contain ``%5C``, a slash to some servers.
     :param double_slash: Whether ``//`` is merged to one slash or kept.
-    :param dot_segments: Whether a path may hold ``.`` and ``..``; they must stay beneath *path*.
-    :raises ValueError: A part is not of its form; says which.
+    :param dot_segments: Whether a path may contain ``.`` and ``..``; they must stay beneath *path*.
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     path: str
@@ -150,7 +150,7 @@ class Route(Generic[E]):
 
     @property
     def segments(self) -> tuple[str, ...]:
-        """The pattern by segments; the root has none, a trailing slash of an exact path is one."""
+        """The segments of *path*: none for the root; a trailing slash of an exact path is one."""
         parts = tuple(self.path.split("/")[1:])
         if parts == ("",) or (parts[-1] == "" and not self.exact):
             return parts[:-1]
@@ -158,12 +158,12 @@ class Route(Generic[E]):
 
     @property
     def accepted(self) -> frozenset[str]:
-        """The methods it takes, with the ones that come along; empty when it takes all."""
+        """The accepted methods, with ``HEAD`` for ``GET``; empty when it accepts all."""
         extra = {"HEAD"} if "GET" in self.methods else set()
         return frozenset(self.methods) | extra
 
     def rank(self) -> tuple[object, ...]:
-        """Return what sorts routes: the more specific one first."""
+        """Return the sort key of the route: more specific routes come first."""
         host = 0 if self.host and self.host[0] != "*" else 1 if self.host else 2
         shape = tuple(
             _VARIABLE_SEGMENT if segment == "*" or segment[:1] == "{" else _LITERAL_SEGMENT
@@ -173,28 +173,28 @@ class Route(Generic[E]):
         return (-self.priority, host, -len(self.host), (*shape, end), not self.methods)
 
     def shape(self) -> tuple[object, ...]:
-        """Return what two routes have in common that match the same paths."""
+        """Return a key that is equal for two routes that match the same paths."""
         segments = tuple("*" if s == "*" or s[:1] == "{" else s for s in self.segments)
         return (self.priority, self.host, segments, self.exact)
 
 
 class Match(NamedTuple, Generic[E]):
-    """A route that takes the request, and the parameters of its path, percent-decoded."""
+    """The route of a request, and the parameters of its path, percent-decoded."""
 
     route: Route[E]
     params: dict[str, str]
 
 
 class MethodNotAllowed(NamedTuple):
-    """Routes match the path, but none takes the method; the ones they do take, sorted."""
+    """Routes match the path, but none accepts the method; the accepted methods, sorted."""
 
     allowed: tuple[str, ...]
 
 
 def listing(routes: Iterable[Route[E]], notes: Mapping[str, str] | None = None) -> list[str]:
-    """Return how *routes* stand in a list for people: ``GET /orders``.
+    """Return *routes* as lines for people: ``GET /orders``.
 
-    :param notes: By route name, what to add in parentheses, such as ``auth required``.
+    :param notes: By route name, a note to add in parentheses, such as ``auth required``.
     """
     lines: list[str] = []
     for route in routes:
@@ -208,14 +208,13 @@ def listing(routes: Iterable[Route[E]], notes: Mapping[str, str] | None = None) 
     return list(dict.fromkeys(lines))
 
 
-# Which route serves a request: host, path and method against a table made once.
+# The routing table.
 #
-# The more specific route wins, whatever order they were written in: a higher ``priority`` first,
-# then an exact host before a wildcard before none, then from the left a literal segment before a
-# variable one, the longer path before the shorter, an exact path before a prefix, and a route
-# limited to some methods before one that takes all. Two routes that none of this tells apart are
-# refused when the table is made. Looking one up walks a tree of path segments, so ten thousand
-# routes cost about what ten do.
+# The most specific route wins, regardless of the order of routes: a higher ``priority`` first, then
+# an exact host before a wildcard before none, then from the left a literal segment before a
+# variable one, the longer path before the shorter, an exact path before a prefix, and a route with
+# methods before one without. The constructor rejects two routes that none of this distinguishes. A
+# lookup walks a tree of path segments, so ten thousand routes cost about as much as ten.
 
 _LITERAL = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-F]{2})+")
 
@@ -243,7 +242,7 @@ class Router(Generic[E]):
     :param routes: The routes, in any order, their literal segments in the canonical form in which
         paths are matched (see :mod:`wsgigate.http.target`).
     :raises ValueError: A literal segment is in another form.
-    :raises RouteConflict: Two of them can not be told apart.
+    :raises RouteConflict: Two of them match the same requests, and neither is more specific.
     """
 
     def __init__(self, routes: Iterable[Route[E]]) -> None:
@@ -276,7 +275,7 @@ class Router(Generic[E]):
         (node.ends if route.exact else node.below).append(entry)
 
     def match(self, host: str, path: str, method: str) -> Match[E] | MethodNotAllowed | None:
-        """Return the route for a request, what is allowed instead, or None.
+        """Return the route for a request, the allowed methods instead, or None.
 
         :param host: Lower case, without port or trailing dot; empty when the request has none.
         :param path: In canonical form.
@@ -318,7 +317,7 @@ class Router(Generic[E]):
 def _collect(root: _Node[E], segments: Sequence[str], found: list[_Entry[E]]) -> None:
     """Append every entry of the tree whose path matches; each node is visited at most once."""
     node = root
-    for at, segment in enumerate(segments):  # as long as there is but one way to go
+    for at, segment in enumerate(segments):  # while there is only one branch
         if node.variable is not None:
             _collect_all(node, segments[at:], found)
             return
@@ -366,7 +365,7 @@ def _refuse_conflicts(routes: Sequence[Route[E]]) -> None:
 
 
 def _overlap(these: frozenset[str], those: frozenset[str]) -> bool:
-    if not these or not those:  # all methods beside some: the one with some is more specific
+    if not these or not those:  # one with methods is more specific than one without
         return not these and not those
     return bool(these & those)
 

@@ -1,4 +1,4 @@
-"""Several tiers of instances, each balanced by itself: the later ones help out the earlier ones."""
+"""Priority tiers and zones of instances: later tiers take over as earlier ones fail."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ __all__ = [
 ]
 
 
-# Which instances take requests, tier by tier, and which share of them each tier takes.
+# The share of requests of each tier, and the instances that get them.
 
 OVERPROVISIONED = 1.4
-"""How much more than its share a tier is taken to bear: it does with 1 / 1.4 = 71 % of it well."""
+"""The assumed spare capacity of a tier: it takes all its requests while 1 / 1.4 = 71 % of it are
+healthy."""
 
 
 class Standing(NamedTuple):
-    """How an instance stands.
+    """The state of an instance.
 
-    :ivar well: Whether its health checks pass, as far as there are any, and it is not ejected.
+    :ivar well: Whether its health checks pass, if there are any, and it is not ejected.
     :ivar weight: Its share; 0 for one that is draining.
-    :ivar tier: Whose turn it is: 0 first, the others as far as those before fail.
+    :ivar tier: Its tier: 0 first; the others get requests as those before them fail.
     """
 
     well: bool = True
@@ -42,12 +43,12 @@ class Standing(NamedTuple):
 
 
 class Level(NamedTuple):
-    """A tier in which somebody can take requests.
+    """A tier with instances that can get requests.
 
     :ivar tier: Its number.
-    :ivar share: Which share of the requests it takes; 0 for one that only stands by.
-    :ivar places: Who takes them.
-    :ivar panic: Whether that is all there are, well or not.
+    :ivar share: Its share of the requests; 0 for one on standby.
+    :ivar places: The indexes of its instances that get requests.
+    :ivar panic: Whether these are all of its instances, healthy or not.
     """
 
     tier: int
@@ -57,38 +58,39 @@ class Level(NamedTuple):
 
 
 def zoned(tier: int, zone: str, own: str) -> int:
-    """Return the tier in which an instance stands once zones count.
+    """Return the tier of an instance with zones taken into account.
 
-    Each tier becomes two: its instances in the gateway's own zone first, then all others. So those
-    far away get what those nearby cannot take, by the same rule by which a tier helps out another:
-    with two of ten nearby gone nothing, with half of them gone 30 %, with all of them gone
-    everything. A lower tier is never asked before all zones of the one above it.
+    Each tier becomes two: its instances in the gateway's zone first, then all others. So the remote
+    ones get what the local ones cannot take, by the rule for tiers: with two of ten local ones
+    gone nothing, with half of them gone 30 %, with all of them gone everything. A lower tier gets
+    requests only after all zones of the one above it.
 
-    :param zone: The instance's; empty where it is not known, which is not the gateway's own.
-    :param own: The gateway's; empty where zones do not count.
+    :param zone: The instance's zone; empty where unknown, which counts as remote.
+    :param own: The gateway's zone; empty where zones do not count.
     """
     return 2 * tier + (zone != own) if own else tier
 
 
 def tier_of(level: int, own: str) -> int:
-    """Return the tier that :func:`zoned` made *level* of."""
+    """Return the tier from which :func:`zoned` computed *level*."""
     return level // 2 if own else level
 
 
 def available(standings: Sequence[Standing], panic: float = 0.5) -> tuple[Level, ...]:
-    """Return who takes requests, the first tier first; nobody when nobody may.
+    """Return the tiers that get requests, the first one first; none if there are no instances.
 
-    As Envoy's priority levels do, a tier takes as much as 1.4 times its share of well instances
-    says, and leaves the rest to the next one: with all of ten well, or eight, the first one takes
-    everything, with five of them 70 %. When all tiers together can not take everything, what they
-    take grows in proportion.
+    As with Envoy's priority levels, a tier takes 1.4 times its share of healthy instances, and
+    leaves the rest to the next one: with all of ten healthy, or eight, the first one takes
+    everything, with five of them 70 %. If all tiers together cannot take everything, their shares
+    grow in proportion.
 
-    A tier in which less than a share of *panic* is well is used as a whole then: it is more likely
-    that the checks are wrong, or that the few left would drown, than that most of a service is
-    gone. So is the first one when nobody is well at all. As long as other tiers can take what one
-    leaves, that one is not. Those that drain never take anything.
+    In that case a tier with less than the share *panic* of healthy instances uses all of its
+    instances: it is more likely that the checks are wrong, or that the few left would be
+    overloaded, than that most of a service has failed. The same holds for the first tier when no
+    instance at all is healthy. While other tiers can take the rest, this does not apply. Draining
+    instances never get requests.
 
-    :param panic: A share between 0 and 1; with 0, those that are not well are never used.
+    :param panic: A share from 0 to 1; with 0, unhealthy instances are never used.
     """
     tiers = sorted({standing.tier for standing in standings if standing.weight > 0})
     sides = [_of(standings, tier) for tier in tiers]
@@ -103,14 +105,14 @@ def available(standings: Sequence[Standing], panic: float = 0.5) -> tuple[Level,
             continue
         share = min(left, health / total)
         left = max(0.0, left - share)
-        alone = total < 1 or len(tiers) == 1  # nobody else takes what it leaves
+        alone = total < 1 or len(tiers) == 1  # no other tier takes the rest
         drowns = alone and len(well) < panic * len(open_)
         levels.append(Level(tier, share, open_ if drowns else well, drowns))
     return tuple(levels)
 
 
 def _of(standings: Sequence[Standing], tier: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return who is in *tier* and not draining, and who of them is well."""
+    """Return the indexes of the instances of *tier* that do not drain, and of its healthy ones."""
     open_ = tuple(
         at for at, standing in enumerate(standings) if standing.tier == tier and standing.weight > 0
     )
@@ -120,13 +122,13 @@ def _of(standings: Sequence[Standing], tier: int) -> tuple[tuple[int, ...], tupl
 def slow_start(
     weight: float, age: float, window: float, *, aggression: float = 1.0, least: float = 0.1
 ) -> float:
-    """Return the weight of an instance that has been well for *age* seconds.
+    """Return the weight of an instance that has been healthy for *age* seconds.
 
-    It grows from *least* of its weight to all of it, so that one that has just begun, with cold
-    caches, does not get all at once what it will bear later (Envoy's slow start).
+    It grows from the share *least* of its weight to the whole weight, so that an instance that has
+    just started, with cold caches, is not overloaded (Envoy's slow start).
 
-    :param window: Seconds that it grows for; 0 for none.
-    :param aggression: 1 grows evenly, more grows faster at first.
+    :param window: Seconds of growth; 0 for none.
+    :param aggression: 1 grows linearly, more grows faster at first.
     """
     if age >= window or window <= 0:
         return weight
@@ -134,15 +136,15 @@ def slow_start(
 
 
 class Tiers(Generic[M]):
-    """Draws a tier by its share of the requests, and has its own policy pick in it.
+    """Draws a tier by its share of the requests, and picks an instance by the tier's policy.
 
-    Requests of one key fall to one tier while the shares are the same, as with Envoy. A request
-    that everybody of its tier has failed goes to the first one that has somebody else, those that
-    only stand by among them.
+    Requests of one key go to one tier while the shares are the same, as with Envoy. A request that
+    all instances of its tier have failed goes to the first tier with another instance, including
+    tiers on standby.
 
-    :param random: Gives numbers in [0, 1).
-    :param make: Makes the policy of a tier.
-    :ivar timed: Whether these policies want to know the time, and how long answers took.
+    :param random: Returns numbers in [0, 1).
+    :param make: Returns the policy for a tier.
+    :ivar timed: Whether these policies need the time, and the response times.
     """
 
     def __init__(self, random: Callable[[], float], make: Callable[[], Policy[M]]) -> None:
@@ -158,10 +160,10 @@ class Tiers(Generic[M]):
     def renew(
         self, levels: Sequence[tuple[int, float, Sequence[M]]], draining: Sequence[M] = ()
     ) -> None:
-        """Take note of who may be picked from now on.
+        """Set the instances that may be picked from now on.
 
-        :param levels: At least one: its number, its share of the requests, and who is in it.
-        :param draining: Those that only go on with what they have begun.
+        :param levels: At least one: its number, its share of the requests, and its instances.
+        :param draining: Instances that only finish their requests in flight.
         """
         known, self._policies = self._policies, {}
         self._levels, self._homes = [], {}
@@ -170,7 +172,7 @@ class Tiers(Generic[M]):
             policy.renew(members, draining)
             self._levels.append((policy, members))
             self._homes |= dict.fromkeys([member.name for member in members], policy)
-        for tier, policy in known.items():  # an ill tier goes on where it was when it is back
+        for tier, policy in known.items():  # a tier that recovers continues with its old policy
             self._policies.setdefault(tier, policy)
         self._sums = list(accumulate(share for _, share, _ in levels))
         alone = len(levels) == 1
@@ -188,7 +190,7 @@ class Tiers(Generic[M]):
         return policy.pick(key, avoid, now)
 
     def answered(self, member: M, seconds: float, now: float, failed: bool = False) -> None:
-        """Tell the policy of *member*'s tier how long its answer took."""
+        """Record the response time of *member* in its tier's policy."""
         policy = self._homes.get(member.name)
         if policy is not None:
             policy.answered(member, seconds, now, failed)
@@ -199,6 +201,6 @@ def _others(members: Sequence[M], avoid: Collection[M]) -> bool:
 
 
 def _chance(key: str) -> float:
-    """Return a number in [0, 1) that is always the same for *key*, in every worker."""
+    """Return a number in [0, 1) that is the same for *key* in every worker."""
     digest = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=6, person=b"tier").digest()
     return int.from_bytes(digest, "big") / (1 << 48)
