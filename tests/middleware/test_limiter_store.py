@@ -147,7 +147,7 @@ def unusable(tmp_path, kind):
         return f"lmdb:{tmp_path}/file/store", "cannot be made: Not a directory"
     folder.mkdir(0o700)
     (folder / "data.mdb").mkdir()
-    return f"lmdb:{folder}", "data.mdb is not a plain file"
+    return f"lmdb:{folder}", "data.mdb is not a regular file"
 
 
 @each

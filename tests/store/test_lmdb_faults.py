@@ -137,8 +137,8 @@ def open_to_others(folder):
         (other_program, "is the LMDB file of another program; name another folder"),
         (other_version, "has the format b'99' of another version of wsgigate, this one has b'1'"),
         (linked, "is a symbolic link, which is not followed"),
-        (linked_file, "data.mdb is not a plain file"),
-        (in_the_way, "data.mdb is not a plain file"),
+        (linked_file, "data.mdb is not a regular file"),
+        (in_the_way, "data.mdb is not a regular file"),
         (open_to_others, "is open to other users; chmod go-w"),
     ],
 )

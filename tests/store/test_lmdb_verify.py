@@ -40,8 +40,8 @@ def test_a_file_that_is_whole_passes_whatever_was_done_to_it(folder, seed):
     [
         (b"", "too short"),
         (b"short", "too short"),
-        (b"some text " * 5000, "does not begin as one"),
-        (bytes(100_000), "does not begin as one"),
+        (b"some text " * 5000, "no LMDB header"),
+        (bytes(100_000), "no LMDB header"),
     ],
 )
 def test_what_is_no_lmdb_file_is_told(tmp_path, content, words):

@@ -106,7 +106,9 @@ def check_file(path: str) -> None:
     except OSError as error:
         raise of_system(error, f"{path} cannot be read") from error
     if not stat.S_ISREG(found.st_mode):
-        raise MisconfiguredStore(f"{path} is not a plain file; move it away or name another folder")
+        raise MisconfiguredStore(
+            f"{path} is not a regular file; move it away or name another folder"
+        )
     if found.st_uid != os.geteuid():
         raise MisconfiguredStore(
             f"{path} belongs to user {found.st_uid}, this is user {os.geteuid()}"
@@ -212,14 +214,14 @@ def verify(file: IO[bytes]) -> None:
     meta = _newest(file)
     length = file.seek(0, 2)
     if length < (meta.last + 1) * meta.size:
-        raise Damaged(f"it is cut short: {length} bytes of {(meta.last + 1) * meta.size}")
+        raise Damaged(f"truncated: {length} bytes of {(meta.last + 1) * meta.size}")
     seen = bytearray(meta.last + 1)
     seen[0] = seen[1] = 1
     for value in _walk(file, meta, meta.free, seen):
         pages = array("Q", value[: len(value) & ~7])
         free = pages[1 : 1 + pages[0]] if pages else pages
         if not pages or pages[0] >= len(pages) or any(map(le, free, free[1:])):
-            raise Damaged("its list of free pages is broken")
+            raise Damaged("malformed list of free pages")
         for page in free:
             _mark(seen, page)
     for _ in _walk(file, meta, meta.main, seen):
@@ -234,31 +236,31 @@ def _newest(file: IO[bytes]) -> _Meta:
     file.seek(size)
     metas.append(_meta_of(file.read(HEAD + 136)))
     if metas[1].size != size:
-        raise Damaged("its two heads differ")
+        raise Damaged("its two meta pages differ in the page size")
     return max(metas, key=lambda meta: meta.transaction)
 
 
 def _meta_of(raw: bytes) -> _Meta:
     if len(raw) < HEAD + 136:
-        raise Damaged("it is too short")
+        raise Damaged("shorter than its meta pages")
     magic, version = _meta.unpack_from(raw, HEAD)
     if not _head.unpack_from(raw)[2] & META or magic != MAGIC:
-        raise Damaged("it does not begin as one")
+        raise Damaged("no LMDB header")
     if version != VERSION:
-        raise OtherVersion(f"it is of the format {version}, not {VERSION}")
+        raise OtherVersion(f"data version {version}, not {VERSION}")
     free = _Tree(*_tree.unpack_from(raw, HEAD + 24))
     main = _Tree(*_tree.unpack_from(raw, HEAD + 72))
     last, transaction = _last.unpack_from(raw, HEAD + 120)
     if free.pad not in PAGES or not 1 <= last < 2**40:
-        raise Damaged("its head is broken")
+        raise Damaged("malformed meta page")
     if (free.flags & 0x7FFF, main.flags & 0x7FFF) != (INTEGER_KEYS, 0):
-        raise Damaged("its trees are of an unknown kind")
+        raise Damaged("unknown flags of its trees")
     return _Meta(free.pad, free, main, last, transaction)
 
 
 def _mark(seen: bytearray, page: int, count: int = 1) -> None:
     if page + count > len(seen) or any(seen[page : page + count]):
-        raise Damaged(f"page {page} is used twice, or beyond the end")
+        raise Damaged(f"page {page} is referenced twice, or beyond the end")
     seen[page : page + count] = b"\1" * count
 
 
@@ -269,7 +271,7 @@ def _walk(file: IO[bytes], meta: _Meta, tree: _Tree, seen: bytearray) -> Iterato
     whole = tree is meta.free
     entries = 0
     if tree.depth > DEEPEST:
-        raise Damaged("it is too deep")
+        raise Damaged("its tree is too deep")
     order = _as_number if whole else bytes
     # for each page: its number, its level above the leaves, and the bounds of its keys
     waiting: list[tuple[int, int, Any, Any]] = [(tree.root, tree.depth, None, None)]
@@ -280,7 +282,7 @@ def _walk(file: IO[bytes], meta: _Meta, tree: _Tree, seen: bytearray) -> Iterato
         page = file.read(meta.size)
         nodes = list(_nodes(page, number, LEAF if level == 1 else BRANCH))
         if whole and any(node.key < 8 for node in nodes[level > 1 :]):
-            raise Damaged(f"page {number} has a value of an unknown kind")
+            raise Damaged(f"page {number} has a key that is too short")
         keys: list[Any] = [order(page[at + NODE : at + NODE + key]) for at, _, _, _, key in nodes]
         if level > 1:
             keys[0] = least  # LMDB does not read the first key of a branch page
@@ -295,12 +297,12 @@ def _walk(file: IO[bytes], meta: _Meta, tree: _Tree, seen: bytearray) -> Iterato
             waiting += [(child, level - 1, *bound) for child, *bound in bounds]
             continue
         if whole and keys and not 0 < keys[-1] <= meta.transaction:
-            raise Damaged("its list of free pages is from the future")
+            raise Damaged("its list of free pages names a later transaction")
         for at, low, high, flags, length in nodes:
             entries += 1
             size, begin = low | high << 16, at + NODE + length
             if flags & ~BIG:
-                raise Damaged(f"page {number} has a value of an unknown kind")
+                raise Damaged(f"page {number} has a node with unknown flags")
             if not flags:
                 yield page[begin : begin + size]
                 continue
@@ -310,12 +312,12 @@ def _walk(file: IO[bytes], meta: _Meta, tree: _Tree, seen: bytearray) -> Iterato
             file.seek(first * meta.size)
             head = file.read(HEAD + (size if whole else min(size, 8)))
             if _head.unpack_from(head)[0] != first or _head.unpack_from(head)[2] != OVERFLOW:
-                raise Damaged(f"page {first} is not what it should be")
+                raise Damaged(f"page {first} has an unexpected number or type")
             if int.from_bytes(head[12:16], "little") != count:
-                raise Damaged(f"page {first} has another length than it should")
+                raise Damaged(f"page {first} has an unexpected length")
             yield head[HEAD:]
     if entries != tree.entries:
-        raise Damaged(f"it has {entries} entries of {tree.entries}")
+        raise Damaged(f"{entries} entries instead of {tree.entries}")
 
 
 def _as_number(key: bytes) -> int:
@@ -330,14 +332,14 @@ def _nodes(page: bytes, number: int, kind: int) -> Iterator[_Node]:
     """Yield the nodes of *page* in the order of their keys."""
     own, _, flags, lower, upper = _head.unpack_from(page)
     if own != number or flags != kind:
-        raise Damaged(f"page {number} is not what it should be")
+        raise Damaged(f"page {number} has an unexpected number or type")
     if not HEAD < lower <= upper <= len(page) or lower % 2:
-        raise Damaged(f"page {number} is broken")
+        raise Damaged(f"page {number} has malformed bounds")
     places = struct.unpack_from(f"<{(lower - HEAD) // 2}H", page, HEAD)
     begin = upper
     for at in sorted(places):  # LMDB packs them up to the end of the page
         if at != begin or at > len(page) - NODE:
-            raise Damaged(f"page {number} has a node where there should be none")
+            raise Damaged(f"page {number} has a misplaced node")
         low, high, flags, length = _node.unpack_from(page, at)
         if length > KEY_BYTES:
             raise Damaged(f"page {number} has a key that is too long")
