@@ -38,8 +38,8 @@ def test_a_file_that_is_whole_passes_whatever_was_done_to_it(folder, seed):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "too short"),
-        (b"short", "too short"),
+        (b"", "shorter than its meta pages"),
+        (b"short", "shorter than its meta pages"),
         (b"some text " * 5000, "no LMDB header"),
         (bytes(100_000), "no LMDB header"),
     ],
@@ -54,7 +54,7 @@ def test_what_is_no_lmdb_file_is_told(tmp_path, content, words):
 def test_a_file_cut_short_is_told(folder, pages):
     path = filled(folder)
     os.truncate(path, pages * PAGE)
-    with path.open("rb") as file, pytest.raises(Damaged, match=f"cut short: {pages * PAGE} bytes"):
+    with path.open("rb") as file, pytest.raises(Damaged, match=f"truncated: {pages * PAGE} bytes"):
         verify(file)
 
 

@@ -106,9 +106,7 @@ def check_file(path: str) -> None:
     except OSError as error:
         raise of_system(error, f"{path} cannot be read") from error
     if not stat.S_ISREG(found.st_mode):
-        raise MisconfiguredStore(
-            f"{path} is not a regular file; move it away or name another folder"
-        )
+        raise MisconfiguredStore(f"{path} is not a regular file; move it or name another folder")
     if found.st_uid != os.geteuid():
         raise MisconfiguredStore(
             f"{path} belongs to user {found.st_uid}, this is user {os.geteuid()}"
