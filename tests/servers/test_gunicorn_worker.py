@@ -155,6 +155,7 @@ def test_a_worker_that_does_not_accept_looks_again_soon(
     worker = Worker(bool)
     worker.nr_conns, worker.worker_connections, worker._rests_until = 4, 5, 0.0
     worker.cfg, worker.sockets = SimpleNamespace(threads=2, workers=2), []
+    worker.tpool = SimpleNamespace(count=2)
     worker.poller = SimpleNamespace(select=lambda timeout: asked.append(timeout) or ())
     worker._untaken_since = None
     vars(worker).update(changes)

@@ -64,5 +64,5 @@ def test_under_gunicorn(
 
 @pytest.mark.parametrize(("threads", "shared"), [(None, 6), (32, 32), (1, 1)])
 def test_under_granian(threads: int | None, shared: int, file: str, shares: list[int]) -> None:
-    build(granian._told(load(file), None, threads), path=file).close()
+    build(granian._overridden(load(file), None, threads), path=file).close()
     assert shares == [shared]
