@@ -32,7 +32,7 @@ from hashlib import sha256
 from types import FrameType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
-__all__ = ["Maker", "Names", "check_namespace", "innermost", "maker"]
+__all__ = ["Maker", "AppNamespace", "check_namespace", "innermost", "maker"]
 
 _INNER = ("app", "application", "__self__", "__wrapped__", "func")
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -110,7 +110,7 @@ def _was_given(frame: FrameType, app: object) -> bool:
 
 
 def innermost(app: object) -> object:
-    """Return the innermost app that *app* wraps, as far as its attributes tell."""
+    """Return the innermost app that *app* wraps, as far as its attributes show."""
     seen = {id(app)}
     while True:
         inner = next((found for name in _INNER if _is_app(found := getattr(app, name, None))), None)
@@ -120,11 +120,11 @@ def innermost(app: object) -> object:
         app = inner
 
 
-class Names:
-    """The names of one app, or of what several apps of one file share.
+class AppNamespace:
+    """The namespace of one app, or of what several apps of one file share.
 
-    :param app: The innermost app; None for what no app in particular has.
-    :param made_by: Who made what uses the store.
+    :param app: The innermost app; ``None`` for values that belong to no particular app.
+    :param made_by: The code that made the user of the store.
     """
 
     def __init__(self, app: object, made_by: Maker) -> None:

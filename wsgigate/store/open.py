@@ -10,7 +10,7 @@ from typing import Any
 from wsgigate.runtime import fork
 from wsgigate.store import NETWORKED, Change, MisconfiguredStore, R, Store, StoreError, update
 from wsgigate.store.memory import MemoryStore
-from wsgigate.store.namespace import Names, check_namespace, innermost, maker
+from wsgigate.store.namespace import AppNamespace, check_namespace, innermost, maker
 from wsgigate.store.under_test import memory_of, under_test
 
 __all__ = ["Namespaced", "OpenedStore", "open_store"]
@@ -85,11 +85,11 @@ class OpenedStore:
         self._lock: threading.Lock
         fork.renewed(self, _lock="Lock")
         self._namespace = check_namespace(namespace)
-        self._names: Names | None = None
+        self._names: AppNamespace | None = None
         self._prefix: str | None = None if namespace is None else f"{namespace}/"
         self._cure = 'correct the store that was given as store, or pass store="lmdb:/path"'
         if store is None or store == "lmdb:":  # its folder is made at the first use
-            self._names = Names(self._app, maker(self._app))
+            self._names = AppNamespace(self._app, maker(self._app))
             self._cure = (
                 'pass store="lmdb:/path" with a folder that this user may write, or set '
                 "XDG_STATE_HOME to one"
@@ -103,7 +103,7 @@ class OpenedStore:
             if isinstance(self._store, MemoryStore) or getattr(self._store, "own_prefix", False):
                 self._prefix = self._prefix or ""  # not shared, or the URL names the owner
             else:
-                self._names = Names(self._app, maker(self._app))
+                self._names = AppNamespace(self._app, maker(self._app))
         elif isinstance(store, Store):
             self._store = store
             self._prefix = self._prefix or ""

@@ -50,7 +50,14 @@ from wsgigate.rules.algorithms import Algorithm, Together
 from wsgigate.rules.quota import Verdict
 from wsgigate.runtime.fork import quiesce_at_fork
 from wsgigate.store import MisconfiguredStore, StoreError, check_value, encoded, update
-from wsgigate.store.redis_connections import SIZE, Connections, Fits, Refusal, Unreachable, command
+from wsgigate.store.redis_connections import (
+    SIZE,
+    ConnectionPool,
+    ErrorReply,
+    Fits,
+    Unreachable,
+    command,
+)
 from wsgigate.store.redis_scripts import GET, SWAP, Prepared, Script, prepared, verdicts_of
 from wsgigate.store.redis_shapes import (
     NAMES_BYTES,
@@ -239,7 +246,7 @@ _REDIRECT = re.compile(r"(MOVED|ASK) [0-9]+ (.*):([0-9]{1,5})")
 class Node(NamedTuple):
     """One server of the cluster, with its connections and its breaker."""
 
-    connections: Connections
+    connections: ConnectionPool
     breaker: Breaker
     ask: Ask
 
@@ -273,7 +280,7 @@ class Cluster:
             if asking:
                 # the first of the two answers belongs to ASKING, and is anything but an error
                 answer = self._ask(address, _ASKING + packed, 2, most=2 * SIZE)[1]
-                if not isinstance(answer, Refusal) and not fits(answer):
+                if not isinstance(answer, ErrorReply) and not fits(answer):
                     raise StoreError(f"the store {self._place.shown} sent an unexpected answer")
             else:
                 answer = self._ask(address, packed, 1, fits)[0]
@@ -375,8 +382,8 @@ class Cluster:
         :raises StoreError: The server does not answer, or has no map.
         """
         answer = self._ask(address, _SLOTS, 1, is_slots, SLOTS_BYTES)[0]
-        if isinstance(answer, Refusal) or not answer:
-            refused = isinstance(answer, Refusal)
+        if isinstance(answer, ErrorReply) or not answer:
+            refused = isinstance(answer, ErrorReply)
             reason = answer.text if refused else "the server has no map of slots"
             kind = MisconfiguredStore if refused and answer.lasting else StoreError
             raise kind(f"{self._place.shown} at {address[0]}:{address[1]}: {reason}")
@@ -397,7 +404,7 @@ class Cluster:
 
 def _redirect(answer: Any) -> tuple[str, str, int] | None:
     """Return the redirect in *answer*: ``MOVED`` or ``ASK``, the host and the port."""
-    if not isinstance(answer, Refusal) or answer.code not in ("MOVED", "ASK"):
+    if not isinstance(answer, ErrorReply) or answer.code not in ("MOVED", "ASK"):
         return None
     found = _REDIRECT.fullmatch(answer.text)
     return (found[1], found[2], int(found[3])) if found and 0 < int(found[3]) < 65536 else None
@@ -415,14 +422,14 @@ UNFIT = frozenset(
 
 Ask = Callable[..., list[Any]]
 """``ask(packed, answers=1, fits=None, most=SIZE)``: one exchange with one server, guarded by its
-breaker; see :meth:`Connections.exchange`."""
+breaker; see :meth:`ConnectionPool.exchange`."""
 
 
 class Servers(Protocol):
     """The servers that hold the values."""
 
     def ask(self, key: bytes, packed: bytes, fits: Fits) -> Any:
-        """Return the answer of the server that holds *key*; it may be a :class:`Refusal`.
+        """Return the answer of the server that holds *key*; it may be an :class:`ErrorReply`.
 
         :param fits: Returns whether an answer has the expected shape.
         :raises StoreError: The server fails, or its answer has another shape.
@@ -441,9 +448,9 @@ class Servers(Protocol):
         """Close all connections."""
 
 
-def connect_to(place: RedisLocation, address: tuple[str, int]) -> Connections:
+def connect_to(place: RedisLocation, address: tuple[str, int]) -> ConnectionPool:
     """Return a pool for the server at *address*, without an open connection."""
-    return Connections(
+    return ConnectionPool(
         address, tls=place.tls, settings=place.settings, most=place.most, wait=place.wait
     )
 
@@ -454,7 +461,7 @@ def fit(answers: list[Any]) -> list[Any]:
     :raises Unreachable: One of them does.
     """
     for answer in answers:
-        if isinstance(answer, Refusal) and answer.code in UNFIT:
+        if isinstance(answer, ErrorReply) and answer.code in UNFIT:
             raise Unreachable(answer.text, lasting=answer.lasting)
     return answers
 
@@ -500,7 +507,7 @@ class Sentinels:
         self._place = place
         self._breaker = Breaker(place.shown)
         self._sentinels = [
-            Connections(
+            ConnectionPool(
                 address, tls=place.tls, settings=place.sentinel_settings, most=2, wait=place.wait
             )
             for address in place.addresses
@@ -508,7 +515,7 @@ class Sentinels:
         self._question = command(
             b"SENTINEL", b"get-master-addr-by-name", place.service.encode("utf-8")
         )
-        self._primary: Connections | None = None
+        self._primary: ConnectionPool | None = None
         self._lock = threading.Lock()
 
     def ask(self, key: bytes, packed: bytes, fits: Fits) -> Any:
@@ -540,7 +547,7 @@ class Sentinels:
         self._breaker.answered()
         return got
 
-    def _find_primary(self) -> Connections:
+    def _find_primary(self) -> ConnectionPool:
         """Return the primary named by the first sentinel that answers.
 
         :raises Unreachable: No sentinel names a server that confirms to be the primary.
@@ -564,9 +571,9 @@ class Sentinels:
             return found
         raise Unreachable("; ".join(reasons), lasting=lasting)
 
-    def _named_by(self, sentinel: Connections) -> Connections:
+    def _named_by(self, sentinel: ConnectionPool) -> ConnectionPool:
         [answer] = sentinel.exchange(self._question, 1, is_address)
-        if isinstance(answer, Refusal):
+        if isinstance(answer, ErrorReply):
             raise Unreachable(
                 f"the sentinel at {sentinel.shown} answered {answer.text}", lasting=answer.lasting
             )
@@ -579,7 +586,7 @@ class Sentinels:
         primary = connect_to(self._place, (host.decode(), int(port)))
         try:
             [role] = fit(primary.exchange(command(b"ROLE"), 1, is_role))
-            if isinstance(role, Refusal) or role[0] == b"master":  # ROLE may not be allowed
+            if isinstance(role, ErrorReply) or role[0] == b"master":  # ROLE may not be allowed
                 return primary
         except BaseException:
             primary.close()
@@ -587,7 +594,7 @@ class Sentinels:
         primary.close()
         raise Unreachable(f"{primary.shown}, which a sentinel named, is not the primary")
 
-    def _forget(self, primary: Connections | None) -> None:
+    def _forget(self, primary: ConnectionPool | None) -> None:
         if primary is None:
             return
         with self._lock:
@@ -710,7 +717,7 @@ class RedisStore:
                 quota.check_cost(cost)
         name = self._prefix + encoded(key)
         answer = self._ready().ask(name, ready.known(name, cost, moment), ready.fits)
-        if answer.__class__ is Refusal:
+        if answer.__class__ is ErrorReply:
             arguments = (moment, b"%d" % cost, *ready.arguments)
             answer = self._load_and_run(answer, ready.script, ready.fits, name, *arguments)
         return verdicts_of(ready.limits, answer)
@@ -772,18 +779,18 @@ class RedisStore:
 
     def _run(self, script: Script, fits: Fits, name: bytes, *arguments: bytes) -> Any:
         answer = self._ready().ask(name, script.known(name, *arguments), fits)
-        if answer.__class__ is Refusal:
+        if answer.__class__ is ErrorReply:
             answer = self._load_and_run(answer, script, fits, name, *arguments)
         return answer
 
     def _load_and_run(
-        self, refusal: Refusal, script: Script, fits: Fits, name: bytes, *arguments: bytes
+        self, refusal: ErrorReply, script: Script, fits: Fits, name: bytes, *arguments: bytes
     ) -> Any:
         """Return the answer to *script* sent in full, if the server answered ``NOSCRIPT``."""
         answer: Any = refusal
         if refusal.code == "NOSCRIPT":
             answer = self._ready().ask(name, script.whole(name, *arguments), fits)
-        if answer.__class__ is Refusal:
+        if answer.__class__ is ErrorReply:
             raise self._refused(answer)
         return answer
 
@@ -793,7 +800,7 @@ class RedisStore:
         for _ in range(MOST_PAGES):
             question = command(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"%d" % LOOKS)
             [answer] = ask(question, 1, fits, NAMES_BYTES)
-            if isinstance(answer, Refusal):
+            if isinstance(answer, ErrorReply):
                 raise self._refused(answer)
             before, (cursor, names) = cursor, answer
             yield from names
@@ -813,12 +820,12 @@ class RedisStore:
             packed = b"".join([command(b"GET", name) for name in names])
             answers = ask(packed, len(names), is_value, len(names) * SIZE)
             for name, answer in zip(names, answers, strict=True):
-                if isinstance(answer, Refusal):  # the key may have moved to another server
+                if isinstance(answer, ErrorReply):  # the key may have moved to another server
                     answer = self._run(GET, is_value_and_time, name)[0]
                 values[name] = answer
         return [values[name] for name in page]
 
-    def _refused(self, refusal: Refusal) -> StoreError:
+    def _refused(self, refusal: ErrorReply) -> StoreError:
         kind = MisconfiguredStore if refusal.lasting else StoreError
         return kind(f"the store {self._place.shown} answered with an error: {refusal.text}")
 

@@ -33,11 +33,11 @@ from wsgigate.runtime.tls import client_context
 from wsgigate.store import StoreError
 
 __all__ = [
-    "Answers",
-    "Connections",
+    "ReplyReader",
+    "ConnectionPool",
     "Fits",
     "Malformed",
-    "Refusal",
+    "ErrorReply",
     "Unreachable",
     "Wire",
     "command",
@@ -86,7 +86,7 @@ _LASTING = re.compile(
 ).match
 
 
-class Refusal:
+class ErrorReply:
     """An error answer of the server.
 
     :ivar code: Its first word: ``NOSCRIPT``, ``OOM`` and so on.
@@ -117,7 +117,7 @@ def packed(*parts: bytes) -> bytes:
 def integers(data: bytes) -> list[int] | None:
     """Return the numbers of *data* if it is exactly one array of integers, else ``None``.
 
-    Scripts nearly always answer so. This check costs a tenth of what :class:`Answers` does.
+    Scripts nearly always answer so. This check costs a tenth of what :class:`ReplyReader` does.
     """
     form = _form(data[:4])
     found = None if form is None else form(data)
@@ -134,10 +134,10 @@ def _form(head: bytes) -> Callable[[bytes], re.Match[bytes] | None] | None:
     return re.compile(rb"\*%d\r\n" % count + rb":(-?[0-9]{1,18})\r\n" * count).fullmatch
 
 
-class Answers:
+class ReplyReader:
     """Reads a known number of answers from parts that may be cut anywhere.
 
-    Strings become bytes, errors :class:`Refusal`, arrays lists, and null ``None``.
+    Strings become bytes, errors :class:`ErrorReply`, arrays lists, and null ``None``.
 
     :param expected: Number of answers, at least one.
     :param most: Maximum bytes of all answers together.
@@ -224,7 +224,7 @@ class Answers:
             if -(1 << 63) <= number < 1 << 63:
                 return number
         elif kind in (b"+", b"-") and b"\r" not in rest and b"\n" not in rest:
-            return rest if kind == b"+" else Refusal(rest.decode("utf-8", "replace"))
+            return rest if kind == b"+" else ErrorReply(rest.decode("utf-8", "replace"))
         raise Malformed(f"Protocol error: {line[:40]!r}")
 
 
@@ -323,7 +323,7 @@ class Wire:
         return True
 
     def _rest(self, expected: int, data: bytes, began: float, most: int) -> list[Any]:
-        answers, size = Answers(expected, most), 0
+        answers, size = ReplyReader(expected, most), 0
         while not answers.feed(data):
             size += len(data)
             data = self._part_by(began, 1 + size // SIZE)
@@ -414,7 +414,7 @@ class _Parser:
         if self.wire is None:
             raise ConnectionError("Connection closed.")
         answer = self.wire.read()
-        return ResponseError(answer.text) if isinstance(answer, Refusal) else answer
+        return ResponseError(answer.text) if isinstance(answer, ErrorReply) else answer
 
 
 # suppresses CLIENT SETINFO of redis-py, which needs two more round trips per connection
@@ -472,7 +472,7 @@ class _PooledConnection(NamedTuple):
     wire: Wire
 
 
-class Connections:
+class ConnectionPool:
     """A pool of connections of one process to one server.
 
     A connection is used for one exchange at a time. If anything but the complete answers arrives on
@@ -520,7 +520,7 @@ class Connections:
     def exchange(
         self, packed: bytes, answers: int = 1, fits: Fits | None = None, most: int = SIZE
     ) -> list[Any]:
-        """Send *packed* commands, and return as many *answers*; one may be a :class:`Refusal`.
+        """Send *packed* commands, and return as many *answers*; one may be an :class:`ErrorReply`.
 
         :param fits: Returns whether an answer has the expected shape. A connection with another
             answer is out of step, or leads to something other than a Redis.
@@ -539,7 +539,7 @@ class Connections:
             got = line.wire.ask(packed, answers, most)
             if fits is not None:
                 for answer in got:
-                    if not fits(answer) and answer.__class__ is not Refusal:
+                    if not fits(answer) and answer.__class__ is not ErrorReply:
                         raise Malformed("Protocol error: an answer to another question")
             kept = line
             return got
@@ -636,6 +636,6 @@ def _lasting(error: Exception) -> bool:
         if isinstance(seen, ssl.SSLCertVerificationError):
             return seen.verify_code not in _PASSING_CERTIFICATE
         if isinstance(seen, ResponseError):
-            return Refusal(str(seen)).lasting
+            return ErrorReply(str(seen)).lasting
         seen = seen.__cause__ or seen.__context__
     return False

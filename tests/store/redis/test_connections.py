@@ -1,4 +1,4 @@
-"""Connections to one server: what each does with its socket, and how many there are."""
+"""The connections to one server: what each does with its socket, and how many there are."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from wsgigate.store.redis_connections import (
     LONG,
     SHORT,
     SIZE,
-    Connections,
+    ConnectionPool,
+    ErrorReply,
     Malformed,
-    Refusal,
     Unreachable,
     Wire,
     command,
@@ -159,7 +159,7 @@ def test_a_refusal_is_an_answer(pair):
     wire, _, there = pair(10.0)
     there.sendall(b"-OOM too much\r\n")
     [refusal] = wire.ask(PING, 1)
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, ErrorReply)
     assert (refusal.code, refusal.text) == ("OOM", "OOM too much")
 
 
@@ -187,7 +187,7 @@ class Listener:
         self.accepted = []
 
     def connections(self, most=2, wait=0.05, timeout=10.0):
-        return Connections(
+        return ConnectionPool(
             self.socket.getsockname()[:2],
             tls=False,
             settings={"socket_timeout": timeout, "socket_connect_timeout": 10.0},

@@ -15,7 +15,7 @@ from wsgigate.rules.algorithms import TokenBucket
 from wsgigate.rules.quota import Quota
 from wsgigate.store import MisconfiguredStore, StoreError
 from wsgigate.store.redis import Breaker, RedisStore, Single
-from wsgigate.store.redis_connections import Refusal
+from wsgigate.store.redis_connections import ErrorReply
 from wsgigate.testing import FakeClock
 
 QUOTA = TokenBucket(Quota(5, 3600))
@@ -388,4 +388,4 @@ def test_what_no_waiting_mends_is_told_from_an_outage(start, connect, options, u
 
 @pytest.mark.parametrize("text", ["LOADING Redis is loading", "OOM command not allowed", "ERR max"])
 def test_what_a_server_says_that_passes_is_an_outage(text):
-    assert not Refusal(text).lasting
+    assert not ErrorReply(text).lasting

@@ -17,7 +17,7 @@ from wsgigate.rules.algorithms import FixedWindow, TokenBucket
 from wsgigate.rules.quota import Quota
 from wsgigate.store import VALUE_BYTES, StoreError
 from wsgigate.store.redis import RedisStore
-from wsgigate.store.redis_connections import Answers
+from wsgigate.store.redis_connections import ReplyReader
 
 ONE = [TokenBucket(Quota(5, 3600))]
 TWO = [TokenBucket(Quota(5, 3600)), FixedWindow(Quota(9, 60))]
@@ -260,7 +260,7 @@ def test_a_connection_with_such_an_answer_is_not_used_again(liar):
 
 def test_of_no_length_that_a_server_names_memory_is_taken(liar):
     for most in (1, VALUE_BYTES, MOST):
-        answers = Answers(1)
+        answers = ReplyReader(1)
         with suppress(ValueError):
             answers.feed(b"*%d\r\n" % most)
         assert len(answers._lacking) <= 2

@@ -13,9 +13,9 @@ from wsgigate.store.redis_connections import (
     LEAST,
     LINE,
     SIZE,
-    Answers,
+    ErrorReply,
     Malformed,
-    Refusal,
+    ReplyReader,
     command,
     integers,
     packed,
@@ -24,13 +24,13 @@ from wsgigate.store.redis_connections import (
 
 def plain(value):
     """Return *value* with refusals as something to compare."""
-    if isinstance(value, Refusal):
+    if isinstance(value, ErrorReply):
         return "refusal", value.code, value.text
     return [plain(item) for item in value] if isinstance(value, list) else value
 
 
 def read(*parts, expected=1):
-    answers = Answers(expected)
+    answers = ReplyReader(expected)
     complete = [answers.feed(part) for part in parts]
     assert not any(complete[:-1])
     return plain(answers.got) if complete[-1] else None
@@ -74,7 +74,7 @@ def test_an_answer_is_read_at_once_and_byte_by_byte(data, value):
 
 
 def test_several_answers_are_complete_when_the_last_is():
-    answers = Answers(3)
+    answers = ReplyReader(3)
     assert not answers.feed(b"+a\r\n:1\r\n$3\r\nx")
     assert answers.got == [b"a", 1]
     assert answers.feed(b"yz\r\n")
@@ -123,7 +123,7 @@ def test_several_answers_are_complete_when_the_last_is():
     ],
 )
 def test_what_is_no_answer_or_more_than_one_is_never_guessed_at(data):
-    answers = Answers(1)
+    answers = ReplyReader(1)
     with pytest.raises(Malformed, match=r"^Protocol error: "):
         answers.feed(data)
     if data[:3] not in (b"+a\r", b"*0\r"):  # what comes after the last is not asked for any more
@@ -133,7 +133,7 @@ def test_what_is_no_answer_or_more_than_one_is_never_guessed_at(data):
 
 @pytest.mark.parametrize("data", [b"", b"+OK", b"+OK\r", b"$3\r\nabc", b"$3\r\nabc\r", b"*1\r\n"])
 def test_what_is_cut_is_no_answer_yet(data):
-    answers = Answers(1)
+    answers = ReplyReader(1)
     assert not answers.feed(data)
     assert answers.got == []
 
@@ -189,7 +189,7 @@ PLACES = st.lists(st.integers(0, 10**6), max_size=8)
 
 @given(values=st.lists(VALUES, min_size=1, max_size=4), places=PLACES)
 def test_wherever_a_stream_is_cut_the_answers_are_the_same(values, places):
-    answers = Answers(len(values))
+    answers = ReplyReader(len(values))
     parts = cut(b"".join(map(written, values)), places)
     done = [answers.feed(part) for part in parts if part]
     assert done == [False] * (len(done) - 1) + [True]
@@ -208,7 +208,7 @@ def test_wherever_a_stream_is_cut_the_answers_are_the_same(values, places):
 )
 def test_whatever_comes_is_understood_the_same_however_it_is_cut(data, places):
     def outcome(parts):
-        answers = Answers(2)
+        answers = ReplyReader(2)
         try:
             for part in parts:
                 if answers.feed(part):
