@@ -1,4 +1,15 @@
-"""The gateway: a WSGI application, and the background tasks that run beside it in each process."""
+"""The gateway: a WSGI application, and the background tasks that run beside it in each process.
+
+Theory of operation. A gateway may be built in one process and serve in others that are forked from
+it. Threads do not survive a fork, so building one starts nothing; each process that serves starts
+its own tasks. Three rules must hold:
+
+- ``_started_in`` is the id of the process in which the tasks were started. It is compared with the
+  current id on every request, which costs one comparison and covers every kind of server.
+- It is set only when the start is complete: requests that arrive during the start wait for the
+  lock, as without it they would find no instances.
+- It is set even if the start fails, so that a failing start is not repeated by every request.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import Any
 from wsgigate.cli.main import failed, server
 from wsgigate.config.build import check_reading
 from wsgigate.config.checks import check_across
-from wsgigate.config.errors import ConfigError, Errors
+from wsgigate.config.errors import ConfigError, Errors, is_below
 from wsgigate.config.load import Reading
 from wsgigate.config.model import Config
 from wsgigate.config.tables import Table
@@ -115,8 +115,4 @@ def _tokens(given: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
 
 def _flag(key: str) -> str:
     """Return the argument that sets the *key* of a file."""
-    return next((flag for name, flag in _FLAGS.items() if _is_below(key, name)), key)
-
-
-def _is_below(key: str, name: str) -> bool:
-    return key == name or key.startswith((name + ".", name + "["))
+    return next((flag for name, flag in _FLAGS.items() if is_below(key, name)), key)

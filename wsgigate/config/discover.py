@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wsgigate.config.tables import Either, ListOf, setting, table
+from wsgigate.config.tables import Either, ListOf, is_list, setting, table
 from wsgigate.config.types import Checked, Choice, Secret, Text, Url
 from wsgigate.config.yaml import parse_yaml
 from wsgigate.discovery import Instance
@@ -230,7 +230,7 @@ class SourceAddress(Checked[str]):
 
 
 SOURCES: Either[tuple[str, ...], str] = Either(
-    lambda value: isinstance(value, list), ListOf(SourceAddress(), least=1), SourceAddress()
+    is_list, ListOf(SourceAddress(), least=1), SourceAddress()
 )
 """The address of a source, or of several servers with the same instances."""
 

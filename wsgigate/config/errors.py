@@ -11,7 +11,16 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TypeVar
 
-__all__ = ["ConfigError", "Errors", "FromEnvironment", "MISSING", "at", "shown", "substitute"]
+__all__ = [
+    "ConfigError",
+    "Errors",
+    "FromEnvironment",
+    "MISSING",
+    "at",
+    "is_below",
+    "shown",
+    "substitute",
+]
 
 
 T = TypeVar("T")
@@ -67,7 +76,9 @@ class Errors:
 
     def under(self, path: str, *, but: str = "") -> bool:
         """Return whether *path* or a key below it has an error, except *but* and keys below it."""
-        return any(_below(key, path) and not (but and _below(key, but)) for key, _ in self._found)
+        return any(
+            is_below(key, path) and not (but and is_below(key, but)) for key, _ in self._found
+        )
 
     def exactly(self, path: str) -> bool:
         """Return whether *path* itself has an error; keys below it are ignored."""
@@ -105,7 +116,8 @@ class Errors:
         return _CREDENTIALS.sub(r"\1***@", text)
 
 
-def _below(key: str, path: str) -> bool:
+def is_below(key: str, path: str) -> bool:
+    """Return whether the key path *key* is *path* or below it."""
     return key == path or key.startswith((path + ".", path + "["))
 
 

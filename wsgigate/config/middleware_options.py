@@ -11,8 +11,9 @@ from typing import Any
 
 from wsgigate.auth.jwt import ALGORITHMS as SIGNATURES
 from wsgigate.auth.jwt import KINDS
-from wsgigate.config.tables import Either, ListOf, MapOf, Table, given, setting, table
+from wsgigate.config.tables import Either, ListOf, MapOf, Table, given, is_list, setting, table
 from wsgigate.config.types import (
+    FIELD_NAME,
     Choice,
     Duration,
     Flag,
@@ -183,26 +184,23 @@ def shedding_rules(options: ShedderOptions) -> SheddingRules:
     return SheddingRules(**given(options, without=("enabled",)))
 
 
-_NAME = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
-
 _OBJECT = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
 
-_ONE = rf"(?:address|subject|route|api-key|(?:header|cookie):{_NAME}|claim:[^|]+|path:[A-Za-z_]\w*)"
+_ONE = (
+    rf"(?:address|subject|route|api-key|(?:header|cookie):{FIELD_NAME}|claim:[^|]+"
+    r"|path:[A-Za-z_]\w*)"
+)
 
 _KEY = rf"{_ONE}(?: ?\| ?{_ONE})*(?: ?\| ?exempt)?|{_OBJECT}"
-
-
-def _listed(value: object) -> bool:
-    return isinstance(value, list)
 
 
 def _counted(value: object) -> bool:
     return not isinstance(value, str) or value.isdigit()
 
 
-_TEXTS = Either(_listed, ListOf(Text(), least=1), Text("text or a list of texts"))
+_TEXTS = Either(is_list, ListOf(Text(), least=1), Text("text or a list of texts"))
 
-_SECRETS = Either(_listed, ListOf(Secret(), least=1), Secret())
+_SECRETS = Either(is_list, ListOf(Secret(), least=1), Secret())
 
 
 @table
@@ -234,10 +232,10 @@ class LoggerOptions:
     )
 
 
-_QUOTAS = Either(_listed, ListOf(QuotaText(), least=1), QuotasText())
+_QUOTAS = Either(is_list, ListOf(QuotaText(), least=1), QuotasText())
 
 _KEYS = Either(
-    _listed,
+    is_list,
     ListOf(Text('a key such as "address"', pattern=_KEY), least=1),
     Text(
         '"address", "subject", "route", "api-key", "header:NAME", "cookie:NAME", "claim:NAME", '
@@ -324,7 +322,7 @@ class LimiterOptions:
     plan: str | None = setting(
         Text(
             '"claim:NAME", "header:NAME" or "package.module:function"',
-            pattern=rf"claim:.+|header:{_NAME}|{_OBJECT}",
+            pattern=rf"claim:.+|header:{FIELD_NAME}|{_OBJECT}",
         ),
         "The source of the caller's plan: claim:NAME of the token, header:NAME that clients "
         "cannot set, or package.module:function. Callers without one of the plans get quota.",
@@ -448,9 +446,9 @@ class AuthenticatorOptions:
     )
     required_claims: tuple[str, ...] | Mapping[str, Any] | None = setting(
         Either(
-            _listed,
+            is_list,
             ListOf(Text()),
-            MapOf(Either(_listed, ListOf(Scalar(), least=1), Scalar())),
+            MapOf(Either(is_list, ListOf(Scalar(), least=1), Scalar())),
         ),
         "Claims that a token must have: a list of names, or a table of names and the value, or "
         'list of allowed values, that each must have: { token_type = "access" }.',

@@ -11,9 +11,10 @@ from typing import Literal
 from wsgigate.config.middlewares import Middleware, MiddlewareEntry
 from wsgigate.config.registry import RegistryTable
 from wsgigate.config.service_tables import ServerTls, Service, Tls, Weighted
-from wsgigate.config.tables import Either, ListOf, MapOf, Table, setting, table
+from wsgigate.config.tables import Either, ListOf, MapOf, Table, is_flag, setting, table
 from wsgigate.config.traffic import FallbackTable, MaintenanceTable, MirrorTable, Share, SplitTable
 from wsgigate.config.types import (
+    FIELD_NAME,
     Bind,
     Checked,
     Choice,
@@ -74,8 +75,6 @@ def _forwarded(text: str) -> str:
         address_field(text)
     return text
 
-
-_FIELD = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
 
 _SERVICE = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}"
 
@@ -167,13 +166,13 @@ class Gateway:
         Flag(), "Give every request an id, in logs and header fields.", default=True
     )
     identity: Mapping[str, str] = setting(
-        MapOf(Text('a claim such as "sub"'), key=_FIELD, called="a field name"),
+        MapOf(Text('a claim such as "sub"'), key=FIELD_NAME, called="a field name"),
         "Request fields that pass claims of the verified token to services: field name to claim "
         "name.",
         default_factory=dict,
     )
     via: str = setting(
-        Text("a name without spaces", pattern=_FIELD),
+        Text("a name without spaces", pattern=FIELD_NAME),
         "The gateway's name in Via fields, which detect forwarding loops. Default: made from "
         "the gateway's name.",
         default="",
@@ -273,10 +272,6 @@ class WebSockets:
 _SLASHES = Choice("reject", "keep")
 
 
-def _is_flag(value: object) -> bool:
-    return isinstance(value, bool)
-
-
 @table
 class Route:
     """One route: the requests it matches, and the service or WSGI application for them."""
@@ -345,7 +340,7 @@ class Route:
     )
     strip_prefix: bool | str = setting(
         Either(
-            _is_flag, Flag(), Text('true, false or a path such as "/api"', pattern=r"(?:/[^/?#]+)+")
+            is_flag, Flag(), Text('true, false or a path such as "/api"', pattern=r"(?:/[^/?#]+)+")
         ),
         "The prefix to remove from the path: true for the route's path, or a path.",
         default=False,
@@ -387,7 +382,7 @@ class Route:
         default=None,
     )
     websocket: bool | WebSockets = setting(
-        Either(_is_flag, Flag(), Table(WebSockets)),
+        Either(is_flag, Flag(), Table(WebSockets)),
         "Allow WebSockets on this route.",
         default=False,
     )

@@ -10,9 +10,20 @@ from typing import Any, TypeAlias
 
 from wsgigate.config.discover import SOURCES, Discover
 from wsgigate.config.middleware_options import ServiceBreaker
-from wsgigate.config.tables import Either, ListOf, MapOf, Table, setting, table
+from wsgigate.config.tables import Either, ListOf, MapOf, Table, is_table, setting, table
 from wsgigate.config.traffic import FallbackTable
-from wsgigate.config.types import Choice, Duration, Flag, Integer, Number, Secret, Size, Text, Url
+from wsgigate.config.types import (
+    FIELD_NAME,
+    Choice,
+    Duration,
+    Flag,
+    Integer,
+    Number,
+    Secret,
+    Size,
+    Text,
+    Url,
+)
 from wsgigate.rules.balance import POLICIES
 from wsgigate.rules.retry import IDEMPOTENT
 
@@ -64,7 +75,7 @@ class ServiceSticky:
         Secret(), "The secret that signs the cookie; the same on all gateways.", repr=False
     )
     cookie: str | None = setting(
-        Text('a cookie\'s name such as "shop"', pattern=r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"),
+        Text('a cookie\'s name such as "shop"', pattern=FIELD_NAME),
         "The cookie's name. Default: \"wsgigate-\" and the service's name.",
         default=None,
     )
@@ -304,10 +315,6 @@ class ServiceRetry:
     )
 
 
-def _is_table(value: object) -> bool:
-    return isinstance(value, dict)
-
-
 @table
 class Weighted:
     """One instance and its share of the requests."""
@@ -366,13 +373,13 @@ class Service:
     """A backend application: its instances, and how the gateway connects to them."""
 
     instances: tuple[Weighted | str, ...] = setting(
-        ListOf(Either(_is_table, Table(Weighted, name="Instance"), Url()), least=1),
+        ListOf(Either(is_table, Table(Weighted, name="Instance"), Url()), least=1),
         'The addresses of the instances: "http://10.0.0.5:8000", or { url = "...", weight = 2, '
         "tier = 1 }.",
         default=(),
     )
     discover: Discover | tuple[str, ...] | str | None = setting(
-        Either(_is_table, Table(Discover), SOURCES),
+        Either(is_table, Table(Discover), SOURCES),
         'The source that finds the instances, instead of instances: "registry", '
         '"dns:orders.internal:8000" and others.',
         default=None,
@@ -384,7 +391,7 @@ class Service:
         HEALTH, "Active health checks.", default=None
     )
     balance: Balance | str | None = setting(
-        Either(_is_table, Table(Balance), POLICY),
+        Either(is_table, Table(Balance), POLICY),
         "The load-balancing policy. Default: two-choices.",
         default=None,
     )

@@ -12,7 +12,19 @@ from typing import Any, Generic, TypeVar, dataclass_transform
 from wsgigate.config.errors import Errors, FromEnvironment, at, shown
 from wsgigate.config.types import Kind, Schema, or_reference
 
-__all__ = ["Either", "ListOf", "MapOf", "Table", "given", "setting", "suggestion", "table"]
+__all__ = [
+    "Either",
+    "ListOf",
+    "MapOf",
+    "Table",
+    "given",
+    "is_flag",
+    "is_list",
+    "is_table",
+    "setting",
+    "suggestion",
+    "table",
+]
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -185,6 +197,21 @@ class Either(Kind[T | K], Generic[T, K]):
 
     def schema(self, definitions: dict[str, Schema]) -> Schema:
         return {"anyOf": [self._first.schema(definitions), self._second.schema(definitions)]}
+
+
+def is_flag(value: object) -> bool:
+    """Return whether *value* is true or false, to choose a kind of :class:`Either`."""
+    return isinstance(value, bool)
+
+
+def is_list(value: object) -> bool:
+    """Return whether *value* is a list, to choose a kind of :class:`Either`."""
+    return isinstance(value, list)
+
+
+def is_table(value: object) -> bool:
+    """Return whether *value* is a table, to choose a kind of :class:`Either`."""
+    return isinstance(value, dict)
 
 
 def given(

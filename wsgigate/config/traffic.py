@@ -6,8 +6,20 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from wsgigate.config.errors import Errors, at, shown
-from wsgigate.config.tables import Either, ListOf, MapOf, Table, given, setting, suggestion, table
+from wsgigate.config.tables import (
+    Either,
+    ListOf,
+    MapOf,
+    Table,
+    given,
+    is_flag,
+    is_list,
+    setting,
+    suggestion,
+    table,
+)
 from wsgigate.config.types import (
+    FIELD_NAME,
     Checked,
     Choice,
     Duration,
@@ -38,13 +50,9 @@ __all__ = [
 ]
 
 
-_FIELD = Text("the name of a field", pattern=r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_FIELD = Text("the name of a field", pattern=FIELD_NAME)
 
 _METHOD = Text('a method such as "GET"', pattern="[A-Z]+")
-
-
-def _is_flag(value: object) -> bool:
-    return isinstance(value, bool)
 
 
 def _address(text: str) -> str:
@@ -75,7 +83,7 @@ class FallbackTable:
     """The response when a service fails."""
 
     stale: bool | StaleTable = setting(
-        Either(_is_flag, Flag(), Table(StaleTable, name="Stale")),
+        Either(is_flag, Flag(), Table(StaleTable, name="Stale")),
         "Serve an earlier good response if one is kept and may be served; takes precedence.",
         default=False,
     )
@@ -123,7 +131,7 @@ class SplitTable:
     """How requests are divided between the services of a route."""
 
     key: str | tuple[str, ...] | None = setting(
-        Either(lambda value: isinstance(value, list), ListOf(Text(), least=1), Text()),
+        Either(is_list, ListOf(Text(), least=1), Text()),
         "The key whose requests go to the same service, as of a limiter. Default: each request "
         "is assigned at random.",
         default=None,

@@ -33,6 +33,7 @@ __all__ = [
     "Schema",
     "Secret",
     "Size",
+    "FIELD_NAME",
     "Text",
     "Url",
     "or_reference",
@@ -42,6 +43,9 @@ __all__ = [
 T = TypeVar("T")
 
 Schema: TypeAlias = dict[str, Any]
+
+FIELD_NAME = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
+"""The pattern of an HTTP token, such as the name of a header field or a cookie."""
 
 
 def or_reference(schema: Schema) -> Schema:
