@@ -26,7 +26,7 @@ from werkzeug.test import Client
 from wsgigate.auth.jwt import mint
 from wsgigate.http.problem import Problem
 from wsgigate.http.wsgi import CLAIMS, REASON
-from wsgigate.middleware.authenticator import Authenticator, Recent
+from wsgigate.middleware.authenticator import Authenticator, TokenCache
 
 SECRET = "0123456789abcdef0123456789abcdef"
 NOW = 1_700_000_000.0
@@ -646,7 +646,7 @@ def test_j29_nothing_that_was_refused_is_remembered():
     gate = Gate()
     for token in ("x", signed(claims(exp=1)), signed(GOOD, secret="e" * 32)):
         gate.bearer(token)
-    assert len(gate.stack._recent) == 0
+    assert len(gate.stack._cache) == 0
 
 
 def test_j29_what_is_remembered_is_bounded_and_the_latest():
@@ -654,12 +654,12 @@ def test_j29_what_is_remembered_is_bounded_and_the_latest():
     tokens = [signed(claims(sub=f"user-{number}")) for number in range(50)]
     for token in tokens:
         assert gate.bearer(token)[0] == 200
-        assert len(gate.stack._recent) <= 10
-    assert len(gate.stack._recent) >= 5
+        assert len(gate.stack._cache) <= 10
+    assert len(gate.stack._cache) >= 5
 
 
 def test_a_token_in_use_outlives_those_that_are_not():
-    recent = Recent(10)
+    recent = TokenCache(10)
     recent.put(b"used", "verified")
     for number in range(100):
         recent.put(str(number).encode(), "other")
@@ -672,7 +672,7 @@ def test_a_token_in_use_outlives_those_that_are_not():
 def test_nothing_is_remembered_when_that_is_said(size):
     gate = Gate(cache_size=size)
     assert gate.bearer(signed(GOOD))[0] == gate.bearer(signed(GOOD))[0] == 200
-    assert len(gate.stack._recent) == 0
+    assert len(gate.stack._cache) == 0
 
 
 @pytest.mark.parametrize("extra", [{"role": "a"}, {"roles": ["a"], "org": {"id": 1}}])

@@ -182,7 +182,7 @@ class ClaimOrAddress:
         if value is not None:
             return value
         if not self._warned:
-            self._say(
+            self._warn_once(
                 '%s counts callers by "%s", and a token has no %s: such callers are counted by '
                 'address. Set key="claim:%s" to a claim that the tokens have, or "%s|address", '
                 'or "%s|exempt" to count only tokens with a %s',
@@ -199,14 +199,14 @@ class ClaimOrAddress:
     def missed(self, environ: WSGIEnvironment) -> None:
         """Check *environ* after the app was called for an exempt request."""
         if not self._warned and environ.get(CLAIMS):
-            self._say(
+            self._warn_once(
                 '%s counts callers by "%s" outside of the Authenticator, where no request has '
                 "one, so it limits nothing: put it inside",
                 self._what,
                 self._written,
             )
 
-    def _say(self, message: str, *arguments: object) -> None:
+    def _warn_once(self, message: str, *arguments: object) -> None:
         self._warned = True
         if next(self._warnings) == 0:
             self._warn(message, *arguments)

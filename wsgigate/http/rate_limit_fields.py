@@ -21,11 +21,11 @@ from wsgigate.http.wsgi import LIMITS, ExcInfo, Headers
 from wsgigate.rules.quota import tightest
 
 __all__ = [
+    "Decision",
     "FAMILIES",
     "LimitFields",
     "QUOTA_EXCEEDED",
-    "Standing",
-    "Taken",
+    "QuotaVerdict",
     "Terms",
     "check_options",
     "is_list_of",
@@ -48,7 +48,7 @@ ISO 8601, in seconds since 1970, or in seconds from now."""
 KNOWN, LONGEST = 1024, 64
 """Maximum number and length of field names that are cached as not ours."""
 
-Standing: TypeAlias = tuple[bool, int, int, float, float]
+QuotaVerdict: TypeAlias = tuple[bool, int, int, float, float]
 """A verdict: allowed, limit, remaining units, seconds until the reset, seconds until a retry.
 
 (:class:`wsgigate.rules.quota.Verdict`)
@@ -102,7 +102,7 @@ class Terms(NamedTuple):
         )
 
 
-Taken: TypeAlias = tuple[Sequence[Standing], float, Sequence[Terms]]
+Decision: TypeAlias = tuple[Sequence[QuotaVerdict], float, Sequence[Terms]]
 """The decision of one limiter: its verdicts, the store's time, and the terms of each verdict.
 
 A limit of concurrent requests has no window, which its terms mark.
@@ -133,16 +133,16 @@ class LimitFields:
         self._start = self._started
 
     def starting(
-        self, start_response: StartResponse, environ: WSGIEnvironment, mine: Taken
+        self, start_response: StartResponse, environ: WSGIEnvironment, decision: Decision
     ) -> StartResponse:
-        """Return a ``start_response`` that adds the fields of *mine* and of the limits around."""
-        taken: list[Taken] | None = environ.get(LIMITS)
+        """Return a ``start_response`` that adds the fields of *decision* and of outer limits."""
+        taken: list[Decision] | None = environ.get(LIMITS)
         if taken is None:
-            taken = environ[LIMITS] = [mine]
-        elif not all(verdict[0] for verdict in mine[0]):
-            taken[:] = [mine]  # a rejection reports only the limit that rejected
+            taken = environ[LIMITS] = [decision]
+        elif not all(verdict[0] for verdict in decision[0]):
+            taken[:] = [decision]  # a rejection reports only the limit that rejected
         else:
-            taken.append(mine)
+            taken.append(decision)
         if not self._replaced:
             return start_response
         return partial(self._start, start_response, taken)  # cheaper than a closure
@@ -150,7 +150,7 @@ class LimitFields:
     def _started(
         self,
         start_response: StartResponse,
-        taken: list[Taken],
+        taken: list[Decision],
         status: str,
         headers: Headers,
         exc_info: ExcInfo | None = None,
@@ -200,7 +200,7 @@ class LimitFields:
                 self._harmless.add(name)
         return kept
 
-    def _of_all(self, taken: list[Taken]) -> Headers:
+    def _of_all(self, taken: list[Decision]) -> Headers:
         decisions = [
             (verdict, terms, now)
             for verdicts, now, several in taken
@@ -229,7 +229,7 @@ class LimitFields:
 _name_of = itemgetter(0)
 
 
-def _left(verdict: Standing, terms: Terms, now: float) -> str:
+def _left(verdict: QuotaVerdict, terms: Terms, now: float) -> str:
     """Return the item in ``RateLimit``: the remaining units, and the time until there are more."""
     _, _, remaining, reset_after, retry_after = verdict
     if terms.limit_field is None:

@@ -145,7 +145,7 @@ class Authenticator:
         self.app = app
         self.store_errors = 0
         self._failing = False  # whether the store has failed since its last success
-        self._over = float("-inf")  # time of the logged failure whose recovery was logged
+        self._recovered = float("-inf")  # time of the logged failure whose recovery was logged
         self._exempt = exempt_of(exempt)
         self._passes_preflights = required and not preflights
         self._keys = Keys(algorithms, secret=secret, public_key=public_key)
@@ -166,7 +166,7 @@ class Authenticator:
         fork.renewed(self, _lock="Lock")
         self._logged = float("-inf")
         self._scopes = _checked_scopes(scopes)
-        self._recent = Recent(cache_size)
+        self._cache = TokenCache(cache_size)
         self._clock = clock
 
         def answer(status: int, detail: str, error: str = "", scope: str = "") -> WSGIApplication:
@@ -252,8 +252,8 @@ class Authenticator:
             return self._unknown
         if self._failing:
             self._failing = False
-            if self._logged != self._over:  # the failure was logged
-                self._over = self._logged
+            if self._logged != self._recovered:  # the failure was logged
+                self._recovered = self._logged
                 _log.warning("the deny-list can be read again")
         if not reason:
             return None
@@ -272,10 +272,10 @@ class Authenticator:
         now = self._clock()
         # The hash covers the whole token and nothing else: two tokens never share an entry.
         name = sha256(token.encode("utf-8", "replace")).digest()
-        verified = self._recent.get(name)
+        verified = self._cache.get(name)
         if verified is None:
             verified = self._verify(token, now)
-            self._recent.put(name, verified)
+            self._cache.put(name, verified)
         elif now >= verified.until:
             raise TokenRejected("expired since it was verified")
         return verified
@@ -298,7 +298,7 @@ class Authenticator:
         return Verified(claims, text, until, missing, identity(compact.signed, claims))
 
 
-class Recent:
+class TokenCache:
     """A cache of at most *size* verified tokens, in two generations; the older one is dropped.
 
     Every step is one atomic operation on a dict, so no lock is needed. The worst result of a race

@@ -68,14 +68,14 @@ class BodyLimit:
                 # This server does not decode chunks: the app would see an empty body.
                 refused(environ, "BodyLimit", "chunked body, which this server does not decode")
                 return self._no_length(environ, start_response)
-            environ["wsgi.input"] = _Bounded(environ["wsgi.input"], length)
+            environ["wsgi.input"] = _BoundedInput(environ["wsgi.input"], length)
             environ["wsgi.input_terminated"] = True
             return self.app(environ, start_response)
         if text and not chunked:
             return self.app(
                 environ, start_response
             )  # the server ends the input at the Content-Length
-        counted = _Counted(environ["wsgi.input"], self.limit)
+        counted = _LimitedInput(environ["wsgi.input"], self.limit)
         environ["wsgi.input"] = counted
         return _Limited(environ, start_response, counted, self._too_large).call(self.app)
 
@@ -96,7 +96,7 @@ class _Input(Protocol):
     def readline(self, size: int, /) -> bytes: ...
 
 
-class _Bounded:
+class _BoundedInput:
     """An input that ends after *length* bytes, even if the server's input does not."""
 
     __slots__ = ("_input", "_left")
@@ -139,7 +139,7 @@ class _Take(Protocol):
     def __call__(self, size: int, /) -> bytes: ...
 
 
-class _Counted(_Bounded):
+class _LimitedInput(_BoundedInput):
     """An input that raises :class:`BodyTooLarge` past *limit* bytes."""
 
     __slots__ = ("exceeded", "limit")
@@ -175,21 +175,21 @@ class _Counted(_Bounded):
 class _Limited(BufferedResponse):
     """A response that is replaced by the 413 if it has not started when the limit is exceeded."""
 
-    __slots__ = ("_answer", "_counted")
+    __slots__ = ("_answer", "_input")
 
     def __init__(
         self,
         environ: WSGIEnvironment,
         start_response: StartResponse,
-        counted: _Counted,
+        counted: _LimitedInput,
         answer: WSGIApplication,
     ) -> None:
         super().__init__(environ, start_response)
-        self._counted = counted
+        self._input = counted
         self._answer = answer
 
     def replacement(self, error: BaseException | None) -> WSGIApplication | None:
-        if not self._counted.exceeded:
+        if not self._input.exceeded:
             return None
-        refused(self._environ, "BodyLimit", f"body of more than {self._counted.limit} bytes")
+        refused(self._environ, "BodyLimit", f"body of more than {self._input.limit} bytes")
         return self._answer

@@ -424,11 +424,11 @@ class ConcurrencyLimiter:
         if self._outages.ongoing:
             self._outages.resolved(_log.warning, counted_again(self.name))
         if not verdict.allowed:
-            return self._over(key, verdict, now, environ, start_response)
+            return self._reject(key, verdict, now, environ, start_response)
         self._leases.hold(lease, place)
         if not self._observes:
-            mine = ([verdict], now, self._terms)
-            start_response = self._fields.starting(start_response, environ, mine)
+            decision = ([verdict], now, self._terms)
+            start_response = self._fields.starting(start_response, environ, decision)
         response = _Response(self, lease)
         if fork.tested():
             start_response = response.watching(start_response)
@@ -510,7 +510,7 @@ class ConcurrencyLimiter:
         except StoreError as error:
             self._late.log(error)
 
-    def _over(
+    def _reject(
         self,
         key: str,
         verdict: Verdict,
@@ -532,8 +532,8 @@ class ConcurrencyLimiter:
             extensions={"retryAfter": 1, "violated-policies": [self.name]},
             headers=(("Retry-After", "1"),),
         )
-        mine = ([verdict], now, self._terms)
-        start = self._fields.starting(start_response, environ, mine)
+        decision = ([verdict], now, self._terms)
+        start = self._fields.starting(start_response, environ, decision)
         return self._refuse(problem)(environ, start)
 
     def _without_store(

@@ -148,11 +148,11 @@ class Limiter:
         self._algorithm = algorithm
         self._fixed = 1 if callable(cost) else cost
         self._cost = cost if callable(cost) else None
-        self._plans = {each: self._counted(quotas) for each, quotas in (plans or {}).items()}
+        self._plans = {each: self._compile(quotas) for each, quotas in (plans or {}).items()}
         self._plan = None if plan is None else plan_of(plan)
         self._chosen: Chosen | None = quota if callable(quota) else None
-        self._default = None if callable(quota) else self._counted(quota)
-        self._compiled = lru_cache(maxsize=COMPILED)(self._counted)
+        self._default = None if callable(quota) else self._compile(quota)
+        self._compiled = lru_cache(maxsize=COMPILED)(self._compile)
         self._watch = PeerWatch.of_limit(_log.warning, name, app) if by_address(key) else None
         self._only = only_of(only)
         self._exempt = exempt_of(exempt)
@@ -208,11 +208,11 @@ class Limiter:
             self._outages.resolved(_log.warning, counted_again(self.name))
         for verdict in verdicts:
             if not verdict[0]:
-                return self._over(verdicts, now, counted, environ, start_response)
+                return self._reject(verdicts, now, counted, environ, start_response)
         if self._observes:
             return self.app(environ, start_response)
-        mine = (verdicts, now, counted.terms)
-        return self.app(environ, self._starting(start_response, environ, mine))
+        decision = (verdicts, now, counted.terms)
+        return self.app(environ, self._starting(start_response, environ, decision))
 
     @property
     def store_errors(self) -> int:
@@ -260,7 +260,7 @@ class Limiter:
     def _store_key(self, key: str) -> str:
         return store_key(address_key(key) if self.key is client_address else key)
 
-    def _quotas_of(self, environ: WSGIEnvironment) -> _Counted | None:
+    def _quotas_of(self, environ: WSGIEnvironment) -> _CompiledQuotas | None:
         if self._plan is not None:
             plan = self._plans.get(self._plan(environ) or "")
             if plan is not None:
@@ -272,8 +272,8 @@ class Limiter:
             return None
         return self._compiled(quotas if isinstance(quotas, str | Quota) else tuple(quotas))
 
-    def _counted(self, quotas: Quotas) -> _Counted:
-        return _Counted(
+    def _compile(self, quotas: Quotas) -> _CompiledQuotas:
+        return _CompiledQuotas(
             quotas,
             algorithm=self._algorithm,
             name=self.name,
@@ -282,11 +282,11 @@ class Limiter:
             by_address=self.key is client_address,
         )
 
-    def _over(
+    def _reject(
         self,
         verdicts: Sequence[Verdict],
         now: float,
-        counted: _Counted,
+        counted: _CompiledQuotas,
         environ: WSGIEnvironment,
         start_response: StartResponse,
     ) -> Iterable[bytes]:
@@ -305,13 +305,13 @@ class Limiter:
             extensions={"retryAfter": int(wait), "violated-policies": names},
             headers=(("Retry-After", wait),),
         )
-        mine = (verdicts, now, counted.terms)
-        return self._refuse(problem)(environ, self._starting(start_response, environ, mine))
+        decision = (verdicts, now, counted.terms)
+        return self._refuse(problem)(environ, self._starting(start_response, environ, decision))
 
     def _impossible(
         self,
         cost: int,
-        counted: _Counted,
+        counted: _CompiledQuotas,
         environ: WSGIEnvironment,
         start_response: StartResponse,
     ) -> Iterable[bytes]:
@@ -364,7 +364,7 @@ def _forgotten(old: bytes | None, now: float) -> tuple[bytes | None, float, None
     return None, 0.0, None
 
 
-class _Counted(Policy):
+class _CompiledQuotas(Policy):
     """Compiled quotas: the policy, the store keys and the header fields."""
 
     __slots__ = ("kept", "terms")
