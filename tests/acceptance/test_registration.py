@@ -310,7 +310,7 @@ def test_the_next_registry_is_asked_when_one_is_away(
     ("env", "said"),
     [
         ({"REGISTRY_TOKEN": "a-token-of-nobody"}, "status 401"),
-        ({"REGISTRY_TOKEN": "two words of a secret"}, "REGISTRY_TOKEN is 1 to 4096 visible"),
+        ({"REGISTRY_TOKEN": "two words of a secret"}, "REGISTRY_TOKEN must be 1 to 4096 visible"),
         ({"REGISTRY_URL": "http://me:secret-word@127.0.0.1"}, "must not carry credentials"),
     ],
 )
