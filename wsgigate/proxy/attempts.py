@@ -197,9 +197,8 @@ class AttemptRunner:
             raise
         except BaseException:
             if pool.timed and type(watch) is HedgedAttempt and watch.aborted:
-                pool.answered(
-                    reservation.member, resilience.clock() - began, False
-                )  # a lower bound
+                # the elapsed time is a lower bound of the response time
+                pool.answered(reservation.member, resilience.clock() - began, False)
             reservation.release()
             raise
 

@@ -330,15 +330,13 @@ class ResponseMaker:
             headers.append(("Content-Length", "0"))
         if plan.own and (self._rewrite_location or self._rewrite_cookies):
             headers = self._rewritten(headers, request, instance)
-        if (
-            request.upgrade and status == 426
-        ):  # which has to name what is spoken (RFC 9110, 15.5.22)
+        # a 426 must name the required protocol (RFC 9110, 15.5.22)
+        if request.upgrade and status == 426:
             headers += [("Upgrade", "websocket"), ("Connection", "Upgrade")]
         if self._fields is not None:
             headers = self._fields.apply(headers)
-        if (
-            request.set_cookie is not None and status < 500
-        ):  # clients must not stick to a failing instance
+        # clients must not stick to a failing instance
+        if request.set_cookie is not None and status < 500:
             headers.append(("Set-Cookie", request.set_cookie))
         return status_line(status), headers, 0 if bodiless else length
 

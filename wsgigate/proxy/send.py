@@ -103,9 +103,7 @@ def outcome_of_error(error: Exception) -> Outcome:
     if isinstance(error, (UpstreamCut, BadResponse)):
         return Outcome.FAILED
     if isinstance(error, (ClientLeft, PoolFull, *UNSENDABLE)):
-        return (
-            Outcome.IGNORED
-        )  # caused by the client, the gateway's own limit, or the request itself
+        return Outcome.IGNORED  # caused by the client, the gateway's limit, or the request itself
     if nothing_sent(error):
         return Outcome.UNREACHABLE
     return Outcome.FAILED
