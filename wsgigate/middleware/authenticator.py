@@ -261,12 +261,12 @@ class Authenticator:
         return self._invalid
 
     def _verified(self, value: str) -> Verified | None:
-        """Return the token of the ``Authorization`` field *value*; None for another scheme."""
+        """Return the verified token of the ``Authorization`` field; None for another scheme."""
         scheme, _, token = value.partition(" ")
         if scheme != "Bearer" and scheme.lower() != "bearer":
             if _OTHER_SCHEME.fullmatch(value):
                 return None
-            raise TokenRejected(f"the Authorization field is {shown(scheme)} and more")
+            raise TokenRejected(f"the Authorization field has more than one value: {shown(scheme)}")
         if len(token) > MAX_LENGTH:
             raise TokenRejected(f"a token of {len(token)} characters")
         now = self._clock()
