@@ -1,7 +1,7 @@
-"""What tests of gateways, middlewares and stores need: no ports, no sleeps, no containers.
+"""Test helpers for gateways, middlewares and stores: no fixed ports, no sleeps, no containers.
 
-The names below are loaded when they are first asked for: each run of pytest imports this package
-for its plugin.
+The names below are imported at their first use: each run of pytest imports this package for its
+plugin.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A backend on a real socket that answers as it is told to: late, cut, or lying about lengths.
+"""A backend on a real socket with scripted responses: late, truncated, or with a wrong length.
 
-What a proxy does wrong it does on the wire, where a faked HTTP client shows nothing of it.
+The faults of a proxy are on the wire, where a fake HTTP client does not show them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ __all__ = ["Answer", "Backend", "Received", "cut", "reply"]
 
 @dataclass
 class Received:
-    """One request as it came over the wire.
+    """One request as it arrived over the wire.
 
     :ivar head: The bytes up to and including the empty line.
     :ivar body: The body, without its framing.
-    :ivar complete: Whether the body came to the end that its framing announced.
+    :ivar complete: Whether the body arrived up to the end that its framing announced.
     """
 
     head: bytes
@@ -45,7 +45,10 @@ class Received:
         return [value for key, value in self.fields if key.lower() == name.lower()]
 
     def value(self, name: str) -> str | None:
-        """Return the value of the only field of that name, or None; more than one is an error."""
+        """Return the value of the field of that name, or None.
+
+        :raises AssertionError: There are several.
+        """
         values = self.values(name)
         if len(values) > 1:
             raise AssertionError(f"{name} came {len(values)} times: {values}")
@@ -53,8 +56,8 @@ class Received:
 
 
 Answer: TypeAlias = bytes | Callable[[socket.socket, Received], object]
-"""Bytes to send, after which the connection is kept; or what to do with the socket. A callable that
-returns ``False`` has the connection closed."""
+"""Bytes to send, after which the connection stays open; or a callable that uses the socket. If it
+returns ``False``, the connection is closed."""
 
 
 def reply(
@@ -71,7 +74,7 @@ def reply(
 
 
 def cut(data: bytes) -> Answer:
-    """Return the answer that sends *data* and closes the connection."""
+    """Return a callable that sends *data* and closes the connection."""
 
     def answer(connection: socket.socket, _request: Received) -> bool:
         connection.sendall(data)
@@ -83,11 +86,11 @@ def cut(data: bytes) -> Answer:
 class Backend:
     """A server on loopback; use it as a context manager.
 
-    :param answers: What to answer to the first request, the second and so on, whatever connection
-        they come by; the last one answers all that follow.
-    :param tls: Wraps each accepted socket, for a backend that speaks TLS.
-    :param unix: Path of a socket to listen on, instead of a port of loopback.
-    :ivar requests: What was received, in the order in which it was.
+    :param answers: The responses to the first request, the second and so on, on any connection; the
+        last one is the response to all further requests.
+    :param tls: Wraps each accepted socket, for a backend with TLS.
+    :param unix: Path of a socket to listen on, instead of a loopback port.
+    :ivar requests: The received requests, in order.
     """
 
     def __init__(
@@ -136,17 +139,17 @@ class Backend:
 
     @property
     def connections(self) -> int:
-        """How many connections were accepted so far."""
+        """The number of connections accepted so far."""
         return self._accepted
 
     @property
     def open_connections(self) -> int:
-        """How many connections are open now, as this end sees it."""
+        """The number of connections that are open now at this end."""
         with self._changed:
             return len(self._open)
 
     def wait(self, condition: Callable[[], bool], timeout: float = 10.0) -> None:
-        """Wait until *condition* holds; it is asked whenever something was received or closed.
+        """Wait until *condition* holds; it is called whenever something was received or closed.
 
         :raises AssertionError: It did not hold within *timeout* seconds.
         """
@@ -187,7 +190,7 @@ class Backend:
         plain = connection
         try:
             if self._tls is not None:
-                connection = self._tls(plain)  # it takes the plain one's place
+                connection = self._tls(plain)  # replaces the plain socket
                 with self._changed:
                     self._open.discard(plain)
                     self._open.add(connection)

@@ -1,4 +1,4 @@
-"""Time and chance that a test decides about."""
+"""A clock and random numbers that a test controls."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ __all__ = ["FakeClock", "Script"]
 
 
 class FakeClock:
-    """A clock that stands still until it is told to go on: pass it wherever a ``clock`` is taken.
+    """A clock that advances only by :meth:`advance`: pass it wherever a ``clock`` is accepted.
 
-    :param start: The first time it tells, in seconds.
+    :param start: The first time that it returns, in seconds.
     """
 
     def __init__(self, start: float = 1_000_000.0) -> None:
@@ -20,14 +20,14 @@ class FakeClock:
         return self.now
 
     def advance(self, seconds: float) -> None:
-        """Go on by *seconds*; a negative number sets the clock back, as operators do."""
+        """Advance the clock by *seconds*; a negative number sets it back, as operators do."""
         self.now += seconds
 
 
 class Script:
-    """Chance that was agreed upon: pass it wherever a ``random`` is taken.
+    """Scripted random numbers: pass it wherever a ``random`` is accepted.
 
-    :param values: What the calls return, one after the other.
+    :param values: The numbers that the calls return, one after the other.
     """
 
     def __init__(self, values: Iterable[float]) -> None:
@@ -35,13 +35,16 @@ class Script:
         self._next = 0
 
     def __call__(self) -> float:
-        """Return the next value; one call more than there are values is an AssertionError."""
+        """Return the next value.
+
+        :raises AssertionError: All values have been returned.
+        """
         if not self.left:
-            raise AssertionError(f"chance was asked for after all {len(self._values)} values")
+            raise AssertionError(f"a random number was requested after all {len(self._values)}")
         self._next += 1
         return self._values[self._next - 1]
 
     @property
     def left(self) -> int:
-        """How many values have not been asked for."""
+        """The number of values that have not been returned yet."""
         return len(self._values) - self._next

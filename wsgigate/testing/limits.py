@@ -1,4 +1,4 @@
-"""Limits in the tests of an app that has some: begun anew, or switched off."""
+"""Resets or disables the limits of an app in its tests."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ __all__ = ["limits_off", "reset"]
 
 
 def reset() -> None:
-    """Forget what the middlewares of this process counted in memory.
+    """Reset all counts that the middlewares of this process keep in memory.
 
-    Limits, requests at a time and circuits begin anew. What is counted elsewhere, in LMDB or a
-    Redis, stays: ``limiter.reset()`` of one limiter forgets that as well.
+    These are quotas, concurrent requests and circuits. Counts in LMDB or Redis stay:
+    ``limiter.reset()`` of one limiter resets those as well.
     """
     reset_all()
 
 
 @contextmanager
 def limits_off() -> Iterator[None]:
-    """Switch off every Limiter, ConcurrencyLimiter, Breaker and Shedder of this process meanwhile.
+    """Disable every Limiter, ConcurrencyLimiter, Breaker and Shedder of this process.
 
-    Each passes every request on. One whose ``enabled`` was set by itself stays as it was set, so
-    that a test can switch on the one that it is about.
+    Each lets every request pass until the block ends. An object whose own ``enabled`` was set keeps
+    it, so that a test can enable the one under test.
     """
     kinds: tuple[Any, ...] = (Limiter, ConcurrencyLimiter, Breaker, Shedder)
     before = [kind.enabled for kind in kinds]

@@ -1,4 +1,4 @@
-"""The WSGI contract (PEP 3333) for a middleware: what it owes the app inside and the server."""
+"""A conformance suite for middlewares: the WSGI contract (PEP 3333) with the app and the server."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _passes_exc_info_too_late(make: Make) -> None:
 
 
 def _lets_failures_out(make: Make) -> None:
-    """What the app raises goes on to the server, or is answered with a 5xx while it can be."""
+    """An exception of the app reaches the server, or becomes a 5xx while nothing was sent."""
 
     def at_once(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         raise boom
@@ -89,7 +89,7 @@ def _lets_failures_out(make: Make) -> None:
 
 
 def _lets_failures_of_the_body_out(make: Make) -> None:
-    """A failure after the first chunk reaches the server: a cut response must not look whole."""
+    """An exception after the first chunk reaches the server, which then truncates the response."""
     boom = Boom()
 
     def chunks() -> Iterator[bytes]:
@@ -104,7 +104,7 @@ def _lets_failures_of_the_body_out(make: Make) -> None:
 
 
 def _lets_interrupts_out(make: Make) -> None:
-    """KeyboardInterrupt is not the middleware's to keep."""
+    """The middleware does not swallow KeyboardInterrupt."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         raise KeyboardInterrupt
@@ -159,13 +159,14 @@ ENDINGS = (
 def check_middleware(make: Make, *, leaves_body: bool = False) -> None:
     """Check that a middleware keeps the WSGI contract.
 
-    *make* is called for each of the checks, so that none meets the traces of another, and must let
-    some two hundred ordinary requests through: one that wants a token may be given it by *make*.
+    *make* is called for each check, so that checks do not affect each other. The middleware must
+    let some two hundred ordinary requests through: for one that requires a token, *make* can add
+    it.
 
     :param make: Wraps an app in the middleware; returns a WSGI app.
-    :param leaves_body: Whether the middleware never needs to know how a response ends, and so must
-        return the app's own iterable: its ``len()`` and the server's ``sendfile`` depend on it.
-    :raises AssertionError: It does not; says what it did.
+    :param leaves_body: Whether the middleware must return the app's iterable unwrapped, because it
+        does not need the end of a response: ``len()`` and the server's ``sendfile`` depend on that.
+    :raises AssertionError: It violates the contract; the message says how.
     """
     for check in _CHECKS:
         try:
@@ -201,7 +202,7 @@ def _passes_an_iterable(make: Make) -> None:
 
 
 def _reads_no_further_than_asked(make: Make) -> None:
-    """No chunk is taken from the app before the server asks for it, beyond the one it gets."""
+    """No chunk is read from the app before the server reads it."""
     taken: list[bytes] = []
 
     def chunks() -> Iterator[bytes]:
@@ -218,7 +219,7 @@ def _reads_no_further_than_asked(make: Make) -> None:
 
 
 def _answers_head(make: Make) -> None:
-    """HEAD has the fields of GET and the body that the app gave it: none."""
+    """A response to HEAD has the fields of GET, and no body."""
     fields = [*FIELDS, ("Content-Length", "11")]
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -245,7 +246,7 @@ def _passes_write(make: Make) -> None:
 
 
 def _passes_files(make: Make) -> None:
-    """What wsgi.file_wrapper made arrives whole, and its file is closed."""
+    """A file in wsgi.file_wrapper arrives complete, and is closed."""
     file = io.BytesIO(b"x" * 100_000)
     environ = {**new_environ(), "wsgi.file_wrapper": FileWrapper}
 
@@ -260,7 +261,7 @@ def _passes_files(make: Make) -> None:
 
 
 def _leaves_the_request(make: Make) -> None:
-    """The environ stays a dict; the request's body is read by nobody but the app, and whole."""
+    """The environ stays a dict; only the app reads the request's body, and reads all of it."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         assert type(environ) is dict, f"environ became a {type(environ).__name__}"
@@ -279,14 +280,14 @@ def _leaves_the_request(make: Make) -> None:
 
 class _Untouched(io.RawIOBase):
     def readable(self) -> bool:
-        raise AssertionError("the request's body was touched before the app asked for it")
+        raise AssertionError("the request's body was used before the app read it")
 
     def readinto(self, buffer: object, /) -> int:
-        raise AssertionError("the request's body was read before the app asked for it")
+        raise AssertionError("the request's body was read before the app read it")
 
 
 def _is_valid(make: Make) -> None:
-    """wsgiref.validate finds nothing wrong, neither outside of the middleware nor inside."""
+    """wsgiref.validate finds no error, neither outside the middleware nor inside."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] == "DELETE":
@@ -303,7 +304,7 @@ def _is_valid(make: Make) -> None:
 
 
 def _keeps_requests_apart(make: Make) -> None:
-    """Requests of several threads through one object do not see each other."""
+    """Concurrent requests through one object do not affect each other."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
         start_response("200 OK", [("X-Path", environ["PATH_INFO"])])

@@ -1,6 +1,6 @@
 """Fixtures for pytest, which loads this module where wsgigate is installed.
 
-Nothing else of the package is loaded before a test asks for a fixture.
+The rest of the package is not imported before a test uses a fixture.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["wsgigate_off", "wsgigate_reset"]
 
 @pytest.fixture
 def wsgigate_reset() -> Iterator[None]:
-    """Have limits, requests at a time and circuits begin anew, before the test and after it."""
+    """Reset quotas, concurrent requests and circuits, before the test and after it."""
     from wsgigate.testing.limits import reset
 
     reset()
@@ -24,7 +24,7 @@ def wsgigate_reset() -> Iterator[None]:
 
 @pytest.fixture
 def wsgigate_off() -> Iterator[None]:
-    """Switch off limiters, breakers and shedders for the time of the test."""
+    """Disable limiters, breakers and shedders during the test."""
     from wsgigate.testing.limits import limits_off
 
     with limits_off():

@@ -1,4 +1,4 @@
-"""A server's side of one request, and apps that count what is done to them."""
+"""The server's side of one request, and apps that record their use."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Boom(Exception):
 
 
 class Body:
-    """An app's iterable that is its own iterator, as many are; counts how often it is closed."""
+    """An app's iterable that is its own iterator, as many are; counts the calls of ``close``."""
 
     def __init__(self, chunks: Iterable[bytes] = CHUNKS) -> None:
         self.chunks = iter(chunks)
@@ -38,7 +38,7 @@ class Body:
         return self
 
     def __next__(self) -> bytes:
-        assert not self.closed, "the app's iterable was asked for more after its close()"
+        assert not self.closed, "the app's iterable was iterated after its close()"
         return next(self.chunks)
 
     def close(self) -> None:
@@ -46,7 +46,7 @@ class Body:
 
 
 class Server:
-    """A server's side of one request: what was started, sent and raised."""
+    """The server's side of one request: records the status, fields, chunks and errors."""
 
     def __init__(self) -> None:
         self.status = ""

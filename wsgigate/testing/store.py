@@ -1,4 +1,4 @@
-"""What every store must do, as a suite that any store can be put through."""
+"""Conformance suites for stores: the store protocol, and exact quotas under concurrency."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-# Processes that do something at the same time, for the conformance suites of stores.
+# Concurrent processes.
 
 PROCESSES, PROCESS_SWAPS = 2, 200
 
@@ -66,9 +66,9 @@ def _count_up(make_store: Callable[[], Store], key: str, begin: Callable[[], Non
 
 
 def swap_in_processes(make_store: Callable[[], Store], key: str) -> int:
-    """Have two processes count up the number under *key* at once; return how far, in all.
+    """Let two processes count up the number under *key* concurrently; return the expected sum.
 
-    :raises AssertionError: One of them failed; its own words are on stderr.
+    :raises AssertionError: One of them failed; its traceback is on stderr.
     """
     in_processes([(_count_up, make_store, key)] * PROCESSES)
     return PROCESSES * PROCESS_SWAPS
@@ -91,18 +91,19 @@ results.close()
 
 
 def in_processes(tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Call each ``(function, *arguments)`` in a process of its own; return what they returned.
+    """Call each ``(function, *arguments)`` in a separate process; return their results.
 
-    All of it is pickled. Each function gets one argument more: it calls that when it is ready, and
-    that returns when all of them are. It may do so again, if all do as often.
+    Functions and arguments are pickled. Each function gets an additional argument, a barrier: it
+    calls that when it is ready, and the call returns when all are. It may call it repeatedly, if
+    all functions call it equally often.
 
-    :raises AssertionError: One of them failed; its own words are on stderr.
+    :raises AssertionError: One of them failed; its traceback is on stderr.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with ExitStack() as stack:
         processes = []
         for _ in tasks:
-            # started anew, not forked: a fork takes the locks of this process's threads along
+            # Not forked: a fork would copy locks that threads of this process hold.
             process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-c", _PROCESS],
                 stdin=subprocess.PIPE,
@@ -113,11 +114,11 @@ def in_processes(tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
             stack.callback(process.kill)
             processes.append(process)
         for process, task in zip(processes, tasks, strict=True):
-            _tell(process, pickle.dumps(task))
-        # they begin together, or one would be done before the other
+            _write(process, pickle.dumps(task))
+        # They begin together; otherwise one could end before the other begins.
         while {process.stdout.readline() for process in processes} == {b"ready\n"}:  # type: ignore[union-attr]
             for process in processes:
-                _tell(process, b"\n")
+                _write(process, b"\n")
         for process in processes:
             process.stdin.close()  # type: ignore[union-attr]
         results = [process.stdout.read() for process in processes]  # type: ignore[union-attr]
@@ -127,8 +128,8 @@ def in_processes(tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
         return [pickle.loads(result) for result in results]  # noqa: S301 (it is our own)
 
 
-def _tell(process: subprocess.Popen[bytes], words: bytes) -> None:
-    process.stdin.write(words)  # type: ignore[union-attr]
+def _write(process: subprocess.Popen[bytes], data: bytes) -> None:
+    process.stdin.write(data)  # type: ignore[union-attr]
     process.stdin.flush()  # type: ignore[union-attr]
 
 
@@ -153,21 +154,22 @@ class BrokenStore:
         raise StoreError("the store is down")
 
     def close(self) -> None:
-        """Do nothing: it was never open."""
+        """Do nothing: the store was never open."""
 
 
 def check_store(
     make_store: MakeStore, *, clock: FakeClock | None = None, shared: bool = False
 ) -> None:
-    """Put a store through all that the protocol promises; the first failure is an AssertionError.
+    """Check that a store implements the store protocol.
 
-    :param make_store: Makes a store: a new empty one, or a new handle on what is there already. The
-        suite closes each one it makes, and only touches keys of its own.
-    :param clock: The clock that these stores were given, so that the suite need not wait for values
-        to expire. Without one it waits for two seconds.
-    :param shared: Whether the stores it makes share their values, between processes too. Then
+    :param make_store: Returns a store: a new empty one, or a new handle on existing values. The
+        suite closes each one, and uses only keys with a random prefix.
+    :param clock: The clock of these stores, so that the suite need not wait for values to expire.
+        Without one it waits for two seconds.
+    :param shared: Whether these stores share their values, between processes, too. Then
         *make_store* is pickled for processes of the suite: ``partial(LmdbStore, path)`` can be, a
         lambda cannot.
+    :raises AssertionError: A check fails.
     """
     for check in _CHECKS:
         store = make_store()
@@ -407,12 +409,12 @@ _CHECKS = (
 )
 
 
-# Whether never one too many passes, however many processes and threads ask a store at once.
+# Exact quotas under concurrent requests of several processes and threads.
 
 Answer: TypeAlias = tuple[tuple[Verdict, ...], float]
 
 TRIES = 60
-"""How often each thread asks."""
+"""Requests of each thread."""
 
 LIMIT = 100
 
@@ -431,7 +433,7 @@ _SHORT: tuple[Algorithm, ...] = (
     FixedWindow(Quota(7, 0.001)),
     SlidingWindow(Quota(7, 0.001)),
 )
-"""These come back while they are asked; nothing comes back of the others."""
+"""Quotas that are refilled during the check; the others are not."""
 
 _TOGETHER: tuple[tuple[Algorithm, ...], ...] = (
     (_BUCKET,),
@@ -447,7 +449,7 @@ _QUESTIONS: tuple[tuple[tuple[Algorithm, ...], tuple[int, ...]], ...] = (
     *((algorithms, (1, 3, 2)) for algorithms in _TOGETHER),
     *(((algorithm,), (1, 1, 2)) for algorithm in _SHORT),
 )
-"""What is asked, and at what cost in turn."""
+"""The quotas of each part of the check, and the costs of its requests in turn."""
 
 
 class _Asked(NamedTuple):
@@ -457,21 +459,22 @@ class _Asked(NamedTuple):
 
 
 def check_exact(make_store: MakeStore, *, processes: int = 0, threads: int = 4) -> None:
-    """Ask a store about quotas from all sides at once; one too many is an AssertionError.
+    """Check that concurrent requests through a store never exceed a quota.
 
-    Quotas of which nothing comes back meanwhile have to be used up to the last; those that do come
-    back must at no time let more pass than their algorithm allows, by the store's own time. A store
-    is asked by its ``take`` if it has one, else by ``update``.
+    Quotas that are not refilled during the check must be used up exactly; the others must at no
+    time allow more than their algorithm does, by the store's time. The check uses the store's
+    ``take`` if it has one, else ``update``.
 
-    :param make_store: Makes a store: one for all threads of a process. The suite closes each, and
-        only touches keys of its own.
-    :param processes: How many processes ask, each by a store of its own; then *make_store* is
-        pickled for them. With none it is the threads of this one.
-    :param threads: How many threads ask in each process.
-    :raises ValueError: Fewer than two would ask at once.
+    :param make_store: Returns a store for all threads of a process. The suite closes each, and uses
+        only keys with random names.
+    :param processes: The number of processes, each with its own store; *make_store* is then
+        pickled. With 0 only the threads of this process make requests.
+    :param threads: The number of threads in each process.
+    :raises ValueError: There would be fewer than two concurrent threads.
+    :raises AssertionError: A quota was exceeded, or not used up.
     """
     if max(processes, 1) * threads < 2:
-        raise ValueError("at least two have to ask at once")
+        raise ValueError("at least two concurrent threads are required")
     keys = [f"check/{uuid4().hex}" for _ in _QUESTIONS]
     store = make_store()
     try:
@@ -497,18 +500,18 @@ def _check_used_up(
     asked: Sequence[_Asked],
 ) -> None:
     if len({span("year", int(each.now)) for each in asked}) > 1:
-        return  # it was New Year's Eve, and all had their quota again
+        return  # a year ended during the check, and the calendar quota was reset
     names = " and ".join(f"{one.name} of {one.quota}" for one in algorithms)
     passed = sum(each.cost for each in asked if each.allowed)
     if not LIMIT - max(costs) < passed <= LIMIT:
         raise AssertionError(f"{names}: {passed} passed instead of {LIMIT}")
     for verdict in _decide(store, key, algorithms, 0)[0]:
         if verdict.remaining != verdict.limit - passed:
-            raise AssertionError(f"{names}: {passed} passed, and it tells of {verdict}")
+            raise AssertionError(f"{names}: {passed} passed, but the verdict is {verdict}")
 
 
 def _check_never_too_many(algorithm: Algorithm, asked: Sequence[_Asked]) -> None:
-    # in whole microseconds, as the algorithms count: halves up
+    # In whole microseconds, halves rounded up, as the algorithms count.
     passed = sorted((int(each.now * 1e6 + 0.5), each.cost) for each in asked if each.allowed)
     limit, period = algorithm.quota.limit, algorithm.quota.micros
     if sum(cost for _, cost in passed) < limit - 1:
@@ -522,7 +525,7 @@ def _check_never_too_many(algorithm: Algorithm, asked: Sequence[_Asked]) -> None
             if algorithm.name == "token-bucket":
                 most = limit * (since + period) // period
             elif algorithm.name == "fixed-window" and first:
-                most += limit  # it may be in the midst of a window
+                most += limit  # the span may begin in the middle of a window
             if total > most:
                 raise AssertionError(f"{algorithm.name}: {total} passed in {since} us, not {most}")
 
@@ -540,7 +543,7 @@ def _in_process(
 def _in_threads(
     store: Store, threads: int, keys: Sequence[str], begin: Callable[[], None] | None = None
 ) -> list[list[_Asked]]:
-    """Ask every question by all threads at once; return for each what became of it."""
+    """Make the requests of each part in all threads at once; return their results by part."""
     barrier = threading.Barrier(threads, begin)
     answers: list[list[_Asked]] = [[] for _ in keys]
     failures: list[BaseException] = []

@@ -1,15 +1,15 @@
-"""What a WSGI proxy must not do, as cases that any of them can be held against.
+"""A safety suite for WSGI proxies: cases of what a proxy must not do.
 
-Each case is one proxy in front of one backend on a real socket: what the client sends, what the
-backend answers, and what must then be true at both ends. A proxy is anything that ``make(url)``
-returns a WSGI app of::
+Each case has one proxy in front of one backend on a real socket: it defines the client's request,
+the backend's response, and what must then be true at both ends. A proxy is any WSGI app that
+``make(url)`` returns::
 
     @pytest.mark.parametrize("case", CASES, ids=str)
     def test_my_proxy_is_safe(case: Case) -> None:
         case.check(make)
 
-where a case passes by not raising. What the client sends arrives as the strictest of servers hand
-it on, so that what goes wrong is the proxy's.
+A case passes if it does not raise. The environ is that of the strictest servers, so that every
+failure is the proxy's.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ CASES: tuple[Case, ...] = (
     *requests.CASES,
     *responses.CASES,
 )
-"""All cases, by the rule they are about."""
+"""All cases, ordered by rule."""
 
 
 def check_proxy(make: Make) -> None:
-    """Check a proxy by all the cases.
+    """Run all cases against a proxy.
 
     :param make: Returns a proxy, a WSGI app, in front of the backend at a URL; called once or more
-        for each case. Some cases give it options: ``strip_prefix``, what to take off the front of
-        the path, and ``identity``, names of fields and of the claims they tell, as the forwarder
-        has them. These are left out where it takes no such option or raises NotImplementedError.
-    :raises AssertionError: Some cases fail; says which, and what happened.
+        for each case. Some cases pass options: ``strip_prefix``, the prefix to remove from the
+        path, and ``identity``, field names and the claims for their values, as the forwarder has
+        them. A case is skipped if *make* has no such option or raises NotImplementedError.
+    :raises AssertionError: Some cases fail; the message names them and the failures.
     """
     failed = []
     for case in CASES:

@@ -1,4 +1,4 @@
-"""One case: its name, the rule it is about, and how it is tried."""
+"""One case of the safety suite for proxies: its name, its rule, and its script."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wsgigate.testing.backend import Backend, Received
 __all__ = ["Answer", "Case", "Cases", "Exchange", "Make"]
 
 
-# Both ends of a proxy: a client that calls it as a server would, and the backend behind it.
+# Both ends of a proxy: a client that calls it like a server does, and the backend.
 
 HOST = "gate.test"
 
@@ -35,8 +35,8 @@ class Answer:
 
     :ivar status: The status code.
     :ivar headers: The fields as they were given to ``start_response``.
-    :ivar body: What of the body was taken so far.
-    :ivar raised: What the app or its iterable raised, if it did.
+    :ivar body: The part of the body that was read so far.
+    :ivar raised: The exception of the app or its iterable, if any.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Answer:
         self.body += data
 
     def next(self) -> bytes:
-        """Return the next part of the body that is not empty; nothing at its end."""
+        """Return the next non-empty chunk of the body; empty at its end."""
         for chunk in self._chunks:
             if chunk:
                 self.body += chunk
@@ -77,7 +77,7 @@ class Answer:
         return b""
 
     def finish(self) -> Answer:
-        """Take the rest, and close."""
+        """Read the rest of the body, and close the iterable."""
         try:
             while self.raised is None and self.next():
                 pass
@@ -96,14 +96,14 @@ class Answer:
 
     @property
     def cut(self) -> bool:
-        """Whether the server will not take it for complete: something was raised on the way."""
+        """Whether the server truncates the response: the app raised an exception."""
         return self.raised is not None
 
 
 class Exchange:
-    """One proxy in front of one backend, for the length of a case.
+    """One proxy in front of one backend, for one case.
 
-    :ivar backend: What the proxy is in front of.
+    :ivar backend: The backend.
     """
 
     def __init__(self, backend: Backend, make: Callable[..., WSGIApplication]) -> None:
@@ -112,9 +112,9 @@ class Exchange:
         self._app: WSGIApplication | None = None
 
     def proxy(self, **options: Any) -> None:
-        """Have the proxy made with *options*; without this it is made with none.
+        """Make the proxy with *options*; if this is not called, it has none.
 
-        :raises NotImplementedError: It knows no such options.
+        :raises NotImplementedError: It does not support these options.
         """
         try:
             inspect.signature(self._make).bind(self.backend.url, **options)
@@ -132,12 +132,12 @@ class Exchange:
         chunked: bool = False,
         environ: Mapping[str, Any] | None = None,
     ) -> Answer:
-        """Send a request and return its answer as soon as that has begun.
+        """Send a request and return its response as soon as it has begun.
 
         :param target: The request target, exactly as in the request line.
-        :param body: What to send, or what to read it from; then *fields* say its length.
-        :param chunked: Whether it comes in chunks.
-        :param environ: More keys; a key whose value is None is left out.
+        :param body: The body, or a file to read it from; *fields* then give its length.
+        :param chunked: Whether it has chunked framing.
+        :param environ: Further keys; a key whose value is None is removed.
         """
         if self._app is None:
             self.proxy()
@@ -148,7 +148,7 @@ class Exchange:
         return answer
 
     def send(self, target: str = "/", **options: Any) -> Answer:
-        """Send a request and return its whole answer; takes what :meth:`open` takes."""
+        """Send a request and return its complete response; arguments as for :meth:`open`."""
         return self.open(target, **options).finish()
 
     @property
@@ -159,7 +159,7 @@ class Exchange:
         return requests[0]
 
     def refused(self, answer: Answer) -> None:
-        """See that the request was refused and went nowhere."""
+        """Check that the request was rejected, and did not reach the backend."""
         lines = [request.line for request in self.backend.requests]
         assert not lines, f"it reached the backend as {lines[0]!r}"
         assert answer.status >= 400, f"it was answered with {answer.status}"
@@ -172,7 +172,7 @@ def _environ(
     body: bytes | _Readable,
     chunked: bool,
 ) -> WSGIEnvironment:
-    """Return what gunicorn makes of such a request, in both ways to tell the raw target."""
+    """Return the environ that gunicorn makes of such a request, with both raw target keys."""
     path, _, query = target.partition("?")
     if not path.startswith(("/", "*")):
         path = urlsplit(path).path
@@ -215,16 +215,16 @@ Make: TypeAlias = Callable[..., WSGIApplication]
 """``make(url, **options)``: a proxy in front of the backend at *url*."""
 
 LONGEST = 10.0
-"""Seconds after which a case that has not ended never will."""
+"""Seconds after which a case fails that has not ended."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Something that a proxy must do right.
+    """One requirement for a proxy.
 
-    :ivar id: Names it, ``early-hints``.
-    :ivar rule: The number of the forwarding rule that it is about, 1 to 10.
-    :ivar says: What is right, in a sentence.
+    :ivar id: Its name, such as ``early-hints``.
+    :ivar rule: The number of its forwarding rule, 1 to 10.
+    :ivar says: The requirement, in a sentence.
     """
 
     id: str
@@ -236,10 +236,10 @@ class Case:
         return self.id
 
     def check(self, make: Make) -> None:
-        """Try it.
+        """Run the case.
 
-        :raises AssertionError: The proxy does it wrong; says what happened.
-        :raises NotImplementedError: The proxy does not do such a thing at all.
+        :raises AssertionError: The proxy fails it; the message says how.
+        :raises NotImplementedError: The proxy does not have the feature at all.
         """
         outcome: list[BaseException | None] = []
 
@@ -252,7 +252,7 @@ class Case:
 
         with Backend() as backend:
             exchange = Exchange(backend, make)
-            # A thread of its own: a proxy that waits for ever must not take the test with it.
+            # In a separate thread: a proxy that hangs must not block the test.
             thread = threading.Thread(target=run, args=(exchange,), daemon=True)
             thread.start()
             thread.join(LONGEST)

@@ -30,7 +30,7 @@ def _(x: Exchange) -> None:
 
 @cases(5, "compressed")
 def _(x: Exchange) -> None:
-    """A compressed body arrives compressed, with the fields that say so."""
+    """A compressed body arrives compressed, with its Content-Encoding."""
     packed = gzip.compress(b"x" * 1000)
     x.backend.answers = [reply(packed, fields=[("Content-Encoding", "gzip")])]
     answer = x.send(fields=[("Accept-Encoding", "gzip")])
@@ -73,7 +73,7 @@ def _(x: Exchange) -> None:
 
 @cases(10, "cut-by-length")
 def _(x: Exchange) -> None:
-    """A body that ends before its Content-Length is cut for the client too."""
+    """A body that ends before its Content-Length is truncated for the client, too."""
     x.backend.answers = [cut(OK + b"Content-Length: 50\r\n\r\nshort")]
     answer = x.send()
     assert answer.cut or answer.status >= 500, f"it came to a clean end with {answer.body!r}"
@@ -81,7 +81,7 @@ def _(x: Exchange) -> None:
 
 @cases(10, "cut-in-chunks")
 def _(x: Exchange) -> None:
-    """A body whose last chunk never comes is cut for the client too."""
+    """A body without its last chunk is truncated for the client, too."""
     for body in (b"5\r\nshort\r\n", b"50\r\nshort", b"5\r\nshort\r\n0\r\n"):
         x.backend.answers = [cut(OK + b"Transfer-Encoding: chunked\r\n\r\n" + body)]
         answer = x.send()
@@ -98,7 +98,7 @@ def _(x: Exchange) -> None:
 
 @cases(10, "two-framings")
 def _(x: Exchange) -> None:
-    """A response framed in two ways is refused, or passed on framed in one."""
+    """A response with two framings is rejected, or forwarded with one."""
     both = OK + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
     x.backend.answers = [cut(both)]
     answer = x.send()
@@ -109,7 +109,7 @@ def _(x: Exchange) -> None:
 
 @cases(10, "impossible-length")
 def _(x: Exchange) -> None:
-    """A length that is none, or two of them, is not passed on."""
+    """A malformed Content-Length, or two of them, is not forwarded."""
     for length in (b"-5", b"+5", b"5x", b"5\r\nContent-Length: 6"):
         x.backend.answers = [cut(OK + b"Content-Length: " + length + b"\r\n\r\nhello")]
         answer = x.send()
@@ -119,7 +119,7 @@ def _(x: Exchange) -> None:
 
 @cases(10, "malformed-head")
 def _(x: Exchange) -> None:
-    """A head with a malformed line is refused, not passed on without what came after it."""
+    """A head with a malformed line is rejected, not forwarded without its remaining fields."""
     for line in (b"no colon", b"X-A : b", b"X A: b", b": b", b"X-A: b\x00c", b"X-A: b\rc"):
         x.backend.answers = [cut(OK + line + b"\r\nSet-Cookie: a=1\r\nContent-Length: 2\r\n\r\nok")]
         answer = x.send()
@@ -138,7 +138,7 @@ def _(x: Exchange) -> None:
 
 @cases(10, "no-body")
 def _(x: Exchange) -> None:
-    """HEAD, 204 and 304 have no body, wait for none and keep the length of what there would be."""
+    """HEAD, 204 and 304 have no body, do not wait for one, and keep the Content-Length."""
     length = b"Content-Length: 9\r\n\r\n"
     for method, head, status, kept in (
         ("HEAD", OK + length, 200, ["9"]),
@@ -214,7 +214,7 @@ LARGE = 1 << 20
 
 @cases(10, "upload-held-back")
 def _(x: Exchange) -> None:
-    """An upload goes on its way before all of it has come."""
+    """An upload is forwarded before all of it has arrived."""
     upload = _Waiting(x.backend)
     x.send("/", method="POST", body=upload, fields=[("Content-Length", str(LARGE))])
     x.backend.wait(lambda: x.received.complete, timeout=2)
@@ -224,14 +224,14 @@ def _(x: Exchange) -> None:
 
 @cases(10, "upload-cut-by-length")
 def _(x: Exchange) -> None:
-    """An upload that ends early never looks complete to the backend, nor well to the client."""
+    """An upload that ends early is neither complete for the backend nor a success for the client."""
     answer = x.send("/", method="POST", body=_Upload(b"begun"), fields=[("Content-Length", "100")])
     _never_complete(x, answer.status)
 
 
 @cases(10, "upload-cut-in-chunks")
 def _(x: Exchange) -> None:
-    """Nor does one whose chunks break off."""
+    """Nor does one with truncated chunks."""
     upload = _Upload(b"begun", OSError("a malformed chunk"))
     answer = x.send("/", method="POST", body=upload, chunked=True)
     _never_complete(x, answer.status)
@@ -258,7 +258,7 @@ def _(x: Exchange) -> None:
 
 @cases(10, "left-over-of-another")
 def _(x: Exchange) -> None:
-    """What a client did not wait for is not the next client's answer."""
+    """A response that a client did not wait for does not reach the next client."""
     x.backend.answers = [reply(b"x" * 500_000), reply(b"own")]
     answer = x.open()
     answer.next()
@@ -292,7 +292,7 @@ def _(x: Exchange) -> None:
 
 @cases(3, "answer-of-another")
 def _(x: Exchange) -> None:
-    """After a 103 the next user gets an answer of its own, not the one that came late."""
+    """After a 103 the next user gets the response to its request, not the late one."""
     late = threading.Event()
 
     def hinted(connection: socket.socket, _request: Received) -> None:
@@ -318,7 +318,7 @@ def _(x: Exchange) -> None:
 
 @cases(3, "interim-only")
 def _(x: Exchange) -> None:
-    """A backend that closes after a 103 has not answered."""
+    """A backend that closes after a 103 has sent no response."""
     x.backend.answers = [cut(HINTS)]
     answer = x.send()
     assert answer.status >= 500, f"it was answered with {answer.status}"
@@ -326,7 +326,7 @@ def _(x: Exchange) -> None:
 
 @cases(3, "unasked-upgrade")
 def _(x: Exchange) -> None:
-    """A 101 that nobody asked for reaches no client."""
+    """A 101 without an upgrade request reaches no client."""
     x.backend.answers = [cut(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\nleft")]
     answer = x.send()
     assert answer.status >= 500, f"it was answered with {answer.status}"
