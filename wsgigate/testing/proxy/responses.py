@@ -224,7 +224,7 @@ def _(x: Exchange) -> None:
 
 @cases(10, "upload-cut-by-length")
 def _(x: Exchange) -> None:
-    """An upload that ends early is neither complete for the backend nor a success for the client."""
+    """An upload that ends early is not complete for the backend, nor a success for the client."""
     answer = x.send("/", method="POST", body=_Upload(b"begun"), fields=[("Content-Length", "100")])
     _never_complete(x, answer.status)
 
