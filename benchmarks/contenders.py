@@ -1,4 +1,4 @@
-"""Who is measured, how each is started, and which of them are held against which."""
+"""The contenders of the benchmark: how each is started, and which are compared."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ GATE_WORKER = "wsgigate.servers.gunicorn_worker.GateWorker"
 
 @dataclass(frozen=True)
 class Setup:
-    """What a contender is told.
+    """The settings of a contender.
 
-    :param folder: For its files.
-    :param port: Where to listen.
+    :param folder: The folder for its files.
+    :param port: The port to listen on.
     :param backends: The ports of the service's three instances.
-    :param threads: For those that have them.
-    :param switch_interval: Seconds that a thread keeps the interpreter; None leaves it alone.
+    :param threads: The number of threads, for contenders that have threads.
+    :param switch_interval: Seconds for ``sys.setswitchinterval``; None keeps the default.
     """
 
     folder: Path
@@ -43,7 +43,7 @@ class Setup:
 
     def environment(self) -> dict[str, str]:
         """Return what the configuration files and apps under ``servers`` read."""
-        told = {
+        variables = {
             "BENCH_BIND": f"127.0.0.1:{self.port}",
             "BENCH_THREADS": str(self.threads),
             "BENCH_SECRET": self.secret,
@@ -51,15 +51,15 @@ class Setup:
             "PYTHONPATH": str(ROOT),
         }
         for number, port in enumerate(self.backends, 1):
-            told[f"BENCH_BACKEND_{number}"] = f"http://127.0.0.1:{port}"
+            variables[f"BENCH_BACKEND_{number}"] = f"http://127.0.0.1:{port}"
         if self.switch_interval is not None:
-            told["BENCH_SWITCH_INTERVAL"] = str(self.switch_interval)
-            told["PYTHONPATH"] = f"{HERE / 'site'}:{ROOT}"
-        return told
+            variables["BENCH_SWITCH_INTERVAL"] = str(self.switch_interval)
+            variables["PYTHONPATH"] = f"{HERE / 'site'}:{ROOT}"
+        return variables
 
 
 class Start(NamedTuple):
-    """A command, and what it finds in its environment besides the usual."""
+    """A command, and its additional environment variables."""
 
     command: list[str]
     environment: Mapping[str, str] = {}
@@ -67,12 +67,12 @@ class Start(NamedTuple):
 
 @dataclass(frozen=True)
 class Contender:
-    """One of those that are measured.
+    """One contender.
 
-    :param name: For ``--only`` and in the JSON file.
-    :param title: What the table and the picture call it.
-    :param start: Says how it is started.
-    :param missing: Says what it lacks on this machine; empty when nothing.
+    :param name: Its name for ``--only`` and in the JSON file.
+    :param title: Its name in the table and the picture.
+    :param start: Returns how it is started.
+    :param missing: Returns what it lacks on this machine; empty if nothing.
     """
 
     name: str
@@ -136,9 +136,9 @@ def _gunicorn(
     app: str, file: str = "bare.toml", worker: str = GATE_WORKER
 ) -> Callable[[Setup], Start]:
     def start(setup: Setup) -> Start:
-        told = {"BENCH_APP": app, "BENCH_WORKER": worker, "WSGIGATE_CONFIG": str(HERE / file)}
+        env = {"BENCH_APP": app, "BENCH_WORKER": worker, "WSGIGATE_CONFIG": str(HERE / file)}
         command = [sys.executable, "-m", "gunicorn", "-c", str(HERE / "gunicorn_conf.py")]
-        return Start(command, told)
+        return Start(command, env)
 
     return start
 

@@ -36,7 +36,7 @@ PROCESSES = (1, 2, 4, 8)
 TARGET = 6.0
 """Microseconds that a decision in LMDB may take one process alone."""
 TIMES = 1.8
-"""How many times as cheap one in Redis is to be as one that tells as much by the other library."""
+"""The target: how many times cheaper one in Redis is than one with the same result elsewhere."""
 
 YEAR = 365 * 86400  # so long that a bucket does not fill up meanwhile
 KEY = "limit/bench/192.0.2.7"
@@ -216,7 +216,7 @@ def measure(
     :param decisions: How many each process makes; a quarter of it where Redis is asked.
     :param rounds: How often; the fastest counts, as whatever else the machine does only slows.
     :param requests: How many are served for each figure of the second table.
-    :param told: Is given a line about whoever is skipped.
+    :param told: Called with a line about each contender that is skipped.
     """
     found: dict[str, dict[int, Race]] = {}
     with _urls() as url:
@@ -299,7 +299,7 @@ def tables(found: Mapping[str, Mapping[int, Race]], limiters: Mapping[str, Added
 
 
 def _times(found: Mapping[str, Mapping[int, Race]]) -> Iterator[str]:
-    """Yield how many times as cheap a decision in Redis is as one that tells as much."""
+    """Yield how many times cheaper a decision in Redis is than one with the same result."""
     for ours, theirs in (("fixed-window", "fixed window"), ("sliding-window", "moving window")):
         mine = found.get(f"wsgigate {ours}, redis", {}).get(1)
         other = found.get(f"limits {theirs}{_STATISTICS}, redis", {}).get(1)
@@ -327,7 +327,7 @@ def document(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure what the command line *argv* asks for; return the exit code."""
+    """Run the measurements that the command line *argv* selects; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decisions", description=__doc__)
     parser.add_argument("--decisions", type=int, default=20_000, help="that each process makes")
     parser.add_argument("--rounds", type=int, default=3, help="how often; the fastest counts")

@@ -24,7 +24,7 @@ DRILL = ROOT / "examples" / "drill"
 
 
 class Candidate(NamedTuple):
-    """One who is drilled.
+    """One gateway under test.
 
     :ivar needs: The program it is; empty for wsgigate.
     :ivar how: How that is installed.
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _drilled(candidate: Candidate, folder: Path, port: int, quick: bool) -> dict[str, Any] | None:
-    """Return what the drill tells of *candidate*; ``None`` when it could not be run."""
+    """Return the drill's report on *candidate*; ``None`` when it could not be run."""
     file = folder / "told.json"
     command = [sys.executable, "drill.py", "--title", candidate.title, "--json", str(file)]
     command += ["--port-base", str(port), *(["--quick"] if quick else [])]
@@ -76,7 +76,7 @@ def _drilled(candidate: Candidate, folder: Path, port: int, quick: bool) -> dict
     done = subprocess.run(
         [*command, *(["--gateway", shlex.join(start)] if start else [])], cwd=DRILL
     )
-    if done.returncode not in (0, 1):  # 1 is that it missed a figure, which is told
+    if done.returncode not in (0, 1):  # 1 means that it missed a target, which the report shows
         return None
     document: dict[str, Any] = json.loads(file.read_text())
     return document

@@ -1,4 +1,4 @@
-"""The load: wrk, and what it tells of a run."""
+"""The load generator wrk, and the results that it reports."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Load(NamedTuple):
 
 
 def available() -> bool:
-    """Tell whether there is a load generator."""
+    """Return whether the load generator is installed."""
     return shutil.which("wrk") is not None
 
 

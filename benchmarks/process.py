@@ -1,4 +1,4 @@
-"""A server of any kind, for as long as it is measured."""
+"""Starts a server for a measurement, and stops it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["free_port", "running", "started"]
 
 
 def free_port() -> int:
-    """Return a port that nobody listens at."""
+    """Return a free port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
@@ -32,7 +32,7 @@ def running(
 ) -> AbstractContextManager[int]:
     """Run *command*, as :func:`started` does, until it listens.
 
-    :raises RuntimeError: It does not, or somebody else has the port.
+    :raises RuntimeError: It does not listen, or the port is taken.
     """
     if not _amiss(port):
         raise RuntimeError(f"port {port} is taken")
@@ -50,14 +50,14 @@ def started(
     log: str = "server.log",
     quiet: bool = False,
 ) -> Iterator[int]:
-    """Run *command* in *folder*; yield its process once nothing is amiss.
+    """Run *command* in *folder*; yield its process id once it is ready.
 
-    :param ask: Returns what is amiss as yet.
-    :param core: The processor that it is to run on; ``None`` for any.
-    :param env: What it finds in its environment besides the usual.
-    :param log: Where in *folder* it writes.
-    :param quiet: Keep of that only what it writes to standard error.
-    :raises RuntimeError: It ends, or something is amiss for too long; tells what it wrote.
+    :param ask: Returns why it is not ready yet; empty when it is.
+    :param core: The processor that it runs on; ``None`` for any.
+    :param env: Additional environment variables.
+    :param log: The file in *folder* for its output.
+    :param quiet: Log standard error only.
+    :raises RuntimeError: It ends, or is not ready within a minute; the message has its output.
     """
     with (folder / log).open("wb") as output:
         process = subprocess.Popen(
@@ -73,8 +73,8 @@ def started(
         until = time.monotonic() + 60
         while amiss := ask():
             if process.poll() is not None or time.monotonic() > until:
-                told = (folder / log).read_text(errors="replace")[-4000:]
-                raise RuntimeError(f"{amiss}\n{told}")
+                output_end = (folder / log).read_text(errors="replace")[-4000:]
+                raise RuntimeError(f"{amiss}\n{output_end}")
             time.sleep(0.05)
         yield process.pid
     finally:

@@ -1,15 +1,16 @@
-"""``make bench-registry``: a registry with 10,000 instances of 500 services that all are well.
+"""``make bench-registry``: a registry with 10,000 healthy instances of 500 services.
 
-The registry has one processor for itself; the load has another. Every instance is registered, then
-heartbeats every 10 s while others ask who is there, over the HTTP API: what is told is the share of
-the processor that takes, how long the answers take, and what memory and disk. The load does not
-wait for the registry: what is due is sent, and time that a request waits for a connection counts.
+The registry runs on one processor, the load generator on another. Every instance registers, then
+sends a heartbeat every 10 s, while clients list instances over the HTTP API. The benchmark reports
+the registry's share of the processor, its response times, its memory and its disk space. The load
+is open-loop: requests are sent when they are due, and the time that a request waits for a
+connection counts.
 
-How long answers take depends as much on what else the machine does: so a server is measured beside
-it that does nothing, which is the least that any can take there.
+Response times also depend on the machine, so a server that does nothing is measured beside it, as
+the lower bound there.
 
-``--lesson FILE`` measures another program beside it that speaks the same API at port 3004: the
-lesson's own registry, a file for Node in a folder where its packages are installed.
+``--lesson FILE`` measures another program with the same API at port 3004 beside it: the lesson's
+registry, a file for Node in a folder where its packages are installed.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ Server: TypeAlias = tuple[int, int, Path | None]
 
 @dataclass(frozen=True)
 class Scale:
-    """How much there is to do.
+    """The load.
 
     :ivar every: Seconds between two heartbeats of an instance.
-    :ivar discoveries: Questions a second who is there.
+    :ivar discoveries: List requests per second.
     """
 
     instances: int = 10_000
@@ -111,8 +112,8 @@ async def measure(port: int, pid: int, state: Path | None, scale: Scale, *, fres
     """Drive the registry at *port*.
 
     :param pid: Its process.
-    :param state: Where it keeps what it knows.
-    :param fresh: Whether each heartbeat comes by a connection of its own.
+    :param state: The folder of its state.
+    :param fresh: Whether each heartbeat uses a new connection.
     """
     beats = Requester(port, scale.connections, TOKEN, keep=not fresh)
     asks = Requester(port, DISCOVERERS, TOKEN)
@@ -242,7 +243,7 @@ def lessons(file: Path, folder: Path, core: int) -> Iterator[Server]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure what the command line *argv* asks for; return the exit code."""
+    """Run the measurements that the command line *argv* selects; return the exit code."""
     given = _parser().parse_args(argv)
     core, other = meter.cores()
     os.sched_setaffinity(0, {other})

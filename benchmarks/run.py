@@ -31,7 +31,7 @@ ISSUER = "bench"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure what the command line *argv* asks for; return the exit code."""
+    """Run the measurements that the command line *argv* selects; return the exit code."""
     given = _parser().parse_args(argv)
     costs = micro.costs(requests=200, repeats=1) if given.quick else {}
     if given.quick:

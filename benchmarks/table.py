@@ -1,4 +1,4 @@
-"""What was measured, as text for people and as data for programs."""
+"""The results of the benchmark, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def server_table(found: Mapping[str, Bout]) -> str:
 
 
 def _targets(found: Mapping[str, Bout]) -> list[tuple[str, str, float, float, float]]:
-    """Return of each target what can be told: name, base, wanted, by processor time, by clock."""
+    """Return the targets with results: name, base, wanted, by processor time, by clock."""
     return [
         (name, base, times, found[base].cpu / found[name].cpu, found[name].rate / found[base].rate)
         for name, base, times in TARGETS

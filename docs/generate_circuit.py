@@ -1,4 +1,4 @@
-"""Write ``circuit.svg``, the picture of a circuit's states, out of the table that decides them.
+"""Generate ``circuit.svg``, the diagram of a circuit's states, from the transition table.
 
 Run it after a change of :data:`wsgigate.rules.circuit.TRANSITIONS`::
 
@@ -22,7 +22,7 @@ MEANING = {
     State.OPEN: "calls are rejected",
     State.HALF_OPEN: "a few calls probe",
 }
-BEND = 34  # how far an arrow is from the straight line
+BEND = 34  # the distance of an arrow from the straight line
 BOX = (76, 30)  # half of a state's width and height
 STYLE = """\
 text { font: 13px sans-serif; text-anchor: middle; fill: #222 }

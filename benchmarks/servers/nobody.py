@@ -1,4 +1,4 @@
-"""The least a registry can do: it answers as one would, and knows nobody."""
+"""A baseline for the registry: an app with a registry's responses that keeps no state."""
 
 from __future__ import annotations
 
