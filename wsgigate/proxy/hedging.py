@@ -61,7 +61,7 @@ class Hedge:
         fork.renew_at_fork(self)
 
     def after_fork(self) -> None:
-        """Replace the lock, which a thread of the parent may reservation."""
+        """Replace the lock, which a thread of the parent may hold."""
         self._lock = threading.Lock()
 
     def applies(self, environ: WSGIEnvironment) -> bool:
