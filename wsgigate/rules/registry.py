@@ -30,7 +30,7 @@ Self-preservation
 
 Checks
 
-- An instance with checks that the registry carries out itself needs no heartbeats of its own: each
+- An instance with checks that the registry carries out itself sends no heartbeats: each
   check renews its lease. Their verdict is stored beside the instance's status, and
   :attr:`Registered.state` combines both.
 """

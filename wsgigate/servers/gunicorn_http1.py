@@ -114,7 +114,7 @@ class Http1Worker(Http2Worker):
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer a request that cannot be served, and log it."""
-        if isinstance(exc, ssl.SSLError):  # there is nobody to be answered in plain text
+        if isinstance(exc, ssl.SSLError):  # the client cannot read a plain-text response
             self.log.debug("TLS failed with ip=%s: %s", _address(addr)[0], exc)
             return
         status, fields, body = self.refusal(req, addr, exc)

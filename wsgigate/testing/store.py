@@ -225,7 +225,7 @@ def _update(store: Store, prefix: str) -> None:
     def become(new: bytes | None) -> Change[str]:
         def change(old: bytes | None, now: float) -> tuple[bytes | None, float, str]:
             seen.append(old)
-            _say("the kind of time that update() tells", float, type(now))
+            _say("the type of the time that update() passes", float, type(now))
             return new, 9.0, "result"
 
         return change
@@ -281,7 +281,7 @@ def _several(store: Store, prefix: str) -> None:
     _say("get_all() of many, of which one is absent", values, get_all(store, names))
     asked = [names[2], prefix + "empty", names[1], names[2]]
     found = [values[2], b"", values[1], values[2]]
-    _say("get_all() in an order of its own", found, get_all(store, asked))
+    _say("get_all() in another order", found, get_all(store, asked))
     _say("get_all() of none", [], get_all(store, []))
     _refused("get_all() of a key too long", partial(get_all, store, [names[1], "k" * 481]))
 

@@ -66,9 +66,9 @@ def _(x: Exchange) -> None:
 @cases(1, "proxy-from-the-environment")
 def _(x: Exchange) -> None:
     """A request goes to the backend, whatever http_proxy is set to."""
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-        nobody.close()
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        closed.close()
         with _set("http_proxy", url), _set("no_proxy", ""):
             x.send("/a")
     assert x.received.target == "/a"
