@@ -29,7 +29,7 @@ def asked(
     [
         (Step.HEARTBEAT, Wanted.UP, "POST /heartbeat/users/10.0.0.5-3001 HTTP/1.1", None),
         (
-            Step.TELL,
+            Step.UPDATE,
             Wanted.DRAINING,
             "PUT /status/users/10.0.0.5-3001 HTTP/1.1",
             {"status": "DRAINING"},

@@ -86,18 +86,18 @@ def test_a_whole_life(registries: Registries, started: Callable[..., Heartbeat])
     heartbeat = started(registries, wanted=Wanted.STARTING)
     registries.wait_for(Step.REGISTER, Step.HEARTBEAT)
     heartbeat.want(Wanted.UP)
-    registries.wait_for(Step.TELL, Step.HEARTBEAT)
+    registries.wait_for(Step.UPDATE, Step.HEARTBEAT)
     assert not heartbeat.settled(0)
     heartbeat.want(Wanted.DRAINING)
     assert heartbeat.settled(10.0)
     assert heartbeat.drains
-    registries.wait_for(Step.TELL, Step.HEARTBEAT)
+    registries.wait_for(Step.UPDATE, Step.HEARTBEAT)
     heartbeat.end(leave=True, timeout=10.0)
     assert registries.steps() == [
-        *(Step.REGISTER, Step.HEARTBEAT, Step.TELL, Step.HEARTBEAT),
-        *(Step.TELL, Step.HEARTBEAT, Step.DEREGISTER),
+        *(Step.REGISTER, Step.HEARTBEAT, Step.UPDATE, Step.HEARTBEAT),
+        *(Step.UPDATE, Step.HEARTBEAT, Step.DEREGISTER),
     ]
-    told = [wanted for step, wanted, _ in registries.asked if step is Step.TELL]
+    told = [wanted for step, wanted, _ in registries.asked if step is Step.UPDATE]
     assert told == [Wanted.UP, Wanted.DRAINING]
 
 
@@ -178,10 +178,10 @@ def test_who_takes_over_registers_anew(
 def test_what_is_known_need_not_be_told(
     registries: Registries, started: Callable[..., Heartbeat]
 ) -> None:
-    known = Standing(Phase.REGISTERED, told=Wanted.UP, sent=True)
+    known = Standing(Phase.REGISTERED, reported=Wanted.UP, sent=True)
     heartbeat = started(registries, wanted=Wanted.DRAINING, standing=known)
     assert heartbeat.settled(10.0)
-    assert registries.asked[0] == (Step.TELL, Wanted.DRAINING, 0)
+    assert registries.asked[0] == (Step.UPDATE, Wanted.DRAINING, 0)
 
 
 def test_nothing_is_asked_before_it_is_time(

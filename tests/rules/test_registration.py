@@ -22,10 +22,10 @@ from wsgigate.rules.registration import (
 RULES = RegistrationRules()
 NEW = Standing()
 SENT = Standing(sent=True)
-STARTING = Standing(Phase.REGISTERED, told=Wanted.STARTING, sent=True)
-UP = Standing(Phase.REGISTERED, told=Wanted.UP, sent=True)
-LOST = Standing(Phase.LOST, told=Wanted.UP, sent=True, failures=3)
-DRAINING = Standing(Phase.DRAINING, told=Wanted.DRAINING, sent=True)
+STARTING = Standing(Phase.REGISTERED, reported=Wanted.STARTING, sent=True)
+UP = Standing(Phase.REGISTERED, reported=Wanted.UP, sent=True)
+LOST = Standing(Phase.LOST, reported=Wanted.UP, sent=True, failures=3)
+DRAINING = Standing(Phase.DRAINING, reported=Wanted.DRAINING, sent=True)
 GONE = Standing(Phase.GONE)
 
 
@@ -38,18 +38,18 @@ GONE = Standing(Phase.GONE)
         (NEW, Wanted.GONE, Step.NOTHING),
         # a registration that was not answered may have been heard
         (SENT, Wanted.UP, Step.REGISTER),
-        (SENT, Wanted.DRAINING, Step.TELL),
+        (SENT, Wanted.DRAINING, Step.UPDATE),
         (SENT, Wanted.GONE, Step.DEREGISTER),
         (STARTING, Wanted.STARTING, Step.HEARTBEAT),
-        (STARTING, Wanted.UP, Step.TELL),
+        (STARTING, Wanted.UP, Step.UPDATE),
         (UP, Wanted.UP, Step.HEARTBEAT),
-        (UP, Wanted.DRAINING, Step.TELL),
+        (UP, Wanted.DRAINING, Step.UPDATE),
         (UP, Wanted.GONE, Step.DEREGISTER),
         (LOST, Wanted.UP, Step.HEARTBEAT),
-        (LOST, Wanted.DRAINING, Step.TELL),
+        (LOST, Wanted.DRAINING, Step.UPDATE),
         (LOST, Wanted.GONE, Step.DEREGISTER),
         (DRAINING, Wanted.DRAINING, Step.HEARTBEAT),
-        (DRAINING, Wanted.UP, Step.TELL),
+        (DRAINING, Wanted.UP, Step.UPDATE),
         (DRAINING, Wanted.GONE, Step.DEREGISTER),
         *((GONE, wanted, Step.NOTHING) for wanted in Wanted),
     ],
@@ -90,7 +90,7 @@ def gone_on(standing: Standing, wanted: Wanted, answer: Answer, chance: float = 
         (UP, Wanted.UP, None, Phase.LOST, Step.HEARTBEAT),
         (UP, Wanted.UP, 500, Phase.LOST, Step.HEARTBEAT),
         (UP, Wanted.UP, 429, Phase.LOST, Step.HEARTBEAT),
-        (UP, Wanted.DRAINING, None, Phase.LOST, Step.TELL),
+        (UP, Wanted.DRAINING, None, Phase.LOST, Step.UPDATE),
         (DRAINING, Wanted.DRAINING, None, Phase.DRAINING, Step.HEARTBEAT),
         (UP, Wanted.GONE, None, Phase.LOST, Step.DEREGISTER),
         # refused

@@ -306,7 +306,7 @@ class RegistryClient:
         method, path, document = {
             Step.REGISTER: ("POST", "/register", self.entry.document(host, wanted)),
             Step.HEARTBEAT: ("POST", f"/heartbeat/{which}", None),
-            Step.TELL: ("PUT", f"/status/{which}", {"status": wanted.value}),
+            Step.UPDATE: ("PUT", f"/status/{which}", {"status": wanted.value}),
             Step.DEREGISTER: ("DELETE", f"/register/{which}", None),
         }[step]
         headers = {

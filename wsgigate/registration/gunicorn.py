@@ -145,7 +145,7 @@ class _Shutdown:
         heartbeat = Heartbeat(
             self._registration.connect,
             wanted=wanted,
-            standing=Standing(Phase.REGISTERED, told=Wanted.UP, sent=True),
+            standing=Standing(Phase.REGISTERED, reported=Wanted.UP, sent=True),
         )
         heartbeat.start()
         return heartbeat

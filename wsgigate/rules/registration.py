@@ -71,7 +71,7 @@ class Step(StrEnum):
 
     REGISTER = "register"
     HEARTBEAT = "heartbeat"
-    TELL = "tell its status"
+    UPDATE = "update its status"
     DEREGISTER = "deregister"
     NOTHING = "nothing"
 
@@ -125,7 +125,7 @@ class Standing:
     """The registration state of an instance.
 
     :ivar phase: The phase.
-    :ivar told: The status that the registry last confirmed; ``None`` before the first one.
+    :ivar reported: The status that the registry last confirmed; ``None`` before the first one.
     :ivar sent: Whether it may be registered: a registration was sent, and not rejected.
     :ivar place: The index of the registry to use next, from 0.
     :ivar failures: The number of steps in a row that have failed.
@@ -134,7 +134,7 @@ class Standing:
     """
 
     phase: Phase = Phase.REGISTERING
-    told: Wanted | None = None
+    reported: Wanted | None = None
     sent: bool = False
     place: int = 0
     failures: int = 0
@@ -157,7 +157,7 @@ def next_step(standing: Standing, wanted: Wanted) -> Step:
         return Step.REGISTER
     if not standing.sent:
         return Step.NOTHING
-    return Step.HEARTBEAT if standing.told is wanted else Step.TELL
+    return Step.HEARTBEAT if standing.reported is wanted else Step.UPDATE
 
 
 def after(
@@ -181,7 +181,7 @@ def after(
         return replace(
             standing,
             phase=Phase.GONE if leaving else Phase.REGISTERING,
-            told=None,
+            reported=None,
             sent=False,
             failures=0,
             refused=False,
@@ -198,13 +198,13 @@ def _done(
     rules: RegistrationRules,
 ) -> tuple[Standing, float]:
     if step is Step.DEREGISTER:
-        return replace(standing, phase=Phase.GONE, told=None, sent=False, failures=0), 0.0
-    told = standing.told if step is Step.HEARTBEAT else wanted
+        return replace(standing, phase=Phase.GONE, reported=None, sent=False, failures=0), 0.0
+    reported = standing.reported if step is Step.HEARTBEAT else wanted
     interval = _usable(answer.interval) or standing.interval
     now = replace(
         standing,
-        phase=Phase.DRAINING if told is Wanted.DRAINING else Phase.REGISTERED,
-        told=told,
+        phase=Phase.DRAINING if reported is Wanted.DRAINING else Phase.REGISTERED,
+        reported=reported,
         sent=True,
         failures=0,
         refused=False,
