@@ -95,6 +95,10 @@ class ErrorReply:
     __slots__ = ("code", "text")
 
     def __init__(self, text: str) -> None:
+        # Redis and Valkey say so, instead of NOAUTH, when the first command without a password
+        # has more than ten parts, such as a script with its keys and values, or a long one.
+        if text.startswith("ERR Protocol error: unauthenticated "):
+            text = "NOAUTH Authentication required."
         self.text = text
         self.code = text.partition(" ")[0]
 

@@ -389,3 +389,10 @@ def test_what_no_waiting_mends_is_told_from_an_outage(start, connect, options, u
 @pytest.mark.parametrize("text", ["LOADING Redis is loading", "OOM command not allowed", "ERR max"])
 def test_what_a_server_says_that_passes_is_an_outage(text):
     assert not ErrorReply(text).lasting
+
+
+@pytest.mark.parametrize("what", ["multibulk", "bulk"])
+def test_a_long_first_command_without_a_password_is_refused_for_good(what):
+    reply = ErrorReply(f"ERR Protocol error: unauthenticated {what} length")
+    assert reply.lasting
+    assert reply.code == "NOAUTH"
