@@ -233,12 +233,17 @@ def test_health_and_the_log_say_that_the_redis_fails_and_that_it_is_back(
     assert told["circuitBreakers"]["svc"]["state"] == "CLOSED"
     assert get(machine.url + "/circuit-breakers").status_code == 200
     assert get(machine.url + "/svc").status_code == 200
+    until(lambda: health() and "requests bypass the store" in machine.log)
     if how == "gone":
         server.start()
     else:
         server.resume()
-    until(lambda: {health()["gateway"]["status"] for _ in range(6)} == {"healthy"})
-    assert health()["store"] == {"kind": "redis"}
+
+    def is_well() -> bool:
+        told = health()
+        return told["store"] == {"kind": "redis"} and told["gateway"]["status"] == "healthy"
+
+    until(lambda: all(is_well() for _ in range(12)))  # of both workers
     assert " fails: " in machine.log
     until(lambda: re.search(r"(answers again|workers again, after) [0-9.]+ s", machine.log))
     assert "Traceback" not in machine.log

@@ -241,7 +241,7 @@ def test_a_gateway_refuses_to_start_unsafely_unless_told_otherwise(
         assert get(server.url).text == "ok"
     else:
         assert server.process.wait(15) == 3
-    assert "header_map: X_User_Id is read as X-User-Id" in server.log
+    assert "header_map: X_User_Id is accepted as X-User-Id" in server.log
 
 
 LATE = """

@@ -72,6 +72,12 @@ MIDDLEWARES: list[tuple[str, Callable[[Any], Any], bool]] = [
 
 
 @pytest.fixture(autouse=True)
+def _unfiltered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run without the log filters of other tests, which have RequestId wrap bodies."""
+    monkeypatch.setattr("wsgigate.middleware.request_id.filters", set())
+
+
+@pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
     """Keep the tracebacks that Guard logs out of the report."""
     log = logging.getLogger("wsgigate")

@@ -132,7 +132,30 @@ def test_refused_is_only_what_waits_for_a_slow_service_while_no_other_thread_is_
     held: int, in_flight: int, waiting: int, waited: float, slow: bool, admission: Admission
 ) -> None:
     rules = ThreadShareRules(threads=16, services=2)
-    assert rules.decide(held, in_flight, waiting, waited=waited, slow=slow) is admission
+    decided = rules.decide(held, in_flight, waiting, queued=1, waited=waited, slow=slow)
+    assert decided is admission
+
+
+@pytest.mark.parametrize(
+    ("services", "held", "queued", "admission"),
+    [
+        (2, 7, 1, WAIT),  # 8 of 16 threads are an equal share
+        (2, 7, 2, REFUSE),
+        (2, 8, 1, REFUSE),
+        (4, 3, 1, WAIT),
+        (4, 3, 2, REFUSE),
+        (8, 1, 1, WAIT),
+        (8, 2, 1, REFUSE),
+        (100, 0, 1, WAIT),  # one at least
+        (100, 1, 1, REFUSE),
+    ],
+)
+def test_a_slow_service_below_an_equal_share_waits_while_others_hold_all_threads(
+    services: int, held: int, queued: int, admission: Admission
+) -> None:
+    rules = ThreadShareRules(threads=16, services=services)
+    assert rules.decide(held, 16, 1, queued=queued, waited=0.0, slow=True) is admission
+    assert rules.decide(held, 16, 1, queued=queued, waited=5.0, slow=True) is REFUSE
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,12 @@ class ThreadShares:
     def _wait(self, share: _Share, now: float) -> _Waiter:
         slow = share.is_slow(now)
         decision = self.rules.decide(
-            len(share.held), self._in_flight, self._waiting + 1, waited=0.0, slow=slow
+            len(share.held),
+            self._in_flight,
+            self._waiting + 1,
+            queued=len(share.waiters) + 1,
+            waited=0.0,
+            slow=slow,
         )
         if decision is Admission.REFUSE:
             share.refused += 1
@@ -246,6 +251,7 @@ class ThreadShares:
                         len(share.held),
                         self._in_flight,
                         self._waiting,
+                        queued=len(share.waiters),
                         waited=now - waiter.since,
                         slow=share.is_slow(now),
                     )
@@ -285,7 +291,9 @@ class ThreadShares:
         for share in self._shares:
             if not share.waiters or not share.is_slow(now):
                 continue
-            while share.waiters and self._in_flight + self._waiting >= self.rules.threads:
+            while share.waiters and self.rules.crowds(
+                len(share.held) + len(share.waiters), self._in_flight, self._waiting
+            ):
                 waiter = share.waiters[-1]
                 self._send_back(share, waiter)
                 woken.append(waiter)

@@ -7,8 +7,10 @@ The rule does not need to know which services hang.
 
 A request above the threshold is not rejected at once. It waits in its thread, as it would wait for
 a thread in the server's queue: a burst of quick requests is over in a moment. It is rejected only
-when both conditions hold: no other thread is free, so that it keeps other services waiting; and
-most requests of its service have been in flight for long, so that the wait will not be short.
+when three conditions hold: no other thread is free, so that it keeps other services waiting; most
+requests of its service have been in flight for long, so that the wait will not be short; and its
+service occupies more threads than an equal share, waiting requests included. A service that others
+have crowded out waits, but is not rejected at once.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ class ThreadShareRules:
     :ivar reserve: Threads that one service leaves to the others: one for each of them, but at least
         a quarter and at most half of all threads.
     :ivar most: Threads that one service may hold while the others hold none.
+    :ivar equal: An equal share of the threads, at least 1.
     :raises ValueError: An argument is out of its range; the message names it.
     """
 
@@ -53,6 +56,7 @@ class ThreadShareRules:
     longest_wait: float = 5.0
     reserve: int = field(init=False)
     most: int = field(init=False)
+    equal: int = field(init=False)
 
     def __post_init__(self) -> None:
         for name in ("threads", "services"):
@@ -68,6 +72,7 @@ class ThreadShareRules:
         reserve = min(self.threads // 2, max(self.services - 1, math.ceil(self.threads / 4)))
         object.__setattr__(self, "reserve", reserve)
         object.__setattr__(self, "most", self.threads - reserve)
+        object.__setattr__(self, "equal", max(1, self.threads // self.services))
 
     def admits(self, held: int, in_flight: int) -> bool:
         """Return whether a service that holds *held* threads may take another one.
@@ -94,19 +99,29 @@ class ThreadShareRules:
         middle = next(islice(began, held // 2, None), None)
         return middle is not None and now - middle > self.patience_for(usual)
 
+    def crowds(self, occupied: int, in_flight: int, waiting: int) -> bool:
+        """Return whether a service keeps others from a thread by more than its equal share.
+
+        :param occupied: The threads that its requests occupy, the waiting ones included.
+        :param in_flight: The threads that all services hold.
+        :param waiting: The requests of all services that wait.
+        """
+        return occupied > self.equal and in_flight + waiting >= self.threads
+
     def decide(
-        self, held: int, in_flight: int, waiting: int, *, waited: float, slow: bool
+        self, held: int, in_flight: int, waiting: int, *, queued: int, waited: float, slow: bool
     ) -> Admission:
         """Return the decision about a request that occupies a thread, but was not admitted yet.
 
         :param held: The threads that its service holds.
         :param in_flight: The threads that all services hold.
         :param waiting: The requests that wait, this one included.
+        :param queued: Those of its service, this one included.
         :param waited: Seconds that it has waited.
         :param slow: Whether its service is slow: :meth:`is_slow`.
         """
         if self.admits(held, in_flight):
             return Admission.ENTER
-        if waited >= self.longest_wait or (slow and in_flight + waiting >= self.threads):
+        if waited >= self.longest_wait or (slow and self.crowds(held + queued, in_flight, waiting)):
             return Admission.REFUSE
         return Admission.WAIT

@@ -160,7 +160,8 @@ class Http1Worker(Http2Worker):
             return lambda data: None
 
         start_response = cast("StartResponse", start)
-        logger = _logger_of(self.wsgi)
+        # what failed after the app was called has its line of the Logger
+        logger = None if problem is _FAILED else _logger_of(self.wsgi)
         if logger is None:
             body = problem(environ, start_response)
         else:

@@ -80,8 +80,9 @@ def test_what_is_the_backends_connections_own_stays_there(gate: Any) -> None:
     hop = ["Trailer", "Keep-Alive", "Upgrade", "Proxy-Authenticate", "Proxy-Connection", "X-Secret"]
     fields = [("Connection", "X-Secret, close"), *((name, "x") for name in hop)]
     _, back = gate.passed(gate.raw("/pub"), answer=reply(b"ok", fields=fields))
+    own = {"Keep-Alive": ["timeout=75"]}  # how long the gateway keeps its own connection
     for name in hop:
-        assert back.values(name) == []
+        assert back.values(name) in ([], own.get(name))
 
 
 def test_a_backends_connection_takes_nothing_away_that_matters(gate: Any) -> None:
