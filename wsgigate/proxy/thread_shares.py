@@ -122,8 +122,8 @@ class ThreadShares:
     """Fair shares of a worker's threads, so that a service that hangs leaves threads to the others.
 
     Requests above a service's share wait for a slot. They are rejected while no other thread is
-    free and most requests of the service in flight are slow, at the latest after
-    ``rules.longest_wait`` seconds.
+    free, most requests of the service in flight are slow and it occupies more than an equal share,
+    at the latest after ``rules.longest_wait`` seconds.
 
     :param rules: The number of threads and of services, and when a request is rejected.
     :param clock: Monotonic clock, in seconds.
