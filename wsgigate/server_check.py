@@ -19,14 +19,14 @@ from wsgigate.http.problem import Problem
 from wsgigate.runtime import fork
 
 __all__ = [
-    "Finding",
     "MOST_THREADS",
     "MOST_WORKERS",
+    "Finding",
     "ServerFacts",
-    "first_request_check",
     "facts_of_environ",
     "facts_of_gunicorn",
     "findings",
+    "first_request_check",
     "log_findings",
 ]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from werkzeug.test import Client
 
+import wsgigate
 from wsgigate.auth.jwt import mint
 from wsgigate.cli import main
-from wsgigate.config.build import load_gateway
 from wsgigate.gateway import Gateway
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
@@ -56,14 +56,14 @@ def test_the_gateway_refuses_what_the_command_denies(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(given))
     assert main(["deny", file, *arguments]) == 0
-    gateway = load_gateway(file)
+    gateway = wsgigate.load(file)
     assert ask(gateway) == 401
     assert ask(gateway, mint(SECRET, "HS256", "bob")) == 200
     gateway.close()
 
 
 def test_a_process_of_its_own_denies_for_a_gateway_that_runs(file: str) -> None:
-    gateway = load_gateway(file)
+    gateway = wsgigate.load(file)
     command = [sys.executable, "-m", "wsgigate", "deny", file]
     subprocess.run(command, input=TOKEN, text=True, check=True, timeout=60)
     assert ask(gateway) == 401

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from werkzeug.test import Client
 
+import wsgigate
 from wsgigate.cli import main
-from wsgigate.config.build import load_gateway
 
 FILE = """\
 [store]
@@ -36,7 +36,7 @@ def file(tmp_path: Path) -> str:
 
 
 def ask(file: str, path: str = "/demo") -> int:
-    gateway = load_gateway(file)
+    gateway = wsgigate.load(file)
     try:
         return Client(gateway).get(path, buffered=True).status_code
     finally:
@@ -66,7 +66,7 @@ def test_what_the_command_switches_the_gateway_refuses(
 
 
 def test_a_process_of_its_own_switches_a_gateway_that_runs(file: str) -> None:
-    gateway = load_gateway(file)
+    gateway = wsgigate.load(file)
     command = [sys.executable, "-m", "wsgigate", "maintenance", file, "on"]
     subprocess.run(command, check=True, timeout=60, stdout=subprocess.DEVNULL)
     assert Client(gateway).get("/demo", buffered=True).status_code == 503

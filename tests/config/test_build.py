@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 
+import wsgigate
 from wsgigate.auth.jwt import mint
-from wsgigate.config.build import assemble, build, check, check_reading, load_gateway
+from wsgigate.config.build import assemble, build, check, check_reading
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import load, parse, read
 from wsgigate.gateway import Gateway
@@ -27,7 +28,7 @@ ORDERS = '[services.orders]\ninstances = ["http://127.0.0.1:8000"]\n'
 
 @pytest.fixture
 def gateway(full: Path) -> Any:
-    made = load_gateway(str(full))
+    made = wsgigate.load(str(full))
     yield made
     made.close()
 
@@ -167,7 +168,7 @@ def test_closing_the_gateway_closes_what_its_middlewares_opened(
     made: list[Any] = []
     stamp: Any = site.Stamp
     site.Stamp = lambda app, text: made.append(stamp(app, text=text)) or made[-1]  # type: ignore[attr-defined]
-    load_gateway(str(full)).close()
+    wsgigate.load(str(full)).close()
     assert [one.closed for one in made] == [True, True]
 
 
@@ -501,10 +502,10 @@ def test_the_file_to_load_is_named_by_the_environment(
     full: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WSGIGATE_CONFIG", str(full))
-    load_gateway().close()
+    wsgigate.load().close()
     monkeypatch.delenv("WSGIGATE_CONFIG")
     with pytest.raises(ConfigError, match="WSGIGATE_CONFIG is not set"):
-        load_gateway()
+        wsgigate.load()
 
 
 def test_building_a_config_twice_makes_two_gateways_that_share_nothing_opened(full: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from werkzeug.test import Client
 
-from wsgigate.config.build import build, load_gateway
+import wsgigate
+from wsgigate.config.build import build
 from wsgigate.config.load import parse
 from wsgigate.store.lmdb import LmdbStore
 
@@ -67,8 +68,8 @@ def test_health_answers_when_the_store_does_not(tmp_path: Path) -> None:
 SERVE = """
 import sys
 from werkzeug.test import Client
-from wsgigate.config.build import load_gateway
-gateway = load_gateway(sys.argv[1])
+import wsgigate
+gateway = wsgigate.load(sys.argv[1])
 client = Client(gateway)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -117,7 +118,7 @@ def test_a_store_that_can_never_be_used_is_an_error_that_names_the_key_of_the_fi
     (tmp_path / "store").write_text("a file in the way")
     file = tmp_path / "shop.toml"
     file.write_text(text(f"lmdb:{tmp_path}/store"))
-    gateway = load_gateway(str(file))
+    gateway = wsgigate.load(str(file))
     with caplog.at_level(logging.ERROR, "wsgigate"):
         assert Client(gateway).get("/").status_code == 500
     gateway.close()

@@ -12,7 +12,6 @@ import flask
 import pytest
 from werkzeug.test import Client
 
-import wsgigate.testing
 from wsgigate import Breaker, CircuitRules, ConcurrencyLimiter, Limiter, Shedder
 from wsgigate.runtime import fork
 from wsgigate.store import under_test
@@ -259,12 +258,7 @@ def test_the_switch_is_put_back() -> None:
     assert ConcurrencyLimiter.enabled
 
 
-def test_the_names_are_all_there_and_loaded_late() -> None:
-    for name in wsgigate.testing.__all__:
-        assert getattr(wsgigate.testing, name) is not None
-    assert set(wsgigate.testing._HOMES) == set(wsgigate.testing.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        wsgigate.testing.nothing  # noqa: B018
+def test_the_plugin_of_pytest_loads_no_store() -> None:
     assert callable(wsgigate_reset)
     assert callable(wsgigate_off)
     code = "import sys, wsgigate.testing.pytest_plugin as p; "

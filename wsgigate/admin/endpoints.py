@@ -29,8 +29,8 @@ __all__ = [
     "Statuses",
     "describe_features",
     "describe_routes",
-    "json_app",
     "endpoint_summaries",
+    "json_app",
     "routes",
 ]
 

@@ -26,12 +26,12 @@ from wsgigate.units import iso_time, parse_duration
 
 __all__ = [
     "HasCircuit",
+    "circuit_counts",
     "circuit_routes",
     "circuit_statuses",
-    "circuit_counts",
     "deny_route",
-    "maintenance_routes",
     "maintenance_document",
+    "maintenance_routes",
     "notices_document",
 ]
 

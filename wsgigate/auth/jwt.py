@@ -32,12 +32,14 @@ from wsgigate.http.strict_json import TokenRejected, read_object, shown
 
 __all__ = [
     "ALGORITHMS",
+    "KINDS",
+    "MAX_LENGTH",
+    "SECRET_BYTES",
     "ClaimRules",
     "Compact",
-    "KINDS",
     "Keys",
-    "MAX_LENGTH",
     "RequiredClaims",
+    "Text",
     "granted_scopes",
     "mint",
     "read_compact",

@@ -38,7 +38,7 @@ from typing import Protocol
 from wsgigate.client.dial import Dial, OnSocket
 from wsgigate.client.response_reader import PoolFull
 
-__all__ = ["Connection", "ConnectionPool", "ConnectionOwner", "Limits"]
+__all__ = ["Connection", "ConnectionOwner", "ConnectionPool", "Limits"]
 
 _TIMEVAL = struct.Struct("ll")
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from wsgigate.http.forwarded import AddressList
 
-__all__ = ["Address", "Destinations", "Forbidden", "PRIVATE", "CombinedDestinations"]
+__all__ = ["PRIVATE", "Address", "CombinedDestinations", "Destinations", "Forbidden"]
 
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address

@@ -16,7 +16,7 @@ from wsgigate.client.connections import Connection
 from wsgigate.client.response_reader import BLOCK, ResponseReader, SlowResponse
 from wsgigate.rules.pace import Pace
 
-__all__ = ["FieldList", "RawResponse", "LazyResponse"]
+__all__ = ["FieldList", "LazyResponse", "RawResponse"]
 
 
 class FieldList:

@@ -34,9 +34,9 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 __all__ = [
     "BLOCK",
-    "BrokenResponse",
     "MOST_FIELDS",
     "MOST_HEAD_BYTES",
+    "BrokenResponse",
     "NotConnected",
     "PoolFull",
     "ResponseReader",

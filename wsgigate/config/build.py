@@ -74,7 +74,7 @@ __all__ = [
     "check",
     "check_certificate",
     "check_reading",
-    "load_gateway",
+    "load",
     "outage_of",
     "own_routes",
     "worker_report",
@@ -279,7 +279,7 @@ def build(config: Config, *, path: str = "", started: float | None = None) -> Ga
     return assemble(config, path=path, started=started).gateway
 
 
-def load_gateway(path: str | None = None) -> Gateway:
+def load(path: str | None = None) -> Gateway:
     """Return the gateway that the file at *path* describes.
 
     :param path: The file; ``$WSGIGATE_CONFIG`` when ``None``.

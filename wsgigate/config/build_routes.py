@@ -52,8 +52,8 @@ __all__ = [
     "Routes",
     "answers_preflights",
     "leading_loggers",
-    "policy_name",
     "maintenance_scopes",
+    "policy_name",
 ]
 
 

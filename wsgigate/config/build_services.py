@@ -26,7 +26,7 @@ from wsgigate.config.middleware_options import circuit_rules
 from wsgigate.config.model import Config, FieldChanges, Route, Service, Weighted
 from wsgigate.config.registry import listen_addresses
 from wsgigate.config.service_tables import (
-    _BUDGET,
+    BUDGET_KEYS,
     HEALTH_KEYS,
     Balance,
     Options,
@@ -141,7 +141,7 @@ def retry_rules(options: ServiceRetry) -> RetryRules:
 
     :raises ValueError: An option is invalid; the message names it.
     """
-    return RetryRules(**given(options, without=_BUDGET))
+    return RetryRules(**given(options, without=BUDGET_KEYS))
 
 
 def retry_budget(options: ServiceRetry) -> RetryBudget:

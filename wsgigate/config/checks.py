@@ -14,7 +14,7 @@ from wsgigate.config.traffic import FaultOptions, check_fallback, check_service
 from wsgigate.http.forwarded import UNIX
 from wsgigate.store import NETWORKED
 
-__all__ = ["check_across"]
+__all__ = ["check_across", "virtual_host"]
 
 _OF_SERVICES = (
     *("strip_prefix", "add_prefix", "request_fields", "response_fields"),

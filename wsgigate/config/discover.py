@@ -22,13 +22,14 @@ from wsgigate.discovery.sources.several import Several
 from wsgigate.http.forwarded import AddressList
 
 __all__ = [
-    "Address",
-    "Discover",
-    "SourceAddress",
     "EXAMPLES",
     "FILES",
     "FORMS",
     "OPTIONS",
+    "SOURCES",
+    "Address",
+    "Discover",
+    "SourceAddress",
     "discovery",
     "is_own_registry",
     "parse_address",

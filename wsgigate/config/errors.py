@@ -12,10 +12,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 __all__ = [
+    "MISSING",
     "ConfigError",
     "Errors",
     "FromEnvironment",
-    "MISSING",
     "at",
     "is_below",
     "shown",

@@ -50,10 +50,10 @@ from wsgigate.middleware.shedder import Shedder
 from wsgigate.store import Store
 
 __all__ = [
+    "USES",
     "BuildContext",
     "Middleware",
     "MiddlewareEntry",
-    "USES",
     "Use",
     "import_app",
     "import_function",

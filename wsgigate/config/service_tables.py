@@ -28,9 +28,12 @@ from wsgigate.rules.balance import POLICIES
 from wsgigate.rules.retry import IDEMPOTENT
 
 __all__ = [
-    "Balance",
+    "BUDGET_KEYS",
     "HEALTH",
+    "HEALTH_KEYS",
     "POLICY",
+    "Balance",
+    "Options",
     "ServerTls",
     "Service",
     "ServiceHealth",
@@ -262,7 +265,7 @@ class ServiceOutlier:
 
 # Retries.
 
-_BUDGET = ("budget", "budget_floor")
+BUDGET_KEYS = ("budget", "budget_floor")
 
 
 @table

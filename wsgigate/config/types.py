@@ -19,6 +19,7 @@ from wsgigate.rules.routing import Route
 from wsgigate.units import parse_duration, parse_size
 
 __all__ = [
+    "FIELD_NAME",
     "Bind",
     "Checked",
     "Choice",
@@ -30,10 +31,11 @@ __all__ = [
     "Number",
     "PathPattern",
     "QuotaText",
+    "QuotasText",
+    "Scalar",
     "Schema",
     "Secret",
     "Size",
-    "FIELD_NAME",
     "Text",
     "Url",
     "or_reference",

@@ -16,10 +16,10 @@ from wsgigate.store import Change, Store, update
 from wsgigate.store.open import Namespaced, OpenedStore
 
 __all__ = [
-    "DenyList",
     "GRACE",
-    "Identity",
     "LONGEST",
+    "DenyList",
+    "Identity",
     "covers",
     "end_of",
     "entry_of_jti",

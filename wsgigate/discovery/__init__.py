@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from wsgigate.rules.arguments import explained
 
-__all__ = ["LAST_TIER", "Instance", "Registration", "host_and_port"]
+__all__ = ["LAST_TIER", "Instance", "host_and_port"]
 
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?\.?")
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")

@@ -32,6 +32,7 @@ from wsgigate.store import Store
 from wsgigate.units import iso_time
 
 __all__ = [
+    "Found",
     "InThreads",
     "Known",
     "Markable",

@@ -12,8 +12,8 @@ from wsgigate.http.strict_json import TokenRejected, read_object
 from wsgigate.http.wsgi import BodyError
 
 __all__ = [
-    "ClientBody",
     "BufferedBody",
+    "ClientBody",
     "Replay",
     "client_body",
     "has_body",

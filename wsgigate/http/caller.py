@@ -22,23 +22,24 @@ from wsgigate.http.wsgi import CLAIMS, Key, combined, environ_key, header, path_
 from wsgigate.rules.paths import PathPatterns
 
 __all__ = [
+    "OTHERWISE",
     "Claim",
     "ClaimOrAddress",
     "Exempt",
     "KeyNames",
-    "OTHERWISE",
     "Plan",
     "by_address",
     "claim",
     "cookie",
+    "exempt_of",
     "exemption",
     "first_of",
-    "store_key",
     "key_of",
     "listed_path",
     "matching",
     "only_of",
     "plan_of",
+    "store_key",
     "text_of",
 ]
 

@@ -16,8 +16,8 @@ from types import MappingProxyType
 from wsgigate.rules.arguments import checked
 
 __all__ = [
-    "FieldRules",
     "HOP_BY_HOP",
+    "FieldRules",
     "connection_tokens",
     "cookie_values",
     "is_field_value",

@@ -21,10 +21,11 @@ from wsgigate.http.fields import is_token
 
 __all__ = [
     "ADDRESS_FIELDS",
-    "AddressList",
     "CLIENT_FORGED",
+    "FAMILY",
     "MAX_ENTRIES",
     "UNIX",
+    "AddressList",
     "address_field",
     "address_of",
     "client_of",

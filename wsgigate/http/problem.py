@@ -12,7 +12,14 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.rules.arguments import explained
 
-__all__ = ["Problem", "Refusal", "Refuse", "answer_with", "status_line"]
+__all__ = [
+    "Problem",
+    "Refusal",
+    "Refuse",
+    "answer_with",
+    "prefers_html",
+    "status_line",
+]
 
 
 def status_line(status: int) -> str:

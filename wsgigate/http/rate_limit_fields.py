@@ -21,10 +21,10 @@ from wsgigate.http.wsgi import LIMITS, ExcInfo, Headers
 from wsgigate.rules.quota import tightest
 
 __all__ = [
-    "Decision",
     "FAMILIES",
-    "LimitFields",
     "QUOTA_EXCEEDED",
+    "Decision",
+    "LimitFields",
     "QuotaVerdict",
     "Terms",
     "check_options",

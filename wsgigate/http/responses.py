@@ -22,14 +22,15 @@ from wsgigate.http.problem import status_line
 from wsgigate.http.wsgi import SHAPED, ExcInfo, Headers, close_body, is_websocket, without
 
 __all__ = [
+    "FALLBACK_FIELD",
+    "LARGEST",
+    "BufferedResponse",
     "Choose",
     "CopiedBody",
-    "FALLBACK_FIELD",
-    "BufferedResponse",
-    "replaceable_response",
     "fixed_response",
-    "with_fallback_field",
     "record_shaping",
+    "replaceable_response",
+    "with_fallback_field",
 ]
 
 

@@ -54,7 +54,7 @@ from wsgigate.store import Store, StoreError
 from wsgigate.store.open import OpenedStore
 from wsgigate.store.under_test import resettable
 
-__all__ = ["Concurrency", "ConcurrencyLimiter", "ID_BYTES", "LARGEST", "Leases"]
+__all__ = ["ID_BYTES", "LARGEST", "Concurrency", "ConcurrencyLimiter", "Leases"]
 
 
 # The leases of this process, and the one thread that renews them while there are any.

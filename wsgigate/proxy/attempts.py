@@ -66,7 +66,7 @@ from wsgigate.rules.retry import (
     write_timeout,
 )
 
-__all__ = ["AttemptRunner", "Attempts", "RequestFactory", "NO_INSTANCE", "TIMEOUT_KEY"]
+__all__ = ["NO_INSTANCE", "TIMEOUT_KEY", "AttemptRunner", "Attempts", "RequestFactory"]
 
 TIMEOUT_KEY = "HTTP_X_REQUEST_TIMEOUT"
 

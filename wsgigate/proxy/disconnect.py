@@ -41,7 +41,7 @@ from wsgiref.types import WSGIEnvironment
 from wsgigate.http.wsgi import CLIENT_STREAM
 from wsgigate.runtime import fork
 
-__all__ = ["ClientLeft", "ClientWatch", "Disconnects", "TICK", "UNWATCHED", "client_socket", "shut"]
+__all__ = ["TICK", "UNWATCHED", "ClientLeft", "ClientWatch", "Disconnects", "client_socket", "shut"]
 
 
 TICK = 0.25

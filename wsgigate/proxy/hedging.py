@@ -27,7 +27,12 @@ from wsgigate.rules.retry import Delays, HedgeRules, hedgeable
 from wsgigate.runtime import fork
 from wsgigate.runtime.threads import TIMER, ScheduledCall, Timer
 
-__all__ = ["Hedge", "HedgedAttempt", "Race"]
+__all__ = [
+    "AttemptResult",
+    "Hedge",
+    "HedgedAttempt",
+    "Race",
+]
 
 AttemptResult: TypeAlias = tuple[requests.Response, Outgoing, Reservation]
 """The response that counts, its body unread; its request; the reservation of its instance."""

@@ -23,13 +23,13 @@ from wsgigate.runtime import fork
 from wsgigate.runtime.throttled_log import ChangeLog
 
 __all__ = [
+    "FULL",
     "Bulkhead",
     "Compartment",
-    "FULL",
     "InstanceLease",
     "Member",
-    "Slot",
     "Pool",
+    "Slot",
     "check_most",
     "full",
 ]

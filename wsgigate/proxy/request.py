@@ -43,11 +43,11 @@ from wsgigate.http.wsgi import CLAIMS, CLIENT_SOURCE, REQUEST_ID, environ_key, p
 from wsgigate.proxy.destination import METHODS, instance_destination, mount_of
 
 __all__ = [
+    "NEVER",
+    "PROTECTED",
     "FieldCopier",
     "ForwardingFields",
-    "NEVER",
     "Outgoing",
-    "PROTECTED",
     "RequestMaker",
     "hops_left",
     "is_last_hop",

@@ -34,6 +34,7 @@ __all__ = [
     "plan_for",
     "problem_of",
     "reason_of",
+    "was_refused",
     "without_named",
 ]
 

@@ -22,9 +22,9 @@ from wsgigate.rules.circuit import Outcome
 
 __all__ = [
     "CLIENT_LEFT",
+    "UNSENDABLE",
     "Reservation",
     "Sender",
-    "UNSENDABLE",
     "Unanswered",
     "failure_of",
     "had_begun",

@@ -30,7 +30,14 @@ from wsgigate.rules.registry_checks import Check, carried_over
 from wsgigate.runtime.throttled_log import ChangeLog
 from wsgigate.store import Store, update
 
-__all__ = ["Full", "Invalid", "Listing", "Refused", "Registry"]
+__all__ = [
+    "LONGEST_WAIT",
+    "Full",
+    "Invalid",
+    "Listing",
+    "Refused",
+    "Registry",
+]
 
 
 LOG = logging.getLogger("wsgigate.registry")

@@ -31,7 +31,7 @@ from wsgigate.runtime.threads import SupervisedThread
 from wsgigate.runtime.throttled_log import Trouble
 from wsgigate.store import Store, StoreError
 
-__all__ = ["Checked", "RegistryChecks", "UNVERIFIED", "VERIFIED"]
+__all__ = ["UNVERIFIED", "VERIFIED", "Checked", "RegistryChecks"]
 
 
 LOG = logging.getLogger("wsgigate.registry")

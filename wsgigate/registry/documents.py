@@ -15,9 +15,9 @@ from wsgigate.rules.registry import Invalid, LeaseRules, Registered
 from wsgigate.units import iso_time
 
 __all__ = [
-    "Answer",
     "INDEX",
     "NETWORKS",
+    "Answer",
     "ResponseCache",
     "has",
     "headers_of",

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from wsgigate.runtime import fork
 from wsgigate.store import StoreError
 
-__all__ = ["WaitSlots", "LongPoll"]
+__all__ = ["LongPoll", "WaitSlots"]
 
 
 class LongPoll:

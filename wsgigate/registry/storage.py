@@ -65,20 +65,23 @@ from wsgigate.rules.registry import Evictions, Registered
 from wsgigate.store import Store, get_all, update
 
 __all__ = [
+    "EMPTY",
+    "KEPT",
+    "REACH",
     "Action",
     "Changes",
-    "EMPTY",
+    "ExpiryState",
     "Full",
     "Index",
-    "KEPT",
     "Keys",
+    "Name",
     "RecordedChanges",
-    "REACH",
     "Service",
-    "ExpiryState",
     "Total",
     "is_same",
     "next_version",
+    "split",
+    "version_in",
 ]
 
 

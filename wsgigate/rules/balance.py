@@ -13,11 +13,11 @@ from math import ceil, exp, log
 from typing import Any, Generic, Protocol, TypeVar
 
 __all__ = [
+    "POLICIES",
     "ConsistentHash",
     "LeastLatency",
     "M",
     "Member",
-    "POLICIES",
     "Pairs",
     "Policy",
     "Random",

@@ -38,13 +38,13 @@ from wsgigate.rules.arguments import checked
 from wsgigate.rules.window import Window
 
 __all__ = [
-    "CircuitRules",
-    "Event",
     "FAILURES",
     "MOST_TRIPS",
+    "TRANSITIONS",
+    "CircuitRules",
+    "Event",
     "Outcome",
     "State",
-    "TRANSITIONS",
     "Tally",
     "Verdict",
     "acquire",

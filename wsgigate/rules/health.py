@@ -13,7 +13,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
-__all__ = ["Health", "HealthCheck", "Outcome", "first_due", "judge", "next_due", "record"]
+__all__ = [
+    "MOST_BODY",
+    "Health",
+    "HealthCheck",
+    "Outcome",
+    "first_due",
+    "judge",
+    "next_due",
+    "record",
+]
 
 JITTER = 0.2
 """Maximum random deviation from the interval, as a share of it."""

@@ -10,7 +10,14 @@ from typing import NamedTuple
 
 from wsgigate.rules.arguments import explained
 
-__all__ = ["CALENDAR", "Quota", "Verdict", "tightest", "verdict_of"]
+__all__ = [
+    "CALENDAR",
+    "LONGEST",
+    "Quota",
+    "Verdict",
+    "tightest",
+    "verdict_of",
+]
 
 
 def tightest(verdicts: Sequence[tuple[bool, int, int, float, float]]) -> int:

@@ -52,11 +52,11 @@ from wsgigate.rules.health import HealthCheck
 from wsgigate.rules.registry_checks import Check
 
 __all__ = [
+    "LONG_ABSENCE",
+    "METADATA_BYTES",
     "Evictions",
     "Invalid",
-    "LONG_ABSENCE",
     "LeaseRules",
-    "METADATA_BYTES",
     "Registered",
     "Status",
     "check_host",

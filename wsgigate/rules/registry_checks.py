@@ -17,10 +17,10 @@ from wsgigate.rules.health import HealthCheck, Outcome
 __all__ = [
     "CHECKS_BYTES",
     "CRITICAL",
-    "Check",
     "PASSING",
-    "Streak",
     "WARNING",
+    "Check",
+    "Streak",
     "carried_over",
     "judged",
     "length_of",

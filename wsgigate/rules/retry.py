@@ -21,15 +21,15 @@ from wsgigate.rules.dates import unix_time
 from wsgigate.rules.window import Window
 
 __all__ = [
+    "IDEMPOTENT",
+    "SAFE",
     "Attempt",
     "Deadline",
     "Decision",
     "Delays",
     "HedgeRules",
-    "IDEMPOTENT",
     "RetryBudget",
     "RetryRules",
-    "SAFE",
     "backoff",
     "deadline",
     "decide",

@@ -11,7 +11,12 @@ import struct
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["GuessRules", "Guesses"]
+__all__ = [
+    "MARK_BYTES",
+    "MEMORY",
+    "GuessRules",
+    "Guesses",
+]
 
 
 MEMORY = 3600.0

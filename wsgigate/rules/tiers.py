@@ -11,8 +11,8 @@ from typing import Generic, NamedTuple
 from wsgigate.rules.balance import M, Policy
 
 __all__ = [
-    "Level",
     "OVERPROVISIONED",
+    "Level",
     "Standing",
     "Tiers",
     "available",

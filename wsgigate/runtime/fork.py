@@ -51,11 +51,12 @@ __all__ = [
     "notice_fork",
     "pid",
     "processors",
+    "quiesce_at_fork",
     "renew_at_fork",
     "renewed",
-    "quiesce_at_fork",
     "settle",
     "tested",
+    "unseen",
 ]
 
 

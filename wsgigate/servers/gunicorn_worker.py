@@ -80,7 +80,7 @@ from wsgigate.servers.gunicorn_connection import Connection
 from wsgigate.servers.gunicorn_http1 import Http1Worker
 from wsgigate.servers.gunicorn_threads import IdleConnections, Threads
 
-__all__ = ["BootingWorker", "GateWorker", "TESTED"]
+__all__ = ["TESTED", "BootingWorker", "GateWorker"]
 
 
 # Boot: signals during the fork, the self-check, and workers that fail to boot.

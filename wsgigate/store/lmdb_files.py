@@ -25,9 +25,10 @@ from wsgigate.store import MisconfiguredStore, StoreError
 
 __all__ = [
     "DAMAGED",
+    "FIX",
+    "STEP",
     "Damaged",
     "OtherVersion",
-    "STEP",
     "allocate",
     "alone",
     "check_file",

@@ -32,7 +32,7 @@ from hashlib import sha256
 from types import FrameType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
-__all__ = ["Maker", "AppNamespace", "check_namespace", "innermost", "maker"]
+__all__ = ["AppNamespace", "Maker", "check_namespace", "innermost", "maker"]
 
 _INNER = ("app", "application", "__self__", "__wrapped__", "func")
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep

@@ -74,13 +74,13 @@ from wsgigate.store.redis_url import Address, RedisLocation, read_url
 
 __all__ = [
     "Ask",
+    "Breaker",
     "Cluster",
     "Outage",
     "RedisStore",
     "Sentinels",
     "Servers",
     "Single",
-    "Breaker",
     "connect_to",
     "fit",
 ]

@@ -33,11 +33,12 @@ from wsgigate.runtime.tls import client_context
 from wsgigate.store import StoreError
 
 __all__ = [
-    "ReplyReader",
+    "SIZE",
     "ConnectionPool",
+    "ErrorReply",
     "Fits",
     "Malformed",
-    "ErrorReply",
+    "ReplyReader",
     "Unreachable",
     "Wire",
     "command",

@@ -16,7 +16,7 @@ from wsgigate.rules.quota import Quota, Verdict
 from wsgigate.store.redis_connections import command, packed
 from wsgigate.store.redis_shapes import verdicts
 
-__all__ = ["GET", "LUA", "Prepared", "SWAP", "Script", "prepared", "take_script", "verdicts_of"]
+__all__ = ["GET", "LUA", "SWAP", "Prepared", "Script", "prepared", "take_script", "verdicts_of"]
 
 
 # The algorithms of :mod:`wsgigate.rules.algorithms` in Lua, number by number and byte by byte.

@@ -1,59 +1,30 @@
 """Test helpers for gateways, middlewares and stores: no fixed ports, no sleeps, no containers.
 
-The names below are imported at their first use: each run of pytest imports this package for its
-plugin.
+The names below are imported at their first use (:mod:`wsgigate.lazy`): each run of pytest imports
+this package for its plugin.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from wsgigate.testing.backend import Backend, Received, cut, reply
-    from wsgigate.testing.clock import FakeClock, Script
-    from wsgigate.testing.limits import limits_off, reset
-    from wsgigate.testing.middleware import check_middleware
-    from wsgigate.testing.proxy import check_proxy
-    from wsgigate.testing.store import BrokenStore, check_exact, check_store
+from wsgigate import lazy
 
-__all__ = [
-    "Backend",
-    "BrokenStore",
-    "FakeClock",
-    "Received",
-    "Script",
-    "check_exact",
-    "check_middleware",
-    "check_proxy",
-    "check_store",
-    "cut",
-    "limits_off",
-    "reply",
-    "reset",
-]
+_SOURCE = lazy.source(globals())
 
-_HOMES = {
-    "Backend": "backend",
-    "BrokenStore": "store",
-    "FakeClock": "clock",
-    "Received": "backend",
-    "Script": "clock",
-    "check_exact": "store",
-    "check_middleware": "middleware",
-    "check_proxy": "proxy",
-    "check_store": "store",
-    "cut": "backend",
-    "limits_off": "limits",
-    "reply": "backend",
-    "reset": "limits",
-}
-
-
-def __getattr__(name: str) -> object:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module 'wsgigate.testing' has no attribute {name!r}")
-    value: object = getattr(import_module(f"wsgigate.testing.{home}"), name)
-    globals()[name] = value
-    return value
+if TYPE_CHECKING or _SOURCE is None:
+    from wsgigate.testing.backend import Backend as Backend
+    from wsgigate.testing.backend import Received as Received
+    from wsgigate.testing.backend import cut as cut
+    from wsgigate.testing.backend import reply as reply
+    from wsgigate.testing.clock import FakeClock as FakeClock
+    from wsgigate.testing.clock import Script as Script
+    from wsgigate.testing.limits import limits_off as limits_off
+    from wsgigate.testing.limits import reset as reset
+    from wsgigate.testing.middleware import check_middleware as check_middleware
+    from wsgigate.testing.proxy import check_proxy as check_proxy
+    from wsgigate.testing.store import BrokenStore as BrokenStore
+    from wsgigate.testing.store import check_exact as check_exact
+    from wsgigate.testing.store import check_store as check_store
+else:
+    __getattr__, __dir__ = lazy.attach(globals(), _SOURCE)

@@ -19,7 +19,14 @@ from wsgigate.rules.registry import Invalid, Registered
 from wsgigate.rules.routing import MethodNotAllowed, Route, Router
 from wsgigate.store import StoreError
 
-__all__ = ["Answer", "CompatRequest", "CompatApp", "Endpoint", "Table"]
+__all__ = [
+    "MOST_FIELDS",
+    "Answer",
+    "CompatApp",
+    "CompatRequest",
+    "Endpoint",
+    "Table",
+]
 
 
 LARGEST = 64 * 1024

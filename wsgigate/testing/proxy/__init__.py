@@ -17,7 +17,7 @@ from __future__ import annotations
 from wsgigate.testing.proxy import requests, responses
 from wsgigate.testing.proxy.case import Answer, Case, Exchange, Make
 
-__all__ = ["Answer", "CASES", "Case", "Exchange", "Make", "check_proxy"]
+__all__ = ["CASES", "Answer", "Case", "Exchange", "Make", "check_proxy"]
 
 
 CASES: tuple[Case, ...] = (
