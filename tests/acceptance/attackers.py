@@ -9,7 +9,19 @@ from typing import Any
 
 import requests
 
-__all__ = ["APP", "HEAD", "KINDS", "OPTIONS", "PLAIN", "QUICK", "THREADS", "Attackers", "get"]
+__all__ = [
+    "APP",
+    "HEAD",
+    "KINDS",
+    "OPTIONS",
+    "PLAIN",
+    "QUICK",
+    "THREADS",
+    "Attackers",
+    "HeldRequest",
+    "get",
+    "read_to_end",
+]
 
 THREADS = 4
 OPTIONS = ("--workers", "1", "--threads", str(THREADS), "--keep-alive", "2")
@@ -25,6 +37,10 @@ class Steady(GateWorker):
 
 class Patient(GateWorker):
     head_timeout = 60.0
+
+class Late(GateWorker):
+    def set_accept_enabled(self, enabled):  # all connections stay in the backlog until it stops
+        pass
 
 class Quick(GateWorker):
     head_timeout = idle_timeout = linger_timeout = 1.0
@@ -117,6 +133,27 @@ class Attackers:
             except OSError:
                 pass
         return True
+
+
+class HeldRequest:
+    """A request that the app has begun to serve, and serves until :meth:`finish`."""
+
+    def __init__(self, port: int) -> None:
+        self._client = socket.create_connection(("127.0.0.1", port), timeout=20)
+        fields = b"Content-Length: 1\r\nConnection: close\r\nExpect: 100-continue\r\n\r\n"
+        self._client.sendall(b"POST /" + HEAD + fields)
+        assert self._client.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
+
+    def finish(self) -> bytes:
+        """Send the rest of the request; return its response."""
+        with self._client:
+            self._client.sendall(b"x")
+            return read_to_end(self._client)
+
+
+def read_to_end(client: socket.socket) -> bytes:
+    """Return what arrives until the server closes the connection; a reset is an error."""
+    return b"".join(iter(lambda: client.recv(65536), b""))
 
 
 def get(url: str, **options: Any) -> requests.Response:

@@ -92,11 +92,35 @@ def test_one_whose_next_request_is_read_has_the_time_that_a_response_has(serve: 
     assert connection.timeout >= before + worker.idle_timeout > before + KEPT
 
 
-def test_a_worker_that_stops_keeps_it_for_a_moment_and_has_its_loop_look(serve: Serve) -> None:
+def test_a_stopping_worker_keeps_a_connection_for_a_moment(serve: Serve) -> None:
     worker, connection = serve(lambda: True, alive=False)
     assert list(worker.keepalived_conns) == [connection]
+    [[cap]] = worker.deferred
+    cap()
     assert connection.timeout <= time.monotonic() + ENDING
-    assert len(worker.deferred) == 1
+
+
+def test_a_worker_that_stops_while_a_connection_becomes_idle_keeps_it_for_a_moment() -> None:
+    """The loop has capped the idle connections just before this one is among them."""
+
+    class Stopping(IdleConnections):
+        def add(self, connection: Any, *, read_ahead: bool = False) -> None:
+            worker.alive = False
+            worker._cap_idle()
+            super().add(connection, read_ahead=read_ahead)
+
+    worker, connection = Worker(lambda: True), Connection()
+    worker.keepalived_conns.add(connection)
+    waiting = worker.keepalived_conns
+    worker.keepalived_conns = Stopping()
+    worker.keepalived_conns.take = waiting.take
+    worker._serve_next()
+    [[cap]] = worker.deferred
+    cap()
+    connection.sock.close()
+    connection.client.close()
+    assert list(worker.keepalived_conns) == [connection]
+    assert connection.timeout <= time.monotonic() + ENDING
 
 
 def closes() -> bool:

@@ -328,15 +328,18 @@ class GateWorker(BootingWorker):
             ahead = connection.has_read_ahead()
             if ahead:  # a pipelined request: it waits until the client has read the response
                 connection.timeout = time.monotonic() + self.idle_timeout
-            if not self.alive:
-                until = time.monotonic() + gthread.STOP_KEEPALIVE_LINGER
-                connection.timeout = min(connection.timeout, until)
-                self.method_queue.defer(_wake_loop)
             self.keepalived_conns.add(connection, read_ahead=ahead)
         except BaseException:
             self.log.exception("Error serving a connection")
             return False
+        # Checked after the connection was added: a worker that begins to stop later finds it there.
+        if not self.alive:
+            self.method_queue.defer(self._cap_idle)
         return True
+
+    def _cap_idle(self) -> None:
+        """Give the idle connections of a stopping worker the time for one more request."""
+        super()._cap_keepalive(time.monotonic() + gthread.STOP_KEEPALIVE_LINGER)
 
     def _close_gracefully(self, connection: Any) -> None:
         """Close a connection after its last response; runs in the loop."""
@@ -476,7 +479,3 @@ def _link(path: str) -> str:
         return os.readlink(path)
     except OSError:  # the master has just closed it
         return ""
-
-
-def _wake_loop() -> None:
-    """Do nothing; deferring this wakes the loop, which then sees that the worker stops."""
