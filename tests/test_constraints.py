@@ -1,8 +1,8 @@
-"""The constraints file: exact versions of all that an extra installs, for each supported Python."""
+"""The constraints file: exact versions of all dependencies, for each supported Python."""
 
 from __future__ import annotations
 
-import configparser
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,12 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-
-
-def _setup() -> configparser.ConfigParser:
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    return setup
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def _lines() -> list[Requirement]:
@@ -25,15 +20,16 @@ def _lines() -> list[Requirement]:
 
 def _releases() -> list[str]:
     prefix = "Programming Language :: Python :: 3."
-    lines = _setup()["metadata"]["classifiers"].splitlines()
+    lines = PROJECT["project"]["classifiers"]
     return [line.rpartition(" ")[2] for line in lines if line.startswith(prefix)]
 
 
 def _direct() -> list[str]:
-    setup = _setup()
-    texts = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
-    wanted = {Requirement(line).name for text in texts for line in text.split("\n") if line}
-    return sorted({canonicalize_name(name) for name in wanted} | {"setuptools"})
+    project, groups = PROJECT["project"], PROJECT["dependency-groups"]
+    extras = project["optional-dependencies"]
+    lists = [project["dependencies"], *extras.values(), *groups.values()]
+    wanted = {Requirement(line).name for each in lists for line in each}
+    return sorted({canonicalize_name(name) for name in wanted} | {"pip", "setuptools"})
 
 
 @pytest.mark.parametrize("release", _releases())

@@ -1,0 +1,58 @@
+"""Sessions of nox, each in an environment of its own: ``nox --list`` shows them.
+
+A Python that is not at hand is skipped with a note. ``make help`` lists the usual commands.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+import nox
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PROJECT)
+EXTRAS = ",".join(PROJECT["project"]["optional-dependencies"])
+PYTEST = ("python", "-m", "pytest", "-n", "3", "--dist", "loadfile")
+
+nox.options.sessions = ["unit"]
+nox.options.error_on_missing_interpreters = False
+nox.options.download_python = "never"
+
+if "PYENV_VERSION" not in os.environ and (pyenv := shutil.which("pyenv")):
+    # Without it pyenv offers only its global version.
+    listed = subprocess.run([pyenv, "versions", "--bare"], capture_output=True, text=True)
+    os.environ["PYENV_VERSION"] = ":".join(reversed(listed.stdout.split()))
+
+
+@nox.session(python=PYTHONS)
+def unit(session: nox.Session) -> None:
+    """Run all tests but tests/acceptance, with the versions of constraints.txt."""
+    constraint = ("--constraint", "constraints.txt")
+    session.install(*constraint, "--upgrade", "pip", "setuptools")
+    package = ("--no-build-isolation", "--editable", ".[server]", "--group", "dev")
+    session.install(*constraint, *package)
+    session.run(*PYTEST, "--ignore=tests/acceptance", *session.posargs)
+
+
+@nox.session
+def latest(session: nox.Session) -> None:
+    """Run the whole suite with the newest releases."""
+    _install_newest(session)
+    session.run(*PYTEST, *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+def versions(session: nox.Session) -> None:
+    """Install the newest releases, and list them in a file of the folder that is the argument."""
+    [folder] = session.posargs
+    _install_newest(session)
+    with open(os.path.join(folder, f"{session.python}.txt"), "w") as file:
+        session.run("python", "-m", "pip", "list", "--format=freeze", stdout=file, stderr=None)
+
+
+def _install_newest(session: nox.Session) -> None:
+    session.install("--upgrade", "pip", "setuptools")
+    package = ("--no-build-isolation", "--editable", f".[{EXTRAS}]")
+    session.install(*package, "--group", "dev", "--group", "bench")
