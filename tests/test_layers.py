@@ -167,3 +167,47 @@ def test_what_workers_share_goes_through_a_store(path: Path) -> None:
     assert names.isdisjoint(DATABASES), "it keeps state of its own"
     kinds = {name for name in names if name.removeprefix("wsgigate.store.") in STORES - {name}}
     assert not kinds or here in ("config", "__init__"), f"it imports {kinds}"
+
+
+# One mechanism for one thing: threads and forks, in runtime/.
+
+THREADS = {
+    "runtime/threads.py",
+    "runtime/access_log.py",  # its last lines are written at the end of the process
+    "client/dial.py",  # a lookup that hangs occupies its thread: the queue must not wait for it
+    "discovery/health_results.py",  # one thread per check, which ends with it
+    "proxy/disconnect.py",  # it never ends, and waits for sockets
+    "proxy/health_probe.py",  # a selector's loop, which is woken by a socket
+    "registration/__init__.py",
+    "registration/gunicorn.py",
+    "registration/heartbeat.py",  # it runs in the master of a foreign server, and is fed by signals
+    "servers/granian.py",
+    "servers/gunicorn_threads.py",  # the threads that serve requests
+}
+"""The files that may start a thread by themselves."""
+
+COMPARES_PROCESSES = {
+    "runtime/fork.py",
+    "registration/__init__.py",
+    "registration/heartbeat.py",
+    "registration/process.py",
+    "store/redis.py",
+}
+"""The files that may compare process ids; objects elsewhere are renewed by ``runtime/fork.py``."""
+
+
+def calls(tree: ast.AST) -> set[str]:
+    return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=label)
+def test_threads_and_forks_have_one_mechanism(path: Path) -> None:
+    inside, tree = label(path), ast.parse(path.read_text())
+    if folder(path) != "testing":
+        assert "threading.Thread" not in calls(tree) or inside in THREADS
+    # granian's adapter resets what belongs to the process itself: its file of signals
+    hooks = {"runtime/fork.py", "servers/granian.py"}
+    assert "os.register_at_fork" not in calls(tree) or inside in hooks
+    compared = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Compare)]
+    ids = [text for text in compared if "os.getpid()" in text or "fork.pid" in text]
+    assert not ids or inside in COMPARES_PROCESSES, ids

@@ -4,8 +4,8 @@ Theory of operation. A gateway may be built in one process and serve in others t
 it. Threads do not survive a fork, so building one starts nothing; each process that serves starts
 its own tasks. Three rules must hold:
 
-- ``_started_in`` is the id of the process in which the tasks were started. It is compared with the
-  current id on every request, which costs one comparison and covers every kind of server.
+- ``_started`` tells whether this process has started its tasks; a fork unsets it. Every request
+  reads it, which covers every kind of server.
 - It is set only when the start is complete: requests that arrive during the start wait for the
   lock, as without it they would find no instances.
 - It is set even if the start fails, so that a failing start is not repeated by every request.
@@ -92,12 +92,16 @@ class Gateway:
         self._first = first
         self._stopping = tuple(stopping)
         self._closing = tuple(closing)
-        self._lock: threading.Lock
-        fork.renewed(self, _lock="Lock")
-        self._started_in = 0
+        self.after_fork()
+        fork.renew_at_fork(self)
+
+    def after_fork(self) -> None:
+        """Start the tasks again at the first request: threads do not survive a fork."""
+        self._lock = threading.Lock()
+        self._started = False
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if self._started_in != fork.pid:
+        if not self._started:
             self.start()
             if self._first is not None:
                 self.app = self._first(environ) or self.app
@@ -106,7 +110,7 @@ class Gateway:
     def start(self) -> None:
         """Start the background tasks in this process, unless they run already."""
         with self._lock:
-            if self._started_in == fork.pid:
+            if self._started:
                 return
             try:
                 logs.set_up(self.log_level)
@@ -120,9 +124,7 @@ class Gateway:
                 if self.reports is not None:
                     self.reports.start()
             finally:
-                self._started_in = (
-                    fork.pid
-                )  # set last: a request during the start must wait for the instances too
+                self._started = True  # last: a request during the start waits for the instances too
 
     def stopping(self) -> None:
         """Begin to end long-lived work while requests in flight are finished; does not block."""
@@ -132,7 +134,7 @@ class Gateway:
     def close(self) -> None:
         """Stop the background tasks of this process and release its resources."""
         with self._lock:
-            running, self._started_in = self._started_in == fork.pid, 0
+            running, self._started = self._started, False
         if running and self.reports is not None:
             self.reports.stop()
         if running and self.health is not None:

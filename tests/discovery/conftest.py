@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -109,7 +108,6 @@ class Worker:
         )
         # as if in a process of its own
         self.checker._lease._owner = str(id(self)).encode()
-        self.checker._lease._pid = os.getpid()
 
     def _spawn(self, work: Callable[[], None]) -> None:
         if self.hold:

@@ -256,7 +256,7 @@ def test_of_the_workers_of_a_machine_one_logs_what_all_of_them_see(
 ) -> None:
     caplog.set_level(logging.INFO)
     speakers = [LogLeader(store), LogLeader(store)]
-    speakers[1]._lease._pid, speakers[1]._lease._owner = os.getpid(), b"another"
+    speakers[1]._lease.after_fork()  # as if in another process
     watches = [Watch(Pool("users", ()), source, speaks=each.speaks) for each in speakers]
     for watch in watches:
         watch.step(NEVER)

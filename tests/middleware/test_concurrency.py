@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+from types import SimpleNamespace
 from wsgiref.util import setup_testing_defaults
 
 import flask
@@ -15,8 +16,9 @@ import pytest
 from django.http import JsonResponse
 
 from wsgigate.http.wsgi import REASON
-from wsgigate.middleware.concurrency import ConcurrencyLimiter, Leases, _renewer
+from wsgigate.middleware.concurrency import ConcurrencyLimiter, Leases
 from wsgigate.middleware.limiter import Limiter
+from wsgigate.runtime.threads import Timer
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import BrokenStore, FakeClock
 from wsgigate.testing.middleware import check_middleware
@@ -238,13 +240,26 @@ def test_a_place_is_renewed_before_it_ends():
     assert Answer(app).status == 200
 
 
-def test_a_limiter_that_is_closed_renews_nothing(store):
-    app = ConcurrencyLimiter(hello, 1, store=store)
-    held = Answer(app)
-    assert app._leases in _renewer.all
-    app.close()
-    assert app._leases not in _renewer.all
-    held.close()
+class Scheduled(list):
+    """A timer, and the calls that it has to make."""
+
+    running = True
+
+    def after(self, seconds, call):
+        self.append(call)
+        return SimpleNamespace(cancel=lambda: self.remove(call))
+
+
+def test_leases_that_are_stopped_are_renewed_again_from_the_next_one_on():
+    timer = Scheduled()
+    leases = Leases(lambda place, held: None, 0.02, FakeClock(), timer)
+    leases.hold(b"1", "a")
+    leases.hold(b"2", "a")
+    assert len(timer) == 1
+    leases.stop()
+    assert timer == []
+    leases.hold(b"3", "a")
+    assert len(timer) == 1
 
 
 def test_a_forked_process_renews_nothing_of_its_parent_and_frees_nothing_of_it(store):
@@ -266,32 +281,25 @@ def test_a_forked_process_renews_nothing_of_its_parent_and_frees_nothing_of_it(s
     assert len(app._leases) == 1
 
 
-def test_one_thread_renews_for_all_and_ends_when_nothing_is_held():
+def test_one_thread_renews_the_leases_of_all_limiters_until_they_are_dropped():
     done = threading.Event()
-    seen = []
+    threads = []
 
     def renew(place, leases):
-        seen.append(threading.current_thread())
-        if len({thread.name for thread in seen}) == 1 and len(seen) >= 4:
+        threads.append(threading.current_thread())
+        if len(threads) >= 4:
             done.set()
 
-    def clock():
-        import time
-
-        return time.monotonic()
-
-    one, two = Leases(renew, 0.02, clock), Leases(renew, 0.03, clock)
+    one, two = Leases(renew, 0.02, time.monotonic), Leases(renew, 0.03, time.monotonic)
     one.hold(b"1", "a")
     two.hold(b"2", "b")
     assert done.wait(30)
-    assert len(set(seen)) == 1
+    assert len(set(threads)) == 1
     assert one.drop(b"1") == "a"
     assert one.drop(b"1") is None
     two.drop(b"2")
     one.stop()
     two.stop()
-    seen[0].join(30)
-    assert not seen[0].is_alive()
 
 
 def test_what_fails_to_renew_does_not_end_the_thread(caplog):
@@ -304,8 +312,6 @@ def test_what_fails_to_renew_does_not_end_the_thread(caplog):
             again.set()
         raise LookupError
 
-    import time
-
     leases = Leases(renew, 0.02, time.monotonic)
     leases.hold(b"1", "a")
     assert again.wait(30)
@@ -316,11 +322,8 @@ def test_what_fails_to_renew_does_not_end_the_thread(caplog):
 
 def test_what_is_held_is_renewed_after_no_thread_was_to_be_had(threadless):
     """One that could not be started counted as one that runs, and places ran out while in use."""
-    for thread in threading.enumerate():
-        if thread.name == "leases":  # of a test before
-            thread.join(30)
     renewed = threading.Event()
-    leases = Leases(lambda place, held: renewed.set(), 0.02, time.monotonic)
+    leases = Leases(lambda place, held: renewed.set(), 0.02, time.monotonic, Timer(threads=1))
     with threadless():
         leases.hold(b"1", "a")
     leases.hold(b"2", "b")

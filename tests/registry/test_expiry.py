@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,7 @@ class Worker:
         self.registry = Registry(store, rules=rules)
         self.sweeper = self.registry._expiry
         lease = self.sweeper._lease
-        lease._pid, lease._owner = os.getpid(), str(id(self)).encode()
+        lease._owner = str(id(self)).encode()
 
 
 class Fleet:

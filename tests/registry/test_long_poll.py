@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 from tests.support.turns import Turns
@@ -117,9 +118,15 @@ def test_a_process_that_stops_lets_nobody_wait() -> None:
 def test_a_forked_process_waits_for_itself() -> None:
     looks = Looks()
     several = LongPoll(looks)
-    several._pid -= 1
-    several._changed.acquire()  # by a thread that is not in this process
-    assert several.wait("users", 0, 0) == 0
+    several._changed.acquire()  # by a thread that is not in the child
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = several.wait("users", 0, 0)
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_registry_lets_nobody_wait_for_longer_than_may_be(monkeypatch) -> None:  # type: ignore[no-untyped-def]

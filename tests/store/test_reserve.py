@@ -63,7 +63,7 @@ class Fleet:
             for pool in self.pools
         ]
         for number, checker in enumerate(self.checkers):
-            checker._lease._owner, checker._lease._pid = b"%d" % number, os.getpid()
+            checker._lease._owner = b"%d" % number
 
     def run(self, seconds):
         for _ in range(round(seconds * 2)):

@@ -26,6 +26,7 @@ import os
 import secrets
 import socket
 
+from wsgigate.runtime import fork
 from wsgigate.store import Store, StoreError
 
 __all__ = ["LeaderLease", "LogLeader"]
@@ -43,15 +44,17 @@ class LeaderLease:
         self.key = key
         self.ttl = ttl
         self._store = store
-        self._pid = 0
-        self._owner = b""
+        self.after_fork()
+        fork.renew_at_fork(self)
+
+    def after_fork(self) -> None:
+        """Take another name than the parent's, whose lease this process does not hold."""
+        self._owner = f"{os.getpid()}-{secrets.token_hex(8)}".encode()
 
     @property
     def owner(self) -> bytes:
         """The name under which this process holds the lease; a forked child has another."""
-        if self._pid != os.getpid():
-            self._owner = f"{os.getpid()}-{secrets.token_hex(8)}".encode()
-            self._pid = os.getpid()
+        fork.notice_fork()  # two processes with one name would both be the leader
         return self._owner
 
     def take(self) -> bool:

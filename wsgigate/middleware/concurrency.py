@@ -27,7 +27,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from typing import Any
-from weakref import WeakSet
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.caller import (
@@ -49,6 +48,7 @@ from wsgigate.http.wsgi import REASON, ExcInfo, Headers, client_address, close_b
 from wsgigate.rules.arguments import checked
 from wsgigate.rules.quota import Verdict
 from wsgigate.runtime import fork
+from wsgigate.runtime.threads import ScheduledCall, Timer
 from wsgigate.runtime.throttled_log import ThrottledLog, counted_again, observing, outage
 from wsgigate.store import Store, StoreError
 from wsgigate.store.open import OpenedStore
@@ -57,9 +57,12 @@ from wsgigate.store.under_test import resettable
 __all__ = ["ID_BYTES", "LARGEST", "Concurrency", "ConcurrencyLimiter", "Leases"]
 
 
-# The leases of this process, and the one thread that renews them while there are any.
+# The leases of this process, and the one thread that renews them.
 
 _lease_log = logging.getLogger("wsgigate.leases")
+
+_TIMER = Timer(threads=1)
+"""Renews the leases of all limiters. Other scheduled calls do not wait for their stores."""
 
 
 class Leases:
@@ -72,6 +75,7 @@ class Leases:
     :param every: Seconds between two renewals; a lease is first renewed when it has been held for
         at least half of that.
     :param clock: Returns a monotonic time in seconds.
+    :param timer: Calls :meth:`renew`.
     """
 
     def __init__(
@@ -79,12 +83,22 @@ class Leases:
         renew: Callable[[str, list[bytes]], object],
         every: float,
         clock: Callable[[], float],
+        timer: Timer = _TIMER,
     ) -> None:
         self._renew = renew
         self._every = every
         self._clock = clock
-        self._held: dict[bytes, tuple[str, float]] = {}
+        self._timer = timer
         self._renewed = clock()
+        self.after_fork()
+        fork.renew_at_fork(self)
+
+    def after_fork(self) -> None:
+        """Drop all leases: they belong to the requests of the parent."""
+        self._held: dict[bytes, tuple[str, float]] = {}
+        self._lock = threading.Lock()
+        self._next: ScheduledCall | None = None
+        self._stopped = False
 
     def __len__(self) -> int:
         return len(self._held)
@@ -92,8 +106,9 @@ class Leases:
     def hold(self, lease: bytes, place: str) -> None:
         """Renew *lease*, which is under the store key *place*, from now on."""
         self._held[lease] = (place, self._clock())
-        if _renewer.thread is None or self not in _renewer.all:
-            _renewer.start(self)
+        if self._next is None or not self._timer.running:
+            self._stopped = False
+            self._schedule(self._every)
 
     def drop(self, lease: bytes) -> str | None:
         """Stop renewing *lease*; return its store key, or None if it was dropped already.
@@ -105,7 +120,11 @@ class Leases:
 
     def stop(self) -> None:
         """Stop renewing until the next lease is held."""
-        _renewer.forget(self)
+        with self._lock:
+            self._stopped = True
+            if self._next is not None:
+                self._next.cancel()
+                self._next = None
 
     def renew(self) -> float:
         """Renew the leases that are due; return the seconds until the next renewal."""
@@ -129,64 +148,17 @@ class Leases:
         """Drop all leases."""
         self._held.clear()
 
-
-class _Renewer:
-    """The renewal thread of this process. It ends without leases and starts with the next one."""
-
-    def __init__(self) -> None:
-        self.all: WeakSet[Leases] = WeakSet()
-        self.thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-        self._wake = threading.Event()
-
-    def start(self, leases: Leases) -> None:
+    def _schedule(self, seconds: float) -> None:
         with self._lock:
-            self.all.add(leases)
-            self._wake.set()  # the next renewal may be sooner
-            if self.thread is None:
-                thread = threading.Thread(target=self._run, name="leases", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError:
-                    return  # no thread is available: the next lease tries again
-                self.thread = thread
-
-    def forget(self, leases: Leases) -> None:
-        with self._lock:
-            self.all.discard(leases)
-
-    def after_fork(self) -> None:
-        for leases in list(self.all):
-            leases.forget_all()
-        self._lock = threading.Lock()
-        self._wake = threading.Event()
-        self.thread = None
+            if self._next is not None:
+                self._next.cancel()
+            self._next = None if self._stopped else self._timer.after(seconds, self._run)
 
     def _run(self) -> None:
-        wake = self._wake
-        while True:
-            wake.clear()
-            with self._lock:
-                every = list(self.all)
-            waits = [leases.renew() for leases in every]
-            del every
-            wake.wait(min(waits, default=0.0))
-            if not self._needed():
-                return
-
-    def _needed(self) -> bool:
-        """Return whether any lease is held; if not, unset the thread: the next lease starts one."""
-        with self._lock:
-            this, self.thread = self.thread, None
-            # In this order, as ``hold`` stores the lease first and looks for the thread then.
-            if any(len(leases) for leases in self.all):
-                self.thread = this
-            return self.thread is not None
-
-
-_renewer = _Renewer()
-
-fork.renew_at_fork(_renewer)
+        wait = self.renew()
+        self._next = None
+        if self._held:  # in this order, as hold() stores the lease first and looks for a call then
+            self._schedule(wait)
 
 
 # The decision: a pure function of the caller's leases, the time and the request.

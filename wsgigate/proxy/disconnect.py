@@ -135,7 +135,7 @@ class Disconnects:
         """Drop the watches: the clients are the parent's."""
         self._watched: dict[int, ClientWatch] = {}
         self._lock = threading.Lock()
-        self._pid = 0
+        self._started = False
 
     def watch(self, environ: WSGIEnvironment) -> ClientWatch:
         """Start watching the client of *environ*; the caller closes the watch."""
@@ -148,7 +148,7 @@ class Disconnects:
         if client is None:
             return UNWATCHED
         watch = ClientWatch(client, self._forget)
-        if self._pid != fork.pid:
+        if not self._started:
             self._start()
         self._watched[id(watch)] = watch
         return watch
@@ -158,7 +158,7 @@ class Disconnects:
 
     def _start(self) -> None:
         with self._lock:
-            if self._pid != fork.pid:
+            if not self._started:
                 thread = threading.Thread(
                     target=self._run, name="wsgigate-disconnects", daemon=True
                 )
@@ -166,7 +166,7 @@ class Disconnects:
                     thread.start()
                 except RuntimeError:
                     return  # no thread available: the next watch tries again
-                self._pid = fork.pid
+                self._started = True
 
     def _run(self) -> None:
         while True:

@@ -32,15 +32,11 @@ class LongPoll:
         self._look = look
         self._every = every
         self._clock = clock
-        self._begin_anew()
+        self.after_fork()
         fork.renew_at_fork(self)
 
     def after_fork(self) -> None:
         """Start without waiting threads: those of the parent do not exist in the child."""
-        self._begin_anew()
-
-    def _begin_anew(self) -> None:
-        self._pid = fork.pid
         self._changed = threading.Condition()
         self._waiting: Counter[str | None] = Counter()
         self._seen: dict[str | None, tuple[float, int]] = {}
@@ -52,8 +48,6 @@ class LongPoll:
 
         While the store fails, the version counts as unchanged.
         """
-        if self._pid != fork.pid:
-            self._begin_anew()
         end = self._clock() + timeout
         with self._changed:
             self._waiting[service] += 1
@@ -74,7 +68,7 @@ class LongPoll:
 
     def notify(self, service: str) -> None:
         """Wake the threads that wait for *service*; they read the version again."""
-        if self._pid == fork.pid and self._waiting:
+        if self._waiting:
             with self._changed:
                 self._seen.pop(service, None)
                 self._seen.pop(None, None)
@@ -83,9 +77,8 @@ class LongPoll:
     def stop(self) -> None:
         """End all waits, and start no more: the process is stopping."""
         self._stopped = True
-        if self._pid == fork.pid:
-            with self._changed:
-                self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
 
     def _look_again(self, service: str | None, known: int) -> int:
         self._looking.add(service)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import io
 import os
 import re
@@ -14,7 +13,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import NamedTuple, Protocol, TextIO
 from urllib.parse import quote
@@ -293,17 +292,23 @@ class Sink:
         self._lines = lines
         self._queue_size = queue_size
         self._now = now
-        self._writers: dict[int, _Writer] = {}  # at most the writer of this process
+        self.after_fork()
+        fork.renew_at_fork(self)
+
+    def after_fork(self) -> None:
+        """Forget the writer: its thread and its lines belong to the parent process."""
+        self._writer: _Writer | None = None
+        self._starting = threading.Lock()
 
     @property
     def dropped(self) -> int:
         """Number of records that this process has lost."""
-        writer = self._writers.get(fork.pid)
+        writer = self._writer
         return writer.dropped if writer is not None else 0
 
     def put(self, record: Record) -> None:
         """Queue *record* without waiting."""
-        writer = self._writers.get(fork.pid) or self._start()
+        writer = self._writer or self._start()
         if len(writer.queue) < self._queue_size:
             writer.put(record)
         else:
@@ -311,30 +316,26 @@ class Sink:
 
     def flush(self, timeout: float = AT_EXIT) -> bool:
         """Wait until all queued lines are written or lost; return whether that was in time."""
-        writer = self._writers.get(fork.pid)
+        writer = self._writer
         return writer is None or writer.flush(timeout)
 
     def close(self, timeout: float = AT_EXIT) -> bool:
         """Flush and stop the thread; the next record starts another. The stream stays open."""
-        writer = self._writers.pop(fork.pid, None)
+        writer, self._writer = self._writer, None
         return writer is None or writer.stop(timeout)
 
     def _start(self) -> _Writer:
-        # No lock: a thread of the parent may have held it at the fork, and it would stay locked.
-        pid = fork.pid
-        fresh = _Writer(self._stream, self._lines, self._now, self._queue_size // 2)
-        writer = self._writers.setdefault(pid, fresh)
-        if writer is fresh:
-            for other in [each for each in self._writers if each != pid]:
-                self._writers.pop(other, None)
+        with self._starting:
+            if self._writer is not None:
+                return self._writer
+            writer = _Writer(self._stream, self._lines, self._now, self._queue_size // 2)
             try:
-                fresh.thread.start()
+                writer.start()
             except RuntimeError:  # no more threads, or the interpreter is shutting down
-                self._writers.pop(pid, None)
-                return fresh
-            atexit.register(fresh.flush_at_exit)
-            weakref.finalize(self, fresh.add, None).atexit = False
-        return writer
+                return writer
+            weakref.finalize(self, writer.add, None).atexit = False
+            self._writer = writer
+            return writer
 
 
 class _Writer:
@@ -355,7 +356,6 @@ class _Writer:
         self._make_lines = lines
         self._now = now
         self._many = many
-        self._pid = fork.pid
         self._lock = threading.Lock()
         self._idle = False
         self._wake = threading.Event()
@@ -363,6 +363,14 @@ class _Writer:
         self._reported = 0
         self._output: _Output | None = None
         self._lines: Lines | None = None
+
+    def start(self) -> None:
+        """Start the thread.
+
+        :raises RuntimeError: No thread can be started.
+        """
+        self.thread.start()
+        self._unregister = fork.at_exit(partial(self.flush, AT_EXIT))
 
     def put(self, record: Record) -> None:
         try:
@@ -399,10 +407,6 @@ class _Writer:
         self.add(written)
         return written.wait(timeout)
 
-    def flush_at_exit(self) -> None:
-        if self._pid == fork.pid:
-            self.flush(AT_EXIT)
-
     def stop(self, timeout: float) -> bool:
         self.add(None)
         self.thread.join(timeout)
@@ -423,7 +427,7 @@ class _Writer:
             items = [queue.popleft() for _ in range(min(len(queue), _ROUND))]
             going_on = None not in items
             self._write(items)
-        atexit.unregister(self.flush_at_exit)
+        self._unregister()
 
     def _write(self, items: list[bytes | threading.Event | None]) -> None:
         batch: list[bytes] = []

@@ -26,20 +26,24 @@ Rules:
 3. A store is quiescent during a fork (:func:`quiesce_at_fork`): the parent acquires the locks of
    all stores before it forks, and parent and child release them afterwards. Otherwise the child
    could inherit a half-written structure, and LMDB forbids an open environment to cross a fork.
-4. :data:`pid` changes only together with the renewal. So code that is renewed compares no process
-   ids. Code that must work even when the fork was not noticed compares with ``os.getpid()``.
+4. :data:`pid` changes only together with the renewal. So no object compares process ids: it is
+   renewed. Where a fork that was not noticed would do harm, as two leaders would, the code calls
+   :func:`notice_fork` first. :func:`at_exit` is for the one thing that cannot be renewed: a
+   callback of ``atexit``, which every child inherits.
 
 A lock that is not renewed breaks them; tests/runtime/test_gevent_patching.py searches for such.
 """
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import sys
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -48,6 +52,7 @@ __all__ = [
     "Renewable",
     "after_patching",
     "after_unseen_fork",
+    "at_exit",
     "notice_fork",
     "pid",
     "processors",
@@ -100,6 +105,21 @@ def renewed(owner: object, **kinds: str) -> None:
     _parts.setdefault(owner, {}).update(kinds)
     _make(owner, kinds)
     _listen()
+
+
+def at_exit(callback: Callable[[], object]) -> Callable[[], None]:
+    """Call *callback* at the end of this process, and not at that of a child.
+
+    :returns: A function that cancels this.
+    """
+    owner = pid
+
+    def call() -> None:
+        if pid == owner:
+            callback()
+
+    atexit.register(call)
+    return partial(atexit.unregister, call)
 
 
 def after_patching(callback: Callable[[], object]) -> None:

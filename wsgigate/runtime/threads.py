@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 import time
 from collections import deque
@@ -165,6 +164,15 @@ class Timer:
         self._lock = threading.Lock()
         self._schedule: _Schedule | None = None
 
+    @property
+    def running(self) -> bool:
+        """Whether a thread waits for the scheduled calls.
+
+        It is false before the first call, and while no thread can be started.
+        """
+        schedule = self._schedule
+        return schedule is not None and schedule.threads > 0
+
     def after(self, seconds: float, call: Callable[[], object]) -> ScheduledCall:
         """Schedule *call* to run after *seconds*."""
         schedule = self._schedule
@@ -193,7 +201,7 @@ class _Schedule:
         self._lock = threading.Lock()
         self._due = threading.Condition(self._lock)
         self._free = threading.Condition(self._lock)
-        self._threads = 0
+        self.threads = 0
         self._idle = 0
         self._watched = False
         self._wakes_at = -math.inf
@@ -202,7 +210,7 @@ class _Schedule:
     def add(self, scheduled: ScheduledCall) -> None:
         with self._lock:
             heappush(self._calls, scheduled)
-            if not self._threads:
+            if not self.threads:
                 self._start()
             elif scheduled.moment < self._wakes_at:  # usually it is later, and no thread is woken
                 self._due.notify()
@@ -223,7 +231,7 @@ class _Schedule:
             threading.Thread(target=self._run, name="wsgigate-timer", daemon=True).start()
         except RuntimeError:  # the next scheduled or due call tries again
             return
-        self._threads += 1
+        self.threads += 1
 
     def _run(self) -> None:
         while True:
@@ -237,7 +245,7 @@ class _Schedule:
                 self._watched = False
                 if self._idle:
                     self._free.notify()
-                elif self._threads < self._max:
+                elif self.threads < self._max:
                     self._start()
             try:
                 call()
@@ -276,7 +284,6 @@ class SupervisedThread:
     :param run: The loop. It receives an event, and returns when the event is set.
     :param begin: Called before the thread starts, to discard the state of an earlier thread, which
         may be that of the parent process.
-    :ivar pid: Id of the process that the thread and the event belong to.
     :ivar stopping: Set when the thread is to end.
     """
 
@@ -286,15 +293,11 @@ class SupervisedThread:
         self._name = name
         self._run = run
         self._begin = begin
-        self._reset()
+        self.after_fork()
         fork.renew_at_fork(self)
 
     def after_fork(self) -> None:
         """Forget the thread: it belongs to the parent process."""
-        self._reset()
-
-    def _reset(self) -> None:
-        self.pid = os.getpid()
         self.stopping = threading.Event()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -302,12 +305,10 @@ class SupervisedThread:
     @property
     def alive(self) -> bool:
         """Whether the thread is running in this process."""
-        return self.pid == os.getpid() and self._thread is not None and self._thread.is_alive()
+        return self._thread is not None and self._thread.is_alive()
 
     def start(self) -> bool:
         """Start the thread unless it is running; return whether it was started."""
-        if self.pid != os.getpid():
-            self._reset()
         with self._starting:
             if self.alive:
                 return False
@@ -322,17 +323,14 @@ class SupervisedThread:
 
     def end(self) -> None:
         """Signal the thread to end, without waiting for it."""
-        if self.pid == os.getpid():
-            with self._starting:
-                self.stopping.set()
+        with self._starting:
+            self.stopping.set()
 
     def stop(self, timeout: float) -> None:
         """Signal the thread to end, and wait for it.
 
         :param timeout: Maximum seconds to wait; a thread that hangs is abandoned.
         """
-        if self.pid != os.getpid():
-            return
         with self._starting:
             self.stopping.set()
             thread, self._thread = self._thread, None
