@@ -13,6 +13,7 @@ from hypothesis import settings
 
 from wsgigate.runtime import fork
 from wsgigate.testing.backend import Backend
+from wsgigate.testing.clock import FakeClock
 
 # how long an example takes is the machine's doing
 settings.register_profile("wsgigate", deadline=None)
@@ -23,6 +24,12 @@ settings.load_profile("wsgigate")
 def served(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have this process count as a server's, in which no test runs."""
     monkeypatch.setattr(fork, "_tested", False)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """Return a clock that the test advances."""
+    return FakeClock()
 
 
 @pytest.fixture

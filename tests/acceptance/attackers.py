@@ -9,6 +9,8 @@ from typing import Any
 
 import requests
 
+from tests.support.sockets import read_to_end
+
 __all__ = [
     "APP",
     "HEAD",
@@ -20,7 +22,6 @@ __all__ = [
     "Attackers",
     "HeldRequest",
     "get",
-    "read_to_end",
 ]
 
 THREADS = 4
@@ -149,11 +150,6 @@ class HeldRequest:
         with self._client:
             self._client.sendall(b"x")
             return read_to_end(self._client)
-
-
-def read_to_end(client: socket.socket) -> bytes:
-    """Return what arrives until the server closes the connection; a reset is an error."""
-    return b"".join(iter(lambda: client.recv(65536), b""))
 
 
 def get(url: str, **options: Any) -> requests.Response:

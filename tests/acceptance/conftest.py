@@ -2,153 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import signal
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
 
 import pytest
 import requests
 
-from tests.support.ports import free_port
+from tests.support.servers import Served, Servers, home
 
 Serve = Callable[..., "Served"]
-
-
-def until(condition: Callable[[], object], *, seconds: float = 20.0) -> Any:
-    """Return what *condition* returns as soon as that is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain"
-        time.sleep(0.02)
-    return found
-
-
-class Served:
-    """A server in a session of its own; ``log`` is what it wrote."""
-
-    def __init__(self, command: list[str], port: int, log: Path, env: dict[str, str]) -> None:
-        self.url = f"http://127.0.0.1:{port}"
-        self.port = port
-        self.log_file = log
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={**os.environ, "PYTHONFAULTHANDLER": "1", **env},
-                cwd=log.parent,
-            )
-
-    @property
-    def log(self) -> str:
-        return self.log_file.read_text(errors="replace")
-
-    def wait_until_up(self) -> None:
-        def up() -> bool:
-            assert self.process.poll() is None, f"the server ended:\n{self.log}"
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-            except OSError:
-                return False
-            return True
-
-        until(up)
-
-    def workers(self) -> list[int]:
-        """Return the process ids of the workers, oldest first."""
-        pid = self.process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-        return [int(child) for child in children.split()]
-
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    def stop(self, within: float = 15.0) -> None:
-        """Stop it as an operator would; one that does not stop shows where its threads are."""
-        try:
-            if self.process.poll() is None:
-                self.process.terminate()
-                self.process.wait(within)
-        except subprocess.TimeoutExpired:
-            for process in (*self.workers(), self.process.pid):
-                os.kill(process, signal.SIGABRT)
-            time.sleep(1)
-            what = shlex.join(map(str, self.process.args))  # type: ignore[arg-type]
-            raise AssertionError(f"{what} does not stop:\n{self.log[-10_000:]}") from None
-        finally:
-            try:
-                os.killpg(self.process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-            self.process.wait(5)
-
-
-class Servers:
-    """The servers of a test: each of them is stopped, whatever becomes of the others.
-
-    :param within: Seconds that each has to stop.
-    """
-
-    def __init__(self, within: float = 15.0) -> None:
-        self._within = within
-        self._failures: list[BaseException] = []
-        self._stack = ExitStack()
-        self.number = 0
-
-    def start(
-        self,
-        command: list[str] | Callable[[int], list[str]],
-        log: Path,
-        env: Mapping[str, str] | None = None,
-        *,
-        port: int = 0,
-    ) -> Served:
-        """Return the server that *command* starts, as soon as it takes connections.
-
-        :param command: It, or what returns it for a port.
-        :param log: Where its output goes, and in whose folder it runs.
-        :param port: The port, one that is free unless said.
-        """
-        port = port or free_port()
-        served = Served(command(port) if callable(command) else command, port, log, dict(env or {}))
-        self.number += 1
-        self._stack.callback(self._stop, served)
-        served.wait_until_up()
-        return served
-
-    def _stop(self, served: Served) -> None:
-        try:
-            served.stop(self._within)
-        except BaseException as error:
-            self._failures.append(error)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop them all, the last first.
-
-        :raises BaseExceptionGroup: Some did not; each tells its command and its log.
-        """
-        self._stack.close()
-        if self._failures:
-            text = f"{len(self._failures)} of {self.number} servers did not stop as they should"
-            raise BaseExceptionGroup(text, self._failures)
-
-
-def home(folder: Path) -> dict[str, str]:
-    """Return the environment in which a gateway keeps its state in *folder*."""
-    return {"HOME": str(folder), "XDG_RUNTIME_DIR": "", "XDG_STATE_HOME": ""}
 
 
 @pytest.fixture

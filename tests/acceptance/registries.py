@@ -10,8 +10,8 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-from tests.acceptance.conftest import until
 from tests.support.ports import free_port
+from tests.support.waiting import until
 from wsgigate.auth.bearer import Access
 from wsgigate.registry import Registry
 from wsgigate.registry.api import RegistryApi

@@ -9,7 +9,7 @@ from typing import Any
 
 import requests
 
-from tests.acceptance.conftest import until
+from tests.support.waiting import until
 from wsgigate.testing.backend import Backend, reply
 
 FINE, BROKEN = reply(b"fine"), reply(b"broken", status="500 Broken")

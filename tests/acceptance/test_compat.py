@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.acceptance.conftest import Served, Servers, home, until
 from tests.registry.compat import test_consul_client, test_eureka_client
 from tests.registry.compat.conftest import TOKEN, Program
+from tests.support.servers import Served, Servers, home
+from tests.support.waiting import until
 from wsgigate.testing.backend import Backend, reply
 
 DOORS = ("--door", "eureka", "--door", "consul")

@@ -10,7 +10,7 @@ from collections import Counter
 
 import requests
 
-from tests.acceptance.conftest import until
+from tests.support.waiting import until
 
 APP = """
 import os, time

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.acceptance.conftest import until
+from tests.support.waiting import until
 from wsgigate.auth.jwt import mint
 
 Serve = Callable[..., Any]

@@ -13,10 +13,10 @@ import jwt
 import pytest
 import requests
 
-from tests.acceptance.conftest import Served, Servers, home
 from tests.acceptance.registries import RegistryServer
 from tests.docs.pages import NAMED, commands, write_all
 from tests.docs.test_docs import SETTINGS
+from tests.support.servers import Served, Servers, home
 from wsgigate.testing.backend import Backend
 
 SECRET = "change me: at least 32 bytes long"

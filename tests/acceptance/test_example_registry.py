@@ -16,8 +16,9 @@ from threading import Event, Thread
 import pytest
 import requests
 
-from tests.acceptance.conftest import Served, Servers, home, until
 from tests.support.ports import free_port
+from tests.support.servers import Served, Servers, home
+from tests.support.waiting import until
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "registry"
 README = (EXAMPLE / "README.rst").read_text()

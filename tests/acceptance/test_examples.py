@@ -22,9 +22,9 @@ import pytest
 import requests
 from requests.adapters import HTTPAdapter
 
-from tests.acceptance.conftest import until
 from tests.examples.lesson import BAD_TOKEN, LESSON, TIME, difference
 from tests.support.ports import HOME, free_ports, is_free
+from tests.support.waiting import until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DEMO = str(EXAMPLES / "shop" / "demo.py")

@@ -15,7 +15,8 @@ import requests
 from websockets.exceptions import ConnectionClosedOK
 from websockets.sync.client import connect
 
-from tests.acceptance.conftest import Servers, until
+from tests.support.servers import Servers
+from tests.support.waiting import until
 
 APP = """
 from flask import Flask

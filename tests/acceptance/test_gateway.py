@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 import requests
 
-from tests.acceptance.conftest import Servers, until
 from tests.support.ports import free_port
+from tests.support.servers import Servers
+from tests.support.waiting import until
 from wsgigate.testing.backend import Backend, Received, cut, reply
 
 Serve = Callable[..., Any]

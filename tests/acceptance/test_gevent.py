@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import requests
 
-from tests.acceptance.conftest import until
 from tests.middleware.test_contract import MIDDLEWARES
+from tests.support.waiting import until
 from wsgigate.testing.backend import Backend, Received, cut, reply
 
 Serve = Callable[..., Any]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.acceptance.conftest import until
+from tests.support.waiting import until
 from wsgigate.testing.backend import Backend, Received, cut, reply
 
 Serve = Callable[..., Any]

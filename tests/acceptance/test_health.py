@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import requests
 
-from tests.acceptance.conftest import until
-from tests.store.redis.servers import Server
+from tests.support.redis_server import Server
+from tests.support.waiting import until
 from wsgigate.store import StoreError
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.testing.backend import Backend, reply

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.conftest import until
 from tests.support.certificates import make_certificate
+from tests.support.waiting import until
 from wsgigate.testing.backend import Backend
 
 Serve = Callable[..., Any]

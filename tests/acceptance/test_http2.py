@@ -16,9 +16,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.acceptance.conftest import until
 from tests.acceptance.http2_client import Client
 from tests.support.certificates import make_certificate
+from tests.support.waiting import until
 from wsgigate.testing.backend import Backend, Received, cut, reply
 
 Serve = Callable[..., Any]

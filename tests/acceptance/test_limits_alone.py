@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.acceptance.conftest import Served, Servers, home
-from tests.store.redis.servers import Server
+from tests.support.redis_server import Server
+from tests.support.servers import Served, Servers, home
 
 APP = """
 from flask import Flask

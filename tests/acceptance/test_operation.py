@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import requests
 
-from tests.acceptance.conftest import until
 from tests.acceptance.registries import RegistryServer
+from tests.support.waiting import until
 from wsgigate.rules.registry import Registered
 from wsgigate.testing.backend import Backend, reply
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import Served, until
 from tests.support.certificates import make_certificate
+from tests.support.servers import Served
+from tests.support.waiting import until
 
 Serve = Callable[..., Served]
 

@@ -16,7 +16,7 @@ import jwt
 import pytest
 import requests
 
-from tests.acceptance.conftest import Servers, home
+from tests.support.servers import Servers, home
 from wsgigate.testing.backend import Backend
 
 README = Path(__file__).parents[2] / "README.rst"

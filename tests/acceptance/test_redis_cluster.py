@@ -9,8 +9,8 @@ from functools import partial
 import pytest
 from redis.crc import key_slot
 
-from tests.acceptance.conftest import until
-from tests.store.redis.servers import Server
+from tests.support.redis_server import Server
+from tests.support.waiting import until
 from wsgigate.rules.algorithms import FixedWindow, TokenBucket
 from wsgigate.rules.quota import Quota
 from wsgigate.store import StoreError

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import requests
 
-from tests.acceptance.conftest import until
-from tests.store.redis.servers import Server, free_port
+from tests.support.ports import free_port
+from tests.support.redis_server import Server
+from tests.support.waiting import until
 from wsgigate.testing.backend import Backend, reply
 
 Serve = Callable[..., Any]

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.acceptance.conftest import until
-from tests.store.redis.servers import BINARIES, Server, free_port
+from tests.support.ports import free_port
+from tests.support.redis_server import BINARIES, Server
+from tests.support.waiting import until
 from wsgigate.rules.algorithms import TokenBucket
 from wsgigate.rules.quota import Quota
 from wsgigate.store import StoreError

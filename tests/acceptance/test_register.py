@@ -14,9 +14,10 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.acceptance.conftest import home, until
 from tests.acceptance.registries import TOKEN, RegistryServer
 from tests.support.ports import free_port
+from tests.support.servers import home
+from tests.support.waiting import until
 from wsgigate.cli.register import CHECK_INTERVAL
 
 SERVER = """\

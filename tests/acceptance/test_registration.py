@@ -15,8 +15,9 @@ from threading import Event
 import pytest
 import requests
 
-from tests.acceptance.conftest import Served, Servers, home, until
 from tests.acceptance.registries import TOKEN, Asked, RegistryServer
+from tests.support.servers import Served, Servers, home
+from tests.support.waiting import until
 
 LOADED = "app.py is loaded"
 APP = f"""\

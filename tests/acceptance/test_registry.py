@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import requests
 
-from tests.acceptance.conftest import home, until
-from tests.store.redis.servers import Server as RedisServer
+from tests.support.redis_server import Server as RedisServer
+from tests.support.servers import home
+from tests.support.waiting import until
 
 Serve = Callable[..., Any]
 

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import requests
 
-from tests.acceptance.conftest import Served, Servers, home, until
 from tests.support.ports import free_port
+from tests.support.servers import Served, Servers, home
+from tests.support.waiting import until
 
 TOKEN = "registry-token-of-the-tests"
 WORKERS = 2

@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 import requests
 
-from tests.acceptance.attackers import APP, HEAD, OPTIONS, HeldRequest, get, read_to_end
-from tests.acceptance.conftest import Served, Servers, home, until
+from tests.acceptance.attackers import APP, HEAD, OPTIONS, HeldRequest, get
+from tests.support.servers import Served, Servers, home
+from tests.support.sockets import read_to_end
+from tests.support.waiting import until
 from wsgigate.testing.backend import Backend, Received, reply
 
 Serve = Callable[..., Any]

@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 import requests
 
-from tests.acceptance.conftest import Served, until
 from tests.discovery.fakes import FakeConsul, FakeKubernetes, endpoint
 from tests.discovery.name_server import NameServer
+from tests.support.servers import Served
+from tests.support.waiting import until
 
 Announce = Callable[[list[int]], None]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import Served, Servers
+from tests.support.servers import Served, Servers
 
 OBEDIENT = """
 import socket, sys, time

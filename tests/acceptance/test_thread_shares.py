@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.acceptance.conftest import until
+from tests.support.waiting import until
 from wsgigate.rules.thread_shares import ThreadShareRules
 from wsgigate.testing.backend import Backend, Received, reply
 

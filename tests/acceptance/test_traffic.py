@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import requests
 
-from tests.acceptance.conftest import home, until
+from tests.support.servers import home
+from tests.support.waiting import until
 from wsgigate.testing.backend import Backend, reply
 
 Serve = Callable[..., Any]

@@ -22,8 +22,8 @@ from websockets.sync.server import Server, ServerConnection
 from websockets.sync.server import serve as serve_websockets
 from websockets.typing import Subprotocol
 
-from tests.acceptance.conftest import until
 from tests.support.certificates import make_certificate
+from tests.support.waiting import until
 
 Serve = Callable[..., Any]
 

@@ -23,7 +23,7 @@ from tests.acceptance.attackers import (
     Attackers,
     get,
 )
-from tests.acceptance.conftest import until
+from tests.support.waiting import until
 from wsgigate.testing.backend import Backend, Received, reply
 
 Serve = Callable[..., Any]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from werkzeug.test import Client
 
+from tests.support.logs import silence
 from wsgigate import Dispatcher
 from wsgigate.admin.operations import circuit_routes, circuit_statuses
 from wsgigate.coordination.circuit import Circuit, Permit
@@ -29,17 +28,7 @@ CLOSED = {
 UNTIL = "2023-11-14T22:13:25.000Z"
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    log = logging.getLogger("wsgigate.circuits")
-    log.disabled = True
-    yield
-    log.disabled = False
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
+_silent = silence("wsgigate.circuits")
 
 
 @pytest.fixture

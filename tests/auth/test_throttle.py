@@ -51,11 +51,6 @@ def guess(worker: Worker, count: int, address: str = "192.0.2.1", begin: int = 0
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
 def store(clock: FakeClock) -> MemoryStore:
     return MemoryStore(clock=clock)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.support.turns import Turns
+from tests.support.waiting import Turns
 from wsgigate.client.connections import Connection, ConnectionPool, Limits
 from wsgigate.client.http11 import Deadline, Upload, exchange
 from wsgigate.client.response import RawResponse

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-
 import pytest
 from werkzeug.test import Client
 
 from tests.config.test_build import wrong
+from tests.support.logs import silence
 from wsgigate.config.build import build
 from wsgigate.config.load import parse
 from wsgigate.gateway import Gateway
@@ -19,12 +17,7 @@ BEARER = {"Authorization": f"Bearer {ADMIN}"}
 BAD = reply(b"no", status="500 Internal Server Error")
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    log = logging.getLogger("wsgigate.circuits")
-    log.disabled = True
-    yield
-    log.disabled = False
+_silent = silence("wsgigate.circuits")
 
 
 def made(

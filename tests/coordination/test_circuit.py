@@ -8,12 +8,13 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.logs import silence
 from wsgigate.coordination.circuit import Circuit, Permit, Rejection
 from wsgigate.rules.circuit import CircuitRules, Outcome, State
 from wsgigate.store import StoreError
@@ -24,21 +25,11 @@ RULES = CircuitRules(consecutive_failures=3, open_for=5, probes=2, probe_timeout
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
 def store(clock: FakeClock) -> MemoryStore:
     return MemoryStore(clock=lambda: clock() + 86_400 * 365)  # not the workers' own clock
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    log = logging.getLogger("wsgigate.circuits")
-    log.disabled = True
-    yield
-    log.disabled = False
+_silent = silence("wsgigate.circuits")
 
 
 def worker(clock: FakeClock, store: object = None, rules: CircuitRules = RULES) -> Circuit:

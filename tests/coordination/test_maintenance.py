@@ -14,11 +14,6 @@ from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import BrokenStore, FakeClock
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
 class Failing(MemoryStore):
     fails = False
 

@@ -55,11 +55,6 @@ class Watched:
             raise StoreError("it is down")
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
 @pytest.fixture(params=["memory", "lmdb"])
 def store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Iterator[Watched]:
     made: Store = MemoryStore(clock=clock)

@@ -54,11 +54,6 @@ class Told:
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
 def source() -> Told:
     return Told(A, B)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from flask import Flask
 from werkzeug.test import Client, EnvironBuilder
 
+from tests.support.logs import silence
 from wsgigate import Breaker, CircuitRules
 from wsgigate.http.wsgi import REASON, BodyTooLarge
 from wsgigate.rules.circuit import State
@@ -21,17 +21,7 @@ from wsgigate.testing import BrokenStore, FakeClock
 RULES = CircuitRules(consecutive_failures=2, open_for=60, probes=1, jitter=0)
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    log = logging.getLogger("wsgigate.circuits")
-    log.disabled = True
-    yield
-    log.disabled = False
+_silent = silence("wsgigate.circuits")
 
 
 class App:

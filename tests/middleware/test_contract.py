@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jwt
 import pytest
 
+from tests.support.logs import silence
 from wsgigate.coordination.maintenance import MaintenanceSwitch
 from wsgigate.http.problem import Problem
 from wsgigate.middleware.authenticator import Authenticator
@@ -77,13 +77,7 @@ def _unfiltered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsgigate.middleware.request_id.filters", set())
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Keep the tracebacks that Guard logs out of the report."""
-    log = logging.getLogger("wsgigate")
-    log.disabled = True
-    yield
-    log.disabled = False
+_silent = silence("wsgigate")  # the tracebacks that Guard logs
 
 
 @pytest.mark.parametrize(

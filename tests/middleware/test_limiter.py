@@ -20,11 +20,6 @@ from wsgigate.testing.middleware import check_middleware
 
 
 @pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
 def store(clock):
     return MemoryStore(clock=clock)
 

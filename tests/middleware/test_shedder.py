@@ -16,11 +16,6 @@ from wsgigate.testing import FakeClock
 RULES = SheddingRules(least=2, measure_requests=4, window_requests=4, jitter=0)
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
 def app(environ: Any, start_response: Any) -> Iterator[bytes]:
     start_response("200 OK", [])
     yield b"body"

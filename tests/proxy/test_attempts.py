@@ -6,7 +6,6 @@ The backends record every byte they get, and die at every point of an exchange t
 from __future__ import annotations
 
 import io
-import logging
 import socket
 import struct
 import threading
@@ -20,6 +19,7 @@ from requests.adapters import BaseAdapter
 from requests.exceptions import InvalidHeader
 from werkzeug.test import Client
 
+from tests.support.logs import silence
 from wsgigate.client.adapter import Sessions
 from wsgigate.coordination.circuit import Circuit
 from wsgigate.discovery import Instance
@@ -49,17 +49,7 @@ class Reader(Client):
         return super().open(*args, **{"buffered": True, **options})
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    log = logging.getLogger("wsgigate.circuits")
-    log.disabled = True
-    yield
-    log.disabled = False
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
+_silent = silence("wsgigate.circuits")
 
 
 @pytest.fixture

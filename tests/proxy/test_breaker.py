@@ -3,16 +3,16 @@ counted."""
 
 from __future__ import annotations
 
-import logging
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import requests
 from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 
+from tests.support.logs import silence
 from wsgigate.client.adapter import Adapter, Sessions, gateway_session
 from wsgigate.coordination.circuit import Circuit
 from wsgigate.discovery import Instance
@@ -40,17 +40,7 @@ class Reader(Client):
         return super().open(*args, **{"buffered": True, **options})
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    log = logging.getLogger("wsgigate.circuits")
-    log.disabled = True
-    yield
-    log.disabled = False
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
+_silent = silence("wsgigate.circuits")
 
 
 @pytest.fixture

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from werkzeug.test import Client
 
 from tests.config.test_build import wrong
+from tests.support.logs import silence
 from wsgigate.client.adapter import Sessions
 from wsgigate.config.build import build
 from wsgigate.config.load import parse
@@ -28,17 +28,7 @@ BAD = reply(b"no", status="500 No")
 URLS = [f"http://127.0.0.1:{port}" for port in (3001, 3002, 3003)]
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    log = logging.getLogger("wsgigate.pool")
-    log.disabled = True
-    yield
-    log.disabled = False
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
+_silent = silence("wsgigate.pool")
 
 
 def pool(*urls: str, clock: Callable[[], float], **options: Any) -> Pool:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 
+from tests.support.ports import free_port
 from wsgigate.client.adapter import Sessions
 from wsgigate.discovery import Instance
 from wsgigate.http.fields import FieldRules
@@ -638,12 +639,6 @@ def test_a_client_that_leaves_frees_the_instances_connection(
     backend.wait_until_closed()
     assert client.pool.in_flight() == {backend.url: 0}  # type: ignore[attr-defined]
     assert client.get("/").data == b"ok"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def test_a_service_that_is_down_is_503(forward: Forward) -> None:

@@ -12,7 +12,7 @@ from werkzeug.test import Client, TestResponse
 
 from tests.discovery.conftest import Clock, Fickle
 from tests.examples.lesson import TIME, difference
-from tests.support.turns import Turns
+from tests.support.waiting import Turns
 from wsgigate.auth.bearer import Access
 from wsgigate.registry import Registry
 from wsgigate.registry.api import RegistryApi

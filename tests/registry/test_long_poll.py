@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 
-from tests.support.turns import Turns
+from tests.support.waiting import Turns
 from wsgigate.registry import Registry
 from wsgigate.registry.long_poll import LongPoll
 from wsgigate.rules.registry import Registered

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from tests.support.turns import Turns
+from tests.support.waiting import Turns
 from wsgigate.runtime.threads import BackgroundQueue
 
 

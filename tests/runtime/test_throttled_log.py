@@ -12,11 +12,6 @@ from wsgigate.testing import FakeClock
 LOG = logging.getLogger("wsgigate.of_a_test")
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records]
 

@@ -7,17 +7,11 @@ import sys
 import pytest
 
 from wsgigate.store.lmdb import LmdbStore
-from wsgigate.testing import FakeClock
 
 
 @pytest.fixture
 def folder(tmp_path):
     return tmp_path / "store"
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.conftest import until
+from tests.support.waiting import until
 from wsgigate.auth.jwt import mint
 from wsgigate.testing.backend import Answer, Backend, Received, reply
 

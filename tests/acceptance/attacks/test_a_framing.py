@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.sockets import read_to_end
 from wsgigate.testing.backend import reply
 
 HEAD = b"POST /pub HTTP/1.1\r\nHost: a.test\r\n"
@@ -133,9 +134,7 @@ def test_a_body_that_nobody_reads_is_not_the_next_request(gate: Any) -> None:
     before, seen = len(gate.log()), len(gate.backend.requests)
     with gate.connect() as sock:
         sock.sendall(first + gate.raw("/pub/next", "Connection: close"))
-        data = b""
-        while block := sock.recv(65536):
-            data += block
+        data = read_to_end(sock)
     statuses = re.findall(rb"HTTP/1\.1 (\d{3})", data)
     assert statuses in ([b"401", b"200"], [b"401"]), data
     gate.settled(before, len(statuses))
@@ -153,9 +152,7 @@ def test_pipelined_requests_are_answered_in_order(gate: Any) -> None:
             + gate.raw("/pub/2")
             + gate.raw("/pub/3", "Connection: close")
         )
-        data = b""
-        while block := sock.recv(65536):
-            data += block
+        data = read_to_end(sock)
     assert re.findall(rb"\r\n\r\n(/pub/\d(?:abc)?)", data) == [b"/pub/1abc", b"/pub/2", b"/pub/3"]
     gate.settled(before, 3)
 
@@ -230,9 +227,7 @@ def test_no_spelling_of_chunked_hides_beside_a_length(gate: Any) -> None:
         data = post(b"Content-Length: %d" % len(body), line, b"Connection: close", body=body)
         with gate.connect() as sock:
             sock.sendall(data)
-            answer = sock.recv(65536)
-            while block := sock.recv(65536):
-                answer += block
+            answer = read_to_end(sock)
         arrived = gate.backend.requests[seen:]
         if answer.startswith(b"HTTP/1.1 200"):
             assert [request.body for request in arrived] == [body], line

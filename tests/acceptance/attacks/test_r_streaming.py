@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.sockets import read_to_end
 from wsgigate.testing.backend import Received, reply
 
 ROUTES = """
@@ -61,9 +62,7 @@ def test_what_fails_while_it_answers_is_cut(plugged: Any) -> None:
     before = len(plugged.log())
     with plugged.connect() as sock:
         sock.sendall(plugged.raw("/late-boom"))
-        data = b""
-        while block := sock.recv(65536):
-            data += block
+        data = read_to_end(sock)
     assert data.endswith(b"begun\r\n")
     assert b"secret" not in data
     plugged.settled(before, 1)
@@ -112,8 +111,7 @@ def test_the_first_event_comes_before_the_second_is_there(gate: Any) -> None:
         while b"data: 1\n\n" not in data:
             data += sock.recv(65536)
         taken.set()
-        while block := sock.recv(65536):
-            data += block
+        data += read_to_end(sock)
     assert b"data: 2\n\n" in data
     gate.settled(before, 1)
 
@@ -164,9 +162,7 @@ def test_what_can_not_be_written_on_the_wire_is_a_500(plugged: Any) -> None:
     before = len(plugged.log())
     with plugged.connect() as sock:
         sock.sendall(plugged.raw("/odd", "Connection: close"))
-        data = b""
-        while block := sock.recv(65536):
-            data += block
+        data = read_to_end(sock)
     assert data.startswith(b"HTTP/1.1 500")
     assert b"Traceback" not in data
     plugged.settled(before, 1)
@@ -186,9 +182,7 @@ def test_many_at_once_get_each_their_own(gate: Any) -> None:
     def ask(number: int) -> bool:
         with gate.connect() as sock:
             sock.sendall(gate.raw(f"/pub/{number}", "Connection: close"))
-            data = b""
-            while block := sock.recv(65536):
-                data += block
+            data = read_to_end(sock)
         return re.findall(rb"/pub/(\d+)", data) == [str(number).encode()]
 
     with ThreadPoolExecutor(16) as threads:

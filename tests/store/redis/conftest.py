@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.store.redis.servers import BINARIES, Server
+from tests.support.redis_server import BINARIES, Server
 from wsgigate.store.redis import RedisStore
 
 

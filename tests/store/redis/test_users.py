@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from wsgiref.util import setup_testing_defaults
 
 import pytest
 
+from tests.support.logs import silence
 from wsgigate import Breaker, CircuitRules, ConcurrencyLimiter, Limiter
 from wsgigate.auth.jwt import mint, read_compact
 from wsgigate.coordination.denylist import DenyList, identity
@@ -21,13 +21,7 @@ from wsgigate.store.memory import MemoryStore
 from wsgigate.store.redis import RedisStore
 from wsgigate.testing import FakeClock
 
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    log = logging.getLogger("wsgigate")
-    log.disabled = True
-    yield
-    log.disabled = False
+_silent = silence("wsgigate")
 
 
 def hello(environ, start_response):

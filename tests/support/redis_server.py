@@ -5,30 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from pathlib import Path
 
 import redis
 
+from tests.support.ports import free_port
+
 BINARIES = {name: path for name in ("redis", "valkey") if (path := shutil.which(f"{name}-server"))}
 """The servers there are, by name."""
 
 
-def free_port() -> int:
-    """Return a port that is free, and 10,000 above which one is too: a cluster wants both."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port: int = listener.getsockname()[1]
-        if port < 32768:
-            port += 12000
-        port = 20000 + port % 12000
-        try:
-            for one in (port, port + 10000):
-                socket.create_server(("127.0.0.1", one)).close()
-        except OSError:
-            continue
-        return port
+BUS = 10_000
+"""How far the bus of a cluster's server is above its port."""
 
 
 class Server:
@@ -48,7 +37,7 @@ class Server:
     ) -> None:
         assert "redis" in BINARIES, "the tests need redis-server: apt-get install redis-server"
         self.folder = folder
-        self.port = free_port() if port is None else port
+        self.port = free_port(also=BUS) if port is None else port
         self.binary = binary or BINARIES["redis"]
         self.options = options
         self.tls = tls
