@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,13 +67,29 @@ def test_a_door_is_shut_unless_it_is_opened(
     assert tuple(each.status_code for each in found) == answers
 
 
-def test_what_may_wait_is_shared(gateways: Any) -> None:
-    """A quarter of the threads in all, however many ways there are to wait."""
+def test_the_apis_share_the_slots_of_waiting_requests(
+    gateways: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quarter of the threads may wait for a change, over all APIs together."""
     client = gateways('["consul"]', "[gateway]\nthreads = 8\n")
-    apps = {route.path: route.endpoint for route in client.application.routes}
-    api, door = apps["/_registry"], apps["/v1"]
-    taken = [api._slots.take(), door._slots.take(), api._slots.take()]
-    assert taken == [True, True, False]
+    begun, changed = threading.Semaphore(0), threading.Event()
+
+    def wait(*arguments: object) -> None:
+        begun.release()
+        changed.wait(20)
+
+    monkeypatch.setattr(client.application.registry, "wait", wait)
+    paths = ("/_registry/discover/users?wait=20&index=7", "/v1/health/service/users?index=7")
+    threads = [threading.Thread(target=client.get, args=(path,)) for path in paths]
+    for thread in threads:
+        thread.start()
+        assert begun.acquire(timeout=20)
+    for path in paths:
+        assert client.get(path).status_code == 200
+    assert not begun.acquire(blocking=False)
+    changed.set()
+    for thread in threads:
+        thread.join(20)
 
 
 @pytest.mark.parametrize(

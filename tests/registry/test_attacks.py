@@ -12,10 +12,11 @@ from werkzeug.test import Client, TestResponse
 
 from wsgigate.auth.bearer import Access, Caller
 from wsgigate.client.destinations import Destinations
+from wsgigate.http.json_app import LARGEST
 from wsgigate.http.problem import Refusal
 from wsgigate.http.wsgi import REASON, BodyError
 from wsgigate.registry import Registry
-from wsgigate.registry.api import LARGEST, RegistryApi
+from wsgigate.registry.api import RegistryApi
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import FakeClock
 

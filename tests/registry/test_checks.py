@@ -16,10 +16,10 @@ from wsgigate.discovery import Instance
 from wsgigate.discovery.health_results import Found, ProbeRunner
 from wsgigate.proxy.health_probe import Prober, TlsPolicy
 from wsgigate.registry import Registry
+from wsgigate.registry.api import instance_document
 from wsgigate.registry.checks import UNVERIFIED, VERIFIED, RegistryChecks
 from wsgigate.registry.compat.consul import Consul
 from wsgigate.registry.compat.eureka import Eureka
-from wsgigate.registry.documents import instance_document
 from wsgigate.registry.source import OwnRegistry
 from wsgigate.rules.health import HealthCheck, Outcome
 from wsgigate.rules.registry import Status

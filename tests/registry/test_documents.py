@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from wsgigate.registry import documents
-from wsgigate.registry.documents import ResponseCache, instance_document
+from wsgigate.registry.api import ResponseCache, instance_document
 from wsgigate.registry.listing import Listing
 from wsgigate.rules.registry import LeaseRules, Registered, Status
 
@@ -66,7 +65,7 @@ def test_what_has_changed_since_is_told() -> None:
 
 
 def test_of_how_many_instances_parts_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "MOST_INSTANCES", 3)
+    monkeypatch.setattr("wsgigate.registry.api.MOST_INSTANCES", 3)
     bodies = ResponseCache(RULES)
     entries = tuple(stored(replace(PLAIN, port=port)) for port in range(3001, 3008))
     assert bodies.of("users", "", Listing(entries, 7, 100.0), "a") == whole(*entries)

@@ -6,19 +6,19 @@ read of the store's usage, and a few short reads where workers share their repor
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, TypeVar
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+from wsgiref.types import WSGIApplication
 
 from wsgigate.coordination.maintenance import GATEWAY
 from wsgigate.coordination.worker_reports import Report
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health_results import not_monitored
+from wsgigate.http.json_app import Endpoint, JsonApp, JsonRequest
 from wsgigate.http.problem import Problem, Refuse, answer_with
-from wsgigate.http.wsgi import PARAMS, REASON
 from wsgigate.rules.routing import Route
 from wsgigate.units import iso_time
 
@@ -29,42 +29,8 @@ __all__ = [
     "Statuses",
     "describe_features",
     "describe_routes",
-    "endpoint_summaries",
-    "json_app",
     "routes",
 ]
-
-
-# JSON endpoints.
-
-
-def json_app(
-    make: Callable[[WSGIEnvironment], object], *, refuse: Refuse = answer_with
-) -> WSGIApplication:
-    """Return the app that responds with the result of *make*: a document or a :class:`Problem`.
-
-    ``nosniff`` keeps browsers from interpreting a name in the document as HTML; ``no-store`` keeps
-    caches from storing it, as it describes the present state.
-    """
-
-    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        document = make(environ)
-        if isinstance(document, Problem):
-            environ.setdefault(REASON, document.detail)
-            return refuse(document)(environ, start_response)
-        body = json.dumps(document).encode("ascii")
-        start_response(
-            "200 OK",
-            [
-                ("Content-Type", "application/json; charset=utf-8"),
-                ("Content-Length", str(len(body))),
-                ("Cache-Control", "no-store"),
-                ("X-Content-Type-Options", "nosniff"),
-            ],
-        )
-        return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
-
-    return app
 
 
 # The contents of ``/info``.
@@ -78,15 +44,6 @@ _MIDDLEWARES = (
 )
 
 
-def endpoint_summaries(prefix: str = "") -> dict[str, str]:
-    """Return the gateway's own endpoints with their descriptions."""
-    return {
-        f"GET {prefix}/health": "Gateway health check",
-        f"GET {prefix}/info": "Gateway information",
-        f"GET {prefix}/services": "List all services",
-    }
-
-
 def describe_routes(
     routes: Iterable[Route[E]], *, prefix: str = "", given: Mapping[str, str] | None = None
 ) -> dict[str, str]:
@@ -96,7 +53,9 @@ def describe_routes(
     :param prefix: The path prefix of the gateway's own endpoints, which come first.
     :param given: The operator's own list, used instead of *routes*.
     """
-    described = endpoint_summaries(prefix)
+    described = {
+        line.replace(" ", f" {prefix}", 1): summary for line, _, summary, listed in _TABLE if listed
+    }
     if given:
         return {**described, **given}
     for route in routes:
@@ -214,73 +173,39 @@ def routes(
     :param refuse: Returns the app that responds with a problem.
     :raises ValueError: *prefix* is not a path.
     """
-    if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
-        raise ValueError(f'prefix must be "" or a path such as "/_gateway", got {prefix!r}')
     endpoints = _Endpoints(facts, health, store, circuits, maintenance, workers, started, now)
-    own = {
-        text: Route(
-            text.removeprefix("GET "),
-            json_app(make, refuse=refuse),
-            methods=("GET",),
-            exact=True,
-            listed=(text,),
-            summary=summary,
-        )
-        for (text, summary), make in zip(
-            endpoint_summaries(prefix).items(),
-            (endpoints.health, endpoints.info, endpoints.services),
-            strict=True,
-        )
-    }
-    discover = Route(
-        f"{prefix}/discover/{{name}}",
-        json_app(endpoints.discover, refuse=refuse),
-        methods=("GET",),
-        exact=True,
-        listed=(),
-        summary="One service",
-    )
-    return [*own.values(), discover]
+    table = [line._replace(answer=partial(line.answer, endpoints)) for line in _TABLE]
+    return JsonApp(table, prefixes=(prefix,), refuse=refuse).routes()
 
 
+@dataclass(frozen=True)
 class _Endpoints:
-    def __init__(
-        self,
-        facts: Facts,
-        health: Statuses | None,
-        store: Callable[[], dict[str, Any]] | None,
-        circuits: Callable[[], dict[str, Any]] | None,
-        maintenance: Callable[[], Mapping[str, dict[str, Any]]] | None,
-        workers: Callable[[], Mapping[str, Report]] | None,
-        started: Callable[[], float],
-        now: Callable[[], float],
-    ) -> None:
-        self._facts = facts
-        self._health = health
-        self._store = store
-        self._circuits = circuits
-        self._maintenance = maintenance
-        self._workers = workers
-        self._started = started
-        self._now = now
+    facts: Facts
+    checker: Statuses | None
+    store: Callable[[], dict[str, Any]] | None
+    circuits: Callable[[], dict[str, Any]] | None
+    maintenance: Callable[[], Mapping[str, dict[str, Any]]] | None
+    workers: Callable[[], Mapping[str, Report]] | None
+    started: Callable[[], float]
+    now: Callable[[], float]
 
-    def health(self, environ: WSGIEnvironment) -> object:
-        now = self._now()
+    def health(self, request: JsonRequest) -> object:
+        now = self.now()
         off = self._off()
-        services = {name: self._status(name, off) for name in self._facts.services}
+        services = {name: self._status(name, off) for name in self.facts.services}
         total = len(services)
         healthy = sum(status["healthy"] for status in services.values())
-        store = self._store() if self._store else {}
+        store = self.store() if self.store else {}
         status = "degraded" if "error" in store else "healthy"
         if GATEWAY in off:
             status = "maintenance"
         return {
             "gateway": {
-                "name": self._facts.name,
-                "version": self._facts.version,
+                "name": self.facts.name,
+                "version": self.facts.version,
                 "status": status,
                 "timestamp": iso_time(now),
-                "uptime": round(max(0.0, now - self._started()), 3),
+                "uptime": round(max(0.0, now - self.started()), 3),
             },
             "services": services,
             "summary": {
@@ -288,22 +213,22 @@ class _Endpoints:
                 "total": total,
                 "healthPercentage": f"{100 * healthy / total if total else 0:.2f}",
             },
-            **({"circuitBreakers": self._circuits()} if self._circuits else {}),
+            **({"circuitBreakers": self.circuits()} if self.circuits else {}),
             **({"discovery": found} if (found := self._found()) else {}),
             **({"store": store} if store else {}),
-            **({"maintenance": off} if self._maintenance else {}),
+            **({"maintenance": off} if self.maintenance else {}),
         }
 
     def _off(self) -> dict[str, dict[str, Any]]:
         """Return the maintenance notices by scope."""
-        return dict(self._maintenance()) if self._maintenance else {}
+        return dict(self.maintenance()) if self.maintenance else {}
 
     def _found(self) -> dict[str, Any]:
-        services = self._facts.services.items()
+        services = self.facts.services.items()
         return {name: facts.discovery() for name, facts in services if facts.discovery}
 
-    def info(self, environ: WSGIEnvironment) -> object:
-        facts = self._facts
+    def info(self, request: JsonRequest) -> object:
+        facts = self.facts
         return {
             "gateway": {"name": facts.name, "version": facts.version, "port": facts.port},
             "services": list(facts.services),
@@ -311,27 +236,26 @@ class _Endpoints:
             "features": list(facts.features),
         }
 
-    def services(self, environ: WSGIEnvironment) -> object:
+    def services(self, request: JsonRequest) -> object:
         off, reports = self._off(), self._reports()
-        services = [self._service(name, off, reports) for name in self._facts.services]
+        services = [self._service(name, off, reports) for name in self.facts.services]
         document = {"success": True, "services": services, "count": len(services)}
         if reports:
             document["workers"] = {name: _worker(report) for name, report in reports.items()}
         return document
 
     def _reports(self) -> Mapping[str, Report]:
-        return self._workers() if self._workers else {}
+        return self.workers() if self.workers else {}
 
-    def discover(self, environ: WSGIEnvironment) -> object:
-        name = (environ.get(PARAMS) or {}).get("name", "")
-        if name not in self._facts.services:
+    def discover(self, request: JsonRequest, name: str) -> object:
+        if name not in self.facts.services:
             return Problem(404, "Service not found!")
         return {"success": True, "service": self._service(name, self._off(), self._reports())}
 
     def _service(
         self, name: str, off: Mapping[str, dict[str, Any]], reports: Mapping[str, Report]
     ) -> dict[str, Any]:
-        service = self._facts.services[name]
+        service = self.facts.services[name]
         urls = [instance.url for instance in service.pool.instances]
         document: dict[str, Any] = {"name": name, "url": urls[0] if urls else None}
         if len(urls) > 1:
@@ -349,7 +273,7 @@ class _Endpoints:
 
     def _status(self, name: str, off: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         """Return the status of a service: unhealthy without instances, else by health checks."""
-        service = self._facts.services[name]
+        service = self.facts.services[name]
         instances = [*service.pool.instances]
         if not instances:
             found = service.discovery() if service.discovery else {}
@@ -358,9 +282,17 @@ class _Endpoints:
         elif not any(instance.weight for instance in instances):
             status = {"healthy": False, "error": "All instances are draining"}
         else:
-            status = self._health.status(name) if self._health else not_monitored()
+            status = self.checker.status(name) if self.checker else not_monitored()
         notice = off.get(f"service:{name}")
         return status if notice is None else {**status, "maintenance": notice}
+
+
+_TABLE = (
+    Endpoint("GET /health", _Endpoints.health, "Gateway health check"),
+    Endpoint("GET /info", _Endpoints.info, "Gateway information"),
+    Endpoint("GET /services", _Endpoints.services, "List all services"),
+    Endpoint("GET /discover/{name}", _Endpoints.discover, "One service", listed=False),
+)
 
 
 def _bulkhead(name: str, reports: Iterable[Report]) -> dict[str, int]:

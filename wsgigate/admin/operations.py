@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
-from wsgiref.types import WSGIApplication, WSGIEnvironment
+from wsgiref.types import WSGIApplication
 
-from wsgigate.admin.endpoints import json_app
 from wsgigate.auth.bearer import require_token
 from wsgigate.auth.jwt import MAX_LENGTH
 from wsgigate.coordination.circuit import CircuitStatus, Counts
 from wsgigate.coordination.denylist import DenyList
 from wsgigate.coordination.maintenance import GATEWAY, MaintenanceSwitch, Notice
-from wsgigate.http.bodies import json_body, wrong
+from wsgigate.http.bodies import wrong
+from wsgigate.http.json_app import Endpoint, Errors, JsonApp, JsonRequest
 from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with
-from wsgigate.http.wsgi import PARAMS, REASON
 from wsgigate.rules.circuit import Event
 from wsgigate.rules.routing import Route
 from wsgigate.store import StoreError
@@ -34,6 +34,23 @@ __all__ = [
     "maintenance_routes",
     "notices_document",
 ]
+
+
+def _store_errors(detail: str, reason: str) -> Errors:
+    """Return the response to a failure of the store: *detail* for the client, *reason* to log."""
+    problem = Problem(503, detail, headers=(("Retry-After", "5"),))
+    return {StoreError: lambda error: Refusal(problem, f"{reason}: {error}")}
+
+
+def _protected(app: JsonApp, token: str | None, refuse: Refuse) -> list[Route[WSGIApplication]]:
+    """Return the routes of *app*, which require *token*; without one all requests are rejected."""
+    if token is None:
+        disabled = refuse(Problem(403, "This gateway has no admin token, so changes are disabled."))
+        return [replace(route, endpoint=disabled) for route in app.routes()]
+    return [
+        replace(route, endpoint=require_token(route.endpoint, token, refuse=refuse))
+        for route in app.routes()
+    ]
 
 
 # Token denial.
@@ -66,34 +83,23 @@ def deny_route(
     :raises ValueError: *token* is too weak.
     """
 
-    def deny(environ: WSGIEnvironment) -> object:
-        try:
-            kind, until = _denied(deny_list, json_body(environ, LARGEST_DENIAL), now)
-        except Refusal as refusal:
-            return refusal.problem
-        except StoreError as error:
-            environ[REASON] = f"the deny list cannot be written: {error}"
-            return Problem(
-                503,
-                "The deny list cannot be written at the moment. "
-                "The denial may or may not have taken effect.",
-                headers=(("Retry-After", "5"),),
-            )
+    def deny(request: JsonRequest) -> object:
+        kind, until = _denied(deny_list, request.json(), now)
         return {"success": True, "message": "Denied.", "denied": kind, "until": until}
 
-    app = json_app(deny, refuse=refuse)
-    if token is None:
-        app = refuse(Problem(403, "This gateway has no admin token, so changes are disabled."))
-    else:
-        app = require_token(app, token, refuse=refuse)
-    return Route(
-        f"{prefix}/tokens/deny",
-        app,
-        methods=("POST",),
-        exact=True,
-        listed=(),
-        summary="Deny tokens before they end",
+    app = JsonApp(
+        [Endpoint("POST /tokens/deny", deny, "Deny tokens before they end", listed=False)],
+        prefixes=(prefix,),
+        errors=_store_errors(
+            "The deny list cannot be written at the moment. "
+            "The denial may or may not have taken effect.",
+            "the deny list cannot be written",
+        ),
+        largest=LARGEST_DENIAL,
+        refuse=refuse,
     )
+    [route] = _protected(app, token, refuse)
+    return route
 
 
 def _denied(
@@ -174,53 +180,33 @@ def maintenance_routes(
     :param refuse: Returns the app that responds with a problem.
     :raises ValueError: *token* is too weak.
     """
-    unreadable = Problem(
-        503,
-        "The maintenance state is unknown at the moment. "
-        "A change may or may not have taken effect.",
-        headers=(("Retry-After", "5"),),
-    )
 
-    def show(environ: WSGIEnvironment) -> object:
+    def show(request: JsonRequest) -> object:
         return {
             "success": True,
             "scopes": list(scopes),
             "maintenance": maintenance_document(switch),
         }
 
-    def change(environ: WSGIEnvironment) -> object:
-        _switch(switch, scopes, json_body(environ, LARGEST_MAINTENANCE))
+    def change(request: JsonRequest) -> object:
+        _switch(switch, scopes, request.json())
         return {"success": True, "maintenance": maintenance_document(switch)}
 
-    def protected(does: Callable[[WSGIEnvironment], object]) -> WSGIApplication:
-        def answer(environ: WSGIEnvironment) -> object:
-            try:
-                return does(environ)
-            except Refusal as refusal:
-                return refusal.problem
-            except StoreError as error:
-                environ[REASON] = f"the store failed: {error}"
-                return unreadable
-
-        if token is None:
-            return refuse(Problem(403, "This gateway has no admin token, so changes are disabled."))
-        return require_token(json_app(answer, refuse=refuse), token, refuse=refuse)
-
-    return [
-        Route(
-            f"{prefix}/maintenance",
-            protected(does),
-            methods=(method,),
-            exact=True,
-            name=f"{method} {prefix}/maintenance",
-            listed=(),
-            summary=summary,
-        )
-        for method, does, summary in (
-            ("GET", show, "What is out of service"),
-            ("POST", change, "Take out of service, and back"),
-        )
-    ]
+    app = JsonApp(
+        [
+            Endpoint("GET /maintenance", show, "What is out of service", listed=False),
+            Endpoint("POST /maintenance", change, "Take out of service, and back", listed=False),
+        ],
+        prefixes=(prefix,),
+        errors=_store_errors(
+            "The maintenance state is unknown at the moment. "
+            "A change may or may not have taken effect.",
+            "the store failed",
+        ),
+        largest=LARGEST_MAINTENANCE,
+        refuse=refuse,
+    )
+    return _protected(app, token, refuse)
 
 
 def _switch(switch: MaintenanceSwitch, scopes: Collection[str], body: dict[str, Any]) -> None:
@@ -378,7 +364,7 @@ def circuit_routes(
     if len(by_name) < len(circuits):
         raise ValueError("two circuits have the same name")
 
-    def show(environ: WSGIEnvironment) -> object:
+    def show(request: JsonRequest) -> object:
         if workers is None:
             return {"success": True, "circuitBreakers": circuit_statuses(circuits, now)}
         reports = workers()
@@ -391,8 +377,7 @@ def circuit_routes(
             },
         }
 
-    def reset(environ: WSGIEnvironment) -> object:
-        name = (environ.get(PARAMS) or {}).get("name", "")
+    def reset(request: JsonRequest, name: str) -> object:
         circuit = by_name.get(name)
         if circuit is None:
             return Problem(404, "Circuit breaker not found!")
@@ -405,29 +390,16 @@ def circuit_routes(
             )
         return {"success": True, "message": f"Circuit breaker reset for {name}"}
 
-    path = f"{prefix}/circuit-breakers"
-    routes: list[Route[WSGIApplication]] = [
-        Route(
-            path,
-            json_app(show, refuse=refuse),
-            methods=("GET",),
-            exact=True,
-            listed=(),
-            summary="Circuit breaker states",
-        )
-    ]
-    if token is not None:
-        routes.append(
-            Route(
-                f"{path}/{{name}}/reset",
-                require_token(json_app(reset, refuse=refuse), token, refuse=refuse),
-                methods=("POST",),
-                exact=True,
-                listed=(),
-                summary="Close a circuit breaker",
-            )
-        )
-    return routes
+    def app(endpoint: Endpoint) -> JsonApp:
+        return JsonApp([endpoint], prefixes=(prefix,), refuse=refuse)
+
+    path = "/circuit-breakers"
+    shown = Endpoint(f"GET {path}", show, "Circuit breaker states", listed=False)
+    changed = Endpoint(
+        f"POST {path}/{{name}}/reset", reset, "Close a circuit breaker", listed=False
+    )
+    protected = [] if token is None else _protected(app(changed), token, refuse)
+    return [*app(shown).routes(), *protected]
 
 
 def _counts(report: Sequence[Any]) -> dict[str, Any]:

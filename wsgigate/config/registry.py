@@ -15,10 +15,10 @@ from wsgigate.config.types import Checked, Choice, Duration, Flag, Integer, Numb
 from wsgigate.proxy.health_probe import Prober, TlsPolicy
 from wsgigate.registry import Registry
 from wsgigate.registry.api import RegistryApi
+from wsgigate.registry.app import WaitSlots
 from wsgigate.registry.checks import UNVERIFIED, VERIFIED
 from wsgigate.registry.compat.consul import Consul
 from wsgigate.registry.compat.eureka import Eureka
-from wsgigate.registry.long_poll import WaitSlots
 from wsgigate.rules.registry import LeaseRules
 from wsgigate.rules.routing import Route
 from wsgigate.store import Store

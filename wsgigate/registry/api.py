@@ -2,40 +2,161 @@
 
 from __future__ import annotations
 
+import json
 import random as _random
 import time
 from bisect import bisect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
-from wsgiref.types import StartResponse, WSGIEnvironment
+from zlib import crc32
 
 from wsgigate.auth.bearer import Access
-from wsgigate.http.bodies import has_body, json_body
-from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with
-from wsgigate.http.target import BadTarget, target_of
-from wsgigate.http.wsgi import REASON
-from wsgigate.registry import Full, Listing, Registry
-from wsgigate.registry.documents import (
-    INDEX,
-    NETWORKS,
-    Answer,
-    ResponseCache,
-    has,
-    headers_of,
-    instance_document,
-    invalid,
-    sent,
-)
-from wsgigate.registry.long_poll import WaitSlots
-from wsgigate.rules.registry import Invalid, Registered, Status, parse, parse_status
-from wsgigate.rules.routing import MethodNotAllowed, Route, Router, listing
-from wsgigate.store import StoreError
+from wsgigate.http.json_app import MOST_FIELDS, Answer, Endpoint, JsonRequest
+from wsgigate.http.problem import Problem, Refuse, answer_with
+from wsgigate.registry import Listing, Registry
+from wsgigate.registry.app import RegistryApp, WaitSlots
+from wsgigate.rules.registry import Invalid, LeaseRules, Registered, Status, parse, parse_status
 from wsgigate.units import iso_time, parse_duration
 
-__all__ = ["INDEX", "LARGEST", "Picker", "Query", "RegistryApi", "instance_document", "parse_query"]
+__all__ = [
+    "INDEX",
+    "Picker",
+    "Query",
+    "RegistryApi",
+    "ResponseCache",
+    "instance_document",
+    "parse_query",
+]
+
+
+NETWORKS = "X-Registry-Networks"
+"""The header field with the networks that instances may be in, for gateways that use them."""
+
+INDEX = "X-Registry-Index"
+"""The header field with the version of a listing; a client sends it back to wait for a change."""
+
+
+def instance_document(entry: Registered, now: float, rules: LeaseRules) -> dict[str, Any]:
+    """Return the JSON object of an instance, its health judged at *now*."""
+    members: dict[str, Any] = {
+        "serviceName": entry.service,
+        "instanceId": entry.instance_id,
+        "host": entry.host,
+        "port": entry.port,
+        "url": entry.url,
+        "metadata": dict(entry.metadata),
+        "registeredAt": iso_time(entry.registered_at),
+        "lastHeartbeat": iso_time(entry.last_heartbeat),
+        "healthy": entry.healthy(now, rules),
+        "healthCheckPath": entry.health_check_path or "/health",
+        "status": entry.state.value,
+        "weight": entry.weight,
+    }
+    for name, value in (("version", entry.version), ("zone", entry.zone)):
+        if value is not None:
+            members[name] = value
+    members["tags"] = list(entry.tags)
+    return members
+
+
+def state_of(listing: Listing) -> dict[str, object]:
+    """Return the members that a document has only during self-preservation or a store failure."""
+    members: dict[str, object] = {}
+    if listing.preserving:
+        members["preserving"] = True
+    if listing.age:
+        members["age"] = round(listing.age, 3)
+    return members
+
+
+def headers_of(listing: Listing, rules: LeaseRules) -> tuple[tuple[str, str], ...]:
+    """Return the fields of a listing, with an ETag that mere heartbeats do not change."""
+    # health is part of the tag, as it may change before the version does
+    seen = ",".join(
+        f"{entry.instance_id} {entry.healthy(listing.now, rules)}" for entry in listing.instances
+    )
+    tag = f'W/"{listing.version:x}-{crc32(seen.encode("ascii")):x}"'
+    return (("ETag", tag), (INDEX, str(listing.version)))
+
+
+# Cached response bodies.
+
+MOST_BODIES = 500
+"""The largest number of cached bodies."""
+
+MOST_INSTANCES = 20_000
+"""The largest number of instances whose unchanging JSON is cached."""
+
+LARGEST_QUERY = 200
+"""The longest query, in characters, whose response is cached."""
+
+
+class _Written(NamedTuple):
+    instances: tuple[Registered, ...]
+    tag: str
+    body: bytes
+
+
+class ResponseCache:
+    """A cache of the bodies of ``GET /discover/SERVICE``, by service and query.
+
+    :param rules: The lease rules by which the health of instances is judged.
+    """
+
+    def __init__(self, rules: LeaseRules) -> None:
+        self._rules = rules
+        self._written: dict[tuple[str, str], _Written] = {}
+        self._around: dict[bytes, tuple[str, str]] = {}
+
+    def of(self, service: str, query: str, found: Listing, tag: str) -> bytes:
+        """Return the body for the listing *found*.
+
+        :param query: The query string of the request.
+        :param tag: The ETag of the listing; it differs when the health of an instance differs.
+        """
+        key = (service, query)
+        written = self._written.get(key)
+        usual = not found.age and not found.preserving
+        # most entries are the identical objects, so this comparison takes a microsecond
+        if (
+            usual
+            and written is not None
+            and written.tag == tag
+            and written.instances == found.instances
+        ):
+            return written.body
+        instances = ", ".join([self._text(entry, found.now) for entry in found.instances])
+        first = json.dumps({"success": True, "serviceName": service})
+        last = json.dumps({"count": len(found.instances), **state_of(found)})
+        body = f'{first[:-1]}, "instances": [{instances}], {last[1:]}'.encode("ascii")
+        if usual and found.version and len(query) <= LARGEST_QUERY:
+            if len(self._written) >= MOST_BODIES:
+                self._written.clear()
+            self._written[key] = _Written(found.instances, tag, body)
+        return body
+
+    def _text(self, entry: Registered, now: float) -> str:
+        """Return the JSON of an instance; for most instances only two members are new."""
+        around = self._around.get(entry.written)
+        if around is None:
+            around = _around(instance_document(entry, now, self._rules))
+            if entry.written:
+                if len(self._around) >= MOST_INSTANCES:
+                    self._around.clear()
+                self._around[entry.written] = around
+        heartbeat = iso_time(entry.last_heartbeat)
+        healthy = "true" if entry.healthy(now, self._rules) else "false"
+        return f'{around[0]}, "lastHeartbeat": "{heartbeat}", "healthy": {healthy}, {around[1]}'
+
+
+def _around(document: dict[str, Any]) -> tuple[str, str]:
+    """Return the JSON of *document* before and after the members that heartbeats change."""
+    members = list(document.items())
+    changing = list(document).index("lastHeartbeat")
+    return json.dumps(dict(members[:changing]))[:-1], json.dumps(dict(members[changing + 2 :]))[1:]
 
 
 # Choosing one instance.
@@ -78,8 +199,6 @@ class Picker:
 
 # Queries.
 
-_MOST_FIELDS = 32
-
 
 @dataclass(frozen=True)
 class Query:
@@ -109,9 +228,9 @@ def parse_query(text: str, only_healthy: bool = True) -> Query:
     metadata: dict[str, str] = {}
     seen: set[str] = set()
     try:
-        fields = parse_qsl(text, keep_blank_values=True, max_num_fields=_MOST_FIELDS)
+        fields = parse_qsl(text, keep_blank_values=True, max_num_fields=MOST_FIELDS)
     except ValueError:
-        raise Invalid("query", f"at most {_MOST_FIELDS} fields") from None
+        raise Invalid("query", f"at most {MOST_FIELDS} fields") from None
     for name, value in fields:
         if name == "tag":
             tags.append(value)
@@ -176,19 +295,12 @@ _FILTERS: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 _REST: dict[str, Callable[[str], Any]] = {"wait": _wait, "index": _index, "strategy": _strategy}
 
-LARGEST = 32 * 1024
-"""The largest body of a request, in bytes."""
-
-Reply: TypeAlias = Answer | Problem
-
-Endpoint: TypeAlias = Callable[..., Reply]
-
 _ABSENT = Problem(404, "Service instance not found!")
 
-_NOBODY = Problem(404, "No healthy instances found!")
+_NO_HEALTHY_INSTANCE = Problem(404, "No healthy instances found!")
 
 
-class RegistryApi:
+class RegistryApi(RegistryApp):
     """The HTTP API of a :class:`.Registry`, as a WSGI application.
 
     :param registry: The registry.
@@ -219,81 +331,29 @@ class RegistryApi:
         random: Callable[[], float] = _random.random,
         refuse: Refuse = answer_with,
     ) -> None:
-        if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
-            raise ValueError(f'prefix must be "" or a path such as "/_registry", got {prefix!r}')
-        self._registry = registry
-        self._access = access
-        access.guard_by(registry.guard)
+        table = [
+            Endpoint("POST /register", self._register),
+            Endpoint("DELETE /register/{service}/{instance}", self._deregister),
+            Endpoint("POST /heartbeat/{service}/{instance}", self._heartbeat),
+            Endpoint("PUT /status/{service}/{instance}", self._status),
+            Endpoint("GET /discover/{service}", self._discover),
+            Endpoint("GET /instance/{service}", self._choose),
+            Endpoint("GET /services", self._services),
+            Endpoint("GET /health", self._health),
+        ]
+        super().__init__(registry, access, table, prefixes=(prefix,), refuse=refuse)
         self._name = name
         self._version = version
         self._slots = waiting if isinstance(waiting, WaitSlots) else WaitSlots(waiting)
         self._now = now
         self._started = now() if started is None else started
-        self._refuse = refuse
         self._picker = Picker(random)
         self._bodies = ResponseCache(registry.rules)
         self._networks = (NETWORKS, ", ".join(registry.destinations.allowed_networks))
-        self._router = Router(self._routes(prefix))
-        self.listing = listing(self._router.routes)
-        """The endpoints, for people: ``POST /register`` and so on."""
 
-    def _routes(self, prefix: str) -> list[Route[Endpoint]]:
-        one = "{service}/{instance}"
-        endpoints: list[tuple[str, str, Endpoint]] = [
-            ("POST", "/register", self._register),
-            ("DELETE", f"/register/{one}", self._deregister),
-            ("POST", f"/heartbeat/{one}", self._heartbeat),
-            ("PUT", f"/status/{one}", self._status),
-            ("GET", "/discover/{service}", self._discover),
-            ("GET", "/instance/{service}", self._choose),
-            ("GET", "/services", self._services),
-            ("GET", "/health", self._health),
-        ]
-        return [
-            Route(f"{prefix}{path}", endpoint, methods=(method,), exact=True)
-            for method, path, endpoint in endpoints
-        ]
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        try:
-            answer = self._answer(environ)
-        except Refusal as refusal:
-            environ.setdefault(REASON, str(refusal))
-            answer = refusal.problem
-        except Invalid as error:
-            answer = invalid(error)
-        except Full as error:
-            environ[REASON] = str(error)
-            answer = Problem(507, "The registry is full.", headers=(("Retry-After", "30"),))
-        except StoreError as error:
-            environ[REASON] = f"the registry's store fails: {error}"
-            answer = Problem(
-                503, "The registry cannot be used at the moment.", headers=(("Retry-After", "5"),)
-            )
-        if isinstance(answer, Problem):
-            environ.setdefault(REASON, answer.detail)
-            return self._refuse(answer)(environ, start_response)
-        return sent(answer, environ, start_response)
-
-    def _answer(self, environ: WSGIEnvironment) -> Reply:
-        try:
-            target = target_of(environ)
-        except BadTarget as error:
-            raise Refusal.of(400, "Malformed request target.", str(error)) from None
-        found = self._router.match(target.host, target.path, environ["REQUEST_METHOD"])
-        if found is None:
-            return Problem(404, "Route not found!", extensions={"availableRoutes": self.listing})
-        if isinstance(found, MethodNotAllowed):
-            return Problem(
-                405, "Method not allowed.", headers=(("Allow", ", ".join(found.allowed)),)
-            )
-        if found.route.methods == ("GET",):
-            self._access.check_read(environ)
-        return found.route.endpoint(environ, **found.params)
-
-    def _register(self, environ: WSGIEnvironment) -> Answer:
-        caller = self._access.writer(environ)
-        document = json_body(environ, LARGEST)
+    def _register(self, request: JsonRequest) -> Answer:
+        caller = self._access.writer(request.environ)
+        document = request.json()
         if document.get("serviceName"):  # without one, parse() reports that it is missing
             self._access.check_caller(caller, document["serviceName"])
         entry = self._registry.register(parse(document))
@@ -307,22 +367,22 @@ class RegistryApi:
         message = "Service registered successfully!"
         return Answer({"success": True, "message": message, "instance": members}, 201)
 
-    def _deregister(self, environ: WSGIEnvironment, service: str, instance: str) -> Reply:
-        self._access.check_write(environ, service)
+    def _deregister(self, request: JsonRequest, service: str, instance: str) -> object:
+        self._access.check_write(request.environ, service)
         if not self._registry.deregister(service, instance):
             return _ABSENT
-        return Answer({"success": True, "message": "Service deregistered successfully!"})
+        return {"success": True, "message": "Service deregistered successfully!"}
 
-    def _heartbeat(self, environ: WSGIEnvironment, service: str, instance: str) -> Reply:
-        self._access.check_write(environ, service)
-        status = _status_of(json_body(environ, LARGEST)) if has_body(environ) else None
+    def _heartbeat(self, request: JsonRequest, service: str, instance: str) -> object:
+        self._access.check_write(request.environ, service)
+        status = _status_of(request.json()) if request.has_body() else None
         if self._registry.heartbeat(service, instance, status) is None:
             return _ABSENT
-        return Answer({"success": True, "message": "Heartbeat updated successfully!"})
+        return {"success": True, "message": "Heartbeat updated successfully!"}
 
-    def _status(self, environ: WSGIEnvironment, service: str, instance: str) -> Reply:
-        self._access.check_write(environ, service)
-        status = _status_of(json_body(environ, LARGEST))
+    def _status(self, request: JsonRequest, service: str, instance: str) -> object:
+        self._access.check_write(request.environ, service)
+        status = _status_of(request.json())
         if status is None:
             raise Invalid("status", f"required: one of {', '.join(Status)}")
         entry = self._registry.heartbeat(service, instance, status)
@@ -330,26 +390,26 @@ class RegistryApi:
             return _ABSENT
         members = instance_document(entry, entry.last_heartbeat, self._registry.rules)
         message = "Status updated successfully!"
-        return Answer({"success": True, "message": message, "instance": members})
+        return {"success": True, "message": message, "instance": members}
 
-    def _discover(self, environ: WSGIEnvironment, service: str) -> Answer:
-        text = environ.get("QUERY_STRING", "")
+    def _discover(self, request: JsonRequest, service: str) -> Answer:
+        text = request.environ.get("QUERY_STRING", "")
         query = parse_query(text)
         self._await(service, query)
         found = self._registry.discover(service, **query.filters)
         headers = headers_of(found, self._registry.rules)
         headers += (self._networks,)
         tag = headers[0][1]
-        if has(environ, tag):
-            return Answer(None, 304, headers)
-        return Answer(self._bodies.of(service, text, found, tag), 200, headers)
+        if request.has_tag(tag):
+            return Answer(None, 304, headers, "no-cache")
+        return Answer(self._bodies.of(service, text, found, tag), 200, headers, "no-cache")
 
-    def _choose(self, environ: WSGIEnvironment, service: str) -> Reply:
-        query = parse_query(environ.get("QUERY_STRING", ""))
+    def _choose(self, request: JsonRequest, service: str) -> object:
+        query = parse_query(request.environ.get("QUERY_STRING", ""))
         listing = self._registry.discover(service, **query.filters)
         usable = [entry for entry in listing.instances if entry.weight > 0]
         if not usable:
-            return _NOBODY
+            return _NO_HEALTHY_INSTANCE
         entry = self._picker.of(service, query.strategy, usable)
         members = {
             "serviceName": entry.service,
@@ -358,10 +418,10 @@ class RegistryApi:
             "healthy": entry.healthy(listing.now, self._registry.rules),
             "lastHeartbeat": iso_time(entry.last_heartbeat),
         }
-        return Answer({"success": True, "instance": members}, 200, ((INDEX, str(listing.version)),))
+        return _indexed({"success": True, "instance": members}, listing.version)
 
-    def _services(self, environ: WSGIEnvironment) -> Answer:
-        query = parse_query(environ.get("QUERY_STRING", ""), only_healthy=False)
+    def _services(self, request: JsonRequest) -> Answer:
+        query = parse_query(request.environ.get("QUERY_STRING", ""), only_healthy=False)
         self._await(None, query)
         version = self._registry.version()
         services = {
@@ -370,9 +430,9 @@ class RegistryApi:
             if (listing := self._registry.discover(name, **query.filters)).instances
         }
         document = {"success": True, "services": services, "serviceCount": len(services)}
-        return Answer(document, 200, ((INDEX, str(version)),))
+        return _indexed(document, version)
 
-    def _health(self, environ: WSGIEnvironment) -> Answer:
+    def _health(self, request: JsonRequest) -> object:
         rules, now = self._registry.rules, self._now()
         listings = self._registry.listings()
         total = sum(len(each.instances) for each in listings.values())
@@ -388,28 +448,28 @@ class RegistryApi:
         if any(each.preserving for each in listings.values()):
             members["preserving"] = True
         age = max((each.age for each in listings.values()), default=0.0)
-        return Answer(
-            {
-                "service": self._name,
-                "version": self._version,
-                "status": "degraded" if age else "healthy",
-                "timestamp": iso_time(now),
-                "uptime": round(max(0.0, now - self._started), 3),
-                "registry": {**members, **({"age": round(age, 3)} if age else {})},
-            }
-        )
+        return {
+            "service": self._name,
+            "version": self._version,
+            "status": "degraded" if age else "healthy",
+            "timestamp": iso_time(now),
+            "uptime": round(max(0.0, now - self._started), 3),
+            "registry": {**members, **({"age": round(age, 3)} if age else {})},
+        }
 
     def _await(self, service: str | None, query: Query) -> None:
         """Wait for another version than the client's, if the query has ``wait`` and ``index``."""
-        if query.wait and query.index is not None and self._slots.take():
-            try:
-                self._registry.wait(service, query.index, query.wait)
-            finally:
-                self._slots.release()
+        if query.wait and query.index is not None:
+            self._slots.wait(self._registry, service, query.index, query.wait)
 
     def _documents(self, listing: Listing) -> list[dict[str, Any]]:
         rules = self._registry.rules
         return [instance_document(entry, listing.now, rules) for entry in listing.instances]
+
+
+def _indexed(document: object, version: int) -> Answer:
+    """Return *document* with the version that a client sends back to wait for a change."""
+    return Answer(document, 200, ((INDEX, str(version)),), "no-cache")
 
 
 def _status_of(document: dict[str, Any]) -> Status | None:

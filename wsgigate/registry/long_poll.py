@@ -10,7 +10,7 @@ from collections.abc import Callable
 from wsgigate.runtime import fork
 from wsgigate.store import StoreError
 
-__all__ = ["LongPoll", "WaitSlots"]
+__all__ = ["LongPoll"]
 
 
 class LongPoll:
@@ -93,30 +93,3 @@ class LongPoll:
         self._seen[service] = (self._clock(), found)
         self._changed.notify_all()
         return found
-
-
-class WaitSlots:
-    """A bound on the number of requests that wait at a time, over all APIs of a registry.
-
-    :param most: The largest number of waiting requests; further ones are answered at once.
-    :raises ValueError: *most* is negative.
-    """
-
-    def __init__(self, most: int) -> None:
-        if most < 0:
-            raise ValueError(f"waiting must be 0 or more requests, got {most}")
-        self._most = most
-        self.after_fork()
-        fork.renew_at_fork(self)
-
-    def after_fork(self) -> None:
-        """Free all slots: the requests that wait in the parent do not exist in the child."""
-        self._free = threading.BoundedSemaphore(self._most)
-
-    def take(self) -> bool:
-        """Take a slot without waiting; return whether one was free."""
-        return self._free.acquire(blocking=False)
-
-    def release(self) -> None:
-        """Release a slot."""
-        self._free.release()

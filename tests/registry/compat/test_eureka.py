@@ -10,7 +10,7 @@ import pytest
 from tests.registry.compat.conftest import TOKEN, USERS_TOKEN, Behind
 from wsgigate.auth.bearer import Access
 from wsgigate.registry import Registry
-from wsgigate.registry.compat.app import LARGEST
+from wsgigate.registry.compat import LARGEST
 from wsgigate.registry.compat.eureka import Eureka
 from wsgigate.registry.compat.eureka_format import read_xml
 from wsgigate.rules.registry import Registered, Status

@@ -10,10 +10,12 @@ from urllib.parse import parse_qs
 from wsgiref.types import WSGIEnvironment
 
 from wsgigate.auth.bearer import Access, Caller
+from wsgigate.http.json_app import MOST_FIELDS, Answer, Endpoint, JsonRequest
 from wsgigate.http.problem import Refusal, Refuse, answer_with
 from wsgigate.http.wsgi import peer
 from wsgigate.registry import LONGEST_WAIT, Listing, Registry
-from wsgigate.registry.compat.app import MOST_FIELDS, Answer, CompatApp, CompatRequest, Table
+from wsgigate.registry.app import WaitSlots
+from wsgigate.registry.compat import CompatApp
 from wsgigate.registry.compat.consul_filter import Filter, parse_filter
 from wsgigate.registry.compat.consul_format import (
     CHECK,
@@ -29,7 +31,6 @@ from wsgigate.registry.compat.consul_format import (
     with_any_check,
     without_check,
 )
-from wsgigate.registry.long_poll import WaitSlots
 from wsgigate.rules.registry import Invalid, LeaseRules, Registered, Status
 
 __all__ = [
@@ -186,25 +187,25 @@ class ConsulReads:
         self._node = node
         self._slots = slots
 
-    def table(self) -> Table:
+    def table(self) -> list[Endpoint]:
         """Return the endpoints."""
-        return {
-            "GET /agent/self": self._self,
-            "GET /agent/services": self._agent_services,
-            "GET /agent/service/{name}": self._agent_service,
-            "GET /agent/checks": self._agent_checks,
-            "GET /catalog/datacenters": self._datacenters,
-            "GET /catalog/nodes": self._nodes,
-            "GET /catalog/services": self._catalog_services,
-            "GET /catalog/service/{service}": self._catalog_service,
-            "GET /health/service/{service}": self._health_service,
-            "GET /health/checks/{service}": self._health_checks,
-            "GET /health/state/{state}": self._health_state,
-            "GET /status/leader": self._leader,
-            "GET /status/peers": self._peers,
-        }
+        return [
+            Endpoint("GET /agent/self", self._self),
+            Endpoint("GET /agent/services", self._agent_services),
+            Endpoint("GET /agent/service/{name}", self._agent_service),
+            Endpoint("GET /agent/checks", self._agent_checks),
+            Endpoint("GET /catalog/datacenters", self._datacenters),
+            Endpoint("GET /catalog/nodes", self._nodes),
+            Endpoint("GET /catalog/services", self._catalog_services),
+            Endpoint("GET /catalog/service/{service}", self._catalog_service),
+            Endpoint("GET /health/service/{service}", self._health_service),
+            Endpoint("GET /health/checks/{service}", self._health_checks),
+            Endpoint("GET /health/state/{state}", self._health_state),
+            Endpoint("GET /status/leader", self._leader),
+            Endpoint("GET /status/peers", self._peers),
+        ]
 
-    def _self(self, request: CompatRequest) -> Answer:
+    def _self(self, request: JsonRequest) -> Answer:
         config = {
             "Datacenter": self._datacenter,
             "NodeName": self._node,
@@ -216,13 +217,13 @@ class ConsulReads:
         member = {"Name": self._node, "Addr": "", "Port": 0, "Tags": {}, "Status": 1}
         return Answer({"Config": config, "DebugConfig": {}, "Member": member, "Meta": {}})
 
-    def _agent_services(self, request: CompatRequest) -> Answer:
+    def _agent_services(self, request: JsonRequest) -> Answer:
         self._check(request, filtered=True)
         version, wanted = self._registry.version(), self._filter(request, _SERVICE)
         documents = [self._service(entry, version) for entry in self.everything()]
         return Answer({each["ID"]: each for each in documents if wanted(each)})
 
-    def _agent_service(self, request: CompatRequest, name: str) -> Answer:
+    def _agent_service(self, request: JsonRequest, name: str) -> Answer:
         self._check(request)
         version = self._registry.version()
         for entry in self.everything():
@@ -230,13 +231,13 @@ class ConsulReads:
                 return Answer(self._service(entry, version))
         raise Refusal.of(404, "There is no such service.")
 
-    def _agent_checks(self, request: CompatRequest) -> Answer:
+    def _agent_checks(self, request: JsonRequest) -> Answer:
         return Answer({check["CheckID"]: check for check in self._all_checks(request)})
 
     def _service(self, entry: Registered, version: int) -> dict[str, Any]:
         return {**service_document(entry, _index(version)), "Datacenter": self._datacenter}
 
-    def _catalog_services(self, request: CompatRequest) -> Answer:
+    def _catalog_services(self, request: JsonRequest) -> Answer:
         self._await(request, None)
         version = self._registry.version()
         tags = {
@@ -245,14 +246,14 @@ class ConsulReads:
         }
         return _indexed(tags, version)
 
-    def _catalog_service(self, request: CompatRequest, service: str) -> Answer:
+    def _catalog_service(self, request: JsonRequest, service: str) -> Answer:
         listing = self._listing(request, service)
         index = _index(listing.version)
         wanted = self._filter(request, _CATALOG)
         found = [catalog_document(entry, self._datacenter, index) for entry in listing.instances]
         return _indexed(list(filter(wanted, found)), listing.version, listing.age)
 
-    def _health_service(self, request: CompatRequest, service: str) -> Answer:
+    def _health_service(self, request: JsonRequest, service: str) -> Answer:
         listing = self._listing(request, service)
         rules, index = self._registry.rules, _index(listing.version)
         passing = "passing" in request.query and read_flag(request.one("passing") or "1", "passing")
@@ -264,12 +265,12 @@ class ConsulReads:
         documents = list(filter(self._filter(request, _HEALTH), documents))
         return _indexed(documents, listing.version, listing.age)
 
-    def _health_checks(self, request: CompatRequest, service: str) -> Answer:
+    def _health_checks(self, request: JsonRequest, service: str) -> Answer:
         listing = self._listing(request, service)
         checks = list(filter(self._filter(request, _CHECK), self._checks_of(listing)))
         return _indexed(checks, listing.version, listing.age)
 
-    def _health_state(self, request: CompatRequest, state: str) -> Answer:
+    def _health_state(self, request: JsonRequest, state: str) -> Answer:
         if state not in (*STATES, "any"):
             raise Invalid("state", f"one of any, {', '.join(STATES)}")
         self._await(request, None, filtered=True)
@@ -277,7 +278,7 @@ class ConsulReads:
         checks = [c for c in self._all_checks(request) if state in ("any", c["Status"])]
         return _indexed(checks, version)
 
-    def _nodes(self, request: CompatRequest) -> Answer:
+    def _nodes(self, request: JsonRequest) -> Answer:
         self._await(request, None, filtered=True)
         version, wanted = self._registry.version(), self._filter(request, _NODE)
         nodes = {
@@ -286,13 +287,13 @@ class ConsulReads:
         }
         return _indexed([nodes[host] for host in sorted(nodes) if wanted(nodes[host])], version)
 
-    def _datacenters(self, request: CompatRequest) -> Answer:
+    def _datacenters(self, request: JsonRequest) -> Answer:
         return Answer([self._datacenter])
 
-    def _leader(self, request: CompatRequest) -> Answer:
+    def _leader(self, request: JsonRequest) -> Answer:
         return Answer("127.0.0.1:8300")
 
-    def _peers(self, request: CompatRequest) -> Answer:
+    def _peers(self, request: JsonRequest) -> Answer:
         return Answer(["127.0.0.1:8300"])
 
     def everything(self) -> Iterator[Registered]:
@@ -300,7 +301,7 @@ class ConsulReads:
         for entries in self._registry.services().values():
             yield from entries
 
-    def _all_checks(self, request: CompatRequest) -> Iterator[dict[str, Any]]:
+    def _all_checks(self, request: JsonRequest) -> Iterator[dict[str, Any]]:
         self._check(request, filtered=True)
         wanted = self._filter(request, _CHECK)
         for listing in self._registry.listings().values():
@@ -314,13 +315,11 @@ class ConsulReads:
             for check in check_documents(entry, listing.now, rules, index)
         ]
 
-    def _listing(self, request: CompatRequest, service: str) -> Listing:
+    def _listing(self, request: JsonRequest, service: str) -> Listing:
         self._await(request, service, filtered=True)
         return self._registry.discover(service, tags=request.query.get("tag", ()))
 
-    def _await(
-        self, request: CompatRequest, service: str | None, *, filtered: bool = False
-    ) -> None:
+    def _await(self, request: JsonRequest, service: str | None, *, filtered: bool = False) -> None:
         """Wait for another index than the client's, if it sent one.
 
         :param filtered: Whether the endpoint supports ``filter``.
@@ -330,19 +329,16 @@ class ConsulReads:
         if not (index.isascii() and index.isdigit() and len(index) < 20):
             raise Invalid("index", "the value of X-Consul-Index in an earlier response")
         seconds = read_duration(wait, "wait") if wait else LONGEST_WAIT
-        if int(index) and self._slots.take():
-            try:
-                self._registry.wait(service, _version(int(index)), seconds)
-            finally:
-                self._slots.release()
+        if int(index):
+            self._slots.wait(self._registry, service, _version(int(index)), seconds)
 
     @staticmethod
-    def _filter(request: CompatRequest, sample: Mapping[str, Any]) -> Filter:
+    def _filter(request: JsonRequest, sample: Mapping[str, Any]) -> Filter:
         """Return the predicate of the query's ``filter``, for documents like *sample*."""
         text = request.one("filter")
         return parse_filter(text, sample) if text.strip() else _match_all
 
-    def _check(self, request: CompatRequest, *, filtered: bool = False) -> None:
+    def _check(self, request: JsonRequest, *, filtered: bool = False) -> None:
         for name in _UNSUPPORTED if filtered else (*_UNSUPPORTED, "filter"):
             if any(request.query.get(name, ())):
                 raise Invalid(name, "not supported here")
@@ -429,20 +425,19 @@ class Consul(CompatApp):
     ) -> None:
         slots = waiting if isinstance(waiting, WaitSlots) else WaitSlots(waiting)
         reads = ConsulReads(registry, datacenter, node, slots)
-        table: Table = {
-            **reads.table(),
-            "PUT /agent/service/register": self._register,
-            "PUT /agent/service/deregister/{name}": self._deregister,
-            "PUT /agent/service/maintenance/{name}": self._maintenance,
-            "PUT /agent/check/register": self._register_check,
-            "PUT /agent/check/deregister/{check}": self._deregister_check,
-            "PUT /agent/check/pass/{check}": self._pass,
-            "PUT /agent/check/warn/{check}": self._pass,
-            "PUT /agent/check/fail/{check}": self._fail,
-            "PUT /agent/check/update/{check}": self._update,
-        }
-        super().__init__(registry, access, table, (prefix,), refuse=refuse)
-        self._slots = slots
+        table = [
+            *reads.table(),
+            Endpoint("PUT /agent/service/register", self._register),
+            Endpoint("PUT /agent/service/deregister/{name}", self._deregister),
+            Endpoint("PUT /agent/service/maintenance/{name}", self._maintenance),
+            Endpoint("PUT /agent/check/register", self._register_check),
+            Endpoint("PUT /agent/check/deregister/{check}", self._deregister_check),
+            Endpoint("PUT /agent/check/pass/{check}", self._pass),
+            Endpoint("PUT /agent/check/warn/{check}", self._pass),
+            Endpoint("PUT /agent/check/fail/{check}", self._fail),
+            Endpoint("PUT /agent/check/update/{check}", self._update),
+        ]
+        super().__init__(registry, access, table, (prefix,), refuse)
         self._query_tokens = query_tokens
         self._everything = reads.everything
         self._instances_of: dict[str, tuple[tuple[str, str], ...]] = {}
@@ -468,7 +463,7 @@ class Consul(CompatApp):
             "catalog.",
         )
 
-    def _register(self, request: CompatRequest) -> Answer:
+    def _register(self, request: JsonRequest) -> Answer:
         caller = self.writer(request)
         environ = request.environ
         address = peer(environ)
@@ -480,12 +475,12 @@ class Consul(CompatApp):
         self.register(entry, FIELDS)
         return _DONE
 
-    def _deregister(self, request: CompatRequest, name: str) -> Answer:
+    def _deregister(self, request: JsonRequest, name: str) -> Answer:
         for entry in self._writable(request, lambda entry: entry.instance_id == name):
             self._registry.deregister(entry.service, entry.instance_id)
         return _DONE
 
-    def _maintenance(self, request: CompatRequest, name: str) -> Answer:
+    def _maintenance(self, request: JsonRequest, name: str) -> Answer:
         entries = self._writable(request, lambda entry: entry.instance_id == name)
         enable = read_flag(request.one("enable"), "enable")
         for entry in entries:
@@ -494,29 +489,29 @@ class Consul(CompatApp):
                 self._registry.heartbeat(entry.service, entry.instance_id, status)
         return _DONE
 
-    def _register_check(self, request: CompatRequest) -> Answer:
+    def _register_check(self, request: JsonRequest) -> Answer:
         self.writer(request)
         name, check = read_check_of(request.json())
         for entry in self._writable(request, lambda entry: entry.instance_id == name):
             self.register(with_any_check(entry, check), FIELDS)
         return _DONE
 
-    def _deregister_check(self, request: CompatRequest, check: str) -> Answer:
+    def _deregister_check(self, request: JsonRequest, check: str) -> Answer:
         for entry in self._writable(request, lambda entry: has_check(entry, check)):
             self.register(without_check(entry, check), FIELDS)
         return _DONE
 
-    def _pass(self, request: CompatRequest, check: str) -> Answer:
+    def _pass(self, request: JsonRequest, check: str) -> Answer:
         return self._report(request, check, Status.UP)
 
-    def _fail(self, request: CompatRequest, check: str) -> Answer:
+    def _fail(self, request: JsonRequest, check: str) -> Answer:
         return self._report(request, check, Status.DOWN)
 
-    def _update(self, request: CompatRequest, check: str) -> Answer:
+    def _update(self, request: JsonRequest, check: str) -> Answer:
         self.writer(request)
         return self._report(request, check, read_state(request.json()))
 
-    def _report(self, request: CompatRequest, check: str, status: Status) -> Answer:
+    def _report(self, request: JsonRequest, check: str, status: Status) -> Answer:
         """Renew the lease of the instances that have *check*, and set their status.
 
         The instances of a check are cached: checks report often, and finding them takes a search.
@@ -544,7 +539,7 @@ class Consul(CompatApp):
         return True
 
     def _writable(
-        self, request: CompatRequest, wanted: Callable[[Registered], bool]
+        self, request: JsonRequest, wanted: Callable[[Registered], bool]
     ) -> list[Registered]:
         """Return the instances that match *wanted* and that the client may change.
 

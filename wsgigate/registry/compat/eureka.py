@@ -11,9 +11,10 @@ from typing import NamedTuple
 from wsgiref.types import WSGIEnvironment
 
 from wsgigate.auth.bearer import Access
+from wsgigate.http.json_app import Answer, Endpoint, JsonRequest
 from wsgigate.http.problem import Refusal, Refuse, answer_with
 from wsgigate.registry import Registry
-from wsgigate.registry.compat.app import Answer, CompatApp, CompatRequest, Table
+from wsgigate.registry.compat import CompatApp
 from wsgigate.registry.compat.eureka_format import (
     FIELDS,
     STATUSES,
@@ -75,22 +76,22 @@ class Eureka(CompatApp):
         prefix: str = "/eureka",
         refuse: Refuse = answer_with,
     ) -> None:
-        table: Table = {
-            "GET /apps": self._all,
-            "GET /apps/delta": self._delta,
-            "GET /apps/{app}": self._app,
-            "POST /apps/{app}": self._register,
-            "GET /apps/{app}/{name}": self._instance,
-            "PUT /apps/{app}/{name}": self._renew,
-            "DELETE /apps/{app}/{name}": self._cancel,
-            "PUT /apps/{app}/{name}/status": self._override,
-            "DELETE /apps/{app}/{name}/status": self._end_override,
-            "PUT /apps/{app}/{name}/metadata": self._add_metadata,
-            "GET /vips/{vip}": self._vip,
-            "GET /svips/{vip}": self._secure_vip,
-            "GET /instances/{name}": self._anywhere,
-        }
-        super().__init__(registry, access, table, (prefix, f"{prefix}/v2"), refuse=refuse)
+        table = [
+            Endpoint("GET /apps", self._all),
+            Endpoint("GET /apps/delta", self._delta),
+            Endpoint("GET /apps/{app}", self._app),
+            Endpoint("POST /apps/{app}", self._register),
+            Endpoint("GET /apps/{app}/{name}", self._instance),
+            Endpoint("PUT /apps/{app}/{name}", self._renew),
+            Endpoint("DELETE /apps/{app}/{name}", self._cancel),
+            Endpoint("PUT /apps/{app}/{name}/status", self._override),
+            Endpoint("DELETE /apps/{app}/{name}/status", self._end_override),
+            Endpoint("PUT /apps/{app}/{name}/metadata", self._add_metadata),
+            Endpoint("GET /vips/{vip}", self._vip),
+            Endpoint("GET /svips/{vip}", self._secure_vip),
+            Endpoint("GET /instances/{name}", self._anywhere),
+        ]
+        super().__init__(registry, access, table, (prefix, f"{prefix}/v2"), refuse)
         self._writing: threading.Lock
         fork.renewed(self, _writing="Lock")
         self._seen: _Seen | None = None
@@ -112,7 +113,7 @@ class Eureka(CompatApp):
 
     # operations that read
 
-    def _all(self, request: CompatRequest) -> Answer:
+    def _all(self, request: JsonRequest) -> Answer:
         seen, kind = self._look(), _wants_json(request)
         with self._writing:  # one thread encodes for all: thousands of instances take a moment
             written = self._written.get(kind)
@@ -121,7 +122,7 @@ class Eureka(CompatApp):
                 self._written[kind] = written = seen.version, answer
         return written[1]
 
-    def _delta(self, request: CompatRequest) -> Answer:
+    def _delta(self, request: JsonRequest) -> Answer:
         kind, changes = _wants_json(request), self._registry.changes
         try:
             known = self._look().version, changes.bucket()
@@ -138,37 +139,37 @@ class Eureka(CompatApp):
         except StoreError:  # the log cannot be read: send everything that is cached
             return self._all(request)
 
-    def _vip(self, request: CompatRequest, vip: str, *, secure: bool = False) -> Answer:
+    def _vip(self, request: JsonRequest, vip: str, *, secure: bool = False) -> Answer:
         seen = self._look()
         found = [entry for entry in seen.entries if vip in vips(entry, secure=secure)]
         return self._applications(
             request, _as_added(found), _Seen(seen.version, found, hash_code(found))
         )
 
-    def _secure_vip(self, request: CompatRequest, vip: str) -> Answer:
+    def _secure_vip(self, request: JsonRequest, vip: str) -> Answer:
         return self._vip(request, vip, secure=True)
 
-    def _app(self, request: CompatRequest, app: str) -> Answer:
+    def _app(self, request: JsonRequest, app: str) -> Answer:
         found = [entry for entry in self._look().entries if entry.service.upper() == app.upper()]
         if not found:
             raise _unknown()
         document = [eureka_instance(entry, self._registry.rules) for entry in found]
         return _written(request, "application", {"name": app.upper(), "instance": document})
 
-    def _instance(self, request: CompatRequest, app: str, name: str) -> Answer:
+    def _instance(self, request: JsonRequest, app: str, name: str) -> Answer:
         return self._one_document(request, self._known(app, name))
 
-    def _anywhere(self, request: CompatRequest, name: str) -> Answer:
+    def _anywhere(self, request: JsonRequest, name: str) -> Answer:
         found = (entry for entry in self._look().entries if entry.instance_id == name)
         return self._one_document(request, next(found, None))
 
-    def _one_document(self, request: CompatRequest, entry: Registered | None) -> Answer:
+    def _one_document(self, request: JsonRequest, entry: Registered | None) -> Answer:
         if entry is None:
             raise _unknown()
         return _written(request, "instance", eureka_instance(entry, self._registry.rules))
 
     def _applications(
-        self, request: CompatRequest, changed: Iterable[Changed], seen: _Seen
+        self, request: JsonRequest, changed: Iterable[Changed], seen: _Seen
     ) -> Answer:
         document = applications(changed, seen.code, seen.version, self._registry.rules)
         return _written(request, "applications", document)
@@ -194,7 +195,7 @@ class Eureka(CompatApp):
 
     # operations that write
 
-    def _register(self, request: CompatRequest, app: str) -> Answer:
+    def _register(self, request: JsonRequest, app: str) -> Answer:
         self.writer(request, app.lower())
         entry = read_instance(app, _registration(request))
         known = self._of(entry.service, entry.instance_id)
@@ -202,7 +203,7 @@ class Eureka(CompatApp):
         self.register(replace(entry, status=status), FIELDS)
         return Answer(status=204)
 
-    def _renew(self, request: CompatRequest, app: str, name: str) -> Answer:
+    def _renew(self, request: JsonRequest, app: str, name: str) -> Answer:
         self.writer(request, app.lower())
         if self._registry.heartbeat(app.lower(), name) is None:
             entry = self._writable(request, app, name)
@@ -210,20 +211,20 @@ class Eureka(CompatApp):
                 raise _unknown()
         return _DONE
 
-    def _cancel(self, request: CompatRequest, app: str, name: str) -> Answer:
+    def _cancel(self, request: JsonRequest, app: str, name: str) -> Answer:
         entry = self._writable(request, app, name)
         if not self._registry.deregister(entry.service, name):
             raise _unknown()
         return _DONE
 
-    def _override(self, request: CompatRequest, app: str, name: str) -> Answer:
+    def _override(self, request: JsonRequest, app: str, name: str) -> Answer:
         entry = self._writable(request, app, name)
         value = request.one("value")
         if value not in STATUSES.values():
             raise Invalid("value", f"one of {', '.join(STATUSES.values())}")
         return self._set(entry, read_status(value, "value"))
 
-    def _end_override(self, request: CompatRequest, app: str, name: str) -> Answer:
+    def _end_override(self, request: JsonRequest, app: str, name: str) -> Answer:
         entry = self._writable(request, app, name)
         value = request.one("value", "UNKNOWN")
         if value != "UNKNOWN":
@@ -235,13 +236,13 @@ class Eureka(CompatApp):
             raise _unknown()
         return _DONE
 
-    def _add_metadata(self, request: CompatRequest, app: str, name: str) -> Answer:
+    def _add_metadata(self, request: JsonRequest, app: str, name: str) -> Answer:
         entry = self._writable(request, app, name)
         more = {key: values[0] for key, values in request.query.items() if key not in _ABOUT}
         self.register(with_metadata(entry, more), FIELDS)
         return _DONE
 
-    def _writable(self, request: CompatRequest, app: str, name: str) -> Registered:
+    def _writable(self, request: JsonRequest, app: str, name: str) -> Registered:
         """Return an instance that the client may change.
 
         :raises Refusal: The client may not change it, or it does not exist.
@@ -275,18 +276,18 @@ def _unknown() -> Refusal:
     return Refusal.of(404, "There is no such instance; register it first.")
 
 
-def _wants_json(request: CompatRequest) -> bool:
+def _wants_json(request: JsonRequest) -> bool:
     """Return whether the client accepts JSON; Eureka's default is XML."""
     return "json" in request.environ.get("HTTP_ACCEPT", "").lower()
 
 
-def _written(request: CompatRequest, name: str, node: object) -> Answer:
+def _written(request: JsonRequest, name: str, node: object) -> Answer:
     if _wants_json(request):
         return Answer(json.dumps({name: node}).encode("ascii"))
     return Answer(write_xml(name, node), content_type="application/xml")
 
 
-def _registration(request: CompatRequest) -> dict[str, object]:
+def _registration(request: JsonRequest) -> dict[str, object]:
     if "xml" not in request.environ.get("CONTENT_TYPE", "").lower():
         return request.json()
     try:
