@@ -213,7 +213,7 @@ def test_what_requests_are_told_apart_by_takes_room_too(clock: FakeClock) -> Non
         language = f"{number}" * 4000
         ask(kept, f"/{number}", headers={"Accept-Language": language, "X-Other": language})
         assert kept.size >= 8000
-    assert len(kept._shelf) <= 6
+    assert len(kept._cache) <= 6
 
 
 def test_it_keeps_no_more_bytes_than_it_may(clock: FakeClock) -> None:

@@ -21,8 +21,8 @@ from wsgigate.rules.balance import (
     RoundRobin,
     SmoothWeighted,
     TwoChoices,
+    slow_start,
 )
-from wsgigate.rules.tiers import slow_start
 from wsgigate.testing import Script
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wsgigate.rules.balance import InstanceState, available
 from wsgigate.rules.circuit import Outcome
 from wsgigate.rules.outlier import Ejection, OutlierRules, Outliers, low_success
-from wsgigate.rules.tiers import Standing, available
 
 LETTERS = {
     "+": Outcome.OK,
@@ -246,7 +246,9 @@ def test_what_checks_and_requests_find_counts_together(
     for name in failing:
         report(outliers, name, "-----")
     left_out = outliers.ejected(0.0)
-    [level] = available([Standing(name in healthy and name not in left_out) for name in "abcd"])
+    [level] = available(
+        [InstanceState(name in healthy and name not in left_out) for name in "abcd"]
+    )
     assert ("".join("abcd"[at] for at in level.places), level.panic) == (taken, panic)
 
 

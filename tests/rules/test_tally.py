@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgigate.rules.circuit import CircuitRules, Outcome, Tally
-from wsgigate.rules.window import Counts, Window
+from wsgigate.rules.circuit import CallCounts, CallWindow, CircuitRules, Outcome, Tally
 
 LETTERS = {
     "+": (Outcome.OK, False),
@@ -101,20 +100,20 @@ def test_what_is_told_of_failures_outlives_a_change_of_state() -> None:
 def test_a_window_counts_as_a_list_of_all_calls_would(
     calls: list[tuple[int, bool, bool]],
 ) -> None:
-    window, kept, tick = Window(8.0, parts=8), [], 1000  # a tick is an eighth of a second
+    window, kept, tick = CallWindow(8.0, parts=8), [], 1000  # a tick is an eighth of a second
     for ticks, failed, slow in calls:
         tick += ticks
         now = tick / 8
         kept.append((math.floor(now), failed, slow))
         recent = [call for call in kept if call[0] > math.floor(now) - 8]
-        wanted = Counts(len(recent), sum(c[1] for c in recent), sum(c[2] for c in recent))
+        wanted = CallCounts(len(recent), sum(c[1] for c in recent), sum(c[2] for c in recent))
         window.add(now, failed, slow)
         assert window.at(now) == wanted
-    assert window.at(tick / 8 + 8) == Counts(0, 0, 0)
+    assert window.at(tick / 8 + 8) == CallCounts(0, 0, 0)
 
 
 def test_a_clock_that_goes_back_empties_the_window() -> None:
-    window = Window(10.0)
+    window = CallWindow(10.0)
     window.add(100.0, True)
     window.add(50.0, False)
-    assert window.at(50.0) == Counts(1, 0, 0)
+    assert window.at(50.0) == CallCounts(1, 0, 0)

@@ -11,12 +11,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgigate.rules.balance import LeastLatency, RoundRobin, TwoChoices, policy_of
-from wsgigate.rules.tiers import Level, Standing, Tiers, available, tier_of, zoned
+from wsgigate.rules.balance import (
+    InstanceState,
+    LeastLatency,
+    Level,
+    RoundRobin,
+    Tiers,
+    TwoChoices,
+    available,
+    policy_of,
+    tier_of,
+    zoned,
+)
 
-WELL, ILL, DRAINED = Standing(), Standing(well=False), Standing(weight=0)
-SPARE, ILL_SPARE = Standing(tier=1), Standing(well=False, tier=1)
-LAST = Standing(tier=7)
+WELL, ILL, DRAINED = InstanceState(), InstanceState(well=False), InstanceState(weight=0)
+SPARE, ILL_SPARE = InstanceState(tier=1), InstanceState(well=False, tier=1)
+LAST = InstanceState(tier=7)
 
 
 def one(*places: int, panic: bool = False, tier: int = 0) -> tuple[Level, ...]:
@@ -65,7 +75,7 @@ def one(*places: int, panic: bool = False, tier: int = 0) -> tuple[Level, ...]:
     ],
 )
 def test_who_takes_requests(
-    standings: tuple[Standing, ...], panic: float, found: tuple[Level, ...]
+    standings: tuple[InstanceState, ...], panic: float, found: tuple[Level, ...]
 ) -> None:
     levels = available(standings, panic)
     assert [level._replace(share=0) for level in levels] == [f._replace(share=0) for f in found]
@@ -89,8 +99,8 @@ def test_who_takes_requests(
 def test_a_tier_takes_1_4_times_what_is_well_of_it_and_the_next_one_the_rest(
     well: int, spares: int, first: float, second: float
 ) -> None:
-    standings = [Standing(at < well) for at in range(100)]
-    standings += [Standing(at < spares, tier=1) for at in range(100)]
+    standings = [InstanceState(at < well) for at in range(100)]
+    standings += [InstanceState(at < spares, tier=1) for at in range(100)]
     shares = {level.tier: level.share for level in available(standings, 0)}
     assert shares.get(0, 0) == pytest.approx(first)
     assert shares.get(1, 0) == pytest.approx(second)
@@ -99,7 +109,7 @@ def test_a_tier_takes_1_4_times_what_is_well_of_it_and_the_next_one_the_rest(
 @given(
     st.lists(
         st.builds(
-            Standing,
+            InstanceState,
             well=st.booleans(),
             weight=st.sampled_from([0.0, 1.0, 2.0]),
             tier=st.integers(0, 3),
@@ -109,7 +119,7 @@ def test_a_tier_takes_1_4_times_what_is_well_of_it_and_the_next_one_the_rest(
     st.sampled_from([0.0, 0.3, 0.5, 1.0]),
 )
 def test_what_there_is_is_shared_and_by_nobody_who_may_not(
-    standings: list[Standing], panic: float
+    standings: list[InstanceState], panic: float
 ) -> None:
     levels = available(standings, panic)
     open_ = [standing for standing in standings if standing.weight]
@@ -263,7 +273,7 @@ def test_the_own_zone_comes_first_and_others_take_what_it_cannot(
     made = [
         (each[0].strip("-"), int(each[1]), not each.endswith("!")) for each in instances.split()
     ]
-    standings = [Standing(well, 1, zoned(tier, zone, own)) for zone, tier, well in made]
+    standings = [InstanceState(well, 1, zoned(tier, zone, own)) for zone, tier, well in made]
     found: dict[str, float] = {}
     for level in available(standings):
         for place in level.places:

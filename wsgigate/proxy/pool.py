@@ -15,10 +15,18 @@ from wsgigate.http.problem import Problem, Refusal
 from wsgigate.http.wsgi import Key
 from wsgigate.proxy.sticky import Stickiness
 from wsgigate.rules.arguments import checked
-from wsgigate.rules.balance import Policy, policy_of
+from wsgigate.rules.balance import (
+    InstanceState,
+    Policy,
+    Tiers,
+    available,
+    policy_of,
+    slow_start,
+    tier_of,
+    zoned,
+)
 from wsgigate.rules.circuit import Outcome
 from wsgigate.rules.outlier import OutlierRules, Outliers
-from wsgigate.rules.tiers import Standing, Tiers, available, slow_start, tier_of, zoned
 from wsgigate.runtime import fork
 from wsgigate.runtime.throttled_log import ChangeLog
 
@@ -208,7 +216,7 @@ class Pool:
     """The instances of one service, and the load balancing between them.
 
     An instance is available while it is healthy, not ejected, and its weight is not 0.
-    :func:`wsgigate.rules.tiers.available` decides how tiers share the requests.
+    :func:`wsgigate.rules.balance.available` decides how tiers share the requests.
 
     :param service: The service's name.
     :param instances: Its instances, each with a different URL.
@@ -458,8 +466,8 @@ class Pool:
                 member.well_since = now
                 self._returned.append(member)
             member.ejected = member.name in ejected
-        standings = [
-            Standing(
+        states = [
+            InstanceState(
                 m.healthy and not m.ejected,
                 m.instance.weight,
                 zoned(m.instance.tier, m.instance.zone, self.zone),
@@ -468,7 +476,7 @@ class Pool:
         ]
         levels = [
             (level.tier, level.share, [members[at] for at in level.places])
-            for level in available(standings, self.panic)
+            for level in available(states, self.panic)
         ]
         picked = [member for _, _, those in levels for member in those]
         draining = [m for m in members if not m.instance.weight and m.healthy and not m.ejected]

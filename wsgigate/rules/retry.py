@@ -17,8 +17,8 @@ from math import ceil
 from typing import NamedTuple
 
 from wsgigate.rules.arguments import checked
+from wsgigate.rules.circuit import CallWindow
 from wsgigate.rules.dates import unix_time
-from wsgigate.rules.window import Window
 
 __all__ = [
     "IDEMPOTENT",
@@ -71,8 +71,8 @@ class RetryBudget:
         self._share = share
         # A floor below 1 allows one retry within 1 / floor seconds.
         self._floor = max(1.0, floor) if floor else 0.0
-        self._requests = Window(period)
-        self._recent = Window(max(1.0, 1.0 / floor) if floor else 1.0)
+        self._requests = CallWindow(period)
+        self._recent = CallWindow(max(1.0, 1.0 / floor) if floor else 1.0)
 
     def request(self, now: float) -> None:
         """Count a request; its retries are counted by :meth:`take`."""

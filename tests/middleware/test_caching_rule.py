@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from wsgigate.rules.caching import Keeping, directives, keeping, may_show, selecting, varying
+from wsgigate.middleware.stale import (
+    Freshness,
+    directives,
+    may_serve,
+    selecting,
+    storable,
+    varying,
+)
 
 NOW = 1_764_547_200.0
 DATE = "Mon, 01 Dec 2025 00:00:00 GMT"
@@ -15,8 +22,8 @@ Fields = list[tuple[str, str]]
 
 def kept(
     fields: Fields, status: int = 200, *, credentials: bool = False, asked: str = ""
-) -> Keeping | None:
-    return keeping(status, fields, credentials=credentials, asked=asked, now=NOW, stale_for=3600)
+) -> Freshness | None:
+    return storable(status, fields, credentials=credentials, asked=asked, now=NOW, stale_for=3600)
 
 
 def cache(value: str) -> Fields:
@@ -54,7 +61,7 @@ def cache(value: str) -> Fields:
 def test_what_is_kept_and_how_long_it_is_shown(
     fields: Fields, status: int, fresh_for: float, stale_for: float
 ) -> None:
-    found = keeping(status, fields, credentials=False, now=NOW, stale_for=3600)
+    found = storable(status, fields, credentials=False, now=NOW, stale_for=3600)
     assert found is not None
     assert (found.fresh_for, found.stale_for) == (fresh_for, stale_for)
 
@@ -129,7 +136,7 @@ def test_who_asks_for_no_copy_gets_none() -> None:
     ],
 )
 def test_the_age_that_an_answer_comes_with(fields: Fields, age: float) -> None:
-    found = keeping(200, fields, credentials=False, now=NOW, stale_for=1)
+    found = storable(200, fields, credentials=False, now=NOW, stale_for=1)
     assert found is not None
     assert found.age == age
 
@@ -149,9 +156,9 @@ def test_the_age_that_an_answer_comes_with(fields: Fields, age: float) -> None:
 def test_to_whom_and_how_long_it_is_shown(
     value: str, age: float, credentials: bool, shown: bool
 ) -> None:
-    found = keeping(200, cache(value), credentials=False, now=NOW, stale_for=3600)
+    found = storable(200, cache(value), credentials=False, now=NOW, stale_for=3600)
     assert found is not None
-    assert may_show(found, age, credentials=credentials) is shown
+    assert may_serve(found, age, credentials=credentials) is shown
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wsgigate.rules.throttle import Guesses, GuessRules
+from wsgigate.auth.throttle import Guesses, GuessRules
 
 RULES = GuessRules(most=3, window=60.0)
 
