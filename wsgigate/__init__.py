@@ -22,7 +22,6 @@ if TYPE_CHECKING or _SOURCE is None:
     from wsgigate.gateway import Gateway as Gateway
     from wsgigate.http.fields import FieldRules as FieldRules
     from wsgigate.http.problem import Problem as Problem
-    from wsgigate.http.request_log import RequestIdFilter as RequestIdFilter
     from wsgigate.middleware.authenticator import Authenticator as Authenticator
     from wsgigate.middleware.body_limit import BodyLimit as BodyLimit
     from wsgigate.middleware.breaker import Breaker as Breaker
@@ -38,6 +37,7 @@ if TYPE_CHECKING or _SOURCE is None:
     from wsgigate.middleware.maintenance import Maintenance as Maintenance
     from wsgigate.middleware.mirror import Mirror as Mirror
     from wsgigate.middleware.request_id import RequestId as RequestId
+    from wsgigate.middleware.request_id import RequestIdFilter as RequestIdFilter
     from wsgigate.middleware.shedder import Shedder as Shedder
     from wsgigate.middleware.shedder import SheddingRules as SheddingRules
     from wsgigate.middleware.splitter import Splitter as Splitter

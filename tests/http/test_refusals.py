@@ -20,7 +20,7 @@ from wsgigate import (
     Logger,
     Route,
 )
-from wsgigate.http import refusals
+from wsgigate.http import problem
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import FakeClock
 from wsgigate.testing.server import Server, new_environ
@@ -31,7 +31,7 @@ SECRET = "a secret of the tests, thirty-two bytes or more"
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     clock = FakeClock()
-    monkeypatch.setattr(refusals, "_warnings", refusals._Warnings(clock))
+    monkeypatch.setattr(problem, "_warnings", problem._WarningInterval(clock))
     return clock
 
 

@@ -12,10 +12,9 @@ import threading
 
 import pytest
 
-from wsgigate.http import request_log
-from wsgigate.http.request_log import RequestIdFilter
 from wsgigate.http.wsgi import PEER_TRUSTED, REQUEST_ID
-from wsgigate.middleware.request_id import RequestId
+from wsgigate.middleware import request_id
+from wsgigate.middleware.request_id import RequestId, RequestIdFilter
 from wsgigate.testing import check_middleware
 from wsgigate.testing.server import Server, new_environ
 
@@ -266,9 +265,9 @@ def test_it_is_found_by_its_name_in_a_configuration(filtered):
 
 def test_the_context_is_set_only_while_there_is_a_filter():
     gc.collect()
-    before = len(request_log.filters)
+    before = len(request_id.filters)
     kept = RequestIdFilter()
-    assert len(request_log.filters) == before + 1
+    assert len(request_id.filters) == before + 1
     del kept
     gc.collect()
-    assert len(request_log.filters) == before
+    assert len(request_id.filters) == before

@@ -25,8 +25,7 @@ from wsgigate.auth.jwt import (
 )
 from wsgigate.coordination.denylist import GRACE, DenyList, Identity, identity
 from wsgigate.http.caller import Exempt, exempt_of
-from wsgigate.http.problem import Problem, Refuse, answer_with
-from wsgigate.http.refusals import refused
+from wsgigate.http.problem import Problem, Refuse, answer_with, refused
 from wsgigate.http.strict_json import TokenRejected, read_object, shown
 from wsgigate.http.wsgi import CLAIMS, is_preflight
 from wsgigate.rules.arguments import checked

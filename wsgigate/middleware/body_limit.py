@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.http.problem import Problem, Refuse, answer_with
-from wsgigate.http.refusals import refused
+from wsgigate.http.problem import Problem, Refuse, answer_with, refused
 from wsgigate.http.responses import BufferedResponse
 from wsgigate.http.wsgi import BodyTooLarge
 from wsgigate.rules.arguments import checked

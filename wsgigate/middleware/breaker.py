@@ -8,8 +8,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.coordination.circuit import Circuit, Rejection
 from wsgigate.http.fields import retry_after
-from wsgigate.http.problem import Problem, Refuse, answer_with
-from wsgigate.http.refusals import refused
+from wsgigate.http.problem import Problem, Refuse, answer_with, refused
 from wsgigate.http.wsgi import BodyError, ExcInfo, Headers, Observed, observe
 from wsgigate.rules.arguments import checked
 from wsgigate.rules.circuit import FAILURES, CircuitRules, Outcome, check_failures, outcome_of

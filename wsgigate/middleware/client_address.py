@@ -20,8 +20,7 @@ from wsgigate.http.forwarded import (
     parse_forwarded,
 )
 from wsgigate.http.peer_watch import PeerWatch
-from wsgigate.http.problem import Problem, Refuse, answer_with
-from wsgigate.http.refusals import refused
+from wsgigate.http.problem import Problem, Refuse, answer_with, refused
 from wsgigate.http.target import BadTarget, normal_host
 from wsgigate.http.wsgi import CLIENT, CLIENT_SOURCE, PEER_TRUSTED, environ_key
 from wsgigate.rules.arguments import checked

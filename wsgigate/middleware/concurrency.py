@@ -41,9 +41,8 @@ from wsgigate.http.caller import (
     store_key,
 )
 from wsgigate.http.peer_watch import PeerWatch
-from wsgigate.http.problem import Problem, Refuse, answer_with
+from wsgigate.http.problem import Problem, Refuse, answer_with, refused
 from wsgigate.http.rate_limit_fields import QUOTA_EXCEEDED, LimitFields, Terms, check_options
-from wsgigate.http.refusals import refused
 from wsgigate.http.wsgi import REASON, ExcInfo, Headers, client_address, close_body, is_preflight
 from wsgigate.rules.arguments import checked
 from wsgigate.rules.quota import Verdict

@@ -9,8 +9,7 @@ from typing import Any, TypeAlias, cast
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.fields import is_token
-from wsgigate.http.problem import Problem, Refuse, answer_with
-from wsgigate.http.refusals import refused
+from wsgigate.http.problem import Problem, Refuse, answer_with, refused
 from wsgigate.http.wsgi import ExcInfo, Headers
 from wsgigate.rules.arguments import checked
 

@@ -25,9 +25,8 @@ from wsgigate.http.caller import (
 )
 from wsgigate.http.fields import retry_after
 from wsgigate.http.peer_watch import PeerWatch
-from wsgigate.http.problem import Problem, Refuse, answer_with
+from wsgigate.http.problem import Problem, Refuse, answer_with, refused
 from wsgigate.http.rate_limit_fields import QUOTA_EXCEEDED, LimitFields, Terms, check_options
-from wsgigate.http.refusals import refused
 from wsgigate.http.wsgi import REASON, address_key, client_address, is_preflight, peer
 from wsgigate.rules.algorithms import ALGORITHMS, Policy, Quotas
 from wsgigate.rules.arguments import checked

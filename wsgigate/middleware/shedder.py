@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from statistics import median
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.http.problem import Problem, Refuse, answer_with
-from wsgigate.http.refusals import refused
+from wsgigate.http.problem import Problem, Refuse, answer_with, refused
 from wsgigate.http.wsgi import ExcInfo, Headers, Observed, is_websocket, observe
 from wsgigate.rules.arguments import checked
 from wsgigate.runtime import fork

@@ -6,8 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with
-from wsgigate.http.refusals import refused
+from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with, refused
 from wsgigate.http.target import (
     BadTarget,
     OddTarget,
