@@ -37,9 +37,9 @@ class Bout(NamedTuple):
 def served(
     start: Start, url: str, headers: Mapping[str, str], *, core: int, folder: Path, given: Setup
 ) -> AbstractContextManager[int]:
-    """Run what *start* says on the processor *core*; yield its process id once it answers.
+    """Run the server of *start* on the processor *core*; yield its process id once it answers.
 
-    :raises RuntimeError: It ends, or does not answer with 200 in time; tells what it wrote.
+    :raises RuntimeError: It ends, or does not answer with 200 in time; the message has its output.
     """
     env = {**given.environment(), **start.environment}
     return started(start.command, lambda: _amiss(url, headers), core, folder, env, quiet=True)

@@ -32,7 +32,7 @@ RULES = {
     5: "A response arrives as it is and as it comes",
     6: "Nothing is sent that the client did not send",
     7: "What speaks of one connection stays there",
-    8: "What a proxy says of the client, the client does not say",
+    8: "Clients cannot set the fields in which a proxy describes the client",
     9: "What may have been processed is not sent again",
     10: "What was cut short never looks complete",
 }
@@ -54,7 +54,7 @@ def werkzeug() -> Make:
     def make(url: str, *, strip_prefix: str = "") -> WSGIApplication:
         target = {"target": url, "remove_prefix": bool(strip_prefix)}
         proxy = ProxyMiddleware(Problem(404), {strip_prefix or "all": target}, timeout=3)
-        if not strip_prefix:  # it has no way of its own to say "everything"
+        if not strip_prefix:  # it has no pattern for every path
             proxy.targets = {"/": proxy.targets.pop("/all/")}
         return proxy
 
@@ -73,7 +73,7 @@ def wsgiproxy() -> Make:
 
 
 def revproxy() -> Make:
-    """django-revproxy's ``ProxyView``, which tells the client's address when told to."""
+    """django-revproxy's ``ProxyView``, which forwards the client's address if configured to."""
     import django
     from django.conf import settings
     from django.core.wsgi import get_wsgi_application

@@ -1,10 +1,11 @@
 """What one rate-limit decision costs, by store and number of processes, next to other libraries.
 
 ``python -m benchmarks.decisions``. All processes decide about one caller, whose quota is half of
-what they ask for together; exactly so many must be allowed, or the table says how many were. The
-second table is what a limiter adds to a request, around the same hello world of Flask and Django.
+what they request together; exactly that number must be allowed, or the table shows the actual one.
+The second table is what a limiter adds to a request, around the same hello world of Flask and
+Django.
 
-Redis is started for it where ``redis-server`` is installed. Who is missing is skipped.
+Redis is started for it where ``redis-server`` is installed. A missing one is skipped.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ CONTENDERS = (
             ("fixed window", "FixedWindowRateLimiter"),
             ("moving window", "MovingWindowRateLimiter"),
         )
-        # what remains and when it begins anew, which ours says at once, is a question of its own
+        # ours also returns what remains and when it begins anew; limits needs a second call
         for words, told in (("", False), (_STATISTICS, True))
     ),
 )
@@ -213,7 +214,7 @@ def measure(
 ) -> tuple[dict[str, dict[int, Race]], dict[str, Added]]:
     """Return by title and number of processes how the decisions went, and what limiters add.
 
-    :param decisions: How many each process makes; a quarter of it where Redis is asked.
+    :param decisions: How many each process makes; a quarter of it in Redis.
     :param rounds: How often; the fastest counts, as whatever else the machine does only slows.
     :param requests: How many are served for each figure of the second table.
     :param told: Called with a line about each contender that is skipped.
@@ -232,7 +233,7 @@ def measure(
                 except RuntimeError as error:
                     told(f"failed: {contender.title}: {error}")
                     continue
-                # one that was not exact is told, however fast another was
+                # a count that was not exact is shown, even if another round was faster
                 races.sort(key=lambda each: (each.allowed == each.quota, each.seconds))
                 found.setdefault(contender.title, {})[number] = races[0]
         limiters = added(url, requests=requests // 5 or 1, rounds=5 * rounds, told=told)
@@ -244,7 +245,7 @@ def _race(contender: Contender, url: Callable[[str], str], number: int, asked: i
     if contender.needs and contender.store == "memory":
         place = "memory://"  # as that library writes it
     elif contender.algorithm and contender.store == "redis":
-        place += "?timeout=10&socket_timeout=10"  # so many at once wait for each other
+        place += "?timeout=10&socket_timeout=10"  # that number of processes wait for each other
     return race(lambda quota: contender.make(place, quota), number, asked)
 
 

@@ -1,8 +1,8 @@
 """Slow downloads, all held at once by one worker: what each of them costs it in memory.
 
-``python -m benchmarks.downloads`` tells, for each kind of worker. A client asks for a file through
-the gateway, takes the first bytes, and stops reading; when a thousand of them have, the worker's
-memory is read. Then they all read on, and what they get is compared byte by byte.
+``python -m benchmarks.downloads`` measures it, for each kind of worker. A client requests a file
+through the gateway, takes the first bytes, and stops reading; when a thousand of them have, the
+worker's memory is read. Then they all read on, and what they get is compared byte by byte.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``make drill``: the drill of ``examples/drill``, with wsgigate, Envoy and nginx in turn.
 
 All have the same settings as far as they have such settings at all. Envoy and nginx are skipped,
-and said to be, where they are missing.
+with a note, where they are missing.
 """
 
 from __future__ import annotations

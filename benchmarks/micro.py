@@ -34,7 +34,7 @@ BUDGET = 40.0
 """Microseconds that all middlewares of a full stack may take together."""
 
 ONE = 8.0
-"""Microseconds that one middleware may add, if it asks the store."""
+"""Microseconds that one middleware may add, if it uses the store."""
 
 SECRET = "only for measuring, and thirty-two bytes long"
 _TOKEN = mint(SECRET, "HS256", "7")

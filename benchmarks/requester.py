@@ -26,7 +26,7 @@ class Requester:
 
     :param most: How many connections there are at most.
     :param token: What is sent to be let in.
-    :param keep: Whether they are kept open; else each request has one of its own.
+    :param keep: Whether they are kept open; else each request opens its own.
     :ivar times: Seconds from when a request was to be sent until its answer was there.
     :ivar problem: What the last error was.
     """

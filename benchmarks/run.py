@@ -1,13 +1,13 @@
-"""``make bench``: measure all contenders side by side and tell how they compare.
+"""``make bench``: measure all contenders side by side and print how they compare.
 
 The server under test has one processor for itself; the service behind it and the load have
 another.
-In every round each contender is started anew, warmed up and driven over 16 connections; what is
-told is the median of the rounds. Processor time per request comes first: it depends least on what
+In every round each contender is started anew, warmed up and driven over 16 connections; the
+figures are medians of the rounds. Processor time per request comes first: it depends least on what
 else the machine does.
 
-wrk and nginx come from the system: ``apt-get install wrk nginx-light``. Whoever is missing is
-skipped, and said to be.
+wrk and nginx come from the system: ``apt-get install wrk nginx-light``. A missing one is
+skipped, with a note.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def _targets(found: Mapping[str, Bout]) -> list[tuple[str, str, float, float, fl
 
 
 def target_table(found: Mapping[str, Bout]) -> str:
-    """Return the ratios that are to be reached, each by processor time and by the clock."""
+    """Return the target ratios, each by processor time and by the clock."""
     titles = {contender.name: contender.title for contender in CONTENDERS}
     rows = [("how many times as fast", "wanted", "by CPU", "by clock")]
     for name, base, times, by_cpu, by_clock in _targets(found):

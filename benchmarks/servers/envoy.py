@@ -90,7 +90,7 @@ def before(
     :param port: Where it listens.
     :param instances: The ports of the cluster.
     :param filters: What stands before the router.
-    :param manager: What else its HttpConnectionManager is told.
+    :param manager: Further settings of its HttpConnectionManager.
     """
     name = "envoy.filters.network.http_connection_manager"
     typed = {

@@ -1,6 +1,6 @@
 """Large files by HTTP/1.1, sent as they are taken and taken as they come; nothing is on a disk.
 
-``python -m benchmarks.servers.files PORT``. ``GET /NUMBER?SIZE`` answers with so many bytes of
+``python -m benchmarks.servers.files PORT``. ``GET /NUMBER?SIZE`` answers with SIZE bytes of
 :func:`benchmarks.downloads.content`, ``PUT`` with the length and the check sum of what came,
 ``GET /count`` with how many files have been asked for.
 """

@@ -1,4 +1,4 @@
-"""The proxy that everybody writes first: a ``requests`` session, and the whole body at once."""
+"""The simplest possible proxy: a ``requests`` session, and the whole body at once."""
 
 from __future__ import annotations
 

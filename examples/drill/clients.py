@@ -1,8 +1,8 @@
-"""The clients: they send requests at an even pace, whatever becomes of them, and note each one.
+"""The clients: they send requests at an even pace, whatever the responses, and record each one.
 
-They do as users do, who do not wait with a request for the one of another user: each request has a
+Like users, they do not wait for each other's requests: each request has a
 time at which it is due, and is sent then by a client that has nothing to do. How long it took is
-counted from when it was due, so a gateway that holds everybody up can not hide it. Nothing is ever
+counted from when it was due, so a gateway that delays all clients cannot hide it. Nothing is ever
 sent twice by a client.
 """
 
@@ -26,7 +26,7 @@ class Request(NamedTuple):
     :ivar due: When it was to be sent, by the clock of :func:`time.monotonic`.
     :ivar took: Seconds from then until it had the whole answer, or none.
     :ivar status: The answer's status, 0 for none.
-    :ivar instance: Who answered; empty when nobody but the gateway did.
+    :ivar instance: The instance that answered; empty if only the gateway did.
     :ivar error: Why there is no answer, in words.
     """
 
@@ -48,7 +48,7 @@ class Request(NamedTuple):
 
 
 class Clients:
-    """So many clients, each with one connection that it keeps.
+    """A number of clients, each with one connection that it keeps.
 
     :param port: Where the gateway listens.
     :param rate: Requests per second of all together.
@@ -91,7 +91,7 @@ class Clients:
 
 
 def ask(connection: http.client.HTTPConnection, number: int, due: float) -> Request:
-    """Send one request, once, and return what became of it."""
+    """Send one request, once, and return its outcome."""
     id = f"{number:07}"
     method = "GET" if number % POST_EVERY else "POST"
     status, instance, error = 0, "", ""

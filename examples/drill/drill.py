@@ -1,7 +1,7 @@
-"""Kill, hang and break one of three instances under load, and tell what clients see of it.
+"""Kill, hang and break one of three instances under load, and show what clients see of it.
 
 Starts three instances and the gateway that ``gateway.toml`` describes, or any other that
-``--gateway`` starts; sends GETs and POSTs at an even pace; and tells what came of it: a timeline,
+``--gateway`` starts; sends GETs and POSTs at an even pace; and prints the outcome: a timeline,
 the figures, and whether they are what they should be. Ends with 1 when one is not.
 """
 
@@ -37,7 +37,7 @@ class Pace(NamedTuple):
     :ivar lasts: Seconds that each trouble lasts.
     :ivar after: Seconds that are watched after each.
     :ivar slice: Seconds of a line of the timeline.
-    :ivar told: What the gateway's file reads from the environment.
+    :ivar environ: The variables that the gateway's file reads.
     """
 
     rate: float
@@ -45,7 +45,7 @@ class Pace(NamedTuple):
     lasts: tuple[float, float, float]
     after: tuple[float, float, float]
     slice: float
-    told: dict[str, str]
+    environ: dict[str, str]
 
     def troubles(self) -> list[Trouble]:
         """Return the troubles: one for each instance, one after the other."""
@@ -85,7 +85,7 @@ def drill(command: str, port_base: int, pace: Pace) -> Drilled:
         instances = [
             Instance(each, port_base + number, folder) for number, each in enumerate(NAMES, 1)
         ]
-        gateway = Gateway(command, port_base, instances, folder, pace.told)
+        gateway = Gateway(command, port_base, instances, folder, pace.environ)
         clients = Clients(port_base, pace.rate)
         try:
             for process in (*instances, gateway):
@@ -140,11 +140,11 @@ def _journal(file: Path, began: float) -> list[Entry]:
 
 
 def document(title: str, pace: Pace, drilled: Drilled) -> dict[str, Any]:
-    """Return all that is told of a drill, for a file."""
+    """Return the document of a drill, for a file."""
     requests, journals, troubles = drilled
     end = troubles[-1].until
     fine: list[Slice] = slices(requests, NAMES, end, 0.5)
-    told = {
+    result = {
         "title": title,
         "machine": {
             "system": platform.system(),
@@ -160,7 +160,7 @@ def document(title: str, pace: Pace, drilled: Drilled) -> dict[str, Any]:
         "posts": posts(requests, journals),
         "errors": Counter(_said(each) for each in requests if each.failed),
     }
-    plain: dict[str, Any] = json.loads(json.dumps(told), parse_constant=lambda _: None)  # no nan
+    plain: dict[str, Any] = json.loads(json.dumps(result), parse_constant=lambda _: None)  # no nan
     return plain
 
 
@@ -182,18 +182,18 @@ def main() -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    told = document(given.title, pace, drilled)
-    reached: list[Goal] = goals(told)
+    result = document(given.title, pace, drilled)
+    reached: list[Goal] = goals(result)
     lines = slices(drilled.requests, NAMES, lasts, pace.slice)
-    print(timeline(lines, drilled.troubles), figure_table([told]), sep="\n\n")
-    if told["errors"]:
-        errors = [f"{error} ({count})" for error, count in sorted(told["errors"].items())]
+    print(timeline(lines, drilled.troubles), figure_table([result]), sep="\n\n")
+    if result["errors"]:
+        errors = [f"{error} ({count})" for error, count in sorted(result["errors"].items())]
         print("\nWhat clients got instead of an answer:", ", ".join(errors))
     print("\n" + goal_lines(reached))
     if given.json:
-        given.json.write_text(json.dumps(told) + "\n")
+        given.json.write_text(json.dumps(result) + "\n")
     if given.svg:
-        given.svg.write_text(draw([told]))
+        given.svg.write_text(draw([result]))
     judged = [goal for goal in reached if goal.counted or not given.quick]
     return 0 if all(goal.reached for goal in judged) else 1
 

@@ -1,4 +1,4 @@
-"""What a drill tells: figures out of what clients saw and what instances wrote. No I/O, no clock.
+"""The figures of a drill, from what clients saw and what instances wrote. No I/O, no clock.
 
 All times are seconds since the load began.
 """
@@ -15,21 +15,21 @@ from clients import Request
 __all__ = ["Entry", "Slice", "Trouble", "evaluate", "p99", "posts", "slices"]
 
 QUIET = 2.0
-"""An instance is out when no request comes to harm by it for so long."""
+"""An instance is out when it has harmed no request for this long."""
 SECOND = 1.0
 BEFORE = 4.0
 """Seconds before a trouble that those during it are compared with."""
 NORMAL = 2.0
-"""What 99 % of requests take is normal up to so many times what it was before."""
+"""The 99th percentile is normal up to this multiple of what it was before."""
 LATE = 0.1
-"""A request that was with an instance when that hung, and is not answered so much later, hangs."""
+"""A request at an instance that hung, unanswered after this many seconds, hangs."""
 
 
 class Trouble(NamedTuple):
     """Something that befalls an instance, and its end.
 
     :ivar what: ``"killed"``, ``"hung"`` or ``"failing"``.
-    :ivar instance: Whom it befalls.
+    :ivar instance: The instance that it happens to.
     :ivar began: When.
     :ivar ended: When it is over: the instance could answer again.
     :ivar until: When what was measured of it ends.
@@ -98,10 +98,10 @@ def slices(
 
 
 def posts(requests: Sequence[Request], journals: Mapping[str, Sequence[Entry]]) -> dict[str, int]:
-    """Return what became of the POSTs.
+    """Return the outcome of the POSTs.
 
     ``twice`` counts those that were processed more than once, by whichever instances; ``lost``
-    those that a client was told were done and nobody did.
+    those that were answered as done but that no instance processed.
     """
     processed = Counter(
         entry.id for entries in journals.values() for entry in entries if entry.method == "POST"
@@ -121,8 +121,9 @@ def evaluate(
     """Return the figures of one trouble.
 
     ``asked`` is how many requests the instance was given while it was not well; of one that was
-    killed only the system knows that, so it is ``None``. ``asked_at_first`` are those until it was
-    out the first time, ``asked_last`` those in the last second of its trouble, when it should be.
+    killed only the operating system has that, so it is ``None``. ``asked_at_first`` are those until
+    it was out the first time, ``asked_last`` those in the last second of its trouble, when it
+    should be.
     ``out`` is for how long requests came to harm by the instance: they were given to it, or failed.
     ``back`` is how long it took after its trouble until the instance answered a client; ``None``
     when it never did. ``normal`` is how long it took until the beginning of a second in which 99 %

@@ -1,4 +1,4 @@
-"""One instance of the service: answers, and keeps a journal of all that it was asked.
+"""One instance of the service: answers, and keeps a journal of its requests.
 
 The journal has one line for each request, written before the answer: the time, the method, the
 request's id and the status. It is in the file the moment the line is written, so it is whole even
@@ -79,12 +79,12 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: there is the journal."""
+        """Log nothing: there is the journal."""
 
     def handle(self) -> None:
         try:
             super().handle()
-        except OSError:  # whoever asked has left meanwhile
+        except OSError:  # the client has left meanwhile
             pass
 
     def finish(self) -> None:

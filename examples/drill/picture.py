@@ -51,11 +51,11 @@ _ENDED = {"killed": "{} is started", "hung": "{} resumes", "failing": "{} recove
 
 
 def draw(documents: Sequence[Mapping[str, Any]]) -> str:
-    """Return the picture of what the *documents* of drills tell."""
+    """Return the picture of the *documents* of drills."""
     height = _TOP + len(documents) * (_PANEL + _GAP) - _GAP + _BOTTOM
     title = "One of three instances is killed, hangs, returns 500"
     subtitle = "Responses per second of each instance; failed requests in red"
-    said = f"{title}. {subtitle}: " + "; ".join(_said(told) for told in documents)
+    said = f"{title}. {subtitle}: " + "; ".join(_said(document) for document in documents)
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}"'
         f' width="{_WIDTH}" height="{height}" role="img" aria-label="{_quoted(said)}">',
@@ -63,13 +63,15 @@ def draw(documents: Sequence[Mapping[str, Any]]) -> str:
         f'<text class="title" x="0" y="18">{escape(title)}</text>',
         f'<text class="quiet" x="0" y="38">{escape(subtitle)}</text>',
     ]
-    for number, told in enumerate(documents):
-        lines += _panel(told, _TOP + number * (_PANEL + _GAP), last=number == len(documents) - 1)
+    for number, document in enumerate(documents):
+        lines += _panel(
+            document, _TOP + number * (_PANEL + _GAP), last=number == len(documents) - 1
+        )
     return "\n".join([*lines, "</svg>", ""])
 
 
-def _panel(told: Mapping[str, Any], top: float, *, last: bool) -> list[str]:
-    slices = told["slices"]
+def _panel(document: Mapping[str, Any], top: float, *, last: bool) -> list[str]:
+    slices = document["slices"]
     step = slices[1]["at"] - slices[0]["at"]
     end = slices[-1]["at"] + step
     most = max(max(each["answers"].values()) for each in slices) / step or 1.0
@@ -82,12 +84,12 @@ def _panel(told: Mapping[str, Any], top: float, *, last: bool) -> list[str]:
         return floor - rate / most * _PANEL
 
     lines = [
-        f'<text class="name" x="0" y="{top - 22}">{escape(told["title"])}</text>',
+        f'<text class="name" x="0" y="{top - 22}">{escape(document["title"])}</text>',
         f'<line class="axis" x1="{_LEFT}" x2="{_LEFT + _PLOT}" y1="{floor}" y2="{floor}"/>',
         f'<text class="quiet" x="{_LEFT - 8}" y="{floor + 4}" text-anchor="end">0</text>',
         f'<text class="quiet" x="{_LEFT - 8}" y="{top + 4}" text-anchor="end">{most:.0f}</text>',
     ]
-    for trouble in told["troubles"]:
+    for trouble in document["troubles"]:
         for key, words in (("began", _BEGAN), ("ended", _ENDED)):
             x = f"{across(trouble[key]):.1f}"
             text = words[trouble["what"]].format(trouble["instance"])
@@ -122,9 +124,9 @@ def _panel(told: Mapping[str, Any], top: float, *, last: bool) -> list[str]:
     return lines
 
 
-def _said(told: Mapping[str, Any]) -> str:
-    failed = sum(each["errors"] for each in told["slices"])
-    return f"{told['title']}: {failed} of {told['requests']} requests failed"
+def _said(document: Mapping[str, Any]) -> str:
+    failed = sum(each["errors"] for each in document["slices"])
+    return f"{document['title']}: {failed} of {document['requests']} requests failed"
 
 
 def _quoted(text: str) -> str:

@@ -22,7 +22,7 @@ STOP_SECONDS = 10.0
 
 
 class Failed(Exception):
-    """The drill can not start; says why."""
+    """The drill cannot start; the message says why."""
 
 
 class _Process:
@@ -66,7 +66,7 @@ class _Process:
         while True:
             if self._popen is None or self._popen.poll() is not None:
                 raise Failed(
-                    f"{self.name} ended, after it said:\n{self._output.read_text()[-2000:]}"
+                    f"{self.name} ended, with the output:\n{self._output.read_text()[-2000:]}"
                 )
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
@@ -117,7 +117,7 @@ class Gateway(_Process):
 
     :param command: What starts it; finds its own port as ``GATEWAY_PORT`` in its environment, and
         the instances as ``INSTANCE_A``, ``INSTANCE_B`` and ``INSTANCE_C``.
-    :param told: What else it finds there.
+    :param environ: Further variables.
     """
 
     def __init__(
@@ -126,13 +126,13 @@ class Gateway(_Process):
         port: int,
         instances: list[Instance],
         folder: Path,
-        told: Mapping[str, str],
+        environ: Mapping[str, str],
     ) -> None:
         super().__init__("the gateway", port, folder / "output-gateway")
         self._command = shlex.split(command)
         self._environ = {
             **os.environ,
-            **told,
+            **environ,
             "GATEWAY_PORT": str(port),
             "STORE_URL": f"lmdb:{folder / 'store'}",
             **{f"INSTANCE_{each.name.upper()}": each.url for each in instances},
@@ -156,7 +156,7 @@ class Gateway(_Process):
 def check_ports(first: int, count: int) -> None:
     """See that the ports from *first* on can be used.
 
-    :raises Failed: One can not.
+    :raises Failed: One cannot.
     """
     for port in range(first, first + count):
         with socket.socket() as probe:
@@ -165,7 +165,7 @@ def check_ports(first: int, count: int) -> None:
                 probe.bind(("127.0.0.1", port))
             except OSError as error:
                 raise Failed(
-                    f"port {port} can not be used ({error.strerror}): stop what listens there, or"
+                    f"port {port} cannot be used ({error.strerror}): stop what listens there, or"
                     " use other ports with --port-base"
                 ) from None
 

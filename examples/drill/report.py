@@ -1,4 +1,4 @@
-"""What a drill tells, as text: the timeline, the figures, and which of them are as they should be.
+"""The result of a drill, as text: the timeline, the figures, and the targets that they reach.
 
 python report.py ONE.json OTHER.json
 """
@@ -34,14 +34,14 @@ class Goal(NamedTuple):
     counted: bool
 
 
-def goals(told: Mapping[str, Any]) -> list[Goal]:
-    """Return the figures to reach, and what was found in the document *told*."""
-    killed, hung, failing = told["figures"]
-    posts = told["posts"]
+def goals(document: Mapping[str, Any]) -> list[Goal]:
+    """Return the figures to reach, and what was found in *document*."""
+    killed, hung, failing = document["figures"]
+    posts = document["posts"]
     share = killed["safe_failed"] / max(1, killed["safe"])
     found = f"{killed['safe_failed']} of {killed['safe']}"
     normal = killed["normal"]
-    sent, planned = told["requests"], told["planned"]
+    sent, planned = document["requests"], document["planned"]
     return [
         Goal(
             "the load was kept up: 99 % of the planned requests were sent",
@@ -78,8 +78,8 @@ def goals(told: Mapping[str, Any]) -> list[Goal]:
         Goal("no POST is answered but not processed", posts["lost"] == 0, str(posts["lost"]), True),
         Goal(
             "each instance is back",
-            all(figures["back"] is not None for figures in told["figures"]),
-            ", ".join(_seconds(figures["back"]) for figures in told["figures"]),
+            all(figures["back"] is not None for figures in document["figures"]),
+            ", ".join(_seconds(figures["back"]) for figures in document["figures"]),
             False,
         ),
     ]
@@ -93,7 +93,7 @@ def goal_lines(found: Sequence[Goal]) -> str:
 
 
 def timeline(lines: Sequence[Slice], troubles: Sequence[Trouble]) -> str:
-    """Return a line for each slice of time: who answered how many, and what happened."""
+    """Return a line for each slice of time: which instance answered how many, and what happened."""
     events = [(each.began, f"{each.instance} {_BEGAN[each.what]}") for each in troubles]
     events += [(each.ended, f"{each.instance} {_ENDED[each.what]}") for each in troubles]
     names = sorted(lines[0].answers) if lines else []
@@ -108,9 +108,9 @@ def timeline(lines: Sequence[Slice], troubles: Sequence[Trouble]) -> str:
 
 def figure_table(documents: Sequence[Mapping[str, Any]]) -> str:
     """Return the table of the figures, one column for each gateway."""
-    rows = [["", *(told["title"] for told in documents)]]
+    rows = [["", *(document["title"] for document in documents)]]
     for number, what in enumerate(("killed", "hung", "failing")):
-        figures = [told["figures"][number] for told in documents]
+        figures = [document["figures"][number] for document in documents]
         name = figures[0]["instance"]
         rows += [
             [f"{name} {_BEGAN[what]}: GETs that failed", *map(_failed, figures)],
@@ -145,8 +145,11 @@ def figure_table(documents: Sequence[Mapping[str, Any]]) -> str:
             ],
         ]
     rows += [
-        ["POSTs processed twice", *(str(told["posts"]["twice"]) for told in documents)],
-        ["POSTs answered but not processed", *(str(told["posts"]["lost"]) for told in documents)],
+        ["POSTs processed twice", *(str(document["posts"]["twice"]) for document in documents)],
+        [
+            "POSTs answered but not processed",
+            *(str(document["posts"]["lost"]) for document in documents),
+        ],
     ]
     return aligned(rows)
 

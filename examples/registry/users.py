@@ -1,4 +1,4 @@
-"""The users service: it knows nothing of registries. users_conf.py does, for gunicorn."""
+"""The users service: it contains nothing about registries. users_conf.py does, for gunicorn."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def check_ports(ports: dict[str, int]) -> None:
                 probe.bind(("127.0.0.1", port))
             except OSError as error:
                 raise Failed(
-                    f"port {port}, for the {name}, can not be used ({error.strerror}): stop what"
+                    f"port {port}, for the {name}, cannot be used ({error.strerror}): stop what"
                     " listens there, or use other ports with --port-base, such as 4000"
                 ) from None
 

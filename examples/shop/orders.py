@@ -144,4 +144,4 @@ def ask_products(ids: set[int]) -> dict[int, dict[str, Any]]:
             return {product["id"]: product for product in answer.json()["products"]}
     except requests.RequestException as error:
         app.logger.warning("the product service did not answer: %s", error)
-        fail(503, "The products can not be looked up at the moment, please try again later!")
+        fail(503, "The products cannot be looked up at the moment, please try again later!")

@@ -52,7 +52,7 @@ class Process:
         if self._popen.poll() is not None:
             self._reader.join(1.0)
             end = f"{self.name} ended with exit code {self._popen.returncode}"
-            raise Failed("\n  ".join([f"{end}, after it said:", *(self.last or ["(nothing)"])]))
+            raise Failed("\n  ".join([f"{end}, with the output:", *(self.last or ["(nothing)"])]))
 
     def terminate(self) -> None:
         self._popen.terminate()

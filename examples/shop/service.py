@@ -82,7 +82,7 @@ def text(body: dict[str, Any], field: str, *, at_least: int = 1, at_most: int) -
     if not isinstance(value, str) or not value.strip():
         fail(400, f"{field} is required!")
     if not value.isprintable():  # control characters, and halves of surrogate pairs
-        fail(400, f"{field} has characters that can not be used!")
+        fail(400, f"{field} has characters that cannot be used!")
     if not at_least <= len(value) <= at_most:
         fail(400, f"{field} must have {at_least} to {at_most} characters!")
     return value

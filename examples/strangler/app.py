@@ -23,7 +23,7 @@ def customer(number: int) -> dict[str, object]:
 
 @app.get("/products")
 def products() -> dict[str, str]:
-    """Not reached any more: the new service answers. To be deleted once nobody wants it back."""
+    """Not reached any more: the new service answers. Delete it once it is not needed."""
     return {"answered_by": "the monolith"}
 
 

@@ -126,12 +126,12 @@ def test_a_taken_port_is_one_clear_line() -> None:
         running(drill(port), EXAMPLES.parent) as program,
     ):
         assert program.exit_code() == 2
-        assert f"drill: port {port + 2} can not be used" in program.told().splitlines()[-1]
+        assert f"drill: port {port + 2} cannot be used" in program.told().splitlines()[-1]
 
 
 def test_a_gateway_that_does_not_start_is_told_with_what_it_said() -> None:
     command = f"{sys.executable} -c 'raise SystemExit(\"no such key\")'"
     with running(drill(free_ports(4), "--gateway", command), EXAMPLES.parent) as program:
         assert program.exit_code() == 2
-        assert "the gateway ended, after it said:\nno such key" in program.told()
+        assert "the gateway ended, with the output:\nno such key" in program.told()
         assert "Traceback" not in program.told()

@@ -27,7 +27,7 @@ SERVED = {
 """Console blocks that start a server: tests/acceptance/test_docs.py runs them."""
 
 APART = {"mysite/wsgi.py"}
-"""Programs that need a process of their own, as they set up all of it."""
+"""Programs that need their own process, as they set up all of it."""
 
 ELSEWHERE = {
     *("gateway_gunicorn.py", "registered_gunicorn.py", "registered.py", "mysite/registered.py"),
@@ -83,7 +83,7 @@ def test_every_program_file_and_command_has_a_name_by_which_it_is_run() -> None:
             line.rstrip().endswith("::") and not line.lstrip().startswith("..")
             for line in text.splitlines()
         ), f"{page}: a block without a language"
-        assert ">>>" not in text, f"{page}: a session of Python that nobody runs"
+        assert ">>>" not in text, f"{page}: a session of Python that is not run"
         assert text.count("code-block::") == sum(block.page == page for block in BLOCKS)
 
 

@@ -1,4 +1,4 @@
-"""What the tables of the pages say is so: each row is tried."""
+"""The tables of the pages are true: each row is tried."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of what goes to which tier says what the rule does."""
+"""The table of what goes to which tier shows what the rule does."""
 
 from __future__ import annotations
 
