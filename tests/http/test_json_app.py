@@ -10,7 +10,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 import pytest
 from werkzeug.test import Client
 
-from wsgigate.http.json_app import Answer, Endpoint, JsonApp, JsonRequest
+from wsgigate.http.json_app import Endpoint, JsonApp, JsonRequest, JsonResponse
 from wsgigate.http.problem import Problem, Refusal
 from wsgigate.http.wsgi import REASON, Headers
 from wsgigate.proxy.dispatcher import Dispatcher
@@ -36,17 +36,17 @@ def show(request: JsonRequest, item: str) -> object:
 
 
 def change(request: JsonRequest, item: str) -> object:
-    return Answer({"item": item, **request.json()}, 201, (("X-Item", item),), "no-cache")
+    return JsonResponse({"item": item, **request.json()}, 201, (("X-Item", item),), "no-cache")
 
 
 def remove(request: JsonRequest, item: str) -> object:
-    return Answer(status=204)
+    return JsonResponse(status=204)
 
 
 def tagged(request: JsonRequest) -> object:
     if request.has_tag('W/"1"'):
-        return Answer(status=304, headers=(("ETag", 'W/"1"'),), cache="no-cache")
-    return Answer(b"[1]", 200, (("ETag", 'W/"1"'),), content_type="application/x-list")
+        return JsonResponse(status=304, headers=(("ETag", 'W/"1"'),), cache="no-cache")
+    return JsonResponse(b"[1]", 200, (("ETag", 'W/"1"'),), content_type="application/x-list")
 
 
 TABLE = [

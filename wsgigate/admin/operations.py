@@ -17,7 +17,7 @@ from wsgigate.coordination.circuit import CircuitStatus, Counts
 from wsgigate.coordination.denylist import DenyList
 from wsgigate.coordination.maintenance import GATEWAY, MaintenanceSwitch, Notice
 from wsgigate.http.bodies import wrong
-from wsgigate.http.json_app import Endpoint, Errors, JsonApp, JsonRequest
+from wsgigate.http.json_app import Endpoint, ErrorResponses, JsonApp, JsonRequest
 from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with
 from wsgigate.rules.circuit import Event
 from wsgigate.rules.routing import Route
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 
-def _store_errors(detail: str, reason: str) -> Errors:
+def _store_errors(detail: str, reason: str) -> ErrorResponses:
     """Return the response to a failure of the store: *detail* for the client, *reason* to log."""
     problem = Problem(503, detail, headers=(("Retry-After", "5"),))
     return {StoreError: lambda error: Refusal(problem, f"{reason}: {error}")}

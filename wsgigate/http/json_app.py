@@ -8,10 +8,10 @@ An endpoint is one function and one line of a table::
     app = JsonApp([Endpoint("GET /names/{name}", show)])
 
 The function receives the request, and the parameters of the path by name. It returns a document,
-which is sent with the status 200; an :class:`Answer` with another status or header fields; or a
-:class:`~wsgigate.http.problem.Problem`. It may raise a :class:`~wsgigate.http.problem.Refusal` or
-one of the errors that the app maps to refusals. The app does the rest: 404 and 405, HEAD, strict
-JSON bodies within a limit, problem documents, and the reason in the log.
+which is sent with the status 200; a :class:`JsonResponse` with another status or header fields; or
+a :class:`~wsgigate.http.problem.Problem`. It may raise a :class:`~wsgigate.http.problem.Refusal`
+or one of the errors that the app maps to refusals. The app does the rest: 404 and 405, HEAD,
+strict JSON bodies within a limit, problem documents, and the reason in the log.
 """
 
 from __future__ import annotations
@@ -30,7 +30,15 @@ from wsgigate.http.target import BadTarget, target_of
 from wsgigate.http.wsgi import PARAMS, REASON
 from wsgigate.rules.routing import MethodNotAllowed, Route, Router, listing
 
-__all__ = ["LARGEST", "MOST_FIELDS", "Answer", "Endpoint", "Errors", "JsonApp", "JsonRequest"]
+__all__ = [
+    "LARGEST",
+    "MOST_FIELDS",
+    "Endpoint",
+    "ErrorResponses",
+    "JsonApp",
+    "JsonRequest",
+    "JsonResponse",
+]
 
 
 LARGEST = 32 * 1024
@@ -40,7 +48,7 @@ MOST_FIELDS = 32
 """The largest number of parameters in a query."""
 
 
-class Answer(NamedTuple):
+class JsonResponse(NamedTuple):
     """A response.
 
     :ivar document: A document, which is encoded as JSON, or an encoded body as bytes. Ignored with
@@ -72,7 +80,7 @@ class Endpoint(NamedTuple):
     listed: bool = True
 
 
-Errors: TypeAlias = Mapping[type[Exception], Callable[[Any], Refusal]]
+ErrorResponses: TypeAlias = Mapping[type[Exception], Callable[[Any], Refusal]]
 """The refusals for the exceptions that endpoints may raise, by class; the first match counts."""
 
 
@@ -142,7 +150,8 @@ class JsonRequest:
     def has_tag(self, tag: str) -> bool:
         """Return whether ``If-None-Match`` contains *tag*, by weak comparison.
 
-        An endpoint then returns an :class:`Answer` with the status 304 (RFC 9110 section 13.1.2).
+        An endpoint then returns a :class:`JsonResponse` with the status 304. (RFC 9110 section
+        13.1.2)
         """
         given = self.environ.get("HTTP_IF_NONE_MATCH")
         if not given:
@@ -186,7 +195,7 @@ class JsonApp:
         table: Iterable[Endpoint],
         *,
         prefixes: Iterable[str] = ("",),
-        errors: Errors | None = None,
+        errors: ErrorResponses | None = None,
         largest: int = LARGEST,
         refuse: Refuse = answer_with,
     ) -> None:
@@ -298,7 +307,7 @@ class JsonApp:
         except self._caught as error:
             make = next(make for kind, make in self._errors.items() if isinstance(error, kind))
             answer = make(error)
-        if isinstance(answer, Answer):
+        if isinstance(answer, JsonResponse):
             return self._send(environ, start_response, *answer)
         if not isinstance(answer, (Problem, Refusal)):
             return self._send(environ, start_response, answer)

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 from zlib import crc32
 
 from wsgigate.auth.bearer import Access
-from wsgigate.http.json_app import MOST_FIELDS, Answer, Endpoint, JsonRequest
+from wsgigate.http.json_app import MOST_FIELDS, Endpoint, JsonRequest, JsonResponse
 from wsgigate.http.problem import Problem, Refuse, answer_with
 from wsgigate.registry import Listing, Registry
 from wsgigate.registry.app import RegistryApp, WaitSlots
@@ -351,7 +351,7 @@ class RegistryApi(RegistryApp):
         self._bodies = ResponseCache(registry.rules)
         self._networks = (NETWORKS, ", ".join(registry.destinations.allowed_networks))
 
-    def _register(self, request: JsonRequest) -> Answer:
+    def _register(self, request: JsonRequest) -> JsonResponse:
         caller = self._access.writer(request.environ)
         document = request.json()
         if document.get("serviceName"):  # without one, parse() reports that it is missing
@@ -365,7 +365,7 @@ class RegistryApi(RegistryApp):
             "heartbeatInterval": self._registry.rules.heartbeat,
         }
         message = "Service registered successfully!"
-        return Answer({"success": True, "message": message, "instance": members}, 201)
+        return JsonResponse({"success": True, "message": message, "instance": members}, 201)
 
     def _deregister(self, request: JsonRequest, service: str, instance: str) -> object:
         self._access.check_write(request.environ, service)
@@ -392,7 +392,7 @@ class RegistryApi(RegistryApp):
         message = "Status updated successfully!"
         return {"success": True, "message": message, "instance": members}
 
-    def _discover(self, request: JsonRequest, service: str) -> Answer:
+    def _discover(self, request: JsonRequest, service: str) -> JsonResponse:
         text = request.environ.get("QUERY_STRING", "")
         query = parse_query(text)
         self._await(service, query)
@@ -401,8 +401,8 @@ class RegistryApi(RegistryApp):
         headers += (self._networks,)
         tag = headers[0][1]
         if request.has_tag(tag):
-            return Answer(None, 304, headers, "no-cache")
-        return Answer(self._bodies.of(service, text, found, tag), 200, headers, "no-cache")
+            return JsonResponse(None, 304, headers, "no-cache")
+        return JsonResponse(self._bodies.of(service, text, found, tag), 200, headers, "no-cache")
 
     def _choose(self, request: JsonRequest, service: str) -> object:
         query = parse_query(request.environ.get("QUERY_STRING", ""))
@@ -420,7 +420,7 @@ class RegistryApi(RegistryApp):
         }
         return _indexed({"success": True, "instance": members}, listing.version)
 
-    def _services(self, request: JsonRequest) -> Answer:
+    def _services(self, request: JsonRequest) -> JsonResponse:
         query = parse_query(request.environ.get("QUERY_STRING", ""), only_healthy=False)
         self._await(None, query)
         version = self._registry.version()
@@ -467,9 +467,9 @@ class RegistryApi(RegistryApp):
         return [instance_document(entry, listing.now, rules) for entry in listing.instances]
 
 
-def _indexed(document: object, version: int) -> Answer:
+def _indexed(document: object, version: int) -> JsonResponse:
     """Return *document* with the version that a client sends back to wait for a change."""
-    return Answer(document, 200, ((INDEX, str(version)),), "no-cache")
+    return JsonResponse(document, 200, ((INDEX, str(version)),), "no-cache")
 
 
 def _status_of(document: dict[str, Any]) -> Status | None:

@@ -8,7 +8,7 @@ from wsgiref.types import WSGIEnvironment
 
 from wsgigate.auth.bearer import Access
 from wsgigate.http.bodies import wrong
-from wsgigate.http.json_app import LARGEST, Endpoint, Errors, JsonApp
+from wsgigate.http.json_app import LARGEST, Endpoint, ErrorResponses, JsonApp
 from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with
 from wsgigate.registry import Full, Registry
 from wsgigate.rules.registry import Invalid
@@ -62,7 +62,7 @@ def _unavailable(error: StoreError) -> Refusal:
     return Refusal(problem, f"the registry's store fails: {error}")
 
 
-ERRORS: Errors = {Invalid: _invalid, Full: _full, StoreError: _unavailable}
+ERRORS: ErrorResponses = {Invalid: _invalid, Full: _full, StoreError: _unavailable}
 """The responses to the errors of a registry."""
 
 

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 from wsgiref.types import WSGIEnvironment
 
 from wsgigate.auth.bearer import Access, Caller
-from wsgigate.http.json_app import MOST_FIELDS, Answer, Endpoint, JsonRequest
+from wsgigate.http.json_app import MOST_FIELDS, Endpoint, JsonRequest, JsonResponse
 from wsgigate.http.problem import Refusal, Refuse, answer_with
 from wsgigate.http.wsgi import peer
 from wsgigate.registry import LONGEST_WAIT, Listing, Registry
@@ -205,7 +205,7 @@ class ConsulReads:
             Endpoint("GET /status/peers", self._peers),
         ]
 
-    def _self(self, request: JsonRequest) -> Answer:
+    def _self(self, request: JsonRequest) -> JsonResponse:
         config = {
             "Datacenter": self._datacenter,
             "NodeName": self._node,
@@ -215,29 +215,29 @@ class ConsulReads:
             "Version": "1.0.0+wsgigate",
         }
         member = {"Name": self._node, "Addr": "", "Port": 0, "Tags": {}, "Status": 1}
-        return Answer({"Config": config, "DebugConfig": {}, "Member": member, "Meta": {}})
+        return JsonResponse({"Config": config, "DebugConfig": {}, "Member": member, "Meta": {}})
 
-    def _agent_services(self, request: JsonRequest) -> Answer:
+    def _agent_services(self, request: JsonRequest) -> JsonResponse:
         self._check(request, filtered=True)
         version, wanted = self._registry.version(), self._filter(request, _SERVICE)
         documents = [self._service(entry, version) for entry in self.everything()]
-        return Answer({each["ID"]: each for each in documents if wanted(each)})
+        return JsonResponse({each["ID"]: each for each in documents if wanted(each)})
 
-    def _agent_service(self, request: JsonRequest, name: str) -> Answer:
+    def _agent_service(self, request: JsonRequest, name: str) -> JsonResponse:
         self._check(request)
         version = self._registry.version()
         for entry in self.everything():
             if entry.instance_id == name:
-                return Answer(self._service(entry, version))
+                return JsonResponse(self._service(entry, version))
         raise Refusal.of(404, "There is no such service.")
 
-    def _agent_checks(self, request: JsonRequest) -> Answer:
-        return Answer({check["CheckID"]: check for check in self._all_checks(request)})
+    def _agent_checks(self, request: JsonRequest) -> JsonResponse:
+        return JsonResponse({check["CheckID"]: check for check in self._all_checks(request)})
 
     def _service(self, entry: Registered, version: int) -> dict[str, Any]:
         return {**service_document(entry, _index(version)), "Datacenter": self._datacenter}
 
-    def _catalog_services(self, request: JsonRequest) -> Answer:
+    def _catalog_services(self, request: JsonRequest) -> JsonResponse:
         self._await(request, None)
         version = self._registry.version()
         tags = {
@@ -246,14 +246,14 @@ class ConsulReads:
         }
         return _indexed(tags, version)
 
-    def _catalog_service(self, request: JsonRequest, service: str) -> Answer:
+    def _catalog_service(self, request: JsonRequest, service: str) -> JsonResponse:
         listing = self._listing(request, service)
         index = _index(listing.version)
         wanted = self._filter(request, _CATALOG)
         found = [catalog_document(entry, self._datacenter, index) for entry in listing.instances]
         return _indexed(list(filter(wanted, found)), listing.version, listing.age)
 
-    def _health_service(self, request: JsonRequest, service: str) -> Answer:
+    def _health_service(self, request: JsonRequest, service: str) -> JsonResponse:
         listing = self._listing(request, service)
         rules, index = self._registry.rules, _index(listing.version)
         passing = "passing" in request.query and read_flag(request.one("passing") or "1", "passing")
@@ -265,12 +265,12 @@ class ConsulReads:
         documents = list(filter(self._filter(request, _HEALTH), documents))
         return _indexed(documents, listing.version, listing.age)
 
-    def _health_checks(self, request: JsonRequest, service: str) -> Answer:
+    def _health_checks(self, request: JsonRequest, service: str) -> JsonResponse:
         listing = self._listing(request, service)
         checks = list(filter(self._filter(request, _CHECK), self._checks_of(listing)))
         return _indexed(checks, listing.version, listing.age)
 
-    def _health_state(self, request: JsonRequest, state: str) -> Answer:
+    def _health_state(self, request: JsonRequest, state: str) -> JsonResponse:
         if state not in (*STATES, "any"):
             raise Invalid("state", f"one of any, {', '.join(STATES)}")
         self._await(request, None, filtered=True)
@@ -278,7 +278,7 @@ class ConsulReads:
         checks = [c for c in self._all_checks(request) if state in ("any", c["Status"])]
         return _indexed(checks, version)
 
-    def _nodes(self, request: JsonRequest) -> Answer:
+    def _nodes(self, request: JsonRequest) -> JsonResponse:
         self._await(request, None, filtered=True)
         version, wanted = self._registry.version(), self._filter(request, _NODE)
         nodes = {
@@ -287,14 +287,14 @@ class ConsulReads:
         }
         return _indexed([nodes[host] for host in sorted(nodes) if wanted(nodes[host])], version)
 
-    def _datacenters(self, request: JsonRequest) -> Answer:
-        return Answer([self._datacenter])
+    def _datacenters(self, request: JsonRequest) -> JsonResponse:
+        return JsonResponse([self._datacenter])
 
-    def _leader(self, request: JsonRequest) -> Answer:
-        return Answer("127.0.0.1:8300")
+    def _leader(self, request: JsonRequest) -> JsonResponse:
+        return JsonResponse("127.0.0.1:8300")
 
-    def _peers(self, request: JsonRequest) -> Answer:
-        return Answer(["127.0.0.1:8300"])
+    def _peers(self, request: JsonRequest) -> JsonResponse:
+        return JsonResponse(["127.0.0.1:8300"])
 
     def everything(self) -> Iterator[Registered]:
         """Return the instances of all services."""
@@ -372,7 +372,7 @@ def _version(index: int) -> int:
     return 0 if index == 1 else index
 
 
-def _indexed(document: object, version: int, age: float = 0.0) -> Answer:
+def _indexed(document: object, version: int, age: float = 0.0) -> JsonResponse:
     """Return *document* with the index that a client sends back to wait for a change.
 
     :param age: Seconds since the store was last read, while it fails.
@@ -382,10 +382,10 @@ def _indexed(document: object, version: int, age: float = 0.0) -> Answer:
         ("X-Consul-KnownLeader", "false" if age else "true"),
         ("X-Consul-LastContact", str(round(age * 1000))),
     )
-    return Answer(document, headers=fields)
+    return JsonResponse(document, headers=fields)
 
 
-_DONE = Answer(content_type="text/plain")
+_DONE = JsonResponse(content_type="text/plain")
 
 _MOST_CACHED = 10_000
 """The largest number of checks whose instances are cached."""
@@ -463,7 +463,7 @@ class Consul(CompatApp):
             "catalog.",
         )
 
-    def _register(self, request: JsonRequest) -> Answer:
+    def _register(self, request: JsonRequest) -> JsonResponse:
         caller = self.writer(request)
         environ = request.environ
         address = peer(environ)
@@ -475,12 +475,12 @@ class Consul(CompatApp):
         self.register(entry, FIELDS)
         return _DONE
 
-    def _deregister(self, request: JsonRequest, name: str) -> Answer:
+    def _deregister(self, request: JsonRequest, name: str) -> JsonResponse:
         for entry in self._writable(request, lambda entry: entry.instance_id == name):
             self._registry.deregister(entry.service, entry.instance_id)
         return _DONE
 
-    def _maintenance(self, request: JsonRequest, name: str) -> Answer:
+    def _maintenance(self, request: JsonRequest, name: str) -> JsonResponse:
         entries = self._writable(request, lambda entry: entry.instance_id == name)
         enable = read_flag(request.one("enable"), "enable")
         for entry in entries:
@@ -489,29 +489,29 @@ class Consul(CompatApp):
                 self._registry.heartbeat(entry.service, entry.instance_id, status)
         return _DONE
 
-    def _register_check(self, request: JsonRequest) -> Answer:
+    def _register_check(self, request: JsonRequest) -> JsonResponse:
         self.writer(request)
         name, check = read_check_of(request.json())
         for entry in self._writable(request, lambda entry: entry.instance_id == name):
             self.register(with_any_check(entry, check), FIELDS)
         return _DONE
 
-    def _deregister_check(self, request: JsonRequest, check: str) -> Answer:
+    def _deregister_check(self, request: JsonRequest, check: str) -> JsonResponse:
         for entry in self._writable(request, lambda entry: has_check(entry, check)):
             self.register(without_check(entry, check), FIELDS)
         return _DONE
 
-    def _pass(self, request: JsonRequest, check: str) -> Answer:
+    def _pass(self, request: JsonRequest, check: str) -> JsonResponse:
         return self._report(request, check, Status.UP)
 
-    def _fail(self, request: JsonRequest, check: str) -> Answer:
+    def _fail(self, request: JsonRequest, check: str) -> JsonResponse:
         return self._report(request, check, Status.DOWN)
 
-    def _update(self, request: JsonRequest, check: str) -> Answer:
+    def _update(self, request: JsonRequest, check: str) -> JsonResponse:
         self.writer(request)
         return self._report(request, check, read_state(request.json()))
 
-    def _report(self, request: JsonRequest, check: str, status: Status) -> Answer:
+    def _report(self, request: JsonRequest, check: str, status: Status) -> JsonResponse:
         """Renew the lease of the instances that have *check*, and set their status.
 
         The instances of a check are cached: checks report often, and finding them takes a search.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from wsgiref.types import WSGIEnvironment
 
 from wsgigate.auth.bearer import Access
-from wsgigate.http.json_app import Answer, Endpoint, JsonRequest
+from wsgigate.http.json_app import Endpoint, JsonRequest, JsonResponse
 from wsgigate.http.problem import Refusal, Refuse, answer_with
 from wsgigate.registry import Registry
 from wsgigate.registry.compat import CompatApp
@@ -40,7 +40,7 @@ from wsgigate.store import StoreError
 __all__ = ["Eureka"]
 
 
-_DONE = Answer(content_type="text/plain")
+_DONE = JsonResponse(content_type="text/plain")
 
 _ABOUT = {"lastDirtyTimestamp"}
 """Parameters that belong to the request, not to the metadata of the instance."""
@@ -95,8 +95,8 @@ class Eureka(CompatApp):
         self._writing: threading.Lock
         fork.renewed(self, _writing="Lock")
         self._seen: _Seen | None = None
-        self._written: dict[bool, tuple[int, Answer]] = {}
-        self._deltas: dict[bool, tuple[tuple[int, int], Answer]] = {}
+        self._written: dict[bool, tuple[int, JsonResponse]] = {}
+        self._deltas: dict[bool, tuple[tuple[int, int], JsonResponse]] = {}
 
     def token(self, environ: WSGIEnvironment) -> bytes | None:
         scheme, _, value = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
@@ -113,7 +113,7 @@ class Eureka(CompatApp):
 
     # operations that read
 
-    def _all(self, request: JsonRequest) -> Answer:
+    def _all(self, request: JsonRequest) -> JsonResponse:
         seen, kind = self._look(), _wants_json(request)
         with self._writing:  # one thread encodes for all: thousands of instances take a moment
             written = self._written.get(kind)
@@ -122,7 +122,7 @@ class Eureka(CompatApp):
                 self._written[kind] = written = seen.version, answer
         return written[1]
 
-    def _delta(self, request: JsonRequest) -> Answer:
+    def _delta(self, request: JsonRequest) -> JsonResponse:
         kind, changes = _wants_json(request), self._registry.changes
         try:
             known = self._look().version, changes.bucket()
@@ -139,38 +139,38 @@ class Eureka(CompatApp):
         except StoreError:  # the log cannot be read: send everything that is cached
             return self._all(request)
 
-    def _vip(self, request: JsonRequest, vip: str, *, secure: bool = False) -> Answer:
+    def _vip(self, request: JsonRequest, vip: str, *, secure: bool = False) -> JsonResponse:
         seen = self._look()
         found = [entry for entry in seen.entries if vip in vips(entry, secure=secure)]
         return self._applications(
             request, _as_added(found), _Seen(seen.version, found, hash_code(found))
         )
 
-    def _secure_vip(self, request: JsonRequest, vip: str) -> Answer:
+    def _secure_vip(self, request: JsonRequest, vip: str) -> JsonResponse:
         return self._vip(request, vip, secure=True)
 
-    def _app(self, request: JsonRequest, app: str) -> Answer:
+    def _app(self, request: JsonRequest, app: str) -> JsonResponse:
         found = [entry for entry in self._look().entries if entry.service.upper() == app.upper()]
         if not found:
             raise _unknown()
         document = [eureka_instance(entry, self._registry.rules) for entry in found]
         return _written(request, "application", {"name": app.upper(), "instance": document})
 
-    def _instance(self, request: JsonRequest, app: str, name: str) -> Answer:
+    def _instance(self, request: JsonRequest, app: str, name: str) -> JsonResponse:
         return self._one_document(request, self._known(app, name))
 
-    def _anywhere(self, request: JsonRequest, name: str) -> Answer:
+    def _anywhere(self, request: JsonRequest, name: str) -> JsonResponse:
         found = (entry for entry in self._look().entries if entry.instance_id == name)
         return self._one_document(request, next(found, None))
 
-    def _one_document(self, request: JsonRequest, entry: Registered | None) -> Answer:
+    def _one_document(self, request: JsonRequest, entry: Registered | None) -> JsonResponse:
         if entry is None:
             raise _unknown()
         return _written(request, "instance", eureka_instance(entry, self._registry.rules))
 
     def _applications(
         self, request: JsonRequest, changed: Iterable[Changed], seen: _Seen
-    ) -> Answer:
+    ) -> JsonResponse:
         document = applications(changed, seen.code, seen.version, self._registry.rules)
         return _written(request, "applications", document)
 
@@ -195,15 +195,15 @@ class Eureka(CompatApp):
 
     # operations that write
 
-    def _register(self, request: JsonRequest, app: str) -> Answer:
+    def _register(self, request: JsonRequest, app: str) -> JsonResponse:
         self.writer(request, app.lower())
         entry = read_instance(app, _registration(request))
         known = self._of(entry.service, entry.instance_id)
         status = lasting_status(entry.status, None if known is None else known.status)
         self.register(replace(entry, status=status), FIELDS)
-        return Answer(status=204)
+        return JsonResponse(status=204)
 
-    def _renew(self, request: JsonRequest, app: str, name: str) -> Answer:
+    def _renew(self, request: JsonRequest, app: str, name: str) -> JsonResponse:
         self.writer(request, app.lower())
         if self._registry.heartbeat(app.lower(), name) is None:
             entry = self._writable(request, app, name)
@@ -211,32 +211,32 @@ class Eureka(CompatApp):
                 raise _unknown()
         return _DONE
 
-    def _cancel(self, request: JsonRequest, app: str, name: str) -> Answer:
+    def _cancel(self, request: JsonRequest, app: str, name: str) -> JsonResponse:
         entry = self._writable(request, app, name)
         if not self._registry.deregister(entry.service, name):
             raise _unknown()
         return _DONE
 
-    def _override(self, request: JsonRequest, app: str, name: str) -> Answer:
+    def _override(self, request: JsonRequest, app: str, name: str) -> JsonResponse:
         entry = self._writable(request, app, name)
         value = request.one("value")
         if value not in STATUSES.values():
             raise Invalid("value", f"one of {', '.join(STATUSES.values())}")
         return self._set(entry, read_status(value, "value"))
 
-    def _end_override(self, request: JsonRequest, app: str, name: str) -> Answer:
+    def _end_override(self, request: JsonRequest, app: str, name: str) -> JsonResponse:
         entry = self._writable(request, app, name)
         value = request.one("value", "UNKNOWN")
         if value != "UNKNOWN":
             return self._set(entry, read_status(value, "value"))
         return self._set(entry, Status.UP) if entry.status is Status.DRAINING else _DONE
 
-    def _set(self, entry: Registered, status: Status) -> Answer:
+    def _set(self, entry: Registered, status: Status) -> JsonResponse:
         if self._registry.heartbeat(entry.service, entry.instance_id, status) is None:
             raise _unknown()
         return _DONE
 
-    def _add_metadata(self, request: JsonRequest, app: str, name: str) -> Answer:
+    def _add_metadata(self, request: JsonRequest, app: str, name: str) -> JsonResponse:
         entry = self._writable(request, app, name)
         more = {key: values[0] for key, values in request.query.items() if key not in _ABOUT}
         self.register(with_metadata(entry, more), FIELDS)
@@ -281,10 +281,10 @@ def _wants_json(request: JsonRequest) -> bool:
     return "json" in request.environ.get("HTTP_ACCEPT", "").lower()
 
 
-def _written(request: JsonRequest, name: str, node: object) -> Answer:
+def _written(request: JsonRequest, name: str, node: object) -> JsonResponse:
     if _wants_json(request):
-        return Answer(json.dumps({name: node}).encode("ascii"))
-    return Answer(write_xml(name, node), content_type="application/xml")
+        return JsonResponse(json.dumps({name: node}).encode("ascii"))
+    return JsonResponse(write_xml(name, node), content_type="application/xml")
 
 
 def _registration(request: JsonRequest) -> dict[str, object]:
