@@ -8,7 +8,6 @@ Run it after changing keys of the file or environ keys::
 from __future__ import annotations
 
 import ast
-import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
@@ -16,70 +15,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from wsgigate import (
-    Authenticator,
-    BodyLimit,
-    CircuitRules,
-    ConcurrencyLimiter,
-    Cors,
-    FallbackRules,
-    Faults,
-    Forwarder,
-    Limiter,
-    Logger,
-    Maintenance,
-    Mirror,
-    Pool,
-    RequestId,
-    RetryRules,
-    SheddingRules,
-    Splitter,
-    StaleAnswers,
-)
-from wsgigate.config import (
-    middleware_options,
-    model,
-    service_tables,
-    traffic,
-)
-from wsgigate.config.middlewares import USES
-from wsgigate.config.tables import Either, ListOf, MapOf, Table
+from wsgigate.config import model
+from wsgigate.config.middlewares import MIDDLEWARES
+from wsgigate.config.tables import Either, Key, ListOf, MapOf, Table
 from wsgigate.config.types import Duration, Kind
 from wsgigate.http import wsgi
-from wsgigate.proxy.sticky import Stickiness
-from wsgigate.rules.health import HealthCheck
-from wsgigate.rules.outlier import OutlierRules
-from wsgigate.rules.retry import HedgeRules
 
 FOLDER = Path(__file__).parent
-
-CONSTRUCTORS: dict[type[Any], Any] = {
-    middleware_options.BreakerOptions: CircuitRules,
-    middleware_options.ServiceBreaker: CircuitRules,
-    service_tables.ServiceHealth: HealthCheck,
-    service_tables.Balance: Pool,
-    service_tables.ServiceSticky: Stickiness,
-    service_tables.ServiceHedge: HedgeRules,
-    model.Service: Forwarder,
-    model.Route: Forwarder,
-    middleware_options.AuthenticatorOptions: Authenticator,
-    middleware_options.BodyLimitOptions: BodyLimit,
-    middleware_options.ConcurrencyOptions: ConcurrencyLimiter,
-    middleware_options.CorsOptions: Cors,
-    middleware_options.LimiterOptions: Limiter,
-    middleware_options.LoggerOptions: Logger,
-    middleware_options.RequestIdOptions: RequestId,
-    service_tables.ServiceOutlier: OutlierRules,
-    service_tables.ServiceRetry: RetryRules,
-    traffic.FallbackTable: FallbackRules,
-    traffic.FaultOptions: Faults,
-    traffic.MaintenanceTable: Maintenance,
-    traffic.MirrorTable: Mirror,
-    traffic.SplitTable: Splitter,
-    traffic.StaleTable: StaleAnswers,
-    middleware_options.ShedderOptions: SheddingRules,
-}
-"""The constructor whose defaults apply where an omitted key is not passed on."""
 
 DEFAULTS = {
     "authenticator.deny_list": "``false``",
@@ -112,6 +54,7 @@ DEFAULTS = {
     "services.NAME.health.port": "the instance's port",
     "services.NAME.health.scheme": "the instance's scheme",
     "services.NAME.health.statuses": "200 to 299",
+    "services.NAME.min_response_rate": '``"100B"``',
     "services.NAME.host": "the name that was looked up, or the instance's host and port",
     "services.NAME.retry.backoff_at_most": "ten times ``backoff``",
     "services.NAME.retry.budget": "``0.2``",
@@ -146,16 +89,15 @@ HEADINGS = {
 def reference() -> str:
     """Return the text of ``reference.rst``: every key of the file."""
     parts = [".. Written by generate_reference.py; changes made here are lost.\n"]
-    for field in dataclasses.fields(model.Config):
-        kind = field.metadata["kind"]
-        parts.append(_heading(HEADINGS[field.name], "-"))
-        parts.append(f"{field.metadata['doc']}\n")
-        if field.name == "middleware":
+    for name, key in Table(model.Config).keys.items():
+        parts.append(_heading(HEADINGS[name], "-"))
+        parts.append(f"{key.doc}\n")
+        if name == "middleware":
             parts += _middlewares()
-        elif isinstance(kind, MapOf):
-            parts += _table(kind._item, f"{field.name}.NAME")
+        elif isinstance(key.kind, MapOf):
+            parts += _table(key.kind.item, f"{name}.NAME")
         else:
-            parts += _table(kind, field.name)
+            parts += _table(key.kind, name)
     return "\n".join(parts)
 
 
@@ -165,82 +107,71 @@ def _middlewares() -> Iterator[str]:
         '``use = "package.module:factory"`` they are passed to the factory unchanged: '
         "``factory(app, **options)``.\n"
     )
-    for use in sorted(USES):
+    for use, known in sorted(MIDDLEWARES.items()):
         yield _heading(f'``use = "{use}"``', "~")
-        yield f"{inspect.getdoc(USES[use].options)}\n"
-        yield from _keys(USES[use].options, use)
+        yield f"{_literal(known.table.doc)}\n"
+        yield from _keys(known.table, use)
 
 
 def _table(kind: Kind[Any], path: str) -> Iterator[str]:
     while isinstance(kind, ListOf):
-        kind = kind._item
+        kind = kind.item
     if not isinstance(kind, Table):
         raise TypeError(f"{path}: {kind!r} is not a table")
-    yield from _keys(kind._cls, path)
+    yield from _keys(kind, path)
 
 
-def _keys(cls: type[Any], path: str) -> Iterator[str]:
+def _keys(table: Table[Any], path: str) -> Iterator[str]:
     """Yield the description of each key of a table, the tables below it after all of them."""
     below: list[str] = []
-    for field in dataclasses.fields(cls):
-        kind: Kind[Any] = field.metadata["kind"]
-        name = f"{path}.{field.name}"
+    for each, key in table.keys.items():
+        name = f"{path}.{each}"
         yield (
             f".. confval:: {name}\n"
-            f"   :type: {_literal(_type(kind))}\n"
-            f"   :default: {DEFAULTS.get(name) or _default(cls, field)}\n"
+            f"   :type: {_literal(_type(key.kind))}\n"
+            f"   :default: {DEFAULTS.get(name) or _default(key)}\n"
             "\n"
-            f"   {_literal(field.metadata['doc'])}\n"
+            f"   {_literal(key.doc)}\n"
         )
-        inner = _inner_table(kind)
+        inner = _inner_table(key.kind)
         if inner is not None:
-            below += [f".. rubric:: ``{name}``\n", f"{inspect.getdoc(inner)}\n"]
+            below += [f".. rubric:: ``{name}``\n", f"{_literal(inner.doc)}\n"]
             below += _keys(inner, name)
     yield from below
 
 
-def _inner_table(kind: Kind[Any]) -> type[Any] | None:
+def _inner_table(kind: Kind[Any]) -> Table[Any] | None:
     if isinstance(kind, ListOf | MapOf):
-        return _inner_table(kind._item)
+        return _inner_table(kind.item)
     if isinstance(kind, Either):
-        return _inner_table(kind._first) or _inner_table(kind._second)
-    return kind._cls if isinstance(kind, Table) else None
+        return _inner_table(kind.first) or _inner_table(kind.second)
+    return kind if isinstance(kind, Table) else None
 
 
 def _type(kind: Kind[Any]) -> str:
     if isinstance(kind, ListOf):
-        return f"{kind.expected}, each {_type(kind._item)}"
+        return f"{kind.expected}, each {_type(kind.item)}"
     if isinstance(kind, MapOf):
-        return f"a table, each value {_type(kind._item)}"
+        return f"a table, each value {_type(kind.item)}"
     if not isinstance(kind, Either):
         return kind.expected
-    first, second = kind._first, _type(kind._second)
+    first, second = kind.first, _type(kind.second)
     if isinstance(first, Table):
-        return second if isinstance(kind._second, Table) else f"{second}, or a table"
+        return second if isinstance(kind.second, Table) else f"{second}, or a table"
     if isinstance(first, ListOf) and "list" not in second:
         return f"{second}, or a list of them"
     return second
 
 
-def _default(cls: type[Any], field: dataclasses.Field[Any]) -> str:
-    if field.default is not dataclasses.MISSING:
-        value = field.default
-    elif field.default_factory is not dataclasses.MISSING:
-        value = field.default_factory()
-    else:
+def _default(key: Key) -> str:
+    if key.required:
         return "none: the key is required"
-    if value is None and cls in CONSTRUCTORS:
-        parameter = inspect.signature(CONSTRUCTORS[cls]).parameters.get(field.name)
-        if parameter is not None and parameter.default is not inspect.Parameter.empty:
-            value = parameter.default
-    if isinstance(field.metadata["kind"], Duration) and value is not None:
-        value = f"{value:g}s"
-    return _shown(value)
+    if isinstance(key.kind, Duration) and key.default is not None:
+        return _shown(f"{key.default:g}s")
+    return _shown(key.default)
 
 
 def _shown(value: object) -> str:
-    if callable(value):  # a key function
-        value = {"client_address": "address"}[value.__name__]
     if value is None or value == "":
         return "not set"
     if isinstance(value, bool):

@@ -8,7 +8,6 @@ import pytest
 
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import MAX_SIZE, load, parse, read
-from wsgigate.config.middleware_options import LimiterOptions
 from wsgigate.config.model import Config, Gateway
 from wsgigate.rules.quota import Quota
 
@@ -133,13 +132,13 @@ def test_a_full_file_is_read_key_by_key(full: Path) -> None:
     assert config.gateway.trusted_proxies == ("10.0.0.0/8", "unix")
     assert config.gateway.identity == {"X-User-Id": "sub"}
     limiter = config.middleware[2].options
-    assert isinstance(limiter, LimiterOptions)
-    assert limiter.quota == Quota(1000, 3600)
+    assert limiter is not None
+    assert limiter["quota"] == Quota(1000, 3600)
     assert config.middleware[5].options == {"text": "outside"}
     orders = config.services["orders"]
     assert orders.timeout == 5.0
     assert orders.health is not None
-    assert orders.health.interval == 30.0
+    assert orders.health["interval"] == 30.0
     assert config.routes[0].strip_prefix == "/api"
     assert config.routes[1].paths == ("/echo", "/say")
 
@@ -148,6 +147,16 @@ def test_what_is_secret_is_in_no_representation_of_a_config(full: Path) -> None:
     shown = repr(load(str(full)))
     assert "thirty-two" not in shown
     assert "of-32-or-more" not in shown
+
+
+def test_secrets_of_a_service_are_in_no_representation_of_a_config() -> None:
+    service = """
+        [services.a]
+        instances = ["http://a"]
+        sticky = { secret = "hunter2-hunter2-hunter2" }
+        health = { path = "/", fields = { Authorization = "hunter2" } }
+        """
+    assert "hunter2" not in repr(parse(service))
 
 
 @pytest.mark.parametrize(

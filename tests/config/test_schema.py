@@ -7,40 +7,17 @@ import inspect
 import json
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from jsonschema import Draft202012Validator
 
-from wsgigate.config.middlewares import USES
+from wsgigate.config.middlewares import MIDDLEWARES
 from wsgigate.config.model import schema
-from wsgigate.middleware.authenticator import Authenticator
-from wsgigate.middleware.body_limit import BodyLimit
-from wsgigate.middleware.breaker import Breaker
-from wsgigate.middleware.concurrency import ConcurrencyLimiter
-from wsgigate.middleware.cors import Cors
-from wsgigate.middleware.faults import FaultRules, Faults
-from wsgigate.middleware.limiter import Limiter
-from wsgigate.middleware.logger import Logger
-from wsgigate.middleware.request_id import RequestId
-from wsgigate.middleware.shedder import Shedder, SheddingRules
-from wsgigate.rules.circuit import CircuitRules
+from wsgigate.rules.arguments import types_of
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.toml"))
 
-MADE = {
-    "authenticator": Authenticator,
-    "body-limit": BodyLimit,
-    "concurrency-limiter": ConcurrencyLimiter,
-    "breaker": Breaker,
-    "cors": Cors,
-    "faults": Faults,
-    "limiter": Limiter,
-    "logger": Logger,
-    "request-id": RequestId,
-    "shedder": Shedder,
-}
-RULES = {"breaker": CircuitRules, "faults": FaultRules, "shedder": SheddingRules}
 NOT_IN_FILES = {"namespace", "app", "refuse", "clock", "now", "mint", "store"}
 NOT_IN_FILES |= {"exceptions", "sleep", "random", "sync_interval"}
 ONLY_IN_FILES = {"secret_file", "public_key_file"}
@@ -107,10 +84,16 @@ def test_a_wrong_file_is_invalid_at_its_place(
     assert errors_of(validator, text) == [path]
 
 
-@pytest.mark.parametrize("use", sorted(USES))
-def test_a_file_can_say_what_a_middleware_takes(use: str) -> None:
-    options = {field.name for field in dataclasses.fields(USES[use].options)}
-    parameters = set(inspect.signature(MADE[use]).parameters)
-    if use in RULES:
-        parameters = parameters - {"rules"} | set(inspect.signature(RULES[use]).parameters)
-    assert options - ONLY_IN_FILES == parameters - NOT_IN_FILES
+@pytest.mark.parametrize("use", sorted(MIDDLEWARES))
+def test_a_file_can_give_every_argument_of_a_middleware_but_functions(use: str) -> None:
+    table = MIDDLEWARES[use].table
+    parameters = table.parameters
+    hints = types_of(table.make)
+    if "rules" in parameters:
+        rules = hints["rules"]
+        parameters = parameters - {"rules"} | set(inspect.signature(rules_of(rules)).parameters)
+    assert set(table.keys) - ONLY_IN_FILES == parameters - NOT_IN_FILES
+
+
+def rules_of(hint: Any) -> Any:
+    return next(each for each in (*get_args(hint), hint) if dataclasses.is_dataclass(each))

@@ -19,7 +19,7 @@ from wsgigate.cli.explain import request
 from wsgigate.client.adapter import Adapter, Sessions, gateway_session
 from wsgigate.config.build import assemble
 from wsgigate.config.load import parse
-from wsgigate.config.middlewares import USES, key_named
+from wsgigate.config.middlewares import MIDDLEWARES, key_named
 from wsgigate.http.target import BadTarget, canonical_path, target_of
 from wsgigate.proxy.request import RequestMaker
 from wsgigate.proxy.rewriting import ForwardedOrigin, cookie_path, location, refresh
@@ -203,7 +203,7 @@ def test_every_setting_for_gunicorn_is_explained(
 
 
 def test_every_middleware_of_the_file_has_its_place() -> None:
-    for use in USES:
+    for use in MIDDLEWARES:
         assert f'``use = "{use}"``' in PAGES["middlewares.rst"]
 
 

@@ -14,7 +14,7 @@ import re
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
 from jwt.algorithms import Algorithm, get_default_algorithms
 
 from wsgigate.http.strict_json import TokenRejected, read_object, shown
+from wsgigate.rules.arguments import Range
 
 __all__ = [
     "ALGORITHMS",
@@ -56,7 +57,9 @@ __all__ = [
 
 Scalar: TypeAlias = str | int | float | bool
 
-RequiredClaims: TypeAlias = Sequence[str] | Mapping[str, Scalar | Sequence[Scalar]]
+Scalars: TypeAlias = Annotated[Sequence[Scalar], Range(1)]
+
+RequiredClaims: TypeAlias = Sequence[str] | Mapping[str, Scalar | Scalars]
 """Names of required claims, or names with the required value or list of allowed values."""
 
 _ACTIONS = dict.fromkeys(

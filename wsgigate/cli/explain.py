@@ -11,7 +11,6 @@ from wsgigate.config.build import Built, assemble
 from wsgigate.config.build_routes import Entry, leading_loggers
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import read_file
-from wsgigate.config.middleware_options import ConcurrencyOptions, LimiterOptions
 from wsgigate.config.middlewares import Middleware
 from wsgigate.config.model import Config
 from wsgigate.discovery import Instance
@@ -111,7 +110,7 @@ def _forwarded(
     environ: dict[str, Any], entry: Entry, built: Built, service: str, share: str
 ) -> int:
     _line("service", service + share)
-    maker = RequestMaker(strip_prefix=entry.strip_prefix, add_prefix=entry.table.add_prefix)
+    maker = RequestMaker(strip_prefix=entry.strip_prefix, add_prefix=entry.table.add_prefix or "")
     watcher = built.gateway.watcher
     instances: tuple[Instance, ...] = built.gateway.pools[service].instances
     if watcher is not None and service in watcher.sources:
@@ -144,20 +143,21 @@ def _shaped(entry: Entry, config: Config) -> None:
             }
             _line("fallback", ", then ".join(way for way in ways.values() if way))
     if table.mirror is not None:
-        _line("mirror", table.mirror.service)
+        _line("mirror", table.mirror["service"])
 
 
 def _named(entry: Middleware) -> str:
-    if isinstance(entry.options, LimiterOptions):
-        quota = entry.options.quota
+    options = entry.options or {}
+    watched = "; only observed" if options.get("observe") else ""
+    if entry.use == "limiter":
+        quota = options["quota"]
         text = ", ".join(map(str, quota)) if isinstance(quota, tuple) else str(quota)
-        for plan, quotas in (entry.options.plans or {}).items():
+        for plan, quotas in options.get("plans", {}).items():
             several = quotas if isinstance(quotas, tuple) else (quotas,)
             text += f"; {plan}: {', '.join(map(str, several))}"
-        return f"{entry.use} ({text}{'; only observed' if entry.options.observe else ''})"
-    if isinstance(entry.options, ConcurrencyOptions):
-        watched = "; only observed" if entry.options.observe else ""
-        return f"{entry.use} ({entry.options.limit} at a time{watched})"
+        return f"{entry.use} ({text}{watched})"
+    if entry.use == "concurrency-limiter":
+        return f"{entry.use} ({options['limit']} at a time{watched})"
     return entry.use
 
 

@@ -13,8 +13,8 @@ from wsgigate.auth.jwt import SECRET_BYTES, mint
 from wsgigate.cli.main import failed
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import load
-from wsgigate.config.middleware_options import AuthenticatorOptions
 from wsgigate.config.model import Config
+from wsgigate.config.tables import Arguments
 from wsgigate.units import parse_duration
 
 __all__ = ["token"]
@@ -58,26 +58,27 @@ def _signing(arguments: argparse.Namespace) -> _Signing:
 
 def _of_file(config: Config, path: str) -> _Signing:
     entries = [*config.middleware, *(one for route in config.routes for one in route.middleware)]
-    for options in (entry.options for entry in entries):
-        if not isinstance(options, AuthenticatorOptions):
+    for options in (entry.options for entry in entries if entry.use == "authenticator"):
+        if options is None:
             continue
-        algorithm = next((name for name in options.algorithms if name in SECRET_BYTES), None)
+        algorithm = next((name for name in options["algorithms"] if name in SECRET_BYTES), None)
         if algorithm is None:
             continue
-        claims: dict[str, Any] = {"iss": options.issuer, "aud": _first(options.audience)}
-        if options.scopes:
-            claims["scope"] = " ".join(options.scopes)
+        claims = {"iss": options.get("issuer"), "aud": _first(options.get("audience"))}
+        if "scopes" in options:
+            claims["scope"] = " ".join(options["scopes"])
         claims = {key: value for key, value in claims.items() if value}
-        if isinstance(options.required_claims, Mapping):
-            claims |= {name: _first(value) for name, value in options.required_claims.items()}
+        required = options.get("required_claims")
+        if isinstance(required, Mapping):
+            claims |= {name: _first(value) for name, value in required.items()}
         return _Signing(algorithm, _secret(options, path), claims)
     raise ValueError(f"{path} has no authenticator with a secret (HS256, HS384 or HS512)")
 
 
-def _secret(options: AuthenticatorOptions, path: str) -> str:
-    secret = _first(options.secret)
-    if secret is None and options.secret_file is not None:
-        file = Path(path).resolve().parent / options.secret_file
+def _secret(options: Arguments, path: str) -> str:
+    secret: str | None = _first(options.get("secret"))
+    if secret is None and "secret_file" in options:
+        file = Path(path).resolve().parent / options["secret_file"]
         try:
             secret = file.read_text(encoding="utf-8").strip()
         except OSError as error:

@@ -41,7 +41,6 @@ from wsgigate.config.build_routes import (
 from wsgigate.config.build_services import Services
 from wsgigate.config.errors import ConfigError, Errors
 from wsgigate.config.load import Reading, read_file
-from wsgigate.config.middleware_options import AuthenticatorOptions
 from wsgigate.config.middlewares import import_app
 from wsgigate.config.model import Config
 from wsgigate.config.registry import registry_of, registry_routes
@@ -202,7 +201,7 @@ def own_routes(
     if circuits and own and not errors.under("admin.token"):
         own += circuit_routes(circuits, admin.prefix, token=token, workers=counts)
     denies = any(
-        isinstance(entry.options, AuthenticatorOptions) and entry.options.deny_list
+        entry.use == "authenticator" and entry.options and entry.options.get("deny_list")
         for entry in entries
     )
     if denies and own and not errors.under("admin.token"):
@@ -528,10 +527,10 @@ class _Builder:
         outside = leading_loggers(entries)
         inside = set(range(len(entries))) - outside
         app = self._stack.around(Guard(app), entries, "middleware", "default", without=outside)
-        ids = [entry.options for entry in entries if entry.use == "request-id"]
+        ids = [entry.options or {} for entry in entries if entry.use == "request-id"]
         refuse: Refuse = answer_with
         if gateway.request_id:
-            refuse = _refuse_with_id(getattr(ids[0], "header", None) if ids else None)
+            refuse = _refuse_with_id(ids[0].get("header") if ids else None)
             app = app if ids else RequestId(app)
         app = ClientAddress(
             app,

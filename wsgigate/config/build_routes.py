@@ -19,18 +19,10 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.config.build_services import Services
 from wsgigate.config.errors import Errors, at, shown
-from wsgigate.config.middleware_options import (
-    AuthenticatorOptions,
-    BreakerOptions,
-    ConcurrencyOptions,
-    CorsOptions,
-    LimiterOptions,
-)
 from wsgigate.config.middlewares import BuildContext, Middleware, import_app, wrap
-from wsgigate.config.model import Config
+from wsgigate.config.model import MIRROR, SPLIT, STALE, Config, FallbackTable
 from wsgigate.config.model import Route as RouteTable
-from wsgigate.config.tables import given
-from wsgigate.config.traffic import FallbackTable, MirrorTable, StaleTable, fallback_rules
+from wsgigate.config.tables import Arguments, given, given_to
 from wsgigate.coordination.denylist import DenyList
 from wsgigate.coordination.maintenance import GATEWAY, MaintenanceSwitch
 from wsgigate.http.problem import Problem
@@ -41,6 +33,7 @@ from wsgigate.middleware.mirror import Mirror
 from wsgigate.middleware.splitter import Splitter
 from wsgigate.middleware.stale import StaleAnswers
 from wsgigate.proxy.dispatcher import Dispatcher
+from wsgigate.rules.fallback import FallbackRules
 from wsgigate.rules.routing import Route, RouteConflict, listing
 from wsgigate.store import Store
 
@@ -59,7 +52,12 @@ __all__ = [
 
 # Middlewares around an app. Limiters and breakers without a name get one that is unique.
 
-_NamedOptions = LimiterOptions | ConcurrencyOptions | BreakerOptions
+_SHARING = {
+    "breaker": ("breaker", "circuit"),
+    "concurrency-limiter": ("limiter", "counts"),
+    "limiter": ("limiter", "counts"),
+}
+"""The kind of middlewares that may share a name, and what they share, by ``use``."""
 
 
 class MiddlewareStack:
@@ -79,7 +77,7 @@ class MiddlewareStack:
         self._folder = folder
         self._faults = config.gateway.fault_injection
         self._errors = errors
-        self._named: dict[tuple[str, str], tuple[str, _NamedOptions]] = {}
+        self._named: dict[tuple[str, str], tuple[str, Arguments]] = {}
         self._unnamed: dict[str, str] = {}
         lists = [("middleware", config.middleware)]
         for index, route in enumerate(config.routes):
@@ -122,23 +120,23 @@ class MiddlewareStack:
 
     def _take_name(self, path: str, entry: Middleware) -> None:
         options = entry.options
-        if not isinstance(options, _NamedOptions) or options.name is None:
+        if entry.use not in _SHARING or options is None or "name" not in options:
             return
-        kind, shared = _kind(options)
-        first, other = self._named.setdefault((kind, options.name), (path, options))
+        kind, shared = _SHARING[entry.use]
+        first, other = self._named.setdefault((kind, options["name"]), (path, options))
         if other != options:
             self._errors.add(
                 path,
-                f"the {kind} {shown(options.name)} shares its {shared} with the one at {first}, "
+                f"the {kind} {shown(options['name'])} shares its {shared} with the one at {first}, "
                 "so all their options must be equal; or use another name",
             )
 
     def _name_of(self, path: str, entry: Middleware, name: str) -> str:
         options = entry.options
-        if not isinstance(options, _NamedOptions) or options.name is not None:
-            return ""
+        if entry.use not in _SHARING or options is None or "name" in options:
+            return name
         if path not in self._unnamed:  # called again for each path of a route
-            kind, _ = _kind(options)
+            kind, _ = _SHARING[entry.use]
             free, number = name, 1
             while (kind, free) in self._named:
                 number += 1
@@ -148,11 +146,6 @@ class MiddlewareStack:
         return self._unnamed[path]
 
 
-def _kind(options: _NamedOptions) -> tuple[str, str]:
-    """Return the kind of middlewares that may share a name, and what they share."""
-    return ("breaker", "circuit") if isinstance(options, BreakerOptions) else ("limiter", "counts")
-
-
 def policy_name(text: str) -> str:
     """Return *text*, a route's name or path, as a policy name: letters, digits and hyphens."""
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:56] or "root"
@@ -160,7 +153,7 @@ def policy_name(text: str) -> str:
 
 def answers_preflights(entries: Iterable[Middleware]) -> bool:
     """Return whether one of *entries* answers preflight requests, so OPTIONS must reach it."""
-    return any(isinstance(entry.options, CorsOptions) for entry in entries)
+    return any(entry.use == "cors" for entry in entries)
 
 
 def leading_loggers(entries: Iterable[Middleware]) -> set[int]:
@@ -265,11 +258,11 @@ class RouteApps:
             if app is None:
                 return None
             apps[share.service] = (app, share.weight)
-        settings = {} if table.split is None else given(table.split)
+        settings = table.split or {}
         salt = table.name or table.path or next(iter(table.paths), "")
         where = at(path, "split") if table.split is not None else at(path, "services")
         return self._errors.tried(
-            where, lambda: Splitter(apps, salt=salt, **settings), keys=["key", "override"]
+            where, lambda: Splitter(apps, salt=salt, **settings), keys=SPLIT.keys
         )
 
     def _with_fallback(
@@ -285,14 +278,14 @@ class RouteApps:
 
         :param where: The key path of *fallback*.
         """
-        rules = self._errors.tried(where, lambda: fallback_rules(fallback), keys=["methods"])
-        if fallback.stale:
-            kept = fallback.stale
-            settings = given(kept) if isinstance(kept, StaleTable) else {}
+        given_rules = given_to(FallbackRules, fallback)
+        rules = self._errors.tried(where, lambda: FallbackRules(**given_rules), keys=given_rules)
+        if fallback.stale is not False:
+            settings = {} if fallback.stale is True else fallback.stale
             stale = self._errors.tried(
                 at(where, "stale"),
                 lambda: StaleAnswers(app, rules=rules, **settings),
-                keys=["max_size", "max_answer", "stale_for"],
+                keys=STALE.keys,
             )
             app = app if stale is None else stale
         other: App | None = None
@@ -318,14 +311,14 @@ class RouteApps:
         return fixed_response(body, **settings)
 
     def _with_mirror(
-        self, app: App, mirror: MirrorTable, table: RouteTable, prefix: str, path: str
+        self, app: App, mirror: Arguments, table: RouteTable, prefix: str, path: str
     ) -> App:
-        other = self._services.forwarder(replace(table, service=mirror.service), prefix, path)
+        other = self._services.forwarder(replace(table, service=mirror["service"]), prefix, path)
         if other is None:
             return app
-        settings = given(mirror, without=("service",))
+        settings = {name: value for name, value in mirror.items() if name != "service"}
         made = self._errors.tried(
-            at(path, "mirror"), lambda: Mirror(app, other, **settings), keys=list(settings)
+            at(path, "mirror"), lambda: Mirror(app, other, **settings), keys=MIRROR.keys
         )
         if made is None:
             return app
@@ -337,7 +330,7 @@ class RouteApps:
         table = self._config.maintenance
         if table is None or self._errors.under("maintenance"):
             return None
-        settings = given(table, only=("allow", "exempt", "retry_after"))
+        settings = given_to(Maintenance, table) | given(table, only=("allow", "exempt"))
         if table.allow_header is not None:
             settings["allow_header"] = (table.allow_header.name, table.allow_header.secret)
         if table.page is not None:
@@ -514,7 +507,7 @@ class Routes:
     def _note(self, table: RouteTable) -> str:
         entries: list[Middleware] = [*self._config.middleware, *table.middleware]
         required = any(
-            isinstance(entry.options, AuthenticatorOptions) and entry.options.required is not False
+            entry.use == "authenticator" and (entry.options or {}).get("required", True)
             for entry in entries
         )
         return "auth required" if required else ""

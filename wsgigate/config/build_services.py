@@ -22,21 +22,19 @@ from wsgigate.config.discover import (
     source_of,
 )
 from wsgigate.config.errors import Errors, at
-from wsgigate.config.middleware_options import circuit_rules
-from wsgigate.config.model import Config, FieldChanges, Route, Service, Weighted
-from wsgigate.config.registry import listen_addresses
-from wsgigate.config.service_tables import (
-    BUDGET_KEYS,
-    HEALTH_KEYS,
+from wsgigate.config.model import (
+    BREAKER,
+    RETRY,
+    STICKY,
     Balance,
-    Options,
-    ServiceHealth,
-    ServiceHedge,
-    ServiceOutlier,
-    ServiceRetry,
-    ServiceSticky,
+    Config,
+    FieldChanges,
+    Route,
+    Service,
+    Weighted,
 )
-from wsgigate.config.tables import given
+from wsgigate.config.registry import listen_addresses
+from wsgigate.config.tables import Arguments, ArgumentTable, given_to
 from wsgigate.coordination.circuit import Circuit
 from wsgigate.discovery import Instance, host_and_port
 from wsgigate.discovery.health import HealthChecker
@@ -54,6 +52,7 @@ from wsgigate.proxy.thread_shares import ThreadShares
 from wsgigate.proxy.websocket import Tunnels, WebSocketLimits
 from wsgigate.registry import Registry
 from wsgigate.registry.source import OwnRegistry
+from wsgigate.rules.circuit import CircuitRules
 from wsgigate.rules.health import HealthCheck
 from wsgigate.rules.outlier import OutlierRules
 from wsgigate.rules.pace import PaceRules
@@ -61,16 +60,7 @@ from wsgigate.rules.retry import HedgeRules, RetryBudget, RetryRules
 from wsgigate.rules.thread_shares import ThreadShareRules
 from wsgigate.store import Store
 
-__all__ = [
-    "Services",
-    "balance_of",
-    "health_check",
-    "hedge_rules",
-    "outlier_rules",
-    "retry_budget",
-    "retry_rules",
-    "stickiness",
-]
+__all__ = ["Services", "balance_of"]
 
 
 def balance_of(balance: Balance | str | None) -> dict[str, Any]:
@@ -80,7 +70,7 @@ def balance_of(balance: Balance | str | None) -> dict[str, Any]:
     """
     if not isinstance(balance, Balance):
         balance = Balance() if balance is None else Balance(use=balance)
-    arguments = given(balance, only=("slow_start",))
+    arguments = given_to(Pool, balance)
     if balance.use == "consistent-hash":
         arguments["key"] = _key(balance.key or "address")
     elif balance.key is not None:
@@ -93,65 +83,6 @@ def _key(name: str) -> Key:
         return key_of(name)
     except ValueError as error:
         raise ValueError(f"key: {error}") from None
-
-
-def stickiness(service: str, options: ServiceSticky) -> Stickiness:
-    """Return the sticky sessions of *service*, as *options* describe.
-
-    :raises ValueError: An option is invalid; the message names it.
-    """
-    settings = given(options, without=("secret",))
-    return Stickiness(service, options.secret.encode("utf-8", "surrogatepass"), **settings)
-
-
-def health_check(options: Options, host: str = "") -> HealthCheck:
-    """Return the health check of a service.
-
-    :param host: The Host to send if *options* has none.
-    :raises ValueError: An option is out of range; the message names it.
-    """
-    path = options.path if isinstance(options, ServiceHealth) else None
-    settings = given(options, without=("type", "path"))
-    if path is not None and host:
-        settings.setdefault("host", host)
-    return HealthCheck(path, **settings)
-
-
-def hedge_rules(options: ServiceHedge) -> HedgeRules:
-    """Return the rules that *options* describe.
-
-    :raises ValueError: An option is out of range; the message names it.
-    """
-    return HedgeRules(**given(options))
-
-
-def outlier_rules(options: ServiceOutlier) -> OutlierRules:
-    """Return the rules that *options* describe: 0 disables a rule.
-
-    :raises ValueError: An option is invalid; the message names it.
-    """
-    settings = given(options)
-    if settings.get("consecutive_failures") == 0:
-        settings["consecutive_failures"] = None
-    return OutlierRules(**settings)
-
-
-def retry_rules(options: ServiceRetry) -> RetryRules:
-    """Return the rules that *options* describe.
-
-    :raises ValueError: An option is invalid; the message names it.
-    """
-    return RetryRules(**given(options, without=BUDGET_KEYS))
-
-
-def retry_budget(options: ServiceRetry) -> RetryBudget:
-    """Return the budget that *options* describe."""
-    settings: dict[str, Any] = {"share": options.budget, "floor": options.budget_floor}
-    return RetryBudget(**{key: value for key, value in settings.items() if value is not None})
-
-
-FORWARDING = ("preserve_host", "rewrite_location", "rewrite_cookies", "forward_authorization")
-"""The keys of a route that are passed to its forwarder."""
 
 
 WEBSOCKETS = 512
@@ -233,16 +164,16 @@ class Services:
         balance = tried(at(path, "balance"), lambda: balance_of(service.balance), keys=["key"])
         outlier = service.outlier
         if outlier is not None and balance is not None:
-            balance["outlier"] = tried(at(path, "outlier"), lambda: outlier_rules(outlier))
+            balance["outlier"] = tried(at(path, "outlier"), lambda: OutlierRules(**outlier))
         sticky = service.sticky
         if sticky is not None and balance is not None:
             balance["sticky"] = tried(
                 at(path, "sticky"),
-                lambda: stickiness(name, sticky),
-                keys=["secret", "cookie", "max_age", "path"],
+                lambda: Stickiness(name, **STICKY.arguments(sticky)),
+                keys=STICKY.keys,
             )
-        if service.instance_max_in_flight is not None and balance is not None:
-            balance["instance_limit"] = service.instance_max_in_flight
+        if balance is not None:
+            balance |= given_to(Pool, service)
         zone = "" if service.prefer_zone is False else self._zone
         pool = tried(
             at(path, "instances"), lambda: Pool(name, instances, zone=zone, **(balance or {}))
@@ -251,14 +182,17 @@ class Services:
         health = service.health
         if health is not None:
             host = "" if named else virtual_host(self._config, name)
-            check = tried(at(path, "health"), lambda: health_check(health, host), keys=HEALTH_KEYS)
+            check = tried(
+                at(path, "health"), lambda: _health_check(health, host), keys=_HEALTH_KEYS
+            )
             if check is not None:
                 self.checks[name] = check
         resilience = tried(at(path, "breaker"), lambda: self._resilience(name, service, path))
         if pool is None or verify is None or resilience is None:
             self.checks.pop(name, None)
             return
-        pace = tried(at(path, "min_response_rate"), lambda: _pace(service)) or PaceRules()
+        rules = partial(PaceRules, **given_to(PaceRules, service))
+        pace = tried(at(path, "min_response_rate"), rules) or PaceRules()
         discover_path = at(path, "discover")
         sessions = tried(
             discover_path, lambda: self._sessions(service, pool, verify, pace), keys=OPTIONS
@@ -268,7 +202,7 @@ class Services:
         self.pools[name] = pool
         self.sessions[name] = sessions or Sessions()
         self._common[name] = {
-            **given(service, only=("timeout", "connect_timeout", "read_timeout", "preserve_host")),
+            **given_to(Forwarder, service),
             "verify": verify,
             "sessions": self.sessions[name],
             "resilience": resilience,
@@ -339,16 +273,20 @@ class Services:
         if breaker is not None:
             settings["circuit"] = Circuit(
                 name,
-                circuit_rules(breaker),
+                CircuitRules(**_rules(BREAKER, breaker)),
                 store=self._store,
                 prefix=f"service-circuit/{self._name}/",
             )
             self.circuits.append(settings["circuit"])
-            if breaker.statuses is not None:
-                settings["failures"] = breaker.statuses
+            if "statuses" in breaker:
+                settings["failures"] = breaker["statuses"]
         if retry is not None:
-            rules = self._errors.tried(at(path, "retry"), lambda: retry_rules(retry))
-            settings |= {"retry": rules, "budget": retry_budget(retry)}
+            rules = self._errors.tried(
+                at(path, "retry"), lambda: RetryRules(**_rules(RETRY, retry))
+            )
+            budget = {"share": retry.get("budget"), "floor": retry.get("budget_floor")}
+            given = {name: value for name, value in budget.items() if value is not None}
+            settings |= {"retry": rules, "budget": RetryBudget(**given)}
         hedge = service.hedge
         if hedge is not None:
             settings["hedge"] = self._errors.tried(
@@ -390,9 +328,8 @@ class Services:
         settings = {
             **self._gateway,
             **self._common[pool.service],
-            **given(route, only=FORWARDING),
+            **given_to(Forwarder, route),
             "strip_prefix": strip_prefix,
-            "add_prefix": route.add_prefix,
             "hidden_cookies": self._cookies(),
             "request_fields": request,
             "response_fields": response,
@@ -409,7 +346,7 @@ class Services:
     def _websocket(route: Route) -> bool | WebSocketLimits:
         if isinstance(route.websocket, bool):
             return route.websocket
-        return WebSocketLimits(**given(route.websocket))
+        return WebSocketLimits(**route.websocket)
 
     def _changes(self, changes: FieldChanges | None, path: str) -> FieldRules | None:
         if changes is None:
@@ -426,14 +363,28 @@ def _has_ip_address(instance: Instance) -> bool:
     return literal(urlsplit(instance.url).hostname or "", 0) is not None
 
 
-def _pace(service: Service) -> PaceRules:
-    """Return the minimum rate of a service's response bodies, and their time limit."""
-    rate = service.min_response_rate
-    least = PaceRules.least if rate is None else float(rate)
-    return PaceRules(least, total=service.response_timeout)
-
-
-def _hedge(service: Service, hedge: ServiceHedge) -> HedgeRules:
+def _hedge(service: Service, hedge: Arguments) -> HedgeRules:
     if service.sticky is not None:
         raise ValueError("cannot be combined with sticky")
-    return hedge_rules(hedge)
+    return HedgeRules(**hedge)
+
+
+def _rules(table: ArgumentTable, values: Arguments) -> dict[str, Any]:
+    """Return the values that are arguments of the class of *table*."""
+    return {name: value for name, value in values.items() if name in table.parameters}
+
+
+_HEALTH_KEYS = ("host", "fields", "method", "port", "scheme", "contains")
+"""The keys that an error of a health check may begin with."""
+
+
+def _health_check(values: Arguments, host: str) -> HealthCheck:
+    """Return the health check of a service.
+
+    :param host: The Host to send if *values* have none.
+    :raises ValueError: An option is out of range; the message names it.
+    """
+    settings = {name: value for name, value in values.items() if name != "type"}
+    if values.get("type") == "tcp":
+        return HealthCheck(None, **settings)
+    return HealthCheck(**({"host": host} | settings if host else settings))

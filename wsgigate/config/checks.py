@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from wsgigate.config.errors import Errors, at, shown
-from wsgigate.config.middleware_options import ConcurrencyOptions, LimiterOptions
 from wsgigate.config.middlewares import Middleware
-from wsgigate.config.model import Config, Gateway, Route, Weighted
+from wsgigate.config.model import Config, FallbackTable, Gateway, Route, Weighted
 from wsgigate.config.registry import is_loopback
-from wsgigate.config.service_tables import ServiceHealth
-from wsgigate.config.traffic import FaultOptions, check_fallback, check_service
+from wsgigate.config.tables import suggestion
 from wsgigate.http.forwarded import UNIX
 from wsgigate.store import NETWORKED
 
@@ -103,11 +101,11 @@ def _check_route(route: Route, path: str, config: Config, errors: Errors) -> Non
 
 
 def _check_shaping(route: Route, path: str, config: Config, errors: Errors) -> None:
-    check_service(route.service, at(path, "service"), config.services, errors)
+    _check_service(route.service, at(path, "service"), config.services, errors)
     names = [share.service for share in route.services]
     for index, name in enumerate(names):
         where = at(at(at(path, "services"), index), "service")
-        check_service(name, where, config.services, errors)
+        _check_service(name, where, config.services, errors)
         if name is not None and name in names[:index]:
             errors.add(where, f"{shown(name)} is listed twice")
     weightless = names and not any(share.weight for share in route.services)
@@ -116,10 +114,38 @@ def _check_shaping(route: Route, path: str, config: Config, errors: Errors) -> N
     if route.split is not None and not names:
         errors.add(at(path, "split"), "requires services, between which it divides requests")
     if route.fallback is not None:
-        check_fallback(route.fallback, at(path, "fallback"), config.services, errors)
+        _check_fallback(route.fallback, at(path, "fallback"), config.services, errors)
     if route.mirror is not None:
         where = at(at(path, "mirror"), "service")
-        check_service(route.mirror.service, where, config.services, errors)
+        _check_service(route.mirror.get("service"), where, config.services, errors)
+
+
+def _check_service(name: object, path: str, services: Collection[str], errors: Errors) -> None:
+    """Add an error at *path* unless *name* is one of *services*."""
+    known = isinstance(name, str) and name in services
+    if not known and name is not None and not errors.under(at("services", str(name))):
+        near = suggestion(str(name), list(services))
+        errors.add(path, f"there is no service {shown(name)}{near}")
+
+
+def _check_fallback(
+    fallback: FallbackTable, path: str, services: Collection[str], errors: Errors
+) -> None:
+    """Add the contradictions in *fallback* to *errors*."""
+    if errors.under(path):
+        return
+    kinds = [
+        key for key in ("service", "app", "body", "file") if getattr(fallback, key) is not None
+    ]
+    if len(kinds) > 1:
+        errors.add(path, f"{' and '.join(kinds)} are mutually exclusive; give one of them")
+    elif not kinds and not fallback.stale:
+        errors.add(path, "requires one of stale, service, app, body and file")
+    if not {"body", "file"} & set(kinds):
+        for key in ("status", "content_type"):
+            if getattr(fallback, key) is not None:
+                errors.add(at(path, key), "applies to a fixed response only: set body or file")
+    _check_service(fallback.service, at(path, "service"), services, errors)
 
 
 def _begins(pattern: str, prefix: str) -> bool:
@@ -141,7 +167,7 @@ def _services_of(route: Route) -> Iterator[str | None]:
     if route.fallback is not None:
         yield route.fallback.service
     if route.mirror is not None:
-        yield route.mirror.service
+        yield route.mirror.get("service")
 
 
 def virtual_host(config: Config, name: str) -> str:
@@ -188,7 +214,7 @@ def _check_services(config: Config, errors: Errors, warnings: Warnings) -> None:
         if name not in routed:
             warnings.append((path, "no route leads to it"))
         if service.fallback is not None:
-            check_fallback(service.fallback, at(path, "fallback"), config.services, errors)
+            _check_fallback(service.fallback, at(path, "fallback"), config.services, errors)
         if service.tls is not None:
             if service.tls.ca is not None and not service.tls.verify:
                 errors.add(at(path, "tls"), "verify = false ignores ca; remove one of them")
@@ -198,9 +224,10 @@ def _check_services(config: Config, errors: Errors, warnings: Warnings) -> None:
         hosts = _preserved_hosts(config, name)
         health = service.health
         if (
-            isinstance(health, ServiceHealth)
+            health is not None
+            and health.get("type") != "tcp"
             and any(hosts)
-            and not (health.host or service.host or virtual_host(config, name))
+            and not (health.get("host") or service.host or virtual_host(config, name))
         ):
             warnings.append(
                 (
@@ -233,10 +260,8 @@ def _check_faults(config: Config, warnings: Warnings) -> None:
         lists.append((at(at("routes", index), "middleware"), route.middleware))
     for path, entries in lists:
         for index, entry in enumerate(entries):
-            options = entry.options
-            if not isinstance(options, FaultOptions):
-                continue
-            if options.enabled and not config.gateway.fault_injection:
+            enabled = entry.use == "faults" and (entry.options or {}).get("enabled")
+            if enabled and not config.gateway.fault_injection:
                 warnings.append((at(path, index), "has no effect: gateway.fault_injection is off"))
 
 
@@ -250,18 +275,19 @@ def _check_keys(
     for index, entry in enumerate(entries):
         if entry.verifies:
             known.add("subject")
-        options = entry.options
-        if not isinstance(options, LimiterOptions | ConcurrencyOptions):
+        if entry.use not in ("limiter", "concurrency-limiter"):
             continue
+        options = entry.options or {}
         here = at(path, index)
-        keys = (options.key,) if isinstance(options.key, str) else options.key or ()
+        given = options.get("key", ())
+        keys = (given,) if isinstance(given, str) else given
         for key in keys:
             # the last alternative is the key of requests that have none of the others
             names = [name.strip() for name in key.split("|")]
             last = names[-2] if names[-1] == "exempt" and len(names) > 1 else names[-1]
             _check_key(last, key, known, at(here, "key"), errors)
-        plan = getattr(options, "plan", None)
-        if plan is not None and plan.startswith("claim:") and "subject" not in known:
+        plan = options.get("plan", "")
+        if plan.startswith("claim:") and "subject" not in known:
             errors.add(at(here, "plan"), _NEEDS_AUTHENTICATOR.format(shown(plan)))
 
 

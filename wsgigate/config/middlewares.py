@@ -1,6 +1,9 @@
 """Middlewares in the file: an entry is read, and its middleware is built around an app.
 
-An entry's ``use`` is a name of :data:`USES`, or ``package.module:factory``, which is imported.
+An entry's ``use`` is a name of :data:`MIDDLEWARES`, or ``package.module:factory``; either is
+imported when it is used. The keys of a middleware of the package are the arguments of its
+constructor that a file can give; the gateway provides its store and a name. Only what differs in
+the file is declared here: a function by its name, the content of a file, the gateway's deny list.
 """
 
 from __future__ import annotations
@@ -8,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,45 +19,38 @@ from typing import Any, NamedTuple, TypeAlias
 from wsgiref.types import WSGIApplication
 
 from wsgigate.config.errors import MISSING, Errors, at, shown
-from wsgigate.config.middleware_options import (
-    AuthenticatorOptions,
-    BodyLimitOptions,
-    BreakerOptions,
-    ConcurrencyOptions,
-    CorsOptions,
-    ExemptOptions,
-    LimiterOptions,
-    LoggerOptions,
-    OnlyOptions,
-    RequestIdOptions,
-    ShedderOptions,
-    circuit_rules,
-    shedding_rules,
+from wsgigate.config.tables import (
+    Arguments,
+    ArgumentTable,
+    Either,
+    Key,
+    ListOf,
+    MapOf,
+    is_list,
+    suggestion,
 )
-from wsgigate.config.tables import Table, given, suggestion
-from wsgigate.config.traffic import FaultOptions, fault_rules
-from wsgigate.config.types import ImportPath, Kind, Schema
+from wsgigate.config.types import (
+    Choice,
+    Flag,
+    ImportPath,
+    Integer,
+    Kind,
+    QuotasText,
+    QuotaText,
+    Schema,
+    Text,
+)
 from wsgigate.coordination.denylist import DenyList
 from wsgigate.http import wsgi
-from wsgigate.http.caller import key_of
-from wsgigate.middleware.authenticator import Authenticator
-from wsgigate.middleware.body_limit import BodyLimit
-from wsgigate.middleware.breaker import Breaker
-from wsgigate.middleware.concurrency import ConcurrencyLimiter
-from wsgigate.middleware.cors import Cors
-from wsgigate.middleware.faults import Faults
-from wsgigate.middleware.limiter import Limiter
-from wsgigate.middleware.logger import Logger
-from wsgigate.middleware.request_id import RequestId
-from wsgigate.middleware.shedder import Shedder
+from wsgigate.http.caller import exemption, key_of, matching
+from wsgigate.rules.arguments import FIELD_NAME
 from wsgigate.store import Store
 
 __all__ = [
-    "USES",
+    "MIDDLEWARES",
     "BuildContext",
     "Middleware",
     "MiddlewareEntry",
-    "Use",
     "import_app",
     "import_function",
     "import_object",
@@ -133,35 +129,51 @@ App: TypeAlias = WSGIApplication
 class Middleware:
     """One entry of a ``middleware`` list.
 
-    :param use: A name of :data:`USES`, or ``package.module:factory``.
-    :param options: An instance of the options class of its use; for a factory, a dict; None for an
-        invalid entry.
+    :param use: A name of :data:`MIDDLEWARES`, or ``package.module:factory``.
+    :param options: Its other keys; None for an invalid entry.
     """
 
     use: str
-    options: Any = dataclasses.field(repr=False)
+    options: Arguments | None = dataclasses.field(repr=False)
 
     @property
     def keys(self) -> list[str]:
-        """The keys of its options."""
-        if not dataclasses.is_dataclass(self.options):
-            return []
-        return [field.name for field in dataclasses.fields(self.options)]
+        """The keys that an error of its middleware may begin with."""
+        known = MIDDLEWARES.get(self.use)
+        return [] if known is None else list(known.table.keys)
 
     @property
     def verifies(self) -> bool:
         """Whether it verifies tokens, or may: that of a factory is unknown."""
-        return isinstance(self.options, AuthenticatorOptions | dict | None)
+        return self.use == "authenticator" or self.use not in MIDDLEWARES
 
 
-def wrap(app: App, middleware: Middleware, around: BuildContext) -> App:
+class BuildContext(NamedTuple):
+    """What building a middleware requires besides its options.
+
+    :ivar store: The store that the gateway's workers share.
+    :ivar name: The name of a limiter or breaker without one; unique in the gateway.
+    :ivar folder: The folder that relative file names refer to.
+    :ivar deny_list: The list of denied tokens.
+    :ivar faults: Whether faults may be injected.
+    """
+
+    store: Store
+    name: str
+    folder: Path
+    deny_list: DenyList
+    faults: bool = False
+
+
+def wrap(app: App, middleware: Middleware, context: BuildContext) -> App:
     """Return *app* wrapped in *middleware*.
 
     :raises ValueError: An option is invalid, or the factory fails.
     """
+    options = dict(middleware.options or {})
     if ":" in middleware.use:
-        return made_by(middleware.use, app, middleware.options)
-    return USES[middleware.use].build(app, middleware.options, around)
+        return made_by(middleware.use, app, options)
+    return MIDDLEWARES[middleware.use].wrap(app, options, context)
 
 
 class MiddlewareEntry(Kind[Middleware]):
@@ -170,9 +182,6 @@ class MiddlewareEntry(Kind[Middleware]):
     expected = 'a table such as { use = "logger" }'
 
     def __init__(self) -> None:
-        self._tables = {
-            use: Table(entry.options, name=f"middleware.{use}") for use, entry in USES.items()
-        }
         self._factory = ImportPath("a factory")
 
     def blank(self) -> Middleware:
@@ -196,11 +205,12 @@ class MiddlewareEntry(Kind[Middleware]):
         if ":" in use:
             factory = self._factory.read(use, path_of_use, errors)
             return Middleware(str(use), None if factory is None else _plain(options))
-        if use not in self._tables:
-            near = suggestion(use, list(USES)) or f"; known middlewares: {', '.join(USES)}"
+        if use not in MIDDLEWARES:
+            names = list(MIDDLEWARES)
+            near = suggestion(use, names) or f"; known middlewares: {', '.join(names)}"
             errors.add(path_of_use, f"{shown(use)} is not a middleware{near}")
             return self.blank()
-        return Middleware(str(use), self._tables[use].read(options, path, errors))
+        return Middleware(str(use), MIDDLEWARES[use].table.read(options, path, errors))
 
     def schema(self, definitions: dict[str, Schema]) -> Schema:
         if "middleware" not in definitions:
@@ -211,9 +221,9 @@ class MiddlewareEntry(Kind[Middleware]):
                 "required": ["use"],
                 "oneOf": choices,
             }
-            for use, kind in self._tables.items():
-                kind.schema(definitions)
-                shape = definitions.pop(kind.name)
+            for use, known in MIDDLEWARES.items():
+                known.table.schema(definitions)
+                shape = definitions.pop(known.table.name)
                 shape["title"] = use
                 shape["properties"] = {"use": {"const": use}, **shape["properties"]}
                 shape["required"] = ["use", *shape.get("required", [])]
@@ -240,38 +250,46 @@ def _plain(value: Any) -> Any:
     return value
 
 
-# The middlewares of the package: how each is built from its options.
+# The middlewares of the package.
+
+Options: TypeAlias = dict[str, Any]
+
+_PROVIDED = frozenset({"store", "name"})
+"""Arguments that the gateway provides; an option of the file comes first."""
+
+_NOT_IN_FILES = frozenset({"store", "namespace", "sync_interval"})
 
 
-class BuildContext(NamedTuple):
-    """What building a middleware requires besides its options.
+class KnownMiddleware:
+    """One middleware of the package: its keys in the file, and how it is built from them.
 
-    :ivar store: The store that the gateway's workers share.
-    :ivar name: The name of a limiter or breaker without one; unique in the gateway.
-    :ivar folder: The folder that relative file names refer to.
-    :ivar deny_list: The list of denied tokens.
-    :ivar faults: Whether faults may be injected.
+    :param make: The class, as ``package.module:Class``.
+    :param keys: What differs in the file, as for an :class:`ArgumentTable`.
+    :param prepare: Changes the options to those of the class, where one key depends on another.
     """
 
-    store: Store
-    name: str
-    folder: Path
-    deny_list: DenyList
-    faults: bool = False
+    def __init__(
+        self,
+        make: str,
+        *,
+        keys: Mapping[str, Key | str] | None = None,
+        prepare: Callable[[Options, BuildContext], Options] = lambda options, context: options,
+    ) -> None:
+        self.table = ArgumentTable(
+            make, without=_NOT_IN_FILES, keys=keys, name=f"middleware.{make}"
+        )
+        self._prepare = prepare
 
+    def wrap(self, app: App, options: Options, context: BuildContext) -> App:
+        """Return *app* in the middleware.
 
-Build: TypeAlias = Callable[[App, Any, BuildContext], App]
-
-
-class Use(NamedTuple):
-    """One middleware of the package.
-
-    :ivar options: The dataclass of its options.
-    :ivar build: Builds it; raises ValueError if an option is invalid.
-    """
-
-    options: type[Any]
-    build: Build
+        :raises ValueError: An option is invalid; the message names it.
+        """
+        arguments = self.table.arguments(self._prepare(options, context))
+        for name in _PROVIDED & self.table.parameters:
+            arguments.setdefault(name, getattr(context, name))
+        made: App = self.table.make(app, **arguments)
+        return made
 
 
 def key_named(name: str) -> wsgi.Key:
@@ -286,88 +304,126 @@ def key_named(name: str) -> wsgi.Key:
         return found
 
 
-def _request_id(app: App, options: RequestIdOptions, around: BuildContext) -> App:
-    return RequestId(app, **given(options))
+_OBJECT = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
+
+_ONE = (
+    rf"(?:address|subject|route|api-key|(?:header|cookie):{FIELD_NAME}|claim:[^|]+"
+    r"|path:[A-Za-z_]\w*)"
+)
+
+_KEY = rf"{_ONE}(?: ?\| ?{_ONE})*(?: ?\| ?exempt)?|{_OBJECT}"
+
+_IS_OBJECT = re.compile(rf"(?!claim:|header:){_OBJECT}")
 
 
-def _logger(app: App, options: LoggerOptions, around: BuildContext) -> App:
-    streams = {"stdout": None, "stderr": sys.stderr}
-    return Logger(
-        app, stream=streams[options.stream or "stdout"], **given(options, without=("stream",))
-    )
+def _function_or_value(value: Any) -> Any:
+    """Return the function that *value* names, or else *value*."""
+    named = isinstance(value, str) and _IS_OBJECT.fullmatch(value)
+    return import_function(value) if named else value
 
 
-def _limiter(app: App, options: LimiterOptions, around: BuildContext) -> App:
-    arguments = given(options, without=("quota", "key", "only", "exempt"))
-    arguments |= _counting_arguments(options)
-    for key in ("cost", "plan"):
-        if _IS_OBJECT.fullmatch(str(arguments.get(key, ""))):
-            arguments[key] = _named_callable(key, arguments[key])
-    arguments.setdefault("name", around.name)
-    return Limiter(app, options.quota, store=around.store, **arguments)
+def _keys_named(names: str | tuple[str, ...]) -> list[wsgi.Key]:
+    return [key_named(name) for name in ((names,) if isinstance(names, str) else names)]
 
 
-def _concurrency(app: App, options: ConcurrencyOptions, around: BuildContext) -> App:
-    arguments = given(options, without=("limit", "key", "only", "exempt"))
-    arguments |= _counting_arguments(options)
-    arguments.setdefault("name", around.name)
-    return ConcurrencyLimiter(app, options.limit, store=around.store, **arguments)
+def _selection(table: ArgumentTable, doc: str) -> Key:
+    """Return the key for a selection of requests by the arguments of a function."""
+    return Key(table, doc, None, convert=table.arguments)
 
 
-def _counting_arguments(options: LimiterOptions | ConcurrencyOptions) -> dict[str, Any]:
-    """Return the arguments key, only and exempt of a limiter."""
-    arguments: dict[str, Any] = {}
-    if options.key is not None:
-        names = (options.key,) if isinstance(options.key, str) else options.key
-        try:
-            arguments["key"] = [key_named(name) for name in names]
-        except ValueError as error:
-            raise ValueError(f"key: {error}") from None
-    if options.only is not None:
-        arguments["only"] = _selected("only", options.only)
-    if options.exempt is not None:
-        arguments["exempt"] = _selected("exempt", options.exempt)
-    return arguments
+_QUOTAS = Either(is_list, ListOf(QuotaText(), least=1), QuotasText())
+
+_CALLER = Key(
+    Either(
+        is_list,
+        ListOf(Text('a key such as "address"', pattern=_KEY), least=1),
+        Text(
+            '"address", "subject", "route", "api-key", "header:NAME", "cookie:NAME", '
+            '"claim:NAME", "path:NAME", several with "|" between them, or '
+            '"package.module:function"',
+            pattern=_KEY,
+        ),
+    ),
+    "The caller to count: address, subject (of the token), route, api-key, header:NAME, "
+    'cookie:NAME, claim:NAME, path:NAME, or package.module:function. "subject|address" uses the '
+    'first key the request has, "subject|exempt" exempts requests without the others; a list '
+    "counts each combination.",
+    "address",
+    convert=_keys_named,
+)
+
+_PATHS = ListOf(Text('a path such as "/login" or "/auth/*"', pattern=r"/.*"), least=1)
+
+_METHODS = ListOf(Text('a method such as "POST"', pattern="[A-Z]+"), least=1)
+
+_ONLY = ArgumentTable(
+    matching,
+    name="Only",
+    doc="The requests that are counted: a request counts if every key matches.",
+    keys={
+        "paths": Key(
+            _PATHS,
+            'Paths, in every spelling that an app may serve: "/login" also matches "/login/" and '
+            '"//login"; "/auth/*" matches "/auth" and all paths below; * and {name} match one '
+            "segment.",
+            (),
+        ),
+        "methods": Key(_METHODS, "Methods; GET includes HEAD.", ()),
+        "rule": Key(
+            ImportPath("a function"),
+            "A function that must return true as well.",
+            None,
+            convert=import_function,
+        ),
+    },
+)
+
+_EXEMPT = ArgumentTable(
+    exemption,
+    name="Exempt",
+    doc="Exempt requests: a request is exempt if any key matches.",
+    keys={
+        "paths": Key(
+            ListOf(Text('a path such as "/health" or "/static/*"', pattern=r"/.*")),
+            'Paths; "/static/*" matches all paths below.',
+            (),
+        ),
+        "methods": Key(
+            ListOf(Text('a method such as "OPTIONS"', pattern="[A-Z]+")), "Methods.", ()
+        ),
+        "rule": Key(
+            ImportPath("a function"),
+            "A function that returns true for exempt requests.",
+            None,
+            convert=import_function,
+        ),
+    },
+)
+
+_COUNTED = {
+    "key": _CALLER,
+    "only": _selection(_ONLY, "The requests that are counted. Default: all requests."),
+    "exempt": _selection(_EXEMPT, "Requests that are not counted."),
+}
 
 
-def _selected(key: str, options: ExemptOptions | OnlyOptions) -> dict[str, Any]:
-    selected = given(options)
-    if "rule" in selected:
-        selected["rule"] = _named_callable(key, selected["rule"])
-    return selected
-
-
-_IS_OBJECT = re.compile(r"(?!claim:|header:)[\w.]+:[\w.]+")
-
-_IS_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-
-
-def _named_callable(key: str, name: str) -> Any:
-    try:
-        return import_function(name)
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from None
-
-
-def _authenticator(app: App, options: AuthenticatorOptions, around: BuildContext) -> App:
-    arguments = given(options, without=("secret_file", "public_key_file", "deny_list", "exempt"))
-    if options.exempt is not None:
-        arguments["exempt"] = _selected("exempt", options.exempt)
-    if options.deny_list:
-        arguments["deny_list"] = around.deny_list
-    elif "on_store_error" in arguments:
+def _with_contents(options: Options, context: BuildContext) -> Options:
+    """Return the options of an authenticator with its keys read and the gateway's deny list."""
+    if options.pop("deny_list", False):
+        options["deny_list"] = context.deny_list
+    elif "on_store_error" in options:
         raise ValueError("on_store_error: requires deny_list = true")
     for kind in ("secret", "public_key"):
-        files = getattr(options, f"{kind}_file") or ()
-        if files and kind in arguments:
+        files = options.pop(f"{kind}_file", ())
+        if files and kind in options:
             raise ValueError(f"{kind} and {kind}_file are mutually exclusive; give one of them")
         contents = [
-            _content(around.folder / file, f"{kind}_file")
+            _content(context.folder / file, f"{kind}_file")
             for file in ((files,) if isinstance(files, str) else files)
         ]
         if contents:
-            arguments[kind] = contents
-    return Authenticator(app, **arguments)
+            options[kind] = contents
+    return options
 
 
 def _content(file: Path, key: str) -> str:
@@ -381,48 +437,104 @@ def _content(file: Path, key: str) -> str:
     return content
 
 
-def _body_limit(app: App, options: BodyLimitOptions, around: BuildContext) -> App:
-    return BodyLimit(app, **given(options))
+class _FaultInjection(KnownMiddleware):
+    """Faults, which only a gateway with ``fault_injection`` injects."""
+
+    def wrap(self, app: App, options: Options, context: BuildContext) -> App:
+        enabled = options.get("enabled", False) and context.faults
+        made = super().wrap(app, {**options, "enabled": enabled}, context)
+        return made if enabled else app  # an inactive one is only validated
 
 
-def _breaker(app: App, options: BreakerOptions, around: BuildContext) -> App:
-    arguments = given(options, only=("name", "statuses", "enabled"))
-    arguments.setdefault("name", around.name)
-    return Breaker(app, circuit_rules(options), store=around.store, **arguments)
-
-
-def _shedder(app: App, options: ShedderOptions, around: BuildContext) -> App:
-    return Shedder(app, shedding_rules(options), **given(options, only=("enabled",)))
-
-
-def _cors(app: App, options: CorsOptions, around: BuildContext) -> App:
-    arguments = given(options)
-    if "max_age" in arguments:
-        arguments["max_age"] = int(arguments["max_age"])
-    arguments["origins"] = [
-        _named_callable("origins", origin) if _IS_FUNCTION.fullmatch(origin) else origin
-        for origin in options.origins
-    ]
-    return Cors(app, **arguments)
-
-
-def _faults(app: App, options: FaultOptions, around: BuildContext) -> App:
-    arguments = given(options, only=("when", "max_delayed"))
-    enabled = options.enabled and around.faults
-    made = Faults(app, fault_rules(options), enabled=enabled, **arguments)
-    return made if enabled else app
-
-
-USES: dict[str, Use] = {
-    "authenticator": Use(AuthenticatorOptions, _authenticator),
-    "body-limit": Use(BodyLimitOptions, _body_limit),
-    "breaker": Use(BreakerOptions, _breaker),
-    "concurrency-limiter": Use(ConcurrencyOptions, _concurrency),
-    "cors": Use(CorsOptions, _cors),
-    "faults": Use(FaultOptions, _faults),
-    "limiter": Use(LimiterOptions, _limiter),
-    "logger": Use(LoggerOptions, _logger),
-    "request-id": Use(RequestIdOptions, _request_id),
-    "shedder": Use(ShedderOptions, _shedder),
+MIDDLEWARES: dict[str, KnownMiddleware] = {
+    "authenticator": KnownMiddleware(
+        "wsgigate.middleware.authenticator:Authenticator",
+        keys={
+            "secret_file": Key(Text(), "A file that contains the secret.", None),
+            "public_key_file": Key(
+                Either(is_list, ListOf(Text(), least=1), Text("text or a list of texts")),
+                "Files that contain public keys.",
+                None,
+            ),
+            "exempt": _selection(_EXEMPT, "Requests that pass unverified, without claims."),
+            "required_claims": "Claims that a token must have: a list of names, or a table of "
+            'names and values, { token_type = "access" }: the claim must equal the value, or one '
+            "of a list of values; a claim that is a list must contain one of them.",
+            "deny_list": Key(
+                Flag(),
+                "Check tokens against the deny list, which is in the gateway's store, so that "
+                "tokens can be revoked before they expire.",
+                False,
+            ),
+        },
+        prepare=_with_contents,
+    ),
+    "body-limit": KnownMiddleware("wsgigate.middleware.body_limit:BodyLimit"),
+    "breaker": KnownMiddleware("wsgigate.middleware.breaker:Breaker"),
+    "concurrency-limiter": KnownMiddleware(
+        "wsgigate.middleware.concurrency:ConcurrencyLimiter", keys=_COUNTED
+    ),
+    "cors": KnownMiddleware(
+        "wsgigate.middleware.cors:Cors",
+        keys={
+            "origins": Key(
+                ListOf(Text(), least=1),
+                'The allowed origins: "https://shop.example", "https://*.shop.example", '
+                '"http://localhost:*" for any port, "*", or "package.module:function", called '
+                "with the origin.",
+                convert=lambda origins: [_function_or_value(origin) for origin in origins],
+            )
+        },
+    ),
+    "faults": _FaultInjection(
+        "wsgigate.middleware.faults:Faults",
+        keys={"enabled": "Inject faults; requires gateway.fault_injection = true as well."},
+    ),
+    "limiter": KnownMiddleware(
+        "wsgigate.middleware.limiter:Limiter",
+        keys={
+            **_COUNTED,
+            "quota": Key(
+                _QUOTAS,
+                'Requests per period: "100 per 15 minutes". Several quotas are a list or "10/h; '
+                '100/d"; all must allow a request.',
+            ),
+            "cost": Key(
+                Either(
+                    lambda value: not isinstance(value, str) or value.isdigit(),
+                    Integer(1),
+                    ImportPath("a number, or a function"),
+                ),
+                "The quota units that a request consumes: a number, or package.module:function.",
+                1,
+                convert=_function_or_value,
+            ),
+            "plans": Key(MapOf(_QUOTAS), "Quotas by the name of a plan.", None),
+            "plan": Key(
+                Text(
+                    '"claim:NAME", "header:NAME" or "package.module:function"',
+                    pattern=rf"claim:.+|header:{FIELD_NAME}|{_OBJECT}",
+                ),
+                "The source of the caller's plan: claim:NAME of the token, header:NAME that "
+                "clients cannot set, or package.module:function. Callers without one of the plans "
+                "get quota.",
+                None,
+                convert=_function_or_value,
+            ),
+        },
+    ),
+    "logger": KnownMiddleware(
+        "wsgigate.middleware.logger:Logger",
+        keys={
+            "stream": Key(
+                Choice("stdout", "stderr"),
+                "The output stream.",
+                "stdout",
+                convert=lambda name: sys.stderr if name == "stderr" else None,
+            )
+        },
+    ),
+    "request-id": KnownMiddleware("wsgigate.middleware.request_id:RequestId"),
+    "shedder": KnownMiddleware("wsgigate.middleware.shedder:Shedder"),
 }
-"""The middlewares of the package, by ``use``."""
+"""The middlewares of the package, by ``use``; each is imported when it is first used."""

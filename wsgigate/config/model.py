@@ -6,15 +6,27 @@ An optional key whose default is defined by a constructor is None here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
+from wsgigate.config.discover import SOURCES, Discover
 from wsgigate.config.middlewares import Middleware, MiddlewareEntry
 from wsgigate.config.registry import RegistryTable
-from wsgigate.config.service_tables import ServerTls, Service, Tls, Weighted
-from wsgigate.config.tables import Either, ListOf, MapOf, Table, is_flag, setting, table
-from wsgigate.config.traffic import FallbackTable, MaintenanceTable, MirrorTable, Share, SplitTable
+from wsgigate.config.tables import (
+    Arguments,
+    ArgumentTable,
+    Either,
+    Key,
+    ListOf,
+    MapOf,
+    Table,
+    argument,
+    is_flag,
+    is_list,
+    is_table,
+    setting,
+    table,
+)
 from wsgigate.config.types import (
-    FIELD_NAME,
     Bind,
     Checked,
     Choice,
@@ -22,28 +34,56 @@ from wsgigate.config.types import (
     Flag,
     ImportPath,
     Integer,
+    Number,
     PathPattern,
     Schema,
     Secret,
     Text,
+    Url,
 )
 from wsgigate.http.forwarded import AddressList, address_field
+from wsgigate.middleware.maintenance import Maintenance
+from wsgigate.middleware.mirror import Mirror
+from wsgigate.middleware.splitter import Splitter
+from wsgigate.middleware.stale import StaleAnswers
+from wsgigate.proxy.forwarder import Forwarder
+from wsgigate.proxy.pool import Pool
+from wsgigate.proxy.resilience import Resilience
+from wsgigate.proxy.sticky import Stickiness
+from wsgigate.proxy.websocket import WebSocketLimits
+from wsgigate.rules.arguments import FIELD_NAME
+from wsgigate.rules.balance import POLICIES
+from wsgigate.rules.circuit import CircuitRules
+from wsgigate.rules.fallback import FallbackRules
+from wsgigate.rules.health import HealthCheck
+from wsgigate.rules.outlier import OutlierRules
+from wsgigate.rules.pace import PaceRules
+from wsgigate.rules.retry import HedgeRules, RetryBudget, RetryRules
 from wsgigate.rules.routing import host_pattern
 from wsgigate.runtime.log_level import LEVELS
 from wsgigate.server_check import MOST_THREADS, MOST_WORKERS
 
 __all__ = [
+    "BREAKER",
+    "MIRROR",
+    "RETRY",
+    "SPLIT",
+    "STALE",
+    "STICKY",
     "Admin",
+    "Balance",
     "Config",
+    "FallbackTable",
     "FieldChanges",
     "Gateway",
+    "MaintenanceTable",
     "RegistryTable",
     "Route",
     "ServerTls",
     "Service",
+    "Share",
     "StoreTable",
     "Tls",
-    "WebSockets",
     "Weighted",
     "schema",
 ]
@@ -79,6 +119,20 @@ def _forwarded(text: str) -> str:
 _SERVICE = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}"
 
 _ONE_LINE = r"[^\x00-\x1f\x7f]+"
+
+
+@table
+class ServerTls:
+    """The gateway's own certificate."""
+
+    cert: str = setting(
+        Text(), "A PEM file with the certificate and its intermediate certificates."
+    )
+    key: str | None = setting(
+        Text(),
+        "A PEM file with the private key. Default: the file of the certificate.",
+        default=None,
+    )
 
 
 @table
@@ -246,6 +300,42 @@ class Admin:
 
 
 @table
+class AllowHeader:
+    """A request field with a secret; requests with it bypass maintenance."""
+
+    name: str = setting(Text("the name of a field", pattern=FIELD_NAME), "The field's name.")
+    secret: str = setting(Secret(), "The field's value, at least 16 characters.", repr=False)
+
+
+@table
+class MaintenanceTable:
+    """Maintenance mode: the responses while the gateway, a service or a route is out of service."""
+
+    exempt: tuple[str, ...] = setting(
+        ListOf(Text('a path such as "/health" or "/static/*"', pattern="/.*")),
+        'Paths that stay in service, such as "/health", or "/static/*" for all paths below it.',
+        default=(),
+    )
+    allow: tuple[str, ...] = setting(
+        ListOf(Checked(_address, 'an address, a network, or "unix"', reason=True)),
+        "Addresses and networks of clients whose requests bypass maintenance.",
+        default=(),
+    )
+    allow_header: AllowHeader | None = setting(
+        Table(AllowHeader),
+        "A request field and a secret; requests with them bypass maintenance.",
+        default=None,
+    )
+    retry_after: float | None = argument(Maintenance, default=None)
+    page: str | None = setting(
+        Text(), "A file to serve instead of a problem document.", default=None
+    )
+    content_type: str | None = setting(
+        Text(), "The content type of the page. Default: derived from its file name.", default=None
+    )
+
+
+@table
 class FieldChanges:
     """Changes to header fields: remove first, then set, then add."""
 
@@ -258,16 +348,290 @@ class FieldChanges:
     remove: tuple[str, ...] = setting(ListOf(Text()), "Fields to remove.", default=())
 
 
-@table
-class WebSockets:
-    """Limits for the WebSockets of a route."""
+# Services.
 
-    idle_timeout: float | None = setting(
-        Duration(), "How long a WebSocket may be idle. Default: 60 s.", default=None
+BREAKER = ArgumentTable(
+    CircuitRules,
+    name="ServiceBreaker",
+    keys={"statuses": (Resilience, "failures")},
+)
+
+RETRY = ArgumentTable(
+    RetryRules,
+    keys={"budget": (RetryBudget, "share"), "budget_floor": (RetryBudget, "floor")},
+)
+
+STICKY = ArgumentTable(
+    Stickiness,
+    without=("service",),
+    keys={
+        "secret": Key(
+            Secret(),
+            "The secret that signs the cookie, at least 16 bytes; the same on all gateways.",
+            convert=lambda secret: secret.encode("utf-8", "surrogatepass"),
+        )
+    },
+)
+
+_HTTP_HEALTH = ArgumentTable(
+    HealthCheck,
+    name="ServiceHealth",
+    doc="Active health checks over HTTP.",
+    keys={
+        "type": Key(
+            Choice("http"),
+            'The kind of check. With "tcp" an instance that accepts a connection is healthy; path, '
+            "statuses and contains are then not allowed.",
+            "http",
+        ),
+        "host": "The Host field to send. Default: the Host that the service's requests have.",
+    },
+)
+
+_TCP_HEALTH = ArgumentTable(
+    HealthCheck,
+    without=("path", "statuses", "contains", "host", "fields", "method", "scheme"),
+    name="TcpHealth",
+    doc="Active health checks by TCP connection.",
+    keys={"type": Key(Choice("tcp"), "The kind of check.")},
+)
+
+
+def _is_http(value: Any) -> bool:
+    return not (isinstance(value, dict) and value.get("type") == "tcp")
+
+
+_POLICY = Choice(*POLICIES)
+
+
+@table
+class Balance:
+    """Load balancing: which instance handles the next request."""
+
+    use: str = setting(_POLICY, "The load-balancing policy.", default="two-choices")
+    key: str | None = setting(
+        Text('"address", "subject", "header:NAME", "cookie:NAME", "claim:NAME" or "path:NAME"'),
+        "The key that requests to the same instance share, for consistent-hash. Default: the "
+        "client's address.",
+        default=None,
+    )
+    slow_start: float | None = argument(Pool, default=None)
+
+
+STALE = ArgumentTable(
+    StaleAnswers,
+    without=("rules",),
+    name="Stale",
+)
+
+
+@table
+class FallbackTable:
+    """The response when a service fails."""
+
+    stale: bool | Arguments = setting(
+        Either(is_flag, Flag(), STALE),
+        "Serve an earlier good response if one is kept and may be served; takes precedence.",
+        default=False,
+    )
+    service: str | None = setting(Text(), "Another service that handles the request.", default=None)
+    app: str | None = setting(
+        ImportPath("a WSGI application"),
+        "A WSGI application that handles the request, in this process.",
+        default=None,
+    )
+    body: str | None = setting(Text(), "A fixed response: its body.", default=None)
+    file: str | None = setting(Text(), "A fixed response: a file with its body.", default=None)
+    status: int | None = setting(
+        Integer(200, 599), "The status of the fixed response.", default=None
+    )
+    content_type: str | None = setting(
+        Text(), "The content type of the fixed response.", default=None
+    )
+    statuses: tuple[int, ...] | None = argument(FallbackRules, default=None)
+    reasons: tuple[str, ...] | None = argument(FallbackRules, default=None)
+    methods: tuple[str, ...] | None = argument(FallbackRules, default=None)
+
+
+@table
+class Weighted:
+    """One instance and its share of the requests."""
+
+    url: str = setting(Url(), "The instance's address.")
+    weight: int = setting(
+        Integer(0, 65535),
+        "The share relative to the other instances; 0 drains the instance.",
+        default=1,
+    )
+    tier: int = setting(
+        Integer(0, 15),
+        "The priority tier: 0 is used first, the next tiers as far as those before fail.",
+        default=0,
+    )
+    zone: str = setting(
+        Text("a zone without spaces", pattern=r"[\x21-\x7e]{0,128}"),
+        "The availability zone of the instance.",
+        default="",
     )
 
 
+@table
+class Tls:
+    """Verification of the certificates of https:// instances."""
+
+    verify: bool = setting(Flag(), "Verify certificates.", default=True)
+    ca: str | None = setting(
+        Text(),
+        "A file or folder of CA certificates to trust instead of the default ones.",
+        default=None,
+    )
+    server_name: str | None = setting(
+        Text("a host's name", pattern=r"[A-Za-z0-9._-]+"),
+        "The name that certificates are issued for, if it differs from the instance's address.",
+        default=None,
+    )
+
+
+@table
+class Service:
+    """A backend application: its instances, and how the gateway connects to them."""
+
+    instances: tuple[Weighted | str, ...] = setting(
+        ListOf(Either(is_table, Table(Weighted, name="Instance"), Url()), least=1),
+        'The addresses of the instances: "http://10.0.0.5:8000", or { url = "...", weight = 2, '
+        "tier = 1 }.",
+        default=(),
+    )
+    discover: Discover | tuple[str, ...] | str | None = setting(
+        Either(is_table, Table(Discover), SOURCES),
+        'The source that finds the instances, instead of instances: "registry", '
+        '"dns:orders.internal:8000" and others.',
+        default=None,
+    )
+    routes: tuple[str, ...] = setting(
+        ListOf(Text()), "The service's paths, for people to read in /services.", default=()
+    )
+    health: Arguments | None = setting(
+        Either(_is_http, _HTTP_HEALTH, _TCP_HEALTH),
+        "Active health checks.",
+        default=None,
+        repr=False,  # its fields may be credentials
+    )
+    balance: Balance | str | None = setting(
+        Either(is_table, Table(Balance), _POLICY),
+        "The load-balancing policy. Default: two-choices.",
+        default=None,
+    )
+    prefer_zone: bool | None = setting(
+        Flag(),
+        "Prefer instances in the gateway's own zone, where gateway.zone is set. Default: true.",
+        default=None,
+    )
+    sticky: Arguments | None = setting(
+        STICKY,
+        "Sticky sessions, by a signed cookie. Default: disabled.",
+        default=None,
+        repr=False,
+    )
+    max_in_flight: int | None = setting(
+        Integer(0),
+        "The maximum number of this service's requests in flight per worker; requests above "
+        "that get a 503 at once. 0: no limit. Default: no limit for a single service; several "
+        "services share the threads, and only a slow one is limited.",
+        default=None,
+    )
+    instance_max_in_flight: int | None = argument(Pool, "instance_limit", default=None)
+    breaker: Arguments | None = setting(
+        BREAKER,
+        "The circuit breaker; {} for the defaults. Default: disabled.",
+        default=None,
+    )
+    outlier: Arguments | None = setting(
+        ArgumentTable(OutlierRules),
+        "Outlier detection, which ejects failing instances for a while; {} for the defaults. "
+        "Default: disabled.",
+        default=None,
+    )
+    retry: Arguments | None = setting(
+        RETRY,
+        "Retries; {} for the defaults. Default: disabled.",
+        default=None,
+    )
+    hedge: Arguments | None = setting(
+        ArgumentTable(HedgeRules),
+        "Hedged requests, which send a slow read-only request to a second instance as well; {} "
+        "for the defaults. Default: disabled.",
+        default=None,
+    )
+    fallback: FallbackTable | None = setting(
+        Table(FallbackTable, name="Fallback"),
+        "The fallback when the service fails, on routes without a fallback.",
+        default=None,
+    )
+    timeout: float | None = argument(Forwarder, default=None)
+    connect_timeout: float | None = argument(Forwarder, default=None)
+    read_timeout: float | None = argument(Forwarder, default=None)
+    min_response_rate: int | None = argument(
+        PaceRules,
+        "least",
+        doc="The minimum rate of a response body, in bytes per second, on average over the time "
+        "that the gateway waits for it, after 30 s; 0 for no minimum. Does not apply to event "
+        "streams.",
+        default=None,
+    )
+    response_timeout: float | None = argument(
+        PaceRules,
+        "total",
+        doc="The total time that the gateway waits for a response body. Does not apply to event "
+        "streams. Default: no limit.",
+        default=None,
+    )
+    tls: Tls | None = setting(
+        Table(Tls), "Verification of the instances' certificates.", default=None
+    )
+    host: str | None = setting(
+        Text('a name such as "shop.example" or "shop.example:8080"'),
+        "The Host field to send to instances. Default: the looked-up name with discover by dns "
+        "or srv, else the instance's own.",
+        default=None,
+    )
+    preserve_host: bool | None = argument(Forwarder, default=None)
+
+
 # Routes.
+
+SPLIT = ArgumentTable(
+    Splitter,
+    without=("apps", "salt"),
+    name="Split",
+    keys={
+        "key": Key(
+            Either(is_list, ListOf(Text(), least=1), Text()),
+            "The key whose requests go to the same service, as of a limiter. Default: each request "
+            "is assigned at random.",
+            None,
+        ),
+        "override": "A request field that names the service, also one with weight 0. An unknown "
+        "name is ignored. Any client can send the field.",
+    },
+)
+
+MIRROR = ArgumentTable(
+    Mirror,
+    name="Mirror",
+    keys={"service": Key(Text(), "The service.")},
+)
+
+
+@table
+class Share:
+    """A service and its share of a route's requests."""
+
+    service: str = setting(Text(), "The service.")
+    weight: float = setting(
+        Number(0), "The share relative to the other services; 0 for none.", default=1.0
+    )
+
 
 _SLASHES = Choice("reject", "keep")
 
@@ -318,8 +682,8 @@ class Route:
         "Several services, each with a share of the requests.",
         default=(),
     )
-    split: SplitTable | None = setting(
-        Table(SplitTable, name="Split"),
+    split: Arguments | None = setting(
+        SPLIT,
         "How requests are divided between the services.",
         default=None,
     )
@@ -333,9 +697,9 @@ class Route:
         "The fallback when the route's services fail; overrides the fallbacks of the services.",
         default=None,
     )
-    mirror: MirrorTable | None = setting(
-        Table(MirrorTable, name="Mirror"),
-        "The service that receives copies of the requests.",
+    mirror: Arguments | None = setting(
+        MIRROR,
+        "Traffic mirroring: the service that receives copies of the requests.",
         default=None,
     )
     strip_prefix: bool | str = setting(
@@ -345,11 +709,7 @@ class Route:
         "The prefix to remove from the path: true for the route's path, or a path.",
         default=False,
     )
-    add_prefix: str = setting(
-        Text('a path such as "/v1"', pattern=r"(?:/[^/?#]+)+"),
-        "The prefix to add to the path, after strip_prefix.",
-        default="",
-    )
+    add_prefix: str | None = argument(Forwarder, default=None)
     encoded_slash: Literal["reject", "keep"] | None = setting(
         _SLASHES, "How to handle %2F in the path. Default: as gateway.encoded_slash.", default=None
     )
@@ -370,25 +730,17 @@ class Route:
     response_fields: FieldChanges | None = setting(
         Table(FieldChanges), "Changes to the response's header fields.", default=None
     )
-    preserve_host: bool | None = setting(
-        Flag(), "Send the client's Host instead of the instance's.", default=None
-    )
-    rewrite_location: bool | None = setting(
-        Flag(), "Rewrite redirects to the instance so that they lead to the gateway.", default=None
-    )
-    rewrite_cookies: bool | None = setting(
-        Flag(),
-        "Rewrite the paths of the service's cookies to the paths that clients use.",
-        default=None,
-    )
-    websocket: bool | WebSockets = setting(
-        Either(is_flag, Flag(), Table(WebSockets)),
+    preserve_host: bool | None = argument(Forwarder, default=None)
+    rewrite_location: bool | None = argument(Forwarder, default=None)
+    rewrite_cookies: bool | None = argument(Forwarder, default=None)
+    websocket: bool | Arguments = setting(
+        Either(is_flag, Flag(), ArgumentTable(WebSocketLimits)),
         "Allow WebSockets on this route.",
         default=False,
     )
-    forward_authorization: bool | None = setting(
-        Flag(),
-        "Forward the Authorization field to the service. Default: true, but false when "
+    forward_authorization: bool | None = argument(
+        Forwarder,
+        doc="Forward the Authorization field to the service. Default: true, but false when "
         "gateway.identity is set.",
         default=None,
     )

@@ -10,8 +10,8 @@ from wsgiref.types import WSGIApplication
 from wsgigate.auth.bearer import Access
 from wsgigate.client.destinations import PRIVATE, Destinations
 from wsgigate.config.errors import Errors
-from wsgigate.config.tables import ListOf, MapOf, setting, table
-from wsgigate.config.types import Checked, Choice, Duration, Flag, Integer, Number, Secret, Text
+from wsgigate.config.tables import ListOf, MapOf, argument, given_to, setting, table
+from wsgigate.config.types import Checked, Choice, Flag, Secret, Text
 from wsgigate.proxy.health_probe import Prober, TlsPolicy
 from wsgigate.registry import Registry
 from wsgigate.registry.api import RegistryApi
@@ -123,28 +123,13 @@ class RegistryTable:
         "histories record it.",
         default=False,
     )
-    heartbeat: float = setting(Duration(), "The interval of heartbeats.", default=10.0)
-    unhealthy_after: float = setting(
-        Duration(),
-        "The time without heartbeats after which an instance is unhealthy.",
-        default=30.0,
-    )
-    remove_after: float = setting(
-        Duration(), "The time without heartbeats after which an instance is removed.", default=90.0
-    )
-    preserve: float = setting(
-        Number(0, 1),
-        "Self-preservation: when a larger fraction of the instances sends no heartbeats, at "
-        "most this fraction is removed per minute.",
-        default=0.15,
-    )
-    most_services: int = setting(Integer(1, 1000), "The maximum number of services.", default=1000)
-    most_instances: int = setting(
-        Integer(1, 1_000_000), "The maximum number of instances of all services.", default=20_000
-    )
-    most_of_one: int = setting(
-        Integer(1, 500), "The maximum number of instances per service.", default=500
-    )
+    heartbeat: float | None = argument(LeaseRules, default=None)
+    unhealthy_after: float | None = argument(LeaseRules, default=None)
+    remove_after: float | None = argument(LeaseRules, default=None)
+    preserve: float | None = argument(LeaseRules, default=None)
+    most_services: int | None = argument(Registry, default=None)
+    most_instances: int | None = argument(Registry, default=None)
+    most_of_one: int | None = argument(Registry, default=None)
 
 
 def registry_of(settings: RegistryTable | None, store: Store, *, name: str, bind: str) -> Registry:
@@ -164,13 +149,9 @@ def registry_of(settings: RegistryTable | None, store: Store, *, name: str, bind
         asker = Prober({VERIFIED: verified, UNVERIFIED: verified._replace(verify=False)})
     return Registry(
         store,
-        rules=LeaseRules(
-            settings.heartbeat, settings.unhealthy_after, settings.remove_after, settings.preserve
-        ),
+        rules=LeaseRules(**given_to(LeaseRules, settings)),
         destinations=destinations,
-        most_services=settings.most_services,
-        most_instances=settings.most_instances,
-        most_of_one=settings.most_of_one,
+        **given_to(Registry, settings),
         prefix=f"registry/{name}/",
         asker=asker,
     )

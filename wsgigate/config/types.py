@@ -7,6 +7,7 @@ variable.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -19,7 +20,6 @@ from wsgigate.rules.routing import Route
 from wsgigate.units import parse_duration, parse_size
 
 __all__ = [
-    "FIELD_NAME",
     "Bind",
     "Checked",
     "Choice",
@@ -45,9 +45,6 @@ __all__ = [
 T = TypeVar("T")
 
 Schema: TypeAlias = dict[str, Any]
-
-FIELD_NAME = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
-"""The pattern of an HTTP token, such as the name of a header field or a cookie."""
 
 
 def or_reference(schema: Schema) -> Schema:
@@ -126,7 +123,7 @@ class Secret(Kind[str]):
 class Number(Kind[float]):
     """A number, integer or not."""
 
-    def __init__(self, minimum: float, maximum: float | None = None) -> None:
+    def __init__(self, minimum: float | None = None, maximum: float | None = None) -> None:
         self._minimum = minimum
         self._maximum = maximum
         self.expected = _between("a number", minimum, maximum)
@@ -135,8 +132,7 @@ class Number(Kind[float]):
         number = _parsed(value, float)
         if isinstance(number, bool) or not isinstance(number, int | float):
             return self._wrong(value, path, errors)
-        upper = number if self._maximum is None else self._maximum
-        if not self._minimum <= number <= upper or number in (float("inf"), float("-inf")):
+        if not (_within(number, self._minimum, self._maximum) and math.isfinite(number)):
             return self._wrong(value, path, errors)
         return float(number)
 
@@ -147,7 +143,7 @@ class Number(Kind[float]):
 class Integer(Kind[int]):
     """A whole number."""
 
-    def __init__(self, minimum: int, maximum: int | None = None) -> None:
+    def __init__(self, minimum: int | None = None, maximum: int | None = None) -> None:
         self._minimum = minimum
         self._maximum = maximum
         self.expected = _between("a whole number", minimum, maximum)
@@ -156,7 +152,7 @@ class Integer(Kind[int]):
         number = _parsed(value, int)
         if isinstance(number, bool) or not isinstance(number, int):
             return self._wrong(value, path, errors)
-        if number < self._minimum or (self._maximum is not None and number > self._maximum):
+        if not _within(number, self._minimum, self._maximum):
             return self._wrong(value, path, errors)
         return number
 
@@ -261,15 +257,21 @@ class Size(_Amount[int]):
         return parse_size(value)
 
 
-def _between(what: str, minimum: float, maximum: float | None) -> str:
+def _within(number: float, minimum: float | None, maximum: float | None) -> bool:
+    return (minimum is None or number >= minimum) and (maximum is None or number <= maximum)
+
+
+def _between(what: str, minimum: float | None, maximum: float | None) -> str:
+    if minimum is None:
+        return what
     return (
         f"{what}, at least {minimum}" if maximum is None else f"{what} from {minimum} to {maximum}"
     )
 
 
-def _limits(type_: str, minimum: float, maximum: float | None) -> Schema:
-    schema: Schema = {"type": type_, "minimum": minimum}
-    return schema if maximum is None else {**schema, "maximum": maximum}
+def _limits(type_: str, minimum: float | None, maximum: float | None) -> Schema:
+    limits = {"minimum": minimum, "maximum": maximum}
+    return {"type": type_, **{key: value for key, value in limits.items() if value is not None}}
 
 
 def _parsed(value: object, number: Callable[[str], float]) -> object:

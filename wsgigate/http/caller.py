@@ -272,7 +272,7 @@ def exemption(
 ) -> Exempt:
     """Return a function that returns whether a request is exempt: one argument must match.
 
-    :param addresses: Addresses and networks of clients.
+    :param addresses: Addresses and networks of clients, such as ``"10.0.0.0/8"``.
     :param paths: ``/health`` is that path, ``/static/*`` all below it. They are compared with the
         canonical form of the request's target; a target without one does not match.
     :param methods: Methods in upper case.

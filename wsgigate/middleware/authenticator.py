@@ -11,10 +11,12 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeAlias
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.auth.jwt import (
+    ALGORITHMS,
+    KINDS,
     MAX_LENGTH,
     ClaimRules,
     Keys,
@@ -28,7 +30,7 @@ from wsgigate.http.caller import Exempt, exempt_of
 from wsgigate.http.problem import Problem, Refuse, answer_with, refused
 from wsgigate.http.strict_json import TokenRejected, read_object, shown
 from wsgigate.http.wsgi import CLAIMS, is_preflight
-from wsgigate.rules.arguments import checked
+from wsgigate.rules.arguments import OneOf, Range, Seconds, Trait, checked
 from wsgigate.runtime import fork
 from wsgigate.runtime.clocks import wall
 from wsgigate.store import StoreError
@@ -41,6 +43,9 @@ _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 section 3.3
 LOG_INTERVAL = 60.0  # seconds between two log records about a failing store
 
 _log = logging.getLogger("wsgigate.authenticator")
+
+
+SecretText: TypeAlias = Annotated[Text, Trait.SECRET]
 
 
 class Verified(NamedTuple):
@@ -57,7 +62,9 @@ class Verified(NamedTuple):
 
 @checked
 class Authenticator:
-    """Allow requests with a valid token; its claims are in ``environ["wsgigate.claims"]``.
+    """Authentication: allow requests with a valid token (JWT) only.
+
+    Its claims are in ``environ["wsgigate.claims"]``.
 
     The token is read from the ``Authorization: Bearer`` field only. It must be signed by one of the
     given keys with one of the given algorithms, and have an expiry (``exp``). Every invalid token
@@ -67,13 +74,14 @@ class Authenticator:
     which it may change.
 
     :param app: The WSGI application to protect.
-    :param algorithms: Names such as ``HS256`` or ``RS256``; symmetric and asymmetric algorithms
-        cannot be mixed.
-    :param secret: For ``HS*``: the shared secret, or several during rotation.
-    :param public_key: For the other algorithms: the public key as PEM text, or several.
-    :param issuer: Required value of ``iss``; the comparison is exact.
-    :param audience: Expected audience (``aud``): one or several names of this gateway, of which
-        ``aud`` must contain one. Without *audience*, a token that has an ``aud`` is rejected.
+    :param algorithms: Signature algorithms, such as ``["RS256"]``; symmetric and asymmetric
+        algorithms cannot be mixed.
+    :param secret: The secret of HS256, HS384 and HS512 tokens, or several during rotation.
+    :param public_key: The public key that verifies RS, PS, ES and EdDSA tokens, as PEM text, or
+        several during rotation.
+    :param issuer: Expected issuer (``"iss"``); the comparison is exact.
+    :param audience: Expected audience (``"aud"``): one or several names of this gateway, of which
+        the token must contain one. Without it, a token that has an audience is rejected.
     :param required: Whether a request without a token is rejected. An invalid token always is.
     :param exempt: Requests that pass unchecked and without claims: a function of ``environ``, or
         a table of ``addresses``, ``paths``, ``methods`` and a ``rule``, as for a :class:`Limiter`.
@@ -81,23 +89,25 @@ class Authenticator:
         Default: they pass without claims, so that a page can read the response that follows.
     :param scopes: Scopes that the token must grant, all of them; otherwise the response is 403.
     :param invalid_token_status: Status for an invalid token: 401 (RFC 6750) or 403.
-    :param leeway: Allowed clock difference to the issuer, in seconds.
-    :param max_lifetime: Maximum time between ``iat`` and ``exp``, in seconds. Default: no limit.
-    :param typ: Required ``typ`` of the token's header, such as ``at+jwt`` for the access tokens of
-        RFC 9068.
+    :param leeway: Allowed clock skew: the difference to the issuer's clock, in seconds.
+    :param max_lifetime: Maximum lifetime of a token, ``iat`` to ``exp``, in seconds. Default: no
+        limit.
+    :param typ: Required type in the token's header (``"typ"``), such as ``"at+jwt"`` for the access
+        tokens of RFC 9068.
     :param required_claims: Names of claims that a token must have, or a table of names and values,
-        ``{"token_type": "access", "tenant": ["a", "b"]}``: the claim must equal the value, or one
-        of the listed values; a claim that is a list must contain one of them.
+        such as ``token_type`` and ``"access"``: the claim must equal the value, or one of a list
+        of values; a claim that is a list must contain one of them.
     :param also_accept: Kinds of tokens that are accepted although they are not access tokens:
-        ``refresh``, ``id``, ``logout``, ``action`` (password reset, address verification),
-        ``event``, ``proof``, ``request`` or ``introspection``. By default a token is rejected if
+        ``"refresh"`` on the route where tokens are refreshed, ``"id"``, ``"logout"``, ``"action"``
+        (password reset, address verification), ``"event"``, ``"proof"``, ``"request"`` or
+        ``"introspection"``. By default a token is rejected if
         the ``typ`` of its header, or its claim ``typ``, ``type`` or ``token_type``, names one of
         these (RFC 8725 section 3.11).
-    :param realm: The ``realm`` in ``WWW-Authenticate``.
+    :param realm: The name of the protected area, in ``WWW-Authenticate``.
     :param cache_size: Maximum number of cached tokens.
     :param deny_list: Tokens that are rejected before they expire. It is checked for each request,
         for cached tokens too.
-    :param on_store_error: What to do when the store of the deny-list fails: ``"refuse"`` every
+    :param on_store_error: What to do when the store of the deny list fails: ``"refuse"`` every
         token with 503, or ``"allow"`` those that are valid otherwise; counted in ``store_errors``.
     :param clock: Returns the Unix time in seconds.
     :param refuse: A function that turns a :class:`Problem` into the WSGI app that responds with it.
@@ -109,25 +119,25 @@ class Authenticator:
         self,
         app: WSGIApplication,
         *,
-        algorithms: Sequence[str],
-        secret: Text | Sequence[Text] | None = None,
-        public_key: Text | Sequence[Text] | None = None,
+        algorithms: Annotated[Sequence[Annotated[str, OneOf(ALGORITHMS)]], Range(1)],
+        secret: SecretText | Annotated[Sequence[SecretText], Range(1)] | None = None,
+        public_key: Text | Annotated[Sequence[Text], Range(1)] | None = None,
         issuer: str | None = None,
-        audience: str | Sequence[str] | None = None,
+        audience: str | Annotated[Sequence[str], Range(1)] | None = None,
         required: bool = True,
         exempt: Exempt | Mapping[str, Any] | None = None,
         preflights: bool = False,
         scopes: Sequence[str] = (),
-        invalid_token_status: int = 401,
-        leeway: float = 30.0,
-        max_lifetime: float | None = None,
+        invalid_token_status: Annotated[int, Range(401, 403)] = 401,
+        leeway: Annotated[Seconds, Range(0)] = 30.0,
+        max_lifetime: Seconds | None = None,
         typ: str | None = None,
         required_claims: RequiredClaims = (),
-        also_accept: Sequence[str] = (),
+        also_accept: Sequence[Annotated[str, OneOf(KINDS)]] = (),
         realm: str = "api",
-        cache_size: int = 10_000,
+        cache_size: Annotated[int, Range(0)] = 10_000,
         deny_list: DenyList | None = None,
-        on_store_error: str = "refuse",
+        on_store_error: Annotated[str, OneOf(("refuse", "allow"))] = "refuse",
         clock: Callable[[], float] = wall,
         refuse: Refuse = answer_with,
     ) -> None:

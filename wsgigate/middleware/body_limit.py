@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Annotated, Protocol
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.problem import Problem, Refuse, answer_with, refused
 from wsgigate.http.responses import BufferedResponse
 from wsgigate.http.wsgi import BodyTooLarge
-from wsgigate.rules.arguments import checked
+from wsgigate.rules.arguments import Trait, checked
 from wsgigate.units import parse_size
 
 __all__ = ["BodyLimit"]
@@ -28,7 +28,7 @@ class BodyLimit:
     at the Content-Length, and is empty without one, so that no reader blocks forever.
 
     :param app: The WSGI application to protect.
-    :param limit: Maximum body size in bytes, or as text such as ``"64KiB"``.
+    :param limit: Maximum size of a request body, in bytes; text such as ``"64KiB"`` is allowed.
     :param refuse: A function that turns a :class:`Problem` into the WSGI app that responds with it.
     :raises ValueError: *limit* is not a size.
     """
@@ -36,7 +36,7 @@ class BodyLimit:
     def __init__(
         self,
         app: WSGIApplication,
-        limit: int | str = "10MiB",
+        limit: Annotated[int | str, Trait.BYTES] = "10MiB",
         *,
         refuse: Refuse = answer_with,
     ) -> None:

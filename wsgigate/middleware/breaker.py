@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random as _random
 from collections.abc import Callable, Collection, Iterable
+from typing import Annotated
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.coordination.circuit import Circuit, Rejection
 from wsgigate.http.fields import retry_after
 from wsgigate.http.problem import Problem, Refuse, answer_with, refused
 from wsgigate.http.wsgi import BodyError, ExcInfo, Headers, Observed, observe
-from wsgigate.rules.arguments import checked
+from wsgigate.rules.arguments import Range, checked
 from wsgigate.rules.circuit import FAILURES, CircuitRules, Outcome, check_failures, outcome_of
 from wsgigate.runtime.clocks import steady
 from wsgigate.store import Store
@@ -22,20 +23,22 @@ __all__ = ["Breaker"]
 
 @checked
 class Breaker:
-    """Reject requests at once while the app keeps failing.
+    """Circuit breaker: reject requests at once while the app keeps failing.
 
     *rules* say when the circuit opens, *statuses* and *exceptions* which responses are failures. A
     client error (4xx) is not a failure, and a response that the client aborts is not counted. After
-    the open time a few requests of all workers together pass as probes.
+    the open time a few requests of all workers together pass as probes. The attribute *enabled* can
+    be changed at any time.
 
     :param app: The WSGI application to protect.
     :param rules: When the circuit opens and for how long.
-    :param name: Name of the circuit in logs and in the store; one per app.
+    :param name: Name of the circuit in logs and in the store; breakers with the same name share one
+        circuit.
     :param statuses: Statuses that count as failures, each 500 to 599.
     :param exceptions: Exceptions of the app that count as failures.
     :param store: The store that the workers share: a store, or its URL. Default: a directory of
         this machine that all workers of this app share and no other app does.
-    :param enabled: Whether the breaker is active; the attribute can be changed at any time.
+    :param enabled: Whether the breaker is active; false passes every request on.
     :param namespace: Separates apps that share a store: breakers with the same namespace and name
         share a circuit. Default: derived from the file and the name of the code of *app*.
     :param sync_interval: Seconds between two reads of the state that other workers have written.
@@ -55,7 +58,7 @@ class Breaker:
         rules: CircuitRules | None = None,
         *,
         name: str = "default",
-        statuses: Collection[int] = FAILURES,
+        statuses: Annotated[Collection[Annotated[int, Range(500, 599)]], Range(1)] = FAILURES,
         exceptions: tuple[type[Exception], ...] = (Exception,),
         store: Store | str | None = None,
         namespace: str | None = None,

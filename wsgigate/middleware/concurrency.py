@@ -26,7 +26,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property, partial
-from typing import Any
+from typing import Annotated, Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.caller import (
@@ -44,7 +44,7 @@ from wsgigate.http.peer_watch import PeerWatch
 from wsgigate.http.problem import Problem, Refuse, answer_with, refused
 from wsgigate.http.rate_limit_fields import QUOTA_EXCEEDED, LimitFields, Terms, check_options
 from wsgigate.http.wsgi import REASON, ExcInfo, Headers, client_address, close_body, is_preflight
-from wsgigate.rules.arguments import checked
+from wsgigate.rules.arguments import OneOf, Range, Seconds, checked
 from wsgigate.rules.quota import Verdict
 from wsgigate.runtime import fork
 from wsgigate.runtime.threads import ScheduledCall, Timer
@@ -269,7 +269,7 @@ class ConcurrencyLimiter:
 
     A request holds a slot until its response has ended. Slots are leases in the store, which the
     worker renews for as long as the response lasts: those of a worker that died are free again when
-    their lease expires.
+    their lease expires. The attribute *enabled* can be changed as that of a :class:`Limiter`.
 
     :param app: The WSGI application to protect.
     :param limit: Maximum number of concurrent requests of a caller, 1 to 4000.
@@ -280,15 +280,17 @@ class ConcurrencyLimiter:
     :param key: Identifies the caller, as for a :class:`Limiter`.
     :param only: Which requests are counted, as for a :class:`Limiter`. Default: all.
     :param exempt: Which requests are not counted, as for a :class:`Limiter`.
-    :param lease: Maximum time in seconds until the slots of a worker that died are free again;
-        0.1 to 3600.
+    :param lease: Maximum time until the slots of a worker that died are free again, in seconds;
+        0.1 s to one hour.
     :param preflights: Whether CORS preflight requests are counted and rejected. Default: they pass
         uncounted, as a page cannot read any response after a rejected preflight.
     :param observe: Dry run: count and log only. Requests pass and clients are not notified.
-    :param enabled: Whether the limiter is active, as for a :class:`Limiter`.
-    :param name: Name of this policy in response fields and in the store.
+    :param enabled: Whether the limiter is active; false passes every request on.
+    :param name: Name of this policy in response fields and in the store; limiters with the same
+        name share their counts.
     :param fields: Rate limit fields in responses: ``["ratelimit"]`` or an empty list.
-    :param on_store_error: What to do when the store fails, as for a :class:`Limiter`.
+    :param on_store_error: What to do with requests while the store fails: ``"allow"`` or
+        ``"refuse"`` them.
     :param refuse: A function that turns a :class:`Problem` into the WSGI app that responds with it.
     :param clock: Returns a monotonic time in seconds, for renewals and the interval between log
         records.
@@ -300,7 +302,7 @@ class ConcurrencyLimiter:
     def __init__(
         self,
         app: WSGIApplication,
-        limit: int,
+        limit: Annotated[int, Range(1, LARGEST)],
         *,
         store: Store | str | None = None,
         namespace: str | None = None,
@@ -308,12 +310,12 @@ class ConcurrencyLimiter:
         only: Exempt | Mapping[str, Any] | None = None,
         exempt: Exempt | Mapping[str, Any] | None = None,
         preflights: bool = False,
-        lease: float = 15.0,
+        lease: Seconds = 15.0,
         observe: bool = False,
         enabled: bool = True,
         name: str = "concurrency",
-        fields: Collection[str] = ("ratelimit",),
-        on_store_error: str = "allow",
+        fields: Collection[Annotated[str, OneOf(("ratelimit",))]] = ("ratelimit",),
+        on_store_error: Annotated[str, OneOf(("allow", "refuse"))] = "allow",
         refuse: Refuse = answer_with,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from inspect import iscoroutinefunction
-from typing import Any, TypeAlias, cast
+from typing import Annotated, Any, TypeAlias, cast
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.fields import is_token
 from wsgigate.http.problem import Problem, Refuse, answer_with, refused
 from wsgigate.http.wsgi import ExcInfo, Headers
-from wsgigate.rules.arguments import checked
+from wsgigate.rules.arguments import Range, Trait, checked
 
 __all__ = ["Cors"]
 
@@ -41,7 +41,7 @@ _PREFLIGHT_VARY = ("Vary", "Origin, Access-Control-Request-Method, Access-Contro
 
 @checked
 class Cors:
-    """Answer CORS preflight requests and add the ``Access-Control-*`` fields to responses.
+    """CORS: answer preflight requests and add the ``Access-Control-*`` fields to responses.
 
     (The CORS protocol of the Fetch standard.) A preflight never reaches the application: the
     response is 204, or 403 if its origin, method or a field is not allowed. The application's own
@@ -56,9 +56,10 @@ class Cors:
         origin, in lower case as browsers send it; a function is called with the origin and returns
         whether it is allowed. A list of these, or a single pattern or function.
     :param methods: Methods that other origins may use, case-insensitive; ``"*"`` for any.
-    :param headers: Request fields that they may send besides the CORS-safelisted ones; ``"*"`` for
-        any.
-    :param expose: Response fields that their scripts may read besides the safelisted ones.
+    :param headers: Request fields that other origins may send besides the CORS-safelisted ones;
+        ``"*"`` for any.
+    :param expose: Response fields that scripts of other origins may read besides the safelisted
+        ones.
     :param credentials: Whether requests may include cookies and client certificates.
     :param max_age: How long a browser may cache the response to a preflight, in seconds.
     :param refuse: A function that turns a :class:`Problem` into the WSGI app that responds with it.
@@ -74,7 +75,7 @@ class Cors:
         headers: Sequence[str] = (),
         expose: Sequence[str] = (),
         credentials: bool = False,
-        max_age: int = 600,
+        max_age: Annotated[int, Trait.SECONDS, Range(0)] = 600,
         refuse: Refuse = answer_with,
     ) -> None:
         for name, tokens in (("methods", methods), ("headers", headers), ("expose", expose)):

@@ -7,14 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.fields import is_token
 from wsgigate.http.problem import Problem, Refuse, answer_with
 from wsgigate.http.responses import record_shaping
 from wsgigate.http.wsgi import REASON, environ_key
-from wsgigate.rules.arguments import checked
+from wsgigate.rules.arguments import Range, Seconds, checked
 from wsgigate.runtime import fork
 from wsgigate.runtime.fork import quiesce_at_fork
 
@@ -41,7 +41,7 @@ class Fault(NamedTuple):
 class FaultRules:
     """Which faults are injected, and into what share of the requests.
 
-    :param delay: Delay in seconds, at most 60.
+    :param delay: Delay of a request, in seconds, at most 60 s.
     :param delay_percent: Percentage of requests that are delayed.
     :param abort_status: Status of the error response, 400 to 599.
     :param abort_percent: Percentage of requests that get the error response; drawn independently of
@@ -50,10 +50,10 @@ class FaultRules:
         names it.
     """
 
-    delay: float = 0.0
-    delay_percent: float = 0.0
-    abort_status: int = 503
-    abort_percent: float = 0.0
+    delay: Seconds = 0.0
+    delay_percent: Annotated[float, Range(0, 100)] = 0.0
+    abort_status: Annotated[int, Range(400, 599)] = 503
+    abort_percent: Annotated[float, Range(0, 100)] = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.delay <= LONGEST:
@@ -90,7 +90,7 @@ class Faults:
 
     :param app: The WSGI application around which faults are injected.
     :param rules: Which faults are injected, and into what share of the requests.
-    :param enabled: Whether faults are injected. Default: no.
+    :param enabled: Whether faults are injected.
     :param when: Request fields and their values: faults are injected only into requests that have
         all of them.
     :param max_delayed: Maximum number of requests of a worker that are delayed at the same time;
@@ -110,7 +110,7 @@ class Faults:
         *,
         enabled: bool = False,
         when: Mapping[str, str] | None = None,
-        max_delayed: int = 4,
+        max_delayed: Annotated[int, Range(1, 4096)] = 4,
         refuse: Refuse = answer_with,
         sleep: Callable[[float], object] = time.sleep,
         random: Callable[[], float] = _random.random,

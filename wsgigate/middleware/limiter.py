@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.caller import (
@@ -26,10 +26,16 @@ from wsgigate.http.caller import (
 from wsgigate.http.fields import retry_after
 from wsgigate.http.peer_watch import PeerWatch
 from wsgigate.http.problem import Problem, Refuse, answer_with, refused
-from wsgigate.http.rate_limit_fields import QUOTA_EXCEEDED, LimitFields, Terms, check_options
+from wsgigate.http.rate_limit_fields import (
+    FAMILIES,
+    QUOTA_EXCEEDED,
+    LimitFields,
+    Terms,
+    check_options,
+)
 from wsgigate.http.wsgi import REASON, address_key, client_address, is_preflight, peer
 from wsgigate.rules.algorithms import ALGORITHMS, Policy, Quotas
-from wsgigate.rules.arguments import checked
+from wsgigate.rules.arguments import OneOf, checked
 from wsgigate.rules.quota import Quota, Verdict
 from wsgigate.runtime.throttled_log import ThrottledLog, counted_again, observing, outage
 from wsgigate.store import Store, StoreError
@@ -51,14 +57,22 @@ _log = logging.getLogger("wsgigate.limiter")
 
 @checked
 class Limiter:
-    """Limit requests per caller and period; requests over the quota get a 429.
+    """Rate limiting: limit requests per caller and period; requests over the quota get a 429.
+
+    The attribute *enabled* can be changed at any time, also on the class for all limiters that do
+    not set it.
+
+    Requests that pass because the store fails are counted in ``store_errors``. A store that is
+    unusable until its configuration changes, such as a directory without permission, raises
+    :class:`.MisconfiguredStore` for each request instead.
 
     :param app: The WSGI application to protect.
     :param quota: The number of requests per period: ``Quota(100, 900)`` or
         ``"100 per 15 minutes"``. With several, a list or ``"10/h; 100/d"``, a request must pass
         all; if one rejects it, none is charged. A function of ``environ`` returns the quota of a
         request, ``None`` for no limit.
-    :param algorithm: ``"token-bucket"``, ``"fixed-window"`` or ``"sliding-window"``. A quota per
+    :param algorithm: The rate limiting algorithm: ``"token-bucket"``, ``"fixed-window"`` or
+        ``"sliding-window"``. A quota per
         calendar month, day and the like is always counted by the calendar.
     :param store: Where the counts are stored: a store, or its URL. Default: a directory of this
         machine that all workers of this app share and no other app does.
@@ -80,16 +94,14 @@ class Limiter:
     :param preflights: Whether CORS preflight requests are counted and rejected. Default: they pass
         uncounted, as a page cannot read any response after a rejected preflight.
     :param observe: Dry run: count and log only. Requests pass and clients are not notified.
-    :param enabled: Whether the limiter is active; the attribute can be changed at any time, also on
-        the class for all limiters that do not set it.
-    :param name: Name of this policy in response fields and in the store.
+    :param enabled: Whether the limiter is active; false passes every request on.
+    :param name: Name of this policy in response fields and in the store; limiters with the same
+        name share their counts.
     :param fields: Rate limit fields in responses: ``"ratelimit"``, ``"x-ratelimit"``, both or none.
         ``"x-ratelimit-epoch"`` and ``"x-ratelimit-seconds"`` are the latter with
         ``X-RateLimit-Reset`` in seconds, since 1970 or from now, instead of a time in ISO 8601.
-    :param on_store_error: What to do when the store fails: ``"allow"`` the request and count it in
-        ``store_errors``, or ``"refuse"`` it. A store that is unusable until its configuration
-        changes, such as a directory without permission, raises :class:`.MisconfiguredStore` for
-        each request instead.
+    :param on_store_error: What to do with requests while the store fails: ``"allow"`` or
+        ``"refuse"`` them.
     :param refuse: A function that turns a :class:`Problem` into the WSGI app that responds with it.
     :param clock: Returns a monotonic time in seconds, for the interval between log records.
     :raises ValueError: An argument is invalid; the message names it.
@@ -102,7 +114,7 @@ class Limiter:
         app: WSGIApplication,
         quota: Quotas | Chosen,
         *,
-        algorithm: str = "token-bucket",
+        algorithm: Annotated[str, OneOf(tuple(ALGORITHMS))] = "token-bucket",
         store: Store | str | None = None,
         namespace: str | None = None,
         key: KeyNames = client_address,
@@ -115,8 +127,8 @@ class Limiter:
         observe: bool = False,
         enabled: bool = True,
         name: str = "default",
-        fields: Collection[str] = ("ratelimit", "x-ratelimit"),
-        on_store_error: str = "allow",
+        fields: Collection[Annotated[str, OneOf(tuple(FAMILIES))]] = ("ratelimit", "x-ratelimit"),
+        on_store_error: Annotated[str, OneOf(("allow", "refuse"))] = "allow",
         refuse: Refuse = answer_with,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

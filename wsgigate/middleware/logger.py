@@ -22,7 +22,7 @@ from wsgigate.http.wsgi import (
     peer,
     subject,
 )
-from wsgigate.rules.arguments import checked
+from wsgigate.rules.arguments import Count, checked
 from wsgigate.runtime.access_log import JsonLines, Lines, Record, Sink, TextLines
 from wsgigate.runtime.clocks import wall
 
@@ -58,9 +58,10 @@ class Logger:
 
     :param app: The WSGI application whose responses are logged.
     :param stream: The output stream. Default: ``sys.stdout`` as of the first record.
-    :param format: ``"json"``, ``"text"`` or ``"auto"``: text on a terminal, else JSON. Text on a
-        terminal is coloured unless the environment variable ``NO_COLOR`` is set.
-    :param queue_size: Maximum number of records in the queue.
+    :param format: ``"json"``, ``"text"`` for people, or ``"auto"``: text on a terminal, else JSON.
+        Text on a terminal is coloured unless the environment variable ``NO_COLOR`` is set.
+    :param queue_size: Maximum number of records that wait for a slow reader; further ones are
+        dropped and counted.
     :param now: Returns the Unix time in seconds.
     :param clock: Returns a monotonic time in seconds, for durations.
     :raises ValueError: An argument is invalid; the message names it.
@@ -72,7 +73,7 @@ class Logger:
         *,
         stream: TextIO | None = None,
         format: Literal["auto", "json", "text"] = "auto",
-        queue_size: int = 10_000,
+        queue_size: Count = 10_000,
         now: Callable[[], float] = wall,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:

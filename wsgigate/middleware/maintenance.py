@@ -14,7 +14,7 @@ from wsgigate.http.forwarded import AddressList
 from wsgigate.http.problem import Problem, Refuse, answer_with
 from wsgigate.http.responses import fixed_response
 from wsgigate.http.wsgi import FAILURE, REASON, environ_key, peer
-from wsgigate.rules.arguments import checked
+from wsgigate.rules.arguments import Seconds, checked
 
 __all__ = ["Maintenance"]
 
@@ -36,7 +36,8 @@ class Maintenance:
     :param allow: Addresses and networks whose requests pass.
     :param allow_header: The name of a request field and the secret that it must contain for the
         request to pass. The field is removed, so that the app does not see it.
-    :param retry_after: ``Retry-After`` in seconds if the end of the maintenance is not known.
+    :param retry_after: The ``Retry-After`` to send when the maintenance has no planned end, in
+        seconds.
     :param page: Body and content type of the response, instead of a problem document.
     :param refuse: A function that turns a :class:`Problem` into the WSGI app that responds with it.
     :raises ValueError: An argument is invalid; the message names it.
@@ -51,7 +52,7 @@ class Maintenance:
         exempt: Iterable[str] = (),
         allow: Iterable[str] = (),
         allow_header: tuple[str, str] | None = None,
-        retry_after: float = 300.0,
+        retry_after: Seconds = 300.0,
         page: tuple[bytes, str] | None = None,
         refuse: Refuse = answer_with,
     ) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
+from typing import Annotated
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.bodies import BufferedBody
@@ -23,7 +24,7 @@ from wsgigate.http.wsgi import (
     ROUTE,
     close_body,
 )
-from wsgigate.rules.arguments import checked
+from wsgigate.rules.arguments import Bytes, Method, Range, Seconds, checked
 from wsgigate.runtime.fork import quiesce_at_fork
 from wsgigate.runtime.threads import BackgroundQueue
 
@@ -52,7 +53,7 @@ _OF_REQUESTS = frozenset(
 
 @checked
 class Mirror:
-    """Send copies of a share of the requests to another app, and discard its responses.
+    """Traffic mirroring: send copies of requests to another app, and discard its responses.
 
     The original request never waits for its copy and never fails because of it: a few threads send
     the copies from a short queue; if the queue is full, copies are dropped and counted. A copy has
@@ -64,13 +65,13 @@ class Mirror:
     :param other: The app that gets the copies, such as a forwarder, whose timeouts bound them.
     :param percent: Percentage of requests that are mirrored, above 0 to 100.
     :param methods: Methods of requests that are mirrored. Default: all.
-    :param max_body: Maximum body size of a copy in bytes. A request with a larger body is not
+    :param max_body: Maximum body size of a copy, in bytes. A request with a larger body is not
         mirrored, nor is one whose body the app has not read to its end.
-    :param credentials: Whether copies include the caller's credentials.
+    :param credentials: Whether copies include the caller's credentials and identity.
     :param max_answer: Maximum number of bytes that are read of a response.
     :param max_time: Maximum time to read a response, in seconds; checked after each chunk.
-    :param threads: Number of threads per worker that send copies.
-    :param queue: Maximum number of copies in the queue.
+    :param threads: Number of threads per worker that send copies: the maximum in flight.
+    :param queue: Maximum number of copies that wait to be sent.
     :param random: Returns random numbers in [0, 1).
     :param clock: Returns a monotonic time in seconds.
     :ivar sent: Number of copies that got a response, whatever its status.
@@ -85,14 +86,14 @@ class Mirror:
         app: WSGIApplication,
         other: WSGIApplication,
         *,
-        percent: float = 100.0,
-        methods: Collection[str] = (),
-        max_body: int = 64 * 1024,
+        percent: Annotated[float, Range(0, 100)] = 100.0,
+        methods: Annotated[Collection[Method], Range(1)] = (),
+        max_body: Bytes = 64 * 1024,
         credentials: bool = False,
-        max_answer: int = 1024 * 1024,
-        max_time: float = 30.0,
-        threads: int = 2,
-        queue: int = 100,
+        max_answer: Bytes = 1024 * 1024,
+        max_time: Seconds = 30.0,
+        threads: Annotated[int, Range(1, 64)] = 2,
+        queue: Annotated[int, Range(1, 100_000)] = 100,
         random: Callable[[], float] = _random.random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

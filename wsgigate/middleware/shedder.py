@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import median
+from typing import Annotated
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.problem import Problem, Refuse, answer_with, refused
 from wsgigate.http.wsgi import ExcInfo, Headers, Observed, is_websocket, observe
-from wsgigate.rules.arguments import checked
+from wsgigate.rules.arguments import Count, Fraction, Range, Seconds, checked
 from wsgigate.runtime import fork
 from wsgigate.runtime.fork import quiesce_at_fork
 
@@ -37,26 +38,28 @@ _ROOM = 16
 class SheddingRules:
     """How the limit of requests in flight is computed.
 
-    :param least: Minimum limit, also used while the unloaded response time is measured.
-    :param most: Maximum limit.
-    :param tolerance: By which share a response may take longer than without load.
-    :param window: Seconds between two updates of the limit.
+    :param least: Minimum limit of requests in flight per worker; also used while the response time
+        without load is measured.
+    :param most: Maximum limit of requests in flight per worker.
+    :param tolerance: By which fraction a response may take longer than without load.
+    :param window: Time between two updates of the limit, in seconds.
     :param window_requests: Minimum number of responses in a window; until then it is extended.
-    :param measure_every: Seconds between two measurements of the unloaded response time.
+    :param measure_every: Time between two measurements of the response time without load, in
+        seconds.
     :param measure_requests: Number of responses in a measurement.
     :param jitter: Maximum random delay of a measurement, as a fraction of *measure_every*, so that
         workers do not measure at the same time.
     :raises ValueError: An argument is out of range; the message names it.
     """
 
-    least: int = 3
-    most: int = 1_000
-    tolerance: float = 0.25
-    window: float = 0.1
-    window_requests: int = 10
-    measure_every: float = 60.0
-    measure_requests: int = 50
-    jitter: float = 0.15
+    least: Count = 3
+    most: Count = 1_000
+    tolerance: Annotated[float, Range(0, 100)] = 0.25
+    window: Seconds = 0.1
+    window_requests: Annotated[int, Range(1, 500)] = 10
+    measure_every: Seconds = 60.0
+    measure_requests: Annotated[int, Range(1, 500)] = 50
+    jitter: Fraction = 0.15
 
     def __post_init__(self) -> None:
         for name in ("least", "most", "window_requests", "measure_requests"):
@@ -162,14 +165,15 @@ _BUSY = Problem(
 
 @checked
 class Shedder:
-    """Limit the requests in flight of this worker to what the app serves without slowing down.
+    """Load shedding: limit the requests in flight per worker to what the app serves in time.
 
     The limit is computed from response times, up to the start of the response. The worker needs
-    more threads than the app can use: a request that waits for a thread is not yet in flight.
+    more threads than the app can use: a request that waits for a thread is not yet in flight. The
+    attribute *enabled* can be changed at any time.
 
     :param app: The WSGI application to protect.
     :param rules: How the limit is computed.
-    :param enabled: Whether the shedder is active; the attribute can be changed at any time.
+    :param enabled: Whether the shedder is active; false passes every request on.
     :param refuse: A function that turns a :class:`Problem` into the WSGI app that responds with it.
     :param clock: Returns a monotonic time in seconds.
     :param random: Returns random numbers in [0, 1).

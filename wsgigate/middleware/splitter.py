@@ -12,7 +12,7 @@ from wsgigate.http.caller import KeyNames, key_of, text_of
 from wsgigate.http.fields import is_token
 from wsgigate.http.responses import record_shaping
 from wsgigate.http.wsgi import environ_key
-from wsgigate.rules.arguments import checked
+from wsgigate.rules.arguments import FieldName, checked
 
 __all__ = ["Split", "Splitter"]
 
@@ -94,7 +94,7 @@ class Splitter:
         apps: Mapping[str, tuple[WSGIApplication, float]],
         *,
         key: KeyNames | None = None,
-        override: str | None = None,
+        override: FieldName | None = None,
         salt: str = "",
         random: Callable[[], float] = _random.random,
     ) -> None:

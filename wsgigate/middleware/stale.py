@@ -10,7 +10,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Annotated, Generic, NamedTuple, TypeAlias, TypeVar
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.problem import status_line
@@ -22,7 +22,7 @@ from wsgigate.http.responses import (
 )
 from wsgigate.http.target import BadTarget, kept_target_of
 from wsgigate.http.wsgi import CLAIMS, FAILURE, ExcInfo, Headers, environ_key, without
-from wsgigate.rules.arguments import checked
+from wsgigate.rules.arguments import Bytes, Range, Seconds, checked
 from wsgigate.rules.dates import unix_time
 from wsgigate.rules.fallback import SAFE, FallbackRules, reason_of
 from wsgigate.runtime.clocks import steady, wall
@@ -265,8 +265,8 @@ class StaleAnswers:
 
     :param app: The WSGI application to stand in for.
     :param rules: Which responses are failures; the methods of the rules are ignored.
-    :param max_size: Maximum size of the storage in bytes.
-    :param max_answer: Maximum body size of a stored response in bytes.
+    :param max_size: Maximum size of the stored responses per worker and route, in bytes.
+    :param max_answer: Maximum body size of a stored response, in bytes.
     :param stale_for: How long a response may be served after it is no longer fresh, in seconds, if
         it has no ``stale-if-error``.
     :param now: Returns the Unix time in seconds.
@@ -280,9 +280,9 @@ class StaleAnswers:
         app: WSGIApplication,
         *,
         rules: FallbackRules | None = None,
-        max_size: int = 16 * 1024 * 1024,
-        max_answer: int = 1024 * 1024,
-        stale_for: float = 3600.0,
+        max_size: Bytes = 16 * 1024 * 1024,
+        max_answer: Bytes = 1024 * 1024,
+        stale_for: Annotated[Seconds, Range(0)] = 3600.0,
         now: Callable[[], float] = wall,
         clock: Callable[[], float] = steady,
     ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import requests
@@ -25,7 +25,7 @@ from wsgigate.proxy.resilience import Resilience
 from wsgigate.proxy.response import BadResponse, Body, ResponseMaker, problem_of, reason_of
 from wsgigate.proxy.send import CLIENT_LEFT, Reservation, Sender
 from wsgigate.proxy.websocket import Tunnels, Upgrader, WebSocketLimits, is_upgrade
-from wsgigate.rules.arguments import checked
+from wsgigate.rules.arguments import Pattern, Seconds, checked
 
 __all__ = ["Forwarder"]
 
@@ -42,19 +42,21 @@ class Forwarder:
 
     :param pool: The instances of the service.
     :param strip_prefix: Prefix to remove from the path.
-    :param add_prefix: Prefix to add to the path afterwards.
+    :param add_prefix: Prefix to add to the path, after *strip_prefix*.
     :param preserve_host: Send the client's ``Host`` instead of the instance's own.
     :param request_fields: Changes to the request fields.
     :param response_fields: Changes to the response fields.
     :param identity: Field names and the claims they carry, such as ``{"X-User-Id": "sub"}``.
     :param forward_authorization: Whether to forward the client's ``Authorization``. Default: only
         when *identity* sends no verified claims instead.
-    :param connect_timeout: Seconds to wait for a connection.
-    :param read_timeout: Seconds to wait for the response to begin, and between its parts.
-    :param timeout: Seconds until the response begins, excluding the time to send a long request
-        body; caps the other two. A client may shorten it with ``X-Request-Timeout``, and the
-        remaining time is passed on.
-    :param rewrite_location: Rewrite ``Location`` fields to the URLs that clients see.
+    :param connect_timeout: The time limit for connecting, in seconds.
+    :param read_timeout: How long an instance may send nothing, in seconds: until the response
+        begins, and between its parts.
+    :param timeout: The time limit until the response begins, in seconds, excluding the time to send
+        a long request body; also caps *connect_timeout* and *read_timeout*. A client may shorten it
+        with ``X-Request-Timeout``, and the remaining time is passed on.
+    :param rewrite_location: Rewrite redirects to the instance (``Location``) to the URLs that
+        clients see.
     :param rewrite_cookies: Rewrite the paths of cookies to those that clients see, so that a cookie
         of one service is not sent to all. Disable it for a service that sets cookies for all.
     :param via: The gateway's name in ``Via``. A request that has passed it already is rejected.
@@ -79,15 +81,15 @@ class Forwarder:
         pool: Pool,
         *,
         strip_prefix: str = "",
-        add_prefix: str = "",
+        add_prefix: Annotated[str, Pattern(r"(?:/[^/?#]+)+", 'a path such as "/v1"')] = "",
         preserve_host: bool = False,
         request_fields: FieldRules | None = None,
         response_fields: FieldRules | None = None,
         identity: Mapping[str, str] | None = None,
         forward_authorization: bool | None = None,
-        connect_timeout: float = 2.0,
-        read_timeout: float = 30.0,
-        timeout: float = 30.0,
+        connect_timeout: Seconds = 2.0,
+        read_timeout: Seconds = 30.0,
+        timeout: Seconds = 30.0,
         rewrite_location: bool = True,
         rewrite_cookies: bool = True,
         via: str = "wsgigate",

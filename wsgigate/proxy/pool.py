@@ -8,13 +8,13 @@ import random as _random
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
+from typing import Annotated, Protocol
 
 from wsgigate.discovery import Instance
 from wsgigate.http.problem import Problem, Refusal
 from wsgigate.http.wsgi import Key
 from wsgigate.proxy.sticky import Stickiness
-from wsgigate.rules.arguments import checked
+from wsgigate.rules.arguments import Range, Seconds, checked
 from wsgigate.rules.balance import (
     InstanceState,
     Policy,
@@ -224,9 +224,10 @@ class Pool:
         a function that takes *random* and returns a policy.
     :param key: Returns the key of a request, for policies that keep equal keys together.
     :param sticky: Sticky sessions. Default: none.
-    :param instance_limit: Maximum requests of this worker in flight per instance.
-    :param slow_start: Seconds in which the weight of an instance that became healthy rises to its
-        full value; 0 for at once.
+    :param instance_limit: The maximum number of requests in flight per worker and instance.
+        Default: no limit.
+    :param slow_start: The time over which a recovered instance ramps up to its full share, in
+        seconds; 0 for at once.
     :param outlier: When a failing instance is ejected for a time; ``None`` for never. Each worker
         counts the outcomes of its own requests.
     :param zone: The preferred zone; instances of other zones get the requests that these cannot
@@ -247,8 +248,8 @@ class Pool:
         balance: str | Callable[[Callable[[], float]], Policy[Member]] = "two-choices",
         key: Key | None = None,
         sticky: Stickiness | None = None,
-        instance_limit: int | None = None,
-        slow_start: float = 0.0,
+        instance_limit: Annotated[int | None, Range(1)] = None,
+        slow_start: Annotated[Seconds, Range(0)] = 0.0,
         outlier: OutlierRules | None = None,
         zone: str = "",
         panic: float = 0.5,

@@ -6,13 +6,14 @@ import random as _random
 import threading
 import time
 from collections.abc import Callable, Collection
+from typing import Annotated
 
 from wsgigate.coordination.circuit import Circuit, Permit, Rejection
 from wsgigate.http.fields import retry_after
 from wsgigate.http.problem import Problem, Refusal
 from wsgigate.proxy.hedging import Hedge
 from wsgigate.proxy.pool import Compartment
-from wsgigate.rules.arguments import checked
+from wsgigate.rules.arguments import Range, checked
 from wsgigate.rules.circuit import FAILURES, check_failures
 from wsgigate.rules.retry import Attempt, Decision, HedgeRules, RetryBudget, RetryRules, decide
 from wsgigate.runtime import fork
@@ -45,7 +46,7 @@ class Resilience:
         self,
         *,
         circuit: Circuit | None = None,
-        failures: Collection[int] = FAILURES,
+        failures: Annotated[Collection[Annotated[int, Range(500, 599)]], Range(1)] = FAILURES,
         retry: RetryRules | None = None,
         budget: RetryBudget | None = None,
         bulkhead: Compartment | None = None,

@@ -7,13 +7,13 @@ from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from functools import lru_cache
 from hmac import compare_digest, digest
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 from wsgiref.types import WSGIEnvironment
 
 from wsgigate.discovery import Instance
 from wsgigate.http.fields import cookie_values, is_token
 from wsgigate.proxy.request import Outgoing
-from wsgigate.rules.arguments import checked
+from wsgigate.rules.arguments import FIELD_NAME, Pattern, Seconds, checked
 from wsgigate.runtime.clocks import wall
 
 __all__ = ["Stickiness", "StickyCookie", "StickyTarget"]
@@ -107,6 +107,9 @@ _ONLY_SECURE = ("__Host-", "__Secure-")
 """Name prefixes that browsers accept only with ``Secure`` (RFC 6265bis)."""
 
 
+_COOKIE_NAME = Pattern(FIELD_NAME, 'a cookie\'s name such as "shop"')
+
+
 @checked
 class Stickiness:
     """Keep each client of a service on the instance that served it first (sticky sessions).
@@ -118,10 +121,10 @@ class Stickiness:
 
     :param service: The service's name.
     :param secret: At least 16 bytes that all gateways of the service share.
-    :param cookie: The cookie's name. Default: ``wsgigate-`` and the service's name.
-    :param max_age: Seconds until it expires, renewed after half of them; ``None`` for a session
+    :param cookie: The cookie's name. Default: ``"wsgigate-"`` and the service's name.
+    :param max_age: The cookie's lifetime, renewed after half of it, in seconds. Default: a session
         cookie.
-    :param path: The cookie's ``Path``.
+    :param path: The cookie's path.
     :param keep_draining: Whether a draining instance keeps its clients.
     :param clock: Returns the Unix time.
     :raises ValueError: An argument is invalid; the message names it.
@@ -132,9 +135,9 @@ class Stickiness:
         service: str,
         secret: bytes,
         *,
-        cookie: str | None = None,
-        max_age: float | None = None,
-        path: str = "/",
+        cookie: Annotated[str, _COOKIE_NAME] | None = None,
+        max_age: Seconds | None = None,
+        path: Annotated[str, Pattern(r"/[^;\x00-\x1f\x7f]*", 'a path such as "/shop"')] = "/",
         keep_draining: bool = False,
         clock: Callable[[], float] = wall,
     ) -> None:

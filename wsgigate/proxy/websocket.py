@@ -35,7 +35,7 @@ from wsgigate.proxy.pool import InstanceLease
 from wsgigate.proxy.request import Outgoing
 from wsgigate.proxy.response import ResponseMaker
 from wsgigate.proxy.send import Sender
-from wsgigate.rules.arguments import checked
+from wsgigate.rules.arguments import Seconds, checked
 from wsgigate.runtime import fork
 from wsgigate.runtime.clocks import real
 
@@ -303,11 +303,12 @@ _BAD = Problem(502, "Bad gateway", extensions={"error": "Invalid response"})
 class WebSocketLimits:
     """Limits of a route's WebSockets.
 
-    :param idle_timeout: Seconds without a byte in either direction until a WebSocket is closed.
+    :param idle_timeout: How long a WebSocket may be idle, without a byte in either direction, in
+        seconds.
     :raises ValueError: *idle_timeout* is not above 0.
     """
 
-    idle_timeout: float = 60.0
+    idle_timeout: Seconds = 60.0
 
     def __post_init__(self) -> None:
         if not 0 < self.idle_timeout < float("inf"):

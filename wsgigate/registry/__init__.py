@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from wsgigate.auth.throttle import TokenGuard
@@ -17,6 +17,7 @@ from wsgigate.registry.expiry import LeaseExpiry
 from wsgigate.registry.listing import Listing, Reader, filtered
 from wsgigate.registry.long_poll import LongPoll
 from wsgigate.registry.storage import KEPT, Action, Changes, Full, Index, Keys, version_in
+from wsgigate.rules.arguments import Range
 from wsgigate.rules.registry import (
     Invalid,
     LeaseRules,
@@ -60,9 +61,9 @@ class Registry:
     :param rules: The lease times and the limits of self-preservation.
     :param destinations: The addresses that instances may have. Default: loopback and private
         networks.
-    :param most_services: The largest number of services, up to 1000.
-    :param most_instances: The largest number of instances of all services together, up to 1000000.
-    :param most_of_one: The largest number of instances of one service, up to 500.
+    :param most_services: The maximum number of services, up to 1000.
+    :param most_instances: The maximum number of instances of all services together, up to 1000000.
+    :param most_of_one: The maximum number of instances of one service, up to 500.
     :param prefix: The prefix of the keys in the store.
     :param asker: Carries out the HTTP and TCP checks of instances; without it, registrations with
         such checks are rejected. It must connect only to what *destinations* allows.
@@ -76,9 +77,9 @@ class Registry:
         *,
         rules: LeaseRules = LeaseRules(),  # noqa: B008 - it is frozen
         destinations: Destinations | None = None,
-        most_services: int = 1_000,
-        most_instances: int = 20_000,
-        most_of_one: int = 500,
+        most_services: Annotated[int, Range(1, 1_000)] = 1_000,
+        most_instances: Annotated[int, Range(1, 1_000_000)] = 20_000,
+        most_of_one: Annotated[int, Range(1, 500)] = 500,
         prefix: str = "registry/",
         asker: ProbeRunner | None = None,
     ) -> None:

@@ -1,8 +1,12 @@
-"""Type checks of constructor arguments, with errors that name the parameter.
+"""Types of constructor arguments: how a signature gives their units, and checks against it.
 
-The types are those of the signature. They are applied leniently, so that nothing is rejected that
-works: any number fits a number, any iterable a list, any value a bool, and what cannot be
-inspected, such as the items of an iterator, is left to the constructor.
+``Annotated`` types give what a type alone does not, such as ``Annotated[int, Range(1, 64)]``.
+The keys of a configuration file are derived from them, with the ``:param`` lines as descriptions.
+Constructors check the values themselves.
+
+The type checks are lenient, so that nothing is rejected that works: any number fits a number, any
+iterable a list, any value a bool, and what cannot be inspected, such as the items of an iterator,
+is left to the constructor. Their errors name the parameter.
 """
 
 from __future__ import annotations
@@ -12,13 +16,77 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from enum import Enum, auto
 from functools import wraps
 from numbers import Real
-from typing import Any, Literal, TypeVar, Union, cast
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar, Union, cast
 
-__all__ = ["checked", "explained"]
+__all__ = [
+    "FIELD_NAME",
+    "Bytes",
+    "Count",
+    "FieldName",
+    "Fraction",
+    "Method",
+    "OneOf",
+    "Pattern",
+    "Range",
+    "Seconds",
+    "Trait",
+    "checked",
+    "explained",
+    "types_of",
+]
 
 T = TypeVar("T")
+
+
+class Range(NamedTuple):
+    """The least and the most of a number; for a list, of the number of its items."""
+
+    least: float
+    most: float | None = None
+
+
+class OneOf(NamedTuple):
+    """The texts that are allowed."""
+
+    choices: tuple[str, ...]
+
+
+class Pattern(NamedTuple):
+    """The form of a text.
+
+    :ivar regex: A regular expression that matches the whole text.
+    :ivar expected: A description with an example, for error messages.
+    """
+
+    regex: str
+    expected: str
+
+
+class Trait(Enum):
+    """What else an ``Annotated`` type gives."""
+
+    SECONDS = auto()
+    """A time; in a file, text such as ``"30s"``. It is above 0 unless a range allows 0."""
+    BYTES = auto()
+    """A size; in a file, text such as ``"64KiB"``."""
+    SECRET = auto()
+    """Errors, logs and listings must not show the value."""
+    ZERO_IS_NONE = auto()
+    """A file gives 0 for ``None``, which TOML does not have."""
+
+
+FIELD_NAME = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
+"""The pattern of an HTTP token, such as the name of a header field or a cookie."""
+
+FieldName: TypeAlias = Annotated[str, Pattern(FIELD_NAME, "the name of a field")]
+Method: TypeAlias = Annotated[str, Pattern("[A-Z]+", 'a method such as "GET"')]
+Seconds: TypeAlias = Annotated[float, Trait.SECONDS]
+Bytes: TypeAlias = Annotated[int, Trait.BYTES]
+Count: TypeAlias = Annotated[int, Range(1)]
+Fraction: TypeAlias = Annotated[float, Range(0, 1)]
 
 _FUNCTION: object = Callable
 
@@ -50,12 +118,12 @@ def _wrapped(cls: type[T], *, afterwards: bool) -> type[T]:
             init(self, *args, **kwargs)
         except (TypeError, AttributeError, LookupError) as error:
             try:
-                _check(cls, init, signature, (self, *args), kwargs)
+                _check(cls, signature, (self, *args), kwargs)
             except ValueError as explanation:
                 raise explanation from error
             raise
         if afterwards:
-            _check(cls, init, signature, (self, *args), kwargs)
+            _check(cls, signature, (self, *args), kwargs)
 
     cls.__init__ = cast(Any, __init__)  # type: ignore[method-assign]
     return cls
@@ -63,7 +131,6 @@ def _wrapped(cls: type[T], *, afterwards: bool) -> type[T]:
 
 def _check(
     cls: type[Any],
-    init: Callable[..., None],
     signature: inspect.Signature,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
@@ -73,7 +140,7 @@ def _check(
         given = signature.bind(*args, **kwargs).arguments
     except TypeError:
         return
-    hints = _hints_of(cls, init)
+    hints = types_of(cls)
     for name, value in given.items():
         hint = hints.get(name, Any)
         if value is None and name == "app":
@@ -82,16 +149,20 @@ def _check(
             raise ValueError(f"{name}: expected {_words(hint)}, not {_shown(value)}")
 
 
-_known: dict[type[Any], dict[str, Any]] = {}
+_known: dict[Any, dict[str, Any]] = {}
 
 
-def _hints_of(cls: type[Any], init: Callable[..., None]) -> dict[str, Any]:
-    """Return the types of the parameters; Any for those that cannot be resolved at run time."""
-    hints = _known.get(cls)
+def types_of(make: Callable[..., Any]) -> dict[str, Any]:
+    """Return the types of the parameters of a class or a function.
+
+    A type that cannot be resolved at run time is Any.
+    """
+    hints = _known.get(make)
     if hints is None:
-        names = {**vars(typing), **vars(sys.modules[cls.__module__])}
-        hints = _known[cls] = {}
-        for name, written in init.__annotations__.items():
+        names = {**vars(typing), **vars(sys.modules[make.__module__])}
+        call: Any = cast(Any, make).__init__ if isinstance(make, type) else make
+        hints = _known[make] = {}
+        for name, written in call.__annotations__.items():
             try:
                 hints[name] = eval(written, names) if isinstance(written, str) else written  # noqa: S307
             except Exception:  # a name that is imported for type checkers only
@@ -101,6 +172,8 @@ def _hints_of(cls: type[Any], init: Callable[..., None]) -> dict[str, Any]:
 
 def _fits(value: Any, hint: Any) -> bool:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _fits(value, inner[0])
     if origin in (Union, types.UnionType):
         return any(_fits(value, each) for each in inner)
     if hint is Any:
@@ -163,6 +236,8 @@ def _has_methods(value: Any, protocol: type[Any]) -> bool:
 def _words(hint: Any) -> str:
     """Return *hint* in words for an error message."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _words(inner[0])
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(_words, inner)))
     if origin is Literal:

@@ -32,9 +32,9 @@ import struct
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from wsgigate.rules.arguments import checked
+from wsgigate.rules.arguments import Count, Fraction, Range, Seconds, Trait, checked
 
 __all__ = [
     "FAILURES",
@@ -72,39 +72,41 @@ _LONGEST = 86_400.0
 @checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CircuitRules:
-    """When a circuit opens, for how long, and what closes it again.
+    """Circuit breaker: when a circuit opens, for how long, and what closes it again.
 
-    :param consecutive_failures: Consecutive failures that open it; ``None`` disables the rule.
-    :param connect_failures: Consecutive connection failures that open it; ``None`` disables the
+    :param consecutive_failures: Consecutive failures that open the circuit; ``None`` disables the
         rule.
-    :param failure_rate: The share of failed calls that opens it, above 0 to 1; ``None`` disables
-        the rule.
-    :param slow_after: Seconds after which a call is slow; ``None`` disables the rule.
-    :param slow_rate: The share of slow calls that opens it, above 0 to 1.
-    :param minimum_calls: Calls in the window below which the shares do not count.
-    :param window: Seconds over which the shares are computed.
-    :param open_for: Seconds for which it stays open, doubled each time that a probe fails or that
-        it opens again soon after it has closed.
-    :param open_at_most: The most seconds for which it stays open. Default: 60 s, or *open_for* if
-        that is longer.
-    :param jitter: Maximum random shortening of the open time, as a share of it.
-    :param probes: Calls that are admitted after the open time; all of them must succeed.
-    :param probe_timeout: Seconds after which a probe without a result is given up.
+    :param connect_failures: Consecutive connection failures that open the circuit; ``None``
+        disables the rule.
+    :param failure_rate: The fraction of failed calls that opens the circuit, above 0 to 1;
+        ``None`` disables the rule.
+    :param slow_after: The duration from which a call is slow, in seconds. Default: no call is.
+    :param slow_rate: The fraction of slow calls that opens the circuit, above 0 to 1.
+    :param minimum_calls: The number of calls in the window below which the rates do not count.
+    :param window: The time over which the rates are computed, in seconds.
+    :param open_for: How long the circuit stays open, in seconds; doubled each time that a probe
+        fails or that it opens again soon after it has closed.
+    :param open_at_most: The maximum time for which the circuit stays open, in seconds. Default: one
+        minute, or *open_for* if that is longer.
+    :param jitter: The maximum random shortening of the open time, as a fraction of it.
+    :param probes: The number of probes: calls that are admitted after the open time, all of which
+        must succeed before the circuit closes.
+    :param probe_timeout: The time after which a probe without a result is abandoned, in seconds.
     :raises ValueError: An argument is invalid; the message names it.
     """
 
-    consecutive_failures: int | None = None
-    connect_failures: int | None = 5
-    failure_rate: float | None = 0.5
-    slow_after: float | None = None
-    slow_rate: float = 1.0
-    minimum_calls: int = 20
-    window: float = 10.0
-    open_for: float = 5.0
-    open_at_most: float | None = None
-    jitter: float = 0.2
-    probes: int = 5
-    probe_timeout: float = 30.0
+    consecutive_failures: Annotated[int | None, Trait.ZERO_IS_NONE] = None
+    connect_failures: Annotated[int | None, Trait.ZERO_IS_NONE] = 5
+    failure_rate: Annotated[float | None, Range(0, 1), Trait.ZERO_IS_NONE] = 0.5
+    slow_after: Seconds | None = None
+    slow_rate: Fraction = 1.0
+    minimum_calls: Count = 20
+    window: Seconds = 10.0
+    open_for: Seconds = 5.0
+    open_at_most: Seconds | None = None
+    jitter: Fraction = 0.2
+    probes: Annotated[int, Range(1, 1000)] = 5
+    probe_timeout: Seconds = 30.0
 
     def __post_init__(self) -> None:
         for name in ("consecutive_failures", "connect_failures", "minimum_calls", "probes"):

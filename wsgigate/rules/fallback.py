@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Annotated
 
-from wsgigate.rules.arguments import checked
+from wsgigate.rules.arguments import Method, OneOf, Range, checked
 
 __all__ = ["REASONS", "SAFE", "FallbackRules", "may_ask_another", "reason_of"]
 
@@ -52,16 +53,18 @@ def reason_of(failure: str | None, raised: bool = False) -> str:
 class FallbackRules:
     """When a response is replaced by the fallback.
 
-    :param statuses: The statuses that are replaced, each 500 to 599. An app that raises an
-        exception counts as 500.
-    :param reasons: The reasons for which they are replaced: any of :data:`REASONS`.
+    :param statuses: The response statuses that count as failures, each 500 to 599. An app that
+        raises an exception counts as 500.
+    :param reasons: The reasons of failure that trigger the fallback.
     :param methods: The methods of requests that can get the fallback.
     :raises ValueError: An argument is invalid; the message names it.
     """
 
-    statuses: Collection[int] = (502, 503, 504)
-    reasons: Collection[str] = tuple(sorted(REASONS))
-    methods: Collection[str] = ("GET", "HEAD", "OPTIONS")
+    statuses: Annotated[Collection[Annotated[int, Range(500, 599)]], Range(1)] = (502, 503, 504)
+    reasons: Annotated[Collection[Annotated[str, OneOf(tuple(sorted(REASONS)))]], Range(1)] = tuple(
+        sorted(REASONS)
+    )
+    methods: Annotated[Collection[Method], Range(1)] = ("GET", "HEAD", "OPTIONS")
 
     def __post_init__(self) -> None:
         if not self.statuses or not all(500 <= status <= 599 for status in self.statuses):

@@ -11,7 +11,10 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 from urllib.parse import unquote
+
+from wsgigate.rules.arguments import OneOf, Pattern, Range, Seconds
 
 __all__ = [
     "MOST_BODY",
@@ -69,32 +72,34 @@ class HealthCheck:
     :param path: The path to probe, with an optional query. It is relative to the instance: a path
         that could name another host or leave a prefix is rejected. ``None`` sends no request: an
         instance that accepts a connection is healthy.
-    :param interval: Seconds from one check of an instance to the next.
-    :param timeout: Seconds that one check may take in all.
-    :param healthy_after: Passed checks in a row that make an unhealthy instance healthy.
-    :param unhealthy_after: Failed checks in a row that make a healthy instance unhealthy.
+    :param interval: The time from one check of an instance to the next, in seconds.
+    :param timeout: The time limit for one check in all, in seconds.
+    :param healthy_after: Consecutive passed checks before an unhealthy instance is used again.
+    :param unhealthy_after: Consecutive failed checks before a healthy instance is removed from
+        rotation.
     :param statuses: The status codes of a healthy response. Default: 200 to 299.
     :param contains: A text that a healthy response contains in its first 64 KiB. Default: any.
     :param host: ``HOST[:PORT]`` to send in ``Host``. Default: the instance's host and port.
-    :param fields: Further request fields; their values do not appear in logs and errors.
+    :param fields: Further request fields by name, such as ``Authorization``; their values do not
+        appear in logs and errors.
     :param method: The request method.
-    :param port: The port to connect to. Default: the instance's.
-    :param scheme: ``http`` or ``https``. Default: the instance's.
+    :param port: The port to connect to. Default: the instance's port.
+    :param scheme: The scheme to probe with, ``http`` or ``https``. Default: the instance's scheme.
     :raises ValueError: An argument is invalid; the message names it.
     """
 
-    path: str | None
-    interval: float = 10.0
-    timeout: float = 2.0
-    healthy_after: int = 2
-    unhealthy_after: int = 3
-    statuses: Collection[int] = DEFAULT_STATUSES
+    path: Annotated[str, Pattern(r"/.*", 'a path such as "/health"')] | None
+    interval: Seconds = 10.0
+    timeout: Seconds = 2.0
+    healthy_after: Annotated[int, Range(1, 100)] = 2
+    unhealthy_after: Annotated[int, Range(1, 100)] = 3
+    statuses: Annotated[Collection[Annotated[int, Range(200, 599)]], Range(1)] = DEFAULT_STATUSES
     contains: str = ""
-    host: str = ""
+    host: Annotated[str, Pattern("", 'a name such as "shop.example"')] = ""
     fields: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
-    method: str = "GET"
-    port: int | None = None
-    scheme: str | None = None
+    method: Annotated[str, Pattern("", 'a method such as "GET" or "HEAD"')] = "GET"
+    port: Annotated[int | None, Range(1, 65535)] = None
+    scheme: Annotated[str, OneOf(("http", "https"))] | None = None
 
     def __post_init__(self) -> None:
         if self.path is not None:

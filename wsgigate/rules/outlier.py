@@ -10,9 +10,9 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from statistics import fmean, pstdev
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from wsgigate.rules.arguments import checked
+from wsgigate.rules.arguments import Count, Fraction, Range, Seconds, Trait, checked
 from wsgigate.rules.circuit import Outcome
 
 __all__ = ["Ejection", "OutlierRules", "Outliers", "low_success"]
@@ -25,32 +25,34 @@ _MOST_TIMES = 1_000
 @checked
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutlierRules:
-    """When an instance is ejected, and for how long.
+    """Outlier detection: when an instance is ejected, and for how long.
 
-    :param consecutive_failures: Failures in a row after which it is ejected; ``None`` disables the
+    :param consecutive_failures: Failures in a row that eject an instance; ``None`` disables the
         rule.
-    :param eject_for: Seconds of the first ejection; twice that for the second, three times that for
-        the third. Each such period without another ejection reduces the number by one.
-    :param eject_at_most: The most seconds of an ejection.
-    :param most_ejected: The share of the pool that may be ejected at once, 0 to 1. Above 0, one
-        instance may always be, if there are others.
+    :param eject_for: The duration of the first ejection, in seconds; twice that for the second,
+        three times that for the third. Each such period without another ejection reduces the number
+        by one.
+    :param eject_at_most: The maximum duration of an ejection, in seconds.
+    :param most_ejected: The maximum fraction of the instances that may be ejected at once, 0 to 1.
+        Above 0, one instance may always be, if there are others.
     :param success_rate: Whether an instance is ejected whose success rate is more than *deviations*
         standard deviations below the mean of all.
-    :param least_instances: The number of instances with enough requests below which success rates
-        are not compared.
-    :param least_requests: Requests within an interval that are enough.
-    :param deviations: The number of standard deviations.
+    :param least_instances: The minimum number of instances with enough requests to compare success
+        rates.
+    :param least_requests: The minimum number of requests in ten seconds to judge an instance's
+        success rate.
+    :param deviations: How many standard deviations below the mean a success rate must be to eject.
     :raises ValueError: An argument is invalid; the message names it.
     """
 
-    consecutive_failures: int | None = 5
-    eject_for: float = 30.0
-    eject_at_most: float = 300.0
-    most_ejected: float = 0.5
+    consecutive_failures: Annotated[int | None, Trait.ZERO_IS_NONE] = 5
+    eject_for: Seconds = 30.0
+    eject_at_most: Seconds = 300.0
+    most_ejected: Fraction = 0.5
     success_rate: bool = False
-    least_instances: int = 5
-    least_requests: int = 100
-    deviations: float = 1.9
+    least_instances: Count = 5
+    least_requests: Count = 100
+    deviations: Annotated[float, Range(0.1, 100)] = 1.9
 
     def __post_init__(self) -> None:
         for name in ("consecutive_failures", "least_instances", "least_requests"):

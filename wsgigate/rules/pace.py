@@ -14,6 +14,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
+
+from wsgigate.rules.arguments import Seconds, Trait
 
 __all__ = ["Pace", "PaceRules", "is_stream"]
 
@@ -44,9 +47,9 @@ class PaceRules:
     :raises ValueError: An argument is invalid; the message names it.
     """
 
-    least: float = 100.0
+    least: Annotated[float, Trait.BYTES] = 100.0
     grace: float = 30.0
-    total: float | None = None
+    total: Seconds | None = None
 
     def __post_init__(self) -> None:
         if type(self.least) not in (int, float) or not 0 <= self.least <= _MOST_RATE:

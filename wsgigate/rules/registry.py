@@ -48,6 +48,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from wsgigate.rules.arguments import Fraction, Seconds
 from wsgigate.rules.health import HealthCheck
 from wsgigate.rules.registry_checks import Check
 
@@ -271,20 +272,22 @@ class Evictions(NamedTuple):
 
 @dataclass(frozen=True)
 class LeaseRules:
-    """The times of a lease, in seconds, and the limit of self-preservation.
+    """The times of a lease, and the limit of self-preservation.
 
-    :param heartbeat: The interval of heartbeats.
-    :param unhealthy_after: Seconds of silence after which an instance counts as unhealthy.
-    :param remove_after: Seconds of silence after which it is removed.
-    :param preserve: The share of all instances, 0 to 1. While more than that are silent, at most
-        this share, and at least one, is removed per minute. 1 removes all of them at once.
+    :param heartbeat: The interval of heartbeats, in seconds.
+    :param unhealthy_after: The time without heartbeats after which an instance is unhealthy, in
+        seconds.
+    :param remove_after: The time without heartbeats after which an instance is removed, in seconds.
+    :param preserve: Self-preservation: while a larger fraction of all instances sends no
+        heartbeats, at most this fraction, and at least one, is removed per minute. 1 removes all of
+        them at once.
     :raises ValueError: An argument is invalid; the message names it.
     """
 
-    heartbeat: float = 10.0
-    unhealthy_after: float = 30.0
-    remove_after: float = 90.0
-    preserve: float = 0.15
+    heartbeat: Seconds = 10.0
+    unhealthy_after: Seconds = 30.0
+    remove_after: Seconds = 90.0
+    preserve: Fraction = 0.15
 
     def __post_init__(self) -> None:
         if not 0 < self.heartbeat <= 3600:

@@ -14,9 +14,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from wsgigate.rules.arguments import checked
+from wsgigate.rules.arguments import Bytes, Fraction, OneOf, Pattern, Range, Seconds, checked
 from wsgigate.rules.circuit import CallWindow
 from wsgigate.rules.dates import unix_time
 
@@ -54,15 +54,20 @@ class RetryBudget:
 
     All threads of a worker share it; the caller holds a lock.
 
-    :param share: Retries per request, 0 to 1.
-    :param floor: Retries per second that are always allowed.
-    :param period: Seconds over which the share is computed.
+    :param share: The maximum ratio of retries to requests, over the last ten seconds.
+    :param floor: Retries per second that are allowed regardless of the ratio.
+    :param period: Seconds over which the ratio is computed.
     :raises ValueError: An argument is invalid; the message names it.
     """
 
     __slots__ = ("_floor", "_recent", "_requests", "_share")
 
-    def __init__(self, share: float = 0.2, floor: float = 3.0, period: float = 10.0) -> None:
+    def __init__(
+        self,
+        share: Fraction = 0.2,
+        floor: Annotated[float, Range(0, 10_000)] = 3.0,
+        period: float = 10.0,
+    ) -> None:
         for name, value, most in (("share", share, 1), ("floor", floor, 10_000)):
             if type(value) not in (int, float) or not 0 <= value <= most:
                 raise ValueError(f"{name} is a number from 0 to {most}, got {value!r}")
@@ -157,6 +162,7 @@ _QUANTILE = re.compile(r"p([1-9][0-9](?:\.[0-9])?)", re.ASCII)
 _LONGEST_HEDGE = 60.0
 
 _MOST_HEDGES = 5
+_PERCENTILE = Pattern(_QUANTILE.pattern, 'a share of the answers such as "p95"')
 
 
 @checked
@@ -164,14 +170,14 @@ _MOST_HEDGES = 5
 class HedgeRules:
     """When an additional attempt starts in parallel with the first one, and how many do.
 
-    :param after: Seconds without a response after which it starts; or a percentile such as
-        ``"p95"``: the time within which 95 % of recent responses began.
-    :param most: The number of additional attempts, 1 to 5; each starts after that time again.
+    :param after: The time without a response after which an additional attempt starts, in seconds;
+        or a percentile such as ``"p95"``: the time within which 95 % of recent responses began.
+    :param most: The maximum number of additional attempts; each starts after that time again.
     :raises ValueError: An argument is invalid; the message names it.
     """
 
-    after: float | str = "p95"
-    most: int = 1
+    after: Seconds | Annotated[str, _PERCENTILE] = "p95"
+    most: Annotated[int, Range(1, _MOST_HEDGES)] = 1
 
     def __post_init__(self) -> None:
         after = self.after
@@ -244,32 +250,33 @@ class RetryRules:
     """When and how often a failed request is retried.
 
     :param attempts: The number of attempts in all, including the first; 1 disables retries.
-    :param backoff: Upper bound in seconds of the random wait before the first retry; doubled each
-        time.
-    :param backoff_at_most: The most that this bound grows to. Default: ten times *backoff*.
+    :param backoff: Upper bound of the random delay before the first retry, in seconds; doubled with
+        each retry.
+    :param backoff_at_most: The maximum bound of the random delay, in seconds. Default: ten times
+        *backoff*.
     :param methods: The methods that are retried although they may have been processed, out of
         GET, HEAD, OPTIONS, PUT and DELETE.
     :param statuses: The statuses that count as failures, each 500 to 599.
     :param idempotency_key: Whether the service honors ``Idempotency-Key``, so that a request of any
         method that has one can be retried. A client can send one to any service, so only the
         operator can decide this.
-    :param retry_after_at_most: The longest ``Retry-After`` in seconds that the gateway waits for; a
-        longer one is left to the client.
-    :param per_try_timeout: Seconds until one attempt is given up. Default: the remaining time of
-        the request.
-    :param buffer: Bytes of a request's body that are buffered to be sent again.
+    :param retry_after_at_most: The longest ``Retry-After`` that the gateway waits for, in seconds;
+        a longer one is left to the client.
+    :param per_try_timeout: The time limit for each attempt, until its response begins, in seconds.
+        Default: the remaining time of the request.
+    :param buffer: The maximum size of a request body that is kept to be sent again, in bytes.
     :raises ValueError: An argument is invalid; the message names it.
     """
 
-    attempts: int = 2
-    backoff: float = 0.025
-    backoff_at_most: float | None = None
-    methods: tuple[str, ...] = IDEMPOTENT
-    statuses: tuple[int, ...] = (502, 503, 504)
+    attempts: Annotated[int, Range(1, 10)] = 2
+    backoff: Annotated[Seconds, Range(0)] = 0.025
+    backoff_at_most: Annotated[Seconds, Range(0)] | None = None
+    methods: tuple[Annotated[str, OneOf(IDEMPOTENT)], ...] = IDEMPOTENT
+    statuses: tuple[Annotated[int, Range(500, 599)], ...] = (502, 503, 504)
     idempotency_key: bool = False
-    retry_after_at_most: float = 1.0
-    per_try_timeout: float | None = None
-    buffer: int = 65_536
+    retry_after_at_most: Annotated[Seconds, Range(0)] = 1.0
+    per_try_timeout: Seconds | None = None
+    buffer: Bytes = 65_536
 
     def __post_init__(self) -> None:
         if type(self.attempts) is not int or not 1 <= self.attempts <= _MOST_ATTEMPTS:
