@@ -275,14 +275,22 @@ def test_a_reload_under_load_fails_no_request(serve: Serve, serve_app: Serve) ->
 
 
 def test_requests_in_flight_finish_when_the_gateway_is_stopped(
-    serve: Serve, serve_app: Serve
+    serve: Serve, backend: Backend
 ) -> None:
-    upstream = serve_app(SLEEPY)
-    gateway = serve(plain(upstream.url))
+    stops = threading.Event()
+
+    def answer(connection: socket.socket, _request: Received) -> None:
+        assert stops.wait(20)
+        connection.sendall(reply(b"done"))
+
+    backend.answers = [answer]
+    gateway = serve(plain(backend.url))
     with ThreadPoolExecutor(4) as threads:
-        answers = [threads.submit(get, gateway.url + "/svc?1.5") for _ in range(4)]
-        time.sleep(0.7)
+        answers = [threads.submit(get, gateway.url + "/svc") for _ in range(4)]
+        backend.wait_for_requests(4)
         gateway.signal(signal.SIGTERM)
+        until(gateway.refuses)
+        stops.set()
         assert [answer.result().text for answer in answers] == ["done"] * 4
     assert gateway.process.wait(15) == 0
 

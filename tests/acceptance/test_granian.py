@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import requests
 
+from tests.support.sockets import read_to_end
 from tests.support.waiting import until
 from wsgigate.testing.backend import Backend, Received, cut, reply
 
@@ -45,16 +46,10 @@ def gateway(serve: Serve, backend: Backend) -> Any:
 
 
 def ask(gateway: Any, raw: bytes) -> bytes:
-    """Return all that comes back for *raw* until the gateway closes or nothing more comes."""
-    with socket.create_connection(("127.0.0.1", gateway.port), timeout=2) as connection:
+    """Send *raw*, after which the gateway is to close the connection; return its answer."""
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as connection:
         connection.sendall(raw)
-        got = b""
-        try:
-            while data := connection.recv(65536):
-                got += data
-        except TimeoutError:
-            pass
-        return got
+        return read_to_end(connection)
 
 
 def test_a_request_is_forwarded_and_its_way_told(
@@ -114,8 +109,9 @@ def test_http_1_1_without_a_host_is_refused(gateway: Any, backend: Backend) -> N
 
 def test_a_body_without_a_length_is_refused(gateway: Any, backend: Backend) -> None:
     """granian would not tell it from one that was cut."""
-    head = b"POST /svc HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
-    assert b" 411 Length Required" in ask(gateway, head + b"3\r\nabc\r\n0\r\n\r\n")
+    head = b"POST /svc HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+    body = b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+    assert b" 411 Length Required" in ask(gateway, head + body)
     assert not backend.requests
 
 

@@ -197,6 +197,8 @@ token = "the-token-of-operators-0123456789abcdef"
 [registry]
 token = "the-token-of-services-0123456789abcdef"
 [[middleware]]
+use = "logger"
+[[middleware]]
 use = "limiter"
 quota = "100000 per hour"
 key = "header:X-Api-Key"

@@ -27,20 +27,12 @@ Serve = Callable[..., Any]
 GATE = (*OPTIONS, "--worker-class", "wsgigate.servers.gunicorn_worker.GateWorker")
 
 
-def refuses(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=5).close()
-    except ConnectionRefusedError:
-        return True
-    return False
-
-
 def test_a_stopping_gateway_refuses_new_connections_at_once(serve_app: Serve) -> None:
     """A kernel accepts for any open listener: those connections would hang, then be reset."""
     server = serve_app(APP, *GATE, "--workers", "3")
     request = HeldRequest(server.port)
     server.signal(signal.SIGTERM)
-    until(lambda: refuses(server.port))
+    until(server.refuses)
     assert is_whole(request.finish())
     assert server.process.wait(15) == 0
 
@@ -196,7 +188,7 @@ class Front:
         """Stop one gateway, and start another on its port while the first still drains."""
         old = self.gateways[number]
         old.signal(signal.SIGTERM)
-        until(lambda: refuses(old.port))
+        until(old.refuses)
         self.gateways[number] = self._gateway(old.port)
 
 

@@ -52,6 +52,14 @@ class Served:
 
         until(up)
 
+    def refuses(self) -> bool:
+        """Return whether no process listens on its port."""
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=5).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
     def workers(self) -> list[int]:
         """Return the process ids of the workers, oldest first."""
         pid = self.process.pid
