@@ -145,7 +145,7 @@ def _django() -> tuple[WSGIApplication, Theirs]:
     )
     django.setup()
     views = {"plain": lambda request: HttpResponse("hello")}
-    site.urlpatterns = [path("api/orders/7", lambda request: views[current[0]](request))]
+    site.urlpatterns = [path("api/orders/7", lambda request: views[current[0]](request))]  # type: ignore[has-type]
     current = ["plain"]
     app: WSGIApplication = get_wsgi_application()
 

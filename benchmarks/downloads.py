@@ -55,7 +55,7 @@ strip_prefix = true
 """
 
 GEVENT = ("--worker-class", "gevent", "--http-parser", "python", "--header-map", "refuse")
-GEVENT += ("--forwarded-allow-ips", "", "--forwarder-headers", "", "--timeout", "300")
+GEVENT += ("--forwarded-allow-ips", "", "--forwarder-headers", "", "--timeout", "300")  # type: ignore[assignment]
 
 
 class Held(NamedTuple):
@@ -68,7 +68,7 @@ class Held(NamedTuple):
     :ivar ended: How many responses the gateway had come to the end of.
     """
 
-    count: int
+    count: int  # type: ignore[assignment]
     before: int
     during: int
     after: int

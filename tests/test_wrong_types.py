@@ -148,7 +148,7 @@ def test_a_wrong_type_is_a_value_error(name: str, parameter: str) -> None:
         ),
         (lambda: Instance(1), "url: expected a text, not 1"),
         (lambda: Quota(1, 60, calendar=[1]), "calendar: expected a text or None, not a list"),
-        (lambda: Splitter({"a": 1}), "apps: expected a table"),
+        (lambda: Splitter({"a": 1}), "apps: expected a table"),  # type: ignore[dict-item]
     ],
 )
 def test_it_names_the_parameter_and_what_is_right(make: Callable[[], object], words: str) -> None:

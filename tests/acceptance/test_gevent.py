@@ -97,7 +97,7 @@ def test_bodies_and_streams_pass_as_under_the_others(gateway: Any, backend: Back
     def answer(connection: socket.socket, request: Received) -> bool:
         if request.target == "/cut":
             return bool(
-                cut(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nbegun")(connection, request)
+                cut(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nbegun")(connection, request)  # type: ignore[operator]
             )
         if request.target == "/events":
             head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"

@@ -241,7 +241,7 @@ def test_a_request_that_its_client_cancels_ends_at_once(
             ended.release()
         return False
 
-    gate.backend.answers = [held] * 8 + [reply(b"ok")]
+    gate.backend.answers = [held] * 8 + [reply(b"ok")]  # type: ignore[assignment]
     before = gate.log.count('"status":499')
     with ExitStack() as stack:
         client = stack.enter_context(gate.client())

@@ -40,8 +40,8 @@ def key(kind, number=0):
     """Return one key of that kind, always the same: the private and the public PEM."""
     private = KINDS[kind]()
     return (
-        private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
-        private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
+        private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),  # type: ignore[attr-defined]
+        private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),  # type: ignore[attr-defined]
     )
 
 

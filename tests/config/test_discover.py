@@ -313,7 +313,7 @@ def test_a_name_is_checked_where_it_is_connected_to(
 
 def test_the_gateway_is_never_its_own_instance(make: Make, tmp_path: Path) -> None:
     (tmp_path / "users.json").write_text('["http://127.0.0.1:3999", "http://127.0.0.1:3998"]')
-    gateway = make("discover = 'file:users.json'", "[gateway]\nbind = '127.0.0.1:3999'")
+    gateway = make("discover = 'file:users.json'", "[gateway]\nbind = '127.0.0.1:3999'")  # type: ignore[call-arg]
     gateway.start()
     assert [one.url for one in gateway.pools["users"].instances] == ["http://127.0.0.1:3998"]
 
@@ -324,7 +324,7 @@ def test_instances_of_the_file_stay_as_they_are_wherever_they_are(make: Make) ->
 
 
 def test_what_registers_with_the_gateway_is_found(make: Make, backend: Backend) -> None:
-    gateway = make("discover = 'registry'", "[registry]\nopen = true")
+    gateway = make("discover = 'registry'", "[registry]\nopen = true")  # type: ignore[call-arg]
     assert gateway.registry is not None
     gateway.registry.register(Registered("users", "users-1", "127.0.0.1", backend.port))
     gateway.registry.register(Registered("others", "others-1", "127.0.0.1", 1))
@@ -361,7 +361,7 @@ def test_the_list_of_the_registry_holds_when_a_name_means_something_else(
     make: Make, backend: Backend, registry: list[str], discover: list[str] | None, status: int
 ) -> None:
     narrowed = "" if discover is None else f", allowed_networks = {discover}"
-    gateway = make(
+    gateway = make(  # type: ignore[call-arg]
         f"discover = {{ use = 'registry'{narrowed} }}\n"
         "health = { path = '/health', interval = '1h' }",
         f"[registry]\nopen = true\nallowed_networks = {registry}",
@@ -377,7 +377,7 @@ def test_the_list_of_the_registry_holds_when_a_name_means_something_else(
 
 def test_a_public_network_that_may_register_is_reached(make: Make, backend: Backend) -> None:
     """The registry's list is enough, also where it is wider than the usual one."""
-    gateway = make(
+    gateway = make(  # type: ignore[call-arg]
         "discover = 'registry'", "[registry]\nopen = true\nallowed_networks = ['203.0.113.0/24']"
     )
     assert gateway.registry is not None
@@ -449,7 +449,7 @@ def test_a_service_is_asked_by_the_host_that_the_file_names(
         "file": "discover = 'file:users.json'",
         "registry": "discover = 'registry'",
     }[source]
-    gateway = make(f"{where}\nhost = 'virtual.example'", "[registry]\nopen = true")
+    gateway = make(f"{where}\nhost = 'virtual.example'", "[registry]\nopen = true")  # type: ignore[call-arg]
     assert gateway.registry is not None
     gateway.registry.register(Registered("users", "users-1", "127.0.0.1", backend.port))
     assert Client(gateway).get("/").text == "ok"

@@ -255,7 +255,7 @@ def test_nor_those_that_are_new(fleet: Fleet) -> None:
 def test_a_small_service_does_not_queue_behind_a_large_one(fleet: Fleet) -> None:
     worker = fleet.worker(most=4)
     large, small = Marks(), Marks("http://small")
-    large.instances = tuple(Instance(f"http://dead{number}") for number in range(1000))
+    large.instances = tuple(Instance(f"http://dead{number}") for number in range(1000))  # type: ignore[assignment]
     checker = HealthChecker(
         {"large": large, "small": small},
         {"large": HealthCheck("/"), "small": HealthCheck("/")},
@@ -595,7 +595,7 @@ def test_a_round_that_fails_is_logged_and_the_next_one_comes(
     class Flawed(Marks):
         rounds = 0
 
-        @property
+        @property  # type: ignore[override]
         def instances(self) -> tuple[Instance, ...]:  # type: ignore[override]
             self.rounds += 1
             if self.rounds == 1:

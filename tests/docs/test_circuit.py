@@ -30,6 +30,6 @@ def test_every_state_and_every_step_is_in_it(script: dict[str, Any]) -> None:
     words = [text.text for text in root.iter(f"{SVG}text")]
     assert {state.value for state in State} <= set(words)
     labels = [text.text for text in root.iter(f"{SVG}text") if text.get("class") == "label"]
-    assert sorted(labels) == sorted(event.value for _, event in TRANSITIONS)
+    assert sorted(labels) == sorted(event.value for _, event in TRANSITIONS)  # type: ignore[type-var]
     arrows = [path for path in root.iter(f"{SVG}path") if path.get("style") is None]
     assert len(arrows) == len({(before, after) for (before, _), after in TRANSITIONS.items()})

@@ -114,7 +114,7 @@ def _full(backend: Backend) -> Any:
         client = _to(backend, sessions=Sessions(lambda: session), connect_timeout=0.05)
         held = client.application(EnvironBuilder().get_environ(), lambda *_: lambda _: None)
         answer = client.get("/")
-        held.close()
+        held.close()  # type: ignore[attr-defined]
         return answer
 
 

@@ -220,7 +220,7 @@ def test_the_whole_stack_is_valid_wsgi_in_any_order(seed):
         {"HTTP_AUTHORIZATION": "Bearer bad"},
         {"CONTENT_LENGTH": "1001"},
     )
-    for more in refused:
+    for more in refused:  # type: ignore[assignment]
         assert ask(stack, method="POST", body=b"x", **more).status.startswith("4")
     preflight = {"HTTP_ACCESS_CONTROL_REQUEST_METHOD": "TRACE"}
     assert ask(stack, method="OPTIONS", **preflight).status == "403 Forbidden"

@@ -339,8 +339,8 @@ def test_it_limits_flask_and_django(store, django_app):
     assert held.status_code == 200
     assert client.get("/").json == {"hello": "flask"}
     inner = django_app({"": lambda request: JsonResponse({"hello": "django"})})
-    app = ConcurrencyLimiter(inner, 1, store=store, name="django")
-    held, refused = Answer(app), Answer(app)
+    app = ConcurrencyLimiter(inner, 1, store=store, name="django")  # type: ignore[assignment]
+    held, refused = Answer(app), Answer(app)  # type: ignore[assignment]
     assert (held.status, refused.status) == (200, 429)
     assert json.loads(held.close()) == {"hello": "django"}
 

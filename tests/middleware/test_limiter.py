@@ -60,8 +60,8 @@ def ask(app, address="192.0.2.1", **environ):
     try:
         sent = b"".join(body)
     finally:
-        body.close()
-    return Answer(*begun, sent)
+        body.close()  # type: ignore[attr-defined]
+    return Answer(*begun, sent)  # type: ignore[call-arg]
 
 
 def test_a_caller_passes_as_often_as_its_quota_says_and_is_then_refused(store):

@@ -51,7 +51,7 @@ def ask(app, **environ):
 
     answer = validator(app)(environ, start_response)
     body = b"".join(answer)
-    answer.close()
+    answer.close()  # type: ignore[attr-defined]
     status, fields = begun
     return status, fields, json.loads(body) if status != 200 else {}
 

@@ -198,7 +198,7 @@ def test_a_store_that_worked_and_then_cannot_be_used_is_an_outage(tmp_path):
 def test_the_store_of_a_file_was_looked_at_when_the_gateway_started(tmp_path):
     url, _ = unusable(tmp_path, "file")
     store = open_store(url)
-    store.checked = True
+    store.checked = True  # type: ignore[attr-defined]
     app = Limiter(hello, "1/m", store=store)
     assert status(app) == 200
     assert app.store_errors == 1
@@ -273,7 +273,7 @@ def test_wrappers_that_go_round_in_a_circle_do_not_hang(private):
             return hello(environ, start_response)
 
     one, two = Wrapper(), Wrapper()
-    one.app, two.app = two, one
+    one.app, two.app = two, one  # type: ignore[attr-defined]
     app = Limiter(one, "1/m")
     assert status(app) == 200
     app.close()

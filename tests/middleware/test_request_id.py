@@ -189,8 +189,8 @@ def test_the_apps_own_lines_have_the_id(filtered):
         log.warning("between")
         for _ in body:
             log.warning("server")
-        body.close()
-        body.close()
+        body.close()  # type: ignore[attr-defined]
+        body.close()  # type: ignore[attr-defined]
     told = [line.split() for line in lines.getvalue().splitlines()]
     assert told[0] == ["-", "before"]
     for number in "12":
@@ -258,7 +258,7 @@ def test_it_is_found_by_its_name_in_a_configuration(filtered):
     record = logging.LogRecord("x", logging.INFO, "x", 1, "x", (), None)
     [handler] = logging.getLogger("tests.configured").handlers
     assert handler.filter(record)
-    assert record.request_id == "none"
+    assert record.request_id == "none"  # type: ignore[attr-defined]
     handler.filters.clear()
     gc.collect()  # the configuration is a cycle that holds the filter
 

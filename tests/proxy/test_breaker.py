@@ -193,14 +193,14 @@ def test_an_answer_is_counted_at_its_end_and_that_of_a_probe_at_its_beginning(
     client = make(backend.url)
     first, *_ = run_wsgi_app(client.application, EnvironBuilder("/").get_environ())
     assert counts(client) == ("CLOSED", 0, 0)
-    first.close()  # the client has enough
+    first.close()  # type: ignore[attr-defined]  # the client has enough
     assert counts(client) == ("CLOSED", 0, 1)
     client.get("/")
     client.get("/")
     clock.advance(5)
     probe, *_ = run_wsgi_app(client.application, EnvironBuilder("/").get_environ())
     assert counts(client)[0] == "CLOSED"
-    probe.close()
+    probe.close()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def test_a_retry_and_its_wait_keep_the_place(sessions: Sessions) -> None:
             sessions=sessions,
             most=1,
             retry=RetryRules(),
-            sleep=lambda _: held.append(bulkhead.in_flight),
+            sleep=lambda _: held.append(bulkhead.in_flight),  # type: ignore[has-type]
             random=lambda: 0.5,
         )
         assert ask(app).text == "well"

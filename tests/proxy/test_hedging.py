@@ -164,8 +164,8 @@ def test_the_first_one_counts_when_it_answers_first_after_all(make: Make) -> Non
         thread = threading.Thread(target=answer)
         thread.start()
         environ = new_environ()
-        answer = Server().serve(client.application, environ)
-        assert answer.chunks == [b"first"]
+        answer = Server().serve(client.application, environ)  # type: ignore[assignment]
+        assert answer.chunks == [b"first"]  # type: ignore[attr-defined]
         assert environ[INSTANCE] == one.url.removeprefix("http://")
         thread.join(20)
         other.wait_until_closed()

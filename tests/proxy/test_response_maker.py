@@ -174,7 +174,7 @@ def test_a_body_ends_once_and_frees_everything() -> None:
     assert list(made) == [b"a", b"b"]
     made.close()
     made.close()
-    assert (response.closed, made._watch.closed, ended) == (1, 1, [None])
+    assert (response.closed, made._watch.closed, ended) == (1, 1, [None])  # type: ignore[attr-defined]
     assert response.raw.asked == [False] * 3
 
 

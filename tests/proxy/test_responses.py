@@ -204,7 +204,7 @@ def check(case: Case, backend: Backend, client: Client, ending: str) -> None:
         connection.sendall(case.data)
         return connection.recv(1) == b"never"
 
-    first: Answer = {"closes": farewell, "lingers": loiter, "keeps": case.data}[ending]
+    first: Answer = {"closes": farewell, "lingers": loiter, "keeps": case.data}[ending]  # type: ignore[assignment]
     backend.answers = [first, reply(NEXT)]
     environ = EnvironBuilder("/", method=case.method).get_environ()
     chunks, status, headers = run_wsgi_app(client.application, environ)

@@ -50,7 +50,7 @@ class BucketModel(Model):
     """Pours out what passed, and fills it up evenly in between; in ticks of the algorithm."""
 
     def used(self, now: int) -> Fraction:
-        tick = self.algorithm.tick
+        tick = self.algorithm.tick  # type: ignore[attr-defined]
         ticks = -(-self.period // tick)
         used, before = Fraction(0), None
         for moment, cost in [*self.passed, (now, 0)]:
@@ -72,8 +72,8 @@ class SlidingModel(Model):
     """Counts what is at most so many slots old."""
 
     def counted(self, now: int) -> list[tuple[int, int]]:
-        slot = -(-self.period // self.algorithm.SLOTS)
-        least = now // slot - self.algorithm.SLOTS
+        slot = -(-self.period // self.algorithm.SLOTS)  # type: ignore[attr-defined]
+        least = now // slot - self.algorithm.SLOTS  # type: ignore[attr-defined]
         return [(moment, cost) for moment, cost in self.passed if moment // slot >= least]
 
 

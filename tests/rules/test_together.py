@@ -88,7 +88,7 @@ def test_its_state_is_that_of_each_and_a_few_bytes():
     together = Together([SECOND, MINUTE, MONTH])
     state = together.take(None, NOW)[0]
     assert state == b"t" + b"".join(
-        tag + len(own).to_bytes(2, "big") + own
+        tag + len(own).to_bytes(2, "big") + own  # type: ignore[operator]
         for tag, own in zip(
             together._tags, [one.take(None, NOW)[0] for one in (SECOND, MINUTE, MONTH)], strict=True
         )

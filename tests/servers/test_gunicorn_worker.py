@@ -46,11 +46,11 @@ class Worker(GateWorker):
         self.log = SimpleNamespace(exception=self.told.append)
         self.method_queue = SimpleNamespace(defer=lambda *what: self.deferred.append(what))
         self._at_work = set()
-        self._end = end
+        self._ends_with = end
 
     def handle(self, conn: Any) -> Any:
         assert self._at_work
-        return self._end()
+        return self._ends_with()
 
 
 Serve = Callable[..., tuple[Worker, Connection]]
@@ -182,7 +182,7 @@ def test_a_worker_that_does_not_accept_looks_again_soon(
     worker.tpool = SimpleNamespace(count=2)
     worker.poller = SimpleNamespace(select=lambda timeout: asked.append(timeout) or ())
     worker._untaken_since = None
-    vars(worker).update(changes)
+    worker.__dict__.update(changes)
     worker.wait_for_and_dispatch_events(1.0)
     assert asked[0] == waits
 
@@ -198,7 +198,7 @@ def test_a_connection_that_can_not_be_closed_in_good_order_ends_no_worker(serve:
 
     worker, connection = serve(lambda: False)
     worker.nr_conns = 1
-    connection.close = close
+    connection.close = close  # type: ignore[attr-defined]
     worker._close_gracefully(connection)
     assert worker.told == ["Error closing a connection"]
     assert (worker.nr_conns, connection.sock.fileno()) == (0, -1)

@@ -227,7 +227,7 @@ def hello(environ: Any, start_response: Any) -> list[bytes]:
 def test_what_stands_around_one_app_shares_its_names() -> None:
     app = flask.Flask(__name__)
     inner = OpenedStore(None, app.wsgi_app)
-    app.wsgi_app = lambda environ, start: []  # type: ignore[method-assign]
+    app.wsgi_app = lambda environ, start: []  # type: ignore[assignment, method-assign]
     assert inner.prefix == OpenedStore("lmdb:", app).prefix
     assert inner.prefix != OpenedStore(None, hello).prefix
 

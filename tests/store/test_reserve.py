@@ -81,7 +81,7 @@ def store(request, folder, clock):
     if request.param == "memory":
         made = MemoryStore(max_items=2000, clock=clock)
     else:
-        made = LmdbStore(folder, map_size=MEGABYTE, clock=clock)
+        made = LmdbStore(folder, map_size=MEGABYTE, clock=clock)  # type: ignore[assignment]
     yield made
     made.close()
 

@@ -66,7 +66,7 @@ class Authority:
         if self.identified:
             theirs = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
             ours = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
-            signs = x509.KeyUsage(True, *[False] * 4, own, own, False, False)
+            signs = x509.KeyUsage(True, False, False, False, False, own, own, False, False)
             builder = builder.add_extension(theirs, critical=False)
             builder = builder.add_extension(ours, critical=False)
             builder = builder.add_extension(signs, critical=True)
