@@ -18,7 +18,7 @@ from wsgigate.discovery.health_results import InThreads
 from wsgigate.http.wsgi import REASON
 from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.proxy.pool import Pool
-from wsgigate.rules.health import HealthCheck, Outcome
+from wsgigate.rules.health import CheckResult, HealthCheck
 from wsgigate.rules.routing import Route, listing
 from wsgigate.store.memory import MemoryStore
 from wsgigate.units import iso_time
@@ -290,7 +290,9 @@ def test_with_a_real_checker_and_pool_the_answers_follow_the_checks() -> None:
         {"shop": HealthCheck("/health")},
         MemoryStore(clock=lambda: NOW),
         InThreads(
-            lambda instance, check: Outcome(instance.url == "http://b:1", 200, "2ms", "Timeout"),
+            lambda instance, check: CheckResult(
+                instance.url == "http://b:1", 200, "2ms", "Timeout"
+            ),
             spawn=lambda work: work(),
         ),
         random=lambda: 0.0,

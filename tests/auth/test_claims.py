@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wsgigate.auth.jwt import KINDS, ClaimRules, granted_scopes
-from wsgigate.http.strict_json import TokenRejected
+from wsgigate.auth.jwt import KINDS, ClaimRules, TokenRejected, granted_scopes
 
 STRICT = {"issuer": "me", "audience": "us", "leeway": 10, "max_lifetime": 100, "typ": "at+jwt"}
 CLAIMS = {"iss": "me", "aud": "us", "sub": "a", "iat": 1000, "nbf": 1000, "exp": 1050}

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from wsgigate.auth.jwt import _ROCA_PRIMES, ALGORITHMS, CURVES, SECRET_BYTES, Keys, mint
+from wsgigate.auth.jwt import _ROCA_PRIMES, ALGORITHMS, CURVES, SECRET_BYTES, VerificationKeys, mint
 
 SECRET = "0123456789abcdef" * 4
 
@@ -68,11 +68,11 @@ def signed_by(private, algorithm):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_algorithm_verifies_its_own_signatures_and_no_others(algorithm):
     if algorithm in SECRET_BYTES:
-        private, keys = SECRET, Keys([algorithm], secret=SECRET)
+        private, keys = SECRET, VerificationKeys([algorithm], secret=SECRET)
     else:
         kind = {"EdDSA": "ed25519"}.get(algorithm, algorithm if algorithm in CURVES else "rsa")
         private, public = key(kind)
-        keys = Keys([algorithm], public_key=public.decode())
+        keys = VerificationKeys([algorithm], public_key=public.decode())
     signed, signature = signed_by(private, algorithm)
     assert algorithm in keys
     assert "none" not in keys
@@ -85,7 +85,9 @@ def test_every_algorithm_verifies_its_own_signatures_and_no_others(algorithm):
 
 def test_ed448_is_eddsa_too():
     private, public = key("ed448")
-    assert Keys(["EdDSA"], public_key=public).verify("EdDSA", *signed_by(private, "EdDSA"))
+    assert VerificationKeys(["EdDSA"], public_key=public).verify(
+        "EdDSA", *signed_by(private, "EdDSA")
+    )
 
 
 @pytest.mark.parametrize("kind", ["rsa", "ES256", "secret"])
@@ -93,11 +95,11 @@ def test_during_a_rotation_the_old_and_the_new_key_are_good(kind):
     """Security J26."""
     if kind == "secret":
         name, old, new, other = "HS256", SECRET, "n" * 32, "o" * 32
-        keys = Keys([name], secret=[old, new.encode()])
+        keys = VerificationKeys([name], secret=[old, new.encode()])
     else:
         name = "RS256" if kind == "rsa" else "ES256"
         (old, old_public), (new, new_public), (other, _) = (key(kind, n) for n in range(3))
-        keys = Keys([name], public_key=[old_public, new_public])
+        keys = VerificationKeys([name], public_key=[old_public, new_public])
     assert keys.verify(name, *signed_by(old, name))
     assert keys.verify(name, *signed_by(new, name))
     assert not keys.verify(name, *signed_by(other, name))
@@ -105,7 +107,7 @@ def test_during_a_rotation_the_old_and_the_new_key_are_good(kind):
 
 def test_keys_of_several_kinds_serve_each_its_own_algorithm():
     """Security J02: the key decides what it can be used for."""
-    keys = Keys(["RS256", "ES256"], public_key=[key("rsa")[1], key("ES256")[1]])
+    keys = VerificationKeys(["RS256", "ES256"], public_key=[key("rsa")[1], key("ES256")[1]])
     assert keys.verify("RS256", *signed_by(key("rsa")[0], "RS256"))
     assert keys.verify("ES256", *signed_by(key("ES256")[0], "ES256"))
     assert not keys.verify("ES256", *signed_by(key("rsa")[0], "RS256"))
@@ -114,7 +116,7 @@ def test_keys_of_several_kinds_serve_each_its_own_algorithm():
 @pytest.mark.parametrize("form", ["raw", "der"])
 def test_an_ecdsa_signature_has_one_form(form):
     """Security J22: r or s of zero, and the DER form, are no signatures (RFC 7518 section 3.4)."""
-    keys = Keys(["ES256"], public_key=key("ES256")[1])
+    keys = VerificationKeys(["ES256"], public_key=key("ES256")[1])
     signed, signature = signed_by(key("ES256")[0], "ES256")
     r, s = signature[:32], signature[32:]
     if form == "raw":
@@ -202,7 +204,7 @@ WRONG = [
 def test_a_key_that_cannot_protect_anything_is_refused_at_once(algorithms, options, text):
     """Security J02, J03, J21, J33."""
     with pytest.raises(ValueError, match=text) as caught:
-        Keys(algorithms, **options)
+        VerificationKeys(algorithms, **options)
     assert SECRET not in str(caught.value)
 
 

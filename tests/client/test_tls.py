@@ -26,7 +26,7 @@ from wsgigate.discovery.sources.http import ApiClient
 from wsgigate.proxy.health_probe import Prober, TlsPolicy
 from wsgigate.proxy.urllib3_adapter import UrllibAdapter
 from wsgigate.registration.client import DeadlineAdapter
-from wsgigate.rules.health import HealthCheck, Outcome
+from wsgigate.rules.health import CheckResult, HealthCheck
 from wsgigate.store.redis_connections import _TLSConnection
 from wsgigate.testing.backend import Backend
 
@@ -152,7 +152,7 @@ def _discovery(port: int, authorities: str) -> None:
 
 
 def _health(port: int, authorities: str) -> None:
-    outcome: Future[Outcome] = Future()
+    outcome: Future[CheckResult] = Future()
     prober = Prober({"svc": TlsPolicy(authorities)})
     instance = Instance(f"https://127.0.0.1:{port}")
     prober.ask("svc", instance, HealthCheck("/", timeout=10), outcome.set_result)

@@ -24,7 +24,7 @@ from wsgigate.config.load import parse
 from wsgigate.discovery import Instance
 from wsgigate.gateway import Gateway
 from wsgigate.registry import Registry
-from wsgigate.rules.health import HealthCheck, Outcome
+from wsgigate.rules.health import CheckResult, HealthCheck
 from wsgigate.rules.registry import Registered
 from wsgigate.testing.backend import Backend
 
@@ -388,15 +388,15 @@ def test_a_public_network_that_may_register_is_reached(make: Make, backend: Back
     ]
 
 
-def checked(gateway: Gateway, url: str, host: str = "") -> Outcome:
+def checked(gateway: Gateway, url: str, host: str = "") -> CheckResult:
     """Return what a health check of the service's instance finds."""
     assert gateway.health is not None
-    found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+    found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
     instance = Instance(url, host=host)
     check = HealthCheck("/health", timeout=5)
     gateway.health._asker.ask("users", instance, check, found.put)
     outcome = found.get(timeout=10)
-    assert isinstance(outcome, Outcome)
+    assert isinstance(outcome, CheckResult)
     return outcome
 
 

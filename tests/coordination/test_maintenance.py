@@ -121,7 +121,7 @@ def test_what_goes_out_of_service_and_comes_back_is_logged_and_by_one_worker(
 ) -> None:
     store = MemoryStore(clock=clock)
     one = MaintenanceSwitch(store, clock=clock)
-    other = MaintenanceSwitch(store, clock=clock, speaks=lambda: False)
+    other = MaintenanceSwitch(store, clock=clock, may_log=lambda: False)
     operator = MaintenanceSwitch(store, clock=clock)  # the command line's, in another process
     with caplog.at_level(logging.INFO, "wsgigate.maintenance"):
         operator.on("gateway", lasts=60, message="Back at noon.")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from wsgigate.coordination.worker_reports import RENEW, TTL, Steady, WorkerReports
+from wsgigate.coordination.worker_reports import RENEW, TTL, StableTimes, WorkerReports
 from wsgigate.store import Store, StoreError
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.store.memory import MemoryStore
@@ -207,7 +207,7 @@ def test_what_is_due_beside_the_report_is_done_each_round(store: Watched, clock:
 
 
 def test_a_moment_worked_out_again_is_the_same() -> None:
-    steady = Steady()
+    steady = StableTimes()
     assert steady("a", 7.1234567) == 7.123
     assert [steady("a", 7.1 + n / 1000) for n in range(40)] == [7.123] * 40
     assert steady("a", 8.0) == 8.0

@@ -10,13 +10,13 @@ import pytest
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.discovery.health_results import InThreads
-from wsgigate.rules.health import HealthCheck, Outcome
+from wsgigate.rules.health import CheckResult, HealthCheck
 from wsgigate.store import Store, StoreError
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.store.memory import MemoryStore
 
-UP = Outcome(True, 200, "1.00ms")
-DOWN = Outcome(False, error="Connection refused")
+UP = CheckResult(True, 200, "1.00ms")
+DOWN = CheckResult(False, error="Connection refused")
 
 
 class Clock:
@@ -44,10 +44,10 @@ class Network:
     """Stands for all instances: each is up unless said, and every check of it is counted."""
 
     def __init__(self) -> None:
-        self.outcomes: dict[str, Outcome] = {}
+        self.outcomes: dict[str, CheckResult] = {}
         self.asked: list[str] = []
 
-    def __call__(self, instance: Instance, check: HealthCheck) -> Outcome:
+    def __call__(self, instance: Instance, check: HealthCheck) -> CheckResult:
         self.asked.append(instance.url)
         return self.outcomes.get(instance.url, UP)
 

@@ -15,14 +15,14 @@ from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.discovery.health_results import InThreads
 from wsgigate.proxy.health_probe import Prober
-from wsgigate.rules.health import HealthCheck, Outcome
+from wsgigate.rules.health import CheckResult, HealthCheck
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing.backend import Backend, reply
 
 if TYPE_CHECKING:
     from .conftest import Fleet
 
-DOWN = Outcome(False, error="Connection refused")
+DOWN = CheckResult(False, error="Connection refused")
 NOT_CHECKED = {"healthy": False, "error": "Not checked yet"}
 
 
@@ -448,7 +448,7 @@ def test_a_probe_that_raises_is_told_once_and_harms_nobody(
     worker = fleet.worker("http://a", "http://b")
     sound = fleet.network
 
-    def probe(instance: Instance, check: HealthCheck) -> Outcome:
+    def probe(instance: Instance, check: HealthCheck) -> CheckResult:
         if instance.url == "http://a":
             raise RuntimeError("a bug")
         return sound(instance, check)
@@ -565,7 +565,7 @@ def test_it_can_be_started_again(
 def test_stopping_does_not_wait_for_a_check_that_hangs() -> None:
     asked, release = threading.Event(), threading.Event()
 
-    def hang(instance: Instance, check: HealthCheck) -> Outcome:
+    def hang(instance: Instance, check: HealthCheck) -> CheckResult:
         asked.set()
         release.wait(10)
         return DOWN
@@ -634,7 +634,7 @@ import os, sys, threading
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health_results import InThreads
 from wsgigate.discovery.health import HealthChecker
-from wsgigate.rules.health import HealthCheck, Outcome
+from wsgigate.rules.health import HealthCheck, CheckResult
 from wsgigate.store.lmdb import LmdbStore
 
 class Pool:
@@ -649,7 +649,7 @@ def names():
 pool = Pool()
 checker = HealthChecker(
     {"shop": pool}, {"shop": HealthCheck("/")}, LmdbStore(sys.argv[1], map_size=1 << 20),
-    InThreads(lambda instance, check: Outcome(True, 200)), random=lambda: 0.0,
+    InThreads(lambda instance, check: CheckResult(True, 200)), random=lambda: 0.0,
 )
 checker.start()
 assert pool.marked.wait(10)

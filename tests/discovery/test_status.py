@@ -12,12 +12,12 @@ from wsgigate.discovery.health_results import (
     not_monitored,
     service_status,
 )
-from wsgigate.rules.health import Health, Outcome
+from wsgigate.rules.health import CheckResult, Health
 from wsgigate.units import iso_time
 
-OK = Outcome(True, 200, "1.53ms")
-REFUSED = Outcome(False, None, error="Connection refused")
-BROKEN = Outcome(False, 503, "2.00ms", "Status 503")
+OK = CheckResult(True, 200, "1.53ms")
+REFUSED = CheckResult(False, None, error="Connection refused")
+BROKEN = CheckResult(False, 503, "2.00ms", "Status 503")
 
 NEW_YEAR = 1_735_689_600.0
 

@@ -252,7 +252,7 @@ def test_of_the_workers_of_a_machine_one_logs_what_all_of_them_see(
     caplog.set_level(logging.INFO)
     speakers = [LogLeader(store), LogLeader(store)]
     speakers[1]._lease.after_fork()  # as if in another process
-    watches = [Watch(Pool("users", ()), source, speaks=each.speaks) for each in speakers]
+    watches = [Watch(Pool("users", ()), source, may_log=each.may_log) for each in speakers]
     for watch in watches:
         watch.step(NEVER)
     source.says = Found(made(B), 0.0)
@@ -263,7 +263,7 @@ def test_of_the_workers_of_a_machine_one_logs_what_all_of_them_see(
         f"Instances of 'users': 1 removed: {made(A)[0].address}",
     ]
     speakers[0].stop()
-    assert speakers[1].speaks()
+    assert speakers[1].may_log()
 
 
 def test_a_service_whose_instances_flap_does_not_flood_the_log(

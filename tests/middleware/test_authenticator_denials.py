@@ -86,7 +86,8 @@ def test_while_the_store_fails_tokens_are_refused(caplog):
     assert gate.seen == []
     [record] = caplog.records
     assert record.getMessage() == (
-        "the deny-list cannot be read, tokens are rejected, 1 so far: the store is down"
+        "the deny-list cannot be read, 1 tokens were rejected since the last such message: "
+        "the store is down"
     )
     gate.clock.now += 60
     gate.bearer(signed(claims(exp=NOW + 600)))
@@ -109,7 +110,8 @@ def test_the_log_tells_that_denied_tokens_are_known_again(caplog):
     for store.down in (False, True, True, False, False, True, False):
         gate.bearer(TOKEN)
     assert [record.getMessage() for record in caplog.records] == [
-        "the deny-list cannot be read, tokens are rejected, 1 so far: the store is down",
+        "the deny-list cannot be read, 1 tokens were rejected since the last such message: "
+        "the store is down",
         "the deny-list can be read again",
     ]
 
@@ -121,7 +123,8 @@ def test_while_the_store_fails_good_tokens_pass_where_that_is_wanted(caplog):
     assert gate.stack.store_errors == 1
     [record] = caplog.records
     assert record.getMessage() == (
-        "the deny-list cannot be read, tokens are unchecked, 1 so far: the store is down"
+        "the deny-list cannot be read, 1 tokens passed unchecked since the last such message: "
+        "the store is down"
     )
 
 

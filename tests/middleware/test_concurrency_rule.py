@@ -11,9 +11,9 @@ A, B, C = (bytes([letter]) * 8 for letter in b"abc")
 
 def test_as_many_as_there_are_places_and_no_more():
     rule = Concurrency(2, 10.0)
-    one, _, first = rule.take(None, 100.0, A)
-    two, ttl, second = rule.take(one, 101.0, B)
-    same, _, third = rule.take(two, 102.0, C)
+    one, _, first = rule.acquire(None, 100.0, A)
+    two, ttl, second = rule.acquire(one, 101.0, B)
+    same, _, third = rule.acquire(two, 102.0, C)
     assert [each.allowed for each in (first, second, third)] == [True, True, False]
     assert [each.remaining for each in (first, second, third)] == [1, 0, 0]
     assert same is two
@@ -23,26 +23,26 @@ def test_as_many_as_there_are_places_and_no_more():
 
 def test_a_place_that_is_given_back_is_there_at_once():
     rule = Concurrency(1, 10.0)
-    held, _, _ = rule.take(None, 100.0, A)
+    held, _, _ = rule.acquire(None, 100.0, A)
     free, _, _ = rule.release(held, 100.5, A)
     assert free is None
-    assert rule.take(free, 100.5, B)[2].allowed
+    assert rule.acquire(free, 100.5, B)[2].allowed
 
 
 def test_giving_back_twice_frees_nobody_elses_place():
     rule = Concurrency(2, 10.0)
-    held, _, _ = rule.take(None, 100.0, A)
-    held, _, _ = rule.take(held, 100.0, B)
+    held, _, _ = rule.acquire(None, 100.0, A)
+    held, _, _ = rule.acquire(held, 100.0, B)
     held, _, _ = rule.release(held, 101.0, A)
     again, _, _ = rule.release(held, 101.0, A)
     assert again is held
-    assert rule.take(held, 101.0, C)[2].remaining == 0
+    assert rule.acquire(held, 101.0, C)[2].remaining == 0
 
 
 def test_giving_back_what_has_ended_clears_away_what_else_has():
     rule = Concurrency(2, 10.0)
-    held, _, _ = rule.take(None, 100.0, A)
-    held, _, _ = rule.take(held, 105.0, B)
+    held, _, _ = rule.acquire(None, 100.0, A)
+    held, _, _ = rule.acquire(held, 105.0, B)
     left, _, _ = rule.release(held, 112.0, A)
     assert left == held[16:]
     assert rule.release(left, 116.0, B)[0] is None
@@ -55,42 +55,42 @@ def test_a_lease_may_be_as_short_as_it_may_be():
 @pytest.mark.parametrize(("later", "allowed"), [(9.9, False), (10.0, True), (1e6, True)])
 def test_the_place_of_who_renews_no_more_is_free_after_its_lease(later, allowed):
     rule = Concurrency(1, 10.0)
-    held, _, _ = rule.take(None, 100.0, A)
-    assert rule.take(held, 100.0 + later, B)[2].allowed == allowed
+    held, _, _ = rule.acquire(None, 100.0, A)
+    assert rule.acquire(held, 100.0 + later, B)[2].allowed == allowed
 
 
 def test_a_place_that_is_renewed_is_kept():
     rule = Concurrency(1, 10.0)
-    held, _, _ = rule.take(None, 100.0, A)
+    held, _, _ = rule.acquire(None, 100.0, A)
     held, ttl, _ = rule.renew(held, 108.0, [A])
     assert ttl == pytest.approx(10.001)
-    assert not rule.take(held, 117.9, B)[2].allowed
-    assert rule.take(held, 118.0, B)[2].allowed
+    assert not rule.acquire(held, 117.9, B)[2].allowed
+    assert rule.acquire(held, 118.0, B)[2].allowed
 
 
 def test_who_was_stopped_for_too_long_is_counted_again_when_it_goes_on():
     rule = Concurrency(1, 10.0)
-    held, _, _ = rule.take(None, 100.0, A)
-    held, _, other = rule.take(held, 120.0, B)
+    held, _, _ = rule.acquire(None, 100.0, A)
+    held, _, other = rule.acquire(held, 120.0, B)
     held, _, _ = rule.renew(held, 121.0, [A])
     assert other.allowed
-    verdict = rule.take(held, 121.0, C)[2]
+    verdict = rule.acquire(held, 121.0, C)[2]
     assert (verdict.allowed, verdict.remaining) == (False, 0)
     held, _, _ = rule.release(held, 121.0, B)
-    assert not rule.take(held, 121.0, C)[2].allowed
+    assert not rule.acquire(held, 121.0, C)[2].allowed
 
 
 def test_a_clock_that_is_set_back_keeps_no_place_for_longer_than_a_lease():
     rule = Concurrency(1, 10.0)
-    held, _, _ = rule.take(None, 10_000.0, A)
-    same, _, refused = rule.take(held, 100.0, B)
+    held, _, _ = rule.acquire(None, 10_000.0, A)
+    same, _, refused = rule.acquire(held, 100.0, B)
     assert not refused.allowed
-    assert rule.take(same, 110.1, B)[2].allowed
+    assert rule.acquire(same, 110.1, B)[2].allowed
 
 
 @pytest.mark.parametrize("old", [b"", b"x", b"x" * 15, b"x" * 17])
 def test_bytes_of_others_count_as_none(old):
-    assert Concurrency(1, 10.0).take(old, 100.0, A)[2].allowed
+    assert Concurrency(1, 10.0).acquire(old, 100.0, A)[2].allowed
 
 
 def test_all_that_is_allowed_fits_into_a_stores_value():
@@ -99,7 +99,7 @@ def test_all_that_is_allowed_fits_into_a_stores_value():
     leases = [number.to_bytes(8, "big") for number in range(LARGEST + 50)]
     held, _, _ = rule.renew(held, 100.0, leases)
     assert len(held) == LARGEST * 16 <= 64 * 1024
-    assert not rule.take(held, 100.0, A)[2].allowed
+    assert not rule.acquire(held, 100.0, A)[2].allowed
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from wsgigate.client.dial import Check, Verify
 from wsgigate.discovery import Instance
 from wsgigate.proxy.health_probe import Prober, Steps, TlsPolicy, steps
-from wsgigate.rules.health import HealthCheck, Outcome
+from wsgigate.rules.health import CheckResult, HealthCheck
 from wsgigate.testing.backend import Answer, Backend, Received, cut, reply
 
 CHECK = HealthCheck("/health?deep=1", timeout=5.0)
@@ -40,20 +40,20 @@ def ask(
     server_name: str | None = None,
     allowed: Check | None = None,
     clock: Any = time.monotonic,
-) -> Outcome:
+) -> CheckResult:
     """Return what the instance at *url* answers to *check*."""
-    found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+    found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
     prober = Prober({"shop": TlsPolicy(verify, server_name, allowed)}, clock=clock)
     try:
         prober.ask("shop", Instance(url), check, found.put)
         outcome = found.get(timeout=10)
     finally:
         prober.stop()
-    assert isinstance(outcome, Outcome)
+    assert isinstance(outcome, CheckResult)
     return outcome
 
 
-def probe(answer: Answer, check: HealthCheck = CHECK) -> Outcome:
+def probe(answer: Answer, check: HealthCheck = CHECK) -> CheckResult:
     with Backend(answer) as backend:
         outcome = ask(backend.url, check)
         backend.wait_until_closed()
@@ -94,14 +94,14 @@ def test_a_check_asks_for_the_path_at_the_instance_and_says_who_asks(backend: Ba
 def head_of(check: HealthCheck, instance: Callable[[Backend], Instance]) -> list[str]:
     """Return the request line and the fields that an instance gets."""
     with Backend(reply(b"")) as backend:
-        found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+        found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
         prober = Prober()
         try:
             prober.ask("shop", instance(backend), check, found.put)
             outcome = found.get(timeout=10)
         finally:
             prober.stop()
-        assert isinstance(outcome, Outcome), outcome
+        assert isinstance(outcome, CheckResult), outcome
         assert outcome.ok, outcome
         [request] = backend.requests
         port = str(backend.port)
@@ -156,12 +156,12 @@ def test_a_check_may_go_to_another_port(
         return HealthCheck("/up", timeout=5.0, port=port, **told)
 
     with Backend(reply(b"")) as backend:
-        found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+        found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
         prober = Prober()
         prober.ask("shop", Instance(url, host=name), check(backend.port), found.put)
         outcome = found.get(timeout=10)
         prober.stop()
-        assert isinstance(outcome, Outcome)
+        assert isinstance(outcome, CheckResult)
         assert outcome.ok
         [request] = backend.requests
     assert dict(request.fields)["Host"] == host.replace("PORT", str(backend.port))
@@ -280,7 +280,7 @@ def test_a_server_that_drips_does_not_outlast_the_deadline(
     answer: Answer, status: int | None
 ) -> None:
     outcome = probe(answer, HASTY)  # what drips never ends by itself
-    assert outcome == Outcome(False, status, error="Timeout") or outcome.error == "Bad response"
+    assert outcome == CheckResult(False, status, error="Timeout") or outcome.error == "Bad response"
     if outcome.error == "Bad response":  # 100 fields, before the time was up
         assert status is None
 
@@ -361,12 +361,12 @@ def test_a_connection_reset_is_told_as_one() -> None:
 def test_nobody_listening_is_connection_refused() -> None:
     with Backend() as backend:
         url = backend.url
-    assert ask(url) == Outcome(False, error="Connection refused")
+    assert ask(url) == CheckResult(False, error="Connection refused")
 
 
 def test_a_name_that_does_not_exist_is_host_not_found() -> None:
     outcome = ask("http://no-such-host.invalid")
-    assert outcome == Outcome(False, error="Host not found")
+    assert outcome == CheckResult(False, error="Host not found")
 
 
 @pytest.fixture(scope="module")
@@ -411,11 +411,11 @@ def test_tls_is_verified_against_the_authorities_that_are_named(authority: Path)
     with Backend(reply(b"ok"), tls=wrap) as backend:
         assert ask(backend.url, verify=str(authority)).ok
         assert ask(backend.url, verify=False).ok
-        assert ask(backend.url) == Outcome(False, error="TLS failed")
+        assert ask(backend.url) == CheckResult(False, error="TLS failed")
         other = ask(backend.url, verify=str(authority), server_name="shop.example")
-        assert other == Outcome(False, error="TLS failed")
+        assert other == CheckResult(False, error="TLS failed")
         here = backend.url.replace("127.0.0.1", "localhost")
-        assert ask(here, verify=str(authority)) == Outcome(False, error="TLS failed")
+        assert ask(here, verify=str(authority)) == CheckResult(False, error="TLS failed")
         assert ask(here, verify=str(authority), server_name="127.0.0.1").ok
 
 
@@ -427,7 +427,7 @@ def test_a_tls_handshake_that_hangs_does_not_outlast_the_deadline() -> None:
 
     with Backend(tls=stall) as backend:
         outcome = ask(backend.url, HASTY, verify=False)
-    assert outcome == Outcome(False, error="Timeout")
+    assert outcome == CheckResult(False, error="Timeout")
 
 
 def test_tls_files_that_can_not_be_used_are_told_at_construction(tmp_path: Path) -> None:
@@ -461,7 +461,7 @@ def test_nor_does_it_speak_tls() -> None:
 def test_what_accepts_no_connection_is_not_well() -> None:
     with Backend() as backend:
         url = backend.url
-    assert ask(url, TCP) == Outcome(False, error="Connection refused")
+    assert ask(url, TCP) == CheckResult(False, error="Connection refused")
 
 
 @pytest.fixture
@@ -482,7 +482,7 @@ def test_a_connection_that_does_not_come_about_ends_with_the_deadline(
     deaf: socket.socket, path: str | None
 ) -> None:
     url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
-    assert ask(url, HealthCheck(path, timeout=0.3)) == Outcome(False, error="Timeout")
+    assert ask(url, HealthCheck(path, timeout=0.3)) == CheckResult(False, error="Timeout")
 
 
 def test_a_unix_socket_is_asked_like_any_other(tmp_path: Path) -> None:
@@ -506,7 +506,7 @@ def test_a_unix_socket_whose_queue_is_full_has_until_the_deadline(tmp_path: Path
         listener.listen(0)
         before.connect(path)
         url = f"http+unix://{quote(path, safe='')}"
-        assert ask(url, HealthCheck(None, timeout=0.3)) == Outcome(False, error="Timeout")
+        assert ask(url, HealthCheck(None, timeout=0.3)) == CheckResult(False, error="Timeout")
         asked = threads.submit(ask, url, TCP)
         listener.accept()[0].close()
         assert asked.result(10).ok
@@ -566,7 +566,7 @@ def test_an_address_that_is_not_allowed_is_not_connected_to(backend: Backend) ->
         raise ValueError("not there")
 
     here = backend.url.replace("127.0.0.1", "localhost")
-    assert ask(here, allowed=refuse) == Outcome(False, error="Address not allowed")
+    assert ask(here, allowed=refuse) == CheckResult(False, error="Address not allowed")
     assert ("127.0.0.1", backend.port) in told
     assert backend.connections == 0
     assert ask(here, allowed=lambda address, port: None).ok

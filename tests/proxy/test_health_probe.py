@@ -16,11 +16,11 @@ from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.proxy.health_probe import Prober, TlsPolicy
 from wsgigate.proxy.pool import Pool
-from wsgigate.rules.health import HealthCheck, Outcome
+from wsgigate.rules.health import CheckResult, HealthCheck
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing.backend import Backend, Received, reply
 
-Found = SimpleQueue[tuple[str, Outcome | Exception]]
+Found = SimpleQueue[tuple[str, CheckResult | Exception]]
 CHECK = HealthCheck("/health", timeout=5.0)
 
 
@@ -90,8 +90,8 @@ class Well:
                 self._changed.notify_all()
 
 
-def brief(outcome: Outcome | Exception) -> tuple[bool, int | None, str]:
-    assert isinstance(outcome, Outcome)
+def brief(outcome: CheckResult | Exception) -> tuple[bool, int | None, str]:
+    assert isinstance(outcome, CheckResult)
     return outcome.ok, outcome.status, outcome.error
 
 
@@ -103,7 +103,7 @@ def test_nothing_runs_before_the_first_check_and_after_the_end(
     prober: Prober, backend: Backend
 ) -> None:
     assert threads() == []
-    found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+    found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
     for _ in range(2):
         prober.ask("shop", Instance(backend.url), CHECK, found.put)
         assert brief(found.get(timeout=10)) == (True, 200, "")
@@ -150,7 +150,7 @@ def test_an_answer_that_came_while_the_thread_was_held_up_counts(prober: Prober)
         assert answered.wait(10)
         now += 100.0
 
-    found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+    found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
     prober._clock = lambda: now
     with Backend(answer) as backend:
         prober.ask("shop", Instance(backend.url), HealthCheck("/late"), found.put)
@@ -162,7 +162,7 @@ def test_an_answer_that_came_while_the_thread_was_held_up_counts(prober: Prober)
 def test_a_result_that_nobody_can_take_harms_no_other(
     prober: Prober, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+    found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
 
     failing = threading.Event()
 
@@ -183,7 +183,7 @@ def test_what_this_machine_lacks_is_no_fault_of_an_instance(backend: Backend) ->
     def lack(_address: object, _port: int) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+    found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
     prober = Prober({"shop": TlsPolicy(allowed=lack)})
     prober.ask("shop", Instance(backend.url), CHECK, found.put)
     assert isinstance(found.get(timeout=10), OSError)
@@ -193,7 +193,7 @@ def test_what_this_machine_lacks_is_no_fault_of_an_instance(backend: Backend) ->
 
 
 def test_a_thread_that_has_ended_by_a_flaw_is_replaced(prober: Prober, backend: Backend) -> None:
-    found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+    found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
     prober.ask("shop", Instance(backend.url), CHECK, found.put)
     assert found.get(timeout=10)
     assert prober._thread is not None
@@ -203,7 +203,7 @@ def test_a_thread_that_has_ended_by_a_flaw_is_replaced(prober: Prober, backend: 
 
 
 def test_checks_under_way_are_abandoned_and_their_sockets_closed(prober: Prober) -> None:
-    found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+    found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
     asked = threading.Event()
 
     def hang(connection: socket.socket, _request: Received) -> bool:
@@ -219,7 +219,7 @@ def test_checks_under_way_are_abandoned_and_their_sockets_closed(prober: Prober)
 
 
 def test_a_forked_process_has_a_thread_of_its_own(prober: Prober, backend: Backend) -> None:
-    found: SimpleQueue[Outcome | Exception] = SimpleQueue()
+    found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
     prober.ask("shop", Instance(backend.url), CHECK, found.put)
     assert found.get(timeout=10)
     child = os.fork()
@@ -229,7 +229,7 @@ def test_a_forked_process_has_a_thread_of_its_own(prober: Prober, backend: Backe
             prober.ask("shop", Instance(backend.url), CHECK, found.put)
             outcome = found.get(timeout=10)
             prober.stop()
-            code = 0 if isinstance(outcome, Outcome) and outcome.ok else 2
+            code = 0 if isinstance(outcome, CheckResult) and outcome.ok else 2
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -283,7 +283,7 @@ class First:
     def __init__(self, url: str) -> None:
         self._url = url
 
-    def renew(self, members: Any, draining: Any = ()) -> None:
+    def set_members(self, members: Any, draining: Any = ()) -> None:
         self._members = sorted(members, key=lambda member: member.name != self._url)
 
     def pick(self, key: str | None = None, avoid: Any = (), now: float = 0.0) -> Any:

@@ -21,7 +21,7 @@ from wsgigate.registry.checks import UNVERIFIED, VERIFIED, RegistryChecks
 from wsgigate.registry.compat.consul import Consul
 from wsgigate.registry.compat.eureka import Eureka
 from wsgigate.registry.source import OwnRegistry
-from wsgigate.rules.health import HealthCheck, Outcome
+from wsgigate.rules.health import CheckResult, HealthCheck
 from wsgigate.rules.registry import Status
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing.backend import Backend, reply
@@ -33,7 +33,7 @@ class Answers:
     """Stands for all instances, and notes who was asked for what."""
 
     def __init__(self) -> None:
-        self.outcome: Outcome | Exception = UP
+        self.outcome: CheckResult | Exception = UP
         self.asked: list[tuple[str, str, HealthCheck]] = []
         self.held: list[Found] = []
         self.hold = False
@@ -271,7 +271,7 @@ def test_those_that_hang_keep_nobody_from_being_checked(fleet: Fleet) -> None:
         worker._checks._most = 4
     for number in range(10):
         fleet.register({"TCP": f"10.0.0.9:{9000 + number}", "Interval": "1s"}, ID=f"hangs-{number}")
-    fleet.answers.outcome = Outcome(False, error="Timeout")
+    fleet.answers.outcome = CheckResult(False, error="Timeout")
     fleet.run(10)
     fleet.register({"TCP": "10.0.0.5:8080", "Interval": "1s"}, ID="well")
     fleet.answers.hold = True  # they hang now, and those in between

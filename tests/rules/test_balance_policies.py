@@ -57,7 +57,7 @@ def chi_square(counts: Counter[str], members: list[Server]) -> float:
 @pytest.mark.parametrize("name", POLICIES)
 def test_one_member_is_always_picked(name: str) -> None:
     policy, [only] = made(name), servers(1)
-    policy.renew([only])
+    policy.set_members([only])
     assert policy.pick() is only
     assert policy.pick("key", now=5.0) is only
     assert policy.pick(avoid=[only]) is only
@@ -70,7 +70,7 @@ def test_those_to_avoid_are_picked_only_when_there_are_no_others(
     name: str, weights: tuple[float, ...], key: str | None
 ) -> None:
     policy, members = made(name), servers(3, *weights)
-    policy.renew(members)
+    policy.set_members(members)
     for _ in range(200):
         assert policy.pick(key, avoid=members[:2]) is members[2]
         assert policy.pick(key, avoid=members[1:2]) is not members[1]
@@ -80,14 +80,14 @@ def test_those_to_avoid_are_picked_only_when_there_are_no_others(
 @pytest.mark.parametrize("name", POLICIES)
 def test_idle_members_that_are_equal_share_equally(name: str) -> None:
     policy, members = made(name), servers(4)
-    policy.renew(members)
+    policy.set_members(members)
     assert chi_square(picked(policy, 10_000), members) < 11.3  # of 3 degrees, in 99 % of cases
 
 
 @pytest.mark.parametrize("name", ["random", "weighted"])
 def test_weights_are_shares(name: str) -> None:
     policy, members = made(name), servers(3, 1, 2, 5)
-    policy.renew(members)
+    policy.set_members(members)
     assert chi_square(picked(policy, 8_000), members) < 9.2
 
 
@@ -102,7 +102,7 @@ def test_whoever_comes_and_goes_only_those_there_are_picked(name: str) -> None:
             for member in there:
                 member.weight = chance.choice([0.25, 1.0, 3.0])
                 member.in_flight = chance.randint(0, 9)
-            policy.renew(there)
+            policy.set_members(there)
             for key in (None, "a", "b", everybody[0].name):
                 avoid = chance.sample(everybody, chance.randint(0, 6))
                 member = policy.pick(key, avoid=avoid, now=100.0)
@@ -140,7 +140,7 @@ def test_the_less_busy_of_two_is_picked(
         member.in_flight = count
     script = Script(chances)
     policy: TwoChoices[Server] = TwoChoices(script)
-    policy.renew(members)
+    policy.set_members(members)
     assert policy.pick() is members[chosen]
     assert script.left == 0
 
@@ -165,7 +165,7 @@ def test_two_draws_by_weight_are_never_the_same(
 
 def test_two_draws_are_never_the_same_and_all_pairs_are_as_likely() -> None:
     policy: TwoChoices[Server] = TwoChoices(random.Random(1).random)
-    policy.renew(servers(3))
+    policy.set_members(servers(3))
     pairs = Counter(tuple(m.name[-6] for m in policy._pairs.two()) for _ in range(6_000))
     assert len(pairs) == 6
     assert all(850 < count < 1_150 for count in pairs.values())
@@ -176,7 +176,7 @@ def test_under_load_two_choices_are_far_more_even_than_chance(weights: tuple[flo
     def spread(kind: Any) -> float:
         members = servers(5, *weights)
         policy = kind(random.Random(3).random)
-        policy.renew(members)
+        policy.set_members(members)
         for _ in range(1_000):  # nothing ever ends
             policy.pick().in_flight += 1
         shares = [member.in_flight / member.weight for member in members]
@@ -191,7 +191,7 @@ def test_under_load_two_choices_are_far_more_even_than_chance(weights: tuple[flo
 def test_round_robin_is_one_after_the_other() -> None:
     policy: RoundRobin[Server] = RoundRobin(lambda: 0.0)
     members = servers(3)
-    policy.renew(members)
+    policy.set_members(members)
     assert [policy.pick() for _ in range(7)] == [*members, *members, members[0]]
 
 
@@ -201,7 +201,7 @@ def test_workers_begin_with_different_ones(kind: Any) -> None:
     first = Counter()  # type: ignore[var-annotated]
     for seed in range(2_000):
         policy = kind(random.Random(seed).random)
-        policy.renew(members)
+        policy.set_members(members)
         first[policy.pick().name] += 1
     assert chi_square(first, members) < 11.3
 
@@ -225,17 +225,17 @@ def test_round_robin_goes_on_when_members_come_and_go(
 ) -> None:
     everybody = {name: Server(name) for name in "abcdexyz"}
     policy: RoundRobin[Server] = RoundRobin(lambda: 0.0)
-    policy.renew([everybody[name] for name in "abcd"])
+    policy.set_members([everybody[name] for name in "abcd"])
     for _ in range(turns):
         policy.pick()
-    policy.renew([everybody[name] for name in after])
+    policy.set_members([everybody[name] for name in after])
     assert policy.pick().name == next_one
 
 
 def test_a_retry_takes_no_turn_from_anybody() -> None:
     policy: RoundRobin[Server] = RoundRobin(lambda: 0.0)
     a, b, c = members = servers(3)
-    policy.renew(members)
+    policy.set_members(members)
     assert policy.pick() is a
     assert policy.pick(avoid=[b]) is c
     assert [policy.pick() for _ in range(3)] == [b, c, a]
@@ -249,7 +249,7 @@ def test_a_retry_takes_no_turn_from_anybody() -> None:
 )
 def test_smooth_turns_are_those_of_nginx(weights: tuple[float, ...], turns: str) -> None:
     policy: SmoothWeighted[Server] = SmoothWeighted(lambda: 0.0)
-    policy.renew([Server(name, weight) for name, weight in zip("abc", weights, strict=False)])
+    policy.set_members([Server(name, weight) for name, weight in zip("abc", weights, strict=False)])
     assert "".join(policy.pick().name for _ in range(3 * len(turns))) == 3 * turns
 
 
@@ -261,7 +261,7 @@ def test_smooth_turns_never_stray_from_the_shares(
 ) -> None:
     policy: SmoothWeighted[Server] = SmoothWeighted(lambda: chance)
     members = servers(len(weights), *weights)
-    policy.renew(members)
+    policy.set_members(members)
     counts = picked(policy, turns)
     for member in members:
         share = turns * member.weight / sum(weights)
@@ -274,7 +274,7 @@ def test_smooth_turns_never_stray_from_the_shares(
 def latency(*chances: float) -> tuple[LeastLatency[Server], list[Server]]:
     policy: LeastLatency[Server] = LeastLatency(Script(chances) if chances else (lambda: 0.0))
     members = servers(2)
-    policy.renew(members)
+    policy.set_members(members)
     return policy, members
 
 
@@ -337,11 +337,11 @@ def test_a_time_to_forget_in_that_is_none_is_refused(decay: float) -> None:
 def test_those_that_are_gone_are_forgotten() -> None:
     policy, (a, b) = latency()
     policy.answered(a, 9.0, 100.0)
-    policy.renew([b])
-    policy.renew([a, b])
+    policy.set_members([b])
+    policy.set_members([a, b])
     assert policy.load(a, 100.0) == 0
     policy.answered(a, 9.0, 100.0)
-    policy.renew([b], draining=[a])
+    policy.set_members([b], draining=[a])
     assert policy.load(a, 100.0) == pytest.approx(9.0)
 
 
@@ -355,7 +355,7 @@ def test_a_clock_set_back_is_no_failure() -> None:
 def test_the_faster_ones_get_more() -> None:
     policy: LeastLatency[Server] = LeastLatency(random.Random(5).random)
     fast, middling, slow = members = servers(3)
-    policy.renew(members)
+    policy.set_members(members)
     takes = {fast.name: 0.01, middling.name: 0.03, slow.name: 0.3}
     counts = Counter()  # type: ignore[var-annotated]
     under_way: list[tuple[float, Server]] = []
@@ -378,7 +378,7 @@ def test_the_faster_ones_get_more() -> None:
 
 def owners(members: list[Server], keys: int = 3_000) -> dict[str, str]:
     policy: ConsistentHash[Server] = ConsistentHash(random.Random(1).random)
-    policy.renew(members)
+    policy.set_members(members)
     return {key: policy.pick(key).name for key in map(str, range(keys))}
 
 
@@ -425,7 +425,7 @@ def test_nobody_has_more_than_its_bound_whatever_the_keys(
 ) -> None:
     members = servers(len(weights), *weights)
     policy: ConsistentHash[Server] = ConsistentHash(random.Random(1).random, bound=bound)
-    policy.renew(members)
+    policy.set_members(members)
     for under_way, key in enumerate(keys, 1):
         member = policy.pick(key)
         member.in_flight += 1
@@ -435,7 +435,7 @@ def test_nobody_has_more_than_its_bound_whatever_the_keys(
 def test_a_hot_key_goes_to_the_next_in_its_order_and_comes_back() -> None:
     policy: ConsistentHash[Server] = ConsistentHash(random.Random(1).random)
     members = servers(4)
-    policy.renew(members)
+    policy.set_members(members)
     home = policy.pick("hot")
     home.in_flight = 10
     away = policy.pick("hot")
@@ -456,7 +456,7 @@ def ranked(policy: ConsistentHash[Server], members: list[Server]) -> list[Server
 def test_the_bound_is_of_what_there_is_with_this_request() -> None:
     policy: ConsistentHash[Server] = ConsistentHash(random.Random(1).random, bound=1.25)
     members = servers(2)
-    policy.renew(members)
+    policy.set_members(members)
     home, _ = ranked(policy, members)
     home.in_flight = 1
     assert policy.pick("hot") is home  # 2 is 1.25 times its share of 2, rounded up
@@ -467,7 +467,7 @@ def test_the_bound_is_of_what_there_is_with_this_request() -> None:
 def test_where_nobody_has_room_the_first_of_those_left_takes_it() -> None:
     policy: ConsistentHash[Server] = ConsistentHash(random.Random(1).random)
     members = servers(3)
-    policy.renew(members)
+    policy.set_members(members)
     first, second, third = ranked(policy, members)
     assert policy.pick("hot", avoid=members) is first
     second.in_flight = third.in_flight = 10

@@ -18,7 +18,7 @@ def made(budget: RetryBudget, rate: float, seconds: float, start: float = 1000.0
     for at in range(int(rate * seconds)):
         now = start + at / rate
         budget.request(now)
-        if budget.take(now):
+        if budget.withdraw(now):
             retries.append(now)
     return retries
 
@@ -36,13 +36,19 @@ def test_when_all_requests_fail_retries_are_their_share(
 
 def test_a_service_with_little_traffic_has_its_floor_and_no_more() -> None:
     budget = RetryBudget()
-    assert [budget.take(1000.0 + at * 0.01) for at in range(5)] == [True, True, True, False, False]
-    assert budget.take(1001.0)
+    assert [budget.withdraw(1000.0 + at * 0.01) for at in range(5)] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert budget.withdraw(1001.0)
 
 
 def test_a_floor_below_one_is_one_in_several_seconds() -> None:
     budget = RetryBudget(floor=0.25)
-    taken = [at for at in range(16) if budget.take(1000.0 + at)]
+    taken = [at for at in range(16) if budget.withdraw(1000.0 + at)]
     assert taken == [0, 4, 8, 12]
 
 
@@ -55,15 +61,15 @@ def test_retries_do_not_pay_for_retries() -> None:
     budget = RetryBudget(share=1.0, floor=0)
     for _ in range(10):
         budget.request(1000.0)
-    assert sum(budget.take(1000.0) for _ in range(100)) == 10
+    assert sum(budget.withdraw(1000.0) for _ in range(100)) == 10
 
 
 def test_what_was_saved_up_is_forgotten() -> None:
     budget = RetryBudget(floor=0)
     for _ in range(1000):
         budget.request(1000.0)
-    assert budget.take(1005.0)
-    assert not budget.take(1011.0)
+    assert budget.withdraw(1005.0)
+    assert not budget.withdraw(1011.0)
 
 
 @given(
@@ -83,7 +89,7 @@ def test_no_ten_seconds_have_more_than_their_share_and_the_floor(
         for _ in range(count):
             budget.request(now)
             requests.append(now)
-        while retry and budget.take(now):
+        while retry and budget.withdraw(now):
             retries.append(now)
     for end in retries:
         within = sum(end - 9 < at <= end for at in retries)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from wsgigate.rules.circuit import (
     TRANSITIONS,
     CircuitRules,
+    CircuitVerdict,
     Event,
     Outcome,
     State,
-    Verdict,
     acquire,
     move,
     pack,
@@ -128,7 +128,9 @@ STORIES: dict[str, list[tuple[float, str, State, float | None, int]]] = {
 }
 
 
-def play(verdict: Verdict, now: float, what: str, rules: CircuitRules) -> tuple[Verdict, Any]:
+def play(
+    verdict: CircuitVerdict, now: float, what: str, rules: CircuitRules
+) -> tuple[CircuitVerdict, Any]:
     word, _, generation = what.partition(" ")
     if word == "acquire":
         return acquire(verdict, now, rules)
@@ -145,7 +147,7 @@ def play(verdict: Verdict, now: float, what: str, rules: CircuitRules) -> tuple[
 def test_the_stories_go_as_they_are_told(
     story: list[tuple[float, str, State, float | None, int]],
 ) -> None:
-    verdict = Verdict()
+    verdict = CircuitVerdict()
     for row in story:
         now, what, state, wait, generation = row
         verdict, waited = play(verdict, now, what, RULES)
@@ -156,7 +158,7 @@ def test_the_stories_go_as_they_are_told(
 
 @pytest.mark.parametrize(("state", "event"), list(product(State, Event)))
 def test_what_is_not_in_the_table_never_happens(state: State, event: Event) -> None:
-    verdict = Verdict(state, 7, 1000.0, 1)
+    verdict = CircuitVerdict(state, 7, 1000.0, 1)
     if (state, event) in TRANSITIONS:
         moved = move(verdict, event, 1000.0, RULES)
         assert (moved.state, moved.generation) == (TRANSITIONS[state, event], 8)
@@ -269,7 +271,7 @@ WORDS = ["acquire", "acquire", "acquire", "trip", "ok", "ok", "ok", "refused", "
 def test_whatever_happens_it_is_as_a_slow_model_says(
     rules: CircuitRules, story: list[tuple[str, float, float]]
 ) -> None:
-    verdict, model, now = Verdict(), Model(rules), 1024.0
+    verdict, model, now = CircuitVerdict(), Model(rules), 1024.0
     under_way: list[int] = []  # the generations of the calls that were let pass
     for word, seconds, which in story:
         now += seconds
@@ -321,19 +323,19 @@ def test_no_bytes_keep_anybody_out_for_longer_than_the_rules_say(raw: bytes) -> 
     ],
 )
 def test_bytes_of_somebody_else_are_a_closed_circuit(raw: bytes | None) -> None:
-    assert unpack(raw, 1000.0, RULES) == Verdict()
+    assert unpack(raw, 1000.0, RULES) == CircuitVerdict()
 
 
 @pytest.mark.parametrize("back", [10.0, 3600.0, 1e9])
 def test_a_clock_set_back_keeps_it_open_for_no_longer_than_the_most(back: float) -> None:
-    raw = pack(trip(Verdict(), 0, 2e9, RULES))
+    raw = pack(trip(CircuitVerdict(), 0, 2e9, RULES))
     verdict = unpack(raw, 2e9 - back, RULES)
     assert verdict.state is OPEN
     assert acquire(verdict, 2e9 - back, RULES)[1] <= 30
 
 
 def test_a_clock_set_forward_is_no_worse_than_waiting() -> None:
-    assert acquire(trip(Verdict(), 0, 1000.0, RULES), 1e9, RULES)[1] == 0
+    assert acquire(trip(CircuitVerdict(), 0, 1000.0, RULES), 1e9, RULES)[1] == 0
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,18 @@ from typing import Any
 
 import pytest
 
-from wsgigate.rules.health import Health, HealthCheck, Outcome, first_due, judge, next_due, record
+from wsgigate.rules.health import (
+    CheckResult,
+    Health,
+    HealthCheck,
+    first_due,
+    judge,
+    next_due,
+    record,
+)
 
-OK = Outcome(True, 200, "1.53ms")
-FAIL = Outcome(False, 503, "2.00ms", "Status 503")
+OK = CheckResult(True, 200, "1.53ms")
+FAIL = CheckResult(False, 503, "2.00ms", "Status 503")
 CHECK = HealthCheck("/health")
 
 
@@ -167,7 +175,7 @@ def test_first_checks_are_spread_over_a_second_or_a_shorter_interval() -> None:
     "health",
     [
         Health(True, 1.5, 3, 1_763_000_000.123, OK),
-        Health(False, 0, 1, 0, Outcome(False, None, "N/A", "Connection refused")),
+        Health(False, 0, 1, 0, CheckResult(False, None, "N/A", "Connection refused")),
         record(record(None, OK, 1.0, CHECK), FAIL, 2.0, CHECK),
     ],
 )
@@ -269,7 +277,7 @@ def test_an_answer_is_judged_by_its_status_and_what_it_contains(
 ) -> None:
     settings = {} if statuses is None else {"statuses": statuses}
     check = HealthCheck("/", contains=contains, **settings)  # type: ignore[arg-type]
-    assert judge(check, status, "1ms", body) == Outcome(not error, status, "1ms", error)
+    assert judge(check, status, "1ms", body) == CheckResult(not error, status, "1ms", error)
 
 
 @pytest.mark.parametrize(

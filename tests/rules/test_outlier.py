@@ -24,7 +24,7 @@ LETTERS = {
 
 def pool(count: int, **settings: Any) -> Outliers:
     outliers = Outliers(OutlierRules(**settings))
-    outliers.renew([chr(ord("a") + at) for at in range(count)])
+    outliers.set_instances([chr(ord("a") + at) for at in range(count)])
     return outliers
 
 
@@ -143,17 +143,17 @@ def test_one_that_a_check_finds_well_again_is_back_at_once_but_not_forgiven() ->
 def test_those_that_are_gone_are_forgotten() -> None:
     outliers = pool(3)
     report(outliers, "a", "-----", 0.0)
-    outliers.renew(["b", "c"])
+    outliers.set_instances(["b", "c"])
     assert outliers.ejected(1.0) == frozenset()
     assert outliers.report("a", Outcome.FAILED, 1.0) is None
-    outliers.renew(["a", "b", "c"])
+    outliers.set_instances(["a", "b", "c"])
     assert outliers.ejected(1.0) == frozenset()
 
 
 def test_the_count_goes_on_when_others_come() -> None:
     outliers = pool(2)
     report(outliers, "a", "----")
-    outliers.renew(["a", "b", "c"])
+    outliers.set_instances(["a", "b", "c"])
     assert report(outliers, "a", "-")[-1] is not None
 
 
@@ -171,7 +171,7 @@ def test_whatever_happens_enough_are_left_and_all_come_back(
     rules = OutlierRules(consecutive_failures=2, most_ejected=share)
     outliers = Outliers(rules)
     names = [f"n{at}" for at in range(count)]
-    outliers.renew(names)
+    outliers.set_instances(names)
     now = 0.0
     for at, letter, seconds in story:
         now += seconds

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from wsgigate.rules.health import Outcome
+from wsgigate.rules.health import CheckResult
 from wsgigate.rules.registry import LeaseRules, Registered, Status
 from wsgigate.rules.registry_checks import (
     CRITICAL,
@@ -31,15 +31,15 @@ RULES = LeaseRules()
 @pytest.mark.parametrize(
     ("outcome", "result", "output"),
     [
-        (Outcome(True, 200), PASSING, "HTTP 200"),
-        (Outcome(True), PASSING, "Connected"),
-        (Outcome(False, 429, error="Status 429"), WARNING, "HTTP 429"),
-        (Outcome(False, 503, error="Status 503"), CRITICAL, "Status 503"),
-        (Outcome(False, 302, error="Redirected"), CRITICAL, "Redirected"),
-        (Outcome(False, error="Connection refused"), CRITICAL, "Connection refused"),
+        (CheckResult(True, 200), PASSING, "HTTP 200"),
+        (CheckResult(True), PASSING, "Connected"),
+        (CheckResult(False, 429, error="Status 429"), WARNING, "HTTP 429"),
+        (CheckResult(False, 503, error="Status 503"), CRITICAL, "Status 503"),
+        (CheckResult(False, 302, error="Redirected"), CRITICAL, "Redirected"),
+        (CheckResult(False, error="Connection refused"), CRITICAL, "Connection refused"),
     ],
 )
-def test_what_a_result_says(outcome: Outcome, result: str, output: str) -> None:
+def test_what_a_result_says(outcome: CheckResult, result: str, output: str) -> None:
     assert result_of(outcome) == (result, output)
 
 

@@ -175,7 +175,7 @@ def test_requests_are_spread_by_the_shares(
     shares: tuple[float, float], expected: tuple[float, float]
 ) -> None:
     policy = tiers()
-    policy.renew([(0, shares[0], [A, B]), (1, shares[1], [C])])
+    policy.set_members([(0, shares[0], [A, B]), (1, shares[1], [C])])
     counts = picked(policy, 4_000)
     assert (counts[A.name] + counts[B.name]) / 4_000 == pytest.approx(expected[0], abs=0.03)
     assert counts[C.name] / 4_000 == pytest.approx(expected[1], abs=0.03)
@@ -183,7 +183,7 @@ def test_requests_are_spread_by_the_shares(
 
 def test_one_key_stays_in_one_tier() -> None:
     policy = tiers()
-    policy.renew([(0, 0.5, [A]), (1, 0.5, [B])])
+    policy.set_members([(0, 0.5, [A]), (1, 0.5, [B])])
     homes = {key: set(picked(policy, 20, key=key)) for key in map(str, range(200))}
     assert all(len(home) == 1 for home in homes.values())
     assert 70 < sum(home == {A.name} for home in homes.values()) < 130
@@ -191,7 +191,7 @@ def test_one_key_stays_in_one_tier() -> None:
 
 def test_what_all_of_a_tier_have_failed_goes_to_one_that_stands_by() -> None:
     policy = tiers()
-    policy.renew([(0, 1.0, [A, B]), (1, 0.0, [C]), (2, 0.0, [D])])
+    policy.set_members([(0, 1.0, [A, B]), (1, 0.0, [C]), (2, 0.0, [D])])
     assert set(picked(policy, 50, avoid=[A])) == {B.name}
     assert set(picked(policy, 50, avoid=[A, B])) == {C.name}
     assert set(picked(policy, 50, avoid=[A, B, C])) == {D.name}
@@ -200,7 +200,7 @@ def test_what_all_of_a_tier_have_failed_goes_to_one_that_stands_by() -> None:
 
 def test_what_one_of_a_tier_has_failed_stays_in_that_tier() -> None:
     policy: Tiers[Server] = Tiers(lambda: 0.5, lambda: RoundRobin(lambda: 0.0))
-    policy.renew([(0, 0.5, [A]), (1, 0.5, [C, D])])  # of two halves, a half is the second
+    policy.set_members([(0, 0.5, [A]), (1, 0.5, [C, D])])  # of two halves, a half is the second
     assert policy.pick(None, (), 0.0) is C
     assert policy.pick(None, [C], 0.0) is D
     assert policy.pick(None, [A, C, D], 0.0) in (C, D)
@@ -208,27 +208,27 @@ def test_what_one_of_a_tier_has_failed_stays_in_that_tier() -> None:
 
 def test_each_tier_knows_who_drains() -> None:
     policy = tiers(LeastLatency)
-    policy.renew([(0, 1.0, [A, B])])
+    policy.set_members([(0, 1.0, [A, B])])
     policy.answered(A, 9.0, 100.0)
     policy.answered(B, 1.0, 100.0)
-    policy.renew([(0, 1.0, [B])], [A])
-    policy.renew([(0, 1.0, [A, B])])
+    policy.set_members([(0, 1.0, [B])], [A])
+    policy.set_members([(0, 1.0, [A, B])])
     assert set(picked(policy, 50, now=100.0)) == {B.name}
 
 
 def test_each_tier_goes_on_where_it_was() -> None:
     policy: Tiers[Server] = Tiers(lambda: 0.0, lambda: RoundRobin(lambda: 0.0))
-    policy.renew([(0, 1.0, [A, B, C])])
+    policy.set_members([(0, 1.0, [A, B, C])])
     assert policy.pick(None, (), 0.0) is A
-    policy.renew([(1, 1.0, [D])])
+    policy.set_members([(1, 1.0, [D])])
     assert policy.pick(None, (), 0.0) is D
-    policy.renew([(0, 1.0, [A, B, C]), (1, 0.0, [D])])
+    policy.set_members([(0, 1.0, [A, B, C]), (1, 0.0, [D])])
     assert policy.pick(None, (), 0.0) is B
 
 
 def test_each_tier_hears_of_its_own_answers() -> None:
     policy = tiers(LeastLatency)
-    policy.renew([(0, 0.5, [A, B]), (1, 0.5, [C, D])])
+    policy.set_members([(0, 0.5, [A, B]), (1, 0.5, [C, D])])
     assert policy.timed
     policy.answered(A, 9.0, 100.0)
     policy.answered(B, 0.1, 100.0)

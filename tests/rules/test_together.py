@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from tests.rules.models import MODELS
 from wsgigate.rules.algorithms import (
     CalendarWindow,
+    CombinedAlgorithm,
     FixedWindow,
     SlidingWindow,
-    Together,
     TokenBucket,
     tightest,
 )
@@ -26,7 +26,7 @@ MONTH = CalendarWindow(Quota(4, calendar="month"))
 
 
 def test_one_refusal_and_none_is_charged():
-    together = Together([SECOND, MINUTE, MONTH])
+    together = CombinedAlgorithm([SECOND, MINUTE, MONTH])
     state, ttl, verdicts = together.take(None, NOW)
     assert [verdict[:3] for verdict in verdicts] == [(True, 2, 1), (True, 3, 2), (True, 4, 3)]
     assert ttl > 31 * 86400
@@ -62,7 +62,7 @@ def sets(draw):
 @given(sets())
 def test_it_decides_as_slow_models_asked_one_after_the_other(drawn):
     algorithms, moves = drawn
-    together, now, state = Together(algorithms), int(NOW * 1_000_000), None
+    together, now, state = CombinedAlgorithm(algorithms), int(NOW * 1_000_000), None
     models = [MODELS[type(algorithm)](algorithm) for algorithm in algorithms]
     for step, cost in moves:
         now += step
@@ -85,7 +85,7 @@ def test_it_decides_as_slow_models_asked_one_after_the_other(drawn):
 
 
 def test_its_state_is_that_of_each_and_a_few_bytes():
-    together = Together([SECOND, MINUTE, MONTH])
+    together = CombinedAlgorithm([SECOND, MINUTE, MONTH])
     state = together.take(None, NOW)[0]
     assert state == b"t" + b"".join(
         tag + len(own).to_bytes(2, "big") + own  # type: ignore[operator]
@@ -97,18 +97,18 @@ def test_its_state_is_that_of_each_and_a_few_bytes():
 
 
 def test_the_counts_of_a_quota_outlive_changes_of_the_others():
-    state = Together([SECOND, MINUTE]).take(None, NOW)[0]
-    more = Together([MONTH, MINUTE, FixedWindow(Quota(5, 1))])
+    state = CombinedAlgorithm([SECOND, MINUTE]).take(None, NOW)[0]
+    more = CombinedAlgorithm([MONTH, MINUTE, FixedWindow(Quota(5, 1))])
     state, _, verdicts = more.take(state, NOW)
     assert [verdict.remaining for verdict in verdicts] == [3, 1, 4]
-    fewer = Together([MINUTE])
+    fewer = CombinedAlgorithm([MINUTE])
     assert fewer.take(state, NOW)[2][0].remaining == 0
-    named = Together([SlidingWindow(Quota(3, 60, name="renamed"))])
+    named = CombinedAlgorithm([SlidingWindow(Quota(3, 60, name="renamed"))])
     assert named.take(state, NOW)[2][0].remaining == 0
 
 
 def test_a_value_cut_short_holds_as_far_as_it_goes():
-    together = Together([SECOND, MINUTE, MONTH])
+    together = CombinedAlgorithm([SECOND, MINUTE, MONTH])
     state = together.take(None, NOW)[0]
     whole = [1, 2, 3]  # what remains of each, after the first
     seen = set()
@@ -123,14 +123,14 @@ def test_a_value_cut_short_holds_as_far_as_it_goes():
 @PATIENT
 @given(st.binary(max_size=120) | st.binary(max_size=120).map(lambda rest: b"t" + rest))
 def test_bytes_of_somebody_else_count_as_none(state):
-    verdicts = Together([SECOND, MINUTE, MONTH]).take(state, NOW)[2]
+    verdicts = CombinedAlgorithm([SECOND, MINUTE, MONTH]).take(state, NOW)[2]
     assert [verdict.remaining for verdict in verdicts] == [1, 2, 3]
 
 
 @PATIENT
 @given(st.data())
 def test_no_change_of_its_bytes_locks_a_caller_out_for_longer_than_a_period(data):
-    together = Together([SECOND, MINUTE, TokenBucket(Quota(2, 10))])
+    together = CombinedAlgorithm([SECOND, MINUTE, TokenBucket(Quota(2, 10))])
     state = bytearray(together.take(None, NOW)[0])
     for place in data.draw(st.lists(st.integers(0, len(state) - 1), max_size=8)):
         state[place] = data.draw(st.integers(0, 255))
@@ -141,7 +141,7 @@ def test_no_change_of_its_bytes_locks_a_caller_out_for_longer_than_a_period(data
 
 
 def test_a_clock_set_back_is_written_though_the_request_is_refused():
-    together = Together([FixedWindow(Quota(1, 10)), MINUTE])
+    together = CombinedAlgorithm([FixedWindow(Quota(1, 10)), MINUTE])
     state = together.take(None, NOW)[0]
     back, _, verdicts = together.take(state, NOW - 5)
     assert back is not state
@@ -153,14 +153,14 @@ def test_a_clock_set_back_is_written_though_the_request_is_refused():
 @pytest.mark.parametrize("cost", [-1, 3, 1.0, None])
 def test_a_cost_above_any_of_the_limits_could_never_pass(cost):
     with pytest.raises(ValueError, match=f"may cost 0 to [23], .* not {cost!r}"):
-        Together([MINUTE, SECOND]).take(None, NOW, cost)
+        CombinedAlgorithm([MINUTE, SECOND]).take(None, NOW, cost)
 
 
 def test_a_set_of_quotas_has_some_and_each_once():
     with pytest.raises(ValueError, match="at least one quota"):
-        Together([])
+        CombinedAlgorithm([])
     with pytest.raises(ValueError, match="two of the quotas are the same: 2 per second"):
-        Together([SECOND, MINUTE, FixedWindow(Quota(2, 1, name="other"))])
+        CombinedAlgorithm([SECOND, MINUTE, FixedWindow(Quota(2, 1, name="other"))])
 
 
 def test_the_tightest_is_the_one_to_wait_for():

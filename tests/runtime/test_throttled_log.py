@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from wsgigate.runtime.throttled_log import ChangeLog, Trouble, one_line
+from wsgigate.runtime.throttled_log import ChangeLog, FailureLog, one_line
 from wsgigate.testing import FakeClock
 
 LOG = logging.getLogger("wsgigate.of_a_test")
@@ -60,7 +60,7 @@ def test_subjects_that_come_and_go_are_forgotten(clock: FakeClock) -> None:
 def test_trouble_is_logged_when_it_begins_each_minute_and_when_it_is_over(
     clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trouble = Trouble(LOG, "%s answers again after %.0f s", "it", clock=clock)
+    trouble = FailureLog(LOG, "%s answers again after %.0f s", "it", clock=clock)
     trouble.ended()
     for _ in range(7):
         trouble.failed("it fails: %s", "no")

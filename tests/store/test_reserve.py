@@ -18,9 +18,8 @@ from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.discovery.health_results import InThreads
 from wsgigate.registry import Registry
-from wsgigate.rules.circuit import CircuitRules
-from wsgigate.rules.circuit import Outcome as Called
-from wsgigate.rules.health import Health, HealthCheck, Outcome
+from wsgigate.rules.circuit import CircuitRules, Outcome
+from wsgigate.rules.health import CheckResult, Health, HealthCheck
 from wsgigate.rules.registry import Registered
 from wsgigate.store import COUNTERS, VITAL, StoreError
 from wsgigate.store.lmdb import LmdbStore
@@ -49,7 +48,7 @@ class Fleet:
 
     def __init__(self, store, clock):
         self.clock = clock
-        self.outcome = Outcome(True, 200, "1.00ms")
+        self.outcome = CheckResult(True, 200, "1.00ms")
         self.pools = [Pool("http://a"), Pool("http://a")]
         self.checkers = [
             HealthChecker(
@@ -109,12 +108,12 @@ def test_what_keeps_a_gateway_right_has_room_in_a_store_that_is_full(store, cloc
     switch = MaintenanceSwitch(store)
     attack(store)
 
-    fleet.outcome = Outcome(False, error="Unexpected content, and fifty bytes more than before")
+    fleet.outcome = CheckResult(False, error="Unexpected content, and fifty bytes more than before")
     fleet.run(40)
     assert fleet.marks == [{"http://a": False}] * 2
     assert not any(checker.alone for checker in fleet.checkers)
     attack(store, 2000)
-    fleet.outcome = Outcome(True, 200, "1.00ms")
+    fleet.outcome = CheckResult(True, 200, "1.00ms")
     fleet.run(25)
     assert fleet.marks == [{"http://a": True}] * 2
 
@@ -137,7 +136,7 @@ def test_a_circuit_opens_for_all_in_a_store_that_is_full(store, clock):
     for _ in range(3):
         permit = one.admit()
         assert isinstance(permit, Permit)
-        permit.done(Called.FAILED)
+        permit.done(Outcome.FAILED)
     clock.advance(2)
     assert isinstance(other.admit(), Rejection)
 
@@ -257,11 +256,11 @@ def test_the_ranks_do_not_meet():
 @pytest.mark.parametrize(
     "outcome",
     [
-        Outcome(True, 200, "1.53ms"),
-        Outcome(True, 204, "12345.67ms"),
-        Outcome(False, error="Connection refused"),
-        Outcome(False, 503, "0.1ms", "Status 503"),
-        Outcome(False, 200, "x" * 40, "e" * 60),
+        CheckResult(True, 200, "1.53ms"),
+        CheckResult(True, 204, "12345.67ms"),
+        CheckResult(False, error="Connection refused"),
+        CheckResult(False, 503, "0.1ms", "Status 503"),
+        CheckResult(False, 200, "x" * 40, "e" * 60),
     ],
 )
 def test_a_result_has_one_length(outcome):

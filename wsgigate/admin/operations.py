@@ -280,7 +280,7 @@ def circuit_counts(
 
     :param now: Returns the Unix time.
     :param steady: Given a name and a time, returns the time it returned before if the two differ
-        only by the difference of two clocks: see :class:`.Steady`.
+        only by the difference of two clocks: see :class:`.StableTimes`.
     """
     found = {}
     for circuit in circuits:

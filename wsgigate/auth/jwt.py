@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from jwt.algorithms import Algorithm, get_default_algorithms
 
-from wsgigate.http.strict_json import TokenRejected, read_object, shown
+from wsgigate.http.strict_json import InvalidJson, read_object, shown
 from wsgigate.rules.arguments import Range
 
 __all__ = [
@@ -38,13 +38,18 @@ __all__ = [
     "SECRET_BYTES",
     "ClaimRules",
     "Compact",
-    "Keys",
+    "KeyText",
     "RequiredClaims",
-    "Text",
+    "TokenRejected",
+    "VerificationKeys",
     "granted_scopes",
     "mint",
     "read_compact",
 ]
+
+
+class TokenRejected(Exception):
+    """The token is invalid; the message is for the operator only."""
 
 
 # Claims: the rules that they must satisfy (RFC 7519), and the scopes that they grant.
@@ -55,11 +60,11 @@ __all__ = [
 # something else than an access token is rejected; a token without a mark, or with an unknown mark,
 # is not.
 
-Scalar: TypeAlias = str | int | float | bool
+ClaimValue: TypeAlias = str | int | float | bool
 
-Scalars: TypeAlias = Annotated[Sequence[Scalar], Range(1)]
+ClaimValues: TypeAlias = Annotated[Sequence[ClaimValue], Range(1)]
 
-RequiredClaims: TypeAlias = Sequence[str] | Mapping[str, Scalar | Scalars]
+RequiredClaims: TypeAlias = Sequence[str] | Mapping[str, ClaimValue | ClaimValues]
 """Names of required claims, or names with the required value or list of allowed values."""
 
 _ACTIONS = dict.fromkeys(
@@ -285,7 +290,7 @@ def _mark(text: str) -> str:
     return mark.removesuffix("jwt").removesuffix("token")
 
 
-def _required(claims: object) -> dict[str, tuple[Scalar, ...]]:
+def _required(claims: object) -> dict[str, tuple[ClaimValue, ...]]:
     """Return the allowed values of each claim; an empty tuple allows any value."""
     if isinstance(claims, Mapping):
         return {_claim_name(name): _allowed(name, value) for name, value in claims.items()}
@@ -303,7 +308,7 @@ def _claim_name(name: object) -> str:
     return name
 
 
-def _allowed(name: object, value: object) -> tuple[Scalar, ...]:
+def _allowed(name: object, value: object) -> tuple[ClaimValue, ...]:
     values = tuple(value) if isinstance(value, (list, tuple, set, frozenset)) else (value,)
     if not values:
         raise ValueError(f"required_claims: {name}: an empty list would reject every token")
@@ -316,7 +321,7 @@ def _allowed(name: object, value: object) -> tuple[Scalar, ...]:
     return values
 
 
-def _is_one_of(claim: object, allowed: tuple[Scalar, ...]) -> bool:
+def _is_one_of(claim: object, allowed: tuple[ClaimValue, ...]) -> bool:
     if isinstance(claim, list):
         return any(_is_one_of(item, allowed) for item in claim if not isinstance(item, list))
     # 1 is not true, although they are equal in Python
@@ -368,7 +373,10 @@ def read_compact(token: str) -> Compact:
         raise TokenRejected("not three parts of base64url")
     header, payload, signature = map(_decoded, parts.groups())
     signed = token[: parts.end(2)].encode("ascii")
-    return Compact(read_object(header, "header"), payload, signed, signature)
+    try:
+        return Compact(read_object(header, "header"), payload, signed, signature)
+    except InvalidJson as error:
+        raise TokenRejected(str(error)) from None
 
 
 def _decoded(part: str) -> bytes:
@@ -382,7 +390,7 @@ def _decoded(part: str) -> bytes:
     return data
 
 
-Text: TypeAlias = str | bytes
+KeyText: TypeAlias = str | bytes
 
 SECRET_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
 
@@ -398,7 +406,7 @@ _ROCA_PRIMES = tuple(n for n in range(3, 168) if all(n % d for d in range(2, n))
 _ROCA_RESIDUES = {p: frozenset(pow(65537, k, p) for k in range(p)) for p in _ROCA_PRIMES}
 
 
-class Keys:
+class VerificationKeys:
     """Symmetric or asymmetric keys, each for the algorithms that it fits.
 
     Several keys allow rotation: a signature by any of them is valid. The token never chooses the
@@ -415,8 +423,8 @@ class Keys:
         self,
         algorithms: Sequence[str],
         *,
-        secret: Text | Sequence[Text] | None = None,
-        public_key: Text | Sequence[Text] | None = None,
+        secret: KeyText | Sequence[KeyText] | None = None,
+        public_key: KeyText | Sequence[KeyText] | None = None,
     ) -> None:
         names = _checked_names(algorithms)
         symmetric = names[0] in SECRET_BYTES
@@ -446,7 +454,7 @@ class Keys:
 
 
 def mint(
-    key: Text,
+    key: KeyText,
     algorithm: str,
     subject: str,
     expires_in: float = 3600.0,
@@ -500,7 +508,7 @@ def _checked_names(algorithms: object) -> list[str]:
     return names
 
 
-def _texts(setting: str, given: Text | Sequence[Text] | None) -> list[bytes]:
+def _texts(setting: str, given: KeyText | Sequence[KeyText] | None) -> list[bytes]:
     if given is None:
         raise ValueError(f"{setting}: required for these algorithms")
     if isinstance(given, Mapping) or not isinstance(given, Iterable):
@@ -523,7 +531,7 @@ def _bytes(setting: str, text: object) -> bytes:
     return data
 
 
-def _secret(algorithm: str, text: Text) -> bytes:
+def _secret(algorithm: str, text: KeyText) -> bytes:
     data = _bytes("secret", text)
     try:
         get_default_algorithms()[algorithm].prepare_key(data)

@@ -47,7 +47,7 @@ from wsgigate.config.registry import registry_of, registry_routes
 from wsgigate.coordination.denylist import DenyList
 from wsgigate.coordination.leader import LogLeader
 from wsgigate.coordination.maintenance import GATEWAY, MaintenanceSwitch
-from wsgigate.coordination.worker_reports import Steady, WorkerReports
+from wsgigate.coordination.worker_reports import StableTimes, WorkerReports
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.gateway import Gateway
 from wsgigate.http.problem import Problem, Refuse, answer_with
@@ -212,7 +212,7 @@ def own_routes(
 
 
 def worker_report(
-    services: Services, steady: Steady, now: Callable[[], float] = time.time
+    services: Services, steady: StableTimes, now: Callable[[], float] = time.time
 ) -> dict[str, Any]:
     """Return this worker's report on its services, which all workers can read."""
     ejections = {name: pool.ejections() for name, pool in services.pools.items()}
@@ -392,14 +392,14 @@ class _Builder:
             folder=self._folder,
             errors=errors,
             registry=self._registry,
-            speaks=self._log_leader.speaks,
+            may_log=self._log_leader.may_log,
         )
 
     def built(self) -> Built:
         gateway, services = self._config.gateway, self._services
         health = services.checker()
         switch = MaintenanceSwitch(
-            self._store, name=policy_name(gateway.name), speaks=self._log_leader.speaks
+            self._store, name=policy_name(gateway.name), may_log=self._log_leader.may_log
         )
         route_apps = RouteApps(self._config, services, switch, self._folder, self._errors)
         routes = Routes(self._config, route_apps, self._stack, self._errors)
@@ -407,7 +407,7 @@ class _Builder:
         maintained = self._config.maintenance is not None
         workers = WorkerReports(
             self._store,
-            partial(worker_report, services, Steady()),
+            partial(worker_report, services, StableTimes()),
             prefix=f"workers/{policy_name(gateway.name)}/",
             beside=[switch.look] if maintained else [],
             quiet=self._config.store.url.partition(":")[0]

@@ -99,7 +99,7 @@ class Services:
     :param folder: The folder that relative file names refer to.
     :param errors: Collects the errors.
     :param registry: The gateway's own registry, if it has one.
-    :param speaks: Returns whether this worker logs events that all workers observe.
+    :param may_log: Returns whether this worker logs events that all workers observe.
     """
 
     def __init__(
@@ -113,9 +113,9 @@ class Services:
         folder: Path,
         errors: Errors,
         registry: Registry | None = None,
-        speaks: Callable[[], bool] = lambda: True,
+        may_log: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._speaks = speaks
+        self._may_log = may_log
         self.pools: dict[str, Pool] = {}
         self.checks: dict[str, HealthCheck] = {}
         self.sessions: dict[str, Sessions] = {}
@@ -237,7 +237,7 @@ class Services:
                 host=service.host or "",
                 forget=sessions.forget,
                 kept=kept,
-                speaks=self._speaks,
+                may_log=self._may_log,
             )
         )
         return sessions

@@ -38,11 +38,11 @@ from typing import NamedTuple, TypeVar
 
 from wsgigate.rules.circuit import (
     CircuitRules,
+    CircuitVerdict,
     Event,
     Outcome,
     State,
     Tally,
-    Verdict,
     acquire,
     bounded,
     move,
@@ -53,7 +53,7 @@ from wsgigate.rules.circuit import (
 )
 from wsgigate.runtime.clocks import steady
 from wsgigate.runtime.fork import quiesce_at_fork
-from wsgigate.runtime.throttled_log import ChangeLog, Trouble
+from wsgigate.runtime.throttled_log import ChangeLog, FailureLog
 from wsgigate.store import Store, StoreError, update
 
 __all__ = ["Circuit", "CircuitStatus", "Counts", "Permit", "Rejection", "SharedVerdict"]
@@ -90,10 +90,10 @@ class SharedVerdict:
         key: str,
         *,
         interval: float,
-        replaced: Callable[[Verdict], object],
+        replaced: Callable[[CircuitVerdict], object],
         clock: Callable[[], float] = steady,
     ) -> None:
-        self.verdict = Verdict()
+        self.verdict = CircuitVerdict()
         self.ahead = 0.0
         self.sync_at = float("inf") if store is None else float("-inf")
         self.lock = threading.RLock()
@@ -109,7 +109,7 @@ class SharedVerdict:
         self._unshared = False  # whether the store does not have the verdict
         self._down_until = float("-inf")
         self._changes = ChangeLog(_log, clock=clock)
-        self._trouble = Trouble(
+        self._trouble = FailureLog(
             _log, "Circuit %r is shared with other workers again, after %.0f s", name, clock=clock
         )
         quiesce_at_fork(self)
@@ -127,7 +127,7 @@ class SharedVerdict:
 
     def change(
         self,
-        make: Callable[[Verdict, float], tuple[Verdict, R]],
+        make: Callable[[CircuitVerdict, float], tuple[CircuitVerdict, R]],
         now: float,
         *,
         insist: bool = False,
@@ -149,7 +149,9 @@ class SharedVerdict:
 
         def step(
             old: bytes | None, moment: float
-        ) -> tuple[bytes | None, float, tuple[Verdict, Verdict, bytes | None, float, R]]:
+        ) -> tuple[
+            bytes | None, float, tuple[CircuitVerdict, CircuitVerdict, bytes | None, float, R]
+        ]:
             ours = old is None or old == known_raw  # no other worker has changed it
             before = bounded(known, moment, rules) if ours else unpack(old, moment, rules)
             after, result = make(before, moment)
@@ -203,7 +205,9 @@ class SharedVerdict:
         if unshared:
             self.change(lambda verdict, _moment: (verdict, None), now)
 
-    def _change_alone(self, make: Callable[[Verdict, float], tuple[Verdict, R]], now: float) -> R:
+    def _change_alone(
+        self, make: Callable[[CircuitVerdict, float], tuple[CircuitVerdict, R]], now: float
+    ) -> R:
         with self.lock:
             moment = now + self.ahead
             before = bounded(self.verdict, moment, self._rules)
@@ -214,14 +218,14 @@ class SharedVerdict:
         self._log_change(before, after)
         return result
 
-    def _set(self, verdict: Verdict, raw: bytes | None) -> None:
+    def _set(self, verdict: CircuitVerdict, raw: bytes | None) -> None:
         if verdict.generation != self.verdict.generation:
             self._replaced(verdict)
         self.verdict, self._raw = verdict, raw
         self._unshared = False
         self._sets += 1
 
-    def _log_change(self, before: Verdict, after: Verdict) -> None:
+    def _log_change(self, before: CircuitVerdict, after: CircuitVerdict) -> None:
         """Log a change of state: only the worker whose update succeeded calls this."""
         if before.state is after.state:
             return
@@ -404,7 +408,9 @@ class Circuit:
         ):
             return Rejection(acquire(verdict, moment, rules)[1])  # known without the store
 
-        def asked(before: Verdict, moment: float) -> tuple[Verdict, tuple[int, float]]:
+        def asked(
+            before: CircuitVerdict, moment: float
+        ) -> tuple[CircuitVerdict, tuple[int, float]]:
             after, wait = acquire(before, moment, rules)
             return after, (after.generation, wait)
 
@@ -450,7 +456,7 @@ class Circuit:
     def reset(self) -> bool:
         """Close the circuit; return whether the change is shared with the other workers."""
 
-        def closed(before: Verdict, moment: float) -> tuple[Verdict, None]:
+        def closed(before: CircuitVerdict, moment: float) -> tuple[CircuitVerdict, None]:
             return move(before, Event.RESET, moment, self.rules), None
 
         shared = self._shared
@@ -459,7 +465,7 @@ class Circuit:
             self._tally.forget()
             return shared.shared
 
-    def _on_replaced(self, verdict: Verdict) -> None:
+    def _on_replaced(self, verdict: CircuitVerdict) -> None:
         """Clear the reasons to open; after a reset by any worker also the counts."""
         if verdict.state is State.CLOSED and verdict.why == Event.RESET.value:
             self._tally.forget()
@@ -488,7 +494,7 @@ class Circuit:
             return
         chance = self._random()
 
-        def counted(old: Verdict, at: float) -> tuple[Verdict, None]:
+        def counted(old: CircuitVerdict, at: float) -> tuple[CircuitVerdict, None]:
             after = record_probe(
                 old, generation, outcome, at, rules, slow=slow, chance=chance, why=why
             )

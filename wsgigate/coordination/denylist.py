@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from wsgigate.auth.jwt import read_compact
-from wsgigate.http.strict_json import TokenRejected, read_object, shown
+from wsgigate.auth.jwt import TokenRejected, read_compact
+from wsgigate.http.strict_json import InvalidJson, read_object, shown
 from wsgigate.rules.arguments import checked
 from wsgigate.runtime.clocks import steady
 from wsgigate.store import Change, Store, update
@@ -19,7 +19,7 @@ __all__ = [
     "GRACE",
     "LONGEST",
     "DenyList",
-    "Identity",
+    "TokenIdentity",
     "covers",
     "end_of",
     "entry_of_jti",
@@ -46,7 +46,7 @@ _SINGLE = struct.Struct(">d")  # until
 _SUBJECT = struct.Struct(">dd")  # before, until
 
 
-class Identity(NamedTuple):
+class TokenIdentity(NamedTuple):
     """The names of the entries by which a verified token can be denied."""
 
     token: str
@@ -59,14 +59,14 @@ class Identity(NamedTuple):
     """Its ``iat``."""
 
 
-def identity(signed: bytes, claims: Mapping[str, Any]) -> Identity:
+def identity(signed: bytes, claims: Mapping[str, Any]) -> TokenIdentity:
     """Return the identity of the token with *claims*.
 
     :param signed: The signed part of the token. The signature itself is not included, because
         anyone can turn a valid ECDSA signature into another valid one.
     """
     jti, sub, iat = claims.get("jti"), claims.get("sub"), claims.get("iat")
-    return Identity(
+    return TokenIdentity(
         entry_of_token(signed),
         entry_of_jti(jti) if isinstance(jti, str) and jti else "",
         entry_of_subject(sub) if isinstance(sub, str) and sub else "",
@@ -103,14 +103,14 @@ def end_of(token: str) -> tuple[str, float]:
     try:
         compact = read_compact(token)
         exp = read_object(compact.payload, "payload").get("exp")
-    except TokenRejected as error:
+    except (InvalidJson, TokenRejected) as error:
         raise ValueError(f"token: {error}") from None
     if isinstance(exp, bool) or not isinstance(exp, (int, float)) or abs(exp) > 2.0**53:
         raise ValueError("token: the claim exp (expiry) is missing or not a number")
     return entry_of_token(compact.signed), float(exp)
 
 
-def hit(found: Identity) -> Iterator[tuple[str, str]]:
+def hit(found: TokenIdentity) -> Iterator[tuple[str, str]]:
     """Yield each entry that can deny *found*, with the reason it gives."""
     yield found.token, "the token was denied"
     if found.jti:
@@ -150,7 +150,7 @@ RECHECK = 30.0
 """Maximum seconds for which a token that is not denied is not looked up again."""
 
 
-class _Known(NamedTuple):
+class _KnownTokens(NamedTuple):
     generation: bytes | None
     read: float
     since: float
@@ -197,7 +197,7 @@ class DenyList:
         self._staleness = staleness
         self._size = cache_size
         self._clock = clock
-        self._known: _Known | None = None
+        self._known: _KnownTokens | None = None
 
     @property
     def store(self) -> Store:
@@ -242,7 +242,7 @@ class DenyList:
         entry = entry_of_subject(_text("sub", sub))
         return self._write(entry, until, lambda old, end: extended_subject(old, moment, end))
 
-    def why_denied(self, token: Identity) -> str:
+    def why_denied(self, token: TokenIdentity) -> str:
         """Return the reason why *token* is denied, for the log; empty if it is not denied.
 
         :param token: The identity of a verified token, from :func:`identity`.
@@ -268,11 +268,11 @@ class DenyList:
         """Close the store, unless it was passed in as an object."""
         self._opened.close()
 
-    def _read(self, known: _Known | None, now: float) -> _Known:
+    def _read(self, known: _KnownTokens | None, now: float) -> _KnownTokens:
         # Concurrent threads may overwrite each other's result: each is correct for its own moment.
         generation = self.store.get(self.PREFIX + "mark")[0]
         if known is None or generation != known.generation or now - known.since >= RECHECK:
-            return _Known(generation, now, now, set())
+            return _KnownTokens(generation, now, now, set())
         return known._replace(read=now)
 
     def _deny(self, entry: str, until: float) -> float:

@@ -57,8 +57,8 @@ class LeaderLease:
         fork.notice_fork()  # two processes with one name would both be the leader
         return self._owner
 
-    def take(self) -> bool:
-        """Renew the lease, or take it if it is free; return whether this process holds it.
+    def acquire(self) -> bool:
+        """Renew the lease, or acquire it if it is free; return whether this process holds it.
 
         :raises StoreError: The store failed; the holder is unknown.
         """
@@ -75,7 +75,7 @@ class LeaderLease:
         return holder == self.owner, now
 
     def release(self) -> None:
-        """Release the lease if this process holds it, so that another can take it at once.
+        """Release the lease if this process holds it, so that another can acquire it at once.
 
         :raises StoreError: The store failed; the lease expires after ``ttl``.
         """
@@ -89,7 +89,7 @@ LOG_LEASE = 15.0
 class LogLeader:
     """Elects one worker of this machine to log a change that every worker observes.
 
-    The first worker that calls :meth:`speaks` takes a lease, and renews it by calling again. So a
+    The first worker that calls :meth:`may_log` takes a lease, and renews it by calling again. So a
     change that several workers observe within some seconds is logged once, and its opposite by the
     same worker, in the right order. While the store fails, every worker logs.
 
@@ -101,10 +101,10 @@ class LogLeader:
         self._lease = LeaderLease(store, f"{prefix}{socket.gethostname()[:64]}", ttl=LOG_LEASE)
         self._holds = False
 
-    def speaks(self) -> bool:
+    def may_log(self) -> bool:
         """Return whether this worker logs."""
         try:
-            self._holds = self._lease.take()
+            self._holds = self._lease.acquire()
             return self._holds
         except StoreError:
             return True

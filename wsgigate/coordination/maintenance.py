@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from wsgigate.rules.arguments import checked
 from wsgigate.runtime.clocks import steady
-from wsgigate.runtime.throttled_log import ChangeLog, Trouble, one_line
+from wsgigate.runtime.throttled_log import ChangeLog, FailureLog, one_line
 from wsgigate.store import Store, StoreError, update
 from wsgigate.store.open import OpenedStore
 
@@ -121,7 +121,7 @@ def _lasting(notice: Notice, now: float) -> bool:
 LOG = logging.getLogger("wsgigate.maintenance")
 
 
-class _Known(NamedTuple):
+class _KnownNotices(NamedTuple):
     notices: Mapping[str, Notice]
     read: float
     ahead: float
@@ -138,7 +138,7 @@ class MaintenanceSwitch:
     :param store: The shared store: a store, or the URL of one.
     :param name: Name of the gateway: gateways of the same name share the notices of a store.
     :param staleness: Seconds for which the value is not read again, 0 to 1.
-    :param speaks: Returns whether this worker logs the changes, which every worker sees, including
+    :param may_log: Returns whether this worker logs the changes, which every worker sees, including
         the end of a notice by time.
     :param clock: Returns monotonic seconds.
     :ivar store_errors: Number of failures of the store.
@@ -153,7 +153,7 @@ class MaintenanceSwitch:
         *,
         name: str = "gateway",
         staleness: float = 0.5,
-        speaks: Callable[[], bool] = lambda: True,
+        may_log: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = steady,
     ) -> None:
         if not isinstance(staleness, (int, float)) or not 0 <= staleness <= 1:
@@ -165,11 +165,11 @@ class MaintenanceSwitch:
         self._key = self.PREFIX + name
         self._staleness = staleness
         self._clock = clock
-        self._known: _Known | None = None
-        self._speaks = speaks
+        self._known: _KnownNotices | None = None
+        self._may_log = may_log
         self._seen: dict[str, Notice] = {}
         self._changes = ChangeLog(LOG, clock=clock)
-        self._trouble = Trouble(
+        self._trouble = FailureLog(
             LOG, "Maintenance notices can be read again, after %.0f s", clock=clock
         )
 
@@ -239,24 +239,24 @@ class MaintenanceSwitch:
         """Close the store, unless it was passed in as an object."""
         self._opened.close()
 
-    def _read(self, known: _Known | None, now: float) -> _Known:
+    def _read(self, known: _KnownNotices | None, now: float) -> _KnownNotices:
         try:
             value, there = self._opened.get(self._key)
         except StoreError as error:
             self.store_errors += 1
             self._trouble.failed("Maintenance notices cannot be read: %s", error)
-            return _Known({}, now, 0.0) if known is None else known._replace(read=now)
+            return _KnownNotices({}, now, 0.0) if known is None else known._replace(read=now)
         self._trouble.ended()
         notices = read(value)
         if notices or self._seen:
             self._log_changes(notices, there)
-        return _Known(notices, now, there - now)
+        return _KnownNotices(notices, now, there - now)
 
     def _log_changes(self, notices: Mapping[str, Notice], now: float) -> None:
         """Log the scopes that went out of service, or returned to it, by *now*."""
         active = {scope: one for scope, one in notices.items() if noticed(notices, [scope], now)}
         before, self._seen = self._seen, active
-        if active == before or not self._speaks():
+        if active == before or not self._may_log():
             return
         for scope in active.keys() - before.keys():
             until, message = active[scope].until, active[scope].message

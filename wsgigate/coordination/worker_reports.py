@@ -19,10 +19,10 @@ from typing import Any, TypeAlias
 
 from wsgigate.runtime import fork
 from wsgigate.runtime.threads import SupervisedThread
-from wsgigate.runtime.throttled_log import Trouble
+from wsgigate.runtime.throttled_log import FailureLog
 from wsgigate.store import Store, StoreError, get_all, update
 
-__all__ = ["Report", "Steady", "WorkerReports"]
+__all__ = ["Report", "StableTimes", "WorkerReports"]
 
 
 LOG = logging.getLogger("wsgigate.store")
@@ -55,7 +55,7 @@ Report: TypeAlias = Mapping[str, Any]
 """The report of a worker, of JSON types."""
 
 
-class Steady:
+class StableTimes:
     """Keeps moments that are computed from the difference of two clocks equal between calls.
 
     Otherwise a report would change by a millisecond or two each time it is made.
@@ -104,7 +104,7 @@ class WorkerReports:
         self._beside = tuple(beside)
         self._clock = clock
         self._wall = wall
-        self._trouble = Trouble(
+        self._trouble = FailureLog(
             LOG,
             "The store answers again, after %.0f s",
             level=logging.DEBUG if quiet else logging.ERROR,

@@ -46,7 +46,7 @@ from wsgigate.discovery.health_results import (
     not_monitored,
     service_status,
 )
-from wsgigate.rules.health import Health, HealthCheck, Outcome, first_due, next_due
+from wsgigate.rules.health import CheckResult, Health, HealthCheck, first_due, next_due
 from wsgigate.runtime.threads import SupervisedThread
 from wsgigate.store import Store, StoreError
 
@@ -186,7 +186,7 @@ REFRESH = 1.0
 LOG_EVERY = 60.0
 """Seconds in which the same error is logged once."""
 
-_TIMED_OUT = Outcome(False, error="Timeout")
+_TIMED_OUT = CheckResult(False, error="Timeout")
 
 
 class HealthChecker:
@@ -287,7 +287,7 @@ class HealthChecker:
         try:
             if now >= self._lead_at:
                 self._lead_at = now + REFRESH
-                self._lead(self._lease.take())
+                self._lead(self._lease.acquire())
             if now >= self._read_at:
                 self._read_at = now + REFRESH
                 self._targets = self._results.targets()
@@ -357,7 +357,7 @@ class HealthChecker:
     def _start_check(self, target: Target, flight: Flight) -> None:
         schedule = self._schedule
 
-        def found(outcome: Outcome | Exception) -> None:
+        def found(outcome: CheckResult | Exception) -> None:
             try:
                 if isinstance(outcome, Exception):
                     self._log_error("A health check failed", traceback=outcome)
@@ -372,7 +372,7 @@ class HealthChecker:
             schedule.land(target, flight)
             self._log_error("A health check could not be started", traceback=error)
 
-    def _write(self, target: Target, outcome: Outcome, raw: bytes | None) -> None:
+    def _write(self, target: Target, outcome: CheckResult, raw: bytes | None) -> None:
         if not self._alone:
             try:
                 self._results.write(target, outcome, raw)

@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 from wsgigate.coordination.leader import LeaderLease
 from wsgigate.discovery import Instance
-from wsgigate.rules.health import Health, HealthCheck, Outcome, record
+from wsgigate.rules.health import CheckResult, Health, HealthCheck, record
 from wsgigate.runtime import fork
 from wsgigate.runtime.throttled_log import ChangeLog, one_line
 from wsgigate.store import Store
@@ -49,10 +49,10 @@ __all__ = [
 
 # Probe runners.
 
-Probe: TypeAlias = Callable[[Instance, HealthCheck], Outcome]
+Probe: TypeAlias = Callable[[Instance, HealthCheck], CheckResult]
 """Probes one instance once, within the check's timeout. Runs in any thread."""
 
-Found: TypeAlias = Callable[[Outcome | Exception], None]
+Found: TypeAlias = Callable[[CheckResult | Exception], None]
 """Receives the outcome of a check, or the error that prevented it. Runs in any thread."""
 
 
@@ -90,7 +90,7 @@ class InThreads:
         """Do nothing: each thread ends with its check."""
 
     def _run(self, instance: Instance, check: HealthCheck, found: Found) -> None:
-        outcome: Outcome | Exception
+        outcome: CheckResult | Exception
         try:
             outcome = self._probe(instance, check)
         except Exception as error:
@@ -291,7 +291,7 @@ class Results:
             self._forget_own()
         self.mark(targets)
 
-    def keep(self, target: Target, outcome: Outcome) -> None:
+    def keep(self, target: Target, outcome: CheckResult) -> None:
         """Record *outcome* for this worker alone, as the store fails."""
         with self._storing:
             before = self.known(target)
@@ -343,7 +343,7 @@ class Results:
         for key in self._own.keys() - self._known.keys():
             del self._own[key]
 
-    def write(self, target: Target, outcome: Outcome, raw: bytes | None) -> None:
+    def write(self, target: Target, outcome: CheckResult, raw: bytes | None) -> None:
         """Write *outcome*, unless the lease is lost or the store's value is no longer *raw*.
 
         A process that was stopped during a check must not overwrite what its successor has found

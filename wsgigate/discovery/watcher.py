@@ -48,7 +48,7 @@ from wsgigate.discovery.sources import Found, Source, SourceError
 from wsgigate.runtime import fork
 from wsgigate.runtime.clocks import real
 from wsgigate.runtime.threads import SupervisedThread
-from wsgigate.runtime.throttled_log import ChangeLog, Trouble, one_line
+from wsgigate.runtime.throttled_log import ChangeLog, FailureLog, one_line
 from wsgigate.store import VALUE_BYTES, Store, StoreError
 
 __all__ = ["EmptyGuard", "InstanceCache", "Recalled", "Renewable", "Watch", "Watcher", "pause"]
@@ -205,7 +205,8 @@ class Watch:
     :param forget: Called with the URL of each removed instance.
     :param kept: Stores the last good list for other workers. Default: none.
     :param hold_empty: Seconds for which an empty list is not used if the source is not certain.
-    :param speaks: Returns whether this worker logs what every worker sees; see :class:`.Speaker`.
+    :param may_log: Returns whether this worker logs what every worker sees: see
+        :class:`.LogLeader`.
     :param clock: Returns monotonic seconds.
     :param random: Returns numbers in [0, 1).
     """
@@ -221,7 +222,7 @@ class Watch:
         forget: Callable[[str], object] = lambda _: None,
         kept: InstanceCache | None = None,
         hold_empty: float = HOLD_EMPTY,
-        speaks: Callable[[], bool] = lambda: True,
+        may_log: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = _random.random,
     ) -> None:
@@ -234,7 +235,7 @@ class Watch:
         self._forget = forget
         self._kept = kept
         self._hold = hold_empty
-        self._speaks = speaks
+        self._may_log = may_log
         self._clock = clock
         self._changes = ChangeLog(LOG, clock=clock)
         self._random = random
@@ -252,7 +253,7 @@ class Watch:
         self._trouble = ""
         self._refused = 0
         self._warned: dict[str, float] = {}
-        self._failing = Trouble(
+        self._failing = FailureLog(
             LOG,
             "The source of %r is available again after %.0f s",
             self.service,
@@ -357,7 +358,7 @@ class Watch:
         self, before: Sequence[Instance], wanted: Sequence[Instance], gone: Sequence[Instance]
     ) -> None:
         level = logging.INFO if wanted else logging.WARNING
-        if not LOG.isEnabledFor(level) or not self._speaks():
+        if not LOG.isEnabledFor(level) or not self._may_log():
             return
         known = {instance.url for instance in before}
         added = [instance.address for instance in wanted if instance.url not in known]

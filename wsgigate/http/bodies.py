@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from wsgiref.types import WSGIEnvironment
 
 from wsgigate.http.problem import Problem, Refusal
-from wsgigate.http.strict_json import TokenRejected, read_object
+from wsgigate.http.strict_json import InvalidJson, read_object
 from wsgigate.http.wsgi import BodyError
 
 __all__ = [
@@ -288,7 +288,7 @@ def json_body(environ: WSGIEnvironment, largest: int, *, typed: bool = True) -> 
         raise Refusal.of(415, "The body has to be application/json.")
     try:
         return read_object(read_body(environ, largest), "body")
-    except TokenRejected as error:
+    except InvalidJson as error:
         raise Refusal.of(400, f"The request has {error}.") from None
 
 

@@ -27,7 +27,7 @@ __all__ = [
     "ClaimOrAddress",
     "Exempt",
     "KeyNames",
-    "Plan",
+    "PlanFunction",
     "by_address",
     "claim",
     "cookie",
@@ -50,7 +50,7 @@ KeyNames: TypeAlias = Key | str | Sequence[Key | str]
 Exempt: TypeAlias = Callable[[WSGIEnvironment], object]
 """Returns whether a request is exempt (or, for *only*, selected)."""
 
-Plan: TypeAlias = Callable[[WSGIEnvironment], str | None]
+PlanFunction: TypeAlias = Callable[[WSGIEnvironment], str | None]
 """Returns the name of a request's plan."""
 
 LONGEST_KEY = 128  # a longer key is hashed; the store accepts at most 480 bytes
@@ -245,7 +245,7 @@ def _named(name: str) -> Key:
     )
 
 
-def plan_of(plan: Plan | str) -> Plan:
+def plan_of(plan: PlanFunction | str) -> PlanFunction:
     """Return the function that returns a request's plan.
 
     :param plan: A function, or ``claim:NAME`` of the verified token, or ``header:NAME``, which is

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from html import escape
@@ -15,8 +14,8 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.wsgi import LOGGED, REASON, peer
 from wsgigate.rules.arguments import explained
-from wsgigate.runtime import fork
 from wsgigate.runtime.clocks import real
+from wsgigate.runtime.throttled_log import ThrottledLog
 
 __all__ = [
     "Problem",
@@ -184,34 +183,10 @@ def answer_with(problem: Problem) -> WSGIApplication:
 # or INFO within a minute after a WARNING of the same middleware, so that a flood of rejections is
 # not a flood of warnings.
 
-WARNING_INTERVAL = 60.0
-"""Seconds between two warnings of one middleware."""
-
 _log = logging.getLogger("wsgigate.refusals")
 
-
-class _WarningInterval:
-    """Records the last warning of each middleware, and the rejections since."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._last: dict[str, tuple[float, int]] = {}  # by the name of the middleware
-        self._lock: threading.Lock
-        fork.renewed(self, _lock="Lock")
-
-    def due(self, by: str) -> int | None:
-        """Count a rejection; return the count since the last warning if one is due, else None."""
-        now = self._clock()
-        with self._lock:
-            last, more = self._last.get(by, (float("-inf"), 0))
-            if now - last < WARNING_INTERVAL:
-                self._last[by] = last, more + 1
-                return None
-            self._last[by] = now, 0
-            return more
-
-
-_warnings = _WarningInterval(real)
+_warnings: dict[str, ThrottledLog] = {}
+"""Counts the rejections of each middleware, by its name, between two warnings."""
 
 
 def refused(environ: WSGIEnvironment, by: str, reason: str) -> None:
@@ -223,13 +198,16 @@ def refused(environ: WSGIEnvironment, by: str, reason: str) -> None:
     environ[REASON] = reason
     if LOGGED in environ:
         return
-    more = _warnings.due(by)
-    level = logging.INFO if more is None else logging.WARNING
+    warnings = _warnings.get(by)
+    if warnings is None:
+        warnings = _warnings.setdefault(by, ThrottledLog(_log.warning, "", real))
+    count = warnings.due()
+    level = logging.WARNING if count else logging.INFO
     if not _log.isEnabledFor(level):
         return
     path = quote(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""), encoding="latin-1")
     method = environ.get("REQUEST_METHOD", "")[:32]
-    since = f" ({more} more since the last warning)" if more else ""
+    since = f" ({count - 1} more since the last warning)" if count > 1 else ""
     _log.log(
         level, "%s refused %r %s of %s: %s%s", by, method, path[:512], peer(environ), reason, since
     )

@@ -23,7 +23,7 @@ from wsgigate.rules.quota import tightest
 __all__ = [
     "FAMILIES",
     "QUOTA_EXCEEDED",
-    "Decision",
+    "LimitDecision",
     "LimitFields",
     "QuotaVerdict",
     "Terms",
@@ -102,7 +102,7 @@ class Terms(NamedTuple):
         )
 
 
-Decision: TypeAlias = tuple[Sequence[QuotaVerdict], float, Sequence[Terms]]
+LimitDecision: TypeAlias = tuple[Sequence[QuotaVerdict], float, Sequence[Terms]]
 """The decision of one limiter: its verdicts, the store's time, and the terms of each verdict.
 
 A limit of concurrent requests has no window, which its terms mark.
@@ -133,10 +133,10 @@ class LimitFields:
         self._start = self._started
 
     def starting(
-        self, start_response: StartResponse, environ: WSGIEnvironment, decision: Decision
+        self, start_response: StartResponse, environ: WSGIEnvironment, decision: LimitDecision
     ) -> StartResponse:
         """Return a ``start_response`` that adds the fields of *decision* and of outer limits."""
-        taken: list[Decision] | None = environ.get(LIMITS)
+        taken: list[LimitDecision] | None = environ.get(LIMITS)
         if taken is None:
             taken = environ[LIMITS] = [decision]
         elif not all(verdict[0] for verdict in decision[0]):
@@ -150,7 +150,7 @@ class LimitFields:
     def _started(
         self,
         start_response: StartResponse,
-        taken: list[Decision],
+        taken: list[LimitDecision],
         status: str,
         headers: Headers,
         exc_info: ExcInfo | None = None,
@@ -200,7 +200,7 @@ class LimitFields:
                 self._harmless.add(name)
         return kept
 
-    def _of_all(self, taken: list[Decision]) -> Headers:
+    def _of_all(self, taken: list[LimitDecision]) -> Headers:
         decisions = [
             (verdict, terms, now)
             for verdicts, now, several in taken

@@ -7,18 +7,18 @@ import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-__all__ = ["TokenRejected", "read_object", "shown"]
+__all__ = ["InvalidJson", "read_object", "shown"]
 
 
-class TokenRejected(Exception):
-    """The token is invalid; the message is for the operator only."""
+class InvalidJson(ValueError):
+    """The data is not a strict JSON object; the message names the cause."""
 
 
 def read_object(data: bytes, what: str) -> dict[str, Any]:
     """Return the JSON object in *data*, without duplicate members and infinite numbers.
 
     :param what: Its name in the error message.
-    :raises TokenRejected: *data* is anything else.
+    :raises InvalidJson: *data* is anything else.
     """
     try:
         found = json.loads(
@@ -30,11 +30,11 @@ def read_object(data: bytes, what: str) -> dict[str, Any]:
         if b"\\u" in data:  # an unpaired surrogate cannot be encoded as UTF-8
             json.dumps(found, ensure_ascii=False).encode("utf-8")
     except RecursionError:
-        raise TokenRejected(f"a {what} that is nested too deeply") from None
+        raise InvalidJson(f"a {what} that is nested too deeply") from None
     except ValueError as error:
-        raise TokenRejected(f"a {what} that is not strict JSON: {shown(str(error))}") from None
+        raise InvalidJson(f"a {what} that is not strict JSON: {shown(str(error))}") from None
     if not isinstance(found, dict):
-        raise TokenRejected(f"a {what} that is not an object")
+        raise InvalidJson(f"a {what} that is not an object")
     return found
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Annotated, Any, NamedTuple, TypeAlias
@@ -19,20 +18,21 @@ from wsgigate.auth.jwt import (
     KINDS,
     MAX_LENGTH,
     ClaimRules,
-    Keys,
+    KeyText,
     RequiredClaims,
-    Text,
+    TokenRejected,
+    VerificationKeys,
     granted_scopes,
     read_compact,
 )
-from wsgigate.coordination.denylist import GRACE, DenyList, Identity, identity
+from wsgigate.coordination.denylist import GRACE, DenyList, TokenIdentity, identity
 from wsgigate.http.caller import Exempt, exempt_of
 from wsgigate.http.problem import Problem, Refuse, answer_with, refused
-from wsgigate.http.strict_json import TokenRejected, read_object, shown
+from wsgigate.http.strict_json import InvalidJson, read_object, shown
 from wsgigate.http.wsgi import CLAIMS, is_preflight
 from wsgigate.rules.arguments import OneOf, Range, Seconds, Trait, checked
-from wsgigate.runtime import fork
 from wsgigate.runtime.clocks import wall
+from wsgigate.runtime.throttled_log import ThrottledLog
 from wsgigate.store import StoreError
 
 __all__ = ["Authenticator"]
@@ -40,12 +40,10 @@ __all__ = ["Authenticator"]
 # One value of another scheme. A comma may be where the server joined two header fields.
 _OTHER_SCHEME = re.compile(r"(?!bearer)[!#$%&'*+.^_`|~0-9a-z-]+(?: [^,]*)?", re.IGNORECASE)
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 section 3.3
-LOG_INTERVAL = 60.0  # seconds between two log records about a failing store
-
 _log = logging.getLogger("wsgigate.authenticator")
 
 
-SecretText: TypeAlias = Annotated[Text, Trait.SECRET]
+SecretText: TypeAlias = Annotated[KeyText, Trait.SECRET]
 
 
 class Verified(NamedTuple):
@@ -57,7 +55,7 @@ class Verified(NamedTuple):
     )
     until: float
     missing: frozenset[str]
-    identity: Identity
+    identity: TokenIdentity
 
 
 @checked
@@ -121,7 +119,7 @@ class Authenticator:
         *,
         algorithms: Annotated[Sequence[Annotated[str, OneOf(ALGORITHMS)]], Range(1)],
         secret: SecretText | Annotated[Sequence[SecretText], Range(1)] | None = None,
-        public_key: Text | Annotated[Sequence[Text], Range(1)] | None = None,
+        public_key: KeyText | Annotated[Sequence[KeyText], Range(1)] | None = None,
         issuer: str | None = None,
         audience: str | Annotated[Sequence[str], Range(1)] | None = None,
         required: bool = True,
@@ -152,12 +150,9 @@ class Authenticator:
         if deny_list is not None and not isinstance(deny_list, DenyList):
             raise ValueError(f"deny_list: expected a DenyList, not {deny_list!r}")
         self.app = app
-        self.store_errors = 0
-        self._failing = False  # whether the store has failed since its last success
-        self._recovered = float("-inf")  # time of the logged failure whose recovery was logged
         self._exempt = exempt_of(exempt)
         self._passes_preflights = required and not preflights
-        self._keys = Keys(algorithms, secret=secret, public_key=public_key)
+        self._keys = VerificationKeys(algorithms, secret=secret, public_key=public_key)
         self._rules = ClaimRules(
             issuer=issuer,
             audience=audience,
@@ -171,9 +166,12 @@ class Authenticator:
             raise ValueError(f"leeway: at most {GRACE:g} s with a deny_list, not {leeway!r}")
         self._deny_list = deny_list
         self._allows_on_error = on_store_error == "allow"
-        self._lock: threading.Lock
-        fork.renewed(self, _lock="Lock")
-        self._logged = float("-inf")
+        effect = "passed unchecked" if self._allows_on_error else "were rejected"
+        self._outages = ThrottledLog(
+            _log.error,
+            f"the deny-list cannot be read, %s tokens {effect} since the last such message: %s",
+            clock,
+        )
         self._scopes = _checked_scopes(scopes)
         self._cache = TokenCache(cache_size)
         self._clock = clock
@@ -209,7 +207,7 @@ class Authenticator:
             return self._without_token(environ, start_response)
         try:
             verified = self._verified(value)
-        except TokenRejected as error:
+        except (InvalidJson, TokenRejected) as error:
             refused(environ, "Authenticator", f"bad token: {error}")
             return self._invalid(environ, start_response)
         if verified is None:
@@ -229,41 +227,29 @@ class Authenticator:
         environ[CLAIMS] = json.loads(text) if text else verified.claims.copy()
         return self.app(environ, start_response)
 
+    @property
+    def store_errors(self) -> int:
+        """Number of tokens that could not be looked up, as the store failed."""
+        return self._outages.total
+
     def _no_token(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         refused(environ, "Authenticator", "no token")
         return self._missing(environ, start_response)
 
     def _refusal(
-        self, deny_list: DenyList, token: Identity, environ: WSGIEnvironment
+        self, deny_list: DenyList, token: TokenIdentity, environ: WSGIEnvironment
     ) -> WSGIApplication | None:
         """Return the app that rejects a denied *token*, or any if the store fails."""
         try:
             reason = deny_list.why_denied(token)
         except StoreError as error:
-            now = self._clock()
-            with self._lock:
-                self.store_errors += 1
-                self._failing = True
-                logs = abs(now - self._logged) >= LOG_INTERVAL
-                if logs:
-                    self._logged = now
-            if logs:
-                effect = "unchecked" if self._allows_on_error else "rejected"
-                _log.error(
-                    "the deny-list cannot be read, tokens are %s, %s so far: %s",
-                    effect,
-                    self.store_errors,
-                    error,
-                )
+            self._outages.log(error)
             if self._allows_on_error:
                 return None
             refused(environ, "Authenticator", f"the deny-list cannot be read: {error}")
             return self._unknown
-        if self._failing:
-            self._failing = False
-            if self._logged != self._recovered:  # the failure was logged
-                self._recovered = self._logged
-                _log.warning("the deny-list can be read again")
+        if self._outages.ongoing:
+            self._outages.resolved(_log.warning, "the deny-list can be read again")
         if not reason:
             return None
         refused(environ, "Authenticator", f"bad token: {reason}")

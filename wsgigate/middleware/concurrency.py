@@ -190,7 +190,7 @@ class Concurrency:
         self.limit = limit
         self.lease = float(lease)
 
-    def take(
+    def acquire(
         self, old: bytes | None, now: float, lease: bytes
     ) -> tuple[bytes | None, float, Verdict]:
         """Decide on a request that starts *now*.
@@ -379,12 +379,12 @@ class ConcurrencyLimiter:
         while self._forgotten:
             self._release_forgotten()
         place, lease = self._prefix + store_key(key), secrets.token_bytes(ID_BYTES)
-        take = self._rule.take
+        acquire = self._rule.acquire
 
         def change(
             old: bytes | None, now: float
         ) -> tuple[bytes | None, float, tuple[Verdict, float]]:
-            new, ttl, verdict = take(old, now, lease)
+            new, ttl, verdict = acquire(old, now, lease)
             return new, ttl, (verdict, now)
 
         try:
@@ -402,7 +402,7 @@ class ConcurrencyLimiter:
         if not self._observes:
             decision = ([verdict], now, self._terms)
             start_response = self._fields.starting(start_response, environ, decision)
-        response = _Response(self, lease)
+        response = _LeasedBody(self, lease)
         if fork.tested():
             start_response = response.watching(start_response)
         try:
@@ -532,7 +532,7 @@ def _nothing(old: bytes | None, now: float) -> tuple[bytes | None, float, None]:
     return None, 0.0, None
 
 
-class _Response:
+class _LeasedBody:
     """A response that holds a slot until it is exhausted or closed, whichever is first.
 
     A response that is never closed, against PEP 3333, releases its slot when it is garbage

@@ -15,7 +15,7 @@ from wsgigate.http.caller import (
     ClaimOrAddress,
     Exempt,
     KeyNames,
-    Plan,
+    PlanFunction,
     by_address,
     exempt_of,
     key_of,
@@ -34,7 +34,7 @@ from wsgigate.http.rate_limit_fields import (
     check_options,
 )
 from wsgigate.http.wsgi import REASON, address_key, client_address, is_preflight, peer
-from wsgigate.rules.algorithms import ALGORITHMS, Policy, Quotas
+from wsgigate.rules.algorithms import ALGORITHMS, LimitPolicy, QuotaSpec
 from wsgigate.rules.arguments import OneOf, checked
 from wsgigate.rules.quota import Quota, Verdict
 from wsgigate.runtime.throttled_log import ThrottledLog, counted_again, observing, outage
@@ -44,7 +44,7 @@ from wsgigate.store.under_test import resettable
 
 __all__ = ["Limiter"]
 
-Chosen: TypeAlias = Callable[[WSGIEnvironment], Quotas | None]
+Chosen: TypeAlias = Callable[[WSGIEnvironment], QuotaSpec | None]
 
 COMPILED = 1024
 """How many different quotas of a quota function are cached."""
@@ -112,15 +112,15 @@ class Limiter:
     def __init__(
         self,
         app: WSGIApplication,
-        quota: Quotas | Chosen,
+        quota: QuotaSpec | Chosen,
         *,
         algorithm: Annotated[str, OneOf(tuple(ALGORITHMS))] = "token-bucket",
         store: Store | str | None = None,
         namespace: str | None = None,
         key: KeyNames = client_address,
         cost: int | Callable[[WSGIEnvironment], int] = 1,
-        plans: Mapping[str, Quotas] | None = None,
-        plan: Plan | str | None = None,
+        plans: Mapping[str, QuotaSpec] | None = None,
+        plan: PlanFunction | str | None = None,
         only: Exempt | Mapping[str, Any] | None = None,
         exempt: Exempt | Mapping[str, Any] | None = None,
         preflights: bool = False,
@@ -245,7 +245,7 @@ class Limiter:
         :raises StoreError: The store fails.
         """
         if key is None or self._chosen is not None:
-            # Between the name and the key is rules.algorithms.Policy.place.
+            # Between the name and the key is rules.algorithms.LimitPolicy.place.
             begins, ends = re.escape(f"limit/{self.name}/"), re.escape(self._opened.prefix)
             ends += "[=#].*" if key is None else re.escape(self._store_key(key))
             mine = re.compile(f"{begins}(?:together|[^/]+/[^/]+/[^/]+)/{ends}", re.DOTALL)
@@ -283,7 +283,7 @@ class Limiter:
             return None
         return self._compiled(quotas if isinstance(quotas, str | Quota) else tuple(quotas))
 
-    def _compile(self, quotas: Quotas) -> _CompiledQuotas:
+    def _compile(self, quotas: QuotaSpec) -> _CompiledQuotas:
         return _CompiledQuotas(
             quotas,
             algorithm=self._algorithm,
@@ -375,14 +375,14 @@ def _forgotten(old: bytes | None, now: float) -> tuple[bytes | None, float, None
     return None, 0.0, None
 
 
-class _CompiledQuotas(Policy):
+class _CompiledQuotas(LimitPolicy):
     """Compiled quotas: the policy, the store keys and the header fields."""
 
     __slots__ = ("kept", "terms")
 
     def __init__(
         self,
-        quotas: Quotas,
+        quotas: QuotaSpec,
         *,
         algorithm: str,
         name: str,

@@ -23,7 +23,7 @@ from wsgigate.http.wsgi import (
     subject,
 )
 from wsgigate.rules.arguments import Count, checked
-from wsgigate.runtime.access_log import JsonLines, Lines, Record, Sink, TextLines
+from wsgigate.runtime.access_log import JsonLines, LineFormat, Record, Sink, TextLines
 from wsgigate.runtime.clocks import wall
 
 __all__ = ["Logger"]
@@ -146,16 +146,16 @@ class Logger:
         return self._sink.close(timeout)
 
 
-def _json(stream: TextIO) -> Lines:
+def _json(stream: TextIO) -> LineFormat:
     return JsonLines()
 
 
-def _text(stream: TextIO) -> Lines:
+def _text(stream: TextIO) -> LineFormat:
     colour = stream.isatty() and not os.environ.get("NO_COLOR")
     return TextLines(getattr(stream, "encoding", None) or "utf-8", colour=colour)
 
 
-def _auto(stream: TextIO) -> Lines:
+def _auto(stream: TextIO) -> LineFormat:
     return _text(stream) if stream.isatty() else _json(stream)
 
 

@@ -27,13 +27,11 @@ from wsgigate.http.wsgi import (
 from wsgigate.rules.arguments import Bytes, Method, Range, Seconds, checked
 from wsgigate.runtime.fork import quiesce_at_fork
 from wsgigate.runtime.threads import BackgroundQueue
+from wsgigate.runtime.throttled_log import ThrottledLog
 
 __all__ = ["Mirror"]
 
 LOG = logging.getLogger("wsgigate.mirror")
-
-LOG_INTERVAL = 60.0
-"""Seconds between two log records about failed copies."""
 
 _MARK = "HTTP_X_GATEWAY_MIRROR"
 _CREDENTIALS = frozenset(
@@ -75,7 +73,6 @@ class Mirror:
     :param random: Returns random numbers in [0, 1).
     :param clock: Returns a monotonic time in seconds.
     :ivar sent: Number of copies that got a response, whatever its status.
-    :ivar failed: Number of copies that raised an exception.
     :ivar too_large: Number of requests whose body was too large.
     :ivar unread: Number of requests whose body was not read to its end before the response started.
     :raises ValueError: An argument is invalid; the message names it.
@@ -105,7 +102,6 @@ class Mirror:
             raise ValueError(f"max_time: a number of seconds above 0, not {max_time}")
         self.app = app
         self.sent = 0
-        self.failed = 0
         self.too_large = 0
         self.unread = 0
         self._queue = BackgroundQueue(threads=threads, queue=queue, name="wsgigate-mirror")
@@ -119,7 +115,11 @@ class Mirror:
         self._random = random
         self._clock = clock
         self.lock = threading.RLock()
-        self._logged = float("-inf")
+        self._failures = ThrottledLog(
+            LOG.warning,
+            "%s copies of requests failed since the last such message; the last: %s: %s",
+            clock,
+        )
         quiesce_at_fork(self)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -151,6 +151,11 @@ class Mirror:
                 with self.lock:
                     self.too_large += body.too_large
                     self.unread += not body.too_large
+
+    @property
+    def failed(self) -> int:
+        """Number of copies that raised an exception."""
+        return self._failures.total
 
     @property
     def dropped(self) -> int:
@@ -207,19 +212,10 @@ class Mirror:
             finally:
                 close_body(answer)
         except Exception as error:
-            self._log_failure(error)
+            self._failures.log(type(error).__name__, error)
             return
         with self.lock:
             self.sent += 1
-
-    def _log_failure(self, error: Exception) -> None:
-        now = self._clock()
-        with self.lock:
-            self.failed += 1
-            if now - self._logged < LOG_INTERVAL:
-                return
-            self._logged = now
-        LOG.warning("A copy of a request failed: %s: %s", type(error).__name__, error)
 
 
 def _start(status: str, headers: object, exc_info: object = None) -> Callable[[bytes], object]:

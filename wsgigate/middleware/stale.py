@@ -241,7 +241,7 @@ VARIANTS = 8
 _OVERHEAD = 1024  # bytes of memory per response besides the text of its body and fields
 _AGE = frozenset(("age", "content-length"))
 
-_Key: TypeAlias = tuple[str, str, str]
+_CacheKey: TypeAlias = tuple[str, str, str]
 
 
 class _StoredResponse(NamedTuple):
@@ -296,7 +296,7 @@ class StaleAnswers:
         self.shown = 0
         self.lock = threading.RLock()
         self._rules = FallbackRules() if rules is None else rules
-        self._cache: LruCache[_Key, tuple[_StoredResponse, ...]] = LruCache(max_size)
+        self._cache: LruCache[_CacheKey, tuple[_StoredResponse, ...]] = LruCache(max_size)
         self._largest = max_answer
         self._stale_for = stale_for
         self._now = now
@@ -361,7 +361,7 @@ class StaleAnswers:
         """Size of the stored responses in bytes."""
         return self._cache.used
 
-    def _invalidating(self, key: _Key, start_response: StartResponse) -> StartResponse:
+    def _invalidating(self, key: _CacheKey, start_response: StartResponse) -> StartResponse:
         """Return a *start_response* that invalidates *key* on success (RFC 9111 section 4.4)."""
 
         def start(
@@ -397,7 +397,7 @@ class StaleAnswers:
 
     def _put(
         self,
-        key: _Key,
+        key: _CacheKey,
         received: WSGIEnvironment,
         status: int,
         headers: Headers,
@@ -423,7 +423,7 @@ class StaleAnswers:
             self._cache.put(key, answers, sum(one.size for one in answers) + len(key[2]))
 
     def _find(
-        self, key: _Key, received: WSGIEnvironment, environ: WSGIEnvironment
+        self, key: _CacheKey, received: WSGIEnvironment, environ: WSGIEnvironment
     ) -> _StoredResponse | None:
         if "HTTP_IF_MATCH" in received or "HTTP_IF_UNMODIFIED_SINCE" in received:
             return None  # only the service can evaluate these conditions

@@ -43,7 +43,7 @@ from wsgigate.client.dial import Address, Check, Contexts, Resolver, Verify, che
 from wsgigate.client.response_reader import BrokenResponse, ResponseReader
 from wsgigate.discovery import Instance, host_and_port
 from wsgigate.discovery.health_results import Found
-from wsgigate.rules.health import MOST_BODY, HealthCheck, Outcome, judge
+from wsgigate.rules.health import MOST_BODY, CheckResult, HealthCheck, judge
 from wsgigate.runtime import fork
 
 __all__ = ["Prober", "Steps", "TlsPolicy", "Wait", "steps"]
@@ -71,7 +71,7 @@ class Wait(NamedTuple):
     until: float
 
 
-Steps: TypeAlias = Generator[Wait, Any, Outcome]
+Steps: TypeAlias = Generator[Wait, Any, CheckResult]
 """A check: yields a :class:`Wait`, is resumed when the event occurs, and returns the outcome. The
 first :class:`Wait` receives the addresses of the instance, or the error of their lookup. It raises
 errors of this machine only; errors of the instance are its outcome."""
@@ -109,7 +109,7 @@ def steps(
             yield from _ready(sock, sock.do_handshake, EVENT_READ, deadline)
         took = f"{(clock() - started) * 1000:.2f}ms"
         if check.path is None:
-            return Outcome(True, None, took)
+            return CheckResult(True, None, took)
         yield from _send(sock, _request(instance, check, tls is not None), deadline)
         while not reader.feed_head((yield from _receive(sock, reader, deadline))):
             pass
@@ -120,7 +120,7 @@ def steps(
         if isinstance(problem, OSError) and problem.errno in _LOCAL_ERRORS:
             raise
         status = reader.status if reader.status >= 200 else None
-        return Outcome(False, status, error=_describe(problem))
+        return CheckResult(False, status, error=_describe(problem))
     finally:
         if sock is not None:
             sock.close()
@@ -541,7 +541,7 @@ class _ProbeThread:
             running.until = wait.until
             heappush(self._timers, (wait.until, next(self._numbers), running))
 
-    def _finish(self, running: _RunningCheck, outcome: Outcome | Exception) -> None:
+    def _finish(self, running: _RunningCheck, outcome: CheckResult | Exception) -> None:
         self._checks.discard(running)
         try:
             running.found(outcome)

@@ -275,7 +275,7 @@ class Pool:
         self.timed = self._policy.timed
         self.judges = outlier is not None
         self._outliers = Outliers(outlier or OutlierRules())
-        self._outliers.renew(urls)
+        self._outliers.set_instances(urls)
         self._sweep_at = math.inf
         if outlier is not None and outlier.success_rate:
             self._sweep_at = clock() + _SWEEP
@@ -345,7 +345,7 @@ class Pool:
                 members[url] = member = before.get(url) or Member(instance, since)
                 member.instance = instance
             self._members = members  # replaced, never changed: it is read without the lock
-            self._outliers.renew(members)
+            self._outliers.set_instances(members)
             self._renew()
         return tuple(member.instance for url, member in before.items() if url not in members)
 
@@ -490,7 +490,7 @@ class Pool:
         self._watches = self.timed or self._renew_at < math.inf
         self._picked = picked
         if picked:
-            self._policy.renew(levels, draining)
+            self._policy.set_members(levels, draining)
         if self.sticky is not None:
             # a client stays with its instance in another zone, but not in a standby tier
             tiers = {tier_of(level, self.zone) for level, share, _ in levels if share}

@@ -94,7 +94,7 @@ class Resilience:
     def take(self, now: float) -> bool:
         """Take one attempt out of the retry budget; return ``False`` if it is used up."""
         with self._lock:
-            return self._budget.take(now)
+            return self._budget.withdraw(now)
 
     def admit(self, now: float) -> Permit | None:
         """Return a permit of the circuit; ``None`` without a circuit.

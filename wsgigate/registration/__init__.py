@@ -268,7 +268,7 @@ class MachineLeader:
         try:
             if self._lease is None:
                 self._lease = LeaderLease(open_store(self._url), self._key, ttl=LEASE)
-            return self._lease.take()
+            return self._lease.acquire()
         except (StoreError, ValueError) as error:
             if not self._warned:
                 self._warned = True

@@ -24,11 +24,11 @@ from typing import NamedTuple, Protocol
 from wsgigate.coordination.leader import LeaderLease
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health_results import ProbeRunner
-from wsgigate.rules.health import Outcome, first_due, next_due
+from wsgigate.rules.health import CheckResult, first_due, next_due
 from wsgigate.rules.registry import Registered
 from wsgigate.rules.registry_checks import CRITICAL, Check, Streak, judged, result_of
 from wsgigate.runtime.threads import SupervisedThread
-from wsgigate.runtime.throttled_log import Trouble
+from wsgigate.runtime.throttled_log import FailureLog
 from wsgigate.store import Store, StoreError
 
 __all__ = ["UNVERIFIED", "VERIFIED", "Checked", "RegistryChecks"]
@@ -114,7 +114,7 @@ class RegistryChecks:
         self._random = random
         self._store = store
         self._lease = LeaderLease(store, key)
-        self._trouble = Trouble(
+        self._trouble = FailureLog(
             LOG, "Store available again after %.0f s: one worker checks for all"
         )
         self._begin_anew()
@@ -182,7 +182,7 @@ class RegistryChecks:
         if now >= self._refresh_at:
             self._refresh_at = now + REFRESH
             try:
-                self._leading = self._lease.take()
+                self._leading = self._lease.acquire()
                 if self._leading:
                     self._read_changes(now)
                 self._check_together(now)
@@ -294,9 +294,9 @@ class RegistryChecks:
         self._next[name] = next_due(now, check.interval, self._random())
         self._flights[name] = now + check.timeout + LATE
 
-        def found(outcome: Outcome | Exception) -> None:
+        def found(outcome: CheckResult | Exception) -> None:
             self._flights.pop(name, None)
-            if isinstance(outcome, Outcome):
+            if isinstance(outcome, CheckResult):
                 self._record(name, target.check, outcome)
             else:  # a lack of threads or sockets here says nothing about the instance
                 self._trouble.failed("A check could not be carried out: %s", outcome)
@@ -308,7 +308,7 @@ class RegistryChecks:
             self._flights.pop(name, None)
             self._trouble.failed("A check could not be carried out: %s", error)
 
-    def _record(self, name: Name, check: Check, outcome: Outcome) -> None:
+    def _record(self, name: Name, check: Check, outcome: CheckResult) -> None:
         """Report the result of a check; runs in a thread of the probe runner."""
         result, output = result_of(outcome)
         if outcome.error == "Timeout":

@@ -60,7 +60,7 @@ from wsgigate.rules.registry import (
     was_away,
 )
 from wsgigate.runtime.threads import SupervisedThread
-from wsgigate.runtime.throttled_log import ChangeLog, Trouble
+from wsgigate.runtime.throttled_log import ChangeLog, FailureLog
 from wsgigate.store import Store, StoreError, get_all, update
 
 __all__ = ["LeaseExpiry"]
@@ -116,7 +116,7 @@ class LeaseExpiry:
         self._rules = rules
         self._index = index
         self._changes = ChangeLog(LOG) if changes is None else changes
-        self._trouble = Trouble(LOG, "Store available again after %.0f s: lease expiry resumes")
+        self._trouble = FailureLog(LOG, "Store available again after %.0f s: lease expiry resumes")
         self._lease = LeaderLease(store, keys.leader)
         self._every = round_time(rules)
         self._clock = clock
@@ -166,7 +166,7 @@ class LeaseExpiry:
         :raises StoreError: The store failed; nothing is lost.
         """
         self._changes.flush()
-        led, self._leading = self._leading, self._lease.take()
+        led, self._leading = self._leading, self._lease.acquire()
         if led != self._leading:
             what = "expires" if self._leading else "no longer expires"
             LOG.info("This worker %s the leases of the registry for all workers", what)

@@ -16,8 +16,8 @@ Theory of operation
   effect as that time passing.
 - The time to live that ``take`` returns is never shorter than the state is needed: an expired state
   would be a new quota.
-- Of several quotas (:class:`Together`) either all count a request or none does: their states are
-  one value in the store, changed by one update.
+- Of several quotas (:class:`CombinedAlgorithm`) either all count a request or none does: their
+  states are one value in the store, changed by one update.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ __all__ = [
     "ALGORITHMS",
     "Algorithm",
     "CalendarWindow",
+    "CombinedAlgorithm",
     "FixedWindow",
-    "Policy",
-    "Quotas",
+    "LimitPolicy",
+    "QuotaSpec",
     "SlidingWindow",
-    "Together",
     "TokenBucket",
     "algorithm_for",
     "tag_of",
@@ -60,7 +60,7 @@ class Algorithm(Protocol):
     def take(
         self, old: bytes | None, now: float, cost: int = 1
     ) -> tuple[bytes | None, float, Verdict]:
-        """Decide about a request of *cost* at *now*, given the caller's state *old*.
+        """QuotaChange about a request of *cost* at *now*, given the caller's state *old*.
 
         :param now: Seconds since 1970; counted in whole microseconds, halves up.
         :param cost: Quota units consumed; 0 checks without consuming.
@@ -93,7 +93,7 @@ def algorithm_for(quota: Quota, name: str | None = None) -> Algorithm:
 # Several quotas of one caller.
 
 
-class Together:
+class CombinedAlgorithm:
     """Several quotas whose states are one value: a request is allowed if all of them allow it.
 
     If one rejects it, none is charged; each verdict is the one of that quota alone.
@@ -121,7 +121,7 @@ class Together:
     def take(
         self, old: bytes | None, now: float, cost: int = 1
     ) -> tuple[bytes | None, float, tuple[Verdict, ...]]:
-        """Decide about a request of *cost* at *now* against all quotas.
+        """QuotaChange about a request of *cost* at *now* against all quotas.
 
         :param now: Seconds since 1970.
         :param cost: Units consumed of each quota; 0 checks without consuming.
@@ -181,18 +181,18 @@ def tag_of(algorithm: Algorithm) -> bytes:
 
 # The policy of a limit: its quotas, their algorithms, and the key of their state in the store.
 
-Quotas: TypeAlias = Quota | str | Sequence[Quota | str]
+QuotaSpec: TypeAlias = Quota | str | Sequence[Quota | str]
 """A quota, or several that must all allow a request; as a text, ``"10/h; 100/d"``."""
 
 Verdicts: TypeAlias = tuple[Verdict, ...]
 
-Change: TypeAlias = Callable[
+QuotaChange: TypeAlias = Callable[
     [bytes | None, float], tuple[bytes | None, float, tuple[Verdicts, float]]
 ]
 """A function for the store's update; its result is each quota's verdict, and the store's time."""
 
 
-class Policy:
+class LimitPolicy:
     """The quotas of one limit, all of which must allow a request.
 
     :param quotas: One or several, as :class:`Quota` or as text.
@@ -205,7 +205,7 @@ class Policy:
 
     __slots__ = ("_together", "algorithms", "change", "most", "names", "place", "quotas")
 
-    def __init__(self, quotas: Quotas, *, algorithm: str, name: str, cost: int = 1) -> None:
+    def __init__(self, quotas: QuotaSpec, *, algorithm: str, name: str, cost: int = 1) -> None:
         several = Quota.parse_all(quotas) if isinstance(quotas, str) else quotas
         several = [several] if isinstance(several, Quota) else several
         if not isinstance(several, Sequence) or not several:
@@ -232,10 +232,10 @@ class Policy:
                 raise ValueError(f"quota: two of one name; give each its own: {listed}")
             self.place = f"{name}/together"
         self.names = tuple(names)
-        self._together = Together(self.algorithms).take if len(self.quotas) > 1 else None
+        self._together = CombinedAlgorithm(self.algorithms).take if len(self.quotas) > 1 else None
         self.change = self.charging(cost)
 
-    def charging(self, cost: int) -> Change:
+    def charging(self, cost: int) -> QuotaChange:
         """Return the change of a caller's state by a request of *cost*."""
         if self._together is not None:
             together = self._together

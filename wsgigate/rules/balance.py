@@ -16,11 +16,11 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 __all__ = [
     "POLICIES",
+    "Candidate",
     "ConsistentHash",
     "InstanceState",
     "LeastLatency",
     "M",
-    "Member",
     "Pairs",
     "Policy",
     "Random",
@@ -39,11 +39,11 @@ __all__ = [
 # The interface of a policy.
 
 
-class Member(Protocol):
+class Candidate(Protocol):
     """An instance as a policy sees it.
 
     :ivar name: Its URL, which identifies it in every worker.
-    :ivar weight: Its share relative to the others, above 0; read by :meth:`Policy.renew`.
+    :ivar weight: Its share relative to the others, above 0; read by :meth:`Policy.set_members`.
     :ivar in_flight: Its requests in flight from this worker; read for each pick.
     """
 
@@ -52,7 +52,7 @@ class Member(Protocol):
     in_flight: int
 
 
-M = TypeVar("M", bound=Member)
+M = TypeVar("M", bound=Candidate)
 
 
 class Policy(Protocol[M]):
@@ -66,7 +66,7 @@ class Policy(Protocol[M]):
 
     timed: bool
 
-    def renew(self, members: Sequence[M], draining: Sequence[M] = ()) -> None:
+    def set_members(self, members: Sequence[M], draining: Sequence[M] = ()) -> None:
         """Set the instances that may be picked from now on.
 
         :param members: At least one, in a stable order; no name twice.
@@ -148,7 +148,7 @@ class Random(Generic[M]):
     def __init__(self, random: Callable[[], float]) -> None:
         self._random = random
 
-    def renew(self, members: Sequence[M], draining: Sequence[M] = ()) -> None:
+    def set_members(self, members: Sequence[M], draining: Sequence[M] = ()) -> None:
         self._pairs = Pairs(self._random, members)
 
     def pick(self, key: str | None = None, avoid: Collection[M] = (), now: float = 0.0) -> M:
@@ -167,7 +167,7 @@ class TwoChoices(Generic[M]):
     def __init__(self, random: Callable[[], float]) -> None:
         self._random = random
 
-    def renew(self, members: Sequence[M], draining: Sequence[M] = ()) -> None:
+    def set_members(self, members: Sequence[M], draining: Sequence[M] = ()) -> None:
         self._pairs = Pairs(self._random, members)
 
     def pick(self, key: str | None = None, avoid: Collection[M] = (), now: float = 0.0) -> M:
@@ -210,7 +210,7 @@ class LeastLatency(Generic[M]):
         self._decay = decay
         self._costs: dict[str, tuple[float, float]] = {}
 
-    def renew(self, members: Sequence[M], draining: Sequence[M] = ()) -> None:
+    def set_members(self, members: Sequence[M], draining: Sequence[M] = ()) -> None:
         self._pairs = Pairs(self._random, members)
         known = {member.name for member in (*members, *draining)}
         self._costs = {name: cost for name, cost in self._costs.items() if name in known}
@@ -279,8 +279,8 @@ class ConsistentHash(Generic[M]):
         self._weighted = False
         self._total = 0.0
 
-    def renew(self, members: Sequence[M], draining: Sequence[M] = ()) -> None:
-        self._free.renew(members)
+    def set_members(self, members: Sequence[M], draining: Sequence[M] = ()) -> None:
+        self._free.set_members(members)
         self._members = members
         self._seeds = [_hashed(member.name) for member in members]
         self._weighted = len({member.weight for member in members}) > 1
@@ -353,7 +353,7 @@ class RoundRobin(Generic[M]):
         self._members: Sequence[M] = ()
         self._next = 0
 
-    def renew(self, members: Sequence[M], draining: Sequence[M] = ()) -> None:
+    def set_members(self, members: Sequence[M], draining: Sequence[M] = ()) -> None:
         before, self._members = self._members, members
         if not before:
             self._next = int(self._random() * len(members))
@@ -397,7 +397,7 @@ class SmoothWeighted(Generic[M]):
         self._weights: list[float] = []
         self._total = 0.0
 
-    def renew(self, members: Sequence[M], draining: Sequence[M] = ()) -> None:
+    def set_members(self, members: Sequence[M], draining: Sequence[M] = ()) -> None:
         begins = not self._members
         known = {
             member.name: gained for member, gained in zip(self._members, self._gained, strict=True)
@@ -592,7 +592,7 @@ class Tiers(Generic[M]):
         self.timed = self._policies[0].timed
         self.pick: Callable[[str | None, Collection[M], float], M] = self._pick
 
-    def renew(
+    def set_members(
         self, levels: Sequence[tuple[int, float, Sequence[M]]], draining: Sequence[M] = ()
     ) -> None:
         """Set the instances that may be picked from now on.
@@ -604,7 +604,7 @@ class Tiers(Generic[M]):
         self._levels, self._homes = [], {}
         for tier, _, members in levels:
             self._policies[tier] = policy = known.get(tier) or self._make()
-            policy.renew(members, draining)
+            policy.set_members(members, draining)
             self._levels.append((policy, members))
             self._homes |= dict.fromkeys([member.name for member in members], policy)
         for tier, policy in known.items():  # a tier that recovers continues with its old policy

@@ -3,8 +3,8 @@
 Theory of operation
 -------------------
 
-- The state of a circuit is one small :class:`Verdict` that all workers share in the store. The
-  functions here are pure: each returns the next verdict, and the caller writes it by one atomic
+- The state of a circuit is one small :class:`CircuitVerdict` that all workers share in the store.
+  The functions here are pure: each returns the next verdict, and the caller writes it by one atomic
   update of the store. Two workers that act at once are thus serialized, and the second one decides
   on the result of the first; a read and a separate write would let both send the same last probe.
 - Every change of state is a row of :data:`TRANSITIONS`, made by :func:`move`. :func:`trip` opens a
@@ -42,11 +42,11 @@ __all__ = [
     "TRANSITIONS",
     "CallWindow",
     "CircuitRules",
+    "CircuitVerdict",
     "Event",
     "Outcome",
     "State",
     "Tally",
-    "Verdict",
     "acquire",
     "bounded",
     "check_failures",
@@ -203,7 +203,7 @@ _RETRY_SOON = 1.0
 """``Retry-After`` in seconds while all probes of a half-open circuit are in flight."""
 
 
-class Verdict(NamedTuple):
+class CircuitVerdict(NamedTuple):
     """The state of one circuit, shared by all workers. Moments are seconds of the store's clock.
 
     :ivar generation: Counts the transitions; a permit is valid for the generation that granted it.
@@ -227,13 +227,13 @@ class Verdict(NamedTuple):
 
 
 def move(
-    verdict: Verdict,
+    verdict: CircuitVerdict,
     event: Event,
     now: float,
     rules: CircuitRules,
     chance: float = 0.0,
     why: str = "",
-) -> Verdict:
+) -> CircuitVerdict:
     """Return the verdict after *event*.
 
     :param chance: A number in [0, 1), for the open time.
@@ -249,7 +249,7 @@ def move(
         why = why or event.value
     else:
         why = f"{event.value}: {why}" if why else event.value
-    made = Verdict(state, generation, now, since=since, why=why[:LONGEST_WHY])
+    made = CircuitVerdict(state, generation, now, since=since, why=why[:LONGEST_WHY])
     if state is State.HALF_OPEN:
         return made._replace(until=now + rules.probe_timeout, trips=verdict.trips)
     if state is State.OPEN:
@@ -262,13 +262,13 @@ def move(
 
 
 def trip(
-    verdict: Verdict,
+    verdict: CircuitVerdict,
     generation: int,
     now: float,
     rules: CircuitRules,
     chance: float = 0.0,
     why: str = "",
-) -> Verdict:
+) -> CircuitVerdict:
     """Return the verdict after a worker has counted enough failures to open the circuit.
 
     :param generation: The generation in which it counted them; in another one nothing changes.
@@ -280,7 +280,9 @@ def trip(
     return move(verdict, Event.TRIPPED, now, rules, chance, why)
 
 
-def acquire(verdict: Verdict, now: float, rules: CircuitRules) -> tuple[Verdict, float]:
+def acquire(
+    verdict: CircuitVerdict, now: float, rules: CircuitRules
+) -> tuple[CircuitVerdict, float]:
     """Return the verdict after a request, and the seconds after which the client may retry.
 
     0 seconds mean that the request is admitted. In half-open it is a probe: report its result with
@@ -301,7 +303,7 @@ def acquire(verdict: Verdict, now: float, rules: CircuitRules) -> tuple[Verdict,
 
 
 def record_probe(
-    verdict: Verdict,
+    verdict: CircuitVerdict,
     generation: int,
     outcome: Outcome,
     now: float,
@@ -310,7 +312,7 @@ def record_probe(
     slow: bool = False,
     chance: float = 0.0,
     why: str = "",
-) -> Verdict:
+) -> CircuitVerdict:
     """Return the verdict after a probe has ended.
 
     :param generation: The generation that admitted it; results of an older one are ignored.
@@ -342,14 +344,14 @@ LONGEST_WHY = 160
 """Characters to which a reason is truncated."""
 
 
-def pack(verdict: Verdict) -> bytes:
+def pack(verdict: CircuitVerdict) -> bytes:
     """Return *verdict* as the bytes that the store keeps."""
     state, *numbers, since, why = verdict
     head = _PACKED.pack(_TAG, _STATES.index(state), *numbers)
     return head + _SINCE.pack(since) + why.encode("utf-8", "replace")
 
 
-def unpack(raw: bytes | None, now: float, rules: CircuitRules) -> Verdict:
+def unpack(raw: bytes | None, now: float, rules: CircuitRules) -> CircuitVerdict:
     """Return the verdict that :func:`pack` wrote; a closed one for other bytes, and for ``None``.
 
     Moments are capped by :func:`bounded`.
@@ -357,10 +359,10 @@ def unpack(raw: bytes | None, now: float, rules: CircuitRules) -> Verdict:
     :param now: The time of the store it was read from.
     """
     if raw is None or not _PACKED.size <= len(raw) <= _PACKED.size + 8 + 4 * LONGEST_WHY:
-        return Verdict()
+        return CircuitVerdict()
     tag, state, generation, until, trips, taken, passed = _PACKED.unpack_from(raw)
     if tag != _TAG or state >= len(_STATES) or not math.isfinite(until):
-        return Verdict()
+        return CircuitVerdict()
     taken = min(taken, rules.probes)
     passed = min(passed, taken)
     trips = min(trips, MOST_TRIPS)
@@ -369,11 +371,11 @@ def unpack(raw: bytes | None, now: float, rules: CircuitRules) -> Verdict:
         [since] = _SINCE.unpack_from(raw, _PACKED.size)
         since = since if math.isfinite(since) else 0.0
         why = raw[_PACKED.size + _SINCE.size :].decode("utf-8", "replace")
-    verdict = Verdict(_STATES[state], generation, until, trips, taken, passed, since, why)
+    verdict = CircuitVerdict(_STATES[state], generation, until, trips, taken, passed, since, why)
     return bounded(verdict, now, rules)
 
 
-def bounded(verdict: Verdict, now: float, rules: CircuitRules) -> Verdict:
+def bounded(verdict: CircuitVerdict, now: float, rules: CircuitRules) -> CircuitVerdict:
     """Return *verdict* with ``until`` no later than the rules allow, whatever the clock did."""
     half_open = verdict.state is State.HALF_OPEN
     latest = now + (rules.probe_timeout if half_open else rules.longest)

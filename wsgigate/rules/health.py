@@ -1,8 +1,8 @@
 """The rules of active health checks: requests, schedule and verdicts.
 
-Each check yields one :class:`Outcome`; :func:`record` returns the new :class:`Health`. The first
-check decides at once, so that a service is usable after one response; later the verdict changes
-only after several equal results in a row, so that one lost packet does not change it.
+Each check yields one :class:`CheckResult`; :func:`record` returns the new :class:`Health`. The
+first check decides at once, so that a service is usable after one response; later the verdict
+changes only after several equal results in a row, so that one lost packet does not change it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from wsgigate.rules.arguments import OneOf, Pattern, Range, Seconds
 
 __all__ = [
     "MOST_BODY",
+    "CheckResult",
     "Health",
     "HealthCheck",
-    "Outcome",
     "first_due",
     "judge",
     "next_due",
@@ -175,7 +175,7 @@ def _check_path(path: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CheckResult:
     """The result of one check.
 
     :param ok: Whether the response was that of a healthy instance.
@@ -205,7 +205,7 @@ class Health:
     since: float
     streak: int
     checked: float
-    last: Outcome
+    last: CheckResult
 
     def to_bytes(self) -> bytes:
         """Return the record as the bytes that workers share.
@@ -240,14 +240,14 @@ class Health:
             and all(isinstance(t, str) and _WORDS.fullmatch(t) for t in (response_time, error))
         ):
             raise ValueError("not a health record")
-        return cls(healthy, since, streak, checked, Outcome(ok, status, response_time, error))
+        return cls(healthy, since, streak, checked, CheckResult(ok, status, response_time, error))
 
 
 def _is_moment(value: object) -> bool:
     return type(value) in (int, float) and 0 <= value < _LATEST  # type: ignore[operator]
 
 
-def record(health: Health | None, outcome: Outcome, now: float, check: HealthCheck) -> Health:
+def record(health: Health | None, outcome: CheckResult, now: float, check: HealthCheck) -> Health:
     """Return the health of an instance after another check.
 
     :param health: Its health before; ``None`` before the first check.
@@ -261,7 +261,7 @@ def record(health: Health | None, outcome: Outcome, now: float, check: HealthChe
     return Health(outcome.ok, now, streak, now, outcome)
 
 
-def judge(check: HealthCheck, status: int, response_time: str, body: bytes) -> Outcome:
+def judge(check: HealthCheck, status: int, response_time: str, body: bytes) -> CheckResult:
     """Return the result of a check whose response has *status* and *body*.
 
     :param body: The part of the body that was read.
@@ -271,7 +271,7 @@ def judge(check: HealthCheck, status: int, response_time: str, body: bytes) -> O
         error = "Redirected" if 300 <= status < 400 else f"Status {status}"
     elif check.contains and check.contains.encode() not in body:
         error = "Unexpected content"
-    return Outcome(not error, status, response_time, error)
+    return CheckResult(not error, status, response_time, error)
 
 
 def next_due(now: float, interval: float, chance: float) -> float:

@@ -106,7 +106,7 @@ class Ejection(NamedTuple):
         return Ejection(until, times, now, why)
 
 
-class _Record:
+class _OutcomeCounts:
     """The counts of an instance since the last ejection or sweep."""
 
     __slots__ = ("answered", "asked", "in_a_row")
@@ -128,13 +128,13 @@ class Outliers:
 
     def __init__(self, rules: OutlierRules) -> None:
         self._rules = rules
-        self._records: dict[str, _Record] = {}
+        self._records: dict[str, _OutcomeCounts] = {}
         self._ejections: dict[str, Ejection] = {}
         self.returns = math.inf
 
-    def renew(self, names: Collection[str]) -> None:
+    def set_instances(self, names: Collection[str]) -> None:
         """Set the instances of the pool; the records of all others are dropped."""
-        self._records = {name: self._records.get(name) or _Record() for name in names}
+        self._records = {name: self._records.get(name) or _OutcomeCounts() for name in names}
         self._ejections = {
             name: ejection for name, ejection in self._ejections.items() if name in self._records
         }

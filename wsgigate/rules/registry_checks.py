@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from wsgigate.rules.health import HealthCheck, Outcome
+from wsgigate.rules.health import CheckResult, HealthCheck
 
 __all__ = [
     "CHECKS_BYTES",
@@ -162,7 +162,7 @@ def judged(check: Check, streak: Streak) -> str:
     return streak.status if streak.times >= needed else check.status
 
 
-def result_of(outcome: Outcome) -> tuple[str, str]:
+def result_of(outcome: CheckResult) -> tuple[str, str]:
     """Return the status of a result and its description: 2xx passes, 429 is a warning."""
     output = f"HTTP {outcome.status}" if outcome.status is not None else "Connected"
     if outcome.ok:

@@ -80,10 +80,10 @@ class RetryBudget:
         self._recent = CallWindow(max(1.0, 1.0 / floor) if floor else 1.0)
 
     def request(self, now: float) -> None:
-        """Count a request; its retries are counted by :meth:`take`."""
+        """Count a request; its retries are counted by :meth:`withdraw`."""
         self._requests.add(now, False)
 
-    def take(self, now: float) -> bool:
+    def withdraw(self, now: float) -> bool:
         """Take one retry out of the budget; return whether it is allowed."""
         requests, retries, _ = self._requests.at(now)
         requests -= retries  # retries are counted as calls of the same window

@@ -219,21 +219,21 @@ def listing(routes: Iterable[Route[E]], notes: Mapping[str, str] | None = None) 
 _LITERAL = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-F]{2})+")
 
 
-class _Entry(NamedTuple, Generic[E]):
+class _CompiledRoute(NamedTuple, Generic[E]):
     rank: int
     route: Route[E]
     accepted: frozenset[str]
     names: tuple[tuple[int, str], ...]
 
 
-class _Node(Generic[E]):
+class _PathNode(Generic[E]):
     __slots__ = ("below", "ends", "literals", "variable")
 
     def __init__(self) -> None:
-        self.literals: dict[str, _Node[E]] = {}
-        self.variable: _Node[E] | None = None
-        self.ends: list[_Entry[E]] = []
-        self.below: list[_Entry[E]] = []
+        self.literals: dict[str, _PathNode[E]] = {}
+        self.variable: _PathNode[E] | None = None
+        self.ends: list[_CompiledRoute[E]] = []
+        self.below: list[_CompiledRoute[E]] = []
 
 
 class Router(Generic[E]):
@@ -249,29 +249,29 @@ class Router(Generic[E]):
         self.routes: tuple[Route[E], ...] = tuple(routes)
         _refuse_conflicts(self.routes)
         ordered = sorted(self.routes, key=Route.rank)
-        self._hosts: dict[str, _Node[E]] = {}
+        self._hosts: dict[str, _PathNode[E]] = {}
         self._wildcards = False
         for rank, route in enumerate(ordered):
             self._wildcards = self._wildcards or route.host.startswith("*.")
-            self._insert(self._hosts.setdefault(route.host, _Node()), rank, route)
+            self._insert(self._hosts.setdefault(route.host, _PathNode()), rank, route)
         self._any = self._hosts.pop("", None)
         self._by_host = bool(self._hosts)
 
     @staticmethod
-    def _insert(node: _Node[E], rank: int, route: Route[E]) -> None:
+    def _insert(node: _PathNode[E], rank: int, route: Route[E]) -> None:
         names: list[tuple[int, str]] = []
         for position, segment in enumerate(route.segments):
             if segment == "*" or segment[:1] == "{":
                 if segment != "*":
                     names.append((position, segment[1:-1]))
                 if node.variable is None:
-                    node.variable = _Node()
+                    node.variable = _PathNode()
                 node = node.variable
             else:
                 if segment in (".", "..") or (not _LITERAL.fullmatch(segment) and segment):
                     raise ValueError(f"{segment!r} in {route.path!r} is not in canonical form")
-                node = node.literals.setdefault(segment, _Node())
-        entry = _Entry(rank, route, route.accepted, tuple(names))
+                node = node.literals.setdefault(segment, _PathNode())
+        entry = _CompiledRoute(rank, route, route.accepted, tuple(names))
         (node.ends if route.exact else node.below).append(entry)
 
     def match(self, host: str, path: str, method: str) -> Match[E] | MethodNotAllowed | None:
@@ -281,13 +281,13 @@ class Router(Generic[E]):
         :param path: In canonical form.
         """
         segments = path.split("/")[1:] if path != "/" else []
-        found: list[_Entry[E]] = []
+        found: list[_CompiledRoute[E]] = []
         if self._any is not None:
             _collect(self._any, segments, found)
         if self._by_host:
             for tree in self._trees(host):
                 _collect(tree, segments, found)
-        best: _Entry[E] | None = None
+        best: _CompiledRoute[E] | None = None
         for entry in found:
             if (best is None or entry.rank < best.rank) and (
                 not entry.accepted or method in entry.accepted
@@ -299,7 +299,7 @@ class Router(Generic[E]):
             return MethodNotAllowed(tuple(sorted(set().union(*(e.accepted for e in found)))))
         return None
 
-    def _trees(self, host: str) -> list[_Node[E]]:
+    def _trees(self, host: str) -> list[_PathNode[E]]:
         trees = []
         if host:
             exact = self._hosts.get(host)
@@ -314,7 +314,7 @@ class Router(Generic[E]):
         return trees
 
 
-def _collect(root: _Node[E], segments: Sequence[str], found: list[_Entry[E]]) -> None:
+def _collect(root: _PathNode[E], segments: Sequence[str], found: list[_CompiledRoute[E]]) -> None:
     """Append every entry of the tree whose path matches; each node is visited at most once."""
     node = root
     for at, segment in enumerate(segments):  # while there is only one branch
@@ -331,7 +331,9 @@ def _collect(root: _Node[E], segments: Sequence[str], found: list[_Entry[E]]) ->
     found += node.ends
 
 
-def _collect_all(root: _Node[E], segments: Sequence[str], found: list[_Entry[E]]) -> None:
+def _collect_all(
+    root: _PathNode[E], segments: Sequence[str], found: list[_CompiledRoute[E]]
+) -> None:
     level = [root]
     for segment in segments:
         following = []

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from wsgigate.runtime import fork
 
-__all__ = ["JsonLines", "Lines", "Record", "Sink", "TextLines"]
+__all__ = ["JsonLines", "LineFormat", "Record", "Sink", "TextLines"]
 
 
 LONGEST = 4096
@@ -61,7 +61,7 @@ class Record(NamedTuple):
     shaped: str | None = None
 
 
-class Lines(Protocol):
+class LineFormat(Protocol):
     """Turns records into lines."""
 
     def line(self, record: Record) -> bytes:
@@ -283,7 +283,7 @@ class Sink:
     def __init__(
         self,
         stream: TextIO | None,
-        lines: Callable[[TextIO], Lines],
+        lines: Callable[[TextIO], LineFormat],
         *,
         queue_size: int,
         now: Callable[[], float],
@@ -344,7 +344,7 @@ class _Writer:
     def __init__(
         self,
         stream: TextIO | None,
-        lines: Callable[[TextIO], Lines],
+        lines: Callable[[TextIO], LineFormat],
         now: Callable[[], float],
         many: int,
     ) -> None:
@@ -362,7 +362,7 @@ class _Writer:
         self._hurry = threading.Event()
         self._reported = 0
         self._output: _Output | None = None
-        self._lines: Lines | None = None
+        self._lines: LineFormat | None = None
 
     def start(self) -> None:
         """Start the thread.
@@ -463,7 +463,7 @@ class _Writer:
         except Exception:  # a full disk, a closed pipe or stream
             self.lose(len(batch))
 
-    def _opened(self) -> Lines:
+    def _opened(self) -> LineFormat:
         with self._lock:
             if self._follows and sys.stdout is not self._stream:
                 self._stream, self._lines, self._output = sys.stdout, None, None

@@ -131,7 +131,7 @@ class ScheduledCall:
 
     __slots__ = ("call", "moment", "schedule")
 
-    def __init__(self, schedule: _Schedule, moment: float, call: Callable[[], object]) -> None:
+    def __init__(self, schedule: _TimerThreads, moment: float, call: Callable[[], object]) -> None:
         self.schedule = schedule
         self.moment = moment
         self.call: Callable[[], object] | None = call
@@ -162,7 +162,7 @@ class Timer:
     def after_fork(self) -> None:
         """Forget the schedule and its threads: they belong to the parent process."""
         self._lock = threading.Lock()
-        self._schedule: _Schedule | None = None
+        self._schedule: _TimerThreads | None = None
 
     @property
     def running(self) -> bool:
@@ -180,13 +180,13 @@ class Timer:
             with self._lock:
                 schedule = self._schedule
                 if schedule is None:
-                    schedule = self._schedule = _Schedule(self._max, self._clock)
+                    schedule = self._schedule = _TimerThreads(self._max, self._clock)
         scheduled = ScheduledCall(schedule, self._clock() + seconds, call)
         schedule.add(scheduled)
         return scheduled
 
 
-class _Schedule:
+class _TimerThreads:
     """The scheduled calls of one process, and its threads.
 
     One thread at a time waits for the moment of the first call (``_watched``). When that moment

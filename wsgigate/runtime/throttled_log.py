@@ -13,8 +13,8 @@ from wsgigate.runtime import fork
 
 __all__ = [
     "ChangeLog",
+    "FailureLog",
     "ThrottledLog",
-    "Trouble",
     "counted_again",
     "observing",
     "one_line",
@@ -31,7 +31,7 @@ class ThrottledLog:
     :param write: A logger's method, such as ``logger.warning``.
     :param message: The format passed to *write*, for the number of events since the last record and
         the arguments of :meth:`log`.
-    :param clock: Returns monotonic seconds.
+    :param clock: Returns seconds.
     :param silence: Seconds between two records.
     """
 
@@ -59,16 +59,22 @@ class ThrottledLog:
 
     def log(self, *arguments: object) -> None:
         """Count one event, and write a record unless the last one was just written."""
+        count = self.due()
+        if count:
+            self._write(self._message, count, *arguments)
+
+    def due(self) -> int:
+        """Count one event; return the events since the last record if one is due, else 0."""
         with self._lock:
             self.total += 1
             self.ongoing = True
             self._unwritten += 1
             now = self._clock()
-            if now - self._written_at < self._silence:
-                return
+            if 0 <= now - self._written_at < self._silence:  # it may be a clock that is set back
+                return 0
             count, self._written_at, self._unwritten = self._unwritten, now, 0
             self._open = True
-        self._write(self._message, count, *arguments)
+        return count
 
     def resolved(self, write: Callable[..., object], message: str) -> None:
         """Note that the condition is over, and log that if its beginning was logged.
@@ -188,7 +194,7 @@ class ChangeLog:
             self._logger.log(level, message, *args)
 
 
-class Trouble:
+class FailureLog:
     """Logs one kind of lasting failure: when it begins, once a minute, and when it is over.
 
     :param logger: The logger that receives the records.

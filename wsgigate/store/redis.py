@@ -46,7 +46,7 @@ from typing import Any, NamedTuple, Protocol
 
 from redis.crc import key_slot
 
-from wsgigate.rules.algorithms import Algorithm, Together
+from wsgigate.rules.algorithms import Algorithm, CombinedAlgorithm
 from wsgigate.rules.quota import Verdict
 from wsgigate.runtime.fork import quiesce_at_fork
 from wsgigate.store import MisconfiguredStore, StoreError, check_value, encoded, update
@@ -836,7 +836,7 @@ def _by_rules(
     if len(algorithms) == 1:
         new, ttl, verdict = algorithms[0].take(old, now, cost)
         return new, ttl, ((verdict,), now)
-    new, ttl, verdicts = Together(algorithms).take(old, now, cost)
+    new, ttl, verdicts = CombinedAlgorithm(algorithms).take(old, now, cost)
     return new, ttl, (verdicts, now)
 
 

@@ -17,9 +17,9 @@ from uuid import uuid4
 from wsgigate.rules.algorithms import (
     Algorithm,
     CalendarWindow,
+    CombinedAlgorithm,
     FixedWindow,
     SlidingWindow,
-    Together,
     TokenBucket,
 )
 from wsgigate.rules.quota import LONGEST, Quota, Verdict
@@ -580,7 +580,7 @@ def _decide(store: Store, key: str, algorithms: Sequence[Algorithm], cost: int) 
 
     def change(old: bytes | None, now: float) -> tuple[bytes | None, float, Answer]:
         if len(algorithms) > 1:
-            new, ttl, verdicts = Together(algorithms).take(old, now, cost)
+            new, ttl, verdicts = CombinedAlgorithm(algorithms).take(old, now, cost)
             return new, ttl, (verdicts, now)
         new, ttl, verdict = algorithms[0].take(old, now, cost)
         return new, ttl, ((verdict,), now)

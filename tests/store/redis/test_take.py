@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wsgigate.rules.algorithms import ALGORITHMS, Together, TokenBucket, algorithm_for
+from wsgigate.rules.algorithms import ALGORITHMS, CombinedAlgorithm, TokenBucket, algorithm_for
 from wsgigate.rules.quota import CALENDAR, LARGEST, LONGEST, Quota
 from wsgigate.store import update
 from wsgigate.store.redis import RedisStore
@@ -26,7 +26,7 @@ class Both:
         self.admin, self.store, self.state = admin, store, state
         self.ready = prepared(tuple(algorithms))
         self.algorithms = algorithms
-        self.rule = algorithms[0] if len(algorithms) == 1 else Together(algorithms)
+        self.rule = algorithms[0] if len(algorithms) == 1 else CombinedAlgorithm(algorithms)
 
     def take(self, micros, cost):
         now = micros / 1_000_000
