@@ -41,9 +41,9 @@ from wsgigate.config.build_routes import (
 from wsgigate.config.build_services import Services
 from wsgigate.config.errors import ConfigError, Errors
 from wsgigate.config.load import Reading, read_file
-from wsgigate.config.middlewares import import_app
 from wsgigate.config.model import Config
 from wsgigate.config.registry import registry_of, registry_routes
+from wsgigate.config.types import import_app
 from wsgigate.coordination.denylist import DenyList
 from wsgigate.coordination.leader import LogLeader
 from wsgigate.coordination.maintenance import GATEWAY, MaintenanceSwitch

@@ -19,10 +19,11 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.config.build_services import Services
 from wsgigate.config.errors import Errors, at, shown
-from wsgigate.config.middlewares import BuildContext, Middleware, import_app, wrap
+from wsgigate.config.middlewares import BuildContext, Middleware, wrap
 from wsgigate.config.model import MIRROR, SPLIT, STALE, Config, FallbackTable
 from wsgigate.config.model import Route as RouteTable
 from wsgigate.config.tables import Arguments, given, given_to
+from wsgigate.config.types import import_app
 from wsgigate.coordination.denylist import DenyList
 from wsgigate.coordination.maintenance import GATEWAY, MaintenanceSwitch
 from wsgigate.http.problem import Problem

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wsgigate.config.tables import Either, ListOf, is_list, setting, table
-from wsgigate.config.types import Checked, Choice, Secret, Text, Url
+from wsgigate.config.tables import Either, ListOf, given, is_list, setting, table
+from wsgigate.config.types import Checked, Choice, Secret, Text, Url, import_object
 from wsgigate.config.yaml import parse_yaml
 from wsgigate.discovery import Instance
 from wsgigate.discovery.sources import Source
-from wsgigate.discovery.sources.consul import Consul
 from wsgigate.discovery.sources.file import WatchedFile
-from wsgigate.discovery.sources.kubernetes import Kubernetes
-from wsgigate.discovery.sources.registry import RemoteRegistry
 from wsgigate.discovery.sources.several import Several
 from wsgigate.http.forwarded import AddressList
 
 __all__ = [
     "EXAMPLES",
     "FILES",
-    "FORMS",
+    "KINDS",
     "OPTIONS",
     "SOURCES",
     "Address",
@@ -43,12 +42,6 @@ __all__ = [
 
 FILES = (".json", ".toml", ".yaml", ".yml")
 """The supported suffixes of instance files."""
-
-EXAMPLES = (
-    '"registry", "registry:http://10.0.0.4:3004", "dns:orders.internal:8000", '
-    '"srv:_http._tcp.orders.internal", "file:orders.json", "consul:orders" or '
-    '"kubernetes:shop/orders:http"'
-)
 
 _HOST = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 
@@ -104,11 +97,13 @@ def parse_address(text: str) -> Address:
 
     :raises ValueError: *text* has none of the forms; the message says which are allowed.
     """
-    kind, colon, rest = text.partition(":")
-    read = FORMS.get(kind)
-    if read is None or (not colon and kind != "registry"):
+    name, colon, rest = text.partition(":")
+    kind = KINDS.get(name)
+    if kind is None or not (rest or kind.parse):
         raise ValueError(f"must be one of {EXAMPLES}, got {text!r}")
-    return read(rest)
+    if not colon and name != "registry":
+        raise ValueError(f"must be one of {EXAMPLES}, got {text!r}")
+    return Address(name, rest) if kind.parse is None else kind.parse(rest)
 
 
 def _registry(rest: str) -> Address:
@@ -191,31 +186,85 @@ def _kubernetes(rest: str) -> Address:
     return Address("kubernetes", name, port=port, namespace=namespace)
 
 
-FORMS: dict[str, Callable[[str], Address]] = {
-    "registry": _registry,
-    "dns": _dns,
-    "srv": _srv,
-    "file": _file,
-    "consul": _consul,
-    "kubernetes": _kubernetes,
-}
+class SourceKind(NamedTuple):
+    """One kind of source.
 
-_PARSERS: dict[str, Callable[[str], object] | None] = {
-    ".json": None,
-    ".toml": None,
-    ".yaml": parse_yaml,
-    ".yml": parse_yaml,
-}
+    :ivar example: A text of ``discover``, for error messages.
+    :ivar make: The class, as ``package.module:Class``, or a function. The options of ``discover``
+        that apply are those of its arguments; one named ``folder`` gets the folder that relative
+        file names refer to.
+    :ivar parse: Returns the address in the text after the colon, or raises ValueError. Default: the
+        text is the name.
+    :ivar fields: The fields of the address that are its positional arguments.
+    """
 
-OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "scheme": ("dns", "srv", "consul", "kubernetes"),
-    "tags": ("registry", "consul"),
-    "nameservers": ("dns", "srv"),
-    "server": ("kubernetes",),
-    "token": ("registry", "consul", "kubernetes"),
-    "ca": ("registry", "consul", "kubernetes"),
+    example: str
+    make: str | Callable[..., Source]
+    parse: Callable[[str], Address] | None = None
+    fields: tuple[str, ...] = ("name",)
+
+
+def _watched_file(name: str, *, folder: Path) -> Source:
+    parse = parse_yaml if name.endswith((".yaml", ".yml")) else None
+    made = WatchedFile(folder / name, parse=parse)
+    made.name = f"file:{name}"
+    return made
+
+
+def _dns_addresses(
+    name: str, port: str, *, scheme: str = "http", nameservers: Sequence[str] = ()
+) -> Source:
+    dns = _dns_module()
+    resolver = _resolver(dns, nameservers)
+    return dns.DnsAddresses(name, int(port), scheme=scheme, resolver=resolver)  # type: ignore[no-any-return]
+
+
+def _dns_service(name: str, *, scheme: str = "http", nameservers: Sequence[str] = ()) -> Source:
+    dns = _dns_module()
+    return dns.DnsService(name, scheme=scheme, resolver=_resolver(dns, nameservers))  # type: ignore[no-any-return]
+
+
+def _dns_module() -> Any:
+    if find_spec("dns") is None:
+        raise ValueError('DNS requires dnspython: pip install "wsgigate[dns]"')
+    return import_module("wsgigate.discovery.sources.dns")
+
+
+def _resolver(dns: Any, nameservers: Sequence[str]) -> Any:
+    try:
+        return dns.Resolver(nameservers)
+    except ValueError as error:
+        raise ValueError(f"nameservers: {error}") from None
+
+
+_PACKAGE = "wsgigate.discovery.sources"
+
+KINDS: dict[str, SourceKind] = {
+    "registry": SourceKind(
+        "registry:http://10.0.0.4:3004",
+        f"{_PACKAGE}.registry:RemoteRegistry",
+        _registry,
+        ("url", "name"),
+    ),
+    "dns": SourceKind("dns:orders.internal:8000", _dns_addresses, _dns, ("name", "port")),
+    "srv": SourceKind("srv:_http._tcp.orders.internal", _dns_service, _srv),
+    "file": SourceKind("file:orders.json", _watched_file, _file),
+    "consul": SourceKind("consul:orders", f"{_PACKAGE}.consul:Consul", _consul, ("name", "url")),
+    "kubernetes": SourceKind(
+        "kubernetes:shop/orders:http",
+        f"{_PACKAGE}.kubernetes:Kubernetes",
+        _kubernetes,
+        ("namespace", "name", "port"),
+    ),
 }
-"""The kinds of sources that each option applies to."""
+"""The kinds of sources, by the word before the colon; each class is imported when it is used."""
+
+_FORMS = [f'"{text}"' for text in ("registry", *(kind.example for kind in KINDS.values()))]
+
+EXAMPLES = f"{', '.join(_FORMS[:-1])} or {_FORMS[-1]}"
+
+OPTIONS = ("scheme", "tags", "nameservers", "server", "token", "ca")
+"""The keys of ``discover`` that are arguments of sources."""
 
 
 class SourceAddress(Checked[str]):
@@ -225,7 +274,7 @@ class SourceAddress(Checked[str]):
         super().__init__(
             lambda text: text if parse_address(text) else "",
             f"one of {EXAMPLES}",
-            pattern=f"^(?:registry$|(?:{'|'.join(FORMS)}):)",
+            pattern=f"^(?:registry$|(?:{'|'.join(KINDS)}):)",
             reason=True,
         )
 
@@ -301,36 +350,26 @@ def source_of(
             for url in (address.url, *address.others)
         ]
         return Several([source_of(one, service, folder, own) for one in each])
-    kind = address.kind
-    for option, kinds in OPTIONS.items():
-        if getattr(options, option) is not None and kind not in kinds:
-            raise ValueError(f"{option}: does not apply to {kind}")
-    scheme, tags = options.scheme or "http", options.tags or ()
-    ca = None if options.ca is None else str(folder / options.ca)
-    if ca is not None and not Path(ca).is_file():
-        raise ValueError(f"ca: file {ca} does not exist")
-    if kind == "registry" and not address.url:
-        return own(address.name or service, tags)
-    if kind == "file":
-        made = WatchedFile(folder / address.name, parse=_PARSERS[Path(address.name).suffix])
-        made.name = f"file:{address.name}"
-        return made
-    if kind in ("dns", "srv"):
-        return _by_dns(address, scheme, options.nameservers or ())
-    known: dict[str, Any] = {"token": options.token, "ca": ca}
-    if kind == "registry":
-        return RemoteRegistry(address.url, address.name or service, tags=tags, **known)
-    if kind == "consul":
-        known |= {"url": address.url} if address.url else {}
-        return Consul(address.name, tags=tags, scheme=scheme, **known)
-    return Kubernetes(
-        address.namespace,
-        address.name,
-        address.port,
-        server=options.server,
-        scheme=scheme,
-        **known,
-    )
+    kind = KINDS[address.kind]
+    make = import_object(kind.make) if isinstance(kind.make, str) else kind.make
+    takes = inspect.signature(make).parameters
+    arguments = given(options, only=OPTIONS)
+    for option in arguments:
+        if option not in takes:
+            raise ValueError(f"{option}: does not apply to {address.kind}")
+    if "ca" in arguments:
+        arguments["ca"] = str(folder / arguments["ca"])
+        if not Path(arguments["ca"]).is_file():
+            raise ValueError(f"ca: file {arguments['ca']} does not exist")
+    if "folder" in takes:
+        arguments["folder"] = folder
+    if address.kind == "registry":
+        address = address._replace(name=address.name or service)
+        if not address.url:
+            return own(address.name, arguments.get("tags", ()))
+    place = [text for text in (getattr(address, field) for field in kind.fields) if text]
+    made: Source = make(*place, **arguments)
+    return made
 
 
 def _text(address: Address) -> str:
@@ -347,17 +386,3 @@ def server_name(options: Discover) -> str | None:
     """Return the name that the instances' certificates are issued for, if not their address."""
     address = parse_addresses(options.use)
     return address.name if address.kind == "dns" and options.scheme == "https" else None
-
-
-def _by_dns(address: Address, scheme: str, nameservers: tuple[str, ...]) -> Source:
-    if find_spec("dns") is None:
-        raise ValueError('DNS requires dnspython: pip install "wsgigate[dns]"')
-    from wsgigate.discovery.sources.dns import DnsAddresses, DnsService, Resolver
-
-    try:
-        resolver = Resolver(nameservers)
-    except ValueError as error:
-        raise ValueError(f"nameservers: {error}") from None
-    if address.kind == "srv":
-        return DnsService(address.name, scheme=scheme, resolver=resolver)
-    return DnsAddresses(address.name, int(address.port), scheme=scheme, resolver=resolver)

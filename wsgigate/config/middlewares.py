@@ -13,7 +13,6 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 from wsgiref.types import WSGIApplication
@@ -39,6 +38,9 @@ from wsgigate.config.types import (
     QuotaText,
     Schema,
     Text,
+    error_text,
+    import_app,
+    import_function,
 )
 from wsgigate.coordination.denylist import DenyList
 from wsgigate.http import wsgi
@@ -51,56 +53,10 @@ __all__ = [
     "BuildContext",
     "Middleware",
     "MiddlewareEntry",
-    "import_app",
-    "import_function",
-    "import_object",
     "key_named",
     "made_by",
     "wrap",
 ]
-
-
-# Imports: objects that the file names as ``package.module:name``.
-
-
-def import_object(name: str) -> Any:
-    """Import and return the object *name*, ``package.module:attribute``.
-
-    :raises ValueError: The module cannot be imported, or has no such attribute.
-    """
-    module_name, _, attribute = name.partition(":")
-    try:
-        found: Any = import_module(module_name)
-    except Exception as error:  # importing runs arbitrary code, which may raise anything
-        raise ValueError(f"{module_name} cannot be imported: {_error_text(error)}") from error
-    for part in attribute.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            raise ValueError(f"{module_name} has no {attribute}") from None
-    return found
-
-
-def import_app(name: str) -> WSGIApplication:
-    """Import and return the WSGI application *name*.
-
-    :raises ValueError: The object cannot be imported, or is not callable.
-    """
-    app: WSGIApplication = import_object(name)
-    if not callable(app):
-        raise ValueError(f"{name} is not a WSGI application: it is not callable")
-    return app
-
-
-def import_function(name: str) -> Any:
-    """Import and return the function *name*.
-
-    :raises ValueError: The object cannot be imported, or is not callable.
-    """
-    found = import_object(name)
-    if not callable(found):
-        raise ValueError(f"{name} is not a function: it is not callable")
-    return found
 
 
 def made_by(name: str, app: WSGIApplication, options: dict[str, Any]) -> WSGIApplication:
@@ -112,14 +68,10 @@ def made_by(name: str, app: WSGIApplication, options: dict[str, Any]) -> WSGIApp
     try:
         made: WSGIApplication = factory(app, **options)  # type: ignore[call-arg, assignment, arg-type]
     except Exception as error:  # a factory is arbitrary code, which may raise anything
-        raise ValueError(f"{name} failed: {_error_text(error)}") from error
+        raise ValueError(f"{name} failed: {error_text(error)}") from error
     if not callable(made):
         raise ValueError(f"{name} returned no WSGI application, but {type(made).__name__}")
     return made
-
-
-def _error_text(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 App: TypeAlias = WSGIApplication

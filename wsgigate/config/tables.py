@@ -16,7 +16,6 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from difflib import get_close_matches
 from functools import cache, cached_property
-from importlib import import_module
 from types import NoneType, UnionType
 from typing import (
     Annotated,
@@ -43,6 +42,7 @@ from wsgigate.config.types import (
     Secret,
     Size,
     Text,
+    import_object,
     or_reference,
 )
 from wsgigate.rules.arguments import OneOf, Pattern, Range, Trait, types_of
@@ -247,10 +247,7 @@ class ArgumentTable(Table[Arguments]):
     @cached_property
     def make(self) -> Maker:
         """The class or function that the table configures."""
-        if not isinstance(self._maker, str):
-            return self._maker
-        module, _, attribute = self._maker.partition(":")
-        made: Maker = getattr(import_module(module), attribute)
+        made: Maker = import_object(self._maker) if isinstance(self._maker, str) else self._maker
         return made
 
     @property

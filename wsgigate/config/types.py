@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, Generic, TypeAlias, TypeVar
+from wsgiref.types import WSGIApplication
 
 from wsgigate.config.errors import MISSING, Errors, FromEnvironment, shown
 from wsgigate.discovery import Instance
@@ -38,6 +40,10 @@ __all__ = [
     "Size",
     "Text",
     "Url",
+    "error_text",
+    "import_app",
+    "import_function",
+    "import_object",
     "or_reference",
 ]
 
@@ -404,3 +410,51 @@ def _bind(text: str) -> str:
     if not match or (match[1] and int(match[1]) > 65535):
         raise ValueError(text)
     return text
+
+
+# Imports: objects that the file names as ``package.module:name``.
+
+
+def import_object(name: str) -> Any:
+    """Import and return the object *name*, ``package.module:attribute``.
+
+    :raises ValueError: The module cannot be imported, or has no such attribute.
+    """
+    module_name, _, attribute = name.partition(":")
+    try:
+        found: Any = import_module(module_name)
+    except Exception as error:  # importing runs arbitrary code, which may raise anything
+        raise ValueError(f"{module_name} cannot be imported: {error_text(error)}") from error
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise ValueError(f"{module_name} has no {attribute}") from None
+    return found
+
+
+def import_app(name: str) -> WSGIApplication:
+    """Import and return the WSGI application *name*.
+
+    :raises ValueError: The object cannot be imported, or is not callable.
+    """
+    app: WSGIApplication = import_object(name)
+    if not callable(app):
+        raise ValueError(f"{name} is not a WSGI application: it is not callable")
+    return app
+
+
+def import_function(name: str) -> Any:
+    """Import and return the function *name*.
+
+    :raises ValueError: The object cannot be imported, or is not callable.
+    """
+    found = import_object(name)
+    if not callable(found):
+        raise ValueError(f"{name} is not a function: it is not callable")
+    return found
+
+
+def error_text(error: Exception) -> str:
+    """Return the type of *error* and its message, if it has one."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
