@@ -57,6 +57,7 @@ DRIVERS = {
     "lmdb": {"store/lmdb_environment.py"},
     "dns": {"discovery/sources/dns.py"},
     "redis": {"store/redis_connections.py", "store/redis.py"},
+    "hiredis": {"store/redis_connections.py"},
     "httptools": {"client/response_reader.py"},
     "jwt": {"auth/jwt.py"},
     "cryptography": {"auth/jwt.py"},

@@ -46,10 +46,10 @@ def open_store(url: str, *, owner: str = "", cure: str = "") -> Store:
         try:
             from wsgigate.store.redis import RedisStore
         except ModuleNotFoundError as error:
-            if error.name != "redis":
+            if error.name not in ("redis", "hiredis"):
                 raise
             raise ValueError(
-                f'a store at {scheme}:// needs redis-py: pip install "wsgigate[redis]"'
+                f'a store at {scheme}:// needs redis-py and hiredis: pip install "wsgigate[redis]"'
             ) from None
         return RedisStore(url, owner=owner)
     if "//" in url:

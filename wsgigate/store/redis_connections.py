@@ -1,24 +1,34 @@
-"""A pool of connections to one Redis server, and the reader of its protocol (RESP2).
+"""A pool of connections to one Redis server, opened by redis-py and read by hiredis (RESP2).
 
 A connection whose state is in doubt is closed: an answer must never be taken for another call's.
+
+redis-py connects, negotiates TLS, authenticates and selects the database, and hiredis parses the
+answers. redis-py's own exchange and pool are not used: it limits neither the time of a whole answer
+(its timeout is one for each part) nor its size, and its pool costs more than half of a decision.
+Processor time of a decision by token bucket, side by side (``python -m benchmarks.redis_exchange``;
+redis-py 8.1, hiredis 3.5, Python 3.11):
+
+- this exchange: 19.7 us; with a reader and a socket of our own in place of hiredis, 170 lines
+  longer: 17.6 us
+- redis-py's ``Connection`` with our packed commands and pool: 21.0 us, with its reader in Python
+  29.8 us; both without the two limits
+- its ``BlockingConnectionPool`` with our packed commands: 30.8 us, without the two limits
+- its ``Redis.execute_command``: 49.8 us, without the two limits
 """
 
 from __future__ import annotations
 
 import _socket
 import inspect
-import math
 import re
 import select
-import socket
 import ssl
-import struct
 import threading
 import time
 from collections.abc import Callable
-from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeAlias
 
+import hiredis
 from redis.backoff import NoBackoff
 from redis.connection import (
     AbstractConnection,
@@ -33,45 +43,34 @@ from wsgigate.runtime.tls import client_context
 from wsgigate.store import StoreError
 
 __all__ = [
+    "LEAST",
+    "LONG",
+    "SHORT",
     "SIZE",
     "ConnectionPool",
     "ErrorReply",
     "Fits",
     "Malformed",
-    "ReplyReader",
     "Unreachable",
     "Wire",
     "command",
-    "integers",
     "packed",
 ]
 
 
-# The protocol reader: answers from parts that may be cut anywhere, without reading a socket (Redis
-# documentation, "Redis serialization protocol specification", RESP2). Input that violates the
-# protocol is never guessed at: it is :class:`Malformed`.
-
-LINE = 16 * 1024
-"""Maximum bytes of a line: an error, a length, a number."""
-
-DEPTH = 8
-"""Maximum depth of nested arrays; ``CLUSTER SLOTS`` has four."""
-
 SIZE = 128 * 1024
-"""Maximum bytes of one answer unless its caller expects more: twice the largest value of a store.
-No memory is allocated for a length or count that the server only announces: an array may have no
-more items than fit into these bytes."""
+"""Maximum bytes of one answer unless its caller expects more: twice the largest value."""
 
 LEAST = 3
 """Bytes of the shortest item of an array: ``+`` and the end of the line."""
 
-_NUMBER = re.compile(rb"[+-]?[0-9]{1,19}").fullmatch
+SHORT, LONG = 4096, 65536
+"""Bytes received at once: of the beginning of an answer, which is mostly all of it, and of the
+rest."""
 
-_LENGTH = re.compile(rb"-1|0|[1-9][0-9]{0,9}").fullmatch
+_INCOMPLETE: Any = object()
 
-_HEAD = re.compile(rb"\*([1-9][0-9]?)\r\n?").fullmatch
-
-_UNFINISHED: Any = object()
+_LARGE = re.compile(rb"[*$~>|%][0-9]{5}").search
 
 
 class Malformed(ValueError):
@@ -119,171 +118,31 @@ def packed(*parts: bytes) -> bytes:
     return b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
 
 
-def integers(data: bytes) -> list[int] | None:
-    """Return the numbers of *data* if it is exactly one array of integers, else ``None``.
-
-    Scripts nearly always answer so. This check costs a tenth of what :class:`ReplyReader` does.
-    """
-    form = _form(data[:4])
-    found = None if form is None else form(data)
-    return None if found is None else list(map(int, found.groups()))
-
-
-@lru_cache(maxsize=128)
-def _form(head: bytes) -> Callable[[bytes], re.Match[bytes] | None] | None:
-    """Return the matcher of a whole array of integers that begins with *head*."""
-    found = _HEAD(head)
-    if found is None:
-        return None
-    count = int(found[1])
-    return re.compile(rb"\*%d\r\n" % count + rb":(-?[0-9]{1,18})\r\n" * count).fullmatch
-
-
-class ReplyReader:
-    """Reads a known number of answers from parts that may be cut anywhere.
-
-    Strings become bytes, errors :class:`ErrorReply`, arrays lists, and null ``None``.
-
-    :param expected: Number of answers, at least one.
-    :param most: Maximum bytes of all answers together.
-    :ivar got: The complete answers.
-    """
-
-    def __init__(self, expected: int, most: int = SIZE) -> None:
-        self._most = most
-        self.got: list[Any] = []
-        # the incomplete arrays, the innermost last, each with its number of items
-        self._lacking = [(self.got, expected)]
-        self._unread = bytearray()
-        self._bulk = -1  # length of the string that comes next; below 0: a line comes next
-        self._size = 0
-
-    def feed(self, data: bytes) -> bool:
-        """Process the next part; return whether all answers are complete.
-
-        :raises Malformed: The input violates the protocol.
-        """
-        self._size += len(data)
-        if self._size > self._most:
-            raise Malformed(f"Protocol error: an answer is larger than {self._most} bytes")
-        unread: bytes | bytearray = data
-        if self._unread:
-            self._unread += data
-            unread = self._unread
-        lacking, place = self._lacking, 0
-        while lacking:
-            if self._bulk >= 0:
-                end = place + self._bulk
-                if len(unread) < end + 2:
-                    break
-                if unread[end : end + 2] != b"\r\n":
-                    raise Malformed("Protocol error: a string is longer than its length")
-                value: Any = bytes(unread[place:end])
-                self._bulk = -1
-            else:
-                end = unread.find(b"\r\n", place, place + LINE + 2)
-                if end < 0:
-                    if len(unread) - place >= LINE + 2:
-                        raise Malformed(f"Protocol error: a line is longer than {LINE} bytes")
-                    break
-                value = self._of_line(bytes(unread[place:end]))
-            place = end + 2
-            if value is _UNFINISHED:
-                continue
-            items, count = lacking[-1]
-            items.append(value)
-            while len(items) == count:  # the array is complete; perhaps the enclosing one too
-                lacking.pop()
-                if not lacking:
-                    break
-                value = items
-                items, count = lacking[-1]
-                items.append(value)
-        if place < len(unread):
-            if not lacking:
-                raise Malformed("Protocol error: more answers than expected")
-            if unread is data:
-                self._unread += data[place:]
-            else:
-                del self._unread[:place]
-        else:
-            self._unread.clear()
-        return not lacking
-
-    def _of_line(self, line: bytes) -> Any:
-        """Return the value of *line*, or ``_UNFINISHED`` if more lines belong to it."""
-        kind, rest = line[:1], line[1:]
-        if kind == b"$" and _LENGTH(rest):
-            self._bulk = int(rest)
-            if self._bulk <= self._most:
-                return _UNFINISHED if self._bulk >= 0 else None
-        elif kind == b"*" and _LENGTH(rest):
-            count = int(rest)
-            if count <= 0:
-                return None if count else []
-            if count <= self._most // LEAST and len(self._lacking) <= DEPTH:
-                self._lacking.append(([], count))
-                return _UNFINISHED
-        elif kind == b":" and _NUMBER(rest):
-            number = int(rest)
-            if -(1 << 63) <= number < 1 << 63:
-                return number
-        elif kind in (b"+", b"-") and b"\r" not in rest and b"\n" not in rest:
-            return rest if kind == b"+" else ErrorReply(rest.decode("utf-8", "replace"))
-        raise Malformed(f"Protocol error: {line[:40]!r}")
-
-
-# One open connection: commands and answers, each within its time.
-#
-# An answer has ``timeout`` seconds in all, in however many parts it comes: a server that sends a
-# byte now and then must not hold a thread. Only a long answer (pages of values) earns more time by
-# what has arrived: ``timeout`` for each 128 KiB. The first part is awaited with the socket's own
-# timeout, which costs nothing; the clock is read again only for answers in several parts.
-#
-# Only names that gevent's monkey patching replaces are used (``socket``, ``ssl``, ``select.poll``),
-# and they are looked up when they are needed.
-
-_TIMEVAL = struct.Struct("ll")
-
-SHORT, LONG = 4096, 65536
-"""Bytes received at once: of the beginning of an answer, which is mostly all of it, and of the
-rest."""
-
-
 class Wire:
-    """An open socket, for one exchange at a time; a caller that gets an error closes it.
+    """The socket of a connection of redis-py: sends commands and returns the answers.
 
-    :param sock: The socket, with no unread data.
-    :param timeout: Maximum seconds to send, and to receive an answer; ``None``: unlimited.
+    It is also redis-py's parser while redis-py opens the connection, so that errors are as the
+    server wrote them in every version of redis-py.
+
+    An answer has ``timeout`` seconds in all, in however many parts it comes: a server that sends a
+    byte now and then must not hold a thread. Only a long answer (pages of values) earns more time
+    by what has arrived: ``timeout`` for each 128 KiB. The clock is read again only for answers in
+    several parts.
+
+    Only names that gevent's monkey patching replaces are used (``socket``, ``ssl``,
+    ``select.poll``), and they are looked up when they are needed.
+
+    :param timeout: Maximum seconds to send, and to receive an answer. The one that redis-py passes
+        cannot be used: redis-py 5.0 loses it for Unix sockets.
     :param clock: Returns monotonic seconds.
     """
 
-    __slots__ = ("_clock", "_kernel", "_poll", "_recv", "_send", "_sock", "_timeout")
-
-    def __init__(
-        self,
-        sock: socket.socket,
-        timeout: float | None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._clock = clock
-        self._sock = sock
+    def __init__(self, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._timeout = timeout
-        # With Python's own timeout each operation makes two system calls and releases the GIL
-        # twice; gevent's sockets and TLS have no other. (The kernel's restarts after a signal,
-        # Python's continues.)
-        self._kernel = isinstance(sock, _socket.socket) and not isinstance(sock, ssl.SSLSocket)
-        self._recv: Callable[[int], bytes] = sock.recv
-        self._send: Callable[[bytes], int] = partial(_send_all, sock)
-        if self._kernel:
-            self._poll = select.poll()
-            self._poll.register(sock, select.POLLIN)
-        if self._kernel and timeout is not None:
-            value = _timeval(timeout)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
-            self._send = sock.send  # one call: each further part would have its own timeout
-        sock.settimeout(None if self._kernel else timeout)
+        self._clock = clock
+        self._sock: Any = None
+        self._reader: Any = None
+        self._poll: Any = None
 
     def ask(self, packed: bytes, expected: int, most: int = SIZE) -> list[Any]:
         """Send *packed* commands and return the *expected* number of answers.
@@ -293,27 +152,15 @@ class Wire:
         :raises Malformed: The answers violate the protocol, or are too many.
         """
         try:
-            if self._send(packed) != len(packed):
-                raise TimeoutError  # the timeout came in the middle
-        except (BlockingIOError, TimeoutError):
+            self._sock.sendall(packed)
+        except TimeoutError:
             raise TimeoutError("Timeout writing to socket") from None
-        began = self._clock()
-        data = self._part(SHORT)
-        if expected == 1:
-            numbers = integers(data)
-            if numbers is not None:
-                return [numbers]
-        return self._rest(expected, data, began, most)
-
-    def read(self) -> Any:
-        """Return the next answer; the caller has sent the command."""
-        began = self._clock()
-        return self._rest(1, self._part(SHORT), began, SIZE)[0]
+        return self._answers(expected, most)
 
     def spoilt(self) -> bool:
         """Return whether unexpected data arrived, or the server closed the connection."""
-        if self._kernel:
-            return bool(self._poll.poll(0))
+        if self._poll is not None:
+            return bool(self._poll(0))
         sock = self._sock
         try:
             sock.settimeout(0)
@@ -327,49 +174,89 @@ class Wire:
             pass
         return True
 
-    def _rest(self, expected: int, data: bytes, began: float, most: int) -> list[Any]:
-        answers, size = ReplyReader(expected, most), 0
-        while not answers.feed(data):
-            size += len(data)
-            data = self._part_by(began, 1 + size // SIZE)
-        return answers.got
-
-    def _part_by(self, began: float, times: int) -> bytes:
-        """Return the next part, if it arrives within *times* the timeout since *began*."""
-        if self._timeout is None:
-            return self._part(LONG)
-        left = began + self._timeout * times - self._clock()
-        if left <= 0:
-            raise TimeoutError("Timeout reading from socket")
-        if self._kernel:
-            if not self._poll.poll(math.ceil(left * 1000)):
+    def _answers(self, expected: int, most: int) -> list[Any]:
+        began, gets, received = self._clock(), self._reader.gets, bytearray()
+        checked = -1  # up to where the announced lengths were checked; -1: they are all short
+        data = self._part(SHORT)
+        answers: list[Any] = []
+        while True:
+            before = len(received)
+            received += data
+            if len(received) > most:
+                raise Malformed(f"Protocol error: an answer is larger than {most} bytes")
+            if checked >= 0 or _LARGE(received, max(0, before - 5)):
+                checked = _check_lengths(received, max(0, checked), most)
+            self._reader.feed(data)
+            while (answer := gets()) is not _INCOMPLETE:
+                answers.append(answer)
+                if len(answers) == expected:
+                    if self._reader.has_data():
+                        raise Malformed("Protocol error: more answers than expected")
+                    return answers
+            left = began + self._timeout * (1 + len(received) // SIZE) - self._clock()
+            if left <= 0:
                 raise TimeoutError("Timeout reading from socket")
-            return self._part(LONG)
-        try:
-            self._sock.settimeout(left)
-            return self._part(LONG)
-        finally:
-            self._sock.settimeout(self._timeout)
+            try:
+                self._sock.settimeout(left)
+                data = self._part(LONG)
+            finally:
+                self._sock.settimeout(self._timeout)
 
     def _part(self, size: int) -> bytes:
         try:
-            data = self._recv(size)
-        except (BlockingIOError, TimeoutError):
+            data: bytes = self._sock.recv(size)
+        except TimeoutError:
             raise TimeoutError("Timeout reading from socket") from None
         if not data:
             raise ConnectionError("Connection closed by server.")
         return data
 
+    # The methods that redis-py calls.
 
-def _send_all(sock: socket.socket, packed: bytes) -> int:
-    sock.sendall(packed)
-    return len(packed)
+    def on_connect(self, connection: Any) -> None:
+        sock = self._sock = connection._sock
+        sock.settimeout(self._timeout)
+        self._reader = hiredis.Reader(
+            protocolError=Malformed, replyError=ErrorReply, notEnoughData=_INCOMPLETE
+        )
+        if isinstance(sock, _socket.socket) and not isinstance(sock, ssl.SSLSocket):
+            poll = select.poll()  # one system call instead of three; not for TLS and gevent
+            poll.register(sock, select.POLLIN)
+            self._poll = poll.poll
+
+    def on_disconnect(self) -> None:
+        self._sock = None
+
+    def can_read(self, timeout: float = 0) -> bool:
+        return self._sock is not None and self.spoilt()
+
+    def read_response(self, disable_decoding: bool = False, **settings: Any) -> Any:
+        if self._sock is None:
+            raise ConnectionError("Connection closed.")
+        [answer] = self._answers(1, SIZE)
+        return ResponseError(answer.text) if isinstance(answer, ErrorReply) else answer
 
 
-def _timeval(seconds: float) -> bytes:
-    """Return *seconds* as a ``timeval``, rounded up, since zero means no timeout."""
-    whole, micros = divmod(max(1, math.ceil(seconds * 1e6)), 1_000_000)
-    return _TIMEVAL.pack(whole, micros)
+def _check_lengths(received: bytearray, place: int, most: int) -> int:
+    """Check the lengths that are announced from *place* on; return where the next line begins.
+
+    hiredis makes a list for as many items as an array announces: a few bytes would take gigabytes,
+    and stop all threads for as long as the garbage collector needs to look at these.
+
+    :raises Malformed: An answer of at most *most* bytes cannot be so long.
+    """
+    while (end := received.find(b"\r\n", place)) >= 0:
+        kind, length = received[place : place + 1], received[place + 1 : end]
+        place = end + 2
+        if kind == b"$" or kind == b"*":
+            number = int(length)
+            if number > (most if kind == b"$" else most // LEAST):
+                raise Malformed(f"Protocol error: an answer is larger than {most} bytes")
+            if kind == b"$" and number >= 0:
+                place += number + 2
+        elif kind not in b"+-:":
+            raise Malformed(f"Protocol error: a type that RESP2 does not have, {bytes(kind)!r}")
+    return place
 
 
 Fits: TypeAlias = Callable[[Any], bool]
@@ -391,35 +278,6 @@ class Unreachable(Exception):
     def __init__(self, text: str, *, lasting: bool = False) -> None:
         super().__init__(text)
         self.lasting = lasting
-
-
-class _Parser:
-    """The parser of redis-py while it opens a connection; holds the socket for us afterwards.
-
-    So errors are as the server wrote them, in every version of redis-py, with or without hiredis.
-
-    :param timeout: Maximum seconds for each answer. The one that redis-py passes cannot be used:
-        redis-py 5.0 loses it for Unix sockets.
-    """
-
-    def __init__(self, timeout: float | None) -> None:
-        self._timeout = timeout
-        self.wire: Wire | None = None
-
-    def on_connect(self, connection: Any) -> None:
-        self.wire = Wire(connection._sock, self._timeout)
-
-    def on_disconnect(self) -> None:
-        self.wire = None
-
-    def can_read(self, timeout: float = 0) -> bool:
-        return self.wire is not None and self.wire.spoilt()
-
-    def read_response(self, disable_decoding: bool = False, **settings: Any) -> Any:
-        if self.wire is None:
-            raise ConnectionError("Connection closed.")
-        answer = self.wire.read()
-        return ResponseError(answer.text) if isinstance(answer, ErrorReply) else answer
 
 
 # suppresses CLIENT SETINFO of redis-py, which needs two more round trips per connection
@@ -601,15 +459,13 @@ class ConnectionPool:
         """Return a new connection, in place of *spoilt*."""
         if spoilt is not None:
             spoilt.connection.disconnect()
-        parser = _Parser(self._settings.get("socket_timeout"))
+        wire = Wire(self._settings["socket_timeout"])
         connection = self._kind(
-            **self._settings, parser_class=lambda **_: parser, retry=Retry(NoBackoff(), 0)
+            **self._settings, parser_class=lambda **_: wire, retry=Retry(NoBackoff(), 0)
         )
         try:
             connection.connect()
-            if parser.wire is None:
-                raise ConnectionError("Connection closed.")
-            return _PooledConnection(connection, parser.wire)
+            return _PooledConnection(connection, wire)
         except BaseException:
             connection.disconnect()
             raise

@@ -34,6 +34,7 @@ SLOTS_BYTES = 16 * 1024 * 1024
 
 SLOTS = 16_384
 
+_INTEGERS = {int}
 _LATEST = 2**53  # what a Lua number holds exactly, in microseconds: in the year 2255
 _LONGEST_NUMBER = 20  # digits
 _LONGEST_HOST = 255
@@ -74,11 +75,12 @@ def verdicts(limits: tuple[int, ...]) -> Callable[[Any], bool]:
         (limit,) = limits
 
         def is_verdict(answer: Any) -> bool:  # nearly every limited request needs this one
-            # a wrong type fails the comparison, a wrong length the unpacking
+            # a wrong length fails the unpacking
             try:
                 moment, allowed, remaining, reset, retry = answer
                 good: bool = (
                     answer.__class__ is list
+                    and set(map(type, answer)) == _INTEGERS
                     and 0 <= allowed <= 1
                     and 0 <= remaining <= limit
                     and 0 <= moment < _LATEST

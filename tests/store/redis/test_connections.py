@@ -1,10 +1,9 @@
-"""The connections to one server: what each does with its socket, and how many there are."""
+"""The pool of connections to one server, and how redis-py opens them."""
 
 from __future__ import annotations
 
 import select
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -14,169 +13,9 @@ import pytest
 import redis
 
 from wsgigate.store import StoreError
-from wsgigate.store.redis_connections import (
-    LONG,
-    SHORT,
-    SIZE,
-    ConnectionPool,
-    ErrorReply,
-    Malformed,
-    Unreachable,
-    Wire,
-    command,
-)
+from wsgigate.store.redis_connections import ConnectionPool, Unreachable, command
 
 PING = command(b"PING")
-
-
-@pytest.fixture
-def pair():
-    """Return a maker of wires, each with the other end of its socket."""
-    made = []
-
-    def make(timeout):
-        here, there = socket.socketpair()
-        made.extend([here, there])
-        return Wire(here, timeout), here, there
-
-    yield make
-    for each in made:
-        each.close()
-
-
-def patience(sock):
-    """Return the seconds that the system waits for *sock*, to receive and to send."""
-    found = []
-    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        whole, micros = struct.unpack("ll", sock.getsockopt(socket.SOL_SOCKET, option, 16))
-        found.append(whole + micros / 1e6)
-    return found
-
-
-@pytest.mark.parametrize("seconds", [0.05, 1.0, 10.0, 3600.25])
-def test_the_system_waits_and_not_python(pair, seconds):
-    _, here, _ = pair(seconds)
-    assert here.gettimeout() is None
-    assert patience(here) == pytest.approx([seconds] * 2, abs=0.02)  # in ticks of its own
-
-
-def test_however_short_a_timeout_is_it_is_none_that_lasts_for_ever(pair):
-    wire, here, _ = pair(1e-9)
-    assert min(patience(here)) > 0
-    with pytest.raises(TimeoutError, match="Timeout reading from socket"):
-        wire.ask(PING, 1)
-
-
-def test_without_a_timeout_nobody_ends_the_wait(pair):
-    wire, here, there = pair(None)
-    assert (here.gettimeout(), patience(here)) == (None, [0, 0])
-    question = bytes(4 * 1024 * 1024)
-    read = []
-
-    def serve():
-        while sum(map(len, read)) < len(question):
-            read.append(there.recv(65536))
-        there.sendall(b"+OK\r\n")
-
-    server = threading.Thread(target=serve)
-    server.start()
-    assert wire.ask(question, 1) == [b"OK"]
-    server.join()
-    assert b"".join(read) == question
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected", "got"),
-    [
-        (b"*2\r\n:1\r\n:2\r\n", 1, [[1, 2]]),
-        (b"*2\r\n:1\r\n:2\r\n" * 2, 2, [[1, 2]] * 2),
-        (b"*2\r\n:1\r\n$1\r\na\r\n", 1, [[1, b"a"]]),
-        (b"$%d\r\n%b\r\n" % (3 * LONG, bytes(3 * LONG)), 1, [bytes(3 * LONG)]),
-        (b"$%d\r\n%b\r\n" % (SHORT - 8, bytes(SHORT - 8)), 1, [bytes(SHORT - 8)]),
-        (b"$%d\r\n%b\r\n" % (SHORT - 9, bytes(SHORT - 9)), 1, [bytes(SHORT - 9)]),
-    ],
-)
-def test_answers_are_read_however_large_they_are(pair, answer, expected, got):
-    wire, _, there = pair(10.0)
-    sender = threading.Thread(target=there.sendall, args=(answer,))
-    sender.start()
-    assert wire.ask(PING * expected, expected, 4 * LONG) == got
-    sender.join()
-    assert there.recv(1000) == PING * expected
-    assert not wire.spoilt()
-
-
-@pytest.mark.parametrize(
-    ("answer", "error"),
-    [
-        (b"*1\r\n:1\r\n*1\r\n:2\r\n", Malformed),
-        (b"*1\r\n:1\r\n:", Malformed),
-        (b"nothing\r\n", Malformed),
-        (b"*1\r\n:1", TimeoutError),
-    ],
-)
-def test_what_is_no_answer_is_an_error(pair, answer, error):
-    wire, _, there = pair(0.05)
-    there.sendall(answer)
-    with pytest.raises(error):
-        wire.ask(PING, 1)
-
-
-@pytest.mark.parametrize("timeout", [0.05, 5.0])
-@pytest.mark.parametrize("kernel", [True, False], ids=["plain", "of Python's own"])
-def test_an_answer_in_drips_has_no_more_time_than_one_at_once(pair, timeout, kernel):
-    wire, _, there = pair(5.0)
-    drips = iter([b"$", b"9", b"0", b"\r", b"\n", *[b"."] * 90])
-    now = [0.0]
-
-    def clock():  # with each look at it a tenth of the time is over, and one more byte there
-        now[0] += timeout / 10
-        there.sendall(next(drips))
-        return now[0]
-
-    wire._timeout, wire._clock, wire._kernel = timeout, clock, kernel
-    with pytest.raises(TimeoutError, match="Timeout reading from socket"):
-        wire.ask(PING, 1)
-    assert timeout <= now[0] <= timeout * 1.3
-
-
-def test_a_long_answer_earns_time_by_what_has_arrived(pair):
-    wire, _, there = pair(5.0)
-    now = [0.0]
-    pages = iter([b"$%d\r\n" % (4 * SIZE), *[bytes(SIZE // 8)] * 32, b"\r\n"])
-
-    def clock():
-        now[0] += 0.5
-        there.sendall(next(pages))
-        return now[0]
-
-    wire._clock = clock
-    assert wire.ask(PING, 1, 5 * SIZE) == [bytes(4 * SIZE)]
-    assert now[0] > 15
-
-
-def test_a_refusal_is_an_answer(pair):
-    wire, _, there = pair(10.0)
-    there.sendall(b"-OOM too much\r\n")
-    [refusal] = wire.ask(PING, 1)
-    assert isinstance(refusal, ErrorReply)
-    assert (refusal.code, refusal.text) == ("OOM", "OOM too much")
-
-
-def test_an_end_is_no_answer(pair):
-    wire, _, there = pair(10.0)
-    there.sendall(b"*2\r\n:1\r\n")
-    there.shutdown(socket.SHUT_WR)
-    with pytest.raises(ConnectionError, match="closed by server"):
-        wire.ask(PING, 1)
-
-
-@pytest.mark.parametrize("meddle", [lambda there: there.send(b"\r"), lambda there: there.close()])
-def test_whatever_comes_unasked_spoils_a_wire(pair, meddle):
-    wire, _, there = pair(10.0)
-    assert not wire.spoilt()
-    meddle(there)
-    assert wire.spoilt()
 
 
 class Listener:
@@ -350,8 +189,6 @@ def test_a_server_that_hangs_is_waited_for_a_bounded_time_on_a_unix_socket_too(
     server = start("--unixsocket", str(tmp_path / "redis.sock"))
     store = connect(f"unix://{tmp_path}/redis.sock?socket_timeout=0.2")
     store.get("key")
-    [line] = store._ready()._connections._free
-    assert line.connection._sock.gettimeout() is None
     server.pause()
     try:
         with pytest.raises(StoreError, match="Timeout reading from socket"):
@@ -360,17 +197,14 @@ def test_a_server_that_hangs_is_waited_for_a_bounded_time_on_a_unix_socket_too(
         server.resume()
 
 
-def test_redis_py_opens_connections_by_the_reader_of_ours(server, connect):
-    """Also where there is hiredis: it says what the server said, to the byte."""
+def test_redis_py_selects_the_database_and_names_the_connection(server, connect):
     store = connect(server.url + "&client_name=some-name&db=2")
     assert store.get("key")[0] is None
-    [line] = store._ready()._connections._free
-    assert line.connection._parser.wire is line.wire
     with server.admin() as admin:
         [mine] = [each for each in admin.client_list() if each["name"] == "some-name"]
         assert mine["db"] == "2"
     refused = connect(server.url.replace("/0?", "/99999?"))
-    with pytest.raises(StoreError, match="ERR DB index is out of range"):
+    with pytest.raises(StoreError, match="ERR DB index is out of range"):  # as the server wrote it
         refused.get("key")
 
 

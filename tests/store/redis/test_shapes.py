@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import resource
 import socket
 import threading
 from contextlib import suppress
@@ -15,14 +16,11 @@ from werkzeug.test import Client
 from wsgigate import Limiter
 from wsgigate.rules.algorithms import FixedWindow, TokenBucket
 from wsgigate.rules.quota import Quota
-from wsgigate.store import VALUE_BYTES, StoreError
+from wsgigate.store import StoreError
 from wsgigate.store.redis import RedisStore
-from wsgigate.store.redis_connections import ReplyReader
 
 ONE = [TokenBucket(Quota(5, 3600))]
 TWO = [TokenBucket(Quota(5, 3600)), FixedWindow(Quota(9, 60))]
-
-MOST = 10**9
 
 
 class Liar:
@@ -258,12 +256,25 @@ def test_a_connection_with_such_an_answer_is_not_used_again(liar):
     store.close()
 
 
-def test_of_no_length_that_a_server_names_memory_is_taken(liar):
-    for most in (1, VALUE_BYTES, MOST):
-        answers = ReplyReader(1)
-        with suppress(ValueError):
-            answers.feed(b"*%d\r\n" % most)
-        assert len(answers._lacking) <= 2
+@pytest.mark.parametrize("number", [b",1.0", b"#t", b"_", b",nan", b"$1\r\n1"])
+def test_a_verdict_of_other_types_than_integers_is_a_failure(liar, number):
+    """hiredis also reads the types of RESP3, which the store did not negotiate."""
+    liar.says = b"*5\r\n:7\r\n%b\r\n:1\r\n:0\r\n:0\r\n" % number
+    store = RedisStore(f"redis://127.0.0.1:{liar.port}/0?socket_timeout=10")
+    with pytest.raises(StoreError, match="another question"):
+        store.take("key", ONE)
+    store.close()
+
+
+@pytest.mark.parametrize("announced", [b"*20000000", b"*43691", b"*2\r\n$1\r\na\r\n*20000000"])
+def test_no_memory_is_taken_for_a_length_that_a_server_only_announces(liar, announced):
+    liar.says = announced + b"\r\n"
+    store = RedisStore(f"redis://127.0.0.1:{liar.port}/0?socket_timeout=10")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(StoreError, match="larger than 131072 bytes"):
+        store.get("key")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB, of 160,000
+    store.close()
 
 
 def test_a_page_of_names_that_never_ends_does(liar, monkeypatch):

@@ -189,14 +189,15 @@ def test_what_is_no_url_of_a_store_is_refused(url):
         open_store(url)
 
 
-def test_without_redis_py_the_extra_is_named():
+@pytest.mark.parametrize("package", ["redis", "hiredis"])
+def test_without_redis_py_or_hiredis_the_error_names_the_extra(package):
     code = """
 import sys
 from importlib.abc import MetaPathFinder
 class Missing(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "redis":
-            raise ModuleNotFoundError("No module named 'redis'", name="redis")
+        if name.partition(".")[0] == sys.argv[1]:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=sys.argv[1])
 sys.meta_path.insert(0, Missing())
 from wsgigate import open_store
 open_store("memory:")
@@ -205,5 +206,9 @@ try:
 except ValueError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == 'a store at redis:// needs redis-py: pip install "wsgigate[redis]"\n'
+    done = subprocess.run(
+        [sys.executable, "-c", code, package], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == (
+        'a store at redis:// needs redis-py and hiredis: pip install "wsgigate[redis]"\n'
+    )
