@@ -17,6 +17,7 @@ PACKAGE = TESTS.parent / "wsgigate"
 
 ATTACKS = "middleware/test_attacks_on_limits.py"
 QUOTAS = "middleware/test_limiter_quotas.py"
+BOUNDS = "middleware/test_limiter_bounds.py"
 RULES = "rules/test_algorithms.py"
 FAULTS = "store/redis/test_faults.py"
 REDIS = "store/redis/test_redis.py"
@@ -36,8 +37,8 @@ COVERED: dict[str, list[str]] = {
     "K03": [f"{ATTACKS}::test_k03_an_address_written_as_ipv6_is_the_same_caller"],
     "K04": [f"{ATTACKS}::test_k04_a_route_is_one_however_its_path_is_written"],
     "K05": [
-        f"{QUOTAS}::test_a_flood_of_callers_fills_no_more_memory_than_the_store_may_have",
-        f"{QUOTAS}::test_a_flood_of_callers_fills_no_more_disk_than_the_store_may_have",
+        f"{BOUNDS}::test_a_flood_of_callers_fills_no_more_memory_than_the_store_may_have",
+        f"{BOUNDS}::test_a_flood_of_callers_fills_no_more_disk_than_the_store_may_have",
         "store/test_lmdb_bounds.py::"
         "test_a_flood_of_new_callers_costs_a_full_store_no_more_than_a_look_each",
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.middleware.test_authenticator import GOOD, INVALID, NOW, Gate, claims, signed
+from tests.support.tokens import GOOD, INVALID, NOW, Gate, claims, signed
 from wsgigate.coordination.denylist import DenyList
 from wsgigate.http.problem import Problem
 from wsgigate.store import StoreError

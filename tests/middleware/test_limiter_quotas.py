@@ -1,26 +1,20 @@
-"""What a limiter counts against: several quotas at once, plans, costs; and whom it leaves alone."""
+"""What a limiter counts against: several quotas at once, plans and costs; what it leaves alone."""
 
 from __future__ import annotations
 
 import json
 import logging
-from uuid import UUID
-from wsgiref.util import setup_testing_defaults
-from wsgiref.validate import validator
 
 import pytest
 
-from wsgigate.http.caller import claim, exemption
-from wsgigate.http.wsgi import CLAIMS, CLIENT, PARAMS, REASON, ROUTE, subject
-from wsgigate.middleware.concurrency import ConcurrencyLimiter
+from tests.middleware.limits import ask, hello, statuses
+from wsgigate.http.caller import exemption
+from wsgigate.http.wsgi import CLAIMS, CLIENT
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.middleware.logger import Logger
 from wsgigate.rules.quota import Quota
-from wsgigate.store.lmdb import LmdbStore
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import BrokenStore, FakeClock
-
-REFUSALS = "wsgigate.refusals"
 
 
 @pytest.fixture
@@ -31,33 +25,6 @@ def clock():
 @pytest.fixture
 def store(clock):
     return MemoryStore(clock=clock)
-
-
-def hello(environ, start_response):
-    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "5")])
-    return [b"hello"]
-
-
-def ask(app, **environ):
-    """Return the status, the fields, and the document of an answer."""
-    place = {"SCRIPT_NAME": "", "PATH_INFO": "/", "QUERY_STRING": ""}
-    environ = {"REMOTE_ADDR": "192.0.2.1", **place, **environ}
-    setup_testing_defaults(environ)
-    begun = []
-
-    def start_response(status, headers, exc_info=None):
-        begun[:] = [int(status[:3]), dict(headers)]
-        return lambda data: None
-
-    answer = validator(app)(environ, start_response)
-    body = b"".join(answer)
-    answer.close()  # type: ignore[attr-defined]
-    status, fields = begun
-    return status, fields, json.loads(body) if status != 200 else {}
-
-
-def statuses(app, count, **environ):
-    return [ask(app, **environ)[0] for _ in range(count)]
 
 
 # -- several quotas at once ------------------------------------------------------------------
@@ -261,180 +228,6 @@ def test_exempt_requests_are_neither_counted_nor_told(store, exempt, environ, ex
     assert (list(store.items("")) == []) == exempted
 
 
-# -- keys ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("key", "same", "other"),
-    [
-        ("address", {}, {"REMOTE_ADDR": "192.0.2.2"}),
-        ("subject", {CLAIMS: {"sub": "u1"}}, {CLAIMS: {"sub": "u2"}}),
-        ("api-key", {"HTTP_X_API_KEY": "k1"}, {"HTTP_X_API_KEY": "k2"}),
-        ("header:X-Team", {"HTTP_X_TEAM": "a"}, {"HTTP_X_TEAM": "b"}),
-        ("cookie:session", {"HTTP_COOKIE": "a=1; session=x"}, {"HTTP_COOKIE": "session=y"}),
-        ("claim:team", {CLAIMS: {"team": 7}}, {CLAIMS: {"team": 8}}),
-        ("path:id", {PARAMS: {"id": "7"}}, {PARAMS: {"id": "8"}}),
-        ("route", {ROUTE: "orders"}, {ROUTE: "users"}),
-        (["address", "route"], {ROUTE: "a"}, {ROUTE: "b"}),
-        ("subject|address", {CLAIMS: {"sub": "u1"}}, {}),
-        ("subject | address", {}, {CLAIMS: {"sub": "192.0.2.1"}}),
-        (lambda environ: environ["PATH_INFO"], {"PATH_INFO": "/a"}, {"PATH_INFO": "/b"}),
-    ],
-)  # fmt: skip
-def test_who_is_counted_by_each_key(store, key, same, other):
-    app = Limiter(hello, "1/m", store=store, key=key)
-    assert statuses(app, 2, **same) == [200, 429]
-    assert statuses(app, 2, **other) == [200, 429]
-
-
-KEYS = ["subject", "subject|exempt", "api-key", "cookie:a", "claim:a", "path:a", "route"]
-
-
-@pytest.mark.parametrize("key", KEYS)
-def test_who_has_no_name_is_exempt(store, key):
-    app = Limiter(hello, "1/m", store=store, key=key)
-    assert statuses(app, 3, HTTP_COOKIE="ba=1; a=; a") == [200] * 3
-    assert list(store.items("")) == []
-
-
-def begun(app, held, times, **environ):
-    """Return the statuses of requests whose responses are held open."""
-    found = []
-    for _ in range(times):
-        request = {"REMOTE_ADDR": "192.0.2.1", "PATH_INFO": "/", **environ}
-        setup_testing_defaults(request)
-        held.append(app(request, lambda status, *_: found.append(int(status[:3]))))
-    return found
-
-
-SIMPLEJWT = {"token_type": "access", "exp": 1, "jti": "x", "user_id": "7"}
-
-
-@pytest.mark.parametrize("key", ["subject", subject, ["subject"]])
-@pytest.mark.parametrize("make", [Limiter, ConcurrencyLimiter])
-def test_a_token_without_a_subject_is_counted_by_address_with_a_warning(store, key, make, caplog):
-    quota = "1/m" if make is Limiter else 1
-    app = make(hello, quota, store=store, key=key, name="user")
-    held = []
-
-    claims = {CLAIMS: SIMPLEJWT}
-    with caplog.at_level(logging.INFO, "wsgigate"):
-        assert begun(app, held, 3, **claims) == [200, 429, 429]
-        assert begun(app, held, 2, REMOTE_ADDR="192.0.2.7", **claims) == [200, 429]
-        assert begun(app, held, 2, **{CLAIMS: {"sub": ""}}) == [429, 429]
-        assert begun(app, held, 2, **{CLAIMS: {"sub": "address 192.0.2.1"}}) == [200, 429]
-    [text] = [each.getMessage() for each in caplog.records if each.name != REFUSALS]
-    assert text.startswith("the limit 'user' counts callers by \"subject\", and a token has no sub")
-    assert 'key="claim:user_id"' in text
-
-
-@pytest.mark.parametrize("key", ["claim:org", ["claim:org"], claim("org")])
-@pytest.mark.parametrize("make", [Limiter, ConcurrencyLimiter])
-def test_a_token_without_the_claim_is_counted_by_address_with_a_warning(store, key, make, caplog):
-    app = make(hello, "1/m" if make is Limiter else 1, store=store, key=key, name="org")
-    held = []
-    with caplog.at_level(logging.INFO, "wsgigate"):
-        assert begun(app, held, 2, **{CLAIMS: {"org": "a"}}) == [200, 429]
-        assert begun(app, held, 2, **{CLAIMS: SIMPLEJWT}) == [200, 429]
-        assert begun(app, held, 2, **{CLAIMS: {"org": ["a"]}}) == [429, 429]
-    [text] = [each.getMessage() for each in caplog.records if each.name != REFUSALS]
-    assert text.startswith(
-        "the limit 'org' counts callers by \"claim:org\", and a token has no org"
-    )
-    assert '"claim:org|exempt"' in text
-    assert (
-        begun(make(hello, "1/m" if make is Limiter else 1, store=store, key=key), held, 3)
-        == [200] * 3
-    )
-
-
-@pytest.mark.parametrize("key", ["claim:org|address", "claim:org|exempt"])
-def test_a_claim_with_an_alternative_falls_back_to_that(store, key):
-    app = Limiter(hello, "1/m", store=store, key=key)
-    found = statuses(app, 2, **{CLAIMS: SIMPLEJWT})
-    assert found == ([200, 200] if "exempt" in key else [200, 429])
-
-
-@pytest.mark.parametrize("key", ["subject|address", "subject|exempt", "claim:user_id"])
-def test_another_key_says_otherwise_without_a_warning(store, key, caplog):
-    app = Limiter(hello, "1/m", store=store, key=key)
-    with caplog.at_level(logging.INFO, "wsgigate"):
-        found = statuses(app, 2, **{CLAIMS: SIMPLEJWT})
-    assert found == ([200, 200] if key == "subject|exempt" else [200, 429])
-    assert [each for each in caplog.records if each.name != REFUSALS] == []
-
-
-def test_the_fallback_of_a_subject_is_in_no_log_line_as_it_is_kept(store):
-    app = Limiter(hello, "1/m", store=store, key="subject")
-    reasons = []
-
-    def noting(environ, start_response):
-        answer = app(environ, start_response)
-        reasons.append(environ.get(REASON))
-        return answer
-
-    statuses(noting, 2, **{CLAIMS: SIMPLEJWT})
-    assert reasons[1].startswith("address 192.0.2.1 is over the quota")
-
-
-def test_a_limit_by_subject_outside_of_the_authenticator_is_named(store, caplog):
-    def authenticator(environ, start_response):
-        environ[CLAIMS] = {"sub": "ann"}
-        return hello(environ, start_response)
-
-    app = Limiter(authenticator, "1/m", store=store, key="subject", name="user")
-    with caplog.at_level(logging.INFO, "wsgigate"):
-        assert statuses(app, 3) == [200, 200, 200]
-    [text] = [record.getMessage() for record in caplog.records]
-    assert text == (
-        "the limit 'user' counts callers by \"subject\" outside of the Authenticator, where no "
-        "request has one, so it limits nothing: put it inside"
-    )
-
-
-ID = UUID("12345678-1234-5678-1234-567812345678")
-
-
-@pytest.mark.parametrize("said", [7, 0, -1, 10**40, ID])
-@pytest.mark.parametrize("kind", ["alone", "with others"])
-@pytest.mark.parametrize("make", [Limiter, ConcurrencyLimiter])
-def test_a_whole_number_or_a_uuid_is_a_key(store, said, kind, make):
-    def key(environ):
-        return said if environ["PATH_INFO"] == "/" else str(said)
-
-    quota = "1/m" if make is Limiter else 1
-    app = make(hello, quota, store=store, key=key if kind == "alone" else [key, "address"])
-    held = []
-
-    assert begun(app, held, 2) == [200, 429]
-    assert begun(app, held, 1, PATH_INFO="/text") == [429]
-
-
-@pytest.mark.parametrize("said", [True, 1.5, b"a", object()])
-def test_anything_else_is_an_error_that_says_what_a_key_may_be(store, said):
-    app = Limiter(hello, "1/m", store=store, key=lambda environ: said)
-    with pytest.raises(TypeError, match="returns a text, a whole number, a UUID or None, not"):
-        statuses(app, 1)
-
-
-@pytest.mark.parametrize("key", ["api-key", "header:X-Api-Key", "cookie:token"])
-def test_what_a_client_keeps_secret_is_neither_stored_nor_logged(store, key, caplog):
-    secrets = {"HTTP_X_API_KEY": "hunter2-hunter2", "HTTP_COOKIE": "token=hunter2-hunter2"}
-    app = Limiter(hello, "1/m", store=store, key=key)
-    reasons = []
-
-    def noting(environ, start_response):
-        answer = app(environ, start_response)
-        reasons.append(environ.get(REASON))
-        return answer
-
-    with caplog.at_level(logging.DEBUG):
-        assert statuses(noting, 2, **secrets) == [200, 429]
-    told = str([*store.items("")]) + str(reasons) + caplog.text
-    assert "over the quota" in told
-    assert "hunter2" not in told
-
-
 # -- observing -------------------------------------------------------------------------------
 
 
@@ -499,58 +292,6 @@ def test_a_store_that_can_decide_by_itself_is_asked_to(clock):
     assert asked == [
         ("limit/default/together/=192.0.2.1", ["token-bucket", "calendar"], 2),
     ]
-
-
-# -- bounds ----------------------------------------------------------------------------------
-
-
-def flood(app, callers):
-    """Have that many callers ask once each."""
-    environ = {"REQUEST_METHOD": "GET"}
-    for number in range(callers):
-        environ["REMOTE_ADDR"] = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
-        app(environ.copy(), lambda status, headers: None)
-
-
-HOT = {"REMOTE_ADDR": "192.0.2.9"}
-
-
-def test_a_flood_of_callers_fills_no_more_memory_than_the_store_may_have():
-    store = MemoryStore(max_items=1200)
-    app = Limiter(hello, "2 per hour", store=store)
-    assert statuses(app, 3, **HOT) == [200, 200, 429]
-    flood(app, 12_000)
-    assert len(list(store.items(""))) <= 1200
-    assert app._default.kept.cache_info().currsize <= 1024
-    assert statuses(app, 1, **HOT) == [429], "who is nearest to its limit is not forgotten first"
-
-
-def size(folder):
-    return sum(file.stat().st_blocks * 512 for file in folder.iterdir())
-
-
-def test_a_flood_of_callers_takes_little_disk_for_each(tmp_path):
-    store = LmdbStore(tmp_path / "store", map_size=128 * 1024 * 1024)
-    app = Limiter(hello, "2 per hour", store=store)
-    callers = 20_000
-    flood(app, callers)
-    assert app.store_errors == 0
-    told = store.usage()
-    assert told["items"] == callers
-    assert told["used"] <= 200 * callers
-    assert size(tmp_path / "store") <= 5 * told["used"]  # it doubles, and has space beforehand
-    store.close()
-
-
-def test_a_flood_of_callers_fills_no_more_disk_than_the_store_may_have(tmp_path, caplog):
-    store = LmdbStore(tmp_path / "store", map_size=1024 * 1024)
-    app = Limiter(hello, "2 per hour", store=store)
-    assert statuses(app, 3, **HOT) == [200, 200, 429]
-    flood(app, 9_000)
-    assert app.store_errors > 0, "or it never was full"
-    assert size(tmp_path / "store") <= 8 * 1024 * 1024  # a store may take some beforehand
-    assert statuses(app, 1, **HOT) == [429], "and who was counted is counted on"
-    store.close()
 
 
 # -- settings --------------------------------------------------------------------------------
