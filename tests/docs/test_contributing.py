@@ -39,7 +39,7 @@ class Edit(NamedTuple):
         lines = file.read_text().splitlines(keepends=True)
         [at] = [n for n, line in enumerate(lines) if line.strip().startswith(self.line)]
         margin = lines[at][: len(lines[at]) - len(lines[at].lstrip())]
-        gap = "\n\n" if self.text.startswith(("class ", "def ")) and not margin else ""
+        gap = ("\n" if margin else "\n\n") if self.text.startswith(("class ", "def ")) else ""
         lines.insert(at + (self.side == "below"), indent(self.text, margin) + gap)
         file.write_text("".join(lines))
 
