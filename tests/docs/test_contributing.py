@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -63,12 +64,12 @@ def _examples() -> dict[str, list[Edit]]:
 EXAMPLES = _examples()
 
 
-def _run(tree: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a module of Python in *tree*, whose package comes before the installed one."""
+def _python(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in *tree*, whose package comes before the installed one."""
     return subprocess.run(
-        [sys.executable, "-m", *command],
+        [sys.executable, *arguments],
         cwd=tree,
-        env={**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": ""},
+        env={**os.environ, "PYTHONPATH": str(tree)},
         capture_output=True,
         text=True,
     )
@@ -101,12 +102,55 @@ def test_an_example_changes_at_most_two_files_of_the_package(name: str) -> None:
 
 
 def test_the_examples_pass_their_tests_and_those_of_the_floors(tree: Path) -> None:
-    done = _run(tree, "pytest", "-q", "-p", "no:cacheprovider", "tests")
+    done = _python(tree, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_examples_pass_the_linter(tree: Path) -> None:
-    done = _run(tree, "ruff", "check", "--no-cache", ".")
+    done = _python(tree, "-m", "ruff", "check", "--no-cache", ".")
     assert done.returncode == 0, done.stdout
-    done = _run(tree, "ruff", "format", "--no-cache", "--check", ".")
+    done = _python(tree, "-m", "ruff", "format", "--no-cache", "--check", ".")
     assert done.returncode == 0, done.stdout
+
+
+def test_the_keys_of_an_example_are_in_the_schema_and_the_reference(tree: Path) -> None:
+    schema = json.loads(_python(tree, "-m", "wsgigate", "schema").stdout)
+    [timing] = [
+        each for each in schema["$defs"]["middleware"]["oneOf"] if each["title"] == "server-timing"
+    ]
+    assert '"minimum": 0, "maximum": 6' in json.dumps(timing["properties"]["digits"])
+    assert "user_agent" in schema["$defs"]["Service"]["properties"]
+    code = "import runpy; print(runpy.run_path('docs/generate_reference.py')['reference']())"
+    done = _python(tree, "-c", code)
+    assert "The number of decimal digits of the milliseconds." in done.stdout
+    assert "The User-Agent to send." in done.stdout
+
+
+WRONG = """\
+middleware = [{ use = "server-timing", digits = 7, metric = "a b" }]
+[services.orders]
+instances = ["http://10.0.0.4:8000"]
+user_agent = 7
+[services.carts]
+discover = "env:my carts"
+balance = "least-request"
+[[routes]]
+paths = ["/orders", "/carts"]
+services = [{ service = "orders", weight = 1 }, { service = "carts", weight = 1 }]
+"""
+
+ERRORS = [
+    "middleware[0].digits: expected a whole number from 0 to 6, got the number 7",
+    'middleware[0].metric: expected a name such as "gateway", got "a b"',
+    'services.orders.user_agent: expected a text such as "shop/1.0", got the number 7',
+    'services.carts.discover: env: must be followed by a variable, as in "env:ORDERS", got ',
+    'services.carts.balance: expected "two-choices", "least-requests", ',
+]
+
+
+def test_a_wrong_value_of_an_examples_key_is_an_error(tree: Path) -> None:
+    (tree / "wrong.toml").write_text(WRONG)
+    done = _python(tree, "-m", "wsgigate", "check", "wrong.toml")
+    assert done.returncode == 2
+    lines = [line.removeprefix("wrong.toml: ") for line in done.stderr.splitlines()]
+    assert [line[: len(error)] for line, error in zip(lines, ERRORS, strict=True)] == ERRORS
