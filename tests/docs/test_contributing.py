@@ -132,25 +132,31 @@ middleware = [{ use = "server-timing", digits = 7, metric = "a b" }]
 instances = ["http://10.0.0.4:8000"]
 user_agent = 7
 [services.carts]
-discover = "env:my carts"
+instances = ["http://10.0.0.5:8000"]
 balance = "least-request"
+[services.stock]
+discover = "env:my stock"
 [[routes]]
-paths = ["/orders", "/carts"]
-services = [{ service = "orders", weight = 1 }, { service = "carts", weight = 1 }]
+path = "/"
+services = [
+  { service = "orders", weight = 1 },
+  { service = "carts", weight = 1 },
+  { service = "stock", weight = 1 },
+]
 """
 
 ERRORS = [
     "middleware[0].digits: expected a whole number from 0 to 6, got the number 7",
     'middleware[0].metric: expected a name such as "gateway", got "a b"',
     'services.orders.user_agent: expected a text such as "shop/1.0", got the number 7',
-    'services.carts.discover: env: must be followed by a variable, as in "env:ORDERS", got ',
     'services.carts.balance: expected "two-choices", "least-requests", ',
+    "services.stock.discover: must be a variable, as in \"env:ORDERS\", got 'my stock'",
 ]
 
 
 def test_a_wrong_value_of_an_examples_key_is_an_error(tree: Path) -> None:
     (tree / "wrong.toml").write_text(WRONG)
     done = _python(tree, "-m", "wsgigate", "check", "wrong.toml")
-    assert done.returncode == 2
+    assert done.returncode == 2, done.stderr
     lines = [line.removeprefix("wrong.toml: ") for line in done.stderr.splitlines()]
     assert [line[: len(error)] for line, error in zip(lines, ERRORS, strict=True)] == ERRORS
