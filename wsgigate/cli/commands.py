@@ -1,15 +1,18 @@
-"""The commands run, check, routes and schema."""
+"""The commands that read a gateway's file: run, check, routes, schema and token."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Iterator
-from dataclasses import fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from wsgigate.auth.jwt import SECRET_BYTES, mint
 from wsgigate.cli.main import failed, server
 from wsgigate.config.build import Built, assemble, check_reading
 from wsgigate.config.build_routes import Entry
@@ -18,18 +21,15 @@ from wsgigate.config.errors import ConfigError, Errors
 from wsgigate.config.load import load, read_file
 from wsgigate.config.model import Config, Gateway
 from wsgigate.config.model import schema as schema_of_file
-from wsgigate.config.types import Kind
+from wsgigate.config.tables import Arguments, Table
 from wsgigate.rules.thread_shares import ThreadShareRules
 from wsgigate.server_check import Finding, findings
+from wsgigate.units import parse_duration
 
-__all__ = ["check", "routes", "run", "schema"]
+__all__ = ["check", "routes", "run", "schema", "token"]
 
 _OVERRIDES = ("bind", "workers", "threads")
 """Arguments of run that override keys of the file's [gateway] table."""
-
-_KINDS: dict[str, Kind[Any]] = {
-    field.name: field.metadata["kind"] for field in fields(Gateway) if field.name in _OVERRIDES
-}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -150,8 +150,9 @@ def _check_overrides(arguments: argparse.Namespace, config: Config) -> None:
     given = {name: value for name in _OVERRIDES if (value := getattr(arguments, name)) is not None}
     overridden = replace(config, gateway=replace(config.gateway, **given))
     errors = Errors()
+    keys = Table(Gateway).keys
     for name, value in given.items():
-        _KINDS[name].read(value, f"gateway.{name}", errors)
+        keys[name].kind.read(value, f"gateway.{name}", errors)
     check_across(overridden, errors, [])
     for key, text in errors:
         name = key.removeprefix("gateway.")
@@ -182,3 +183,89 @@ def _row(entry: Entry, built: Built) -> tuple[str, str, str, str, str]:
 
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+# The command token: a signed token for testing.
+
+
+class _Signing(NamedTuple):
+    algorithm: str
+    secret: str
+    claims: dict[str, Any]
+
+
+def token(arguments: argparse.Namespace) -> int:
+    """Print the token, and nothing else."""
+    try:
+        signing = _signing(arguments)
+        minted = mint(
+            signing.secret,
+            signing.algorithm,
+            arguments.sub,
+            parse_duration(arguments.expires),
+            **{**signing.claims, **_claims(arguments.claim)},
+        )
+    except (ConfigError, ValueError) as error:
+        return failed(error)
+    print(minted)
+    return 0
+
+
+def _signing(arguments: argparse.Namespace) -> _Signing:
+    if arguments.file is None:
+        name: str = arguments.secret_env
+        secret = os.environ.get(name, "")
+        if not secret:
+            raise ValueError(
+                f"the environment variable {name} is not set or empty; "
+                "set it to the secret, or give a FILE"
+            )
+        return _Signing("HS256", secret, {})
+    return _of_file(load(arguments.file), arguments.file)
+
+
+def _of_file(config: Config, path: str) -> _Signing:
+    entries = [*config.middleware, *(one for route in config.routes for one in route.middleware)]
+    for options in (entry.options for entry in entries if entry.use == "authenticator"):
+        if options is None:
+            continue
+        algorithm = next((name for name in options["algorithms"] if name in SECRET_BYTES), None)
+        if algorithm is None:
+            continue
+        claims = {"iss": options.get("issuer"), "aud": _first(options.get("audience"))}
+        if "scopes" in options:
+            claims["scope"] = " ".join(options["scopes"])
+        claims = {key: value for key, value in claims.items() if value}
+        required = options.get("required_claims")
+        if isinstance(required, Mapping):
+            claims |= {name: _first(value) for name, value in required.items()}
+        return _Signing(algorithm, _secret(options, path), claims)
+    raise ValueError(f"{path} has no authenticator with a secret (HS256, HS384 or HS512)")
+
+
+def _secret(options: Arguments, path: str) -> str:
+    secret: str | None = _first(options.get("secret"))
+    if secret is None and "secret_file" in options:
+        file = Path(path).resolve().parent / options["secret_file"]
+        try:
+            secret = file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read: {error.strerror}") from error
+    return secret or ""
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _claims(texts: Sequence[str]) -> dict[str, Any]:
+    claims: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise ValueError(f"--claim: expected NAME=VALUE, got {text!r}")
+        try:
+            claims[name] = json.loads(value)
+        except ValueError:
+            claims[name] = value
+    return claims

@@ -14,9 +14,10 @@ from types import ModuleType
 from typing import Any
 
 from wsgigate import __version__
-from wsgigate.cli import numbers
 from wsgigate.config.errors import ConfigError
 from wsgigate.runtime.log_level import LEVELS
+from wsgigate.server_check import MOST_THREADS, MOST_WORKERS
+from wsgigate.units import parse_duration
 
 __all__ = [
     "REGISTER_ABOUT",
@@ -36,6 +37,46 @@ def failed(why: Exception | str, code: int = 2) -> int:
     """Print *why* on standard error and return *code*; a ConfigError names its file itself."""
     print(why if isinstance(why, ConfigError) else f"wsgigate: {why}", file=sys.stderr)
     return code
+
+
+# Argument types: numbers and durations within bounds.
+
+_MOST_SECONDS_TO_DRAIN = 300
+
+
+def _whole(least: int, most: int, reason: str = "") -> Callable[[str], int]:
+    """Return a parser of whole numbers from *least* to *most*.
+
+    :param reason: The reason for the upper bound, for the error.
+    """
+    expected = f"expected a whole number from {least} to {most}{reason and f' ({reason})'}"
+
+    def read(text: str) -> int:
+        # int() also accepts "1_000" and digits of other scripts
+        digits = text.removeprefix("-")
+        number = int(text) if digits.isascii() and digits.isdigit() and len(digits) < 20 else None
+        if number is None or not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{expected}, got {text[:40]!r}")
+        return number
+
+    return read
+
+
+def _drain(text: str) -> str:
+    """Return *text* if it is a duration of 0 to 300 seconds."""
+    try:
+        seconds = parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if seconds > _MOST_SECONDS_TO_DRAIN:
+        raise argparse.ArgumentTypeError(f"expected at most 5 minutes, got {text!r}")
+    return text
+
+
+_workers = _whole(1, MOST_WORKERS, "each is a process of tens of MiB")
+_threads = _whole(1, MOST_THREADS, "per process")
+_port = _whole(1, 65535)
+_weight = _whole(0, 65535)
 
 
 # The command register.
@@ -68,7 +109,7 @@ def add_register_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(name, metavar=metavar, help=about, **options)
 
     parser.add_argument("--service", metavar="NAME", required=True, help="the service's name")
-    number("--port", "the port at which others reach it", "PORT", type=numbers.port, required=True)
+    number("--port", "the port at which others reach it", "PORT", type=_port, required=True)
     text(
         "--host",
         "its host name or address (default: this machine's address, as the registry sees it)",
@@ -86,7 +127,7 @@ def add_register_arguments(parser: argparse.ArgumentParser) -> None:
         "--weight",
         "its share of the traffic relative to the other instances (default: 1)",
         "N",
-        type=numbers.weight,
+        type=_weight,
         default=1,
     )
     text("--service-version", "the version of the program", "VERSION")
@@ -97,13 +138,13 @@ def add_register_arguments(parser: argparse.ArgumentParser) -> None:
         "--listens",
         "the port it listens on here, if others reach it by another one",
         "PORT",
-        type=numbers.port,
+        type=_port,
     )
     number(
         "--drain",
         "how long to keep running after SIGTERM (default: 2s)",
         "TIME",
-        type=numbers.drain,
+        type=_drain,
         default="2s",
     )
     parser.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM ...")
@@ -271,12 +312,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--bind", metavar="HOST:PORT", help="the address to listen on, instead of gateway.bind"
     )
-    run.add_argument(
-        "--workers", type=numbers.workers, metavar="N", help="worker processes (1 to 1024)"
-    )
+    run.add_argument("--workers", type=_workers, metavar="N", help="worker processes (1 to 1024)")
     run.add_argument(
         "--threads",
-        type=numbers.threads,
+        type=_threads,
         metavar="N",
         help="threads per worker process: requests served at a time (1 to 4096)",
     )
@@ -297,7 +336,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("method", metavar="METHOD", help="GET, POST, ...")
     explain.add_argument("url", metavar="URL", help="/path?query, or http://host/path?query")
 
-    token = command("token", "token:token", MINT, EXAMPLES)
+    token = command("token", "commands:token", MINT, EXAMPLES)
     token.add_argument(
         "file",
         metavar="FILE",
@@ -381,11 +420,11 @@ def _registry(parser: argparse.ArgumentParser) -> None:
     _server(parser)
     _log_level(parser)
     parser.add_argument(
-        "--workers", type=numbers.workers, metavar="N", help="worker processes (1 to 1024)"
+        "--workers", type=_workers, metavar="N", help="worker processes (1 to 1024)"
     )
     parser.add_argument(
         "--threads",
-        type=numbers.threads,
+        type=_threads,
         default=16,
         metavar="N",
         help="requests a process serves at a time; a quarter of them may be long polls "
