@@ -17,7 +17,7 @@ from typing import Any
 
 from wsgigate.config import model
 from wsgigate.config.middlewares import MIDDLEWARES
-from wsgigate.config.tables import Either, Key, ListOf, MapOf, Table
+from wsgigate.config.tables import Either, ListOf, MapOf, Table, TableKey
 from wsgigate.config.types import Duration, Kind
 from wsgigate.http import wsgi
 
@@ -163,7 +163,7 @@ def _type(kind: Kind[Any]) -> str:
     return second
 
 
-def _default(key: Key) -> str:
+def _default(key: TableKey) -> str:
     if key.required:
         return "none: the key is required"
     if isinstance(key.kind, Duration) and key.default is not None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from wsgigate.config.errors import Errors
-from wsgigate.config.tables import REQUIRED, ArgumentTable, Key, argument_keys
+from wsgigate.config.tables import REQUIRED, ArgumentTable, TableKey, argument_keys
 from wsgigate.config.types import Text
 from wsgigate.rules.arguments import (
     Bytes,
@@ -148,7 +148,11 @@ def test_a_table_can_leave_out_add_and_describe_keys() -> None:
     table = ArgumentTable(
         Example,
         without=("rules", "mode"),
-        keys={"more": Key(Text(), "More.", None), "count": "A count.", "limit": (Rules, "window")},
+        keys={
+            "more": TableKey(Text(), "More.", None),
+            "count": "A count.",
+            "limit": (Rules, "window"),
+        },
     )
     assert not {"window", "failures", "mode"} & set(table.keys)
     assert table.keys["count"].doc == "A count."
@@ -157,7 +161,7 @@ def test_a_table_can_leave_out_add_and_describe_keys() -> None:
 
 
 def test_the_error_of_a_conversion_begins_with_its_key() -> None:
-    table = ArgumentTable(Example, keys={"name": Key(Text(), "A name.", convert=int)})
+    table = ArgumentTable(Example, keys={"name": TableKey(Text(), "A name.", convert=int)})
     with pytest.raises(ValueError, match=r"^name: invalid literal"):
         table.arguments({"name": "x"})
 

@@ -19,7 +19,7 @@ from tests.discovery.name_server import NameServer
 from tests.support.certificates import make_certificate
 from wsgigate.client.destinations import Destinations
 from wsgigate.config.build import build
-from wsgigate.config.discover import Address, Discover, parse_address, source_of
+from wsgigate.config.discover import Discover, SourceAddress, parse_address, source_of
 from wsgigate.config.load import parse
 from wsgigate.discovery import Instance
 from wsgigate.gateway import Gateway
@@ -34,20 +34,20 @@ NEVER = threading.Event()
 @pytest.mark.parametrize(
     ("text", "address"),
     [
-        ("registry", Address("registry")),
-        ("registry:http://10.0.0.4:3004", Address("registry", url="http://10.0.0.4:3004")),
-        ("registry:https://reg/orders", Address("registry", "orders", "https://reg")),
-        ("dns:a.internal:8000", Address("dns", "a.internal", port="8000")),
-        ("srv:_http._tcp.a.internal", Address("srv", "_http._tcp.a.internal")),
-        ("file:run/a.json", Address("file", "run/a.json")),
-        ("file:/run/a.yml", Address("file", "/run/a.yml")),
-        ("consul:orders", Address("consul", "orders")),
-        ("consul:http://[::1]:8500/orders", Address("consul", "orders", "http://[::1]:8500")),
-        ("kubernetes:shop/orders:http", Address("kubernetes", "orders", "", "http", "shop")),
-        ("kubernetes:shop/orders:8080", Address("kubernetes", "orders", "", "8080", "shop")),
+        ("registry", SourceAddress("registry")),
+        ("registry:http://10.0.0.4:3004", SourceAddress("registry", url="http://10.0.0.4:3004")),
+        ("registry:https://reg/orders", SourceAddress("registry", "orders", "https://reg")),
+        ("dns:a.internal:8000", SourceAddress("dns", "a.internal", port="8000")),
+        ("srv:_http._tcp.a.internal", SourceAddress("srv", "_http._tcp.a.internal")),
+        ("file:run/a.json", SourceAddress("file", "run/a.json")),
+        ("file:/run/a.yml", SourceAddress("file", "/run/a.yml")),
+        ("consul:orders", SourceAddress("consul", "orders")),
+        ("consul:http://[::1]:8500/orders", SourceAddress("consul", "orders", "http://[::1]:8500")),
+        ("kubernetes:shop/orders:http", SourceAddress("kubernetes", "orders", "", "http", "shop")),
+        ("kubernetes:shop/orders:8080", SourceAddress("kubernetes", "orders", "", "8080", "shop")),
     ],
 )
-def test_a_source_has_an_address(text: str, address: Address) -> None:
+def test_a_source_has_an_address(text: str, address: SourceAddress) -> None:
     assert parse_address(text) == address
 
 

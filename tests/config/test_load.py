@@ -8,7 +8,7 @@ import pytest
 
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import MAX_SIZE, load, parse, read
-from wsgigate.config.model import Config, Gateway
+from wsgigate.config.model import Config, GatewayTable
 from wsgigate.rules.quota import Quota
 
 ORDERS = '[services.orders]\ninstances = ["http://127.0.0.1:8000"]\n'
@@ -123,7 +123,7 @@ def test_the_text_of_an_error_has_one_line_each_with_the_file_in_front() -> None
 
 def test_an_empty_file_is_a_gateway_of_defaults() -> None:
     assert parse("") == Config()
-    assert parse("").gateway == Gateway(bind="127.0.0.1:3000", name="wsgigate")
+    assert parse("").gateway == GatewayTable(bind="127.0.0.1:3000", name="wsgigate")
     assert parse("").admin is None
 
 

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 from wsgigate.auth.jwt import SECRET_BYTES, mint
 from wsgigate.cli.main import failed, server
-from wsgigate.config.build import Built, assemble, check_reading
-from wsgigate.config.build_routes import Entry
+from wsgigate.config.build import BuiltGateway, assemble, check_reading
+from wsgigate.config.build_routes import RouteEntry
 from wsgigate.config.checks import check_across
 from wsgigate.config.errors import ConfigError, Errors
 from wsgigate.config.load import load, read_file
-from wsgigate.config.model import Config, Gateway
+from wsgigate.config.model import Config, GatewayTable
 from wsgigate.config.model import schema as schema_of_file
 from wsgigate.config.tables import Arguments, Table
 from wsgigate.rules.thread_shares import ThreadShareRules
@@ -150,7 +150,7 @@ def _check_overrides(arguments: argparse.Namespace, config: Config) -> None:
     given = {name: value for name in _OVERRIDES if (value := getattr(arguments, name)) is not None}
     overridden = replace(config, gateway=replace(config.gateway, **given))
     errors = Errors()
-    keys = Table(Gateway).keys
+    keys = Table(GatewayTable).keys
     for name, value in given.items():
         keys[name].kind.read(value, f"gateway.{name}", errors)
     check_across(overridden, errors, [])
@@ -159,7 +159,7 @@ def _check_overrides(arguments: argparse.Namespace, config: Config) -> None:
         raise ValueError(f"--{name}: {text}" if name in given else f"{key}: {text}")
 
 
-def _row(entry: Entry, built: Built) -> tuple[str, str, str, str, str]:
+def _row(entry: RouteEntry, built: BuiltGateway) -> tuple[str, str, str, str, str]:
     table, route = entry.table, entry.route
     to = table.app or ""
     if table.service is not None:

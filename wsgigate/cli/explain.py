@@ -7,8 +7,8 @@ from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from wsgigate.cli.main import failed
-from wsgigate.config.build import Built, assemble
-from wsgigate.config.build_routes import Entry, leading_loggers
+from wsgigate.config.build import BuiltGateway, assemble
+from wsgigate.config.build_routes import RouteEntry, leading_loggers
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import read_file
 from wsgigate.config.middlewares import Middleware
@@ -56,7 +56,7 @@ def request(method: str, url: str) -> dict[str, Any]:
     }
 
 
-def _explained(environ: dict[str, Any], built: Built, config: Config) -> int:
+def _explained(environ: dict[str, Any], built: BuiltGateway, config: Config) -> int:
     method: str = environ["REQUEST_METHOD"]
     if method in NEVER:
         return _refused(405, f"{method} is never forwarded")
@@ -107,7 +107,7 @@ def _explained(environ: dict[str, Any], built: Built, config: Config) -> int:
 
 
 def _forwarded(
-    environ: dict[str, Any], entry: Entry, built: Built, service: str, share: str
+    environ: dict[str, Any], entry: RouteEntry, built: BuiltGateway, service: str, share: str
 ) -> int:
     _line("service", service + share)
     maker = RequestMaker(strip_prefix=entry.strip_prefix, add_prefix=entry.table.add_prefix or "")
@@ -127,7 +127,7 @@ def _forwarded(
     return 0
 
 
-def _shaped(entry: Entry, config: Config) -> None:
+def _shaped(entry: RouteEntry, config: Config) -> None:
     """Print the fallbacks and the mirror of the request."""
     table = entry.table
     names = [share.service for share in table.services] or [table.service or ""]

@@ -30,9 +30,9 @@ from wsgigate.admin.operations import (
 )
 from wsgigate.auth.bearer import require_token
 from wsgigate.config.build_routes import (
-    Entry,
     MiddlewareStack,
     RouteApps,
+    RouteEntry,
     Routes,
     leading_loggers,
     maintenance_scopes,
@@ -66,7 +66,7 @@ from wsgigate.store.open import open_store
 from wsgigate.units import iso_time
 
 __all__ = [
-    "Built",
+    "BuiltGateway",
     "assemble",
     "build",
     "certificate_files",
@@ -254,7 +254,7 @@ def _port(bind: str) -> int | None:
     return None if bind.startswith("unix:") else int(bind.rpartition(":")[2])
 
 
-class Built(NamedTuple):
+class BuiltGateway(NamedTuple):
     """A gateway, with the parts it was built from.
 
     :ivar own: The routes of its own endpoints; in the dispatcher they precede the entries.
@@ -263,7 +263,7 @@ class Built(NamedTuple):
     gateway: Gateway
     dispatcher: Dispatcher
     own: tuple[Route[WSGIApplication], ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[RouteEntry, ...]
 
 
 def build(config: Config, *, path: str = "", started: float | None = None) -> Gateway:
@@ -315,7 +315,7 @@ def check(config: Config, *, path: str = "") -> None:
     check_reading(Reading(config, Errors(), []), path)
 
 
-def check_reading(reading: Reading, path: str) -> Built:
+def check_reading(reading: Reading, path: str) -> BuiltGateway:
     """Build *reading*, and check that its store and certificate can be used.
 
     A store that is unavailable at the moment is a warning: a running gateway continues without it,
@@ -358,20 +358,20 @@ def outage_of(store: Store) -> str:
 
 def assemble(
     config: Config, *, path: str = "", errors: Errors | None = None, started: float | None = None
-) -> Built:
+) -> BuiltGateway:
     """Build the gateway; return it with the parts it was built from.
 
     :param errors: Errors found before; their keys are skipped, and they are reported with the rest.
     :raises ConfigError: There are errors.
     """
     errors = Errors() if errors is None else errors
-    builder = _Builder(config, path, errors, time.time() if started is None else started)
+    builder = _GatewayBuilder(config, path, errors, time.time() if started is None else started)
     built = builder.built()
     errors.raise_any(path)
     return built
 
 
-class _Builder:
+class _GatewayBuilder:
     def __init__(self, config: Config, path: str, errors: Errors, started: float) -> None:
         self._config = config
         self._started = started
@@ -395,7 +395,7 @@ class _Builder:
             may_log=self._log_leader.may_log,
         )
 
-    def built(self) -> Built:
+    def built(self) -> BuiltGateway:
         gateway, services = self._config.gateway, self._services
         health = services.checker()
         switch = MaintenanceSwitch(
@@ -459,7 +459,7 @@ class _Builder:
                 self._log_leader.stop,
             ],
         )
-        return Built(made, dispatcher, tuple(own), tuple(routes.entries))
+        return BuiltGateway(made, dispatcher, tuple(own), tuple(routes.entries))
 
     def _open_store(self) -> Store:
         url = self._config.store.url

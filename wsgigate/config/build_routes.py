@@ -14,14 +14,13 @@ from functools import partial
 from itertools import takewhile
 from mimetypes import guess_type
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.config.build_services import Services
 from wsgigate.config.errors import Errors, at, shown
-from wsgigate.config.middlewares import BuildContext, Middleware, wrap
-from wsgigate.config.model import MIRROR, SPLIT, STALE, Config, FallbackTable
-from wsgigate.config.model import Route as RouteTable
+from wsgigate.config.middlewares import App, BuildContext, Middleware, wrap
+from wsgigate.config.model import MIRROR, SPLIT, STALE, Config, FallbackTable, RouteTable
 from wsgigate.config.tables import Arguments, given, given_to
 from wsgigate.config.types import import_app
 from wsgigate.coordination.denylist import DenyList
@@ -39,10 +38,10 @@ from wsgigate.rules.routing import Route, RouteConflict, listing
 from wsgigate.store import Store
 
 __all__ = [
-    "Entry",
     "MiddlewareStack",
     "OnlyMethods",
     "RouteApps",
+    "RouteEntry",
     "Routes",
     "answers_preflights",
     "leading_loggers",
@@ -377,13 +376,11 @@ def maintenance_scopes(config: Config) -> list[str]:
     ]
 
 
-App: TypeAlias = WSGIApplication
-
 _MISSING_APP = Problem(503)
 """Replaces an app that cannot be built, so that the check for further errors continues."""
 
 
-class Entry(NamedTuple):
+class RouteEntry(NamedTuple):
     """One route with its table in the file, for the commands routes and explain.
 
     :ivar path: The key path of its table, or of its path if the table has several.
@@ -409,7 +406,7 @@ class Routes:
     def __init__(
         self, config: Config, route_apps: RouteApps, stack: MiddlewareStack, errors: Errors
     ) -> None:
-        self.entries: list[Entry] = []
+        self.entries: list[RouteEntry] = []
         self._config = config
         self._route_apps = route_apps
         self._stack = stack
@@ -469,7 +466,7 @@ class Routes:
             where = at(at(path, "paths"), number) if table.paths else path
             route = self._errors.tried(where, partial(self._route, table, pattern, apps[prefix]))
             if route is not None:
-                self.entries.append(Entry(where, table, prefix, route))
+                self.entries.append(RouteEntry(where, table, prefix, route))
 
     def _app(self, table: RouteTable, prefix: str, path: str) -> App:
         app = self._route_apps.app(table, prefix, path)

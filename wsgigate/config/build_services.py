@@ -29,9 +29,9 @@ from wsgigate.config.model import (
     Balance,
     Config,
     FieldChanges,
-    Route,
-    Service,
-    Weighted,
+    InstanceTable,
+    RouteTable,
+    ServiceTable,
 )
 from wsgigate.config.registry import listen_addresses
 from wsgigate.config.tables import Arguments, ArgumentTable, given_to
@@ -150,14 +150,14 @@ class Services:
             if not errors.under(at("services", name)):
                 self._add(name, service, at("services", name))
 
-    def _add(self, name: str, service: Service, path: str) -> None:
+    def _add(self, name: str, service: ServiceTable, path: str) -> None:
         tried = self._errors.tried
         named = service.host or ""
         if named and tried(at(path, "host"), lambda: host_and_port(named)) is None:
             named = ""
         instances = [
             Instance(item.url, item.weight, item.tier, named, item.zone)
-            if isinstance(item, Weighted)
+            if isinstance(item, InstanceTable)
             else Instance(item, host=named)
             for item in service.instances
         ]
@@ -209,7 +209,7 @@ class Services:
         }
 
     def _sessions(
-        self, service: Service, pool: Pool, verify: bool | str, pace: PaceRules
+        self, service: ServiceTable, pool: Pool, verify: bool | str, pace: PaceRules
     ) -> Sessions:
         """Return the sessions of the service's instances; with a source, add its watch."""
         name = None if service.tls is None else service.tls.server_name
@@ -267,7 +267,7 @@ class Services:
         """Return the watcher that updates the pools, not started; None without sources."""
         return Watcher(self.watches) if self.watches else None
 
-    def _resilience(self, name: str, service: Service, path: str) -> Resilience:
+    def _resilience(self, name: str, service: ServiceTable, path: str) -> Resilience:
         settings: dict[str, Any] = {}
         breaker, retry = service.breaker, service.retry
         if breaker is not None:
@@ -299,7 +299,7 @@ class Services:
             settings["bulkhead"] = self.bulkheads[name] = Bulkhead(most)
         return Resilience(**settings)
 
-    def _verify(self, service: Service) -> bool | str:
+    def _verify(self, service: ServiceTable) -> bool | str:
         tls = service.tls
         if tls is None or tls.ca is None:
             return tls is None or tls.verify
@@ -314,7 +314,7 @@ class Services:
         prefix = f"health/{self._name}/"
         return HealthChecker(self.pools, self.checks, self._store, prober, prefix=prefix)
 
-    def forwarder(self, route: Route, strip_prefix: str, path: str) -> Forwarder | None:
+    def forwarder(self, route: RouteTable, strip_prefix: str, path: str) -> Forwarder | None:
         """Return the app that forwards the requests of *route*; None if it cannot be built.
 
         :param strip_prefix: The prefix to remove from the path.
@@ -343,7 +343,7 @@ class Services:
         return [pool.sticky.cookie for pool in self.pools.values() if pool.sticky is not None]
 
     @staticmethod
-    def _websocket(route: Route) -> bool | WebSocketLimits:
+    def _websocket(route: RouteTable) -> bool | WebSocketLimits:
         if isinstance(route.websocket, bool):
             return route.websocket
         return WebSocketLimits(**route.websocket)
@@ -363,7 +363,7 @@ def _has_ip_address(instance: Instance) -> bool:
     return literal(urlsplit(instance.url).hostname or "", 0) is not None
 
 
-def _hedge(service: Service, hedge: Arguments) -> HedgeRules:
+def _hedge(service: ServiceTable, hedge: Arguments) -> HedgeRules:
     if service.sticky is not None:
         raise ValueError("cannot be combined with sticky")
     return HedgeRules(**hedge)

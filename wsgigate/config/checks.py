@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from wsgigate.config.errors import Errors, at, shown
 from wsgigate.config.middlewares import Middleware
-from wsgigate.config.model import Config, FallbackTable, Gateway, Route, Weighted
+from wsgigate.config.model import Config, FallbackTable, GatewayTable, InstanceTable, RouteTable
 from wsgigate.config.registry import is_loopback
 from wsgigate.config.tables import suggestion
 from wsgigate.http.forwarded import UNIX
@@ -57,7 +57,7 @@ def _check_gateway(config: Config, errors: Errors, warnings: Warnings) -> None:
             ("gateway.identity", "no middleware verifies tokens, so these fields are never sent")
         )
     scheme, _, rest = config.store.url.partition(":")
-    if scheme in NETWORKED and gateway.name == Gateway().name and "prefix=" not in rest:
+    if scheme in NETWORKED and gateway.name == GatewayTable().name and "prefix=" not in rest:
         warnings.append(
             (
                 "gateway.name",
@@ -69,7 +69,7 @@ def _check_gateway(config: Config, errors: Errors, warnings: Warnings) -> None:
         warnings.append(("routes", "no routes, so every request gets a 404"))
 
 
-def _check_route(route: Route, path: str, config: Config, errors: Errors) -> None:
+def _check_route(route: RouteTable, path: str, config: Config, errors: Errors) -> None:
     if errors.exactly(path):  # not a table
         return
     if route.path and route.paths:
@@ -100,7 +100,7 @@ def _check_route(route: Route, path: str, config: Config, errors: Errors) -> Non
                 )
 
 
-def _check_shaping(route: Route, path: str, config: Config, errors: Errors) -> None:
+def _check_shaping(route: RouteTable, path: str, config: Config, errors: Errors) -> None:
     _check_service(route.service, at(path, "service"), config.services, errors)
     names = [share.service for share in route.services]
     for index, name in enumerate(names):
@@ -160,7 +160,7 @@ def _any(segment: str) -> bool:
     return segment == "*" or segment.startswith("{")
 
 
-def _services_of(route: Route) -> Iterator[str | None]:
+def _services_of(route: RouteTable) -> Iterator[str | None]:
     """Yield the services that may receive requests of *route*."""
     yield route.service
     yield from (share.service for share in route.services)
@@ -218,7 +218,7 @@ def _check_services(config: Config, errors: Errors, warnings: Warnings) -> None:
         if service.tls is not None:
             if service.tls.ca is not None and not service.tls.verify:
                 errors.add(at(path, "tls"), "verify = false ignores ca; remove one of them")
-            urls = [i.url if isinstance(i, Weighted) else i for i in service.instances or ()]
+            urls = [i.url if isinstance(i, InstanceTable) else i for i in service.instances or ()]
             if urls and not any(url and url.startswith("https:") for url in urls):
                 warnings.append((at(path, "tls"), "none of its instances is https://"))
         hosts = _preserved_hosts(config, name)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsgigate.config.tables import Either, ListOf, given, is_list, setting, table
-from wsgigate.config.types import Checked, Choice, Secret, Text, Url, import_object
+from wsgigate.config.types import Enumeration, ParsedText, Secret, Text, Url, import_object
 from wsgigate.config.yaml import parse_yaml
 from wsgigate.discovery import Instance
 from wsgigate.discovery.sources import Source
@@ -26,9 +26,9 @@ __all__ = [
     "KINDS",
     "OPTIONS",
     "SOURCES",
-    "Address",
     "Discover",
     "SourceAddress",
+    "SourceText",
     "discovery",
     "is_own_registry",
     "parse_address",
@@ -50,7 +50,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _PORT = re.compile(r"[0-9]{1,5}|[a-z0-9-]{1,63}")
 
 
-class Address(NamedTuple):
+class SourceAddress(NamedTuple):
     """The parsed text of ``discover``.
 
     :ivar kind: The kind of source.
@@ -69,7 +69,7 @@ class Address(NamedTuple):
     others: tuple[str, ...] = ()
 
 
-def parse_addresses(use: str | Sequence[str]) -> Address:
+def parse_addresses(use: str | Sequence[str]) -> SourceAddress:
     """Parse one text, or a list of texts that differ in the server only.
 
     :raises ValueError: A text has none of the forms, or the texts name different sources.
@@ -92,7 +92,7 @@ def parse_addresses(use: str | Sequence[str]) -> Address:
     return first._replace(others=tuple(others))
 
 
-def parse_address(text: str) -> Address:
+def parse_address(text: str) -> SourceAddress:
     """Parse *text*.
 
     :raises ValueError: *text* has none of the forms; the message says which are allowed.
@@ -103,18 +103,18 @@ def parse_address(text: str) -> Address:
         raise ValueError(f"must be one of {EXAMPLES}, got {text!r}")
     if not colon and name != "registry":
         raise ValueError(f"must be one of {EXAMPLES}, got {text!r}")
-    return Address(name, rest) if kind.parse is None else kind.parse(rest)
+    return SourceAddress(name, rest) if kind.parse is None else kind.parse(rest)
 
 
-def _registry(rest: str) -> Address:
+def _registry(rest: str) -> SourceAddress:
     if not rest:
-        return Address("registry")
+        return SourceAddress("registry")
     base, name, others = _several(rest)
     if not base:
         raise ValueError(
             'registry: must be followed by a URL, as in "registry:http://10.0.0.4:3004"'
         )
-    return Address("registry", name, base, others=others)
+    return SourceAddress("registry", name, base, others=others)
 
 
 def _several(rest: str) -> tuple[str, str, tuple[str, ...]]:
@@ -145,37 +145,37 @@ def _named(text: str) -> str:
     return text
 
 
-def _dns(rest: str) -> Address:
+def _dns(rest: str) -> SourceAddress:
     host, _, port = rest.rpartition(":")
     if not _HOST.fullmatch(host) or not (port.isdecimal() and 0 < int(port) < 65536):
         raise ValueError(
             f'dns: must be followed by a name and a port, as in "dns:a.internal:80", got {rest!r}'
         )
-    return Address("dns", host, port=port)
+    return SourceAddress("dns", host, port=port)
 
 
-def _srv(rest: str) -> Address:
+def _srv(rest: str) -> SourceAddress:
     if not _HOST.fullmatch(rest):
         raise ValueError(
             f'srv: must be followed by a name, as in "srv:_http._tcp.a.internal", got {rest!r}'
         )
-    return Address("srv", rest)
+    return SourceAddress("srv", rest)
 
 
-def _file(rest: str) -> Address:
+def _file(rest: str) -> SourceAddress:
     if Path(rest).suffix not in FILES:
         raise ValueError(f"the file name must end in one of {', '.join(FILES)}, got {rest!r}")
-    return Address("file", rest)
+    return SourceAddress("file", rest)
 
 
-def _consul(rest: str) -> Address:
+def _consul(rest: str) -> SourceAddress:
     url, name, others = _several(rest)
     if not name:
         raise ValueError('consul: must end with the service, as in "consul:http://10.0.0.4:8500/a"')
-    return Address("consul", name, url, others=others)
+    return SourceAddress("consul", name, url, others=others)
 
 
-def _kubernetes(rest: str) -> Address:
+def _kubernetes(rest: str) -> SourceAddress:
     namespace, _, service = rest.partition("/")
     name, _, port = service.partition(":")
     if not (_NAME.fullmatch(namespace) and _NAME.fullmatch(name) and _PORT.fullmatch(port)):
@@ -183,7 +183,7 @@ def _kubernetes(rest: str) -> Address:
             "kubernetes: must be followed by a namespace, a service and a port, as in "
             f'"kubernetes:shop/orders:http", got {rest!r}'
         )
-    return Address("kubernetes", name, port=port, namespace=namespace)
+    return SourceAddress("kubernetes", name, port=port, namespace=namespace)
 
 
 class SourceKind(NamedTuple):
@@ -200,7 +200,7 @@ class SourceKind(NamedTuple):
 
     example: str
     make: str | Callable[..., Source]
-    parse: Callable[[str], Address] | None = None
+    parse: Callable[[str], SourceAddress] | None = None
     fields: tuple[str, ...] = ("name",)
 
 
@@ -267,7 +267,7 @@ OPTIONS = ("scheme", "tags", "nameservers", "server", "token", "ca")
 """The keys of ``discover`` that are arguments of sources."""
 
 
-class SourceAddress(Checked[str]):
+class SourceText(ParsedText[str]):
     """The address of a source."""
 
     def __init__(self) -> None:
@@ -279,13 +279,11 @@ class SourceAddress(Checked[str]):
         )
 
 
-SOURCES: Either[tuple[str, ...], str] = Either(
-    is_list, ListOf(SourceAddress(), least=1), SourceAddress()
-)
+SOURCES: Either[tuple[str, ...], str] = Either(is_list, ListOf(SourceText(), least=1), SourceText())
 """The address of a source, or of several servers with the same instances."""
 
 
-class _Networks(Checked[str]):
+class _Networks(ParsedText[str]):
     def __init__(self) -> None:
         super().__init__(
             lambda text: AddressList([text]).entries[0],
@@ -307,7 +305,7 @@ class Discover:
         default=None,
     )
     scheme: str | None = setting(
-        Choice("http", "https"),
+        Enumeration("http", "https"),
         "The scheme of the instances, for sources that provide none.",
         default=None,
     )
@@ -372,7 +370,7 @@ def source_of(
     return made
 
 
-def _text(address: Address) -> str:
+def _text(address: SourceAddress) -> str:
     return f"{address.kind}:{address.url}{'/' if address.name else ''}{address.name}"
 
 

@@ -22,15 +22,15 @@ from wsgigate.config.tables import (
     Arguments,
     ArgumentTable,
     Either,
-    Key,
     ListOf,
     MapOf,
+    TableKey,
     is_list,
     suggestion,
 )
 from wsgigate.config.types import (
-    Choice,
-    Flag,
+    Boolean,
+    Enumeration,
     ImportPath,
     Integer,
     Kind,
@@ -50,6 +50,7 @@ from wsgigate.store import Store
 
 __all__ = [
     "MIDDLEWARES",
+    "App",
     "BuildContext",
     "Middleware",
     "MiddlewareEntry",
@@ -224,7 +225,7 @@ class KnownMiddleware:
         self,
         make: str,
         *,
-        keys: Mapping[str, Key | str] | None = None,
+        keys: Mapping[str, TableKey | str] | None = None,
         prepare: Callable[[Options, BuildContext], Options] = lambda options, context: options,
     ) -> None:
         self.table = ArgumentTable(
@@ -278,14 +279,14 @@ def _keys_named(names: str | tuple[str, ...]) -> list[wsgi.Key]:
     return [key_named(name) for name in ((names,) if isinstance(names, str) else names)]
 
 
-def _selection(table: ArgumentTable, doc: str) -> Key:
+def _selection(table: ArgumentTable, doc: str) -> TableKey:
     """Return the key for a selection of requests by the arguments of a function."""
-    return Key(table, doc, None, convert=table.arguments)
+    return TableKey(table, doc, None, convert=table.arguments)
 
 
 _QUOTAS = Either(is_list, ListOf(QuotaText(), least=1), QuotasText())
 
-_CALLER = Key(
+_CALLER = TableKey(
     Either(
         is_list,
         ListOf(Text('a key such as "address"', pattern=_KEY), least=1),
@@ -313,15 +314,15 @@ _ONLY = ArgumentTable(
     name="Only",
     doc="The requests that are counted: a request counts if every key matches.",
     keys={
-        "paths": Key(
+        "paths": TableKey(
             _PATHS,
             'Paths, in every spelling that an app may serve: "/login" also matches "/login/" and '
             '"//login"; "/auth/*" matches "/auth" and all paths below; * and {name} match one '
             "segment.",
             (),
         ),
-        "methods": Key(_METHODS, "Methods; GET includes HEAD.", ()),
-        "rule": Key(
+        "methods": TableKey(_METHODS, "Methods; GET includes HEAD.", ()),
+        "rule": TableKey(
             ImportPath("a function"),
             "A function that must return true as well.",
             None,
@@ -335,15 +336,15 @@ _EXEMPT = ArgumentTable(
     name="Exempt",
     doc="Exempt requests: a request is exempt if any key matches.",
     keys={
-        "paths": Key(
+        "paths": TableKey(
             ListOf(Text('a path such as "/health" or "/static/*"', pattern=r"/.*")),
             'Paths; "/static/*" matches all paths below.',
             (),
         ),
-        "methods": Key(
+        "methods": TableKey(
             ListOf(Text('a method such as "OPTIONS"', pattern="[A-Z]+")), "Methods.", ()
         ),
-        "rule": Key(
+        "rule": TableKey(
             ImportPath("a function"),
             "A function that returns true for exempt requests.",
             None,
@@ -402,8 +403,8 @@ MIDDLEWARES: dict[str, KnownMiddleware] = {
     "authenticator": KnownMiddleware(
         "wsgigate.middleware.authenticator:Authenticator",
         keys={
-            "secret_file": Key(Text(), "A file that contains the secret.", None),
-            "public_key_file": Key(
+            "secret_file": TableKey(Text(), "A file that contains the secret.", None),
+            "public_key_file": TableKey(
                 Either(is_list, ListOf(Text(), least=1), Text("text or a list of texts")),
                 "Files that contain public keys.",
                 None,
@@ -412,8 +413,8 @@ MIDDLEWARES: dict[str, KnownMiddleware] = {
             "required_claims": "Claims that a token must have: a list of names, or a table of "
             'names and values, { token_type = "access" }: the claim must equal the value, or one '
             "of a list of values; a claim that is a list must contain one of them.",
-            "deny_list": Key(
-                Flag(),
+            "deny_list": TableKey(
+                Boolean(),
                 "Check tokens against the deny list, which is in the gateway's store, so that "
                 "tokens can be revoked before they expire.",
                 False,
@@ -429,7 +430,7 @@ MIDDLEWARES: dict[str, KnownMiddleware] = {
     "cors": KnownMiddleware(
         "wsgigate.middleware.cors:Cors",
         keys={
-            "origins": Key(
+            "origins": TableKey(
                 ListOf(Text(), least=1),
                 'The allowed origins: "https://shop.example", "https://*.shop.example", '
                 '"http://localhost:*" for any port, "*", or "package.module:function", called '
@@ -446,12 +447,12 @@ MIDDLEWARES: dict[str, KnownMiddleware] = {
         "wsgigate.middleware.limiter:Limiter",
         keys={
             **_COUNTED,
-            "quota": Key(
+            "quota": TableKey(
                 _QUOTAS,
                 'Requests per period: "100 per 15 minutes". Several quotas are a list or "10/h; '
                 '100/d"; all must allow a request.',
             ),
-            "cost": Key(
+            "cost": TableKey(
                 Either(
                     lambda value: not isinstance(value, str) or value.isdigit(),
                     Integer(1),
@@ -461,8 +462,8 @@ MIDDLEWARES: dict[str, KnownMiddleware] = {
                 1,
                 convert=_function_or_value,
             ),
-            "plans": Key(MapOf(_QUOTAS), "Quotas by the name of a plan.", None),
-            "plan": Key(
+            "plans": TableKey(MapOf(_QUOTAS), "Quotas by the name of a plan.", None),
+            "plan": TableKey(
                 Text(
                     '"claim:NAME", "header:NAME" or "package.module:function"',
                     pattern=rf"claim:.+|header:{FIELD_NAME}|{_OBJECT}",
@@ -478,8 +479,8 @@ MIDDLEWARES: dict[str, KnownMiddleware] = {
     "logger": KnownMiddleware(
         "wsgigate.middleware.logger:Logger",
         keys={
-            "stream": Key(
-                Choice("stdout", "stderr"),
+            "stream": TableKey(
+                Enumeration("stdout", "stderr"),
                 "The output stream.",
                 "stdout",
                 convert=lambda name: sys.stderr if name == "stderr" else None,

@@ -15,10 +15,10 @@ from wsgigate.config.tables import (
     Arguments,
     ArgumentTable,
     Either,
-    Key,
     ListOf,
     MapOf,
     Table,
+    TableKey,
     argument,
     is_flag,
     is_list,
@@ -28,13 +28,13 @@ from wsgigate.config.tables import (
 )
 from wsgigate.config.types import (
     Bind,
-    Checked,
-    Choice,
+    Boolean,
     Duration,
-    Flag,
+    Enumeration,
     ImportPath,
     Integer,
     Number,
+    ParsedText,
     PathPattern,
     Schema,
     Secret,
@@ -75,16 +75,16 @@ __all__ = [
     "Config",
     "FallbackTable",
     "FieldChanges",
-    "Gateway",
+    "GatewayTable",
+    "InstanceTable",
     "MaintenanceTable",
     "RegistryTable",
-    "Route",
+    "RouteTable",
     "ServerTls",
-    "Service",
+    "ServiceTable",
     "Share",
     "StoreTable",
     "Tls",
-    "Weighted",
     "schema",
 ]
 
@@ -136,7 +136,7 @@ class ServerTls:
 
 
 @table
-class Gateway:
+class GatewayTable:
     """The settings of the gateway itself."""
 
     name: str = setting(
@@ -153,7 +153,9 @@ class Gateway:
     tls: ServerTls | None = setting(
         Table(ServerTls), "The certificate for TLS connections from clients.", default=None
     )
-    http2: bool = setting(Flag(), "Accept HTTP/2 as well as HTTP/1.1. Requires tls.", default=False)
+    http2: bool = setting(
+        Boolean(), "Accept HTTP/2 as well as HTTP/1.1. Requires tls.", default=False
+    )
     workers: int | None = setting(
         Integer(1, MOST_WORKERS),
         "The number of worker processes. Default: one per CPU.",
@@ -171,7 +173,7 @@ class Gateway:
         default=None,
     )
     log_level: str | None = setting(
-        Choice(*LEVELS),
+        Enumeration(*LEVELS),
         "The minimum level of log records. Default: info, which includes every change of state.",
         default=None,
     )
@@ -191,7 +193,7 @@ class Gateway:
         default=75.0,
     )
     self_check: Literal["refuse", "warn"] = setting(
-        Choice("refuse", "warn"),
+        Enumeration("refuse", "warn"),
         "What to do when the server or its settings make the gateway unsafe: refuse to serve, "
         "or log a warning.",
         default="refuse",
@@ -204,20 +206,20 @@ class Gateway:
         default=None,
     )
     trusted_proxies: tuple[str, ...] = setting(
-        ListOf(Checked(_address, 'an address, a network, or "unix"', reason=True)),
+        ListOf(ParsedText(_address, 'an address, a network, or "unix"', reason=True)),
         'Proxies whose forwarding fields are trusted: addresses, networks, "unix" for the peers '
         "of a Unix socket.",
         default=(),
     )
     forwarded: str = setting(
-        Checked(_forwarded, 'a field such as "x-forwarded-for" or "x-real-ip"', reason=True),
+        ParsedText(_forwarded, 'a field such as "x-forwarded-for" or "x-real-ip"', reason=True),
         "The header field in which trusted proxies pass the client's address: x-forwarded-for, "
         "forwarded, a field with a single address such as x-real-ip, cf-connecting-ip, "
         'true-client-ip or fly-client-ip, or "header:NAME" for any other.',
         default="x-forwarded-for",
     )
     request_id: bool = setting(
-        Flag(), "Give every request an id, in logs and header fields.", default=True
+        Boolean(), "Give every request an id, in logs and header fields.", default=True
     )
     identity: Mapping[str, str] = setting(
         MapOf(Text('a claim such as "sub"'), key=FIELD_NAME, called="a field name"),
@@ -232,14 +234,14 @@ class Gateway:
         default="",
     )
     loop_field: Literal["via", "cdn-loop"] = setting(
-        Choice("via", "cdn-loop"),
+        Enumeration("via", "cdn-loop"),
         "The header field that detects forwarding loops; use cdn-loop for services that do not "
         "compress responses to requests with Via.",
         default="via",
     )
     allowed_hosts: tuple[str, ...] = setting(
         ListOf(
-            Checked(
+            ParsedText(
                 host_pattern, 'a host such as "api.example.com" or "*.example.com"', reason=True
             )
         ),
@@ -247,18 +249,18 @@ class Gateway:
         default=(),
     )
     encoded_slash: Literal["reject", "keep"] = setting(
-        Choice("reject", "keep"),
+        Enumeration("reject", "keep"),
         "How to handle %2F in a path, unless the route sets encoded_slash.",
         default="reject",
     )
-    list_routes: bool = setting(Flag(), "List the routes in 404 responses.", default=True)
+    list_routes: bool = setting(Boolean(), "List the routes in 404 responses.", default=True)
     fallback: str | None = setting(
         ImportPath("a WSGI application"),
         "The WSGI application for requests that no route matches.",
         default=None,
     )
     fault_injection: bool = setting(
-        Flag(), 'Activate the "faults" middlewares that are enabled.', default=False
+        Boolean(), 'Activate the "faults" middlewares that are enabled.', default=False
     )
 
 
@@ -317,7 +319,7 @@ class MaintenanceTable:
         default=(),
     )
     allow: tuple[str, ...] = setting(
-        ListOf(Checked(_address, 'an address, a network, or "unix"', reason=True)),
+        ListOf(ParsedText(_address, 'an address, a network, or "unix"', reason=True)),
         "Addresses and networks of clients whose requests bypass maintenance.",
         default=(),
     )
@@ -365,7 +367,7 @@ STICKY = ArgumentTable(
     Stickiness,
     without=("service",),
     keys={
-        "secret": Key(
+        "secret": TableKey(
             Secret(),
             "The secret that signs the cookie, at least 16 bytes; the same on all gateways.",
             convert=lambda secret: secret.encode("utf-8", "surrogatepass"),
@@ -378,8 +380,8 @@ _HTTP_HEALTH = ArgumentTable(
     name="ServiceHealth",
     doc="Active health checks over HTTP.",
     keys={
-        "type": Key(
-            Choice("http"),
+        "type": TableKey(
+            Enumeration("http"),
             'The kind of check. With "tcp" an instance that accepts a connection is healthy; path, '
             "statuses and contains are then not allowed.",
             "http",
@@ -393,7 +395,7 @@ _TCP_HEALTH = ArgumentTable(
     without=("path", "statuses", "contains", "host", "fields", "method", "scheme"),
     name="TcpHealth",
     doc="Active health checks by TCP connection.",
-    keys={"type": Key(Choice("tcp"), "The kind of check.")},
+    keys={"type": TableKey(Enumeration("tcp"), "The kind of check.")},
 )
 
 
@@ -401,7 +403,7 @@ def _is_http(value: Any) -> bool:
     return not (isinstance(value, dict) and value.get("type") == "tcp")
 
 
-_POLICY = Choice(*POLICIES)
+_POLICY = Enumeration(*POLICIES)
 
 
 @table
@@ -430,7 +432,7 @@ class FallbackTable:
     """The response when a service fails."""
 
     stale: bool | Arguments = setting(
-        Either(is_flag, Flag(), STALE),
+        Either(is_flag, Boolean(), STALE),
         "Serve an earlier good response if one is kept and may be served; takes precedence.",
         default=False,
     )
@@ -454,7 +456,7 @@ class FallbackTable:
 
 
 @table
-class Weighted:
+class InstanceTable:
     """One instance and its share of the requests."""
 
     url: str = setting(Url(), "The instance's address.")
@@ -479,7 +481,7 @@ class Weighted:
 class Tls:
     """Verification of the certificates of https:// instances."""
 
-    verify: bool = setting(Flag(), "Verify certificates.", default=True)
+    verify: bool = setting(Boolean(), "Verify certificates.", default=True)
     ca: str | None = setting(
         Text(),
         "A file or folder of CA certificates to trust instead of the default ones.",
@@ -493,11 +495,11 @@ class Tls:
 
 
 @table
-class Service:
+class ServiceTable:
     """A backend application: its instances, and how the gateway connects to them."""
 
-    instances: tuple[Weighted | str, ...] = setting(
-        ListOf(Either(is_table, Table(Weighted, name="Instance"), Url()), least=1),
+    instances: tuple[InstanceTable | str, ...] = setting(
+        ListOf(Either(is_table, Table(InstanceTable), Url()), least=1),
         'The addresses of the instances: "http://10.0.0.5:8000", or { url = "...", weight = 2, '
         "tier = 1 }.",
         default=(),
@@ -523,7 +525,7 @@ class Service:
         default=None,
     )
     prefer_zone: bool | None = setting(
-        Flag(),
+        Boolean(),
         "Prefer instances in the gateway's own zone, where gateway.zone is set. Default: true.",
         default=None,
     )
@@ -564,7 +566,7 @@ class Service:
         default=None,
     )
     fallback: FallbackTable | None = setting(
-        Table(FallbackTable, name="Fallback"),
+        Table(FallbackTable),
         "The fallback when the service fails, on routes without a fallback.",
         default=None,
     )
@@ -605,7 +607,7 @@ SPLIT = ArgumentTable(
     without=("apps", "salt"),
     name="Split",
     keys={
-        "key": Key(
+        "key": TableKey(
             Either(is_list, ListOf(Text(), least=1), Text()),
             "The key whose requests go to the same service, as of a limiter. Default: each request "
             "is assigned at random.",
@@ -619,7 +621,7 @@ SPLIT = ArgumentTable(
 MIRROR = ArgumentTable(
     Mirror,
     name="Mirror",
-    keys={"service": Key(Text(), "The service.")},
+    keys={"service": TableKey(Text(), "The service.")},
 )
 
 
@@ -633,11 +635,11 @@ class Share:
     )
 
 
-_SLASHES = Choice("reject", "keep")
+_SLASHES = Enumeration("reject", "keep")
 
 
 @table
-class Route:
+class RouteTable:
     """One route: the requests it matches, and the service or WSGI application for them."""
 
     path: str | None = setting(
@@ -658,7 +660,7 @@ class Route:
         "The allowed methods. Default: all methods.",
         default=(),
     )
-    exact: bool = setting(Flag(), "Match the path only, not the paths below it.", default=False)
+    exact: bool = setting(Boolean(), "Match the path only, not the paths below it.", default=False)
     priority: int = setting(
         Integer(-1_000_000, 1_000_000),
         "Routes with a higher priority are matched first.",
@@ -693,7 +695,7 @@ class Route:
         default=None,
     )
     fallback: FallbackTable | None = setting(
-        Table(FallbackTable, name="Fallback"),
+        Table(FallbackTable),
         "The fallback when the route's services fail; overrides the fallbacks of the services.",
         default=None,
     )
@@ -704,7 +706,9 @@ class Route:
     )
     strip_prefix: bool | str = setting(
         Either(
-            is_flag, Flag(), Text('true, false or a path such as "/api"', pattern=r"(?:/[^/?#]+)+")
+            is_flag,
+            Boolean(),
+            Text('true, false or a path such as "/api"', pattern=r"(?:/[^/?#]+)+"),
         ),
         "The prefix to remove from the path: true for the route's path, or a path.",
         default=False,
@@ -717,7 +721,7 @@ class Route:
         _SLASHES, "How to handle %5C in the path.", default="reject"
     )
     double_slash: Literal["merge", "keep"] = setting(
-        Choice("merge", "keep"), "How to handle // in the path.", default="merge"
+        Enumeration("merge", "keep"), "How to handle // in the path.", default="merge"
     )
     dot_segments: Literal["reject", "keep"] = setting(
         _SLASHES,
@@ -734,7 +738,7 @@ class Route:
     rewrite_location: bool | None = argument(Forwarder, default=None)
     rewrite_cookies: bool | None = argument(Forwarder, default=None)
     websocket: bool | Arguments = setting(
-        Either(is_flag, Flag(), ArgumentTable(WebSocketLimits)),
+        Either(is_flag, Boolean(), ArgumentTable(WebSocketLimits)),
         "Allow WebSockets on this route.",
         default=False,
     )
@@ -755,35 +759,37 @@ class Route:
 class Config:
     """A gateway: its middlewares, its routes and its services."""
 
-    gateway: Gateway = setting(
-        Table(Gateway), "The settings of the gateway itself.", default_factory=Gateway
+    gateway: GatewayTable = setting(
+        Table(GatewayTable), "The settings of the gateway itself.", default_factory=GatewayTable
     )
     store: StoreTable = setting(
-        Table(StoreTable, name="Store"),
+        Table(StoreTable),
         "The store for state that workers share.",
         default_factory=StoreTable,
     )
     admin: Admin | None = setting(Table(Admin), "The gateway's own endpoints.", default=None)
     maintenance: MaintenanceTable | None = setting(
-        Table(MaintenanceTable, name="Maintenance"),
+        Table(MaintenanceTable),
         "Maintenance mode. Without this table there is no maintenance switch.",
         default=None,
     )
     registry: RegistryTable | None = setting(
-        Table(RegistryTable, name="Registry"), "The service registry.", default=None
+        Table(RegistryTable), "The service registry.", default=None
     )
     middleware: tuple[Middleware, ...] = setting(
         ListOf(MiddlewareEntry()), "The middlewares of all requests, outermost first.", default=()
     )
-    services: Mapping[str, Service] = setting(
+    services: Mapping[str, ServiceTable] = setting(
         MapOf(
-            Table(Service, one_of=("instances", "discover")),
+            Table(ServiceTable, one_of=("instances", "discover")),
             key=_SERVICE,
             called="a service's name",
         ),
         "The services, by name.",
         default_factory=dict,
     )
-    routes: tuple[Route, ...] = setting(
-        ListOf(Table(Route)), "The routes, in any order: the most specific match wins.", default=()
+    routes: tuple[RouteTable, ...] = setting(
+        ListOf(Table(RouteTable)),
+        "The routes, in any order: the most specific match wins.",
+        default=(),
     )

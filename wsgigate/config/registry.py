@@ -11,7 +11,7 @@ from wsgigate.auth.bearer import Access
 from wsgigate.client.destinations import PRIVATE, Destinations
 from wsgigate.config.errors import Errors
 from wsgigate.config.tables import ListOf, MapOf, argument, given_to, setting, table
-from wsgigate.config.types import Checked, Choice, Flag, Secret, Text
+from wsgigate.config.types import Boolean, Enumeration, ParsedText, Secret, Text
 from wsgigate.proxy.health_probe import Prober, TlsPolicy
 from wsgigate.registry import Registry
 from wsgigate.registry.api import RegistryApi
@@ -95,30 +95,31 @@ class RegistryTable:
         repr=False,
     )
     open: bool = setting(
-        Flag(),
+        Boolean(),
         "Allow registration without a token. Only where the gateway listens on loopback, and "
         "only for requests to localhost, 127.0.0.1 and the like.",
         default=False,
     )
     open_reads: bool = setting(
-        Flag(),
+        Boolean(),
         "Allow reads without a token; false requires one of the tokens.",
         default=True,
     )
     allowed_networks: tuple[str, ...] = setting(
         ListOf(
-            Checked(_network, 'an address or a network such as "10.0.0.0/8"', reason=True), least=1
+            ParsedText(_network, 'an address or a network such as "10.0.0.0/8"', reason=True),
+            least=1,
         ),
         "The networks that instances may be in. Default: loopback and private addresses.",
         default=PRIVATE,
     )
     doors: tuple[str, ...] = setting(
-        ListOf(Choice(*COMPAT_APIS)),
+        ListOf(Enumeration(*COMPAT_APIS)),
         "Compatibility APIs for unmodified clients: Eureka at /eureka, Consul at /v1.",
         default=(),
     )
     query_tokens: bool = setting(
-        Flag(),
+        Boolean(),
         "Accept the token of Consul clients in the query (?token=), where proxies and browser "
         "histories record it.",
         default=False,

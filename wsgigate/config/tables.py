@@ -31,9 +31,9 @@ from typing import (
 
 from wsgigate.config.errors import Errors, FromEnvironment, at, shown
 from wsgigate.config.types import (
-    Choice,
+    Boolean,
     Duration,
-    Flag,
+    Enumeration,
     Integer,
     Kind,
     Number,
@@ -52,10 +52,10 @@ __all__ = [
     "ArgumentTable",
     "Arguments",
     "Either",
-    "Key",
     "ListOf",
     "MapOf",
     "Table",
+    "TableKey",
     "argument",
     "argument_keys",
     "given",
@@ -75,14 +75,14 @@ K = TypeVar("K")
 REQUIRED = dataclasses.MISSING
 """The default of a key without one."""
 
-Maker: TypeAlias = Callable[..., Any]
+Constructor: TypeAlias = Callable[..., Any]
 """A class or function whose arguments a file gives."""
 
 Arguments: TypeAlias = Mapping[str, Any]
 """The values of an :class:`ArgumentTable`: an omitted key is not in it."""
 
 
-class Key(NamedTuple):
+class TableKey(NamedTuple):
     """One key of a table.
 
     :ivar kind: The kind of its value.
@@ -116,7 +116,7 @@ def setting(kind: Kind[Any], doc: str, **default: Any) -> Any:
     return dataclasses.field(metadata={"kind": kind, "doc": doc}, **default)
 
 
-def argument(make: Maker, parameter: str = "", *, default: None, doc: str = "") -> Any:
+def argument(make: Constructor, parameter: str = "", *, default: None, doc: str = "") -> Any:
     """Return the dataclass field for an argument of *make*, derived from its signature.
 
     :func:`given_to` collects the arguments of *make*.
@@ -129,7 +129,7 @@ def argument(make: Maker, parameter: str = "", *, default: None, doc: str = "") 
     return dataclasses.field(metadata=metadata, default=default)
 
 
-def given_to(make: Maker, values: Any) -> dict[str, Any]:
+def given_to(make: Constructor, values: Any) -> dict[str, Any]:
     """Return the arguments of *make* that the table *values* has."""
     fields = [field for field in dataclasses.fields(values) if field.metadata.get("make") is make]
     found = {f.metadata["parameter"] or f.name: getattr(values, f.name) for f in fields}
@@ -158,10 +158,10 @@ class Table(Kind[T]):
     def __init__(self, cls: type[T], *, name: str = "", one_of: Sequence[str] = ()) -> None:
         self._cls = cls
         self._one_of = one_of
-        self.name = name or cls.__name__
+        self.name = name or cls.__name__.removesuffix("Table")
 
     @cached_property
-    def keys(self) -> Mapping[str, Key]:
+    def keys(self) -> Mapping[str, TableKey]:
         """The keys by name, in the order of the reference."""
         return {field.name: _key_of(field) for field in dataclasses.fields(self._cls)}  # type: ignore[arg-type]
 
@@ -230,10 +230,10 @@ class ArgumentTable(Table[Arguments]):
 
     def __init__(
         self,
-        make: Maker | str,
+        make: Constructor | str,
         *,
         without: Iterable[str] = (),
-        keys: Mapping[str, Key | tuple[Maker, str] | str] | None = None,
+        keys: Mapping[str, TableKey | tuple[Constructor, str] | str] | None = None,
         name: str = "",
         doc: str = "",
     ) -> None:
@@ -245,9 +245,11 @@ class ArgumentTable(Table[Arguments]):
         self.name = name or (make if isinstance(make, str) else make.__name__).rpartition(":")[2]
 
     @cached_property
-    def make(self) -> Maker:
+    def make(self) -> Constructor:
         """The class or function that the table configures."""
-        made: Maker = import_object(self._maker) if isinstance(self._maker, str) else self._maker
+        made: Constructor = (
+            import_object(self._maker) if isinstance(self._maker, str) else self._maker
+        )
         return made
 
     @property
@@ -256,14 +258,14 @@ class ArgumentTable(Table[Arguments]):
         return inspect.signature(self.make).parameters.keys()
 
     @cached_property
-    def keys(self) -> Mapping[str, Key]:
+    def keys(self) -> Mapping[str, TableKey]:
         keys = {
             name: key
             for name, key in argument_keys(self.make).items()
             if self._without.isdisjoint((name, key.rules))
         }
         for name, differing in self._differing.items():
-            if isinstance(differing, Key):
+            if isinstance(differing, TableKey):
                 keys[name] = differing
             elif isinstance(differing, str):
                 keys[name] = keys[name]._replace(doc=differing)
@@ -428,10 +430,10 @@ def _is_word(value: object) -> bool:
 
 
 @cache  # bounded by the number of classes
-def argument_keys(make: Maker) -> Mapping[str, Key]:
+def argument_keys(make: Constructor) -> Mapping[str, TableKey]:
     """Return a key for each parameter of *make* that a file can give, by name."""
     docs, hints = _param_docs(make), types_of(make)
-    keys: dict[str, Key] = {}
+    keys: dict[str, TableKey] = {}
     for name, parameter in inspect.signature(make).parameters.items():
         hint = hints.get(name, Any)
         rules = _rules_in(hint)
@@ -443,7 +445,7 @@ def argument_keys(make: Maker) -> Mapping[str, Key]:
             continue  # a function, a store, an app: not for a file
         traits = set(_traits_in(hint))
         default = REQUIRED if parameter.default is inspect.Parameter.empty else parameter.default
-        keys[name] = Key(
+        keys[name] = TableKey(
             found,
             _for_file(docs.get(name, ""), traits),
             default if default is REQUIRED or _is_plain(default) else None,
@@ -480,9 +482,9 @@ def _kind_of(hint: Any, traits: tuple[Any, ...] = ()) -> Kind[Any] | None:
     if hint is _SCALAR:
         return Scalar()
     if origin is Literal:
-        return Choice(*inner)
+        return Enumeration(*inner)
     if hint is bool:
-        return Flag()
+        return Boolean()
     if hint in (int, float):
         least, most = limits or (None, None)
         kind: Any = Integer if hint is int else Number
@@ -496,7 +498,7 @@ def _kind_of(hint: Any, traits: tuple[Any, ...] = ()) -> Kind[Any] | None:
 def _text(traits: Iterable[Any]) -> Kind[str]:
     for trait in traits:
         if isinstance(trait, OneOf):
-            return Choice(*trait.choices)
+            return Enumeration(*trait.choices)
         if isinstance(trait, Pattern):
             return Text(trait.expected, pattern=trait.regex)
     return Text()
@@ -516,7 +518,7 @@ def _composite(origin: Any, inner: tuple[Any, ...], limits: Range | None) -> Kin
 
 _CHOICES: tuple[tuple[type[Kind[Any]], Callable[[object], bool]], ...] = (
     (ListOf, is_list),
-    (Flag, is_flag),
+    (Boolean, is_flag),
     (Text, _is_word),  # beside a number, which begins with a digit
 )
 
@@ -557,7 +559,7 @@ def _is_plain(value: object) -> bool:
 _PARAM = re.compile(r"^:param (\w+):(.*?)(?=^:|\Z)", re.MULTILINE | re.DOTALL)
 
 
-def _param_docs(make: Maker) -> dict[str, str]:
+def _param_docs(make: Constructor) -> dict[str, str]:
     text = inspect.getdoc(make) or ""
     return {name: _plain(doc) for name, doc in _PARAM.findall(text)}
 
@@ -595,21 +597,21 @@ def _phrase(sentence: str) -> str:
     return sentence[:1].lower() + sentence[1:].rstrip(".")
 
 
-def _key_of(field: dataclasses.Field[Any]) -> Key:
+def _key_of(field: dataclasses.Field[Any]) -> TableKey:
     """Return the key that a field of a table declares."""
     default = field.default
     if field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()
     given = field.metadata
     if "make" not in given:
-        return Key(given["kind"], given["doc"], default)
+        return TableKey(given["kind"], given["doc"], default)
     derived = argument_keys(given["make"])[given["parameter"] or field.name]
     return derived._replace(
         doc=given["doc"] or derived.doc, default=derived.default if default is None else default
     )
 
 
-def _described(key: Key, definitions: dict[str, Schema]) -> Schema:
+def _described(key: TableKey, definitions: dict[str, Schema]) -> Schema:
     schema = {**key.kind.schema(definitions), "description": key.doc}
     if isinstance(key.default, str | int | float | bool):
         schema["default"] = key.default

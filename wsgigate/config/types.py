@@ -23,14 +23,14 @@ from wsgigate.units import parse_duration, parse_size
 
 __all__ = [
     "Bind",
-    "Checked",
-    "Choice",
+    "Boolean",
     "Duration",
-    "Flag",
+    "Enumeration",
     "ImportPath",
     "Integer",
     "Kind",
     "Number",
+    "ParsedText",
     "PathPattern",
     "QuotaText",
     "QuotasText",
@@ -166,7 +166,7 @@ class Integer(Kind[int]):
         return or_reference(_limits("integer", self._minimum, self._maximum))
 
 
-class Flag(Kind[bool]):
+class Boolean(Kind[bool]):
     """``true`` or ``false``."""
 
     expected = "true or false"
@@ -196,7 +196,7 @@ class Scalar(Kind[str | int | float | bool]):
         return {"type": ["string", "number", "boolean"]}
 
 
-class Choice(Kind[str]):
+class Enumeration(Kind[str]):
     """One of several fixed words."""
 
     def __init__(self, *words: str) -> None:
@@ -292,7 +292,7 @@ def _parsed(value: object, number: Callable[[str], float]) -> object:
 # Kinds of text that functions of other modules parse: quotas, addresses, paths.
 
 
-class Checked(Kind[T]):
+class ParsedText(Kind[T]):
     """Text that a function parses.
 
     :param make: Returns the value of the text, or raises ValueError.
@@ -324,7 +324,7 @@ class Checked(Kind[T]):
         return or_reference({**text, "pattern": self._pattern}) if self._pattern else text
 
 
-class QuotaText(Checked[Quota]):
+class QuotaText(ParsedText[Quota]):
     """A quota: requests per period."""
 
     def __init__(self) -> None:
@@ -336,7 +336,7 @@ class QuotaText(Checked[Quota]):
         )
 
 
-class QuotasText(Checked["Quota | tuple[Quota, ...]"]):
+class QuotasText(ParsedText["Quota | tuple[Quota, ...]"]):
     """One quota, or several separated by ``;``."""
 
     def __init__(self) -> None:
@@ -353,7 +353,7 @@ def _quotas(text: str) -> Quota | tuple[Quota, ...]:
     return quotas[0] if len(quotas) == 1 else quotas
 
 
-class Url(Checked[str]):
+class Url(ParsedText[str]):
     """The address of an instance."""
 
     def __init__(self) -> None:
@@ -365,21 +365,21 @@ class Url(Checked[str]):
         )
 
 
-class PathPattern(Checked[str]):
+class PathPattern(ParsedText[str]):
     """A route's path."""
 
     def __init__(self) -> None:
         super().__init__(_route_path, 'a path such as "/api/users"', pattern="^/", reason=True)
 
 
-class ImportPath(Checked[str]):
+class ImportPath(ParsedText[str]):
     """The name of an object in a Python module, imported when the gateway is built."""
 
     def __init__(self, what: str) -> None:
         super().__init__(_import_path, f'{what} such as "package.module:name"', pattern=":")
 
 
-class Bind(Checked[str]):
+class Bind(ParsedText[str]):
     """An address to listen on."""
 
     def __init__(self) -> None:

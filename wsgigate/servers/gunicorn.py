@@ -36,8 +36,7 @@ from gunicorn.config import Config as Settings
 from wsgigate.config.build import build, certificate_files
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import load
-from wsgigate.config.model import Config
-from wsgigate.config.model import Gateway as Table
+from wsgigate.config.model import Config, GatewayTable
 from wsgigate.gateway import Gateway
 from wsgigate.runtime import fork
 from wsgigate.runtime.log_level import adopt
@@ -137,7 +136,7 @@ def _settings(config: Config, path: str = "") -> dict[str, Any]:
     }
 
 
-def _worker_class(gateway: Table) -> str | type:
+def _worker_class(gateway: GatewayTable) -> str | type:
     from wsgigate.servers.gunicorn_worker import TESTED, GateWorker
 
     if TESTED[0] <= gunicorn.version_info[:2] < TESTED[1]:
