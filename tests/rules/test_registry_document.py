@@ -187,8 +187,7 @@ def test_the_largest_entry_is_one_that_a_store_can_keep_and_give_back() -> None:
 
 @given(st.binary(max_size=200))
 def test_what_is_no_entry_is_told_from_one(raw: bytes) -> None:
-    with pytest.raises(ValueError, match="not an entry"):
-        Registered.from_bytes(raw)
+    assert Registered.from_bytes(raw) is None
 
 
 @given(
@@ -237,5 +236,4 @@ def test_an_entry_is_no_longer_than_it_may_be(more: int, read: bool) -> None:
     if read:
         assert Registered.from_bytes(raw).metadata == {"a": "x" * padding}
     else:
-        with pytest.raises(ValueError, match="not an entry"):
-            Registered.from_bytes(raw)
+        assert Registered.from_bytes(raw) is None

@@ -19,6 +19,7 @@ from wsgigate.registry.long_poll import LongPoll
 from wsgigate.registry.storage import KEPT, Action, Changes, Full, Index, Keys, version_in
 from wsgigate.rules.arguments import Range
 from wsgigate.rules.registry import (
+    BODY,
     Invalid,
     LeaseRules,
     Registered,
@@ -143,22 +144,28 @@ class Registry:
         key = self._keys.instance(service, instance_id)
 
         def put(old: bytes | None, now: float) -> tuple[bytes, float, _Put]:
-            new = replace(entry, host=host, registered_at=now).heard(now)
-            if new.checks and old is not None:
-                new = replace(new, checks=carried_over(new.checks, _checks_in(old)))
-            if old is None:
-                return new.to_bytes(), KEPT, _Put(new, True, Action.ADDED)
-            same = _kept_since(old, new)
-            silence = now - Registered.heartbeat_in(old)
-            changed = same is None or silence > entry.unhealthy_after(self.rules)
-            new = same or new
-            action = Action.MODIFIED if same is None else None
-            return new.to_bytes(), KEPT, _Put(new, changed, action)
+            before = None if old is None else self._entry_of(old[BODY])
+            checks = entry.checks
+            if checks and before is not None:
+                checks = carried_over(checks, before.checks)
+            new = replace(entry, host=host, checks=checks)
+            if old is not None and before is not None:
+                same = replace(new, registered_at=before.registered_at)
+                if same.body() == old[BODY]:
+                    silence = now - Registered.heartbeat_in(old)
+                    changed = silence > before.unhealthy_after(self.rules)
+                    put = _Put(before.heard(now), changed, None)
+                    return Registered.renewed(old, now), KEPT, put
+            new = replace(new, registered_at=now).heard(now)
+            action = Action.ADDED if old is None else Action.MODIFIED
+            return new.to_bytes(), KEPT, _Put(new, True, action)
 
         def renew(old: bytes | None, now: float) -> tuple[bytes | None, float, _Put | None]:
             return (old, 0.0, None) if old is None else put(old, now)
 
-        done = update(self._store, key, renew)
+        done = None
+        if self._store.get(key)[0] is not None:  # most stores read faster than they update
+            done = update(self._store, key, renew)
         if done is None:
             self._index.reserve(service, instance_id)
             done = update(self._store, key, put)._replace(changed=True, action=Action.ADDED)
@@ -204,40 +211,39 @@ class Registry:
 
         def change(
             old: bytes | None, now: float
-        ) -> tuple[bytes | None, float, tuple[bytes, float, Action | None] | None]:
+        ) -> tuple[bytes | None, float, tuple[bytes, float] | None]:
             if old is None:
                 return old, 0.0, None
-            new = Registered.renewed(old, now)
             if status is not None:
-                try:
-                    entry = self._entry_of(old[8:])
-                except ValueError:
+                entry = self._entry_of(old[BODY])
+                if entry is None:
                     return old, 0.0, None
-                new = replace(entry, status=status, last_heartbeat=now).to_bytes()
-            if old[8:] != new[8:]:
-                return new, KEPT, (new, float("inf"), Action.MODIFIED)
-            return new, KEPT, (new, now - moment(old), None)
+                if entry.status is not status:
+                    new = replace(entry, status=status, last_heartbeat=now).to_bytes()
+                    return new, KEPT, (new, float("inf"))
+            new = Registered.renewed(old, now)
+            return new, KEPT, (new, now - Registered.heartbeat_in(old))
 
         if not _are_names(service, instance_id):
             return None
-        moment = Registered.heartbeat_in
         done = update(self._store, self._keys.instance(service, instance_id), change)
         if done is None:
             return None
-        raw, silence, action = done
+        raw, silence = done
         self._reader.stale(service)
-        try:
-            entry = self._entry_of(raw[8:]).heard(moment(raw))
-        except ValueError:
+        entry = self._entry_of(raw[BODY])
+        if entry is None:
             return None
-        if silence > entry.unhealthy_after(self.rules):  # infinite if the status has changed
-            self._index.publish(service, instance_id, action)
-            self._waits.notify(service)
-            if silence < float("inf"):
+        entry = entry.heard(Registered.heartbeat_in(raw))
+        if silence > entry.unhealthy_after(self.rules):
+            if silence == float("inf"):  # the status has changed
+                self._index.publish(service, instance_id, Action.MODIFIED)
+                self._log("%s of %s is now %s", instance_id, service, entry.status.value)
+            else:
+                self._index.publish(service, instance_id)
                 again = "%s of %s sends heartbeats again, after %.0f s of silence"
                 self._log(again, instance_id, service, silence)
-            else:
-                self._log("%s of %s is now %s", instance_id, service, entry.status.value)
+            self._waits.notify(service)
         return entry
 
     @property
@@ -261,10 +267,7 @@ class Registry:
         def change(
             old: bytes | None, now: float
         ) -> tuple[bytes | None, float, tuple[Registered, bool, bool] | None]:
-            try:
-                entry = None if old is None else self._entry_of(old[8:])
-            except ValueError:
-                entry = None
+            entry = None if old is None else self._entry_of(old[BODY])
             if old is None or entry is None:
                 return old, 0.0, None
             known = next((each for each in entry.checks if each.definition() == wanted), None)
@@ -414,23 +417,6 @@ class _Put(NamedTuple):
     entry: Registered
     changed: bool
     action: Action | None
-
-
-def _checks_in(raw: bytes) -> tuple[Check, ...]:
-    try:
-        return Registered.from_bytes(raw).checks
-    except ValueError:
-        return ()
-
-
-def _kept_since(raw: bytes, new: Registered) -> Registered | None:
-    """Return *new* with the registration time of *raw*; ``None`` if other members differ."""
-    try:
-        before = Registered.from_bytes(raw)
-    except ValueError:
-        return None
-    same = replace(new, registered_at=before.registered_at)
-    return same if same.body() == raw[8:] else None
 
 
 def _are_names(service: str, instance_id: str = "0") -> bool:

@@ -308,9 +308,8 @@ class LeaseExpiry:
 
     def _suspect(self, key: str, raw: bytes, swept: ExpiryState, now: float) -> Registered | None:
         """Parse *raw*, an entry that may be silent; return ``None`` if it is malformed."""
-        try:
-            entry = Registered.from_bytes(raw)
-        except ValueError:
+        entry = Registered.from_bytes(raw)
+        if entry is None:
             return None
         if entry.last_heartbeat > now + LONG_ABSENCE:
             entry = self._put_right(key, entry)

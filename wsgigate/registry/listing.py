@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from wsgigate.registry.storage import ExpiryState, Keys, Service, split
-from wsgigate.rules.registry import LeaseRules, Registered, Status, short_absence, silent_since
+from wsgigate.rules.registry import (
+    BODY,
+    LeaseRules,
+    Registered,
+    Status,
+    short_absence,
+    silent_since,
+)
 from wsgigate.store import Store, StoreError, get_all
 
 __all__ = ["Listing", "Reader", "filtered"]
@@ -55,7 +62,7 @@ class Reader:
     can have changed. While the store fails, cached listings are used without a limit of age.
 
     :param most: The largest number of cached services.
-    :param entry_of: Parses an entry without its heartbeat time.
+    :param entry_of: As :meth:`.Registered.from_body`.
     :param clock: Returns monotonic seconds.
     """
 
@@ -65,7 +72,7 @@ class Reader:
         keys: Keys,
         rules: LeaseRules,
         most: int,
-        entry_of: Callable[[bytes], Registered] = Registered.from_body,
+        entry_of: Callable[[bytes], Registered | None] = Registered.from_body,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
@@ -156,11 +163,10 @@ class Reader:
         return known
 
     def _entry(self, raw: bytes, away: Iterable[tuple[float, float]]) -> Registered | None:
-        heartbeat = Registered.heartbeat_in(raw)
-        try:
-            entry = self._entry_of(raw[8:])
-        except ValueError:  # written by another version of the package, or damaged
+        entry = self._entry_of(raw[BODY])
+        if entry is None:
             return None
+        heartbeat = Registered.heartbeat_in(raw)
         return entry.heard(heartbeat, silent_since(heartbeat, away) if away else None)
 
     def _expiry_state(self, now: float) -> _Sweep:

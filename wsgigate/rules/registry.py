@@ -46,6 +46,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from wsgigate.rules.arguments import Fraction, Seconds
@@ -53,6 +54,7 @@ from wsgigate.rules.health import HealthCheck
 from wsgigate.rules.registry_checks import Check
 
 __all__ = [
+    "BODY",
     "LONG_ABSENCE",
     "METADATA_BYTES",
     "Evictions",
@@ -73,6 +75,13 @@ __all__ = [
     "silent_since",
     "was_away",
 ]
+
+
+# json.dumps() with these separators makes an encoder for each call
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+_CACHED = 4096
+"""The number of hosts and paths whose check is remembered."""
 
 
 # Parsing of registration documents.
@@ -204,10 +213,15 @@ def _path(name: str, value: object) -> str:
     if not isinstance(value, str) or len(value) > 256:
         raise Invalid(name, "a path of at most 256 characters")
     try:
-        HealthCheck(value)
+        _check_path(value)
     except ValueError as error:
         raise Invalid(name, str(error)) from None
     return value
+
+
+@lru_cache(_CACHED)
+def _check_path(path: str) -> None:
+    HealthCheck(path)
 
 
 def _metadata(value: object) -> dict[str, Any]:
@@ -217,7 +231,7 @@ def _metadata(value: object) -> dict[str, Any]:
         raise Invalid("metadata", "an object")
     try:
         _check_tree(value, _METADATA_DEPTH)
-        encoded = json.dumps(value, separators=(",", ":"), allow_nan=False)
+        encoded = _encode(value)
     except (RecursionError, TypeError, ValueError) as error:
         if isinstance(error, Invalid):
             raise
@@ -455,6 +469,9 @@ _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # in any base that inet_aton(3) rea
 
 _HEARTBEAT = struct.Struct(">d")
 
+BODY = slice(_HEARTBEAT.size, None)
+"""The part of a stored entry that heartbeats do not change: :meth:`Registered.body`."""
+
 
 def check_service(name: object) -> str:
     """Return the service name *name*: at most 63 letters, digits, ``.``, ``_`` and ``-``.
@@ -486,15 +503,21 @@ def check_host(text: object) -> str:
 
     :raises Invalid: It is not a host.
     """
-    wrong = Invalid("host", "an IP address or a host name, nothing before or behind it")
-    if not isinstance(text, str) or not text.isascii() or not 0 < len(text) <= 253 or "%" in text:
-        raise wrong
+    if not isinstance(text, str) or (host := _canonical_host(text)) is None:
+        raise Invalid("host", "an IP address or a host name, nothing before or behind it")
+    return host
+
+
+@lru_cache(_CACHED)
+def _canonical_host(text: str) -> str | None:
+    if not text.isascii() or not 0 < len(text) <= 253 or "%" in text:
+        return None
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
         labels = text.lower().removesuffix(".").split(".")
         if not all(map(_LABEL.fullmatch, labels)) or _NUMBER.fullmatch(labels[-1]):
-            raise wrong from None
+            return None
         return ".".join(labels)
     mapped = getattr(address, "ipv4_mapped", None)
     return str(address if mapped is None else mapped)
@@ -612,29 +635,28 @@ class Registered:
         ]
         if self.checks:
             members.append([check.members() for check in self.checks])
-        return json.dumps(members, separators=(",", ":")).encode("ascii")
+        return _encode(members).encode("ascii")
 
     @classmethod
-    def from_bytes(cls, raw: bytes) -> Registered:
-        """Return the entry that :meth:`to_bytes` wrote.
-
-        :raises ValueError: *raw* is not an entry.
-        """
-        return cls.from_body(raw[_HEARTBEAT.size :]).heard(cls.heartbeat_in(raw))
+    def from_bytes(cls, raw: bytes) -> Registered | None:
+        """Return the entry that :meth:`to_bytes` wrote; ``None`` if *raw* is not an entry."""
+        entry = cls.from_body(raw[BODY])
+        return None if entry is None else entry.heard(cls.heartbeat_in(raw))
 
     @classmethod
-    def from_body(cls, body: bytes) -> Registered:
+    def from_body(cls, body: bytes) -> Registered | None:
         """Return the entry that :meth:`body` wrote, without a heartbeat.
 
-        :raises ValueError: *body* is not an entry.
+        It is ``None`` if *body* is not an entry: another version of the package wrote it, or it is
+        damaged.
         """
         if not 0 < len(body) <= MOST_BYTES - _HEARTBEAT.size:
-            raise ValueError("not an entry of the registry")
+            return None
         try:
             service, id_, host, port, scheme, weight, status, *rest = json.loads(body)
             version, zone, tags, metadata, path, lease, since, *more = rest
             if not (isinstance(metadata, dict) and type(port) is type(weight) is int):
-                raise ValueError(port)
+                return None
             entry = cls(
                 service=check_service(service),
                 instance_id=check_id(id_),
@@ -652,15 +674,15 @@ class Registered:
                 registered_at=float(since),
                 checks=tuple(map(Check.of, more[0])) if more else (),
             )
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError("not an entry of the registry") from error
+        except (ValueError, TypeError, RecursionError):
+            return None
         object.__setattr__(entry, "written", body)
         return entry
 
     @staticmethod
     def renewed(raw: bytes, now: float) -> bytes:
         """Return the stored entry *raw* with a heartbeat at *now*."""
-        return _HEARTBEAT.pack(now) + raw[_HEARTBEAT.size :]
+        return _HEARTBEAT.pack(now) + raw[BODY]
 
     @staticmethod
     def heartbeat_in(raw: bytes) -> float:
