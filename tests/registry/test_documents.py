@@ -28,7 +28,9 @@ TOLD = replace(
 
 def stored(entry: Registered) -> Registered:
     """Return *entry* as it comes out of the store."""
-    return Registered.from_bytes(entry.to_bytes())
+    read = Registered.from_bytes(entry.to_bytes())
+    assert read is not None
+    return read
 
 
 def whole(*entries: Registered, now: float = 100.0, **more: Any) -> bytes:

@@ -7,7 +7,7 @@ import threading
 
 from tests.support.waiting import Turns
 from wsgigate.registry import Registry
-from wsgigate.registry.long_poll import LongPoll
+from wsgigate.registry.listing import LongPoll
 from wsgigate.rules.registry import Registered
 from wsgigate.store import StoreError
 from wsgigate.store.memory import MemoryStore

@@ -213,6 +213,7 @@ def test_a_heartbeat_changes_nothing_but_the_moments() -> None:
         checks=(Check("alive", "Alive", "http://10.0.0.5:3001", "/up", 10.0),),
     )
     entry = Registered.from_bytes(given.to_bytes())
+    assert entry is not None
     heard = entry.heard(8.0, 9.0)
     for each in fields(Registered):
         assert getattr(given, each.name) != each.default or not each.init  # else it tells nothing
@@ -223,6 +224,7 @@ def test_a_heartbeat_changes_nothing_but_the_moments() -> None:
 
 def test_what_was_written_is_of_what_was_read_alone() -> None:
     entry = Registered.from_bytes(Registered("users", "users-1", "10.0.0.5", 3001).to_bytes())
+    assert entry is not None
     assert entry.written == entry.heard(8.0).written == entry.body()
     assert replace(entry, weight=2).written == parse(LEAST).written == b""
 

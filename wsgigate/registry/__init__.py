@@ -14,8 +14,7 @@ from wsgigate.client.destinations import Destinations, Forbidden
 from wsgigate.discovery.health_results import ProbeRunner
 from wsgigate.registry.checks import RegistryChecks
 from wsgigate.registry.expiry import LeaseExpiry
-from wsgigate.registry.listing import Listing, Reader, filtered
-from wsgigate.registry.long_poll import LongPoll
+from wsgigate.registry.listing import Listing, LongPoll, Reader, filtered
 from wsgigate.registry.storage import KEPT, Action, Changes, Full, Index, Keys, version_in
 from wsgigate.rules.arguments import Range
 from wsgigate.rules.registry import (
