@@ -17,7 +17,7 @@ from gunicorn.config import Config
 from gunicorn.http2.errors import HTTP2Error
 from gunicorn.http2.h2conn import server_connection_class
 
-from wsgigate.servers.gunicorn_http2_client import Http2Client, RefusedRequest
+from wsgigate.servers.gunicorn_http2_connection import Http2Connection, RefusedRequest
 
 HEAD = [(":method", "POST"), (":scheme", "https"), (":authority", "a"), (":path", "/")]
 
@@ -33,7 +33,7 @@ class Peer:
         state.initiate_connection()
         self.woken = 0
         cfg = Config()
-        self.ours = Http2Client(
+        self.ours = Http2Connection(
             SimpleNamespace(sock=ours, cfg=cfg, client_addr=("127.0.0.1", 1), h2_conn=state),
             patience=patience,
             rate=500.0,

@@ -24,7 +24,7 @@ from gunicorn.http.unreader import SocketUnreader
 from gunicorn.http2.errors import HTTP2ConnectionError
 from gunicorn.workers.gthread import TConn
 
-from wsgigate.servers.gunicorn_http2 import Http2Client
+from wsgigate.servers.gunicorn_http2 import Http2Connection
 
 __all__ = ["ClientStalled", "Connection"]
 
@@ -128,7 +128,7 @@ class Connection(TConn):  # type: ignore[misc]
 
     def close(self, graceful: bool = False) -> None:
         """Close the connection; with *graceful*, by a lingering close that does not block."""
-        if isinstance(self.parser, Http2Client):
+        if isinstance(self.parser, Http2Connection):
             self.parser.close()
         if graceful and not self._abandoned():
             self._worker.linger(self.sock)

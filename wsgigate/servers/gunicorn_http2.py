@@ -21,7 +21,7 @@ HTTP/2 connections
 - A stopping worker sends GOAWAY as soon as a connection is idle, serves requests that cross it
   until the deadline, then refuses new streams and closes idle connections.
 
-See :mod:`wsgigate.servers.gunicorn_http2_client` for the connection, its lock and its bounds.
+See :mod:`wsgigate.servers.gunicorn_http2_connection` for the connection, its lock and its bounds.
 
 Lingering close
 
@@ -49,9 +49,9 @@ from gunicorn.http2.response import HTTP2Response
 from gunicorn.workers import gthread
 
 from wsgigate.http.wsgi import CLIENT_STREAM, close_body
-from wsgigate.servers.gunicorn_http2_client import Http2Client, RefusedRequest, Stream
+from wsgigate.servers.gunicorn_http2_connection import Http2Connection, RefusedRequest, Stream
 
-__all__ = ["Http2Client", "Http2Worker", "LingeringWorker"]
+__all__ = ["Http2Connection", "Http2Worker", "LingeringWorker"]
 
 
 # Lingering close.
@@ -178,10 +178,10 @@ class Http2Worker(LingeringWorker):
         """Serve an ``Upgrade: h2c`` request over HTTP/1.1, as RFC 9113 section 3.1 allows."""
         return self._keepalive_after(conn, self.handle_request(req, conn))
 
-    def begin_http2(self, conn: Any) -> Http2Client:
+    def begin_http2(self, conn: Any) -> Http2Connection:
         """Return the HTTP/2 state of *conn*, which has just been opened."""
         conn.sock.setblocking(False)
-        return Http2Client(
+        return Http2Connection(
             conn.parser,
             patience=self.idle_timeout,
             rate=self.body_rate,
@@ -211,7 +211,7 @@ class Http2Worker(LingeringWorker):
         """Update the poller for *conn*, offer its next request, or close it; runs in the loop."""
         if conn not in self._http2:
             return
-        client: Http2Client = conn.parser
+        client: Http2Connection = conn.parser
         watched, wanted = client.watch()
         if wanted != watched:
             try:
@@ -271,7 +271,7 @@ class Http2Worker(LingeringWorker):
 
     def _serve_http2(self, conn: Any) -> None:
         """Serve the next request of *conn*; runs in a pool thread."""
-        client: Http2Client = conn.parser
+        client: Http2Connection = conn.parser
         request, more = client.take()
         if more:
             self.keepalived_conns.offer(lambda: self._serve_http2(conn))
@@ -304,12 +304,12 @@ class Http2Worker(LingeringWorker):
         """Return the status, fields and body of the response to a rejected request."""
         raise NotImplementedError
 
-    def _refuse(self, request: RefusedRequest, conn: Any, client: Http2Client) -> None:
+    def _refuse(self, request: RefusedRequest, conn: Any, client: Http2Connection) -> None:
         status, fields, body = self.refusal(request, conn.client, request.error)
         client.respond(request.stream, status, fields, end=not body)
         client.send(request.stream, body, end=True)
 
-    def _fail(self, client: Http2Client, stream: Stream) -> None:
+    def _fail(self, client: Http2Connection, stream: Stream) -> None:
         try:
             client.fail(stream)
         except HTTP2Error as error:
@@ -360,7 +360,9 @@ class Http2Worker(LingeringWorker):
 class _Response(HTTP2Response):  # type: ignore[misc]
     """Writes a response as HTTP/2 frames; without a body, the HEADERS frame ends the stream."""
 
-    def __init__(self, req: Any, sock: Any, cfg: Any, client: Http2Client, stream: Stream) -> None:
+    def __init__(
+        self, req: Any, sock: Any, cfg: Any, client: Http2Connection, stream: Stream
+    ) -> None:
         super().__init__(req, sock, cfg, client, stream.stream_id)
         self.headers_sent = False
         self._client = client

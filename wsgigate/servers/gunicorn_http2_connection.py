@@ -8,7 +8,7 @@ other; the request that reads a body or waits for window space also reads the co
 request that waits for anything else blocks all other requests of its client, and a cancellation is
 not noticed. This module works differently:
 
-- The worker's loop, one thread, reads all HTTP/2 connections (:meth:`Http2Client.receive`). It
+- The worker's loop, one thread, reads all HTTP/2 connections (:meth:`Http2Connection.receive`). It
   never blocks: sockets are non-blocking, and data that a client does not read stays in a bounded
   buffer, for which the loop watches the socket.
 - Each request is served by a free thread of the worker, like one of HTTP/1.1. Such a thread waits
@@ -61,7 +61,7 @@ from gunicorn.http2.errors import (
 from gunicorn.http2.request import HTTP2Request
 from gunicorn.http2.stream import StreamState
 
-__all__ = ["Http2Client", "RefusedRequest", "Stream"]
+__all__ = ["Http2Connection", "RefusedRequest", "Stream"]
 
 
 SLICE = 65536
@@ -95,7 +95,9 @@ class Stream:
     priority_weight = 16
     priority_depends_on = 0
 
-    def __init__(self, connection: Http2Client, number: int, fields: list[tuple[str, str]]) -> None:
+    def __init__(
+        self, connection: Http2Connection, number: int, fields: list[tuple[str, str]]
+    ) -> None:
         self.connection = connection
         self.stream_id = number
         self.fields = fields
@@ -243,7 +245,7 @@ class _Rate:
         return len(self._times) > self._most
 
 
-class Http2Client:
+class Http2Connection:
     """An HTTP/2 connection of a client: its streams, its output buffer, its limits.
 
     :param connection: gunicorn's connection object, whose preface has been sent.
