@@ -435,7 +435,8 @@ def test_kept_connections_keep_nobody_from_having_one(serve: Serve, backend: Bac
 
 def test_a_client_that_never_ends_its_head_is_let_go(serve: Serve, backend: Backend) -> None:
     """M01: as many of them as there are threads, each still sending now and then."""
-    gateway = serve(plain(backend.url), workers=1)
+    text = plain(backend.url).replace("threads = 8", 'threads = 8\nhead_timeout = "2s"')
+    gateway = serve(text, workers=1)
     tricklers = stalled(gateway.port, b"GET / HTTP/1.1\r\nHost: a\r\n", 8)
     stop = threading.Event()
 

@@ -74,42 +74,26 @@ def test_half_a_handshake_is_let_go(serve_app: Serve, certificate: Path) -> None
         assert attackers.all_let_go()
 
 
-GUNICORNS_OWN = {
-    "one byte": "held",
-    "half a head": "held",
-    "half a body": "held",
-    "half a chunk": "held",
-    "a body in drops": "held",
-    "a head in drops": "held",
-    "never reads": "held",
-    "keeps its connection and half a head": "held",
-    "lingers": "late",  # two seconds for each, in which nobody is accepted
-    "says nothing": "late",  # five seconds, in which they have all threads
-}
-"""What becomes of whoever else asks."""
+HOLD_GUNICORN = KINDS.keys() - {"lingers", "says nothing"}  # these two delay it by seconds
 
 
 def test_gunicorns_own_worker_is_held_by_most_of_them(serve_app: Serve) -> None:
-    """All kinds side by side, each on a server of its own; who is held is held for good."""
+    """These clients would hold a worker that had no deadlines; each has a server of its own."""
     with ExitStack() as stack:
-        servers = {}
-        for kind in KINDS:
-            servers[kind] = serve_app(APP, *PLAIN)
+        servers = {kind: serve_app(APP, *PLAIN) for kind in HOLD_GUNICORN}
         for kind, server in servers.items():
             assert get(server.url, timeout=60).text == "ok"
             stack.enter_context(Attackers(server.port, kind))
 
-        def ask(kind: str) -> str:
-            url = servers[kind].url
-            if GUNICORNS_OWN[kind] != "held":
-                return "late" if get(url, timeout=60).text == "ok" else "wrong"
+        def is_held(kind: str) -> bool:
             try:
-                return get(url, timeout=8).text
+                get(servers[kind].url, timeout=3)
             except requests.Timeout:
-                return "held"
+                return True
+            return False
 
-        with ThreadPoolExecutor(len(KINDS)) as threads:
-            assert dict(zip(KINDS, threads.map(ask, KINDS), strict=True)) == GUNICORNS_OWN
+        with ThreadPoolExecutor(len(HOLD_GUNICORN)) as threads:
+            assert all(threads.map(is_held, HOLD_GUNICORN))
 
 
 def test_a_large_response_in_one_piece_may_take_longer_than_the_idle_timeout(

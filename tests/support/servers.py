@@ -26,6 +26,7 @@ class Served:
         self.url = f"http://127.0.0.1:{port}"
         self.port = port
         self.log_file = log
+        self._stops = False
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
@@ -69,12 +70,17 @@ class Served:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
+    def begin_to_stop(self) -> None:
+        """Send it SIGTERM, once, unless it has ended."""
+        if not self._stops and self.process.poll() is None:
+            self.process.terminate()
+        self._stops = True
+
     def stop(self, within: float = 15.0) -> None:
         """Stop it as an operator would; one that does not stop shows where its threads are."""
         try:
-            if self.process.poll() is None:
-                self.process.terminate()
-                self.process.wait(within)
+            self.begin_to_stop()
+            self.process.wait(within)
         except subprocess.TimeoutExpired:
             for process in (*self.workers(), self.process.pid):
                 os.kill(process, signal.SIGABRT)
@@ -99,7 +105,12 @@ class Servers:
         self._within = within
         self._failures: list[BaseException] = []
         self._stack = ExitStack()
-        self.number = 0
+        self._started: list[Served] = []
+
+    @property
+    def number(self) -> int:
+        """How many servers were started."""
+        return len(self._started)
 
     def start(
         self,
@@ -117,7 +128,7 @@ class Servers:
         """
         port = port or free_port()
         served = Served(command(port) if callable(command) else command, port, log, dict(env or {}))
-        self.number += 1
+        self._started.append(served)
         self._stack.callback(self._stop, served)
         served.wait_until_up()
         return served
@@ -132,10 +143,12 @@ class Servers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop them all, the last first.
+        """Stop them all, the last first, and wait for each.
 
         :raises BaseExceptionGroup: Some did not; each tells its command and its log.
         """
+        for served in reversed(self._started):
+            served.begin_to_stop()
         self._stack.close()
         if self._failures:
             text = f"{len(self._failures)} of {self.number} servers did not stop as they should"
