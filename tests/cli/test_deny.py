@@ -51,7 +51,7 @@ def ask(gateway: Gateway, token: str = TOKEN) -> int:
         (["--sub", "ann", "--last", "1h"], ""),
     ],
 )
-def test_the_gateway_refuses_what_the_command_denies(
+def test_the_gateway_rejects_a_token_that_the_command_denied(
     file: str, monkeypatch: pytest.MonkeyPatch, arguments: list[str], given: str
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(given))
@@ -62,7 +62,7 @@ def test_the_gateway_refuses_what_the_command_denies(
     gateway.close()
 
 
-def test_a_process_of_its_own_denies_for_a_gateway_that_runs(file: str) -> None:
+def test_the_command_denies_a_token_for_a_running_gateway(file: str) -> None:
     gateway = wsgigate.load(file)
     command = [sys.executable, "-m", "wsgigate", "deny", file]
     subprocess.run(command, input=TOKEN, text=True, check=True, timeout=60)
@@ -81,7 +81,7 @@ def test_a_process_of_its_own_denies_for_a_gateway_that_runs(file: str) -> None:
         (["--sub", "ann", "--last", "9999d"], "", "until: a Unix time at most ten years ahead"),
     ],
 )
-def test_what_can_not_be_denied_is_told(
+def test_invalid_arguments_of_deny_are_reported(
     file: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -94,7 +94,7 @@ def test_what_can_not_be_denied_is_told(
     assert words in capsys.readouterr().err
 
 
-def test_a_store_that_no_command_can_see_is_told(
+def test_a_store_private_to_the_workers_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "gateway.toml"
@@ -103,7 +103,7 @@ def test_a_store_that_no_command_can_see_is_told(
     assert "is private to each worker" in capsys.readouterr().err
 
 
-def test_a_store_that_fails_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_store_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "gateway.toml"
     path.write_text(FILE)
     (tmp_path / "data").write_text("no folder")
@@ -111,7 +111,7 @@ def test_a_store_that_fails_is_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "unknown whether the tokens are denied" in capsys.readouterr().err
 
 
-def test_a_file_that_is_wrong_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_file_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "gateway.toml"
     path.write_text("nothing = 1\n")
     assert main(["deny", str(path), "--jti", "a", "--last", "1h"]) == 2

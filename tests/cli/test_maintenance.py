@@ -47,7 +47,7 @@ def ask(file: str, path: str = "/demo") -> int:
     ("scope", "path"),
     [([], "/demo"), (["--route", "/demo"], "/demo"), (["--service", "orders"], "/orders")],
 )
-def test_what_the_command_switches_the_gateway_refuses(
+def test_the_gateway_responds_with_503_after_the_command_switched_it(
     file: str, capsys: pytest.CaptureFixture[str], scope: list[str], path: str
 ) -> None:
     assert main(["maintenance", file, "on", *scope, "--for", "1h", "--message", "Soon."]) == 0
@@ -65,7 +65,7 @@ def test_what_the_command_switches_the_gateway_refuses(
     assert ask(file) == 200
 
 
-def test_a_process_of_its_own_switches_a_gateway_that_runs(file: str) -> None:
+def test_the_command_switches_a_running_gateway(file: str) -> None:
     gateway = wsgigate.load(file)
     command = [sys.executable, "-m", "wsgigate", "maintenance", file, "on"]
     subprocess.run(command, check=True, timeout=60, stdout=subprocess.DEVNULL)
@@ -88,7 +88,7 @@ def test_a_process_of_its_own_switches_a_gateway_that_runs(file: str) -> None:
         (["status", "--message", "x"], "--for and --message: allowed with on only"),
     ],
 )
-def test_what_can_not_be_is_told(
+def test_invalid_arguments_of_maintenance_are_reported(
     file: str, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     assert main(["maintenance", file, *arguments]) == 2
@@ -103,7 +103,7 @@ def test_what_can_not_be_is_told(
         ("[maintenance]\n", "[maintenance]\nx = 1\n", 2, "maintenance.x"),
     ],
 )
-def test_a_file_that_does_not_do_is_told(
+def test_a_file_without_a_maintenance_table_is_an_error(
     file: str,
     capsys: pytest.CaptureFixture[str],
     before: str,
@@ -116,7 +116,7 @@ def test_a_file_that_does_not_do_is_told(
     assert words in capsys.readouterr().err
 
 
-def test_a_store_that_fails_is_told(
+def test_a_failing_store_is_reported(
     file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "data").write_text("no folder")
@@ -124,7 +124,7 @@ def test_a_store_that_fails_is_told(
     assert "unknown whether the switch took effect" in capsys.readouterr().err
 
 
-def test_routes_and_explain_tell_of_a_split(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_routes_and_explain_show_a_split(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     shares = 'services = [{ service = "orders", weight = 95 }, { service = "next", weight = 5 }]'
     text = FILE.replace('service = "orders"', shares)
     text = text.replace("[[routes]]", 'fallback = { stale = true, body = "" }\n[[routes]]', 1)

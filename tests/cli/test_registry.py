@@ -49,7 +49,7 @@ def answer(config: Config, method: str, path: str, token: str = "", **options: A
         gateway.close()
 
 
-def test_it_serves_the_registry_and_nothing_else(run: Run) -> None:
+def test_the_command_serves_the_registry_only(run: Run) -> None:
     code, config = run(REGISTRY_TOKEN=TOKEN)
     assert code == 0
     assert config is not None
@@ -62,7 +62,7 @@ def test_it_serves_the_registry_and_nothing_else(run: Run) -> None:
     assert answer(config, "GET", "/info") == 404
 
 
-def test_it_serves_as_it_is_told_to(run: Run) -> None:
+def test_the_arguments_set_the_options_of_the_registry(run: Run) -> None:
     code, config = run(
         *("--bind", "127.0.0.1:3999", "--workers", "3", "--threads", "40", "--closed-reads"),
         *("--allow", "10.0.0.0/8", "--allow", "127.0.0.1", "--token", "users=USERS_TOKEN"),
@@ -79,14 +79,14 @@ def test_it_serves_as_it_is_told_to(run: Run) -> None:
     assert answer(config, "GET", "/discover/users", TOKEN) == 200
 
 
-def test_anybody_may_register_on_this_machine_where_it_is_said(run: Run) -> None:
+def test_open_allows_registration_without_a_token(run: Run) -> None:
     code, config = run("--open")
     assert code == 0
     assert config is not None
     assert answer(config, "POST", "/register", json=ONE) == 201
 
 
-def test_in_memory_there_is_one_process(run: Run) -> None:
+def test_a_memory_store_allows_one_worker_only(run: Run) -> None:
     code, config = run("--open", "--store", "memory:")
     assert code == 0
     assert config is not None
@@ -111,7 +111,7 @@ def test_in_memory_there_is_one_process(run: Run) -> None:
         (("--open", "--store", "lmdb:/proc/nowhere"), {}, "--store: "),
     ],
 )
-def test_what_it_is_told_wrong_is_refused(
+def test_invalid_arguments_of_registry_are_reported(
     run: Run,
     capsys: pytest.CaptureFixture[str],
     arguments: tuple[str, ...],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -9,6 +10,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+import wsgigate
+from wsgigate.testing.backend import Backend, reply
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
 
@@ -243,3 +247,30 @@ def full(site: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> P
     file = tmp_path / "gateway.toml"
     file.write_text(FULL)
     return file
+
+
+@pytest.fixture
+def gateway(full: Path) -> Any:
+    made = wsgigate.load(str(full))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def first() -> Iterator[Backend]:
+    with Backend(reply(b"first")) as backend:
+        yield backend
+
+
+@pytest.fixture
+def second() -> Iterator[Backend]:
+    with Backend(reply(b"second")) as backend:
+        yield backend
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """Yield the address of a port at which nobody listens."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{reserved.getsockname()[1]}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from werkzeug.test import Client
 
-from tests.config.test_build import wrong
+from tests.config.files import wrong
 from tests.support.logs import silence
 from wsgigate.config.build import build
 from wsgigate.config.load import parse
@@ -46,7 +46,7 @@ def made(
     return build(parse(text, environ={}))
 
 
-def test_the_routes_of_a_service_share_its_circuit_which_can_be_closed_by_hand(
+def test_routes_of_a_service_share_its_circuit_and_the_admin_can_reset_it(
     backend: Backend,
 ) -> None:
     backend.answers = [BAD, BAD, BAD, reply(b"well")]
@@ -80,14 +80,16 @@ def test_the_routes_of_a_service_share_its_circuit_which_can_be_closed_by_hand(
         ("", False),
     ],
 )
-def test_what_opens_it_is_as_the_file_says(backend: Backend, breaker: str, opens: bool) -> None:
+def test_the_file_sets_which_failures_open_the_circuit(
+    backend: Backend, breaker: str, opens: bool
+) -> None:
     backend.answers = [BAD]
     client = Client(made(backend, breaker))
     answers = [client.get("/orders").status_code for _ in range(6)]
     assert answers == [500] * 5 + [503 if opens else 500]
 
 
-def test_the_workers_of_a_gateway_agree(backend: Backend, tmp_path: object) -> None:
+def test_workers_share_the_state_of_a_circuit(backend: Backend, tmp_path: object) -> None:
     backend.answers = [BAD]
     breaker, store = "breaker = { consecutive_failures = 2 }", f"lmdb:{tmp_path}/store"
     first, second = (made(backend, breaker, store=store) for _ in range(2))
@@ -98,19 +100,19 @@ def test_the_workers_of_a_gateway_agree(backend: Backend, tmp_path: object) -> N
     second.close()
 
 
-def test_without_a_breaker_nothing_is_told_of_any(backend: Backend) -> None:
+def test_no_circuit_is_reported_without_a_breaker(backend: Backend) -> None:
     client = Client(made(backend, ""))
     assert "circuitBreakers" not in client.get("/_gateway/health").get_json()
     assert client.get("/_gateway/circuit-breakers").status_code == 404
 
 
-def test_without_a_token_circuits_are_told_and_not_closed(backend: Backend) -> None:
+def test_without_an_admin_token_circuits_are_listed_but_cannot_be_reset(backend: Backend) -> None:
     client = Client(made(backend, "breaker = {}", admin=""))
     assert client.get("/_gateway/circuit-breakers").status_code == 200
     assert client.post("/_gateway/circuit-breakers/orders/reset").status_code == 404
 
 
-def test_the_endpoints_are_not_offered_to_those_who_are_lost(backend: Backend) -> None:
+def test_the_404_does_not_list_the_circuit_endpoints(backend: Backend) -> None:
     lost = Client(made(backend, "breaker = {}")).get("/nowhere").get_json()
     assert not [line for line in lost["availableRoutes"] if "circuit" in line]
 
@@ -128,6 +130,6 @@ def test_the_endpoints_are_not_offered_to_those_who_are_lost(backend: Backend) -
         ),
     ],
 )
-def test_what_is_wrong_is_told_at_its_key(breaker: str, path: str, said: str) -> None:
+def test_errors_are_reported_at_their_key(breaker: str, path: str, said: str) -> None:
     errors = wrong(f'[services.orders]\ninstances = ["http://a.test"]\n{breaker}\n')
     assert said in dict(errors)[path]

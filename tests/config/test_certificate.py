@@ -34,14 +34,16 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "tls", ['{ cert = "both.pem" }', '{ cert = "both.pem", key = "both.pem" }']
 )
-def test_a_good_one_is_good_from_wherever_it_is_looked_at(tls: str, folder: Path) -> None:
+def test_a_certificate_is_found_beside_the_file_from_any_working_folder(
+    tls: str, folder: Path
+) -> None:
     config = parse(f"{MEMORY}http2 = true\ntls = {tls}\n", environ={})
     path = str(folder / "gateway.toml")
     check(config, path=path)
     assert certificate_files(config, path) == (str(folder / "both.pem"), str(folder / "both.pem"))
 
 
-def test_without_one_there_are_no_files() -> None:
+def test_there_are_no_certificate_files_without_tls() -> None:
     assert certificate_files(parse(MEMORY, environ={}), "gateway.toml") is None
 
 
@@ -55,13 +57,15 @@ def test_without_one_there_are_no_files() -> None:
         ('{ key = "both.pem" }', "gateway.tls.cert", "is required"),
     ],
 )
-def test_a_bad_one_is_told_at_its_key(tls: str, key: str, text: str, folder: Path) -> None:
+def test_an_unusable_certificate_is_reported_at_its_key(
+    tls: str, key: str, text: str, folder: Path
+) -> None:
     [(where, what)] = wrong(f"tls = {tls}\n", folder)
     assert where == key
     assert text in what
 
 
-def test_http2_needs_one(folder: Path) -> None:
+def test_http2_requires_a_certificate(folder: Path) -> None:
     assert wrong("http2 = true\n", folder) == [
         ("gateway.http2", "requires TLS: set gateway.tls.cert")
     ]

@@ -41,7 +41,7 @@ def gateways() -> Iterator[Any]:
         each.close()
 
 
-def test_what_comes_in_by_one_door_is_seen_through_all(gateways: Any) -> None:
+def test_an_instance_registered_by_one_api_is_listed_by_all(gateways: Any) -> None:
     client = gateways('["eureka", "consul"]')
     url = "/v1/agent/service/register"
     assert client.put(url, json=SERVICE).status_code == 403
@@ -59,7 +59,7 @@ def test_what_comes_in_by_one_door_is_seen_through_all(gateways: Any) -> None:
     ("doors", "answers"),
     [("[]", (404, 404)), ('["eureka"]', (200, 404)), ('["consul"]', (404, 200))],
 )
-def test_a_door_is_shut_unless_it_is_opened(
+def test_a_compatibility_api_is_disabled_by_default(
     gateways: Any, doors: str, answers: tuple[int, int]
 ) -> None:
     client = gateways(doors)
@@ -102,7 +102,7 @@ def test_the_apis_share_the_slots_of_waiting_requests(
         ),
     ],
 )
-def test_what_is_wrong_is_named(text: str, error: tuple[str, str]) -> None:
+def test_an_error_names_the_unknown_api(text: str, error: tuple[str, str]) -> None:
     with pytest.raises(ConfigError) as caught:
         assemble(parse(REGISTRY + text, environ={}))
     [(key, said)] = caught.value.errors
@@ -110,7 +110,7 @@ def test_what_is_wrong_is_named(text: str, error: tuple[str, str]) -> None:
     assert error[1] in said
 
 
-def test_the_command_has_a_flag_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_registry_has_a_flag_for_each_api(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setenv("REGISTRY_TOKEN", TOKEN)
     monkeypatch.setattr("wsgigate.cli.registry.registry", lambda given: seen.append(given) or 0)

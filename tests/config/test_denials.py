@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 from werkzeug.test import Client
 
-from tests.config.test_build import APP, SECRET, small, wrong
+from tests.config.files import APP, SECRET, small, wrong
 from wsgigate.auth.jwt import mint
 
 ADMIN = "a-token-of-32-or-more-characters"
@@ -31,7 +31,7 @@ def ask(client: Client, token: str, path: str = "/echo") -> int:
     return client.get(path, headers={"Authorization": f"Bearer {token}"}).status_code
 
 
-def test_what_the_endpoint_denies_every_authenticator_refuses(site: ModuleType) -> None:
+def test_all_authenticators_reject_a_token_that_the_endpoint_denied(site: ModuleType) -> None:
     text = ADMIN_TABLE + APP + DENIES + OTHER + "# none\n"
     client = Client(small(text))
     token, another = mint(SECRET, "HS256", "ann"), mint(SECRET, "HS256", "bob")
@@ -65,13 +65,13 @@ def test_without_an_admin_token_nothing_can_be_denied(site: ModuleType) -> None:
 @pytest.mark.parametrize(
     "text", [APP + DENIES, ADMIN_TABLE + APP, ADMIN_TABLE + APP + AUTHENTICATOR]
 )
-def test_there_is_no_endpoint_for_what_nobody_asks_or_without_a_table(
+def test_there_is_no_deny_endpoint_without_a_deny_list_or_an_admin_table(
     site: ModuleType, text: str
 ) -> None:
     assert deny(Client(small(text)), {"jti": "a", "until": 1}) == 404
 
 
-def test_what_happens_without_the_store_is_said_beside_the_list(site: ModuleType) -> None:
+def test_on_store_error_requires_a_deny_list(site: ModuleType) -> None:
     assert small(APP + DENIES + 'on_store_error = "allow"\n')
     [(key, said)] = wrong(APP + AUTHENTICATOR + 'on_store_error = "allow"\n')
     assert key == "routes[0].middleware[0].on_store_error"

@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 from werkzeug.test import Client
 
-from tests.config.test_build import wrong
+from tests.config.files import wrong
 from tests.discovery.name_server import NameServer
 from tests.support.certificates import make_certificate
 from wsgigate.client.destinations import Destinations
 from wsgigate.config.build import build
-from wsgigate.config.discover import Discover, SourceAddress, parse_address, source_of
 from wsgigate.config.load import parse
 from wsgigate.discovery import Instance
 from wsgigate.gateway import Gateway
@@ -29,177 +28,6 @@ from wsgigate.rules.registry import Registered
 from wsgigate.testing.backend import Backend
 
 NEVER = threading.Event()
-
-
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("registry", SourceAddress("registry")),
-        ("registry:http://10.0.0.4:3004", SourceAddress("registry", url="http://10.0.0.4:3004")),
-        ("registry:https://reg/orders", SourceAddress("registry", "orders", "https://reg")),
-        ("dns:a.internal:8000", SourceAddress("dns", "a.internal", port="8000")),
-        ("srv:_http._tcp.a.internal", SourceAddress("srv", "_http._tcp.a.internal")),
-        ("file:run/a.json", SourceAddress("file", "run/a.json")),
-        ("file:/run/a.yml", SourceAddress("file", "/run/a.yml")),
-        ("consul:orders", SourceAddress("consul", "orders")),
-        ("consul:http://[::1]:8500/orders", SourceAddress("consul", "orders", "http://[::1]:8500")),
-        ("kubernetes:shop/orders:http", SourceAddress("kubernetes", "orders", "", "http", "shop")),
-        ("kubernetes:shop/orders:8080", SourceAddress("kubernetes", "orders", "", "8080", "shop")),
-    ],
-)
-def test_a_source_has_an_address(text: str, address: SourceAddress) -> None:
-    assert parse_address(text) == address
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("etcd:a", "must be one of"),
-        ("dns", "must be one of"),
-        ("", "must be one of"),
-        ("registry:a", "must be followed by a URL"),
-        ("registry:http://user:secret@a", "must not carry credentials"),
-        ("registry:http://a/b/c", "not a service name"),
-        ("dns:a", "a name and a port"),
-        ("dns:a:0", "a name and a port"),
-        ("dns:a:99999", "a name and a port"),
-        ("dns:a b:80", "a name and a port"),
-        ("dns:-a:80", "a name and a port"),
-        ("srv:", "must be followed by a name"),
-        ("file:a.ini", "must end in one of .json, .toml, .yaml, .yml"),
-        ("consul:", "not a service name"),
-        ("consul:http://a:8500", "must end with the service"),
-        ("consul:a/b", "not a service name"),
-        ("kubernetes:orders:http", "a namespace, a service and a port"),
-        ("kubernetes:shop/orders", "a namespace, a service and a port"),
-        ("kubernetes:shop/orders:", "a namespace, a service and a port"),
-    ],
-)
-def test_what_is_none_is_told_in_words(text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said.replace(".", r"\.")):
-        parse_address(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "path", "said"),
-    [
-        ("discover = 'etcd:a'", "services.a.discover", "must be one of"),
-        ("discover = 7", "services.a.discover", "expected one of"),
-        ("", "services.a", "needs instances or discover"),
-        ("discover = { scheme = 'https' }", "services.a.discover.use", "is required"),
-        (
-            "discover = { use = 'dns:a:1', server = 'http://a' }",
-            "services.a.discover.server",
-            "does not apply to dns",
-        ),
-        (
-            "discover = { use = 'file:a.json', token = 'abc' }",
-            "services.a.discover.token",
-            "does not apply to file",
-        ),
-        (
-            "discover = { use = 'dns:a:1', nameservers = ['ns.internal'] }",
-            "services.a.discover.nameservers",
-            "a name server must be an address",
-        ),
-        (
-            "discover = { use = 'consul:a', ca = 'nowhere.pem' }",
-            "services.a.discover.ca",
-            "does not exist",
-        ),
-        (
-            "discover = { use = 'consul:a', allowed_networks = ['10.0.0.0/99'] }",
-            "services.a.discover.allowed_networks[0]",
-            "10.0.0.0/99",
-        ),
-        ("discover = 'registry'", "services.a.discover", "this gateway has no [registry] table"),
-        ("instances = ['http://a']\ndiscover = 'consul:a'", "services.a", "are mutually exclusive"),
-    ],
-)
-def test_an_error_is_told_where_it_is(text: str, path: str, said: str) -> None:
-    told = dict(wrong(f"[services.a]\n{text}\n[[routes]]\npath = '/a'\nservice = 'a'"))
-    assert said in told[path]
-
-
-@pytest.mark.parametrize(
-    ("use", "name"),
-    [
-        ("registry:http://a:1,http://b:2", "registry:http://a:1, registry:http://b:2"),
-        ("registry:http://a:1, http://b:2/users", "registry:http://a:1, registry:http://b:2"),
-        (
-            ["registry:http://a:1", "registry:http://b:2"],
-            "registry:http://a:1, registry:http://b:2",
-        ),
-        (["registry:http://a:1", "registry:http://a:1"], "registry:http://a:1"),
-        (["registry:http://a:1"], "registry:http://a:1"),
-        ("consul:http://a:1,http://b:2/u", "consul:http://a:1/u, consul:http://b:2/u"),
-        (
-            ["consul:http://a:1/u", "consul:http://b:2/u"],
-            "consul:http://a:1/u, consul:http://b:2/u",
-        ),
-    ],
-)
-@pytest.mark.parametrize("table", [False, True])
-def test_several_servers_are_one_source(use: str | list[str], name: str, table: bool) -> None:
-    written = json.dumps(use)
-    text = f"[services.a]\ndiscover = {f'{{ use = {written} }}' if table else written}\n"
-    gateway = build(parse(text + "[[routes]]\npath = '/a'\nservice = 'a'", environ={}))
-    try:
-        assert gateway.watcher is not None
-        assert gateway.watcher.sources == {"a": name}
-    finally:
-        gateway.close()
-
-
-@pytest.mark.parametrize(
-    ("use", "said"),
-    [
-        ([], "at least one item"),
-        (["registry", "registry:http://a:1"], "several sources must be registries, or Consuls"),
-        (["registry:http://a:1", "consul:http://a:1/u"], "several sources must be registries"),
-        (["registry:http://a:1/u", "registry:http://b:1/v"], "several sources must be registries"),
-        (["dns:a:80", "dns:b:80"], "several sources must be registries, or Consuls"),
-        ("registry:http://a:1/u,http://b:1/v", "same service name"),
-        ("registry:http://a:1,b", "each of several servers must have a URL"),
-        (["registry:http://a:1", "etcd:x"], "must be one of"),
-        (["registry:http://a:1", 7], "expected one of"),
-    ],
-)
-def test_sources_that_cannot_stand_for_each_other_are_an_error(
-    use: str | list[object], said: str
-) -> None:
-    text = f"[services.a]\ndiscover = {json.dumps(use)}\n"
-    errors = wrong(text + "[[routes]]\npath = '/a'\nservice = 'a'")
-    assert any(said in text and key.startswith("services.a.discover") for key, text in errors)
-
-
-def test_a_token_is_never_shown() -> None:
-    errors = wrong(
-        "[services.a]\ndiscover = { use = 'dns:a:1', token = 's3cret-token' }\n"
-        "[services.b]\ndiscover = 'registry:http://s3cret-token@a'"
-    )
-    assert errors
-    assert "s3cret-token" not in str(errors)
-
-
-@pytest.mark.parametrize(
-    ("options", "name"),
-    [
-        (Discover(use="dns:a.internal:80", nameservers=("127.0.0.1",)), "dns:a.internal:80"),
-        (Discover(use="srv:_http._tcp.a"), "srv:_http._tcp.a"),
-        (Discover(use="file:a.yaml"), "file:a.yaml"),
-        (Discover(use="consul:a", token="t", tags=("v1",)), "consul:http://127.0.0.1:8500/a"),
-        (Discover(use="registry:http://b:3004"), "registry:http://b:3004"),
-        (Discover(use="kubernetes:n/a:http", server="http://b"), "kubernetes:n/a:http"),
-    ],
-)
-def test_each_source_can_be_made_and_says_what_it_is(options: Discover, name: str) -> None:
-    def own(*_: Any) -> Any:
-        raise AssertionError
-
-    made = source_of(options, "a", Path("/nowhere"), own)
-    assert made.name == name
-    made.close()
 
 
 Make = Callable[[str], Gateway]
@@ -240,7 +68,7 @@ def test_the_first_request_finds_its_instance(backend: Backend, make: Make, tmp_
     assert health["discovery"]["users"]["instances"] == 1
 
 
-def test_who_asks_while_the_first_answer_is_awaited_waits_too(
+def test_requests_wait_for_the_first_answer_of_a_source(
     backend: Backend, make: Make, tmp_path: Path
 ) -> None:
     """Not only the request that starts what runs beside the gateway."""
@@ -273,7 +101,7 @@ def test_who_asks_while_the_first_answer_is_awaited_waits_too(
     assert answers == [200, 200, 200]
 
 
-def test_a_source_that_does_not_answer_is_a_503_and_told(make: Make) -> None:
+def test_a_source_that_does_not_answer_causes_a_503_and_is_reported(make: Make) -> None:
     client = Client(make("discover = 'file:nowhere.json'"))
     response = client.get("/")
     assert response.status_code == 503
@@ -288,7 +116,7 @@ def test_a_source_that_does_not_answer_is_a_503_and_told(make: Make) -> None:
     }
 
 
-def test_nothing_is_told_of_sources_where_there_are_none(make: Make, backend: Backend) -> None:
+def test_no_sources_are_reported_without_discovery(make: Make, backend: Backend) -> None:
     gateway = make(f"instances = ['{backend.url}']")
     assert gateway.watcher is None
     client = Client(gateway)
@@ -299,7 +127,7 @@ def test_nothing_is_told_of_sources_where_there_are_none(make: Make, backend: Ba
     assert "discovery" not in services["services"][0]
 
 
-def test_a_name_is_checked_where_it_is_connected_to(
+def test_the_address_of_a_name_is_checked_when_connecting(
     make: Make, backend: Backend, tmp_path: Path
 ) -> None:
     """The list has a name, of which nothing is known before."""
@@ -318,12 +146,14 @@ def test_the_gateway_is_never_its_own_instance(make: Make, tmp_path: Path) -> No
     assert [one.url for one in gateway.pools["users"].instances] == ["http://127.0.0.1:3998"]
 
 
-def test_instances_of_the_file_stay_as_they_are_wherever_they_are(make: Make) -> None:
+def test_allowed_networks_do_not_apply_to_instances_of_the_file(make: Make) -> None:
     gateway = make("instances = ['http://169.254.169.254']")
     assert [one.url for one in gateway.pools["users"].instances] == ["http://169.254.169.254"]
 
 
-def test_what_registers_with_the_gateway_is_found(make: Make, backend: Backend) -> None:
+def test_an_instance_registered_at_the_gateways_own_registry_is_found(
+    make: Make, backend: Backend
+) -> None:
     gateway = make("discover = 'registry'", "[registry]\nopen = true")  # type: ignore[call-arg]
     assert gateway.registry is not None
     gateway.registry.register(Registered("users", "users-1", "127.0.0.1", backend.port))
@@ -357,7 +187,7 @@ def moved(gateway: Gateway, port: int, at: str, **more: Any) -> None:
         (["127.0.0.0/8", "::1", "10.0.0.0/8"], ["127.0.0.0/8", "::1"], 200),
     ],
 )
-def test_the_list_of_the_registry_holds_when_a_name_means_something_else(
+def test_the_registrys_allowed_networks_apply_after_a_name_changes_its_address(
     make: Make, backend: Backend, registry: list[str], discover: list[str] | None, status: int
 ) -> None:
     narrowed = "" if discover is None else f", allowed_networks = {discover}"
@@ -375,7 +205,9 @@ def test_the_list_of_the_registry_holds_when_a_name_means_something_else(
         assert backend.connections == 0
 
 
-def test_a_public_network_that_may_register_is_reached(make: Make, backend: Backend) -> None:
+def test_an_instance_in_a_registrys_public_network_is_reachable(
+    make: Make, backend: Backend
+) -> None:
     """The registry's list is enough, also where it is wider than the usual one."""
     gateway = make(  # type: ignore[call-arg]
         "discover = 'registry'", "[registry]\nopen = true\nallowed_networks = ['203.0.113.0/24']"
@@ -415,7 +247,7 @@ def host_of(backend: Backend) -> str:
         ("preserve_host = true\nhost = 'virtual.example'", "shop.example", "shop.example"),
     ],
 )
-def test_what_was_found_by_a_name_is_asked_by_it(
+def test_an_instance_found_by_dns_gets_the_looked_up_host(
     more: str, client: str, host: str, make: Make, backend: Backend
 ) -> None:
     with NameServer("users 60 IN A 127.0.0.1\n") as server:
@@ -425,7 +257,7 @@ def test_what_was_found_by_a_name_is_asked_by_it(
         assert host_of(backend) == host
 
 
-def test_redirects_by_that_name_lead_back_to_the_gateway(make: Make) -> None:
+def test_redirects_to_the_looked_up_host_are_rewritten(make: Make) -> None:
     def answer(connection: socket.socket, request: Any) -> None:
         there = f"http://{dict(request.fields)['Host']}/items/".encode()
         connection.sendall(
@@ -440,7 +272,7 @@ def test_redirects_by_that_name_lead_back_to_the_gateway(make: Make) -> None:
 
 
 @pytest.mark.parametrize("source", ["instances", "file", "registry"])
-def test_a_service_is_asked_by_the_host_that_the_file_names(
+def test_a_service_gets_the_host_of_the_file(
     source: str, make: Make, backend: Backend, tmp_path: Path
 ) -> None:
     (tmp_path / "users.json").write_text(json.dumps([backend.url]))
@@ -457,12 +289,12 @@ def test_a_service_is_asked_by_the_host_that_the_file_names(
 
 
 @pytest.mark.parametrize("host", ["http://a", "a/b", "a b", "a:99999"])
-def test_a_host_that_is_none_is_told_at_its_key(host: str) -> None:
+def test_an_invalid_host_is_reported_at_its_key(host: str) -> None:
     errors = wrong(f"[services.a]\ninstances = ['http://a']\nhost = '{host}'")
     assert "host must be a name such as" in dict(errors)["services.a.host"]
 
 
-def test_over_tls_the_host_is_the_name_that_an_address_is_asked_by(
+def test_the_host_of_the_file_is_the_tls_server_name_of_an_ip_address(
     make: Make, tmp_path: Path
 ) -> None:
     certificate = make_certificate(tmp_path, "virtual.test")
@@ -482,7 +314,7 @@ def test_over_tls_the_host_is_the_name_that_an_address_is_asked_by(
         assert set(asked) == {"virtual.test"}
 
 
-def test_certificates_are_for_the_name_that_was_asked_by(make: Make, tmp_path: Path) -> None:
+def test_certificates_are_verified_for_the_looked_up_name(make: Make, tmp_path: Path) -> None:
     """An address has no certificate, so that is verified against the name of DNS."""
     certificate = make_certificate(tmp_path, "users.test")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

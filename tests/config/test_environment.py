@@ -55,7 +55,7 @@ def test_a_reference_is_replaced_by_the_variable(text: str, expected: str) -> No
         ("${NOPE:-${HOST}}", "cannot contain another one"),
     ],
 )
-def test_a_reference_that_has_no_value_is_an_error(text: str, said: str) -> None:
+def test_a_reference_without_a_value_is_an_error(text: str, said: str) -> None:
     errors = Errors()
     assert substitute({"a": [text]}, ENVIRON, errors) == {"a": [MISSING]}
     ((path, found),) = errors
@@ -63,17 +63,17 @@ def test_a_reference_that_has_no_value_is_an_error(text: str, said: str) -> None
     assert said in found
 
 
-def test_keys_and_what_is_no_text_stay_as_they_are() -> None:
+def test_keys_and_values_that_are_no_text_are_not_substituted() -> None:
     data = {"${HOST}": [1, True, 2.5, None, {"b": "${PORT}"}]}
     assert substitute(data, ENVIRON, Errors()) == {"${HOST}": [1, True, 2.5, None, {"b": "8000"}]}
 
 
-def test_only_text_that_a_variable_took_part_in_may_become_a_number() -> None:
+def test_only_substituted_text_is_read_as_a_number() -> None:
     assert type(substitute("${PORT}", ENVIRON, Errors())) is FromEnvironment
     assert type(substitute("$$5", ENVIRON, Errors())) is str
 
 
-def test_what_a_variable_with_the_name_of_a_secret_holds_is_never_told() -> None:
+def test_the_value_of_a_variable_named_like_a_secret_is_masked_in_errors() -> None:
     errors = Errors()
     errors.add("bind", f"expected an address, got {substitute('${A_SECRET}', ENVIRON, errors)}")
     assert list(errors) == [("bind", "expected an address, got ***")]

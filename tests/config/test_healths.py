@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.config.test_build import wrong
+from tests.config.files import wrong
 from wsgigate.config.build import build
 from wsgigate.config.checks import check_across
 from wsgigate.config.errors import Errors
@@ -39,11 +39,11 @@ SERVICE = "[services.a]\ninstances = ['http://a']\nhealth = "
         ("{ type = 'tcp', port = 0 }", "services.a.health.port", "65535"),
     ],
 )
-def test_what_is_wrong_is_told_at_its_key(health: str, path: str, said: str) -> None:
+def test_errors_are_reported_at_their_key(health: str, path: str, said: str) -> None:
     assert said in dict(wrong(SERVICE + health))[path]
 
 
-def test_each_service_is_asked_in_its_own_way_and_the_reason_is_told() -> None:
+def test_each_health_check_uses_its_own_request_and_reports_the_reason() -> None:
     checks = {
         "port": 'type = "tcp"',
         "login": 'path = "/login", statuses = [401]',
@@ -131,7 +131,7 @@ HEALTHY = "[services.a]\ninstances = ['http://a']\nhealth = { path = '/up' }\n"
         ),
     ],
 )
-def test_a_virtual_host_is_asked_by_the_name_that_clients_use(text: str, host: str) -> None:
+def test_a_health_check_sends_the_host_that_clients_use(text: str, host: str) -> None:
     assert checks_of(text) == {"a": host}
 
 
@@ -139,7 +139,9 @@ def test_a_virtual_host_is_asked_by_the_name_that_clients_use(text: str, host: s
     ("hosts", "warned"),
     [([""], False), (["a.example"], False), (["*.example"], True), (["a.example", "b"], True)],
 )
-def test_several_names_are_warned_of(hosts: list[str], warned: bool) -> None:
+def test_a_health_check_of_a_service_with_several_hosts_is_a_warning(
+    hosts: list[str], warned: bool
+) -> None:
     text = HEALTHY + "preserve_host = true\n"
     text += "".join(f"{ROUTE}{f'host = {host!r}' if host else ''}\n" for host in hosts)
     warnings: list[tuple[str, str]] = []
@@ -147,7 +149,7 @@ def test_several_names_are_warned_of(hosts: list[str], warned: bool) -> None:
     assert ("services.a.health" in dict(warnings)) is warned
 
 
-def test_the_file_says_all_of_a_request(backend: Backend) -> None:
+def test_the_file_sets_every_part_of_a_health_check(backend: Backend) -> None:
     text = (
         f"[services.a]\ninstances = ['{backend.url}']\n"
         "health = { path = '/up', host = 'shop.example', method = 'HEAD', "

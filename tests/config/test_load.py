@@ -102,7 +102,7 @@ def wrong(text: str, path: str = "gateway.toml", **environ: str) -> list[tuple[s
     return caught.value.errors
 
 
-def test_every_error_of_a_file_is_told_at_once_each_with_its_key_path() -> None:
+def test_all_errors_of_a_file_are_reported_at_once_with_their_key_paths() -> None:
     errors = wrong(WRONG)
     told = dict(reversed(errors))
     for path, said in SAID.items():
@@ -111,7 +111,7 @@ def test_every_error_of_a_file_is_told_at_once_each_with_its_key_path() -> None:
     assert told.keys() == SAID.keys()
 
 
-def test_the_text_of_an_error_has_one_line_each_with_the_file_in_front() -> None:
+def test_the_text_of_an_error_has_one_line_per_error_that_begins_with_the_file() -> None:
     with pytest.raises(ConfigError) as caught:
         parse(WRONG, "shop/gateway.toml", environ={})
     lines = str(caught.value).splitlines()
@@ -121,7 +121,7 @@ def test_the_text_of_an_error_has_one_line_each_with_the_file_in_front() -> None
     assert "33333" not in str(caught.value)
 
 
-def test_an_empty_file_is_a_gateway_of_defaults() -> None:
+def test_an_empty_file_is_a_gateway_with_all_defaults() -> None:
     assert parse("") == Config()
     assert parse("").gateway == GatewayTable(bind="127.0.0.1:3000", name="wsgigate")
     assert parse("").admin is None
@@ -143,7 +143,7 @@ def test_a_full_file_is_read_key_by_key(full: Path) -> None:
     assert config.routes[1].paths == ("/echo", "/say")
 
 
-def test_what_is_secret_is_in_no_representation_of_a_config(full: Path) -> None:
+def test_secrets_are_in_no_representation_of_a_config(full: Path) -> None:
     shown = repr(load(str(full)))
     assert "thirty-two" not in shown
     assert "of-32-or-more" not in shown
@@ -168,13 +168,13 @@ def test_secrets_of_a_service_are_in_no_representation_of_a_config() -> None:
         ("[x]\n[x]\n", "line 2, column 3"),
     ],
 )
-def test_broken_toml_is_told_with_line_and_column(text: str, said: str) -> None:
+def test_an_error_of_toml_syntax_has_line_and_column(text: str, said: str) -> None:
     ((path, told),) = wrong(text)
     assert path == ""
     assert said in told
 
 
-def test_a_file_that_is_no_text_is_told_with_its_line(tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf_8_is_reported_with_its_line(tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
     file.write_bytes(b'a = 1\nb = "\xff"\n')
     with pytest.raises(ConfigError, match="is not UTF-8 text: line 2"):
@@ -195,14 +195,14 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing.toml", ""])
-def test_a_file_that_can_not_be_read_is_one_error(tmp_path: Path, name: str) -> None:
+def test_an_unreadable_file_is_one_error(tmp_path: Path, name: str) -> None:
     path = str(tmp_path / name)
     with pytest.raises(ConfigError) as caught:
         load(path)
     assert str(caught.value).startswith(f"{path}: cannot be read: ")
 
 
-def test_a_file_that_is_nested_without_end_is_refused() -> None:
+def test_a_file_that_is_nested_too_deeply_is_rejected() -> None:
     assert wrong("a = " + "[" * 5000 + "]" * 5000) == [("", "is nested too deeply")]
 
 
@@ -238,7 +238,7 @@ def test_a_file_that_is_nested_without_end_is_refused() -> None:
         ),
     ],
 )
-def test_what_is_likely_not_meant_is_a_warning(text: str, path: str, said: str) -> None:
+def test_a_probable_mistake_is_a_warning(text: str, path: str, said: str) -> None:
     reading = read(text, environ={})
     assert not reading.errors
     found = dict(reading.warnings)
@@ -275,16 +275,16 @@ def test_what_is_likely_not_meant_is_a_warning(text: str, path: str, said: str) 
         ),
     ],
 )
-def test_one_mistake_is_told_at_its_place(text: str, path: str, said: str) -> None:
+def test_an_error_is_reported_at_its_key_path(text: str, path: str, said: str) -> None:
     assert said in dict(wrong(text))[path]
 
 
-def test_a_limiter_may_count_subjects_behind_whatever_verifies_tokens() -> None:
+def test_a_limiter_may_count_subjects_behind_a_custom_middleware() -> None:
     limiter = '[[middleware]]\nuse = "limiter"\nquota = "1/s"\nkey = "subject"\n'
     parse('[[middleware]]\nuse = "somebody.elses:Tokens"\n' + limiter)
 
 
-def test_numbers_switches_and_lists_may_come_from_the_environment() -> None:
+def test_numbers_booleans_and_lists_may_come_from_the_environment() -> None:
     text = (
         '[gateway]\nworkers = "${W}"\nlist_routes = "${L}"\ntrusted_proxies = "${P:-}"\n'
         '[services.orders]\ninstances = "${ORDERS}"\ntimeout = "${T:-5s}"\n'
@@ -297,6 +297,6 @@ def test_numbers_switches_and_lists_may_come_from_the_environment() -> None:
     assert config.services["orders"].timeout == 5.0
 
 
-def test_a_place_of_a_wrong_item_does_not_shift_the_others() -> None:
+def test_an_invalid_item_does_not_shift_the_positions_of_the_others() -> None:
     text = 'middleware = [{ use = "nothing" }, { use = "limiter", quota = "1/s", key = "route" }]'
     assert [path for path, _ in wrong(text)] == ["middleware[0].use", "middleware[1].key"]

@@ -47,13 +47,15 @@ def register(made: Gateway, path: str = "/_registry/register", **members: Any) -
     )
 
 
-def test_without_the_table_there_is_none(tmp_path: Path) -> None:
+def test_there_is_no_registry_without_the_table(tmp_path: Path) -> None:
     with gateway("", tmp_path) as made:
         assert made.registry is None
         assert register(made) == 404
 
 
-def test_it_is_beside_the_routes_and_looked_after(tmp_path: Path) -> None:
+def test_the_registry_is_served_beside_the_routes_and_started_with_the_gateway(
+    tmp_path: Path,
+) -> None:
     text = f"""
         [gateway]
         threads = 8
@@ -85,7 +87,7 @@ def test_it_is_beside_the_routes_and_looked_after(tmp_path: Path) -> None:
     assert not thread.alive
 
 
-def test_two_gateways_of_one_file_share_it(tmp_path: Path) -> None:
+def test_two_gateways_of_one_file_share_the_registry(tmp_path: Path) -> None:
     text = f'[registry]\nprefix = ""\ntoken = "{TOKEN}"\n'
     with gateway(text, tmp_path) as one, gateway(text, tmp_path) as other:
         assert register(one, "/register") == 201
@@ -93,7 +95,7 @@ def test_two_gateways_of_one_file_share_it(tmp_path: Path) -> None:
         assert found["count"] == 1
 
 
-def test_all_that_can_be_said_of_it(tmp_path: Path) -> None:
+def test_the_file_sets_every_option_of_the_registry(tmp_path: Path) -> None:
     text = f"""
         [gateway]
         bind = "127.0.0.1:3104"
@@ -125,7 +127,7 @@ def test_all_that_can_be_said_of_it(tmp_path: Path) -> None:
         assert rules.preserve == 0.5
 
 
-def test_anybody_may_register_on_loopback_where_it_is_said(tmp_path: Path) -> None:
+def test_an_open_registry_on_loopback_requires_no_token(tmp_path: Path) -> None:
     with gateway("[registry]\nopen = true\n", tmp_path) as made:
         assert Client(made).post("/_registry/register", json=ONE).status_code == 201
 
@@ -164,7 +166,7 @@ def test_anybody_may_register_on_loopback_where_it_is_said(tmp_path: Path) -> No
         ),
     ],
 )
-def test_what_is_wrong_with_it_is_told_by_its_key(text: str, key: str, what: str) -> None:
+def test_errors_of_the_registry_are_reported_at_their_key(text: str, key: str, what: str) -> None:
     errors = wrong(text)
     assert [each for each in errors if each[0] == key and what in each[1]], errors
 
@@ -186,7 +188,7 @@ def test_no_error_shows_a_token() -> None:
         ("unix:/run/gateway.sock", [], True),
     ],
 )
-def test_where_it_listens_is_known(
+def test_the_listen_addresses_are_derived_from_bind(
     bind: str, places: list[tuple[str, int]], loopback: bool
 ) -> None:
     assert listen_addresses(bind) == places
@@ -194,7 +196,7 @@ def test_where_it_listens_is_known(
 
 
 @pytest.mark.parametrize("doors", [[], ["eureka"], ["consul"], ["eureka", "consul"]])
-def test_checks_are_carried_out_for_consuls_clients_where_instances_may_be(
+def test_checks_of_consul_clients_are_limited_to_the_allowed_networks(
     doors: list[str], tmp_path: Path
 ) -> None:
     text = f'[registry]\ntoken = "{TOKEN}"\nallowed_networks = ["10.0.0.0/8"]\ndoors = {doors}'

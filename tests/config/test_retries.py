@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from werkzeug.test import Client
 
-from tests.config.test_build import wrong
+from tests.config.files import wrong
 from wsgigate.config.build import build
 from wsgigate.config.load import parse
 from wsgigate.testing.backend import Backend, reply
@@ -26,7 +26,7 @@ BAD = reply(b"busy", status="503 Service Unavailable")
         ("retry = { backoff = '0s', budget = 0, budget_floor = 0 }", "GET", 1),
     ],
 )
-def test_a_request_is_made_as_often_as_the_file_says(retry: str, method: str, asked: int) -> None:
+def test_the_file_sets_the_number_of_attempts(retry: str, method: str, asked: int) -> None:
     with Backend(BAD) as backend:
         text = f"""
             [store]
@@ -60,5 +60,5 @@ def test_a_request_is_made_as_often_as_the_file_says(retry: str, method: str, as
         ),
     ],
 )
-def test_what_is_wrong_is_told_at_its_key(retry: str, path: str, said: str) -> None:
+def test_errors_are_reported_at_their_key(retry: str, path: str, said: str) -> None:
     assert said in dict(wrong(f"[services.a]\ninstances = ['http://a.test']\n{retry}\n"))[path]

@@ -32,7 +32,7 @@ def errors_of(validator: Draft202012Validator, text: str) -> list[str]:
     return [error.json_path for error in validator.iter_errors(tomllib.loads(text))]
 
 
-def test_the_schema_is_one() -> None:
+def test_the_schema_is_a_valid_json_schema() -> None:
     Draft202012Validator.check_schema(schema())
     json.dumps(schema())
 
@@ -78,7 +78,7 @@ def test_the_examples_are_valid(validator: Draft202012Validator, path: Path) -> 
         ("[[routes]]\npath = 'api'", "$.routes[0].path"),
     ],
 )
-def test_a_wrong_file_is_invalid_at_its_place(
+def test_an_invalid_file_is_rejected_at_its_path(
     validator: Draft202012Validator, text: str, path: str
 ) -> None:
     assert errors_of(validator, text) == [path]

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from werkzeug.test import Client
 
-from tests.config.test_build import wrong
+from tests.config.files import wrong
 from wsgigate.auth.jwt import mint
 from wsgigate.config.build import build
 from wsgigate.config.load import parse
@@ -70,7 +70,7 @@ def make(backend: Backend) -> Iterator[Make]:
         ('path = "/"\nencoded_slash = "keep"', "/a%2fb", "/a%2Fb"),
     ],
 )
-def test_the_path_arrives_as_the_route_says(
+def test_the_route_rewrites_the_path(
     backend: Backend, make: Make, rest: str, asked: str, arrives: str
 ) -> None:
     response = make(rest).get(asked)
@@ -78,7 +78,7 @@ def test_the_path_arrives_as_the_route_says(
     assert backend.requests[0].line == f"GET {arrives} HTTP/1.1"
 
 
-def test_fields_are_changed_as_the_route_says(backend: Backend, make: Make) -> None:
+def test_the_route_changes_header_fields(backend: Backend, make: Make) -> None:
     backend.answers = [reply(fields=[("X-Powered-By", "magic"), ("X-Kept", "1")])]
     response = make(
         'path = "/"\n'
@@ -97,7 +97,7 @@ def test_fields_are_changed_as_the_route_says(backend: Backend, make: Make) -> N
 @pytest.mark.parametrize(
     ("rest", "arrives"), [("", None), ("forward_authorization = true", "Bearer ")]
 )
-def test_the_service_is_told_who_the_caller_is(
+def test_the_service_gets_the_identity_of_the_caller(
     backend: Backend, make: Make, rest: str, arrives: str | None
 ) -> None:
     client = make(f'path = "/"\nmiddleware = [{AUTHENTICATOR}]\n{rest}')
@@ -109,7 +109,7 @@ def test_the_service_is_told_who_the_caller_is(
 
 
 @pytest.mark.parametrize("preserved", [True, False])
-def test_the_host_is_the_clients_when_the_route_says_so(
+def test_the_clients_host_is_forwarded_with_preserve_host(
     backend: Backend, make: Make, preserved: bool
 ) -> None:
     client = make(f'path = "/"\npreserve_host = {"true" if preserved else "false"}')
@@ -142,7 +142,7 @@ def self_signed(folder: Path) -> Path:
     return path
 
 
-def test_requests_and_health_checks_go_by_the_tls_settings_of_the_service(tmp_path: Path) -> None:
+def test_requests_and_health_checks_use_the_tls_settings_of_the_service(tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(self_signed(tmp_path))
     with Backend(reply(b"ok"), tls=lambda sock: context.wrap_socket(sock, True)) as backend:
@@ -220,11 +220,11 @@ def test_requests_and_health_checks_go_by_the_tls_settings_of_the_service(tmp_pa
         ),
     ],
 )
-def test_what_can_not_be_balanced_by_is_told_at_its_key(balance: str, path: str, said: str) -> None:
+def test_an_invalid_balance_is_reported_at_its_key(balance: str, path: str, said: str) -> None:
     assert said in dict(wrong(f"[services.a]\ninstances = ['http://a']\n{balance}"))[path]
 
 
-def test_requests_of_one_key_go_to_one_instance_and_others_take_turns() -> None:
+def test_consistent_hash_sends_requests_with_one_key_to_one_instance() -> None:
     with Backend() as one, Backend() as other:
         for balance in (
             '"round-robin"',
@@ -250,12 +250,12 @@ def test_requests_of_one_key_go_to_one_instance_and_others_take_turns() -> None:
             assert counts == ({3} if "robin" in balance else {0, 6})
 
 
-def test_an_instance_of_a_tier_that_is_none_is_told_at_its_key() -> None:
+def test_an_invalid_tier_is_reported_at_its_key() -> None:
     text = "[services.a]\ninstances = [{ url = 'http://a', tier = 16 }]"
     assert "from 0 to 15" in dict(wrong(text))["services.a.instances[0].tier"]
 
 
-def test_clients_stay_where_the_file_says_and_no_service_sees_by_what() -> None:
+def test_sticky_clients_stay_on_their_instance_and_services_do_not_get_the_cookie() -> None:
     with Backend(reply(b"one")) as one, Backend(reply(b"other")) as other:
         text = f"""
             [store]
@@ -285,7 +285,7 @@ def test_clients_stay_where_the_file_says_and_no_service_sees_by_what() -> None:
             assert request.values("Cookie") == []
 
 
-def test_a_tier_stands_by_where_the_file_says() -> None:
+def test_a_lower_tier_is_used_when_the_first_fails() -> None:
     with Backend(reply(b"spare")) as spare:
         text = f"""
             [store]
@@ -311,7 +311,7 @@ def test_a_tier_stands_by_where_the_file_says() -> None:
         ("max_in_flight = 4", 1, 4),
     ],
 )
-def test_no_service_holds_more_than_its_share_of_a_worker(
+def test_a_service_holds_at_most_its_share_of_the_threads(
     settings: str, services: int, most: int | None, backend: Backend
 ) -> None:
     opened = threading.Event()
@@ -360,7 +360,7 @@ def test_no_service_holds_more_than_its_share_of_a_worker(
     gateway.close()
 
 
-def test_an_instance_is_given_no_more_than_it_may_have() -> None:
+def test_an_instance_gets_at_most_its_limit_of_requests_in_flight() -> None:
     text = """
         [store]
         url = "memory:"
@@ -373,7 +373,7 @@ def test_an_instance_is_given_no_more_than_it_may_have() -> None:
     gateway.close()
 
 
-def test_the_answer_to_one_too_many_comes_at_once() -> None:
+def test_a_request_above_the_limit_gets_a_503_at_once() -> None:
     opened = threading.Event()
 
     def slow(connection: socket.socket, _request: Received) -> None:
@@ -412,7 +412,7 @@ def test_the_answer_to_one_too_many_comes_at_once() -> None:
 
 
 @pytest.mark.parametrize("after", ['"10ms"', "0.01"])
-def test_a_slow_request_is_made_at_another_instance_where_the_file_says(after: str) -> None:
+def test_a_slow_request_is_hedged_at_another_instance(after: str) -> None:
     def silent(connection: socket.socket, _request: Received) -> bool:
         return connection.recv(1) != b""
 
@@ -461,7 +461,7 @@ service = "a"
         ('zone = "eu-1a"', "prefer_zone = false", {}, {"http://near", "http://far"}),
     ],
 )
-def test_the_zone_of_the_gateway_comes_first(
+def test_instances_in_the_gateways_zone_are_preferred(
     gateway: str,
     service: str,
     environ: dict[str, str],

@@ -14,8 +14,9 @@ import pytest
 from werkzeug.test import Client
 
 import wsgigate
-from wsgigate.config.build import build
-from wsgigate.config.load import parse
+from wsgigate.config.build import build, check, check_reading
+from wsgigate.config.errors import ConfigError
+from wsgigate.config.load import parse, read
 from wsgigate.store.lmdb import LmdbStore
 
 GATEWAY = """
@@ -47,18 +48,18 @@ def text(url: str, name: str = "shop", limit: str = "all") -> str:
     return GATEWAY.format(url=url, name=name, limit=limit)
 
 
-def test_health_tells_how_full_the_file_of_the_store_is_and_not_where(tmp_path: Path) -> None:
+def test_health_reports_the_usage_of_the_store_but_not_its_path(tmp_path: Path) -> None:
     told = health(text(f"lmdb:{tmp_path}/store"))
     assert told == {"kind": "lmdb", "used": told["used"], "limit": 256 * 1024 * 1024, "items": 1}
     assert 0 < told["used"] < 100_000
     assert str(tmp_path) not in json.dumps(told)
 
 
-def test_health_tells_how_many_values_a_store_of_one_process_has() -> None:
+def test_health_reports_the_number_of_values_of_a_memory_store() -> None:
     assert health(text("memory:")) == {"kind": "memory", "items": 1, "maxItems": 100_000}
 
 
-def test_health_answers_when_the_store_does_not(tmp_path: Path) -> None:
+def test_health_responds_while_the_store_fails(tmp_path: Path) -> None:
     (tmp_path / "store" / "data.mdb").mkdir(parents=True)  # no file, and not to be moved aside
     told = health(text(f"lmdb:{tmp_path}/store"))
     told.pop("since", None)  # once the worker's thread has noticed
@@ -79,7 +80,7 @@ gateway.close()
 
 
 @pytest.mark.parametrize(("limits", "allowed"), [(("all", "all"), 50), (("one", "two"), 100)])
-def test_two_gateways_on_one_folder_share_what_has_one_name_and_nothing_else(
+def test_two_gateways_in_one_store_folder_share_only_what_has_the_same_name(
     tmp_path: Path, limits: tuple[str, str], allowed: int
 ) -> None:
     processes = []
@@ -112,7 +113,7 @@ def test_two_gateways_on_one_folder_share_what_has_one_name_and_nothing_else(
     store.close()
 
 
-def test_a_store_that_can_never_be_used_is_an_error_that_names_the_key_of_the_file(
+def test_a_misconfigured_store_is_an_error_at_its_key(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "store").write_text("a file in the way")
@@ -127,3 +128,65 @@ def test_a_store_that_can_never_be_used_is_an_error_that_names_the_key_of_the_fi
     told = str(record.exc_info[1])
     assert "the limit 'all' cannot be counted" in told
     assert f"{tmp_path}/store is not a folder; correct store.url in {file}" in told
+
+
+def test_a_relative_store_folder_is_relative_to_the_file(tmp_path: Path) -> None:
+    path = str(tmp_path / "gateway.toml")
+    gateway = build(parse('[store]\nurl = "lmdb:data"\n'), path=path)
+    assert gateway.store.path == str(tmp_path / "data")  # type: ignore[attr-defined]
+    assert not (tmp_path / "data").exists()
+
+
+def test_check_reports_whether_the_store_can_be_used(tmp_path: Path) -> None:
+    path = str(tmp_path / "gateway.toml")
+    check(parse('[store]\nurl = "lmdb:data"\n'), path=path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError) as caught:
+        check(parse('[store]\nurl = "lmdb:file"\n'), path=path)
+    ((key, _),) = caught.value.errors
+    assert key == "store.url"
+
+
+def test_the_keys_in_a_redis_depend_on_the_gateways_name_and_not_on_its_file(
+    tmp_path: Path,
+) -> None:
+    text = '[gateway]\nname = "shop"\n[store]\nurl = "redis://h"\n'
+    prefixes = {
+        build(parse(text), path=str(tmp_path / file)).store.prefix  # type: ignore[attr-defined]
+        for file in ("one.toml", "two.toml")
+    }
+    assert prefixes == {"wsgigate:shop:"}
+
+
+def test_check_warns_when_a_redis_cannot_be_reached() -> None:
+    text = '[store]\nurl = "redis://name:secret-word@127.0.0.1:1/0?prefix=x"\n'
+    check(parse(text))
+    reading = read(text)
+    check_reading(reading, "").gateway.close()
+    key, said = reading.warnings[-1]
+    assert key == "store.url"
+    assert said.startswith("the store redis://127.0.0.1:1/0 fails: ")
+    assert "refused" in said
+    assert "secret-word" not in said
+
+
+@pytest.mark.parametrize("url", ["redis://:secret-word@h/x", "redis://:secret/word@h", "redis:h"])
+def test_an_invalid_redis_url_is_an_error_of_the_file(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(parse(f'[store]\nurl = "{url}"\n'))
+    ((key, said),) = caught.value.errors
+    assert key == "store.url"
+    assert "secret" not in said
+    assert "word" not in said.replace("password", "")
+
+
+def test_two_files_never_share_a_store_by_accident(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: None
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    paths = {
+        build(parse(f'[gateway]\nname = "{name}"'), path=str(tmp_path / file)).store.path  # type: ignore[attr-defined]
+        for name in ("a", "b")
+        for file in ("one.toml", "two.toml")
+    }
+    assert len(paths) == 4

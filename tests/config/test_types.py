@@ -70,7 +70,7 @@ RIGHT: list[tuple[Kind[Any], object, object]] = [
 
 
 @pytest.mark.parametrize(("kind", "value", "expected"), RIGHT)
-def test_a_right_value_is_read(kind: Kind[Any], value: object, expected: object) -> None:
+def test_a_valid_value_is_read(kind: Kind[Any], value: object, expected: object) -> None:
     found, errors = read(kind, value)
     assert errors == []
     assert found == expected
@@ -78,7 +78,7 @@ def test_a_right_value_is_read(kind: Kind[Any], value: object, expected: object)
 
 
 @pytest.mark.parametrize(("kind", "value", "_expected"), RIGHT)
-def test_the_schema_takes_what_is_read(kind: Kind[Any], value: object, _expected: object) -> None:
+def test_the_schema_accepts_valid_values(kind: Kind[Any], value: object, _expected: object) -> None:
     plain = "${NAME}" if isinstance(value, FromEnvironment) else value
     Draft202012Validator(kind.schema({})).validate(plain)
 
@@ -124,28 +124,30 @@ WRONG: list[tuple[Kind[Any], object, str]] = [
 
 
 @pytest.mark.parametrize(("kind", "value", "said"), WRONG)
-def test_a_wrong_value_is_told_with_what_it_is(kind: Kind[Any], value: object, said: str) -> None:
+def test_an_invalid_value_is_reported_with_what_is_expected(
+    kind: Kind[Any], value: object, said: str
+) -> None:
     _, errors = read(kind, value)
     assert len(errors) == 1
     assert said in errors[0]
 
 
-def test_an_item_is_told_with_its_place() -> None:
+def test_the_error_of_an_item_has_its_position() -> None:
     _, errors = read(ListOf(Integer(1)), [1, "x", 0])
     assert [error.partition(":")[0] for error in errors] == ["key[1]", "key[2]"]
 
 
-def test_a_long_value_is_cut() -> None:
+def test_a_long_value_is_truncated_in_errors() -> None:
     _, (error,) = read(Integer(1), "x" * 10_000)
     assert len(error) < 150
 
 
-def test_what_a_missing_variable_left_is_not_told_twice() -> None:
+def test_an_unset_variable_causes_no_second_error() -> None:
     for kind in (Text(), Integer(1), ListOf(Text()), MapOf(Text())):
         assert read(kind, MISSING) == (None, [])
 
 
-def test_a_secret_is_hidden_in_every_error_however_it_is_quoted() -> None:
+def test_a_secret_is_masked_in_errors_in_any_quoting() -> None:
     errors = Errors()
     secret = 'top "secret"\n-----KEY-----'
     Secret().read(secret, "token", errors)
@@ -155,6 +157,6 @@ def test_a_secret_is_hidden_in_every_error_however_it_is_quoted() -> None:
     assert "KEY" not in text
 
 
-def test_credentials_in_an_address_are_hidden() -> None:
+def test_credentials_in_a_url_are_masked() -> None:
     _, (error,) = read(Url(), "ftp://user:hunter2@orders")
     assert "hunter2" not in error

@@ -47,7 +47,7 @@ def test_an_empty_file_is_empty_in_yaml_too() -> None:
         ("a: " + "[" * 3000, "is nested too deeply"),
     ],
 )
-def test_yaml_says_no_more_than_toml_can(text: str, said: str) -> None:
+def test_yaml_is_restricted_to_what_toml_can_express(text: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(text, "gateway.yml", environ={})
     assert said in str(caught.value)

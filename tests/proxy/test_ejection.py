@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from werkzeug.test import Client
 
-from tests.config.test_build import wrong
+from tests.config.files import wrong
 from tests.support.logs import silence
 from wsgigate.client.adapter import Sessions
 from wsgigate.config.build import build

@@ -1,0 +1,24 @@
+"""Parts of configuration files, and what is built from them."""
+
+from __future__ import annotations
+
+import pytest
+
+from wsgigate.config.build import assemble, build
+from wsgigate.config.errors import ConfigError
+from wsgigate.config.load import parse
+from wsgigate.gateway import Gateway
+
+SECRET = "a-secret-of-at-least-thirty-two-bytes"
+MEMORY = '[store]\nurl = "memory:"\n'
+APP = '[[routes]]\npath = "/echo"\napp = "full_site:echo"\n'
+
+
+def small(text: str, path: str = "") -> Gateway:
+    return build(parse(MEMORY + text, environ={}), path=path)
+
+
+def wrong(text: str, path: str = "") -> list[tuple[str, str]]:
+    with pytest.raises(ConfigError) as caught:
+        assemble(parse(MEMORY + text, environ={}), path=path)
+    return caught.value.errors
