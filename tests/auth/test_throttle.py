@@ -13,8 +13,8 @@ from wsgigate.auth.bearer import Access
 from wsgigate.http.wsgi import CLIENT, PEER_TRUSTED
 from wsgigate.registry import Registry
 from wsgigate.registry.api import RegistryApi
-from wsgigate.registry.compat.consul import Consul
-from wsgigate.registry.compat.eureka import Eureka
+from wsgigate.registry.compat.consul import ConsulApi
+from wsgigate.registry.compat.eureka import EurekaApi
 from wsgigate.store import Store
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import FakeClock
@@ -32,8 +32,8 @@ class Worker:
         self.api = Client(RegistryApi(registry, Access(**access)))
         self.closed = Client(RegistryApi(registry, Access(**access, open_reads=False)))
         self.doors = {
-            "eureka": Client(Eureka(registry, Access(**access, open_reads=False))),
-            "consul": Client(Consul(registry, Access(**access, open_reads=False))),
+            "eureka": Client(EurekaApi(registry, Access(**access, open_reads=False))),
+            "consul": Client(ConsulApi(registry, Access(**access, open_reads=False))),
         }
 
     def register(self, token: str | None, address: str = "192.0.2.1") -> TestResponse:

@@ -18,8 +18,8 @@ from wsgigate.proxy.health_probe import Prober, TlsPolicy
 from wsgigate.registry import Registry
 from wsgigate.registry.api import instance_document
 from wsgigate.registry.checks import UNVERIFIED, VERIFIED, RegistryChecks
-from wsgigate.registry.compat.consul import Consul
-from wsgigate.registry.compat.eureka import Eureka
+from wsgigate.registry.compat.consul import ConsulApi
+from wsgigate.registry.compat.eureka import EurekaApi
 from wsgigate.registry.source import OwnRegistry
 from wsgigate.rules.health import CheckResult, HealthCheck
 from wsgigate.rules.registry import Status
@@ -58,8 +58,8 @@ class Fleet(Behind):
         self.answers = Answers()
         self.workers = [self.worker() for _ in range(2)]
         self.registry = self.workers[0]
-        self.consul = Consul(self.registry, self.access)
-        self.eureka = Eureka(self.registry, self.access)
+        self.consul = ConsulApi(self.registry, self.access)
+        self.eureka = EurekaApi(self.registry, self.access)
 
     def worker(self) -> Registry:
         registry = Registry(self.store, asker=self.answers)
@@ -337,7 +337,7 @@ def test_real_instances_are_asked_over_sockets(asker: ProbeRunner) -> None:
 
     there = Destinations(["127.0.0.1"], lookup=lookup)
     registry = Registry(store, destinations=there, asker=asker)
-    consul = Consul(registry, Access(TOKEN))
+    consul = ConsulApi(registry, Access(TOKEN))
     behind = Behind()
     behind.consul, behind.registry = consul, registry
     seen = threading.Event()

@@ -13,14 +13,14 @@ from wsgigate.rules.registry_checks import (
     CRITICAL,
     PASSING,
     WARNING,
-    Check,
+    RegisteredCheck,
     Streak,
     carried_over,
     judged,
     result_of,
 )
 
-CHECK = Check("c", "C", "http://10.0.0.5:80", "/up", 10.0)
+CHECK = RegisteredCheck("c", "C", "http://10.0.0.5:80", "/up", 10.0)
 GOOD = replace(CHECK, status=PASSING, carried_out=True)
 BAD = replace(CHECK, status=CRITICAL, carried_out=True)
 WARNED = replace(CHECK, status=WARNING, carried_out=True)
@@ -81,7 +81,7 @@ def test_a_verdict_takes_several_in_a_row(
     ],
 )
 def test_an_instance_is_what_it_says_unless_its_checks_know_better(
-    status: Status, checks: tuple[Check, ...], state: Status
+    status: Status, checks: tuple[RegisteredCheck, ...], state: Status
 ) -> None:
     entry = replace(ENTRY, status=status, checks=checks)
     assert entry.state is state

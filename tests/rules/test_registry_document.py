@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsgigate.rules.registry import METADATA_BYTES, MOST_BYTES, Invalid, Registered, Status, parse
-from wsgigate.rules.registry_checks import Check
+from wsgigate.rules.registry_checks import RegisteredCheck
 
 LEAST = {"serviceName": "users", "instanceId": "users-1", "host": "10.0.0.5", "port": 3001}
 
@@ -210,7 +210,7 @@ def test_a_heartbeat_changes_nothing_but_the_moments() -> None:
     given = Registered(
         *("users", "users-1", "10.0.0.5", 3001, "https", 7, Status.DRAINING, "2.1", "eu-1"),
         *(("blue",), {"team": "a"}, "/alive", 60.0, 5.0, 6.0, 7.0),
-        checks=(Check("alive", "Alive", "http://10.0.0.5:3001", "/up", 10.0),),
+        checks=(RegisteredCheck("alive", "Alive", "http://10.0.0.5:3001", "/up", 10.0),),
     )
     entry = Registered.from_bytes(given.to_bytes())
     assert entry is not None

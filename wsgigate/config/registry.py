@@ -17,8 +17,8 @@ from wsgigate.registry import Registry
 from wsgigate.registry.api import RegistryApi
 from wsgigate.registry.app import WaitSlots
 from wsgigate.registry.checks import UNVERIFIED, VERIFIED
-from wsgigate.registry.compat.consul import Consul
-from wsgigate.registry.compat.eureka import Eureka
+from wsgigate.registry.compat.consul import ConsulApi
+from wsgigate.registry.compat.eureka import EurekaApi
 from wsgigate.rules.registry import LeaseRules
 from wsgigate.rules.routing import Route
 from wsgigate.store import Store
@@ -56,10 +56,10 @@ def compat_routes(
     routes: list[Route[WSGIApplication]] = []
     for name in dict.fromkeys(names):
         if name == "eureka":
-            app: WSGIApplication = Eureka(registry, access)
+            app: WSGIApplication = EurekaApi(registry, access)
             routes.append(Route("/eureka", app, listed=(), summary="The registry, as Eureka"))
         else:
-            app = Consul(registry, access, waiting=places, query_tokens=query_tokens)
+            app = ConsulApi(registry, access, waiting=places, query_tokens=query_tokens)
             routes.append(Route("/v1", app, listed=(), summary="The registry, as Consul"))
     return routes
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Annotated, Any, NamedTuple
@@ -14,8 +15,16 @@ from wsgigate.client.destinations import Destinations, Forbidden
 from wsgigate.discovery.health_results import ProbeRunner
 from wsgigate.registry.checks import RegistryChecks
 from wsgigate.registry.expiry import LeaseExpiry
-from wsgigate.registry.listing import Listing, LongPoll, Reader, filtered
-from wsgigate.registry.storage import KEPT, Action, Changes, Full, Index, Keys, version_in
+from wsgigate.registry.listing import Listing, ListingCache, LongPoll, filtered
+from wsgigate.registry.storage import (
+    KEPT,
+    Action,
+    Changes,
+    Index,
+    RegistryFull,
+    RegistryKeys,
+    version_in,
+)
 from wsgigate.rules.arguments import Range
 from wsgigate.rules.registry import (
     BODY,
@@ -27,17 +36,17 @@ from wsgigate.rules.registry import (
     check_id,
     check_service,
 )
-from wsgigate.rules.registry_checks import Check, carried_over
+from wsgigate.rules.registry_checks import RegisteredCheck, carried_over
 from wsgigate.runtime.throttled_log import ChangeLog
 from wsgigate.store import Store, update
 
 __all__ = [
     "LONGEST_WAIT",
-    "Full",
     "Invalid",
+    "InvalidAddress",
     "Listing",
-    "Refused",
     "Registry",
+    "RegistryFull",
 ]
 
 
@@ -47,7 +56,7 @@ LONGEST_WAIT = 25.0
 """The most seconds that a request waits for a change."""
 
 
-class Refused(Invalid):
+class InvalidAddress(Invalid):
     """The address of an instance is not allowed, or cannot be resolved."""
 
 
@@ -67,6 +76,7 @@ class Registry:
     :param prefix: The prefix of the keys in the store.
     :param asker: Carries out the HTTP and TCP checks of instances; without it, registrations with
         such checks are rejected. It must connect only to what *destinations* allows.
+    :param clock: Returns monotonic seconds.
     :ivar guard: Counts wrong tokens, for all APIs of this registry.
     :raises ValueError: A bound is out of range; the message names it.
     """
@@ -82,6 +92,7 @@ class Registry:
         most_of_one: Annotated[int, Range(1, 500)] = 500,
         prefix: str = "registry/",
         asker: ProbeRunner | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         for name, bound, most in (
             ("most_services", most_services, 1_000),
@@ -93,14 +104,16 @@ class Registry:
         self.rules = rules
         self.destinations = destinations or Destinations()
         self._store = store
-        self._keys = Keys(prefix)
+        self._keys = RegistryKeys(prefix)
         self._index = Index(store, self._keys, most_services, most_of_one, most_instances)
         # parsed at each heartbeat, but rarely changed
         self._entry_of = lru_cache(maxsize=most_instances)(Registered.from_body)
-        self._reader = Reader(store, self._keys, rules, most_services, self._entry_of)
+        self._listings = ListingCache(
+            store, self._keys, rules, most_services, self._entry_of, clock
+        )
         self._change_log = ChangeLog(LOG)
         self._expiry = LeaseExpiry(store, self._keys, rules, self._index, self._change_log)
-        self._waits = LongPoll(self.version)
+        self._waits = LongPoll(self.version, clock=clock)
         self._checks = (
             None if asker is None else RegistryChecks(self, store, f"{prefix}checks", asker)
         )
@@ -128,8 +141,8 @@ class Registry:
         :returns: The entry as it is stored. An entry that existed with the same members keeps the
             time of its registration.
         :raises Invalid: A name, an id or a host is malformed, or a check is not allowed.
-        :raises Refused: The address is not allowed, or the host name cannot be resolved.
-        :raises Full: A bound of the registry is reached.
+        :raises InvalidAddress: The address is not allowed, or the host name cannot be resolved.
+        :raises RegistryFull: A bound of the registry is reached.
         :raises StoreError: The store failed; the instance may be registered or not.
         """
         service, instance_id = check_service(entry.service), check_id(entry.instance_id)
@@ -168,7 +181,7 @@ class Registry:
         if done is None:
             self._index.reserve(service, instance_id)
             done = update(self._store, key, put)._replace(changed=True, action=Action.ADDED)
-        self._reader.stale(service)
+        self._listings.stale(service)
         if done.changed:
             self._index.publish(service, instance_id, done.action)
             self._waits.notify(service)
@@ -229,7 +242,7 @@ class Registry:
         if done is None:
             return None
         raw, silence = done
-        self._reader.stale(service)
+        self._listings.stale(service)
         entry = self._entry_of(raw[BODY])
         if entry is None:
             return None
@@ -251,7 +264,7 @@ class Registry:
         return self._checks is not None
 
     def report(
-        self, service: str, instance_id: str, check: Check, status: str, output: str
+        self, service: str, instance_id: str, check: RegisteredCheck, status: str, output: str
     ) -> Registered | None:
         """Store the result of a check of an instance; return its entry, ``None`` without one.
 
@@ -286,7 +299,7 @@ class Registry:
         if done is None:
             return None
         entry, changed, became = done
-        self._reader.stale(service)
+        self._listings.stale(service)
         if changed:
             self._index.publish(service, instance_id, Action.MODIFIED if became else None)
             self._waits.notify(service)
@@ -331,7 +344,7 @@ class Registry:
         )
 
     def _listing(self, service: str) -> Listing:
-        listing = self._reader.listing(service)
+        listing = self._listings.listing(service)
         if self._checks is None:
             return listing
         entries = self._checks.overlaid(listing.instances)
@@ -342,7 +355,7 @@ class Registry:
 
         :raises StoreError: The store failed, and this worker has read nothing before.
         """
-        found = {name: self._listing(name) for name in self._reader.names()}
+        found = {name: self._listing(name) for name in self._listings.names()}
         return {name: listing for name, listing in found.items() if listing.instances}
 
     def names(self) -> tuple[str, ...]:
@@ -350,7 +363,7 @@ class Registry:
 
         :raises StoreError: The store failed, and this worker has read nothing before.
         """
-        return self._reader.names()
+        return self._listings.names()
 
     def services(self) -> dict[str, tuple[Registered, ...]]:
         """Return the instances of every service, by its name; as :meth:`listings` does."""
@@ -364,7 +377,7 @@ class Registry:
     def known(self) -> dict[str, tuple[Registered, ...]]:
         """Return the instances that this worker has read, by service, without a store access."""
         checks = self._checks
-        found = self._reader.known()
+        found = self._listings.known()
         if checks is None:
             return found
         return {name: checks.overlaid(entries) for name, entries in found.items()}
@@ -400,9 +413,9 @@ class Registry:
         try:
             self.destinations.resolve(host, port)
         except Forbidden as error:
-            raise Refused(field, str(error)) from None
+            raise InvalidAddress(field, str(error)) from None
         except OSError:
-            raise Refused(field, "a name that cannot be resolved") from None
+            raise InvalidAddress(field, "a name that cannot be resolved") from None
 
 
 class _Put(NamedTuple):

@@ -10,7 +10,7 @@ from wsgigate.auth.bearer import Access
 from wsgigate.http.bodies import wrong
 from wsgigate.http.json_app import LARGEST, Endpoint, ErrorResponses, JsonApp
 from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with
-from wsgigate.registry import Full, Registry
+from wsgigate.registry import Registry, RegistryFull
 from wsgigate.rules.registry import Invalid
 from wsgigate.runtime import fork
 from wsgigate.store import StoreError
@@ -50,7 +50,7 @@ def _invalid(error: Invalid) -> Refusal:
     return wrong(error.why if error.why.endswith("!") else f"{error}.", error.field)
 
 
-def _full(error: Full) -> Refusal:
+def _full(error: RegistryFull) -> Refusal:
     problem = Problem(507, "The registry is full.", headers=(("Retry-After", "30"),))
     return Refusal(problem, str(error))
 
@@ -62,7 +62,7 @@ def _unavailable(error: StoreError) -> Refusal:
     return Refusal(problem, f"the registry's store fails: {error}")
 
 
-ERRORS: ErrorResponses = {Invalid: _invalid, Full: _full, StoreError: _unavailable}
+ERRORS: ErrorResponses = {Invalid: _invalid, RegistryFull: _full, StoreError: _unavailable}
 """The responses to the errors of a registry."""
 
 

@@ -26,12 +26,12 @@ from wsgigate.discovery import Instance
 from wsgigate.discovery.health_results import ProbeRunner
 from wsgigate.rules.health import CheckResult, first_due, next_due
 from wsgigate.rules.registry import Registered
-from wsgigate.rules.registry_checks import CRITICAL, Check, Streak, judged, result_of
+from wsgigate.rules.registry_checks import CRITICAL, RegisteredCheck, Streak, judged, result_of
 from wsgigate.runtime.threads import SupervisedThread
 from wsgigate.runtime.throttled_log import FailureLog
 from wsgigate.store import Store, StoreError
 
-__all__ = ["UNVERIFIED", "VERIFIED", "Checked", "RegistryChecks"]
+__all__ = ["UNVERIFIED", "VERIFIED", "CheckedRegistry", "RegistryChecks"]
 
 
 LOG = logging.getLogger("wsgigate.registry")
@@ -53,11 +53,11 @@ LATE = 10.0
 
 SURE, NEW, HUNG = 0, 1, 2
 
-Name = tuple[str, str, str]
+CheckName = tuple[str, str, str]
 """The names of a service, an instance and a check."""
 
 
-class Checked(Protocol):
+class CheckedRegistry(Protocol):
     """The methods of a registry that :class:`RegistryChecks` uses."""
 
     def services(self) -> dict[str, tuple[Registered, ...]]:
@@ -70,7 +70,7 @@ class Checked(Protocol):
         """Return the version, which changes when an instance does."""
 
     def report(
-        self, service: str, instance_id: str, check: Check, status: str, output: str
+        self, service: str, instance_id: str, check: RegisteredCheck, status: str, output: str
     ) -> Registered | None:
         """Store the result of a check."""
 
@@ -79,7 +79,7 @@ class Checked(Protocol):
 
 
 class _Target(NamedTuple):
-    check: Check
+    check: RegisteredCheck
     instance: Instance
 
 
@@ -98,7 +98,7 @@ class RegistryChecks:
 
     def __init__(
         self,
-        registry: Checked,
+        registry: CheckedRegistry,
         store: Store,
         key: str,
         asker: ProbeRunner,
@@ -122,15 +122,16 @@ class RegistryChecks:
 
     def _begin_anew(self) -> None:
         self._leading = self._alone = False
-        self._own: dict[Name, Check] = {}  # as this worker found them while the store failed
+        # the verdicts that this worker found while the store failed
+        self._own: dict[CheckName, RegisteredCheck] = {}
         self._own_until = float("inf")
         self._refresh_at = float("-inf")
         self._version: int | None = None
-        self._targets: dict[Name, _Target] = {}
-        self._next: dict[Name, float] = {}
-        self._flights: dict[Name, float] = {}
-        self._streaks: dict[Name, Streak] = {}
-        self._hung: set[Name] = set()
+        self._targets: dict[CheckName, _Target] = {}
+        self._next: dict[CheckName, float] = {}
+        self._flights: dict[CheckName, float] = {}
+        self._streaks: dict[CheckName, Streak] = {}
+        self._hung: set[CheckName] = set()
         self._trouble.since = None
 
     def start(self) -> None:
@@ -168,7 +169,7 @@ class RegistryChecks:
             return entries
         return tuple(self._as_found(entry, own) if entry.checks else entry for entry in entries)
 
-    def _as_found(self, entry: Registered, own: Mapping[Name, Check]) -> Registered:
+    def _as_found(self, entry: Registered, own: Mapping[CheckName, RegisteredCheck]) -> Registered:
         checks = []
         for check in entry.checks:
             found = own.get((entry.service, entry.instance_id, check.check_id))
@@ -211,7 +212,7 @@ class RegistryChecks:
                 free[less] -= 1
             self._begin(name, now)
 
-    def _doubt(self, name: Name) -> int:
+    def _doubt(self, name: CheckName) -> int:
         """Return how likely a check is to hang: it did, it was never carried out, or neither."""
         if name in self._hung:
             return HUNG
@@ -244,7 +245,7 @@ class RegistryChecks:
         self._version = version
 
     def _plan(self, services: Mapping[str, Sequence[Registered]], now: float) -> None:
-        targets: dict[Name, _Target] = {}
+        targets: dict[CheckName, _Target] = {}
         for service, entries in services.items():
             for entry in entries:
                 for check in entry.checks:
@@ -264,7 +265,7 @@ class RegistryChecks:
         self._targets = targets
         self._own = {name: check for name, check in list(self._own.items()) if name in targets}
 
-    def _is_same(self, name: Name, target: _Target) -> bool:
+    def _is_same(self, name: CheckName, target: _Target) -> bool:
         before = self._targets.get(name)
         return before is not None and before.check.definition() == target.check.definition()
 
@@ -288,7 +289,7 @@ class RegistryChecks:
                 why = (age, check.output)
                 LOG.warning("%s of %s removed: critical for %.0f s: %s", instance_id, service, *why)
 
-    def _begin(self, name: Name, now: float) -> None:
+    def _begin(self, name: CheckName, now: float) -> None:
         target = self._targets[name]
         check = target.check
         self._next[name] = next_due(now, check.interval, self._random())
@@ -308,7 +309,7 @@ class RegistryChecks:
             self._flights.pop(name, None)
             self._trouble.failed("A check could not be carried out: %s", error)
 
-    def _record(self, name: Name, check: Check, outcome: CheckResult) -> None:
+    def _record(self, name: CheckName, check: RegisteredCheck, outcome: CheckResult) -> None:
         """Report the result of a check; runs in a thread of the probe runner."""
         result, output = result_of(outcome)
         if outcome.error == "Timeout":
@@ -335,7 +336,7 @@ class RegistryChecks:
             self._trouble.failed("The result of a check could not be stored: %s", error)
             self._keep_own(name, target, verdict, shown)
 
-    def _keep_own(self, name: Name, target: _Target, verdict: str, shown: str) -> None:
+    def _keep_own(self, name: CheckName, target: _Target, verdict: str, shown: str) -> None:
         """Keep a verdict that applies to this worker until the store answers."""
         check = target.check.says(verdict, shown, target.check.since)
         self._own[name] = check

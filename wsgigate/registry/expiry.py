@@ -46,7 +46,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from wsgigate.coordination.leader import LeaderLease
-from wsgigate.registry.storage import KEPT, Action, ExpiryState, Index, Keys
+from wsgigate.registry.storage import KEPT, Action, ExpiryState, Index, RegistryKeys
 from wsgigate.rules.registry import (
     LONG_ABSENCE,
     Evictions,
@@ -105,7 +105,7 @@ class LeaseExpiry:
     def __init__(
         self,
         store: Store,
-        keys: Keys,
+        keys: RegistryKeys,
         rules: LeaseRules,
         index: Index,
         changes: ChangeLog | None = None,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from wsgigate.registry.storage import ExpiryState, Keys, Service, split
+from wsgigate.registry.storage import ExpiryState, RegistryKeys, ServiceIndex, split
 from wsgigate.rules.registry import (
     BODY,
     LeaseRules,
@@ -25,7 +25,7 @@ from wsgigate.rules.registry import (
 from wsgigate.runtime import fork
 from wsgigate.store import Store, StoreError, get_all
 
-__all__ = ["Listing", "LongPoll", "Reader", "filtered"]
+__all__ = ["Listing", "ListingCache", "LongPoll", "filtered"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Listing:
     preserving: bool = False
 
 
-class _Known(NamedTuple):
+class _CachedListing(NamedTuple):
     raw: bytes | None
     read: float
     seen: float
@@ -62,7 +62,7 @@ class _Sweep(NamedTuple):
     preserving: bool
 
 
-class Reader:
+class ListingCache:
     """Reads listings, and caches them.
 
     A cached listing whose version is unchanged is used for up to a second: only heartbeat times
@@ -76,7 +76,7 @@ class Reader:
     def __init__(
         self,
         store: Store,
-        keys: Keys,
+        keys: RegistryKeys,
         rules: LeaseRules,
         most: int,
         entry_of: Callable[[bytes], Registered | None] = Registered.from_body,
@@ -89,7 +89,7 @@ class Reader:
         self._entry_of = entry_of
         self._clock = clock
         self._fresh = min(1.0, rules.heartbeat / 2, (rules.unhealthy_after - rules.heartbeat) / 2)
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, _CachedListing] = {}
         self._names: tuple[str, ...] | None = None
         self._sweep = _Sweep(float("-inf"), None, False)
 
@@ -146,13 +146,13 @@ class Reader:
         service: str,
         raw: bytes | None,
         now: float,
-        before: _Known | None,
+        before: _CachedListing | None,
         swept: ExpiryState | None,
-    ) -> _Known:
+    ) -> _CachedListing:
         if raw is None:
             self._known.pop(service, None)
-            return _Known(None, now, self._clock(), 0, (), {})
-        version, ids = Service.read(raw)
+            return _CachedListing(None, now, self._clock(), 0, (), {})
+        version, ids = ServiceIndex.read(raw)
         away = swept.away if swept is not None else ()
         values = get_all(self._store, [self._keys.instance(service, each) for each in ids])
         same = before.of if before is not None else {}  # most entries are unchanged
@@ -162,7 +162,7 @@ class Reader:
                 entry = same.get(value) or self._entry(value, away)
                 if entry is not None:
                     found[value] = entry
-        known = _Known(raw, now, self._clock(), version, tuple(found.values()), found)
+        known = _CachedListing(raw, now, self._clock(), version, tuple(found.values()), found)
         while len(self._known) >= self._most and service not in self._known:
             for oldest in list(self._known)[:1]:  # a copy, as other threads change the mapping
                 self._known.pop(oldest, None)

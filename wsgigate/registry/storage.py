@@ -71,12 +71,12 @@ __all__ = [
     "Action",
     "Changes",
     "ExpiryState",
-    "Full",
     "Index",
-    "Keys",
-    "Name",
+    "InstanceName",
     "RecordedChanges",
-    "Service",
+    "RegistryFull",
+    "RegistryKeys",
+    "ServiceIndex",
     "Total",
     "is_same",
     "next_version",
@@ -100,7 +100,7 @@ _TOTAL = struct.Struct(">QI")
 _MOST_AWAY = 16
 
 
-class Keys:
+class RegistryKeys:
     """The keys of the registry under a prefix."""
 
     def __init__(self, prefix: str) -> None:
@@ -130,14 +130,14 @@ class Keys:
         return f"{self._prefix}d/{service}/{instance_id}"
 
 
-class Service(NamedTuple):
+class ServiceIndex(NamedTuple):
     """The version of a service, and the ids of its instances."""
 
     version: int = 0
     ids: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, raw: bytes | None) -> Service:
+    def read(cls, raw: bytes | None) -> ServiceIndex:
         """Parse the value of ``s/SERVICE``."""
         if raw is None or len(raw) < _VERSION.size:
             return cls()
@@ -247,7 +247,7 @@ _KEPT = REACH + 2 * BUCKET
 
 _OVERFLOW = b"*\n"
 
-Name: TypeAlias = tuple[str, str]
+InstanceName: TypeAlias = tuple[str, str]
 
 
 class Action(StrEnum):
@@ -270,7 +270,7 @@ class RecordedChanges(NamedTuple):
     :ivar bucket: The bucket at the time of reading; in a later bucket, old changes are left out.
     """
 
-    actions: Mapping[Name, frozenset[Action]]
+    actions: Mapping[InstanceName, frozenset[Action]]
     complete: bool
     bucket: int
 
@@ -278,7 +278,7 @@ class RecordedChanges(NamedTuple):
 class Changes:
     """The change log of a registry."""
 
-    def __init__(self, store: Store, keys: Keys) -> None:
+    def __init__(self, store: Store, keys: RegistryKeys) -> None:
         self._store = store
         self._keys = keys
         self._begun = False
@@ -347,7 +347,7 @@ class Changes:
         since, now = self._store.get(self._keys.changes_since)
         last = int(now // BUCKET)
         open_buckets = list(range(int((now - REACH) // BUCKET), last + 1))
-        actions: dict[Name, frozenset[Action]] = {}
+        actions: dict[InstanceName, frozenset[Action]] = {}
         complete = since is not None and now - _moment(since, now) >= REACH
         first = 0
         while open_buckets and first <= PAGES:
@@ -366,7 +366,7 @@ class Changes:
             first += _AT_ONCE
         return RecordedChanges(actions, complete, last)
 
-    def removed(self, names: list[Name]) -> list[Registered | None]:
+    def removed(self, names: list[InstanceName]) -> list[Registered | None]:
         """Return the copies of removed entries, ``None`` for each that is not known.
 
         :raises StoreError: The store failed.
@@ -403,7 +403,7 @@ def _moment(raw: bytes, now: float) -> float:
         return now
 
 
-class Full(Exception):
+class RegistryFull(Exception):
     """A bound of the registry is reached; the message names the bound."""
 
 
@@ -420,7 +420,12 @@ class Index:
     """
 
     def __init__(
-        self, store: Store, keys: Keys, most_services: int, most_of_one: int, most_in_all: int
+        self,
+        store: Store,
+        keys: RegistryKeys,
+        most_services: int,
+        most_of_one: int,
+        most_in_all: int,
     ) -> None:
         self.log = Changes(store, keys)
         self._store = store
@@ -433,14 +438,14 @@ class Index:
         """Return the names of the services, sorted."""
         return split(self._store.get(self._keys.names)[0])
 
-    def service(self, name: str) -> Service:
+    def service(self, name: str) -> ServiceIndex:
         """Return the version and the ids of the service *name*."""
-        return Service.read(self._store.get(self._keys.service(name))[0])
+        return ServiceIndex.read(self._store.get(self._keys.service(name))[0])
 
     def reserve(self, name: str, instance_id: str) -> None:
         """Reserve room for one more instance.
 
-        :raises Full: A bound is reached.
+        :raises RegistryFull: A bound is reached.
         """
         self._add_name(name)
         try:
@@ -448,10 +453,10 @@ class Index:
             try:
                 if not self._add_id(name, instance_id):
                     self._count(-1)  # another process is registering the same instance
-            except Full:
+            except RegistryFull:
                 self._count(-1)
                 raise
-        except Full:
+        except RegistryFull:
             self._tidy(name)
             raise
 
@@ -466,11 +471,11 @@ class Index:
             self.log.note(action, name, instance_id)
 
         def change(old: bytes | None, now: float) -> tuple[bytes | None, float, bool]:
-            version, ids = Service.read(old)
+            version, ids = ServiceIndex.read(old)
             adding = instance_id is not None and instance_id not in ids
             if instance_id is not None and adding:
                 ids = tuple(sorted((*ids, instance_id)))
-            new = Service(next_version(version, now), ids).to_bytes()
+            new = ServiceIndex(next_version(version, now), ids).to_bytes()
             return new, KEPT if ids else EMPTY, adding
 
         added = update(self._store, self._keys.service(name), change)
@@ -485,9 +490,9 @@ class Index:
         """Remove an instance whose entry is gone from the index, and publish that."""
 
         def change(old: bytes | None, now: float) -> tuple[bytes | None, float, bool]:
-            version, ids = Service.read(old)
+            version, ids = ServiceIndex.read(old)
             left = tuple(each for each in ids if each != instance_id)
-            new = Service(next_version(version, now), left).to_bytes()
+            new = ServiceIndex(next_version(version, now), left).to_bytes()
             return new, KEPT if left else EMPTY, len(left) < len(ids)
 
         self.log.note(Action.DELETED, name, instance_id)
@@ -520,16 +525,16 @@ class Index:
         most = self._most_of_one
 
         def change(old: bytes | None, now: float) -> tuple[bytes | None, float, bool | None]:
-            version, ids = Service.read(old)
+            version, ids = ServiceIndex.read(old)
             if instance_id in ids:
                 return old, 0.0, False
             if len(ids) >= most:
                 return old, 0.0, None
-            return Service(version, tuple(sorted((*ids, instance_id)))).to_bytes(), KEPT, True
+            return ServiceIndex(version, tuple(sorted((*ids, instance_id)))).to_bytes(), KEPT, True
 
         added = update(self._store, self._keys.service(name), change)
         if added is None:
-            raise Full(f"a service has at most {most} instances")
+            raise RegistryFull(f"a service has at most {most} instances")
         return added
 
     def _add_name(self, name: str, *, bounded: bool = True) -> None:
@@ -546,7 +551,7 @@ class Index:
         if name in split(self._store.get(self._keys.names)[0]):
             return  # most often: a read takes less than an update
         if not update(self._store, self._keys.names, change):
-            raise Full(f"there are at most {most} services")
+            raise RegistryFull(f"there are at most {most} services")
 
     def _tidy(self, name: str) -> None:
         """Remove the name of a service that has no instances."""
@@ -574,4 +579,4 @@ class Index:
             return new.to_bytes(), KEPT, True
 
         if not update(self._store, self._keys.total, change):
-            raise Full(f"there are at most {most} instances in all")
+            raise RegistryFull(f"there are at most {most} instances in all")

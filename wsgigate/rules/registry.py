@@ -51,7 +51,7 @@ from typing import Any, NamedTuple
 
 from wsgigate.rules.arguments import Fraction, Seconds
 from wsgigate.rules.health import HealthCheck
-from wsgigate.rules.registry_checks import Check
+from wsgigate.rules.registry_checks import RegisteredCheck
 
 __all__ = [
     "BODY",
@@ -566,7 +566,7 @@ class Registered:
     registered_at: float = 0.0
     last_heartbeat: float = 0.0
     silent_since: float = field(default=0.0, compare=False)
-    checks: tuple[Check, ...] = ()
+    checks: tuple[RegisteredCheck, ...] = ()
     written: bytes = field(default=b"", init=False, repr=False, compare=False)
 
     @property
@@ -672,7 +672,7 @@ class Registered:
                 health_check_path=path,
                 lease=None if lease is None else float(lease),
                 registered_at=float(since),
-                checks=tuple(map(Check.of, more[0])) if more else (),
+                checks=tuple(map(RegisteredCheck.of, more[0])) if more else (),
             )
         except (ValueError, TypeError, RecursionError):
             return None

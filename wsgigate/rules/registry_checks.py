@@ -19,7 +19,7 @@ __all__ = [
     "CRITICAL",
     "PASSING",
     "WARNING",
-    "Check",
+    "RegisteredCheck",
     "Streak",
     "carried_over",
     "judged",
@@ -38,7 +38,7 @@ _TOO_MANY_REQUESTS = 429
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class RegisteredCheck:
     """One check of an instance, and its verdict.
 
     :param check_id: Its id, unique among the checks of all instances.
@@ -105,11 +105,11 @@ class Check:
             method=self.method,
         )
 
-    def definition(self) -> Check:
+    def definition(self) -> RegisteredCheck:
         """Return the check without its verdict."""
         return replace(self, status=CRITICAL, carried_out=False, output="", since=0.0)
 
-    def says(self, status: str, output: str, now: float) -> Check:
+    def says(self, status: str, output: str, now: float) -> RegisteredCheck:
         """Return the check with the verdict *status*, to which a result has led."""
         since = self.since if status == self.status and self.carried_out else now
         return replace(self, status=status, carried_out=True, output=output, since=since)
@@ -119,7 +119,7 @@ class Check:
         return [getattr(self, name) for name in self.__slots__]
 
     @classmethod
-    def of(cls, members: Sequence[Any]) -> Check:
+    def of(cls, members: Sequence[Any]) -> RegisteredCheck:
         """Return the check of a list that :meth:`members` returned.
 
         :raises TypeError, ValueError: It is not such a list.
@@ -131,7 +131,9 @@ class Check:
         return made
 
 
-def carried_over(checks: Sequence[Check], before: Sequence[Check]) -> tuple[Check, ...]:
+def carried_over(
+    checks: Sequence[RegisteredCheck], before: Sequence[RegisteredCheck]
+) -> tuple[RegisteredCheck, ...]:
     """Return *checks* with the verdicts of the same checks in *before*.
 
     So a client that registers again keeps its verdicts.
@@ -140,7 +142,7 @@ def carried_over(checks: Sequence[Check], before: Sequence[Check]) -> tuple[Chec
     return tuple(known.get(check.definition(), check) for check in checks)
 
 
-def length_of(checks: Sequence[Check]) -> int:
+def length_of(checks: Sequence[RegisteredCheck]) -> int:
     """Return the length of *checks* as JSON, in bytes."""
     return len(json.dumps([check.members() for check in checks]))
 
@@ -156,7 +158,7 @@ class Streak(NamedTuple):
         return Streak(status, self.times + 1 if status == self.status else 1)
 
 
-def judged(check: Check, streak: Streak) -> str:
+def judged(check: RegisteredCheck, streak: Streak) -> str:
     """Return the verdict of *check* after *streak*."""
     needed = check.bad_after if streak.status == CRITICAL else check.good_after
     return streak.status if streak.times >= needed else check.status

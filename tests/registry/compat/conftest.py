@@ -20,8 +20,8 @@ import pytest
 from tests.discovery.conftest import Clock, Fickle
 from wsgigate.auth.bearer import Access
 from wsgigate.registry import Registry
-from wsgigate.registry.compat.consul import Consul
-from wsgigate.registry.compat.eureka import Eureka
+from wsgigate.registry.compat.consul import ConsulApi
+from wsgigate.registry.compat.eureka import EurekaApi
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing.server import Server, new_environ
@@ -58,8 +58,8 @@ class Behind:
         self.store = Fickle(MemoryStore(clock=self.clock))
         self.registry = Registry(self.store)
         self.access = Access(TOKEN, {"users": USERS_TOKEN})
-        self.eureka = Eureka(self.registry, self.access)
-        self.consul = Consul(self.registry, self.access)
+        self.eureka = EurekaApi(self.registry, self.access)
+        self.consul = ConsulApi(self.registry, self.access)
 
     def ask(
         self,
@@ -116,8 +116,8 @@ class Doors:
     def __init__(self, store: LmdbStore) -> None:
         self.registry = Registry(store)
         self.access = Access(TOKEN, {"users": USERS_TOKEN})
-        self.eureka = Eureka(self.registry, self.access)
-        self.consul = Consul(self.registry, self.access)
+        self.eureka = EurekaApi(self.registry, self.access)
+        self.consul = ConsulApi(self.registry, self.access)
         self.seen: list[str] = []
         self.come: list[str] = []
         self._more = threading.Condition()

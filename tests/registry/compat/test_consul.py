@@ -11,7 +11,7 @@ from tests.registry.compat.conftest import TOKEN, USERS_TOKEN, Behind
 from wsgigate.auth.bearer import Access
 from wsgigate.registry import Registry
 from wsgigate.registry.compat import LARGEST
-from wsgigate.registry.compat.consul import Consul
+from wsgigate.registry.compat.consul import ConsulApi
 from wsgigate.rules.registry import Registered, Status
 
 USERS = "/v1/health/service/users"
@@ -207,7 +207,7 @@ def _noting(wait: Any, begun: threading.Event) -> Any:
 
 
 def test_no_more_wait_than_may_and_the_rest_is_answered_at_once(behind: Behind) -> None:
-    behind.consul = Consul(behind.registry, behind.access, waiting=1)
+    behind.consul = ConsulApi(behind.registry, behind.access, waiting=1)
     asleep = threading.Event()
     behind.registry.wait = _noting(behind.registry.wait, asleep)  # type: ignore[method-assign]
     thread, answers = waiting(behind, f"{USERS}?index=1")
@@ -224,7 +224,7 @@ def test_no_more_wait_than_may_and_the_rest_is_answered_at_once(behind: Behind) 
     register(behind, "b")
     thread.join(20)
     assert len(answers) == 1
-    behind.consul = Consul(behind.registry, behind.access, waiting=0)
+    behind.consul = ConsulApi(behind.registry, behind.access, waiting=0)
     index = behind.ask("GET", USERS).headers["X-Consul-Index"]
     assert len(behind.ask("GET", f"{USERS}?index={index}").json) == 2
 
@@ -274,7 +274,7 @@ def test_while_the_store_fails_it_tells_what_it_knew(behind: Behind) -> None:
 def test_reads_are_open_unless_they_are_not(behind: Behind, url: str) -> None:
     assert behind.ask("GET", url, token=None).status == 200
     access = Access(TOKEN, {"users": USERS_TOKEN}, open_reads=False)
-    behind.consul = Consul(behind.registry, access)
+    behind.consul = ConsulApi(behind.registry, access)
     assert behind.ask("GET", url, token=None).status == 403
     assert behind.ask("GET", url, token=USERS_TOKEN).status == 200
 
@@ -417,7 +417,7 @@ def test_two_workers_tell_the_same(behind: Behind) -> None:
     other = Behind()
     other.clock, other.store = behind.clock, behind.store
     other.registry = Registry(other.store)
-    other.consul = Consul(other.registry, other.access)
+    other.consul = ConsulApi(other.registry, other.access)
     register(behind, "a")
     assert other.ask("PUT", "/v1/agent/check/fail/service:a").status == 200
     assert passing(behind) == passing(other) == []
@@ -426,7 +426,7 @@ def test_two_workers_tell_the_same(behind: Behind) -> None:
 
 def test_a_number_of_waiting_requests_is_none_or_more(behind: Behind) -> None:
     with pytest.raises(ValueError, match="waiting"):
-        Consul(behind.registry, behind.access, waiting=-1)
+        ConsulApi(behind.registry, behind.access, waiting=-1)
 
 
 RULE = (
@@ -487,7 +487,7 @@ def test_answers_are_filtered(behind: Behind, url: str, wanted: list[str]) -> No
 def test_a_token_in_the_query_is_looked_at_where_that_was_said(behind: Behind) -> None:
     url = f"/v1/agent/service/register?token={USERS_TOKEN}"
     assert behind.ask("PUT", url, document(), token=None).status == 403
-    behind.consul = Consul(behind.registry, behind.access, query_tokens=True)
+    behind.consul = ConsulApi(behind.registry, behind.access, query_tokens=True)
     assert behind.ask("PUT", url, document(), token=None).status == 200
     for wrong in ("token=", "token=wrong", "", "token=a&token=b"):
         url = f"/v1/agent/service/register?{wrong}"

@@ -18,7 +18,7 @@ from wsgigate.registry.compat.consul_format import (
     without_check,
 )
 from wsgigate.rules.registry import Invalid, LeaseRules, Registered, Status
-from wsgigate.rules.registry_checks import Check
+from wsgigate.rules.registry_checks import RegisteredCheck
 
 RULES = LeaseRules()
 
@@ -298,7 +298,7 @@ def test_a_check_is_the_lease(status: Status, silence: float, states: list[str])
         assert check["ServiceTags"] == ["v1", "primary"]
 
 
-CHECK = Check(
+CHECK = RegisteredCheck(
     "service:users-1",
     "Service 'users' check",
     "http://10.0.0.5:8080",

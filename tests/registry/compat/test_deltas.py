@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.discovery.conftest import Clock
 from wsgigate.registry import Registry
 from wsgigate.registry.compat.eureka_format import Action, delta
-from wsgigate.registry.storage import PAGE_BYTES, PAGES, Name, RecordedChanges
+from wsgigate.registry.storage import PAGE_BYTES, PAGES, InstanceName, RecordedChanges
 from wsgigate.rules.registry import Registered, Status
 from wsgigate.store.memory import MemoryStore
 
@@ -48,7 +48,7 @@ def test_a_delta_is_what_became_of_each(
 ) -> None:
     actions = {("users", name): frozenset(done) for name, done in recorded.items()}
 
-    def were(names: list[Name]) -> list[Registered | None]:
+    def were(names: list[InstanceName]) -> list[Registered | None]:
         known = {(entry.service, entry.instance_id): entry for entry in removed}
         return [known.get(name) for name in names]
 

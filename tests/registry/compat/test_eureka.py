@@ -11,7 +11,7 @@ from tests.registry.compat.conftest import TOKEN, USERS_TOKEN, Behind
 from wsgigate.auth.bearer import Access
 from wsgigate.registry import Registry
 from wsgigate.registry.compat import LARGEST
-from wsgigate.registry.compat.eureka import Eureka
+from wsgigate.registry.compat.eureka import EurekaApi
 from wsgigate.registry.compat.eureka_format import read_xml
 from wsgigate.rules.registry import Registered, Status
 from wsgigate.store.memory import MemoryStore
@@ -201,7 +201,7 @@ def test_deltas_are_whole_right_after_a_start_and_in_every_worker(behind: Behind
     behind.ask("DELETE", "/eureka/apps/USERS/b")
     behind.ask("PUT", "/eureka/apps/USERS/a/status?value=OUT_OF_SERVICE")
     registry = Registry(behind.store)  # a worker that was just started
-    behind.eureka = Eureka(registry, behind.access)
+    behind.eureka = EurekaApi(registry, behind.access)
     changed = [("a", "MODIFIED"), ("b", "DELETED"), ("c", "ADDED")]
     code, told = delta(behind)
     assert (code, sorted(told)) == ("OUT_OF_SERVICE_1_UP_1_", changed)
@@ -264,7 +264,7 @@ def test_what_is_told_is_of_now_whoever_changed_it(behind: Behind) -> None:
 def test_reads_are_open_unless_they_are_not(behind: Behind, path: str) -> None:
     assert behind.ask("GET", path, token=None).status == 200
     access = Access(TOKEN, {"users": USERS_TOKEN}, open_reads=False)
-    behind.eureka = Eureka(behind.registry, access)
+    behind.eureka = EurekaApi(behind.registry, access)
     refused = behind.ask("GET", path, token=None)
     assert refused.status == 401
     assert refused.headers["WWW-Authenticate"] == 'Basic realm="registry"'
@@ -394,7 +394,7 @@ def test_what_is_not_spoken_is_refused(behind: Behind, method: str, url: str, st
 
 def test_a_full_registry_says_so(behind: Behind) -> None:
     behind.registry = Registry(MemoryStore(), most_of_one=1)
-    behind.eureka = Eureka(behind.registry, behind.access)
+    behind.eureka = EurekaApi(behind.registry, behind.access)
     register(behind, "a")
     assert behind.ask("POST", "/eureka/apps/USERS", document("b")).status == 507
 
@@ -412,7 +412,7 @@ def test_while_the_store_fails_it_tells_what_it_knew(behind: Behind) -> None:
 @pytest.mark.parametrize("prefix", ["eureka", "/eureka/"])
 def test_a_prefix_is_a_path(behind: Behind, prefix: str) -> None:
     with pytest.raises(ValueError, match="prefix"):
-        Eureka(behind.registry, behind.access, prefix=prefix)
+        EurekaApi(behind.registry, behind.access, prefix=prefix)
 
 
 def test_one_that_changed_between_two_removals_is_replaced(behind: Behind) -> None:

@@ -34,7 +34,7 @@ from wsgigate.registry.compat.consul_format import (
 from wsgigate.rules.registry import Invalid, LeaseRules, Registered, Status
 
 __all__ = [
-    "Consul",
+    "ConsulApi",
     "ConsulReads",
     "catalog_document",
     "check_documents",
@@ -391,7 +391,7 @@ _MOST_CACHED = 10_000
 """The largest number of checks whose instances are cached."""
 
 
-class Consul(CompatApp):
+class ConsulApi(CompatApp):
     """Consul's API over the registry, below ``/v1``: one agent for all services.
 
     A client sends the registry's token as ``X-Consul-Token`` or as a bearer token. Callers without

@@ -57,7 +57,7 @@ def parse_filter(text: str, sample: Mapping[str, Any]) -> Filter:
     """
     if len(text) > _LONGEST:
         raise Invalid("filter", f"at most {_LONGEST} characters")
-    parser = _Parser(_tokens(text), sample)
+    parser = _FilterParser(_tokens(text), sample)
     wanted = parser.any_of(0)
     if parser.ahead() is not None:
         raise _wrong(f"{parser.ahead()!r} is not expected there")
@@ -87,7 +87,7 @@ def _tokens(text: str) -> list[_Token]:
     return tokens
 
 
-class _Parser:
+class _FilterParser:
     """A recursive-descent parser: ``or`` binds least, then ``and``, then ``not``."""
 
     def __init__(self, tokens: list[_Token], sample: Mapping[str, Any]) -> None:

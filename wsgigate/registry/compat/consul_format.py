@@ -15,7 +15,7 @@ from wsgigate.rules.registry_checks import (
     CRITICAL,
     PASSING,
     WARNING,
-    Check,
+    RegisteredCheck,
     length_of,
 )
 
@@ -145,7 +145,7 @@ def _with_checks(entry: Registered, documents: list[object]) -> Registered:
     for number, document in enumerate(documents, start=1):
         named = f"service:{entry.instance_id}{f':{number}' if several else ''}"
         found = read_any_check(document, entry, named)
-        if isinstance(found, Check):
+        if isinstance(found, RegisteredCheck):
             named = found.check_id
             entry = replace(entry, checks=(*entry.checks, found))
         elif reported is not None:
@@ -164,7 +164,7 @@ def _with_checks(entry: Registered, documents: list[object]) -> Registered:
 
 def read_any_check(
     document: object, entry: Registered, named: str
-) -> Check | tuple[str, float, Status]:
+) -> RegisteredCheck | tuple[str, float, Status]:
     """Return a check that the registry carries out, or a TTL check as :func:`read_check` does.
 
     :param named: The default of its id.
@@ -188,7 +188,7 @@ def read_any_check(
     if status not in (PASSING, WARNING, CRITICAL):
         raise Invalid("Status", f"one of {', '.join(STATES)}")
     fields, host = _fields(check.get("header"))
-    made = Check(
+    made = RegisteredCheck(
         check_id=_check_name(check) or named,
         name=_label(check.get("name")) or f"Service '{entry.service}' check",
         url=_reachable(url, entry.host),
@@ -354,7 +354,7 @@ def with_any_check(entry: Registered, document: Mapping[str, Any]) -> Registered
     :raises Invalid: The check is invalid, or there are too many.
     """
     found = read_any_check(document, entry, f"service:{entry.instance_id}")
-    if not isinstance(found, Check):
+    if not isinstance(found, RegisteredCheck):
         return with_check(entry, *found)
     others = tuple(check for check in entry.checks if check.check_id != found.check_id)
     if len(others) >= MOST_CHECKS:

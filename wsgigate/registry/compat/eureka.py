@@ -37,7 +37,7 @@ from wsgigate.rules.registry import Invalid, Registered, Status
 from wsgigate.runtime import fork
 from wsgigate.store import StoreError
 
-__all__ = ["Eureka"]
+__all__ = ["EurekaApi"]
 
 
 _DONE = JsonResponse(content_type="text/plain")
@@ -54,7 +54,7 @@ class _Seen(NamedTuple):
     code: str
 
 
-class Eureka(CompatApp):
+class EurekaApi(CompatApp):
     """Eureka's REST API over the registry, below ``/eureka`` and ``/eureka/v2``.
 
     A client sends the registry's token as the password of HTTP Basic authentication, which most

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
-from wsgigate.registry.storage import Action, Name, RecordedChanges, is_same
+from wsgigate.registry.storage import Action, InstanceName, RecordedChanges, is_same
 from wsgigate.rules.registry import Invalid, LeaseRules, Registered, Status, parse
 
 __all__ = [
@@ -44,7 +44,7 @@ Changed: TypeAlias = tuple[Action, Registered]
 def delta(
     entries: Iterable[Registered],
     recorded: RecordedChanges,
-    removed: Callable[[list[Name]], list[Registered | None]],
+    removed: Callable[[list[InstanceName]], list[Registered | None]],
 ) -> list[Changed]:
     """Return the changes, one for each instance.
 
@@ -92,7 +92,7 @@ MOST_DEPTH = 8
 MOST_ELEMENTS = 512
 """The largest number of elements and attributes."""
 
-Node: TypeAlias = "str | dict[str, Any]"
+XmlNode: TypeAlias = "str | dict[str, Any]"
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9._-]*")
 
@@ -106,7 +106,7 @@ class XmlError(ValueError):
     """An XML document is malformed or not accepted; the message says why."""
 
 
-def read_xml(data: bytes) -> tuple[str, Node]:
+def read_xml(data: bytes) -> tuple[str, XmlNode]:
     """Return the name of the root element of *data*, and its content.
 
     A document type is rejected before anything in it is parsed, and with it all entities except
@@ -120,7 +120,7 @@ def read_xml(data: bytes) -> tuple[str, Node]:
         data.decode("utf-8")  # the parser would accept the byte order mark of another encoding
     except UnicodeDecodeError:
         raise XmlError("it is not well-formed: not UTF-8") from None
-    reader = _Reader()
+    reader = _XmlReader()
     parser = expat.ParserCreate("utf-8")
     parser.buffer_text = True
     parser.StartDoctypeDeclHandler = reader.doctype
@@ -135,11 +135,11 @@ def read_xml(data: bytes) -> tuple[str, Node]:
     return reader.root
 
 
-class _Reader:
+class _XmlReader:
     """Builds nodes from the events of the parser."""
 
     def __init__(self) -> None:
-        self.root: tuple[str, Node] = "", ""
+        self.root: tuple[str, XmlNode] = "", ""
         self._open: list[tuple[str, dict[str, Any], list[str]]] = []
         self._count = 0
 
@@ -160,7 +160,7 @@ class _Reader:
     def end(self, name: str) -> None:
         _, members, texts = self._open.pop()
         text = "".join(texts).strip()
-        node: Node = members
+        node: XmlNode = members
         if not members:
             node = text
         elif text:
