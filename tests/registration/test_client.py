@@ -9,7 +9,7 @@ import pytest
 
 from wsgigate.registration.client import RegistryClient
 from wsgigate.registration.entry import Entry, check_registry, own_address
-from wsgigate.rules.registration import Answer, Step, Wanted
+from wsgigate.rules.registration import RegistryResponse, Step, Wanted
 from wsgigate.testing.backend import Backend, Received, cut, reply
 
 TOKEN = "registry-token-of-the-tests"
@@ -18,7 +18,7 @@ ENTRY = Entry(service="users", port=3001, host="10.0.0.5")
 
 def asked(
     backend: Backend, step: Step, wanted: Wanted = Wanted.UP, entry: Entry = ENTRY
-) -> tuple[Answer, Received]:
+) -> tuple[RegistryResponse, Received]:
     answer = RegistryClient([backend.url], entry, TOKEN).ask(step, wanted, 0)
     backend.wait(lambda: backend.requests[-1].complete)
     return answer, backend.requests[-1]
@@ -119,35 +119,38 @@ def test_an_id_is_made_of_any_address() -> None:
 @pytest.mark.parametrize(
     ("sent", "answer"),
     [
-        (reply(b'{"instance": {"heartbeatInterval": 4}}', status="201 Created"), Answer(201, 4.0)),
-        (reply(b'{"instance": {"heartbeatInterval": 2.5}}'), Answer(200, 2.5)),
-        (reply(b'{"instance": {"heartbeatInterval": "4"}}'), Answer(200)),
-        (reply(b'{"instance": {"heartbeatInterval": true}}'), Answer(200)),
-        (reply(b"[" * 60_000), Answer(200)),
-        (reply(b"[]"), Answer(200)),
-        (reply(b'{"instance": 4}'), Answer(200)),
-        (reply(b"\xff"), Answer(200)),
-        (reply(status="404 Not Found"), Answer(404, why="status 404")),
+        (
+            reply(b'{"instance": {"heartbeatInterval": 4}}', status="201 Created"),
+            RegistryResponse(201, 4.0),
+        ),
+        (reply(b'{"instance": {"heartbeatInterval": 2.5}}'), RegistryResponse(200, 2.5)),
+        (reply(b'{"instance": {"heartbeatInterval": "4"}}'), RegistryResponse(200)),
+        (reply(b'{"instance": {"heartbeatInterval": true}}'), RegistryResponse(200)),
+        (reply(b"[" * 60_000), RegistryResponse(200)),
+        (reply(b"[]"), RegistryResponse(200)),
+        (reply(b'{"instance": 4}'), RegistryResponse(200)),
+        (reply(b"\xff"), RegistryResponse(200)),
+        (reply(status="404 Not Found"), RegistryResponse(404, why="status 404")),
         (
             reply(b'{"field": "port", "detail": "1 to 65535"}', status="400 Bad Request"),
-            Answer(400, why="status 400: port: 1 to 65535"),
+            RegistryResponse(400, why="status 400: port: 1 to 65535"),
         ),
         (
             reply(status="503 Busy", fields=[("Retry-After", "7")]),
-            Answer(503, retry_after=7.0, why="status 503"),
+            RegistryResponse(503, retry_after=7.0, why="status 503"),
         ),
         (
             reply(status="302 Found", fields=[("Location", "http://127.0.0.1:1/")]),
-            Answer(302, why="status 302"),
+            RegistryResponse(302, why="status 302"),
         ),
-        (cut(b""), Answer(None, why="no connection")),
+        (cut(b""), RegistryResponse(None, why="no connection")),
         (
             cut(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"),
-            Answer(None, why="malformed response (ProtocolError)"),
+            RegistryResponse(None, why="malformed response (ProtocolError)"),
         ),
     ],
 )
-def test_what_is_read_of_an_answer(sent: bytes, answer: Answer) -> None:
+def test_what_is_read_of_an_answer(sent: bytes, answer: RegistryResponse) -> None:
     with Backend(sent) as backend:
         assert asked(backend, Step.HEARTBEAT)[0] == answer
 
@@ -166,7 +169,7 @@ def test_nobody_there_is_an_answer_too() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     client = RegistryClient([f"http://127.0.0.1:{port}"], ENTRY, TOKEN)
-    assert client.ask(Step.REGISTER, Wanted.UP, 0) == Answer(None, why="no connection")
+    assert client.ask(Step.REGISTER, Wanted.UP, 0) == RegistryResponse(None, why="no connection")
 
 
 def test_a_registry_without_an_address_is_one_that_does_not_answer() -> None:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from wsgigate.registration.heartbeat import Heartbeat
-from wsgigate.rules.registration import Answer, Phase, Standing, Step, Wanted
+from wsgigate.rules.registration import Phase, RegistrationState, RegistryResponse, Step, Wanted
 
-DONE = Answer(200, 0.1)
-NOT_THERE = Answer(404, why="status 404")
-SILENT = Answer(None, why="no connection")
+DONE = RegistryResponse(200, 0.1)
+NOT_THERE = RegistryResponse(404, why="status 404")
+SILENT = RegistryResponse(None, why="no connection")
 
 
 class Registries:
@@ -23,11 +23,11 @@ class Registries:
 
     def __init__(self, number: int = 1) -> None:
         self.registries = tuple(f"http://registry{place}" for place in range(number))
-        self.answer: Callable[[Step, int], Answer] = lambda step, place: DONE
+        self.answer: Callable[[Step, int], RegistryResponse] = lambda step, place: DONE
         self.asked: list[tuple[Step, Wanted, int]] = []
         self._changed = threading.Condition()
 
-    def ask(self, step: Step, wanted: Wanted, place: int) -> Answer:
+    def ask(self, step: Step, wanted: Wanted, place: int) -> RegistryResponse:
         with self._changed:
             self.asked.append((step, wanted, place))
             self._changed.notify_all()
@@ -178,7 +178,7 @@ def test_who_takes_over_registers_anew(
 def test_what_is_known_need_not_be_told(
     registries: Registries, started: Callable[..., Heartbeat]
 ) -> None:
-    known = Standing(Phase.REGISTERED, reported=Wanted.UP, sent=True)
+    known = RegistrationState(Phase.REGISTERED, reported=Wanted.UP, sent=True)
     heartbeat = started(registries, wanted=Wanted.DRAINING, standing=known)
     assert heartbeat.settled(10.0)
     assert registries.asked[0] == (Step.UPDATE, Wanted.DRAINING, 0)

@@ -9,10 +9,10 @@ import pytest
 
 from wsgigate.rules.registration import (
     LEAST_WAIT,
-    Answer,
     Phase,
     RegistrationRules,
-    Standing,
+    RegistrationState,
+    RegistryResponse,
     Step,
     Wanted,
     after,
@@ -20,13 +20,13 @@ from wsgigate.rules.registration import (
 )
 
 RULES = RegistrationRules()
-NEW = Standing()
-SENT = Standing(sent=True)
-STARTING = Standing(Phase.REGISTERED, reported=Wanted.STARTING, sent=True)
-UP = Standing(Phase.REGISTERED, reported=Wanted.UP, sent=True)
-LOST = Standing(Phase.LOST, reported=Wanted.UP, sent=True, failures=3)
-DRAINING = Standing(Phase.DRAINING, reported=Wanted.DRAINING, sent=True)
-GONE = Standing(Phase.GONE)
+NEW = RegistrationState()
+SENT = RegistrationState(sent=True)
+STARTING = RegistrationState(Phase.REGISTERED, reported=Wanted.STARTING, sent=True)
+UP = RegistrationState(Phase.REGISTERED, reported=Wanted.UP, sent=True)
+LOST = RegistrationState(Phase.LOST, reported=Wanted.UP, sent=True, failures=3)
+DRAINING = RegistrationState(Phase.DRAINING, reported=Wanted.DRAINING, sent=True)
+GONE = RegistrationState(Phase.GONE)
 
 
 @pytest.mark.parametrize(
@@ -54,11 +54,17 @@ GONE = Standing(Phase.GONE)
         *((GONE, wanted, Step.NOTHING) for wanted in Wanted),
     ],
 )
-def test_the_next_step(standing: Standing, wanted: Wanted, step: Step) -> None:
+def test_the_next_step(standing: RegistrationState, wanted: Wanted, step: Step) -> None:
     assert next_step(standing, wanted) is step
 
 
-def gone_on(standing: Standing, wanted: Wanted, answer: Answer, chance: float = 0.0, **rules: Any):
+def gone_on(
+    standing: RegistrationState,
+    wanted: Wanted,
+    answer: RegistryResponse,
+    chance: float = 0.0,
+    **rules: Any,
+):
     step = next_step(standing, wanted)
     return after(standing, step, wanted, answer, chance, RegistrationRules(**rules))
 
@@ -102,9 +108,9 @@ def gone_on(standing: Standing, wanted: Wanted, answer: Answer, chance: float = 
     ],
 )
 def test_what_an_answer_means(
-    standing: Standing, wanted: Wanted, status: int | None, phase: Phase, next_: Step
+    standing: RegistrationState, wanted: Wanted, status: int | None, phase: Phase, next_: Step
 ) -> None:
-    now, _ = gone_on(standing, wanted, Answer(status))
+    now, _ = gone_on(standing, wanted, RegistryResponse(status))
     assert now.phase is phase
     assert next_step(now, wanted) is next_
 
@@ -114,7 +120,7 @@ def test_what_an_answer_means(
     [(None, Step.DEREGISTER), (503, Step.DEREGISTER), (401, Step.NOTHING), (201, Step.DEREGISTER)],
 )
 def test_whoever_may_have_been_registered_leaves(status: int | None, leaves_as: Step) -> None:
-    now, _ = gone_on(NEW, Wanted.UP, Answer(status))
+    now, _ = gone_on(NEW, Wanted.UP, RegistryResponse(status))
     assert next_step(now, Wanted.GONE) is leaves_as
 
 
@@ -136,58 +142,64 @@ def test_whoever_may_have_been_registered_leaves(status: int | None, leaves_as: 
 def test_the_registry_says_how_often_it_wants_to_be_told(
     asked_for: float | None, chance: float, wait: float
 ) -> None:
-    assert gone_on(NEW, Wanted.UP, Answer(201, asked_for), chance)[1] == pytest.approx(wait)
+    assert gone_on(NEW, Wanted.UP, RegistryResponse(201, asked_for), chance)[1] == pytest.approx(
+        wait
+    )
 
 
 def test_what_the_registry_said_holds_until_it_says_otherwise() -> None:
-    now, wait = gone_on(NEW, Wanted.UP, Answer(201, 4.0))
-    now, wait = gone_on(now, Wanted.UP, Answer(200))
+    now, wait = gone_on(NEW, Wanted.UP, RegistryResponse(201, 4.0))
+    now, wait = gone_on(now, Wanted.UP, RegistryResponse(200))
     assert wait == 4.0
-    now, wait = gone_on(now, Wanted.UP, Answer(200, 5.0))
+    now, wait = gone_on(now, Wanted.UP, RegistryResponse(200, 5.0))
     assert wait == 5.0
 
 
 def test_who_is_not_there_registers_at_once() -> None:
-    assert gone_on(UP, Wanted.UP, Answer(404))[1] == 0.0
+    assert gone_on(UP, Wanted.UP, RegistryResponse(404))[1] == 0.0
 
 
-def failing(standing: Standing, answer: Answer, chance: float, times: int, **rules: Any):
+def failing(
+    standing: RegistrationState, answer: RegistryResponse, chance: float, times: int, **rules: Any
+):
     for _ in range(times):
         standing, wait = gone_on(standing, Wanted.UP, answer, chance, **rules)
         yield standing, wait
 
 
 def test_retries_wait_for_a_time_drawn_from_a_doubling_range() -> None:
-    waits = [wait for _, wait in failing(NEW, Answer(None), 0.5, 8)]
+    waits = [wait for _, wait in failing(NEW, RegistryResponse(None), 0.5, 8)]
     assert waits == [0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0]
-    assert {wait for _, wait in failing(NEW, Answer(None), 0.0, 8)} == {LEAST_WAIT}
-    *_, (_, longest) = failing(UP, Answer(None), 0.9999, 100)
+    assert {wait for _, wait in failing(NEW, RegistryResponse(None), 0.0, 8)} == {LEAST_WAIT}
+    *_, (_, longest) = failing(UP, RegistryResponse(None), 0.9999, 100)
     assert longest < 10.0  # within the time after which a silent instance is unhealthy
 
 
 def test_what_was_refused_is_tried_again_less_often() -> None:
-    *_, (standing, wait) = failing(NEW, Answer(401), 0.5, 10)
+    *_, (standing, wait) = failing(NEW, RegistryResponse(401), 0.5, 10)
     assert wait == 30.0
     assert standing.refused
-    assert not gone_on(standing, Wanted.UP, Answer(201))[0].refused
+    assert not gone_on(standing, Wanted.UP, RegistryResponse(201))[0].refused
 
 
 @pytest.mark.parametrize(("asked", "wait"), [(7.0, 7.0), (1e9, 60.0), (0.0, 0.25)])
 def test_a_registry_is_left_alone_as_long_as_it_asks(asked: float, wait: float) -> None:
-    assert gone_on(UP, Wanted.UP, Answer(503, retry_after=asked), 0.5)[1] == wait
+    assert gone_on(UP, Wanted.UP, RegistryResponse(503, retry_after=asked), 0.5)[1] == wait
 
 
 def test_the_next_registry_is_asked_at_once_and_after_all_of_them_there_is_a_wait() -> None:
-    seen = [(now.place, wait) for now, wait in failing(UP, Answer(None), 0.5, 6, registries=3)]
+    seen = [
+        (now.place, wait) for now, wait in failing(UP, RegistryResponse(None), 0.5, 6, registries=3)
+    ]
     for at, wait in ((0, 0.25), (3, 0.5)):
         assert seen[at : at + 3] == [(1, LEAST_WAIT), (2, LEAST_WAIT), (0, wait)]
 
 
 def test_the_registry_that_answers_is_kept() -> None:
-    now, _ = gone_on(NEW, Wanted.UP, Answer(None), registries=2)
-    now, _ = gone_on(now, Wanted.UP, Answer(201), registries=2)
+    now, _ = gone_on(NEW, Wanted.UP, RegistryResponse(None), registries=2)
+    now, _ = gone_on(now, Wanted.UP, RegistryResponse(201), registries=2)
     assert (now.place, now.failures) == (1, 0)
-    now, _ = gone_on(now, Wanted.UP, Answer(404), registries=2)
+    now, _ = gone_on(now, Wanted.UP, RegistryResponse(404), registries=2)
     assert now.place == 1
 
 

@@ -24,7 +24,7 @@ from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from wsgigate.client.tls import Cert, Verify, context_for, load_client_cert
 from wsgigate.registration.entry import Entry, own_address
-from wsgigate.rules.registration import Answer, Step, Wanted
+from wsgigate.rules.registration import RegistryResponse, Step, Wanted
 from wsgigate.rules.retry import read_retry_after
 from wsgigate.runtime.clocks import real
 
@@ -280,7 +280,7 @@ class RegistryClient:
         service = self.entry.service
         return service if self._host is None else f"{service}/{self.entry.id_at(self._host)}"
 
-    def ask(self, step: Step, wanted: Wanted, place: int) -> Answer:
+    def ask(self, step: Step, wanted: Wanted, place: int) -> RegistryResponse:
         """Send the request for *step* to the registry at index *place*; never raises.
 
         :param wanted: The status, for steps that send one.
@@ -298,7 +298,7 @@ class RegistryClient:
             finally:
                 response.close()
         except Exception as error:  # no error may reach the service that runs this
-            return Answer(None, why=self._redacted(_failure(error)))
+            return RegistryResponse(None, why=self._redacted(_failure(error)))
 
     def _request(self, registry: str, step: Step, wanted: Wanted, host: str) -> PreparedRequest:
         names = (self.entry.service, self.entry.id_at(host))
@@ -329,11 +329,11 @@ class RegistryClient:
         request.body = body
         return request
 
-    def _answer(self, response: Response, deadline: float) -> Answer:
+    def _answer(self, response: Response, deadline: float) -> RegistryResponse:
         status = int(response.status_code)
         retry_after = response.headers.get("Retry-After")
         document = _document(response.raw, deadline)
-        return Answer(
+        return RegistryResponse(
             status,
             interval=_interval(document),
             retry_after=read_retry_after(retry_after, time.time()) if retry_after else None,

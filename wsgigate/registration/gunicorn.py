@@ -17,7 +17,7 @@ from typing import Any
 
 from wsgigate.registration import AT_MOST, Registration
 from wsgigate.registration.heartbeat import Heartbeat
-from wsgigate.rules.registration import Phase, Standing, Wanted
+from wsgigate.rules.registration import Phase, RegistrationState, Wanted
 
 __all__ = ["registered"]
 
@@ -145,7 +145,7 @@ class _Shutdown:
         heartbeat = Heartbeat(
             self._registration.connect,
             wanted=wanted,
-            standing=Standing(Phase.REGISTERED, reported=Wanted.UP, sent=True),
+            standing=RegistrationState(Phase.REGISTERED, reported=Wanted.UP, sent=True),
         )
         heartbeat.start()
         return heartbeat

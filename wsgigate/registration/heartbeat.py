@@ -18,10 +18,10 @@ from dataclasses import replace
 from typing import Protocol, TypeAlias
 
 from wsgigate.rules.registration import (
-    Answer,
     Phase,
     RegistrationRules,
-    Standing,
+    RegistrationState,
+    RegistryResponse,
     Step,
     Wanted,
     after,
@@ -52,7 +52,7 @@ class Client(Protocol):
     def name(self) -> str:
         """The name of the instance in the log."""
 
-    def ask(self, step: Step, wanted: Wanted, place: int) -> Answer:
+    def ask(self, step: Step, wanted: Wanted, place: int) -> RegistryResponse:
         """Send the request for *step* to the registry at index *place*; never raises."""
 
 
@@ -97,7 +97,7 @@ class Heartbeat:
         ready: Callable[[], bool] = lambda: True,
         lead: Lead | None = None,
         wanted: Wanted = Wanted.UP,
-        standing: Standing | None = None,
+        standing: RegistrationState | None = None,
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = _random.random,
     ) -> None:
@@ -115,7 +115,7 @@ class Heartbeat:
         self._pid = 0
         self.begun = False
         """Whether the process was ready, and the thread has started to register."""
-        self.standing = Standing()
+        self.standing = RegistrationState()
         """The state of the registration, if this process leads."""
         self._failures = ThrottledLog(
             LOG.warning,
@@ -206,7 +206,7 @@ class Heartbeat:
             if now >= lead_at:
                 was, leading, lead_at = leading, self._lead.take(), now + ROUND
                 if leading and not was:  # what another process has registered is unknown
-                    self.standing, self._known, due = self._known or Standing(), None, now
+                    self.standing, self._known, due = self._known or RegistrationState(), None, now
             if leading and now >= due:
                 due = now + self._step(client, rules)
             self._note_settled(leading, rules)

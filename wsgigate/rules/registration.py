@@ -1,8 +1,8 @@
 """The registration client's rules: the next request to the registry, and when to send it.
 
-:class:`Standing` is the registration state of one instance. :func:`next_step` returns the next
-request, given the desired status; :func:`after` returns the new state and the wait, given the
-response. The meaning of each response:
+:class:`RegistrationState` is the state of one instance. :func:`next_step` returns the next request,
+given the desired status; :func:`after` returns the new state and the wait, given the response. The
+meaning of each response:
 
 ==================  ==============================================================================
 2xx                 Done. The response may set the interval of heartbeats.
@@ -22,10 +22,10 @@ from enum import StrEnum
 from typing import NamedTuple
 
 __all__ = [
-    "Answer",
     "Phase",
     "RegistrationRules",
-    "Standing",
+    "RegistrationState",
+    "RegistryResponse",
     "Step",
     "Wanted",
     "after",
@@ -105,7 +105,7 @@ class RegistrationRules:
                 raise ValueError(f"{name} is more than 0 s and at most an hour, got {seconds!r}")
 
 
-class Answer(NamedTuple):
+class RegistryResponse(NamedTuple):
     """The registry's response to a step.
 
     :ivar status: The status of the response; ``None`` without one.
@@ -121,7 +121,7 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class RegistrationState:
     """The registration state of an instance.
 
     :ivar phase: The phase.
@@ -146,7 +146,7 @@ _NOT_THERE = (404, 410)
 _AGAIN = (408, 425, 429)
 
 
-def next_step(standing: Standing, wanted: Wanted) -> Step:
+def next_step(standing: RegistrationState, wanted: Wanted) -> Step:
     """Return the next request to the registry, for an instance that wants the status *wanted*."""
     if standing.phase is Phase.GONE:
         return Step.NOTHING
@@ -161,13 +161,13 @@ def next_step(standing: Standing, wanted: Wanted) -> Step:
 
 
 def after(
-    standing: Standing,
+    standing: RegistrationState,
     step: Step,
     wanted: Wanted,
-    answer: Answer,
+    answer: RegistryResponse,
     chance: float,
     rules: RegistrationRules,
-) -> tuple[Standing, float]:
+) -> tuple[RegistrationState, float]:
     """Return the state after *answer* to *step*, and the seconds until the next step.
 
     :param wanted: The status that it wanted when the step was made.
@@ -190,13 +190,13 @@ def after(
 
 
 def _done(
-    standing: Standing,
+    standing: RegistrationState,
     step: Step,
     wanted: Wanted,
-    answer: Answer,
+    answer: RegistryResponse,
     chance: float,
     rules: RegistrationRules,
-) -> tuple[Standing, float]:
+) -> tuple[RegistrationState, float]:
     if step is Step.DEREGISTER:
         return replace(standing, phase=Phase.GONE, reported=None, sent=False, failures=0), 0.0
     reported = standing.reported if step is Step.HEARTBEAT else wanted
@@ -214,8 +214,12 @@ def _done(
 
 
 def _failed(
-    standing: Standing, step: Step, answer: Answer, chance: float, rules: RegistrationRules
-) -> tuple[Standing, float]:
+    standing: RegistrationState,
+    step: Step,
+    answer: RegistryResponse,
+    chance: float,
+    rules: RegistrationRules,
+) -> tuple[RegistrationState, float]:
     status = answer.status
     refused = status is not None and status < 500 and status not in _AGAIN
     failures = standing.failures + 1
