@@ -412,7 +412,7 @@ class Routes:
         self._stack = stack
         self._errors = errors
         self._with_options = {
-            (table.host, pattern, table.exact, table.priority)
+            _shape(table, pattern)
             for table in config.routes
             for pattern in _patterns(table)
             if "OPTIONS" in _upper(table.methods)
@@ -485,17 +485,11 @@ class Routes:
             app,
             host=table.host,
             methods=table.methods,
-            exact=table.exact,
-            priority=table.priority,
             name=table.name,
-            listed=table.listed,
-            summary=table.summary,
             encoded_slash=table.encoded_slash or self._config.gateway.encoded_slash,
-            encoded_backslash=table.encoded_backslash,
-            double_slash=table.double_slash,
-            dot_segments=table.dot_segments,
+            **given_to(Route, table),
         )
-        shape = (table.host, pattern, table.exact, table.priority)
+        shape = _shape(table, pattern)
         if not _accepts_options_for_middlewares(table) or shape in self._with_options:
             return route
         self._with_options.add(shape)  # only one route may accept the preflights of a path
@@ -509,6 +503,11 @@ class Routes:
             for entry in entries
         )
         return "auth required" if required else ""
+
+
+def _shape(table: RouteTable, pattern: str) -> tuple[str, str, bool, int]:
+    """Return what the routes of the same requests have in common."""
+    return table.host, pattern, bool(table.exact), table.priority or 0
 
 
 def _patterns(table: RouteTable) -> tuple[str, ...]:

@@ -28,7 +28,6 @@ from wsgigate.config.model import (
     STICKY,
     Balance,
     Config,
-    FieldChanges,
     InstanceTable,
     RouteTable,
     ServiceTable,
@@ -348,12 +347,12 @@ class Services:
             return route.websocket
         return WebSocketLimits(**route.websocket)
 
-    def _changes(self, changes: FieldChanges | None, path: str) -> FieldRules | None:
+    def _changes(self, changes: Arguments | None, path: str) -> FieldRules | None:
         if changes is None:
             return None
         return self._errors.tried(
             path,
-            lambda: FieldRules(changes.set, changes.add, changes.remove),
+            lambda: FieldRules(**changes),
             keys=["set", "add", "remove"],
         )
 

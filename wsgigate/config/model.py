@@ -41,6 +41,7 @@ from wsgigate.config.types import (
     Text,
     Url,
 )
+from wsgigate.http.fields import FieldRules
 from wsgigate.http.forwarded import AddressList, address_field
 from wsgigate.middleware.maintenance import Maintenance
 from wsgigate.middleware.mirror import Mirror
@@ -59,7 +60,7 @@ from wsgigate.rules.health import HealthCheck
 from wsgigate.rules.outlier import OutlierRules
 from wsgigate.rules.pace import PaceRules
 from wsgigate.rules.retry import HedgeRules, RetryBudget, RetryRules
-from wsgigate.rules.routing import host_pattern
+from wsgigate.rules.routing import Route, host_pattern
 from wsgigate.runtime.log_level import LEVELS
 from wsgigate.server_check import MOST_THREADS, MOST_WORKERS
 
@@ -74,7 +75,6 @@ __all__ = [
     "Balance",
     "Config",
     "FallbackTable",
-    "FieldChanges",
     "GatewayTable",
     "InstanceTable",
     "MaintenanceTable",
@@ -337,17 +337,11 @@ class MaintenanceTable:
     )
 
 
-@table
-class FieldChanges:
-    """Changes to header fields: remove first, then set, then add."""
-
-    set: Mapping[str, str] = setting(
-        MapOf(Text()), "Fields to set, replacing existing values.", default_factory=dict
-    )
-    add: Mapping[str, str] = setting(
-        MapOf(Text()), "Fields to add beside existing values.", default_factory=dict
-    )
-    remove: tuple[str, ...] = setting(ListOf(Text()), "Fields to remove.", default=())
+_FIELD_CHANGES = ArgumentTable(
+    FieldRules,
+    name="FieldChanges",
+    doc="Changes to header fields: remove first, then set, then add.",
+)
 
 
 # Services.
@@ -660,24 +654,15 @@ class RouteTable:
         "The allowed methods. Default: all methods.",
         default=(),
     )
-    exact: bool = setting(Boolean(), "Match the path only, not the paths below it.", default=False)
-    priority: int = setting(
-        Integer(-1_000_000, 1_000_000),
-        "Routes with a higher priority are matched first.",
-        default=0,
-    )
+    exact: bool | None = argument(Route, default=None)
+    priority: int | None = argument(Route, default=None)
     name: str = setting(
         Text("a name of one line", pattern=_ONE_LINE),
         "The route's name in logs. Default: its path.",
         default="",
     )
-    summary: str = setting(Text(), "A one-line description of the route.", default="")
-    listed: tuple[str, ...] | None = setting(
-        ListOf(Text()),
-        "The route's entries in the list of routes of 404 responses; [] hides the route. "
-        "Default: derived from the route.",
-        default=None,
-    )
+    summary: str | None = argument(Route, default=None)
+    listed: tuple[str, ...] | None = argument(Route, default=None)
     service: str | None = setting(Text(), "The service that handles the requests.", default=None)
     services: tuple[Share, ...] = setting(
         ListOf(Table(Share), least=1),
@@ -717,22 +702,14 @@ class RouteTable:
     encoded_slash: Literal["reject", "keep"] | None = setting(
         _SLASHES, "How to handle %2F in the path. Default: as gateway.encoded_slash.", default=None
     )
-    encoded_backslash: Literal["reject", "keep"] = setting(
-        _SLASHES, "How to handle %5C in the path.", default="reject"
+    encoded_backslash: Literal["reject", "keep"] | None = argument(Route, default=None)
+    double_slash: Literal["merge", "keep"] | None = argument(Route, default=None)
+    dot_segments: Literal["reject", "keep"] | None = argument(Route, default=None)
+    request_fields: Arguments | None = setting(
+        _FIELD_CHANGES, "Changes to the request's header fields.", default=None
     )
-    double_slash: Literal["merge", "keep"] = setting(
-        Enumeration("merge", "keep"), "How to handle // in the path.", default="merge"
-    )
-    dot_segments: Literal["reject", "keep"] = setting(
-        _SLASHES,
-        "How to handle . and .. in the path; with keep, the path must stay below the route's path.",
-        default="reject",
-    )
-    request_fields: FieldChanges | None = setting(
-        Table(FieldChanges), "Changes to the request's header fields.", default=None
-    )
-    response_fields: FieldChanges | None = setting(
-        Table(FieldChanges), "Changes to the response's header fields.", default=None
+    response_fields: Arguments | None = setting(
+        _FIELD_CHANGES, "Changes to the response's header fields.", default=None
     )
     preserve_host: bool | None = argument(Forwarder, default=None)
     rewrite_location: bool | None = argument(Forwarder, default=None)

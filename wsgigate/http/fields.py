@@ -120,9 +120,9 @@ class FieldRules:
     Names are compared case-insensitively, and ``_`` equals ``-``, as in the ``environ`` of a WSGI
     application. Hop-by-hop fields, ``Content-Length`` and ``Host`` cannot be changed.
 
-    :param set: Fields that replace all fields of the same name.
-    :param add: Fields that are appended.
-    :param remove: Names of fields that are removed.
+    :param set: Fields to set, replacing existing values.
+    :param add: Fields to add beside existing values.
+    :param remove: Names of fields to remove.
     :raises ValueError: A name or a value is invalid, or the field cannot be changed; the message
         names it.
     """

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Annotated, Generic, Literal, NamedTuple, TypeVar
 from urllib.parse import unquote
 
-from wsgigate.rules.arguments import checked
+from wsgigate.rules.arguments import Range, checked
 
 __all__ = [
     "Hosts",
@@ -91,15 +91,17 @@ class Route(Generic[E]):
         matches one segment and captures it, ``*`` matches any one segment.
     :param host: ``api.example.com``, ``*.example.com`` for every name below it, or any when empty.
     :param methods: The accepted methods, all when empty; ``GET`` includes ``HEAD``.
-    :param exact: Match *path* only, nothing below it.
-    :param priority: A route with a higher priority wins over more specific ones.
+    :param exact: Match the path only, not the paths below it.
+    :param priority: Routes with a higher priority are matched first, before more specific ones.
     :param name: Its name in logs. Default: its path.
-    :param listed: Its lines in the ``availableRoutes`` of a 404. Default: method and path.
-    :param summary: A one-line description.
-    :param encoded_slash: Whether a path may contain ``%2F``, a slash to servers that decode it.
-    :param encoded_backslash: Whether it may contain ``%5C``, a slash to some servers.
-    :param double_slash: Whether ``//`` is merged to one slash or kept.
-    :param dot_segments: Whether a path may contain ``.`` and ``..``; they must stay beneath *path*.
+    :param listed: The route's entries in the list of routes of 404 responses; an empty list hides
+        the route. Default: derived from method and path.
+    :param summary: A one-line description of the route.
+    :param encoded_slash: How to handle ``%2F`` in the path, a slash to servers that decode it.
+    :param encoded_backslash: How to handle ``%5C`` in the path, a slash to some servers.
+    :param double_slash: How to handle ``//`` in the path: merge it to one slash, or keep it.
+    :param dot_segments: How to handle ``.`` and ``..`` in the path; with keep, the path must stay
+        below the route's path.
     :raises ValueError: An argument is invalid; the message names it.
     """
 
@@ -108,7 +110,7 @@ class Route(Generic[E]):
     host: str = ""
     methods: Sequence[str] = ()
     exact: bool = False
-    priority: int = 0
+    priority: Annotated[int, Range(-1_000_000, 1_000_000)] = 0
     name: str = ""
     listed: Sequence[str] | None = None
     summary: str = ""
