@@ -1,4 +1,4 @@
-"""How circuits stand is told to whoever asks; to close one takes the operator's token."""
+"""The endpoints that list the states of circuits, and that reset one with the admin token."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def client(circuits: list[Circuit], **options: Any) -> Client:
     return Client(Dispatcher(circuit_routes(circuits, now=lambda: 1_700_000_001.5, **options)))
 
 
-def test_how_they_stand(circuits: list[Circuit]) -> None:
+def test_get_lists_the_states(circuits: list[Circuit]) -> None:
     answer = client(circuits).get("/circuit-breakers")
     assert answer.json == {
         "success": True,
@@ -69,7 +69,7 @@ def test_how_they_stand(circuits: list[Circuit]) -> None:
     assert circuit_statuses(circuits[1:]) == {"users": CLOSED}
 
 
-def test_a_reset(circuits: list[Circuit]) -> None:
+def test_a_reset_closes_the_circuit(circuits: list[Circuit]) -> None:
     answer = client(circuits).post("/circuit-breakers/orders/reset", headers=BEARER)
     assert (answer.status_code, answer.json) == (
         200,
@@ -103,7 +103,7 @@ def test_a_reset(circuits: list[Circuit]) -> None:
         ("GET", "/circuit-breakers/orders", {}, 404),
     ],
 )
-def test_what_is_refused(
+def test_invalid_resets_are_rejected(
     circuits: list[Circuit], method: str, path: str, fields: dict[str, str], status: int
 ) -> None:
     answer = client(circuits).open(path, method=method, headers=fields)
@@ -111,30 +111,30 @@ def test_what_is_refused(
     assert circuits[0].status().failures == 2
 
 
-def test_without_a_token_nobody_can_reset(circuits: list[Circuit]) -> None:
+def test_there_is_no_reset_without_an_admin_token(circuits: list[Circuit]) -> None:
     answer = client(circuits, token=None).post("/circuit-breakers/orders/reset", headers=BEARER)
     assert answer.status_code == 404
 
 
-def test_a_reset_that_the_others_do_not_hear_of_says_so(clock: FakeClock) -> None:
+def test_a_reset_of_this_worker_only_is_answered_with_503(clock: FakeClock) -> None:
     alone = Circuit("orders", store=BrokenStore(), clock=clock)
     answer = client([alone]).post("/circuit-breakers/orders/reset", headers=BEARER)
     assert answer.status_code == 503
     assert answer.json["message"] == "The circuit breaker was reset in this worker only."
 
 
-def test_below_a_prefix(circuits: list[Circuit]) -> None:
+def test_the_endpoints_are_below_their_prefix(circuits: list[Circuit]) -> None:
     below = client(circuits, prefix="/_gateway")
     assert below.get("/_gateway/circuit-breakers").status_code == 200
     assert below.get("/circuit-breakers").status_code == 404
 
 
-def test_two_of_one_name_are_refused() -> None:
+def test_two_circuits_of_one_name_are_rejected() -> None:
     with pytest.raises(ValueError, match="two circuits have the same name"):
         circuit_routes([Circuit("a"), Circuit("a")], token=None)
 
 
-def test_the_counts_of_all_workers_are_summed_and_told_by_worker(circuits: list[Circuit]) -> None:
+def test_the_counts_are_summed_and_listed_by_worker(circuits: list[Circuit]) -> None:
     at = 1_700_000_000.0
     reports = {
         "m:1": {"orders": [1, 2, 1, at], "users": [0, 0, 4, None]},
@@ -156,7 +156,7 @@ def test_the_counts_of_all_workers_are_summed_and_told_by_worker(circuits: list[
     }
 
 
-def test_a_worker_that_has_not_heard_of_a_reset_yet_counts_no_failures(
+def test_the_counts_of_a_worker_that_has_not_seen_the_reset_are_ignored(
     circuits: list[Circuit],
 ) -> None:
     circuits[0].reset()

@@ -1,4 +1,4 @@
-"""Tokens are denied by whoever presents the admin token, and what is wrong is told by its name."""
+"""The endpoint that denies tokens: the admin token is required, an invalid member is named."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def send(
         ({"sub": "ann", "before": NOW + 0.5, "until": NOW + 60}, "sub", NOW + 60),
     ],
 )
-def test_what_is_denied(denied: DenyList, body: object, kind: str, until: float) -> None:
+def test_a_token_a_jti_or_a_subject_is_denied(
+    denied: DenyList, body: object, kind: str, until: float
+) -> None:
     assert denied.why_denied(ANN) == ""
     response = send(denied, body)
     assert response.status_code == 200
@@ -66,7 +68,7 @@ def test_what_is_denied(denied: DenyList, body: object, kind: str, until: float)
     assert denied.why_denied(ANN)
 
 
-def test_those_issued_later_are_not_denied(denied: DenyList) -> None:
+def test_tokens_issued_later_are_not_denied(denied: DenyList) -> None:
     assert send(denied, {"sub": "ann", "before": NOW, "until": NOW + 60}).status_code == 200
     assert denied.why_denied(ANN) == ""
 
@@ -75,19 +77,21 @@ def test_those_issued_later_are_not_denied(denied: DenyList) -> None:
     "fields",
     [{"Authorization": ""}, {"Authorization": f"Bearer {'K' * 32}"}, {"Authorization": TOKEN}],
 )
-def test_nobody_else_may(denied: DenyList, fields: dict[str, str]) -> None:
+def test_a_request_without_the_admin_token_is_rejected(
+    denied: DenyList, fields: dict[str, str]
+) -> None:
     response = send(denied, {"token": TOKEN}, fields=fields, **{"wsgi.input": Untouchable()})
     assert response.status_code == 401
     assert denied.why_denied(ANN) == ""
 
 
-def test_no_page_of_another_site_may(denied: DenyList) -> None:
+def test_a_page_of_another_site_is_rejected(denied: DenyList) -> None:
     assert send(denied, {"token": TOKEN}, fields={"Origin": "https://evil"}).status_code == 403
     assert denied.why_denied(ANN) == ""
 
 
 @pytest.mark.parametrize("presented", ["", "Bearer ", "Bearer None", f"Bearer {ADMIN}"])
-def test_without_an_admin_token_nobody_may(denied: DenyList, presented: str) -> None:
+def test_every_request_is_rejected_without_an_admin_token(denied: DenyList, presented: str) -> None:
     response = send(denied, {"token": TOKEN}, token=None, fields={"Authorization": presented})
     assert response.status_code == 403
     assert "no admin token" in response.get_json()["detail"]
@@ -95,14 +99,14 @@ def test_without_an_admin_token_nobody_may(denied: DenyList, presented: str) -> 
 
 
 class Untouchable:
-    """A body that nobody may read yet."""
+    """A body that must not be read before the client is authorized."""
 
     def read(self, size: int = -1) -> bytes:
         raise AssertionError("read before it was known who asks")
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
-def test_it_takes_nothing_but_post(denied: DenyList, method: str) -> None:
+def test_other_methods_are_answered_with_405(denied: DenyList, method: str) -> None:
     route = deny_route(denied, "", ADMIN)
     response = Client(Dispatcher([route])).open("/tokens/deny", method=method)
     assert response.status_code == 405
@@ -140,7 +144,7 @@ def test_it_takes_nothing_but_post(denied: DenyList, method: str) -> None:
         (b"[" * 9000, "a body", None),
     ],
 )
-def test_what_is_wrong_is_told_by_its_name(
+def test_an_invalid_member_is_rejected_by_name(
     denied: DenyList, body: object, words: str, field: str | None
 ) -> None:
     response = send(denied, body)
@@ -153,11 +157,11 @@ def test_what_is_wrong_is_told_by_its_name(
 
 
 @pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded"])
-def test_only_json_is_read(denied: DenyList, kind: str) -> None:
+def test_a_body_of_another_type_is_rejected(denied: DenyList, kind: str) -> None:
     assert send(denied, {"token": TOKEN}, fields={"Content-Type": kind}).status_code == 415
 
 
-def test_json_may_name_its_charset(denied: DenyList) -> None:
+def test_the_content_type_may_have_a_charset(denied: DenyList) -> None:
     fields = {"Content-Type": "Application/JSON; charset=utf-8"}
     assert send(denied, {"token": TOKEN}, fields=fields).status_code == 200
 
@@ -179,7 +183,7 @@ class Slow(io.BytesIO):
         return super().read(min(1, LARGEST_DENIAL if size is None else size))
 
 
-def test_a_body_comes_in_pieces_and_with_or_without_a_length(denied: DenyList) -> None:
+def test_a_body_is_read_in_pieces_with_or_without_a_length(denied: DenyList) -> None:
     body = b'{"jti": "j-1", "until": 1}'
     assert (
         send(denied, b"", **{"wsgi.input": Slow(body), "CONTENT_LENGTH": "26"}).status_code == 200
@@ -191,14 +195,14 @@ def test_a_body_comes_in_pieces_and_with_or_without_a_length(denied: DenyList) -
 @pytest.mark.parametrize(
     ("length", "status"), [("27", 400), ("-1", 400), ("+26", 400), ("²", 400), ("", 411)]
 )
-def test_a_body_whose_length_is_not_right(denied: DenyList, length: str, status: int) -> None:
+def test_a_body_with_a_wrong_length_is_rejected(denied: DenyList, length: str, status: int) -> None:
     body = Slow(b'{"jti": "j-1", "until": 1}')
     assert send(denied, b"", **{"wsgi.input": body, "CONTENT_LENGTH": length}).status_code == status
     assert list(denied.store.items("")) == []
 
 
 @pytest.mark.parametrize("error", [BodyError("cut"), OSError("cut")])
-def test_a_client_that_leaves_denies_nothing(denied: DenyList, error: Exception) -> None:
+def test_an_incomplete_body_denies_nothing(denied: DenyList, error: Exception) -> None:
     class Cut:
         def read(self, size: int = -1) -> bytes:
             raise error
@@ -207,7 +211,7 @@ def test_a_client_that_leaves_denies_nothing(denied: DenyList, error: Exception)
     assert response.status_code == 400
 
 
-def test_a_store_that_fails_is_told_and_why_is_for_the_operator() -> None:
+def test_a_failing_store_is_answered_with_503_and_its_cause_is_logged() -> None:
     environ: dict[str, Any] = {}
     route = deny_route(DenyList(BrokenStore()), "", ADMIN)
 
@@ -225,6 +229,6 @@ def test_a_store_that_fails_is_told_and_why_is_for_the_operator() -> None:
     assert environ[REASON] == "the deny list cannot be written: the store is down"
 
 
-def test_an_admin_token_that_could_be_guessed_is_refused(denied: DenyList) -> None:
+def test_a_short_admin_token_is_rejected(denied: DenyList) -> None:
     with pytest.raises(ValueError, match="an admin token is 32 to 1024"):
         deny_route(denied, "", "short")

@@ -81,7 +81,7 @@ def get(facts: Facts, path: str, **options: Any) -> Any:
     return response.get_json()
 
 
-def test_health_tells_of_the_gateway_its_services_and_their_sum() -> None:
+def test_health_reports_the_gateway_its_services_and_a_summary() -> None:
     health = Known(user_service=WELL, product_service=DOWN, order_service=WELL)
     assert get(SHOP, "/health", health=health) == {
         "gateway": {
@@ -109,7 +109,7 @@ def test_health_tells_of_the_gateway_its_services_and_their_sum() -> None:
     ],
     ids=["before the first check", "one checked", "all well", "no checks"],
 )
-def test_the_sum_counts_the_services_whose_status_is_healthy(
+def test_the_summary_counts_the_healthy_services(
     health: Known | None, summary: dict[str, Any]
 ) -> None:
     told = get(SHOP, "/health", health=health)
@@ -119,7 +119,7 @@ def test_the_sum_counts_the_services_whose_status_is_healthy(
     assert (health.statuses if health else {}).items() <= told["services"].items()
 
 
-def test_a_gateway_without_services_has_nothing_to_divide_by() -> None:
+def test_the_percentage_of_a_gateway_without_services_is_zero() -> None:
     told = get(Facts("g", "1"), "/health")
     assert told["summary"] == {"healthy": 0, "total": 0, "healthPercentage": "0.00"}
 
@@ -131,7 +131,7 @@ def test_a_clock_that_was_set_back_gives_no_negative_uptime() -> None:
     assert isinstance(told["gateway"]["uptime"], float)
 
 
-def test_info_tells_what_the_gateway_is() -> None:
+def test_info_describes_the_gateway() -> None:
     assert get(SHOP, "/info") == {
         "gateway": {"name": "api-gateway", "version": "1.0.0", "port": 3000},
         "services": ["user-service", "product-service", "order-service"],
@@ -168,7 +168,7 @@ def test_services_lists_them_in_their_order_with_their_status() -> None:
     }
 
 
-def test_discover_tells_of_one_service() -> None:
+def test_discover_describes_one_service() -> None:
     assert get(SHOP, "/discover/user-service", health=Known(user_service=WELL)) == {
         "success": True,
         "service": {
@@ -180,13 +180,13 @@ def test_discover_tells_of_one_service() -> None:
     }
 
 
-def test_a_service_without_a_check_is_told_as_healthy() -> None:
+def test_a_service_without_a_check_is_reported_as_healthy() -> None:
     told = get(SHOP, "/discover/user-service")
     assert told["service"]["status"] == {"healthy": True, "status": "No health check"}
 
 
 @pytest.mark.parametrize("name", ["nothing", "User-Service", "user%2Dservice%20", "__class__"])
-def test_discover_does_not_find_what_is_not_there(name: str) -> None:
+def test_discover_answers_an_unknown_service_with_404(name: str) -> None:
     response = client().get(f"/discover/{name}")
     assert response.status_code == 404
     assert response.content_type == "application/problem+json"
@@ -194,7 +194,7 @@ def test_discover_does_not_find_what_is_not_there(name: str) -> None:
     assert (told["success"], told["message"]) == (False, "Service not found!")
 
 
-def test_several_instances_are_told_beside_the_first_and_none_is_null() -> None:
+def test_the_url_is_that_of_the_first_instance_and_null_without_one() -> None:
     pool = SimpleNamespace(instances=[Instance("http://b:1"), Instance("http://a:1")])
     facts = Facts("g", "1", services={"s": ServiceFacts(pool)})
     told = get(facts, "/discover/s")["service"]
@@ -206,7 +206,7 @@ def test_several_instances_are_told_beside_the_first_and_none_is_null() -> None:
 
 
 @pytest.mark.parametrize("path", ["/health", "/info", "/services", "/discover/user-service"])
-def test_every_answer_is_json_of_known_length_that_nobody_keeps(path: str) -> None:
+def test_every_response_is_json_with_a_length_and_not_stored(path: str) -> None:
     response = client().get(path)
     assert response.headers.to_wsgi_list() == [
         ("Content-Type", "application/json; charset=utf-8"),
@@ -221,13 +221,13 @@ def test_every_answer_is_json_of_known_length_that_nobody_keeps(path: str) -> No
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
-def test_nothing_can_be_changed(method: str) -> None:
+def test_other_methods_are_answered_with_405(method: str) -> None:
     response = client().open("/services", method=method)
     assert response.status_code == 405
     assert response.headers["Allow"] == "GET, HEAD"
 
 
-def test_names_that_are_pages_stay_json() -> None:
+def test_names_that_contain_html_stay_json() -> None:
     name = "<script>alert(1)</script>\u2028é"
     facts = Facts(name, "1", services={name: service("http://a", routes=("</script>",))})
     for path in ("/health", "/info", "/services"):
@@ -238,7 +238,7 @@ def test_names_that_are_pages_stay_json() -> None:
         )
 
 
-def test_the_endpoints_are_below_their_prefix_and_nowhere_else() -> None:
+def test_the_endpoints_are_below_their_prefix_only() -> None:
     prefixed = client(prefix="/_gateway")
     paths = ("/health", "/info", "/services", "/discover/user-service")
     for path in paths:
@@ -253,19 +253,19 @@ def test_the_endpoints_are_below_their_prefix_and_nowhere_else() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["gateway", "/gateway/", "/"])
-def test_a_prefix_that_is_no_path_is_refused(prefix: str) -> None:
+def test_a_prefix_that_is_not_a_path_is_rejected(prefix: str) -> None:
     with pytest.raises(ValueError, match="prefix"):
         client(prefix=prefix)
 
 
-def test_the_listing_names_three_of_them() -> None:
+def test_the_listing_has_three_of_the_endpoints() -> None:
     own = routes(SHOP, started=lambda: STARTED)
     assert listing(own) == ["GET /health", "GET /info", "GET /services"]
     own = routes(SHOP, "/_gateway", started=lambda: STARTED)
     assert listing(own)[0] == "GET /_gateway/health"
 
 
-def test_the_operator_learns_why_and_another_answer_can_be_given() -> None:
+def test_a_problem_has_a_reason_for_the_log_and_refuse_sends_it() -> None:
     reasons = []
 
     def page(problem: Any) -> WSGIApplication:
@@ -283,7 +283,7 @@ def test_the_operator_learns_why_and_another_answer_can_be_given() -> None:
 URLS = ["http://a:1", "http://b:1"]
 
 
-def test_with_a_real_checker_and_pool_the_answers_follow_the_checks() -> None:
+def test_the_responses_follow_the_checks_of_a_real_pool() -> None:
     pool = Pool("shop", [Instance("http://a:1"), Instance("http://b:1")])
     checker = HealthChecker(
         {"shop": pool},
@@ -337,7 +337,7 @@ def test_the_routes_are_described_from_the_table() -> None:
     }
 
 
-def test_the_operator_may_describe_them_otherwise() -> None:
+def test_the_file_can_describe_the_routes() -> None:
     given = {"POST /auth/*": "Authentication routes", "GET /health": "How are you?"}
     assert describe_routes([Route("/x", APP)], prefix="/_g", given=given) == {
         "GET /_g/health": "Gateway health check",
@@ -347,7 +347,7 @@ def test_the_operator_may_describe_them_otherwise() -> None:
     }
 
 
-def test_the_features_are_those_of_what_is_in_use_in_a_fixed_order() -> None:
+def test_the_features_are_those_in_use_in_a_fixed_order() -> None:
     middlewares = ["cors", "authenticator", "limiter", "logger"]
     assert describe_features(middlewares, health=True) == (
         "Request logging",
@@ -382,7 +382,7 @@ def of(pool: Pool, **more: Any) -> Facts:
         (Pool("a", [Instance("http://a:1", 0)]), None, "All instances are draining"),
     ],
 )
-def test_a_service_that_cannot_be_asked_is_unhealthy_and_says_why(
+def test_a_service_without_usable_instances_is_unhealthy_with_an_error(
     health: Known | None, pool: Pool, discovery: Any, error: str
 ) -> None:
     facts = of(pool, discovery=discovery)
@@ -406,7 +406,7 @@ def test_a_service_that_cannot_be_asked_is_unhealthy_and_says_why(
         ({"kind": "redis", "error": "Store unavailable"}, {"gateway": {}}, "maintenance"),
     ],
 )
-def test_the_status_of_the_gateway_is_what_matters_most(
+def test_the_status_of_the_gateway_is_the_most_severe(
     store: dict[str, Any], off: dict[str, Any], status: str
 ) -> None:
     told = get(SHOP, "/health", store=lambda: store, maintenance=lambda: off)
@@ -415,7 +415,7 @@ def test_the_status_of_the_gateway_is_what_matters_most(
     assert told["maintenance"] == off
 
 
-def test_a_service_out_of_service_says_so_wherever_its_status_is() -> None:
+def test_a_maintenance_notice_is_part_of_every_status() -> None:
     notice = {"since": TIME, "until": None, "message": "Soon back."}
     off = {"service:user-service": notice}
     for told in (
@@ -426,7 +426,7 @@ def test_a_service_out_of_service_says_so_wherever_its_status_is() -> None:
         assert told == {"healthy": True, "status": "No health check", "maintenance": notice}
 
 
-def test_what_the_workers_hold_is_summed_and_told_by_worker() -> None:
+def test_bulkheads_and_ejections_are_summed_and_listed_by_worker() -> None:
     reports = {
         "m:1": {
             "bulkheads": {"user-service": {"inFlight": 2, "maxInFlight": 8, "refused": 1}},

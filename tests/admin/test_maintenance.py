@@ -1,4 +1,4 @@
-"""The switch as an endpoint: for whoever has the token, and what is wrong is told by its name."""
+"""The endpoints of maintenance: the admin token is required, an invalid member is named."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def send(
         ({"on": True, "message": "Soon."}, {"gateway": Notice(NOW, None, "Soon.")}),
     ],
 )
-def test_it_is_switched_on_and_off(
+def test_a_scope_is_switched_on_and_off(
     switch: MaintenanceSwitch, body: dict[str, Any], found: dict[str, Notice]
 ) -> None:
     assert send(switch, body).status_code == 200
@@ -63,7 +63,7 @@ def test_it_is_switched_on_and_off(
     assert switch.status() == {}
 
 
-def test_it_tells_how_it_stands(switch: MaintenanceSwitch) -> None:
+def test_get_lists_the_notices(switch: MaintenanceSwitch) -> None:
     switch.on("service:orders", lasts=60, message="Soon.")
     told = {
         "service:orders": {
@@ -99,7 +99,7 @@ def test_it_tells_how_it_stands(switch: MaintenanceSwitch) -> None:
         ({"on": False, "scope": "everything"}, "scope"),
     ],
 )
-def test_what_is_wrong_is_told_by_its_name(
+def test_an_invalid_member_is_rejected_by_name(
     switch: MaintenanceSwitch, body: dict[str, Any], field: str
 ) -> None:
     answer = send(switch, body)
@@ -107,19 +107,21 @@ def test_what_is_wrong_is_told_by_its_name(
     assert switch.status() == {}
 
 
-def test_a_scope_that_is_no_more_can_be_switched_off(switch: MaintenanceSwitch) -> None:
+def test_a_removed_scope_can_be_switched_off(switch: MaintenanceSwitch) -> None:
     switch.on("service:gone")
     assert send(switch, {"on": False, "scope": "service:gone"}).status_code == 200
     assert switch.status() == {}
 
 
 @pytest.mark.parametrize(("body", "status"), [(b"{", 400), (b"[]", 400), (b"x" * 20_000, 413)])
-def test_what_is_no_object_is_refused(switch: MaintenanceSwitch, body: bytes, status: int) -> None:
+def test_a_body_that_is_not_an_object_is_rejected(
+    switch: MaintenanceSwitch, body: bytes, status: int
+) -> None:
     assert send(switch, body).status_code == status
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_it_takes_the_token_and_no_page_of_another_site(
+def test_the_admin_token_is_required_and_other_sites_are_rejected(
     switch: MaintenanceSwitch, method: str
 ) -> None:
     body = {"on": True}
@@ -131,13 +133,13 @@ def test_it_takes_the_token_and_no_page_of_another_site(
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_a_store_that_fails_is_told(method: str) -> None:
+def test_a_failing_store_is_answered_with_503(method: str) -> None:
     answer = send(MaintenanceSwitch(BrokenStore()), {"on": True}, method=method)
     assert answer.status_code == 503
     assert answer.headers["Retry-After"] == "5"
     assert "is down" not in answer.text
 
 
-def test_a_token_that_can_be_guessed_is_refused(switch: MaintenanceSwitch) -> None:
+def test_a_short_admin_token_is_rejected(switch: MaintenanceSwitch) -> None:
     with pytest.raises(ValueError, match="an admin token is 32"):
         maintenance_routes(switch, SCOPES, token="short")

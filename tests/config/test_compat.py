@@ -1,4 +1,4 @@
-"""The registry's doors in the file: where they are, what they share, and what is refused."""
+"""The compatibility APIs in the file: their paths, the shared slots and the errors."""
 
 from __future__ import annotations
 

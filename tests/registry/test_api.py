@@ -1,4 +1,4 @@
-"""The registry over HTTP: as the lesson's answers, member by member, and what there is besides."""
+"""The registry's HTTP API: the responses of the lesson, member by member, and the further ones."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ LESSON: list[tuple[str, object, int, dict[str, object]]] = [
 ]
 
 
-def test_it_answers_as_the_lesson_does(served: Served) -> None:
+def test_responses_are_those_of_the_lesson(served: Served) -> None:
     for line, document, status, expected in LESSON:
         method, path = line.split()
         answer = served.send(method, path, document)
@@ -185,7 +185,7 @@ def test_it_answers_as_the_lesson_does(served: Served) -> None:
             assert answer.content_type == "application/problem+json"
 
 
-def test_an_instance_is_told_as_the_lesson_does_and_more(served: Served) -> None:
+def test_an_instance_has_the_members_of_the_lesson_and_more(served: Served) -> None:
     served.send("POST", "/register", DEMO)
     for path, members in (
         ("/discover/user-service", ["instances"]),
@@ -216,7 +216,7 @@ def test_times_are_those_of_the_store(served: Served) -> None:
         served.clock.now += 0.25
 
 
-def test_unhealthy_ones_are_told_to_who_asks_for_them(served: Served) -> None:
+def test_unhealthy_instances_are_listed_on_request(served: Served) -> None:
     served.register("silent")
     served.clock.now += 31
     served.register("well")
@@ -271,9 +271,7 @@ def test_a_query_filters(served: Served, query: str, names: list[str]) -> None:
         ("&".join(f"tag={n}" for n in range(40)), "query"),
     ],
 )
-def test_a_query_that_is_none_is_refused_by_its_field(
-    served: Served, query: str, field: str
-) -> None:
+def test_an_invalid_query_field_is_rejected_by_name(served: Served, query: str, field: str) -> None:
     answer = served.send("GET", f"/discover/users?{query}")
     assert answer.status_code == 400
     assert answer.json
@@ -306,7 +304,7 @@ def test_a_status_can_be_set(served: Served) -> None:
     assert served.send("PUT", "/status/users/b", {"status": "UP"}).status_code == 404
 
 
-def test_what_has_not_changed_is_not_sent_again(served: Served) -> None:
+def test_an_unchanged_listing_is_answered_with_304(served: Served) -> None:
     served.register("a")
     first = served.send("GET", "/discover/users")
     tag, index = first.headers["ETag"], first.headers["X-Registry-Index"]
@@ -325,7 +323,7 @@ def test_what_has_not_changed_is_not_sent_again(served: Served) -> None:
     assert changed.headers["ETag"] != tag
 
 
-def test_one_that_became_unhealthy_meanwhile_is_a_change(served: Served) -> None:
+def test_an_instance_that_becomes_unhealthy_changes_the_tag(served: Served) -> None:
     served.register("a")
     for query in ("", "?onlyHealthy=false"):
         tag = served.send("GET", f"/discover/users{query}").headers["ETag"]
@@ -353,7 +351,7 @@ def test_a_request_may_wait_for_a_change(served: Served) -> None:
     assert int(answers[0].headers["X-Registry-Index"]) > int(index)
 
 
-def test_who_has_seen_less_need_not_wait(served: Served) -> None:
+def test_a_request_with_an_old_index_does_not_wait(served: Served) -> None:
     served.register("a")
     answer = served.send("GET", "/discover/users?wait=20&index=7")
     assert answer.json
@@ -361,7 +359,7 @@ def test_who_has_seen_less_need_not_wait(served: Served) -> None:
     assert served.send("GET", "/discover/users?wait=20").status_code == 200
 
 
-def test_no_more_wait_than_may(served: Served) -> None:
+def test_the_number_of_waiting_requests_is_bounded(served: Served) -> None:
     served = Served(waiting=2)
     index = served.registry.version("users")
     path = f"/discover/users?wait=25&index={index}"
@@ -379,12 +377,12 @@ def test_no_more_wait_than_may(served: Served) -> None:
     assert served.send("GET", path).status_code == 200  # nor does anybody wait from now on
 
 
-def test_with_none_that_may_wait_nobody_does() -> None:
+def test_no_request_waits_without_slots() -> None:
     served = Served(waiting=0)
     assert served.send("GET", "/discover/users?wait=25&index=0").status_code == 200
 
 
-def test_a_single_one_is_chosen() -> None:
+def test_one_instance_is_picked_by_the_strategy() -> None:
     chances = Script([0.0, 0.0, 0.5, 0.99])
     served = Served(random=chances)
     for name, weight in (("a", 1), ("b", 8), ("c", 1), ("d", 0)):
@@ -401,7 +399,7 @@ def test_a_single_one_is_chosen() -> None:
     assert chances.left == 0
 
 
-def test_turns_are_remembered_within_bounds(
+def test_the_number_of_round_robin_positions_is_bounded(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wsgigate.registry.api.MOST", 3)
@@ -411,7 +409,7 @@ def test_turns_are_remembered_within_bounds(
     assert len(served.app._picker._turns) <= 3
 
 
-def test_it_may_be_below_a_path() -> None:
+def test_the_api_can_be_below_a_prefix() -> None:
     served = Served(prefix="/_registry")
     assert served.send("POST", "/_registry/register", DEMO).status_code == 201
     assert served.send("GET", "/_registry/discover/user-service").status_code == 200
@@ -419,12 +417,12 @@ def test_it_may_be_below_a_path() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["registry", "/registry/", "/"])
-def test_a_prefix_that_is_no_path_is_refused(prefix: str) -> None:
+def test_a_prefix_that_is_not_a_path_is_rejected(prefix: str) -> None:
     with pytest.raises(ValueError, match="prefix"):
         Served(prefix=prefix)
 
 
-def test_what_is_no_endpoint_is_told_with_those_there_are(served: Served) -> None:
+def test_an_unknown_path_is_answered_with_the_available_routes(served: Served) -> None:
     answer = served.send("GET", "/nothing")
     assert answer.status_code == 404
     assert answer.json
@@ -436,14 +434,14 @@ def test_what_is_no_endpoint_is_told_with_those_there_are(served: Served) -> Non
     assert (refused.status_code, refused.headers["Allow"]) == (405, "GET, HEAD")
 
 
-def test_a_head_is_a_get_without_its_body(served: Served) -> None:
+def test_head_is_answered_as_get_without_a_body(served: Served) -> None:
     served.register("a")
     answer = served.send("HEAD", "/discover/users")
     assert (answer.status_code, answer.data) == (200, b"")
     assert int(answer.headers["Content-Length"]) > 100
 
 
-def test_while_the_store_fails_reads_say_how_old_they_are(served: Served) -> None:
+def test_reads_have_an_age_during_a_store_outage(served: Served) -> None:
     served.register("a")
     served.send("GET", "/services")
     served.store.broken = True
@@ -465,7 +463,7 @@ def test_while_the_store_fails_reads_say_how_old_they_are(served: Served) -> Non
         assert "disk" not in refused.text
 
 
-def test_when_most_are_silent_that_is_told(served: Served) -> None:
+def test_self_preservation_is_reported(served: Served) -> None:
     for n in range(4):
         served.register(f"u{n}")
     sweeper = served.registry._expiry
@@ -477,7 +475,7 @@ def test_when_most_are_silent_that_is_told(served: Served) -> None:
     assert served.send("GET", "/health").json["registry"]["preserving"]  # type: ignore[index]
 
 
-def test_services_are_told_with_their_version(served: Served) -> None:
+def test_services_are_listed_with_their_version(served: Served) -> None:
     served.register("a", zone="eu")
     served.register("b", service="orders")
     answer = served.send("GET", "/services?zone=eu")

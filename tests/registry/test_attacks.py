@@ -1,4 +1,4 @@
-"""The registry attacked over HTTP: section H of the attacks, each by its id, and what follows."""
+"""Attacks on the registry over HTTP: section H of the attacks, each by its id, and tokens."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_h08_without_a_token_nothing_changes(
     assert served.state() == before
 
 
-def test_h08_a_token_is_taken_from_its_field_alone(served: Registered) -> None:
+def test_h08_a_token_is_read_from_the_authorization_field_only(served: Registered) -> None:
     for path, fields in (
         (f"/register?token={ALL}", {}),
         (f"/register?access_token={ALL}", {}),
@@ -108,7 +108,7 @@ def test_h08_a_token_is_taken_from_its_field_alone(served: Registered) -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "document"), CHANGES)
-def test_h09_a_service_changes_itself_alone(
+def test_h09_a_service_token_changes_that_service_only(
     served: Registered, method: str, path: str, document: Any
 ) -> None:
     served.send("POST", "/register", ONE)
@@ -124,13 +124,13 @@ def test_h09_a_service_changes_itself_alone(
     assert others.state() == before
 
 
-def test_h09_a_token_may_be_that_of_two_services(served: Registered) -> None:
+def test_h09_two_services_can_share_a_token(served: Registered) -> None:
     for service, status in (("a", 201), ("b", 201), ("users", 403), ("A", 403)):
         answer = served.send("POST", "/register", {**ONE, "serviceName": service}, BOTH)
         assert answer.status_code == status
 
 
-def test_h09_no_other_type_of_a_name_is_one_s_own(served: Registered) -> None:
+def test_h09_a_service_name_of_another_type_is_rejected(served: Registered) -> None:
     for name in (["users"], {"users": 1}, 1, True, "users ", "users/../orders"):
         answer = served.send("POST", "/register", {**ONE, "serviceName": name}, USERS)
         assert answer.status_code == 403
@@ -154,7 +154,7 @@ def test_i05_a_page_of_another_site_changes_nothing(fields: dict[str, str]) -> N
     assert served.state() == ({}, 0)
 
 
-def test_i05_what_a_form_can_send_is_no_registration() -> None:
+def test_i05_a_form_cannot_register() -> None:
     served = Registered(Access(open_writes=True))
     body = json.dumps(ONE).encode()
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
@@ -173,7 +173,7 @@ def test_i05_what_a_form_can_send_is_no_registration() -> None:
         "nowhere.invalid",
     ],
 )
-def test_h01_to_h06_an_instance_is_nowhere_but_where_it_may_be(
+def test_h01_to_h06_an_instance_at_a_forbidden_address_is_rejected(
     served: Registered, host: str
 ) -> None:
     answer = served.send("POST", "/register", {**ONE, "host": host})
@@ -183,7 +183,7 @@ def test_h01_to_h06_an_instance_is_nowhere_but_where_it_may_be(
     assert served.state() == ({}, 0)
 
 
-def test_h02_loopback_is_refused_where_it_is_not_allowed() -> None:
+def test_h02_loopback_is_rejected_unless_it_is_allowed() -> None:
     served = Registered(destinations=Destinations(["10.0.0.0/8"]))
     for host in ("127.0.0.1", "::1", "localhost", "::ffff:127.0.0.1"):
         answer = served.send("POST", "/register", {**ONE, "host": host})
@@ -191,7 +191,7 @@ def test_h02_loopback_is_refused_where_it_is_not_allowed() -> None:
     assert served.send("POST", "/register", ONE).status_code == 201
 
 
-def test_h04_the_registry_itself_is_no_instance() -> None:
+def test_h04_the_registry_itself_cannot_be_an_instance() -> None:
     served = Registered(destinations=Destinations(own=[("0.0.0.0", 3004)]))
     for host in ("127.0.0.1", "localhost", "127.9.9.9", "::1"):
         answer = served.send("POST", "/register", {**ONE, "host": host, "port": 3004})
@@ -214,7 +214,7 @@ def test_h04_the_registry_itself_is_no_instance() -> None:
         ({"url": "http://evil/"}, "url"),
     ],
 )
-def test_h07_h14_to_h19_what_is_wrong_is_named(
+def test_h07_h14_to_h19_an_invalid_member_is_named(
     served: Registered, members: dict[str, object], field: str
 ) -> None:
     answer = served.send("POST", "/register", {**ONE, **members})
@@ -241,7 +241,7 @@ BAD_BODIES = [
 
 
 @pytest.mark.parametrize(("body", "status"), BAD_BODIES, ids=map(str, range(len(BAD_BODIES))))
-def test_h14_a_body_that_is_no_registration_is_refused(
+def test_h14_a_body_that_is_not_a_registration_is_rejected(
     served: Registered, body: bytes, status: int
 ) -> None:
     assert served.send("POST", "/register", body).status_code == status
@@ -264,7 +264,7 @@ class Broken(io.RawIOBase):
         ({"wsgi.input": Broken()}, 400),
     ],
 )
-def test_h14_a_body_that_is_not_all_there_is_refused(
+def test_h14_an_incomplete_body_is_rejected(
     served: Registered, changes: dict[str, Any], status: int
 ) -> None:
     answer = Client(served).post(
@@ -277,7 +277,7 @@ def test_h14_a_body_that_is_not_all_there_is_refused(
     assert served.state() == ({}, 0)
 
 
-def test_h11_a_heartbeat_of_nobody_is_told_to_register(served: Registered) -> None:
+def test_h11_a_heartbeat_of_an_unknown_instance_is_answered_with_404(served: Registered) -> None:
     for path in ("/heartbeat/users/u-1", "/heartbeat/us%2Fers/u-1", "/heartbeat/..%2F/u-1"):
         assert served.send("POST", path).status_code in (400, 404)
     assert served.state() == ({}, 0)
@@ -299,7 +299,7 @@ def test_h13_a_flood_is_bounded() -> None:
     assert len(list(served.registry._store.items(""))) < 50 + 20 + 10
 
 
-def test_h18_no_path_reaches_another_key(served: Registered) -> None:
+def test_h18_no_path_reaches_another_key_of_the_store(served: Registered) -> None:
     served.send("POST", "/register", ONE)
     for path in (
         "/discover/users%2Fu-1",
@@ -319,14 +319,14 @@ def test_h18_no_path_reaches_another_key(served: Registered) -> None:
             assert answer.json["count"] == 0
 
 
-def test_h25_what_is_told_is_no_page(served: Registered) -> None:
+def test_h25_no_response_is_interpreted_as_html(served: Registered) -> None:
     served.send("POST", "/register", {**ONE, "metadata": {"name": "<script>alert(1)</script>"}})
     answer = served.send("GET", "/discover/users")
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert answer.content_type == "application/json; charset=utf-8"
 
 
-def test_reads_take_a_token_where_it_is_said() -> None:
+def test_reads_require_a_token_unless_they_are_open() -> None:
     served = Registered(Access(ALL, {"users": USERS}, open_reads=False))
     for path in ("/discover/users", "/instance/users", "/services", "/health"):
         for token, status in ((None, 401), ("x" * 20, 401), (ALL, 200), (USERS, 200)):
@@ -334,7 +334,7 @@ def test_reads_take_a_token_where_it_is_said() -> None:
             assert (answer.status_code == 401) == (status == 401), path
 
 
-def test_no_token_is_ever_told_or_logged(
+def test_no_token_is_returned_or_logged(
     served: Registered, caplog: pytest.LogCaptureFixture
 ) -> None:
     access = Access(ALL, {"users": USERS})
@@ -352,14 +352,14 @@ def test_no_token_is_ever_told_or_logged(
 @pytest.mark.parametrize(
     "token", ["", "short", "x" * 15, "x" * 1025, "with spaces in it", "é" * 20]
 )
-def test_a_token_that_can_be_guessed_is_refused(token: str) -> None:
+def test_a_short_token_is_rejected(token: str) -> None:
     with pytest.raises(ValueError, match="the token is 16 to 1024"):
         Access(token)
     with pytest.raises(ValueError, match="token of 'users'"):
         Access(ALL, {"users": token})
 
 
-def test_without_any_token_nobody_could_register() -> None:
+def test_an_access_without_any_token_is_rejected() -> None:
     with pytest.raises(ValueError, match="a token is required"):
         Access()
     with pytest.raises(ValueError, match="serviceName"):
@@ -367,7 +367,7 @@ def test_without_any_token_nobody_could_register() -> None:
     assert Access(open_writes=True).caller_of(b"") == Caller(everything=True)
 
 
-def test_a_door_may_ask_by_the_token_alone() -> None:
+def test_caller_of_returns_the_permissions_of_a_token() -> None:
     access = Access(ALL, {"users": USERS})
     assert access.caller_of(ALL.encode()) == Caller(everything=True)
     assert access.caller_of(USERS.encode()) == Caller(False, frozenset({"users"}))

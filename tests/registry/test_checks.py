@@ -1,4 +1,4 @@
-"""Checks that the registry carries out: one worker of all asks, and all tell what came of it."""
+"""Checks that the registry carries out: one worker sends the probes, all return the results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.discovery.conftest import DOWN, UP, Clock, Fickle
-from tests.registry.compat.conftest import TOKEN, Behind
+from tests.registry.compat.conftest import TOKEN, CompatRegistry
 from wsgigate.auth.bearer import Access
 from wsgigate.client.destinations import Destinations
 from wsgigate.discovery import Instance
@@ -30,7 +30,7 @@ HTTP = {"HTTP": "http://10.0.0.5:8080/actuator/health", "Interval": "10s"}
 
 
 class Answers:
-    """Stands for all instances, and notes who was asked for what."""
+    """Stands for all instances, and records the probes."""
 
     def __init__(self) -> None:
         self.outcome: CheckResult | Exception = UP
@@ -50,7 +50,7 @@ class Answers:
         self.stopped += 1
 
 
-class Fleet(Behind):
+class Fleet(CompatRegistry):
     """Two workers of a registry, whose rounds are run by hand."""
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ def fleet() -> Fleet:
     return Fleet()
 
 
-def test_one_worker_asks_and_all_tell(fleet: Fleet) -> None:
+def test_one_worker_carries_out_checks_and_all_return_the_results(fleet: Fleet) -> None:
     fleet.register(HTTP)
     assert (fleet.states(), fleet.passing()) == (["critical"], 0)
     fleet.run(2)
@@ -120,8 +120,8 @@ def test_one_worker_asks_and_all_tell(fleet: Fleet) -> None:
     assert told["Output"] == "Connection refused"
 
 
-def test_it_is_never_forgotten_while_it_is_checked(fleet: Fleet) -> None:
-    """Consul keeps a critical instance, until it has been so for as long as it asked for."""
+def test_checks_renew_the_lease_of_an_instance(fleet: Fleet) -> None:
+    """A critical instance stays for as long as its registration asks."""
     fleet.answers.outcome = DOWN
     fleet.register(HTTP)
     fleet.register({**HTTP, "DeregisterCriticalServiceAfter": "2m"}, ID="b")
@@ -133,7 +133,7 @@ def test_it_is_never_forgotten_while_it_is_checked(fleet: Fleet) -> None:
     assert [entry.instance_id for entry in fleet.registry.discover("users").instances] == ["a"]
 
 
-def test_what_fails_its_check_gets_no_requests_even_if_nothing_else_is_left(fleet: Fleet) -> None:
+def test_an_instance_that_fails_its_check_is_not_discovered_even_as_the_last(fleet: Fleet) -> None:
     source = OwnRegistry(fleet.registry, "users")
     fleet.register(HTTP)
     fleet.run(2)
@@ -144,7 +144,7 @@ def test_what_fails_its_check_gets_no_requests_even_if_nothing_else_is_left(flee
     assert source.find(threading.Event()).instances == ()
 
 
-def test_other_doors_tell_it_as_well(fleet: Fleet) -> None:
+def test_the_other_apis_return_the_result_of_a_check(fleet: Fleet) -> None:
     fleet.register(HTTP)
 
     def status() -> Any:
@@ -159,7 +159,7 @@ def test_other_doors_tell_it_as_well(fleet: Fleet) -> None:
     assert status() == "DOWN"
 
 
-def test_maintenance_stays_whatever_a_check_says(fleet: Fleet) -> None:
+def test_maintenance_outlasts_passing_checks(fleet: Fleet) -> None:
     fleet.register(HTTP)
     fleet.run(2)
     fleet.ask("PUT", "/v1/agent/service/maintenance/a?enable=true")
@@ -169,7 +169,7 @@ def test_maintenance_stays_whatever_a_check_says(fleet: Fleet) -> None:
     assert (fleet.states(), fleet.passing()) == (["passing"], 1)
 
 
-def test_who_registers_again_does_not_begin_anew(fleet: Fleet) -> None:
+def test_registering_again_keeps_the_results_of_checks(fleet: Fleet) -> None:
     fleet.register(HTTP)
     fleet.run(2)
     version = fleet.registry.version("users")
@@ -196,7 +196,7 @@ def test_several_checks_all_have_to_pass(fleet: Fleet) -> None:
     assert (fleet.passing(), fleet.states()) == (1, ["passing", "passing"])
 
 
-def test_beside_a_ttl_the_instance_goes_on_reporting(fleet: Fleet) -> None:
+def test_an_instance_with_a_ttl_check_must_also_send_heartbeats(fleet: Fleet) -> None:
     fleet.register(HTTP, {"TTL": "60s"})
     fleet.run(20)
     assert (fleet.states(), fleet.passing()) == (["passing", "critical"], 0)
@@ -209,7 +209,7 @@ def test_beside_a_ttl_the_instance_goes_on_reporting(fleet: Fleet) -> None:
     assert fleet.ask("PUT", "/v1/agent/check/pass/service:a:1").status == 404
 
 
-def test_when_the_worker_that_asks_has_gone_another_one_goes_on(fleet: Fleet) -> None:
+def test_another_worker_takes_over_the_checks_of_one_that_is_gone(fleet: Fleet) -> None:
     fleet.register(HTTP)
     fleet.run(2)
     checks = [worker._checks for worker in fleet.workers]
@@ -220,7 +220,7 @@ def test_when_the_worker_that_asks_has_gone_another_one_goes_on(fleet: Fleet) ->
     assert fleet.states() == ["passing"]
 
 
-def test_one_that_was_stopped_writes_nothing_when_it_wakes_up(fleet: Fleet) -> None:
+def test_a_worker_that_was_suspended_writes_no_results(fleet: Fleet) -> None:
     fleet.register(HTTP)
     fleet.answers.hold = True
     fleet.run(2)
@@ -235,7 +235,7 @@ def test_one_that_was_stopped_writes_nothing_when_it_wakes_up(fleet: Fleet) -> N
     assert fleet.states() == ["passing"]
 
 
-def test_while_the_store_fails_nothing_is_lost(fleet: Fleet) -> None:
+def test_a_result_during_a_store_outage_leaves_the_shared_verdict(fleet: Fleet) -> None:
     fleet.register(HTTP)
     fleet.run(2)
     fleet.answers.hold = True
@@ -249,7 +249,7 @@ def test_while_the_store_fails_nothing_is_lost(fleet: Fleet) -> None:
     assert fleet.states() == ["passing"]
 
 
-def test_no_more_are_under_way_than_may_be(fleet: Fleet) -> None:
+def test_the_number_of_checks_in_flight_is_bounded(fleet: Fleet) -> None:
     for worker in fleet.workers:
         assert worker._checks is not None
         worker._checks._most = 4
@@ -265,7 +265,7 @@ def test_no_more_are_under_way_than_may_be(fleet: Fleet) -> None:
     assert len(fleet.answers.asked) == 10
 
 
-def test_those_that_hang_keep_nobody_from_being_checked(fleet: Fleet) -> None:
+def test_hanging_checks_do_not_block_the_others(fleet: Fleet) -> None:
     for worker in fleet.workers:
         assert worker._checks is not None
         worker._checks._most = 4
@@ -286,7 +286,7 @@ def test_those_that_hang_keep_nobody_from_being_checked(fleet: Fleet) -> None:
     assert fleet.passing() == 1
 
 
-def test_what_this_machine_lacks_is_no_fault_of_the_instance(
+def test_a_lack_of_threads_does_not_fail_a_check(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     fleet.register(HTTP)
@@ -306,13 +306,13 @@ def test_what_this_machine_lacks_is_no_fault_of_the_instance(
         {"HTTP": "http://nowhere.invalid/", "Interval": "10s"},
     ],
 )
-def test_a_check_goes_nowhere_an_instance_may_not_be(fleet: Fleet, check: dict[str, Any]) -> None:
+def test_a_check_of_a_forbidden_address_is_rejected(fleet: Fleet, check: dict[str, Any]) -> None:
     document = {"Name": "users", "ID": "a", "Address": "10.0.0.5", "Port": 8080, "Check": check}
     assert fleet.ask("PUT", "/v1/agent/service/register", document).field == "Check"
     assert fleet.registry.services() == {}
 
 
-def test_nothing_of_a_check_is_told_by_the_registrys_own_api(fleet: Fleet) -> None:
+def test_the_registry_api_returns_nothing_of_a_check(fleet: Fleet) -> None:
     fleet.register({**HTTP, "Header": {"Authorization": ["Bearer secret"]}})
     [entry] = fleet.registry.discover("users").instances
     assert "secret" not in str(instance_document(entry, fleet.clock.now, fleet.registry.rules))
@@ -328,7 +328,7 @@ def asker() -> Iterator[ProbeRunner]:
     prober.stop()
 
 
-def test_real_instances_are_asked_over_sockets(asker: ProbeRunner) -> None:
+def test_real_instances_are_checked_over_sockets(asker: ProbeRunner) -> None:
     """The thread of a worker, its prober, and a name that resolves to what is not allowed."""
     store = MemoryStore()
 
@@ -338,8 +338,8 @@ def test_real_instances_are_asked_over_sockets(asker: ProbeRunner) -> None:
     there = Destinations(["127.0.0.1"], lookup=lookup)
     registry = Registry(store, destinations=there, asker=asker)
     consul = ConsulApi(registry, Access(TOKEN))
-    behind = Behind()
-    behind.consul, behind.registry = consul, registry
+    served = CompatRegistry()
+    served.consul, served.registry = consul, registry
     seen = threading.Event()
 
     def answer(connection: Any, request: Any) -> None:
@@ -357,11 +357,11 @@ def test_real_instances_are_asked_over_sockets(asker: ProbeRunner) -> None:
                 "Header": {"Host": ["users.example"], "X-Probe": ["1"]},
             },
         }
-        assert behind.ask("PUT", "/v1/agent/service/register", document).status == 200
+        assert served.ask("PUT", "/v1/agent/service/register", document).status == 200
         moved = {**document, "ID": "moved"}
         moved["Check"] = {"TCP": f"localhost:{backend.port}", "Interval": "1s"}
         moved["Address"] = "127.0.0.1"
-        assert behind.ask("PUT", "/v1/agent/service/register", moved).status == 200
+        assert served.ask("PUT", "/v1/agent/service/register", moved).status == 200
         registry.start()
         try:
             assert seen.wait(10)
@@ -374,7 +374,7 @@ def test_real_instances_are_asked_over_sockets(asker: ProbeRunner) -> None:
             registry.stop()
 
 
-def test_the_lease_is_given_back_and_the_asker_stopped() -> None:
+def test_stop_releases_the_lease_and_stops_the_probe_runner() -> None:
     clock = Clock()
     store = Fickle(MemoryStore(clock=clock))
     answers = Answers()
@@ -432,7 +432,7 @@ def test_while_the_store_fails_each_worker_checks_for_itself(fleet: Fleet) -> No
     assert 2 <= len(fleet.answers.asked) - asked <= 4  # one checks for both again
 
 
-def test_a_worker_that_knows_no_instance_while_the_store_fails_checks_none(fleet: Fleet) -> None:
+def test_a_worker_without_cached_instances_checks_none_during_a_store_outage(fleet: Fleet) -> None:
     fleet.register(HTTP)
     fleet.store.broken = True
     checks_alone(fleet, 5)

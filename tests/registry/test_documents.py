@@ -1,4 +1,4 @@
-"""What is told of instances, written in parts: the same as if it were written as a whole."""
+"""The cached bodies of listings, which equal the documents encoded as a whole."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def whole(*entries: Registered, now: float = 100.0, **more: Any) -> bytes:
 
 
 @pytest.mark.parametrize("entries", [(), (PLAIN,), (PLAIN, TOLD), (stored(PLAIN), stored(TOLD))])
-def test_a_body_is_that_of_the_documents(entries: tuple[Registered, ...]) -> None:
+def test_a_cached_body_equals_the_encoded_documents(entries: tuple[Registered, ...]) -> None:
     bodies = ResponseCache(RULES)
     for tag in ("a", "b"):  # the second time parts of it are there
         assert bodies.of("users", "", Listing(entries, 7, 100.0), tag) == whole(*entries)
 
 
-def test_what_is_unusual_is_told() -> None:
+def test_self_preservation_and_age_are_in_the_body() -> None:
     listing = Listing((stored(PLAIN),), 7, 100.0, age=1.5, preserving=True)
     body = ResponseCache(RULES).of("users", "", listing, "a")
     assert body == whole(PLAIN, preserving=True, age=1.5)
 
 
-def test_what_has_changed_since_is_told() -> None:
+def test_a_cached_body_is_replaced_after_a_change() -> None:
     bodies = ResponseCache(RULES)
     entry = stored(PLAIN)
     assert b'"healthy": true' in bodies.of("users", "", Listing((entry,), 7, 100.0), "a")
@@ -66,7 +66,7 @@ def test_what_has_changed_since_is_told() -> None:
     assert bodies.of("users", "", Listing((changed,), 8, 100.0), "d") == whole(changed)
 
 
-def test_of_how_many_instances_parts_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_cached_instances_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsgigate.registry.api.MOST_INSTANCES", 3)
     bodies = ResponseCache(RULES)
     entries = tuple(stored(replace(PLAIN, port=port)) for port in range(3001, 3008))

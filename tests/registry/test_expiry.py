@@ -1,4 +1,4 @@
-"""Leases end when they are over, by one worker for all; none while it is the registry's fault."""
+"""Lease expiry: one worker evicts for all, and absences of the registry do not count."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Fleet:
             self.workers[0].registry.heartbeat(service, instance_id)
 
     def seen(self, service: str = "users") -> dict[str, bool]:
-        """Return who is there, and whether it is healthy."""
+        """Return the instances, each with whether it is healthy."""
         registry = self.workers[-1].registry
         found = registry.discover(service)
         return {
@@ -83,7 +83,7 @@ def registered(registry: Registry, *names: str) -> None:
         registry.register(replace(ONE, service=service, instance_id=instance_id))
 
 
-def test_who_falls_silent_is_unhealthy_and_then_gone(fleet: Fleet) -> None:
+def test_a_silent_instance_becomes_unhealthy_and_is_then_evicted(fleet: Fleet) -> None:
     here, there = fleet.worker(), fleet.worker()
     registered(here.registry, "users/a", "users/b", "users/c")
     others = ("users/a", "users/b")
@@ -103,7 +103,7 @@ def test_who_falls_silent_is_unhealthy_and_then_gone(fleet: Fleet) -> None:
     assert there.registry.heartbeat("users", "c") is None
 
 
-def test_who_is_heard_of_again_is_healthy_again(fleet: Fleet) -> None:
+def test_a_heartbeat_makes_an_unhealthy_instance_healthy(fleet: Fleet) -> None:
     registry = fleet.worker().registry
     registered(registry, "users/a", "users/b")
     fleet.run(40, "users/a")
@@ -114,7 +114,7 @@ def test_who_is_heard_of_again_is_healthy_again(fleet: Fleet) -> None:
     assert registry.version("users") != version
 
 
-def test_all_is_read_seldom_while_all_are_heard_of(
+def test_entries_are_read_rarely_while_all_send_heartbeats(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = fleet.worker()
@@ -126,7 +126,7 @@ def test_all_is_read_seldom_while_all_are_heard_of(
     assert len(read) <= 300 / 15
 
 
-def test_when_most_fall_silent_most_are_kept(
+def test_self_preservation_keeps_most_instances_when_most_are_silent(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     registry = fleet.worker().registry  # H22
@@ -150,7 +150,7 @@ def test_when_most_fall_silent_most_are_kept(
     assert not registry.discover("users").preserving
 
 
-def test_those_who_leave_one_by_one_are_not_kept(fleet: Fleet) -> None:  # H24
+def test_instances_that_fail_one_by_one_are_evicted(fleet: Fleet) -> None:  # H24
     registry = fleet.worker().registry
     registered(registry, *(f"users/{n}" for n in range(10)))
     fleet.run(5)
@@ -161,7 +161,7 @@ def test_those_who_leave_one_by_one_are_not_kept(fleet: Fleet) -> None:  # H24
     assert not registry.discover("users").preserving
 
 
-def test_another_worker_goes_on_when_the_one_that_leads_dies(fleet: Fleet) -> None:
+def test_another_worker_takes_over_from_a_dead_leader(fleet: Fleet) -> None:
     leader, other = fleet.worker(), fleet.worker()
     registered(leader.registry, "users/a", "users/b")
     fleet.run(10, "users/a", "users/b")
@@ -172,7 +172,7 @@ def test_another_worker_goes_on_when_the_one_that_leads_dies(fleet: Fleet) -> No
     assert fleet.seen() == {"a": True}
 
 
-def test_one_that_wakes_up_leads_no_more(fleet: Fleet) -> None:
+def test_a_leader_that_was_suspended_stops_leading(fleet: Fleet) -> None:
     leader, other = fleet.worker(), fleet.worker()
     registered(leader.registry, "users/a")
     fleet.run(3, "users/a")
@@ -198,7 +198,7 @@ class Meanwhile(Fickle):
         return super().swap(key, old, new, ttl)
 
 
-def test_who_is_heard_of_while_it_is_being_removed_stays(fleet: Fleet) -> None:
+def test_a_heartbeat_during_the_eviction_keeps_the_instance(fleet: Fleet) -> None:
     registry = fleet.worker().registry
     registered(registry, "users/a", "users/b")
     fleet.run(90, "users/a")
@@ -218,8 +218,8 @@ def test_who_is_heard_of_while_it_is_being_removed_stays(fleet: Fleet) -> None:
     assert registry.version("users") != version  # that it is healthy again
 
 
-def test_one_whose_round_another_has_done_leads_no_more(fleet: Fleet) -> None:
-    """It slept in the middle of a round for longer than its lease lasts."""
+def test_a_leader_stops_after_another_worker_has_led(fleet: Fleet) -> None:
+    """It was suspended in the middle of a round for longer than its lease."""
     leader, other = fleet.worker(), fleet.worker()
     registered(leader.registry, "users/a", "users/b")
     fleet.run(3, "users/a", "users/b")
@@ -237,7 +237,7 @@ def test_one_whose_round_another_has_done_leads_no_more(fleet: Fleet) -> None:
     assert not leader.sweeper._leading
 
 
-def test_those_that_went_within_the_minute_count_as_silent(fleet: Fleet) -> None:
+def test_evictions_of_the_current_minute_count_as_silent(fleet: Fleet) -> None:
     """15 % of 40 is 6: three go, then three of seven; the others stay until the minute ends."""
     registry = fleet.worker().registry
     alive = [f"users/{n:02}" for n in range(30)]
@@ -259,9 +259,7 @@ def test_those_that_went_within_the_minute_count_as_silent(fleet: Fleet) -> None
 
 
 @pytest.mark.parametrize("away", [60, 3600, 7 * 86_400])
-def test_nobody_is_held_to_have_been_silent_while_the_registry_was_away(
-    fleet: Fleet, away: int
-) -> None:
+def test_silence_does_not_count_while_the_registry_was_away(fleet: Fleet, away: int) -> None:
     registry = fleet.worker().registry  # all are killed, the machine sleeps, or the clock is set
     registered(registry, "users/a", "users/b", "users/dead")
     fleet.run(50, "users/a", "users/b")
@@ -282,7 +280,7 @@ def test_nobody_is_held_to_have_been_silent_while_the_registry_was_away(
     assert fleet.seen() == {"a": True}
 
 
-def test_a_clock_that_is_set_back_makes_nobody_live_for_ever(fleet: Fleet) -> None:  # H21
+def test_an_instance_expires_although_the_clock_was_set_back(fleet: Fleet) -> None:  # H21
     registry = fleet.worker().registry
     registered(registry, "users/a", "users/b", "users/c")
     fleet.run(10, "users/a", "users/b", "users/c")
@@ -293,7 +291,7 @@ def test_a_clock_that_is_set_back_makes_nobody_live_for_ever(fleet: Fleet) -> No
     assert fleet.seen() == {"a": True, "b": True}
 
 
-def test_draining_ones_that_die_are_removed_as_well(fleet: Fleet) -> None:
+def test_draining_instances_that_fall_silent_are_evicted(fleet: Fleet) -> None:
     registry = fleet.worker().registry
     registered(registry, "users/a", "users/b")
     registry.heartbeat("users", "b", Status.DRAINING)
@@ -302,7 +300,7 @@ def test_draining_ones_that_die_are_removed_as_well(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("step", range(1, 7))
-def test_what_a_killed_process_left_half_done_is_put_in_order(
+def test_a_sweep_repairs_what_a_killed_process_left(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """Register one, and let the process be killed before its write number *step*."""
@@ -334,7 +332,7 @@ def test_what_a_killed_process_left_half_done_is_put_in_order(
     assert [each.instance_id for each in registry.discover("orders").instances] == ["o-1"]
 
 
-def test_who_is_there_and_not_listed_is_found_by_the_next_that_leads(fleet: Fleet) -> None:
+def test_a_new_leader_lists_entries_missing_from_the_index(fleet: Fleet) -> None:
     registry = fleet.worker().registry
     registered(registry, "users/a")
     lost = replace(ONE, service="orders", instance_id="o-1").heard(fleet.clock.now)
@@ -367,7 +365,7 @@ class Dying:
         pass
 
 
-def test_while_the_store_fails_nobody_goes(fleet: Fleet) -> None:
+def test_no_lease_ends_while_the_store_fails(fleet: Fleet) -> None:
     worker = fleet.worker()
     registered(worker.registry, "users/a")
     fleet.run(5)
@@ -380,7 +378,7 @@ def test_while_the_store_fails_nobody_goes(fleet: Fleet) -> None:
     assert fleet.seen() == {"a": True}  # nobody could have been heard of
 
 
-def test_a_thread_of_each_process_looks_after_leases(tmp_path: Path) -> None:
+def test_each_process_runs_a_thread_for_lease_expiry(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path / "store", map_size=4 << 20)
     registry = Registry(store, rules=LeaseRules(0.05, 0.1, 0.2))
     registry.register(ONE)
@@ -399,7 +397,7 @@ def test_a_thread_of_each_process_looks_after_leases(tmp_path: Path) -> None:
     store.close()
 
 
-def test_the_log_tells_what_comes_and_goes_once_of_all_workers(
+def test_one_worker_logs_registrations_and_evictions(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     one, other = fleet.worker().registry, fleet.worker().registry
@@ -428,9 +426,7 @@ def test_the_log_tells_what_comes_and_goes_once_of_all_workers(
 
 @pytest.mark.parametrize("away", [2, 5, 8, 10])
 @pytest.mark.parametrize("leader", ["the same", "restarted", "another"])
-def test_an_outage_shorter_than_ten_seconds_is_no_silence_either(
-    fleet: Fleet, away: int, leader: str
-) -> None:
+def test_a_short_outage_does_not_count_as_silence(fleet: Fleet, away: int, leader: str) -> None:
     fleet.rules = LeaseRules(heartbeat=1, unhealthy_after=2, remove_after=4, preserve=1)
     registry = fleet.worker().registry
     registered(registry, "users/a", "users/b", "users/c")
@@ -464,7 +460,7 @@ def test_an_outage_shorter_than_ten_seconds_is_no_silence_either(
     assert fleet.seen() == {"a": True}, "a silent instance is removed all the same"
 
 
-def test_a_round_that_takes_long_is_no_absence(fleet: Fleet) -> None:
+def test_a_slow_round_does_not_count_as_an_absence(fleet: Fleet) -> None:
     registry = fleet.worker().registry
     registered(registry, "users/a", "users/b")
     for _ in range(40):  # of 5 s each, in which heartbeats come

@@ -1,4 +1,4 @@
-"""Many wait for a change, one of them looks, and what happens in this process is seen at once."""
+"""Long polling: waiting threads share the reads, and a change in this process ends the wait."""
 
 from __future__ import annotations
 
@@ -56,21 +56,21 @@ class Waiter(threading.Thread):
         return self.found
 
 
-def test_another_version_is_told_at_once() -> None:
+def test_a_different_version_is_returned_at_once() -> None:
     looks = Looks()
     looks.versions["users"] = 5
     assert LongPoll(looks).wait("users", 4, 20) == 5
     assert LongPoll(looks).wait("users", 0, 0) == 5
 
 
-def test_the_same_version_is_told_when_the_time_is_over() -> None:
+def test_the_same_version_is_returned_after_the_timeout() -> None:
     looks = Looks()
     assert LongPoll(looks, every=0.001).wait("users", 0, 0.01) == 0
     assert looks.count > 1
     assert LongPoll(looks).wait("users", 0, 0) == 0
 
 
-def test_what_another_process_changes_is_seen_at_the_next_look() -> None:
+def test_a_change_by_another_process_is_seen_at_the_next_read() -> None:
     looks = Looks()
     waiter = waiting(LongPoll(looks, every=0.01), "users", 0)
     looks.looked.wait(10)
@@ -78,7 +78,7 @@ def test_what_another_process_changes_is_seen_at_the_next_look() -> None:
     assert waiter.ended() == 1
 
 
-def test_what_this_process_changes_is_seen_at_once() -> None:
+def test_a_change_by_this_process_ends_the_wait_at_once() -> None:
     looks = Looks()
     several = LongPoll(looks, every=1000)
     turns = several._changed = Turns()
@@ -91,7 +91,7 @@ def test_what_this_process_changes_is_seen_at_once() -> None:
     assert several._waiting == {}
 
 
-def test_many_who_wait_share_their_looks() -> None:
+def test_waiting_threads_share_the_reads_of_the_store() -> None:
     looks = Looks()
     several = LongPoll(looks, every=1000)
     turns = several._changed = Turns()
@@ -103,19 +103,19 @@ def test_many_who_wait_share_their_looks() -> None:
     assert looks.count == 1
 
 
-def test_while_the_store_fails_nothing_has_changed() -> None:
+def test_the_version_counts_as_unchanged_while_the_store_fails() -> None:
     looks = Looks()
     looks.failing = True
     assert LongPoll(looks, every=0.001).wait("users", 7, 0.01) == 7
 
 
-def test_a_process_that_stops_lets_nobody_wait() -> None:
+def test_stop_ends_all_waits() -> None:
     several = LongPoll(Looks())
     several.stop()
     assert several.wait("users", 0, 1000) == 0
 
 
-def test_a_forked_process_waits_for_itself() -> None:
+def test_a_forked_process_has_waits_of_its_own() -> None:
     looks = Looks()
     several = LongPoll(looks)
     several._changed.acquire()  # by a thread that is not in the child
@@ -129,7 +129,7 @@ def test_a_forked_process_waits_for_itself() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_a_registry_lets_nobody_wait_for_longer_than_may_be(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_registry_limits_the_duration_of_a_wait(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     registry = Registry(MemoryStore())
     asked: list[tuple[object, ...]] = []
     monkeypatch.setattr(registry._waits, "wait", lambda *each: asked.append(each))
@@ -138,7 +138,7 @@ def test_a_registry_lets_nobody_wait_for_longer_than_may_be(monkeypatch) -> None
     assert asked == [("users", 1, 25.0), (None, 1, 0.0)]
 
 
-def test_registering_here_is_seen_there_at_once() -> None:
+def test_a_registration_ends_the_wait_of_a_request() -> None:
     store = MemoryStore()
     here, there = Registry(store), Registry(store)
     waiters = [waiting(each._waits, "users", 0) for each in (here, there)]

@@ -1,4 +1,4 @@
-"""The registry over a store: what is registered is known to all that share it, until it is over."""
+"""The registry over a store that several workers share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def clock() -> Clock:
 
 
 class Whole(Fickle):
-    """One that decides and writes in one step, as its store does."""
+    """A store that decides and writes in one step."""
 
     def update(self, key: str, change: Change[R]) -> R:
         self._check()
@@ -55,7 +55,7 @@ def ids(listing: Listing) -> list[str]:
     return [entry.instance_id for entry in listing.instances]
 
 
-def test_what_is_registered_is_discovered_by_others(store: Fickle, clock: Clock) -> None:
+def test_an_instance_is_discovered_by_other_workers(store: Fickle, clock: Clock) -> None:
     here, there = Registry(store), Registry(store)
     assert there.discover("users") == Listing((), 0, clock.now)
     kept = here.register(TWO)
@@ -70,7 +70,7 @@ def test_what_is_registered_is_discovered_by_others(store: Fickle, clock: Clock)
     assert there.names() == ("orders", "users")
 
 
-def test_who_leaves_is_gone_for_all(store: Fickle) -> None:
+def test_a_deregistered_instance_is_removed_for_all_workers(store: Fickle) -> None:
     here, there = Registry(store), Registry(store)
     here.register(ONE)
     here.register(TWO)
@@ -97,7 +97,7 @@ def test_a_heartbeat_renews_and_changes_no_version(registry: Registry, clock: Cl
     assert entry.last_heartbeat == clock.now - 29
 
 
-def test_a_heartbeat_of_nobody_registers_nobody(registry: Registry) -> None:  # H11
+def test_a_heartbeat_of_an_unknown_instance_registers_nothing(registry: Registry) -> None:  # H11
     assert registry.heartbeat("users", "u-1") is None
     registry.register(ONE)
     assert registry.heartbeat("users", "u-2") is None
@@ -127,7 +127,7 @@ def test_discovery_is_one_read_while_nothing_changes(clock: Clock) -> None:
 
 
 class Counting:
-    """A store that notes what it is asked."""
+    """A store that records its calls."""
 
     def __init__(self, store: MemoryStore) -> None:
         self.store = store
@@ -156,7 +156,7 @@ class Counting:
 @pytest.mark.parametrize(
     "change", ["register", "replace", "deregister", "status", "heard of again"]
 )
-def test_what_changes_what_is_discovered_changes_its_version(
+def test_each_change_of_a_listing_changes_its_version(
     store: Fickle, clock: Clock, change: str
 ) -> None:
     here, there = Registry(store), Registry(store)
@@ -181,7 +181,7 @@ def test_what_changes_what_is_discovered_changes_its_version(
     assert there.discover("users").version == there.version("users")
 
 
-def test_no_version_comes_again(registry: Registry, clock: Clock) -> None:
+def test_a_version_never_returns(registry: Registry, clock: Clock) -> None:
     seen: list[int] = []
     for _ in range(3):
         registry.register(ONE)
@@ -231,7 +231,7 @@ def test_registering_the_same_again_is_a_heartbeat(registry: Registry, clock: Cl
         ({"metadata": {"deep": "{}"}}, []),
     ],
 )
-def test_what_is_asked_for_is_found(
+def test_discover_applies_the_filters(
     registry: Registry, clock: Clock, wanted: dict[str, object], found: list[str]
 ) -> None:
     all_ = [
@@ -247,7 +247,7 @@ def test_what_is_asked_for_is_found(
     assert ids(registry.discover("users", **wanted)) == found  # type: ignore[arg-type]
 
 
-def test_each_bound_is_kept_by_all_who_share_the_store(store: Fickle) -> None:  # H13
+def test_the_bounds_hold_over_all_workers(store: Fickle) -> None:  # H13
     bounds = {"most_services": 3, "most_instances": 5, "most_of_one": 2}
     workers = [Registry(store, **bounds), Registry(store, **bounds)]  # type: ignore[arg-type]
     kept: list[str] = []
@@ -271,7 +271,7 @@ def test_each_bound_is_kept_by_all_who_share_the_store(store: Fickle) -> None:  
         workers[1].register(replace(ONE, service="s4", instance_id="new"))
 
 
-def test_a_refused_one_leaves_nothing(store: Fickle) -> None:
+def test_a_rejected_registration_writes_nothing(store: Fickle) -> None:
     registry = Registry(store, most_of_one=1)
     registry.register(ONE)
     before = sorted(store.items(""))
@@ -294,7 +294,9 @@ def test_a_refused_one_leaves_nothing(store: Fickle) -> None:
         (replace(ONE, host="127.1"), "host"),
     ],
 )
-def test_no_name_becomes_another_key(registry: Registry, wrong: Registered, field: str) -> None:
+def test_a_malformed_name_never_becomes_a_key(
+    registry: Registry, wrong: Registered, field: str
+) -> None:
     with pytest.raises(Invalid) as found:
         registry.register(wrong)
     assert found.value.field == field
@@ -305,7 +307,7 @@ def test_no_name_becomes_another_key(registry: Registry, wrong: Registered, fiel
     assert registry.wait("a/b", 5, 9.0) == 0
 
 
-def test_one_that_finds_no_room_leaves_no_name_of_its_service(store: Fickle) -> None:
+def test_a_registration_beyond_a_bound_leaves_no_service_name(store: Fickle) -> None:
     registry = Registry(store, most_instances=1)
     registry.register(ONE)
     with pytest.raises(RegistryFull, match="1 instances in all"):
@@ -313,7 +315,7 @@ def test_one_that_finds_no_room_leaves_no_name_of_its_service(store: Fickle) -> 
     assert registry.names() == ("users",)
 
 
-def test_one_that_registers_while_it_is_removed_stays_listed(registry: Registry) -> None:
+def test_an_instance_that_registers_during_its_removal_stays_listed(registry: Registry) -> None:
     registry.register(ONE)
     registry._index.remove("users", "u-1")  # as if its entry had been gone a moment ago
     assert ids(registry.discover("users")) == ["u-1"]
@@ -321,7 +323,7 @@ def test_one_that_registers_while_it_is_removed_stays_listed(registry: Registry)
     assert registry._index.total().instances == 1
 
 
-def test_a_rebound_name_is_refused_when_it_registers_again(store: Fickle) -> None:
+def test_a_host_name_that_resolves_to_a_forbidden_address_later_is_rejected(store: Fickle) -> None:
     addresses = ["10.0.0.5"]
     lookup = lambda host, port, **_: [(0, 0, 0, "", (each, port)) for each in addresses]  # noqa: E731
     registry = Registry(store, destinations=Destinations(lookup=lookup))
@@ -332,7 +334,7 @@ def test_a_rebound_name_is_refused_when_it_registers_again(store: Fickle) -> Non
         registry.register(named)
 
 
-def test_while_the_store_fails_the_last_known_is_told_with_its_age(store: Fickle) -> None:
+def test_cached_listings_are_returned_with_their_age_during_a_store_outage(store: Fickle) -> None:
     monotonic = Clock()
     registry = Registry(store, clock=monotonic)
     registry.register(ONE)
@@ -357,7 +359,7 @@ def test_while_the_store_fails_the_last_known_is_told_with_its_age(store: Fickle
     assert registry.discover("users").age == 0.0
 
 
-def test_what_is_damaged_is_left_out(registry: Registry, store: Fickle) -> None:
+def test_a_damaged_entry_is_omitted(registry: Registry, store: Fickle) -> None:
     registry.register(ONE)
     registry.register(TWO)
     raw, _ = store.get("registry/i/users/u-1")
@@ -367,7 +369,7 @@ def test_what_is_damaged_is_left_out(registry: Registry, store: Fickle) -> None:
     assert registry.heartbeat("users", "u-1") is None
 
 
-def test_what_others_ask_for_does_not_grow_what_is_known(store: Fickle) -> None:
+def test_unknown_services_are_not_cached(store: Fickle) -> None:
     registry = Registry(store, most_services=3)
     for n in range(3):
         registry.register(replace(ONE, service=f"s{n}"))
@@ -377,7 +379,7 @@ def test_what_others_ask_for_does_not_grow_what_is_known(store: Fickle) -> None:
 
 
 class Then(Fickle):
-    """A store in which something is done just after one of the writes."""
+    """A store that calls a function just after one of the writes."""
 
     def __init__(self, store: Store, number: int, what: Callable[[], object]) -> None:
         super().__init__(store)
@@ -393,7 +395,7 @@ class Then(Fickle):
 
 @pytest.mark.parametrize("number", range(1, 12))
 @pytest.mark.parametrize("leaving", [True, False], ids=["leaves", "comes"])
-def test_two_that_change_the_same_instance_at_once_leave_nothing_half(
+def test_concurrent_changes_of_an_instance_leave_a_consistent_index(
     store: Fickle, number: int, leaving: bool
 ) -> None:
     """Between any two writes of one process another one deregisters or registers it."""
@@ -419,7 +421,7 @@ def test_two_that_change_the_same_instance_at_once_leave_nothing_half(
     assert ids(fresh.discover("users")) == (["u-1"] if known else [])
 
 
-def test_who_registers_and_leaves_at_once_is_there_or_not_but_never_half(store: Fickle) -> None:
+def test_a_concurrent_registration_and_removal_leaves_a_consistent_index(store: Fickle) -> None:
     here, there = Registry(store), Registry(store)  # H20
 
     def come_and_go(registry: Registry) -> None:
@@ -442,7 +444,7 @@ def test_who_registers_and_leaves_at_once_is_there_or_not_but_never_half(store: 
 @pytest.mark.parametrize(
     "bounds", [{"most_services": 0}, {"most_instances": 0}, {"most_of_one": 501}]
 )
-def test_bounds_beyond_what_a_store_can_keep_are_refused(bounds: dict[str, int]) -> None:
+def test_bounds_beyond_the_limits_of_a_store_are_rejected(bounds: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(bounds))):
         Registry(MemoryStore(), **bounds)  # type: ignore[arg-type]
 
@@ -456,7 +458,7 @@ def test_the_longest_names_of_all_fit_into_the_store(tmp_path: Path) -> None:
     store.close()
 
 
-def test_two_registries_of_one_store_are_apart(store: Fickle) -> None:
+def test_two_registries_in_one_store_are_separate(store: Fickle) -> None:
     one, two = Registry(store, prefix="a/"), Registry(store, prefix="b/", rules=LeaseRules())
     one.register(ONE)
     assert two.services() == {}

@@ -1,4 +1,4 @@
-"""What a service asks of a registry next, and what it makes of the answers."""
+"""The rules of the registration client: the next step, and the state after a response."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def gone_on(
         (UP, Wanted.UP, 403, Phase.LOST, Step.HEARTBEAT),
     ],
 )
-def test_what_an_answer_means(
+def test_each_response_leads_to_a_phase_and_a_step(
     standing: RegistrationState, wanted: Wanted, status: int | None, phase: Phase, next_: Step
 ) -> None:
     now, _ = gone_on(standing, wanted, RegistryResponse(status))
@@ -119,7 +119,9 @@ def test_what_an_answer_means(
     ("status", "leaves_as"),
     [(None, Step.DEREGISTER), (503, Step.DEREGISTER), (401, Step.NOTHING), (201, Step.DEREGISTER)],
 )
-def test_whoever_may_have_been_registered_leaves(status: int | None, leaves_as: Step) -> None:
+def test_an_instance_that_may_be_registered_deregisters(
+    status: int | None, leaves_as: Step
+) -> None:
     now, _ = gone_on(NEW, Wanted.UP, RegistryResponse(status))
     assert next_step(now, Wanted.GONE) is leaves_as
 
@@ -139,7 +141,7 @@ def test_whoever_may_have_been_registered_leaves(status: int | None, leaves_as: 
         (math.inf, 0.0, 10.0),
     ],
 )
-def test_the_registry_says_how_often_it_wants_to_be_told(
+def test_the_registry_sets_the_interval_of_heartbeats(
     asked_for: float | None, chance: float, wait: float
 ) -> None:
     assert gone_on(NEW, Wanted.UP, RegistryResponse(201, asked_for), chance)[1] == pytest.approx(
@@ -147,7 +149,7 @@ def test_the_registry_says_how_often_it_wants_to_be_told(
     )
 
 
-def test_what_the_registry_said_holds_until_it_says_otherwise() -> None:
+def test_the_interval_holds_until_the_registry_sets_another() -> None:
     now, wait = gone_on(NEW, Wanted.UP, RegistryResponse(201, 4.0))
     now, wait = gone_on(now, Wanted.UP, RegistryResponse(200))
     assert wait == 4.0
@@ -155,7 +157,7 @@ def test_what_the_registry_said_holds_until_it_says_otherwise() -> None:
     assert wait == 5.0
 
 
-def test_who_is_not_there_registers_at_once() -> None:
+def test_an_unknown_instance_registers_at_once() -> None:
     assert gone_on(UP, Wanted.UP, RegistryResponse(404))[1] == 0.0
 
 
@@ -167,7 +169,7 @@ def failing(
         yield standing, wait
 
 
-def test_retries_wait_for_a_time_drawn_from_a_doubling_range() -> None:
+def test_retries_wait_for_a_random_time_from_a_doubling_range() -> None:
     waits = [wait for _, wait in failing(NEW, RegistryResponse(None), 0.5, 8)]
     assert waits == [0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0]
     assert {wait for _, wait in failing(NEW, RegistryResponse(None), 0.0, 8)} == {LEAST_WAIT}
@@ -175,7 +177,7 @@ def test_retries_wait_for_a_time_drawn_from_a_doubling_range() -> None:
     assert longest < 10.0  # within the time after which a silent instance is unhealthy
 
 
-def test_what_was_refused_is_tried_again_less_often() -> None:
+def test_a_rejected_step_is_retried_less_often() -> None:
     *_, (standing, wait) = failing(NEW, RegistryResponse(401), 0.5, 10)
     assert wait == 30.0
     assert standing.refused
@@ -183,11 +185,11 @@ def test_what_was_refused_is_tried_again_less_often() -> None:
 
 
 @pytest.mark.parametrize(("asked", "wait"), [(7.0, 7.0), (1e9, 60.0), (0.0, 0.25)])
-def test_a_registry_is_left_alone_as_long_as_it_asks(asked: float, wait: float) -> None:
+def test_retry_after_delays_the_next_step(asked: float, wait: float) -> None:
     assert gone_on(UP, Wanted.UP, RegistryResponse(503, retry_after=asked), 0.5)[1] == wait
 
 
-def test_the_next_registry_is_asked_at_once_and_after_all_of_them_there_is_a_wait() -> None:
+def test_the_next_registry_is_tried_at_once_and_a_wait_follows_the_last() -> None:
     seen = [
         (now.place, wait) for now, wait in failing(UP, RegistryResponse(None), 0.5, 6, registries=3)
     ]
@@ -195,7 +197,7 @@ def test_the_next_registry_is_asked_at_once_and_after_all_of_them_there_is_a_wai
         assert seen[at : at + 3] == [(1, LEAST_WAIT), (2, LEAST_WAIT), (0, wait)]
 
 
-def test_the_registry_that_answers_is_kept() -> None:
+def test_a_registry_that_responds_is_used_again() -> None:
     now, _ = gone_on(NEW, Wanted.UP, RegistryResponse(None), registries=2)
     now, _ = gone_on(now, Wanted.UP, RegistryResponse(201), registries=2)
     assert (now.place, now.failures) == (1, 0)
@@ -207,7 +209,7 @@ def test_the_registry_that_answers_is_kept() -> None:
     "setting",
     [{"registries": 0}, {"interval": 0}, {"backoff": -1}, {"backoff_at_most": 3601}],
 )
-def test_settings_out_of_their_range_are_named(setting: dict[str, float]) -> None:
+def test_a_setting_out_of_its_range_is_rejected_by_name(setting: dict[str, float]) -> None:
     [name] = setting
     with pytest.raises(ValueError, match=name):
         RegistrationRules(**setting)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Checks of the registry, as tables: verdicts, what an instance is by them, how they are kept."""
+"""The rules of the registry's checks, as tables: verdicts, states and storage."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ RULES = LeaseRules()
         (CheckResult(False, error="Connection refused"), CRITICAL, "Connection refused"),
     ],
 )
-def test_what_a_result_says(outcome: CheckResult, result: str, output: str) -> None:
+def test_each_result_has_a_status_and_a_description(
+    outcome: CheckResult, result: str, output: str
+) -> None:
     assert result_of(outcome) == (result, output)
 
 
@@ -52,7 +54,7 @@ def test_what_a_result_says(outcome: CheckResult, result: str, output: str) -> N
         (2, 2, "-++-+--", "--++++-"),
     ],
 )
-def test_a_verdict_takes_several_in_a_row(
+def test_a_verdict_changes_after_several_results_in_a_row(
     good_after: int, bad_after: int, results: str, verdicts: str
 ) -> None:
     words = {"+": PASSING, "-": CRITICAL, "!": WARNING}
@@ -80,7 +82,7 @@ def test_a_verdict_takes_several_in_a_row(
         (Status.DOWN, (GOOD,), Status.DOWN),
     ],
 )
-def test_an_instance_is_what_it_says_unless_its_checks_know_better(
+def test_the_state_combines_the_status_with_the_checks(
     status: Status, checks: tuple[RegisteredCheck, ...], state: Status
 ) -> None:
     entry = replace(ENTRY, status=status, checks=checks)
@@ -88,7 +90,7 @@ def test_an_instance_is_what_it_says_unless_its_checks_know_better(
     assert entry.healthy(100.0, RULES) is (state is Status.UP)
 
 
-def test_one_that_is_checked_is_heard_of_by_its_checks() -> None:
+def test_checks_set_the_lease_of_an_instance() -> None:
     checked = replace(ENTRY, checks=(replace(GOOD, interval=60.0),))
     assert checked.unhealthy_after(RULES) == 190.0
     assert not checked.reports
@@ -99,7 +101,7 @@ def test_one_that_is_checked_is_heard_of_by_its_checks() -> None:
     assert both.reports
 
 
-def test_a_verdict_outlives_a_new_registration_of_the_same() -> None:
+def test_a_repeated_registration_keeps_the_verdict() -> None:
     other = replace(CHECK, interval=20.0)
     assert carried_over([CHECK], [GOOD]) == (GOOD,)
     assert carried_over([replace(CHECK, status=PASSING)], [BAD]) == (BAD,)
@@ -107,14 +109,14 @@ def test_a_verdict_outlives_a_new_registration_of_the_same() -> None:
     assert carried_over([CHECK, replace(CHECK, check_id="d")], [GOOD])[1].status == CRITICAL
 
 
-def test_since_tells_when_the_verdict_changed() -> None:
+def test_since_is_the_time_of_the_last_change_of_the_verdict() -> None:
     check = CHECK.says(CRITICAL, "no", 5.0)
     assert (check.since, check.carried_out) == (5.0, True)
     assert check.says(CRITICAL, "no", 9.0).since == 5.0
     assert check.says(PASSING, "", 9.0).since == 9.0
 
 
-def test_it_is_kept_with_its_instance_and_read_by_those_that_know_none() -> None:
+def test_checks_are_stored_with_the_entry() -> None:
     entry = replace(ENTRY, checks=(replace(GOOD, fields=(("A", "b"),)), replace(BAD, path=None)))
     assert Registered.from_bytes(entry.to_bytes()) == entry
     # an instance without one is written as ever
@@ -124,6 +126,6 @@ def test_it_is_kept_with_its_instance_and_read_by_those_that_know_none() -> None
 @pytest.mark.parametrize(
     "members", [[], ["c"], [*GOOD.members()[:-1]], [*GOOD.members(), 1], "text", [None] * 16]
 )
-def test_what_is_no_check_is_no_entry(members: object) -> None:
+def test_an_entry_with_a_malformed_check_is_not_an_entry(members: object) -> None:
     body = ENTRY.to_bytes()[:-1] + b"," + json.dumps([members]).encode() + b"]"
     assert Registered.from_bytes(body) is None

@@ -1,4 +1,4 @@
-"""What a registration may say, member by member; what it may not is told by the member's name."""
+"""Registration documents, member by member; a rejected member is named."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def nested(levels: int) -> dict[str, Any]:
     return tree
 
 
-def test_the_least_that_a_registration_says() -> None:
+def test_a_registration_with_the_required_members() -> None:
     entry = parse(LEAST)
     assert entry == Registered("users", "users-1", "10.0.0.5", 3001)
     assert entry.url == "http://10.0.0.5:3001"
     assert (entry.weight, entry.status, entry.tags, entry.metadata) == (1, Status.UP, (), {})
 
 
-def test_all_that_a_registration_may_say() -> None:
+def test_a_registration_with_all_members() -> None:
     entry = parse(
         {
             **LEAST,
@@ -52,7 +52,7 @@ def test_all_that_a_registration_may_say() -> None:
     assert entry.metadata == {"team": "a", "limits": {"cpu": 2}}
 
 
-def test_the_lesson_says_some_of_it_among_the_metadata() -> None:
+def test_version_zone_and_health_path_may_be_in_the_metadata() -> None:
     metadata = {"version": "1.0.0", "healthCheckPath": "/alive", "zone": "a"}
     entry = parse({**LEAST, "metadata": metadata})
     assert (entry.version, entry.health_check_path, entry.zone) == ("1.0.0", "/alive", "a")
@@ -60,7 +60,7 @@ def test_the_lesson_says_some_of_it_among_the_metadata() -> None:
     assert parse({**LEAST, "version": "2", "metadata": metadata}).version == "2"
 
 
-def test_a_service_that_is_known_already_need_not_be_said() -> None:
+def test_the_service_name_is_optional_if_it_is_given() -> None:
     unnamed = {name: value for name, value in LEAST.items() if name != "serviceName"}
     assert parse(unnamed, "orders").service == "orders"
     assert parse(LEAST, "users").service == "users"
@@ -71,7 +71,7 @@ def test_a_service_that_is_known_already_need_not_be_said() -> None:
 
 @pytest.mark.parametrize("field", ["serviceName", "instanceId", "host", "port"])
 @pytest.mark.parametrize("value", [None, "", 0, ...])
-def test_what_is_missing_is_told_as_the_lesson_does(field: str, value: object) -> None:
+def test_a_missing_member_has_the_message_of_the_lesson(field: str, value: object) -> None:
     document: dict[str, Any] = {**LEAST, field: value}
     if value is ...:
         del document[field]
@@ -134,7 +134,7 @@ WRONG: list[tuple[str, object]] = [
 @pytest.mark.parametrize(
     ("field", "value"), WRONG, ids=[f"{f[:16]}-{n}" for n, (f, _) in enumerate(WRONG)]
 )
-def test_a_member_beyond_its_limits_is_refused_by_its_name(field: str, value: object) -> None:
+def test_a_member_beyond_its_limits_is_rejected_by_name(field: str, value: object) -> None:
     with pytest.raises(Invalid) as found:
         parse({**LEAST, field: value})
     assert found.value.field == field[:64]
@@ -142,7 +142,7 @@ def test_a_member_beyond_its_limits_is_refused_by_its_name(field: str, value: ob
 
 
 @pytest.mark.parametrize("name", ["healthCheckPath", "version"])
-def test_among_the_metadata_it_is_checked_as_well(name: str) -> None:
+def test_a_member_in_the_metadata_is_checked(name: str) -> None:
     with pytest.raises(Invalid) as found:
         parse({**LEAST, "metadata": {name: "//evil/" + "x" * 60}})
     assert found.value.field == f"metadata.{name}"
@@ -160,11 +160,11 @@ def test_among_the_metadata_it_is_checked_as_well(name: str) -> None:
         ("x" * 63 + ".example", "x" * 63 + ".example"),
     ],
 )
-def test_a_host_is_kept_in_one_form(host: str, kept: str) -> None:
+def test_a_host_is_stored_in_canonical_form(host: str, kept: str) -> None:
     assert parse({**LEAST, "host": host}).host == kept
 
 
-def test_the_largest_entry_is_one_that_a_store_can_keep_and_give_back() -> None:
+def test_the_largest_entry_fits_into_a_store() -> None:
     entry = parse(
         {
             **LEAST,
@@ -186,7 +186,7 @@ def test_the_largest_entry_is_one_that_a_store_can_keep_and_give_back() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_what_is_no_entry_is_told_from_one(raw: bytes) -> None:
+def test_any_other_bytes_are_not_an_entry(raw: bytes) -> None:
     assert Registered.from_bytes(raw) is None
 
 
@@ -197,7 +197,7 @@ def test_what_is_no_entry_is_told_from_one(raw: bytes) -> None:
     ),
     st.sampled_from([*LEAST, "weight", "status", "tags", "metadata", "healthCheckPath", "zone"]),
 )
-def test_whatever_json_is_sent_it_is_an_entry_or_told_why_not(value: Any, field: str) -> None:
+def test_any_json_is_an_entry_or_rejected_by_name(value: Any, field: str) -> None:
     try:
         entry = parse({**LEAST, field: value})
     except Invalid as error:
@@ -206,7 +206,7 @@ def test_whatever_json_is_sent_it_is_an_entry_or_told_why_not(value: Any, field:
         assert Registered.from_bytes(entry.to_bytes()) == entry
 
 
-def test_a_heartbeat_changes_nothing_but_the_moments() -> None:
+def test_a_heartbeat_changes_the_times_only() -> None:
     given = Registered(
         *("users", "users-1", "10.0.0.5", 3001, "https", 7, Status.DRAINING, "2.1", "eu-1"),
         *(("blue",), {"team": "a"}, "/alive", 60.0, 5.0, 6.0, 7.0),
@@ -222,7 +222,7 @@ def test_a_heartbeat_changes_nothing_but_the_moments() -> None:
     assert entry.heard(8.0).silent_since == 8.0
 
 
-def test_what_was_written_is_of_what_was_read_alone() -> None:
+def test_only_a_read_entry_has_its_written_bytes() -> None:
     entry = Registered.from_bytes(Registered("users", "users-1", "10.0.0.5", 3001).to_bytes())
     assert entry is not None
     assert entry.written == entry.heard(8.0).written == entry.body()
@@ -230,7 +230,7 @@ def test_what_was_written_is_of_what_was_read_alone() -> None:
 
 
 @pytest.mark.parametrize(("more", "read"), [(0, True), (1, False)])
-def test_an_entry_is_no_longer_than_it_may_be(more: int, read: bool) -> None:
+def test_an_entry_that_is_too_long_is_not_an_entry(more: int, read: bool) -> None:
     entry = Registered("users", "users-1", "10.0.0.5", 3001, metadata={"a": ""})
     padding = MOST_BYTES - len(entry.to_bytes()) + more
     raw = replace(entry, metadata={"a": "x" * padding}).to_bytes()

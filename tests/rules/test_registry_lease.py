@@ -1,4 +1,4 @@
-"""How long an instance is believed, and who is let go when many fall silent."""
+"""Leases and self-preservation, as tables."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def entry(name: str, heard: float, service: str = "users") -> Registered:
         (Status.DOWN, 0, False),
     ],
 )
-def test_it_is_healthy_while_it_is_up_and_heard_of(
+def test_an_instance_is_healthy_while_it_is_up_and_sends_heartbeats(
     status: Status, silence: float, healthy: bool
 ) -> None:
     known = replace(entry("a", 1000.0), status=status)
@@ -60,9 +60,7 @@ def test_it_is_healthy_while_it_is_up_and_heard_of(
         ({"preserve": -0.1}, "preserve"),
     ],
 )
-def test_rules_that_contradict_each_other_are_refused(
-    settings: dict[str, float], what: str
-) -> None:
+def test_contradicting_rules_are_rejected(settings: dict[str, float], what: str) -> None:
     with pytest.raises(ValueError, match=what):
         LeaseRules(**settings)
 
@@ -78,13 +76,13 @@ def test_rules_that_contradict_each_other_are_refused(
         (270, [(200, 260), (300, 310)], 280),
     ],
 )
-def test_the_time_in_which_nobody_listened_is_no_silence(
+def test_absences_of_the_registry_do_not_count_as_silence(
     heard: float, away: list[tuple[float, float]], since: float
 ) -> None:
     assert silent_since(heard, away) == since
 
 
-def test_a_lease_that_is_over_ends_and_no_other() -> None:
+def test_only_expired_leases_are_evicted() -> None:
     entries = [
         entry("a", 0),
         entry("b", 10),
@@ -99,7 +97,9 @@ def test_a_lease_that_is_over_ends_and_no_other() -> None:
     ("silent", "count", "preserving"),
     [(1, 1, False), (1, 3, False), (2, 3, True), (15, 100, False), (16, 100, True), (0, 0, False)],
 )
-def test_too_many_are_silent(silent: int, count: int, preserving: bool) -> None:
+def test_self_preservation_starts_above_the_share(
+    silent: int, count: int, preserving: bool
+) -> None:
     assert is_preserving(silent, count, RULES) is preserving
 
 
@@ -117,13 +117,13 @@ def gone(entries: list[Registered], minutes: int, rules: LeaseRules = RULES) -> 
     return told
 
 
-def test_when_all_fall_silent_few_go_each_minute() -> None:
+def test_self_preservation_evicts_a_share_each_minute() -> None:
     entries = [entry(f"{n:03}", 0) for n in range(100)]
     counts = [len(names) for names in gone(entries, 4)]
     assert counts == [15, 12, 10, 9]  # 15 % of those that were there when the minute began
 
 
-def test_those_that_went_within_the_minute_leave_less_room_in_it() -> None:
+def test_evictions_of_the_minute_reduce_the_room() -> None:
     """15 of 100 may go in a minute: ten went, so five more go of those that follow."""
     first = [entry(f"a{n}", 0) for n in range(10)]
     later = [entry(f"b{n}", 9) for n in range(10)]
@@ -138,21 +138,21 @@ def test_those_that_went_within_the_minute_leave_less_room_in_it() -> None:
     assert evictions([*left, *alive], 151, RULES, state) == (tuple(left), Evictions(151, 5))
 
 
-def test_the_minute_of_leases_that_are_shorter_is_as_long_as_they_are() -> None:
+def test_the_minute_is_shorter_with_shorter_leases() -> None:
     rules = LeaseRules(1.0, 2.0, 20.0)
     state = Evictions(100.0, 3)
     assert [rules.recent(state, now) for now in (99.9, 100.0, 119.9, 120.0)] == [0, 3, 3, 0]
     assert [RULES.recent(state, now) for now in (159.9, 160.0)] == [3, 0]
 
 
-def test_of_a_few_one_may_always_go() -> None:
+def test_one_of_a_few_instances_can_always_be_evicted() -> None:
     alive = [entry(name, 1e9) for name in "bc"]
     assert gone([entry("a", 0), *alive], 1) == [["users/a"]]
     assert gone([entry("a", 0)], 1) == [["users/a"]]
     assert gone([entry("a", 0), entry("b", 0), entry("c", 1e9)], 2) == [["users/a"], ["users/b"]]
 
 
-def test_those_that_go_are_of_all_services_and_the_last_of_one_goes_last() -> None:
+def test_evictions_are_spread_over_services() -> None:
     entries = [
         *(entry(f"{n}", 0, "large") for n in range(10)),
         *(entry(f"{n}", 0, "small") for n in range(2)),
@@ -166,12 +166,12 @@ def test_those_that_go_are_of_all_services_and_the_last_of_one_goes_last() -> No
     assert second[-1] != "single/0"
 
 
-def test_without_self_preservation_all_go_at_once() -> None:
+def test_all_expired_instances_are_evicted_without_self_preservation() -> None:
     entries = [entry(f"{n}", 0) for n in range(50)]
     assert len(gone(entries, 1, LeaseRules(preserve=1))[0]) == 50
 
 
-def test_the_minute_begins_anew_when_the_clock_was_set_back() -> None:
+def test_the_minute_restarts_when_the_clock_is_set_back() -> None:
     entries = [entry(f"{n:03}", 0) for n in range(100)]
     out, state = evictions(entries, 1000.0, RULES, Evictions(5000.0, 15))
     assert len(out) == 15
@@ -182,7 +182,7 @@ def test_the_minute_begins_anew_when_the_clock_was_set_back() -> None:
     st.lists(st.tuples(st.floats(0, 500), st.sampled_from("abc")), max_size=40),
     st.floats(0, 0.9),
 )
-def test_no_minute_takes_more_than_its_share_and_nobody_goes_early(
+def test_no_minute_exceeds_its_share_and_no_lease_ends_early(
     heard: list[tuple[float, str]], preserve: float
 ) -> None:
     rules = LeaseRules(preserve=preserve)
@@ -214,7 +214,7 @@ def test_no_minute_takes_more_than_its_share_and_nobody_goes_early(
         (10, -50.0, False, False),
     ],
 )
-def test_when_the_registry_counts_as_having_been_away(
+def test_the_gaps_that_count_as_an_absence(
     heartbeat: float, gap: float, steady: bool, away: bool
 ) -> None:
     rules = LeaseRules(heartbeat, 3 * heartbeat, 9 * heartbeat)

@@ -1,4 +1,4 @@
-"""A registry behind its doors, asked in this process and served for real clients."""
+"""A registry with its compatibility APIs, called in this process and served for real clients."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ USERS_TOKEN = "the-token-of-users-alone"
 
 
 class Reply:
-    """What a door answered."""
+    """The response of an API."""
 
     def __init__(self, server: Server) -> None:
         self.status = int(server.status.partition(" ")[0])
@@ -44,14 +44,14 @@ class Reply:
 
     @property
     def field(self) -> object:
-        """What a refusal names as wrong."""
+        """The invalid member that a 400 names."""
         assert self.status == 400, self.body
         assert self.headers["Content-Type"] == "application/problem+json"
         return self.json.get("field")
 
 
-class Behind:
-    """A registry with its doors, and a clock to set."""
+class CompatRegistry:
+    """A registry with its compatibility APIs, and a clock to set."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -70,10 +70,10 @@ class Behind:
         token: str | None = TOKEN,
         **fields: str,
     ) -> Reply:
-        """Return the answer of the door that *url* leads to.
+        """Return the response of the API that *url* leads to.
 
         :param body: Bytes, or a document that is sent as JSON.
-        :param token: Presented in the door's own way.
+        :param token: Sent as clients of the API send it.
         :param fields: Members of the environ.
         """
         path, _, query = url.partition("?")
@@ -86,15 +86,15 @@ class Behind:
 
 
 def credentials(path: str, token: str) -> dict[str, str]:
-    """Return what presents *token* at the door that *path* leads to."""
+    """Return the fields that send *token* to the API at *path*."""
     if not path.startswith("/eureka"):
         return {"HTTP_X_CONSUL_TOKEN": token}
     return {"HTTP_AUTHORIZATION": "Basic " + b64encode(f"any:{token}".encode()).decode()}
 
 
 @pytest.fixture
-def behind() -> Behind:
-    return Behind()
+def served() -> CompatRegistry:
+    return CompatRegistry()
 
 
 class _Threads(ThreadingMixIn, WSGIServer):
@@ -106,8 +106,8 @@ class _Quiet(WSGIRequestHandler):
         pass
 
 
-class Doors:
-    """Doors over sockets, over a registry in LMDB.
+class ServedApis:
+    """The compatibility APIs over sockets, over a registry in LMDB.
 
     :ivar seen: The requests that were answered, ``PUT /eureka/...``.
     :ivar come: Those that have come, answered or not.
@@ -140,12 +140,12 @@ class Doors:
             self._more.notify_all()
 
     def wait_until_come(self, request: str, times: int) -> None:
-        """Return when *request* has come so many times in all."""
+        """Return once *request* has arrived *times* times in all."""
         with self._more:
             assert self._more.wait_for(lambda: self.come.count(request) >= times, timeout=20)
 
     def wait_for(self, request: str, times: int = 1) -> None:
-        """Return when *request* was answered, so many times from now on."""
+        """Return once *request* was answered *times* times from now on."""
         with self._more:
             wanted = self.seen.count(request) + times
             there = self._more.wait_for(lambda: self.seen.count(request) >= wanted, timeout=20)
@@ -153,10 +153,10 @@ class Doors:
 
 
 @pytest.fixture
-def doors(tmp_path: Path) -> Iterator[Doors]:
-    """Yield doors that are served."""
+def apis(tmp_path: Path) -> Iterator[ServedApis]:
+    """Yield APIs that are served."""
     store = LmdbStore(tmp_path / "store", map_size=1 << 22)
-    served = Doors(store)
+    served = ServedApis(store)
     thread = threading.Thread(target=served.server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield served
@@ -167,7 +167,7 @@ def doors(tmp_path: Path) -> Iterator[Doors]:
 
 
 class Program:
-    """A client's program in a process of its own: to each line it answers with ``=`` and JSON."""
+    """A client's program in a separate process: it answers each line with ``=`` and JSON."""
 
     def __init__(self, text: str, *arguments: object, errors: Path) -> None:
         self._errors = errors
@@ -182,18 +182,18 @@ class Program:
             )
 
     def tell(self, words: str) -> None:
-        """Have the program do something."""
+        """Send a line to the program."""
         assert self.process.stdin is not None
         self.process.stdin.write(words + "\n")
         self.process.stdin.flush()
 
     def does(self, words: str) -> Any:
-        """Return what the program says when it is told *words*."""
+        """Return the response of the program to the line *words*."""
         self.tell(words)
         return self.hear()
 
     def hear(self) -> Any:
-        """Return what the program says next."""
+        """Return the next response of the program."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("="):  # else a log's
@@ -207,7 +207,7 @@ class Program:
 
 @pytest.fixture
 def program(tmp_path: Path) -> Iterator[Any]:
-    """Yield what starts a program; all of them end with the test."""
+    """Yield a function that starts a program; all of them end with the test."""
     started: list[Program] = []
 
     def start(text: str, *arguments: object) -> Program:

@@ -1,4 +1,4 @@
-"""Consul's door, asked as no client would, and as clients do that are not here."""
+"""The Consul API, with requests of clients that are not installed here and of none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.registry.compat.conftest import TOKEN, USERS_TOKEN, Behind
+from tests.registry.compat.conftest import TOKEN, USERS_TOKEN, CompatRegistry
 from wsgigate.auth.bearer import Access
 from wsgigate.registry import Registry
 from wsgigate.registry.compat import LARGEST
@@ -21,38 +21,38 @@ def document(name: str = "a", **more: object) -> dict[str, Any]:
     return {"Name": "users", "ID": name, "Address": "10.0.0.5", "Port": 8080, **more}
 
 
-def register(behind: Behind, *names: str, **more: object) -> None:
+def register(served: CompatRegistry, *names: str, **more: object) -> None:
     for name in names:
-        reply = behind.ask("PUT", "/v1/agent/service/register", document(name, **more))
+        reply = served.ask("PUT", "/v1/agent/service/register", document(name, **more))
         assert (reply.status, reply.body) == (200, b"")
 
 
-def entries(behind: Behind, service: str = "users") -> dict[str, Registered]:
-    found = behind.registry.discover(service).instances
+def entries(served: CompatRegistry, service: str = "users") -> dict[str, Registered]:
+    found = served.registry.discover(service).instances
     return {entry.instance_id: entry for entry in found}
 
 
-def passing(behind: Behind, query: str = "") -> list[str]:
-    found = behind.ask("GET", f"{USERS}?passing{query}").json
+def passing(served: CompatRegistry, query: str = "") -> list[str]:
+    found = served.ask("GET", f"{USERS}?passing{query}").json
     return [each["Service"]["ID"] for each in found]
 
 
-def test_a_ttl_that_is_over_is_critical(behind: Behind) -> None:
-    register(behind, "a", Check={"TTL": "60s", "Status": "passing"})
-    register(behind, "b", Check={"TTL": "5s", "Status": "passing"})
-    behind.clock.now += 30
-    assert passing(behind) == ["a", "b"]
-    behind.clock.now += 1  # one shorter than the registry's own is as long as that
-    assert passing(behind) == ["a"]
-    [_, check] = behind.ask("GET", "/v1/health/checks/users").json
+def test_an_expired_ttl_is_critical(served: CompatRegistry) -> None:
+    register(served, "a", Check={"TTL": "60s", "Status": "passing"})
+    register(served, "b", Check={"TTL": "5s", "Status": "passing"})
+    served.clock.now += 30
+    assert passing(served) == ["a", "b"]
+    served.clock.now += 1  # one shorter than the registry's own is as long as that
+    assert passing(served) == ["a"]
+    [_, check] = served.ask("GET", "/v1/health/checks/users").json
     assert (check["Status"], check["Output"]) == ("critical", "TTL expired")
-    assert behind.ask("PUT", "/v1/agent/check/pass/service:b").status == 200
-    assert passing(behind) == ["a", "b"]
+    assert served.ask("PUT", "/v1/agent/check/pass/service:b").status == 200
+    assert passing(served) == ["a", "b"]
 
 
-def test_a_check_says_how_an_instance_is(behind: Behind) -> None:
-    register(behind, "a", Check={"TTL": "60s"})
-    assert entries(behind)["a"].status == Status.STARTING
+def test_a_check_sets_the_status_of_an_instance(served: CompatRegistry) -> None:
+    register(served, "a", Check={"TTL": "60s"})
+    assert entries(served)["a"].status == Status.STARTING
     for report, body, status in (
         ("pass", b"", Status.UP),
         ("fail", b"", Status.DOWN),
@@ -61,110 +61,110 @@ def test_a_check_says_how_an_instance_is(behind: Behind) -> None:
         ("update", {"Status": "passing"}, Status.UP),
         ("update", {"status": "warning"}, Status.UP),
     ):
-        behind.clock.now += 1
-        assert behind.ask("PUT", f"/v1/agent/check/{report}/service:a", body).status == 200
-        entry = entries(behind)["a"]
-        assert (entry.status, entry.last_heartbeat) == (status, behind.clock.now)
+        served.clock.now += 1
+        assert served.ask("PUT", f"/v1/agent/check/{report}/service:a", body).status == 200
+        entry = entries(served)["a"]
+        assert (entry.status, entry.last_heartbeat) == (status, served.clock.now)
 
 
-def test_maintenance_lasts_whatever_else_is_said(behind: Behind) -> None:
-    register(behind, "a", Check={"TTL": "60s", "Status": "passing"})
+def test_maintenance_outlasts_registrations_and_checks(served: CompatRegistry) -> None:
+    register(served, "a", Check={"TTL": "60s", "Status": "passing"})
     url = "/v1/agent/service/maintenance/a"
-    assert behind.ask("PUT", f"{url}?enable=true&reason=disk").status == 200
+    assert served.ask("PUT", f"{url}?enable=true&reason=disk").status == 200
     for again in (
-        lambda: behind.ask("PUT", "/v1/agent/check/pass/service:a"),
-        lambda: behind.ask("PUT", "/v1/agent/check/fail/service:a"),
-        lambda: register(behind, "a", Check={"TTL": "60s", "Status": "passing"}),
-        lambda: behind.ask(
+        lambda: served.ask("PUT", "/v1/agent/check/pass/service:a"),
+        lambda: served.ask("PUT", "/v1/agent/check/fail/service:a"),
+        lambda: register(served, "a", Check={"TTL": "60s", "Status": "passing"}),
+        lambda: served.ask(
             "PUT", "/v1/agent/check/register", {"Name": "x", "ServiceID": "a", "TTL": "60s"}
         ),
-        lambda: behind.ask("PUT", "/v1/agent/check/deregister/x"),
+        lambda: served.ask("PUT", "/v1/agent/check/deregister/x"),
     ):
         again()
-        assert entries(behind)["a"].status == Status.DRAINING
-        assert passing(behind) == []
-    assert behind.ask("PUT", f"{url}?enable=false").status == 200
-    assert passing(behind) == ["a"]
-    behind.ask("PUT", "/v1/agent/check/fail/service:a")
-    assert behind.ask("PUT", f"{url}?enable=false").status == 200
-    assert entries(behind)["a"].status == Status.DOWN  # it was in no maintenance
+        assert entries(served)["a"].status == Status.DRAINING
+        assert passing(served) == []
+    assert served.ask("PUT", f"{url}?enable=false").status == 200
+    assert passing(served) == ["a"]
+    served.ask("PUT", "/v1/agent/check/fail/service:a")
+    assert served.ask("PUT", f"{url}?enable=false").status == 200
+    assert entries(served)["a"].status == Status.DOWN  # it was in no maintenance
 
 
-def test_an_instance_without_an_address_is_where_its_client_is(behind: Behind) -> None:
+def test_an_instance_without_an_address_gets_that_of_its_client(served: CompatRegistry) -> None:
     url = "/v1/agent/service/register"
-    assert behind.ask("PUT", url, document(Address=""), REMOTE_ADDR="10.0.0.9").status == 200
-    assert entries(behind)["a"].host == "10.0.0.9"
-    reply = behind.ask("PUT", url, document(Address=""), **{"wsgigate.client": "10.0.0.7"})
+    assert served.ask("PUT", url, document(Address=""), REMOTE_ADDR="10.0.0.9").status == 200
+    assert entries(served)["a"].host == "10.0.0.9"
+    reply = served.ask("PUT", url, document(Address=""), **{"wsgigate.client": "10.0.0.7"})
     assert reply.status == 200
-    assert entries(behind)["a"].host == "10.0.0.7"
-    assert behind.ask("PUT", url, document(Address=""), REMOTE_ADDR="").field == "Address"
+    assert entries(served)["a"].host == "10.0.0.7"
+    assert served.ask("PUT", url, document(Address=""), REMOTE_ADDR="").field == "Address"
 
 
-def test_reports_find_their_instance_again_after_it_has_left(behind: Behind) -> None:
-    register(behind, "a", Check={"TTL": "60s", "CheckID": "alive"})
+def test_a_report_finds_an_instance_that_registered_again(served: CompatRegistry) -> None:
+    register(served, "a", Check={"TTL": "60s", "CheckID": "alive"})
     report = "/v1/agent/check/pass/alive"
-    assert behind.ask("PUT", report).status == 200
-    assert behind.ask("PUT", "/v1/agent/service/deregister/a").status == 200
-    assert behind.ask("PUT", report).status == 404
-    behind.registry.register(
+    assert served.ask("PUT", report).status == 200
+    assert served.ask("PUT", "/v1/agent/service/deregister/a").status == 200
+    assert served.ask("PUT", report).status == 404
+    served.registry.register(
         Registered("orders", "o", "10.0.0.5", 80, metadata={"consul.check": "alive"})
     )
-    behind.clock.now += 5
-    assert behind.ask("PUT", report).status == 200
-    assert entries(behind, "orders")["o"].last_heartbeat == behind.clock.now
+    served.clock.now += 5
+    assert served.ask("PUT", report).status == 200
+    assert entries(served, "orders")["o"].last_heartbeat == served.clock.now
 
 
-def test_what_is_remembered_of_checks_is_bounded(
-    behind: Behind, monkeypatch: pytest.MonkeyPatch
+def test_the_number_of_cached_checks_is_bounded(
+    served: CompatRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wsgigate.registry.compat.consul._MOST_CACHED", 3)
     names = [f"a{n}" for n in range(8)]
-    register(behind, *names)
+    register(served, *names)
     for name in names * 2:
-        assert behind.ask("PUT", f"/v1/agent/check/pass/service:{name}").status == 200
-        assert len(behind.consul._instances_of) <= 3
+        assert served.ask("PUT", f"/v1/agent/check/pass/service:{name}").status == 200
+        assert len(served.consul._instances_of) <= 3
 
 
-def test_an_id_that_several_services_have_means_all_that_one_may_change(behind: Behind) -> None:
-    register(behind, "a")
-    behind.registry.register(Registered("orders", "a", "10.0.0.6", 80))
-    behind.clock.now += 5
+def test_a_shared_id_changes_the_instances_of_permitted_services(served: CompatRegistry) -> None:
+    register(served, "a")
+    served.registry.register(Registered("orders", "a", "10.0.0.6", 80))
+    served.clock.now += 5
     report = "/v1/agent/check/fail/service:a"
-    assert behind.ask("PUT", report, token=USERS_TOKEN).status == 200
-    assert entries(behind)["a"].status == Status.DOWN
-    assert entries(behind, "orders")["a"].status == Status.UP
-    assert behind.ask("PUT", report).status == 200
-    assert behind.ask("PUT", report).status == 200
-    assert entries(behind, "orders")["a"].status == Status.DOWN
+    assert served.ask("PUT", report, token=USERS_TOKEN).status == 200
+    assert entries(served)["a"].status == Status.DOWN
+    assert entries(served, "orders")["a"].status == Status.UP
+    assert served.ask("PUT", report).status == 200
+    assert served.ask("PUT", report).status == 200
+    assert entries(served, "orders")["a"].status == Status.DOWN
     leave = "/v1/agent/service/deregister/a"
-    assert behind.ask("PUT", leave, token=USERS_TOKEN).status == 200
-    assert behind.ask("PUT", leave, token=USERS_TOKEN).status == 403
-    assert behind.ask("PUT", leave).status == 200
-    assert behind.ask("PUT", leave).status == 404
+    assert served.ask("PUT", leave, token=USERS_TOKEN).status == 200
+    assert served.ask("PUT", leave, token=USERS_TOKEN).status == 403
+    assert served.ask("PUT", leave).status == 200
+    assert served.ask("PUT", leave).status == 404
 
 
-def test_an_index_changes_with_what_is_told_and_not_by_a_heartbeat(behind: Behind) -> None:
+def test_an_index_changes_with_the_listing_and_not_by_a_heartbeat(served: CompatRegistry) -> None:
     def index(url: str = USERS) -> int:
-        return int(behind.ask("GET", url).headers["X-Consul-Index"])
+        return int(served.ask("GET", url).headers["X-Consul-Index"])
 
     assert index() == 1
-    register(behind, "a")
+    register(served, "a")
     first, whole = index(), index("/v1/catalog/services")
     assert first > 1
-    behind.clock.now += 5
-    behind.ask("PUT", "/v1/agent/check/pass/service:a")
+    served.clock.now += 5
+    served.ask("PUT", "/v1/agent/check/pass/service:a")
     assert index() == first
-    behind.registry.register(Registered("orders", "o", "10.0.0.6", 80))
+    served.registry.register(Registered("orders", "o", "10.0.0.6", 80))
     assert index() == first
     assert index("/v1/catalog/services") > whole
-    behind.ask("PUT", "/v1/agent/check/fail/service:a")
+    served.ask("PUT", "/v1/agent/check/fail/service:a")
     assert index() > first
 
 
-def waiting(behind: Behind, url: str) -> tuple[threading.Thread, list[Any]]:
+def waiting(served: CompatRegistry, url: str) -> tuple[threading.Thread, list[Any]]:
     """Return a thread that asks for *url*, and what it is answered."""
     answers: list[Any] = []
-    thread = threading.Thread(target=lambda: answers.append(behind.ask("GET", url)))
+    thread = threading.Thread(target=lambda: answers.append(served.ask("GET", url)))
     thread.start()
     return thread, answers
 
@@ -181,17 +181,17 @@ def waiting(behind: Behind, url: str) -> tuple[threading.Thread, list[Any]]:
     ],
 )
 @pytest.mark.parametrize("there", [False, True])
-def test_who_waits_is_answered_when_something_changes(
-    behind: Behind, url: str, there: bool
+def test_a_waiting_request_is_answered_on_a_change(
+    served: CompatRegistry, url: str, there: bool
 ) -> None:
     if there:
-        register(behind, "a")
-    before = behind.ask("GET", url)
+        register(served, "a")
+    before = served.ask("GET", url)
     asleep = threading.Event()
-    behind.registry.wait = _noting(behind.registry.wait, asleep)  # type: ignore[method-assign]
-    thread, answers = waiting(behind, f"{url}?index={before.headers['X-Consul-Index']}")
+    served.registry.wait = _noting(served.registry.wait, asleep)  # type: ignore[method-assign]
+    thread, answers = waiting(served, f"{url}?index={before.headers['X-Consul-Index']}")
     assert asleep.wait(20)
-    register(behind, "b", Tags=["new"])
+    register(served, "b", Tags=["new"])
     thread.join(20)
     [after] = answers
     assert int(after.headers["X-Consul-Index"]) > int(before.headers["X-Consul-Index"])
@@ -206,40 +206,40 @@ def _noting(wait: Any, begun: threading.Event) -> Any:
     return recorded
 
 
-def test_no_more_wait_than_may_and_the_rest_is_answered_at_once(behind: Behind) -> None:
-    behind.consul = ConsulApi(behind.registry, behind.access, waiting=1)
+def test_requests_without_a_free_slot_are_answered_at_once(served: CompatRegistry) -> None:
+    served.consul = ConsulApi(served.registry, served.access, waiting=1)
     asleep = threading.Event()
-    behind.registry.wait = _noting(behind.registry.wait, asleep)  # type: ignore[method-assign]
-    thread, answers = waiting(behind, f"{USERS}?index=1")
+    served.registry.wait = _noting(served.registry.wait, asleep)  # type: ignore[method-assign]
+    thread, answers = waiting(served, f"{USERS}?index=1")
     assert asleep.wait(20)
-    assert behind.ask("GET", f"{USERS}?index=1&wait=20s").json == []
+    assert served.ask("GET", f"{USERS}?index=1&wait=20s").json == []
     assert not answers
-    register(behind, "a")
+    register(served, "a")
     thread.join(20)
     assert len(answers) == 1
     asleep.clear()
-    index = behind.ask("GET", USERS).headers["X-Consul-Index"]
-    thread, answers = waiting(behind, f"{USERS}?index={index}")
+    index = served.ask("GET", USERS).headers["X-Consul-Index"]
+    thread, answers = waiting(served, f"{USERS}?index={index}")
     assert asleep.wait(20)  # the slot was released
-    register(behind, "b")
+    register(served, "b")
     thread.join(20)
     assert len(answers) == 1
-    behind.consul = ConsulApi(behind.registry, behind.access, waiting=0)
-    index = behind.ask("GET", USERS).headers["X-Consul-Index"]
-    assert len(behind.ask("GET", f"{USERS}?index={index}").json) == 2
+    served.consul = ConsulApi(served.registry, served.access, waiting=0)
+    index = served.ask("GET", USERS).headers["X-Consul-Index"]
+    assert len(served.ask("GET", f"{USERS}?index={index}").json) == 2
 
 
-def test_a_wait_ends(behind: Behind) -> None:
-    register(behind, "a")
-    index = behind.ask("GET", USERS).headers["X-Consul-Index"]
-    reply = behind.ask("GET", f"{USERS}?index={index}&wait=30ms")
+def test_a_wait_ends_after_its_duration(served: CompatRegistry) -> None:
+    register(served, "a")
+    index = served.ask("GET", USERS).headers["X-Consul-Index"]
+    reply = served.ask("GET", f"{USERS}?index={index}&wait=30ms")
     assert reply.headers["X-Consul-Index"] == index
-    assert behind.ask("GET", f"{USERS}?index=0&wait=20s").status == 200
+    assert served.ask("GET", f"{USERS}?index=0&wait=20s").status == 200
 
 
-def test_all_that_is_told_of_an_instance(behind: Behind) -> None:
-    register(behind, "a", Tags=["v1"], Meta={"zone": "b"}, Weights={"Passing": 7})
-    reply = behind.ask("GET", USERS)
+def test_an_instance_is_in_all_documents(served: CompatRegistry) -> None:
+    register(served, "a", Tags=["v1"], Meta={"zone": "b"}, Weights={"Passing": 7})
+    reply = served.ask("GET", USERS)
     [told] = reply.json
     assert told["Node"]["Address"] == "10.0.0.5"
     assert told["Service"]["Weights"]["Passing"] == 7
@@ -247,36 +247,36 @@ def test_all_that_is_told_of_an_instance(behind: Behind) -> None:
     assert [check["Status"] for check in told["Checks"]] == ["passing"]
     assert reply.headers["X-Consul-KnownLeader"] == "true"
     assert reply.headers["X-Consul-LastContact"] == "0"
-    [catalog] = behind.ask("GET", "/v1/catalog/service/users").json
+    [catalog] = served.ask("GET", "/v1/catalog/service/users").json
     assert (catalog["ServiceID"], catalog["ServiceTags"], catalog["Node"]) == (
         "a",
         ["v1"],
         "10.0.0.5",
     )
-    assert behind.ask("GET", "/v1/agent/service/a").json["Datacenter"] == "dc1"
-    assert behind.ask("GET", "/v1/agent/service/b").status == 404
-    assert behind.ask("GET", f"{USERS}?tag=v1&tag=v2").json == []
-    assert len(behind.ask("GET", f"{USERS}?tag=v1&near=_agent&dc=dc1&stale&pretty").json) == 1
-    assert behind.ask("GET", "/v1/health/service/a%20b").json == []
+    assert served.ask("GET", "/v1/agent/service/a").json["Datacenter"] == "dc1"
+    assert served.ask("GET", "/v1/agent/service/b").status == 404
+    assert served.ask("GET", f"{USERS}?tag=v1&tag=v2").json == []
+    assert len(served.ask("GET", f"{USERS}?tag=v1&near=_agent&dc=dc1&stale&pretty").json) == 1
+    assert served.ask("GET", "/v1/health/service/a%20b").json == []
 
 
-def test_while_the_store_fails_it_tells_what_it_knew(behind: Behind) -> None:
-    register(behind, "a")
-    before = behind.ask("GET", USERS).json
-    behind.store.broken = True
-    reply = behind.ask("GET", USERS)
+def test_cached_services_are_returned_during_a_store_outage(served: CompatRegistry) -> None:
+    register(served, "a")
+    before = served.ask("GET", USERS).json
+    served.store.broken = True
+    reply = served.ask("GET", USERS)
     assert reply.json == before
     assert reply.headers["X-Consul-KnownLeader"] == "false"
-    assert behind.ask("PUT", "/v1/agent/check/pass/service:a").status == 503
+    assert served.ask("PUT", "/v1/agent/check/pass/service:a").status == 503
 
 
 @pytest.mark.parametrize("url", [USERS, "/v1/catalog/services", "/v1/agent/services"])
-def test_reads_are_open_unless_they_are_not(behind: Behind, url: str) -> None:
-    assert behind.ask("GET", url, token=None).status == 200
+def test_reads_require_a_token_unless_they_are_open(served: CompatRegistry, url: str) -> None:
+    assert served.ask("GET", url, token=None).status == 200
     access = Access(TOKEN, {"users": USERS_TOKEN}, open_reads=False)
-    behind.consul = ConsulApi(behind.registry, access)
-    assert behind.ask("GET", url, token=None).status == 403
-    assert behind.ask("GET", url, token=USERS_TOKEN).status == 200
+    served.consul = ConsulApi(served.registry, access)
+    assert served.ask("GET", url, token=None).status == 403
+    assert served.ask("GET", url, token=USERS_TOKEN).status == 200
 
 
 WRITES = [
@@ -294,27 +294,27 @@ WRITES = [
 
 @pytest.mark.parametrize(("url", "body"), WRITES)
 @pytest.mark.parametrize("remembered", [False, True])
-def test_writes_need_a_token_of_that_service(
-    behind: Behind, url: str, body: object, remembered: bool
+def test_writes_require_a_token_of_the_service(
+    served: CompatRegistry, url: str, body: object, remembered: bool
 ) -> None:
-    behind.registry.register(Registered("orders", "o", "10.0.0.5", 80))
+    served.registry.register(Registered("orders", "o", "10.0.0.5", 80))
     if remembered:
-        behind.ask("PUT", "/v1/agent/check/pass/service:o")
-    before = behind.registry.services()
-    behind.clock.now += 5
+        served.ask("PUT", "/v1/agent/check/pass/service:o")
+    before = served.registry.services()
+    served.clock.now += 5
     for token in (None, "wrong", USERS_TOKEN):
-        reply = behind.ask("PUT", url, body, token=token)
+        reply = served.ask("PUT", url, body, token=token)
         assert reply.status == 403
         assert "WWW-Authenticate" not in reply.headers
     # a token is taken from its fields alone: one in a query ends up in logs
     assert (
-        behind.ask("PUT", url.partition("?")[0] + f"?token={TOKEN}", body, token=None).status == 403
+        served.ask("PUT", url.partition("?")[0] + f"?token={TOKEN}", body, token=None).status == 403
     )
     elsewhere = {"HTTP_ORIGIN": "https://evil.example"}
-    assert behind.ask("PUT", url, body, **elsewhere).status == 403
-    assert behind.registry.services() == before
+    assert served.ask("PUT", url, body, **elsewhere).status == 403
+    assert served.registry.services() == before
     bearer = {"HTTP_AUTHORIZATION": f"Bearer {TOKEN}"}
-    assert behind.ask("PUT", url, body, token=None, **bearer).status == 200
+    assert served.ask("PUT", url, body, token=None, **bearer).status == 200
 
 
 @pytest.mark.parametrize(
@@ -335,11 +335,11 @@ def test_writes_need_a_token_of_that_service(
         ({"Meta": {"a": "x" * 5000}}, "Meta"),
     ],
 )
-def test_a_bad_registration_names_what_is_wrong(
-    behind: Behind, changes: dict[str, Any], field: str
+def test_an_invalid_registration_is_rejected_by_name(
+    served: CompatRegistry, changes: dict[str, Any], field: str
 ) -> None:
-    assert behind.ask("PUT", "/v1/agent/service/register", document(**changes)).field == field
-    assert behind.registry.services() == {}
+    assert served.ask("PUT", "/v1/agent/service/register", document(**changes)).field == field
+    assert served.registry.services() == {}
 
 
 @pytest.mark.parametrize(
@@ -353,9 +353,11 @@ def test_a_bad_registration_names_what_is_wrong(
         ({"Name": "x", "ServiceID": 7, "TTL": "60s"}, "ServiceID"),
     ],
 )
-def test_a_bad_check_names_what_is_wrong(behind: Behind, body: dict[str, Any], field: str) -> None:
-    register(behind, "a")
-    assert behind.ask("PUT", "/v1/agent/check/register", body).field == field
+def test_an_invalid_check_is_rejected_by_name(
+    served: CompatRegistry, body: dict[str, Any], field: str
+) -> None:
+    register(served, "a")
+    assert served.ask("PUT", "/v1/agent/check/register", body).field == field
 
 
 @pytest.mark.parametrize(
@@ -406,27 +408,27 @@ def test_a_bad_check_names_what_is_wrong(behind: Behind, body: dict[str, Any], f
         ("GET", "/v1/agent/services?filter=x", b"", 400),
     ],
 )
-def test_what_is_not_spoken_is_refused(
-    behind: Behind, method: str, url: str, body: object, status: int
+def test_unsupported_operations_are_rejected(
+    served: CompatRegistry, method: str, url: str, body: object, status: int
 ) -> None:
-    register(behind, "a")
-    assert behind.ask(method, url, body).status == status
+    register(served, "a")
+    assert served.ask(method, url, body).status == status
 
 
-def test_two_workers_tell_the_same(behind: Behind) -> None:
-    other = Behind()
-    other.clock, other.store = behind.clock, behind.store
+def test_two_workers_return_the_same(served: CompatRegistry) -> None:
+    other = CompatRegistry()
+    other.clock, other.store = served.clock, served.store
     other.registry = Registry(other.store)
     other.consul = ConsulApi(other.registry, other.access)
-    register(behind, "a")
+    register(served, "a")
     assert other.ask("PUT", "/v1/agent/check/fail/service:a").status == 200
-    assert passing(behind) == passing(other) == []
-    assert behind.ask("GET", USERS).body == other.ask("GET", USERS).body
+    assert passing(served) == passing(other) == []
+    assert served.ask("GET", USERS).body == other.ask("GET", USERS).body
 
 
-def test_a_number_of_waiting_requests_is_none_or_more(behind: Behind) -> None:
+def test_a_negative_number_of_waiting_requests_is_rejected(served: CompatRegistry) -> None:
     with pytest.raises(ValueError, match="waiting"):
-        ConsulApi(behind.registry, behind.access, waiting=-1)
+        ConsulApi(served.registry, served.access, waiting=-1)
 
 
 RULE = (
@@ -435,13 +437,13 @@ RULE = (
 )
 
 
-def test_a_tag_may_hold_a_routing_rule(behind: Behind) -> None:
+def test_a_tag_can_contain_a_routing_rule(served: CompatRegistry) -> None:
     tags = ["traefik.enable=true", RULE, "größe=L", "", "x" * 4096]
-    register(behind, "a", Tags=tags)
-    [told] = behind.ask("GET", USERS).json
+    register(served, "a", Tags=tags)
+    [told] = served.ask("GET", USERS).json
     assert told["Service"]["Tags"] == [tag for tag in tags if tag]
-    assert behind.ask("GET", "/v1/catalog/services").json == {"users": sorted(filter(None, tags))}
-    again = Registry(behind.store).discover("users").instances
+    assert served.ask("GET", "/v1/catalog/services").json == {"users": sorted(filter(None, tags))}
+    again = Registry(served.store).discover("users").instances
     assert again[0].tags == tuple(filter(None, tags))
 
 
@@ -466,10 +468,12 @@ def test_a_tag_may_hold_a_routing_rule(behind: Behind) -> None:
         ("/v1/catalog/nodes?filter=Address==10.0.0.6", []),
     ],
 )
-def test_answers_are_filtered(behind: Behind, url: str, wanted: list[str]) -> None:
-    register(behind, "a", Tags=["v1"], Check={"TTL": "60s", "Status": "passing"})
-    register(behind, "b", Tags=["v1", "canary"], Meta={"version": "2.0"}, Check={"TTL": "60s"})
-    told = behind.ask("GET", url).json
+def test_responses_are_filtered_by_an_expression(
+    served: CompatRegistry, url: str, wanted: list[str]
+) -> None:
+    register(served, "a", Tags=["v1"], Check={"TTL": "60s", "Status": "passing"})
+    register(served, "b", Tags=["v1", "canary"], Meta={"version": "2.0"}, Check={"TTL": "60s"})
+    told = served.ask("GET", url).json
     found = told.values() if isinstance(told, dict) else told
     ids = [
         each.get("CheckID")
@@ -484,15 +488,15 @@ def test_answers_are_filtered(behind: Behind, url: str, wanted: list[str]) -> No
     assert ids == wanted
 
 
-def test_a_token_in_the_query_is_looked_at_where_that_was_said(behind: Behind) -> None:
+def test_a_token_in_the_query_is_read_only_if_enabled(served: CompatRegistry) -> None:
     url = f"/v1/agent/service/register?token={USERS_TOKEN}"
-    assert behind.ask("PUT", url, document(), token=None).status == 403
-    behind.consul = ConsulApi(behind.registry, behind.access, query_tokens=True)
-    assert behind.ask("PUT", url, document(), token=None).status == 200
+    assert served.ask("PUT", url, document(), token=None).status == 403
+    served.consul = ConsulApi(served.registry, served.access, query_tokens=True)
+    assert served.ask("PUT", url, document(), token=None).status == 200
     for wrong in ("token=", "token=wrong", "", "token=a&token=b"):
         url = f"/v1/agent/service/register?{wrong}"
-        assert behind.ask("PUT", url, document(), token=None).status == 403
+        assert served.ask("PUT", url, document(), token=None).status == 403
     # what a field says comes first
-    assert behind.ask("PUT", url, document(), token=USERS_TOKEN).status == 200
+    assert served.ask("PUT", url, document(), token=USERS_TOKEN).status == 200
     url = f"/v1/agent/service/register?token={USERS_TOKEN}"
-    assert behind.ask("PUT", url, document(), token="wrong").status == 403
+    assert served.ask("PUT", url, document(), token="wrong").status == 403

@@ -1,10 +1,10 @@
-"""The very client that Python programs have for Consul, against the door."""
+"""The Consul API with the usual Python client of Consul, unmodified."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tests.registry.compat.conftest import TOKEN, USERS_TOKEN, Doors
+from tests.registry.compat.conftest import TOKEN, USERS_TOKEN, ServedApis
 
 CLIENT = """
 import json, sys, warnings
@@ -42,11 +42,13 @@ for line in sys.stdin:
 """
 
 
-def test_it_registers_passes_is_found_and_leaves(doors: Doors, program: Any) -> None:
-    users = program(CLIENT, doors.port, USERS_TOKEN)
+def test_the_client_registers_passes_discovers_and_deregisters(
+    apis: ServedApis, program: Any
+) -> None:
+    users = program(CLIENT, apis.port, USERS_TOKEN)
     assert users.does("register(service_id='users-1', port=8081, check=Check.ttl('45s'))") is True
     assert users.does("register(service_id='users-2', port=8082, check=Check.ttl('45s'))") is True
-    one, _ = doors.registry.discover("users").instances
+    one, _ = apis.registry.discover("users").instances
     assert (one.instance_id, one.url, one.tags) == ("users-1", "http://127.0.0.1:8081", ("v1",))
     assert (one.metadata, one.lease, one.status) == ({"team": "blue"}, 45.0, "STARTING")
 
@@ -75,31 +77,31 @@ def test_it_registers_passes_is_found_and_leaves(doors: Doors, program: Any) -> 
     assert users.does("client.agent.service.deregister('users-1')") is False
 
 
-def test_a_heartbeat_is_what_a_passing_check_is(doors: Doors, program: Any) -> None:
-    users = program(CLIENT, doors.port, USERS_TOKEN)
+def test_a_passing_check_is_a_heartbeat(apis: ServedApis, program: Any) -> None:
+    users = program(CLIENT, apis.port, USERS_TOKEN)
     users.does("register(service_id='users-1', port=8081)")
-    [entry] = doors.registry.discover("users").instances
+    [entry] = apis.registry.discover("users").instances
     assert (entry.status, entry.lease) == ("UP", None)
     added = "client.agent.check.register('alive', Check.ttl('1m'), service_id='users-1')"
     assert users.does(added) is True
-    [entry] = doors.registry.discover("users").instances
+    [entry] = apis.registry.discover("users").instances
     assert (entry.status, entry.lease) == ("STARTING", 60.0)
     assert users.does("client.agent.check.ttl_pass('alive')") is True
-    [passed] = doors.registry.discover("users").instances
+    [passed] = apis.registry.discover("users").instances
     assert passed.status == "UP"
     assert users.does("client.agent.check.ttl_pass('alive')") is True
-    [renewed] = doors.registry.discover("users").instances
+    [renewed] = apis.registry.discover("users").instances
     assert renewed.last_heartbeat > passed.last_heartbeat
     assert users.does("client.agent.check.deregister('alive')") is True
-    [entry] = doors.registry.discover("users").instances
+    [entry] = apis.registry.discover("users").instances
     assert (entry.status, entry.lease, entry.metadata) == ("UP", None, {"team": "blue"})
 
 
-def test_it_waits_for_a_change(doors: Doors, program: Any) -> None:
-    users, others = (program(CLIENT, doors.port, token) for token in (USERS_TOKEN, ""))
+def test_the_client_waits_for_a_change(apis: ServedApis, program: Any) -> None:
+    users, others = (program(CLIENT, apis.port, token) for token in (USERS_TOKEN, ""))
     assert others.does("health()") == []
     others.tell("health(index=index, wait='20s')")
-    doors.wait_until_come("GET /v1/health/service/users", 2)
+    apis.wait_until_come("GET /v1/health/service/users", 2)
     users.does("register(service_id='users-1', port=8081)")
     assert others.hear() == [["users-1", "127.0.0.1", 8081, ["passing"]]]
     before = others.does("index")
@@ -107,8 +109,8 @@ def test_it_waits_for_a_change(doors: Doors, program: Any) -> None:
     assert others.does("index") == before
 
 
-def test_it_reads_the_catalog(doors: Doors, program: Any) -> None:
-    users = program(CLIENT, doors.port, USERS_TOKEN)
+def test_the_client_reads_the_catalog(apis: ServedApis, program: Any) -> None:
+    users = program(CLIENT, apis.port, USERS_TOKEN)
     users.does("register(service_id='users-1', port=8081)")
     assert users.does("client.catalog.services()[1]") == {"users": ["v1"]}
     [one] = users.does("client.catalog.service('users')[1]")
@@ -134,14 +136,16 @@ def test_it_reads_the_catalog(doors: Doors, program: Any) -> None:
     assert users.does("bool(client.status.leader() and client.status.peers())")
 
 
-def test_it_is_not_let_in_without_a_token_of_its_own(doors: Doors, program: Any) -> None:
-    client = program(CLIENT, doors.port, USERS_TOKEN)
+def test_a_client_without_a_token_of_the_service_is_rejected(
+    apis: ServedApis, program: Any
+) -> None:
+    client = program(CLIENT, apis.port, USERS_TOKEN)
     other = "lambda: client.agent.service.register('orders', port=80, token={!r})"
     assert client.does(f"failing({other.format(USERS_TOKEN)})") == "ACLPermissionDenied"
     assert client.does(f"failing({other.format('wrong')})") == "ACLPermissionDenied"
     assert client.does(f"failing({other.format(TOKEN)})") is None
     leaving = "lambda: client.agent.service.deregister('orders')"
     assert client.does(f"failing({leaving})") == "ACLPermissionDenied"
-    assert len(doors.registry.discover("orders").instances) == 1
+    assert len(apis.registry.discover("orders").instances) == 1
     http = "Check.http('http://127.0.0.1/', '10s')"
     assert client.does(f"failing(lambda: register(port=80, check={http}))") == "BadRequest"

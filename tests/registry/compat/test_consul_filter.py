@@ -1,4 +1,4 @@
-"""Filter expressions: what is wanted, and what is no expression."""
+"""Filter expressions of Consul: the selected documents and the rejected expressions."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ SAMPLE: dict[str, Any] = {
         ("(Service.Port == 8080 or Service.Port == 80) and Service.ID == x", False),
     ],
 )
-def test_what_an_expression_wants(text: str, wanted: bool) -> None:
+def test_an_expression_selects_documents(text: str, wanted: bool) -> None:
     assert parse_filter(text, SAMPLE)(DOCUMENT) is wanted
 
 
@@ -108,7 +108,7 @@ def test_what_an_expression_wants(text: str, wanted: bool) -> None:
         ("any Checks as c { c.Status == passing }", "cannot be read"),
     ],
 )
-def test_what_is_none_is_refused_with_the_reason(text: str, why: str) -> None:
+def test_an_invalid_expression_is_rejected_with_the_reason(text: str, why: str) -> None:
     with pytest.raises(Invalid, match=why) as caught:
         parse_filter(text, SAMPLE)
     assert caught.value.field == "filter"
@@ -119,7 +119,7 @@ WORDS += ["empty", "contains", "(", ")", '"a"', "8080", "`x`", '"/Service/ID"', 
 
 
 @given(st.lists(st.sampled_from(WORDS), max_size=12), st.text(max_size=10))
-def test_whatever_is_sent_is_an_expression_or_refused(words: list[str], more: str) -> None:
+def test_any_text_is_an_expression_or_rejected(words: list[str], more: str) -> None:
     for text in (" ".join(words), more, " ".join(words) + more):
         try:
             wanted = parse_filter(text, SAMPLE)(DOCUMENT)

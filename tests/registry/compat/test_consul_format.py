@@ -1,4 +1,4 @@
-"""Consul's documents and entries: what becomes of the one in the other."""
+"""Consul's documents, read as entries of the registry and written from them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def lower(document: object) -> object:
 
 
 @pytest.mark.parametrize("document", [service(), lower(service())])
-def test_a_service_is_an_entry(document: dict[str, Any]) -> None:
+def test_a_service_is_read_as_an_entry(document: dict[str, Any]) -> None:
     assert read_service(document, "10.0.0.9") == ENTRY
 
 
@@ -111,7 +111,9 @@ def test_a_service_is_an_entry(document: dict[str, Any]) -> None:
         ({"EnableTagOverride": True, "TaggedAddresses": {}, "Connect": None, "Kind": ""}, {}),
     ],
 )
-def test_what_changes_the_entry(members: dict[str, Any], changes: dict[str, Any]) -> None:
+def test_each_member_is_read_into_the_entry(
+    members: dict[str, Any], changes: dict[str, Any]
+) -> None:
     assert read_service(service(**members), "10.0.0.9") == replace(ENTRY, **changes)
 
 
@@ -194,7 +196,7 @@ def test_what_changes_the_entry(members: dict[str, Any], changes: dict[str, Any]
         ({"Check": ..., "Checks": [{"TTL": "45s"}, {"TTL": "45s"}]}, "Checks"),
     ],
 )
-def test_what_is_wrong_is_named(members: dict[str, Any], field: str) -> None:
+def test_an_invalid_member_is_rejected_by_name(members: dict[str, Any], field: str) -> None:
     with pytest.raises(Invalid) as caught:
         read_service(service(**members), "10.0.0.9")
     assert caught.value.field == field
@@ -222,12 +224,12 @@ def test_durations_are_as_in_go(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     "text", ["", "10", "s", ".s", "-10s", "10 s", "10d", "10s ", "1e3s", "١s", "9" * 10 + "s", None]
 )
-def test_what_is_no_duration_is_refused(text: object) -> None:
+def test_a_malformed_duration_is_rejected(text: object) -> None:
     with pytest.raises(Invalid):
         read_duration(text, "TTL")
 
 
-def test_a_check_can_be_given_later_and_under_another_name() -> None:
+def test_a_check_can_be_registered_later_under_another_name() -> None:
     entry = replace(ENTRY, lease=None)
     named, ttl, status = read_check({"id": "alive", "ttl": "20s"})
     checked = with_check(entry, named, ttl, status)
@@ -238,7 +240,7 @@ def test_a_check_can_be_given_later_and_under_another_name() -> None:
     assert again.metadata == ENTRY.metadata
 
 
-def test_an_entry_is_told_as_a_service() -> None:
+def test_an_entry_is_written_as_a_service() -> None:
     assert service_document(ENTRY, 7) == {
         "ID": "users-1",
         "Service": "users",
@@ -254,7 +256,7 @@ def test_an_entry_is_told_as_a_service() -> None:
     }
 
 
-def test_entries_of_other_doors_are_told_too() -> None:
+def test_entries_of_other_apis_are_written_as_services() -> None:
     entry = replace(
         ENTRY, metadata={"list": [1], "consul.check": "alive"}, zone="a", scheme="https"
     )
@@ -266,7 +268,7 @@ def test_entries_of_other_doors_are_told_too() -> None:
     "entry",
     [ENTRY, replace(ENTRY, scheme="https", metadata={**ENTRY.metadata, "scheme": "https"})],
 )
-def test_what_is_told_can_be_registered_again(entry: Registered) -> None:
+def test_a_written_service_can_be_registered_again(entry: Registered) -> None:
     told = service_document(entry, 7)
     told["Name"] = told.pop("Service")
     told["Check"] = {"TTL": "45s", "Status": "passing"}
@@ -285,7 +287,7 @@ def test_what_is_told_can_be_registered_again(entry: Registered) -> None:
         (Status.DRAINING, 46.0, ["critical", "critical"]),
     ],
 )
-def test_a_check_is_the_lease(status: Status, silence: float, states: list[str]) -> None:
+def test_a_ttl_check_sets_the_lease(status: Status, silence: float, states: list[str]) -> None:
     entry = replace(ENTRY, status=status, last_heartbeat=100.0)
     checks = check_documents(entry, 100.0 + silence, RULES, 7)
     assert [check["Status"] for check in checks] == states
@@ -408,7 +410,7 @@ def test_a_check_is_carried_out_as_it_was_registered(
     assert Registered.from_bytes(entry.to_bytes()) == entry
 
 
-def test_several_checks_have_numbers_and_one_may_have_a_ttl() -> None:
+def test_several_checks_are_numbered_and_one_may_have_a_ttl() -> None:
     checks = [
         {"TTL": "45s", "Status": "passing"},
         {"TCP": "10.0.0.5:8080", "Interval": "5s"},
@@ -421,7 +423,7 @@ def test_several_checks_have_numbers_and_one_may_have_a_ttl() -> None:
         read_service(service(Check=..., Checks=checks[:1] * 2), "10.0.0.9")
 
 
-def test_a_check_may_come_and_go_later() -> None:
+def test_a_check_can_be_added_and_removed_later() -> None:
     tcp = {"id": "port", "tcp": "10.0.0.5:80", "interval": "5s"}
     entry = with_any_check(ENTRY, tcp)
     assert (entry.lease, [check.check_id for check in entry.checks]) == (45.0, ["port"])
@@ -434,7 +436,7 @@ def test_a_check_may_come_and_go_later() -> None:
         with_any_check(entry, {**tcp, "id": "port-8"})
 
 
-def test_all_checks_are_told_but_not_their_fields() -> None:
+def test_all_checks_are_written_without_their_fields() -> None:
     document = {
         "HTTP": "http://10.0.0.5:8080/",
         "Interval": "10s",

@@ -1,4 +1,4 @@
-"""Deltas: what the log of changes makes of them, and what a client makes of one after the other."""
+"""Deltas: their changes by the change log, and the state of a client that applies them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ADDED, MODIFIED, DELETED = Action
         ([B], {"a": {ADDED}}, [], []),
     ],
 )
-def test_a_delta_is_what_became_of_each(
+def test_a_delta_has_the_last_state_of_each_instance(
     entries: list[Registered],
     recorded: dict[str, set[Action]],
     removed: list[Registered],
@@ -64,7 +64,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_the_log_is_whole_once_it_is_as_old_as_it_reaches(clock: Clock) -> None:
+def test_the_log_is_complete_once_it_is_old_enough(clock: Clock) -> None:
     registry = Registry(MemoryStore(clock=clock))
     assert not registry.changes.read().complete
     registry.register(A)
@@ -76,7 +76,7 @@ def test_the_log_is_whole_once_it_is_as_old_as_it_reaches(clock: Clock) -> None:
     assert registry.changes.read().actions == {}
 
 
-def test_what_is_more_than_a_page_is_on_the_next(clock: Clock) -> None:
+def test_further_changes_are_written_to_the_next_page(clock: Clock) -> None:
     registry = Registry(MemoryStore(clock=clock), most_of_one=500)
     long = "x" * 120
     for number in range(400):
@@ -86,7 +86,7 @@ def test_what_is_more_than_a_page_is_on_the_next(clock: Clock) -> None:
     assert {*recorded.actions.values()} == {frozenset({ADDED})}
 
 
-def test_too_many_changes_are_told_apart_from_none(clock: Clock) -> None:
+def test_an_overflow_makes_the_log_incomplete(clock: Clock) -> None:
     registry = Registry(MemoryStore(clock=clock))
     registry.changes.begin()
     clock.now += 200
@@ -101,7 +101,7 @@ def test_too_many_changes_are_told_apart_from_none(clock: Clock) -> None:
     assert not recorded.complete
 
 
-def test_heartbeats_are_no_changes(clock: Clock) -> None:
+def test_a_heartbeat_is_not_recorded(clock: Clock) -> None:
     registry = Registry(MemoryStore(clock=clock))
     registry.register(A)
     clock.now += 200
@@ -116,7 +116,7 @@ STEPS = st.lists(st.tuples(st.floats(0.1, 60), STATES, st.booleans(), st.boolean
 
 
 @given(STEPS)
-def test_a_client_that_believes_deltas_alone_knows_what_there_is(
+def test_a_client_that_applies_deltas_has_the_current_instances(
     steps: list[tuple[float, dict[str, Status], bool, bool]],
 ) -> None:
     """Whichever worker answers it, and however often they are started anew."""

@@ -1,10 +1,10 @@
-"""The very client that Python programs have for Eureka, against the door."""
+"""The Eureka API with the usual Python client of Eureka, unmodified."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tests.registry.compat.conftest import TOKEN, USERS_TOKEN, Doors
+from tests.registry.compat.conftest import TOKEN, USERS_TOKEN, ServedApis
 
 CLIENT = """
 import asyncio, json, sys, warnings
@@ -52,42 +52,44 @@ def run(coroutine: str) -> str:
     return f"loop.run_until_complete(client.{coroutine})"
 
 
-def instances(doors: Doors, service: str) -> list[tuple[str, str]]:
-    found = doors.registry.discover(service).instances
+def instances(apis: ServedApis, service: str) -> list[tuple[str, str]]:
+    found = apis.registry.discover(service).instances
     return [(entry.instance_id, entry.status.value) for entry in found]
 
 
-def test_it_registers_renews_and_registers_again_when_it_was_forgotten(
-    doors: Doors, program: Any
+def test_the_client_registers_again_after_its_entry_was_lost(
+    apis: ServedApis, program: Any
 ) -> None:
-    users = program(CLIENT, doors.port, "users", USERS_TOKEN, 8081, OFTEN)
+    users = program(CLIENT, apis.port, "users", USERS_TOKEN, 8081, OFTEN)
     users.does(run("start()"))
-    [entry] = doors.registry.discover("users").instances
+    [entry] = apis.registry.discover("users").instances
     assert (entry.instance_id, entry.url) == (ID.format("users", 8081), "http://127.0.0.1:8081")
     assert (entry.zone, entry.lease) == ("a", 90.0)
     assert entry.metadata == {"team": "blue", "zone": "a", "management.port": "8081"}
     assert entry.health_check_path == "/health"
-    doors.wait_for(f"PUT /eureka/apps/USERS/{entry.instance_id}", 2)
-    [renewed] = doors.registry.discover("users").instances
+    apis.wait_for(f"PUT /eureka/apps/USERS/{entry.instance_id}", 2)
+    [renewed] = apis.registry.discover("users").instances
     assert renewed.last_heartbeat > entry.last_heartbeat
     assert renewed.registered_at == entry.registered_at
-    assert doors.registry.deregister("users", entry.instance_id)
-    doors.wait_for("POST /eureka/apps/USERS")
-    assert instances(doors, "users") == [(entry.instance_id, "UP")]
+    assert apis.registry.deregister("users", entry.instance_id)
+    apis.wait_for("POST /eureka/apps/USERS")
+    assert instances(apis, "users") == [(entry.instance_id, "UP")]
 
 
-def test_it_finds_others_and_sees_them_come_change_and_go(doors: Doors, program: Any) -> None:
-    orders = program(CLIENT, doors.port, "orders", TOKEN, 8080, OFTEN)
+def test_the_client_sees_instances_register_change_and_leave(
+    apis: ServedApis, program: Any
+) -> None:
+    orders = program(CLIENT, apis.port, "orders", TOKEN, 8080, OFTEN)
     orders.does(run("start()"))
     assert orders.does("known('users')") == []
 
     ports = (8081, 8082)
     # its heartbeats go on after stop(), and register it again: so they are not to begin
-    users = [program(CLIENT, doors.port, "users", USERS_TOKEN, port, SELDOM) for port in ports]
+    users = [program(CLIENT, apis.port, "users", USERS_TOKEN, port, SELDOM) for port in ports]
     for each in users:
         each.does(run("start()"))
     names = [ID.format("users", port) for port in ports]
-    doors.wait_for(DELTA, 2)
+    apis.wait_for(DELTA, 2)
     metadata = {"team": "blue", "zone": "a"}
     assert orders.does("known('users')") == [
         [name, "UP", "127.0.0.1", port, {**metadata, "management.port": str(port)}]
@@ -96,31 +98,31 @@ def test_it_finds_others_and_sees_them_come_change_and_go(doors: Doors, program:
     assert orders.does("walk('users')") in ("http://127.0.0.1:8081/x", "http://127.0.0.1:8082/x")
 
     users[0].does(run("status_update('OUT_OF_SERVICE')"))
-    assert instances(doors, "users") == [(names[0], "DRAINING"), (names[1], "UP")]
-    doors.wait_for(DELTA, 2)
+    assert instances(apis, "users") == [(names[0], "DRAINING"), (names[1], "UP")]
+    apis.wait_for(DELTA, 2)
     assert [each[1] for each in orders.does("known('users')")] == ["OUT_OF_SERVICE", "UP"]
     assert {orders.does("walk('users')") for _ in range(9)} == {"http://127.0.0.1:8082/x"}
 
     users[0].does(run("delete_status_override()"))
-    assert instances(doors, "users") == [(names[0], "UP"), (names[1], "UP")]
+    assert instances(apis, "users") == [(names[0], "UP"), (names[1], "UP")]
     users[1].does(run("stop()"))
-    assert instances(doors, "users") == [(names[0], "UP")]
-    assert f"DELETE /eureka/apps/USERS/{names[1]}" in doors.seen
-    doors.wait_for(DELTA, 2)
+    assert instances(apis, "users") == [(names[0], "UP")]
+    assert f"DELETE /eureka/apps/USERS/{names[1]}" in apis.seen
+    apis.wait_for(DELTA, 2)
     assert [each[:2] for each in orders.does("known('users')")] == [[names[0], "UP"]]
 
 
-def test_it_is_not_let_in_with_another_services_token(doors: Doors, program: Any) -> None:
-    orders = program(CLIENT, doors.port, "orders", USERS_TOKEN, 8080, SELDOM)
+def test_the_token_of_another_service_is_rejected(apis: ServedApis, program: Any) -> None:
+    orders = program(CLIENT, apis.port, "orders", USERS_TOKEN, 8080, SELDOM)
     orders.does(run("start()"))
-    assert "POST /eureka/apps/ORDERS" in doors.seen
-    assert instances(doors, "orders") == []
+    assert "POST /eureka/apps/ORDERS" in apis.seen
+    assert instances(apis, "orders") == []
 
 
-def test_the_basic_functions_read_what_there_is(doors: Doors, program: Any) -> None:
-    users = program(CLIENT, doors.port, "users", USERS_TOKEN, 8081, SELDOM)
+def test_the_basic_functions_read_the_applications(apis: ServedApis, program: Any) -> None:
+    users = program(CLIENT, apis.port, "users", USERS_TOKEN, 8081, SELDOM)
     users.does(run("start()"))
-    url = f"'http://127.0.0.1:{doors.port}/eureka'"
+    url = f"'http://127.0.0.1:{apis.port}/eureka'"
     name = ID.format("users", 8081)
     basic = "__import__('py_eureka_client.eureka_basic', fromlist=['x'])"
     for call, expected in (

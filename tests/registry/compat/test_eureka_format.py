@@ -1,4 +1,4 @@
-"""Eureka's documents and entries: what becomes of the one in the other."""
+"""Eureka's documents, read as entries of the registry and written from them."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def instance(**members: object) -> dict[str, Any]:
     return {"instance": {name: value for name, value in merged.items() if value is not ...}}
 
 
-def test_an_instance_is_an_entry() -> None:
+def test_an_instance_is_read_as_an_entry() -> None:
     assert read_instance("USERS", instance()) == ENTRY
     assert read_instance("users", instance(app="Users")) == ENTRY
 
 
-def test_the_same_in_xml_is_the_same() -> None:
+def test_xml_and_json_are_read_as_the_same_entry() -> None:
     name, document = read_xml(write_xml("instance", INSTANCE))
     assert read_instance("USERS", {name: document}) == ENTRY
 
@@ -74,7 +74,7 @@ def test_the_same_in_xml_is_the_same() -> None:
         ({"ipAddr": ""}, {"host": "five.example.org"}),
         ({"ipAddr": "five"}, {"host": "five"}),
         ({"ipAddr": "fd00::5"}, {"host": "fd00::5"}),
-        # behind TLS, what the certificate has
+        # served TLS, what the certificate has
         (
             {"port": {"$": 8080, "@enabled": "false"}, "securePort": {"$": 8443, "@enabled": True}},
             {
@@ -134,7 +134,9 @@ def test_the_same_in_xml_is_the_same() -> None:
         ({"healthCheckUrl": ...}, {"health_check_path": None}),
     ],
 )
-def test_what_changes_the_entry(members: dict[str, Any], changes: dict[str, Any]) -> None:
+def test_each_member_is_read_into_the_entry(
+    members: dict[str, Any], changes: dict[str, Any]
+) -> None:
     assert read_instance("USERS", instance(**members)) == replace(ENTRY, **changes)
 
 
@@ -174,14 +176,14 @@ def test_what_changes_the_entry(members: dict[str, Any], changes: dict[str, Any]
         ({"vipAddress": {}}, "vipAddress"),
     ],
 )
-def test_what_is_wrong_is_named(members: dict[str, Any], field: str) -> None:
+def test_an_invalid_member_is_rejected_by_name(members: dict[str, Any], field: str) -> None:
     with pytest.raises(Invalid) as caught:
         read_instance("USERS", instance(**members))
     assert caught.value.field == field
 
 
 @pytest.mark.parametrize("document", [{}, {"instance": None}, {"instance": []}])
-def test_a_registration_has_an_instance(document: dict[str, Any]) -> None:
+def test_a_registration_without_an_instance_is_rejected(document: dict[str, Any]) -> None:
     with pytest.raises(Invalid) as caught:
         read_instance("USERS", document)
     assert caught.value.field == "instance"
@@ -200,13 +202,13 @@ def test_a_registration_has_an_instance(document: dict[str, Any]) -> None:
         (Status.DRAINING, Status.UP, Status.DRAINING),
     ],
 )
-def test_who_was_taken_out_of_service_stays_out(
+def test_a_registration_keeps_an_override_of_the_status(
     told: Status, known: Status | None, lasts: Status
 ) -> None:
     assert lasting_status(told, known) is lasts
 
 
-def test_an_entry_is_told_as_an_instance() -> None:
+def test_an_entry_is_written_as_an_instance() -> None:
     entry = replace(ENTRY, registered_at=1000.5, last_heartbeat=1020.25)
     assert eureka_instance(entry, RULES, "MODIFIED") == {
         "instanceId": "10.0.0.5:users:8080",
@@ -253,11 +255,11 @@ def test_an_entry_is_told_as_an_instance() -> None:
         replace(ENTRY, health_check_path=None),
     ],
 )
-def test_what_is_told_can_be_registered_again(entry: Registered) -> None:
+def test_a_written_instance_can_be_registered_again(entry: Registered) -> None:
     assert read_instance("USERS", {"instance": eureka_instance(entry, RULES)}) == entry
 
 
-def test_entries_of_other_doors_are_told_too() -> None:
+def test_entries_of_other_apis_are_written_as_instances() -> None:
     entry = Registered("Big.Users", "u1", "10.0.0.5", 80, zone="a", version="1", tags=("x",))
     told = eureka_instance(entry, RULES)
     assert (told["app"], told["vipAddress"]) == ("BIG.USERS", "big.users")
@@ -278,7 +280,7 @@ def test_the_hash_code_counts_statuses(statuses: list[Status], code: str) -> Non
     assert hash_code([replace(ENTRY, status=status) for status in statuses]) == code
 
 
-def test_applications_are_by_name_whatever_its_case() -> None:
+def test_applications_are_grouped_by_name_without_case() -> None:
     entries = [
         replace(ENTRY, service=service, instance_id=name)
         for service, name in (("users", "a"), ("orders", "b"), ("Users", "c"))

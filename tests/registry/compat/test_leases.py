@@ -1,4 +1,4 @@
-"""Who says that it is heard of seldom is believed for longer, and no shorter than others."""
+"""Instances with a longer lease than the rules'."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENTRY = Registered("users", "a", "10.0.0.5", 80)
     ("lease", "unhealthy_after", "remove_after"),
     [(None, 30, 90), (5.0, 30, 90), (30.0, 30, 90), (90.0, 90, 150), (3600.0, 3600, 3660)],
 )
-def test_a_lease_is_the_rules_or_longer(
+def test_a_lease_is_never_shorter_than_the_rules(
     lease: float | None, unhealthy_after: float, remove_after: float
 ) -> None:
     entry = replace(ENTRY, lease=lease).heard(1000.0)
@@ -36,7 +36,7 @@ def test_a_lease_is_kept_in_the_store() -> None:
         assert Registered.from_bytes(entry.to_bytes()) == entry
 
 
-def test_only_those_are_silent_whose_own_lease_is_over() -> None:
+def test_an_instance_is_silent_after_its_own_lease() -> None:
     rules = LeaseRules(preserve=0.5)
     entries = [
         replace(ENTRY, instance_id=f"{n}", lease=lease).heard(0.0)
@@ -50,7 +50,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_a_registry_lets_go_of_each_in_its_own_time(clock: Clock) -> None:
+def test_a_registry_evicts_each_instance_after_its_own_lease(clock: Clock) -> None:
     registry = Registry(MemoryStore(clock=clock), rules=RULES)
     registry.register(replace(ENTRY, instance_id="short"))
     registry.register(replace(ENTRY, instance_id="long", lease=90.0))

@@ -1,4 +1,4 @@
-"""XML as Eureka's clients write it, and as those do who want something else."""
+"""XML as Eureka's clients write it, and as attackers do."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BOMB = b"""<!DOCTYPE i [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a
         (b'<?xml version="1.0"?><!-- a --><i><!-- b -->1<?pi ?></i>', ("i", "1")),
     ],
 )
-def test_elements_are_texts_or_mappings(data: bytes, root: object) -> None:
+def test_elements_are_read_as_texts_or_mappings(data: bytes, root: object) -> None:
     assert read_xml(data) == root
 
 
@@ -70,7 +70,7 @@ def test_elements_are_texts_or_mappings(data: bytes, root: object) -> None:
         ),
     ],
 )
-def test_what_is_dangerous_or_ambiguous_is_refused(data: bytes, why: str) -> None:
+def test_dangerous_or_ambiguous_xml_is_rejected(data: bytes, why: str) -> None:
     with pytest.raises(XmlError, match=why):
         read_xml(data)
 
@@ -81,14 +81,14 @@ def test_the_bounds_themselves_are_allowed() -> None:
 
 
 @given(st.binary())
-def test_whatever_comes_is_read_or_refused(data: bytes) -> None:
+def test_any_bytes_are_read_or_rejected(data: bytes) -> None:
     try:
         read_xml(data)
     except XmlError:
         pass
 
 
-def test_lists_are_elements_of_one_name() -> None:
+def test_lists_are_written_as_elements_of_one_name() -> None:
     written = write_xml("all", {"one": [{"@k": 'a"<', "$": 1}, "2"], "not a name": "3", "z": []})
     assert written == (
         b'<?xml version="1.0" encoding="UTF-8"?><all><one k=\'a"&lt;\'>1</one><one>2</one></all>'
@@ -96,7 +96,7 @@ def test_lists_are_elements_of_one_name() -> None:
 
 
 @given(st.dictionaries(st.from_regex(r"[a-z][a-z0-9.]{0,8}", fullmatch=True), st.text()))
-def test_what_is_written_is_well_formed_whatever_it_says(texts: dict[str, str]) -> None:
+def test_any_document_is_written_as_well_formed_xml(texts: dict[str, str]) -> None:
     root = ElementTree.fromstring(write_xml("m", texts))
     assert {child.tag for child in root} == set(texts)
 
@@ -108,5 +108,5 @@ def test_what_is_written_is_well_formed_whatever_it_says(texts: dict[str, str]) 
         min_size=1,
     )
 )
-def test_what_is_written_is_read_again(texts: dict[str, str]) -> None:
+def test_written_xml_is_read_as_the_same_document(texts: dict[str, str]) -> None:
     assert read_xml(write_xml("m", texts)) == ("m", texts)
