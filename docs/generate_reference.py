@@ -24,55 +24,24 @@ from wsgigate.http import wsgi
 FOLDER = Path(__file__).parent
 
 DEFAULTS = {
-    "authenticator.deny_list": "``false``",
     "breaker.name": 'derived from the route; ``"default"`` in the top-level list',
-    "breaker.open_at_most": "one minute, or ``open_for`` if that is longer",
-    "breaker.statuses": "``[500, 502, 503, 504]``",
-    "gateway.workers": "the number of CPUs",
-    "gateway.via": "derived from the name, the host name and the file",
     "concurrency-limiter.name": 'derived from the route; ``"default"`` in the top-level list',
-    "faults.abort_percent": "``0``",
-    "faults.abort_status": "``503``",
-    "faults.delay": "``0s``",
-    "faults.delay_percent": "``0``",
     "limiter.name": 'derived from the route; ``"default"`` in the top-level list',
-    "logger.stream": '``"stdout"``',
     "services.NAME.instances": "none: this or ``discover`` is required",
     "services.NAME.discover": "none: this or ``instances`` is required",
-    "services.NAME.discover.allowed_networks": "loopback and private networks",
-    "services.NAME.discover.nameservers": "the system's nameservers",
     "services.NAME.discover.scheme": '``"http"``',
-    "services.NAME.discover.server": "the API of the cluster that the gateway runs in",
-    "services.NAME.balance": '``"two-choices"``',
-    "services.NAME.balance.key": '``"address"``',
     "services.NAME.balance.slow_start": "off: the full share at once",
-    "services.NAME.breaker.open_at_most": "one minute, or ``open_for`` if that is longer",
-    "services.NAME.breaker.statuses": "``[500, 502, 503, 504]``",
-    "services.NAME.health.contains": "any body",
     "services.NAME.health.fields": "none",
-    "services.NAME.health.host": "the Host of the service's requests",
-    "services.NAME.health.port": "the instance's port",
-    "services.NAME.health.scheme": "the instance's scheme",
-    "services.NAME.health.statuses": "200 to 299",
     "services.NAME.min_response_rate": '``"100B"``',
-    "services.NAME.host": "the name that was looked up, or the instance's host and port",
-    "services.NAME.retry.backoff_at_most": "ten times ``backoff``",
-    "services.NAME.retry.budget": "``0.2``",
-    "services.NAME.retry.budget_floor": "``3``",
-    "services.NAME.retry.per_try_timeout": "the service's time limits",
     "routes.fallback.content_type": "``text/plain; charset=utf-8``, or by file name",
     "routes.fallback.reasons": "all",
     "routes.fallback.status": "``503``",
-    "routes.mirror.methods": "all",
     "services.NAME.fallback.content_type": "``text/plain; charset=utf-8``, or by file name",
     "services.NAME.fallback.reasons": "all",
     "services.NAME.fallback.status": "``503``",
-    "routes.encoded_slash": "as ``gateway.encoded_slash``",
-    "routes.forward_authorization": "``true``, but ``false`` when ``gateway.identity`` is set",
-    "routes.listed": "derived from the route",
     "routes.preserve_host": "as the service's ``preserve_host``",
 }
-"""Defaults that are computed when the gateway is built."""
+"""Defaults that neither the signature nor a sentence of the description gives."""
 
 HEADINGS = {
     "gateway": "``[gateway]``",
@@ -166,6 +135,9 @@ def _type(kind: Kind[Any]) -> str:
 def _default(key: TableKey) -> str:
     if key.required:
         return "none: the key is required"
+    stated = re.search(r"Default: ([^.]+(?:\.[^ ][^.]*)*)\.", key.doc)
+    if stated and key.default in (None, "", ()):
+        return _literal(stated[1])
     if isinstance(key.kind, Duration) and key.default is not None:
         return _shown(f"{key.default:g}s")
     return _shown(key.default)

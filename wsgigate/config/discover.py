@@ -314,11 +314,13 @@ class Discover:
     )
     nameservers: tuple[str, ...] | None = setting(
         ListOf(Text('an address such as "10.0.0.53" or "127.0.0.1:8600"'), least=1),
-        "The DNS servers to query. Default: the system's.",
+        "The DNS servers to query. Default: the system's nameservers.",
         default=None,
     )
     server: str | None = setting(
-        Url(), "The URL of the Kubernetes API. Default: the cluster's own.", default=None
+        Url(),
+        "The URL of the Kubernetes API. Default: that of the gateway's cluster.",
+        default=None,
     )
     token: str | None = setting(Secret(), "The token for the source's server.", default=None)
     ca: str | None = setting(

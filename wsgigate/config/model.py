@@ -229,8 +229,8 @@ class GatewayTable:
     )
     via: str = setting(
         Text("a name without spaces", pattern=FIELD_NAME),
-        "The gateway's name in Via fields, which detect forwarding loops. Default: made from "
-        "the gateway's name.",
+        "The gateway's name in Via fields, which detect forwarding loops. Default: derived from "
+        "the gateway's name, the host name and the file.",
         default="",
     )
     loop_field: Literal["via", "cdn-loop"] = setting(

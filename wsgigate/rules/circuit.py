@@ -80,7 +80,8 @@ class CircuitRules:
         disables the rule.
     :param failure_rate: The fraction of failed calls that opens the circuit, above 0 to 1;
         ``None`` disables the rule.
-    :param slow_after: The duration from which a call is slow, in seconds. Default: no call is.
+    :param slow_after: The duration from which a call is slow, in seconds. Default: no
+        call is slow.
     :param slow_rate: The fraction of slow calls that opens the circuit, above 0 to 1.
     :param minimum_calls: The number of calls in the window below which the rates do not count.
     :param window: The time over which the rates are computed, in seconds.

@@ -78,7 +78,7 @@ class HealthCheck:
     :param unhealthy_after: Consecutive failed checks before a healthy instance is removed from
         rotation.
     :param statuses: The status codes of a healthy response. Default: 200 to 299.
-    :param contains: A text that a healthy response contains in its first 64 KiB. Default: any.
+    :param contains: A text that a healthy response contains in its first 64 KiB. Default: any body.
     :param host: ``HOST[:PORT]`` to send in ``Host``. Default: the instance's host and port.
     :param fields: Further request fields by name, such as ``Authorization``; their values do not
         appear in logs and errors.
