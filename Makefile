@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
-INSTALL := $(PIP) install --quiet --no-build-isolation --editable
+# setuptools warns of any editable installation.
+INSTALL := PYTHONWARNINGS='ignore:Editable installation' $(PIP) install --quiet --no-build-isolation --editable
 
 .PHONY: help demo test unit pythons test-latest update lint docs prose bench bench-registry drill clean
 

@@ -26,7 +26,7 @@ PHRASES = {
     "of its own": r"of (?:its|their|his) own(?! \w)",
     "is to": r"(?:is|are) to be",
     "so many": r"so (?:many|long|much)(?! (?:as|that))",
-    "by now": r"by now|at hand",
+    "at hand": r"at hand",
     "what becomes of": r"becomes? of|(?:come|comes|came) of",
     "take note": r"takes? note|(?:be|is) heard of|heard of",
 }
@@ -34,10 +34,12 @@ PHRASES = {
 
 PLAIN = (
     r"(?:client|caller|user|operator|attacker|reader|reporter|anyone|those|people|one) who",
-    r"messages? (?:say|says)|says nothing about",
+    r"messages? (?:say|says)|(?:say|says) nothing about|proves who issued",
     r"(?:ask|asks|asked|asking) (?:\w+ )?for|asked in",
     r"(?:cannot|may|must|does not|do not) know",
     r"tells? (?:\S+ ){1,4}apart",
+    r"so many (?:\w+ ){1,4}that",
+    r"(?-i:ASK|ASKING)",  # replies and commands of Redis
 )
 """The uses of these words that are plain English: a person is "who", an error's message "says"."""
 

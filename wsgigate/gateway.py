@@ -4,7 +4,7 @@ Theory of operation. A gateway may be built in one process and serve in others t
 it. Threads do not survive a fork, so building one starts nothing; each process that serves starts
 its own tasks. Three rules must hold:
 
-- ``_started`` tells whether this process has started its tasks; a fork unsets it. Every request
+- ``_started`` records whether this process has started its tasks; a fork unsets it. Every request
   reads it, which covers every kind of server.
 - It is set only when the start is complete: requests that arrive during the start wait for the
   lock, as without it they would find no instances.

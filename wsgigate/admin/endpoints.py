@@ -161,10 +161,10 @@ def routes(
 
     :param prefix: The path prefix, such as ``/_gateway``.
     :param health: The health checker. Without one, services are reported as healthy.
-    :param store: Returns the status of the store, if it is to be reported; with an ``error`` in it
+    :param store: Returns the status of the store, if it is reported; with an ``error`` in it
         the gateway's status is ``degraded``.
-    :param circuits: Returns the states of the services' circuits, if they are to be reported.
-    :param maintenance: Returns the maintenance notices by scope, if they are to be reported; the
+    :param circuits: Returns the states of the services' circuits, if they are reported.
+    :param maintenance: Returns the maintenance notices by scope, if they are reported; the
         gateway's status is ``maintenance`` while the scope ``gateway`` is out of service.
     :param workers: Returns the report of each worker: ``/services`` has their ``bulkheads`` and
         ``ejections``, summed and by worker.

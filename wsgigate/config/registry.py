@@ -65,7 +65,7 @@ def compat_routes(
 
 
 WAITING_SHARE = 4
-"""One in so many threads may wait for a change."""
+"""One in this number of threads may wait for a change."""
 
 
 def _network(text: str) -> str:

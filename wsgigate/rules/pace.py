@@ -6,7 +6,7 @@ the gateway waits for the instance counts: while a client reads slowly, the inst
 buffers and the gateway does not wait for the instance.
 
 Event streams are slow by design. They are recognized by their media type, or by
-``X-Accel-Buffering: no``, by which an app asks proxies not to buffer a stream.
+``X-Accel-Buffering: no``, which disables the buffering of a stream in proxies.
 """
 
 from __future__ import annotations

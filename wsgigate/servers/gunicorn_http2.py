@@ -6,7 +6,7 @@ Theory of operation
 HTTP/2 connections
 
 - The loop (the worker's main thread) owns the table of HTTP/2 connections, ``_http2``, and their
-  registration in the poller. Methods that say "runs in the loop" must run nowhere else; a pool
+  registration in the poller. Methods marked "runs in the loop" must run nowhere else; a pool
   thread reaches them by ``method_queue.defer``.
 - ``_read_http2`` reads a connection until the socket would block, then ``_look_at_http2`` decides
   what happens next: watch other events, offer a request to the next free thread, or close. Every

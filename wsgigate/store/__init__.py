@@ -94,7 +94,7 @@ class StoreError(Exception):
     """The store could not be read or written; the message names the store and the cause.
 
     Most causes pass: a server that does not answer, a full disk. Callers continue without the
-    store, as their ``on_store_error`` or similar setting says, and use it again later.
+    store, as their ``on_store_error`` or similar setting has it, and use it again later.
     """
 
 

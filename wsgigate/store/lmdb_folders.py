@@ -151,7 +151,7 @@ def _remove_leftovers(base: str) -> None:
 
 def _bases() -> list[str]:
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    # relative paths are to be ignored (XDG Base Directory Specification, "Basics")
+    # relative paths must be ignored (XDG Base Directory Specification, "Basics")
     bases = [runtime] if os.path.isabs(runtime) else []
     state = os.environ.get("XDG_STATE_HOME", "")
     if not os.path.isabs(state):

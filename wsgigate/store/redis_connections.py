@@ -243,7 +243,7 @@ def _check_lengths(received: bytearray, place: int, most: int) -> int:
     hiredis makes a list for as many items as an array announces: a few bytes would take gigabytes,
     and stop all threads for as long as the garbage collector needs to look at these.
 
-    :raises Malformed: An answer of at most *most* bytes cannot be so long.
+    :raises Malformed: The answer is larger than *most* bytes.
     """
     while (end := received.find(b"\r\n", place)) >= 0:
         kind, length = received[place : place + 1], received[place + 1 : end]
