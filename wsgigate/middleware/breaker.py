@@ -25,7 +25,7 @@ __all__ = ["Breaker"]
 class Breaker:
     """Circuit breaker: reject requests at once while the app keeps failing.
 
-    *rules* decide when the circuit opens, *statuses* and *exceptions* which responses are failures. A
+    *rules* decide when the circuit opens, *statuses* and *exceptions* what a failure is. A
     client error (4xx) is not a failure, and a response that the client aborts is not counted. After
     the open time a few requests of all workers together pass as probes. The attribute *enabled* can
     be changed at any time.
