@@ -13,7 +13,6 @@ import pytest
 
 from tests.support.certificates import make_certificate
 from tests.support.servers import Served
-from tests.support.waiting import until
 
 Serve = Callable[..., Served]
 
@@ -147,7 +146,7 @@ def test_every_client_gets_its_own_answers(
         tls = ssl.create_default_context(cafile=both)
         options += ["--certfile", both, "--keyfile", both]
     server = serve_app(APP, *options)
-    before = until(lambda: len(server.workers()) == int(workers) and server.workers())
+    before = server.workers(int(workers))
     assert crowd(server.port, tls) == []
     assert server.workers() == before
     assert "Traceback" not in server.log

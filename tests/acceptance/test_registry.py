@@ -167,7 +167,7 @@ def test_leases_end_although_the_worker_is_killed_that_looks_after_them(serve: S
     heart = threading.Thread(target=beat)
     heart.start()
     try:
-        for victim in server.workers():
+        for victim in server.workers(2):
             assert registry.register("users", "silent") == 201
             os.kill(victim, signal.SIGKILL)
             until(lambda: registry.names("users", "") == ["alive"])

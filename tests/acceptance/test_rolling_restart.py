@@ -70,7 +70,7 @@ def test_connections_that_wait_to_be_accepted_are_served(workers: int, serve_app
     """A thread may serve one before the worker knows of the signal, and then keeps it: the system
     gives the signal to any thread, and the others run meanwhile."""
     server = serve_app(APP, *GATE, "--workers", str(workers))
-    processes = until(lambda: len(server.workers()) == workers and server.workers())
+    processes = server.workers(workers)
     until(lambda: server.log.count("Booting worker") == workers)
     assert get(server.url).text == "ok"
     with ExitStack() as stack:
@@ -106,7 +106,7 @@ def test_connections_that_a_stopping_worker_accepts_are_closed_after_a_request(
 def test_a_worker_that_is_replaced_leaves_what_waits_to_the_others(serve_app: Serve) -> None:
     """Its only thread is busy until the worker ends: what it accepted would wait that long."""
     server = serve_app(APP, *OPTIONS[:2], "--threads", "1", *GATE[4:])
-    [old] = until(server.workers)
+    [old] = server.workers()
     request = HeldRequest(server.port)
     os.kill(old, signal.SIGSTOP)
     until(lambda: is_stopped(old))

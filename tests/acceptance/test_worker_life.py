@@ -34,7 +34,7 @@ def test_what_an_application_does_to_itself_is_told_and_ends_nobody_else(
 ) -> None:
     """Q14."""
     server = serve_app(APP, *QUICK)
-    [worker] = until(server.workers)
+    [worker] = server.workers()
     assert get(server.url + "/exit").status_code == 500
     with pytest.raises(requests.ConnectionError):
         get(server.url + "/own-timeout")
@@ -92,7 +92,7 @@ def test_reloads_under_load_and_siege_fail_no_request(
 ) -> None:
     """Q03."""
     server = serve_app(APP, *QUICK, "--workers", "2")
-    old = until(lambda: len(server.workers()) == 2 and server.workers())
+    old = server.workers(2)
     with Load(server.url) as load:
         for kind in ("half a head", "a body in drops", "lingers"):
             besieged.enter_context(Attackers(server.port, kind))
@@ -162,7 +162,7 @@ def test_a_signal_that_comes_while_a_worker_is_born_is_not_lost(
 def test_without_a_descriptor_left_a_worker_rests_and_goes_on(serve_app: Serve) -> None:
     limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))"
     server = serve_app(limit + APP, *QUICK)
-    [worker] = until(server.workers)
+    [worker] = server.workers()
     with ExitStack() as stack:
         for _ in range(60):
             client = socket.create_connection(("127.0.0.1", server.port), timeout=20)

@@ -61,8 +61,20 @@ class Served:
             return True
         return False
 
-    def workers(self) -> list[int]:
-        """Return the process ids of the workers, oldest first."""
+    def workers(self, least: int = 1) -> list[int]:
+        """Return the process ids of the workers, oldest first, once there are *least*.
+
+        A master listens before it forks them.
+        """
+
+        def found() -> list[int]:
+            children = self._children()
+            return children if len(children) >= least else []
+
+        workers: list[int] = until(found)
+        return workers
+
+    def _children(self) -> list[int]:
         pid = self.process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
         return [int(child) for child in children.split()]
@@ -82,7 +94,7 @@ class Served:
             self.begin_to_stop()
             self.process.wait(within)
         except subprocess.TimeoutExpired:
-            for process in (*self.workers(), self.process.pid):
+            for process in (*self._children(), self.process.pid):
                 os.kill(process, signal.SIGABRT)
             time.sleep(1)
             what = shlex.join(map(str, self.process.args))  # type: ignore[arg-type]
