@@ -1,11 +1,11 @@
-"""A process that is killed loses nothing it had written, and blocks nobody."""
+"""A process that is killed keeps what it had written, and blocks no other process."""
 
 import mmap
 import os
 import random
+import select
 import signal
 import struct
-import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -29,45 +29,59 @@ def value(store, key):
 
 
 class Child:
-    """A fork of this process that does one thing until it is killed, and tells of it.
+    """A fork of this process that repeats some work until it is killed, and reports its progress.
 
-    What it tells is in memory that both have, so that it never waits for this process to listen.
+    The progress is a number in shared memory, so that the child never waits for this process; a
+    full pipe is ignored, as this process is then awake. The pipe ends when the child does, so that
+    no wait needs a limit of its own.
     """
 
     def __init__(self, work, *arguments):
-        self.told = mmap.mmap(-1, 8)
+        self._shared = mmap.mmap(-1, 8)
+        self.pipe, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
         self.pid = os.fork()
         if self.pid == 0:
-            signal.alarm(120)
+            signal.alarm(600)  # one that hangs
             try:
-                work(self.tell, *arguments)
+                work(self.report, *arguments)
             except BaseException:
                 traceback.print_exc()
             finally:
                 os._exit(1)
+        os.close(self._writing)
 
-    def tell(self, number):
-        self.told[:] = struct.pack("=q", number)
+    def report(self, number):
+        self._shared[:] = struct.pack("=q", number)
+        with suppress(BlockingIOError):
+            os.write(self._writing, b".")
 
     @property
     def number(self):
-        return struct.unpack("=q", self.told[:])[0]
+        return struct.unpack("=q", self._shared[:])[0]
 
     def wait(self, number):
-        """Wait until it has told *number* or a higher one."""
-        patience = time.monotonic() + 60
+        """Wait until it has reported *number* or a higher one."""
         while self.number < number:
-            assert time.monotonic() < patience
-            os.sched_yield()
+            wait_for_reports([self])
 
     def kill(self):
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            os.close(self.pipe)
+            self.pid = 0
+
+
+def wait_for_reports(children):
+    """Wait until one of *children* reports; fail if it has ended."""
+    for pipe in select.select([each.pipe for each in children], [], [])[0]:
+        assert os.read(pipe, 65536), "the child has ended"
 
 
 @pytest.fixture
 def child():
-    """Start a child; it is killed in the end."""
+    """Return a starter of children, which are killed after the test."""
     started = []
 
     def start(work, *arguments):
@@ -76,11 +90,10 @@ def child():
 
     yield start
     for each in started:
-        with suppress(ProcessLookupError, ChildProcessError):
-            each.kill()
+        each.kill()
 
 
-def count_up(tell, folder, name):
+def count_up(report, folder, name):
     store = LmdbStore(folder)
 
     def change(old, now):
@@ -90,11 +103,11 @@ def count_up(tell, folder, name):
 
     while True:
         number = store.update(name, change)
-        tell(number)
+        report(number)
         store.update(f"passing/{name}/{number}", lambda old, now: (bytes(2000), 0.001, None))
 
 
-def test_whoever_is_killed_at_whatever_moment_has_written_what_it_told_it_had(child, folder):
+def test_a_writer_killed_at_any_moment_has_written_what_it_reported(child, folder):
     """Three writers each count up a key of their own, one of them is killed, and so on."""
     chance = random.Random(1)
     store = LmdbStore(folder)
@@ -103,17 +116,17 @@ def test_whoever_is_killed_at_whatever_moment_has_written_what_it_told_it_had(ch
         name = chance.choice("abc")
         writers[name].wait(writers[name].number + chance.randrange(1, 60))
         writers[name].kill()
-        told, kept = writers[name].number, value(store, name)
-        # it may have been killed after it wrote and before it told
-        assert kept in (told, told + 1)
+        reported, kept = writers[name].number, value(store, name)
+        # it may have been killed after it wrote and before it reported
+        assert kept in (reported, reported + 1)
         for other in set("abc") - {name}:
-            writers[other].wait(writers[other].number + 20)  # nobody waits for the dead
+            writers[other].wait(writers[other].number + 20)  # they do not wait for a dead process
         assert store.update("own", count) == turn
         writers[name] = child(count_up, folder, name)
         writers[name].wait(kept + 1)
         for each, writer in writers.items():
-            told = writer.number
-            assert value(store, each) >= told
+            reported = writer.number
+            assert value(store, each) >= reported
     store.close()
     for writer in writers.values():
         writer.kill()
@@ -124,26 +137,24 @@ def test_whoever_is_killed_at_whatever_moment_has_written_what_it_told_it_had(ch
 READING, REFUSED = 1, 2
 
 
-def look(tell, folder):
+def look(report, folder):
     store = LmdbStore(folder)
     while True:
         try:
             store.get("key")
             list(store.items("k"))
-            tell(READING)
+            report(READING)
         except StoreError:
-            tell(REFUSED)
+            report(REFUSED)
 
 
 def wait_for_both(readers):
     """Wait until some read and some are refused: while the file grows, they may change places."""
-    patience = time.monotonic() + 60
     while {reader.number for reader in readers} != {READING, REFUSED}:
-        assert time.monotonic() < patience
-        os.sched_yield()
+        wait_for_reports(readers)
 
 
-def test_slots_of_killed_readers_are_had_again(child, folder, monkeypatch):
+def test_the_slots_of_killed_readers_are_used_again(child, folder, monkeypatch):
     monkeypatch.setattr("wsgigate.store.lmdb_environment.READERS", 4)
     monkeypatch.setattr("wsgigate.store.lmdb_environment.LOCK_BYTES", 4 * 64 + 128)
     store = LmdbStore(folder)
@@ -161,8 +172,10 @@ def test_slots_of_killed_readers_are_had_again(child, folder, monkeypatch):
     store.close()
 
 
-def test_slots_are_had_again_while_others_keep_the_file_open(child, folder, monkeypatch):
-    """Nobody begins with an empty list of readers then."""
+def test_the_slots_of_killed_readers_are_used_again_while_another_process_has_the_file_open(
+    child, folder, monkeypatch
+):
+    """The table of readers is not made anew then."""
     monkeypatch.setattr("wsgigate.store.lmdb_environment.READERS", 4)
     monkeypatch.setattr("wsgigate.store.lmdb_environment.LOCK_BYTES", 4 * 64 + 128)
     store = LmdbStore(folder)
@@ -180,7 +193,7 @@ def test_slots_are_had_again_while_others_keep_the_file_open(child, folder, monk
     store.close()
 
 
-def test_whoever_writes_frees_the_slots_of_the_dead_when_none_is_left(child, folder, monkeypatch):
+def test_a_writer_frees_the_slots_of_killed_readers_when_none_is_left(child, folder, monkeypatch):
     monkeypatch.setattr("wsgigate.store.lmdb_environment.READERS", 4)
     monkeypatch.setattr("wsgigate.store.lmdb_environment.LOCK_BYTES", 4 * 64 + 128)
     monkeypatch.setattr("wsgigate.store.lmdb_environment.CHECK_EVERY", 0.0)
@@ -215,13 +228,13 @@ def test_a_reader_killed_while_it_reads_does_not_make_the_file_grow(program, fol
     assert reader.stdout.readline() == "reading\n"
     reader.kill()
     reader.wait()
-    for _ in range(3000):  # three times what the file holds, if no page were used again
+    for _ in range(3000):  # three times what the file holds, unless pages are used again
         store.update("key", lambda old, now: (os.urandom(1000), 600.0, None))
     assert (folder / "data.mdb").stat().st_size == 1024 * 1024
 
 
 def test_a_stopped_reader_makes_the_file_grow_to_its_bound_and_no_further(program, folder, clock):
-    """What it sees is kept for it, and so are all pages that came later."""
+    """LMDB keeps the pages that it may read, and all that were written later."""
     store = LmdbStore(folder, map_size=1024 * 1024, clock=clock)
     store.update("key", count)
     reader = program(PIN, folder)
@@ -246,7 +259,7 @@ def test_a_stopped_reader_makes_the_file_grow_to_its_bound_and_no_further(progra
     store.close()
 
 
-def test_a_file_without_one_page_left_gets_what_it_takes_to_sweep_it(folder):
+def test_a_file_without_a_free_page_grows_by_what_a_sweep_needs(folder):
     store = LmdbStore(folder, map_size=1024 * 1024)
     store.check()
     path = folder / "data.mdb"
@@ -266,34 +279,38 @@ def test_a_file_without_one_page_left_gets_what_it_takes_to_sweep_it(folder):
     store.close()
 
 
-def fill(tell, folder):
+def fill(report, folder, start):
     store = LmdbStore(folder)
+    store.check()
+    store.get("key")  # the file is open
+    report(1)
+    os.read(start, 1)
     for number in range(1000):
         store.swap(f"key/{number}", None, bytes(4000), 600)
-        tell(number)
+    report(2)
 
 
 def test_the_file_is_made_larger_by_one_process_at_a_time(child, folder):
-    LmdbStore(folder).check()
-    writer = child(fill, folder)
+    waiting, start = os.pipe()
+    writer = child(fill, folder, waiting)
     writer.wait(1)
     with alone(str(folder)):
+        os.write(start, b".")
         inode = f":{folder.stat().st_ino} "
-        patience = time.monotonic() + 60
-        waiting = False
-        while not waiting and writer.number < 999:
-            assert time.monotonic() < patience
-            waiting = any(
-                "->" in line and "FLOCK" in line and inode in line
-                for line in Path("/proc/locks").read_text().splitlines()
-            )
-        assert waiting
+        while not any(
+            "->" in line and "FLOCK" in line and inode in line
+            for line in Path("/proc/locks").read_text().splitlines()
+        ):
+            assert writer.number == 1, "it did not wait for the lock"
+            os.sched_yield()
         assert (folder / "data.mdb").stat().st_size < 4 * 1024 * 1024
-    writer.wait(999)
+    writer.wait(2)
     assert (folder / "data.mdb").stat().st_size > 4 * 1024 * 1024
+    for each in (waiting, start):
+        os.close(each)
 
 
-def test_two_processes_grow_the_file_at_once_and_agree_on_it(program, folder):
+def test_processes_that_grow_the_file_at_once_agree_on_its_size(program, folder):
     text = """
 import os, sys
 from wsgigate.store.lmdb import LmdbStore

@@ -1,4 +1,4 @@
-"""A file that was damaged is found out before LMDB trusts it."""
+"""A damaged file is recognized before LMDB opens it."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ def filled(folder, seed=0, steps=3000):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_file_that_is_whole_passes_whatever_was_done_to_it(folder, seed):
+def test_an_undamaged_file_is_accepted_after_any_writes(folder, seed):
     path = filled(folder, seed)
     with path.open("rb") as file:
         verify(file)
@@ -44,18 +44,34 @@ def test_a_file_that_is_whole_passes_whatever_was_done_to_it(folder, seed):
         (bytes(100_000), "no LMDB header"),
     ],
 )
-def test_what_is_no_lmdb_file_is_told(tmp_path, content, words):
+def test_a_file_of_another_format_is_rejected(tmp_path, content, words):
     (tmp_path / "file").write_bytes(content)
     with (tmp_path / "file").open("rb") as file, pytest.raises(Damaged, match=words):
         verify(file)
 
 
 @pytest.mark.parametrize("pages", [3, 10])
-def test_a_file_cut_short_is_told(folder, pages):
+def test_a_truncated_file_is_rejected(folder, pages):
     path = filled(folder)
     os.truncate(path, pages * PAGE)
     with path.open("rb") as file, pytest.raises(Damaged, match=f"truncated: {pages * PAGE} bytes"):
         verify(file)
+
+
+@pytest.mark.parametrize("number", [3, 4, 5, 6], ids=["branch", "leaf", "overflow", "entries"])
+def test_a_wrong_number_of_pages_or_entries_is_rejected(folder, number):
+    """LMDB reports these numbers as they are, and the store would be full for ever."""
+    path = filled(folder)
+    data = bytearray(path.read_bytes())
+    for page in (0, PAGE):
+        at = page + 16 + 72 + (8 + 8 * (number - 3))  # in the tree of the values
+        data[at] ^= 1
+    path.write_bytes(data)
+    with path.open("rb") as file, pytest.raises(Damaged, match="branch, leaf and overflow pages"):
+        verify(file)
+    store = LmdbStore(folder)
+    assert store.swap("key", None, b"value", 60.0), "the damaged file was moved aside"
+    store.close()
 
 
 def flip_bits(data, chance):
@@ -86,7 +102,7 @@ def damage_a_head(data, chance):
 
 
 def use(folder):
-    """Do with the store all that there is; return what it says."""
+    """Use all methods of the store; return the message of the error, if any."""
     store = LmdbStore(folder)
     try:
         for number in range(400):
@@ -104,7 +120,7 @@ def use(folder):
 @pytest.mark.parametrize(
     "damage", [flip_bits, lose_a_page, scribble_on_a_page, swap_pages, damage_a_head]
 )
-def test_no_damage_kills_who_opens_the_file(folder, damage):
+def test_no_damage_kills_a_process_that_uses_the_file(folder, damage):
     path = filled(folder)
     with path.open("rb") as file:
         used = reach(file)
@@ -133,7 +149,7 @@ def test_no_damage_kills_who_opens_the_file(folder, damage):
     assert moved > 1
 
 
-def test_damage_is_told_before_the_file_is_opened_and_leaves_it_as_it_was(folder):
+def test_a_check_reports_damage_and_leaves_the_file_unchanged(folder):
     path = filled(folder)
     data = bytearray(path.read_bytes())
     data[2 * PAGE :] = bytes(len(data) - 2 * PAGE)
@@ -145,7 +161,7 @@ def test_damage_is_told_before_the_file_is_opened_and_leaves_it_as_it_was(folder
     assert path.read_bytes() == data
 
 
-def test_a_file_of_another_version_of_lmdb_is_left_alone(folder):
+def test_a_file_of_another_version_of_lmdb_is_rejected_and_left_unchanged(folder):
     path = filled(folder)
     data = bytearray(path.read_bytes())
     for head in (0, PAGE):

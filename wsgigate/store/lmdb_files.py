@@ -118,6 +118,12 @@ def check_file(path: str) -> None:
 # number that leads nowhere makes it stop the process or read foreign memory, which no exception
 # handler catches. The format is that of LMDB 0.9 on 64 bits (mdb.c: MDB_page, MDB_node, MDB_meta,
 # MDB_db; data version 1).
+#
+# A child process that reads every key through LMDB, and whose crash harms nothing, does not replace
+# it: LMDB reads neither the list of free pages nor the heads of overflow pages that way. Of 640
+# files with a truncation, a flipped bit, a zeroed, renumbered or misplaced page, the child accepted
+# 101 that are damaged; a worker that then wrote to these failed with 50 and was killed by 2. The
+# walk takes 8 ms for a file of 2 MB, the child 17 ms.
 
 MAGIC, VERSION = 0xBEEFC0DE, 1
 
@@ -268,7 +274,7 @@ def _walk(file: IO[bytes], meta: _Meta, tree: _Tree, seen: bytearray) -> Iterato
     if tree.root == NONE:
         return
     whole = tree is meta.free
-    entries = 0
+    branches = leaves = overflows = entries = 0
     if tree.depth > DEEPEST:
         raise Damaged("its tree is too deep")
     order = _as_number if whole else bytes
@@ -291,12 +297,14 @@ def _walk(file: IO[bytes], meta: _Meta, tree: _Tree, seen: bytearray) -> Iterato
         ):
             raise Damaged(f"page {number} has keys out of order")
         if level > 1:
+            branches += 1
             children = [low | high << 16 | flags << 32 for _, low, high, flags, _ in nodes]
             bounds = zip(children, keys, [*keys[1:], below], strict=True)
             waiting += [(child, level - 1, *bound) for child, *bound in bounds]
             continue
         if whole and keys and not 0 < keys[-1] <= meta.transaction:
             raise Damaged("its list of free pages names a later transaction")
+        leaves += 1
         for at, low, high, flags, length in nodes:
             entries += 1
             size, begin = low | high << 16, at + NODE + length
@@ -308,6 +316,7 @@ def _walk(file: IO[bytes], meta: _Meta, tree: _Tree, seen: bytearray) -> Iterato
             first = _number.unpack_from(page, begin)[0]
             count = (HEAD + size - 1) // meta.size + 1
             _mark(seen, first, count)
+            overflows += count
             file.seek(first * meta.size)
             head = file.read(HEAD + (size if whole else min(size, 8)))
             if _head.unpack_from(head)[0] != first or _head.unpack_from(head)[2] != OVERFLOW:
@@ -315,8 +324,9 @@ def _walk(file: IO[bytes], meta: _Meta, tree: _Tree, seen: bytearray) -> Iterato
             if int.from_bytes(head[12:16], "little") != count:
                 raise Damaged(f"page {first} has an unexpected length")
             yield head[HEAD:]
-    if entries != tree.entries:
-        raise Damaged(f"{entries} entries instead of {tree.entries}")
+    found, expected = (branches, leaves, overflows, entries), tree[3:7]
+    if found != expected:  # LMDB trusts these numbers, and the store rejects values by them
+        raise Damaged(f"{found} branch, leaf and overflow pages and entries instead of {expected}")
 
 
 def _as_number(key: bytes) -> int:
