@@ -1,4 +1,4 @@
-"""The command deny and the gateway of the same file see one list."""
+"""The command deny and the gateway of the same file share the deny list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line, called in this process and as one of its own."""
+"""The command line, called in this process and in a process of its own."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_granian_does_not_serve_a_route_that_keeps_encoded_slashes(cli: Cli) -> 
 
 
 def test_granian_does_not_serve_http_2(cli: Cli, tmp_path: Path) -> None:
-    """One connection holds all threads of a worker by bodies that never come."""
+    """One HTTP/2 connection could occupy all threads of a worker with incomplete bodies."""
     certificate = make_certificate(tmp_path)
     table = f'http2 = true\ntls = {{ cert = "{certificate}", key = "{certificate}" }}\n'
     wanted = cli.file(f"[gateway]\n{table}[store]\nurl = 'memory:'\n")

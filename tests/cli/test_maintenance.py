@@ -1,4 +1,4 @@
-"""The command maintenance and the gateways of the same file have one switch."""
+"""The command maintenance and the gateways of the same file share the maintenance switch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command registry: what it serves, and what it refuses to."""
+"""The command registry: the paths that it serves, and the arguments that it rejects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Run = Callable[..., tuple[int, Config | None]]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Run the command up to where it would serve; return its exit code, and what it would serve."""
+    """Run the command without serving; return its exit code and the configuration to serve."""
     served: list[Config] = []
     for server in ("gunicorn", "granian"):
         monkeypatch.setattr(f"wsgigate.servers.{server}.serve_config", served.append)

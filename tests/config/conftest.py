@@ -1,4 +1,4 @@
-"""A file with everything in it, and apps and middlewares for files to name."""
+"""A file with every key, and the apps and middlewares that it names."""
 
 from __future__ import annotations
 
@@ -184,14 +184,14 @@ app = "full_site:broken"
 
 
 def echo(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Answer with what was asked, and by whom."""
+    """Respond with the method and path of the request, and the subject of its token."""
     claims = environ.get("wsgigate.claims") or {}
     start_response("200 OK", [("Content-Type", "text/plain"), ("X-User", claims.get("sub", "-"))])
     return [f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}".encode()]
 
 
 def fallback(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Answer for what no route matches."""
+    """Respond to requests that no route matches."""
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"the old site"]
 
@@ -202,7 +202,7 @@ def broken(environ: dict[str, Any], start_response: Callable[..., Any]) -> Itera
 
 
 class Stamp:
-    """Somebody's middleware: put a field on every response."""
+    """A custom middleware that adds a field to each response."""
 
     def __init__(self, app: Any, *, text: str) -> None:
         if not text:
@@ -270,7 +270,7 @@ def second() -> Iterator[Backend]:
 
 @pytest.fixture
 def nobody() -> Iterator[str]:
-    """Yield the address of a port at which nobody listens."""
+    """Yield the URL of a port that accepts no connections."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{reserved.getsockname()[1]}"

@@ -14,11 +14,11 @@ MEMORY = '[store]\nurl = "memory:"\n'
 APP = '[[routes]]\npath = "/echo"\napp = "full_site:echo"\n'
 
 
-def small(text: str, path: str = "") -> Gateway:
+def built(text: str, path: str = "") -> Gateway:
     return build(parse(MEMORY + text, environ={}), path=path)
 
 
-def wrong(text: str, path: str = "") -> list[tuple[str, str]]:
+def errors_of(text: str, path: str = "") -> list[tuple[str, str]]:
     with pytest.raises(ConfigError) as caught:
         assemble(parse(MEMORY + text, environ={}), path=path)
     return caught.value.errors

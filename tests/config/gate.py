@@ -1,4 +1,4 @@
-"""A gateway from a file, in front of services, as tests of traffic rules use it."""
+"""A gateway from a file in front of services, for tests of traffic rules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from werkzeug.test import Client
 
-from tests.config.files import small
+from tests.config.files import built
 from wsgigate.testing.backend import reply
 
 JSON_LOG = '[[middleware]]\nuse = "logger"\nformat = "json"\n'
@@ -31,7 +31,7 @@ class Gate:
     """A gateway made of a file's text; closed at the end of the test."""
 
     def __init__(self, text: str, path: str = "") -> None:
-        self.gateway = small(text, path)
+        self.gateway = built(text, path)
         self.client = Client(self.gateway, use_cookies=False)
 
     def ask(self, path: str = "/a", method: str = "GET", **options: Any) -> Any:

@@ -1,11 +1,11 @@
-"""A file says when a service is left alone: all its routes know, and its operator is told."""
+"""Circuit breakers of services: shared by all routes, reported and reset by the admin endpoints."""
 
 from __future__ import annotations
 
 import pytest
 from werkzeug.test import Client
 
-from tests.config.files import wrong
+from tests.config.files import errors_of
 from tests.support.logs import silence
 from wsgigate.config.build import build
 from wsgigate.config.load import parse
@@ -131,5 +131,5 @@ def test_the_404_does_not_list_the_circuit_endpoints(backend: Backend) -> None:
     ],
 )
 def test_errors_are_reported_at_their_key(breaker: str, path: str, said: str) -> None:
-    errors = wrong(f'[services.orders]\ninstances = ["http://a.test"]\n{breaker}\n')
+    errors = errors_of(f'[services.orders]\ninstances = ["http://a.test"]\n{breaker}\n')
     assert said in dict(errors)[path]

@@ -1,4 +1,4 @@
-"""From a file to a gateway, and requests through it; no network."""
+"""Build a gateway from a file and send requests through it; no network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 
 import wsgigate
-from tests.config.files import APP, SECRET, small, wrong
+from tests.config.files import APP, SECRET, built, errors_of
 from wsgigate.config.build import assemble, build
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import load, read
@@ -28,8 +28,8 @@ ORDERS = '[services.orders]\ninstances = ["http://127.0.0.1:8000"]\n'
 def test_keeping_encoded_slashes_requires_a_server_that_passes_the_raw_target(
     keep: str, raw: bool, status: int
 ) -> None:
-    """E35: the routes would take %2F for a slash there."""
-    made = small(APP + f'encoded_slash = "{keep}"\n')
+    """Without the raw target, the routes would treat %2F as a slash (error E35)."""
+    made = built(APP + f'encoded_slash = "{keep}"\n')
     environ = EnvironBuilder("/echo").get_environ()
     environ["SERVER_SOFTWARE"] = "WSGIServer/0.2"
     if not raw:
@@ -53,7 +53,7 @@ def test_info_shows_the_name_and_version(gateway: Gateway) -> None:
 
 
 def test_the_404_lists_the_routes_and_which_need_a_token(site: ModuleType) -> None:
-    gateway = small(
+    gateway = built(
         APP
         + 'methods = ["GET"]\nmiddleware = [{ use = "cors", origins = ["*"] },'
         + f' {{ use = "authenticator", algorithms = ["HS256"], secret = "{SECRET}" }}]\n'
@@ -213,7 +213,7 @@ def test_the_404_lists_the_routes_and_which_need_a_token(site: ModuleType) -> No
 def test_errors_of_constructors_are_reported_at_their_key_path(
     site: ModuleType, text: str, path: str, said: str
 ) -> None:
-    errors = wrong(text)
+    errors = errors_of(text)
     assert any(key == path and said in told for key, told in errors), errors
     assert {key for key, _ in errors} == {path}
 
@@ -274,19 +274,19 @@ def test_the_admin_endpoints_are_below_the_prefix_of_the_file(gateway: Gateway) 
 
 
 def test_there_are_no_admin_endpoints_without_an_admin_table(site: ModuleType) -> None:
-    gateway = small(APP)
+    gateway = built(APP)
     assert Client(gateway).get("/_gateway/info").status_code == 404
     assert [route.path for route in gateway.routes] == ["/echo"]
 
 
 def test_a_problem_is_json(site: ModuleType) -> None:
-    response = Client(small(APP)).get("/nowhere")
+    response = Client(built(APP)).get("/nowhere")
     assert response.mimetype == "application/problem+json"
     assert json.loads(response.data)["status"] == 404
 
 
 def test_only_the_hosts_of_the_file_are_served(site: ModuleType) -> None:
-    client = Client(small('[gateway]\nallowed_hosts = ["A.test", "*.b.test"]\n' + APP))
+    client = Client(built('[gateway]\nallowed_hosts = ["A.test", "*.b.test"]\n' + APP))
     assert client.get("/echo", headers={"Host": "a.test:3000"}).status_code == 200
     assert client.get("/echo", headers={"Host": "c.b.test"}).status_code == 200
     assert client.get("/echo").status_code == 421

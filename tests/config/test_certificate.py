@@ -1,4 +1,4 @@
-"""The gateway's own certificate, as the file names it."""
+"""The gateway's own certificate."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ SERVICE = {"Name": "users", "ID": "a", "Address": "127.0.0.1", "Port": 8001}
 
 @pytest.fixture
 def gateways() -> Iterator[Any]:
-    """Yield what builds a gateway with doors; all of them are closed."""
+    """Yield a function that builds a gateway with compatibility APIs; closes all at the end."""
     made: list[Gateway] = []
 
     def make(doors: str, more: str = "") -> Client:

@@ -1,4 +1,4 @@
-"""Where instances are known, as the file says it, and what comes of it."""
+"""Service discovery: sources in the file, and requests to the instances that they find."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from werkzeug.test import Client
 
-from tests.config.files import wrong
+from tests.config.files import errors_of
 from tests.discovery.name_server import NameServer
 from tests.support.certificates import make_certificate
 from wsgigate.client.destinations import Destinations
@@ -35,7 +35,7 @@ Make = Callable[[str], Gateway]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
-    """Yield what makes a gateway whose one service is found as it is told; all are closed."""
+    """Yield a function that builds a gateway with one service; closes all gateways at the end."""
     made: list[Gateway] = []
 
     def make(service: str, rest: str = "") -> Gateway:
@@ -71,7 +71,7 @@ def test_the_first_request_finds_its_instance(backend: Backend, make: Make, tmp_
 def test_requests_wait_for_the_first_answer_of_a_source(
     backend: Backend, make: Make, tmp_path: Path
 ) -> None:
-    """Not only the request that starts what runs beside the gateway."""
+    """The request that starts the threads of the gateway is not the only one that waits."""
     gateway = make("discover = 'file:users.json'")
     assert gateway.watcher is not None
     started, go_on = threading.Event(), threading.Event()
@@ -130,7 +130,7 @@ def test_no_sources_are_reported_without_discovery(make: Make, backend: Backend)
 def test_the_address_of_a_name_is_checked_when_connecting(
     make: Make, backend: Backend, tmp_path: Path
 ) -> None:
-    """The list has a name, of which nothing is known before."""
+    """The address of a name in the list is not known until it is connected to."""
     (tmp_path / "users.json").write_text(json.dumps([f"http://localhost:{backend.port}"]))
     allowed = "allowed_networks = ['10.0.0.0/8']"
     refused = Client(make(f"discover = {{ use = 'file:users.json', {allowed} }}")).get("/")
@@ -162,7 +162,7 @@ def test_an_instance_registered_at_the_gateways_own_registry_is_found(
 
 
 def moved(gateway: Gateway, port: int, at: str, **more: Any) -> None:
-    """Register the name localhost while it means *at*, as far as the registry is told."""
+    """Register the name localhost at a registry whose lookups resolve it to *at*."""
     assert gateway.registry is not None
 
     def lookup(*asked: Any, **options: Any) -> list[Any]:
@@ -208,7 +208,7 @@ def test_the_registrys_allowed_networks_apply_after_a_name_changes_its_address(
 def test_an_instance_in_a_registrys_public_network_is_reachable(
     make: Make, backend: Backend
 ) -> None:
-    """The registry's list is enough, also where it is wider than the usual one."""
+    """The allowed networks of the registry apply alone, even if wider than the default."""
     gateway = make(  # type: ignore[call-arg]
         "discover = 'registry'", "[registry]\nopen = true\nallowed_networks = ['203.0.113.0/24']"
     )
@@ -221,7 +221,7 @@ def test_an_instance_in_a_registrys_public_network_is_reachable(
 
 
 def checked(gateway: Gateway, url: str, host: str = "") -> CheckResult:
-    """Return what a health check of the service's instance finds."""
+    """Return the outcome of a health check of the service's instance."""
     assert gateway.health is not None
     found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
     instance = Instance(url, host=host)
@@ -233,7 +233,7 @@ def checked(gateway: Gateway, url: str, host: str = "") -> CheckResult:
 
 
 def host_of(backend: Backend) -> str:
-    """Return the Host that the last request had, its port made readable."""
+    """Return the Host of the last request, with its port replaced by PORT."""
     return dict(backend.requests[-1].fields)["Host"].replace(str(backend.port), "PORT")
 
 
@@ -290,7 +290,7 @@ def test_a_service_gets_the_host_of_the_file(
 
 @pytest.mark.parametrize("host", ["http://a", "a/b", "a b", "a:99999"])
 def test_an_invalid_host_is_reported_at_its_key(host: str) -> None:
-    errors = wrong(f"[services.a]\ninstances = ['http://a']\nhost = '{host}'")
+    errors = errors_of(f"[services.a]\ninstances = ['http://a']\nhost = '{host}'")
     assert "host must be a name such as" in dict(errors)["services.a.host"]
 
 
@@ -315,7 +315,7 @@ def test_the_host_of_the_file_is_the_tls_server_name_of_an_ip_address(
 
 
 def test_certificates_are_verified_for_the_looked_up_name(make: Make, tmp_path: Path) -> None:
-    """An address has no certificate, so that is verified against the name of DNS."""
+    """Certificates rarely contain addresses, so they are verified for the looked-up name."""
     certificate = make_certificate(tmp_path, "users.test")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)

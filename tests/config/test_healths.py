@@ -1,4 +1,4 @@
-"""Health checks in the file: what is asked, what is good, and that the reason is told."""
+"""Health checks: their requests, their verdicts and the reasons that are reported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.config.files import wrong
+from tests.config.files import errors_of
 from wsgigate.config.build import build
 from wsgigate.config.checks import check_across
 from wsgigate.config.errors import Errors
@@ -40,7 +40,7 @@ SERVICE = "[services.a]\ninstances = ['http://a']\nhealth = "
     ],
 )
 def test_errors_are_reported_at_their_key(health: str, path: str, said: str) -> None:
-    assert said in dict(wrong(SERVICE + health))[path]
+    assert said in dict(errors_of(SERVICE + health))[path]
 
 
 def test_each_health_check_uses_its_own_request_and_reports_the_reason() -> None:

@@ -1,4 +1,4 @@
-"""Whole files: what becomes of a right one, and everything that is said of a wrong one."""
+"""Load whole files: the values of valid ones, and the errors of invalid ones."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 from werkzeug.test import Client
 
 import wsgigate
-from tests.config.files import APP, SECRET, small, wrong
+from tests.config.files import APP, SECRET, built, errors_of
 from wsgigate.auth.jwt import mint
 from wsgigate.config.build import build
 from wsgigate.config.load import parse
@@ -70,7 +70,7 @@ def by_proxy(gateway: Gateway, forwarded_for: str) -> Any:
 def test_a_rejected_forwarding_field_is_logged_with_its_peer(
     middleware: str, header: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = small(TRUSTING + middleware)
+    made = built(TRUSTING + middleware)
     refused, passed = by_proxy(made, TOO_MANY), by_proxy(made, "192.0.2.9")
     made.close()
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -88,7 +88,7 @@ def test_a_rejected_forwarding_field_is_logged_with_its_peer(
 def test_a_logger_behind_another_middleware_stays_inside_of_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    made = small(TRUSTING + LOOSE + LOGGER)
+    made = built(TRUSTING + LOOSE + LOGGER)
     assert by_proxy(made, TOO_MANY).status_code == 400
     made.close()
     assert capsys.readouterr().out == ""
@@ -131,14 +131,14 @@ def test_closing_the_gateway_closes_its_middlewares(full: Path, site: ModuleType
 
 
 def test_every_request_gets_an_id_unless_that_is_switched_off(site: ModuleType) -> None:
-    assert "X-Request-ID" in Client(small(APP)).get("/echo").headers
+    assert "X-Request-ID" in Client(built(APP)).get("/echo").headers
     off = "[gateway]\nrequest_id = false\n"
-    assert "X-Request-ID" not in Client(small(off + APP)).get("/echo").headers
+    assert "X-Request-ID" not in Client(built(off + APP)).get("/echo").headers
 
 
 def test_an_id_is_given_once_when_the_file_names_the_middleware(site: ModuleType) -> None:
     named = '[[middleware]]\nuse = "request-id"\nheader = "X-Trace"\n'
-    headers = Client(small(named + APP)).get("/echo").headers
+    headers = Client(built(named + APP)).get("/echo").headers
     assert "X-Trace" in headers
     assert "X-Request-ID" not in headers
 
@@ -146,7 +146,7 @@ def test_an_id_is_given_once_when_the_file_names_the_middleware(site: ModuleType
 def test_identity_fields_of_clients_never_reach_an_app(site: ModuleType) -> None:
     seen: dict[str, Any] = {}
     site.spy = lambda environ, start: seen.update(environ) or site.echo(environ, start)  # type: ignore[attr-defined]
-    gateway = small(
+    gateway = built(
         '[gateway]\nidentity = { X-User-Id = "sub" }\n'
         + APP.replace("full_site:echo", "full_site:spy")
     )
@@ -157,7 +157,7 @@ def test_identity_fields_of_clients_never_reach_an_app(site: ModuleType) -> None
 
 def test_unnamed_limiters_get_unique_names(site: ModuleType) -> None:
     limiter = '{ use = "limiter", quota = "5/s" }'
-    gateway = small(
+    gateway = built(
         f"[[routes]]\npath = '/a'\napp = 'full_site:echo'\nmiddleware = [{limiter}, {limiter}]\n"
         + f"[[routes]]\npath = '/'\napp = 'full_site:echo'\nmiddleware = [{limiter}]\n"
         + f"[[routes]]\npath = '/b'\nname = 'a'\napp = 'full_site:echo'\nmiddleware = [{limiter}]\n"
@@ -174,7 +174,7 @@ def test_unnamed_limiters_get_unique_names(site: ModuleType) -> None:
 
 def test_a_breaker_is_at_its_position_in_the_list(site: ModuleType) -> None:
     breaker = '{ use = "breaker", consecutive_failures = 2, failure_rate = 0 }'
-    gateway = small(
+    gateway = built(
         f"[[routes]]\npath = '/a'\napp = 'full_site:broken'\nmiddleware = [{breaker}]\n"
         + f"[[routes]]\npath = '/b'\napp = 'full_site:broken'\nmiddleware = [{breaker}]\n"
     )
@@ -190,15 +190,15 @@ def test_a_secret_can_be_read_from_a_file_beside_the_configuration(
     text = APP + (
         "middleware = [{ use = 'authenticator', algorithms = ['HS256'], secret_file = 'jwt' }]\n"
     )
-    client = Client(small(text, str(tmp_path / "gateway.toml")))
+    client = Client(built(text, str(tmp_path / "gateway.toml")))
     token = mint(SECRET, "HS256", "7")
     assert client.get("/echo", headers={"Authorization": f"Bearer {token}"}).status_code == 200
     (tmp_path / "jwt").write_text("\n")
-    ((path, said),) = wrong(text, str(tmp_path / "gateway.toml"))
+    ((path, said),) = errors_of(text, str(tmp_path / "gateway.toml"))
     assert path == "routes[0].middleware[0].secret_file"
     assert "is empty" in said
     (tmp_path / "jwt").unlink()
-    ((_, said),) = wrong(text, str(tmp_path / "gateway.toml"))
+    ((_, said),) = errors_of(text, str(tmp_path / "gateway.toml"))
     assert "cannot be read: No such file" in said
 
 

@@ -1,4 +1,4 @@
-"""The registry in the file: beside routes, with tokens of its own, refused where it is unsafe."""
+"""The registry of a gateway: beside the routes, with its own tokens, and its errors."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""A file says when a request to a service is made once more."""
+"""Retries of requests to a service."""
 
 from __future__ import annotations
 
 import pytest
 from werkzeug.test import Client
 
-from tests.config.files import wrong
+from tests.config.files import errors_of
 from wsgigate.config.build import build
 from wsgigate.config.load import parse
 from wsgigate.testing.backend import Backend, reply
@@ -61,4 +61,4 @@ def test_the_file_sets_the_number_of_attempts(retry: str, method: str, asked: in
     ],
 )
 def test_errors_are_reported_at_their_key(retry: str, path: str, said: str) -> None:
-    assert said in dict(wrong(f"[services.a]\ninstances = ['http://a.test']\n{retry}\n"))[path]
+    assert said in dict(errors_of(f"[services.a]\ninstances = ['http://a.test']\n{retry}\n"))[path]

@@ -1,4 +1,4 @@
-"""The JSON Schema of the file, held against files."""
+"""The JSON Schema of the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a service gets to see when the file says so, on a real socket of this machine."""
+"""Services: the requests that their instances receive, on real sockets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from werkzeug.test import Client
 
-from tests.config.files import wrong
+from tests.config.files import errors_of
 from wsgigate.auth.jwt import mint
 from wsgigate.config.build import build
 from wsgigate.config.load import parse
@@ -33,7 +33,7 @@ Make = Callable[[str], Client]
 
 @pytest.fixture
 def make(backend: Backend) -> Iterator[Make]:
-    """Yield what makes a client of a gateway whose one route goes to the backend."""
+    """Yield a function that returns a client of a gateway with one route to the backend."""
     made: list[Gateway] = []
 
     def make(rest: str) -> Client:
@@ -221,7 +221,7 @@ def test_requests_and_health_checks_use_the_tls_settings_of_the_service(tmp_path
     ],
 )
 def test_an_invalid_balance_is_reported_at_its_key(balance: str, path: str, said: str) -> None:
-    assert said in dict(wrong(f"[services.a]\ninstances = ['http://a']\n{balance}"))[path]
+    assert said in dict(errors_of(f"[services.a]\ninstances = ['http://a']\n{balance}"))[path]
 
 
 def test_consistent_hash_sends_requests_with_one_key_to_one_instance() -> None:
@@ -252,7 +252,7 @@ def test_consistent_hash_sends_requests_with_one_key_to_one_instance() -> None:
 
 def test_an_invalid_tier_is_reported_at_its_key() -> None:
     text = "[services.a]\ninstances = [{ url = 'http://a', tier = 16 }]"
-    assert "from 0 to 15" in dict(wrong(text))["services.a.instances[0].tier"]
+    assert "from 0 to 15" in dict(errors_of(text))["services.a.instances[0].tier"]
 
 
 def test_sticky_clients_stay_on_their_instance_and_services_do_not_get_the_cookie() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.config.files import wrong
+from tests.config.files import errors_of
 from wsgigate.config.build import build
 from wsgigate.config.discover import Discover, SourceAddress, parse_address, source_of
 from wsgigate.config.load import parse
@@ -100,7 +100,7 @@ def test_an_invalid_address_is_rejected_with_the_allowed_forms(text: str, said: 
     ],
 )
 def test_errors_of_a_source_are_reported_at_their_key(text: str, path: str, said: str) -> None:
-    told = dict(wrong(f"[services.a]\n{text}\n[[routes]]\npath = '/a'\nservice = 'a'"))
+    told = dict(errors_of(f"[services.a]\n{text}\n[[routes]]\npath = '/a'\nservice = 'a'"))
     assert said in told[path]
 
 
@@ -150,12 +150,12 @@ def test_several_servers_are_one_source(use: str | list[str], name: str, table: 
 )
 def test_several_different_sources_are_an_error(use: str | list[object], said: str) -> None:
     text = f"[services.a]\ndiscover = {json.dumps(use)}\n"
-    errors = wrong(text + "[[routes]]\npath = '/a'\nservice = 'a'")
+    errors = errors_of(text + "[[routes]]\npath = '/a'\nservice = 'a'")
     assert any(said in text and key.startswith("services.a.discover") for key, text in errors)
 
 
 def test_a_token_is_never_shown() -> None:
-    errors = wrong(
+    errors = errors_of(
         "[services.a]\ndiscover = { use = 'dns:a:1', token = 's3cret-token' }\n"
         "[services.b]\ndiscover = 'registry:http://s3cret-token@a'"
     )

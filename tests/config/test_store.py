@@ -1,4 +1,4 @@
-"""A gateway and its store: what is told of it, and what two gateways share in one folder."""
+"""The store of a gateway: its status, its errors, and what two gateways in one folder share."""
 
 from __future__ import annotations
 

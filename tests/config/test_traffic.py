@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.config.files import APP, MEMORY, wrong
+from tests.config.files import APP, MEMORY, errors_of
 from tests.config.gate import ADMIN, JSON_LOG, Gate, lines, route, services
 from wsgigate.config.load import parse, read
 from wsgigate.testing.backend import Backend, Received
@@ -284,7 +284,7 @@ ONE = services(a="http://127.0.0.1:9", b="http://127.0.0.1:9")
 )
 def test_errors_of_a_route_are_reported_at_their_key(lines: str, key: str, words: str) -> None:
     service = None if "services" in lines else "a"
-    [(path, said)] = wrong(ONE + route(lines, service=service))
+    [(path, said)] = errors_of(ONE + route(lines, service=service))
     assert path == ("routes[0]." + key).rstrip(".")
     assert words in said
 
@@ -313,12 +313,12 @@ def test_errors_of_a_route_are_reported_at_their_key(lines: str, key: str, words
 def test_errors_of_other_tables_are_reported_at_their_key(
     site: ModuleType, text: str, path: str, words: str
 ) -> None:
-    errors = dict(wrong(text))
+    errors = dict(errors_of(text))
     assert words in errors[path]
 
 
 def test_secrets_are_in_no_error() -> None:
-    errors = wrong(
+    errors = errors_of(
         f"{ONE}[maintenance]\nallow_header = {{ name = 'X A', secret = 'abcdefghij' }}\n"
     )
     assert "abcdefghij" not in str(errors)

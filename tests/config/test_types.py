@@ -1,4 +1,4 @@
-"""One value at a time: what is read of it, and what is said of a wrong one."""
+"""The kinds of values: valid and invalid values of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same file in YAML, for those who prefer it."""
+"""Files in YAML."""
 
 from __future__ import annotations
 

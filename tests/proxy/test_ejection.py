@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from werkzeug.test import Client
 
-from tests.config.files import wrong
+from tests.config.files import errors_of
 from tests.support.logs import silence
 from wsgigate.client.adapter import Sessions
 from wsgigate.config.build import build
@@ -178,4 +178,6 @@ def test_the_file_says_when_and_services_tell_who() -> None:
     ],
 )
 def test_what_is_wrong_is_told_at_its_key(outlier: str, path: str, said: str) -> None:
-    assert said in dict(wrong(f"[services.a]\ninstances = ['http://a.test']\n{outlier}\n"))[path]
+    assert (
+        said in dict(errors_of(f"[services.a]\ninstances = ['http://a.test']\n{outlier}\n"))[path]
+    )
