@@ -114,7 +114,7 @@ MARKS = [
 
 
 @pytest.mark.parametrize(("changes", "header", "kind"), MARKS)
-def test_a_token_that_is_marked_as_no_access_token_is_none(changes, header, kind):
+def test_a_token_marked_as_another_type_is_rejected(changes, header, kind):
     """RFC 8725 section 3.11, RFC 9068 section 2.1."""
 
     def check(rules):

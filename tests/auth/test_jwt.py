@@ -229,7 +229,7 @@ def test_a_claim_may_have_any_name():
     )
 
 
-def test_a_minted_token_is_good_now_unless_another_time_is_said():
+def test_a_minted_token_is_valid_from_now_by_default():
     assert jwt.decode(mint(SECRET, "HS256", "a"), SECRET, ["HS256"])["sub"] == "a"
 
 

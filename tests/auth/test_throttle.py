@@ -55,9 +55,7 @@ def store(clock: FakeClock) -> MemoryStore:
     return MemoryStore(clock=clock)
 
 
-def test_who_guesses_is_told_to_wait_on_all_workers_together(
-    store: MemoryStore, clock: FakeClock
-) -> None:
+def test_guesses_are_throttled_across_all_workers(store: MemoryStore, clock: FakeClock) -> None:
     one, two = Worker(store), Worker(store)
     assert guess(one, 5) == guess(two, 5, begin=5) == [401] * 5
     assert guess(one, 1, begin=10) == guess(two, 1, begin=11) == [429]
@@ -83,7 +81,7 @@ def test_others_never_notice(store: MemoryStore) -> None:
     assert worker.register(TOKEN, "2001:db8:0:1::1").status_code == 201
 
 
-def test_who_was_right_before_goes_on_behind_the_same_address(store: MemoryStore) -> None:
+def test_a_token_used_before_stays_accepted_behind_a_throttled_address(store: MemoryStore) -> None:
     one, two = Worker(store), Worker(store)
     assert one.register(TOKEN).status_code == 201
     guess(one, 20)
@@ -93,7 +91,7 @@ def test_who_was_right_before_goes_on_behind_the_same_address(store: MemoryStore
     assert two.register(OTHER, "192.0.2.2").status_code == 201
 
 
-def test_a_fleet_with_a_token_that_was_replaced_locks_nobody_out(store: MemoryStore) -> None:
+def test_services_with_a_replaced_token_do_not_throttle_their_address(store: MemoryStore) -> None:
     worker = Worker(store)
     assert {worker.register("the-token-of-last-year").status_code for _ in range(100)} == {401}
     assert {worker.register(None).status_code for _ in range(100)} == {401}
@@ -230,9 +228,7 @@ def test_a_token_is_served_by_whatever_name(store: MemoryStore) -> None:
 
 
 @pytest.mark.parametrize(("client", "status"), [("192.0.2.9", 403), ("127.0.0.1", 200)])
-def test_whom_a_proxy_lets_in_is_not_on_this_machine(
-    client: str, status: int, store: MemoryStore
-) -> None:
+def test_a_client_of_a_proxy_is_not_local(client: str, status: int, store: MemoryStore) -> None:
     worker = Worker(store, open_writes=True)
     environ = {CLIENT: client, PEER_TRUSTED: True}
     assert worker.api.get("/services", environ_overrides=environ).status_code == status

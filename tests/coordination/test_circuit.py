@@ -35,7 +35,9 @@ def test_one_worker_by_itself_opens_probes_and_closes(clock: FakeClock) -> None:
     call(circuit)
 
 
-def test_the_others_know_within_the_interval(clock: FakeClock, store: MemoryStore) -> None:
+def test_other_workers_notice_an_open_circuit_within_the_interval(
+    clock: FakeClock, store: MemoryStore
+) -> None:
     one, other = worker(clock, store), worker(clock, store)
     call(other)
     break_it(one)
@@ -45,7 +47,7 @@ def test_the_others_know_within_the_interval(clock: FakeClock, store: MemoryStor
     assert waits(worker(clock, store)) == 4.5, "a worker that is new knows at once"
 
 
-def test_no_worker_asks_the_store_for_each_call(clock: FakeClock) -> None:
+def test_a_call_through_a_closed_circuit_does_not_read_the_store(clock: FakeClock) -> None:
     asked = []
 
     class Counting(MemoryStore):
@@ -67,7 +69,7 @@ def test_no_worker_asks_the_store_for_each_call(clock: FakeClock) -> None:
     assert asked == ["circuit/orders"]
 
 
-def test_all_workers_together_make_no_more_probes_than_the_rules_say(
+def test_all_workers_together_send_at_most_the_configured_probes(
     clock: FakeClock, store: MemoryStore
 ) -> None:
     workers = [worker(clock, store) for _ in range(8)]
@@ -97,9 +99,7 @@ def test_the_probes_of_two_workers_count_together(clock: FakeClock, store: Memor
     assert one.status().state is State.CLOSED
 
 
-def test_a_worker_that_dies_while_it_probes_holds_nobody_up(
-    clock: FakeClock, store: MemoryStore
-) -> None:
+def test_probes_of_a_worker_that_died_time_out(clock: FakeClock, store: MemoryStore) -> None:
     dying, other = worker(clock, store), worker(clock, store)
     break_it(dying)
     clock.advance(5)
@@ -125,7 +125,7 @@ def test_a_failed_probe_opens_it_for_all(clock: FakeClock, store: MemoryStore) -
     assert waits(one) == 9.5
 
 
-def test_calls_from_before_tell_nothing(clock: FakeClock) -> None:
+def test_calls_that_began_in_an_earlier_state_do_not_count(clock: FakeClock) -> None:
     circuit = worker(clock)
     early = [admitted(circuit) for _ in range(9)]
     break_it(circuit)
@@ -184,7 +184,7 @@ def test_a_reset_closes_it_for_all(clock: FakeClock, store: MemoryStore) -> None
     assert one.status()[:2] == (State.CLOSED, 0)
 
 
-def test_how_it_stands(clock: FakeClock) -> None:
+def test_status_reports_state_counts_and_the_reason(clock: FakeClock) -> None:
     circuit = worker(clock)
     assert circuit.status()[:8] == (State.CLOSED, 0, 0, None, None, None, "", 0)
     call(circuit)
@@ -198,7 +198,9 @@ def test_how_it_stands(clock: FakeClock) -> None:
     assert circuit.status()[:8] == (State.CLOSED, 0, 1, None, clock(), None, reset, 2)
 
 
-def test_every_worker_knows_since_when_and_why(clock: FakeClock, store: MemoryStore) -> None:
+def test_every_worker_reports_the_reason_and_time_of_the_last_change(
+    clock: FakeClock, store: MemoryStore
+) -> None:
     one, other = worker(clock, store), worker(clock, store)
     for _ in range(3):
         permit = one.admit()

@@ -74,7 +74,7 @@ def test_a_change_that_comes_late_does_not_undo_the_one_after_it(clock: FakeCloc
     assert circuit.status().state is State.CLOSED
 
 
-def test_what_ends_after_a_change_does_not_count_for_what_is_now(clock: FakeClock) -> None:
+def test_a_call_that_ends_after_a_change_does_not_count_in_the_new_state(clock: FakeClock) -> None:
     circuit = worker(clock)
     old = [admitted(circuit) for _ in range(4)]
     break_it(circuit)
@@ -174,7 +174,7 @@ print(json.dumps(len(permits)), flush=True)
 """
 
 
-def test_processes_with_many_threads_probe_no_more_than_the_rules_say(tmp_path: Path) -> None:
+def test_processes_with_many_threads_send_at_most_the_configured_probes(tmp_path: Path) -> None:
     from wsgigate.store.lmdb import LmdbStore
 
     store = LmdbStore(tmp_path / "store")

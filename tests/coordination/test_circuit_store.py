@@ -55,7 +55,7 @@ def test_without_the_store_each_worker_decides_by_itself(clock: FakeClock) -> No
     assert one.reset() is False
 
 
-def test_a_store_that_is_down_is_asked_once_in_an_interval(clock: FakeClock) -> None:
+def test_a_failing_store_is_read_once_per_interval(clock: FakeClock) -> None:
     store = Flaky(clock=clock)
     store.down = True
     circuit = worker(clock, store)
@@ -92,7 +92,7 @@ def test_a_store_that_lost_everything_closes_nothing(clock: FakeClock, store: Me
     assert circuit.status().state is State.CLOSED
 
 
-def test_a_store_whose_clock_is_set_back_keeps_nobody_out(clock: FakeClock) -> None:
+def test_a_store_clock_that_is_set_back_does_not_keep_a_circuit_open(clock: FakeClock) -> None:
     hours = [100]
     store = MemoryStore(clock=lambda: clock() + 3600 * hours[0])
     circuit = worker(clock, store)
@@ -105,7 +105,9 @@ def test_a_store_whose_clock_is_set_back_keeps_nobody_out(clock: FakeClock) -> N
     call(circuit)
 
 
-def test_bytes_of_somebody_else_harm_nobody(clock: FakeClock, store: MemoryStore) -> None:
+def test_a_foreign_value_in_the_store_counts_as_a_closed_circuit(
+    clock: FakeClock, store: MemoryStore
+) -> None:
     assert store.swap("circuit/orders", None, b"garbage", 60)
     circuit = worker(clock, store)
     call(circuit)
@@ -114,7 +116,7 @@ def test_bytes_of_somebody_else_harm_nobody(clock: FakeClock, store: MemoryStore
     assert waits(worker(clock, store)) == 5
 
 
-def test_its_log_says_what_happened_and_not_once_a_call(
+def test_changes_are_logged_and_calls_are_not(
     clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     logging.getLogger("wsgigate.circuits").disabled = False
@@ -148,7 +150,7 @@ def test_its_log_has_every_step_both_ways_and_why_and_each_once_of_all_workers(
     ]
 
 
-def test_its_log_tells_that_the_store_answers_again(
+def test_the_recovery_of_the_store_is_logged(
     clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     logging.getLogger("wsgigate.circuits").disabled = False
@@ -165,7 +167,7 @@ def test_its_log_tells_that_the_store_answers_again(
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "x" * 101])
-def test_a_name_that_is_none_is_refused(name: str) -> None:
+def test_an_invalid_name_raises(name: str) -> None:
     with pytest.raises(ValueError, match="a circuit's name is 1 to 100 characters of one line"):
         Circuit(name)
 

@@ -148,7 +148,7 @@ def test_the_store_is_read_now_and_then_and_not_for_each_request(store, clock):
     assert store.reads == 8, "another token"
 
 
-def test_another_worker_knows_when_what_it_believes_is_too_old(store, clock):
+def test_another_worker_reads_the_list_again_when_its_copy_is_too_old(store, clock):
     one, other = DenyList(store, clock=clock), DenyList(store, clock=clock)
     assert one.why_denied(ANN) == other.why_denied(ANN) == ""
     clock.advance(0.5)
@@ -160,7 +160,7 @@ def test_another_worker_knows_when_what_it_believes_is_too_old(store, clock):
     assert other.why_denied(ANN)
 
 
-def test_another_worker_knows_of_each_denial_and_not_of_the_first_alone(store, clock):
+def test_another_worker_sees_each_denial_not_only_the_first(store, clock):
     """The mark is another one each time: two that are the same would hide the second denial."""
     one, other = DenyList(store, clock=clock), DenyList(store, clock=clock)
     tokens = [known(number=number) for number in range(4)]
@@ -172,7 +172,7 @@ def test_another_worker_knows_of_each_denial_and_not_of_the_first_alone(store, c
         clock.advance(1.0)
 
 
-def test_without_staleness_another_worker_knows_at_once(store, clock):
+def test_without_staleness_another_worker_sees_a_denial_at_once(store, clock):
     one, other = DenyList(store), DenyList(store, clock=clock, staleness=0)
     assert other.why_denied(ANN) == ""
     one.deny_jti("j-1", END)
@@ -283,7 +283,7 @@ def test_the_store_sees_no_token_and_no_name(store):
         (lambda one: one.deny_subject("a", NOW, 10**400), "until: a Unix time"),
     ],
 )
-def test_what_cannot_be_denied_is_told_by_its_name_and_changes_nothing(store, call, words):
+def test_an_invalid_denial_raises_an_error_that_names_it_and_changes_nothing(store, call, words):
     with pytest.raises(ValueError, match=words) as caught:
         call(DenyList(store))
     assert TOKEN not in str(caught.value)
@@ -303,7 +303,7 @@ def test_what_cannot_be_denied_is_told_by_its_name_and_changes_nothing(store, ca
         ({"store": "sqlite:"}, 'a store is "memory:"'),
     ],
 )
-def test_a_setting_that_cannot_be_is_told(settings, words):
+def test_an_invalid_setting_raises_an_error_that_names_it(settings, words):
     with pytest.raises(ValueError, match=words):
         DenyList(**{"store": MemoryStore(), **settings})
 

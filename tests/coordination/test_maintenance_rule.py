@@ -68,7 +68,7 @@ def test_the_first_scope_that_is_out_of_service_counts(
 @pytest.mark.parametrize(
     "value", [b"", b"{", b"[]", b"1", b'{"gateway": 1}', b'{"gateway": ["x", null, ""]}', b"\xff"]
 )
-def test_what_makes_no_sense_says_nothing(value: bytes) -> None:
+def test_a_malformed_value_has_no_notices(value: bytes) -> None:
     assert read(value) == {}
 
 

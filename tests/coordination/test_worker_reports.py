@@ -70,7 +70,7 @@ def worker(store: Store, name: str, clock: FakeClock, body: dict[str, Any]) -> N
     return made
 
 
-def test_all_workers_are_told_by_any_of_them(store: Watched, clock: FakeClock) -> None:
+def test_each_worker_reports_all_workers(store: Watched, clock: FakeClock) -> None:
     bodies: list[dict[str, Any]] = [{"n": number} for number in range(3)]
     workers = [worker(store, f"m:{n}", clock, body) for n, body in enumerate(bodies)]
     for each in workers:
@@ -118,7 +118,7 @@ def test_nothing_is_written_while_nothing_changes_but_the_lease(
     assert store.writes - before <= 21
 
 
-def test_while_the_store_fails_a_worker_tells_of_itself_and_the_log_of_both_ends(
+def test_while_the_store_fails_a_worker_reports_itself_and_logs_both_ends(
     store: Watched, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     one, other = (worker(store, f"m:{n}", clock, {"n": n}) for n in range(2))
@@ -156,7 +156,7 @@ def test_a_store_that_tells_by_itself_is_not_told_of_twice(
 
 
 @pytest.mark.parametrize("raw", [b"", b"nonsense", b"[]", b"7", b'{"a": 1}', b"\xff"])
-def test_bytes_of_another_program_harm_nothing(
+def test_foreign_bytes_count_as_an_empty_record(
     store: Watched, clock: FakeClock, raw: bytes
 ) -> None:
     one = worker(store, "m:0", clock, {"n": 1})

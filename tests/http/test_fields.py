@@ -157,7 +157,7 @@ def test_rules_do_not_change_with_the_mapping_they_were_made_of():
         ({"set": ["A"]}, "set: expected field names with their values"),
     ],
 )
-def test_rules_that_cannot_be_are_told_at_once(arguments, text):
+def test_invalid_rules_raise(arguments, text):
     with pytest.raises(ValueError, match=text):
         FieldRules(**arguments)
 

@@ -161,7 +161,7 @@ def test_the_watch_ends(log):
     assert app._watch is None
 
 
-def test_a_client_address_that_trusts_nobody_behind_a_proxy_is_named(log):
+def test_a_client_address_without_trusted_proxies_behind_a_proxy_is_reported(log):
     app = ClientAddress(limited())
     statuses = [ask(app, f"203.0.113.{last}", "") for last in range(6)]
     assert statuses == [200, 200, 200, 429, 429, 429]

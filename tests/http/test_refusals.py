@@ -89,7 +89,7 @@ def test_each_is_logged_once(make, environ, by, why, caplog):  # type: ignore[no
     assert "192.0.2.7" in found[0].getMessage()
 
 
-def test_a_flood_of_refusals_is_none_of_warnings(clock, caplog):  # type: ignore[no-untyped-def]
+def test_a_flood_of_rejections_is_logged_as_one_warning_per_minute(clock, caplog):  # type: ignore[no-untyped-def]
     client = Client(limited())
     with caplog.at_level(logging.INFO, "wsgigate.refusals"):
         for _ in range(5):

@@ -80,7 +80,7 @@ def test_the_body_of_an_answer_that_stays_is_the_apps_own() -> None:
     assert got is body
 
 
-def test_the_body_of_a_replaced_answer_is_closed_before_the_other_is_asked() -> None:
+def test_the_body_of_a_replaced_response_is_closed_before_the_other_app_is_called() -> None:
     body, closed = Body(), []
 
     def after(environ: Any, start_response: Any) -> list[bytes]:

@@ -105,7 +105,7 @@ class Unread:
         raise AssertionError("the body of a refused request is not read")
 
 
-def test_k12_a_refusal_asks_nobody_and_reads_nothing():
+def test_k12_a_rejection_needs_no_lookup_and_reads_no_body():
     app = Answering()
     limiter = Limiter(app, "1 per hour", store=MemoryStore())
     request = {"REQUEST_METHOD": "POST", "CONTENT_LENGTH": "1000000", "wsgi.input": Unread()}

@@ -19,14 +19,14 @@ from wsgigate.http.wsgi import CLAIMS
 from wsgigate.middleware.authenticator import Authenticator, TokenCache
 
 
-def test_a_good_token_brings_its_claims_along():
+def test_a_valid_token_sets_the_claims():
     gate = Gate()
     assert gate.bearer(signed(claims(role="admin"))) == (200, "")
     assert gate.claims == {**GOOD, "role": "admin"}
     assert gate.reason is None
 
 
-def test_without_a_token_the_answer_asks_for_one():
+def test_a_request_without_a_token_gets_a_challenge():
     """RFC 6750 section 3.1: no error code where no token was sent."""
     gate = Gate()
     assert gate.ask() == MISSING
@@ -44,7 +44,7 @@ def test_every_method_is_treated_alike(method):
     assert gate.bearer(signed(GOOD), REQUEST_METHOD=method)[0] == 200
 
 
-def test_claims_that_were_there_before_are_not_believed():
+def test_claims_from_outside_are_removed():
     gate = Gate(required=False)
     gate.ask(**{CLAIMS: {"sub": "admin"}})
     assert CLAIMS not in gate.seen[-1]
@@ -114,7 +114,7 @@ def test_d07_a_token_elsewhere_is_no_token():
         assert Gate().ask(**environ) == MISSING
 
 
-def test_j29_a_remembered_token_ends_on_time():
+def test_j29_a_cached_token_expires_on_time():
     gate = Gate()
     token = signed(claims(exp=NOW + 60))
     for offset, status in ((0, 200), (89.9, 200), (90, 401), (3600, 401)):
@@ -134,14 +134,14 @@ def test_j29_tokens_that_share_all_but_a_little_are_not_mistaken():
     assert gate.bearer(good[:-1]) == INVALID
 
 
-def test_j29_nothing_that_was_refused_is_remembered():
+def test_j29_rejected_tokens_are_not_cached():
     gate = Gate()
     for token in ("x", signed(claims(exp=1)), signed(GOOD, secret="e" * 32)):
         gate.bearer(token)
     assert len(gate.stack._cache) == 0
 
 
-def test_j29_what_is_remembered_is_bounded_and_the_latest():
+def test_j29_the_cache_is_bounded_and_keeps_the_latest_tokens():
     gate = Gate(cache_size=10)
     tokens = [signed(claims(sub=f"user-{number}")) for number in range(50)]
     for token in tokens:
@@ -161,14 +161,14 @@ def test_a_token_in_use_outlives_those_that_are_not():
 
 
 @pytest.mark.parametrize("size", [0, 1])
-def test_nothing_is_remembered_when_that_is_said(size):
+def test_a_cache_size_of_zero_disables_the_cache(size):
     gate = Gate(cache_size=size)
     assert gate.bearer(signed(GOOD))[0] == gate.bearer(signed(GOOD))[0] == 200
     assert len(gate.stack._cache) == 0
 
 
 @pytest.mark.parametrize("extra", [{"role": "a"}, {"roles": ["a"], "org": {"id": 1}}])
-def test_each_request_gets_claims_of_its_own(extra):
+def test_each_request_gets_its_own_copy_of_the_claims(extra):
     gate = Gate()
     token = signed(claims(**extra))
     for _ in range(3):
@@ -179,7 +179,7 @@ def test_each_request_gets_claims_of_its_own(extra):
         gate.claims.get("org", {})["id"] = 2
 
 
-def test_threads_share_what_is_remembered():
+def test_threads_share_the_cache():
     gate = Gate(cache_size=4)
     tokens = [signed(claims(sub=f"user-{number}")) for number in range(8)]
     wrong = []

@@ -43,7 +43,7 @@ def test_a_denied_token_gets_the_answer_of_a_bad_one(denied, deny, reason, remem
     assert gate.bearer(signed(claims(jti="other", iat=NOW))) == (200, "")
 
 
-def test_a_denied_token_is_none_where_a_token_is_not_required_either(denied):
+def test_a_denied_token_is_rejected_where_a_token_is_optional(denied):
     gate = Gate(deny_list=denied, required=False, invalid_token_status=403)
     denied.deny_token(TOKEN)
     assert gate.bearer(TOKEN) == (403, INVALID[1])
@@ -51,7 +51,7 @@ def test_a_denied_token_is_none_where_a_token_is_not_required_either(denied):
     assert len(gate.seen) == 1
 
 
-def test_a_denied_token_is_not_told_what_scope_it_lacks(denied):
+def test_a_denied_token_gets_no_insufficient_scope(denied):
     gate = Gate(deny_list=denied, scopes=["orders"])
     assert gate.bearer(TOKEN)[0] == 403
     denied.deny_token(TOKEN)
@@ -67,7 +67,7 @@ def test_a_token_with_lists_in_it_can_be_denied_too(denied):
 
 
 @pytest.mark.parametrize("jti", [7, None, "", ["j"]])
-def test_a_jti_that_is_no_text_is_none(denied, jti):
+def test_a_jti_that_is_not_text_is_ignored(denied, jti):
     gate = Gate(deny_list=denied)
     assert gate.bearer(signed(claims(jti=jti))) == (200, "")
 
@@ -96,7 +96,7 @@ def test_while_the_store_fails_tokens_are_refused(caplog):
     assert gate.ask()[0] == 401
 
 
-def test_the_log_tells_that_denied_tokens_are_known_again(caplog):
+def test_the_log_reports_that_the_deny_list_can_be_read_again(caplog):
     class Flaky(MemoryStore):
         down = False
 
@@ -141,7 +141,7 @@ def test_the_answer_without_a_store_can_be_replaced():
         ({"deny_list": True}, "deny_list: expected a DenyList, not True"),
     ],
 )
-def test_a_setting_that_cannot_be_is_told(options, words):
+def test_an_invalid_setting_raises_an_error_that_names_it(options, words):
     with pytest.raises(ValueError, match=words):
         Gate(**options)
 

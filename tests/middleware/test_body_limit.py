@@ -195,7 +195,7 @@ def test_a_failure_that_is_not_about_the_size_goes_on():
         Server().serve(BodyLimit(app, LIMIT), environ_of(b"x", chunked=True))
 
 
-def test_an_input_that_breaks_says_so():
+def test_an_error_of_the_input_reaches_the_app():
     """R06, A12."""
 
     class Broken(Socket):
@@ -221,7 +221,7 @@ def test_limits(limit, size):
     assert BodyLimit(reading(READS["read"]), limit).limit == size
 
 
-def test_the_limit_is_ten_mebibytes_unless_said():
+def test_the_default_limit_is_ten_mebibytes():
     assert BodyLimit(reading(READS["read"])).limit == 10 * 1024 * 1024
 
 

@@ -118,7 +118,7 @@ def test_what_counts_as_a_failure(clock: FakeClock, answer: Any, opens: bool) ->
     assert (guarded.circuit.status().state is State.OPEN) is opens
 
 
-def test_what_counts_as_a_failure_can_be_said(clock: FakeClock) -> None:
+def test_statuses_and_exceptions_that_count_as_failures_are_configurable(clock: FakeClock) -> None:
     guarded = breaker(App(501), clock, statuses=[501])
     get(guarded), get(guarded)
     assert get(guarded) == 503

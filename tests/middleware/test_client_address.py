@@ -58,19 +58,19 @@ def forwarded_fields(environ):
         ("10.0.0.5", "10.0.0.5"),
     ],
 )
-def test_the_client_is_the_peer_unless_told_otherwise(peer, client):
+def test_the_client_is_the_peer_by_default(peer, client):
     environ, _ = see(peer)
     assert environ[CLIENT] == client
 
 
-def test_nobody_is_trusted_by_default():
+def test_no_peer_is_trusted_by_default():
     environ, _ = see("127.0.0.1", {"X-Forwarded-For": "1.2.3.4"}, trusted_proxies=())
     assert environ[CLIENT] == "127.0.0.1"
     assert PEER_TRUSTED not in environ
 
 
 @pytest.mark.parametrize("peer", ["192.0.2.7", "", "::ffff:192.0.2.7", "junk"])
-def test_what_an_untrusted_peer_says_about_itself_is_removed(peer):
+def test_forwarding_fields_of_an_untrusted_peer_are_removed(peer):
     """Security D08, D13: the family is one unit, whatever its members are called."""
     fields = dict.fromkeys((key[5:] for key in CLIENT_FORGED), "1.2.3.4")
     fields["X-Forwarded-Not-Invented-Yet"] = "x"
@@ -99,7 +99,7 @@ def test_a_field_is_removed_whatever_came_before_on_other_requests():
     assert "HTTP_A" in seen[-1]
 
 
-def test_what_is_remembered_as_harmless_is_bounded():
+def test_the_cache_of_accepted_tokens_is_bounded():
     seen = []
     stack = ClientAddress(lambda environ, start_response: seen.append(environ) or [])
     for number in range(ClientAddress.KNOWN * 2):
@@ -177,7 +177,7 @@ def test_forwarded_is_read_where_it_is_the_source(value, client, rest):
     assert environ["wsgi.url_scheme"] == ("https" if "https" in value else "http")
 
 
-def test_forwarded_tells_the_host_of_the_hop_it_tells_the_client_of():
+def test_forwarded_gives_host_and_client_of_the_same_hop():
     value = (
         "for=6.6.6.6;host=evil, for=1.2.3.4;host=shop.example;proto=https, for=10.0.0.9;proto=http"
     )
@@ -265,7 +265,7 @@ def test_a_trusted_proxy_does_not_vouch_for_the_rest_of_the_family():
     assert forwarded_fields(environ) == {"FORWARDED", "X_FORWARDED_FOR", "X_FORWARDED_PREFIX"}
 
 
-def test_peers_of_a_unix_socket_are_trusted_when_that_is_said():
+def test_peers_of_a_unix_socket_are_trusted_if_configured():
     """Security D14."""
     environ, _ = see("", {"X-Forwarded-For": "1.2.3.4"}, trusted_proxies=["unix"])
     assert environ[CLIENT] == "1.2.3.4"
@@ -448,6 +448,6 @@ def test_the_peers_of_a_unix_socket_can_be_trusted(name, peer):
         5,
     ],
 )
-def test_a_source_that_is_none_is_refused_with_those_there_are(source):
+def test_an_unknown_source_raises_an_error_that_lists_the_known_ones(source):
     with pytest.raises(ValueError, match=r'^source is one of "x-forwarded-for", .*"x-real-ip"'):
         ClientAddress(None, source=source)

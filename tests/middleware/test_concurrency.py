@@ -67,7 +67,7 @@ def test_a_place_is_held_until_the_response_ends_and_no_longer(store):
     assert [key for key, _ in store.items("concurrency/concurrency/=192.0.2.1")] == []
 
 
-def test_callers_are_told_and_a_refusal_is_the_documented_problem(store):
+def test_responses_have_the_fields_and_a_rejection_is_the_documented_problem(store):
     app = ConcurrencyLimiter(hello, 1, store=store, name="at-once")
     first, refused = Answer(app), Answer(app)
     assert first.fields["RateLimit-Policy"] == '"at-once";q=1;qu="concurrent-requests"'
@@ -88,14 +88,14 @@ def test_callers_are_told_and_a_refusal_is_the_documented_problem(store):
     assert Answer(quiet).fields["RateLimit"] == "of the app"
 
 
-def test_it_is_told_together_with_the_limiters_around(store):
+def test_its_fields_are_combined_with_those_of_outer_limiters(store):
     app = Limiter(ConcurrencyLimiter(hello, 3, store=store), "9/m", store=store)
     answer = Answer(app)
     assert answer.fields["RateLimit"] == '"default";r=8;t=7, "concurrency";r=2'
     assert answer.fields["X-RateLimit-Limit"] == "9"
 
 
-def test_an_app_that_fails_holds_no_place(store):
+def test_an_app_that_fails_releases_its_slot(store):
     def failing(environ, start_response):
         raise LookupError
 
@@ -125,7 +125,7 @@ def test_an_app_that_fails_holds_no_place(store):
     assert answer.status == 200
 
 
-def test_a_response_that_nobody_closes_is_renewed_no_more_once_it_is_forgotten(store, clock):
+def test_the_lease_of_a_collected_response_is_not_renewed(store, clock):
     app = ConcurrencyLimiter(hello, 1, store=store, lease=10)
     answer = Answer(app)
     assert len(app._leases) == 1
@@ -136,7 +136,7 @@ def test_a_response_that_nobody_closes_is_renewed_no_more_once_it_is_forgotten(s
     assert Answer(app).status == 200
 
 
-def test_who_is_not_counted(store):
+def test_exempt_requests_and_callers_without_a_key_are_not_counted(store):
     app = ConcurrencyLimiter(
         hello, 1, store=store, exempt={"paths": ["/health"]}, key="subject|address"
     )
@@ -147,7 +147,7 @@ def test_who_is_not_counted(store):
     assert [Answer(app).status for _ in range(2)] == [200, 200]
 
 
-def test_an_observer_refuses_nobody(store, caplog):
+def test_an_observer_passes_all_requests(store, caplog):
     app = ConcurrencyLimiter(hello, 1, store=store, observe=True)
     held = [Answer(app) for _ in range(3)]
     assert [each.status for each in held] == [200] * 3
@@ -157,7 +157,7 @@ def test_an_observer_refuses_nobody(store, caplog):
     assert len(caplog.records) == 1
 
 
-def test_an_observer_refuses_nobody_while_the_store_is_down_either():
+def test_an_observer_passes_all_requests_while_the_store_is_down():
     app = ConcurrencyLimiter(hello, 1, store=BrokenStore(), observe=True, on_store_error="refuse")
     assert Answer(app).status == 200
     assert app.store_errors == 1

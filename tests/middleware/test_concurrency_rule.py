@@ -29,7 +29,7 @@ def test_a_place_that_is_given_back_is_there_at_once():
     assert rule.acquire(free, 100.5, B)[2].allowed
 
 
-def test_giving_back_twice_frees_nobody_elses_place():
+def test_a_lease_released_twice_frees_one_slot():
     rule = Concurrency(2, 10.0)
     held, _, _ = rule.acquire(None, 100.0, A)
     held, _, _ = rule.acquire(held, 100.0, B)
@@ -53,7 +53,7 @@ def test_a_lease_may_be_as_short_as_it_may_be():
 
 
 @pytest.mark.parametrize(("later", "allowed"), [(9.9, False), (10.0, True), (1e6, True)])
-def test_the_place_of_who_renews_no_more_is_free_after_its_lease(later, allowed):
+def test_a_lease_that_is_not_renewed_expires(later, allowed):
     rule = Concurrency(1, 10.0)
     held, _, _ = rule.acquire(None, 100.0, A)
     assert rule.acquire(held, 100.0 + later, B)[2].allowed == allowed
@@ -68,7 +68,7 @@ def test_a_place_that_is_renewed_is_kept():
     assert rule.acquire(held, 118.0, B)[2].allowed
 
 
-def test_who_was_stopped_for_too_long_is_counted_again_when_it_goes_on():
+def test_a_lease_that_expired_while_its_worker_was_suspended_is_restored():
     rule = Concurrency(1, 10.0)
     held, _, _ = rule.acquire(None, 100.0, A)
     held, _, other = rule.acquire(held, 120.0, B)

@@ -120,7 +120,7 @@ def test_a_preflight_is_answered_without_the_app():
         ({"headers": ["*"]}, {"fields": ",".join(f"x-{n}" for n in range(200))}, "a field"),
     ],
 )
-def test_a_preflight_that_asks_too_much_is_refused(settings, asked, reason):
+def test_a_preflight_for_a_method_or_field_that_is_not_allowed_is_rejected(settings, asked, reason):
     server, environ = preflight(Cors(app, origins=[APP], **settings), **asked)
     assert server.status == "403 Forbidden"
     assert json.loads(b"".join(server.chunks))["detail"] == (
@@ -144,7 +144,7 @@ def test_a_preflight_that_asks_too_much_is_refused(settings, asked, reason):
         (["*"], None, []),
     ],
 )
-def test_which_fields_a_preflight_is_told(headers, asked, told):
+def test_which_fields_a_preflight_response_has(headers, asked, told):
     server, _ = preflight(Cors(app, origins=[APP], headers=headers), fields=asked)
     assert server.status == "204 No Content"
     assert all_of(server, "Access-Control-Allow-Headers") == told
@@ -185,7 +185,7 @@ def test_the_apps_own_policy_is_replaced():
         assert not [name for name, _ in server.headers if name.lower().startswith("access-")]
 
 
-def test_credentials_are_told_to_allowed_origins_only():
+def test_credentials_are_allowed_to_allowed_origins_only():
     middleware = Cors(app, origins=[APP], credentials=True)
     server, _ = request(middleware, origin=APP)
     assert all_of(server, "Access-Control-Allow-Credentials") == ["true"]
@@ -205,7 +205,7 @@ def test_credentials_are_told_to_allowed_origins_only():
     ],
 )
 @pytest.mark.parametrize("origin", [APP, "https://evil.test", None])
-def test_the_answer_says_that_it_depends_on_the_origin(origin, own, vary):
+def test_the_response_varies_by_origin(origin, own, vary):
     fields = [("Vary", value) for value in own]
     server, _ = request(Cors(app, origins=[APP]), origin=origin, fields=fields)
     assert all_of(server, "Vary") == vary

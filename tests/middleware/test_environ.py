@@ -250,7 +250,7 @@ def test_djangos_forced_script_name_changes_nothing_of_what_is_checked(django_ap
 # the client's address
 
 
-def test_a_proxy_fix_around_a_limiter_tells_who_is_counted():
+def test_a_proxy_fix_around_a_limiter_sets_the_address_that_is_counted():
     app = ProxyFix(asking(tell))
     answer = Client(app).get("/", headers={"X-Forwarded-For": "203.0.113.9"}, environ_base=PROXY)
     assert answer.json["peer"] == "203.0.113.9"
@@ -377,7 +377,7 @@ def failing(environ, start_response):
 
 
 @RAW
-def test_a_fallback_gets_the_path_that_the_failing_app_was_asked_for(raw):
+def test_a_fallback_gets_the_original_path(raw):
     app = Fallback(asking(mounted(mounted(failing, "/v1"))), asking(tell))
     answer = client_of(app, raw).get("/api/v1/x", data="12345")
     assert (answer.json["script"], answer.json["path"]) == ("", "/api/v1/x")

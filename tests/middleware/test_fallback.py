@@ -94,7 +94,7 @@ def test_the_other_gets_all_of_a_body_that_was_read_in_part(method: str, reads: 
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_the_other_is_not_asked_when_too_much_of_the_body_was_read(method: str) -> None:
+def test_the_fallback_app_is_not_called_if_too_much_of_the_body_was_read(method: str) -> None:
     first, other = App(503, failure="Connection refused", reads=65537), App()
     assert ask(Fallback(first, other, rules=ALL), method, b"x" * 70_000) == ("503", None)
     assert other.bodies == []

@@ -70,7 +70,7 @@ def test_a_caller_passes_as_often_as_its_quota_says_and_is_then_refused(store):
     assert ask(app, "192.0.2.2").status == 200
 
 
-def test_every_answer_tells_how_the_caller_stands(store):
+def test_every_response_has_the_rate_limit_fields(store):
     app = Limiter(hello, Quota(2, 900), store=store, algorithm="fixed-window")
     first, second, refused = (ask(app) for _ in range(3))
     for answer in (first, second, refused):
@@ -109,9 +109,7 @@ def test_a_refusal_is_the_documented_problem(store, clock):
 
 @pytest.mark.parametrize("algorithm", ["token-bucket", "fixed-window"])
 @pytest.mark.parametrize("quota", ["1/s", "3 per 10 seconds", "100 per 15 minutes", "7/0.5s"])
-def test_who_waits_as_long_as_told_gets_through_and_is_never_told_too_little(
-    store, clock, algorithm, quota
-):
+def test_a_caller_that_waits_for_retry_after_passes(store, clock, algorithm, quota):
     app = Limiter(hello, quota, store=store, algorithm=algorithm)
     while (answer := ask(app)).status == 200:
         clock.advance(0.01)
@@ -125,7 +123,7 @@ def test_who_waits_as_long_as_told_gets_through_and_is_never_told_too_little(
             pass
 
 
-def test_a_caller_with_nothing_left_is_told_when_there_is_more_not_when_there_is_all(store):
+def test_retry_after_is_when_one_unit_is_free_not_all(store):
     app = Limiter(hello, "2 per minute", store=store)
     assert ask(app)["RateLimit"] == '"default";r=1;t=30'
     last = ask(app)
@@ -164,7 +162,7 @@ def test_fields_of_the_same_names_from_the_app_are_replaced_and_its_list_left_al
     assert len(headers) == 3
 
 
-def test_limiters_around_each_other_are_all_told_and_the_tightest_is_the_customary_one(store):
+def test_nested_limiters_are_all_reported_and_the_tightest_sets_x_ratelimit(store):
     inner = Limiter(hello, "2/s", store=store, name="burst")
     app = Limiter(inner, "100 per hour", store=store, name="hour", algorithm="fixed-window")
     answer = ask(app)
@@ -178,7 +176,7 @@ def test_limiters_around_each_other_are_all_told_and_the_tightest_is_the_customa
     assert refused["Retry-After"] == "1"
 
 
-def test_an_exempt_caller_is_neither_counted_nor_told(store):
+def test_an_exempt_caller_is_not_counted_and_gets_no_fields(store):
     app = Limiter(hello, "1/m", store=store, key=lambda environ: None)
     for _ in range(3):
         answer = ask(app)
@@ -187,7 +185,7 @@ def test_an_exempt_caller_is_neither_counted_nor_told(store):
     assert list(store.items("")) == []
 
 
-def test_the_operator_learns_who_was_refused_and_the_client_does_not(store):
+def test_the_log_names_the_rejected_caller_and_the_response_does_not(store):
     app = Limiter(hello, "1/m", store=store, name="burst")
     environ = {}
     setup_testing_defaults(environ)
@@ -297,7 +295,7 @@ def test_it_keeps_the_wsgi_contract():
         ("x-ratelimit-seconds", "30"),
     ],
 )
-def test_when_it_resets_is_told_in_three_ways(family, reset):
+def test_the_reset_has_three_formats(family, reset):
     store = MemoryStore(clock=FakeClock(1000.5))
     app = Limiter(hello, "2/m", store=store, fields=[family])
     assert ask(app)["X-RateLimit-Reset"] == reset

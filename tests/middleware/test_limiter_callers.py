@@ -45,7 +45,7 @@ def store(clock):
         (lambda environ: environ["PATH_INFO"], {"PATH_INFO": "/a"}, {"PATH_INFO": "/b"}),
     ],
 )  # fmt: skip
-def test_who_is_counted_by_each_key(store, key, same, other):
+def test_each_key_tells_callers_apart_by_its_own_part_of_the_request(store, key, same, other):
     app = Limiter(hello, "1/m", store=store, key=key)
     assert statuses(app, 2, **same) == [200, 429]
     assert statuses(app, 2, **other) == [200, 429]
@@ -55,7 +55,7 @@ KEYS = ["subject", "subject|exempt", "api-key", "cookie:a", "claim:a", "path:a",
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_who_has_no_name_is_exempt(store, key):
+def test_a_caller_without_the_key_is_exempt(store, key):
     app = Limiter(hello, "1/m", store=store, key=key)
     assert statuses(app, 3, HTTP_COOKIE="ba=1; a=; a") == [200] * 3
     assert list(store.items("")) == []
@@ -110,7 +110,7 @@ def test_a_claim_with_an_alternative_falls_back_to_that(store, key):
 
 
 @pytest.mark.parametrize("key", ["subject|address", "subject|exempt", "claim:user_id"])
-def test_another_key_says_otherwise_without_a_warning(store, key, caplog):
+def test_another_key_falls_back_without_a_warning(store, key, caplog):
     app = Limiter(hello, "1/m", store=store, key=key)
     with caplog.at_level(logging.INFO, "wsgigate"):
         found = statuses(app, 2, **{CLAIMS: SIMPLEJWT})
@@ -165,7 +165,7 @@ def test_a_whole_number_or_a_uuid_is_a_key(store, said, kind, make):
 
 
 @pytest.mark.parametrize("said", [True, 1.5, b"a", object()])
-def test_anything_else_is_an_error_that_says_what_a_key_may_be(store, said):
+def test_a_key_of_another_type_raises_an_error_that_lists_the_types(store, said):
     app = Limiter(hello, "1/m", store=store, key=lambda environ: said)
     with pytest.raises(TypeError, match="returns a text, a whole number, a UUID or None, not"):
         statuses(app, 1)

@@ -30,7 +30,7 @@ def store(clock):
 # -- several quotas at once ------------------------------------------------------------------
 
 
-def test_a_request_must_pass_all_quotas_and_is_told_of_each_by_its_name(store):
+def test_a_request_must_pass_all_quotas_and_its_response_names_each(store):
     app = Limiter(hello, ["3/s", "5 per hour"], store=store, algorithm="fixed-window")
     status, fields, _ = ask(app)
     assert status == 200
@@ -89,7 +89,7 @@ def test_quotas_without_a_name_are_called_after_their_time(store, quotas, names)
     assert [item.split(";")[0].strip('"') for item in fields["RateLimit"].split(", ")] == names
 
 
-def test_several_quotas_and_the_limiter_around_are_told_together(store):
+def test_the_fields_combine_several_quotas_and_the_outer_limiter(store):
     inner = Limiter(hello, ["5/s", "9/m"], store=store, name="inner")
     _, fields, _ = ask(Limiter(inner, "2/h", store=store, name="outer"))
     names = [item.partition(";")[0] for item in fields["RateLimit-Policy"].split(", ")]
@@ -122,7 +122,7 @@ def test_a_request_may_count_as_several(store):
     assert [ask(app, HTTP_X_COST=cost)[0] for cost in ("7", "4", "3", "1")] == [200, 429, 200, 429]
 
 
-def test_a_cost_of_nothing_only_looks(store):
+def test_a_cost_of_zero_checks_without_consuming(store):
     app = Limiter(hello, "1/m", store=store, cost=cost_of)
     assert statuses(app, 3, HTTP_X_COST="0") == [200] * 3
     assert statuses(app, 2) == [200, 429]
@@ -130,7 +130,7 @@ def test_a_cost_of_nothing_only_looks(store):
 
 
 @pytest.mark.parametrize("quota", ["10/m", ["10/m", "100/h"]])
-def test_what_can_never_pass_is_refused_at_once_and_told_so(store, quota):
+def test_a_cost_above_the_limit_is_rejected_with_an_explanation(store, quota):
     app = Limiter(hello, quota, store=store, cost=cost_of, name="work")
     for _ in range(2):
         status, fields, problem = ask(app, HTTP_X_COST="11")
@@ -143,7 +143,7 @@ def test_what_can_never_pass_is_refused_at_once_and_told_so(store, quota):
     assert statuses(app, 1, HTTP_X_COST="10") == [200], "and it was charged nothing"
 
 
-def test_who_is_exempt_may_ask_for_whatever_it_costs(store):
+def test_an_exempt_caller_may_exceed_every_cost(store):
     app = Limiter(hello, "1/m", store=store, cost=cost_of, key="api-key")
     assert statuses(app, 2, HTTP_X_COST="99") == [200, 200]
 
@@ -171,12 +171,12 @@ PLANS = {"free": "2/m", "pro": ["3/m", "100/h"]}
         (lambda environ: "free", {}, 2),
     ],
 )
-def test_the_plan_decides_and_who_has_none_has_the_quota(store, plan, environ, passes):
+def test_the_plan_decides_and_callers_without_one_get_the_quota(store, plan, environ, passes):
     app = Limiter(hello, "1/m", store=store, plans=PLANS, plan=plan)
     assert statuses(app, 5, **environ).count(200) == passes
 
 
-def test_a_function_may_say_the_quota_of_each_request(store):
+def test_a_function_may_return_the_quota_of_each_request(store):
     def quota(environ):
         return {"a": "1/m", "b": ["2/m", "9/h"], "c": Quota(3, 60)}.get(environ.get("HTTP_X"))
 
@@ -222,7 +222,7 @@ def test_quotas_of_a_function_do_not_pile_up(store):
         (exemption(paths=["/a"]), {"PATH_INFO": "/a"}, True),
     ],
 )
-def test_exempt_requests_are_neither_counted_nor_told(store, exempt, environ, exempted):
+def test_exempt_requests_are_not_counted_and_get_no_fields(store, exempt, environ, exempted):
     app = Limiter(hello, "1/m", store=store, exempt=exempt)
     assert statuses(app, 2, **environ) == ([200, 200] if exempted else [200, 429])
     assert (list(store.items("")) == []) == exempted
@@ -231,7 +231,7 @@ def test_exempt_requests_are_neither_counted_nor_told(store, exempt, environ, ex
 # -- observing -------------------------------------------------------------------------------
 
 
-def test_an_observer_refuses_nobody_and_tells_only_the_operator(store, clock, caplog):
+def test_an_observer_passes_all_requests_and_logs_for_the_operator(store, clock, caplog):
     app = Limiter(hello, "1/m", store=store, observe=True, name="trial", clock=clock)
     with caplog.at_level(logging.INFO, "wsgigate.limiter"):
         for _ in range(4):
@@ -274,7 +274,7 @@ def test_an_observer_lets_pass_what_could_never_pass_and_what_cannot_be_counted(
 # -- stores that decide by themselves --------------------------------------------------------
 
 
-def test_a_store_that_can_decide_by_itself_is_asked_to(clock):
+def test_a_store_that_decides_about_quotas_by_itself_is_used_so(clock):
     asked = []
 
     class Deciding(MemoryStore):

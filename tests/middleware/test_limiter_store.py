@@ -77,7 +77,7 @@ class Flaky(MemoryStore):
     ("kind", "limit", "logger"),
     [(Limiter, "9/m", "limiter"), (ConcurrencyLimiter, 9, "concurrency")],
 )
-def test_the_log_tells_that_a_limit_is_counted_again(kind, limit, logger, caplog):
+def test_the_log_reports_that_a_limit_is_counted_again(kind, limit, logger, caplog):
     store = Flaky()
     app = kind(hello, limit, store=store, clock=FakeClock(), name="calls")
     with caplog.at_level(logging.INFO, f"wsgigate.{logger}"):

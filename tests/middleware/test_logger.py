@@ -115,7 +115,7 @@ def test_what_nobody_set_is_null():
         ({"SCRIPT_NAME": "/app", "PATH_INFO": "/a b\r\n"}, "/app/a%20b%0D%0A"),
     ],
 )
-def test_the_path_is_the_one_that_was_asked_for(environ, path):
+def test_the_logged_path_is_that_of_the_request(environ, path):
     assert logged(hello, environ)["path"] == path
 
 

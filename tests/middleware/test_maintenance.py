@@ -40,7 +40,7 @@ def test_it_answers_while_it_is_on(switch: MaintenanceSwitch) -> None:
     assert client.get("/").text == "good"
 
 
-def test_it_says_what_it_was_told_and_when_to_come_again(switch: MaintenanceSwitch) -> None:
+def test_the_response_has_the_message_and_retry_after(switch: MaintenanceSwitch) -> None:
     switch.on("gateway", lasts=90, message="Back at noon.")
     answer = Client(Maintenance(app, switch)).get("/")
     assert answer.headers["Retry-After"] in ("89", "90")
@@ -51,7 +51,7 @@ def test_it_says_what_it_was_told_and_when_to_come_again(switch: MaintenanceSwit
     ("scope", "refused"),
     [("gateway", True), ("route:a", True), ("route:b", False), ("service:a", False)],
 )
-def test_it_is_asked_for_its_own_scopes_alone(
+def test_only_the_scopes_of_the_app_reject_its_requests(
     switch: MaintenanceSwitch, scope: str, refused: bool
 ) -> None:
     switch.on(scope)
@@ -71,7 +71,7 @@ def test_it_is_asked_for_its_own_scopes_alone(
         ({"HTTP_X_PASS": "\u00fc"}, "503"),
     ],
 )
-def test_who_looks_after_it_is_let_pass(
+def test_allowed_addresses_and_the_secret_field_pass(
     switch: MaintenanceSwitch, more: dict[str, str], status: str
 ) -> None:
     switch.on("gateway")

@@ -75,7 +75,7 @@ def test_what_is_not_named_is_not_counted():
     assert "RateLimit" not in client.get("/login").headers
 
 
-def test_the_case_counts_unless_that_is_said():
+def test_paths_are_case_sensitive_by_default():
     assert [post(shop(only=LOGIN), "/LOGIN") for _ in range(3)] == [200] * 3
     app = shop(only={**LOGIN, "ignore_case": True})
     assert [post(app, path) for path in ("/LOGIN", "/login", "/LOGIN/")] == [200, 200, 429]
@@ -142,7 +142,7 @@ def test_a_rule_must_match_as_well():
     assert [client.post("/login", **bot).status_code for _ in range(2)] == [200, 429]
 
 
-def test_a_function_says_what_is_counted():
+def test_only_may_be_a_function():
     only = matching(paths=["/login"])
     client = Client(Limiter(hello, "1/h", only=only, store="memory:"))
     assert [client.get(path).status_code for path in ("/login", "/login/", "/")] == [200, 429, 200]

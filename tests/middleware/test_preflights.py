@@ -49,7 +49,7 @@ def test_what_a_preflight_is(method, more, is_one):
 
 
 @pytest.mark.parametrize("missing", ENVIRON)
-def test_options_alone_is_none(missing):
+def test_options_without_the_fields_of_a_preflight_is_no_preflight(missing):
     environ = {"REQUEST_METHOD": "OPTIONS", **ENVIRON}
     del environ[missing]
     assert not is_preflight(environ)

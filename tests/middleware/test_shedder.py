@@ -128,7 +128,7 @@ def test_failures_tell_nothing_of_the_time_an_answer_takes(clock: FakeClock) -> 
     assert guarded.limit == 2
 
 
-def test_an_app_that_raises_holds_no_place(clock: FakeClock) -> None:
+def test_an_app_that_raises_releases_its_slot(clock: FakeClock) -> None:
     def broken(environ: Any, start_response: Any) -> Iterable[bytes]:
         raise RuntimeError("broken")
 

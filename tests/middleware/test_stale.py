@@ -126,7 +126,7 @@ def test_what_one_user_got_no_other_one_gets(clock: FakeClock, who: dict[str, An
 
 
 @pytest.mark.parametrize("who", CREDENTIALS)
-def test_what_is_said_to_be_for_everybody_everybody_gets(
+def test_a_response_marked_public_is_served_to_all_users(
     clock: FakeClock, who: dict[str, Any]
 ) -> None:
     app = App(Cache_Control="public, max-age=60")
@@ -155,7 +155,7 @@ def test_what_may_not_be_kept_is_not(clock: FakeClock, fields: dict[str, str]) -
     assert ask(kept).status_code == 503
 
 
-def test_answers_that_vary_are_told_apart(clock: FakeClock) -> None:
+def test_responses_that_vary_are_stored_apart(clock: FakeClock) -> None:
     app = App(lambda environ: environ["HTTP_ACCEPT_LANGUAGE"].encode(), Vary="Accept-Language")
     kept = stale(app, clock)
     for language in ("de", "en"):
@@ -206,7 +206,7 @@ def test_what_is_changed_is_forgotten(clock: FakeClock, status: int, gone: bool)
     assert ask(kept, "/b").status_code == 200
 
 
-def test_what_requests_are_told_apart_by_takes_room_too(clock: FakeClock) -> None:
+def test_the_selecting_fields_count_toward_the_size(clock: FakeClock) -> None:
     """Else clients who send much in what ``Vary`` names have far more kept than may be."""
     kept = stale(App(b"x", Vary="Accept-Language, X-Other"), clock, max_size=50_000, max_answer=9)
     for number in range(20):
@@ -275,7 +275,7 @@ def test_an_answer_that_was_cut_is_not_kept(clock: FakeClock) -> None:
     assert kept.size == 0
 
 
-def test_an_answer_that_is_shorter_than_it_says_is_not_kept(clock: FakeClock) -> None:
+def test_a_truncated_response_is_not_stored(clock: FakeClock) -> None:
     kept = stale(App(b"good", Content_Length="5"), clock)
     ask(kept)
     assert kept.size == 0
@@ -332,7 +332,7 @@ def test_settings_that_can_not_be(settings: dict[str, Any], words: str) -> None:
         StaleAnswers(App(), **settings)
 
 
-def test_the_answer_to_head_is_kept_for_nobody(clock: FakeClock) -> None:
+def test_a_response_to_head_is_not_stored(clock: FakeClock) -> None:
     """It has no body: whoever asks for that would get an empty one."""
     app = App([], Cache_Control="max-age=60")
     kept = stale(app, clock)
@@ -353,7 +353,7 @@ def test_the_age_that_an_answer_came_with_counts(clock: FakeClock) -> None:
     assert ask(kept).status_code == 503
 
 
-def test_what_was_asked_for_takes_room_too(clock: FakeClock) -> None:
+def test_the_target_counts_toward_the_size(clock: FakeClock) -> None:
     kept = stale(App(), clock)
     ask(kept, "/?q=" + "x" * 3000)
     assert kept.size > 4000

@@ -281,7 +281,7 @@ def test_a_refusal_changes_nothing_so_nothing_has_to_be_written(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("back", [0.001, 5.0, 60.0, 86400.0 * 3650])
-def test_a_clock_set_back_locks_nobody_out_for_longer_than_a_period(kind, back):
+def test_a_clock_set_back_blocks_a_caller_for_at_most_a_period(kind, back):
     algorithm = kind(quota_of(kind, 2, 10))
     longest = algorithm.quota.period * (31 / 30 if kind is SlidingWindow else 1)
     state, now = None, 1e9
@@ -331,7 +331,7 @@ GARBAGE = [
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("state", GARBAGE)
-def test_bytes_of_somebody_else_count_as_none(kind, state):
+def test_foreign_bytes_count_as_none(kind, state):
     algorithm = kind(quota_of(kind, 2, 10))
     new, _, verdict = algorithm.take(state, 1000.0)
     assert verdict[:3] == (True, 2, 1)

@@ -92,7 +92,7 @@ def test_weights_are_shares(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_whoever_comes_and_goes_only_those_there_are_picked(name: str) -> None:
+def test_only_current_members_are_picked(name: str) -> None:
     for seed in range(60):
         chance = random.Random(seed)
         everybody = servers(6)
@@ -329,7 +329,7 @@ def test_failures_that_come_fast_draw_no_requests() -> None:
 
 
 @pytest.mark.parametrize("decay", [0, -1, float("inf"), float("nan")])
-def test_a_time_to_forget_in_that_is_none_is_refused(decay: float) -> None:
+def test_a_decay_that_is_not_above_zero_raises(decay: float) -> None:
     with pytest.raises(ValueError, match="decay is a number of seconds above 0"):
         LeastLatency(random.random, decay=decay)
 
@@ -475,7 +475,7 @@ def test_where_nobody_has_room_the_first_of_those_left_takes_it() -> None:
 
 
 @pytest.mark.parametrize("bound", [1, 0, -1, float("nan"), 1001])
-def test_a_bound_that_is_none_is_refused(bound: float) -> None:
+def test_a_bound_out_of_range_raises(bound: float) -> None:
     with pytest.raises(ValueError, match="bound is above 1 and at most 1000"):
         ConsistentHash(random.random, bound=bound)
 

@@ -144,7 +144,7 @@ def play(
 
 
 @pytest.mark.parametrize("story", STORIES.values(), ids=STORIES)
-def test_the_stories_go_as_they_are_told(
+def test_each_sequence_of_events_leads_to_its_states(
     story: list[tuple[float, str, State, float | None, int]],
 ) -> None:
     verdict = CircuitVerdict()
@@ -178,7 +178,7 @@ def test_the_open_time_doubles_up_to_the_most_and_chance_only_shortens_it(
     assert CircuitRules().open_time(trips, chance) == pytest.approx(seconds)
 
 
-def test_the_most_is_a_minute_or_as_long_as_was_asked_for() -> None:
+def test_the_longest_open_time_defaults_to_a_minute_or_open_for() -> None:
     assert CircuitRules(open_for=5).longest == 60
     assert CircuitRules(open_for=300).longest == 300
     assert CircuitRules(open_for=5, open_at_most=20).longest == 20
@@ -322,7 +322,7 @@ def test_no_bytes_keep_anybody_out_for_longer_than_the_rules_say(raw: bytes) -> 
         struct.pack(">cBQdHHH", b"c", 1, 1, math.inf, 1, 0, 0),
     ],
 )
-def test_bytes_of_somebody_else_are_a_closed_circuit(raw: bytes | None) -> None:
+def test_foreign_bytes_are_a_closed_circuit(raw: bytes | None) -> None:
     assert unpack(raw, 1000.0, RULES) == CircuitVerdict()
 
 

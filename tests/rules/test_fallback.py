@@ -73,7 +73,7 @@ def test_what_is_replaced(rules: FallbackRules, status: int, reason: str, replac
         ("DELETE", "answered", False, False, False),
     ],
 )
-def test_nobody_is_asked_to_do_what_may_be_done(
+def test_an_unsafe_request_that_may_have_been_processed_gets_no_fallback(
     method: str, reason: str, keyed: bool, body_lost: bool, may: bool
 ) -> None:
     assert may_ask_another(method, reason, keyed=keyed, body_lost=body_lost) is may

@@ -63,7 +63,7 @@ def test_a_setting_that_can_not_be_is_refused(settings: dict[str, Any], said: st
         HedgeRules(**settings)
 
 
-def test_nothing_is_said_of_too_few_answers() -> None:
+def test_there_is_no_hedging_delay_before_a_hundred_responses() -> None:
     delays = Delays(0.95)
     for number in range(99):
         delays.add(number / 100)

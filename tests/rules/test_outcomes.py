@@ -27,11 +27,11 @@ from wsgigate.rules.circuit import Outcome, check_failures, outcome_of
         (505, Outcome.OK),
     ],
 )
-def test_what_a_status_tells(status: int, outcome: Outcome) -> None:
+def test_each_status_has_its_outcome(status: int, outcome: Outcome) -> None:
     assert outcome_of(status) is outcome
 
 
-def test_which_are_failures_can_be_said() -> None:
+def test_the_statuses_that_count_as_failures_are_configurable() -> None:
     assert outcome_of(501, check_failures([501])) is Outcome.FAILED
     assert outcome_of(500, check_failures([501])) is Outcome.OK
     assert outcome_of(503, check_failures([])) is Outcome.OK

@@ -116,7 +116,7 @@ def test_requests_that_began_before_do_not_make_it_longer() -> None:
     assert outliers.ejected(30.0) == frozenset()
 
 
-def test_it_says_when_to_ask_again() -> None:
+def test_returns_is_the_end_of_the_next_ejection() -> None:
     outliers = pool(6)
     assert outliers.returns == math.inf
     report(outliers, "a", "-----", 0.0)
@@ -200,7 +200,7 @@ def test_whatever_happens_enough_are_left_and_all_come_back(
         ((1, 1, 1, 1, 1, 1, 0.2, 0.1), {"deviations": 1.0}, ["h", "g"]),
     ],
 )
-def test_who_answers_less_often_than_the_others(
+def test_which_instances_have_a_markedly_lower_success_rate(
     rates: tuple[float, ...], settings: dict[str, Any], low: list[str]
 ) -> None:
     counts = {chr(ord("a") + at): (1000, round(1000 * rate)) for at, rate in enumerate(rates)}

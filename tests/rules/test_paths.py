@@ -50,7 +50,7 @@ def test_every_spelling_that_an_app_may_serve_is_the_path(path, is_login):
         *(f"/log{letter}n".encode().decode("latin-1") for letter in "\u0130\u0131"),
     ],
 )
-def test_the_case_does_not_count_where_that_is_said(path):
+def test_ignore_case_ignores_the_case(path):
     assert PathPatterns(["/Login"], ignore_case=True).find(path) == "/Login"
 
 

@@ -98,7 +98,7 @@ def test_a_quota_out_of_range_is_refused(limit, period, words):
 
 @given(st.integers(1, 10**9), st.integers(1, 10**6))
 @example(100, 900)
-def test_a_quota_says_itself_as_it_is_read(limit, period):
+def test_the_text_of_a_quota_parses_to_the_same_quota(limit, period):
     quota = Quota(limit, period)
     assert Quota.parse(str(quota)) == quota
 
@@ -113,7 +113,7 @@ def test_a_quota_says_itself_as_it_is_read(limit, period):
         (Quota(5, 1209600), "5 per 2 weeks"),
     ],
 )
-def test_a_quota_says_itself_in_the_largest_unit(quota, text):
+def test_the_text_of_a_quota_uses_the_largest_unit(quota, text):
     assert str(quota) == text
 
 

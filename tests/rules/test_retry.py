@@ -181,7 +181,7 @@ def test_whatever_is_known_nothing_that_may_have_been_processed_is_done_twice(
     assert again
 
 
-def test_the_budget_is_asked_last_and_only_when_all_else_is_for_it() -> None:
+def test_the_retry_budget_is_charged_only_if_all_other_conditions_hold() -> None:
     asked = []
 
     def empty() -> bool:
@@ -249,7 +249,7 @@ def test_retry_after_is_read(text: str, seconds: float | None) -> None:
 
 
 @given(st.text(max_size=40))
-def test_no_retry_after_does_any_harm(text: str) -> None:
+def test_no_retry_after_value_raises(text: str) -> None:
     seconds = read_retry_after(text, 1_700_000_000.0)
     assert seconds is None or seconds >= 0
 

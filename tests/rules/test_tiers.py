@@ -74,7 +74,7 @@ def one(*places: int, panic: bool = False, tier: int = 0) -> tuple[Level, ...]:
         ((WELL, ILL, ILL, ILL, ILL_SPARE), 0.5, one(0, 1, 2, 3, panic=True)),
     ],
 )
-def test_who_takes_requests(
+def test_which_tiers_get_which_share_of_the_requests(
     standings: tuple[InstanceState, ...], panic: float, found: tuple[Level, ...]
 ) -> None:
     levels = available(standings, panic)
@@ -189,7 +189,7 @@ def test_one_key_stays_in_one_tier() -> None:
     assert 70 < sum(home == {A.name} for home in homes.values()) < 130
 
 
-def test_what_all_of_a_tier_have_failed_goes_to_one_that_stands_by() -> None:
+def test_a_request_that_failed_on_all_of_a_tier_goes_to_the_standby_tier() -> None:
     policy = tiers()
     policy.set_members([(0, 1.0, [A, B]), (1, 0.0, [C]), (2, 0.0, [D])])
     assert set(picked(policy, 50, avoid=[A])) == {B.name}
@@ -206,7 +206,7 @@ def test_what_one_of_a_tier_has_failed_stays_in_that_tier() -> None:
     assert policy.pick(None, [A, C, D], 0.0) in (C, D)
 
 
-def test_each_tier_knows_who_drains() -> None:
+def test_a_draining_instance_keeps_its_measured_latency() -> None:
     policy = tiers(LeastLatency)
     policy.set_members([(0, 1.0, [A, B])])
     policy.answered(A, 9.0, 100.0)

@@ -25,7 +25,7 @@ MINUTE = SlidingWindow(Quota(3, 60))
 MONTH = CalendarWindow(Quota(4, calendar="month"))
 
 
-def test_one_refusal_and_none_is_charged():
+def test_if_one_quota_rejects_none_is_charged():
     together = CombinedAlgorithm([SECOND, MINUTE, MONTH])
     state, ttl, verdicts = together.take(None, NOW)
     assert [verdict[:3] for verdict in verdicts] == [(True, 2, 1), (True, 3, 2), (True, 4, 3)]
@@ -122,7 +122,7 @@ def test_a_value_cut_short_holds_as_far_as_it_goes():
 
 @PATIENT
 @given(st.binary(max_size=120) | st.binary(max_size=120).map(lambda rest: b"t" + rest))
-def test_bytes_of_somebody_else_count_as_none(state):
+def test_foreign_bytes_count_as_none(state):
     verdicts = CombinedAlgorithm([SECOND, MINUTE, MONTH]).take(state, NOW)[2]
     assert [verdict.remaining for verdict in verdicts] == [1, 2, 3]
 

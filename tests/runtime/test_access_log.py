@@ -95,7 +95,7 @@ def test_the_status_is_coloured_by_its_class(status, colour):
 
 
 @pytest.mark.parametrize("status", ["", "2O0", "²00", "20", "099 X", "abc"])
-def test_a_status_that_is_none(status):
+def test_a_malformed_status_is_logged_as_none(status):
     assert json.loads(JsonLines().line(PLAIN._replace(status=status)))["status"] is None
     assert b" --- " in TextLines(colour=True).line(PLAIN._replace(status=status))
 

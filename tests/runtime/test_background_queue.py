@@ -102,7 +102,7 @@ def test_closing_drops_what_waits_and_ends_the_threads() -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), SystemExit(1)])
-def test_work_that_fails_is_told_and_the_next_is_done(
+def test_a_failing_call_is_logged_and_the_next_one_runs(
     error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     """``sys.exit()`` in an app that a request is mirrored to took the thread with it, unseen."""

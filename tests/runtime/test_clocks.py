@@ -119,7 +119,7 @@ def test_denials() -> None:
         assert status(app, Authorization=f"Bearer {token}") == 401
 
 
-def test_what_is_waited_for_never_stands_still() -> None:
+def test_the_real_clock_goes_on_while_time_is_frozen() -> None:
     with freeze_time(NOON):
         began = clocks.real()
         assert began != time.monotonic()

@@ -10,7 +10,7 @@ import sys
 from wsgigate.runtime import fork
 
 
-def test_a_child_knows_that_it_is_another_process() -> None:
+def test_the_process_id_changes_in_a_forked_child() -> None:
     ours, theirs = os.pipe()
     child = os.fork()
     if child == 0:
@@ -23,7 +23,7 @@ def test_a_child_knows_that_it_is_another_process() -> None:
     os.close(theirs)
 
 
-def test_of_the_processors_those_count_that_may_be_used() -> None:
+def test_only_processors_that_the_process_may_use_are_counted() -> None:
     usable = os.sched_getaffinity(0)
     assert fork.processors() == len(usable)
     os.sched_setaffinity(0, {min(usable)})
@@ -33,7 +33,7 @@ def test_of_the_processors_those_count_that_may_be_used() -> None:
         os.sched_setaffinity(0, usable)
 
 
-def test_what_is_loaded_is_looked_at_no_more() -> None:
+def test_settled_objects_are_not_garbage_collected() -> None:
     loaded = [[] for _ in range(100)]
     fork.settle()
     try:
@@ -82,7 +82,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-def test_a_fork_that_python_is_not_told_of_is_noticed() -> None:
+def test_a_fork_without_pythons_hooks_is_noticed() -> None:
     """uWSGI forks so, and calls a hook of its own then."""
     done = subprocess.run([sys.executable, "-c", UWSGI], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr

@@ -190,7 +190,7 @@ def test_closed_is_not_the_end():
     assert not stream.closed
 
 
-def test_a_sink_that_nobody_has_any_more_leaves_no_thread():
+def test_a_collected_sink_leaves_no_thread():
     before = writers()
     sink = sink_of(Stream())
     sink.put(RECORD)

@@ -44,7 +44,7 @@ def test_one_that_has_ended_by_itself_is_started_again() -> None:
     thread.stop(10)
 
 
-def test_stopping_waits_for_nobody_who_hangs() -> None:
+def test_stopping_a_thread_that_hangs_ends_after_the_timeout() -> None:
     go_on = threading.Event()
     thread = made(lambda stopping: until_told(go_on))
     thread.start()
@@ -53,7 +53,7 @@ def test_stopping_waits_for_nobody_who_hangs() -> None:
     go_on.set()
 
 
-def test_several_are_told_to_end_before_any_is_waited_for() -> None:
+def test_several_threads_are_signalled_before_any_is_joined() -> None:
     told = threading.Barrier(2)
 
     def run(stopping: threading.Event) -> None:
@@ -70,7 +70,9 @@ def test_several_are_told_to_end_before_any_is_waited_for() -> None:
     assert not told.broken
 
 
-def test_what_can_not_be_started_is_started_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_cannot_be_started_is_started_by_the_next_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -84,7 +86,7 @@ def test_what_can_not_be_started_is_started_the_next_time(monkeypatch: pytest.Mo
     thread.stop(10)
 
 
-def test_a_forked_process_has_one_of_its_own_whatever_its_parent_held() -> None:
+def test_a_forked_child_starts_its_own_thread_whatever_locks_its_parent_held() -> None:
     begun: list[int] = []
     thread = made(until_told, lambda: begun.append(os.getpid()))
     thread.start()

@@ -36,7 +36,7 @@ def test_a_subject_that_flaps_is_bounded_and_its_last_change_is_logged_in_the_en
     assert told(caplog)[5:] == ["a is 9"]
 
 
-def test_the_next_line_tells_how_many_were_left_out(
+def test_the_next_line_counts_the_suppressed_ones(
     clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -57,7 +57,7 @@ def test_subjects_that_come_and_go_are_forgotten(clock: FakeClock) -> None:
     LOG.setLevel(logging.NOTSET)
 
 
-def test_trouble_is_logged_when_it_begins_each_minute_and_when_it_is_over(
+def test_a_failure_is_logged_at_its_beginning_each_minute_and_at_its_end(
     clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     trouble = FailureLog(LOG, "%s answers again after %.0f s", "it", clock=clock)

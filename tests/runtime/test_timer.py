@@ -96,7 +96,7 @@ def test_an_alarm_that_fails_stops_no_other(caplog: pytest.LogCaptureFixture) ->
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_what_is_due_waits_for_a_thread_where_none_is_to_be_had(
+def test_due_calls_wait_until_a_thread_can_be_started(
     threadless: Callable[[], AbstractContextManager[None]],
 ) -> None:
     """One that could not be started counted as one that ran, and no scheduled call ran any more."""
