@@ -123,7 +123,7 @@ COVERED: dict[str, list[str]] = {
         f"{HEALTH}::test_nor_when_it_leads_again_by_the_time_its_check_ends",
     ],
     # the control plane
-    "I01": ["config/test_build.py::test_without_an_admin_table_there_are_none"],
+    "I01": ["config/test_build.py::test_there_are_no_admin_endpoints_without_an_admin_table"],
     "I02": [f"{ENDPOINTS}::test_the_endpoints_are_below_their_prefix_and_nowhere_else"],
     "I05": [
         f"{DENIAL}::test_no_page_of_another_site_may",
