@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import io
 import os
+import pickle
 import runpy
 import shlex
 import subprocess
@@ -131,6 +132,7 @@ def test_a_file_describes_a_gateway_and_gives_no_warnings(name: str, folder: Pat
         return
     reading.errors.raise_any(name)
     assert reading.warnings == []
+    assert pickle.loads(pickle.dumps(reading.config)) == reading.config  # for a spawned worker
     build(reading.config, path=name).close()
 
 

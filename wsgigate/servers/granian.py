@@ -18,7 +18,8 @@ granian is the fastest server for a gateway. Its limitations in comparison with 
 Theory of operation: signals
 ----------------------------
 
-granian forks a worker, and installs the worker's signal handlers once its app is loaded. Two rules
+granian forks a worker (from Python 3.14 on, and on macOS, it spawns one with a pickled
+configuration), and installs the worker's signal handlers once its app is loaded. Two rules
 keep a SIGTERM from being lost, which would keep the server waiting until it kills the worker, 30 s
 later:
 
