@@ -11,8 +11,9 @@ import pytest
 import requests
 
 from wsgigate.client.destinations import Destinations
-from wsgigate.client.dial import Contexts, dialer
+from wsgigate.client.dial import dialer
 from wsgigate.client.response_reader import NotConnected
+from wsgigate.runtime.tls import Contexts
 from wsgigate.testing.clock import FakeClock
 
 KIND = (socket.AF_INET, socket.SOCK_STREAM, 6, "")

@@ -13,7 +13,7 @@ import requests
 
 from tests.support.waiting import Turns
 from wsgigate.client.connections import Connection, ConnectionPool, Limits
-from wsgigate.client.http11 import Deadline, Upload, exchange
+from wsgigate.client.http11 import Deadline, Upload, send_request
 from wsgigate.client.response import RawResponse
 from wsgigate.client.response_reader import (
     BLOCK,
@@ -93,7 +93,7 @@ def test_an_answer_before_the_body_is_sent_ends_the_sending(pairs: Pairs) -> Non
     """G39: with its first block already."""
     connection, reader = connection_of(pairs), ResponseReader("POST")
     pairs.theirs[0].sendall(ANSWER)
-    exchange(connection, HEAD, upload(b"x" * BLOCK), reader, plenty())
+    send_request(connection, HEAD, upload(b"x" * BLOCK), reader, plenty())
     assert (reader.status, reader.complete, reader.keep) == (413, True, False)
     connection.close()
     sent = b""
@@ -114,7 +114,7 @@ def test_an_answer_between_two_blocks_ends_the_sending(pairs: Pairs) -> None:
                 pairs.theirs[0].sendall(ANSWER)
             yield b"x" * 10
 
-    exchange(connection, HEAD, Upload(blocks(), 90), reader, plenty())
+    send_request(connection, HEAD, Upload(blocks(), 90), reader, plenty())
     assert (reader.status, reader.complete, reader.keep) == (413, True, False)
     assert asked == [0, 1, 2]
 
@@ -126,7 +126,7 @@ def test_an_instance_that_hangs_up_has_maybe_answered(small: bool, pairs: Pairs)
     pairs.theirs[0].sendall(ANSWER)
     pairs.theirs[0].shutdown(socket.SHUT_RD)
     body = b"x" * (10 if small else BLOCK)
-    exchange(connection, HEAD, upload(body), reader, plenty())
+    send_request(connection, HEAD, upload(body), reader, plenty())
     assert (reader.status, reader.complete, reader.keep) == (413, True, False)
 
 
@@ -142,7 +142,7 @@ def test_an_answer_that_ends_in_its_head_is_told_from_none(large: bool, pairs: P
         pairs.theirs[-1].shutdown(socket.SHUT_WR)
         body = upload(b"x" * BLOCK) if large else None
         with pytest.raises(error, match=text):
-            exchange(connection, HEAD, body, reader, plenty())
+            send_request(connection, HEAD, body, reader, plenty())
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -152,7 +152,7 @@ def test_each_step_of_an_exchange_has_its_time(large: bool, pairs: Pairs) -> Non
     connection.set_timeout(60.0)
     body = upload(*[b"x" * BLOCK] * 40) if large else None
     with pytest.raises(requests.ReadTimeout):
-        exchange(
+        send_request(
             connection, HEAD, body, ResponseReader("POST"), Deadline(0.05, 0.1, 0.0, FakeClock(0.0))
         )
 
@@ -167,7 +167,7 @@ def test_a_connection_that_sent_a_large_body_is_good_for_another_request(pairs: 
 
     thread = threading.Thread(target=instance)
     thread.start()
-    exchange(connection, HEAD, upload(b"x" * BLOCK), reader, plenty())
+    send_request(connection, HEAD, upload(b"x" * BLOCK), reader, plenty())
     thread.join()
     RawResponse(connection, reader, 5.0)
     assert pool.idle_connections == 1

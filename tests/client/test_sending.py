@@ -16,9 +16,10 @@ from requests.exceptions import InvalidHeader, InvalidURL
 
 from wsgigate.client.adapter import Adapter, Sessions, Timeout, gateway_session
 from wsgigate.client.connections import Connection, ConnectionPool
-from wsgigate.client.dial import Contexts, dialer
+from wsgigate.client.dial import dialer
 from wsgigate.client.http11 import Fields, Upload, request_head, upload_of
 from wsgigate.client.response_reader import BrokenResponse, NotConnected
+from wsgigate.runtime.tls import Contexts
 from wsgigate.testing.backend import Backend, Received, reply
 from wsgigate.testing.clock import FakeClock
 

@@ -13,20 +13,21 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-import requests
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from tests.support.certificates import Authority
-from wsgigate.client.dial import Contexts, dialer
+from wsgigate.client.dial import dialer
 from wsgigate.discovery import Instance
 from wsgigate.discovery.sources import SourceError
 from wsgigate.discovery.sources.http import ApiClient
 from wsgigate.proxy.health_probe import Prober, TlsPolicy
-from wsgigate.proxy.urllib3_adapter import UrllibAdapter
-from wsgigate.registration.client import DeadlineAdapter
-from wsgigate.rules.health import CheckResult, HealthCheck
+from wsgigate.registration.client import RegistryClient
+from wsgigate.registration.entry import Entry
+from wsgigate.rules.health import HealthCheck, CheckResult
+from wsgigate.rules.registration import Step, Wanted
+from wsgigate.runtime.tls import Contexts
 from wsgigate.store.redis_connections import _TLSConnection
 from wsgigate.testing.backend import Backend
 
@@ -135,16 +136,12 @@ def _proxy(port: int, authorities: str) -> None:
     dial(time.monotonic() + 10).close()
 
 
-def _urllib3(port: int, authorities: str) -> None:
-    with requests.Session() as session:
-        session.mount("https://", UrllibAdapter())
-        session.get(f"https://127.0.0.1:{port}", verify=authorities, timeout=10)
-
-
 def _registration(port: int, authorities: str) -> None:
-    with requests.Session() as session:
-        session.mount("https://", DeadlineAdapter(authorities))
-        session.get(f"https://127.0.0.1:{port}", timeout=10)
+    entry = Entry(service="users", port=3001, host="10.0.0.5")
+    client = RegistryClient([f"https://127.0.0.1:{port}"], entry, verify=authorities)
+    answer = client.ask(Step.HEARTBEAT, Wanted.UP, 0)
+    if answer.status != 200:
+        raise ssl.SSLError(answer.why)
 
 
 def _discovery(port: int, authorities: str) -> None:
@@ -170,7 +167,6 @@ def _redis(port: int, authorities: str) -> None:
 
 WAYS = {
     "the proxy": _proxy,
-    "urllib3": _urllib3,
     "health checks": _health,
     "discovery": _discovery,
     "registration": _registration,

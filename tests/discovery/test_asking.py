@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,7 @@ def test_one_that_sends_bit_by_bit_is_given_up_too(
     ended = threading.Event()
 
     def drip(connection: socket.socket, _request: object) -> bool:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
         while not ended.wait(0.01):
             try:
                 connection.sendall(b"H")
@@ -93,19 +95,19 @@ def test_lines_come_as_they_are_sent_and_have_an_end(
     monkeypatch.setattr(http, "_MOST_LINE", 10)
     body = b"one\n" + b"two\n" + b"x" * 20
     backend.answers = [reply(body)]
-    with ApiClient(backend.url).lines("/", NEVER) as (status, lines):
-        assert status == 200
+    with closing(ApiClient(backend.url).lines("/", NEVER)) as lines:
+        assert lines.status == 200
         assert [lines.next(5), lines.next(5)] == [b"one\n", b"two\n"]
         with pytest.raises(SourceError, match="too long"):
             lines.next(5)
     backend.answers = [reply(b"one\n")]
-    with ApiClient(backend.url).lines("/", NEVER) as (_, lines):
+    with closing(ApiClient(backend.url).lines("/", NEVER)) as lines:
         assert [lines.next(5), lines.next(5)] == [b"one\n", None]
 
 
 def test_a_line_that_does_not_come_is_waited_for_no_longer_than_said(backend: Backend) -> None:
     backend.answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\none\n"]
-    with ApiClient(backend.url).lines("/", NEVER) as (_, lines):
+    with closing(ApiClient(backend.url).lines("/", NEVER)) as lines:
         assert lines.next(5) == b"one\n"
         with pytest.raises(SourceError, match="in time"):
             lines.next(0.05)

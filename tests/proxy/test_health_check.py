@@ -22,10 +22,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from wsgigate.client.dial import Check, Verify
+from wsgigate.client.dial import Check
+from wsgigate.client.exchange import Steps
 from wsgigate.discovery import Instance
-from wsgigate.proxy.health_probe import Prober, Steps, TlsPolicy, steps
-from wsgigate.rules.health import CheckResult, HealthCheck
+from wsgigate.proxy.health_probe import Prober, TlsPolicy, steps
+from wsgigate.rules.health import HealthCheck, CheckResult
+from wsgigate.runtime.tls import Verify
 from wsgigate.testing.backend import Answer, Backend, Received, cut, reply
 
 CHECK = HealthCheck("/health?deep=1", timeout=5.0)
@@ -545,7 +547,7 @@ def test_a_good_answer_may_have_to_contain_something(body: bytes, ok: bool) -> N
     assert outcome.error == ("" if ok else "Unexpected content")
 
 
-def drive(going: Steps, addresses: list[Any]) -> None:
+def drive(going: Steps[CheckResult], addresses: list[Any]) -> None:
     """Go through all the steps, waiting for what each of them waits for."""
     wait = going.send(addresses)
     with selectors.DefaultSelector() as selector:

@@ -143,10 +143,10 @@ def test_an_id_is_made_of_any_address() -> None:
             reply(status="302 Found", fields=[("Location", "http://127.0.0.1:1/")]),
             RegistryResponse(302, why="status 302"),
         ),
-        (cut(b""), RegistryResponse(None, why="no connection")),
+        (cut(b""), RegistryResponse(None, why="its answer is not valid HTTP")),
         (
             cut(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"),
-            RegistryResponse(None, why="malformed response (ProtocolError)"),
+            RegistryResponse(None, why="its answer is not valid HTTP"),
         ),
     ],
 )
@@ -169,7 +169,7 @@ def test_nobody_there_is_an_answer_too() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     client = RegistryClient([f"http://127.0.0.1:{port}"], ENTRY, TOKEN)
-    assert client.ask(Step.REGISTER, Wanted.UP, 0) == RegistryResponse(None, why="no connection")
+    assert client.ask(Step.REGISTER, Wanted.UP, 0) == RegistryResponse(None, why="the connection was refused")
 
 
 def test_a_registry_without_an_address_is_one_that_does_not_answer() -> None:

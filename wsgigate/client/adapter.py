@@ -5,7 +5,7 @@ Theory of operation. One request passes through these modules, in this order:
 1. ``http11.upload_of`` reads the first block of the request body, before anything is reserved, so
    that a slow client occupies no connection.
 2. ``connections.ConnectionPool`` lends one connection, idle or new (``dial``).
-3. ``http11.exchange`` writes the head and the body and feeds received bytes to a
+3. ``http11.send_request`` writes the head and the body and feeds received bytes to a
    ``response_reader.ResponseReader`` until the final head is complete.
 4. ``response.RawResponse`` streams the body and returns the connection to its pool.
 
@@ -42,12 +42,13 @@ import requests
 from requests.adapters import BaseAdapter
 
 from wsgigate.client.connections import ConnectionPool, Limits
-from wsgigate.client.dial import Cert, Check, Contexts, Verify, dialer
-from wsgigate.client.http11 import Deadline, exchange, request_head, upload_of
+from wsgigate.client.dial import Check, dialer
+from wsgigate.client.http11 import Deadline, request_head, send_request, upload_of
 from wsgigate.client.response import LazyResponse, RawResponse
 from wsgigate.client.response_reader import ResponseReader
 from wsgigate.rules.pace import Pace, PaceRules, is_stream
 from wsgigate.runtime import fork
+from wsgigate.runtime.tls import Cert, Contexts, Verify
 
 __all__ = ["Adapter", "Sessions", "Timeout", "gateway_session"]
 
@@ -162,7 +163,7 @@ class Adapter(BaseAdapter):
                 connection.on_socket = on_socket
                 on_socket(connection.sock)
             try:
-                exchange(connection, head, upload, reader, deadline)
+                send_request(connection, head, upload, reader, deadline)
                 break
             except requests.Timeout:
                 connection.close()

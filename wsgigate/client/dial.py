@@ -21,17 +21,14 @@ from urllib.parse import unquote, urlsplit
 import requests
 
 from wsgigate.client.response_reader import NotConnected, TlsFailed
-from wsgigate.client.tls import Cert, Contexts, Verify
+from wsgigate.runtime.tls import Cert, Contexts, Verify
 
 __all__ = [
     "Address",
-    "Cert",
     "Check",
-    "Contexts",
     "Dial",
     "OnSocket",
     "Resolver",
-    "Verify",
     "check_target",
     "dialer",
     "literal",

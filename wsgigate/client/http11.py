@@ -19,7 +19,7 @@ import http.client
 import re
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import requests
@@ -29,7 +29,15 @@ from wsgigate.client.connections import Connection
 from wsgigate.client.dial import OnSocket
 from wsgigate.client.response_reader import BLOCK, ResponseReader
 
-__all__ = ["Deadline", "Fields", "Upload", "exchange", "request_head", "upload_of"]
+__all__ = [
+    "Deadline",
+    "Fields",
+    "Upload",
+    "head_bytes",
+    "request_head",
+    "send_request",
+    "upload_of",
+]
 
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -74,8 +82,7 @@ class Fields(dict[str, str]):
 def request_head(request: requests.PreparedRequest, upload: Upload | None, origin: str) -> bytes:
     """Return the bytes of the request head, with target and fields unchanged.
 
-    :raises ValueError: The method, the target or a field is malformed, so that an instance could
-        read another request than was meant.
+    :raises ValueError: See :func:`head_bytes`.
     """
     fields: Any = request.headers
     method = request.method or "GET"
@@ -92,6 +99,15 @@ def request_head(request: requests.PreparedRequest, upload: Upload | None, origi
             fields = {"Host": "localhost" if scheme == "http+unix" else host, **fields}
     if upload is not None and upload.field is not None:
         fields = {**fields, upload.field[0]: upload.field[1]}
+    return head_bytes(method, target, fields)
+
+
+def head_bytes(method: str, target: str, fields: Mapping[str, str]) -> bytes:
+    """Return the bytes of a request head.
+
+    :raises ValueError: The method, the target or a field is malformed, so that an instance could
+        read another request than was meant.
+    """
     lines = [f"{method} {target} HTTP/1.1", *map(": ".join, fields.items()), "\r\n"]
     text = "\r\n".join(lines)
     ends = len(lines)  # exactly the line ends written here; more would come from a value
@@ -257,7 +273,7 @@ class Deadline:
         self.until = self._clock() + self._total
 
 
-def exchange(
+def send_request(
     connection: Connection,
     head: bytes,
     upload: Upload | None,

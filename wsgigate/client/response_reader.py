@@ -37,6 +37,7 @@ __all__ = [
     "MOST_FIELDS",
     "MOST_HEAD_BYTES",
     "BrokenResponse",
+    "CutResponse",
     "NotConnected",
     "PoolFull",
     "ResponseReader",
@@ -66,6 +67,10 @@ class SlowResponse(requests.ReadTimeout):
 
 class BrokenResponse(requests.ConnectionError):
     """The instance sent an invalid or incomplete response."""
+
+
+class CutResponse(BrokenResponse):
+    """The instance closed the connection in the middle of a response body."""
 
 
 BLOCK = 65536
@@ -209,7 +214,7 @@ class ResponseReader:
         if self.error is not None:
             raise self.error
         if self._chunked or self._left:
-            raise BrokenResponse("the response was cut short")
+            raise CutResponse("the response was cut short")
         self.complete = True
 
     def _read_head(self, head: bytes) -> None:

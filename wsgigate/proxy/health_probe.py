@@ -1,12 +1,8 @@
 """Health probes: many concurrent checks in one thread, without blocking.
 
-Theory of operation. Each check is a generator (:data:`Steps`) that yields the event it waits for.
-One thread per process selects over all sockets and deadlines and resumes the checks. So a check
-that hangs costs a socket, not a thread.
-
-A probed instance may be broken or hostile: it may redirect to an address that only the gateway can
-reach, send without end, or send one byte per second. So redirects are not followed, at most 64 KiB
-are read, and the deadline covers the whole check, not each read.
+Theory of operation. Each check is an :class:`.Exchange`, a generator that yields the event it waits
+for. One thread per process selects over all sockets and deadlines and resumes the checks. So a
+check that hangs costs a socket, not a thread. At most 64 KiB of a response are read.
 
 An error of this machine, such as too many open files, is raised rather than counted: it would
 otherwise mark all instances as unhealthy at once.
@@ -14,6 +10,7 @@ otherwise mark all instances as unhealthy at once.
 
 from __future__ import annotations
 
+import http.client
 import logging
 import re
 import selectors
@@ -22,7 +19,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from errno import (
     EADDRNOTAVAIL,
     EHOSTUNREACH,
@@ -35,50 +32,25 @@ from errno import (
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
-from selectors import EVENT_READ, EVENT_WRITE
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from wsgigate.client.dial import Address, Check, Contexts, Resolver, Verify, check_target, literal
-from wsgigate.client.response_reader import BrokenResponse, ResponseReader
+from wsgigate.client.dial import Check, Resolver, literal
+from wsgigate.client.exchange import Exchange, Steps, Wait
+from wsgigate.client.http11 import head_bytes
+from wsgigate.client.response_reader import BrokenResponse, CutResponse
 from wsgigate.discovery import Instance, host_and_port
 from wsgigate.discovery.health_results import Found
 from wsgigate.rules.health import MOST_BODY, CheckResult, HealthCheck, judge
 from wsgigate.runtime import fork
+from wsgigate.runtime.tls import Contexts, Verify
 
-__all__ = ["Prober", "Steps", "TlsPolicy", "Wait", "steps"]
-
-_BLOCK = 65_536
-
-_BUSY_PAUSE = 0.02
+__all__ = ["Prober", "TlsPolicy", "steps"]
 
 _LOCAL_ERRORS = frozenset({EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL})
 """Errors of this machine, which say nothing about the instance."""
 
 _RESPONSE_TIME = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,30}[\x21-\x7e])?")
-
-
-class Wait(NamedTuple):
-    """The event that a check waits for.
-
-    :ivar sock: The socket; ``None`` for an event without one, such as the result of a lookup.
-    :ivar events: ``EVENT_READ``, ``EVENT_WRITE``, or 0.
-    :ivar until: The time at which a :exc:`TimeoutError` is thrown into the check.
-    """
-
-    sock: socket.socket | None
-    events: int
-    until: float
-
-
-Steps: TypeAlias = Generator[Wait, Any, CheckResult]
-"""A check: yields a :class:`Wait`, is resumed when the event occurs, and returns the outcome. The
-first :class:`Wait` receives the addresses of the instance, or the error of their lookup. It raises
-errors of this machine only; errors of the instance are its outcome."""
-
-
-class _Incomplete(Exception):
-    """The connection was closed before the response was complete."""
 
 
 def steps(
@@ -88,8 +60,11 @@ def steps(
     tls: ssl.SSLContext | None,
     clock: Callable[[], float],
     allowed: Check | None = None,
-) -> Steps:
+) -> Steps[CheckResult]:
     """Return the steps of one check.
+
+    The first :class:`.Wait` receives the addresses of the instance, or the error of their lookup.
+    An error of this machine is raised; an error of the instance is the outcome.
 
     :param host: The name that the certificate must have.
     :param tls: The TLS context; ``None`` for no TLS.
@@ -98,23 +73,19 @@ def steps(
         reject.
     """
     started = clock()
-    deadline = started + check.timeout
-    reader = ResponseReader(check.method)
-    sock: socket.socket | None = None
+    exchange = Exchange(check.method, started + check.timeout, check=allowed, clock=clock)
+    reader = exchange.reader
     try:
-        addresses = yield Wait(None, 0, deadline)
-        sock = yield from _connect(addresses, deadline, clock, allowed)
-        if tls is not None and check.path is not None:
-            sock = tls.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
-            yield from _ready(sock, sock.do_handshake, EVENT_READ, deadline)
-        took = f"{(clock() - started) * 1000:.2f}ms"
+        addresses = yield Wait(None, 0, exchange.deadline)
+        yield from exchange.connect(addresses)
         if check.path is None:
-            return CheckResult(True, None, took)
-        yield from _send(sock, _request(instance, check, tls is not None), deadline)
-        while not reader.feed_head((yield from _receive(sock, reader, deadline))):
-            pass
+            return CheckResult(True, None, f"{(clock() - started) * 1000:.2f}ms")
+        if tls is not None:
+            yield from exchange.handshake(tls, host)
+        yield from exchange.send(_request(instance, check, tls is not None))
+        yield from exchange.read_head()
         took = _reported_time(reader.fields) or f"{(clock() - started) * 1000:.2f}ms"
-        body = yield from _body(sock, reader, deadline)
+        body = yield from exchange.read_body(MOST_BODY)
         return judge(check, reader.status, took, body)
     except Exception as problem:  # any error caused by the instance is an unhealthy outcome
         if isinstance(problem, OSError) and problem.errno in _LOCAL_ERRORS:
@@ -122,8 +93,7 @@ def steps(
         status = reader.status if reader.status >= 200 else None
         return CheckResult(False, status, error=_describe(problem))
     finally:
-        if sock is not None:
-            sock.close()
+        exchange.close()
 
 
 def _request(instance: Instance, check: HealthCheck, secure: bool) -> bytes:
@@ -139,8 +109,7 @@ def _request(instance: Instance, check: HealthCheck, secure: bool) -> bytes:
     if check.method in ("POST", "PUT", "PATCH"):
         fields["Content-Length"] = "0"
     fields["Connection"] = "close"
-    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    return f"{check.method} {check.path} HTTP/1.1\r\n{head}\r\n".encode("latin-1")
+    return head_bytes(check.method, check.path or "/", fields)
 
 
 def _authority(instance: Instance, check: HealthCheck, secure: bool) -> str:
@@ -153,108 +122,6 @@ def _authority(instance: Instance, check: HealthCheck, secure: bool) -> str:
     return host_and_port(
         f"{f'[{host}]' if ':' in host else host}:{port}", "https" if secure else "http"
     )
-
-
-def _connect(
-    addresses: Sequence[Address],
-    deadline: float,
-    clock: Callable[[], float],
-    allowed: Check | None,
-) -> Generator[Wait, Any, socket.socket]:
-    """Connect to the first address that accepts; each gets an equal share of the time left."""
-    failure: OSError = OSError("the host has no address")
-    for number, (family, address) in enumerate(addresses):
-        now = clock()
-        until = now + (deadline - now) / (len(addresses) - number)
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            if allowed is not None and family != socket.AF_UNIX:
-                check_target(allowed, address)
-            sock.setblocking(False)
-            while True:
-                try:
-                    sock.connect(address)
-                except BlockingIOError:
-                    if family != socket.AF_UNIX:
-                        yield Wait(sock, EVENT_WRITE, until)
-                        _raise_any(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
-                    elif clock() >= until:
-                        raise TimeoutError from None
-                    else:  # the listen queue is full; no event signals a free slot
-                        yield from _pause(clock() + _BUSY_PAUSE)
-                        continue
-                return sock
-        except OSError as error:
-            failure = error
-            sock.close()
-        except BaseException:
-            sock.close()
-            raise
-    raise failure
-
-
-def _raise_any(code: int) -> None:
-    if code:
-        raise OSError(code, "not connected")  # Python picks the subclass by the code
-
-
-def _pause(until: float) -> Generator[Wait, Any, None]:
-    try:
-        yield Wait(None, 0, until)
-    except TimeoutError:
-        pass
-
-
-def _ready(
-    sock: socket.socket, act: Callable[[], Any], events: int, deadline: float
-) -> Generator[Wait, Any, Any]:
-    """Return the result of *act* once it does not block; TLS may read in order to write."""
-    while True:
-        try:
-            return act()
-        except ssl.SSLWantReadError:
-            yield Wait(sock, EVENT_READ, deadline)
-        except ssl.SSLWantWriteError:
-            yield Wait(sock, EVENT_WRITE, deadline)
-        except BlockingIOError:
-            yield Wait(sock, events, deadline)
-
-
-def _send(sock: socket.socket, data: bytes, deadline: float) -> Generator[Wait, Any, None]:
-    while data:
-        sent = yield from _ready(sock, partial(sock.send, data), EVENT_WRITE, deadline)
-        data = data[sent:]
-
-
-def _receive(
-    sock: socket.socket, reader: ResponseReader, deadline: float
-) -> Generator[Wait, Any, bytes]:
-    """Return received bytes; a close before the end of the head is an error."""
-    data: bytes = yield from _ready(sock, partial(sock.recv, _BLOCK), EVENT_READ, deadline)
-    if not data and reader.status < 200:
-        if reader.begun:
-            reader.feed_end()  # raises
-        raise _Incomplete("Connection closed")
-    return data
-
-
-def _body(
-    sock: socket.socket, reader: ResponseReader, deadline: float
-) -> Generator[Wait, Any, bytes]:
-    """Return the body, at most ``MOST_BODY`` bytes; an incomplete body is an error."""
-    body = reader.body
-    while not reader.complete and len(body) < MOST_BODY:
-        if reader.error is not None:
-            raise reader.error
-        data = yield from _receive(sock, reader, deadline)
-        if data:
-            body += reader.feed_body(data)
-            continue
-        try:
-            reader.feed_end()
-        except BrokenResponse:
-            raise _Incomplete("Incomplete response") from None
-    return body[:MOST_BODY]
 
 
 def _reported_time(fields: Sequence[tuple[str, str]]) -> str:
@@ -273,8 +140,10 @@ _DESCRIPTIONS: tuple[tuple[str, type[BaseException]], ...] = (
     ("Connection refused", ConnectionRefusedError),
     ("Connection refused", FileNotFoundError),
     ("Address not allowed", PermissionError),
+    ("Connection closed", http.client.RemoteDisconnected),
     ("Connection reset", ConnectionResetError),
     ("Connection reset", BrokenPipeError),
+    ("Incomplete response", CutResponse),
     ("Bad response", BrokenResponse),
     ("Host not found", UnicodeError),
 )
@@ -282,8 +151,6 @@ _DESCRIPTIONS: tuple[tuple[str, type[BaseException]], ...] = (
 
 def _describe(error: Exception) -> str:
     """Return a description of *error* without host names, addresses or stack traces."""
-    if isinstance(error, _Incomplete):
-        return str(error)
     if isinstance(error, OSError) and error.errno in (EHOSTUNREACH, ENETUNREACH):
         return "Host unreachable"
     for description, kind in _DESCRIPTIONS:
@@ -304,7 +171,7 @@ class _RunningCheck:
 
     __slots__ = ("found", "steps", "until", "watched")
 
-    def __init__(self, steps: Steps, found: Found) -> None:
+    def __init__(self, steps: Steps[CheckResult], found: Found) -> None:
         self.steps = steps
         self.found = found
         self.until = 0.0
@@ -349,12 +216,7 @@ class Prober:
         self._clock = clock
         for policy in self._policies.values():
             if isinstance(policy.verify, str):
-                try:
-                    self._contexts.get(policy.verify, None)
-                except OSError as error:
-                    raise ValueError(
-                        f"verify: cannot load CA certificates from {policy.verify!r}: {error}"
-                    ) from error
+                self._contexts.load(policy.verify)
         self._thread: _ProbeThread | None = None
         fork.renew_at_fork(self)
 
@@ -375,7 +237,7 @@ class Prober:
         policy = self._policies.get(service, _PLAIN)
         unix = instance.scheme == "http+unix"
         secure = not unix and (check.scheme or instance.scheme) == "https"
-        tls = self._contexts.get(policy.verify, None) if secure else None
+        tls = self._contexts.get(policy.verify) if secure else None
         name = policy.server_name or host
         if check.host and policy.server_name is None and literal(host, 0) is not None:
             name = urlsplit(f"//{check.host}").hostname or host  # certificates are issued for names

@@ -23,7 +23,7 @@ from urllib3.util import SKIP_HEADER
 from wsgigate.client.dial import Check, check_target
 from wsgigate.client.http11 import Fields
 from wsgigate.client.response_reader import BLOCK
-from wsgigate.client.tls import Contexts
+from wsgigate.runtime.tls import Contexts
 
 __all__ = ["UrllibAdapter"]
 

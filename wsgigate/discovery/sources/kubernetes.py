@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Collection, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -138,7 +137,6 @@ class Kubernetes:
         self._by_name: dict[str, Mapping[str, Any]] = {}
         self._version = ""
         self._watch: Lines | None = None
-        self._open = ExitStack()
 
     def close(self) -> None:
         """End the watch; the next :meth:`find` lists again."""
@@ -194,13 +192,13 @@ class Kubernetes:
                 "timeoutSeconds": _WATCH,
             }
             client, fields = self._client()
-            lines = client.lines(f"{self._slices}?{urlencode(query)}", stopping, fields=fields)
-            status, self._watch = self._open.enter_context(lines)
-            if status == 410:  # the server no longer has the changes since that version
+            target = f"{self._slices}?{urlencode(query)}"
+            self._watch = client.lines(target, stopping, fields=fields)
+            if self._watch.status == 410:  # the server no longer has the changes since that version
                 self.close()
                 return
-            if status != 200:
-                raise refused(status)
+            if self._watch.status != 200:
+                raise refused(self._watch.status)
         line = self._watch.next(_WATCH + _GRACE)
         if line is None:
             self._end_watch()
@@ -222,8 +220,9 @@ class Kubernetes:
             raise SourceError("its answer has a malformed change") from error
 
     def _end_watch(self) -> None:
-        self._watch = None
-        self._open.close()
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.close()
 
     def _client(self) -> tuple[ApiClient, dict[str, str]]:
         if self._server is not None:
