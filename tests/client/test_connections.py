@@ -18,7 +18,6 @@ from werkzeug.test import Client
 
 from wsgigate.client.adapter import Adapter, Sessions, Timeout
 from wsgigate.client.http11 import Fields
-from wsgigate.proxy.urllib3_adapter import UrllibAdapter
 from wsgigate.testing.backend import Answer, Backend, Received, cut, reply
 from wsgigate.testing.clock import FakeClock
 
@@ -420,13 +419,8 @@ def test_a_request_under_way_to_one_that_is_gone_is_finished(backend: Backend) -
     sessions.close()
 
 
-def test_adapters_that_can_not_forget_are_let_alone(backend: Backend) -> None:
-    def session() -> requests.Session:
-        made = requests.Session()
-        made.mount("http://", UrllibAdapter())
-        return made
-
-    sessions = Sessions(session)
+def test_an_adapter_that_cannot_forget_an_instance_is_dropped_for_it(backend: Backend) -> None:
+    sessions = Sessions(requests.Session)
     sessions.adapter(backend.url)
     sessions.forget(backend.url)
     sessions.forget("http://never.seen")

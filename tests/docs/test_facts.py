@@ -12,7 +12,6 @@ import pytest
 from werkzeug.test import Client, EnvironBuilder
 
 from tests.docs.pages import FOLDER, NAMED, PAGES, table
-from tests.proxy.conftest import URLLIB_CAN_NOT
 from tests.support.certificates import make_certificate
 from wsgigate import Forwarder, Instance, Pool
 from wsgigate.cli.explain import request
@@ -185,11 +184,6 @@ def test_an_error_is_answered_as_the_table_says(
     assert answer.json["message"] == message
     assert answer.json.get("error", "") == error
     answer.close()
-
-
-@pytest.mark.parametrize("what", URLLIB_CAN_NOT)
-def test_what_the_other_transport_does_not_do_is_said(what: str) -> None:
-    assert f"\n- {what}\n" in PAGES["proxy.rst"]
 
 
 def test_every_setting_for_gunicorn_is_explained(

@@ -13,34 +13,14 @@ from wsgigate.client.adapter import Adapter, Sessions, gateway_session
 from wsgigate.discovery import Instance
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
-from wsgigate.proxy.urllib3_adapter import UrllibAdapter
 
 Forward = Callable[..., Client]
 
-URLLIB_CAN_NOT = (
-    "connect to Unix sockets",
-    "open WebSockets",
-    "resend a request after a reused connection turned out to be closed",
-    "limit the total time of a response head that arrives byte by byte",
-    "limit the number and the age of connections to an instance",
-    "stop an upload when the response arrives before its end",
-    "reject everything that it ignores, such as control characters in chunk extensions",
-)
-"""What ``requests``' own adapter does not do, as the documentation lists it too. Tests of it use
-``own``, all others both."""
 
-
-def urllib_session() -> requests.Session:
-    session = gateway_session()
-    for prefix in ("http://", "https://"):
-        session.mount(prefix, UrllibAdapter())
-    return session
-
-
-@pytest.fixture(params=["own", "urllib3"])
-def sessions(request: pytest.FixtureRequest) -> Iterator[Sessions]:
-    """Yield sessions over our own adapter, and once more over that of ``requests``."""
-    opened = Sessions(gateway_session if request.param == "own" else urllib_session)
+@pytest.fixture
+def sessions() -> Iterator[Sessions]:
+    """Yield sessions over the gateway's adapter."""
+    opened = Sessions()
     yield opened
     opened.close()
 
@@ -53,7 +33,7 @@ def forward(sessions: Sessions) -> Forward:
 
 @pytest.fixture
 def own() -> Iterator[Forward]:
-    """Yield such a maker over our own adapter, with its settings in ``adapter``."""
+    """Yield such a maker whose clients have sessions of their own, with the ``adapter`` given."""
     opened: list[Sessions] = []
 
     def make(url: str, *, adapter: Adapter | None = None, **options: Any) -> Client:

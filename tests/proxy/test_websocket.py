@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import requests
 
 from tests.support.certificates import make_certificate
 from wsgigate.client.adapter import Sessions, gateway_session
@@ -24,7 +25,6 @@ from wsgigate.proxy.disconnect import Disconnects
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.resilience import Resilience
-from wsgigate.proxy.urllib3_adapter import UrllibAdapter
 from wsgigate.proxy.websocket import Tunnels
 from wsgigate.rules.retry import RetryRules
 from wsgigate.testing.backend import Backend, Received, cut, reply
@@ -311,13 +311,9 @@ def test_cookies_of_an_opened_websocket_are_brought_back_to_what_clients_see(
     assert ("Set-Cookie", "a=1; Path=/outside") in response.headers
 
 
-def test_an_adapter_that_keeps_its_connections_to_itself_opens_none(
+def test_an_adapter_that_cannot_hand_over_its_connection_opens_no_websocket(
     backend: Backend, through: Through
 ) -> None:
-    def session() -> Any:
-        made = gateway_session()
-        made.mount("http://", UrllibAdapter())
-        return made
-
     backend.answers = [echo]
-    assert through(backend.url, Sessions(session)).ask().status == "501 Not Implemented"
+    gateway = through(backend.url, Sessions(requests.Session))
+    assert gateway.ask().status == "501 Not Implemented"
