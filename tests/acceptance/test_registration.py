@@ -266,7 +266,7 @@ def test_a_service_starts_without_its_registry_and_registers_when_there_is_one(
     registry = RegistryServer()
     served = start(registry.env(), LINE)
     assert serves(served)
-    until(lambda: "connection was refused" in served.log)
+    until(lambda: "the connection was" in served.log)
     with registry:
         registry.wait_until("UP")
         assert serves(served)
@@ -278,7 +278,7 @@ def test_a_registry_that_began_anew_gets_its_instances_back(
     served = start(registry.env(), conf=CONF)
     registry.wait_until("UP")
     registry.stop()
-    until(lambda: "connection was refused" in served.log)
+    until(lambda: "the connection was" in served.log)
     registry.start()
     assert registry.wait_until("UP").tags == ("blue",)
     assert Asked("POST heartbeat", 404) in registry.asked

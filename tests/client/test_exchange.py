@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import socket
 import ssl
 import threading
@@ -190,10 +189,11 @@ def test_the_reason_of_a_failure_names_no_host(certificate: Path) -> None:
     assert failed(plain) == "the connection was refused"
     assert failed("http://no.such.host.invalid") == "its host name cannot be resolved"
     with Backend(cut(b"")) as backend:
+        assert failed(backend.url) == "the connection was closed"
+    with Backend(cut(b"HTTP/1.1 200")) as backend:
         assert failed(backend.url) == "its answer is not valid HTTP"
     with Backend(b"") as backend:
         assert failed(backend.url) == "there was no answer in time"
-    assert reason_for(http.client.HTTPException("secret")) == "its answer is not valid HTTP"
     assert reason_for(KeyError("secret")) == "the request failed (KeyError)"
 
 

@@ -32,7 +32,7 @@ def test_an_answer_comes_with_its_fields(backend: Backend) -> None:
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (b"", "not valid HTTP"),
+        (b"", "connection was closed"),
         (b"SSH-2.0-OpenSSH\r\n\r\n", "not valid HTTP"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", "not valid HTTP"),
     ],

@@ -143,7 +143,7 @@ def test_an_id_is_made_of_any_address() -> None:
             reply(status="302 Found", fields=[("Location", "http://127.0.0.1:1/")]),
             RegistryResponse(302, why="status 302"),
         ),
-        (cut(b""), RegistryResponse(None, why="its answer is not valid HTTP")),
+        (cut(b""), RegistryResponse(None, why="the connection was closed")),
         (
             cut(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"),
             RegistryResponse(None, why="its answer is not valid HTTP"),

@@ -422,8 +422,9 @@ _REASONS: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
     ((ssl.SSLCertVerificationError,), "its certificate cannot be verified"),
     ((ssl.SSLError,), "TLS failed"),
     ((ConnectionRefusedError,), "the connection was refused"),
+    ((ConnectionResetError, BrokenPipeError), "the connection was closed"),
     ((InvalidHeader, InvalidURL), "the request is malformed"),
-    ((BrokenResponse, http.client.HTTPException), "its answer is not valid HTTP"),
+    ((BrokenResponse,), "its answer is not valid HTTP"),
     ((OSError,), "the connection failed"),
 )
 
