@@ -13,8 +13,7 @@ import requests
 
 from tests.support.waiting import Turns
 from wsgigate.client.connections import Connection, ConnectionPool, Limits
-from wsgigate.client.http11 import Deadline, Upload, send_request
-from wsgigate.client.response import RawResponse
+from wsgigate.client.http11 import Deadline, RawResponse, Upload, send_request
 from wsgigate.client.response_reader import (
     BLOCK,
     BrokenResponse,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import requests
 
-from wsgigate.client.response import FieldList
+from wsgigate.client.http11 import FieldList
 from wsgigate.discovery import Instance
 from wsgigate.http.target import Target
 from wsgigate.http.wsgi import Headers

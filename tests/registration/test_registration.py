@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from wsgigate import Registration
-from wsgigate.registration import MachineLeader
-from wsgigate.registration.connect import connector
+from wsgigate.registration import MachineLeader, connector
 from wsgigate.registration.entry import Entry
 from wsgigate.testing.backend import Backend
 

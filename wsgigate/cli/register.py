@@ -28,8 +28,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from wsgigate.cli.main import failed
-from wsgigate.registration import AT_MOST
-from wsgigate.registration.connect import connector
+from wsgigate.registration import AT_MOST, connector
 from wsgigate.registration.entry import Entry
 from wsgigate.registration.heartbeat import Heartbeat
 from wsgigate.registration.process import accepts

@@ -1,4 +1,4 @@
-"""The transport adapter of the HTTP/1.1 client, and the sessions that hold it.
+"""The transport adapter of the HTTP/1.1 client, its responses, and the sessions that hold it.
 
 Theory of operation. One request passes through these modules, in this order:
 
@@ -7,7 +7,7 @@ Theory of operation. One request passes through these modules, in this order:
 2. ``connections.ConnectionPool`` lends one connection, idle or new (``dial``).
 3. ``http11.send_request`` writes the head and the body and feeds received bytes to a
    ``response_reader.ResponseReader`` until the final head is complete.
-4. ``response.RawResponse`` streams the body and returns the connection to its pool.
+4. ``http11.RawResponse`` streams the body and returns the connection to its pool.
 
 Rules that must hold:
 
@@ -32,6 +32,7 @@ Rules that must hold:
 
 from __future__ import annotations
 
+import datetime
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -40,11 +41,13 @@ from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import BaseAdapter
+from requests.cookies import RequestsCookieJar
+from requests.structures import CaseInsensitiveDict
+from requests.utils import get_encoding_from_headers
 
 from wsgigate.client.connections import ConnectionPool, Limits
 from wsgigate.client.dial import Check, dialer
-from wsgigate.client.http11 import Deadline, request_head, send_request, upload_of
-from wsgigate.client.response import LazyResponse, RawResponse
+from wsgigate.client.http11 import Deadline, RawResponse, request_head, send_request, upload_of
 from wsgigate.client.response_reader import ResponseReader
 from wsgigate.rules.pace import Pace, PaceRules, is_stream
 from wsgigate.runtime import fork
@@ -226,6 +229,57 @@ class Adapter(BaseAdapter):
         for key, pool in list(self._pools.items()):
             if not pool.open_connections:
                 self._pools.pop(key, None)
+
+
+class LazyResponse(requests.Response):
+    """A response that computes its headers, cookies and encoding on first access.
+
+    :param request: The request.
+    :param raw: The response body.
+    :param reader: The parser that read the head.
+    """
+
+    _content: Any = False
+    _content_consumed = False
+    _next = None
+
+    def __init__(
+        self, request: requests.PreparedRequest, raw: RawResponse, reader: ResponseReader
+    ) -> None:
+        self.status_code = reader.status
+        self.reason = reader.reason
+        self.raw = raw
+        self.request = request
+        self.url = request.url or ""
+
+    def __getattr__(self, name: str) -> Any:
+        make = _LAZY.get(name)
+        if make is None:
+            raise AttributeError(f"a response has no {name}")
+        value = make(self)
+        setattr(self, name, value)
+        return value
+
+    def close(self) -> None:
+        """Close the connection, unless the body was read to its end."""
+        self.raw.close()
+
+
+def _headers(reply: LazyResponse) -> CaseInsensitiveDict[str]:
+    merged: CaseInsensitiveDict[str] = CaseInsensitiveDict()
+    for name, value in reply.raw.headers.items():
+        merged[name] = f"{merged[name]}, {value}" if name in merged else value
+    return merged
+
+
+_LAZY: dict[str, Any] = {
+    "headers": _headers,
+    "cookies": lambda _reply: RequestsCookieJar(),
+    "encoding": lambda reply: get_encoding_from_headers(reply.headers),
+    "history": lambda _reply: [],
+    "elapsed": lambda _reply: datetime.timedelta(0),
+    "connection": lambda _reply: None,
+}
 
 
 def _limits(timeout: Any) -> tuple[float, float, float]:

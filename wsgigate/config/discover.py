@@ -15,9 +15,8 @@ from wsgigate.config.tables import Either, ListOf, given, is_list, setting, tabl
 from wsgigate.config.types import Enumeration, ParsedText, Secret, Text, Url, import_object
 from wsgigate.config.yaml import parse_yaml
 from wsgigate.discovery import Instance
-from wsgigate.discovery.sources import Source
+from wsgigate.discovery.sources import Failover, Source
 from wsgigate.discovery.sources.file import WatchedFile
-from wsgigate.discovery.sources.several import Several
 from wsgigate.http.forwarded import AddressList
 
 __all__ = [
@@ -349,7 +348,7 @@ def source_of(
             replace(options, use=_text(address._replace(url=url, others=())))
             for url in (address.url, *address.others)
         ]
-        return Several([source_of(one, service, folder, own) for one in each])
+        return Failover([source_of(one, service, folder, own) for one in each])
     kind = KINDS[address.kind]
     make = import_object(kind.make) if isinstance(kind.make, str) else kind.make
     takes = inspect.signature(make).parameters

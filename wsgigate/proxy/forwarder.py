@@ -11,7 +11,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 import requests
 
 from wsgigate.client.adapter import Sessions, Timeout
-from wsgigate.client.response import RawResponse
+from wsgigate.client.http11 import RawResponse
 from wsgigate.discovery import Instance
 from wsgigate.http.fields import FieldRules
 from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with

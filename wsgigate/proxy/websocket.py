@@ -25,7 +25,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 import requests
 
 from wsgigate.client.connections import Connection
-from wsgigate.client.response import RawResponse
+from wsgigate.client.http11 import RawResponse
 from wsgigate.http.bodies import has_body
 from wsgigate.http.fields import HOP_BY_HOP, connection_tokens, is_field_value, is_token
 from wsgigate.http.problem import Problem, Refusal

@@ -7,8 +7,7 @@ import threading
 import pytest
 
 from wsgigate.discovery import Instance
-from wsgigate.discovery.sources import Found, SourceError
-from wsgigate.discovery.sources.several import Several
+from wsgigate.discovery.sources import Failover, Found, SourceError
 
 A, B = (Instance(f"http://10.0.0.{number}:8000") for number in (1, 2))
 NEVER = threading.Event()
@@ -54,7 +53,7 @@ def test_who_is_asked_and_who_is_believed(
     sources = [Told(f"r{number}") for number in range(len(says))]
     for source, word in zip(sources, says, strict=True):
         source.says = word
-    assert Several(sources).find(NEVER).instances == found
+    assert Failover(sources).find(NEVER).instances == found
     assert [source.asked for source in sources] == asked
 
 
@@ -74,14 +73,14 @@ def test_that_no_instance_is_left_is_certain_when_all_of_them_say_so(
     sources = [Told(f"r{number}") for number in range(2)]
     for source, word in zip(sources, says, strict=True):
         source.says = word
-    found = Several(sources).find(NEVER)
+    found = Failover(sources).find(NEVER)
     assert (found.instances, found.certain) == ((), certain)
     assert found.again_in > 0, "all of them are not asked without a pause"
 
 
 def test_it_stays_with_the_one_that_answers() -> None:
     one, other = sources = [Told("one"), Told("other")]
-    several = Several(sources)
+    several = Failover(sources)
     other.says = some(A)
     several.find(NEVER)
     one.says = some(B)
@@ -96,7 +95,7 @@ def test_it_stays_with_the_one_that_answers() -> None:
 
 def test_one_that_was_not_asked_for_long_answers_at_once() -> None:
     one, other = sources = [Told("one"), Told("other")]
-    several = Several(sources)
+    several = Failover(sources)
     one.says = some(A)
     several.find(NEVER)
     before = other.closed
@@ -109,7 +108,7 @@ def test_when_none_answers_each_says_why() -> None:
     sources = [Told("registry:http://a"), Told("registry:http://b")]
     sources[1].says = SourceError("there was no answer in time")
     with pytest.raises(SourceError) as raised:
-        Several(sources).find(NEVER)
+        Failover(sources).find(NEVER)
     assert str(raised.value) == (
         "registry:http://a: the connection was refused; "
         "registry:http://b: there was no answer in time"
@@ -121,10 +120,10 @@ def test_a_source_that_was_stopped_is_the_last_that_is_asked() -> None:
     sources = [Told("one"), Told("other")]
     stopping.set()
     with pytest.raises(SourceError):
-        Several(sources).find(stopping)
+        Failover(sources).find(stopping)
     assert sources[1].asked == 0
 
 
 def test_none_is_too_few() -> None:
     with pytest.raises(ValueError, match="must not be empty"):
-        Several([])
+        Failover([])
