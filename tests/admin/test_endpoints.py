@@ -14,7 +14,7 @@ from werkzeug.test import Client, TestResponse
 from wsgigate.admin.endpoints import Facts, ServiceFacts, describe_features, describe_routes, routes
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
-from wsgigate.discovery.health_results import InThreads
+from wsgigate.discovery.health_results import ThreadProber
 from wsgigate.http.wsgi import REASON
 from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.proxy.pool import Pool
@@ -289,7 +289,7 @@ def test_the_responses_follow_the_checks_of_a_real_pool() -> None:
         {"shop": pool},
         {"shop": HealthCheck("/health")},
         MemoryStore(clock=lambda: NOW),
-        InThreads(
+        ThreadProber(
             lambda instance, check: CheckResult(
                 instance.url == "http://b:1", 200, "2ms", "Timeout"
             ),

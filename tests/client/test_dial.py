@@ -126,7 +126,7 @@ class Shaking(Contexts):
         self._end = end
         self.names: list[str] = []
 
-    def get(self, verify: Any, cert: Any) -> Any:
+    def get(self, verify: Any, cert: Any = None) -> Any:
         return self
 
     def wrap_socket(self, plain: Any, server_hostname: str, **options: Any) -> Any:

@@ -25,7 +25,7 @@ from wsgigate.discovery.sources.http import ApiClient
 from wsgigate.proxy.health_probe import Prober, TlsPolicy
 from wsgigate.registration.client import RegistryClient
 from wsgigate.registration.entry import Entry
-from wsgigate.rules.health import HealthCheck, CheckResult
+from wsgigate.rules.health import CheckResult, HealthCheck
 from wsgigate.rules.registration import Step, Wanted
 from wsgigate.runtime.tls import Contexts
 from wsgigate.store.redis_connections import _TLSConnection
@@ -139,7 +139,7 @@ def _proxy(port: int, authorities: str) -> None:
 def _registration(port: int, authorities: str) -> None:
     entry = Entry(service="users", port=3001, host="10.0.0.5")
     client = RegistryClient([f"https://127.0.0.1:{port}"], entry, verify=authorities)
-    answer = client.ask(Step.HEARTBEAT, Wanted.UP, 0)
+    answer = client.send(Step.HEARTBEAT, Wanted.UP, 0)
     if answer.status != 200:
         raise ssl.SSLError(answer.why)
 
@@ -152,7 +152,7 @@ def _health(port: int, authorities: str) -> None:
     outcome: Future[CheckResult] = Future()
     prober = Prober({"svc": TlsPolicy(authorities)})
     instance = Instance(f"https://127.0.0.1:{port}")
-    prober.ask("svc", instance, HealthCheck("/", timeout=10), outcome.set_result)
+    prober.probe("svc", instance, HealthCheck("/", timeout=10), outcome.set_result)
     found = outcome.result(20)
     prober.stop()
     if not found.ok:

@@ -68,11 +68,11 @@ def test_each_health_check_uses_its_own_request_and_reports_the_reason() -> None
         try:
             for name, check in health._checks.items():
                 found: SimpleQueue[Any] = SimpleQueue()
-                health._asker.ask(name, Instance(backend.url), check, found.put)
+                health._prober.probe(name, Instance(backend.url), check, found.put)
                 outcome = found.get(timeout=10)
                 told[name] = outcome.ok, outcome.status, outcome.error
         finally:
-            health._asker.stop()
+            health._prober.stop()
             gateway.close()
     assert told == {
         "port": (True, None, ""),
@@ -162,10 +162,10 @@ def test_the_file_sets_every_part_of_a_health_check(backend: Backend) -> None:
     assert isinstance(health, HealthChecker)
     found: SimpleQueue[Any] = SimpleQueue()
     try:
-        health._asker.ask("a", Instance(backend.url), health._checks["a"], found.put)
+        health._prober.probe("a", Instance(backend.url), health._checks["a"], found.put)
         assert found.get(timeout=10).ok
     finally:
-        health._asker.stop()
+        health._prober.stop()
         gateway.close()
     [request] = backend.requests
     assert request.line == "HEAD /up HTTP/1.1"

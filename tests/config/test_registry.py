@@ -204,9 +204,9 @@ def test_checks_of_consul_clients_are_limited_to_the_allowed_networks(
         assert made.registry is not None
         assert made.registry.carries_out_checks is ("consul" in doors)
         if made.registry._checks is not None:
-            asker = made.registry._checks._asker
-            assert isinstance(asker, Prober)
-            manners = asker._policies
+            prober = made.registry._checks._prober
+            assert isinstance(prober, Prober)
+            manners = prober._policies
             assert {name: manner.verify for name, manner in manners.items()} == {
                 "verified": True,
                 "unverified": False,

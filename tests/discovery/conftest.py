@@ -9,7 +9,7 @@ import pytest
 
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
-from wsgigate.discovery.health_results import InThreads
+from wsgigate.discovery.health_results import ThreadProber
 from wsgigate.rules.health import CheckResult, HealthCheck
 from wsgigate.store import Store, StoreError
 from wsgigate.store.lmdb import LmdbStore
@@ -101,7 +101,7 @@ class Worker:
             pools,
             dict.fromkeys(pools, check),
             store,
-            InThreads(network, spawn=self._spawn),
+            ThreadProber(network, spawn=self._spawn),
             clock=clock,
             random=lambda: 0.5,
             **options,  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ import pytest
 
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
-from wsgigate.discovery.health_results import InThreads
+from wsgigate.discovery.health_results import ThreadProber
 from wsgigate.proxy.health_probe import Prober
 from wsgigate.rules.health import CheckResult, HealthCheck
 from wsgigate.store.memory import MemoryStore
@@ -260,7 +260,7 @@ def test_a_small_service_does_not_queue_behind_a_large_one(fleet: Fleet) -> None
         {"large": large, "small": small},
         {"large": HealthCheck("/"), "small": HealthCheck("/")},
         fleet.store,
-        InThreads(fleet.network, spawn=worker._spawn),
+        ThreadProber(fleet.network, spawn=worker._spawn),
         most=4,
         clock=fleet.clock,
         random=lambda: 0.0,
@@ -453,7 +453,7 @@ def test_a_probe_that_raises_is_told_once_and_harms_nobody(
             raise RuntimeError("a bug")
         return sound(instance, check)
 
-    worker.checker._asker = InThreads(probe, spawn=worker._spawn)
+    worker.checker._prober = ThreadProber(probe, spawn=worker._spawn)
     fleet.run(50)
     assert fleet.network.asked == ["http://b"] * 5
     assert [record.getMessage() for record in caplog.records] == ["A health check failed"]
@@ -506,7 +506,7 @@ def test_a_name_too_long_for_a_key_is_checked_all_the_same(fleet: Fleet) -> None
         {name: worker.pools["shop"]},
         {name: HealthCheck("/")},
         fleet.store,
-        InThreads(fleet.network, spawn=lambda work: work()),
+        ThreadProber(fleet.network, spawn=lambda work: work()),
         clock=fleet.clock,
         random=lambda: 0.0,
     )
@@ -575,7 +575,7 @@ def test_stopping_does_not_wait_for_a_check_that_hangs() -> None:
         {"shop": pool},
         {"shop": HealthCheck("/")},
         MemoryStore(),
-        InThreads(hang),
+        ThreadProber(hang),
         random=lambda: 0.0,
     )
     checker.start()
@@ -611,7 +611,7 @@ def test_a_round_that_fails_is_logged_and_the_next_one_comes(
         {"shop": pool},
         {"shop": HealthCheck("/")},
         MemoryStore(),
-        InThreads(lambda instance, check: DOWN),
+        ThreadProber(lambda instance, check: DOWN),
         random=lambda: 0.0,
     )
     checker.start()
@@ -632,7 +632,7 @@ def test_without_checks_there_is_no_thread() -> None:
 FORKING = """
 import os, sys, threading
 from wsgigate.discovery import Instance
-from wsgigate.discovery.health_results import InThreads
+from wsgigate.discovery.health_results import ThreadProber
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.rules.health import HealthCheck, CheckResult
 from wsgigate.store.lmdb import LmdbStore
@@ -649,7 +649,7 @@ def names():
 pool = Pool()
 checker = HealthChecker(
     {"shop": pool}, {"shop": HealthCheck("/")}, LmdbStore(sys.argv[1], map_size=1 << 20),
-    InThreads(lambda instance, check: CheckResult(True, 200)), random=lambda: 0.0,
+    ThreadProber(lambda instance, check: CheckResult(True, 200)), random=lambda: 0.0,
 )
 checker.start()
 assert pool.marked.wait(10)

@@ -26,7 +26,7 @@ from wsgigate.client.dial import Check
 from wsgigate.client.exchange import Steps
 from wsgigate.discovery import Instance
 from wsgigate.proxy.health_probe import Prober, TlsPolicy, steps
-from wsgigate.rules.health import HealthCheck, CheckResult
+from wsgigate.rules.health import CheckResult, HealthCheck
 from wsgigate.runtime.tls import Verify
 from wsgigate.testing.backend import Answer, Backend, Received, cut, reply
 
@@ -47,7 +47,7 @@ def ask(
     found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
     prober = Prober({"shop": TlsPolicy(verify, server_name, allowed)}, clock=clock)
     try:
-        prober.ask("shop", Instance(url), check, found.put)
+        prober.probe("shop", Instance(url), check, found.put)
         outcome = found.get(timeout=10)
     finally:
         prober.stop()
@@ -99,7 +99,7 @@ def head_of(check: HealthCheck, instance: Callable[[Backend], Instance]) -> list
         found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
         prober = Prober()
         try:
-            prober.ask("shop", instance(backend), check, found.put)
+            prober.probe("shop", instance(backend), check, found.put)
             outcome = found.get(timeout=10)
         finally:
             prober.stop()
@@ -160,7 +160,7 @@ def test_a_check_may_go_to_another_port(
     with Backend(reply(b"")) as backend:
         found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
         prober = Prober()
-        prober.ask("shop", Instance(url, host=name), check(backend.port), found.put)
+        prober.probe("shop", Instance(url, host=name), check(backend.port), found.put)
         outcome = found.get(timeout=10)
         prober.stop()
         assert isinstance(outcome, CheckResult)

@@ -105,7 +105,7 @@ def test_nothing_runs_before_the_first_check_and_after_the_end(
     assert threads() == []
     found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
     for _ in range(2):
-        prober.ask("shop", Instance(backend.url), CHECK, found.put)
+        prober.probe("shop", Instance(backend.url), CHECK, found.put)
         assert brief(found.get(timeout=10)) == (True, 200, "")
         assert threads() == ["wsgigate-health-prober"]
         prober.stop()
@@ -119,9 +119,9 @@ def test_hundreds_that_hang_take_no_thread_and_delay_nobody(
     found: Found = SimpleQueue()
     hasty = HealthCheck("/health", timeout=0.5)
     for instance in many(300, silent):
-        prober.ask("shop", instance, hasty, lambda outcome: found.put(("hangs", outcome)))
+        prober.probe("shop", instance, hasty, lambda outcome: found.put(("hangs", outcome)))
     for _ in range(20):
-        prober.ask(
+        prober.probe(
             "shop", Instance(backend.url), CHECK, lambda outcome: found.put(("well", outcome))
         )
     ended = [found.get(timeout=10) for _ in range(320)]
@@ -153,8 +153,8 @@ def test_an_answer_that_came_while_the_thread_was_held_up_counts(prober: Prober)
     found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
     prober._clock = lambda: now
     with Backend(answer) as backend:
-        prober.ask("shop", Instance(backend.url), HealthCheck("/late"), found.put)
-        prober.ask("shop", Instance(backend.url), HealthCheck("/"), hold_up)
+        prober.probe("shop", Instance(backend.url), HealthCheck("/late"), found.put)
+        prober.probe("shop", Instance(backend.url), HealthCheck("/"), hold_up)
         outcome = found.get(timeout=10)
     assert brief(outcome) == (True, 200, "")
 
@@ -170,9 +170,9 @@ def test_a_result_that_nobody_can_take_harms_no_other(
         failing.set()
         raise RuntimeError("a bug")
 
-    prober.ask("shop", Instance(backend.url), CHECK, fail)
+    prober.probe("shop", Instance(backend.url), CHECK, fail)
     assert failing.wait(10)
-    prober.ask("shop", Instance(backend.url), CHECK, found.put)
+    prober.probe("shop", Instance(backend.url), CHECK, found.put)
     assert found.get(timeout=10)
     assert [record.getMessage() for record in caplog.records] == [
         "The callback of a health check failed"
@@ -185,20 +185,20 @@ def test_what_this_machine_lacks_is_no_fault_of_an_instance(backend: Backend) ->
 
     found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
     prober = Prober({"shop": TlsPolicy(allowed=lack)})
-    prober.ask("shop", Instance(backend.url), CHECK, found.put)
+    prober.probe("shop", Instance(backend.url), CHECK, found.put)
     assert isinstance(found.get(timeout=10), OSError)
-    prober.ask("other", Instance(backend.url), CHECK, found.put)
+    prober.probe("other", Instance(backend.url), CHECK, found.put)
     assert brief(found.get(timeout=10)) == (True, 200, "")
     prober.stop()
 
 
 def test_a_thread_that_has_ended_by_a_flaw_is_replaced(prober: Prober, backend: Backend) -> None:
     found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
-    prober.ask("shop", Instance(backend.url), CHECK, found.put)
+    prober.probe("shop", Instance(backend.url), CHECK, found.put)
     assert found.get(timeout=10)
     assert prober._thread is not None
     prober._thread.stop()  # as it would by an error of its own
-    prober.ask("shop", Instance(backend.url), CHECK, found.put)
+    prober.probe("shop", Instance(backend.url), CHECK, found.put)
     assert brief(found.get(timeout=10)) == (True, 200, "")
 
 
@@ -211,7 +211,7 @@ def test_checks_under_way_are_abandoned_and_their_sockets_closed(prober: Prober)
         return bool(connection.recv(1))
 
     with Backend(hang) as backend:
-        prober.ask("shop", Instance(backend.url), CHECK, found.put)
+        prober.probe("shop", Instance(backend.url), CHECK, found.put)
         assert asked.wait(10)
         prober.stop()
         backend.wait_until_closed()
@@ -220,20 +220,20 @@ def test_checks_under_way_are_abandoned_and_their_sockets_closed(prober: Prober)
 
 def test_a_forked_process_has_a_thread_of_its_own(prober: Prober, backend: Backend) -> None:
     found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
-    prober.ask("shop", Instance(backend.url), CHECK, found.put)
+    prober.probe("shop", Instance(backend.url), CHECK, found.put)
     assert found.get(timeout=10)
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            prober.ask("shop", Instance(backend.url), CHECK, found.put)
+            prober.probe("shop", Instance(backend.url), CHECK, found.put)
             outcome = found.get(timeout=10)
             prober.stop()
             code = 0 if isinstance(outcome, CheckResult) and outcome.ok else 2
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    prober.ask("shop", Instance(backend.url), CHECK, found.put)
+    prober.probe("shop", Instance(backend.url), CHECK, found.put)
     assert found.get(timeout=10)
 
 
@@ -246,7 +246,7 @@ def test_a_forked_process_lets_go_of_what_is_its_parents(prober: Prober) -> None
         return bool(connection.recv(1))
 
     with Backend(hang) as backend:
-        prober.ask("shop", Instance(backend.url), CHECK, lambda outcome: None)
+        prober.probe("shop", Instance(backend.url), CHECK, lambda outcome: None)
         assert asked.wait(10)
         going = prober._thread
         assert going is not None

@@ -19,7 +19,7 @@ ENTRY = Entry(service="users", port=3001, host="10.0.0.5")
 def asked(
     backend: Backend, step: Step, wanted: Wanted = Wanted.UP, entry: Entry = ENTRY
 ) -> tuple[RegistryResponse, Received]:
-    answer = RegistryClient([backend.url], entry, TOKEN).ask(step, wanted, 0)
+    answer = RegistryClient([backend.url], entry, TOKEN).send(step, wanted, 0)
     backend.wait(lambda: backend.requests[-1].complete)
     return answer, backend.requests[-1]
 
@@ -96,7 +96,7 @@ def test_everything_that_is_said_of_an_instance(backend: Backend) -> None:
 
 
 def test_a_registry_may_be_mounted_below_a_path(backend: Backend) -> None:
-    RegistryClient([f"{backend.url}/registry"], ENTRY).ask(Step.HEARTBEAT, Wanted.UP, 0)
+    RegistryClient([f"{backend.url}/registry"], ENTRY).send(Step.HEARTBEAT, Wanted.UP, 0)
     assert backend.requests[-1].target == "/registry/heartbeat/users/10.0.0.5-3001"
     assert backend.requests[-1].values("Authorization") == []
 
@@ -169,12 +169,14 @@ def test_nobody_there_is_an_answer_too() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     client = RegistryClient([f"http://127.0.0.1:{port}"], ENTRY, TOKEN)
-    assert client.ask(Step.REGISTER, Wanted.UP, 0) == RegistryResponse(None, why="the connection was refused")
+    assert client.send(Step.REGISTER, Wanted.UP, 0) == RegistryResponse(
+        None, why="the connection was refused"
+    )
 
 
 def test_a_registry_without_an_address_is_one_that_does_not_answer() -> None:
     client = RegistryClient(["http://no.such.host.invalid"], Entry(service="users", port=3001))
-    assert client.ask(Step.REGISTER, Wanted.UP, 0).status is None
+    assert client.send(Step.REGISTER, Wanted.UP, 0).status is None
     assert client.name == "users"
 
 

@@ -27,7 +27,7 @@ class Registries:
         self.asked: list[tuple[Step, Wanted, int]] = []
         self._changed = threading.Condition()
 
-    def ask(self, step: Step, wanted: Wanted, place: int) -> RegistryResponse:
+    def send(self, step: Step, wanted: Wanted, place: int) -> RegistryResponse:
         with self._changed:
             self.asked.append((step, wanted, place))
             self._changed.notify_all()

@@ -13,7 +13,7 @@ from tests.registry.compat.conftest import TOKEN, CompatRegistry
 from wsgigate.auth.bearer import Access
 from wsgigate.client.destinations import Destinations
 from wsgigate.discovery import Instance
-from wsgigate.discovery.health_results import Found, ProbeRunner
+from wsgigate.discovery.health_results import OnResult, ProbeRunner
 from wsgigate.proxy.health_probe import Prober, TlsPolicy
 from wsgigate.registry import Registry
 from wsgigate.registry.api import instance_document
@@ -35,11 +35,11 @@ class Answers:
     def __init__(self) -> None:
         self.outcome: CheckResult | Exception = UP
         self.asked: list[tuple[str, str, HealthCheck]] = []
-        self.held: list[Found] = []
+        self.held: list[OnResult] = []
         self.hold = False
         self.stopped = 0
 
-    def ask(self, service: str, instance: Instance, check: HealthCheck, found: Found) -> None:
+    def probe(self, service: str, instance: Instance, check: HealthCheck, found: OnResult) -> None:
         self.asked.append((service, instance.url, check))
         if self.hold:
             self.held.append(found)
@@ -62,7 +62,7 @@ class Fleet(CompatRegistry):
         self.eureka = EurekaApi(self.registry, self.access)
 
     def worker(self) -> Registry:
-        registry = Registry(self.store, asker=self.answers)
+        registry = Registry(self.store, prober=self.answers)
         checks = registry._checks
         assert checks is not None
         checks._clock = self.clock
@@ -321,14 +321,14 @@ def test_the_registry_api_returns_nothing_of_a_check(fleet: Fleet) -> None:
 
 
 @pytest.fixture
-def asker() -> Iterator[ProbeRunner]:
+def prober() -> Iterator[ProbeRunner]:
     allowed = TlsPolicy(allowed=Destinations(["127.0.0.1"]).check)
     prober = Prober({VERIFIED: allowed, UNVERIFIED: allowed._replace(verify=False)})
     yield prober
     prober.stop()
 
 
-def test_real_instances_are_checked_over_sockets(asker: ProbeRunner) -> None:
+def test_real_instances_are_checked_over_sockets(prober: ProbeRunner) -> None:
     """The thread of a worker, its prober, and a name that resolves to what is not allowed."""
     store = MemoryStore()
 
@@ -336,7 +336,7 @@ def test_real_instances_are_checked_over_sockets(asker: ProbeRunner) -> None:
         return [(2, 1, 6, "", ("127.0.0.1", 80))]
 
     there = Destinations(["127.0.0.1"], lookup=lookup)
-    registry = Registry(store, destinations=there, asker=asker)
+    registry = Registry(store, destinations=there, prober=prober)
     consul = ConsulApi(registry, Access(TOKEN))
     served = CompatRegistry()
     served.consul, served.registry = consul, registry
@@ -378,7 +378,7 @@ def test_stop_releases_the_lease_and_stops_the_probe_runner() -> None:
     clock = Clock()
     store = Fickle(MemoryStore(clock=clock))
     answers = Answers()
-    registry = Registry(store, asker=answers)
+    registry = Registry(store, prober=answers)
     assert isinstance(registry._checks, RegistryChecks)
     registry.start()
     registry.stop()

@@ -16,7 +16,7 @@ from wsgigate.coordination.denylist import DenyList, identity
 from wsgigate.coordination.maintenance import MaintenanceSwitch
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
-from wsgigate.discovery.health_results import InThreads
+from wsgigate.discovery.health_results import ThreadProber
 from wsgigate.registry import Registry
 from wsgigate.rules.circuit import CircuitRules, Outcome
 from wsgigate.rules.health import CheckResult, Health, HealthCheck
@@ -55,7 +55,7 @@ class Fleet:
                 {"shop": pool},
                 {"shop": HealthCheck("/")},
                 store,
-                InThreads(lambda *_: self.outcome, spawn=lambda work: work()),
+                ThreadProber(lambda *_: self.outcome, spawn=lambda work: work()),
                 clock=clock,
                 random=lambda: 0.5,
             )

@@ -25,10 +25,10 @@ from wsgigate.runtime.tls import Cert, Contexts, Verify
 
 __all__ = [
     "Address",
+    "BackgroundResolver",
     "Check",
     "Dial",
     "OnSocket",
-    "Resolver",
     "check_target",
     "dialer",
     "literal",
@@ -37,7 +37,7 @@ __all__ = [
 Address: TypeAlias = tuple[int, Any]
 """An address family, and the argument of ``connect`` for a socket of that family."""
 
-Found: TypeAlias = Callable[["list[Address] | Exception"], None]
+OnAddresses: TypeAlias = Callable[["list[Address] | Exception"], None]
 
 
 def literal(host: str, port: int) -> Address | None:
@@ -51,7 +51,7 @@ def literal(host: str, port: int) -> Address | None:
     return socket.AF_INET6, (host, port)
 
 
-class Resolver:
+class BackgroundResolver:
     """Resolves names in background threads; concurrent requests for a name share one lookup.
 
     A thread ends when its queue is empty. A lookup that hangs occupies its thread until the
@@ -67,11 +67,11 @@ class Resolver:
         self._most = most
         self._resolve = resolve
         self._lock = threading.Lock()
-        self._waiting: dict[str, list[tuple[int, Found]]] = {}
+        self._waiting: dict[str, list[tuple[int, OnAddresses]]] = {}
         self._queue: deque[str] = deque()
         self._threads = 0
 
-    def resolve(self, host: str, port: int, found: Found) -> None:
+    def resolve(self, host: str, port: int, found: OnAddresses) -> None:
         """Resolve *host*, and call *found* from another thread with the addresses or the error.
 
         When no thread can be started, *found* is called with that error from this thread.

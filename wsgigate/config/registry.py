@@ -142,19 +142,19 @@ def registry_of(settings: RegistryTable | None, store: Store, *, name: str, bind
     """
     settings = settings or RegistryTable()
     destinations = Destinations(settings.allowed_networks, listen_addresses(bind))
-    asker = None
+    prober = None
     if (
         "consul" in settings.doors
     ):  # Consul clients may register checks, which the registry carries out
         verified = TlsPolicy(allowed=destinations.check)
-        asker = Prober({VERIFIED: verified, UNVERIFIED: verified._replace(verify=False)})
+        prober = Prober({VERIFIED: verified, UNVERIFIED: verified._replace(verify=False)})
     return Registry(
         store,
         rules=LeaseRules(**given_to(LeaseRules, settings)),
         destinations=destinations,
         **given_to(Registry, settings),
         prefix=f"registry/{name}/",
-        asker=asker,
+        prober=prober,
     )
 
 

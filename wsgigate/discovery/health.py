@@ -200,7 +200,7 @@ class HealthChecker:
     :param checks: The health check of each service; services without one are not checked.
     :param store: The store that the workers share. Gateways that share a store need different
         prefixes.
-    :param asker: Sends the probes.
+    :param prober: Sends the probes.
     :param most: The largest number of checks in flight. At most half of them are checks of
         instances that did not answer the last one, and at most three quarters those and first
         checks: a thousand dead hosts delay neither the other instances nor new ones.
@@ -215,7 +215,7 @@ class HealthChecker:
         pools: Mapping[str, Markable],
         checks: Mapping[str, HealthCheck],
         store: Store,
-        asker: ProbeRunner,
+        prober: ProbeRunner,
         *,
         most: int = 256,
         prefix: str = "health/",
@@ -228,7 +228,7 @@ class HealthChecker:
         if most < 4:
             raise ValueError(f"most must be 4 or more checks, got {most}")
         self._checks = dict(checks)
-        self._asker = asker
+        self._prober = prober
         self._most = most
         self._clock = clock
         self._random = random
@@ -259,7 +259,7 @@ class HealthChecker:
         :param timeout: Seconds to wait for the thread; the lease of a thread that hangs expires.
         """
         self._thread.stop(timeout)
-        self._asker.stop()
+        self._prober.stop()
 
     def _run(self, stopping: threading.Event) -> None:
         try:
@@ -367,7 +367,7 @@ class HealthChecker:
                 schedule.land(target, flight)
 
         try:
-            self._asker.ask(target.service, target.instance, target.check, found)
+            self._prober.probe(target.service, target.instance, target.check, found)
         except Exception as error:  # no thread or socket available
             schedule.land(target, flight)
             self._log_error("A health check could not be started", traceback=error)

@@ -32,14 +32,14 @@ from wsgigate.store import Store
 from wsgigate.units import iso_time
 
 __all__ = [
-    "Found",
-    "InThreads",
     "Known",
     "Markable",
+    "OnResult",
     "Probe",
     "ProbeRunner",
     "Results",
     "Target",
+    "ThreadProber",
     "instance_status",
     "not_checked",
     "not_monitored",
@@ -52,21 +52,21 @@ __all__ = [
 Probe: TypeAlias = Callable[[Instance, HealthCheck], CheckResult]
 """Probes one instance once, within the check's timeout. Runs in any thread."""
 
-Found: TypeAlias = Callable[[CheckResult | Exception], None]
+OnResult: TypeAlias = Callable[[CheckResult | Exception], None]
 """Receives the outcome of a check, or the error that prevented it. Runs in any thread."""
 
 
 class ProbeRunner(Protocol):
     """Probes instances, many at a time."""
 
-    def ask(self, service: str, instance: Instance, check: HealthCheck, found: Found) -> None:
+    def probe(self, service: str, instance: Instance, check: HealthCheck, found: OnResult) -> None:
         """Start a check; call *found* when it has ended."""
 
     def stop(self) -> None:
         """Abandon the checks in flight."""
 
 
-class InThreads:
+class ThreadProber:
     """A probe runner that calls a function, each check in its own thread.
 
     :param probe: Probes one instance once.
@@ -79,7 +79,7 @@ class InThreads:
         self._probe = probe
         self._spawn = spawn or _spawn_thread
 
-    def ask(self, service: str, instance: Instance, check: HealthCheck, found: Found) -> None:
+    def probe(self, service: str, instance: Instance, check: HealthCheck, found: OnResult) -> None:
         """Start a check in a thread.
 
         :raises RuntimeError: No thread can be started.
@@ -89,7 +89,7 @@ class InThreads:
     def stop(self) -> None:
         """Do nothing: each thread ends with its check."""
 
-    def _run(self, instance: Instance, check: HealthCheck, found: Found) -> None:
+    def _run(self, instance: Instance, check: HealthCheck, found: OnResult) -> None:
         outcome: CheckResult | Exception
         try:
             outcome = self._probe(instance, check)

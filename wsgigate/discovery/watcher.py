@@ -38,11 +38,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from ipaddress import ip_address
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from wsgigate.client.destinations import Destinations
+from wsgigate.client.dial import Check
 from wsgigate.discovery import Instance
 from wsgigate.discovery.sources import Found, Source, SourceError
 from wsgigate.runtime import fork
@@ -51,7 +52,7 @@ from wsgigate.runtime.threads import SupervisedThread
 from wsgigate.runtime.throttled_log import ChangeLog, FailureLog, one_line
 from wsgigate.store import VALUE_BYTES, Store, StoreError
 
-__all__ = ["EmptyGuard", "InstanceCache", "Recalled", "Renewable", "Watch", "Watcher", "pause"]
+__all__ = ["EmptyGuard", "InstanceCache", "Recalled", "RenewablePool", "Watch", "Watcher", "pause"]
 
 
 _DAY = 86_400.0
@@ -175,10 +176,8 @@ _LONGEST = 3600.0
 _NAMED = 5
 """The most instances that a log line names."""
 
-Check: TypeAlias = Callable[[IPv4Address | IPv6Address, int], object]
 
-
-class Renewable(Protocol):
+class RenewablePool(Protocol):
     """The part of a pool that discovery uses."""
 
     service: str
@@ -213,7 +212,7 @@ class Watch:
 
     def __init__(
         self,
-        pool: Renewable,
+        pool: RenewablePool,
         source: Source,
         *,
         check: Check | None = None,
@@ -240,11 +239,11 @@ class Watch:
         self._changes = ChangeLog(LOG, clock=clock)
         self._random = random
         self.begin_anew()
-        fork.renewed(self, asked="Event")
+        fork.renewed(self, queried="Event")
 
     def begin_anew(self) -> None:
         """Reset the state, also that of the process forked from."""
-        self.asked = threading.Event()
+        self.queried = threading.Event()
         """Set once the source has answered or failed for the first time."""
         self._empty_guard = EmptyGuard(self._hold)
         self._failures = 0
@@ -317,7 +316,7 @@ class Watch:
                 "The instances of %r stay unchanged", self.service, traceback=failure
             )
         finally:
-            self.asked.set()
+            self.queried.set()
         return pause(self._failures, self._random())
 
     def _fail(self, why: str) -> None:
@@ -448,7 +447,7 @@ class Watcher:
             return
         until = real() + wait
         for watch in self._watches:
-            watch.asked.wait(max(0.0, until - real()))
+            watch.queried.wait(max(0.0, until - real()))
 
     def stop(self, timeout: float = 1.0) -> None:
         """Stop the threads of this process.

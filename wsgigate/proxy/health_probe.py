@@ -35,12 +35,12 @@ from itertools import count
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from wsgigate.client.dial import Check, Resolver, literal
+from wsgigate.client.dial import BackgroundResolver, Check, literal
 from wsgigate.client.exchange import Exchange, Steps, Wait
 from wsgigate.client.http11 import head_bytes
 from wsgigate.client.response_reader import BrokenResponse, CutResponse
 from wsgigate.discovery import Instance, host_and_port
-from wsgigate.discovery.health_results import Found
+from wsgigate.discovery.health_results import OnResult
 from wsgigate.rules.health import MOST_BODY, CheckResult, HealthCheck, judge
 from wsgigate.runtime import fork
 from wsgigate.runtime.tls import Contexts, Verify
@@ -171,7 +171,7 @@ class _RunningCheck:
 
     __slots__ = ("found", "steps", "until", "watched")
 
-    def __init__(self, steps: Steps[CheckResult], found: Found) -> None:
+    def __init__(self, steps: Steps[CheckResult], found: OnResult) -> None:
         self.steps = steps
         self.found = found
         self.until = 0.0
@@ -220,12 +220,12 @@ class Prober:
         self._thread: _ProbeThread | None = None
         fork.renew_at_fork(self)
 
-    def ask(
+    def probe(
         self,
         service: str,
         instance: Instance,
         check: HealthCheck,
-        found: Found,
+        found: OnResult,
     ) -> None:
         """Start a check of *instance*; only one thread may call this at a time.
 
@@ -278,7 +278,7 @@ class _ProbeThread:
     """The thread of one process, with its selector, checks and deadlines."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.resolver = Resolver()
+        self.resolver = BackgroundResolver()
         self._clock = clock
         self._selector = selectors.DefaultSelector()
         self._wake_receiver, self._wake_sender = socket.socketpair()

@@ -26,12 +26,12 @@ must hold:
 6. A signal handler may interrupt any code, including code that holds a lock. It therefore only
    puts items on a ``SimpleQueue``, whose ``put`` is reentrant; the thread does the work.
 7. A forked child is another process: it does not inherit the thread, the lease or the duty to
-   deregister. Every entry point compares the process id.
+   deregister. :meth:`Registration.start` and :meth:`.Heartbeat.end` compare ``fork.pid``. They
+   are not renewed at a fork, as gevent's patching renews too, and must not end a registration.
 """
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import re
@@ -48,6 +48,7 @@ from wsgigate.registration.heartbeat import Client, Heartbeat
 from wsgigate.registration.process import DeferredSignals, holds
 from wsgigate.rules.arguments import checked
 from wsgigate.rules.registration import Phase, Wanted
+from wsgigate.runtime import fork
 from wsgigate.store import StoreError
 from wsgigate.store.open import open_store
 
@@ -171,13 +172,13 @@ class Registration:
         :param leaves: Whether this process may deregister the service when it exits. ``False`` for
             workers whose master does; they release the lease at the first signal to exit.
         """
-        if self._pid == os.getpid() and self._heartbeat is not None:
+        if self._pid == fork.pid and self._heartbeat is not None:
             return self
-        self._pid = os.getpid()
+        self._pid = fork.pid
         self._leaves = leaves
         self._heartbeat = Heartbeat(self.connect, ready=self._ready, lead=self._leader)
         self._signals.install(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-        atexit.register(self._at_exit if leaves else self.release)
+        fork.at_exit(self._at_exit if leaves else self.release)
         self._heartbeat.start()
         return self
 
@@ -194,7 +195,7 @@ class Registration:
 
     def _stop(self, *, leave: bool, timeout: float) -> None:
         heartbeat, self._heartbeat = self._heartbeat, None
-        if heartbeat is not None and self._pid == os.getpid():
+        if heartbeat is not None:
             heartbeat.end(leave=leave, timeout=timeout)
 
     def _ready(self) -> bool:

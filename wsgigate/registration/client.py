@@ -69,7 +69,7 @@ class RegistryClient:
         service = self.entry.service
         return service if self._host is None else f"{service}/{self.entry.id_at(self._host)}"
 
-    def ask(self, step: Step, wanted: Wanted, place: int) -> RegistryResponse:
+    def send(self, step: Step, wanted: Wanted, place: int) -> RegistryResponse:
         """Send the request for *step* to the registry at index *place*; never raises.
 
         :param wanted: The status, for steps that send one.

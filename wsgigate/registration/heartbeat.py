@@ -8,7 +8,6 @@ requests to a registry are sent by the thread. Other code waits for a registry o
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import random as _random
 import threading
@@ -27,6 +26,7 @@ from wsgigate.rules.registration import (
     after,
     next_step,
 )
+from wsgigate.runtime import fork
 from wsgigate.runtime.throttled_log import ThrottledLog
 
 __all__ = ["Client", "Heartbeat", "Lead"]
@@ -52,7 +52,7 @@ class Client(Protocol):
     def name(self) -> str:
         """The name of the instance in the log."""
 
-    def ask(self, step: Step, wanted: Wanted, place: int) -> RegistryResponse:
+    def send(self, step: Step, wanted: Wanted, place: int) -> RegistryResponse:
         """Send the request for *step* to the registry at index *place*; never raises."""
 
 
@@ -125,7 +125,7 @@ class Heartbeat:
 
     def start(self) -> None:
         """Start the thread."""
-        self._pid = os.getpid()
+        self._pid = fork.pid
         self._thread = threading.Thread(target=self._run, name="wsgigate-registration", daemon=True)
         self._thread.start()
 
@@ -161,7 +161,7 @@ class Heartbeat:
         :param timeout: The most seconds to wait; a request without a response is abandoned.
         """
         thread, self._thread = self._thread, None
-        if thread is None or self._pid != os.getpid():
+        if thread is None or self._pid != fork.pid:
             return
         self._queue.put(Wanted.GONE if leave else None)
         thread.join(timeout)
@@ -237,7 +237,7 @@ class Heartbeat:
         step = next_step(old, wanted)
         if step is Step.NOTHING:
             return ROUND
-        answer = client.ask(step, wanted, old.place)
+        answer = client.send(step, wanted, old.place)
         self.standing, wait = after(old, step, wanted, answer, self._random(), rules)
         registry = client.registries[old.place]
         if self.standing.failures:

@@ -78,13 +78,13 @@ _Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
 class DeferredSignals:
     """Signal handlers that can defer a signal before the previous handler gets it.
 
-    :param asked: Called in the signal handler, which may interrupt any code: it may put an item on
+    :param defers: Called in the signal handler, which may interrupt any code: it may put an item on
         a ``SimpleQueue``, and little else. Returns whether to defer the signal until
         :meth:`pass_on`; a second signal with the same number is not deferred.
     """
 
-    def __init__(self, asked: Callable[[int], bool]) -> None:
-        self._defers = asked
+    def __init__(self, defers: Callable[[int], bool]) -> None:
+        self._defers = defers
         self._previous: dict[int, _Handler] = {}
         self._deferred: set[int] = set()
         self._pid = 0
@@ -114,7 +114,9 @@ class DeferredSignals:
         os.kill(os.getpid(), number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        mine = os.getpid() == self._pid  # not in a fork that has not set its own handlers yet
+        # Not in a fork that has not set its own handlers yet. The system is asked, not fork.pid: a
+        # signal may be handled in the child before the hook that changes fork.pid has run.
+        mine = os.getpid() == self._pid
         if mine and number not in self._deferred and self._defers(number):
             self._deferred.add(number)
             return

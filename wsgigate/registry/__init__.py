@@ -74,7 +74,7 @@ class Registry:
     :param most_instances: The maximum number of instances of all services together, up to 1000000.
     :param most_of_one: The maximum number of instances of one service, up to 500.
     :param prefix: The prefix of the keys in the store.
-    :param asker: Carries out the HTTP and TCP checks of instances; without it, registrations with
+    :param prober: Carries out the HTTP and TCP checks of instances; without it, registrations with
         such checks are rejected. It must connect only to what *destinations* allows.
     :param clock: Returns monotonic seconds.
     :ivar guard: Counts wrong tokens, for all APIs of this registry.
@@ -91,7 +91,7 @@ class Registry:
         most_instances: Annotated[int, Range(1, 1_000_000)] = 20_000,
         most_of_one: Annotated[int, Range(1, 500)] = 500,
         prefix: str = "registry/",
-        asker: ProbeRunner | None = None,
+        prober: ProbeRunner | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         for name, bound, most in (
@@ -115,7 +115,7 @@ class Registry:
         self._expiry = LeaseExpiry(store, self._keys, rules, self._index, self._change_log)
         self._waits = LongPoll(self.version, clock=clock)
         self._checks = (
-            None if asker is None else RegistryChecks(self, store, f"{prefix}checks", asker)
+            None if prober is None else RegistryChecks(self, store, f"{prefix}checks", prober)
         )
         self.guard = TokenGuard(store, prefix=prefix)
 

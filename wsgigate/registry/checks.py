@@ -89,7 +89,7 @@ class RegistryChecks:
     :param registry: The registry.
     :param store: The store that the workers share.
     :param key: The key of the lease of the worker that checks.
-    :param asker: Sends the probes; it decides which addresses it may connect to.
+    :param prober: Sends the probes; it decides which addresses it may connect to.
     :param most: The largest number of checks in flight, 4 or more. At most half of them are checks
         that timed out the last time, and at most three quarters those and new ones; others wait.
     :param clock: Returns monotonic seconds.
@@ -101,14 +101,14 @@ class RegistryChecks:
         registry: CheckedRegistry,
         store: Store,
         key: str,
-        asker: ProbeRunner,
+        prober: ProbeRunner,
         *,
         most: int = 256,
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = _random.random,
     ) -> None:
         self._registry = registry
-        self._asker = asker
+        self._prober = prober
         self._most = most
         self._clock = clock
         self._random = random
@@ -144,7 +144,7 @@ class RegistryChecks:
         :param timeout: Seconds to wait for the thread; the lease of a thread that hangs expires.
         """
         self._thread.stop(timeout)
-        self._asker.stop()
+        self._prober.stop()
 
     def _run(self, stopping: threading.Event) -> None:
         try:
@@ -304,7 +304,7 @@ class RegistryChecks:
 
         manner = VERIFIED if check.verify else UNVERIFIED
         try:
-            self._asker.ask(manner, target.instance, check.health_check(), found)
+            self._prober.probe(manner, target.instance, check.health_check(), found)
         except Exception as error:  # no thread or socket available
             self._flights.pop(name, None)
             self._trouble.failed("A check could not be carried out: %s", error)

@@ -1,4 +1,4 @@
-"""Resolver are looked up once for all who wait, and by few threads whatever the resolver does."""
+"""Concurrent lookups of a name share one, in few threads, also when the resolver hangs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from wsgigate.client.dial import Address, Resolver, literal
+from wsgigate.client.dial import Address, BackgroundResolver, literal
 
 Answers = SimpleQueue[list[Address] | Exception]
 
@@ -27,28 +27,28 @@ Answers = SimpleQueue[list[Address] | Exception]
         ("1.2.3.4.example", None),
     ],
 )
-def test_an_address_needs_no_looking_up(host: str, address: Address | None) -> None:
+def test_an_ip_literal_is_not_resolved(host: str, address: Address | None) -> None:
     assert literal(host, 80) == address
 
 
-def test_a_name_that_exists_has_addresses_with_the_port_of_who_asked() -> None:
+def test_the_addresses_of_a_name_have_the_port_of_each_lookup() -> None:
     answers: Answers = SimpleQueue()
-    Resolver().resolve("localhost", 8080, answers.put)
+    BackgroundResolver().resolve("localhost", 8080, answers.put)
     found = answers.get(timeout=10)
     assert isinstance(found, list)
     assert (socket.AF_INET, ("127.0.0.1", 8080)) in found
 
 
-def test_what_failed_is_told() -> None:
+def test_a_failed_lookup_returns_its_error() -> None:
     answers: Answers = SimpleQueue()
-    resolver = Resolver()
+    resolver = BackgroundResolver()
     resolver.resolve("no-such-host.invalid", 80, answers.put)
     assert isinstance(answers.get(timeout=10), socket.gaierror)
     resolver.resolve("a" * 70, 80, answers.put)
     assert isinstance(answers.get(timeout=10), (UnicodeError, OSError))
 
 
-def test_a_resolver_that_hangs_is_asked_once_a_name_and_by_few_threads() -> None:
+def test_a_resolver_that_hangs_occupies_few_threads_and_resolves_each_name_once() -> None:
     go, hanging = threading.Event(), threading.Semaphore(0)
     asked: list[str] = []
 
@@ -59,7 +59,7 @@ def test_a_resolver_that_hangs_is_asked_once_a_name_and_by_few_threads() -> None
         return [(socket.AF_INET6, 1, 6, "", ("fd00::1", 0, 0, 3))]
 
     answers: Answers = SimpleQueue()
-    resolver = Resolver(2, resolve=resolve)
+    resolver = BackgroundResolver(2, resolve=resolve)
     for port in (1, 2):
         for host in ("a", "b", "c"):
             resolver.resolve(host, port, answers.put)
@@ -77,12 +77,12 @@ def test_a_resolver_that_hangs_is_asked_once_a_name_and_by_few_threads() -> None
         assert not thread.is_alive()
 
 
-def test_a_name_is_looked_up_again_after_no_thread_was_to_be_had(
+def test_a_name_is_resolved_again_after_no_thread_could_be_started(
     threadless: Callable[[], AbstractContextManager[None]],
 ) -> None:
-    """Whoever asked for it was forgotten, and whoever asked later waited with them for ever."""
+    """A failed start must not leave a waiting list that later lookups of the name would join."""
     answers: Answers = SimpleQueue()
-    resolver = Resolver()
+    resolver = BackgroundResolver()
     with threadless():
         resolver.resolve("localhost", 80, answers.put)
     failed = answers.get(timeout=10)
@@ -92,7 +92,7 @@ def test_a_name_is_looked_up_again_after_no_thread_was_to_be_had(
     assert isinstance(answers.get(timeout=10), list)
 
 
-def test_a_thread_that_runs_looks_up_what_no_other_could_be_had_for(
+def test_a_running_thread_resolves_a_name_for_which_no_thread_could_be_started(
     threadless: Callable[[], AbstractContextManager[None]],
 ) -> None:
     go, asked = threading.Event(), threading.Event()
@@ -103,7 +103,7 @@ def test_a_thread_that_runs_looks_up_what_no_other_could_be_had_for(
         return []
 
     answers: Answers = SimpleQueue()
-    resolver = Resolver(2, resolve=resolve)
+    resolver = BackgroundResolver(2, resolve=resolve)
     resolver.resolve("one", 80, answers.put)
     assert asked.wait(10)
     with threadless():
