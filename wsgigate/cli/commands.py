@@ -225,8 +225,8 @@ def _signing(arguments: argparse.Namespace) -> _Signing:
 
 
 def _of_file(config: Config, path: str) -> _Signing:
-    entries = [*config.middleware, *(one for route in config.routes for one in route.middleware)]
-    for options in (entry.options for entry in entries if entry.use == "authenticator"):
+    entries = [entry for entry in config.middlewares() if entry.use == "authenticator"]
+    for options in (entry.options for entry in entries):
         if options is None:
             continue
         algorithm = next((name for name in options["algorithms"] if name in SECRET_BYTES), None)

@@ -44,7 +44,6 @@ from wsgigate.config.load import Reading, read_file
 from wsgigate.config.model import Config
 from wsgigate.config.registry import registry_of, registry_routes
 from wsgigate.config.types import import_app
-from wsgigate.coordination.denylist import DenyList
 from wsgigate.coordination.leader import LogLeader
 from wsgigate.coordination.maintenance import GATEWAY, MaintenanceSwitch
 from wsgigate.coordination.worker_reports import StableTimes, WorkerReports
@@ -75,7 +74,6 @@ __all__ = [
     "check_reading",
     "load",
     "outage_of",
-    "own_routes",
     "worker_report",
 ]
 
@@ -119,96 +117,7 @@ def check_certificate(config: Config, path: str) -> None:
         ) from None
 
 
-# The gateway's own endpoints, from the ``[admin]`` table.
-
-
-def own_routes(
-    config: Config,
-    services: Services,
-    health: HealthChecker,
-    others: Sequence[Route[WSGIApplication]],
-    errors: Errors,
-    deny_list: DenyList,
-    switch: MaintenanceSwitch,
-    *,
-    store: Store,
-    workers: WorkerReports,
-    started: float,
-) -> list[Route[WSGIApplication]]:
-    """Return the routes of the gateway's own endpoints; none without an ``[admin]`` table.
-
-    :param others: The routes of the file, which ``/info`` lists.
-    :param errors: Collects the errors.
-    :param deny_list: The list of denied tokens.
-    :param switch: The maintenance switch.
-    :param store: The store whose usage ``/health`` reports.
-    :param workers: The reports of all workers, made with :func:`worker_report`.
-    :param started: When the gateway started, in seconds since 1970.
-    """
-    admin, gateway = config.admin, config.gateway
-    if admin is None or errors.under("admin.prefix"):
-        return []
-    token = admin.token
-    if token is not None:
-        errors.tried("admin.token", lambda: require_token(Problem(404), token))
-    entries = [*config.middleware, *(entry for each in config.routes for entry in each.middleware)]
-    found = {watch.service: watch.status for watch in services.watches}
-    facts = Facts(
-        gateway.name,
-        gateway.version,
-        _port(gateway.bind),
-        {
-            name: ServiceFacts(
-                pool,
-                config.services[name].routes,
-                found.get(name),
-                bool(config.services[name].max_in_flight),
-            )
-            for name, pool in services.pools.items()
-        },
-        describe_routes(others, prefix=admin.prefix, given=admin.routes),
-        describe_features(
-            {entry.use for entry in entries},
-            services=bool(config.services),
-            health=bool(services.checks),
-            given=admin.features,
-        ),
-    )
-    circuits = services.circuits
-
-    def counts() -> dict[str, dict[str, Any]]:
-        return {worker: each.get("circuits", {}) for worker, each in workers.all().items()}
-
-    kind = config.store.url.partition(":")[0]  # the scheme only: the URL may contain a password
-    made = errors.tried(
-        "admin.prefix",
-        lambda: routes(
-            facts,
-            admin.prefix,
-            health=health,
-            store=lambda: _store_status(kind, store, workers),
-            circuits=(lambda: circuit_statuses(circuits, workers=counts().values()))
-            if circuits
-            else None,
-            maintenance=None
-            if config.maintenance is None
-            else lambda: notices_document(switch.known()),
-            workers=workers.all,
-            started=lambda: started,
-        ),
-    )
-    own = made or []
-    if circuits and own and not errors.under("admin.token"):
-        own += circuit_routes(circuits, admin.prefix, token=token, workers=counts)
-    denies = any(
-        entry.use == "authenticator" and entry.options and entry.options.get("deny_list")
-        for entry in entries
-    )
-    if denies and own and not errors.under("admin.token"):
-        own.append(deny_route(deny_list, admin.prefix, token))
-    if config.maintenance is not None and own and not errors.under("admin.token"):
-        own += maintenance_routes(switch, maintenance_scopes(config), admin.prefix, token=token)
-    return own
+# What the gateway's own endpoints report.
 
 
 def worker_report(
@@ -413,18 +322,7 @@ class _GatewayBuilder:
             quiet=self._config.store.url.partition(":")[0]
             in NETWORKED,  # such a store logs its outages itself
         )
-        own = own_routes(
-            self._config,
-            services,
-            health,
-            described,
-            self._errors,
-            self._stack.deny_list,
-            switch,
-            store=self._store,
-            workers=workers,
-            started=self._started,
-        )
+        own = self._own_routes(described, health, switch, workers)
         fallback = self._fallback()
         if fallback is not None:
             fallback = route_apps.maintained(fallback, GATEWAY)
@@ -460,6 +358,83 @@ class _GatewayBuilder:
             ],
         )
         return BuiltGateway(made, dispatcher, tuple(own), tuple(routes.entries))
+
+    def _own_routes(
+        self,
+        described: Sequence[Route[WSGIApplication]],
+        health: HealthChecker,
+        switch: MaintenanceSwitch,
+        workers: WorkerReports,
+    ) -> list[Route[WSGIApplication]]:
+        """Return the routes of the gateway's own endpoints; none without an ``[admin]`` table.
+
+        :param described: The routes of the file, which ``/info`` lists.
+        """
+        config, errors, services = self._config, self._errors, self._services
+        admin, gateway = config.admin, config.gateway
+        if admin is None or errors.under("admin.prefix"):
+            return []
+        token = admin.token
+        if token is not None:
+            errors.tried("admin.token", lambda: require_token(Problem(404), token))
+        entries = config.middlewares()
+        found = {watch.service: watch.status for watch in services.watches}
+        facts = Facts(
+            gateway.name,
+            gateway.version,
+            _port(gateway.bind),
+            {
+                name: ServiceFacts(
+                    pool,
+                    config.services[name].routes,
+                    found.get(name),
+                    bool(config.services[name].max_in_flight),
+                )
+                for name, pool in services.pools.items()
+            },
+            describe_routes(described, prefix=admin.prefix, given=admin.routes),
+            describe_features(
+                {entry.use for entry in entries},
+                services=bool(config.services),
+                health=bool(services.checks),
+                given=admin.features,
+            ),
+        )
+        circuits = services.circuits
+
+        def counts() -> dict[str, dict[str, Any]]:
+            return {worker: each.get("circuits", {}) for worker, each in workers.all().items()}
+
+        kind = config.store.url.partition(":")[0]  # the scheme only: the URL may contain a password
+        made = errors.tried(
+            "admin.prefix",
+            lambda: routes(
+                facts,
+                admin.prefix,
+                health=health,
+                store=lambda: _store_status(kind, self._store, workers),
+                circuits=(lambda: circuit_statuses(circuits, workers=counts().values()))
+                if circuits
+                else None,
+                maintenance=None
+                if config.maintenance is None
+                else lambda: notices_document(switch.known()),
+                workers=workers.all,
+                started=lambda: self._started,
+            ),
+        )
+        own = made or []
+        if circuits and own and not errors.under("admin.token"):
+            own += circuit_routes(circuits, admin.prefix, token=token, workers=counts)
+        denies = any(
+            entry.use == "authenticator" and entry.options and entry.options.get("deny_list")
+            for entry in entries
+        )
+        if denies and own and not errors.under("admin.token"):
+            own.append(deny_route(self._stack.deny_list, admin.prefix, token))
+        if config.maintenance is not None and own and not errors.under("admin.token"):
+            own += maintenance_routes(switch, maintenance_scopes(config), admin.prefix, token=token)
+        return own
 
     def _open_store(self) -> Store:
         url = self._config.store.url

@@ -79,10 +79,7 @@ class MiddlewareStack:
         self._errors = errors
         self._named: dict[tuple[str, str], tuple[str, Arguments]] = {}
         self._unnamed: dict[str, str] = {}
-        lists = [("middleware", config.middleware)]
-        for index, route in enumerate(config.routes):
-            lists.append((at(at("routes", index), "middleware"), route.middleware))
-        for path, entries in lists:
+        for path, entries in config.middleware_lists():
             for index, entry in enumerate(entries):
                 self._take_name(at(path, index), entry)
 

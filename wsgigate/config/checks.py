@@ -33,10 +33,9 @@ def check_across(config: Config, errors: Errors, warnings: Warnings) -> None:
     _check_services(config, errors, warnings)
     _check_faults(config, warnings)
     _check_registry(config, errors)
-    _check_keys(config.middleware, (), "middleware", errors)
-    for index, route in enumerate(config.routes):
-        path = at(at("routes", index), "middleware")
-        _check_keys(route.middleware, config.middleware, path, errors)
+    for path, entries in config.middleware_lists():
+        outside = () if path == "middleware" else config.middleware
+        _check_keys(entries, outside, path, errors)
 
 
 def _check_gateway(config: Config, errors: Errors, warnings: Warnings) -> None:
@@ -49,10 +48,7 @@ def _check_gateway(config: Config, errors: Errors, warnings: Warnings) -> None:
         )
     if gateway.http2 and gateway.tls is None and not errors.under("gateway.tls"):
         errors.add("gateway.http2", "requires TLS: set gateway.tls.cert")
-    if gateway.identity and not any(
-        entry.verifies
-        for entry in [*config.middleware, *(m for r in config.routes for m in r.middleware)]
-    ):
+    if gateway.identity and not any(entry.verifies for entry in config.middlewares()):
         warnings.append(
             ("gateway.identity", "no middleware verifies tokens, so these fields are never sent")
         )
@@ -255,10 +251,7 @@ def _check_services(config: Config, errors: Errors, warnings: Warnings) -> None:
 
 
 def _check_faults(config: Config, warnings: Warnings) -> None:
-    lists = [("middleware", config.middleware)]
-    for index, route in enumerate(config.routes):
-        lists.append((at(at("routes", index), "middleware"), route.middleware))
-    for path, entries in lists:
+    for path, entries in config.middleware_lists():
         for index, entry in enumerate(entries):
             enabled = entry.use == "faults" and (entry.options or {}).get("enabled")
             if enabled and not config.gateway.fault_injection:

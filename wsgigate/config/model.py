@@ -5,10 +5,11 @@ An optional key whose default is defined by a constructor is None here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from wsgigate.config.discover import SOURCES, Discover
+from wsgigate.config.errors import at
 from wsgigate.config.middlewares import Middleware, MiddlewareEntry
 from wsgigate.config.registry import RegistryTable
 from wsgigate.config.tables import (
@@ -770,3 +771,13 @@ class Config:
         "The routes, in any order: the most specific match wins.",
         default=(),
     )
+
+    def middleware_lists(self) -> Iterator[tuple[str, Sequence[Middleware]]]:
+        """Yield each list of middlewares with its key path, that of all requests first."""
+        yield "middleware", self.middleware
+        for index, route in enumerate(self.routes):
+            yield at(at("routes", index), "middleware"), route.middleware
+
+    def middlewares(self) -> list[Middleware]:
+        """Return the entries of all lists."""
+        return [entry for _, entries in self.middleware_lists() for entry in entries]
