@@ -183,11 +183,9 @@ class Registry:
             done = update(self._store, key, put)._replace(changed=True, action=Action.ADDED)
         self._listings.stale(service)
         if done.changed:
-            self._index.publish(service, instance_id, done.action)
-            self._waits.notify(service)
             what = "registered" if done.action is Action.ADDED else "registered anew"
             place = (done.entry.host, done.entry.port)
-            self._log("%s of %s %s at %s:%d", instance_id, service, what, *place)
+            self._publish(service, instance_id, done.action, "%s of %s %s at %s:%d", what, *place)
         return done.entry
 
     def deregister(self, service: str, instance_id: str) -> bool:
@@ -249,13 +247,11 @@ class Registry:
         entry = entry.heard(Registered.heartbeat_in(raw))
         if silence > entry.unhealthy_after(self.rules):
             if silence == float("inf"):  # the status has changed
-                self._index.publish(service, instance_id, Action.MODIFIED)
-                self._log("%s of %s is now %s", instance_id, service, entry.status.value)
+                message, what = "%s of %s is now %s", entry.status.value
+                self._publish(service, instance_id, Action.MODIFIED, message, what)
             else:
-                self._index.publish(service, instance_id)
-                again = "%s of %s sends heartbeats again, after %.0f s of silence"
-                self._log(again, instance_id, service, silence)
-            self._waits.notify(service)
+                message = "%s of %s sends heartbeats again, after %.0f s of silence"
+                self._publish(service, instance_id, None, message, silence)
         return entry
 
     @property
@@ -301,10 +297,11 @@ class Registry:
         entry, changed, became = done
         self._listings.stale(service)
         if changed:
-            self._index.publish(service, instance_id, Action.MODIFIED if became else None)
-            self._waits.notify(service)
-            found = (check.name, status, output)
-            self._log("%s of %s: the check %r is %s: %s", instance_id, service, *found)
+            action, message = (
+                Action.MODIFIED if became else None,
+                "%s of %s: the check %r is %s: %s",
+            )
+            self._publish(service, instance_id, action, message, check.name, status, output)
         return entry
 
     def discover(
@@ -403,6 +400,14 @@ class Registry:
         if service is not None and not _are_names(service):
             return 0
         return self._waits.wait(service, version, min(max(timeout, 0.0), LONGEST_WAIT))
+
+    def _publish(
+        self, service: str, instance_id: str, action: Action | None, message: str, *args: object
+    ) -> None:
+        """Publish a change of an instance, wake the requests that wait for it, and log it."""
+        self._index.publish(service, instance_id, action)
+        self._waits.notify(service)
+        self._log(message, instance_id, service, *args)
 
     def _log(self, message: str, instance_id: str, service: str, *args: object) -> None:
         """Log an event of an instance. Its names and host were validated: no line breaks."""

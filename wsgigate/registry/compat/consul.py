@@ -205,7 +205,7 @@ class ConsulReads:
             Endpoint("GET /status/peers", self._peers),
         ]
 
-    def _self(self, request: JsonRequest) -> JsonResponse:
+    def _self(self, request: JsonRequest) -> object:
         config = {
             "Datacenter": self._datacenter,
             "NodeName": self._node,
@@ -215,24 +215,24 @@ class ConsulReads:
             "Version": "1.0.0+wsgigate",
         }
         member = {"Name": self._node, "Addr": "", "Port": 0, "Tags": {}, "Status": 1}
-        return JsonResponse({"Config": config, "DebugConfig": {}, "Member": member, "Meta": {}})
+        return {"Config": config, "DebugConfig": {}, "Member": member, "Meta": {}}
 
-    def _agent_services(self, request: JsonRequest) -> JsonResponse:
+    def _agent_services(self, request: JsonRequest) -> object:
         self._check(request, filtered=True)
         version, wanted = self._registry.version(), self._filter(request, _SERVICE)
         documents = [self._service(entry, version) for entry in self.everything()]
-        return JsonResponse({each["ID"]: each for each in documents if wanted(each)})
+        return {each["ID"]: each for each in documents if wanted(each)}
 
-    def _agent_service(self, request: JsonRequest, name: str) -> JsonResponse:
+    def _agent_service(self, request: JsonRequest, name: str) -> object:
         self._check(request)
         version = self._registry.version()
         for entry in self.everything():
             if entry.instance_id == name:
-                return JsonResponse(self._service(entry, version))
+                return self._service(entry, version)
         raise Refusal.of(404, "There is no such service.")
 
-    def _agent_checks(self, request: JsonRequest) -> JsonResponse:
-        return JsonResponse({check["CheckID"]: check for check in self._all_checks(request)})
+    def _agent_checks(self, request: JsonRequest) -> object:
+        return {check["CheckID"]: check for check in self._all_checks(request)}
 
     def _service(self, entry: Registered, version: int) -> dict[str, Any]:
         return {**service_document(entry, _index(version)), "Datacenter": self._datacenter}
@@ -287,14 +287,14 @@ class ConsulReads:
         }
         return _indexed([nodes[host] for host in sorted(nodes) if wanted(nodes[host])], version)
 
-    def _datacenters(self, request: JsonRequest) -> JsonResponse:
-        return JsonResponse([self._datacenter])
+    def _datacenters(self, request: JsonRequest) -> object:
+        return [self._datacenter]
 
-    def _leader(self, request: JsonRequest) -> JsonResponse:
-        return JsonResponse("127.0.0.1:8300")
+    def _leader(self, request: JsonRequest) -> object:
+        return "127.0.0.1:8300"
 
-    def _peers(self, request: JsonRequest) -> JsonResponse:
-        return JsonResponse(["127.0.0.1:8300"])
+    def _peers(self, request: JsonRequest) -> object:
+        return ["127.0.0.1:8300"]
 
     def everything(self) -> Iterator[Registered]:
         """Return the instances of all services."""
