@@ -77,9 +77,12 @@ class LeaderLease:
     def release(self) -> None:
         """Release the lease if this process holds it, so that another can acquire it at once.
 
-        :raises StoreError: The store failed; the lease expires after ``ttl``.
+        If the store fails, the lease expires after ``ttl``.
         """
-        self._store.swap(self.key, self.owner, None, self.ttl)
+        try:
+            self._store.swap(self.key, self.owner, None, self.ttl)
+        except StoreError:
+            pass
 
 
 LOG_LEASE = 15.0
@@ -111,10 +114,6 @@ class LogLeader:
 
     def stop(self) -> None:
         """Let another worker log at once; a store that was never used is not opened."""
-        if not self._holds:
-            return
-        self._holds = False
-        try:
+        if self._holds:
+            self._holds = False
             self._lease.release()
-        except StoreError:
-            pass  # the lease expires

@@ -270,10 +270,7 @@ class HealthChecker:
                     self._log_error("A round of health checks failed", traceback=error)
                 stopping.wait(min(ROUND, max(SHORTEST, self._next_at - self._clock())))
         finally:
-            try:
-                self._lease.release()
-            except StoreError:
-                pass  # the lease expires
+            self._lease.release()
 
     @property
     def alone(self) -> bool:

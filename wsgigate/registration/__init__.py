@@ -282,11 +282,8 @@ class MachineLeader:
 
     def release(self) -> None:
         """Release the lease, so that another process can take it at once."""
-        try:
-            if self._lease is not None:
-                self._lease.release()
-        except StoreError:
-            pass  # the lease expires
+        if self._lease is not None:
+            self._lease.release()
 
 
 def connector(

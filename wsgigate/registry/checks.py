@@ -157,10 +157,7 @@ class RegistryChecks:
                     LOG.exception("A round of checks failed")
                 stopping.wait(ROUND)
         finally:
-            try:
-                self._lease.release()
-            except StoreError:
-                pass  # the lease expires
+            self._lease.release()
 
     def overlaid(self, entries: tuple[Registered, ...]) -> tuple[Registered, ...]:
         """Return *entries* with the verdicts that this worker found while the store failed."""

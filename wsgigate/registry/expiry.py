@@ -155,10 +155,7 @@ class LeaseExpiry:
                     LOG.exception("A round of lease expiry failed")
                 stopping.wait(self._every)
         finally:
-            try:
-                self._lease.release()
-            except StoreError:
-                pass  # the lease expires
+            self._lease.release()
 
     def step(self) -> None:
         """Run one round, if this worker leads.
