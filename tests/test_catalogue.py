@@ -46,8 +46,7 @@ COVERED: dict[str, list[str]] = {
     "K07": [
         "middleware/test_limiter_store.py::"
         "test_processes_and_threads_together_never_let_one_too_many_pass",
-        "acceptance/test_redis_gateways.py::"
-        "test_two_machines_let_exactly_as_many_pass_as_the_quota_says",
+        "acceptance/test_redis_gateways.py::test_two_machines_allow_exactly_the_quota",
     ],
     "K08": [
         f"{RULES}::test_a_clock_set_back_never_fills_a_bucket",

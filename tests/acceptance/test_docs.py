@@ -63,7 +63,7 @@ def test_workers_count_together(run: Callable[[str], Served]) -> None:
 
 
 @pytest.mark.parametrize("name", ["monolith", "gate_worker"])
-def test_a_gateway_around_an_app_tells_both_who_the_caller_is(
+def test_a_gateway_around_an_app_gives_both_the_caller(
     name: str, run: Callable[[str], Served], backend: Backend
 ) -> None:
     served = run(name)

@@ -129,7 +129,7 @@ def test_a_taken_port_is_one_clear_line() -> None:
         assert f"drill: port {port + 2} cannot be used" in program.told().splitlines()[-1]
 
 
-def test_a_gateway_that_does_not_start_is_told_with_what_it_said() -> None:
+def test_a_gateway_that_does_not_start_is_reported_with_its_output() -> None:
     command = f"{sys.executable} -c 'raise SystemExit(\"no such key\")'"
     with running(drill(free_ports(4), "--gateway", command), EXAMPLES.parent) as program:
         assert program.exit_code() == 2

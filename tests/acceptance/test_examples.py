@@ -327,7 +327,7 @@ def test_what_is_public_needs_no_token(client, path, expected):
 
 
 @pytest.mark.parametrize("field", ["X-User-Id", "x-user-id", "X_User_Id"])
-def test_who_the_caller_is_can_not_be_claimed_by_a_field(client, field):
+def test_a_field_cannot_claim_an_identity(client, field):
     forged = client.ask("GET", "/auth/profile", headers={field: "1"})
     assert forged.status_code in (400, 401)  # an underscore is refused whole
     headers = {**token(sub="99"), field: "1"}

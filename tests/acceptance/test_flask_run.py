@@ -29,7 +29,7 @@ def view(how):
 """
 
 
-def test_a_body_that_the_view_has_read_is_told_at_once(
+def test_a_body_that_the_view_has_read_is_an_error_at_once(
     serve_command: Callable[..., Any], tmp_path: Path
 ) -> None:
     with Backend(reply(b"ok")) as backend:

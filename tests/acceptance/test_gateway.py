@@ -51,7 +51,7 @@ def get(url: str, **options: Any) -> requests.Response:
 
 
 @pytest.mark.parametrize("algorithm", ["fixed-window", "token-bucket"])
-def test_two_workers_let_exactly_as_many_pass_as_the_quota_says(
+def test_two_workers_allow_exactly_the_quota(
     algorithm: str, serve: Serve, backend: Backend
 ) -> None:
     limiter = f"""
@@ -295,7 +295,7 @@ def test_requests_in_flight_finish_when_the_gateway_is_stopped(
     assert gateway.process.wait(15) == 0
 
 
-def test_one_worker_checks_health_for_all_and_every_worker_knows(
+def test_one_worker_checks_health_for_all_workers(
     serve: Serve, serve_app: Serve, backend: Backend
 ) -> None:
     backend.answers = [reply(b"", status="503 Unavailable")]
@@ -398,7 +398,7 @@ def stalled(port: int, data: bytes, many: int) -> list[socket.socket]:
     return clients
 
 
-def test_silent_and_lingering_clients_hold_nobody_up(serve: Serve, backend: Backend) -> None:
+def test_silent_and_lingering_clients_delay_no_other_client(serve: Serve, backend: Backend) -> None:
     """M04, M05: more of them than the one worker has threads."""
     gateway = serve(plain(backend.url), workers=1)
     silent = stalled(gateway.port, b"", 30)
@@ -411,7 +411,9 @@ def test_silent_and_lingering_clients_hold_nobody_up(serve: Serve, backend: Back
         client.close()
 
 
-def test_kept_connections_keep_nobody_from_having_one(serve: Serve, backend: Backend) -> None:
+def test_persistent_connections_do_not_keep_other_clients_out(
+    serve: Serve, backend: Backend
+) -> None:
     """As many as there are threads ask without a pause, and another client comes along."""
     gateway = serve(plain(backend.url).replace("threads = 8", "threads = 2"), workers=2)
     stop = threading.Event()
@@ -433,7 +435,7 @@ def test_kept_connections_keep_nobody_from_having_one(serve: Serve, backend: Bac
             one.result()
 
 
-def test_a_client_that_never_ends_its_head_is_let_go(serve: Serve, backend: Backend) -> None:
+def test_a_client_that_never_ends_its_head_is_disconnected(serve: Serve, backend: Backend) -> None:
     """M01: as many of them as there are threads, each still sending now and then."""
     text = plain(backend.url).replace("threads = 8", 'threads = 8\nhead_timeout = "2s"')
     gateway = serve(text, workers=1)
@@ -479,7 +481,7 @@ def test_the_configuration_for_gunicorn_itself_does_the_same(
             assert get(served.url + "/svc").text == "ok"
 
 
-def test_a_broken_file_is_told_whole_and_nothing_starts(tmp_path: Path) -> None:
+def test_all_errors_of_a_file_are_reported_and_nothing_starts(tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
     file.write_text('[gateway]\nbnid = 1\n[[routes]]\npath = "x"\nservice = "none"\n')
     done = subprocess.run(

@@ -140,7 +140,7 @@ def test_a_client_that_leaves_frees_the_instance(gateway: Any, backend: Backend)
     assert gone.wait(10)
 
 
-def test_it_stops_when_it_is_told_to(gateway: Any, backend: Backend) -> None:
+def test_it_stops_on_sigterm(gateway: Any, backend: Backend) -> None:
     assert requests.get(f"{gateway.url}/svc", timeout=10).status_code == 200
     gateway.process.terminate()
     assert gateway.process.wait(15) == 0

@@ -52,7 +52,7 @@ def ask(gateway: Any, raw: bytes) -> bytes:
         return read_to_end(connection)
 
 
-def test_a_request_is_forwarded_and_its_way_told(
+def test_a_request_is_forwarded_with_forwarding_fields(
     gateway: Any, backend: Backend, http: requests.Session
 ) -> None:
     backend.answers = [reply(b"made", status="201 Created", fields=[("X-Made", "1")])]
@@ -66,7 +66,7 @@ def test_a_request_is_forwarded_and_its_way_told(
     assert (request.value("Via") or "").startswith("1.1 ")
 
 
-def test_what_is_refused_says_so(gateway: Any, http: requests.Session) -> None:
+def test_a_rejection_is_a_problem_document(gateway: Any, http: requests.Session) -> None:
     answer = http.get(f"{gateway.url}/nowhere")
     assert (answer.status_code, answer.json()["message"]) == (404, "Route not found!")
     for path in ("/svc/../x", "/svc/%2e%2e/x", "/svc/%5cx", "/svc/%00"):

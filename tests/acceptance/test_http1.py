@@ -194,7 +194,7 @@ def test_a_later_minor_version_is_rejected_in_ours(gateway: Any, backend: Backen
     assert backend.requests == []
 
 
-def test_a_client_is_told_how_long_its_connection_is_kept(
+def test_a_response_announces_the_keep_alive_timeout(
     gateway: Any, serve: Serve, backend: Backend
 ) -> None:
     with Client(gateway.port) as client:

@@ -115,7 +115,7 @@ def under_granian(gates: Callable[[str], Gate]) -> Gate:
     return gates("granian")
 
 
-def test_a_request_is_forwarded_and_its_way_told(gate: Gate) -> None:
+def test_a_request_is_forwarded_with_forwarding_fields(gate: Gate) -> None:
     gate.backend.answers = [reply(b"made", status="201 Created", fields=[("X-Made", "1")])]
     with gate.http() as http:
         answer = http.post("/svc/a%20b?x=%20&y", content=b"body", headers={"Version": "7"})
@@ -402,7 +402,7 @@ def test_cookies_in_several_fields_are_one(gate: Gate) -> None:
     ]
 
 
-def test_what_a_client_must_not_say_is_removed(gate: Gate) -> None:
+def test_fields_that_a_client_must_not_set_are_removed(gate: Gate) -> None:
     forged = [("x-user-id", "admin"), ("x-forwarded-for", "1.2.3.4"), ("te", "trailers")]
     with gate.client() as client:
         assert client.answer(client.ask(fields=forged)).status == 200

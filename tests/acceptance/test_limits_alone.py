@@ -109,7 +109,7 @@ def ask_by(path: Path, client: str) -> int:
 
 
 @pytest.mark.parametrize("trusted", [True, False])
-def test_clients_behind_a_unix_socket_are_told_apart_or_the_log_says_that_they_are_not(
+def test_clients_behind_a_unix_socket_are_distinguished_or_a_warning_is_logged(
     run: Run, tmp_path: Path, trusted: bool
 ) -> None:
     write(tmp_path / "shop", APP, None)

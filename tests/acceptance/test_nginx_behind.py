@@ -52,7 +52,7 @@ service = "files"
 
 
 @pytest.mark.parametrize(("field", "coding"), [("via", None), ("cdn-loop", "gzip")])
-def test_nginx_compresses_where_no_via_says_that_a_proxy_asks(
+def test_nginx_compresses_for_requests_without_via(
     field: str, coding: str | None, serve: Serve, serve_command: Serve, tmp_path: Path
 ) -> None:
     program = shutil.which("nginx", path="/usr/sbin:/usr/bin:/sbin:/bin")
@@ -73,7 +73,7 @@ def test_nginx_compresses_where_no_via_says_that_a_proxy_asks(
 
 
 @pytest.mark.parametrize("field", ["via", "cdn-loop"])
-def test_a_gateway_that_leads_to_itself_says_so(
+def test_a_gateway_that_forwards_to_itself_is_a_loop(
     field: str, serve_command: Serve, tmp_path: Path
 ) -> None:
     def command(port: int) -> list[str]:

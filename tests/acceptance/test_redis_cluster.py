@@ -140,7 +140,7 @@ def test_a_key_that_moves_is_found_before_during_and_after(nodes, store):
     assert dict(store.items("key"))["key"] == b"changed"
 
 
-def test_one_server_down_takes_only_its_own_keys_along(nodes, store):
+def test_one_server_down_affects_only_its_own_keys(nodes, store):
     for name in names():
         store.swap(name, None, b"value", 600)
     lost = nodes[0]

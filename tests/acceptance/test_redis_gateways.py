@@ -66,7 +66,7 @@ def get(url: str) -> requests.Response:
 
 
 @pytest.mark.parametrize("algorithm", ["token-bucket", "fixed-window", "sliding-window"])
-def test_two_machines_let_exactly_as_many_pass_as_the_quota_says(
+def test_two_machines_allow_exactly_the_quota(
     algorithm: str, serve: Serve, backend: Backend, server: Server
 ) -> None:
     text = gateway(server, backend, more=LIMITED.format(algorithm=algorithm))
@@ -84,7 +84,7 @@ def test_two_machines_let_exactly_as_many_pass_as_the_quota_says(
         assert "only-for-tests" not in machine.log
 
 
-def test_one_of_all_workers_on_all_machines_checks_health_and_all_know(
+def test_one_worker_of_all_machines_checks_health_for_all(
     serve: Serve, backend: Backend, server: Server
 ) -> None:
     backend.answers = [reply(b"", status="503 Unavailable")]

@@ -158,7 +158,9 @@ def test_the_program_serves_while_it_drains(run: Run, registry: RegistryServer) 
 
 
 @pytest.mark.parametrize("drain", ["0s", "5m"])
-def test_who_need_not_drain_ends_at_once(drain: str, run: Run, registry: RegistryServer) -> None:
+def test_a_program_without_drain_ends_at_once(
+    drain: str, run: Run, registry: RegistryServer
+) -> None:
     port = free_port()
     program = run(server(port), "--drain", drain, port=port)
     registry.wait_until("UP")
@@ -196,7 +198,7 @@ def test_a_program_that_dies_is_deregistered(run: Run, registry: RegistryServer)
         (["/"], 126, "wsgigate: /: Permission denied"),
     ],
 )
-def test_a_program_that_can_not_be_run_is_never_registered(
+def test_a_program_that_cannot_be_run_is_never_registered(
     program: list[str], code: int, said: str, run: Run, registry: RegistryServer
 ) -> None:
     registered = run(program)
@@ -215,7 +217,7 @@ def test_a_program_that_can_not_be_run_is_never_registered(
         (["--registry", "registry:3004"], "http://HOST:PORT"),
     ],
 )
-def test_options_that_can_not_be_right_are_named_and_nothing_is_run(
+def test_invalid_options_are_named_and_nothing_is_run(
     options: list[str], said: str, run: Run, registry: RegistryServer, tmp_path: Path
 ) -> None:
     registered = run(["touch", "it-ran"], *options)
@@ -224,7 +226,7 @@ def test_options_that_can_not_be_right_are_named_and_nothing_is_run(
     assert not (tmp_path / "it-ran").exists()
 
 
-def test_a_command_without_a_program_says_what_is_missing(run: Run) -> None:
+def test_a_command_without_a_program_is_rejected(run: Run) -> None:
     registered = run([])
     assert registered.ends_with() == 2
     assert "a program to run is required" in registered.output.read_text()
@@ -242,7 +244,7 @@ def test_signals_reach_the_program_once(run: Run, registry: RegistryServer) -> N
     assert heard == ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGTERM"]
 
 
-def test_one_that_was_stopped_goes_on(run: Run, registry: RegistryServer) -> None:
+def test_a_suspended_program_resumes(run: Run, registry: RegistryServer) -> None:
     """Stopped past the end of a wait, and interrupted by SIGCONT: no signal is made up of that."""
     program = run([sys.executable, "-c", NOTED])
     program.wait_to_hear("ready")

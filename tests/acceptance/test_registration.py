@@ -103,7 +103,7 @@ def speaker(served: Served, number: int = 0) -> int:
 
 
 @pytest.mark.parametrize("how", [{"more": LINE}, {"conf": CONF}], ids=["line", "conf"])
-def test_one_of_several_workers_speaks_for_all_and_is_replaced_when_it_is_killed(
+def test_one_worker_registers_for_all_and_is_replaced_when_it_is_killed(
     how: dict[str, str], registry: RegistryServer, start: Start
 ) -> None:
     served = start(registry.env(), **how)
@@ -284,7 +284,7 @@ def test_a_registry_that_began_anew_gets_its_instances_back(
     assert Asked("POST heartbeat", 404) in registry.asked
 
 
-def test_a_registry_that_never_answers_holds_nobody_up(start: Start) -> None:
+def test_a_registry_that_never_answers_does_not_delay_the_service(start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         served = start({"REGISTRY_URL": url}, LINE)
@@ -294,9 +294,7 @@ def test_a_registry_that_never_answers_holds_nobody_up(start: Start) -> None:
         served.stop()
 
 
-def test_the_next_registry_is_asked_when_one_is_away(
-    registry: RegistryServer, start: Start
-) -> None:
+def test_the_next_registry_is_used_when_one_is_down(registry: RegistryServer, start: Start) -> None:
     away = RegistryServer()
     served = start({**registry.env(), "REGISTRY_URL": f"{away.url}, {registry.url}"}, LINE)
     registry.wait_until("UP")
@@ -315,7 +313,7 @@ def test_the_next_registry_is_asked_when_one_is_away(
         ({"REGISTRY_URL": "http://me:secret-word@127.0.0.1"}, "must not carry credentials"),
     ],
 )
-def test_what_is_wrong_with_the_environment_is_told_and_the_service_runs(
+def test_a_wrong_environment_is_logged_and_the_service_runs(
     env: dict[str, str], said: str, registry: RegistryServer, start: Start
 ) -> None:
     served = start(registry.env() | env, LINE)
@@ -327,7 +325,7 @@ def test_what_is_wrong_with_the_environment_is_told_and_the_service_runs(
         assert secret not in served.log
 
 
-def test_what_is_wrong_with_gunicorns_settings_is_told_and_the_service_runs(
+def test_wrong_settings_of_gunicorn_are_logged_and_the_service_runs(
     registry: RegistryServer, start: Start
 ) -> None:
     served = start(registry.env(), conf=CONF.replace('"users"', '"no name"'))
@@ -349,7 +347,9 @@ def test_hooks_of_the_users_own_are_called_besides(registry: RegistryServer, sta
         assert f"own {name}" in served.log
 
 
-def test_threads_of_a_fork_do_not_speak(registry: RegistryServer, start: Start) -> None:
+def test_a_forked_child_does_not_deregister_the_service(
+    registry: RegistryServer, start: Start
+) -> None:
     """A child that is forked off a server, as by multiprocessing, ends without a word."""
     fork = """
 import threading
@@ -370,7 +370,7 @@ threading.Thread(target=fork, daemon=True).start()
     assert registry.count("DELETE register") == 0
 
 
-def test_a_worker_that_was_told_to_end_does_not_take_over(
+def test_a_worker_that_was_sent_sigterm_does_not_take_over(
     registry: RegistryServer, start: Start
 ) -> None:
     """It may have requests to finish for long after the service has left."""

@@ -57,7 +57,7 @@ class Registry:
 
 
 @pytest.mark.parametrize("program", ["gunicorn", "granian"])
-def test_who_is_there_is_there_again_after_all_were_killed(
+def test_instances_stay_registered_when_all_workers_were_killed(
     program: str, serve_command: Serve, tmp_path: Path
 ) -> None:
     environ = {**home(tmp_path), "REGISTRY_TOKEN": TOKEN, "USERS_TOKEN": USERS}
@@ -99,7 +99,7 @@ def test_who_is_there_is_there_again_after_all_were_killed(
 
 
 @pytest.mark.parametrize("program", ["gunicorn", "granian"])
-def test_all_who_wait_hear_of_a_change_in_any_worker(program: str, serve: Serve) -> None:
+def test_a_change_in_any_worker_ends_all_long_polls(program: str, serve: Serve) -> None:
     text = f'[gateway]\nthreads = 16\n[registry]\nprefix = ""\ntoken = "{TOKEN}"\n'
     server = serve(text, server=program)
     registry = Registry(server.url)

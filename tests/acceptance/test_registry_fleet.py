@@ -179,7 +179,7 @@ def test_instances_come_and_go_and_no_request_fails(fleet: Fleet) -> None:
     assert "Traceback" not in fleet.gateway.log
 
 
-def test_who_is_killed_fails_one_try_of_each_worker_and_is_gone_after_its_lease(
+def test_a_killed_instance_fails_one_attempt_of_each_worker_until_its_lease_expires(
     fleet: Fleet,
 ) -> None:
     instances = [fleet.join() for _ in range(3)]

@@ -40,7 +40,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_slow_clients_are_let_go_and_others_served(kind: str, serve_app: Serve) -> None:
+def test_slow_clients_are_disconnected_and_others_served(kind: str, serve_app: Serve) -> None:
     """M01 to M05."""
     server = serve_app(APP, *QUICK)
     with Attackers(server.port, kind) as attackers:
@@ -53,7 +53,7 @@ def test_slow_clients_are_let_go_and_others_served(kind: str, serve_app: Serve) 
 
 
 @pytest.mark.parametrize("kind", ["half a head", "a body in drops", "never reads", "lingers"])
-def test_slow_clients_are_let_go_behind_tls_too(
+def test_slow_clients_are_disconnected_behind_tls_too(
     kind: str, serve_app: Serve, certificate: Path
 ) -> None:
     server = serve_app(APP, *QUICK, "--certfile", str(certificate), "--keyfile", str(certificate))
@@ -66,7 +66,7 @@ def test_slow_clients_are_let_go_behind_tls_too(
     assert "Traceback" not in server.log
 
 
-def test_half_a_handshake_is_let_go(serve_app: Serve, certificate: Path) -> None:
+def test_half_a_handshake_is_disconnected(serve_app: Serve, certificate: Path) -> None:
     server = serve_app(APP, *QUICK, "--certfile", str(certificate), "--keyfile", str(certificate))
     with Attackers(server.port, "one byte") as attackers:  # of the five that TLS waits for
         url = server.url.replace("http:", "https:")

@@ -195,7 +195,7 @@ def test_each_worker_mirrors_what_it_serves(
         assert (copy.body, copy.value("X-Gateway-Mirror")) == (b"order", "1")
 
 
-def test_another_service_answers_for_one_that_is_lost(workers: tuple[Worker, Worker]) -> None:
+def test_a_fallback_service_answers_for_one_that_is_down(workers: tuple[Worker, Worker]) -> None:
     for each in workers:
         answer = each.ask("/lost")
         assert (answer.text, answer.headers["X-Gateway-Fallback"]) == ("now", "service")

@@ -199,9 +199,7 @@ def test_they_pass_through_tls_on_both_sides(
     assert "Traceback" not in server.log
 
 
-def test_an_instance_whose_certificate_is_not_believed_gets_none(
-    serve: Serve, tls_echo: Echo
-) -> None:
+def test_an_instance_with_an_untrusted_certificate_gets_none(serve: Serve, tls_echo: Echo) -> None:
     server = serve(gateway(tls_echo), workers=1)
     assert refusal(server) == 502
     assert tls_echo.requests == []
@@ -259,7 +257,7 @@ def test_a_route_that_does_not_say_so_has_none(serve: Serve, echo: Echo) -> None
     assert echo.requests == []
 
 
-def test_who_may_not_pass_gets_none(serve: Serve, echo: Echo) -> None:
+def test_an_unauthorized_client_gets_none(serve: Serve, echo: Echo) -> None:
     secret = "0123456789" * 4
     route = (
         f'middleware = [{{ use = "authenticator", algorithms = ["HS256"], secret = "{secret}" }}]'
@@ -315,7 +313,7 @@ def test_a_silent_one_is_closed(serve: Serve, echo: Echo) -> None:
     until(lambda: records(server))
 
 
-def test_both_ends_learn_of_the_other_ones_end(serve: Serve, echo: Echo) -> None:
+def test_a_close_at_one_end_closes_the_other(serve: Serve, echo: Echo) -> None:
     server = serve(gateway(echo), workers=1)
     with opened(server) as client:
         client.socket.close()

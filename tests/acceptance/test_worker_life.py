@@ -29,7 +29,7 @@ from wsgigate.testing.backend import Backend, Received, reply
 Serve = Callable[..., Any]
 
 
-def test_what_an_application_does_to_itself_is_told_and_ends_nobody_else(
+def test_what_an_application_raises_is_logged_and_ends_no_other_request(
     serve_app: Serve,
 ) -> None:
     """Q14."""
@@ -131,7 +131,7 @@ def test_a_stopping_worker_finishes_requests_and_waits_for_no_attacker(
     assert server.process.wait(15) == 0
 
 
-def test_a_worker_told_to_quit_does_so_though_a_request_is_under_way(serve_app: Serve) -> None:
+def test_a_worker_quits_on_sigint_while_a_request_is_in_flight(serve_app: Serve) -> None:
     server = serve_app(APP, *QUICK)
     with socket.create_connection(("127.0.0.1", server.port)) as client:
         client.sendall(b"GET /" + HEAD + b"\r\nGET /?600" + HEAD + b"\r\n")
@@ -173,7 +173,7 @@ def test_without_a_descriptor_left_a_worker_rests_and_goes_on(serve_app: Serve) 
     assert "Traceback" not in server.log
 
 
-def test_more_silent_clients_than_a_worker_may_have_keep_nobody_out(serve_app: Serve) -> None:
+def test_more_silent_clients_than_connections_keep_no_client_out(serve_app: Serve) -> None:
     """M05."""
     server = serve_app(APP, *OPTIONS, "-k", "served0.Patient", "--worker-connections", "20")
     with ExitStack() as stack:
@@ -195,7 +195,9 @@ service = "svc"
 """
 
 
-def test_an_instance_is_let_go_when_the_client_leaves(serve: Serve, backend: Backend) -> None:
+def test_the_upstream_connection_is_closed_when_the_client_leaves(
+    serve: Serve, backend: Backend
+) -> None:
     """While the head is waited for, and in the middle of a stream that says nothing."""
 
     def held(connection: socket.socket, _request: Received) -> bool:
@@ -264,7 +266,7 @@ app.self_check = "refuse"
 
 
 @pytest.mark.parametrize("app", [REFUSES, "raise RuntimeError('broken')"])
-def test_workers_that_can_not_boot_end_the_server_with_one_voice(
+def test_workers_that_cannot_boot_end_the_server_with_one_status(
     app: str, serve_command: Serve, tmp_path: Path
 ) -> None:
     """gunicorn's master breaks down with a traceback when it is told so twice."""

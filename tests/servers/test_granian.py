@@ -48,7 +48,7 @@ print("quiet" if not boot.is_alive() else "still there", flush=True)
         ("never", "SIGTERM", "quiet"),
     ],
 )
-def test_a_signal_that_comes_early_is_heard_later(when: str, number: str, told: str) -> None:
+def test_an_early_signal_is_handled_later(when: str, number: str, told: str) -> None:
     command = [sys.executable, "-W", "error", "-c", PROGRAM, when, number]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.stdout.split(), done.stderr) == ([told], "")
@@ -94,7 +94,7 @@ print(ended.wait(20))
 """
 
 
-def test_who_wants_to_know_is_told_that_the_process_ends() -> None:
+def test_the_app_is_notified_that_the_process_ends() -> None:
     command = [sys.executable, "-W", "error", "-c", ENDING]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.stdout.split(), done.stderr) == (["False", "True"], "")

@@ -50,7 +50,7 @@ def lingers(sock: socket.socket) -> bytes:
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
 
 
-def test_a_socket_waits_as_long_as_was_said_and_no_longer(pair: Pair) -> None:
+def test_a_socket_waits_for_its_timeout_and_no_longer(pair: Pair) -> None:
     ours, theirs = pair
     ours.wait_at_most(SOON)
     with pytest.raises(BlockingIOError):
@@ -214,7 +214,7 @@ def test_a_new_head_has_no_time_of_the_last_body(pair: Pair) -> None:
     assert reader.patience is None
 
 
-def test_a_connection_that_is_cut_ends_for_who_reads_it(pair: Pair) -> None:
+def test_cutting_a_connection_wakes_its_reader(pair: Pair) -> None:
     ours, theirs = pair
     connection = connection_of(ours, None)
     connection.cut()
@@ -223,7 +223,7 @@ def test_a_connection_that_is_cut_ends_for_who_reads_it(pair: Pair) -> None:
     connection.cut()
 
 
-def test_a_client_that_has_sent_what_nobody_read_yet_is_not_cut(pair: Pair) -> None:
+def test_a_client_with_unread_data_is_not_cut(pair: Pair) -> None:
     ours, theirs = pair
     connection = connection_of(ours, None)
     theirs.sendall(b"x")
@@ -274,7 +274,7 @@ def test_time_is_the_only_thing_that_ends_a_patient_wait(pair: Pair) -> None:
     assert came == [1]
 
 
-def test_who_leaves_before_http2_has_begun_is_let_go(
+def test_a_client_that_leaves_before_http2_begins_is_closed(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """gunicorn has made what speaks HTTP/2 by then, and could not send its first frames."""

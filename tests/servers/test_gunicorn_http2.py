@@ -104,7 +104,7 @@ def taken(peer: Peer) -> Any:
     return request
 
 
-def test_who_waits_for_room_goes_on_whichever_thread_has_made_it(make: Any) -> None:
+def test_a_thread_that_waits_for_room_resumes_whichever_thread_made_it(make: Any) -> None:
     peer = make(window=1 << 24)
     peer.ask()
     stream = taken(peer).stream
@@ -159,7 +159,7 @@ def test_a_body_that_stalls_is_cut(make: Any) -> None:
     assert "StreamReset" in peer.kinds()
 
 
-def test_a_client_that_cancels_is_told_of_once(make: Any) -> None:
+def test_a_cancellation_is_reported_once(make: Any) -> None:
     peer = make()
     left: list[str] = []
     stream = peer.ask()
@@ -232,7 +232,7 @@ def test_a_client_that_takes_nothing_is_given_up(make: Any) -> None:
     assert peer.ours.broken
 
 
-def test_a_client_of_a_stopping_worker_is_told_once_it_has_its_responses(make: Any) -> None:
+def test_a_stopping_worker_sends_goaway_after_the_responses(make: Any) -> None:
     peer = make()
     peer.ask()
     request = taken(peer)
@@ -247,7 +247,7 @@ def test_a_client_of_a_stopping_worker_is_told_once_it_has_its_responses(make: A
     assert not peer.ours.is_closed  # for requests that have crossed it
 
 
-def test_one_that_accepts_nothing_more_says_so_to_each(make: Any) -> None:
+def test_a_connection_that_accepts_no_more_refuses_each_stream(make: Any) -> None:
     peer = make()
     first = peer.ask()
     taken(peer)

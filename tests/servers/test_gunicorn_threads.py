@@ -62,7 +62,7 @@ def parked(request: pytest.FixtureRequest) -> IdleConnections:
     return IdleConnections(WATCHES[request.param]())
 
 
-def test_a_connection_is_told_of_once_until_it_waits_again(
+def test_a_readable_connection_is_reported_once_until_it_is_added_again(
     parked: IdleConnections, make: Make
 ) -> None:
     connection = make()
@@ -77,7 +77,7 @@ def test_a_connection_is_told_of_once_until_it_waits_again(
     assert parked.take(PLENTY) is connection
 
 
-def test_one_whose_request_is_read_ahead_comes_at_once_and_behind_the_others(
+def test_a_connection_read_ahead_is_taken_at_once_after_the_others(
     parked: IdleConnections, make: Make
 ) -> None:
     first, ahead = make(), make()
@@ -89,7 +89,7 @@ def test_one_whose_request_is_read_ahead_comes_at_once_and_behind_the_others(
     assert parked.take(HARDLY) is None
 
 
-def test_a_closed_connection_can_not_wait(parked: IdleConnections, make: Make) -> None:
+def test_a_closed_connection_cannot_be_added(parked: IdleConnections, make: Make) -> None:
     connection = make()
     connection.sock.close()
     with pytest.raises((OSError, ValueError)):
@@ -97,7 +97,7 @@ def test_a_closed_connection_can_not_wait(parked: IdleConnections, make: Make) -
     assert len(parked) == 0
 
 
-def test_those_that_waited_too_long_are_closed_but_for_those_that_wait_for_a_thread(
+def test_expired_connections_are_closed_except_those_that_are_ready(
     parked: IdleConnections, make: Make
 ) -> None:
     silent, young, spoke, ahead = make(), make(timeout=3.0), make(), make()
@@ -111,7 +111,7 @@ def test_those_that_waited_too_long_are_closed_but_for_those_that_wait_for_a_thr
     assert list(parked.take_expired(math.inf)) == [young]
 
 
-def test_one_read_ahead_whose_client_takes_no_answers_waited_too_long_whatever_it_sends(
+def test_a_connection_read_ahead_expires_if_its_client_reads_nothing(
     parked: IdleConnections, make: Make
 ) -> None:
     connection = make()
@@ -146,7 +146,7 @@ def test_the_oldest_that_is_silent_makes_room(parked: IdleConnections, make: Mak
     assert parked.take(PLENTY) is spoke
 
 
-def test_what_gunicorn_asks_of_those_that_wait(parked: IdleConnections, make: Make) -> None:
+def test_what_gunicorn_reads_of_idle_connections(parked: IdleConnections, make: Make) -> None:
     assert parked[0].timeout == 0.0  # nobody's: they were taken since gunicorn saw that there are
     connections = [make(timeout=float(number)) for number in range(3)]
     for connection in connections:
@@ -156,7 +156,7 @@ def test_what_gunicorn_asks_of_those_that_wait(parked: IdleConnections, make: Ma
 
 
 @pytest.mark.parametrize("name", WATCHES)
-def test_what_is_watched_already_is_watched_as_was_said_last(name: str, make: Make) -> None:
+def test_the_last_arming_of_a_descriptor_counts(name: str, make: Make) -> None:
     """A thread can be late to watch what another has served and has watched again since."""
     parked = IdleConnections(WATCHES[name]())
     connection = make()
@@ -187,7 +187,7 @@ class Told(Watch):
         return self.ready.pop(0) if self.ready else None
 
 
-def test_what_was_told_of_before_it_was_closed_is_nobody_elses_turn(make: Make) -> None:
+def test_a_stale_event_does_not_give_away_a_new_connection(make: Make) -> None:
     """A thread is late: what it was told of is closed, and a new one has the descriptor."""
     watch = Told()
     parked = IdleConnections(watch)
@@ -203,7 +203,7 @@ def test_what_was_told_of_before_it_was_closed_is_nobody_elses_turn(make: Make) 
     assert parked.take(0) is None
 
 
-def test_nobody_closes_what_another_thread_is_about_to_have_watched(make: Make) -> None:
+def test_a_connection_that_is_being_added_is_not_closed(make: Make) -> None:
     watch = Told()
     parked = IdleConnections(watch)
     closed: list[Waiting] = []
@@ -220,7 +220,7 @@ def test_nobody_closes_what_another_thread_is_about_to_have_watched(make: Make) 
     assert watch.forgotten == [connection.sock.fileno()]
 
 
-def test_one_served_while_it_is_looked_at_waits_anew(make: Make) -> None:
+def test_a_connection_served_during_expiry_is_added_again(make: Make) -> None:
     watch = Told()
     parked = IdleConnections(watch)
 
@@ -250,7 +250,7 @@ def test_one_served_while_it_is_looked_at_waits_anew(make: Make) -> None:
         assert list(parked.take_expired(2.0)) == []  # read ahead, still: it waits for a thread
 
 
-def test_one_served_while_it_is_looked_at_is_left_alone(make: Make) -> None:
+def test_a_connection_served_during_expiry_is_left_alone(make: Make) -> None:
     watch = Told()
     parked = IdleConnections(watch)
 
@@ -272,7 +272,7 @@ def test_one_served_while_it_is_looked_at_is_left_alone(make: Make) -> None:
         assert (len(parked), watch.forgotten) == (0, [])
 
 
-def test_a_connection_that_a_child_process_has_too_is_told_of_no_more(make: Make) -> None:
+def test_a_closed_connection_that_a_child_process_holds_is_not_reported(make: Make) -> None:
     parked = IdleConnections()
     connection = make()
     copy = os.dup(connection.sock.fileno())

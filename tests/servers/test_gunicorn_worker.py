@@ -85,7 +85,7 @@ def test_a_kept_connection_waits_for_the_next_request(serve: Serve) -> None:
     assert worker.deferred == []
 
 
-def test_one_whose_next_request_is_read_has_the_time_that_a_response_has(serve: Serve) -> None:
+def test_a_connection_with_a_read_ahead_request_gets_the_idle_timeout(serve: Serve) -> None:
     before = time.monotonic()
     worker, connection = serve(lambda: True, ahead=True)
     assert worker.keepalived_conns.take(10) is connection
@@ -127,19 +127,19 @@ def closes() -> bool:
     raise SystemExit("whatever an application raises")
 
 
-def test_one_that_is_not_kept_is_let_go_by_the_loop(serve: Serve) -> None:
+def test_a_connection_that_is_not_kept_is_closed_by_the_loop(serve: Serve) -> None:
     worker, connection = serve(lambda: False)
     assert worker.deferred == [(worker._close_gracefully, connection)]
     assert (len(worker.keepalived_conns), worker.told) == (0, [])
 
 
-def test_whatever_a_request_ends_with_ends_no_thread(serve: Serve) -> None:
+def test_an_exception_of_a_request_ends_no_thread(serve: Serve) -> None:
     worker, connection = serve(closes)
     assert worker.deferred == [(worker._close_gracefully, connection)]
     assert worker.told == ["Error serving a connection"]
 
 
-def test_a_connection_that_was_closed_by_then_is_close_gracefully(serve: Serve) -> None:
+def test_a_connection_that_was_closed_meanwhile_is_closed_by_the_loop(serve: Serve) -> None:
     connections: list[Connection] = []
 
     def end() -> bool:
@@ -171,7 +171,7 @@ def test_a_connection_that_was_closed_by_then_is_close_gracefully(serve: Serve) 
         ),
     ],
 )
-def test_a_worker_that_does_not_accept_looks_again_soon(
+def test_a_worker_that_does_not_accept_checks_again_soon(
     changes: dict[str, Any], waits: float
 ) -> None:
     """A thread that becomes free wakes nobody."""
@@ -192,7 +192,7 @@ def test_exactly_one_worker_takes_the_token() -> None:
     assert [token.take(), token.take(), another.take()] == [True, False, True]
 
 
-def test_a_connection_that_can_not_be_closed_in_good_order_ends_no_worker(serve: Serve) -> None:
+def test_an_error_on_closing_a_connection_ends_no_worker(serve: Serve) -> None:
     def close(graceful: bool = False) -> None:
         raise AttributeError("whatever it is that goes wrong")
 

@@ -12,9 +12,7 @@ REGISTRY = '[registry]\ntoken = "at-least-16-characters"\n'
 
 
 @pytest.mark.parametrize(("more", "served"), [("", 10_000), (REGISTRY, 1_000_000)])
-def test_a_worker_that_hears_heartbeats_serves_for_longer(
-    more: str, served: int, tmp_path: Path
-) -> None:
+def test_a_worker_lives_longer_with_heartbeats(more: str, served: int, tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
     file.write_text(f'[store]\nurl = "lmdb:{tmp_path}/store"\n[admin]\n{more}')
     found = settings(str(file))

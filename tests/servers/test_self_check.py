@@ -57,7 +57,9 @@ def settings_of(cfg: Config) -> list[str]:
         ({"bind": "unix:/tmp/a", "forwarder_headers": "script_name"}, ["error forwarder_headers"]),
     ],
 )
-def test_gunicorns_settings_tell_facts(settings: dict[str, Any], expected: list[str]) -> None:
+def test_facts_are_read_from_the_settings_of_gunicorn(
+    settings: dict[str, Any], expected: list[str]
+) -> None:
     assert settings_of(config(**settings)) == expected
 
 
@@ -100,7 +102,7 @@ def test_a_worker_class_without_changes_is_the_class_itself() -> None:
         (EnvironBuilder().get_environ(), []),
     ],
 )
-def test_a_request_tells_facts(environ: dict[str, Any], expected: list[str]) -> None:
+def test_facts_are_read_from_a_request(environ: dict[str, Any], expected: list[str]) -> None:
     found = findings(facts_of_environ({**new_environ(), **environ}))
     assert [f"{each.severity} {each.setting}" for each in found] == expected
 
@@ -111,7 +113,7 @@ def test_warnings_never_refuse(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize(("mode", "status"), [("refuse", 503), ("warn", 404)])
-def test_a_gateway_looks_at_the_first_request_and_tells_once(
+def test_a_gateway_checks_the_first_request_and_logs_once(
     mode: Any, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     gateway = Gateway(

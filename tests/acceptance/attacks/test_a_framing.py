@@ -60,7 +60,7 @@ def test_ambiguous_framing_goes_nowhere(data: bytes, statuses: set[int], gate: A
     gate.refused(data, *statuses)
 
 
-def test_a_length_is_told_in_plain_digits(gate: Any) -> None:
+def test_a_length_is_plain_digits(gate: Any) -> None:
     """A05"""
     request, _ = gate.passed(post(b"Content-Length: 003", body=b"abc"))
     assert (request.value("Content-Length"), request.body) == ("3", b"abc")
@@ -127,7 +127,7 @@ def test_a_forbidden_trailer_is_refused(trailer: bytes, gate: Any) -> None:
     assert not any(request.complete for request in gate.backend.requests[before:])
 
 
-def test_a_body_that_nobody_reads_is_not_the_next_request(gate: Any) -> None:
+def test_an_unread_body_is_not_the_next_request(gate: Any) -> None:
     """A17"""
     inner = b"GET /api/admin HTTP/1.1\r\nHost: a.test\r\n\r\n"
     first = gate.raw("/api", f"Content-Length: {len(inner)}", method="POST", body=inner)
@@ -185,7 +185,7 @@ def test_expect_is_answered_and_goes_no_further(gate: Any) -> None:
         (post(CHUNKED, body=b"3\r\nabc\r\n0\r\n\r\n"), (None, "chunked")),
     ],
 )
-def test_a_body_goes_along_framed_in_one_way(
+def test_a_body_is_forwarded_with_one_framing(
     data: bytes, framing: tuple[str | None, str | None], gate: Any
 ) -> None:
     """A22, A24"""
@@ -194,7 +194,7 @@ def test_a_body_goes_along_framed_in_one_way(
     assert (request.body, request.complete) == (b"abc", True)
 
 
-def test_a_post_without_a_body_says_so(gate: Any) -> None:
+def test_a_post_without_a_body_has_a_length_of_zero(gate: Any) -> None:
     """A23"""
     request, _ = gate.passed(post())
     assert request.value("Content-Length") == "0"

@@ -14,13 +14,13 @@ def bearer(gate: Any) -> str:
 
 
 @pytest.mark.parametrize("name", ["authorization", "X-User-Id", "x-user-id", "x_user_id"])
-def test_who_the_caller_is_can_not_be_taken_away(name: str, gate: Any) -> None:
+def test_a_client_cannot_remove_identity_fields(name: str, gate: Any) -> None:
     """C01, C02: the token is judged as it came, and the field is set after the removal."""
     request, _ = gate.passed(gate.raw("/api/x", f"Connection: {name}", bearer(gate)))
     assert request.value("X-User-Id") == "7"
 
 
-def test_nor_can_what_the_gateway_says_of_the_way(gate: Any) -> None:
+def test_a_client_cannot_remove_forwarding_fields(gate: Any) -> None:
     """C03"""
     names = "X-Forwarded-For, X-Forwarded-Proto, X-Real-IP, Forwarded, Via, Host, Cookie, "
     names += "Content-Length, Transfer-Encoding, Content-Type"
@@ -85,7 +85,7 @@ def test_what_is_the_backends_connections_own_stays_there(gate: Any) -> None:
         assert back.values(name) in ([], own.get(name))
 
 
-def test_a_backends_connection_takes_nothing_away_that_matters(gate: Any) -> None:
+def test_the_connection_field_of_a_backend_removes_no_end_to_end_field(gate: Any) -> None:
     """C11"""
     kept = [("Content-Type", "text/x"), ("Set-Cookie", "a=1"), ("Cache-Control", "no-store")]
     named = ("Connection", "Content-Length, Content-Type, Set-Cookie, Cache-Control")

@@ -15,14 +15,14 @@ def bearer(token: str) -> str:
     return f"Authorization: Bearer {token}"
 
 
-def test_identity_fields_of_a_client_reach_nobody(gate: Any) -> None:
+def test_identity_fields_of_a_client_are_not_forwarded(gate: Any) -> None:
     """D01: on open routes too."""
     request, _ = gate.passed(gate.raw("/pub", *SPOOFED))
     assert b"admin" not in request.head
     assert b"gold" not in request.head
 
 
-def test_only_the_token_says_who_the_caller_is(gate: Any) -> None:
+def test_only_the_token_identifies_the_caller(gate: Any) -> None:
     """D02, D04: a claim that is not there leaves its field away, whatever the client sent."""
     request, _ = gate.passed(gate.raw("/api/x", bearer(gate.token), *SPOOFED))
     assert request.value("X-User-Id") == "7"
@@ -31,7 +31,7 @@ def test_only_the_token_says_who_the_caller_is(gate: Any) -> None:
 
 
 @pytest.mark.parametrize("field", ["X_User_Id: evil", "X-User_Id: evil", "HTTP_X_USER_ID: evil"])
-def test_an_underscore_is_no_way_around(field: str, gate: Any) -> None:
+def test_an_underscore_bypasses_no_rule(field: str, gate: Any) -> None:
     """D03: gunicorn refuses it, as it is told to."""
     gate.refused(gate.raw("/api/x", bearer(gate.token), field), 400)
 
@@ -61,7 +61,7 @@ def test_a_token_elsewhere_is_no_token(gate: Any) -> None:
     gate.refused(gate.raw("/api/x", f"Cookie: access_token={gate.token}"), 401)
 
 
-def test_a_scope_is_needed_where_the_route_says_so(gate: Any) -> None:
+def test_a_route_requires_its_scope(gate: Any) -> None:
     gate.refused(gate.raw("/api/admin", bearer(gate.token)), 403)
     request, _ = gate.passed(gate.raw("/api/admin", bearer(gate.admin)))
     assert request.value("X-User-Id") == "1"
@@ -82,7 +82,7 @@ FORGED = [
 ]
 
 
-def test_a_stranger_speaks_for_nobody(gate: Any) -> None:
+def test_forwarding_fields_of_an_untrusted_client_are_ignored(gate: Any) -> None:
     """D08, D11, D13"""
     request, _ = gate.passed(gate.raw("/pub", *FORGED))
     assert b"6.6.6" not in request.head
@@ -111,7 +111,9 @@ CHAINS = [
 
 
 @pytest.mark.parametrize(("chain", "client"), CHAINS)
-def test_a_trusted_proxy_speaks_for_its_client(chain: str, client: str, behind: Any) -> None:
+def test_forwarding_fields_of_a_trusted_proxy_are_used(
+    chain: str, client: str, behind: Any
+) -> None:
     behind.passed(behind.raw("/pub", f"X-Forwarded-For: {chain}"))
     assert behind.log()[-1]["client"] == client
 
@@ -141,7 +143,7 @@ def test_the_field_that_is_not_the_source_is_not_read(value: str, behind: Any) -
 
 @pytest.mark.parametrize("target", ["/pub", "/apiadmin", "/api/x"])
 @pytest.mark.parametrize("field", ["SCRIPT_NAME: /api", "PATH_INFO: /pub", "SCRIPT-NAME: /api"])
-def test_nobody_says_where_the_gateway_is_mounted(target: str, field: str, gate: Any) -> None:
+def test_no_field_sets_where_the_gateway_is_mounted(target: str, field: str, gate: Any) -> None:
     """D19, D20"""
     before = len(gate.backend.requests)
     answer = gate.ask(gate.raw(target, field))

@@ -155,7 +155,7 @@ REWRITTEN = [
 @pytest.mark.parametrize(
     ("target", "status", "received"), [r[1:] for r in REWRITTEN], ids=[r[0] for r in REWRITTEN]
 )
-def test_a_rewritten_path_leads_where_its_route_says(
+def test_a_rewritten_path_goes_to_the_service_of_its_route(
     target: str, status: int, received: str | None, rewriting: Any
 ) -> None:
     """E26: a prefix is whole segments, so the dots behind one make another route's path."""

@@ -78,7 +78,7 @@ def test_an_absolute_target_arrives_in_origin_form(target: str, gate: Any) -> No
         "//u@a.test/../pub",
     ],
 )
-def test_an_absolute_target_for_somebody_else_is_refused(target: str, gate: Any) -> None:
+def test_an_absolute_target_of_another_host_is_rejected(target: str, gate: Any) -> None:
     gate.refused(gate.raw(target), 400)
 
 

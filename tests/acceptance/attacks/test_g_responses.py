@@ -40,7 +40,7 @@ response_fields = { remove = ["X-Powered-By"] }
 """
 
 
-def test_what_powers_an_instance_need_not_be_told(make_gate: Any) -> None:
+def test_the_field_that_names_an_instances_software_is_removed(make_gate: Any) -> None:
     """G34"""
     gate = make_gate(routes=ROUTES)
     _, back = gate.passed(gate.raw("/silent"), answer=reply(b"ok", fields=THEIRS))

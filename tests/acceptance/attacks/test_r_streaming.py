@@ -68,7 +68,7 @@ def test_what_fails_while_it_answers_is_cut(plugged: Any) -> None:
     plugged.settled(before, 1)
 
 
-def test_a_body_is_empty_when_no_length_is_told(gate: Any) -> None:
+def test_a_body_without_a_length_is_empty(gate: Any) -> None:
     """R04: nothing waits for one."""
     request, _ = gate.passed(b"POST /pub HTTP/1.0\r\nHost: a.test\r\n\r\n")
     assert (request.body, request.value("Content-Length")) == (b"", "0")
@@ -157,7 +157,7 @@ def test_a_response_without_a_body_has_none(
     assert back.values("Transfer-Encoding") == []
 
 
-def test_what_can_not_be_written_on_the_wire_is_a_500(plugged: Any) -> None:
+def test_a_response_that_cannot_be_serialized_is_a_500(plugged: Any) -> None:
     """R11: gunicorn's own, as it is found out only there."""
     before = len(plugged.log())
     with plugged.connect() as sock:
