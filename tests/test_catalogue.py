@@ -81,7 +81,7 @@ COVERED: dict[str, list[str]] = {
         "test_the_places_of_a_killed_worker_are_free_after_their_lease_and_no_others",
     ],
     # the shared store
-    "P01": [f"{KILLED}::test_whoever_is_killed_at_whatever_moment_has_written_what_it_told_it_had"],
+    "P01": [f"{KILLED}::test_a_writer_killed_at_any_moment_has_written_what_it_reported"],
     "P02": [
         "store/test_lmdb_faults.py::"
         "test_a_writer_killed_inside_its_transaction_blocks_nobody_and_leaves_nothing"
@@ -92,8 +92,8 @@ COVERED: dict[str, list[str]] = {
         "store/test_lmdb_faults.py::test_a_folder_that_cannot_be_written_is_refused",
     ],
     "P04": [
-        f"{VERIFY}::test_no_damage_kills_who_opens_the_file",
-        f"{VERIFY}::test_damage_is_told_before_the_file_is_opened_and_leaves_it_as_it_was",
+        f"{VERIFY}::test_no_damage_kills_a_process_that_uses_the_file",
+        f"{VERIFY}::test_a_check_reports_damage_and_leaves_the_file_unchanged",
         "middleware/test_limiter_store.py::"
         "test_a_default_store_that_can_never_be_had_is_an_error_that_names_the_cure",
     ],
