@@ -111,7 +111,7 @@ def test_a_failing_call_is_logged_and_the_next_one_runs(
     def fail() -> None:
         raise error
 
-    with caplog.at_level(logging.ERROR, "wsgigate.errands"):
+    with caplog.at_level(logging.ERROR, "wsgigate.threads"):
         background.put(fail)
         background.put(done.set)
         assert done.wait(10)

@@ -89,7 +89,7 @@ def test_there_are_no_more_threads_than_there_may_be_and_nothing_is_lost() -> No
 def test_an_alarm_that_fails_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
     timer = Timer(threads=1)
     call, waited = done()
-    with caplog.at_level(logging.ERROR, logger="wsgigate.alarms"):
+    with caplog.at_level(logging.ERROR, logger="wsgigate.threads"):
         timer.after(0, lambda: 1 / 0)
         timer.after(0.01, call)
         assert waited()

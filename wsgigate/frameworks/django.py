@@ -122,7 +122,7 @@ class _Started:
         return self.written.append
 
 
-class _Body:
+class _StartedBody:
     """A body of which the first chunks were already read; closes the original body."""
 
     def __init__(self, first: list[bytes], rest: Iterator[bytes], body: Iterable[bytes]) -> None:
@@ -160,7 +160,7 @@ def _response(body: Iterable[bytes], started: _Started, inner: Any) -> Any:
         except StopIteration:
             break
     code, reason = _status(started)
-    content = _Body(started.written + first, chunks, body)
+    content = _StartedBody(started.written + first, chunks, body)
     if inner is not None and inner.streaming and inner.status_code == code:
         response, before = inner, _headers(inner)
         response.reason_phrase = reason

@@ -159,16 +159,8 @@ class Random(Generic[M]):
         """Do nothing."""
 
 
-class TwoChoices(Generic[M]):
+class TwoChoices(Random[M]):
     """Picks the one of two random instances with fewer requests in flight per weight."""
-
-    timed = False
-
-    def __init__(self, random: Callable[[], float]) -> None:
-        self._random = random
-
-    def set_members(self, members: Sequence[M], draining: Sequence[M] = ()) -> None:
-        self._pairs = Pairs(self._random, members)
 
     def pick(self, key: str | None = None, avoid: Collection[M] = (), now: float = 0.0) -> M:
         pairs = self._pairs
@@ -181,9 +173,6 @@ class TwoChoices(Generic[M]):
             return one if one.in_flight <= other.in_flight else other
         ahead = (one.in_flight + 1) * other.weight <= (other.in_flight + 1) * one.weight
         return one if ahead else other
-
-    def answered(self, member: M, seconds: float, now: float, failed: bool = False) -> None:
-        """Do nothing."""
 
 
 class LeastLatency(Generic[M]):

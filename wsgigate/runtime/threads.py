@@ -36,7 +36,7 @@ from wsgigate.runtime import fork
 __all__ = ["TIMER", "BackgroundQueue", "ScheduledCall", "SupervisedThread", "Timer"]
 
 
-LOG = logging.getLogger("wsgigate.errands")
+LOG = logging.getLogger("wsgigate.threads")
 
 
 class BackgroundQueue:
@@ -119,8 +119,6 @@ class BackgroundQueue:
             except (Exception, SystemExit):  # either would end the thread without a log record
                 LOG.exception("A background task failed")
 
-
-_log = logging.getLogger("wsgigate.alarms")
 
 _MAX_CANCELLED = 64
 """Number of cancelled calls that may stay in the heap before it is rebuilt without them."""
@@ -250,7 +248,7 @@ class _TimerThreads:
             try:
                 call()
             except Exception:
-                _log.exception("A scheduled call failed")
+                LOG.exception("A scheduled call failed")
 
     def _next(self) -> Callable[[], object]:
         """Wait until the first call is due, and return it."""
