@@ -56,7 +56,7 @@ BELOW["__main__"] = {"cli"}
 DRIVERS = {
     "lmdb": {"store/lmdb_environment.py"},
     "dns": {"discovery/sources/dns.py"},
-    "redis": {"store/redis_connections.py", "store/redis.py"},
+    "redis": {"store/redis_connections.py", "store/redis_servers.py"},
     "hiredis": {"store/redis_connections.py"},
     "httptools": {"client/response_reader.py"},
     "jwt": {"auth/jwt.py"},
@@ -192,7 +192,6 @@ COMPARES_PROCESSES = {
     "registration/__init__.py",
     "registration/heartbeat.py",
     "registration/process.py",
-    "store/redis.py",
 }
 """The files that may compare process ids; objects elsewhere are renewed by ``runtime/fork.py``."""
 

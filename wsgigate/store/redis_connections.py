@@ -54,6 +54,7 @@ __all__ = [
     "Unreachable",
     "Wire",
     "command",
+    "is_number",
     "packed",
 ]
 
@@ -261,6 +262,12 @@ def _check_lengths(received: bytearray, place: int, most: int) -> int:
 
 Fits: TypeAlias = Callable[[Any], bool]
 """Returns whether an answer has the expected shape."""
+
+
+def is_number(text: Any) -> bool:
+    """Return whether *text* is a number of at most 20 digits, written as a string."""
+    return text.__class__ is bytes and text.isdigit() and len(text) <= 20
+
 
 _REQUIRED = {
     "required": ssl.CERT_REQUIRED,

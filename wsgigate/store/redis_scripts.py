@@ -13,10 +13,22 @@ from typing import Any, NamedTuple
 
 from wsgigate.rules.algorithms import ALGORITHMS, Algorithm, SlidingWindow, TokenBucket, tag_of
 from wsgigate.rules.quota import Quota, Verdict
-from wsgigate.store.redis_connections import command, packed
-from wsgigate.store.redis_shapes import verdicts
+from wsgigate.store import VALUE_BYTES
+from wsgigate.store.redis_connections import command, is_number, packed
 
-__all__ = ["GET", "LUA", "SWAP", "Prepared", "Script", "prepared", "take_script", "verdicts_of"]
+__all__ = [
+    "GET",
+    "LUA",
+    "SWAP",
+    "Prepared",
+    "Script",
+    "is_flag",
+    "is_value",
+    "is_value_and_time",
+    "prepared",
+    "take_script",
+    "verdicts_of",
+]
 
 
 # The algorithms of :mod:`wsgigate.rules.algorithms` in Lua, number by number and byte by byte.
@@ -391,7 +403,7 @@ def prepared(algorithms: tuple[Algorithm, ...]) -> Prepared | None:
         begins + b"$",
         ends,
         packed(b"", b"1") + ends,
-        verdicts(limits),
+        _verdicts_fit(limits),
     )
 
 
@@ -417,3 +429,79 @@ def _numbers(algorithm: Algorithm) -> tuple[int, int]:
     if isinstance(algorithm, SlidingWindow):
         return algorithm.slot, algorithm.SLOTS
     return micros, 0
+
+
+# The shapes of the answers: one that does not match is a failure of the store.
+
+_INTEGERS = {int}
+
+_LATEST = 2**53  # what a Lua number holds exactly, in microseconds: in the year 2255
+
+
+def is_value(answer: Any) -> bool:
+    """Return whether *answer* is one to ``GET``."""
+    return answer is None or (answer.__class__ is bytes and len(answer) <= VALUE_BYTES)
+
+
+def is_value_and_time(answer: Any) -> bool:
+    """Return whether *answer* is one to the script that reads: a value and ``TIME``."""
+    if answer.__class__ is not list or len(answer) != 2:
+        return False
+    value, time = answer
+    return (
+        is_value(value)
+        and time.__class__ is list
+        and len(time) == 2
+        and all(map(is_number, time))
+        and int(time[0]) < _LATEST // 1_000_000
+        and int(time[1]) < 1_000_000
+    )
+
+
+def is_flag(answer: Any) -> bool:
+    """Return whether *answer* is one to the script that swaps."""
+    return answer.__class__ is int and answer in (0, 1)
+
+
+def _verdicts_fit(limits: tuple[int, ...]) -> Callable[[Any], bool]:
+    """Return the predicate for answers of the script that decides about *limits*.
+
+    An answer is a time and, for each limit, whether it allows the request, what remains, and two
+    durations, in microseconds.
+    """
+    if len(limits) == 1:
+        (limit,) = limits
+
+        def is_verdict(answer: Any) -> bool:  # nearly every limited request needs this one
+            # a wrong length fails the unpacking
+            try:
+                moment, allowed, remaining, reset, retry = answer
+                good: bool = (
+                    answer.__class__ is list
+                    and set(map(type, answer)) == _INTEGERS
+                    and 0 <= allowed <= 1
+                    and 0 <= remaining <= limit
+                    and 0 <= moment < _LATEST
+                    and 0 <= reset < _LATEST
+                    and 0 <= retry < _LATEST
+                )
+            except (TypeError, ValueError):
+                return False
+            return good
+
+        return is_verdict
+
+    count = 4 * len(limits) + 1
+
+    def are_verdicts(answer: Any) -> bool:
+        if answer.__class__ is not list or len(answer) != count:
+            return False
+        for number in answer:
+            if number.__class__ is not int or not 0 <= number < _LATEST:
+                return False
+        for place, limit in enumerate(limits):
+            if answer[4 * place + 1] > 1 or answer[4 * place + 2] > limit:
+                return False
+        return True
+
+    return are_verdicts

@@ -14,8 +14,9 @@ import pytest
 from wsgigate.rules.algorithms import TokenBucket
 from wsgigate.rules.quota import Quota
 from wsgigate.store import MisconfiguredStore, StoreError
-from wsgigate.store.redis import Breaker, RedisStore, Single
+from wsgigate.store.redis import RedisStore
 from wsgigate.store.redis_connections import ErrorReply
+from wsgigate.store.redis_servers import ServerBreaker, Single
 from wsgigate.testing import FakeClock
 
 QUOTA = TokenBucket(Quota(5, 3600))
@@ -30,7 +31,7 @@ def watched(connect):
         clock = FakeClock()
         servers = store._ready()
         assert isinstance(servers, Single)
-        servers._breaker = Breaker(store._place.shown, clock=clock, chance=lambda: 0.0)
+        servers._breaker = ServerBreaker(store._place.shown, clock=clock, chance=lambda: 0.0)
         return store, clock
 
     return make

@@ -2,7 +2,7 @@
 
 import pytest
 
-from wsgigate.store.redis import Outage
+from wsgigate.store.redis_servers import Outage
 
 
 def test_nothing_is_held_back_while_all_is_well():
