@@ -1,0 +1,202 @@
+"""The thread of a health checker: start, stop, errors and forks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from wsgigate.discovery import Instance
+from wsgigate.discovery.health import HealthChecker
+from wsgigate.discovery.health_results import ThreadProber
+from wsgigate.proxy.health_probe import Prober
+from wsgigate.rules.health import CheckResult, HealthCheck
+from wsgigate.store.memory import MemoryStore
+from wsgigate.testing.backend import Backend, reply
+
+DOWN = CheckResult(False, error="Connection refused")
+
+
+class Marks:
+    """A pool whose event is set when an instance is marked."""
+
+    def __init__(self, url: str = "http://a") -> None:
+        self.instances = (Instance(url),)
+        self.marks: dict[str, bool] = {}
+        self.marked = threading.Event()
+
+    def mark(self, url: str, healthy: bool) -> None:
+        self.marks[url] = healthy
+        self.marked.set()
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if "health" in thread.name]
+
+
+@pytest.fixture
+def running(backend: Backend) -> Iterator[tuple[HealthChecker, Marks, MemoryStore]]:
+    """Yield a checker of *backend* by the real clock, its pool and its store."""
+    pool, store = Marks(backend.url), MemoryStore()
+    checker = HealthChecker(
+        {"shop": pool}, {"shop": HealthCheck("/")}, store, Prober(), random=lambda: 0.0
+    )
+    yield checker, pool, store
+    checker.stop()
+
+
+def test_the_thread_checks_real_servers_until_it_is_stopped(
+    running: tuple[HealthChecker, Marks, MemoryStore], backend: Backend
+) -> None:
+    checker, pool, store = running
+    backend.answers = [reply(status="500 Broken")]
+    checker.start()
+    checker.start()
+    assert threads().count("wsgigate-health") == 1
+    assert pool.marked.wait(10)
+    assert pool.marks == {backend.url: False}
+    assert checker.status("shop")["error"] == "Status 500"
+    assert store.get("health/leader")[0] is not None
+    checker.stop()
+    assert "wsgigate-health" not in threads()
+    assert store.get("health/leader")[0] is None
+    assert len(backend.requests) == 1
+
+
+def test_it_can_be_started_again(
+    running: tuple[HealthChecker, Marks, MemoryStore], backend: Backend
+) -> None:
+    checker, pool, _ = running
+    checker.start()
+    checker.stop()
+    checker.stop()
+    checker.start()
+    assert pool.marked.wait(10)
+    assert pool.marks == {backend.url: True}
+
+
+def test_stopping_does_not_wait_for_a_check_that_hangs() -> None:
+    asked, release = threading.Event(), threading.Event()
+
+    def hang(instance: Instance, check: HealthCheck) -> CheckResult:
+        asked.set()
+        release.wait(10)
+        return DOWN
+
+    pool = Marks()
+    checker = HealthChecker(
+        {"shop": pool},
+        {"shop": HealthCheck("/")},
+        MemoryStore(),
+        ThreadProber(hang),
+        random=lambda: 0.0,
+    )
+    checker.start()
+    assert asked.wait(10)
+    checker.stop()
+    assert "wsgigate-health" not in threads()
+    release.set()
+    for thread in threading.enumerate():
+        if thread.name == "wsgigate-health-check":
+            thread.join(10)
+    assert pool.marks == {}
+
+
+def test_a_round_that_fails_is_logged_and_followed_by_the_next(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Flawed(Marks):
+        rounds = 0
+
+        @property  # type: ignore[override]
+        def instances(self) -> tuple[Instance, ...]:  # type: ignore[override]
+            self.rounds += 1
+            if self.rounds == 1:
+                raise RuntimeError("a bug")
+            return (Instance("http://a"),)
+
+        @instances.setter
+        def instances(self, value: Any) -> None:
+            pass
+
+    pool = Flawed()
+    checker = HealthChecker(
+        {"shop": pool},
+        {"shop": HealthCheck("/")},
+        MemoryStore(),
+        ThreadProber(lambda instance, check: DOWN),
+        random=lambda: 0.0,
+    )
+    checker.start()
+    assert pool.marked.wait(10)
+    checker.stop()
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == [
+        "A round of health checks failed"
+    ]
+
+
+def test_without_checks_there_is_no_thread() -> None:
+    checker = HealthChecker({"shop": Marks()}, {}, MemoryStore(), Prober())
+    checker.start()
+    assert threads() == []
+    checker.stop()
+
+
+FORKING = """
+import os, sys, threading
+from wsgigate.discovery import Instance
+from wsgigate.discovery.health_results import ThreadProber
+from wsgigate.discovery.health import HealthChecker
+from wsgigate.rules.health import HealthCheck, CheckResult
+from wsgigate.store.lmdb import LmdbStore
+
+class Pool:
+    instances = (Instance("http://a"),)
+    marked = threading.Event()
+    def mark(self, url, healthy):
+        self.marked.set()
+
+def names():
+    return sorted(t.name for t in threading.enumerate() if t.name == "wsgigate-health")
+
+pool = Pool()
+checker = HealthChecker(
+    {"shop": pool}, {"shop": HealthCheck("/")}, LmdbStore(sys.argv[1], map_size=1 << 20),
+    ThreadProber(lambda instance, check: CheckResult(True, 200)), random=lambda: 0.0,
+)
+checker.start()
+assert pool.marked.wait(10)
+owner = checker._lease.owner
+child = os.fork()
+if child == 0:
+    pool.marked.clear()
+    assert names() == [], names()
+    checker.start()
+    assert names() == ["wsgigate-health"]
+    assert pool.marked.wait(10)
+    assert checker._lease.owner != owner
+    checker.stop()
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+assert status == 0, status
+assert names() == ["wsgigate-health"]
+checker.stop()
+print("done")
+"""
+
+
+def test_a_forked_worker_has_its_own_thread_and_its_own_name_in_the_lease(
+    tmp_path: Any,
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", FORKING, str(tmp_path / "store")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.stdout, ended.returncode) == ("done\n", 0), ended.stderr
