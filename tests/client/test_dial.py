@@ -1,4 +1,4 @@
-"""How a connection comes about, step by step, and that one which does not leaves nothing open."""
+"""Opening a connection: addresses, deadline, TLS; a failure leaves no socket open."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Interrupted(BaseException):
 
 
 class Sockets:
-    """Sockets that connect as they are told to, in order."""
+    """Sockets whose connects end as configured, in order."""
 
     def __init__(self, clock: FakeClock, *ends: BaseException | None) -> None:
         self.made: list[Any] = []
@@ -77,9 +77,7 @@ def use(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> Use:
     return used
 
 
-def test_an_address_that_does_not_answer_leaves_the_others_their_share(
-    clock: FakeClock, use: Use
-) -> None:
+def test_each_address_gets_an_equal_share_of_the_time_left(clock: FakeClock, use: Use) -> None:
     sockets = use(TimeoutError(), OSError(), None, addresses=(HERE, THERE, NOWHERE))
     sockets.takes = 3.0
     made = dialer("http://x", True, None, Contexts(), clock)(109.0)
@@ -88,14 +86,14 @@ def test_an_address_that_does_not_answer_leaves_the_others_their_share(
     assert sockets.closed() == [True, True, False]
 
 
-def test_when_no_address_answers_the_last_says_why(clock: FakeClock, use: Use) -> None:
+def test_when_no_address_accepts_the_error_is_that_of_the_last(clock: FakeClock, use: Use) -> None:
     sockets = use(TimeoutError(), ConnectionRefusedError("no"), addresses=(HERE, THERE))
     with pytest.raises(NotConnected, match="no"):
         dialer("http://x", True, None, Contexts(), clock)(109.0)
     assert sockets.closed() == [True, True]
 
 
-def test_no_address_is_tried_when_the_time_is_over(clock: FakeClock, use: Use) -> None:
+def test_no_address_is_tried_after_the_deadline(clock: FakeClock, use: Use) -> None:
     sockets = use(OSError(), addresses=(HERE, THERE))
     sockets.takes = 9.0
     with pytest.raises(requests.ConnectTimeout):
@@ -104,7 +102,9 @@ def test_no_address_is_tried_when_the_time_is_over(clock: FakeClock, use: Use) -
 
 
 @pytest.mark.parametrize("origin", ["http://x", "http+unix://x"])
-def test_one_that_is_interrupted_is_closed(origin: str, clock: FakeClock, use: Use) -> None:
+def test_a_socket_is_closed_when_connecting_is_interrupted(
+    origin: str, clock: FakeClock, use: Use
+) -> None:
     sockets = use(Interrupted())
     with pytest.raises(Interrupted):
         dialer(origin, True, None, Contexts(), clock)(109.0)
@@ -119,7 +119,7 @@ def test_a_unix_socket_that_refuses_is_closed(clock: FakeClock, use: Use) -> Non
 
 
 class Shaking(Contexts):
-    """Contexts whose handshake ends as it is told to."""
+    """Contexts whose handshake ends as configured."""
 
     def __init__(self, end: BaseException | None) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class Shaking(Contexts):
 
 
 @pytest.mark.parametrize(
-    ("end", "told"),
+    ("end", "raised"),
     [
         (TimeoutError(), requests.ConnectTimeout),
         (ssl.SSLError("bad"), requests.exceptions.SSLError),
@@ -151,10 +151,10 @@ class Shaking(Contexts):
     ],
 )
 def test_a_handshake_that_fails_closes_the_connection(
-    end: BaseException, told: type[BaseException], clock: FakeClock, use: Use
+    end: BaseException, raised: type[BaseException], clock: FakeClock, use: Use
 ) -> None:
     sockets = use(None)
-    with pytest.raises(told):
+    with pytest.raises(raised):
         dialer("https://x", True, None, Shaking(end), clock)(109.0)
     assert sockets.closed() == [True]
 
@@ -163,7 +163,7 @@ def test_a_handshake_that_fails_closes_the_connection(
 def test_a_handshake_has_the_time_that_connecting_left(
     takes: float, left: float, clock: FakeClock, use: Use
 ) -> None:
-    """Never 0, which would be not to wait at all."""
+    """Never 0: the socket would not wait at all."""
     sockets = use(None)
     sockets.takes = takes
     dialer("https://x", True, None, Shaking(None), clock)(109.0)
@@ -172,18 +172,18 @@ def test_a_handshake_has_the_time_that_connecting_left(
 
 
 @pytest.mark.parametrize("origin", ["http://x", "https://x", "http+unix://x"])
-def test_a_socket_is_told_of_before_it_waits_for_anything(
+def test_on_socket_is_called_before_the_socket_waits(
     origin: str, clock: FakeClock, use: Use
 ) -> None:
-    """So that whoever does not want it any more can shut it down."""
+    """Another thread can shut it down from then on."""
     sockets = use(None)
-    told: list[Any] = []
-    dialled = dialer(origin, True, None, Shaking(None), clock)(109.0, told.append)
-    assert told == [dialled] * (2 if origin == "https://x" else 1)
+    announced: list[Any] = []
+    dialled = dialer(origin, True, None, Shaking(None), clock)(109.0, announced.append)
+    assert announced == [dialled] * (2 if origin == "https://x" else 1)
     assert sockets.closed() == [False]
 
 
-def test_nothing_is_dialled_for_nobody(clock: FakeClock, use: Use) -> None:
+def test_an_aborted_request_connects_to_nothing(clock: FakeClock, use: Use) -> None:
     for origin, count in (("http://x", 2), ("http+unix://x", 1)):
         sockets = use(None, addresses=(HERE, THERE))
         with pytest.raises(NotConnected, match="the request was aborted"):
@@ -191,7 +191,7 @@ def test_nothing_is_dialled_for_nobody(clock: FakeClock, use: Use) -> None:
         assert sockets.closed() == [True] * count
 
 
-def test_the_dot_of_the_root_is_no_part_of_the_name_in_a_certificate(
+def test_a_trailing_dot_is_removed_from_the_name_for_the_certificate(
     clock: FakeClock, use: Use
 ) -> None:
     sockets, contexts = use(None), Shaking(None)
@@ -200,7 +200,7 @@ def test_the_dot_of_the_root_is_no_part_of_the_name_in_a_certificate(
     sockets.closed()
 
 
-def test_http_1_is_all_that_is_asked_for() -> None:
+def test_alpn_offers_http_1_1_only() -> None:
     """RFC 7301: else an instance may choose to speak HTTP/2."""
     sent = ssl.MemoryBIO()
     client = Contexts().get(False, None).wrap_bio(ssl.MemoryBIO(), sent, server_hostname="x")
@@ -211,9 +211,7 @@ def test_http_1_is_all_that_is_asked_for() -> None:
     assert b"\x02h2" not in hello
 
 
-def test_a_name_that_was_asked_for_instead_is_the_one_in_the_certificate(
-    clock: FakeClock, use: Use
-) -> None:
+def test_server_name_replaces_the_host_for_the_certificate(clock: FakeClock, use: Use) -> None:
     sockets, contexts = use(None), Shaking(None)
     dialer("https://10.0.0.1", True, None, contexts, clock, server_name="a.test.")(109.0)
     assert contexts.names == ["a.test"]
@@ -238,16 +236,14 @@ def test_a_forbidden_address_is_never_connected_to(
     assert sockets.made == []
 
 
-def test_a_forbidden_address_leaves_the_others_their_turn(clock: FakeClock, use: Use) -> None:
+def test_after_a_forbidden_address_the_others_are_tried(clock: FakeClock, use: Use) -> None:
     sockets = use(None, addresses=(META, GOOD))
     dialer("http://x", True, None, Contexts(), clock, check=Destinations().check)(109.0)
     assert sockets.closed() == [False]
 
 
-def test_a_name_that_means_something_else_by_now_is_checked_again(
-    clock: FakeClock, use: Use
-) -> None:
-    """Rebinding: what was looked up when it was registered says nothing of now."""
+def test_each_connection_checks_the_resolved_address_again(clock: FakeClock, use: Use) -> None:
+    """DNS rebinding: the name may resolve to another address than at registration."""
     dial = dialer("http://x", True, None, Contexts(), clock, check=Destinations().check)
     sockets = use(None, addresses=(GOOD,))
     dial(109.0)
@@ -257,7 +253,7 @@ def test_a_name_that_means_something_else_by_now_is_checked_again(
         dial(109.0)
 
 
-def test_without_a_check_an_address_is_anything(clock: FakeClock, use: Use) -> None:
+def test_without_a_check_any_address_is_connected_to(clock: FakeClock, use: Use) -> None:
     sockets = use(None, addresses=(META,))
     dialer("http://x", True, None, Contexts(), clock)(109.0)
     assert sockets.closed() == [False]

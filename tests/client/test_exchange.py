@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from requests.exceptions import InvalidHeader, InvalidURL
 
+from tests.proxy.health_checks import drip
 from tests.support.certificates import make_certificate
 from wsgigate.client.exchange import HttpClient, Stopped, TooLong, reason_for
 from wsgigate.client.response_reader import BrokenResponse
@@ -26,24 +27,6 @@ def client(url: str) -> HttpClient:
         raise AssertionError("this is not https")
 
     return HttpClient(url, no_tls)
-
-
-def repeat(begin: bytes, part: bytes) -> Answer:
-    """Send *begin*, then *part* every 10 ms until the client closes the connection."""
-
-    def answer(connection: socket.socket, _request: Received) -> bool:
-        connection.sendall(begin)
-        connection.settimeout(0.01)
-        while True:
-            try:
-                if not connection.recv(1):
-                    return False
-            except TimeoutError:
-                connection.sendall(part)
-            except OSError:
-                return False
-
-    return answer
 
 
 def test_a_request_has_its_fields_its_framing_and_the_path_of_the_url(backend: Backend) -> None:
@@ -65,12 +48,12 @@ def test_a_request_has_its_fields_its_framing_and_the_path_of_the_url(backend: B
 @pytest.mark.parametrize(
     "answer",
     [
-        repeat(b"", b""),
-        repeat(HEAD + b"X: ", b"x"),
-        repeat(b"", b"HTTP/1.1 102 P\r\n\r\n"[:1]),
-        repeat(HEAD + b"Content-Length: 9999\r\n\r\n", b"x"),
-        repeat(HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
-        repeat(HEAD + b"\r\n", b"x"),
+        drip(b"", b""),
+        drip(HEAD + b"X: ", b"x"),
+        drip(b"", b"HTTP/1.1 102 P\r\n\r\n"[:1]),
+        drip(HEAD + b"Content-Length: 9999\r\n\r\n", b"x"),
+        drip(HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        drip(HEAD + b"\r\n", b"x"),
     ],
     ids=["silent", "field", "status line", "length", "chunks", "until closed"],
 )
@@ -169,20 +152,15 @@ def test_lines_arrive_one_by_one_and_are_bounded() -> None:
             assert lines[3:] == [b"x" * 11, None]
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_certificate(tmp_path_factory.mktemp("tls"))
-
-
 def failed(url: str, tls: Callable[[], ssl.SSLContext] = lambda: context_for(True)) -> str:
     with pytest.raises(OSError) as raised:  # noqa: PT011 - each of them is described
         HttpClient(url, tls).send("GET", "/", FIELDS, timeout=0.5)
     return reason_for(raised.value)
 
 
-def test_the_reason_of_a_failure_names_no_host(certificate: Path) -> None:
+def test_the_reason_of_a_failure_names_no_host(tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
+    context.load_cert_chain(make_certificate(tmp_path))
     with Backend(tls=lambda sock: context.wrap_socket(sock, server_side=True)) as backend:
         assert failed(backend.url) == "its certificate cannot be verified"
         plain = backend.url.replace("https", "http")

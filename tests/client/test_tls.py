@@ -1,4 +1,4 @@
-"""Whom the connections that are opened believe by TLS: one policy for all, under every Python."""
+"""Outgoing connections verify certificates by one policy, under every version of Python."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_all_that_connect_believe_the_same_certificates(way: str, case: Case) -> None:
+def test_all_outgoing_connections_accept_the_same_certificates(way: str, case: Case) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(case.chain, case.key)
     with Backend(tls=lambda sock: context.wrap_socket(sock, server_side=True)) as backend:

@@ -1,4 +1,4 @@
-"""Asking a server that is slow, silent, cut, too talkative, or somebody else."""
+"""The HTTP client of the sources, with servers that are slow, silent, cut off or too long."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.proxy.health_checks import drip
 from tests.support.certificates import make_certificate
 from wsgigate.discovery.sources import SourceError, http
 from wsgigate.discovery.sources.http import ApiClient
@@ -18,7 +19,7 @@ from wsgigate.testing.backend import Backend, cut, reply
 NEVER = threading.Event()
 
 
-def test_an_answer_comes_with_its_fields(backend: Backend) -> None:
+def test_a_response_of_any_status_is_returned_with_its_fields(backend: Backend) -> None:
     backend.answers = [reply(b"[]", status="404 Not Found", fields=[("X-Consul-Index", "7")])]
     answer = ApiClient(backend.url).get("/a?b=c", NEVER, fields={"X-Token": "t"})
     assert (answer.status, answer.fields["x-consul-index"], answer.body) == (404, "7", b"[]")
@@ -30,20 +31,20 @@ def test_an_answer_comes_with_its_fields(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "error"),
     [
         (b"", "connection was closed"),
         (b"SSH-2.0-OpenSSH\r\n\r\n", "not valid HTTP"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", "not valid HTTP"),
     ],
 )
-def test_what_is_no_answer_is_an_error(backend: Backend, answer: bytes, said: str) -> None:
+def test_an_invalid_response_is_an_error(backend: Backend, answer: bytes, error: str) -> None:
     backend.answers = [cut(answer)]
-    with pytest.raises(SourceError, match=said):
+    with pytest.raises(SourceError, match=error):
         ApiClient(backend.url).get("/", NEVER)
 
 
-def test_who_is_not_there_is_an_error() -> None:
+def test_a_server_that_cannot_be_reached_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(SourceError, match="refused"):
@@ -52,7 +53,7 @@ def test_who_is_not_there_is_an_error() -> None:
         ApiClient("http://nobody.invalid").get("/", NEVER)
 
 
-def test_a_server_that_says_nothing_is_given_up(
+def test_a_silent_server_is_an_error_after_the_timeout(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http, "_ANSWER", 0.05)
@@ -61,35 +62,25 @@ def test_a_server_that_says_nothing_is_given_up(
         ApiClient(backend.url).get("/", NEVER)
 
 
-def test_one_that_sends_bit_by_bit_is_given_up_too(
+def test_a_server_that_drips_does_not_extend_the_timeout(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http, "_ANSWER", 0.1)
-    ended = threading.Event()
-
-    def drip(connection: socket.socket, _request: object) -> bool:
-        connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
-        while not ended.wait(0.01):
-            try:
-                connection.sendall(b"H")
-            except OSError:
-                break
-        return False
-
-    backend.answers = [drip]
+    backend.answers = [drip(b"HTTP/1.1 200 OK\r\nX: ", b"x")]
     with pytest.raises(SourceError, match="in time"):
         ApiClient(backend.url).get("/", NEVER)
-    ended.set()
 
 
-def test_an_answer_has_an_end(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_response_that_is_too_long_is_an_error(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(http, "_MOST_BYTES", 100)
     backend.answers = [reply(b"x" * 101)]
     with pytest.raises(SourceError, match="too long"):
         ApiClient(backend.url).get("/", NEVER)
 
 
-def test_lines_come_as_they_are_sent_and_have_an_end(
+def test_lines_are_returned_as_they_arrive_and_bounded(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http, "_MOST_LINE", 10)
@@ -105,7 +96,7 @@ def test_lines_come_as_they_are_sent_and_have_an_end(
         assert [lines.next(5), lines.next(5)] == [b"one\n", None]
 
 
-def test_a_line_that_does_not_come_is_waited_for_no_longer_than_said(backend: Backend) -> None:
+def test_a_line_that_does_not_arrive_in_time_is_an_error(backend: Backend) -> None:
     backend.answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\none\n"]
     with closing(ApiClient(backend.url).lines("/", NEVER)) as lines:
         assert lines.next(5) == b"one\n"

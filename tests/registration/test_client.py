@@ -1,4 +1,4 @@
-"""What a registration says on the wire, and what it makes of what comes back."""
+"""The requests of a registration, and what it reads from the responses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOKEN = "registry-token-of-the-tests"
 ENTRY = Entry(service="users", port=3001, host="10.0.0.5")
 
 
-def asked(
+def send(
     backend: Backend, step: Step, wanted: Wanted = Wanted.UP, entry: Entry = ENTRY
 ) -> tuple[RegistryResponse, Received]:
     answer = RegistryClient([backend.url], entry, TOKEN).send(step, wanted, 0)
@@ -51,10 +51,10 @@ def asked(
         ),
     ],
 )
-def test_each_step_is_a_request_of_the_registrys(
+def test_each_step_sends_its_request(
     backend: Backend, step: Step, wanted: Wanted, line: str, document: object
 ) -> None:
-    answer, request = asked(backend, step, wanted)
+    answer, request = send(backend, step, wanted)
     assert answer.status == 200
     assert request.line == line
     assert (json.loads(request.body) if request.body else None) == document
@@ -62,7 +62,7 @@ def test_each_step_is_a_request_of_the_registrys(
     assert request.value("Host") == f"127.0.0.1:{backend.port}"
 
 
-def test_everything_that_is_said_of_an_instance(backend: Backend) -> None:
+def test_a_registration_has_all_members_of_the_entry(backend: Backend) -> None:
     entry = Entry(
         service="users",
         port=443,
@@ -76,7 +76,7 @@ def test_everything_that_is_said_of_an_instance(backend: Backend) -> None:
         metadata={"team": "shop", "slots": [1, 2]},
         health_check_path="/health",
     )
-    _, request = asked(backend, Step.REGISTER, Wanted.UP, entry)
+    _, request = send(backend, Step.REGISTER, Wanted.UP, entry)
     assert json.loads(request.body) == {
         "serviceName": "users",
         "instanceId": "users:1@a",
@@ -91,25 +91,25 @@ def test_everything_that_is_said_of_an_instance(backend: Backend) -> None:
         "metadata": {"team": "shop", "slots": [1, 2]},
         "healthCheckPath": "/health",
     }
-    _, request = asked(backend, Step.HEARTBEAT, Wanted.UP, entry)
+    _, request = send(backend, Step.HEARTBEAT, Wanted.UP, entry)
     assert request.target == "/heartbeat/users/users:1@a"
 
 
-def test_a_registry_may_be_mounted_below_a_path(backend: Backend) -> None:
+def test_the_path_of_the_registrys_url_precedes_the_target(backend: Backend) -> None:
     RegistryClient([f"{backend.url}/registry"], ENTRY).send(Step.HEARTBEAT, Wanted.UP, 0)
     assert backend.requests[-1].target == "/registry/heartbeat/users/10.0.0.5-3001"
     assert backend.requests[-1].values("Authorization") == []
 
 
-def test_without_a_host_the_address_is_the_one_by_which_the_registry_is_reached(
+def test_the_default_host_is_the_address_from_which_the_registry_is_reached(
     backend: Backend,
 ) -> None:
-    _, request = asked(backend, Step.REGISTER, entry=Entry(service="users", port=3001))
+    _, request = send(backend, Step.REGISTER, entry=Entry(service="users", port=3001))
     document = json.loads(request.body)
     assert (document["host"], document["instanceId"]) == ("127.0.0.1", "127.0.0.1-3001")
 
 
-def test_an_id_is_made_of_any_address() -> None:
+def test_an_id_is_made_from_an_ipv4_or_ipv6_address() -> None:
     entry = Entry(service="users", port=3001)
     assert entry.id_at("2001:db8::5") == "2001-db8-5-3001"
     assert entry.id_at("::1") == "1-3001"
@@ -150,22 +150,22 @@ def test_an_id_is_made_of_any_address() -> None:
         ),
     ],
 )
-def test_what_is_read_of_an_answer(sent: bytes, answer: RegistryResponse) -> None:
+def test_a_response_is_read(sent: bytes, answer: RegistryResponse) -> None:
     with Backend(sent) as backend:
-        assert asked(backend, Step.HEARTBEAT)[0] == answer
+        assert send(backend, Step.HEARTBEAT)[0] == answer
 
 
-def test_an_answer_that_repeats_the_token_does_not_bring_it_to_the_log() -> None:
+def test_a_token_repeated_in_a_response_is_not_logged() -> None:
     words = f"the token {TOKEN}\n\x1b[31mis wrong" + "!" * 1000
     body = json.dumps({"detail": words}).encode()
     with Backend(reply(body, status="401 Unauthorized")) as backend:
-        why = asked(backend, Step.HEARTBEAT)[0].why
+        why = send(backend, Step.HEARTBEAT)[0].why
     assert TOKEN not in why
     assert why.startswith("status 401: the token ... [31mis wrong!!")
     assert len(why) == 200
 
 
-def test_nobody_there_is_an_answer_too() -> None:
+def test_a_refused_connection_is_a_response_without_a_status() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     client = RegistryClient([f"http://127.0.0.1:{port}"], ENTRY, TOKEN)
@@ -174,7 +174,7 @@ def test_nobody_there_is_an_answer_too() -> None:
     )
 
 
-def test_a_registry_without_an_address_is_one_that_does_not_answer() -> None:
+def test_an_unknown_host_name_is_a_response_without_a_status() -> None:
     client = RegistryClient(["http://no.such.host.invalid"], Entry(service="users", port=3001))
     assert client.send(Step.REGISTER, Wanted.UP, 0).status is None
     assert client.name == "users"
@@ -195,7 +195,7 @@ def test_a_registry_without_an_address_is_one_that_does_not_answer() -> None:
         ("http://registry/\r\nX: y", "must end with its path"),
     ],
 )
-def test_what_is_no_url_of_a_registry(url: str, why: str) -> None:
+def test_an_invalid_registry_url_is_an_error(url: str, why: str) -> None:
     with pytest.raises(ValueError, match=why) as raised:
         check_registry(url)
     assert "secret" not in str(raised.value)
@@ -218,6 +218,6 @@ def test_what_is_no_url_of_a_registry(url: str, why: str) -> None:
         ({"health_check_path": "health"}, "healthCheckPath"),
     ],
 )
-def test_what_no_registry_takes_is_named_before_it_is_sent(wrong: dict, named: str) -> None:
+def test_an_invalid_entry_is_an_error_that_names_the_member(wrong: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         Entry(**{"service": "users", "port": 3001, **wrong})
