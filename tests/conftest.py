@@ -1,4 +1,4 @@
-"""What tests of all floors share."""
+"""Fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 def backend() -> Iterator[Backend]:
-    """Yield a backend that answers ``200 ok`` until told otherwise."""
+    """Yield a backend that answers ``200 ok`` unless a test sets other answers."""
     with Backend() as server:
         yield server
 
@@ -50,7 +50,7 @@ def _threadless() -> Iterator[None]:
 
 @pytest.fixture
 def threadless() -> Callable[[], AbstractContextManager[None]]:
-    """Return what makes a time in which the system gives no thread to anybody."""
+    """Return a context manager in which the system can start no thread."""
     return _threadless
 
 
@@ -68,5 +68,5 @@ def _in_child(holds: Callable[[], bool]) -> bool:
 
 @pytest.fixture
 def in_child() -> Callable[[Callable[[], bool]], bool]:
-    """Return what forks, and tells whether something holds in the child."""
+    """Return a function that forks, and returns whether a condition holds in the child."""
     return _in_child

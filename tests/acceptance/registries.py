@@ -71,7 +71,7 @@ class RegistryServer:
                 self.asked.append(asked)
                 return start_response(status, headers)
 
-            return api(environ, start)  # type: ignore[arg-type]
+            return api(environ, start)
 
         self._server = make_server(
             "127.0.0.1", self.port, app, threaded=True, request_handler=_Quiet
@@ -112,7 +112,7 @@ class RegistryServer:
         return registered
 
     def wait_until_gone(self, service: str = "users") -> None:
-        """Wait until nobody is registered."""
+        """Wait until no instance is registered."""
         until(lambda: not self.instances(service))
 
     def wait_for(self, what: str, count: int = 1) -> None:

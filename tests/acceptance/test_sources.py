@@ -206,7 +206,7 @@ def test_instances_come_and_go_under_load_and_no_request_fails(
             for name, instance in new.items():
                 there[name].append(instance)
             announce()
-            until(lambda new=new: all(loads[n].has_reached(new[n].port) for n in new))  # type: ignore[misc]
+            until(lambda new=new: all(loads[n].has_reached(new[n].port) for n in new))
 
             for load in loads.values():
                 load.ask_slowly(3)

@@ -48,7 +48,7 @@ def make() -> Iterator[Make]:
     with ExitStack() as stack:
 
         def made(**options: float) -> Waiting:
-            waiting = Waiting(**options)  # type: ignore[arg-type]
+            waiting = Waiting(**options)
             stack.callback(waiting.close)
             return waiting
 

@@ -97,7 +97,7 @@ class Served:
             for process in (*self._children(), self.process.pid):
                 os.kill(process, signal.SIGABRT)
             time.sleep(1)
-            what = shlex.join(map(str, self.process.args))  # type: ignore[arg-type]
+            what = shlex.join(map(str, self.process.args))
             raise AssertionError(f"{what} does not stop:\n{self.log[-10_000:]}") from None
         finally:
             try:
