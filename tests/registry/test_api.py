@@ -13,7 +13,6 @@ from werkzeug.test import Client, TestResponse
 
 from tests.discovery.conftest import Clock, Fickle
 from tests.examples.lesson import TIME, difference
-from tests.support.waiting import Turns
 from wsgigate.auth.bearer import Access
 from wsgigate.registry import Registry
 from wsgigate.registry.api import RegistryApi
@@ -54,6 +53,17 @@ class Served:
     def register(self, name: str, service: str = "users", **members: Any) -> None:
         entry = Registered(service, name, "10.0.0.1", 3001)
         self.registry.register(replace(entry, **members))
+
+    def waits(self) -> threading.Semaphore:
+        """Return a semaphore that each request releases from now on before it waits."""
+        begun, wait = threading.Semaphore(0), self.registry.wait
+
+        def recorded(service: str | None, version: int, timeout: float) -> int:
+            begun.release()
+            return wait(service, version, timeout)
+
+        self.registry.wait = recorded  # type: ignore[method-assign]
+        return begun
 
     def names(self, query: str = "", service: str = "users") -> list[str]:
         answer = self.send("GET", f"/discover/{service}?{query}")
@@ -341,9 +351,9 @@ def test_a_request_may_wait_for_a_change(served: Served) -> None:
     answers: list[TestResponse] = []
     path = f"/discover/users?wait=20&index={index}"
     thread = threading.Thread(target=lambda: answers.append(served.send("GET", path)))
-    turns = served.registry._waits._changed = Turns()
+    begun = served.waits()
     thread.start()
-    turns.until(lambda: served.registry._waits._waiting["users"] == 1)
+    assert begun.acquire(timeout=20)
     served.registry.register(Registered("users", "b", "10.0.0.2", 80))
     thread.join(10)
     assert answers[0].json
@@ -364,11 +374,12 @@ def test_the_number_of_waiting_requests_is_bounded(served: Served) -> None:
     index = served.registry.version("users")
     path = f"/discover/users?wait=25&index={index}"
     threads = [threading.Thread(target=served.send, args=("GET", path)) for _ in range(2)]
-    turns = served.registry._waits._changed = Turns()
+    begun = served.waits()
     for thread in threads:
         thread.start()
-    turns.until(lambda: served.registry._waits._waiting["users"] == 2)
-    assert served.send("GET", path).status_code == 200  # at once
+        assert begun.acquire(timeout=20)
+    assert served.send("GET", path).status_code == 200
+    assert not begun.acquire(blocking=False)
     assert all(thread.is_alive() for thread in threads)
     served.registry.stopping()
     for thread in threads:

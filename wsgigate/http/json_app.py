@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import parse_qs
@@ -218,7 +219,7 @@ class JsonApp:
                         summary=endpoint.summary,
                     )
                 )
-        self._router: Router[Callable[..., object]] = Router(routes)
+        self._router: Router[Any] = Router(routes)
         self.listing = listing(routes)
         self._errors = errors or {}
         self._caught = tuple(self._errors)
@@ -228,24 +229,13 @@ class JsonApp:
     def routes(self) -> list[Route[WSGIApplication]]:
         """Return the endpoints as routes of another table, such as that of the gateway."""
 
-        def app(route: Route[Callable[..., object]]) -> WSGIApplication:
+        def app(route: Route[Any]) -> WSGIApplication:
             def produce(environ: WSGIEnvironment) -> object:
                 return self._call(route, environ, environ.get(PARAMS) or {})
 
             return partial(self._respond, produce)
 
-        return [
-            Route(
-                route.path,
-                app(route),
-                methods=route.methods,
-                exact=True,
-                name=route.name,
-                listed=route.listed,
-                summary=route.summary,
-            )
-            for route in self._router.routes
-        ]
+        return [replace(route, endpoint=app(route)) for route in self._router.routes]
 
     def authorize(self, environ: WSGIEnvironment, *, reads: bool) -> WSGIEnvironment:
         """Return the environ that the endpoint receives, if the client may send the request.
@@ -285,7 +275,7 @@ class JsonApp:
 
     def _call(
         self,
-        route: Route[Callable[..., object]],
+        route: Route[Any],
         environ: WSGIEnvironment,
         params: Mapping[str, str],
     ) -> object:

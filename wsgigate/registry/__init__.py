@@ -15,7 +15,7 @@ from wsgigate.client.destinations import Destinations, Forbidden
 from wsgigate.discovery.health_results import ProbeRunner
 from wsgigate.registry.checks import RegistryChecks
 from wsgigate.registry.expiry import LeaseExpiry
-from wsgigate.registry.listing import Listing, ListingCache, LongPoll, filtered
+from wsgigate.registry.listing import Listing, ListingCache, LongPoll
 from wsgigate.registry.storage import (
     KEPT,
     Action,
@@ -326,19 +326,25 @@ class Registry:
         """
         if not _are_names(service):
             return Listing((), 0, 0.0)
-        listing = self._listing(service)
-        if not (only_healthy or status or tags or zone or version or metadata):
+        listing, wanted = self._listing(service), frozenset(tags)
+        entries: Iterable[Registered] = listing.instances
+        if only_healthy:
+            entries = [entry for entry in entries if entry.healthy(listing.now, self.rules)]
+        if status is not None:
+            entries = [entry for entry in entries if entry.state is status]
+        if wanted:
+            entries = [entry for entry in entries if wanted.issubset(entry.tags)]
+        if zone is not None:
+            entries = [entry for entry in entries if entry.zone == zone]
+        if version is not None:
+            entries = [entry for entry in entries if entry.version == version]
+        for name, value in (metadata or {}).items():
+            text = _text(value)
+            entries = [entry for entry in entries if _text(entry.metadata.get(name)) == text]
+        if entries is listing.instances:
             return listing
-        return filtered(
-            listing,
-            self.rules,
-            only_healthy=only_healthy,
-            status=status,
-            tags=tags,
-            zone=zone,
-            version=version,
-            metadata=metadata,
-        )
+        found = tuple(entries)
+        return listing if found == listing.instances else replace(listing, instances=found)
 
     def _listing(self, service: str) -> Listing:
         listing = self._listings.listing(service)
@@ -434,6 +440,13 @@ class _Put(NamedTuple):
     entry: Registered
     changed: bool
     action: Action | None
+
+
+def _text(value: object) -> str | None:
+    """Return *value* as a query writes it; ``None`` for a value that a query cannot write."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, (str, int, float)) else None
 
 
 def _are_names(service: str, instance_id: str = "0") -> bool:

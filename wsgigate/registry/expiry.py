@@ -19,7 +19,7 @@ rules must hold:
    heartbeat in the future count as renewed now, once they are too far in the future.
 2. Self-preservation: when a large share of all instances is silent, the cause is more likely the
    network between the instances and the registry than the instances. The silent instances are
-   then unhealthy, but most are kept (:func:`~wsgigate.rules.registry.evictions_among`,
+   then unhealthy, but most are kept (:func:`~wsgigate.rules.registry.evictions`,
    :func:`~wsgigate.rules.registry.is_preserving`). Evictions of the current minute count as
    silent; otherwise one slow eviction after another would stay below the threshold. The count is
    part of ``swept``, so a change of leader does not reset it.
@@ -52,7 +52,7 @@ from wsgigate.rules.registry import (
     Evictions,
     LeaseRules,
     Registered,
-    evictions_among,
+    evictions,
     is_preserving,
     round_time,
     short_absence,
@@ -220,7 +220,7 @@ class LeaseExpiry:
             for entry in found.suspects
             if now - entry.silent_since > entry.unhealthy_after(rules)
         }
-        gone, state = evictions_among(silent.values(), found.sizes, now, rules, swept.evictions)
+        gone, state = evictions([*silent.values()], now, rules, swept.evictions, found.sizes)
         count, recent = sum(found.sizes.values()), rules.recent(state, now)
         preserving = is_preserving(
             len(silent) - len(gone) + recent, count - len(gone) + recent, rules

@@ -9,23 +9,22 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from wsgigate.registry.storage import ExpiryState, RegistryKeys, ServiceIndex, split
 from wsgigate.rules.registry import (
     BODY,
     LeaseRules,
     Registered,
-    Status,
     short_absence,
     silent_since,
 )
 from wsgigate.runtime import fork
 from wsgigate.store import Store, StoreError, get_all
 
-__all__ = ["Listing", "ListingCache", "LongPoll", "filtered"]
+__all__ = ["Listing", "ListingCache", "LongPoll"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,49 +189,6 @@ class ListingCache:
 def judged(now: float, swept: ExpiryState | None, rules: LeaseRules) -> float:
     """Return the time at which leases are judged: it stops while no worker checks the leases."""
     return now if swept is None else min(now, swept.at + short_absence(rules))
-
-
-def filtered(
-    listing: Listing,
-    rules: LeaseRules,
-    *,
-    only_healthy: bool = False,
-    status: Status | None = None,
-    tags: Iterable[str] = (),
-    zone: str | None = None,
-    version: str | None = None,
-    metadata: Mapping[str, Any] | None = None,
-) -> Listing:
-    """Return *listing* with only the instances that match all given filters."""
-    entries: Iterable[Registered] = listing.instances
-    wanted_tags = frozenset(tags)
-    if only_healthy:
-        entries = [entry for entry in entries if entry.healthy(listing.now, rules)]
-    if status is not None:
-        entries = [entry for entry in entries if entry.state is status]
-    if wanted_tags:
-        entries = [entry for entry in entries if wanted_tags.issubset(entry.tags)]
-    if zone is not None:
-        entries = [entry for entry in entries if entry.zone == zone]
-    if version is not None:
-        entries = [entry for entry in entries if entry.version == version]
-    if metadata:
-        entries = [
-            entry
-            for entry in entries
-            if all(
-                _text(entry.metadata.get(name)) == _text(value) for name, value in metadata.items()
-            )
-        ]
-    found = tuple(entries)
-    return listing if found == listing.instances else replace(listing, instances=found)
-
-
-def _text(value: object) -> str | None:
-    """Return *value* as a query writes it; ``None`` for a value that a query cannot write."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value) if isinstance(value, (str, int, float)) else None
 
 
 class LongPoll:

@@ -66,7 +66,6 @@ __all__ = [
     "check_id",
     "check_service",
     "evictions",
-    "evictions_among",
     "is_preserving",
     "parse",
     "parse_status",
@@ -377,28 +376,20 @@ def _allowed(count: int, rules: LeaseRules) -> int:
 
 
 def evictions(
-    entries: Sequence[Registered], now: float, rules: LeaseRules, state: Evictions
-) -> tuple[tuple[Registered, ...], Evictions]:
-    """Return the expired entries to remove now, and the new state.
-
-    :param entries: All entries of all services.
-    :param state: The state that the last call returned.
-    """
-    return evictions_among(entries, Counter(each.service for each in entries), now, rules, state)
-
-
-def evictions_among(
-    entries: Iterable[Registered],
-    sizes: Mapping[str, int],
+    entries: Sequence[Registered],
     now: float,
     rules: LeaseRules,
     state: Evictions,
+    sizes: Mapping[str, int] | None = None,
 ) -> tuple[tuple[Registered, ...], Evictions]:
-    """Return the same as :func:`evictions`, given the silent entries only.
+    """Return the expired entries to remove now, and the new state.
 
     :param entries: At least the entries that are silent.
-    :param sizes: The number of instances of each service.
+    :param state: The state that the last call returned.
+    :param sizes: The number of instances of each service. Default: that of *entries*.
     """
+    if sizes is None:
+        sizes = Counter(entry.service for entry in entries)
     count = sum(sizes.values())
     ages = [(now - entry.silent_since, entry) for entry in entries]
     over = sorted(
