@@ -42,13 +42,13 @@ if TYPE_CHECKING or _SOURCE is None:
     from wsgigate.middleware.shedder import SheddingRules as SheddingRules
     from wsgigate.middleware.splitter import Splitter as Splitter
     from wsgigate.middleware.stale import StaleAnswers as StaleAnswers
+    from wsgigate.proxy.attempts import Resilience as Resilience
+    from wsgigate.proxy.bulkhead import Bulkhead as Bulkhead
+    from wsgigate.proxy.bulkhead import ThreadShares as ThreadShares
     from wsgigate.proxy.dispatcher import Dispatcher as Dispatcher
     from wsgigate.proxy.forwarder import Forwarder as Forwarder
-    from wsgigate.proxy.pool import Bulkhead as Bulkhead
     from wsgigate.proxy.pool import Pool as Pool
-    from wsgigate.proxy.resilience import Resilience as Resilience
     from wsgigate.proxy.sticky import Stickiness as Stickiness
-    from wsgigate.proxy.thread_shares import ThreadShares as ThreadShares
     from wsgigate.proxy.websocket import WebSocketLimits as WebSocketLimits
     from wsgigate.registration import Registration as Registration
     from wsgigate.rules.circuit import CircuitRules as CircuitRules

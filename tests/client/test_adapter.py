@@ -23,8 +23,7 @@ from wsgigate.client.adapter import Adapter, Timeout, gateway_session
 from wsgigate.client.http11 import Fields
 from wsgigate.client.response_reader import NotConnected, TlsFailed
 from wsgigate.discovery import Instance
-from wsgigate.proxy.response import problem_of
-from wsgigate.proxy.send import nothing_sent
+from wsgigate.proxy.response import nothing_sent, problem_of
 from wsgigate.testing.backend import Backend, Received, cut, reply
 
 Forward = Callable[..., Client]

@@ -23,10 +23,10 @@ from tests.support.logs import silence
 from wsgigate.client.adapter import Sessions
 from wsgigate.coordination.circuit import Circuit
 from wsgigate.discovery import Instance
+from wsgigate.proxy.attempts import Resilience
 from wsgigate.proxy.disconnect import ClientWatch, Disconnects
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
-from wsgigate.proxy.resilience import Resilience
 from wsgigate.proxy.response import UpstreamCut
 from wsgigate.rules.circuit import CircuitRules
 from wsgigate.rules.retry import HedgeRules, RetryBudget, RetryRules

@@ -17,9 +17,9 @@ from wsgigate.client.adapter import Adapter, Sessions, gateway_session
 from wsgigate.coordination.circuit import Circuit
 from wsgigate.discovery import Instance
 from wsgigate.http.wsgi import REASON
+from wsgigate.proxy.attempts import Resilience
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
-from wsgigate.proxy.resilience import Resilience
 from wsgigate.proxy.response import UpstreamCut
 from wsgigate.rules.circuit import CircuitRules, State
 from wsgigate.testing import FakeClock
@@ -279,26 +279,29 @@ def test_nobody_holds_an_instance_after_all_that(backend: Backend, make: Make) -
     assert set(client.pool.in_flight().values()) == {0}  # type: ignore[attr-defined]
 
 
-def test_a_websocket_is_refused_while_the_circuit_is_open_and_else_counts_nowhere(
+def test_an_open_circuit_rejects_websockets_but_does_not_count_them(
     backend: Backend, make: Make, clock: FakeClock
 ) -> None:
     backend.answers = [BAD]
     client = make(backend.url, websocket=True)
+    ends = socket.socketpair()
     asks = {
+        "werkzeug.socket": ends[0],
         "HTTP_CONNECTION": "Upgrade",
         "HTTP_UPGRADE": "websocket",
         "HTTP_SEC_WEBSOCKET_KEY": "dGhlIHNhbXBsZSBub25jZQ==",
         "HTTP_SEC_WEBSOCKET_VERSION": "13",
     }
     for _ in range(3):
-        answer = client.get("/", environ_overrides=asks)
-        assert answer.get_json().get("error") != OPEN["error"]  # the server has no socket to give
+        assert client.get("/", environ_overrides=asks).data == b"no"
     assert counts(client) == ("CLOSED", 0, 0)
     client.get("/")
     client.get("/")
     assert client.get("/", environ_overrides=asks).get_json()["error"] == OPEN["error"]
     clock.advance(5)
-    assert client.get("/", environ_overrides=asks).get_json().get("error") != OPEN["error"]
+    assert client.get("/", environ_overrides=asks).data == b"no"
     assert counts(client)[0] == "HALF_OPEN"  # and its probe is made once more
     client.get("/")
     assert counts(client)[0] == "OPEN"
+    for end in ends:
+        end.close()

@@ -17,9 +17,10 @@ from wsgigate.coordination.circuit import Circuit
 from wsgigate.discovery import Instance
 from wsgigate.http.problem import Refusal
 from wsgigate.http.wsgi import close_body
+from wsgigate.proxy.attempts import Resilience
+from wsgigate.proxy.bulkhead import Bulkhead
 from wsgigate.proxy.forwarder import Forwarder
-from wsgigate.proxy.pool import Bulkhead, Pool
-from wsgigate.proxy.resilience import Resilience
+from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.response import UpstreamCut
 from wsgigate.rules.circuit import CircuitRules
 from wsgigate.rules.retry import RetryRules

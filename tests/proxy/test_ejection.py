@@ -14,9 +14,9 @@ from wsgigate.client.adapter import Sessions
 from wsgigate.config.build import build
 from wsgigate.config.load import parse
 from wsgigate.discovery import Instance
+from wsgigate.proxy.attempts import Resilience
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
-from wsgigate.proxy.resilience import Resilience
 from wsgigate.rules.circuit import Outcome
 from wsgigate.rules.outlier import OutlierRules
 from wsgigate.rules.retry import RetryRules
@@ -39,8 +39,9 @@ def pool(*urls: str, clock: Callable[[], float], **options: Any) -> Pool:
 def ask(of: Pool, outcome: Outcome = Outcome.OK) -> str:
     lease = of.pick()
     assert lease is not None
-    lease.end(outcome)
-    lease.end(outcome)  # once more does nothing
+    lease.answered(outcome, 0.1, 200 if outcome is Outcome.OK else 500)
+    lease.release()
+    lease.release()  # once more does nothing
     return lease.instance.url
 
 

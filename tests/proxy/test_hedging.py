@@ -18,10 +18,10 @@ from wsgigate.client.adapter import Sessions
 from wsgigate.coordination.circuit import Circuit, Permit
 from wsgigate.discovery import Instance
 from wsgigate.http.wsgi import INSTANCE, close_body
+from wsgigate.proxy.attempts import Resilience
 from wsgigate.proxy.disconnect import ClientLeft, ClientWatch, Disconnects
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import InstanceLease, Pool
-from wsgigate.proxy.resilience import Resilience
 from wsgigate.proxy.sticky import Stickiness
 from wsgigate.rules.circuit import CircuitRules, Outcome
 from wsgigate.rules.outlier import OutlierRules

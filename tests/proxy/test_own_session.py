@@ -15,7 +15,7 @@ from werkzeug.test import Client
 from tests.proxy.conftest import client_of
 from tests.support.certificates import make_certificate
 from wsgigate.client.adapter import Sessions
-from wsgigate.proxy.resilience import Resilience
+from wsgigate.proxy.attempts import Resilience
 from wsgigate.rules.retry import RetryRules
 from wsgigate.testing.backend import Answer, Backend, cut, reply
 

@@ -36,6 +36,11 @@ def lease_of(users: Pool, url: str) -> InstanceLease:
     return lease
 
 
+def end(lease: InstanceLease, outcome: Outcome = Outcome.FAILED) -> None:
+    lease.answered(outcome, 0.1, 200 if outcome is Outcome.OK else 500)
+    lease.release()
+
+
 def weights(users: Pool) -> dict[str, float]:
     return {url: member.weight for url, member in users._members.items()}
 
@@ -106,7 +111,7 @@ def test_a_lease_from_before_is_nothing_to_an_instance_that_came_back() -> None:
     assert users.in_flight()[URLS[0]] == 0
     users.answered(held[0].member, 9.0, failed=True)
     for lease in held:
-        lease.end(Outcome.FAILED)
+        end(lease)
     for url in URLS[1:]:
         lease = lease_of(users, url)
         users.answered(lease.member, 0.1, failed=False)
@@ -131,7 +136,7 @@ def test_health_and_ejection_of_those_who_stay_are_kept() -> None:
     rules = OutlierRules(consecutive_failures=1, eject_for=30.0)
     users = pool(outlier=rules, clock=clock, panic=0.0)
     users.mark(URLS[0], False)
-    lease_of(users, URLS[1]).end(Outcome.FAILED)
+    end(lease_of(users, URLS[1]))
     users.renew(made([*URLS, NEW]))
     assert [instance.url for instance in users.available()] == [URLS[2], NEW]
     assert users.ejected() == [URLS[1]]
@@ -143,7 +148,7 @@ def test_health_and_ejection_of_those_who_stay_are_kept() -> None:
 def test_who_was_ejected_and_ill_and_comes_back_begins_anew() -> None:
     users = pool(outlier=OutlierRules(consecutive_failures=1), panic=0.0)
     users.mark(URLS[0], False)
-    lease_of(users, URLS[1]).end(Outcome.FAILED)
+    end(lease_of(users, URLS[1]))
     users.renew(made(URLS[2:]))
     assert users.ejected() == []
     users.renew(made(URLS))
@@ -225,7 +230,7 @@ def test_the_list_may_change_while_it_is_used() -> None:
         elif held:
             lease = held.pop(chance.randrange(len(held)))
             users.answered(lease.member, 0.1, failed=False)
-            lease.end(chance.choice([Outcome.OK, Outcome.FAILED]))
+            end(lease, chance.choice([Outcome.OK, Outcome.FAILED]))
     users.renew(made([*URLS, NEW]))
     for lease in held:
         lease.release()

@@ -12,9 +12,9 @@ from werkzeug.test import Client
 
 from wsgigate.client.adapter import Sessions
 from wsgigate.discovery import Instance
+from wsgigate.proxy.attempts import Resilience
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
-from wsgigate.proxy.resilience import Resilience
 from wsgigate.proxy.sticky import Stickiness
 from wsgigate.rules.circuit import Outcome
 from wsgigate.rules.outlier import OutlierRules
@@ -246,7 +246,8 @@ def test_one_that_drains_and_fails_keeps_nobody(sessions: Sessions, three: list[
     lease = pool.pick(sticky_id=id)
     assert lease is not None
     assert lease.instance.url == three[0].url
-    lease.end(Outcome.FAILED)
+    lease.answered(Outcome.FAILED, 0.1, 500)
+    lease.release()
     again = pool.pick(sticky_id=id)
     assert again is not None
     assert again.instance.url != three[0].url

@@ -13,10 +13,10 @@ from tests.proxy.test_bulkhead import FULL, GIVEN, ask
 from wsgigate.client.adapter import Sessions
 from wsgigate.discovery import Instance
 from wsgigate.http.problem import Refusal
+from wsgigate.proxy.attempts import Resilience
+from wsgigate.proxy.bulkhead import Compartment, Slot, ThreadShares
 from wsgigate.proxy.forwarder import Forwarder
-from wsgigate.proxy.pool import Compartment, Pool, Slot
-from wsgigate.proxy.resilience import Resilience
-from wsgigate.proxy.thread_shares import ThreadShares
+from wsgigate.proxy.pool import Pool
 from wsgigate.rules.thread_shares import ThreadShareRules
 from wsgigate.testing.backend import Backend, reply
 from wsgigate.testing.clock import FakeClock

@@ -21,10 +21,10 @@ from wsgigate.client.adapter import Sessions, gateway_session
 from wsgigate.discovery import Instance
 from wsgigate.http.fields import FieldRules
 from wsgigate.http.wsgi import REASON
+from wsgigate.proxy.attempts import Resilience
 from wsgigate.proxy.disconnect import Disconnects
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
-from wsgigate.proxy.resilience import Resilience
 from wsgigate.proxy.websocket import Tunnels
 from wsgigate.rules.retry import RetryRules
 from wsgigate.testing.backend import Backend, Received, cut, reply

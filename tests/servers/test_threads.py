@@ -9,7 +9,7 @@ import pytest
 from wsgigate.config import build_services
 from wsgigate.config.build import build
 from wsgigate.config.load import load
-from wsgigate.proxy.thread_shares import ThreadShares
+from wsgigate.proxy.bulkhead import ThreadShares
 from wsgigate.rules.thread_shares import ThreadShareRules
 from wsgigate.servers import granian, gunicorn
 

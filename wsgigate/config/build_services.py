@@ -42,12 +42,12 @@ from wsgigate.discovery.watcher import InstanceCache, Watch, Watcher
 from wsgigate.http.caller import key_of
 from wsgigate.http.fields import FieldRules
 from wsgigate.http.wsgi import Key
+from wsgigate.proxy.attempts import Resilience
+from wsgigate.proxy.bulkhead import Bulkhead, Compartment, ThreadShares
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.health_probe import Prober, TlsPolicy
-from wsgigate.proxy.pool import Bulkhead, Compartment, Pool
-from wsgigate.proxy.resilience import Resilience
+from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.sticky import Stickiness
-from wsgigate.proxy.thread_shares import ThreadShares
 from wsgigate.proxy.websocket import Tunnels, WebSocketLimits
 from wsgigate.registry import Registry
 from wsgigate.registry.source import OwnRegistry

@@ -48,9 +48,9 @@ from wsgigate.middleware.maintenance import Maintenance
 from wsgigate.middleware.mirror import Mirror
 from wsgigate.middleware.splitter import Splitter
 from wsgigate.middleware.stale import StaleAnswers
+from wsgigate.proxy.attempts import Resilience
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
-from wsgigate.proxy.resilience import Resilience
 from wsgigate.proxy.sticky import Stickiness
 from wsgigate.proxy.websocket import WebSocketLimits
 from wsgigate.rules.arguments import FIELD_NAME

@@ -14,28 +14,62 @@ from wsgigate.http.wsgi import BodyError
 __all__ = [
     "BufferedBody",
     "ClientBody",
-    "Replay",
+    "buffer_body",
     "client_body",
     "has_body",
     "json_body",
     "read_body",
-    "replayed",
     "wrong",
 ]
 
 
-# Request bodies that are copied while they are read.
+# Request bodies that are kept while they are read, so that they can be read again.
 
 
-class _Reader(Protocol):
-    """The methods of ``wsgi.input`` (PEP 3333), based on ``read`` and ``readline``.
+class BufferedBody:
+    """An input that keeps a copy of what is read, so that it can be read again.
 
-    A size of ``None`` means no size, as in :mod:`io` and in servers.
+    It has the methods of ``wsgi.input`` (PEP 3333). A size of ``None`` means no size, as in
+    :mod:`io` and in servers.
+
+    :param source: ``wsgi.input``.
+    :param most: Maximum number of bytes to keep. When more have been read, the copy is dropped.
+    :param expected: Length of the body in bytes; ``None`` if *source* marks its end.
+    :ivar source: ``wsgi.input``.
+    :ivar too_large: Whether more than *most* bytes have been read.
     """
 
-    def read(self, size: int | None = -1, /) -> bytes: ...
+    __slots__ = ("_again", "_ended", "_expected", "_kept", "_most", "source", "too_large")
 
-    def readline(self, size: int | None = -1, /) -> bytes: ...
+    def __init__(self, source: Any, most: int, expected: int | None = None) -> None:
+        self.source = source
+        self.too_large = False
+        self._most = most
+        self._expected = expected
+        self._kept: bytes | bytearray = b""
+        self._again: BytesIO | None = None
+        self._ended = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self._again is None:
+            if self.too_large and size is not None:
+                return self.source.read(size)  # type: ignore[no-any-return]
+            return self._read_and_keep(self.source.read, size)
+        block = self._again.read(size)
+        if size is None or size < 0:
+            return block + self._read_on(self.source.read, size)
+        if len(block) < size:
+            block += self._read_on(self.source.read, size - len(block))
+        return block
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        if self._again is None:
+            return self._read_and_keep(self.source.readline, size)
+        line = self._again.readline(size)
+        if line.endswith(b"\n") or len(line) == size:
+            return line
+        left = size if size is None or size < 0 else size - len(line)
+        return line + self._read_on(self.source.readline, left)
 
     def readlines(self, hint: int | None = -1, /) -> list[bytes]:
         return list(self)
@@ -44,77 +78,51 @@ class _Reader(Protocol):
         while line := self.readline():
             yield line
 
-
-class BufferedBody(_Reader):
-    """An input that reads from *source* and keeps a copy of up to *most* bytes.
-
-    :param source: ``wsgi.input``.
-    :param most: Maximum number of bytes to keep. When more have been read, the copy is dropped.
-    :param expected: Length of the body in bytes; ``None`` if *source* marks its end.
-    :ivar too_large: Whether more than *most* bytes have been read.
-    """
-
-    def __init__(self, source: Any, most: int, expected: int | None = None) -> None:
-        self.too_large = False
-        self._source = source
-        self._most = most
-        self._expected = expected
-        self._copy = bytearray()
-        self._ended = False
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        return self._read_and_keep(self._source.read, size)
-
-    def readline(self, size: int | None = -1, /) -> bytes:
-        return self._read_and_keep(self._source.readline, size)
-
     def whole(self) -> bytes | None:
         """Return the whole body; ``None`` if it was too large, or not read to its end."""
         if self.too_large:
             return None
-        ended = self._ended if self._expected is None else len(self._copy) == self._expected
-        return bytes(self._copy) if ended else None
+        ended = self._ended if self._expected is None else len(self._kept) == self._expected
+        return bytes(self._kept) if ended else None
 
-    def from_start(self) -> _Reader | None:
-        """Return the body from its beginning; ``None`` if it was too large."""
-        return None if self.too_large else _ReplayedBody(bytes(self._copy), self._source)
+    def rewind(self) -> bool:
+        """Restart from the beginning; return ``False``, and do nothing, if it was too large."""
+        if not self.too_large:
+            self._again = BytesIO(self._kept)
+        return not self.too_large
+
+    def _read_on(self, read: Callable[..., bytes], size: int | None) -> bytes:
+        """Read from the source again, after the copy."""
+        self._again = None
+        return self._read_and_keep(read, size)
 
     def _read_and_keep(self, read: Callable[..., bytes], size: int | None) -> bytes:
         block = read() if size is None or size < 0 else read(size)
+        kept = self._kept
         if not block:
             self._ended = self._ended or size != 0
-        elif not self.too_large:
-            if len(self._copy) + len(block) > self._most:
-                self.too_large = True
-                self._copy = bytearray()
-            else:
-                self._copy += block
+        elif self.too_large:
+            pass
+        elif len(kept) + len(block) > self._most:
+            self.too_large = True
+            self._kept = b""
+        elif kept:
+            self._kept = kept = bytearray(kept) if type(kept) is bytes else kept
+            kept += block
+        else:
+            self._kept = block  # a body that comes as one block is not copied
         return block
 
 
-class _ReplayedBody(_Reader):
-    """An input with the kept bytes, then the rest of the source."""
+def buffer_body(environ: WSGIEnvironment, most: int) -> BufferedBody | None:
+    """Replace the request's body by one that can be read again; return ``None`` without a body.
 
-    def __init__(self, kept: bytes, source: Any) -> None:
-        self._kept = BytesIO(kept)
-        self._source = source
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        block = self._kept.read(size)
-        if size is None or size < 0:
-            rest: bytes = self._source.read()
-            return block + rest
-        if len(block) < size:
-            block += self._source.read(size - len(block))
-        return block
-
-    def readline(self, size: int | None = -1, /) -> bytes:
-        line = self._kept.readline(size)
-        if line.endswith(b"\n") or len(line) == size:
-            return line
-        read = self._source.readline
-        rest: bytes = read() if size is None or size < 0 else read(size - len(line))
-        return line + rest
+    :param most: Maximum number of bytes to keep.
+    """
+    if not has_body(environ):
+        return None
+    environ["wsgi.input"] = body = BufferedBody(environ["wsgi.input"], most)
+    return body
 
 
 # The client's body as it is forwarded: with one framing, and never completed if it is truncated.
@@ -210,6 +218,8 @@ def _was_read(environ: WSGIEnvironment) -> bool:
     if stream is None:
         return False
     source = environ["wsgi.input"]
+    while type(source) is BufferedBody:
+        source = source.source
     inner = getattr(stream, "_stream", None)  # werkzeug's LimitedStream wraps the input
     if source not in (stream, inner):
         return False  # other code has replaced the input
@@ -217,57 +227,6 @@ def _was_read(environ: WSGIEnvironment) -> bool:
     if inner is source and position:
         return True
     return known.get("_cached_data") is not None or "form" in known
-
-
-# Request bodies that can be sent again.
-
-
-class Replay:
-    """A body that can be read again after :meth:`rewind`, up to *most* bytes.
-
-    :param source: ``wsgi.input``.
-    :param most: Maximum number of bytes to keep. When more have been read, the copy is dropped.
-    :ivar whole: Whether everything that was read is kept.
-    """
-
-    __slots__ = ("_at", "_kept", "_most", "_source", "whole")
-
-    def __init__(self, source: _Readable, most: int) -> None:
-        self._source = source
-        self._most = most
-        self._kept = bytearray()
-        self._at = 0
-        self.whole = True
-
-    def read(self, size: int, /) -> bytes:
-        """Return up to *size* bytes, ``b""`` at the end."""
-        kept, at = self._kept, self._at
-        if at < len(kept):
-            block = bytes(kept[at : at + size])
-            self._at += len(block)
-            return block
-        block = self._source.read(size)
-        if self.whole:
-            if len(kept) + len(block) > self._most:
-                self.whole = False
-                kept.clear()
-                self._at = 0
-            else:
-                kept += block
-                self._at = len(kept)
-        return block
-
-    def rewind(self) -> None:
-        """Restart from the beginning of the body; requires :attr:`whole`."""
-        self._at = 0
-
-
-def replayed(environ: WSGIEnvironment, most: int) -> Replay | None:
-    """Replace the request's body by a :class:`Replay`; return ``None`` if it has no body."""
-    if not has_body(environ):
-        return None
-    environ["wsgi.input"] = replay = Replay(environ["wsgi.input"], most)
-    return replay
 
 
 def has_body(environ: WSGIEnvironment) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.http.bodies import BufferedBody, has_body
+from wsgigate.http.bodies import buffer_body
 from wsgigate.http.fields import is_token
 from wsgigate.http.responses import record_shaping, replaceable_response, with_fallback_field
 from wsgigate.http.wsgi import FAILURE
@@ -67,9 +67,7 @@ class Fallback:
         if environ["REQUEST_METHOD"] not in rules.methods or "HTTP_UPGRADE" in environ:
             return self.app(environ, start_response)
         before = [environ.get(key, _ABSENT) for key in _OF_THE_REQUEST]
-        body: BufferedBody | None = None
-        if self._acts and has_body(environ):
-            environ["wsgi.input"] = body = BufferedBody(environ["wsgi.input"], BUFFER)
+        body = buffer_body(environ, BUFFER) if self._acts else None
 
         def choose(status: int, error: Exception | None) -> WSGIApplication | None:
             reason = reason_of(environ.get(FAILURE), error is not None)
@@ -86,7 +84,8 @@ class Fallback:
 
         def instead(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             if body is not None:
-                environ["wsgi.input"] = body.from_start()
+                body.rewind()
+                environ["wsgi.input"] = body
             environ.pop(FAILURE, None)
             environ.pop("werkzeug.request", None)  # it caches the body that was read
             for key, value in zip(_OF_THE_REQUEST, before, strict=True):

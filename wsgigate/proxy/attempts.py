@@ -1,268 +1,297 @@
 """The attempts of a request to a service: circuit breaker, deadline, retries, hedging.
 
-Theory of operation. :class:`Attempts` serves one request in this order:
+Theory of operation. A service's :class:`Resilience` holds what its forwarders share. A default one
+does nothing, except that a request whose connection fails goes to another instance.
+:class:`Attempts` serves one request in this order:
 
 1. The bulkhead admits the request or rejects it. It comes first, so that the circuit breaker does
    not count rejected requests.
 2. The circuit breaker admits the request, which yields a permit, or rejects it with a 503.
-3. :class:`AttemptRunner` reserves an instance. The instance and the permit form a
-   :class:`~wsgigate.proxy.send.Reservation`, which reports the outcome to both exactly once.
+3. An instance is leased. The :class:`~wsgigate.proxy.pool.InstanceLease` holds the permit and
+   reports the outcome to both exactly once.
 4. The attempt runs, alone or in a :class:`~wsgigate.proxy.hedging.Race`. When the retry rules allow
    another attempt, steps 2 to 4 repeat with the instances that failed excluded.
 
 Rules that must hold:
 
-- Every permit is reported and every reservation released on every path, also when an exception
-  passes. A permit that is not reported occupies a probe of a half-open circuit until the probe's
-  timeout; a reservation that is not released counts as a request in flight forever.
-- The response of a failed attempt is closed and its reservation released before the next attempt
-  begins; a request does not hold two instances, except while it is hedged.
+- Every permit is reported and every lease released on every path, also when an exception passes. A
+  permit that is not reported occupies a probe of a half-open circuit until the probe's timeout; a
+  lease that is not released counts as a request in flight forever.
+- The response of a failed attempt is closed and its lease released before the next attempt begins;
+  a request does not hold two instances, except while it is hedged.
 - All attempts share one deadline. Each attempt gets what is left of it, and the client's
   ``X-Request-Timeout`` is passed on as the remaining time.
 - A request is repeated only when :func:`wsgigate.rules.retry.decide` allows it, which considers
   whether anything was sent, whether a response began, whether the body can be sent again, and the
   budget.
+- Without retries, a request of which nothing was sent goes to each instance at most once, and all
+  connections together get the time of one. It needs no budget: it adds no load to the service.
 - An error caused only by a shorter timeout of the client's is not reported as a failure of the
   instance; a client could otherwise open the circuit for all.
 """
 
 from __future__ import annotations
 
+import http.client
+import math
+import random as _random
+import threading
 import time
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Collection
+from typing import Annotated
 from wsgiref.types import WSGIEnvironment
 
 import requests
+from urllib3.exceptions import HTTPError
 
-from wsgigate.client.adapter import Timeout
-from wsgigate.coordination.circuit import Permit
-from wsgigate.discovery import Instance
-from wsgigate.http.bodies import replayed
+from wsgigate.client.adapter import Sessions, Timeout
+from wsgigate.client.response_reader import BrokenResponse
+from wsgigate.coordination.circuit import Circuit, Permit, Rejection
+from wsgigate.http.bodies import BufferedBody, ClientBody, has_body
+from wsgigate.http.fields import retry_after
 from wsgigate.http.problem import Problem, Refusal
-from wsgigate.http.wsgi import INSTANCE
-from wsgigate.proxy.disconnect import ClientWatch
-from wsgigate.proxy.hedging import AttemptResult, HedgedAttempt, Race
-from wsgigate.proxy.pool import FULL, InstanceLease, Member, Pool
-from wsgigate.proxy.request import Outgoing
-from wsgigate.proxy.resilience import Resilience
-from wsgigate.proxy.send import (
-    CLIENT_LEFT,
-    UNSENDABLE,
-    Reservation,
-    Sender,
-    Unanswered,
-    had_begun,
-    nothing_sent,
-)
-from wsgigate.rules.circuit import Outcome, outcome_of
+from wsgigate.http.target import kept_target_of
+from wsgigate.http.wsgi import INSTANCE, BodyError, BodyTooLarge
+from wsgigate.proxy.bulkhead import FULL, Compartment
+from wsgigate.proxy.disconnect import CLIENT_LEFT, UNWATCHED, ClientWatch
+from wsgigate.proxy.hedging import AttemptResult, Hedge, HedgedAttempt, Race
+from wsgigate.proxy.pool import InstanceLease, Member, Pool
+from wsgigate.proxy.request import Outgoing, RequestMaker
+from wsgigate.proxy.response import UNSENDABLE, Unanswered, nothing_sent
+from wsgigate.rules.arguments import Range, checked
+from wsgigate.rules.circuit import FAILURES, Outcome, check_failures, outcome_of
 from wsgigate.rules.retry import (
     Attempt,
     Deadline,
+    Decision,
+    HedgeRules,
+    RetryBudget,
+    RetryRules,
     deadline,
+    decide,
     read_retry_after,
     read_timeout,
     try_time,
     write_timeout,
 )
+from wsgigate.runtime import fork
+from wsgigate.runtime.threads import TIMER, Timer
 
-__all__ = ["NO_INSTANCE", "TIMEOUT_KEY", "AttemptRunner", "Attempts", "RequestFactory"]
+__all__ = ["TIMEOUT_KEY", "Attempts", "Resilience", "Sender"]
 
 TIMEOUT_KEY = "HTTP_X_REQUEST_TIMEOUT"
 
 _TIMEOUT = "X-Request-Timeout"
 
-NO_INSTANCE = Problem(
+_NO_INSTANCE = Problem(
     503,
     "Service temporarily unavailable",
     extensions={"error": "No instance available"},
     headers=(("Retry-After", "5"),),
 )
 
-RequestFactory: TypeAlias = Callable[[WSGIEnvironment, Instance], Outgoing]
-"""Builds the request to an instance from the client's request."""
+_FAILOVER = RetryRules(attempts=3, backoff=0.0, methods=(), statuses=())
+"""The rules without retries: a request of which nothing was sent goes to another instance."""
+
+_NO_RETRIES = RetryRules(attempts=1, methods=(), statuses=())
 
 
-class AttemptRunner:
-    """Runs single attempts: picks an instance, sends the request, reports the outcome.
+@checked
+class Resilience:
+    """How a service's failures are handled; shared by all forwarders of the service.
 
-    :param pool: The service's instances.
-    :param resilience: The service's circuit breaker, retries and hedging.
-    :param make: Builds the request to an instance.
-    :param sender: Sends the request.
+    :param circuit: The circuit breaker. Default: none.
+    :param failures: The statuses that count as failures, each 500 to 599.
+    :param retry: When a request is retried. Default: a request whose connection to an instance
+        fails, so that nothing was sent, goes to up to two other instances within the connect
+        timeout. One attempt disables that, too.
+    :param budget: The maximum number of retries. Default: a fifth of the requests.
+    :param bulkhead: Limits the service's requests in flight in this worker: a
+        :class:`~wsgigate.Bulkhead`, or a compartment of :class:`~wsgigate.ThreadShares`. Default:
+        no limit.
+    :param hedge: When a read-only request is sent to a second instance while the first has not
+        responded, within the same *budget*. Default: never.
+    :param timer: Starts the hedged attempts.
+    :param clock: Monotonic clock, in seconds; the same as the circuit's.
+    :param sleep: Waits a number of seconds.
+    :param random: Returns a number in [0, 1).
+    :raises ValueError: An argument is invalid; the message names it.
     """
 
     def __init__(
-        self, pool: Pool, resilience: Resilience, make: RequestFactory, sender: Sender
-    ) -> None:
-        self._pool = pool
-        self._resilience = resilience
-        self._make = make
-        self._sender = sender
-        self._timed = resilience.timed or pool.timed
-
-    def reserve(
-        self, environ: WSGIEnvironment, permit: Permit | None, failed: tuple[Member, ...]
-    ) -> Reservation:
-        """Reserve an instance for an attempt that *permit* allows; cancel *permit* if none is free.
-
-        :param failed: Instances that failed this request already.
-        :raises Refusal: No instance is available.
-        """
-        try:
-            return Reservation(self.pick(environ, failed), permit)
-        except BaseException:
-            if permit is not None:
-                permit.done(Outcome.IGNORED)
-            raise
-
-    def pick(self, environ: WSGIEnvironment, failed: tuple[Member, ...] = ()) -> InstanceLease:
-        """Lease the instance for the request of *environ*.
-
-        :param failed: Instances that failed this request already.
-        :raises Refusal: No instance is available.
-        """
-        pool = self._pool
-        key = None if pool.key is None else pool.key(environ)
-        target = None if pool.sticky is None else pool.sticky.read(environ)
-        lease = pool.pick(key, failed, None if target is None else target.id)
-        if lease is not None:
-            return lease
-        if pool.instance_limit is not None and pool.available():
-            raise Refusal(FULL, "every instance has reached its limit of requests in flight")
-        raise Refusal(NO_INSTANCE, "no instance is available")
-
-    def reserve_hedge(
-        self, environ: WSGIEnvironment, tried: tuple[Member, ...]
-    ) -> Reservation | None:
-        """Reserve an instance not in *tried* for a hedged attempt; ``None`` if none may be made."""
-        resilience = self._resilience
-        lease = self.pick(environ, tried)
-        try:
-            if lease.member not in tried:
-                now = resilience.clock()
-                permit = resilience.admit(now)
-                if resilience.take(now):
-                    return Reservation(lease, permit)
-                if permit is not None:
-                    permit.done(Outcome.IGNORED)
-        except BaseException:
-            lease.release()
-            raise
-        lease.release()
-        return None
-
-    def run(
         self,
-        environ: WSGIEnvironment,
-        reservation: Reservation,
-        until: Deadline | None,
-        number: int,
-        watch: ClientWatch,
-    ) -> tuple[requests.Response, Outgoing]:
-        """Send the request to one instance; return its response, and report time and outcome.
+        *,
+        circuit: Circuit | None = None,
+        failures: Annotated[Collection[Annotated[int, Range(500, 599)]], Range(1)] = FAILURES,
+        retry: RetryRules | None = None,
+        budget: RetryBudget | None = None,
+        bulkhead: Compartment | None = None,
+        hedge: HedgeRules | None = None,
+        timer: Timer = TIMER,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+        random: Callable[[], float] = _random.random,
+    ) -> None:
+        self.circuit = circuit
+        self.failures = check_failures(failures)
+        self.fails_over = retry is None
+        self.retry = _FAILOVER if retry is None else retry if retry.attempts > 1 else _NO_RETRIES
+        self.per_try = None if retry is None else retry.per_try_timeout
+        self.bulkhead = bulkhead
+        self.hedge = None if hedge is None else Hedge(hedge, timer=timer, clock=clock)
+        self.budgeted = hedge is not None or not (self.fails_over or self.retry is _NO_RETRIES)
+        self.clock = clock
+        self.sleep = sleep
+        self._random = random
+        self._budget = RetryBudget() if budget is None else budget
+        self._lock = threading.Lock()
+        self.timed = circuit is not None and circuit.rules.slow_after is not None
+        fork.renew_at_fork(self)
 
-        :param number: The number of the attempt, from 1.
-        :raises Unanswered: The instance gave no response.
+    def after_fork(self) -> None:
+        """Replace the lock, which a thread of the parent may hold."""
+        self._lock = threading.Lock()
+
+    def count(self, now: float) -> None:
+        """Count a request, which adds to the retry budget."""
+        with self._lock:
+            self._budget.request(now)
+
+    def decide(self, attempt: Attempt, now: float) -> Decision:
+        """Return whether to make another attempt after the failed *attempt*, and when."""
+        budget = (lambda: True) if self.fails_over else (lambda: self.take(now))
+        return decide(attempt, self.retry, self._random(), budget)
+
+    def take(self, now: float) -> bool:
+        """Take one attempt out of the retry budget; return ``False`` if it is used up."""
+        with self._lock:
+            return self._budget.withdraw(now)
+
+    def admit(self, now: float) -> Permit | None:
+        """Return a permit of the circuit; ``None`` without a circuit.
+
+        :raises Refusal: The circuit is open; carries the client's response.
         """
-        resilience, pool = self._resilience, self._pool
-        began, limits = 0.0, None
+        circuit = self.circuit
+        if circuit is None:
+            return None
+        permit = circuit.admit(now)
+        if type(permit) is Permit:
+            return permit
+        raise _open(circuit, permit)
+
+
+def _open(circuit: Circuit, rejection: Permit | Rejection) -> Refusal:
+    wait = rejection.retry_after if isinstance(rejection, Rejection) else 0.0
+    problem = Problem(
+        503,
+        "Service temporarily unavailable",
+        extensions={"error": "Circuit breaker open"},
+        headers=(("Retry-After", retry_after(wait)),),
+    )
+    return Refusal(problem, f"the circuit {circuit.name!r} is open")
+
+
+_SEND_ERRORS = (
+    requests.RequestException,
+    HTTPError,
+    OSError,
+    http.client.HTTPException,
+    ValueError,
+)
+
+
+class Sender:
+    """Sends requests to the instances of a service.
+
+    :param sessions: Provides the connections.
+    :param timeout: The default timeouts of a request.
+    :param verify: Whether to verify the instances' TLS certificates, or a CA bundle to verify with.
+    :param cert: A client certificate: the path of a PEM file, or ``(certificate, key)`` paths.
+    """
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        timeout: Timeout,
+        verify: bool | str,
+        cert: str | tuple[str, str] | None,
+    ) -> None:
+        self._sessions = sessions
+        self.timeout = timeout
+        self._verify = verify
+        self._cert = cert
+
+    def send(
+        self, request: Outgoing, watch: ClientWatch, timeout: Timeout | None = None
+    ) -> requests.Response:
+        """Return the response to *request*, its body unread.
+
+        :param watch: Reports whether the client has disconnected.
+        :param timeout: The timeouts of this request. Default: those of the sender.
+        :raises Unanswered: The instance gave no response.
+        :raises Refusal: The client caused the failure, such as a body that is too large.
+        """
+        if watch is not UNWATCHED:
+            request.headers.on_socket = watch.set_upstream  # type: ignore[attr-defined]
         try:
-            environ[INSTANCE] = reservation.instance.address
-            request = self._make(environ, reservation.instance)
-            if self._timed or until is not None:
-                began = resilience.clock()
-            if until is not None:
-                limits = self._limits(until, began)
-                if TIMEOUT_KEY in environ and _TIMEOUT in request.headers:
-                    request.headers[_TIMEOUT] = write_timeout(until, began)
-                if number > 1:
-                    # on a new connection, so that the client does not repeat it automatically
-                    request.fresh = True  # type: ignore[attr-defined]
-            response = self._sender.send(request, watch, limits)
-            took = resilience.clock() - began if self._timed else 0.0
-            outcome = outcome_of(response.status_code, resilience.failures)
-            if pool.timed:
-                pool.answered(reservation.member, took, outcome is Outcome.FAILED)
-            reservation.answered(outcome, took, response.status_code)
-            return response, request
-        except Unanswered as error:
-            if pool.timed:
-                pool.answered(reservation.member, resilience.clock() - began, True)
-            cause = error.__cause__
-            if not isinstance(cause, Exception) or self._too_short(cause, until, limits):
-                reservation.release()
-            else:
-                reservation.release(cause)
-            raise
-        except BaseException:
-            if pool.timed and type(watch) is HedgedAttempt and watch.aborted:
-                # the elapsed time is a lower bound of the response time
-                pool.answered(reservation.member, resilience.clock() - began, False)
-            reservation.release()
+            return self._sessions.adapter(request.origin).send(
+                request,
+                stream=True,
+                timeout=timeout or self.timeout,
+                verify=self._verify,
+                cert=self._cert,
+            )
+        except Exception as error:
+            broken = _broken(request.body)
+            if isinstance(broken, BodyTooLarge):
+                raise Refusal(Problem(413, "Request body too large."), str(broken)) from error
+            if watch.gone:
+                raise Refusal(CLIENT_LEFT, "the client has disconnected") from error
+            if broken is not None and isinstance(broken.__cause__, TimeoutError):
+                raise Refusal(Problem(408, "Request body came too slowly."), str(broken)) from error
+            if broken is not None:
+                raise Refusal(Problem(400, "Request body ended early."), str(broken)) from error
+            if isinstance(error, _SEND_ERRORS):
+                raise Unanswered(error) from error
             raise
 
-    def _limits(self, until: Deadline, now: float) -> Timeout:
-        """Return the timeouts of an attempt that begins *now*; reading the body is not limited."""
-        connect, read = self._sender.timeout
-        left = max(0.001, try_time(until, now, self._resilience.per_try))
-        return Timeout(min(connect, left), read, left)
 
-    def _too_short(self, error: Exception, until: Deadline | None, limits: Timeout | None) -> bool:
-        """Return whether *error* is a timeout that only the client's shorter deadline caused."""
-        if until is None or limits is None or not until.shortened:
-            return False
-        if not isinstance(error, requests.Timeout):
-            return False
-        usual = self._sender.timeout[0 if isinstance(error, requests.ConnectTimeout) else 1]
-        per_try = self._resilience.per_try
-        return limits.total < (usual if per_try is None else min(usual, per_try))
+def _broken(body: object) -> BodyError | None:
+    return body.error if isinstance(body, ClientBody) else None
 
 
 class Attempts:
-    """Sends requests to a service, with retries and hedging where these are configured and safe.
+    """Sends requests to a service, with the failover, retries and hedging that its rules allow.
 
     :param pool: The service's instances.
     :param resilience: The service's circuit breaker, retries and hedging.
-    :param make: Builds the request to an instance.
+    :param maker: Builds the request to an instance.
     :param sender: Sends the request.
+    :param websockets: Whether the requests are WebSocket handshakes. An open circuit rejects these
+        but does not count them, and they are not hedged.
     :raises ValueError: *pool* is sticky and *resilience* hedges.
     """
 
     def __init__(
-        self, pool: Pool, resilience: Resilience, make: RequestFactory, sender: Sender
+        self,
+        pool: Pool,
+        resilience: Resilience,
+        maker: RequestMaker,
+        sender: Sender,
+        *,
+        websockets: bool = False,
     ) -> None:
         if pool.sticky is not None and resilience.hedge is not None:
             raise ValueError("hedge cannot be combined with sticky: remove one of them")
-        self._runner = AttemptRunner(pool, resilience, make, sender)
+        self._pool = pool
         self._resilience = resilience
-        self._total = sender.timeout.total
-
-    def check_circuit(self) -> None:
-        """Check that the circuit admits a request, without reporting an outcome.
-
-        :raises Refusal: The circuit is open.
-        """
-        permit = self._resilience.admit(self._resilience.clock())
-        if permit is not None:
-            permit.done(Outcome.IGNORED)
-
-    def lease(self, environ: WSGIEnvironment) -> InstanceLease:
-        """Lease an instance for a request whose outcome is not reported.
-
-        :raises Refusal: No instance is available, or the bulkhead is full.
-        """
-        bulkhead = self._resilience.bulkhead
-        if bulkhead is None:
-            return self._runner.pick(environ)
-        slot = bulkhead.enter()
-        try:
-            lease = self._runner.pick(environ)
-        except BaseException:
-            slot.leave()
-            raise
-        lease.slot = slot
-        return lease
+        self._maker = maker
+        self._sender = sender
+        self._websockets = websockets
+        self._hedge = None if websockets else resilience.hedge
+        self._timed = resilience.timed or pool.timed
+        self._counts = pool.timed or pool.judges or resilience.circuit is not None
 
     def run(self, environ: WSGIEnvironment, watch: ClientWatch) -> AttemptResult:
         """Send the request of *environ* to the service and return the response that counts.
@@ -279,87 +308,231 @@ class Attempts:
         except BaseException:
             slot.leave()
             raise
-        result[2].keep(slot)
+        if result[0].status_code != 101:  # the duration of a WebSocket is no response time
+            slot.answered()
+        result[2].slot = slot
         return result
 
     def _run(self, environ: WSGIEnvironment, watch: ClientWatch) -> AttemptResult:
         resilience = self._resilience
         rules, now = resilience.retry, resilience.clock()
-        permit = resilience.admit(now)
-        requested = environ.get(TIMEOUT_KEY)
-        total = self._total
-        until = None
+        permit = None if resilience.circuit is None else self._admit(now)
+        requested, until = environ.get(TIMEOUT_KEY), None
         if requested is not None or resilience.per_try is not None:  # else the usual timeouts
-            until = deadline(now, total, read_timeout(requested) if requested else None)
-        if rules is not None or resilience.hedge is not None:
+            asked = read_timeout(requested) if requested else None
+            until = deadline(now, self._sender.timeout.total, asked)
+        if resilience.budgeted:
             resilience.count(now)
-        if rules is None:
-            return self._first(environ, self._runner.reserve(environ, permit, ()), until, watch)
-        replay = replayed(environ, rules.buffer)
-        number = 1
+        body = None
+        if rules.attempts > 1 and has_body(environ):
+            environ["wsgi.input"] = body = BufferedBody(environ["wsgi.input"], rules.buffer)
+        lease = self._lease(environ, permit)
+        number, connect_by = 1, math.inf
         failed: tuple[Member, ...] = ()
         while True:
-            reservation = self._runner.reserve(environ, permit, failed)
             response, error = None, None
             try:
-                if number == 1:
-                    response, request, reservation = self._first(environ, reservation, until, watch)
+                hedge = self._hedge
+                if hedge is not None and number == 1 and hedge.applies(environ):
+                    response, request, lease = self._race(hedge, environ, lease, until, watch)
                 else:
-                    response, request = self._runner.run(environ, reservation, until, number, watch)
+                    response, request = self._attempt(
+                        environ, lease, until, number, watch, connect_by
+                    )
                 if response.status_code not in rules.statuses:
-                    return response, request, reservation
+                    return response, request, lease
             except Unanswered as unanswered:
                 error = unanswered
             if until is None:
-                until = deadline(now, total)
+                until = deadline(now, self._sender.timeout.total)
+            if resilience.fails_over:
+                connect_by = now + self._sender.timeout[0]
             again = self._retry(
-                environ, number, until, response, error, replay is None or replay.whole
+                *(environ, number, min(until.until, connect_by), response, error),
+                body is None or not body.too_large,
             )
             if again is None:
                 if error is not None:
                     raise error
-                return response, request, reservation  # type: ignore[return-value]
+                return response, request, lease  # type: ignore[return-value]
             if response is not None:
                 response.close()
-                reservation.release()
+                lease.release()
             wait, permit = again
             self._wait(wait, permit, watch)
-            if replay is not None:
-                replay.rewind()
             number += 1
-            failed = (*failed, reservation.member)
+            failed = (*failed, lease.member)
+            try:
+                lease = self._lease(environ, permit, failed, resilience.fails_over)
+            except Refusal:
+                if error is not None and resilience.fails_over:
+                    raise error from error.__cause__  # there is no other instance
+                raise
+            if body is not None:
+                body.rewind()
 
-    def _first(
+    def _admit(self, now: float) -> Permit | None:
+        """Return a permit of the circuit, which reports an outcome; ``None`` to report none.
+
+        :raises Refusal: The circuit is open.
+        """
+        permit = self._resilience.admit(now)
+        if permit is not None and self._websockets:
+            permit.done(Outcome.IGNORED)
+            return None
+        return permit
+
+    def _lease(
         self,
         environ: WSGIEnvironment,
-        reservation: Reservation,
+        permit: Permit | None,
+        failed: tuple[Member, ...] = (),
+        only_others: bool = False,
+    ) -> InstanceLease:
+        """Lease an instance for an attempt that *permit* allows; cancel *permit* if none is free.
+
+        :param failed: Instances that failed this request already.
+        :param only_others: Lease none of these, not even if there are no others.
+        :raises Refusal: No instance is available.
+        """
+        pool, lease = self._pool, None
+        try:
+            key = None if pool.key is None else pool.key(environ)
+            target = None if pool.sticky is None else pool.sticky.read(environ)
+            lease = pool.pick(key, failed, None if target is None else target.id, only_others)
+            if lease is not None:
+                lease.permit = permit
+                return lease
+            if pool.instance_limit is not None and pool.available():
+                raise Refusal(FULL, "every instance has reached its limit of requests in flight")
+            raise Refusal(_NO_INSTANCE, "no instance is available")
+        finally:
+            if lease is None and permit is not None:
+                permit.done(Outcome.IGNORED)
+
+    def _lease_for_hedge(
+        self, environ: WSGIEnvironment, tried: tuple[Member, ...]
+    ) -> InstanceLease | None:
+        """Lease an instance not in *tried* for a hedged attempt; ``None`` if the budget is used up.
+
+        :raises Refusal: There is no other instance, or the circuit is open.
+        """
+        lease = self._lease(environ, None, tried, only_others=True)
+        allowed = False
+        try:
+            now = self._resilience.clock()
+            lease.permit = self._resilience.admit(now)
+            allowed = self._resilience.take(now)
+        finally:
+            if not allowed:
+                lease.release()
+        return lease if allowed else None
+
+    def _race(
+        self,
+        hedge: Hedge,
+        environ: WSGIEnvironment,
+        lease: InstanceLease,
         until: Deadline | None,
         watch: ClientWatch,
     ) -> AttemptResult:
-        """Run the first attempt, hedged where configured; return the response that counts."""
-        hedge = self._resilience.hedge
-        if hedge is None or not hedge.applies(environ):
-            return *self._runner.run(environ, reservation, until, 1, watch), reservation
+        """Run the first attempt, and others beside it while it is slow."""
 
         def run(
-            environ: WSGIEnvironment, reservation: Reservation, number: int, watch: ClientWatch
+            environ: WSGIEnvironment, lease: InstanceLease, number: int, watch: ClientWatch
         ) -> tuple[requests.Response, Outgoing]:
-            return self._runner.run(environ, reservation, until, number, watch)
+            return self._attempt(environ, lease, until, number, watch)
 
-        race = Race(hedge, run, self._runner.reserve_hedge, self._is_failure)
-        return race.run(environ, reservation, watch)
+        failures = {*self._resilience.failures, *self._resilience.retry.statuses}
+        race = Race(hedge, run, self._lease_for_hedge, failures.__contains__)
+        return race.winner(environ, lease, watch)
 
-    def _is_failure(self, status: int) -> bool:
-        """Return whether a response with *status* is a failure or causes a retry."""
-        resilience = self._resilience
-        retried = () if resilience.retry is None else resilience.retry.statuses
-        return status in resilience.failures or status in retried
+    def _attempt(
+        self,
+        environ: WSGIEnvironment,
+        lease: InstanceLease,
+        until: Deadline | None,
+        number: int,
+        watch: ClientWatch,
+        connect_by: float = math.inf,
+    ) -> tuple[requests.Response, Outgoing]:
+        """Send the request to one instance; return its response, and report time and outcome.
+
+        :param number: The number of the attempt, from 1.
+        :param connect_by: When the connection must be open.
+        :raises Unanswered: The instance gave no response.
+        """
+        resilience, pool = self._resilience, self._pool
+        began, limits = 0.0, None
+        try:
+            environ[INSTANCE] = lease.instance.address
+            request = self._maker.make(environ, kept_target_of(environ), lease.instance)
+            if pool.sticky is not None:
+                pool.sticky.mark(request, environ, lease.instance)
+            if self._websockets:
+                request.headers.update({"Connection": "Upgrade", "Upgrade": "websocket"})
+                request.upgrade = True
+            if self._timed or until is not None:
+                began = resilience.clock()
+            if until is not None:
+                limits = self._limits(until, connect_by, began)
+                if TIMEOUT_KEY in environ and _TIMEOUT in request.headers:
+                    request.headers[_TIMEOUT] = write_timeout(until, began)
+                if number > 1 and not resilience.fails_over:
+                    # on a new connection, so that the client does not repeat it automatically
+                    request.fresh = True  # type: ignore[attr-defined]
+            response = self._sender.send(request, watch, limits)
+            if self._counts:
+                took = resilience.clock() - began if self._timed else 0.0
+                outcome = outcome_of(response.status_code, resilience.failures)
+                if pool.timed:
+                    pool.answered(lease.member, took, outcome is Outcome.FAILED)
+                lease.answered(outcome, took, response.status_code)
+            return response, request
+        except Unanswered as error:
+            if pool.timed:
+                pool.answered(lease.member, resilience.clock() - began, True)
+            cause = error.__cause__
+            if not isinstance(cause, Exception) or self._too_short(cause, until, limits):
+                lease.release()
+            else:
+                lease.release(cause)
+            raise
+        except BaseException:
+            if pool.timed and type(watch) is HedgedAttempt and watch.aborted:
+                # the elapsed time is a lower bound of the response time
+                pool.answered(lease.member, resilience.clock() - began, False)
+            lease.release()
+            raise
+
+    def _limits(self, until: Deadline, connect_by: float, now: float) -> Timeout:
+        """Return the timeouts of an attempt that begins *now*; reading the body is not limited."""
+        connect, read = self._sender.timeout
+        left = max(0.001, try_time(until, now, self._resilience.per_try))
+        return Timeout(min(connect, left, max(0.001, connect_by - now)), read, left)
+
+    def _too_short(self, error: Exception, until: Deadline | None, limits: Timeout | None) -> bool:
+        """Return whether *error* is a timeout that is shorter than the service's own settings.
+
+        The client's shorter deadline caused it, or the time that failed connections have taken.
+        """
+        if until is None or limits is None or not isinstance(error, requests.Timeout):
+            return False
+        if isinstance(error, requests.ConnectTimeout):
+            usual = self._sender.timeout[0]
+            if self._resilience.fails_over:
+                return limits[0] < usual
+        else:
+            usual = self._sender.timeout[1]
+        per_try = self._resilience.per_try
+        shortest = usual if per_try is None else min(usual, per_try)
+        return until.shortened and limits.total < shortest
 
     def _retry(
         self,
         environ: WSGIEnvironment,
         number: int,
-        until: Deadline,
+        until: float,
         response: requests.Response | None,
         error: Unanswered | None,
         replayable: bool,
@@ -375,9 +548,9 @@ class Attempts:
             number,
             sent=cause is None or not nothing_sent(cause),
             replayable=replayable,
-            left=until.until - now,
+            left=until - now,
             status=None if response is None else response.status_code,
-            received=response is not None or (cause is not None and had_begun(cause)),
+            received=response is not None or (cause is not None and _had_begun(cause)),
             retry_after=None if response is None else _retry_after(response),
             keyed=bool(environ.get("HTTP_IDEMPOTENCY_KEY")),
         )
@@ -385,7 +558,7 @@ class Attempts:
         if not decision.again:
             return None
         try:
-            return decision.wait, resilience.admit(now)
+            return decision.wait, self._admit(now)
         except Refusal:
             return None  # the circuit is open: the client gets the present result
 
@@ -406,3 +579,16 @@ def _retry_after(response: requests.Response) -> float | None:
         if name.lower() == "retry-after"
     ]
     return max((seconds for seconds in values if seconds is not None), default=None)
+
+
+def _had_begun(error: BaseException) -> bool:
+    """Return whether *error* means that an invalid or incomplete response had begun."""
+    inner: object = error
+    for _ in range(5):
+        if isinstance(inner, BrokenResponse):
+            return True
+        if isinstance(inner, http.client.HTTPException):
+            return not isinstance(inner, http.client.RemoteDisconnected)
+        wrapped = [arg for arg in getattr(inner, "args", ()) if isinstance(arg, Exception)]
+        inner = getattr(inner, "reason", None) or (wrapped[-1] if wrapped else None)
+    return False

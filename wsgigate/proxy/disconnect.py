@@ -38,10 +38,20 @@ from collections.abc import Callable
 from typing import Any
 from wsgiref.types import WSGIEnvironment
 
+from wsgigate.http.problem import Problem
 from wsgigate.http.wsgi import CLIENT_STREAM
 from wsgigate.runtime import fork
 
-__all__ = ["TICK", "UNWATCHED", "ClientLeft", "ClientWatch", "Disconnects", "client_socket", "shut"]
+__all__ = [
+    "CLIENT_LEFT",
+    "TICK",
+    "UNWATCHED",
+    "ClientLeft",
+    "ClientWatch",
+    "Disconnects",
+    "client_socket",
+    "shut",
+]
 
 
 TICK = 0.25
@@ -50,6 +60,10 @@ TICK = 0.25
 _HUNG_UP: int = getattr(select, "POLLRDHUP", 0)
 
 _GONE = _HUNG_UP | select.POLLHUP | select.POLLERR | select.POLLNVAL
+
+
+CLIENT_LEFT = Problem(499)
+"""Not sent, only logged; nginx uses the same status."""
 
 
 class ClientLeft(ConnectionResetError):

@@ -19,8 +19,8 @@ from wsgigate.http.target import (
     readings,
 )
 from wsgigate.http.wsgi import KEPT_TARGET, PARAMS, ROUTE, environ_key, peer_trusted
-from wsgigate.proxy.destination import METHODS, beneath, destination_path, mount_of
 from wsgigate.proxy.request import NEVER
+from wsgigate.proxy.rewriting import DESTINATION_METHODS, beneath, destination_path, mount_of
 from wsgigate.rules.arguments import checked
 from wsgigate.rules.routing import Hosts, Match, MethodNotAllowed, Route, Router, listing
 
@@ -111,7 +111,7 @@ class Dispatcher:
                 405, "Method not allowed.", headers=(("Allow", ", ".join(found.allowed)),)
             )
             return self._refuse(problem)(environ, start_response)
-        if "HTTP_DESTINATION" in environ and method in METHODS:
+        if "HTTP_DESTINATION" in environ and method in DESTINATION_METHODS:
             try:
                 self._check_destination(environ, target.host, method, found)
             except Refusal as error:

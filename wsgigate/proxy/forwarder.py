@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Iterable, Mapping
-from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 from wsgiref.types import StartResponse, WSGIEnvironment
 
-import requests
-
 from wsgigate.client.adapter import Sessions, Timeout
-from wsgigate.client.http11 import RawResponse
-from wsgigate.discovery import Instance
 from wsgigate.http.fields import FieldRules
 from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with
-from wsgigate.http.target import BadTarget, kept_target_of
-from wsgigate.http.wsgi import FAILURE, INSTANCE, REASON, SERVICE, ExcInfo, Headers
-from wsgigate.proxy.attempts import TIMEOUT_KEY, Attempts
-from wsgigate.proxy.disconnect import ClientLeft, ClientWatch, Disconnects
-from wsgigate.proxy.pool import InstanceLease, Pool
-from wsgigate.proxy.request import Outgoing, RequestMaker, is_last_hop
-from wsgigate.proxy.resilience import Resilience
-from wsgigate.proxy.response import BadResponse, Body, ResponseMaker, problem_of, reason_of
-from wsgigate.proxy.send import CLIENT_LEFT, Reservation, Sender
+from wsgigate.http.target import BadTarget
+from wsgigate.http.wsgi import FAILURE, SERVICE
+from wsgigate.proxy.attempts import Attempts, Resilience, Sender
+from wsgigate.proxy.disconnect import Disconnects
+from wsgigate.proxy.pool import Pool
+from wsgigate.proxy.request import RequestMaker, is_last_hop
+from wsgigate.proxy.response import ResponseMaker
 from wsgigate.proxy.websocket import Tunnels, Upgrader, WebSocketLimits, is_upgrade
 from wsgigate.rules.arguments import Pattern, Seconds, checked
 
@@ -112,7 +104,7 @@ class Forwarder:
             if not 0 < seconds < float("inf"):
                 raise ValueError(f"{name} must be a number of seconds above 0, got {seconds}")
         self.pool = pool
-        self._requests = RequestMaker(
+        requests = RequestMaker(
             strip_prefix=strip_prefix,
             add_prefix=add_prefix,
             preserve_host=preserve_host,
@@ -129,22 +121,21 @@ class Forwarder:
             rewrite_cookies=rewrite_cookies,
             preserve_host=preserve_host,
             add_prefix=add_prefix,
+            refuse=refuse,
         )
         limits = Timeout(min(connect_timeout, timeout), min(read_timeout, timeout), timeout)
-        self._sender = Sender(sessions or Sessions(), limits, verify, cert)
+        sender = Sender(sessions or Sessions(), limits, verify, cert)
         resilience = Resilience() if resilience is None else resilience
-        self._attempts = Attempts(pool, resilience, self._make, self._sender)
-        self._plain = not (resilience.active or pool.timed or pool.judges)
-        self._disconnects = disconnects
+        self._attempts = Attempts(pool, resilience, requests, sender)
         self._upgrade: Upgrader | None = None
         if websocket:
             self._upgrade = Upgrader(
                 WebSocketLimits() if websocket is True else websocket,
                 tunnels or Tunnels(),
-                self._sender,
+                Attempts(pool, resilience, requests, sender, websockets=True),
                 self._responses,
             )
-        self._refuse = refuse
+        self._disconnects = disconnects
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ[SERVICE] = self.pool.service
@@ -153,155 +144,19 @@ class Forwarder:
             if environ["REQUEST_METHOD"] == "OPTIONS" and is_last_hop(environ):
                 start_response("204 No Content", [])
                 return []
-            if self._upgrade is not None and is_upgrade(environ):
-                return self._open_websocket(self._upgrade, environ, start_response)
-            if self._plain and TIMEOUT_KEY not in environ:
-                return self._forward_once(environ, start_response)
-            return self._forward_resilient(environ, start_response)
+            watch = self._disconnects.watch(environ)
+            try:
+                if self._upgrade is not None and is_upgrade(environ):
+                    return self._upgrade(environ, start_response, watch)
+                response, request, lease = self._attempts.run(environ, watch)
+            except BaseException:
+                watch.close()
+                raise
+            return self._responses.respond(
+                response, request, lease.instance, lease.release, watch, environ, start_response
+            )
         except BadTarget as error:
-            problem = Problem(400, "Malformed request target.")
-            return self._reject(problem, str(error), environ, start_response)
+            problem, reason = Problem(400, "Malformed request target."), str(error)
         except Refusal as error:
-            return self._reject(error.problem, str(error), environ, start_response)
-
-    def _forward_once(
-        self, environ: WSGIEnvironment, start_response: StartResponse
-    ) -> Iterable[bytes]:
-        """Forward the request without retries; its outcome is not reported."""
-        lease = self._attempts.lease(environ)
-        try:
-            environ[INSTANCE] = lease.instance.address
-            request = self._make(environ, lease.instance)
-            watch = self._disconnects.watch(environ)
-            try:
-                response = self._sender.send(request, watch)
-            except BaseException:
-                watch.close()
-                raise
-            return self._respond(response, request, lease, watch, environ, start_response)
-        except BaseException:
-            lease.release()
-            raise
-
-    def _forward_resilient(
-        self, environ: WSGIEnvironment, start_response: StartResponse
-    ) -> Iterable[bytes]:
-        """Forward the request with the service's resilience, and report the outcome."""
-        watch = self._disconnects.watch(environ)
-        try:
-            response, request, reservation = self._attempts.run(environ, watch)
-        except BaseException:
-            watch.close()
-            raise
-        try:
-            return self._respond(response, request, reservation, watch, environ, start_response)
-        except BaseException:
-            reservation.release()
-            raise
-
-    def _open_websocket(
-        self, upgrade: Upgrader, environ: WSGIEnvironment, start_response: StartResponse
-    ) -> Iterable[bytes]:
-        """Open a WebSocket, without retries; its outcome is not reported."""
-        self._attempts.check_circuit()
-        lease = self._attempts.lease(environ)
-        try:
-            environ[INSTANCE] = lease.instance.address
-            request = self._make(environ, lease.instance)
-            watch = self._disconnects.watch(environ)
-            try:
-                opened = upgrade(environ, start_response, request, watch, lease)
-            except BaseException:
-                watch.close()
-                raise
-            if not isinstance(opened, requests.Response):
-                return opened
-            return self._respond(opened, request, lease, watch, environ, start_response)
-        except BaseException:
-            lease.release()
-            raise
-
-    def _make(self, environ: WSGIEnvironment, instance: Instance) -> Outgoing:
-        request = self._requests.make(environ, kept_target_of(environ), instance)
-        if self.pool.sticky is not None:
-            self.pool.sticky.mark(request, environ, instance)
-        return request
-
-    def _respond(
-        self,
-        response: requests.Response,
-        request: Outgoing,
-        lease: InstanceLease | Reservation,
-        watch: ClientWatch,
-        environ: WSGIEnvironment,
-        start_response: StartResponse,
-    ) -> Iterable[bytes]:
-        lease.began()
-        whole = response.raw.whole() if type(response.raw) is RawResponse else None
-        if whole is not None:
-            return self._respond_at_once(whole, response, request, lease, watch, start_response)
-        body = Body(response, lease.release, watch)
-        try:
-            status, headers, length = self._responses.head(response, request, lease.instance)
-            if length == 0:
-                body.skip()
-            start_response(status, headers)
-        except BadResponse as error:
-            body.error = error
-            body.close()
-            raise Refusal(problem_of(error), str(error)) from error
-        except BaseException:
-            body.close()
-            raise
-        if length == 0:
-            return []
-        body.promised = length
-        body.instead = partial(self._respond_with_error, environ, start_response)
-        return body
-
-    def _respond_with_error(
-        self, environ: WSGIEnvironment, start_response: StartResponse, error: Exception
-    ) -> Iterable[bytes]:
-        """Return an error response for a response whose body failed before its first byte.
-
-        :raises Exception: The exception being handled, if the head has been sent already.
-        """
-
-        def start(status: str, headers: Headers, _: ExcInfo | None = None) -> Any:
-            return start_response(status, headers, sys.exc_info())
-
-        return self._reject(problem_of(error), reason_of(error), environ, start)
-
-    def _respond_at_once(
-        self,
-        block: bytes,
-        response: requests.Response,
-        request: Outgoing,
-        lease: InstanceLease | Reservation,
-        watch: ClientWatch,
-        start_response: StartResponse,
-    ) -> Iterable[bytes]:
-        """Return a body that arrived with its head as a list, the cheapest WSGI response."""
-        watch.close()
-        if watch.gone:  # the shutdown may have looked like the end of the response
-            lease.release(ClientLeft())
-            raise Refusal(CLIENT_LEFT, "the client has disconnected")
-        try:
-            status, headers, length = self._responses.head(response, request, lease.instance)
-        except BadResponse as error:
-            lease.release(error)
-            raise Refusal(problem_of(error), str(error)) from error
-        start_response(status, headers)
-        lease.release()
-        return [block] if block and length != 0 else []
-
-    def _reject(
-        self,
-        problem: Problem,
-        reason: str,
-        environ: WSGIEnvironment,
-        start_response: StartResponse,
-    ) -> Iterable[bytes]:
-        environ[REASON] = reason
-        environ[FAILURE] = problem.extensions.get("error", "")
-        return self._refuse(problem)(environ, start_response)
+            problem, reason = error.problem, str(error)
+        return self._responses.reject(problem, reason, environ, start_response)

@@ -20,9 +20,9 @@ from wsgigate.http.bodies import has_body
 from wsgigate.http.problem import Refusal
 from wsgigate.http.wsgi import INSTANCE
 from wsgigate.proxy.disconnect import TICK, ClientWatch, shut
-from wsgigate.proxy.pool import Member
+from wsgigate.proxy.pool import InstanceLease, Member
 from wsgigate.proxy.request import Outgoing
-from wsgigate.proxy.send import Reservation, Unanswered
+from wsgigate.proxy.response import Unanswered
 from wsgigate.rules.retry import Delays, HedgeRules, hedgeable
 from wsgigate.runtime import fork
 from wsgigate.runtime.threads import TIMER, ScheduledCall, Timer
@@ -34,13 +34,13 @@ __all__ = [
     "Race",
 ]
 
-AttemptResult: TypeAlias = tuple[requests.Response, Outgoing, Reservation]
-"""The response that counts, its body unread; its request; the reservation of its instance."""
+AttemptResult: TypeAlias = tuple[requests.Response, Outgoing, InstanceLease]
+"""The response that counts, its body unread; its request; the lease of its instance."""
 
 RunAttempt: TypeAlias = Callable[
-    [WSGIEnvironment, Reservation, int, ClientWatch], tuple[requests.Response, Outgoing]
+    [WSGIEnvironment, InstanceLease, int, ClientWatch], tuple[requests.Response, Outgoing]
 ]
-ReserveHedge: TypeAlias = Callable[[WSGIEnvironment, tuple[Member, ...]], Reservation | None]
+LeaseForHedge: TypeAlias = Callable[[WSGIEnvironment, tuple[Member, ...]], InstanceLease | None]
 
 
 class Hedge:
@@ -139,9 +139,9 @@ class Race:
     responses into failed ones.
 
     :param hedge: The delay and the timer.
-    :param run: Runs an attempt, given an environ, a reservation, the number of the attempt and its
+    :param run: Runs an attempt, given an environ, a lease, the number of the attempt and its
         abort signal.
-    :param reserve: Reserves an instance for a hedged attempt, excluding those already tried;
+    :param lease: Leases an instance for a hedged attempt, excluding those already tried;
         returns ``None`` when no other attempt may be made.
     :param is_failure: Returns whether a response with that status is a failure.
     """
@@ -150,12 +150,12 @@ class Race:
         self,
         hedge: Hedge,
         run: RunAttempt,
-        reserve: ReserveHedge,
+        lease: LeaseForHedge,
         is_failure: Callable[[int], bool],
     ) -> None:
         self._hedge = hedge
         self._run_attempt = run
-        self._reserve = reserve
+        self._lease = lease
         self._is_failure = is_failure
         self._changed = threading.Condition()
         self._attempts: list[HedgedAttempt] = []
@@ -165,26 +165,26 @@ class Race:
         self._scheduled: ScheduledCall | None = None
         self._winner: tuple[AttemptResult, HedgedAttempt] | None = None
 
-    def run(
-        self, environ: WSGIEnvironment, reservation: Reservation, client: ClientWatch
+    def winner(
+        self, environ: WSGIEnvironment, lease: InstanceLease, client: ClientWatch
     ) -> AttemptResult:
         """Return the winning response.
 
-        :param reservation: The reservation of the first attempt.
+        :param lease: The lease of the first attempt.
         :param client: Reports whether the client has disconnected.
         :raises Refusal: No attempt got a response.
         """
         hedge, attempt = self._hedge, HedgedAttempt()
         attempt.follow(client)
         self._attempts.append(attempt)
-        self._members.append(reservation.member)
+        self._members.append(lease.member)
         after = hedge.after()
         if after is not None:
             self._scheduled = hedge.timer.after(after, lambda: self._run_another(environ, after))
         result, error = None, None
         began = hedge.clock()
         try:
-            result = (*self._run_attempt(environ, reservation, 1, attempt), reservation)
+            result = (*self._run_attempt(environ, lease, 1, attempt), lease)
         except Unanswered as failure:
             error = failure
         except Refusal:
@@ -245,12 +245,12 @@ class Race:
         won = False
         try:
             environ = environ.copy()  # INSTANCE differs per attempt
-            reservation = self._reserve(environ, tried)
-            if reservation is not None:
-                self._schedule_next(environ, after, reservation)
+            lease = self._lease(environ, tried)
+            if lease is not None:
+                self._schedule_next(environ, after, lease)
                 result = (
-                    *self._run_attempt(environ, reservation, len(tried) + 1, attempt),
-                    reservation,
+                    *self._run_attempt(environ, lease, len(tried) + 1, attempt),
+                    lease,
                 )
         except Refusal:
             pass  # the outcome was reported already
@@ -268,18 +268,16 @@ class Race:
         if result is not None and not won:
             _drop(result)
 
-    def _schedule_next(
-        self, environ: WSGIEnvironment, after: float, reservation: Reservation
-    ) -> None:
+    def _schedule_next(self, environ: WSGIEnvironment, after: float, lease: InstanceLease) -> None:
         """Schedule one more attempt, in case this one does not respond in time either."""
         with self._changed:
-            self._members.append(reservation.member)
+            self._members.append(lease.member)
             if len(self._members) <= self._hedge.rules.most and not self._over:
                 again = lambda: self._run_another(environ, after)  # noqa: E731
                 self._scheduled = self._hedge.timer.after(after, again)
 
 
 def _drop(result: AttemptResult) -> None:
-    response, _, reservation = result
+    response, _, lease = result
     response.close()
-    reservation.release()
+    lease.release()

@@ -1,4 +1,4 @@
-"""The load-balanced instances of one service in one worker, and bulkheads (concurrency limits)."""
+"""The load-balanced instances of one service in one worker, and their leases."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ import random as _random
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Annotated, Protocol
+from typing import Annotated
 
+from wsgigate.client.response_reader import PoolFull, SlowResponse
+from wsgigate.coordination.circuit import Permit
 from wsgigate.discovery import Instance
-from wsgigate.http.problem import Problem, Refusal
 from wsgigate.http.wsgi import Key
+from wsgigate.proxy.bulkhead import Slot
+from wsgigate.proxy.disconnect import ClientLeft
+from wsgigate.proxy.response import (
+    UNSENDABLE,
+    BadResponse,
+    UpstreamCut,
+    nothing_sent,
+    problem_of,
+)
 from wsgigate.proxy.sticky import Stickiness
 from wsgigate.rules.arguments import Range, Seconds, checked
 from wsgigate.rules.balance import (
@@ -30,121 +40,7 @@ from wsgigate.rules.outlier import OutlierRules, Outliers
 from wsgigate.runtime import fork
 from wsgigate.runtime.throttled_log import ChangeLog
 
-__all__ = [
-    "FULL",
-    "Bulkhead",
-    "Compartment",
-    "InstanceLease",
-    "Member",
-    "Pool",
-    "Slot",
-    "check_most",
-    "full",
-]
-
-
-# Bulkheads: limits of a service's requests in flight in one worker.
-
-FULL = Problem(
-    503,
-    "Service temporarily unavailable",
-    extensions={"error": "Too many requests in flight"},
-    headers=(("Retry-After", "1"),),
-)
-
-
-class Slot(Protocol):
-    """A request's slot in a compartment."""
-
-    def answered(self) -> None:
-        """Record that the response has begun."""
-
-    def tunnelled(self, lent: bool = False) -> None:
-        """Record that the request has become a WebSocket, which may last long.
-
-        :param lent: Whether the server has started one more thread in place of the one it holds.
-        """
-
-    def leave(self) -> None:
-        """Release the slot."""
-
-
-class Compartment(Protocol):
-    """Limits the requests of one service in flight in this worker."""
-
-    def enter(self) -> Slot:
-        """Return a slot for one more request.
-
-        :raises Refusal: The compartment is full; carries the client's response.
-        """
-
-    def status(self) -> dict[str, int]:
-        """Return the members for ``/services``."""
-
-
-@checked
-class Bulkhead:
-    """A fixed limit of a service's requests in flight in this worker.
-
-    Requests above the limit are rejected at once. A request holds its slot until its response has
-    ended, including retries and the waits between them.
-
-    :param most: The maximum number of requests in flight, at least 1.
-    :ivar in_flight: The number of requests in flight.
-    :ivar refused: The number of requests rejected so far.
-    :raises ValueError: *most* is less than 1 or not an integer.
-    """
-
-    def __init__(self, most: int) -> None:
-        check_most(most)
-        self.most = most
-        self.in_flight = 0
-        self.refused = 0
-        self._lock = threading.Lock()
-        fork.renew_at_fork(self)
-
-    def after_fork(self) -> None:
-        """Reset the counts: the requests in flight are the parent's."""
-        self._lock = threading.Lock()
-        self.in_flight = self.refused = 0
-
-    def enter(self) -> Slot:
-        """Take a slot; the slot is the bulkhead itself.
-
-        :raises Refusal: The bulkhead is full; carries the client's response.
-        """
-        with self._lock:
-            if self.in_flight < self.most:
-                self.in_flight += 1
-                return self
-            self.refused += 1
-        raise full(self.most)
-
-    def answered(self) -> None:
-        """Do nothing: a fixed limit does not depend on response times."""
-
-    def tunnelled(self, lent: bool = False) -> None:
-        """Do nothing: a WebSocket counts like any other request."""
-
-    def leave(self) -> None:
-        """Release a slot."""
-        with self._lock:
-            self.in_flight -= 1
-
-    def status(self) -> dict[str, int]:
-        """Return the members for ``/services``."""
-        return {"inFlight": self.in_flight, "maxInFlight": self.most, "refused": self.refused}
-
-
-def check_most(most: object) -> None:
-    """Raise ValueError unless *most* is an integer of at least 1."""
-    if type(most) is not int or most < 1:
-        raise ValueError(f"max_in_flight must be 1 or more requests, got {most!r}")
-
-
-def full(most: int) -> Refusal:
-    """Return the rejection of a request above a fixed limit of *most*."""
-    return Refusal(FULL, f"{most} requests of the service are in flight already")
+__all__ = ["InstanceLease", "Member", "Pool"]
 
 
 class Member:
@@ -177,38 +73,86 @@ _STEPS = 20  # slow start raises a weight in this many steps
 class InstanceLease:
     """One request's lease of an instance, which counts as in flight until it is released.
 
+    Its end reports the outcome of the request to outlier detection and to the circuit breaker. A
+    success is reported at the end of the response, because the response may still be cut. The
+    success of a half-open circuit's probe is reported when its response begins: other requests wait
+    for it, and a response may have no end.
+
+    :ivar instance: The instance.
+    :ivar member: Its entry in the pool.
+    :ivar permit: The circuit's permit of the request, reported together with the lease.
     :ivar slot: The request's slot in a bulkhead, released together with the lease.
     """
 
-    __slots__ = ("_pool", "instance", "member", "slot")
+    permit: Permit | None = None
+    slot: Slot | None = None
+    _outcome = Outcome.IGNORED
+    _status = 0
+    _took = 0.0
 
     def __init__(self, pool: Pool, member: Member) -> None:
         self._pool: Pool | None = pool
         self.instance = member.instance
         self.member = member
-        self.slot: Slot | None = None
+
+    def answered(self, outcome: Outcome, took: float, status: int) -> None:
+        """Record that the instance has begun its response.
+
+        :param took: Seconds until it began.
+        :param status: Its status code.
+        """
+        self._outcome = outcome
+        self._took = took
+        self._status = status
+        permit = self.permit
+        if permit is not None and (outcome is not Outcome.OK or permit.probe):
+            permit.done(outcome, took=took, why=self._why(None, outcome))
 
     def began(self) -> None:
-        """Record that the response has begun."""
+        """Record that the response to the client begins."""
         if self.slot is not None:
             self.slot.answered()
 
     def release(self, error: Exception | None = None) -> None:
-        """End the lease; a second call does nothing. The outcome is not reported."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool._release(self)
+        """End the lease and report the outcome; a second call does nothing.
 
-    def end(self, outcome: Outcome, why: str = "") -> None:
-        """End the lease and report the request's outcome to outlier detection.
-
-        :param why: The reason of a failure.
+        :param error: The error that ended the request; ``None`` if it was served.
         """
         pool, self._pool = self._pool, None
-        if pool is not None:
-            pool._release(self)
-            if pool.judges:
-                pool.report(self.member, outcome, why)
+        if pool is None:
+            return
+        pool._release(self)
+        permit = self.permit
+        if permit is None and not pool.judges:
+            return
+        outcome = self._outcome if error is None else outcome_of_error(error)
+        why = "" if outcome is Outcome.OK else self._why(error, outcome)
+        if pool.judges:
+            pool.report(self.member, outcome, why)
+        if permit is not None:
+            permit.done(outcome, took=self._took, why=why)
+
+    def _why(self, error: Exception | None, outcome: Outcome) -> str:
+        """Return the reason of a failure, without host names; empty for no failure."""
+        if outcome is Outcome.FAILED or outcome is Outcome.UNREACHABLE:
+            return f"status {self._status}" if error is None else failure_of(error)
+        return ""
+
+
+def outcome_of_error(error: Exception) -> Outcome:
+    """Return the outcome that circuit breaker and outlier detection count for *error*."""
+    if isinstance(error, (UpstreamCut, BadResponse)):
+        return Outcome.FAILED
+    if isinstance(error, (ClientLeft, PoolFull, *UNSENDABLE)):
+        return Outcome.IGNORED  # caused by the client, the gateway's limit, or the request itself
+    return Outcome.UNREACHABLE if nothing_sent(error) else Outcome.FAILED
+
+
+def failure_of(error: Exception) -> str:
+    """Return the client-facing description of an instance's failure."""
+    if isinstance(error, UpstreamCut):
+        return "Response too slow" if isinstance(error.__cause__, SlowResponse) else "Response cut"
+    return str(problem_of(error).extensions.get("error", "Invalid response"))
 
 
 @checked
@@ -350,16 +294,22 @@ class Pool:
         return tuple(member.instance for url, member in before.items() if url not in members)
 
     def pick(
-        self, key: str | None = None, avoid: Collection[Member] = (), sticky_id: str | None = None
+        self,
+        key: str | None = None,
+        avoid: Collection[Member] = (),
+        sticky_id: str | None = None,
+        only_others: bool = False,
     ) -> InstanceLease | None:
         """Pick the instance for the next request and lease it.
 
         :param key: The key of the request, for policies that keep equal keys together.
         :param avoid: Instances that failed this request; picked only if there are no others.
         :param sticky_id: The id of an instance from a sticky cookie.
+        :param only_others: Pick none of *avoid*, not even if there are no others.
         :returns: ``None`` if no instance takes requests.
         """
         now = self._clock() if self._watches else 0.0
+        excluded = avoid if only_others else ()
         with self._lock:
             if now >= self._renew_at:
                 self._renew()
@@ -373,6 +323,8 @@ class Pool:
                 if not free:
                     return None
                 member = self._policy.pick(key, avoid, now)
+                if member in excluded:
+                    return None
             member.in_flight += 1
         if self._returned:
             self._log_returned()

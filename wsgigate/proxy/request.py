@@ -40,7 +40,7 @@ from wsgigate.http.target import (
     leaves,
 )
 from wsgigate.http.wsgi import CLAIMS, CLIENT_SOURCE, REQUEST_ID, environ_key, peer_trusted
-from wsgigate.proxy.destination import METHODS, instance_destination, mount_of
+from wsgigate.proxy.rewriting import DESTINATION_METHODS, instance_destination, mount_of
 
 __all__ = [
     "NEVER",
@@ -429,7 +429,7 @@ class RequestMaker:
         self._forwarding.add_to(environ, fields, protocol, outside)
         host = environ.get("HTTP_HOST") if self._preserve_host else None
         fields["Host"] = host or instance.authority
-        if "Destination" in fields and method in METHODS:
+        if "Destination" in fields and method in DESTINATION_METHODS:
             fields["Destination"] = instance_destination(
                 environ, fields, instance.scheme, self._add
             )

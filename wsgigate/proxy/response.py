@@ -1,4 +1,9 @@
-"""Builds the client's response from an instance's: validates, drops hop-by-hop fields, streams."""
+"""Builds the client's response: from an instance's response, or from the error in its place.
+
+The head of an instance's response is validated, hop-by-hop fields are removed, and the body streams
+as it arrives. An error becomes a problem document, without host names and addresses; its cause goes
+to the log.
+"""
 
 from __future__ import annotations
 
@@ -7,34 +12,40 @@ import http.client
 import re
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Any, NamedTuple
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 import requests
+from requests.exceptions import InvalidHeader, InvalidURL
 from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError
 
+from wsgigate.client.http11 import RawResponse
 from wsgigate.client.response_reader import BLOCK, NotConnected, PoolFull, SlowResponse
 from wsgigate.discovery import Instance
 from wsgigate.http.fields import HOP_BY_HOP, FieldRules, connection_tokens, is_token
-from wsgigate.http.problem import Problem, status_line
-from wsgigate.http.wsgi import Headers
-from wsgigate.proxy.disconnect import ClientLeft, ClientWatch
+from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with, status_line
+from wsgigate.http.wsgi import FAILURE, REASON, ExcInfo, Headers
+from wsgigate.proxy.disconnect import CLIENT_LEFT, ClientLeft, ClientWatch
 from wsgigate.proxy.request import Outgoing
 from wsgigate.proxy.rewriting import ForwardedOrigin, cookie_path, location, refresh
 
 __all__ = [
+    "UNSENDABLE",
     "BadResponse",
     "Body",
     "Plan",
     "ResponseMaker",
+    "Unanswered",
     "UpstreamCut",
     "content_length",
+    "nothing_sent",
     "plan_for",
     "problem_of",
     "reason_of",
-    "was_refused",
     "without_named",
 ]
 
@@ -274,7 +285,7 @@ class Body:
 
 
 class ResponseMaker:
-    """Builds the client's response head from the instance's.
+    """Builds the client's response from the instance's, or from the failure in its place.
 
     :param fields: Changes to the response fields, made last.
     :param rewrite_location: Rewrite the instance's own URLs in ``Location``, ``Content-Location``
@@ -283,6 +294,7 @@ class ResponseMaker:
     :param preserve_host: Whether the instance received the client's ``Host``, so that its URLs may
         use that name.
     :param add_prefix: The prefix that was added to the path for the instance.
+    :param refuse: Returns the WSGI app that responds with a given problem.
     """
 
     def __init__(
@@ -293,12 +305,105 @@ class ResponseMaker:
         rewrite_cookies: bool = True,
         preserve_host: bool = False,
         add_prefix: str = "",
+        refuse: Refuse = answer_with,
     ) -> None:
         self._fields = fields or None
         self._rewrite_location = rewrite_location
         self._rewrite_cookies = rewrite_cookies
         self._preserve_host = preserve_host
         self._added = add_prefix.rstrip("/")
+        self._refuse = refuse
+
+    def respond(
+        self,
+        response: requests.Response,
+        request: Outgoing,
+        instance: Instance,
+        done: Callable[[Exception | None], object],
+        watch: ClientWatch,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+    ) -> Iterable[bytes]:
+        """Start the client's response from the instance's *response*, and return its body.
+
+        :param done: Called once, at the end, with the error that ended the response, or ``None``.
+        :param watch: Reports whether the client has disconnected; closed at the end.
+        :raises Refusal: The response is invalid, or the client has disconnected.
+        """
+        whole = response.raw.whole() if type(response.raw) is RawResponse else None
+        if whole is not None:
+            return self._respond_at_once(
+                whole, response, request, instance, done, watch, start_response
+            )
+        body = Body(response, done, watch)
+        try:
+            status, headers, length = self.head(response, request, instance)
+            if length == 0:
+                body.skip()
+            start_response(status, headers)
+        except BadResponse as error:
+            body.error = error
+            body.close()
+            raise Refusal(problem_of(error), str(error)) from error
+        except BaseException:
+            body.close()
+            raise
+        if length == 0:
+            return []
+        body.promised = length
+        body.instead = partial(self._respond_with_error, environ, start_response)
+        return body
+
+    def _respond_at_once(
+        self,
+        block: bytes,
+        response: requests.Response,
+        request: Outgoing,
+        instance: Instance,
+        done: Callable[[Exception | None], object],
+        watch: ClientWatch,
+        start_response: StartResponse,
+    ) -> Iterable[bytes]:
+        """Return a body that arrived with its head as a list, the cheapest WSGI response."""
+        watch.close()
+        error: Exception | None = None
+        try:
+            if watch.gone:  # the shutdown may have looked like the end of the response
+                error = ClientLeft()
+                raise Refusal(CLIENT_LEFT, "the client has disconnected")
+            status, headers, length = self.head(response, request, instance)
+            start_response(status, headers)
+        except BadResponse as bad:
+            error = bad
+            raise Refusal(problem_of(bad), str(bad)) from bad
+        finally:
+            done(error)
+        return [block] if block and length != 0 else []
+
+    def _respond_with_error(
+        self, environ: WSGIEnvironment, start_response: StartResponse, error: Exception
+    ) -> Iterable[bytes]:
+        """Return an error response for a response whose body failed before its first byte.
+
+        :raises Exception: The exception being handled, if the head has been sent already.
+        """
+
+        def start(status: str, headers: Headers, _: ExcInfo | None = None) -> Any:
+            return start_response(status, headers, sys.exc_info())
+
+        return self.reject(problem_of(error), reason_of(error), environ, start)
+
+    def reject(
+        self,
+        problem: Problem,
+        reason: str,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+    ) -> Iterable[bytes]:
+        """Return a response with *problem*; log *reason*."""
+        environ[REASON] = reason
+        environ[FAILURE] = problem.extensions.get("error", "")
+        return self._refuse(problem)(environ, start_response)
 
     def head(
         self, response: requests.Response, request: Outgoing, instance: Instance
@@ -374,6 +479,19 @@ class ResponseMaker:
         return rewritten
 
 
+# Errors in the place of a response.
+
+UNSENDABLE = (InvalidHeader, InvalidURL)
+"""The errors of a request that cannot be sent to any instance."""
+
+
+class Unanswered(Refusal):
+    """The instance gave no response, and the client is not the cause; see ``__cause__``."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(problem_of(error), reason_of(error))
+
+
 def problem_of(error: Exception) -> Problem:
     """Return the client's response for *error*, with which a request to an instance failed."""
     if isinstance(error, requests.Timeout):
@@ -386,17 +504,17 @@ def problem_of(error: Exception) -> Problem:
         verified = not any(isinstance(each, ssl.SSLCertVerificationError) for each in causes)
         what = "TLS failed" if verified else "Certificate verification failed"
         return Problem(502, "Bad gateway", extensions={"error": what})
-    if was_refused(error):
+    if _not_connected(causes):
         return Problem(
             503,
             "Service unavailable",
-            extensions={"error": _not_connected(causes)},
+            extensions={"error": _why_not_connected(causes)},
             headers=(("Retry-After", "1"),),
         )
     return Problem(502, "Bad gateway", extensions={"error": "Invalid response"})
 
 
-def _not_connected(causes: list[BaseException]) -> str:
+def _why_not_connected(causes: list[BaseException]) -> str:
     """Return the reason why connecting failed, without host names and addresses."""
     for each in causes:
         if isinstance(each, (socket.gaierror, UnicodeError, NameResolutionError)):
@@ -408,9 +526,13 @@ def _not_connected(causes: list[BaseException]) -> str:
     return "Connection refused"
 
 
-def was_refused(error: BaseException) -> bool:
-    """Return whether connecting failed, so that nothing of the request was sent."""
-    return any(isinstance(inner, (NotConnected, NewConnectionError)) for inner in _chain(error))
+def nothing_sent(error: BaseException) -> bool:
+    """Return whether *error* means that connecting failed, so nothing was sent."""
+    return isinstance(error, (requests.ConnectTimeout, PoolFull)) or _not_connected(_chain(error))
+
+
+def _not_connected(causes: Iterable[BaseException]) -> bool:
+    return any(isinstance(each, (NotConnected, NewConnectionError)) for each in causes)
 
 
 def reason_of(error: BaseException) -> str:

@@ -1,12 +1,34 @@
-"""Rewrites URLs and cookie paths in response fields from the instance's view to the client's."""
+"""Rewrites URLs in fields between the client's view and the instance's.
+
+A response's ``Location``, ``Content-Location`` and ``Refresh``, and the paths of its cookies, are
+rewritten to what the client sees. A request's WebDAV ``Destination`` (RFC 4918, section 10.3) is
+rewritten for the instance, which sees another host and another path. It is matched in the same
+canonical form as the request target, so that ``MOVE`` on one route cannot write to resources that
+another route protects.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
+from urllib.parse import quote
+from wsgiref.types import WSGIEnvironment
 
-__all__ = ["ForwardedOrigin", "cookie_path", "is_at", "location", "refresh", "split_url"]
+from wsgigate.http.problem import Refusal
+from wsgigate.http.target import BadTarget, canonical_path
+
+__all__ = [
+    "DESTINATION_METHODS",
+    "ForwardedOrigin",
+    "beneath",
+    "cookie_path",
+    "destination_path",
+    "instance_destination",
+    "location",
+    "mount_of",
+    "refresh",
+]
 
 
 _URL = re.compile(r"(?:(https?):)?//([^/?#@]+)([/?#].*)?", re.IGNORECASE | re.DOTALL)
@@ -47,7 +69,7 @@ def _authority(text: str, scheme: str) -> _Authority:
     return _Authority(name, "" if port == _PORTS.get(scheme) else port)
 
 
-def split_url(value: str) -> tuple[str, str, str] | None:
+def _split_url(value: str) -> tuple[str, str, str] | None:
     """Return scheme, authority and the rest of an ``http`` URL; ``None`` for other values.
 
     :returns: The scheme in lower case, empty where the URL omits it (``//host/path``).
@@ -58,7 +80,7 @@ def split_url(value: str) -> tuple[str, str, str] | None:
     return None if found is None else ((found[1] or "").lower(), found[2], found[3] or "")
 
 
-def is_at(authority: str, scheme: str, host: str, forwarded: ForwardedOrigin) -> bool:
+def _is_at(authority: str, scheme: str, host: str, forwarded: ForwardedOrigin) -> bool:
     """Return whether *authority*, of a URL with *scheme*, is the *host* that a client requested.
 
     :param host: ``HOST[:PORT]`` of a ``Host`` field or ``X-Forwarded-Host``.
@@ -83,12 +105,12 @@ def _replace_prefix(path: str, old: str, new: str) -> str | None:
     ``None`` also for a path that begins with *new* already: its service reads
     ``X-Forwarded-Prefix``.
     """
-    if not _beneath(path, old) or (new and not old and _beneath(path, new)):
+    if not _starts_below(path, old) or (new and not old and _starts_below(path, new)):
         return None
     return new + path[len(old) :]
 
 
-def _beneath(path: str, prefix: str) -> bool:
+def _starts_below(path: str, prefix: str) -> bool:
     return path.startswith(prefix) and path[len(prefix) :][:1] in ("", "/", "?", "#")
 
 
@@ -117,7 +139,7 @@ def location(
     :param hosts: Values of ``Host`` that were sent to the instance.
     :param forwarded: The ``X-Forwarded-*`` values sent to the instance; ``None`` for none.
     """
-    found = split_url(value)
+    found = _split_url(value)
     if found is None:
         if _ODD.search(value) or not value.startswith("/") or value.startswith("//"):
             return value
@@ -132,7 +154,7 @@ def location(
             if known and scheme in ("", own_scheme)
             else value
         )
-    public = bool(forwarded.host) and is_at(authority, scheme, forwarded.host, forwarded)
+    public = bool(forwarded.host) and _is_at(authority, scheme, forwarded.host, forwarded)
     if not public and not _is_instance(scheme, authority, own_scheme, own, hosts, forwarded):
         return value
     path_seen = _client_path(path, strip, add)
@@ -164,7 +186,7 @@ def _is_instance(
         # A URL built from the name of the Host and the forwarded port.
         if forwarded is not None and forwarded.port:
             name = _authority(host, own_scheme).name
-            if is_at(authority, scheme, f"{name}:{forwarded.port}", forwarded):
+            if _is_at(authority, scheme, f"{name}:{forwarded.port}", forwarded):
                 return True
     return False
 
@@ -234,3 +256,77 @@ def cookie_path(
 
 def _same_host(domain: str, host: str) -> bool:
     return domain.lower().removeprefix(".") == host.lower()
+
+
+# The Destination of a COPY or MOVE request.
+
+DESTINATION_METHODS = frozenset(("COPY", "MOVE"))
+
+
+def destination_path(environ: WSGIEnvironment) -> tuple[str, str | None, bool] | None:
+    """Return the target of a ``COPY`` or ``MOVE`` request within this host.
+
+    :returns: The canonical path as the client sees it, the query, and whether it was an absolute
+        URL; ``None`` when the destination is on another host.
+    :raises Refusal: The destination is ambiguous.
+    """
+    value: str = environ["HTTP_DESTINATION"].strip(" \t")
+    found = _split_url(value)
+    if found is None:
+        if not value.startswith("/") or value.startswith("//"):
+            return None
+        rest = value
+    else:
+        scheme, authority, rest = found
+        forwarded = ForwardedOrigin(
+            environ["wsgi.url_scheme"], "", environ.get("HTTP_X_FORWARDED_PORT", "")
+        )
+        hosts = (environ.get("HTTP_HOST", ""), environ.get("HTTP_X_FORWARDED_HOST", ""))
+        if not any(host and _is_at(authority, scheme, host, forwarded) for host in hosts):
+            return None
+    path, mark, query = rest.partition("?")
+    try:
+        return canonical_path(path or "/"), query if mark else None, found is not None
+    except BadTarget as error:
+        raise Refusal.of(400, "Malformed Destination field.", f"Destination: {error}") from None
+
+
+def mount_of(environ: WSGIEnvironment) -> str:
+    """Return the gateway's own mount path, percent-encoded; empty at the root."""
+    mount: str = environ.get("SCRIPT_NAME", "").rstrip("/")
+    return quote(mount.encode("latin-1", "replace"), safe="/~!$&'()*+,;=:@") if mount else ""
+
+
+def beneath(prefix: str, path: str) -> str | None:
+    """Return the part of *path* below *prefix*, by whole segments; ``None`` if it is not below."""
+    if path != prefix and not path.startswith(prefix + "/"):
+        return None
+    return path[len(prefix) :] or "/"
+
+
+def instance_destination(
+    environ: WSGIEnvironment, fields: Mapping[str, str], scheme: str, add: str
+) -> str:
+    """Return the ``Destination`` of *environ*, rewritten for the instance.
+
+    :param fields: The instance's request fields, with its ``Host`` and the stripped prefix.
+    :param scheme: The instance's scheme.
+    :param add: The prefix that the gateway adds to the path.
+    :raises Refusal: The destination is on this host, but not below the service's prefix.
+    """
+    found = destination_path(environ)
+    value: str = environ["HTTP_DESTINATION"]
+    if found is None:
+        return value
+    path, query, absolute = found
+    rest = beneath(fields.get("X-Forwarded-Prefix", "").rstrip("/"), path)
+    if rest is None:
+        raise Refusal.of(
+            502, "Bad gateway", "the Destination is not below the prefix of the service"
+        )
+    path = add + rest
+    if query is not None:
+        path += f"?{query}"
+    return (
+        f"{'https' if scheme == 'https' else 'http'}://{fields['Host']}{path}" if absolute else path
+    )

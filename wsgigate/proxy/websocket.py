@@ -18,6 +18,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 from wsgiref.types import StartResponse, WSGIEnvironment
@@ -30,11 +31,9 @@ from wsgigate.http.bodies import has_body
 from wsgigate.http.fields import HOP_BY_HOP, connection_tokens, is_field_value, is_token
 from wsgigate.http.problem import Problem, Refusal
 from wsgigate.http.wsgi import LEND_THREAD, TUNNELLED, Headers
+from wsgigate.proxy.attempts import Attempts
 from wsgigate.proxy.disconnect import ClientWatch, client_socket
-from wsgigate.proxy.pool import InstanceLease
-from wsgigate.proxy.request import Outgoing
-from wsgigate.proxy.response import ResponseMaker
-from wsgigate.proxy.send import Sender
+from wsgigate.proxy.response import BadResponse, ResponseMaker
 from wsgigate.rules.arguments import Seconds, checked
 from wsgigate.runtime import fork
 from wsgigate.runtime.clocks import real
@@ -60,7 +59,7 @@ _KEPT = frozenset(("sec-websocket-accept", "sec-websocket-protocol", "sec-websoc
 _DROPPED = HOP_BY_HOP | {"content-length"}
 
 
-class BadHandshake(Exception):
+class BadHandshake(BadResponse):
     """The instance's 101 response is not a valid WebSocket handshake."""
 
 
@@ -322,36 +321,28 @@ class Upgrader:
 
     :param limits: The limits of each WebSocket.
     :param tunnels: Counts the WebSockets of the process.
-    :param sender: Sends the handshake like any other request.
-    :param responses: Rewrites the instance's fields for the client.
+    :param attempts: Sends the handshakes.
+    :param responses: Builds the client's responses.
     """
 
     def __init__(
         self,
         limits: WebSocketLimits,
         tunnels: Tunnels,
-        sender: Sender,
+        attempts: Attempts,
         responses: ResponseMaker,
     ) -> None:
         self._limits = limits
         self._tunnels = tunnels
-        self._sender = sender
+        self._attempts = attempts
         self._responses = responses
 
     def __call__(
-        self,
-        environ: WSGIEnvironment,
-        start_response: StartResponse,
-        request: Outgoing,
-        watch: ClientWatch,
-        lease: InstanceLease,
-    ) -> Iterable[bytes] | requests.Response:
-        """Open a WebSocket to the instance of *request*.
+        self, environ: WSGIEnvironment, start_response: StartResponse, watch: ClientWatch
+    ) -> Iterable[bytes]:
+        """Return the body that runs the WebSocket, or the instance's response if it is not a 101.
 
         :param watch: Reports whether the client has disconnected; closed once the WebSocket opens.
-        :param lease: Released at the end of the WebSocket; kept if it cannot be opened.
-        :returns: The body that runs the WebSocket; or the instance's response, its body unread, if
-            it is not a 101: the client receives that response.
         :raises Refusal: The WebSocket cannot be opened; carries the client's response.
         """
         client = client_socket(environ)
@@ -363,48 +354,32 @@ class Upgrader:
         lend: Callable[[], Callable[[], None]] | None = environ.get(LEND_THREAD)
         if not self._tunnels.enter(lend is not None):
             raise Refusal(_TOO_MANY, "this process has reached its limit of WebSockets")
-        upstream: Connection | None = None
-        try:
-            response = self._send_handshake(request, watch)
+        with ExitStack() as held:
+            held.callback(self._tunnels.leave)
+            response, request, lease = self._attempts.run(environ, watch)
             if response.status_code != 101:
-                self._tunnels.leave()
-                return response
-            upstream, received, first = _take_over(response)
-            protocols = environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", "")
-            extensions = environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", "")
-            headers = check_response(received, key, protocols, extensions)
+                return self._responses.respond(
+                    response, request, lease.instance, lease.release, watch, environ, start_response
+                )
+            held.callback(lease.release)
+            try:
+                upstream, received, first = _take_over(response)
+                held.callback(upstream.close)
+                protocols = environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", "")
+                extensions = environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", "")
+                headers = check_response(received, key, protocols, extensions)
+            except BadHandshake as error:
+                lease.release(error)
+                raise Refusal(_BAD, f"the handshake failed: {error}") from error
             headers = self._responses.own_fields(headers, request, lease.instance)
             if lease.slot is not None:
                 lease.slot.tunnelled(lend is not None)
             watch.close()  # the tunnel itself notices when an end closes
             start_response("101 Switching Protocols", headers)
-            release = lease.release if lend is None else _both(lend(), lease.release)
-            return _Tunnel(environ, client, upstream, first, self._limits, self._tunnels, release)
-        except BaseException as error:
-            self._tunnels.leave()
-            if upstream is not None:
-                upstream.close()
-            if isinstance(error, BadHandshake):
-                raise Refusal(_BAD, f"the handshake failed: {error}") from error
-            raise
-
-    def _send_handshake(self, request: Outgoing, watch: ClientWatch) -> requests.Response:
-        """Return the instance's response to the handshake."""
-        request.headers.update({"Connection": "Upgrade", "Upgrade": "websocket"})
-        request.upgrade = True
-        return self._sender.send(request, watch)
-
-
-def _both(first: Callable[[], object], second: Callable[[], object]) -> Callable[[], object]:
-    """Return a function that calls both, the second even when the first raises."""
-
-    def call() -> None:
-        try:
-            first()
-        finally:
-            second()
-
-    return call
+            if lend is not None:
+                held.callback(lend())
+            done = held.pop_all().close
+            return _Tunnel(environ, client, upstream, first, self._limits, self._tunnels, done)
 
 
 def _take_over(response: requests.Response) -> tuple[Connection, Headers, bytes]:
@@ -455,12 +430,8 @@ class _Tunnel:
         done, self._done = self._done, None
         if done is None:
             return
-        try:
-            self._upstream.close()
-            _hang_up(self._client)
-            self._tunnels.leave()
-        finally:
-            done()
+        _hang_up(self._client)
+        done()
 
 
 def _hang_up(client: socket.socket) -> None:

@@ -1,7 +1,7 @@
-"""Fair shares of a worker's threads, so that a service that hangs leaves threads to the others.
+"""Bulkheads: limits of a service's requests in flight in one worker, fixed or by fair shares.
 
-Theory of operation. :mod:`wsgigate.rules.thread_shares` decides; a request above its service's
-share waits in its thread for a slot. Rules that must hold:
+Theory of operation of the shares. :mod:`wsgigate.rules.thread_shares` decides; a request above its
+service's share waits in its thread for a slot. Rules that must hold:
 
 - All state changes under one lock. It is held for a few steps and never while waiting for or waking
   a thread, so it may be a lock that was made before gevent patched ``threading``.
@@ -19,20 +19,123 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
-from wsgigate.http.problem import Refusal
-from wsgigate.proxy.pool import FULL, Compartment, Slot, check_most, full
+from wsgigate.http.problem import Problem, Refusal
+from wsgigate.rules.arguments import checked
 from wsgigate.rules.thread_shares import Admission, ThreadShareRules
 from wsgigate.runtime import fork
 
-__all__ = ["ThreadShares"]
+__all__ = ["FULL", "Bulkhead", "Compartment", "Slot", "ThreadShares"]
+
+FULL = Problem(
+    503,
+    "Service temporarily unavailable",
+    extensions={"error": "Too many requests in flight"},
+    headers=(("Retry-After", "1"),),
+)
+
+
+class Slot(Protocol):
+    """A request's slot in a compartment."""
+
+    def answered(self) -> None:
+        """Record that the response has begun."""
+
+    def tunnelled(self, lent: bool = False) -> None:
+        """Record that the request has become a WebSocket, which may last long.
+
+        :param lent: Whether the server has started one more thread in place of the one it holds.
+        """
+
+    def leave(self) -> None:
+        """Release the slot."""
+
+
+class Compartment(Protocol):
+    """Limits the requests of one service in flight in this worker."""
+
+    def enter(self) -> Slot:
+        """Return a slot for one more request.
+
+        :raises Refusal: The compartment is full; carries the client's response.
+        """
+
+    def status(self) -> dict[str, int]:
+        """Return the members for ``/services``."""
+
+
+@checked
+class Bulkhead:
+    """A fixed limit of a service's requests in flight in this worker.
+
+    Requests above the limit are rejected at once. A request holds its slot until its response has
+    ended, including retries and the waits between them.
+
+    :param most: The maximum number of requests in flight, at least 1.
+    :ivar in_flight: The number of requests in flight.
+    :ivar refused: The number of requests rejected so far.
+    :raises ValueError: *most* is less than 1 or not an integer.
+    """
+
+    def __init__(self, most: int) -> None:
+        check_most(most)
+        self.most = most
+        self.in_flight = 0
+        self.refused = 0
+        self._lock = threading.Lock()
+        fork.renew_at_fork(self)
+
+    def after_fork(self) -> None:
+        """Reset the counts: the requests in flight are the parent's."""
+        self._lock = threading.Lock()
+        self.in_flight = self.refused = 0
+
+    def enter(self) -> Slot:
+        """Take a slot; the slot is the bulkhead itself.
+
+        :raises Refusal: The bulkhead is full; carries the client's response.
+        """
+        with self._lock:
+            if self.in_flight < self.most:
+                self.in_flight += 1
+                return self
+            self.refused += 1
+        raise full(self.most)
+
+    def answered(self) -> None:
+        """Do nothing: a fixed limit does not depend on response times."""
+
+    def tunnelled(self, lent: bool = False) -> None:
+        """Do nothing: a WebSocket counts like any other request."""
+
+    def leave(self) -> None:
+        """Release a slot."""
+        with self._lock:
+            self.in_flight -= 1
+
+    def status(self) -> dict[str, int]:
+        """Return the members for ``/services``."""
+        return {"inFlight": self.in_flight, "maxInFlight": self.most, "refused": self.refused}
+
+
+def check_most(most: object) -> None:
+    """Raise ValueError unless *most* is an integer of at least 1."""
+    if type(most) is not int or most < 1:
+        raise ValueError(f"max_in_flight must be 1 or more requests, got {most!r}")
+
+
+def full(most: int) -> Refusal:
+    """Return the rejection of a request above a fixed limit of *most*."""
+    return Refusal(FULL, f"{most} requests of the service are in flight already")
+
 
 _LOOK = 0.1
 """Seconds between two checks by a waiting request of whether its service has become slow."""
 
 
-class _Held:
-    """A thread that a request of a service holds."""
+class _ThreadSlot:
+    """A request's slot in the share of its service, which is the thread that it holds."""
 
     __slots__ = ("_ended", "_share", "began", "lent", "tunnel")
 
@@ -68,7 +171,7 @@ class _Waiter:
 
     def __init__(self, since: float) -> None:
         self.since = since
-        self.held: _Held | None = None
+        self.held: _ThreadSlot | None = None
         self.refused = False
         self.woken = threading.Event()  # created per request, so that it is gevent's if patched
 
@@ -88,7 +191,7 @@ class _Share:
 
     def reset(self) -> None:
         """Reset to no requests."""
-        self.held: dict[_Held, None] = {}  # in the order in which they began
+        self.held: dict[_ThreadSlot, None] = {}  # in the order in which they began
         self.waiters: deque[_Waiter] = deque()
         self.tunnels = 0
         self.refused = 0
@@ -159,7 +262,7 @@ class ThreadShares:
         self._shares.append(share)
         return share
 
-    def entered(self, share: _Share) -> _Held:
+    def entered(self, share: _Share) -> _ThreadSlot:
         """Return a slot for a request of *share*.
 
         :raises Refusal: No slot is available; carries the client's response.
@@ -186,7 +289,7 @@ class ThreadShares:
             each.woken.set()
         return held if enters else self._waited(share, waiter)
 
-    def left(self, share: _Share, held: _Held) -> None:
+    def left(self, share: _Share, held: _ThreadSlot) -> None:
         """Release a thread."""
         woken: list[_Waiter] = []
         with self._lock:
@@ -201,7 +304,7 @@ class ThreadShares:
         for each in woken:
             each.woken.set()
 
-    def tunnelled(self, share: _Share, held: _Held, lent: bool) -> None:
+    def tunnelled(self, share: _Share, held: _ThreadSlot, lent: bool) -> None:
         """Count a thread as one that a WebSocket holds, or as free if another took its place."""
         with self._lock:
             del share.held[held]
@@ -214,8 +317,8 @@ class ThreadShares:
         for each in woken:
             each.woken.set()
 
-    def _add(self, share: _Share, now: float) -> _Held:
-        held = _Held(share, now)
+    def _add(self, share: _Share, now: float) -> _ThreadSlot:
+        held = _ThreadSlot(share, now)
         share.held[held] = None
         self._in_flight += 1
         return held
@@ -238,7 +341,7 @@ class ThreadShares:
         self._waiting += 1
         return waiter
 
-    def _waited(self, share: _Share, waiter: _Waiter) -> _Held:
+    def _waited(self, share: _Share, waiter: _Waiter) -> _ThreadSlot:
         until = waiter.since + self.rules.longest_wait
         while True:
             waiter.woken.wait(min(_LOOK, max(0.0, until - self.clock())))
