@@ -53,8 +53,9 @@ class Gateway:
     :ivar client: The client's end of it.
     """
 
-    def __init__(self, url: str, sessions: Sessions, **options: Any) -> None:
-        self.pool = Pool("svc", [Instance(url)])
+    def __init__(self, *urls: str, sessions: Sessions, **options: Any) -> None:
+        instances = [Instance(url) for url in urls]
+        self.pool = Pool("svc", instances, balance="round-robin", random=lambda: 0.0)
         self.sessions = sessions
         self.client, self._served = socket.socketpair()
         self.client.settimeout(10)
@@ -100,8 +101,8 @@ Through = Callable[..., Gateway]
 def through() -> Iterator[Through]:
     made: list[Gateway] = []
 
-    def make(url: str, sessions: Sessions | None = None, **options: Any) -> Gateway:
-        made.append(Gateway(url, sessions or Sessions(), **options))
+    def make(*urls: str, sessions: Sessions | None = None, **options: Any) -> Gateway:
+        made.append(Gateway(*urls, sessions=sessions or Sessions(), **options))
         return made[-1]
 
     yield make
@@ -121,6 +122,17 @@ def test_bytes_go_both_ways_and_nothing_is_held_after(backend: Backend, through:
     assert adapter.pools()[backend.url].open_connections == 0
     assert gateway.pool.in_flight() == {backend.url: 0}
     assert (disconnects._watched, tunnels.open) == ({}, 0)
+
+
+def test_an_instance_that_refuses_the_connection_is_passed_over(
+    backend: Backend, through: Through
+) -> None:
+    backend.answers = [echo]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        dead = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    gateway = through(dead, backend.url)
+    assert gateway.ask().status == "101 Switching Protocols"
+    assert gateway.pool.in_flight() == {dead: 0, backend.url: 0}
 
 
 def test_there_are_no_more_than_there_may_be(backend: Backend, through: Through) -> None:
@@ -188,7 +200,7 @@ def test_a_forbidden_address_is_never_connected_to(backend: Backend, through: Th
         raise ValueError(f"{address} is not for instances")
 
     sessions = Sessions(partial(gateway_session, check=check))
-    assert through(backend.url, sessions).ask().status == "503 Service Unavailable"
+    assert through(backend.url, sessions=sessions).ask().status == "503 Service Unavailable"
     assert backend.requests == []
 
 
@@ -205,13 +217,13 @@ def test_the_certificate_is_looked_at_as_for_other_requests(
     with Backend(echo, tls=partial(context.wrap_socket, server_side=True)) as backend:
         url = backend.url.replace("http:", "https:")
         named = Sessions(partial(gateway_session, server_name="shop.test"))
-        gateway = through(url, named, verify=str(certificate))
+        gateway = through(url, sessions=named, verify=str(certificate))
         assert gateway.ask(b"ping").status == "101 Switching Protocols"
         assert gateway.got().startswith(b"hello ")
         assert through(url, verify=str(certificate)).ask().status == "502 Bad Gateway"
         empty = certificate.parent / "authorities"  # may be a folder, as for other requests
         empty.mkdir()
-        assert through(url, named, verify=str(empty)).ask().status == "502 Bad Gateway"
+        assert through(url, sessions=named, verify=str(empty)).ask().status == "502 Bad Gateway"
         assert len(backend.requests) == 1
 
 
@@ -315,5 +327,5 @@ def test_an_adapter_that_cannot_hand_over_its_connection_opens_no_websocket(
     backend: Backend, through: Through
 ) -> None:
     backend.answers = [echo]
-    gateway = through(backend.url, Sessions(requests.Session))
+    gateway = through(backend.url, sessions=Sessions(requests.Session))
     assert gateway.ask().status == "501 Not Implemented"
