@@ -26,6 +26,7 @@ DISK = "store/test_lmdb_full_disk.py"
 VERIFY = "store/test_lmdb_verify.py"
 LMDB = "store/test_lmdb.py"
 HEALTH = "discovery/test_health.py"
+LEADER = "discovery/test_health_leader.py"
 ACCESS = "auth/test_bearer.py"
 DENIAL = "admin/test_denial.py"
 ENDPOINTS = "admin/test_endpoints.py"
@@ -118,8 +119,8 @@ COVERED: dict[str, list[str]] = {
         f"{HEALTH}::test_of_several_workers_one_checks_and_all_mark_their_pools",
     ],
     "P12": [
-        f"{HEALTH}::test_a_stopped_leader_does_not_write_over_what_its_successor_found",
-        f"{HEALTH}::test_nor_when_it_leads_again_by_the_time_its_check_ends",
+        f"{LEADER}::test_a_former_leader_does_not_overwrite_the_result_of_its_successor",
+        f"{LEADER}::test_a_result_from_before_a_change_of_leader_is_dropped_even_if_the_worker_leads_again",
     ],
     # the control plane
     "I01": ["config/test_build.py::test_there_are_no_admin_endpoints_without_an_admin_table"],
