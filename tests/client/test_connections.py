@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import requests
+from requests.adapters import HTTPAdapter
 from werkzeug.test import Client
 
 from wsgigate.client.adapter import Adapter, Sessions, Timeout
@@ -421,8 +422,10 @@ def test_a_request_under_way_to_one_that_is_gone_is_finished(backend: Backend) -
 
 def test_an_adapter_that_cannot_forget_an_instance_is_dropped_for_it(backend: Backend) -> None:
     sessions = Sessions(requests.Session)
-    sessions.adapter(backend.url)
-    sessions.forget(backend.url)
+    before = sessions.adapter(backend.url)
+    sessions.current().mount("http://", HTTPAdapter())
     sessions.forget("http://never.seen")
-    assert sessions._adapters == {}
+    assert sessions.adapter(backend.url) is before
+    sessions.forget(backend.url)
+    assert sessions.adapter(backend.url) is not before
     sessions.close()
