@@ -1,4 +1,4 @@
-"""The transport adapter by itself: what ``requests`` users may do with it, and TLS, and sockets."""
+"""The transport adapter by itself: use through ``requests``, TLS, and Unix sockets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def session() -> Iterator[requests.Session]:
         yield made
 
 
-def test_a_session_gets_whole_responses(backend: Backend, session: requests.Session) -> None:
+def test_a_session_returns_whole_responses(backend: Backend, session: requests.Session) -> None:
     fields = [("Content-Type", "application/json; charset=utf-8"), ("X", "1"), ("X", "2")]
     backend.answers = [reply(b'{"a": "\xc3\xa9"}', status="201 Made", fields=fields)]
     answer = session.get(backend.url + "/x?y=1", headers={"A": "b"}, timeout=5)
@@ -51,7 +51,7 @@ def test_a_session_gets_whole_responses(backend: Backend, session: requests.Sess
     assert backend.requests[0].value("A") == "b"
 
 
-def test_a_body_is_read_in_parts_and_decompressed_for_those_who_want_that(
+def test_a_body_can_be_read_in_parts_and_decompressed(
     backend: Backend, session: requests.Session
 ) -> None:
     text = b"0123456789" * 1000
@@ -81,7 +81,7 @@ BODIES: list[tuple[Any, str | None, str | None, bytes]] = [
 
 
 @pytest.mark.parametrize(("data", "length", "coding", "arrives"), BODIES)
-def test_every_kind_of_body_is_framed_in_one_way(
+def test_every_kind_of_body_has_exactly_one_framing(
     data: Any,
     length: str | None,
     coding: str | None,
@@ -173,7 +173,7 @@ class Endless:
 
 
 @pytest.mark.parametrize("hints", [b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"])
-def test_an_upload_stops_at_the_answer(hints: bytes) -> None:
+def test_an_upload_stops_at_the_response(hints: bytes) -> None:
     """G39: the instance reads no further, so that the rest would wait for ever."""
 
     def refuse(listener: socket.socket) -> None:
@@ -195,7 +195,7 @@ def test_an_upload_stops_at_the_answer(hints: bytes) -> None:
         adapter.close()
 
 
-def test_an_upload_that_nobody_takes_is_a_timeout() -> None:
+def test_an_upload_that_the_instance_does_not_read_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         adapter = Adapter()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -204,7 +204,7 @@ def test_an_upload_that_nobody_takes_is_a_timeout() -> None:
         adapter.close()
 
 
-def test_another_protocol_is_spoken_when_it_was_asked_for(backend: Backend) -> None:
+def test_a_requested_upgrade_hands_the_connection_over(backend: Backend) -> None:
     def switch(connection: socket.socket, _request: Received) -> bool:
         connection.sendall(
             b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\nhello"
@@ -226,18 +226,18 @@ def test_another_protocol_is_spoken_when_it_was_asked_for(backend: Backend) -> N
     adapter.close()
 
 
-def test_the_adapter_asks_no_proxy(backend: Backend) -> None:
+def test_the_adapter_rejects_proxies(backend: Backend) -> None:
     with pytest.raises(requests.exceptions.ProxyError):
         Adapter().send(outgoing(backend.url), proxies={"http": "http://127.0.0.1:9"})
 
 
 @pytest.mark.parametrize("url", ["ftp://a.test", "http://", "http://a.test:x", "nonsense"])
-def test_an_address_that_is_none_is_refused(url: str) -> None:
+def test_an_invalid_address_is_rejected(url: str) -> None:
     with pytest.raises(requests.exceptions.InvalidURL):
         Adapter().send(outgoing(url))
 
 
-def test_a_socket_of_this_machine_is_an_instance_too(tmp_path: Path, own: Forward) -> None:
+def test_an_instance_can_be_a_unix_socket(tmp_path: Path, own: Forward) -> None:
     path = str(tmp_path / "App 1.sock")
     with Backend(unix=path) as backend:
         moved = [("Location", "http://localhost/next"), ("X", "1")]
@@ -255,7 +255,7 @@ def test_a_socket_of_this_machine_is_an_instance_too(tmp_path: Path, own: Forwar
         assert backend.connections == 2
 
 
-def test_a_socket_that_nobody_listens_on_is_503(tmp_path: Path, own: Forward) -> None:
+def test_a_unix_socket_without_a_listener_is_503(tmp_path: Path, own: Forward) -> None:
     url = f"http+unix://{str(tmp_path / 'none.sock').replace('/', '%2F')}"
     assert Instance(url).address == f"unix:{tmp_path / 'none.sock'}"
     assert own(url).get("/").status_code == 503
@@ -296,7 +296,7 @@ def over_tls(context: ssl.SSLContext) -> Backend:
     return Backend(tls=lambda sock: context.wrap_socket(sock, True))
 
 
-def test_a_known_instance_is_asked_over_tls(authority: Authority, forward: Forward) -> None:
+def test_a_trusted_instance_is_reached_over_tls(authority: Authority, forward: Forward) -> None:
     context = server_context(authority.issue("known", [LOOPBACK]))
     with over_tls(context) as backend:
         client = forward(backend.url, verify=str(authority.path))
@@ -307,7 +307,7 @@ def test_a_known_instance_is_asked_over_tls(authority: Authority, forward: Forwa
         assert backend.connections == 1
 
 
-def test_what_tls_says_by_itself_is_no_answer(authority: Authority, own: Forward) -> None:
+def test_tls_records_without_data_are_no_response(authority: Authority, own: Forward) -> None:
     """Tickets for the next session come while the first body is on its way."""
     context = server_context(authority.issue("ticketing", [LOOPBACK]))
     context.set_alpn_protocols(["h2", "http/1.1"])
@@ -327,7 +327,7 @@ def test_what_tls_says_by_itself_is_no_answer(authority: Authority, own: Forward
 
 
 @pytest.mark.parametrize(("verify", "status"), [(True, 502), (False, 200)])
-def test_a_stranger_is_not_asked_unless_told_to(
+def test_an_untrusted_certificate_is_rejected_unless_verify_is_off(
     verify: bool, status: int, authority: Authority, own: Forward
 ) -> None:
     """N21"""
@@ -337,7 +337,7 @@ def test_a_stranger_is_not_asked_unless_told_to(
         assert len(backend.requests) == (status == 200)
 
 
-def test_who_has_another_name_is_not_asked(authority: Authority, forward: Forward) -> None:
+def test_a_certificate_for_another_name_is_rejected(authority: Authority, forward: Forward) -> None:
     """N21"""
     context = server_context(authority.issue("other", [LOCALHOST]))
     with over_tls(context) as backend:
@@ -352,7 +352,7 @@ def test_who_has_another_name_is_not_asked(authority: Authority, forward: Forwar
         ([LOOPBACK], False, "Certificate verification failed"),  # of an unknown authority
     ],
 )
-def test_a_certificate_that_is_not_accepted_is_told_as_that(
+def test_a_rejected_certificate_is_reported(
     names: list[Any], trusted: bool, error: str, authority: Authority, forward: Forward
 ) -> None:
     context = server_context(authority.issue(f"told-{trusted}", names))
@@ -363,7 +363,7 @@ def test_a_certificate_that_is_not_accepted_is_told_as_that(
         assert backend.requests == []
 
 
-def test_an_instance_that_does_not_speak_tls_is_told_as_that(forward: Forward) -> None:
+def test_an_instance_without_tls_is_reported(forward: Forward) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -380,7 +380,7 @@ def test_an_instance_that_does_not_speak_tls_is_told_as_that(forward: Forward) -
         assert (answer.json or {})["error"] == "TLS failed"
 
 
-def test_a_name_that_cannot_be_resolved_is_told_as_that(own: Forward) -> None:
+def test_a_name_that_cannot_be_resolved_is_reported(own: Forward) -> None:
     answer = own(f"http://{'a' * 64}.test").get("/")  # no name server is asked for such a one
     assert answer.status_code == 503
     assert (answer.json or {})["error"] == "Host not found"
@@ -399,16 +399,14 @@ def test_a_name_that_cannot_be_resolved_is_told_as_that(own: Forward) -> None:
         (PermissionError(errno.EACCES, "a Unix socket"), "Connection refused"),
     ],
 )
-def test_why_no_connection_came_about_is_told_without_an_address(
-    error: Exception, words: str
-) -> None:
+def test_the_reason_of_a_failed_connection_names_no_address(error: Exception, words: str) -> None:
     problem = problem_of(NotConnected(error))
     assert (problem.status, problem.extensions["error"]) == (503, words)
     assert nothing_sent(NotConnected(error))
     assert nothing_sent(TlsFailed(error))
 
 
-def test_connections_are_not_shared_with_those_who_do_not_verify(authority: Authority) -> None:
+def test_verified_and_unverified_requests_share_no_connection(authority: Authority) -> None:
     """N21: the kind of CVE-2024-35195."""
     context = server_context(authority.issue("unshared", [LOOPBACK]))
     with over_tls(context) as backend:
@@ -419,9 +417,7 @@ def test_connections_are_not_shared_with_those_who_do_not_verify(authority: Auth
         adapter.close()
 
 
-def test_an_instance_is_told_by_which_name_it_is_asked(
-    authority: Authority, forward: Forward
-) -> None:
+def test_the_name_of_the_instance_is_sent_by_sni(authority: Authority, forward: Forward) -> None:
     context = server_context(authority.issue("named", [LOCALHOST]))
     names: list[str | None] = []
     context.sni_callback = lambda _sock, name, _context: names.append(name)
@@ -432,7 +428,7 @@ def test_an_instance_is_told_by_which_name_it_is_asked(
         assert names == ["localhost"]
 
 
-def test_an_instance_may_want_a_certificate(authority: Authority, forward: Forward) -> None:
+def test_a_client_certificate_is_presented(authority: Authority, forward: Forward) -> None:
     context = server_context(authority.issue("choosy", [LOOPBACK]))
     context.load_verify_locations(authority.path)
     context.verify_mode = ssl.CERT_REQUIRED
@@ -444,7 +440,7 @@ def test_an_instance_may_want_a_certificate(authority: Authority, forward: Forwa
         assert forward(backend.url, verify=bundle).get("/").status_code == 502
 
 
-def test_plain_bytes_are_no_tls(forward: Forward) -> None:
+def test_a_plain_response_over_tls_is_an_error(forward: Forward) -> None:
     def plain(listener: socket.socket) -> None:
         with listener.accept()[0] as connection:
             connection.recv(1000)
@@ -458,7 +454,9 @@ def test_plain_bytes_are_no_tls(forward: Forward) -> None:
         thread.join(10)
 
 
-def test_a_body_without_an_end_may_not_just_stop_over_tls(authority: Authority) -> None:
+def test_a_body_until_the_end_of_a_tls_connection_needs_its_close_notify(
+    authority: Authority,
+) -> None:
     """Anybody in between can end a connection, only the instance can say farewell in TLS."""
     context = server_context(authority.issue("ragged", [LOOPBACK]))
     with over_tls(context) as backend:

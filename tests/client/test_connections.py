@@ -57,7 +57,7 @@ def races(number: int) -> list[Answer]:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PATCH"])
-def test_a_connection_whose_end_was_seen_is_not_used(
+def test_a_connection_that_the_instance_has_closed_is_not_reused(
     method: str, backend: Backend, forward: Forward
 ) -> None:
     """N01: whatever the method, as nothing was sent on it."""
@@ -72,7 +72,7 @@ def test_a_connection_whose_end_was_seen_is_not_used(
 @pytest.mark.parametrize(
     ("method", "body"), [("GET", b""), ("HEAD", b""), ("PUT", b"all"), ("DELETE", b"")]
 )
-def test_what_is_safe_to_repeat_is_sent_once_more(
+def test_an_idempotent_request_is_resent_once(
     method: str, body: bytes, backend: Backend, own: Forward
 ) -> None:
     """N02, N04: the connection was closed when the request was on its way."""
@@ -86,7 +86,7 @@ def test_what_is_safe_to_repeat_is_sent_once_more(
     assert backend.connections == 2
 
 
-def test_it_is_sent_once_more_and_not_for_ever(backend: Backend, own: Forward) -> None:
+def test_a_request_is_resent_only_once(backend: Backend, own: Forward) -> None:
     backend.answers = races(2)
     client = own(backend.url)
     client.get("/")
@@ -95,7 +95,7 @@ def test_it_is_sent_once_more_and_not_for_ever(backend: Backend, own: Forward) -
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
-def test_what_may_have_been_done_is_never_sent_twice(
+def test_a_request_that_is_not_idempotent_is_never_resent(
     method: str, backend: Backend, forward: Forward
 ) -> None:
     """N03"""
@@ -106,7 +106,7 @@ def test_what_may_have_been_done_is_never_sent_twice(
     assert len(backend.requests) == 2
 
 
-def test_a_body_that_is_gone_is_not_sent_twice(backend: Backend, own: Forward) -> None:
+def test_a_request_whose_body_was_read_is_not_resent(backend: Backend, own: Forward) -> None:
     """N04, N09: more of it was read than is still there."""
     backend.answers = races(1)
     client = own(backend.url)
@@ -115,7 +115,7 @@ def test_a_body_that_is_gone_is_not_sent_twice(backend: Backend, own: Forward) -
     assert len(backend.requests) == 2
 
 
-def test_what_was_answered_in_part_is_not_asked_again(backend: Backend, own: Forward) -> None:
+def test_a_request_is_not_resent_after_part_of_a_response(backend: Backend, own: Forward) -> None:
     """N08"""
     backend.answers = [reply(b"first"), cut(b"HTTP/1.1 200 OK\r\nX"), reply(b"again")]
     client = own(backend.url)
@@ -124,16 +124,14 @@ def test_what_was_answered_in_part_is_not_asked_again(backend: Backend, own: For
     assert len(backend.requests) == 2
 
 
-def test_a_new_connection_that_is_closed_unanswered_is_not_tried_again(
-    backend: Backend, forward: Forward
-) -> None:
+def test_a_request_over_a_new_connection_is_not_resent(backend: Backend, forward: Forward) -> None:
     """N15: no attempts but those that are asked for."""
     backend.answers = [cut(b""), reply(b"again")]
     assert forward(backend.url).get("/").status_code == 502
     assert len(backend.requests) == 1
 
 
-def test_the_latest_connection_is_used_first(backend: Backend, adapter: Adapter) -> None:
+def test_the_connection_used_last_is_reused_first(backend: Backend, adapter: Adapter) -> None:
     backend.answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", b"ok", reply(b"ok")]
     first = ask(adapter, backend.url)  # unfinished, so that the second needs another connection
     backend.answers = [reply(b"ok")]
@@ -144,7 +142,7 @@ def test_the_latest_connection_is_used_first(backend: Backend, adapter: Adapter)
 
 
 @pytest.mark.parametrize("seconds", [3.9, 4.1, 61.0])
-def test_a_connection_is_kept_for_a_while(seconds: float, backend: Backend) -> None:
+def test_an_idle_connection_is_reused_until_its_timeout(seconds: float, backend: Backend) -> None:
     clock = FakeClock()
     adapter = Adapter(clock=clock)
     for _ in range(2):
@@ -154,7 +152,7 @@ def test_a_connection_is_kept_for_a_while(seconds: float, backend: Backend) -> N
     adapter.close()
 
 
-def test_a_busy_connection_grows_too_old_as_well(backend: Backend) -> None:
+def test_a_busy_connection_is_not_reused_after_max_age(backend: Backend) -> None:
     """N23: so that a name is looked up again."""
     clock = FakeClock()
     adapter = Adapter(clock=clock)
@@ -165,7 +163,7 @@ def test_a_busy_connection_grows_too_old_as_well(backend: Backend) -> None:
     adapter.close()
 
 
-def test_what_nobody_asks_any_more_is_closed_by_and_by(backend: Backend) -> None:
+def test_idle_connections_of_other_instances_are_closed_by_later_requests(backend: Backend) -> None:
     clock = FakeClock()
     adapter = Adapter(clock=clock)
     ask(adapter, backend.url)
@@ -177,7 +175,7 @@ def test_what_nobody_asks_any_more_is_closed_by_and_by(backend: Backend) -> None
         adapter.close()
 
 
-def test_no_more_are_kept_than_said(backend: Backend) -> None:
+def test_the_number_of_idle_connections_is_limited(backend: Backend) -> None:
     adapter = Adapter(max_idle=1)
     backend.answers = [reply(b"long")[:-1]]
     answers = [ask(adapter, backend.url) for _ in range(2)]
@@ -199,7 +197,7 @@ def stalled(connection: socket.socket, _request: Received) -> bool:
     return connection.recv(1) != b""
 
 
-def test_an_instance_gets_no_more_connections_than_it_may(backend: Backend, own: Forward) -> None:
+def test_the_number_of_open_connections_is_limited(backend: Backend, own: Forward) -> None:
     """N16: a bounded wait, then 503."""
     adapter = Adapter(max_open=1)
     backend.answers = [stalled, reply(b"ok")]
@@ -214,7 +212,7 @@ def test_an_instance_gets_no_more_connections_than_it_may(backend: Backend, own:
     assert client.get("/").data == b"ok"
 
 
-def test_who_waits_gets_the_connection_that_becomes_free(backend: Backend) -> None:
+def test_a_waiting_request_gets_the_connection_that_becomes_free(backend: Backend) -> None:
     adapter = Adapter(max_open=1)
     half = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
     said = socket.socketpair()
@@ -240,7 +238,7 @@ def test_who_waits_gets_the_connection_that_becomes_free(backend: Backend) -> No
         end.close()
 
 
-def test_many_threads_share_few_connections_and_get_their_own_answers(backend: Backend) -> None:
+def test_threads_that_share_connections_get_their_own_responses(backend: Backend) -> None:
     """R14"""
 
     def echo(connection: socket.socket, request: Received) -> None:
@@ -270,7 +268,7 @@ def test_many_threads_share_few_connections_and_get_their_own_answers(backend: B
     adapter.close()
 
 
-def test_an_answer_that_is_dropped_frees_its_place(backend: Backend) -> None:
+def test_a_dropped_response_frees_its_slot(backend: Backend) -> None:
     """N20"""
     adapter = Adapter(max_open=1)
     backend.answers = [stalled, reply(b"ok")]
@@ -280,7 +278,7 @@ def test_an_answer_that_is_dropped_frees_its_place(backend: Backend) -> None:
     adapter.close()
 
 
-def test_many_instances_keep_a_connection_each() -> None:
+def test_each_of_many_instances_keeps_a_connection() -> None:
     """N17"""
     adapter = Adapter()
     backends = [Backend() for _ in range(15)]
@@ -296,7 +294,7 @@ def test_many_instances_keep_a_connection_each() -> None:
         each.__exit__(None, None, None)
 
 
-def test_a_forked_process_has_connections_of_its_own(backend: Backend, adapter: Adapter) -> None:
+def test_a_forked_process_opens_its_own_connections(backend: Backend, adapter: Adapter) -> None:
     """A connection in two processes gives the answers of one to the other."""
     assert ask(adapter, backend.url).content == b"ok"
     child = os.fork()
@@ -311,7 +309,7 @@ def test_a_forked_process_has_connections_of_its_own(backend: Backend, adapter: 
     assert [request.connection for request in backend.requests] == [1, 2, 1]
 
 
-def test_a_forked_process_keeps_no_connection_of_its_parents_open(backend: Backend) -> None:
+def test_a_forked_process_closes_its_copies_of_the_parents_connections(backend: Backend) -> None:
     """What the parent closed, or the time of keeping ended, was open for as long as a child was."""
     sessions = Sessions()
     adapter: Any = sessions.adapter(backend.url)
@@ -329,7 +327,7 @@ def test_a_forked_process_keeps_no_connection_of_its_parents_open(backend: Backe
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_a_closed_adapter_keeps_nothing(backend: Backend) -> None:
+def test_a_closed_adapter_keeps_no_connection(backend: Backend) -> None:
     adapter = Adapter()
     held = ask(adapter, backend.url)
     assert held.content == b"ok"
@@ -339,7 +337,7 @@ def test_a_closed_adapter_keeps_nothing(backend: Backend) -> None:
     backend.wait_until_closed()
 
 
-def test_an_adapter_that_is_forgotten_leaves_nothing_open(backend: Backend) -> None:
+def test_a_garbage_collected_adapter_leaves_no_connection_open(backend: Backend) -> None:
     adapter = Adapter()
     assert ask(adapter, backend.url).content == b"ok"
     del adapter
@@ -347,7 +345,7 @@ def test_an_adapter_that_is_forgotten_leaves_nothing_open(backend: Backend) -> N
     backend.wait_until_closed()
 
 
-def test_a_client_slow_to_begin_its_body_uses_up_nothing(backend: Backend) -> None:
+def test_a_client_slow_to_begin_its_body_occupies_no_connection(backend: Backend) -> None:
     clock = FakeClock()
 
     class Slow:
@@ -375,12 +373,12 @@ def test_every_address_of_a_host_is_tried(
 
 
 @pytest.mark.parametrize("setting", ["max_idle", "max_open", "idle_timeout", "max_age"])
-def test_a_wrong_limit_is_refused_by_name(setting: str) -> None:
+def test_an_invalid_limit_is_an_error_that_names_it(setting: str) -> None:
     with pytest.raises(ValueError, match=setting):
         Adapter(**{setting: -1})  # type: ignore[arg-type]
 
 
-def test_of_an_instance_that_is_gone_nothing_stays_open(backend: Backend) -> None:
+def test_a_removed_instance_has_no_open_connection(backend: Backend) -> None:
     backend.answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlo", reply(b"ok")]
     adapter = Adapter()
     with Backend() as other:
@@ -398,7 +396,7 @@ def test_of_an_instance_that_is_gone_nothing_stays_open(backend: Backend) -> Non
         adapter.close()
 
 
-def test_a_request_under_way_to_one_that_is_gone_is_finished(backend: Backend) -> None:
+def test_a_request_in_flight_to_a_removed_instance_finishes(backend: Backend) -> None:
     released = threading.Event()
 
     def slowly(connection: socket.socket, _request: Received) -> bool:

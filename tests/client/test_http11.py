@@ -1,4 +1,4 @@
-"""One request over one connection, and the pool it comes from, with the instance's end in hand."""
+"""One exchange over one connection of a pool, with the instance's end under control of the test."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def plenty() -> Deadline:
     return Deadline(5.0, 5.0, 0.0, FakeClock(0.0))
 
 
-def test_a_step_ends_with_the_deadline_or_before() -> None:
+def test_a_step_ends_at_the_deadline_at_the_latest() -> None:
     clock = FakeClock()
     deadline = Deadline(2.0, 5.0, clock(), clock)
     assert deadline.left() == 2.0
@@ -88,7 +88,7 @@ def test_a_step_ends_with_the_deadline_or_before() -> None:
     assert deadline.left() == 2.0
 
 
-def test_an_answer_before_the_body_is_sent_ends_the_sending(pairs: Pairs) -> None:
+def test_a_response_before_the_end_of_the_body_stops_the_upload(pairs: Pairs) -> None:
     """G39: with its first block already."""
     connection, reader = connection_of(pairs), ResponseReader("POST")
     pairs.theirs[0].sendall(ANSWER)
@@ -101,7 +101,7 @@ def test_an_answer_before_the_body_is_sent_ends_the_sending(pairs: Pairs) -> Non
     assert sent == HEAD
 
 
-def test_an_answer_between_two_blocks_ends_the_sending(pairs: Pairs) -> None:
+def test_a_response_between_two_blocks_stops_the_upload(pairs: Pairs) -> None:
     """G39"""
     connection, reader = connection_of(pairs), ResponseReader("POST")
     asked: list[int] = []
@@ -119,7 +119,7 @@ def test_an_answer_between_two_blocks_ends_the_sending(pairs: Pairs) -> None:
 
 
 @pytest.mark.parametrize("small", [False, True])
-def test_an_instance_that_hangs_up_has_maybe_answered(small: bool, pairs: Pairs) -> None:
+def test_the_response_of_an_instance_that_stops_reading_is_read(small: bool, pairs: Pairs) -> None:
     """N03, G39: it is not sent another request, whatever it says of the connection."""
     connection, reader = connection_of(pairs), ResponseReader("POST")
     pairs.theirs[0].sendall(ANSWER)
@@ -130,7 +130,7 @@ def test_an_instance_that_hangs_up_has_maybe_answered(small: bool, pairs: Pairs)
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_an_answer_that_ends_in_its_head_is_told_from_none(large: bool, pairs: Pairs) -> None:
+def test_a_cut_head_differs_from_no_response(large: bool, pairs: Pairs) -> None:
     """G05"""
     for said, error, text in (
         (b"HTTP/1.1 200 O", BrokenResponse, "head was cut short"),
@@ -145,7 +145,7 @@ def test_an_answer_that_ends_in_its_head_is_told_from_none(large: bool, pairs: P
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_each_step_of_an_exchange_has_its_time(large: bool, pairs: Pairs) -> None:
+def test_each_step_of_an_exchange_has_its_timeout(large: bool, pairs: Pairs) -> None:
     """N25: the instance takes nothing and says nothing."""
     connection = connection_of(pairs)
     connection.set_timeout(60.0)
@@ -156,7 +156,7 @@ def test_each_step_of_an_exchange_has_its_time(large: bool, pairs: Pairs) -> Non
         )
 
 
-def test_a_connection_that_sent_a_large_body_is_good_for_another_request(pairs: Pairs) -> None:
+def test_a_connection_is_reusable_after_a_large_body(pairs: Pairs) -> None:
     pool = pool_of(pairs)
     connection, reader = pool.acquire(0.0, 5.0), ResponseReader("POST")
 
@@ -173,7 +173,7 @@ def test_a_connection_that_sent_a_large_body_is_good_for_another_request(pairs: 
     assert pool.acquire(0.0, 5.0) is connection
 
 
-def test_a_body_is_waited_for_as_long_as_its_own_time_says(pairs: Pairs) -> None:
+def test_each_part_of_a_body_has_the_read_timeout(pairs: Pairs) -> None:
     """Whatever time the steps before had: none, after a look whether there was an answer."""
     connection, reader = connection_of(pairs), ResponseReader("GET")
     connection.set_timeout(5.0)
@@ -219,7 +219,7 @@ def paced(pairs: Pairs, head: bytes, clock: Callable[[], float], **rules: Any) -
     ],
     ids=["length", "chunked", "until the end"],
 )
-def test_a_body_that_comes_too_slowly_ends(pairs: Pairs, head: bytes, part: bytes) -> None:
+def test_a_body_below_the_minimum_rate_is_an_error(pairs: Pairs, head: bytes, part: bytes) -> None:
     raw = paced(pairs, head, Ticking(1.0))
     for _ in range(31):
         pairs.theirs[0].sendall(part)
@@ -230,7 +230,7 @@ def test_a_body_that_comes_too_slowly_ends(pairs: Pairs, head: bytes, part: byte
     assert raw.closed, "its connection does not serve another request"
 
 
-def test_drops_of_what_is_no_body_are_waited_for_no_longer(pairs: Pairs) -> None:
+def test_bytes_that_are_no_body_data_do_not_extend_the_minimum_rate(pairs: Pairs) -> None:
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     raw = paced(pairs, head, Ticking(1.0))
     pairs.theirs[0].sendall(b"1;a=")
@@ -249,7 +249,7 @@ def drip(sock: socket.socket) -> None:
         pass
 
 
-def test_a_client_that_takes_its_response_slowly_is_not_the_instances_fault(pairs: Pairs) -> None:
+def test_the_time_that_a_slow_client_takes_does_not_count(pairs: Pairs) -> None:
     clock = FakeClock()
     raw = paced(pairs, b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n", clock, total=60)
     for _ in range(50):
@@ -259,7 +259,7 @@ def test_a_client_that_takes_its_response_slowly_is_not_the_instances_fault(pair
     assert raw.read1() == b""
 
 
-def test_a_read_is_no_longer_than_the_time_that_is_left(pairs: Pairs) -> None:
+def test_a_read_waits_no_longer_than_the_time_left(pairs: Pairs) -> None:
     raw = paced(pairs, LENGTH, Ticking(0.0), total=0.05)
     with pytest.raises(SlowResponse, match="0 bytes"):
         raw.read1()
@@ -282,7 +282,7 @@ def begun(pairs: Pairs, data: bytes, timeout: float = 5.0) -> tuple[ConnectionPo
         (LENGTH, None, requests.ReadTimeout),
     ],
 )
-def test_a_body_that_fails_frees_its_connection_at_once(
+def test_a_failing_body_closes_its_connection_at_once(
     head: bytes, body: bytes | None, error: type[Exception], pairs: Pairs
 ) -> None:
     pool, raw = begun(pairs, head, 0.05)
@@ -296,7 +296,7 @@ def test_a_body_that_fails_frees_its_connection_at_once(
     assert raw.read() == b""
 
 
-def test_a_socket_that_fails_is_an_error_of_the_connection(pairs: Pairs) -> None:
+def test_a_socket_error_is_a_connection_error(pairs: Pairs) -> None:
     pool, raw = begun(pairs, LENGTH)
     pairs.ours[0].close()
     with pytest.raises(requests.ConnectionError):
@@ -304,7 +304,7 @@ def test_a_socket_that_fails_is_an_error_of_the_connection(pairs: Pairs) -> None
     assert pool.open_connections == 0
 
 
-def test_a_body_that_came_in_two_is_kept_to_its_end(pairs: Pairs) -> None:
+def test_bytes_after_the_end_of_a_body_end_its_connection(pairs: Pairs) -> None:
     """G07: what came behind it is nobody's, so the connection is not either."""
     for more, kept in ((b"56789", 1), (b"56789stray", 0)):
         pool, raw = begun(pairs, LENGTH + b"1234")
@@ -313,7 +313,7 @@ def test_a_body_that_came_in_two_is_kept_to_its_end(pairs: Pairs) -> None:
         assert pool.idle_connections == kept
 
 
-def test_parts_of_a_body_are_never_read_twice(pairs: Pairs) -> None:
+def test_no_part_of_a_body_is_returned_twice(pairs: Pairs) -> None:
     _, raw = begun(pairs, LENGTH + b"123456789")
     assert [raw.read1(4), raw.read1(4), raw.read1(4), raw.read1(4)] == [b"1234", b"5678", b"9", b""]
     _, raw = begun(pairs, LENGTH + b"123456789")
@@ -329,7 +329,7 @@ def test_parts_of_a_body_are_never_read_twice(pairs: Pairs) -> None:
         raw.take_over()
 
 
-def test_who_holds_a_connection_is_told_before_another_does(pairs: Pairs) -> None:
+def test_on_socket_is_called_before_a_connection_is_lent_again(pairs: Pairs) -> None:
     told: list[object] = []
     pool = pool_of(pairs)
     connection = pool.acquire(0.0, 5.0)
@@ -341,7 +341,7 @@ def test_who_holds_a_connection_is_told_before_another_does(pairs: Pairs) -> Non
     assert pool.acquire(0.0, 5.0).on_socket is None
 
 
-def test_a_place_is_free_again_when_nothing_came_of_it() -> None:
+def test_a_failed_dial_frees_its_slot() -> None:
     pairs = Pairs(failures=2)
     pool = pool_of(pairs, max_open=1)
     for _ in range(2):
@@ -352,7 +352,7 @@ def test_a_place_is_free_again_when_nothing_came_of_it() -> None:
     pairs.close()
 
 
-def test_no_more_are_kept_than_there_is_room_for(pairs: Pairs) -> None:
+def test_no_more_than_max_idle_connections_are_kept(pairs: Pairs) -> None:
     pool = pool_of(pairs, max_idle=1)
     taken = [pool.acquire(0.0, 5.0) for _ in range(3)]
     for connection in taken:
@@ -360,7 +360,7 @@ def test_no_more_are_kept_than_there_is_room_for(pairs: Pairs) -> None:
     assert (pool.open_connections, pool.idle_connections) == (1, 1)
 
 
-def test_a_fresh_connection_is_none_that_was_kept(pairs: Pairs) -> None:
+def test_a_fresh_connection_is_not_an_idle_one(pairs: Pairs) -> None:
     pool = pool_of(pairs)
     pool.acquire(0.0, 5.0).give_back(True)
     fresh = pool.acquire(0.0, 5.0, fresh=True)
@@ -369,7 +369,7 @@ def test_a_fresh_connection_is_none_that_was_kept(pairs: Pairs) -> None:
 
 
 @pytest.mark.parametrize(("keep", "leaves", "fresh"), [(0, 1, 0), (1, 1, 0), (1, 0, 1), (1, 0, 0)])
-def test_who_waits_for_a_place_gets_a_connection_that_lives(
+def test_a_waiting_request_gets_a_usable_connection(
     keep: int, leaves: int, fresh: int, pairs: Pairs
 ) -> None:
     """The old one was closed when its request ended, or by the instance just before it was kept,
@@ -397,7 +397,7 @@ def test_who_waits_for_a_place_gets_a_connection_that_lives(
         pool.acquire(0.0, 0.0)
 
 
-def test_a_connection_with_something_left_to_read_is_not_kept(pairs: Pairs) -> None:
+def test_a_connection_with_unread_data_is_not_kept(pairs: Pairs) -> None:
     """Of what TLS has decrypted already, no poller tells."""
     pool = pool_of(pairs)
     connection = pool.acquire(0.0, 5.0)
@@ -415,7 +415,7 @@ def test_a_connection_with_something_left_to_read_is_not_kept(pairs: Pairs) -> N
         (4.0, {"idle_timeout": 9.0, "max_age": 4.0}, False),
     ],
 )
-def test_a_connection_is_kept_for_less_than_its_time(
+def test_an_idle_connection_is_kept_until_its_timeout(
     later: float, limits: dict[str, float], reused: bool, pairs: Pairs
 ) -> None:
     pool = pool_of(pairs, **limits)
@@ -423,7 +423,7 @@ def test_a_connection_is_kept_for_less_than_its_time(
     assert pool.acquire(later, 9.0).reused is reused
 
 
-def test_who_is_interrupted_while_connecting_leaves_its_place() -> None:
+def test_an_interrupted_dial_frees_its_slot() -> None:
     class Interrupted(BaseException):
         """What is no error of the system's, such as a worker's order to end."""
 
@@ -437,7 +437,7 @@ def test_who_is_interrupted_while_connecting_leaves_its_place() -> None:
     assert pool.open_connections == 0
 
 
-def test_who_is_told_too_late_looks_once_more(pairs: Pairs) -> None:
+def test_a_waiting_request_checks_once_more_after_its_timeout(pairs: Pairs) -> None:
     """Else a connection lies there that was given back to who has given up, while others wait."""
     clock = FakeClock(0.0)
     pool = ConnectionPool(pairs, Limits(max_open=1), clock)  # type: ignore[arg-type]
@@ -457,7 +457,7 @@ def test_who_is_told_too_late_looks_once_more(pairs: Pairs) -> None:
         pool.acquire(0.0, 5.0)
 
 
-def test_a_response_that_is_collected_anywhere_gives_its_place_up(pairs: Pairs) -> None:
+def test_a_garbage_collected_response_frees_its_slot_in_any_thread(pairs: Pairs) -> None:
     """Also while this very thread waits for a place, with what guards them in its hands."""
 
     def clock() -> float:
@@ -479,7 +479,7 @@ def test_a_response_that_is_collected_anywhere_gives_its_place_up(pairs: Pairs) 
     connection.close()
 
 
-def test_a_closed_pool_closes_what_comes_back(pairs: Pairs) -> None:
+def test_a_closed_pool_closes_returned_connections(pairs: Pairs) -> None:
     pool = pool_of(pairs)
     held, kept = pool.acquire(0.0, 5.0), pool.acquire(0.0, 5.0)
     kept.give_back(True)
@@ -490,7 +490,7 @@ def test_a_closed_pool_closes_what_comes_back(pairs: Pairs) -> None:
     assert [end.fileno() for end in pairs.ours] == [-1, -1]
 
 
-def test_an_abandoned_pool_lets_go_of_its_sockets(pairs: Pairs) -> None:
+def test_an_abandoned_pool_closes_its_sockets(pairs: Pairs) -> None:
     pool = pool_of(pairs)
     pool.acquire(0.0, 5.0).give_back(True)
     pool.abandon()

@@ -1,4 +1,4 @@
-"""Requests onto the wire, the connections they ask for, and the sessions they come by."""
+"""Writing requests, the connections that they use, and sessions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def sent_of(upload: Upload | None) -> bytes:
     return b"" if upload is None else upload.first + b"".join(upload.rest())
 
 
-def test_fields_of_one_name_are_one_whatever_its_case() -> None:
+def test_fields_with_equal_names_are_joined_regardless_of_case() -> None:
     fields = Fields.joined([("Cookie", "a=1"), ("X", "1"), ("cookie", "b=2"), ("x", "2")])
     assert fields == {"Cookie": "a=1; b=2", "X": "1, 2"}
     fields.target = "/x"
@@ -54,7 +54,7 @@ def test_fields_of_one_name_are_one_whatever_its_case() -> None:
     assert (fields.copy(), fields.copy().target, fields.copy().on_socket) == (fields, "/x", print)
 
 
-def test_the_host_is_the_origins_unless_said() -> None:
+def test_the_default_host_is_that_of_the_origin() -> None:
     assert head_of(prepared("GET")) == ["GET /x HTTP/1.1", "Host: a.test:8000"]
     assert head_of(prepared("GET", host="b.test")) == ["GET /x HTTP/1.1", "host: b.test"]
     assert head_of(prepared("GET"), "http+unix://%2Fx")[1] == "Host: localhost"
@@ -62,14 +62,14 @@ def test_the_host_is_the_origins_unless_said() -> None:
 
 
 @pytest.mark.parametrize("value", ["a\nX: b", "a\rX: b", "a\r\nX: b", "a\0b"])
-def test_no_value_brings_a_line_of_its_own(value: str) -> None:
+def test_a_value_with_a_line_end_is_rejected(value: str) -> None:
     """CVE-2019-11236"""
     with pytest.raises(InvalidHeader):
         head_of(prepared("GET", X=value))
 
 
 @pytest.mark.parametrize("method", ["G T", "G(T", "GET / HTTP/1.1\r\nX: y\r\n\r\nGET", ""])
-def test_a_method_is_a_word(method: str) -> None:
+def test_a_method_that_is_no_token_is_rejected(method: str) -> None:
     """CVE-2020-26137"""
     request = prepared("GET")
     request.method = method or "é"
@@ -111,7 +111,7 @@ FRAMED: list[tuple[Callable[[], Any], dict[str, str], list[str], bytes]] = [
 
 
 @pytest.mark.parametrize(("body", "fields", "framing", "sent"), FRAMED)
-def test_a_body_is_framed_in_one_way(
+def test_a_body_has_exactly_one_framing(
     body: Callable[[], Any], fields: dict[str, str], framing: list[str], sent: bytes
 ) -> None:
     """A24"""
@@ -136,12 +136,12 @@ def test_a_body_is_framed_in_one_way(
         (iter([b"ok!"]), {"Content_Length": "2"}),
     ],
 )
-def test_a_framing_that_contradicts_the_body_is_refused(body: Any, fields: dict[str, str]) -> None:
+def test_a_framing_that_contradicts_the_body_is_rejected(body: Any, fields: dict[str, str]) -> None:
     with pytest.raises(InvalidHeader):
         sent_of(upload_of(prepared(body=body, **fields)))
 
 
-def test_a_body_can_be_sent_again_as_long_as_it_is_there() -> None:
+def test_a_body_is_replayable_until_its_second_block_is_read() -> None:
     """N09"""
     upload = Upload(iter([b"a", b"b"]), 2)
     assert upload.replayable
@@ -179,7 +179,7 @@ class Recorded(Adapter):
         (None, 86400.0),
     ],
 )
-def test_a_connection_is_wanted_in_its_time_and_within_all_of_it(
+def test_connecting_is_limited_by_the_connect_timeout_and_the_total(
     timeout: Any, wanted: float, backend: Backend
 ) -> None:
     adapter = Recorded(clock=FakeClock(0.0))
@@ -192,7 +192,7 @@ def test_a_connection_is_wanted_in_its_time_and_within_all_of_it(
     adapter.close()
 
 
-def test_what_is_sent_again_goes_by_no_other_connection_that_was_kept(backend: Backend) -> None:
+def test_a_request_is_resent_over_a_new_connection_not_another_idle_one(backend: Backend) -> None:
     """N02"""
 
     def only_new(connection: socket.socket, request: Received) -> bool:
@@ -222,7 +222,7 @@ def test_what_is_sent_again_goes_by_no_other_connection_that_was_kept(backend: B
     adapter.close()
 
 
-def test_an_unasked_change_of_protocol_is_no_answer(backend: Backend) -> None:
+def test_an_unrequested_101_is_an_invalid_response(backend: Backend) -> None:
     """G24"""
     switched = b"HTTP/1.1 101 Go\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
     backend.answers = [switched + reply(b"evil")]
@@ -230,13 +230,13 @@ def test_an_unasked_change_of_protocol_is_no_answer(backend: Backend) -> None:
         session.get(backend.url, timeout=5)
 
 
-def test_a_session_adds_nothing_of_its_own() -> None:
+def test_a_gateway_session_adds_no_fields_and_reads_no_environment() -> None:
     with gateway_session() as session:
         assert session.trust_env is False
         assert dict(session.headers) == {}
 
 
-def test_credentials_in_a_url_are_no_part_of_the_host(backend: Backend) -> None:
+def test_credentials_in_a_url_are_not_sent_in_host(backend: Backend) -> None:
     request = prepared("GET")
     request.url = backend.url.replace("http://", "http://user:secret@")
     adapter = Adapter()
@@ -245,7 +245,7 @@ def test_credentials_in_a_url_are_no_part_of_the_host(backend: Backend) -> None:
     adapter.close()
 
 
-def test_instances_without_connections_are_forgotten_when_there_are_many(backend: Backend) -> None:
+def test_pools_without_connections_are_removed_when_there_are_many(backend: Backend) -> None:
     adapter = Adapter()
     request = prepared("GET")
     request.url = backend.url
@@ -258,7 +258,7 @@ def test_instances_without_connections_are_forgotten_when_there_are_many(backend
     adapter.close()
 
 
-def test_each_tls_policy_has_connections_of_its_own() -> None:
+def test_each_tls_policy_has_its_own_connections() -> None:
     """N21, CVE-2024-35195"""
     adapter = Adapter()
     policies: list[Any] = [
@@ -289,7 +289,7 @@ def in_child(check: Callable[[], object]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def test_a_forked_process_has_a_session_of_its_own_and_leaves_its_parents_alone() -> None:
+def test_a_forked_process_has_its_own_session_and_does_not_close_its_parents() -> None:
     """Q09"""
     sessions = Sessions(Counted)
     first: Any = sessions.current()
@@ -318,14 +318,14 @@ def dial(origin: str, until: float) -> socket.socket:
     return dialer(origin, True, None, Contexts(), time.monotonic)(until)
 
 
-def test_nothing_is_dialled_too_late(backend: Backend, tmp_path: Path) -> None:
+def test_no_connection_is_opened_after_the_deadline(backend: Backend, tmp_path: Path) -> None:
     for origin in (backend.url, f"http+unix://{str(tmp_path / 's').replace('/', '%2F')}"):
         with pytest.raises(requests.ConnectTimeout):
             dial(origin, now_and(-1))
     assert backend.connections == 0
 
 
-def test_a_unix_socket_that_is_busy_is_waited_for(tmp_path: Path) -> None:
+def test_connecting_waits_for_a_unix_socket_with_a_full_queue(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
     ends: list[socket.socket] = []
     with socket.socket(socket.AF_UNIX) as listener:
@@ -344,19 +344,21 @@ def test_a_unix_socket_that_is_busy_is_waited_for(tmp_path: Path) -> None:
             end.close()
 
 
-def test_a_name_that_can_not_be_one_is_no_connection() -> None:
+def test_an_invalid_host_name_is_not_connected() -> None:
     with pytest.raises(NotConnected):
         dial(f"http://{'x' * 64}.test:1", now_and(5))
 
 
-def test_what_is_sent_does_not_wait_for_more(backend: Backend) -> None:
+def test_tcp_nodelay_is_set(backend: Backend) -> None:
     with dial(backend.url, now_and(5)) as sock:
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert 0 < (sock.gettimeout() or 0) <= 5
 
 
 @pytest.mark.parametrize(("scheme", "port"), [("http", 80), ("https", 443)])
-def test_each_scheme_has_its_port(scheme: str, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_scheme_has_its_default_port(
+    scheme: str, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[tuple[str, int]] = []
 
     def none(host: str, port: int, **_: Any) -> list[Any]:
@@ -370,12 +372,12 @@ def test_each_scheme_has_its_port(scheme: str, port: int, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("origin", ["http://", "ftp://a.test", "http://a:x", "https://[::1", "a"])
-def test_what_is_no_address_is_not_dialled(origin: str) -> None:
+def test_an_invalid_origin_is_rejected(origin: str) -> None:
     with pytest.raises(InvalidURL):
         dialer(origin, True, None, Contexts(), time.monotonic)
 
 
-def test_tls_is_what_it_is_today(tmp_path: Path) -> None:
+def test_tls_contexts_require_tls_1_2_and_verify_by_default(tmp_path: Path) -> None:
     """N21"""
     contexts = Contexts()
     context = contexts.get(True, None)
@@ -396,7 +398,7 @@ def plain() -> Iterator[Backend]:
         yield backend
 
 
-def test_a_handshake_that_fails_leaves_nothing_open(plain: Backend) -> None:
+def test_a_failed_handshake_closes_the_connection(plain: Backend) -> None:
     silent = plain.url.replace("http", "https")
     with pytest.raises(requests.ConnectTimeout) as caught:
         dial(silent, now_and(0.1))

@@ -1,4 +1,4 @@
-"""The thread that keeps an instance registered: what it asks of its registries, in which order."""
+"""The thread that keeps an instance registered: its requests, and their order."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ def started() -> Iterator[Callable[..., Heartbeat]]:
         heartbeat.end(leave=False, timeout=10.0)
 
 
-def test_a_whole_life(registries: Registries, started: Callable[..., Heartbeat]) -> None:
+def test_an_instance_registers_sends_heartbeats_drains_and_deregisters(
+    registries: Registries, started: Callable[..., Heartbeat]
+) -> None:
     heartbeat = started(registries, wanted=Wanted.STARTING)
     registries.wait_for(Step.REGISTER, Step.HEARTBEAT)
     heartbeat.want(Wanted.UP)
@@ -101,7 +103,7 @@ def test_a_whole_life(registries: Registries, started: Callable[..., Heartbeat])
     assert told == [Wanted.UP, Wanted.DRAINING]
 
 
-def test_who_was_forgotten_registers_again(
+def test_an_instance_that_the_registry_has_forgotten_registers_again(
     registries: Registries, started: Callable[..., Heartbeat]
 ) -> None:
     started(registries)
@@ -110,7 +112,7 @@ def test_who_was_forgotten_registers_again(
     registries.wait(lambda: [step for step, _, _ in registries.asked].count(Step.REGISTER) >= 3)
 
 
-def test_one_that_is_forgotten_while_it_drains_does_not_come_back(
+def test_a_draining_instance_that_was_forgotten_does_not_register_again(
     registries: Registries, started: Callable[..., Heartbeat]
 ) -> None:
     heartbeat = started(registries)
@@ -122,7 +124,7 @@ def test_one_that_is_forgotten_while_it_drains_does_not_come_back(
     assert Step.REGISTER not in [step for step, _, _ in registries.asked][1:]
 
 
-def test_when_one_registry_fails_the_next_is_asked(started: Callable[..., Heartbeat]) -> None:
+def test_when_one_registry_fails_the_next_one_is_used(started: Callable[..., Heartbeat]) -> None:
     registries = Registries(3)
     registries.answer = lambda step, place: DONE if place == 2 else SILENT
     started(registries)
@@ -130,7 +132,7 @@ def test_when_one_registry_fails_the_next_is_asked(started: Callable[..., Heartb
     assert [place for _, _, place in registries.asked[:5]] == [0, 1, 2, 2, 2]
 
 
-def test_leaving_asks_each_registry_once_and_gives_up(started: Callable[..., Heartbeat]) -> None:
+def test_deregistration_tries_each_registry_once(started: Callable[..., Heartbeat]) -> None:
     registries = Registries(2)
     heartbeat = started(registries)
     registries.wait_for(Step.REGISTER, Step.HEARTBEAT)
@@ -140,7 +142,7 @@ def test_leaving_asks_each_registry_once_and_gives_up(started: Callable[..., Hea
     assert sorted(ends) == [0, 1]
 
 
-def test_nobody_waits_for_a_registry_that_can_not_be_told(
+def test_settled_returns_when_no_registry_can_be_reached(
     registries: Registries, started: Callable[..., Heartbeat]
 ) -> None:
     registries.answer = lambda step, place: SILENT
@@ -151,7 +153,7 @@ def test_nobody_waits_for_a_registry_that_can_not_be_told(
     assert not heartbeat.drains
 
 
-def test_only_who_leads_speaks(registries: Registries, started: Callable[..., Heartbeat]) -> None:
+def test_only_the_leader_sends(registries: Registries, started: Callable[..., Heartbeat]) -> None:
     turn = Turn(leads=False)
     heartbeat = started(registries, lead=turn)
     assert turn.asked.wait(10.0)
@@ -162,9 +164,7 @@ def test_only_who_leads_speaks(registries: Registries, started: Callable[..., He
     assert turn.released
 
 
-def test_who_takes_over_registers_anew(
-    registries: Registries, started: Callable[..., Heartbeat]
-) -> None:
+def test_a_new_leader_registers(registries: Registries, started: Callable[..., Heartbeat]) -> None:
     turn = Turn(leads=False)
     started(registries, lead=turn)
     assert turn.asked.wait(10.0)
@@ -175,7 +175,7 @@ def test_who_takes_over_registers_anew(
     assert turn.asked.wait(10.0)
 
 
-def test_what_is_known_need_not_be_told(
+def test_an_existing_registration_is_updated_not_registered_again(
     registries: Registries, started: Callable[..., Heartbeat]
 ) -> None:
     known = RegistrationState(Phase.REGISTERED, reported=Wanted.UP, sent=True)
@@ -184,7 +184,7 @@ def test_what_is_known_need_not_be_told(
     assert registries.asked[0] == (Step.UPDATE, Wanted.DRAINING, 0)
 
 
-def test_nothing_is_asked_before_it_is_time(
+def test_nothing_is_sent_before_the_process_is_ready(
     registries: Registries, started: Callable[..., Heartbeat]
 ) -> None:
     looked, ready = threading.Event(), threading.Event()
@@ -215,7 +215,7 @@ def test_a_function_is_called_between_steps(
     assert called.wait(10.0)
 
 
-def test_what_happens_is_logged_once(
+def test_changes_and_failures_are_logged_once(
     registries: Registries, started: Callable[..., Heartbeat], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "wsgigate.registration"):
@@ -234,7 +234,7 @@ def test_what_happens_is_logged_once(
     ]
 
 
-def test_a_client_that_can_not_be_made_is_told_and_nothing_else(
+def test_a_client_that_cannot_be_made_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def connect() -> Registries:

@@ -1,4 +1,4 @@
-"""Who has a listening socket, and who only could connect to it."""
+"""Which process has a listening socket, and which can only connect to it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from wsgigate.registration.process import accepts, holds
 @pytest.mark.parametrize(
     ("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
 )
-def test_a_process_has_the_sockets_it_listens_at(family: socket.AddressFamily, host: str) -> None:
+def test_holds_is_true_for_the_listening_sockets_of_this_process(
+    family: socket.AddressFamily, host: str
+) -> None:
     with socket.create_server((host, 0), family=family) as listener:
         port = listener.getsockname()[1]
         assert holds(port)
@@ -27,7 +29,7 @@ def test_a_process_has_the_sockets_it_listens_at(family: socket.AddressFamily, h
     assert not accepts(host, port)
 
 
-def test_a_socket_that_only_another_process_has_is_not_ours() -> None:
+def test_holds_is_false_for_the_socket_of_another_process() -> None:
     code = (
         "import socket, sys\n"
         "listener = socket.create_server(('127.0.0.1', 0))\n"

@@ -1,4 +1,4 @@
-"""What a registration refuses, and how the processes of a machine agree on who speaks."""
+"""The arguments of a registration, and the leader among the processes of a machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ENTRY = Entry(service="users", port=3001)
         ({"metadata": {"a": float("nan")}}, "metadata"),
     ],
 )
-def test_what_can_not_be_right_is_named_where_it_is_written(wrong: dict, named: str) -> None:
+def test_an_invalid_argument_is_an_error_that_names_it(wrong: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named) as raised:
         Registration(**{"service": "users", "port": 3001, **wrong})
     assert "two words" not in str(raised.value)
@@ -47,7 +47,7 @@ def test_what_can_not_be_right_is_named_where_it_is_written(wrong: dict, named: 
         ({"REGISTRY_TOKEN": "secret word"}, "REGISTRY_TOKEN must be 1 to 4096 visible"),
     ],
 )
-def test_what_is_wrong_with_the_environment_is_found_later(
+def test_an_invalid_environment_variable_is_an_error_of_connect(
     env: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in env.items():
@@ -67,20 +67,20 @@ def test_what_is_wrong_with_the_environment_is_found_later(
         (["http://c", "http://d/"], "http://a", ("http://c", "http://d")),
     ],
 )
-def test_where_the_registry_is(
+def test_the_urls_are_those_of_the_argument_or_the_environment(
     given: object, env: str, found: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REGISTRY_URL", env)
     assert connector(ENTRY, given)().registries == found  # type: ignore[arg-type]
 
 
-def test_authorities_that_are_not_there_are_found_later(tmp_path: Path) -> None:
+def test_a_missing_authorities_file_is_an_error_of_connect(tmp_path: Path) -> None:
     connect = connector(ENTRY, "https://registry", ca=str(tmp_path / "none.pem"))
     with pytest.raises(ValueError, match=r"none\.pem"):
         connect()
 
 
-def test_one_of_those_who_share_a_store_speaks(tmp_path: Path) -> None:
+def test_one_of_the_processes_that_share_a_store_leads(tmp_path: Path) -> None:
     first, second = (MachineLeader(f"lmdb:{tmp_path}/store", "users") for _ in range(2))
     other = MachineLeader(f"lmdb:{tmp_path}/store", "products")
     assert first.take()
@@ -93,7 +93,7 @@ def test_one_of_those_who_share_a_store_speaks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("store", ["lmdb:/proc/nowhere", "bogus:"])
-def test_without_a_store_each_speaks_for_itself(
+def test_while_the_store_fails_each_process_leads(
     store: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     lead = MachineLeader(store, "users")
@@ -115,7 +115,7 @@ def _signals() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_signals")
-def test_it_is_started_once_and_can_be_stopped(
+def test_a_registration_starts_once_and_can_be_stopped(
     tmp_path: Path, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     registration = Registration(
