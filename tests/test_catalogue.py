@@ -56,14 +56,14 @@ COVERED: dict[str, list[str]] = {
     ],
     "K09": [f"{RULES}::test_how_much_may_pass_in_any_span_of_time"],
     "K10": [
-        "store/redis/test_users.py::test_while_the_server_is_down_a_limiter_does_what_was_chosen",
-        f"{FAULTS}::test_a_server_that_hangs_is_waited_for_a_bounded_time_and_is_asked_again_later",
-        f"{FAULTS}::test_a_replica_that_may_not_be_written_counts_as_failing",
-        f"{FAULTS}::test_a_full_server_is_an_error_in_words_and_still_answers",
-        f"{REDIS}::test_a_server_that_forgets_its_scripts_is_told_them_again",
+        "store/redis/test_users.py::test_a_limiter_follows_on_store_error_while_the_server_is_down",
+        f"{FAULTS}::test_a_server_that_hangs_is_waited_for_a_bounded_time_and_is_probed_later",
+        f"{FAULTS}::test_a_read_only_replica_is_an_outage",
+        f"{FAULTS}::test_a_full_server_is_reported_and_is_no_outage",
+        f"{REDIS}::test_a_script_that_the_server_has_lost_is_sent_again",
         "acceptance/test_redis_sentinel.py::test_a_failover_is_followed_when_the_primary_dies",
     ],
-    "K11": [f"{FAULTS}::test_an_answer_that_comes_too_late_is_not_taken_for_the_next_one"],
+    "K11": [f"{FAULTS}::test_a_late_answer_is_not_taken_for_that_of_the_next_command"],
     "K12": [f"{ATTACKS}::test_k12_a_rejection_needs_no_lookup_and_reads_no_body"],
     "K13": [f"{ATTACKS}::test_k13_guessing_tokens_is_limited_before_they_are_looked_at"],
     "K14": [
@@ -89,7 +89,7 @@ COVERED: dict[str, list[str]] = {
     ],
     "P03": [
         f"{DISK}::test_a_disk_that_runs_full_refuses_what_is_new_and_keeps_the_rest_until_there_is_room",
-        f"{DISK}::test_a_limiter_does_what_was_chosen_while_the_disk_is_full",
+        f"{DISK}::test_a_limiter_follows_on_store_error_while_the_disk_is_full",
         "store/test_lmdb_faults.py::test_a_folder_that_cannot_be_written_is_refused",
     ],
     "P04": [
@@ -98,17 +98,17 @@ COVERED: dict[str, list[str]] = {
         "middleware/test_limiter_store.py::"
         "test_a_default_store_that_can_never_be_had_is_an_error_that_names_the_cure",
     ],
-    "P05": ["store/test_lmdb_faults.py::test_a_folder_that_cannot_be_used_is_refused_in_words"],
+    "P05": ["store/test_lmdb_faults.py::test_an_unusable_folder_is_rejected"],
     "P06": ["test_catalogue.py::test_p06_nothing_is_unpickled_but_by_the_test_suite"],
     "P07": [
         f"{LMDB}::test_the_folder_and_its_files_are_for_their_owner_only",
-        "store/test_lmdb_folder.py::test_a_runtime_folder_with_something_unsafe_in_it_is_not_used",
+        "store/test_private_folder.py::test_a_runtime_folder_with_something_unsafe_in_it_is_not_used",
     ],
     "P08": [
-        f"{FAULTS}::test_a_server_that_was_never_there_is_no_worse",
-        f"{FAULTS}::test_a_dead_server_is_asked_a_few_times_and_then_only_by_a_probe",
+        f"{FAULTS}::test_a_server_that_never_answered_is_paused_as_well",
+        f"{FAULTS}::test_a_stopped_server_gets_a_few_calls_and_then_only_probes",
         f"{FAULTS}::test_many_threads_together_wait_for_a_server_that_hangs_no_longer_than_one",
-        f"{REDIS}::test_who_finds_all_connections_in_use_waits_only_so_long",
+        f"{REDIS}::test_a_call_waits_a_bounded_time_for_a_connection",
     ],
     "P10": [
         f"{REDIS}::test_a_forked_process_has_connections_of_its_own",

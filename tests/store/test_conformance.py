@@ -37,7 +37,7 @@ def test_a_store_without_an_update_of_its_own_conforms():
     check_store(lambda: Bare(MemoryStore(clock=clock)), clock=clock)
 
 
-def test_a_store_that_tells_the_real_time_conforms(tmp_path):
+def test_a_store_with_the_real_time_conforms(tmp_path):
     check_store(partial(LmdbStore, tmp_path / "store"))
 
 

@@ -77,7 +77,7 @@ class Ready(MemoryStore):
 
 
 @pytest.mark.parametrize("broken", [Unlocked, Unwritten, Fast, Ready])
-def test_the_suite_finds_a_store_by_which_too_many_pass(broken):
+def test_the_suite_rejects_a_store_that_allows_too_many(broken):
     with pytest.raises(AssertionError, match=r"passed (instead of|in|,)"):
         check_exact(broken)
 
@@ -88,6 +88,6 @@ def test_the_suite_finds_a_store_that_fails():
     assert isinstance(caught.value.__cause__, StoreError)
 
 
-def test_one_alone_proves_nothing():
+def test_the_suite_needs_several_threads_or_processes():
     with pytest.raises(ValueError, match="at least two"):
         check_exact(MemoryStore, threads=1)

@@ -51,13 +51,13 @@ def test_two_stores_of_one_process_share_what_is_open_under_all_names_of_a_folde
         pass
 
 
-def test_a_store_that_is_dropped_without_being_closed_leaves_nothing_open(folder):
+def test_a_garbage_collected_store_closes_its_environment(folder):
     LmdbStore(folder).update("key", count)
     with lmdb.open(str(folder)):
         pass
 
 
-def test_a_relative_path_is_taken_from_where_the_store_was_made(tmp_path, monkeypatch):
+def test_a_relative_path_is_resolved_when_the_store_is_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store = open_store("lmdb:here")
     monkeypatch.chdir("/")
@@ -73,7 +73,7 @@ def test_a_relative_path_is_taken_from_where_the_store_was_made(tmp_path, monkey
         ({"path": "/x", "map_size": 1000}, "map_size is at least 1048576 bytes .1 MiB., got 1000"),
     ],
 )
-def test_wrong_settings_are_refused_at_once(settings, words):
+def test_invalid_arguments_are_rejected(settings, words):
     with pytest.raises(ValueError, match=words):
         LmdbStore(**settings)
 
@@ -86,7 +86,7 @@ def test_a_change_that_keeps_the_value_writes_nothing(folder, store):
     assert (folder / "data.mdb").read_bytes() == before
 
 
-def test_a_change_may_not_write_again_but_blocks_nobody_by_trying(store):
+def test_a_nested_write_is_rejected_without_a_deadlock(store):
     with pytest.raises(StoreError, match="would deadlock"):
         store.update("key", lambda old, now: store.update("key", count))
     assert store.update("key", count) == 1
@@ -123,7 +123,7 @@ def test_forks_of_a_process_that_uses_the_store_can_use_it_as_well(store):
     assert store.get("key")[0] == b"409"
 
 
-def test_a_child_that_never_uses_the_store_does_no_harm_by_ending(store):
+def test_a_child_that_does_not_use_the_store_leaves_it_unchanged(store):
     store.update("key", count)
     child = os.fork()
     if child == 0:
@@ -183,5 +183,5 @@ print("done", flush=True)
     assert LmdbStore(folder).get("key")[0] == b"80"
 
 
-def test_a_store_says_where_it_is(folder):
+def test_the_repr_of_a_store_has_its_folder(folder):
     assert repr(LmdbStore(folder)) == f"LmdbStore('{folder}')"

@@ -70,7 +70,7 @@ for _ in range(200):
 """
 
 
-def test_a_writer_interrupted_by_a_signal_blocks_nobody(program, folder, store):
+def test_a_writer_interrupted_by_a_signal_blocks_no_other(program, folder, store):
     writer = program(INTERRUPTED, folder)
     with ThreadPoolExecutor(1) as pool:
         try:
@@ -142,7 +142,7 @@ def open_to_others(folder):
         (open_to_others, "is open to other users; chmod go-w"),
     ],
 )
-def test_a_folder_that_cannot_be_used_is_refused_in_words(folder, spoil, words):
+def test_an_unusable_folder_is_rejected(folder, spoil, words):
     spoil(folder)
     store = LmdbStore(folder)
     for call in (store.check, lambda: store.get("key"), lambda: store.update("key", count)):
@@ -169,7 +169,7 @@ def test_a_file_of_another_user_is_refused(tmp_path):
         check_file(str(theirs))
 
 
-def test_a_file_cut_short_is_an_error_and_no_crash(folder, output):
+def test_a_truncated_file_is_an_error_and_no_crash(folder, output):
     store = LmdbStore(folder)
     for number in range(500):
         store.swap(f"key/{number}", None, bytes(500), 600)
@@ -200,7 +200,7 @@ def aside(folder):
 @pytest.mark.parametrize(
     "text", [b"some text " * 5000, b"short", bytes(1024 * 1024)], ids=["text", "short", "zeros"]
 )
-def test_a_file_that_is_none_is_moved_aside_and_named(folder, text, caplog):
+def test_a_file_of_another_format_is_moved_aside_and_logged(folder, text, caplog):
     damaged(folder, text)
     with pytest.raises(DamagedStore, match="a gateway that opens it moves it aside"):
         LmdbStore(folder).check()
@@ -220,7 +220,7 @@ def test_a_file_that_is_none_is_moved_aside_and_named(folder, text, caplog):
     store.check()  # the new one is none
 
 
-def test_of_files_that_were_moved_aside_the_last_three_are_kept(folder):
+def test_the_last_three_damaged_files_are_kept(folder):
     for number in range(6):
         if number:
             (folder / "data.mdb").write_bytes(b"%d" % number)
@@ -317,7 +317,7 @@ def test_damage_that_is_met_in_use_is_moved_aside_too(folder, caplog):
     store.close()
 
 
-def test_a_value_that_is_none_of_ours_goes_and_the_others_stay(folder, caplog):
+def test_a_malformed_value_is_removed_and_the_others_stay(folder, caplog):
     store = LmdbStore(folder)
     store.swap("good", None, b"kept", 600)
     store.close()
@@ -332,7 +332,7 @@ def test_a_value_that_is_none_of_ours_goes_and_the_others_stay(folder, caplog):
     store.close()
 
 
-def test_what_a_rule_breaks_down_with_is_no_damage(folder):
+def test_an_exception_of_a_change_is_no_damage(folder):
     store = LmdbStore(folder)
     store.swap("good", None, b"kept", 600)
 

@@ -65,7 +65,7 @@ def test_a_disk_that_runs_full_refuses_what_is_new_and_keeps_the_rest_until_ther
 
 
 @pytest.mark.parametrize("room", [8192, 65536, 163840, 1024 * 1024])
-def test_a_disk_too_full_to_begin_with_is_an_error_that_kills_nobody(tmp_path, output, room):
+def test_a_full_disk_at_the_start_is_an_error_and_no_crash(tmp_path, output, room):
     then = """
 assert not stored
 more_room()
@@ -117,7 +117,7 @@ print("after", statuses(limiter, range(5)), limiter.store_errors)
 
 
 @pytest.mark.parametrize(("choice", "status"), [("allow", "200"), ("refuse", "503")])
-def test_a_limiter_does_what_was_chosen_while_the_disk_is_full(tmp_path, output, choice, status):
+def test_a_limiter_follows_on_store_error_while_the_disk_is_full(tmp_path, output, choice, status):
     new, known, after = output(DISK + LIMITED, tmp_path, 4 * 1024 * 1024, choice).splitlines()
     assert new == f"new ['{status}'] errors 5"
     assert known == "known ['200'] ['429'] 0"

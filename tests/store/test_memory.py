@@ -12,14 +12,14 @@ def names(store):
     return [name for name, _ in store.items("")]
 
 
-def test_a_full_store_forgets_what_is_nearest_to_its_end(clock):
+def test_a_full_store_evicts_the_value_nearest_to_its_expiry(clock):
     store = MemoryStore(max_items=3, clock=clock)
     for name, ttl in (("hour", 3600), ("minute", 60), ("day", 86400), ("week", 604800)):
         store.swap(name, None, b"", ttl)
     assert names(store) == ["day", "hour", "week"]
 
 
-def test_a_full_store_forgets_the_expired_before_it_touches_a_live_one(clock):
+def test_a_full_store_evicts_expired_values_first(clock):
     store = MemoryStore(max_items=3, clock=clock)
     for name, ttl in (("soon", 20), ("gone", 10), ("late", 3600)):
         store.swap(name, None, b"", ttl)
@@ -28,7 +28,7 @@ def test_a_full_store_forgets_the_expired_before_it_touches_a_live_one(clock):
     assert names(store) == ["late", "new", "soon"]
 
 
-def test_a_renewed_value_is_judged_by_its_new_end(clock):
+def test_a_renewed_value_is_evicted_by_its_new_expiry(clock):
     store = MemoryStore(max_items=2, clock=clock)
     store.swap("renewed", None, b"", 10)
     store.swap("other", None, b"", 60)
@@ -37,7 +37,7 @@ def test_a_renewed_value_is_judged_by_its_new_end(clock):
     assert names(store) == ["new", "renewed"]
 
 
-def test_a_value_whose_end_came_nearer_is_judged_by_its_new_end(clock):
+def test_a_value_with_an_earlier_expiry_is_evicted_by_it(clock):
     store = MemoryStore(max_items=2, clock=clock)
     store.swap("shortened", None, b"", 3600)
     store.swap("other", None, b"", 600)
@@ -46,7 +46,7 @@ def test_a_value_whose_end_came_nearer_is_judged_by_its_new_end(clock):
     assert names(store) == ["new", "other"]
 
 
-def test_a_flood_of_new_callers_does_not_push_out_one_that_has_used_up_its_quota(clock):
+def test_a_flood_of_new_callers_does_not_evict_an_exhausted_quota(clock):
     store = MemoryStore(max_items=100, clock=clock)
     store.swap("hot", None, b"used up", 900)
     for number in range(10_000):
@@ -55,7 +55,7 @@ def test_a_flood_of_new_callers_does_not_push_out_one_that_has_used_up_its_quota
     assert len(names(store)) == 100
 
 
-def test_expired_values_do_not_pile_up(clock):
+def test_expired_values_do_not_accumulate(clock):
     store = MemoryStore(clock=clock)
     for number in range(5000):
         store.swap(f"key/{number}", None, b"", 10)

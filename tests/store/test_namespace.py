@@ -205,7 +205,7 @@ tell(**found)
     assert len(set(prefixes)) == len(prefixes) >= 3
 
 
-def test_django_projects_are_told_apart_by_their_settings(projects: Projects) -> None:
+def test_django_projects_are_distinguished_by_their_settings(projects: Projects) -> None:
     for folder in ("shop", "blog"):
         projects.write(f"{folder}/settings.py", "SECRET_KEY = 'x'\nROOT_URLCONF = 'urls'\n")
         projects.write(f"{folder}/wsgi.py", DJANGO)
@@ -224,7 +224,7 @@ def hello(environ: Any, start_response: Any) -> list[bytes]:
     return [b"hello"]
 
 
-def test_what_stands_around_one_app_shares_its_names() -> None:
+def test_middlewares_around_one_app_share_its_namespace() -> None:
     app = flask.Flask(__name__)
     inner = OpenedStore(None, app.wsgi_app)
     app.wsgi_app = lambda environ, start: []  # type: ignore[assignment, method-assign]
@@ -232,7 +232,7 @@ def test_what_stands_around_one_app_shares_its_names() -> None:
     assert inner.prefix != OpenedStore(None, hello).prefix
 
 
-def test_apps_that_are_gone_take_no_turn() -> None:
+def test_garbage_collected_apps_are_not_counted() -> None:
     def made() -> str:
         return OpenedStore(None, flask.Flask("gone")).prefix
 
@@ -255,23 +255,23 @@ def test_apps_that_share_a_url_do_not_share_values(url: str | None) -> None:
 
 
 @pytest.mark.parametrize("url", [*URLS, "redis://127.0.0.1:1/0?prefix=a:", "memory:"])
-def test_a_namespace_says_who_shares(url: str | None) -> None:
+def test_users_of_one_namespace_share_values(url: str | None) -> None:
     for app in (flask.Flask("shop"), hello, None):
         assert OpenedStore(url, app, namespace="all-shops").prefix == "all-shops/"
     assert OpenedStore(MemoryStore(), hello, namespace="a").prefix == "a/"
 
 
-def test_a_prefix_in_the_url_says_who_shares() -> None:
+def test_users_of_one_prefix_in_the_url_share_values() -> None:
     url = "redis://127.0.0.1:1/0?prefix=shops:"
     assert OpenedStore(url, hello).prefix == OpenedStore(url, flask.Flask("a")).prefix == ""
 
 
-def test_a_store_that_was_given_is_shared_by_whom_it_was_given_to() -> None:
+def test_users_of_one_store_object_share_values() -> None:
     assert OpenedStore(MemoryStore(), hello).prefix == ""
 
 
 @pytest.mark.parametrize("namespace", ["", "a/b", "a b", "ä", "x" * 65, "a\n", 7, b"a"])
-def test_a_malformed_namespace_is_refused(namespace: Any) -> None:
+def test_a_malformed_namespace_is_rejected(namespace: Any) -> None:
     with pytest.raises(ValueError, match="namespace is 1 to 64 visible ASCII characters"):
         check_namespace(namespace)
     with pytest.raises(ValueError, match="namespace is 1 to 64"):

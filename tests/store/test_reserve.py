@@ -100,7 +100,7 @@ def attack(store, most=30_000):
     return limiter
 
 
-def test_what_keeps_a_gateway_right_has_room_in_a_store_that_is_full(store, clock):
+def test_vital_values_have_room_in_a_full_store(store, clock):
     fleet = Fleet(store, clock)
     fleet.run(2)
     denied = DenyList(store, staleness=0)
@@ -169,7 +169,7 @@ def test_what_is_vital_goes_beyond_what_fills_the_store(folder, clock, prefix):
     store.close()
 
 
-def test_nothing_else_is_removed_for_it(folder, clock):
+def test_only_counters_are_evicted_for_vital_values(folder, clock):
     store = LmdbStore(folder, map_size=MEGABYTE, clock=clock)
     own = fill(store, "own/", 1000)
     vital = fill(store, "health/", 1000)
@@ -206,7 +206,7 @@ def test_a_flood_of_vital_values_costs_a_full_store_no_more_than_a_look_each(fol
     store.close()
 
 
-def test_with_a_reader_that_holds_all_pages_it_is_an_error_and_no_end(folder, clock):
+def test_a_reader_that_holds_all_pages_is_an_error_and_no_endless_loop(folder, clock):
     store = LmdbStore(folder, map_size=MEGABYTE, clock=clock)
     fill(store, "limit/")
     reader = subprocess.Popen(
@@ -234,7 +234,7 @@ def test_with_a_reader_that_holds_all_pages_it_is_an_error_and_no_end(folder, cl
     store.close()
 
 
-def test_in_memory_counters_are_forgotten_before_anything_else(clock):
+def test_the_memory_store_evicts_counters_first(clock):
     store = MemoryStore(max_items=100, clock=clock)
     for number in range(50):
         store.swap(f"health/{number}", None, b"", 5)  # nearer to their end than any counter
@@ -248,7 +248,7 @@ def test_in_memory_counters_are_forgotten_before_anything_else(clock):
     assert len(list(store.items(""))) == 100
 
 
-def test_the_ranks_do_not_meet():
+def test_no_prefix_is_both_a_counter_and_vital():
     for one in COUNTERS:
         assert not any(one.startswith(other) or other.startswith(one) for other in VITAL)
 

@@ -15,8 +15,7 @@ from wsgigate.rules.arguments import Range, checked
 from wsgigate.rules.circuit import FAILURES, CircuitRules, Outcome, check_failures, outcome_of
 from wsgigate.runtime.clocks import steady
 from wsgigate.store import Store
-from wsgigate.store.open import Namespaced, OpenedStore
-from wsgigate.store.under_test import resettable
+from wsgigate.store.open import Namespaced, OpenedStore, resettable
 
 __all__ = ["Breaker"]
 

@@ -50,8 +50,7 @@ from wsgigate.runtime import fork
 from wsgigate.runtime.threads import ScheduledCall, Timer
 from wsgigate.runtime.throttled_log import ThrottledLog, counted_again, observing, outage
 from wsgigate.store import Store, StoreError
-from wsgigate.store.open import OpenedStore
-from wsgigate.store.under_test import resettable
+from wsgigate.store.open import OpenedStore, resettable
 
 __all__ = ["ID_BYTES", "LARGEST", "Concurrency", "ConcurrencyLimiter", "Leases"]
 

@@ -39,8 +39,7 @@ from wsgigate.rules.arguments import OneOf, checked
 from wsgigate.rules.quota import Quota, Verdict
 from wsgigate.runtime.throttled_log import ThrottledLog, counted_again, observing, outage
 from wsgigate.store import Store, StoreError
-from wsgigate.store.open import OpenedStore
-from wsgigate.store.under_test import resettable
+from wsgigate.store.open import OpenedStore, resettable
 
 __all__ = ["Limiter"]
 

@@ -1,19 +1,38 @@
-"""Opening a store: one passed as an object, one named by a URL, or the default one."""
+"""Opening a store: one passed as an object, one named by a URL, or the default one.
+
+During a test the default store is in memory, and new for each app. Counts in a folder of the
+machine would outlive the run, so that the second run of a test suite fails, and parallel runs would
+share them. So a middleware without an explicit store counts in memory while a test runner runs in
+its process (:func:`wsgigate.runtime.fork.tested`), or while its Flask app has ``app.testing``. The
+workers of a server always share one store: ``app.testing`` alone is ignored where a server with
+several workers is loaded.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from wsgigate.runtime import fork
 from wsgigate.store import NETWORKED, Change, MisconfiguredStore, R, Store, StoreError, update
 from wsgigate.store.memory import MemoryStore
 from wsgigate.store.namespace import AppNamespace, check_namespace, innermost, maker
-from wsgigate.store.under_test import memory_of, under_test
 
-__all__ = ["Namespaced", "OpenedStore", "open_store"]
+__all__ = [
+    "Namespaced",
+    "OpenedStore",
+    "Resettable",
+    "memory_of",
+    "open_store",
+    "reset_all",
+    "resettable",
+    "under_test",
+]
 
 
 def open_store(url: str, *, owner: str = "", cure: str = "") -> Store:
@@ -34,8 +53,6 @@ def open_store(url: str, *, owner: str = "", cure: str = "") -> Store:
     """
     scheme, colon, rest = url.partition(":")
     if scheme == "memory" and colon and not rest:
-        from wsgigate.store.memory import MemoryStore
-
         return MemoryStore()
     if scheme == "lmdb" and colon:
         from wsgigate.store.lmdb import LmdbStore
@@ -65,7 +82,7 @@ class OpenedStore:
 
     It is itself a store, at the cost of one more function call for each method.
 
-    During a test the default store is in memory (:mod:`wsgigate.store.under_test`).
+    During a test the default store is in memory.
 
     :param store: A store, the URL of one, or ``None`` for the private folder of the user that runs
         this program.
@@ -218,3 +235,74 @@ class Namespaced:
     def close(self) -> None:
         """Close the store, unless it was passed in as an object."""
         self._opened.close()
+
+
+# The store of middlewares during a test.
+
+SERVERS = ("gunicorn.arbiter", "uwsgi", "mod_wsgi", "granian._granian", "granian.server")
+"""Modules that are loaded in the processes of servers with several workers."""
+
+
+class Resettable(Protocol):
+    """A middleware that can reset its counts."""
+
+    def counts_in_memory(self) -> bool:
+        """Return whether the counts are in the memory of this process alone."""
+
+    def reset(self) -> None:
+        """Reset the counts."""
+
+
+_all: weakref.WeakSet[Resettable] = weakref.WeakSet()
+_stores: weakref.WeakKeyDictionary[object, tuple[str, MemoryStore]] = weakref.WeakKeyDictionary()
+_process_wide: list[MemoryStore] = []
+
+
+def under_test(app: object) -> bool:
+    """Return whether *app* runs as a part of a test.
+
+    :param app: The innermost app, or ``None``.
+    """
+    if fork.tested():
+        return True
+    return getattr(app, "testing", None) is True and not any(
+        name in sys.modules for name in SERVERS
+    )
+
+
+def memory_of(app: object) -> Store:
+    """Return the memory store of middlewares around *app* during a test.
+
+    Middlewares of one app share it, as they share a folder outside of tests. Each test of pytest
+    has a new one.
+
+    :param app: The innermost app; ``None`` for the store that all apps of this process share.
+    """
+    if app is None:
+        if not _process_wide:
+            _process_wide.append(MemoryStore())
+        return _process_wide[0]
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" (")[0]
+    try:
+        of_test, store = _stores.get(app, (None, None))
+        if store is None or of_test != test:
+            store = MemoryStore()
+            _stores[app] = test, store
+    except TypeError:  # not hashable, or without weak references: it is not shared
+        store = MemoryStore()
+    return store
+
+
+def resettable(middleware: Resettable) -> None:
+    """Register *middleware* with :func:`reset_all` for as long as it is alive."""
+    _all.add(middleware)
+
+
+def reset_all() -> None:
+    """Reset every middleware that counts in memory, and the store shared by all apps."""
+    for middleware in list(_all):
+        if middleware.counts_in_memory():
+            middleware.reset()
+    for store in _process_wide:
+        for key, value in list(store.items("")):
+            store.swap(key, value, None, 0.0)

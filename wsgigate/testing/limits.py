@@ -10,7 +10,7 @@ from wsgigate.middleware.breaker import Breaker
 from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.middleware.shedder import Shedder
-from wsgigate.store.under_test import reset_all
+from wsgigate.store.open import reset_all
 
 __all__ = ["limits_off", "reset"]
 

@@ -78,7 +78,7 @@ def closing(connections):
         connections.close()
 
 
-def test_the_one_used_last_is_used_first(listener):
+def test_the_connection_used_last_is_used_first(listener):
     with closing(listener.connections(most=3)) as connections:
         threads = [listener.asked(connections)[0] for _ in range(3)]
         peers = [listener.accept() for _ in threads]
@@ -97,7 +97,7 @@ def test_the_one_used_last_is_used_first(listener):
             thread.join()
 
 
-def test_who_waits_has_the_first_that_comes_free(listener):
+def test_a_waiting_thread_gets_the_first_connection_that_becomes_free(listener):
     with closing(listener.connections(most=1, wait=3600)) as connections:
         first, _ = listener.asked(connections)
         peer = listener.accept()
@@ -113,7 +113,7 @@ def test_who_waits_has_the_first_that_comes_free(listener):
             assert told == [[b"PONG"]]
 
 
-def test_who_waits_may_open_one_in_the_place_of_one_that_is_lost(listener):
+def test_a_waiting_thread_may_open_a_connection_in_place_of_a_lost_one(listener):
     with closing(listener.connections(most=1, wait=3600)) as connections:
         first, lost = listener.asked(connections)
         peer = listener.accept()
@@ -128,7 +128,7 @@ def test_who_waits_may_open_one_in_the_place_of_one_that_is_lost(listener):
 
 
 @pytest.mark.parametrize("answer", [b"", b"-", b"nothing\r\n", b"+PONG\r\n+PONG\r\n"])
-def test_what_fails_takes_no_room(listener, answer):
+def test_a_failed_connection_takes_no_place_in_the_pool(listener, answer):
     """However often that is, and however the failure looks."""
     with closing(listener.connections(most=1)) as connections:
         for _ in range(5):
@@ -145,7 +145,7 @@ def test_what_fails_takes_no_room(listener, answer):
         assert told == [[b"PONG"]]
 
 
-def test_a_server_that_is_not_there_takes_no_room(listener):
+def test_a_refused_connection_takes_no_place_in_the_pool(listener):
     with closing(listener.connections(most=1)) as connections:
         listener.socket.close()
         for _ in range(5):
@@ -153,7 +153,7 @@ def test_a_server_that_is_not_there_takes_no_room(listener):
                 connections.exchange(PING)
 
 
-def test_what_is_in_use_when_all_are_closed_is_closed_afterwards(listener):
+def test_a_connection_in_use_is_closed_after_its_use_when_the_pool_is_closed(listener):
     connections = listener.connections()
     first, told = listener.asked(connections)
     peer = listener.accept()
@@ -171,7 +171,7 @@ def test_what_is_in_use_when_all_are_closed_is_closed_afterwards(listener):
     assert listener.accepted[-1].recv(1) == b""
 
 
-def test_a_question_that_is_not_taken_whole_is_given_up(listener):
+def test_a_command_that_cannot_be_sent_in_time_fails(listener):
     """The peer reads nothing, so that the buffers are full in the middle of it."""
     with closing(listener.connections(most=1, timeout=0.1)) as connections:
         for _ in range(2):
@@ -208,7 +208,7 @@ def test_redis_py_selects_the_database_and_names_the_connection(server, connect)
         refused.get("key")
 
 
-def test_redis_py_may_ask_the_reader_whether_there_is_anything(listener):
+def test_redis_py_can_check_a_connection_for_input(listener):
     with closing(listener.connections()) as connections:
         thread, _ = listener.asked(connections)
         peer = listener.accept()

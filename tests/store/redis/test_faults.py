@@ -53,7 +53,7 @@ def counted(server):
         return int(admin.info("stats")["total_connections_received"])
 
 
-def test_a_restart_costs_no_request_anything(start, connect):
+def test_a_restart_of_the_server_fails_no_call(start, connect):
     server = start()
     store = connect(server.url)
     store.swap("key", None, b"value", 60)
@@ -63,7 +63,7 @@ def test_a_restart_costs_no_request_anything(start, connect):
     assert store.swap("key", None, b"again", 60)
 
 
-def test_a_dead_server_is_asked_a_few_times_and_then_only_by_a_probe(start, watched, caplog):
+def test_a_stopped_server_gets_a_few_calls_and_then_only_probes(start, watched, caplog):
     server = start()
     store, clock = watched(server.impatient)
     store.swap("key", None, b"value", 60)
@@ -87,7 +87,7 @@ def test_a_dead_server_is_asked_a_few_times_and_then_only_by_a_probe(start, watc
     assert back == f"the store {address} answers again after 1.5 s"
 
 
-def test_a_server_that_was_never_there_is_no_worse(watched):
+def test_a_server_that_never_answered_is_paused_as_well(watched):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     store, _ = watched(f"redis://name:secret-word@127.0.0.1:{port}")
@@ -104,7 +104,7 @@ def test_a_server_that_was_never_there_is_no_worse(watched):
             call()
 
 
-def test_a_server_that_hangs_is_waited_for_a_bounded_time_and_is_asked_again_later(start, watched):
+def test_a_server_that_hangs_is_waited_for_a_bounded_time_and_is_probed_later(start, watched):
     server = start()
     store, clock = watched(server.impatient)
     store.swap("key", None, b"value", 60)
@@ -149,7 +149,7 @@ def test_many_threads_together_wait_for_a_server_that_hangs_no_longer_than_one(s
     assert waited < 16 * 4, "the first of each, and probes"
 
 
-def test_what_was_sent_may_have_been_done_and_is_not_sent_again(start, watched):
+def test_a_command_that_may_have_been_carried_out_is_not_sent_again(start, watched):
     server = start()
     store, _ = watched(server.impatient)
     store.take("key", [QUOTA], 1)
@@ -161,7 +161,7 @@ def test_what_was_sent_may_have_been_done_and_is_not_sent_again(start, watched):
     assert verdict.remaining in (3, 4)
 
 
-def test_a_full_server_is_an_error_in_words_and_still_answers(start, watched):
+def test_a_full_server_is_reported_and_is_no_outage(start, watched):
     server = start("--maxmemory-policy", "noeviction")
     store, _ = watched(server.url)
     store.swap("key", None, b"value", 60)
@@ -176,7 +176,7 @@ def test_a_full_server_is_an_error_in_words_and_still_answers(start, watched):
     assert store.swap("other", None, b"", 60), "it was asked all the time"
 
 
-def test_a_replica_that_may_not_be_written_counts_as_failing(start, watched):
+def test_a_read_only_replica_is_an_outage(start, watched):
     primary = start()
     replica = start("--replicaof", "127.0.0.1", str(primary.port))
     store, clock = watched(replica.url)
@@ -191,7 +191,7 @@ def test_a_replica_that_may_not_be_written_counts_as_failing(start, watched):
     assert store.swap("key", None, b"value", 60)
 
 
-def test_a_server_that_is_still_loading_counts_as_failing(start, watched):
+def test_a_server_that_is_loading_is_an_outage(start, watched):
     server = start("--loading-process-events-interval-bytes", "1024")
     with server.admin() as admin:
         for number in range(100):
@@ -282,14 +282,14 @@ GOOD = value(b"second")
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "Protocol"),
     ],
 )
-def test_an_answer_that_is_cut_or_none_is_never_taken_for_one(first, words):
+def test_a_truncated_or_malformed_answer_is_an_error(first, words):
     with peer((first,), (GOOD,)) as store:
         with pytest.raises(StoreError, match=words):
             store.get("first")
         assert store.get("second") == (b"second", 7.0)
 
 
-def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_one():
+def test_a_late_answer_is_not_taken_for_that_of_the_next_command():
     """The peer answers the first question only when the second comes, on whatever connection."""
     with peer((..., value(b"first")), (GOOD,)) as store:
         with pytest.raises(StoreError, match="Timeout"):
@@ -297,7 +297,7 @@ def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_one():
         assert store.get("second") == (b"second", 7.0)
 
 
-def test_an_answer_too_many_spoils_its_connection():
+def test_an_unexpected_second_answer_closes_the_connection():
     """Which of the two is the right one, nobody can tell."""
     with peer((value(b"first") + value(b"spare"), value(b"spare")), (GOOD,)) as store:
         with pytest.raises(StoreError, match="more answers than expected"):
@@ -311,7 +311,7 @@ def until_something_comes(store):
     assert select.select([line.connection._sock], [], [], 10)[0]
 
 
-def test_an_answer_too_many_that_comes_later_spoils_its_connection():
+def test_an_unexpected_answer_on_an_idle_connection_closes_it():
     """It would be the answer of the next question, which is about another key."""
     with peer((value(b"first"), value(b"spare")), (GOOD,), also=True) as (store, one):
         assert store.get("first") == (b"first", 7.0)
@@ -331,7 +331,7 @@ class Interrupted(BaseException):
     pass
 
 
-def test_an_exception_from_outside_spoils_its_connection():
+def test_an_exception_of_a_signal_handler_closes_the_connection():
     """A signal handler that raises in the middle of an exchange leaves an answer behind."""
 
     def interrupt(number, frame):
@@ -351,7 +351,7 @@ def test_an_exception_from_outside_spoils_its_connection():
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_a_connection_cut_while_it_was_idle_is_replaced_unnoticed():
+def test_a_connection_closed_while_idle_is_replaced_without_an_error():
     with peer((GOOD,), (value(b"third"),)) as store:
         assert store.get("second") == (b"second", 7.0)
         until_something_comes(store)  # its end
@@ -374,7 +374,7 @@ def test_a_connection_cut_while_it_was_idle_is_replaced_unnoticed():
     ],
     ids=["wrong password", "no password", "no database", "needless password", "no cluster", "ACL"],
 )
-def test_what_no_waiting_mends_is_told_from_an_outage(start, connect, options, url, named):
+def test_a_lasting_error_is_distinguished_from_an_outage(start, connect, options, url, named):
     server = start(*options)
     store = connect(f"{url.format(port=server.port)}?socket_timeout=10&socket_connect_timeout=10")
     for _ in range(5):  # also while it rests
@@ -388,12 +388,12 @@ def test_what_no_waiting_mends_is_told_from_an_outage(start, connect, options, u
 
 
 @pytest.mark.parametrize("text", ["LOADING Redis is loading", "OOM command not allowed", "ERR max"])
-def test_what_a_server_says_that_passes_is_an_outage(text):
+def test_an_error_that_passes_is_an_outage(text):
     assert not ErrorReply(text).lasting
 
 
 @pytest.mark.parametrize("what", ["multibulk", "bulk"])
-def test_a_long_first_command_without_a_password_is_refused_for_good(what):
+def test_a_long_first_command_without_a_password_is_a_lasting_error(what):
     reply = ErrorReply(f"ERR Protocol error: unauthenticated {what} length")
     assert reply.lasting
     assert reply.code == "NOAUTH"

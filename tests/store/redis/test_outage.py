@@ -5,7 +5,7 @@ import pytest
 from wsgigate.store.redis_servers import Outage
 
 
-def test_nothing_is_held_back_while_all_is_well():
+def test_all_calls_are_admitted_without_failures():
     outage = Outage()
     for now in range(5):
         assert outage.admit(now)
@@ -26,7 +26,7 @@ def play(outage, events):
     return told
 
 
-def test_a_few_failures_are_borne_and_then_it_rests():
+def test_the_third_failure_in_a_row_begins_a_pause():
     outage = Outage(tolerated=3, first=0.5, longest=5.0)
     events = [(0, "ask"), (0, 0.0), (1, "ask"), (1, 0.0), (2, "ask"), (2, 0.0)]
     assert play(outage, events) == [True, False, True, False, True, True]
@@ -56,7 +56,7 @@ def paused(**settings):
         ([0.5] * 3, [0.375, 0.75, 1.5]),
     ],
 )
-def test_rests_double_up_to_the_longest_and_chance_shortens_them(chances, rests):
+def test_pauses_double_up_to_the_longest_and_are_shortened_at_random(chances, rests):
     outage, now, found = Outage(tolerated=1, first=0.5, longest=5.0), 100.0, []
     for chance in chances:
         outage.failed(now, chance)
@@ -71,14 +71,14 @@ def test_one_probe_at_a_time():
     assert [outage.admit(1.0) for _ in range(4)] == [True, False, False, False]
 
 
-def test_a_probe_that_is_never_heard_of_does_not_bar_others_for_ever():
+def test_a_lost_probe_does_not_block_others_for_ever():
     outage = paused(first=1.0, longest=5.0)
     assert outage.admit(1.0)
     assert not outage.admit(5.9)
     assert outage.admit(6.0)
 
 
-def test_what_was_under_way_when_the_rest_began_does_not_prolong_it():
+def test_calls_in_flight_when_the_pause_begins_do_not_extend_it():
     outage = paused(first=1.0)
     for now in (0.1, 0.2, 0.9):
         assert not outage.failed(now, 0.0)
@@ -86,7 +86,7 @@ def test_what_was_under_way_when_the_rest_began_does_not_prolong_it():
     assert outage.failures == 1
 
 
-def test_a_success_ends_it_at_once_and_for_everybody():
+def test_a_success_ends_the_pause_for_all_calls():
     outage = paused(first=1.0)
     assert outage.admit(1.0)
     assert outage.succeeded()
@@ -99,6 +99,6 @@ def test_a_success_ends_it_at_once_and_for_everybody():
 @pytest.mark.parametrize(
     "settings", [{"tolerated": 0}, {"first": 0.0}, {"first": 2.0, "longest": 1.0}]
 )
-def test_settings_that_make_no_sense_are_refused(settings):
+def test_invalid_settings_are_rejected(settings):
     with pytest.raises(ValueError, match=r"1 or more|pauses: "):
         Outage(**settings)

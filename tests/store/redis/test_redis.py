@@ -22,7 +22,7 @@ from wsgigate.testing import check_store
 COUNT = TokenBucket(Quota(100, 60))
 
 
-def test_it_conforms_between_processes_too(server):
+def test_the_redis_store_conforms_between_processes(server):
     check_store(partial(RedisStore, server.url), shared=True)
 
 
@@ -63,7 +63,7 @@ def test_a_call_is_one_command_once_the_script_is_known(start, connect, call):
     }
 
 
-def test_a_server_that_forgets_its_scripts_is_told_them_again(start, connect):
+def test_a_script_that_the_server_has_lost_is_sent_again(start, connect):
     server = start()
     store = connect(server.url)
     assert store.swap("key", None, b"value", 60)
@@ -99,7 +99,7 @@ def test_prefixes_are_taken_literally(server, store):
     assert len(list(store.items(""))) == len(odd)
 
 
-def test_stores_of_different_owners_see_nothing_of_each_other(server):
+def test_stores_of_different_owners_do_not_share_values(server):
     shop, blog = RedisStore(server.url, owner="shop"), RedisStore(server.url, owner="sho")
     try:
         shop.swap("p:key", None, b"of the shop", 5)
@@ -112,7 +112,7 @@ def test_stores_of_different_owners_see_nothing_of_each_other(server):
         blog.close()
 
 
-def test_items_come_in_pages_however_many_there_are(server, store):
+def test_items_are_read_in_pages(server, store):
     count = 3 * PAGE + 1
     with server.admin() as admin:
         for number in range(count):
@@ -129,7 +129,7 @@ def test_items_come_in_pages_however_many_there_are(server, store):
     assert rest["item/00701"] == b"changed"
 
 
-def test_a_value_that_is_no_text_is_an_error_in_words(server, store):
+def test_a_key_of_another_type_is_reported(server, store):
     with server.admin() as admin:
         admin.rpush(f"{store.prefix}key", b"a list of another program")
         for call in (
@@ -196,7 +196,7 @@ def test_there_are_never_more_connections_than_allowed(start, connect):
         assert int(admin.info("stats")["total_connections_received"]) <= 2 + 1 + 1
 
 
-def test_who_finds_all_connections_in_use_waits_only_so_long(start, connect):
+def test_a_call_waits_a_bounded_time_for_a_connection(start, connect):
     server = start()
     store = connect(f"redis://127.0.0.1:{server.port}?socket_timeout=60&max_connections=1")
     store.get("key")
@@ -261,7 +261,7 @@ def test_a_unix_socket(start, connect, tmp_path):
 ALLOWED = "~shop:* +evalsha +eval +get +set +del +time +scan +select"
 
 
-def test_a_user_needs_the_rights_that_are_written_down_and_no_more(start):
+def test_a_user_needs_the_documented_rights_and_no_more(start):
     password = "p@ss/w:rd"
     rights = ["--user", "gateway", "on", f">{password}", *ALLOWED.split()]
     server = start(*rights, "--user", "default", "off")
@@ -312,7 +312,7 @@ def certificate(tmp_path):
     return files
 
 
-def test_tls_is_spoken_and_the_certificate_checked(start, connect, certificate):
+def test_tls_is_used_and_the_certificate_verified(start, connect, certificate):
     key, file = certificate
     server = start(
         *("--tls-auth-clients", "no", "--tls-ca-cert-file", str(file)),
@@ -331,7 +331,7 @@ def test_tls_is_spoken_and_the_certificate_checked(start, connect, certificate):
     assert connect(f"{address}&ssl_cert_reqs=none").get("key")[0] is None
 
 
-def test_a_connection_with_tls_is_kept_and_no_worse_than_another(start, connect, certificate):
+def test_a_connection_with_tls_is_used_again(start, connect, certificate):
     """Tickets for the next session, which TLS 1.3 sends unasked, are nothing to be afraid of."""
     key, file = certificate
     server = start(

@@ -50,7 +50,7 @@ def sentinel():
 PATIENT = "socket_timeout=10&socket_connect_timeout=10"
 
 
-def test_a_sentinel_that_names_a_replica_is_not_believed(start, connect, sentinel):
+def test_a_replica_that_a_sentinel_names_as_primary_is_not_used(start, connect, sentinel):
     primary = start()
     replica = start("--replicaof", "127.0.0.1", str(primary.port), "--replica-read-only", "no")
     late, right = sentinel(replica.port), sentinel(primary.port)

@@ -155,13 +155,13 @@ def fails_or_is_good(liar, url):
 
 
 @given(answer=VALUES | NEARLY)
-def test_whatever_shape_an_answer_has_the_store_fails_or_gives_what_a_store_may(liar, answer):
+def test_an_answer_of_any_shape_is_a_store_error_or_a_valid_result(liar, answer):
     liar.says = written(answer)
     fails_or_is_good(liar, "redis://127.0.0.1:{port}/0")
 
 
 @given(answer=VALUES | NEARLY)
-def test_nor_while_a_connection_is_opened(liar, answer):
+def test_an_answer_of_any_shape_while_a_connection_is_opened(liar, answer):
     liar.says = written(answer)
     fails_or_is_good(liar, "redis://name:secret@127.0.0.1:{port}/1")
 
@@ -172,7 +172,7 @@ RANGES = st.lists(
 
 
 @given(slots=RANGES | VALUES, answer=VALUES)
-def test_nor_when_it_is_a_cluster_that_says_so(liar, slots, answer):
+def test_an_answer_of_any_shape_from_a_cluster(liar, slots, answer):
     liar.says = lambda parts: written(slots if parts[0] == b"CLUSTER" else answer)
     fails_or_is_good(liar, "redis+cluster://127.0.0.1:{port}")
 
@@ -180,7 +180,7 @@ def test_nor_when_it_is_a_cluster_that_says_so(liar, slots, answer):
 @pytest.mark.parametrize(
     "redirect", ["MOVED 1 127.0.0.1:99999", "MOVED 1 :0", "ASK x", "MOVED", "ASK 1 127.0.0.1:{}"]
 )
-def test_nor_when_it_sends_its_callers_elsewhere(liar, redirect):
+def test_a_malformed_redirect(liar, redirect):
     slots = written([[0, 16383, [b"127.0.0.1", liar.port]]])
     said = f"-{redirect.format(liar.port)}\r\n".encode()
     liar.says = lambda parts: slots if parts[0] == b"CLUSTER" else said
@@ -191,7 +191,7 @@ def test_nor_when_it_sends_its_callers_elsewhere(liar, redirect):
 @given(
     primary=VALUES | st.tuples(TEXTS, TEXTS).map(list), role=VALUES | NEARLY, answer=VALUES | NEARLY
 )
-def test_nor_when_it_is_a_sentinel(liar, primary, role, answer):
+def test_an_answer_of_any_shape_from_a_sentinel(liar, primary, role, answer):
     own = [b"127.0.0.1", b"%d" % liar.port]
 
     def says(parts):
@@ -230,7 +230,7 @@ def test_nor_when_it_is_a_sentinel(liar, primary, role, answer):
         b"%1\r\n+proto\r\n:3\r\n",
     ],
 )
-def test_a_limiter_does_as_its_option_says(liar, said):
+def test_a_limiter_follows_on_store_error_after_a_useless_answer(liar, said):
     liar.says = said
 
     def hello(environ, start_response):
@@ -277,7 +277,7 @@ def test_no_memory_is_taken_for_a_length_that_a_server_only_announces(liar, anno
     store.close()
 
 
-def test_a_page_of_names_that_never_ends_does(liar, monkeypatch):
+def test_a_scan_that_does_not_end_is_an_error(liar, monkeypatch):
     monkeypatch.setattr("wsgigate.store.redis.MOST_PAGES", 50)
     cursors = itertools.count(7)
     liar.says = lambda parts: written([b"%d" % next(cursors), [b"p:\xff", b"p:key"]])

@@ -108,7 +108,7 @@ OFTEN = settings(
 
 @OFTEN
 @given(story=stories(algorithms().map(lambda one: [one])))
-def test_one_quota_is_decided_about_as_by_the_rule(admin, store, story):
+def test_the_script_decides_one_quota_as_the_rule_does(admin, store, story):
     chosen, requests = story
     both = Both(admin, store, chosen)
     for moment, cost in requests:
@@ -117,7 +117,7 @@ def test_one_quota_is_decided_about_as_by_the_rule(admin, store, story):
 
 @OFTEN
 @given(story=stories(several()))
-def test_several_quotas_are_decided_about_as_by_the_rule(admin, store, story):
+def test_the_script_decides_several_quotas_as_the_rule_does(admin, store, story):
     chosen, requests = story
     both = Both(admin, store, chosen)
     for moment, cost in requests:
@@ -133,7 +133,7 @@ def test_several_quotas_are_decided_about_as_by_the_rule(admin, store, story):
     )
     | st.binary(max_size=60).map(lambda rest: b"t" + rest),
 )
-def test_a_value_of_somebody_else_is_taken_as_by_the_rule(admin, store, story, state):
+def test_the_script_reads_a_foreign_value_as_the_rule_does(admin, store, story, state):
     chosen, requests = story
     both = Both(admin, store, chosen, state)
     for moment, cost in requests:
@@ -141,7 +141,7 @@ def test_a_value_of_somebody_else_is_taken_as_by_the_rule(admin, store, story, s
 
 
 @pytest.mark.parametrize("calendar", sorted(CALENDAR))
-def test_the_calendar_of_the_script_is_that_of_the_rule(store, calendar):
+def test_the_script_computes_the_calendar_as_the_rule_does(store, calendar):
     """Around the ends of months of leap years and of others: all that a calendar can do."""
     algorithm = algorithm_for(Quota(5, calendar=calendar))
     ready = prepared((algorithm,))
@@ -154,7 +154,7 @@ def test_the_calendar_of_the_script_is_that_of_the_rule(store, calendar):
                 assert found == expected
 
 
-def test_what_was_counted_by_the_rule_goes_on_in_the_script_and_back(store):
+def test_script_and_rule_continue_each_others_states(store):
     one = TokenBucket(Quota(3, 3600))
 
     def change(old, now):
@@ -170,7 +170,7 @@ def test_what_was_counted_by_the_rule_goes_on_in_the_script_and_back(store):
     assert remaining == [2, 1, 0, 0]
 
 
-def test_an_algorithm_of_ones_own_is_asked_itself(store):
+def test_a_custom_algorithm_decides_in_python(store):
     class Mine(TokenBucket):
         def take(self, old, now, cost=1):
             new, ttl, verdict = super().take(old, now, cost)
@@ -184,13 +184,13 @@ def test_an_algorithm_of_ones_own_is_asked_itself(store):
 
 
 @pytest.mark.parametrize("cost", [-1, 4, 1.0, True])
-def test_a_cost_that_no_request_can_have_is_refused_before_it_is_sent(connect, cost):
+def test_an_invalid_cost_is_rejected_before_a_command_is_sent(connect, cost):
     store = connect("redis://127.0.0.1:1/0")
     with pytest.raises(ValueError, match="a request may cost 0 to"):
         store.take("key", [TokenBucket(Quota(5, 60)), TokenBucket(Quota(3, 60))], cost)
 
 
-def test_no_quota_or_the_same_twice_is_refused(store):
+def test_no_quota_or_a_duplicate_quota_is_rejected(store):
     with pytest.raises(ValueError, match="at least one"):
         store.take("key", [], 1)
     with pytest.raises(ValueError, match="the same"):
@@ -217,13 +217,13 @@ def test_a_decision_is_one_round_trip_and_names_its_one_key(server, store):
 @pytest.mark.parametrize(
     ("cost", "moment"), [(1, b""), (0, b""), (12, b""), (1, b"123"), (5, b"7")]
 )
-def test_what_is_packed_in_advance_is_the_command_itself(quotas, cost, moment):
+def test_the_prepared_command_equals_the_whole_command(quotas, cost, moment):
     ready = prepared(tuple(algorithm_for(quota) for quota in quotas))
     whole = ready.script.known(b"some:key", moment, b"%d" % cost, *ready.arguments)
     assert ready.known(b"some:key", cost, moment) == whole
 
 
-def test_a_state_is_kept_for_as_long_as_it_matters(server, store):
+def test_a_state_expires_when_its_quota_is_whole_again(server, store):
     with server.admin() as admin:
         for name in sorted(ALGORITHMS):
             quota = Quota(10, calendar="day") if name == "calendar" else Quota(10, 300)
@@ -232,5 +232,5 @@ def test_a_state_is_kept_for_as_long_as_it_matters(server, store):
             assert verdict.reset_after - 60 < left <= verdict.reset_after + 0.002
 
 
-def test_processes_and_threads_together_never_let_one_too_many_pass(server):
+def test_processes_and_threads_together_allow_exactly_the_quota(server):
     check_exact(partial(RedisStore, server.url), processes=4, threads=2)

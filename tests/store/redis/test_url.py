@@ -32,7 +32,7 @@ from wsgigate.store.redis_url import read_url
         ("rediss+cluster://a", ("cluster", (("a", 6379),), "", True, 0)),
     ],
 )
-def test_a_url_says_where_the_server_is(url, expected):
+def test_the_url_names_the_servers(url, expected):
     place = read_url(url, environ={})
     found = (place.kind, place.addresses, place.service, place.tls, place.settings["db"])
     assert found == expected
@@ -70,7 +70,7 @@ def test_sentinels_have_a_name_and_a_password_of_their_own():
     assert read_url("redis+sentinel://a/m", environ=NAMED).sentinel_settings["password"] is None
 
 
-def test_nobody_waits_long_unless_the_url_says_so():
+def test_the_default_timeouts_are_short():
     usual = read_url("redis://h", environ={})
     assert usual.settings["socket_timeout"] == usual.settings["socket_connect_timeout"] == 0.05
     assert (usual.wait, usual.most) == (0.05, 32)
@@ -80,7 +80,7 @@ def test_nobody_waits_long_unless_the_url_says_so():
     assert (other.wait, other.most) == (3, 4)
 
 
-def test_certificates_are_checked_unless_the_url_says_otherwise():
+def test_certificates_are_verified_by_default():
     assert read_url("rediss://h", environ={}).settings["ssl_check_hostname"] is True
     off = read_url("rediss://h?ssl_cert_reqs=none", environ={}).settings
     assert off["ssl_check_hostname"] is False
@@ -97,11 +97,11 @@ def test_certificates_are_checked_unless_the_url_says_otherwise():
         ("redis://h?prefix=mine/", "shop", "mine/"),
     ],
 )
-def test_the_names_of_keys_begin_with_whose_they_are(url, owner, prefix):
+def test_the_prefix_of_the_keys_names_the_owner(url, owner, prefix):
     assert read_url(url, owner=owner, environ={}).prefix == prefix
 
 
-def test_owners_that_look_alike_have_names_of_their_own():
+def test_similar_owners_have_different_prefixes():
     found = {read_url("redis://h", owner=f"my{c}shop", environ={}).prefix for c in " -/:*"}
     assert len(found) == 5
     assert all(prefix.startswith("wsgigate:my-shop") for prefix in found)
@@ -139,7 +139,7 @@ def test_owners_that_look_alike_have_names_of_their_own():
         ("redis://h#x", 'a Redis must be "redis://HOST'),
     ],
 )
-def test_a_url_that_is_none_is_refused_in_words(url, words):
+def test_an_invalid_url_is_rejected(url, words):
     with pytest.raises(ValueError, match=words):
         RedisStore(url)
 
@@ -184,7 +184,7 @@ def test_a_store_is_chosen_by_its_url(scheme):
 
 
 @pytest.mark.parametrize("url", ["redis:", "redis:h", "http://h", "unix:/path", "lmdb", ""])
-def test_what_is_no_url_of_a_store_is_refused(url):
+def test_a_url_of_another_scheme_is_rejected(url):
     with pytest.raises(ValueError, match='a store is "memory:"'):
         open_store(url)
 

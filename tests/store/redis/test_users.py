@@ -114,7 +114,7 @@ MANY = {
 
 
 @pytest.mark.parametrize("case", MANY)
-def test_a_limiter_says_the_same_as_with_a_store_of_its_own_process(store, case):
+def test_a_limiter_decides_as_with_a_memory_store(store, case):
     options, requests = MANY[case]
     here = Limiter(hello, store=MemoryStore(), **options)
     there = Limiter(hello, store=store, **options)
@@ -132,7 +132,7 @@ def test_a_limited_request_is_one_script_however_many_quotas_it_has(server, stor
     assert calls(server) == before + 3
 
 
-def test_threads_and_limiters_of_one_quota_let_exactly_as_many_pass(server, store):
+def test_threads_and_limiters_of_one_quota_allow_exactly_the_quota(server, store):
     with ExitStack() as stack:
         limiters = []
         for _ in range(3):
@@ -145,7 +145,7 @@ def test_threads_and_limiters_of_one_quota_let_exactly_as_many_pass(server, stor
 
 
 @pytest.mark.parametrize(("choice", "status"), [("allow", 200), ("refuse", 503)])
-def test_while_the_server_is_down_a_limiter_does_what_was_chosen(start, connect, choice, status):
+def test_a_limiter_follows_on_store_error_while_the_server_is_down(start, connect, choice, status):
     server = start()
     limiter = Limiter(hello, "2 per hour", store=connect(server.url), on_store_error=choice)
     assert "RateLimit" in ask(limiter)[1]
@@ -156,7 +156,7 @@ def test_while_the_server_is_down_a_limiter_does_what_was_chosen(start, connect,
     assert limiter.store_errors == 10
 
 
-def test_requests_under_way_are_counted_by_all_that_share_the_server(server, store):
+def test_requests_in_flight_are_counted_across_limiters(server, store):
     first = ConcurrencyLimiter(hello, 2, store=store)
     other = RedisStore(f"{server.url}&prefix={store.prefix}")
     second = ConcurrencyLimiter(hello, 2, store=other)
@@ -178,7 +178,7 @@ def test_requests_under_way_are_counted_by_all_that_share_the_server(server, sto
         each.close()
 
 
-def test_requests_at_a_time_are_never_more_however_many_begin_at_once(store):
+def test_requests_in_flight_never_exceed_the_limit(store):
     inside, most = [], []
 
     def busy(environ, start_response):
@@ -210,7 +210,7 @@ def test_requests_at_a_time_are_never_more_however_many_begin_at_once(store):
     limiter.close()
 
 
-def test_a_token_denied_here_is_refused_there(server, store):
+def test_a_token_denied_by_one_list_is_denied_by_another(server, store):
     other = RedisStore(f"{server.url}&prefix={store.prefix}")
     here, there = DenyList(store, staleness=0), DenyList(other, staleness=0)
     now = time.time()
@@ -230,7 +230,7 @@ def test_a_token_denied_here_is_refused_there(server, store):
     other.close()
 
 
-def test_a_circuit_that_opens_here_is_open_there(server, store):
+def test_a_circuit_that_one_breaker_opens_is_open_in_another(server, store):
     def broken(environ, start_response):
         start_response("500 Broken", [])
         return [b"{}"]

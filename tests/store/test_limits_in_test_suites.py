@@ -14,7 +14,7 @@ from werkzeug.test import Client
 
 from wsgigate import Breaker, CircuitRules, ConcurrencyLimiter, Limiter, Shedder
 from wsgigate.runtime import fork
-from wsgigate.store import under_test
+from wsgigate.store import open as opening
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import limits_off, reset
@@ -49,13 +49,13 @@ def test_one_app_goes_on():
     assert statuses(shop.app) == [200, 200, 429]
     assert statuses(shop.app) == [429] * 3
 
-def test_it_begins_anew(wsgigate_reset):
+def test_the_reset_fixture_resets_the_counts(wsgigate_reset):
     assert statuses(shop.app) == [200, 200, 429]
 
-def test_it_is_off(wsgigate_off):
+def test_the_off_fixture_disables_limits(wsgigate_off):
     assert statuses(shop.app) == [200, 200, 200]
 
-def test_it_is_on_again():
+def test_limits_are_enabled_after_the_off_fixture():
     shop.app.wsgi_app.reset("127.0.0.1")
     assert statuses(shop.app) == [200, 200, 429]
 """
@@ -111,7 +111,7 @@ def test_a_program_with_app_testing_counts_in_memory(folder: Path) -> None:
     )
 
 
-def test_what_a_test_has_started_is_no_test(folder: Path) -> None:
+def test_a_process_that_a_test_started_is_no_test(folder: Path) -> None:
     """The workers of a server under test count together, though they inherit its environment."""
     code = "from wsgigate.runtime import fork; import sys; sys.exit(fork.tested())"
     environ = {**os.environ, "PYTEST_VERSION": "9", "PYTEST_CURRENT_TEST": "test.py::test (call)"}
@@ -119,17 +119,17 @@ def test_what_a_test_has_started_is_no_test(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("server", ["gunicorn.arbiter", "uwsgi", "mod_wsgi"])
-def test_a_server_is_none_whatever_the_app_says(
+def test_a_server_is_no_test_even_with_app_testing(
     monkeypatch: pytest.MonkeyPatch, served: None, server: str
 ) -> None:
     app = SimpleNamespace(testing=True)
-    for name in under_test.SERVERS:
+    for name in opening.SERVERS:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    assert under_test.under_test(app)
-    assert not under_test.under_test(SimpleNamespace(testing=False))
-    assert not under_test.under_test(SimpleNamespace(testing="no"))
+    assert opening.under_test(app)
+    assert not opening.under_test(SimpleNamespace(testing=False))
+    assert not opening.under_test(SimpleNamespace(testing="no"))
     monkeypatch.setitem(sys.modules, server, ModuleType(server))
-    assert not under_test.under_test(app)
+    assert not opening.under_test(app)
 
 
 def test_the_runner_of_django_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +174,7 @@ def test_an_app_that_nothing_can_refer_to_has_a_memory_too() -> None:
     assert [ask(app) for _ in range(2)] == [200, 429]
 
 
-def test_all_begin_anew_but_what_is_counted_elsewhere(tmp_path: Path) -> None:
+def test_reset_resets_all_counts_in_memory(tmp_path: Path) -> None:
     def broken(environ, start_response):  # type: ignore[no-untyped-def]
         start_response("500 Oops", [])
         return []
@@ -196,7 +196,7 @@ def test_all_begin_anew_but_what_is_counted_elsewhere(tmp_path: Path) -> None:
     kept.close()
 
 
-def test_one_caller_begins_anew() -> None:
+def test_reset_of_one_caller() -> None:
     store = MemoryStore()
     limiter = Limiter(hello, "1/h", store=store, key="header:X-Who")
     others = [
@@ -223,7 +223,7 @@ def test_one_caller_begins_anew() -> None:
     assert ask(address) == 200
 
 
-def test_places_are_free_again() -> None:
+def test_reset_frees_the_slots_of_requests_in_flight() -> None:
     app = ConcurrencyLimiter(lambda environ, start: (start("200 OK", []), iter([b"1", b"2"]))[1], 1)
     client = Client(app)
     held = client.get("/", environ_base=PEER)

@@ -35,7 +35,7 @@ def test_it_lies_in_the_runtime_folder_under_a_name_that_tells_whose_it_is(home)
 
 
 @pytest.mark.parametrize("other", ["shop2", "shop ", "Shop", "sh/op", "s" * 5000, "日本"])
-def test_two_owners_never_come_to_the_same_folder(other):
+def test_two_owners_have_different_folders(other):
     assert private_folder(other) != private_folder("shop")
 
 
@@ -57,7 +57,7 @@ def test_a_runtime_folder_with_something_unsafe_in_it_is_not_used(home):
     assert list((home / "elsewhere").iterdir()) == []
 
 
-def test_when_neither_place_can_be_had_the_error_names_both_and_the_fix(home):
+def test_the_error_names_both_places_and_the_remedy(home):
     (home / "run" / "wsgigate").mkdir(mode=0o755)
     (home / "run" / "wsgigate").chmod(0o755)
     (home / "home" / ".local").write_text("a file in the way")
@@ -69,7 +69,7 @@ def test_when_neither_place_can_be_had_the_error_names_both_and_the_fix(home):
     assert FIX in words
 
 
-def test_the_workers_of_one_program_come_to_one_folder(home, monkeypatch):
+def test_the_workers_of_one_program_share_a_folder(home, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/gunicorn", "shop:app"])
     folder = private_folder("")
     assert os.path.basename(folder).startswith("gunicorn-work-")
@@ -93,6 +93,6 @@ def test_a_plain_lmdb_url_is_a_private_folder(home):
 
 
 @pytest.mark.parametrize("url", ["", "lmdb", "memory", "memory:x", "sqlite:/x", "LMDB:/x"])
-def test_any_other_url_is_refused(url):
+def test_an_invalid_url_is_rejected(url):
     with pytest.raises(ValueError, match='a store is "memory:", "lmdb:", "lmdb:PATH" or a URL'):
         open_store(url)

@@ -108,7 +108,7 @@ def test_an_empty_folder_goes_and_only_some_at_a_time(base):
     assert remove_leftovers(str(base / "nowhere"), keep=frozenset()) == 0
 
 
-def test_who_comes_too_late_for_a_folder_makes_it_anew(base):
+def test_a_folder_removed_before_it_was_locked_is_made_again(base):
     folder = left("late")
     removed, waiting = threading.Event(), threading.Event()
 
