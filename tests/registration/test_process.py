@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from wsgigate.registration import process
 from wsgigate.registration.process import accepts, holds
 
 
@@ -27,6 +28,19 @@ def test_holds_is_true_for_the_listening_sockets_of_this_process(
             assert not holds(connection.getsockname()[1])
     assert not holds(port)
     assert not accepts(host, port)
+
+
+def test_a_listener_whose_row_the_kernel_skipped_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, reads = process._read_listening, []
+
+    def skips_at_first(port: int) -> set[str]:
+        reads.append(port)
+        return read(port) if len(reads) > 1 else set()
+
+    monkeypatch.setattr(process, "_read_listening", skips_at_first)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert holds(listener.getsockname()[1])
+    assert len(reads) == 2
 
 
 def test_holds_is_false_for_the_socket_of_another_process() -> None:

@@ -20,6 +20,8 @@ __all__ = ["DeferredSignals", "accepts", "holds"]
 # whether the service ends or only the worker. Both follow from which processes have the listening
 # socket (``proc(5)``).
 
+_READS = 3  # of the tables, before a port counts as one without a listener
+
 _LISTENING = "0A"  # TCP_LISTEN of the kernel's include/net/tcp_states.h
 
 
@@ -58,6 +60,15 @@ def accepts(host: str, port: int, timeout: float = 0.5) -> bool:
 
 def _listening(port: int) -> set[str]:
     """Return the link targets of descriptors of sockets that listen at *port*."""
+    # The kernel returns the table in pieces, and skips a row where a socket before it was closed
+    # between two pieces: a worker would deregister a service that its master continues.
+    for _ in range(_READS):
+        if found := _read_listening(port):
+            return found
+    return set()
+
+
+def _read_listening(port: int) -> set[str]:
     found = set()
     for table in ("tcp", "tcp6"):
         try:
