@@ -9,10 +9,14 @@ import pytest
 import requests
 from werkzeug.test import Client
 
+from tests.proxy.clients import Reader
 from wsgigate.client.adapter import Adapter, Sessions, gateway_session
 from wsgigate.discovery import Instance
+from wsgigate.proxy.attempts import Resilience
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
+from wsgigate.rules.retry import RetryRules
+from wsgigate.testing import FakeClock
 
 Forward = Callable[..., Client]
 
@@ -56,3 +60,32 @@ def client_of(url: str, sessions: Sessions, **options: Any) -> Client:
     client = Client(Forwarder(pool, sessions=sessions, **options), use_cookies=False)
     client.pool = pool  # type: ignore[attr-defined]
     return client
+
+
+@pytest.fixture
+def retrying(sessions: Sessions, clock: FakeClock) -> Forward:
+    """Return a maker of clients of a forwarder that sends to the *urls* in turn, with retries."""
+
+    def make(
+        *urls: str,
+        rules: RetryRules | None = None,
+        given: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> Client:
+        waited: list[float] = []
+        resilience = Resilience(
+            retry=rules or RetryRules(),
+            clock=clock,
+            sleep=waited.append,
+            random=lambda: 0.5,
+            **(given or {}),
+        )
+        instances = [Instance(url) for url in urls]
+        pool = Pool("svc", instances, balance="round-robin", random=lambda: 0.0)
+        client = Reader(
+            Forwarder(pool, sessions=sessions, resilience=resilience, **more), use_cookies=False
+        )
+        client.waited, client.pool = waited, pool  # type: ignore[attr-defined]
+        return client
+
+    return make

@@ -19,6 +19,7 @@ from requests.adapters import BaseAdapter
 from requests.exceptions import InvalidHeader
 from werkzeug.test import Client
 
+from tests.proxy.clients import Reader
 from tests.support.logs import silence
 from wsgigate.client.adapter import Sessions
 from wsgigate.coordination.circuit import Circuit
@@ -42,43 +43,7 @@ RESET = struct.pack("ii", 1, 0)
 Make = Callable[..., Client]
 
 
-class Reader(Client):
-    """Reads every answer to its end, as clients do."""
-
-    def open(self, *args: Any, **options: Any) -> Any:
-        return super().open(*args, **{"buffered": True, **options})
-
-
 _silent = silence("wsgigate.circuits")
-
-
-@pytest.fixture
-def make(sessions: Sessions, clock: FakeClock) -> Make:
-    """Return a maker of clients of a forwarder that asks the *urls* one after the other."""
-
-    def make(
-        *urls: str,
-        rules: RetryRules | None = None,
-        given: dict[str, Any] | None = None,
-        **more: Any,
-    ) -> Client:
-        waited: list[float] = []
-        resilience = Resilience(
-            retry=rules or RetryRules(),
-            clock=clock,
-            sleep=waited.append,
-            random=lambda: 0.5,
-            **(given or {}),
-        )
-        instances = [Instance(url) for url in urls]
-        pool = Pool("svc", instances, balance="round-robin", random=lambda: 0.0)
-        client = Reader(
-            Forwarder(pool, sessions=sessions, resilience=resilience, **more), use_cookies=False
-        )
-        client.waited, client.pool = waited, pool  # type: ignore[attr-defined]
-        return client
-
-    return make
 
 
 POINTS = (
@@ -186,12 +151,12 @@ def test_nothing_is_sent_twice_that_may_have_been_processed(
     point: str,
     reset: bool,
     backend: Backend,
-    make: Make,
+    retrying: Make,
 ) -> None:
     backend.answers = [WELL]
     rules = RetryRules(attempts=3, idempotency_key=True)
     with dying(point, reset) as first:
-        client = make(first.url, backend.url, rules=rules)
+        client = retrying(first.url, backend.url, rules=rules)
         try:
             answer = client.open("/", method=method, data=body or None, headers=fields)
             status = answer.status_code
@@ -218,11 +183,11 @@ def test_nothing_is_sent_twice_that_may_have_been_processed(
 
 
 @pytest.mark.parametrize("keeps_to_it", [False, True])
-def test_an_idempotency_key_counts_only_where_the_service_keeps_to_it(
-    keeps_to_it: bool, backend: Backend, make: Make
+def test_an_idempotency_key_counts_only_if_the_service_honors_it(
+    keeps_to_it: bool, backend: Backend, retrying: Make
 ) -> None:
     with dying("after the body") as first:
-        client = make(
+        client = retrying(
             first.url, backend.url, rules=RetryRules(attempts=3, idempotency_key=keeps_to_it)
         )
         client.post("/", data=SMALL, headers=KEYED)
@@ -230,23 +195,27 @@ def test_an_idempotency_key_counts_only_where_the_service_keeps_to_it(
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT"])
-def test_a_large_body_is_not_kept(method: str, backend: Backend, make: Make) -> None:
+def test_a_body_above_the_buffer_is_not_sent_again(
+    method: str, backend: Backend, retrying: Make
+) -> None:
     with dying("in the body") as first:
-        client = make(first.url, backend.url, rules=RetryRules(attempts=3, buffer=1000))
+        client = retrying(first.url, backend.url, rules=RetryRules(attempts=3, buffer=1000))
         assert client.open("/", method=method, data=LARGE).status_code == 502
         assert (len(first.got), len(backend.requests)) == (1, 0)
 
 
-def test_a_large_body_of_which_little_was_read_is_sent_to_another(
-    backend: Backend, make: Make
+def test_a_large_body_of_which_little_was_read_is_sent_again(
+    backend: Backend, retrying: Make
 ) -> None:
     with dying("before a connection") as first:
-        client = make(first.url, backend.url)
+        client = retrying(first.url, backend.url)
         assert client.post("/", data=LARGE).status_code == 200
         assert backend.requests[0].body == LARGE
 
 
-def test_a_stale_connection_and_a_retry_do_not_multiply(own: Any, sessions: Sessions) -> None:
+def test_only_the_first_attempt_is_resent_on_a_stale_connection(
+    own: Any, sessions: Sessions
+) -> None:
     """What the transport does by itself about a connection that was closed meanwhile is done for
     the first try alone."""
     with Backend(WELL, lambda *_: False) as one, Backend(WELL, lambda *_: False) as other:
@@ -265,20 +234,20 @@ def test_a_stale_connection_and_a_retry_do_not_multiply(own: Any, sessions: Sess
         own_sessions.close()
 
 
-def test_a_post_on_a_stale_connection_is_sent_once(make: Make, sessions: Sessions) -> None:
+def test_a_post_on_a_stale_connection_is_sent_once(retrying: Make, sessions: Sessions) -> None:
     with Backend(WELL, lambda *_: False) as one, Backend(WELL) as other:
-        client = make(one.url, other.url)
+        client = retrying(one.url, other.url)
         assert [client.get("/").status_code for _ in range(2)] == [200, 200]
         assert client.post("/", data=SMALL).status_code == 502
         assert (len(one.requests), len(other.requests)) == (2, 1)
 
 
 @pytest.mark.parametrize(("status", "again"), [(502, 1), (503, 1), (504, 1), (500, 0), (404, 0)])
-def test_after_some_statuses_there_is_another_try(
-    status: int, again: int, backend: Backend, make: Make
+def test_some_statuses_are_retried(
+    status: int, again: int, backend: Backend, retrying: Make
 ) -> None:
     with Backend(reply(b"no", status=f"{status} No")) as first:
-        client = make(first.url, backend.url)
+        client = retrying(first.url, backend.url)
         answer = client.get("/")
         assert answer.status_code == (200 if again else status)
         assert len(backend.requests) == again
@@ -287,22 +256,22 @@ def test_after_some_statuses_there_is_another_try(
         assert set(client.pool.in_flight().values()) == {0}  # type: ignore[attr-defined]
 
 
-def test_the_last_answer_counts_when_no_try_is_left(make: Make) -> None:
+def test_the_client_gets_the_last_response_when_no_attempt_is_left(retrying: Make) -> None:
     with Backend(BAD) as first, Backend(reply(b"late", status="504 Late")) as second:
-        client = make(first.url, second.url, rules=RetryRules(attempts=3))
+        client = retrying(first.url, second.url, rules=RetryRules(attempts=3))
         answer = client.get("/")
         assert (answer.status_code, answer.data) == (503, b"busy")  # who had failed, had to again
         assert (len(first.requests), len(second.requests)) == (2, 1)
         assert client.waited == [0.0125, 0.025]  # type: ignore[attr-defined]
 
 
-def test_an_answer_that_streams_is_let_go_before_another_try(backend: Backend, make: Make) -> None:
+def test_a_streaming_response_is_closed_before_a_retry(backend: Backend, retrying: Make) -> None:
     def endless(connection: socket.socket, _request: Received) -> bool:
         connection.sendall(b"HTTP/1.1 503 No\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
         return connection.recv(1) != b""
 
     with Backend(endless) as first:
-        assert make(first.url, backend.url).get("/").data == b"ok"
+        assert retrying(first.url, backend.url).get("/").data == b"ok"
         first.wait_until_closed()
 
 
@@ -317,12 +286,12 @@ def test_an_answer_that_streams_is_let_go_before_another_try(backend: Backend, m
         ("soon", 200, [0.0125]),
     ],
 )
-def test_retry_after_is_kept_to_when_it_is_short_and_else_passed_on(
-    said: str, status: int, waited: list[float], backend: Backend, make: Make
+def test_a_short_retry_after_is_waited_for_and_a_long_one_passed_on(
+    said: str, status: int, waited: list[float], backend: Backend, retrying: Make
 ) -> None:
     bad = reply(b"", status="503 No", fields=[("Retry-After", said)])
     with Backend(bad) as first:
-        client = make(first.url, backend.url)
+        client = retrying(first.url, backend.url)
         answer = client.get("/")
         assert answer.status_code == status
         assert client.waited == waited  # type: ignore[attr-defined]
@@ -330,21 +299,21 @@ def test_retry_after_is_kept_to_when_it_is_short_and_else_passed_on(
             assert answer.headers["Retry-After"] == said
 
 
-def test_the_budget_is_for_all_requests_together(make: Make) -> None:
+def test_all_requests_share_the_retry_budget(retrying: Make) -> None:
     with Backend(BAD) as first:
-        client = make(first.url, given={"budget": RetryBudget(0.2, floor=0)})
+        client = retrying(first.url, given={"budget": RetryBudget(0.2, floor=0)})
         for _ in range(20):
             client.get("/")
         assert len(first.requests) == 24
 
 
-def test_each_try_counts_for_the_breaker_which_may_forbid_the_next(
-    make: Make, clock: FakeClock
+def test_each_attempt_counts_for_the_circuit_which_may_reject_the_next(
+    retrying: Make, clock: FakeClock
 ) -> None:
     rules = CircuitRules(consecutive_failures=3, jitter=0)
     circuit = Circuit("svc", rules, clock=clock)
     with Backend(BAD) as first:
-        client = make(first.url, rules=RetryRules(attempts=5), given={"circuit": circuit})
+        client = retrying(first.url, rules=RetryRules(attempts=5), given={"circuit": circuit})
         answer = client.get("/")
         assert (answer.status_code, answer.data) == (503, b"busy")  # what there is, is told
         assert len(first.requests) == 3
@@ -352,102 +321,16 @@ def test_each_try_counts_for_the_breaker_which_may_forbid_the_next(
         assert len(first.requests) == 3
 
 
-def test_an_unsafe_request_that_failed_counts_for_the_breaker(make: Make, clock: FakeClock) -> None:
+def test_an_unsafe_request_that_failed_counts_for_the_circuit(
+    retrying: Make, clock: FakeClock
+) -> None:
     circuit = Circuit("svc", CircuitRules(), clock=clock)
     with dying("after the body") as first:
-        make(first.url, given={"circuit": circuit}).post("/", data=SMALL)
+        retrying(first.url, given={"circuit": circuit}).post("/", data=SMALL)
     assert circuit.status().failures == 1
 
 
-def silent(connection: socket.socket, _request: Received) -> bool:
-    return connection.recv(1) != b""
-
-
-def test_a_try_that_takes_too_long_is_given_up_for_another(
-    backend: Backend, clock: FakeClock
-) -> None:
-    """Not over ``requests``' own adapter, which knows no such time."""
-    sessions = Sessions()
-    with Backend(silent) as first:
-        pool = Pool(
-            "svc",
-            [Instance(first.url), Instance(backend.url)],
-            balance="round-robin",
-            random=lambda: 0.0,
-        )
-        given = Resilience(
-            retry=RetryRules(per_try_timeout=0.05), clock=clock, sleep=lambda _: None
-        )
-        client = Reader(Forwarder(pool, sessions=sessions, resilience=given))
-        assert client.get("/").data == b"ok"
-        first.wait_until_closed()
-    sessions.close()
-
-
-def test_there_is_no_try_without_time_left(backend: Backend, make: Make, clock: FakeClock) -> None:
-    def slow(connection: socket.socket, request: Received) -> bool:
-        clock.advance(29.99)
-        connection.sendall(BAD)
-        return True
-
-    with Backend(slow) as first:
-        client = make(first.url, backend.url, rules=RetryRules(backoff=0.1))
-        assert client.get("/").status_code == 503
-        assert backend.requests == []
-
-
-@pytest.mark.parametrize(
-    ("asked", "passed"),
-    [
-        ("2", "2.000"),
-        ("250ms", "0.250"),
-        ("0.5s", "0.500"),
-        ("3600", "30.000"),
-        ("soon", "30.000"),
-        (None, None),
-    ],
-)
-def test_a_client_can_shorten_the_time_and_what_is_left_is_passed_on(
-    asked: str | None, passed: str | None, backend: Backend, make: Make
-) -> None:
-    fields = {} if asked is None else {"X-Request-Timeout": asked}
-    make(backend.url).get("/", headers=fields)
-    assert backend.requests[0].value("X-Request-Timeout") == passed
-
-
-def test_the_next_try_is_told_what_is_left(backend: Backend, make: Make, clock: FakeClock) -> None:
-    def slow(connection: socket.socket, request: Received) -> bool:
-        clock.advance(1.5)
-        connection.sendall(BAD)
-        return True
-
-    with Backend(slow) as first:
-        client = make(first.url, backend.url)
-        assert client.get("/", headers={"X-Request-Timeout": "2"}).status_code == 200
-    assert backend.requests[0].value("X-Request-Timeout") == "0.500"
-
-
-@pytest.mark.parametrize("guarded", [False, True])
-def test_to_be_late_only_for_an_impatient_client_tells_nothing_of_the_service(
-    guarded: bool, clock: FakeClock
-) -> None:
-    circuit = Circuit("svc", CircuitRules(), clock=clock)
-    given = Resilience(circuit=circuit) if guarded else None
-    sessions = Sessions()
-    with Backend(silent) as first:
-        pool = Pool("svc", [Instance(first.url)])
-        client = Reader(Forwarder(pool, sessions=sessions, resilience=given))
-        late = client.get("/", headers={"X-Request-Timeout": "50ms"})
-        assert (late.status_code, late.get_json()["error"]) == (504, "Request timeout")
-        assert circuit.status()[1:3] == (0, 0)
-        if guarded:
-            hasty = Forwarder(pool, sessions=sessions, resilience=given, read_timeout=0.05)
-            assert Reader(hasty).get("/", headers={"X-Request-Timeout": "9"}).status_code == 504
-            assert circuit.status()[1:3] == (1, 0)  # too late for anybody
-    sessions.close()
-
-
-def test_nothing_is_tried_for_a_client_that_has_left(
+def test_a_client_that_has_disconnected_gets_no_retry(
     backend: Backend, sessions: Sessions, clock: FakeClock
 ) -> None:
     disconnects = Disconnects()
@@ -467,9 +350,9 @@ def test_nothing_is_tried_for_a_client_that_has_left(
         assert set(pool.in_flight().values()) == {0}
 
 
-def test_a_chunked_body_is_sent_again_as_it_was(backend: Backend, make: Make) -> None:
+def test_a_chunked_body_is_sent_again_as_it_was(backend: Backend, retrying: Make) -> None:
     with dying("after the head") as first:
-        answer = make(first.url, backend.url).put(
+        answer = retrying(first.url, backend.url).put(
             "/",
             input_stream=io.BytesIO(SMALL),
             environ_overrides={
@@ -498,7 +381,7 @@ class Unwilling(BaseAdapter):
         pass
 
 
-def test_a_request_that_can_be_sent_to_nobody_is_not_tried_again(clock: FakeClock) -> None:
+def test_a_request_that_cannot_be_sent_is_not_retried(clock: FakeClock) -> None:
     adapter = Unwilling()
 
     def session() -> requests.Session:
@@ -515,14 +398,14 @@ def test_a_request_that_can_be_sent_to_nobody_is_not_tried_again(clock: FakeCloc
     assert circuit.status().failures == 0  # it tells nothing of the service
 
 
-def test_without_retries_a_request_is_tried_once(make: Make) -> None:
+def test_one_attempt_disables_retries(retrying: Make) -> None:
     with Backend(BAD) as first, Backend(cut(b"")) as second:
         for url in (first.url, second.url):
-            make(url, rules=RetryRules(attempts=1)).get("/")
+            retrying(url, rules=RetryRules(attempts=1)).get("/")
         assert len(first.requests) == 1
 
 
-def test_a_forked_worker_asks_for_retries_and_hedges_by_locks_of_its_own(
+def test_a_forked_worker_has_locks_of_its_own_for_budget_and_hedging(
     in_child: Callable[[Callable[[], bool]], bool],
 ) -> None:
     given = Resilience(retry=RetryRules(), hedge=HedgeRules(after="p95"))

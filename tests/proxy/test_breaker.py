@@ -12,6 +12,7 @@ import pytest
 import requests
 from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 
+from tests.proxy.clients import Reader
 from tests.support.logs import silence
 from wsgigate.client.adapter import Adapter, Sessions, gateway_session
 from wsgigate.coordination.circuit import Circuit
@@ -31,13 +32,6 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 OPEN = {"message": "Service temporarily unavailable", "error": "Circuit breaker open"}
 
 Make = Callable[..., Client]
-
-
-class Reader(Client):
-    """Reads every answer to its end, as clients do."""
-
-    def open(self, *args: Any, **options: Any) -> Any:
-        return super().open(*args, **{"buffered": True, **options})
 
 
 _silent = silence("wsgigate.circuits")

@@ -9,6 +9,7 @@ import pytest
 from requests.adapters import BaseAdapter
 from werkzeug.test import Client, EnvironBuilder
 
+from tests.proxy.clients import Reader
 from wsgigate.client.adapter import Sessions, Timeout, gateway_session
 from wsgigate.client.response_reader import NotConnected
 from wsgigate.coordination.circuit import Circuit
@@ -25,13 +26,6 @@ from wsgigate.testing.backend import Backend, Received
 from wsgigate.testing.server import Server
 
 LARGE = b"0123456789" * 40_000
-
-
-class Reader(Client):
-    """Reads every response to its end."""
-
-    def open(self, *args: Any, **options: Any) -> Any:
-        return super().open(*args, **{"buffered": True, **options})
 
 
 def dead_url() -> str:

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from werkzeug.test import Client
 
+from tests.proxy.clients import Reader, Watched, pool_of
 from wsgigate.client.adapter import Sessions
 from wsgigate.coordination.circuit import Circuit, Permit
 from wsgigate.discovery import Instance
@@ -21,7 +21,7 @@ from wsgigate.http.wsgi import INSTANCE, close_body
 from wsgigate.proxy.attempts import Resilience
 from wsgigate.proxy.disconnect import ClientLeft, ClientWatch, Disconnects
 from wsgigate.proxy.forwarder import Forwarder
-from wsgigate.proxy.pool import InstanceLease, Pool
+from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.sticky import Stickiness
 from wsgigate.rules.circuit import CircuitRules, Outcome
 from wsgigate.rules.outlier import OutlierRules
@@ -34,7 +34,7 @@ BAD = reply(b"busy", status="503 Service Unavailable")
 SOON = HedgeRules(after=0.01)
 LATE = HedgeRules(after=60)
 
-Make = Callable[..., "Reader"]
+Make = Callable[..., "HedgingClient"]
 
 
 def silent(connection: socket.socket, _request: Received) -> bool:
@@ -65,39 +65,8 @@ class AfterTheFirst(Timer):
         return super().after(60.0 if self._seen == 1 else seconds, call)
 
 
-class Watched(Pool):
-    """A pool that tells when all of its instances are idle."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._changed = threading.Condition()
-        super().__init__(*arguments, **options)
-
-    def _release(self, lease: InstanceLease) -> None:
-        super()._release(lease)
-        with self._changed:
-            self._changed.notify_all()
-
-    def wait_until_idle(self) -> None:
-        self.wait_until(lambda: not any(self.in_flight().values()))
-
-    def wait_until(self, condition: Callable[[], bool]) -> None:
-        with self._changed:
-            assert self._changed.wait_for(condition, 10)
-
-
-def pool_of(*urls: str, **options: Any) -> Watched:
-    """Return a pool whose members are picked in their order, one after the other."""
-    instances = [Instance(url) for url in urls]
-    return Watched("svc", instances, **{"balance": "round-robin", "random": lambda: 0.0} | options)
-
-
-class Reader(Client):
-    """Reads every answer to its end, as clients do."""
-
+class HedgingClient(Reader):
     pool: Watched
-
-    def open(self, *args: Any, **options: Any) -> Any:
-        return super().open(*args, **{"buffered": True, **options})
 
 
 @pytest.fixture
@@ -110,10 +79,10 @@ def make(sessions: Sessions) -> Make:
         given: dict[str, Any] | None = None,
         pool: dict[str, Any] | None = None,
         **more: Any,
-    ) -> Reader:
+    ) -> HedgingClient:
         resilience = Resilience(**{"hedge": rules, "timer": Timer(), **(given or {})})
         made = pool_of(*urls, **(pool or {}))
-        client = Reader(
+        client = HedgingClient(
             Forwarder(made, sessions=sessions, resilience=resilience, **more), use_cookies=False
         )
         client.pool = made
@@ -122,7 +91,7 @@ def make(sessions: Sessions) -> Make:
     return make
 
 
-def test_who_answers_first_counts_and_the_other_is_let_go(make: Make) -> None:
+def test_the_first_response_wins_and_the_other_attempt_is_aborted(make: Make) -> None:
     with Backend(silent) as slow, Backend(reply(b"fast")) as fast:
         client = make(slow.url, fast.url)
         assert client.get("/").data == b"fast"
@@ -132,7 +101,7 @@ def test_who_answers_first_counts_and_the_other_is_let_go(make: Make) -> None:
         assert slow.requests[0].target == fast.requests[0].target
 
 
-def test_what_is_broken_off_is_not_sent_again_by_another_connection(make: Make) -> None:
+def test_an_aborted_attempt_is_not_resent_on_another_connection(make: Make) -> None:
     """As it would be if the instance had closed one that was kept."""
     with Backend(reply(b"kept"), silent) as slow, Backend(reply(b"fast")) as fast:
         given, pool = {"timer": AfterTheFirst()}, {"balance": lambda _: First(slow.url)}
@@ -143,7 +112,7 @@ def test_what_is_broken_off_is_not_sent_again_by_another_connection(make: Make) 
         assert (slow.connections, len(slow.requests)) == (1, 2)
 
 
-def test_an_answer_in_time_is_the_only_one(backend: Backend, make: Make) -> None:
+def test_a_fast_response_is_not_hedged(backend: Backend, make: Make) -> None:
     with Backend() as other:
         client = make(backend.url, other.url, rules=LATE)
         for _ in range(4):
@@ -152,7 +121,7 @@ def test_an_answer_in_time_is_the_only_one(backend: Backend, make: Make) -> None
         client.pool.wait_until_idle()
 
 
-def test_the_first_one_counts_when_it_answers_first_after_all(make: Make) -> None:
+def test_the_first_attempt_may_still_win(make: Make) -> None:
     first, second = Held(reply(b"first")), Held(reply(b"second"))
     with Backend(first) as one, Backend(silent) as other:
         client = make(one.url, other.url)
@@ -174,15 +143,15 @@ def test_the_first_one_counts_when_it_answers_first_after_all(make: Make) -> Non
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
-def test_what_may_change_something_is_never_with_two(method: str, make: Make) -> None:
-    never_with_two(make, {"method": method})
+def test_an_unsafe_method_is_not_hedged(method: str, make: Make) -> None:
+    assert_not_hedged(make, {"method": method})
 
 
-def test_what_has_a_body_is_never_with_two(make: Make) -> None:
-    never_with_two(make, {"method": "GET", "data": b"body"})
+def test_a_request_with_a_body_is_not_hedged(make: Make) -> None:
+    assert_not_hedged(make, {"method": "GET", "data": b"body"})
 
 
-def never_with_two(make: Make, asked: dict[str, Any]) -> None:
+def assert_not_hedged(make: Make, asked: dict[str, Any]) -> None:
     held = Held(reply(b"only"))
     with Backend(held) as one, Backend() as other:
         client = make(one.url, other.url, rules=HedgeRules(after=0.001))
@@ -192,7 +161,7 @@ def never_with_two(make: Make, asked: dict[str, Any]) -> None:
         assert other.connections == 0
 
 
-def test_a_failure_does_not_win_over_an_answer_to_come(make: Make) -> None:
+def test_a_failure_does_not_win_while_another_attempt_runs(make: Make) -> None:
     held = Held(reply(b"well"))
     with Backend(held) as one, Backend(told(BAD, held.opened)) as other:
         client = make(one.url, other.url)
@@ -212,7 +181,9 @@ def told(data: bytes, then: threading.Event) -> Callable[[socket.socket, Receive
 
 
 @pytest.mark.parametrize("first", [BAD, None], ids=["fails", "breaks"])
-def test_when_the_first_one_fails_the_other_is_waited_for(first: bytes | None, make: Make) -> None:
+def test_the_hedged_attempt_is_awaited_when_the_first_fails(
+    first: bytes | None, make: Make
+) -> None:
     held = Held(reply(b"well"))
     fails = threading.Event()
 
@@ -234,7 +205,7 @@ def test_when_the_first_one_fails_the_other_is_waited_for(first: bytes | None, m
         client.pool.wait_until_idle()
 
 
-def test_when_both_fail_the_first_is_told(make: Make) -> None:
+def test_the_client_gets_the_first_failure_when_both_fail(make: Make) -> None:
     opened = threading.Event()
 
     def failing(connection: socket.socket, _request: Received) -> None:
@@ -248,7 +219,7 @@ def test_when_both_fail_the_first_is_told(make: Make) -> None:
         client.pool.wait_until_idle()
 
 
-def test_with_one_instance_there_is_nobody_else_to_ask(make: Make) -> None:
+def test_a_single_instance_is_not_hedged(make: Make) -> None:
     held = Held(reply(b"only"))
     with Backend(held) as one:
         client = make(one.url, rules=HedgeRules(after=0.001))
@@ -258,7 +229,7 @@ def test_with_one_instance_there_is_nobody_else_to_ask(make: Make) -> None:
         client.pool.wait_until_idle()
 
 
-def test_further_tries_are_within_the_budget_that_retries_have(make: Make) -> None:
+def test_hedged_attempts_use_the_retry_budget(make: Make) -> None:
     """A fifth of the requests, so the fifth that is slow is the first with another."""
     given = {"budget": RetryBudget(0.2, floor=0)}
     with Backend() as slow, Backend(reply(b"fast")) as fast:
@@ -293,7 +264,7 @@ class First:
         pass
 
 
-def test_no_further_try_is_made_at_a_service_that_is_left_alone(make: Make) -> None:
+def test_an_open_circuit_prevents_hedging(make: Make) -> None:
     circuit = Circuit("svc", CircuitRules(consecutive_failures=1))
     held = Held(reply(b"only"))
 
@@ -311,7 +282,7 @@ def test_no_further_try_is_made_at_a_service_that_is_left_alone(make: Make) -> N
         client.pool.wait_until_idle()
 
 
-def test_who_is_broken_off_is_no_failure(make: Make) -> None:
+def test_an_aborted_attempt_is_no_failure(make: Make) -> None:
     circuit = Circuit("svc", CircuitRules(consecutive_failures=1))
     outlier = OutlierRules(consecutive_failures=1)
     with Backend(silent) as slow, Backend(reply(b"fast")) as fast:
@@ -323,7 +294,7 @@ def test_who_is_broken_off_is_no_failure(make: Make) -> None:
         assert client.pool.ejected() == []
 
 
-def test_the_answer_streams_and_its_connection_is_freed_at_its_end(make: Make) -> None:
+def test_the_winning_response_streams_and_releases_its_connection(make: Make) -> None:
     opened = threading.Event()
 
     def streams(connection: socket.socket, _request: Received) -> None:
@@ -346,7 +317,7 @@ def test_the_answer_streams_and_its_connection_is_freed_at_its_end(make: Make) -
         client.pool.wait_until_idle()
 
 
-def test_as_many_are_asked_as_there_may_be(make: Make) -> None:
+def test_the_number_of_hedged_attempts_is_limited(make: Make) -> None:
     with Backend(silent) as one, Backend(silent) as two, Backend(reply(b"third")) as three:
         client = make(one.url, two.url, three.url, rules=HedgeRules(after=0.01, most=2))
         assert client.get("/").data == b"third"
@@ -355,7 +326,7 @@ def test_as_many_are_asked_as_there_may_be(make: Make) -> None:
         client.pool.wait_until_idle()
 
 
-def test_a_client_that_leaves_frees_both(sessions: Sessions) -> None:
+def test_a_disconnect_aborts_both_attempts(sessions: Sessions) -> None:
     disconnects = Disconnects()
     watch = ClientWatch(None, lambda _: None)
     disconnects.watch = lambda environ: watch  # type: ignore[method-assign]
@@ -380,7 +351,7 @@ def test_a_client_that_leaves_frees_both(sessions: Sessions) -> None:
         pool.wait_until_idle()
 
 
-def test_a_client_that_leaves_when_one_has_failed_frees_the_other(sessions: Sessions) -> None:
+def test_a_disconnect_after_a_failure_aborts_the_other_attempt(sessions: Sessions) -> None:
     disconnects = Disconnects()
     watch = ClientWatch(None, lambda _: None)
     disconnects.watch = lambda environ: watch  # type: ignore[method-assign]
@@ -411,9 +382,7 @@ def test_a_client_that_leaves_when_one_has_failed_frees_the_other(sessions: Sess
         pool.wait_until_idle()
 
 
-def test_nothing_is_kept_for_another_try_once_there_is_an_answer(
-    backend: Backend, make: Make
-) -> None:
+def test_a_response_cancels_the_scheduled_attempt(backend: Backend, make: Make) -> None:
     class Kept(Timer):
         def __init__(self) -> None:
             super().__init__()
@@ -428,7 +397,7 @@ def test_nothing_is_kept_for_another_try_once_there_is_an_answer(
     assert [scheduled.call for scheduled in timer.made] == [None]
 
 
-def test_a_client_that_leaves_while_the_winner_streams_frees_it(sessions: Sessions) -> None:
+def test_a_disconnect_while_the_winner_streams_releases_it(sessions: Sessions) -> None:
     disconnects = Disconnects()
     watch = ClientWatch(None, lambda _: None)
     disconnects.watch = lambda environ: watch  # type: ignore[method-assign]
@@ -454,7 +423,7 @@ def test_a_client_that_leaves_while_the_winner_streams_frees_it(sessions: Sessio
         assert set(pool.in_flight().values()) == {0}
 
 
-def test_after_a_race_that_nobody_won_there_is_another_try(make: Make) -> None:
+def test_a_race_without_a_winner_is_retried(make: Make) -> None:
     opened = threading.Event()
 
     def failing(connection: socket.socket, _request: Received) -> None:
@@ -469,7 +438,7 @@ def test_after_a_race_that_nobody_won_there_is_another_try(make: Make) -> None:
         client.pool.wait_until_idle()
 
 
-def test_a_race_is_run_after_what_most_answers_took(make: Make) -> None:
+def test_the_delay_follows_a_quantile_of_the_response_times(make: Make) -> None:
     with Backend() as one, Backend() as other:
         client = make(one.url, other.url, rules=HedgeRules(after="p95"))
         for _ in range(110):
@@ -489,7 +458,7 @@ def test_a_race_is_run_after_what_most_answers_took(make: Make) -> None:
         client.pool.wait_until_idle()
 
 
-def test_an_instance_that_can_not_be_connected_to_holds_nothing_up() -> None:
+def test_an_unreachable_instance_delays_no_response() -> None:
     """Its queue is full: connecting to it waits, and would for all of its time."""
     with socket.socket() as listener, Backend(reply(b"fast")) as fast:
         listener.bind(("127.0.0.1", 0))
@@ -512,7 +481,7 @@ def test_an_instance_that_can_not_be_connected_to_holds_nothing_up() -> None:
             each.close()
 
 
-def test_clients_that_stay_are_not_hedged(sessions: Sessions) -> None:
+def test_hedging_cannot_be_combined_with_sticky_sessions(sessions: Sessions) -> None:
     pool = Pool("svc", [Instance("http://a")], sticky=Stickiness("svc", b"a secret of the tests"))
     with pytest.raises(ValueError, match="hedge cannot be combined with sticky"):
         Forwarder(pool, sessions=sessions, resilience=Resilience(hedge=SOON))
