@@ -1,4 +1,4 @@
-"""A worker of granian that is told to end before granian listens to signals."""
+"""Signals to a worker of granian that arrive before granian handles signals."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ print("quiet" if not boot.is_alive() else "still there", flush=True)
 
 
 @pytest.mark.parametrize(
-    ("when", "number", "told"),
+    ("when", "number", "printed"),
     [
         ("before", "SIGTERM", "SIGTERM"),
         ("meanwhile", "SIGTERM", "SIGTERM"),
@@ -48,10 +48,10 @@ print("quiet" if not boot.is_alive() else "still there", flush=True)
         ("never", "SIGTERM", "quiet"),
     ],
 )
-def test_an_early_signal_is_handled_later(when: str, number: str, told: str) -> None:
+def test_an_early_signal_is_handled_later(when: str, number: str, printed: str) -> None:
     command = [sys.executable, "-W", "error", "-c", PROGRAM, when, number]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (done.stdout.split(), done.stderr) == ([told], "")
+    assert (done.stdout.split(), done.stderr) == ([printed], "")
 
 
 def test_where_there_can_be_no_handlers_nothing_is_done() -> None:

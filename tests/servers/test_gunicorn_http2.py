@@ -208,7 +208,7 @@ def test_a_connection_has_most_of_the_threads_and_its_bodies_half(make: Any) -> 
     assert not peer.ours.wants()
     peer.ours.finish(served[0][0].stream)
     assert peer.ours.wants()
-    assert not peer.ours.wants()  # a thread has been told
+    assert not peer.ours.wants()  # it was offered to a thread already
 
 
 def test_what_is_refused_waits_for_its_turn_too(make: Any) -> None:

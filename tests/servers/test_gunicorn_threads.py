@@ -147,7 +147,7 @@ def test_the_oldest_that_is_silent_makes_room(parked: IdleConnections, make: Mak
 
 
 def test_what_gunicorn_reads_of_idle_connections(parked: IdleConnections, make: Make) -> None:
-    assert parked[0].timeout == 0.0  # nobody's: they were taken since gunicorn saw that there are
+    assert parked[0].timeout == 0.0  # a placeholder: all were taken since gunicorn checked
     connections = [make(timeout=float(number)) for number in range(3)]
     for connection in connections:
         parked.add(connection)
@@ -166,8 +166,8 @@ def test_the_last_arming_of_a_descriptor_counts(name: str, make: Make) -> None:
     assert parked.take(HARDLY) is None
 
 
-class Told(Watch):
-    """A watch that tells what it is told to, and remembers."""
+class RecordingWatch(Watch):
+    """A watch that reports what a test sets, and records its calls."""
 
     def __init__(self) -> None:
         self.ready: list[int] = []
@@ -188,8 +188,8 @@ class Told(Watch):
 
 
 def test_a_stale_event_does_not_give_away_a_new_connection(make: Make) -> None:
-    """A thread is late: what it was told of is closed, and a new one has the descriptor."""
-    watch = Told()
+    """A thread is late: the connection of its event is closed, and a new one has the descriptor."""
+    watch = RecordingWatch()
     parked = IdleConnections(watch)
     new = make(initialized=False)
     number = new.sock.fileno()
@@ -204,7 +204,7 @@ def test_a_stale_event_does_not_give_away_a_new_connection(make: Make) -> None:
 
 
 def test_a_connection_that_is_being_added_is_not_closed(make: Make) -> None:
-    watch = Told()
+    watch = RecordingWatch()
     parked = IdleConnections(watch)
     closed: list[Waiting] = []
     connection = make()
@@ -221,7 +221,7 @@ def test_a_connection_that_is_being_added_is_not_closed(make: Make) -> None:
 
 
 def test_a_connection_served_during_expiry_is_added_again(make: Make) -> None:
-    watch = Told()
+    watch = RecordingWatch()
     parked = IdleConnections(watch)
 
     class Served(Waiting):
@@ -251,7 +251,7 @@ def test_a_connection_served_during_expiry_is_added_again(make: Make) -> None:
 
 
 def test_a_connection_served_during_expiry_is_left_alone(make: Make) -> None:
-    watch = Told()
+    watch = RecordingWatch()
     parked = IdleConnections(watch)
 
     class Taken(Waiting):
@@ -405,7 +405,7 @@ def test_there_are_as_many_threads_as_asked_for_from_the_start_to_the_end() -> N
     for event in events[:3]:
         event.set()
     threads.shutdown()
-    for event in events[3:]:  # for those who wait for work by now
+    for event in events[3:]:  # for the threads that wait for work by now
         event.set()
         work.put(event)
     for thread in seen:

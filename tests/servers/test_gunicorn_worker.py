@@ -42,8 +42,8 @@ class Worker(GateWorker):
         self.alive = True
         self.keepalived_conns = IdleConnections()
         self.deferred: list[tuple[Any, ...]] = []
-        self.told: list[str] = []
-        self.log = SimpleNamespace(exception=self.told.append)
+        self.logged: list[str] = []
+        self.log = SimpleNamespace(exception=self.logged.append)
         self.method_queue = SimpleNamespace(defer=lambda *what: self.deferred.append(what))
         self._at_work = set()
         self._ends_with = end
@@ -130,13 +130,13 @@ def closes() -> bool:
 def test_a_connection_that_is_not_kept_is_closed_by_the_loop(serve: Serve) -> None:
     worker, connection = serve(lambda: False)
     assert worker.deferred == [(worker._close_gracefully, connection)]
-    assert (len(worker.keepalived_conns), worker.told) == (0, [])
+    assert (len(worker.keepalived_conns), worker.logged) == (0, [])
 
 
 def test_an_exception_of_a_request_ends_no_thread(serve: Serve) -> None:
     worker, connection = serve(closes)
     assert worker.deferred == [(worker._close_gracefully, connection)]
-    assert worker.told == ["Error serving a connection"]
+    assert worker.logged == ["Error serving a connection"]
 
 
 def test_a_connection_that_was_closed_meanwhile_is_closed_by_the_loop(serve: Serve) -> None:
@@ -153,7 +153,7 @@ def test_a_connection_that_was_closed_meanwhile_is_closed_by_the_loop(serve: Ser
     worker._serve_next()
     connection.client.close()
     assert worker.deferred == [(worker._close_gracefully, connection)]
-    assert worker.told == ["Error serving a connection"]
+    assert worker.logged == ["Error serving a connection"]
     assert len(worker.keepalived_conns) == 0
 
 
@@ -174,7 +174,7 @@ def test_a_connection_that_was_closed_meanwhile_is_closed_by_the_loop(serve: Ser
 def test_a_worker_that_does_not_accept_checks_again_soon(
     changes: dict[str, Any], waits: float
 ) -> None:
-    """A thread that becomes free wakes nobody."""
+    """A thread that becomes free does not wake the loop."""
     asked: list[float] = []
     worker = Worker(bool)
     worker.nr_conns, worker.worker_connections, worker._rests_until = 4, 5, 0.0
@@ -200,5 +200,5 @@ def test_an_error_on_closing_a_connection_ends_no_worker(serve: Serve) -> None:
     worker.nr_conns = 1
     connection.close = close  # type: ignore[attr-defined]
     worker._close_gracefully(connection)
-    assert worker.told == ["Error closing a connection"]
+    assert worker.logged == ["Error closing a connection"]
     assert (worker.nr_conns, connection.sock.fileno()) == (0, -1)
