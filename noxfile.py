@@ -5,15 +5,18 @@ A Python that is not at hand is skipped with a note. ``make help`` lists the usu
 
 from __future__ import annotations
 
+import configparser
 import os
+import re
 import shutil
 import subprocess
 
 import nox
 
-PROJECT = nox.project.load_toml("pyproject.toml")
-PYTHONS = nox.project.python_versions(PROJECT)
-EXTRAS = ",".join(PROJECT["project"]["optional-dependencies"])
+SETUP = configparser.ConfigParser()
+SETUP.read("setup.cfg")
+PYTHONS = re.findall(r"Python :: (3\.\d+)", SETUP["metadata"]["classifiers"])
+EXTRAS = ",".join(SETUP["options.extras_require"])
 PYTEST = ("python", "-m", "pytest", "-n", "3", "--dist", "loadfile")
 
 nox.options.sessions = ["unit"]

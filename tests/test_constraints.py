@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import configparser
+import re
 import tomllib
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg")
 
 
 def _lines() -> list[Requirement]:
@@ -19,15 +23,13 @@ def _lines() -> list[Requirement]:
 
 
 def _releases() -> list[str]:
-    prefix = "Programming Language :: Python :: 3."
-    lines = PROJECT["project"]["classifiers"]
-    return [line.rpartition(" ")[2] for line in lines if line.startswith(prefix)]
+    return re.findall(r"Python :: (3\.\d+)", SETUP["metadata"]["classifiers"])
 
 
 def _direct() -> list[str]:
-    project, groups = PROJECT["project"], PROJECT["dependency-groups"]
-    extras = project["optional-dependencies"]
-    lists = [project["dependencies"], *extras.values(), *groups.values()]
+    extras = SETUP["options.extras_require"].values()
+    packages = [SETUP["options"]["install_requires"], *extras]
+    lists = [*map(str.split, packages), *PROJECT["dependency-groups"].values()]
     wanted = {Requirement(line).name for each in lists for line in each}
     return sorted({canonicalize_name(name) for name in wanted} | {"pip", "setuptools"})
 

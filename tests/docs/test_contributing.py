@@ -82,7 +82,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     unwanted = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "wsgigate", tree / "wsgigate", ignore=unwanted)
     shutil.copytree(ROOT / "docs", tree / "docs", ignore=unwanted)
-    for name in ("pyproject.toml", "README.rst"):
+    for name in ("setup.cfg", "pyproject.toml", "README.rst"):
         shutil.copy(ROOT / name, tree)
     for edits in EXAMPLES.values():
         for edit in edits:
