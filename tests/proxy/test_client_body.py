@@ -9,7 +9,7 @@ import pytest
 from werkzeug.test import EnvironBuilder
 from werkzeug.wrappers import Request
 
-from wsgigate.http.bodies import ClientBody, client_body
+from wsgigate.http.bodies import ClientBody, buffer_body, client_body
 from wsgigate.http.problem import Refusal
 from wsgigate.http.wsgi import BodyError
 
@@ -85,6 +85,7 @@ def test_no_length_is_no_body(environ: dict[str, Any]) -> None:
 FORM = "application/x-www-form-urlencoded"
 
 
+@pytest.mark.parametrize("buffered", [0, 1, 2], ids=lambda times: f"buffered {times} times")
 @pytest.mark.parametrize(
     ("reads", "content_type", "chunked", "was_read"),
     [
@@ -99,7 +100,7 @@ FORM = "application/x-www-form-urlencoded"
     ],
 )
 def test_a_body_that_the_app_has_read_is_not_waited_for(
-    reads: Any, content_type: str, chunked: bool, was_read: bool
+    reads: Any, content_type: str, chunked: bool, was_read: bool, buffered: int
 ) -> None:
     environ = EnvironBuilder(
         "/", method="POST", data=b"[1]", content_type=content_type
@@ -108,6 +109,8 @@ def test_a_body_that_the_app_has_read_is_not_waited_for(
         del environ["CONTENT_LENGTH"]
         environ |= {"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input_terminated": True}
     reads(Request(environ))
+    for _ in range(buffered):
+        buffer_body(environ, 1000)
     if was_read:
         with pytest.raises(Refusal) as refused:
             client_body(environ)
