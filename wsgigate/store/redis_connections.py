@@ -5,15 +5,19 @@ A connection whose state is in doubt is closed: an answer must never be taken fo
 redis-py connects, negotiates TLS, authenticates and selects the database, and hiredis parses the
 answers. redis-py's own exchange and pool are not used: it limits neither the time of a whole answer
 (its timeout is one for each part) nor its size, and its pool costs more than half of a decision.
-Processor time of a decision by token bucket, side by side (``python -m benchmarks.redis_exchange``;
-redis-py 8.1, hiredis 3.5, Python 3.11):
+Processor time of a decision by token bucket (``python -m benchmarks.redis_exchange``, medians of 21
+turns on a shared machine, so that only figures of one run compare; redis-py 8.1, hiredis 3.5,
+Python 3.11):
 
-- this exchange: 19.7 us; with a reader and a socket of our own in place of hiredis, 170 lines
-  longer: 17.6 us
-- redis-py's ``Connection`` with our packed commands and pool: 21.0 us, with its reader in Python
-  29.8 us; both without the two limits
-- its ``BlockingConnectionPool`` with our packed commands: 30.8 us, without the two limits
-- its ``Redis.execute_command``: 49.8 us, without the two limits
+- this exchange: 19.7 us
+- redis-py's ``Connection`` with our packed commands, without the two limits: 21.0 us
+- its ``BlockingConnectionPool`` with our packed commands: 30.8 us without the two limits, 30.9 us
+  with them
+- its ``Redis.execute_command``, without the two limits: 49.8 us
+
+A reader of our own and the kernel's socket timeouts, in place of hiredis and Python's, took 19.6 us
+where this exchange took 21.9 us (medians of 11 processes of each in turn): they were some 140 lines
+longer. redis-py's reader in Python took 1.6 times as much as this exchange.
 """
 
 from __future__ import annotations
