@@ -40,7 +40,7 @@ class Patient(GateWorker):
     head_timeout = 60.0
 
 class Late(GateWorker):
-    def set_accept_enabled(self, enabled):  # all connections stay in the backlog until it stops
+    def accept_while(self, wanted):  # all connections stay in the backlog until it stops
         pass
 
 class Quick(GateWorker):
@@ -77,6 +77,7 @@ KINDS = {
     "half a head": b"GET /" + HEAD,
     "half a body": b"POST /" + HEAD + b"Content-Length: 100\r\n\r\nhalf",
     "half a chunk": b"POST /" + HEAD + b"Transfer-Encoding: chunked\r\n\r\n64\r\nhalf",
+    "half a large body": b"POST /" + HEAD + b"Content-Length: 200000\r\n\r\n" + bytes(70000),
     "a body in drops": b"POST /" + HEAD + b"Content-Length: 100000\r\n\r\n",
     "a head in drops": b"GET /" + HEAD + b"X: ",
     "never reads": b"GET /big" + HEAD + b"\r\n",

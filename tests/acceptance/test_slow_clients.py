@@ -46,8 +46,8 @@ def test_slow_clients_are_disconnected_and_others_served(kind: str, serve_app: S
     with Attackers(server.port, kind) as attackers:
         assert get(server.url).text == "ok"
         assert attackers.all_let_go()
-    if kind in ("half a body", "half a chunk", "a body in drops"):
-        assert server.log.count("BROKEN ClientStalled") == THREADS
+    # an app is called once a short body is complete, or much of a large one has arrived
+    assert server.log.count("BROKEN ClientStalled") == THREADS * (kind == "half a large body")
     assert "WHOLE" not in server.log
     assert "Traceback" not in server.log
 

@@ -1,295 +1,477 @@
-"""A client's connection to a GateWorker: each of its deadlines, with sockets and no server."""
+"""A client's connection to a GateWorker, with sockets and no server around it."""
 
 from __future__ import annotations
 
-import errno
-import io
-import math
 import os
-import signal
+import select
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from gunicorn.config import Config
-from gunicorn.http2.errors import HTTP2ConnectionError
-from gunicorn.workers.gthread import TConn
 
 from wsgigate.servers.gunicorn_connection import (
     ABANDONED,
-    SLICE,
+    BACKLOG,
+    BUFFERED,
+    ClientGone,
     ClientStalled,
     Connection,
-    _KernelTimeoutSocket,
-    _Reader,
+    Deadlines,
+    Http2Preface,
+    Request,
 )
+from wsgigate.servers.http1_request import PREFACE, BadRequest, HeadParser, HeadRules
 
 SOON = 0.05
+HEAD = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+class Peer:
+    """Both ends of a connection."""
+
+    def __init__(self, **options: Any) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.client = socket.create_connection(listener.getsockname(), timeout=20)
+            self.sock, address = listener.accept()
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        self.waits: dict[Connection, float] = {}
+        rules = options.pop("rules", HeadRules())
+        deadlines = Deadlines(
+            head=options.pop("head", 10.0),
+            idle=options.pop("idle", 10.0),
+            rate=options.pop("rate", 500.0),
+            keep_alive=5.0,
+        )
+        template = {"REMOTE_ADDR": address[0]}
+        self.ours = Connection(
+            self.sock,
+            address,
+            template,
+            HeadParser(rules),
+            rules,
+            deadlines,
+            waits=self.waits,
+            **options,
+        )
+
+    def say(self, data: bytes) -> Request | None:
+        """Send *data*, and have it read once it has arrived."""
+        self.client.sendall(data)
+        return self.advance()
+
+    def advance(self) -> Request | None:
+        assert self.ours.wait(select.POLLIN, 10)
+        return self.ours.advance()
+
+    def received(self, size: int) -> bytes:
+        with self.client.makefile("rb", buffering=0) as file:
+            data = b""
+            while len(data) < size and (part := file.read(size - len(data))):
+                data += part
+            return data
+
+
+Make = Callable[..., Peer]
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[Any, socket.socket]]:
-    """The worker's end and the client's."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        theirs = socket.create_connection(listener.getsockname())
-        ours, _ = listener.accept()
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
-    ours.__class__ = _KernelTimeoutSocket
-    with ours, theirs:
-        yield ours, theirs
+def make() -> Iterator[Make]:
+    made: list[Peer] = []
+
+    def peer(**options: Any) -> Peer:
+        made.append(Peer(**options))
+        return made[-1]
+
+    yield peer
+    for each in made:
+        each.client.close()
+        each.ours.close()
 
 
-Pair = tuple[Any, socket.socket]
+@pytest.fixture
+def peer(make: Make) -> Peer:
+    return make()
 
 
-def lingers(sock: socket.socket) -> bytes:
-    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+def repeat(action: Callable[[], object]) -> None:
+    while True:
+        action()
 
 
-def test_a_socket_waits_for_its_timeout_and_no_longer(pair: Pair) -> None:
-    ours, theirs = pair
-    ours.wait_at_most(SOON)
-    with pytest.raises(BlockingIOError):
-        ours.recv(1)
-    theirs.sendall(b"x")
-    assert ours.recv(1) == b"x"
-    ours.wait_at_most(2.25)
-    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        seconds = ours.getsockopt(socket.SOL_SOCKET, option, 16)
-        assert int.from_bytes(seconds[:8], "little") == 2
-        assert abs(int.from_bytes(seconds[8:], "little") - 250_000) < 20_000
+def body_of(request: Request | None) -> bytes:
+    assert request is not None
+    data: bytes = request.environ["wsgi.input"].read()
+    return data
 
 
-def test_a_response_that_is_not_taken_ends_and_the_rest_is_thrown_away(pair: Pair) -> None:
-    ours, _ = pair
-    ours.wait_at_most(SOON)
-    assert lingers(ours) != ABANDONED
-    with pytest.raises(ClientStalled) as caught:
-        ours.sendall(bytes(64 << 20))
-    assert isinstance(caught.value, ConnectionResetError | TimeoutError)
-    assert lingers(ours) == ABANDONED
+# Heads
 
 
-def test_a_response_that_is_taken_arrives_whole(pair: Pair) -> None:
-    ours, theirs = pair
-    ours.wait_at_most(10.0)
-    sent = os.urandom(SLICE * 2 + 1)
-    ours.sendall(memoryview(sent)[:1000])
-    ours.sendall(sent[1000:])
-    ours.shutdown(socket.SHUT_WR)
-    with theirs.makefile("rb") as came:
-        assert came.read() == sent
+def test_a_request_is_served_once_its_head_is_complete(peer: Peer) -> None:
+    for at in range(0, len(HEAD) - 1, 5):
+        assert peer.say(HEAD[at : at + 5][: len(HEAD) - 1 - at]) is None
+    request = peer.say(HEAD[-1:])
+    assert request is not None
+    environ = request.environ
+    assert (environ["PATH_INFO"], environ["HTTP_HOST"]) == ("/a", "a")
+    assert environ["REMOTE_ADDR"] == "127.0.0.1"
+    assert (request.streamed, environ["wsgi.input"].read()) == (None, b"")
 
 
-def test_a_file_that_is_not_taken_ends_too(pair: Pair, tmp_path: Path) -> None:
-    ours, _ = pair
-    file = tmp_path / "file"
-    with file.open("wb+") as large:
-        large.truncate(64 << 20)
-        ours.wait_at_most(SOON)
-        with pytest.raises(ClientStalled):
-            ours.sendfile(large)
-    assert ours.gettimeout() is None
-    assert lingers(ours) == ABANDONED
+def test_pipelined_requests_are_served_one_after_the_other(peer: Peer) -> None:
+    first = peer.say(HEAD + HEAD.replace(b"/a", b"/b") + b"GET")
+    assert first is not None
+    assert peer.ours.has_read_ahead()
+    second = peer.ours.advance()
+    assert second is not None
+    assert (first.environ["PATH_INFO"], second.environ["PATH_INFO"]) == ("/a", "/b")
+    assert peer.ours.advance() is None
+    third = peer.say(b" /c HTTP/1.0\r\n\r\n")
+    assert third is not None
+    assert third.environ["PATH_INFO"] == "/c"
 
 
-def test_a_file_that_is_taken_is_sent(pair: Pair, tmp_path: Path) -> None:
-    ours, theirs = pair
-    ours.wait_at_most(10.0)
-    (tmp_path / "file").write_bytes(b"0123456789")
-    with (tmp_path / "file").open("rb") as file:
-        assert ours.sendfile(file, 2, 5) == 5
-    assert theirs.recv(100) == b"23456"
-    assert ours.gettimeout() is None
+def test_one_empty_line_before_a_request_is_ignored(peer: Peer) -> None:
+    assert peer.say(b"\r\n" + HEAD) is not None
 
 
-def test_to_block_is_no_change_unless_it_is(pair: Pair) -> None:
-    ours, _ = pair
-    ours.setblocking(False)
-    assert ours.gettimeout() == 0.0
-    ours.setblocking(True)
-    assert ours.gettimeout() is None
-    ours.setblocking(True)
-    assert ours.gettimeout() is None
-
-
-def test_a_head_that_stalls_ends(pair: Pair) -> None:
-    ours, theirs = pair
-    ours.wait_at_most(SOON)
-    reader = _Reader(ours, 500.0)
-    theirs.sendall(b"GET")
-    assert reader.chunk() == b"GET"
-    with pytest.raises(ClientStalled, match="head"):
-        reader.chunk()
-
-
-def test_a_body_that_stalls_ends(pair: Pair) -> None:
-    ours, theirs = pair
-    ours.wait_at_most(10.0)
-    reader = _Reader(ours, 1e9)
-    reader.begin(SOON)
-    theirs.sendall(b"some")
-    assert reader.chunk() == b"some"
-    with pytest.raises(ClientStalled, match="body"):
-        reader.chunk()
-    assert ours.gettimeout() is None
-
-
-class Drops(io.BytesIO):
-    """A socket from which a byte comes after a while, on a clock of its own."""
-
-    def __init__(self, clock: list[float], after: float) -> None:
-        self._clock = clock
-        self._after = after
-        self.asked: list[float | None] = []
-
-    def recv(self, size: int) -> bytes:
-        self._clock[0] += self._after
-        return b"1"
-
-    def gettimeout(self) -> None:
-        return None
-
-    def settimeout(self, seconds: float | None) -> None:
-        self.asked.append(seconds)
-
-
-def drops(after: float, rate: float) -> tuple[_Reader, list[float]]:
-    clock = [0.0]
-    source: Any = Drops(clock, after)
-    reader = _Reader(source, rate, clock=lambda: clock[0])
-    reader.begin(10.0)
-    return reader, clock
-
-
-def test_a_body_in_drops_ends_when_its_time_is_over() -> None:
-    reader, clock = drops(1.0, rate=math.inf)
-    for _ in range(10):
-        assert reader.chunk() == b"1"
-    with pytest.raises(ClientStalled, match="body"):
-        reader.chunk()
-    assert clock == [10.0]
-    assert reader.sock.asked == [each for left in range(9, 0, -1) for each in (left, None)]
-    reader.begin(10.0)  # the next request's has a time of its own
-    assert reader.chunk() == b"1"
-
-
-def test_bytes_earn_time_and_the_applications_own_costs_none() -> None:
-    reader, clock = drops(1.0, rate=1.0)
-    for _ in range(50):
-        assert reader.chunk() == b"1"
-        clock[0] += 100.0
-
-
-def connection_of(ours: Any, unreader: Any) -> Connection:
-    connection: Connection = object.__new__(Connection)
-    connection.sock = ours
-    connection.is_http2 = False
-    connection.initialized = True
-    connection.parser = SimpleNamespace(unreader=unreader)
-    return connection
-
-
-def test_what_was_read_ahead_is_known(pair: Pair) -> None:
-    ours, theirs = pair
-    reader = _Reader(ours, 500.0)
-    connection = connection_of(ours, reader)
-    assert not connection.has_read_ahead()
-    theirs.sendall(b"GET / GET /")
-    assert reader.read(5) == b"GET /"
-    assert connection.has_read_ahead()
-
-
-def test_a_new_head_has_no_time_of_the_last_body(pair: Pair) -> None:
-    ours, _ = pair
-    reader = _Reader(ours, 500.0)
-    connection = connection_of(ours, reader)
-    connection.begin_body(3.0)
-    assert reader.patience == 3.0
-    connection.begin_head()
-    assert reader.patience is None
-
-
-def test_cutting_a_connection_wakes_its_reader(pair: Pair) -> None:
-    ours, theirs = pair
-    connection = connection_of(ours, None)
-    connection.cut()
-    assert (ours.recv(1), theirs.recv(1)) == (b"", b"")
-    ours.close()
-    connection.cut()
-
-
-def test_a_client_with_unread_data_is_not_cut(pair: Pair) -> None:
-    ours, theirs = pair
-    connection = connection_of(ours, None)
-    theirs.sendall(b"x")
-    connection.cut_if_silent()
-    assert ours.recv(1) == b"x"
-    connection.cut_if_silent()
-    assert (ours.recv(1), theirs.recv(1)) == (b"", b"")
-    ours.close()
-    connection.cut_if_silent()
-
-
-@pytest.mark.parametrize(("abandoned", "lingering"), [(False, 1), (True, 0)])
-def test_an_abandoned_connection_is_closed_at_once(
-    pair: Pair, abandoned: bool, lingering: int
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET / HTTP/1.1\nHost: a\n\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\n", 400),
+        (b"\r\n\r\n\r\n", 400),
+        (b"GET /" + b"a" * 200, 414),
+        (b"GET / HTTP/1.1\r\n" + b"X: " + b"a" * 2000, 431),
+    ],
+)
+def test_a_head_that_cannot_become_valid_is_refused_at_once(
+    data: bytes, status: int, make: Make
 ) -> None:
-    ours, theirs = pair
-    left: list[Any] = []
-    connection = connection_of(ours, None)
-    connection._worker = SimpleNamespace(linger=left.append)
-    if abandoned:
-        with pytest.raises(ClientStalled):
-            ours._abandon()
-    connection.close(graceful=True)
-    assert len(left) == lingering
-    assert (ours.fileno() == -1) == abandoned
-    if abandoned:
-        with pytest.raises(ConnectionResetError):
-            theirs.recv(1)
-    connection.close()
-    assert ours.fileno() == -1
+    peer = make(rules=HeadRules(request_line=100, fields=10, field_size=150))
+    with pytest.raises(BadRequest) as caught:
+        peer.say(data)
+    assert caught.value.problem.status == status
 
 
-def test_time_is_the_only_thing_that_ends_a_patient_wait(pair: Pair) -> None:
-    """A signal does not: the wait goes on, as PEP 475 has it."""
-    ours, theirs = pair
-    ours.wait_at_most(10.0)
-    came = []
-    before = signal.signal(signal.SIGUSR1, lambda *_: (came.append(1), theirs.sendall(b"x")))
-    main = threading.main_thread().ident
-    assert main is not None
-    sender = threading.Timer(SOON, signal.pthread_kill, (main, signal.SIGUSR1))
+@pytest.mark.parametrize("data", [b"", b"GET / HT"])
+def test_a_client_that_leaves_before_its_head_is_complete_gets_nothing(
+    data: bytes, peer: Peer
+) -> None:
+    peer.client.sendall(data)
+    peer.client.close()
+    with pytest.raises(ClientGone):
+        repeat(peer.advance)
+
+
+def test_a_head_in_drops_ends_at_the_deadline(peer: Peer) -> None:
+    assert peer.say(b"GET / HTTP/1.1\r\nX: ") is None
+    peer.ours.timeout = 0.0
+    with pytest.raises(ClientStalled):
+        peer.say(b"a")
+
+
+def test_an_idle_connection_has_the_announced_time_and_a_grace(peer: Peer) -> None:
+    assert peer.say(HEAD) is not None
+    before = peer.ours.timeout
+    peer.ours.rest()
+    assert peer.ours.timeout <= before - 10.0 + 5.0 + 1.0 + 5.0
+    assert peer.ours.served == 1
+
+
+@pytest.mark.parametrize("pieces", [1, len(PREFACE)])
+def test_a_client_of_http2_is_recognized(pieces: int, make: Make) -> None:
+    peer = make(http2=True)
+    size = len(PREFACE) // pieces
+    for at in range(0, len(PREFACE) - size, size):
+        assert peer.say(PREFACE[at : at + size]) is None
+    with pytest.raises(Http2Preface):
+        peer.say(PREFACE[-size:])
+    assert peer.ours.buffer == PREFACE
+
+
+def test_a_client_of_http1_is_served_where_http2_is_possible(make: Make) -> None:
+    peer = make(http2=True)
+    assert peer.say(b"P") is None
+    request = peer.say(b"UT /a HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+    assert request is not None
+    assert request.head.method == "PUT"
+
+
+def test_the_preamble_of_a_balancer_gives_the_clients_address(make: Make) -> None:
+    peer = make(proxied="auto")
+    assert peer.say(b"PROXY TCP4 192.0.2.7 192.0.2.1 41") is None
+    request = peer.say(b"00 80\r\n" + HEAD)
+    assert request is not None
+    environ = request.environ
+    assert (environ["REMOTE_ADDR"], environ["REMOTE_PORT"]) == ("192.0.2.7", "4100")
+    peer.ours.rest()
+    again = peer.say(HEAD)
+    assert again is not None
+    assert again.environ["REMOTE_ADDR"] == "192.0.2.7"
+    peer.ours.rest()
+    with pytest.raises(BadRequest):
+        peer.say(b"PROXY TCP4 192.0.2.8 192.0.2.1 4100 80\r\n" + HEAD)
+
+
+def test_a_malformed_preamble_is_refused(make: Make) -> None:
+    with pytest.raises(BadRequest):
+        make(proxied="v1").say(b"PROXY TCP4 one two 1 2\r\n" + HEAD)
+
+
+# Bodies
+
+
+def post(length: int, body: bytes = b"", *fields: str) -> bytes:
+    lines = ["POST / HTTP/1.1", "Host: a", f"Content-Length: {length}", *fields, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def test_a_short_body_is_complete_before_a_thread_is_taken(peer: Peer) -> None:
+    assert peer.say(post(10, b"01234")) is None
+    request = peer.say(b"56789GET")
+    assert (body_of(request), peer.ours.buffer) == (b"0123456789", b"GET")
+    assert request is not None
+    assert request.streamed is None
+
+
+def test_a_short_chunked_body_is_complete_before_a_thread_is_taken(peer: Peer) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert peer.say(head + b"5\r\nhel") is None
+    assert body_of(peer.say(b"lo\r\n0\r\n\r\nnext")) == b"hello"
+    assert peer.ours.buffer == b"next"
+
+
+def test_a_client_that_leaves_within_its_body_is_refused(peer: Peer) -> None:
+    assert peer.say(post(10, b"01234")) is None
+    peer.client.shutdown(socket.SHUT_WR)
+    with pytest.raises(BadRequest) as caught:
+        peer.advance()
+    assert caught.value.problem.status == 400
+
+
+def test_a_body_that_stalls_has_a_deadline_and_bytes_earn_time(make: Make) -> None:
+    peer = make(idle=10.0, rate=100.0)
+    assert peer.say(post(5000, b"x" * 1000)) is None
+    begun = peer.ours.timeout
+    assert peer.say(b"x" * 1000) is None
+    assert peer.ours.timeout >= begun
+    peer.ours.timeout = 0.0
+    assert peer.say(b"x") is None  # it is the sum that counts: this renewed the deadline
+
+
+def large(peer: Peer, size: int = 200_000) -> tuple[Request, bytes]:
+    """Return a request whose body has begun, and the rest of that."""
+    body = os.urandom(size)
+    request = peer.say(post(size, body[:BUFFERED]))
+    while request is None:
+        request = peer.advance()
+    assert request.streamed is not None
+    return request, body
+
+
+def test_a_large_body_is_read_as_the_app_asks_for_it(peer: Peer) -> None:
+    request, body = large(peer)
+    streamed = request.streamed
+    assert streamed is not None
+    assert not streamed.complete
+    sender = threading.Thread(target=peer.client.sendall, args=(body[BUFFERED:] + HEAD,))
     sender.start()
-    try:
-        assert ours.recv(1) == b"x"
-    finally:
-        sender.join()
-        signal.signal(signal.SIGUSR1, before)
-    assert came == [1]
+    read = request.environ["wsgi.input"].read
+    assert read(0) == b""
+    assert read(1000) + read() == body
+    assert (read(), streamed.complete) == (b"", True)
+    sender.join()
+    assert peer.waits == {}
+    again = peer.ours.advance() or peer.advance()
+    assert again is not None
+    assert again.environ["PATH_INFO"] == "/a"
 
 
-def test_a_client_that_leaves_before_http2_begins_is_closed(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """gunicorn has made what speaks HTTP/2 by then, and could not send its first frames."""
+def test_lines_of_a_body_are_read_one_by_one(peer: Peer) -> None:
+    lines = [b"x" * (BUFFERED - 1) + b"\n", b"second\n", b"\n", b"last"]
+    request = peer.say(post(sum(map(len, lines)), lines[0]))
+    while request is None:
+        request = peer.advance()
+    peer.client.sendall(b"".join(lines[1:]))
+    body = request.environ["wsgi.input"]
+    assert body.readline(10) == b"x" * 10
+    assert body.readline() == lines[0][10:]
+    assert body.readline(3) == b"sec"
+    assert body.readlines(1) == [b"ond\n"]
+    assert list(body) == [b"\n", b"last"]
+    assert body.readline() == b""
 
-    def begin(connection: Any) -> None:
-        connection.is_http2, connection.parser = True, object()
-        raise HTTP2ConnectionError("Socket write error")
 
-    ours, _ = pair
-    monkeypatch.setattr(TConn, "init", begin)
-    lingering: list[socket.socket] = []
-    worker = SimpleNamespace(linger=lingering.append)
-    connection = Connection(worker, Config(), ours, ("127.0.0.1", 1), ("127.0.0.1", 2))
-    with pytest.raises(ConnectionResetError) as caught:
-        connection.init()
-    assert caught.value.errno == errno.ECONNRESET
-    connection.close(graceful=True)
-    assert lingering == [ours]
+@pytest.mark.parametrize("sent", [b"", b"x" * 10])
+def test_an_app_that_reads_a_body_that_stalls_gets_an_error(sent: bytes, make: Make) -> None:
+    peer = make(idle=SOON)
+    request, _ = large(peer)
+    peer.client.sendall(sent)
+    with pytest.raises(ClientStalled):
+        request.environ["wsgi.input"].read()
+    streamed = request.streamed
+    assert streamed is not None
+    assert streamed.failed
+    assert not streamed.discard(1 << 20)
+    assert peer.waits == {}
+
+
+def test_an_app_that_reads_a_body_that_is_cut_gets_an_error(peer: Peer) -> None:
+    request, _ = large(peer)
+    peer.client.close()
+    with pytest.raises(ClientGone):
+        request.environ["wsgi.input"].read()
+
+
+def test_a_thread_that_waits_for_a_body_can_be_freed(peer: Peer) -> None:
+    request, _ = large(peer)
+    caught: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            request.environ["wsgi.input"].read()
+        except ClientStalled as error:
+            caught.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    while peer.ours not in peer.waits:
+        pass
+    peer.ours.cut()
+    reader.join(10)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_100_continue_is_sent_when_the_app_reads(reads: bool, peer: Peer) -> None:
+    request = peer.say(post(4, b"", "Expect: 100-continue"))
+    assert request is not None
+    streamed = request.streamed
+    assert streamed is not None
+    if reads:
+        peer.client.sendall(b"body")
+        assert request.environ["wsgi.input"].read() == b"body"
+        assert peer.client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert streamed.response_begins() == reads
+    peer.client.sendall(b"body")
+    if not reads:
+        streamed._fill()
+        peer.ours.sock.shutdown(socket.SHUT_WR)
+        assert peer.client.recv(100) == b""
+
+
+def test_what_is_left_of_a_body_that_has_arrived_is_discarded(peer: Peer) -> None:
+    request, body = large(peer, BUFFERED + 100)
+    streamed = request.streamed
+    assert streamed is not None
+    assert not streamed.discard(1 << 20)
+    peer.client.sendall(body[BUFFERED:] + b"GET")
+    assert peer.ours.wait(select.POLLIN, 10)
+    assert streamed.discard(1 << 20)
+    assert peer.ours.buffer == b"GET"
+
+
+# Output
+
+
+def test_output_that_the_kernel_takes_is_sent_at_once(peer: Peer) -> None:
+    peer.ours.send(b"hello")
+    assert not peer.ours.owes
+    assert peer.client.recv(100) == b"hello"
+    assert not peer.ours.leave(True)
+
+
+def filled(peer: Peer) -> int:
+    """Send until output is owed; return how many bytes that were."""
+    size = 0
+    while not peer.ours.owes or peer.ours.flush():
+        peer.ours.send(b"x" * 50_000)
+        size += 50_000
+    return size
+
+
+def test_what_a_client_does_not_read_is_kept_and_sent_when_it_does(peer: Peer) -> None:
+    size = filled(peer)
+    peer.ours.send(b"last")
+    assert peer.ours.leave(True)
+    assert peer.ours.keeps is True
+    assert peer.ours.flush() is False
+    reader = threading.Thread(target=lambda: got.append(peer.received(size + 4)))
+    got: list[bytes] = []
+    reader.start()
+    while not peer.ours.flush():
+        assert peer.ours.wait(select.POLLOUT, 10)
+    reader.join()
+    assert got[0] == b"x" * size + b"last"
+    assert not peer.ours.owes
+
+
+def test_a_sender_waits_above_the_backlog_and_the_order_is_kept(peer: Peer) -> None:
+    filled(peer)
+    got: list[bytes] = []
+    data = os.urandom(4 * BACKLOG)
+
+    def read() -> None:
+        while not got or not got[-1].endswith(data[-100:]):
+            got.append((got[-1][-100:] if got else b"") + peer.client.recv(1 << 20))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    peer.ours.send(data)
+    while not peer.ours.flush():
+        assert peer.ours.wait(select.POLLOUT, 10)
+    reader.join(20)
+    assert not reader.is_alive()
+    received = got[0] + b"".join(part[100:] for part in got[1:])
+    assert received.lstrip(b"x").endswith(data[1:])
+
+
+def test_a_response_that_is_not_read_is_given_up(make: Make) -> None:
+    peer = make(idle=SOON)
+    with pytest.raises(ClientStalled):
+        peer.ours.send(bytes(64 << 20))
+    linger = peer.sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+    assert (linger, peer.ours.abandoned, peer.waits) == (ABANDONED, True, {})
+    with pytest.raises(ClientStalled):
+        peer.ours.send(b"x")
+
+
+def test_two_threads_do_not_send_at_the_same_time(peer: Peer) -> None:
+    filled(peer)
+    with peer.ours._lock:
+        assert peer.ours.flush() is None
+
+
+def test_a_file_follows_what_is_owed(peer: Peer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"0123456789" * 50_000)
+    size = filled(peer)
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(peer.received(size + 400_000)))
+    reader.start()
+    with (tmp_path / "file").open("rb") as file:
+        peer.ours.send_file(file, 5, 400_000)
+    reader.join()
+    assert got[0][size:] == (b"0123456789" * 50_000)[5:400_005]
+    assert peer.sock.gettimeout() is None
+
+
+def test_a_file_that_is_not_read_is_given_up(make: Make, tmp_path: Path) -> None:
+    peer = make(idle=SOON)
+    with (tmp_path / "file").open("wb+") as file:
+        file.truncate(64 << 20)
+        with pytest.raises(ClientStalled):
+            peer.ours.send_file(file, 0, 64 << 20)
+    assert peer.ours.abandoned
+
+
+@pytest.mark.parametrize("action", ["send", "receive"])
+def test_a_broken_connection_is_the_clients_doing(action: str, peer: Peer) -> None:
+    peer.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABANDONED)
+    peer.client.close()
+    use = peer.ours.receive if action == "receive" else lambda: peer.ours.send(b"x" * 1000)
+    with pytest.raises(ClientGone):
+        repeat(use)

@@ -83,7 +83,7 @@ def test_a_connection_read_ahead_is_taken_at_once_after_the_others(
     first, ahead = make(), make()
     first.client.sendall(b"x")
     parked.add(first)
-    parked.add(ahead, read_ahead=True)
+    parked.add(ahead, writable=True)
     assert [parked.take(PLENTY), parked.take(PLENTY)] == [first, ahead]
     parked.add(ahead)
     assert parked.take(HARDLY) is None
@@ -103,7 +103,7 @@ def test_expired_connections_are_closed_except_those_that_are_ready(
     silent, young, spoke, ahead = make(), make(timeout=3.0), make(), make()
     for connection in (silent, young, spoke):
         parked.add(connection)
-    parked.add(ahead, read_ahead=True)
+    parked.add(ahead, writable=True)
     spoke.client.sendall(b"x")
     assert list(parked.take_expired(2.0)) == [silent]
     assert set(parked) == {young, spoke, ahead}
@@ -120,7 +120,7 @@ def test_a_connection_read_ahead_expires_if_its_client_reads_nothing(
         while connection.sock.send(bytes(65536)):
             pass
     connection.client.sendall(b"more")
-    parked.add(connection, read_ahead=True)
+    parked.add(connection, writable=True)
     assert parked.take(HARDLY) is None
     assert list(parked.take_expired(2.0)) == [connection]
 
@@ -161,7 +161,7 @@ def test_the_last_arming_of_a_descriptor_counts(name: str, make: Make) -> None:
     parked = IdleConnections(WATCHES[name]())
     connection = make()
     for ahead in (False, True):
-        parked.add(connection, read_ahead=ahead)
+        parked.add(connection, writable=ahead)
     assert parked.take(PLENTY) is connection
     assert parked.take(HARDLY) is None
 
@@ -233,7 +233,7 @@ def test_a_connection_served_during_expiry_is_added_again(make: Make) -> None:
             if not self.served:
                 self.served = True
                 assert parked.take(0) is self
-                parked.add(self, read_ahead=True)
+                parked.add(self, writable=True)
             return 1.0
 
         @timeout.setter

@@ -124,6 +124,9 @@ CLIENT_STREAM = "wsgigate.client_stream"
 """``object``: ``watch(callback)`` calls *callback* when the client cancels the request or
 disconnects, ``forget(callback)`` removes it; set by GateWorker over HTTP/2."""
 
+READ_AHEAD = "wsgigate.read_ahead"
+"""True where the server has read bytes that follow the request; set by GateWorker."""
+
 LEND_THREAD = "wsgigate.lend_thread"
 """A function that has the server start one more thread in place of one that a WebSocket holds, and
 returns a function that ends one again; set by GateWorker."""

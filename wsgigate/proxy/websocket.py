@@ -30,7 +30,7 @@ from wsgigate.client.http11 import RawResponse
 from wsgigate.http.bodies import has_body
 from wsgigate.http.fields import HOP_BY_HOP, connection_tokens, is_field_value, is_token
 from wsgigate.http.problem import Problem, Refusal
-from wsgigate.http.wsgi import LEND_THREAD, TUNNELLED, Headers
+from wsgigate.http.wsgi import LEND_THREAD, READ_AHEAD, TUNNELLED, Headers
 from wsgigate.proxy.attempts import Attempts
 from wsgigate.proxy.disconnect import ClientWatch, client_socket
 from wsgigate.proxy.response import BadResponse, ResponseMaker
@@ -444,6 +444,8 @@ def _hang_up(client: socket.socket) -> None:
 
 def _sent_ahead(environ: WSGIEnvironment) -> bool:
     """Return whether gunicorn has read bytes beyond the handshake; a client must not send any."""
+    if READ_AHEAD in environ:
+        return True
     reader = getattr(getattr(environ.get("wsgi.input"), "reader", None), "unreader", None)
     held = getattr(reader, "buf", None)
     return held is not None and bool(held.getvalue())

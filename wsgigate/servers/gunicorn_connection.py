@@ -1,256 +1,739 @@
-"""A client's HTTP/1.1 connection to a GateWorker, with its deadlines.
+"""A client's HTTP/1.1 connection to a GateWorker: what has arrived, what is owed, and deadlines.
 
-- Head: the loop shuts the socket down at the worker's deadline, which wakes the thread that reads.
-- Body: ``_Reader`` measures the time spent waiting for the client, and bounds each wait and their
-  sum. The time that the application takes does not count.
-- Response: sent in slices, each with the socket's timeout. A client that does not read one in time
-  has its connection reset (``SO_LINGER`` 0), which discards what the system has buffered.
-- A plain socket uses the kernel's timeouts (``SO_RCVTIMEO``, ``SO_SNDTIMEO``) and stays blocking:
-  Python's own timeouts cost two system calls, and release the GIL twice, for each operation.
+Theory of operation
+-------------------
+
+A connection belongs to one thread at a time (``gunicorn_threads``), which calls :meth:`advance`
+when data has arrived. That call never blocks: it reads what there is, and returns a request once
+one can be served. So a slow client occupies no thread while it sends a TLS handshake, a head, or a
+body of up to :data:`BUFFERED` bytes. A thread is taken
+
+- for a request without a body, or with a short one, when all of it has arrived;
+- for a longer body when its first :data:`BUFFERED` bytes have; the app then reads the rest from
+  :class:`StreamedBody`, which waits for the client within the deadlines;
+- for a client that expects ``100 Continue`` at once, as the app decides whether it wants the body.
+
+Output: :meth:`send` gives the kernel what it takes without waiting. Up to :data:`BACKLOG` bytes
+beyond that are kept here, and whatever thread is free sends them when the client has read enough:
+a slow reader of a short response occupies no thread either. Beyond it the sending thread waits.
+Three rules make this safe:
+
+- ``_owed`` is changed under ``_lock`` only. A sender that sees it empty may send without the lock:
+  only a sender makes it non-empty, and there is one sender at a time.
+- A thread that was called because the socket is writable gives up if the lock is taken: the sender
+  has it, and arms the connection again when it leaves.
+- The last to let go of the connection ends it: :meth:`leave` tells the serving thread whether
+  output is owed, under the lock, and if so the thread that sends the last of it takes over.
+
+Deadlines are times of the monotonic clock in ``timeout``, which the worker's loop enforces for a
+connection that no thread has, and :meth:`advance` for one that sends drops: a head must be complete
+``head_timeout`` seconds after its first byte; a body must not stall for ``idle_timeout`` seconds,
+and earns one more second in all per ``body_rate`` bytes; each 64 KiB of a response must be read
+within ``idle_timeout`` seconds. A client that misses the last has its connection reset
+(``SO_LINGER`` 0), which discards what the system has buffered.
+
+A plain socket stays in blocking mode, and each call says ``MSG_DONTWAIT``: an app that uses
+``gunicorn.socket`` itself expects a blocking one. TLS knows no such flag; its sockets do not block
+but while a request with ``Upgrade`` is served.
 """
 
 from __future__ import annotations
 
 import errno
+import io
+import os
 import select
 import socket
 import ssl
 import struct
+import sys
+import termios
+import threading
 import time
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections import deque
+from fcntl import ioctl
+from typing import Any, NamedTuple, cast
 
-from gunicorn.http.unreader import SocketUnreader
-from gunicorn.http2.errors import HTTP2ConnectionError
-from gunicorn.workers.gthread import TConn
+from wsgigate.http.problem import Problem
+from wsgigate.servers.http1_request import (
+    PREFACE,
+    BadRequest,
+    ChunkedDecoder,
+    Head,
+    HeadParser,
+    HeadRules,
+)
+from wsgigate.servers.proxy_protocol import BadPreamble, Mode, read_preamble
 
-from wsgigate.servers.gunicorn_http2 import Http2Connection
+__all__ = [
+    "ClientGone",
+    "ClientStalled",
+    "Connection",
+    "Deadlines",
+    "Http2Preface",
+    "Request",
+    "StreamedBody",
+]
 
-__all__ = ["ClientStalled", "Connection"]
 
+BUFFERED = 65536
+"""Bytes of a body that are read before a thread is taken."""
 
-ABANDONED = struct.pack("ii", 1, 0)
-"""``SO_LINGER`` for a connection that is reset instead of closed."""
-
-_TIMEVAL = struct.Struct("ll")
-
-GRACE = 1.0
-"""Seconds for which an idle connection is kept beyond the ``Keep-Alive`` timeout it announced."""
+BACKLOG = 262144
+"""Bytes of a response that may be kept for a client that does not read them."""
 
 SLICE = 65536
 """Bytes of a response that the client must read within the idle timeout."""
 
+GRACE = 1.0
+"""Seconds for which an idle connection is kept beyond the ``Keep-Alive`` timeout it announced."""
 
-class ClientStalled(ConnectionResetError, TimeoutError):
-    """The client sends or reads too slowly; its connection is given up.
+ABANDONED = struct.pack("ii", 1, 0)
+"""``SO_LINGER`` for a connection that is reset instead of closed."""
 
-    A ``ConnectionResetError``, because gunicorn closes the connection on one without logging it.
+_DONTWAIT = socket.MSG_DONTWAIT
+
+_TIMEVAL = struct.Struct("ll")
+
+_LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+_TOO_LONG_LINE = Problem(414, "The request target is too long.")
+
+_TOO_LONG = Problem(431, "The request has too many fields or too long ones.")
+
+_BAD_BODY = Problem(400, "Malformed request body.")
+
+_BAD_HEAD = Problem(400, "Malformed request head.")
+
+
+class ClientGone(ConnectionResetError):
+    """The client has closed the connection, or it broke.
+
+    Not any ``OSError``: an app may raise one that has nothing to do with its client.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str = "the client has closed the connection") -> None:
         super().__init__(errno.ECONNRESET, text)
 
 
-class Connection(TConn):  # type: ignore[misc]
-    """A client's connection with the deadlines of its worker.
+class ClientStalled(ClientGone, TimeoutError):
+    """The client sends or reads too slowly; its connection is given up."""
 
-    :param worker: The worker that serves it.
+
+class Http2Preface(Exception):
+    """The client speaks HTTP/2; what it has sent is in ``connection.buffer``."""
+
+
+class Deadlines(NamedTuple):
+    """The deadlines of a worker's clients.
+
+    :ivar head: Seconds for a TLS handshake, and for a request head.
+    :ivar idle: Seconds for a client to send more of a body or take more of a response.
+    :ivar rate: Bytes of a body that earn its client one more second in all.
+    :ivar keep_alive: Seconds between two requests.
     """
 
-    timeout: float
+    head: float
+    idle: float
+    rate: float
+    keep_alive: float
 
-    def __init__(self, worker: Any, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._worker = worker
 
-    def init(self) -> None:
-        """Do the TLS handshake where the port has TLS, and prepare for reading requests."""
-        if self.initialized:
-            return
+class Request(NamedTuple):
+    """A request that can be served.
+
+    :ivar head: What its environ does not say.
+    :ivar streamed: Its body, where that was not read before; None for one that is in the environ.
+    """
+
+    head: Head
+    environ: dict[str, Any]
+    streamed: StreamedBody | None
+
+
+class Connection:
+    """A client's connection.
+
+    :param sock: Its socket; for TLS wrapped, the handshake not done.
+    :param template: The environ of its requests: what they have in common.
+    :param parser: Reads heads.
+    :param rules: The limits of a head.
+    :param deadlines: The worker's.
+    :param waits: Since when each thread waits for its client; shared by all connections.
+    :param proxied: The versions of the PROXY protocol that the peer may begin with.
+    :param http2: Whether a client may begin with the preface of HTTP/2.
+    :ivar buffer: Bytes that were read and belong to the next request.
+    :ivar timeout: When the connection is closed, unless something arrives or leaves before.
+    :ivar initialized: Whether anything was read; see ``gunicorn_threads``.
+    :ivar serving: Whether a thread is in the app with one of its requests.
+    :ivar keeps: Whether it stays open after the response; None while that is not decided.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        address: Any,
+        template: dict[str, Any],
+        parser: HeadParser,
+        rules: HeadRules,
+        deadlines: Deadlines,
+        *,
+        waits: dict[Connection, float],
+        http2: bool = False,
+        proxied: Mode = "off",
+    ) -> None:
+        self.sock = sock
+        self.client = address
+        self.buffer = b""
+        self.initialized = False
+        self.serving = False
+        self.keeps: bool | None = None
+        self.served = 0
+        self.timeout = time.monotonic() + deadlines.head
+        self._template = template
+        self._parser = parser
+        self._rules = rules
+        self._deadlines = deadlines
+        self._http2 = http2
+        self._waits = waits
+        self._proxied: Mode = proxied
+        self._partial: bytearray | None = None  # a head, or a body, that is incomplete
+        self._scanned = 0
+        self._head: Head | None = None
+        self._environ: dict[str, Any] = {}
+        self._decoder: ChunkedDecoder | None = None
+        self._body_began = 0.0
+        self._received = 0
+        self._lock = threading.Lock()
+        self._owed: deque[memoryview] = deque()
+        self._owed_bytes = 0
+        self._broken = False
+        self.server: Any = None
+        self.http2: Any = None
+
+    # Input.
+
+    def advance(self) -> Request | None:
+        """Read what has arrived; return the next request, None until more has arrived.
+
+        :raises BadRequest: The client must get that response, and the connection be closed.
+        :raises OSError: The connection is broken, closed, or its deadline has passed.
+        :raises Http2Preface: The client speaks HTTP/2.
+        """
+        self.initialized = True
+        if self.buffer and self._partial is None:
+            request = self._take_in(self.buffer)
+            if request is not None:
+                return request
+        while True:
+            data = self.receive()
+            if data is None:
+                break
+            if not data:
+                if self._head is not None:
+                    raise BadRequest(_BAD_BODY, "the client has closed the connection in the body")
+                raise ClientGone()
+            request = self._take_in(data)
+            if request is not None:
+                return request
+            if len(data) < SLICE:
+                break
+        if self._partial is not None and time.monotonic() > self.timeout:
+            raise ClientStalled("the request came too slowly")
+        return None
+
+    def receive(self) -> bytes | None:
+        """Return what has arrived; None if nothing has, an empty string at the end."""
         try:
-            super().init()
-        except HTTP2ConnectionError as error:  # the client left before the preface was sent
-            raise ConnectionResetError(errno.ECONNRESET, str(error)) from error
-        if self.is_http2:
-            self.parser = self._worker.begin_http2(self)
-            return
-        if isinstance(self.sock, ssl.SSLSocket):
-            self.sock.__class__ = _SlicingTLSSocket
+            return self.sock.recv(SLICE, _DONTWAIT)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise ClientGone(str(error)) from None
+
+    def _take_in(self, data: bytes) -> Request | None:
+        if self._head is not None:
+            return self._take_in_body(data)
+        partial = self._partial
+        if partial is None:
+            end = data.find(b"\r\n\r\n")
+            if end > 0 and self._proxied == "off":
+                return self._begin(data, end)
+            self.timeout = time.monotonic() + self._deadlines.head
+            self._partial = partial = bytearray()
+            self._scanned = 0
+        partial += data
+        if self._proxied != "off" and not self._read_preamble(partial):
+            return None
+        if self._http2 and PREFACE.startswith(partial[: len(PREFACE)]):
+            if len(partial) >= len(PREFACE):
+                self.buffer, self._partial = bytes(partial), None
+                raise Http2Preface
+            return None
+        if partial[:2] == b"\r\n":
+            del partial[:2]  # RFC 9112 section 2.2: one empty line before a request is ignored
+        end = partial.find(b"\r\n\r\n", max(0, self._scanned - 3))
+        if end > 0:
+            self._partial = None
+            return self._begin(bytes(partial), end)
+        self._check_partial(partial)
+        return None
+
+    def _read_preamble(self, partial: bytearray) -> bool:
+        """Read the preamble of the PROXY protocol; return whether it is complete."""
+        try:
+            preamble = read_preamble(bytes(partial), self._proxied)
+        except BadPreamble as error:
+            raise BadRequest(_BAD_HEAD, f"the PROXY protocol: {error}") from None
+        if preamble is None:
+            return False
+        self._proxied = "off"
+        if preamble.size:
+            del partial[: preamble.size]
+            self._template["PROXY_PROTOCOL"] = preamble.protocol
+            if preamble.client and preamble.server:
+                (address, port), (proxy, proxy_port) = preamble.client, preamble.server
+                self._template["REMOTE_ADDR"], self._template["REMOTE_PORT"] = address, str(port)
+                self._template["PROXY_ADDR"], self._template["PROXY_PORT"] = proxy, str(proxy_port)
+        return True
+
+    def _check_partial(self, partial: bytearray) -> None:
+        """Check the beginning of a head as far as it can be judged."""
+        seen, self._scanned = self._scanned, len(partial)
+        new = partial[max(0, seen - 1) :]
+        if partial[:2] == b"\r\n" or new.count(b"\n") - new.startswith(b"\n") != new.count(b"\r\n"):
+            raise BadRequest(_BAD_HEAD, "a bare LF in the head")
+        limit = self._rules.request_line
+        if len(partial) > limit > 0 and partial.find(b"\r\n", 0, limit + 2) < 0:
+            raise BadRequest(_TOO_LONG_LINE, f"a request line of more than {limit} bytes")
+        if len(partial) > self._rules.longest:
+            raise BadRequest(_TOO_LONG, f"a head of more than {self._rules.longest} bytes")
+
+    def _begin(self, data: bytes, end: int) -> Request | None:
+        """Parse the head that ends at *end*."""
+        environ = self._template.copy()
+        start = 2 if data.startswith(b"\r\n") else 0
+        if self._http2 and not self.served and data.startswith(b"PRI "):
+            self.buffer = data
+            raise Http2Preface
+        head = self._parser.parse(data[start:end], environ)
+        self.buffer = data[end + 4 :]
+        self._partial = None
+        if not head.length:
+            environ["wsgi.input"] = io.BytesIO()
+            return Request(head, environ, None)
+        environ["wsgi.input_terminated"] = True
+        rest, self.buffer = self.buffer, b""
+        self._head, self._environ = head, environ
+        self._body_began = time.monotonic()
+        self._received = 0
+        self._partial = bytearray()
+        self._decoder = ChunkedDecoder(self._rules) if head.length < 0 else None
+        return self._take_in_body(rest)
+
+    def _take_in_body(self, data: bytes) -> Request | None:
+        """Collect a body until all of it has arrived, or enough to begin with."""
+        head, environ, partial, decoder = self._head, self._environ, self._partial, self._decoder
+        if head is None or partial is None:
+            raise RuntimeError("no body is being read")
+        self._received += len(data)
+        if decoder is not None:
+            partial += decoder.feed(data)
+            complete = decoder.complete
+            if complete:
+                self.buffer = decoder.rest
         else:
-            self.sock.__class__ = _KernelTimeoutSocket
-            self.sock.wait_at_most(self._worker.idle_timeout)
-        reader = _Reader(self.sock, self._worker.body_rate)
-        reader.unread(self.parser.unreader.take_buffered())
-        self.parser.unreader = reader
+            partial += data
+            complete = len(partial) >= head.length
+            if complete:
+                self.buffer = bytes(partial[head.length :])
+                del partial[head.length :]
+        if complete or head.expects or self._received >= BUFFERED:
+            body = bytes(partial)
+            self._head = self._decoder = self._partial = None
+            self._environ = {}
+            if complete:
+                environ["wsgi.input"] = io.BytesIO(body)
+                return Request(head, environ, None)
+            streamed = StreamedBody(self, head, body, decoder, self._received)
+            environ["wsgi.input"] = streamed
+            return Request(head, environ, streamed)
+        now = time.monotonic()
+        idle, rate = self._deadlines.idle, self._deadlines.rate
+        self.timeout = min(now + idle, self._body_began + idle + self._received / rate)
+        return None
 
-    def set_timeout(self) -> None:
-        """Set the deadline for the next request: :data:`GRACE` after the announced keep-alive
-        timeout, so that a request sent at the last moment is served."""
-        self.timeout = time.monotonic() + self.cfg.keepalive + GRACE
-
-    def begin_head(self) -> None:
-        """Prepare for reading a head, whose deadline the worker's loop enforces."""
-        if self.initialized and not self.is_http2:
-            self.parser.unreader.patience = None
-
-    def begin_body(self, patience: float) -> None:
-        """Prepare for a body and a response that may stall for at most *patience* seconds."""
-        if isinstance(self.sock, ssl.SSLSocket):
-            self.sock.settimeout(patience)
-        self.parser.unreader.begin(patience)
+    def rest(self) -> None:
+        """Begin to wait for the next request."""
+        self.served += 1
+        self.keeps = None
+        # a pipelined request waits until its client has read the response
+        patience = self._deadlines.idle if self.buffer else self._deadlines.keep_alive + GRACE
+        self.timeout = time.monotonic() + patience
 
     def has_read_ahead(self) -> bool:
         """Return whether data of a further request was read already."""
-        if self.parser.unreader.buf.getvalue():
-            return True
-        return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
+        return bool(self.buffer)
+
+    def wait(self, events: int, seconds: float) -> bool:
+        """Wait until the socket is ready; return whether it is within *seconds*."""
+        poll = select.poll()
+        poll.register(self.sock, events)
+        self._waits[self] = time.monotonic()
+        try:
+            return bool(poll.poll(max(0.0, seconds) * 1000))
+        finally:
+            self._waits.pop(self, None)
+
+    def progress(self) -> int:
+        """Return a number that changes while the client reads what was sent."""
+        try:
+            ioctl(self.sock.fileno(), termios.TIOCOUTQ, queued := bytearray(4))
+        except (OSError, ValueError):
+            return 0
+        return int.from_bytes(queued, sys.byteorder)
+
+    # Output.
+
+    def send(self, data: bytes, last: bool = False) -> None:
+        """Send *data*; what the kernel does not take is kept, up to :data:`BACKLOG` bytes.
+
+        :raises OSError: The connection is broken, or the client does not read.
+        """
+        if self._broken:
+            raise ClientStalled("the client did not read the response in time")
+        if not self._owed_bytes:
+            sent = self.send_now(data)
+            if sent == len(data):
+                return
+            rest = memoryview(data)[sent:]
+        else:
+            rest = memoryview(data)
+        with self._lock:
+            self._owed.append(rest)
+            self._owed_bytes += len(rest)
+            self.timeout = time.monotonic() + self._deadlines.idle
+            while self._owed_bytes > BACKLOG:
+                self._flush()
+                if self._owed_bytes > BACKLOG and not self.wait(
+                    select.POLLOUT, self.timeout - time.monotonic()
+                ):
+                    self.abandon()
+                    raise ClientStalled("the client did not read the response in time")
+
+    @property
+    def owes(self) -> bool:
+        """Whether output is kept for the client."""
+        return self._owed_bytes > 0
+
+    def send_now(self, data: bytes | memoryview) -> int:
+        """Send what the kernel takes without waiting; return how many bytes that were."""
+        try:
+            return self.sock.send(data, _DONTWAIT)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise ClientGone(str(error)) from None
+
+    def flush(self) -> bool | None:
+        """Send what is owed, as the socket is writable; never blocks.
+
+        :returns: Whether nothing is owed any longer; None if another thread is sending.
+        """
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            self._flush()
+            return not self._owed_bytes
+        finally:
+            self._lock.release()
+
+    def _flush(self) -> None:
+        owed = self._owed
+        before = self._owed_bytes
+        while owed:
+            first = owed[0]
+            sent = self.send_now(first[:SLICE])
+            if not sent:
+                break
+            self._owed_bytes -= sent
+            if sent == len(first):
+                owed.popleft()
+            else:
+                owed[0] = first[sent:]
+        if self._owed_bytes < before:
+            self.timeout = time.monotonic() + self._deadlines.idle
+
+    def leave(self, keep: bool) -> bool:
+        """Let the connection go after a response; return whether output is still owed.
+
+        If so, the thread that sends the last of it reads :attr:`keeps`.
+        """
+        with self._lock:
+            self.serving = False
+            self.keeps = keep
+            return bool(self._owed_bytes)
+
+    def send_file(self, file: Any, offset: int, count: int) -> None:
+        """Send *count* bytes of *file*, from its *offset*.
+
+        :raises OSError: The connection is broken, or the client does not read.
+        """
+        self.drain()
+        seconds, rest = divmod(self._deadlines.idle, 1)
+        value = _TIMEVAL.pack(int(seconds), int(rest * 1e6))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+        while count:
+            try:
+                sent = os.sendfile(self.sock.fileno(), file.fileno(), offset, min(count, SLICE))
+            except BlockingIOError:
+                self.abandon()
+                raise ClientStalled("the client did not read the response in time") from None
+            except ConnectionError as error:
+                raise ClientGone(str(error)) from None
+            if not sent:
+                raise OSError(errno.EIO, "the file is shorter than the response")
+            offset += sent
+            count -= sent
+
+    def drain(self) -> None:
+        """Wait until the client has taken all that is owed."""
+        with self._lock:
+            while self._owed_bytes:
+                self._flush()
+                if self._owed_bytes and not self.wait(
+                    select.POLLOUT, self.timeout - time.monotonic()
+                ):
+                    self.abandon()
+                    raise ClientStalled("the client did not read the response in time")
+
+    # Ending.
+
+    def abandon(self) -> None:
+        """Make the close of the socket a reset, which discards what the system has buffered."""
+        self._broken = True
+        try:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABANDONED)
+        except OSError:
+            pass
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the connection is to be reset."""
+        return self._broken
 
     def cut(self) -> None:
-        """Interrupt the thread that reads or writes the connection."""
+        """Interrupt the thread that waits for the client."""
+        self._broken = True
         try:
             # Not SSLSocket.shutdown(), which drops the TLS state that the other thread uses.
             socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
         except OSError:
             pass
 
-    def cut_if_silent(self) -> None:
-        """Interrupt the thread that reads the connection, unless there is unread data.
-
-        Unread data means that the machine is overloaded, not that the client is slow.
-        """
-        poll = select.poll()
+    def close(self) -> None:
+        """Close the socket."""
         try:
-            poll.register(self.sock, select.POLLIN)
-        except ValueError:  # closed already
-            return
-        if not poll.poll(0):
-            self.cut()
+            self.sock.close()
+        except OSError:
+            pass
 
-    def close(self, graceful: bool = False) -> None:
-        """Close the connection; with *graceful*, by a lingering close that does not block."""
-        if isinstance(self.parser, Http2Connection):
-            self.parser.close()
-        if graceful and not self._abandoned():
-            self._worker.linger(self.sock)
-        else:
-            super().close()
 
-    def _abandoned(self) -> bool:
+class TlsConnection(Connection):
+    """A connection over TLS, whose handshake is done as it arrives."""
+
+    _shaken = False
+    _wants_write = False
+
+    def advance(self) -> Request | None:
+        if not self._shaken:
+            tls = cast("ssl.SSLSocket", self.sock)
+            self.initialized = True
+            try:
+                tls.do_handshake()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                if time.monotonic() > self.timeout:
+                    raise ClientStalled("the TLS handshake came too slowly") from None
+                return None
+            except OSError as error:
+                raise ClientGone(f"TLS failed: {error}") from None
+            self._shaken = True
+            if tls.selected_alpn_protocol() == "h2":
+                raise Http2Preface
+        return super().advance()
+
+    def receive(self) -> bytes | None:
         try:
-            setting: bytes = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
-        except OSError:  # closed already
+            return self.sock.recv(SLICE)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return None
+        except ssl.SSLEOFError:
+            return b""
+        except OSError as error:
+            raise ClientGone(str(error)) from None
+
+    def send_now(self, data: bytes | memoryview) -> int:
+        try:
+            return self.sock.send(data[:SLICE])
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return 0
+        except OSError as error:
+            raise ClientGone(str(error)) from None
+
+    def has_read_ahead(self) -> bool:
+        if self.buffer:
             return True
-        return setting == ABANDONED
+        return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
 
 
-class _Reader(SocketUnreader):  # type: ignore[misc]
-    """Reads a request's body; each wait for the client, and the sum of all waits, is bounded.
+class StreamedBody:
+    """A body that is read from the connection as the app asks for it: a ``wsgi.input``.
 
-    The sum is bounded by the patience, plus one second for each *rate* bytes received: so a client
-    that sends single bytes is cut off, too. Only the time spent waiting for the client counts, not
-    the time that the application takes between two reads.
+    The sum of all waits for the client is bounded by the idle timeout, plus one second for each
+    ``rate`` bytes received: so a client that sends single bytes is cut off, too. The time that the
+    app takes between two reads does not count.
     """
-
-    max_body_chunk = 65536
-    """Bytes read at a time. With more, gunicorn copies the rest of the chunk at each read."""
 
     def __init__(
-        self, sock: socket.socket, rate: float, clock: Callable[[], float] = time.monotonic
+        self,
+        connection: Connection,
+        head: Head,
+        first: bytes,
+        decoder: ChunkedDecoder | None,
+        received: int,
     ) -> None:
-        super().__init__(sock)
-        self._clock = clock
-        self.patience: float | None = None
-        self._rate = rate
+        self._connection = connection
+        self._decoder = decoder
+        self._buffer = bytearray(first)
+        self._left = -1 if decoder is not None else head.length - len(first)
+        self._received = received
         self._waited = 0.0
-        self._received = 0
+        self._expects = head.expects
+        self.failed = False
 
-    def begin(self, patience: float) -> None:
-        self.patience = patience
-        self._waited, self._received = 0.0, 0
+    @property
+    def complete(self) -> bool:
+        """Whether all of the body has been read from the connection."""
+        return self._decoder.complete if self._decoder is not None else self._left == 0
 
-    def chunk(self, size_hint: int | None = None) -> bytes:
-        if self.patience is None:
-            try:
-                head: bytes = super().chunk(size_hint)
-            except BlockingIOError:
-                raise ClientStalled("the request head came too slowly") from None
-            return head
-        usual = self.sock.gettimeout()
-        left = self.patience + self._received / self._rate - self._waited
-        if left <= 0:
-            raise ClientStalled("the request body came too slowly")
-        short = left < self.patience  # else the socket's usual timeout is the right one
-        if short:
-            self.sock.settimeout(left)
-        began = self._clock()
+    def response_begins(self) -> bool:
+        """Return whether the connection can stay open, as the response begins now.
+
+        It cannot when the body is incomplete: what the client sends next is not known. One that
+        waits for ``100 Continue`` may send its body or not.
+        """
+        self._expects = False  # too late for 100 Continue
+        return self.complete
+
+    def _fill(self) -> bool:
+        """Read more; return whether there was any."""
+        if self.complete:
+            return False
+        connection = self._connection
+        if self._expects:
+            self._expects = False
+            connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
-            data: bytes = super().chunk(size_hint)
-        except (TimeoutError, BlockingIOError):
-            raise ClientStalled("the request body came too slowly") from None
-        finally:
-            if short:
-                self.sock.settimeout(usual)
-        self._waited += self._clock() - began
-        self._received += len(data)
+            data = connection.receive()
+            if data is None:
+                data = self._wait()
+            if not data:
+                if connection.abandoned:
+                    raise ClientStalled("the request body came too slowly")
+                raise ClientGone("the client has closed the connection within the body")
+            self._received += len(data)
+            if self._decoder is not None:
+                self._buffer += self._decoder.feed(data)
+                if self._decoder.complete:
+                    connection.buffer = self._decoder.rest
+            else:
+                if len(data) > self._left:
+                    connection.buffer = data[self._left :]
+                    data = data[: self._left]
+                self._left -= len(data)
+                self._buffer += data
+        except BaseException:
+            self.failed = True
+            raise
+        return True
+
+    def _wait(self) -> bytes:
+        connection = self._connection
+        deadlines = connection._deadlines
+        while True:
+            left = deadlines.idle + self._received / deadlines.rate - self._waited
+            began = time.monotonic()
+            if left <= 0 or not connection.wait(select.POLLIN, min(left, deadlines.idle)):
+                raise ClientStalled("the request body came too slowly")
+            self._waited += time.monotonic() - began
+            data = connection.receive()
+            if data is not None:
+                return data
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return up to *size* bytes; all by default."""
+        if size is None or size < 0:
+            while self._fill():
+                pass
+            size = len(self._buffer)
+        else:
+            while len(self._buffer) < size and self._fill():
+                pass
+        return self._take(size)
+
+    def readline(self, size: int | None = -1) -> bytes:
+        """Return a line of up to *size* bytes."""
+        limit = -1 if size is None or size < 0 else size
+        at = 0
+        while True:
+            end = self._buffer.find(b"\n", at)
+            if end >= 0:
+                return self._take(end + 1 if limit < 0 else min(end + 1, limit))
+            at = len(self._buffer)
+            if 0 <= limit <= at or not self._fill():
+                return self._take(at if limit < 0 else min(at, limit))
+
+    def readlines(self, hint: int | None = None) -> list[bytes]:
+        """Return the lines; up to some *hint* bytes, if given."""
+        lines: list[bytes] = []
+        size = 0
+        for line in self:
+            lines.append(line)
+            size += len(line)
+            if hint is not None and 0 < hint <= size:
+                break
+        return lines
+
+    def __iter__(self) -> StreamedBody:
+        return self
+
+    def __next__(self) -> bytes:
+        line = self.readline()
+        if not line:
+            raise StopIteration
+        return line
+
+    def _take(self, size: int) -> bytes:
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
         return data
 
-
-class _Slices:
-    """Sends in slices, because a socket's timeout covers the whole of one ``sendall``."""
-
-    __slots__ = ()
-
-    def sendall(self, data: Any, flags: int = 0) -> None:
-        view = memoryview(data).cast("B")
-        try:
-            for start in range(0, len(view), SLICE):
-                super().sendall(view[start : start + SLICE], flags)  # type: ignore[misc]
-        except (TimeoutError, BlockingIOError):
-            self._abandon()
-
-    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
-        try:
-            sent: int = super().sendfile(file, offset, count)  # type: ignore[misc]
-        except TimeoutError:
-            self._abandon()
-        return sent
-
-    def _abandon(self) -> NoReturn:
-        """Make the close of the socket a reset, which discards the data in the system's buffers."""
-        self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABANDONED)  # type: ignore[attr-defined]
-        raise ClientStalled("the client did not read the response in time")
-
-
-class _KernelTimeoutSocket(_Slices, socket.socket):
-    """A blocking socket with the kernel's timeouts.
-
-    With Python's own timeouts each operation makes two system calls and releases the GIL twice.
-    """
-
-    __slots__ = ()
-
-    def wait_at_most(self, seconds: float) -> None:
-        """Make each operation raise ``BlockingIOError`` after *seconds*."""
-        whole, rest = divmod(seconds, 1)
-        value = _TIMEVAL.pack(int(whole), int(rest * 1e6))
-        self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-        self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
-
-    def setblocking(self, flag: bool) -> None:
-        """Set the mode, without a system call where it is set already."""
-        if not flag or self.gettimeout() is not None:
-            super().setblocking(flag)
-
-    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
-        # It polls the socket, and respects Python's timeout only.
-        value = self.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.size)
-        whole, rest = _TIMEVAL.unpack(value)
-        self.settimeout(whole + rest / 1e6)
-        try:
-            return super().sendfile(file, offset, count)
-        finally:
-            self.settimeout(None)
-
-
-class _SlicingTLSSocket(_Slices, ssl.SSLSocket):
-    __slots__ = ()
+    def discard(self, most: int) -> bool:
+        """Read the rest of the body if it has arrived; return whether all of it was read."""
+        while not self.failed and not self.complete and most > 0:
+            data = self._connection.receive()
+            if not data:
+                return False
+            most -= len(data)
+            self._received += len(data)
+            if self._decoder is not None:
+                try:
+                    self._decoder.feed(data)
+                except BadRequest:
+                    return False
+                if self._decoder.complete:
+                    self._connection.buffer = self._decoder.rest
+            else:
+                self._connection.buffer = data[self._left :]
+                self._left -= min(self._left, len(data))
+        return self.complete and not self.failed

@@ -1,4 +1,4 @@
-"""HTTP/2 under GateWorker, and lingering close: the loop reads connections, threads serve requests.
+"""HTTP/2 under GateWorker: the loop reads connections, threads serve requests.
 
 Theory of operation
 -------------------
@@ -6,8 +6,8 @@ Theory of operation
 HTTP/2 connections
 
 - The loop (the worker's main thread) owns the table of HTTP/2 connections, ``_http2``, and their
-  registration in the poller. Methods marked "runs in the loop" must run nowhere else; a pool
-  thread reaches them by ``method_queue.defer``.
+  registration in the poller. Methods that say "runs in the loop" must run nowhere else; a pool
+  thread reaches them by ``defer``.
 - ``_read_http2`` reads a connection until the socket would block, then ``_look_at_http2`` decides
   what happens next: watch other events, offer a request to the next free thread, or close. Every
   change of a connection's state must be followed by ``_look_at_http2``, or the poller keeps
@@ -16,148 +16,51 @@ HTTP/2 connections
   another, offers the connection again, behind those of other clients. A client with many requests
   so delays none with few.
 - A closed connection is forgotten once its last request has left its thread (``in_flight`` is 0);
-  ``nr_conns`` counts it until then. Forgetting it earlier would let the worker exit, or accept
+  it counts as open until then. Forgetting it earlier would let the worker exit, or accept
   above its limit, while threads still serve it.
 - A stopping worker sends GOAWAY as soon as a connection is idle, serves requests that cross it
   until the deadline, then refuses new streams and closes idle connections.
 
 See :mod:`wsgigate.servers.gunicorn_http2_connection` for the connection, its lock and its bounds.
-
-Lingering close
-
-A connection whose last response was sent is half-closed, and what the client still sends is read
-and discarded (RFC 9112 section 9.6): closing at once would reset the connection, and the client
-would lose the response. Here the poller does this, as a waiting accept loop would block the worker.
-``_lingering`` is ordered by deadline, so that expiry stops at the first one that is not due.
 """
 
 from __future__ import annotations
 
-import socket
-import ssl
-import time
-from functools import partial
 from typing import Any
 
 from gunicorn import util
-from gunicorn.http import wsgi
+from gunicorn.http import errors, get_parser, wsgi
 from gunicorn.http2.errors import (
     HTTP2Error,
     HTTP2StreamError,
 )
 from gunicorn.http2.response import HTTP2Response
-from gunicorn.workers import gthread
 
+from wsgigate.http.problem import Problem
 from wsgigate.http.wsgi import CLIENT_STREAM, close_body
 from wsgigate.servers.gunicorn_http2_connection import Http2Connection, RefusedRequest, Stream
+from wsgigate.servers.gunicorn_loop import LoopWorker
 
-__all__ = ["Http2Connection", "Http2Worker", "LingeringWorker"]
-
-
-# Lingering close.
-
-MOST_DRAINED = 64 << 20
-"""Bytes read and discarded from a client that goes on sending a rejected body.
-
-Most clients send the whole body before they read the response. Closing earlier resets the
-connection, and the response is lost: the client sees a broken pipe instead of the 413.
-"""
-
-LONGEST = 30.0
-"""Seconds for which a client may go on sending, in all."""
+__all__ = ["Http2Connection", "Http2Worker", "problem_of"]
 
 
-class LingeringWorker(gthread.ThreadWorker):  # type: ignore[misc]
-    """gunicorn's threaded worker with a lingering close that does not block the accept loop.
-
-    :cvar linger_timeout: Seconds for a client to close a half-closed connection, or to send more
-        data, which is discarded.
-    """
-
-    alive: bool
-    linger_timeout = 2.0
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        # By socket: the deadline for more data, the deadline in all, the bytes discarded. Ordered
-        # by the first, as each that is renewed is moved to the end.
-        self._lingering: dict[socket.socket, tuple[float, float, int]] = {}
-
-    def linger(self, client: socket.socket) -> None:
-        """Close *client* in steps (RFC 9112 section 9.6), without blocking.
-
-        It counts as a connection until then: a stopping worker that exited earlier could lose the
-        end of the response.
-        """
-        try:
-            client.setblocking(False)
-            if isinstance(client, ssl.SSLSocket):
-                _send_close_notify(client)
-            client.shutdown(socket.SHUT_WR)
-            self.poller.register(client, gthread.selectors.EVENT_READ, partial(self._drain, client))
-        except (OSError, ValueError, KeyError):
-            util.close(client)
-            return
-        self.nr_conns += 1
-        now = time.monotonic()
-        longest = LONGEST if self.alive else self.linger_timeout
-        self._lingering[client] = (now + self.linger_timeout, now + longest, 0)
-
-    def _drain(self, client: socket.socket, _fileobj: object) -> None:
-        if client not in self._lingering:
-            return
-        try:
-            data = socket.socket.recv(client, 65536)  # raw bytes of TLS, too: nothing decrypts them
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        _, longest, drained = self._lingering.pop(client)
-        now = time.monotonic()
-        drained += len(data)
-        # re-inserted at the end, which keeps the table ordered by deadline
-        self._lingering[client] = (min(now + self.linger_timeout, longest), longest, drained)
-        if not data or drained > MOST_DRAINED or now >= longest:
-            self._end(client)
-
-    def _end(self, client: socket.socket) -> None:
-        del self._lingering[client]
-        self.nr_conns -= 1
-        try:
-            self.poller.unregister(client)
-        except (OSError, KeyError, ValueError):
-            pass
-        util.close(client)
-
-    def end_lingering(self, now: float) -> None:
-        """Close the lingering connections that are due."""
-        for client, (until, *_) in list(self._lingering.items()):
-            if until > now:
-                break
-            self._end(client)
-
-    def hurry_lingering(self, deadline: float) -> None:
-        """Move the deadlines of all lingering connections to *deadline* at the latest."""
-        for client, (until, longest, drained) in self._lingering.items():
-            self._lingering[client] = (min(until, deadline), min(longest, deadline), drained)
-
-    def end_oldest_lingering(self) -> bool:
-        """Close the lingering connection that is due first; return whether there was one."""
-        for client in self._lingering:
-            self._end(client)
-            return True
-        return False
+_REFUSED: tuple[tuple[type[Exception], Problem], ...] = (
+    (errors.LimitRequestLine, Problem(414, "The request target is too long.")),
+    (errors.LimitRequestHeaders, Problem(431, "The request has too many fields or too long ones.")),
+    (errors.ExpectationFailed, Problem(417, "Only 100-continue can be expected.")),
+    (errors.ConfigurationProblem, Problem(500, "The server failed.")),
+)
 
 
-def _send_close_notify(client: ssl.SSLSocket) -> None:
-    """Send the TLS close_notify alert (RFC 8446 section 6.1) without blocking."""
-    try:
-        client.unwrap()
-    except (OSError, ValueError):
-        pass
+def problem_of(error: BaseException) -> Problem:
+    """Return the response to a request whose head gunicorn rejects with *error*."""
+    return next(
+        (each for kind, each in _REFUSED if isinstance(error, kind)),
+        Problem(400, "Malformed request head."),
+    )
 
 
-class Http2Worker(LingeringWorker):
+class Http2Worker(LoopWorker):
     """gunicorn's threaded worker whose threads serve HTTP/2 requests instead of connections."""
 
     alive: bool
@@ -169,49 +72,58 @@ class Http2Worker(LingeringWorker):
         super().__init__(*arguments, **options)
         self._http2: dict[Any, None] = {}  # connections; only the loop touches it
 
-    def handle_http2(self, conn: Any) -> bool:
-        """Hand *conn* to the loop, which reads it from now on; return True: it stays open."""
-        self.method_queue.defer(self._begin_http2, conn)
-        return True
-
-    def handle_h2c_upgrade(self, conn: Any, req: Any, settings: Any) -> Any:
-        """Serve an ``Upgrade: h2c`` request over HTTP/1.1, as RFC 9113 section 3.1 allows."""
-        return self._keepalive_after(conn, self.handle_request(req, conn))
-
     def begin_http2(self, conn: Any) -> Http2Connection:
         """Return the HTTP/2 state of *conn*, which has just been opened."""
         conn.sock.setblocking(False)
+        state = get_parser(self.cfg, conn.sock, conn.client, http2_connection=True)
+        state.initiate_connection()
         return Http2Connection(
-            conn.parser,
+            state,
             patience=self.idle_timeout,
             rate=self.body_rate,
             idle=self.cfg.keepalive,
             first=self.head_timeout,
             threads=int(self.cfg.threads),
-            wake=lambda: self.method_queue.defer(self._look_at_http2, conn),
+            wake=lambda: self.defer(self._look_at_http2, conn),
         )
 
-    def _begin_http2(self, conn: Any) -> None:
+    def add_http2(self, conn: Any) -> None:
+        """Serve *conn*, whose client speaks HTTP/2; runs in the loop."""
+        try:
+            conn.http2 = self.begin_http2(conn)
+            conn.http2.receive_first(conn.buffer)
+        except (OSError, HTTP2Error) as error:  # the client left before the preface was sent
+            self.log.debug("HTTP/2 connection lost: %s", error)
+            self.abort(conn)
+            return
         self._http2[conn] = None
         self._read_http2(conn)
+
+    def release(self, conn: Any) -> None:
+        """Close *conn* in steps; runs in the loop."""
+        raise NotImplementedError
+
+    def abort(self, conn: Any) -> None:
+        """Close *conn* at once."""
+        raise NotImplementedError
 
     def _read_http2(self, conn: Any, _socket: object = None) -> None:
         """Read and write *conn*, which is readable or writable; runs in the loop."""
         if conn not in self._http2:
             return
         try:
-            if conn.parser.receive():
-                self.method_queue.defer(self._read_http2, conn)
+            if conn.http2.receive():
+                self.defer(self._read_http2, conn)
         except Exception:
             self.log.exception("HTTP/2 connection error")
-            conn.parser.close()
+            conn.http2.close()
         self._look_at_http2(conn)
 
     def _look_at_http2(self, conn: Any) -> None:
         """Update the poller for *conn*, offer its next request, or close it; runs in the loop."""
         if conn not in self._http2:
             return
-        client: Http2Connection = conn.parser
+        client: Http2Connection = conn.http2
         watched, wanted = client.watch()
         if wanted != watched:
             try:
@@ -227,22 +139,21 @@ class Http2Worker(LingeringWorker):
             if not client.in_flight:
                 self._forget_http2(conn)
         elif client.wants():
-            self.keepalived_conns.offer(lambda: self._serve_http2(conn))
+            self.idle.offer(lambda: self._serve_http2(conn))
 
     def _forget_http2(self, conn: Any) -> None:
         del self._http2[conn]
-        self.nr_conns -= 1
-        try:
-            conn.close(graceful=not conn.parser.broken)
-        except Exception:
-            self.log.exception("Error closing a connection")
-            util.close(conn.sock)
+        conn.http2.close()
+        if conn.http2.broken:
+            self.abort(conn)
+        else:
+            self.release(conn)
 
     def end_idle_http2(self, now: float, *, force: bool = False) -> None:
         """Close the HTTP/2 connections whose idle time is over, or all; runs in the loop."""
         for conn in list(self._http2):
-            if force or conn.parser.expired(now):
-                conn.parser.close()
+            if force or conn.http2.expired(now):
+                conn.http2.close()
                 self._look_at_http2(conn)
                 if force and conn in self._http2:
                     self._forget_http2(conn)
@@ -250,31 +161,31 @@ class Http2Worker(LingeringWorker):
     def drain_http2(self, until: float) -> None:
         """Send GOAWAY to idle clients, and serve the requests that arrive before *until*."""
         for conn in self._http2:
-            conn.parser.drain(until)
+            conn.http2.drain(until)
 
     def refuse_http2(self) -> None:
         """Reject every further request (REFUSED_STREAM)."""
         for conn in self._http2:
-            conn.parser.refuse_more()
+            conn.http2.refuse_more()
 
     def silent_http2(self) -> tuple[float, Any] | None:
         """Return the connection that has been idle for longest, and since when."""
         silent = [
-            (since, conn) for conn in self._http2 if (since := conn.parser.silent_since) is not None
+            (since, conn) for conn in self._http2 if (since := conn.http2.silent_since) is not None
         ]
         return min(silent, key=lambda each: each[0], default=None)
 
     def end_http2(self, conn: Any) -> None:
         """Close *conn*."""
-        conn.parser.close()
+        conn.http2.close()
         self._look_at_http2(conn)
 
     def _serve_http2(self, conn: Any) -> None:
         """Serve the next request of *conn*; runs in a pool thread."""
-        client: Http2Connection = conn.parser
+        client: Http2Connection = conn.http2
         request, more = client.take()
         if more:
-            self.keepalived_conns.offer(lambda: self._serve_http2(conn))
+            self.idle.offer(lambda: self._serve_http2(conn))
         if request is None:
             return
         stream = request.stream
@@ -294,9 +205,9 @@ class Http2Worker(LingeringWorker):
         finally:
             client.finish(stream)
             if client.is_closed or not self.alive:
-                self.method_queue.defer(self._look_at_http2, conn)
+                self.defer(self._look_at_http2, conn)
             elif client.wants():
-                self.keepalived_conns.offer(lambda: self._serve_http2(conn))
+                self.idle.offer(lambda: self._serve_http2(conn))
 
     def refusal(
         self, req: Any, addr: Any, exc: BaseException

@@ -357,6 +357,16 @@ class Http2Connection:
             callback()
         return more
 
+    def receive_first(self, data: bytes) -> None:
+        """Process *data*, which was read before it was known that the client speaks HTTP/2."""
+        if not data:
+            return
+        with self.changed:
+            left = self._take_in(data)
+            self._flush()
+        for callback in left:
+            callback()
+
     def expired(self, now: float) -> bool:
         """Return whether the connection is closed, or must be closed now.
 

@@ -157,7 +157,7 @@ class IdleConnections:
         waiting = list(self)
         return waiting[at] if waiting else _NO_CONNECTION
 
-    def add(self, connection: Any, *, read_ahead: bool = False) -> None:
+    def add(self, connection: Any, *, writable: bool = False) -> None:
         """Add *connection*: the next free thread serves it once it is readable.
 
         The caller must not touch it afterwards: another thread may own it already.
@@ -168,10 +168,10 @@ class IdleConnections:
         :raises OSError: The socket is closed; the connection was not added.
         """
         descriptor = connection.sock.fileno()
-        entry = _Entry(connection, read_ahead)
+        entry = _Entry(connection, writable)
         self._waiting[descriptor] = entry
         try:
-            self._watch.arm(descriptor, read_ahead)
+            self._watch.arm(descriptor, writable)
         except BaseException:
             self._waiting.pop(descriptor, None)
             raise
@@ -211,6 +211,13 @@ class IdleConnections:
             return None
         return connection
 
+    def any_ready(self) -> bool:
+        """Return whether a connection waits for a free thread."""
+        poll = select.poll()
+        for descriptor, entry in list(self._waiting.items()):
+            poll.register(descriptor, select.POLLOUT if entry.ahead else select.POLLIN)
+        return bool(self._offered or poll.poll(0))
+
     @property
     def silent_since(self) -> float:
         """Since when the oldest connection is idle; infinite when there is none."""
@@ -239,7 +246,7 @@ class IdleConnections:
             if entry is None:
                 continue  # it is being served
             if entry is not seen:  # it was served, and added again, in between
-                self.add(entry.connection, read_ahead=entry.ahead)
+                self.add(entry.connection, writable=entry.ahead)
                 continue
             self._watch.forget(descriptor)
             yield entry.connection

@@ -1,58 +1,43 @@
-"""A gunicorn gthread worker that slow clients cannot block.
+"""A gunicorn worker that serves HTTP/1.1 itself, and that slow clients cannot block.
 
-gunicorn's gthread worker has no deadline for a client after the first byte. As many clients as it
-has threads, each sending half a head or half a body or never reading, block it forever; and each
+gunicorn's own threaded worker has no deadline for a client after the first byte. As many clients as
+it has threads, each sending half a head or half a body or never reading, block it forever; and each
 client that keeps its socket open after ``Connection: close`` stops the accept loop for two seconds.
-``GateWorker`` builds on internals of ``gunicorn.workers.gthread``, which are not a public
-interface: :data:`TESTED` names the supported releases, and other releases run plain gthread.
+``GateWorker`` builds on ``gunicorn.workers.base.Worker``; :data:`TESTED` names the supported
+releases, and other releases run gunicorn's own worker.
 
 Theory of operation
 -------------------
 
 Threads and ownership
 
-- The main thread runs gunicorn's loop: it accepts, expires idle connections, drains lingering ones
-  and reads all HTTP/2 connections. It never blocks on a client.
-- Every pool thread waits on the same epoll for any idle connection (``gunicorn_threads``). A
-  request is served by the first free thread, without a hand-over between threads; a connection
-  occupies no thread until it is readable.
+- The main thread runs the loop (``gunicorn_loop``): it accepts, expires idle connections, drains
+  lingering ones and reads all HTTP/2 connections. It never blocks on a client.
+- Every pool thread waits on the same epoll for any connection (``gunicorn_threads``). It reads what
+  has arrived, without blocking, and serves the request once enough of it is there
+  (``gunicorn_connection``). So a request needs no hand-over between threads, and a client that
+  sends its head or a short body slowly occupies none.
 - A connection belongs to exactly one of: the table of idle connections, the thread that serves it,
-  the lingering table, or (HTTP/2) the loop. ``nr_conns``, ``_lingering`` and ``_http2`` are changed
-  by the main thread only; pool threads reach it by ``method_queue.defer``. A thread that changed
-  ``nr_conns`` itself would lose counts, and the worker would stop accepting at its limit.
+  the lingering table, or (HTTP/2) the loop. ``_lingering`` and ``_http2`` are changed by the main
+  thread only; pool threads reach it by :meth:`~wsgigate.servers.gunicorn_loop.LoopWorker.defer`.
+  ``_open`` has all connections until they linger.
+- A thread that finds output owed when the app is done leaves the connection to the thread that
+  sends the last of it: :meth:`Connection.leave` and ``keeps`` decide, under the connection's lock,
+  which of the two calls :meth:`GateWorker._after`.
 
-Deadlines
+Slow clients
 
-- The TLS handshake and the request head must be complete ``head_timeout`` seconds after the first
-  byte. The loop enforces this by shutting the socket down, as the head may be read by several calls
-  that each have their own timeout.
-- A body must not stall for ``idle_timeout`` seconds, and earns one more second in all per
-  ``body_rate`` bytes; each 64 KiB of a response must be read within ``idle_timeout`` seconds. The
-  thread enforces both (``gunicorn_connection``).
-- After its last response a connection lingers in the poller, not in the accept loop.
+- Deadlines: see ``gunicorn_connection``. The loop closes the connections that no thread has.
+- A thread does wait for a client that sends a body of more than 64 KiB, or does not read a response
+  of more than 256 KiB. Such threads are counted (``_waits``). When no thread is free and a request
+  waits, those beyond a quarter of the threads end: see :meth:`GateWorker._free_threads`.
 
-Capacity
-
-- A worker whose threads are all busy leaves new connections to the other workers, for :data:`TURN`
-  seconds: after that all workers are busy, and it accepts them, or clients with persistent
-  connections would keep all others out.
-- At ``worker_connections`` the worker closes the connection that has been silent for longest. Out
-  of file descriptors it pauses accepting for :data:`REST` seconds, where gthread's worker exits.
-
-Signals and stop
+Boot
 
 - gunicorn's master sends each signal once. A worker that was just forked still has the master's
   handlers, which queue the signal in the worker's copy of the master's queue, where no code reads
   it. ``init_signals`` therefore installs the worker's handlers first and drains that queue second;
   the other order would lose a signal that arrives in between.
-- A stopping worker closes its listeners first: the kernel completes handshakes for as long as any
-  process has the listener open, and such a connection would hang and be reset at exit. While the
-  master listens (reload, ``max_requests``), the backlog belongs to the other workers. When the
-  master has closed its copies, the last worker to close one would reset the backlog, so each worker
-  accepts it first.
-- Idle connections then end within ``STOP_KEEPALIVE_LINGER`` seconds, HTTP/2 clients get GOAWAY, and
-  the application is notified by its ``stopping`` method. Threads are daemons: a worker that must
-  exit at once does so, whatever they wait for.
 - When several workers fail to boot, only one may exit with ``WORKER_BOOT_ERROR``, and the others
   wait for the master's signal: see :meth:`BootingWorker.init_process`.
 """
@@ -63,22 +48,41 @@ import errno
 import math
 import os
 import queue
-import select
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from datetime import datetime
+from typing import Any, cast
+from wsgiref.types import StartResponse
 
-from gunicorn import util
+from gunicorn import SERVER_SOFTWARE
 from gunicorn.arbiter import Arbiter
-from gunicorn.workers import gthread
+from gunicorn.glogging import Logger as GunicornLogger
+from gunicorn.http.message import _ip_in_allow_list
+from gunicorn.http.wsgi import FileWrapper, WSGIErrorsWrapper
+from gunicorn.http2 import negotiation
+from gunicorn.sock import ssl_wrap_socket
 
+from wsgigate.http.problem import Problem, status_line
+from wsgigate.http.wsgi import LEND_THREAD, READ_AHEAD, REASON, close_body
+from wsgigate.middleware.logger import Logger
 from wsgigate.server_check import facts_of_gunicorn, findings, log_findings
-from wsgigate.servers.gunicorn_connection import Connection
-from wsgigate.servers.gunicorn_http1 import Http1Worker
+from wsgigate.servers.gunicorn_connection import (
+    BUFFERED,
+    ClientGone,
+    Connection,
+    Deadlines,
+    Http2Preface,
+    Request,
+    TlsConnection,
+)
+from wsgigate.servers.gunicorn_http2 import Http2Worker, problem_of
+from wsgigate.servers.gunicorn_loop import LOOK, STOP_LINGER
 from wsgigate.servers.gunicorn_threads import IdleConnections, Threads
+from wsgigate.servers.http1_request import BadRequest, Head, HeadParser, HeadRules
+from wsgigate.servers.http1_response import Response, http_date
 
 __all__ = ["TESTED", "BootingWorker", "GateWorker"]
 
@@ -111,7 +115,7 @@ class _OnceToken:
             return False
 
 
-class BootingWorker(Http1Worker):
+class BootingWorker(Http2Worker):
     """gunicorn's threaded worker with a self-check at boot, and no signal lost during the fork."""
 
     booted: bool
@@ -120,7 +124,6 @@ class BootingWorker(Http1Worker):
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
         """Prepare for forking workers; the master calls this at its start."""
-        super().check_config(cfg, log)
         cls._boot_error = _OnceToken()
 
     def init_process(self) -> None:
@@ -143,7 +146,7 @@ class BootingWorker(Http1Worker):
             self._wait_for_stop()
 
     def _wait_for_stop(self) -> None:
-        while self.alive and self.is_parent_alive():
+        while self.alive and self._has_master():
             self.notify()
             time.sleep(_PAUSE)
 
@@ -178,23 +181,26 @@ class BootingWorker(Http1Worker):
                 self.handle_exit(number, None)
 
 
-# Serving: accepting, deadlines and the stop.
-
-REST = 1.0
-"""Seconds without accepting after the system ran out of file descriptors or memory."""
+# Serving.
 
 PATIENCE = 1.0
 """Seconds for which a thread waits for a request before it checks whether the pool has stopped."""
 
-LOOK = 0.25
-"""Seconds between two scans for expired connections: each scan visits every connection."""
+HELD = 0.3
+"""Seconds for which a thread may wait for its client while no other thread is free."""
 
-TURN = 0.02
-"""Seconds for which a new connection is left to the other workers while all threads are busy."""
+SHORTEST = 0.05
+"""Seconds to which :data:`HELD` falls while more and more slow clients come."""
 
-_BROKEN = (errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ENOTSOCK)
+CALM = 5.0
+"""Seconds after which :data:`HELD` is as before."""
 
-_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_INNER = ("app", "wsgi_app", "application")
+
+_LOST = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
+"""Errors by which an app ends a response that it cannot complete."""
+
+_FAILED = Problem(500, "The server failed.")
 
 
 class GateWorker(BootingWorker):
@@ -211,12 +217,14 @@ class GateWorker(BootingWorker):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._at_work: set[int] = set()  # threads that serve a request
-        self._heads: dict[Any, float] = {}  # the deadline of each head that is being read
+        self._open: dict[Connection, None] = {}
+        self._at_work: set[int] = set()  # threads that handle an event
+        self._waits: dict[Connection, float] = {}  # since when a thread waits for its client
+        self._silent: dict[Connection, tuple[float, int]] = {}  # since when, and the progress
+        self._cut_at = -math.inf
+        self._held = HELD
         self._next_scan = 0.0
-        self._rests_until = 0.0
-        self._untaken_since: float | None = None  # since when a connection waits in the backlog
-        self._keeps_until = math.inf  # when a stopping worker accepts no further request
+        self._stop_at: float | None = None  # when a stopping worker accepts no further request
 
     @classmethod
     def having(cls, **changes: float | None) -> type[GateWorker]:
@@ -228,254 +236,505 @@ class GateWorker(BootingWorker):
         }
         return type(cls.__name__, (cls,), given) if given else cls
 
-    @classmethod
-    def check_config(cls, cfg: Any, log: Any) -> None:
-        """Log a warning for settings that disable the worker's deadlines."""
-        super().check_config(cfg, log)
-        if cfg.is_ssl and cfg.do_handshake_on_connect:
-            log.warning("do_handshake_on_connect leaves TLS handshakes without a deadline")
+    def prepare(self) -> None:
+        """Make what belongs to this process, and decide what the settings say."""
+        super().prepare()
+        cfg = self.cfg
+        self.idle = IdleConnections()
+        self.tpool = Threads(int(cfg.threads), self._serve_next)
+        self._keep_alive = int(cfg.keepalive or 0)
+        self._most_kept = self.worker_connections - int(cfg.threads)
+        self._rules = HeadRules(
+            request_line=min(cfg.limit_request_line, 8190) if cfg.limit_request_line >= 0 else 8190,
+            fields=min(cfg.limit_request_fields, 32768) if cfg.limit_request_fields > 0 else 32768,
+            field_size=cfg.limit_request_field_size if cfg.limit_request_field_size > 0 else 8190,
+            header_map=cfg.header_map,
+            any_method=cfg.permit_unconventional_http_method,
+            upper_method=cfg.casefold_http_method,
+            script_name=os.environ.get("SCRIPT_NAME", ""),
+        )
+        self._deadlines = Deadlines(
+            self.head_timeout, self.idle_timeout, self.body_rate, self._keep_alive
+        )
+        self._plain = HeadParser(self._rules)
+        self._trusted = HeadParser(
+            self._rules,
+            secure={
+                "HTTP_" + name.upper().replace("-", "_"): value
+                for name, value in cfg.secure_scheme_headers.items()
+            },
+            forwarders=frozenset(name.upper() for name in cfg.forwarder_headers),
+        )
+        self._environ = {
+            "wsgi.errors": WSGIErrorsWrapper(cfg),
+            "wsgi.version": (1, 0),
+            "wsgi.multithread": True,
+            "wsgi.multiprocess": int(cfg.workers) > 1,
+            "wsgi.run_once": False,
+            "wsgi.file_wrapper": FileWrapper,
+            "wsgi.input_terminated": True,
+            "wsgi.url_scheme": "https" if cfg.is_ssl else "http",
+            "SERVER_SOFTWARE": SERVER_SOFTWARE,
+            LEND_THREAD: self.tpool.lend,
+        }
+        settings = cfg.settings
+        self._pre = None if _is_default(settings, "pre_request") else cfg.pre_request
+        self._post = None if _is_default(settings, "post_request") else cfg.post_request
+        self._logs = _logs_requests(self.log, cfg)
+        self._hooks = self._logs or self._pre is not None or self._post is not None
+        self._tls = cfg.is_ssl
+        self._proxied = cfg.proxy_protocol
 
-    def get_thread_pool(self) -> Threads:
-        """Return the threads; they start with the first connection, and wait for idle ones."""
-        self.keepalived_conns = IdleConnections()
-        return Threads(int(self.cfg.threads), self._serve_next)
+    # Connections.
 
-    def set_accept_enabled(self, enabled: bool) -> None:
-        """Accept while a thread is free; else leave the connection to another worker."""
-        rested = time.monotonic() >= self._rests_until
-        super().set_accept_enabled(enabled and rested and not self._crowded())
-
-    def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        """Wait for events; while all threads are busy, check the backlog as well."""
-        crowded = self._crowded()
-        if crowded:
-            self.set_accept_enabled(False)
-        if self.alive and not self._accepting and self.nr_conns < self.worker_connections:
-            timeout = min(timeout, TURN)  # a thread that becomes free does not wake the loop
-        super().wait_for_and_dispatch_events(timeout)
-        if crowded:
-            self._take_turn()
+    def opened(self, client: socket.socket, address: Any, listener: Any) -> None:
+        """Add a connection that was accepted to the idle ones; it belongs to no thread yet."""
+        environ = self._environ.copy()
+        environ["gunicorn.socket"] = client
+        server = listener.getsockname()
+        if isinstance(address, tuple):
+            environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = address[0], str(address[1])
+            trusted = _ip_in_allow_list(
+                address[0], self.cfg.forwarded_allow_ips, self.cfg.forwarded_allow_networks()
+            )
         else:
-            self._untaken_since = None
+            environ["REMOTE_ADDR"] = address.decode() if isinstance(address, bytes) else address
+            trusted = True
+        if isinstance(server, tuple):
+            environ["SERVER_NAME"], environ["SERVER_PORT"] = server[0], str(server[1])
+        kind = Connection
+        if self._tls:
+            try:
+                client.setblocking(False)
+                client = ssl_wrap_socket(client, self.cfg)
+            except OSError as error:
+                self.log.debug("TLS failed with ip=%s: %s", environ["REMOTE_ADDR"], error)
+                client.close()
+                return
+            environ["gunicorn.socket"] = client
+            kind = TlsConnection
+        elif client.gettimeout() is not None:
+            client.setblocking(True)
+        connection = kind(
+            client,
+            address,
+            environ,
+            self._trusted if trusted else self._plain,
+            self._rules,
+            self._deadlines,
+            waits=self._waits,
+            proxied=self._proxied,
+            http2=not self._tls and negotiation.prior_knowledge_allowed(self.cfg, address),
+        )
+        connection.server = server
+        self._open[connection] = None
+        self.idle.add(connection)
+        self.tpool.start()
 
-    def _crowded(self) -> bool:
+    def connections(self) -> int:
+        """Return the number of connections that are open."""
+        return len(self._open) + len(self._lingering)
+
+    def pause(self) -> float:
+        """Return how many seconds the loop may wait for an event."""
+        return SHORTEST if self._waits else LOOK
+
+    def is_crowded(self) -> bool:
         """Return whether every thread is busy while other workers may have a free one."""
         return len(self._at_work) >= self.tpool.count and int(self.cfg.workers) > 1
 
-    def _take_turn(self) -> None:
-        """Accept what no other worker has accepted for :data:`TURN` seconds: all are busy.
+    def make_room(self) -> None:
+        """Close the connection that has been silent for longest, if any is idle."""
+        silent = self.silent_http2()
+        if silent is not None and silent[0] < self.idle.silent_since:
+            self.end_http2(silent[1])
+            return
+        connection = self.idle.take_oldest()
+        if connection is not None:
+            self.drop(connection)
 
-        Persistent connections must not keep other clients from connecting.
+    def drop(self, connection: Connection) -> None:
+        """Close a connection at once, unless a thread is in the app with its request."""
+        if connection.serving:
+            connection.cut()
+            return
+        self.abort(connection)
+
+    def release(self, conn: Connection) -> None:
+        """Close *conn* in steps; runs in the loop."""
+        self._open.pop(conn, None)
+        if conn.abandoned:
+            conn.close()
+        else:
+            self.linger(conn.sock)
+
+    def abort(self, conn: Connection) -> None:
+        """Close *conn* at once."""
+        self._open.pop(conn, None)
+        conn.close()
+
+    def expire(self, now: float) -> None:
+        """Close the connections whose time is over."""
+        super().expire(now)
+        if self._waits:
+            self._free_threads(now)
+        if now < self._next_scan:
+            return
+        self._next_scan = now + LOOK
+        for connection in self.idle.take_expired(now):
+            if connection.owes:
+                connection.abandon()
+            self.drop(connection)
+        if self._stop_at is not None and now >= self._stop_at:
+            self.refuse_http2()
+        self.end_idle_http2(now)
+
+    def _free_threads(self, now: float) -> None:
+        """Cut clients that threads wait for, where no thread is left for a request that waits.
+
+        Slow uploads and unread responses may hold a quarter of the threads. Of those beyond, the
+        ones end that have neither sent nor read a byte for :data:`HELD` seconds, those that have
+        been silent for longest first. Clients that come in their place are given half of that each
+        time: with many of them, others wait for the sum.
         """
-        now = time.monotonic()
-        if not self.alive or not self._crowded() or not self._has_backlog():
-            self._untaken_since = None
-        elif self._untaken_since is None:
-            self._untaken_since = now
-        elif now - self._untaken_since >= TURN and self.nr_conns < self.worker_connections:
-            self._untaken_since = None
-            for listener in self.sockets:
-                self._accept_waiting(listener)
+        surplus = len(self._waits) - self.tpool.count // 4
+        if surplus <= 0 or len(self._at_work) < self.tpool.count or not self.idle.any_ready():
+            self._silent.clear()
+            if now - self._cut_at > CALM:
+                self._held = HELD
+            return
+        silent: dict[Connection, tuple[float, int]] = {}
+        for connection, since in self._waits.copy().items():
+            progress = connection.progress()
+            before, seen = self._silent.get(connection, (since, progress))
+            silent[connection] = (
+                (max(before, since), progress) if seen == progress else (now, progress)
+            )
+        self._silent = silent
+        longest = sorted(silent, key=lambda each: silent[each][0])
+        ended = [each for each in longest[:surplus] if now - silent[each][0] >= self._held]
+        for connection in ended:
+            connection.cut()
+        if ended:
+            self.log.warning("%d connections cut: all threads wait for slow clients", len(ended))
+            self._cut_at = now
+            self._held = max(self._held / 2, SHORTEST)
 
-    def _has_backlog(self) -> bool:
-        """Return whether a connection waits to be accepted."""
-        poll = select.poll()
-        for listener in self.sockets:
-            poll.register(listener.fileno(), select.POLLIN)
-        return bool(poll.poll(0))
+    def begin_stop(self, deadline: float) -> None:
+        """Have idle connections end by *deadline*."""
+        super().begin_stop(deadline)
+        self._stop_at = deadline
+        self._cap_idle()
+        self.drain_http2(deadline)
 
-    def _accept_waiting(self, listener: socket.socket) -> None:
-        for _ in range(self.cfg.threads):
-            before = self.nr_conns
-            self._accept(listener)
-            if self.nr_conns == before:
-                return
+    def _cap_idle(self) -> None:
+        """Give the idle connections of a stopping worker the time for one more request."""
+        until = time.monotonic() + STOP_LINGER
+        for connection in self.idle:
+            connection.timeout = min(connection.timeout, until)
+
+    def end(self) -> None:
+        """Close all connections that are left."""
+        for connection in self.idle.take_expired(math.inf):
+            self.drop(connection)
+        self.end_idle_http2(time.monotonic(), force=True)
+        for connection in list(self._open):
+            self.drop(connection)
+        self.tpool.shutdown()
+
+    # Requests; all of this runs in the threads of the pool.
 
     def _serve_next(self) -> None:
-        """Serve the next readable connection, if one comes soon; each pool thread runs this."""
-        connection = self.keepalived_conns.take(PATIENCE)
+        """Handle the next event of a connection, if one comes soon."""
+        connection = self.idle.take(PATIENCE)
         if connection is None:
             return
         me = threading.get_ident()
         self._at_work.add(me)
         try:
             if callable(connection):
-                self._run_offered(connection)
-            elif not self._serve_and_keep(connection):
-                self.method_queue.defer(self._close_gracefully, connection)
+                connection()  # an HTTP/2 request
+            else:
+                self._handle(connection)
+        except BaseException:
+            self.log.exception("Error serving a connection")
+            if not callable(connection):
+                self.defer(self.abort, connection)
         finally:
             self._at_work.discard(me)
 
-    def _run_offered(self, work: Callable[[], object]) -> None:
-        """Run *work*, which was offered to the next free thread: an HTTP/2 request."""
+    def _handle(self, connection: Connection) -> None:
+        """Handle an event of *connection*: it is readable, or its client has read enough."""
+        if connection.owes:
+            flushed = self._flush(connection)
+            if not flushed:
+                return
+        if connection.keeps is not None:
+            self._after(connection, connection.keeps)
+            return
+        if connection.serving:
+            return
         try:
-            work()
-        except BaseException:
-            self.log.exception("Error serving a connection")
-
-    def _serve_and_keep(self, connection: Any) -> bool:
-        """Serve the request that has arrived; return whether the connection stays open.
-
-        If so, it is no longer this thread's: it is among the idle ones, or the loop's (HTTP/2).
-        """
+            request = connection.advance()
+        except BadRequest as error:
+            self._send_refusal(connection, error)
+            self.defer(self.release, connection)
+            return
+        except Http2Preface:
+            self.defer(self.add_http2, connection)
+            return
+        except ClientGone as error:
+            self.log.debug("Connection closed: %s", error)
+            self.abort(connection)
+            return
+        if request is None:
+            self.idle.add(connection)
+            return
+        connection.serving = True
+        keep = False
         try:
-            connection.data_ready = True
-            if not self.handle(connection):
-                return False
-            if getattr(connection, "is_http2", False):
-                return True  # owned by the loop from now on
-            connection.set_timeout()
-            ahead = connection.has_read_ahead()
-            if ahead:  # a pipelined request: it waits until the client has read the response
-                connection.timeout = time.monotonic() + self.idle_timeout
-            self.keepalived_conns.add(connection, read_ahead=ahead)
-        except BaseException:
-            self.log.exception("Error serving a connection")
+            keep = self._serve(connection, request)
+        finally:
+            if connection.leave(keep):
+                self.idle.add(connection, writable=True)
+            else:
+                self._after(connection, keep)
+
+    def _flush(self, connection: Connection) -> bool:
+        """Send what *connection* owes; return whether it owes nothing any longer."""
+        try:
+            done = connection.flush()
+        except ClientGone as error:
+            self.log.debug("Connection lost: %s", error)
+            self.drop(connection)
             return False
-        # Checked after the connection was added: a worker that begins to stop later finds it there.
-        if not self.alive:
-            self.method_queue.defer(self._cap_idle)
-        return True
+        if done is False:
+            self.idle.add(connection, writable=True)
+        return bool(done)
 
-    def _cap_idle(self) -> None:
-        """Give the idle connections of a stopping worker the time for one more request."""
-        super()._cap_keepalive(time.monotonic() + gthread.STOP_KEEPALIVE_LINGER)
+    def _after(self, connection: Connection, keep: bool) -> None:
+        """Wait for the next request of *connection*, or close it."""
+        if keep:
+            connection.rest()
+            self.idle.add(connection, writable=connection.has_read_ahead())
+            # after it was added: a worker that begins to stop later finds it there
+            if not self.alive:
+                self.defer(self._cap_idle)
+        elif connection.abandoned:
+            self.abort(connection)
+        else:
+            self.defer(self.release, connection)
 
-    def _close_gracefully(self, connection: Any) -> None:
-        """Close a connection after its last response; runs in the loop."""
-        self.nr_conns -= 1
+    def _serve(self, connection: Connection, request: Request) -> bool:
+        """Serve *request*; return whether the connection stays open."""
+        head, environ, streamed = request
+        self.nr += 1
+        if self.nr >= self.max_requests and self.alive:
+            self.log.info("Autorestarting worker after current request.")
+            self.alive = False
+            self.defer(bool)
+        keep = (
+            head.keep and self.alive and self._keep_alive > 0 and len(self.idle) < self._most_kept
+        )
+        response = Response(
+            connection.send,
+            head.method,
+            head.version,
+            keep=keep,
+            keep_alive=self._keep_alive,
+            begins=None if streamed is None else streamed.response_begins,
+        )
+        if connection.buffer:
+            environ[READ_AHEAD] = True
+        upgrade = self._tls and "HTTP_UPGRADE" in environ
+        if upgrade:
+            connection.sock.setblocking(True)  # for an app that takes the socket over
+        if "SERVER_NAME" not in environ:
+            _name_server(environ)
+        environ["wsgi.early_hints"] = response.hint
+        hooks = self._hooks and _HookRequest(head, environ)
+        began = datetime.now() if hooks else None
+        body = None
         try:
-            connection.close(graceful=True)
-        except Exception:  # must not end the loop, which serves all other connections
-            self.log.exception("Error closing a connection")
-            util.close(connection.sock)
-
-    def accept(self, listener: socket.socket) -> None:
-        """Accept a connection, unless another worker should."""
-        if self._crowded():
-            self.set_accept_enabled(False)
-        elif self.alive:  # else _stop_listening() decides which worker accepts it
-            self._accept(listener)
-
-    def _accept(self, listener: socket.socket) -> None:
-        """Accept a connection, and add it to the idle ones until its first byte arrives."""
-        try:
-            client, address = listener.accept()
-        except OSError as error:
-            if error.errno in _BROKEN:
-                raise
-            if error.errno in _SHORT:
-                self.log.warning("Accepting paused for %g s: %s", REST, error)
-                self._rests_until = time.monotonic() + REST
-                self.set_accept_enabled(False)
-                self._make_room()
-            return
-        self.nr_conns += 1
-        connection = Connection(self, self.cfg, client, address, listener.getsockname())
-        connection.timeout = time.monotonic() + self.head_timeout
-        if self.nr_conns >= self.worker_connections:
-            self._make_room()
-        self.keepalived_conns.add(connection)
-        self.tpool.start()
-
-    def _stop_listening(self) -> None:
-        """Close this process's listeners: the kernel accepts for as long as one is open.
-
-        A connection accepted for a worker that ends would hang, and be reset when it exits.
-
-        While the master listens, on SIGHUP or when a worker has served ``max_requests``, the
-        connections in the backlog belong to the other workers, which are not ending. When the
-        gateway stops, the master has closed its listeners before it signals the workers. Closing
-        the last copy of a listener resets its backlog, so the worker first accepts the backlog, and
-        serves it with ``Connection: close``.
-        """
-        for listener in self.sockets:
-            if not self._master_has(listener):
-                before = -1
-                while before != self.nr_conns < self.worker_connections:
-                    before = self.nr_conns
-                    self._accept(listener)
-            listener.close()
-
-    def _master_has(self, listener: socket.socket) -> bool:
-        """Return whether the master has *listener* open; False where /proc does not show it."""
-        try:
-            wanted = f"socket:[{os.fstat(listener.fileno()).st_ino}]"
-            folder = f"/proc/{self.ppid}/fd/"
-            return self.ppid == os.getppid() and any(
-                _link(folder + number) == wanted for number in os.listdir(folder)
-            )
-        except OSError:
+            if hooks and self._pre is not None:
+                self._pre(self, hooks)
+            body = self.wsgi(environ, response.start)
+            if type(body) is FileWrapper and self._send_file(connection, response, body):
+                pass
+            else:
+                response.run(body)
+        except BadRequest as error:
+            if not response.head_sent:
+                self._send_refusal(connection, error)
+            elif not response.is_framed:
+                connection.abandon()
             return False
-
-    def _make_room(self) -> None:
-        """Close the connection that has been silent for longest, if any is idle."""
-        if self.end_oldest_lingering():
-            return
-        silent = self.silent_http2()
-        if silent is not None and silent[0] < self.keepalived_conns.silent_since:
-            self.end_http2(silent[1])
-            return
-        connection = self.keepalived_conns.take_oldest()
-        if connection is not None:
-            self.nr_conns -= 1
-            connection.close()
-
-    def handle(self, conn: Any) -> Any:
-        """Serve the request that has begun to arrive on *conn*; runs in a pool thread."""
-        self._heads[conn] = time.monotonic() + self.head_timeout
-        conn.begin_head()
-        try:
-            return super().handle(conn)
-        except (SystemExit, KeyboardInterrupt) as error:
-            # Raised by the application: it would end the worker, and the requests of all others.
-            self.handle_error(None, conn.sock, conn.client, RuntimeError(repr(error)))
+        except ClientGone as error:
+            self.log.debug("Connection lost: %s", error)
+            connection.abandon()
+            return False
+        except StopIteration:  # an app has taken the socket over: simple-websocket ends so
+            return False
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            if isinstance(error, OSError) and error.errno in _LOST:
+                self.log.debug("Response cut: %s", error)
+            else:
+                self.log.exception("Error handling request %s %s", head.method, head.target)
+            if not response.head_sent:
+                self._send_refusal(connection, BadRequest(_FAILED, "the application failed"))
+            elif not response.is_framed:  # its end would look like that of a complete response
+                connection.abandon()
             return False
         finally:
-            self._heads.pop(conn, None)
+            try:
+                close_body(body)
+            except Exception:
+                self.log.exception("Error closing the response")
+            if hooks and began is not None:
+                self._after_request(hooks, environ, response, began)
+            if upgrade:
+                connection.sock.setblocking(False)
+        if streamed is not None and response.keep and not streamed.discard(BUFFERED):
+            return False
+        return response.keep
 
-    def handle_request(self, req: Any, conn: Any) -> Any:
-        """Serve a request whose head has been read."""
-        self._heads.pop(conn, None)
-        conn.begin_body(self.idle_timeout)
-        return super().handle_request(req, conn)
+    def _after_request(
+        self, request: _HookRequest, environ: dict[str, Any], response: Response, began: datetime
+    ) -> None:
+        try:
+            if self._logs:
+                self.log.access(response, request, environ, datetime.now() - began)
+            if self._post is not None:
+                self._post(self, request, environ, response)
+        except Exception:
+            self.log.exception("Exception in the access log or the post_request hook")
 
-    def handle_http2(self, conn: Any) -> Any:
-        """Hand an HTTP/2 connection, which enforces its deadlines itself, to the loop."""
-        self._heads.pop(conn, None)
-        return super().handle_http2(conn)
+    def _send_file(self, connection: Connection, response: Response, body: Any) -> bool:
+        """Send the file in *body* by ``sendfile``; return False where that is not possible."""
+        if self._tls or self.cfg.sendfile is False or not response.status:
+            return False
+        try:
+            number = body.filelike.fileno()
+            offset = os.lseek(number, 0, os.SEEK_CUR)
+            count = os.fstat(number).st_size - offset
+        except (AttributeError, OSError, ValueError):
+            return False
+        if response.length is not None:
+            count = min(count, response.length)
+        elif not response.chunked:
+            return False
+        response.set_length(count)
+        response.begin()
+        if not response.body_forbidden:
+            connection.send_file(body.filelike, offset, count)
+            response.sent = count
+        response.finish()
+        return True
 
-    def murder_keepalived(self, force: bool = False) -> None:
-        """Close expired connections, or all idle ones; the loop calls this every second."""
-        now = time.monotonic()
-        if now < self._next_scan and self.alive and not force:
-            return
-        self._next_scan = now + LOOK
-        for connection in self.keepalived_conns.take_expired(math.inf if force else now):
-            self.nr_conns -= 1
-            connection.close()
-        self.end_lingering(now)
-        if not self.alive and now >= self._keeps_until:
-            self.refuse_http2()
-        self.end_idle_http2(now, force=force)
-        for connection, until in self._heads.copy().items():
-            if until < now:
-                connection.cut_if_silent()
+    def _send_refusal(self, connection: Connection, error: BadRequest) -> None:
+        """Send the response to a request that cannot be served, and log it."""
+        status, fields, body = self.refusal(None, connection.client, error)
+        head = "".join(f"{name}: {value}\r\n" for name, value in fields)
+        first = f"HTTP/1.1 {status_line(status)}\r\nConnection: close\r\n"
+        try:
+            connection.send((first + head + "\r\n").encode("latin-1") + body, True)
+        except ClientGone as problem:
+            self.log.debug("Failed to send an error response: %s", problem)
 
-    def _cap_keepalive(self, deadline: float) -> None:
-        # gunicorn calls this once, when the worker begins to stop.
-        self._stop_listening()
-        super()._cap_keepalive(deadline)
-        self._keeps_until = deadline
-        self.drain_http2(deadline)
-        self.hurry_lingering(deadline)
-        stopping = getattr(self.wsgi, "stopping", None)
-        if callable(stopping):
-            stopping()
+    def refusal(
+        self, req: Any, addr: Any, exc: BaseException
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
+        """Return the status, fields and body of the response to a rejected request.
+
+        The Logger middleware of the app, if it has one, logs it.
+        """
+        host, port = _address(addr)
+        problem = exc.problem if isinstance(exc, BadRequest) else problem_of(exc)
+        if problem is not _FAILED:
+            self.log.warning("Invalid request from ip=%s: %s", host, exc)
+        environ: dict[str, Any] = {
+            "REQUEST_METHOD": getattr(req, "method", None) or "",
+            "RAW_URI": getattr(req, "uri", None) or "",
+            "SERVER_PROTOCOL": "HTTP/1.1",
+            "PATH_INFO": "",
+            "QUERY_STRING": "",
+            "REMOTE_ADDR": host,
+            "REMOTE_PORT": port,
+            "wsgi.url_scheme": "https" if self.cfg.is_ssl else "http",
+            REASON: str(exc),
+        }
+        fields = [("Date", http_date())]
+
+        def start(
+            _status: str, headers: list[tuple[str, str]], exc_info: object = None
+        ) -> Callable[[bytes], object]:
+            fields.extend(headers)
+            return lambda data: None
+
+        start_response = cast("StartResponse", start)
+        # what failed after the app was called has its line of the Logger
+        logger = None if problem is _FAILED else _logger_of(self.wsgi)
+        if logger is None:
+            body = problem(environ, start_response)
+        else:
+            body = logger.record(problem, environ, start_response)
+        try:
+            return problem.status, fields, b"".join(body)
+        finally:
+            close_body(body)
 
 
-def _link(path: str) -> str:
-    try:
-        return os.readlink(path)
-    except OSError:  # the master has just closed it
-        return ""
+class _HookRequest:
+    """A request as gunicorn's hooks and its access log expect it."""
+
+    def __init__(self, head: Head, environ: dict[str, Any]) -> None:
+        self.method = head.method
+        self.uri = head.target
+        self.path = environ["PATH_INFO"]
+        self.query = environ["QUERY_STRING"]
+        self.version = head.version
+        self.remote_addr = environ.get("REMOTE_ADDR")
+        self.headers = [
+            (key.removeprefix("HTTP_").replace("_", "-"), value)
+            for key, value in environ.items()
+            if key.startswith("HTTP_") or key in ("CONTENT_TYPE", "CONTENT_LENGTH")
+        ]
+
+
+def _address(addr: Any) -> tuple[str, str]:
+    if isinstance(addr, tuple) and len(addr) > 1:
+        return str(addr[0]), str(addr[1])
+    return "", ""
+
+
+def _logger_of(app: Any) -> Logger | None:
+    """Return the Logger middleware in the stack of *app*, None without one."""
+    seen: set[int] = set()
+    while app is not None and id(app) not in seen:
+        if isinstance(app, Logger):
+            return app
+        seen.add(id(app))
+        app = next((getattr(app, name) for name in _INNER if hasattr(app, name)), None)
+    return None
+
+
+def _logs_requests(log: Any, cfg: Any) -> bool:
+    """Return whether gunicorn logs each request."""
+    return type(log).access is not GunicornLogger.access or bool(
+        cfg.accesslog
+        or cfg.logconfig
+        or cfg.logconfig_dict
+        or cfg.logconfig_json
+        or (cfg.syslog and not cfg.disable_redirect_access_to_syslog)
+    )
+
+
+def _is_default(settings: Any, name: str) -> bool:
+    return settings[name].get() is settings[name].default
+
+
+def _name_server(environ: dict[str, Any]) -> None:
+    """Set the server's name of a Unix socket, which is what the client calls it."""
+    host, _, port = environ.get("HTTP_HOST", "").partition(":")
+    usual = {"http": "80", "https": "443"}.get(environ["wsgi.url_scheme"], "")
+    environ["SERVER_NAME"], environ["SERVER_PORT"] = host, port or (usual if host else "")

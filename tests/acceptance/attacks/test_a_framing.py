@@ -31,7 +31,7 @@ REFUSED = [
         for number, value in enumerate((b"+3", b"-1", b"0x3", b"", b"1_0", b"1 0", b"\xb2"))
     ),
     ("A06", post(b"Content-Length: 1" + b"0" * 23), {413, 400}),
-    ("A07", post(b"Content-Length: 1025"), {413}),
+    ("A07", post(b"Content-Length: 1025", body=b"x" * 1025), {413}),
     *(
         (f"A08-{number}", post(b"Transfer-Encoding: " + value, body=b"0\r\n\r\n"), {400, 501})
         for number, value in enumerate(
