@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,12 @@ TOLD = {
 
 @pytest.fixture
 def ours() -> Any:
-    return load(str(drill.DRILL / "gateway.toml"), environ=TOLD).services["items"]
+    """Return the settings of the service: a table with given keys is a dictionary of these."""
+    table = load(str(drill.DRILL / "gateway.toml"), environ=TOLD).services["items"]
+    tables = {name: getattr(table, name) for name in ("retry", "outlier", "health")}
+    return SimpleNamespace(
+        timeout=table.timeout, **{name: SimpleNamespace(**each) for name, each in tables.items()}
+    )
 
 
 @pytest.fixture

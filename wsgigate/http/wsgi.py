@@ -31,6 +31,7 @@ __all__ = [
     "LOGGED",
     "PARAMS",
     "PEER_TRUSTED",
+    "READ_AHEAD",
     "REASON",
     "REQUEST_ID",
     "ROUTE",

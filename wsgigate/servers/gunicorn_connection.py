@@ -66,6 +66,7 @@ from wsgigate.servers.http1_request import (
 from wsgigate.servers.proxy_protocol import BadPreamble, Mode, read_preamble
 
 __all__ = [
+    "BUFFERED",
     "ClientGone",
     "ClientStalled",
     "Connection",
@@ -73,6 +74,7 @@ __all__ = [
     "Http2Preface",
     "Request",
     "StreamedBody",
+    "TlsConnection",
 ]
 
 

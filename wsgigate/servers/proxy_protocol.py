@@ -10,7 +10,7 @@ import socket
 import struct
 from typing import Literal, NamedTuple
 
-__all__ = ["BadPreamble", "Preamble", "read_preamble"]
+__all__ = ["BadPreamble", "Mode", "Preamble", "read_preamble"]
 
 
 _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
