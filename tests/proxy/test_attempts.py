@@ -307,6 +307,18 @@ def test_all_requests_share_the_retry_budget(retrying: Make) -> None:
         assert len(first.requests) == 24
 
 
+def test_a_refused_connection_is_retried_without_the_budget(
+    backend: Backend, retrying: Make
+) -> None:
+    backend.answers = [WELL]
+    budget = RetryBudget(0, floor=0)
+    with dying("before a connection") as first:
+        client = retrying(first.url, backend.url, given={"budget": budget})
+        statuses = [client.post("/", data=SMALL).status_code for _ in range(20)]
+    assert statuses == [200] * 20
+    assert len(backend.requests) == 20
+
+
 def test_each_attempt_counts_for_the_circuit_which_may_reject_the_next(
     retrying: Make, clock: FakeClock
 ) -> None:

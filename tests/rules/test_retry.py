@@ -196,6 +196,20 @@ def test_the_retry_budget_is_charged_only_if_all_other_conditions_hold() -> None
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_attempt_that_sent_nothing_needs_no_budget_within_the_connect_timeout(
+    method: str,
+) -> None:
+    unsent = attempt(method, sent=False)
+    empty = lambda: False  # noqa: E731
+    for left, again in ((math.inf, True), (0.1, True), (0.0, False), (-1.0, False)):
+        decision = decide(unsent._replace(connect_left=left), RetryRules(), 0.0, empty)
+        assert decision.again is again
+        assert bool(decision.why) is not again
+    received = attempt(sent=False, received=True, status=503)
+    assert decide(received, RetryRules(), 0.0, empty).why == "the retry budget is used up"
+
+
 @pytest.mark.parametrize(
     ("number", "chance", "settings", "seconds"),
     [

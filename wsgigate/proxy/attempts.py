@@ -24,8 +24,9 @@ Rules that must hold:
 - A request is repeated only when :func:`wsgigate.rules.retry.decide` allows it, which considers
   whether anything was sent, whether a response began, whether the body can be sent again, and the
   budget.
-- Without retries, a request of which nothing was sent goes to each instance at most once, and all
-  connections together get the time of one. It needs no budget: it adds no load to the service.
+- An attempt that sent nothing is repeated without the budget, as it adds no load to the service,
+  while all connections together have taken less than the connect timeout. Without retries the
+  request goes to each instance at most once, and fails after that time.
 - An error caused only by a shorter timeout of the client's is not reported as a failure of the
   instance; a client could otherwise open the circuit for all.
 """
@@ -159,8 +160,7 @@ class Resilience:
 
     def decide(self, attempt: Attempt, now: float) -> Decision:
         """Return whether to make another attempt after the failed *attempt*, and when."""
-        budget = (lambda: True) if self.fails_over else (lambda: self.take(now))
-        return decide(attempt, self.retry, self._random(), budget)
+        return decide(attempt, self.retry, self._random(), lambda: self.take(now))
 
     def take(self, now: float) -> bool:
         """Take one attempt out of the retry budget; return ``False`` if it is used up."""
@@ -345,10 +345,11 @@ class Attempts:
                 error = unanswered
             if until is None:
                 until = deadline(now, self._sender.timeout.total)
+            connected_by = now + self._sender.timeout[0]
             if resilience.fails_over:
-                connect_by = now + self._sender.timeout[0]
+                connect_by = connected_by
             again = self._retry(
-                *(environ, number, min(until.until, connect_by), response, error),
+                *(environ, number, min(until.until, connect_by), connected_by, response, error),
                 body is None or not body.too_large,
             )
             if again is None:
@@ -533,6 +534,7 @@ class Attempts:
         environ: WSGIEnvironment,
         number: int,
         until: float,
+        connect_by: float,
         response: requests.Response | None,
         error: Unanswered | None,
         replayable: bool,
@@ -553,6 +555,7 @@ class Attempts:
             received=response is not None or (cause is not None and _had_begun(cause)),
             retry_after=None if response is None else _retry_after(response),
             keyed=bool(environ.get("HTTP_IDEMPOTENCY_KEY")),
+            connect_left=connect_by - now,
         )
         decision = resilience.decide(attempt, now)
         if not decision.again:

@@ -321,6 +321,8 @@ class Attempt(NamedTuple):
     :ivar keyed: Whether the request has an ``Idempotency-Key``.
     :ivar client_failed: Whether the client left, or its body was truncated.
     :ivar begun: Whether any part of a response was sent to the client.
+    :ivar connect_left: Seconds left of the time in which all connections of the request together
+        must be open. Within it an attempt that sent nothing is retried outside the budget.
     """
 
     method: str
@@ -334,6 +336,7 @@ class Attempt(NamedTuple):
     keyed: bool = False
     client_failed: bool = False
     begun: bool = False
+    connect_left: float = math.inf
 
 
 class Decision(NamedTuple):
@@ -369,7 +372,8 @@ def decide(
 
     :param chance: A number in [0, 1).
     :param budget: Takes one retry out of the budget of all requests; called last, and only if all
-        other conditions allow a retry.
+        other conditions allow a retry. An attempt that sent nothing needs none, as it has added no
+        load to the service.
     """
     why = _against(attempt, rules)
     if why:
@@ -377,7 +381,8 @@ def decide(
     wait = max(backoff(attempt.number, rules, chance), attempt.retry_after or 0.0)
     if wait >= attempt.left:
         return Decision(False, why="no time is left")
-    if not budget():
+    sent_nothing = not (attempt.sent or attempt.received)
+    if not (sent_nothing and attempt.connect_left > 0) and not budget():
         return Decision(False, why="the retry budget is used up")
     return Decision(True, wait)
 
