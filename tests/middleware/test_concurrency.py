@@ -198,29 +198,36 @@ def test_a_place_that_cannot_be_given_back_runs_out(store, clock, caplog):
     assert "cannot be renewed or released" in caplog.text
 
 
-def test_long_responses_keep_their_places_and_those_of_the_dead_become_free():
-    """Two limiters on one store are two workers; the second one's thread is told to stop."""
-    store = MemoryStore()
-    alive, dead = (ConcurrencyLimiter(hello, 1, store=store, lease=0.4, key=key) for key in (
-        lambda environ: "alive", lambda environ: "dead"))  # fmt: skip
-    held = [Answer(alive), Answer(dead)]
-    dead._leases.forget_all()
-    renewed = threading.Event()
-    renew, count = alive._leases._renew, []
+class CountsRenewals(MemoryStore):
+    """A store that sets *renewed* once the slots of the caller "alive" have been changed often."""
 
-    def counting(place, leases):
-        renew(place, leases)
-        count.append(leases)
-        if len(count) == 8:
-            renewed.set()
+    def __init__(self):
+        super().__init__()
+        self.renewed = threading.Event()
+        self._left = 9
 
-    alive._leases._renew = counting
-    assert renewed.wait(30), "it is renewed again and again"
+    def update(self, key, change):
+        self._left -= "=alive" in key
+        if self._left == 0:
+            self.renewed.set()
+        return super().update(key, change)
+
+
+def test_slots_are_renewed_while_a_response_lasts_until_the_limiter_is_closed():
+    """Two limiters on one store are two workers; a worker that is closed renews nothing."""
+    store = CountsRenewals()
+    alive, closed = (
+        ConcurrencyLimiter(hello, 1, store=store, lease=0.4, key=lambda environ, key=key: key)
+        for key in ("alive", "closed")
+    )
+    held = [Answer(alive), Answer(closed)]
+    assert [each.status for each in held] == [200, 200]
+    closed.close()
+    assert store.renewed.wait(30), "a slot of a response in flight is renewed again and again"
     assert Answer(alive).status == 429
-    assert Answer(dead).status == 200
-    assert held[0].status == 200
+    assert Answer(closed).status == 200, "the slot of the closed limiter has expired"
     alive.close()
-    dead.close()
+    closed.close()
 
 
 def test_a_place_is_renewed_before_it_ends():
