@@ -21,6 +21,7 @@ key of the store. Its rules:
 5. **A failing store does not stop the circuit.** The worker then decides alone and marks the
    verdict as unshared. After a failure the store is not used for one interval. The first successful
    read shares the verdict, unless another worker has changed it meanwhile: then that change wins.
+   A store that can never be used is no failure of this kind: every call raises it.
 6. **The lock is never held during a call of the store**, or one slow store would stop all threads.
    A read that began before a change in this process is therefore discarded (``_sets``).
 7. **One log record per change.** Only the worker whose update succeeded logs it.
@@ -54,7 +55,8 @@ from wsgigate.rules.circuit import (
 from wsgigate.runtime.clocks import steady
 from wsgigate.runtime.fork import quiesce_at_fork
 from wsgigate.runtime.throttled_log import ChangeLog, FailureLog
-from wsgigate.store import Store, StoreError, update
+from wsgigate.store import MisconfiguredStore, Store, StoreError, update
+from wsgigate.store.open import OpenedStore
 
 __all__ = ["Circuit", "CircuitStatus", "Counts", "Permit", "Rejection", "SharedVerdict"]
 
@@ -100,7 +102,7 @@ class SharedVerdict:
         self.errors = 0
         self._name = name
         self._rules = rules
-        self._store = store
+        self._store = None if store is None else OpenedStore(store)
         self._key = key
         self._interval = interval
         self._replaced = replaced
@@ -174,10 +176,12 @@ class SharedVerdict:
         self._log_change(before, after)
         return result
 
-    def sync(self, now: float, *, insist: bool = False) -> None:
+    def sync(self, now: float, *, insist: bool = False, check: bool = False) -> None:
         """Read the verdict if it is due, in one thread; share an unshared verdict.
 
         :param insist: Whether to read it even if it is not due.
+        :param check: Whether to raise the error of a store that can never be used.
+        :raises MisconfiguredStore: *check* is true, and the store cannot be used.
         """
         store = self._store
         with self.lock:
@@ -188,6 +192,12 @@ class SharedVerdict:
         try:
             raw, moment = store.get(self._key)
         except StoreError as error:
+            if check:
+                try:
+                    store.check_outage(error, f"the circuit {self._name!r} cannot be shared")
+                except MisconfiguredStore:
+                    self.sync_at = now  # the next call raises it as well
+                    raise
             self._fail(error, now)
             return
         self._trouble.ended()
@@ -392,12 +402,13 @@ class Circuit:
         """Return a permit for one call, or a rejection.
 
         :param now: Time of the circuit's clock. Default: the present.
+        :raises MisconfiguredStore: The store cannot be used until its configuration changes.
         """
         if now is None:
             now = self._clock()
         shared = self._shared
         if now >= shared.sync_at:
-            shared.sync(now)
+            shared.sync(now, check=True)
         verdict = shared.verdict
         if verdict.state is State.CLOSED:
             return Permit(self, verdict.generation, now)

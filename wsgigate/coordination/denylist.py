@@ -12,7 +12,7 @@ from wsgigate.auth.jwt import TokenRejected, read_compact
 from wsgigate.http.strict_json import InvalidJson, read_object, shown
 from wsgigate.rules.arguments import checked
 from wsgigate.runtime.clocks import steady
-from wsgigate.store import Change, Store, update
+from wsgigate.store import Change, Store, StoreError, update
 from wsgigate.store.open import Namespaced, OpenedStore
 
 __all__ = [
@@ -263,6 +263,14 @@ class DenyList:
         if self._size:
             known.good.add(token.token)
         return ""
+
+    def check_outage(self, error: StoreError) -> None:
+        """Check that *error* of :meth:`why_denied` is an outage, which may pass by itself.
+
+        :raises MisconfiguredStore: The store has not worked so far, and cannot be used until its
+            configuration changes.
+        """
+        self._opened.check_outage(error, "the deny list cannot be read")
 
     def close(self) -> None:
         """Close the store, unless it was passed in as an object."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from wsgigate.rules.arguments import checked
 from wsgigate.runtime.clocks import steady
 from wsgigate.runtime.throttled_log import ChangeLog, FailureLog, one_line
-from wsgigate.store import Store, StoreError, update
+from wsgigate.store import MisconfiguredStore, Store, StoreError, update
 from wsgigate.store.open import OpenedStore
 
 __all__ = ["GATEWAY", "MaintenanceSwitch", "Notice", "check_scope", "noticed", "read", "switched"]
@@ -206,6 +206,8 @@ class MaintenanceSwitch:
 
         :returns: The notice and the seconds until it ends, 0 if it has no end. ``None`` if all
             scopes are in service.
+        :raises MisconfiguredStore: The store has not worked so far, and cannot be used until its
+            configuration changes.
         """
         now = self._clock()
         known = self._known
@@ -221,7 +223,7 @@ class MaintenanceSwitch:
 
     def known(self) -> dict[str, Notice]:
         """Return the notices known to this worker, also while the store fails."""
-        self.notice(())
+        self.look()
         known = self._known
         if known is None:
             return {}
@@ -229,11 +231,14 @@ class MaintenanceSwitch:
         return {s: one for s, one in known.notices.items() if noticed(known.notices, [s], now)}
 
     def look(self) -> None:
-        """Read the notices if that is due, and log changes.
+        """Read the notices if that is due, and log changes and errors of the store.
 
         For a worker without requests; with requests :meth:`notice` does it.
         """
-        self.notice(())
+        try:
+            self.notice(())
+        except MisconfiguredStore as error:
+            self._trouble.failed("%s", error)
 
     def close(self) -> None:
         """Close the store, unless it was passed in as an object."""
@@ -243,6 +248,7 @@ class MaintenanceSwitch:
         try:
             value, there = self._opened.get(self._key)
         except StoreError as error:
+            self._opened.check_outage(error, "Maintenance notices cannot be read")
             self.store_errors += 1
             self._trouble.failed("Maintenance notices cannot be read: %s", error)
             return _KnownNotices({}, now, 0.0) if known is None else known._replace(read=now)

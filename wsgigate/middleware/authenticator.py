@@ -243,6 +243,7 @@ class Authenticator:
         try:
             reason = deny_list.why_denied(token)
         except StoreError as error:
+            deny_list.check_outage(error)
             self._outages.log(error)
             if self._allows_on_error:
                 return None

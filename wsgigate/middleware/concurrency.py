@@ -392,7 +392,7 @@ class ConcurrencyLimiter:
         except StoreError as error:
             return self._without_store(error, environ, start_response)
         if self._update is None:
-            self._update = update
+            self._update, self._opened.worked = update, True
         if self._outages.ongoing:
             self._outages.resolved(_log.warning, counted_again(self.name))
         if not verdict.allowed:
@@ -511,7 +511,7 @@ class ConcurrencyLimiter:
     def _without_store(
         self, error: StoreError, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
-        if self._update is None and not self._observes:  # the store has not worked so far
+        if not self._observes:
             self._opened.check_outage(error, f"the limit {self.name!r} cannot be counted")
         self._outages.log(error)
         if self._allows_on_error:

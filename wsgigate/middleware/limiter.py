@@ -213,7 +213,7 @@ class Limiter:
         except StoreError as error:
             return self._without_store(error, environ, start_response)
         if self._update is None:
-            self._update, self._step = update, step
+            self._update, self._step, self._opened.worked = update, step, True
         if self._outages.ongoing:
             self._outages.resolved(_log.warning, counted_again(self.name))
         for verdict in verdicts:
@@ -356,7 +356,7 @@ class Limiter:
     def _without_store(
         self, error: StoreError, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
-        if self._update is None and not self._observes:  # the store has not worked so far
+        if not self._observes:
             self._opened.check_outage(error, f"the limit {self.name!r} cannot be counted")
         self._outages.log(error)
         if self._allows_on_error:

@@ -89,12 +89,14 @@ class OpenedStore:
     :param app: The app that owns the values: apps that share a store by a URL or by ``None`` are
         distinguished by :mod:`wsgigate.store.namespace`. ``None`` for values shared by all apps.
     :param namespace: Owner of the values in place of *app*: all users of the same one share them.
+    :ivar worked: Whether an operation has succeeded; a user of :meth:`updater` sets it.
     :raises ValueError: *store* is not a store, a URL or ``None``; or *namespace* is malformed.
     """
 
     def __init__(
         self, store: Store | str | None, app: object = None, *, namespace: str | None = None
     ) -> None:
+        self.worked = False
         self._owned = store is None or isinstance(store, str)
         self._store: Store | None = None
         self._default = store is None
@@ -155,14 +157,21 @@ class OpenedStore:
         return open_store("lmdb:", owner=owner, cure=self._cure)
 
     def check_outage(self, error: StoreError, what: str) -> None:
-        """Check that *error*, of a store that has not worked so far, may pass without a change.
+        """Check that *error* is an outage, which may pass without a change of the configuration.
 
-        A store of a gateway's file is exempt: it was checked when the gateway started.
+        It is one after an operation has succeeded. A store of a gateway's file is exempt: it was
+        checked when the gateway started.
 
         :param what: The operation that fails without the store.
-        :raises MisconfiguredStore: The error lasts; the message has the remedy.
+        :raises MisconfiguredStore: The store has not worked so far, and the error lasts; the
+            message has the remedy.
         """
-        if not isinstance(error, MisconfiguredStore) or getattr(self._store, "checked", False):
+        if self.worked or not isinstance(error, MisconfiguredStore):
+            return
+        if isinstance(self._store, Namespaced):
+            self._store.check_outage(error, what)
+            return
+        if getattr(self._store, "checked", False):
             return
         text, cure = str(error), getattr(self._store, "cure", "") or self._cure
         if cure not in text:
@@ -185,15 +194,21 @@ class OpenedStore:
 
     def get(self, key: str) -> tuple[bytes | None, float]:
         """Return the live value, or ``None``, and the store's time in seconds."""
-        return self.open().get(key)
+        found = self.open().get(key)
+        self.worked = True
+        return found
 
     def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
         """Replace the value by *new* if it is *old*."""
-        return self.open().swap(key, old, new, ttl)
+        swapped = self.open().swap(key, old, new, ttl)
+        self.worked = True
+        return swapped
 
     def update(self, key: str, change: Change[R]) -> R:
         """Replace the value of *key* by the result of *change*; return its result."""
-        return update(self.open(), key, change)
+        result = update(self.open(), key, change)
+        self.worked = True
+        return result
 
     def items(self, prefix: str) -> Iterator[tuple[str, bytes]]:
         """Yield the live items whose key starts with *prefix*."""
@@ -213,6 +228,13 @@ class Namespaced:
 
     def __init__(self, opened: OpenedStore) -> None:
         self._opened = opened
+
+    def check_outage(self, error: StoreError, what: str) -> None:
+        """Check that *error* is an outage: see :meth:`OpenedStore.check_outage`.
+
+        :raises MisconfiguredStore: The store has not worked so far, and the error lasts.
+        """
+        self._opened.check_outage(error, what)
 
     def get(self, key: str) -> tuple[bytes | None, float]:
         """Return the live value, or ``None``, and the store's time in seconds."""
