@@ -109,6 +109,7 @@ class Gateway:
 
     def start(self) -> None:
         """Start the background tasks in this process, unless they run already."""
+        fork.notice_fork()  # first: a thread of the parent may hold the lock
         with self._lock:
             if self._started:
                 return

@@ -399,7 +399,6 @@ def first_request_check(
     """Return a check of the first request, which returns an app that rejects requests, or None."""
 
     def check(environ: WSGIEnvironment) -> WSGIApplication | None:
-        fork.notice_fork()
         refused = log_findings(
             findings(facts_of_environ(environ, keeps_slashes=keeps_slashes)), mode
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import ssl
@@ -281,9 +282,9 @@ class Counted(requests.Session):
         self.closed += 1
 
 
-def in_child(check: Callable[[], object]) -> bool:
-    """Return what *check* says in a forked process."""
-    pid = os.fork()
+def in_child(check: Callable[[], object], forked: Callable[[], int] = os.fork) -> bool:
+    """Return the result of *check* in a forked process."""
+    pid = forked()
     if not pid:
         os._exit(0 if check() else 1)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
@@ -307,6 +308,14 @@ def test_a_forked_process_has_its_own_session_and_does_not_close_its_parents() -
     sessions.close()
     assert first.closed == 1  # type: ignore[attr-defined]
     assert sessions.current() is not first
+    sessions.close()
+
+
+def test_a_process_forked_without_pythons_hooks_has_its_own_session() -> None:
+    sessions = Sessions(Counted)
+    first: Any = sessions.current()
+    assert in_child(lambda: sessions.current() is not first, ctypes.PyDLL(None).fork)
+    assert sessions.current() is first
     sessions.close()
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -129,6 +133,36 @@ def test_a_gateway_checks_the_first_request_and_logs_once(
         assert answer.status.startswith(str(status))
     assert caplog.text.count("lets clients run code") == 1
     gateway.close()
+
+
+def test_the_first_request_after_a_fork_without_hooks_renews_the_locks() -> None:
+    store = MemoryStore()
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        store.get("a")
+        start_response("200 OK", [])
+        return [b"ok"]
+
+    gateway = Gateway(app, name="test", store=store, pools={})
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with store.lock:
+            held.set()
+            done.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    child = ctypes.PyDLL(None).fork()
+    if not child:
+        signal.alarm(10)  # ends a child that waits for the lock
+        served = Server().serve(gateway, new_environ()).status == "200 OK"
+        os._exit(not (served and fork.unseen))
+    done.set()
+    holder.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert not fork.unseen
 
 
 def test_what_uwsgi_and_mod_wsgi_hide_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

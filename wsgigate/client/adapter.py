@@ -345,6 +345,7 @@ class Sessions:
 
     def current(self) -> requests.Session:
         """Return this process's session."""
+        fork.notice_fork()
         session = self._session
         if session is not None:
             return session

@@ -27,9 +27,14 @@ Rules:
    all stores before it forks, and parent and child release them afterwards. Otherwise the child
    could inherit a half-written structure, and LMDB forbids an open environment to cross a fork.
 4. :data:`pid` changes only together with the renewal. So no object compares process ids: it is
-   renewed. Where a fork that was not noticed would do harm, as two leaders would, the code calls
-   :func:`notice_fork` first. :func:`at_exit` is for the one thing that cannot be renewed: a
-   callback of ``atexit``, which every child inherits.
+   renewed. An unseen fork is also missed by uWSGI's hook if an app replaces that hook, so the code
+   calls :func:`notice_fork` where a missed fork would do harm: when the gateway starts in a
+   process, before the connections to upstreams and to Redis are used (two processes on one
+   connection receive each other's answers), and before the leader's name is (two processes would
+   lead). The call costs a quarter of a microsecond. That is too much for LMDB, whose reads take
+   three times as long: a parent that uses such a store before it forks needs one of the hooks.
+   :func:`at_exit` is for the one thing that cannot be renewed: a callback of ``atexit``, which
+   every child inherits.
 
 A lock that is not renewed breaks them; tests/runtime/test_gevent_patching.py searches for such.
 """

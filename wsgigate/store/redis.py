@@ -203,6 +203,7 @@ class RedisStore:
         self._servers = None
 
     def _ready(self) -> Servers:
+        fork.notice_fork()  # processes that share a connection receive each other's answers
         servers = self._servers
         if servers is None:
             with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from datetime import UTC, datetime, timedelta
@@ -237,6 +238,19 @@ def test_a_forked_process_has_connections_of_its_own(server, store):
             assert pipe.read() in (b"0", b"1")
         assert os.waitpid(child, 0)[1] == 0
     assert store.get("count")[0] == b"200"
+
+
+@pytest.mark.parametrize("forked", [os.fork, ctypes.PyDLL(None).fork], ids=["hooks", "no hooks"])
+def test_a_forked_process_opens_a_new_connection_at_its_first_call(server, store, forked):
+    assert store.swap("a", None, b"1", 60)
+    with server.admin() as admin:
+        before = admin.info("stats")["total_connections_received"]
+        child = forked()
+        if not child:
+            os._exit(store.get("a")[0] != b"1")
+        assert os.waitpid(child, 0)[1] == 0
+        assert store.get("a")[0] == b"1"
+        assert admin.info("stats")["total_connections_received"] == before + 1
 
 
 def test_a_check_writes_and_leaves_nothing_behind(start, connect):
