@@ -14,7 +14,7 @@ from werkzeug.test import Client
 from wsgigate.config.build import build
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import parse
-from wsgigate.config.registry import is_loopback, listen_addresses
+from wsgigate.config.types import is_loopback, listen_addresses
 from wsgigate.gateway import Gateway
 from wsgigate.proxy.health_probe import Prober
 

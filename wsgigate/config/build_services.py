@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 from wsgigate.client.adapter import Sessions, gateway_session
 from wsgigate.client.destinations import PRIVATE, CombinedDestinations, Destinations
 from wsgigate.client.dial import literal
-from wsgigate.config.checks import virtual_host
 from wsgigate.config.discover import (
     OPTIONS,
     Discover,
@@ -32,8 +31,8 @@ from wsgigate.config.model import (
     RouteTable,
     ServiceTable,
 )
-from wsgigate.config.registry import listen_addresses
 from wsgigate.config.tables import Arguments, ArgumentTable, given_to
+from wsgigate.config.types import listen_addresses
 from wsgigate.coordination.circuit import Circuit
 from wsgigate.discovery import Instance, host_and_port
 from wsgigate.discovery.health import HealthChecker
@@ -180,7 +179,7 @@ class Services:
         verify = tried(at(path, "tls"), lambda: self._verify(service), keys=["ca"])
         health = service.health
         if health is not None:
-            host = "" if named else virtual_host(self._config, name)
+            host = "" if named else self._config.virtual_host(name)
             check = tried(
                 at(path, "health"), lambda: _health_check(health, host), keys=_HEALTH_KEYS
             )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 
 from wsgigate.config.errors import Errors, at, shown
 from wsgigate.config.middlewares import Middleware
 from wsgigate.config.model import Config, FallbackTable, GatewayTable, InstanceTable, RouteTable
-from wsgigate.config.registry import is_loopback
 from wsgigate.config.tables import suggestion
+from wsgigate.config.types import is_loopback
 from wsgigate.http.forwarded import UNIX
 from wsgigate.store import NETWORKED
 
-__all__ = ["check_across", "virtual_host"]
+__all__ = ["check_across"]
 
 _OF_SERVICES = (
     *("strip_prefix", "add_prefix", "request_fields", "response_fields"),
@@ -156,38 +156,6 @@ def _any(segment: str) -> bool:
     return segment == "*" or segment.startswith("{")
 
 
-def _services_of(route: RouteTable) -> Iterator[str | None]:
-    """Yield the services that may receive requests of *route*."""
-    yield route.service
-    yield from (share.service for share in route.services)
-    if route.fallback is not None:
-        yield route.fallback.service
-    if route.mirror is not None:
-        yield route.mirror.get("service")
-
-
-def virtual_host(config: Config, name: str) -> str:
-    """Return the one host that clients request a service by, if it gets the client's ``Host``.
-
-    Its health checks send this ``Host`` too, as a virtual host responds to no other. Empty when
-    ``preserve_host`` is off, or when the routes have no host or several.
-    """
-    hosts = _preserved_hosts(config, name)
-    [host] = hosts if len(hosts) == 1 else [""]
-    return "" if host.startswith("*") else host
-
-
-def _preserved_hosts(config: Config, name: str) -> set[str]:
-    """Return the hosts of the routes to a service that forward the client's ``Host``."""
-    service = config.services[name]
-    return {
-        route.host
-        for route in config.routes
-        if name in _services_of(route)
-        and (service.preserve_host if route.preserve_host is None else route.preserve_host)
-    }
-
-
 def _check_registry(config: Config, errors: Errors) -> None:
     registry = config.registry
     if registry is None:
@@ -203,7 +171,7 @@ def _check_registry(config: Config, errors: Errors) -> None:
 
 
 def _check_services(config: Config, errors: Errors, warnings: Warnings) -> None:
-    routed = {name for route in config.routes for name in _services_of(route)}
+    routed = {name for route in config.routes for name in route.service_names()}
     routed |= {each.fallback.service for each in config.services.values() if each.fallback}
     for name, service in config.services.items():
         path = at("services", name)
@@ -217,13 +185,13 @@ def _check_services(config: Config, errors: Errors, warnings: Warnings) -> None:
             urls = [i.url if isinstance(i, InstanceTable) else i for i in service.instances or ()]
             if urls and not any(url and url.startswith("https:") for url in urls):
                 warnings.append((at(path, "tls"), "none of its instances is https://"))
-        hosts = _preserved_hosts(config, name)
+        hosts = config.preserved_hosts(name)
         health = service.health
         if (
             health is not None
             and health.get("type") != "tcp"
             and any(hosts)
-            and not (health.get("host") or service.host or virtual_host(config, name))
+            and not (health.get("host") or service.host or config.virtual_host(name))
         ):
             warnings.append(
                 (

@@ -732,6 +732,15 @@ class RouteTable:
         default=(),
     )
 
+    def service_names(self) -> Iterator[str | None]:
+        """Yield the services that may receive the route's requests."""
+        yield self.service
+        yield from (share.service for share in self.services)
+        if self.fallback is not None:
+            yield self.fallback.service
+        if self.mirror is not None:
+            yield self.mirror.get("service")
+
 
 @table
 class Config:
@@ -781,3 +790,23 @@ class Config:
     def middlewares(self) -> list[Middleware]:
         """Return the entries of all lists."""
         return [entry for _, entries in self.middleware_lists() for entry in entries]
+
+    def virtual_host(self, name: str) -> str:
+        """Return the one host that clients request a service by, if it gets the client's ``Host``.
+
+        Its health checks send this ``Host`` too, as a virtual host responds to no other. Empty when
+        ``preserve_host`` is off, or when the routes have no host or several.
+        """
+        hosts = self.preserved_hosts(name)
+        [host] = hosts if len(hosts) == 1 else [""]
+        return "" if host.startswith("*") else host
+
+    def preserved_hosts(self, name: str) -> set[str]:
+        """Return the hosts of the routes to a service that forward the client's ``Host``."""
+        service = self.services[name]
+        return {
+            route.host
+            for route in self.routes
+            if name in route.service_names()
+            and (service.preserve_host if route.preserve_host is None else route.preserve_host)
+        }

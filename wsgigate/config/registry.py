@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from ipaddress import ip_address
 from wsgiref.types import WSGIApplication
 
 from wsgigate.auth.bearer import Access
 from wsgigate.client.destinations import PRIVATE, Destinations
 from wsgigate.config.errors import Errors
 from wsgigate.config.tables import ListOf, MapOf, argument, given_to, setting, table
-from wsgigate.config.types import Boolean, Enumeration, ParsedText, Secret, Text
+from wsgigate.config.types import (
+    Boolean,
+    Enumeration,
+    ParsedText,
+    Secret,
+    Text,
+    listen_addresses,
+)
 from wsgigate.proxy.health_probe import Prober, TlsPolicy
 from wsgigate.registry import Registry
 from wsgigate.registry.api import RegistryApi
@@ -27,8 +33,6 @@ __all__ = [
     "COMPAT_APIS",
     "RegistryTable",
     "compat_routes",
-    "is_loopback",
-    "listen_addresses",
     "registry_of",
     "registry_routes",
 ]
@@ -203,23 +207,3 @@ def registry_routes(
         settings.doors, registry, access, places, query_tokens=settings.query_tokens
     )
     return [("registry.prefix", own), *(("registry.doors", door) for door in doors)]
-
-
-def listen_addresses(bind: str) -> list[tuple[str, int]]:
-    """Return the addresses and ports a gateway listens on; a host name counts as every address."""
-    host, colon, port = bind.rpartition(":")
-    if bind.startswith("unix:") or not colon:
-        return []
-    try:
-        return [(str(ip_address(host.strip("[]"))), int(port))]
-    except ValueError:
-        return [("0.0.0.0", int(port)), ("::", int(port))]  # noqa: S104
-
-
-def is_loopback(bind: str) -> bool:
-    """Return whether *bind* can be reached from this machine only."""
-    host = bind.rpartition(":")[0].strip("[]")
-    try:
-        return bind.startswith("unix:") or host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False

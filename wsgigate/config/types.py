@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable
 from importlib import import_module
+from ipaddress import ip_address
 from typing import Any, Generic, TypeAlias, TypeVar
 from wsgiref.types import WSGIApplication
 
@@ -44,6 +45,8 @@ __all__ = [
     "import_app",
     "import_function",
     "import_object",
+    "is_loopback",
+    "listen_addresses",
     "or_reference",
 ]
 
@@ -410,6 +413,26 @@ def _bind(text: str) -> str:
     if not match or (match[1] and int(match[1]) > 65535):
         raise ValueError(text)
     return text
+
+
+def listen_addresses(bind: str) -> list[tuple[str, int]]:
+    """Return the addresses and ports a gateway listens on; a host name counts as every address."""
+    host, colon, port = bind.rpartition(":")
+    if bind.startswith("unix:") or not colon:
+        return []
+    try:
+        return [(str(ip_address(host.strip("[]"))), int(port))]
+    except ValueError:
+        return [("0.0.0.0", int(port)), ("::", int(port))]  # noqa: S104
+
+
+def is_loopback(bind: str) -> bool:
+    """Return whether *bind* can be reached from this machine only."""
+    host = bind.rpartition(":")[0].strip("[]")
+    try:
+        return bind.startswith("unix:") or host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 # Imports: objects that the file names as ``package.module:name``.
