@@ -17,7 +17,7 @@ from typing import Any
 
 from wsgigate.config import model
 from wsgigate.config.middlewares import MIDDLEWARES
-from wsgigate.config.tables import Either, ListOf, MapOf, Table, TableKey
+from wsgigate.config.tables import ListOf, MapOf, Table, TableKey, UnionOf
 from wsgigate.config.types import Duration, Kind
 from wsgigate.http import wsgi
 
@@ -112,7 +112,7 @@ def _keys(table: Table[Any], path: str) -> Iterator[str]:
 def _inner_table(kind: Kind[Any]) -> Table[Any] | None:
     if isinstance(kind, ListOf | MapOf):
         return _inner_table(kind.item)
-    if isinstance(kind, Either):
+    if isinstance(kind, UnionOf):
         return _inner_table(kind.first) or _inner_table(kind.second)
     return kind if isinstance(kind, Table) else None
 
@@ -122,7 +122,7 @@ def _type(kind: Kind[Any]) -> str:
         return f"{kind.expected}, each {_type(kind.item)}"
     if isinstance(kind, MapOf):
         return f"a table, each value {_type(kind.item)}"
-    if not isinstance(kind, Either):
+    if not isinstance(kind, UnionOf):
         return kind.expected
     first, second = kind.first, _type(kind.second)
     if isinstance(first, Table):

@@ -219,7 +219,7 @@ def test_errors_of_constructors_are_reported_at_their_key_path(
 
 
 def test_errors_of_all_parts_are_reported_at_once(site: ModuleType) -> None:
-    reading = read(
+    parsed = read(
         '[gateway]\nworkers = 0\n[store]\nurl = "memory"\n'
         + APP * 2
         + "timeout = '1s'\nmiddleware = [{ use = 'full_site:Stamp' }]\n"
@@ -228,7 +228,7 @@ def test_errors_of_all_parts_are_reported_at_once(site: ModuleType) -> None:
         environ={},
     )
     with pytest.raises(ConfigError) as caught:
-        assemble(reading.config, errors=reading.errors)
+        assemble(parsed.config, errors=parsed.errors)
     assert [path for path, _ in caught.value.errors] == [
         "gateway.workers",
         "routes[1].timeout",

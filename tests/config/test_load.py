@@ -239,9 +239,9 @@ def test_a_file_that_is_nested_too_deeply_is_rejected() -> None:
     ],
 )
 def test_a_probable_mistake_is_a_warning(text: str, path: str, said: str) -> None:
-    reading = read(text, environ={})
-    assert not reading.errors
-    found = dict(reading.warnings)
+    parsed = read(text, environ={})
+    assert not parsed.errors
+    found = dict(parsed.warnings)
     assert said in found[path]
 
 

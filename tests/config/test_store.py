@@ -14,7 +14,7 @@ import pytest
 from werkzeug.test import Client
 
 import wsgigate
-from wsgigate.config.build import build, check, check_reading
+from wsgigate.config.build import build, check, check_file
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import parse, read
 from wsgigate.store.lmdb import LmdbStore
@@ -161,9 +161,9 @@ def test_the_keys_in_a_redis_depend_on_the_gateways_name_and_not_on_its_file(
 def test_check_warns_when_a_redis_cannot_be_reached() -> None:
     text = '[store]\nurl = "redis://name:secret-word@127.0.0.1:1/0?prefix=x"\n'
     check(parse(text))
-    reading = read(text)
-    check_reading(reading, "").gateway.close()
-    key, said = reading.warnings[-1]
+    parsed = read(text)
+    check_file(parsed, "").gateway.close()
+    key, said = parsed.warnings[-1]
     assert key == "store.url"
     assert said.startswith("the store redis://127.0.0.1:1/0 fails: ")
     assert "refused" in said

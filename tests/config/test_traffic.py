@@ -137,12 +137,12 @@ def test_faults_require_both_switches(site: ModuleType, text: str, status: int) 
 
 
 def test_inactive_faults_are_a_warning(site: ModuleType, tmp_path: Path) -> None:
-    reading = read(MEMORY + APP + FAULTS, environ={})
+    parsed = read(MEMORY + APP + FAULTS, environ={})
     assert ("routes[0].middleware[0]", "has no effect: gateway.fault_injection is off") in (
-        reading.warnings
+        parsed.warnings
     )
-    reading = read(MEMORY + SWITCH + APP + FAULTS, environ={})
-    assert reading.warnings == []
+    parsed = read(MEMORY + SWITCH + APP + FAULTS, environ={})
+    assert parsed.warnings == []
 
 
 # Maintenance.

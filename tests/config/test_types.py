@@ -8,7 +8,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from wsgigate.config.errors import MISSING, Errors, FromEnvironment
-from wsgigate.config.tables import Either, ListOf, MapOf
+from wsgigate.config.tables import ListOf, MapOf, UnionOf
 from wsgigate.config.types import (
     Bind,
     Boolean,
@@ -64,8 +64,8 @@ RIGHT: list[tuple[Kind[Any], object, object]] = [
     (ListOf(Integer(1)), [1, 2], (1, 2)),
     (ListOf(Text()), FromEnvironment("a, b,"), ("a", "b")),
     (MapOf(Integer(1)), {"a": 1}, {"a": 1}),
-    (Either(lambda value: isinstance(value, bool), Boolean(), Text()), True, True),
-    (Either(lambda value: isinstance(value, bool), Boolean(), Text()), "x", "x"),
+    (UnionOf(lambda value: isinstance(value, bool), Boolean(), Text()), True, True),
+    (UnionOf(lambda value: isinstance(value, bool), Boolean(), Text()), "x", "x"),
 ]
 
 

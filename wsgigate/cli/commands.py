@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from wsgigate.auth.jwt import SECRET_BYTES, mint
 from wsgigate.cli.main import failed, server
-from wsgigate.config.build import BuiltGateway, assemble, check_reading
+from wsgigate.config.build import BuiltGateway, assemble, check_file
 from wsgigate.config.build_routes import RouteEntry
 from wsgigate.config.checks import check_across
 from wsgigate.config.errors import ConfigError, Errors
@@ -61,25 +61,25 @@ def check(arguments: argparse.Namespace) -> int:
     """Report all errors and warnings of a file."""
     path: str = arguments.file
     try:
-        reading = read_file(path)
+        parsed = read_file(path)
         try:
-            built = check_reading(reading, path)
+            built = check_file(parsed, path)
         finally:
-            for key, text in reading.warnings:
+            for key, text in parsed.warnings:
                 print(f"{path}: warning: {key}: {text}", file=sys.stderr)
     except ConfigError as error:
         return failed(error)
     services, count = len(built.gateway.pools), len(built.entries)
     built.gateway.close()
-    found = _of_server(reading.config, arguments.server)
-    refused = arguments.server != "gunicorn" and reading.config.gateway.self_check == "refuse"
+    found = _of_server(parsed.config, arguments.server)
+    refused = arguments.server != "gunicorn" and parsed.config.gateway.self_check == "refuse"
     for finding in found:
         severity = finding.severity if refused else "warning"
         print(f"{path}: {severity}: {finding}", file=sys.stderr)
     if refused and any(finding.severity == "error" for finding in found):
         return 2
     print(f"{path}: ok: {_counted(services, 'service')}, {_counted(count, 'route')}")
-    for line in _thread_shares(reading.config):
+    for line in _thread_shares(parsed.config):
         print(f"{path}: {line}")
     return 0
 
@@ -87,21 +87,21 @@ def check(arguments: argparse.Namespace) -> int:
 def routes(arguments: argparse.Namespace) -> int:
     """Print the routes as a table."""
     try:
-        reading = read_file(arguments.file)
-        built = assemble(reading.config, path=arguments.file, errors=reading.errors)
+        parsed = read_file(arguments.file)
+        built = assemble(parsed.config, path=arguments.file, errors=parsed.errors)
     except ConfigError as error:
         return failed(error)
     rows = [("METHODS", "HOST", "PATH", "MIDDLEWARES", "TO")]
     rows += [("GET", "any", own.path, "-", "the gateway itself") for own in built.own]
     rows += [_row(entry, built) for entry in built.entries]
-    fallback = reading.config.gateway.fallback
+    fallback = parsed.config.gateway.fallback
     if fallback:
         rows.append(("any", "any", "all else", "-", fallback))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         print("  ".join([*cells, row[4]]).rstrip())
-    outside = ", ".join(entry.use for entry in reading.config.middleware)
+    outside = ", ".join(entry.use for entry in parsed.config.middleware)
     if outside:
         print(f"\nbefore all of them: {outside}")
     return 0

@@ -25,12 +25,12 @@ __all__ = ["explain"]
 def explain(arguments: argparse.Namespace) -> int:
     """Print how a request would be handled; return 1 if it would be rejected."""
     try:
-        reading = read_file(arguments.file)
-        built = assemble(reading.config, path=arguments.file, errors=reading.errors)
+        parsed = read_file(arguments.file)
+        built = assemble(parsed.config, path=arguments.file, errors=parsed.errors)
     except ConfigError as error:
         return failed(error)
     environ = request(arguments.method.upper(), arguments.url)
-    return _explained(environ, built, reading.config)
+    return _explained(environ, built, parsed.config)
 
 
 def request(method: str, url: str) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wsgigate.cli.main import failed, server
-from wsgigate.config.build import check_reading
+from wsgigate.config.build import check_file
 from wsgigate.config.checks import check_across
 from wsgigate.config.errors import ConfigError, Errors, is_below
-from wsgigate.config.load import Reading
+from wsgigate.config.load import ParsedFile
 from wsgigate.config.model import Config
 from wsgigate.config.tables import Table
 
@@ -95,7 +95,7 @@ def config_of(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Conf
     config = Table(Config).read(document, "", errors) or Config()
     check_across(config, errors, [])
     warnings: list[tuple[str, str]] = []
-    check_reading(Reading(config, errors, warnings), "").gateway.close()
+    check_file(ParsedFile(config, errors, warnings), "").gateway.close()
     for key, text in warnings:
         print(f"wsgigate: warning: {_flag(key)}: {text}", file=sys.stderr)
     return config

@@ -40,7 +40,7 @@ from wsgigate.config.build_routes import (
 )
 from wsgigate.config.build_services import Services
 from wsgigate.config.errors import ConfigError, Errors
-from wsgigate.config.load import Reading, read_file
+from wsgigate.config.load import ParsedFile, read_file
 from wsgigate.config.model import Config
 from wsgigate.config.registry import registry_of, registry_routes
 from wsgigate.config.types import import_app
@@ -71,7 +71,7 @@ __all__ = [
     "certificate_files",
     "check",
     "check_certificate",
-    "check_reading",
+    "check_file",
     "load",
     "outage_of",
     "worker_report",
@@ -206,8 +206,8 @@ def load(path: str | None = None) -> Gateway:
                     )
                 ],
             )
-    reading = read_file(path)
-    gateway = assemble(reading.config, path=path, errors=reading.errors).gateway
+    parsed = read_file(path)
+    gateway = assemble(parsed.config, path=path, errors=parsed.errors).gateway
     store: Any = gateway.store
     if hasattr(store, "checked"):  # no command has checked the store: the first request does
         store.checked, store.cure = False, f"correct store.url in {path}"
@@ -221,29 +221,29 @@ def check(config: Config, *, path: str = "") -> None:
 
     :raises ConfigError: The gateway cannot be built, or its store is misconfigured.
     """
-    check_reading(Reading(config, Errors(), []), path)
+    check_file(ParsedFile(config, Errors(), []), path)
 
 
-def check_reading(reading: Reading, path: str) -> BuiltGateway:
-    """Build *reading*, and check that its store and certificate can be used.
+def check_file(parsed: ParsedFile, path: str) -> BuiltGateway:
+    """Build *parsed*, and check that its store and certificate can be used.
 
     A store that is unavailable at the moment is a warning: a running gateway continues without it,
     so one that starts during the outage must start too.
 
     :raises ConfigError: The file, the store or the certificate is invalid.
     """
-    built = assemble(reading.config, path=path, errors=reading.errors)
+    built = assemble(parsed.config, path=path, errors=parsed.errors)
     try:
         trouble = outage_of(built.gateway.store)
     except MisconfiguredStore as error:
-        reading.errors.add("store.url", str(error))
+        parsed.errors.add("store.url", str(error))
     else:
         if trouble:
-            reading.warnings.append(("store.url", trouble))
-    reading.errors.tried(
-        "gateway.tls", lambda: check_certificate(reading.config, path), keys=["cert", "key"]
+            parsed.warnings.append(("store.url", trouble))
+    parsed.errors.catch(
+        "gateway.tls", lambda: check_certificate(parsed.config, path), keys=["cert", "key"]
     )
-    reading.errors.raise_any(path)
+    parsed.errors.raise_any(path)
     return built
 
 
@@ -376,7 +376,7 @@ class _GatewayBuilder:
             return []
         token = admin.token
         if token is not None:
-            errors.tried("admin.token", lambda: require_token(Problem(404), token))
+            errors.catch("admin.token", lambda: require_token(Problem(404), token))
         entries = config.middlewares()
         found = {watch.service: watch.status for watch in services.watches}
         facts = Facts(
@@ -406,7 +406,7 @@ class _GatewayBuilder:
             return {worker: each.get("circuits", {}) for worker, each in workers.all().items()}
 
         kind = config.store.url.partition(":")[0]  # the scheme only: the URL may contain a password
-        made = errors.tried(
+        made = errors.catch(
             "admin.prefix",
             lambda: routes(
                 facts,
@@ -446,7 +446,7 @@ class _GatewayBuilder:
         if scheme == "lmdb" and place:
             url = f"lmdb:{self._folder / Path(place).expanduser()}"
         try:
-            store = self._errors.tried("store.url", lambda: open_store(url, owner=owner))
+            store = self._errors.catch("store.url", lambda: open_store(url, owner=owner))
         except StoreError as error:
             self._errors.add("store.url", str(error))
             store = None
@@ -467,7 +467,7 @@ class _GatewayBuilder:
             name=policy_name(gateway.name),
             bind=gateway.bind,
         )
-        return self._errors.tried("registry", make)
+        return self._errors.catch("registry", make)
 
     def _registry_routes(self) -> list[tuple[str, Route[WSGIApplication]]]:
         settings, gateway = self._config.registry, self._config.gateway
@@ -487,7 +487,7 @@ class _GatewayBuilder:
         name = self._config.gateway.fallback
         if name is None:
             return None
-        return self._errors.tried("gateway.fallback", partial(import_app, name))
+        return self._errors.catch("gateway.fallback", partial(import_app, name))
 
     def _around(self, app: WSGIApplication) -> WSGIApplication:
         """Return *app* in the gateway-wide middlewares.
@@ -519,7 +519,7 @@ class _GatewayBuilder:
         identity = self._config.gateway.identity
         if self._errors.under("gateway.identity"):
             return {}
-        made = self._errors.tried("gateway.identity", lambda: RequestMaker(identity=identity))
+        made = self._errors.catch("gateway.identity", lambda: RequestMaker(identity=identity))
         return {} if made is None else identity
 
     def _owner(self) -> str:

@@ -21,7 +21,7 @@ from wsgigate.config.build_services import Services
 from wsgigate.config.errors import Errors, at, shown
 from wsgigate.config.middlewares import App, BuildContext, Middleware, wrap
 from wsgigate.config.model import MIRROR, SPLIT, STALE, Config, FallbackTable, RouteTable
-from wsgigate.config.tables import Arguments, given, given_to
+from wsgigate.config.tables import Arguments, arguments_for
 from wsgigate.config.types import import_app
 from wsgigate.coordination.denylist import DenyList
 from wsgigate.coordination.maintenance import GATEWAY, MaintenanceSwitch
@@ -106,7 +106,7 @@ class MiddlewareStack:
             context = BuildContext(
                 self._store, named[index], self._folder, self.deny_list, self._faults
             )
-            made = self._errors.tried(where, partial(wrap, app, entry, context), keys=entry.keys)
+            made = self._errors.catch(where, partial(wrap, app, entry, context), keys=entry.keys)
             if made is None:
                 continue
             app = made
@@ -214,7 +214,7 @@ class RouteApps:
         """
         app: App | None
         if table.app is not None:
-            app = self._errors.tried(at(path, "app"), partial(import_app, table.app))
+            app = self._errors.catch(at(path, "app"), partial(import_app, table.app))
         elif table.services:
             app = self._split(table, prefix, path)
         else:
@@ -258,7 +258,7 @@ class RouteApps:
         settings = table.split or {}
         salt = table.name or table.path or next(iter(table.paths), "")
         where = at(path, "split") if table.split is not None else at(path, "services")
-        return self._errors.tried(
+        return self._errors.catch(
             where, lambda: Splitter(apps, salt=salt, **settings), keys=SPLIT.keys
         )
 
@@ -275,11 +275,11 @@ class RouteApps:
 
         :param where: The key path of *fallback*.
         """
-        given_rules = given_to(FallbackRules, fallback)
-        rules = self._errors.tried(where, lambda: FallbackRules(**given_rules), keys=given_rules)
+        given_rules = arguments_for(FallbackRules, fallback)
+        rules = self._errors.catch(where, lambda: FallbackRules(**given_rules), keys=given_rules)
         if fallback.stale is not False:
             settings = {} if fallback.stale is True else fallback.stale
-            stale = self._errors.tried(
+            stale = self._errors.catch(
                 at(where, "stale"),
                 lambda: StaleAnswers(app, rules=rules, **settings),
                 keys=STALE.keys,
@@ -290,10 +290,10 @@ class RouteApps:
         if fallback.service is not None:
             other, kind = self._forwarder(fallback.service, table, prefix, path), "service"
         elif fallback.app is not None:
-            other = self._errors.tried(at(where, "app"), partial(import_app, fallback.app))
+            other = self._errors.catch(at(where, "app"), partial(import_app, fallback.app))
         elif fallback.body is not None or fallback.file is not None:
             made = lambda: self._fixed(fallback)  # noqa: E731
-            other = self._errors.tried(where, made, keys=["file", "body", "status", "content_type"])
+            other = self._errors.catch(where, made, keys=["file", "body", "status", "content_type"])
             kind = "fixed"
         if other is None:
             return app
@@ -301,7 +301,7 @@ class RouteApps:
 
     def _fixed(self, fallback: FallbackTable) -> App:
         body: bytes | str = fallback.body or ""
-        settings: dict[str, Any] = given(fallback, only=("status", "content_type"))
+        settings = arguments_for(fixed_response, fallback)
         if fallback.file is not None:
             body, kind = self._content(fallback.file, "file")
             settings.setdefault("content_type", kind)
@@ -314,7 +314,7 @@ class RouteApps:
         if other is None:
             return app
         settings = {name: value for name, value in mirror.items() if name != "service"}
-        made = self._errors.tried(
+        made = self._errors.catch(
             at(path, "mirror"), lambda: Mirror(app, other, **settings), keys=MIRROR.keys
         )
         if made is None:
@@ -327,18 +327,22 @@ class RouteApps:
         table = self._config.maintenance
         if table is None or self._errors.under("maintenance"):
             return None
-        settings = given_to(Maintenance, table) | given(table, only=("allow", "exempt"))
+        settings = {
+            **arguments_for(Maintenance, table),
+            "allow": table.allow,
+            "exempt": table.exempt,
+        }
         if table.allow_header is not None:
             settings["allow_header"] = (table.allow_header.name, table.allow_header.secret)
         if table.page is not None:
             page = table.page
-            found = self._errors.tried(
+            found = self._errors.catch(
                 "maintenance", lambda: self._content(page, "page"), keys=["page"]
             )
             if found is None:
                 return None
             settings["page"] = (found[0], table.content_type or found[1])
-        made = self._errors.tried(
+        made = self._errors.catch(
             "maintenance",
             lambda: Maintenance(_unreachable, self._switch, **settings),
             keys=["allow", "allow_header", "content_type", "exempt", "retry_after"],
@@ -461,7 +465,7 @@ class Routes:
             if prefix not in apps:
                 apps[prefix] = self._wrapped(self._app(table, prefix, path), table, path)
             where = at(at(path, "paths"), number) if table.paths else path
-            route = self._errors.tried(where, partial(self._route, table, pattern, apps[prefix]))
+            route = self._errors.catch(where, partial(self._route, table, pattern, apps[prefix]))
             if route is not None:
                 self.entries.append(RouteEntry(where, table, prefix, route))
 
@@ -484,7 +488,7 @@ class Routes:
             methods=table.methods,
             name=table.name,
             encoded_slash=table.encoded_slash or self._config.gateway.encoded_slash,
-            **given_to(Route, table),
+            **arguments_for(Route, table),
         )
         shape = _shape(table, pattern)
         if not _accepts_options_for_middlewares(table) or shape in self._with_options:

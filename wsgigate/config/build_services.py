@@ -31,7 +31,7 @@ from wsgigate.config.model import (
     RouteTable,
     ServiceTable,
 )
-from wsgigate.config.tables import Arguments, ArgumentTable, given_to
+from wsgigate.config.tables import Arguments, ArgumentTable, arguments_for
 from wsgigate.config.types import listen_addresses
 from wsgigate.coordination.circuit import Circuit
 from wsgigate.discovery import Instance, host_and_port
@@ -68,7 +68,7 @@ def balance_of(balance: Balance | str | None) -> dict[str, Any]:
     """
     if not isinstance(balance, Balance):
         balance = Balance() if balance is None else Balance(use=balance)
-    arguments = given_to(Pool, balance)
+    arguments = arguments_for(Pool, balance)
     if balance.use == "consistent-hash":
         arguments["key"] = _key(balance.key or "address")
     elif balance.key is not None:
@@ -149,9 +149,9 @@ class Services:
                 self._add(name, service, at("services", name))
 
     def _add(self, name: str, service: ServiceTable, path: str) -> None:
-        tried = self._errors.tried
+        catch = self._errors.catch
         named = service.host or ""
-        if named and tried(at(path, "host"), lambda: host_and_port(named)) is None:
+        if named and catch(at(path, "host"), lambda: host_and_port(named)) is None:
             named = ""
         instances = [
             Instance(item.url, item.weight, item.tier, named, item.zone)
@@ -159,40 +159,40 @@ class Services:
             else Instance(item, host=named)
             for item in service.instances
         ]
-        balance = tried(at(path, "balance"), lambda: balance_of(service.balance), keys=["key"])
+        balance = catch(at(path, "balance"), lambda: balance_of(service.balance), keys=["key"])
         outlier = service.outlier
         if outlier is not None and balance is not None:
-            balance["outlier"] = tried(at(path, "outlier"), lambda: OutlierRules(**outlier))
+            balance["outlier"] = catch(at(path, "outlier"), lambda: OutlierRules(**outlier))
         sticky = service.sticky
         if sticky is not None and balance is not None:
-            balance["sticky"] = tried(
+            balance["sticky"] = catch(
                 at(path, "sticky"),
                 lambda: Stickiness(name, **STICKY.arguments(sticky)),
                 keys=STICKY.keys,
             )
         if balance is not None:
-            balance |= given_to(Pool, service)
+            balance |= arguments_for(Pool, service)
         zone = "" if service.prefer_zone is False else self._zone
-        pool = tried(
+        pool = catch(
             at(path, "instances"), lambda: Pool(name, instances, zone=zone, **(balance or {}))
         )
-        verify = tried(at(path, "tls"), lambda: self._verify(service), keys=["ca"])
+        verify = catch(at(path, "tls"), lambda: self._verify(service), keys=["ca"])
         health = service.health
         if health is not None:
             host = "" if named else self._config.virtual_host(name)
-            check = tried(
+            check = catch(
                 at(path, "health"), lambda: _health_check(health, host), keys=_HEALTH_KEYS
             )
             if check is not None:
                 self.checks[name] = check
-        resilience = tried(at(path, "breaker"), lambda: self._resilience(name, service, path))
+        resilience = catch(at(path, "breaker"), lambda: self._resilience(name, service, path))
         if pool is None or verify is None or resilience is None:
             self.checks.pop(name, None)
             return
-        rules = partial(PaceRules, **given_to(PaceRules, service))
-        pace = tried(at(path, "min_response_rate"), rules) or PaceRules()
+        rules = partial(PaceRules, **arguments_for(PaceRules, service))
+        pace = catch(at(path, "min_response_rate"), rules) or PaceRules()
         discover_path = at(path, "discover")
-        sessions = tried(
+        sessions = catch(
             discover_path, lambda: self._sessions(service, pool, verify, pace), keys=OPTIONS
         )
         if sessions is None:
@@ -200,7 +200,7 @@ class Services:
         self.pools[name] = pool
         self.sessions[name] = sessions or Sessions()
         self._common[name] = {
-            **given_to(Forwarder, service),
+            **arguments_for(Forwarder, service),
             "verify": verify,
             "sessions": self.sessions[name],
             "resilience": resilience,
@@ -279,7 +279,7 @@ class Services:
             if "statuses" in breaker:
                 settings["failures"] = breaker["statuses"]
         if retry is not None:
-            rules = self._errors.tried(
+            rules = self._errors.catch(
                 at(path, "retry"), lambda: RetryRules(**_rules(RETRY, retry))
             )
             budget = {"share": retry.get("budget"), "floor": retry.get("budget_floor")}
@@ -287,7 +287,7 @@ class Services:
             settings |= {"retry": rules, "budget": RetryBudget(**given)}
         hedge = service.hedge
         if hedge is not None:
-            settings["hedge"] = self._errors.tried(
+            settings["hedge"] = self._errors.catch(
                 at(path, "hedge"), lambda: _hedge(service, hedge), keys=["after", "most"]
             )
         most = service.max_in_flight
@@ -326,7 +326,7 @@ class Services:
         settings = {
             **self._gateway,
             **self._common[pool.service],
-            **given_to(Forwarder, route),
+            **arguments_for(Forwarder, route),
             "strip_prefix": strip_prefix,
             "hidden_cookies": self._cookies(),
             "request_fields": request,
@@ -334,7 +334,7 @@ class Services:
             "websocket": self._websocket(route),
             "tunnels": self.tunnels,
         }
-        return self._errors.tried(path, lambda: Forwarder(pool, **settings))
+        return self._errors.catch(path, lambda: Forwarder(pool, **settings))
 
     def _cookies(self) -> list[str]:
         """Return the sticky cookies of all services: clients may send them to any service."""
@@ -349,7 +349,7 @@ class Services:
     def _changes(self, changes: Arguments | None, path: str) -> FieldRules | None:
         if changes is None:
             return None
-        return self._errors.tried(
+        return self._errors.catch(
             path,
             lambda: FieldRules(**changes),
             keys=["set", "add", "remove"],

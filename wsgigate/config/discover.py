@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wsgigate.config.tables import Either, ListOf, given, is_list, setting, table
+from wsgigate.config.tables import ListOf, UnionOf, is_list, setting, table
 from wsgigate.config.types import Enumeration, ParsedText, Secret, Text, Url, import_object
 from wsgigate.config.yaml import parse_yaml
 from wsgigate.discovery import Instance
@@ -278,7 +278,9 @@ class SourceText(ParsedText[str]):
         )
 
 
-SOURCES: Either[tuple[str, ...], str] = Either(is_list, ListOf(SourceText(), least=1), SourceText())
+SOURCES: UnionOf[tuple[str, ...], str] = UnionOf(
+    is_list, ListOf(SourceText(), least=1), SourceText()
+)
 """The address of a source, or of several servers with the same instances."""
 
 
@@ -296,35 +298,33 @@ class Discover:
     """Service discovery: the source that finds the instances of a service."""
 
     use: tuple[str, ...] | str = setting(
-        SOURCES, "The source; of registries and Consuls several URLs, tried in order."
+        "The source; of registries and Consuls several URLs, tried in order.", SOURCES
     )
     allowed_networks: tuple[str, ...] | None = setting(
-        ListOf(_Networks(), least=1),
         "The networks that instances may be in. Default: loopback and private networks.",
+        ListOf(_Networks(), least=1),
         default=None,
     )
     scheme: str | None = setting(
-        Enumeration("http", "https"),
         "The scheme of the instances, for sources that provide none.",
+        Enumeration("http", "https"),
         default=None,
     )
     tags: tuple[str, ...] | None = setting(
-        ListOf(Text()), "The tags that an instance must have, all of them.", default=None
+        "The tags that an instance must have, all of them.", default=None
     )
     nameservers: tuple[str, ...] | None = setting(
-        ListOf(Text('an address such as "10.0.0.53" or "127.0.0.1:8600"'), least=1),
         "The DNS servers to query. Default: the system's nameservers.",
+        ListOf(Text('an address such as "10.0.0.53" or "127.0.0.1:8600"'), least=1),
         default=None,
     )
     server: str | None = setting(
-        Url(),
         "The URL of the Kubernetes API. Default: that of the gateway's cluster.",
+        Url(),
         default=None,
     )
-    token: str | None = setting(Secret(), "The token for the source's server.", default=None)
-    ca: str | None = setting(
-        Text(), "A file of CA certificates for the source's server.", default=None
-    )
+    token: str | None = setting("The token for the source's server.", Secret(), default=None)
+    ca: str | None = setting("A file of CA certificates for the source's server.", default=None)
 
 
 def discovery(value: Discover | tuple[str, ...] | str) -> Discover:
@@ -352,7 +352,8 @@ def source_of(
     kind = KINDS[address.kind]
     make = import_object(kind.make) if isinstance(kind.make, str) else kind.make
     takes = inspect.signature(make).parameters
-    arguments = given(options, only=OPTIONS)
+    values = {option: getattr(options, option) for option in OPTIONS}
+    arguments = {option: value for option, value in values.items() if value is not None}
     for option in arguments:
         if option not in takes:
             raise ValueError(f"{option}: does not apply to {address.kind}")

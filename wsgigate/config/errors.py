@@ -84,7 +84,7 @@ class Errors:
         """Return whether *path* itself has an error; keys below it are ignored."""
         return any(key == path for key, _ in self._found)
 
-    def tried(self, path: str, make: Callable[[], T], *, keys: Collection[str] = ()) -> T | None:
+    def catch(self, path: str, make: Callable[[], T], *, keys: Collection[str] = ()) -> T | None:
         """Return the result of *make*; on ValueError, add an error at *path* and return None.
 
         :param keys: Keys below *path*: an error that begins with one of them is added at that key.

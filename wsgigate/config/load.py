@@ -13,13 +13,13 @@ from wsgigate.config.model import Config
 from wsgigate.config.tables import Table
 from wsgigate.config.yaml import parse_yaml
 
-__all__ = ["MAX_SIZE", "Reading", "load", "parse", "read", "read_file"]
+__all__ = ["MAX_SIZE", "ParsedFile", "load", "parse", "read", "read_file"]
 
 MAX_SIZE = 1024 * 1024
 """The maximum size of a file, in bytes."""
 
 
-class Reading(NamedTuple):
+class ParsedFile(NamedTuple):
     """A file that was read, with its errors and warnings.
 
     :ivar config: The configuration; an invalid value has its default here.
@@ -38,9 +38,9 @@ def load(path: str, *, environ: Mapping[str, str] | None = None) -> Config:
     :param environ: The variables for ``${NAME}``. Default: the environment of the process.
     :raises ConfigError: The file cannot be read or has errors; the exception has all of them.
     """
-    reading = read_file(path, environ=environ)
-    reading.errors.raise_any(path)
-    return reading.config
+    parsed = read_file(path, environ=environ)
+    parsed.errors.raise_any(path)
+    return parsed.config
 
 
 def parse(text: str, path: str = "", *, environ: Mapping[str, str] | None = None) -> Config:
@@ -49,12 +49,12 @@ def parse(text: str, path: str = "", *, environ: Mapping[str, str] | None = None
     :param path: The file's name, for errors; one that ends in ``.yaml`` or ``.yml`` is YAML.
     :raises ConfigError: The text has errors; the exception has all of them.
     """
-    reading = read(text, path, environ=environ)
-    reading.errors.raise_any(path)
-    return reading.config
+    parsed = read(text, path, environ=environ)
+    parsed.errors.raise_any(path)
+    return parsed.config
 
 
-def read_file(path: str, *, environ: Mapping[str, str] | None = None) -> Reading:
+def read_file(path: str, *, environ: Mapping[str, str] | None = None) -> ParsedFile:
     """Read the file at *path*; return its configuration, errors and warnings.
 
     :raises ConfigError: The file cannot be read, or its syntax is invalid.
@@ -74,7 +74,7 @@ def read_file(path: str, *, environ: Mapping[str, str] | None = None) -> Reading
     return read(text, path, environ=environ)
 
 
-def read(text: str, path: str = "", *, environ: Mapping[str, str] | None = None) -> Reading:
+def read(text: str, path: str = "", *, environ: Mapping[str, str] | None = None) -> ParsedFile:
     """Parse *text*; return its configuration, errors and warnings.
 
     :raises ConfigError: The syntax is invalid.
@@ -97,4 +97,4 @@ def read(text: str, path: str = "", *, environ: Mapping[str, str] | None = None)
     if config is None:  # only the top level of YAML can be something other than a table
         config = Config()
     check_across(config, errors, warnings)
-    return Reading(config, errors, warnings)
+    return ParsedFile(config, errors, warnings)

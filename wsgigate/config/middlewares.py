@@ -21,10 +21,10 @@ from wsgigate.config.errors import MISSING, Errors, at, shown
 from wsgigate.config.tables import (
     Arguments,
     ArgumentTable,
-    Either,
     ListOf,
     MapOf,
     TableKey,
+    UnionOf,
     is_list,
     suggestion,
 )
@@ -284,10 +284,10 @@ def _selection(table: ArgumentTable, doc: str) -> TableKey:
     return TableKey(table, doc, None, convert=table.arguments)
 
 
-_QUOTAS = Either(is_list, ListOf(QuotaText(), least=1), QuotasText())
+_QUOTAS = UnionOf(is_list, ListOf(QuotaText(), least=1), QuotasText())
 
 _CALLER = TableKey(
-    Either(
+    UnionOf(
         is_list,
         ListOf(Text('a key such as "address"', pattern=_KEY), least=1),
         Text(
@@ -405,7 +405,7 @@ MIDDLEWARES: dict[str, KnownMiddleware] = {
         keys={
             "secret_file": TableKey(Text(), "A file that contains the secret.", None),
             "public_key_file": TableKey(
-                Either(is_list, ListOf(Text(), least=1), Text("text or a list of texts")),
+                UnionOf(is_list, ListOf(Text(), least=1), Text("text or a list of texts")),
                 "Files that contain public keys.",
                 None,
             ),
@@ -453,7 +453,7 @@ MIDDLEWARES: dict[str, KnownMiddleware] = {
                 '100/d"; all must allow a request.',
             ),
             "cost": TableKey(
-                Either(
+                UnionOf(
                     lambda value: not isinstance(value, str) or value.isdigit(),
                     Integer(1),
                     ImportPath("a number, or a function"),

@@ -15,11 +15,11 @@ from wsgigate.config.registry import RegistryTable
 from wsgigate.config.tables import (
     Arguments,
     ArgumentTable,
-    Either,
     ListOf,
     MapOf,
     Table,
     TableKey,
+    UnionOf,
     argument,
     is_flag,
     is_list,
@@ -44,6 +44,7 @@ from wsgigate.config.types import (
 )
 from wsgigate.http.fields import FieldRules
 from wsgigate.http.forwarded import AddressList, address_field
+from wsgigate.http.responses import fixed_response
 from wsgigate.middleware.maintenance import Maintenance
 from wsgigate.middleware.mirror import Mirror
 from wsgigate.middleware.splitter import Splitter
@@ -126,11 +127,8 @@ _ONE_LINE = r"[^\x00-\x1f\x7f]+"
 class ServerTls:
     """The gateway's own certificate."""
 
-    cert: str = setting(
-        Text(), "A PEM file with the certificate and its intermediate certificates."
-    )
+    cert: str = setting("A PEM file with the certificate and its intermediate certificates.")
     key: str | None = setting(
-        Text(),
         "A PEM file with the private key. Default: the file of the certificate.",
         default=None,
     )
@@ -141,127 +139,120 @@ class GatewayTable:
     """The settings of the gateway itself."""
 
     name: str = setting(
-        Text("a name of one line", pattern=_ONE_LINE), "The gateway's name.", default="wsgigate"
+        "The gateway's name.", Text("a name of one line", pattern=_ONE_LINE), default="wsgigate"
     )
     version: str = setting(
-        Text("a version of one line", pattern=_ONE_LINE), "The gateway's version.", default="0.0.0"
+        "The gateway's version.", Text("a version of one line", pattern=_ONE_LINE), default="0.0.0"
     )
     bind: str = setting(
-        Bind(),
         "The address to listen on: HOST:PORT, [IPv6]:PORT or unix:PATH.",
+        Bind(),
         default="127.0.0.1:3000",
     )
     tls: ServerTls | None = setting(
-        Table(ServerTls), "The certificate for TLS connections from clients.", default=None
+        "The certificate for TLS connections from clients.", default=None
     )
-    http2: bool = setting(
-        Boolean(), "Accept HTTP/2 as well as HTTP/1.1. Requires tls.", default=False
-    )
+    http2: bool = setting("Accept HTTP/2 as well as HTTP/1.1. Requires tls.", default=False)
     workers: int | None = setting(
-        Integer(1, MOST_WORKERS),
         "The number of worker processes. Default: one per CPU.",
+        Integer(1, MOST_WORKERS),
         default=None,
     )
     threads: int = setting(
-        Integer(1, MOST_THREADS),
         "The number of threads per worker process: requests served at a time.",
+        Integer(1, MOST_THREADS),
         default=16,
     )
     zone: str | None = setting(
-        Text("a zone without spaces", pattern=r"[\x21-\x7e]{1,128}"),
         "The availability zone of the gateway; instances in the same zone are preferred. "
         "Default: the environment variable WSGIGATE_ZONE.",
+        Text("a zone without spaces", pattern=r"[\x21-\x7e]{1,128}"),
         default=None,
     )
     log_level: str | None = setting(
-        Enumeration(*LEVELS),
         "The minimum level of log records. Default: info, which includes every change of state.",
+        Enumeration(*LEVELS),
         default=None,
     )
     head_timeout: float | None = setting(
-        Duration(), "The time limit for receiving a request's head. Default: 10 s.", default=None
+        "The time limit for receiving a request's head. Default: 10 s.", Duration(), default=None
     )
     idle_timeout: float | None = setting(
-        Duration(),
         "The time a client may take to send more of a request body, or to read more of a "
         "response. Default: 30 s.",
+        Duration(),
         default=None,
     )
     keep_alive: float = setting(
-        Duration(zero=True),
         "How long an idle client connection stays open for the next request; 0 closes it after "
         "each response.",
+        Duration(zero=True),
         default=75.0,
     )
     self_check: Literal["refuse", "warn"] = setting(
-        Enumeration("refuse", "warn"),
         "What to do when the server or its settings make the gateway unsafe: refuse to serve, "
         "or log a warning.",
         default="refuse",
     )
     websockets: int | None = setting(
-        Integer(0, 4096),
         "The maximum number of WebSockets per worker. Default: 512 under gunicorn, whose worker "
         "starts a thread for each; elsewhere at least half of the threads, up to three quarters "
         "with few services.",
+        Integer(0, 4096),
         default=None,
     )
     trusted_proxies: tuple[str, ...] = setting(
-        ListOf(ParsedText(_address, 'an address, a network, or "unix"', reason=True)),
         'Proxies whose forwarding fields are trusted: addresses, networks, "unix" for the peers '
         "of a Unix socket.",
+        ListOf(ParsedText(_address, 'an address, a network, or "unix"', reason=True)),
         default=(),
     )
     forwarded: str = setting(
-        ParsedText(_forwarded, 'a field such as "x-forwarded-for" or "x-real-ip"', reason=True),
         "The header field in which trusted proxies pass the client's address: x-forwarded-for, "
         "forwarded, a field with a single address such as x-real-ip, cf-connecting-ip, "
         'true-client-ip or fly-client-ip, or "header:NAME" for any other.',
+        ParsedText(_forwarded, 'a field such as "x-forwarded-for" or "x-real-ip"', reason=True),
         default="x-forwarded-for",
     )
-    request_id: bool = setting(
-        Boolean(), "Give every request an id, in logs and header fields.", default=True
-    )
+    request_id: bool = setting("Give every request an id, in logs and header fields.", default=True)
     identity: Mapping[str, str] = setting(
-        MapOf(Text('a claim such as "sub"'), key=FIELD_NAME, called="a field name"),
         "Request fields that pass claims of the verified token to services: field name to claim "
         "name.",
+        MapOf(Text('a claim such as "sub"'), key=FIELD_NAME, called="a field name"),
         default_factory=dict,
     )
     via: str = setting(
-        Text("a name without spaces", pattern=FIELD_NAME),
         "The gateway's name in Via fields, which detect forwarding loops. Default: derived from "
         "the gateway's name, the host name and the file.",
+        Text("a name without spaces", pattern=FIELD_NAME),
         default="",
     )
     loop_field: Literal["via", "cdn-loop"] = setting(
-        Enumeration("via", "cdn-loop"),
         "The header field that detects forwarding loops; use cdn-loop for services that do not "
         "compress responses to requests with Via.",
         default="via",
     )
     allowed_hosts: tuple[str, ...] = setting(
+        "The hosts to serve; requests for other hosts get a 421. Default: all hosts.",
         ListOf(
             ParsedText(
                 host_pattern, 'a host such as "api.example.com" or "*.example.com"', reason=True
             )
         ),
-        "The hosts to serve; requests for other hosts get a 421. Default: all hosts.",
         default=(),
     )
     encoded_slash: Literal["reject", "keep"] = setting(
-        Enumeration("reject", "keep"),
         "How to handle %2F in a path, unless the route sets encoded_slash.",
         default="reject",
     )
-    list_routes: bool = setting(Boolean(), "List the routes in 404 responses.", default=True)
+    list_routes: bool = setting("List the routes in 404 responses.", default=True)
     fallback: str | None = setting(
-        ImportPath("a WSGI application"),
         "The WSGI application for requests that no route matches.",
+        ImportPath("a WSGI application"),
         default=None,
     )
     fault_injection: bool = setting(
-        Boolean(), 'Activate the "faults" middlewares that are enabled.', default=False
+        'Activate the "faults" middlewares that are enabled.', default=False
     )
 
 
@@ -270,9 +261,9 @@ class StoreTable:
     """The store for state that workers share: quotas, circuits, health, registrations."""
 
     url: str = setting(
-        Text('"lmdb:", "lmdb:FOLDER", "memory:", or a URL such as "redis://HOST:6379/0"'),
         "lmdb: for the workers of one machine, redis:// for several machines, memory: for a "
         "single process.",
+        Text('"lmdb:", "lmdb:FOLDER", "memory:", or a URL such as "redis://HOST:6379/0"'),
         default="lmdb:",
     )
 
@@ -282,32 +273,29 @@ class Admin:
     """The gateway's own endpoints, such as /health. Without this table there are none."""
 
     prefix: str = setting(
-        Text('"" or a path such as "/_gateway"', pattern=r"|(?:/[A-Za-z0-9._~-]+)+"),
         "The path prefix of the endpoints.",
+        Text('"" or a path such as "/_gateway"', pattern=r"|(?:/[A-Za-z0-9._~-]+)+"),
         default="/_gateway",
     )
     token: str | None = setting(
-        Secret(),
         "The bearer token for requests that change something.",
+        Secret(),
         default=None,
         repr=False,
     )
     routes: Mapping[str, str] = setting(
-        MapOf(Text()),
         "The routes that /info lists. Default: derived from the routes.",
         default_factory=dict,
     )
-    features: tuple[str, ...] = setting(
-        ListOf(Text()), "The features that /info lists.", default=()
-    )
+    features: tuple[str, ...] = setting("The features that /info lists.", default=())
 
 
 @table
 class AllowHeader:
     """A request field with a secret; requests with it bypass maintenance."""
 
-    name: str = setting(Text("the name of a field", pattern=FIELD_NAME), "The field's name.")
-    secret: str = setting(Secret(), "The field's value, at least 16 characters.", repr=False)
+    name: str = setting("The field's name.", Text("the name of a field", pattern=FIELD_NAME))
+    secret: str = setting("The field's value, at least 16 characters.", Secret(), repr=False)
 
 
 @table
@@ -315,26 +303,23 @@ class MaintenanceTable:
     """Maintenance mode: the responses while the gateway, a service or a route is out of service."""
 
     exempt: tuple[str, ...] = setting(
-        ListOf(Text('a path such as "/health" or "/static/*"', pattern="/.*")),
         'Paths that stay in service, such as "/health", or "/static/*" for all paths below it.',
+        ListOf(Text('a path such as "/health" or "/static/*"', pattern="/.*")),
         default=(),
     )
     allow: tuple[str, ...] = setting(
-        ListOf(ParsedText(_address, 'an address, a network, or "unix"', reason=True)),
         "Addresses and networks of clients whose requests bypass maintenance.",
+        ListOf(ParsedText(_address, 'an address, a network, or "unix"', reason=True)),
         default=(),
     )
     allow_header: AllowHeader | None = setting(
-        Table(AllowHeader),
         "A request field and a secret; requests with them bypass maintenance.",
         default=None,
     )
     retry_after: float | None = argument(Maintenance, default=None)
-    page: str | None = setting(
-        Text(), "A file to serve instead of a problem document.", default=None
-    )
+    page: str | None = setting("A file to serve instead of a problem document.", default=None)
     content_type: str | None = setting(
-        Text(), "The content type of the page. Default: derived from its file name.", default=None
+        "The content type of the page. Default: derived from its file name.", default=None
     )
 
 
@@ -405,11 +390,11 @@ _POLICY = Enumeration(*POLICIES)
 class Balance:
     """Load balancing: which instance handles the next request."""
 
-    use: str = setting(_POLICY, "The load-balancing policy.", default="two-choices")
+    use: str = setting("The load-balancing policy.", _POLICY, default="two-choices")
     key: str | None = setting(
-        Text('"address", "subject", "header:NAME", "cookie:NAME", "claim:NAME" or "path:NAME"'),
         "The key that requests to the same instance share, for consistent-hash. Default: the "
         "client's address.",
+        Text('"address", "subject", "header:NAME", "cookie:NAME", "claim:NAME" or "path:NAME"'),
         default=None,
     )
     slow_start: float | None = argument(Pool, default=None)
@@ -427,23 +412,23 @@ class FallbackTable:
     """The response when a service fails."""
 
     stale: bool | Arguments = setting(
-        Either(is_flag, Boolean(), STALE),
         "Serve an earlier good response if one is kept and may be served; takes precedence.",
+        UnionOf(is_flag, Boolean(), STALE),
         default=False,
     )
-    service: str | None = setting(Text(), "Another service that handles the request.", default=None)
+    service: str | None = setting("Another service that handles the request.", default=None)
     app: str | None = setting(
-        ImportPath("a WSGI application"),
         "A WSGI application that handles the request, in this process.",
+        ImportPath("a WSGI application"),
         default=None,
     )
-    body: str | None = setting(Text(), "A fixed response: its body.", default=None)
-    file: str | None = setting(Text(), "A fixed response: a file with its body.", default=None)
-    status: int | None = setting(
-        Integer(200, 599), "The status of the fixed response.", default=None
+    body: str | None = setting("A fixed response: its body.", default=None)
+    file: str | None = setting("A fixed response: a file with its body.", default=None)
+    status: int | None = argument(
+        fixed_response, doc="The status of the fixed response.", default=None
     )
-    content_type: str | None = setting(
-        Text(), "The content type of the fixed response.", default=None
+    content_type: str | None = argument(
+        fixed_response, doc="The content type of the fixed response.", default=None
     )
     statuses: tuple[int, ...] | None = argument(FallbackRules, default=None)
     reasons: tuple[str, ...] | None = argument(FallbackRules, default=None)
@@ -454,20 +439,20 @@ class FallbackTable:
 class InstanceTable:
     """One instance and its share of the requests."""
 
-    url: str = setting(Url(), "The instance's address.")
+    url: str = setting("The instance's address.", Url())
     weight: int = setting(
-        Integer(0, 65535),
         "The share relative to the other instances; 0 drains the instance.",
+        Integer(0, 65535),
         default=1,
     )
     tier: int = setting(
-        Integer(0, 15),
         "The priority tier: 0 is used first, the next tiers as far as those before fail.",
+        Integer(0, 15),
         default=0,
     )
     zone: str = setting(
-        Text("a zone without spaces", pattern=r"[\x21-\x7e]{0,128}"),
         "The availability zone of the instance.",
+        Text("a zone without spaces", pattern=r"[\x21-\x7e]{0,128}"),
         default="",
     )
 
@@ -476,15 +461,14 @@ class InstanceTable:
 class Tls:
     """Verification of the certificates of https:// instances."""
 
-    verify: bool = setting(Boolean(), "Verify certificates.", default=True)
+    verify: bool = setting("Verify certificates.", default=True)
     ca: str | None = setting(
-        Text(),
         "A file or folder of CA certificates to trust instead of the default ones.",
         default=None,
     )
     server_name: str | None = setting(
-        Text("a host's name", pattern=r"[A-Za-z0-9._-]+"),
         "The name that certificates are issued for, if it differs from the instance's address.",
+        Text("a host's name", pattern=r"[A-Za-z0-9._-]+"),
         default=None,
     )
 
@@ -494,74 +478,72 @@ class ServiceTable:
     """A backend application: its instances, and how the gateway connects to them."""
 
     instances: tuple[InstanceTable | str, ...] = setting(
-        ListOf(Either(is_table, Table(InstanceTable), Url()), least=1),
         'The addresses of the instances: "http://10.0.0.5:8000", or { url = "...", weight = 2, '
         "tier = 1 }.",
+        ListOf(UnionOf(is_table, Table(InstanceTable), Url()), least=1),
         default=(),
     )
     discover: Discover | tuple[str, ...] | str | None = setting(
-        Either(is_table, Table(Discover), SOURCES),
         'The source that finds the instances, instead of instances: "registry", '
         '"dns:orders.internal:8000" and others.',
+        UnionOf(is_table, Table(Discover), SOURCES),
         default=None,
     )
     routes: tuple[str, ...] = setting(
-        ListOf(Text()), "The service's paths, for people to read in /services.", default=()
+        "The service's paths, for people to read in /services.", default=()
     )
     health: Arguments | None = setting(
-        Either(_is_http, _HTTP_HEALTH, _TCP_HEALTH),
         "Active health checks.",
+        UnionOf(_is_http, _HTTP_HEALTH, _TCP_HEALTH),
         default=None,
         repr=False,  # its fields may be credentials
     )
     balance: Balance | str | None = setting(
-        Either(is_table, Table(Balance), _POLICY),
         "The load-balancing policy. Default: two-choices.",
+        UnionOf(is_table, Table(Balance), _POLICY),
         default=None,
     )
     prefer_zone: bool | None = setting(
-        Boolean(),
         "Prefer instances in the gateway's own zone, where gateway.zone is set. Default: true.",
         default=None,
     )
     sticky: Arguments | None = setting(
-        STICKY,
         "Sticky sessions, by a signed cookie. Default: disabled.",
+        STICKY,
         default=None,
         repr=False,
     )
     max_in_flight: int | None = setting(
-        Integer(0),
         "The maximum number of this service's requests in flight per worker; requests above "
         "that get a 503 at once. 0: no limit. Default: no limit for a single service; several "
         "services share the threads, and only a slow one is limited.",
+        Integer(0),
         default=None,
     )
     instance_max_in_flight: int | None = argument(Pool, "instance_limit", default=None)
     breaker: Arguments | None = setting(
-        BREAKER,
         "The circuit breaker; {} for the defaults. Default: disabled.",
+        BREAKER,
         default=None,
     )
     outlier: Arguments | None = setting(
-        ArgumentTable(OutlierRules),
         "Outlier detection, which ejects failing instances for a while; {} for the defaults. "
         "Default: disabled.",
+        ArgumentTable(OutlierRules),
         default=None,
     )
     retry: Arguments | None = setting(
-        RETRY,
         "Retries; {} for the defaults. Default: disabled.",
+        RETRY,
         default=None,
     )
     hedge: Arguments | None = setting(
-        ArgumentTable(HedgeRules),
         "Hedged requests, which send a slow read-only request to a second instance as well; {} "
         "for the defaults. Default: disabled.",
+        ArgumentTable(HedgeRules),
         default=None,
     )
     fallback: FallbackTable | None = setting(
-        Table(FallbackTable),
         "The fallback when the service fails, on routes without a fallback.",
         default=None,
     )
@@ -583,13 +565,11 @@ class ServiceTable:
         "streams. Default: no limit.",
         default=None,
     )
-    tls: Tls | None = setting(
-        Table(Tls), "Verification of the instances' certificates.", default=None
-    )
+    tls: Tls | None = setting("Verification of the instances' certificates.", default=None)
     host: str | None = setting(
-        Text('a name such as "shop.example" or "shop.example:8080"'),
         "The Host field to send to instances. Default: the looked-up name with discover by dns "
         "or srv, else the instance's own.",
+        Text('a name such as "shop.example" or "shop.example:8080"'),
         default=None,
     )
     preserve_host: bool | None = argument(Forwarder, default=None)
@@ -603,7 +583,7 @@ SPLIT = ArgumentTable(
     name="Split",
     keys={
         "key": TableKey(
-            Either(is_list, ListOf(Text(), least=1), Text()),
+            UnionOf(is_list, ListOf(Text(), least=1), Text()),
             "The key whose requests go to the same service, as of a limiter. Default: each request "
             "is assigned at random.",
             None,
@@ -624,13 +604,10 @@ MIRROR = ArgumentTable(
 class Share:
     """A service and its share of a route's requests."""
 
-    service: str = setting(Text(), "The service.")
+    service: str = setting("The service.")
     weight: float = setting(
-        Number(0), "The share relative to the other services; 0 for none.", default=1.0
+        "The share relative to the other services; 0 for none.", Number(0), default=1.0
     )
-
-
-_SLASHES = Enumeration("reject", "keep")
 
 
 @table
@@ -638,86 +615,84 @@ class RouteTable:
     """One route: the requests it matches, and the service or WSGI application for them."""
 
     path: str | None = setting(
-        PathPattern(),
         'This path and all paths below it; "{name}" is a named segment, "*" any one segment.',
+        PathPattern(),
         default=None,
     )
     paths: tuple[str, ...] = setting(
-        ListOf(PathPattern(), least=1), "Several paths with the same settings.", default=()
+        "Several paths with the same settings.", ListOf(PathPattern(), least=1), default=()
     )
     host: str = setting(
-        Text(),
         'The requested host: "api.example.com" or "*.example.com". Default: any host.',
         default="",
     )
     methods: tuple[str, ...] = setting(
-        ListOf(Text('a method such as "GET"', pattern="[A-Za-z][A-Za-z-]*")),
         "The allowed methods. Default: all methods.",
+        ListOf(Text('a method such as "GET"', pattern="[A-Za-z][A-Za-z-]*")),
         default=(),
     )
     exact: bool | None = argument(Route, default=None)
     priority: int | None = argument(Route, default=None)
     name: str = setting(
-        Text("a name of one line", pattern=_ONE_LINE),
         "The route's name in logs. Default: its path.",
+        Text("a name of one line", pattern=_ONE_LINE),
         default="",
     )
     summary: str | None = argument(Route, default=None)
     listed: tuple[str, ...] | None = argument(Route, default=None)
-    service: str | None = setting(Text(), "The service that handles the requests.", default=None)
+    service: str | None = setting("The service that handles the requests.", default=None)
     services: tuple[Share, ...] = setting(
-        ListOf(Table(Share), least=1),
         "Several services, each with a share of the requests.",
+        ListOf(Table(Share), least=1),
         default=(),
     )
     split: Arguments | None = setting(
-        SPLIT,
         "How requests are divided between the services.",
+        SPLIT,
         default=None,
     )
     app: str | None = setting(
-        ImportPath("a WSGI application"),
         "The WSGI application that handles the requests, in this process.",
+        ImportPath("a WSGI application"),
         default=None,
     )
     fallback: FallbackTable | None = setting(
-        Table(FallbackTable),
         "The fallback when the route's services fail; overrides the fallbacks of the services.",
         default=None,
     )
     mirror: Arguments | None = setting(
-        MIRROR,
         "Traffic mirroring: the service that receives copies of the requests.",
+        MIRROR,
         default=None,
     )
     strip_prefix: bool | str = setting(
-        Either(
+        "The prefix to remove from the path: true for the route's path, or a path.",
+        UnionOf(
             is_flag,
             Boolean(),
             Text('true, false or a path such as "/api"', pattern=r"(?:/[^/?#]+)+"),
         ),
-        "The prefix to remove from the path: true for the route's path, or a path.",
         default=False,
     )
     add_prefix: str | None = argument(Forwarder, default=None)
     encoded_slash: Literal["reject", "keep"] | None = setting(
-        _SLASHES, "How to handle %2F in the path. Default: as gateway.encoded_slash.", default=None
+        "How to handle %2F in the path. Default: as gateway.encoded_slash.", default=None
     )
     encoded_backslash: Literal["reject", "keep"] | None = argument(Route, default=None)
     double_slash: Literal["merge", "keep"] | None = argument(Route, default=None)
     dot_segments: Literal["reject", "keep"] | None = argument(Route, default=None)
     request_fields: Arguments | None = setting(
-        _FIELD_CHANGES, "Changes to the request's header fields.", default=None
+        "Changes to the request's header fields.", _FIELD_CHANGES, default=None
     )
     response_fields: Arguments | None = setting(
-        _FIELD_CHANGES, "Changes to the response's header fields.", default=None
+        "Changes to the response's header fields.", _FIELD_CHANGES, default=None
     )
     preserve_host: bool | None = argument(Forwarder, default=None)
     rewrite_location: bool | None = argument(Forwarder, default=None)
     rewrite_cookies: bool | None = argument(Forwarder, default=None)
     websocket: bool | Arguments = setting(
-        Either(is_flag, Boolean(), ArgumentTable(WebSocketLimits)),
         "Allow WebSockets on this route.",
+        UnionOf(is_flag, Boolean(), ArgumentTable(WebSocketLimits)),
         default=False,
     )
     forward_authorization: bool | None = argument(
@@ -727,8 +702,8 @@ class RouteTable:
         default=None,
     )
     middleware: tuple[Middleware, ...] = setting(
-        ListOf(MiddlewareEntry()),
         "The middlewares of this route, outermost first.",
+        ListOf(MiddlewareEntry()),
         default=(),
     )
 
@@ -747,36 +722,31 @@ class Config:
     """A gateway: its middlewares, its routes and its services."""
 
     gateway: GatewayTable = setting(
-        Table(GatewayTable), "The settings of the gateway itself.", default_factory=GatewayTable
+        "The settings of the gateway itself.", default_factory=GatewayTable
     )
     store: StoreTable = setting(
-        Table(StoreTable),
         "The store for state that workers share.",
         default_factory=StoreTable,
     )
-    admin: Admin | None = setting(Table(Admin), "The gateway's own endpoints.", default=None)
+    admin: Admin | None = setting("The gateway's own endpoints.", default=None)
     maintenance: MaintenanceTable | None = setting(
-        Table(MaintenanceTable),
         "Maintenance mode. Without this table there is no maintenance switch.",
         default=None,
     )
-    registry: RegistryTable | None = setting(
-        Table(RegistryTable), "The service registry.", default=None
-    )
+    registry: RegistryTable | None = setting("The service registry.", default=None)
     middleware: tuple[Middleware, ...] = setting(
-        ListOf(MiddlewareEntry()), "The middlewares of all requests, outermost first.", default=()
+        "The middlewares of all requests, outermost first.", ListOf(MiddlewareEntry()), default=()
     )
     services: Mapping[str, ServiceTable] = setting(
+        "The services, by name.",
         MapOf(
             Table(ServiceTable, one_of=("instances", "discover")),
             key=_SERVICE,
             called="a service's name",
         ),
-        "The services, by name.",
         default_factory=dict,
     )
     routes: tuple[RouteTable, ...] = setting(
-        ListOf(Table(RouteTable)),
         "The routes, in any order: the most specific match wins.",
         default=(),
     )

@@ -9,9 +9,8 @@ from wsgiref.types import WSGIApplication
 from wsgigate.auth.bearer import Access
 from wsgigate.client.destinations import PRIVATE, Destinations
 from wsgigate.config.errors import Errors
-from wsgigate.config.tables import ListOf, MapOf, argument, given_to, setting, table
+from wsgigate.config.tables import ListOf, MapOf, argument, arguments_for, setting, table
 from wsgigate.config.types import (
-    Boolean,
     Enumeration,
     ParsedText,
     Secret,
@@ -81,49 +80,46 @@ class RegistryTable:
     """The service registry, for self-registering services."""
 
     prefix: str = setting(
-        Text('"" or a path such as "/_registry"', pattern=r"|(?:/[A-Za-z0-9._~-]+)+"),
         "The path prefix of the registry's API.",
+        Text('"" or a path such as "/_registry"', pattern=r"|(?:/[A-Za-z0-9._~-]+)+"),
         default="/_registry",
     )
     token: str | None = setting(
-        Secret(),
         "The bearer token for requests that register or change any service.",
+        Secret(),
         default=None,
         repr=False,
     )
     tokens: Mapping[str, str] = setting(
-        MapOf(Secret(), key=r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", called="a service's name"),
         "Tokens for single services, by service name: each may register and change that service "
         "only.",
+        MapOf(Secret(), key=r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", called="a service's name"),
         default_factory=dict,
         repr=False,
     )
     open: bool = setting(
-        Boolean(),
         "Allow registration without a token. Only where the gateway listens on loopback, and "
         "only for requests to localhost, 127.0.0.1 and the like.",
         default=False,
     )
     open_reads: bool = setting(
-        Boolean(),
         "Allow reads without a token; false requires one of the tokens.",
         default=True,
     )
     allowed_networks: tuple[str, ...] = setting(
+        "The networks that instances may be in. Default: loopback and private addresses.",
         ListOf(
             ParsedText(_network, 'an address or a network such as "10.0.0.0/8"', reason=True),
             least=1,
         ),
-        "The networks that instances may be in. Default: loopback and private addresses.",
         default=PRIVATE,
     )
     doors: tuple[str, ...] = setting(
-        ListOf(Enumeration(*COMPAT_APIS)),
         "Compatibility APIs for unmodified clients: Eureka at /eureka, Consul at /v1.",
+        ListOf(Enumeration(*COMPAT_APIS)),
         default=(),
     )
     query_tokens: bool = setting(
-        Boolean(),
         "Accept the token of Consul clients in the query (?token=), where proxies and browser "
         "histories record it.",
         default=False,
@@ -154,9 +150,9 @@ def registry_of(settings: RegistryTable | None, store: Store, *, name: str, bind
         prober = Prober({VERIFIED: verified, UNVERIFIED: verified._replace(verify=False)})
     return Registry(
         store,
-        rules=LeaseRules(**given_to(LeaseRules, settings)),
+        rules=LeaseRules(**arguments_for(LeaseRules, settings)),
         destinations=destinations,
-        **given_to(Registry, settings),
+        **arguments_for(Registry, settings),
         prefix=f"registry/{name}/",
         prober=prober,
     )
@@ -178,7 +174,7 @@ def registry_routes(
 
     :param threads: The number of threads per process; a quarter of them may wait for changes.
     """
-    access = errors.tried(
+    access = errors.catch(
         "registry.token",
         partial(
             Access,

@@ -1,10 +1,11 @@
 """Composite kinds: lists, maps, alternatives, and tables.
 
 The keys of a table are declared once. A :class:`Table` has them as the fields of a dataclass, for
-what only the file has. An :class:`ArgumentTable` derives them from the signature of the class that
-it configures, and :func:`argument` derives a single field: the name, the kind and the default from
-the parameter, the description from its ``:param`` line. They are derived when they are first
-needed, as inspecting classes takes time.
+what only the file has: the type of a field gives its kind, unless the file is stricter. An
+:class:`ArgumentTable` derives them from the signature of the class that it configures, and
+:func:`argument` derives a single field: the name, the kind and the default from the parameter, the
+description from its ``:param`` line. They are derived when they are first needed, as inspecting
+classes takes time.
 """
 
 from __future__ import annotations
@@ -51,15 +52,14 @@ __all__ = [
     "REQUIRED",
     "ArgumentTable",
     "Arguments",
-    "Either",
     "ListOf",
     "MapOf",
     "Table",
     "TableKey",
+    "UnionOf",
     "argument",
     "argument_keys",
-    "given",
-    "given_to",
+    "arguments_for",
     "is_flag",
     "is_list",
     "is_table",
@@ -106,11 +106,11 @@ class TableKey(NamedTuple):
         return self.default is REQUIRED
 
 
-def setting(kind: Kind[Any], doc: str, **default: Any) -> Any:
+def setting(doc: str, kind: Kind[Any] | None = None, **default: Any) -> Any:
     """Return the dataclass field that declares one key of a table.
 
-    :param kind: The kind of its value.
     :param doc: Its description, in the schema, the reference and error messages.
+    :param kind: The kind of its value. Default: derived from the type of the field.
     :param default: ``default`` or ``default_factory``; a key without either is required.
     """
     return dataclasses.field(metadata={"kind": kind, "doc": doc}, **default)
@@ -119,7 +119,7 @@ def setting(kind: Kind[Any], doc: str, **default: Any) -> Any:
 def argument(make: Constructor, parameter: str = "", *, default: None, doc: str = "") -> Any:
     """Return the dataclass field for an argument of *make*, derived from its signature.
 
-    :func:`given_to` collects the arguments of *make*.
+    :func:`arguments_for` collects the arguments of *make*.
 
     :param parameter: The name of the parameter. Default: that of the field.
     :param default: None stands for the default of *make*.
@@ -129,11 +129,15 @@ def argument(make: Constructor, parameter: str = "", *, default: None, doc: str 
     return dataclasses.field(metadata=metadata, default=default)
 
 
-def given_to(make: Constructor, values: Any) -> dict[str, Any]:
+def arguments_for(make: Constructor, values: Any) -> dict[str, Any]:
     """Return the arguments of *make* that the table *values* has."""
     fields = [field for field in dataclasses.fields(values) if field.metadata.get("make") is make]
     found = {f.metadata["parameter"] or f.name: getattr(values, f.name) for f in fields}
     return {name: value for name, value in found.items() if value is not None}
+
+
+_tables: set[type] = set()
+"""The classes made by :func:`table`."""
 
 
 @dataclass_transform(
@@ -141,6 +145,7 @@ def given_to(make: Constructor, values: Any) -> dict[str, Any]:
 )
 def table(cls: type[T]) -> type[T]:
     """Make *cls* a frozen dataclass whose fields are the keys of a table of the file."""
+    _tables.add(cls)
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
@@ -163,7 +168,9 @@ class Table(Kind[T]):
     @cached_property
     def keys(self) -> Mapping[str, TableKey]:
         """The keys by name, in the order of the reference."""
-        return {field.name: _key_of(field) for field in dataclasses.fields(self._cls)}  # type: ignore[arg-type]
+        hints = types_of(self._cls)
+        fields = dataclasses.fields(self._cls)  # type: ignore[arg-type]
+        return {field.name: _key_of(field, hints[field.name]) for field in fields}
 
     @property
     def doc(self) -> str:
@@ -300,8 +307,8 @@ class ArgumentTable(Table[Arguments]):
                     raise ValueError(f"{name}: {error}") from None
             (grouped.setdefault(key.rules, {}) if key.rules else found)[name] = value
         hints = types_of(self.make)
-        for name, given in grouped.items():
-            found[name] = _rules_in(hints[name])(**given)
+        for name, values in grouped.items():
+            found[name] = _rules_in(hints[name])(**values)
         return found
 
 
@@ -371,7 +378,7 @@ class MapOf(Kind[Mapping[str, T]]):
         return schema
 
 
-class Either(Kind[T | K], Generic[T, K]):
+class UnionOf(Kind[T | K], Generic[T, K]):
     """One of two kinds, depending on the value.
 
     :param first: The kind of values for which *chooses* returns true.
@@ -394,27 +401,18 @@ class Either(Kind[T | K], Generic[T, K]):
 
 
 def is_flag(value: object) -> bool:
-    """Return whether *value* is true or false, to choose a kind of :class:`Either`."""
+    """Return whether *value* is true or false, to choose a kind of :class:`UnionOf`."""
     return isinstance(value, bool)
 
 
 def is_list(value: object) -> bool:
-    """Return whether *value* is a list, to choose a kind of :class:`Either`."""
+    """Return whether *value* is a list, to choose a kind of :class:`UnionOf`."""
     return isinstance(value, list)
 
 
 def is_table(value: object) -> bool:
-    """Return whether *value* is a table, to choose a kind of :class:`Either`."""
+    """Return whether *value* is a table, to choose a kind of :class:`UnionOf`."""
     return isinstance(value, dict)
-
-
-def given(
-    values: Any, *, only: Sequence[str] | None = None, without: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Return the keys of the table *values* that are not None, as keyword arguments."""
-    names = [field.name for field in dataclasses.fields(values)] if only is None else only
-    found = {name: getattr(values, name) for name in names if name not in without}
-    return {name: value for name, value in found.items() if value is not None}
 
 
 # The keys of a signature.
@@ -455,6 +453,11 @@ def argument_keys(make: Constructor) -> Mapping[str, TableKey]:
     return keys
 
 
+def _is_table(hint: Any) -> bool:
+    """Return whether *hint* is a class made by :func:`table`."""
+    return isinstance(hint, type) and hint in _tables
+
+
 def _rules_in(hint: Any) -> Any:
     """Return the dataclass of rules that a parameter of this type expects, else None."""
     hints = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
@@ -492,6 +495,8 @@ def _kind_of(hint: Any, traits: tuple[Any, ...] = ()) -> Kind[Any] | None:
         return number
     if hint is str:
         return _text(traits)
+    if _is_table(hint):
+        return Table(hint)
     return _composite(origin, inner, limits)
 
 
@@ -532,7 +537,7 @@ def _either(kinds: Iterable[Kind[Any] | None]) -> Kind[Any] | None:
         first = [each for each in found if isinstance(each, kind)]
         others = [each for each in found if each not in first]
         if len(first) == len(others) == 1:
-            return Either(chooses, first[0], others[0])
+            return UnionOf(chooses, first[0], others[0])
     raise TypeError(f"a file cannot choose between {[kind.expected for kind in found]}")
 
 
@@ -597,17 +602,23 @@ def _phrase(sentence: str) -> str:
     return sentence[:1].lower() + sentence[1:].rstrip(".")
 
 
-def _key_of(field: dataclasses.Field[Any]) -> TableKey:
-    """Return the key that a field of a table declares."""
+def _key_of(field: dataclasses.Field[Any], hint: Any) -> TableKey:
+    """Return the key that a field of a table declares.
+
+    :param hint: The type of the field.
+    """
     default = field.default
     if field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()
-    given = field.metadata
-    if "make" not in given:
-        return TableKey(given["kind"], given["doc"], default)
-    derived = argument_keys(given["make"])[given["parameter"] or field.name]
+    declared = field.metadata
+    if "make" not in declared:
+        kind = declared["kind"] or _kind_of(hint)
+        if kind is None:
+            raise TypeError(f"{field.name}: a file cannot give a value of the type {hint}")
+        return TableKey(kind, declared["doc"], default)
+    derived = argument_keys(declared["make"])[declared["parameter"] or field.name]
     return derived._replace(
-        doc=given["doc"] or derived.doc, default=derived.default if default is None else default
+        doc=declared["doc"] or derived.doc, default=derived.default if default is None else default
     )
 
 

@@ -14,12 +14,13 @@ replaced until then, on these conditions:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.fields import is_field_value
 from wsgigate.http.problem import status_line
 from wsgigate.http.wsgi import SHAPED, ExcInfo, Headers, close_body, is_websocket, without
+from wsgigate.rules.arguments import Range
 
 __all__ = [
     "FALLBACK_FIELD",
@@ -86,7 +87,7 @@ LARGEST = 1024 * 1024
 def fixed_response(
     body: bytes | str,
     *,
-    status: int = 503,
+    status: Annotated[int, Range(200, 599)] = 503,
     content_type: str = "text/plain; charset=utf-8",
     fields: Iterable[tuple[str, str]] = (),
 ) -> WSGIApplication:
