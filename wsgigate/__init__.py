@@ -44,6 +44,7 @@ if TYPE_CHECKING or _SOURCE is None:
     from wsgigate.middleware.stale import StaleAnswers as StaleAnswers
     from wsgigate.proxy.attempts import Resilience as Resilience
     from wsgigate.proxy.bulkhead import Bulkhead as Bulkhead
+    from wsgigate.proxy.bulkhead import ThreadShareRules as ThreadShareRules
     from wsgigate.proxy.bulkhead import ThreadShares as ThreadShares
     from wsgigate.proxy.dispatcher import Dispatcher as Dispatcher
     from wsgigate.proxy.forwarder import Forwarder as Forwarder
@@ -58,7 +59,6 @@ if TYPE_CHECKING or _SOURCE is None:
     from wsgigate.rules.retry import HedgeRules as HedgeRules
     from wsgigate.rules.retry import RetryRules as RetryRules
     from wsgigate.rules.routing import Route as Route
-    from wsgigate.rules.thread_shares import ThreadShareRules as ThreadShareRules
     from wsgigate.store import Store as Store
     from wsgigate.store.lmdb import LmdbStore as LmdbStore
     from wsgigate.store.memory import MemoryStore as MemoryStore

@@ -24,8 +24,7 @@ from wsgigate.discovery.watcher import Watcher
 from wsgigate.proxy.pool import Pool
 from wsgigate.registry import Registry
 from wsgigate.rules.routing import Route
-from wsgigate.runtime import fork
-from wsgigate.runtime import log_level as logs
+from wsgigate.runtime import fork, logs
 from wsgigate.store import Store
 
 __all__ = ["Gateway"]

@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from tests.support.waiting import until
-from wsgigate.rules.thread_shares import ThreadShareRules
+from wsgigate.proxy.bulkhead import ThreadShareRules
 from wsgigate.testing.backend import Backend, Received, reply
 
 GATEWAY = """

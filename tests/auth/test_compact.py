@@ -8,7 +8,7 @@ import json
 import pytest
 
 from wsgigate.auth.jwt import MAX_LENGTH, TokenRejected, read_compact
-from wsgigate.http.strict_json import InvalidJson, read_object, shown
+from wsgigate.http.bodies import InvalidJson, read_object, shown
 
 
 def encoded(data):

@@ -10,10 +10,9 @@ from wsgigate.http.fields import (
     connection_tokens,
     is_field_value,
     is_token,
-    rate_limit,
-    rate_limit_policy,
     retry_after,
 )
+from wsgigate.http.rate_limit_fields import rate_limit, rate_limit_policy
 
 
 @pytest.mark.parametrize("name", ["Host", "x", "X-A_b.c", "!#$%&'*+-.^_`|~", "9"])

@@ -14,10 +14,9 @@ from wsgigate.client.adapter import Sessions
 from wsgigate.discovery import Instance
 from wsgigate.http.problem import Refusal
 from wsgigate.proxy.attempts import Resilience
-from wsgigate.proxy.bulkhead import Compartment, Slot, ThreadShares
+from wsgigate.proxy.bulkhead import Compartment, Slot, ThreadShareRules, ThreadShares
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
-from wsgigate.rules.thread_shares import ThreadShareRules
 from wsgigate.testing.backend import Backend, reply
 from wsgigate.testing.clock import FakeClock
 

@@ -7,10 +7,8 @@ from itertools import product
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from wsgigate.rules.retry import Attempt, Decision, RetryRules, backoff, decide, read_retry_after
+from wsgigate.rules.retry import Attempt, Decision, RetryRules, backoff, decide
 
 SAFE = ("GET", "HEAD", "OPTIONS", "PUT", "DELETE")
 UNSAFE = ("POST", "PATCH", "get", "")
@@ -237,35 +235,6 @@ def test_the_wait_is_in_the_decision() -> None:
     assert decision == Decision(True, pytest.approx(0.01))
     decision = decide(answered("GET", 503, retry_after=0.5), RetryRules(), 0.4, lambda: True)
     assert decision.wait == 0.5
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("0", 0.0),
-        ("120", 120.0),
-        (" 7\t", 7.0),
-        ("9" * 400, math.inf),
-        ("Fri, 31 Dec 1999 23:59:59 GMT", 0.0),
-        ("Tue, 14 Nov 2023 22:13:50 GMT", 30.0),
-        ("Tuesday, 14-Nov-23 22:13:50 GMT", 30.0),
-        ("Tue Nov 14 22:13:50 2023", 30.0),
-        ("", None),
-        ("-1", None),
-        ("1.5", None),
-        ("soon", None),
-        ("١", None),
-        ("Fri, 99 Dec 1999 23:59:59 GMT", None),
-    ],
-)
-def test_retry_after_is_read(text: str, seconds: float | None) -> None:
-    assert read_retry_after(text, 1_700_000_000.0) == seconds
-
-
-@given(st.text(max_size=40))
-def test_no_retry_after_value_raises(text: str) -> None:
-    seconds = read_retry_after(text, 1_700_000_000.0)
-    assert seconds is None or seconds >= 0
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from wsgigate.runtime.log_level import adopt, set_up
+from wsgigate.runtime.logs import adopt, set_up
 
 CODE = """
 import logging, sys
-from wsgigate.runtime.log_level import adopt, set_up
+from wsgigate.runtime.logs import adopt, set_up
 {before}
 {call}
 for level in ("debug", "info", "warning", "error"):

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from wsgigate.runtime.throttled_log import ChangeLog, FailureLog, one_line
+from wsgigate.runtime.logs import ChangeLog, FailureLog, one_line
 from wsgigate.testing import FakeClock
 
 LOG = logging.getLogger("wsgigate.of_a_test")

@@ -9,8 +9,7 @@ import pytest
 from wsgigate.config import build_services
 from wsgigate.config.build import build
 from wsgigate.config.load import load
-from wsgigate.proxy.bulkhead import ThreadShares
-from wsgigate.rules.thread_shares import ThreadShareRules
+from wsgigate.proxy.bulkhead import ThreadShareRules, ThreadShares
 from wsgigate.servers import granian, gunicorn
 
 TEXT = """

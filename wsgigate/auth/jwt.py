@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from jwt.algorithms import Algorithm, get_default_algorithms
 
-from wsgigate.http.strict_json import InvalidJson, read_object, shown
+from wsgigate.http.bodies import InvalidJson, read_object, shown
 from wsgigate.rules.arguments import Range
 
 __all__ = [

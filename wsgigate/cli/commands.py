@@ -22,7 +22,7 @@ from wsgigate.config.load import load, read_file
 from wsgigate.config.model import Config, GatewayTable
 from wsgigate.config.model import schema as schema_of_file
 from wsgigate.config.tables import Arguments, Table
-from wsgigate.rules.thread_shares import ThreadShareRules
+from wsgigate.proxy.bulkhead import ThreadShareRules
 from wsgigate.server_check import Finding, findings
 from wsgigate.units import parse_duration
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from wsgigate import __version__
 from wsgigate.config.errors import ConfigError
-from wsgigate.runtime.log_level import LEVELS
+from wsgigate.runtime.logs import LEVELS
 from wsgigate.server_check import MOST_THREADS, MOST_WORKERS
 from wsgigate.units import parse_duration
 

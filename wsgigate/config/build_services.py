@@ -42,7 +42,7 @@ from wsgigate.http.caller import key_of
 from wsgigate.http.fields import FieldRules
 from wsgigate.http.wsgi import Key
 from wsgigate.proxy.attempts import Resilience
-from wsgigate.proxy.bulkhead import Bulkhead, Compartment, ThreadShares
+from wsgigate.proxy.bulkhead import Bulkhead, Compartment, ThreadShareRules, ThreadShares
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.health_probe import Prober, TlsPolicy
 from wsgigate.proxy.pool import Pool
@@ -55,7 +55,6 @@ from wsgigate.rules.health import HealthCheck
 from wsgigate.rules.outlier import OutlierRules
 from wsgigate.rules.pace import PaceRules
 from wsgigate.rules.retry import HedgeRules, RetryBudget, RetryRules
-from wsgigate.rules.thread_shares import ThreadShareRules
 from wsgigate.store import Store
 
 __all__ = ["Services", "balance_of"]

@@ -63,7 +63,7 @@ from wsgigate.rules.outlier import OutlierRules
 from wsgigate.rules.pace import PaceRules
 from wsgigate.rules.retry import HedgeRules, RetryBudget, RetryRules
 from wsgigate.rules.routing import Route, host_pattern
-from wsgigate.runtime.log_level import LEVELS
+from wsgigate.runtime.logs import LEVELS
 from wsgigate.server_check import MOST_THREADS, MOST_WORKERS
 
 __all__ = [

@@ -54,7 +54,7 @@ from wsgigate.rules.circuit import (
 )
 from wsgigate.runtime.clocks import steady
 from wsgigate.runtime.fork import quiesce_at_fork
-from wsgigate.runtime.throttled_log import ChangeLog, FailureLog
+from wsgigate.runtime.logs import ChangeLog, FailureLog
 from wsgigate.store import MisconfiguredStore, Store, StoreError, update
 from wsgigate.store.open import OpenedStore
 

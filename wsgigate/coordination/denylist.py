@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from wsgigate.auth.jwt import TokenRejected, read_compact
-from wsgigate.http.strict_json import InvalidJson, read_object, shown
+from wsgigate.http.bodies import InvalidJson, read_object, shown
 from wsgigate.rules.arguments import checked
 from wsgigate.runtime.clocks import steady
 from wsgigate.store import Change, Store, StoreError, update

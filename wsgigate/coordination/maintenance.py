@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from wsgigate.rules.arguments import checked
 from wsgigate.runtime.clocks import steady
-from wsgigate.runtime.throttled_log import ChangeLog, FailureLog, one_line
+from wsgigate.runtime.logs import ChangeLog, FailureLog, one_line
 from wsgigate.store import MisconfiguredStore, Store, StoreError, update
 from wsgigate.store.open import OpenedStore
 

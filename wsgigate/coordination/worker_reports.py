@@ -18,8 +18,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from wsgigate.runtime import fork
+from wsgigate.runtime.logs import FailureLog
 from wsgigate.runtime.threads import SupervisedThread
-from wsgigate.runtime.throttled_log import FailureLog
 from wsgigate.store import Store, StoreError, get_all, update
 
 __all__ = ["Report", "StableTimes", "WorkerReports"]

@@ -27,7 +27,7 @@ from wsgigate.coordination.leader import LeaderLease
 from wsgigate.discovery import Instance
 from wsgigate.rules.health import CheckResult, Health, HealthCheck, record
 from wsgigate.runtime import fork
-from wsgigate.runtime.throttled_log import ChangeLog, one_line
+from wsgigate.runtime.logs import ChangeLog, one_line
 from wsgigate.store import Store
 from wsgigate.units import iso_time
 

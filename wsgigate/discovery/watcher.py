@@ -48,8 +48,8 @@ from wsgigate.discovery import Instance
 from wsgigate.discovery.sources import Found, Source, SourceError
 from wsgigate.runtime import fork
 from wsgigate.runtime.clocks import real
+from wsgigate.runtime.logs import ChangeLog, FailureLog, one_line
 from wsgigate.runtime.threads import SupervisedThread
-from wsgigate.runtime.throttled_log import ChangeLog, FailureLog, one_line
 from wsgigate.store import VALUE_BYTES, Store, StoreError
 
 __all__ = ["EmptyGuard", "InstanceCache", "Recalled", "RenewablePool", "Watch", "Watcher", "pause"]

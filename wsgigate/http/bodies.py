@@ -1,24 +1,28 @@
-"""Request bodies: kept copies, framing towards the upstream, and bounded JSON."""
+"""Request bodies: kept copies, framing towards the upstream, and strict JSON (also of tokens)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 from wsgiref.types import WSGIEnvironment
 
 from wsgigate.http.problem import Problem, Refusal
-from wsgigate.http.strict_json import InvalidJson, read_object
 from wsgigate.http.wsgi import BodyError
 
 __all__ = [
     "BufferedBody",
     "ClientBody",
+    "InvalidJson",
     "buffer_body",
     "client_body",
     "has_body",
     "json_body",
     "read_body",
+    "read_object",
+    "shown",
     "wrong",
 ]
 
@@ -233,6 +237,64 @@ def has_body(environ: WSGIEnvironment) -> bool:
     """Return whether the request has a body: a Content-Length above 0, or a transfer coding."""
     length = environ.get("CONTENT_LENGTH")
     return length not in (None, "", "0") or "HTTP_TRANSFER_ENCODING" in environ
+
+
+# Strict JSON: no duplicate names, no numbers outside the JSON grammar.
+
+
+class InvalidJson(ValueError):
+    """The data is not a strict JSON object; the message names the cause."""
+
+
+def read_object(data: bytes, what: str) -> dict[str, Any]:
+    """Return the JSON object in *data*, without duplicate members and infinite numbers.
+
+    :param what: Its name in the error message.
+    :raises InvalidJson: *data* is anything else.
+    """
+    try:
+        found = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_float=_finite,
+            parse_constant=_refused,
+        )
+        if b"\\u" in data:  # an unpaired surrogate cannot be encoded as UTF-8
+            json.dumps(found, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise InvalidJson(f"a {what} that is nested too deeply") from None
+    except ValueError as error:
+        raise InvalidJson(f"a {what} that is not strict JSON: {shown(str(error))}") from None
+    if not isinstance(found, dict):
+        raise InvalidJson(f"a {what} that is not an object")
+    return found
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("a duplicate member")
+    return members
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("a number that is not finite")
+    return number
+
+
+def _refused(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def shown(value: object) -> str:
+    """Return *value* for a log line: ASCII, escaped, at most 80 characters."""
+    try:
+        text = ascii(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a number with too many digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def json_body(environ: WSGIEnvironment, largest: int, *, typed: bool = True) -> dict[str, Any]:

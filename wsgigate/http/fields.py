@@ -1,4 +1,4 @@
-"""HTTP header fields: syntax, hop-by-hop fields, cookies, field rules, and rate limit values.
+"""HTTP header fields: syntax, hop-by-hop fields, cookies, field rules, dates and ``Retry-After``.
 
 Pure functions of text. The module :mod:`wsgigate.http.forwarded` has those for the ``Forwarded``
 and ``X-Forwarded-*`` fields, :mod:`wsgigate.proxy.response` those for ``Location`` and
@@ -11,6 +11,8 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from types import MappingProxyType
 
 from wsgigate.rules.arguments import checked
@@ -22,9 +24,10 @@ __all__ = [
     "cookie_values",
     "is_field_value",
     "is_token",
-    "rate_limit",
-    "rate_limit_policy",
+    "read_retry_after",
     "retry_after",
+    "unix_time",
+    "whole",
     "without_cookies",
 ]
 
@@ -78,7 +81,7 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
-_LARGEST = 999_999_999_999_999  # of a structured field's integer, RFC 9651 section 3.3.1
+_LARGEST = 999_999_999_999_999
 
 
 def is_token(name: str) -> bool:
@@ -186,40 +189,40 @@ def _checked(rule: str, fields: Mapping[str, str]) -> dict[str, tuple[str, str]]
     return checked
 
 
-def _count(number: float) -> int:
+def whole(number: float) -> int:
+    """Return *number* rounded up, within the integers of a structured field (RFC 9651 3.3.1)."""
     return min(max(0, math.ceil(number)), _LARGEST)
-
-
-def _quoted(name: str) -> str:
-    if not name.isascii() or not name.isprintable():
-        raise ValueError(f"a policy name is printable ASCII, not {name!r}")
-    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def rate_limit_policy(name: str, limit: int, period: float) -> str:
-    """Return a ``RateLimit-Policy`` value: ``"default";q=100;w=900``.
-
-    (draft-ietf-httpapi-ratelimit-headers-11, sections 3 and 4.)
-
-    :param name: Name of the policy.
-    :param limit: Number of requests per period.
-    :param period: Length of the period in seconds, rounded up.
-    """
-    return f"{_quoted(name)};q={_count(limit)};w={_count(period)}"
-
-
-def rate_limit(name: str, remaining: int, reset_after: float) -> str:
-    """Return a ``RateLimit`` value: ``"default";r=50;t=30``.
-
-    (draft-ietf-httpapi-ratelimit-headers-11, section 4.)
-
-    :param name: Name of the policy.
-    :param remaining: Number of remaining requests.
-    :param reset_after: Seconds until there are more, rounded up.
-    """
-    return f"{_quoted(name)};r={_count(remaining)};t={_count(reset_after)}"
 
 
 def retry_after(seconds: float) -> str:
     """Return a ``Retry-After`` value in whole seconds: rounded up, at least 1 (RFC 9110 10.2.3)."""
-    return str(max(1, _count(seconds)))
+    return str(max(1, whole(seconds)))
+
+
+def read_retry_after(text: str, now: float) -> float | None:
+    """Return the seconds of a ``Retry-After`` field (RFC 9110 section 10.2.3), at least 0.
+
+    :param now: The Unix time.
+    :returns: ``None`` when it is malformed.
+    """
+    text = text.strip(" \t")
+    if text.isascii() and text.isdigit():
+        return float(text) if len(text) <= 15 else math.inf
+    moment = unix_time(text)
+    return None if moment is None else max(0.0, moment - now)
+
+
+def unix_time(text: str) -> float | None:
+    """Return the Unix time of an HTTP date (RFC 9110 section 5.6.7).
+
+    The obsolete formats have no time zone, and mean UTC as well; so does ``-0000``.
+
+    :returns: ``None`` when it is malformed.
+    """
+    try:
+        moment = parsedate_to_datetime(text)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return moment.timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None

@@ -15,7 +15,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgigate.http.wsgi import LOGGED, REASON, peer
 from wsgigate.rules.arguments import explained
 from wsgigate.runtime.clocks import real
-from wsgigate.runtime.throttled_log import ThrottledLog
+from wsgigate.runtime.logs import ThrottledLog
 
 __all__ = [
     "Problem",

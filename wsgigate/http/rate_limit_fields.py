@@ -16,7 +16,7 @@ from operator import itemgetter
 from typing import NamedTuple, TypeAlias
 from wsgiref.types import StartResponse, WSGIEnvironment
 
-from wsgigate.http.fields import rate_limit, rate_limit_policy
+from wsgigate.http.fields import whole
 from wsgigate.http.wsgi import LIMITS, ExcInfo, Headers
 from wsgigate.rules.quota import tightest
 
@@ -29,6 +29,8 @@ __all__ = [
     "Terms",
     "check_options",
     "is_list_of",
+    "rate_limit",
+    "rate_limit_policy",
 ]
 
 
@@ -73,6 +75,36 @@ def check_options(name: str, on_store_error: str) -> None:
         raise ValueError(f'on_store_error is "allow" or "refuse", not {on_store_error!r}')
     if not re.fullmatch(r"[A-Za-z0-9._:~-]{1,64}", name):
         raise ValueError(f"name is 1 to 64 letters, digits and any of ._:~-, not {name!r}")
+
+
+def _quoted(name: str) -> str:
+    if not name.isascii() or not name.isprintable():
+        raise ValueError(f"a policy name is printable ASCII, not {name!r}")
+    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def rate_limit_policy(name: str, limit: int, period: float) -> str:
+    """Return a ``RateLimit-Policy`` value: ``"default";q=100;w=900``.
+
+    (draft-ietf-httpapi-ratelimit-headers-11, sections 3 and 4.)
+
+    :param name: Name of the policy.
+    :param limit: Number of requests per period.
+    :param period: Length of the period in seconds, rounded up.
+    """
+    return f"{_quoted(name)};q={whole(limit)};w={whole(period)}"
+
+
+def rate_limit(name: str, remaining: int, reset_after: float) -> str:
+    """Return a ``RateLimit`` value: ``"default";r=50;t=30``.
+
+    (draft-ietf-httpapi-ratelimit-headers-11, section 4.)
+
+    :param name: Name of the policy.
+    :param remaining: Number of remaining requests.
+    :param reset_after: Seconds until there are more, rounded up.
+    """
+    return f"{_quoted(name)};r={whole(remaining)};t={whole(reset_after)}"
 
 
 class Terms(NamedTuple):

@@ -26,13 +26,13 @@ from wsgigate.auth.jwt import (
     read_compact,
 )
 from wsgigate.coordination.denylist import GRACE, DenyList, TokenIdentity, identity
+from wsgigate.http.bodies import InvalidJson, read_object, shown
 from wsgigate.http.caller import Exempt, exempt_of
 from wsgigate.http.problem import Problem, Refuse, answer_with, refused
-from wsgigate.http.strict_json import InvalidJson, read_object, shown
 from wsgigate.http.wsgi import CLAIMS, is_preflight
 from wsgigate.rules.arguments import OneOf, Range, Seconds, Trait, checked
 from wsgigate.runtime.clocks import wall
-from wsgigate.runtime.throttled_log import ThrottledLog
+from wsgigate.runtime.logs import ThrottledLog
 from wsgigate.store import StoreError
 
 __all__ = ["Authenticator"]

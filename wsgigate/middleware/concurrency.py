@@ -47,8 +47,8 @@ from wsgigate.http.wsgi import REASON, ExcInfo, Headers, client_address, close_b
 from wsgigate.rules.arguments import OneOf, Range, Seconds, checked
 from wsgigate.rules.quota import Verdict
 from wsgigate.runtime import fork
+from wsgigate.runtime.logs import ThrottledLog, counted_again, observing, outage
 from wsgigate.runtime.threads import ScheduledCall, Timer
-from wsgigate.runtime.throttled_log import ThrottledLog, counted_again, observing, outage
 from wsgigate.store import Store, StoreError
 from wsgigate.store.open import OpenedStore, resettable
 

@@ -37,7 +37,7 @@ from wsgigate.http.wsgi import REASON, address_key, client_address, is_preflight
 from wsgigate.rules.algorithms import ALGORITHMS, LimitPolicy, QuotaSpec
 from wsgigate.rules.arguments import OneOf, checked
 from wsgigate.rules.quota import Quota, Verdict
-from wsgigate.runtime.throttled_log import ThrottledLog, counted_again, observing, outage
+from wsgigate.runtime.logs import ThrottledLog, counted_again, observing, outage
 from wsgigate.store import Store, StoreError
 from wsgigate.store.open import OpenedStore, resettable
 

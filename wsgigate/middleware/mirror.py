@@ -26,8 +26,8 @@ from wsgigate.http.wsgi import (
 )
 from wsgigate.rules.arguments import Bytes, Method, Range, Seconds, checked
 from wsgigate.runtime.fork import quiesce_at_fork
+from wsgigate.runtime.logs import ThrottledLog
 from wsgigate.runtime.threads import BackgroundQueue
-from wsgigate.runtime.throttled_log import ThrottledLog
 
 __all__ = ["Mirror"]
 

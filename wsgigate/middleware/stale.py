@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Annotated, Generic, NamedTuple, TypeAlias, TypeVar
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from wsgigate.http.fields import unix_time
 from wsgigate.http.problem import status_line
 from wsgigate.http.responses import (
     CopiedBody,
@@ -23,7 +24,6 @@ from wsgigate.http.responses import (
 from wsgigate.http.target import BadTarget, kept_target_of
 from wsgigate.http.wsgi import CLAIMS, FAILURE, ExcInfo, Headers, environ_key, without
 from wsgigate.rules.arguments import Bytes, Range, Seconds, checked
-from wsgigate.rules.dates import unix_time
 from wsgigate.rules.fallback import SAFE, FallbackRules, reason_of
 from wsgigate.runtime.clocks import steady, wall
 from wsgigate.runtime.fork import quiesce_at_fork

@@ -49,7 +49,7 @@ from wsgigate.client.adapter import Sessions, Timeout
 from wsgigate.client.response_reader import BrokenResponse
 from wsgigate.coordination.circuit import Circuit, Permit, Rejection
 from wsgigate.http.bodies import BufferedBody, ClientBody, has_body
-from wsgigate.http.fields import retry_after
+from wsgigate.http.fields import read_retry_after, retry_after
 from wsgigate.http.problem import Problem, Refusal
 from wsgigate.http.target import kept_target_of
 from wsgigate.http.wsgi import INSTANCE, BodyError, BodyTooLarge
@@ -70,7 +70,6 @@ from wsgigate.rules.retry import (
     RetryRules,
     deadline,
     decide,
-    read_retry_after,
     read_timeout,
     try_time,
     write_timeout,

@@ -38,7 +38,7 @@ from wsgigate.rules.balance import (
 from wsgigate.rules.circuit import Outcome
 from wsgigate.rules.outlier import OutlierRules, Outliers
 from wsgigate.runtime import fork
-from wsgigate.runtime.throttled_log import ChangeLog
+from wsgigate.runtime.logs import ChangeLog
 
 __all__ = ["InstanceLease", "Member", "Pool"]
 

@@ -11,9 +11,9 @@ from typing import Any
 from urllib.parse import quote
 
 from wsgigate.client.exchange import HttpClient, Reply, reason_for
+from wsgigate.http.fields import read_retry_after
 from wsgigate.registration.entry import Entry, own_address
 from wsgigate.rules.registration import RegistryResponse, Step, Wanted
-from wsgigate.rules.retry import read_retry_after
 from wsgigate.runtime.tls import Contexts
 
 __all__ = ["RegistryClient"]

@@ -27,7 +27,7 @@ from wsgigate.rules.registration import (
     next_step,
 )
 from wsgigate.runtime import fork
-from wsgigate.runtime.throttled_log import ThrottledLog
+from wsgigate.runtime.logs import ThrottledLog
 
 __all__ = ["Client", "Heartbeat", "Lead"]
 

@@ -37,7 +37,7 @@ from wsgigate.rules.registry import (
     check_service,
 )
 from wsgigate.rules.registry_checks import RegisteredCheck, carried_over
-from wsgigate.runtime.throttled_log import ChangeLog
+from wsgigate.runtime.logs import ChangeLog
 from wsgigate.store import Store, update
 
 __all__ = [

@@ -27,8 +27,8 @@ from wsgigate.discovery.health_results import ProbeRunner
 from wsgigate.rules.health import CheckResult, first_due, next_due
 from wsgigate.rules.registry import Registered
 from wsgigate.rules.registry_checks import CRITICAL, RegisteredCheck, Streak, judged, result_of
+from wsgigate.runtime.logs import FailureLog
 from wsgigate.runtime.threads import SupervisedThread
-from wsgigate.runtime.throttled_log import FailureLog
 from wsgigate.store import Store, StoreError
 
 __all__ = ["UNVERIFIED", "VERIFIED", "CheckedRegistry", "RegistryChecks"]

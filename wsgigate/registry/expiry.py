@@ -59,8 +59,8 @@ from wsgigate.rules.registry import (
     silent_since,
     was_away,
 )
+from wsgigate.runtime.logs import ChangeLog, FailureLog
 from wsgigate.runtime.threads import SupervisedThread
-from wsgigate.runtime.throttled_log import ChangeLog, FailureLog
 from wsgigate.store import Store, StoreError, get_all, update
 
 __all__ = ["LeaseExpiry"]

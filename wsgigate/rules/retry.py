@@ -18,7 +18,6 @@ from typing import Annotated, NamedTuple
 
 from wsgigate.rules.arguments import Bytes, Fraction, OneOf, Pattern, Range, Seconds, checked
 from wsgigate.rules.circuit import CallWindow
-from wsgigate.rules.dates import unix_time
 
 __all__ = [
     "IDEMPOTENT",
@@ -34,7 +33,6 @@ __all__ = [
     "deadline",
     "decide",
     "hedgeable",
-    "read_retry_after",
     "read_timeout",
     "try_time",
     "write_timeout",
@@ -408,16 +406,3 @@ def _against(attempt: Attempt, rules: RetryRules) -> str:
     if (attempt.retry_after or 0.0) > rules.retry_after_at_most:
         return "Retry-After is too long"
     return ""
-
-
-def read_retry_after(text: str, now: float) -> float | None:
-    """Return the seconds of a ``Retry-After`` field (RFC 9110 section 10.2.3), at least 0.
-
-    :param now: The Unix time.
-    :returns: ``None`` when it is malformed.
-    """
-    text = text.strip(" \t")
-    if text.isascii() and text.isdigit():
-        return float(text) if len(text) <= 15 else math.inf
-    moment = unix_time(text)
-    return None if moment is None else max(0.0, moment - now)

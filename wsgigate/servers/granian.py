@@ -63,7 +63,7 @@ from wsgigate.gateway import Gateway
 from wsgigate.http.problem import Problem
 from wsgigate.http.wsgi import REASON, ExcInfo, Headers
 from wsgigate.runtime import fork
-from wsgigate.runtime.log_level import set_up
+from wsgigate.runtime.logs import set_up
 from wsgigate.server_check import ServerFacts, findings, log_findings
 from wsgigate.store import MisconfiguredStore
 

@@ -39,7 +39,7 @@ from wsgigate.config.load import load
 from wsgigate.config.model import Config, GatewayTable
 from wsgigate.gateway import Gateway
 from wsgigate.runtime import fork
-from wsgigate.runtime.log_level import adopt
+from wsgigate.runtime.logs import adopt
 from wsgigate.server_check import ServerFacts, facts_of_gunicorn
 
 __all__ = ["application", "planned", "serve", "serve_config", "settings"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgigate.rules.paths import PathPatterns
+from wsgigate.http.caller import PathPatterns
 
 LOGIN = [
     # PATH_INFO, whether it is /login

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgigate.rules.thread_shares import Admission, ThreadShareRules
+from wsgigate.proxy.bulkhead import Admission, ThreadShareRules
 
 ENTER, WAIT, REFUSE = Admission.ENTER, Admission.WAIT, Admission.REFUSE
 
