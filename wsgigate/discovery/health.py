@@ -47,6 +47,7 @@ from wsgigate.discovery.health_results import (
     service_status,
 )
 from wsgigate.rules.health import CheckResult, Health, HealthCheck, first_due, next_due
+from wsgigate.runtime.logs import RepeatLog
 from wsgigate.runtime.threads import SupervisedThread
 from wsgigate.store import Store, StoreError
 
@@ -183,8 +184,6 @@ SHORTEST = 0.05
 REFRESH = 1.0
 """Seconds after which the lease is renewed, and pools and results are read again."""
 
-LOG_EVERY = 60.0
-"""Seconds in which the same error is logged once."""
 
 _TIMED_OUT = CheckResult(False, error="Timeout")
 
@@ -246,7 +245,7 @@ class HealthChecker:
         self._targets: dict[str, Target] = {}
         self._next_at = float("-inf")
         self._lead_at = self._read_at = float("-inf")
-        self._logged: dict[str, float] = {}
+        self._errors = RepeatLog(LOG, logging.ERROR, clock=self._clock)
 
     def start(self) -> None:
         """Start the thread of this process, unless it is running or there are no checks."""
@@ -267,7 +266,7 @@ class HealthChecker:
                 try:
                     self.step()
                 except Exception as error:
-                    self._log_error("A round of health checks failed", traceback=error)
+                    self._errors.log("A round of health checks failed", traceback=error)
                 stopping.wait(min(ROUND, max(SHORTEST, self._next_at - self._clock())))
         finally:
             self._lease.release()
@@ -317,7 +316,7 @@ class HealthChecker:
 
     def _check_alone(self, error: StoreError) -> None:
         self._alone = True
-        self._announced |= self._log_error(
+        self._announced |= self._errors.log(
             "Store unavailable: this worker checks health for itself until it recovers: %s", error
         )
         self._targets = self._results.targets()
@@ -334,7 +333,7 @@ class HealthChecker:
         try:
             self._results.read(self._results.targets())
         except StoreError as error:
-            self._log_error("Health results cannot be read: %s", error)
+            self._errors.log("Health results cannot be read: %s", error)
 
     def status(self, service: str) -> dict[str, Any]:
         """Return the status of *service* as it was last read, as members of a JSON object."""
@@ -357,7 +356,7 @@ class HealthChecker:
         def found(outcome: CheckResult | Exception) -> None:
             try:
                 if isinstance(outcome, Exception):
-                    self._log_error("A health check failed", traceback=outcome)
+                    self._errors.log("A health check failed", traceback=outcome)
                 else:
                     self._write(target, outcome, flight.raw)
             finally:
@@ -367,7 +366,7 @@ class HealthChecker:
             self._prober.probe(target.service, target.instance, target.check, found)
         except Exception as error:  # no thread or socket available
             schedule.land(target, flight)
-            self._log_error("A health check could not be started", traceback=error)
+            self._errors.log("A health check could not be started", traceback=error)
 
     def _write(self, target: Target, outcome: CheckResult, raw: bytes | None) -> None:
         if not self._alone:
@@ -375,14 +374,5 @@ class HealthChecker:
                 self._results.write(target, outcome, raw)
                 return
             except StoreError as error:
-                self._log_error("A health result could not be written to the store: %s", error)
+                self._errors.log("A health result could not be written to the store: %s", error)
         self._results.keep(target, outcome)
-
-    def _log_error(self, trouble: str, *args: object, traceback: Exception | None = None) -> bool:
-        """Log *trouble* unless it was logged in the last minute; return whether it was logged."""
-        now = self._clock()
-        if now - self._logged.get(trouble, float("-inf")) < LOG_EVERY:
-            return False
-        self._logged[trouble] = now
-        LOG.error(trouble, *args, exc_info=traceback)
-        return True

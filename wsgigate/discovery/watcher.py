@@ -48,7 +48,7 @@ from wsgigate.discovery import Instance
 from wsgigate.discovery.sources import Found, Source, SourceError
 from wsgigate.runtime import fork
 from wsgigate.runtime.clocks import real
-from wsgigate.runtime.logs import ChangeLog, FailureLog, one_line
+from wsgigate.runtime.logs import ChangeLog, FailureLog, RepeatLog, one_line
 from wsgigate.runtime.threads import SupervisedThread
 from wsgigate.store import VALUE_BYTES, Store, StoreError
 
@@ -251,7 +251,7 @@ class Watch:
         self._keep_at = float("-inf")
         self._trouble = ""
         self._refused = 0
-        self._warned: dict[str, float] = {}
+        self._troubles = RepeatLog(LOG, logging.WARNING, silence=WARN_EVERY, clock=self._clock)
         self._failing = FailureLog(
             LOG,
             "The source of %r is available again after %.0f s",
@@ -287,7 +287,9 @@ class Watch:
         try:
             recalled = self._kept.recall()
         except StoreError as error:
-            self._warn("The last instances of %r cannot be read from the store: %s", error)
+            self._troubles.log(
+                "The last instances of %r cannot be read from the store: %s", self.service, error
+            )
             return
         if recalled is not None:
             if recalled.networks is not None:
@@ -332,7 +334,9 @@ class Watch:
             known=bool(before), found=bool(wanted), certain=found.certain, now=now
         ):
             self._trouble = "it returned no instances, which is not confirmed yet"
-            self._warn("The instances of %r stay unchanged: its source suddenly returns none")
+            self._troubles.log(
+                "The instances of %r stay unchanged: its source suddenly returns none", self.service
+            )
             self.source.close()  # otherwise the source might wait for longer than the hold time
             return min(max(found.again_in, 0.1), 1.0)
         if wanted != before:
@@ -382,7 +386,9 @@ class Watch:
                 admitted.append(replace(instance, host=self._host) if self._host else instance)
             except ValueError as error:
                 self._refused += 1
-                self._warn("An instance of %r is rejected: %s: %s", instance.address, error)
+                self._troubles.log(
+                    "An instance of %r is rejected: %s: %s", self.service, instance.address, error
+                )
         return tuple(admitted)
 
     def _validate(self, instance: Instance) -> None:
@@ -410,15 +416,9 @@ class Watch:
         try:
             self._kept.keep(instances, networks)
         except StoreError as error:
-            self._warn("The instances of %r cannot be written to the store: %s", error)
-
-    def _warn(self, trouble: str, *args: object) -> None:
-        now = self._clock()
-        if len(self._warned) > 100:
-            self._warned.clear()
-        if now - self._warned.get(trouble, float("-inf")) >= WARN_EVERY:
-            self._warned[trouble] = now
-            LOG.warning(trouble, self.service, *args)
+            self._troubles.log(
+                "The instances of %r cannot be written to the store: %s", self.service, error
+            )
 
 
 class Watcher:

@@ -15,6 +15,7 @@ __all__ = [
     "LEVELS",
     "ChangeLog",
     "FailureLog",
+    "RepeatLog",
     "ThrottledLog",
     "adopt",
     "counted_again",
@@ -288,6 +289,39 @@ class FailureLog:
             self.since = None
             level = min(self._level, logging.WARNING)
             self._logger.log(level, self._over, *self._args, max(0.0, self._clock() - since))
+
+
+class RepeatLog:
+    """Logs each of a few messages at most once in a while, whatever its arguments.
+
+    :param logger: The logger that receives the records.
+    :param level: Their level.
+    :param silence: Seconds between two records of one message.
+    :param clock: Returns monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        logger: logging.Logger,
+        level: int,
+        *,
+        silence: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._logger = logger
+        self._level = level
+        self._silence = silence
+        self._clock = clock
+        self._logged: dict[str, float] = {}  # by format, of which a program has a few
+
+    def log(self, message: str, *args: object, traceback: Exception | None = None) -> bool:
+        """Log *message* unless it was just logged; return whether it was logged now."""
+        now = self._clock()
+        if now - self._logged.get(message, float("-inf")) < self._silence:
+            return False
+        self._logged[message] = now
+        self._logger.log(self._level, message, *args, exc_info=traceback)
+        return True
 
 
 def one_line(text: object) -> str:
