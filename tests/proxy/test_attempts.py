@@ -195,12 +195,16 @@ def test_an_idempotency_key_counts_only_if_the_service_honors_it(
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT"])
+@pytest.mark.parametrize("given", [io.BytesIO, lambda body: io.BufferedReader(io.BytesIO(body))])
 def test_a_body_above_the_buffer_is_not_sent_again(
-    method: str, backend: Backend, retrying: Make
+    method: str, given: Callable[[bytes], Any], backend: Backend, retrying: Make
 ) -> None:
     with dying("in the body") as first:
         client = retrying(first.url, backend.url, rules=RetryRules(attempts=3, buffer=1000))
-        assert client.open("/", method=method, data=LARGE).status_code == 502
+        answer = client.open(
+            "/", method=method, input_stream=given(LARGE), content_length=len(LARGE)
+        )
+        assert answer.status_code == 502
         assert (len(first.got), len(backend.requests)) == (1, 0)
 
 
@@ -362,11 +366,14 @@ def test_a_client_that_has_disconnected_gets_no_retry(
         assert set(pool.in_flight().values()) == {0}
 
 
-def test_a_chunked_body_is_sent_again_as_it_was(backend: Backend, retrying: Make) -> None:
+@pytest.mark.parametrize("given", [io.BytesIO, lambda body: io.BufferedReader(io.BytesIO(body))])
+def test_a_chunked_body_is_sent_again_as_it_was(
+    given: Callable[[bytes], Any], backend: Backend, retrying: Make
+) -> None:
     with dying("after the head") as first:
         answer = retrying(first.url, backend.url).put(
             "/",
-            input_stream=io.BytesIO(SMALL),
+            input_stream=given(SMALL),
             environ_overrides={
                 "HTTP_TRANSFER_ENCODING": "chunked",
                 "CONTENT_LENGTH": "",

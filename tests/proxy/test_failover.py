@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import socket
 from typing import Any
 
@@ -59,11 +60,15 @@ def test_killing_one_of_three_instances_fails_no_request(method: str, sessions: 
 
 
 @pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("in_memory", [False, True])
 def test_a_body_reaches_the_next_instance_from_its_first_byte(
-    chunked: bool, sessions: Sessions, backend: Backend
+    chunked: bool, in_memory: bool, sessions: Sessions, backend: Backend
 ) -> None:
     client = client_of([dead_url(), dead_url(), backend.url], sessions)
     environ = EnvironBuilder("/", method="PATCH", data=LARGE).get_environ()
+    body = io.BytesIO(b"read before" + LARGE)
+    body.seek(len(b"read before"))
+    environ["wsgi.input"] = body if in_memory else io.BufferedReader(body)
     if chunked:
         del environ["CONTENT_LENGTH"]
         environ |= {"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input_terminated": True}

@@ -39,6 +39,7 @@ import random as _random
 import threading
 import time
 from collections.abc import Callable, Collection
+from io import BytesIO
 from typing import Annotated
 from wsgiref.types import WSGIEnvironment
 
@@ -166,27 +167,13 @@ class Resilience:
         with self._lock:
             return self._budget.withdraw(now)
 
-    def admit(self, now: float) -> Permit | None:
-        """Return a permit of the circuit; ``None`` without a circuit.
 
-        :raises Refusal: The circuit is open; carries the client's response.
-        """
-        circuit = self.circuit
-        if circuit is None:
-            return None
-        permit = circuit.admit(now)
-        if type(permit) is Permit:
-            return permit
-        raise _open(circuit, permit)
-
-
-def _open(circuit: Circuit, rejection: Permit | Rejection) -> Refusal:
-    wait = rejection.retry_after if isinstance(rejection, Rejection) else 0.0
+def _open(circuit: Circuit, rejection: Rejection) -> Refusal:
     problem = Problem(
         503,
         "Service temporarily unavailable",
         extensions={"error": "Circuit breaker open"},
-        headers=(("Retry-After", retry_after(wait)),),
+        headers=(("Retry-After", retry_after(rejection.retry_after)),),
     )
     return Refusal(problem, f"the circuit {circuit.name!r} is open")
 
@@ -292,28 +279,18 @@ class Attempts:
         self._timed = resilience.timed or pool.timed
         self._counts = pool.timed or pool.judges or resilience.circuit is not None
 
-    def run(self, environ: WSGIEnvironment, watch: ClientWatch) -> AttemptResult:
+    def run(
+        self, environ: WSGIEnvironment, watch: ClientWatch, *, admitted: bool = False
+    ) -> AttemptResult:
         """Send the request of *environ* to the service and return the response that counts.
 
         :param watch: Reports whether the client has disconnected.
+        :param admitted: Whether the bulkhead has admitted the request already.
         :raises Refusal: The service gave no response; carries the client's response.
         """
-        bulkhead = self._resilience.bulkhead
-        if bulkhead is None:
-            return self._run(environ, watch)
-        slot = bulkhead.enter()  # before the circuit: a rejected request is no outcome
-        try:
-            result = self._run(environ, watch)
-        except BaseException:
-            slot.leave()
-            raise
-        if result[0].status_code != 101:  # the duration of a WebSocket is no response time
-            slot.answered()
-        result[2].slot = slot
-        return result
-
-    def _run(self, environ: WSGIEnvironment, watch: ClientWatch) -> AttemptResult:
         resilience = self._resilience
+        if resilience.bulkhead is not None and not admitted:
+            return self._run_in(resilience.bulkhead, environ, watch)
         rules, now = resilience.retry, resilience.clock()
         permit = None if resilience.circuit is None else self._admit(now)
         requested, until = environ.get(TIMEOUT_KEY), None
@@ -322,9 +299,15 @@ class Attempts:
             until = deadline(now, self._sender.timeout.total, asked)
         if resilience.budgeted:
             resilience.count(now)
-        body = None
-        if rules.attempts > 1 and has_body(environ):
-            environ["wsgi.input"] = body = BufferedBody(environ["wsgi.input"], rules.buffer)
+        body, begins = None, 0
+        if rules.attempts > 1:
+            body = environ.get("wsgi.input")
+            if type(body) is BytesIO and not body.closed:  # in memory already: no copy is needed
+                begins = body.tell()
+            elif has_body(environ):
+                environ["wsgi.input"] = body = BufferedBody(body, rules.buffer)
+            else:
+                body = None
         lease = self._lease(environ, permit)
         number, connect_by = 1, math.inf
         failed: tuple[Member, ...] = ()
@@ -349,7 +332,7 @@ class Attempts:
                 connect_by = connected_by
             again = self._retry(
                 *(environ, number, min(until.until, connect_by), connected_by, response, error),
-                body is None or not body.too_large,
+                _replayable(body, begins, rules.buffer),
             )
             if again is None:
                 if error is not None:
@@ -368,16 +351,37 @@ class Attempts:
                 if error is not None and resilience.fails_over:
                     raise error from error.__cause__  # there is no other instance
                 raise
-            if body is not None:
+            if type(body) is BytesIO:
+                body.seek(begins)
+            elif body is not None:
                 body.rewind()
+
+    def _run_in(
+        self, bulkhead: Compartment, environ: WSGIEnvironment, watch: ClientWatch
+    ) -> AttemptResult:
+        slot = bulkhead.enter()  # before the circuit: a rejected request is no outcome
+        try:
+            result = self.run(environ, watch, admitted=True)
+        except BaseException:
+            slot.leave()
+            raise
+        if result[0].status_code != 101:  # the duration of a WebSocket is no response time
+            slot.answered()
+        result[2].slot = slot
+        return result
 
     def _admit(self, now: float) -> Permit | None:
         """Return a permit of the circuit, which reports an outcome; ``None`` to report none.
 
-        :raises Refusal: The circuit is open.
+        :raises Refusal: The circuit is open; carries the client's response.
         """
-        permit = self._resilience.admit(now)
-        if permit is not None and self._websockets:
+        circuit = self._resilience.circuit
+        if circuit is None:
+            return None
+        permit = circuit.admit(now)
+        if isinstance(permit, Rejection):
+            raise _open(circuit, permit)
+        if self._websockets:
             permit.done(Outcome.IGNORED)
             return None
         return permit
@@ -421,7 +425,7 @@ class Attempts:
         allowed = False
         try:
             now = self._resilience.clock()
-            lease.permit = self._resilience.admit(now)
+            lease.permit = self._admit(now)
             allowed = self._resilience.take(now)
         finally:
             if not allowed:
@@ -571,6 +575,17 @@ class Attempts:
             if permit is not None:
                 permit.done(Outcome.IGNORED)
             raise Refusal(CLIENT_LEFT, "the client has disconnected")
+
+
+def _replayable(body: BufferedBody | BytesIO | None, begins: int, most: int) -> bool:
+    """Return whether what was read of *body* can be read again.
+
+    :param begins: The position of a body in memory at which it begins.
+    :param most: The maximum number of bytes that are sent again.
+    """
+    if isinstance(body, BytesIO):
+        return body.tell() - begins <= most
+    return body is None or not body.too_large
 
 
 def _retry_after(response: requests.Response) -> float | None:
