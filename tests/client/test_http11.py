@@ -13,7 +13,13 @@ import requests
 
 from tests.support.waiting import Turns
 from wsgigate.client.connections import Connection, ConnectionPool, Limits
-from wsgigate.client.http11 import Deadline, RawResponse, Upload, send_request
+from wsgigate.client.http11 import (
+    Deadline,
+    RawResponse,
+    StreamedResponse,
+    Upload,
+    send_request,
+)
 from wsgigate.client.response_reader import (
     BLOCK,
     BrokenResponse,
@@ -467,7 +473,7 @@ def test_a_garbage_collected_response_frees_its_slot_in_any_thread(pairs: Pairs)
     pool = ConnectionPool(pairs, Limits(max_open=1), clock)  # type: ignore[arg-type]
     reader = ResponseReader("GET")
     reader.feed_head(LENGTH)
-    forgotten: list[object] = [RawResponse(pool.acquire(0.0, 0.01), reader, 5.0)]
+    forgotten: list[object] = [StreamedResponse(pool.acquire(0.0, 0.01), reader, 5.0)]
     forgotten.append(forgotten)
     del forgotten
     taken: list[Connection] = []

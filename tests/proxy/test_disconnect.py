@@ -133,7 +133,7 @@ def test_a_forked_worker_looks_after_its_own(
 
     def looks() -> bool:
         own = disconnects.watch(new_environ() | told(ours))
-        return list(disconnects._watched.values()) == [own]
+        return disconnects._watched == {own}
 
     assert in_child(looks)
     watch.close()

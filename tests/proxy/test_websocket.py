@@ -121,7 +121,7 @@ def test_bytes_go_both_ways_and_nothing_is_held_after(backend: Backend, through:
     adapter: Any = gateway.sessions.adapter(backend.url)
     assert adapter.pools()[backend.url].open_connections == 0
     assert gateway.pool.in_flight() == {backend.url: 0}
-    assert (disconnects._watched, tunnels.open) == ({}, 0)
+    assert (disconnects._watched, tunnels.open) == (set(), 0)
 
 
 def test_an_instance_that_refuses_the_connection_is_passed_over(

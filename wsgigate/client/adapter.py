@@ -47,7 +47,14 @@ from requests.utils import get_encoding_from_headers
 
 from wsgigate.client.connections import ConnectionPool, Limits
 from wsgigate.client.dial import Check, dialer
-from wsgigate.client.http11 import Deadline, RawResponse, request_head, send_request, upload_of
+from wsgigate.client.http11 import (
+    Deadline,
+    RawResponse,
+    StreamedResponse,
+    request_head,
+    send_request,
+    upload_of,
+)
 from wsgigate.client.response_reader import ResponseReader
 from wsgigate.rules.pace import Pace, PaceRules, is_stream
 from wsgigate.runtime import fork
@@ -145,7 +152,11 @@ class Adapter(BaseAdapter):
             raise requests.exceptions.ProxyError(
                 "proxies is not supported: the adapter connects to instances directly"
             )
-        connect, read, total = _limits(timeout)
+        if type(timeout) is Timeout:
+            connect, read = timeout
+            total = timeout.total
+        else:
+            connect, read, total = _limits(timeout)
         origin: str = getattr(request, "origin", None) or _origin(request.url or "")
         pool = self._pool(origin, verify, cert)
         method = request.method or "GET"
@@ -189,7 +200,8 @@ class Adapter(BaseAdapter):
         if rules is not None and not reader.complete and not is_stream(reader.fields):
             pace = Pace(rules, read)
             pace.received = len(reader.body)
-        raw = RawResponse(connection, reader, read, pace, self._clock)
+        kind = RawResponse if reader.complete else StreamedResponse
+        raw = kind(connection, reader, read, pace, self._clock)
         return LazyResponse(request, raw, reader)
 
     def close(self) -> None:
@@ -210,7 +222,7 @@ class Adapter(BaseAdapter):
         return {key[0]: pool for key, pool in self._pools.items()}
 
     def _pool(self, origin: str, verify: Verify, cert: Any) -> ConnectionPool:
-        key = (origin, verify, tuple(cert) if isinstance(cert, list) else cert)
+        key = (origin, verify, tuple(cert) if type(cert) is list else cert)
         pool = self._pools.get(key)
         if pool is None:
             if len(self._pools) >= _MOST_POOLS:
@@ -283,9 +295,7 @@ _LAZY: dict[str, Any] = {
 
 
 def _limits(timeout: Any) -> tuple[float, float, float]:
-    """Return the connect, read and total timeouts, in seconds."""
-    if type(timeout) is Timeout:
-        return timeout[0], timeout[1], timeout.total
+    """Return the connect, read and total timeouts of a ``requests`` timeout, in seconds."""
     if isinstance(timeout, tuple):
         connect, read = timeout
     else:
@@ -352,7 +362,6 @@ class Sessions:
         with self._lock:
             if self._session is None:
                 self._session = self._make()
-                self._adapters = {}
             return self._session
 
     def adapter(self, url: str) -> BaseAdapter:
@@ -362,12 +371,12 @@ class Sessions:
 
         :raises requests.exceptions.InvalidSchema: No adapter is mounted for the URL.
         """
-        session = self.current()
-        adapter = self._adapters.get(url)
+        adapters = self._adapters  # replaced together with the session
+        adapter = adapters.get(url)
         if adapter is None:
-            adapter = session.get_adapter(url)
-            if len(self._adapters) < _MOST_POOLS:
-                self._adapters[url] = adapter
+            adapter = self.current().get_adapter(url)
+            if len(adapters) < _MOST_POOLS:
+                adapters[url] = adapter
         return adapter
 
     def forget(self, url: str) -> None:

@@ -50,21 +50,20 @@ class ConnectionOwner(Protocol):
         """Keep *connection* for the next request, or close it."""
 
 
-def _no_pending() -> int:
-    return 0
-
-
 class Connection:
     """One open connection; it refers to its pool only while a request uses it.
 
     :ivar reused: Whether it served a request before; the instance may have closed it since.
-    :ivar pending: Returns the number of bytes that TLS has decrypted and that are still unread.
+    :ivar pending: Returns the number of bytes that TLS has decrypted and that are still unread;
+        ``None`` without TLS.
+    :ivar readable: ``readable(0)`` returns what the socket has to be read: data, or its end; empty
+        if nothing.
     :ivar on_socket: Called with ``None`` before the connection may serve another request.
     """
 
     __slots__ = (
         *("_kernel", "_poll", "_pool", "_recv", "_timeout"),
-        *("on_socket", "idle_since", "made", "pending", "reused", "sock"),
+        *("on_socket", "idle_since", "made", "pending", "readable", "reused", "sock"),
     )
 
     def __init__(self, pool: ConnectionOwner, sock: socket.socket, now: float) -> None:
@@ -74,12 +73,15 @@ class Connection:
         # With a Python timeout each operation takes two system calls and releases the GIL twice,
         # so plain sockets use kernel timeouts. gevent's sockets and TLS support Python's only.
         self._kernel = isinstance(sock, _socket.socket) and not isinstance(sock, ssl.SSLSocket)
-        self.pending = sock.pending if isinstance(sock, ssl.SSLSocket) else _no_pending
+        self.pending: Callable[[], int] | None = None
+        if isinstance(sock, ssl.SSLSocket):
+            self.pending = sock.pending
         if self._kernel:
             sock.settimeout(None)
         self.on_socket: OnSocket | None = None
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
+        self.readable = self._poll.poll
         self._timeout = -1.0
         self.made = now
         self.idle_since = now
@@ -130,10 +132,6 @@ class Connection:
         except BlockingIOError:
             return 0
 
-    def readable(self) -> bool:
-        """Return whether data, or the end of the connection, can be read."""
-        return bool(self._poll.poll(0))
-
     def wait(self, seconds: float) -> tuple[bool, bool]:
         """Wait until the socket is readable or writable; return ``(readable, writable)``."""
         poll = self._poll
@@ -170,12 +168,6 @@ class Connection:
     def close(self) -> None:
         """Close the connection and free its slot in the pool."""
         self.give_back(False)
-
-    def lend(self, pool: ConnectionOwner) -> Connection:
-        """Assign the connection to the next request and return it."""
-        self._pool = pool
-        self.reused = True
-        return self
 
 
 @dataclass(frozen=True)
@@ -241,19 +233,25 @@ class ConnectionPool:
         :raises requests.RequestException: Connecting failed.
         """
         idle = self._idle
+        kept: Connection | None = None
         while idle and not fresh:
             try:
-                connection = idle.pop()
+                kept = idle.pop()
             except IndexError:
                 break  # another thread was faster
-            if self._usable(connection, now):
-                return connection.lend(self)
-            self.release(connection, False)
-        kept = self._await_place(until)
+            if self._in_time(kept, now) and not kept.readable(0):
+                break
+            self.release(kept, False)
+            kept = None
+        if kept is None:
+            kept = self._await_place(until)
+            if kept is not None and (fresh or not self._in_time(kept, now) or kept.readable(0)):
+                kept.sock.close()  # a new connection takes over its slot
+                kept = None
         if kept is not None:
-            if not fresh and self._usable(kept, now):
-                return kept.lend(self)
-            kept.sock.close()  # a new connection takes over its slot
+            kept._pool = self
+            kept.reused = True
+            return kept
         try:
             dialled = self._dial(until) if on_socket is None else self._dial(until, on_socket)
             return Connection(self, dialled, self._clock())
@@ -264,7 +262,7 @@ class ConnectionPool:
     def release(self, connection: Connection, keep: bool) -> None:
         """Keep *connection* for the next request, or close it."""
         room = len(self._idle) < self._limits.max_idle and not self._closed
-        if keep and room and not connection.pending():
+        if keep and room and not (connection.pending is not None and connection.pending()):
             connection.idle_since = self._clock()
             self._idle.append(connection)
             if self._waiting:
@@ -319,9 +317,6 @@ class ConnectionPool:
             now - connection.idle_since < limits.idle_timeout
             and now - connection.made < limits.max_age
         )
-
-    def _usable(self, connection: Connection, now: float) -> bool:
-        return self._in_time(connection, now) and not connection.readable()
 
     def _await_place(self, until: float) -> Connection | None:
         """Reserve a slot: return ``None`` for a new connection, or an idle connection to reuse."""

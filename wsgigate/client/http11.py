@@ -35,6 +35,7 @@ __all__ = [
     "FieldList",
     "Fields",
     "RawResponse",
+    "StreamedResponse",
     "Upload",
     "head_bytes",
     "request_head",
@@ -132,7 +133,9 @@ def upload_of(request: requests.PreparedRequest) -> Upload | None:
     """
     body: Any = request.body
     headers: Any = request.headers or {}
-    stated = _text(headers.get("Content-Length") or "")
+    stated = headers.get("Content-Length") or ""
+    if type(stated) is bytes:
+        stated = stated.decode("latin-1")
     chunked = bool(headers.get("Transfer-Encoding"))
     if chunked and stated:
         raise InvalidHeader("a request has both Content-Length and Transfer-Encoding")
@@ -288,17 +291,25 @@ def send_request(
     :raises requests.RequestException: No valid head was received; the caller closes the connection.
     """
     try:
-        hung_up = False
+        answered = hung_up = False
+        # A reused connection without a body: no time was used yet, which saves reading the clock.
+        fresh = upload is None and connection.reused
         try:
-            answered = _send(connection, head, upload, reader, deadline)
+            connection.set_timeout(deadline.step if fresh else deadline.left())
+            if upload is None:
+                connection.sock.sendall(head)
+            else:
+                answered = _send_with_body(connection, head, upload, reader, deadline)
         except (BrokenPipeError, ConnectionResetError):
-            answered, hung_up = False, True  # a response may precede the close
+            hung_up = True  # a response may precede the close
         if not answered:
-            _read_head(connection, reader, deadline, fresh=_at_once(connection, upload))
+            _read_head(connection, reader, deadline, fresh=fresh)
         if hung_up:
             reader.keep = False  # even if the head allows reuse
     except TimeoutError as error:
         raise requests.ReadTimeout(error) from error
+    except BlockingIOError as error:  # the kernel's timeout
+        raise requests.ReadTimeout(TimeoutError("timed out")) from error
     except ssl.SSLError as error:
         raise requests.exceptions.SSLError(error) from error
     except (OSError, http.client.HTTPException) as error:
@@ -307,25 +318,19 @@ def send_request(
         raise requests.ConnectionError(error) from error
 
 
-def _at_once(connection: Connection, upload: Upload | None) -> bool:
-    """Return whether no time was used yet: a reused connection, and no body."""
-    return upload is None and connection.reused
-
-
 def _read_head(
     connection: Connection, reader: ResponseReader, deadline: Deadline, *, fresh: bool
 ) -> None:
     """Read until the response head is complete.
 
-    :param fresh: Whether the timeout of the first step is already set; the usual case, which saves
-        reading the clock.
+    :param fresh: Whether the timeout of the first step is already set.
     """
     while True:
         if not fresh:
             connection.set_timeout(deadline.left())
         fresh = False
         try:
-            data = connection.recv(_HEAD_BLOCK)
+            data = connection.sock.recv(_HEAD_BLOCK)
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
             data = b""
         if not data:
@@ -336,18 +341,14 @@ def _read_head(
             return
 
 
-def _send(
+def _send_with_body(
     connection: Connection,
     head: bytes,
-    upload: Upload | None,
+    upload: Upload,
     reader: ResponseReader,
     deadline: Deadline,
 ) -> bool:
     """Send head and body; return whether the response arrived before the end of the body."""
-    connection.set_timeout(deadline.step if _at_once(connection, upload) else deadline.left())
-    if upload is None:
-        connection.send_all(head)
-        return False
     block = upload.first
     if len(head) + len(block) <= _SINGLE:
         connection.send_all(head + block)
@@ -414,16 +415,19 @@ class FieldList:
 class RawResponse:
     """A response body, read from the connection; the connection is returned at its end.
 
+    One that is not complete yet is a :class:`StreamedResponse`.
+
     :param connection: The connection; closed when the body is not read to its end.
     :param reader: The response parser, after the head.
     :param read_timeout: Seconds to wait for each part.
     :param pace: The minimum rate; ``None`` for no minimum.
     :param clock: Monotonic clock, in seconds.
+    :ivar fields: The names and values of the response fields, in the order received.
     """
 
     __slots__ = (
         *("_at", "_clock", "_connection", "_pace", "_reader", "_ready", "_timeout"),
-        "headers",
+        "fields",
     )
 
     def __init__(
@@ -434,7 +438,7 @@ class RawResponse:
         pace: Pace | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.headers = FieldList(reader.fields)
+        self.fields = reader.fields
         self._reader = reader
         self._ready = reader.body
         self._at = 0
@@ -445,6 +449,11 @@ class RawResponse:
         if reader.complete:
             self._connection = None
             connection.give_back(reader.keep)
+
+    @property
+    def headers(self) -> FieldList:
+        """The response fields."""
+        return FieldList(self.fields)
 
     @property
     def status(self) -> int:
@@ -537,10 +546,6 @@ class RawResponse:
 
     release_conn = close
 
-    def __del__(self) -> None:
-        if self._connection is not None:
-            self.close()
-
     def _receive(self) -> bytes:
         reader = self._reader
         connection = self._connection
@@ -598,3 +603,13 @@ class RawResponse:
             raise
         finally:
             pace.waited += self._clock() - began
+
+
+class StreamedResponse(RawResponse):
+    """A response that has not been received completely, so that it still holds its connection."""
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        if self._connection is not None:
+            self.close()

@@ -221,7 +221,12 @@ class ResponseReader:
         line = _STATUS_LINE.match(head)  # checked here: llhttp skips empty lines before a message
         if line is None:
             raise BrokenResponse("malformed status line")
-        self._feed(HttpResponseParser(_NO_CALLBACKS), head)
+        try:
+            HttpResponseParser(_NO_CALLBACKS).feed_data(head)
+        except HttpParserUpgrade:
+            pass
+        except HttpParserError as error:
+            raise BrokenResponse(f"malformed response head: {error}") from None
         # llhttp has validated the syntax; this checks that no line was skipped.
         text = head[line.end() :].decode("latin-1")
         fields = _FIELD.findall(text)
@@ -267,15 +272,6 @@ class ResponseReader:
     def _check_codings(self, codings: list[str]) -> None:
         if codings != ["chunked"] or self.version != 11:
             raise BrokenResponse(f"unsupported Transfer-Encoding {', '.join(codings)!r}")
-
-    @staticmethod
-    def _feed(parser: Any, head: bytes) -> None:
-        try:
-            parser.feed_data(head)
-        except HttpParserUpgrade:
-            pass
-        except HttpParserError as error:
-            raise BrokenResponse(f"malformed response head: {error}") from None
 
     def _feed_chunks(self, data: bytes) -> bytes:
         if self.error is not None:

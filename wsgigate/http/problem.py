@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from html import escape
 from http import HTTPStatus
 from typing import TypeAlias
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 
+@lru_cache(maxsize=1024)
 def status_line(status: int) -> str:
     """Return *status* with its registered phrase: ``404 Not Found``."""
     return _LINES.get(status) or f"{status} Unknown"

@@ -302,13 +302,14 @@ def kept_target_of(environ: WSGIEnvironment) -> Target:
 
     :raises BadTarget: The target is ambiguous or malformed.
     """
+    target = any_target_of(environ)  # updates the cached source values
     if KEPT_TARGET in environ:
-        any_target_of(environ)  # updates the cached source values
-        source, target = environ[KEPT_TARGET]
+        source, kept = environ[KEPT_TARGET]
         if source == environ[_SOURCE]:
-            kept: Target = target
-            return kept
-    return target_of(environ)
+            return kept  # type: ignore[no-any-return]
+    if isinstance(target, OddTarget) and target.refused:
+        raise BadTarget(target.refused)
+    return target
 
 
 def any_target_of(environ: WSGIEnvironment) -> Target:

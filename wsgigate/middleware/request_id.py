@@ -75,7 +75,8 @@ class RequestId:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         request_id = environ.get(REQUEST_ID)
         if request_id is None:
-            request_id = self._sent(environ) or self._mint()
+            request_id = self._sent(environ) if self._key in environ else None
+            request_id = request_id or self._mint()
             environ[REQUEST_ID] = request_id
         environ[self._key] = request_id
         field = (self._header, request_id)
@@ -99,8 +100,8 @@ class RequestId:
         """Return the id that the client sent, if it is accepted."""
         if not (self._always or (self._trusted and peer_trusted(environ))):
             return None
-        sent = environ.get(self._key)
-        return sent if sent is not None and _VALID.fullmatch(sent) else None
+        sent: str = environ[self._key]
+        return sent if _VALID.fullmatch(sent) else None
 
 
 # The id in the log records of the app. It is in a context variable while code of the request runs:

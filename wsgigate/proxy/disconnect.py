@@ -109,7 +109,8 @@ class ClientWatch:
 
     def close(self) -> None:
         """Stop watching."""
-        self.set_upstream(None)
+        if self._upstream is not None:  # only the request's own thread sets it
+            self.set_upstream(None)
         self._close(self)
 
 
@@ -147,7 +148,7 @@ class Disconnects:
 
     def after_fork(self) -> None:
         """Drop the watches: the clients are the parent's."""
-        self._watched: dict[int, ClientWatch] = {}
+        self._watched: set[ClientWatch] = set()
         self._lock = threading.Lock()
         self._started = False
 
@@ -161,14 +162,11 @@ class Disconnects:
         client = client_socket(environ) if _HUNG_UP else None
         if client is None:
             return UNWATCHED
-        watch = ClientWatch(client, self._forget)
+        watch = ClientWatch(client, self._watched.discard)
         if not self._started:
             self._start()
-        self._watched[id(watch)] = watch
+        self._watched.add(watch)
         return watch
-
-    def _forget(self, watch: ClientWatch) -> None:
-        self._watched.pop(id(watch), None)
 
     def _start(self) -> None:
         with self._lock:
@@ -191,7 +189,7 @@ class Disconnects:
         """Check every client once."""
         poll = _poll()
         clients: dict[int, ClientWatch] = {}
-        for watch in self._watched.copy().values():
+        for watch in self._watched.copy():
             number = watch.client.fileno() if watch.client is not None else -1
             if number >= 0:
                 clients[number] = watch

@@ -121,7 +121,10 @@ class InstanceLease:
         pool, self._pool = self._pool, None
         if pool is None:
             return
-        pool._release(self)
+        with pool._lock:
+            self.member.in_flight -= 1
+        if self.slot is not None:
+            self.slot.leave()
         permit = self.permit
         if permit is None and not pool.judges:
             return
@@ -390,12 +393,6 @@ class Pool:
     def in_flight(self) -> dict[str, int]:
         """Return the number of this worker's requests in flight by instance URL."""
         return {url: member.in_flight for url, member in self._members.items()}
-
-    def _release(self, lease: InstanceLease) -> None:
-        with self._lock:
-            lease.member.in_flight -= 1
-        if lease.slot is not None:
-            lease.slot.leave()
 
     def _log_returned(self) -> None:
         """Log the ejections that are over; not with the lock held, as writing may block."""

@@ -39,7 +39,14 @@ from wsgigate.http.target import (
     canonical_pattern,
     leaves,
 )
-from wsgigate.http.wsgi import CLAIMS, CLIENT_SOURCE, REQUEST_ID, environ_key, peer_trusted
+from wsgigate.http.wsgi import (
+    CLAIMS,
+    CLIENT_SOURCE,
+    PEER_TRUSTED,
+    REQUEST_ID,
+    environ_key,
+    peer_trusted,
+)
 from wsgigate.proxy.rewriting import DESTINATION_METHODS, instance_destination, mount_of
 
 __all__ = [
@@ -228,7 +235,7 @@ class ForwardingFields:
         :raises Refusal: The request passed this gateway before: a forwarding loop.
         """
         peer = environ.get("REMOTE_ADDR") or "unknown"
-        trusted = peer_trusted(environ)
+        trusted = PEER_TRUSTED in environ and peer_trusted(environ)
         if trusted:  # a proxy fix inside ClientAddress may have replaced it by the client's
             source = environ.get(CLIENT_SOURCE) or (peer,)
             peer = source[0] if source[0] != "unix" else "unknown"
@@ -409,12 +416,13 @@ class RequestMaker:
             if cookies:
                 fields["Cookie"] = cookies
         request = Outgoing()
-        body = client_body(environ)
+        length = environ.get("CONTENT_LENGTH")
+        body = client_body(environ) if length or "HTTP_TRANSFER_ENCODING" in environ else None
         if body is not None:
             request.body = body  # type: ignore[assignment]  # a reader is what requests streams
             if body.length is not None:
                 fields["Content-Length"] = str(body.length)
-        elif method in _BODY_METHODS or environ.get("CONTENT_LENGTH"):
+        elif length or method in _BODY_METHODS:
             fields["Content-Length"] = "0"
         if method == "OPTIONS" and "Max-Forwards" in fields:
             fields["Max-Forwards"] = str(hops_left(fields["Max-Forwards"]) - 1)
@@ -425,7 +433,8 @@ class RequestMaker:
         if self._strip or self._add:
             path, stripped = self._rewritten(path, kept=isinstance(target, OddTarget))
         request.scheme = environ["wsgi.url_scheme"]
-        request.outside = outside = mount_of(environ) + stripped
+        mount = mount_of(environ) if environ.get("SCRIPT_NAME") else ""
+        request.outside = outside = mount + stripped
         self._forwarding.add_to(environ, fields, protocol, outside)
         host = environ.get("HTTP_HOST") if self._preserve_host else None
         fields["Host"] = host or instance.authority

@@ -122,36 +122,35 @@ def _kind(name: str) -> str:
     return "hop-by-hop" if lower in HOP_BY_HOP else "end-to-end"
 
 
-def without_named(headers: Headers, connections: list[str]) -> Headers:
-    """Return *headers* without the fields named in the values of ``Connection``."""
+_NAMELESS = frozenset(("close", "keep-alive"))
+"""Values of ``Connection`` that name no field."""
+
+
+def without_named(headers: Headers, connection: str) -> Headers:
+    """Return *headers* without the fields named in *connection*, a value of ``Connection``."""
+    learn = _named if len(connection) <= LONGEST_LEARNT else _named.__wrapped__
     try:
-        named = frozenset().union(*map(_named_by, connections))
+        named = learn(connection)
     except ValueError as error:
         raise BadResponse(str(error)) from None
     return [field for field in headers if field[0].lower() not in named] if named else headers
 
 
-def _named_by(connection: str) -> frozenset[str]:
-    """Return the fields named in a ``Connection`` value, except those dropped in any case."""
-    return (_named if len(connection) <= LONGEST_LEARNT else _named.__wrapped__)(connection)
-
-
 @lru_cache(maxsize=256)
 def _named(connection: str) -> frozenset[str]:
-    return connection_tokens(connection) - _KEPT - HOP_BY_HOP - {"close", "keep-alive"}
+    """Return the fields named in a ``Connection`` value, except those dropped in any case."""
+    return connection_tokens(connection) - _KEPT - HOP_BY_HOP - _NAMELESS
 
 
-def content_length(values: list[str]) -> int | None:
-    """Return the length from the *values* of ``Content-Length``; ``None`` without a value.
+def content_length(value: str) -> int:
+    """Return the length from the *value* of ``Content-Length``.
 
-    :raises BadResponse: There are several values, or the value is malformed.
+    :raises BadResponse: The value is malformed.
     """
-    if not values:
-        return None
-    value = values[0].strip(" \t")
-    if len(values) > 1 or not (value.isascii() and value.isdigit()) or len(value) > 18:
-        raise BadResponse(f"invalid Content-Length {', '.join(values)!r}")
-    return int(value)
+    digits = value.strip(" \t")
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > 18:
+        raise BadResponse(f"invalid Content-Length {value!r}")
+    return int(digits)
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -416,19 +415,25 @@ class ResponseMaker:
         status = response.status_code
         if not 200 <= status <= 599:
             raise BadResponse(f"invalid status {status}")
-        fields = list(response.raw.headers.items())
+        raw = response.raw
+        fields = raw.fields if isinstance(raw, RawResponse) else list(raw.headers.items())
         plan = plan_for(tuple(map(_name_of, fields)))
         if plan.malformed or _CONTROL.search("".join(map(_value_of, fields))):
             raise BadResponse("a malformed field")
         headers = list(plan.kept(fields))
-        if plan.connections:
-            headers = without_named(headers, [fields[at][1] for at in plan.connections])
-        lengths = [fields[at][1] for at in plan.lengths]
+        for at in plan.connections:
+            connection = fields[at][1]
+            if connection not in _NAMELESS:
+                headers = without_named(headers, connection)
         if plan.codings:
             codings = [fields[at][1].strip(" \t").lower() for at in plan.codings]
-            if lengths or codings != ["chunked"]:
+            if plan.lengths or codings != ["chunked"]:
                 raise BadResponse(f"invalid Transfer-Encoding {', '.join(codings)!r}")
-        length = content_length(lengths)
+        length = None
+        for at in plan.lengths:
+            if length is not None:
+                raise BadResponse("several Content-Length fields")
+            length = content_length(fields[at][1])
         bodiless = request.method == "HEAD" or status in _BODILESS
         if length is not None and status not in (204, 205):
             headers.append(("Content-Length", str(length)))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Generic, Literal, NamedTuple, TypeVar
+from functools import partial
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 from wsgigate.rules.arguments import Range, checked
@@ -187,6 +188,10 @@ class Match(NamedTuple, Generic[E]):
     params: dict[str, str]
 
 
+_match: Callable[[tuple[Route[Any], dict[str, str]]], Match[Any]] = partial(tuple.__new__, Match)
+"""Takes half the time of ``Match(...)``."""
+
+
 class MethodNotAllowed(NamedTuple):
     """Routes match the path, but none accepts the method; the accepted methods, sorted."""
 
@@ -296,7 +301,10 @@ class Router(Generic[E]):
             ):
                 best = entry
         if best is not None:
-            return Match(best.route, {name: unquote(segments[at]) for at, name in best.names})
+            params: dict[str, str] = {}
+            for at, name in best.names:
+                params[name] = unquote(segments[at])
+            return _match((best.route, params))
         if found:
             return MethodNotAllowed(tuple(sorted(set().union(*(e.accepted for e in found)))))
         return None
